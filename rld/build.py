@@ -1,0 +1,348 @@
+"""From a recipe to live objects: models, rows, trainers. Implements the `Parts` that stages ask for.
+
+The only module that imports from everywhere; it holds no rule of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    set_seed,
+)
+from trl import SFTConfig, SFTTrainer
+
+from rld import checkpoint, data, evaluation, library
+from rld.errors import RecipeError
+from rld.progress import ProgressBar, RunLog
+from rld.recipe import NewModel, PretrainedModel, Recipe
+from rld.stages import Distill, Sft, TeacherSpec
+from rld.teachers import Teacher
+from rld.trainer import RLDConfig, RLDTrainer
+from rld.types import Row
+
+STAGE = "rld_stage.json"
+_MAX_SFT_ROWS = 20_000
+"""Fresh rows for supervised stages; longer ones go round again."""
+
+
+class Interrupted(Exception):
+    """A stage stopped early at the user's wish, with a checkpoint written."""
+
+
+@dataclass
+class Run:
+    """One run of a recipe: where it writes, and how its stages get what they need."""
+
+    recipe: Recipe
+    source: Path
+    """The recipe's file; paths in it are relative to its folder."""
+    folder: Path
+    resume: bool
+    interrupted: Callable[[], bool] = lambda: False
+    """Whether the user asked the run to stop."""
+    started: float = field(default_factory=time.time)
+    flops_before: float = 0.0
+    """FLOPs of the stages that are done."""
+
+    def __post_init__(self) -> None:
+        self.sources = data.sources(self.recipe, self.source.parent)
+        self.held_out = [row for source in self.sources.values() for row in source.held_out()]
+        self.state = PartialState()
+
+    # -- models and scores -------------------------------------------------------------------------------------------
+
+    def stage_folder(self, name: str) -> Path:
+        """Where a stage's result goes: the last stage's is the run's student."""
+        return self.folder / "student" if name == self.recipe.stages[-1].name else self.folder / "models" / name
+
+    def result(self, name: str) -> dict[str, Any] | None:
+        """What a finished stage recorded; None while it is not finished."""
+        path = self.stage_folder(name) / STAGE
+        return checkpoint.read_json(path) if path.is_file() else None
+
+    def _resolve(self, reference: str) -> tuple[str | NewModel, dict[str, Any]]:
+        """A path or hub id and its loading options, or the description of a new model."""
+        if any(stage.name == reference for stage in self.recipe.stages):
+            return str(self.stage_folder(reference)), {}
+        spec = self.recipe.models.get(reference, reference)
+        if isinstance(spec, PretrainedModel):
+            return spec.path, dict(spec.init)
+        return spec, {}
+
+    def load(self, reference: str, **init: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The model and tokenizer that a recipe's reference names."""
+        spec, options = self._resolve(reference)
+        if isinstance(spec, NewModel):
+            assert self.recipe.tokenizer is not None  # the reader has checked it
+            tokenizer = data.tokenizer(self.recipe.tokenizer.characters)
+            data.require_known(tokenizer, self.held_out)
+            config = AutoConfig.for_model(
+                spec.new,
+                **{
+                    "vocab_size": len(tokenizer),
+                    "pad_token_id": tokenizer.pad_token_id,
+                    "eos_token_id": tokenizer.eos_token_id,
+                    "bos_token_id": None,
+                    **spec.config,
+                },
+            )
+            return AutoModelForCausalLM.from_config(config), tokenizer
+        try:
+            model = AutoModelForCausalLM.from_pretrained(spec, **{"dtype": "auto", **options, **init})
+            tokenizer = AutoTokenizer.from_pretrained(spec, padding_side="left")
+        except OSError as error:
+            first = str(error).strip().splitlines()[0]
+            raise RecipeError(
+                f"{self.source}: cannot load {spec!r}: {first} (a local copy can be named on the command line, "
+                f"such as models.{reference}=FOLDER)"
+            ) from error
+        return model, tokenizer
+
+    def score(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+        """Greedy accuracy on the held-out rows, per skill."""
+        return {skill: accuracy for skill, (accuracy, _) in self._score(model, tokenizer, self.held_out).items()}
+
+    def _score(self, model: Any, tokenizer: Any, rows: list[Row]) -> dict[str, tuple[float, int]]:
+        texts = evaluation.generate(model.to(self.state.device), tokenizer, rows, self.recipe.max_new_tokens)
+        return evaluation.score(rows, texts)
+
+    def _known_scores(self, reference: str) -> dict[str, float] | None:
+        known = self.result(reference) if any(stage.name == reference for stage in self.recipe.stages) else None
+        return known["after"] if known else None
+
+    # -- stages ------------------------------------------------------------------------------------------------------
+
+    def fine_tune(self, stage: Sft) -> None:
+        set_seed(self._seed(stage.name))
+        model, tokenizer = self.load(stage.model)
+        before = self._known_scores(stage.model) or self.score(model, tokenizer)
+        skills = stage.skills or list(self.recipe.skills)
+        args = SFTConfig(
+            **self._arguments(stage, stage.batch),
+            max_steps=stage.steps,
+            max_length=None,
+            completion_only_loss=True,
+        )
+        trainer = SFTTrainer(
+            model,
+            args,
+            train_dataset=self._gold(skills, stage),
+            processing_class=tokenizer,
+            peft_config=_lora(stage.lora),
+        )
+        size = trainer.model.num_parameters()
+
+        def flops() -> float:
+            tokens = next((e["num_tokens"] for e in reversed(trainer.state.log_history) if "num_tokens" in e), 0)
+            return self.flops_before + 6.0 * size * float(tokens)
+
+        self._train(trainer, stage, flops)
+        self._finish(stage, trainer, tokenizer, before, {}, flops())
+
+    def _gold(self, skills: list[str], stage: Sft) -> Dataset:
+        """Prompts and gold answers of `skills` in equal shares, mixed."""
+        each = -(-min(stage.steps * stage.batch, _MAX_SFT_ROWS) // len(skills))
+        rows = [row for skill in skills for row in self.sources[skill].rows(each, self._seed(stage.name))]
+        chat = self.recipe.prompts.style == "chat"
+        return Dataset.from_list(
+            [
+                {
+                    "prompt": row["prompt"],
+                    "completion": [{"role": "assistant", "content": row["answer"]}] if chat else row["answer"],
+                }
+                for row in rows
+            ]
+        ).shuffle(seed=self._seed(stage.name))
+
+    def distill(self, stage: Distill) -> None:
+        set_seed(self._seed(stage.name))
+        model, tokenizer = self.load(stage.student)
+        before = self._known_scores(stage.student) or self.score(model, tokenizer)
+        skills = stage.skills or list(self.recipe.skills)
+        teachers, scores = [], {}
+        for name, spec in stage.teachers.items():
+            teacher, scores[name] = self._teacher(name, spec, skills)
+            teachers.append(teacher)
+        stream = self._stream(stage, skills)
+        trainer = RLDTrainer(
+            model,
+            [library.bound("rewards", spec.use, spec.options, self.source.parent) for spec in self.recipe.rewards],
+            self._distill_arguments(stage),
+            stream,
+            processing_class=tokenizer,
+            peft_config=_lora(stage.lora),
+            teachers=teachers,
+            controller=stage.controller,
+        )
+        self._train(trainer, stage, lambda: self.flops_before + trainer.flops)
+        self._finish(stage, trainer, tokenizer, before, scores, self.flops_before + trainer.flops)
+
+    def _teacher(self, name: str, spec: TeacherSpec, skills: list[str]) -> tuple[Teacher, dict[str, Any]]:
+        """A teacher with its probed competence, and its entry in the summary."""
+        model, tokenizer = self.load(spec.model, **spec.init)
+        scores = self._known_scores(spec.model) or self.score(model, tokenizer)
+        probes = [row for skill in skills for row in self.sources[skill].probe(spec.probe)]
+        probed = self._score(model, tokenizer, probes) if probes else {}
+        verified = {skill: (round(accuracy * num), num) for skill, (accuracy, num) in probed.items()}
+        teacher = Teacher(model, name, spec.skills, verified, tokenizer)
+        return teacher, {"parameters": model.num_parameters(), "scores": scores}
+
+    def _stream(self, stage: Distill, skills: list[str]) -> data.Stream:
+        sources = {skill: self.sources[skill] for skill in skills}
+        make = library.load("curricula", stage.curriculum.use, self.source.parent)
+        curriculum = make({skill: source.num_levels for skill, source in sources.items()}, **stage.curriculum.options)
+        # Accelerate looks one batch ahead, and an epoch that ends exactly with the run would restart the order.
+        slots = (stage.steps + 2) * stage.rollout.prompts
+        return data.Stream(sources, curriculum, self._seed(stage.name), slots)
+
+    def _distill_arguments(self, stage: Distill) -> RLDConfig:
+        signals = stage.signals
+        named = [name for name in ("policy", "response", "feature") if getattr(signals, name) is not None]
+        options: dict[str, Any] = {"signals": named}
+        if signals.response is not None:
+            options["divergence"] = signals.response.divergence.model_dump()
+        if signals.feature is not None:
+            options["feature"] = signals.feature.loss.model_dump()
+        if signals.policy is not None:
+            options["teacher_reward"] = signals.policy.teacher_reward
+        num_completions = stage.rollout.prompts * stage.rollout.completions
+        return RLDConfig(
+            **self._arguments(stage, num_completions),
+            max_steps=stage.steps,
+            num_generations=stage.rollout.completions,
+            max_completion_length=self.recipe.max_new_tokens,
+            temperature=stage.rollout.temperature,
+            reward_weights=[spec.weight for spec in self.recipe.rewards],
+            **options,
+        )
+
+    # -- what all stages share ---------------------------------------------------------------------------------------
+
+    def _seed(self, stage: str) -> int:
+        """A seed of its own for each stage, so that a resumed run needs no other stage's random state."""
+        return self.recipe.seed + 1000 * (1 + [s.name for s in self.recipe.stages].index(stage))
+
+    def _arguments(self, stage: Sft | Distill, num_rows: int) -> dict[str, Any]:
+        """Training arguments that both trainers share; the recipe's `trainer:` section goes on top."""
+        given = dict(stage.trainer)
+        steps = int(given.get("gradient_accumulation_steps", 1))
+        parts = self.state.num_processes * steps
+        if num_rows % parts:
+            raise RecipeError(
+                f"{self.source}: stages.{stage.name}: {num_rows} rows an update cannot be split over "
+                f"{self.state.num_processes} processes and {steps} accumulation steps; make it a multiple of {parts}"
+            )
+        on_gpu = torch.cuda.is_available()
+        return {
+            "output_dir": str(self.folder / "checkpoints" / stage.name),
+            "seed": self._seed(stage.name),
+            "per_device_train_batch_size": num_rows // parts,
+            "logging_steps": 1,
+            "save_strategy": "steps",
+            "save_steps": stage.checkpoint_every,
+            "save_total_limit": 2,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "use_cpu": not on_gpu,
+            "bf16": on_gpu and torch.cuda.is_bf16_supported(),
+            **given,
+        }
+
+    def _train(self, trainer: Trainer, stage: Sft | Distill, flops: Callable[[], float]) -> None:
+        log = RunLog(self.folder, stage.name, self.started, flops)
+        trainer.remove_callback(PrinterCallback)
+        number = [s.name for s in self.recipe.stages].index(stage.name) + 1
+        trainer.add_callback(log)
+        trainer.add_callback(ProgressBar(stage.name, number, len(self.recipe.stages)))
+        trainer.add_callback(_Keeper(self.interrupted, log, trainer))
+        folder = Path(trainer.args.output_dir)
+        last = None
+        if self.resume and self.state.is_main_process:
+            checkpoint.remove_incomplete(folder)
+        self.state.wait_for_everyone()
+        if self.resume:
+            last = checkpoint.latest(folder)
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        if trainer.state.global_step < stage.steps:
+            raise Interrupted
+
+    def _finish(
+        self,
+        stage: Sft | Distill,
+        trainer: Trainer,
+        tokenizer: PreTrainedTokenizerBase,
+        before: dict[str, float],
+        teachers: Mapping[str, Any],
+        flops: float,
+    ) -> None:
+        """Score and store the stage's model, whole or not at all, and forget its checkpoints."""
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        if stage.lora is not None:
+            model = model.merge_and_unload()
+        model.gradient_checkpointing_disable()
+        after = self.score(model, tokenizer)
+        record = {
+            "name": stage.name,
+            "kind": stage.run,
+            "flops": flops - self.flops_before,
+            "student": {"parameters": model.num_parameters(), "scores": after},
+            "teachers": dict(teachers),
+            "before": before,
+            "after": after,
+            "retention": {skill: after[skill] / score if score else None for skill, score in before.items()},
+        }
+        self.flops_before = flops
+        if self.state.is_main_process:
+            target = self.stage_folder(stage.name)
+            draft = target.with_name(target.name + ".draft")
+            shutil.rmtree(draft, ignore_errors=True)
+            model.save_pretrained(draft)
+            tokenizer.save_pretrained(draft)
+            checkpoint.write_json(draft / STAGE, record)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(draft, target)
+            shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
+        self.state.wait_for_everyone()
+
+
+class _Keeper(TrainerCallback):
+    """Stops when asked to, marks checkpoints complete, and hands controller events to the log."""
+
+    def __init__(self, interrupted: Callable[[], bool], log: RunLog, trainer: Trainer) -> None:
+        self.interrupted, self.log, self.trainer = interrupted, log, trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if isinstance(self.trainer, RLDTrainer):
+            self.log.events(self.trainer.events)
+            self.trainer.events.clear()
+        if self.interrupted():
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if args.should_save and not isinstance(self.trainer, RLDTrainer):
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            checkpoint.write_json(folder / checkpoint.STATE, {"version": 1})
+
+
+def _lora(options: dict[str, Any] | None) -> LoraConfig | None:
+    return None if options is None else LoraConfig(**{"task_type": "CAUSAL_LM", **options})

@@ -1,0 +1,56 @@
+"""Checkpoints that are either complete or absent.
+
+The Hugging Face trainer writes many files into a checkpoint; a process killed among them leaves half of one. `rld`
+writes its own state last, by renaming a finished file into place: a checkpoint that has it is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rld.errors import CheckpointError
+
+STATE = "rld_state.json"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path` whole or not at all."""
+    draft = path.with_name(path.name + ".draft")
+    with draft.open("w") as file:
+        json.dump(value, file, indent=1, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read an object that `write_json` wrote.
+
+    Raises:
+        CheckpointError: the file is missing.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent} has no {path.name}: it was not written to the end, or not by rld")
+    value: dict[str, Any] = json.loads(path.read_text())
+    return value
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    return (checkpoint / STATE).is_file()
+
+
+def remove_incomplete(folder: Path) -> None:
+    """Remove checkpoints in `folder` that a killed process left half-written."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        if not _is_complete(checkpoint):
+            shutil.rmtree(checkpoint)
+
+
+def latest(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint in `folder`; None when there is none."""
+    complete = [checkpoint for checkpoint in folder.glob("checkpoint-*") if _is_complete(checkpoint)]
+    return max(complete, key=lambda checkpoint: int(checkpoint.name.rsplit("-", 1)[1]), default=None)

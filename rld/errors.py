@@ -1,0 +1,43 @@
+"""What can go wrong for a user: one class per thing that they must mend.
+
+Each is also the standard error that a caller would expect, so a script may catch either. The command line
+prints the message of an `RldError` without a traceback and exits with 2; anything else is a bug in `rld`.
+"""
+
+from __future__ import annotations
+
+
+class RldError(Exception):
+    """The user's mistake; the message says what is wrong, where, and how to mend it."""
+
+
+class RecipeError(RldError, ValueError):
+    """A recipe that cannot be used; one line per problem."""
+
+
+class LibraryError(RldError, ValueError):
+    """A name in a recipe that leads to no reward, curriculum, generator or recipe file."""
+
+
+class DataError(RldError, ValueError):
+    """Rows that cannot be read or drawn; names the skill or the file and the row."""
+
+
+class RewardError(RldError, ValueError):
+    """A reward that raised or returned something unusable; names the reward, the row and the completion."""
+
+
+class CurriculumError(RldError, ValueError):
+    """A curriculum that raised or picked a task that does not exist."""
+
+
+class TeacherError(RldError, ValueError):
+    """A teacher that cannot teach this student, such as one with another tokenizer."""
+
+
+class ControllerError(RldError, ValueError):
+    """A controller whose weights are not numbers in [0, 1], or whose saved state does not fit."""
+
+
+class CheckpointError(RldError, ValueError):
+    """A checkpoint that is missing, incomplete or from another run."""

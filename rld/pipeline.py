@@ -1,0 +1,152 @@
+"""Run a recipe's stages in order, skip those that are finished, and keep the summary true at every moment."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from accelerate import PartialState
+from rich.console import Console
+
+from rld import checkpoint, progress
+from rld.build import Interrupted, Run
+from rld.errors import CheckpointError
+from rld.recipe import Recipe
+from rld.report import table, write_report
+
+_VERSIONS = ("rld", "torch", "transformers", "trl", "accelerate", "datasets", "evaluate", "numpy")
+
+
+class _Stop:
+    """Remembers a polite request to stop; the second one is not polite any more."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+        if PartialState().is_main_process:
+            print("rld: stopping after this step; once more stops at once", file=sys.stderr)
+
+    def asked(self) -> bool:
+        return self.signal is not None
+
+
+@contextmanager
+def _listening(stop: _Stop) -> Iterator[None]:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, stop) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def train(recipe: Recipe, source: Path, output: Path, resume: bool) -> int:
+    """Run `recipe`, read from `source`, into the folder `output`.
+
+    Returns:
+        0, or 128 plus the signal's number when the user stopped the run.
+
+    Raises:
+        RldError: the user's mistake, with what to mend.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    resolved = recipe.model_dump(mode="json")
+    _require_same_recipe(output, resolved, resume)
+    stop = _Stop()
+    summary_path = output / "summary.json"
+    spent = checkpoint.read_json(summary_path)["seconds"] if resume and summary_path.is_file() else 0.0
+    run = Run(recipe, source, output, resume, stop.asked, started=time.time() - spent)
+    writer = _Summary(run, resolved)
+    writer.write("running")
+    status = "failed"
+    try:
+        with _listening(stop):
+            for stage in recipe.stages:
+                done = run.result(stage.name)
+                if done is None:
+                    stage(run)
+                else:
+                    run.flops_before += done["flops"]
+                writer.write("running")
+                if stop.asked():
+                    raise Interrupted
+        status = "done"
+    except (Interrupted, KeyboardInterrupt):
+        status = "stopped"
+    finally:
+        summary = writer.write(status)
+    if run.state.is_main_process:
+        page = write_report(output)
+        console = Console()
+        if status == "done":
+            console.print(table(summary))
+        console.print(f"report: {page}", soft_wrap=True)
+        if status == "stopped":
+            console.print("stopped; the same command with --resume goes on from here", soft_wrap=True)
+    return 0 if status == "done" else 128 + (stop.signal or signal.SIGINT)
+
+
+def _require_same_recipe(output: Path, resolved: dict[str, Any], resume: bool) -> None:
+    """Write the resolved recipe, or refuse to go on with another one."""
+    path = output / "recipe.json"
+    if resume and path.is_file():
+        old = checkpoint.read_json(path)
+        changed = sorted(key for key in resolved.keys() | old.keys() if resolved.get(key) != old.get(key))
+        if changed:
+            raise CheckpointError(
+                f"{output} was started with another recipe (changed: {', '.join(changed)}); "
+                "resume with the same one, or choose another --output"
+            )
+    if PartialState().is_main_process:
+        checkpoint.write_json(path, resolved)
+    PartialState().wait_for_everyone()
+
+
+class _Summary:
+    """Writes `summary.json` from what the stages have recorded so far."""
+
+    def __init__(self, run: Run, resolved: dict[str, Any]) -> None:
+        self.run = run
+        self.fixed = {
+            "recipe": resolved["name"],
+            "seed": resolved["seed"],
+            "versions": {name: version(name) for name in _VERSIONS},
+            "heldout_rows": {
+                skill: sum(row["skill"] == skill for row in run.held_out) for skill in run.recipe.skills
+            },
+        }
+
+    def write(self, status: str) -> dict[str, Any]:
+        done = [self.run.result(stage.name) for stage in self.run.recipe.stages]
+        stages = [record for record in done if record is not None]
+        summary = self.fixed | {
+            "status": status,
+            "seconds": round(time.time() - self.run.started, 1),
+            "flops": sum(record["flops"] for record in stages),
+            "stages": stages,
+        }
+        if self.run.state.is_main_process:
+            checkpoint.write_json(self.run.folder / "summary.json", summary)
+        return summary
+
+
+def evaluate(model: str, recipe: Recipe, source: Path) -> int:
+    """Score `model` (a folder or a hub id) on the recipe's held-out rows and print the table."""
+    run = Run(recipe, source, Path(), resume=False)
+    loaded, tokenizer = run.load(model)
+    scores = run.score(loaded, tokenizer)
+    if run.state.is_main_process:
+        Console().print(progress.scores_table(model, scores, run.held_out))
+    return 0

@@ -1,0 +1,226 @@
+"""One student forward that feeds every signal.
+
+TRL gives the student's `forward` a fused head: called with `fused_lm_head=True` it returns the log-probabilities and
+entropies of the labels without storing any logits. `add_signal_head` wraps that forward once more: called with
+`signals=` as well, the same single pass through the backbone also gives, per teacher and token, the divergence from
+the teacher's distribution and the distance between hidden states. The vocabulary work happens inside the forward, so
+that wrappers such as DDP have the parameters at hand.
+
+Shapes: B completions, T completion tokens, H width, L mapped layers, N valid tokens, K teachers.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+from trl.trainer.utils import FusedCausalLMOutput
+
+from rld.features import AnyFeature
+
+
+@dataclass(frozen=True)
+class Head:
+    """A language model's output head: `softcap(scale * (h @ weight.T + bias))`."""
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+    softcap: float | None
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Head:
+        """Read the head off `model`, with the logit transforms that its configuration names."""
+        config = model.config.get_text_config()
+        output = model.get_output_embeddings()
+        scales = (getattr(config, name, None) for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"))
+        scale = next((value for value in scales if value is not None), None)
+        divisor = getattr(config, "logits_scaling", None)
+        if scale is None and divisor is not None:
+            scale = divisor if config.model_type == "hyperclovax" else 1 / divisor
+        softcap = getattr(config, "final_logit_softcapping", None)
+        return cls(output.weight, output.bias, 1.0 if scale is None else scale, softcap)
+
+    def first(self, size: int) -> Head:
+        """The head over the first `size` tokens: padded vocabularies of one tokenizer differ only behind those."""
+        if self.weight.shape[0] == size:
+            return self
+        return Head(self.weight[:size], None if self.bias is None else self.bias[:size], self.scale, self.softcap)
+
+
+@dataclass(frozen=True)
+class TeacherStates:
+    """What one teacher says about a batch of completions."""
+
+    head: Head
+    hidden_BTH: Tensor | None
+    """Last hidden states at the positions that predict the completion tokens; None when it was not run at all."""
+    layers_BLTH: Tensor | None
+    """Hidden states of the mapped layers; None when it was not run, or the feature signal is off."""
+    rows_B: Tensor
+    """Which completions this teacher was run on; elsewhere the states are zeros and mean nothing."""
+
+
+@dataclass(frozen=True)
+class SignalInputs:
+    """What the student's forward needs for the response and feature signals."""
+
+    mask_BT: Tensor
+    """Completion tokens that count."""
+    teachers: Sequence[TeacherStates]
+    interpolation: float | None
+    """`beta` of the divergence; None when the response signal is off."""
+    temperature: float
+    feature: AnyFeature | None
+
+
+@dataclass
+class SignalOutput(FusedCausalLMOutput):
+    """TRL's per-token outputs, and the streams of the other signals; 0 where a token or a teacher does not count."""
+
+    hidden: Tensor | None = None
+    """`[B, S, H]`, the student's last hidden states of the whole sequence, as its head saw them."""
+    divergence: Tensor | None = None
+    """`[B, K, T]`, in nats."""
+    feature: Tensor | None = None
+    """`[B, K, T]`"""
+
+
+class Projections(nn.Module):
+    """Learned maps from student to teacher width, one per teacher and mapped layer, orthonormal at the start.
+
+    They are trained with the student and kept in its checkpoints, but never in its `state_dict`: what is exported
+    is the plain student.
+    """
+
+    def __init__(self, student_width: int, layers: Sequence[Sequence[tuple[int, int]]], widths: Sequence[int]) -> None:
+        super().__init__()
+        self.layers = [list(pairs) for pairs in layers]
+        self.maps = nn.ModuleList()
+        generator = torch.Generator().manual_seed(0)
+        for pairs, width in zip(layers, widths, strict=True):
+            weights = [nn.Parameter(torch.empty(width, student_width)) for _ in pairs]
+            for weight in weights:
+                nn.init.orthogonal_(weight, generator=generator)
+            self.maps.append(nn.ParameterList(weights))
+
+    def forward(self, teacher: int, layer: int, h_NH: Tensor) -> Tensor:
+        """Project student states `[N, H]` to the width of `teacher`'s mapped layer number `layer`."""
+        return h_NH.float() @ self.maps[teacher][layer].float().T
+
+    def touch(self) -> Tensor:
+        """A zero that depends on every map, so that DDP finds a gradient for each in every backward."""
+        return sum((p.sum() for p in self.parameters()), torch.zeros(())) * 0.0
+
+    @property
+    def student_layers(self) -> set[int]:
+        return {student for pairs in self.layers for student, _ in pairs}
+
+
+def attach_projections(model: PreTrainedModel, projections: Projections) -> None:
+    """Make `projections` trainable with `model` and invisible in its `state_dict`."""
+    model.rld_projections = projections.to(model.device)
+    name = "rld_projections."
+
+    def hide(_module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
+        for key in [key for key in state if key.startswith(prefix + name)]:
+            del state[key]
+
+    def restore(_module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        for key, value in projections.state_dict().items():
+            state.setdefault(prefix + name + key, value)
+
+    model.register_state_dict_post_hook(hide)
+    model.register_load_state_dict_pre_hook(restore)
+
+
+def add_signal_head(model: PreTrainedModel) -> None:
+    """Let `model(..., fused_lm_head=True, signals=SignalInputs(...))` return a `SignalOutput`.
+
+    `model` must already have TRL's fused head. Without `signals` its forward is unchanged.
+    """
+    fused_forward = model.forward
+
+    def forward(self: PreTrainedModel, *args: Any, signals: SignalInputs | None = None, **kwargs: Any) -> Any:
+        if signals is None:
+            return fused_forward(*args, **kwargs)
+        projections = getattr(self, "rld_projections", None) if signals.feature is not None else None
+        depth = self.config.get_text_config().num_hidden_layers
+        if projections is not None and projections.student_layers != {depth}:
+            kwargs["output_hidden_states"] = True
+        # The fused forward keeps the backbone's output to itself; a hook for the length of this call reads it.
+        seen: list[Any] = []
+        hook = self.base_model.register_forward_hook(lambda _module, _args, output: seen.append(output))
+        try:
+            outputs = fused_forward(*args, **kwargs)
+        finally:
+            hook.remove()
+        keep = slice(-signals.mask_BT.shape[1] - 1, -1)
+        last_BTH = seen[0].last_hidden_state[:, keep]
+        result = SignalOutput(**outputs, hidden=seen[0].last_hidden_state)
+        if signals.interpolation is not None:
+            result.divergence = _divergences(Head.of(self), last_BTH, signals)
+        if projections is not None:
+            states = {depth: last_BTH}
+            if seen[0].get("hidden_states") is not None:
+                states |= {layer: h[:, keep] for layer, h in enumerate(seen[0].hidden_states) if layer != depth}
+            result.feature = _feature_distances(projections, states, signals)
+        return result
+
+    # `generate` checks its arguments against the signature, which must stay the model's own.
+    forward.__wrapped__ = type(model).forward  # type: ignore[attr-defined]
+    model.forward = types.MethodType(forward, model)
+
+
+def _divergences(student: Head, hidden_BTH: Tensor, signals: SignalInputs) -> Tensor:
+    """Divergence from each teacher over the whole vocabulary, in tiles: `[B, K, T]`."""
+    assert signals.interpolation is not None
+    streams = []
+    for teacher in signals.teachers:
+        valid_BT = signals.mask_BT.bool() & teacher.rows_B[:, None]
+        if teacher.hidden_BTH is None:
+            streams.append(torch.zeros(valid_BT.shape, device=valid_BT.device))
+            continue
+        vocabulary = min(student.weight.shape[0], teacher.head.weight.shape[0])
+        ours, theirs = student.first(vocabulary), teacher.head.first(vocabulary)
+        per_token_N, _entropy = ChunkedDivergenceFunction.apply(
+            hidden_BTH[valid_BT],
+            ours.weight,
+            ours.bias,
+            teacher.hidden_BTH[valid_BT],
+            theirs.weight,
+            theirs.bias,
+            signals.interpolation,
+            signals.temperature,
+            ours.scale,
+            ours.softcap,
+            theirs.scale,
+            theirs.softcap,
+        )
+        # `masked_scatter` stays connected to the student when no token is valid, so backward still works.
+        streams.append(per_token_N.new_zeros(valid_BT.shape).masked_scatter(valid_BT, per_token_N))
+    return torch.stack(streams, dim=1)
+
+
+def _feature_distances(projections: Projections, states: dict[int, Tensor], signals: SignalInputs) -> Tensor:
+    """Distance to each teacher's mapped layers, the mean over layers: `[B, K, T]`."""
+    assert signals.feature is not None
+    streams = []
+    for k, teacher in enumerate(signals.teachers):
+        valid_BT = signals.mask_BT.bool() & teacher.rows_B[:, None]
+        if teacher.layers_BLTH is None:
+            streams.append(torch.zeros(valid_BT.shape, device=valid_BT.device))
+            continue
+        pairs = projections.layers[k]
+        per_token_N = sum(
+            signals.feature(projections(k, i, states[layer][valid_BT]), teacher.layers_BLTH[:, i][valid_BT])
+            for i, (layer, _) in enumerate(pairs)
+        ) / len(pairs)
+        streams.append(per_token_N.new_zeros(valid_BT.shape).masked_scatter(valid_BT, per_token_N))
+    return torch.stack(streams, dim=1) + projections.touch().to(streams[0].device)

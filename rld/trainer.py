@@ -1,0 +1,491 @@
+"""The loop: TRL's `GRPOTrainer` with teachers, more signals and a controller. The only file that touches TRL's internals.
+
+What it hooks into, each with a contract test in `tests/test_trl_contract.py`:
+
+- `_calculate_rewards`: keeps the gathered rewards, from which progress is counted.
+- `_generate_and_score_completions`: after the rollout, runs each needed teacher once over it and adds its states,
+  batch first, to the returned dict, which TRL shuffles and splits into micro-batches.
+- `_get_per_token_logps_and_entropies`: while a loss is being computed, hands the teachers' states to the student's
+  forward and completes the advantages, which need the student's log-probabilities.
+- `_compute_loss`: adds the response and feature terms to the policy term.
+- `_save_checkpoint`, `_load_optimizer_and_scheduler`: the state of controller, curriculum and projections.
+
+Shapes: B completions, T completion tokens, K teachers, S skills.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather, is_peft_model
+from datasets import Dataset, IterableDataset
+from pydantic import TypeAdapter, ValidationError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import get_callable_name
+
+from rld.checkpoint import STATE, read_json, write_json
+from rld.controllers import Gap
+from rld.data import Stream
+from rld.divergences import AnyDivergence
+from rld.errors import CheckpointError, DataError, RecipeError, TeacherError
+from rld.features import AnyFeature, layer_pairs
+from rld.rollout import checked, group_counts
+from rld.signals import Ledger, blend, gradient_square, teacher_advantages, weighted_sum
+from rld.steering import Steering
+from rld.student import (
+    Head,
+    Projections,
+    SignalInputs,
+    SignalOutput,
+    TeacherStates,
+    add_signal_head,
+    attach_projections,
+)
+from rld.teachers import Teacher, hidden_states, log_probabilities
+from rld.types import DEFAULT_SKILL, SIGNALS, Controller, Curriculum, Event, Signal, Task
+
+
+@dataclass
+class RLDConfig(GRPOConfig):
+    """TRL's `GRPOConfig` and the options of the other signals."""
+
+    signals: list[str] | None = field(
+        default=None,
+        metadata={"help": "Signals that take part: policy, response, feature. None: policy, and response with teachers."},
+    )
+    divergence: dict[str, Any] | str = field(
+        default="jsd",
+        metadata={"help": "Divergence of the response signal: a kind, or a mapping of kind and options."},
+    )
+    feature: dict[str, Any] | str = field(
+        default="cosine",
+        metadata={"help": "Loss of the feature signal: a kind, or a mapping of kind and options."},
+    )
+    teacher_reward: float = field(
+        default=0.0,
+        metadata={"help": "Weight of the teacher-scored reward on each token's advantage. 0: none."},
+    )
+    skills: list[str] | None = field(
+        default=None,
+        metadata={"help": "Skills in the `skill` column. None: read off the training set."},
+    )
+
+
+class _Recorder:
+    """Calls a student with `SignalInputs` added, and keeps what it returned."""
+
+    def __init__(self, model: nn.Module, signals: SignalInputs) -> None:
+        self.model, self.signals = model, signals
+        self.output: SignalOutput | None = None
+
+    def __call__(self, **kwargs: Any) -> SignalOutput:
+        assert self.output is None, "the student runs once per loss"
+        self.output = self.model(**kwargs, signals=self.signals)
+        return self.output
+
+
+def no_reward(completions: list[Any], **_: Any) -> list[float]:
+    """Stand in for the verifiers of a run that has none: pure distillation."""
+    return [0.0] * len(completions)
+
+
+class RLDTrainer(GRPOTrainer):
+    """Train one student from several teachers, its own rewards, or both, with weights that a controller sets.
+
+    Drops in for `GRPOTrainer`: every argument of that class means the same here. Without teachers it is that class.
+
+    Args:
+        model, reward_funcs, args, train_dataset: As in `GRPOTrainer`; `args` is an `RLDConfig`. A `skill` column in
+            the training set labels the rows; without it all rows are one skill. The first reward is the verifier:
+            a completion that it gives 1 counts as a success. `reward_funcs` may be left out when there are teachers.
+        teachers: `Teacher`s, loaded models, hub ids or folders. They must share the student's tokenizer.
+        controller: Sets the weights of signals and teachers. None: `Gap()`.
+        curriculum: Picks the skill and level of each next prompt from `train_dataset`'s columns `skill` and `level`.
+            None: TRL's shuffled order.
+        **options: The other arguments of `GRPOTrainer`.
+
+    Raises:
+        TeacherError: a teacher's tokenizer differs, or two teachers share a name.
+        RewardError: while training, a reward that raises or returns something unusable.
+    """
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        reward_funcs: Any = None,
+        args: RLDConfig | None = None,
+        train_dataset: Dataset | IterableDataset | Stream | None = None,
+        *rest: Any,
+        teachers: Sequence[Teacher | PreTrainedModel | str] = (),
+        controller: Controller | None = None,
+        curriculum: Curriculum | None = None,
+        **options: Any,
+    ) -> None:
+        if args is None:
+            name = model if isinstance(model, str) else model.config._name_or_path
+            args = RLDConfig(f"{name.rstrip('/').split('/')[-1] or 'student'}-RLD")
+        self.teachers = [t if isinstance(t, Teacher) else Teacher(t) for t in teachers]
+        names = [teacher.name for teacher in self.teachers]
+        if len(set(names)) < len(names):
+            raise TeacherError(f"two teachers share a name: {names}; give them names with Teacher(model, name=...)")
+        signals = _signals_of(args, bool(self.teachers))
+        if not reward_funcs and self.teachers:
+            reward_funcs = [no_reward]
+        if callable(reward_funcs) or isinstance(reward_funcs, str):
+            reward_funcs = [reward_funcs]
+        if reward_funcs is not None:
+            reward_funcs = [_checked(reward) for reward in reward_funcs]
+        if curriculum is not None and isinstance(train_dataset, Dataset):
+            train_dataset = Stream.over(train_dataset, curriculum, args.seed)
+        self.stream = train_dataset if isinstance(train_dataset, Stream) else None
+        if self.stream is not None:
+            args.shuffle_dataset = False  # the curriculum orders the prompts
+            train_dataset = self.stream.dataset
+        elif curriculum is not None:
+            raise DataError("a curriculum picks rows by skill and level, so train_dataset must be a datasets.Dataset")
+        super().__init__(model, reward_funcs, args, train_dataset, *rest, **options)
+
+        self.skills = args.skills or _skills_of(self.stream, train_dataset)
+        self.steering = Steering(controller or Gap(), self.skills, self.teachers, signals)
+        self.events: list[Event] = []
+        """Controller events, oldest first; whoever writes them takes them out."""
+        self.flops = 0.0
+        """Floating-point operations so far, over all processes: 2 a parameter and token forward, 4 backward."""
+        self.num_generated, self.num_scored, self._num_rollouts = 0, 0, 0
+        self._loss_inputs: dict[str, Any] | None = None
+        self._signal_output: SignalOutput | None = None
+        self._divergence = _parse(AnyDivergence, args.divergence) if "response" in signals else None
+        self._feature = _parse(AnyFeature, args.feature) if "feature" in signals else None
+        self._student: PreTrainedModel = self.model.get_base_model() if is_peft_model(self.model) else self.model
+        self._num_parameters = self._student.num_parameters()
+        self._set_up_teachers()
+        self._ledger = self._new_ledger()
+
+    def _set_up_teachers(self) -> None:
+        if not self.teachers:
+            return
+        vocabulary = self._student.config.get_text_config().vocab_size
+        for teacher in self.teachers:
+            teacher.require_same_tokenizer(self._tokenizer, vocabulary)
+        models = [teacher.load() for teacher in self.teachers]
+        self._teacher_sizes = [model.num_parameters() for model in models]
+        self._teacher_models = [self.accelerator.prepare_model(model, evaluation_mode=True) for model in models]
+        self._pairs: list[list[tuple[int, int]]] = []
+        if self._feature is not None:
+            depth = self._student.config.get_text_config().num_hidden_layers
+            configs = [model.config.get_text_config() for model in models]
+            self._pairs = [layer_pairs(self._feature.layers, depth, config.num_hidden_layers) for config in configs]
+            width = self._student.config.get_text_config().hidden_size
+            projections = Projections(width, self._pairs, [config.hidden_size for config in configs])
+            attach_projections(self._student, projections)
+        add_signal_head(self._student)
+
+    def _new_ledger(self) -> Ledger:
+        return Ledger.empty(len(self.skills), len(self.teachers), self.accelerator.device)
+
+    # -- roll out and score ------------------------------------------------------------------------------------------
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        self._rewards = super()._calculate_rewards(*args, **kwargs)
+        return self._rewards
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        device = self.accelerator.device
+        skills_B = self._skill_ids(inputs).to(device)
+        signals_BG = self.steering.signals_SG.to(device)[skills_B]
+        output |= {"skill_ids": skills_B, "signal_weights": signals_BG}
+        if self.model.training:
+            self._observe_rollout(inputs, output)
+        if self.teachers:
+            self._score_with_teachers(output)
+        return output
+
+    def _skill_ids(self, inputs: list[dict[str, Any]]) -> Tensor:
+        index = {skill: s for s, skill in enumerate(self.skills)}
+        labels = [row.get("skill", DEFAULT_SKILL) for row in inputs]
+        unknown = sorted({str(label) for label in labels if label not in index})
+        if unknown:
+            raise DataError(f"rows carry the skill {unknown[0]!r}, which is not among {self.skills}; name it in `skills`")
+        return torch.tensor([index[label] for label in labels])
+
+    def _observe_rollout(self, inputs: list[dict[str, Any]], output: dict[str, Any]) -> None:
+        self._num_rollouts += 1
+        levels_B = torch.tensor([int(row.get("level") or 0) for row in inputs], device=self.accelerator.device)
+        sizes = torch.stack([output["completion_mask"].sum(), output["prompt_mask"].sum()])
+        skills, levels = gather(output["skill_ids"]), gather(levels_B)
+        generated, prompted = self.accelerator.reduce(sizes, reduction="sum").tolist()
+        self.num_generated += generated
+        self.flops += 2.0 * self._num_parameters * (generated + prompted)
+        success_B, counts = group_counts(
+            self._rewards, self.reward_weights, skills, self.num_generations, len(self.skills)
+        )
+        self.steering.count(counts)
+        if self.stream is None:
+            return
+        for s, level in sorted(set(zip(skills.tolist(), levels.tolist(), strict=True))):
+            chosen = (skills == s) & (levels == level)
+            task = Task(self.skills[s], level)
+            self.stream.curriculum.observe(task, int(success_B[chosen].sum()), int(chosen.sum()))
+
+    @torch.no_grad()
+    def _score_with_teachers(self, output: dict[str, Any]) -> None:
+        """Run each needed teacher once over the completions and add what it says to `output`."""
+        ids_BS = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
+        attention_BS = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
+        num_tokens, skills_B = output["completion_ids"].shape[1], output["skill_ids"]
+        rows_BK = self.steering.wanted(self.args.teacher_reward).to(skills_B.device)[skills_B]
+        weights_BK = self.steering.teachers_SK.to(skills_B.device)[skills_B]
+        score_BT = torch.zeros(output["completion_ids"].shape, device=skills_B.device)
+        scored_K = (rows_BK * attention_BS.sum(1)[:, None]).sum(0)
+        for k, model in enumerate(self._teacher_models):
+            rows = rows_BK[:, k].nonzero().squeeze(1)
+            if not len(rows):
+                continue
+            layers = [layer for _, layer in self._pairs[k]] if self._feature is not None else []
+            batch = self.args.per_device_train_batch_size
+            last, mapped = hidden_states(model, ids_BS[rows], attention_BS[rows], num_tokens, layers, batch)
+            output[f"teacher_{k}_hidden"] = _spread_rows(last, rows, len(ids_BS))
+            if mapped is not None:
+                output[f"teacher_{k}_layers"] = _spread_rows(mapped, rows, len(ids_BS))
+            if self.args.teacher_reward:
+                head = self._teacher_head(k)
+                log_p = log_probabilities(head, last, output["completion_ids"][rows], self.temperature)
+                score_BT[rows] += weights_BK[rows, k, None] * log_p
+        output |= {"teacher_rows": rows_BK, "teacher_weights": weights_BK}
+        if self.args.teacher_reward:
+            output["teacher_score"] = score_BT
+        if self.model.training:
+            scored = self.accelerator.reduce(scored_K, reduction="sum").tolist()
+            self.num_scored += sum(scored)
+            self.flops += sum(2.0 * size * n for size, n in zip(self._teacher_sizes, scored, strict=True))
+
+    def _teacher_head(self, k: int) -> Head:
+        size = self._student.get_output_embeddings().weight.shape[0]
+        head = Head.of(self.accelerator.unwrap_model(self._teacher_models[k]))
+        return head.first(min(size, head.weight.shape[0]))
+
+    # -- signals -----------------------------------------------------------------------------------------------------
+
+    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        inputs = self._loss_inputs
+        if inputs is None:
+            return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        if self.teachers:
+            model = _Recorder(model, self._signal_inputs(inputs))
+        result = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        if self.teachers:
+            self._signal_output = model.output
+        # TRL reads the advantages after this call, which is what lets them depend on the log-probabilities.
+        inputs["advantages"] = self._advantages(inputs, result[0].detach())
+        return result
+
+    def _signal_inputs(self, inputs: dict[str, Any]) -> SignalInputs:
+        states = []
+        for k in range(len(self.teachers)):
+            hidden, rows_B = inputs.get(f"teacher_{k}_hidden"), inputs["teacher_rows"][:, k]
+            layers = inputs.get(f"teacher_{k}_layers")
+            states.append(TeacherStates(self._teacher_head(k), hidden, layers, rows_B))
+        interpolation = None if self._divergence is None else self._divergence.interpolation
+        return SignalInputs(_loss_mask(inputs), states, interpolation, self.temperature, self._feature)
+
+    def _advantages(self, inputs: dict[str, Any], log_pi_BT: Tensor) -> Tensor:
+        """The policy's advantages: the teacher-scored reward added, times the skill's policy weight."""
+        advantages, policy_B = inputs["advantages"], inputs["signal_weights"][:, 0]
+        if "teacher_score" in inputs:
+            log_old_BT = inputs.get("old_per_token_logps", log_pi_BT)
+            share_B = (inputs["teacher_weights"] * inputs["teacher_rows"]).sum(1)
+            delta_BT = inputs["teacher_score"] - share_B[:, None] * log_old_BT
+            spread_B = self.steering.spread_S().to(share_B.device)[inputs["skill_ids"]]
+            shaped_B = (share_B > 0).float()
+            if self.model.training:
+                self._ledger.add_delta(inputs["skill_ids"], delta_BT, _loss_mask(inputs), shaped_B > 0)
+            advantages = teacher_advantages(advantages, delta_BT, spread_B, self.args.teacher_reward, shaped_B)
+        if bool((policy_B != 1).any()):
+            advantages = advantages * (policy_B if advantages.dim() == 1 else policy_B[:, None])
+        return advantages
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        inputs = dict(inputs)  # TRL may use the same rollout again, with its own advantages
+        self._loss_inputs, self._signal_output = inputs, None
+        try:
+            policy: Tensor = super()._compute_loss(model, inputs)
+        finally:
+            self._loss_inputs = None
+        training, mask_BT = self.model.training, _loss_mask(inputs)
+        if training:
+            self._ledger.add_tokens(inputs["skill_ids"], mask_BT)
+        if self._signal_output is None:
+            return policy
+        out, normaliser = self._signal_output, self._num_tokens(inputs)
+        streams = {
+            signal: blend(stream, inputs["teacher_weights"])
+            for signal, stream in (("response", out.divergence), ("feature", out.feature))
+            if stream is not None
+        }
+        if training:
+            self._ledger.add_streams(
+                inputs["skill_ids"], mask_BT, inputs["teacher_rows"], out.divergence, out.feature
+            )
+            if self.steering.last_of_window:
+                self._measure_gradients(policy, streams, inputs, normaliser)
+        loss = policy
+        for signal, stream_BT in streams.items():
+            weight_B = inputs["signal_weights"][:, SIGNALS.index(signal)]
+            loss = loss + weighted_sum(stream_BT, weight_B, mask_BT) / normaliser
+            unweighted = weighted_sum(stream_BT.detach(), torch.ones_like(weight_B), mask_BT)
+            self._log_mean(f"loss/{signal}", unweighted, mask_BT.sum())
+        self._log_mean("loss/policy", policy.detach(), torch.ones(()))
+        return loss
+
+    def _num_tokens(self, inputs: dict[str, Any]) -> Tensor:
+        """Valid tokens of the accumulation window over all processes, per process, as TRL counts them for DAPO."""
+        count: Tensor = inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
+        if self.model.training:
+            count = count * self.current_gradient_accumulation_steps / self.args.steps_per_generation
+        return count
+
+    def _log_mean(self, name: str, total: Tensor, count: Tensor) -> None:
+        mode = "train" if self.model.training else "eval"
+        sums = self.accelerator.reduce(torch.stack([total.float(), count.to(total.device).float()]), reduction="sum")
+        self._metrics[mode][name].append((sums[0] / sums[1].clamp(min=1)).item())
+
+    def _measure_gradients(
+        self, policy: Tensor, streams: dict[str, Tensor], inputs: dict[str, Any], normaliser: Tensor
+    ) -> None:
+        """Add to the ledger how strongly each signal, unweighted, pulls at the student's last hidden states."""
+        assert self._signal_output is not None
+        hidden, mask_BT = self._signal_output.hidden, _loss_mask(inputs)
+        taught_B = ((inputs["teacher_weights"] * inputs["teacher_rows"]).sum(1) > 0).float()
+        policy_B = inputs["signal_weights"][:, 0]
+        advantages = inputs["advantages"].reshape(len(mask_BT), -1)
+        pulls = [(policy * normaliser, policy_B, mask_BT * (advantages != 0))]
+        for signal in SIGNALS[1:]:
+            if signal in streams:
+                total = weighted_sum(streams[signal], torch.ones_like(policy_B), mask_BT)
+                pulls.append((total, torch.ones_like(policy_B), mask_BT * taught_B[:, None]))
+        for i, (total, weight_B, counts_BT) in enumerate(pulls):
+            if not total.requires_grad or not counts_BT.any():
+                continue
+            (gradient,) = torch.autograd.grad(total, hidden, retain_graph=True, allow_unused=True)
+            if gradient is not None:
+                gradient_BTH = gradient[:, -mask_BT.shape[1] - 1 : -1] / weight_B.clamp(min=1e-6)[:, None, None]
+                squares, count = gradient_square(gradient_BTH, counts_BT)
+                self._ledger.scalars[1 + 2 * i] += squares
+                self._ledger.scalars[2 + 2 * i] += count
+
+    # -- controller --------------------------------------------------------------------------------------------------
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            self._after_update()
+        return loss
+
+    def _after_update(self) -> None:
+        table = self.accelerator.reduce(self._ledger.table, reduction="sum")
+        scalars = self.accelerator.reduce(self._ledger.scalars, reduction="sum")
+        self._ledger = self._new_ledger()
+        metrics, events = self.steering.update(table, scalars, self.state.global_step + 1)
+        self.events += events
+        self.flops += 6.0 * self._num_parameters * table[:, 0].sum().item()
+        metrics |= {"flops": self.flops, "tokens/generated": self.num_generated, "tokens/scored": self.num_scored}
+        if self.stream is not None:
+            metrics |= self.stream.curriculum.metrics()
+        for name, value in metrics.items():
+            self._metrics["train"][name].append(float(value))
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if not self.args.should_save:
+            return
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self._feature is not None:
+            save_file(self._student.rld_projections.state_dict(), folder / "rld_projections.safetensors")
+        write_json(folder / STATE, self._rld_state())
+
+    def _rld_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = {
+            "version": 1,
+            "steering": self.steering.state_dict(),
+            "flops": self.flops,
+            "num_generated": self.num_generated,
+            "num_scored": self.num_scored,
+            "num_rollouts": self._num_rollouts,
+        }
+        if self.stream is not None:
+            per_rollout = self.args.generation_batch_size // self.num_generations
+            state["stream"] = self.stream.state_dict(self._num_rollouts * per_rollout)
+        return state
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        state = read_json(Path(checkpoint) / STATE)
+        if state["version"] != 1:
+            raise CheckpointError(f"{checkpoint}: its state has version {state['version']}, this rld reads version 1")
+        self.steering.load_state_dict(state["steering"])
+        super()._load_optimizer_and_scheduler(checkpoint)
+        self.flops, self.num_generated = state["flops"], state["num_generated"]
+        self.num_scored, self._num_rollouts = state["num_scored"], state["num_rollouts"]
+        if self.stream is not None:
+            self.stream.load_state_dict(state["stream"])
+        if self._feature is not None:
+            saved = load_file(os.path.join(checkpoint, "rld_projections.safetensors"))
+            self._student.rld_projections.load_state_dict(saved)
+
+
+def _loss_mask(inputs: dict[str, Any]) -> Tensor:
+    mask: Tensor = inputs["completion_mask"]
+    return mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
+
+
+def _spread_rows(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+    """Put `values` at `rows` of a zero tensor with `num_rows` rows, so that TRL can shuffle and split it."""
+    if len(rows) == num_rows:
+        return values
+    return values.new_zeros(num_rows, *values.shape[1:]).index_copy_(0, rows, values)
+
+
+def _signals_of(args: RLDConfig, has_teachers: bool) -> list[Signal]:
+    names = args.signals if args.signals is not None else ["policy", *(["response"] if has_teachers else [])]
+    unknown = [name for name in names if name not in SIGNALS]
+    if unknown:
+        raise RecipeError(f"signals: {unknown[0]!r} is none of {', '.join(SIGNALS)}")
+    if not has_teachers and set(names) & {"response", "feature"}:
+        raise RecipeError("signals: response and feature need teachers; pass teachers=[...]")
+    return [signal for signal in SIGNALS if signal in names]
+
+
+def _parse(union: Any, given: dict[str, Any] | str) -> Any:
+    """Build a divergence or feature loss from its kind, or from a mapping of kind and options."""
+    try:
+        return TypeAdapter(union).validate_python({"kind": given} if isinstance(given, str) else given)
+    except ValidationError as error:
+        raise RecipeError(f"{given!r}: {error.errors()[0]['msg']}") from error
+
+
+def _checked(reward: Any) -> Any:
+    if isinstance(reward, (str, nn.Module)):
+        return reward  # a reward model, which TRL loads and calls
+    return checked(reward, get_callable_name(reward))
+
+
+def _skills_of(stream: Stream | None, dataset: Any) -> list[str]:
+    if stream is not None:
+        return sorted(stream.skills)
+    if isinstance(dataset, Dataset) and "skill" in dataset.column_names:
+        return sorted(set(dataset["skill"]))
+    return [DEFAULT_SKILL]

@@ -1,0 +1,126 @@
+"""The values that flow through one update, and the shapes of what users plug in.
+
+Plain data only: nothing here knows a tensor or a model, so controllers and curricula are tested without training.
+
+Words used everywhere: a **skill** is the label of a training row; a **signal** is one of `SIGNALS`; a **level** is
+an index into a skill's difficulties, 0 the easiest.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+
+Signal = Literal["policy", "response", "feature"]
+SIGNALS: tuple[Signal, ...] = ("policy", "response", "feature")
+"""`policy`: reinforcement; `response`: match token distributions; `feature`: match hidden states."""
+
+DEFAULT_SKILL = "all"
+"""The skill of rows that carry no label."""
+
+Row: TypeAlias = dict[str, Any]
+"""One training or held-out row: `prompt` (text or chat messages), `answer`, `skill`, `level`, and for verifiers that
+need more than the answer an `entry` (JSON text, "" otherwise)."""
+
+
+class Task(NamedTuple):
+    """What a curriculum picks: a skill and how hard."""
+
+    skill: str
+    level: int
+
+
+class Curriculum(Protocol):
+    """Chooses the next prompt's task. Built as `Mine(levels, **options)`, `levels` = number of levels per skill.
+
+    `next` may draw from `rng` but must not change the curriculum: the same state and the same `rng` give the same
+    task, on every process and after a resume. `observe` is called once per update with counts over all processes.
+    """
+
+    def next(self, rng: random.Random) -> Task: ...
+
+    def observe(self, task: Task, successes: int, attempts: int) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def metrics(self) -> dict[str, float]: ...
+
+
+@dataclass(frozen=True)
+class TeacherSeen:
+    """One teacher on one skill since the last tick. Sums are over all processes."""
+
+    divergence: float | None = None
+    """Mean divergence of the student from this teacher, in nats per token; None when it was not computed."""
+    verified: int = 0
+    """Probe prompts that the teacher itself answers correctly, of `probed`."""
+    probed: int = 0
+    """0: the teacher's competence on this skill is unknown."""
+    teaches: bool = True
+    """False where the user said that the teacher does not teach this skill."""
+
+
+@dataclass(frozen=True)
+class SkillSeen:
+    """One skill since the last tick. Counts are over all processes."""
+
+    attempts: int = 0
+    successes: int = 0
+    groups: int = 0
+    informative: int = 0
+    """Groups whose completions got different rewards: the only ones with a policy gradient."""
+    teachers: Mapping[str, TeacherSeen] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """All that a controller sees at a tick."""
+
+    step: int
+    skills: Mapping[str, SkillSeen]
+    gradients: Mapping[str, float | None] = field(default_factory=dict)
+    """Root-mean-square gradient of each signal's unweighted loss with respect to the student's last hidden states."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a controller decides, used unchanged until the next tick.
+
+    `signals[skill][signal]` and `teachers[skill][teacher]` are in [0, 1]; the teachers of a skill sum to 1, or all are 0.
+    `scale[signal]` evens out the signals' magnitudes and multiplies every skill's weight.
+    """
+
+    signals: Mapping[str, Mapping[str, float]]
+    teachers: Mapping[str, Mapping[str, float]]
+    scale: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Event:
+    """A decision worth telling: what changed, for which skill, from which measurement."""
+
+    step: int
+    kind: str
+    skill: str
+    about: str
+    measured: str
+
+
+class Controller(Protocol):
+    """Turns measured progress into weights. Pure: plain data in, plain data out; the state is JSON."""
+
+    kind: str
+    every: int
+    """Optimiser steps between two calls of `step`."""
+    heartbeat: int
+    """Ticks between looks at a teacher whose weight is 0."""
+
+    def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> dict[str, Any]: ...
+
+    def weights(self, state: dict[str, Any]) -> Weights: ...
+
+    def step(self, state: dict[str, Any], seen: Observation) -> tuple[dict[str, Any], Weights, list[Event]]: ...

@@ -1,0 +1,190 @@
+"""The joint loop: every signal, several teachers, accumulation, masks, checkpoints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import tests.tiny as tiny
+from rld.controllers import Fixed
+from rld.errors import ControllerError, RecipeError, TeacherError
+from rld.teachers import Teacher
+from rld.trainer import RLDConfig, RLDTrainer
+
+EVERYTHING: dict[str, Any] = {
+    "signals": ["policy", "response", "feature"],
+    "feature": {"kind": "cosine", "layers": "uniform"},
+    "teacher_reward": 0.1,
+}
+
+
+def teachers(**changes: Any) -> list[Teacher]:
+    return [
+        Teacher(tiny.model(seed=1, width=48, layers=3), name="wide", tokenizer=tiny.tokenizer(), **changes),
+        Teacher(tiny.model(seed=2), name="narrow", tokenizer=tiny.tokenizer()),
+    ]
+
+
+def trainer(folder: Any, *, given: Any = None, controller: Any = None, **changes: Any) -> RLDTrainer:
+    return RLDTrainer(
+        model=tiny.model(),
+        reward_funcs=tiny.letters,
+        args=RLDConfig(**tiny.options(folder, **{**EVERYTHING, **changes})),
+        train_dataset=tiny.rows(),
+        processing_class=tiny.tokenizer(),
+        teachers=teachers() if given is None else given,
+        controller=controller,
+    )
+
+
+def parameters(made: RLDTrainer) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in made.model.parameters()])
+
+
+def history(made: RLDTrainer, name: str) -> list[float]:
+    return [entry[name] for entry in made.state.log_history if name in entry]
+
+
+def test_all_signals_train_together(tmp_path):
+    made = trainer(tmp_path, max_steps=12)
+    made.train()
+    for name in ("loss/policy", "loss/response", "loss/feature", "weight/response", "teacher/wide/weight", "grad/policy"):
+        assert history(made, name), name
+    assert history(made, "loss/response")[-1] < history(made, "loss/response")[0]
+    assert history(made, "loss/feature")[-1] < history(made, "loss/feature")[0]
+    assert made.num_scored > 0
+
+
+def test_accumulation_does_not_change_the_update(tmp_path):
+    def run(steps: int) -> torch.Tensor:
+        made = trainer(
+            tmp_path,
+            max_steps=3,
+            per_device_train_batch_size=8 // steps,
+            gradient_accumulation_steps=steps,
+            generation_batch_size=8,
+            optim="sgd",
+            controller=Fixed(policy=0.3, response=0.5, feature=0.2),
+        )
+        made.train()
+        return parameters(made)
+
+    whole, quarters = run(1), run(4)
+    assert not torch.equal(whole, parameters(trainer(tmp_path)))
+    torch.testing.assert_close(whole, quarters, rtol=1e-4, atol=1e-6)
+
+
+def test_a_student_equal_to_its_teacher_stays(tmp_path):
+    made = trainer(
+        tmp_path,
+        given=[Teacher(tiny.model(), name="self", tokenizer=tiny.tokenizer())],
+        controller=Fixed(policy=0.0),
+        signals=["response"],
+        teacher_reward=0.0,
+        optim="sgd",
+    )
+    before = parameters(made)
+    made.train()
+    assert history(made, "loss/response") == pytest.approx([0.0] * 5, abs=1e-6)
+    torch.testing.assert_close(parameters(made), before, rtol=0, atol=1e-6)
+
+
+def test_a_teacher_without_weight_changes_nothing_and_is_not_run(tmp_path):
+    lone = trainer(tmp_path, given=teachers()[:1], controller=Fixed(heartbeat=1000), signals=["policy", "response"])
+    lone.train()
+    both = trainer(
+        tmp_path, controller=Fixed(teachers={"narrow": 0.0}, heartbeat=1000), signals=["policy", "response"]
+    )
+    runs = []
+    both._teacher_models[1].base_model.register_forward_hook(lambda *_: runs.append(1))
+    both.train()
+    torch.testing.assert_close(parameters(lone), parameters(both), rtol=0, atol=0)
+    assert len(runs) == 1  # the look at the start, which every teacher gets
+
+
+def test_padding_does_not_matter(tmp_path):
+    made = trainer(tmp_path, controller=Fixed(policy=0.5))
+    made.model.train()
+    made.current_gradient_accumulation_steps = 1
+    rows = [made.train_dataset[i // 4] for i in range(8)]
+    torch.manual_seed(0)
+    inputs = made._generate_and_score_completions(rows)
+    inputs["completion_mask"][:, 3:] = 0
+    inputs["num_items_in_batch"] = inputs["completion_mask"].sum()
+    made._score_with_teachers(inputs)
+    loss = made._compute_loss(made.model, inputs)
+    spoilt = dict(inputs)
+    spoilt["completion_ids"] = inputs["completion_ids"].clone()
+    spoilt["completion_ids"][:, 3:] = 7
+    for name in ("teacher_0_hidden", "teacher_1_hidden"):
+        spoilt[name] = inputs[name].clone()
+        spoilt[name][:, 4:] = float("nan")
+    assert made._compute_loss(made.model, spoilt).item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_a_larger_padded_vocabulary_is_cut(tmp_path):
+    padded = Teacher(tiny.model(seed=1, vocabulary=20), name="padded", tokenizer=tiny.tokenizer())
+    trainer(tmp_path, given=[padded], max_steps=1, controller=Fixed()).train()
+
+
+def test_a_teacher_with_another_tokenizer_is_refused(tmp_path):
+    other = tiny.tokenizer()
+    other.add_tokens(["brown"])
+    with pytest.raises(TeacherError, match="'stranger'.*tokenizer differs"):
+        trainer(tmp_path, given=[Teacher(tiny.model(1), name="stranger", tokenizer=other)])
+
+
+def test_impossible_signals_are_refused(tmp_path):
+    with pytest.raises(RecipeError, match="need teachers"):
+        trainer(tmp_path, given=[], signals=["feature"])
+    with pytest.raises(RecipeError, match="'respnse'"):
+        trainer(tmp_path, signals=["respnse"])
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_resumed_is_uninterrupted(tmp_path, lora):
+    from peft import LoraConfig
+
+    def made(folder: str, **changes: Any) -> RLDTrainer:
+        torch.manual_seed(0)
+        return RLDTrainer(
+            model=tiny.model(),
+            reward_funcs=tiny.letters,
+            args=RLDConfig(
+                **tiny.options(tmp_path / folder, **{**EVERYTHING, "max_steps": 12, "save_strategy": "steps"}, **changes)
+            ),
+            train_dataset=tiny.rows(128),
+            processing_class=tiny.tokenizer(),
+            peft_config=LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear") if lora else None,
+            teachers=teachers(),
+        )
+
+    whole = made("whole", save_steps=7)
+    whole.train()
+    again = made("again", save_steps=7)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-7"))
+    for name in ("loss", "loss/response", "loss/feature", "weight/policy", "reward", "teacher/wide/weight/first"):
+        assert history(again, name)[-5:] == history(whole, name)[-5:], name
+    torch.testing.assert_close(parameters(again), parameters(whole), rtol=0, atol=0)
+    exported = tiny.LlamaForCausalLM.from_pretrained if not lora else None
+    if exported is not None:
+        student = exported(tmp_path / "whole" / "checkpoint-7")
+        assert not any("projection" in name for name, _ in student.named_parameters())
+
+
+def test_resuming_with_other_teachers_is_refused(tmp_path):
+    trainer(tmp_path, save_strategy="steps", save_steps=2, max_steps=2).train()
+    fewer = trainer(tmp_path, given=teachers()[:1], max_steps=4)
+    with pytest.raises(ControllerError, match="teachers"):
+        fewer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path):
+    def run(on: bool) -> torch.Tensor:
+        made = trainer(tmp_path, gradient_checkpointing=on, max_steps=3, optim="sgd", controller=Fixed())
+        made.train()
+        return parameters(made)
+
+    torch.testing.assert_close(run(True), run(False), rtol=1e-5, atol=1e-7)
