@@ -1,0 +1,267 @@
+"""What only a look at the whole recipe and at what it names can tell.
+
+Works on the recipe's tree as written, so that it finds mistakes in a recipe whose other parts the schema refuses;
+values of a wrong type are the schema's business and are passed over. Nothing is imported, loaded or run.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Generator, Iterator, Mapping
+from typing import Any
+
+from rld import installed, library, source
+from rld.document import Document, Loc, Problem, shown
+from rld.errors import LibraryError
+from rld.hints import hint, nearest
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+_STEPS = "set the stage's steps instead"
+_EVERY = "set the stage's checkpoint_every instead"
+_SCORED = "rld scores held-out rows itself; set held_out of a skill instead"
+_OWNED = {
+    "output_dir": "use --output instead",
+    "resume_from_checkpoint": "use --resume instead",
+    "seed": "set the recipe's seed instead",
+    "max_steps": _STEPS,
+    "num_train_epochs": _STEPS,
+    "save_steps": _EVERY,
+    "save_strategy": _EVERY,
+    "save_total_limit": _EVERY,
+    "eval_strategy": _SCORED,
+    "eval_steps": _SCORED,
+    "max_length": "set the recipe's max_new_tokens instead",
+    "model_init_kwargs": "write the model as a mapping with path and init instead",
+    "remove_unused_columns": "rewards need the columns, so rld sets it",
+    "shuffle_dataset": "rld orders the rows itself",
+}
+_OWNED_BY_RUN = {
+    "sft": {"per_device_train_batch_size": "set the stage's batch instead"},
+    "distill": {
+        "per_device_train_batch_size": "set rollout.prompts and rollout.completions instead",
+        "num_generations": "set rollout.completions instead",
+        "temperature": "set rollout.temperature instead",
+        "max_completion_length": "set the recipe's max_new_tokens instead",
+        "reward_weights": "set the weight of each of the rewards instead",
+    },
+}
+_GIVEN_TO_REWARDS = {
+    *("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"),
+    *("answer", "entry", "skill", "level", "question"),
+}
+_GYM_OWNED = {"seed": "rld sets it, so that training and held-out rows differ", "size": "rld draws as many as it needs"}
+
+
+def problems(document: Document) -> Iterator[Problem]:
+    """Yield every mistake in how a recipe's parts fit together and in what they name."""
+    checker = _Checker(document)
+    match document.tree:
+        case {"tokenizer": dict(), "prompts": {"style": "chat"}}:
+            where = ("prompts", "style")
+            yield Problem(where, "prompts.style cannot be chat: a tokenizer of characters has no chat template")
+    for key, model in _items(document.tree.get("models")):
+        yield from checker.model(("models", key), model)
+    for key, skill in _items(document.tree.get("skills")):
+        yield from checker.skill(("skills", key), skill)
+    for i, reward in _items(document.tree.get("rewards")):
+        yield from checker.part("rewards", ("rewards", i), reward)
+    for i, stage in _items(document.tree.get("stages")):
+        if isinstance(stage, dict):
+            yield from checker.stage(("stages", i), stage)
+
+
+class _Checker:
+    """What a recipe's parts may refer to, mistakes elsewhere or not, and one method per kind of part."""
+
+    def __init__(self, document: Document) -> None:
+        self.label = document.label
+        self.folder = document.path.parent
+        self.models = _keys(document.tree.get("models"))
+        self.skills = _keys(document.tree.get("skills"))
+        self.tokenizer = document.tree.get("tokenizer")
+        stages = _items(document.tree.get("stages"))
+        self.stages = [stage.get("name") if isinstance(stage, dict) else None for _, stage in stages]
+
+    # -- models ------------------------------------------------------------------------------------------------------
+
+    def model(self, loc: Loc, model: Any) -> Iterator[Problem]:
+        match model:
+            case str(name):
+                yield from self.weights(loc, name, [])
+            case {"new": str(kind), **rest}:
+                if self.tokenizer is None:
+                    yield Problem(loc, f"{self.label(loc)} is new and needs a tokenizer: set tokenizer.characters")
+                types = installed.model_types()
+                if types is not None and kind not in types:
+                    yield Problem((*loc, "new"), f"{self.label(loc)}.new cannot be {kind!r}{hint(kind, types)}")
+                yield from self.options((*loc, "config"), rest.get("config"), installed.model_fields(kind), {})
+            case {"path": str(name)}:
+                yield from self.weights((*loc, "path"), name, [])
+
+    def weights(self, loc: Loc, name: str, known: list[str]) -> Iterator[Problem]:
+        """Check a name that leads to weights: one of `known`, a folder or a hub id."""
+        place = library.local(name, self.folder)
+        if name in known or (place is not None and place.is_dir()):
+            return
+        if place is not None:
+            yield Problem(loc, f"{self.label(loc)}: {name} is a file; give the folder of a model")
+        elif name.startswith((".", "/", "~")) or name.count("/") > 1:
+            yield Problem(loc, f"{self.label(loc)}: there is no folder {name}")
+        elif not _HUB_ID.fullmatch(name):
+            near = hint(name, known) or "; give a name in models, an earlier stage, a hub id (owner/name) or a folder"
+            yield Problem(loc, f"{self.label(loc)}: there is no model {name!r}{near}")
+
+    def reference(self, loc: Loc, name: Any, index: int) -> Iterator[Problem]:
+        """Check the model that the stage at `index` refers to."""
+        if not isinstance(name, str):
+            return
+        if name in self.stages[index:] and name not in self.models + self.stages[:index]:
+            yield Problem(loc, f"{self.label(loc)}: stage {name!r} has not run by then; refer to an earlier one")
+        else:
+            yield from self.weights(loc, name, self.models + [s for s in self.stages[:index] if isinstance(s, str)])
+
+    # -- skills, rewards, curricula ----------------------------------------------------------------------------------
+
+    def skill(self, loc: Loc, skill: Any) -> Iterator[Problem]:
+        match skill:
+            case {"generator": str(use), **rest}:
+                levels = _items(rest.get("levels", [{}]))
+                signature = yield from self.signature("generators", (*loc, "generator"), use)
+                for i, level in levels:
+                    yield from self.call((*loc, "levels", i), level, use, signature)
+            case {"reasoning_gym": str(task), **rest}:
+                tasks = installed.gym_tasks()
+                if tasks is not None and task not in tasks:
+                    where = (*loc, "reasoning_gym")
+                    yield Problem(where, f"{self.label(where)}: reasoning-gym has no task {task!r}{hint(task, tasks)}")
+                for i, level in _items(rest.get("levels")):
+                    yield from self.options((*loc, "levels", i), level, installed.gym_fields(task), _GYM_OWNED)
+            case {"rows": str(name)}:
+                place = library.local(name, self.folder)
+                if place is None or not place.is_file():
+                    beside = [path.name for path in self.folder.iterdir() if path.suffix in (".jsonl", ".csv")]
+                    where = (*loc, "rows")
+                    yield Problem(where, f"{self.label(where)}: there is no file {name}{hint(name, beside)}")
+
+    def part(self, kind: library.Kind, loc: Loc, part: Any) -> Iterator[Problem]:
+        """Check a reward or curriculum: that it exists and takes its options."""
+        if isinstance(part, dict) and isinstance(part.get("use"), str):
+            signature = yield from self.signature(kind, (*loc, "use"), part["use"])
+            yield from self.call((*loc, "options"), part.get("options", {}), part["use"], signature)
+
+    def signature(self, kind: library.Kind, loc: Loc, use: str) -> Generator[Problem, None, source.Signature | None]:
+        """Return what a named function or class can be given beyond what rld gives it, if its source shows it."""
+        try:
+            place = library.locate(kind, use, self.folder)
+        except LibraryError as error:
+            yield Problem(loc, f"{self.label(loc)}: {error}")
+            return None
+        found = source.signature(source.parse(place.path), place.attribute, skip=0 if kind == "rewards" else 1)
+        if found is None or kind != "rewards":
+            return found
+        if "completions" not in found.named and not found.any_name:
+            yield Problem(loc, f"{self.label(loc)}: {use} is no reward, for it takes no argument called completions")
+        # TRL hands a reward every column of the rows by name, so it takes **columns, and options must be spelt out
+        named = tuple(name for name in found.named if name not in _GIVEN_TO_REWARDS)
+        return source.Signature(named, (), any_name=False)
+
+    def call(self, loc: Loc, given: Any, use: str, signature: source.Signature | None) -> Iterator[Problem]:
+        """Check the arguments `given` by name to what `use` names."""
+        if signature is None or not isinstance(given, dict):
+            return
+        for key in given:
+            if key not in signature.named and not signature.any_name:
+                takes = hint(str(key), signature.named) or f"; {use} takes no such option"
+                yield Problem((*loc, key), f"unknown key '{self.label((*loc, key))}'{takes}")
+        for key in signature.required:
+            if key not in given:
+                yield Problem(loc, f"'{self.label(loc)}.{key}' is required by {use}")
+
+    def options(
+        self, loc: Loc, given: Any, fields: installed.Fields | None, owned: Mapping[str, str]
+    ) -> Iterator[Problem]:
+        """Check options that are passed on to a library."""
+        for key, value in _items(given) if isinstance(given, dict) else ():
+            where, known = (*loc, key), fields or {}
+            meant = key if key in known else nearest(str(key), known)
+            if meant is not None and meant in owned:
+                yield Problem(where, f"{self.label(where)} is not yours to set: {owned[meant]}")
+            elif fields is None:
+                continue
+            elif key not in fields:
+                yield Problem(where, f"unknown key {self.label(where)!r}{hint(str(key), fields)}")
+            elif not installed.accepts(fields[key], value):
+                kind = ast.unparse(fields[key].annotation)
+                yield Problem(where, f"{self.label(where)} should be {kind}, not {shown(value)}")
+            elif (words := installed.choices(fields[key])) is not None and value not in words:
+                yield Problem(where, f"{self.label(where)} cannot be {shown(value)}{hint(str(value), words)}")
+
+    # -- stages ------------------------------------------------------------------------------------------------------
+
+    def stage(self, loc: Loc, stage: Mapping[Any, Any]) -> Iterator[Problem]:
+        index, name = loc[1], stage.get("name")
+        if isinstance(name, str) and name in self.stages[:index]:
+            yield Problem((*loc, "name"), f"an earlier stage is called {name!r} too; choose another name")
+        if isinstance(name, str) and name in self.models:
+            yield Problem((*loc, "name"), f"a stage and a model are both called {name!r}; choose another name")
+        yield from self.skill_names((*loc, "skills"), stage.get("skills"), self.skills)
+        yield from self.options((*loc, "lora"), stage.get("lora"), installed.lora_fields(), {})
+        run = stage.get("run")
+        if run in ("sft", "distill"):
+            owned = _OWNED | _OWNED_BY_RUN[run]
+            yield from self.options((*loc, "trainer"), stage.get("trainer"), installed.trainer_fields(run), owned)
+            student = "model" if run == "sft" else "student"
+            yield from self.reference((*loc, student), stage.get(student), index)
+        if run == "distill":
+            yield from self.part("curricula", (*loc, "curriculum"), stage.get("curriculum"))
+            yield from self.teachers(loc, stage)
+
+    def skill_names(self, loc: Loc, given: Any, known: list[str]) -> Iterator[Problem]:
+        if given == []:
+            yield Problem(loc, f"{self.label(loc)} names no skill; leave it out to mean all")
+        for i, name in enumerate(given if isinstance(given, list) else ()):
+            if isinstance(name, str) and name not in known:
+                where = f"{self.label(loc)}: {name!r} is no skill"
+                yield Problem((*loc, i), where + (" of this stage" if name in self.skills else hint(name, known)))
+
+    def teachers(self, loc: Loc, stage: Mapping[Any, Any]) -> Iterator[Problem]:
+        teachers = _keys(stage.get("teachers"))
+        chosen = stage.get("skills")
+        trained = chosen if isinstance(chosen, list) else self.skills
+        for name, teacher in _items(stage.get("teachers")):
+            where = (*loc, "teachers", name)
+            if isinstance(name, str) and not _NAME.fullmatch(name):
+                yield Problem(where, f"{self.label(where)}: a name has only letters, digits, '_' and '-'")
+            if isinstance(teacher, dict):
+                yield from self.reference((*where, "model"), teacher.get("model"), loc[1])
+                yield from self.skill_names((*where, "skills"), teacher.get("skills"), trained)
+        yield from self.signals((*loc, "signals"), stage.get("signals"), teachers)
+        match stage.get("controller"):
+            case {"kind": "fixed", "teachers": dict(weights)}:
+                for name in weights:
+                    if name not in teachers:
+                        where = (*loc, "controller", "teachers", name)
+                        yield Problem(where, f"{self.label(where)}: no such teacher{hint(str(name), teachers)}")
+
+    def signals(self, loc: Loc, signals: Any, teachers: list[str]) -> Iterator[Problem]:
+        given = {name: signal for name, signal in _items(signals) if signal is not None}
+        if isinstance(signals, dict) and not given:
+            yield Problem(loc, f"{self.label(loc)}: no signal takes part; name policy, response or feature")
+        needy = [name for name in ("response", "feature") if name in given]
+        match given.get("policy"):
+            case {"teacher_reward": int() | float() as weight} if weight > 0:
+                needy.append("policy.teacher_reward")
+        for name in needy if not teachers else ():
+            where = (*loc, *name.split("."))
+            yield Problem(where, f"{self.label(where)} needs teachers, and this stage has none")
+
+
+def _keys(value: Any) -> list[str]:
+    return [key for key in value if isinstance(key, str)] if isinstance(value, dict) else []
+
+
+def _items(value: Any) -> list[tuple[Any, Any]]:
+    return list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []

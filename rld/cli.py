@@ -1,0 +1,194 @@
+"""The command line: `rld train`, `check`, `evaluate`, `report`, `list`, `copy`.
+
+A mistake of the user's ends with exit code 2 and one line per mistake on stderr; anything else that goes wrong is a
+bug of `rld`'s and shows its traceback. What takes seconds to import is imported by the command that needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rld import catalogue, library
+from rld.errors import LibraryError, RecipeError, RldError
+from rld.hints import hint
+from rld.overview import overview
+from rld.reading import read
+
+
+class UsageError(RldError):
+    """A command line that does not parse."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: What follows `rld`. None: the process's own.
+
+    Returns:
+        The exit code: 0; 2 for the user's mistake; 130 when stopped with Ctrl-C.
+    """
+    try:
+        options = _parse(sys.argv[1:] if arguments is None else list(arguments))
+        code: int = _COMMANDS[options.command](options)
+        return code
+    except RldError as error:
+        # Every process of a distributed run finds the same mistake in the recipe; one of them says so.
+        if _is_main() or not isinstance(error, (RecipeError, LibraryError, UsageError)):
+            for line in str(error).splitlines():
+                print(f"rld: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser, commands = _parsers()
+    if arguments and not arguments[0].startswith("-"):
+        command = arguments[0]
+        if command not in commands:
+            raise UsageError(f"there is no command {command!r}{hint(command, commands)}")
+        # Subparsers cannot mix overrides and options, as in `train r.yaml seed=1 --output x stages.a.steps=2`.
+        return commands[command].parse_intermixed_args(arguments[1:], argparse.Namespace(command=command))
+    return parser.parse_args(arguments or ["--help"])
+
+
+def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
+    parser = _Parser(prog="rld", description="Distil and reinforce small language models.")
+    parser.add_argument("--version", action="version", version=f"rld {_version()}")
+    group = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands: dict[str, _Parser] = {}
+    for name, function in _COMMANDS.items():
+        about = (function.__doc__ or "").strip().rstrip(".")
+        commands[name] = group.add_parser(name, help=about, description=about + ".")
+    for name in ("train", "check"):
+        _add_recipe(commands[name])
+    commands["train"].add_argument("--output", metavar="DIR", type=Path, help="the run's folder (default: runs/NAME)")
+    commands["train"].add_argument("--resume", action="store_true", help="go on where the run in that folder stopped")
+    commands["evaluate"].add_argument("model", metavar="MODEL", help="a folder or a hub id")
+    _add_recipe(commands["evaluate"])
+    commands["report"].add_argument("run", metavar="RUN", type=Path, help="a run's folder")
+    commands["list"].add_argument("kind", metavar="KIND", nargs="?", help=", ".join(catalogue.KINDS))
+    commands["copy"].add_argument("name", metavar="NAME", help="a shipped recipe")
+    commands["copy"].add_argument(
+        "to", metavar="DEST", nargs="?", type=Path, default=Path(), help="a folder (default: here)"
+    )
+    commands["copy"].add_argument("--force", action="store_true", help="overwrite files that are there")
+    return parser, commands
+
+
+def _version() -> str:
+    try:
+        return version("rld")
+    except PackageNotFoundError:
+        return "(run from its source, not installed)"
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe's file, or the name of one that ships")
+    parser.add_argument(
+        "overrides", metavar="key.path=value", nargs="*", default=[], help="such as stages.distill.steps=10"
+    )
+
+
+def _is_main() -> bool:
+    """Tell whether this process is the one that speaks for all of a distributed run."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _train(options: argparse.Namespace) -> int:
+    """Run all the stages of a recipe."""
+    source = library.find_recipe(options.recipe)
+    recipe = read(source, options.overrides)
+    output: Path = options.output or Path("runs") / recipe.name
+    if _is_main() and not options.resume:
+        require_free(output)
+    from rld.pipeline import train
+
+    return train(recipe, source, output, options.resume)
+
+
+def require_free(output: Path) -> None:
+    """Refuse a folder that holds a run already.
+
+    Raises:
+        UsageError: it does, or it is a file.
+    """
+    if (output / "recipe.json").exists():
+        raise UsageError(f"{output} holds a run already; add --resume to go on with it, or choose another --output")
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"--output {output} is a file; give a folder")
+
+
+def _check(options: argparse.Namespace) -> int:
+    """Validate a recipe without loading anything, and show what it will do and cost."""
+    source = library.find_recipe(options.recipe)
+    recipe = read(source, options.overrides)
+    if _is_main():
+        Console(highlight=False).print(overview(recipe, source.parent))
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    """Score a model on the held-out rows of a recipe."""
+    source = library.find_recipe(options.recipe)
+    recipe = read(source, options.overrides)
+    from rld.pipeline import evaluate
+
+    return evaluate(options.model, recipe, source)
+
+
+def _report(options: argparse.Namespace) -> int:
+    """Draw the report of a run again."""
+    run: Path = options.run
+    if not (run / "recipe.json").is_file():
+        beside = [str(path.parent) for path in run.parent.glob("*/recipe.json")]
+        raise UsageError(f"{run} holds no run{hint(str(run), beside)}")
+    from rld.report import write_report
+
+    print(write_report(run))
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    """List what ships."""
+    if options.kind is not None and options.kind not in catalogue.KINDS:
+        raise UsageError(f"nothing of kind {options.kind!r} ships{hint(options.kind, catalogue.KINDS)}")
+    table = Table("kind", "name", "what it is")
+    for kind in [options.kind] if options.kind else catalogue.KINDS:
+        for name, about in catalogue.names(kind).items():
+            table.add_row(kind, Text(name), Text(about))
+    Console(highlight=False).print(table)
+    return 0
+
+
+def _copy(options: argparse.Namespace) -> int:
+    """Copy a shipped recipe and the files that it names, to make it your own."""
+    for path in catalogue.copy(options.name, options.to, options.force):
+        print(path)
+    return 0
+
+
+_COMMANDS = {
+    "train": _train,
+    "check": _check,
+    "evaluate": _evaluate,
+    "report": _report,
+    "list": _list,
+    "copy": _copy,
+}

@@ -1,0 +1,150 @@
+"""What a run will cost: parameters, memory and floating-point operations, before anything is loaded.
+
+Operations are counted as usual: 2 per parameter and token forwards, twice that backwards (Kaplan et al. 2020, section
+2.1), attention's quadratic part left out. Memory is that of weights and optimiser; activations come on top.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rld import installed, library
+from rld.recipe import NewModel, PretrainedModel, Recipe
+from rld.stages import Distill, Sft
+
+_GATED = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2"}
+_FLOAT32 = 4
+_SPECIAL_TOKENS = 3  # of a character tokenizer: padding, end and unknown
+_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def parameters(config: Mapping[str, Any]) -> int | None:
+    """Count the parameters of a decoder with gated feed-forward blocks, as Llama, Qwen and Gemma are.
+
+    Args:
+        config: What its `config.json` holds; an option that is left out has its class's default.
+
+    Returns:
+        The count, embeddings included, tied ones once; None for another architecture.
+    """
+    kind = config.get("model_type", "")
+    if kind not in _GATED:
+        return None
+    c = {**installed.model_defaults(kind), **config}
+    width, layers, heads = c["hidden_size"], c["num_hidden_layers"], c["num_attention_heads"]
+    head = c.get("head_dim") or width // heads
+    queries, keys = heads * head, (c.get("num_key_value_heads") or heads) * head
+    inner = c["intermediate_size"]
+    attention = 2 * width * queries + 2 * width * keys
+    if kind == "qwen2":
+        attention += queries + 2 * keys
+    elif c.get("attention_bias"):
+        attention += queries + 2 * keys + width
+    if kind == "qwen3":
+        attention += 2 * head  # the norms of queries and keys
+    feed_forward = 3 * width * inner + (2 * inner + width if c.get("mlp_bias") else 0)
+    norms = (4 if kind == "gemma2" else 2) * width
+    embeddings = c["vocab_size"] * width * (1 if c.get("tie_word_embeddings") else 2)
+    return int(layers * (attention + feed_forward + norms) + width + embeddings)
+
+
+def forward_flops(num_parameters: int, tokens: int) -> int:
+    """Return the operations of a forward pass over `tokens` tokens."""
+    return 2 * num_parameters * tokens
+
+
+def training_flops(num_parameters: int, tokens: int) -> int:
+    """Return the operations of a forward and a backward pass over `tokens` tokens."""
+    return 3 * forward_flops(num_parameters, tokens)
+
+
+def training_bytes(num_parameters: int) -> int:
+    """Return the memory of weights, gradients and AdamW's two moments in float32."""
+    return 4 * _FLOAT32 * num_parameters
+
+
+def frozen_bytes(num_parameters: int, dtype: str = "float32") -> int:
+    """Return the memory of weights that are only read, such as a teacher's."""
+    return _BYTES.get(dtype, _FLOAT32) * num_parameters
+
+
+def config_of(model: str, relative_to: Path) -> dict[str, Any] | None:
+    """Return the `config.json` of a folder, or of a hub id in the local cache; None when it is not on this machine."""
+    place = library.local(model, relative_to)
+    if place is None:
+        from huggingface_hub import try_to_load_from_cache  # takes a quarter of a second, and only hub ids need it
+
+        cached = try_to_load_from_cache(model, "config.json")
+        path = Path(cached) if isinstance(cached, str) else None
+    else:
+        path = place / "config.json"
+    if path is None or not path.is_file():
+        return None
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return config
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What a stage will cost; None where a model's size is unknown."""
+
+    parameters: int | None
+    """Of the model that it trains."""
+    teachers: Mapping[str, int | None]
+    bytes: int | None
+    """Weights, gradients and optimiser of the student, weights of the teachers."""
+    flops: int | None
+    """For answers of the greatest length. Prompts come on top."""
+
+
+def stage_costs(recipe: Recipe, relative_to: Path) -> dict[str, StageCost]:
+    """Return what each stage will cost, by name; paths are looked up from the folder `relative_to`."""
+    sizes: dict[str, int | None] = {}
+
+    def size(name: str) -> int | None:
+        if name not in sizes:
+            config = _config(recipe, name, relative_to)
+            sizes[name] = None if config is None else parameters(config)
+        return sizes[name]
+
+    costs = {}
+    for stage in recipe.stages:
+        if isinstance(stage, Sft):
+            costs[stage.name] = _sft_cost(stage, size(stage.model), recipe.max_new_tokens)
+        else:
+            teachers = {name: size(teacher.model) for name, teacher in stage.teachers.items()}
+            costs[stage.name] = _distill_cost(stage, size(stage.student), teachers, recipe.max_new_tokens)
+        sizes[stage.name] = costs[stage.name].parameters
+    return costs
+
+
+def _config(recipe: Recipe, name: str, relative_to: Path) -> dict[str, Any] | None:
+    model = recipe.models.get(name, name)
+    if isinstance(model, NewModel):
+        assert recipe.tokenizer is not None  # the reader refuses a new model without one
+        vocabulary = len(set(recipe.tokenizer.characters)) + _SPECIAL_TOKENS
+        return {"vocab_size": vocabulary, **model.config, "model_type": model.new}
+    return config_of(model.path if isinstance(model, PretrainedModel) else model, relative_to)
+
+
+def _sft_cost(stage: Sft, size: int | None, max_new_tokens: int) -> StageCost:
+    if size is None:
+        return StageCost(None, {}, None, None)
+    flops = stage.steps * training_flops(size, stage.batch * max_new_tokens)
+    return StageCost(size, {}, training_bytes(size), flops)
+
+
+def _distill_cost(stage: Distill, size: int | None, teachers: dict[str, int | None], max_new_tokens: int) -> StageCost:
+    known = [teacher for teacher in teachers.values() if teacher is not None]
+    if size is None or len(known) < len(teachers):
+        return StageCost(size, teachers, None, None)
+    tokens = stage.rollout.prompts * stage.rollout.completions * max_new_tokens
+    generated_and_learnt = forward_flops(size, tokens) + training_flops(size, tokens)
+    flops = stage.steps * (generated_and_learnt + sum(forward_flops(teacher, tokens) for teacher in known))
+    dtypes = [str(teacher.init.get("dtype", "float32")) for teacher in stage.teachers.values()]
+    frozen = sum(frozen_bytes(teacher, dtype) for teacher, dtype in zip(known, dtypes, strict=True))
+    return StageCost(size, teachers, training_bytes(size) + frozen, flops)
