@@ -31,12 +31,13 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from rld import checkpoint, data, evaluation, library
+from rld.config import RLDConfig
 from rld.errors import RecipeError
 from rld.progress import ProgressBar, RunLog
 from rld.recipe import NewModel, PretrainedModel, Recipe
 from rld.stages import Distill, Sft, TeacherSpec
 from rld.teachers import Teacher
-from rld.trainer import RLDConfig, RLDTrainer
+from rld.trainer import RLDTrainer
 from rld.types import Row
 
 STAGE = "rld_stage.json"

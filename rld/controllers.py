@@ -66,9 +66,10 @@ class Gap(_Controller):
 
     - `policy` is worth the measured share of groups whose completions got different rewards: where all succeed or
       all fail, reinforcement has no gradient.
-    - A teacher is worth its lead: the chance that it is better than the student times how far, up to `headroom`.
-      Both competences are Beta posteriors of verified successes, the student's with forgetting. A teacher that was
-      never probed is worth how far the student still is from it, up to `kappa` nats.
+    - A teacher is worth its lead: the chance that it is better than the student times how far, up to `headroom`,
+      times the square of its competence relative to the best teacher's. Competences are Beta posteriors of verified
+      successes, the student's with forgetting. A teacher that was never probed is worth how far the student still is
+      from it, up to `kappa` nats.
     - `response` is worth its best teacher; `feature` the same, fading as the outputs align.
 
     Each tick takes a capped mirror step towards weights in proportion to `prior * worth`, and switches a signal or
@@ -139,7 +140,7 @@ class Gap(_Controller):
                 share = news.informative / news.groups
                 before = entry["informative"]
                 entry["informative"] = share if before is None else 0.5 * before + 0.5 * share
-            leads = {name: self._lead(entry["student"], news.teachers.get(name)) for name in entry["teachers"]}
+            leads = self._leads(entry["student"], {name: news.teachers.get(name) for name in entry["teachers"]})
             apart = [seen_t.divergence for seen_t in news.teachers.values() if seen_t.divergence is not None]
             fade = _clip(max(apart) / self.kappa, 0, 1) if apart else 1.0
             best = max(leads.values(), default=0.0)
@@ -155,16 +156,27 @@ class Gap(_Controller):
                     events.append(Event(seen.step, kind, skill, name, f"{measured}, its worth {values[name]:.2f}"))
         return state, self.weights(state), events
 
-    def _lead(self, student: list[float], teacher: TeacherSeen | None) -> float:
-        """Worth in [0, 1] of a teacher on a skill."""
-        if teacher is None or not teacher.teaches:
-            return 0.0
-        if not teacher.probed:
-            return 1.0 if teacher.divergence is None else _clip(teacher.divergence / self.kappa, 0, 1)
+    def _leads(self, student: list[float], teachers: Mapping[str, TeacherSeen | None]) -> dict[str, float]:
+        """Worth in [0, 1] of each teacher on a skill."""
         p, p_var = _beta(student[0], student[1])
-        c, c_var = _beta(1 + teacher.verified, 1 + teacher.probed - teacher.verified)
-        chance = 0.5 * math.erfc(-(c - p - self.margin) / math.sqrt(2 * (p_var + c_var)))
-        return chance * _clip((c - p) / self.headroom, 0, 1)
+        posterior = {
+            name: _beta(1 + seen.verified, 1 + seen.probed - seen.verified)
+            for name, seen in teachers.items()
+            if seen is not None and seen.teaches and seen.probed
+        }
+        best = max((c for c, _ in posterior.values()), default=1.0)
+        worth = {}
+        for name, seen in teachers.items():
+            if seen is None or not seen.teaches:
+                worth[name] = 0.0
+            elif name in posterior:
+                c, c_var = posterior[name]
+                chance = 0.5 * math.erfc(-(c - p - self.margin) / math.sqrt(2 * (p_var + c_var)))
+                # Squared, so that a weak teacher does not dilute a strong one while the student is weaker than both.
+                worth[name] = chance * _clip((c - p) / self.headroom, 0, 1) * (c / best) ** 2
+            else:
+                worth[name] = 1.0 if seen.divergence is None else _clip(seen.divergence / self.kappa, 0, 1)
+        return worth
 
     def _mirror(
         self, table: State, worth: Mapping[str, float], prior: Mapping[Any, float], never_off: str

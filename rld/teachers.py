@@ -6,7 +6,7 @@ applied to them later, in tiles. Shapes: B completions, T completion tokens, P p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
 from rld.errors import TeacherError
-from rld.student import Head
+from rld.features import AnyFeature, layer_pairs
+from rld.student import Head, Projections, TeacherStates
 
 # Texts whose tokens tell tokenizers apart: words, digits, code, white space, other scripts.
 _PROBES = ("The quick brown fox jumps over 13 lazy dogs.", "def f(x):\n    return x ** 2", "Ünïcode 漢字 🙂", "a b=c:d")
@@ -133,3 +134,88 @@ def log_probabilities(head: Head, hidden_BTH: Tensor, targets_BT: Tensor, temper
         (),
     )
     return per_token.view(targets_BT.shape)
+
+
+class Panel:
+    """The teachers of one trainer, ready to score rollouts.
+
+    What it adds to a rollout is batch first and survives TRL's shuffling and splitting into micro-batches.
+    """
+
+    def __init__(
+        self,
+        teachers: Sequence[Teacher],
+        student: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        feature: AnyFeature | None,
+        prepare: Callable[[PreTrainedModel], PreTrainedModel],
+    ) -> None:
+        names = [teacher.name for teacher in teachers]
+        if len(set(names)) < len(names):
+            raise TeacherError(f"two teachers share a name: {names}; give them names with Teacher(model, name=...)")
+        config = student.config.get_text_config()
+        for teacher in teachers:
+            teacher.require_same_tokenizer(tokenizer, config.vocab_size)
+        self.models = [prepare(teacher.load()) for teacher in teachers]
+        self.num_parameters = [model.num_parameters() for model in self.models]
+        self._vocabulary = student.get_output_embeddings().weight.shape[0]
+        depths = [model.config.get_text_config().num_hidden_layers for model in self.models]
+        self.pairs = [layer_pairs(feature.layers, config.num_hidden_layers, d) if feature else [] for d in depths]
+
+    def projections(self, student: PreTrainedModel) -> Projections:
+        """Maps from the student's hidden width to each teacher's, for the feature signal."""
+        widths = [model.config.get_text_config().hidden_size for model in self.models]
+        return Projections(student.config.get_text_config().hidden_size, self.pairs, widths)
+
+    def head(self, k: int) -> Head:
+        """Teacher k's output head over the vocabulary that it shares with the student."""
+        head = Head.of(self.models[k])
+        return head.first(min(self._vocabulary, head.weight.shape[0]))
+
+    @torch.no_grad()
+    def score(self, rollout: dict[str, Any], rows_BK: Tensor, batch: int) -> None:
+        """Run each teacher once over the rows that need it, `batch` rows at a time, and add what it says to `rollout`."""
+        ids_BS = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1)
+        attention_BS = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1)
+        num_tokens = rollout["completion_ids"].shape[1]
+        rollout["teacher_rows"] = rows_BK
+        for k, model in enumerate(self.models):
+            rows = rows_BK[:, k].nonzero().squeeze(1)
+            if not len(rows):
+                continue
+            layers = [layer for _, layer in self.pairs[k]]
+            last, mapped = hidden_states(model, ids_BS[rows], attention_BS[rows], num_tokens, layers, batch)
+            rollout[f"teacher_{k}_hidden"] = _at_rows(last, rows, len(ids_BS))
+            if mapped is not None:
+                rollout[f"teacher_{k}_layers"] = _at_rows(mapped, rows, len(ids_BS))
+
+    def sampled_log_probabilities(self, rollout: dict[str, Any], temperature: float) -> Tensor:
+        """Weighted sum over teachers of their log-probability of each sampled token: `[B, T]`."""
+        targets_BT = rollout["completion_ids"]
+        score_BT = torch.zeros(targets_BT.shape, device=targets_BT.device)
+        for k in range(len(self.models)):
+            rows = rollout["teacher_rows"][:, k]
+            if rows.any():
+                hidden = rollout[f"teacher_{k}_hidden"][rows]
+                log_p = log_probabilities(self.head(k), hidden, targets_BT[rows], temperature)
+                score_BT[rows] += rollout["teacher_weights"][rows, k, None] * log_p
+        return score_BT
+
+    def states(self, inputs: dict[str, Any]) -> list[TeacherStates]:
+        """What each teacher said about a micro-batch."""
+        return [
+            TeacherStates(
+                self.head(k),
+                inputs.get(f"teacher_{k}_hidden"),
+                inputs.get(f"teacher_{k}_layers"),
+                inputs["teacher_rows"][:, k],
+            )
+            for k in range(len(self.models))
+        ]
+
+
+def _at_rows(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+    """Put `values` at `rows` of a zero tensor with `num_rows` rows."""
+    if len(rows) == num_rows:
+        return values
+    return values.new_zeros(num_rows, *values.shape[1:]).index_copy_(0, rows, values)

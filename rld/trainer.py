@@ -17,67 +17,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather, is_peft_model
 from datasets import Dataset, IterableDataset
-from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 from trl.trainer.utils import get_callable_name
 
 from rld.checkpoint import STATE, read_json, write_json
+from rld.config import RLDConfig
 from rld.controllers import Gap
 from rld.data import Stream
-from rld.divergences import AnyDivergence
-from rld.errors import CheckpointError, DataError, RecipeError, TeacherError
-from rld.features import AnyFeature, layer_pairs
+from rld.errors import CheckpointError, DataError
 from rld.rollout import checked, group_counts
 from rld.signals import Ledger, blend, gradient_square, teacher_advantages, weighted_sum
 from rld.steering import Steering
-from rld.student import (
-    Head,
-    Projections,
-    SignalInputs,
-    SignalOutput,
-    TeacherStates,
-    add_signal_head,
-    attach_projections,
-)
-from rld.teachers import Teacher, hidden_states, log_probabilities
-from rld.types import DEFAULT_SKILL, SIGNALS, Controller, Curriculum, Event, Signal, Task
-
-
-@dataclass
-class RLDConfig(GRPOConfig):
-    """TRL's `GRPOConfig` and the options of the other signals."""
-
-    signals: list[str] | None = field(
-        default=None,
-        metadata={"help": "Signals that take part: policy, response, feature. None: policy, and response with teachers."},
-    )
-    divergence: dict[str, Any] | str = field(
-        default="jsd",
-        metadata={"help": "Divergence of the response signal: a kind, or a mapping of kind and options."},
-    )
-    feature: dict[str, Any] | str = field(
-        default="cosine",
-        metadata={"help": "Loss of the feature signal: a kind, or a mapping of kind and options."},
-    )
-    teacher_reward: float = field(
-        default=0.0,
-        metadata={"help": "Weight of the teacher-scored reward on each token's advantage. 0: none."},
-    )
-    skills: list[str] | None = field(
-        default=None,
-        metadata={"help": "Skills in the `skill` column. None: read off the training set."},
-    )
+from rld.student import SignalInputs, SignalOutput, add_signal_head, attach_projections
+from rld.teachers import Panel, Teacher
+from rld.types import DEFAULT_SKILL, SIGNALS, Controller, Curriculum, Event, Task
 
 
 class _Recorder:
@@ -134,10 +97,7 @@ class RLDTrainer(GRPOTrainer):
             name = model if isinstance(model, str) else model.config._name_or_path
             args = RLDConfig(f"{name.rstrip('/').split('/')[-1] or 'student'}-RLD")
         self.teachers = [t if isinstance(t, Teacher) else Teacher(t) for t in teachers]
-        names = [teacher.name for teacher in self.teachers]
-        if len(set(names)) < len(names):
-            raise TeacherError(f"two teachers share a name: {names}; give them names with Teacher(model, name=...)")
-        signals = _signals_of(args, bool(self.teachers))
+        signals = args.active_signals(has_teachers=bool(self.teachers))
         if not reward_funcs and self.teachers:
             reward_funcs = [no_reward]
         if callable(reward_funcs) or isinstance(reward_funcs, str):
@@ -163,31 +123,22 @@ class RLDTrainer(GRPOTrainer):
         self.num_generated, self.num_scored, self._num_rollouts = 0, 0, 0
         self._loss_inputs: dict[str, Any] | None = None
         self._signal_output: SignalOutput | None = None
-        self._divergence = _parse(AnyDivergence, args.divergence) if "response" in signals else None
-        self._feature = _parse(AnyFeature, args.feature) if "feature" in signals else None
+        self._divergence = args.divergence_model() if "response" in signals else None
+        self._feature = args.feature_model() if "feature" in signals else None
         self._student: PreTrainedModel = self.model.get_base_model() if is_peft_model(self.model) else self.model
         self._num_parameters = self._student.num_parameters()
         self._set_up_teachers()
         self._ledger = self._new_ledger()
 
     def _set_up_teachers(self) -> None:
-        if not self.teachers:
-            return
-        vocabulary = self._student.config.get_text_config().vocab_size
-        for teacher in self.teachers:
-            teacher.require_same_tokenizer(self._tokenizer, vocabulary)
-        models = [teacher.load() for teacher in self.teachers]
-        self._teacher_sizes = [model.num_parameters() for model in models]
-        self._teacher_models = [self.accelerator.prepare_model(model, evaluation_mode=True) for model in models]
-        self._pairs: list[list[tuple[int, int]]] = []
+        def prepare(teacher: PreTrainedModel) -> PreTrainedModel:
+            return self.accelerator.unwrap_model(self.accelerator.prepare_model(teacher, evaluation_mode=True))
+
+        self.panel = Panel(self.teachers, self._student, self._tokenizer, self._feature, prepare)
         if self._feature is not None:
-            depth = self._student.config.get_text_config().num_hidden_layers
-            configs = [model.config.get_text_config() for model in models]
-            self._pairs = [layer_pairs(self._feature.layers, depth, config.num_hidden_layers) for config in configs]
-            width = self._student.config.get_text_config().hidden_size
-            projections = Projections(width, self._pairs, [config.hidden_size for config in configs])
-            attach_projections(self._student, projections)
-        add_signal_head(self._student)
+            attach_projections(self._student, self.panel.projections(self._student))
+        if self.teachers:
+            add_signal_head(self._student)
 
     def _new_ledger(self) -> Ledger:
         return Ledger.empty(len(self.skills), len(self.teachers), self.accelerator.device)
@@ -215,7 +166,7 @@ class RLDTrainer(GRPOTrainer):
         labels = [row.get("skill", DEFAULT_SKILL) for row in inputs]
         unknown = sorted({str(label) for label in labels if label not in index})
         if unknown:
-            raise DataError(f"rows carry the skill {unknown[0]!r}, which is not among {self.skills}; name it in `skills`")
+            raise DataError(f"rows carry the skill {unknown[0]!r}, which is none of {self.skills}; name it in `skills`")
         return torch.tensor([index[label] for label in labels])
 
     def _observe_rollout(self, inputs: list[dict[str, Any]], output: dict[str, Any]) -> None:
@@ -237,42 +188,19 @@ class RLDTrainer(GRPOTrainer):
             task = Task(self.skills[s], level)
             self.stream.curriculum.observe(task, int(success_B[chosen].sum()), int(chosen.sum()))
 
-    @torch.no_grad()
     def _score_with_teachers(self, output: dict[str, Any]) -> None:
         """Run each needed teacher once over the completions and add what it says to `output`."""
-        ids_BS = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
-        attention_BS = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
-        num_tokens, skills_B = output["completion_ids"].shape[1], output["skill_ids"]
+        skills_B = output["skill_ids"]
         rows_BK = self.steering.wanted(self.args.teacher_reward).to(skills_B.device)[skills_B]
-        weights_BK = self.steering.teachers_SK.to(skills_B.device)[skills_B]
-        score_BT = torch.zeros(output["completion_ids"].shape, device=skills_B.device)
-        scored_K = (rows_BK * attention_BS.sum(1)[:, None]).sum(0)
-        for k, model in enumerate(self._teacher_models):
-            rows = rows_BK[:, k].nonzero().squeeze(1)
-            if not len(rows):
-                continue
-            layers = [layer for _, layer in self._pairs[k]] if self._feature is not None else []
-            batch = self.args.per_device_train_batch_size
-            last, mapped = hidden_states(model, ids_BS[rows], attention_BS[rows], num_tokens, layers, batch)
-            output[f"teacher_{k}_hidden"] = _spread_rows(last, rows, len(ids_BS))
-            if mapped is not None:
-                output[f"teacher_{k}_layers"] = _spread_rows(mapped, rows, len(ids_BS))
-            if self.args.teacher_reward:
-                head = self._teacher_head(k)
-                log_p = log_probabilities(head, last, output["completion_ids"][rows], self.temperature)
-                score_BT[rows] += weights_BK[rows, k, None] * log_p
-        output |= {"teacher_rows": rows_BK, "teacher_weights": weights_BK}
+        output["teacher_weights"] = self.steering.teachers_SK.to(skills_B.device)[skills_B]
+        self.panel.score(output, rows_BK, self.args.per_device_train_batch_size)
         if self.args.teacher_reward:
-            output["teacher_score"] = score_BT
+            output["teacher_score"] = self.panel.sampled_log_probabilities(output, self.temperature)
         if self.model.training:
-            scored = self.accelerator.reduce(scored_K, reduction="sum").tolist()
+            lengths_B = output["prompt_mask"].sum(1) + output["completion_mask"].sum(1)
+            scored = self.accelerator.reduce((rows_BK * lengths_B[:, None]).sum(0), reduction="sum").tolist()
             self.num_scored += sum(scored)
-            self.flops += sum(2.0 * size * n for size, n in zip(self._teacher_sizes, scored, strict=True))
-
-    def _teacher_head(self, k: int) -> Head:
-        size = self._student.get_output_embeddings().weight.shape[0]
-        head = Head.of(self.accelerator.unwrap_model(self._teacher_models[k]))
-        return head.first(min(size, head.weight.shape[0]))
+            self.flops += sum(2.0 * size * n for size, n in zip(self.panel.num_parameters, scored, strict=True))
 
     # -- signals -----------------------------------------------------------------------------------------------------
 
@@ -290,12 +218,8 @@ class RLDTrainer(GRPOTrainer):
         return result
 
     def _signal_inputs(self, inputs: dict[str, Any]) -> SignalInputs:
-        states = []
-        for k in range(len(self.teachers)):
-            hidden, rows_B = inputs.get(f"teacher_{k}_hidden"), inputs["teacher_rows"][:, k]
-            layers = inputs.get(f"teacher_{k}_layers")
-            states.append(TeacherStates(self._teacher_head(k), hidden, layers, rows_B))
         interpolation = None if self._divergence is None else self._divergence.interpolation
+        states = self.panel.states(inputs)
         return SignalInputs(_loss_mask(inputs), states, interpolation, self.temperature, self._feature)
 
     def _advantages(self, inputs: dict[str, Any], log_pi_BT: Tensor) -> Tensor:
@@ -450,31 +374,6 @@ class RLDTrainer(GRPOTrainer):
 def _loss_mask(inputs: dict[str, Any]) -> Tensor:
     mask: Tensor = inputs["completion_mask"]
     return mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
-
-
-def _spread_rows(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
-    """Put `values` at `rows` of a zero tensor with `num_rows` rows, so that TRL can shuffle and split it."""
-    if len(rows) == num_rows:
-        return values
-    return values.new_zeros(num_rows, *values.shape[1:]).index_copy_(0, rows, values)
-
-
-def _signals_of(args: RLDConfig, has_teachers: bool) -> list[Signal]:
-    names = args.signals if args.signals is not None else ["policy", *(["response"] if has_teachers else [])]
-    unknown = [name for name in names if name not in SIGNALS]
-    if unknown:
-        raise RecipeError(f"signals: {unknown[0]!r} is none of {', '.join(SIGNALS)}")
-    if not has_teachers and set(names) & {"response", "feature"}:
-        raise RecipeError("signals: response and feature need teachers; pass teachers=[...]")
-    return [signal for signal in SIGNALS if signal in names]
-
-
-def _parse(union: Any, given: dict[str, Any] | str) -> Any:
-    """Build a divergence or feature loss from its kind, or from a mapping of kind and options."""
-    try:
-        return TypeAdapter(union).validate_python({"kind": given} if isinstance(given, str) else given)
-    except ValidationError as error:
-        raise RecipeError(f"{given!r}: {error.errors()[0]['msg']}") from error
 
 
 def _checked(reward: Any) -> Any:

@@ -7,9 +7,10 @@ import torch
 from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer
 
 import tests.tiny as tiny
+from rld.config import RLDConfig
 from rld.controllers import Fixed
 from rld.teachers import Teacher
-from rld.trainer import RLDConfig, RLDTrainer
+from rld.trainer import RLDTrainer
 
 
 def _losses(trainer):

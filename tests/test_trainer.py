@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import tests.tiny as tiny
+from rld.config import RLDConfig
 from rld.controllers import Fixed
 from rld.errors import ControllerError, RecipeError, TeacherError
 from rld.teachers import Teacher
-from rld.trainer import RLDConfig, RLDTrainer
+from rld.trainer import RLDTrainer
 
 EVERYTHING: dict[str, Any] = {
     "signals": ["policy", "response", "feature"],
@@ -98,7 +99,7 @@ def test_a_teacher_without_weight_changes_nothing_and_is_not_run(tmp_path):
         tmp_path, controller=Fixed(teachers={"narrow": 0.0}, heartbeat=1000), signals=["policy", "response"]
     )
     runs = []
-    both._teacher_models[1].base_model.register_forward_hook(lambda *_: runs.append(1))
+    both.panel.models[1].base_model.register_forward_hook(lambda *_: runs.append(1))
     both.train()
     torch.testing.assert_close(parameters(lone), parameters(both), rtol=0, atol=0)
     assert len(runs) == 1  # the look at the start, which every teacher gets

@@ -1,0 +1,69 @@
+"""The trainer's arguments: TRL's `GRPOConfig` and the options of the other signals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from trl import GRPOConfig
+
+from rld.divergences import AnyDivergence
+from rld.errors import RecipeError
+from rld.features import AnyFeature
+from rld.types import SIGNALS, Signal
+
+
+@dataclass
+class RLDConfig(GRPOConfig):
+    """TRL's `GRPOConfig` and the options of the other signals."""
+
+    signals: list[str] | None = field(
+        default=None,
+        metadata={"help": "Signals that take part: policy, response, feature. None: policy, and response with teachers."},
+    )
+    divergence: dict[str, Any] | str = field(
+        default="jsd",
+        metadata={"help": "Divergence of the response signal: a kind, or a mapping of kind and options."},
+    )
+    feature: dict[str, Any] | str = field(
+        default="cosine",
+        metadata={"help": "Loss of the feature signal: a kind, or a mapping of kind and options."},
+    )
+    teacher_reward: float = field(
+        default=0.0,
+        metadata={"help": "Weight of the teacher-scored reward on each token's advantage. 0: none."},
+    )
+    skills: list[str] | None = field(
+        default=None,
+        metadata={"help": "Skills in the `skill` column. None: read off the training set."},
+    )
+
+    def active_signals(self, has_teachers: bool) -> list[Signal]:
+        """The signals that take part, in the order of `SIGNALS`.
+
+        Raises:
+            RecipeError: a name is no signal, or a signal needs teachers and there are none.
+        """
+        names = self.signals if self.signals is not None else ["policy", *(["response"] if has_teachers else [])]
+        unknown = [name for name in names if name not in SIGNALS]
+        if unknown:
+            raise RecipeError(f"signals: {unknown[0]!r} is none of {', '.join(SIGNALS)}")
+        if not has_teachers and set(names) & {"response", "feature"}:
+            raise RecipeError("signals: response and feature need teachers; pass teachers=[...]")
+        return [signal for signal in SIGNALS if signal in names]
+
+    def divergence_model(self) -> AnyDivergence:
+        """The divergence that `divergence` names."""
+        return _parse("divergence", AnyDivergence, self.divergence)
+
+    def feature_model(self) -> AnyFeature:
+        """The feature loss that `feature` names."""
+        return _parse("feature", AnyFeature, self.feature)
+
+
+def _parse(name: str, union: Any, given: dict[str, Any] | str) -> Any:
+    try:
+        return TypeAdapter(union).validate_python({"kind": given} if isinstance(given, str) else given)
+    except ValidationError as error:
+        raise RecipeError(f"{name}={given!r}: {error.errors()[0]['msg']}") from error
