@@ -1,0 +1,57 @@
+"""Train three steps on completions that depend on nothing but the prompt, and save the student. Run by a test."""
+
+from __future__ import annotations
+
+import json
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import tests.tiny as tiny
+from rld.config import RLDConfig
+from rld.teachers import Teacher
+from rld.trainer import RLDTrainer
+
+
+def scripted(prompts: list[str], trainer: Any) -> dict[str, Any]:
+    """Four fixed completions per prompt, of different lengths."""
+    tokenizer, completions, seen = trainer.processing_class, [], {}
+    for prompt in prompts:
+        index = seen[prompt] = seen.get(prompt, -1) + 1
+        generator = torch.Generator().manual_seed(zlib.crc32(prompt.encode()) + index)
+        completions.append([*torch.randint(5, 15, (1 + index,), generator=generator).tolist(), 1])
+    ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    return {"prompt_ids": ids, "completion_ids": completions, "logprobs": None}
+
+
+def main(folder: Path, num_processes: int) -> None:
+    trainer = RLDTrainer(
+        model=tiny.model(),
+        reward_funcs=tiny.letters,
+        args=RLDConfig(
+            **tiny.options(folder / "run", max_steps=4, per_device_train_batch_size=16 // num_processes, optim="sgd"),
+            signals=["policy", "response", "feature"],
+            teacher_reward=0.2,
+        ),
+        train_dataset=tiny.rows(10),
+        processing_class=tiny.tokenizer(),
+        teachers=[
+            Teacher(tiny.model(seed=1, width=48), name="one", tokenizer=tiny.tokenizer(), verified={"first": (9, 9)}),
+            Teacher(tiny.model(seed=2), name="two", tokenizer=tiny.tokenizer()),
+        ],
+        controller=None,
+        rollout_func=scripted,
+    )
+    trainer.steering.controller = trainer.steering.controller.model_copy(update={"every": 2})
+    trainer.train()
+    weights = torch.cat([p.detach().flatten() for p in trainer.accelerator.unwrap_model(trainer.model).parameters()])
+    rank = trainer.accelerator.process_index
+    torch.save(weights, folder / f"{num_processes}_{rank}.pt")
+    (folder / f"{num_processes}_{rank}.json").write_text(json.dumps(trainer.steering.state_dict()))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

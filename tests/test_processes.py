@@ -1,0 +1,38 @@
+"""One process and two come to the same student and the same controller."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+
+
+def launch(folder: Path, num_processes: int) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines=1", "--mixed_precision=no"]
+    command += [f"--num_processes={num_processes}", "--dynamo_backend=no", "--main_process_port=0"]
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    script = [str(HERE / "one_and_two.py"), str(folder), str(num_processes)]
+    done = subprocess.run(command + script, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_one_process_and_two_give_the_same_update(tmp_path):
+    launch(tmp_path, 1)
+    launch(tmp_path, 2)
+    one, *two = (torch.load(tmp_path / f"{name}.pt") for name in ("1_0", "2_0", "2_1"))
+    for weights in two:
+        torch.testing.assert_close(weights, one, rtol=1e-4, atol=1e-6)
+    states = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1_0", "2_0", "2_1")]
+    assert states[1] == states[2]
+    assert states[0]["ticks"] == 2
+    assert states[1]["state"]["skills"]["first"]["student"] == states[0]["state"]["skills"]["first"]["student"]
+    for name in ("first", "second"):
+        logs = [{s: entry["log"] for s, entry in x["state"]["skills"][name]["signals"].items()} for x in states]
+        assert logs[1] == pytest.approx(logs[0], rel=1e-4)
