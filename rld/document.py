@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -20,6 +21,9 @@ from rld.hints import hint
 
 Loc: TypeAlias = tuple[Any, ...]
 """The keys and indices that lead from the top of a recipe to a value."""
+
+
+_LONGEST = 400  # characters of a problem: a value that was pasted in by mistake can be long
 
 
 class Problem(NamedTuple):
@@ -107,7 +111,7 @@ class Document:
 
     def _placed(self, problem: Problem) -> tuple[int, str]:
         """Return a problem's rank in the report and its text with its place: the nearest that is known."""
-        loc, text = problem
+        loc, text = problem.loc, textwrap.shorten(problem.text, _LONGEST, placeholder=" ...")
         for length in range(len(loc), -1, -1):
             if loc[:length] in self._overrides:
                 return sys.maxsize, f"command line ({self._overrides[loc[:length]]}): {text}"

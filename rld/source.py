@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ def find(module: str) -> Path | None:
         return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
     for place in spec.submodule_search_locations or ():
         for path in (Path(place, *rest).with_suffix(".py"), Path(place, *rest, "__init__.py")):
-            if path.is_file():
+            if os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
                 return path
     return None
 

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,12 @@ def test_rewards_and_curricula_know_nothing_of_the_trainer(kind):
     assert paths
     for path in paths:
         assert imports(path) <= CONTENT[kind], path
+
+
+def test_every_folder_with_code_is_packaged():
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    shipped = {Path(pattern).parts[0] for pattern in setuptools["package-data"]["rld"] if pattern.endswith(".py")}
+    assert {path.relative_to(ROOT / "rld").parts[0] for path in (ROOT / "rld").glob("*/**/*.py")} <= shipped
 
 
 def test_no_module_is_longer_than_a_reader_can_hold_in_mind():
