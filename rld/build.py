@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -39,6 +39,8 @@ from rld.stages import Distill, Sft, TeacherSpec
 from rld.teachers import Teacher
 from rld.trainer import RLDTrainer
 from rld.types import Row
+
+C = TypeVar("C", SFTConfig, RLDConfig)
 
 STAGE = "rld_stage.json"
 _MAX_SFT_ROWS = 20_000
@@ -85,9 +87,10 @@ class Run:
         if any(stage.name == reference for stage in self.recipe.stages):
             return str(self.stage_folder(reference)), {}
         spec = self.recipe.models.get(reference, reference)
-        if isinstance(spec, PretrainedModel):
-            return spec.path, dict(spec.init)
-        return spec, {}
+        if isinstance(spec, NewModel):
+            return spec, {}
+        path, init = (spec.path, dict(spec.init)) if isinstance(spec, PretrainedModel) else (spec, {})
+        return str(library.local(path, self.source.parent) or path), init
 
     def load(self, reference: str, **init: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model and tokenizer that a recipe's reference names."""
@@ -108,7 +111,8 @@ class Run:
             )
             return AutoModelForCausalLM.from_config(config), tokenizer
         try:
-            model = AutoModelForCausalLM.from_pretrained(spec, **{"dtype": "auto", **options, **init})
+            # Weights that AdamW updates in bf16 lose small steps; a GPU computes in bf16 through autocast instead.
+            model = AutoModelForCausalLM.from_pretrained(spec, **{"dtype": "float32", **options, **init})
             tokenizer = AutoTokenizer.from_pretrained(spec, padding_side="left")
         except OSError as error:
             first = str(error).strip().splitlines()[0]
@@ -137,11 +141,8 @@ class Run:
         model, tokenizer = self.load(stage.model)
         before = self._known_scores(stage.model) or self.score(model, tokenizer)
         skills = stage.skills or list(self.recipe.skills)
-        args = SFTConfig(
-            **self._arguments(stage, stage.batch),
-            max_steps=stage.steps,
-            max_length=None,
-            completion_only_loss=True,
+        args = self._configure(
+            SFTConfig, stage, stage.batch, max_steps=stage.steps, max_length=None, completion_only_loss=True
         )
         trainer = SFTTrainer(
             model,
@@ -225,9 +226,10 @@ class Run:
             options["feature"] = signals.feature.loss.model_dump()
         if signals.policy is not None:
             options["teacher_reward"] = signals.policy.teacher_reward
-        num_completions = stage.rollout.prompts * stage.rollout.completions
-        return RLDConfig(
-            **self._arguments(stage, num_completions),
+        return self._configure(
+            RLDConfig,
+            stage,
+            stage.rollout.prompts * stage.rollout.completions,
             max_steps=stage.steps,
             num_generations=stage.rollout.completions,
             max_completion_length=self.recipe.max_new_tokens,
@@ -242,15 +244,21 @@ class Run:
         """A seed of its own for each stage, so that a resumed run needs no other stage's random state."""
         return self.recipe.seed + 1000 * (1 + [s.name for s in self.recipe.stages].index(stage))
 
-    def _arguments(self, stage: Sft | Distill, num_rows: int) -> dict[str, Any]:
-        """Training arguments that both trainers share; the recipe's `trainer:` section goes on top."""
+    def _configure(self, kind: type[C], stage: Sft | Distill, num_rows: int, **own: Any) -> C:
+        """Build a trainer's arguments; the recipe's `trainer:` section goes on top of the shared ones."""
+        try:
+            return kind(**self._shared_arguments(stage, num_rows), **own)
+        except (ValueError, TypeError) as error:
+            raise RecipeError(f"{self.source}: stages.{stage.name}.trainer: {error}") from error
+
+    def _shared_arguments(self, stage: Sft | Distill, num_rows: int) -> dict[str, Any]:
         given = dict(stage.trainer)
         steps = int(given.get("gradient_accumulation_steps", 1))
         parts = self.state.num_processes * steps
         if num_rows % parts:
-            raise RecipeError(
-                f"{self.source}: stages.{stage.name}: {num_rows} rows an update cannot be split over "
-                f"{self.state.num_processes} processes and {steps} accumulation steps; make it a multiple of {parts}"
+            raise ValueError(
+                f"{num_rows} rows an update cannot be split over {self.state.num_processes} processes and {steps} "
+                f"accumulation steps; make them a multiple of {parts}"
             )
         on_gpu = torch.cuda.is_available()
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +53,18 @@ class RLDConfig(GRPOConfig):
         if not has_teachers and set(names) & {"response", "feature"}:
             raise RecipeError("signals: response and feature need teachers; pass teachers=[...]")
         return [signal for signal in SIGNALS if signal in names]
+
+    @property
+    def prompts_per_rollout(self) -> int:
+        """Prompts of one rollout, over all processes."""
+        return int(self.generation_batch_size // self.num_generations)
+
+    def num_prompts(self, num_rows: int) -> int:
+        """Prompts that training on `num_rows` rows asks for at most, with the look-ahead of a data loader."""
+        if self.max_steps <= 0:
+            return math.ceil(self.num_train_epochs * num_rows)
+        updates_per_rollout = self.steps_per_generation * self.num_iterations / self.gradient_accumulation_steps
+        return (math.ceil(self.max_steps / updates_per_rollout) + 2) * self.prompts_per_rollout
 
     def divergence_model(self) -> AnyDivergence:
         """The divergence that `divergence` names."""

@@ -21,7 +21,7 @@ from rld.errors import CheckpointError
 from rld.recipe import Recipe
 from rld.report import table, write_report
 
-_VERSIONS = ("rld", "torch", "transformers", "trl", "accelerate", "datasets", "evaluate", "numpy")
+_VERSIONS = ("torch", "transformers", "trl", "accelerate", "datasets", "evaluate", "numpy")
 
 
 class _Stop:

@@ -105,9 +105,10 @@ class RLDTrainer(GRPOTrainer):
         if reward_funcs is not None:
             reward_funcs = [_checked(reward) for reward in reward_funcs]
         if curriculum is not None and isinstance(train_dataset, Dataset):
-            train_dataset = Stream.over(train_dataset, curriculum, args.seed)
+            train_dataset = Stream.over(train_dataset, curriculum, args.seed, args.num_prompts(len(train_dataset)))
         self.stream = train_dataset if isinstance(train_dataset, Stream) else None
         if self.stream is not None:
+            self.stream.together = args.prompts_per_rollout
             args.shuffle_dataset = False  # the curriculum orders the prompts
             train_dataset = self.stream.dataset
         elif curriculum is not None:
@@ -186,7 +187,7 @@ class RLDTrainer(GRPOTrainer):
         for s, level in sorted(set(zip(skills.tolist(), levels.tolist(), strict=True))):
             chosen = (skills == s) & (levels == level)
             task = Task(self.skills[s], level)
-            self.stream.curriculum.observe(task, int(success_B[chosen].sum()), int(chosen.sum()))
+            self.stream.observe(task, int(success_B[chosen].sum()), int(chosen.sum()))
 
     def _score_with_teachers(self, output: dict[str, Any]) -> None:
         """Run each needed teacher once over the completions and add what it says to `output`."""
@@ -349,8 +350,7 @@ class RLDTrainer(GRPOTrainer):
             "num_rollouts": self._num_rollouts,
         }
         if self.stream is not None:
-            per_rollout = self.args.generation_batch_size // self.num_generations
-            state["stream"] = self.stream.state_dict(self._num_rollouts * per_rollout)
+            state["stream"] = self.stream.state_dict(self._num_rollouts * self.args.prompts_per_rollout)
         return state
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

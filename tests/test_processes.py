@@ -15,8 +15,8 @@ HERE = Path(__file__).parent
 
 
 def launch(folder: Path, num_processes: int) -> None:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines=1", "--mixed_precision=no"]
-    command += [f"--num_processes={num_processes}", "--dynamo_backend=no", "--main_process_port=0"]
+    # Accelerate's own launcher starts several CPU processes through MPI only; torchrun needs none.
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
     environment = os.environ | {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     script = [str(HERE / "one_and_two.py"), str(folder), str(num_processes)]
     done = subprocess.run(command + script, env=environment, capture_output=True, text=True, timeout=240)
