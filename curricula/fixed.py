@@ -1,0 +1,47 @@
+"""Curricula that do not change."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+from typing import Any
+
+from rld.errors import CurriculumError
+from rld.types import Task
+
+
+class Uniform:
+    """Draw skills in fixed shares, and each skill's levels equally often.
+
+    Args:
+        levels: Number of levels per skill.
+        weights: Share of each skill relative to the others; 0 leaves a skill out. None: equal shares.
+    """
+
+    def __init__(self, levels: Mapping[str, int], *, weights: Mapping[str, float] | None = None) -> None:
+        self.levels = dict(levels)
+        given = dict.fromkeys(levels, 1.0) if weights is None else weights
+        if set(given) != set(levels):
+            raise CurriculumError(f"fixed:Uniform: weights should name the skills {list(levels)}, not {list(given)}")
+        total = sum(given.values())
+        if min(given.values()) < 0 or not 0 < total < math.inf:
+            raise CurriculumError(f"fixed:Uniform: weights should be at least 0, and one more, not {dict(given)}")
+        self.shares = {skill: given[skill] / total for skill in levels}
+
+    def next(self, rng: random.Random) -> Task:
+        (skill,) = rng.choices(list(self.shares), list(self.shares.values()))
+        return Task(skill, rng.randrange(self.levels[skill]))
+
+    def observe(self, task: Task, successes: int, attempts: int) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+    def metrics(self) -> dict[str, float]:
+        levels = {f"level/{skill}": (number - 1) / 2 for skill, number in self.levels.items()}
+        return levels | {f"share/{skill}": share for skill, share in self.shares.items()}

@@ -1,0 +1,112 @@
+"""Curricula that follow measured success."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+from typing import Any
+
+from rld.errors import CurriculumError
+from rld.types import Task
+
+_CONFIDENCE = 1.645
+"""Standard normal quantile of a two-sided 90 % interval."""
+_UP, _DOWN = 0.70, 0.15
+"""A level is mastered above, too hard below, these rates of success."""
+_HOLD = 3
+"""Observations at a level before the next move."""
+_FLOOR = 0.2
+"""What is shared equally by all skills, whatever their success."""
+_FAILING = 0.25
+"""Success below this counts as this when skills are weighed: a skill that fails is not given up, for teachers may
+still lift it."""
+
+
+class Ladder:
+    """Climb each skill's levels by measured success, and practise most the skills at the edge of what works.
+
+    A skill moves up when the lower bound of its success at its level (Wilson, 90 %) is above 0.70, and down when the
+    upper bound is below 0.15, at most one level at a time. Most prompts are at its level, and some are below, so that
+    easier levels are not forgotten. Skills get shares in proportion to p(1 - p), p being their success, on top of an
+    equal share of a fifth.
+
+    Args:
+        levels: Number of levels per skill.
+        window: Attempts at a level from which its success is judged, at least.
+    """
+
+    def __init__(self, levels: Mapping[str, int], *, window: int = 32) -> None:
+        if window < 1:
+            raise CurriculumError(f"ladder:Ladder: window should be at least 1 attempt, not {window}")
+        self.levels, self.window = dict(levels), window
+        self.level = dict.fromkeys(levels, 0)
+        self.held = dict.fromkeys(levels, 0)
+        self.recent: dict[str, list[tuple[int, int]]] = {skill: [] for skill in levels}
+        """Latest (successes, attempts) at each skill's level, the oldest first."""
+
+    def next(self, rng: random.Random) -> Task:
+        shares = self.shares()
+        (skill,) = rng.choices(list(shares), list(shares.values()))
+        level = self.level[skill]
+        depth = rng.choices((0, 1, 2), (0.7, 0.2, 0.1))[0]
+        return Task(skill, rng.randrange(level - 1) if depth == 2 and level > 1 else max(level - depth, 0))
+
+    def observe(self, task: Task, successes: int, attempts: int) -> None:
+        skill = task.skill
+        if task.level != self.level[skill] or attempts == 0:
+            return
+        self.held[skill] += 1
+        recent = [*self.recent[skill], (successes, attempts)]
+        while sum(n for _, n in recent[1:]) >= self.window:
+            recent = recent[1:]
+        self.recent[skill] = recent
+        self._move(skill)
+
+    def _move(self, skill: str) -> None:
+        successes, attempts = self._counts(skill)
+        if attempts < self.window or self.held[skill] < _HOLD:
+            return
+        lower, upper = _wilson(successes, attempts)
+        step = (lower > _UP) - (upper < _DOWN)
+        level = min(max(self.level[skill] + step, 0), self.levels[skill] - 1)
+        if level != self.level[skill]:
+            self.level[skill], self.held[skill], self.recent[skill] = level, 0, []
+
+    def _counts(self, skill: str) -> tuple[int, int]:
+        recent = self.recent[skill]
+        return sum(s for s, _ in recent), sum(n for _, n in recent)
+
+    def shares(self) -> dict[str, float]:
+        """Return how often each skill is drawn; they sum to 1."""
+        worth = {}
+        for skill in self.levels:
+            successes, attempts = self._counts(skill)
+            success = max((successes + 1) / (attempts + 2), _FAILING)
+            worth[skill] = success * (1 - success)
+        total = sum(worth.values())
+        return {skill: (1 - _FLOOR) * w / total + _FLOOR / len(worth) for skill, w in worth.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "level": dict(self.level),
+            "held": dict(self.held),
+            "recent": {skill: [list(pair) for pair in recent] for skill, recent in self.recent.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.level, self.held = dict(state["level"]), dict(state["held"])
+        self.recent = {skill: [(s, n) for s, n in recent] for skill, recent in state["recent"].items()}
+
+    def metrics(self) -> dict[str, float]:
+        levels = {f"level/{skill}": float(level) for skill, level in self.level.items()}
+        return levels | {f"share/{skill}": share for skill, share in self.shares().items()}
+
+
+def _wilson(successes: int, attempts: int) -> tuple[float, float]:
+    """Return the bounds of Wilson's interval for a rate (Wilson 1927)."""
+    rate, z2 = successes / attempts, _CONFIDENCE**2
+    centre = rate + z2 / (2 * attempts)
+    radius = _CONFIDENCE * math.sqrt(rate * (1 - rate) / attempts + z2 / (4 * attempts**2))
+    scale = 1 + z2 / attempts
+    return (centre - radius) / scale, (centre + radius) / scale

@@ -1,0 +1,322 @@
+"""From a recipe's skills to rows, and from a curriculum to the stream of prompts that training sees.
+
+A `Source` makes the rows of one skill. Its held-out rows depend on nothing but the recipe's seed, and no training row
+ever asks the same question. A `Stream` draws each prompt only when it is asked for, so that the curriculum can go by
+all that came before.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import random
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from datasets import Dataset
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from rld.errors import CurriculumError, DataError
+from rld.questions import Item, Make, maker
+from rld.recipe import Prompts, Recipe
+from rld.types import DEFAULT_SKILL, Curriculum, Row, Task
+
+_MOST_TRIES = 200
+"""Draws in a row without a new question after which a level is taken to be exhausted."""
+
+# -- sources ----------------------------------------------------------------------------------------------------------
+
+
+def sources(recipe: Recipe, folder: Path) -> dict[str, Source]:
+    """Return the source of each of a recipe's skills; `folder` is the recipe's.
+
+    Raises:
+        DataError: rows that cannot be read.
+        LibraryError: a generator that does not exist.
+    """
+    return {
+        name: Source(name, *maker(skill, folder), skill.held_out, recipe.prompts, recipe.seed)
+        for name, skill in recipe.skills.items()
+    }
+
+
+class Source:
+    """The rows of one skill.
+
+    Args:
+        skill: Its name.
+        make: Makes items.
+        num_levels: Levels that `make` knows.
+        num_held_out: Rows held out, spread evenly over the levels.
+        prompts: How a question becomes a prompt.
+        seed: The recipe's.
+    """
+
+    def __init__(self, skill: str, make: Make, num_levels: int, num_held_out: int, prompts: Prompts, seed: int) -> None:
+        self.skill, self.num_levels = skill, num_levels
+        self._make, self._prompts, self._seed = make, prompts, seed
+        self._num_held_out = num_held_out
+        self._taken: set[str] = set()
+        """The held-out questions."""
+
+    def held_out(self) -> list[Row]:
+        """Return the rows that no training sees, no two with the same question.
+
+        Raises:
+            DataError: a level has too few different questions to hold some out and train on others.
+        """
+        return list(self._held_out)
+
+    @functools.cached_property
+    def _held_out(self) -> list[Row]:
+        self._taken.clear()
+        rows = []
+        for i in range(self._num_held_out):
+            level = i % self.num_levels
+            item = self._new(level, self._rng(self._seed, level, f"held out {i}"))
+            self._taken.add(item.question)
+            rows.append(self._row(item, level))
+        for level in range(self.num_levels):
+            self._new(level, self._rng(self._seed, level, "left to train on"))
+        return rows
+
+    def draw(self, level: int, rng: random.Random) -> Row:
+        """Draw a training row of a level; the same random state gives the same row.
+
+        Raises:
+            DataError: all of the level's questions seem to be held out.
+        """
+        assert self._held_out, "the questions to avoid are known from here on"
+        return self._row(self._new(level, rng), level)
+
+    def rows(self, count: int, seed: int) -> list[Row]:
+        """Return training rows with gold answers, spread evenly over the levels; rows may repeat.
+
+        Raises:
+            DataError: the skill has no gold answers.
+        """
+        rows = list(self._drawn(count, seed, "rows"))
+        if any(not row["answer"] for row in rows):
+            raise DataError(f"skill {self.skill!r} has questions without a gold answer; leave it to reinforcement")
+        return rows
+
+    def probe(self, count: int) -> list[Row]:
+        """Return training rows on which teachers are measured, the same in every run with the recipe's seed."""
+        return list(self._drawn(count, self._seed, "probe"))
+
+    def _drawn(self, count: int, seed: int, purpose: str) -> Iterator[Row]:
+        rngs = [self._rng(seed, level, purpose) for level in range(self.num_levels)]
+        for i in range(count):
+            level = i % self.num_levels
+            yield self.draw(level, rngs[level])
+
+    def _rng(self, seed: int, level: int, purpose: str) -> random.Random:
+        return random.Random(f"{seed}:{self.skill}:{level}:{purpose}")
+
+    def _new(self, level: int, rng: random.Random) -> Item:
+        """Make an item whose question is not held out."""
+        for _ in range(_MOST_TRIES):
+            try:
+                item = self._make(level, rng)
+            except Exception as error:
+                raise DataError(f"skill {self.skill!r}, level {level}: {_told(error)}") from error
+            if item.question not in self._taken:
+                return item
+        raise DataError(
+            f"skill {self.skill!r}, level {level}: too few different questions; {_MOST_TRIES} in a row were already "
+            f"held out. Lower held_out (now {self._num_held_out}), or make the level larger or leave it out"
+        )
+
+    def _row(self, item: Item, level: int) -> Row:
+        text = self._prompts.template.replace("{question}", item.question)
+        prompt: str | list[dict[str, str]] = text
+        if self._prompts.style == "chat":
+            system = [] if self._prompts.system is None else [{"role": "system", "content": self._prompts.system}]
+            prompt = [*system, {"role": "user", "content": text}]
+        return {
+            "prompt": prompt,
+            "answer": item.answer or "",
+            "skill": self.skill,
+            "level": level,
+            "entry": item.entry,
+        }
+
+
+def _told(error: Exception) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
+
+
+# -- the training stream ----------------------------------------------------------------------------------------------
+
+
+class Drawable(Protocol):
+    """What a stream draws rows from."""
+
+    num_levels: int
+
+    def draw(self, level: int, rng: random.Random) -> Row: ...
+
+
+class Stream:
+    """The prompts of a training run, in the order that a curriculum sets.
+
+    `dataset` is what a trainer reads in order, without workers: slot i's row is drawn when slot i is first asked for.
+    A data loader looks ahead, so a task may be picked before the update in front of it has been observed. The state
+    holds the tasks picked and not yet trained on, so that a resumed run goes on with exactly the same rows.
+
+    Args:
+        sources: Per skill, what its rows are drawn from.
+        curriculum: Picks skill and level.
+        seed: Of the stream.
+        num_slots: Prompts that the run needs at most.
+    """
+
+    together: int = 1
+    """Prompts of one update over all processes. Their tasks are picked together, though each process asks for its
+    own: so every process knows all of them, and any one can write the state."""
+
+    def __init__(self, sources: Mapping[str, Drawable], curriculum: Curriculum, seed: int, num_slots: int) -> None:
+        self.curriculum = curriculum
+        self._sources, self._seed = dict(sources), seed
+        self._tasks: dict[int, Task] = {}
+        self._rows: dict[int, Row] = {}
+        self.dataset = Dataset.from_dict({"slot": list(range(num_slots))})
+        self.dataset.set_transform(lambda batch: self._columns(batch["slot"]))  # a lambda is not copied with a data set
+
+    @classmethod
+    def over(cls, dataset: Dataset, curriculum: Curriculum, seed: int, num_slots: int) -> Stream:
+        """Return a stream of the rows of `dataset`, by its columns `skill` and `level` where it has them.
+
+        Raises:
+            DataError: a level without rows.
+        """
+        names = dataset.column_names
+        skills = dataset["skill"] if "skill" in names else itertools.repeat(DEFAULT_SKILL, len(dataset))
+        levels = dataset["level"] if "level" in names else itertools.repeat(0, len(dataset))
+        found: dict[str, dict[int, list[int]]] = {}
+        for i, (skill, level) in enumerate(zip(skills, levels, strict=True)):
+            found.setdefault(skill, {}).setdefault(level, []).append(i)
+        sources = {skill: _Labelled(skill, dataset, rows) for skill, rows in found.items()}
+        return cls(sources, curriculum, seed, num_slots)
+
+    @property
+    def skills(self) -> list[str]:
+        """The skills that prompts are drawn from."""
+        return list(self._sources)
+
+    def observe(self, task: Task, successes: int, attempts: int) -> None:
+        """Tell the curriculum what came of a task in one update, over all processes.
+
+        Raises:
+            CurriculumError: the curriculum raised.
+        """
+        try:
+            self.curriculum.observe(task, successes, attempts)
+        except Exception as error:
+            raise self._error(f"observe({task}, {successes}, {attempts}) raised {_told(error)}") from error
+
+    def state_dict(self, first_unused_slot: int) -> dict[str, Any]:
+        """Return the curriculum's state and the tasks already picked from `first_unused_slot` on; forget older ones."""
+        self._tasks = {slot: task for slot, task in self._tasks.items() if slot >= first_unused_slot}
+        return {
+            "curriculum": self.curriculum.state_dict(),
+            "tasks": [[slot, *task] for slot, task in self._tasks.items()],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self.curriculum.load_state_dict(state["curriculum"])
+        self._tasks = {slot: Task(skill, level) for slot, skill, level in state["tasks"]}
+        self._rows = {}
+
+    def _columns(self, slots: list[int]) -> dict[str, list[Any]]:
+        known = self._rows
+        self._rows = {}
+        for slot in slots:
+            if slot not in self._rows:
+                self._rows[slot] = known[slot] if slot in known else self._draw(slot)
+        rows = [self._rows[slot] for slot in slots]
+        return {name: [row[name] for row in rows] for name in rows[0]}
+
+    def _draw(self, slot: int) -> Row:
+        if slot not in self._tasks:
+            first = slot - slot % self.together
+            for other in range(first, first + self.together):
+                self._tasks.setdefault(other, self._pick(other))
+        task = self._tasks[slot]
+        return self._sources[task.skill].draw(task.level, random.Random(f"{self._seed}:row:{slot}"))
+
+    def _pick(self, slot: int) -> Task:
+        try:
+            task = self.curriculum.next(random.Random(f"{self._seed}:task:{slot}"))
+        except Exception as error:
+            raise self._error(f"next() raised {_told(error)}") from error
+        match task:
+            case (str(skill), int(level)) if skill in self._sources and 0 <= level < self._sources[skill].num_levels:
+                return Task(skill, level)
+        known = ", ".join(f"{skill!r} with {source.num_levels}" for skill, source in self._sources.items())
+        raise self._error(f"next() returned {task!r}, not a skill and one of its levels, counted from 0 ({known})")
+
+    def _error(self, what: str) -> CurriculumError:
+        return CurriculumError(f"curriculum {type(self.curriculum).__name__}: {what}")
+
+
+class _Labelled:
+    """The rows of one skill in a data set that the user brings."""
+
+    def __init__(self, skill: str, dataset: Dataset, levels: Mapping[int, list[int]]) -> None:
+        self.num_levels = max(levels) + 1
+        missing = set(range(self.num_levels)) - set(levels)
+        if missing:
+            raise DataError(f"train_dataset: skill {skill!r} has no rows of level {min(missing)}")
+        self._dataset, self._levels = dataset, levels
+
+    def draw(self, level: int, rng: random.Random) -> Row:
+        row: Row = self._dataset[rng.choice(self._levels[level])]
+        return row
+
+
+# -- tokens -----------------------------------------------------------------------------------------------------------
+
+
+def tokenizer(characters: str) -> PreTrainedTokenizerFast:
+    """Build a tokenizer with one token per character, and `<pad>`, `<eos>` and `<unk>`.
+
+    Raises:
+        DataError: a character is there twice.
+    """
+    twice = [character for i, character in enumerate(characters) if character in characters[:i]]
+    if twice:
+        raise DataError(f"tokenizer.characters has {twice[0]!r} twice")
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *characters])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def require_known(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Row]) -> None:
+    """Check that a tokenizer of characters has all those of the rows' prompts and answers.
+
+    Raises:
+        DataError: it lacks some; names them, and a skill and row that has one.
+    """
+    known = set(tokenizer.get_vocab())
+    for row in rows:
+        text = f"{row['prompt']}{row['answer']}"
+        unknown = sorted(set(text) - known)
+        if unknown:
+            raise DataError(
+                f"tokenizer.characters lacks {''.join(unknown)!r}, which skill {row['skill']!r} has in {text!r:.80}"
+            )

@@ -1,0 +1,115 @@
+"""Greedy answers of a model, and how many of them are right."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from rld.types import Row
+
+_METRIC = Path(__file__).parent / "metrics" / "solved.py"
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    max_new_tokens: int,
+    batch_size: int = 64,
+) -> list[str]:
+    """Answer the rows' prompts greedily, without randomness.
+
+    Args:
+        model: On its device; left in the mode it was in.
+        rows: The same on every process; each process answers a share of them.
+        batch_size: Rows at a time, per process.
+
+    Returns:
+        The answers of all rows, in their order, on every process.
+    """
+    # Prompts of like length go together, so that little is padded.
+    prompts = [_tokens(tokenizer, row["prompt"]) for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: len(prompts[i]))
+    state = PartialState()
+    mine = order[state.process_index :: state.num_processes]
+    answers = []
+    with _answering(model, _greedy(model, tokenizer, max_new_tokens)):
+        for start in range(0, len(mine), batch_size):
+            chosen = mine[start : start + batch_size]
+            texts = _answer(model, tokenizer, [prompts[i] for i in chosen])
+            answers += list(zip(chosen, texts, strict=True))
+    gathered: list[tuple[int, str]] = gather_object(answers)
+    return [text for _, text in sorted(gathered)]
+
+
+def score(rows: Sequence[Row], texts: Sequence[str]) -> dict[str, tuple[float, int]]:
+    """Return per skill the share of right answers and the number of rows.
+
+    A right answer is the gold one, or for a reasoning-gym task one that its verifier gives full credit.
+    """
+    scores = {}
+    for skill in dict.fromkeys(row["skill"] for row in rows):
+        answered = [(row, text) for row, text in zip(rows, texts, strict=True) if row["skill"] == skill]
+        references = [{"answer": row["answer"], "entry": row["entry"]} for row, _ in answered]
+        result = _metric().compute(predictions=[text for _, text in answered], references=references)
+        scores[skill] = (float(result["solved"]), len(answered))
+    return scores
+
+
+@functools.cache
+def _metric() -> Any:
+    import evaluate  # takes seconds
+
+    return evaluate.load(str(_METRIC), keep_in_memory=True)
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, prompt: Any) -> list[int]:
+    encoded: Any = (
+        tokenizer(prompt)
+        if isinstance(prompt, str)
+        else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
+    )
+    ids: list[int] = encoded["input_ids"]
+    return ids
+
+
+def _greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
+    """Return a configuration with nothing of the model's own but its end tokens."""
+    own = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=sorted(ends), pad_token_id=padding
+    )
+
+
+@contextmanager
+def _answering(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+    """Put a model into the state to answer in, and then back.
+
+    The configuration takes the place of the model's own, because `generate` would fill gaps in an argument from that.
+    """
+    training, own = model.training, model.generation_config
+    model.eval()
+    model.generation_config = config
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
+        model.generation_config = own
+
+
+def _answer(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]]) -> list[str]:
+    padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
+    ids = model.generate(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"])
+    texts: list[str] = tokenizer.batch_decode(ids[:, padded["input_ids"].shape[1] :], skip_special_tokens=True)
+    return texts

@@ -1,0 +1,161 @@
+"""Rewards that fail clearly, and the counts that measure a rollout.
+
+TRL calls a reward with lists, one element per completion: `prompts`, `completions`, `completion_ids` and the rows'
+other columns; and with a few objects that are no columns, such as `trainer_state`.
+
+Shapes: B completions over all processes, R rewards, S skills.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import math
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rld.errors import RewardError
+
+_SUCCESS = 1 - 1e-6
+_SHOWN = 80
+
+
+def checked(reward: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """Return `reward` under the name `name`, refusing what TRL would stumble over or train on.
+
+    A reward model (`nn.Module`) is returned as it is, and an asynchronous reward stays asynchronous.
+
+    Raises:
+        RewardError: when called, if the reward raises, or returns anything but one finite number or None for each
+            completion; names the reward, the row and the completion.
+    """
+    if isinstance(reward, nn.Module):
+        return reward
+
+    def call(**batch: Any) -> list[float | None]:
+        try:
+            returned = reward(**batch)
+        except Exception as error:
+            outcomes = (_outcome(reward, row) for row in _rows(batch))
+            raise _raised(name, error, batch, _recurs(error, outcomes)) from error
+        return _numbers(returned, name, batch)
+
+    async def call_async(**batch: Any) -> list[float | None]:
+        try:
+            returned = await reward(**batch)
+        except Exception as error:
+            outcomes = await asyncio.gather(*(reward(**row) for row in _rows(batch)), return_exceptions=True)
+            raise _raised(name, error, batch, _recurs(error, outcomes)) from error
+        return _numbers(returned, name, batch)
+
+    chosen: Callable[..., Any] = call_async if _is_async(reward) else call
+    chosen.__name__ = name
+    return chosen
+
+
+def _is_async(reward: Callable[..., Any]) -> bool:
+    while isinstance(reward, functools.partial):
+        reward = reward.func
+    return inspect.iscoroutinefunction(reward) or inspect.iscoroutinefunction(type(reward).__call__)
+
+
+def _rows(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield batches of one row; what is not a column of the batch stays whole."""
+    size = len(batch["completions"])
+    for i in range(size):
+        yield {
+            key: value[i : i + 1] if isinstance(value, list) and len(value) == size else value
+            for key, value in batch.items()
+        }
+
+
+def _outcome(reward: Callable[..., Any], row: dict[str, Any]) -> Any:
+    """Return what a reward returns or raises."""
+    try:
+        return reward(**row)
+    except Exception as error:
+        return error
+
+
+def _recurs(error: Exception, outcomes: Iterable[Any]) -> int | None:
+    """Return the first row that raises alone what the batch raised, or None."""
+    return next((i for i, outcome in enumerate(outcomes) if type(outcome) is type(error)), None)
+
+
+def _raised(name: str, error: Exception, batch: dict[str, Any], index: int | None) -> RewardError:
+    where = "on the whole batch, but on none of its rows alone" if index is None else _place(batch, index)
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # after our own
+    own = [frame for frame in frames if frame.filename == frames[0].filename]
+    line = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+    return RewardError(f"reward {name!r} raised {type(error).__name__}: {error}{line} {where}")
+
+
+def _place(batch: dict[str, Any], index: int) -> str:
+    answer = f", answer {_shown(batch['answer'][index])}" if "answer" in batch else ""
+    prompt, completion = batch["prompts"][index], batch["completions"][index]
+    return f"at row {index} of the batch: prompt {_shown(prompt)}{answer}, completion {_shown(completion)}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 2 :]}"
+
+
+def _numbers(returned: Any, name: str, batch: dict[str, Any]) -> list[float | None]:
+    size = len(batch["completions"])
+    values = list(returned) if isinstance(returned, Iterable) and not isinstance(returned, (str, dict)) else None
+    if values is None or len(values) != size:
+        found = _shown(returned) if values is None else f"{len(values)} values"
+        raise RewardError(f"reward {name!r} returned {found}; it should return {size} numbers, one per completion")
+    numbers = [_number(value) for value in values]
+    for i, (value, number) in enumerate(zip(values, numbers, strict=True)):
+        if number is not None and not math.isfinite(number):
+            raise RewardError(
+                f"reward {name!r} returned {_shown(value)} {_place(batch, i)}; "
+                "it should return a finite number, or None where it does not apply"
+            )
+    return numbers
+
+
+def _number(value: Any) -> float | None:
+    """Return a reward as a float, and NaN for what is no number."""
+    if isinstance(value, (Tensor, np.ndarray, np.generic)) and value.ndim == 0:
+        value = value.item()
+    if isinstance(value, (bool, int, float)):
+        return float(value)
+    return None if value is None else math.nan
+
+
+def group_counts(
+    rewards: Tensor, weights: Tensor, skills: Tensor, num_generations: int, num_skills: int
+) -> tuple[Tensor, Tensor]:
+    """Count successes and informative groups per skill.
+
+    Args:
+        rewards: `[B, R]`, over all processes; NaN where a reward does not apply. The first is the verifier.
+        weights: `[R]`.
+        skills: `[B]`, the index of each completion's skill; the same within a group.
+        num_generations: Completions per group; groups are consecutive.
+        num_skills: S.
+
+    Returns:
+        Which completions succeeded, `[B]` bool, and per skill `[S, 4]` float64: attempts (completions that the verifier
+        applies to), successes (it gave them 1), groups, and informative groups, those whose weighted rewards differ.
+    """
+    success = rewards[:, 0] >= _SUCCESS
+    attempted = ~rewards[:, 0].isnan()
+    totals = (rewards * weights.to(rewards)).nansum(1)
+    scored = ~rewards.isnan().all(1)
+    highest = totals.masked_fill(~scored, -math.inf).view(-1, num_generations).amax(1)
+    lowest = totals.masked_fill(~scored, math.inf).view(-1, num_generations).amin(1)
+    counts = torch.zeros(num_skills, 4, dtype=torch.float64, device=rewards.device)
+    counts[:, :2].index_add_(0, skills, torch.stack([attempted, success], 1).double())
+    groups = torch.stack([torch.ones_like(highest), highest > lowest], 1).double()
+    counts[:, 2:].index_add_(0, skills[::num_generations], groups)
+    return success, counts

@@ -1,0 +1,128 @@
+"""The shipped rewards."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import random
+
+import pytest
+
+from rld import library
+from rld.errors import RewardError
+
+
+def reward(name: str):
+    file, function = name.split(":")
+    return getattr(importlib.import_module(f"rld.rewards.{file}"), function)
+
+
+def chat(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+def test_every_reward_takes_chat_and_plain_completions():
+    given = {"answer": ["4", "4"], "entry": ["", ""], "completion_ids": [[1], [1, 2]], "prompts": ["", ""]}
+    for name in library.names("rewards"):
+        options = {"target": 1} if name == "shape:brief" else {}
+        plain = reward(name)(completions=["4", "5"], **given, **options)
+        assert plain == reward(name)(completions=[chat("4"), chat("5")], **given, **options)
+        assert plain[0] == 1.0 > plain[1] >= 0.0
+
+
+def test_exact_match():
+    match = reward("answers:exact_match")
+    texts = ["abc", " abc\n", "abcd", "ABC", "", "a bc"]
+    assert match(texts, ["abc"] * 6) == [1, 1, 0, 0, 0, 0]
+    assert match(texts, ["abc "] * 6, case=False) == [1, 1, 0, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "wanted"),
+    [
+        ("12", "12", 1),
+        ("3 + 9 = 12.", "12", 1),
+        ("12, no, 13", "12", 0),
+        ("1,234.50 dollars", "1234.5", 1),
+        ("-5", "-5", 1),
+        ("9-5", "5", 1),
+        ("x = -5", "5", 0),
+        ("1,2", "2", 1),
+        ("none", "5", 0),
+        ("7", "#### 7", 1),
+        ("7", "seven", None),
+        ("version 2.5", ".5", 0),
+    ],
+)
+def test_final_number(text, gold, wanted):
+    assert reward("answers:final_number")([text], [gold]) == [wanted]
+
+
+def test_brief():
+    brief = reward("shape:brief")
+    scores = brief([""] * 4, [[], [0] * 10, [0] * 20, [0] * 40], target=10)
+    assert scores == [1.0, 1.0, 0.5, 0.25]
+    with pytest.raises(RewardError, match="target"):
+        brief([""], [[]], target=0)
+
+
+def credit(task: str, texts: list[str], seed: int = 0, **config) -> list[float]:
+    import reasoning_gym
+
+    made = reasoning_gym.create_dataset(task, seed=seed, size=1, **config)[0]
+    texts = [text.replace("GOLD", made["answer"] or "") for text in texts]
+    entry = json.dumps({"task": task, "config": config, **made}, default=str)
+    return reward("reasoning:exact_credit")(texts, [made["answer"] or ""] * len(texts), [entry] * len(texts))
+
+
+@pytest.mark.parametrize("task", ["chain_sum", "letter_counting", "spell_backward", "word_sorting"])
+def test_partial_credit_is_none(task):
+    """reasoning-gym itself gives these some credit for a text that merely has the gold answer in it."""
+    for seed in range(5):
+        assert credit(task, ["GOLD", " GOLD\n", "it is GOLD, I think", "GOLD GOLD", "", "no"], seed) == [
+            1,
+            1,
+            0,
+            0,
+            0,
+            0,
+        ]
+
+
+def test_a_verifier_that_believes_everything_is_not_believed():
+    for seed in range(5):
+        assert credit("game_of_life_halting", ["GOLD", "anything"], seed) == [1, 0]
+
+
+def test_a_verifier_that_cannot_read_an_answer_says_no():
+    assert credit("prime_factorization", ["GOLD", "not a number"]) == [1, 0]
+
+
+def test_other_correct_answers_than_the_gold_one_count():
+    import reasoning_gym
+
+    made = reasoning_gym.create_dataset("graph_color", seed=3, size=1)[0]
+    assert made["answer"] is None
+    right = json.dumps(made["metadata"]["possible_answer"])
+    wrong = json.dumps(dict.fromkeys(made["metadata"]["possible_answer"], 1))
+    assert credit("graph_color", [right, wrong], seed=3) == [1, 0]
+
+
+def test_rows_without_an_entry_are_matched():
+    assert reward("reasoning:exact_credit")([" a", "b"], ["a", "a"], ["", ""]) == [1.0, 0.0]
+
+
+def test_the_string_puzzles_are_what_they_say():
+    strings = importlib.import_module("rld.recipes.strings")
+    wanted = {
+        strings.reverse: ("rev", lambda word: word[::-1]),
+        strings.sort: ("srt", lambda word: "".join(sorted(word))),
+        strings.shift: ("nxt", lambda word: "".join("abcdefghija"["abcdefghij".index(c) + 1] for c in word)),
+        strings.rotate: ("rot", lambda word: word[1:] + word[:1]),
+    }
+    for puzzle, (name, solve) in wanted.items():
+        for seed in range(20):
+            question, answer = puzzle(random.Random(seed), length=1 + seed % 5)
+            word = question.removeprefix(f"{name}:").removesuffix("=")
+            assert len(word) == 1 + seed % 5 and set(word) <= set("abcdefghij")
+            assert answer == solve(word)
