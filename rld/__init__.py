@@ -1,8 +1,39 @@
 """rld: distillation and reinforcement of small language models, in one adaptive loop on top of TRL."""
 
+from __future__ import annotations
+
+from importlib import import_module
 from pathlib import Path as _Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rld.config import RLDConfig as RLDConfig
+    from rld.controllers import Fixed as Fixed
+    from rld.controllers import Gap as Gap
+    from rld.reading import read as read
+    from rld.recipe import Recipe as Recipe
+    from rld.teachers import Teacher as Teacher
+    from rld.trainer import RLDTrainer as RLDTrainer
 
 # Installed, rewards/, curricula/ and recipes/ are inside this folder; in a source checkout they are beside it, and
 # this makes them importable as rld.rewards and so on all the same.
 if not (_Path(__file__).resolve().parent / "rewards").is_dir():
     __path__.append(str(_Path(__file__).resolve().parent.parent))
+
+_HOMES = {
+    "RLDConfig": "config",
+    "RLDTrainer": "trainer",
+    "Teacher": "teachers",
+    "Fixed": "controllers",
+    "Gap": "controllers",
+    "Recipe": "recipe",
+    "read": "reading",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `rld check` need not wait for torch."""
+    if name in _HOMES:
+        return getattr(import_module(f"rld.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'rld' has no attribute {name!r}")

@@ -113,14 +113,13 @@ class Run:
         try:
             # Weights that AdamW updates in bf16 lose small steps; a GPU computes in bf16 through autocast instead.
             model = AutoModelForCausalLM.from_pretrained(spec, **{"dtype": "float32", **options, **init})
-            tokenizer = AutoTokenizer.from_pretrained(spec, padding_side="left")
+            return model, AutoTokenizer.from_pretrained(spec, padding_side="left")
         except OSError as error:
             first = str(error).strip().splitlines()[0]
             raise RecipeError(
                 f"{self.source}: cannot load {spec!r}: {first} (a local copy can be named on the command line, "
                 f"such as models.{reference}=FOLDER)"
             ) from error
-        return model, tokenizer
 
     def score(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
         """Greedy accuracy on the held-out rows, per skill."""
@@ -151,14 +150,14 @@ class Run:
             processing_class=tokenizer,
             peft_config=_lora(stage.lora),
         )
-        size = trainer.model.num_parameters()
+        size = model.num_parameters()
 
         def flops() -> float:
             tokens = next((e["num_tokens"] for e in reversed(trainer.state.log_history) if "num_tokens" in e), 0)
             return self.flops_before + 6.0 * size * float(tokens)
 
         self._train(trainer, stage, flops)
-        self._finish(stage, trainer, tokenizer, before, {}, flops())
+        self._finish(stage, trainer, size, before, {}, flops())
 
     def _gold(self, skills: list[str], stage: Sft) -> Dataset:
         """Prompts and gold answers of `skills` in equal shares, mixed."""
@@ -184,7 +183,7 @@ class Run:
         for name, spec in stage.teachers.items():
             teacher, scores[name] = self._teacher(name, spec, skills)
             teachers.append(teacher)
-        stream = self._stream(stage, skills)
+        stream, size = self._stream(stage, skills), model.num_parameters()
         trainer = RLDTrainer(
             model,
             [library.bound("rewards", spec.use, spec.options, self.source.parent) for spec in self.recipe.rewards],
@@ -196,7 +195,7 @@ class Run:
             controller=stage.controller,
         )
         self._train(trainer, stage, lambda: self.flops_before + trainer.flops)
-        self._finish(stage, trainer, tokenizer, before, scores, self.flops_before + trainer.flops)
+        self._finish(stage, trainer, size, before, scores, self.flops_before + trainer.flops)
 
     def _teacher(self, name: str, spec: TeacherSpec, skills: list[str]) -> tuple[Teacher, dict[str, Any]]:
         """A teacher with its probed competence, and its entry in the summary."""
@@ -240,6 +239,9 @@ class Run:
 
     # -- what all stages share ---------------------------------------------------------------------------------------
 
+    def _checkpoints(self, stage: str) -> Path:
+        return self.folder / "checkpoints" / stage
+
     def _seed(self, stage: str) -> int:
         """A seed of its own for each stage, so that a resumed run needs no other stage's random state."""
         return self.recipe.seed + 1000 * (1 + [s.name for s in self.recipe.stages].index(stage))
@@ -262,7 +264,7 @@ class Run:
             )
         on_gpu = torch.cuda.is_available()
         return {
-            "output_dir": str(self.folder / "checkpoints" / stage.name),
+            "output_dir": str(self._checkpoints(stage.name)),
             "seed": self._seed(stage.name),
             "per_device_train_batch_size": num_rows // parts,
             "logging_steps": 1,
@@ -283,7 +285,7 @@ class Run:
         trainer.add_callback(log)
         trainer.add_callback(ProgressBar(stage.name, number, len(self.recipe.stages)))
         trainer.add_callback(_Keeper(self.interrupted, log, trainer))
-        folder = Path(trainer.args.output_dir)
+        folder = self._checkpoints(stage.name)
         last = None
         if self.resume and self.state.is_main_process:
             checkpoint.remove_incomplete(folder)
@@ -298,13 +300,13 @@ class Run:
         self,
         stage: Sft | Distill,
         trainer: Trainer,
-        tokenizer: PreTrainedTokenizerBase,
+        size: int,
         before: dict[str, float],
         teachers: Mapping[str, Any],
         flops: float,
     ) -> None:
         """Score and store the stage's model, whole or not at all, and forget its checkpoints."""
-        model = trainer.accelerator.unwrap_model(trainer.model)
+        model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
         if stage.lora is not None:
             model = model.merge_and_unload()
         model.gradient_checkpointing_disable()
@@ -313,7 +315,7 @@ class Run:
             "name": stage.name,
             "kind": stage.run,
             "flops": flops - self.flops_before,
-            "student": {"parameters": model.num_parameters(), "scores": after},
+            "student": {"parameters": size, "scores": after},
             "teachers": dict(teachers),
             "before": before,
             "after": after,
@@ -329,7 +331,7 @@ class Run:
             checkpoint.write_json(draft / STAGE, record)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(draft, target)
-            shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
+            shutil.rmtree(self._checkpoints(stage.name), ignore_errors=True)
         self.state.wait_for_everyone()
 
 

@@ -21,7 +21,9 @@ class RLDConfig(GRPOConfig):
 
     signals: list[str] | None = field(
         default=None,
-        metadata={"help": "Signals that take part: policy, response, feature. None: policy, and response with teachers."},
+        metadata={
+            "help": "Signals that take part: policy, response, feature. None: policy, and response with teachers."
+        },
     )
     divergence: dict[str, Any] | str = field(
         default="jsd",
@@ -57,22 +59,27 @@ class RLDConfig(GRPOConfig):
     @property
     def prompts_per_rollout(self) -> int:
         """Prompts of one rollout, over all processes."""
-        return int(self.generation_batch_size // self.num_generations)
+        assert self.generation_batch_size is not None  # TRL sets it
+        assert self.num_generations is not None
+        return self.generation_batch_size // self.num_generations
 
     def num_prompts(self, num_rows: int) -> int:
         """Prompts that training on `num_rows` rows asks for at most, with the look-ahead of a data loader."""
         if self.max_steps <= 0:
             return math.ceil(self.num_train_epochs * num_rows)
+        assert self.steps_per_generation is not None  # TRL sets it
         updates_per_rollout = self.steps_per_generation * self.num_iterations / self.gradient_accumulation_steps
         return (math.ceil(self.max_steps / updates_per_rollout) + 2) * self.prompts_per_rollout
 
     def divergence_model(self) -> AnyDivergence:
         """The divergence that `divergence` names."""
-        return _parse("divergence", AnyDivergence, self.divergence)
+        divergence: AnyDivergence = _parse("divergence", AnyDivergence, self.divergence)
+        return divergence
 
     def feature_model(self) -> AnyFeature:
         """The feature loss that `feature` names."""
-        return _parse("feature", AnyFeature, self.feature)
+        feature: AnyFeature = _parse("feature", AnyFeature, self.feature)
+        return feature
 
 
 def _parse(name: str, union: Any, given: dict[str, Any] | str) -> Any:

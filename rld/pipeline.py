@@ -123,9 +123,7 @@ class _Summary:
             "recipe": resolved["name"],
             "seed": resolved["seed"],
             "versions": {name: version(name) for name in _VERSIONS},
-            "heldout_rows": {
-                skill: sum(row["skill"] == skill for row in run.held_out) for skill in run.recipe.skills
-            },
+            "heldout_rows": {skill: sum(row["skill"] == skill for row in run.held_out) for skill in run.recipe.skills},
         }
 
     def write(self, status: str) -> dict[str, Any]:

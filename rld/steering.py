@@ -129,7 +129,7 @@ class Steering:
                     for k, teacher in enumerate(self.teachers)
                 },
             )
-        gradients = {}
+        gradients: dict[str, float | None] = {}
         for i, signal in enumerate(SIGNALS):
             squares, count = self._scalars[1 + 2 * i : 3 + 2 * i].tolist()
             gradients[signal] = math.sqrt(squares / count) if count else None

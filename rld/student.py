@@ -102,17 +102,21 @@ class Projections(nn.Module):
     def __init__(self, student_width: int, layers: Sequence[Sequence[tuple[int, int]]], widths: Sequence[int]) -> None:
         super().__init__()
         self.layers = [list(pairs) for pairs in layers]
-        self.maps = nn.ModuleList()
+        maps = []
         generator = torch.Generator().manual_seed(0)
         for pairs, width in zip(layers, widths, strict=True):
             weights = [nn.Parameter(torch.empty(width, student_width)) for _ in pairs]
             for weight in weights:
                 nn.init.orthogonal_(weight, generator=generator)
-            self.maps.append(nn.ParameterList(weights))
+            maps.append(nn.ParameterList(weights))
+        self.maps = nn.ModuleList(maps)
 
     def forward(self, teacher: int, layer: int, h_NH: Tensor) -> Tensor:
         """Project student states `[N, H]` to the width of `teacher`'s mapped layer number `layer`."""
-        return h_NH.float() @ self.maps[teacher][layer].float().T
+        maps = self.maps[teacher]
+        assert isinstance(maps, nn.ParameterList)
+        projected: Tensor = h_NH.float() @ maps[layer].float().T
+        return projected
 
     def touch(self) -> Tensor:
         """A zero that depends on every map, so that DDP finds a gradient for each in every backward."""
@@ -218,9 +222,10 @@ def _feature_distances(projections: Projections, states: dict[int, Tensor], sign
             streams.append(torch.zeros(valid_BT.shape, device=valid_BT.device))
             continue
         pairs = projections.layers[k]
-        per_token_N = sum(
+        distances = [
             signals.feature(projections(k, i, states[layer][valid_BT]), teacher.layers_BLTH[:, i][valid_BT])
             for i, (layer, _) in enumerate(pairs)
-        ) / len(pairs)
+        ]
+        per_token_N = torch.stack(distances).mean(0)
         streams.append(per_token_N.new_zeros(valid_BT.shape).masked_scatter(valid_BT, per_token_N))
     return torch.stack(streams, dim=1) + projections.touch().to(streams[0].device)

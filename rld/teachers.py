@@ -53,7 +53,8 @@ class Teacher:
         """The model, frozen and in eval mode: no dropout, no gradients."""
         if isinstance(self.model, str):
             self.model = AutoModelForCausalLM.from_pretrained(self.model, **self.init)
-        return self.model.eval().requires_grad_(False)
+        self.model.eval().requires_grad_(False)
+        return self.model
 
     def teaches(self, skill: str) -> bool:
         return self.skills is None or skill in self.skills
@@ -122,7 +123,7 @@ def hidden_states(
 @torch.no_grad()
 def log_probabilities(head: Head, hidden_BTH: Tensor, targets_BT: Tensor, temperature: float) -> Tensor:
     """A teacher's log-probability of each sampled token, `[B, T]`, without storing logits."""
-    per_token, *_ = ChunkedLogProbFunction.apply(
+    outputs: tuple[Tensor, ...] = ChunkedLogProbFunction.apply(
         hidden_BTH.reshape(-1, hidden_BTH.shape[-1]),
         head.weight,
         head.bias,
@@ -133,7 +134,7 @@ def log_probabilities(head: Head, hidden_BTH: Tensor, targets_BT: Tensor, temper
         head.scale,
         (),
     )
-    return per_token.view(targets_BT.shape)
+    return outputs[0].view(targets_BT.shape)
 
 
 class Panel:

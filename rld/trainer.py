@@ -15,7 +15,6 @@ Shapes: B completions, T completion tokens, K teachers, S skills.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,6 +80,10 @@ class RLDTrainer(GRPOTrainer):
         RewardError: while training, a reward that raises or returns something unusable.
     """
 
+    args: RLDConfig
+    model: Any  # a PreTrainedModel, or a PeftModel around one
+    num_generations: int
+
     def __init__(
         self,
         model: str | PreTrainedModel,
@@ -133,11 +136,13 @@ class RLDTrainer(GRPOTrainer):
 
     def _set_up_teachers(self) -> None:
         def prepare(teacher: PreTrainedModel) -> PreTrainedModel:
-            return self.accelerator.unwrap_model(self.accelerator.prepare_model(teacher, evaluation_mode=True))
+            ready: PreTrainedModel = self.accelerator.prepare_model(teacher, evaluation_mode=True)
+            return ready
 
         self.panel = Panel(self.teachers, self._student, self._tokenizer, self._feature, prepare)
-        if self._feature is not None:
-            attach_projections(self._student, self.panel.projections(self._student))
+        self._projections = self.panel.projections(self._student) if self._feature is not None else None
+        if self._projections is not None:
+            attach_projections(self._student, self._projections)
         if self.teachers:
             add_signal_head(self._student)
 
@@ -147,8 +152,9 @@ class RLDTrainer(GRPOTrainer):
     # -- roll out and score ------------------------------------------------------------------------------------------
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
-        self._rewards = super()._calculate_rewards(*args, **kwargs)
-        return self._rewards
+        rewards: Tensor = super()._calculate_rewards(*args, **kwargs)
+        self._rewards = rewards
+        return rewards
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
@@ -209,11 +215,10 @@ class RLDTrainer(GRPOTrainer):
         inputs = self._loss_inputs
         if inputs is None:
             return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
-        if self.teachers:
-            model = _Recorder(model, self._signal_inputs(inputs))
-        result = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
-        if self.teachers:
-            self._signal_output = model.output
+        student = _Recorder(model, self._signal_inputs(inputs)) if self.teachers else model
+        result = super()._get_per_token_logps_and_entropies(student, *args, **kwargs)
+        if isinstance(student, _Recorder):
+            self._signal_output = student.output
         # TRL reads the advantages after this call, which is what lets them depend on the log-probabilities.
         inputs["advantages"] = self._advantages(inputs, result[0].detach())
         return result
@@ -225,7 +230,8 @@ class RLDTrainer(GRPOTrainer):
 
     def _advantages(self, inputs: dict[str, Any], log_pi_BT: Tensor) -> Tensor:
         """The policy's advantages: the teacher-scored reward added, times the skill's policy weight."""
-        advantages, policy_B = inputs["advantages"], inputs["signal_weights"][:, 0]
+        advantages: Tensor = inputs["advantages"]
+        policy_B: Tensor = inputs["signal_weights"][:, 0]
         if "teacher_score" in inputs:
             log_old_BT = inputs.get("old_per_token_logps", log_pi_BT)
             share_B = (inputs["teacher_weights"] * inputs["teacher_rows"]).sum(1)
@@ -258,9 +264,7 @@ class RLDTrainer(GRPOTrainer):
             if stream is not None
         }
         if training:
-            self._ledger.add_streams(
-                inputs["skill_ids"], mask_BT, inputs["teacher_rows"], out.divergence, out.feature
-            )
+            self._ledger.add_streams(inputs["skill_ids"], mask_BT, inputs["teacher_rows"], out.divergence, out.feature)
             if self.steering.last_of_window:
                 self._measure_gradients(policy, streams, inputs, normaliser)
         loss = policy
@@ -276,6 +280,7 @@ class RLDTrainer(GRPOTrainer):
         """Valid tokens of the accumulation window over all processes, per process, as TRL counts them for DAPO."""
         count: Tensor = inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
         if self.model.training:
+            assert self.args.steps_per_generation is not None  # TRL sets it
             count = count * self.current_gradient_accumulation_steps / self.args.steps_per_generation
         return count
 
@@ -289,6 +294,7 @@ class RLDTrainer(GRPOTrainer):
     ) -> None:
         """Add to the ledger how strongly each signal, unweighted, pulls at the student's last hidden states."""
         assert self._signal_output is not None
+        assert self._signal_output.hidden is not None
         hidden, mask_BT = self._signal_output.hidden, _loss_mask(inputs)
         taught_B = ((inputs["teacher_weights"] * inputs["teacher_rows"]).sum(1) > 0).float()
         policy_B = inputs["signal_weights"][:, 0]
@@ -336,8 +342,8 @@ class RLDTrainer(GRPOTrainer):
         if not self.args.should_save:
             return
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if self._feature is not None:
-            save_file(self._student.rld_projections.state_dict(), folder / "rld_projections.safetensors")
+        if self._projections is not None:
+            save_file(self._projections.state_dict(), folder / "rld_projections.safetensors")
         write_json(folder / STATE, self._rld_state())
 
     def _rld_state(self) -> dict[str, Any]:
@@ -366,9 +372,8 @@ class RLDTrainer(GRPOTrainer):
         self.num_scored, self._num_rollouts = state["num_scored"], state["num_rollouts"]
         if self.stream is not None:
             self.stream.load_state_dict(state["stream"])
-        if self._feature is not None:
-            saved = load_file(os.path.join(checkpoint, "rld_projections.safetensors"))
-            self._student.rld_projections.load_state_dict(saved)
+        if self._projections is not None:
+            self._projections.load_state_dict(load_file(Path(checkpoint) / "rld_projections.safetensors"))
 
 
 def _loss_mask(inputs: dict[str, Any]) -> Tensor:

@@ -113,11 +113,17 @@ class Event:
 class Controller(Protocol):
     """Turns measured progress into weights. Pure: plain data in, plain data out; the state is JSON."""
 
-    kind: str
-    every: int
-    """Optimiser steps between two calls of `step`."""
-    heartbeat: int
-    """Ticks between looks at a teacher whose weight is 0."""
+    @property
+    def kind(self) -> str:
+        """Its name in recipes."""
+
+    @property
+    def every(self) -> int:
+        """Optimiser steps between two calls of `step`."""
+
+    @property
+    def heartbeat(self) -> int:
+        """Ticks between looks at a teacher whose weight is 0."""
 
     def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> dict[str, Any]: ...
 
