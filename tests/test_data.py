@@ -119,9 +119,9 @@ def test_prompts_may_have_a_template_and_be_a_chat():
 
 
 def test_files_keep_their_texts(tmp_path):
-    lines = [f'"Say, {i}",00{i},{i % 2}' for i in range(10)]
-    (tmp_path / "rows.csv").write_text("question,answer,level\n" + "\n".join(lines))
-    records = [{"question": f"Say, {i}", "answer": f"00{i}", "level": i % 2} for i in range(10)]
+    lines = [f'"Say,\r\n{i}",00{i},{i % 2}' for i in range(10)]
+    (tmp_path / "rows.csv").write_text("question,answer,level\n" + "\n".join(lines), newline="")
+    records = [{"question": f"Say,\r\n{i}", "answer": f"00{i}", "level": i % 2} for i in range(10)]
     (tmp_path / "rows.jsonl").write_text("\n\n".join(map(json.dumps, records)))
     for name in ("rows.csv", "rows.jsonl"):
         made = source({"rows": name, "held_out": 4}, tmp_path)

@@ -21,6 +21,7 @@ BATCH: dict[str, Any] = {
     "completion_ids": [[0], [1], [2]],
     "answer": ["a0", "a1", "a2"],
     "trainer_state": object(),
+    "of another length": [1, 2],
     "log_metric": print,
 }
 
@@ -64,8 +65,8 @@ def test_what_is_no_list_of_the_right_length_is_refused(bad):
         call(lambda **_: bad)
 
 
-def fragile(completions: list[str], answer: list[str], *, at: str, **_: Any) -> list[float]:
-    assert len(completions) == len(answer)
+def fragile(completions: list[str], answer: list[str], *, at: str, **columns: Any) -> list[float]:
+    assert len(completions) == len(answer) and columns["of another length"] == [1, 2]
     return [1 / (text != at) for text in completions]
 
 
@@ -125,13 +126,14 @@ def test_counts():
             *([0.5, 1.0], [1.0, 0.5]),  # skill 2: different rewards, the same weighted sum
             *([nan, 1.0], [0.0, nan]),  # skill 0: the verifier applies to one
             *([nan, nan], [1.0, nan]),  # skill 0: what has no reward does not make a group informative
+            *([nan, nan], [-1.0, nan]),  # skill 0: nor here
         ]
     )
-    skills = torch.tensor([0, 0, 2, 2, 2, 2, 0, 0, 0, 0])
+    skills = torch.tensor([0, 0, 2, 2, 2, 2, 0, 0, 0, 0, 0, 0])
     success, counts = group_counts(rewards, torch.tensor([1.0, 1.0]), skills, num_generations=2, num_skills=3)
-    assert success.tolist() == [True, False, True, True, False, True, False, False, False, True]
+    assert success.tolist() == [True, False, True, True, False, True, False, False, False, True, False, False]
     assert counts.dtype == torch.float64
-    assert counts.tolist() == [[4, 2, 3, 2], [0, 0, 0, 0], [4, 3, 2, 0]]
+    assert counts.tolist() == [[5, 2, 4, 2], [0, 0, 0, 0], [4, 3, 2, 0]]
 
 
 def test_weights_decide_what_is_informative():
