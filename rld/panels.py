@@ -1,0 +1,167 @@
+"""Which charts a stage gets: the curves that a person would look for, each signal, skill and teacher in its colour."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from rld.charts import Chart, Line
+from rld.history import History, LoggedEvent, Stage
+from rld.types import SIGNALS
+
+NUM_INKS = 9
+"""Colours that the page defines, as classes `ink0`, `ink1` and so on; later names are `dashed`, too."""
+_PLAIN = "plain"
+"""The ink of what is no signal, skill, teacher or reward."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Charts to be looked at together."""
+
+    title: str
+    about: str
+    charts: list[Chart]
+
+
+class Inks:
+    """Gives every signal, skill, teacher and reward one colour, the same on the whole page."""
+
+    def __init__(self, history: History) -> None:
+        teachers = [name for stage in history.plan.stages for name in stage.teachers]
+        self._numbers: dict[tuple[str, str], int] = {}
+        for kind, names in (("signal", SIGNALS), ("skill", history.plan.skills), ("teacher", teachers)):
+            for name in names:
+                self.number(kind, name)
+
+    def number(self, kind: str, name: str) -> int:
+        return self._numbers.setdefault((kind, name), len(self._numbers))
+
+    def css(self, kind: str, name: str) -> str:
+        """Return the classes of `name`."""
+        number = self.number(kind, name)
+        return f"ink{number % NUM_INKS}" + " dashed" * (number >= NUM_INKS)
+
+
+def groups(stage: Stage, skills: Iterable[str], inks: Inks) -> list[Group]:
+    """Return the groups of charts of a stage; what it did not log is left out."""
+    found = _Panels(stage, list(skills), inks)
+    if stage.plan.run == "sft":
+        all_groups = [Group("Loss", "", found.single("Cross-entropy of gold answers, nats per token", "loss/sft"))]
+    else:
+        all_groups = [
+            Group(
+                "Progress",
+                "What the verifier accepts of the student's completions, and what it is asked.",
+                found.skills(),
+            ),
+            Group("Signals", "How much each signal counts, as the controller decided.", found.weights()),
+            Group(
+                "Teachers",
+                "Whose advice counts, as shares; 0 everywhere where no teacher is worth hearing.",
+                found.teachers(),
+            ),
+            Group("Losses", "The total is weighted; the signals' own are not.", found.losses()),
+            Group(
+                "Distances",
+                "How far the student is from its teachers, and how hard each signal pulls.",
+                found.distances(),
+            ),
+            Group("Rollouts", "What the student generated.", found.rollouts()),
+        ]
+    return [group for group in all_groups if group.charts]
+
+
+class _Panels:
+    """Makes charts of one stage's metrics. Each method returns those for which there is something to draw."""
+
+    def __init__(self, stage: Stage, skills: list[str], inks: Inks) -> None:
+        self.stage, self.names, self.inks = stage, skills, inks
+        self.keys = stage.keys()
+
+    def _line(self, key: str, name: str, css: str) -> Line:
+        points, num_lost = self.stage.series(key)
+        return Line(name, css, points, num_lost)
+
+    def _lines(self, kind: str, pattern: str) -> list[Line]:
+        """The lines of all keys that match; the pattern's group is the name."""
+        matches = [match for key in self.keys if (match := re.fullmatch(pattern, key))]
+        matches.sort(key=lambda match: self.inks.number(kind, match[1]))
+        return [self._line(match[0], match[1], self.inks.css(kind, match[1])) for match in matches]
+
+    def _chart(self, chart: Chart) -> list[Chart]:
+        return [chart] if chart.lines else []
+
+    def single(self, title: str, key: str) -> list[Chart]:
+        return [Chart(title, [self._line(key, title, _PLAIN)])] if key in self.keys else []
+
+    def skills(self) -> list[Chart]:
+        shares = Chart("Share of prompts", self._lines("skill", "share/(.+)"), 0, None, stairs=True)
+        return [
+            *self._chart(Chart("Success rate", self._lines("skill", "progress/(.+)"), 0, 1)),
+            *self._chart(Chart("Curriculum level", self._lines("skill", "level/(.+)"), stairs=True)),
+            *self._chart(shares),
+        ]
+
+    def weights(self) -> list[Chart]:
+        mean = Chart("Mean over skills", self._lines("signal", "weight/([^/]+)"), 0, 1, stairs=True)
+        return self._per_skill(mean, "signal", "weight/([^/]+)/{}")
+
+    def teachers(self) -> list[Chart]:
+        mean = Chart("Mean over skills", self._lines("teacher", "teacher/(.+)/weight"), 0, 1, stairs=True)
+        return self._per_skill(mean, "teacher", "teacher/(.+)/weight/{}")
+
+    def _per_skill(self, mean: Chart, kind: str, pattern: str) -> list[Chart]:
+        """The mean alone where all skills are alike, else it and a chart per skill, all small."""
+        events = [event for event in self.stage.events if ("teacher" in event.kind) == (kind == "teacher")]
+        mean = replace(mean, marks=[_mark(event) for event in events])
+        charts = []
+        for skill in self.names:
+            if lines := self._lines(kind, pattern.format(re.escape(skill))):
+                marks = [_mark(event) for event in events if event.skill == skill]
+                charts.append(replace(mean, title=skill, lines=lines, marks=marks))
+        if all(_values(chart) == _values(charts[0]) for chart in charts):
+            return self._chart(mean)
+        return [_small(chart) for chart in (mean, *charts)]
+
+    def losses(self) -> list[Chart]:
+        charts = self.single("Total", "loss")
+        charts += [Chart(line.name, [line], may_be_log=True) for line in self._lines("signal", "loss/(.+)")]
+        return [_small(chart) for chart in charts]
+
+    def distances(self) -> list[Chart]:
+        scales = self._lines("signal", "scale/(.+)")
+        charts = [
+            Chart("Divergence, nats per token", self._lines("teacher", "divergence/(.+)"), may_be_log=True),
+            Chart("Distance of hidden states", self._lines("teacher", "distance/(.+)"), may_be_log=True),
+            Chart("Gradient at the last hidden states", self._lines("signal", "grad/(.+)"), may_be_log=True),
+            Chart("Factor that evens gradients out", scales, may_be_log=True, stairs=True),
+        ]
+        if all(value == 1 for line in scales for _, value in line.points):
+            charts.pop()
+        return [chart for chart in charts if chart.lines]
+
+    def rollouts(self) -> list[Chart]:
+        kinds = [key for key in ("tokens/generated", "tokens/scored") if key in self.keys]
+        tokens = [
+            self._line(key, key.removeprefix("tokens/"), css)
+            for key, css in zip(kinds, (_PLAIN, f"{_PLAIN} dashed"), strict=False)
+        ]
+        return [
+            *self._chart(Chart("Reward", self._lines("reward", "reward/(.+)"))),
+            *self.single("Entropy, nats per token", "entropy"),
+            *self._chart(Chart("Tokens so far", tokens, 0, stairs=True)),
+        ]
+
+
+def _mark(event: LoggedEvent) -> tuple[float, str]:
+    return event.step, f"{event.skill}: {event.kind}: {event.about} ({event.measured})"
+
+
+def _values(chart: Chart) -> list[tuple[str, object]]:
+    return [(line.name, line.points) for line in chart.lines]
+
+
+def _small(chart: Chart) -> Chart:
+    return replace(chart, is_small=True)

@@ -1,0 +1,230 @@
+"""What a stage tells while it trains: a file of metrics to draw from later, and a display to watch now."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar as Bar
+from rich.table import Column, Table
+from rich.text import Text
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import SFTConfig
+
+from rld import journal
+from rld.journal import EVENTS, METRICS
+from rld.types import Event
+
+_OURS = re.compile(r"loss|entropy|(loss|weight|scale|teacher|progress|grad|divergence|distance|level|share|tokens)/.+")
+_TRL_REWARD = re.compile(r"rewards/(.+)/mean")
+_SHOWN = {
+    "weights": re.compile(r"weight/([^/]+)"),
+    "teachers": re.compile(r"teacher/(.+)/weight"),
+    "progress": re.compile(r"progress/(.+)"),
+}
+_SECONDS_PER_FRAME, _SECONDS_PER_LINE = 0.2, 10.0
+
+
+def picked(logs: Mapping[str, Any], supervised: bool) -> dict[str, float | None]:
+    """Return what `metrics.jsonl` keeps of a trainer's log, under its names; None stands for NaN and infinity.
+
+    `supervised`: the loss is that of the `sft` signal. A log without a loss, such as the last one's timings, has none.
+    """
+    if "loss" not in logs:
+        return {}
+    values = {}
+    for key, value in logs.items():
+        if reward := _TRL_REWARD.fullmatch(key):
+            values[f"reward/{reward[1]}"] = value
+        elif _OURS.fullmatch(key):
+            values[key] = value
+    if supervised:
+        values["loss/sft"] = logs["loss"]
+    return {key: value if value is not None and math.isfinite(value) else None for key, value in values.items()}
+
+
+class RunLog(TrainerCallback):
+    """Write what a stage logs to `metrics.jsonl` and its events to `events.jsonl`, from the main process only.
+
+    Each line is written at once, so a killed run loses at most the last one. A stage that starts again at a step
+    forgets what it wrote after that step, so that a resumed run leaves the same files as one that was never stopped,
+    but for `seconds`.
+
+    Args:
+        folder: The run's folder.
+        stage: The stage's name.
+        start: When the run began, in seconds since the epoch, less what it spent before it was resumed.
+        flops: Gives the run's floating-point operations so far.
+    """
+
+    def __init__(self, folder: Path, stage: str, start: float, flops: Callable[[], float]) -> None:
+        self.folder, self.stage, self.start, self.flops = folder, stage, start, flops
+        self._writes = False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._writes = state.is_world_process_zero
+        if self._writes:
+            for name in (METRICS, EVENTS):
+                journal.keep(
+                    self.folder / name,
+                    lambda record: record.get("stage") != self.stage or record["step"] <= state.global_step,
+                )
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        values = picked(logs or {}, isinstance(args, SFTConfig))
+        if self._writes and values:
+            seconds = round(time.time() - self.start, 3)
+            head = {"stage": self.stage, "step": state.global_step, "seconds": seconds, "flops": self.flops()}
+            journal.append(self.folder / METRICS, [head | values])
+
+    def events(self, events: list[Event]) -> None:
+        """Append a controller's events."""
+        if self._writes and events:
+            journal.append(self.folder / EVENTS, [asdict(event) | {"stage": self.stage} for event in events])
+
+
+class ProgressBar(TrainerCallback):
+    """Show how far a stage is, what the controller decided, and what each skill has reached.
+
+    On a terminal a display that stays in place; elsewhere a plain line every ten seconds. Both on standard error, from
+    the main process only, and drawn between steps: no thread competes with the training.
+
+    Args:
+        stage: The stage's name.
+        number: Which of the recipe's stages it is, from 1.
+        count: How many there are.
+    """
+
+    def __init__(self, stage: str, number: int, count: int) -> None:
+        self.title = f"{stage} ({number} of {count})"
+        self.values: dict[str, float | None] = {}
+        self._shows = False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._shows = state.is_world_process_zero
+        if not self._shows:
+            return
+        self._first = self._step = state.global_step
+        self._total = state.max_steps
+        self._began, self._drawn = time.monotonic(), -math.inf
+        self._console = _Console(stderr=True, highlight=False)
+        self._live: Live | None = None
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            self._live = Live(
+                console=self._console,
+                auto_refresh=False,
+                transient=True,
+                redirect_stdout=sys.stdout.isatty(),  # what goes to a file stays out of the display
+                get_renderable=self._frame,
+            )
+            atexit.register(self._live.stop)  # an exception skips on_train_end, and the cursor is hidden
+            self._draw(self._live.start)
+        self._tick()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._shows:
+            self._step = state.global_step
+            if not control.should_log:
+                self._tick()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        values = picked(logs or {}, isinstance(args, SFTConfig))
+        if self._shows and values:
+            self.values |= values
+            self._tick()
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._shows:
+            if self._live is not None:
+                self._draw(self._live.stop)
+                atexit.unregister(self._live.stop)
+            self._draw(self._say)
+
+    # -- drawing -----------------------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if now - self._drawn >= (_SECONDS_PER_FRAME if self._live else _SECONDS_PER_LINE):
+            self._drawn = now
+            self._draw(self._live.refresh if self._live else self._say)
+
+    def _draw(self, draw: Callable[[], None]) -> None:
+        if not self._shows:
+            return
+        try:
+            draw()
+        except OSError:  # the terminal is gone, which must not end a night's training
+            self._shows = False
+            if self._live is not None:
+                with contextlib.suppress(OSError):
+                    self._live.stop()
+
+    def _say(self) -> None:
+        lists = [f"{what} {_list(self._latest(what))}" for what in _SHOWN if self._latest(what)]
+        print("; ".join([f"{self.title}: step {self._facts()}", *lists]), file=sys.stderr, flush=True)
+
+    def _frame(self) -> RenderableType:
+        steps = Table.grid(Column(ratio=1), Column(no_wrap=True), padding=(0, 2), expand=True)
+        steps.add_row(Bar(max(self._total, 1), self._step), self._facts())
+        frame = Table.grid(Column(no_wrap=True), Column(ratio=1, no_wrap=True), padding=(0, 2), expand=True)
+        frame.add_row(Text(self.title), steps)
+        for what in ("weights", "teachers"):
+            if shares := self._latest(what):
+                frame.add_row(what, Text(_list(shares), overflow="ellipsis"))
+        skills = list(self._latest("progress").items())
+        room = max(self._console.height - frame.row_count - 2, 1)
+        for skill, share in skills[:room]:
+            bar = Table.grid(padding=(0, 1))
+            bar.add_row(Bar(1.0, share, width=20), f"{share:.2f}")
+            frame.add_row(Text(skill), bar)
+        if len(skills) > room:
+            frame.add_row("", f"and {len(skills) - room} more skills")
+        return frame
+
+    def _facts(self) -> str:
+        facts = [f"{self._step}/{self._total}"]
+        done = self._step - self._first
+        if done and self._step < self._total:
+            left = (time.monotonic() - self._began) / done * (self._total - self._step)
+            facts.append(f"{timedelta(seconds=round(left))} left")
+        if (loss := self.values.get("loss")) is not None:
+            facts.append(f"loss {loss:.4g}")
+        return ", ".join(facts)
+
+    def _latest(self, what: str) -> dict[str, float]:
+        found = [(_SHOWN[what].fullmatch(key), value) for key, value in self.values.items()]
+        return {match[1]: value for match, value in found if match and value is not None}
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise  # rich would end the program
+
+
+def _list(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.2f}" for name, value in values.items())

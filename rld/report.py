@@ -1,0 +1,152 @@
+"""The page that tells how a run went, in one file: no scripts, nothing to load."""
+
+from __future__ import annotations
+
+import os
+from html import escape
+from pathlib import Path
+
+import yaml
+
+from rld.charts import figure
+from rld.curves import number
+from rld.history import History, Stage, read
+from rld.panels import Group, Inks, groups
+from rld.stylesheet import STYLE
+from rld.tables import html_table, scores_table, table
+
+__all__ = ["scores_table", "table", "write_report"]
+
+_STATES = {
+    "running": "The run was still at work when this page was drawn, or it was killed.",
+    "stopped": "The run was stopped before its end; the same command with --resume goes on from there.",
+    "failed": "The run ended with an error; once that is mended, the same command with --resume goes on from there.",
+}
+
+
+def write_report(run: Path) -> Path:
+    """Draw `report.html` from what is in the folder `run`, of a run finished or not, and return its path.
+
+    Raises:
+        CheckpointError: the folder holds no run, or a file of it is damaged.
+    """
+    page = _page(read(run))
+    target = run / "report.html"
+    draft = target.with_name(target.name + ".draft")
+    draft.write_text(page, encoding="utf-8")
+    os.replace(draft, target)
+    return target
+
+
+def _page(history: History) -> str:
+    inks = Inks(history)
+    parts = [_header(history), *_notes(history), _overview(history), _outcome(history, inks)]
+    parts += [_stage(history, number, inks) for number in range(len(history.stages))]
+    parts += [_recipe(history), f"<footer>Drawn by rld from {escape(str(history.folder))}</footer>"]
+    # The policy lets the browser load and run nothing, whatever a name in a recipe may contain.
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(history.plan.name)}: rld report</title><style>{STYLE}</style></head>"
+        f"<body><main>{''.join(parts)}</main></body></html>\n"
+    )
+
+
+def _header(history: History) -> str:
+    summary = history.summary
+    facts = {"seed": str(summary.seed), "time": _time(summary.seconds), "FLOPs": number(summary.flops)}
+    facts |= summary.versions
+    items = "".join(f"<li><span>{escape(name)}</span> {escape(fact)}</li>" for name, fact in facts.items())
+    command = summary.command or f"rld train {history.plan.name} seed={summary.seed}"
+    return (
+        f'<div class="title"><h1>{escape(history.plan.name)}</h1>'
+        f'<span class="pill {escape(summary.status)}">{escape(summary.status)}</span></div>'
+        f'<ul class="facts">{items}</ul><pre class="command">{escape(command)}</pre>'
+    )
+
+
+def _notes(history: History) -> list[str]:
+    notes = [_STATES[history.summary.status]] if history.summary.status in _STATES else []
+    notes += [
+        f"The last line of {name} was cut off, as happens when a run is killed; it is left out." for name in history.cut
+    ]
+    if not any(stage.metrics for stage in history.stages):
+        notes.append("Nothing has been logged yet.")
+    return [f'<p class="note">{escape(note)}</p>' for note in notes]
+
+
+def _overview(history: History) -> str:
+    """Draw the table of stages."""
+    rows, seconds, flops = "", 0.0, 0.0
+    for i, stage in enumerate(history.stages):
+        cells = ["-", "-", "done" if stage.result else "not started"]
+        if stage.metrics:
+            last = stage.metrics[-1]
+            state = "done" if stage.result else f"at step {last['step']}"
+            cells = [_time(last["seconds"] - seconds), number(last["flops"] - flops), state]
+            seconds, flops = last["seconds"], last["flops"]
+        name = f'<a href="#stage{i}">{escape(stage.plan.name)}</a>' if stage.metrics else escape(stage.plan.name)
+        cells = [name, stage.plan.run, str(stage.plan.steps), *cells]
+        rows += "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+    head = "".join(f"<th>{head}</th>" for head in ("stage", "kind", "steps", "time", "FLOPs", "state"))
+    return f'<h2>Stages</h2><div class="card"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _outcome(history: History, inks: Inks) -> str:
+    """Draw the scores of the last stage that is finished."""
+    if not history.summary.stages:
+        return ""
+    result = history.summary.stages[-1]
+    what = "Result" if result.name == history.plan.stages[-1].name else f"So far: {result.name}"
+    return (
+        f"<h2>{escape(what)}<small>held-out rows answered correctly; hollow before, full after, bars are teachers"
+        f"</small></h2>{html_table(result, history.summary.heldout_rows, inks)}"
+    )
+
+
+def _stage(history: History, index: int, inks: Inks) -> str:
+    stage = history.stages[index]
+    if not stage.metrics:
+        return ""
+    drawn = groups(stage, history.plan.skills, inks)
+    taught = f" by {', '.join(stage.plan.teachers)}" if stage.plan.teachers else ""
+    head = f'<h2 id="stage{index}">{escape(stage.plan.name)}<small>{escape(stage.plan.run + taught)}</small></h2>'
+    if stage.plan.run == "sft":
+        charts = "".join(figure(chart) for group in drawn for chart in group.charts)
+        scores = html_table(stage.result, history.summary.heldout_rows, inks) if stage.result else ""
+        return f'{head}<div class="beside">{charts}{scores}</div>'
+    return head + "".join(map(_group, drawn)) + _events(stage)
+
+
+def _group(group: Group) -> str:
+    size = "charts small" if all(chart.is_small for chart in group.charts) else "charts"
+    charts = "".join(map(figure, group.charts))
+    return f'<h3>{group.title}<small>{group.about}</small></h3><div class="{size}">{charts}</div>'
+
+
+def _events(stage: Stage) -> str:
+    if not stage.events:
+        return ""
+    rows = "".join(
+        f'<tr><td>{event.step}</td><td class="left">{escape(event.skill)}</td>'
+        f'<td class="left">{escape(event.kind)}: {escape(event.about)}</td>'
+        f'<td class="left wide">{escape(event.measured)}</td></tr>'
+        for event in stage.events
+    )
+    head = "".join(f'<th class="left">{head}</th>' for head in ("step", "skill", "decision", "from"))
+    return (
+        "<h3>Events<small>the controller's decisions, marked in the charts of signals and teachers</small></h3>"
+        f'<div class="card"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
+
+
+def _recipe(history: History) -> str:
+    text = yaml.safe_dump(history.recipe, sort_keys=False, allow_unicode=True, width=110)
+    return f"<details><summary>The recipe, with all its defaults</summary><pre>{escape(text)}</pre></details>"
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
