@@ -34,12 +34,16 @@ class Ladder:
     Args:
         levels: Number of levels per skill.
         window: Attempts at a level from which its success is judged, at least.
+        explore: Share of prompts whose level is drawn from all of the skill's, for a student that has met them all
+            and would forget the harder ones while it practises easier ones.
     """
 
-    def __init__(self, levels: Mapping[str, int], *, window: int = 32) -> None:
+    def __init__(self, levels: Mapping[str, int], *, window: int = 32, explore: float = 0.0) -> None:
         if window < 1:
             raise CurriculumError(f"ladder:Ladder: window should be at least 1 attempt, not {window}")
-        self.levels, self.window = dict(levels), window
+        if not 0 <= explore <= 1:
+            raise CurriculumError(f"ladder:Ladder: explore should be a share from 0 to 1, not {explore}")
+        self.levels, self.window, self.explore = dict(levels), window, explore
         self.level = dict.fromkeys(levels, 0)
         self.held = dict.fromkeys(levels, 0)
         self.recent: dict[str, list[tuple[int, int]]] = {skill: [] for skill in levels}
@@ -48,6 +52,8 @@ class Ladder:
     def next(self, rng: random.Random) -> Task:
         shares = self.shares()
         (skill,) = rng.choices(list(shares), list(shares.values()))
+        if rng.random() < self.explore:
+            return Task(skill, rng.randrange(self.levels[skill]))
         level = self.level[skill]
         depth = rng.choices((0, 1, 2), (0.7, 0.2, 0.1))[0]
         return Task(skill, rng.randrange(level - 1) if depth == 2 and level > 1 else max(level - depth, 0))

@@ -65,11 +65,14 @@ class Run:
     started: float = field(default_factory=time.time)
     flops_before: float = 0.0
     """FLOPs of the stages that are done."""
+    seconds_before: float = 0.0
+    """Seconds that they took."""
 
     def __post_init__(self) -> None:
         self.sources = data.sources(self.recipe, self.source.parent)
         self.held_out = [row for source in self.sources.values() for row in source.held_out()]
-        self.state = PartialState()
+        # Accelerate joins CPU processes only if the first to ask says that they are on the CPU.
+        self.state = PartialState(cpu=not torch.cuda.is_available())
 
     # -- models and scores -------------------------------------------------------------------------------------------
 
@@ -81,6 +84,11 @@ class Run:
         """What a finished stage recorded; None while it is not finished."""
         path = self.stage_folder(name) / STAGE
         return checkpoint.read_json(path) if path.is_file() else None
+
+    def skip(self, done: Mapping[str, Any]) -> None:
+        """Count in a stage that an earlier process finished."""
+        self.flops_before += done["flops"]
+        self.seconds_before += done["seconds"]
 
     def _resolve(self, reference: str) -> tuple[str | NewModel, dict[str, Any]]:
         """A path or hub id and its loading options, or the description of a new model."""
@@ -314,6 +322,7 @@ class Run:
         record = {
             "name": stage.name,
             "kind": stage.run,
+            "seconds": round(time.time() - self.started - self.seconds_before, 1),
             "flops": flops - self.flops_before,
             "student": {"parameters": size, "scores": after},
             "teachers": dict(teachers),
@@ -321,7 +330,7 @@ class Run:
             "after": after,
             "retention": {skill: after[skill] / score if score else None for skill, score in before.items()},
         }
-        self.flops_before = flops
+        self.skip(record)
         if self.state.is_main_process:
             target = self.stage_folder(stage.name)
             draft = target.with_name(target.name + ".draft")

@@ -12,14 +12,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import datasets
+import transformers
 from accelerate import PartialState
 from rich.console import Console
 
-from rld import checkpoint, progress
+from rld import checkpoint
 from rld.build import Interrupted, Run
 from rld.errors import CheckpointError
 from rld.recipe import Recipe
-from rld.report import table, write_report
+from rld.report import write_report
+from rld.tables import scores_table, table
 
 _VERSIONS = ("torch", "transformers", "trl", "accelerate", "datasets", "evaluate", "numpy")
 
@@ -61,13 +64,13 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool) -> int:
     Raises:
         RldError: the user's mistake, with what to mend.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    resolved = recipe.model_dump(mode="json")
-    _require_same_recipe(output, resolved, resume)
+    _quiet()
     stop = _Stop()
     summary_path = output / "summary.json"
     spent = checkpoint.read_json(summary_path)["seconds"] if resume and summary_path.is_file() else 0.0
     run = Run(recipe, source, output, resume, stop.asked, started=time.time() - spent)
+    resolved = recipe.model_dump(mode="json")
+    _claim(run, resolved)
     writer = _Summary(run, resolved)
     writer.write("running")
     status = "failed"
@@ -78,7 +81,7 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool) -> int:
                 if done is None:
                     stage(run)
                 else:
-                    run.flops_before += done["flops"]
+                    run.skip(done)
                 writer.write("running")
                 if stop.asked():
                     raise Interrupted
@@ -98,20 +101,29 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool) -> int:
     return 0 if status == "done" else 128 + (stop.signal or signal.SIGINT)
 
 
-def _require_same_recipe(output: Path, resolved: dict[str, Any], resume: bool) -> None:
-    """Write the resolved recipe, or refuse to go on with another one."""
-    path = output / "recipe.json"
-    if resume and path.is_file():
+def _quiet() -> None:
+    """Leave the terminal to rld's own progress: one line of loading bars per model tells nobody anything."""
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
+def _claim(run: Run, resolved: dict[str, Any]) -> None:
+    """Write the resolved recipe into the run's folder, or refuse to go on with another one than it began with."""
+    path = run.folder / "recipe.json"
+    if run.resume and path.is_file():
         old = checkpoint.read_json(path)
         changed = sorted(key for key in resolved.keys() | old.keys() if resolved.get(key) != old.get(key))
         if changed:
             raise CheckpointError(
-                f"{output} was started with another recipe (changed: {', '.join(changed)}); "
+                f"{run.folder} was started with another recipe (changed: {', '.join(changed)}); "
                 "resume with the same one, or choose another --output"
             )
-    if PartialState().is_main_process:
+    run.state.wait_for_everyone()  # nobody looks after the file is there
+    if run.state.is_main_process:
+        run.folder.mkdir(parents=True, exist_ok=True)
         checkpoint.write_json(path, resolved)
-    PartialState().wait_for_everyone()
+    run.state.wait_for_everyone()
 
 
 class _Summary:
@@ -142,9 +154,10 @@ class _Summary:
 
 def evaluate(model: str, recipe: Recipe, source: Path) -> int:
     """Score `model` (a folder or a hub id) on the recipe's held-out rows and print the table."""
+    _quiet()
     run = Run(recipe, source, Path(), resume=False)
     loaded, tokenizer = run.load(model)
     scores = run.score(loaded, tokenizer)
     if run.state.is_main_process:
-        Console().print(progress.scores_table(model, scores, run.held_out))
+        Console().print(scores_table(model, scores, run.held_out))
     return 0
