@@ -55,7 +55,7 @@ class Fixed(_Controller):
         shares = {teacher: weight / total if total else 0.0 for teacher, weight in raw.items()}
         given: dict[Signal, float] = {"policy": self.policy, "response": self.response, "feature": self.feature}
         signals = {signal: given[signal] for signal in state["signals"]}
-        return Weights({skill: signals for skill in state["skills"]}, {skill: shares for skill in state["skills"]})
+        return Weights(dict.fromkeys(state["skills"], signals), dict.fromkeys(state["skills"], shares))
 
     def step(self, state: State, seen: Observation) -> tuple[State, Weights, list[Event]]:
         return state, self.weights(state), []

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from rld.controllers import AnyController, Gap
-from rld.divergences import AnyDivergence, JSD
+from rld.divergences import JSD, AnyDivergence
 from rld.features import AnyFeature, Cosine
 
 
@@ -67,7 +67,7 @@ class TeacherSpec(Part):
     skills: list[str] | None = None
     """The skills that it teaches. None: wherever it proves better than the student."""
     probe: int = Field(32, ge=0)
-    """Training prompts per skill that it answers before the stage, to measure where it is right. 0: take it on trust."""
+    """Training prompts per skill that it answers before the stage, which show where it is right. 0: trust it."""
     init: dict[str, Any] = {}
     """Arguments of `from_pretrained`, such as dtype or device_map."""
 

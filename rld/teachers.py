@@ -175,7 +175,7 @@ class Panel:
 
     @torch.no_grad()
     def score(self, rollout: dict[str, Any], rows_BK: Tensor, batch: int) -> None:
-        """Run each teacher once over the rows that need it, `batch` rows at a time, and add what it says to `rollout`."""
+        """Run each teacher once over the rows that need it, `batch` at a time, and add what it says to `rollout`."""
         ids_BS = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1)
         attention_BS = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1)
         num_tokens = rollout["completion_ids"].shape[1]

@@ -1,4 +1,4 @@
-"""The loop: TRL's `GRPOTrainer` with teachers, more signals and a controller. The only file that touches TRL's internals.
+"""The loop: TRL's `GRPOTrainer` with teachers, more signals and a controller. All that touches TRL's internals.
 
 What it hooks into, each with a contract test in `tests/test_trl_contract.py`:
 

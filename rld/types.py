@@ -90,7 +90,7 @@ class Observation:
 class Weights:
     """What a controller decides, used unchanged until the next tick.
 
-    `signals[skill][signal]` and `teachers[skill][teacher]` are in [0, 1]; the teachers of a skill sum to 1, or all are 0.
+    `signals[skill][signal]` and `teachers[skill][teacher]` are in [0, 1]; a skill's teachers sum to 1, or all are 0.
     `scale[signal]` evens out the signals' magnitudes and multiplies every skill's weight.
     """
 

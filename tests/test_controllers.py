@@ -25,7 +25,9 @@ def seen(step: int = 1, gradients: Any = None, **skills: SkillSeen) -> Observati
     return Observation(step, skills, gradients or {})
 
 
-def skill(p: float = 0.5, informative: float = 0.5, a: tuple[int, int] = (32, 32), b: tuple[int, int] = (0, 32)) -> SkillSeen:
+def skill(
+    p: float = 0.5, informative: float = 0.5, a: tuple[int, int] = (32, 32), b: tuple[int, int] = (0, 32)
+) -> SkillSeen:
     """40 attempts in 10 groups, and what two teachers were seen to know."""
     teachers = {"a": TeacherSeen(0.2, *a), "b": TeacherSeen(0.2, *b)}
     return SkillSeen(40, round(40 * p), 10, round(10 * informative), teachers)
@@ -132,7 +134,9 @@ def test_policy_alone_weighs_exactly_one():
 
 def test_gradients_are_evened_out_within_a_factor_of_ten():
     controller = Gap()
-    state, weights, _ = controller.step(start(controller), seen(gradients={"policy": 1.0, "response": 0.5, "feature": 1e-4}))
+    _, weights, _ = controller.step(
+        start(controller), seen(gradients={"policy": 1.0, "response": 0.5, "feature": 1e-4})
+    )
     assert weights.scale == {"response": pytest.approx(2), "feature": 10.0}
     _, weights, _ = controller.step(start(controller), seen(gradients={"policy": None, "response": 0.5}))
     assert weights.scale == {}

@@ -73,4 +73,6 @@ def test_the_tiled_form_is_the_reference(divergence):
 
 def test_the_directions_are_not_swapped():
     broad, narrow = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.999, 0.001]).log()
-    assert ForwardKL()(narrow, broad) > 2 * ReverseKL()(narrow, broad)  # a narrow student misses half of a broad teacher
+    assert ForwardKL()(narrow, broad) > 2 * ReverseKL()(
+        narrow, broad
+    )  # a narrow student misses half of a broad teacher

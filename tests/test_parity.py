@@ -15,7 +15,11 @@ from rld.trainer import RLDTrainer
 
 def _losses(trainer):
     trainer.train()
-    return [(entry["loss"], entry["grad_norm"], entry.get("reward")) for entry in trainer.state.log_history if "loss" in entry]
+    return [
+        (entry["loss"], entry["grad_norm"], entry.get("reward"))
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    ]
 
 
 @pytest.mark.parametrize("chat", [False, True])
@@ -57,7 +61,9 @@ def _batch(rows: int = 6, prompt: int = 4, tokens: int = 5):
     }
 
 
-@pytest.mark.parametrize(("beta", "divergence"), [(0.0, "forward_kl"), (0.5, {"kind": "jsd", "beta": 0.5}), (1.0, "reverse_kl")])
+@pytest.mark.parametrize(
+    ("beta", "divergence"), [(0.0, "forward_kl"), (0.5, {"kind": "jsd", "beta": 0.5}), (1.0, "reverse_kl")]
+)
 def test_one_teacher_and_response_alone_is_trls_distillation(tmp_path, beta, divergence):
     teacher, batch = tiny.model(seed=1, width=48, layers=3), _batch()
     theirs = DistillationTrainer(

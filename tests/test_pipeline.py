@@ -135,7 +135,13 @@ def test_the_log_has_the_promised_names(whole):
     last = lines[-1]
     for name in ("policy", "response", "feature"):
         assert {f"loss/{name}", f"weight/{name}", f"weight/{name}/copy"} <= last.keys()
-    for name in ("teacher/teacher/weight/flip", "reward/exact_match", "reward/share", "divergence/teacher", "level/all"):
+    for name in (
+        "teacher/teacher/weight/flip",
+        "reward/exact_match",
+        "reward/share",
+        "divergence/teacher",
+        "level/all",
+    ):
         assert name in last
     assert {"progress/copy", "grad/policy"} <= {key for line in lines for key in line}
     assert last["flops"] > lines[0]["flops"] > 0

@@ -51,7 +51,14 @@ def history(made: RLDTrainer, name: str) -> list[float]:
 def test_all_signals_train_together(tmp_path):
     made = trainer(tmp_path, max_steps=12)
     made.train()
-    for name in ("loss/policy", "loss/response", "loss/feature", "weight/response", "teacher/wide/weight", "grad/policy"):
+    for name in (
+        "loss/policy",
+        "loss/response",
+        "loss/feature",
+        "weight/response",
+        "teacher/wide/weight",
+        "grad/policy",
+    ):
         assert history(made, name), name
     assert history(made, "loss/response")[-1] < history(made, "loss/response")[0]
     assert history(made, "loss/feature")[-1] < history(made, "loss/feature")[0]
@@ -95,9 +102,7 @@ def test_a_student_equal_to_its_teacher_stays(tmp_path):
 def test_a_teacher_without_weight_changes_nothing_and_is_not_run(tmp_path):
     lone = trainer(tmp_path, given=teachers()[:1], controller=Fixed(heartbeat=1000), signals=["policy", "response"])
     lone.train()
-    both = trainer(
-        tmp_path, controller=Fixed(teachers={"narrow": 0.0}, heartbeat=1000), signals=["policy", "response"]
-    )
+    both = trainer(tmp_path, controller=Fixed(teachers={"narrow": 0.0}, heartbeat=1000), signals=["policy", "response"])
     runs = []
     both.panel.models[1].base_model.register_forward_hook(lambda *_: runs.append(1))
     both.train()
@@ -133,7 +138,7 @@ def test_a_larger_padded_vocabulary_is_cut(tmp_path):
 def test_a_teacher_with_another_tokenizer_is_refused(tmp_path):
     other = tiny.tokenizer()
     other.add_tokens(["brown"])
-    with pytest.raises(TeacherError, match="'stranger'.*tokenizer differs"):
+    with pytest.raises(TeacherError, match=r"'stranger'.*tokenizer differs"):
         trainer(tmp_path, given=[Teacher(tiny.model(1), name="stranger", tokenizer=other)])
 
 
@@ -154,7 +159,9 @@ def test_resumed_is_uninterrupted(tmp_path, lora):
             model=tiny.model(),
             reward_funcs=tiny.letters,
             args=RLDConfig(
-                **tiny.options(tmp_path / folder, **{**EVERYTHING, "max_steps": 12, "save_strategy": "steps"}, **changes)
+                **tiny.options(
+                    tmp_path / folder, **{**EVERYTHING, "max_steps": 12, "save_strategy": "steps"}, **changes
+                )
             ),
             train_dataset=tiny.rows(128),
             processing_class=tiny.tokenizer(),

@@ -1,4 +1,4 @@
-"""What `rld/trainer.py` relies on in TRL. When one of these fails after an upgrade, mend the trainer there, then this."""
+"""What `rld/trainer.py` relies on in TRL. When one of these fails after an upgrade, mend the trainer, then this."""
 
 from __future__ import annotations
 

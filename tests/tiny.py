@@ -20,7 +20,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
     made = PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="left"
     )
-    made.chat_template = "{% for m in messages %}{{ m['content'] }}:{% endfor %}{% if add_generation_prompt %}={% endif %}"
+    made.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}:{% endfor %}{% if add_generation_prompt %}={% endif %}"
+    )
     return made
 
 
