@@ -196,3 +196,53 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
         return parameters(made)
 
     torch.testing.assert_close(run(True), run(False), rtol=1e-5, atol=1e-7)
+
+
+def test_evaluation_changes_neither_controller_nor_ledger(tmp_path):
+    made = RLDTrainer(
+        model=tiny.model(),
+        reward_funcs=tiny.letters,
+        args=RLDConfig(**tiny.options(tmp_path, **EVERYTHING, per_device_eval_batch_size=4)),
+        train_dataset=tiny.rows(),
+        eval_dataset=tiny.rows(4),
+        processing_class=tiny.tokenizer(),
+        teachers=teachers(),
+    )
+    made.train()
+    before = made.steering.state_dict(), made.flops, made._num_rollouts, made._ledger.table.sum().item()
+    scores = made.evaluate()
+    assert {"eval_loss", "eval_loss/response", "eval_reward"} <= scores.keys()
+    assert (made.steering.state_dict(), made.flops, made._num_rollouts, made._ledger.table.sum().item()) == before
+
+
+def test_a_curriculum_orders_a_users_rows(tmp_path):
+    class Stubborn:
+        def __init__(self) -> None:
+            self.tasks: list[Any] = []
+
+        def next(self, rng: Any) -> Any:
+            return ("second", 0)
+
+        def observe(self, task: Any, successes: int, attempts: int) -> None:
+            self.tasks.append((*task, attempts))
+
+        def state_dict(self) -> dict[str, Any]:
+            return {}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+        def metrics(self) -> dict[str, float]:
+            return {"level/second": 0.0}
+
+    curriculum = Stubborn()
+    made = RLDTrainer(
+        model=tiny.model(),
+        reward_funcs=tiny.letters,
+        args=RLDConfig(**tiny.options(tmp_path)),
+        train_dataset=tiny.rows(),
+        processing_class=tiny.tokenizer(),
+        curriculum=curriculum,
+    )
+    made.train()
+    assert curriculum.tasks == [("second", 0, 8)] * 5
+    assert history(made, "level/second") == [0.0] * 5

@@ -1,0 +1,125 @@
+"""Weighted terms, the teacher-scored reward, and what stands between measurements and a controller."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from rld.controllers import Fixed, Gap
+from rld.errors import ControllerError
+from rld.signals import Ledger, blend, gradient_square, teacher_advantages, weighted_sum
+from rld.steering import Steering
+from rld.teachers import Teacher
+from rld.types import Weights
+
+
+def test_the_teacher_scored_reward_is_added_per_token_clamped_and_only_where_a_teacher_spoke():
+    advantages, spread = torch.tensor([1.0, -1.0]), torch.tensor([2.0, 0.01])
+    delta = torch.tensor([[2.0, -4.0], [5.0, -5.0]])
+    shaped = teacher_advantages(advantages, delta, spread, 0.1, torch.tensor([1.0, 1.0]))
+    torch.testing.assert_close(shaped, torch.tensor([[1.1, 0.8], [0.0, -2.0]]))
+    alone = teacher_advantages(advantages, delta, spread, 0.1, torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(alone[0], torch.tensor([1.0, 1.0]))
+
+
+def test_its_gradient_lowers_the_reverse_kl():
+    """The expected policy gradient of the sampled-token reward is minus the gradient of KL(student || teacher)."""
+    logits = torch.randn(6, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    teacher = torch.randn(6, generator=torch.Generator().manual_seed(1), dtype=torch.float64).log_softmax(-1)
+    log_pi = logits.log_softmax(-1)
+    delta = (teacher - log_pi).detach()
+    expected = torch.autograd.grad((log_pi.exp().detach() * delta * log_pi).sum(), logits, retain_graph=True)[0]
+    kl = torch.autograd.grad((log_pi.exp() * (log_pi - teacher)).sum(), logits)[0]
+    torch.testing.assert_close(expected, -kl)
+
+
+def test_masked_values_never_reach_a_sum():
+    stream = torch.tensor([[1.0, math.nan], [2.0, math.inf]])
+    mask = torch.tensor([[1, 0], [1, 0]])
+    assert weighted_sum(stream, torch.tensor([0.5, 2.0]), mask).item() == 4.5
+
+
+def test_teachers_blend_by_weight_whatever_their_order():
+    stream, weights = torch.rand(3, 2, 4), torch.tensor([[1.0, 0.0], [0.25, 0.75], [0.0, 0.0]])
+    mixed = blend(stream, weights)
+    torch.testing.assert_close(mixed[0], stream[0, 0])
+    torch.testing.assert_close(mixed[2], torch.zeros(4))
+    torch.testing.assert_close(mixed, blend(stream.flip(1), weights.flip(1)))
+
+
+def test_gradient_squares_are_counted_on_the_tokens_that_count():
+    squares, count = gradient_square(torch.ones(2, 3, 5), torch.tensor([[1, 0, 1], [0, 0, 0]]))
+    assert (squares.item(), count.item()) == (10, 2)
+
+
+def steering(controller=None, **changes) -> Steering:
+    teachers = [Teacher("a", name="a", **changes), Teacher("b", name="b")]
+    return Steering(controller or Gap(every=2, heartbeat=3), ["add", "sort"], teachers, ["policy", "response"])
+
+
+def ledger(divergence: float = 0.2) -> Ledger:
+    made = Ledger.empty(2, 2, torch.device("cpu"))
+    skills, mask = torch.tensor([0, 1]), torch.ones(2, 4)
+    made.add_tokens(skills, mask)
+    made.add_delta(skills, torch.full((2, 4), -3.0), mask, torch.tensor([True, False]))
+    rows = torch.tensor([[True, False], [True, True]])
+    made.add_streams(skills, mask, rows, torch.full((2, 2, 4), divergence), None)
+    return made
+
+
+def test_a_ledger_is_a_table_per_skill():
+    table = ledger().table
+    torch.testing.assert_close(table[:, :3].float(), torch.tensor([[4.0, 36.0, 4.0], [4.0, 0.0, 0.0]]))
+    torch.testing.assert_close(table[:, 3:5].float(), torch.tensor([[0.8, 0.0], [0.8, 0.8]]))
+    torch.testing.assert_close(table[:, 7:].float(), torch.tensor([[4.0, 0.0], [4.0, 4.0]]))
+
+
+def test_the_spread_follows_delta_and_weights_change_only_at_ticks():
+    made = steering()
+    assert made.spread_S().tolist() == [1.0, 1.0]
+    before = made.weights
+    made.count(torch.tensor([[8.0, 1, 2, 1], [8.0, 8, 2, 0]]))
+    made.update(ledger().table, torch.zeros(7), 1)
+    assert made.spread_S().tolist() == [3.0, 1.0]
+    assert made.weights == before
+    metrics, _ = made.update(ledger().table, torch.zeros(7), 2)
+    assert made.weights != before
+    assert metrics["progress/add"] == 1 / 8
+    assert metrics["divergence/a"] == pytest.approx(0.2)
+
+
+def test_only_needed_teachers_are_wanted_and_all_at_a_heartbeat():
+    made = steering(Fixed(response=0.0, policy=1.0, every=1, heartbeat=3), skills=["add"])
+    table, none = torch.tensor([[True, True], [False, True]]), torch.zeros(2, 2, dtype=torch.bool)
+    assert torch.equal(made.wanted(0.0), table)  # the first look
+    made.update(ledger().table, torch.zeros(7), 1)
+    assert torch.equal(made.wanted(0.0), none)
+    assert torch.equal(made.wanted(0.1), table)  # the teacher-scored reward needs them
+    for step in (2, 3):
+        made.update(ledger().table, torch.zeros(7), step)
+    assert torch.equal(made.wanted(0.0), table)
+
+
+def test_a_teacher_outside_its_skills_has_no_share():
+    assert steering(Fixed(), skills=["add"]).teachers_SK.tolist() == [[0.5, 0.5], [0.0, 1.0]]
+
+
+def test_a_controller_that_gives_no_number_is_refused():
+    class Wild(Fixed):
+        def weights(self, state):
+            return Weights({"add": {"policy": math.nan}, "sort": {}}, {"add": {}, "sort": {}})
+
+    with pytest.raises(ControllerError, match="Wild gave a weight"):
+        steering(Wild())
+
+
+def test_a_saved_state_goes_on_the_same():
+    one, two = steering(), steering()
+    one.count(torch.tensor([[8.0, 1, 2, 1], [8.0, 8, 2, 0]]))
+    one.update(ledger().table, torch.zeros(7), 1)
+    two.load_state_dict(one.state_dict())
+    for made in (one, two):
+        made.update(ledger(0.01).table, torch.zeros(7), 2)
+    assert one.state_dict() == two.state_dict()
