@@ -15,7 +15,7 @@ from statistics import fmean
 
 from rld.curves import Point, changes, envelope, log_ticks, number, segments, smooth, ticks
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 8, 8, 20
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 8, 8, 22
 """Margins around the plot, for the numbers on its axes."""
 _NUM_BANDS = 40
 """Slices that can be hovered."""
@@ -102,29 +102,26 @@ class _Plot:
 def figure(chart: Chart) -> str:
     """Draw `chart` as an HTML figure: title, legend with the last values, and SVG.
 
-    The page styles `.grid`, `.axis`, `.faint`, `.bold`, `.band`, `.mark` and `.lost`, and each line's `ink`.
+    The page styles `.grid`, `.axis`, `.faint`, `.bold`, `.dot`, `.band`, `.mark` and `.lost`, and each line's `ink`.
     """
     curves = [_curve(line, chart.stairs) for line in chart.lines if line.points]
-    lost = [
-        f'<p class="lost">{escape(line.name)}: {line.num_lost} logged values were not numbers</p>'
-        for line in chart.lines
-        if line.num_lost
-    ]
     plot = _fit(chart, curves) if curves else None
     title = escape(chart.title) + ("<small>log scale</small>" if plot and plot.log else "")
-    return (
-        f"<figure><figcaption>{title}</figcaption>{_legend(chart, curves)}"
-        f"{_svg(chart, plot, curves) if plot else ''}{''.join(lost)}</figure>"
-    )
+    if len(curves) == 1 and curves[0].line.name == chart.title:
+        head = f"<figcaption>{title}<span>{number(curves[0].last)}</span></figcaption>"
+    else:
+        head = f"<figcaption>{title}</figcaption><ul>{''.join(map(_legend, curves))}</ul>"
+    lost = "".join(_lost(line) for line in chart.lines if line.num_lost)
+    return f"<figure>{head}{_svg(chart, plot, curves) if plot else ''}{lost}</figure>"
 
 
-def _legend(chart: Chart, curves: Sequence[_Curve]) -> str:
-    items = []
-    for curve in curves:
-        is_named = len(curves) > 1 or curve.line.name != chart.title
-        name = f"<i></i>{escape(curve.line.name)} " if is_named else ""
-        items.append(f'<li class="{curve.line.ink}">{name}<b>{number(curve.last)}</b></li>')
-    return f"<ul>{''.join(items)}</ul>"
+def _lost(line: Line) -> str:
+    total = line.num_lost + len(line.points)
+    return f'<p class="lost">{escape(line.name)}: {line.num_lost} of {total} logged values were not numbers</p>'
+
+
+def _legend(curve: _Curve) -> str:
+    return f'<li class="{curve.line.ink}"><i></i>{escape(curve.line.name)} <b>{number(curve.last)}</b></li>'
 
 
 def _svg(chart: Chart, plot: _Plot, curves: Sequence[_Curve]) -> str:
@@ -183,20 +180,20 @@ def _axes(plot: _Plot) -> str:
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 3.7:.1f}" text-anchor="end">{number(value)}</text>')
     bottom = _TOP + plot.height
     parts.append(f'<path class="axis" d="M{_LEFT} {bottom}h{plot.width}"/>')
-    parts.append(f'<text x="{_LEFT - 6}" y="{bottom + 15}" text-anchor="end">step</text>')
+    parts.append(f'<text x="{_LEFT - 6}" y="{bottom + 17}" text-anchor="end">step</text>')
     steps = ticks(plot.first, plot.last, 5) if plot.last > plot.first else [plot.first]
     for step in filter(float.is_integer, map(float, steps)):
         x = _LEFT + plot.x(step)
         anchor = "end" if x > _LEFT + plot.width - 12 else "start" if x < _LEFT + 12 else "middle"
         parts.append(f'<path class="axis" d="M{x:.1f} {bottom}v3"/>')
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 15}" text-anchor="{anchor}">{number(step)}</text>')
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 17}" text-anchor="{anchor}">{number(step)}</text>')
     return "".join(parts)
 
 
 def _strokes(plot: _Plot, curves: Sequence[_Curve], stairs: bool) -> list[str]:
     """All faint strokes, then all bold ones on top."""
     pieces = [("faint", curve, piece) for curve in curves for piece in curve.faint]
-    pieces += [("bold", curve, piece) for curve in curves for piece in curve.bold]
+    pieces += [("bold" if len(piece) > 1 else "bold dot", curve, piece) for curve in curves for piece in curve.bold]
     return [f'<path class="{kind} {c.line.ink}" d="{plot.path(piece, stairs)}"/>' for kind, c, piece in pieces]
 
 

@@ -71,7 +71,7 @@ def ticks(low: float, high: float, most: int) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough))
     space = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power >= rough * (1 - 1e-9))
     first, last = math.ceil(low / space - 1e-9), math.floor(high / space + 1e-9)
-    return [round(space * i, 12) for i in range(first, last + 1)]
+    return [float(f"{space * i:.12g}") for i in range(first, last + 1)]
 
 
 def log_ticks(low: float, high: float) -> list[float]:

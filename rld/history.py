@@ -48,7 +48,8 @@ class Result(_Read):
 
     name: str
     kind: str
-    flops: float = 0.0
+    seconds: float
+    flops: float
     student: Scored
     teachers: dict[str, Scored] = {}
     before: dict[str, float]

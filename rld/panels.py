@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from rld.charts import Chart, Line
 from rld.history import History, LoggedEvent, Stage
 from rld.types import SIGNALS
 
 NUM_INKS = 9
-"""Colours that the page defines, as classes `ink0`, `ink1` and so on; later names are `dashed`, too."""
+"""Colours that the page defines, as classes `ink0`, `ink1` and so on."""
 _PLAIN = "plain"
 """The ink of what is no signal, skill, teacher or reward."""
 
@@ -26,29 +27,36 @@ class Group:
 
 
 class Inks:
-    """Gives every signal, skill, teacher and reward one colour, the same on the whole page."""
+    """Gives every signal, teacher and skill one colour on the whole page, its own while there are enough."""
 
     def __init__(self, history: History) -> None:
-        teachers = [name for stage in history.plan.stages for name in stage.teachers]
-        self._numbers: dict[tuple[str, str], int] = {}
-        for kind, names in (("signal", SIGNALS), ("skill", history.plan.skills), ("teacher", teachers)):
-            for name in names:
-                self.number(kind, name)
+        teachers = dict.fromkeys(name for stage in history.plan.stages for name in stage.teachers)
+        self._names: dict[str, list[str]] = {
+            "signal": [*SIGNALS],
+            "teacher": [*teachers],
+            "skill": [*history.plan.skills],
+            "reward": [],
+        }
+        sizes = accumulate(map(len, self._names.values()), initial=0)
+        self._first = dict(zip(self._names, sizes, strict=False))
 
-    def number(self, kind: str, name: str) -> int:
-        return self._numbers.setdefault((kind, name), len(self._numbers))
+    def place(self, kind: str, name: str) -> int:
+        """Return which of its kind `name` is, from 0; names that the recipe does not have come last."""
+        if name not in self._names[kind]:
+            self._names[kind].append(name)
+        return self._names[kind].index(name)
 
     def css(self, kind: str, name: str) -> str:
-        """Return the classes of `name`."""
-        number = self.number(kind, name)
-        return f"ink{number % NUM_INKS}" + " dashed" * (number >= NUM_INKS)
+        """Return the classes of `name`; of two with the same colour and kind, the later is dashed."""
+        place = self.place(kind, name)
+        return f"ink{(self._first[kind] + place) % NUM_INKS}" + " dashed" * (place >= NUM_INKS)
 
 
 def groups(stage: Stage, skills: Iterable[str], inks: Inks) -> list[Group]:
     """Return the groups of charts of a stage; what it did not log is left out."""
     found = _Panels(stage, list(skills), inks)
     if stage.plan.run == "sft":
-        all_groups = [Group("Loss", "", found.single("Cross-entropy of gold answers, nats per token", "loss/sft"))]
+        all_groups = [Group("Loss", "", found.single("Loss, nats per token", "loss/sft"))]
     else:
         all_groups = [
             Group(
@@ -87,7 +95,7 @@ class _Panels:
     def _lines(self, kind: str, pattern: str) -> list[Line]:
         """The lines of all keys that match; the pattern's group is the name."""
         matches = [match for key in self.keys if (match := re.fullmatch(pattern, key))]
-        matches.sort(key=lambda match: self.inks.number(kind, match[1]))
+        matches.sort(key=lambda match: self.inks.place(kind, match[1]))
         return [self._line(match[0], match[1], self.inks.css(kind, match[1])) for match in matches]
 
     def _chart(self, chart: Chart) -> list[Chart]:
@@ -122,7 +130,7 @@ class _Panels:
                 marks = [_mark(event) for event in events if event.skill == skill]
                 charts.append(replace(mean, title=skill, lines=lines, marks=marks))
         if all(_values(chart) == _values(charts[0]) for chart in charts):
-            return self._chart(mean)
+            return self._chart(replace(mean, title="All skills"))
         return [_small(chart) for chart in (mean, *charts)]
 
     def losses(self) -> list[Chart]:

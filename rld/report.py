@@ -13,10 +13,9 @@ from rld.curves import number
 from rld.history import History, Stage, read
 from rld.panels import Group, Inks, groups
 from rld.stylesheet import STYLE
-from rld.tables import html_table, scores_table, table
+from rld.tables import html_table
 
-__all__ = ["scores_table", "table", "write_report"]
-
+_KINDS = {"sft": "supervised fine-tuning", "distill": "distillation and reinforcement"}
 _STATES = {
     "running": "The run was still at work when this page was drawn, or it was killed.",
     "stopped": "The run was stopped before its end; the same command with --resume goes on from there.",
@@ -40,7 +39,7 @@ def write_report(run: Path) -> Path:
 
 def _page(history: History) -> str:
     inks = Inks(history)
-    parts = [_header(history), *_notes(history), _overview(history), _outcome(history, inks)]
+    parts = [_header(history), *_notes(history), _outcome(history, inks), _overview(history)]
     parts += [_stage(history, number, inks) for number in range(len(history.stages))]
     parts += [_recipe(history), f"<footer>Drawn by rld from {escape(str(history.folder))}</footer>"]
     # The policy lets the browser load and run nothing, whatever a name in a recipe may contain.
@@ -77,20 +76,19 @@ def _notes(history: History) -> list[str]:
 
 
 def _overview(history: History) -> str:
-    """Draw the table of stages."""
-    rows, seconds, flops = "", 0.0, 0.0
+    rows, seconds, flops = [], 0.0, 0.0
     for i, stage in enumerate(history.stages):
-        cells = ["-", "-", "done" if stage.result else "not started"]
+        name, cells = escape(stage.plan.name), ["-", "-", "not started"]
         if stage.metrics:
+            name = f'<a href="#stage{i}">{name}</a>'
             last = stage.metrics[-1]
-            state = "done" if stage.result else f"at step {last['step']}"
-            cells = [_time(last["seconds"] - seconds), number(last["flops"] - flops), state]
-            seconds, flops = last["seconds"], last["flops"]
-        name = f'<a href="#stage{i}">{escape(stage.plan.name)}</a>' if stage.metrics else escape(stage.plan.name)
-        cells = [name, stage.plan.run, str(stage.plan.steps), *cells]
-        rows += "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-    head = "".join(f"<th>{head}</th>" for head in ("stage", "kind", "steps", "time", "FLOPs", "state"))
-    return f'<h2>Stages</h2><div class="card"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+            cells = [_time(last["seconds"] - seconds), number(last["flops"] - flops), f"at step {last['step']}"]
+        if stage.result:
+            cells = [_time(stage.result.seconds), number(stage.result.flops), "done"]
+            seconds, flops = seconds + stage.result.seconds, flops + stage.result.flops
+        rows.append([name, stage.plan.run, str(stage.plan.steps), *cells])
+    heads = {"stage": "left", "kind": "left", "steps": "", "time": "", "FLOPs": "", "state": "left"}
+    return f'<h2>Stages</h2><div class="card">{_table(heads, rows)}</div>'
 
 
 def _outcome(history: History, inks: Inks) -> str:
@@ -110,8 +108,10 @@ def _stage(history: History, index: int, inks: Inks) -> str:
     if not stage.metrics:
         return ""
     drawn = groups(stage, history.plan.skills, inks)
-    taught = f" by {', '.join(stage.plan.teachers)}" if stage.plan.teachers else ""
-    head = f'<h2 id="stage{index}">{escape(stage.plan.name)}<small>{escape(stage.plan.run + taught)}</small></h2>'
+    about = _KINDS.get(stage.plan.run, stage.plan.run)
+    if stage.plan.teachers:
+        about += f"; teachers: {', '.join(stage.plan.teachers)}"
+    head = f'<h2 id="stage{index}">{escape(stage.plan.name)}<small>{escape(about)}</small></h2>'
     if stage.plan.run == "sft":
         charts = "".join(figure(chart) for group in drawn for chart in group.charts)
         scores = html_table(stage.result, history.summary.heldout_rows, inks) if stage.result else ""
@@ -128,17 +128,26 @@ def _group(group: Group) -> str:
 def _events(stage: Stage) -> str:
     if not stage.events:
         return ""
-    rows = "".join(
-        f'<tr><td>{event.step}</td><td class="left">{escape(event.skill)}</td>'
-        f'<td class="left">{escape(event.kind)}: {escape(event.about)}</td>'
-        f'<td class="left wide">{escape(event.measured)}</td></tr>'
-        for event in stage.events
-    )
-    head = "".join(f'<th class="left">{head}</th>' for head in ("step", "skill", "decision", "from"))
+    rows = [
+        [str(e.step), escape(e.skill), f"{escape(e.kind)}: {escape(e.about)}", escape(e.measured)] for e in stage.events
+    ]
+    heads = {"step": "", "skill": "left", "decision": "left", "measured": "left wide"}
     return (
         "<h3>Events<small>the controller's decisions, marked in the charts of signals and teachers</small></h3>"
-        f'<div class="card"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+        f'<div class="card long">{_table(heads, rows)}</div>'
     )
+
+
+def _table(heads: dict[str, str], rows: list[list[str]]) -> str:
+    """Lay out cells of HTML; `heads` gives each column's CSS class by its name."""
+    head = "".join(f'<th class="{css}">{name}</th>' for name, css in heads.items())
+    body = "".join(
+        "<tr>"
+        + "".join(f'<td class="{css}">{cell}</td>' for cell, css in zip(row, heads.values(), strict=True))
+        + "</tr>"
+        for row in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _recipe(history: History) -> str:

@@ -9,22 +9,22 @@ STYLE = """
   color-scheme: light dark;
   --page: #f5f6f8; --card: #fff; --line: #dfe3e8; --text: #1b2430; --soft: #5d6876; --plain: #1b2430;
   --good: #0a7a50; --bad: #b3261e; --busy: #8a5a00;
-  --ink0: #2393fa; --ink1: #c23c01; --ink2: #0a8157; --ink3: #4d1fb5; --ink4: #db5fa9; --ink5: #759646;
-  --ink6: #812e1c; --ink7: #9a39ae; --ink8: #5c4266;
+  --ink0: #2393fa; --ink1: #c23c01; --ink2: #0a8157; --ink3: #4d1fb5; --ink4: #812e1c; --ink5: #db5fa9;
+  --ink6: #759646; --ink7: #9a39ae; --ink8: #5c4266;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #101418; --card: #171c22; --line: #2b333d; --text: #e4e9ef; --soft: #97a3b1; --plain: #e4e9ef;
     --good: #4fd1a1; --bad: #ff8a80; --busy: #f0b95a;
-    --ink0: #378bfe; --ink1: #e87019; --ink2: #66f7b2; --ink3: #f1c0ff; --ink4: #d27496; --ink5: #83a05d;
-    --ink6: #d5e945; --ink7: #c37ecf; --ink8: #a7ec7c;
+    --ink0: #378bfe; --ink1: #e87019; --ink2: #66f7b2; --ink3: #f1c0ff; --ink4: #d5e945; --ink5: #d27496;
+    --ink6: #83a05d; --ink7: #c37ecf; --ink8: #a7ec7c;
   }
 }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--text); font: 15px/1.5 system-ui, sans-serif; }
 main { max-width: 1240px; margin: 0 auto; padding: 28px 20px 60px; }
 h1 { margin: 0; font-size: 28px; line-height: 1.2; overflow-wrap: anywhere; }
-h2 { margin: 44px 0 12px; font-size: 20px; overflow-wrap: anywhere; }
+h2 { margin: 44px 0 12px; font-size: 20px; line-height: 1.3; overflow-wrap: anywhere; }
 h2 small, h3 small { margin-left: 8px; color: var(--soft); font-size: 13px; font-weight: 400; }
 h3 { margin: 24px 0 8px; font-size: 15px; }
 a { color: inherit; }
@@ -39,12 +39,14 @@ code, pre { font: 13px/1.5 ui-monospace, monospace; }
 .note { margin: 14px 0 0; padding: 9px 12px; border-left: 3px solid var(--busy); border-radius: 3px;
   background: var(--card); }
 .card { padding: 4px 0; border: 1px solid var(--line); border-radius: 10px; background: var(--card);
-  overflow: auto; max-height: 460px; width: fit-content; max-width: 100%; }
+  overflow: auto; width: fit-content; max-width: 100%; }
+.card.long { max-height: 460px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 14px; text-align: right; white-space: nowrap; }
 th { color: var(--soft); font-size: 13px; font-weight: 500; vertical-align: bottom; }
 th small { display: block; font-weight: 400; }
-th:first-child, td:first-child, .left { text-align: left; }
+th.left, td.left { text-align: left; }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--card); text-align: left; }
 tbody tr { border-top: 1px solid var(--line); }
 tr.mean td { font-weight: 600; border-top: 2px solid var(--line); }
 td.wide { white-space: normal; min-width: 240px; }
@@ -67,6 +69,7 @@ th.scale span { float: left; width: 24px; text-align: center; } th.scale span + 
 figure { margin: 0; padding: 12px 12px 8px; border: 1px solid var(--line); border-radius: 10px;
   background: var(--card); display: flex; flex-direction: column; min-width: 0; }
 figcaption { font-weight: 600; font-size: 14px; overflow-wrap: anywhere; }
+figcaption span { margin-left: 10px; font-variant-numeric: tabular-nums; font-weight: 500; color: var(--soft); }
 figcaption small { margin-left: 8px; color: var(--soft); font-weight: 400; }
 figure ul { display: flex; flex-wrap: wrap; gap: 0 14px; margin: 2px 0 6px; padding: 0; list-style: none;
   font-size: 13px; color: var(--soft); }
@@ -77,6 +80,7 @@ figure text { font: 11px system-ui, sans-serif; fill: var(--soft); font-variant-
 .grid { stroke: var(--line); } .axis { stroke: var(--soft); }
 .faint, .bold { fill: none; stroke: var(--ink); stroke-linejoin: round; stroke-linecap: round; }
 .faint { opacity: .25; stroke-width: 1; } .bold { stroke-width: 2; }
+.bold.dot { stroke-width: 5; }
 .bold.dashed { stroke-dasharray: 5 4; }
 .band { fill: var(--text); opacity: 0; } .band:hover { opacity: .09; }
 .mark path { stroke: var(--soft); stroke-dasharray: 2 3; fill: none; }
@@ -87,4 +91,9 @@ details pre { padding: 12px; border: 1px solid var(--line); border-radius: 10px;
   overflow-x: auto; }
 footer { margin-top: 28px; color: var(--soft); font-size: 13px; }
 .plain { --ink: var(--plain); }
+@media (max-width: 600px) {
+  main { padding: 20px 12px 40px; }
+  th, td { padding: 5px 9px; }
+  th:first-child, td:first-child { min-width: 6rem; max-width: 9rem; white-space: normal; overflow-wrap: anywhere; }
+}
 """ + "".join(f".ink{number} {{ --ink: var(--ink{number}); }}\n" for number in range(9))
