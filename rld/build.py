@@ -207,7 +207,7 @@ class Run:
 
     def _teacher(self, name: str, spec: TeacherSpec, skills: list[str]) -> tuple[Teacher, dict[str, Any]]:
         """A teacher with its probed competence, and its entry in the summary."""
-        model, tokenizer = self.load(spec.model, **spec.init)
+        model, tokenizer = self.load(spec.model, **{"dtype": "auto", **spec.init})  # frozen: as it was stored
         scores = self._known_scores(spec.model) or self.score(model, tokenizer)
         probes = [row for skill in skills for row in self.sources[skill].probe(spec.probe)]
         probed = self._score(model, tokenizer, probes) if probes else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,13 +26,13 @@ class RLDConfig(GRPOConfig):
             "help": "Signals that take part: policy, response, feature. None: policy, and response with teachers."
         },
     )
-    divergence: dict[str, Any] | str = field(
-        default="jsd",
-        metadata={"help": "Divergence of the response signal: a kind, or a mapping of kind and options."},
+    divergence: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Divergence of the response signal: a kind, or a mapping of kind and options. None: jsd."},
     )
-    feature: dict[str, Any] | str = field(
-        default="cosine",
-        metadata={"help": "Loss of the feature signal: a kind, or a mapping of kind and options."},
+    feature: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Loss of the feature signal: a kind, or a mapping of kind and options. None: cosine."},
     )
     teacher_reward: float = field(
         default=0.0,
@@ -73,17 +74,20 @@ class RLDConfig(GRPOConfig):
 
     def divergence_model(self) -> AnyDivergence:
         """The divergence that `divergence` names."""
-        divergence: AnyDivergence = _parse("divergence", AnyDivergence, self.divergence)
+        divergence: AnyDivergence = _parse("divergence", AnyDivergence, self.divergence or "jsd")
         return divergence
 
     def feature_model(self) -> AnyFeature:
         """The feature loss that `feature` names."""
-        feature: AnyFeature = _parse("feature", AnyFeature, self.feature)
+        feature: AnyFeature = _parse("feature", AnyFeature, self.feature or "cosine")
         return feature
 
 
 def _parse(name: str, union: Any, given: dict[str, Any] | str) -> Any:
     try:
-        return TypeAdapter(union).validate_python({"kind": given} if isinstance(given, str) else given)
-    except ValidationError as error:
-        raise RecipeError(f"{name}={given!r}: {error.errors()[0]['msg']}") from error
+        if isinstance(given, str):  # a command line can only give a mapping as JSON
+            given = json.loads(given) if given.startswith("{") else {"kind": given}
+        return TypeAdapter(union).validate_python(given)
+    except (ValidationError, json.JSONDecodeError) as error:
+        about = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise RecipeError(f"{name}={given!r}: {about}") from error

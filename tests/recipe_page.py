@@ -16,9 +16,9 @@ PAGE = Path(__file__).parent.parent / "docs" / "recipe.md"
 
 HEAD = """# Every key of a recipe
 
-A recipe is YAML. Unknown keys, wrong types and impossible combinations are reported all at once, with file and line, before
-anything is loaded: `rld check RECIPE`. Any value can be set on the command line, a stage by its name:
-`rld train RECIPE seed=1 stages.distill.steps=50 'models.base=./folder'`. Files (`./my.py:name`, rows, folders) are found
+A recipe is YAML. Unknown keys, wrong types and impossible combinations are reported all at once, with file and line,
+before anything is loaded: `rld check RECIPE`. Any value can be set on the command line, a stage by its name:
+`rld train RECIPE seed=1 stages.distill.steps=50 models.base=./folder`. Files (`./my.py:name`, rows, folders) are found
 relative to the recipe.
 
 This page is written from the schema by `python -m tests.recipe_page`.

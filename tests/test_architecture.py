@@ -19,8 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
     errors hints types divergences features controllers stages recipe
     source library installed document checks reading
-    student data rollout teachers signals steering checkpoint config trainer
-    cost overview catalogue evaluation progress report build pipeline cli __main__
+    questions data student teachers rollout signals steering checkpoint config trainer
+    cost overview catalogue evaluation journal curves history charts panels tables stylesheet progress report
+    build pipeline cli __main__
 """.split()  # noqa: SIM905 - a list this long is easier to read as text
 CONTENT = {"rewards": {"types", "errors"}, "curricula": {"types", "errors"}}
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

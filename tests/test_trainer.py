@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from trl import TrlParser
 
 import tests.tiny as tiny
 from rld.config import RLDConfig
@@ -140,6 +141,27 @@ def test_a_teacher_with_another_tokenizer_is_refused(tmp_path):
     other.add_tokens(["brown"])
     with pytest.raises(TeacherError, match=r"'stranger'.*tokenizer differs"):
         trainer(tmp_path, given=[Teacher(tiny.model(1), name="stranger", tokenizer=other)])
+
+
+def test_the_arguments_parse_like_trls(tmp_path):
+    line = [
+        "--output_dir",
+        str(tmp_path),
+        "--bf16",
+        "false",
+        "--signals",
+        "policy",
+        "response",
+        "--teacher_reward",
+        "0.1",
+    ]
+    for given, beta in (("reverse_kl", 1.0), ('{"kind": "jsd", "beta": 0.3}', 0.3)):
+        (args,) = TrlParser((RLDConfig,)).parse_args_and_config([*line, "--divergence", given])
+        assert args.divergence_model().interpolation == beta
+        assert args.active_signals(has_teachers=True) == ["policy", "response"]
+        assert args.teacher_reward == 0.1
+    with pytest.raises(RecipeError, match="divergence="):
+        RLDConfig(str(tmp_path), bf16=False, divergence="jds").divergence_model()
 
 
 def test_impossible_signals_are_refused(tmp_path):
