@@ -315,9 +315,9 @@ class Run:
     ) -> None:
         """Score and store the stage's model, whole or not at all, and forget its checkpoints."""
         model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
+        assert isinstance(tokenizer, PreTrainedTokenizerBase)
         if stage.lora is not None:
             model = model.merge_and_unload()
-        model.gradient_checkpointing_disable()
         after = self.score(model, tokenizer)
         record = {
             "name": stage.name,
