@@ -190,7 +190,7 @@ class ProgressBar(TrainerCallback):
 
     def _frame(self) -> RenderableType:
         steps = Table.grid(Column(ratio=1), Column(no_wrap=True), padding=(0, 2), expand=True)
-        steps.add_row(Bar(max(self._total, 1), self._step), self._facts())
+        steps.add_row(Bar(max(self._total, 1), self._step, complete_style="cyan"), self._facts())
         frame = Table.grid(Column(no_wrap=True), Column(ratio=1, no_wrap=True), padding=(0, 2), expand=True)
         frame.add_row(Text(self.title), steps)
         for what in ("weights", "teachers"):
@@ -200,7 +200,7 @@ class ProgressBar(TrainerCallback):
         room = max(self._console.height - frame.row_count - 2, 1)
         for skill, share in skills[:room]:
             bar = Table.grid(padding=(0, 1))
-            bar.add_row(Bar(1.0, share, width=20), f"{share:.2f}")
+            bar.add_row(Bar(1.0, share, width=20, complete_style="green"), f"{share:.2f}")
             frame.add_row(Text(skill), bar)
         if len(skills) > room:
             frame.add_row("", f"and {len(skills) - room} more skills")

@@ -75,6 +75,7 @@ def test_the_page_has_a_chart_for_everything_that_was_logged(run: Path) -> None:
     for words in ("made-up", "seed 3", "3 min 33 s", "torch 2.13.0", "rld train made-up seed=3", "+0.800"):
         assert words in page.text
     assert "teacher off: order" in page.text
+    assert "steps 1 to 7\npolicy 0.211\nresponse 0.631\nfeature 0.158" in page.text  # shown by hovering
     assert sum(attributes.get("class") == "mark" for _, attributes in page.tags) == 4  # on the mean, and on the skill
     assert (run / "report.html").stat().st_size < 400_000
 
@@ -140,12 +141,13 @@ def test_a_run_that_logged_nothing_yet_says_so(tmp_path: Path) -> None:
 
 def test_values_that_are_not_numbers_are_told_not_drawn(run: Path) -> None:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    lines[-1]["loss/response"] = None
+    lines[-1] |= {"loss/response": None, "loss/feature": math.inf}
     for line in lines:
         line["loss/policy"] = None if line["stage"] == "main" else 0.0
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     page = Page(write_report(run))
     assert "response: 1 of 300 logged values were not numbers" in page.text
+    assert "feature: 1 of 300 logged values were not numbers" in page.text
     assert "policy: 300 of 300 logged values were not numbers" in page.text
     assert "NaN" not in (run / "report.html").read_text()
 
