@@ -52,7 +52,7 @@ class Chart:
 
     @property
     def size(self) -> tuple[int, int]:
-        return (300, 170) if self.is_small else (400, 210)
+        return (260, 160) if self.is_small else (400, 210)
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,10 @@ def figure(chart: Chart) -> str:
 
     The page styles `.grid`, `.axis`, `.faint`, `.bold`, `.dot`, `.band`, `.mark` and `.lost`, and each line's `ink`.
     """
-    curves = [_curve(line, chart.stairs) for line in chart.lines if line.points]
-    plot = _fit(chart, curves) if curves else None
-    title = escape(chart.title) + ("<small>log scale</small>" if plot and plot.log else "")
+    log = _is_log(chart)
+    curves = [_curve(line, chart.stairs, log) for line in chart.lines if line.points]
+    plot = _fit(chart, curves, log) if curves else None
+    title = escape(chart.title) + ("<small>log scale</small>" if log else "")
     if len(curves) == 1 and curves[0].line.name == chart.title:
         head = f"<figcaption>{title}<span>{number(curves[0].last)}</span></figcaption>"
     else:
@@ -136,23 +137,34 @@ def _svg(chart: Chart, plot: _Plot, curves: Sequence[_Curve]) -> str:
     )
 
 
-def _curve(line: Line, stairs: bool) -> _Curve:
-    if stairs:
-        return _Curve(line, [], [changes(line.points)])
-    pieces = segments(line.points)
-    bold = [smooth(piece) for piece in pieces]
-    return _Curve(line, [envelope(piece) for piece, b in zip(pieces, bold, strict=True) if list(piece) != b], bold)
+def _is_log(chart: Chart) -> bool:
+    values = _tame(chart)
+    is_positive = all(value > 0 for line in chart.lines for _, value in line.points)
+    return chart.may_be_log and is_positive and bool(values) and max(values) >= _LOG_FROM * min(values)
 
 
-def _fit(chart: Chart, curves: Sequence[_Curve]) -> _Plot:
-    """Fit the axes around all that is bold and all but the wildest twentieth of what is faint."""
-    values = [value for curve in curves for piece in curve.bold for _, value in piece]
+def _tame(chart: Chart) -> list[float]:
+    """The values of all lines but the wildest twentieth of each."""
+    values = []
     for line in chart.lines:
         ordered = sorted(value for _, value in line.points)
         wild = len(ordered) // 40
         values += ordered[wild : len(ordered) - wild]
+    return values
+
+
+def _curve(line: Line, stairs: bool, log: bool) -> _Curve:
+    if stairs:
+        return _Curve(line, [], [changes(line.points)])
+    pieces = segments(line.points)
+    bold = [smooth(piece, geometric=log) for piece in pieces]
+    return _Curve(line, [envelope(piece) for piece in pieces if len(piece) > 1], bold)
+
+
+def _fit(chart: Chart, curves: Sequence[_Curve], log: bool) -> _Plot:
+    """Fit the axes around all that is bold and what is tame of the rest."""
+    values = _tame(chart) + [value for curve in curves for piece in curve.bold for _, value in piece]
     low, high = min(values), max(values)
-    log = chart.may_be_log and low > 0 and high / low >= _LOG_FROM
     if log:
         low, high = low / 1.2, high * 1.2
     else:
@@ -181,12 +193,13 @@ def _axes(plot: _Plot) -> str:
     bottom = _TOP + plot.height
     parts.append(f'<path class="axis" d="M{_LEFT} {bottom}h{plot.width}"/>')
     parts.append(f'<text x="{_LEFT - 6}" y="{bottom + 17}" text-anchor="end">step</text>')
-    steps = ticks(plot.first, plot.last, 5) if plot.last > plot.first else [plot.first]
+    most = 5 if plot.last < 1e5 else 3
+    steps = ticks(plot.first, plot.last, most) if plot.last > plot.first else [plot.first]
     for step in filter(float.is_integer, map(float, steps)):
         x = _LEFT + plot.x(step)
         anchor = "end" if x > _LEFT + plot.width - 12 else "start" if x < _LEFT + 12 else "middle"
         parts.append(f'<path class="axis" d="M{x:.1f} {bottom}v3"/>')
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 17}" text-anchor="{anchor}">{number(step)}</text>')
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 17}" text-anchor="{anchor}">{step:.0f}</text>')
     return "".join(parts)
 
 

@@ -26,8 +26,13 @@ def segments(points: Sequence[Point]) -> list[Sequence[Point]]:
     return [points[i:j] for i, j in pairwise([0, *cuts, len(points)])]
 
 
-def smooth(points: Sequence[Point]) -> list[Point]:
-    """Average `points` in at most `MAX_POINTS` bins, then over a Gaussian window that the ends cut off."""
+def smooth(points: Sequence[Point], geometric: bool = False) -> list[Point]:
+    """Average `points` in at most `MAX_POINTS` bins, then over a Gaussian window that the ends cut off.
+
+    `geometric`: average logarithms, as fits a logarithmic axis; the values must be positive.
+    """
+    if geometric:
+        return [(step, math.exp(value)) for step, value in smooth([(step, math.log(v)) for step, v in points])]
     bins = [(fmean(step for step, _ in part), fmean(value for _, value in part)) for part in _binned(points)]
     sigma = _SMOOTHING * len(bins)
     reach = math.ceil(2.5 * sigma) if sigma >= 0.5 else 0
@@ -96,7 +101,7 @@ def number(value: float) -> str:
     size = abs(value)
     if size >= 1e4:
         power = min(int(math.log10(size) + 1e-12) // 3, 7)
-        return f"{value / 1000.0**power:.4g}{'kMGTPEZ'[power - 1]}"
+        return f"{value / 1000.0**power:.3g}{'kMGTPEZ'[power - 1]}"
     if 0 < size < 1e-3:
         digits, exponent = f"{value:.1e}".split("e")
         return f"{digits.removesuffix('.0')}e{int(exponent)}"

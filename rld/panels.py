@@ -70,7 +70,7 @@ def groups(stage: Stage, skills: Iterable[str], inks: Inks) -> list[Group]:
                 "Whose advice counts, as shares; 0 everywhere where no teacher is worth hearing.",
                 found.teachers(),
             ),
-            Group("Losses", "The total is weighted; the signals' own are not.", found.losses()),
+            Group("Losses", "The total is weighted and scaled; the signals' own are not.", found.losses()),
             Group(
                 "Distances",
                 "How far the student is from its teachers, and how hard each signal pulls.",
@@ -105,7 +105,7 @@ class _Panels:
         return [Chart(title, [self._line(key, title, _PLAIN)])] if key in self.keys else []
 
     def skills(self) -> list[Chart]:
-        shares = Chart("Share of prompts", self._lines("skill", "share/(.+)"), 0, None, stairs=True)
+        shares = Chart("Share of prompts", self._lines("skill", "share/(.+)"), 0)
         return [
             *self._chart(Chart("Success rate", self._lines("skill", "progress/(.+)"), 0, 1)),
             *self._chart(Chart("Curriculum level", self._lines("skill", "level/(.+)"), stairs=True)),
@@ -136,18 +136,17 @@ class _Panels:
     def losses(self) -> list[Chart]:
         charts = self.single("Total", "loss")
         charts += [Chart(line.name, [line], may_be_log=True) for line in self._lines("signal", "loss/(.+)")]
+        scales = self._lines("signal", "scale/(.+)")
+        if any(value != 1 for line in scales for _, value in line.points):
+            charts.append(Chart("Scale that evens out gradients", scales, stairs=True))
         return [_small(chart) for chart in charts]
 
     def distances(self) -> list[Chart]:
-        scales = self._lines("signal", "scale/(.+)")
         charts = [
             Chart("Divergence, nats per token", self._lines("teacher", "divergence/(.+)"), may_be_log=True),
             Chart("Distance of hidden states", self._lines("teacher", "distance/(.+)"), may_be_log=True),
             Chart("Gradient at the last hidden states", self._lines("signal", "grad/(.+)"), may_be_log=True),
-            Chart("Factor that evens gradients out", scales, may_be_log=True, stairs=True),
         ]
-        if all(value == 1 for line in scales for _, value in line.points):
-            charts.pop()
         return [chart for chart in charts if chart.lines]
 
     def rollouts(self) -> list[Chart]:

@@ -22,7 +22,7 @@ STYLE = """
 }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--text); font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 1240px; margin: 0 auto; padding: 28px 20px 60px; }
+main { max-width: 1340px; margin: 0 auto; padding: 28px 20px 60px; }
 h1 { margin: 0; font-size: 28px; line-height: 1.2; overflow-wrap: anywhere; }
 h2 { margin: 44px 0 12px; font-size: 20px; line-height: 1.3; overflow-wrap: anywhere; }
 h2 small, h3 small { margin-left: 8px; color: var(--soft); font-size: 13px; font-weight: 400; }
@@ -62,11 +62,11 @@ th.scale span { float: left; width: 24px; text-align: center; } th.scale span + 
 .track circle { stroke: var(--ink); stroke-width: 2; fill: var(--card); }
 .track circle.to { fill: var(--ink); }
 .track .tick { stroke: var(--ink); stroke-width: 3; }
-.charts { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); }
-.charts.small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 260px), 1fr)); }
+.charts { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 350px), 1fr)); }
+.charts.small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 232px), 1fr)); }
 .beside { display: flex; flex-wrap: wrap; gap: 14px; align-items: flex-start; }
 .beside figure { flex: 1 1 300px; max-width: 420px; }
-figure { margin: 0; padding: 12px 12px 8px; border: 1px solid var(--line); border-radius: 10px;
+figure { margin: 0; padding: 11px 11px 7px; border: 1px solid var(--line); border-radius: 10px;
   background: var(--card); display: flex; flex-direction: column; min-width: 0; }
 figcaption { font-weight: 600; font-size: 14px; overflow-wrap: anywhere; }
 figcaption span { margin-left: 10px; font-variant-numeric: tabular-nums; font-weight: 500; color: var(--soft); }

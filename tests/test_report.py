@@ -65,9 +65,8 @@ def test_the_page_has_a_chart_for_everything_that_was_logged(run: Path) -> None:
         *("Success rate", "Curriculum level", "Share of prompts"),
         *per_skill,
         *per_skill,
-        *("Total", "policy", "response", "feature"),
-        *("Divergence, nats per token", "Distance of hidden states"),
-        *("Gradient at the last hidden states", "Factor that evens gradients out"),
+        *("Total", "policy", "response", "feature", "Scale that evens out gradients"),
+        *("Divergence, nats per token", "Distance of hidden states", "Gradient at the last hidden states"),
         *("Reward", "Entropy, nats per token", "Tokens so far"),
     ]
     signals = next(chart for chart in page.charts() if chart.startswith("sort"))
@@ -203,6 +202,9 @@ def test_long_series_are_thinned_without_losing_spikes_or_the_level() -> None:
     smoothed = curves.smooth([(step, min(value, 2.0)) for step, value in noisy])
     assert len(smoothed) <= curves.MAX_POINTS
     assert all(math.isclose(value, 1.5, abs_tol=0.02) for _, value in smoothed)
+    spiked = [(float(i), 1000.0 if i == 50 else 1.0) for i in range(100)]
+    assert max(value for _, value in curves.smooth(spiked)) > 100
+    assert max(value for _, value in curves.smooth(spiked, geometric=True)) < 5
     steps = [(float(i), float(i // 1000)) for i in range(10_000)]
     assert curves.changes(steps) == [*((1000.0 * i, float(i)) for i in range(10)), (9999.0, 9.0)]
 
