@@ -70,7 +70,11 @@ def groups(stage: Stage, skills: Iterable[str], inks: Inks) -> list[Group]:
                 "Whose advice counts, as shares; 0 everywhere where no teacher is worth hearing.",
                 found.teachers(),
             ),
-            Group("Losses", "The total is weighted and scaled; the signals' own are not.", found.losses()),
+            Group(
+                "Losses",
+                "The total is weighted and scaled, which evens out gradients; the signals' own are not.",
+                found.losses(),
+            ),
             Group(
                 "Distances",
                 "How far the student is from its teachers, and how hard each signal pulls.",
@@ -138,7 +142,7 @@ class _Panels:
         charts += [Chart(line.name, [line], may_be_log=True) for line in self._lines("signal", "loss/(.+)")]
         scales = self._lines("signal", "scale/(.+)")
         if any(value != 1 for line in scales for _, value in line.points):
-            charts.append(Chart("Scale that evens out gradients", scales, stairs=True))
+            charts.append(Chart("Scale", scales, stairs=True))
         return [_small(chart) for chart in charts]
 
     def distances(self) -> list[Chart]:

@@ -123,7 +123,7 @@ class ProgressBar(TrainerCallback):
         if not self._shows:
             return
         self._first = self._step = state.global_step
-        self._total = state.max_steps
+        self._total, self._said = state.max_steps, -1
         self._began, self._drawn = time.monotonic(), -math.inf
         self._console = _Console(stderr=True, highlight=False)
         self._live: Live | None = None
@@ -163,7 +163,8 @@ class ProgressBar(TrainerCallback):
             if self._live is not None:
                 self._draw(self._live.stop)
                 atexit.unregister(self._live.stop)
-            self._draw(self._say)
+            if self._said != self._step:
+                self._draw(self._say)
 
     # -- drawing -----------------------------------------------------------------------------------------------------
 
@@ -185,6 +186,7 @@ class ProgressBar(TrainerCallback):
                     self._live.stop()
 
     def _say(self) -> None:
+        self._said = self._step
         lists = [f"{what} {_list(self._latest(what))}" for what in _SHOWN if self._latest(what)]
         print("; ".join([f"{self.title}: step {self._facts()}", *lists]), file=sys.stderr, flush=True)
 

@@ -154,7 +154,7 @@ def test_without_a_terminal_a_plain_line_comes_every_ten_seconds(
     out, err = capsys.readouterr()
     assert out == ""
     lines = err.splitlines()
-    assert [line.split(",")[0] for line in lines] == [f"main (2 of 3): step {step}/6" for step in (0, 3, 6, 6)]
+    assert [line.split(",")[0] for line in lines] == [f"main (2 of 3): step {step}/6" for step in (0, 3, 6)]
     assert lines[1] == (
         "main (2 of 3): step 3/6, 0:00:12 left, loss 0.125; weights policy 0.60, response 0.40; "
         "teachers org/a 0.75; progress sum 0.50, [b]odd 0.25"

@@ -65,7 +65,7 @@ def test_the_page_has_a_chart_for_everything_that_was_logged(run: Path) -> None:
         *("Success rate", "Curriculum level", "Share of prompts"),
         *per_skill,
         *per_skill,
-        *("Total", "policy", "response", "feature", "Scale that evens out gradients"),
+        *("Total", "policy", "response", "feature", "Scale"),
         *("Divergence, nats per token", "Distance of hidden states", "Gradient at the last hidden states"),
         *("Reward", "Entropy, nats per token", "Tokens so far"),
     ]
