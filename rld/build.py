@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,14 +26,14 @@ from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
-    TrainerCallback,
     set_seed,
 )
 from trl import SFTConfig, SFTTrainer
 
-from rld import checkpoint, data, evaluation, library
+from rld import checkpoint, cost, data, evaluation, library
 from rld.config import RLDConfig
-from rld.errors import RecipeError
+from rld.errors import RecipeError, RldError
+from rld.keeper import Keeper
 from rld.progress import ProgressBar, RunLog
 from rld.recipe import NewModel, PretrainedModel, Recipe
 from rld.stages import Distill, Sft, TeacherSpec
@@ -105,29 +106,34 @@ class Run:
         spec, options = self._resolve(reference)
         if isinstance(spec, NewModel):
             assert self.recipe.tokenizer is not None  # the reader has checked it
-            tokenizer = data.tokenizer(self.recipe.tokenizer.characters)
-            data.require_known(tokenizer, self.held_out)
+            characters = data.tokenizer(self.recipe.tokenizer.characters)
+            data.require_known(characters, self.held_out)
             config = AutoConfig.for_model(
                 spec.new,
                 **{
-                    "vocab_size": len(tokenizer),
-                    "pad_token_id": tokenizer.pad_token_id,
-                    "eos_token_id": tokenizer.eos_token_id,
+                    "vocab_size": len(characters),
+                    "pad_token_id": characters.pad_token_id,
+                    "eos_token_id": characters.eos_token_id,
                     "bos_token_id": None,
                     **spec.config,
                 },
             )
-            return AutoModelForCausalLM.from_config(config), tokenizer
+            return AutoModelForCausalLM.from_config(config), characters
         try:
             # Weights that AdamW updates in bf16 lose small steps; a GPU computes in bf16 through autocast instead.
             model = AutoModelForCausalLM.from_pretrained(spec, **{"dtype": "float32", **options, **init})
-            return model, AutoTokenizer.from_pretrained(spec, padding_side="left")
-        except OSError as error:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(spec, padding_side="left")
+        except (OSError, ValueError, KeyError) as error:
             first = str(error).strip().splitlines()[0]
             raise RecipeError(
                 f"{self.source}: cannot load {spec!r}: {first} (a local copy can be named on the command line, "
                 f"such as models.{reference}=FOLDER)"
             ) from error
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        if self.recipe.prompts.style == "chat" and tokenizer.chat_template is None:
+            raise RecipeError(f"{self.source}: prompts.style: {spec!r} has no chat template; use plain")
+        return model, tokenizer
 
     def score(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
         """Greedy accuracy on the held-out rows, per skill."""
@@ -141,6 +147,19 @@ class Run:
         known = self.result(reference) if any(stage.name == reference for stage in self.recipe.stages) else None
         return known["after"] if known else None
 
+    def check_stages(self) -> None:
+        """Build what the stages' options describe, so that the last stage's mistake shows before the first one trains.
+
+        Raises:
+            RldError: the first mistake found.
+        """
+        for stage in self.recipe.stages:
+            if isinstance(stage, Distill):
+                self._stream(stage, self._distill_arguments(stage))
+            else:
+                self._sft_arguments(stage)
+            _lora(stage.lora)
+
     # -- stages ------------------------------------------------------------------------------------------------------
 
     def fine_tune(self, stage: Sft) -> None:
@@ -148,24 +167,26 @@ class Run:
         model, tokenizer = self.load(stage.model)
         before = self._known_scores(stage.model) or self.score(model, tokenizer)
         skills = stage.skills or list(self.recipe.skills)
-        args = self._configure(
-            SFTConfig, stage, stage.batch, max_steps=stage.steps, max_length=None, completion_only_loss=True
-        )
-        trainer = SFTTrainer(
-            model,
-            args,
-            train_dataset=self._gold(skills, stage),
-            processing_class=tokenizer,
-            peft_config=_lora(stage.lora),
-        )
+        with self._mistakes_in(stage):
+            trainer = SFTTrainer(
+                model,
+                self._sft_arguments(stage),
+                train_dataset=self._gold(skills, stage),
+                processing_class=tokenizer,
+                peft_config=_lora(stage.lora),
+            )
         size = model.num_parameters()
 
         def flops() -> float:
-            tokens = next((e["num_tokens"] for e in reversed(trainer.state.log_history) if "num_tokens" in e), 0)
-            return self.flops_before + 6.0 * size * float(tokens)
+            return self.flops_before + 6.0 * size * cost.tokens_seen(trainer.state.log_history)
 
         self._train(trainer, stage, flops)
         self._finish(stage, trainer, size, before, {}, flops())
+
+    def _sft_arguments(self, stage: Sft) -> SFTConfig:
+        return self._configure(
+            SFTConfig, stage, stage.batch, max_steps=stage.steps, max_length=None, completion_only_loss=True
+        )
 
     def _gold(self, skills: list[str], stage: Sft) -> Dataset:
         """Prompts and gold answers of `skills` in equal shares, mixed."""
@@ -191,17 +212,18 @@ class Run:
         for name, spec in stage.teachers.items():
             teacher, scores[name] = self._teacher(name, spec, skills)
             teachers.append(teacher)
-        stream, size = self._stream(stage, skills), model.num_parameters()
-        trainer = RLDTrainer(
-            model,
-            [library.bound("rewards", spec.use, spec.options, self.source.parent) for spec in self.recipe.rewards],
-            self._distill_arguments(stage),
-            stream,
-            processing_class=tokenizer,
-            peft_config=_lora(stage.lora),
-            teachers=teachers,
-            controller=stage.controller,
-        )
+        args, size = self._distill_arguments(stage), model.num_parameters()
+        with self._mistakes_in(stage):
+            trainer = RLDTrainer(
+                model,
+                [library.bound("rewards", spec.use, spec.options, self.source.parent) for spec in self.recipe.rewards],
+                args,
+                self._stream(stage, args),
+                processing_class=tokenizer,
+                peft_config=_lora(stage.lora),
+                teachers=teachers,
+                controller=stage.controller,
+            )
         self._train(trainer, stage, lambda: self.flops_before + trainer.flops)
         self._finish(stage, trainer, size, before, scores, self.flops_before + trainer.flops)
 
@@ -215,13 +237,11 @@ class Run:
         teacher = Teacher(model, name, spec.skills, verified, tokenizer)
         return teacher, {"parameters": model.num_parameters(), "scores": scores}
 
-    def _stream(self, stage: Distill, skills: list[str]) -> data.Stream:
-        sources = {skill: self.sources[skill] for skill in skills}
+    def _stream(self, stage: Distill, args: RLDConfig) -> data.Stream:
+        sources = {skill: self.sources[skill] for skill in stage.skills or self.recipe.skills}
         make = library.load("curricula", stage.curriculum.use, self.source.parent)
         curriculum = make({skill: source.num_levels for skill, source in sources.items()}, **stage.curriculum.options)
-        # Accelerate looks one batch ahead, and an epoch that ends exactly with the run would restart the order.
-        slots = (stage.steps + 2) * stage.rollout.prompts
-        return data.Stream(sources, curriculum, self._seed(stage.name), slots)
+        return data.Stream(sources, curriculum, self._seed(stage.name), args.num_prompts())
 
     def _distill_arguments(self, stage: Distill) -> RLDConfig:
         signals = stage.signals
@@ -256,14 +276,24 @@ class Run:
 
     def _configure(self, kind: type[C], stage: Sft | Distill, num_rows: int, **own: Any) -> C:
         """Build a trainer's arguments; the recipe's `trainer:` section goes on top of the shared ones."""
-        try:
+        with self._mistakes_in(stage):
             return kind(**self._shared_arguments(stage, num_rows), **own)
+
+    @contextmanager
+    def _mistakes_in(self, stage: Sft | Distill) -> Iterator[None]:
+        """Say in which stage TRL, PEFT or transformers refused an option."""
+        try:
+            yield
+        except RldError:
+            raise
         except (ValueError, TypeError) as error:
-            raise RecipeError(f"{self.source}: stages.{stage.name}.trainer: {error}") from error
+            raise RecipeError(f"{self.source}: stages.{stage.name}: {error}") from error
 
     def _shared_arguments(self, stage: Sft | Distill, num_rows: int) -> dict[str, Any]:
         given = dict(stage.trainer)
         steps = int(given.get("gradient_accumulation_steps", 1))
+        if steps < 1:
+            raise ValueError(f"gradient_accumulation_steps should be at least 1, not {steps}")
         parts = self.state.num_processes * steps
         if num_rows % parts:
             raise ValueError(
@@ -292,7 +322,7 @@ class Run:
         number = [s.name for s in self.recipe.stages].index(stage.name) + 1
         trainer.add_callback(log)
         trainer.add_callback(ProgressBar(stage.name, number, len(self.recipe.stages)))
-        trainer.add_callback(_Keeper(self.interrupted, log, trainer))
+        trainer.add_callback(Keeper(self.interrupted, log, trainer))
         folder = self._checkpoints(stage.name)
         last = None
         if self.resume and self.state.is_main_process:
@@ -333,6 +363,7 @@ class Run:
         self.skip(record)
         if self.state.is_main_process:
             target = self.stage_folder(stage.name)
+            shutil.rmtree(target, ignore_errors=True)  # whatever is there is no finished stage's
             draft = target.with_name(target.name + ".draft")
             shutil.rmtree(draft, ignore_errors=True)
             model.save_pretrained(draft)
@@ -342,26 +373,6 @@ class Run:
             os.replace(draft, target)
             shutil.rmtree(self._checkpoints(stage.name), ignore_errors=True)
         self.state.wait_for_everyone()
-
-
-class _Keeper(TrainerCallback):
-    """Stops when asked to, marks checkpoints complete, and hands controller events to the log."""
-
-    def __init__(self, interrupted: Callable[[], bool], log: RunLog, trainer: Trainer) -> None:
-        self.interrupted, self.log, self.trainer = interrupted, log, trainer
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if isinstance(self.trainer, RLDTrainer):
-            self.log.events(self.trainer.events)
-            self.trainer.events.clear()
-        if self.interrupted():
-            control.should_save = True
-            control.should_training_stop = True
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if args.should_save and not isinstance(self.trainer, RLDTrainer):
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            checkpoint.write_json(folder / checkpoint.STATE, {"version": 1})
 
 
 def _lora(options: dict[str, Any] | None) -> LoraConfig | None:

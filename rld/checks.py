@@ -37,6 +37,7 @@ _OWNED = {
     "model_init_kwargs": "write the model as a mapping with path and init instead",
     "remove_unused_columns": "rewards need the columns, so rld sets it",
     "shuffle_dataset": "rld orders the rows itself",
+    "dataloader_num_workers": "a worker's copy of the curriculum would learn nothing, so rld uses none",
 }
 _OWNED_BY_RUN = {
     "sft": {"per_device_train_batch_size": "set the stage's batch instead"},

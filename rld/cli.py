@@ -131,6 +131,9 @@ def require_free(output: Path) -> None:
     """
     if (output / "recipe.json").exists():
         raise UsageError(f"{output} holds a run already; add --resume to go on with it, or choose another --output")
+    taken = [name for name in ("student", "models", "checkpoints", "metrics.jsonl") if (output / name).exists()]
+    if taken:
+        raise UsageError(f"{output} holds {taken[0]}, which is no run's; choose another --output")
     if output.exists() and not output.is_dir():
         raise UsageError(f"--output {output} is a file; give a folder")
 

@@ -55,6 +55,12 @@ class RLDConfig(GRPOConfig):
             raise RecipeError(f"signals: {unknown[0]!r} is none of {', '.join(SIGNALS)}")
         if not has_teachers and set(names) & {"response", "feature"}:
             raise RecipeError("signals: response and feature need teachers; pass teachers=[...]")
+        if not names:
+            raise RecipeError(f"signals: name at least one of {', '.join(SIGNALS)}")
+        if self.teacher_reward < 0:
+            raise RecipeError(f"teacher_reward should be at least 0, not {self.teacher_reward}")
+        if self.teacher_reward and not (has_teachers and "policy" in names):
+            raise RecipeError("teacher_reward shapes the policy signal's advantages: it needs teachers and policy")
         return [signal for signal in SIGNALS if signal in names]
 
     @property
@@ -64,13 +70,22 @@ class RLDConfig(GRPOConfig):
         assert self.num_generations is not None
         return self.generation_batch_size // self.num_generations
 
-    def num_prompts(self, num_rows: int) -> int:
-        """Prompts that training on `num_rows` rows asks for at most, with the look-ahead of a data loader."""
-        if self.max_steps <= 0:
-            return math.ceil(self.num_train_epochs * num_rows)
+    @property
+    def updates_per_rollout(self) -> float:
+        """Optimiser steps that one rollout serves."""
         assert self.steps_per_generation is not None  # TRL sets it
-        updates_per_rollout = self.steps_per_generation * self.num_iterations / self.gradient_accumulation_steps
-        return (math.ceil(self.max_steps / updates_per_rollout) + 2) * self.prompts_per_rollout
+        return self.steps_per_generation * self.num_iterations / self.gradient_accumulation_steps
+
+    def num_updates(self, num_rows: int) -> int:
+        """Optimiser steps: `max_steps`, or what the epochs over `num_rows` prompts come to."""
+        if self.max_steps > 0:
+            return self.max_steps
+        num_rollouts = math.ceil(self.num_train_epochs * num_rows / self.prompts_per_rollout)
+        return math.ceil(num_rollouts * self.updates_per_rollout)
+
+    def num_prompts(self) -> int:
+        """Prompts that `max_steps` updates ask for at most; a data loader looks ahead, and no epoch should end."""
+        return (math.ceil(self.max_steps / self.updates_per_rollout) + 2) * self.prompts_per_rollout
 
     def divergence_model(self) -> AnyDivergence:
         """The divergence that `divergence` names."""

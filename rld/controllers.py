@@ -85,16 +85,25 @@ class Gap(_Controller):
     """A teacher must lead by more than this."""
     kappa: float = Field(0.05, gt=0)
     """A divergence of this many nats per token is worth 1."""
-    prior: dict[Signal, float] = {"policy": 1.0, "response": 1.0, "feature": 0.25}
+    prior: dict[Signal, Annotated[float, Field(gt=0)]] = {"policy": 1.0, "response": 1.0, "feature": 0.25}
+    """How much a signal of worth 1 counts, relative to the others."""
     rate: float = Field(0.5, gt=0, le=1)
     """Share of the way to the target, in log space, that a tick takes."""
     cap: float = Field(0.7, gt=0)
     """The most that a tick changes the log of a weight by, before normalisation."""
-    off: float = 0.05
+    off: float = Field(0.05, ge=0)
+    """Below this worth a signal or teacher is on its way out."""
     on: float = 0.15
+    """Above this worth it is on its way back; higher than `off`, so that it does not flap."""
     patience: int = Field(3, gt=0)
     even_out: bool = True
     """Scale `response` and `feature` so that their gradients are as large as the policy's, within a factor of 10."""
+
+    @model_validator(mode="after")
+    def _on_is_above_off(self) -> Gap:
+        if self.on <= self.off:
+            raise ValueError(f"on ({self.on}) should be above off ({self.off})")
+        return self
 
     def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> State:
         def even(names: Iterable[str], odds: Mapping[str, float]) -> State:

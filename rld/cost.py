@@ -148,3 +148,14 @@ def _distill_cost(stage: Distill, size: int | None, teachers: dict[str, int | No
     dtypes = [str(teacher.init.get("dtype", "float32")) for teacher in stage.teachers.values()]
     frozen = sum(frozen_bytes(teacher, dtype) for teacher, dtype in zip(known, dtypes, strict=True))
     return StageCost(size, teachers, training_bytes(size) + frozen, flops)
+
+
+def tokens_seen(history: list[dict[str, Any]]) -> float:
+    """Tokens that an SFT trainer has seen; its own count starts again with each process."""
+    total = last = 0.0
+    for entry in history:
+        if "num_tokens" in entry:
+            now = float(entry["num_tokens"])
+            total += now - last if now >= last else now
+            last = now
+    return total

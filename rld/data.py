@@ -37,10 +37,14 @@ def sources(recipe: Recipe, folder: Path) -> dict[str, Source]:
         DataError: rows that cannot be read.
         LibraryError: a generator that does not exist.
     """
-    return {
-        name: Source(name, *maker(skill, folder), skill.held_out, recipe.prompts, recipe.seed)
+    taken: set[str] = set()
+    made = {
+        name: Source(name, *maker(skill, folder), skill.held_out, recipe.prompts, recipe.seed, taken)
         for name, skill in recipe.skills.items()
     }
+    for source in made.values():  # two skills may ask the same: all hold out before any trains
+        source.held_out()
+    return made
 
 
 class Source:
@@ -53,14 +57,23 @@ class Source:
         num_held_out: Rows held out, spread evenly over the levels.
         prompts: How a question becomes a prompt.
         seed: The recipe's.
+        taken: Held-out questions that all skills of a recipe avoid; this one adds its own.
     """
 
-    def __init__(self, skill: str, make: Make, num_levels: int, num_held_out: int, prompts: Prompts, seed: int) -> None:
+    def __init__(
+        self,
+        skill: str,
+        make: Make,
+        num_levels: int,
+        num_held_out: int,
+        prompts: Prompts,
+        seed: int,
+        taken: set[str],
+    ) -> None:
         self.skill, self.num_levels = skill, num_levels
         self._make, self._prompts, self._seed = make, prompts, seed
         self._num_held_out = num_held_out
-        self._taken: set[str] = set()
-        """The held-out questions."""
+        self._taken = taken
 
     def held_out(self) -> list[Row]:
         """Return the rows that no training sees, no two with the same question.
@@ -72,7 +85,6 @@ class Source:
 
     @functools.cached_property
     def _held_out(self) -> list[Row]:
-        self._taken.clear()
         rows = []
         for i in range(self._num_held_out):
             level = i % self.num_levels

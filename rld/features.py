@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from rld.errors import RecipeError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -28,7 +30,7 @@ def layer_pairs(layers: LayerMap, student_depth: int, teacher_depth: int) -> lis
     depth, `round(l * teacher_depth / student_depth)`; a mapping is taken as written.
 
     Raises:
-        ValueError: a layer in the mapping does not exist.
+        RecipeError: a layer in the mapping does not exist.
     """
     if layers == "last":
         return [(student_depth, teacher_depth)]
@@ -36,7 +38,7 @@ def layer_pairs(layers: LayerMap, student_depth: int, teacher_depth: int) -> lis
         return [(s, round(s * teacher_depth / student_depth)) for s in range(1, student_depth + 1)]
     for student, teacher in layers.items():
         if not 0 <= student <= student_depth or not 0 <= teacher <= teacher_depth:
-            raise ValueError(
+            raise RecipeError(
                 f"feature layers {student}: {teacher} do not exist; the student has layers 0 to {student_depth} "
                 f"and the teacher 0 to {teacher_depth}"
             )

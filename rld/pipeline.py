@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 import time
@@ -71,6 +72,7 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool) -> int:
     spent = checkpoint.read_json(summary_path)["seconds"] if resume and summary_path.is_file() else 0.0
     run = Run(recipe, source, output, resume, stop.asked, started=time.time() - spent)
     resolved = recipe.model_dump(mode="json")
+    run.check_stages()
     _claim(run, resolved)
     writer = _Summary(run, resolved)
     writer.write("running")
@@ -84,7 +86,7 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool) -> int:
                 else:
                     run.skip(done)
                 writer.write("running")
-                if stop.asked():
+                if stop.asked() and stage is not recipe.stages[-1]:
                     raise Interrupted
         status = "done"
     except (Interrupted, KeyboardInterrupt):
@@ -136,6 +138,7 @@ class _Summary:
         self.fixed = {
             "recipe": resolved["name"],
             "seed": resolved["seed"],
+            "command": shlex.join(["rld", *sys.argv[1:]]),
             "versions": {name: version(name) for name in _VERSIONS},
             "heldout_rows": {skill: sum(row["skill"] == skill for row in run.held_out) for skill in run.recipe.skills},
         }

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from trl.trainer.utils import get_callable_name
 
 from rld.errors import RewardError
 
@@ -57,6 +58,19 @@ def checked(reward: Callable[..., Any], name: str) -> Callable[..., Any]:
     chosen: Callable[..., Any] = call_async if _is_async(reward) else call
     chosen.__name__ = name
     return chosen
+
+
+def all_checked(rewards: Any) -> list[Any] | None:
+    """Return TRL's `reward_funcs` as a list of checked ones; reward models, loaded or by name, stay as they are."""
+    if rewards is None:
+        return None
+    listed = rewards if isinstance(rewards, (list, tuple)) else [rewards]
+    return [r if isinstance(r, (str, nn.Module)) else checked(r, get_callable_name(r)) for r in listed]
+
+
+def no_reward(completions: list[Any], **_: Any) -> list[float]:
+    """Stand in for the verifiers of a run that has none: pure distillation."""
+    return [0.0] * len(completions)
 
 
 def _is_async(reward: Callable[..., Any]) -> bool:

@@ -30,7 +30,7 @@ class Steering:
         self, controller: Controller, skills: list[str], teachers: Sequence[Teacher], signals: list[Signal]
     ) -> None:
         self.controller = controller
-        self.skills, self.teachers = skills, list(teachers)
+        self.skills, self.teachers, self.signals = skills, list(teachers), signals
         self.state = controller.start(skills, [str(t.name) for t in teachers], signals)
         self.ticks = 0
         self._spread: list[float | None] = [None] * len(skills)
@@ -40,7 +40,7 @@ class Steering:
     def _clear_window(self) -> None:
         self.updates = 0
         self._counts = torch.zeros(len(self.skills), 4, dtype=torch.float64)
-        self._table = torch.zeros(len(self.skills), 3 + 3 * len(self.teachers), dtype=torch.float64)
+        self._table = torch.zeros(len(self.skills), 3 + 4 * len(self.teachers), dtype=torch.float64)
         self._scalars = torch.zeros(7, dtype=torch.float64)
 
     def _use(self, weights: Weights) -> None:
@@ -67,9 +67,18 @@ class Steering:
         """Whether the update in progress is the one before a tick, on which gradients are measured."""
         return self.updates + 1 >= self.controller.every
 
+    @property
+    def looking(self) -> bool:
+        """Whether the next rollout is the one of a heartbeat, at which all teachers and signals are measured."""
+        return self.updates == 0 and self.ticks % self.controller.heartbeat == 0
+
+    def computed(self, signal: Signal) -> bool:
+        """Whether the next rollout needs a signal: it has weight on some skill, or it is a heartbeat."""
+        return self.looking or bool((self.signals_SG[:, SIGNALS.index(signal)] > 0).any())
+
     def wanted(self, teacher_reward: float) -> Tensor:
         """Which teachers a rollout needs per skill, `[S, K]`: those with weight, and at a heartbeat all that teach."""
-        if self.updates == 0 and self.ticks % self.controller.heartbeat == 0:
+        if self.looking:
             teaches = [[t.teaches(skill) for t in self.teachers] for skill in self.skills]
             return torch.tensor(teaches, dtype=torch.bool).reshape(self.teachers_SK.shape)
         policy, response, feature = self.signals_SG.unbind(1)
@@ -114,7 +123,7 @@ class Steering:
         skills = {}
         for s, skill in enumerate(self.skills):
             attempts, successes, groups, informative = (int(x) for x in self._counts[s].tolist())
-            sums = self._table[s, 3:].reshape(3, num).tolist()
+            sums = self._table[s, 3:].reshape(4, num).tolist()
             skills[skill] = SkillSeen(
                 attempts,
                 successes,
@@ -122,7 +131,7 @@ class Steering:
                 informative,
                 {
                     str(teacher.name): TeacherSeen(
-                        sums[0][k] / sums[2][k] if sums[2][k] else None,
+                        sums[0][k] / sums[1][k] if sums[1][k] else None,
                         *teacher.verified.get(skill, (0, 0)),
                         teaches=teacher.teaches(skill),
                     )
@@ -152,11 +161,14 @@ class Steering:
 
     def _stream_metrics(self, table: Tensor) -> dict[str, float]:
         metrics = {}
-        sums = table[:, 3:].sum(0).reshape(3, len(self.teachers)).tolist()
+        num = len(self.teachers)
+        heard = (self.teachers_SK > 0).double().repeat(1, 4)  # a heartbeat also looks where nobody listens
+        sums = (table[:, 3:] * heard).sum(0).reshape(4, num).tolist()
         for k, teacher in enumerate(self.teachers):
-            if sums[2][k]:
-                metrics[f"divergence/{teacher.name}"] = sums[0][k] / sums[2][k]
-                metrics[f"distance/{teacher.name}"] = sums[1][k] / sums[2][k]
+            if sums[1][k]:
+                metrics[f"divergence/{teacher.name}"] = sums[0][k] / sums[1][k]
+            if sums[3][k]:
+                metrics[f"distance/{teacher.name}"] = sums[2][k] / sums[3][k]
         return metrics
 
     def _tick_metrics(self, seen: Observation) -> dict[str, float]:
@@ -170,6 +182,7 @@ class Steering:
         return {
             "teachers": [teacher.name for teacher in self.teachers],
             "skills": self.skills,
+            "signals": list(self.signals),
             "controller": self.controller.kind,
             "state": self.state,
             "ticks": self.ticks,
@@ -186,8 +199,9 @@ class Steering:
         Raises:
             ControllerError: it was saved with other teachers, skills or another controller.
         """
-        mine = {"teachers": [t.name for t in self.teachers], "skills": self.skills, "controller": self.controller.kind}
-        for what, value in mine.items():
+        mine = self.state_dict()
+        for what in ("teachers", "skills", "signals", "controller"):
+            value = mine[what]
             if saved[what] != value:
                 raise ControllerError(
                     f"the checkpoint was written with {what} {saved[what]}, this run has {value}; "

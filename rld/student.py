@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -63,8 +63,8 @@ class TeacherStates:
     """Last hidden states at the positions that predict the completion tokens; None when it was not run at all."""
     layers_BLTH: Tensor | None
     """Hidden states of the mapped layers; None when it was not run, or the feature signal is off."""
-    rows_B: Tensor
-    """Which completions this teacher was run on; elsewhere the states are zeros and mean nothing."""
+    tokens_BT: Tensor
+    """The tokens on which this teacher speaks; elsewhere its states mean nothing."""
 
 
 @dataclass(frozen=True)
@@ -78,18 +78,38 @@ class SignalInputs:
     """`beta` of the divergence; None when the response signal is off."""
     temperature: float
     feature: AnyFeature | None
+    """None when the feature signal is off."""
+    taps: list[Tensor] = field(default_factory=list)
+    """The forward leaves the student's last hidden states `[B, S, H]` here, as its head saw them. They can't travel in
+    the output: a wrapper that casts outputs would hand back copies that no loss depends on."""
 
 
 @dataclass
 class SignalOutput(FusedCausalLMOutput):
     """TRL's per-token outputs, and the streams of the other signals; 0 where a token or a teacher does not count."""
 
-    hidden: Tensor | None = None
-    """`[B, S, H]`, the student's last hidden states of the whole sequence, as its head saw them."""
     divergence: Tensor | None = None
     """`[B, K, T]`, in nats."""
     feature: Tensor | None = None
     """`[B, K, T]`"""
+
+
+class RecordedStudent:
+    """Calls a student with `SignalInputs` added, and keeps what it returned."""
+
+    def __init__(self, model: nn.Module, signals: SignalInputs) -> None:
+        self.model, self.signals = model, signals
+        self.results: list[SignalOutput] = []
+
+    def __call__(self, **kwargs: Any) -> SignalOutput:
+        self.results.append(self.model(**kwargs, signals=self.signals))
+        return self.result
+
+    @property
+    def result(self) -> SignalOutput:
+        """What the student returned in its one call."""
+        (result,) = self.results
+        return result
 
 
 class Projections(nn.Module):
@@ -154,9 +174,10 @@ def add_signal_head(model: PreTrainedModel) -> None:
     def forward(self: PreTrainedModel, *args: Any, signals: SignalInputs | None = None, **kwargs: Any) -> Any:
         if signals is None:
             return fused_forward(*args, **kwargs)
-        projections = getattr(self, "rld_projections", None) if signals.feature is not None else None
+        projections: Projections | None = getattr(self, "rld_projections", None)
         depth = self.config.get_text_config().num_hidden_layers
-        if projections is not None and projections.student_layers != {depth}:
+        matches_features = signals.feature is not None and projections is not None
+        if projections is not None and matches_features and projections.student_layers != {depth}:
             kwargs["output_hidden_states"] = True
         # The fused forward keeps the backbone's output to itself; a hook for the length of this call reads it.
         seen: list[Any] = []
@@ -167,14 +188,18 @@ def add_signal_head(model: PreTrainedModel) -> None:
             hook.remove()
         keep = slice(-signals.mask_BT.shape[1] - 1, -1)
         last_BTH = seen[0].last_hidden_state[:, keep]
-        result = SignalOutput(**outputs, hidden=seen[0].last_hidden_state)
+        signals.taps.append(seen[0].last_hidden_state)
+        result = SignalOutput(**outputs)
         if signals.interpolation is not None:
             result.divergence = _divergences(Head.of(self), last_BTH, signals)
-        if projections is not None:
+        if projections is not None and matches_features:
             states = {depth: last_BTH}
             if seen[0].get("hidden_states") is not None:
                 states |= {layer: h[:, keep] for layer, h in enumerate(seen[0].hidden_states) if layer != depth}
             result.feature = _feature_distances(projections, states, signals)
+        if projections is not None:
+            assert result.log_probs is not None
+            result.log_probs = result.log_probs + projections.touch().to(last_BTH.device)
         return result
 
     # `generate` checks its arguments against the signature, which must stay the model's own.
@@ -187,7 +212,7 @@ def _divergences(student: Head, hidden_BTH: Tensor, signals: SignalInputs) -> Te
     assert signals.interpolation is not None
     streams = []
     for teacher in signals.teachers:
-        valid_BT = signals.mask_BT.bool() & teacher.rows_B[:, None]
+        valid_BT = signals.mask_BT.bool() & teacher.tokens_BT
         if teacher.hidden_BTH is None:
             streams.append(torch.zeros(valid_BT.shape, device=valid_BT.device))
             continue
@@ -217,7 +242,7 @@ def _feature_distances(projections: Projections, states: dict[int, Tensor], sign
     assert signals.feature is not None
     streams = []
     for k, teacher in enumerate(signals.teachers):
-        valid_BT = signals.mask_BT.bool() & teacher.rows_B[:, None]
+        valid_BT = signals.mask_BT.bool() & teacher.tokens_BT
         if teacher.layers_BLTH is None:
             streams.append(torch.zeros(valid_BT.shape, device=valid_BT.device))
             continue
@@ -228,4 +253,4 @@ def _feature_distances(projections: Projections, states: dict[int, Tensor], sign
         ]
         per_token_N = torch.stack(distances).mean(0)
         streams.append(per_token_N.new_zeros(valid_BT.shape).masked_scatter(valid_BT, per_token_N))
-    return torch.stack(streams, dim=1) + projections.touch().to(streams[0].device)
+    return torch.stack(streams, dim=1)

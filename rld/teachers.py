@@ -6,11 +6,13 @@ applied to them later, in tiles. Shapes: B completions, T completion tokens, P p
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
@@ -37,7 +39,7 @@ class Teacher:
         init: Arguments of `from_pretrained`, such as dtype or device_map.
     """
 
-    model: str | PreTrainedModel
+    model: str | PreTrainedModel | PeftModel
     name: str | None = None
     skills: Sequence[str] | None = None
     verified: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -53,13 +55,35 @@ class Teacher:
         """The model, frozen and in eval mode: no dropout, no gradients."""
         if isinstance(self.model, str):
             self.model = AutoModelForCausalLM.from_pretrained(self.model, **self.init)
-        self.model.eval().requires_grad_(False)
-        return self.model
+        if isinstance(self.model, PeftModel):
+            if self.model.active_peft_config.is_prompt_learning:
+                raise TeacherError(f"teacher '{self.name}': a prompt-learning adapter cannot teach; use LoRA")
+            base: Any = self.model.get_base_model()  # its layers have the adapter in them
+            self.model = base
+        model: PreTrainedModel = self.model  # type: ignore[assignment]  # a PeftModel was unwrapped above
+        model.eval().requires_grad_(False)
+        return model
+
+    def fingerprint(self) -> str:
+        """What tells this teacher's weights from another's: a hash of samples of each."""
+        digest = hashlib.sha256()
+        for name, weight in self.load().named_parameters():
+            flat = weight.detach().flatten()
+            sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu()
+            digest.update(name.encode() + sample.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def ends(self) -> set[int]:
+        """The token ids that end a completion of this teacher."""
+        declared = self.load().generation_config.eos_token_id
+        ids = [*(declared if isinstance(declared, list) else [declared])]
+        ids += [self.tokenizer.eos_token_id] if self.tokenizer is not None else []
+        return {i for i in ids if i is not None}
 
     def teaches(self, skill: str) -> bool:
         return self.skills is None or skill in self.skills
 
-    def require_same_tokenizer(self, student: PreTrainedTokenizerBase, student_vocabulary: int) -> None:
+    def require_same_tokenizer(self, student: PreTrainedTokenizerBase) -> None:
         """Refuse a teacher that would read the student's token ids as other text.
 
         Vocabularies that differ only in padding are fine: both heads are cut to the shorter one.
@@ -73,15 +97,13 @@ class Teacher:
             try:
                 tokenizer = AutoTokenizer.from_pretrained(model.config._name_or_path)
             except (OSError, ValueError):
-                tokenizer = None  # a folder or an id without a tokenizer: the vocabulary size decides below
+                tokenizer = None  # a folder or an id without one
         if tokenizer is None:
-            size = model.config.get_text_config().vocab_size
-            if size != student_vocabulary:
-                raise TeacherError(
-                    f"teacher '{self.name}': its vocabulary has {size} tokens, the student's {student_vocabulary}, and "
-                    "it brings no tokenizer to compare; pass Teacher(..., tokenizer=...)"
-                )
-            return
+            raise TeacherError(
+                f"teacher '{self.name}': no tokenizer came with it, so nobody knows whether it reads the student's "
+                "tokens; pass Teacher(..., tokenizer=...)"
+            )
+        self.tokenizer = tokenizer
         for text in _PROBES:
             if tokenizer.encode(text, add_special_tokens=False) != student.encode(text, add_special_tokens=False):
                 raise TeacherError(
@@ -148,6 +170,7 @@ class Panel:
         teachers: Sequence[Teacher],
         student: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
+        ends: Sequence[int],
         feature: AnyFeature | None,
         prepare: Callable[[PreTrainedModel], PreTrainedModel],
     ) -> None:
@@ -156,7 +179,9 @@ class Panel:
             raise TeacherError(f"two teachers share a name: {names}; give them names with Teacher(model, name=...)")
         config = student.config.get_text_config()
         for teacher in teachers:
-            teacher.require_same_tokenizer(tokenizer, config.vocab_size)
+            teacher.require_same_tokenizer(tokenizer)
+        # A base model ends with another token than its instruct sibling: what one says of the other's end is noise.
+        self._foreign_ends = [sorted(set(ends) - teacher.ends()) for teacher in teachers]
         self.models = [prepare(teacher.load()) for teacher in teachers]
         self.num_parameters = [model.num_parameters() for model in self.models]
         self._vocabulary = student.get_output_embeddings().weight.shape[0]
@@ -179,7 +204,9 @@ class Panel:
         ids_BS = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1)
         attention_BS = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1)
         num_tokens = rollout["completion_ids"].shape[1]
-        rollout["teacher_rows"] = rows_BK
+        rollout["teacher_tokens"] = torch.stack(
+            [rows_BK[:, k, None] & self._speaks(k, rollout["completion_ids"]) for k in range(len(self.models))], dim=1
+        )
         for k, model in enumerate(self.models):
             rows = rows_BK[:, k].nonzero().squeeze(1)
             if not len(rows):
@@ -190,16 +217,23 @@ class Panel:
             if mapped is not None:
                 rollout[f"teacher_{k}_layers"] = _at_rows(mapped, rows, len(ids_BS))
 
+    def _speaks(self, k: int, ids_BT: Tensor) -> Tensor:
+        """Where teacher k's opinion means something: it has the token, and the token is not an end unknown to it."""
+        known_BT = ids_BT < self.head(k).weight.shape[0]
+        return known_BT & ~torch.isin(ids_BT, torch.tensor(self._foreign_ends[k], device=ids_BT.device))
+
     def sampled_log_probabilities(self, rollout: dict[str, Any], temperature: float) -> Tensor:
         """Weighted sum over teachers of their log-probability of each sampled token: `[B, T]`."""
-        targets_BT = rollout["completion_ids"]
-        score_BT = torch.zeros(targets_BT.shape, device=targets_BT.device)
+        score_BT = torch.zeros(rollout["completion_ids"].shape, device=rollout["completion_ids"].device)
         for k in range(len(self.models)):
-            rows = rollout["teacher_rows"][:, k]
+            tokens_BT = rollout["teacher_tokens"][:, k]
+            rows = tokens_BT.any(1)
             if rows.any():
-                hidden = rollout[f"teacher_{k}_hidden"][rows]
-                log_p = log_probabilities(self.head(k), hidden, targets_BT[rows], temperature)
-                score_BT[rows] += rollout["teacher_weights"][rows, k, None] * log_p
+                head = self.head(k)
+                targets_BT = rollout["completion_ids"][rows].clamp(max=head.weight.shape[0] - 1)
+                log_p_BT = log_probabilities(head, rollout[f"teacher_{k}_hidden"][rows], targets_BT, temperature)
+                log_p_BT = log_p_BT.masked_fill(~tokens_BT[rows], 0.0)
+                score_BT[rows] += rollout["teacher_weights"][rows, k, None] * log_p_BT
         return score_BT
 
     def states(self, inputs: dict[str, Any]) -> list[TeacherStates]:
@@ -209,7 +243,7 @@ class Panel:
                 self.head(k),
                 inputs.get(f"teacher_{k}_hidden"),
                 inputs.get(f"teacher_{k}_layers"),
-                inputs["teacher_rows"][:, k],
+                inputs["teacher_tokens"][:, k],
             )
             for k in range(len(self.models))
         ]

@@ -27,37 +27,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
-from trl.trainer.utils import get_callable_name
 
 from rld.checkpoint import STATE, read_json, write_json
 from rld.config import RLDConfig
 from rld.controllers import Gap
 from rld.data import Stream
 from rld.errors import CheckpointError, DataError
-from rld.rollout import checked, group_counts
+from rld.rollout import all_checked, group_counts, no_reward
 from rld.signals import Ledger, blend, gradient_square, teacher_advantages, weighted_sum
 from rld.steering import Steering
-from rld.student import SignalInputs, SignalOutput, add_signal_head, attach_projections
+from rld.student import RecordedStudent, SignalInputs, add_signal_head, attach_projections
 from rld.teachers import Panel, Teacher
 from rld.types import DEFAULT_SKILL, SIGNALS, Controller, Curriculum, Event, Task
-
-
-class _Recorder:
-    """Calls a student with `SignalInputs` added, and keeps what it returned."""
-
-    def __init__(self, model: nn.Module, signals: SignalInputs) -> None:
-        self.model, self.signals = model, signals
-        self.output: SignalOutput | None = None
-
-    def __call__(self, **kwargs: Any) -> SignalOutput:
-        assert self.output is None, "the student runs once per loss"
-        self.output = self.model(**kwargs, signals=self.signals)
-        return self.output
-
-
-def no_reward(completions: list[Any], **_: Any) -> list[float]:
-    """Stand in for the verifiers of a run that has none: pure distillation."""
-    return [0.0] * len(completions)
 
 
 class RLDTrainer(GRPOTrainer):
@@ -96,26 +77,28 @@ class RLDTrainer(GRPOTrainer):
         curriculum: Curriculum | None = None,
         **options: Any,
     ) -> None:
+        if args is not None and not isinstance(args, RLDConfig):
+            raise TypeError(f"args should be an RLDConfig, not a {type(args).__name__}: it takes the same arguments")
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             args = RLDConfig(f"{name.rstrip('/').split('/')[-1] or 'student'}-RLD")
         self.teachers = [t if isinstance(t, Teacher) else Teacher(t) for t in teachers]
         signals = args.active_signals(has_teachers=bool(self.teachers))
-        if not reward_funcs and self.teachers:
-            reward_funcs = [no_reward]
-        if callable(reward_funcs) or isinstance(reward_funcs, str):
-            reward_funcs = [reward_funcs]
-        if reward_funcs is not None:
-            reward_funcs = [_checked(reward) for reward in reward_funcs]
+        reward_funcs = all_checked(reward_funcs or ([no_reward] if self.teachers else None))
         if curriculum is not None and isinstance(train_dataset, Dataset):
-            train_dataset = Stream.over(train_dataset, curriculum, args.seed, args.num_prompts(len(train_dataset)))
+            args.max_steps = args.num_updates(len(train_dataset))
+            train_dataset = Stream.over(train_dataset, curriculum, args.seed, args.num_prompts())
+        elif curriculum is not None:
+            raise DataError("a curriculum picks rows by skill and level, so train_dataset must be a datasets.Dataset")
         self.stream = train_dataset if isinstance(train_dataset, Stream) else None
         if self.stream is not None:
+            if args.dataloader_num_workers:
+                raise DataError(
+                    "a curriculum needs dataloader_num_workers=0: a worker's copy of it would learn nothing"
+                )
             self.stream.together = args.prompts_per_rollout
             args.shuffle_dataset = False  # the curriculum orders the prompts
             train_dataset = self.stream.dataset
-        elif curriculum is not None:
-            raise DataError("a curriculum picks rows by skill and level, so train_dataset must be a datasets.Dataset")
         super().__init__(model, reward_funcs, args, train_dataset, *rest, **options)
 
         self.skills = args.skills or _skills_of(self.stream, train_dataset)
@@ -126,7 +109,7 @@ class RLDTrainer(GRPOTrainer):
         """Floating-point operations so far, over all processes: 2 a parameter and token forward, 4 backward."""
         self.num_generated, self.num_scored, self._num_rollouts = 0, 0, 0
         self._loss_inputs: dict[str, Any] | None = None
-        self._signal_output: SignalOutput | None = None
+        self._recorded: RecordedStudent | None = None
         self._divergence = args.divergence_model() if "response" in signals else None
         self._feature = args.feature_model() if "feature" in signals else None
         self._student: PreTrainedModel = self.model.get_base_model() if is_peft_model(self.model) else self.model
@@ -139,7 +122,7 @@ class RLDTrainer(GRPOTrainer):
             ready: PreTrainedModel = self.accelerator.prepare_model(teacher, evaluation_mode=True)
             return ready
 
-        self.panel = Panel(self.teachers, self._student, self._tokenizer, self._feature, prepare)
+        self.panel = Panel(self.teachers, self._student, self._tokenizer, self.eos_token_ids, self._feature, prepare)
         self._projections = self.panel.projections(self._student) if self._feature is not None else None
         if self._projections is not None:
             attach_projections(self._student, self._projections)
@@ -170,39 +153,42 @@ class RLDTrainer(GRPOTrainer):
 
     def _skill_ids(self, inputs: list[dict[str, Any]]) -> Tensor:
         index = {skill: s for s, skill in enumerate(self.skills)}
-        labels = [row.get("skill", DEFAULT_SKILL) for row in inputs]
-        unknown = sorted({str(label) for label in labels if label not in index})
+        labels = [str(row.get("skill", DEFAULT_SKILL)) for row in inputs]
+        unknown = sorted({label for label in labels if label not in index})
         if unknown:
             raise DataError(f"rows carry the skill {unknown[0]!r}, which is none of {self.skills}; name it in `skills`")
         return torch.tensor([index[label] for label in labels])
 
     def _observe_rollout(self, inputs: list[dict[str, Any]], output: dict[str, Any]) -> None:
         self._num_rollouts += 1
-        levels_B = torch.tensor([int(row.get("level") or 0) for row in inputs], device=self.accelerator.device)
         sizes = torch.stack([output["completion_mask"].sum(), output["prompt_mask"].sum()])
-        skills, levels = gather(output["skill_ids"]), gather(levels_B)
         generated, prompted = self.accelerator.reduce(sizes, reduction="sum").tolist()
         self.num_generated += generated
-        self.flops += 2.0 * self._num_parameters * (generated + prompted)
+        forwards = 1 + ("old_per_token_logps" in output) + ("ref_per_token_logps" in output)
+        self.flops += 2.0 * self._num_parameters * (generated + prompted) * forwards
+        skills = gather(output["skill_ids"])
         success_B, counts = group_counts(
             self._rewards, self.reward_weights, skills, self.num_generations, len(self.skills)
         )
         self.steering.count(counts)
         if self.stream is None:
             return
+        levels = gather(torch.tensor([row.get("level", 0) for row in inputs], device=self.accelerator.device))
+        attempted_B = ~self._rewards[:, 0].isnan()
         for s, level in sorted(set(zip(skills.tolist(), levels.tolist(), strict=True))):
-            chosen = (skills == s) & (levels == level)
-            task = Task(self.skills[s], level)
-            self.stream.observe(task, int(success_B[chosen].sum()), int(chosen.sum()))
+            chosen = (skills == s) & (levels == level) & attempted_B
+            self.stream.observe(Task(self.skills[s], level), int(success_B[chosen].sum()), int(chosen.sum()))
 
     def _score_with_teachers(self, output: dict[str, Any]) -> None:
         """Run each needed teacher once over the completions and add what it says to `output`."""
         skills_B = output["skill_ids"]
         rows_BK = self.steering.wanted(self.args.teacher_reward).to(skills_B.device)[skills_B]
         output["teacher_weights"] = self.steering.teachers_SK.to(skills_B.device)[skills_B]
-        self.panel.score(output, rows_BK, self.args.per_device_train_batch_size)
-        if self.args.teacher_reward:
-            output["teacher_score"] = self.panel.sampled_log_probabilities(output, self.temperature)
+        output |= {f"{s}_on": torch.tensor(self.steering.computed(s)) for s in SIGNALS}
+        with self.accelerator.autocast():
+            self.panel.score(output, rows_BK, self.args.per_device_train_batch_size)
+            if self.args.teacher_reward:
+                output["teacher_score"] = self.panel.sampled_log_probabilities(output, self.temperature)
         if self.model.training:
             lengths_B = output["prompt_mask"].sum(1) + output["completion_mask"].sum(1)
             scored = self.accelerator.reduce((rows_BK * lengths_B[:, None]).sum(0), reduction="sum").tolist()
@@ -215,18 +201,18 @@ class RLDTrainer(GRPOTrainer):
         inputs = self._loss_inputs
         if inputs is None:
             return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
-        student = _Recorder(model, self._signal_inputs(inputs)) if self.teachers else model
+        student = RecordedStudent(model, self._signal_inputs(inputs)) if self.teachers else model
         result = super()._get_per_token_logps_and_entropies(student, *args, **kwargs)
-        if isinstance(student, _Recorder):
-            self._signal_output = student.output
+        self._recorded = student if isinstance(student, RecordedStudent) else None
+        inputs["log_pi"] = result[0]
         # TRL reads the advantages after this call, which is what lets them depend on the log-probabilities.
         inputs["advantages"] = self._advantages(inputs, result[0].detach())
         return result
 
     def _signal_inputs(self, inputs: dict[str, Any]) -> SignalInputs:
-        interpolation = None if self._divergence is None else self._divergence.interpolation
-        states = self.panel.states(inputs)
-        return SignalInputs(_loss_mask(inputs), states, interpolation, self.temperature, self._feature)
+        beta = self._divergence.interpolation if self._divergence is not None and inputs["response_on"] else None
+        feature = self._feature if inputs["feature_on"] else None
+        return SignalInputs(_loss_mask(inputs), self.panel.states(inputs), beta, self.temperature, feature)
 
     def _advantages(self, inputs: dict[str, Any], log_pi_BT: Tensor) -> Tensor:
         """The policy's advantages: the teacher-scored reward added, times the skill's policy weight."""
@@ -234,46 +220,49 @@ class RLDTrainer(GRPOTrainer):
         policy_B: Tensor = inputs["signal_weights"][:, 0]
         if "teacher_score" in inputs:
             log_old_BT = inputs.get("old_per_token_logps", log_pi_BT)
-            share_B = (inputs["teacher_weights"] * inputs["teacher_rows"]).sum(1)
-            delta_BT = inputs["teacher_score"] - share_B[:, None] * log_old_BT
-            spread_B = self.steering.spread_S().to(share_B.device)[inputs["skill_ids"]]
-            shaped_B = (share_B > 0).float()
+            share_BT = _taught_share(inputs)
+            delta_BT = inputs["teacher_score"] - share_BT * log_old_BT
+            spread_B = self.steering.spread_S().to(share_BT.device)[inputs["skill_ids"]]
             if self.model.training:
-                self._ledger.add_delta(inputs["skill_ids"], delta_BT, _loss_mask(inputs), shaped_B > 0)
-            advantages = teacher_advantages(advantages, delta_BT, spread_B, self.args.teacher_reward, shaped_B)
+                self._ledger.add_delta(inputs["skill_ids"], delta_BT, _loss_mask(inputs), share_BT > 0)
+            advantages = teacher_advantages(advantages, delta_BT, spread_B, self.args.teacher_reward, share_BT > 0)
         if bool((policy_B != 1).any()):
             advantages = advantages * (policy_B if advantages.dim() == 1 else policy_B[:, None])
         return advantages
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         inputs = dict(inputs)  # TRL may use the same rollout again, with its own advantages
-        self._loss_inputs, self._signal_output = inputs, None
+        self._loss_inputs = inputs
         try:
             policy: Tensor = super()._compute_loss(model, inputs)
         finally:
             self._loss_inputs = None
         training, mask_BT = self.model.training, _loss_mask(inputs)
         if training:
-            self._ledger.add_tokens(inputs["skill_ids"], mask_BT)
-        if self._signal_output is None:
+            num_run = inputs["prompt_mask"].sum() + inputs["completion_mask"].sum()
+            self._ledger.add_tokens(inputs["skill_ids"], mask_BT, num_run)
+        if self._recorded is None:
             return policy
-        out, normaliser = self._signal_output, self._num_tokens(inputs)
+        out, normaliser = self._recorded.result, self._num_tokens(inputs)
         streams = {
             signal: blend(stream, inputs["teacher_weights"])
             for signal, stream in (("response", out.divergence), ("feature", out.feature))
             if stream is not None
         }
         if training:
-            self._ledger.add_streams(inputs["skill_ids"], mask_BT, inputs["teacher_rows"], out.divergence, out.feature)
+            tokens_BKT = inputs["teacher_tokens"]
+            self._ledger.add_streams(inputs["skill_ids"], mask_BT, tokens_BKT, out.divergence, out.feature)
             if self.steering.last_of_window:
-                self._measure_gradients(policy, streams, inputs, normaliser)
+                self._measure_gradients(self._recorded.signals.taps[0], streams, inputs)
         loss = policy
         for signal, stream_BT in streams.items():
             weight_B = inputs["signal_weights"][:, SIGNALS.index(signal)]
             loss = loss + weighted_sum(stream_BT, weight_B, mask_BT) / normaliser
             unweighted = weighted_sum(stream_BT.detach(), torch.ones_like(weight_B), mask_BT)
             self._log_mean(f"loss/{signal}", unweighted, mask_BT.sum())
-        self._log_mean("loss/policy", policy.detach(), torch.ones(()))
+        # TRL gives a micro-batch its share of the update's mean; its logs are averaged over micro-batches.
+        parts = self.current_gradient_accumulation_steps if training else 1
+        self._log_mean("loss/policy", policy.detach() * parts, torch.ones(()))
         return loss
 
     def _num_tokens(self, inputs: dict[str, Any]) -> Tensor:
@@ -289,28 +278,21 @@ class RLDTrainer(GRPOTrainer):
         sums = self.accelerator.reduce(torch.stack([total.float(), count.to(total.device).float()]), reduction="sum")
         self._metrics[mode][name].append((sums[0] / sums[1].clamp(min=1)).item())
 
-    def _measure_gradients(
-        self, policy: Tensor, streams: dict[str, Tensor], inputs: dict[str, Any], normaliser: Tensor
-    ) -> None:
+    def _measure_gradients(self, hidden_BSH: Tensor, streams: dict[str, Tensor], inputs: dict[str, Any]) -> None:
         """Add to the ledger how strongly each signal, unweighted, pulls at the student's last hidden states."""
-        assert self._signal_output is not None
-        assert self._signal_output.hidden is not None
-        hidden, mask_BT = self._signal_output.hidden, _loss_mask(inputs)
-        taught_B = ((inputs["teacher_weights"] * inputs["teacher_rows"]).sum(1) > 0).float()
-        policy_B = inputs["signal_weights"][:, 0]
+        mask_BT, policy_B = _loss_mask(inputs), inputs["signal_weights"][:, 0]
         advantages = inputs["advantages"].reshape(len(mask_BT), -1)
-        pulls = [(policy * normaliser, policy_B, mask_BT * (advantages != 0))]
-        for signal in SIGNALS[1:]:
-            if signal in streams:
-                total = weighted_sum(streams[signal], torch.ones_like(policy_B), mask_BT)
-                pulls.append((total, torch.ones_like(policy_B), mask_BT * taught_B[:, None]))
-        for i, (total, weight_B, counts_BT) in enumerate(pulls):
-            if not total.requires_grad or not counts_BT.any():
-                continue
-            (gradient,) = torch.autograd.grad(total, hidden, retain_graph=True, allow_unused=True)
-            if gradient is not None:
-                gradient_BTH = gradient[:, -mask_BT.shape[1] - 1 : -1] / weight_B.clamp(min=1e-6)[:, None, None]
+        every_B = torch.ones_like(policy_B)
+        pulls = {"policy": (-advantages * inputs["log_pi"], policy_B, mask_BT * (advantages != 0))}
+        taught_BT = mask_BT * (_taught_share(inputs) > 0)
+        pulls |= {signal: (stream_BT, every_B, taught_BT) for signal, stream_BT in streams.items()}
+        for signal, (stream_BT, weight_B, counts_BT) in pulls.items():
+            if counts_BT.any():
+                total = weighted_sum(stream_BT, every_B, mask_BT)
+                (gradient_BSH,) = torch.autograd.grad(total, hidden_BSH, retain_graph=True)
+                gradient_BTH = gradient_BSH[:, -mask_BT.shape[1] - 1 : -1] / weight_B.clamp(min=1e-6)[:, None, None]
                 squares, count = gradient_square(gradient_BTH, counts_BT)
+                i = SIGNALS.index(signal)
                 self._ledger.scalars[1 + 2 * i] += squares
                 self._ledger.scalars[2 + 2 * i] += count
 
@@ -328,7 +310,7 @@ class RLDTrainer(GRPOTrainer):
         self._ledger = self._new_ledger()
         metrics, events = self.steering.update(table, scalars, self.state.global_step + 1)
         self.events += events
-        self.flops += 6.0 * self._num_parameters * table[:, 0].sum().item()
+        self.flops += 6.0 * self._num_parameters * scalars[0].item()
         metrics |= {"flops": self.flops, "tokens/generated": self.num_generated, "tokens/scored": self.num_scored}
         if self.stream is not None:
             metrics |= self.stream.curriculum.metrics()
@@ -339,41 +321,66 @@ class RLDTrainer(GRPOTrainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        if not self.args.should_save:
-            return
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if self._projections is not None:
+        if self._inside_rollout:
+            torch.save(self._buffered_inputs, folder / f"rld_rollout_{self.accelerator.process_index}.pt")
+        if self._projections is not None and self.args.should_save:
             save_file(self._projections.state_dict(), folder / "rld_projections.safetensors")
-        write_json(folder / STATE, self._rld_state())
+        self.accelerator.wait_for_everyone()  # a checkpoint that is marked complete has every process's files
+        if self.args.should_save:
+            write_json(folder / STATE, self._rld_state())
+
+    @property
+    def _inside_rollout(self) -> bool:
+        """Whether the next micro-batch comes from the rollout at hand."""
+        assert self.args.steps_per_generation is not None  # TRL sets it
+        return self._step % (self.args.steps_per_generation * self.num_iterations) != 0
 
     def _rld_state(self) -> dict[str, Any]:
         state: dict[str, Any] = {
             "version": 1,
             "steering": self.steering.state_dict(),
+            "teachers": {teacher.name: teacher.fingerprint() for teacher in self.teachers},
             "flops": self.flops,
             "num_generated": self.num_generated,
             "num_scored": self.num_scored,
             "num_rollouts": self._num_rollouts,
+            "micro_step": self._step,
         }
         if self.stream is not None:
-            state["stream"] = self.stream.state_dict(self._num_rollouts * self.args.prompts_per_rollout)
+            first_unused = (self._num_rollouts - self._inside_rollout) * self.args.prompts_per_rollout
+            state["stream"] = self.stream.state_dict(first_unused)
         return state
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        state = read_json(Path(checkpoint) / STATE)
-        if state["version"] != 1:
-            raise CheckpointError(f"{checkpoint}: its state has version {state['version']}, this rld reads version 1")
+        folder = Path(checkpoint)
+        state = read_json(folder / STATE)
+        if state["version"] != 1 or ("stream" in state) != (self.stream is not None):
+            raise CheckpointError(f"{folder} was written by another rld, or with another kind of training set")
         self.steering.load_state_dict(state["steering"])
+        for teacher in self.teachers:
+            if teacher.fingerprint() != state["teachers"][teacher.name]:
+                raise CheckpointError(f"{folder} was written with other weights of teacher '{teacher.name}'")
         super()._load_optimizer_and_scheduler(checkpoint)
         self.flops, self.num_generated = state["flops"], state["num_generated"]
         self.num_scored, self._num_rollouts = state["num_scored"], state["num_rollouts"]
+        self._step = state["micro_step"]
+        if self._inside_rollout:
+            path = folder / f"rld_rollout_{self.accelerator.process_index}.pt"
+            self._buffered_inputs = torch.load(path, map_location=self.accelerator.device)
         if self.stream is not None:
             self.stream.load_state_dict(state["stream"])
         if self._projections is not None:
-            self._projections.load_state_dict(load_file(Path(checkpoint) / "rld_projections.safetensors"))
+            self._projections.load_state_dict(load_file(folder / "rld_projections.safetensors"))
+
+
+def _taught_share(inputs: dict[str, Any]) -> Tensor:
+    """Weight of the teachers that speak on each token: `[B, T]`."""
+    share: Tensor = (inputs["teacher_weights"][..., None] * inputs["teacher_tokens"]).sum(1)
+    return share
 
 
 def _loss_mask(inputs: dict[str, Any]) -> Tensor:
@@ -381,15 +388,9 @@ def _loss_mask(inputs: dict[str, Any]) -> Tensor:
     return mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
 
 
-def _checked(reward: Any) -> Any:
-    if isinstance(reward, (str, nn.Module)):
-        return reward  # a reward model, which TRL loads and calls
-    return checked(reward, get_callable_name(reward))
-
-
 def _skills_of(stream: Stream | None, dataset: Any) -> list[str]:
     if stream is not None:
         return sorted(stream.skills)
     if isinstance(dataset, Dataset) and "skill" in dataset.column_names:
-        return sorted(set(dataset["skill"]))
+        return sorted({str(skill) for skill in dataset["skill"]})
     return [DEFAULT_SKILL]

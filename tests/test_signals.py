@@ -18,10 +18,10 @@ from rld.types import Weights
 def test_the_teacher_scored_reward_is_added_per_token_clamped_and_only_where_a_teacher_spoke():
     advantages, spread = torch.tensor([1.0, -1.0]), torch.tensor([2.0, 0.01])
     delta = torch.tensor([[2.0, -4.0], [5.0, -5.0]])
-    shaped = teacher_advantages(advantages, delta, spread, 0.1, torch.tensor([1.0, 1.0]))
+    shaped = teacher_advantages(advantages, delta, spread, 0.1, torch.ones(2, 2, dtype=torch.bool))
     torch.testing.assert_close(shaped, torch.tensor([[1.1, 0.8], [0.0, -2.0]]))
-    alone = teacher_advantages(advantages, delta, spread, 0.1, torch.tensor([0.0, 1.0]))
-    torch.testing.assert_close(alone[0], torch.tensor([1.0, 1.0]))
+    alone = teacher_advantages(advantages, delta, spread, 0.1, torch.tensor([[False, True], [True, True]]))
+    torch.testing.assert_close(alone[0], torch.tensor([1.0, 0.8]))
 
 
 def test_its_gradient_lowers_the_reverse_kl():
@@ -62,10 +62,10 @@ def steering(controller=None, **changes) -> Steering:
 def ledger(divergence: float = 0.2) -> Ledger:
     made = Ledger.empty(2, 2, torch.device("cpu"))
     skills, mask = torch.tensor([0, 1]), torch.ones(2, 4)
-    made.add_tokens(skills, mask)
-    made.add_delta(skills, torch.full((2, 4), -3.0), mask, torch.tensor([True, False]))
-    rows = torch.tensor([[True, False], [True, True]])
-    made.add_streams(skills, mask, rows, torch.full((2, 2, 4), divergence), None)
+    made.add_tokens(skills, mask, torch.tensor(20))
+    spoken = torch.tensor([[True, False], [True, True]])[..., None].expand(2, 2, 4)
+    made.add_delta(skills, torch.full((2, 4), -3.0), mask, torch.tensor([[True], [False]]).expand(2, 4))
+    made.add_streams(skills, mask, spoken, torch.full((2, 2, 4), divergence), None)
     return made
 
 
@@ -73,7 +73,8 @@ def test_a_ledger_is_a_table_per_skill():
     table = ledger().table
     torch.testing.assert_close(table[:, :3].float(), torch.tensor([[4.0, 36.0, 4.0], [4.0, 0.0, 0.0]]))
     torch.testing.assert_close(table[:, 3:5].float(), torch.tensor([[0.8, 0.0], [0.8, 0.8]]))
-    torch.testing.assert_close(table[:, 7:].float(), torch.tensor([[4.0, 0.0], [4.0, 4.0]]))
+    torch.testing.assert_close(table[:, 5:7].float(), torch.tensor([[4.0, 0.0], [4.0, 4.0]]))
+    assert not table[:, 7:].any()  # no feature signal: no distance, and no tokens that would make it look like 0
 
 
 def test_the_spread_follows_delta_and_weights_change_only_at_ticks():

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from trl import TrlParser
+from trl import GRPOConfig, TrlParser
 
 import tests.tiny as tiny
+from rld import library
 from rld.config import RLDConfig
 from rld.controllers import Fixed
-from rld.errors import ControllerError, RecipeError, TeacherError
+from rld.errors import CheckpointError, ControllerError, RecipeError, TeacherError
 from rld.teachers import Teacher
 from rld.trainer import RLDTrainer
 
@@ -136,6 +137,57 @@ def test_a_larger_padded_vocabulary_is_cut(tmp_path):
     trainer(tmp_path, given=[padded], max_steps=1, controller=Fixed()).train()
 
 
+@pytest.mark.parametrize("signals", [["policy"], ["feature"], ["policy", "feature"], ["response"]], ids=str)
+def test_teachers_keep_their_weight_whichever_signals_take_part(tmp_path, signals):
+    reward = 0.1 if "policy" in signals else 0.0
+    made = trainer(tmp_path, signals=signals, teacher_reward=reward, max_steps=20)
+    made.train()
+    assert history(made, "teacher/wide/weight")[-1] > 0.2
+    assert not [event for event in made.events if event.kind == "signal off"]
+    assert bool(history(made, "divergence/wide")) == ("response" in signals)
+    assert bool(history(made, "distance/wide")) == ("feature" in signals)
+
+
+@pytest.mark.parametrize("changes", [{"loss_type": "grpo"}, {"loss_type": "dr_grpo"}, {"bf16": True}], ids=str)
+def test_gradients_are_measured_the_same_whatever_the_policys_normaliser_or_precision(tmp_path, changes):
+    def first(**options: Any) -> dict[str, float]:
+        made = trainer(tmp_path, max_steps=1, controller=Fixed(every=1), **options)
+        made.train()
+        return {name: history(made, f"grad/{name}")[0] for name in ("policy", "response", "feature")}
+
+    assert first(**changes) == pytest.approx(first(), rel=0.05 if "bf16" in changes else 1e-4)
+
+
+def test_a_teacher_that_ends_with_another_token_says_nothing_about_the_end(tmp_path):
+    def run(end: int) -> float:
+        teacher = tiny.model(seed=1)
+        tokenizer = tiny.tokenizer()
+        teacher.generation_config.eos_token_id = end
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+        made = trainer(tmp_path, given=[Teacher(teacher, name="t", tokenizer=tokenizer)], controller=Fixed())
+        made.model.train()
+        torch.manual_seed(0)
+        inputs = made._generate_and_score_completions([made.train_dataset[i // 4] for i in range(8)])
+        ends = inputs["completion_ids"] == 1
+        assert ends.any()
+        return (inputs["teacher_tokens"][:, 0] & ends).any().item()
+
+    assert run(1)
+    assert not run(2)
+
+
+def test_grpo_arguments_and_text_levels_and_numbered_skills(tmp_path):
+    rows = tiny.rows().remove_columns("level").add_column("level", ["Level 5"] * 16)
+    rows = rows.remove_columns("skill").add_column("skill", [0, 1] * 8)
+    with pytest.raises(TypeError, match="RLDConfig"):
+        RLDTrainer(tiny.model(), tiny.letters, GRPOConfig(**tiny.options(tmp_path)), rows)
+    made = RLDTrainer(
+        tiny.model(), tiny.letters, RLDConfig(**tiny.options(tmp_path)), rows, processing_class=tiny.tokenizer()
+    )
+    made.train()
+    assert made.skills == ["0", "1"]
+
+
 def test_a_teacher_with_another_tokenizer_is_refused(tmp_path):
     other = tiny.tokenizer()
     other.add_tokens(["brown"])
@@ -204,6 +256,36 @@ def test_resumed_is_uninterrupted(tmp_path, lora):
         assert not any("projection" in name for name, _ in student.named_parameters())
 
 
+@pytest.mark.parametrize("changes", [{"num_iterations": 2}, {"steps_per_generation": 4}], ids=str)
+def test_a_checkpoint_inside_a_rollout_goes_on_with_the_same_rollout(tmp_path, changes):
+    def made(folder: str) -> RLDTrainer:
+        chosen = tiny.options(
+            tmp_path / folder, **EVERYTHING, max_steps=8, save_strategy="steps", save_steps=3, **changes
+        )
+        return RLDTrainer(
+            model=tiny.model(),
+            reward_funcs=tiny.letters,
+            args=RLDConfig(**chosen),
+            train_dataset=tiny.rows(128),
+            processing_class=tiny.tokenizer(),
+            teachers=teachers(),
+        )
+
+    whole = made("whole")
+    whole.train()
+    again = made("again")
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    assert history(again, "loss")[-5:] == history(whole, "loss")[-5:]
+    torch.testing.assert_close(parameters(again), parameters(whole), rtol=0, atol=0)
+
+
+def test_resuming_with_other_weights_under_a_teachers_name_is_refused(tmp_path):
+    trainer(tmp_path, save_strategy="steps", save_steps=2, max_steps=2).train()
+    swapped = [Teacher(tiny.model(seed=9, width=48, layers=3), name="wide", tokenizer=tiny.tokenizer()), teachers()[1]]
+    with pytest.raises(CheckpointError, match="other weights of teacher 'wide'"):
+        trainer(tmp_path, given=swapped, max_steps=4).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
 def test_resuming_with_other_teachers_is_refused(tmp_path):
     trainer(tmp_path, save_strategy="steps", save_steps=2, max_steps=2).train()
     fewer = trainer(tmp_path, given=teachers()[:1], max_steps=4)
@@ -268,3 +350,18 @@ def test_a_curriculum_orders_a_users_rows(tmp_path):
     made.train()
     assert curriculum.tasks == [("second", 0, 8)] * 5
     assert history(made, "level/second") == [0.0] * 5
+
+
+def test_epochs_over_a_users_rows_are_counted_in_prompts(tmp_path):
+    curriculum = library.load("curricula", "fixed:Uniform", tmp_path)({"first": 1, "second": 1})
+    chosen = {**tiny.options(tmp_path), "max_steps": -1, "num_train_epochs": 2}
+    made = RLDTrainer(
+        model=tiny.model(),
+        reward_funcs=tiny.letters,
+        args=RLDConfig(**chosen),
+        train_dataset=tiny.rows(6),
+        processing_class=tiny.tokenizer(),
+        curriculum=curriculum,
+    )
+    made.train()
+    assert made.state.global_step == 6  # two epochs of six prompts, two prompts an update
