@@ -189,6 +189,8 @@ class RLDTrainer(GRPOTrainer):
             self.panel.score(output, rows_BK, self.args.per_device_train_batch_size)
             if self.args.teacher_reward:
                 output["teacher_score"] = self.panel.sampled_log_probabilities(output, self.temperature)
+        taught_BT = _loss_mask(output) * (_taught_share(output) > 0)
+        output["num_taught"] = self.accelerator.reduce(taught_BT.sum(), reduction="sum")
         if self.model.training:
             lengths_B = output["prompt_mask"].sum(1) + output["completion_mask"].sum(1)
             scored = self.accelerator.reduce((rows_BK * lengths_B[:, None]).sum(0), reduction="sum").tolist()
@@ -243,7 +245,7 @@ class RLDTrainer(GRPOTrainer):
             self._ledger.add_tokens(inputs["skill_ids"], mask_BT, num_run)
         if self._recorded is None:
             return policy
-        out, normaliser = self._recorded.result, self._num_tokens(inputs)
+        out, normaliser = self._recorded.result, self._num_taught(inputs)
         streams = {
             signal: blend(stream, inputs["teacher_weights"])
             for signal, stream in (("response", out.divergence), ("feature", out.feature))
@@ -265,9 +267,9 @@ class RLDTrainer(GRPOTrainer):
         self._log_mean("loss/policy", policy.detach() * parts, torch.ones(()))
         return loss
 
-    def _num_tokens(self, inputs: dict[str, Any]) -> Tensor:
-        """Valid tokens of the accumulation window over all processes, per process, as TRL counts them for DAPO."""
-        count: Tensor = inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
+    def _num_taught(self, inputs: dict[str, Any]) -> Tensor:
+        """Tokens of the update on which a teacher speaks, over all processes, per process (TRL's way for DAPO)."""
+        count: Tensor = inputs["num_taught"].clamp(min=1.0) / self.accelerator.num_processes
         if self.model.training:
             assert self.args.steps_per_generation is not None  # TRL sets it
             count = count * self.current_gradient_accumulation_steps / self.args.steps_per_generation

@@ -41,7 +41,7 @@ def test_the_walkthrough_is_the_update(tmp_path):
     trainer.current_gradient_accumulation_steps = 1
     inputs = trainer._generate_and_score_completions([trainer.train_dataset[i // 4] for i in range(8)])
     inputs["completion_mask"][1, 2:] = 0
-    inputs["num_items_in_batch"] = inputs["completion_mask"].sum()
+    inputs["num_items_in_batch"] = inputs["num_taught"] = inputs["completion_mask"].sum()
     trainer.model.zero_grad()
     ours = trainer._compute_loss(trainer.model, inputs)
     ours.backward()
