@@ -22,7 +22,9 @@ from transformers import PreTrainedModel
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.trainer.utils import FusedCausalLMOutput
 
+from rld.divergences import AnyDivergence
 from rld.features import AnyFeature
+from rld.tiles import Projection, TiledDivergence
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,8 @@ class SignalInputs:
     mask_BT: Tensor
     """Completion tokens that count."""
     teachers: Sequence[TeacherStates]
-    interpolation: float | None
-    """`beta` of the divergence; None when the response signal is off."""
+    divergence: AnyDivergence | None
+    """None when the response signal is off."""
     temperature: float
     feature: AnyFeature | None
     """None when the feature signal is off."""
@@ -190,8 +192,8 @@ def add_signal_head(model: PreTrainedModel) -> None:
         last_BTH = seen[0].last_hidden_state[:, keep]
         signals.taps.append(seen[0].last_hidden_state)
         result = SignalOutput(**outputs)
-        if signals.interpolation is not None:
-            result.divergence = _divergences(Head.of(self), last_BTH, signals)
+        if signals.divergence is not None:
+            result.divergence = _divergences(Head.of(self), last_BTH, signals, signals.divergence)
         if projections is not None and matches_features:
             states = {depth: last_BTH}
             if seen[0].get("hidden_states") is not None:
@@ -207,9 +209,8 @@ def add_signal_head(model: PreTrainedModel) -> None:
     model.forward = types.MethodType(forward, model)
 
 
-def _divergences(student: Head, hidden_BTH: Tensor, signals: SignalInputs) -> Tensor:
+def _divergences(student: Head, hidden_BTH: Tensor, signals: SignalInputs, divergence: AnyDivergence) -> Tensor:
     """Divergence from each teacher over the whole vocabulary, in tiles: `[B, K, T]`."""
-    assert signals.interpolation is not None
     streams = []
     for teacher in signals.teachers:
         valid_BT = signals.mask_BT.bool() & teacher.tokens_BT
@@ -218,23 +219,39 @@ def _divergences(student: Head, hidden_BTH: Tensor, signals: SignalInputs) -> Te
             continue
         vocabulary = min(student.weight.shape[0], teacher.head.weight.shape[0])
         ours, theirs = student.first(vocabulary), teacher.head.first(vocabulary)
-        per_token_N, _entropy = ChunkedDivergenceFunction.apply(
-            hidden_BTH[valid_BT],
-            ours.weight,
-            ours.bias,
-            teacher.hidden_BTH[valid_BT],
-            theirs.weight,
-            theirs.bias,
-            signals.interpolation,
-            signals.temperature,
-            ours.scale,
-            ours.softcap,
-            theirs.scale,
-            theirs.softcap,
-        )
+        per_token_N = _tiled(divergence, hidden_BTH[valid_BT], ours, teacher.hidden_BTH[valid_BT], theirs, signals)
         # `masked_scatter` stays connected to the student when no token is valid, so backward still works.
         streams.append(per_token_N.new_zeros(valid_BT.shape).masked_scatter(valid_BT, per_token_N))
     return torch.stack(streams, dim=1)
+
+
+def _tiled(
+    divergence: AnyDivergence, ours_NH: Tensor, ours: Head, theirs_NH: Tensor, theirs: Head, signals: SignalInputs
+) -> Tensor:
+    """Divergence at each token, `[N]`, by TRL's kernel where it knows the divergence."""
+    if divergence.interpolation is None:
+        head = Projection(theirs.weight, theirs.bias, theirs.scale, theirs.softcap, signals.temperature)
+        student = (ours.scale, ours.softcap)
+        tiled: Tensor = TiledDivergence.apply(  # type: ignore[no-untyped-call]
+            ours_NH, ours.weight, ours.bias, theirs_NH, student, head, divergence
+        )
+        return tiled
+    per_token_N: Tensor
+    per_token_N, _entropy = ChunkedDivergenceFunction.apply(
+        ours_NH,
+        ours.weight,
+        ours.bias,
+        theirs_NH,
+        theirs.weight,
+        theirs.bias,
+        divergence.interpolation,
+        signals.temperature,
+        ours.scale,
+        ours.softcap,
+        theirs.scale,
+        theirs.softcap,
+    )
+    return per_token_N
 
 
 def _feature_distances(projections: Projections, states: dict[int, Tensor], signals: SignalInputs) -> Tensor:

@@ -212,9 +212,9 @@ class RLDTrainer(GRPOTrainer):
         return result
 
     def _signal_inputs(self, inputs: dict[str, Any]) -> SignalInputs:
-        beta = self._divergence.interpolation if self._divergence is not None and inputs["response_on"] else None
+        divergence = self._divergence if inputs["response_on"] else None
         feature = self._feature if inputs["feature_on"] else None
-        return SignalInputs(_loss_mask(inputs), self.panel.states(inputs), beta, self.temperature, feature)
+        return SignalInputs(_loss_mask(inputs), self.panel.states(inputs), divergence, self.temperature, feature)
 
     def _advantages(self, inputs: dict[str, Any], log_pi_BT: Tensor) -> Tensor:
         """The policy's advantages: the teacher-scored reward added, times the skill's policy weight."""

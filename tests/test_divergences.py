@@ -8,9 +8,19 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 from trl.experimental.gkd import GKDTrainer
-from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
-from rld.divergences import JSD, AnyDivergence, ForwardKL, ReverseKL
+from rld import tiles
+from rld.divergences import (
+    JSD,
+    AlphaBeta,
+    AnyDivergence,
+    ForwardKL,
+    ReverseKL,
+    SkewKL,
+    SkewReverseKL,
+    TotalVariation,
+)
+from rld.student import Head, SignalInputs, _tiled
 
 ALL = [member() for member in get_args(get_args(AnyDivergence)[0])] + [JSD(beta=0.1), JSD(beta=0.9)]
 each = pytest.mark.parametrize("divergence", ALL, ids=repr)
@@ -53,7 +63,7 @@ def test_jsd_is_at_most_log_two():
     assert JSD()(apart[:1], apart[1:]).item() == pytest.approx(torch.tensor(2.0).log().item())
 
 
-@each
+@pytest.mark.parametrize("divergence", [d for d in ALL if d.interpolation is not None], ids=repr)
 def test_it_agrees_with_trl(divergence):
     student, teacher = pair()
     theirs = GKDTrainer.generalized_jsd_loss(student, teacher, beta=divergence.interpolation, reduction="none").sum(-1)
@@ -61,14 +71,36 @@ def test_it_agrees_with_trl(divergence):
 
 
 @each
-def test_the_tiled_form_is_the_reference(divergence):
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_training_in_tiles_is_the_reference(divergence, softcap, monkeypatch):
+    monkeypatch.setattr(tiles, "_TOKENS", 4)
+    monkeypatch.setattr(tiles, "_VOCABULARY", 16)
     h_s, h_t = random_logits(4, 9, 5).float().requires_grad_(), random_logits(5, 9, 8).float()
-    w_s, w_t = random_logits(6, 40, 5).float(), random_logits(7, 40, 8).float()
-    tiled, _ = ChunkedDivergenceFunction.apply(h_s, w_s, None, h_t, w_t, None, divergence.interpolation, 1.5)
-    plain = divergence((h_s @ w_s.T / 1.5).log_softmax(-1), (h_t @ w_t.T / 1.5).log_softmax(-1))
+    w_s, w_t = random_logits(6, 40, 5).float().requires_grad_(), random_logits(7, 40, 8).float()
+    bias = random_logits(8, 40).float().requires_grad_()
+    ours, theirs = Head(w_s, bias, 0.7, softcap), Head(w_t, None, 1.0, None)
+    signals = SignalInputs(torch.ones(1), [], divergence, 1.5, None)
+    tiled = _tiled(divergence, h_s, ours, h_t, theirs, signals)
+
+    z = 0.7 * (h_s @ w_s.T + bias)
+    z = z if softcap is None else softcap * (z / softcap).tanh()
+    plain = divergence((z / 1.5).log_softmax(-1), (h_t @ w_t.T / 1.5).log_softmax(-1))
     torch.testing.assert_close(tiled, plain, rtol=1e-4, atol=1e-5)
-    (ours,), (theirs,) = torch.autograd.grad(tiled.sum(), h_s), torch.autograd.grad(plain.sum(), h_s)
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    weights = torch.arange(1.0, 10.0)
+    mine = torch.autograd.grad((weights * tiled).sum(), (h_s, w_s, bias))
+    reference = torch.autograd.grad((weights * plain).sum(), (h_s, w_s, bias))
+    for ours_grad, theirs_grad in zip(mine, reference, strict=True):
+        torch.testing.assert_close(ours_grad, theirs_grad, rtol=1e-3, atol=1e-4)
+
+
+def test_limits_of_the_families():
+    student, teacher = pair()
+    near = {"rtol": 1e-2, "atol": 1e-3}
+    torch.testing.assert_close(AlphaBeta(alpha=1, beta=1e-4)(student, teacher), ForwardKL()(student, teacher), **near)
+    torch.testing.assert_close(AlphaBeta(alpha=1e-4, beta=1)(student, teacher), ReverseKL()(student, teacher), **near)
+    torch.testing.assert_close(SkewKL(skew=1e-6)(student, teacher), ForwardKL()(student, teacher), **near)
+    torch.testing.assert_close(SkewReverseKL(skew=1e-6)(student, teacher), ReverseKL()(student, teacher), **near)
+    assert (TotalVariation()(student, teacher) <= 1).all()
 
 
 def test_the_directions_are_not_swapped():
