@@ -108,3 +108,18 @@ def test_the_directions_are_not_swapped():
     assert ForwardKL()(narrow, broad) > 2 * ReverseKL()(
         narrow, broad
     )  # a narrow student misses half of a broad teacher
+
+
+def test_averaging_over_teachers_aims_at_their_mixture_with_forward_kl_and_at_their_product_with_reverse_kl():
+    logits, weights = random_logits(9, 7).requires_grad_(), torch.tensor([0.3, 0.7], dtype=torch.float64)
+    teachers = random_logits(10, 2, 7).log_softmax(-1)
+
+    def gradient(value: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad(value, logits)[0]
+
+    mixture = (weights[:, None] * teachers.exp()).sum(0).log()
+    product = (weights[:, None] * teachers).sum(0).log_softmax(-1)
+    for divergence, target in ((ForwardKL(), mixture), (ReverseKL(), product)):
+        student = logits.log_softmax(-1)
+        averaged = (weights * divergence(student.expand(2, 7), teachers)).sum()
+        torch.testing.assert_close(gradient(averaged), gradient(divergence(logits.log_softmax(-1), target)))

@@ -33,7 +33,7 @@ rewards:
   - use: answers:exact_match
   - {use: ./tasks.py:share, weight: 0.5}
 stages:
-  - {name: teacher, run: sft, model: tiny, steps: 6, batch: 8, trainer: {learning_rate: 1e-2}}
+  - {name: teacher, run: sft, model: tiny, steps: 40, batch: 8, checkpoint_every: 6, trainer: {learning_rate: 1e-2}}
   - name: student
     run: distill
     student: tiny
@@ -128,7 +128,7 @@ def test_a_run_leaves_what_others_rely_on(whole):
 def test_the_log_has_the_promised_names(whole):
     lines = metrics(whole)
     assert [(line["stage"], line["step"]) for line in lines] == [
-        *(("teacher", step) for step in range(1, 7)),
+        *(("teacher", step) for step in range(1, 41)),
         *(("student", step) for step in range(1, 15)),
     ]
     assert "loss/sft" in lines[0]
@@ -170,15 +170,18 @@ def wait_for(run: Path, stage: str, step: int, process: subprocess.Popen[str]) -
     pytest.fail(f"no step {step} of {stage} in two minutes")
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(recipe, whole, tmp_path, how):
+@pytest.mark.parametrize(
+    ("how", "stage", "step"),
+    [(signal.SIGKILL, "student", 6), (signal.SIGTERM, "student", 6), (signal.SIGINT, "teacher", 8)],
+)
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(recipe, whole, tmp_path, how, stage, step):
     output = tmp_path / "run"
     process = start(recipe, output)
-    wait_for(output, "student", 6, process)
+    wait_for(output, stage, step, process)
     process.send_signal(how)
     code = process.wait(timeout=60)
     if how == signal.SIGKILL:
-        (output / "checkpoints" / "student" / "checkpoint-99").mkdir()  # as if killed while writing one
+        (output / "checkpoints" / stage / "checkpoint-99").mkdir()  # as if killed while writing one
     elif code == 0:
         pytest.skip("the run was over before the signal came")
     else:
@@ -214,7 +217,7 @@ def test_evaluate_scores_the_stored_student(recipe, whole, capsys):
 def test_a_reward_that_raises_stops_the_run_and_says_where(recipe, tmp_path, capsys):
     broken = tmp_path / "broken.yaml"
     (tmp_path / "tasks.py").write_text(TASKS.replace("return [sum", "1 / 0\n    return [sum"))
-    broken.write_text(RECIPE.replace("steps: 6,", "steps: 1,"))
+    broken.write_text(RECIPE.replace("steps: 40,", "steps: 1,"))
     assert main(["train", str(broken), "--output", str(tmp_path / "run")]) == 2
     message = capsys.readouterr().err
     for part in ("reward 'share'", "ZeroDivisionError", "tasks.py:", "row 0", "completion"):
