@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rld.cli import main
@@ -84,6 +85,15 @@ class Mine:
     def metrics(self):
         return {"level/all": float(self.seen)}
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Sums depend on how many threads share them, and the runs that are compared must agree to the last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from rld.cli import main
 SKILLS = ("reverse", "sort", "shift", "rotate")
 SHORTER = [
     *(f"skills.{skill}.levels=[{{length: 2}}, {{length: 3}}]" for skill in SKILLS),
-    *("stages.order.steps=110", "stages.letters.steps=110", "stages.first_steps.steps=40", "stages.distill.steps=110"),
+    *("stages.order.steps=180", "stages.letters.steps=130", "stages.first_steps.steps=40", "stages.distill.steps=120"),
 ]
 
 
