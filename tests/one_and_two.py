@@ -1,4 +1,4 @@
-"""Train three steps on completions that depend on nothing but the prompt, and save the student. Run by a test."""
+"""Train a few steps on completions that depend on nothing but the prompt, and save the student. Run by a test."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import torch
 
 import tests.tiny as tiny
 from rld.config import RLDConfig
+from rld.keeper import Keeper
+from rld.progress import RunLog
 from rld.teachers import Teacher
 from rld.trainer import RLDTrainer
 
@@ -27,7 +29,7 @@ def scripted(prompts: list[str], trainer: Any) -> dict[str, Any]:
     return {"prompt_ids": ids, "completion_ids": completions, "logprobs": None}
 
 
-def main(folder: Path, num_processes: int) -> None:
+def main(folder: Path, num_processes: int, stopped_rank: int | None) -> None:
     trainer = RLDTrainer(
         model=tiny.model(),
         reward_funcs=tiny.letters,
@@ -46,12 +48,16 @@ def main(folder: Path, num_processes: int) -> None:
         rollout_func=scripted,
     )
     trainer.steering.controller = trainer.steering.controller.model_copy(update={"every": 2})
-    trainer.train()
-    weights = torch.cat([p.detach().flatten() for p in trainer.accelerator.unwrap_model(trainer.model).parameters()])
     rank = trainer.accelerator.process_index
+    if stopped_rank is not None:
+        log = RunLog(folder, "stage", 0.0, lambda: 0.0)
+        trainer.add_callback(Keeper(lambda: rank == stopped_rank and trainer.state.global_step >= 2, log, trainer))
+    trainer.train()
+    (folder / f"steps_{rank}").write_text(str(trainer.state.global_step))
+    weights = torch.cat([p.detach().flatten() for p in trainer.accelerator.unwrap_model(trainer.model).parameters()])
     torch.save(weights, folder / f"{num_processes}_{rank}.pt")
     (folder / f"{num_processes}_{rank}.json").write_text(json.dumps(trainer.steering.state_dict()))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else None)

@@ -132,6 +132,17 @@ def test_padding_does_not_matter(tmp_path):
     assert made._compute_loss(made.model, spoilt).item() == pytest.approx(loss.item(), rel=1e-5)
 
 
+def test_a_teacher_speaks_without_dropout_and_is_not_trained(tmp_path):
+    noisy = tiny.model(seed=1)
+    noisy.config.attention_dropout = 0.9
+    noisy.train()
+    made = trainer(tmp_path, given=[Teacher(noisy, name="noisy", tokenizer=tiny.tokenizer())], max_steps=2)
+    before = torch.cat([p.flatten() for p in noisy.parameters()])
+    made.train()
+    assert not noisy.training
+    assert torch.equal(before, torch.cat([p.flatten() for p in noisy.parameters()]))
+
+
 def test_a_larger_padded_vocabulary_is_cut(tmp_path):
     padded = Teacher(tiny.model(seed=1, vocabulary=20), name="padded", tokenizer=tiny.tokenizer())
     trainer(tmp_path, given=[padded], max_steps=1, controller=Fixed()).train()
