@@ -26,7 +26,9 @@ from rld import journal
 from rld.journal import EVENTS, METRICS
 from rld.types import Event
 
-_OURS = re.compile(r"loss|entropy|(loss|weight|scale|teacher|progress|grad|divergence|distance|level|share|tokens)/.+")
+_OURS = re.compile(
+    r"loss|entropy|(loss|weight|scale|phase|teacher|progress|grad|divergence|distance|level|share|tokens)/.+"
+)
 _TRL_REWARD = re.compile(r"rewards/(.+)/mean")
 _SHOWN = {
     "weights": re.compile(r"weight/([^/]+)"),

@@ -145,14 +145,19 @@ class Steering:
         return Observation(step, skills, gradients)
 
     def _weight_metrics(self) -> dict[str, float]:
-        metrics = {}
-        for i, signal in enumerate(SIGNALS):
+        metrics: dict[str, float] = {}
+        for signal in SIGNALS:
             if not any(signal in weights for weights in self.weights.signals.values()):
                 continue
             per_skill = [self.weights.signals[skill].get(signal, 0.0) for skill in self.skills]
             metrics[f"weight/{signal}"] = sum(per_skill) / len(per_skill)
             metrics |= {f"weight/{signal}/{skill}": w for skill, w in zip(self.skills, per_skill, strict=True)}
-            metrics[f"scale/{signal}"] = self.weights.scale.get(SIGNALS[i], 1.0)
+            metrics[f"scale/{signal}"] = self.weights.scale.get(signal, 1.0)
+        for skill in self.skills:
+            policy = self.weights.signals[skill].get("policy", 0.0)
+            taught = sum(self.weights.signals[skill].values()) - policy
+            # 0: distilling, 1: both with reinforcement ahead, 2: reinforcement alone
+            metrics[f"phase/{skill}"] = 2.0 if not taught else float(policy > taught)
         for k, teacher in enumerate(self.teachers):
             shares = self.teachers_SK[:, k].tolist()
             metrics[f"teacher/{teacher.name}/weight"] = sum(shares) / len(shares)

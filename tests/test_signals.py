@@ -88,6 +88,7 @@ def test_the_spread_follows_delta_and_weights_change_only_at_ticks():
     metrics, _ = made.update(ledger().table, torch.zeros(7), 2)
     assert made.weights != before
     assert metrics["progress/add"] == 1 / 8
+    assert metrics["phase/add"] == 0
     assert metrics["divergence/a"] == pytest.approx(0.2)
 
 
