@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import PartialState
 from datasets import Dataset
+from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig
 from transformers import (
     AutoConfig,
@@ -108,17 +109,17 @@ class Run:
             assert self.recipe.tokenizer is not None  # the reader has checked it
             characters = data.tokenizer(self.recipe.tokenizer.characters)
             data.require_known(characters, self.held_out)
-            config = AutoConfig.for_model(
-                spec.new,
-                **{
-                    "vocab_size": len(characters),
-                    "pad_token_id": characters.pad_token_id,
-                    "eos_token_id": characters.eos_token_id,
-                    "bos_token_id": None,
-                    **spec.config,
-                },
-            )
-            return AutoModelForCausalLM.from_config(config), characters
+            options = {
+                "vocab_size": len(characters),
+                "pad_token_id": characters.pad_token_id,
+                "eos_token_id": characters.eos_token_id,
+                "bos_token_id": None,
+                **spec.config,
+            }
+            try:
+                return AutoModelForCausalLM.from_config(AutoConfig.for_model(spec.new, **options)), characters
+            except (ValueError, StrictDataclassError) as error:
+                raise RecipeError(f"{self.source}: models.{reference}: {' '.join(str(error).split())}") from error
         try:
             # Weights that AdamW updates in bf16 lose small steps; a GPU computes in bf16 through autocast instead.
             model = AutoModelForCausalLM.from_pretrained(spec, **{"dtype": "float32", **options, **init})
@@ -153,6 +154,7 @@ class Run:
         Raises:
             RldError: the first mistake found.
         """
+        self._rewards()
         for stage in self.recipe.stages:
             if isinstance(stage, Distill):
                 self._stream(stage, self._distill_arguments(stage))
@@ -216,7 +218,7 @@ class Run:
         with self._mistakes_in(stage):
             trainer = RLDTrainer(
                 model,
-                [library.bound("rewards", spec.use, spec.options, self.source.parent) for spec in self.recipe.rewards],
+                self._rewards(),
                 args,
                 self._stream(stage, args),
                 processing_class=tokenizer,
@@ -226,6 +228,9 @@ class Run:
             )
         self._train(trainer, stage, lambda: self.flops_before + trainer.flops)
         self._finish(stage, trainer, size, before, scores, self.flops_before + trainer.flops)
+
+    def _rewards(self) -> list[Callable[..., Any]]:
+        return [library.bound("rewards", spec.use, spec.options, self.source.parent) for spec in self.recipe.rewards]
 
     def _teacher(self, name: str, spec: TeacherSpec, skills: list[str]) -> tuple[Teacher, dict[str, Any]]:
         """A teacher with its probed competence, and its entry in the summary."""

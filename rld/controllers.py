@@ -68,8 +68,8 @@ class Gap(_Controller):
       all fail, reinforcement has no gradient.
     - A teacher is worth its lead: the chance that it is better than the student times how far, up to `headroom`,
       times the square of its competence relative to the best teacher's. Competences are Beta posteriors of verified
-      successes, the student's with forgetting. A teacher that was never probed is worth how far the student still is
-      from it, up to `kappa` nats.
+      successes, the student's with forgetting. Teachers that were never probed are all worth how far the student
+      still is from the furthest of them, up to `kappa` nats.
     - `response` is worth its best teacher; `feature` the same, fading as the outputs align.
 
     Each tick takes a capped mirror step towards weights in proportion to `prior * worth`, and switches a signal or
@@ -174,6 +174,10 @@ class Gap(_Controller):
             if seen is not None and seen.teaches and seen.probed
         }
         best = max((c for c, _ in posterior.values()), default=1.0)
+        # Of teachers that nobody has verified none can be preferred: least of all the one that disagrees most.
+        apart = [seen.divergence for name, seen in teachers.items() if name not in posterior and seen and seen.teaches]
+        known = [divergence for divergence in apart if divergence is not None]
+        trusted = _clip(max(known) / self.kappa, 0, 1) if known else 1.0
         worth = {}
         for name, seen in teachers.items():
             if seen is None or not seen.teaches:
@@ -184,7 +188,7 @@ class Gap(_Controller):
                 # Squared, so that a weak teacher does not dilute a strong one while the student is weaker than both.
                 worth[name] = chance * _clip((c - p) / self.headroom, 0, 1) * (c / best) ** 2
             else:
-                worth[name] = 1.0 if seen.divergence is None else _clip(seen.divergence / self.kappa, 0, 1)
+                worth[name] = trusted
         return worth
 
     def _mirror(

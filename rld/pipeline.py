@@ -121,7 +121,8 @@ def _claim(run: Run, resolved: dict[str, Any]) -> None:
         if changed:
             raise CheckpointError(
                 f"{run.folder} was started with another recipe (changed: {', '.join(changed)}); "
-                "resume with the same one, or choose another --output"
+                "resume with the same one, or choose another --output, where `models` may name what is done, such as "
+                f"{run.folder / 'models' / run.recipe.stages[0].name}"
             )
     run.state.wait_for_everyone()  # nobody looks after the file is there
     if run.state.is_main_process:

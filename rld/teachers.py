@@ -7,6 +7,7 @@ applied to them later, in tiles. Shapes: B completions, T completion tokens, P p
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,7 +55,11 @@ class Teacher:
     def load(self) -> PreTrainedModel:
         """The model, frozen and in eval mode: no dropout, no gradients."""
         if isinstance(self.model, str):
-            self.model = AutoModelForCausalLM.from_pretrained(self.model, **self.init)
+            try:
+                self.model = AutoModelForCausalLM.from_pretrained(self.model, **self.init)
+            except (OSError, ValueError) as error:
+                first = str(error).strip().splitlines()[0]
+                raise TeacherError(f"teacher '{self.name}': cannot load {self.model!r}: {first}") from error
         if isinstance(self.model, PeftModel):
             if self.model.active_peft_config.is_prompt_learning:
                 raise TeacherError(f"teacher '{self.name}': a prompt-learning adapter cannot teach; use LoRA")
@@ -177,6 +182,13 @@ class Panel:
         names = [teacher.name for teacher in teachers]
         if len(set(names)) < len(names):
             raise TeacherError(f"two teachers share a name: {names}; give them names with Teacher(model, name=...)")
+        unknown = [teacher.name for teacher in teachers if not teacher.verified and teacher.skills is None]
+        if len(unknown) > 1:
+            warnings.warn(
+                f"nothing says where teachers {unknown} are right, so all teach everywhere alike, and one that is "
+                "wrong on a skill harms the student there; give them Teacher(..., skills=[...]) or verified={...}",
+                stacklevel=4,
+            )
         config = student.config.get_text_config()
         for teacher in teachers:
             teacher.require_same_tokenizer(tokenizer)

@@ -112,10 +112,13 @@ def test_a_steady_measurement_switches_nothing_twice():
     assert len(keys) == len(set(keys))
 
 
-def test_an_unprobed_teacher_counts_by_how_far_the_student_is_from_it():
-    far = SkillSeen(40, 20, 10, 5, {"a": TeacherSeen(0.5), "b": TeacherSeen(0.0)})
+def test_unprobed_teachers_count_alike_until_the_student_is_level_with_them():
+    far = SkillSeen(40, 20, 10, 5, {"a": TeacherSeen(0.5), "b": TeacherSeen(0.01)})
     _, weights, _ = run(Gap(), 5, add=far)
-    assert weights.teachers["add"]["a"] == pytest.approx(1)
+    assert weights.teachers["add"] == {"a": pytest.approx(0.5), "b": pytest.approx(0.5)}
+    level = SkillSeen(40, 20, 10, 5, {"a": TeacherSeen(0.001), "b": TeacherSeen(0.0)})
+    _, weights, _ = run(Gap(), 5, add=level)
+    assert weights.teachers["add"] == {"a": 0, "b": 0}
 
 
 def test_a_skill_outside_a_teachers_subjects_never_gets_it():
