@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import tests.tiny as tiny
+from rld.cli import main
 from tests.recipe_page import PAGE, page
 
 ROOT = Path(__file__).parent.parent
@@ -43,6 +44,29 @@ def test_the_readme_has_one_command_line_under(heading):
     (block,) = re.findall(r"```sh\n(.*?)```", section, flags=re.DOTALL)
     assert len(block.strip().splitlines()) == 1
     assert ".venv" in block
+
+
+def test_the_page_on_your_own_parts_trains(tmp_path):
+    """Its reward and its curriculum, in a small recipe."""
+    reward, curriculum = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "adding.md").read_text(), flags=re.DOTALL)
+    (tmp_path / "my_rewards.py").write_text(reward)
+    (tmp_path / "my_curriculum.py").write_text(curriculum)
+    rewards, chosen = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "adding.md").read_text(), flags=re.DOTALL)
+    (tmp_path / "tasks.py").write_text(
+        "def copy(rng, *, length):\n    word = ''.join(rng.choices('ab', k=length))\n    return word, word\n"
+    )
+    (tmp_path / "mine.yaml").write_text(
+        "name: mine\ntokenizer: {characters: ab}\nmax_new_tokens: 5\n"
+        "skills: {copy: {generator: ./tasks.py:copy, levels: [{length: 4}, {length: 5}], held_out: 4}}\n"
+        "models: {tiny: {new: llama, config: {hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, "
+        f"num_attention_heads: 2}}}}}}\n{rewards}"
+        "stages:\n  - name: learn\n    run: distill\n    student: tiny\n    signals: {policy: {}}\n    steps: 2\n"
+        f"    rollout: {{prompts: 2, completions: 2}}\n    {chosen}"
+    )
+    assert main(["train", str(tmp_path / "mine.yaml"), "--output", str(tmp_path / "run")]) == 0
+    last = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1]
+    assert '"reward/close"' in last
+    assert '"level/copy"' in last
 
 
 def test_links_in_the_docs_lead_somewhere():
