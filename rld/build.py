@@ -168,7 +168,7 @@ class Run:
         set_seed(self._seed(stage.name))
         model, tokenizer = self.load(stage.model)
         before = self._known_scores(stage.model) or self.score(model, tokenizer)
-        skills = stage.skills or list(self.recipe.skills)
+        skills = self._skills(stage)
         with self._mistakes_in(stage):
             trainer = SFTTrainer(
                 model,
@@ -209,7 +209,7 @@ class Run:
         set_seed(self._seed(stage.name))
         model, tokenizer = self.load(stage.student)
         before = self._known_scores(stage.student) or self.score(model, tokenizer)
-        skills = stage.skills or list(self.recipe.skills)
+        skills = self._skills(stage)
         teachers, scores = [], {}
         for name, spec in stage.teachers.items():
             teacher, scores[name] = self._teacher(name, spec, skills)
@@ -243,7 +243,7 @@ class Run:
         return teacher, {"parameters": model.num_parameters(), "scores": scores}
 
     def _stream(self, stage: Distill, args: RLDConfig) -> data.Stream:
-        sources = {skill: self.sources[skill] for skill in stage.skills or self.recipe.skills}
+        sources = {skill: self.sources[skill] for skill in self._skills(stage)}
         make = library.load("curricula", stage.curriculum.use, self.source.parent)
         curriculum = make({skill: source.num_levels for skill, source in sources.items()}, **stage.curriculum.options)
         return data.Stream(sources, curriculum, self._seed(stage.name), args.num_prompts())
@@ -271,6 +271,10 @@ class Run:
         )
 
     # -- what all stages share ---------------------------------------------------------------------------------------
+
+    def _skills(self, stage: Sft | Distill) -> list[str]:
+        """The skills that a stage trains on."""
+        return stage.skills or list(self.recipe.skills)
 
     def _checkpoints(self, stage: str) -> Path:
         return self.folder / "checkpoints" / stage

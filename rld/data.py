@@ -211,7 +211,7 @@ class Stream:
         levels = dataset["level"] if "level" in names else itertools.repeat(0, len(dataset))
         found: dict[str, dict[int, list[int]]] = {}
         for i, (skill, level) in enumerate(zip(skills, levels, strict=True)):
-            found.setdefault(skill, {}).setdefault(level, []).append(i)
+            found.setdefault(str(skill), {}).setdefault(level, []).append(i)
         sources = {skill: _Labelled(skill, dataset, rows) for skill, rows in found.items()}
         return cls(sources, curriculum, seed, num_slots)
 

@@ -184,7 +184,7 @@ class RLDTrainer(GRPOTrainer):
         skills_B = output["skill_ids"]
         rows_BK = self.steering.wanted(self.args.teacher_reward).to(skills_B.device)[skills_B]
         output["teacher_weights"] = self.steering.teachers_SK.to(skills_B.device)[skills_B]
-        output |= {f"{s}_on": torch.tensor(self.steering.computed(s)) for s in SIGNALS}
+        output |= {f"{s}_on": torch.tensor(self.steering.computed(s)) for s in SIGNALS[1:]}
         with self.accelerator.autocast():
             self.panel.score(output, rows_BK, self.args.per_device_train_batch_size)
             if self.args.teacher_reward:
