@@ -24,49 +24,9 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from rld.divergences import AnyDivergence
 from rld.features import AnyFeature
+from rld.heads import Head, TeacherStates
+from rld.matching import Projections, feature_distances
 from rld.tiles import Projection, TiledDivergence
-
-
-@dataclass(frozen=True)
-class Head:
-    """A language model's output head: `softcap(scale * (h @ weight.T + bias))`."""
-
-    weight: Tensor
-    bias: Tensor | None
-    scale: float
-    softcap: float | None
-
-    @classmethod
-    def of(cls, model: PreTrainedModel) -> Head:
-        """Read the head off `model`, with the logit transforms that its configuration names."""
-        config = model.config.get_text_config()
-        output = model.get_output_embeddings()
-        scales = (getattr(config, name, None) for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"))
-        scale = next((value for value in scales if value is not None), None)
-        divisor = getattr(config, "logits_scaling", None)
-        if scale is None and divisor is not None:
-            scale = divisor if config.model_type == "hyperclovax" else 1 / divisor
-        softcap = getattr(config, "final_logit_softcapping", None)
-        return cls(output.weight, output.bias, 1.0 if scale is None else scale, softcap)
-
-    def first(self, size: int) -> Head:
-        """The head over the first `size` tokens: padded vocabularies of one tokenizer differ only behind those."""
-        if self.weight.shape[0] == size:
-            return self
-        return Head(self.weight[:size], None if self.bias is None else self.bias[:size], self.scale, self.softcap)
-
-
-@dataclass(frozen=True)
-class TeacherStates:
-    """What one teacher says about a batch of completions."""
-
-    head: Head
-    hidden_BTH: Tensor | None
-    """Last hidden states at the positions that predict the completion tokens; None when it was not run at all."""
-    layers_BLTH: Tensor | None
-    """Hidden states of the mapped layers; None when it was not run, or the feature signal is off."""
-    tokens_BT: Tensor
-    """The tokens on which this teacher speaks; elsewhere its states mean nothing."""
 
 
 @dataclass(frozen=True)
@@ -114,58 +74,6 @@ class RecordedStudent:
         return result
 
 
-class Projections(nn.Module):
-    """Learned maps from student to teacher width, one per teacher and mapped layer, orthonormal at the start.
-
-    They are trained with the student and kept in its checkpoints, but never in its `state_dict`: what is exported
-    is the plain student.
-    """
-
-    def __init__(self, student_width: int, layers: Sequence[Sequence[tuple[int, int]]], widths: Sequence[int]) -> None:
-        super().__init__()
-        self.layers = [list(pairs) for pairs in layers]
-        maps = []
-        generator = torch.Generator().manual_seed(0)
-        for pairs, width in zip(layers, widths, strict=True):
-            weights = [nn.Parameter(torch.empty(width, student_width)) for _ in pairs]
-            for weight in weights:
-                nn.init.orthogonal_(weight, generator=generator)
-            maps.append(nn.ParameterList(weights))
-        self.maps = nn.ModuleList(maps)
-
-    def forward(self, teacher: int, layer: int, h_NH: Tensor) -> Tensor:
-        """Project student states `[N, H]` to the width of `teacher`'s mapped layer number `layer`."""
-        maps = self.maps[teacher]
-        assert isinstance(maps, nn.ParameterList)
-        projected: Tensor = h_NH.float() @ maps[layer].float().T
-        return projected
-
-    def touch(self) -> Tensor:
-        """A zero that depends on every map, so that DDP finds a gradient for each in every backward."""
-        return sum((p.sum() for p in self.parameters()), torch.zeros(())) * 0.0
-
-    @property
-    def student_layers(self) -> set[int]:
-        return {student for pairs in self.layers for student, _ in pairs}
-
-
-def attach_projections(model: PreTrainedModel, projections: Projections) -> None:
-    """Make `projections` trainable with `model` and invisible in its `state_dict`."""
-    model.rld_projections = projections.to(model.device)
-    name = "rld_projections."
-
-    def hide(_module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
-        for key in [key for key in state if key.startswith(prefix + name)]:
-            del state[key]
-
-    def restore(_module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-        for key, value in projections.state_dict().items():
-            state.setdefault(prefix + name + key, value)
-
-    model.register_state_dict_post_hook(hide)
-    model.register_load_state_dict_pre_hook(restore)
-
-
 def add_signal_head(model: PreTrainedModel) -> None:
     """Let `model(..., fused_lm_head=True, signals=SignalInputs(...))` return a `SignalOutput`.
 
@@ -198,7 +106,7 @@ def add_signal_head(model: PreTrainedModel) -> None:
             states = {depth: last_BTH}
             if seen[0].get("hidden_states") is not None:
                 states |= {layer: h[:, keep] for layer, h in enumerate(seen[0].hidden_states) if layer != depth}
-            result.feature = _feature_distances(projections, states, signals)
+            result.feature = feature_distances(signals.feature, projections, states, signals.teachers, signals.mask_BT)
         if projections is not None:
             assert result.log_probs is not None
             result.log_probs = result.log_probs + projections.touch().to(last_BTH.device)
@@ -252,22 +160,3 @@ def _tiled(
         theirs.softcap,
     )
     return per_token_N
-
-
-def _feature_distances(projections: Projections, states: dict[int, Tensor], signals: SignalInputs) -> Tensor:
-    """Distance to each teacher's mapped layers, the mean over layers: `[B, K, T]`."""
-    assert signals.feature is not None
-    streams = []
-    for k, teacher in enumerate(signals.teachers):
-        valid_BT = signals.mask_BT.bool() & teacher.tokens_BT
-        if teacher.layers_BLTH is None:
-            streams.append(torch.zeros(valid_BT.shape, device=valid_BT.device))
-            continue
-        pairs = projections.layers[k]
-        distances = [
-            signals.feature(projections(k, i, states[layer][valid_BT]), teacher.layers_BLTH[:, i][valid_BT])
-            for i, (layer, _) in enumerate(pairs)
-        ]
-        per_token_N = torch.stack(distances).mean(0)
-        streams.append(per_token_N.new_zeros(valid_BT.shape).masked_scatter(valid_BT, per_token_N))
-    return torch.stack(streams, dim=1)

@@ -33,11 +33,13 @@ from rld.config import RLDConfig
 from rld.controllers import Gap
 from rld.data import Stream
 from rld.errors import CheckpointError, DataError
+from rld.matching import attach_projections
+from rld.panel import Panel
 from rld.rollout import all_checked, group_counts, no_reward
 from rld.signals import Ledger, blend, gradient_square, teacher_advantages, weighted_sum
 from rld.steering import Steering
-from rld.student import RecordedStudent, SignalInputs, add_signal_head, attach_projections
-from rld.teachers import Panel, Teacher
+from rld.student import RecordedStudent, SignalInputs, add_signal_head
+from rld.teachers import Teacher
 from rld.types import DEFAULT_SKILL, SIGNALS, Controller, Curriculum, Event, Task
 
 

@@ -20,7 +20,8 @@ from rld.divergences import (
     SkewReverseKL,
     TotalVariation,
 )
-from rld.student import Head, SignalInputs, _tiled
+from rld.heads import Head
+from rld.student import SignalInputs, _tiled
 
 ALL = [member() for member in get_args(get_args(AnyDivergence)[0])] + [JSD(beta=0.1), JSD(beta=0.9)]
 each = pytest.mark.parametrize("divergence", ALL, ids=repr)

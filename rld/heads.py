@@ -1,0 +1,53 @@
+"""A language model's output head apart from its model, and the hidden states that a teacher hands over.
+
+Shapes: B completions, T completion tokens, H width, L mapped layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Head:
+    """A language model's output head: `softcap(scale * (h @ weight.T + bias))`."""
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+    softcap: float | None
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Head:
+        """Read the head off `model`, with the logit transforms that its configuration names."""
+        config = model.config.get_text_config()
+        output = model.get_output_embeddings()
+        scales = (getattr(config, name, None) for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"))
+        scale = next((value for value in scales if value is not None), None)
+        divisor = getattr(config, "logits_scaling", None)
+        if scale is None and divisor is not None:
+            scale = divisor if config.model_type == "hyperclovax" else 1 / divisor
+        softcap = getattr(config, "final_logit_softcapping", None)
+        return cls(output.weight, output.bias, 1.0 if scale is None else scale, softcap)
+
+    def first(self, size: int) -> Head:
+        """The head over the first `size` tokens: padded vocabularies of one tokenizer differ only behind those."""
+        if self.weight.shape[0] == size:
+            return self
+        return Head(self.weight[:size], None if self.bias is None else self.bias[:size], self.scale, self.softcap)
+
+
+@dataclass(frozen=True)
+class TeacherStates:
+    """What one teacher says about a batch of completions."""
+
+    head: Head
+    hidden_BTH: Tensor | None
+    """Last hidden states at the positions that predict the completion tokens; None when it was not run at all."""
+    layers_BLTH: Tensor | None
+    """Hidden states of the mapped layers; None when it was not run, or the feature signal is off."""
+    tokens_BT: Tensor
+    """The tokens on which this teacher speaks; elsewhere its states mean nothing."""
