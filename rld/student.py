@@ -102,7 +102,7 @@ def add_signal_head(model: PreTrainedModel) -> None:
         result = SignalOutput(**outputs)
         if signals.divergence is not None:
             result.divergence = _divergences(Head.of(self), last_BTH, signals, signals.divergence)
-        if projections is not None and matches_features:
+        if projections is not None and signals.feature is not None:
             states = {depth: last_BTH}
             if seen[0].get("hidden_states") is not None:
                 states |= {layer: h[:, keep] for layer, h in enumerate(seen[0].hidden_states) if layer != depth}
