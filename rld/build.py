@@ -253,11 +253,15 @@ class Run:
         named = [name for name in ("policy", "response", "feature") if getattr(signals, name) is not None]
         options: dict[str, Any] = {"signals": named}
         if signals.response is not None:
-            options["divergence"] = signals.response.divergence.model_dump()
+            response = signals.response
+            options |= {"divergence": response.divergence.model_dump(), "combine": response.combine.model_dump()}
+            options |= {"response_temperature": response.temperature, "response_top_k": response.top_k}
+            options["token_weights"] = response.tokens and response.tokens.model_dump()
         if signals.feature is not None:
             options["feature"] = signals.feature.loss.model_dump()
         if signals.policy is not None:
             options["teacher_reward"] = signals.policy.teacher_reward
+            options["teacher_reward_form"] = signals.policy.teacher_reward_form
         return self._configure(
             RLDConfig,
             stage,
@@ -266,6 +270,7 @@ class Run:
             num_generations=stage.rollout.completions,
             max_completion_length=self.recipe.max_new_tokens,
             temperature=stage.rollout.temperature,
+            gold=stage.rollout.gold,
             reward_weights=[spec.weight for spec in self.recipe.rewards],
             **options,
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from rld import library
+from rld.combine import AnyCombination, AnyTokenWeights
 from rld.controllers import AnyController
 from rld.divergences import AnyDivergence
 from rld.document import Document, walk
@@ -19,6 +20,8 @@ from rld.stages import AnyStage
 _UNIONS: dict[str, tuple[Any, str]] = {
     "controllers": (AnyController, "kind"),
     "divergences": (AnyDivergence, "kind"),
+    "combinations": (AnyCombination, "kind"),
+    "tokens": (AnyTokenWeights, "kind"),
     "features": (AnyFeature, "kind"),
     "stages": (AnyStage, "run"),
 }

@@ -10,10 +10,12 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from trl import GRPOConfig
 
+from rld.combine import AnyCombination, AnyTokenWeights
 from rld.divergences import AnyDivergence
 from rld.errors import RecipeError
 from rld.features import AnyFeature
 from rld.types import SIGNALS, Signal
+from rld.vocabulary import Divergence, Matching, TopK
 
 
 @dataclass
@@ -34,9 +36,33 @@ class RLDConfig(GRPOConfig):
         default=None,
         metadata={"help": "Loss of the feature signal: a kind, or a mapping of kind and options. None: cosine."},
     )
+    combine: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "How several teachers become one target: a kind, or kind and options. None: mixture."},
+    )
+    token_weights: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "How much each token counts in the response signal: a kind, or kind and options. None: 1."},
+    )
+    response_temperature: float | None = field(
+        default=None,
+        metadata={"help": "Temperature of both distributions in the response signal. None: the sampling temperature."},
+    )
+    response_top_k: int | None = field(
+        default=None,
+        metadata={"help": "Match the target's likeliest tokens, and all others as one. None: the whole vocabulary."},
+    )
+    gold: int = field(
+        default=0,
+        metadata={"help": "Completions of each prompt that are its gold answer instead of the student's own."},
+    )
     teacher_reward: float = field(
         default=0.0,
         metadata={"help": "Weight of the teacher-scored reward on each token's advantage. 0: none."},
+    )
+    teacher_reward_form: str = field(
+        default="additive",
+        metadata={"help": "`additive`, or `sign_preserving`, which scales advantages and never turns one round."},
     )
     skills: list[str] | None = field(
         default=None,
@@ -59,6 +85,16 @@ class RLDConfig(GRPOConfig):
             raise RecipeError(f"signals: name at least one of {', '.join(SIGNALS)}")
         if self.teacher_reward < 0:
             raise RecipeError(f"teacher_reward should be at least 0, not {self.teacher_reward}")
+        if self.teacher_reward_form not in ("additive", "sign_preserving"):
+            raise RecipeError(f"teacher_reward_form: {self.teacher_reward_form!r} is none of additive, sign_preserving")
+        if self.teacher_reward_form == "sign_preserving" and self.teacher_reward > 1:
+            raise RecipeError(f"a sign-preserving teacher_reward should be in [0, 1], not {self.teacher_reward}")
+        if self.response_temperature is not None and self.response_temperature <= 0:
+            raise RecipeError(f"response_temperature should be above 0, not {self.response_temperature}")
+        if self.response_top_k is not None and self.response_top_k < 1:
+            raise RecipeError(f"response_top_k should be at least 1, not {self.response_top_k}")
+        if not 0 <= self.gold < (self.num_generations or 0):
+            raise RecipeError(f"gold should be at least 0 and below num_generations, not {self.gold}")
         if self.teacher_reward and not (has_teachers and "policy" in names):
             raise RecipeError("teacher_reward shapes the policy signal's advantages: it needs teachers and policy")
         return [signal for signal in SIGNALS if signal in names]
@@ -91,6 +127,26 @@ class RLDConfig(GRPOConfig):
         """The divergence that `divergence` names."""
         divergence: AnyDivergence = _parse("divergence", AnyDivergence, self.divergence or "jsd")
         return divergence
+
+    def matching(self, progress: float) -> Matching:
+        """How the response signal matches distributions, at a point of training from 0 to 1."""
+        divergence: Divergence = self.divergence_model().at(progress)
+        if self.response_top_k is not None:
+            divergence = TopK(divergence, self.response_top_k)
+        temperature = self.response_temperature or self.temperature
+        return Matching(divergence, self.combination_model(), temperature)
+
+    def combination_model(self) -> AnyCombination:
+        """The combination rule that `combine` names."""
+        combination: AnyCombination = _parse("combine", AnyCombination, self.combine or "mixture")
+        return combination
+
+    def token_weights_model(self) -> AnyTokenWeights | None:
+        """The token weights that `token_weights` names."""
+        weights: AnyTokenWeights | None = (
+            None if self.token_weights is None else _parse("token_weights", AnyTokenWeights, self.token_weights)
+        )
+        return weights
 
     def feature_model(self) -> AnyFeature:
         """The feature loss that `feature` names."""

@@ -33,6 +33,24 @@ class Head:
         softcap = getattr(config, "final_logit_softcapping", None)
         return cls(output.weight, output.bias, 1.0 if scale is None else scale, softcap)
 
+    def in_float32(self) -> Head:
+        """The head in full precision."""
+        return Head(self.weight.float(), None if self.bias is None else self.bias.float(), self.scale, self.softcap)
+
+    def logits(self, hidden_NH: Tensor) -> Tensor:
+        """Logits `[N, V]`, float32."""
+        z = hidden_NH.float() @ self.weight.float().T
+        if self.bias is not None:
+            z = z + self.bias.float()
+        z = z * self.scale
+        return z if self.softcap is None else self.softcap * (z / self.softcap).tanh()
+
+    def slope(self, logits_NV: Tensor) -> Tensor | float:
+        """Derivative of these logits by `h @ weight.T`."""
+        if self.softcap is None:
+            return self.scale
+        return self.scale * (1 - (logits_NV / self.softcap) ** 2)
+
     def first(self, size: int) -> Head:
         """The head over the first `size` tokens: padded vocabularies of one tokenizer differ only behind those."""
         if self.weight.shape[0] == size:

@@ -139,19 +139,24 @@ class Panel:
         known_BT = ids_BT < self.head(k).weight.shape[0]
         return known_BT & ~torch.isin(ids_BT, torch.tensor(self._foreign_ends[k], device=ids_BT.device))
 
-    def sampled_log_probabilities(self, rollout: dict[str, Any], temperature: float) -> Tensor:
-        """Weighted sum over teachers of their log-probability of each sampled token: `[B, T]`."""
-        score_BT = torch.zeros(rollout["completion_ids"].shape, device=rollout["completion_ids"].device)
+    def sampled_scores(self, rollout: dict[str, Any], temperature: float) -> dict[str, Tensor]:
+        """What each teacher thinks of the sampled tokens.
+
+        Returns:
+            `teacher_scores` `[B, K, T]`, the log-probability of the span that the token lies in, and `teacher_spans`
+            `[B, K, T]`, the number of that span, -1 where the teacher is silent.
+        """
+        tokens_BKT = rollout["teacher_tokens"]
+        scores_BKT = torch.zeros(tokens_BKT.shape, device=tokens_BKT.device)
         for k in range(len(self.models)):
-            tokens_BT = rollout["teacher_tokens"][:, k]
-            rows = tokens_BT.any(1)
+            rows = tokens_BKT[:, k].any(1)
             if rows.any():
                 head = self.head(k)
                 targets_BT = rollout["completion_ids"][rows].clamp(max=head.weight.shape[0] - 1)
                 log_p_BT = log_probabilities(head, rollout[f"teacher_{k}_hidden"][rows], targets_BT, temperature)
-                log_p_BT = log_p_BT.masked_fill(~tokens_BT[rows], 0.0)
-                score_BT[rows] += rollout["teacher_weights"][rows, k, None] * log_p_BT
-        return score_BT
+                scores_BKT[rows, k] = log_p_BT.masked_fill(~tokens_BKT[rows, k], 0.0)
+        spans_BKT = torch.arange(tokens_BKT.shape[-1], device=tokens_BKT.device).expand(tokens_BKT.shape)
+        return {"teacher_scores": scores_BKT, "teacher_spans": spans_BKT.where(tokens_BKT, -1)}
 
     def states(self, inputs: dict[str, Any]) -> list[TeacherStates]:
         """What each teacher said about a micro-batch."""

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 from trl.trainer.utils import get_callable_name
 
-from rld.errors import RewardError
+from rld.errors import DataError, RewardError
 
 _SUCCESS = 1 - 1e-6
 _SHOWN = 80
@@ -146,8 +147,29 @@ def _number(value: Any) -> float | None:
     return None if value is None else math.nan
 
 
+def gold_completions(
+    rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, longest: int | None
+) -> list[list[int]]:
+    """Return each row's gold answer as a completion of at most `longest` tokens, the end included; None: any length.
+
+    Raises:
+        DataError: a row has no answer.
+    """
+    answers = [row.get("answer") for row in rows]
+    for i, answer in enumerate(answers):
+        if not isinstance(answer, str):
+            raise DataError(f"row {i} of a rollout has no text in its column 'answer', which gold completions need")
+    ids = [tokenizer.encode(answer, add_special_tokens=False) for answer in answers]
+    return [[*tokens, tokenizer.eos_token_id][:longest] for tokens in ids]
+
+
+def successes(rewards: Tensor) -> Tensor:
+    """Return which completions the verifier, the first of the rewards `[B, R]`, gives 1: `[B]`."""
+    return rewards[:, 0] >= _SUCCESS
+
+
 def group_counts(
-    rewards: Tensor, weights: Tensor, skills: Tensor, num_generations: int, num_skills: int
+    rewards: Tensor, weights: Tensor, skills: Tensor, num_generations: int, num_skills: int, gold: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Count successes and informative groups per skill.
 
@@ -157,13 +179,16 @@ def group_counts(
         skills: `[B]`, the index of each completion's skill; the same within a group.
         num_generations: Completions per group; groups are consecutive.
         num_skills: S.
+        gold: The first so many completions of each group are gold answers: no attempts of the student's.
 
     Returns:
-        Which completions succeeded, `[B]` bool, and per skill `[S, 4]` float64: attempts (completions that the verifier
-        applies to), successes (it gave them 1), groups, and informative groups, those whose weighted rewards differ.
+        Which completions were attempted (the student's own that the verifier applies to) and which succeeded (it gave
+        them 1), `[2, B]` bool, and per skill `[S, 4]` float64: attempts, successes, groups, and informative groups,
+        those whose weighted rewards differ.
     """
-    success = rewards[:, 0] >= _SUCCESS
-    attempted = ~rewards[:, 0].isnan()
+    own = torch.arange(len(rewards), device=rewards.device) % num_generations >= gold
+    attempted = ~rewards[:, 0].isnan() & own
+    success = successes(rewards) & own
     totals = (rewards * weights.to(rewards)).nansum(1)
     scored = ~rewards.isnan().all(1)
     highest = totals.masked_fill(~scored, -math.inf).view(-1, num_generations).amax(1)
@@ -172,4 +197,4 @@ def group_counts(
     counts[:, :2].index_add_(0, skills, torch.stack([attempted, success], 1).double())
     groups = torch.stack([torch.ones_like(highest), highest > lowest], 1).double()
     counts[:, 2:].index_add_(0, skills[::num_generations], groups)
-    return success, counts
+    return torch.stack([attempted, success]), counts

@@ -10,7 +10,36 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rld.types import SIGNALS, Signal
+
 _CLAMP = 10.0
+_SWING = 0.5
+"""How far the sign-preserving form may scale an advantage."""
+
+
+def teacher_delta(
+    scores_BKT: Tensor, spans_BKT: Tensor, log_old_BT: Tensor, shares_BK: Tensor
+) -> tuple[Tensor, Tensor]:
+    """How much likelier the teachers find what the student sampled than the student did.
+
+    A teacher of the same tokenizer scores each token; one of another scores spans of text, and a span's tokens are one
+    act: each gets the difference of the whole span.
+
+    Args:
+        scores_BKT: Log-probability that each teacher gives to the token's span.
+        spans_BKT: Number of the token's span in its completion, -1 where the teacher is silent.
+        log_old_BT: The student's log-probability of each token when it was sampled.
+        shares_BK: Teacher weights.
+
+    Returns:
+        `sum_k w_k delta_k` in nats, `[B, T]`, and the total weight of the teachers that speak.
+    """
+    speaks_BKT = spans_BKT >= 0
+    own_BKT = log_old_BT[:, None].expand_as(scores_BKT).masked_fill(~speaks_BKT, 0.0)
+    index_BKT = spans_BKT.clamp(min=0)
+    own_BKT = torch.zeros_like(own_BKT).scatter_add_(-1, index_BKT, own_BKT).gather(-1, index_BKT)
+    weight_BKT = shares_BK[..., None] * speaks_BKT
+    return (weight_BKT * (scores_BKT - own_BKT)).sum(1), weight_BKT.sum(1)
 
 
 def teacher_advantages(
@@ -23,7 +52,7 @@ def teacher_advantages(
 
     Args:
         advantages_B: GRPO's advantages.
-        delta_BT: `sum_j w_j (log p_j(y_t) - log pi_old(y_t))` on the sampled tokens, in nats.
+        delta_BT: `teacher_delta`, in nats.
         spread_B: Running root-mean-square of delta on the completion's skill, > 0.
         coefficient: c.
         taught_BT: Which tokens get the term.
@@ -35,6 +64,27 @@ def teacher_advantages(
     return advantages_B[:, None] + term_BT.masked_fill(~taught_BT, 0.0)
 
 
+def sign_preserving_advantages(advantages_B: Tensor, delta_BT: Tensor, coefficient: float, taught_BT: Tensor) -> Tensor:
+    """Scale advantages by what the teachers think, never turning one round.
+
+    `A_b * ((1 - c) + c * clip(exp(sign(A_b) * delta_bt), 1 - e, 1 + e))` with e = 0.5: a token of a good completion
+    counts more where the teachers find it likelier than the student did, one of a bad completion where they find it
+    less likely. Where all rewards of a group agree, nothing is added.
+
+    Args:
+        advantages_B: GRPO's advantages.
+        delta_BT: `teacher_delta`, in nats.
+        coefficient: c in [0, 1].
+        taught_BT: Which tokens are scaled.
+
+    Returns:
+        Per-token advantages `[B, T]`.
+    """
+    favour_BT = (advantages_B.sign()[:, None] * delta_BT).clamp(-_CLAMP, _CLAMP).exp()
+    factor_BT = (1 - coefficient) + coefficient * favour_BT.clamp(1 - _SWING, 1 + _SWING)
+    return advantages_B[:, None] * factor_BT.masked_fill(~taught_BT, 1.0)
+
+
 def weighted_sum(stream_BT: Tensor, weight_B: Tensor, mask_BT: Tensor) -> Tensor:
     """`sum_b w_b sum_t m_bt l_bt`; a masked value never reaches the sum, not even as NaN * 0."""
     return (stream_BT.masked_fill(mask_BT == 0, 0.0).sum(-1) * weight_B).sum()
@@ -43,13 +93,6 @@ def weighted_sum(stream_BT: Tensor, weight_B: Tensor, mask_BT: Tensor) -> Tensor
 def blend(stream_BKT: Tensor, teachers_BK: Tensor) -> Tensor:
     """Mean over teachers with the completion's teacher weights: `[B, T]`."""
     return (stream_BKT * teachers_BK[..., None]).sum(1)
-
-
-def gradient_square(gradient_BTH: Tensor, counts_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum over counted tokens of the squared gradient norm, and how many tokens that were."""
-    counted_BT = counts_BT.bool()
-    squares_BT = gradient_BTH.double().pow(2).sum(-1).masked_fill(~counted_BT, 0.0)
-    return squares_BT.sum(), counted_BT.sum().double()
 
 
 @dataclass
@@ -74,6 +117,28 @@ class Ledger:
     def add_tokens(self, skills_B: Tensor, mask_BT: Tensor, num_run: Tensor) -> None:
         self.table[:, 0].index_add_(0, skills_B, mask_BT.sum(-1).double())
         self.scalars[0] += num_run
+
+    def add_gradient(
+        self, signal: Signal, total: Tensor, hidden_BSH: Tensor, weight_B: Tensor, counts_BT: Tensor
+    ) -> None:
+        """Measure how strongly a signal pulls at the student's last hidden states, its weight taken out.
+
+        Args:
+            signal: Which one.
+            total: The signal's weighted sum over tokens.
+            hidden_BSH: The states, of the whole sequences.
+            weight_B: The signal's weights; completions of weight 0 are left out.
+            counts_BT: The tokens that count.
+        """
+        counted_BT = counts_BT.bool() & (weight_B > 0)[:, None]
+        if not counted_BT.any():
+            return
+        (gradient_BSH,) = torch.autograd.grad(total, hidden_BSH, retain_graph=True)
+        gradient_BTH = gradient_BSH[:, -counted_BT.shape[1] - 1 : -1].double()
+        squares_BT = gradient_BTH.pow(2).sum(-1) / weight_B.double().clamp(min=1e-12).pow(2)[:, None]
+        i = SIGNALS.index(signal)
+        self.scalars[1 + 2 * i] += squares_BT.masked_fill(~counted_BT, 0.0).sum()
+        self.scalars[2 + 2 * i] += counted_BT.sum()
 
     def add_delta(self, skills_B: Tensor, delta_BT: Tensor, mask_BT: Tensor, taught_BT: Tensor) -> None:
         counted_BT = mask_BT.bool() & taught_BT

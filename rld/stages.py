@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rld.combine import AnyCombination, AnyTokenWeights, Mixture
 from rld.controllers import AnyController, Gap
 from rld.divergences import JSD, AnyDivergence
 from rld.features import AnyFeature, Cosine
@@ -79,12 +80,23 @@ class PolicySignal(Part):
     """Weight c of the teacher-scored reward `c * clamp(delta / s, -10, 10)` added to each token's advantage, where
     delta is the teachers' mean log-probability of the sampled token minus the student's, and s the skill's running
     spread of delta. 0: verifiers only."""
+    teacher_reward_form: Literal["additive", "sign_preserving"] = "additive"
+    """`sign_preserving`: scale each advantage by `(1 - c) + c * clip(exp(sign(A) * delta), 0.5, 1.5)` instead, c at
+    most 1, which never turns an advantage round and adds nothing where all rewards of a group agree."""
 
 
 class ResponseSignal(Part):
-    """Match the teachers' token distributions over the whole vocabulary."""
+    """Match the teachers' token distributions."""
 
     divergence: AnyDivergence = JSD()
+    combine: AnyCombination = Mixture()
+    """How several teachers become one target."""
+    tokens: AnyTokenWeights | None = None
+    """How much each token counts. None: all alike."""
+    temperature: float | None = Field(None, gt=0)
+    """Temperature of both distributions. None: the rollout's."""
+    top_k: int | None = Field(None, gt=0)
+    """Match the target's likeliest tokens, and all others as one outcome. None: the whole vocabulary."""
 
 
 class FeatureSignal(Part):
@@ -117,7 +129,16 @@ class Rollout(Part):
     """Prompts per update, over all processes."""
     completions: int = Field(8, ge=2)
     """Completions per prompt: the group whose rewards are compared."""
+    gold: int = Field(0, ge=0)
+    """Of these, the gold answer itself instead of the student's own: it teaches where the student never succeeds, by
+    an advantage that fades as the student does (Yan et al. 2025, LUFFY, without its reshaping)."""
     temperature: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _own_attempts_remain(self) -> Rollout:
+        if self.gold >= self.completions:
+            raise ValueError(f"gold ({self.gold}) should be below completions ({self.completions})")
+        return self
 
 
 class Distill(_Stage):

@@ -21,6 +21,7 @@ from rld.teachers import Teacher
 from rld.types import SIGNALS, Controller, Event, Observation, Signal, SkillSeen, TeacherSeen, Weights
 
 _SPREAD_DECAY = 0.95
+_SPREAD_RATIO = 4.0
 
 
 class Steering:
@@ -73,7 +74,9 @@ class Steering:
         return self.updates == 0 and self.ticks % self.controller.heartbeat == 0
 
     def computed(self, signal: Signal) -> bool:
-        """Whether the next rollout needs a signal: it has weight on some skill, or it is a heartbeat."""
+        """Whether the next rollout needs a signal: it takes part, and has weight on some skill or it is a heartbeat."""
+        if signal not in self.signals:
+            return False
         return self.looking or bool((self.signals_SG[:, SIGNALS.index(signal)] > 0).any())
 
     def wanted(self, teacher_reward: float) -> Tensor:
@@ -86,8 +89,17 @@ class Steering:
         return (self.teachers_SK > 0) & used_S[:, None]
 
     def spread_S(self) -> Tensor:
-        """Running root-mean-square of the teacher-scored reward's delta per skill; 1 until one was measured."""
-        return torch.tensor([1.0 if spread is None else spread for spread in self._spread]).clamp(min=1e-3)
+        """Running root-mean-square of the teacher-scored reward's delta per skill; 1 until one was measured.
+
+        A skill's is kept within a factor of 4 of that over all skills, so that one on which teacher and student agree
+        is not blown up to the size of the others (DN-MOPD, arXiv 2609.35347).
+        """
+        known = [spread for spread in self._spread if spread is not None]
+        if not known:
+            return torch.ones(len(self._spread))
+        overall = max(math.sqrt(sum(spread**2 for spread in known) / len(known)), 1e-3)
+        spread_S = torch.tensor([overall if spread is None else spread for spread in self._spread])
+        return spread_S.clamp(overall / _SPREAD_RATIO, overall * _SPREAD_RATIO)
 
     def count(self, counts_S4: Tensor) -> None:
         """Add a rollout's attempts, successes, groups and informative groups per skill."""

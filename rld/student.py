@@ -13,20 +13,19 @@ from __future__ import annotations
 
 import types
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.trainer.utils import FusedCausalLMOutput
 
-from rld.divergences import AnyDivergence
+from rld.combine import AnyTokenWeights
 from rld.features import AnyFeature
 from rld.heads import Head, TeacherStates
 from rld.matching import Projections, feature_distances
-from rld.tiles import Projection, TiledDivergence
+from rld.vocabulary import Matching, Said, match
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,10 @@ class SignalInputs:
     mask_BT: Tensor
     """Completion tokens that count."""
     teachers: Sequence[TeacherStates]
-    divergence: AnyDivergence | None
+    shares_BK: Tensor
+    """Weight of each teacher on each completion."""
+    response: Response | None
     """None when the response signal is off."""
-    temperature: float
     feature: AnyFeature | None
     """None when the feature signal is off."""
     taps: list[Tensor] = field(default_factory=list)
@@ -46,12 +46,27 @@ class SignalInputs:
     the output: a wrapper that casts outputs would hand back copies that no loss depends on."""
 
 
+@dataclass(frozen=True)
+class Response:
+    """How the response signal is computed for a batch."""
+
+    matching: Matching
+    tokens: AnyTokenWeights | None
+    """How much each token counts. None: all alike."""
+    weight_B: Tensor
+    """Weight of the signal on each completion."""
+
+
 @dataclass
 class SignalOutput(FusedCausalLMOutput):
     """TRL's per-token outputs, and the streams of the other signals; 0 where a token or a teacher does not count."""
 
+    response: Tensor | None = None
+    """The response signal's weighted sum over tokens, through which its gradient flows."""
+    gap: Tensor | None = None
+    """`[B, T]`, divergence from the teachers' target, without gradient and unweighted by the signal."""
     divergence: Tensor | None = None
-    """`[B, K, T]`, in nats."""
+    """`[B, K, T]`, divergence from each teacher in nats, without gradient."""
     feature: Tensor | None = None
     """`[B, K, T]`"""
 
@@ -100,8 +115,8 @@ def add_signal_head(model: PreTrainedModel) -> None:
         last_BTH = seen[0].last_hidden_state[:, keep]
         signals.taps.append(seen[0].last_hidden_state)
         result = SignalOutput(**outputs)
-        if signals.divergence is not None:
-            result.divergence = _divergences(Head.of(self), last_BTH, signals, signals.divergence)
+        if signals.response is not None:
+            _respond(Head.of(self), last_BTH, signals, signals.response, result)
         if projections is not None and signals.feature is not None:
             states = {depth: last_BTH}
             if seen[0].get("hidden_states") is not None:
@@ -117,46 +132,40 @@ def add_signal_head(model: PreTrainedModel) -> None:
     model.forward = types.MethodType(forward, model)
 
 
-def _divergences(student: Head, hidden_BTH: Tensor, signals: SignalInputs, divergence: AnyDivergence) -> Tensor:
-    """Divergence from each teacher over the whole vocabulary, in tiles: `[B, K, T]`."""
-    streams = []
-    for teacher in signals.teachers:
-        valid_BT = signals.mask_BT.bool() & teacher.tokens_BT
-        if teacher.hidden_BTH is None:
-            streams.append(torch.zeros(valid_BT.shape, device=valid_BT.device))
-            continue
-        vocabulary = min(student.weight.shape[0], teacher.head.weight.shape[0])
-        ours, theirs = student.first(vocabulary), teacher.head.first(vocabulary)
-        per_token_N = _tiled(divergence, hidden_BTH[valid_BT], ours, teacher.hidden_BTH[valid_BT], theirs, signals)
-        # `masked_scatter` stays connected to the student when no token is valid, so backward still works.
-        streams.append(per_token_N.new_zeros(valid_BT.shape).masked_scatter(valid_BT, per_token_N))
-    return torch.stack(streams, dim=1)
+def _respond(head: Head, hidden_BTH: Tensor, signals: SignalInputs, response: Response, result: SignalOutput) -> None:
+    """Add the response signal to `result`."""
+    teachers = [teacher for teacher in signals.teachers if teacher.hidden_BTH is not None]
+    heard = [k for k, teacher in enumerate(signals.teachers) if teacher.hidden_BTH is not None]
+    mask_BT = signals.mask_BT.bool()
+    if teachers:
+        valid_BT = mask_BT & torch.stack([teacher.tokens_BT for teacher in teachers]).any(0)
+    else:
+        valid_BT = torch.zeros_like(mask_BT)
+    vocabulary = min([len(head.weight), *(len(t.head.weight) for t in teachers)])
+    ours = head.first(vocabulary)
+    said = [_said(teacher, vocabulary, valid_BT) for teacher in teachers]
+    shares_NK = signals.shares_BK[:, None].expand(*valid_BT.shape, -1)[valid_BT][:, heard]
+    counts_BT = response.weight_B[:, None].expand(valid_BT.shape)
 
+    def spread(stream_N: Tensor) -> Tensor:
+        return stream_N.new_zeros(valid_BT.shape).masked_scatter(valid_BT, stream_N)
 
-def _tiled(
-    divergence: AnyDivergence, ours_NH: Tensor, ours: Head, theirs_NH: Tensor, theirs: Head, signals: SignalInputs
-) -> Tensor:
-    """Divergence at each token, `[N]`, by TRL's kernel where it knows the divergence."""
-    if divergence.interpolation is None:
-        head = Projection(theirs.weight, theirs.bias, theirs.scale, theirs.softcap, signals.temperature)
-        student = (ours.scale, ours.softcap)
-        tiled: Tensor = TiledDivergence.apply(  # type: ignore[no-untyped-call]
-            ours_NH, ours.weight, ours.bias, theirs_NH, student, head, divergence
-        )
-        return tiled
-    per_token_N: Tensor
-    per_token_N, _entropy = ChunkedDivergenceFunction.apply(
-        ours_NH,
-        ours.weight,
-        ours.bias,
-        theirs_NH,
-        theirs.weight,
-        theirs.bias,
-        divergence.interpolation,
-        signals.temperature,
-        ours.scale,
-        ours.softcap,
-        theirs.scale,
-        theirs.softcap,
+    if response.tokens is not None:
+        matching = replace(response.matching, entropies=True)
+        with torch.no_grad():
+            _, seen = match(hidden_BTH[valid_BT], ours, said, shares_NK, counts_BT[valid_BT], matching)
+        gap, teacher, student = (spread(x) for x in (seen.gap_N, seen.teacher_entropy_N, seen.student_entropy_N))
+        counts_BT = counts_BT * response.tokens(gap, teacher, student, valid_BT)
+    result.response, streams = match(
+        hidden_BTH[valid_BT], ours, said, shares_NK, counts_BT[valid_BT], response.matching
     )
-    return per_token_N
+    result.gap = spread(streams.gap_N)
+    divergence_BKT = result.gap.new_zeros(len(valid_BT), len(signals.teachers), valid_BT.shape[1])
+    for i, k in enumerate(heard):
+        divergence_BKT[:, k] = spread(streams.divergence_NK[:, i])
+    result.divergence = divergence_BKT
+
+
+def _said(teacher: TeacherStates, vocabulary: int, valid_BT: Tensor) -> Said:
+    assert teacher.hidden_BTH is not None
+    return Said(teacher.head.first(vocabulary), teacher.hidden_BTH[valid_BT], teacher.tokens_BT[valid_BT])

@@ -3,6 +3,7 @@
 What it hooks into, each with a contract test in `tests/test_trl_contract.py`:
 
 - `_calculate_rewards`: keeps the gathered rewards, from which progress is counted.
+- `_generate_single_turn`: puts gold answers in the place of some completions.
 - `_generate_and_score_completions`: after the rollout, runs each needed teacher once over it and adds its states,
   batch first, to the returned dict, which TRL shuffles and splits into micro-batches.
 - `_get_per_token_logps_and_entropies`: while a loss is being computed, hands the teachers' states to the student's
@@ -33,12 +34,12 @@ from rld.config import RLDConfig
 from rld.controllers import Gap
 from rld.data import Stream
 from rld.errors import CheckpointError, DataError
+from rld.losses import JointLoss, loss_mask, taught_share
 from rld.matching import attach_projections
 from rld.panel import Panel
-from rld.rollout import all_checked, group_counts, no_reward
-from rld.signals import Ledger, blend, gradient_square, teacher_advantages, weighted_sum
+from rld.rollout import all_checked, gold_completions, group_counts, no_reward, successes
 from rld.steering import Steering
-from rld.student import RecordedStudent, SignalInputs, add_signal_head
+from rld.student import RecordedStudent, add_signal_head
 from rld.teachers import Teacher
 from rld.types import DEFAULT_SKILL, SIGNALS, Controller, Curriculum, Event, Task
 
@@ -112,12 +113,12 @@ class RLDTrainer(GRPOTrainer):
         self.num_generated, self.num_scored, self._num_rollouts = 0, 0, 0
         self._loss_inputs: dict[str, Any] | None = None
         self._recorded: RecordedStudent | None = None
-        self._divergence = args.divergence_model() if "response" in signals else None
         self._feature = args.feature_model() if "feature" in signals else None
+        self._combination = args.combination_model()
         self._student: PreTrainedModel = self.model.get_base_model() if is_peft_model(self.model) else self.model
         self._num_parameters = self._student.num_parameters()
         self._set_up_teachers()
-        self._ledger = self._new_ledger()
+        self._joint = JointLoss(args, self.panel, self.steering, self._feature, self.accelerator.device)
 
     def _set_up_teachers(self) -> None:
         def prepare(teacher: PreTrainedModel) -> PreTrainedModel:
@@ -131,9 +132,6 @@ class RLDTrainer(GRPOTrainer):
         if self.teachers:
             add_signal_head(self._student)
 
-    def _new_ledger(self) -> Ledger:
-        return Ledger.empty(len(self.skills), len(self.teachers), self.accelerator.device)
-
     # -- roll out and score ------------------------------------------------------------------------------------------
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -141,7 +139,19 @@ class RLDTrainer(GRPOTrainer):
         self._rewards = rewards
         return rewards
 
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
+        if not self.args.gold or not self.model.training:
+            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        first = self.accelerator.process_index * len(prompt_ids)
+        own = [i for i in range(len(prompt_ids)) if (first + i) % self.num_generations >= self.args.gold]
+        sampled, _ = super()._generate_single_turn([prompt_ids[i] for i in own], *args, **kwargs)
+        completions = gold_completions(self._rows, self._tokenizer, self.args.max_completion_length)
+        for i, ids in zip(own, sampled, strict=True):
+            completions[i] = ids
+        return completions, None
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._rows = inputs
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         device = self.accelerator.device
         skills_B = self._skill_ids(inputs).to(device)
@@ -169,14 +179,13 @@ class RLDTrainer(GRPOTrainer):
         forwards = 1 + ("old_per_token_logps" in output) + ("ref_per_token_logps" in output)
         self.flops += 2.0 * self._num_parameters * (generated + prompted) * forwards
         skills = gather(output["skill_ids"])
-        success_B, counts = group_counts(
-            self._rewards, self.reward_weights, skills, self.num_generations, len(self.skills)
+        (attempted_B, success_B), counts = group_counts(
+            self._rewards, self.reward_weights, skills, self.num_generations, len(self.skills), self.args.gold
         )
         self.steering.count(counts)
         if self.stream is None:
             return
         levels = gather(torch.tensor([row.get("level", 0) for row in inputs], device=self.accelerator.device))
-        attempted_B = ~self._rewards[:, 0].isnan()
         for s, level in sorted(set(zip(skills.tolist(), levels.tolist(), strict=True))):
             chosen = (skills == s) & (levels == level) & attempted_B
             self.stream.observe(Task(self.skills[s], level), int(success_B[chosen].sum()), int(chosen.sum()))
@@ -189,9 +198,11 @@ class RLDTrainer(GRPOTrainer):
         output |= {f"{s}_on": torch.tensor(self.steering.computed(s)) for s in SIGNALS[1:]}
         with self.accelerator.autocast():
             self.panel.score(output, rows_BK, self.args.per_device_train_batch_size)
-            if self.args.teacher_reward:
-                output["teacher_score"] = self.panel.sampled_log_probabilities(output, self.temperature)
-        taught_BT = _loss_mask(output) * (_taught_share(output) > 0)
+            if self.args.teacher_reward or self._combination.compares:
+                output |= self.panel.sampled_scores(output, self.temperature)
+        if self._combination.compares:
+            output["teacher_weights"] = self._chosen_teachers(output)
+        taught_BT = loss_mask(output) * (taught_share(output) > 0)
         output["num_taught"] = self.accelerator.reduce(taught_BT.sum(), reduction="sum")
         if self.model.training:
             lengths_B = output["prompt_mask"].sum(1) + output["completion_mask"].sum(1)
@@ -199,40 +210,32 @@ class RLDTrainer(GRPOTrainer):
             self.num_scored += sum(scored)
             self.flops += sum(2.0 * size * n for size, n in zip(self.panel.num_parameters, scored, strict=True))
 
+    def _chosen_teachers(self, output: dict[str, Any]) -> Tensor:
+        """Teacher weights that depend on whole groups, which may lie on several processes."""
+        speaks_BKT = (output["teacher_spans"] >= 0) & loss_mask(output).bool()[:, None]
+        sums_BK = output["teacher_scores"].masked_fill(~speaks_BKT, 0.0).sum(-1)
+        likelihood_BK = sums_BK / speaks_BKT.sum(-1).clamp(min=1)
+        correct_B = successes(self._rewards)
+        weights_BK = self._combination.shares(
+            gather(output["teacher_weights"]), gather(likelihood_BK), correct_B, self.num_generations
+        )
+        first = self.accelerator.process_index * len(likelihood_BK)
+        return weights_BK[first : first + len(likelihood_BK)]
+
     # -- signals -----------------------------------------------------------------------------------------------------
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         inputs = self._loss_inputs
         if inputs is None:
             return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
-        student = RecordedStudent(model, self._signal_inputs(inputs)) if self.teachers else model
+        progress = self.state.global_step / max(self.state.max_steps, 1)
+        student = RecordedStudent(model, self._joint.inputs(inputs, progress)) if self.teachers else model
         result = super()._get_per_token_logps_and_entropies(student, *args, **kwargs)
         self._recorded = student if isinstance(student, RecordedStudent) else None
         inputs["log_pi"] = result[0]
         # TRL reads the advantages after this call, which is what lets them depend on the log-probabilities.
-        inputs["advantages"] = self._advantages(inputs, result[0].detach())
+        inputs["advantages"] = self._joint.advantages(inputs, result[0].detach(), self.model.training)
         return result
-
-    def _signal_inputs(self, inputs: dict[str, Any]) -> SignalInputs:
-        divergence = self._divergence if inputs["response_on"] else None
-        feature = self._feature if inputs["feature_on"] else None
-        return SignalInputs(_loss_mask(inputs), self.panel.states(inputs), divergence, self.temperature, feature)
-
-    def _advantages(self, inputs: dict[str, Any], log_pi_BT: Tensor) -> Tensor:
-        """The policy's advantages: the teacher-scored reward added, times the skill's policy weight."""
-        advantages: Tensor = inputs["advantages"]
-        policy_B: Tensor = inputs["signal_weights"][:, 0]
-        if "teacher_score" in inputs:
-            log_old_BT = inputs.get("old_per_token_logps", log_pi_BT)
-            share_BT = _taught_share(inputs)
-            delta_BT = inputs["teacher_score"] - share_BT * log_old_BT
-            spread_B = self.steering.spread_S().to(share_BT.device)[inputs["skill_ids"]]
-            if self.model.training:
-                self._ledger.add_delta(inputs["skill_ids"], delta_BT, _loss_mask(inputs), share_BT > 0)
-            advantages = teacher_advantages(advantages, delta_BT, spread_B, self.args.teacher_reward, share_BT > 0)
-        if bool((policy_B != 1).any()):
-            advantages = advantages * (policy_B if advantages.dim() == 1 else policy_B[:, None])
-        return advantages
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         inputs = dict(inputs)  # TRL may use the same rollout again, with its own advantages
@@ -241,29 +244,15 @@ class RLDTrainer(GRPOTrainer):
             policy: Tensor = super()._compute_loss(model, inputs)
         finally:
             self._loss_inputs = None
-        training, mask_BT = self.model.training, _loss_mask(inputs)
+        training = self.model.training
         if training:
-            num_run = inputs["prompt_mask"].sum() + inputs["completion_mask"].sum()
-            self._ledger.add_tokens(inputs["skill_ids"], mask_BT, num_run)
+            self._joint.count(inputs)
         if self._recorded is None:
             return policy
-        out, normaliser = self._recorded.result, self._num_taught(inputs)
-        streams = {
-            signal: blend(stream, inputs["teacher_weights"])
-            for signal, stream in (("response", out.divergence), ("feature", out.feature))
-            if stream is not None
-        }
-        if training:
-            tokens_BKT = inputs["teacher_tokens"]
-            self._ledger.add_streams(inputs["skill_ids"], mask_BT, tokens_BKT, out.divergence, out.feature)
-            if self.steering.last_of_window:
-                self._measure_gradients(self._recorded.signals.taps[0], streams, inputs)
-        loss = policy
-        for signal, stream_BT in streams.items():
-            weight_B = inputs["signal_weights"][:, SIGNALS.index(signal)]
-            loss = loss + weighted_sum(stream_BT, weight_B, mask_BT) / normaliser
-            unweighted = weighted_sum(stream_BT.detach(), torch.ones_like(weight_B), mask_BT)
-            self._log_mean(f"loss/{signal}", unweighted, mask_BT.sum())
+        loss, normaliser, mask_BT = policy, self._num_taught(inputs), loss_mask(inputs)
+        for signal, (total, gap_BT) in self._joint.terms(inputs, self._recorded, training).items():
+            loss = loss + total / normaliser
+            self._log_mean(f"loss/{signal}", (gap_BT * mask_BT).sum(), mask_BT.sum())
         # TRL gives a micro-batch its share of the update's mean; its logs are averaged over micro-batches.
         parts = self.current_gradient_accumulation_steps if training else 1
         self._log_mean("loss/policy", policy.detach() * parts, torch.ones(()))
@@ -282,24 +271,6 @@ class RLDTrainer(GRPOTrainer):
         sums = self.accelerator.reduce(torch.stack([total.float(), count.to(total.device).float()]), reduction="sum")
         self._metrics[mode][name].append((sums[0] / sums[1].clamp(min=1)).item())
 
-    def _measure_gradients(self, hidden_BSH: Tensor, streams: dict[str, Tensor], inputs: dict[str, Any]) -> None:
-        """Add to the ledger how strongly each signal, unweighted, pulls at the student's last hidden states."""
-        mask_BT, policy_B = _loss_mask(inputs), inputs["signal_weights"][:, 0]
-        advantages = inputs["advantages"].reshape(len(mask_BT), -1)
-        every_B = torch.ones_like(policy_B)
-        pulls = {"policy": (-advantages * inputs["log_pi"], policy_B, mask_BT * (advantages != 0))}
-        taught_BT = mask_BT * (_taught_share(inputs) > 0)
-        pulls |= {signal: (stream_BT, every_B, taught_BT) for signal, stream_BT in streams.items()}
-        for signal, (stream_BT, weight_B, counts_BT) in pulls.items():
-            if counts_BT.any():
-                total = weighted_sum(stream_BT, every_B, mask_BT)
-                (gradient_BSH,) = torch.autograd.grad(total, hidden_BSH, retain_graph=True)
-                gradient_BTH = gradient_BSH[:, -mask_BT.shape[1] - 1 : -1] / weight_B.clamp(min=1e-6)[:, None, None]
-                squares, count = gradient_square(gradient_BTH, counts_BT)
-                i = SIGNALS.index(signal)
-                self._ledger.scalars[1 + 2 * i] += squares
-                self._ledger.scalars[2 + 2 * i] += count
-
     # -- controller --------------------------------------------------------------------------------------------------
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -309,9 +280,9 @@ class RLDTrainer(GRPOTrainer):
         return loss
 
     def _after_update(self) -> None:
-        table = self.accelerator.reduce(self._ledger.table, reduction="sum")
-        scalars = self.accelerator.reduce(self._ledger.scalars, reduction="sum")
-        self._ledger = self._new_ledger()
+        ledger = self._joint.take_ledger()
+        table = self.accelerator.reduce(ledger.table, reduction="sum")
+        scalars = self.accelerator.reduce(ledger.scalars, reduction="sum")
         metrics, events = self.steering.update(table, scalars, self.state.global_step + 1)
         self.events += events
         self.flops += 6.0 * self._num_parameters * scalars[0].item()
@@ -379,17 +350,6 @@ class RLDTrainer(GRPOTrainer):
             self.stream.load_state_dict(state["stream"])
         if self._projections is not None:
             self._projections.load_state_dict(load_file(folder / "rld_projections.safetensors"))
-
-
-def _taught_share(inputs: dict[str, Any]) -> Tensor:
-    """Weight of the teachers that speak on each token: `[B, T]`."""
-    share: Tensor = (inputs["teacher_weights"][..., None] * inputs["teacher_tokens"]).sum(1)
-    return share
-
-
-def _loss_mask(inputs: dict[str, Any]) -> Tensor:
-    mask: Tensor = inputs["completion_mask"]
-    return mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
 
 
 def _skills_of(stream: Stream | None, dataset: Any) -> list[str]:

@@ -17,9 +17,10 @@ from rld.reading import read
 ROOT = Path(__file__).resolve().parent.parent
 # A module imports only from those that stand before it.
 ORDER = """
-    errors hints types divergences features controllers stages recipe
+    errors hints types divergences combine features controllers stages recipe
     source library installed document checks reading
-    questions data heads tiles matching student teachers panel rollout signals steering checkpoint config trainer
+    questions data heads align vocabulary matching student teachers panel rollout signals steering checkpoint config
+    losses trainer
     cost overview catalogue evaluation journal curves history charts panels tables stylesheet progress report
     keeper build pipeline cli __main__
 """.split()  # noqa: SIM905 - a list this long is easier to read as text

@@ -99,4 +99,4 @@ def test_one_teacher_and_response_alone_is_trls_distillation(tmp_path, beta, div
     assert loss.item() > 0.1
     expected = dict(theirs.model.named_parameters())
     for name, parameter in ours.model.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-5, atol=5e-7)

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from rld.errors import RewardError
-from rld.rollout import checked, group_counts
+import tests.tiny as tiny
+from rld.errors import DataError, RewardError
+from rld.rollout import checked, gold_completions, group_counts
 
 BATCH: dict[str, Any] = {
     "prompts": ["p0", "p1", "p2"],
@@ -130,7 +131,7 @@ def test_counts():
         ]
     )
     skills = torch.tensor([0, 0, 2, 2, 2, 2, 0, 0, 0, 0, 0, 0])
-    success, counts = group_counts(rewards, torch.tensor([1.0, 1.0]), skills, num_generations=2, num_skills=3)
+    (_, success), counts = group_counts(rewards, torch.tensor([1.0, 1.0]), skills, num_generations=2, num_skills=3)
     assert success.tolist() == [True, False, True, True, False, True, False, False, False, True, False, False]
     assert counts.dtype == torch.float64
     assert counts.tolist() == [[5, 2, 4, 2], [0, 0, 0, 0], [4, 3, 2, 0]]
@@ -141,3 +142,18 @@ def test_weights_decide_what_is_informative():
     for weight, informative in ((0.0, 0), (0.5, 1)):
         _, counts = group_counts(rewards, torch.tensor([1.0, weight]), torch.tensor([0, 0]), 2, 1)
         assert counts[0, 3] == informative
+
+
+def test_gold_answers_are_no_attempts_but_make_a_group_informative():
+    rewards, weights = torch.tensor([[1.0], [0.0], [1.0], [1.0]]), torch.tensor([1.0])
+    (attempted, success), counts = group_counts(rewards, weights, torch.zeros(4).long(), 2, 1, gold=1)
+    assert attempted.tolist() == [False, True] * 2
+    assert success.tolist() == [False, False, False, True]
+    assert counts.tolist() == [[2, 1, 2, 1]]
+
+
+def test_gold_completions_end_and_need_an_answer():
+    rows = [{"answer": "ab"}, {"answer": "abcd"}]
+    assert gold_completions(rows, tiny.tokenizer(), 4) == [[5, 6, 1], [5, 6, 7, 8]]
+    with pytest.raises(DataError, match=r"row 1 .*'answer'"):
+        gold_completions([rows[0], {"answer": None}], tiny.tokenizer(), 4)

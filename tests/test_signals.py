@@ -9,7 +9,7 @@ import torch
 
 from rld.controllers import Fixed, Gap
 from rld.errors import ControllerError
-from rld.signals import Ledger, blend, gradient_square, teacher_advantages, weighted_sum
+from rld.signals import Ledger, blend, sign_preserving_advantages, teacher_advantages, teacher_delta, weighted_sum
 from rld.steering import Steering
 from rld.teachers import Teacher
 from rld.types import Weights
@@ -49,9 +49,32 @@ def test_teachers_blend_by_weight_whatever_their_order():
     torch.testing.assert_close(mixed, blend(stream.flip(1), weights.flip(1)))
 
 
-def test_gradient_squares_are_counted_on_the_tokens_that_count():
-    squares, count = gradient_square(torch.ones(2, 3, 5), torch.tensor([[1, 0, 1], [0, 0, 0]]))
-    assert (squares.item(), count.item()) == (10, 2)
+def test_a_gradient_is_measured_on_the_tokens_that_count_with_the_weight_taken_out():
+    hidden = torch.zeros(3, 4, 5, requires_grad=True)  # three completions of 2 tokens behind 2 of the prompt
+    weights = torch.tensor([1.0, 0.5, 0.0])
+    total = (hidden[:, 1:3].sum((1, 2)) * weights).sum()
+    made = Ledger.empty(1, 1, torch.device("cpu"))
+    made.add_gradient("response", total, hidden, weights, torch.tensor([[1, 0], [1, 1], [1, 1]]))
+    assert made.scalars[3:5].tolist() == [15, 3]
+
+
+def test_delta_is_the_weighted_difference_of_log_probabilities_token_by_token_and_span_by_span():
+    scores = torch.tensor([[[-1.0, -2.0, -9.0], [-4.0, -4.0, -1.0]]])
+    spans = torch.tensor([[[0, 1, -1], [0, 0, 1]]])
+    log_old = torch.tensor([[-1.5, -1.0, -0.5]])
+    delta, share = teacher_delta(scores, spans, log_old, torch.tensor([[0.25, 0.75]]))
+    torch.testing.assert_close(delta, torch.tensor([[0.125 - 1.125, -0.25 - 1.125, -0.375]]))
+    torch.testing.assert_close(share, torch.tensor([[1.0, 1.0, 0.75]]))
+
+
+def test_the_sign_preserving_form_scales_and_never_turns_round():
+    advantages = torch.tensor([2.0, -2.0, 0.0])
+    delta = torch.tensor([[0.1, -50.0, 50.0]]).expand(3, 3)
+    taught = torch.tensor([[True, True, True], [True, True, False], [True, True, True]])
+    shaped = sign_preserving_advantages(advantages, delta, 0.5, taught)
+    up = 2 * (0.5 + 0.5 * math.exp(0.1))
+    down = -2 * (0.5 + 0.5 * math.exp(-0.1))
+    torch.testing.assert_close(shaped, torch.tensor([[up, 1.5, 2.5], [down, -2.5, -2.0], [0.0, 0.0, 0.0]]))
 
 
 def steering(controller=None, **changes) -> Steering:
@@ -83,7 +106,7 @@ def test_the_spread_follows_delta_and_weights_change_only_at_ticks():
     before = made.weights
     made.count(torch.tensor([[8.0, 1, 2, 1], [8.0, 8, 2, 0]]))
     made.update(ledger().table, torch.zeros(7), 1)
-    assert made.spread_S().tolist() == [3.0, 1.0]
+    assert made.spread_S().tolist() == [3.0, 3.0]  # unmeasured: as large as the others
     assert made.weights == before
     metrics, _ = made.update(ledger().table, torch.zeros(7), 2)
     assert made.weights != before

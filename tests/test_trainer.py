@@ -9,9 +9,10 @@ import torch
 from trl import GRPOConfig, TrlParser
 
 import tests.tiny as tiny
-from rld import library
+from rld import catalogue, library
 from rld.config import RLDConfig
 from rld.controllers import Fixed
+from rld.divergences import JSD, ReverseKL
 from rld.errors import CheckpointError, ControllerError, RecipeError, TeacherError
 from rld.teachers import Teacher
 from rld.trainer import RLDTrainer
@@ -65,6 +66,35 @@ def test_all_signals_train_together(tmp_path):
     assert history(made, "loss/response")[-1] < history(made, "loss/response")[0]
     assert history(made, "loss/feature")[-1] < history(made, "loss/feature")[0]
     assert made.num_scored > 0
+
+
+@pytest.mark.parametrize("combine", list(catalogue.names("combinations")))
+def test_every_combination_trains(tmp_path, combine):
+    options = {"kind": "agreement", "limit": 2.0} if combine == "agreement" else combine
+    made = trainer(tmp_path, max_steps=3, combine=options, token_weights={"kind": "top", "share": 0.5})
+    made.train()
+    assert all(value > 0 for value in history(made, "loss/response"))
+
+
+def test_gold_answers_stand_in_each_group_and_teach_where_the_student_fails(tmp_path):
+    def exact(completions: list[str], answer: list[str], **_: Any) -> list[float]:
+        return [float(c.replace(" ", "") == a) for c, a in zip(completions, answer, strict=True)]
+
+    options = tiny.options(tmp_path, gold=1, num_generations=2, max_steps=30, per_device_train_batch_size=16)
+    made = RLDTrainer(
+        tiny.model(), exact, RLDConfig(**options), tiny.rows(), processing_class=tiny.tokenizer(), controller=Fixed()
+    )
+    made.model.train()
+    rows = [made.train_dataset[i // 2] for i in range(16)]
+    rollout = made._generate_and_score_completions(rows)
+    texts = made.processing_class.batch_decode(rollout["completion_ids"], skip_special_tokens=True)
+    assert [text.replace(" ", "") for text in texts[::2]] == [row["answer"] for row in rows[::2]]
+    assert (rollout["advantages"][::2] > 0).any()
+    assert (rollout["advantages"][::2] >= 0).all()
+    assert made.steering._counts[:, 0].sum() == 8  # gold answers are no attempts
+    made.train()
+    solved = history(made, "progress/first")
+    assert sum(solved[-3:]) > sum(solved[:3])
 
 
 def test_accumulation_does_not_change_the_update(tmp_path):
@@ -218,9 +248,9 @@ def test_the_arguments_parse_like_trls(tmp_path):
         "--teacher_reward",
         "0.1",
     ]
-    for given, beta in (("reverse_kl", 1.0), ('{"kind": "jsd", "beta": 0.3}', 0.3)):
+    for given, model in (("reverse_kl", ReverseKL()), ('{"kind": "jsd", "beta": 0.3}', JSD(beta=0.3))):
         (args,) = TrlParser((RLDConfig,)).parse_args_and_config([*line, "--divergence", given])
-        assert args.divergence_model().interpolation == beta
+        assert args.divergence_model() == model
         assert args.active_signals(has_teachers=True) == ["policy", "response"]
         assert args.teacher_reward == 0.1
     with pytest.raises(RecipeError, match="divergence="):
@@ -324,10 +354,10 @@ def test_evaluation_changes_neither_controller_nor_ledger(tmp_path):
         teachers=teachers(),
     )
     made.train()
-    before = made.steering.state_dict(), made.flops, made._num_rollouts, made._ledger.table.sum().item()
+    before = made.steering.state_dict(), made.flops, made._num_rollouts, made._joint.ledger.table.sum().item()
     scores = made.evaluate()
     assert {"eval_loss", "eval_loss/response", "eval_reward"} <= scores.keys()
-    assert (made.steering.state_dict(), made.flops, made._num_rollouts, made._ledger.table.sum().item()) == before
+    assert (made.steering.state_dict(), made.flops, made._num_rollouts, made._joint.ledger.table.sum().item()) == before
 
 
 def test_a_curriculum_orders_a_users_rows(tmp_path):

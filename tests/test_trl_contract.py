@@ -47,6 +47,13 @@ def test_a_rollout_is_a_batch_first_dict_with_the_keys_we_read(tmp_path):
     assert "old_per_token_logps" not in rollout  # aligned steps: the log-probabilities at loss time are the old ones
 
 
+def test_completions_are_generated_for_a_list_of_prompts_by_one_hook(tmp_path):
+    assert names(GRPOTrainer._generate_single_turn)[:2] == ["self", "prompt_ids"]
+    completions, log_p = GRPOTrainer._generate_single_turn(made(tmp_path), [[5, 4], [6, 4], [7, 4]], None, {}, 1)
+    assert len(completions) == 3
+    assert log_p is None
+
+
 def test_rollouts_are_shuffled_and_split_along_the_first_axis():
     rollout = {"a": torch.arange(8), "b": torch.arange(8)[:, None, None].expand(8, 2, 3), "whole": torch.tensor(8)}
     shuffled = shuffle_sequence_dict(rollout)

@@ -1,0 +1,249 @@
+"""How several teachers become one target, and which tokens count how much.
+
+Two unions of frozen models. An `AnyCombination` first decides, per completion, how the controller's teacher weights
+are used (`shares`), and then, per token, which distribution the student is drawn to (`target`). An `AnyTokenWeights`
+says how much each token counts. Nothing here carries a gradient.
+
+Shapes: B completions, T tokens, N tokens of a chunk, K teachers, V vocabulary. To add one, write a class and put its
+name in its union, the last lines.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class _Rule(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class _Combination(_Rule):
+    @property
+    def pools(self) -> bool:
+        """Whether the teachers are merged into one target; otherwise the divergences from each are added up."""
+        return True
+
+    @property
+    def compares(self) -> bool:
+        """Whether `shares` has a say."""
+        return False
+
+    def shares(self, weights_BK: Tensor, likelihood_BK: Tensor, correct_B: Tensor, group: int) -> Tensor:
+        """Teacher weights of each completion, from the controller's.
+
+        Args:
+            weights_BK: The controller's weights, which are 0 where a teacher is shut out.
+            likelihood_BK: Each teacher's mean log-probability of the sampled tokens.
+            correct_B: Whether the completion was verified to be correct.
+            group: Completions of one prompt, which lie side by side.
+
+        Returns:
+            `[B, K]`, 0 where `weights_BK` is, with the same sum in each row.
+        """
+        return weights_BK
+
+    def target(self, log_p_KNV: Tensor, weights_NK: Tensor) -> tuple[Tensor, Tensor]:
+        """The distribution to draw the student to, and how strongly; the weighted mixture of probabilities.
+
+        Args:
+            log_p_KNV: The teachers' log-probabilities.
+            weights_NK: Their weights at each token, 0 where one is silent.
+
+        Returns:
+            Log-probabilities `[N, V]` and a strength `[N]`, 0 where no teacher speaks.
+        """
+        return _mixture(log_p_KNV, weights_NK), weights_NK.sum(-1)
+
+
+class Mixture(_Combination):
+    """The weighted mixture of the teachers' probabilities, which is what forward KLs add up to (linear pool).
+
+    With the controller's weights, which follow verified successes, it is the verified-gate mixture.
+    """
+
+    kind: Literal["mixture"] = "mixture"
+
+
+class Geometric(_Combination):
+    """The normalised weighted product of the teachers' probabilities, which is what reverse KLs add up to (log pool).
+
+    Each teacher has a veto: one that is wrong takes the right token away.
+    """
+
+    kind: Literal["geometric"] = "geometric"
+
+    def target(self, log_p_KNV: Tensor, weights_NK: Tensor) -> tuple[Tensor, Tensor]:
+        shares_KN = _shares(weights_NK)
+        # A silent teacher has no veto, not even by a probability of 0, whose logarithm times 0 is NaN.
+        terms = (shares_KN[..., None] * log_p_KNV).masked_fill((shares_KN == 0)[..., None], 0.0)
+        return terms.sum(0).log_softmax(-1), weights_NK.sum(-1)
+
+
+class Sum(_Combination):
+    """No common target: the weighted sum of the divergences from each teacher."""
+
+    kind: Literal["sum"] = "sum"
+
+    @property
+    def pools(self) -> bool:
+        return False
+
+
+class Confidence(_Combination):
+    """The mixture, in which at each token a teacher counts by `exp(-H / temperature)`, H its entropy in nats.
+
+    After Kwon et al. 2020 (EBKD). It needs neither verifier nor gold answers, and is fooled by confident mistakes.
+    """
+
+    kind: Literal["confidence"] = "confidence"
+    temperature: float = Field(1.0, gt=0)
+    """Nats of entropy that lower a teacher's weight by a factor e."""
+
+    def target(self, log_p_KNV: Tensor, weights_NK: Tensor) -> tuple[Tensor, Tensor]:
+        sure_NK = (-entropy(log_p_KNV) / self.temperature).T.exp()
+        return _mixture(log_p_KNV, weights_NK * sure_NK), weights_NK.sum(-1)
+
+
+class Agreement(_Combination):
+    """The mixture, but silence where the teachers contradict each other.
+
+    Their disagreement `sum_k w_k KL(teacher_k || mixture)` is at most the entropy of the weights; a teacher that has
+    all the weight never disagrees.
+    """
+
+    kind: Literal["agreement"] = "agreement"
+    limit: float = Field(0.2, gt=0)
+    """Disagreement in nats above which a token teaches nothing."""
+
+    def target(self, log_p_KNV: Tensor, weights_NK: Tensor) -> tuple[Tensor, Tensor]:
+        target_NV = _mixture(log_p_KNV, weights_NK)
+        p_KNV = log_p_KNV.exp()
+        apart_KN = (
+            (p_KNV * (log_p_KNV - target_NV)).masked_fill((p_KNV == 0) | (target_NV == -float("inf")), 0.0).sum(-1)
+        )
+        disagreement_N = (apart_KN * _shares(weights_NK)).sum(0)
+        return target_NV, weights_NK.sum(-1).masked_fill(disagreement_N > self.limit, 0.0)
+
+
+class Route(_Combination):
+    """One teacher at a time: the one to which the controller gives the most weight on the skill."""
+
+    kind: Literal["route"] = "route"
+
+    @property
+    def compares(self) -> bool:
+        return True
+
+    def shares(self, weights_BK: Tensor, likelihood_BK: Tensor, correct_B: Tensor, group: int) -> Tensor:
+        return _only(weights_BK.argmax(-1), weights_BK)
+
+
+class BestOf(_Combination):
+    """One teacher per prompt: the one that finds the prompt's verified-correct completions the likeliest.
+
+    Where no completion of the prompt is correct, the controller's weights decide as in `mixture`. After Zhang et al.
+    2022 (CA-MKD), with verified completions in place of gold labels.
+    """
+
+    kind: Literal["best_of"] = "best_of"
+
+    @property
+    def compares(self) -> bool:
+        return True
+
+    def shares(self, weights_BK: Tensor, likelihood_BK: Tensor, correct_B: Tensor, group: int) -> Tensor:
+        counted_BK = (correct_B[:, None] & (weights_BK > 0)).to(likelihood_BK.dtype)
+        sums_GK = (likelihood_BK.masked_fill(counted_BK == 0, 0.0)).view(-1, group, weights_BK.shape[1]).sum(1)
+        counts_GK = counted_BK.view(-1, group, weights_BK.shape[1]).sum(1)
+        means_GK = (sums_GK / counts_GK.clamp(min=1)).masked_fill(counts_GK == 0, -float("inf"))
+        best_B = means_GK.argmax(-1).repeat_interleave(group)
+        known_B = (counts_GK > 0).any(-1).repeat_interleave(group)
+        return _only(best_B, weights_BK).where(known_B[:, None], weights_BK)
+
+
+def _shares(weights_NK: Tensor) -> Tensor:
+    """The weights of each token as shares of 1, `[K, N]`; equal ones where no teacher speaks."""
+    total_N1 = weights_NK.sum(-1, keepdim=True)
+    return (weights_NK / total_N1).where(total_N1 > 0, 1 / weights_NK.shape[1]).T
+
+
+def _mixture(log_p_KNV: Tensor, weights_NK: Tensor) -> Tensor:
+    return (log_p_KNV + _shares(weights_NK)[..., None].log()).logsumexp(0)
+
+
+def _only(chosen_B: Tensor, weights_BK: Tensor) -> Tensor:
+    """All the weight of each row on one teacher."""
+    total_B1 = weights_BK.sum(-1, keepdim=True)
+    alone_BK: Tensor = weights_BK.new_zeros(weights_BK.shape).scatter_(1, chosen_B[:, None], total_B1)
+    return alone_BK
+
+
+def entropy(log_p_V: Tensor) -> Tensor:
+    """Entropy in nats over the last axis; a probability of 0 adds nothing."""
+    p = log_p_V.exp()
+    per_token: Tensor = -(p * log_p_V).masked_fill(p == 0, 0.0).sum(-1)
+    return per_token
+
+
+class _TokenWeights(_Rule):
+    def __call__(self, gap_BT: Tensor, teacher_BT: Tensor, student_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """How much each token counts, `[B, T]`, at least 0.
+
+        Args:
+            gap_BT: Divergence from the target.
+            teacher_BT: Entropy of the target, in nats.
+            student_BT: Entropy of the student, in nats.
+            mask_BT: Tokens on which a teacher speaks.
+        """
+        raise NotImplementedError
+
+
+class Sure(_TokenWeights):
+    """A token counts by `exp(-H / temperature)`, H the target's entropy in nats: teachers teach where they are sure."""
+
+    kind: Literal["sure"] = "sure"
+    temperature: float = Field(1.0, gt=0)
+
+    def __call__(self, gap_BT: Tensor, teacher_BT: Tensor, student_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        return (-teacher_BT / self.temperature).exp()
+
+
+class Gap(_TokenWeights):
+    """A token counts in proportion to its divergence, on average 1 in each completion."""
+
+    kind: Literal["gap"] = "gap"
+
+    def __call__(self, gap_BT: Tensor, teacher_BT: Tensor, student_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        kept_BT = gap_BT.masked_fill(~mask_BT, 0.0)
+        mean_B1 = kept_BT.sum(-1, keepdim=True) / mask_BT.sum(-1, keepdim=True).clamp(min=1)
+        return kept_BT / mean_B1.clamp(min=1e-12)
+
+
+class Top(_TokenWeights):
+    """Only the tokens count that are highest in their completion by `by`, at least one (Wang et al. 2025, 80/20 rule).
+
+    The quantile is of each completion, so that it doesn't depend on how an update is split into micro-batches.
+    """
+
+    kind: Literal["top"] = "top"
+    by: Literal["gap", "teacher_entropy", "student_entropy"] = "gap"
+    share: float = Field(0.2, gt=0, le=1)
+    """Share of each completion's tokens that count."""
+
+    def __call__(self, gap_BT: Tensor, teacher_BT: Tensor, student_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        by_BT = {"gap": gap_BT, "teacher_entropy": teacher_BT, "student_entropy": student_BT}[self.by]
+        ranks_BT = by_BT.masked_fill(~mask_BT, -float("inf")).argsort(stable=True, dim=-1, descending=True).argsort(-1)
+        kept_B1 = (mask_BT.sum(-1, keepdim=True) * self.share).ceil()
+        counts_BT: Tensor = ((ranks_BT < kept_B1) & mask_BT).to(gap_BT.dtype)
+        return counts_BT
+
+
+AnyCombination = Annotated[
+    Mixture | Geometric | Sum | Confidence | Agreement | Route | BestOf, Field(discriminator="kind")
+]
+AnyTokenWeights = Annotated[Sure | Gap | Top, Field(discriminator="kind")]

@@ -1,0 +1,124 @@
+"""The terms that join the policy's loss, and what the controller gets to know about them.
+
+Works on a micro-batch: the dictionary that TRL makes of a rollout, with what the teachers said in it.
+
+Shapes: B completions, T completion tokens, S whole sequence, H width, K teachers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rld.config import RLDConfig
+from rld.features import AnyFeature
+from rld.panel import Panel
+from rld.signals import (
+    Ledger,
+    blend,
+    sign_preserving_advantages,
+    teacher_advantages,
+    teacher_delta,
+    weighted_sum,
+)
+from rld.steering import Steering
+from rld.student import RecordedStudent, Response, SignalInputs
+from rld.types import SIGNALS, Signal
+
+Batch = dict[str, Any]
+
+
+def loss_mask(batch: Batch) -> Tensor:
+    """Completion tokens that count: `[B, T]`."""
+    mask: Tensor = batch["completion_mask"]
+    return mask * batch["tool_mask"] if "tool_mask" in batch else mask
+
+
+def taught_share(batch: Batch) -> Tensor:
+    """Weight of the teachers that speak on each token: `[B, T]`."""
+    share: Tensor = (batch["teacher_weights"][..., None] * batch["teacher_tokens"]).sum(1)
+    return share
+
+
+class JointLoss:
+    """Computes the response and feature terms and the policy's advantages, and measures them for the controller."""
+
+    def __init__(
+        self, args: RLDConfig, panel: Panel, steering: Steering, feature: AnyFeature | None, device: torch.device
+    ) -> None:
+        self.args, self.panel, self.steering, self.feature, self.device = args, panel, steering, feature, device
+        self.tokens = args.token_weights_model()
+        args.matching(0.0)  # a mistake in its options shows before anything runs
+        self.ledger = self._empty()
+
+    def _empty(self) -> Ledger:
+        return Ledger.empty(len(self.steering.skills), len(self.steering.teachers), self.device)
+
+    def take_ledger(self) -> Ledger:
+        """The measurements since the last call."""
+        ledger, self.ledger = self.ledger, self._empty()
+        return ledger
+
+    def count(self, batch: Batch) -> None:
+        """Count a micro-batch's tokens."""
+        num_run = batch["prompt_mask"].sum() + batch["completion_mask"].sum()
+        self.ledger.add_tokens(batch["skill_ids"], loss_mask(batch), num_run)
+
+    def inputs(self, batch: Batch, progress: float) -> SignalInputs:
+        """What the student's forward needs, at a point of training from 0 to 1."""
+        response = None
+        if batch["response_on"]:
+            response = Response(self.args.matching(progress), self.tokens, batch["signal_weights"][:, 1])
+        feature = self.feature if batch["feature_on"] else None
+        return SignalInputs(loss_mask(batch), self.panel.states(batch), batch["teacher_weights"], response, feature)
+
+    def advantages(self, batch: Batch, log_pi_BT: Tensor, training: bool) -> Tensor:
+        """The policy's advantages: the teacher-scored reward added, times the skill's policy weight."""
+        advantages: Tensor = batch["advantages"]
+        policy_B: Tensor = batch["signal_weights"][:, 0]
+        if self.args.teacher_reward and "teacher_scores" in batch:
+            advantages = self._with_teacher_reward(batch, log_pi_BT, training)
+        if bool((policy_B != 1).any()):
+            advantages = advantages * (policy_B if advantages.dim() == 1 else policy_B[:, None])
+        return advantages
+
+    def _with_teacher_reward(self, batch: Batch, log_pi_BT: Tensor, training: bool) -> Tensor:
+        log_old_BT = batch.get("old_per_token_logps", log_pi_BT)
+        delta_BT, share_BT = teacher_delta(
+            batch["teacher_scores"], batch["teacher_spans"], log_old_BT, batch["teacher_weights"]
+        )
+        taught_BT, weight = share_BT > 0, self.args.teacher_reward
+        if training:
+            self.ledger.add_delta(batch["skill_ids"], delta_BT, loss_mask(batch), taught_BT)
+        if self.args.teacher_reward_form == "sign_preserving":
+            return sign_preserving_advantages(batch["advantages"], delta_BT, weight, taught_BT)
+        spread_B = self.steering.spread_S().to(delta_BT.device)[batch["skill_ids"]]
+        return teacher_advantages(batch["advantages"], delta_BT, spread_B, weight, taught_BT)
+
+    def terms(self, batch: Batch, recorded: RecordedStudent, training: bool) -> dict[Signal, tuple[Tensor, Tensor]]:
+        """Weighted sums over tokens of the response and feature signals, each with its values per token `[B, T]`."""
+        out, mask_BT = recorded.result, loss_mask(batch)
+        terms: dict[Signal, tuple[Tensor, Tensor]] = {}
+        if out.response is not None and out.gap is not None:
+            terms["response"] = out.response, out.gap
+        if out.feature is not None:
+            distance_BT = blend(out.feature, batch["teacher_weights"])
+            total = weighted_sum(distance_BT, batch["signal_weights"][:, 2], mask_BT)
+            terms["feature"] = total, distance_BT.detach()
+        if training:
+            tokens_BKT = batch["teacher_tokens"]
+            self.ledger.add_streams(batch["skill_ids"], mask_BT, tokens_BKT, out.divergence, out.feature)
+            if self.steering.last_of_window:
+                self._measure_gradients(batch, recorded.signals.taps[0], terms)
+        return terms
+
+    def _measure_gradients(self, batch: Batch, hidden_BSH: Tensor, terms: dict[Signal, tuple[Tensor, Tensor]]) -> None:
+        mask_BT, weights_BG = loss_mask(batch), batch["signal_weights"]
+        advantages = batch["advantages"].reshape(len(mask_BT), -1)  # the policy's weight is in them
+        policy = weighted_sum(-advantages * batch["log_pi"], torch.ones_like(weights_BG[:, 0]), mask_BT)
+        self.ledger.add_gradient("policy", policy, hidden_BSH, weights_BG[:, 0], mask_BT * (advantages != 0))
+        taught_BT = mask_BT * (taught_share(batch) > 0)
+        for signal, (total, _) in terms.items():
+            self.ledger.add_gradient(signal, total, hidden_BSH, weights_BG[:, SIGNALS.index(signal)], taught_BT)

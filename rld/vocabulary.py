@@ -1,0 +1,240 @@
+"""One pass over the vocabulary for the response signal, without ever holding a batch's logits.
+
+Tokens are taken a few at a time. For those the logits of the student and of each teacher are computed once, the
+teachers are combined into a target, the divergence from it is called as written in `divergences.py`, and its gradient
+is taken back to the student's hidden states and head at once, while the logits are still there. Nothing is computed
+twice: one product with the student's head and one with each teacher's, and two more for the gradients.
+
+That asks for knowing how much each token will count in the loss. So the pass returns the weighted sum, through which
+the gradient flows, and the streams per token for the log and the controller, through which it doesn't.
+
+Shapes: N tokens, H width, V vocabulary, K teachers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rld.align import sorted_difference
+from rld.combine import AnyCombination, entropy
+from rld.heads import Head
+
+_LOGITS = 1 << 23
+"""Logits of one model at a time: 32 MiB of float32."""
+
+_RANKED = 128
+"""Tokens without a counterpart whose probabilities are compared by rank; the others are too small to matter."""
+
+Divergence = Callable[[Tensor, Tensor], Tensor]
+
+
+class TopK:
+    """A divergence over the teacher's `k` likeliest tokens and one outcome more: all the others together.
+
+    Without that tail a divergence would leave the probability that the student gives to other tokens unseen.
+    """
+
+    def __init__(self, divergence: Divergence, k: int) -> None:
+        self.divergence, self.k = divergence, k
+
+    def __call__(self, student_V: Tensor, teacher_V: Tensor) -> Tensor:
+        tokens = teacher_V.topk(min(self.k, teacher_V.shape[-1] - 1), dim=-1).indices
+        return self.divergence(_with_tail(student_V, tokens), _with_tail(teacher_V, tokens))
+
+
+def _with_tail(log_p_V: Tensor, tokens_J: Tensor) -> Tensor:
+    """Log-probabilities of the chosen tokens, and of all others together: `[..., J + 1]`."""
+    others_V = log_p_V.scatter(-1, tokens_J, -float("inf"))
+    return torch.cat([log_p_V.gather(-1, tokens_J), others_V.logsumexp(-1, keepdim=True)], dim=-1)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one teacher says at N tokens."""
+
+    head: Head
+    hidden_NH: Tensor
+    speaks_N: Tensor
+    """Where its states mean something."""
+    shared: tuple[Tensor, Tensor] | None = None
+    """For another vocabulary: the student's and this teacher's ids of the tokens that both have, in one order."""
+
+
+@dataclass(frozen=True)
+class Matching:
+    """How a student is to be matched to teachers."""
+
+    divergence: Divergence
+    combination: AnyCombination
+    temperature: float
+    entropies: bool = False
+    """Whether the streams of entropies are wanted."""
+
+
+class Streams(NamedTuple):
+    """Per token, without gradient."""
+
+    gap_N: Tensor
+    """Divergence from the target times the strength with which the teachers speak."""
+    divergence_NK: Tensor
+    """Divergence from each teacher; 0 where it is silent."""
+    teacher_entropy_N: Tensor
+    """Weighted mean over teachers, in nats."""
+    student_entropy_N: Tensor
+
+
+class _Pass(torch.autograd.Function):
+    """`sum_n c_n D_n` for counts c; the gradient flows to the student's hidden states, weight and bias."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        transforms: tuple[float, float | None],
+        teachers: Sequence[Said],
+        weights_NK: Tensor,
+        counts_N: Tensor,
+        matching: Matching,
+    ) -> tuple[Tensor, ...]:
+        head = Head(weight_VH, bias_V, *transforms).in_float32()
+        wants = ctx.needs_input_grad[:3]
+        d_hidden = torch.zeros_like(hidden_NH, dtype=torch.float32) if wants[0] else None
+        d_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if wants[1] else None
+        d_bias = torch.zeros_like(bias_V, dtype=torch.float32) if wants[2] and bias_V is not None else None
+        streams = _empty(hidden_NH, len(teachers))
+        for rows in _chunks(len(hidden_NH), max([len(weight_VH), *(len(said.head.weight) for said in teachers)])):
+            logits = head.logits(hidden_NH[rows])
+            slope = _chunk(logits, [_at(said, rows) for said in teachers], weights_NK[rows], matching, streams, rows)
+            if any(wants):
+                tile = slope * counts_N[rows, None] * head.slope(logits)
+                if d_hidden is not None:
+                    d_hidden[rows] = tile @ head.weight
+                if d_weight is not None:
+                    d_weight.addmm_(tile.T, hidden_NH[rows].float())
+                if d_bias is not None:
+                    d_bias += tile.sum(0)
+        ctx.gradients = d_hidden, d_weight, d_bias
+        ctx.dtypes = hidden_NH.dtype, weight_VH.dtype
+        ctx.mark_non_differentiable(*streams)
+        return (streams.gap_N * counts_N).sum(), *streams
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        d_hidden, d_weight, d_bias = ctx.gradients
+        hidden_dtype, weight_dtype = ctx.dtypes
+        return (
+            None if d_hidden is None else (d_hidden * gradients[0]).to(hidden_dtype),
+            None if d_weight is None else (d_weight * gradients[0]).to(weight_dtype),
+            None if d_bias is None else (d_bias * gradients[0]).to(weight_dtype),
+            *(None,) * 5,
+        )
+
+
+def match(
+    hidden_NH: Tensor, head: Head, teachers: Sequence[Said], weights_NK: Tensor, counts_N: Tensor, matching: Matching
+) -> tuple[Tensor, Streams]:
+    """Sum over tokens of how far the student is from its teachers' target, each token times `counts_N`.
+
+    Args:
+        hidden_NH: The student's last hidden states.
+        head: The student's head.
+        teachers: What each teacher says at these tokens. Without `shared` a head has the student's vocabulary.
+        weights_NK: Weight of each teacher at each token. Where one is silent it counts as 0.
+        counts_N: How much each token counts in the sum.
+        matching: Divergence, combination and temperature.
+
+    Returns:
+        The sum, in nats, and the streams per token.
+    """
+    speaks_NK = torch.stack([said.speaks_N for said in teachers], dim=1)
+    weights_NK = weights_NK.masked_fill(~speaks_NK, 0.0)
+    teachers = [replace(said, head=said.head.in_float32()) for said in teachers]
+    with torch.autocast(hidden_NH.device.type, enabled=False):  # logits in half precision blur small divergences
+        outputs = _Pass.apply(  # type: ignore[no-untyped-call]
+            hidden_NH, head.weight, head.bias, (head.scale, head.softcap), teachers, weights_NK, counts_N, matching
+        )
+    return outputs[0], Streams(*outputs[1:])
+
+
+def _empty(hidden_NH: Tensor, num_teachers: int) -> Streams:
+    def zeros(*shape: int) -> Tensor:
+        return hidden_NH.new_zeros(shape, dtype=torch.float32)
+
+    size = len(hidden_NH)
+    return Streams(zeros(size), zeros(size, num_teachers), zeros(size), zeros(size))
+
+
+def _chunks(num_tokens: int, vocabulary: int) -> Iterator[slice]:
+    step = max(1, _LOGITS // vocabulary)
+    return (slice(start, min(start + step, num_tokens)) for start in range(0, num_tokens, step))
+
+
+def _at(said: Said, rows: slice) -> Said:
+    return replace(said, hidden_NH=said.hidden_NH[rows], speaks_N=said.speaks_N[rows])
+
+
+def _chunk(
+    logits_NV: Tensor,
+    teachers: Sequence[Said],
+    weights_NK: Tensor,
+    matching: Matching,
+    streams: Streams,
+    rows: slice,
+) -> Tensor:
+    """Fill the streams of some tokens and return the divergence's derivative by the student's logits."""
+    temperature = matching.temperature
+    speaking = [k for k, said in enumerate(teachers) if said.speaks_N.any()]
+    log_p_KNV = {k: (teachers[k].head.logits(teachers[k].hidden_NH) / temperature).log_softmax(-1) for k in speaking}
+    pooled = [k for k in speaking if teachers[k].shared is None] if matching.combination.pools else []
+    pooled = pooled if len(pooled) > 1 else []
+    with torch.enable_grad():
+        logits_NV = logits_NV.detach().requires_grad_()
+        log_s_NV = (logits_NV / temperature).log_softmax(-1)
+        gap_N = log_s_NV[:, 0] * 0.0  # connected to the student even where no teacher speaks
+        for k in speaking:
+            with torch.set_grad_enabled(k not in pooled):
+                apart_N = _apart(matching.divergence, log_s_NV, log_p_KNV[k], teachers[k].shared)
+            streams.divergence_NK[rows, k] = apart_N.detach().masked_fill(~teachers[k].speaks_N, 0.0)
+            if k not in pooled:
+                gap_N = gap_N + weights_NK[:, k] * apart_N
+        if pooled:
+            stacked_KNV = torch.stack([log_p_KNV[k] for k in pooled])
+            target_NV, strength_N = matching.combination.target(stacked_KNV, weights_NK[:, pooled])
+            gap_N = gap_N + strength_N * matching.divergence(log_s_NV, target_NV)
+        (slope_NV,) = torch.autograd.grad(gap_N.sum(), logits_NV)
+    streams.gap_N[rows] = gap_N.detach()
+    if matching.entropies:
+        streams.student_entropy_N[rows] = entropy(log_s_NV.detach())
+        for k in speaking:
+            streams.teacher_entropy_N[rows] += weights_NK[:, k] * entropy(log_p_KNV[k])
+    return slope_NV
+
+
+def _apart(
+    divergence: Divergence, student_NV: Tensor, teacher_NV: Tensor, shared: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """Divergence from one teacher, `[N]`.
+
+    Between vocabularies that differ it is taken over the shared tokens and one outcome for all others, and the
+    probabilities of the others are compared in order of their size (Boizard et al. 2024, ULD; as in TRL's GOLD).
+    """
+    if shared is None:
+        return divergence(student_NV, teacher_NV)
+    ours_J, theirs_J = shared
+    student_NJ, rest_s_NV = _split(student_NV, ours_J)
+    teacher_NJ, rest_t_NV = _split(teacher_NV, theirs_J)
+    return divergence(student_NJ, teacher_NJ) + 0.5 * sorted_difference(rest_s_NV, rest_t_NV)
+
+
+def _split(log_p_NV: Tensor, tokens_J: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the chosen tokens and of all others together, and the largest of the others one by one."""
+    chosen_NJ = _with_tail(log_p_NV, tokens_J.expand(len(log_p_NV), -1))
+    others_NV = log_p_NV.exp().index_fill(-1, tokens_J, 0.0)
+    return chosen_NJ, others_NV.topk(min(_RANKED, others_NV.shape[-1]), dim=-1).values

@@ -1,0 +1,166 @@
+"""The pass over the vocabulary is the plain formula, in pieces."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+import torch
+from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+
+from rld import vocabulary
+from rld.combine import AnyCombination, Geometric, Mixture, Sum
+from rld.divergences import JSD, AnyDivergence, ForwardKL, ReverseKL
+from rld.heads import Head
+from rld.vocabulary import Matching, Said, Streams, TopK, match
+
+DIVERGENCES = [member() for member in get_args(get_args(AnyDivergence)[0])]
+COMBINATIONS = [member() for member in get_args(get_args(AnyCombination)[0])]
+N, V = 9, 40
+
+
+def random(seed: int, *shape: int) -> torch.Tensor:
+    return 2 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def student(softcap: float | None = None) -> tuple[torch.Tensor, Head]:
+    weight, bias = random(1, V, 5).requires_grad_(), random(2, V).requires_grad_()
+    return random(0, N, 5).requires_grad_(), Head(weight, bias, 0.7, softcap)
+
+
+def said(k: int, speaks: torch.Tensor | None = None) -> Said:
+    head = Head(random(10 + k, V, 6), None, 1.0, None)
+    return Said(head, random(20 + k, N, 6), torch.ones(N, dtype=torch.bool) if speaks is None else speaks)
+
+
+def log_p(hidden: torch.Tensor, head: Head, temperature: float) -> torch.Tensor:
+    z = head.scale * (hidden @ head.weight.T + (0 if head.bias is None else head.bias))
+    z = z if head.softcap is None else head.softcap * (z / head.softcap).tanh()
+    return (z / temperature).log_softmax(-1)
+
+
+def run(teachers, weights, matching, counts=None, softcap=None) -> tuple[torch.Tensor, Streams, list[torch.Tensor]]:
+    hidden, head = student(softcap)
+    total, streams = match(hidden, head, teachers, weights, torch.ones(N) if counts is None else counts, matching)
+    return total, streams, list(torch.autograd.grad(total, (hidden, head.weight, head.bias)))
+
+
+def same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture(autouse=True, params=[3 * V, 1 << 23], ids=["pieces", "whole"])
+def piece(request, monkeypatch):
+    monkeypatch.setattr(vocabulary, "_LOGITS", request.param)
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS, ids=repr)
+@pytest.mark.parametrize("divergence", DIVERGENCES, ids=repr)
+def test_it_is_the_plain_formula_with_its_gradients(divergence, combination):
+    speaks = torch.arange(N) != 4
+    teachers, counts = [said(0), said(1, speaks)], torch.arange(1.0, N + 1)
+    weights = torch.tensor([0.3, 0.7]).expand(N, 2) * torch.stack([torch.ones(N), speaks.float()], 1)
+    total, streams, found = run(teachers, weights, Matching(divergence, combination, 1.5), counts, softcap=3.0)
+
+    hidden, head = student(3.0)
+    log_s = log_p(hidden, head, 1.5)
+    log_t = torch.stack([log_p(teacher.hidden_NH, teacher.head, 1.5) for teacher in teachers])
+    each = torch.stack([divergence(log_s, log_t[k]) for k in range(2)], 1)
+    if combination.pools:
+        target, strength = combination.target(log_t, weights)
+        plain = strength * divergence(log_s, target)
+    else:
+        plain = (weights * each).sum(1)
+    torch.testing.assert_close(total, (counts * plain).sum(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(streams.gap_N, plain.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(streams.divergence_NK[speaks], each.detach()[speaks], rtol=1e-4, atol=1e-5)
+    assert streams.divergence_NK[4, 1] == 0
+    same(found, list(torch.autograd.grad((counts * plain).sum(), (hidden, head.weight, head.bias))))
+
+
+@pytest.mark.parametrize(("divergence", "beta"), [(ForwardKL(), 0.0), (JSD(beta=0.3), 0.3), (ReverseKL(), 1.0)])
+def test_it_agrees_with_trls_kernel(divergence, beta):
+    teacher = said(0)
+    _, streams, found = run([teacher], torch.ones(N, 1), Matching(divergence, Mixture(), 1.5))
+    hidden, head = student()
+    theirs, _ = ChunkedDivergenceFunction.apply(
+        *(hidden, head.weight, head.bias, teacher.hidden_NH, teacher.head.weight, None),
+        *(beta, 1.5, head.scale, None, 1.0, None),
+    )
+    torch.testing.assert_close(streams.gap_N, theirs.detach(), rtol=1e-4, atol=1e-5)
+    same(found, list(torch.autograd.grad(theirs.sum(), (hidden, head.weight, head.bias))))
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS, ids=repr)
+def test_order_does_not_matter_and_a_teacher_without_weight_or_voice_has_no_effect(combination):
+    matching = Matching(ForwardKL(), combination, 1.0)
+    weights = torch.tensor([0.3, 0.7]).expand(N, 2)
+    total, _, gradients = run([said(0), said(1)], weights, matching)
+    turned, _, turned_gradients = run([said(1), said(0)], weights.flip(1), matching)
+    torch.testing.assert_close(total, turned)
+    same(gradients, turned_gradients)
+    silent = said(2, torch.zeros(N, dtype=torch.bool))
+    for third, weight in ((said(2), 0.0), (silent, 0.5)):
+        more, _, more_gradients = run(
+            [said(0), said(1), third], torch.cat([weights, torch.full((N, 1), weight)], 1), matching
+        )
+        torch.testing.assert_close(total, more)
+        same(gradients, more_gradients)
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS, ids=repr)
+def test_where_no_teacher_speaks_there_is_no_gradient_and_no_nan(combination):
+    mute = torch.arange(N) > 3
+    weights = torch.tensor([0.3, 0.7]).expand(N, 2)
+    total, streams, found = run([said(0, mute), said(1, mute)], weights, Matching(ReverseKL(), combination, 1.0))
+    assert total.isfinite()
+    assert not streams.gap_N[:4].any()
+    assert not found[0][:4].any()
+    assert all(gradient.isfinite().all() for gradient in found)
+
+
+@pytest.mark.parametrize("pooled", [Mixture(), Geometric(), Sum()], ids=repr)
+def test_a_student_equal_to_its_teachers_is_left_alone(pooled):
+    hidden, head = student()
+    twin = Said(Head(head.weight.detach(), head.bias.detach(), 0.7, None), hidden.detach(), torch.ones(N).bool())
+    total, _ = match(hidden, head, [twin, twin], torch.full((N, 2), 0.5), torch.ones(N), Matching(JSD(), pooled, 1.0))
+    assert total.item() == pytest.approx(0, abs=1e-5)
+    assert torch.autograd.grad(total, hidden)[0].abs().max() < 1e-5
+
+
+def test_a_frozen_head_gets_no_gradient():
+    hidden, head = student()
+    frozen = Head(head.weight.detach(), None, 1.0, None)
+    total, _ = match(hidden, frozen, [said(0)], torch.ones(N, 1), torch.ones(N), Matching(JSD(), Mixture(), 1.0))
+    total.backward()
+    assert hidden.grad.abs().sum() > 0
+
+
+def test_the_top_k_of_all_tokens_is_the_whole_divergence_and_fewer_never_see_more():
+    log_s, log_t = random(0, 5, V).double().log_softmax(-1), random(1, 5, V).double().log_softmax(-1)
+    for divergence in (ForwardKL(), ReverseKL(), JSD()):
+        whole = divergence(log_s, log_t)
+        torch.testing.assert_close(TopK(divergence, V - 1)(log_s, log_t), whole)
+        assert (TopK(divergence, 4)(log_s, log_t) <= whole + 1e-12).all()
+        assert (TopK(divergence, 4)(log_s, log_t) > 0).all()
+        torch.testing.assert_close(TopK(divergence, 4)(log_s, log_s), torch.zeros(5).double(), atol=1e-12, rtol=0)
+
+
+def test_the_tail_keeps_the_gradient_of_a_top_k_finite_where_the_teacher_is_sure():
+    logits = random(0, 2, V).requires_grad_()
+    sure = (1e3 * torch.eye(V)[:2]).log_softmax(-1)
+    for divergence in (ForwardKL(), ReverseKL(), JSD()):
+        (gradient,) = torch.autograd.grad(TopK(divergence, 3)(logits.log_softmax(-1), sure).sum(), logits)
+        assert gradient.isfinite().all()
+
+
+def test_entropies_are_those_of_student_and_teachers():
+    _, streams, _ = run(
+        [said(0), said(1)], torch.tensor([0.25, 0.75]).expand(N, 2), Matching(JSD(), Mixture(), 1.0, entropies=True)
+    )
+    hidden, head = student()
+    p = log_p(hidden, head, 1.0).exp()
+    torch.testing.assert_close(streams.student_entropy_N, torch.distributions.Categorical(p).entropy().detach())
+    own = [torch.distributions.Categorical(log_p(t.hidden_NH, t.head, 1.0).exp()).entropy() for t in (said(0), said(1))]
+    torch.testing.assert_close(streams.teacher_entropy_N, 0.25 * own[0] + 0.75 * own[1])
