@@ -5,10 +5,11 @@ The only module that imports from everywhere; it holds no rule of its own.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ from rld import checkpoint, cost, data, evaluation, library
 from rld.config import RLDConfig
 from rld.errors import RecipeError, RldError
 from rld.keeper import Keeper
+from rld.lessons import lessons
 from rld.progress import ProgressBar, RunLog
 from rld.recipe import NewModel, PretrainedModel, Recipe
 from rld.stages import Distill, Sft, TeacherSpec
@@ -45,7 +47,6 @@ from rld.types import Row
 C = TypeVar("C", SFTConfig, RLDConfig)
 
 STAGE = "rld_stage.json"
-_MAX_SFT_ROWS = 20_000
 """Fresh rows for supervised stages; longer ones go round again."""
 
 
@@ -168,12 +169,11 @@ class Run:
         set_seed(self._seed(stage.name))
         model, tokenizer = self.load(stage.model)
         before = self._known_scores(stage.model) or self.score(model, tokenizer)
-        skills = self._skills(stage)
         with self._mistakes_in(stage):
             trainer = SFTTrainer(
                 model,
                 self._sft_arguments(stage),
-                train_dataset=self._gold(skills, stage),
+                train_dataset=self._lessons(stage),
                 processing_class=tokenizer,
                 peft_config=_lora(stage.lora),
             )
@@ -190,20 +190,18 @@ class Run:
             SFTConfig, stage, stage.batch, max_steps=stage.steps, max_length=None, completion_only_loss=True
         )
 
-    def _gold(self, skills: list[str], stage: Sft) -> Dataset:
-        """Prompts and gold answers of `skills` in equal shares, mixed."""
-        each = -(-min(stage.steps * stage.batch, _MAX_SFT_ROWS) // len(skills))
-        rows = [row for skill in skills for row in self.sources[skill].rows(each, self._seed(stage.name))]
+    def _lessons(self, stage: Sft) -> Dataset:
         chat = self.recipe.prompts.style == "chat"
-        return Dataset.from_list(
-            [
-                {
-                    "prompt": row["prompt"],
-                    "completion": [{"role": "assistant", "content": row["answer"]}] if chat else row["answer"],
-                }
-                for row in rows
-            ]
-        ).shuffle(seed=self._seed(stage.name))
+        answer = None if stage.teacher is None else functools.partial(self._answers, stage.teacher)
+        return lessons(stage, self.sources, self._skills(stage), self._seed(stage.name), chat, answer)
+
+    def _answers(self, reference: str, rows: Sequence[Row]) -> list[str]:
+        """What a teacher answers to rows of one skill."""
+        model, tokenizer = self.load(reference, dtype="auto")
+        size, counted = model.num_parameters(), sum(len(evaluation.tokens(tokenizer, row["prompt"])) for row in rows)
+        texts = evaluation.generate(model.to(self.state.device), tokenizer, rows, self.recipe.max_new_tokens)
+        self.flops_before += 2.0 * size * (counted + sum(len(tokenizer.encode(text)) for text in texts))
+        return texts
 
     def distill(self, stage: Distill) -> None:
         set_seed(self._seed(stage.name))

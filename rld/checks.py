@@ -216,6 +216,9 @@ class _Checker:
             yield from self.options((*loc, "trainer"), stage.get("trainer"), installed.trainer_fields(run), owned)
             student = "model" if run == "sft" else "student"
             yield from self.reference((*loc, student), stage.get(student), index)
+        if run == "sft":
+            yield from self.reference((*loc, "teacher"), stage.get("teacher"), index)
+            yield from self.skill_names((*loc, "shares"), list(_keys(stage.get("shares"))), self.skills)
         if run == "distill":
             yield from self.part("curricula", (*loc, "curriculum"), stage.get("curriculum"))
             yield from self.teachers(loc, stage)

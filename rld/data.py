@@ -104,14 +104,14 @@ class Source:
         assert self._held_out, "the questions to avoid are known from here on"
         return self._row(self._new(level, rng), level)
 
-    def rows(self, count: int, seed: int) -> list[Row]:
-        """Return training rows with gold answers, spread evenly over the levels; rows may repeat.
+    def rows(self, count: int, seed: int, gold: bool = True) -> list[Row]:
+        """Return training rows, with gold answers if `gold`, spread evenly over the levels; rows may repeat.
 
         Raises:
             DataError: the skill has no gold answers.
         """
         rows = list(self._drawn(count, seed, "rows"))
-        if any(not row["answer"] for row in rows):
+        if gold and any(not row["answer"] for row in rows):
             raise DataError(f"skill {self.skill!r} has questions without a gold answer; leave it to reinforcement")
         return rows
 

@@ -36,7 +36,7 @@ def generate(
         The answers of all rows, in their order, on every process.
     """
     # Prompts of like length go together, so that little is padded.
-    prompts = [_tokens(tokenizer, row["prompt"]) for row in rows]
+    prompts = [tokens(tokenizer, row["prompt"]) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(prompts[i]))
     state = PartialState()
     mine = order[state.process_index :: state.num_processes]
@@ -71,7 +71,8 @@ def _metric() -> Any:
     return evaluate.load(str(_METRIC), keep_in_memory=True)
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, prompt: Any) -> list[int]:
+def tokens(tokenizer: PreTrainedTokenizerBase, prompt: Any) -> list[int]:
+    """Token ids of a prompt, a chat ready to be answered."""
     encoded: Any = (
         tokenizer(prompt)
         if isinstance(prompt, str)

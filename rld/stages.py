@@ -44,7 +44,7 @@ class _Stage(Part):
 
 
 class Sft(_Stage):
-    """Supervised fine-tuning on gold answers: makes a specialist teacher, or gives a student its first steps."""
+    """Supervised fine-tuning on gold answers, or on a teacher's: makes specialists, or gives a student first steps."""
 
     run: Literal["sft"]
     model: str
@@ -55,6 +55,15 @@ class Sft(_Stage):
     """Optimiser steps."""
     batch: int = Field(32, gt=0)
     """Rows per optimiser step, over all processes and accumulation steps."""
+    rows: int | None = Field(None, gt=0)
+    """Rows to train on, over all skills, again and again. None: as many as the steps take, 20,000 at most."""
+    shares: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """How many rows a skill gets relative to the others, by name; one that is not named counts as 1."""
+    teacher: str | None = None
+    """Learn this model's answers instead of gold ones (sequence-level distillation, Kim and Rush 2016): a name in
+    `models`, an earlier stage, a hub id or a folder. Its tokenizer may be any."""
+    verify: bool = True
+    """Learn only those of the teacher's answers that are right."""
 
     def __call__(self, parts: Parts) -> None:
         parts.fine_tune(self)

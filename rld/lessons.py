@@ -1,0 +1,61 @@
+"""The rows that fine-tuning learns from: gold answers, or a teacher's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from datasets import Dataset
+
+from rld import library
+from rld.data import Source
+from rld.errors import DataError
+from rld.stages import Sft
+from rld.types import Row
+
+_MAX_ROWS = 20_000
+
+Answer = Callable[[Sequence[Row]], list[str]]
+
+
+def lessons(
+    stage: Sft, sources: Mapping[str, Source], skills: Sequence[str], seed: int, chat: bool, answer: Answer | None
+) -> Dataset:
+    """Return prompts with the completions to learn, the skills mixed in proportion to `stage.shares`.
+
+    Args:
+        stage: The stage.
+        sources: The source of each skill.
+        skills: The skills to learn.
+        seed: The stage's.
+        chat: Whether prompts are chats.
+        answer: A teacher that answers rows. None: gold answers are learnt.
+
+    Raises:
+        DataError: a skill has no gold answers, or the teacher gives none.
+    """
+    shares = {skill: stage.shares.get(skill, 1.0) for skill in skills}
+    num_rows = min(stage.rows or _MAX_ROWS, stage.steps * stage.batch)
+    rows = []
+    for skill in skills:
+        count = max(1, round(num_rows * shares[skill] / sum(shares.values())))
+        if answer is None:
+            rows += sources[skill].rows(count, seed, gold=True)
+        else:
+            rows += _answered(skill, sources[skill].rows(count, seed, gold=False), answer, stage.verify)
+    completions = [[{"role": "assistant", "content": row["answer"]}] if chat else row["answer"] for row in rows]
+    learnt = [{"prompt": row["prompt"], "completion": text} for row, text in zip(rows, completions, strict=True)]
+    return Dataset.from_list(learnt).shuffle(seed=seed)
+
+
+def _answered(skill: str, rows: list[Row], answer: Answer, verify: bool) -> list[Row]:
+    """Rows with the teacher's answers: all, or those that the verifier finds right."""
+    texts = [text.strip() for text in answer(rows)]
+    right = [1.0] * len(rows)
+    if verify:
+        exact = library.load("rewards", "reasoning:exact_credit", Path())
+        right = exact(completions=texts, answer=[row["answer"] for row in rows], entry=[row["entry"] for row in rows])
+    kept = [row | {"answer": text} for row, text, credit in zip(rows, texts, right, strict=True) if credit and text]
+    if not kept:
+        raise DataError(f"the teacher has no right answer to any of {len(rows)} rows of skill {skill!r}")
+    return kept
