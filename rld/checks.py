@@ -16,7 +16,7 @@ from rld import installed, library, source
 from rld.document import Document, Loc, Problem, shown
 from rld.errors import LibraryError
 from rld.hints import hint, nearest
-from rld.vocabulary import same_tokenizer
+from rld.token_files import same_tokenizer
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A module imports only from those that stand before it.
 ORDER = """
     errors hints types divergences features controllers stages recipe
-    source library installed document vocabulary checks reading
+    source library installed document token_files checks reading
     questions data heads tiles matching student align teachers translation panel rollout signals steering checkpoint
     config trainer
     cost overview catalogue evaluation journal curves history charts panels tables stylesheet progress report
