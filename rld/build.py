@@ -103,8 +103,10 @@ class Run:
         path, init = (spec.path, dict(spec.init)) if isinstance(spec, PretrainedModel) else (spec, {})
         return str(library.local(path, self.source.parent) or path), init
 
-    def load(self, reference: str, **init: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The model and tokenizer that a recipe's reference names."""
+    def load(
+        self, reference: str, chat_template: str | None = None, **init: Any
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The model and tokenizer that a recipe's reference names; `chat_template` takes the place of its own."""
         spec, options = self._resolve(reference)
         if isinstance(spec, NewModel):
             assert self.recipe.tokenizer is not None  # the reader has checked it
@@ -133,8 +135,11 @@ class Run:
             ) from error
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
+        if chat_template is not None:
+            tokenizer.chat_template = chat_template
         if self.recipe.prompts.style == "chat" and tokenizer.chat_template is None:
-            raise RecipeError(f"{self.source}: prompts.style: {spec!r} has no chat template; use plain")
+            fix = "use plain, or for a teacher set its chat_template"
+            raise RecipeError(f"{self.source}: prompts.style: {spec!r} has no chat template; {fix}")
         return model, tokenizer
 
     def score(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
@@ -232,12 +237,15 @@ class Run:
 
     def _teacher(self, name: str, spec: TeacherSpec, skills: list[str]) -> tuple[Teacher, dict[str, Any]]:
         """A teacher with its probed competence, and its entry in the summary."""
-        model, tokenizer = self.load(spec.model, **{"dtype": "auto", **spec.init})  # frozen: as it was stored
+        init = {"dtype": "auto", **spec.init}  # frozen: as it was stored
+        model, tokenizer = self.load(spec.model, spec.chat_template, **init)
         scores = self._known_scores(spec.model) or self.score(model, tokenizer)
         probes = [row for skill in skills for row in self.sources[skill].probe(spec.probe)]
         probed = self._score(model, tokenizer, probes) if probes else {}
         verified = {skill: (round(accuracy * num), num) for skill, (accuracy, num) in probed.items()}
-        teacher = Teacher(model, name, spec.skills, verified, tokenizer)
+        teacher = Teacher(
+            model, name, spec.skills, verified, tokenizer, align=spec.align, chat_template=spec.chat_template
+        )
         return teacher, {"parameters": model.num_parameters(), "scores": scores}
 
     def _stream(self, stage: Distill, args: RLDConfig) -> data.Stream:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from rld import installed, library, source
 from rld.document import Document, Loc, Problem, shown
 from rld.errors import LibraryError
 from rld.hints import hint, nearest
+from rld.token_files import same_tokenizer
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -83,8 +85,10 @@ class _Checker:
         self.models = _keys(document.tree.get("models"))
         self.skills = _keys(document.tree.get("skills"))
         self.tokenizer = document.tree.get("tokenizer")
-        stages = _items(document.tree.get("stages"))
-        self.stages = [stage.get("name") if isinstance(stage, dict) else None for _, stage in stages]
+        stages = [stage if isinstance(stage, dict) else {} for _, stage in _items(document.tree.get("stages"))]
+        self.stages = [stage.get("name") for stage in stages]
+        self.models_given = dict(_items(document.tree.get("models")))
+        self.trained = [stage.get("model", stage.get("student")) for stage in stages]
 
     # -- models ------------------------------------------------------------------------------------------------------
 
@@ -123,6 +127,30 @@ class _Checker:
             yield Problem(loc, f"{self.label(loc)}: stage {name!r} has not run by then; refer to an earlier one")
         else:
             yield from self.weights(loc, name, self.models + [s for s in self.stages[:index] if isinstance(s, str)])
+
+    def tokenizers(self, loc: Loc, teacher: Mapping[Any, Any], student: Any) -> Iterator[Problem]:
+        """Check that a teacher reads the student's tokens, where the files of both are on this machine."""
+        ours, theirs = self.tokenizer_file(student), self.tokenizer_file(teacher.get("model"))
+        if teacher.get("align") is not None or ours is None or theirs is None:
+            return
+        try:
+            same = same_tokenizer(ours, theirs)
+        except LibraryError as error:
+            yield Problem(loc, f"{self.label(loc)}: {error}")
+            return
+        if not same:
+            fix = "set align: likelihood or align: vocabulary here, or choose a teacher of the student's family"
+            yield Problem(loc, f"{self.label(loc)}: its tokenizer is not that of the student, {student}; {fix}")
+
+    def tokenizer_file(self, name: Any) -> Path | None:
+        """Return where the tokenizer of the model that `name` refers to is stored; a stage has that of its model."""
+        for stage, trained in reversed(list(zip(self.stages, self.trained, strict=True))):
+            name = trained if name == stage else name
+        match self.models_given.get(name, name) if isinstance(name, str) else None:
+            case str(path) | {"path": str(path)}:
+                if library.local(path, self.folder) is not None or _HUB_ID.fullmatch(path):
+                    return library.model_file(path, "tokenizer.json", self.folder)
+        return None
 
     # -- skills, rewards, curricula ----------------------------------------------------------------------------------
 
@@ -218,7 +246,10 @@ class _Checker:
             yield from self.reference((*loc, student), stage.get(student), index)
         if run == "sft":
             yield from self.reference((*loc, "teacher"), stage.get("teacher"), index)
-            yield from self.skill_names((*loc, "shares"), list(_keys(stage.get("shares"))), self.skills)
+            for name in _keys(stage.get("shares")):
+                if name not in self.skills:
+                    where = (*loc, "shares", name)
+                    yield Problem(where, f"{self.label(where)}: {name!r} is no skill{hint(name, self.skills)}")
         if run == "distill":
             yield from self.part("curricula", (*loc, "curriculum"), stage.get("curriculum"))
             yield from self.teachers(loc, stage)
@@ -242,6 +273,7 @@ class _Checker:
             if isinstance(teacher, dict):
                 yield from self.reference((*where, "model"), teacher.get("model"), loc[1])
                 yield from self.skill_names((*where, "skills"), teacher.get("skills"), trained)
+                yield from self.tokenizers(where, teacher, stage.get("student"))
         yield from self.signals((*loc, "signals"), stage.get("signals"), teachers)
         match stage.get("controller"):
             case {"kind": "fixed", "teachers": dict(weights)}:

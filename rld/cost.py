@@ -74,15 +74,8 @@ def frozen_bytes(num_parameters: int, dtype: str = "float32") -> int:
 
 def config_of(model: str, relative_to: Path) -> dict[str, Any] | None:
     """Return the `config.json` of a folder, or of a hub id in the local cache; None when it is not on this machine."""
-    place = library.local(model, relative_to)
-    if place is None:
-        from huggingface_hub import try_to_load_from_cache  # takes a quarter of a second, and only hub ids need it
-
-        cached = try_to_load_from_cache(model, "config.json")
-        path = Path(cached) if isinstance(cached, str) else None
-    else:
-        path = place / "config.json"
-    if path is None or not path.is_file():
+    path = library.model_file(model, "config.json", relative_to)
+    if path is None:
         return None
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return config

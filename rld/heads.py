@@ -1,6 +1,6 @@
 """A language model's output head apart from its model, and the hidden states that a teacher hands over.
 
-Shapes: B completions, T completion tokens, H width, L mapped layers.
+Shapes: B completions, T completion tokens, H width, L mapped layers, V tokens that two vocabularies share.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from rld.types import Align
 
 
 @dataclass(frozen=True)
@@ -69,3 +71,11 @@ class TeacherStates:
     """Hidden states of the mapped layers; None when it was not run, or the feature signal is off."""
     tokens_BT: Tensor
     """The tokens on which this teacher speaks; elsewhere its states mean nothing."""
+    align: Align | None = None
+    """How a teacher with another tokenizer teaches; None for one with the student's. The fields below are its alone."""
+    spans_BT: Tensor | None = None
+    """The span of each token, counted from 0 in each row, -1 for none; None when it was not run."""
+    span_scores_BT: Tensor | None = None
+    """At j its log-probability of span j, in nats at the rollout's temperature; 0 behind the last span."""
+    vocabulary: tuple[Tensor, Tensor] | None = None
+    """Ids `[V]` of the student's and of the teacher's tokens that spell the same. Its head is not cut."""

@@ -87,6 +87,19 @@ def local(name: str, relative_to: Path) -> Path | None:
     return next((path for path in (relative_to / name, Path(name)) if name and os.path.exists(path)), None)
 
 
+def model_file(model: str, name: str, relative_to: Path) -> Path | None:
+    """Return a file of a model's folder, or of a hub id in the local cache; None when it is not on this machine."""
+    place = local(model, relative_to)
+    if place is None:
+        from huggingface_hub import try_to_load_from_cache  # takes a quarter of a second, and only hub ids need it
+
+        cached = try_to_load_from_cache(model, name)
+        path = Path(cached) if isinstance(cached, str) else None
+    else:
+        path = place / name
+    return path if path is not None and path.is_file() else None
+
+
 def find_recipe(name: str) -> Path:
     """Return the file of a recipe, given as a path or as a shipped recipe's name.
 

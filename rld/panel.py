@@ -1,7 +1,10 @@
 """The teachers of one trainer: they score a rollout once, and answer for what they said.
 
 A teacher is run once per rollout, without gradients, and hands over hidden states; its head is applied to them later.
-Shapes: B completions, T completion tokens, P prompt tokens, H width, L layers, K teachers.
+One with another tokenizer reads a translation, and its states are put where the student's tokens start.
+
+Shapes: B completions, R of them that a teacher is run on, T completion tokens, U completion tokens of a teacher with
+another tokenizer, P prompt tokens, H width, L layers, K teachers, V tokens that two vocabularies share.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from rld.features import AnyFeature, layer_pairs
 from rld.heads import Head, TeacherStates
 from rld.matching import Projections
 from rld.teachers import Teacher
+from rld.translation import StudentTokens, Translation, Translator
 
 
 @torch.no_grad()
@@ -102,6 +106,8 @@ class Panel:
         self.models = [prepare(teacher.load()) for teacher in teachers]
         self.num_parameters = [model.num_parameters() for model in self.models]
         self._vocabulary = student.get_output_embeddings().weight.shape[0]
+        self._translators = _translators(teachers, tokenizer, ends)
+        self._align = [teacher.align for teacher in teachers]
         depths = [model.config.get_text_config().num_hidden_layers for model in self.models]
         self.pairs = [layer_pairs(feature.layers, config.num_hidden_layers, d) if feature else [] for d in depths]
 
@@ -111,28 +117,74 @@ class Panel:
         return Projections(student.config.get_text_config().hidden_size, self.pairs, widths)
 
     def head(self, k: int) -> Head:
-        """Teacher k's output head over the vocabulary that it shares with the student."""
+        """Teacher k's output head, over the vocabulary that it shares with the student, or another one of its own."""
         head = Head.of(self.models[k])
-        return head.first(min(self._vocabulary, head.weight.shape[0]))
+        return head if self._translators[k] else head.first(min(self._vocabulary, head.weight.shape[0]))
 
     @torch.no_grad()
-    def score(self, rollout: dict[str, Any], rows_BK: Tensor, batch: int) -> None:
-        """Run each teacher once over the rows that need it, `batch` at a time, and add what it says to `rollout`."""
-        ids_BS = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1)
-        attention_BS = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1)
-        num_tokens = rollout["completion_ids"].shape[1]
-        rollout["teacher_tokens"] = torch.stack(
-            [rows_BK[:, k, None] & self._speaks(k, rollout["completion_ids"]) for k in range(len(self.models))], dim=1
-        )
-        for k, model in enumerate(self.models):
+    def score(
+        self, rollout: dict[str, Any], rows_BK: Tensor, batch: int, prompts: Sequence[Any], temperature: float
+    ) -> None:
+        """Run each teacher once over the rows that need it and add what it says to `rollout`.
+
+        Args:
+            rollout: TRL's: prompts and completions in the student's tokens. Added are `teacher_tokens` `[B, K, T]`,
+                where each teacher speaks, and for each k that was run `teacher_k_hidden` `[B, T, H]`,
+                `teacher_k_layers` `[B, L, T, H]` if features are matched, and for another tokenizer `teacher_k_spans`
+                `[B, T]`, the span of each token or -1, and `teacher_k_span_scores` `[B, T]`, at j the log-probability
+                of span j.
+            rows_BK: The rows that need it.
+            batch: Rows per forward.
+            prompts: What the rows' prompts are: text or messages.
+            temperature: Of the span scores.
+        """
+        completions_BT = rollout["completion_ids"]
+        spoken_BKT = torch.zeros(len(rows_BK), len(self.models), completions_BT.shape[1], dtype=torch.bool)
+        rollout["teacher_tokens"] = spoken_BKT.to(completions_BT.device)
+        for k, translator in enumerate(self._translators):
             rows = rows_BK[:, k].nonzero().squeeze(1)
             if not len(rows):
                 continue
-            layers = [layer for _, layer in self.pairs[k]]
-            last, mapped = hidden_states(model, ids_BS[rows], attention_BS[rows], num_tokens, layers, batch)
-            rollout[f"teacher_{k}_hidden"] = _at_rows(last, rows, len(ids_BS))
-            if mapped is not None:
-                rollout[f"teacher_{k}_layers"] = _at_rows(mapped, rows, len(ids_BS))
+            if translator is None:
+                self._listen(k, rollout, rows, batch)
+            else:
+                completions = completions_BT[rows], rollout["completion_mask"][rows]
+                translation = translator.translate([prompts[i] for i in rows.tolist()], *completions)
+                if translation.num_tokens:
+                    self._listen_aligned(k, rollout, rows, batch, translation.to(completions_BT.device), temperature)
+
+    def _listen(self, k: int, rollout: dict[str, Any], rows: Tensor, batch: int) -> None:
+        """Run a teacher that reads the student's tokens."""
+        ids_BS = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1)
+        attention_BS = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1)
+        num_tokens = rollout["completion_ids"].shape[1]
+        layers = [layer for _, layer in self.pairs[k]]
+        last, mapped = hidden_states(self.models[k], ids_BS[rows], attention_BS[rows], num_tokens, layers, batch)
+        rollout["teacher_tokens"][rows, k] = self._speaks(k, rollout["completion_ids"][rows])
+        rollout[f"teacher_{k}_hidden"] = _at_rows(last, rows, len(ids_BS))
+        if mapped is not None:
+            rollout[f"teacher_{k}_layers"] = _at_rows(mapped, rows, len(ids_BS))
+
+    def _listen_aligned(
+        self, k: int, rollout: dict[str, Any], rows: Tensor, batch: int, said: Translation, temperature: float
+    ) -> None:
+        """Run a teacher on a translation, and put its states where the student's tokens start and its spans end."""
+        num_rows, (_, num_tokens) = len(rollout["completion_ids"]), said.starts_BT.shape
+        layers = [layer for _, layer in self.pairs[k]]
+        last_RUH, mapped_RLUH = hidden_states(
+            self.models[k], said.ids_BS, said.attention_BS, said.num_tokens, layers, batch
+        )
+        log_p_RU = log_probabilities(self.head(k), last_RUH, said.ids_BS[:, -said.num_tokens :], temperature)
+        scores_RT = _span_sums(log_p_RU, said.theirs_BU, num_tokens)
+        index = said.starts_BT.clamp(min=0)
+        batch_index = torch.arange(len(rows), device=index.device)[:, None]
+        rollout["teacher_tokens"][rows, k] = said.starts_BT >= 0
+        rollout[f"teacher_{k}_hidden"] = _at_rows(last_RUH[batch_index, index], rows, num_rows)
+        if mapped_RLUH is not None:
+            mapped_RLTH = mapped_RLUH.transpose(1, 2)[batch_index, index].transpose(1, 2)
+            rollout[f"teacher_{k}_layers"] = _at_rows(mapped_RLTH, rows, num_rows)
+        rollout[f"teacher_{k}_spans"] = _at_rows(said.spans_BT + 1, rows, num_rows) - 1  # -1 in the other rows
+        rollout[f"teacher_{k}_span_scores"] = _at_rows(scores_RT, rows, num_rows)
 
     def _speaks(self, k: int, ids_BT: Tensor) -> Tensor:
         """Where teacher k's opinion means something: it has the token, and the token is not an end unknown to it."""
@@ -140,35 +192,75 @@ class Panel:
         return known_BT & ~torch.isin(ids_BT, torch.tensor(self._foreign_ends[k], device=ids_BT.device))
 
     def sampled_scores(self, rollout: dict[str, Any], temperature: float) -> dict[str, Tensor]:
-        """What each teacher thinks of the sampled tokens.
+        """What each teacher thinks of what the student sampled.
 
         Returns:
-            `teacher_scores` `[B, K, T]`, the log-probability of the span that the token lies in, and `teacher_spans`
-            `[B, K, T]`, the number of that span, -1 where the teacher is silent.
+            `teacher_scores` `[B, K, T]`, the log-probability in nats of the span that the token lies in, which for a
+            teacher of the same tokenizer is the token itself; and `teacher_spans` `[B, K, T]`, the number of that span,
+            -1 where the teacher is silent.
         """
-        tokens_BKT = rollout["teacher_tokens"]
-        scores_BKT = torch.zeros(tokens_BKT.shape, device=tokens_BKT.device)
-        for k in range(len(self.models)):
-            rows = tokens_BKT[:, k].any(1)
-            if rows.any():
+        spoken_BKT = rollout["teacher_tokens"]
+        scores_BKT = torch.zeros(spoken_BKT.shape, device=spoken_BKT.device)
+        spans_BKT = torch.arange(spoken_BKT.shape[-1], device=spoken_BKT.device).expand(spoken_BKT.shape)
+        spans_BKT = spans_BKT.where(spoken_BKT, -1)
+        for k, translator in enumerate(self._translators):
+            rows = spoken_BKT[:, k].any(1)
+            if translator is not None and f"teacher_{k}_spans" in rollout:
+                spans_BT = rollout[f"teacher_{k}_spans"]
+                scores_BKT[:, k] = rollout[f"teacher_{k}_span_scores"].gather(1, spans_BT.clamp(min=0))
+                spans_BKT[:, k] = spans_BT
+            elif translator is None and rows.any():
                 head = self.head(k)
                 targets_BT = rollout["completion_ids"][rows].clamp(max=head.weight.shape[0] - 1)
-                log_p_BT = log_probabilities(head, rollout[f"teacher_{k}_hidden"][rows], targets_BT, temperature)
-                scores_BKT[rows, k] = log_p_BT.masked_fill(~tokens_BKT[rows, k], 0.0)
-        spans_BKT = torch.arange(tokens_BKT.shape[-1], device=tokens_BKT.device).expand(tokens_BKT.shape)
-        return {"teacher_scores": scores_BKT, "teacher_spans": spans_BKT.where(tokens_BKT, -1)}
+                hidden_BTH = rollout[f"teacher_{k}_hidden"][rows]
+                scores_BKT[rows, k] = log_probabilities(head, hidden_BTH, targets_BT, temperature)
+        return {"teacher_scores": scores_BKT.masked_fill(spans_BKT < 0, 0.0), "teacher_spans": spans_BKT}
 
     def states(self, inputs: dict[str, Any]) -> list[TeacherStates]:
         """What each teacher said about a micro-batch."""
+        device = inputs["completion_ids"].device
         return [
             TeacherStates(
                 self.head(k),
                 inputs.get(f"teacher_{k}_hidden"),
                 inputs.get(f"teacher_{k}_layers"),
                 inputs["teacher_tokens"][:, k],
+                self._align[k],
+                inputs.get(f"teacher_{k}_spans"),
+                inputs.get(f"teacher_{k}_span_scores"),
+                self._shared(k, device),
             )
             for k in range(len(self.models))
         ]
+
+    def _shared(self, k: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """The ids `[V]` of the student's and of teacher k's tokens that spell the same; None for the same tokenizer."""
+        translator = self._translators[k]
+        if translator is None:
+            return None
+        ours_V, theirs_V = translator.vocabulary
+        both_V = (ours_V < self._vocabulary) & (theirs_V < len(self.head(k).weight))  # a model may lack the last tokens
+        return ours_V[both_V].to(device), theirs_V[both_V].to(device)
+
+
+def _translators(
+    teachers: Sequence[Teacher], tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]
+) -> list[Translator | None]:
+    """What translates for each teacher; None for those that read the student's tokens."""
+    if not any(teacher.align for teacher in teachers):
+        return [None] * len(teachers)
+    student, made = StudentTokens(tokenizer, ends), list[Translator | None]()
+    for teacher in teachers:
+        assert teacher.tokenizer is not None  # `require_same_tokenizer` has found it
+        options = str(teacher.name), teacher.tokenizer, teacher.ends(), teacher.chat_template
+        made.append(Translator(*options, student) if teacher.align else None)
+    return made
+
+
+def _span_sums(log_p_RU: Tensor, spans_RU: Tensor, size: int) -> Tensor:
+    """Sum log-probabilities over the tokens of each span: `[R, size]`."""
+    sums = log_p_RU.new_zeros(len(log_p_RU), size + 1)  # the last column is for tokens without a span
+    return sums.scatter_add(1, spans_RU.where(spans_RU >= 0, size), log_p_RU)[:, :size]
 
 
 def _at_rows(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:

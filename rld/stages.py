@@ -16,6 +16,7 @@ from rld.combine import AnyCombination, AnyTokenWeights, Mixture
 from rld.controllers import AnyController, Gap
 from rld.divergences import JSD, AnyDivergence
 from rld.features import AnyFeature, Cosine
+from rld.types import Align
 
 
 class Part(BaseModel):
@@ -80,6 +81,11 @@ class TeacherSpec(Part):
     """Training prompts per skill that it answers before the stage, which show where it is right. 0: trust it."""
     init: dict[str, Any] = {}
     """Arguments of `from_pretrained`, such as dtype or device_map."""
+    align: Align | None = None
+    """For a teacher with another tokenizer: teach by the `likelihood` of spans of text that both tokenizers can say, or
+    by the `vocabulary` that both have and the shape of the rest. None: it has the student's tokenizer."""
+    chat_template: str | None = None
+    """A chat template in Jinja, for a teacher that comes without one. None: its tokenizer's."""
 
 
 class PolicySignal(Part):

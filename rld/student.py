@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput
 
+from rld.align import span_gaps
 from rld.combine import AnyTokenWeights
 from rld.features import AnyFeature
 from rld.heads import Head, TeacherStates
@@ -133,18 +134,49 @@ def add_signal_head(model: PreTrainedModel) -> None:
 
 
 def _respond(head: Head, hidden_BTH: Tensor, signals: SignalInputs, response: Response, result: SignalOutput) -> None:
-    """Add the response signal to `result`."""
-    teachers = [teacher for teacher in signals.teachers if teacher.hidden_BTH is not None]
-    heard = [k for k, teacher in enumerate(signals.teachers) if teacher.hidden_BTH is not None]
-    mask_BT = signals.mask_BT.bool()
-    if teachers:
-        valid_BT = mask_BT & torch.stack([teacher.tokens_BT for teacher in teachers]).any(0)
-    else:
-        valid_BT = torch.zeros_like(mask_BT)
-    vocabulary = min([len(head.weight), *(len(t.head.weight) for t in teachers)])
-    ours = head.first(vocabulary)
-    said = [_said(teacher, vocabulary, valid_BT) for teacher in teachers]
-    shares_NK = signals.shares_BK[:, None].expand(*valid_BT.shape, -1)[valid_BT][:, heard]
+    """Add the response signal to `result`: distributions that are matched, and likelihoods of spans."""
+    run = [k for k, teacher in enumerate(signals.teachers) if teacher.hidden_BTH is not None]
+    spans = [k for k in run if signals.teachers[k].align == "likelihood"]
+    gap_BT, total, apart = _match(head, hidden_BTH, signals, response, [k for k in run if k not in spans])
+    divergence_BKT = gap_BT.new_zeros(len(gap_BT), len(signals.teachers), gap_BT.shape[1])
+    for k, stream_BT in apart.items():
+        divergence_BKT[:, k] = stream_BT
+    for k in spans:
+        stream_BT = _span_gaps(result, signals.teachers[k], signals.mask_BT)
+        divergence_BKT[:, k] = stream_BT.detach()
+        weighted_BT = signals.shares_BK[:, k, None] * stream_BT
+        gap_BT = gap_BT + weighted_BT.detach()
+        total = total + (response.weight_B[:, None] * weighted_BT).sum()
+    result.response, result.gap, result.divergence = total, gap_BT, divergence_BKT
+
+
+def _span_gaps(result: SignalOutput, teacher: TeacherStates, mask_BT: Tensor) -> Tensor:
+    assert result.log_probs is not None
+    assert teacher.spans_BT is not None
+    assert teacher.span_scores_BT is not None
+    log_p_BT = result.log_probs[:, -mask_BT.shape[1] :]
+    return span_gaps(log_p_BT, teacher.spans_BT.masked_fill(mask_BT == 0, -1), teacher.span_scores_BT)
+
+
+def _match(
+    head: Head, hidden_BTH: Tensor, signals: SignalInputs, response: Response, chosen: list[int]
+) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
+    """Match the distributions of the chosen teachers.
+
+    Returns:
+        The divergence from their target `[B, T]`, the weighted sum through which the gradient flows, and by teacher
+        the divergence from it `[B, T]`.
+    """
+    teachers = [signals.teachers[k] for k in chosen]
+    valid_BT = signals.mask_BT.bool()
+    spoken_BT = torch.zeros_like(valid_BT)
+    for teacher in teachers:
+        spoken_BT = spoken_BT | teacher.tokens_BT
+    valid_BT = valid_BT & spoken_BT
+    same = [len(teacher.head.weight) for teacher in teachers if teacher.vocabulary is None]
+    ours = head.first(min([len(head.weight), *same]))
+    said = [_said(teacher, len(ours.weight), valid_BT) for teacher in teachers]
+    shares_NK = signals.shares_BK[:, None].expand(*valid_BT.shape, -1)[valid_BT][:, chosen]
     counts_BT = response.weight_B[:, None].expand(valid_BT.shape)
 
     def spread(stream_N: Tensor) -> Tensor:
@@ -154,18 +186,14 @@ def _respond(head: Head, hidden_BTH: Tensor, signals: SignalInputs, response: Re
         matching = replace(response.matching, entropies=True)
         with torch.no_grad():
             _, seen = match(hidden_BTH[valid_BT], ours, said, shares_NK, counts_BT[valid_BT], matching)
-        gap, teacher, student = (spread(x) for x in (seen.gap_N, seen.teacher_entropy_N, seen.student_entropy_N))
-        counts_BT = counts_BT * response.tokens(gap, teacher, student, valid_BT)
-    result.response, streams = match(
-        hidden_BTH[valid_BT], ours, said, shares_NK, counts_BT[valid_BT], response.matching
-    )
-    result.gap = spread(streams.gap_N)
-    divergence_BKT = result.gap.new_zeros(len(valid_BT), len(signals.teachers), valid_BT.shape[1])
-    for i, k in enumerate(heard):
-        divergence_BKT[:, k] = spread(streams.divergence_NK[:, i])
-    result.divergence = divergence_BKT
+        gap, theirs, own = (spread(x) for x in (seen.gap_N, seen.teacher_entropy_N, seen.student_entropy_N))
+        counts_BT = counts_BT * response.tokens(gap, theirs, own, valid_BT)
+    total, streams = match(hidden_BTH[valid_BT], ours, said, shares_NK, counts_BT[valid_BT], response.matching)
+    apart = {k: spread(streams.divergence_NK[:, i]) for i, k in enumerate(chosen)}
+    return spread(streams.gap_N), total, apart
 
 
 def _said(teacher: TeacherStates, vocabulary: int, valid_BT: Tensor) -> Said:
     assert teacher.hidden_BTH is not None
-    return Said(teacher.head.first(vocabulary), teacher.hidden_BTH[valid_BT], teacher.tokens_BT[valid_BT])
+    head = teacher.head if teacher.vocabulary is not None else teacher.head.first(vocabulary)
+    return Said(head, teacher.hidden_BTH[valid_BT], teacher.tokens_BT[valid_BT], teacher.vocabulary)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rld.errors import TeacherError
+from rld.hints import hint
+from rld.types import Align
 
 # Texts whose tokens tell tokenizers apart: words, digits, code, white space, other scripts.
 _PROBES = ("The quick brown fox jumps over 13 lazy dogs.", "def f(x):\n    return x ** 2", "Ünïcode 漢字 🙂", "a b=c:d")
@@ -28,6 +30,10 @@ class Teacher:
             taken on trust.
         tokenizer: Its tokenizer. None: loaded from the model's path.
         init: Arguments of `from_pretrained`, such as dtype or device_map.
+        align: How a teacher with another tokenizer teaches: by the likelihood of spans of text that both tokenizers can
+            say, or by the tokens that both vocabularies have and the shape of the rest. None: it has the student's
+            tokenizer.
+        chat_template: In Jinja, for an aligned teacher that has none of its own. None: its tokenizer's.
     """
 
     model: str | PreTrainedModel | PeftModel
@@ -36,6 +42,8 @@ class Teacher:
     verified: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     tokenizer: PreTrainedTokenizerBase | None = None
     init: Mapping[str, Any] = field(default_factory=dict)
+    align: Align | None = None
+    chat_template: str | None = None
 
     def __post_init__(self) -> None:
         if self.name is None:
@@ -79,13 +87,16 @@ class Teacher:
         return self.skills is None or skill in self.skills
 
     def require_same_tokenizer(self, student: PreTrainedTokenizerBase) -> None:
-        """Refuse a teacher that would read the student's token ids as other text.
+        """Refuse a teacher that would read the student's token ids as other text; `align` is for those.
 
         Vocabularies that differ only in padding are fine: both heads are cut to the shorter one.
 
         Raises:
-            TeacherError: the tokenizers differ, or cannot be compared.
+            TeacherError: the tokenizers differ without `align`, the teacher's is missing, or `align` is no way to.
         """
+        if self.align not in (None, *get_args(Align)):
+            ways = hint(str(self.align), get_args(Align))
+            raise TeacherError(f"teacher '{self.name}': align cannot be {self.align!r}{ways}")
         model = self.load()
         tokenizer = self.tokenizer
         if tokenizer is None and model.config._name_or_path:
@@ -99,9 +110,10 @@ class Teacher:
                 "tokens; pass Teacher(..., tokenizer=...)"
             )
         self.tokenizer = tokenizer
-        for text in _PROBES:
+        for text in _PROBES if self.align is None else ():
             if tokenizer.encode(text, add_special_tokens=False) != student.encode(text, add_special_tokens=False):
                 raise TeacherError(
                     f"teacher '{self.name}': its tokenizer differs from the student's (on {text!r}), so it would read "
-                    "the student's tokens as other text; choose a teacher of the student's family"
+                    "the student's tokens as other text; set align: likelihood or align: vocabulary for it in the "
+                    "recipe, Teacher(..., align='likelihood') in Python, or choose a teacher of the student's family"
                 )

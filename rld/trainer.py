@@ -53,14 +53,14 @@ class RLDTrainer(GRPOTrainer):
         model, reward_funcs, args, train_dataset: As in `GRPOTrainer`; `args` is an `RLDConfig`. A `skill` column in
             the training set labels the rows; without it all rows are one skill. The first reward is the verifier:
             a completion that it gives 1 counts as a success. `reward_funcs` may be left out when there are teachers.
-        teachers: `Teacher`s, loaded models, hub ids or folders. They must share the student's tokenizer.
+        teachers: `Teacher`s, loaded models, hub ids or folders. Other tokenizers than the student's need `align`.
         controller: Sets the weights of signals and teachers. None: `Gap()`.
         curriculum: Picks the skill and level of each next prompt from `train_dataset`'s columns `skill` and `level`.
             None: TRL's shuffled order.
         **options: The other arguments of `GRPOTrainer`.
 
     Raises:
-        TeacherError: a teacher's tokenizer differs, or two teachers share a name.
+        TeacherError: a teacher's tokenizer differs without `align`, or two teachers share a name.
         RewardError: while training, a reward that raises or returns something unusable.
     """
 
@@ -160,7 +160,7 @@ class RLDTrainer(GRPOTrainer):
         if self.model.training:
             self._observe_rollout(inputs, output)
         if self.teachers:
-            self._score_with_teachers(output)
+            self._score_with_teachers(inputs, output)
         return output
 
     def _skill_ids(self, inputs: list[dict[str, Any]]) -> Tensor:
@@ -190,14 +190,14 @@ class RLDTrainer(GRPOTrainer):
             chosen = (skills == s) & (levels == level) & attempted_B
             self.stream.observe(Task(self.skills[s], level), int(success_B[chosen].sum()), int(chosen.sum()))
 
-    def _score_with_teachers(self, output: dict[str, Any]) -> None:
+    def _score_with_teachers(self, inputs: list[dict[str, Any]], output: dict[str, Any]) -> None:
         """Run each needed teacher once over the completions and add what it says to `output`."""
-        skills_B = output["skill_ids"]
+        skills_B, prompts = output["skill_ids"], [row["prompt"] for row in inputs]
         rows_BK = self.steering.wanted(self.args.teacher_reward).to(skills_B.device)[skills_B]
         output["teacher_weights"] = self.steering.teachers_SK.to(skills_B.device)[skills_B]
         output |= {f"{s}_on": torch.tensor(self.steering.computed(s)) for s in SIGNALS[1:]}
         with self.accelerator.autocast():
-            self.panel.score(output, rows_BK, self.args.per_device_train_batch_size)
+            self.panel.score(output, rows_BK, self.args.per_device_train_batch_size, prompts, self.temperature)
             if self.args.teacher_reward or self._combination.compares:
                 output |= self.panel.sampled_scores(output, self.temperature)
         if self._combination.compares:

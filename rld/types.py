@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
+Align = Literal["likelihood", "vocabulary"]
+"""How a teacher with another tokenizer teaches: on spans of text, or on the tokens that both vocabularies have."""
 Signal = Literal["policy", "response", "feature"]
 SIGNALS: tuple[Signal, ...] = ("policy", "response", "feature")
 """`policy`: reinforcement; `response`: match token distributions; `feature`: match hidden states."""

@@ -153,8 +153,9 @@ def match(
     Returns:
         The sum, in nats, and the streams per token.
     """
-    speaks_NK = torch.stack([said.speaks_N for said in teachers], dim=1)
-    weights_NK = weights_NK.masked_fill(~speaks_NK, 0.0)
+    if teachers:
+        speaks_NK = torch.stack([said.speaks_N for said in teachers], dim=1)
+        weights_NK = weights_NK.masked_fill(~speaks_NK, 0.0)
     teachers = [replace(said, head=said.head.in_float32()) for said in teachers]
     with torch.autocast(hidden_NH.device.type, enabled=False):  # logits in half precision blur small divergences
         outputs = _Pass.apply(  # type: ignore[no-untyped-call]

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from rld.errors import RecipeError
@@ -78,6 +80,39 @@ def test_a_good_recipe_is_read_with_its_types(recipe):
     assert made.stages[0].trainer == {"learning_rate": 0.001}  # YAML 1.1 makes text of 1e-3
     assert made.stages[1].controller.on == 0.25  # and a truth value of on
     assert made.stages[1].teachers["t"].probe == 32
+
+
+TOKENIZERS = {
+    "ours": {"a": 0, "b": 1},
+    "padded": {"a": 0, "b": 1, "<filler>": 2},
+    "theirs": {"b": 0, "a": 1, "ab": 2},
+}
+
+
+def test_a_teacher_with_another_tokenizer_needs_align(recipe, tmp_path):
+    for name, vocabulary in TOKENIZERS.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
+    (tmp_path / "without").mkdir()
+    path = recipe(replace={"small: {new: llama, config: {hidden_size: 32}}": "small: {path: ./ours}"})
+
+    def said(*overrides):
+        try:
+            read(path, [f"stages.main.teachers.t.{text}" for text in overrides])
+        except RecipeError as error:
+            return str(error)
+        return ""
+
+    assert said("model=./padded") == said("model=./without") == said("model=nobody/nothing") == said() == ""
+    mistake = said("model=./theirs")
+    assert "stages.main.teachers.t: its tokenizer is not that of the student, small; set align: likelihood" in mistake
+    assert said("model=./theirs", "align=vocabulary") == ""
+    assert "did you mean 'vocabulary'?" in said("model=./theirs", "align=vocabluary")
+    # a stage has the tokenizer of the model that it trains
+    path.write_text(path.read_text().replace("model: big", "model: ./theirs"))
+    assert "its tokenizer is not" in said("model=first")
+    (tmp_path / "theirs" / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1")
+    assert "is no tokenizer; download it again" in said("model=first")
 
 
 def test_all_mistakes_come_at_once_in_the_order_of_the_file(recipe):

@@ -151,7 +151,7 @@ def test_padding_does_not_matter(tmp_path):
     inputs = made._generate_and_score_completions(rows)
     inputs["completion_mask"][:, 3:] = 0
     inputs["num_items_in_batch"] = inputs["completion_mask"].sum()
-    made._score_with_teachers(inputs)
+    made._score_with_teachers(rows, inputs)
     loss = made._compute_loss(made.model, inputs)
     spoilt = dict(inputs)
     spoilt["completion_ids"] = inputs["completion_ids"].clone()
