@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rld.features import precise
+
 
 @dataclass(frozen=True)
 class Head:
@@ -33,6 +35,15 @@ class Head:
         softcap = getattr(config, "final_logit_softcapping", None)
         return cls(output.weight, output.bias, 1.0 if scale is None else scale, softcap)
 
+    def logits(self, hidden_NH: Tensor) -> Tensor:
+        """Logits `[N, V]` in at least single precision, without a gradient to the head; it is not widened for them."""
+        weight = self.weight.detach()
+        z_NV = precise(hidden_NH.to(weight.dtype) @ weight.T)
+        if self.bias is not None:
+            z_NV = z_NV + self.bias.detach()
+        z_NV = z_NV * self.scale
+        return z_NV if self.softcap is None else self.softcap * (z_NV / self.softcap).tanh()
+
     def first(self, size: int) -> Head:
         """The head over the first `size` tokens: padded vocabularies of one tokenizer differ only behind those."""
         if self.weight.shape[0] == size:
@@ -48,6 +59,6 @@ class TeacherStates:
     hidden_BTH: Tensor | None
     """Last hidden states at the positions that predict the completion tokens; None when it was not run at all."""
     layers_BLTH: Tensor | None
-    """Hidden states of the mapped layers; None when it was not run, or the feature signal is off."""
+    """The states that the feature signal compares; None when it was not run, or the feature signal is off."""
     tokens_BT: Tensor
     """The tokens on which this teacher speaks; elsewhere its states mean nothing."""

@@ -11,20 +11,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
 from rld.errors import TeacherError
-from rld.features import AnyFeature, layer_pairs
+from rld.features import AnyFeature
 from rld.heads import Head, TeacherStates
-from rld.matching import Projections
+from rld.matching import Plan
+from rld.taps import Tap, depth, tapped
 from rld.teachers import Teacher
 
 
 @torch.no_grad()
 def hidden_states(
-    model: PreTrainedModel, ids_BS: Tensor, attention_BS: Tensor, num_tokens: int, layers: Sequence[int], batch: int
+    model: PreTrainedModel, ids_BS: Tensor, attention_BS: Tensor, num_tokens: int, taps: Sequence[Tap], batch: int
 ) -> tuple[Tensor, Tensor | None]:
     """Run a teacher's backbone over prompts and completions.
 
@@ -33,23 +34,24 @@ def hidden_states(
         ids_BS: Prompt and completion token ids, `S = P + T`.
         attention_BS: 1 for real tokens.
         num_tokens: T, the completion tokens at the end of each row.
-        layers: The hidden layers to hand over besides the last state.
+        taps: What to hand over besides the last state.
         batch: Rows per forward.
 
     Returns:
-        Last hidden states `[B, T, H]` and, if `layers` is not empty, those layers' `[B, L, T, H]`, both at the
-        positions that predict the completion tokens.
+        Last hidden states `[B, T, H]` and, if `taps` is not empty, the states there, `[B, L, T, H]`, narrower ones
+        padded with zeros; both at the positions that predict the completion tokens.
     """
-    keep = slice(-num_tokens - 1, -1)
+    keep, final = slice(-num_tokens - 1, -1), depth(model)
     last, mapped = [], []
     for ids, attention in zip(ids_BS.split(batch), attention_BS.split(batch), strict=True):
-        output = model.base_model(
-            input_ids=ids, attention_mask=attention, use_cache=False, output_hidden_states=bool(layers)
-        )
-        last.append(output.last_hidden_state[:, keep])
-        if layers:
-            mapped.append(torch.stack([output.hidden_states[layer][:, keep] for layer in layers], dim=1))
-    return torch.cat(last), torch.cat(mapped) if layers else None
+        with tapped(model, taps) as states:
+            model.base_model(input_ids=ids, attention_mask=attention, use_cache=False)
+        last.append(states[final][:, keep])
+        if taps:
+            width = max(states[tap].shape[-1] for tap in taps)
+            padded = [nn.functional.pad(states[tap][:, keep], (0, width - states[tap].shape[-1])) for tap in taps]
+            mapped.append(torch.stack(padded, dim=1))
+    return torch.cat(last), torch.cat(mapped) if taps else None
 
 
 @torch.no_grad()
@@ -94,7 +96,6 @@ class Panel:
                 "wrong on a skill harms the student there; give them Teacher(..., skills=[...]) or verified={...}",
                 stacklevel=4,
             )
-        config = student.config.get_text_config()
         for teacher in teachers:
             teacher.require_same_tokenizer(tokenizer)
         # A base model ends with another token than its instruct sibling: what one says of the other's end is noise.
@@ -102,13 +103,8 @@ class Panel:
         self.models = [prepare(teacher.load()) for teacher in teachers]
         self.num_parameters = [model.num_parameters() for model in self.models]
         self._vocabulary = student.get_output_embeddings().weight.shape[0]
-        depths = [model.config.get_text_config().num_hidden_layers for model in self.models]
-        self.pairs = [layer_pairs(feature.layers, config.num_hidden_layers, d) if feature else [] for d in depths]
-
-    def projections(self, student: PreTrainedModel) -> Projections:
-        """Maps from the student's hidden width to each teacher's, for the feature signal."""
-        widths = [model.config.get_text_config().hidden_size for model in self.models]
-        return Projections(student.config.get_text_config().hidden_size, self.pairs, widths)
+        named = zip(self.models, names, strict=True)
+        self.plans = [Plan.of(feature, student, model, str(name)) for model, name in named] if feature else []
 
     def head(self, k: int) -> Head:
         """Teacher k's output head over the vocabulary that it shares with the student."""
@@ -128,8 +124,8 @@ class Panel:
             rows = rows_BK[:, k].nonzero().squeeze(1)
             if not len(rows):
                 continue
-            layers = [layer for _, layer in self.pairs[k]]
-            last, mapped = hidden_states(model, ids_BS[rows], attention_BS[rows], num_tokens, layers, batch)
+            taps = self.plans[k].taps if self.plans else ()
+            last, mapped = hidden_states(model, ids_BS[rows], attention_BS[rows], num_tokens, taps, batch)
             rollout[f"teacher_{k}_hidden"] = _at_rows(last, rows, len(ids_BS))
             if mapped is not None:
                 rollout[f"teacher_{k}_layers"] = _at_rows(mapped, rows, len(ids_BS))

@@ -33,7 +33,7 @@ from rld.config import RLDConfig
 from rld.controllers import Gap
 from rld.data import Stream
 from rld.errors import CheckpointError, DataError
-from rld.matching import attach_projections
+from rld.matching import Projections, attach_projections
 from rld.panel import Panel
 from rld.rollout import all_checked, group_counts, no_reward
 from rld.signals import Ledger, blend, gradient_square, teacher_advantages, weighted_sum
@@ -125,7 +125,7 @@ class RLDTrainer(GRPOTrainer):
             return ready
 
         self.panel = Panel(self.teachers, self._student, self._tokenizer, self.eos_token_ids, self._feature, prepare)
-        self._projections = self.panel.projections(self._student) if self._feature is not None else None
+        self._projections = Projections(self.panel.plans) if self._feature is not None else None
         if self._projections is not None:
             attach_projections(self._student, self._projections)
         if self.teachers:
@@ -293,7 +293,7 @@ class RLDTrainer(GRPOTrainer):
         for signal, (stream_BT, weight_B, counts_BT) in pulls.items():
             if counts_BT.any():
                 total = weighted_sum(stream_BT, every_B, mask_BT)
-                (gradient_BSH,) = torch.autograd.grad(total, hidden_BSH, retain_graph=True)
+                (gradient_BSH,) = torch.autograd.grad(total, hidden_BSH, retain_graph=True, materialize_grads=True)
                 gradient_BTH = gradient_BSH[:, -mask_BT.shape[1] - 1 : -1] / weight_B.clamp(min=1e-6)[:, None, None]
                 squares, count = gradient_square(gradient_BTH, counts_BT)
                 i = SIGNALS.index(signal)
