@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rld.features import precise
 from rld.types import Align
 
 
@@ -40,15 +41,16 @@ class Head:
         return Head(self.weight.float(), None if self.bias is None else self.bias.float(), self.scale, self.softcap)
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
-        """Logits `[N, V]`, float32."""
-        z = hidden_NH.float() @ self.weight.float().T
+        """Logits `[N, V]` in at least single precision, without a gradient to the head; it is not widened for them."""
+        weight = self.weight.detach()
+        z_NV = precise(hidden_NH.to(weight.dtype) @ weight.T)
         if self.bias is not None:
-            z = z + self.bias.float()
-        z = z * self.scale
-        return z if self.softcap is None else self.softcap * (z / self.softcap).tanh()
+            z_NV = z_NV + self.bias.detach()
+        z_NV = z_NV * self.scale
+        return z_NV if self.softcap is None else self.softcap * (z_NV / self.softcap).tanh()
 
     def slope(self, logits_NV: Tensor) -> Tensor | float:
-        """Derivative of these logits by `h @ weight.T`."""
+        """Derivative of the logits by `h @ weight.T`."""
         if self.softcap is None:
             return self.scale
         return self.scale * (1 - (logits_NV / self.softcap) ** 2)
@@ -68,7 +70,7 @@ class TeacherStates:
     hidden_BTH: Tensor | None
     """Last hidden states at the positions that predict the completion tokens; None when it was not run at all."""
     layers_BLTH: Tensor | None
-    """Hidden states of the mapped layers; None when it was not run, or the feature signal is off."""
+    """The states that the feature signal compares; None when it was not run, or the feature signal is off."""
     tokens_BT: Tensor
     """The tokens on which this teacher speaks; elsewhere its states mean nothing."""
     align: Align | None = None

@@ -14,21 +14,22 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
 from rld.errors import TeacherError
-from rld.features import AnyFeature, layer_pairs
+from rld.features import AnyFeature
 from rld.heads import Head, TeacherStates
-from rld.matching import Projections
+from rld.matching import Plan
+from rld.taps import Tap, depth, tapped
 from rld.teachers import Teacher
 from rld.translation import StudentTokens, Translation, Translator
 
 
 @torch.no_grad()
 def hidden_states(
-    model: PreTrainedModel, ids_BS: Tensor, attention_BS: Tensor, num_tokens: int, layers: Sequence[int], batch: int
+    model: PreTrainedModel, ids_BS: Tensor, attention_BS: Tensor, num_tokens: int, taps: Sequence[Tap], batch: int
 ) -> tuple[Tensor, Tensor | None]:
     """Run a teacher's backbone over prompts and completions.
 
@@ -37,23 +38,24 @@ def hidden_states(
         ids_BS: Prompt and completion token ids, `S = P + T`.
         attention_BS: 1 for real tokens.
         num_tokens: T, the completion tokens at the end of each row.
-        layers: The hidden layers to hand over besides the last state.
+        taps: What to hand over besides the last state.
         batch: Rows per forward.
 
     Returns:
-        Last hidden states `[B, T, H]` and, if `layers` is not empty, those layers' `[B, L, T, H]`, both at the
-        positions that predict the completion tokens.
+        Last hidden states `[B, T, H]` and, if `taps` is not empty, the states there, `[B, L, T, H]`, narrower ones
+        padded with zeros; both at the positions that predict the completion tokens.
     """
-    keep = slice(-num_tokens - 1, -1)
+    keep, final = slice(-num_tokens - 1, -1), depth(model)
     last, mapped = [], []
     for ids, attention in zip(ids_BS.split(batch), attention_BS.split(batch), strict=True):
-        output = model.base_model(
-            input_ids=ids, attention_mask=attention, use_cache=False, output_hidden_states=bool(layers)
-        )
-        last.append(output.last_hidden_state[:, keep])
-        if layers:
-            mapped.append(torch.stack([output.hidden_states[layer][:, keep] for layer in layers], dim=1))
-    return torch.cat(last), torch.cat(mapped) if layers else None
+        with tapped(model, taps) as states:
+            model.base_model(input_ids=ids, attention_mask=attention, use_cache=False)
+        last.append(states[final][:, keep])
+        if taps:
+            width = max(states[tap].shape[-1] for tap in taps)
+            padded = [nn.functional.pad(states[tap][:, keep], (0, width - states[tap].shape[-1])) for tap in taps]
+            mapped.append(torch.stack(padded, dim=1))
+    return torch.cat(last), torch.cat(mapped) if taps else None
 
 
 @torch.no_grad()
@@ -98,7 +100,6 @@ class Panel:
                 "wrong on a skill harms the student there; give them Teacher(..., skills=[...]) or verified={...}",
                 stacklevel=4,
             )
-        config = student.config.get_text_config()
         for teacher in teachers:
             teacher.require_same_tokenizer(tokenizer)
         # A base model ends with another token than its instruct sibling: what one says of the other's end is noise.
@@ -108,13 +109,8 @@ class Panel:
         self._vocabulary = student.get_output_embeddings().weight.shape[0]
         self._translators = _translators(teachers, tokenizer, ends)
         self._align = [teacher.align for teacher in teachers]
-        depths = [model.config.get_text_config().num_hidden_layers for model in self.models]
-        self.pairs = [layer_pairs(feature.layers, config.num_hidden_layers, d) if feature else [] for d in depths]
-
-    def projections(self, student: PreTrainedModel) -> Projections:
-        """Maps from the student's hidden width to each teacher's, for the feature signal."""
-        widths = [model.config.get_text_config().hidden_size for model in self.models]
-        return Projections(student.config.get_text_config().hidden_size, self.pairs, widths)
+        named = zip(self.models, names, strict=True)
+        self.plans = [Plan.of(feature, student, model, str(name)) for model, name in named] if feature else []
 
     def head(self, k: int) -> Head:
         """Teacher k's output head, over the vocabulary that it shares with the student, or another one of its own."""
@@ -158,8 +154,8 @@ class Panel:
         ids_BS = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1)
         attention_BS = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1)
         num_tokens = rollout["completion_ids"].shape[1]
-        layers = [layer for _, layer in self.pairs[k]]
-        last, mapped = hidden_states(self.models[k], ids_BS[rows], attention_BS[rows], num_tokens, layers, batch)
+        taps = self.plans[k].taps if self.plans else ()
+        last, mapped = hidden_states(self.models[k], ids_BS[rows], attention_BS[rows], num_tokens, taps, batch)
         rollout["teacher_tokens"][rows, k] = self._speaks(k, rollout["completion_ids"][rows])
         rollout[f"teacher_{k}_hidden"] = _at_rows(last, rows, len(ids_BS))
         if mapped is not None:
@@ -170,9 +166,9 @@ class Panel:
     ) -> None:
         """Run a teacher on a translation, and put its states where the student's tokens start and its spans end."""
         num_rows, (_, num_tokens) = len(rollout["completion_ids"]), said.starts_BT.shape
-        layers = [layer for _, layer in self.pairs[k]]
+        taps = self.plans[k].taps if self.plans else ()
         last_RUH, mapped_RLUH = hidden_states(
-            self.models[k], said.ids_BS, said.attention_BS, said.num_tokens, layers, batch
+            self.models[k], said.ids_BS, said.attention_BS, said.num_tokens, taps, batch
         )
         log_p_RU = log_probabilities(self.head(k), last_RUH, said.ids_BS[:, -said.num_tokens :], temperature)
         scores_RT = _span_sums(log_p_RU, said.theirs_BU, num_tokens)

@@ -133,7 +133,7 @@ class Ledger:
         counted_BT = counts_BT.bool() & (weight_B > 0)[:, None]
         if not counted_BT.any():
             return
-        (gradient_BSH,) = torch.autograd.grad(total, hidden_BSH, retain_graph=True)
+        (gradient_BSH,) = torch.autograd.grad(total, hidden_BSH, retain_graph=True, materialize_grads=True)
         gradient_BTH = gradient_BSH[:, -counted_BT.shape[1] - 1 : -1].double()
         squares_BT = gradient_BTH.pow(2).sum(-1) / weight_B.double().clamp(min=1e-12).pow(2)[:, None]
         i = SIGNALS.index(signal)

@@ -115,7 +115,7 @@ class ResponseSignal(Part):
 
 
 class FeatureSignal(Part):
-    """Match the teachers' hidden states through a learned projection."""
+    """Match the teachers' hidden states, attention relations, or what hidden states mean to the teachers' heads."""
 
     loss: AnyFeature = Cosine()
 

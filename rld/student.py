@@ -26,6 +26,7 @@ from rld.combine import AnyTokenWeights
 from rld.features import AnyFeature
 from rld.heads import Head, TeacherStates
 from rld.matching import Projections, feature_distances
+from rld.taps import depth, tapped
 from rld.vocabulary import Matching, Said, match
 
 
@@ -101,28 +102,19 @@ def add_signal_head(model: PreTrainedModel) -> None:
         if signals is None:
             return fused_forward(*args, **kwargs)
         projections: Projections | None = getattr(self, "rld_projections", None)
-        depth = self.config.get_text_config().num_hidden_layers
-        matches_features = signals.feature is not None and projections is not None
-        if projections is not None and matches_features and projections.student_layers != {depth}:
-            kwargs["output_hidden_states"] = True
-        # The fused forward keeps the backbone's output to itself; a hook for the length of this call reads it.
-        seen: list[Any] = []
-        hook = self.base_model.register_forward_hook(lambda _module, _args, output: seen.append(output))
-        try:
+        final = depth(self)
+        read = projections.taps if projections is not None and signals.feature is not None else set()
+        with tapped(self, read) as states:
             outputs = fused_forward(*args, **kwargs)
-        finally:
-            hook.remove()
         keep = slice(-signals.mask_BT.shape[1] - 1, -1)
-        last_BTH = seen[0].last_hidden_state[:, keep]
-        signals.taps.append(seen[0].last_hidden_state)
+        last_BTH = states[final][:, keep]
+        signals.taps.append(states[final])
         result = SignalOutput(**outputs)
         if signals.response is not None:
             _respond(Head.of(self), last_BTH, signals, signals.response, result)
         if projections is not None and signals.feature is not None:
-            states = {depth: last_BTH}
-            if seen[0].get("hidden_states") is not None:
-                states |= {layer: h[:, keep] for layer, h in enumerate(seen[0].hidden_states) if layer != depth}
-            result.feature = feature_distances(signals.feature, projections, states, signals.teachers, signals.mask_BT)
+            kept = {tap: state[:, keep] for tap, state in states.items()}
+            result.feature = feature_distances(signals.feature, projections, kept, signals.teachers, signals.mask_BT)
         if projections is not None:
             assert result.log_probs is not None
             result.log_probs = result.log_probs + projections.touch().to(last_BTH.device)

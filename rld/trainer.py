@@ -35,7 +35,7 @@ from rld.controllers import Gap
 from rld.data import Stream
 from rld.errors import CheckpointError, DataError
 from rld.losses import JointLoss, loss_mask, taught_share
-from rld.matching import attach_projections
+from rld.matching import Projections, attach_projections
 from rld.panel import Panel
 from rld.rollout import all_checked, gold_completions, group_counts, no_reward, successes
 from rld.steering import Steering
@@ -126,7 +126,7 @@ class RLDTrainer(GRPOTrainer):
             return ready
 
         self.panel = Panel(self.teachers, self._student, self._tokenizer, self.eos_token_ids, self._feature, prepare)
-        self._projections = self.panel.projections(self._student) if self._feature is not None else None
+        self._projections = Projections(self.panel.plans) if self._feature is not None else None
         if self._projections is not None:
             attach_projections(self._student, self._projections)
         if self.teachers:
