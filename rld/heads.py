@@ -5,10 +5,13 @@ Shapes: B completions, T completion tokens, H width, L mapped layers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,25 @@ class Head:
         """The head over the first `size` tokens: padded vocabularies of one tokenizer differ only behind those."""
         if self.weight.shape[0] == size:
             return self
-        return Head(self.weight[:size], None if self.bias is None else self.bias[:size], self.scale, self.softcap)
+        return self._cut(slice(size))
+
+    def of_tokens(self, ids: Sequence[int]) -> Head:
+        """The head over these tokens alone, in their order."""
+        return self._cut(list(ids))
+
+    def _cut(self, rows: slice | list[int]) -> Head:
+        return Head(self.weight[rows], None if self.bias is None else self.bias[rows], self.scale, self.softcap)
+
+    def to(self, device: torch.device) -> Head:
+        """The head on another device."""
+        bias = None if self.bias is None else self.bias.detach().to(device)
+        return Head(self.weight.detach().to(device), bias, self.scale, self.softcap)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits in float32, `[..., H]` to `[..., V]`: for few tokens or a head over few, because they are stored."""
+        raw = hidden.float() @ self.weight.float().T
+        raw = self.scale * (raw if self.bias is None else raw + self.bias.float())
+        return raw if self.softcap is None else self.softcap * torch.tanh(raw / self.softcap)
 
 
 @dataclass(frozen=True)
@@ -51,3 +72,20 @@ class TeacherStates:
     """Hidden states of the mapped layers; None when it was not run, or the feature signal is off."""
     tokens_BT: Tensor
     """The tokens on which this teacher speaks; elsewhere its states mean nothing."""
+
+
+@torch.no_grad()
+def log_probabilities(head: Head, hidden_BTH: Tensor, targets_BT: Tensor, temperature: float) -> Tensor:
+    """The log-probability of each target token, `[B, T]`, without storing logits."""
+    outputs: tuple[Tensor, ...] = ChunkedLogProbFunction.apply(
+        hidden_BTH.reshape(-1, hidden_BTH.shape[-1]),
+        head.weight,
+        head.bias,
+        targets_BT.reshape(-1),
+        temperature,
+        32768,
+        head.softcap,
+        head.scale,
+        (),
+    )
+    return outputs[0].view(targets_BT.shape)

@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
 from rld.errors import TeacherError
 from rld.features import AnyFeature, layer_pairs
-from rld.heads import Head, TeacherStates
+from rld.heads import Head, TeacherStates, log_probabilities
 from rld.matching import Projections
-from rld.teachers import Teacher
+from rld.teachers import Teacher, share
 
 
 @torch.no_grad()
@@ -52,23 +51,6 @@ def hidden_states(
     return torch.cat(last), torch.cat(mapped) if layers else None
 
 
-@torch.no_grad()
-def log_probabilities(head: Head, hidden_BTH: Tensor, targets_BT: Tensor, temperature: float) -> Tensor:
-    """A teacher's log-probability of each sampled token, `[B, T]`, without storing logits."""
-    outputs: tuple[Tensor, ...] = ChunkedLogProbFunction.apply(
-        hidden_BTH.reshape(-1, hidden_BTH.shape[-1]),
-        head.weight,
-        head.bias,
-        targets_BT.reshape(-1),
-        temperature,
-        32768,
-        head.softcap,
-        head.scale,
-        (),
-    )
-    return outputs[0].view(targets_BT.shape)
-
-
 class Panel:
     """The teachers of one trainer, ready to score rollouts.
 
@@ -95,13 +77,16 @@ class Panel:
                 stacklevel=4,
             )
         config = student.config.get_text_config()
+        self._teachers = list(teachers)
+        share(teachers)
         for teacher in teachers:
             teacher.require_same_tokenizer(tokenizer)
         # A base model ends with another token than its instruct sibling: what one says of the other's end is noise.
         self._foreign_ends = [sorted(set(ends) - teacher.ends()) for teacher in teachers]
-        self.models = [prepare(teacher.load()) for teacher in teachers]
-        self.num_parameters = [model.num_parameters() for model in self.models]
-        self._vocabulary = student.get_output_embeddings().weight.shape[0]
+        self.models = [teacher.load() if teacher.offload else prepare(teacher.load()) for teacher in teachers]
+        self.num_parameters = [teacher.num_parameters() for teacher in teachers]
+        self._output = student.get_output_embeddings()
+        self._vocabulary = self._output.weight.shape[0]
         depths = [model.config.get_text_config().num_hidden_layers for model in self.models]
         self.pairs = [layer_pairs(feature.layers, config.num_hidden_layers, d) if feature else [] for d in depths]
 
@@ -112,7 +97,7 @@ class Panel:
 
     def head(self, k: int) -> Head:
         """Teacher k's output head over the vocabulary that it shares with the student."""
-        head = Head.of(self.models[k])
+        head = self._teachers[k].head(self._output.weight.device)
         return head.first(min(self._vocabulary, head.weight.shape[0]))
 
     @torch.no_grad()
@@ -124,12 +109,13 @@ class Panel:
         rollout["teacher_tokens"] = torch.stack(
             [rows_BK[:, k, None] & self._speaks(k, rollout["completion_ids"]) for k in range(len(self.models))], dim=1
         )
-        for k, model in enumerate(self.models):
+        for k, teacher in enumerate(self._teachers):
             rows = rows_BK[:, k].nonzero().squeeze(1)
             if not len(rows):
                 continue
             layers = [layer for _, layer in self.pairs[k]]
-            last, mapped = hidden_states(model, ids_BS[rows], attention_BS[rows], num_tokens, layers, batch)
+            with teacher.running(ids_BS.device) as model:
+                last, mapped = hidden_states(model, ids_BS[rows], attention_BS[rows], num_tokens, layers, batch)
             rollout[f"teacher_{k}_hidden"] = _at_rows(last, rows, len(ids_BS))
             if mapped is not None:
                 rollout[f"teacher_{k}_layers"] = _at_rows(mapped, rows, len(ids_BS))
@@ -167,7 +153,8 @@ class Panel:
 
 
 def _at_rows(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
-    """Put `values` at `rows` of a zero tensor with `num_rows` rows."""
+    """Put `values` at `rows` of a zero tensor with `num_rows` rows, on their device: a model may end on another."""
+    values = values.to(rows.device)
     if len(rows) == num_rows:
         return values
     return values.new_zeros(num_rows, *values.shape[1:]).index_copy_(0, rows, values)

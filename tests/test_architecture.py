@@ -19,11 +19,11 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
     errors hints types divergences features controllers stages recipe
     source library installed document checks reading
-    questions data heads tiles matching student teachers panel rollout signals steering checkpoint config trainer
-    cost overview catalogue evaluation journal curves history charts panels tables stylesheet progress report
+    questions data heads tiles matching student hosting teachers panel rollout signals steering checkpoint config
+    trainer cost overview catalogue evaluation journal curves history charts panels tables stylesheet progress report
     keeper build pipeline cli __main__
 """.split()  # noqa: SIM905 - a list this long is easier to read as text
-CONTENT = {"rewards": {"types", "errors"}, "curricula": {"types", "errors"}}
+CONTENT = {"rewards": {"types", "errors", "heads"}, "curricula": {"types", "errors"}}
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 
