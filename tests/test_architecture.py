@@ -21,7 +21,7 @@ ORDER = """
     source library installed document checks reading
     questions data heads tiles matching student hosting teachers panel rollout signals steering checkpoint config
     trainer cost overview catalogue evaluation journal curves history charts panels tables stylesheet progress report
-    keeper build pipeline cli __main__
+    keeper models build pipeline cli __main__
 """.split()  # noqa: SIM905 - a list this long is easier to read as text
 CONTENT = {"rewards": {"types", "errors", "heads"}, "curricula": {"types", "errors"}}
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
