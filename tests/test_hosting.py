@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import tests.tiny as tiny
+from rld.cli import main
 from rld.config import RLDConfig
 from rld.controllers import Fixed
 from rld.errors import CheckpointError, TeacherError
@@ -198,3 +200,47 @@ def test_what_cannot_host_an_adapter_is_refused(folder, tmp_path):
     spread = tiny.model()
     spread.hf_device_map = {"model": 0, "lm_head": "cpu"}
     assert "leave out offload" in refused(spread, folder / "one", offload=True)
+
+
+RECIPE = """
+name: hosting
+max_new_tokens: 3
+skills: {copy: {generator: ./tasks.py:copy, held_out: 4}}
+models: {base: ./base}
+stages:
+  - name: learn
+    run: distill
+    student: base
+    teachers:
+      one: {model: base, adapter: ./one, probe: 4}
+      two: {model: base, adapter: ./two, probe: 4, offload: true}
+      plain: {model: base, probe: 4}
+    signals: {policy: {teacher_reward: 0.1}, response: {}, feature: {}}
+    controller: {kind: fixed}
+    steps: 2
+    rollout: {prompts: 2, completions: 2}
+"""
+TASKS = "def copy(rng):\n    word = ''.join(rng.choices('abcd', k=3))\n    return word + '=', word\n"
+
+
+def test_a_recipe_gives_a_base_several_adapters(folder, tmp_path, capsys):
+    (folder / "tasks.py").write_text(TASKS)
+    (folder / "hosting.yaml").write_text(RECIPE)
+    assert main(["check", str(folder / "hosting.yaml")]) == 0
+    assert "one: base with adapter ./one" in capsys.readouterr().out
+    assert main(["train", str(folder / "hosting.yaml"), "--output", str(tmp_path / "run")]) == 0
+    (stage,) = json.loads((tmp_path / "run" / "summary.json").read_text())["stages"]
+    sizes = {name: teacher["parameters"] for name, teacher in stage["teachers"].items()}
+    assert sizes["one"] == sizes["two"] > sizes["plain"] == stage["student"]["parameters"]
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    divergences = [last[f"divergence/{name}"] for name in ("one", "two", "plain")]
+    assert divergences[2] == pytest.approx(0, abs=1e-6)  # the student starts as its base
+    assert min(divergences[:2]) > 1e-3
+
+
+def test_a_library_that_is_missing_is_the_users_to_install(folder, tmp_path, capsys):
+    (folder / "tasks.py").write_text(TASKS)
+    (folder / "hosting.yaml").write_text(RECIPE)
+    override = "stages.learn.teachers.plain.init={quantization_config: {load_in_8bit: true}}"
+    assert main(["train", str(folder / "hosting.yaml"), override, "--output", str(tmp_path / "run")]) == 2
+    assert "requires bitsandbytes: `pip install" in capsys.readouterr().err
