@@ -6,6 +6,7 @@ The only module that imports from everywhere; it holds no rule of its own.
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import shutil
 import time
@@ -18,27 +19,19 @@ from typing import Any, TypeVar
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    Trainer,
-    set_seed,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from rld import checkpoint, cost, data, evaluation, library
 from rld.config import RLDConfig
 from rld.errors import RecipeError, RldError
+from rld.hosting import place
 from rld.keeper import Keeper
 from rld.lessons import lessons
+from rld.models import Loaded, Models
 from rld.progress import ProgressBar, RunLog
-from rld.recipe import NewModel, PretrainedModel, Recipe
+from rld.recipe import Recipe
 from rld.stages import Distill, Sft, TeacherSpec
 from rld.teachers import Teacher
 from rld.trainer import RLDTrainer
@@ -74,6 +67,7 @@ class Run:
     def __post_init__(self) -> None:
         self.sources = data.sources(self.recipe, self.source.parent)
         self.held_out = [row for source in self.sources.values() for row in source.held_out()]
+        self.models = Models(self.recipe, self.source, self.stage_folder, self.held_out)
         # Accelerate joins CPU processes only if the first to ask says that they are on the CPU.
         self.state = PartialState(cpu=not torch.cuda.is_available())
 
@@ -93,61 +87,12 @@ class Run:
         self.flops_before += done["flops"]
         self.seconds_before += done["seconds"]
 
-    def _resolve(self, reference: str) -> tuple[str | NewModel, dict[str, Any]]:
-        """A path or hub id and its loading options, or the description of a new model."""
-        if any(stage.name == reference for stage in self.recipe.stages):
-            return str(self.stage_folder(reference)), {}
-        spec = self.recipe.models.get(reference, reference)
-        if isinstance(spec, NewModel):
-            return spec, {}
-        path, init = (spec.path, dict(spec.init)) if isinstance(spec, PretrainedModel) else (spec, {})
-        return str(library.local(path, self.source.parent) or path), init
-
-    def load(
-        self, reference: str, chat_template: str | None = None, **init: Any
-    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The model and tokenizer that a recipe's reference names; `chat_template` takes the place of its own."""
-        spec, options = self._resolve(reference)
-        if isinstance(spec, NewModel):
-            assert self.recipe.tokenizer is not None  # the reader has checked it
-            characters = data.tokenizer(self.recipe.tokenizer.characters)
-            data.require_known(characters, self.held_out)
-            options = {
-                "vocab_size": len(characters),
-                "pad_token_id": characters.pad_token_id,
-                "eos_token_id": characters.eos_token_id,
-                "bos_token_id": None,
-                **spec.config,
-            }
-            try:
-                return AutoModelForCausalLM.from_config(AutoConfig.for_model(spec.new, **options)), characters
-            except (ValueError, StrictDataclassError) as error:
-                raise RecipeError(f"{self.source}: models.{reference}: {' '.join(str(error).split())}") from error
-        try:
-            # Weights that AdamW updates in bf16 lose small steps; a GPU computes in bf16 through autocast instead.
-            model = AutoModelForCausalLM.from_pretrained(spec, **{"dtype": "float32", **options, **init})
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(spec, padding_side="left")
-        except (OSError, ValueError, KeyError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise RecipeError(
-                f"{self.source}: cannot load {spec!r}: {first} (a local copy can be named on the command line, "
-                f"such as models.{reference}=FOLDER)"
-            ) from error
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        if chat_template is not None:
-            tokenizer.chat_template = chat_template
-        if self.recipe.prompts.style == "chat" and tokenizer.chat_template is None:
-            fix = "use plain, or for a teacher set its chat_template"
-            raise RecipeError(f"{self.source}: prompts.style: {spec!r} has no chat template; {fix}")
-        return model, tokenizer
-
     def score(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
         """Greedy accuracy on the held-out rows, per skill."""
         return {skill: accuracy for skill, (accuracy, _) in self._score(model, tokenizer, self.held_out).items()}
 
     def _score(self, model: Any, tokenizer: Any, rows: list[Row]) -> dict[str, tuple[float, int]]:
-        texts = evaluation.generate(model.to(self.state.device), tokenizer, rows, self.recipe.max_new_tokens)
+        texts = evaluation.generate(place(model, self.state.device), tokenizer, rows, self.recipe.max_new_tokens)
         return evaluation.score(rows, texts)
 
     def _known_scores(self, reference: str) -> dict[str, float] | None:
@@ -160,7 +105,7 @@ class Run:
         Raises:
             RldError: the first mistake found.
         """
-        self._rewards()
+        self._rewards(load_models=False)
         for stage in self.recipe.stages:
             if isinstance(stage, Distill):
                 self._stream(stage, self._distill_arguments(stage))
@@ -172,7 +117,7 @@ class Run:
 
     def fine_tune(self, stage: Sft) -> None:
         set_seed(self._seed(stage.name))
-        model, tokenizer = self.load(stage.model)
+        model, tokenizer = self.models.load(stage.model)
         before = self._known_scores(stage.model) or self.score(model, tokenizer)
         with self._mistakes_in(stage):
             trainer = SFTTrainer(
@@ -202,26 +147,29 @@ class Run:
 
     def _answers(self, reference: str, rows: Sequence[Row]) -> list[str]:
         """What a teacher answers to rows of one skill."""
-        model, tokenizer = self.load(reference, dtype="auto")
+        model, tokenizer = self.models.load(reference, dtype="auto")
         size, counted = model.num_parameters(), sum(len(evaluation.tokens(tokenizer, row["prompt"])) for row in rows)
-        texts = evaluation.generate(model.to(self.state.device), tokenizer, rows, self.recipe.max_new_tokens)
+        texts = evaluation.generate(place(model, self.state.device), tokenizer, rows, self.recipe.max_new_tokens)
         self.flops_before += 2.0 * size * (counted + sum(len(tokenizer.encode(text)) for text in texts))
         return texts
 
     def distill(self, stage: Distill) -> None:
         set_seed(self._seed(stage.name))
-        model, tokenizer = self.load(stage.student)
+        model, tokenizer = self.models.load(stage.student)
         before = self._known_scores(stage.student) or self.score(model, tokenizer)
         skills = self._skills(stage)
         teachers, scores = [], {}
+        bases: dict[str, Loaded] = {}
         for name, spec in stage.teachers.items():
-            teacher, scores[name] = self._teacher(name, spec, skills)
+            if spec.base not in bases:
+                bases[spec.base] = self.models.load(spec.model, spec.init, "auto", spec.chat_template)
+            teacher, scores[name] = self._teacher(name, spec, skills, *bases[spec.base])
             teachers.append(teacher)
         args, size = self._distill_arguments(stage), model.num_parameters()
         with self._mistakes_in(stage):
             trainer = RLDTrainer(
                 model,
-                self._rewards(),
+                self._rewards(load_models=True),
                 args,
                 self._stream(stage, args),
                 processing_class=tokenizer,
@@ -232,21 +180,40 @@ class Run:
         self._train(trainer, stage, lambda: self.flops_before + trainer.flops)
         self._finish(stage, trainer, size, before, scores, self.flops_before + trainer.flops)
 
-    def _rewards(self) -> list[Callable[..., Any]]:
-        return [library.bound("rewards", spec.use, spec.options, self.source.parent) for spec in self.recipe.rewards]
+    def _rewards(self, load_models: bool) -> list[Callable[..., Any]]:
+        """The rewards with their options; one that takes a model and its tokenizer gets those that `model` names."""
+        rewards: list[Callable[..., Any]] = []
+        loaded: dict[str, Loaded] = {}
+        for spec in self.recipe.rewards:
+            options, name = dict(spec.options), spec.options.get("model")
+            reward = library.load("rewards", spec.use, self.source.parent)
+            if load_models and isinstance(name, str) and library.reads_a_model(inspect.signature(reward).parameters):
+                if name not in loaded:
+                    model, tokenizer = self.models.load(name, dtype="auto")
+                    loaded[name] = place(model, self.state.device).eval().requires_grad_(False), tokenizer
+                options["model"], options["tokenizer"] = loaded[name]
+            rewards.append(functools.partial(reward, **options))
+        return rewards
 
-    def _teacher(self, name: str, spec: TeacherSpec, skills: list[str]) -> tuple[Teacher, dict[str, Any]]:
+    def _teacher(
+        self, name: str, spec: TeacherSpec, skills: list[str], model: PreTrainedModel, tokenizer: Any
+    ) -> tuple[Teacher, dict[str, Any]]:
         """A teacher with its probed competence, and its entry in the summary."""
-        init = {"dtype": "auto", **spec.init}  # frozen: as it was stored
-        model, tokenizer = self.load(spec.model, spec.chat_template, **init)
-        scores = self._known_scores(spec.model) or self.score(model, tokenizer)
-        probes = [row for skill in skills for row in self.sources[skill].probe(spec.probe)]
-        probed = self._score(model, tokenizer, probes) if probes else {}
-        verified = {skill: (round(accuracy * num), num) for skill, (accuracy, num) in probed.items()}
+        adapter = None if spec.adapter is None else self.models.path(spec.adapter)
         teacher = Teacher(
-            model, name, spec.skills, verified, tokenizer, align=spec.align, chat_template=spec.chat_template
+            *(model, name, spec.skills, {}, tokenizer),
+            align=spec.align,
+            chat_template=spec.chat_template,
+            adapter=adapter,
+            offload=spec.offload,
         )
-        return teacher, {"parameters": model.num_parameters(), "scores": scores}
+        known = self._known_scores(spec.model) if adapter is None else None
+        probes = [row for skill in skills for row in self.sources[skill].probe(spec.probe)]
+        with teacher.running(self.state.device) as model:
+            scores = known or self.score(model, tokenizer)
+            probed = self._score(model, tokenizer, probes) if probes else {}
+        teacher.verified = {skill: (round(accuracy * num), num) for skill, (accuracy, num) in probed.items()}
+        return teacher, {"parameters": teacher.num_parameters(), "scores": scores}
 
     def _stream(self, stage: Distill, args: RLDConfig) -> data.Stream:
         sources = {skill: self.sources[skill] for skill in self._skills(stage)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Generator, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def problems(document: Document) -> Iterator[Problem]:
     for key, skill in _items(document.tree.get("skills")):
         yield from checker.skill(("skills", key), skill)
     for i, reward in _items(document.tree.get("rewards")):
-        yield from checker.part("rewards", ("rewards", i), reward)
+        yield from checker.reward(("rewards", i), reward)
     for i, stage in _items(document.tree.get("stages")):
         if isinstance(stage, dict):
             yield from checker.stage(("stages", i), stage)
@@ -89,6 +90,8 @@ class _Checker:
         self.stages = [stage.get("name") for stage in stages]
         self.models_given = dict(_items(document.tree.get("models")))
         self.trained = [stage.get("model", stage.get("student")) for stage in stages]
+        distills = [i for i, stage in enumerate(stages) if stage.get("run") == "distill"]
+        self.first_use_of_rewards = min(distills, default=len(stages))
 
     # -- models ------------------------------------------------------------------------------------------------------
 
@@ -175,11 +178,21 @@ class _Checker:
                     where = (*loc, "rows")
                     yield Problem(where, f"{self.label(where)}: there is no file {name}{hint(name, beside)}")
 
-    def part(self, kind: library.Kind, loc: Loc, part: Any) -> Iterator[Problem]:
-        """Check a reward or curriculum: that it exists and takes its options."""
+    def curriculum(self, loc: Loc, part: Any) -> Iterator[Problem]:
         if isinstance(part, dict) and isinstance(part.get("use"), str):
-            signature = yield from self.signature(kind, (*loc, "use"), part["use"])
+            signature = yield from self.signature("curricula", (*loc, "use"), part["use"])
             yield from self.call((*loc, "options"), part.get("options", {}), part["use"], signature)
+
+    def reward(self, loc: Loc, part: Any) -> Iterator[Problem]:
+        if not isinstance(part, dict) or not isinstance(part.get("use"), str):
+            return
+        signature = yield from self.signature("rewards", (*loc, "use"), part["use"])
+        options, where = part.get("options", {}), (*loc, "options")
+        if signature is not None and library.reads_a_model(signature.named):
+            signature = replace(signature, named=tuple(name for name in signature.named if name != "tokenizer"))
+            if isinstance(options, dict):
+                yield from self.reference((*where, "model"), options.get("model"), self.first_use_of_rewards)
+        yield from self.call(where, options, part["use"], signature)
 
     def signature(self, kind: library.Kind, loc: Loc, use: str) -> Generator[Problem, None, source.Signature | None]:
         """Return what a named function or class can be given beyond what rld gives it, if its source shows it."""
@@ -194,8 +207,10 @@ class _Checker:
         if "completions" not in found.named and not found.any_name:
             yield Problem(loc, f"{self.label(loc)}: {use} is no reward, for it takes no argument called completions")
         # TRL hands a reward every column of the rows by name, so it takes **columns, and options must be spelt out
-        named = tuple(name for name in found.named if name not in _GIVEN_TO_REWARDS)
-        return source.Signature(named, (), any_name=False)
+        named, required = (
+            tuple(name for name in names if name not in _GIVEN_TO_REWARDS) for names in (found.named, found.required)
+        )
+        return source.Signature(named, required, any_name=False)
 
     def call(self, loc: Loc, given: Any, use: str, signature: source.Signature | None) -> Iterator[Problem]:
         """Check the arguments `given` by name to what `use` names."""
@@ -251,7 +266,7 @@ class _Checker:
                     where = (*loc, "shares", name)
                     yield Problem(where, f"{self.label(where)}: {name!r} is no skill{hint(name, self.skills)}")
         if run == "distill":
-            yield from self.part("curricula", (*loc, "curriculum"), stage.get("curriculum"))
+            yield from self.curriculum((*loc, "curriculum"), stage.get("curriculum"))
             yield from self.teachers(loc, stage)
 
     def skill_names(self, loc: Loc, given: Any, known: list[str]) -> Iterator[Problem]:
@@ -272,8 +287,13 @@ class _Checker:
                 yield Problem(where, f"{self.label(where)}: a name has only letters, digits, '_' and '-'")
             if isinstance(teacher, dict):
                 yield from self.reference((*where, "model"), teacher.get("model"), loc[1])
+                yield from self.adapter((*where, "adapter"), teacher.get("adapter"))
                 yield from self.skill_names((*where, "skills"), teacher.get("skills"), trained)
                 yield from self.tokenizers(where, teacher, stage.get("student"))
+                match teacher:
+                    case {"offload": True, "init": {"device_map": _} | {"quantization_config": _}}:
+                        text = "a model with device_map or quantization_config stays where it was loaded"
+                        yield Problem((*where, "offload"), f"{self.label((*where, 'offload'))} cannot be true: {text}")
         yield from self.signals((*loc, "signals"), stage.get("signals"), teachers)
         match stage.get("controller"):
             case {"kind": "fixed", "teachers": dict(weights)}:
@@ -281,6 +301,17 @@ class _Checker:
                     if name not in teachers:
                         where = (*loc, "controller", "teachers", name)
                         yield Problem(where, f"{self.label(where)}: no such teacher{hint(str(name), teachers)}")
+
+    def adapter(self, loc: Loc, name: Any) -> Iterator[Problem]:
+        if not isinstance(name, str):
+            return
+        place = library.local(name, self.folder)
+        if place is None and (name.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(name)):
+            beside = [path.parent.name for path in self.folder.glob("*/adapter_config.json")]
+            near = hint(name.removeprefix("./"), beside) or "; give the folder or hub id (owner/name) of a PEFT adapter"
+            yield Problem(loc, f"{self.label(loc)}: there is no adapter {name!r}{near}")
+        elif place is not None and not (place / "adapter_config.json").is_file():
+            yield Problem(loc, f"{self.label(loc)}: {name} is no PEFT adapter: it has no adapter_config.json")
 
     def signals(self, loc: Loc, signals: Any, teachers: list[str]) -> Iterator[Problem]:
         given = {name: signal for name, signal in _items(signals) if signal is not None}

@@ -89,7 +89,7 @@ class StageCost:
     """Of the model that it trains."""
     teachers: Mapping[str, int | None]
     bytes: int | None
-    """Weights, gradients and optimiser of the student, weights of the teachers."""
+    """Weights, gradients and optimiser of the student, weights of the teachers: a shared base once, no adapters."""
     flops: int | None
     """For answers of the greatest length. Prompts come on top."""
 
@@ -138,9 +138,11 @@ def _distill_cost(stage: Distill, size: int | None, teachers: dict[str, int | No
     tokens = stage.rollout.prompts * stage.rollout.completions * max_new_tokens
     generated_and_learnt = forward_flops(size, tokens) + training_flops(size, tokens)
     flops = stage.steps * (generated_and_learnt + sum(forward_flops(teacher, tokens) for teacher in known))
-    dtypes = [str(teacher.init.get("dtype", "float32")) for teacher in stage.teachers.values()]
-    frozen = sum(frozen_bytes(teacher, dtype) for teacher, dtype in zip(known, dtypes, strict=True))
-    return StageCost(size, teachers, training_bytes(size) + frozen, flops)
+    frozen = {
+        spec.base: frozen_bytes(teacher, str(spec.init.get("dtype", "float32")))
+        for spec, teacher in zip(stage.teachers.values(), known, strict=True)
+    }
+    return StageCost(size, teachers, training_bytes(size) + sum(frozen.values()), flops)
 
 
 def tokens_seen(history: list[dict[str, Any]]) -> float:

@@ -5,10 +5,13 @@ Shapes: B completions, T completion tokens, H width, L mapped layers, V tokens t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
 from rld.features import precise
 from rld.types import Align
@@ -40,10 +43,10 @@ class Head:
         """The head in full precision."""
         return Head(self.weight.float(), None if self.bias is None else self.bias.float(), self.scale, self.softcap)
 
-    def logits(self, hidden_NH: Tensor) -> Tensor:
-        """Logits `[N, V]` in at least single precision, without a gradient to the head; it is not widened for them."""
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits `[..., V]` in at least single precision, without a gradient to the head; it is not widened for them."""
         weight = self.weight.detach()
-        z_NV = precise(hidden_NH.to(weight.dtype) @ weight.T)
+        z_NV = precise(hidden.to(weight.dtype) @ weight.T)
         if self.bias is not None:
             z_NV = z_NV + self.bias.detach()
         z_NV = z_NV * self.scale
@@ -59,7 +62,19 @@ class Head:
         """The head over the first `size` tokens: padded vocabularies of one tokenizer differ only behind those."""
         if self.weight.shape[0] == size:
             return self
-        return Head(self.weight[:size], None if self.bias is None else self.bias[:size], self.scale, self.softcap)
+        return self._cut(slice(size))
+
+    def of_tokens(self, ids: Sequence[int]) -> Head:
+        """The head over these tokens alone, in their order."""
+        return self._cut(list(ids))
+
+    def _cut(self, rows: slice | list[int]) -> Head:
+        return Head(self.weight[rows], None if self.bias is None else self.bias[rows], self.scale, self.softcap)
+
+    def to(self, device: torch.device) -> Head:
+        """The head on another device."""
+        bias = None if self.bias is None else self.bias.detach().to(device)
+        return Head(self.weight.detach().to(device), bias, self.scale, self.softcap)
 
 
 @dataclass(frozen=True)
@@ -81,3 +96,20 @@ class TeacherStates:
     """At j its log-probability of span j, in nats at the rollout's temperature; 0 behind the last span."""
     vocabulary: tuple[Tensor, Tensor] | None = None
     """Ids `[V]` of the student's and of the teacher's tokens that spell the same. Its head is not cut."""
+
+
+@torch.no_grad()
+def log_probabilities(head: Head, hidden_BTH: Tensor, targets_BT: Tensor, temperature: float) -> Tensor:
+    """The log-probability of each target token, `[B, T]`, without storing logits."""
+    outputs: tuple[Tensor, ...] = ChunkedLogProbFunction.apply(
+        hidden_BTH.reshape(-1, hidden_BTH.shape[-1]),
+        head.weight,
+        head.bias,
+        targets_BT.reshape(-1),
+        temperature,
+        32768,
+        head.softcap,
+        head.scale,
+        (),
+    )
+    return outputs[0].view(targets_BT.shape)

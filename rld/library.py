@@ -8,13 +8,12 @@ folder. `locate` finds a name without importing anything; `load` gives the objec
 from __future__ import annotations
 
 import ast
-import functools
 import hashlib
 import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
@@ -175,10 +174,9 @@ def load(kind: Kind, name: str, relative_to: Path) -> Any:
     return getattr(module, place.attribute)
 
 
-def bound(kind: Kind, name: str, options: Mapping[str, Any], relative_to: Path) -> Callable[..., Any]:
-    """Return what `load` returns, as a partial with the keyword arguments `options` when there are any."""
-    found: Callable[..., Any] = load(kind, name, relative_to)
-    return functools.partial(found, **options) if options else found
+def reads_a_model(arguments: Iterable[str]) -> bool:
+    """Tell by its arguments a reward that is given a loaded model where the recipe's option `model` names one."""
+    return {"model", "tokenizer"} <= set(arguments)
 
 
 def _run(path: Path) -> ModuleType:

@@ -68,7 +68,8 @@ def _stage(number: int, stage: Sft | Distill, cost: StageCost) -> Table:
         for name, teacher in stage.teachers.items():
             size = f"{quantity(cost.teachers[name])} parameters"
             taught = "where it proves better" if teacher.skills is None else f"for {_listed(teacher.skills)}"
-            table.add_row("teacher", Text(f"{name}: {teacher.model}, {size}, {taught}"))
+            adapted = f" with adapter {teacher.adapter}" if teacher.adapter is not None else ""
+            table.add_row("teacher", Text(f"{name}: {teacher.model}{adapted}, {size}, {taught}"))
         table.add_row("signals", Text(_signals(stage)))
         table.add_row("controller", Text(f"{stage.controller.kind}, every {stage.controller.every} steps"))
         table.add_row("curriculum", Text(stage.curriculum.use))

@@ -16,14 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
 from rld.errors import TeacherError
 from rld.features import AnyFeature
-from rld.heads import Head, TeacherStates
+from rld.heads import Head, TeacherStates, log_probabilities
 from rld.matching import Plan
 from rld.taps import Tap, depth, tapped
-from rld.teachers import Teacher
+from rld.teachers import Teacher, share
 from rld.translation import StudentTokens, Translation, Translator
 
 
@@ -58,23 +57,6 @@ def hidden_states(
     return torch.cat(last), torch.cat(mapped) if taps else None
 
 
-@torch.no_grad()
-def log_probabilities(head: Head, hidden_BTH: Tensor, targets_BT: Tensor, temperature: float) -> Tensor:
-    """A teacher's log-probability of each sampled token, `[B, T]`, without storing logits."""
-    outputs: tuple[Tensor, ...] = ChunkedLogProbFunction.apply(
-        hidden_BTH.reshape(-1, hidden_BTH.shape[-1]),
-        head.weight,
-        head.bias,
-        targets_BT.reshape(-1),
-        temperature,
-        32768,
-        head.softcap,
-        head.scale,
-        (),
-    )
-    return outputs[0].view(targets_BT.shape)
-
-
 class Panel:
     """The teachers of one trainer, ready to score rollouts.
 
@@ -100,13 +82,16 @@ class Panel:
                 "wrong on a skill harms the student there; give them Teacher(..., skills=[...]) or verified={...}",
                 stacklevel=4,
             )
+        self._teachers = list(teachers)
+        share(teachers)
         for teacher in teachers:
             teacher.require_same_tokenizer(tokenizer)
         # A base model ends with another token than its instruct sibling: what one says of the other's end is noise.
         self._foreign_ends = [sorted(set(ends) - teacher.ends()) for teacher in teachers]
-        self.models = [prepare(teacher.load()) for teacher in teachers]
-        self.num_parameters = [model.num_parameters() for model in self.models]
-        self._vocabulary = student.get_output_embeddings().weight.shape[0]
+        self.models = [teacher.load() if teacher.offload else prepare(teacher.load()) for teacher in teachers]
+        self.num_parameters = [teacher.num_parameters() for teacher in teachers]
+        self._output = student.get_output_embeddings()
+        self._vocabulary = self._output.weight.shape[0]
         self._translators = _translators(teachers, tokenizer, ends)
         self._align = [teacher.align for teacher in teachers]
         named = zip(self.models, names, strict=True)
@@ -114,7 +99,7 @@ class Panel:
 
     def head(self, k: int) -> Head:
         """Teacher k's output head, over the vocabulary that it shares with the student, or another one of its own."""
-        head = Head.of(self.models[k])
+        head = self._teachers[k].head(self._output.weight.device)
         return head if self._translators[k] else head.first(min(self._vocabulary, head.weight.shape[0]))
 
     @torch.no_grad()
@@ -155,7 +140,8 @@ class Panel:
         attention_BS = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1)
         num_tokens = rollout["completion_ids"].shape[1]
         taps = self.plans[k].taps if self.plans else ()
-        last, mapped = hidden_states(self.models[k], ids_BS[rows], attention_BS[rows], num_tokens, taps, batch)
+        with self._teachers[k].running(ids_BS.device) as model:
+            last, mapped = hidden_states(model, ids_BS[rows], attention_BS[rows], num_tokens, taps, batch)
         rollout["teacher_tokens"][rows, k] = self._speaks(k, rollout["completion_ids"][rows])
         rollout[f"teacher_{k}_hidden"] = _at_rows(last, rows, len(ids_BS))
         if mapped is not None:
@@ -167,9 +153,8 @@ class Panel:
         """Run a teacher on a translation, and put its states where the student's tokens start and its spans end."""
         num_rows, (_, num_tokens) = len(rollout["completion_ids"]), said.starts_BT.shape
         taps = self.plans[k].taps if self.plans else ()
-        last_RUH, mapped_RLUH = hidden_states(
-            self.models[k], said.ids_BS, said.attention_BS, said.num_tokens, taps, batch
-        )
+        with self._teachers[k].running(said.ids_BS.device) as model:
+            last_RUH, mapped_RLUH = hidden_states(model, said.ids_BS, said.attention_BS, said.num_tokens, taps, batch)
         log_p_RU = log_probabilities(self.head(k), last_RUH, said.ids_BS[:, -said.num_tokens :], temperature)
         scores_RT = _span_sums(log_p_RU, said.theirs_BU, num_tokens)
         index = said.starts_BT.clamp(min=0)
@@ -260,7 +245,8 @@ def _span_sums(log_p_RU: Tensor, spans_RU: Tensor, size: int) -> Tensor:
 
 
 def _at_rows(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
-    """Put `values` at `rows` of a zero tensor with `num_rows` rows."""
+    """Put `values` at `rows` of a zero tensor with `num_rows` rows, on their device: a model may end on another."""
+    values = values.to(rows.device)
     if len(rows) == num_rows:
         return values
     return values.new_zeros(num_rows, *values.shape[1:]).index_copy_(0, rows, values)

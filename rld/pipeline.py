@@ -162,7 +162,7 @@ def evaluate(model: str, recipe: Recipe, source: Path) -> int:
     """Score `model` (a folder or a hub id) on the recipe's held-out rows and print the table."""
     _quiet()
     run = Run(recipe, source, Path(), resume=False)
-    loaded, tokenizer = run.load(model)
+    loaded, tokenizer = run.models.load(model)
     scores = run.score(loaded, tokenizer)
     if run.state.is_main_process:
         Console().print(scores_table(model, scores, run.held_out))

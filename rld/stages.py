@@ -8,6 +8,7 @@ To add one, write a class with its own `run` and `__call__`, and put its name in
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -80,12 +81,21 @@ class TeacherSpec(Part):
     probe: int = Field(32, ge=0)
     """Training prompts per skill that it answers before the stage, which show where it is right. 0: trust it."""
     init: dict[str, Any] = {}
-    """Arguments of `from_pretrained`, such as dtype or device_map."""
+    """Arguments of `from_pretrained`, such as dtype, device_map or quantization_config (a mapping)."""
+    adapter: str | None = None
+    """A folder or hub id of a PEFT adapter on the model. Teachers with the same model and init share its weights."""
+    offload: bool = False
+    """Whether the weights rest in CPU memory and are on the GPU only while the teacher scores: slower, and smaller."""
     align: Align | None = None
     """For a teacher with another tokenizer: teach by the `likelihood` of spans of text that both tokenizers can say, or
     by the `vocabulary` that both have and the shape of the rest. None: it has the student's tokenizer."""
     chat_template: str | None = None
     """A chat template in Jinja, for a teacher that comes without one. None: its tokenizer's."""
+
+    @property
+    def base(self) -> str:
+        """The same for teachers that share one copy of a model's weights."""
+        return json.dumps([self.model, self.init, self.chat_template], sort_keys=True, default=str)
 
 
 class PolicySignal(Part):

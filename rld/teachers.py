@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
+import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rld.errors import TeacherError
+from rld.heads import Head
 from rld.hints import hint
+from rld.hosting import add_adapter, has_changed_head, is_placed, own_weights, place, speaking
 from rld.types import Align
 
 # Texts whose tokens tell tokenizers apart: words, digits, code, white space, other scripts.
@@ -29,7 +33,11 @@ class Teacher:
         verified: Per skill, how many probe prompts it answered correctly, of how many. A skill that is not listed is
             taken on trust.
         tokenizer: Its tokenizer. None: loaded from the model's path.
-        init: Arguments of `from_pretrained`, such as dtype or device_map.
+        init: Arguments of `from_pretrained`, such as dtype, device_map or quantization_config (a mapping will do).
+        adapter: A folder or hub id of a PEFT adapter on `model`. Teachers that name the same model, or are given the
+            same loaded one, share its weights: each adds only its adapter's.
+        offload: Whether the weights rest in CPU memory and are on the device only while the teacher scores. Each use
+            costs a copy of them there and back; a copy of the output head stays, because the loss needs it.
         align: How a teacher with another tokenizer teaches: by the likelihood of spans of text that both tokenizers can
             say, or by the tokens that both vocabularies have and the shape of the rest. None: it has the student's
             tokenizer.
@@ -44,33 +52,90 @@ class Teacher:
     init: Mapping[str, Any] = field(default_factory=dict)
     align: Align | None = None
     chat_template: str | None = None
+    adapter: str | None = None
+    offload: bool = False
+    _ready: PreTrainedModel | None = field(default=None, init=False, repr=False)
+    _adapter: str | None = field(default=None, init=False, repr=False)
+    """The adapter's name in the model."""
+    _head: Head | None = field(default=None, init=False, repr=False)
+    """A copy of the head on the device, where the model's own is elsewhere."""
 
     def __post_init__(self) -> None:
         if self.name is None:
             path = self.model if isinstance(self.model, str) else self.model.config._name_or_path
-            self.name = path.rstrip("/").split("/")[-1] or "teacher"
+            self.name = (self.adapter or path).rstrip("/").split("/")[-1] or "teacher"
 
     def load(self) -> PreTrainedModel:
-        """The model, frozen and in eval mode: no dropout, no gradients."""
+        """The model, frozen and in eval mode: no dropout, no gradients. To run it, use `running`.
+
+        Raises:
+            TeacherError: it, or its adapter, cannot be loaded or cannot teach.
+        """
+        if self._ready is None:
+            model = self._unwrapped(self._base())
+            if self.adapter is not None:
+                try:
+                    self._adapter = add_adapter(model, self.adapter)
+                except (OSError, ValueError) as error:
+                    raise self._error(f"cannot load the adapter {self.adapter!r}: {error}") from error
+            if has_changed_head(model):
+                raise self._error("an adapter changes its output head; merge it into the model, and name that")
+            if self.offload and is_placed(model):
+                raise self._error("a model with device_map or quantization_config stays in place; leave out offload")
+            model.eval().requires_grad_(False)
+            self._ready = model
+        return self._ready
+
+    def _base(self) -> PreTrainedModel | PeftModel:
         if isinstance(self.model, str):
             try:
                 self.model = AutoModelForCausalLM.from_pretrained(self.model, **self.init)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, TypeError, ImportError) as error:
                 first = str(error).strip().splitlines()[0]
-                raise TeacherError(f"teacher '{self.name}': cannot load {self.model!r}: {first}") from error
-        if isinstance(self.model, PeftModel):
-            if self.model.active_peft_config.is_prompt_learning:
-                raise TeacherError(f"teacher '{self.name}': a prompt-learning adapter cannot teach; use LoRA")
-            base: Any = self.model.get_base_model()  # its layers have the adapter in them
-            self.model = base
-        model: PreTrainedModel = self.model  # type: ignore[assignment]  # a PeftModel was unwrapped above
-        model.eval().requires_grad_(False)
-        return model
+                raise self._error(f"cannot load {self.model!r}: {first}") from error
+        return self.model
+
+    def _unwrapped(self, model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+        if not isinstance(model, PeftModel):
+            return model
+        if model.active_peft_config.is_prompt_learning:
+            raise self._error("a prompt-learning adapter cannot teach; use LoRA")
+        base: Any = model.get_base_model()  # its layers have the adapter in them
+        unwrapped: PreTrainedModel = base
+        return unwrapped
+
+    def _error(self, what: str) -> TeacherError:
+        return TeacherError(f"teacher '{self.name}': {what}")
+
+    @contextmanager
+    def running(self, device: torch.device) -> Iterator[PreTrainedModel]:
+        """The model, ready for forwards on `device`: this teacher's adapter and no other takes part, no dropout."""
+        model = self.load()
+        place(model, device)
+        try:
+            with speaking(model, self._adapter):
+                yield model.eval()
+        finally:
+            if self.offload:
+                place(model, torch.device("cpu"))
+
+    def head(self, device: torch.device) -> Head:
+        """The output head on `device`; a copy is kept there while the model's own is elsewhere."""
+        head = Head.of(self.load())
+        if not self.offload and head.weight.device == device:
+            return head
+        if self._head is None:
+            self._head = head.to(device)
+        return self._head
+
+    def num_parameters(self) -> int:
+        """Parameters that take part in a forward: the model's and those of its own adapter."""
+        return sum(weight.numel() for _, weight in own_weights(self.load(), self._adapter))
 
     def fingerprint(self) -> str:
-        """What tells this teacher's weights from another's: a hash of samples of each."""
+        """What tells this teacher's weights from another's: a hash of samples of each, its adapter's included."""
         digest = hashlib.sha256()
-        for name, weight in self.load().named_parameters():
+        for name, weight in own_weights(self.load(), self._adapter):
             flat = weight.detach().flatten()
             sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu()
             digest.update(name.encode() + sample.numpy().tobytes())
@@ -117,3 +182,12 @@ class Teacher:
                     "the student's tokens as other text; set align: likelihood or align: vocabulary for it in the "
                     "recipe, Teacher(..., align='likelihood') in Python, or choose a teacher of the student's family"
                 )
+
+
+def share(teachers: Iterable[Teacher]) -> None:
+    """Give teachers that name the same model, to be loaded in the same way, one copy of its weights."""
+    firsts: dict[str, Teacher] = {}
+    for teacher in teachers:
+        if isinstance(teacher.model, str):
+            first = firsts.setdefault(repr((teacher.model, sorted(teacher.init.items()))), teacher)
+            teacher.model = first._base()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from rld.rewards.teachers import likelihood
 
 import tests.tiny as tiny
 from rld.config import RLDConfig
@@ -32,7 +34,7 @@ def scripted(prompts: list[str], trainer: Any) -> dict[str, Any]:
 def main(folder: Path, num_processes: int, stopped_rank: int | None) -> None:
     trainer = RLDTrainer(
         model=tiny.model(),
-        reward_funcs=tiny.letters,
+        reward_funcs=[tiny.letters, partial(likelihood, model=tiny.model(seed=3), tokenizer=tiny.tokenizer())],
         args=RLDConfig(
             **tiny.options(folder / "run", max_steps=4, per_device_train_batch_size=16 // num_processes, optim="sgd"),
             signals=["policy", "response", "feature"],

@@ -19,12 +19,12 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
     errors hints types divergences combine features controllers stages recipe
     source library installed document token_files checks reading
-    questions data lessons heads align taps vocabulary matching student teachers translation panel rollout signals
-    steering checkpoint config losses trainer
+    questions data lessons heads align taps vocabulary matching student hosting teachers translation panel rollout
+    signals steering checkpoint config losses trainer
     cost overview catalogue evaluation journal curves history charts panels tables stylesheet progress report
-    keeper build pipeline cli __main__
+    keeper models build pipeline cli __main__
 """.split()  # noqa: SIM905 - a list this long is easier to read as text
-CONTENT = {"rewards": {"types", "errors"}, "curricula": {"types", "errors"}}
+CONTENT = {"rewards": {"types", "errors", "heads"}, "curricula": {"types", "errors"}}
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 

@@ -87,6 +87,18 @@ def test_a_stages_cost_follows_from_sizes_and_tokens(tmp_path):
     assert costs["two"].teachers == {"t": size}
 
 
+def test_a_base_that_teachers_share_is_counted_once(tmp_path):
+    made = recipe().model_dump()
+    spec = made["stages"][1]["teachers"]["t"]
+    made["stages"][1]["teachers"] = {name: spec | {"adapter": f"a/{name}"} for name in ("t", "u")} | {
+        "v": spec | {"init": {"dtype": "float32"}}
+    }
+    size = parameters({"model_type": "llama", **SMALL})
+    cost = stage_costs(Recipe.model_validate(made), tmp_path)["two"]
+    assert cost.bytes == (16 + 2 + 4) * size
+    assert cost.flops == (2 + 6 + 3 * 2) * size * (5 * 3 * 2 * 10)
+
+
 def test_a_model_that_is_not_here_has_an_unknown_cost(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     costs = stage_costs(recipe(), tmp_path)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import LoraConfig, get_peft_model
 
 import tests.tiny as tiny
 from rld.cli import main
@@ -35,6 +36,30 @@ def test_the_readmes_script_trains(tmp_path, monkeypatch):
     exec(re.sub(r"^  ", "", script, flags=re.MULTILINE), scope)
     assert scope["trainer"].state.global_step == 2
     assert [teacher.name for teacher in scope["trainer"].teachers] == ["SmolLM2-1.7B-Instruct", "SmolLM2-360M-Instruct"]
+
+
+def test_the_scripts_on_rewards_and_hosting_train(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scripts = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "algorithms.md").read_text(), flags=re.DOTALL)
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens(["Yes", "No"])
+    names = dict.fromkeys(re.findall(r'"(HuggingFaceTB/[^"]+)"', "".join(scripts)))
+    for i, name in enumerate(names):
+        tiny.model(seed=i, vocabulary=len(tokenizer)).save_pretrained(tmp_path / name.split("/")[1])
+        tokenizer.save_pretrained(tmp_path / name.split("/")[1])
+    for name in ("algebra-lora", "words-lora"):
+        base = tiny.model(vocabulary=len(tokenizer))
+        get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False)).save_pretrained(name)
+    extra = ", max_steps=2, num_generations=2, per_device_train_batch_size=4, max_completion_length=4, use_cpu=True"
+    rows = tiny.rows(chat=True).remove_columns("skill").add_column("skill", ["algebra", "words"] * 8)
+    for script in scripts:
+        script = script.replace('"HuggingFaceTB/', '"./').replace(
+            'output_dir="student"', f'output_dir="student", report_to="none", bf16=False{extra}'
+        )
+        scope: dict[str, Any] = {"dataset": rows, "exact_match": tiny.letters}
+        exec(script, scope)
+        assert scope["trainer"].state.global_step == 2
+    assert len(scripts) == 2
 
 
 @pytest.mark.parametrize("heading", ["Quickstart", "Tests"])

@@ -40,10 +40,6 @@ def test_files_of_the_same_name_in_two_folders_are_two_modules(folder, tmp_path_
     assert library.load("rewards", "random.py:mine", other)(["a"]) == [0.5]
 
 
-def test_options_are_bound_by_name(folder):
-    assert library.bound("rewards", "random.py:mine", {"scale": 5.0}, folder)(["a"]) == [10.0]
-
-
 def test_an_installed_module_is_found_without_importing_it(folder):
     place = library.locate("generators", "wsgiref.util:guess_scheme", folder)
     assert place.module == "wsgiref.util"

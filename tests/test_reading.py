@@ -55,6 +55,8 @@ stages:
 def recipe(tmp_path):
     """Write GOOD with lines replaced, and return its path."""
     (tmp_path / "tasks.py").write_text(TASKS)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
 
     def write(**changes):
         text = GOOD
@@ -80,6 +82,7 @@ def test_a_good_recipe_is_read_with_its_types(recipe):
     assert made.stages[0].trainer == {"learning_rate": 0.001}  # YAML 1.1 makes text of 1e-3
     assert made.stages[1].controller.on == 0.25  # and a truth value of on
     assert made.stages[1].teachers["t"].probe == 32
+    assert read(recipe(), ["stages.main.teachers.t.adapter=adapter"]).stages[1].teachers["t"].adapter == "adapter"
 
 
 TOKENIZERS = {
@@ -153,6 +156,11 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(recipe):
         ("model: big", "model: main", "16: stages.first.model: stage 'main' has not run by then; refer to an earlier one"),
         ("model: big", "model: ./nowhere", "16: stages.first.model: there is no folder ./nowhere"),
         ("[reverse]", "[revers]", "22: stages.main.teachers.t.skills: 'revers' is no skill; did you mean 'reverse'?"),
+        ("skills: [reverse]}", "adapter: ./tasks}", "22: stages.main.teachers.t.adapter: there is no adapter './tasks'; choose from adapter"),
+        ("skills: [reverse]}", "adapter: adaptor}", "22: stages.main.teachers.t.adapter: there is no adapter 'adaptor'; did you mean 'adapter'?"),
+        ("skills: [reverse]}", "adapter: tasks.py}", "22: stages.main.teachers.t.adapter: tasks.py is no PEFT adapter: it has no adapter_config.json"),
+        ("skills: [reverse]}", "adaptor: a/b}", "22: unknown key 'stages.main.teachers.t.adaptor'; did you mean 'adapter'?"),
+        ("skills: [reverse]}", "offload: true, init: {device_map: auto}}", "22: stages.main.teachers.t.offload cannot be true: a model with device_map"),
         ("tokenizer:", "max_new_tokens: 3 #", "4: models.big is new and needs a tokenizer: set tokenizer.characters"),
         ("gap, on: 0.25", "fixed, teachers: {u: 1}", "no such teacher; choose from t"),
         ("    teachers: {t: {model: first, skills: [reverse]}}", "    signals: {feature: {}}", "needs teachers, and this stage has none"),

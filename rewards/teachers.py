@@ -1,0 +1,268 @@
+"""Rewards by a model that is only read: how likely it finds a completion, and how it judges one.
+
+Both hand the model text, so it may have any tokenizer. They are opinions, so they go after the verifier, with a weight.
+In a recipe `model` is a name in `models`, a stage before the first `distill`, a hub id or a folder. In Python it is a
+loaded model, together with its `tokenizer`, or a hub id or folder, which is loaded once per process.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from rld.errors import RewardError
+from rld.heads import Head, log_probabilities
+
+from . import text_of
+
+_ROWS = 8
+"""Rows of one forward."""
+_MEMORY = 0.99
+"""What the statistics of a skill keep of their past with each call that shows the skill."""
+_SMALLEST_SPREAD = 1e-4
+"""In nats: completions closer together than this differ by rounding."""
+_FIELD = re.compile(r"\{(question|completion|answer)\}")
+
+
+def likelihood(
+    prompts: list[Any],
+    completions: list[Any],
+    skill: list[str] | None = None,
+    trainer_state: Any = None,
+    *,
+    model: str | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    bound: float = 3.0,
+    **_: Any,
+) -> list[float | None]:
+    """Give how likely a model finds a completion: its mean log-probability per token, in spreads of the skill.
+
+    `clamp((x - m) / s, -bound, bound)`, with x the mean over the completion's tokens of `log p(token | what is
+    before)`, the prompt in the model's own chat template if it is a conversation. m and s are the running mean and
+    standard deviation of x on the skill, over all processes, the completions at hand included; what is old fades by
+    0.99 a call. They live in the trainer's state, and so in its checkpoints. An empty completion gets None. The end of
+    a turn is not scored: text does not tell a completion that ended from one that was cut off.
+
+    Args:
+        model: Whose opinion it is.
+        tokenizer: Its tokenizer.
+        bound: Largest reward, in standard deviations, above 0.
+    """
+    if bound <= 0:
+        raise RewardError(f"teachers:likelihood: bound should be above 0, not {bound}")
+    reader, tokenizer = _opened(model, tokenizer)
+    scores = _mean_log_probabilities(reader, tokenizer, prompts, completions)
+    skills = [""] * len(scores) if skill is None else [str(name) for name in skill]
+    # The one part of a trainer's state that takes what others keep there, so that a resumed run knows it.
+    kept = {} if trainer_state is None else trainer_state.stateful_callbacks
+    statistics = kept.setdefault(f"likelihood by {reader.config._name_or_path}", {})
+    _update(statistics, _on_all_processes(list(zip(skills, scores, strict=True))))
+    return [
+        None if score is None else _standardised(score, statistics[name], bound)
+        for name, score in zip(skills, scores, strict=True)
+    ]
+
+
+def judge(
+    prompts: list[Any],
+    completions: list[Any],
+    question: list[str] | None = None,
+    answer: list[str] | None = None,
+    *,
+    model: str | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    template: str,
+    yes: str = "Yes",
+    no: str = "No",
+    **_: Any,
+) -> list[float]:
+    """Give the probability that a model, asked about a completion, says yes rather than no, in [0, 1].
+
+    It is the sigmoid of the log-odds, `logit(yes) - logit(no)`, of the next token after `template`, which is put as a
+    user's message if the model has a chat template, and as it is otherwise.
+
+    Args:
+        model: The judge.
+        tokenizer: Its tokenizer.
+        template: What it is asked, with {completion}, and with {question} and {answer} where it should know them. The
+            question is the row's, or else the prompt's last message.
+        yes: The verdict for a good completion; one token. A model without a chat template may need " Yes".
+        no: The verdict for a bad one; one token.
+    """
+    if "{completion}" not in template:
+        raise RewardError("teachers:judge: template should contain {completion}, or all completions are judged alike")
+    if "{answer}" in template and answer is None:
+        raise RewardError("teachers:judge: template has {answer}, but the rows have no column called answer")
+    reader, tokenizer = _opened(model, tokenizer)
+    verdicts = [_token(tokenizer, "yes", yes), _token(tokenizer, "no", no)]
+    if verdicts[0] == verdicts[1]:
+        raise RewardError(f"teachers:judge: yes and no are the same token of the judge: {yes!r} and {no!r}")
+    questions = [_question(prompt) for prompt in prompts] if question is None else question
+    answers = [""] * len(completions) if answer is None else answer
+    texts = [
+        _filled(template, {"question": asked, "completion": text_of(completion), "answer": gold})
+        for asked, completion, gold in zip(questions, completions, answers, strict=True)
+    ]
+    head = Head.of(reader).of_tokens(verdicts)
+    last = [states_TH[-1] for states_TH in _hidden_states(reader, [_asked(tokenizer, text) for text in texts])]
+    logits_B2 = head.logits(torch.stack(last)).double()
+    verdict: list[float] = torch.sigmoid(logits_B2[:, 0] - logits_B2[:, 1]).tolist()
+    return verdict
+
+
+# -- models and text --------------------------------------------------------------------------------------------------
+
+
+def _opened(
+    model: str | PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if isinstance(model, str):
+        return _loaded(model)
+    if tokenizer is None:
+        raise RewardError("a loaded model needs its tokenizer: pass tokenizer=... too")
+    reader: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    return reader, tokenizer
+
+
+@functools.cache
+def _loaded(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise RewardError(f"cannot load {name!r}: {str(error).strip().splitlines()[0]}") from error
+    return model.to(PartialState().device).eval().requires_grad_(False), tokenizer
+
+
+@contextmanager
+def _reading(model: PreTrainedModel) -> Iterator[None]:
+    """Without gradients and dropout; a model that is being trained is so again afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def _hidden_states(model: PreTrainedModel, rows: Sequence[list[int]]) -> Iterator[Tensor]:
+    """Yield the last hidden states of each row of tokens, `[its length, H]`."""
+    device: Any = model.get_input_embeddings().weight.device
+    for start in range(0, len(rows), _ROWS):
+        chosen = rows[start : start + _ROWS]
+        longest = max(len(row) for row in chosen)
+        # Padding comes last, where no token sees it, so any token will do and positions are right.
+        ids = torch.tensor([row + [0] * (longest - len(row)) for row in chosen], device=device)
+        attention = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in chosen], device=device)
+        with _reading(model):
+            states = model.base_model(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
+        yield from (of_row[: len(row)] for of_row, row in zip(states, chosen, strict=True))
+
+
+def _in_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
+    if tokenizer.chat_template is None:
+        raise RewardError("the prompts are conversations, but the model has no chat template; take one that has")
+    text: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return str(text)
+
+
+# -- likelihood -------------------------------------------------------------------------------------------------------
+
+
+def _mean_log_probabilities(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[Any], completions: list[Any]
+) -> list[float | None]:
+    """Mean log-probability per token, in nats; None for a completion without a token that can be scored."""
+    encoded = [_encoded(tokenizer, prompt, text_of(text)) for prompt, text in zip(prompts, completions, strict=True)]
+    scored = [i for i, (ids, first) in enumerate(encoded) if first < len(ids)]
+    means: list[float | None] = [None] * len(encoded)
+    head = Head.of(model)
+    for i, states_TH in zip(scored, _hidden_states(model, [encoded[i][0] for i in scored]), strict=True):
+        ids, first = encoded[i]
+        targets_1T = torch.tensor([ids[first:]], device=states_TH.device)
+        log_p_1T = log_probabilities(head, states_TH[None, first - 1 : -1], targets_1T, 1.0)
+        means[i] = log_p_1T.double().mean().item()
+    return means
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, prompt: Any, completion: str) -> tuple[list[int], int]:
+    """Tokens of prompt and completion, and the index of the first one to score.
+
+    They are encoded together, as the model would have seen them; a token across the border is the completion's.
+    """
+    if not tokenizer.is_fast:
+        raise RewardError("the model's tokenizer cannot tell which text a token stands for; it needs a fast one")
+    plain = isinstance(prompt, str)
+    before = prompt if plain else _in_chat(tokenizer, prompt)
+    encoded = tokenizer(before + completion, add_special_tokens=plain, return_offsets_mapping=True)
+    inside = [i for i, (_, end) in enumerate(encoded["offset_mapping"]) if end > len(before)]
+    last = inside[-1] if inside else -1
+    return encoded["input_ids"][: last + 1], max(inside[0], 1) if inside else 0
+
+
+def _on_all_processes(rows: list[tuple[str, float | None]]) -> list[tuple[str, float | None]]:
+    if not torch.distributed.is_initialized():
+        return rows
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, rows)
+    return [row for part in gathered for row in part]
+
+
+def _update(statistics: dict[str, list[float]], rows: list[tuple[str, float | None]]) -> None:
+    """Add scores to the statistics of their skills: weight, mean and variance (Chan et al. 1979, with fading)."""
+    for name in dict.fromkeys(name for name, _ in rows):
+        scores = [score for of_skill, score in rows if of_skill == name and score is not None]
+        if not scores:
+            continue
+        mean = math.fsum(scores) / len(scores)
+        variance = math.fsum((score - mean) ** 2 for score in scores) / len(scores)
+        weight, old_mean, old_variance = statistics.get(name, (0.0, 0.0, 0.0))
+        weight *= _MEMORY
+        share = len(scores) / (weight + len(scores))
+        between = share * (1 - share) * (mean - old_mean) ** 2
+        merged = share * variance + (1 - share) * old_variance + between
+        statistics[name] = [weight + len(scores), old_mean + share * (mean - old_mean), merged]
+
+
+def _standardised(score: float, statistics: list[float], bound: float) -> float:
+    _, mean, variance = statistics
+    spread = max(math.sqrt(variance), _SMALLEST_SPREAD)
+    return min(max((score - mean) / spread, -bound), bound)
+
+
+# -- judge ------------------------------------------------------------------------------------------------------------
+
+
+def _token(tokenizer: PreTrainedTokenizerBase, option: str, word: str) -> int:
+    ids = tokenizer.encode(word, add_special_tokens=False)
+    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+        shown = tokenizer.convert_ids_to_tokens(ids)
+        raise RewardError(f"teachers:judge: {option} should be one token of the judge, but {word!r} is {shown}")
+    return int(ids[0])
+
+
+def _question(prompt: Any) -> str:
+    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+
+
+def _filled(template: str, fields: dict[str, str]) -> str:
+    # In one pass, so that a completion that has {answer} in it is not shown the answer.
+    return _FIELD.sub(lambda found: fields[found.group(1)], template)
+
+
+def _asked(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    plain = tokenizer.chat_template is None
+    asked = text if plain else _in_chat(tokenizer, [{"role": "user", "content": text}])
+    ids: list[int] = tokenizer(asked, add_special_tokens=plain)["input_ids"]
+    return ids
