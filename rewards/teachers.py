@@ -115,7 +115,7 @@ def judge(
     ]
     head = Head.of(reader).of_tokens(verdicts)
     last = [states_TH[-1] for states_TH in _hidden_states(reader, [_asked(tokenizer, text) for text in texts])]
-    logits_B2 = head.logits(torch.stack(last)).double()
+    logits_B2 = head.in_float32().logits(torch.stack(last)).double()
     verdict: list[float] = torch.sigmoid(logits_B2[:, 0] - logits_B2[:, 1]).tolist()
     return verdict
 

@@ -44,7 +44,7 @@ class Head:
         return Head(self.weight.float(), None if self.bias is None else self.bias.float(), self.scale, self.softcap)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits `[..., V]` in at least single precision, without a gradient to the head; it is not widened for them."""
+        """Logits `[..., V]` in at least single precision, without a gradient to the head, which is not widened."""
         weight = self.weight.detach()
         z_NV = precise(hidden.to(weight.dtype) @ weight.T)
         if self.bias is not None:
