@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from trl import SFTConfig, SFTTrainer
 
 from rld import checkpoint, cost, data, evaluation, library
+from rld.compact import score_labels_only
 from rld.config import RLDConfig
 from rld.errors import RecipeError, RldError
 from rld.hosting import place
@@ -119,6 +120,7 @@ class Run:
         set_seed(self._seed(stage.name))
         model, tokenizer = self.models.load(stage.model)
         before = self._known_scores(stage.model) or self.score(model, tokenizer)
+        score_labels_only()
         with self._mistakes_in(stage):
             trainer = SFTTrainer(
                 model,

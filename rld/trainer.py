@@ -30,6 +30,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 
 from rld.checkpoint import STATE, read_json, write_json
+from rld.compact import score_labels_only
 from rld.config import RLDConfig
 from rld.controllers import Gap
 from rld.data import Stream
@@ -102,6 +103,7 @@ class RLDTrainer(GRPOTrainer):
             self.stream.together = args.prompts_per_rollout
             args.shuffle_dataset = False  # the curriculum orders the prompts
             train_dataset = self.stream.dataset
+        score_labels_only()
         super().__init__(model, reward_funcs, args, train_dataset, *rest, **options)
 
         self.skills = args.skills or _skills_of(self.stream, train_dataset)

@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
     errors hints types divergences combine features controllers stages recipe
     source library installed document token_files checks reading
-    questions data lessons heads align taps vocabulary matching student hosting teachers translation panel rollout
-    signals steering checkpoint config losses trainer
+    questions data lessons compact heads align taps vocabulary matching student hosting teachers translation panel
+    rollout signals steering checkpoint config losses trainer
     cost overview catalogue evaluation journal curves history charts panels tables stylesheet progress report
     keeper models build pipeline cli __main__
 """.split()  # noqa: SIM905 - a list this long is easier to read as text

@@ -9,9 +9,11 @@ import torch
 from trl import GRPOTrainer
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+from trl.trainer import utils
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head, shuffle_sequence_dict, split_tensor_dict
 
 import tests.tiny as tiny
+from rld import compact
 from rld.config import RLDConfig
 from rld.trainer import RLDTrainer
 
@@ -119,6 +121,25 @@ def test_the_fused_head_and_the_kernels_have_the_signatures_we_call():
         *("ctx", "hidden", "weight", "bias", "targets", "temperature", "chunk_size"),
         *("final_logit_softcapping", "logit_scale", "outputs"),
     ]
+
+
+def test_the_fused_head_asks_one_function_whether_to_leave_out_positions_without_a_label(monkeypatch):
+    seen = []
+    kernel = utils._ChunkedLogProbFunction.apply
+    monkeypatch.setattr(utils._ChunkedLogProbFunction, "apply", lambda h, *a: seen.append(len(h)) or kernel(h, *a))
+    ids = torch.randint(3, 15, (2, 7))
+    labels = ids.masked_fill(torch.arange(7) < 5, -100)
+    outputs = []
+    for asked in (compact._runs_triton, compact._leaves_out_unlabelled):
+        monkeypatch.setattr(utils, "_use_triton", asked)
+        model = tiny.model()
+        add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+        result = model(input_ids=ids, labels=labels, fused_lm_head=True)
+        result.loss.backward()
+        outputs.append((result.log_probs, next(model.parameters()).grad))
+    assert seen == [12, 4]
+    for every, labelled in zip(*outputs, strict=True):
+        torch.testing.assert_close(every, labelled)
 
 
 def test_checkpoints_are_written_and_read_by_the_hooks_we_extend():
