@@ -246,6 +246,7 @@ class Run:
             max_completion_length=self.recipe.max_new_tokens,
             temperature=stage.rollout.temperature,
             gold=stage.rollout.gold,
+            gate=stage.gate,
             reward_weights=[spec.weight for spec in self.recipe.rewards],
             **options,
         )

@@ -52,6 +52,13 @@ class RLDConfig(GRPOConfig):
         default=None,
         metadata={"help": "Match the target's likeliest tokens, and all others as one. None: the whole vocabulary."},
     )
+    gate: str = field(
+        default="skill",
+        metadata={
+            "help": "`prompt`: a teacher teaches on the prompts that it answers rightly, by a first reward that gives "
+            "1 to right answers. `skill`: wherever the controller gives it weight."
+        },
+    )
     gold: int = field(
         default=0,
         metadata={"help": "Completions of each prompt that are its gold answer instead of the student's own."},
@@ -85,6 +92,8 @@ class RLDConfig(GRPOConfig):
             raise RecipeError(f"signals: name at least one of {', '.join(SIGNALS)}")
         if self.teacher_reward < 0:
             raise RecipeError(f"teacher_reward should be at least 0, not {self.teacher_reward}")
+        if self.gate not in ("prompt", "skill"):
+            raise RecipeError(f"gate: {self.gate!r} is none of prompt, skill")
         if self.teacher_reward_form not in ("additive", "sign_preserving"):
             raise RecipeError(f"teacher_reward_form: {self.teacher_reward_form!r} is none of additive, sign_preserving")
         if self.teacher_reward_form == "sign_preserving" and self.teacher_reward > 1:

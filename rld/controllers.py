@@ -66,10 +66,11 @@ class Gap(_Controller):
 
     - `policy` is worth the measured share of groups whose completions got different rewards: where all succeed or
       all fail, reinforcement has no gradient.
-    - A teacher is worth its lead: the chance that it is better than the student times how far, up to `headroom`,
-      times the square of its competence relative to the best teacher's. Competences are Beta posteriors of verified
-      successes, the student's with forgetting. Teachers that were never probed are all worth how far the student
-      still is from the furthest of them, up to `kappa` nats.
+    - A teacher that teaches only where it is right is worth what the student still fails on those prompts, up to
+      `headroom`. One that teaches everywhere is worth its lead: the chance that it is better than the student times
+      how far, up to `headroom`. Both are times the square of its competence relative to the best teacher's.
+      Competences are Beta posteriors of verified successes, with forgetting. Teachers that were never measured are all
+      worth how far the student still is from the furthest of them, up to `kappa` nats.
     - `response` is worth its best teacher; `feature` the same, fading as the outputs align.
 
     Each tick takes a capped mirror step towards weights in proportion to `prior * worth`, and switches a signal or
@@ -80,9 +81,11 @@ class Gap(_Controller):
     forget: float = Field(0.9, gt=0, lt=1)
     """Per tick, the share of the student's counts that is kept."""
     headroom: float = Field(0.2, gt=0)
-    """A lead of this much success is worth 1."""
+    """A lead, or a share of failures, of this much is worth 1."""
     margin: float = Field(0.02, ge=0)
     """A teacher must lead by more than this."""
+    cover: float = Field(0.1, ge=0, lt=1)
+    """A teacher that is right on less than this share of a skill's prompts is worth nothing there."""
     kappa: float = Field(0.05, gt=0)
     """A divergence of this many nats per token is worth 1."""
     prior: dict[Signal, Annotated[float, Field(gt=0)]] = {"policy": 1.0, "response": 1.0, "feature": 0.25}
@@ -111,13 +114,14 @@ class Gap(_Controller):
             return {name: {"log": math.log(odds[name] / total), "on": True, "ticks": 0} for name in names}
 
         return {
-            "version": 1,
+            "version": 2,
             "tick": 0,
             "gradients": {},
             "skills": {
                 skill: {
                     "student": [1.0, 1.0],
                     "informative": None,
+                    "gate": {},
                     "signals": even(signals, {signal: self.prior.get(signal, 1.0) for signal in signals}),
                     "teachers": even(teachers, dict.fromkeys(teachers, 1.0)),
                 }
@@ -149,7 +153,9 @@ class Gap(_Controller):
                 share = news.informative / news.groups
                 before = entry["informative"]
                 entry["informative"] = share if before is None else 0.5 * before + 0.5 * share
-            leads = self._leads(entry["student"], {name: news.teachers.get(name) for name in entry["teachers"]})
+            teachers = {name: news.teachers.get(name) for name in entry["teachers"]}
+            self._watch_the_gate(entry["gate"], teachers)
+            leads = self._leads(entry, teachers)
             apart = [seen_t.divergence for seen_t in news.teachers.values() if seen_t.divergence is not None]
             fade = _clip(max(apart) / self.kappa, 0, 1) if apart else 1.0
             best = max(leads.values(), default=0.0)
@@ -165,30 +171,51 @@ class Gap(_Controller):
                     events.append(Event(seen.step, kind, skill, name, f"{measured}, its worth {values[name]:.2f}"))
         return state, self.weights(state), events
 
-    def _leads(self, student: list[float], teachers: Mapping[str, TeacherSeen | None]) -> dict[str, float]:
+    def _watch_the_gate(self, gate: State, teachers: Mapping[str, TeacherSeen | None]) -> None:
+        """Count in how often each teacher was right when asked, and how the student does on those prompts."""
+        for name, seen in teachers.items():
+            if seen is None or not seen.asked:
+                continue
+            start = {"right": [1.0 + seen.verified, 1.0 + seen.probed - seen.verified], "student": [1.0, 1.0]}
+            entry = gate.setdefault(name, start)
+            entry["right"] = self._updated(entry["right"], seen.right, seen.asked)
+            entry["student"] = self._updated(entry["student"], seen.successes, seen.attempts)
+
+    def _updated(self, beta: list[float], successes: int, attempts: int) -> list[float]:
+        """A Beta posterior that forgets, after more attempts; without any it stays."""
+        if not attempts:
+            return beta
+        a, b = beta
+        return [1 + self.forget * (a - 1) + successes, 1 + self.forget * (b - 1) + attempts - successes]
+
+    def _leads(self, entry: State, teachers: Mapping[str, TeacherSeen | None]) -> dict[str, float]:
         """Worth in [0, 1] of each teacher on a skill."""
-        p, p_var = _beta(student[0], student[1])
-        posterior = {
-            name: _beta(1 + seen.verified, 1 + seen.probed - seen.verified)
-            for name, seen in teachers.items()
-            if seen is not None and seen.teaches and seen.probed
-        }
+        p, p_var = _beta(*entry["student"])
+        teaching = {name: seen for name, seen in teachers.items() if seen is not None and seen.teaches}
+        posterior = {}
+        for name, seen in teaching.items():
+            if name in entry["gate"]:
+                posterior[name] = _beta(*entry["gate"][name]["right"])
+            elif seen.probed:
+                posterior[name] = _beta(1 + seen.verified, 1 + seen.probed - seen.verified)
         best = max((c for c, _ in posterior.values()), default=1.0)
         # Of teachers that nobody has verified none can be preferred: least of all the one that disagrees most.
-        apart = [seen.divergence for name, seen in teachers.items() if name not in posterior and seen and seen.teaches]
-        known = [divergence for divergence in apart if divergence is not None]
+        known = [t.divergence for name, t in teaching.items() if name not in posterior and t.divergence is not None]
         trusted = _clip(max(known) / self.kappa, 0, 1) if known else 1.0
-        worth = {}
-        for name, seen in teachers.items():
-            if seen is None or not seen.teaches:
-                worth[name] = 0.0
-            elif name in posterior:
-                c, c_var = posterior[name]
-                chance = 0.5 * math.erfc(-(c - p - self.margin) / math.sqrt(2 * (p_var + c_var)))
-                # Squared, so that a weak teacher does not dilute a strong one while the student is weaker than both.
-                worth[name] = chance * _clip((c - p) / self.headroom, 0, 1) * (c / best) ** 2
-            else:
+        worth = dict.fromkeys(teachers, 0.0)
+        for name in teaching:
+            if name not in posterior:
                 worth[name] = trusted
+                continue
+            c, c_var = posterior[name]
+            if name in entry["gate"]:
+                failing = 1 - _beta(*entry["gate"][name]["student"])[0]
+                value = _clip(failing / self.headroom, 0, 1) if c >= self.cover else 0.0
+            else:
+                chance = 0.5 * math.erfc(-(c - p - self.margin) / math.sqrt(2 * (p_var + c_var)))
+                value = chance * _clip((c - p) / self.headroom, 0, 1)
+            # Squared, so that a weak teacher does not dilute a strong one while the student is weaker than both.
+            worth[name] = value * (c / best) ** 2
         return worth
 
     def _mirror(

@@ -24,29 +24,33 @@ def generate(
     rows: Sequence[Row],
     max_new_tokens: int,
     batch_size: int = 64,
+    chat_template: str | None = None,
+    alone: bool = False,
 ) -> list[str]:
     """Answer the rows' prompts greedily, without randomness.
 
     Args:
         model: On its device; left in the mode it was in.
-        rows: The same on every process; each process answers a share of them.
+        rows: The same on every process, and each answers a share of them, unless `alone`.
         batch_size: Rows at a time, per process.
+        chat_template: Takes the place of the tokenizer's own.
+        alone: Whether this process answers all its rows, which no other knows of.
 
     Returns:
         The answers of all rows, in their order, on every process.
     """
     # Prompts of like length go together, so that little is padded.
-    prompts = [tokens(tokenizer, row["prompt"]) for row in rows]
+    prompts = [tokens(tokenizer, row["prompt"], chat_template) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(prompts[i]))
     state = PartialState()
-    mine = order[state.process_index :: state.num_processes]
+    mine = order if alone else order[state.process_index :: state.num_processes]
     answers = []
     with _answering(model, _greedy(model, tokenizer, max_new_tokens)):
         for start in range(0, len(mine), batch_size):
             chosen = mine[start : start + batch_size]
             texts = _answer(model, tokenizer, [prompts[i] for i in chosen])
             answers += list(zip(chosen, texts, strict=True))
-    gathered: list[tuple[int, str]] = gather_object(answers)
+    gathered: list[tuple[int, str]] = answers if alone else gather_object(answers)
     return [text for _, text in sorted(gathered)]
 
 
@@ -71,12 +75,14 @@ def _metric() -> Any:
     return evaluate.load(str(_METRIC), keep_in_memory=True)
 
 
-def tokens(tokenizer: PreTrainedTokenizerBase, prompt: Any) -> list[int]:
+def tokens(tokenizer: PreTrainedTokenizerBase, prompt: Any, chat_template: str | None = None) -> list[int]:
     """Token ids of a prompt, a chat ready to be answered."""
     encoded: Any = (
         tokenizer(prompt)
         if isinstance(prompt, str)
-        else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
+        else tokenizer.apply_chat_template(
+            prompt, chat_template=chat_template, add_generation_prompt=True, return_dict=True
+        )
     )
     ids: list[int] = encoded["input_ids"]
     return ids

@@ -163,6 +163,20 @@ def gold_completions(
     return [[*tokens, tokenizer.eos_token_id][:longest] for tokens in ids]
 
 
+def verifier(rewards: list[Any]) -> Callable[..., list[float | None]] | None:
+    """Return the first of the rewards where it can be asked about any text, else None."""
+    first = rewards[0]
+    if isinstance(first, nn.Module) or _is_async(first) or first.__name__ == no_reward.__name__:
+        return None
+    chosen: Callable[..., list[float | None]] = first
+    return chosen
+
+
+def is_success(reward: float) -> bool:
+    """Tell whether the verifier's reward means a right answer."""
+    return reward >= _SUCCESS
+
+
 def successes(rewards: Tensor) -> Tensor:
     """Return which completions the verifier, the first of the rewards `[B, R]`, gives 1: `[B]`."""
     return rewards[:, 0] >= _SUCCESS
@@ -198,3 +212,28 @@ def group_counts(
     groups = torch.stack([torch.ones_like(highest), highest > lowest], 1).double()
     counts[:, 2:].index_add_(0, skills[::num_generations], groups)
     return torch.stack([attempted, success]), counts
+
+
+def gate_counts(
+    own_B2: Tensor, skills_B: Tensor, asked_BK: Tensor, open_BK: Tensor, num_generations: int, num_skills: int
+) -> Tensor:
+    """Count what the gate saw, per skill and teacher, over all processes.
+
+    Args:
+        own_B2: Whether a completion is an attempt of the student's, and whether it succeeded.
+        skills_B: The index of each completion's skill.
+        asked_BK: The teachers that were asked to answer the prompt.
+        open_BK: Those that answered it rightly.
+        num_generations: Completions per prompt; groups are consecutive.
+        num_skills: S.
+
+    Returns:
+        `[S, K, 4]` float64: prompts asked, prompts answered rightly, and on the latter the student's attempts and
+        successes.
+    """
+    counts = torch.zeros(num_skills, asked_BK.shape[1], 4, dtype=torch.float64, device=open_BK.device)
+    prompts = torch.stack([asked_BK, open_BK], dim=-1)[::num_generations].double()
+    counts[..., :2].index_add_(0, skills_B[::num_generations], prompts)
+    own = open_BK[..., None] * own_B2[:, None].double()
+    counts[..., 2:].index_add_(0, skills_B, own)
+    return counts

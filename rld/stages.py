@@ -177,6 +177,9 @@ class Distill(_Stage):
     skills: list[str] | None = None
     """Skills to train on. None: all."""
     signals: SignalSpecs = SignalSpecs(policy=PolicySignal(), response=ResponseSignal())
+    gate: Literal["prompt", "skill"] = "prompt"
+    """Where a teacher may teach. `prompt`: on the prompts that it answers rightly itself, by the first of the rewards.
+    `skill`: on all prompts of the skills where the controller gives it weight, for rewards that verify nothing."""
     controller: AnyController = Gap()
     curriculum: CurriculumSpec = CurriculumSpec()
     rollout: Rollout = Rollout()

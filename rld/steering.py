@@ -41,6 +41,7 @@ class Steering:
     def _clear_window(self) -> None:
         self.updates = 0
         self._counts = torch.zeros(len(self.skills), 4, dtype=torch.float64)
+        self._gate = torch.zeros(len(self.skills), len(self.teachers), 4, dtype=torch.float64)
         self._table = torch.zeros(len(self.skills), 3 + 4 * len(self.teachers), dtype=torch.float64)
         self._scalars = torch.zeros(7, dtype=torch.float64)
 
@@ -105,6 +106,11 @@ class Steering:
         """Add a rollout's attempts, successes, groups and informative groups per skill."""
         self._counts += counts_S4.cpu()
 
+    def count_gate(self, counts_SK4: Tensor) -> None:
+        """Add, per skill and teacher, the prompts it was asked and answered rightly, and the student's attempts and
+        successes on the latter."""
+        self._gate += counts_SK4.cpu()
+
     def update(self, table: Tensor, scalars: Tensor, step: int) -> tuple[dict[str, float], list[Event]]:
         """Take in the ledger of one optimiser step; at the end of a window, tick.
 
@@ -145,7 +151,8 @@ class Steering:
                     str(teacher.name): TeacherSeen(
                         sums[0][k] / sums[1][k] if sums[1][k] else None,
                         *teacher.verified.get(skill, (0, 0)),
-                        teaches=teacher.teaches(skill),
+                        teacher.teaches(skill),
+                        *(int(x) for x in self._gate[s, k].tolist()),
                     )
                     for k, teacher in enumerate(self.teachers)
                 },
@@ -206,6 +213,7 @@ class Steering:
             "updates": self.updates,
             "spread": self._spread,
             "counts": self._counts.tolist(),
+            "gate": self._gate.tolist(),
             "table": self._table.tolist(),
             "scalars": self._scalars.tolist(),
         }
@@ -227,6 +235,7 @@ class Steering:
         self.state, self.ticks, self.updates = saved["state"], saved["ticks"], saved["updates"]
         self._spread = saved["spread"]
         self._counts = torch.tensor(saved["counts"], dtype=torch.float64)
+        self._gate = torch.tensor(saved["gate"], dtype=torch.float64).reshape(self._gate.shape)
         self._table = torch.tensor(saved["table"], dtype=torch.float64).reshape(self._table.shape)
         self._scalars = torch.tensor(saved["scalars"], dtype=torch.float64)
         self._use(self.controller.weights(self.state))

@@ -35,10 +35,19 @@ from rld.config import RLDConfig
 from rld.controllers import Gap
 from rld.data import Stream
 from rld.errors import CheckpointError, DataError
+from rld.gate import Gate
 from rld.losses import JointLoss, loss_mask, taught_share
 from rld.matching import Projections, attach_projections
 from rld.panel import Panel
-from rld.rollout import all_checked, gold_completions, group_counts, no_reward, successes
+from rld.rollout import (
+    all_checked,
+    gate_counts,
+    gold_completions,
+    group_counts,
+    no_reward,
+    successes,
+    verifier,
+)
 from rld.steering import Steering
 from rld.student import RecordedStudent, add_signal_head
 from rld.teachers import Teacher
@@ -120,6 +129,9 @@ class RLDTrainer(GRPOTrainer):
         self._student: PreTrainedModel = self.model.get_base_model() if is_peft_model(self.model) else self.model
         self._num_parameters = self._student.num_parameters()
         self._set_up_teachers()
+        verify = verifier(self.reward_funcs) if args.gate == "prompt" and self.teachers else None
+        length = args.max_completion_length or 256
+        self._gate = verify and Gate(self.teachers, self._tokenizer, verify, length, self.accelerator.device)
         self._joint = JointLoss(args, self.panel, self.steering, self._feature, self.accelerator.device)
 
     def _set_up_teachers(self) -> None:
@@ -184,6 +196,7 @@ class RLDTrainer(GRPOTrainer):
         (attempted_B, success_B), counts = group_counts(
             self._rewards, self.reward_weights, skills, self.num_generations, len(self.skills), self.args.gold
         )
+        self._own_B2 = torch.stack([attempted_B, success_B], dim=1)
         self.steering.count(counts)
         if self.stream is None:
             return
@@ -197,6 +210,8 @@ class RLDTrainer(GRPOTrainer):
         skills_B, prompts = output["skill_ids"], [row["prompt"] for row in inputs]
         rows_BK = self.steering.wanted(self.args.teacher_reward).to(skills_B.device)[skills_B]
         output["teacher_weights"] = self.steering.teachers_SK.to(skills_B.device)[skills_B]
+        if self._gate is not None and self.model.training:
+            rows_BK = self._gated(self._gate, inputs, output, rows_BK)
         output |= {f"{s}_on": torch.tensor(self.steering.computed(s)) for s in SIGNALS[1:]}
         with self.accelerator.autocast():
             self.panel.score(output, rows_BK, self.args.per_device_train_batch_size, prompts, self.temperature)
@@ -211,6 +226,21 @@ class RLDTrainer(GRPOTrainer):
             scored = self.accelerator.reduce((rows_BK * lengths_B[:, None]).sum(0), reduction="sum").tolist()
             self.num_scored += sum(scored)
             self.flops += sum(2.0 * size * n for size, n in zip(self.panel.num_parameters, scored, strict=True))
+
+    def _gated(self, gate: Gate, inputs: list[dict[str, Any]], output: dict[str, Any], rows_BK: Tensor) -> Tensor:
+        """Rows that teachers may teach on; the others' weight goes to those that may."""
+        before = gate.flops
+        open_BK = gate.open(inputs, rows_BK)
+        self.flops += self.accelerator.reduce(torch.tensor(gate.flops - before), reduction="sum").item()
+        weights_BK = output["teacher_weights"]
+        kept_BK = weights_BK * open_BK
+        output["teacher_weights"] = kept_BK / kept_BK.sum(1, keepdim=True).clamp(min=1e-12) * weights_BK.sum(1, True)
+        skills_B, everywhere_BK = gather(output["skill_ids"]), gather(rows_BK)
+        counts = gate_counts(
+            self._own_B2, skills_B, everywhere_BK, gather(open_BK), self.num_generations, len(self.skills)
+        )
+        self.steering.count_gate(counts)
+        return rows_BK & open_BK
 
     def _chosen_teachers(self, output: dict[str, Any]) -> Tensor:
         """Teacher weights that depend on whole groups, which may lie on several processes."""

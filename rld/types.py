@@ -64,6 +64,13 @@ class TeacherSeen:
     """0: the teacher's competence on this skill is unknown."""
     teaches: bool = True
     """False where the user said that the teacher does not teach this skill."""
+    asked: int = 0
+    """Training prompts that it was asked to answer before it may teach on them; 0 without a gate."""
+    right: int = 0
+    """Of these, those that it answered rightly."""
+    attempts: int = 0
+    """The student's attempts at prompts that this teacher answered rightly."""
+    successes: int = 0
 
 
 @dataclass(frozen=True)

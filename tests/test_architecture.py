@@ -20,8 +20,8 @@ ORDER = """
     errors hints types divergences combine features controllers stages recipe
     source library installed document token_files checks reading
     questions data lessons compact heads align taps vocabulary matching student hosting teachers translation panel
-    rollout signals steering checkpoint config losses trainer
-    cost overview catalogue evaluation journal curves history charts panels tables stylesheet progress report
+    evaluation rollout gate signals steering checkpoint config losses trainer
+    cost overview catalogue journal curves history charts panels tables stylesheet progress report
     keeper models build pipeline cli __main__
 """.split()  # noqa: SIM905 - a list this long is easier to read as text
 CONTENT = {"rewards": {"types", "errors", "heads"}, "curricula": {"types", "errors"}}

@@ -1,0 +1,107 @@
+"""Who may teach on which prompt: a teacher that was seen to answer it rightly.
+
+A teacher that is right on two thirds of a skill is wrong on the other third with the same confidence, and a student
+that follows it there learns its mistakes for good. So each teacher answers a prompt once, greedily, before it may teach
+on it, and the run's verifier decides. That costs one generation per prompt and teacher, and saves a forward over the
+whole group where the teacher fails.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rld import evaluation
+from rld.rollout import is_success
+from rld.teachers import Teacher
+
+_REMEMBERED = 100_000
+"""Prompts whose verdicts are kept."""
+
+_SUSPICIOUS = 64
+"""Failures in a row from the start after which the verifier is doubted."""
+
+Verify = Callable[..., list[float | None]]
+
+
+class Gate:
+    """Remembers which prompts each teacher answers rightly.
+
+    Args:
+        teachers: The teachers.
+        student: The student's tokenizer, which those read that are not aligned.
+        verify: A reward with TRL's signature that gives 1 to a right answer and None where it doesn't apply.
+        max_new_tokens: Length of an answer.
+        device: Where teachers answer.
+    """
+
+    def __init__(
+        self,
+        teachers: Sequence[Teacher],
+        student: PreTrainedTokenizerBase,
+        verify: Verify,
+        max_new_tokens: int,
+        device: torch.device,
+    ) -> None:
+        self.teachers, self.student, self.verify = list(teachers), student, verify
+        self.max_new_tokens, self.device = max_new_tokens, device
+        self.flops = 0.0
+        """Operations of this process's answers so far."""
+        self._failed = {str(teacher.name): 0 for teacher in self.teachers}
+        """Prompts that each teacher failed before its first right answer; -1 after that, or once it was told."""
+        self._verdicts: list[dict[str, bool]] = [{} for _ in self.teachers]
+
+    def open(self, rows: Sequence[dict[str, Any]], wanted_BK: Tensor) -> Tensor:
+        """Which teachers may teach on which rows, `[B, K]` bool.
+
+        Args:
+            rows: The rows, with their `prompt` and the columns that the verifier reads. Those of other processes are
+                theirs to ask about.
+            wanted_BK: The teachers that are asked for; the others get False.
+        """
+        keys = [json.dumps(row["prompt"], sort_keys=True) for row in rows]
+        opened_BK = torch.zeros(wanted_BK.shape, dtype=torch.bool)
+        for k, asked_B in enumerate(wanted_BK.cpu().T.tolist()):
+            verdicts = self._verdicts[k]
+            if len(verdicts) > _REMEMBERED:
+                verdicts.clear()
+            asked = {key: row for key, row, wanted in zip(keys, rows, asked_B, strict=True) if wanted}
+            new = {key: row for key, row in asked.items() if key not in verdicts}
+            if new:
+                verdicts.update(zip(new, self._verdict(self.teachers[k], list(new.values())), strict=True))
+            opened_BK[:, k] = torch.tensor([key in asked and verdicts[key] for key in keys])
+        return opened_BK.to(wanted_BK.device)
+
+    def _verdict(self, teacher: Teacher, rows: list[dict[str, Any]]) -> list[bool]:
+        tokenizer, template = (teacher.tokenizer, teacher.chat_template) if teacher.align else (self.student, None)
+        assert tokenizer is not None  # the panel has found it
+        with teacher.running(self.device) as model:
+            texts = evaluation.generate(model, tokenizer, rows, self.max_new_tokens, chat_template=template, alone=True)
+        lengths = [len(evaluation.tokens(tokenizer, row["prompt"], template)) for row in rows]
+        lengths += [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        self.flops += 2.0 * teacher.num_parameters() * sum(lengths)
+        columns = {key: [row.get(key) for row in rows] for row in rows[:1] for key in row if key != "prompt"}
+        chat = not isinstance(rows[0]["prompt"], str)
+        completions = [[{"role": "assistant", "content": text}] for text in texts] if chat else texts
+        credits = self.verify(prompts=[row["prompt"] for row in rows], completions=completions, **columns)
+        # Where the verifier has no say, the teacher is taken on trust, as without a gate.
+        verdicts = [credit is None or is_success(credit) for credit in credits]
+        self._warn_of_silence(teacher, verdicts)
+        return verdicts
+
+    def _warn_of_silence(self, teacher: Teacher, verdicts: list[bool]) -> None:
+        failed = self._failed[str(teacher.name)]
+        self._failed[str(teacher.name)] = -1 if failed < 0 or any(verdicts) else failed + len(verdicts)
+        if failed >= 0 and self._failed[str(teacher.name)] >= _SUSPICIOUS:
+            self._failed[str(teacher.name)] = -1
+            warnings.warn(
+                f"teacher '{teacher.name}' answered none of its first {failed + len(verdicts)} prompts rightly, so it "
+                "has taught nothing; if the first reward doesn't give 1 to a right answer, set gate to skill",
+                stacklevel=2,
+            )

@@ -1,0 +1,134 @@
+"""A teacher teaches on the prompts that it answers rightly."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+
+import tests.tiny as tiny
+from rld.config import RLDConfig
+from rld.controllers import Fixed, Gap
+from rld.gate import Gate
+from rld.rollout import gate_counts
+from rld.teachers import Teacher
+from rld.trainer import RLDTrainer
+from rld.types import Observation, SkillSeen, TeacherSeen
+
+CPU = torch.device("cpu")
+
+
+def rows() -> list[dict[str, Any]]:
+    return [dict(row) for row in tiny.rows(8)]
+
+
+def teacher(name: str = "wide", seed: int = 1) -> Teacher:
+    return Teacher(tiny.model(seed=seed, width=48, layers=3), name=name, tokenizer=tiny.tokenizer())
+
+
+def answers(made: Teacher, given: list[dict[str, Any]]) -> list[str]:
+    """What a teacher answers, one prompt at a time."""
+    tokenizer = tiny.tokenizer()
+    texts = []
+    for row in given:
+        ids = tokenizer(row["prompt"], return_tensors="pt")["input_ids"]
+        out = made.load().generate(ids, do_sample=False, max_new_tokens=3, pad_token_id=0, eos_token_id=1)
+        texts.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+    return texts
+
+
+class Verifier:
+    """Right is what `wide` says to the prompts with an even number, and counts how often it was asked."""
+
+    def __init__(self, right: dict[str, str]) -> None:
+        self.right, self.asked = right, 0
+
+    def __call__(self, prompts: list[str], completions: list[str], **_: Any) -> list[float | None]:
+        self.asked += len(prompts)
+        return [float(self.right.get(p) == c) for p, c in zip(prompts, completions, strict=True)]
+
+
+def gate_and_verifier(made: Teacher, given: list[dict[str, Any]]) -> tuple[Gate, Verifier]:
+    texts = answers(made, given)
+    verify = Verifier({row["prompt"]: text for row, text in list(zip(given, texts, strict=True))[::2]})
+    return Gate([made, teacher("stranger", 7)], tiny.tokenizer(), verify, 3, CPU), verify
+
+
+def test_it_opens_where_the_verifier_agrees_and_asks_each_prompt_once():
+    given = rows()
+    gate, verify = gate_and_verifier(teacher(), given)
+    group = [row for row in given for _ in range(2)]
+    wanted = torch.ones(16, 2, dtype=torch.bool)
+    wanted[:, 1] = False
+    opened = gate.open(group, wanted)
+    assert opened[:, 0].tolist() == [True, True, False, False] * 4
+    assert not opened[:, 1].any()
+    assert verify.asked == 8
+    spent = gate.flops
+    assert spent > 0
+    assert torch.equal(gate.open(group, wanted), opened)
+    assert (verify.asked, gate.flops) == (8, spent)
+
+
+def test_where_the_verifier_has_no_say_a_teacher_is_trusted():
+    gate = Gate([teacher()], tiny.tokenizer(), lambda completions, **_: [None] * len(completions), 3, CPU)
+    assert gate.open(rows(), torch.ones(8, 1, dtype=torch.bool)).all()
+
+
+def test_a_teacher_that_is_never_right_is_told_of_once():
+    gate = Gate([teacher()], tiny.tokenizer(), lambda completions, **_: [0.5] * len(completions), 3, CPU)
+    with pytest.warns(UserWarning, match=r"'wide' answered none of its first 100 prompts rightly.*gate to skill"):
+        gate.open([{"prompt": f"{a}{b}"} for a in tiny.WORDS for b in tiny.WORDS], torch.ones(100, 1).bool())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gate.open([{"prompt": f"{a}{b}="} for a in tiny.WORDS for b in tiny.WORDS], torch.ones(100, 1).bool())
+
+
+def test_the_counts_are_of_prompts_for_teachers_and_of_attempts_for_the_student():
+    own = torch.tensor([[0, 0], [1, 1], [0, 0], [1, 0]])  # the first of each pair is a gold answer
+    asked, opened = torch.tensor([[1, 1]] * 4).bool(), torch.tensor([[1, 0]] * 2 + [[1, 1]] * 2).bool()
+    counts = gate_counts(own, torch.tensor([0, 0, 1, 1]), asked, opened, 2, 2)
+    assert counts.tolist() == [[[1, 1, 1, 1], [1, 0, 0, 0]], [[1, 1, 1, 0], [1, 1, 1, 0]]]
+
+
+def test_training_teaches_on_open_prompts_alone_and_gives_their_weight_to_teachers_that_may(tmp_path):
+    one, two = teacher(), teacher("stranger", 7)
+    verify = Verifier({row["prompt"]: text for row, text in zip(rows()[::2], answers(one, rows()[::2]), strict=True)})
+    made = RLDTrainer(
+        tiny.model(),
+        verify,
+        RLDConfig(**tiny.options(tmp_path, gate="prompt", num_generations=2, max_completion_length=3)),
+        tiny.rows(8),
+        processing_class=tiny.tokenizer(),
+        teachers=[one, two],
+        controller=Fixed(policy=0.0, response=1.0, every=1, heartbeat=1000),
+    )
+    made.steering.ticks = 1
+    made.model.train()
+    rollout = made._generate_and_score_completions([row for row in rows()[:4] for _ in range(2)])
+    assert rollout["teacher_weights"].tolist() == [[1, 0], [1, 0], [0, 0], [0, 0]] * 2
+    assert (
+        rollout["teacher_tokens"].any(-1).tolist() == [[True, False], [True, False], [False, False], [False, False]] * 2
+    )
+    assert made.steering._gate.sum((0, 1)).tolist()[:2] == [8, 2]
+
+
+def seen(right: int, asked: int, successes: int, attempts: int, divergence: float = 0.5) -> TeacherSeen:
+    return TeacherSeen(divergence, 0, 0, True, asked, right, attempts, successes)
+
+
+def test_gap_values_a_gated_teacher_by_what_the_student_still_fails_where_it_is_right():
+    controller = Gap()
+    state = controller.start(["a"], ["weak", "useless"], ["policy", "response"])
+    for step in range(12):
+        # The student is better than `weak` over all, and still fails half of what that one knows.
+        news = {"weak": seen(8, 16, 20, 40), "useless": seen(0, 16, 0, 0)}
+        state, weights, _ = controller.step(state, Observation(step, {"a": SkillSeen(64, 48, 16, 8, news)}))
+    assert weights.teachers["a"]["weak"] > 0.95
+    assert weights.signals["a"]["response"] > 0.5
+    for step in range(50):
+        news = {"weak": seen(8, 16, 40, 40), "useless": seen(0, 16, 0, 0)}
+        state, weights, _ = controller.step(state, Observation(step, {"a": SkillSeen(64, 48, 16, 8, news)}))
+    assert weights.signals["a"]["response"] == 0  # it has learnt all that `weak` knows
