@@ -34,6 +34,7 @@ from rld.models import Loaded, Models
 from rld.progress import ProgressBar, RunLog
 from rld.recipe import Recipe
 from rld.stages import Distill, Sft, TeacherSpec
+from rld.stream import Stream
 from rld.teachers import Teacher
 from rld.trainer import RLDTrainer
 from rld.types import Row
@@ -217,11 +218,11 @@ class Run:
         teacher.verified = {skill: (round(accuracy * num), num) for skill, (accuracy, num) in probed.items()}
         return teacher, {"parameters": teacher.num_parameters(), "scores": scores}
 
-    def _stream(self, stage: Distill, args: RLDConfig) -> data.Stream:
+    def _stream(self, stage: Distill, args: RLDConfig) -> Stream:
         sources = {skill: self.sources[skill] for skill in self._skills(stage)}
         make = library.load("curricula", stage.curriculum.use, self.source.parent)
         curriculum = make({skill: source.num_levels for skill, source in sources.items()}, **stage.curriculum.options)
-        return data.Stream(sources, curriculum, self._seed(stage.name), args.num_prompts())
+        return Stream(sources, curriculum, self._seed(stage.name), args.num_prompts())
 
     def _distill_arguments(self, stage: Distill) -> RLDConfig:
         signals = stage.signals

@@ -15,6 +15,8 @@ from typing import Any
 from rld.errors import CheckpointError
 
 STATE = "rld_state.json"
+VERSION = 2
+"""Of what a checkpoint holds in it."""
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -14,9 +14,10 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rld.combine import AnyCombination, AnyTokenWeights, Mixture
-from rld.controllers import AnyController, Gap
+from rld.controllers import AnyController
 from rld.divergences import JSD, AnyDivergence
 from rld.features import AnyFeature, Cosine
+from rld.gap import Gap
 from rld.types import Align
 
 

@@ -29,12 +29,11 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 
-from rld.checkpoint import STATE, read_json, write_json
+from rld.checkpoint import STATE, VERSION, read_json, write_json
 from rld.compact import score_labels_only
 from rld.config import RLDConfig
-from rld.controllers import Gap
-from rld.data import Stream
 from rld.errors import CheckpointError, DataError
+from rld.gap import Gap
 from rld.gate import Gate
 from rld.losses import JointLoss, loss_mask, taught_share
 from rld.matching import Projections, attach_projections
@@ -49,6 +48,7 @@ from rld.rollout import (
     verifier,
 )
 from rld.steering import Steering
+from rld.stream import Stream, skills_of
 from rld.student import RecordedStudent, add_signal_head
 from rld.teachers import Teacher
 from rld.types import DEFAULT_SKILL, SIGNALS, Controller, Curriculum, Event, Task
@@ -115,13 +115,13 @@ class RLDTrainer(GRPOTrainer):
         score_labels_only()
         super().__init__(model, reward_funcs, args, train_dataset, *rest, **options)
 
-        self.skills = args.skills or _skills_of(self.stream, train_dataset)
+        self.skills = args.skills or skills_of(self.stream, train_dataset)
         self.steering = Steering(controller or Gap(), self.skills, self.teachers, signals)
         self.events: list[Event] = []
         """Controller events, oldest first; whoever writes them takes them out."""
         self.flops = 0.0
         """Floating-point operations so far, over all processes: 2 a parameter and token forward, 4 backward."""
-        self.num_generated, self.num_scored, self._num_rollouts = 0, 0, 0
+        self.num_generated, self.num_scored, self.num_saved, self._num_rollouts = 0, 0, 0, 0
         self._loss_inputs: dict[str, Any] | None = None
         self._recorded: RecordedStudent | None = None
         self._feature = args.feature_model() if "feature" in signals else None
@@ -223,8 +223,11 @@ class RLDTrainer(GRPOTrainer):
         output["num_taught"] = self.accelerator.reduce(taught_BT.sum(), reduction="sum")
         if self.model.training:
             lengths_B = output["prompt_mask"].sum(1) + output["completion_mask"].sum(1)
-            scored = self.accelerator.reduce((rows_BK * lengths_B[:, None]).sum(0), reduction="sum").tolist()
+            could_BK = self.steering.teaches_SK.to(skills_B.device)[skills_B]
+            sums = torch.stack([(rows_BK * lengths_B[:, None]).sum(0), (could_BK * lengths_B[:, None]).sum(0)])
+            scored, possible = self.accelerator.reduce(sums, reduction="sum").tolist()
             self.num_scored += sum(scored)
+            self.num_saved += sum(possible) - sum(scored)
             self.flops += sum(2.0 * size * n for size, n in zip(self.panel.num_parameters, scored, strict=True))
 
     def _gated(self, gate: Gate, inputs: list[dict[str, Any]], output: dict[str, Any], rows_BK: Tensor) -> Tensor:
@@ -315,11 +318,15 @@ class RLDTrainer(GRPOTrainer):
         ledger = self._joint.take_ledger()
         table = self.accelerator.reduce(ledger.table, reduction="sum")
         scalars = self.accelerator.reduce(ledger.scalars, reduction="sum")
-        metrics, events = self.steering.update(table, scalars, self.state.global_step + 1)
+        step = self.state.global_step + 1
+        metrics, events = self.steering.update(table, scalars, step, self.state.max_steps)
         self.events += events
         self.flops += 6.0 * self._num_parameters * scalars[0].item()
-        metrics |= {"flops": self.flops, "tokens/generated": self.num_generated, "tokens/scored": self.num_scored}
+        metrics |= {"flops": self.flops, "tokens/generated": self.num_generated}
+        metrics |= {"tokens/scored": self.num_scored, "tokens/saved": self.num_saved}
         if self.stream is not None:
+            self.stream.allocate(self.steering.weights.allocation)
+            self.events += self.stream.moves(step)
             metrics |= self.stream.curriculum.metrics()
         for name, value in metrics.items():
             self._metrics["train"][name].append(float(value))
@@ -345,12 +352,13 @@ class RLDTrainer(GRPOTrainer):
 
     def _rld_state(self) -> dict[str, Any]:
         state: dict[str, Any] = {
-            "version": 1,
+            "version": VERSION,
             "steering": self.steering.state_dict(),
             "teachers": {teacher.name: teacher.fingerprint() for teacher in self.teachers},
             "flops": self.flops,
             "num_generated": self.num_generated,
             "num_scored": self.num_scored,
+            "num_saved": self.num_saved,
             "num_rollouts": self._num_rollouts,
             "micro_step": self._step,
         }
@@ -365,28 +373,25 @@ class RLDTrainer(GRPOTrainer):
             return
         folder = Path(checkpoint)
         state = read_json(folder / STATE)
-        if state["version"] != 1 or ("stream" in state) != (self.stream is not None):
+        if state["version"] != VERSION or ("stream" in state) != (self.stream is not None):
             raise CheckpointError(f"{folder} was written by another rld, or with another kind of training set")
-        self.steering.load_state_dict(state["steering"])
+        self.events += self.steering.load_state_dict(state["steering"])
         for teacher in self.teachers:
-            if teacher.fingerprint() != state["teachers"][teacher.name]:
+            if teacher.fingerprint() != state["teachers"].get(teacher.name, teacher.fingerprint()):
                 raise CheckpointError(f"{folder} was written with other weights of teacher '{teacher.name}'")
+        others = list(state["teachers"]) != [teacher.name for teacher in self.teachers]
+        if others and (self._projections is not None or list(folder.glob("rld_rollout_*"))):
+            raise CheckpointError(f"{folder}: teachers can't change inside a rollout, or with a feature signal")
         super()._load_optimizer_and_scheduler(checkpoint)
         self.flops, self.num_generated = state["flops"], state["num_generated"]
-        self.num_scored, self._num_rollouts = state["num_scored"], state["num_rollouts"]
+        self.num_scored, self.num_saved = state["num_scored"], state["num_saved"]
+        self._num_rollouts = state["num_rollouts"]
         self._step = state["micro_step"]
         if self._inside_rollout:
             path = folder / f"rld_rollout_{self.accelerator.process_index}.pt"
             self._buffered_inputs = torch.load(path, map_location=self.accelerator.device)
         if self.stream is not None:
             self.stream.load_state_dict(state["stream"])
+            self.stream.allocate(self.steering.weights.allocation)
         if self._projections is not None:
             self._projections.load_state_dict(load_file(folder / "rld_projections.safetensors"))
-
-
-def _skills_of(stream: Stream | None, dataset: Any) -> list[str]:
-    if stream is not None:
-        return sorted(stream.skills)
-    if isinstance(dataset, Dataset) and "skill" in dataset.column_names:
-        return sorted({str(skill) for skill in dataset["skill"]})
-    return [DEFAULT_SKILL]

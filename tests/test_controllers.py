@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rld.controllers import AnyController, Fixed, Gap
+from rld.controllers import AnyController, Fixed
+from rld.gap import Gap
 from rld.types import SIGNALS, Observation, SkillSeen, TeacherSeen, Weights
 
 KINDS = [member() for member in get_args(get_args(AnyController)[0])]
