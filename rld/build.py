@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from trl import SFTConfig, SFTTrainer
 
 from rld import checkpoint, cost, data, evaluation, library
+from rld.changes import Changes
 from rld.compact import score_labels_only
 from rld.config import RLDConfig
 from rld.errors import RecipeError, RldError
@@ -32,7 +33,7 @@ from rld.keeper import Keeper
 from rld.lessons import lessons
 from rld.models import Loaded, Models
 from rld.progress import ProgressBar, RunLog
-from rld.recipe import Recipe
+from rld.recipe import Recipe, RewardSpec
 from rld.stages import Distill, Sft, TeacherSpec
 from rld.stream import Stream
 from rld.teachers import Teacher
@@ -42,7 +43,7 @@ from rld.types import Row
 C = TypeVar("C", SFTConfig, RLDConfig)
 
 STAGE = "rld_stage.json"
-"""Fresh rows for supervised stages; longer ones go round again."""
+"""What a finished stage recorded, beside its model."""
 
 
 class Interrupted(Exception):
@@ -169,10 +170,16 @@ class Run:
             teacher, scores[name] = self._teacher(name, spec, skills, *bases[spec.base])
             teachers.append(teacher)
         args, size = self._distill_arguments(stage), model.num_parameters()
+        changes = Changes(
+            *(stage.changes, self.recipe.rewards, self._rewards(load_models=True)),
+            load=lambda reference: self.models.load(reference, dtype="auto"),
+            build=lambda spec: self._reward(spec, {}),
+            seed=self._seed(stage.name),
+        )
         with self._mistakes_in(stage):
             trainer = RLDTrainer(
                 model,
-                self._rewards(load_models=True),
+                changes.rewards,
                 args,
                 self._stream(stage, args),
                 processing_class=tokenizer,
@@ -180,23 +187,27 @@ class Run:
                 teachers=teachers,
                 controller=stage.controller,
             )
-        self._train(trainer, stage, lambda: self.flops_before + trainer.flops)
+        self._train(trainer, stage, lambda: self.flops_before + trainer.flops, changes)
         self._finish(stage, trainer, size, before, scores, self.flops_before + trainer.flops)
 
     def _rewards(self, load_models: bool) -> list[Callable[..., Any]]:
-        """The rewards with their options; one that takes a model and its tokenizer gets those that `model` names."""
-        rewards: list[Callable[..., Any]] = []
-        loaded: dict[str, Loaded] = {}
-        for spec in self.recipe.rewards:
-            options, name = dict(spec.options), spec.options.get("model")
-            reward = library.load("rewards", spec.use, self.source.parent)
-            if load_models and isinstance(name, str) and library.reads_a_model(inspect.signature(reward).parameters):
-                if name not in loaded:
-                    model, tokenizer = self.models.load(name, dtype="auto")
-                    loaded[name] = place(model, self.state.device).eval().requires_grad_(False), tokenizer
-                options["model"], options["tokenizer"] = loaded[name]
-            rewards.append(functools.partial(reward, **options))
-        return rewards
+        """The rewards with their options, models and all or without."""
+        loaded: dict[str, Loaded] | None = {} if load_models else None
+        return [self._reward(spec, loaded) for spec in self.recipe.rewards]
+
+    def _reward(self, spec: RewardSpec, loaded: dict[str, Loaded] | None) -> Callable[..., Any]:
+        """A reward with its options; one that takes a model and its tokenizer gets those that `model` names.
+
+        `loaded` holds what was loaded already; None: load nothing.
+        """
+        options, name = dict(spec.options), spec.options.get("model")
+        reward = library.load("rewards", spec.use, self.source.parent)
+        if loaded is not None and isinstance(name, str) and library.reads_a_model(inspect.signature(reward).parameters):
+            if name not in loaded:
+                model, tokenizer = self.models.load(name, dtype="auto")
+                loaded[name] = place(model, self.state.device).eval().requires_grad_(False), tokenizer
+            options["model"], options["tokenizer"] = loaded[name]
+        return functools.partial(reward, **options)
 
     def _teacher(
         self, name: str, spec: TeacherSpec, skills: list[str], model: PreTrainedModel, tokenizer: Any
@@ -307,10 +318,14 @@ class Run:
             **given,
         }
 
-    def _train(self, trainer: Trainer, stage: Sft | Distill, flops: Callable[[], float]) -> None:
+    def _train(
+        self, trainer: Trainer, stage: Sft | Distill, flops: Callable[[], float], changes: Changes | None = None
+    ) -> None:
         log = RunLog(self.folder, stage.name, self.started, flops)
         trainer.remove_callback(PrinterCallback)
         number = [s.name for s in self.recipe.stages].index(stage.name) + 1
+        if changes is not None:
+            trainer.add_callback(changes)
         trainer.add_callback(log)
         trainer.add_callback(ProgressBar(stage.name, number, len(self.recipe.stages)))
         trainer.add_callback(Keeper(self.interrupted, log, trainer))
@@ -321,6 +336,8 @@ class Run:
         self.state.wait_for_everyone()
         if self.resume:
             last = checkpoint.latest(folder)
+        if changes is not None and isinstance(trainer, RLDTrainer):
+            changes.attach(trainer, checkpoint.step(last) if last else 0)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
         if trainer.state.global_step < stage.steps:
             raise Interrupted
@@ -345,6 +362,7 @@ class Run:
             "kind": stage.run,
             "seconds": round(time.time() - self.started - self.seconds_before, 1),
             "flops": flops - self.flops_before,
+            "teacher_tokens": _teacher_tokens(trainer),
             "student": {"parameters": size, "scores": after},
             "teachers": dict(teachers),
             "before": before,
@@ -364,6 +382,13 @@ class Run:
             os.replace(draft, target)
             shutil.rmtree(self._checkpoints(stage.name), ignore_errors=True)
         self.state.wait_for_everyone()
+
+
+def _teacher_tokens(trainer: Trainer) -> dict[str, float] | None:
+    """Tokens that teachers scored, and those that full scoring would have cost on top; None without teachers."""
+    if not isinstance(trainer, RLDTrainer) or not trainer.teachers:
+        return None
+    return {"scored": trainer.num_scored, "saved": trainer.num_saved}
 
 
 def _lora(options: dict[str, Any] | None) -> LoraConfig | None:

@@ -55,4 +55,9 @@ def remove_incomplete(folder: Path) -> None:
 def latest(folder: Path) -> Path | None:
     """Return the newest complete checkpoint in `folder`; None when there is none."""
     complete = [checkpoint for checkpoint in folder.glob("checkpoint-*") if _is_complete(checkpoint)]
-    return max(complete, key=lambda checkpoint: int(checkpoint.name.rsplit("-", 1)[1]), default=None)
+    return max(complete, key=step, default=None)
+
+
+def step(checkpoint: Path) -> int:
+    """Return the optimiser steps after which a checkpoint was written."""
+    return int(checkpoint.name.rsplit("-", 1)[1])

@@ -162,10 +162,12 @@ class Gap(Rule):
         if self.by_gate:
             self._watch_the_gate(entry["gate"], teachers)
         # A teacher that is off says nothing until the next heartbeat: what it said last holds.
-        said = {name: t.divergence for name, t in teachers.items() if t is not None and t.divergence is not None}
-        entry["apart"] |= {name: nats for name, nats in said.items() if math.isfinite(nats)}
+        for name, told in teachers.items():
+            if told is not None and told.divergence is not None and math.isfinite(told.divergence):
+                entry["apart"][name] = told.divergence
         leads = self._leads(entry, teachers)
-        fade = clip(max(entry["apart"].values()) / self.kappa, 0, 1) if entry["apart"] else 1.0
+        heard = [nats for name, nats in entry["apart"].items() if entry["teachers"][name]["on"]]
+        fade = clip(max(heard) / self.kappa, 0, 1) if heard else 1.0
         best = max(leads.values(), default=0.0)
         worth = {"policy": entry["informative"] or 0.0, "response": best, "feature": best * fade}
         entry["worth"] = max(worth[signal] for signal in entry["signals"])
@@ -175,14 +177,7 @@ class Gap(Rule):
         if self.ratio is None:
             moves.append(("signal", worth, dict(self.prior), "policy"))
         return [
-            Event(
-                step,
-                f"{what} {'on' if turned else 'off'}",
-                skill,
-                name,
-                f"{measured}, its worth {values[name]:.2f}",
-                rule,
-            )
+            Event(step, f"{what} {turned}", skill, name, f"{measured}, its worth {values[name]:.2f}", rule)
             for what, values, prior, never in moves
             for name, turned, rule in self._mirror(entry[f"{what}s"], values, prior, never)
         ]

@@ -78,6 +78,10 @@ class Gate:
             opened_BK[:, k] = torch.tensor([key in asked and verdicts[key] for key in keys])
         return opened_BK.to(wanted_BK.device)
 
+    def forget(self, k: int) -> None:
+        """Ask teacher k anew, whose weights have changed."""
+        self._verdicts[k].clear()
+
     def _verdict(self, teacher: Teacher, rows: list[dict[str, Any]]) -> list[bool]:
         tokenizer, template = (teacher.tokenizer, teacher.chat_template) if teacher.align else (self.student, None)
         assert tokenizer is not None  # the panel has found it

@@ -131,7 +131,7 @@ class RLDTrainer(GRPOTrainer):
         self._set_up_teachers()
         verify = verifier(self.reward_funcs) if args.gate == "prompt" and self.teachers else None
         length = args.max_completion_length or 256
-        self._gate = verify and Gate(self.teachers, self._tokenizer, verify, length, self.accelerator.device)
+        self.gate = verify and Gate(self.teachers, self._tokenizer, verify, length, self.accelerator.device)
         self._joint = JointLoss(args, self.panel, self.steering, self._feature, self.accelerator.device)
 
     def _set_up_teachers(self) -> None:
@@ -210,8 +210,8 @@ class RLDTrainer(GRPOTrainer):
         skills_B, prompts = output["skill_ids"], [row["prompt"] for row in inputs]
         rows_BK = self.steering.wanted(self.args.teacher_reward).to(skills_B.device)[skills_B]
         output["teacher_weights"] = self.steering.teachers_SK.to(skills_B.device)[skills_B]
-        if self._gate is not None and self.model.training:
-            rows_BK = self._gated(self._gate, inputs, output, rows_BK)
+        if self.gate is not None and self.model.training:
+            rows_BK = self._gated(self.gate, inputs, output, rows_BK)
         output |= {f"{s}_on": torch.tensor(self.steering.computed(s)) for s in SIGNALS[1:]}
         with self.accelerator.autocast():
             self.panel.score(output, rows_BK, self.args.per_device_train_batch_size, prompts, self.temperature)

@@ -18,12 +18,12 @@ ROOT = Path(__file__).resolve().parent.parent
 # A module imports only from those that stand before it.
 ORDER = """
     errors hints types divergences combine features rule gap controllers stages recipe
-    source library installed document token_files checks reading
+    source library installed document token_files reserved checks reading
     questions data stream lessons
     compact heads align taps vocabulary matching student hosting teachers translation panel evaluation
     rollout gate signals steering checkpoint config losses trainer
     cost overview catalogue journal curves history charts panels tables stylesheet progress report
-    keeper models build pipeline cli __main__
+    keeper models changes build pipeline cli __main__
 """.split()  # noqa: SIM905 - a list this long is easier to read as text
 CONTENT = {"rewards": {"types", "errors", "heads"}, "curricula": {"types", "errors"}}
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
