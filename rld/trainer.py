@@ -53,6 +53,8 @@ from rld.student import RecordedStudent, add_signal_head
 from rld.teachers import Teacher
 from rld.types import DEFAULT_SKILL, SIGNALS, Controller, Curriculum, Event, Task
 
+_COUNTERS = ("flops", "num_generated", "num_scored", "num_saved", "_num_rollouts", "_step")
+
 
 class RLDTrainer(GRPOTrainer):
     """Train one student from several teachers, its own rewards, or both, with weights that a controller sets.
@@ -338,6 +340,8 @@ class RLDTrainer(GRPOTrainer):
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self._inside_rollout:
             torch.save(self._buffered_inputs, folder / f"rld_rollout_{self.accelerator.process_index}.pt")
+        if self.gate is not None:
+            self.gate.save(folder / f"rld_gate_{self.accelerator.process_index}.json")
         if self._projections is not None and self.args.should_save:
             save_file(self._projections.state_dict(), folder / "rld_projections.safetensors")
         self.accelerator.wait_for_everyone()  # a checkpoint that is marked complete has every process's files
@@ -355,12 +359,7 @@ class RLDTrainer(GRPOTrainer):
             "version": VERSION,
             "steering": self.steering.state_dict(),
             "teachers": {teacher.name: teacher.fingerprint() for teacher in self.teachers},
-            "flops": self.flops,
-            "num_generated": self.num_generated,
-            "num_scored": self.num_scored,
-            "num_saved": self.num_saved,
-            "num_rollouts": self._num_rollouts,
-            "micro_step": self._step,
+            "counters": {name: getattr(self, name) for name in _COUNTERS},
         }
         if self.stream is not None:
             first_unused = (self._num_rollouts - self._inside_rollout) * self.args.prompts_per_rollout
@@ -383,10 +382,10 @@ class RLDTrainer(GRPOTrainer):
         if others and (self._projections is not None or list(folder.glob("rld_rollout_*"))):
             raise CheckpointError(f"{folder}: teachers can't change inside a rollout, or with a feature signal")
         super()._load_optimizer_and_scheduler(checkpoint)
-        self.flops, self.num_generated = state["flops"], state["num_generated"]
-        self.num_scored, self.num_saved = state["num_scored"], state["num_saved"]
-        self._num_rollouts = state["num_rollouts"]
-        self._step = state["micro_step"]
+        for name in _COUNTERS:
+            setattr(self, name, state["counters"][name])
+        if self.gate is not None:
+            self.gate.load(folder / f"rld_gate_{self.accelerator.process_index}.json")
         if self._inside_rollout:
             path = folder / f"rld_rollout_{self.accelerator.process_index}.pt"
             self._buffered_inputs = torch.load(path, map_location=self.accelerator.device)

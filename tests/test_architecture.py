@@ -21,7 +21,7 @@ ORDER = """
     source library installed document token_files reserved checks reading
     questions data stream lessons
     compact heads align taps vocabulary matching student hosting teachers translation panel evaluation
-    rollout gate signals steering checkpoint config losses trainer
+    rollout checkpoint gate signals steering config losses trainer
     cost overview catalogue journal curves history charts panels tables stylesheet progress report
     keeper models changes build pipeline cli __main__
 """.split()  # noqa: SIM905 - a list this long is easier to read as text
