@@ -145,7 +145,7 @@ class Gap(Rule):
                 events += self._learn(entry, news, skill, seen.step)
                 continue
             entry["stale"] += 1
-            if entry["stale"] == _STALE:
+            if entry["stale"] == _STALE and entry["trace"]:
                 state["skills"][skill] = self._fresh(state["teachers"], state["signals"]) | {"stale": _STALE}
                 measured = f"no prompt of it for {_STALE} ticks"
                 events.append(Event(seen.step, "skill forgotten", skill, "all", measured, "back to the prior"))
@@ -187,13 +187,11 @@ class Gap(Rule):
         for name, seen in teachers.items():
             if seen is None or not seen.asked:
                 continue
-            entry = gate.get(name, {"right": [1.0 + seen.verified, 1.0 + seen.probed - seen.verified]})
-            if name not in gate or _changed(entry["right"], seen):
-                start = entry["right"] if name not in gate else [1.0, 1.0]
-                entry = {"right": start, "student": [1.0, 1.0]}
-            entry["right"] = self._updated(entry["right"], seen.right, seen.asked)
+            start = {"right": [1.0 + seen.verified, 1.0 + seen.probed - seen.verified], "student": [1.0, 1.0]}
+            entry = gate.setdefault(name, start)
+            known = [1.0, 1.0] if _changed(entry["right"], seen) else entry["right"]
+            entry["right"] = self._updated(known, seen.right, seen.asked)
             entry["student"] = self._updated(entry["student"], seen.successes, seen.attempts)
-            gate[name] = entry
 
     def _updated(self, beta: list[float], successes: int, attempts: int) -> list[float]:
         """A Beta posterior that forgets, after more attempts; without any it stays."""

@@ -212,21 +212,21 @@ class RewardChange(_Change):
 
 
 class SkillJoins(_Change):
-    """A skill is not asked before this step, and is from then on."""
+    """A skill is not asked before this step, and is from then on. Prompts are drawn up to two updates ahead."""
 
     joins: str
     """The skill."""
 
 
 class SkillLeaves(_Change):
-    """A skill is no longer asked."""
+    """A skill is no longer asked. Prompts are drawn up to two updates ahead."""
 
     leaves: str
     """The skill."""
 
 
 class LevelShift(_Change):
-    """A skill becomes easier or harder, unseen by the curriculum."""
+    """A skill becomes easier or harder, unseen by the curriculum. Prompts are drawn up to two updates ahead."""
 
     skill: str
     levels: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)

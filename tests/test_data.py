@@ -295,3 +295,67 @@ def test_characters_that_the_tokenizer_lacks_are_named():
     data.require_known(data.tokenizer("abcdefghijrv:="), rows)
     with pytest.raises(DataError, match="lacks ':v', which skill 'it'"):
         data.require_known(data.tokenizer("abcdefghijr="), rows)
+
+
+class Even:
+    """Draws two skills alike, at the first of two levels."""
+
+    level = 0
+
+    def next(self, rng: random.Random) -> Task:
+        return Task(rng.choices(["x", "y"], [0.3, 0.7])[0], self.level)
+
+    def observe(self, task: Task, successes: int, attempts: int) -> None:
+        self.level = 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"level": self.level}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.level = state["level"]
+
+    def metrics(self) -> dict[str, float]:
+        return {f"level/{skill}": float(self.level) for skill in "xy"}
+
+
+def two_skills(together: int = 10) -> Stream:
+    rows = {"prompt": list("abcd"), "skill": ["x", "x", "y", "y"], "level": [0, 1, 0, 1]}
+    made = Stream.over(Dataset.from_dict(rows), Even(), seed=0, num_slots=100)
+    made.together = together
+    return made
+
+
+def test_each_update_has_the_skills_shares_to_within_one():
+    made = two_skills()
+    for first in range(0, 100, 10):
+        skills = [row["skill"] for row in made.dataset.select(range(first, first + 10))]
+        assert 2 <= skills.count("x") <= 4
+
+
+def test_a_skill_that_has_left_is_not_drawn_and_all_cannot_leave():
+    made = two_skills()
+    made.absent = frozenset({"y"})
+    assert {row["skill"] for row in made.dataset.select(range(20))} == {"x"}
+    made.absent = frozenset({"x", "y"})
+    with pytest.raises(CurriculumError, match="skills that have left: x, y"):
+        made.dataset[50]
+
+
+def test_a_shifted_level_takes_the_place_of_what_the_curriculum_picks():
+    made = two_skills()
+    made.shifted["x"] = [1]
+    rows = [made.dataset[i] for i in range(20)]
+    assert {(row["prompt"], row["level"]) for row in rows} == {("b", 0), ("c", 0)}
+
+
+def test_a_move_to_another_level_is_an_event():
+    made = two_skills()
+    assert made.moves(1) == []
+    made.observe(Task("x", 0), 3, 4)
+    first, second = made.moves(2)
+    assert (first.kind, first.skill, first.about, first.measured) == (
+        *("level up", "x", "from 0 to 1"),
+        "3 of 4 right at level 0",
+    )
+    assert second.skill == "y"
+    assert made.moves(3) == []

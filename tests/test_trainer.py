@@ -337,7 +337,7 @@ def test_resuming_goes_on_with_the_teachers_there_are_and_says_who_came_and_left
     told = {(e.kind, e.about, e.step) for e in made.events if e.kind.startswith("teacher")}
     assert told >= {("teacher joined", "new", 2), ("teacher left", "narrow", 2)}
     assert made.steering.teachers_SK.sum(1).tolist() == pytest.approx([1.0, 1.0])
-    matching = {"signals": ["response", "feature"], "save_strategy": "steps", "save_steps": 2}
+    matching = {"save_strategy": "steps", "save_steps": 2}
     trainer(tmp_path / "matching", max_steps=2, **matching).train()
     with pytest.raises(CheckpointError, match="feature"), pytest.warns(UserWarning, match="narrow"):
         trainer(tmp_path, given=teachers()[:1], max_steps=4, **matching).train(
