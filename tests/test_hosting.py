@@ -216,6 +216,7 @@ stages:
       two: {model: base, adapter: ./two, probe: 4, offload: true}
       plain: {model: base, probe: 4}
     signals: {policy: {teacher_reward: 0.1}, response: {}, feature: {}}
+    gate: skill
     controller: {kind: fixed}
     steps: 2
     rollout: {prompts: 2, completions: 2}
