@@ -28,7 +28,7 @@ from rld.compact import score_labels_only
 from rld.config import RLDConfig
 from rld.errors import RecipeError, RldError
 from rld.hosting import place
-from rld.keeper import Keeper
+from rld.keeper import Budget, Keeper, SameNoise, Scorer
 from rld.lessons import lessons
 from rld.models import Loaded, Models
 from rld.progress import ProgressBar, RunLog
@@ -64,6 +64,8 @@ class Run:
     """FLOPs of the stages that are done."""
     seconds_before: float = 0.0
     """Seconds that they took."""
+    flops_beside: float = 0.0
+    """FLOPs of the stage at work that its trainer does not count: a teacher's answers and probes."""
 
     def __post_init__(self) -> None:
         self.sources = data.sources(self.recipe, self.source.parent)
@@ -118,6 +120,7 @@ class Run:
 
     def fine_tune(self, stage: Sft) -> None:
         set_seed(self._seed(stage.name))
+        self.flops_beside = 0.0
         model, tokenizer = self.models.load(stage.model)
         before = self._known_scores(stage.model) or self.score(model, tokenizer)
         score_labels_only()
@@ -132,7 +135,7 @@ class Run:
         size = model.num_parameters()
 
         def flops() -> float:
-            return self.flops_before + 6.0 * size * cost.tokens_seen(trainer.state.log_history)
+            return self.flops_before + self.flops_beside + 6.0 * size * cost.tokens_seen(trainer.state.log_history)
 
         self._train(trainer, stage, flops)
         self._finish(stage, trainer, size, before, {}, flops())
@@ -149,14 +152,19 @@ class Run:
 
     def _answers(self, reference: str, rows: Sequence[Row]) -> list[str]:
         """What a teacher answers to rows of one skill."""
-        model, tokenizer = self.models.load(reference, dtype="auto")
-        size, counted = model.num_parameters(), sum(len(evaluation.tokens(tokenizer, row["prompt"])) for row in rows)
+        return self._counted_answers(*self.models.load(reference, dtype="auto"), rows)
+
+    def _counted_answers(self, model: Any, tokenizer: Any, rows: Sequence[Row]) -> list[str]:
+        """Greedy answers, whose FLOPs are the stage's."""
+        num_tokens = sum(len(evaluation.tokens(tokenizer, row["prompt"])) for row in rows)
         texts = evaluation.generate(place(model, self.state.device), tokenizer, rows, self.recipe.max_new_tokens)
-        self.flops_before += 2.0 * size * (counted + sum(len(tokenizer.encode(text)) for text in texts))
+        num_tokens += sum(len(tokenizer.encode(text, add_special_tokens=False)) for text in texts)
+        self.flops_beside += cost.forward_flops(model.num_parameters(), num_tokens)
         return texts
 
     def distill(self, stage: Distill) -> None:
         set_seed(self._seed(stage.name))
+        self.flops_beside = 0.0
         model, tokenizer = self.models.load(stage.student)
         before = self._known_scores(stage.student) or self.score(model, tokenizer)
         skills = self._skills(stage)
@@ -168,6 +176,7 @@ class Run:
             teacher, scores[name] = self._teacher(name, spec, skills, *bases[spec.base])
             teachers.append(teacher)
         args, size = self._distill_arguments(stage), model.num_parameters()
+        set_seed(self._seed(stage.name))  # a new adapter starts the same whatever teachers were loaded
         with self._mistakes_in(stage):
             trainer = RLDTrainer(
                 model,
@@ -179,8 +188,12 @@ class Run:
                 teachers=teachers,
                 controller=stage.controller,
             )
-        self._train(trainer, stage, lambda: self.flops_before + trainer.flops)
-        self._finish(stage, trainer, size, before, scores, self.flops_before + trainer.flops)
+
+        def flops() -> float:
+            return self.flops_before + self.flops_beside + trainer.flops
+
+        self._train(trainer, stage, flops)
+        self._finish(stage, trainer, size, before, scores, flops())
 
     def _rewards(self, load_models: bool) -> list[Callable[..., Any]]:
         """The rewards with their options; one that takes a model and its tokenizer gets those that `model` names."""
@@ -213,7 +226,8 @@ class Run:
         probes = [row for skill in skills for row in self.sources[skill].probe(spec.probe)]
         with teacher.running(self.state.device) as model:
             scores = known or self.score(model, tokenizer)
-            probed = self._score(model, tokenizer, probes) if probes else {}
+            answers = self._counted_answers(model, tokenizer, probes)
+            probed = evaluation.score(probes, answers)
         teacher.verified = {skill: (round(accuracy * num), num) for skill, (accuracy, num) in probed.items()}
         return teacher, {"parameters": teacher.num_parameters(), "scores": scores}
 
@@ -310,8 +324,12 @@ class Run:
         log = RunLog(self.folder, stage.name, self.started, flops)
         trainer.remove_callback(PrinterCallback)
         number = [s.name for s in self.recipe.stages].index(stage.name) + 1
+        budget = Budget(stage.max_flops, lambda: flops() - self.flops_before)
         trainer.add_callback(log)
         trainer.add_callback(ProgressBar(stage.name, number, len(self.recipe.stages)))
+        trainer.add_callback(SameNoise(self._seed(stage.name), self.state.process_index))
+        trainer.add_callback(budget)  # before those that ask whether the stage goes on
+        trainer.add_callback(Scorer(stage.evaluate_every, lambda: self.score(*_at_work(trainer)), log))
         trainer.add_callback(Keeper(self.interrupted, log, trainer))
         folder = self._checkpoints(stage.name)
         last = None
@@ -321,7 +339,7 @@ class Run:
         if self.resume:
             last = checkpoint.latest(folder)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
-        if trainer.state.global_step < stage.steps:
+        if trainer.state.global_step < stage.steps and not budget.is_used_up:
             raise Interrupted
 
     def _finish(
@@ -334,8 +352,7 @@ class Run:
         flops: float,
     ) -> None:
         """Score and store the stage's model, whole or not at all, and forget its checkpoints."""
-        model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
-        assert isinstance(tokenizer, PreTrainedTokenizerBase)
+        model, tokenizer = _at_work(trainer)
         if stage.lora is not None:
             model = model.merge_and_unload()
         after = self.score(model, tokenizer)
@@ -363,6 +380,13 @@ class Run:
             os.replace(draft, target)
             shutil.rmtree(self._checkpoints(stage.name), ignore_errors=True)
         self.state.wait_for_everyone()
+
+
+def _at_work(trainer: Trainer) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The model that a trainer trains, and its tokenizer."""
+    tokenizer = trainer.processing_class
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    return trainer.accelerator.unwrap_model(trainer.model), tokenizer
 
 
 def _lora(options: dict[str, Any] | None) -> LoraConfig | None:

@@ -111,6 +111,7 @@ class _Panels:
     def skills(self) -> list[Chart]:
         shares = Chart("Share of prompts", self._lines("skill", "share/(.+)"), 0)
         return [
+            *self._chart(Chart("Held-out score", self._lines("skill", "score/(.+)"), 0, 1)),
             *self._chart(Chart("Success rate", self._lines("skill", "progress/(.+)"), 0, 1)),
             *self._chart(Chart("Curriculum level", self._lines("skill", "level/(.+)"), stairs=True)),
             *self._chart(shares),
