@@ -22,6 +22,7 @@ ORDER = """
     questions data lessons compact heads align taps vocabulary matching student hosting teachers translation panel
     evaluation rollout gate signals steering checkpoint config losses trainer
     cost overview catalogue journal curves history charts panels tables stylesheet progress report
+    arms jobs comparison outcomes scoreboard ablation
     keeper models build pipeline cli __main__
 """.split()  # noqa: SIM905 - a list this long is easier to read as text
 CONTENT = {"rewards": {"types", "errors", "heads"}, "curricula": {"types", "errors"}}
