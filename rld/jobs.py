@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, Protocol
+from typing import Protocol
 
 LOG = "train.log"
 """What a job printed, in its run's folder."""
@@ -59,7 +59,7 @@ def starter(at_once: int) -> Start:
     def start(job: Job) -> Process:
         command = [sys.executable, "-m", "rld", "train", *job.arguments]
         with (job.folder / LOG).open("ab") as log:
-            # In a session of its own, Ctrl-C reaches it through `run` alone: a second signal would be less polite.
+            # In a session of its own: a terminal's Ctrl-C would reach it twice, which is less polite than once.
             return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
 
     return start
@@ -68,43 +68,50 @@ def starter(at_once: int) -> Start:
 def run(jobs: Sequence[Job], at_once: int, start: Start, tell: Callable[[str], None]) -> list[Job]:
     """Run jobs in their order, up to `at_once` at the same time, and say how each ends.
 
-    Stopped by a signal, it asks those at work to stop after their step, with a checkpoint, and waits for them.
-
     Returns:
         The jobs that failed, those whose needs failed included; the others are done.
+
+    Raises:
+        KeyboardInterrupt: the user stopped it, and those at work have stopped after their step, with a checkpoint.
     """
     waiting, failed = list(jobs), list[Job]()
-    working: dict[int, tuple[Job, Process, float]] = {}
-    with _stoppable():
+    working: dict[Job, tuple[Process, float]] = {}
+    num_stops = 0
+    with _listening() as signals:
         try:
             while waiting or working:
-                for i in [i for i, (_, process, _) in working.items() if process.poll() is not None]:
-                    job, process, began = working.pop(i)
-                    code = process.wait()
+                if len(signals) > num_stops:
+                    num_stops = len(signals)
+                    waiting.clear()
+                    _terminate(process for process, _ in working.values())
+                for job in [job for job, (process, _) in working.items() if process.poll() is not None]:
+                    process, began = working.pop(job)
                     left = f"{len(waiting) + len(working)} to go"
-                    if code:
+                    if process.wait() and not num_stops:
                         failed.append(job)
-                        tell(_failure(job, code))
-                    else:
+                        tell(_failure(job, process.wait()))
+                    elif not num_stops:
                         tell(f"{job.title}: done in {time.monotonic() - began:.0f} s; {left}")
                 for job in [job for job in waiting if job.needs in failed]:
                     waiting.remove(job)
                     failed.append(job)
                     tell(f"{job.title}: not run, because {job.needs.title if job.needs else ''} failed")
-                busy = [*waiting, *(job for job, _, _ in working.values())]
-                ready = [job for job in waiting if job.needs not in busy]
+                ready = [job for job in waiting if job.needs not in waiting and job.needs not in working]
                 for job in ready[: at_once - len(working)]:
                     waiting.remove(job)
                     job.prepare()
-                    working[id(job)] = job, start(job), time.monotonic()
+                    working[job] = start(job), time.monotonic()
                 time.sleep(0.05)
-        except KeyboardInterrupt:
-            for _, process, _ in working.values():
-                process.terminate()
-            for _, process, _ in working.values():
-                process.wait()
-            raise
+        finally:
+            _terminate(process for process, _ in working.values())
+    if num_stops:
+        raise KeyboardInterrupt
     return failed
+
+
+def _terminate(processes: Iterable[Process]) -> None:
+    for process in processes:
+        process.terminate()
 
 
 def _failure(job: Job, code: int) -> str:
@@ -114,16 +121,19 @@ def _failure(job: Job, code: int) -> str:
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
-    """Let SIGTERM and a terminal that is gone stop like Ctrl-C."""
+def _listening() -> Iterator[list[int]]:
+    """Collect the signals that ask to stop; a second one reaches those at work again, which then stop at once."""
+    caught = list[int]()
 
-    def stop(_number: int, _frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
+    def note(number: int, _frame: FrameType | None) -> None:
+        caught.append(number)
+        print("rld: stopping after the step at hand, the same command goes on; once more stops at once", file=sys.stderr)
 
-    numbers = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
-    before = [signal.signal(number, stop) for number in numbers]
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    numbers = [number for name in names if (number := getattr(signal, name, None)) is not None]
+    before = [signal.signal(number, note) for number in numbers]
     try:
-        yield
+        yield caught
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
