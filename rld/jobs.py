@@ -127,7 +127,7 @@ def _listening() -> Iterator[list[int]]:
 
     def note(number: int, _frame: FrameType | None) -> None:
         caught.append(number)
-        print("rld: stopping after the step at hand, the same command goes on; once more stops at once", file=sys.stderr)
+        print("rld: stopping after this step, the same command goes on; once more stops at once", file=sys.stderr)
 
     names = ("SIGINT", "SIGTERM", "SIGHUP")
     numbers = [number for name in names if (number := getattr(signal, name, None)) is not None]
