@@ -41,7 +41,6 @@ from rld.types import Row
 C = TypeVar("C", SFTConfig, RLDConfig)
 
 STAGE = "rld_stage.json"
-"""Fresh rows for supervised stages; longer ones go round again."""
 
 
 class Interrupted(Exception):
@@ -61,6 +60,8 @@ class Run:
     """Whether the user asked the run to stop."""
     started: float = field(default_factory=time.time)
     flops_before: float = 0.0
+    _flops_of_answers: float = 0.0
+    """Of a teacher whose answers the present stage learns."""
     """FLOPs of the stages that are done."""
     seconds_before: float = 0.0
     """Seconds that they took."""
@@ -86,6 +87,7 @@ class Run:
     def skip(self, done: Mapping[str, Any]) -> None:
         """Count in a stage that an earlier process finished."""
         self.flops_before += done["flops"]
+        self._flops_of_answers = 0.0
         self.seconds_before += done["seconds"]
 
     def score(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
@@ -132,7 +134,7 @@ class Run:
         size = model.num_parameters()
 
         def flops() -> float:
-            return self.flops_before + 6.0 * size * cost.tokens_seen(trainer.state.log_history)
+            return self.flops_before + self._flops_of_answers + 6.0 * size * cost.tokens_seen(trainer.state.log_history)
 
         self._train(trainer, stage, flops)
         self._finish(stage, trainer, size, before, {}, flops())
@@ -152,7 +154,7 @@ class Run:
         model, tokenizer = self.models.load(reference, dtype="auto")
         size, counted = model.num_parameters(), sum(len(evaluation.tokens(tokenizer, row["prompt"])) for row in rows)
         texts = evaluation.generate(place(model, self.state.device), tokenizer, rows, self.recipe.max_new_tokens)
-        self.flops_before += 2.0 * size * (counted + sum(len(tokenizer.encode(text)) for text in texts))
+        self._flops_of_answers += 2.0 * size * (counted + sum(len(tokenizer.encode(text)) for text in texts))
         return texts
 
     def distill(self, stage: Distill) -> None:
