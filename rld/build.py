@@ -41,7 +41,6 @@ from rld.types import Row
 C = TypeVar("C", SFTConfig, RLDConfig)
 
 STAGE = "rld_stage.json"
-"""Fresh rows for supervised stages; longer ones go round again."""
 
 
 class Interrupted(Exception):
@@ -88,6 +87,7 @@ class Run:
     def skip(self, done: Mapping[str, Any]) -> None:
         """Count in a stage that an earlier process finished."""
         self.flops_before += done["flops"]
+        self.flops_beside = 0.0
         self.seconds_before += done["seconds"]
 
     def score(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
@@ -120,7 +120,6 @@ class Run:
 
     def fine_tune(self, stage: Sft) -> None:
         set_seed(self._seed(stage.name))
-        self.flops_beside = 0.0
         model, tokenizer = self.models.load(stage.model)
         before = self._known_scores(stage.model) or self.score(model, tokenizer)
         score_labels_only()
@@ -164,7 +163,6 @@ class Run:
 
     def distill(self, stage: Distill) -> None:
         set_seed(self._seed(stage.name))
-        self.flops_beside = 0.0
         model, tokenizer = self.models.load(stage.student)
         before = self._known_scores(stage.student) or self.score(model, tokenizer)
         skills = self._skills(stage)

@@ -20,7 +20,7 @@ ORDER = """
     errors hints types divergences combine features controllers stages recipe
     source library installed document token_files checks reading
     questions data lessons compact heads align taps vocabulary matching student hosting teachers translation panel
-    evaluation rollout gate signals steering checkpoint config losses trainer
+    evaluation rollout gate signals steering checkpoint config losses scoring trainer
     cost overview catalogue journal curves history charts panels tables stylesheet progress report
     arms jobs comparison outcomes scoreboard ablation
     keeper models build pipeline cli __main__
