@@ -12,11 +12,12 @@ from rld.types import Task
 
 
 class Uniform:
-    """Draw skills in fixed shares, and each skill's levels equally often.
+    """Draw skills in fixed shares, or in the controller's, and each skill's levels equally often.
 
     Args:
         levels: Number of levels per skill.
-        weights: Share of each skill relative to the others; 0 leaves a skill out. None: equal shares.
+        weights: Share of each skill relative to the others; 0 leaves a skill out. None: what the controller allocates,
+            and equal shares where it doesn't.
     """
 
     def __init__(self, levels: Mapping[str, int], *, weights: Mapping[str, float] | None = None) -> None:
@@ -28,6 +29,7 @@ class Uniform:
         if min(given.values()) < 0 or not 0 < total < math.inf:
             raise CurriculumError(f"fixed:Uniform: weights should be at least 0, and one more, not {dict(given)}")
         self.shares = {skill: given[skill] / total for skill in levels}
+        self._own, self._follows = self.shares, weights is None
 
     def next(self, rng: random.Random) -> Task:
         (skill,) = rng.choices(list(self.shares), list(self.shares.values()))
@@ -35,6 +37,10 @@ class Uniform:
 
     def observe(self, task: Task, successes: int, attempts: int) -> None:
         pass
+
+    def allocate(self, shares: Mapping[str, float] | None) -> None:
+        if self._follows:
+            self.shares = self._own if shares is None else {skill: shares[skill] for skill in self._own}
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -28,8 +28,8 @@ class Ladder:
 
     A skill moves up when the lower bound of its success at its level (Wilson, 90 %) is above 0.70, and down when the
     upper bound is below 0.15, at most one level at a time. Most prompts are at its level, and some are below, so that
-    easier levels are not forgotten. Skills get shares in proportion to p(1 - p), p being their success, on top of an
-    equal share of a fifth.
+    easier levels are not forgotten. Skills get the shares that the controller allocates; where it doesn't, shares in
+    proportion to p(1 - p), p being their success, on top of an equal share of a fifth.
 
     Args:
         levels: Number of levels per skill.
@@ -48,6 +48,7 @@ class Ladder:
         self.held = dict.fromkeys(levels, 0)
         self.recent: dict[str, list[tuple[int, int]]] = {skill: [] for skill in levels}
         """Latest (successes, attempts) at each skill's level, the oldest first."""
+        self._allocated: Mapping[str, float] | None = None
 
     def next(self, rng: random.Random) -> Task:
         shares = self.shares()
@@ -83,8 +84,13 @@ class Ladder:
         recent = self.recent[skill]
         return sum(s for s, _ in recent), sum(n for _, n in recent)
 
+    def allocate(self, shares: Mapping[str, float] | None) -> None:
+        self._allocated = shares
+
     def shares(self) -> dict[str, float]:
         """Return how often each skill is drawn; they sum to 1."""
+        if self._allocated is not None:
+            return {skill: self._allocated[skill] for skill in self.levels}
         worth = {}
         for skill in self.levels:
             successes, attempts = self._counts(skill)

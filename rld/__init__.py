@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rld.config import RLDConfig as RLDConfig
     from rld.controllers import Fixed as Fixed
-    from rld.controllers import Gap as Gap
+    from rld.gap import Gap as Gap
     from rld.reading import read as read
     from rld.recipe import Recipe as Recipe
     from rld.teachers import Teacher as Teacher
@@ -25,7 +25,7 @@ _HOMES = {
     "RLDTrainer": "trainer",
     "Teacher": "teachers",
     "Fixed": "controllers",
-    "Gap": "controllers",
+    "Gap": "gap",
     "Recipe": "recipe",
     "read": "reading",
 }

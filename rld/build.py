@@ -19,11 +19,12 @@ from typing import Any, TypeVar
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from rld import checkpoint, cost, data, evaluation, library
+from rld.arguments import lora, shared_arguments
+from rld.changes import Changes
 from rld.compact import score_labels_only
 from rld.config import RLDConfig
 from rld.errors import RecipeError, RldError
@@ -32,8 +33,9 @@ from rld.keeper import Budget, Keeper, SameNoise, Scorer
 from rld.lessons import lessons
 from rld.models import Loaded, Models
 from rld.progress import ProgressBar, RunLog
-from rld.recipe import Recipe
+from rld.recipe import Recipe, RewardSpec
 from rld.stages import Distill, Sft, TeacherSpec
+from rld.stream import Stream
 from rld.teachers import Teacher
 from rld.trainer import RLDTrainer
 from rld.types import Row
@@ -41,6 +43,7 @@ from rld.types import Row
 C = TypeVar("C", SFTConfig, RLDConfig)
 
 STAGE = "rld_stage.json"
+"""What a finished stage recorded, beside its model."""
 
 
 class Interrupted(Exception):
@@ -114,7 +117,7 @@ class Run:
                 self._stream(stage, self._distill_arguments(stage))
             else:
                 self._sft_arguments(stage)
-            _lora(stage.lora)
+            lora(stage.lora)
 
     # -- stages ------------------------------------------------------------------------------------------------------
 
@@ -129,7 +132,7 @@ class Run:
                 self._sft_arguments(stage),
                 train_dataset=self._lessons(stage),
                 processing_class=tokenizer,
-                peft_config=_lora(stage.lora),
+                peft_config=lora(stage.lora),
             )
         size = model.num_parameters()
 
@@ -175,14 +178,20 @@ class Run:
             teachers.append(teacher)
         args, size = self._distill_arguments(stage), model.num_parameters()
         set_seed(self._seed(stage.name))  # a new adapter starts the same whatever teachers were loaded
+        changes = Changes(
+            *(stage.changes, self.recipe.rewards, self._rewards(load_models=True)),
+            load=lambda reference: self.models.load(reference, dtype="auto"),
+            build=lambda spec: self._reward(spec, {}),
+            seed=self._seed(stage.name),
+        )
         with self._mistakes_in(stage):
             trainer = RLDTrainer(
                 model,
-                self._rewards(load_models=True),
+                changes.rewards,
                 args,
                 self._stream(stage, args),
                 processing_class=tokenizer,
-                peft_config=_lora(stage.lora),
+                peft_config=lora(stage.lora),
                 teachers=teachers,
                 controller=stage.controller,
             )
@@ -190,23 +199,27 @@ class Run:
         def flops() -> float:
             return self.flops_before + self.flops_beside + trainer.flops
 
-        self._train(trainer, stage, flops)
+        self._train(trainer, stage, flops, changes)
         self._finish(stage, trainer, size, before, scores, flops())
 
     def _rewards(self, load_models: bool) -> list[Callable[..., Any]]:
-        """The rewards with their options; one that takes a model and its tokenizer gets those that `model` names."""
-        rewards: list[Callable[..., Any]] = []
-        loaded: dict[str, Loaded] = {}
-        for spec in self.recipe.rewards:
-            options, name = dict(spec.options), spec.options.get("model")
-            reward = library.load("rewards", spec.use, self.source.parent)
-            if load_models and isinstance(name, str) and library.reads_a_model(inspect.signature(reward).parameters):
-                if name not in loaded:
-                    model, tokenizer = self.models.load(name, dtype="auto")
-                    loaded[name] = place(model, self.state.device).eval().requires_grad_(False), tokenizer
-                options["model"], options["tokenizer"] = loaded[name]
-            rewards.append(functools.partial(reward, **options))
-        return rewards
+        """The rewards with their options, models and all or without."""
+        loaded: dict[str, Loaded] | None = {} if load_models else None
+        return [self._reward(spec, loaded) for spec in self.recipe.rewards]
+
+    def _reward(self, spec: RewardSpec, loaded: dict[str, Loaded] | None) -> Callable[..., Any]:
+        """A reward with its options; one that takes a model and its tokenizer gets those that `model` names.
+
+        `loaded` holds what was loaded already; None: load nothing.
+        """
+        options, name = dict(spec.options), spec.options.get("model")
+        reward = library.load("rewards", spec.use, self.source.parent)
+        if loaded is not None and isinstance(name, str) and library.reads_a_model(inspect.signature(reward).parameters):
+            if name not in loaded:
+                model, tokenizer = self.models.load(name, dtype="auto")
+                loaded[name] = place(model, self.state.device).eval().requires_grad_(False), tokenizer
+            options["model"], options["tokenizer"] = loaded[name]
+        return functools.partial(reward, **options)
 
     def _teacher(
         self, name: str, spec: TeacherSpec, skills: list[str], model: PreTrainedModel, tokenizer: Any
@@ -229,11 +242,11 @@ class Run:
         teacher.verified = {skill: (round(accuracy * num), num) for skill, (accuracy, num) in probed.items()}
         return teacher, {"parameters": teacher.num_parameters(), "scores": scores}
 
-    def _stream(self, stage: Distill, args: RLDConfig) -> data.Stream:
+    def _stream(self, stage: Distill, args: RLDConfig) -> Stream:
         sources = {skill: self.sources[skill] for skill in self._skills(stage)}
         make = library.load("curricula", stage.curriculum.use, self.source.parent)
         curriculum = make({skill: source.num_levels for skill, source in sources.items()}, **stage.curriculum.options)
-        return data.Stream(sources, curriculum, self._seed(stage.name), args.num_prompts())
+        return Stream(sources, curriculum, self._seed(stage.name), args.num_prompts())
 
     def _distill_arguments(self, stage: Distill) -> RLDConfig:
         signals = stage.signals
@@ -279,7 +292,12 @@ class Run:
     def _configure(self, kind: type[C], stage: Sft | Distill, num_rows: int, **own: Any) -> C:
         """Build a trainer's arguments; the recipe's `trainer:` section goes on top of the shared ones."""
         with self._mistakes_in(stage):
-            return kind(**self._shared_arguments(stage, num_rows), **own)
+            return kind(
+                **shared_arguments(
+                    stage, num_rows, self.state.num_processes, self._seed(stage.name), self._checkpoints(stage.name)
+                ),
+                **own,
+            )
 
     @contextmanager
     def _mistakes_in(self, stage: Sft | Distill) -> Iterator[None]:
@@ -291,38 +309,15 @@ class Run:
         except (ValueError, TypeError) as error:
             raise RecipeError(f"{self.source}: stages.{stage.name}: {error}") from error
 
-    def _shared_arguments(self, stage: Sft | Distill, num_rows: int) -> dict[str, Any]:
-        given = dict(stage.trainer)
-        steps = int(given.get("gradient_accumulation_steps", 1))
-        if steps < 1:
-            raise ValueError(f"gradient_accumulation_steps should be at least 1, not {steps}")
-        parts = self.state.num_processes * steps
-        if num_rows % parts:
-            raise ValueError(
-                f"{num_rows} rows an update cannot be split over {self.state.num_processes} processes and {steps} "
-                f"accumulation steps; make them a multiple of {parts}"
-            )
-        on_gpu = torch.cuda.is_available()
-        return {
-            "output_dir": str(self._checkpoints(stage.name)),
-            "seed": self._seed(stage.name),
-            "per_device_train_batch_size": num_rows // parts,
-            "logging_steps": 1,
-            "save_strategy": "steps",
-            "save_steps": stage.checkpoint_every,
-            "save_total_limit": 2,
-            "report_to": "none",
-            "disable_tqdm": True,
-            "use_cpu": not on_gpu,
-            "bf16": on_gpu and torch.cuda.is_bf16_supported(),
-            **given,
-        }
-
-    def _train(self, trainer: Trainer, stage: Sft | Distill, flops: Callable[[], float]) -> None:
+    def _train(
+        self, trainer: Trainer, stage: Sft | Distill, flops: Callable[[], float], changes: Changes | None = None
+    ) -> None:
         log = RunLog(self.folder, stage.name, self.started, flops)
         trainer.remove_callback(PrinterCallback)
         number = [s.name for s in self.recipe.stages].index(stage.name) + 1
         budget = Budget(stage.max_flops, lambda: flops() - self.flops_before)
+        if changes is not None:
+            trainer.add_callback(changes)
         trainer.add_callback(log)
         trainer.add_callback(ProgressBar(stage.name, number, len(self.recipe.stages)))
         trainer.add_callback(SameNoise(self._seed(stage.name), self.state.process_index))
@@ -336,6 +331,8 @@ class Run:
         self.state.wait_for_everyone()
         if self.resume:
             last = checkpoint.latest(folder)
+        if changes is not None and isinstance(trainer, RLDTrainer):
+            changes.attach(trainer, checkpoint.step(last) if last else 0)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
         if trainer.state.global_step < stage.steps and not budget.is_used_up:
             raise Interrupted
@@ -359,6 +356,7 @@ class Run:
             "kind": stage.run,
             "seconds": round(time.time() - self.started - self.seconds_before, 1),
             "flops": flops - self.flops_before,
+            "teacher_tokens": _teacher_tokens(trainer),
             "student": {"parameters": size, "scores": after},
             "teachers": dict(teachers),
             "before": before,
@@ -387,5 +385,8 @@ def _at_work(trainer: Trainer) -> tuple[Any, PreTrainedTokenizerBase]:
     return trainer.accelerator.unwrap_model(trainer.model), tokenizer
 
 
-def _lora(options: dict[str, Any] | None) -> LoraConfig | None:
-    return None if options is None else LoraConfig(**{"task_type": "CAUSAL_LM", **options})
+def _teacher_tokens(trainer: Trainer) -> dict[str, float] | None:
+    """Tokens that teachers scored, and those that full scoring would have cost on top; None without teachers."""
+    if not isinstance(trainer, RLDTrainer) or not trainer.teachers:
+        return None
+    return {"scored": trainer.num_scored, "saved": trainer.num_saved}

@@ -15,6 +15,8 @@ from typing import Any
 from rld.errors import CheckpointError
 
 STATE = "rld_state.json"
+VERSION = 2
+"""Of what a checkpoint holds in it."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -53,4 +55,9 @@ def remove_incomplete(folder: Path) -> None:
 def latest(folder: Path) -> Path | None:
     """Return the newest complete checkpoint in `folder`; None when there is none."""
     complete = [checkpoint for checkpoint in folder.glob("checkpoint-*") if _is_complete(checkpoint)]
-    return max(complete, key=lambda checkpoint: int(checkpoint.name.rsplit("-", 1)[1]), default=None)
+    return max(complete, key=step, default=None)
+
+
+def step(checkpoint: Path) -> int:
+    """Return the optimiser steps after which a checkpoint was written."""
+    return int(checkpoint.name.rsplit("-", 1)[1])

@@ -13,50 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rld import installed, library, source
+from rld import installed, library, reserved, source
 from rld.document import Document, Loc, Problem, shown
 from rld.errors import LibraryError
 from rld.hints import hint, nearest
 from rld.token_files import same_tokenizer
+from rld.types import SIGNALS
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-
-_STEPS = "set the stage's steps instead"
-_EVERY = "set the stage's checkpoint_every instead"
-_SCORED = "rld scores held-out rows itself; set held_out of a skill instead"
-_OWNED = {
-    "output_dir": "use --output instead",
-    "resume_from_checkpoint": "use --resume instead",
-    "seed": "set the recipe's seed instead",
-    "max_steps": _STEPS,
-    "num_train_epochs": _STEPS,
-    "save_steps": _EVERY,
-    "save_strategy": _EVERY,
-    "save_total_limit": _EVERY,
-    "eval_strategy": _SCORED,
-    "eval_steps": _SCORED,
-    "max_length": "set the recipe's max_new_tokens instead",
-    "model_init_kwargs": "write the model as a mapping with path and init instead",
-    "remove_unused_columns": "rewards need the columns, so rld sets it",
-    "shuffle_dataset": "rld orders the rows itself",
-    "dataloader_num_workers": "a worker's copy of the curriculum would learn nothing, so rld uses none",
-}
-_OWNED_BY_RUN = {
-    "sft": {"per_device_train_batch_size": "set the stage's batch instead"},
-    "distill": {
-        "per_device_train_batch_size": "set rollout.prompts and rollout.completions instead",
-        "num_generations": "set rollout.completions instead",
-        "temperature": "set rollout.temperature instead",
-        "max_completion_length": "set the recipe's max_new_tokens instead",
-        "reward_weights": "set the weight of each of the rewards instead",
-    },
-}
-_GIVEN_TO_REWARDS = {
-    *("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"),
-    *("answer", "entry", "skill", "level", "question"),
-}
-_GYM_OWNED = {"seed": "rld sets it, so that training and held-out rows differ", "size": "rld draws as many as it needs"}
 
 
 def problems(document: Document) -> Iterator[Problem]:
@@ -85,6 +50,13 @@ class _Checker:
         self.folder = document.path.parent
         self.models = _keys(document.tree.get("models"))
         self.skills = _keys(document.tree.get("skills"))
+        self.num_levels = {
+            name: len(skill.get("levels", [{}]))
+            for name, skill in _items(document.tree.get("skills"))
+            if isinstance(skill, dict) and "rows" not in skill and isinstance(skill.get("levels", []), list)
+        }
+        rewards = document.tree.get("rewards", [{"use": "answers:exact_match"}])
+        self.rewards = [str(reward.get("use")) for _, reward in _items(rewards) if isinstance(reward, dict)]
         self.tokenizer = document.tree.get("tokenizer")
         stages = [stage if isinstance(stage, dict) else {} for _, stage in _items(document.tree.get("stages"))]
         self.stages = [stage.get("name") for stage in stages]
@@ -170,7 +142,7 @@ class _Checker:
                     where = (*loc, "reasoning_gym")
                     yield Problem(where, f"{self.label(where)}: reasoning-gym has no task {task!r}{hint(task, tasks)}")
                 for i, level in _items(rest.get("levels")):
-                    yield from self.options((*loc, "levels", i), level, installed.gym_fields(task), _GYM_OWNED)
+                    yield from self.options((*loc, "levels", i), level, installed.gym_fields(task), reserved.GYM)
             case {"rows": str(name)}:
                 place = library.local(name, self.folder)
                 if place is None or not place.is_file():
@@ -208,7 +180,8 @@ class _Checker:
             yield Problem(loc, f"{self.label(loc)}: {use} is no reward, for it takes no argument called completions")
         # TRL hands a reward every column of the rows by name, so it takes **columns, and options must be spelt out
         named, required = (
-            tuple(name for name in names if name not in _GIVEN_TO_REWARDS) for names in (found.named, found.required)
+            tuple(name for name in names if name not in reserved.GIVEN_TO_REWARDS)
+            for names in (found.named, found.required)
         )
         return source.Signature(named, required, any_name=False)
 
@@ -255,7 +228,7 @@ class _Checker:
         yield from self.options((*loc, "lora"), stage.get("lora"), installed.lora_fields(), {})
         run = stage.get("run")
         if run in ("sft", "distill"):
-            owned = _OWNED | _OWNED_BY_RUN[run]
+            owned = reserved.TRAINER | reserved.BY_STAGE[run]
             yield from self.options((*loc, "trainer"), stage.get("trainer"), installed.trainer_fields(run), owned)
             student = "model" if run == "sft" else "student"
             yield from self.reference((*loc, student), stage.get(student), index)
@@ -275,7 +248,10 @@ class _Checker:
         for i, name in enumerate(given if isinstance(given, list) else ()):
             if isinstance(name, str) and name not in known:
                 where = f"{self.label(loc)}: {name!r} is no skill"
-                yield Problem((*loc, i), where + (" of this stage" if name in self.skills else hint(name, known)))
+                yield Problem(
+                    (*loc, i),
+                    where + (" of this stage" if name in self.skills else hint(name, known)),
+                )
 
     def teachers(self, loc: Loc, stage: Mapping[Any, Any]) -> Iterator[Problem]:
         teachers = _keys(stage.get("teachers"))
@@ -295,12 +271,73 @@ class _Checker:
                         text = "a model with device_map or quantization_config stays where it was loaded"
                         yield Problem((*where, "offload"), f"{self.label((*where, 'offload'))} cannot be true: {text}")
         yield from self.signals((*loc, "signals"), stage.get("signals"), teachers)
-        match stage.get("controller"):
-            case {"kind": "fixed", "teachers": dict(weights)}:
-                for name in weights:
-                    if name not in teachers:
-                        where = (*loc, "controller", "teachers", name)
-                        yield Problem(where, f"{self.label(where)}: no such teacher{hint(str(name), teachers)}")
+        yield from self.controller((*loc, "controller"), stage.get("controller"), teachers, trained)
+        for i, change in _items(stage.get("changes")):
+            if isinstance(change, dict):
+                yield from self.change((*loc, "changes", i), change, stage, trained)
+
+    def controller(self, loc: Loc, part: Any, teachers: list[str], skills: list[str]) -> Iterator[Problem]:
+        """Check the names of teachers and skills in a controller's weights."""
+        given = part if isinstance(part, dict) else {}
+        for name, weight in _items(given.get("teachers")):
+            where = (*loc, "teachers", name)
+            if name not in teachers:
+                yield Problem(where, f"{self.label(where)}: no such teacher{hint(str(name), teachers)}")
+            yield from self.every_skill(where, weight, skills)
+        for signal in SIGNALS:
+            match given.get(signal):
+                case {"start": start, "end": end}:
+                    yield from self.every_skill((*loc, signal, "start"), start, skills)
+                    yield from self.every_skill((*loc, signal, "end"), end, skills)
+                case value:
+                    yield from self.every_skill((*loc, signal), value, skills)
+
+    def every_skill(self, loc: Loc, values: Any, skills: list[str]) -> Iterator[Problem]:
+        """Check a value per skill: it names all of the stage's skills and no other."""
+        if not isinstance(values, dict):
+            return
+        for name in _keys(values):
+            if name not in skills:
+                yield Problem(
+                    (*loc, name), f"{self.label(loc)}: {name!r} is no skill of this stage{hint(name, skills)}"
+                )
+        for skill in skills:
+            if isinstance(skill, str) and skill not in values:
+                yield Problem(loc, f"{self.label(loc)} has no value for skill {skill!r}")
+
+    # -- changes on purpose ------------------------------------------------------------------------------------------
+
+    def change(
+        self, loc: Loc, change: Mapping[Any, Any], stage: Mapping[Any, Any], skills: list[str]
+    ) -> Iterator[Problem]:
+        """Check when a change comes, and the names in it."""
+        at, steps = change.get("at"), stage.get("steps")
+        if isinstance(at, int) and isinstance(steps, int) and at >= steps:
+            yield Problem((*loc, "at"), f"{self.label((*loc, 'at'))} is {at}, but the stage ends after {steps} steps")
+        for key, known, what in (
+            *(("teacher", _keys(stage.get("teachers")), "teacher of this stage"), ("reward", self.rewards, "reward")),
+            *((key, skills, "skill of this stage") for key in ("joins", "leaves", "skill")),
+        ):
+            name, where = change.get(key), (*loc, key)
+            if isinstance(name, str) and name not in known:
+                yield Problem(where, f"{self.label(where)}: {name!r} is no {what}{hint(name, known)}")
+        becomes, where = change.get("becomes"), (*loc, "becomes")
+        if "teacher" in change:
+            yield from self.reference(where, becomes, loc[1])
+            match stage.get("signals"):
+                case {"feature": dict()} if becomes is not None:
+                    yield Problem(where, f"{self.label(where)}: a teacher can't change with a feature signal")
+        elif "reward" in change and isinstance(becomes, str):
+            signature = yield from self.signature("rewards", where, becomes)
+            yield from self.call((*loc, "options"), change.get("options", {}), becomes, signature)
+        match change:
+            case {"skill": str(name), "levels": list(levels)} if name in self.num_levels:
+                for i, level in enumerate(levels):
+                    if isinstance(level, int) and level >= self.num_levels[name]:
+                        where, last = (*loc, "levels", i), self.num_levels[name] - 1
+                        yield Problem(
+                            where, f"{self.label(where)} is {level}, but the last level of {name!r} is {last}"
+                        )
 
     def adapter(self, loc: Loc, name: Any) -> Iterator[Problem]:
         if not isinstance(name, str):

@@ -8,21 +8,18 @@ all that came before.
 from __future__ import annotations
 
 import functools
-import itertools
 import random
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
 
-from datasets import Dataset
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from rld.errors import CurriculumError, DataError
+from rld.errors import DataError
 from rld.questions import Item, Make, maker
 from rld.recipe import Prompts, Recipe
-from rld.types import DEFAULT_SKILL, Curriculum, Row, Task
+from rld.types import Row
 
 _MOST_TRIES = 200
 """Draws in a row without a new question after which a level is taken to be exhausted."""
@@ -134,7 +131,7 @@ class Source:
             try:
                 item = self._make(level, rng)
             except Exception as error:
-                raise DataError(f"skill {self.skill!r}, level {level}: {_told(error)}") from error
+                raise DataError(f"skill {self.skill!r}, level {level}: {told(error)}") from error
             if item.question not in self._taken:
                 return item
         raise DataError(
@@ -157,139 +154,10 @@ class Source:
         }
 
 
-def _told(error: Exception) -> str:
+def told(error: Exception) -> str:
+    """Return what a user's code raised, and where."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
-
-
-# -- the training stream ----------------------------------------------------------------------------------------------
-
-
-class Drawable(Protocol):
-    """What a stream draws rows from."""
-
-    num_levels: int
-
-    def draw(self, level: int, rng: random.Random) -> Row: ...
-
-
-class Stream:
-    """The prompts of a training run, in the order that a curriculum sets.
-
-    `dataset` is what a trainer reads in order, without workers: slot i's row is drawn when slot i is first asked for.
-    A data loader looks ahead, so a task may be picked before the update in front of it has been observed. The state
-    holds the tasks picked and not yet trained on, so that a resumed run goes on with exactly the same rows.
-
-    Args:
-        sources: Per skill, what its rows are drawn from.
-        curriculum: Picks skill and level.
-        seed: Of the stream.
-        num_slots: Prompts that the run needs at most.
-    """
-
-    together: int = 1
-    """Prompts of one update over all processes. Their tasks are picked together, though each process asks for its
-    own: so every process knows all of them, and any one can write the state."""
-
-    def __init__(self, sources: Mapping[str, Drawable], curriculum: Curriculum, seed: int, num_slots: int) -> None:
-        self.curriculum = curriculum
-        self._sources, self._seed = dict(sources), seed
-        self._tasks: dict[int, Task] = {}
-        self._rows: dict[int, Row] = {}
-        self.dataset = Dataset.from_dict({"slot": list(range(num_slots))})
-        self.dataset.set_transform(lambda batch: self._columns(batch["slot"]))  # a lambda is not copied with a data set
-
-    @classmethod
-    def over(cls, dataset: Dataset, curriculum: Curriculum, seed: int, num_slots: int) -> Stream:
-        """Return a stream of the rows of `dataset`, by its columns `skill` and `level` where it has them.
-
-        Raises:
-            DataError: a level without rows.
-        """
-        names = dataset.column_names
-        skills = dataset["skill"] if "skill" in names else itertools.repeat(DEFAULT_SKILL, len(dataset))
-        levels = dataset["level"] if "level" in names else itertools.repeat(0, len(dataset))
-        found: dict[str, dict[int, list[int]]] = {}
-        for i, (skill, level) in enumerate(zip(skills, levels, strict=True)):
-            found.setdefault(str(skill), {}).setdefault(level, []).append(i)
-        sources = {skill: _Labelled(skill, dataset, rows) for skill, rows in found.items()}
-        return cls(sources, curriculum, seed, num_slots)
-
-    @property
-    def skills(self) -> list[str]:
-        """The skills that prompts are drawn from."""
-        return list(self._sources)
-
-    def observe(self, task: Task, successes: int, attempts: int) -> None:
-        """Tell the curriculum what came of a task in one update, over all processes.
-
-        Raises:
-            CurriculumError: the curriculum raised.
-        """
-        try:
-            self.curriculum.observe(task, successes, attempts)
-        except Exception as error:
-            raise self._error(f"observe({task}, {successes}, {attempts}) raised {_told(error)}") from error
-
-    def state_dict(self, first_unused_slot: int) -> dict[str, Any]:
-        """Return the curriculum's state and the tasks already picked from `first_unused_slot` on; forget older ones."""
-        self._tasks = {slot: task for slot, task in self._tasks.items() if slot >= first_unused_slot}
-        return {
-            "curriculum": self.curriculum.state_dict(),
-            "tasks": [[slot, *task] for slot, task in self._tasks.items()],
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
-        self.curriculum.load_state_dict(state["curriculum"])
-        self._tasks = {slot: Task(skill, level) for slot, skill, level in state["tasks"]}
-        self._rows = {}
-
-    def _columns(self, slots: list[int]) -> dict[str, list[Any]]:
-        known = self._rows
-        self._rows = {}
-        for slot in slots:
-            if slot not in self._rows:
-                self._rows[slot] = known[slot] if slot in known else self._draw(slot)
-        rows = [self._rows[slot] for slot in slots]
-        return {name: [row[name] for row in rows] for name in rows[0]}
-
-    def _draw(self, slot: int) -> Row:
-        if slot not in self._tasks:
-            first = slot - slot % self.together
-            for other in range(first, first + self.together):
-                self._tasks.setdefault(other, self._pick(other))
-        task = self._tasks[slot]
-        return self._sources[task.skill].draw(task.level, random.Random(f"{self._seed}:row:{slot}"))
-
-    def _pick(self, slot: int) -> Task:
-        try:
-            task = self.curriculum.next(random.Random(f"{self._seed}:task:{slot}"))
-        except Exception as error:
-            raise self._error(f"next() raised {_told(error)}") from error
-        match task:
-            case (str(skill), int(level)) if skill in self._sources and 0 <= level < self._sources[skill].num_levels:
-                return Task(skill, level)
-        known = ", ".join(f"{skill!r} with {source.num_levels}" for skill, source in self._sources.items())
-        raise self._error(f"next() returned {task!r}, not a skill and one of its levels, counted from 0 ({known})")
-
-    def _error(self, what: str) -> CurriculumError:
-        return CurriculumError(f"curriculum {type(self.curriculum).__name__}: {what}")
-
-
-class _Labelled:
-    """The rows of one skill in a data set that the user brings."""
-
-    def __init__(self, skill: str, dataset: Dataset, levels: Mapping[int, list[int]]) -> None:
-        self.num_levels = max(levels) + 1
-        missing = set(range(self.num_levels)) - set(levels)
-        if missing:
-            raise DataError(f"train_dataset: skill {skill!r} has no rows of level {min(missing)}")
-        self._dataset, self._levels = dataset, levels
-
-    def draw(self, level: int, rng: random.Random) -> Row:
-        row: Row = self._dataset[rng.choice(self._levels[level])]
-        return row
 
 
 # -- tokens -----------------------------------------------------------------------------------------------------------

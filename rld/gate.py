@@ -8,9 +8,11 @@ whole group where the teacher fails.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rld import evaluation
+from rld.checkpoint import read_json, write_json
 from rld.rollout import is_success
 from rld.teachers import Teacher
 
@@ -67,8 +70,7 @@ class Gate:
                 theirs to ask about.
             wanted_BK: The teachers that are asked for; the others get False.
         """
-        told = ("prompt", "answer", "entry")  # the same question may be asked with another answer in mind
-        keys = [json.dumps([row.get(name) for name in told], sort_keys=True, default=repr) for row in rows]
+        keys = [_key(row) for row in rows]
         opened_BK = torch.zeros(wanted_BK.shape, dtype=torch.bool)
         for k, asked_B in enumerate(wanted_BK.cpu().T.tolist()):
             verdicts = self._verdicts[k]
@@ -80,6 +82,22 @@ class Gate:
                 verdicts.update(zip(new, self._verdict(self.teachers[k], list(new.values())), strict=True))
             opened_BK[:, k] = torch.tensor([key in asked and verdicts[key] for key in keys])
         return opened_BK.to(wanted_BK.device)
+
+    def forget(self, k: int) -> None:
+        """Ask teacher k anew, whose weights have changed."""
+        self._verdicts[k].clear()
+
+    def save(self, path: Path) -> None:
+        """Write what this process remembers."""
+        verdicts = {str(t.name): known for t, known in zip(self.teachers, self._verdicts, strict=True)}
+        write_json(path, {"verdicts": verdicts, "failed": self._failed})
+
+    def load(self, path: Path) -> None:
+        """Remember what `save` wrote; a process that wasn't there asks anew."""
+        if path.is_file():
+            saved = read_json(path)
+            self._verdicts = [saved["verdicts"].get(str(t.name), {}) for t in self.teachers]
+            self._failed = {name: saved["failed"].get(name, 0) for name in self._failed}
 
     def _verdict(self, teacher: Teacher, rows: list[dict[str, Any]]) -> list[bool]:
         tokenizer, template = (teacher.tokenizer, teacher.chat_template) if teacher.align else (self.student, None)
@@ -111,3 +129,9 @@ class Gate:
                 "has taught nothing; if the first reward doesn't give 1 to a right answer, set gate to skill",
                 stacklevel=2,
             )
+
+
+def _key(row: dict[str, Any]) -> str:
+    # the same question may be asked with another answer in mind
+    told = json.dumps([row.get(name) for name in ("prompt", "answer", "entry")], sort_keys=True, default=repr)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]

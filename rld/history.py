@@ -43,6 +43,13 @@ class Scored(_Read):
     scores: dict[str, float]
 
 
+class TeacherTokens(_Read):
+    """Tokens that teachers scored, and those that were saved because a weight was 0 or the gate closed."""
+
+    scored: float
+    saved: float
+
+
 class Result(_Read):
     """What a finished stage recorded. `before` and `after` are its student's scores."""
 
@@ -50,6 +57,7 @@ class Result(_Read):
     kind: str
     seconds: float
     flops: float
+    teacher_tokens: TeacherTokens | None = None
     student: Scored
     teachers: dict[str, Scored] = {}
     before: dict[str, float]
@@ -82,6 +90,7 @@ class LoggedEvent(_Read):
     skill: str
     about: str
     measured: str
+    rule: str = ""
 
 
 class PlannedStage(_Read):

@@ -79,4 +79,4 @@ class Keeper(TrainerCallback):
         self.trainer.accelerator.wait_for_everyone()  # a complete checkpoint has every process's files
         if args.should_save and not isinstance(self.trainer, RLDTrainer):
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            checkpoint.write_json(folder / checkpoint.STATE, {"version": 1})
+            checkpoint.write_json(folder / checkpoint.STATE, {"version": checkpoint.VERSION})

@@ -83,13 +83,13 @@ class Panel:
                 "wrong on a skill harms the student there; give them Teacher(..., skills=[...]) or verified={...}",
                 stacklevel=4,
             )
-        self._teachers = list(teachers)
+        self._teachers, self._prepare, self._ends = list(teachers), prepare, set(ends)
         share(teachers)
         for teacher in teachers:
             teacher.require_same_tokenizer(tokenizer)
         # A base model ends with another token than its instruct sibling: what one says of the other's end is noise.
-        self._foreign_ends = [sorted(set(ends) - teacher.ends()) for teacher in teachers]
-        self.models = [teacher.load() if teacher.offload else prepare(teacher.load()) for teacher in teachers]
+        self._foreign_ends = [sorted(self._ends - teacher.ends()) for teacher in teachers]
+        self.models = [self._prepared(teacher) for teacher in teachers]
         self.num_parameters = [teacher.num_parameters() for teacher in teachers]
         self._output = student.get_output_embeddings()
         self._vocabulary = self._output.weight.shape[0]
@@ -97,6 +97,22 @@ class Panel:
         self.align = [teacher.align for teacher in teachers]
         named = zip(self.models, names, strict=True)
         self.plans = [Plan.of(feature, student, model, str(name)) for model, name in named] if feature else []
+
+    def _prepared(self, teacher: Teacher) -> PreTrainedModel:
+        return teacher.load() if teacher.offload else self._prepare(teacher.load())
+
+    def swap(self, k: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Let teacher k speak with the weights of another model from now on.
+
+        Raises:
+            TeacherError: it has another tokenizer, or features are matched, whose projections belong to the old one.
+        """
+        teacher = self._teachers[k]
+        if self.plans:
+            raise TeacherError(f"teacher '{teacher.name}' can't change its weights with a feature signal")
+        teacher.swap(model, tokenizer)
+        self.models[k], self.num_parameters[k] = self._prepared(teacher), teacher.num_parameters()
+        self._foreign_ends[k] = sorted(self._ends - teacher.ends())
 
     def head(self, k: int) -> Head:
         """Teacher k's output head, over the vocabulary that it shares with the student, or another one of its own."""

@@ -110,10 +110,12 @@ class _Panels:
 
     def skills(self) -> list[Chart]:
         shares = Chart("Share of prompts", self._lines("skill", "share/(.+)"), 0)
+        success = Chart("Success rate", self._lines("skill", "progress/(.+)"), 0, 1, marks=self._marks("change"))
+        levels = self._lines("skill", "level/(.+)")
         return [
             *self._chart(Chart("Held-out score", self._lines("skill", "score/(.+)"), 0, 1)),
-            *self._chart(Chart("Success rate", self._lines("skill", "progress/(.+)"), 0, 1)),
-            *self._chart(Chart("Curriculum level", self._lines("skill", "level/(.+)"), stairs=True)),
+            *self._chart(success),
+            *self._chart(Chart("Curriculum level", levels, stairs=True, marks=self._marks("level", "change"))),
             *self._chart(shares),
         ]
 
@@ -125,15 +127,19 @@ class _Panels:
         mean = Chart("Mean over skills", self._lines("teacher", "teacher/(.+)/weight"), 0, 1, stairs=True)
         return self._per_skill(mean, "teacher", "teacher/(.+)/weight/{}")
 
+    def _marks(self, *topics: str, skill: str | None = None) -> list[tuple[float, str]]:
+        """The events whose kind begins with one of `topics`, of one skill or of all."""
+        events = [event for event in self.stage.events if event.kind.split()[0] in topics]
+        return [_mark(event) for event in events if skill in (None, event.skill)]
+
     def _per_skill(self, mean: Chart, kind: str, pattern: str) -> list[Chart]:
         """The mean alone where all skills are alike, else it and a chart per skill, all small."""
-        events = [event for event in self.stage.events if ("teacher" in event.kind) == (kind == "teacher")]
-        mean = replace(mean, marks=[_mark(event) for event in events])
+        topics = ("teacher",) if kind == "teacher" else ("signal", "phase", "skill")
+        mean = replace(mean, marks=self._marks(*topics))
         charts = []
         for skill in self.names:
             if lines := self._lines(kind, pattern.format(re.escape(skill))):
-                marks = [_mark(event) for event in events if event.skill == skill]
-                charts.append(replace(mean, title=skill, lines=lines, marks=marks))
+                charts.append(replace(mean, title=skill, lines=lines, marks=self._marks(*topics, skill=skill)))
         if all(_values(chart) == _values(charts[0]) for chart in charts):
             return self._chart(replace(mean, title="All skills"))
         return [_small(chart) for chart in (mean, *charts)]
@@ -155,10 +161,10 @@ class _Panels:
         return [chart for chart in charts if chart.lines]
 
     def rollouts(self) -> list[Chart]:
-        kinds = [key for key in ("tokens/generated", "tokens/scored") if key in self.keys]
+        kinds = [key for key in ("tokens/generated", "tokens/scored", "tokens/saved") if key in self.keys]
         tokens = [
             self._line(key, key.removeprefix("tokens/"), css)
-            for key, css in zip(kinds, (_PLAIN, f"{_PLAIN} dashed"), strict=False)
+            for key, css in zip(kinds, (_PLAIN, f"{_PLAIN} dashed", f"{_PLAIN} dotted"), strict=False)
         ]
         return [
             *self._chart(Chart("Reward", self._lines("reward", "reward/(.+)"))),

@@ -117,7 +117,7 @@ def _claim(run: Run, resolved: dict[str, Any]) -> None:
     path = run.folder / "recipe.json"
     if run.resume and path.is_file():
         old = checkpoint.read_json(path)
-        changed = sorted(key for key in resolved.keys() | old.keys() if resolved.get(key) != old.get(key))
+        changed = _differences(run, resolved, old)
         if changed:
             raise CheckpointError(
                 f"{run.folder} was started with another recipe (changed: {', '.join(changed)}); "
@@ -129,6 +129,21 @@ def _claim(run: Run, resolved: dict[str, Any]) -> None:
         run.folder.mkdir(parents=True, exist_ok=True)
         checkpoint.write_json(path, resolved)
     run.state.wait_for_everyone()
+
+
+def _differences(run: Run, now: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    """Return the keys in which two recipes differ, but for models and teachers that a stage still to finish may get."""
+
+    def fixed(resolved: dict[str, Any]) -> dict[str, Any]:
+        stages = [
+            {key: value for key, value in stage.items() if key != "teachers" or run.result(stage["name"])}
+            for stage in resolved["stages"]
+        ]
+        kept = {name: model for name, model in resolved["models"].items() if name in now["models"]}
+        return {**resolved, "stages": stages, "models": {n: m for n, m in kept.items() if n in before["models"]}}
+
+    one, two = fixed(now), fixed(before)
+    return sorted(key for key in one.keys() | two.keys() if one.get(key) != two.get(key))
 
 
 class _Summary:

@@ -5,13 +5,11 @@ What only a look at the whole recipe can tell, such as a stage that names no mod
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from rld.hints import nearest
-from rld.stages import AnyStage, Part
+from rld.stages import AnyStage, Part, told_by_key
 
 Name: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")]
 """What metrics, folders and overrides can be called by."""
@@ -105,26 +103,12 @@ class RewardSpec(Part):
     """Keyword arguments of the function."""
 
 
-def _told_by_key(**kinds: type[Part]) -> Callable[[Any], str | None]:
-    """Return what tells the kinds of a union apart: which has the key that only it has, or one spelt much like it."""
-
-    def kind(value: Any) -> str | None:
-        if isinstance(value, dict):
-            keys = [key for key in value if isinstance(key, str)]
-            found = next((key for key in kinds if key in keys), None)
-            found = found or next(filter(None, (nearest(key, kinds) for key in keys)), None)
-            return kinds[found].__name__ if found else None
-        return type(value).__name__
-
-    return kind
-
-
 AnyModel = Annotated[
     Annotated[NewModel, Tag("NewModel")]
     | Annotated[PretrainedModel, Tag("PretrainedModel")]
     | Annotated[str, Tag("str")],
     Discriminator(
-        _told_by_key(new=NewModel, path=PretrainedModel),
+        told_by_key(new=NewModel, path=PretrainedModel),
         custom_error_type="unknown_kind",
         custom_error_message="should be a hub id or a folder, or a mapping with the key 'path' or 'new'",
     ),
@@ -135,7 +119,7 @@ AnySkill = Annotated[
     | Annotated[ReasoningGymSkill, Tag("ReasoningGymSkill")]
     | Annotated[FileSkill, Tag("FileSkill")],
     Discriminator(
-        _told_by_key(generator=GeneratedSkill, reasoning_gym=ReasoningGymSkill, rows=FileSkill),
+        told_by_key(generator=GeneratedSkill, reasoning_gym=ReasoningGymSkill, rows=FileSkill),
         custom_error_type="unknown_kind",
         custom_error_message="should be a mapping with one of the keys 'generator', 'reasoning_gym' and 'rows'",
     ),

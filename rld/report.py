@@ -12,7 +12,7 @@ from rld.curves import number
 from rld.history import History, Stage, read
 from rld.panels import Group, Inks, groups
 from rld.stylesheet import page, write_page
-from rld.tables import grid, html_table
+from rld.tables import grid, html_table, saved
 
 _KINDS = {"sft": "supervised fine-tuning", "distill": "distillation and reinforcement"}
 _STATES = {
@@ -84,9 +84,10 @@ def _outcome(history: History, inks: Inks) -> str:
         return ""
     result = history.summary.stages[-1]
     what = "Result" if result.name == history.plan.stages[-1].name else f"So far: {result.name}"
+    note = saved(result)
     return (
         f"<h2>{escape(what)}<small>held-out rows answered correctly; hollow before, full after, bars are teachers"
-        f"</small></h2>{html_table(result, history.summary.heldout_rows, inks)}"
+        f"{f'; {escape(note)}' if note else ''}</small></h2>{html_table(result, history.summary.heldout_rows, inks)}"
     )
 
 
@@ -116,11 +117,12 @@ def _events(stage: Stage) -> str:
     if not stage.events:
         return ""
     rows = [
-        [str(e.step), escape(e.skill), f"{escape(e.kind)}: {escape(e.about)}", escape(e.measured)] for e in stage.events
+        [str(e.step), escape(e.skill), f"{escape(e.kind)}: {escape(e.about)}", escape(e.measured), escape(e.rule)]
+        for e in stage.events
     ]
-    heads = [("step", ""), ("skill", "left"), ("decision", "left"), ("measured", "left wide")]
+    heads = [("step", ""), ("skill", "left"), ("decision", "left"), ("measured", "left wide"), ("rule", "left")]
     return (
-        "<h3>Events<small>the controller's decisions, marked in the charts of signals and teachers</small></h3>"
+        "<h3>Events<small>what was decided or changed, marked in the charts that show it</small></h3>"
         f'<div class="card long">{grid(heads, rows)}</div>'
     )
 

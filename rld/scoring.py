@@ -95,13 +95,20 @@ class Scoring:
         if "teacher_spans" in output:
             output["teacher_spans"][gold_B] = -1
 
-    def cost(self, output: Rollout) -> tuple[int, float]:
-        """Tokens that teachers scored, and operations of teachers, over all processes since the last call."""
-        lengths_B = output["prompt_mask"].sum(1) + output["completion_mask"].sum(1)
-        scored = self._sum((self._rows_BK * lengths_B[:, None]).sum(0)).tolist()
+    def cost(self, output: Rollout) -> tuple[int, int, float]:
+        """What the rollout cost over all processes.
+
+        Returns:
+            Tokens that teachers scored, tokens that they would have scored on top had all taught all their skills, and
+            operations of teachers, those of the gate included.
+        """
+        lengths_B1 = (output["prompt_mask"].sum(1) + output["completion_mask"].sum(1))[:, None]
+        could_BK = self.steering.teaches_SK.to(lengths_B1.device)[output["skill_ids"]]
+        sums = torch.stack([(self._rows_BK * lengths_B1).sum(0), (could_BK * lengths_B1).sum(0)])
+        scored, possible = self._sum(sums).tolist()
         flops = self._flops + sum(2.0 * size * n for size, n in zip(self.panel.num_parameters, scored, strict=True))
         self._flops = 0.0
-        return sum(scored), flops
+        return sum(scored), sum(possible) - sum(scored), flops
 
     def _sum(self, value: Tensor) -> Tensor:
         total: Tensor = self.accelerator.reduce(value.to(self.accelerator.device), reduction="sum")

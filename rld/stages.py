@@ -9,14 +9,17 @@ To add one, write a class with its own `run` and `__call__`, and put its name in
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from rld.combine import AnyCombination, AnyTokenWeights, Mixture
-from rld.controllers import AnyController, Gap
+from rld.controllers import AnyController
 from rld.divergences import JSD, AnyDivergence
 from rld.features import AnyFeature, Cosine
+from rld.gap import Gap
+from rld.hints import nearest
 from rld.types import Align
 
 
@@ -24,6 +27,20 @@ class Part(BaseModel):
     """A piece of a recipe: unknown keys, NaN and later changes are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def told_by_key(**kinds: type[Part]) -> Callable[[Any], str | None]:
+    """Return what tells the kinds of a union apart: which has the key that only it has, or one spelt much like it."""
+
+    def kind(value: Any) -> str | None:
+        if isinstance(value, dict):
+            keys = [key for key in value if isinstance(key, str)]
+            found = next((key for key in kinds if key in keys), None)
+            found = found or next(filter(None, (nearest(key, kinds) for key in keys)), None)
+            return kinds[found].__name__ if found else None
+        return type(value).__name__
+
+    return kind
 
 
 class Parts(Protocol):
@@ -172,6 +189,70 @@ class Rollout(Part):
         return self
 
 
+class _Change(Part):
+    at: int = Field(ge=0)
+    """Optimiser steps after which it happens; 0: from the start."""
+
+
+class TeacherChange(_Change):
+    """A teacher gets other weights, or leaves."""
+
+    teacher: str
+    becomes: str | None
+    """A name in `models`, an earlier stage, a hub id or a folder, with the same tokenizer. null: it leaves for good."""
+
+
+class RewardChange(_Change):
+    """A reward starts to pay for something else, to count otherwise, or to err."""
+
+    reward: str
+    """One of the recipe's rewards, as its `use` names it."""
+    becomes: str | None = None
+    """A shipped reward as file:function, or your own as ./file.py:function. null: it stays."""
+    options: dict[str, Any] = {}
+    """Keyword arguments of what it becomes."""
+    weight: float | None = None
+    """Its new weight. null: it stays."""
+    noise: float | None = Field(None, ge=0, le=1)
+    """Share of its verdicts r that are turned round, to 1 - r. null: as before."""
+
+
+class SkillJoins(_Change):
+    """A skill is not asked before this step, and is from then on. Prompts are drawn up to two updates ahead."""
+
+    joins: str
+    """The skill."""
+
+
+class SkillLeaves(_Change):
+    """A skill is no longer asked. Prompts are drawn up to two updates ahead."""
+
+    leaves: str
+    """The skill."""
+
+
+class LevelShift(_Change):
+    """A skill becomes easier or harder, unseen by the curriculum. Prompts are drawn up to two updates ahead."""
+
+    skill: str
+    levels: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    """What takes the place of its first, second and further levels, counted from 0; the last also of all beyond."""
+
+
+AnyChange = Annotated[
+    Annotated[TeacherChange, Tag("TeacherChange")]
+    | Annotated[RewardChange, Tag("RewardChange")]
+    | Annotated[SkillJoins, Tag("SkillJoins")]
+    | Annotated[SkillLeaves, Tag("SkillLeaves")]
+    | Annotated[LevelShift, Tag("LevelShift")],
+    Discriminator(
+        told_by_key(teacher=TeacherChange, reward=RewardChange, joins=SkillJoins, leaves=SkillLeaves, skill=LevelShift),
+        custom_error_type="unknown_kind",
+        custom_error_message="should have one of the keys 'teacher', 'reward', 'joins', 'leaves' and 'skill'",
+    ),
+]
+
+
 class Distill(_Stage):
     """The main job: one student, several teachers and verifiers, one loop, weights set by a controller."""
 
@@ -189,6 +270,8 @@ class Distill(_Stage):
     controller: AnyController = Gap()
     curriculum: CurriculumSpec = CurriculumSpec()
     rollout: Rollout = Rollout()
+    changes: list[AnyChange] = []
+    """What changes on purpose while the stage trains, to see how a controller takes it."""
     steps: int = Field(gt=0)
     """Optimiser steps (updates)."""
 

@@ -10,6 +10,7 @@ Shapes: S skills, K teachers; signals are in the order of `SIGNALS`.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ from rld.types import SIGNALS, Controller, Event, Observation, Signal, SkillSeen
 
 _SPREAD_DECAY = 0.95
 _SPREAD_RATIO = 4.0
+_PHASES = ("distilling", "mostly reinforcing", "reinforcing alone")
+_PHASE_BAND = 0.05
+"""Difference of the signals' shares within which a phase holds, so that it does not flap."""
 
 
 class Steering:
@@ -33,7 +37,8 @@ class Steering:
         self.controller = controller
         self.skills, self.teachers, self.signals = skills, list(teachers), signals
         self.state = controller.start(skills, [str(t.name) for t in teachers], signals)
-        self.ticks = 0
+        self.ticks, self.last_step = 0, 0
+        self._phases = [0] * len(skills)
         self._spread: list[float | None] = [None] * len(skills)
         self._clear_window()
         self._use(controller.weights(self.state))
@@ -63,6 +68,27 @@ class Steering:
         scale = torch.tensor([weights.scale.get(signal, 1.0) for signal in SIGNALS])
         self.signals_SG = torch.tensor(signals) * scale
         self.teachers_SK = torch.tensor(shares).reshape(len(self.skills), len(self.teachers))
+        self._phases = [self._phase(s, before) for s, before in enumerate(self._phases)]
+
+    def refresh(self) -> None:
+        """Make the tables anew after what a teacher teaches has changed."""
+        self._use(self.weights)
+
+    @property
+    def teaches_SK(self) -> Tensor:
+        """Which teachers teach which skills, `[S, K]` bool, whatever their weight."""
+        teaches = [[t.teaches(skill) for t in self.teachers] for skill in self.skills]
+        return torch.tensor(teaches, dtype=torch.bool).reshape(self.teachers_SK.shape)
+
+    def _phase(self, s: int, before: int) -> int:
+        """0 while a skill distils, 1 while reinforcement weighs more, 2 when it is alone."""
+        given = self.weights.signals[self.skills[s]]
+        policy = given.get("policy", 0.0)
+        taught = sum(given.values()) - policy
+        if not taught:
+            return 2
+        lead = (policy - taught) / (policy + taught)
+        return before if before < 2 and abs(lead) <= _PHASE_BAND else int(lead > 0)
 
     @property
     def last_of_window(self) -> bool:
@@ -72,7 +98,8 @@ class Steering:
     @property
     def looking(self) -> bool:
         """Whether the next rollout is the one of a heartbeat, at which all teachers and signals are measured."""
-        return self.updates == 0 and self.ticks % self.controller.heartbeat == 0
+        heartbeat = self.controller.heartbeat
+        return self.updates == 0 and heartbeat > 0 and self.ticks % heartbeat == 0
 
     def computed(self, signal: Signal) -> bool:
         """Whether the next rollout needs a signal: it takes part, and has weight on some skill or it is a heartbeat."""
@@ -83,8 +110,7 @@ class Steering:
     def wanted(self, teacher_reward: float, shares_SK: Tensor) -> Tensor:
         """Which teachers a rollout needs per skill, `[S, K]`: those with a share, and at a heartbeat all that teach."""
         if self.looking:
-            teaches = [[t.teaches(skill) for t in self.teachers] for skill in self.skills]
-            return torch.tensor(teaches, dtype=torch.bool).reshape(self.teachers_SK.shape)
+            return self.teaches_SK
         policy, response, feature = self.signals_SG.unbind(1)
         used_S = (response > 0) | (feature > 0) | ((policy > 0) & (teacher_reward > 0))
         return (shares_SK > 0) & used_S[:, None]
@@ -111,8 +137,10 @@ class Steering:
         successes on the latter."""
         self._gate += counts_SK4.cpu()
 
-    def update(self, table: Tensor, scalars: Tensor, step: int) -> tuple[dict[str, float], list[Event]]:
-        """Take in the ledger of one optimiser step; at the end of a window, tick.
+    def update(
+        self, table: Tensor, scalars: Tensor, step: int, num_steps: int = 0
+    ) -> tuple[dict[str, float], list[Event]]:
+        """Take in the ledger of one optimiser step of `num_steps`; at the end of a window, tick.
 
         Returns:
             The step's metrics under the names of `metrics.jsonl`, and the events of a tick.
@@ -125,18 +153,31 @@ class Steering:
                 now, before = math.sqrt(squares / count), self._spread[s]
                 self._spread[s] = now if before is None else _SPREAD_DECAY * before + (1 - _SPREAD_DECAY) * now
         metrics = self._weight_metrics() | self._stream_metrics(table)
-        self.updates += 1
+        self.updates, self.last_step = self.updates + 1, step
         events: list[Event] = []
         if self.updates >= self.controller.every:
-            seen = self._observe(step)
+            seen = self._observe(step, min(step / num_steps, 1.0) if num_steps else 0.0)
             metrics |= self._tick_metrics(seen)
             self.state, weights, events = self.controller.step(self.state, seen)
             self.ticks += 1
             self._clear_window()
+            phases = list(self._phases)
             self._use(weights)
+            events = [*events, *self._phase_events(phases, step)]
         return metrics, events
 
-    def _observe(self, step: int) -> Observation:
+    def _phase_events(self, before: list[int], step: int) -> list[Event]:
+        return [
+            Event(
+                *(step, "phase", skill, _PHASES[now]),
+                ", ".join(f"{signal} {w:.2f}" for signal, w in self.weights.signals[skill].items()),
+                f"it was {_PHASES[was]}",
+            )
+            for skill, was, now in zip(self.skills, before, self._phases, strict=True)
+            if now != was
+        ]
+
+    def _observe(self, step: int, progress: float) -> Observation:
         num = len(self.teachers)
         skills = {}
         for s, skill in enumerate(self.skills):
@@ -161,7 +202,7 @@ class Steering:
         for i, signal in enumerate(SIGNALS):
             squares, count = self._scalars[1 + 2 * i : 3 + 2 * i].tolist()
             gradients[signal] = math.sqrt(squares / count) if count else None
-        return Observation(step, skills, gradients)
+        return Observation(step, skills, gradients, progress)
 
     def _weight_metrics(self) -> dict[str, float]:
         metrics: dict[str, float] = {}
@@ -172,11 +213,7 @@ class Steering:
             metrics[f"weight/{signal}"] = sum(per_skill) / len(per_skill)
             metrics |= {f"weight/{signal}/{skill}": w for skill, w in zip(self.skills, per_skill, strict=True)}
             metrics[f"scale/{signal}"] = self.weights.scale.get(signal, 1.0)
-        for skill in self.skills:
-            policy = self.weights.signals[skill].get("policy", 0.0)
-            taught = sum(self.weights.signals[skill].values()) - policy
-            # 0: distilling, 1: both with reinforcement ahead, 2: reinforcement alone
-            metrics[f"phase/{skill}"] = 2.0 if not taught else float(policy > taught)
+        metrics |= {f"phase/{skill}": float(phase) for skill, phase in zip(self.skills, self._phases, strict=True)}
         for k, teacher in enumerate(self.teachers):
             shares = self.teachers_SK[:, k].tolist()
             metrics[f"teacher/{teacher.name}/weight"] = sum(shares) / len(shares)
@@ -211,6 +248,8 @@ class Steering:
             "state": self.state,
             "ticks": self.ticks,
             "updates": self.updates,
+            "step": self.last_step,
+            "phases": self._phases,
             "spread": self._spread,
             "counts": self._counts.tolist(),
             "gate": self._gate.tolist(),
@@ -218,24 +257,53 @@ class Steering:
             "scalars": self._scalars.tolist(),
         }
 
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from a saved state.
+    def load_state_dict(self, saved: dict[str, Any]) -> list[Event]:
+        """Go on from a saved state, with the teachers of this run.
+
+        Returns:
+            What is worth telling: teachers that it was not saved with, and those that are gone.
 
         Raises:
-            ControllerError: it was saved with other teachers, skills or another controller.
+            ControllerError: it was saved with other skills or signals, another controller, or by another rld.
         """
         mine = self.state_dict()
-        for what in ("teachers", "skills", "signals", "controller"):
-            value = mine[what]
-            if saved[what] != value:
+        for what in ("skills", "signals", "controller"):
+            if saved[what] != mine[what]:
                 raise ControllerError(
-                    f"the checkpoint was written with {what} {saved[what]}, this run has {value}; "
+                    f"the checkpoint was written with {what} {saved[what]}, this run has {mine[what]}; "
                     "resume with the same, or start anew"
                 )
+        theirs, ours = saved["state"].get("version"), self.state.get("version")
+        if theirs != ours:
+            raise ControllerError(
+                f"the checkpoint has version {theirs} of the state of controller {self.controller.kind!r}, this rld "
+                f"reads version {ours}; resume with the rld that wrote it, or start anew"
+            )
         self.state, self.ticks, self.updates = saved["state"], saved["ticks"], saved["updates"]
-        self._spread = saved["spread"]
+        self.last_step, self._phases, self._spread = saved["step"], list(saved["phases"]), saved["spread"]
+        names, before = mine["teachers"], saved["teachers"]
         self._counts = torch.tensor(saved["counts"], dtype=torch.float64)
-        self._gate = torch.tensor(saved["gate"], dtype=torch.float64).reshape(self._gate.shape)
-        self._table = torch.tensor(saved["table"], dtype=torch.float64).reshape(self._table.shape)
         self._scalars = torch.tensor(saved["scalars"], dtype=torch.float64)
+        gate = torch.tensor(saved["gate"], dtype=torch.float64).reshape(len(self.skills), len(before), 4)
+        table = torch.tensor(saved["table"], dtype=torch.float64)
+        streams = table[:, 3:].reshape(len(self.skills), 4, len(before))
+        self._gate = _picked(gate, 1, before, names)
+        self._table = torch.cat([table[:, :3], _picked(streams, 2, before, names).flatten(1)], dim=1)
+        events = []
+        if before != names:
+            self.state = self.controller.resume(self.state, names)
+            events = [self._changed(name, "joined", "it enters at the prior") for name in names if name not in before]
+            events += [self._changed(name, "left", "its counts are dropped") for name in before if name not in names]
         self._use(self.controller.weights(self.state))
+        return events
+
+    def _changed(self, name: str, how: str, rule: str) -> Event:
+        warnings.warn(f"teacher '{name}' {how} since the checkpoint was written: {rule}", stacklevel=3)
+        return Event(self.last_step, f"teacher {how}", "all skills", name, "resumed with other teachers", rule)
+
+
+def _picked(values: Tensor, dim: int, before: list[str], now: list[str]) -> Tensor:
+    """Values by teacher along `dim`, for the teachers of `now`; zeros for those that are new."""
+    padded = torch.cat([values, torch.zeros_like(values.sum(dim, keepdim=True))], dim)
+    places = [before.index(name) if name in before else len(before) for name in now]
+    return padded.index_select(dim, torch.tensor(places, dtype=torch.long))

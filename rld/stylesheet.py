@@ -59,6 +59,7 @@ td.after { font-weight: 650; }
 i { display: inline-block; width: 14px; height: 0; margin-right: 6px; border-top: 3px solid var(--ink);
   vertical-align: 4px; }
 .dashed i { border-top-style: dashed; }
+.dotted i { border-top-style: dotted; }
 th.scale span { float: left; width: 24px; text-align: center; } th.scale span + span { float: right; }
 .track { display: block; width: 170px; height: 18px; }
 .track .rail { stroke: var(--line); stroke-width: 2; }
@@ -86,6 +87,7 @@ figure text { font: 11px system-ui, sans-serif; fill: var(--soft); font-variant-
 .faint { opacity: .25; stroke-width: 1; } .bold { stroke-width: 2; }
 .bold.dot { stroke-width: 5; }
 .bold.dashed { stroke-dasharray: 5 4; }
+.bold.dotted { stroke-dasharray: 1 4; }
 .band { fill: var(--text); opacity: 0; } .band:hover { opacity: .09; }
 .mark path { stroke: var(--soft); stroke-dasharray: 2 3; fill: none; }
 .mark path + path { stroke: none; fill: var(--soft); }

@@ -48,7 +48,7 @@ def table(summary: Mapping[str, Any]) -> Table:
     """
     outcome = Summary.model_validate(summary)
     result = outcome.stages[-1]
-    shown = Table(title=Text(f"{outcome.recipe}: held-out rows answered correctly"))
+    shown = Table(title=Text(f"{outcome.recipe}: held-out rows answered correctly"), caption=saved(result))
     heads = ["rows", "before", "after", *(f"{name} ({number(t.parameters)})" for name, t in result.teachers.items())]
     shown.add_column(Text(f"skill, student ({number(result.student.parameters)})"))
     for head in heads:
@@ -60,6 +60,15 @@ def table(summary: Mapping[str, Any]) -> Table:
         cells = [row.before, row.after, *row.teachers]
         shown.add_row(Text(row.skill), str(row.num_rows or "-"), *map(_share, cells))
     return shown
+
+
+def saved(result: Result) -> str | None:
+    """Say how many tokens teachers scored, and how many were saved; None for a stage without teachers."""
+    tokens = result.teacher_tokens
+    if tokens is None:
+        return None
+    share = tokens.saved / max(tokens.scored + tokens.saved, 1)
+    return f"teachers scored {number(tokens.scored)} tokens; {number(tokens.saved)} more ({share:.0%}) were saved"
 
 
 def scores_table(model: str, scores: Mapping[str, float], held_out: Iterable[Row]) -> Table:

@@ -86,6 +86,17 @@ class Teacher:
             self._ready = model
         return self._ready
 
+    def swap(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Speak with the weights of another model from now on; an adapter goes with the old one.
+
+        Raises:
+            TeacherError: it has another tokenizer.
+        """
+        if self.tokenizer is None or tokenizer.get_vocab() != self.tokenizer.get_vocab():
+            raise self._error(f"it can't become {model.config._name_or_path!r}, which has another tokenizer")
+        self.model, self.adapter = model, None
+        self._ready, self._adapter, self._head = None, None, None
+
     def _base(self) -> PreTrainedModel | PeftModel:
         if isinstance(self.model, str):
             try:

@@ -31,12 +31,11 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 
-from rld.checkpoint import STATE, read_json, write_json
+from rld.checkpoint import STATE, VERSION, read_json, write_json
 from rld.compact import score_labels_only
 from rld.config import RLDConfig
-from rld.controllers import Gap
-from rld.data import Stream
 from rld.errors import CheckpointError, DataError, RecipeError
+from rld.gap import Gap
 from rld.gate import Gate
 from rld.losses import JointLoss, loss_mask
 from rld.matching import Projections, attach_projections
@@ -50,9 +49,12 @@ from rld.rollout import (
 )
 from rld.scoring import Scoring
 from rld.steering import Steering
+from rld.stream import Stream, skills_of
 from rld.student import RecordedStudent, add_signal_head
 from rld.teachers import Teacher
 from rld.types import DEFAULT_SKILL, Controller, Curriculum, Event, Task
+
+_COUNTERS = ("flops", "num_generated", "num_scored", "num_saved", "_num_rollouts", "_step")
 
 
 class RLDTrainer(GRPOTrainer):
@@ -116,13 +118,13 @@ class RLDTrainer(GRPOTrainer):
         score_labels_only()
         super().__init__(model, reward_funcs, args, train_dataset, *rest, **options)
 
-        self.skills = args.skills or _skills_of(self.stream, train_dataset)
+        self.skills = args.skills or skills_of(self.stream, train_dataset)
         self.steering = Steering(controller or Gap(), self.skills, self.teachers, signals)
         self.events: list[Event] = []
         """Controller events, oldest first; whoever writes them takes them out."""
         self.flops = 0.0
         """Floating-point operations so far, over all processes: 2 a parameter and token forward, 4 backward."""
-        self.num_generated, self.num_scored, self._num_rollouts = 0, 0, 0
+        self.num_generated, self.num_scored, self.num_saved, self._num_rollouts = 0, 0, 0, 0
         self._rewards, self._own_B2 = torch.zeros(0, 1), torch.zeros(0, 2)
         """Of the last rollout, over all processes: rewards, and which completions are attempts and successes."""
         self._loss_inputs: dict[str, Any] | None = None
@@ -131,10 +133,10 @@ class RLDTrainer(GRPOTrainer):
         self._student: PreTrainedModel = self.model.get_base_model() if is_peft_model(self.model) else self.model
         self._num_parameters = self._student.num_parameters()
         self._set_up_teachers()
-        self._gate = self._new_gate() if args.gate == "prompt" and self.teachers else None
+        self.gate = self._new_gate() if args.gate == "prompt" and self.teachers else None
         if args.gold and (self.use_vllm or self.tools or self.rollout_func is not None):
             raise RecipeError("gold answers take the place of completions that transformers generates without tools")
-        self._scoring = Scoring(args, self.panel, self.steering, self._gate, self.accelerator)
+        self._scoring = Scoring(args, self.panel, self.steering, self.gate, self.accelerator)
         self._joint = JointLoss(args, self.panel, self.steering, self._feature, self.accelerator.device)
 
     def _set_up_teachers(self) -> None:
@@ -245,8 +247,9 @@ class RLDTrainer(GRPOTrainer):
         if training and self.args.gold:
             self._scoring.silence(output, self._gold_B(len(inputs)))
         if training:
-            scored, flops = self._scoring.cost(output)
+            scored, saved, flops = self._scoring.cost(output)
             self.num_scored += scored
+            self.num_saved += saved
             self.flops += flops
 
     # -- signals -----------------------------------------------------------------------------------------------------
@@ -310,11 +313,15 @@ class RLDTrainer(GRPOTrainer):
         ledger = self._joint.take_ledger()
         table = self.accelerator.reduce(ledger.table, reduction="sum")
         scalars = self.accelerator.reduce(ledger.scalars, reduction="sum")
-        metrics, events = self.steering.update(table, scalars, self.state.global_step + 1)
+        step = self.state.global_step + 1
+        metrics, events = self.steering.update(table, scalars, step, self.state.max_steps)
         self.events += events
         self.flops += 6.0 * self._num_parameters * scalars[0].item()
-        metrics |= {"flops": self.flops, "tokens/generated": self.num_generated, "tokens/scored": self.num_scored}
+        metrics |= {"flops": self.flops, "tokens/generated": self.num_generated}
+        metrics |= {"tokens/scored": self.num_scored, "tokens/saved": self.num_saved}
         if self.stream is not None:
+            self.stream.allocate(self.steering.weights.allocation)
+            self.events += self.stream.moves(step)
             metrics |= self.stream.curriculum.metrics()
         for name, value in metrics.items():
             self._metrics["train"][name].append(float(value))
@@ -326,6 +333,8 @@ class RLDTrainer(GRPOTrainer):
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self._inside_rollout:
             torch.save(self._buffered_inputs, folder / f"rld_rollout_{self.accelerator.process_index}.pt")
+        if self.gate is not None:
+            self.gate.save(folder / f"rld_gate_{self.accelerator.process_index}.json")
         if self._projections is not None and self.args.should_save:
             save_file(self._projections.state_dict(), folder / "rld_projections.safetensors")
         self.accelerator.wait_for_everyone()  # a checkpoint that is marked complete has every process's files
@@ -340,14 +349,10 @@ class RLDTrainer(GRPOTrainer):
 
     def _rld_state(self) -> dict[str, Any]:
         state: dict[str, Any] = {
-            "version": 2,
+            "version": VERSION,
             "steering": self.steering.state_dict(),
             "teachers": {teacher.name: teacher.fingerprint() for teacher in self.teachers},
-            "flops": self.flops,
-            "num_generated": self.num_generated,
-            "num_scored": self.num_scored,
-            "num_rollouts": self._num_rollouts,
-            "micro_step": self._step,
+            "counters": {name: getattr(self, name) for name in _COUNTERS},
         }
         if self.stream is not None:
             first_unused = (self._num_rollouts - self._inside_rollout) * self.args.prompts_per_rollout
@@ -360,32 +365,29 @@ class RLDTrainer(GRPOTrainer):
             return
         folder = Path(checkpoint)
         state = read_json(folder / STATE)
-        if state["version"] != 2 or ("stream" in state) != (self.stream is not None):
+        if state["version"] != VERSION or ("stream" in state) != (self.stream is not None):
             raise CheckpointError(f"{folder} was written by another rld, or with another kind of training set")
-        self.steering.load_state_dict(state["steering"])
+        self.events += self.steering.load_state_dict(state["steering"])
         for teacher in self.teachers:
-            if teacher.fingerprint() != state["teachers"][teacher.name]:
+            if teacher.fingerprint() != state["teachers"].get(teacher.name, teacher.fingerprint()):
                 raise CheckpointError(f"{folder} was written with other weights of teacher '{teacher.name}'")
+        others = list(state["teachers"]) != [teacher.name for teacher in self.teachers]
+        if others and (self._projections is not None or list(folder.glob("rld_rollout_*"))):
+            raise CheckpointError(f"{folder}: teachers can't change inside a rollout, or with a feature signal")
         super()._load_optimizer_and_scheduler(checkpoint)
-        self.flops, self.num_generated = state["flops"], state["num_generated"]
-        self.num_scored, self._num_rollouts = state["num_scored"], state["num_rollouts"]
-        self._step = state["micro_step"]
+        for name in _COUNTERS:
+            setattr(self, name, state["counters"][name])
+        if self.gate is not None:
+            self.gate.load(folder / f"rld_gate_{self.accelerator.process_index}.json")
         if self._inside_rollout:
             path = folder / f"rld_rollout_{self.accelerator.process_index}.pt"
             self._buffered_inputs = torch.load(path, map_location=self.accelerator.device)
         if self.stream is not None:
             self.stream.load_state_dict(state["stream"])
+            self.stream.allocate(self.steering.weights.allocation)
         if self._projections is not None:
             self._projections.load_state_dict(load_file(folder / "rld_projections.safetensors"))
 
 
 def _unlogged(*_: Any) -> None:
     """Stand in for TRL's `log_extra` and `log_metric`: a teacher's answer is no completion of the student's."""
-
-
-def _skills_of(stream: Stream | None, dataset: Any) -> list[str]:
-    if stream is not None:
-        return sorted(stream.skills)
-    if isinstance(dataset, Dataset) and "skill" in dataset.column_names:
-        return sorted({str(skill) for skill in dataset["skill"]})
-    return [DEFAULT_SKILL]

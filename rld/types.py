@@ -39,6 +39,8 @@ class Curriculum(Protocol):
 
     `next` may draw from `rng` but must not change the curriculum: the same state and the same `rng` give the same
     task, on every process and after a resume. `observe` is called once per update with counts over all processes.
+    One that also has `allocate(shares)` is told, after each update, which share of the prompts the controller would
+    give each skill, or None, and may follow it; this is no part of its state.
     """
 
     def next(self, rng: random.Random) -> Task: ...
@@ -93,6 +95,8 @@ class Observation:
     skills: Mapping[str, SkillSeen]
     gradients: Mapping[str, float | None] = field(default_factory=dict)
     """Root-mean-square gradient of each signal's unweighted loss with respect to the student's last hidden states."""
+    progress: float = 0.0
+    """Share of the stage's optimiser steps that are done, in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -106,17 +110,20 @@ class Weights:
     signals: Mapping[str, Mapping[str, float]]
     teachers: Mapping[str, Mapping[str, float]]
     scale: Mapping[str, float] = field(default_factory=dict)
+    allocation: Mapping[str, float] | None = None
+    """Share of the prompts that each skill should get, summing to 1. None: as the curriculum likes."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """A decision worth telling: what changed, for which skill, from which measurement."""
+    """A decision worth telling: what changed, for which skill, from which measurement and by which rule."""
 
     step: int
     kind: str
     skill: str
     about: str
     measured: str
+    rule: str = ""
 
 
 class Controller(Protocol):
@@ -132,9 +139,13 @@ class Controller(Protocol):
 
     @property
     def heartbeat(self) -> int:
-        """Ticks between looks at a teacher whose weight is 0."""
+        """Ticks between looks at a teacher whose weight is 0; 0: none."""
 
-    def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> dict[str, Any]: ...
+    def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> dict[str, Any]:
+        """The state before the first tick; its `version` tells states of another make apart."""
+
+    def resume(self, state: dict[str, Any], teachers: list[str]) -> dict[str, Any]:
+        """A saved state for other teachers than it was saved with."""
 
     def weights(self, state: dict[str, Any]) -> Weights: ...
 

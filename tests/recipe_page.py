@@ -61,7 +61,10 @@ def default(field: FieldInfo) -> str:
     if value is PydanticUndefined or value is None or value in ({}, []):
         return {None: "null"}.get(value, "empty") if not isinstance(value, (dict, list)) else "empty"
     if isinstance(value, BaseModel):
-        return "its defaults" if value == type(value)() else f"`{value.model_dump(exclude_defaults=True)}`"
+        needs = any(field.is_required() for field in type(value).model_fields.values())
+        return (
+            "its defaults" if not needs and value == type(value)() else f"`{value.model_dump(exclude_defaults=True)}`"
+        )
     if isinstance(value, list):
         return f"`{[v.model_dump(exclude_defaults=True) if isinstance(v, BaseModel) else v for v in value]}`"
     return f"`{value}`"

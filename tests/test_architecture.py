@@ -17,13 +17,14 @@ from rld.reading import read
 ROOT = Path(__file__).resolve().parent.parent
 # A module imports only from those that stand before it.
 ORDER = """
-    errors hints types divergences combine features controllers stages recipe
-    source library installed document token_files checks reading
-    questions data lessons compact heads align taps vocabulary matching student hosting teachers translation panel
-    evaluation rollout gate signals steering checkpoint config losses scoring trainer
+    errors hints types divergences combine features rule gap controllers stages recipe
+    source library installed document token_files reserved checks reading
+    questions data stream lessons
+    compact heads align taps vocabulary matching student hosting teachers translation panel evaluation
+    rollout checkpoint gate signals steering config losses scoring trainer
     cost overview catalogue journal curves history charts panels tables stylesheet progress report
     arms jobs comparison outcomes scoreboard ablation
-    keeper models build pipeline cli __main__
+    keeper models changes arguments build pipeline cli __main__
 """.split()  # noqa: SIM905 - a list this long is easier to read as text
 CONTENT = {"rewards": {"types", "errors", "heads"}, "curricula": {"types", "errors"}}
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

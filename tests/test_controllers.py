@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import random
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rld.controllers import AnyController, Fixed, Gap
+from rld.controllers import AnyController, Course, Fixed, Random, Schedule, Sequential
+from rld.errors import ControllerError
+from rld.gap import Gap
 from rld.types import SIGNALS, Observation, SkillSeen, TeacherSeen, Weights
 
 KINDS = [member() for member in get_args(get_args(AnyController)[0])]
@@ -151,3 +156,260 @@ def test_fixed_weights_are_fixed_and_teachers_are_shares():
     assert weights.signals["add"] == {"policy": 0.2, "response": 0.7, "feature": 0.1}
     assert weights.teachers["sort"] == {"a": 0.75, "b": 0.25}
     assert events == []
+
+
+# -- properties ------------------------------------------------------------------------------------------------------
+
+
+def gated(right: int, asked: int = 16, failing: float = 0.5, divergence: float | None = 0.3) -> TeacherSeen:
+    """A teacher that answers `right` of `asked` prompts, of which the student fails a share."""
+    attempts = 4 * right
+    return TeacherSeen(divergence, 0, 0, True, asked, right, attempts, round(attempts * (1 - failing)))
+
+
+def of(*teachers: TeacherSeen, p: float = 0.4, informative: float = 0.5) -> SkillSeen:
+    named = dict(zip(TEACHERS, teachers, strict=False))
+    return SkillSeen(40, round(40 * p), 10, round(10 * informative), named)
+
+
+@pytest.mark.parametrize("controller", KINDS, ids=lambda c: c.kind)
+@pytest.mark.parametrize(
+    "news",
+    [
+        SkillSeen(),
+        SkillSeen(40, 40, 10, 0, {}),
+        SkillSeen(40, 0, 10, 0, {"a": TeacherSeen(math.nan), "b": TeacherSeen(math.inf)}),
+        SkillSeen(0, 0, 10, 0, {"a": gated(0, 16), "b": TeacherSeen(None, 0, 0, False)}),
+    ],
+    ids=["nothing", "all right, no teacher", "all wrong, NaN", "no verdicts"],
+)
+@pytest.mark.parametrize("teachers", [[], TEACHERS], ids=["none", "two"])
+def test_degenerate_news_gives_finite_weights(controller, news, teachers):
+    signals: Any = list(SIGNALS) if teachers else ["policy"]
+    state = controller.start(["add"], teachers, signals)
+    for tick in range(50):
+        state, weights, _ = controller.step(state, Observation(tick, {"add": news}, {"policy": math.nan}, 0.5))
+        values = [*weights.signals["add"].values(), *weights.teachers["add"].values()]
+        assert all(0 <= w <= 1 for w in values)
+    json.dumps(state, allow_nan=False)
+
+
+def walk(controller: Any, ticks: int, seed: int = 0) -> tuple[Any, list[Weights]]:
+    """Ticks of random news."""
+    rng, state, all_weights = random.Random(seed), start(controller), []
+    for tick in range(ticks):
+        news = {
+            name: of(gated(rng.randrange(17)), gated(rng.randrange(17)), p=rng.random(), informative=rng.random())
+            for name in SKILLS
+        }
+        state, weights, _ = controller.step(state, Observation(tick, news, {"policy": 1.0, "response": rng.random()}))
+        all_weights.append(weights)
+    return state, all_weights
+
+
+@pytest.mark.parametrize("controller", KINDS, ids=lambda c: c.kind)
+def test_a_state_through_json_goes_on_bit_for_bit(controller):
+    state, _ = walk(controller, 30)
+    again = json.loads(json.dumps(state))
+    news = Observation(31, {name: of(gated(12), gated(3)) for name in SKILLS}, {}, 0.7)
+    assert controller.step(again, news) == controller.step(state, news)
+
+
+def test_gap_moves_signals_and_teachers_by_no_more_than_its_cap():
+    controller = Gap(switch=False, cap=0.2)
+    _, all_weights = walk(controller, 200)
+    for before, after in itertools.pairwise(all_weights):
+        for name in SKILLS:
+            for one, two in ((before.signals, after.signals), (before.teachers, after.teachers)):
+                steps = [math.log(two[name][key] / one[name][key]) for key in one[name]]
+                assert max(steps) - min(steps) <= 2 * 0.2 + 1e-9  # each is within the cap, then all move alike
+        assert sum(after.signals[name].values()) == pytest.approx(1)
+
+
+def test_weights_do_not_depend_on_the_scale_of_a_gradient():
+    news = {name: of(gated(12), gated(3)) for name in SKILLS}
+    outcomes = []
+    for factor in (1.0, 10.0):
+        state = start(Gap())
+        for tick in range(10):
+            gradients = {"policy": 0.3, "response": 0.2 * factor, "feature": 0.1}
+            state, weights, _ = Gap().step(state, Observation(tick, news, gradients))
+        outcomes.append(weights)
+    assert outcomes[0].signals == outcomes[1].signals
+    assert outcomes[0].teachers == outcomes[1].teachers
+    assert outcomes[0].scale["response"] == pytest.approx(10 * outcomes[1].scale["response"])
+
+
+@pytest.mark.parametrize("asked", [0, 16], ids=["probed", "gated"])
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_more_competent_teacher_never_weighs_less(asked, data):
+    rights = [data.draw(st.integers(0, 16)) for _ in range(2)]
+    p, failing = data.draw(st.floats(0, 1)), data.draw(st.floats(0, 1))
+    last = 0.0
+    for right in range(17):
+        if asked:
+            teachers = [replace(gated(r), attempts=40, successes=round(40 * (1 - failing))) for r in (right, rights[1])]
+        else:
+            teachers = [TeacherSeen(0.3, r, 16) for r in (right, rights[1])]
+        _, weights, _ = run(Gap(switch=False), 6, add=of(*teachers, p=p))
+        assert weights.teachers["add"]["a"] >= last - 1e-12
+        last = weights.teachers["add"]["a"]
+
+
+def test_names_and_their_order_do_not_matter():
+    swapped = {"a": "b", "b": "a", "add": "sort", "sort": "add"}
+    states = [start(Gap()), Gap().start(SKILLS[::-1], TEACHERS[::-1], list(SIGNALS))]
+    rng = random.Random(3)
+    for tick in range(60):
+        news = {name: of(gated(rng.randrange(17)), gated(rng.randrange(17)), p=rng.random()) for name in SKILLS}
+        other = {
+            swapped[name]: replace(seen, teachers={swapped[t]: told for t, told in seen.teachers.items()})
+            for name, seen in news.items()
+        }
+        outcomes = []
+        for i, given_news in enumerate((news, other)):
+            states[i], weights, _ = Gap().step(states[i], Observation(tick, given_news))
+            outcomes.append(weights)
+        for name in SKILLS:
+            assert outcomes[0].signals[name] == pytest.approx(outcomes[1].signals[swapped[name]])
+            for teacher in TEACHERS:
+                mirrored = outcomes[1].teachers[swapped[name]][swapped[teacher]]
+                assert outcomes[0].teachers[name][teacher] == pytest.approx(mirrored)
+
+
+def test_a_gated_teacher_that_turns_bad_is_off_within_three_ticks_and_back_within_three_of_turning_good():
+    controller, state = Gap(), start(Gap())
+    for tick in range(30):
+        state, weights, _ = controller.step(state, seen(tick, add=of(gated(15), gated(14))))
+    assert weights.teachers["add"]["a"] > 0.4
+    for tick in range(3):
+        state, weights, _ = controller.step(state, seen(30 + tick, add=of(gated(0), gated(14))))
+    assert weights.teachers["add"]["a"] == 0
+    for tick in range(3):
+        state, weights, _ = controller.step(state, seen(40 + tick, add=of(gated(16, failing=0.8), gated(14))))
+    assert weights.teachers["add"]["a"] > 0.05
+
+
+def test_a_teacher_that_nobody_verified_stays_off_while_nothing_is_heard_of_it():
+    controller, state = Gap(), start(Gap())
+    silent = SkillSeen(40, 20, 10, 5, {"a": TeacherSeen(None), "b": TeacherSeen(None)})
+    level = SkillSeen(40, 20, 10, 5, {"a": TeacherSeen(0.001), "b": TeacherSeen(0.001)})
+    for tick in range(4):
+        state, weights, _ = controller.step(state, seen(tick, add=level))
+    assert weights.signals["add"]["response"] == 0
+    for tick in range(40):
+        state, weights, events = controller.step(state, seen(tick, add=silent))
+        assert not events
+    assert weights.signals["add"]["response"] == 0
+
+
+def test_noise_around_a_steady_worth_switches_nothing_in_two_thousand_ticks():
+    rng, controller, state, events = random.Random(0), Gap(), start(Gap()), []
+    for tick in range(2000):
+        right = sum(rng.random() < 0.9 for _ in range(16))
+        student = sum(rng.random() < 0.975 for _ in range(60))  # worth (1 - 0.975) / 0.2, between off and on
+        told = TeacherSeen(0.3, 0, 0, True, 16, right, 60, student)
+        state, _, news = controller.step(state, seen(tick, add=of(told, informative=rng.uniform(0.07, 0.13))))
+        events += [e for e in news if e.about in ("a", "response")]
+    assert events == []
+
+
+def test_a_skill_that_is_not_asked_keeps_its_weights_and_then_starts_anew():
+    controller = Gap()
+    state, before, _ = run(controller, 8, add=skill(p=0.99, informative=0.1))
+    for tick in range(19):
+        state, weights, events = controller.step(state, seen(tick))
+        assert weights.signals["add"] == before.signals["add"]
+    state, weights, events = controller.step(state, seen(20))
+    assert [(e.kind, e.skill) for e in events] == [("skill forgotten", "add")]
+    assert weights.signals["add"] == controller.weights(start(controller)).signals["add"]
+
+
+# -- layers of gap ---------------------------------------------------------------------------------------------------
+
+
+def test_each_layer_can_be_switched_off_alone():
+    bad = {"add": of(gated(0), gated(16))}
+    assert run(Gap(), 5, **bad)[1].teachers["add"]["a"] == 0
+    assert run(Gap(switch=False), 5, **bad)[1].teachers["add"]["a"] > 0
+    blind = Gap(by_gate=False)
+    assert run(blind, 5, **bad)[1].teachers["add"] == {"a": 0.5, "b": 0.5}
+    held = run(Gap(ratio=0.2), 30, **bad)[1]
+    assert held.signals["add"] == pytest.approx({"policy": 0.2, "response": 0.64, "feature": 0.16})
+    assert held.teachers["add"]["a"] == 0, "teachers still move"
+    assert run(Gap(ratio=0.0), 3, **bad)[1].signals["add"]["policy"] == 0
+    assert run(Gap(allocate=False), 3, **bad)[1].allocation is None
+    assert run(Gap(even_out=False), 3, **bad)[1].scale == {}
+
+
+def test_prompts_go_to_the_skills_that_can_still_learn():
+    mastered = SkillSeen(40, 40, 10, 0, {})
+    _, weights, _ = run(Gap(), 30, add=mastered, sort=of(gated(16, failing=0.9), gated(0), p=0.1))
+    assert weights.allocation["add"] < 0.15
+    assert sum(weights.allocation.values()) == pytest.approx(1)
+
+
+def test_a_skill_that_never_moves_gets_fewer_prompts():
+    state = start(Gap())
+    for tick in range(60):
+        stuck = SkillSeen(40, 4, 10, 6, {"a": gated(0), "b": gated(0)})
+        learns = SkillSeen(40, min(4 + tick // 2, 40), 10, 6, {"a": gated(16, failing=0.5), "b": gated(0)})
+        state, weights, _ = Gap().step(state, seen(tick, add=stuck, sort=learns))
+    assert weights.allocation["add"] < 0.35
+
+
+# -- baselines -------------------------------------------------------------------------------------------------------
+
+
+def test_fixed_weights_by_skill_name_every_skill():
+    controller = Fixed(policy={"add": 0.2, "sort": 0.9}, teachers={"a": {"add": 1, "sort": 0}})
+    weights = controller.weights(start(controller))
+    assert (weights.signals["add"]["policy"], weights.signals["sort"]["policy"]) == (0.2, 0.9)
+    assert weights.teachers == {"add": {"a": 0.5, "b": 0.5}, "sort": {"a": 0, "b": 1}}
+    with pytest.raises(ControllerError, match=r"controller.policy has no value for skill 'sort'"):
+        start(Fixed(policy={"add": 0.2}))
+
+
+@pytest.mark.parametrize(
+    ("shape", "half", "late"),
+    [("linear", 0.3, 0.5), ("cosine", 0.3, 0.5), ("step", 0.1, 0.5), ("exponential", math.sqrt(0.05), 0.5)],
+)
+def test_a_course_goes_from_start_to_end(shape, half, late):
+    course = Course(start=0.1, end={"add": 0.5, "sort": 0.1}, shape=shape, over=0.8)
+    assert [course.value(t, "add") for t in (0, 0.4, 0.8, 1)] == pytest.approx([0.1, half, late, late])
+    assert course.value(0.5, "sort") == pytest.approx(0.1)
+
+
+def test_a_schedule_follows_the_share_of_steps_that_are_done():
+    controller = Schedule(response=0.3)
+    state = start(controller)
+    assert controller.weights(state).signals["add"] == {"policy": 0, "response": 0.3, "feature": 0.25}
+    _, weights, _ = controller.step(state, Observation(50, {}, {}, 0.5))
+    assert weights.signals["add"] == {"policy": 0.5, "response": 0.3, "feature": 0.125}
+    with pytest.raises(ValueError, match="above 0"):
+        Course(start=0.0, end=1.0, shape="exponential")
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_sequential_reinforces_once_success_no_longer_rises(together):
+    controller = Sequential(patience=3, together=together)
+    state, changed = start(controller), {}
+    for tick in range(40):
+        rising = skill(p=min(0.05 * tick, 1.0))
+        level = skill(p=0.3 if tick > 5 else 0.0)
+        state, weights, events = controller.step(state, seen(tick, add=rising, sort=level))
+        changed |= {event.skill: tick for event in events}
+    assert weights.signals["add"] == {"policy": 1, "response": 0, "feature": 0}
+    if together:
+        assert list(changed) == ["all skills"]
+    else:
+        assert changed["sort"] < 16 < 20 < changed["add"]
+
+
+def test_random_weights_depend_on_seed_tick_and_skill_alone():
+    one, two = run(Random(seed=1), 3)[1], run(Random(seed=1), 3)[1]
+    assert one == two != run(Random(seed=2), 3)[1]
+    assert one != run(Random(seed=1), 4)[1]
+    assert one.signals["add"] != one.signals["sort"]
+    assert sum(one.signals["add"].values()) == pytest.approx(1)

@@ -20,6 +20,7 @@ from rld import data
 from rld.errors import CurriculumError, DataError
 from rld.questions import maker
 from rld.recipe import ReasoningGymSkill, Recipe
+from rld.stream import Stream
 from rld.types import Task
 
 REVERSE = {"generator": "rld.recipes.strings:reverse", "levels": [{"length": 2}, {"length": 3}, {"length": 4}]}
@@ -189,13 +190,13 @@ class Climb:
         return {}
 
 
-def stream(curriculum: Any, together: int = 2) -> data.Stream:
-    made = data.Stream({"it": source({**REVERSE, "levels": [{"length": n} for n in range(2, 10)]})}, curriculum, 0, 16)
+def stream(curriculum: Any, together: int = 2) -> Stream:
+    made = Stream({"it": source({**REVERSE, "levels": [{"length": n} for n in range(2, 10)]})}, curriculum, 0, 16)
     made.together = together
     return made
 
 
-def loader(made: data.Stream, skip: int = 0) -> Any:
+def loader(made: Stream, skip: int = 0) -> Any:
     """The data loader of TRL's trainer: batches of 2 prompts, 3 completions each, every batch used twice."""
     sampler = RepeatSampler(made.dataset, mini_repeat_count=3, batch_size=2, repeat_count=2, shuffle=False)
     plain = DataLoader(made.dataset, batch_size=6, sampler=sampler, collate_fn=identity)
@@ -203,7 +204,7 @@ def loader(made: data.Stream, skip: int = 0) -> Any:
     return skip_first_batches(accelerator.prepare(plain), 2 * skip)
 
 
-def train(made: data.Stream, batches: Any, stop: int | None = None) -> tuple[list[Any], Any]:
+def train(made: Stream, batches: Any, stop: int | None = None) -> tuple[list[Any], Any]:
     """Observe after each update; return the batches, and the state after update `stop`."""
     seen, state = [], None
     for i, batch in enumerate(batches):
@@ -260,19 +261,19 @@ def test_a_curriculum_that_raises_is_named():
     with pytest.raises(CurriculumError, match=r"Climb: next\(\) raised ZeroDivisionError.*test_data.py"):
         stream(curriculum).dataset[0]
     with pytest.raises(CurriculumError, match=r"Climb: observe.* raised TypeError"):
-        Broken = type("Climb", (), {"observe": lambda self: None})
+        Broken = type("Climb", (Climb,), {"observe": lambda self: None})
         stream(Broken()).observe(Task("it", 0), 0, 1)
 
 
 def test_a_stream_over_a_data_set_of_the_user():
     rows = {"prompt": list("abcd"), "skill": ["x", "x", "it", "it"], "level": [0, 1, 0, 1]}
-    made = data.Stream.over(Dataset.from_dict(rows), Climb(), seed=0, num_slots=4)
+    made = Stream.over(Dataset.from_dict(rows), Climb(), seed=0, num_slots=4)
     assert made.skills == ["x", "it"]
     assert made.dataset[0] == {"prompt": "c", "skill": "it", "level": 0}
     made.observe(Task("it", 0), 0, 1)
     assert made.dataset[1]["prompt"] == "d"
     with pytest.raises(DataError, match="skill 'it' has no rows of level 0"):
-        data.Stream.over(Dataset.from_dict({**rows, "level": [0, 1, 1, 1]}), Climb(), seed=0, num_slots=4)
+        Stream.over(Dataset.from_dict({**rows, "level": [0, 1, 1, 1]}), Climb(), seed=0, num_slots=4)
 
 
 # -- tokens -----------------------------------------------------------------------------------------------------------
@@ -294,3 +295,67 @@ def test_characters_that_the_tokenizer_lacks_are_named():
     data.require_known(data.tokenizer("abcdefghijrv:="), rows)
     with pytest.raises(DataError, match="lacks ':v', which skill 'it'"):
         data.require_known(data.tokenizer("abcdefghijr="), rows)
+
+
+class Even:
+    """Draws two skills alike, at the first of two levels."""
+
+    level = 0
+
+    def next(self, rng: random.Random) -> Task:
+        return Task(rng.choices(["x", "y"], [0.3, 0.7])[0], self.level)
+
+    def observe(self, task: Task, successes: int, attempts: int) -> None:
+        self.level = 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"level": self.level}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.level = state["level"]
+
+    def metrics(self) -> dict[str, float]:
+        return {f"level/{skill}": float(self.level) for skill in "xy"}
+
+
+def two_skills(together: int = 10) -> Stream:
+    rows = {"prompt": list("abcd"), "skill": ["x", "x", "y", "y"], "level": [0, 1, 0, 1]}
+    made = Stream.over(Dataset.from_dict(rows), Even(), seed=0, num_slots=100)
+    made.together = together
+    return made
+
+
+def test_each_update_has_the_skills_shares_to_within_one():
+    made = two_skills()
+    for first in range(0, 100, 10):
+        skills = [row["skill"] for row in made.dataset.select(range(first, first + 10))]
+        assert 2 <= skills.count("x") <= 4
+
+
+def test_a_skill_that_has_left_is_not_drawn_and_all_cannot_leave():
+    made = two_skills()
+    made.absent = frozenset({"y"})
+    assert {row["skill"] for row in made.dataset.select(range(20))} == {"x"}
+    made.absent = frozenset({"x", "y"})
+    with pytest.raises(CurriculumError, match="skills that have left: x, y"):
+        made.dataset[50]
+
+
+def test_a_shifted_level_takes_the_place_of_what_the_curriculum_picks():
+    made = two_skills()
+    made.shifted["x"] = [1]
+    rows = [made.dataset[i] for i in range(20)]
+    assert {(row["prompt"], row["level"]) for row in rows} == {("b", 0), ("c", 0)}
+
+
+def test_a_move_to_another_level_is_an_event():
+    made = two_skills()
+    assert made.moves(1) == []
+    made.observe(Task("x", 0), 3, 4)
+    first, second = made.moves(2)
+    assert (first.kind, first.skill, first.about, first.measured) == (
+        *("level up", "x", "from 0 to 1"),
+        "3 of 4 right at level 0",
+    )
+    assert second.skill == "y"
+    assert made.moves(3) == []

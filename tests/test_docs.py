@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+import yaml
 from peft import LoraConfig, get_peft_model
 
 import tests.tiny as tiny
 from rld.cli import main
+from rld.controllers import AnyController
+from rld.stages import Distill
 from tests.recipe_page import PAGE, page
 
 ROOT = Path(__file__).parent.parent
@@ -60,6 +63,17 @@ def test_the_scripts_on_rewards_and_hosting_train(tmp_path, monkeypatch):
         exec(script, scope)
         assert scope["trainer"].state.global_step == 2
     assert len(scripts) == 2
+
+
+def test_the_page_on_the_controller_shows_what_a_stage_takes():
+    text = (ROOT / "docs" / "controller.md").read_text()
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)]
+    stage = {"name": "s", "run": "distill", "student": "m", "steps": 400}
+    assert [Distill.model_validate(stage | block).controller.kind for block in blocks] == [
+        *("gap", "fixed", "schedule", "gap"),
+    ]
+    for member in get_args(get_args(AnyController)[0]):
+        assert f"`{member().kind}`" in text
 
 
 @pytest.mark.parametrize("heading", ["Quickstart", "Tests"])

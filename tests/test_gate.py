@@ -10,7 +10,8 @@ import torch
 
 import tests.tiny as tiny
 from rld.config import RLDConfig
-from rld.controllers import Fixed, Gap
+from rld.controllers import Fixed
+from rld.gap import Gap
 from rld.gate import Gate
 from rld.rollout import gate_counts
 from rld.teachers import Teacher

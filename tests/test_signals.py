@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from rld.controllers import Fixed, Gap
+from rld.controllers import Fixed
 from rld.errors import ControllerError
+from rld.gap import Gap
 from rld.signals import (
     Ledger,
     blend,

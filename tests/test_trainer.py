@@ -13,7 +13,7 @@ from rld import catalogue, library
 from rld.config import RLDConfig
 from rld.controllers import Fixed
 from rld.divergences import JSD, ReverseKL
-from rld.errors import CheckpointError, ControllerError, RecipeError, TeacherError
+from rld.errors import CheckpointError, RecipeError, TeacherError
 from rld.teachers import Teacher
 from rld.trainer import RLDTrainer
 
@@ -345,11 +345,22 @@ def test_resuming_with_other_weights_under_a_teachers_name_is_refused(tmp_path):
         trainer(tmp_path, given=swapped, max_steps=4).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
-def test_resuming_with_other_teachers_is_refused(tmp_path):
-    trainer(tmp_path, save_strategy="steps", save_steps=2, max_steps=2).train()
-    fewer = trainer(tmp_path, given=teachers()[:1], max_steps=4)
-    with pytest.raises(ControllerError, match="teachers"):
-        fewer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+def test_resuming_goes_on_with_the_teachers_there_are_and_says_who_came_and_left(tmp_path):
+    options = {"signals": ["policy", "response"], "save_strategy": "steps", "save_steps": 2}
+    trainer(tmp_path, max_steps=2, **options).train()
+    new = Teacher(tiny.model(seed=9, width=48, layers=3), name="new", tokenizer=tiny.tokenizer())
+    made = trainer(tmp_path, given=[new, teachers()[0]], max_steps=4, **options)
+    with pytest.warns(UserWarning, match="teacher 'narrow' left"):
+        made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    told = {(e.kind, e.about, e.step) for e in made.events if e.kind.startswith("teacher")}
+    assert told >= {("teacher joined", "new", 2), ("teacher left", "narrow", 2)}
+    assert made.steering.teachers_SK.sum(1).tolist() == pytest.approx([1.0, 1.0])
+    matching = {"save_strategy": "steps", "save_steps": 2}
+    trainer(tmp_path / "matching", max_steps=2, **matching).train()
+    with pytest.raises(CheckpointError, match="feature"), pytest.warns(UserWarning, match="narrow"):
+        trainer(tmp_path, given=teachers()[:1], max_steps=4, **matching).train(
+            resume_from_checkpoint=str(tmp_path / "matching" / "checkpoint-2")
+        )
 
 
 def test_gradient_checkpointing_changes_nothing(tmp_path):

@@ -1,0 +1,297 @@
+"""The default controller: weights follow the gap that each signal can still close, per skill."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from rld.rule import Rule, Share, State, clip, normalised
+from rld.types import Event, Observation, Signal, SkillSeen, TeacherSeen, Weights
+
+_TINY = 0.01
+"""Odds that what is on keeps, however little it is worth."""
+_RETURN = 0.05
+"""Weight, at least, with which something comes back."""
+_TICKS_ON = 2
+"""Ticks above `on` that switch something on."""
+_SURPRISE, _ENOUGH = 3.0, 8
+"""A tick whose share of right answers lies so many standard deviations off, over so many prompts at least, shows that a
+teacher has changed."""
+_STALE = 20
+"""Ticks without any news of a skill after which it starts anew."""
+_FLOOR = 0.2
+"""Share of the prompts that all skills get alike."""
+_PACE = 0.3
+"""Share of the way to the skills' new shares that a tick takes."""
+_WATCHED, _RECENT, _RISE, _PATIENT = 20, 10, 0.05, 0.25
+"""A skill that has had prompts for so many ticks, and whose success moved less than `_RISE` in the most recent ones, is
+worth practising in proportion to that movement, but not less than `_PATIENT`."""
+
+
+class Gap(Rule):
+    """Weights follow the gap that each signal can still close, per skill.
+
+    - `policy` is worth the measured share of groups whose completions got different rewards: where all succeed or
+      all fail, reinforcement has no gradient.
+    - A teacher that teaches only where it is right is worth what the student still fails on those prompts, up to
+      `headroom`. One that teaches everywhere is worth its lead: the chance that it is better than the student times
+      how far, up to `headroom`. Both are times the square of its competence relative to the best teacher's.
+      Competences are Beta posteriors of verified successes, with forgetting. Teachers that were never measured are all
+      worth how far the student still is from the furthest of them, up to `kappa` nats.
+    - `response` is worth its best teacher; `feature` the same, fading as the outputs align.
+
+    Each tick takes a capped mirror step towards weights in proportion to `prior * worth`, and switches a signal or
+    teacher off after `patience` ticks below `off`, on again after two ticks above `on`. `policy` is never off.
+    Prompts go to the skills in proportion to the most that any of their signals is worth.
+    """
+
+    kind: Literal["gap"] = "gap"
+    even_out: bool = True
+    """Scale `response` and `feature` so that their gradients are as large as the policy's, within a factor of 10."""
+    by_gate: bool = True
+    """Whether what the gate sees of teachers counts. False: only what was probed before the stage."""
+    ratio: Share | None = None
+    """Hold the policy's weight here, and share the rest by `prior`, instead of following worth. Teachers still move."""
+    switch: bool = True
+    """Whether signals and teachers of little worth are switched off. False: they keep a small weight."""
+    allocate: bool = True
+    """Whether prompts go where they are worth most, if the curriculum lets them. False: the curriculum's own shares."""
+    forget: float = Field(0.9, gt=0, lt=1)
+    """Per tick, the share of the student's counts that is kept."""
+    headroom: float = Field(0.2, gt=0)
+    """A lead, or a share of failures, of this much is worth 1."""
+    margin: float = Field(0.02, ge=0)
+    """A teacher must lead by more than this."""
+    cover: float = Field(0.1, ge=0, lt=1)
+    """A teacher that is right on less than this share of a skill's prompts is worth nothing there."""
+    kappa: float = Field(0.05, gt=0)
+    """A divergence of this many nats per token is worth 1."""
+    prior: dict[Signal, Annotated[float, Field(gt=0)]] = {"policy": 1.0, "response": 1.0, "feature": 0.25}
+    """How much a signal of worth 1 counts, relative to the others."""
+    rate: float = Field(0.5, gt=0, le=1)
+    """Share of the way to the target, in log space, that a tick takes."""
+    cap: float = Field(0.7, gt=0)
+    """The most that a tick changes the log of a weight by, before normalisation."""
+    off: float = Field(0.05, ge=0)
+    """Below this worth a signal or teacher is on its way out."""
+    on: float = 0.15
+    """Above this worth it is on its way back; higher than `off`, so that it does not flap."""
+    patience: int = Field(3, gt=0)
+
+    @model_validator(mode="after")
+    def _on_is_above_off(self) -> Gap:
+        if self.on <= self.off:
+            raise ValueError(f"on ({self.on}) should be above off ({self.off})")
+        return self
+
+    # -- state -------------------------------------------------------------------------------------------------------
+
+    def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> State:
+        state = super().start(skills, teachers, signals)
+        return state | {
+            "skills": {skill: self._fresh(teachers, signals) for skill in skills},
+            "allocation": normalised(dict.fromkeys(skills, 1.0)),
+        }
+
+    def _fresh(self, teachers: list[str], signals: list[Signal]) -> State:
+        """A skill of which nothing is known."""
+        shares = normalised({signal: self.prior.get(signal, 1.0) for signal in signals})
+        if self.ratio is not None and "policy" in shares and len(shares) > 1:
+            rest = normalised({signal: share for signal, share in shares.items() if signal != "policy"})
+            shares = {"policy": self.ratio} | {signal: (1 - self.ratio) * share for signal, share in rest.items()}
+        return {
+            "student": [1.0, 1.0],
+            "informative": None,
+            "gate": {},
+            "apart": {},
+            "stale": 0,
+            "trace": [],
+            "worth": 1.0,
+            "signals": _table(shares),
+            "teachers": _table(normalised(dict.fromkeys(teachers, 1.0))),
+        }
+
+    def resume(self, state: State, teachers: list[str]) -> State:
+        state = super().resume(state, teachers)
+        skills = {}
+        for skill, entry in state["skills"].items():
+            table = _table(normalised(dict.fromkeys(teachers, 1.0)))
+            table |= {name: dict(kept) for name, kept in entry["teachers"].items() if name in table}
+            _normalise(table)
+            seen = {what: {name: v for name, v in entry[what].items() if name in table} for what in ("gate", "apart")}
+            skills[skill] = {**entry, **seen, "teachers": table}
+        return {**state, "skills": skills}
+
+    def weights(self, state: State) -> Weights:
+        return Weights(
+            signals={skill: _shares(entry["signals"]) for skill, entry in state["skills"].items()},
+            teachers={skill: _shares(entry["teachers"]) for skill, entry in state["skills"].items()},
+            scale=self._scale(state),
+            allocation=state["allocation"] if self.allocate else None,
+        )
+
+    # -- one tick ----------------------------------------------------------------------------------------------------
+
+    def step(self, state: State, seen: Observation) -> tuple[State, Weights, list[Event]]:
+        state = self._counted(state, seen)
+        events: list[Event] = []
+        for skill in sorted(state["skills"]):
+            entry, news = state["skills"][skill], seen.skills.get(skill, SkillSeen())
+            if news.attempts or news.groups:
+                entry["stale"] = 0
+                events += self._learn(entry, news, skill, seen.step)
+                continue
+            entry["stale"] += 1
+            if entry["stale"] == _STALE and entry["trace"]:
+                state["skills"][skill] = self._fresh(state["teachers"], state["signals"]) | {"stale": _STALE}
+                measured = f"no prompt of it for {_STALE} ticks"
+                events.append(Event(seen.step, "skill forgotten", skill, "all", measured, "back to the prior"))
+        self._allocate(state)
+        return state, self.weights(state), events
+
+    def _learn(self, entry: State, news: SkillSeen, skill: str, step: int) -> list[Event]:
+        """Take in what was seen of a skill, in place, and move its weights."""
+        entry["student"] = self._updated(entry["student"], news.successes, news.attempts)
+        if news.groups:
+            share, before = news.informative / news.groups, entry["informative"]
+            entry["informative"] = share if before is None else 0.5 * before + 0.5 * share
+        teachers = {name: news.teachers.get(name) for name in entry["teachers"]}
+        if self.by_gate:
+            self._watch_the_gate(entry["gate"], teachers)
+        # A teacher that is off says nothing until the next heartbeat: what it said last holds.
+        for name, told in teachers.items():
+            if told is not None and told.divergence is not None and math.isfinite(told.divergence):
+                entry["apart"][name] = told.divergence
+        leads = self._leads(entry, teachers)
+        heard = [nats for name, nats in entry["apart"].items() if entry["teachers"][name]["on"]]
+        fade = clip(max(heard) / self.kappa, 0, 1) if heard else 1.0
+        best = max(leads.values(), default=0.0)
+        worth = {"policy": entry["informative"] or 0.0, "response": best, "feature": best * fade}
+        entry["worth"] = max(worth[signal] for signal in entry["signals"])
+        entry["trace"] = [*entry["trace"], _beta(*entry["student"])[0]][-_WATCHED:]
+        measured = f"student {entry['trace'][-1]:.2f}, informative {worth['policy']:.2f}, best lead {best:.2f}"
+        moves: list[tuple[str, dict[str, float], dict[Any, float], str]] = [("teacher", leads, {}, "")]
+        if self.ratio is None:
+            moves.append(("signal", worth, dict(self.prior), "policy"))
+        return [
+            Event(step, f"{what} {turned}", skill, name, f"{measured}, its worth {values[name]:.2f}", rule)
+            for what, values, prior, never in moves
+            for name, turned, rule in self._mirror(entry[f"{what}s"], values, prior, never)
+        ]
+
+    def _watch_the_gate(self, gate: State, teachers: Mapping[str, TeacherSeen | None]) -> None:
+        """Count in how often each teacher was right when asked, and how the student does on those prompts."""
+        for name, seen in teachers.items():
+            if seen is None or not seen.asked:
+                continue
+            start = {"right": [1.0 + seen.verified, 1.0 + seen.probed - seen.verified], "student": [1.0, 1.0]}
+            entry = gate.setdefault(name, start)
+            known = [1.0, 1.0] if _changed(entry["right"], seen) else entry["right"]
+            entry["right"] = self._updated(known, seen.right, seen.asked)
+            entry["student"] = self._updated(entry["student"], seen.successes, seen.attempts)
+
+    def _updated(self, beta: list[float], successes: int, attempts: int) -> list[float]:
+        """A Beta posterior that forgets, after more attempts; without any it stays."""
+        if not attempts:
+            return beta
+        a, b = beta
+        return [1 + self.forget * (a - 1) + successes, 1 + self.forget * (b - 1) + attempts - successes]
+
+    def _leads(self, entry: State, teachers: Mapping[str, TeacherSeen | None]) -> dict[str, float]:
+        """Worth in [0, 1] of each teacher on a skill."""
+        p, p_var = _beta(*entry["student"])
+        teaching = {name: seen for name, seen in teachers.items() if seen is not None and seen.teaches}
+        posterior = {}
+        for name, seen in teaching.items():
+            if name in entry["gate"]:
+                posterior[name] = _beta(*entry["gate"][name]["right"])
+            elif seen.probed:
+                posterior[name] = _beta(1 + seen.verified, 1 + seen.probed - seen.verified)
+        best = max((c for c, _ in posterior.values()), default=1.0)
+        # Of teachers that nobody has verified none can be preferred: least of all the one that disagrees most.
+        known = [entry["apart"][name] for name in teaching if name not in posterior and name in entry["apart"]]
+        trusted = clip(max(known) / self.kappa, 0, 1) if known else 1.0
+        worth = dict.fromkeys(teachers, 0.0)
+        for name in teaching:
+            if name not in posterior:
+                worth[name] = trusted
+                continue
+            c, c_var = posterior[name]
+            if name in entry["gate"]:
+                failing = 1 - _beta(*entry["gate"][name]["student"])[0]
+                value = clip(failing / self.headroom, 0, 1) if c >= self.cover else 0.0
+            else:
+                chance = 0.5 * math.erfc(-(c - p - self.margin) / math.sqrt(2 * (p_var + c_var)))
+                value = chance * clip((c - p) / self.headroom, 0, 1)
+            # Squared, so that a weak teacher does not dilute a strong one while the student is weaker than both.
+            worth[name] = value * (c / best) ** 2
+        return worth
+
+    def _mirror(
+        self, table: State, worth: Mapping[str, float], prior: Mapping[Any, float], never_off: str
+    ) -> list[tuple[str, str, str]]:
+        """One capped mirror step on `table` in place; returns what was turned on or off, and by which rule."""
+        turned = []
+        for name, entry in table.items() if self.switch else ():
+            value = worth[name]
+            entry["ticks"] = entry["ticks"] + 1 if (value < self.off if entry["on"] else value > self.on) else 0
+            if entry["on"] and entry["ticks"] >= self.patience and name != never_off:
+                entry.update(on=False, ticks=0)
+                turned.append((name, "off", f"worth below {self.off:g} for {self.patience} ticks"))
+            elif not entry["on"] and entry["ticks"] >= _TICKS_ON:
+                entry.update(on=True, ticks=0, log=max(entry["log"], math.log(_RETURN)))
+                turned.append((name, "on", f"worth above {self.on:g} for {_TICKS_ON} ticks"))
+        active = [name for name in table if table[name]["on"]]
+        raw = normalised({name: prior.get(name, 1.0) * clip(worth[name], 0, 1) + _TINY for name in active})
+        for name in active:
+            pull = self.rate * (math.log(raw[name]) - table[name]["log"])
+            table[name]["log"] += clip(pull, -self.cap, self.cap)
+        _normalise(table)
+        return turned
+
+    def _allocate(self, state: State) -> None:
+        """Move the skills' shares of the prompts towards what they are worth."""
+        worth = {skill: entry["worth"] * _pace(entry["trace"]) for skill, entry in state["skills"].items()}
+        targets = normalised(worth) if sum(worth.values()) else normalised(dict.fromkeys(worth, 1.0))
+        for skill, share in state["allocation"].items():
+            target = (1 - _FLOOR) * targets[skill] + _FLOOR / len(targets)
+            state["allocation"][skill] = share + _PACE * (target - share)
+
+
+def _pace(trace: list[float]) -> float:
+    """How much a skill still moves: a share in [0.25, 1], 1 before it has been watched for long."""
+    if len(trace) < _WATCHED:
+        return 1.0
+    return clip(_PATIENT + abs(trace[-1] - trace[-_RECENT]) / _RISE, _PATIENT, 1.0)
+
+
+def _changed(right: list[float], seen: TeacherSeen) -> bool:
+    """Tell whether a teacher is right far more or less often than it was."""
+    mean, variance = _beta(*right)
+    spread = math.sqrt(mean * (1 - mean) / seen.asked + variance)
+    return seen.asked >= _ENOUGH and abs(seen.right / seen.asked - mean) > _SURPRISE * spread
+
+
+def _table(shares: Mapping[str, float]) -> State:
+    return {name: {"log": math.log(w) if w else 0.0, "on": w > 0, "ticks": 0} for name, w in shares.items()}
+
+
+def _normalise(table: State) -> None:
+    """Make the weights of what is on sum to 1, in place."""
+    active = [entry for entry in table.values() if entry["on"]]
+    total = math.log(sum(math.exp(entry["log"]) for entry in active)) if active else 0.0
+    for entry in active:
+        entry["log"] -= total
+
+
+def _shares(table: State) -> dict[str, float]:
+    return normalised({name: math.exp(entry["log"]) if entry["on"] else 0.0 for name, entry in table.items()})
+
+
+def _beta(a: float, b: float) -> tuple[float, float]:
+    """Mean and variance of Beta(a, b)."""
+    mean = a / (a + b)
+    return mean, mean * (1 - mean) / (a + b + 1)

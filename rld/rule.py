@@ -1,0 +1,123 @@
+"""What all controllers share: their base class, values per skill, and the magnitudes of the signals.
+
+A controller is a frozen model of its options. `start` gives its state (plain JSON), `weights` reads the weights off a
+state, and `step` turns what was measured since the last tick into the next state, its weights, and the events worth
+telling. Nothing here sees a tensor, so every rule is tested without training.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from rld.errors import ControllerError
+from rld.types import SIGNALS, Event, Observation, Signal, Weights
+
+State = dict[str, Any]
+
+Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+PerSkill: TypeAlias = Share | dict[str, Share]
+"""One value for all skills, or one for each by name."""
+
+_VERSION = 3
+"""Of every controller's state."""
+_MEMORY = 0.8
+"""Share of the running gradient norms that a tick keeps."""
+_REACH = 10.0
+"""The most that magnitudes are evened out by."""
+
+
+class Options(BaseModel):
+    """A piece of a controller: unknown keys, NaN and later changes are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Rule(Options):
+    """A controller without the rule itself: `weights`, and what `step` adds to the state."""
+
+    every: int = Field(5, gt=0)
+    """Optimiser steps between ticks; between two ticks the weights stand still."""
+    heartbeat: int = Field(20, ge=0)
+    """Ticks between looks at a teacher whose weight is 0, so that it can come back. 0: what is off stays unseen."""
+    even_out: bool = False
+    """Scale `response` and `feature` so that their gradients are as large as the policy's, within a factor of 10."""
+
+    def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> State:
+        """Return the state before the first tick.
+
+        Raises:
+            ControllerError: a value per skill leaves a skill out.
+        """
+        return {
+            "version": _VERSION,
+            "tick": 0,
+            "gradients": {},
+            "skills": skills,
+            "teachers": teachers,
+            "signals": signals,
+        }
+
+    def resume(self, state: State, teachers: list[str]) -> State:
+        """Return a saved state for other teachers: those that left are dropped, new ones enter as at the start."""
+        return {**state, "teachers": teachers}
+
+    def weights(self, state: State) -> Weights:
+        raise NotImplementedError
+
+    def step(self, state: State, seen: Observation) -> tuple[State, Weights, list[Event]]:
+        state = self._counted(state, seen)
+        return state, self.weights(state), []
+
+    def _counted(self, state: State, seen: Observation) -> State:
+        """A copy of the state, one tick later, with the running norms of the gradients."""
+        state = copy.deepcopy(state)
+        state["tick"] += 1
+        for signal, norm in seen.gradients.items():
+            if norm is not None and math.isfinite(norm) and norm > 0:
+                before = state["gradients"].get(signal, norm)
+                state["gradients"][signal] = _MEMORY * before + (1 - _MEMORY) * norm
+        return state
+
+    def _scale(self, state: State) -> dict[str, float]:
+        """Factors that make the signals' gradients as large as the policy's."""
+        gradients = state["gradients"]
+        policy = gradients.get("policy")
+        if not self.even_out or not policy:
+            return {}
+        return {
+            signal: clip(policy / gradients[signal], 1 / _REACH, _REACH)
+            for signal in SIGNALS
+            if signal != "policy" and gradients.get(signal)
+        }
+
+
+def at(value: PerSkill, skill: str) -> float:
+    """Return what a value per skill says of `skill`."""
+    return value[skill] if isinstance(value, dict) else value
+
+
+def require_skills(what: str, value: Any, skills: list[str]) -> None:
+    """Refuse a value per skill that leaves one of `skills` out.
+
+    Raises:
+        ControllerError: names the option and the skill.
+    """
+    missing = [skill for skill in skills if isinstance(value, dict) and skill not in value]
+    if missing:
+        raise ControllerError(f"{what} has no value for skill {missing[0]!r}; name every skill, or give one number")
+
+
+def normalised(odds: Mapping[str, float]) -> dict[str, float]:
+    """Return shares that sum to 1; all 0 where all odds are."""
+    total = sum(odds.values())
+    return {name: value / total if total else 0.0 for name, value in odds.items()}
+
+
+def clip(x: float, low: float, high: float) -> float:
+    """Return x within bounds, the lower one for what is no finite number."""
+    return min(max(x, low), high) if math.isfinite(x) else low
