@@ -110,7 +110,7 @@ def judge(
     questions = [_question(prompt) for prompt in prompts] if question is None else question
     answers = [""] * len(completions) if answer is None else answer
     texts = [
-        _filled(template, {"question": asked, "completion": text_of(completion), "answer": gold})
+        _filled(template, {"question": asked, "completion": _harmless(tokenizer, text_of(completion)), "answer": gold})
         for asked, completion, gold in zip(questions, completions, answers, strict=True)
     ]
     head = Head.of(reader).of_tokens(verdicts)
@@ -205,7 +205,9 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, prompt: Any, completion: str) -
         raise RewardError("the model's tokenizer cannot tell which text a token stands for; it needs a fast one")
     plain = isinstance(prompt, str)
     before = prompt if plain else _in_chat(tokenizer, prompt)
-    encoded = tokenizer(before + completion, add_special_tokens=plain, return_offsets_mapping=True)
+    encoded = tokenizer(
+        before + _harmless(tokenizer, completion), add_special_tokens=plain, return_offsets_mapping=True
+    )
     inside = [i for i, (_, end) in enumerate(encoded["offset_mapping"]) if end > len(before)]
     last = inside[-1] if inside else -1
     return encoded["input_ids"][: last + 1], max(inside[0], 1) if inside else 0
@@ -259,6 +261,13 @@ def _question(prompt: Any) -> str:
 def _filled(template: str, fields: dict[str, str]) -> str:
     # In one pass, so that a completion that has {answer} in it is not shown the answer.
     return _FIELD.sub(lambda found: fields[found.group(1)], template)
+
+
+def _harmless(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """The text without the names of special tokens, with which a completion could end its turn and give the verdict."""
+    for name in tokenizer.all_special_tokens:
+        text = text.replace(name, " ")
+    return text
 
 
 def _asked(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

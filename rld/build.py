@@ -19,17 +19,17 @@ from typing import Any, TypeVar
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from rld import checkpoint, cost, data, evaluation, library
+from rld.arguments import lora, shared_arguments
 from rld.changes import Changes
 from rld.compact import score_labels_only
 from rld.config import RLDConfig
 from rld.errors import RecipeError, RldError
 from rld.hosting import place
-from rld.keeper import Keeper
+from rld.keeper import Budget, Keeper, SameNoise, Scorer
 from rld.lessons import lessons
 from rld.models import Loaded, Models
 from rld.progress import ProgressBar, RunLog
@@ -66,6 +66,8 @@ class Run:
     """FLOPs of the stages that are done."""
     seconds_before: float = 0.0
     """Seconds that they took."""
+    flops_beside: float = 0.0
+    """FLOPs of the stage at work that its trainer does not count: a teacher's answers and probes."""
 
     def __post_init__(self) -> None:
         self.sources = data.sources(self.recipe, self.source.parent)
@@ -88,6 +90,7 @@ class Run:
     def skip(self, done: Mapping[str, Any]) -> None:
         """Count in a stage that an earlier process finished."""
         self.flops_before += done["flops"]
+        self.flops_beside = 0.0
         self.seconds_before += done["seconds"]
 
     def score(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
@@ -114,7 +117,7 @@ class Run:
                 self._stream(stage, self._distill_arguments(stage))
             else:
                 self._sft_arguments(stage)
-            _lora(stage.lora)
+            lora(stage.lora)
 
     # -- stages ------------------------------------------------------------------------------------------------------
 
@@ -129,12 +132,12 @@ class Run:
                 self._sft_arguments(stage),
                 train_dataset=self._lessons(stage),
                 processing_class=tokenizer,
-                peft_config=_lora(stage.lora),
+                peft_config=lora(stage.lora),
             )
         size = model.num_parameters()
 
         def flops() -> float:
-            return self.flops_before + 6.0 * size * cost.tokens_seen(trainer.state.log_history)
+            return self.flops_before + self.flops_beside + 6.0 * size * cost.tokens_seen(trainer.state.log_history)
 
         self._train(trainer, stage, flops)
         self._finish(stage, trainer, size, before, {}, flops())
@@ -151,10 +154,14 @@ class Run:
 
     def _answers(self, reference: str, rows: Sequence[Row]) -> list[str]:
         """What a teacher answers to rows of one skill."""
-        model, tokenizer = self.models.load(reference, dtype="auto")
-        size, counted = model.num_parameters(), sum(len(evaluation.tokens(tokenizer, row["prompt"])) for row in rows)
+        return self._counted_answers(*self.models.load(reference, dtype="auto"), rows)
+
+    def _counted_answers(self, model: Any, tokenizer: Any, rows: Sequence[Row]) -> list[str]:
+        """Greedy answers, whose FLOPs are the stage's."""
+        num_tokens = sum(len(evaluation.tokens(tokenizer, row["prompt"])) for row in rows)
         texts = evaluation.generate(place(model, self.state.device), tokenizer, rows, self.recipe.max_new_tokens)
-        self.flops_before += 2.0 * size * (counted + sum(len(tokenizer.encode(text)) for text in texts))
+        num_tokens += sum(len(tokenizer.encode(text, add_special_tokens=False)) for text in texts)
+        self.flops_beside += cost.forward_flops(model.num_parameters(), num_tokens)
         return texts
 
     def distill(self, stage: Distill) -> None:
@@ -170,6 +177,7 @@ class Run:
             teacher, scores[name] = self._teacher(name, spec, skills, *bases[spec.base])
             teachers.append(teacher)
         args, size = self._distill_arguments(stage), model.num_parameters()
+        set_seed(self._seed(stage.name))  # a new adapter starts the same whatever teachers were loaded
         changes = Changes(
             *(stage.changes, self.recipe.rewards, self._rewards(load_models=True)),
             load=lambda reference: self.models.load(reference, dtype="auto"),
@@ -183,12 +191,16 @@ class Run:
                 args,
                 self._stream(stage, args),
                 processing_class=tokenizer,
-                peft_config=_lora(stage.lora),
+                peft_config=lora(stage.lora),
                 teachers=teachers,
                 controller=stage.controller,
             )
-        self._train(trainer, stage, lambda: self.flops_before + trainer.flops, changes)
-        self._finish(stage, trainer, size, before, scores, self.flops_before + trainer.flops)
+
+        def flops() -> float:
+            return self.flops_before + self.flops_beside + trainer.flops
+
+        self._train(trainer, stage, flops, changes)
+        self._finish(stage, trainer, size, before, scores, flops())
 
     def _rewards(self, load_models: bool) -> list[Callable[..., Any]]:
         """The rewards with their options, models and all or without."""
@@ -225,7 +237,8 @@ class Run:
         probes = [row for skill in skills for row in self.sources[skill].probe(spec.probe)]
         with teacher.running(self.state.device) as model:
             scores = known or self.score(model, tokenizer)
-            probed = self._score(model, tokenizer, probes) if probes else {}
+            answers = self._counted_answers(model, tokenizer, probes)
+            probed = evaluation.score(probes, answers)
         teacher.verified = {skill: (round(accuracy * num), num) for skill, (accuracy, num) in probed.items()}
         return teacher, {"parameters": teacher.num_parameters(), "scores": scores}
 
@@ -279,7 +292,12 @@ class Run:
     def _configure(self, kind: type[C], stage: Sft | Distill, num_rows: int, **own: Any) -> C:
         """Build a trainer's arguments; the recipe's `trainer:` section goes on top of the shared ones."""
         with self._mistakes_in(stage):
-            return kind(**self._shared_arguments(stage, num_rows), **own)
+            return kind(
+                **shared_arguments(
+                    stage, num_rows, self.state.num_processes, self._seed(stage.name), self._checkpoints(stage.name)
+                ),
+                **own,
+            )
 
     @contextmanager
     def _mistakes_in(self, stage: Sft | Distill) -> Iterator[None]:
@@ -291,43 +309,20 @@ class Run:
         except (ValueError, TypeError) as error:
             raise RecipeError(f"{self.source}: stages.{stage.name}: {error}") from error
 
-    def _shared_arguments(self, stage: Sft | Distill, num_rows: int) -> dict[str, Any]:
-        given = dict(stage.trainer)
-        steps = int(given.get("gradient_accumulation_steps", 1))
-        if steps < 1:
-            raise ValueError(f"gradient_accumulation_steps should be at least 1, not {steps}")
-        parts = self.state.num_processes * steps
-        if num_rows % parts:
-            raise ValueError(
-                f"{num_rows} rows an update cannot be split over {self.state.num_processes} processes and {steps} "
-                f"accumulation steps; make them a multiple of {parts}"
-            )
-        on_gpu = torch.cuda.is_available()
-        return {
-            "output_dir": str(self._checkpoints(stage.name)),
-            "seed": self._seed(stage.name),
-            "per_device_train_batch_size": num_rows // parts,
-            "logging_steps": 1,
-            "save_strategy": "steps",
-            "save_steps": stage.checkpoint_every,
-            "save_total_limit": 2,
-            "report_to": "none",
-            "disable_tqdm": True,
-            "use_cpu": not on_gpu,
-            "bf16": on_gpu and torch.cuda.is_bf16_supported(),
-            **given,
-        }
-
     def _train(
         self, trainer: Trainer, stage: Sft | Distill, flops: Callable[[], float], changes: Changes | None = None
     ) -> None:
         log = RunLog(self.folder, stage.name, self.started, flops)
         trainer.remove_callback(PrinterCallback)
         number = [s.name for s in self.recipe.stages].index(stage.name) + 1
+        budget = Budget(stage.max_flops, lambda: flops() - self.flops_before)
         if changes is not None:
             trainer.add_callback(changes)
         trainer.add_callback(log)
         trainer.add_callback(ProgressBar(stage.name, number, len(self.recipe.stages)))
+        trainer.add_callback(SameNoise(self._seed(stage.name), self.state.process_index))
+        trainer.add_callback(budget)  # before those that ask whether the stage goes on
+        trainer.add_callback(Scorer(stage.evaluate_every, lambda: self.score(*_at_work(trainer)), log))
         trainer.add_callback(Keeper(self.interrupted, log, trainer))
         folder = self._checkpoints(stage.name)
         last = None
@@ -339,7 +334,7 @@ class Run:
         if changes is not None and isinstance(trainer, RLDTrainer):
             changes.attach(trainer, checkpoint.step(last) if last else 0)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
-        if trainer.state.global_step < stage.steps:
+        if trainer.state.global_step < stage.steps and not budget.is_used_up:
             raise Interrupted
 
     def _finish(
@@ -352,8 +347,7 @@ class Run:
         flops: float,
     ) -> None:
         """Score and store the stage's model, whole or not at all, and forget its checkpoints."""
-        model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
-        assert isinstance(tokenizer, PreTrainedTokenizerBase)
+        model, tokenizer = _at_work(trainer)
         if stage.lora is not None:
             model = model.merge_and_unload()
         after = self.score(model, tokenizer)
@@ -384,12 +378,15 @@ class Run:
         self.state.wait_for_everyone()
 
 
+def _at_work(trainer: Trainer) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The model that a trainer trains, and its tokenizer."""
+    tokenizer = trainer.processing_class
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    return trainer.accelerator.unwrap_model(trainer.model), tokenizer
+
+
 def _teacher_tokens(trainer: Trainer) -> dict[str, float] | None:
     """Tokens that teachers scored, and those that full scoring would have cost on top; None without teachers."""
     if not isinstance(trainer, RLDTrainer) or not trainer.teachers:
         return None
     return {"scored": trainer.num_scored, "saved": trainer.num_saved}
-
-
-def _lora(options: dict[str, Any] | None) -> LoraConfig | None:
-    return None if options is None else LoraConfig(**{"task_type": "CAUSAL_LM", **options})

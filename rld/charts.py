@@ -32,6 +32,8 @@ class Line:
     points: Sequence[Point]
     num_lost: int = 0
     """Logged values that were not numbers."""
+    behind: Sequence[Sequence[Point]] = ()
+    """Curves that the line sums up, drawn faint."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Chart:
     """Steps at which something happened, and what."""
     is_small: bool = False
     """One of many alike."""
+    along: str = "step"
+    """What the horizontal axis counts."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -126,12 +130,12 @@ def _legend(curve: _Curve) -> str:
 
 
 def _svg(chart: Chart, plot: _Plot, curves: Sequence[_Curve]) -> str:
-    drawn = [*_strokes(plot, curves, chart.stairs), *_bands(plot, curves, chart.stairs), *_marks(plot, chart.marks)]
+    drawn = [*_strokes(plot, curves, chart.stairs), *_bands(plot, curves, chart), *_marks(plot, chart.marks)]
     spoken = escape(f"{chart.title}; at the end " + ", ".join(f"{c.line.name} {number(c.last)}" for c in curves))
     width, height = chart.size
     # The inner svg clips what leaves the plot; it is 2 units larger, so that a line along an edge is seen whole.
     return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{spoken}">{_axes(plot)}'
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{spoken}">{_axes(plot, chart.along)}'
         f'<svg x="{_LEFT - 2}" y="{_TOP - 2}" width="{plot.width + 4}" height="{plot.height + 4}" '
         f'viewBox="-2 -2 {plot.width + 4} {plot.height + 4}">{"".join(drawn)}</svg></svg>'
     )
@@ -158,7 +162,7 @@ def _curve(line: Line, stairs: bool, log: bool) -> _Curve:
         return _Curve(line, [], [changes(line.points)])
     pieces = segments(line.points)
     bold = [smooth(piece, geometric=log) for piece in pieces]
-    return _Curve(line, [envelope(piece) for piece in pieces if len(piece) > 1], bold)
+    return _Curve(line, [*line.behind, *(envelope(piece) for piece in pieces if len(piece) > 1)], bold)
 
 
 def _fit(chart: Chart, curves: Sequence[_Curve], log: bool) -> _Plot:
@@ -184,7 +188,7 @@ def _fit(chart: Chart, curves: Sequence[_Curve], log: bool) -> _Plot:
     )
 
 
-def _axes(plot: _Plot) -> str:
+def _axes(plot: _Plot, along: str) -> str:
     parts = []
     for value in log_ticks(plot.low, plot.high) if plot.log else ticks(plot.low, plot.high, 4):
         y = _TOP + plot.y(value)
@@ -192,15 +196,19 @@ def _axes(plot: _Plot) -> str:
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 3.7:.1f}" text-anchor="end">{number(value)}</text>')
     bottom = _TOP + plot.height
     parts.append(f'<path class="axis" d="M{_LEFT} {bottom}h{plot.width}"/>')
-    parts.append(f'<text x="{_LEFT - 6}" y="{bottom + 17}" text-anchor="end">step</text>')
-    most = 5 if plot.last < 1e5 else 3
+    parts.append(f'<text x="{_LEFT - 6}" y="{bottom + 17}" text-anchor="end">{along}</text>')
+    most = 5 if plot.last < 1e5 or along != "step" else 3
     steps = ticks(plot.first, plot.last, most) if plot.last > plot.first else [plot.first]
     for step in filter(float.is_integer, map(float, steps)):
         x = _LEFT + plot.x(step)
         anchor = "end" if x > _LEFT + plot.width - 12 else "start" if x < _LEFT + 12 else "middle"
         parts.append(f'<path class="axis" d="M{x:.1f} {bottom}v3"/>')
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 17}" text-anchor="{anchor}">{step:.0f}</text>')
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 17}" text-anchor="{anchor}">{_place(step, along)}</text>')
     return "".join(parts)
+
+
+def _place(x: float, along: str) -> str:
+    return f"{x:.0f}" if along == "step" else number(x)
 
 
 def _strokes(plot: _Plot, curves: Sequence[_Curve], stairs: bool) -> list[str]:
@@ -210,7 +218,7 @@ def _strokes(plot: _Plot, curves: Sequence[_Curve], stairs: bool) -> list[str]:
     return [f'<path class="{kind} {c.line.ink}" d="{plot.path(piece, stairs)}"/>' for kind, c, piece in pieces]
 
 
-def _bands(plot: _Plot, curves: Sequence[_Curve], stairs: bool) -> list[str]:
+def _bands(plot: _Plot, curves: Sequence[_Curve], chart: Chart) -> list[str]:
     """Invisible slices whose titles tell each line's mean within them, or of stairs the last value."""
     steps = sorted({step for curve in curves for step, _ in curve.line.points})
     num = min(_NUM_BANDS, len(steps))
@@ -218,14 +226,19 @@ def _bands(plot: _Plot, curves: Sequence[_Curve], stairs: bool) -> list[str]:
     for i in range(num):
         inside = steps[len(steps) * i // num : len(steps) * (i + 1) // num]
         first, last = inside[0], inside[-1]
-        told = [f"step {first:.0f}" if first == last else f"steps {first:.0f} to {last:.0f}"]
+        places = [_place(step, chart.along) for step in (first, last)]
+        told = [
+            f"{chart.along} {places[0]}"
+            if first == last
+            else f"{chart.along.removesuffix('s')}s {places[0]} to {places[1]}"
+        ]
         for curve in curves:
             points = curve.line.points
             values = [
                 value for _, value in points[bisect_left(points, (first,)) : bisect_left(points, (last, math.inf))]
             ]
             if values:
-                told.append(f"{curve.line.name} {number(values[-1] if stairs else fmean(values))}")
+                told.append(f"{curve.line.name} {number(values[-1] if chart.stairs else fmean(values))}")
         after = len(steps) * (i + 1) // num
         right = plot.x((last + steps[after]) / 2) if after < len(steps) else plot.width
         title = escape("\n".join(told))

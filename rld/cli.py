@@ -1,4 +1,4 @@
-"""The command line: `rld train`, `check`, `evaluate`, `report`, `list`, `copy`.
+"""The command line: `rld train`, `check`, `evaluate`, `ablate`, `report`, `list`, `copy`.
 
 A mistake of the user's ends with exit code 2 and one line per mistake on stderr; anything else that goes wrong is a
 bug of `rld`'s and shows its traceback. What takes seconds to import is imported by the command that needs it.
@@ -7,9 +7,10 @@ bug of `rld`'s and shows its traceback. What takes seconds to import is imported
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NoReturn
@@ -82,6 +83,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     commands["train"].add_argument("--resume", action="store_true", help="go on where the run in that folder stopped")
     commands["evaluate"].add_argument("model", metavar="MODEL", help="a folder or a hub id")
     _add_recipe(commands["evaluate"])
+    _add_ablation(commands["ablate"])
     commands["report"].add_argument("run", metavar="RUN", type=Path, help="a run's folder")
     commands["list"].add_argument("kind", metavar="KIND", nargs="?", help=", ".join(catalogue.KINDS))
     commands["copy"].add_argument("name", metavar="NAME", help="a shipped recipe")
@@ -104,6 +106,27 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", metavar="key.path=value", nargs="*", default=[], help="such as stages.distill.steps=10"
     )
+
+
+def _add_ablation(parser: argparse.ArgumentParser) -> None:
+    _add_recipe(parser)
+    example = "'gap; mild: controller.kind=fixed controller.policy=0.3', or a file with one a line"
+    parser.add_argument("--arms", metavar="ARMS", required=True, help=f"what to compare, such as {example}")
+    parser.add_argument("--seeds", metavar="N", type=_positive(int), default=3, help="seeds per arm (default: 3)")
+    parser.add_argument("--output", metavar="DIR", type=Path, help="where to (default: runs/NAME-ablation)")
+    parser.add_argument("--jobs", metavar="J", type=_positive(int), default=1, help="runs at a time (default: 1)")
+    parser.add_argument("--flops", metavar="X", type=_positive(float), help="stop each arm once it has spent as much")
+
+
+def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
+    def read_number(text: str) -> float:
+        number = kind(text)
+        if not 0 < number < math.inf:
+            raise ValueError
+        return number
+
+    read_number.__name__ = f"positive {'whole number' if kind is int else 'number'}"  # argparse's message names it
+    return read_number
 
 
 def _is_main() -> bool:
@@ -166,6 +189,18 @@ def _evaluate(options: argparse.Namespace) -> int:
     return evaluate(options.model, recipe, source)
 
 
+def _ablate(options: argparse.Namespace) -> int:
+    """Train variants of a recipe from the same start with several seeds, and compare them."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("rld ablate starts its own processes; run it without accelerate launch, and see --jobs")
+    source = library.find_recipe(options.recipe)
+    from rld.ablation import ablate
+
+    return ablate(
+        source, options.overrides, options.arms, options.seeds, options.output, options.jobs, max_flops=options.flops
+    )
+
+
 def _report(options: argparse.Namespace) -> int:
     """Draw the report of a run again."""
     run: Path = options.run
@@ -201,6 +236,7 @@ _COMMANDS = {
     "train": _train,
     "check": _check,
     "evaluate": _evaluate,
+    "ablate": _ablate,
     "report": _report,
     "list": _list,
     "copy": _copy,

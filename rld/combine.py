@@ -1,7 +1,7 @@
 """How several teachers become one target, and which tokens count how much.
 
-Two unions of frozen models. An `AnyCombination` first decides, per completion, how the controller's teacher weights
-are used (`shares`), and then, per token, which distribution the student is drawn to (`target`). An `AnyTokenWeights`
+Two unions of frozen models. An `AnyCombination` decides, per skill or completion, how the controller's teacher weights
+are used (`shares`, `chosen`), and per token which distribution the student is drawn to (`target`). An `AnyTokenWeights`
 says how much each token counts. Nothing here carries a gradient.
 
 Shapes: B completions, T tokens, N tokens of a chunk, K teachers, V vocabulary. To add one, write a class and put its
@@ -30,15 +30,24 @@ class _Combination(_Rule):
 
     @property
     def compares(self) -> bool:
-        """Whether `shares` has a say."""
+        """Whether `chosen` has a say."""
         return False
 
-    def shares(self, weights_BK: Tensor, likelihood_BK: Tensor, correct_B: Tensor, group: int) -> Tensor:
-        """Teacher weights of each completion, from the controller's.
+    @property
+    def needs_one_vocabulary(self) -> bool:
+        """Whether the rule makes no sense of teachers whose distributions can't be laid side by side."""
+        return False
+
+    def shares(self, weights_SK: Tensor) -> Tensor:
+        """Teacher weights of each skill, from the controller's; 0 where those are, with the same sum."""
+        return weights_SK
+
+    def chosen(self, weights_BK: Tensor, likelihood_BK: Tensor, correct_B: Tensor, group: int) -> Tensor:
+        """Teacher weights of each completion, once the teachers have spoken.
 
         Args:
-            weights_BK: The controller's weights, which are 0 where a teacher is shut out.
-            likelihood_BK: Each teacher's mean log-probability of the sampled tokens.
+            weights_BK: The skill's weights, 0 where a teacher is shut out.
+            likelihood_BK: Each teacher's mean log-probability per sampled token, -inf where it said nothing.
             correct_B: Whether the completion was verified to be correct.
             group: Completions of one prompt, which lie side by side.
 
@@ -77,6 +86,10 @@ class Geometric(_Combination):
 
     kind: Literal["geometric"] = "geometric"
 
+    @property
+    def needs_one_vocabulary(self) -> bool:
+        return True
+
     def target(self, log_p_KNV: Tensor, weights_NK: Tensor) -> tuple[Tensor, Tensor]:
         shares_KN = _shares(weights_NK)
         # A silent teacher has no veto, not even by a probability of 0, whose logarithm times 0 is NaN.
@@ -104,9 +117,14 @@ class Confidence(_Combination):
     temperature: float = Field(1.0, gt=0)
     """Nats of entropy that lower a teacher's weight by a factor e."""
 
+    @property
+    def needs_one_vocabulary(self) -> bool:
+        return True
+
     def target(self, log_p_KNV: Tensor, weights_NK: Tensor) -> tuple[Tensor, Tensor]:
-        sure_NK = (-entropy(log_p_KNV) / self.temperature).T.exp()
-        return _mixture(log_p_KNV, weights_NK * sure_NK), weights_NK.sum(-1)
+        # In logarithms, because exp(-H / temperature) of all teachers may be too small for a float.
+        odds_NK = _shares(weights_NK).T.log() - entropy(log_p_KNV).T / self.temperature
+        return _mixture(log_p_KNV, odds_NK.softmax(-1)), weights_NK.sum(-1)
 
 
 class Agreement(_Combination):
@@ -120,27 +138,31 @@ class Agreement(_Combination):
     limit: float = Field(0.2, gt=0)
     """Disagreement in nats above which a token teaches nothing."""
 
+    @property
+    def needs_one_vocabulary(self) -> bool:
+        return True
+
     def target(self, log_p_KNV: Tensor, weights_NK: Tensor) -> tuple[Tensor, Tensor]:
         target_NV = _mixture(log_p_KNV, weights_NK)
         p_KNV = log_p_KNV.exp()
-        apart_KN = (
-            (p_KNV * (log_p_KNV - target_NV)).masked_fill((p_KNV == 0) | (target_NV == -float("inf")), 0.0).sum(-1)
-        )
+        unsaid_KNV = (p_KNV == 0) | (target_NV == -float("inf"))
+        apart_KN = (p_KNV * (log_p_KNV - target_NV)).masked_fill(unsaid_KNV, 0.0).sum(-1)
         disagreement_N = (apart_KN * _shares(weights_NK)).sum(0)
         return target_NV, weights_NK.sum(-1).masked_fill(disagreement_N > self.limit, 0.0)
 
 
 class Route(_Combination):
-    """One teacher at a time: the one to which the controller gives the most weight on the skill."""
+    """One teacher at a time: the one to which the controller gives the most weight on the skill.
+
+    Teachers with the same weight share it. The others are not run.
+    """
 
     kind: Literal["route"] = "route"
 
-    @property
-    def compares(self) -> bool:
-        return True
-
-    def shares(self, weights_BK: Tensor, likelihood_BK: Tensor, correct_B: Tensor, group: int) -> Tensor:
-        return _only(weights_BK.argmax(-1), weights_BK)
+    def shares(self, weights_SK: Tensor) -> Tensor:
+        most_SK = (weights_SK == weights_SK.amax(-1, keepdim=True)).to(weights_SK)
+        routed_SK: Tensor = most_SK / most_SK.sum(-1, keepdim=True) * weights_SK.sum(-1, keepdim=True)
+        return routed_SK
 
 
 class BestOf(_Combination):
@@ -156,14 +178,17 @@ class BestOf(_Combination):
     def compares(self) -> bool:
         return True
 
-    def shares(self, weights_BK: Tensor, likelihood_BK: Tensor, correct_B: Tensor, group: int) -> Tensor:
-        counted_BK = (correct_B[:, None] & (weights_BK > 0)).to(likelihood_BK.dtype)
-        sums_GK = (likelihood_BK.masked_fill(counted_BK == 0, 0.0)).view(-1, group, weights_BK.shape[1]).sum(1)
-        counts_GK = counted_BK.view(-1, group, weights_BK.shape[1]).sum(1)
+    def chosen(self, weights_BK: Tensor, likelihood_BK: Tensor, correct_B: Tensor, group: int) -> Tensor:
+        num = weights_BK.shape[1]
+        counted_BK = correct_B[:, None] & (weights_BK > 0) & likelihood_BK.isfinite()
+        sums_GK = likelihood_BK.masked_fill(~counted_BK, 0.0).view(-1, group, num).sum(1)
+        counts_GK = counted_BK.view(-1, group, num).sum(1)
         means_GK = (sums_GK / counts_GK.clamp(min=1)).masked_fill(counts_GK == 0, -float("inf"))
         best_B = means_GK.argmax(-1).repeat_interleave(group)
         known_B = (counts_GK > 0).any(-1).repeat_interleave(group)
-        return _only(best_B, weights_BK).where(known_B[:, None], weights_BK)
+        total_B1 = weights_BK.sum(-1, keepdim=True)
+        alone_BK = weights_BK.new_zeros(weights_BK.shape).scatter_(1, best_B[:, None], total_B1)
+        return alone_BK.where(known_B[:, None], weights_BK)
 
 
 def _shares(weights_NK: Tensor) -> Tensor:
@@ -174,13 +199,6 @@ def _shares(weights_NK: Tensor) -> Tensor:
 
 def _mixture(log_p_KNV: Tensor, weights_NK: Tensor) -> Tensor:
     return (log_p_KNV + _shares(weights_NK)[..., None].log()).logsumexp(0)
-
-
-def _only(chosen_B: Tensor, weights_BK: Tensor) -> Tensor:
-    """All the weight of each row on one teacher."""
-    total_B1 = weights_BK.sum(-1, keepdim=True)
-    alone_BK: Tensor = weights_BK.new_zeros(weights_BK.shape).scatter_(1, chosen_B[:, None], total_B1)
-    return alone_BK
 
 
 def entropy(log_p_V: Tensor) -> Tensor:
@@ -238,7 +256,7 @@ class Top(_TokenWeights):
     def __call__(self, gap_BT: Tensor, teacher_BT: Tensor, student_BT: Tensor, mask_BT: Tensor) -> Tensor:
         by_BT = {"gap": gap_BT, "teacher_entropy": teacher_BT, "student_entropy": student_BT}[self.by]
         ranks_BT = by_BT.masked_fill(~mask_BT, -float("inf")).argsort(stable=True, dim=-1, descending=True).argsort(-1)
-        kept_B1 = (mask_BT.sum(-1, keepdim=True) * self.share).ceil()
+        kept_B1 = (mask_BT.sum(-1, keepdim=True).double() * self.share - 1e-6).ceil()
         counts_BT: Tensor = ((ranks_BT < kept_B1) & mask_BT).to(gap_BT.dtype)
         return counts_BT
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ def generate(
     rows: Sequence[Row],
     max_new_tokens: int,
     batch_size: int = 64,
-    chat_template: str | None = None,
     alone: bool = False,
+    chat_options: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Answer the rows' prompts greedily, without randomness.
 
@@ -33,14 +33,14 @@ def generate(
         model: On its device; left in the mode it was in.
         rows: The same on every process, and each answers a share of them, unless `alone`.
         batch_size: Rows at a time, per process.
-        chat_template: Takes the place of the tokenizer's own.
         alone: Whether this process answers all its rows, which no other knows of.
+        chat_options: What else the chat template is given, or `chat_template` itself.
 
     Returns:
         The answers of all rows, in their order, on every process.
     """
     # Prompts of like length go together, so that little is padded.
-    prompts = [tokens(tokenizer, row["prompt"], chat_template) for row in rows]
+    prompts = [tokens(tokenizer, row["prompt"], chat_options) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(prompts[i]))
     state = PartialState()
     mine = order if alone else order[state.process_index :: state.num_processes]
@@ -75,14 +75,12 @@ def _metric() -> Any:
     return evaluate.load(str(_METRIC), keep_in_memory=True)
 
 
-def tokens(tokenizer: PreTrainedTokenizerBase, prompt: Any, chat_template: str | None = None) -> list[int]:
+def tokens(tokenizer: PreTrainedTokenizerBase, prompt: Any, chat_options: Mapping[str, Any] | None = None) -> list[int]:
     """Token ids of a prompt, a chat ready to be answered."""
     encoded: Any = (
         tokenizer(prompt)
         if isinstance(prompt, str)
-        else tokenizer.apply_chat_template(
-            prompt, chat_template=chat_template, add_generation_prompt=True, return_dict=True
-        )
+        else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True, **(chat_options or {}))
     )
     ids: list[int] = encoded["input_ids"]
     return ids

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Gate:
         verify: A reward with TRL's signature that gives 1 to a right answer and None where it doesn't apply.
         max_new_tokens: Length of an answer.
         device: Where teachers answer.
+        chat_options: What else chat templates are given.
     """
 
     def __init__(
@@ -51,9 +52,10 @@ class Gate:
         verify: Verify,
         max_new_tokens: int,
         device: torch.device,
+        chat_options: Mapping[str, Any] | None = None,
     ) -> None:
         self.teachers, self.student, self.verify = list(teachers), student, verify
-        self.max_new_tokens, self.device = max_new_tokens, device
+        self.max_new_tokens, self.device, self.chat_options = max_new_tokens, device, dict(chat_options or {})
         self.flops = 0.0
         """Operations of this process's answers so far."""
         self._failed = {str(teacher.name): 0 for teacher in self.teachers}
@@ -68,7 +70,7 @@ class Gate:
                 theirs to ask about.
             wanted_BK: The teachers that are asked for; the others get False.
         """
-        keys = [_key(row["prompt"]) for row in rows]
+        keys = [_key(row) for row in rows]
         opened_BK = torch.zeros(wanted_BK.shape, dtype=torch.bool)
         for k, asked_B in enumerate(wanted_BK.cpu().T.tolist()):
             verdicts = self._verdicts[k]
@@ -100,15 +102,18 @@ class Gate:
     def _verdict(self, teacher: Teacher, rows: list[dict[str, Any]]) -> list[bool]:
         tokenizer, template = (teacher.tokenizer, teacher.chat_template) if teacher.align else (self.student, None)
         assert tokenizer is not None  # the panel has found it
+        options = self.chat_options | {"chat_template": template}
         with teacher.running(self.device) as model:
-            texts = evaluation.generate(model, tokenizer, rows, self.max_new_tokens, chat_template=template, alone=True)
-        lengths = [len(evaluation.tokens(tokenizer, row["prompt"], template)) for row in rows]
+            texts = evaluation.generate(model, tokenizer, rows, self.max_new_tokens, alone=True, chat_options=options)
+        lengths = [len(evaluation.tokens(tokenizer, row["prompt"], options)) for row in rows]
         lengths += [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
         self.flops += 2.0 * teacher.num_parameters() * sum(lengths)
         columns = {key: [row.get(key) for row in rows] for row in rows[:1] for key in row if key != "prompt"}
         chat = not isinstance(rows[0]["prompt"], str)
         completions = [[{"role": "assistant", "content": text}] for text in texts] if chat else texts
-        credits = self.verify(prompts=[row["prompt"] for row in rows], completions=completions, **columns)
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        prompts = [row["prompt"] for row in rows]
+        credits = self.verify(prompts=prompts, completions=completions, completion_ids=ids, **columns)
         # Where the verifier has no say, the teacher is taken on trust, as without a gate.
         verdicts = [credit is None or is_success(credit) for credit in credits]
         self._warn_of_silence(teacher, verdicts)
@@ -126,5 +131,7 @@ class Gate:
             )
 
 
-def _key(prompt: Any) -> str:
-    return hashlib.sha1(json.dumps(prompt, sort_keys=True).encode()).hexdigest()[:16]
+def _key(row: dict[str, Any]) -> str:
+    # the same question may be asked with another answer in mind
+    told = json.dumps([row.get(name) for name in ("prompt", "answer", "entry")], sort_keys=True, default=repr)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]

@@ -39,6 +39,11 @@ class Head:
         softcap = getattr(config, "final_logit_softcapping", None)
         return cls(output.weight, output.bias, 1.0 if scale is None else scale, softcap)
 
+    def detach(self) -> Head:
+        """The head without gradients."""
+        bias = None if self.bias is None else self.bias.detach()
+        return Head(self.weight.detach(), bias, self.scale, self.softcap)
+
     def in_float32(self) -> Head:
         """The head in full precision."""
         return Head(self.weight.float(), None if self.bias is None else self.bias.float(), self.scale, self.softcap)
@@ -73,8 +78,10 @@ class Head:
 
     def to(self, device: torch.device) -> Head:
         """The head on another device."""
-        bias = None if self.bias is None else self.bias.detach().to(device)
-        return Head(self.weight.detach().to(device), bias, self.scale, self.softcap)
+        head = self.detach()
+        return Head(
+            head.weight.to(device), None if head.bias is None else head.bias.to(device), self.scale, self.softcap
+        )
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,58 @@
-"""What watches over a stage while it trains: stopping when asked, complete checkpoints, the controller's events."""
+"""What watches over a stage while it trains: its noise, its scores, when to stop, complete checkpoints, events."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, set_seed
 
 from rld import checkpoint
 from rld.progress import RunLog
 from rld.trainer import RLDTrainer
+
+
+class SameNoise(TrainerCallback):
+    """Makes an update's random numbers depend on the seed, the step and the process alone.
+
+    So runs that differ in one option sample their completions with the same noise, update by update, and what differs
+    between them comes from the option (common random numbers).
+    """
+
+    def __init__(self, seed: int, process: int) -> None:
+        self.seed, self.process = seed, process
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        set_seed(random.Random(f"{self.seed}:{state.global_step}:{self.process}").getrandbits(32))
+
+
+class Budget(TrainerCallback):
+    """Ends a stage after the step by which it has spent its FLOPs; `spent` counts them over all processes."""
+
+    def __init__(self, max_flops: float | None, spent: Callable[[], float]) -> None:
+        self.max_flops, self.spent = max_flops, spent
+        self.is_used_up = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.max_flops is not None and self.spent() >= self.max_flops:
+            self.is_used_up = True
+            control.should_training_stop = True
+            control.should_save = False  # resumed from here, the stage would take a step too many
+
+
+class Scorer(TrainerCallback):
+    """Scores the student now and then on the held-out rows; the stage's own scores come before and after."""
+
+    def __init__(self, every: int | None, score: Callable[[], Mapping[str, float]], log: RunLog) -> None:
+        self.every, self.score, self.log = every, score, log
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.every is not None and state.global_step % self.every == 0 and not control.should_training_stop:
+            self.log.note({f"score/{skill}": score for skill, score in self.score().items()})
+            control.should_log = True
 
 
 class Keeper(TrainerCallback):

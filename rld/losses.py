@@ -7,12 +7,14 @@ Shapes: B completions, T completion tokens, S whole sequence, H width, K teacher
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rld.config import RLDConfig
+from rld.errors import RecipeError
 from rld.features import AnyFeature
 from rld.panel import Panel
 from rld.signals import (
@@ -25,7 +27,7 @@ from rld.signals import (
 )
 from rld.steering import Steering
 from rld.student import RecordedStudent, Response, SignalInputs
-from rld.types import SIGNALS, Signal
+from rld.types import SIGNALS, Align, Signal
 
 Batch = dict[str, Any]
 
@@ -51,7 +53,26 @@ class JointLoss:
         self.args, self.panel, self.steering, self.feature, self.device = args, panel, steering, feature, device
         self.tokens = args.token_weights_model()
         args.matching(0.0)  # a mistake in its options shows before anything runs
+        self._require_a_fit(panel.align)
         self.ledger = self._empty()
+
+    def _require_a_fit(self, align: Sequence[Align | None]) -> None:
+        """Refuse options that would be without effect.
+
+        Raises:
+            RecipeError: a combination or token weights that a teacher with another tokenizer can't take part in.
+        """
+        rule = self.args.combination_model()
+        if rule.needs_one_vocabulary and any(align) and len(align) > 1:
+            raise RecipeError(
+                f"combine: {rule.kind} lays the teachers' distributions side by side, which those with another "
+                "tokenizer (align) don't allow; use mixture, sum, route or best_of"
+            )
+        if self.tokens is not None and "likelihood" in align:
+            raise RecipeError(
+                f"tokens: {self.tokens.kind} weighs distributions, and a teacher with align: likelihood gives none; "
+                "use align: vocabulary"
+            )
 
     def _empty(self) -> Ledger:
         return Ledger.empty(len(self.steering.skills), len(self.steering.teachers), self.device)

@@ -89,7 +89,8 @@ def _signals(stage: Distill) -> str:
         shaped = signals.policy.teacher_reward
         words.append("policy" + (f" (teacher-scored reward x {shaped:g})" if shaped else ""))
     if signals.response is not None and stage.teachers:
-        words.append(f"response ({signals.response.divergence.kind})")
+        several = f", {signals.response.combine.kind} of teachers" if len(stage.teachers) > 1 else ""
+        words.append(f"response ({signals.response.divergence.kind}{several})")
     if signals.feature is not None:
         words.append(f"feature ({signals.feature.loss.kind})")
     return ", ".join(words)

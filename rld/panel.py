@@ -10,7 +10,7 @@ another tokenizer, P prompt tokens, H width, L layers, K teachers, V tokens that
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -71,6 +71,7 @@ class Panel:
         ends: Sequence[int],
         feature: AnyFeature | None,
         prepare: Callable[[PreTrainedModel], PreTrainedModel],
+        chat_options: Mapping[str, Any] | None = None,
     ) -> None:
         names = [teacher.name for teacher in teachers]
         if len(set(names)) < len(names):
@@ -92,8 +93,8 @@ class Panel:
         self.num_parameters = [teacher.num_parameters() for teacher in teachers]
         self._output = student.get_output_embeddings()
         self._vocabulary = self._output.weight.shape[0]
-        self._translators = _translators(teachers, tokenizer, ends)
-        self._align = [teacher.align for teacher in teachers]
+        self._translators = _translators(teachers, tokenizer, ends, chat_options)
+        self.align = [teacher.align for teacher in teachers]
         named = zip(self.models, names, strict=True)
         self.plans = [Plan.of(feature, student, model, str(name)) for model, name in named] if feature else []
 
@@ -171,11 +172,16 @@ class Panel:
         taps = self.plans[k].taps if self.plans else ()
         with self._teachers[k].running(said.ids_BS.device) as model:
             last_RUH, mapped_RLUH = hidden_states(model, said.ids_BS, said.attention_BS, said.num_tokens, taps, batch)
+        last_RUH = last_RUH.to(said.ids_BS.device)  # a model may end on another device
+        mapped_RLUH = None if mapped_RLUH is None else mapped_RLUH.to(said.ids_BS.device)
         log_p_RU = log_probabilities(self.head(k), last_RUH, said.ids_BS[:, -said.num_tokens :], temperature)
         scores_RT = _span_sums(log_p_RU, said.theirs_BU, num_tokens)
         index = said.starts_BT.clamp(min=0)
         batch_index = torch.arange(len(rows), device=index.device)[:, None]
-        rollout["teacher_tokens"][rows, k] = said.starts_BT >= 0
+        spoken_RT = said.starts_BT >= 0
+        if self.align[k] == "vocabulary":  # a first token with a space is no partner of one without
+            spoken_RT[:, 0] &= ~said.spaced_B
+        rollout["teacher_tokens"][rows, k] = spoken_RT
         rollout[f"teacher_{k}_hidden"] = _at_rows(last_RUH[batch_index, index], rows, num_rows)
         if mapped_RLUH is not None:
             mapped_RLTH = mapped_RLUH.transpose(1, 2)[batch_index, index].transpose(1, 2)
@@ -222,7 +228,7 @@ class Panel:
                 inputs.get(f"teacher_{k}_hidden"),
                 inputs.get(f"teacher_{k}_layers"),
                 inputs["teacher_tokens"][:, k],
-                self._align[k],
+                self.align[k],
                 inputs.get(f"teacher_{k}_spans"),
                 inputs.get(f"teacher_{k}_span_scores"),
                 self._shared(k, device),
@@ -241,7 +247,10 @@ class Panel:
 
 
 def _translators(
-    teachers: Sequence[Teacher], tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]
+    teachers: Sequence[Teacher],
+    tokenizer: PreTrainedTokenizerBase,
+    ends: Sequence[int],
+    chat_options: Mapping[str, Any] | None,
 ) -> list[Translator | None]:
     """What translates for each teacher; None for those that read the student's tokens."""
     if not any(teacher.align for teacher in teachers):
@@ -250,7 +259,7 @@ def _translators(
     for teacher in teachers:
         assert teacher.tokenizer is not None  # `require_same_tokenizer` has found it
         options = str(teacher.name), teacher.tokenizer, teacher.ends(), teacher.chat_template
-        made.append(Translator(*options, student) if teacher.align else None)
+        made.append(Translator(*options, student, chat_options) if teacher.align else None)
     return made
 
 

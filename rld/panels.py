@@ -113,6 +113,7 @@ class _Panels:
         success = Chart("Success rate", self._lines("skill", "progress/(.+)"), 0, 1, marks=self._marks("change"))
         levels = self._lines("skill", "level/(.+)")
         return [
+            *self._chart(Chart("Held-out score", self._lines("skill", "score/(.+)"), 0, 1)),
             *self._chart(success),
             *self._chart(Chart("Curriculum level", levels, stairs=True, marks=self._marks("level", "change"))),
             *self._chart(shares),

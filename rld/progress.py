@@ -73,6 +73,7 @@ class RunLog(TrainerCallback):
     def __init__(self, folder: Path, stage: str, start: float, flops: Callable[[], float]) -> None:
         self.folder, self.stage, self.start, self.flops = folder, stage, start, flops
         self._writes = False
+        self._noted: dict[str, float] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._writes = state.is_world_process_zero
@@ -95,7 +96,12 @@ class RunLog(TrainerCallback):
         if self._writes and values:
             seconds = round(time.time() - self.start, 3)
             head = {"stage": self.stage, "step": state.global_step, "seconds": seconds, "flops": self.flops()}
-            journal.append(self.folder / METRICS, [head | values])
+            journal.append(self.folder / METRICS, [head | values | self._noted])
+            self._noted = {}
+
+    def note(self, values: Mapping[str, float]) -> None:
+        """Add values to the next line."""
+        self._noted |= values
 
     def events(self, events: list[Event]) -> None:
         """Append a controller's events."""

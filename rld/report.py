@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from html import escape
 from pathlib import Path
 
@@ -12,8 +11,8 @@ from rld.charts import figure
 from rld.curves import number
 from rld.history import History, Stage, read
 from rld.panels import Group, Inks, groups
-from rld.stylesheet import STYLE
-from rld.tables import html_table, saved
+from rld.stylesheet import page, write_page
+from rld.tables import grid, html_table, saved
 
 _KINDS = {"sft": "supervised fine-tuning", "distill": "distillation and reinforcement"}
 _STATES = {
@@ -29,12 +28,7 @@ def write_report(run: Path) -> Path:
     Raises:
         CheckpointError: the folder holds no run, or a file of it is damaged.
     """
-    page = _page(read(run))
-    target = run / "report.html"
-    draft = target.with_name(target.name + ".draft")
-    draft.write_text(page, encoding="utf-8")
-    os.replace(draft, target)
-    return target
+    return write_page(run / "report.html", _page(read(run)))
 
 
 def _page(history: History) -> str:
@@ -42,14 +36,7 @@ def _page(history: History) -> str:
     parts = [_header(history), *_notes(history), _outcome(history, inks), _overview(history)]
     parts += [_stage(history, number, inks) for number in range(len(history.stages))]
     parts += [_recipe(history), f"<footer>Drawn by rld from {escape(str(history.folder))}</footer>"]
-    # The policy lets the browser load and run nothing, whatever a name in a recipe may contain.
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(history.plan.name)}: rld report</title><style>{STYLE}</style></head>"
-        f"<body><main>{''.join(parts)}</main></body></html>\n"
-    )
+    return page(f"{history.plan.name}: rld report", "".join(parts))
 
 
 def _header(history: History) -> str:
@@ -87,8 +74,8 @@ def _overview(history: History) -> str:
             cells = [_time(stage.result.seconds), number(stage.result.flops), "done"]
             seconds, flops = seconds + stage.result.seconds, flops + stage.result.flops
         rows.append([name, stage.plan.run, str(stage.plan.steps), *cells])
-    heads = {"stage": "left", "kind": "left", "steps": "", "time": "", "FLOPs": "", "state": "left"}
-    return f'<h2>Stages</h2><div class="card">{_table(heads, rows)}</div>'
+    heads = [("stage", "left"), ("kind", "left"), ("steps", ""), ("time", ""), ("FLOPs", ""), ("state", "left")]
+    return f'<h2>Stages</h2><div class="card">{grid(heads, rows)}</div>'
 
 
 def _outcome(history: History, inks: Inks) -> str:
@@ -133,23 +120,11 @@ def _events(stage: Stage) -> str:
         [str(e.step), escape(e.skill), f"{escape(e.kind)}: {escape(e.about)}", escape(e.measured), escape(e.rule)]
         for e in stage.events
     ]
-    heads = {"step": "", "skill": "left", "decision": "left", "measured": "left wide", "rule": "left"}
+    heads = [("step", ""), ("skill", "left"), ("decision", "left"), ("measured", "left wide"), ("rule", "left")]
     return (
         "<h3>Events<small>what was decided or changed, marked in the charts that show it</small></h3>"
-        f'<div class="card long">{_table(heads, rows)}</div>'
+        f'<div class="card long">{grid(heads, rows)}</div>'
     )
-
-
-def _table(heads: dict[str, str], rows: list[list[str]]) -> str:
-    """Lay out cells of HTML; `heads` gives each column's CSS class by its name."""
-    head = "".join(f'<th class="{css}">{name}</th>' for name, css in heads.items())
-    body = "".join(
-        "<tr>"
-        + "".join(f'<td class="{css}">{cell}</td>' for cell, css in zip(row, heads.values(), strict=True))
-        + "</tr>"
-        for row in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _recipe(history: History) -> str:

@@ -42,6 +42,24 @@ def teacher_delta(
     return (weight_BKT * (scores_BKT - own_BKT)).sum(1), weight_BKT.sum(1)
 
 
+def mean_likelihood(scores_BKT: Tensor, spans_BKT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Each teacher's mean log-probability per token of a completion, `[B, K]`; -inf where it says nothing.
+
+    Args:
+        scores_BKT: Log-probability of the span that each token lies in.
+        spans_BKT: Number of that span, -1 where the teacher is silent.
+        mask_BT: Tokens that count.
+    """
+    spoken_BKT = (spans_BKT >= 0) & mask_BT.bool()[:, None]
+    index_BKT = spans_BKT.clamp(min=0)
+    sizes_BKT = (
+        torch.zeros_like(scores_BKT).scatter_add_(-1, index_BKT, spoken_BKT.to(scores_BKT)).gather(-1, index_BKT)
+    )
+    sums_BK = (scores_BKT / sizes_BKT.clamp(min=1)).masked_fill(~spoken_BKT, 0.0).sum(-1)
+    counts_BK = spoken_BKT.sum(-1)
+    return (sums_BK / counts_BK.clamp(min=1)).masked_fill(counts_BK == 0, -torch.inf)
+
+
 def teacher_advantages(
     advantages_B: Tensor, delta_BT: Tensor, spread_B: Tensor, coefficient: float, taught_BT: Tensor
 ) -> Tensor:

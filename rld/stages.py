@@ -60,6 +60,12 @@ class _Stage(Part):
     """Options of `peft.LoraConfig`: train an adapter, which is merged into the stage's result. None: train all."""
     checkpoint_every: int = Field(100, gt=0)
     """Optimiser steps between checkpoints: the most that a crash can lose."""
+    evaluate_every: int | None = Field(None, gt=0)
+    """Optimiser steps between scorings of the student on the held-out rows, logged as `score/<skill>`; their FLOPs are
+    not counted. None: before and after the stage only."""
+    max_flops: float | None = Field(None, gt=0)
+    """Stop after the step by which the stage has spent this many FLOPs, teachers, gate and probes included. The
+    learning rate's schedule goes by `steps` all the same. None: all steps."""
 
 
 class Sft(_Stage):

@@ -107,13 +107,13 @@ class Steering:
             return False
         return self.looking or bool((self.signals_SG[:, SIGNALS.index(signal)] > 0).any())
 
-    def wanted(self, teacher_reward: float) -> Tensor:
-        """Which teachers a rollout needs per skill, `[S, K]`: those with weight, and at a heartbeat all that teach."""
+    def wanted(self, teacher_reward: float, shares_SK: Tensor) -> Tensor:
+        """Which teachers a rollout needs per skill, `[S, K]`: those with a share, and at a heartbeat all that teach."""
         if self.looking:
             return self.teaches_SK
         policy, response, feature = self.signals_SG.unbind(1)
         used_S = (response > 0) | (feature > 0) | ((policy > 0) & (teacher_reward > 0))
-        return (self.teachers_SK > 0) & used_S[:, None]
+        return (shares_SK > 0) & used_S[:, None]
 
     def spread_S(self) -> Tensor:
         """Running root-mean-square of the teacher-scored reward's delta per skill; 1 until one was measured.

@@ -178,7 +178,7 @@ def _match(
         matching = replace(response.matching, entropies=True)
         with torch.no_grad():
             _, seen = match(hidden_BTH[valid_BT], ours, said, shares_NK, counts_BT[valid_BT], matching)
-        gap, theirs, own = (spread(x) for x in (seen.gap_N, seen.teacher_entropy_N, seen.student_entropy_N))
+        gap, theirs, own = (spread(x) for x in (seen.gap_N, seen.target_entropy_N, seen.student_entropy_N))
         counts_BT = counts_BT * response.tokens(gap, theirs, own, valid_BT)
     total, streams = match(hidden_BTH[valid_BT], ours, said, shares_NK, counts_BT[valid_BT], response.matching)
     apart = {k: spread(streams.divergence_NK[:, i]) for i, k in enumerate(chosen)}
@@ -187,5 +187,9 @@ def _match(
 
 def _said(teacher: TeacherStates, vocabulary: int, valid_BT: Tensor) -> Said:
     assert teacher.hidden_BTH is not None
-    head = teacher.head if teacher.vocabulary is not None else teacher.head.first(vocabulary)
-    return Said(head, teacher.hidden_BTH[valid_BT], teacher.tokens_BT[valid_BT], teacher.vocabulary)
+    states = teacher.hidden_BTH[valid_BT], teacher.tokens_BT[valid_BT]
+    if teacher.vocabulary is None:
+        return Said(teacher.head.first(vocabulary), *states)
+    ours_V, theirs_V = teacher.vocabulary
+    kept_V = ours_V < vocabulary  # a teacher of the student's tokenizer may have cut the student's head
+    return Said(teacher.head, *states, (ours_V[kept_V], theirs_V[kept_V]))

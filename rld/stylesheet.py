@@ -4,6 +4,10 @@ The colours of lines were chosen by search: all pairs stay apart (at least 21 in
 simulated protanopia, deuteranopia and tritanopia, with a contrast of at least 3 to the background.
 """
 
+import os
+from html import escape
+from pathlib import Path
+
 STYLE = """
 :root {
   color-scheme: light dark;
@@ -99,3 +103,21 @@ footer { margin-top: 28px; color: var(--soft); font-size: 13px; }
   th:first-child, td:first-child { min-width: 6rem; max-width: 9rem; white-space: normal; overflow-wrap: anywhere; }
 }
 """ + "".join(f".ink{number} {{ --ink: var(--ink{number}); }}\n" for number in range(9))
+
+
+def page(title: str, body: str) -> str:
+    """Return a whole page in this style. Its policy lets a browser load and run nothing, whatever a name contains."""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>\n"
+    )
+
+
+def write_page(target: Path, text: str) -> Path:
+    """Write a page whole or not at all, and return where it is."""
+    draft = target.with_name(target.name + ".draft")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, target)
+    return target

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from statistics import fmean
@@ -109,6 +109,16 @@ def html_table(result: Result, heldout_rows: Mapping[str, int], inks: Inks) -> s
         )
     head = "".join(f"<th>{head}</th>" for head in heads) + '<th class="scale"><span>0</span><span>1</span></th>'
     return f'<div class="card"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def grid(heads: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out cells of HTML; `heads` gives each column's name and its CSS class."""
+    head = "".join(f'<th class="{css}">{name}</th>' for name, css in heads)
+    body = "".join(
+        "<tr>" + "".join(f'<td class="{css}">{cell}</td>' for cell, (_, css) in zip(row, heads, strict=True)) + "</tr>"
+        for row in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _track(row: _Score, teachers: list[str]) -> str:

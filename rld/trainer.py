@@ -16,6 +16,8 @@ Shapes: B completions, T completion tokens, K teachers, S skills.
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,26 +34,25 @@ from trl import GRPOTrainer
 from rld.checkpoint import STATE, VERSION, read_json, write_json
 from rld.compact import score_labels_only
 from rld.config import RLDConfig
-from rld.errors import CheckpointError, DataError
+from rld.errors import CheckpointError, DataError, RecipeError
 from rld.gap import Gap
 from rld.gate import Gate
-from rld.losses import JointLoss, loss_mask, taught_share
+from rld.losses import JointLoss, loss_mask
 from rld.matching import Projections, attach_projections
 from rld.panel import Panel
 from rld.rollout import (
     all_checked,
-    gate_counts,
     gold_completions,
     group_counts,
     no_reward,
-    successes,
     verifier,
 )
+from rld.scoring import Scoring
 from rld.steering import Steering
 from rld.stream import Stream, skills_of
 from rld.student import RecordedStudent, add_signal_head
 from rld.teachers import Teacher
-from rld.types import DEFAULT_SKILL, SIGNALS, Controller, Curriculum, Event, Task
+from rld.types import DEFAULT_SKILL, Controller, Curriculum, Event, Task
 
 _COUNTERS = ("flops", "num_generated", "num_scored", "num_saved", "_num_rollouts", "_step")
 
@@ -124,16 +125,18 @@ class RLDTrainer(GRPOTrainer):
         self.flops = 0.0
         """Floating-point operations so far, over all processes: 2 a parameter and token forward, 4 backward."""
         self.num_generated, self.num_scored, self.num_saved, self._num_rollouts = 0, 0, 0, 0
+        self._rewards, self._own_B2 = torch.zeros(0, 1), torch.zeros(0, 2)
+        """Of the last rollout, over all processes: rewards, and which completions are attempts and successes."""
         self._loss_inputs: dict[str, Any] | None = None
         self._recorded: RecordedStudent | None = None
         self._feature = args.feature_model() if "feature" in signals else None
-        self._combination = args.combination_model()
         self._student: PreTrainedModel = self.model.get_base_model() if is_peft_model(self.model) else self.model
         self._num_parameters = self._student.num_parameters()
         self._set_up_teachers()
-        verify = verifier(self.reward_funcs) if args.gate == "prompt" and self.teachers else None
-        length = args.max_completion_length or 256
-        self.gate = verify and Gate(self.teachers, self._tokenizer, verify, length, self.accelerator.device)
+        self.gate = self._new_gate() if args.gate == "prompt" and self.teachers else None
+        if args.gold and (self.use_vllm or self.tools or self.rollout_func is not None):
+            raise RecipeError("gold answers take the place of completions that transformers generates without tools")
+        self._scoring = Scoring(args, self.panel, self.steering, self.gate, self.accelerator)
         self._joint = JointLoss(args, self.panel, self.steering, self._feature, self.accelerator.device)
 
     def _set_up_teachers(self) -> None:
@@ -141,12 +144,29 @@ class RLDTrainer(GRPOTrainer):
             ready: PreTrainedModel = self.accelerator.prepare_model(teacher, evaluation_mode=True)
             return ready
 
-        self.panel = Panel(self.teachers, self._student, self._tokenizer, self.eos_token_ids, self._feature, prepare)
+        known = self._tokenizer, self.eos_token_ids, self._feature
+        self.panel = Panel(self.teachers, self._student, *known, prepare, self._chat_options)
         self._projections = Projections(self.panel.plans) if self._feature is not None else None
         if self._projections is not None:
             attach_projections(self._student, self._projections)
         if self.teachers:
             add_signal_head(self._student)
+
+    def _new_gate(self) -> Gate | None:
+        verify = verifier(self.reward_funcs)
+        if verify is None:
+            warnings.warn("the first reward can't be asked about teachers' answers, so gate is skill", stacklevel=3)
+            return None
+        given = {"trainer_state": self.state, "log_extra": _unlogged, "log_metric": _unlogged}
+        length = self.args.max_completion_length or 256
+        asked = functools.partial(verify, **given)
+        return Gate(self.teachers, self._tokenizer, asked, length, self.accelerator.device, self._chat_options)
+
+    @property
+    def _chat_options(self) -> dict[str, Any]:
+        options: Any = self.chat_template_kwargs
+        assert isinstance(options, dict)  # TRL has parsed it
+        return options
 
     # -- roll out and score ------------------------------------------------------------------------------------------
 
@@ -158,13 +178,18 @@ class RLDTrainer(GRPOTrainer):
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
         if not self.args.gold or not self.model.training:
             return super()._generate_single_turn(prompt_ids, *args, **kwargs)
-        first = self.accelerator.process_index * len(prompt_ids)
-        own = [i for i in range(len(prompt_ids)) if (first + i) % self.num_generations >= self.args.gold]
+        own = (~self._gold_B(len(prompt_ids))).nonzero().squeeze(1).tolist()
         sampled, _ = super()._generate_single_turn([prompt_ids[i] for i in own], *args, **kwargs)
         completions = gold_completions(self._rows, self._tokenizer, self.args.max_completion_length)
         for i, ids in zip(own, sampled, strict=True):
             completions[i] = ids
         return completions, None
+
+    def _gold_B(self, num_rows: int) -> Tensor:
+        """Which of this process's rows are gold answers."""
+        places = torch.arange(num_rows, device=self.accelerator.device) + self.accelerator.process_index * num_rows
+        gold_B: Tensor = places % self.num_generations < self.args.gold
+        return gold_B
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._rows = inputs
@@ -209,55 +234,23 @@ class RLDTrainer(GRPOTrainer):
 
     def _score_with_teachers(self, inputs: list[dict[str, Any]], output: dict[str, Any]) -> None:
         """Run each needed teacher once over the completions and add what it says to `output`."""
-        skills_B, prompts = output["skill_ids"], [row["prompt"] for row in inputs]
-        rows_BK = self.steering.wanted(self.args.teacher_reward).to(skills_B.device)[skills_B]
-        output["teacher_weights"] = self.steering.teachers_SK.to(skills_B.device)[skills_B]
-        if self.gate is not None and self.model.training:
-            rows_BK = self._gated(self.gate, inputs, output, rows_BK)
-        output |= {f"{s}_on": torch.tensor(self.steering.computed(s)) for s in SIGNALS[1:]}
+        training = self.model.training
+        group = self.num_generations if training else self.num_generations_eval
+        assert group is not None  # TRL sets it
+        if training:
+            self._scoring.gate(inputs, output, self._own_B2, group)
+        else:
+            self._scoring.leave_open(output)
         with self.accelerator.autocast():
-            self.panel.score(output, rows_BK, self.args.per_device_train_batch_size, prompts, self.temperature)
-            if self.args.teacher_reward or self._combination.compares:
-                output |= self.panel.sampled_scores(output, self.temperature)
-        if self._combination.compares:
-            output["teacher_weights"] = self._chosen_teachers(output)
-        taught_BT = loss_mask(output) * (taught_share(output) > 0)
-        output["num_taught"] = self.accelerator.reduce(taught_BT.sum(), reduction="sum")
-        if self.model.training:
-            lengths_B = output["prompt_mask"].sum(1) + output["completion_mask"].sum(1)
-            could_BK = self.steering.teaches_SK.to(skills_B.device)[skills_B]
-            sums = torch.stack([(rows_BK * lengths_B[:, None]).sum(0), (could_BK * lengths_B[:, None]).sum(0)])
-            scored, possible = self.accelerator.reduce(sums, reduction="sum").tolist()
-            self.num_scored += sum(scored)
-            self.num_saved += sum(possible) - sum(scored)
-            self.flops += sum(2.0 * size * n for size, n in zip(self.panel.num_parameters, scored, strict=True))
-
-    def _gated(self, gate: Gate, inputs: list[dict[str, Any]], output: dict[str, Any], rows_BK: Tensor) -> Tensor:
-        """Rows that teachers may teach on; the others' weight goes to those that may."""
-        before = gate.flops
-        open_BK = gate.open(inputs, rows_BK)
-        self.flops += self.accelerator.reduce(torch.tensor(gate.flops - before), reduction="sum").item()
-        weights_BK = output["teacher_weights"]
-        kept_BK = weights_BK * open_BK
-        output["teacher_weights"] = kept_BK / kept_BK.sum(1, keepdim=True).clamp(min=1e-12) * weights_BK.sum(1, True)
-        skills_B, everywhere_BK = gather(output["skill_ids"]), gather(rows_BK)
-        counts = gate_counts(
-            self._own_B2, skills_B, everywhere_BK, gather(open_BK), self.num_generations, len(self.skills)
-        )
-        self.steering.count_gate(counts)
-        return rows_BK & open_BK
-
-    def _chosen_teachers(self, output: dict[str, Any]) -> Tensor:
-        """Teacher weights that depend on whole groups, which may lie on several processes."""
-        speaks_BKT = (output["teacher_spans"] >= 0) & loss_mask(output).bool()[:, None]
-        sums_BK = output["teacher_scores"].masked_fill(~speaks_BKT, 0.0).sum(-1)
-        likelihood_BK = sums_BK / speaks_BKT.sum(-1).clamp(min=1)
-        correct_B = successes(self._rewards)
-        weights_BK = self._combination.shares(
-            gather(output["teacher_weights"]), gather(likelihood_BK), correct_B, self.num_generations
-        )
-        first = self.accelerator.process_index * len(likelihood_BK)
-        return weights_BK[first : first + len(likelihood_BK)]
+            self._scoring.score(inputs, output, self.temperature)
+        self._scoring.choose(output, self._rewards, group)
+        if training and self.args.gold:
+            self._scoring.silence(output, self._gold_B(len(inputs)))
+        if training:
+            scored, saved, flops = self._scoring.cost(output)
+            self.num_scored += scored
+            self.num_saved += saved
+            self.flops += flops
 
     # -- signals -----------------------------------------------------------------------------------------------------
 
@@ -394,3 +387,7 @@ class RLDTrainer(GRPOTrainer):
             self.stream.allocate(self.steering.weights.allocation)
         if self._projections is not None:
             self._projections.load_state_dict(load_file(folder / "rld_projections.safetensors"))
+
+
+def _unlogged(*_: Any) -> None:
+    """Stand in for TRL's `log_extra` and `log_metric`: a teacher's answer is no completion of the student's."""

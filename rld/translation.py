@@ -9,7 +9,7 @@ completions, V tokens that both vocabularies have.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,8 @@ class Translation:
     """The span of each token of the student's; -1 for none."""
     theirs_BU: Tensor
     """The span of each token of the teacher's; -1 for none."""
+    spaced_B: Tensor
+    """Whether the teacher's tokenizer put a space before the text: its first token is then another one than ours."""
 
     def to(self, device: torch.device) -> Translation:
         return Translation(
@@ -48,6 +50,7 @@ class Translation:
             self.starts_BT.to(device),
             self.spans_BT.to(device),
             self.theirs_BU.to(device),
+            self.spaced_B.to(device),
         )
 
 
@@ -79,6 +82,7 @@ class Translator:
         ends: The tokens that end its completions.
         chat_template: Its chat template in Jinja. None: its tokenizer's.
         student: The student's tokens.
+        chat_options: What else the student's chat template is given, such as a switch for thinking.
 
     Attributes:
         vocabulary: Ids `[V]` of the student's and of the teacher's tokens that spell the same.
@@ -94,8 +98,10 @@ class Translator:
         ends: Collection[int],
         chat_template: str | None,
         student: StudentTokens,
+        chat_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._name, self._tokenizer, self._student = name, tokenizer, student
+        self._chat_options = dict(chat_options or {})
         self._template = chat_template or _chat_template(tokenizer)
         try:
             self._end = end_token(tokenizer, ends, self._template)
@@ -125,7 +131,7 @@ class Translator:
             TeacherError: a prompt is a conversation, and the teacher has no chat template or one that refuses it.
         """
         rows = [self._row(*row) for row in zip(ids_BT.tolist(), mask_BT.tolist(), strict=True)]
-        completions, firsts, ours, theirs = zip(*rows, strict=True)
+        completions, firsts, ours, theirs, spaced = zip(*rows, strict=True)
         before, after = [self._prompt(prompt) for prompt in prompts], list(completions)
         longest, num_tokens = max(map(len, before)), max(map(len, after))
         ids, attention = [], []
@@ -140,18 +146,20 @@ class Translator:
             torch.tensor(firsts),
             torch.tensor(ours),
             torch.tensor([row + [-1] * (num_tokens - len(row)) for row in theirs], dtype=torch.int64),
+            torch.tensor(spaced),
         )
 
-    def _row(self, ids: list[int], mask: list[int]) -> tuple[list[int], list[int], list[int], list[int]]:
+    def _row(self, ids: list[int], mask: list[int]) -> tuple[list[int], list[int], list[int], list[int], bool]:
         """One completion in the teacher's tokens, and for both sides what `Translation` says of them."""
         ours = self._student.spelt(ids, mask)
         data = b"".join(ours)
         text = valid_text(data)
         completion = self._encode(text)
         theirs = self._spelt(completion, text)
+        spaced = b"".join(theirs) != b"".join(self._pieces[i] for i in completion)
         if self._end is not None and data[len(text.encode()) :].startswith(END):
             completion, theirs = [*completion, self._end], [*theirs, END]
-        return completion, starts(ours, theirs), *spans(ours, theirs)
+        return completion, starts(ours, theirs), *spans(ours, theirs), spaced
 
     def _encode(self, text: str) -> list[int]:
         # a completion that spells the name of a special token has not said that token
@@ -177,7 +185,11 @@ class Translator:
         else:
             try:
                 encoded = self._tokenizer.apply_chat_template(
-                    prompt, chat_template=self._template, add_generation_prompt=True, return_dict=True
+                    prompt,
+                    chat_template=self._template,
+                    add_generation_prompt=True,
+                    return_dict=True,
+                    **self._chat_options,
                 )
             except TemplateError as error:
                 raise TeacherError(f"teacher '{self._name}': chat_template: {error}") from error

@@ -83,8 +83,8 @@ class Streams(NamedTuple):
     """Divergence from the target times the strength with which the teachers speak."""
     divergence_NK: Tensor
     """Divergence from each teacher; 0 where it is silent."""
-    teacher_entropy_N: Tensor
-    """Weighted mean over teachers, in nats."""
+    target_entropy_N: Tensor
+    """Entropy of the target in nats; of separate teachers the weighted mean."""
     student_entropy_N: Tensor
 
 
@@ -153,6 +153,8 @@ def match(
     Returns:
         The sum, in nats, and the streams per token.
     """
+    if not torch.is_grad_enabled():  # or the pass would compute gradients that nobody asks for
+        hidden_NH, head = hidden_NH.detach(), head.detach()
     if teachers:
         speaks_NK = torch.stack([said.speaks_N for said in teachers], dim=1)
         weights_NK = weights_NK.masked_fill(~speaks_NK, 0.0)
@@ -205,6 +207,7 @@ def _chunk(
             streams.divergence_NK[rows, k] = apart_N.detach().masked_fill(~teachers[k].speaks_N, 0.0)
             if k not in pooled:
                 gap_N = gap_N + weights_NK[:, k] * apart_N
+        target_NV = None
         if pooled:
             stacked_KNV = torch.stack([log_p_KNV[k] for k in pooled])
             target_NV, strength_N = matching.combination.target(stacked_KNV, weights_NK[:, pooled])
@@ -213,9 +216,16 @@ def _chunk(
     streams.gap_N[rows] = gap_N.detach()
     if matching.entropies:
         streams.student_entropy_N[rows] = entropy(log_s_NV.detach())
-        for k in speaking:
-            streams.teacher_entropy_N[rows] += weights_NK[:, k] * entropy(log_p_KNV[k])
+        streams.target_entropy_N[rows] = _target_entropy(target_NV, log_p_KNV, weights_NK)
     return slope_NV
+
+
+def _target_entropy(target_NV: Tensor | None, log_p_KNV: dict[int, Tensor], weights_NK: Tensor) -> Tensor:
+    """Entropy of the target, or where there is none, the weighted mean of the teachers'."""
+    if target_NV is not None:
+        return entropy(target_NV)
+    sums_N = sum((weights_NK[:, k] * entropy(log_p_NV) for k, log_p_NV in log_p_KNV.items()), 0.0 * weights_NK.sum(-1))
+    return sums_N / weights_NK.sum(-1).clamp(min=1e-12)
 
 
 def _apart(

@@ -20,7 +20,7 @@ import tests.tiny as tiny
 from rld.align import END, shared_vocabulary, sorted_difference, span_likelihood, spans, starts, token_bytes, valid_text
 from rld.config import RLDConfig
 from rld.controllers import Fixed
-from rld.errors import TeacherError
+from rld.errors import RecipeError, TeacherError
 from rld.features import Cosine
 from rld.panel import Panel
 from rld.teachers import Teacher
@@ -495,6 +495,26 @@ def test_a_student_equal_to_an_aligned_teacher_is_left_alone(tmp_path, align):
     assert loss.item() == pytest.approx(0, abs=1e-4)
     gradients = [p.grad.abs().max().item() for p in made.model.parameters() if p.grad is not None]
     assert max(gradients) < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"combine": "agreement"}, "combine: agreement"),
+        ({"token_weights": "top"}, "tokens: top weighs distributions"),
+    ],
+)
+def test_options_that_an_aligned_teacher_would_ignore_are_refused(tmp_path, options, message):
+    plain = Teacher(model(STUDENT, 2), "plain", tokenizer=STUDENT)
+    with pytest.raises(RecipeError, match=message):
+        RLDTrainer(
+            model(STUDENT, 0),
+            args=RLDConfig(**tiny.options(tmp_path, **options)),
+            train_dataset=Dataset.from_dict({"prompt": ["The answer is 12"] * 8}),
+            processing_class=STUDENT,
+            teachers=[other(), plain],
+            controller=Fixed(),
+        )
 
 
 def test_another_tokenizer_without_align_is_refused_with_the_fix():

@@ -21,9 +21,10 @@ ORDER = """
     source library installed document token_files reserved checks reading
     questions data stream lessons
     compact heads align taps vocabulary matching student hosting teachers translation panel evaluation
-    rollout checkpoint gate signals steering config losses trainer
+    rollout checkpoint gate signals steering config losses scoring trainer
     cost overview catalogue journal curves history charts panels tables stylesheet progress report
-    keeper models changes build pipeline cli __main__
+    arms jobs comparison outcomes scoreboard ablation
+    keeper models changes arguments build pipeline cli __main__
 """.split()  # noqa: SIM905 - a list this long is easier to read as text
 CONTENT = {"rewards": {"types", "errors", "heads"}, "curricula": {"types", "errors"}}
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

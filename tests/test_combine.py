@@ -81,23 +81,36 @@ def test_teachers_that_contradict_each_other_are_not_heard():
 
 
 @pytest.mark.parametrize("rule", COMBINATIONS, ids=repr)
-def test_shares_keep_their_sum_shut_out_teachers_stay_out_and_order_does_not_matter(rule):
-    weights = torch.tensor([[0.2, 0.8, 0.0]] * 2 + [[0.6, 0.3, 0.1]] * 2)
-    likelihood = torch.tensor([[-1.0, -2.0, 0.0], [-3.0, -1.0, 0.0], [-1.0, -2.0, -3.0], [-1.0, -0.5, -3.0]])
+def test_weights_keep_their_sum_shut_out_teachers_stay_out_and_order_does_not_matter(rule):
+    weights = torch.tensor([[0.2, 0.8, 0.0]] * 2 + [[0.4, 0.4, 0.2]] * 2)
+    likelihood = torch.tensor([[-1.0, -2.0, 0.0], [-3.0, -1.0, 0.0], [-1.0, -2.0, -3.0], [-1.0, -0.5, -torch.inf]])
     correct = torch.tensor([True, False, True, True])
-    shares = rule.shares(weights, likelihood, correct, 2)
-    torch.testing.assert_close(shares.sum(1), torch.ones(4))
-    assert not shares[:2, 2].any()
-    torch.testing.assert_close(rule.shares(weights.flip(1), likelihood.flip(1), correct, 2), shares.flip(1))
+    for found, turned in (
+        (rule.shares(weights), rule.shares(weights.flip(1))),
+        (rule.chosen(weights, likelihood, correct, 2), rule.chosen(weights.flip(1), likelihood.flip(1), correct, 2)),
+    ):
+        torch.testing.assert_close(found.sum(1), torch.ones(4))
+        assert not found[:2, 2].any()
+        torch.testing.assert_close(turned.flip(1), found)
 
 
 def test_routing_takes_the_heaviest_and_best_of_the_one_that_likes_correct_completions():
     weights = torch.tensor([[0.2, 0.8]] * 4)
     likelihood = torch.tensor([[-1.0, -2.0], [-9.0, -1.0], [-1.0, -2.0], [-1.0, -2.0]])
     correct = torch.tensor([True, False, False, False])
-    assert Route().shares(weights, likelihood, correct, 2).tolist() == [[0, 1]] * 4
-    best = BestOf().shares(weights, likelihood, correct, 2)
+    assert Route().shares(weights).tolist() == [[0, 1]] * 4
+    assert Route().shares(torch.tensor([[0.4, 0.4, 0.2]])).tolist() == [[0.5, 0.5, 0.0]]
+    best = BestOf().chosen(weights, likelihood, correct, 2)
     torch.testing.assert_close(best, torch.tensor([[1.0, 0.0]] * 2 + [[0.2, 0.8]] * 2))
+    silent = torch.tensor([[-torch.inf, -2.0]] * 4)
+    assert BestOf().chosen(weights, silent, torch.ones(4).bool(), 2).tolist() == [[0, 1]] * 4
+
+
+def test_confidence_does_not_underflow_nor_let_in_who_has_no_weight():
+    flat, others = torch.zeros(2, 1, 500).log_softmax(-1), torch.randn(1, 1, 500).log_softmax(-1)
+    target, strength = Confidence(temperature=0.01).target(torch.cat([flat, others]), torch.tensor([[0.5, 0.5, 0.0]]))
+    torch.testing.assert_close(target, flat[0])
+    assert strength == 1
 
 
 @pytest.mark.parametrize("rule", TOKEN_WEIGHTS, ids=repr)

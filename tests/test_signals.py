@@ -10,7 +10,15 @@ import torch
 from rld.controllers import Fixed
 from rld.errors import ControllerError
 from rld.gap import Gap
-from rld.signals import Ledger, blend, sign_preserving_advantages, teacher_advantages, teacher_delta, weighted_sum
+from rld.signals import (
+    Ledger,
+    blend,
+    mean_likelihood,
+    sign_preserving_advantages,
+    teacher_advantages,
+    teacher_delta,
+    weighted_sum,
+)
 from rld.steering import Steering
 from rld.teachers import Teacher
 from rld.types import Weights
@@ -68,6 +76,13 @@ def test_delta_is_the_weighted_difference_of_log_probabilities_token_by_token_an
     torch.testing.assert_close(share, torch.tensor([[1.0, 1.0, 0.75]]))
 
 
+def test_a_teachers_mean_likelihood_counts_each_span_once_and_is_nothing_where_it_is_silent():
+    scores = torch.tensor([[[-4.0, -4.0, -1.0, -9.0], [0.0, 0.0, 0.0, 0.0]]])
+    spans = torch.tensor([[[0, 0, 1, 2], [-1, -1, -1, -1]]])
+    mean = mean_likelihood(scores, spans, torch.tensor([[1, 1, 1, 0]]))
+    torch.testing.assert_close(mean, torch.tensor([[-5.0 / 3, -math.inf]]))
+
+
 def test_the_sign_preserving_form_scales_and_never_turns_round():
     advantages = torch.tensor([2.0, -2.0, 0.0])
     delta = torch.tensor([[0.1, -50.0, 50.0]]).expand(3, 3)
@@ -119,13 +134,13 @@ def test_the_spread_follows_delta_and_weights_change_only_at_ticks():
 def test_only_needed_teachers_are_wanted_and_all_at_a_heartbeat():
     made = steering(Fixed(response=0.0, policy=1.0, every=1, heartbeat=3), skills=["add"])
     table, none = torch.tensor([[True, True], [False, True]]), torch.zeros(2, 2, dtype=torch.bool)
-    assert torch.equal(made.wanted(0.0), table)  # the first look
+    assert torch.equal(made.wanted(0.0, made.teachers_SK), table)  # the first look
     made.update(ledger().table, torch.zeros(7), 1)
-    assert torch.equal(made.wanted(0.0), none)
-    assert torch.equal(made.wanted(0.1), table)  # the teacher-scored reward needs them
+    assert torch.equal(made.wanted(0.0, made.teachers_SK), none)
+    assert torch.equal(made.wanted(0.1, made.teachers_SK), table)  # the teacher-scored reward needs them
     for step in (2, 3):
         made.update(ledger().table, torch.zeros(7), step)
-    assert torch.equal(made.wanted(0.0), table)
+    assert torch.equal(made.wanted(0.0, made.teachers_SK), table)
 
 
 def test_a_teacher_outside_its_skills_has_no_share():

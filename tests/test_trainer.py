@@ -97,6 +97,24 @@ def test_gold_answers_stand_in_each_group_and_teach_where_the_student_fails(tmp_
     assert sum(solved[-3:]) > sum(solved[:3])
 
 
+def test_gold_answers_need_completions_that_transformers_generates(tmp_path):
+    with pytest.raises(RecipeError, match="gold answers"):
+        RLDTrainer(
+            tiny.model(),
+            tiny.letters,
+            RLDConfig(**tiny.options(tmp_path, gold=1)),
+            tiny.rows(),
+            processing_class=tiny.tokenizer(),
+            rollout_func=lambda prompts, trainer: {},
+        )
+
+
+def test_best_of_can_be_evaluated_with_another_group_size(tmp_path):
+    made = trainer(tmp_path, combine="best_of", num_generations_eval=2, per_device_eval_batch_size=4, max_steps=1)
+    made.train()
+    assert made.evaluate(tiny.rows(4))["eval_loss"] is not None
+
+
 def test_accumulation_does_not_change_the_update(tmp_path):
     def run(steps: int) -> torch.Tensor:
         made = trainer(

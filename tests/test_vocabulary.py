@@ -9,7 +9,7 @@ import torch
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
 from rld import vocabulary
-from rld.combine import AnyCombination, Geometric, Mixture, Sum
+from rld.combine import AnyCombination, Geometric, Mixture, Sum, entropy
 from rld.divergences import JSD, AnyDivergence, ForwardKL, ReverseKL
 from rld.heads import Head
 from rld.vocabulary import Matching, Said, Streams, TopK, match
@@ -155,12 +155,23 @@ def test_the_tail_keeps_the_gradient_of_a_top_k_finite_where_the_teacher_is_sure
         assert gradient.isfinite().all()
 
 
-def test_entropies_are_those_of_student_and_teachers():
-    _, streams, _ = run(
-        [said(0), said(1)], torch.tensor([0.25, 0.75]).expand(N, 2), Matching(JSD(), Mixture(), 1.0, entropies=True)
-    )
+def test_entropies_are_those_of_student_and_target():
+    weights = torch.tensor([0.25, 0.75]).expand(N, 2)
     hidden, head = student()
-    p = log_p(hidden, head, 1.0).exp()
-    torch.testing.assert_close(streams.student_entropy_N, torch.distributions.Categorical(p).entropy().detach())
-    own = [torch.distributions.Categorical(log_p(t.hidden_NH, t.head, 1.0).exp()).entropy() for t in (said(0), said(1))]
-    torch.testing.assert_close(streams.teacher_entropy_N, 0.25 * own[0] + 0.75 * own[1])
+    own = torch.stack([log_p(t.hidden_NH, t.head, 1.0) for t in (said(0), said(1))])
+    alone = torch.arange(N) % 2 == 0
+    for rule, teachers, expected in (
+        (Mixture(), [said(0), said(1)], entropy(Mixture().target(own, weights)[0])),
+        (Sum(), [said(0), said(1)], (weights.T * entropy(own)).sum(0)),
+        (Sum(), [said(0), said(1, ~alone)], torch.where(alone, entropy(own)[0], (weights.T * entropy(own)).sum(0))),
+    ):
+        _, streams, _ = run(teachers, weights, Matching(JSD(), rule, 1.0, entropies=True))
+        torch.testing.assert_close(streams.target_entropy_N, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(streams.student_entropy_N, entropy(log_p(hidden, head, 1.0)).detach())
+
+
+def test_without_gradients_none_are_computed():
+    hidden, head = student()
+    with torch.no_grad():
+        total, _ = match(hidden, head, [said(0)], torch.ones(N, 1), torch.ones(N), Matching(JSD(), Mixture(), 1.0))
+    assert not total.requires_grad

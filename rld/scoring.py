@@ -1,0 +1,115 @@
+"""What the teachers add to a rollout: who may teach where, what each says, and who is listened to.
+
+The steps come in this order: `gate` (or `leave_open`), `score`, `choose`, `silence`, `cost`.
+
+Shapes: B completions of this process, T completion tokens, K teachers, S skills.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather
+from torch import Tensor
+
+from rld.config import RLDConfig
+from rld.gate import Gate
+from rld.losses import loss_mask, taught_share
+from rld.panel import Panel
+from rld.rollout import gate_counts, successes
+from rld.signals import mean_likelihood
+from rld.steering import Steering
+from rld.types import SIGNALS
+
+Rows = list[dict[str, Any]]
+Rollout = dict[str, Any]
+
+
+class Scoring:
+    """Runs the teachers that a rollout needs, and adds what they say to it, batch first."""
+
+    def __init__(
+        self, args: RLDConfig, panel: Panel, steering: Steering, gate: Gate | None, accelerator: Accelerator
+    ) -> None:
+        self.args, self.panel, self.steering = args, panel, steering
+        self.accelerator, self._gate = accelerator, gate
+        self._combination = args.combination_model()
+        self._flops = 0.0
+
+    def leave_open(self, output: Rollout) -> None:
+        """Let each teacher with weight on a skill teach on all its prompts; adds `teacher_weights` `[B, K]`."""
+        skills_B = output["skill_ids"]
+        shares_SK = self._combination.shares(self.steering.teachers_SK)
+        self._rows_BK = self.steering.wanted(self.args.teacher_reward, shares_SK).to(skills_B.device)[skills_B]
+        output["teacher_weights"] = shares_SK.to(skills_B.device)[skills_B]
+        output |= {f"{s}_on": torch.tensor(self.steering.computed(s)) for s in SIGNALS[1:]}
+
+    def gate(self, inputs: Rows, output: Rollout, own_B2: Tensor, group: int) -> None:
+        """Let teachers teach on the prompts that they answer rightly; the others' weight goes to those that may.
+
+        Args:
+            own_B2: Over all processes, whether each completion is an attempt of the student's, and a success.
+            group: Completions per prompt.
+        """
+        self.leave_open(output)
+        if self._gate is None:
+            return
+        before = self._gate.flops
+        open_BK = self._gate.open(inputs, self._rows_BK)
+        self._flops += self._sum(torch.tensor(self._gate.flops - before, dtype=torch.float64)).item()
+        weights_BK = output["teacher_weights"]
+        kept_BK = weights_BK * open_BK
+        output["teacher_weights"] = kept_BK / kept_BK.sum(1, keepdim=True).clamp(min=1e-12) * weights_BK.sum(1, True)
+        seen = gather(output["skill_ids"]), gather(self._rows_BK), gather(open_BK)
+        self.steering.count_gate(gate_counts(own_B2, *seen, group, len(self.steering.skills)))
+        self._rows_BK = self._rows_BK & open_BK
+
+    def score(self, inputs: Rows, output: Rollout, temperature: float) -> None:
+        """Run each needed teacher once and add what it says, as `Panel.score` and `Panel.sampled_scores` do."""
+        prompts = [row["prompt"] for row in inputs]
+        self.panel.score(output, self._rows_BK, self.args.per_device_train_batch_size, prompts, temperature)
+        if self.args.teacher_reward or self._combination.compares:
+            output |= self.panel.sampled_scores(output, temperature)
+
+    def choose(self, output: Rollout, rewards_BR: Tensor, group: int) -> None:
+        """Let the combination decide by what was said, and count the tokens that are taught (`num_taught`).
+
+        Args:
+            rewards_BR: Over all processes; the first is the verifier's.
+            group: Completions per prompt, which may lie on several processes.
+        """
+        if self._combination.compares:
+            likelihood_BK = mean_likelihood(output["teacher_scores"], output["teacher_spans"], loss_mask(output))
+            weights_BK = self._combination.chosen(
+                gather(output["teacher_weights"]), gather(likelihood_BK), successes(rewards_BR), group
+            )
+            first = self.accelerator.process_index * len(likelihood_BK)
+            output["teacher_weights"] = weights_BK[first : first + len(likelihood_BK)]
+        taught_BT = loss_mask(output) * (taught_share(output) > 0)
+        output["num_taught"] = self._sum(taught_BT.sum())
+
+    def silence(self, output: Rollout, gold_B: Tensor) -> None:
+        """Keep gold answers out of the teacher-scored reward: what the student did not sample can't be rewarded."""
+        if "teacher_spans" in output:
+            output["teacher_spans"][gold_B] = -1
+
+    def cost(self, output: Rollout) -> tuple[int, int, float]:
+        """What the rollout cost over all processes.
+
+        Returns:
+            Tokens that teachers scored, tokens that they would have scored on top had all taught all their skills, and
+            operations of teachers, those of the gate included.
+        """
+        lengths_B1 = (output["prompt_mask"].sum(1) + output["completion_mask"].sum(1))[:, None]
+        could_BK = self.steering.teaches_SK.to(lengths_B1.device)[output["skill_ids"]]
+        sums = torch.stack([(self._rows_BK * lengths_B1).sum(0), (could_BK * lengths_B1).sum(0)])
+        scored, possible = self._sum(sums).tolist()
+        flops = self._flops + sum(2.0 * size * n for size, n in zip(self.panel.num_parameters, scored, strict=True))
+        self._flops = 0.0
+        return sum(scored), sum(possible) - sum(scored), flops
+
+    def _sum(self, value: Tensor) -> Tensor:
+        total: Tensor = self.accelerator.reduce(value.to(self.accelerator.device), reduction="sum")
+        return total
