@@ -35,6 +35,7 @@ from rld.checkpoint import STATE, VERSION, read_json, write_json
 from rld.compact import score_labels_only
 from rld.config import RLDConfig
 from rld.errors import CheckpointError, DataError, RecipeError
+from rld.evaluation import keep_input_whole
 from rld.gap import Gap
 from rld.gate import Gate
 from rld.losses import JointLoss, loss_mask
@@ -132,6 +133,7 @@ class RLDTrainer(GRPOTrainer):
         self._feature = args.feature_model() if "feature" in signals else None
         self._student: PreTrainedModel = self.model.get_base_model() if is_peft_model(self.model) else self.model
         self._num_parameters = self._student.num_parameters()
+        keep_input_whole(self._student)  # beside an adapter its head is frozen
         self._set_up_teachers()
         self.gate = self._new_gate() if args.gate == "prompt" and self.teachers else None
         if args.gold and (self.use_vllm or self.tools or self.rollout_func is not None):

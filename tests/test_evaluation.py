@@ -120,3 +120,12 @@ def test_processes_share_the_work_and_agree(tmp_path):
         for rank in range(2)
     ]
     assert [process.communicate(timeout=120)[0].strip() for process in running] == [wanted, wanted]
+
+
+def test_the_head_gets_whole_states_while_answering_and_is_left_as_it_was():
+    model, seen = tiny.model(), []
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda _head, states, _out: seen.append(states[0].is_contiguous()))
+    generate(model, tiny.tokenizer(), [{"prompt": "ab="}, {"prompt": "abcd="}], 3)
+    assert all(seen)
+    assert not head._forward_pre_hooks
