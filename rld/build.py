@@ -158,9 +158,9 @@ class Run:
 
     def _counted_answers(self, model: Any, tokenizer: Any, rows: Sequence[Row]) -> list[str]:
         """Greedy answers, whose FLOPs are the stage's."""
-        num_tokens = sum(len(evaluation.tokens(tokenizer, row["prompt"])) for row in rows)
         texts = evaluation.generate(place(model, self.state.device), tokenizer, rows, self.recipe.max_new_tokens)
-        num_tokens += sum(len(tokenizer.encode(text, add_special_tokens=False)) for text in texts)
+        answers = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        num_tokens = evaluation.num_tokens(tokenizer, rows, answers)
         self.flops_beside += cost.forward_flops(model.num_parameters(), num_tokens)
         return texts
 

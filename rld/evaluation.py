@@ -87,6 +87,16 @@ def tokens(tokenizer: PreTrainedTokenizerBase, prompt: Any, chat_options: Mappin
     return ids
 
 
+def num_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    answers: Sequence[Sequence[int]],
+    chat_options: Mapping[str, Any] | None = None,
+) -> int:
+    """Tokens that a model reads and writes to answer rows: of their prompts, and of the answers' token ids."""
+    return sum(len(tokens(tokenizer, row["prompt"], chat_options)) for row in rows) + sum(map(len, answers))
+
+
 def _greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
     """Return a configuration with nothing of the model's own but its end tokens."""
     own = model.generation_config.eos_token_id

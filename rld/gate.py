@@ -105,13 +105,11 @@ class Gate:
         options = self.chat_options | {"chat_template": template}
         with teacher.running(self.device) as model:
             texts = evaluation.generate(model, tokenizer, rows, self.max_new_tokens, alone=True, chat_options=options)
-        lengths = [len(evaluation.tokens(tokenizer, row["prompt"], options)) for row in rows]
-        lengths += [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-        self.flops += 2.0 * teacher.num_parameters() * sum(lengths)
+        ids = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        self.flops += 2.0 * teacher.num_parameters() * evaluation.num_tokens(tokenizer, rows, ids, options)
         columns = {key: [row.get(key) for row in rows] for row in rows[:1] for key in row if key != "prompt"}
         chat = not isinstance(rows[0]["prompt"], str)
         completions = [[{"role": "assistant", "content": text}] for text in texts] if chat else texts
-        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
         prompts = [row["prompt"] for row in rows]
         credits = self.verify(prompts=prompts, completions=completions, completion_ids=ids, **columns)
         # Where the verifier has no say, the teacher is taken on trust, as without a gate.
