@@ -14,7 +14,7 @@ from typing import Any
 
 from rld import installed, library
 from rld.recipe import NewModel, PretrainedModel, Recipe
-from rld.stages import Distill, Sft
+from rld.stages import Distill, Sft, TeacherSpec
 
 _GATED = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2"}
 _FLOAT32 = 4
@@ -107,10 +107,12 @@ def stage_costs(recipe: Recipe, relative_to: Path) -> dict[str, StageCost]:
     costs = {}
     for stage in recipe.stages:
         if isinstance(stage, Sft):
-            costs[stage.name] = _sft_cost(stage, size(stage.model), recipe.max_new_tokens)
+            teacher = None if stage.teacher is None else size(stage.teacher)
+            costs[stage.name] = _sft_cost(stage, size(stage.model), teacher, recipe.max_new_tokens)
         else:
             teachers = {name: size(teacher.model) for name, teacher in stage.teachers.items()}
-            costs[stage.name] = _distill_cost(stage, size(stage.student), teachers, recipe.max_new_tokens)
+            dtypes = {name: _dtype(recipe, teacher) for name, teacher in stage.teachers.items()}
+            costs[stage.name] = _distill_cost(stage, size(stage.student), teachers, dtypes, recipe.max_new_tokens)
         sizes[stage.name] = costs[stage.name].parameters
     return costs
 
@@ -124,24 +126,41 @@ def _config(recipe: Recipe, name: str, relative_to: Path) -> dict[str, Any] | No
     return config_of(model.path if isinstance(model, PretrainedModel) else model, relative_to)
 
 
-def _sft_cost(stage: Sft, size: int | None, max_new_tokens: int) -> StageCost:
-    if size is None:
-        return StageCost(None, {}, None, None)
+def _dtype(recipe: Recipe, teacher: TeacherSpec) -> str:
+    model = recipe.models.get(teacher.model)
+    named = model.init if isinstance(model, PretrainedModel) else {}
+    return str({**named, **teacher.init}.get("dtype", "float32"))
+
+
+def _sft_cost(stage: Sft, size: int | None, teacher: int | None, max_new_tokens: int) -> StageCost:
+    if size is None or (stage.teacher is not None and teacher is None):
+        return StageCost(size, {}, None, None)
     flops = stage.steps * training_flops(size, stage.batch * max_new_tokens)
-    return StageCost(size, {}, training_bytes(size), flops)
+    answered = 0 if teacher is None else forward_flops(teacher, stage.num_rows * max_new_tokens)
+    return StageCost(size, {}, training_bytes(size), flops + answered)
 
 
-def _distill_cost(stage: Distill, size: int | None, teachers: dict[str, int | None], max_new_tokens: int) -> StageCost:
-    known = [teacher for teacher in teachers.values() if teacher is not None]
+def _distill_cost(
+    stage: Distill,
+    size: int | None,
+    teachers: Mapping[str, int | None],
+    dtypes: Mapping[str, str],
+    max_new_tokens: int,
+) -> StageCost:
+    known = {name: teacher for name, teacher in teachers.items() if teacher is not None}
     if size is None or len(known) < len(teachers):
         return StageCost(size, teachers, None, None)
-    tokens = stage.rollout.prompts * stage.rollout.completions * max_new_tokens
-    generated_and_learnt = forward_flops(size, tokens) + training_flops(size, tokens)
-    flops = stage.steps * (generated_and_learnt + sum(forward_flops(teacher, tokens) for teacher in known))
-    frozen = {
-        spec.base: frozen_bytes(teacher, str(spec.init.get("dtype", "float32")))
-        for spec, teacher in zip(stage.teachers.values(), known, strict=True)
-    }
+    rollout = stage.rollout
+    tokens = rollout.prompts * rollout.completions * max_new_tokens
+    generated = rollout.prompts * (rollout.completions - rollout.gold) * max_new_tokens
+    # Behind the gate per prompt a teacher answers each prompt once, and scores all completions at most.
+    heard = tokens + (rollout.prompts * max_new_tokens if stage.gate == "prompt" else 0)
+    flops = stage.steps * (
+        forward_flops(size, generated)
+        + training_flops(size, tokens)
+        + sum(forward_flops(teacher, heard) for teacher in known.values())
+    )
+    frozen = {spec.base: frozen_bytes(known[name], dtypes[name]) for name, spec in stage.teachers.items()}
     return StageCost(size, teachers, training_bytes(size) + sum(frozen.values()), flops)
 
 

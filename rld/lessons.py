@@ -13,8 +13,6 @@ from rld.errors import DataError
 from rld.stages import Sft
 from rld.types import Row
 
-_MAX_ROWS = 20_000
-
 Answer = Callable[[Sequence[Row]], list[str]]
 
 
@@ -35,7 +33,7 @@ def lessons(
         DataError: a skill has no gold answers, or the teacher gives none.
     """
     shares = {skill: stage.shares.get(skill, 1.0) for skill in skills}
-    num_rows = min(stage.rows or _MAX_ROWS, stage.steps * stage.batch)
+    num_rows = stage.num_rows
     rows = []
     for skill in skills:
         count = max(1, round(num_rows * shares[skill] / sum(shares.values())))

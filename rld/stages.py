@@ -22,6 +22,8 @@ from rld.gap import Gap
 from rld.hints import nearest
 from rld.types import Align
 
+_MAX_ROWS = 20_000
+
 
 class Part(BaseModel):
     """A piece of a recipe: unknown keys, NaN and later changes are refused."""
@@ -89,6 +91,11 @@ class Sft(_Stage):
     `models`, an earlier stage, a hub id or a folder. Its tokenizer may be any."""
     verify: bool = True
     """Learn only those of the teacher's answers that are right."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows to train on, over all skills; the shares of the skills are rounded to whole rows."""
+        return min(self.rows or _MAX_ROWS, self.steps * self.batch)
 
     def __call__(self, parts: Parts) -> None:
         parts.fine_tune(self)

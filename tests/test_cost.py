@@ -81,8 +81,8 @@ def test_a_stages_cost_follows_from_sizes_and_tokens(tmp_path):
     costs = stage_costs(recipe(), tmp_path)
     assert costs["one"].flops == 6 * size * (2 * 4 * 10)
     assert costs["one"].bytes == 16 * size
-    # generating 2, learning 6, the teacher 2
-    assert costs["two"].flops == (2 + 6 + 2) * size * (5 * 3 * 2 * 10)
+    # generating 2, learning 6, the teacher 2; it answers each prompt once for the gate
+    assert costs["two"].flops == (2 + 6 + 2) * size * (5 * 3 * 2 * 10) + 2 * size * (5 * 3 * 10)
     assert costs["two"].bytes == 16 * size + 2 * size
     assert costs["two"].teachers == {"t": size}
 
@@ -96,7 +96,23 @@ def test_a_base_that_teachers_share_is_counted_once(tmp_path):
     size = parameters({"model_type": "llama", **SMALL})
     cost = stage_costs(Recipe.model_validate(made), tmp_path)["two"]
     assert cost.bytes == (16 + 2 + 4) * size
-    assert cost.flops == (2 + 6 + 3 * 2) * size * (5 * 3 * 2 * 10)
+    assert cost.flops == (2 + 6 + 3 * 2) * size * (5 * 3 * 2 * 10) + 3 * 2 * size * (5 * 3 * 10)
+
+
+def test_gold_answers_are_not_generated_and_a_gate_per_skill_asks_nothing(tmp_path):
+    made = recipe().model_dump()
+    made["stages"][1] |= {"gate": "skill", "rollout": {"prompts": 3, "completions": 2, "gold": 1}}
+    size = parameters({"model_type": "llama", **SMALL})
+    assert stage_costs(Recipe.model_validate(made), tmp_path)["two"].flops == (1 + 6 + 2) * size * (5 * 3 * 2 * 10)
+
+
+def test_a_teacher_whose_answers_are_learnt_is_counted(tmp_path):
+    made = recipe().model_dump()
+    made["stages"][0] |= {"teacher": "small", "rows": 5}
+    size = parameters({"model_type": "llama", **SMALL})
+    assert (
+        stage_costs(Recipe.model_validate(made), tmp_path)["one"].flops == 6 * size * (2 * 4 * 10) + 2 * size * 5 * 10
+    )
 
 
 def test_a_model_that_is_not_here_has_an_unknown_cost(tmp_path, monkeypatch):
