@@ -153,7 +153,7 @@ def _show(plan: Plan) -> None:
         for arm, seed in finished
     ]
     for arm in plan.arms:
-        short = [run.seed for run in runs if run.arm == arm.name and run.flops < (arm.stage.max_flops or 0)]
+        short = [run.seed for run in runs if run.arm == arm.name and run.own_flops < (arm.stage.max_flops or 0)]
         if short:
             seeds = ", ".join(map(str, short))
             _tell(f"{arm.name} ran out of steps before its budget of FLOPs (seeds {seeds}); give it more steps")

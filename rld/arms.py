@@ -18,6 +18,7 @@ from rld.errors import RecipeError, RldError
 from rld.hints import hint, nearest
 from rld.reading import read
 from rld.recipe import Recipe
+from rld.rule import Rule
 from rld.stages import Distill, Sft
 
 NUM_SCORINGS = 10
@@ -157,9 +158,9 @@ def _placed(own: list[str], base: Recipe) -> list[str]:
         path = text if meant in top or meant is None else f"stages.{stage.name}.{text}"
         kind = path.removeprefix(f"stages.{stage.name}.controller.kind=")
         if kind != path and kind in _KINDS and isinstance(stage, Distill) and kind != stage.controller.kind:
-            kept = stage.controller.model_dump(mode="json", exclude_unset=True)
-            fitting = {key: value for key, value in kept.items() if key in _KINDS[kind].model_fields} | {"kind": kind}
-            placed.insert(0, f"stages.{stage.name}.controller={json.dumps(fitting, ensure_ascii=False)}")
+            set_by_hand = stage.controller.model_dump(mode="json", exclude_unset=True)
+            kept = {key: value for key, value in set_by_hand.items() if key in Rule.model_fields} | {"kind": kind}
+            placed.insert(0, f"stages.{stage.name}.controller={json.dumps(kept, ensure_ascii=False)}")
         else:
             placed.append(path)
     return placed

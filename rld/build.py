@@ -193,7 +193,7 @@ class Run:
                 processing_class=tokenizer,
                 peft_config=lora(stage.lora),
                 teachers=teachers,
-                controller=stage.controller,
+                controller=stage.controller.seeded(self._seed(stage.name)),
             )
 
         def flops() -> float:

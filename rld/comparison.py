@@ -60,10 +60,10 @@ def value_at(curve: Sequence[Point], x: float) -> float:
     return float(np.interp(x, xs, ys))
 
 
-def area(curve: Sequence[Point], end: float) -> float:
-    """Return a curve's mean height from 0 to `end`; level beyond its points."""
-    xs = [0.0, *(x for x, _ in curve if 0 < x < end), end]
-    return float(np.trapezoid([value_at(curve, x) for x in xs], xs) / end)
+def area(curve: Sequence[Point], start: float, end: float) -> float:
+    """Return a curve's mean height from `start` to `end`, which lies beyond; level beyond its points."""
+    xs = [start, *(x for x, _ in curve if start < x < end), end]
+    return float(np.trapezoid([value_at(curve, x) for x in xs], xs) / (end - start))
 
 
 def reached(curve: Sequence[Point], target: float) -> float | None:

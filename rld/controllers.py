@@ -170,8 +170,11 @@ class Random(Rule):
     """
 
     kind: Literal["random"] = "random"
-    seed: int = 0
-    """Draws depend on it, the tick and the skill alone."""
+    seed: int | None = None
+    """Draws depend on it, the tick and the skill alone. None: the stage's."""
+
+    def seeded(self, seed: int) -> Random:
+        return self if self.seed is not None else self.model_copy(update={"seed": seed})
 
     def weights(self, state: State) -> Weights:
         signals = {}

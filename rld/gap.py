@@ -49,8 +49,6 @@ class Gap(Rule):
     """
 
     kind: Literal["gap"] = "gap"
-    even_out: bool = True
-    """Scale `response` and `feature` so that their gradients are as large as the policy's, within a factor of 10."""
     by_gate: bool = True
     """Whether what the gate sees of teachers counts. False: only what was probed before the stage."""
     ratio: Share | None = None

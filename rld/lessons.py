@@ -47,7 +47,7 @@ def lessons(
 
 
 def _answered(skill: str, rows: list[Row], answer: Answer, verify: bool) -> list[Row]:
-    """Rows with the teacher's answers: all, or those that the verifier finds right."""
+    """Rows with the teacher's answers: all, or the right ones, which then take the place of the others too."""
     texts = [text.strip() for text in answer(rows)]
     right = [1.0] * len(rows)
     if verify:
@@ -56,4 +56,4 @@ def _answered(skill: str, rows: list[Row], answer: Answer, verify: bool) -> list
     kept = [row | {"answer": text} for row, text, credit in zip(rows, texts, right, strict=True) if credit and text]
     if not kept:
         raise DataError(f"the teacher has no right answer to any of {len(rows)} rows of skill {skill!r}")
-    return kept
+    return [kept[i % len(kept)] for i in range(len(rows))]  # so that skills keep their shares

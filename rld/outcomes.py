@@ -18,7 +18,7 @@ from rld.history import History, read
 
 Measure: TypeAlias = Literal["final", "even", "area"]
 MEASURES: tuple[Measure, ...] = ("final", "even", "area")
-"""Mean scores over skills: at the end, when `Comparison.flops` are spent, and on average until then."""
+"""Means over skills: at the end; when `Comparison.flops` are spent; on average from `Comparison.start` to then."""
 NEAR = 0.9
 """Compute is compared to this share of the best arm's final score."""
 
@@ -45,6 +45,11 @@ class Outcome:
         return self.curve[-1][0]
 
     @property
+    def own_flops(self) -> float:
+        """Those of the compared stage and what comes after it."""
+        return self.curve[-1][0] - self.curve[0][0]
+
+    @property
     def mean(self) -> float:
         return fmean(self.scores.values())
 
@@ -52,11 +57,13 @@ class Outcome:
     def worst(self) -> float:
         return min(self.scores.values())
 
-    def measured(self, measure: Measure, flops: float) -> float:
+    def measured(self, measure: Measure, start: float, flops: float) -> float:
         """What one of `MEASURES` is for this run."""
         if measure == "final":
             return self.mean
-        return (comparison.value_at if measure == "even" else comparison.area)(self.points(), flops)
+        if measure == "even":
+            return comparison.value_at(self.points(), flops)
+        return comparison.area(self.points(), start, flops)
 
     def points(self, skill: str | None = None) -> list[Point]:
         """Accuracy over FLOPs, of a skill or the mean over skills."""
@@ -80,7 +87,7 @@ class Standing:
     """An arm over its seeds.
 
     Attributes:
-        final, even, area: What `MEASURES` says.
+        final, even, area: What `MEASURES` says; None where one run had not begun when another was done.
         to_near: Median FLOPs to `NEAR` of the best arm's final score; None where most seeds never were there.
     """
 
@@ -88,8 +95,8 @@ class Standing:
     num_seeds: int
     final: Spread
     worst: Spread
-    even: Spread
-    area: Spread
+    even: Spread | None
+    area: Spread | None
     flops: Spread
     to_near: float | None
     num_near: int
@@ -120,6 +127,7 @@ class Comparison:
     """All of an ablation.
 
     Attributes:
+        start: What was spent before the compared stage began, where most was.
         flops: What every run has spent: the least that any spent in all.
         target: `NEAR` of the best arm's final score.
     """
@@ -129,6 +137,7 @@ class Comparison:
     seeds: Sequence[int]
     skills: Sequence[str]
     runs: Sequence[Outcome]
+    start: float
     flops: float
     target: float
     standings: Sequence[Standing]
@@ -183,27 +192,32 @@ def compare(
     recipe: str, arms: Mapping[str, Sequence[str]], seeds: Sequence[int], runs: Sequence[Outcome]
 ) -> Comparison:
     """Compare finished runs, at least one; the first arm that has any is what the others are compared with."""
-    flops = min(run.flops for run in runs)
+    span = max(run.curve[0][0] for run in runs), min(run.flops for run in runs)
     grouped = {arm: [run for run in runs if run.arm == arm] for arm in arms}
     grouped = {arm: group for arm, group in grouped.items() if group}
     target = NEAR * max(fmean(run.mean for run in group) for group in grouped.values())
-    standings = [_standing(arm, group, flops, target) for arm, group in grouped.items()]
+    standings = [_standing(arm, group, *span, target) for arm, group in grouped.items()]
+    measures = MEASURES if span[0] < span[1] else MEASURES[:1]
     differences = [
-        difference for measure in MEASURES for difference in _differences(list(grouped.values()), measure, flops)
+        difference for measure in measures for difference in _differences(list(grouped.values()), measure, *span)
     ]
-    return Comparison(recipe, arms, seeds, list(runs[0].scores), runs, flops, target, standings, differences)
+    return Comparison(recipe, arms, seeds, list(runs[0].scores), runs, *span, target, standings, differences)
 
 
-def _standing(arm: str, runs: Sequence[Outcome], flops: float, target: float) -> Standing:
+def _standing(arm: str, runs: Sequence[Outcome], start: float, flops: float, target: float) -> Standing:
     reached = [comparison.reached(run.points(), target) for run in runs]
     middle = median(float("inf") if x is None else x for x in reached)
+
+    def spread(measure: Measure) -> Spread:
+        return Spread.of([run.measured(measure, start, flops) for run in runs])
+
     return Standing(
         arm,
         len(runs),
-        final=Spread.of([run.measured("final", flops) for run in runs]),
+        final=spread("final"),
         worst=Spread.of([run.worst for run in runs]),
-        even=Spread.of([run.measured("even", flops) for run in runs]),
-        area=Spread.of([run.measured("area", flops) for run in runs]),
+        even=spread("even") if start < flops else None,
+        area=spread("area") if start < flops else None,
         flops=Spread.of([run.flops for run in runs]),
         to_near=None if middle == float("inf") else middle,
         num_near=sum(x is not None for x in reached),
@@ -211,12 +225,12 @@ def _standing(arm: str, runs: Sequence[Outcome], flops: float, target: float) ->
     )
 
 
-def _differences(arms: Sequence[Sequence[Outcome]], measure: Measure, flops: float) -> list[Difference]:
+def _differences(arms: Sequence[Sequence[Outcome]], measure: Measure, start: float, flops: float) -> list[Difference]:
     """Compare arms with the first on the seeds that both have; those that have none in common are left out."""
-    first = {run.seed: run.measured(measure, flops) for run in arms[0]}
+    first = {run.seed: run.measured(measure, start, flops) for run in arms[0]}
     found = []
     for runs in arms[1:]:
-        pairs = [run.measured(measure, flops) - first[run.seed] for run in runs if run.seed in first]
+        pairs = [run.measured(measure, start, flops) - first[run.seed] for run in runs if run.seed in first]
         if pairs:
             won, p = sum(value > 0 for value in pairs), comparison.sign_flips(pairs)
             interval = comparison.bootstrap(pairs)

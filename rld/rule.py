@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -44,7 +44,7 @@ class Rule(Options):
     """Optimiser steps between ticks; between two ticks the weights stand still."""
     heartbeat: int = Field(20, ge=0)
     """Ticks between looks at a teacher whose weight is 0, so that it can come back. 0: what is off stays unseen."""
-    even_out: bool = False
+    even_out: bool = True
     """Scale `response` and `feature` so that their gradients are as large as the policy's, within a factor of 10."""
 
     def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> State:
@@ -61,6 +61,10 @@ class Rule(Options):
             "teachers": teachers,
             "signals": signals,
         }
+
+    def seeded(self, seed: int) -> Self:
+        """Return the controller for a stage with this seed, which matters to one that draws numbers."""
+        return self
 
     def resume(self, state: State, teachers: list[str]) -> State:
         """Return a saved state for other teachers: those that left are dropped, new ones enter as at the start."""

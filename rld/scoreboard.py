@@ -24,7 +24,7 @@ Cells: TypeAlias = tuple[list[str], list[list[str]]]
 
 _ABOUT_SCORES = (
     "Greedy answers on held-out rows, means over skills, ± standard deviation over seeds: at the end, when {even} "
-    "FLOPs are spent (what every run has spent), and on average until then."
+    "FLOPs are spent (what every run has spent), and on average until then, from where all have begun."
 )
 _ABOUT_COST = (
     "FLOPs count sampling, teachers, gate, probes and training, not the scoring; stages that all arms share are "
@@ -85,7 +85,9 @@ def _difference(d: Difference, measure: str) -> list[str]:
     return [d.arm, measure, f"{d.mean:+.3f}", interval, f"{d.num_won} of {d.num_seeds}", f"{d.p:.3g}"]
 
 
-def _spread(spread: Spread) -> str:
+def _spread(spread: Spread | None) -> str:
+    if spread is None:  # one run was done before another had begun
+        return "-"
     return f"{spread.mean:.3f}" + (f" ± {spread.deviation:.3f}" if spread.deviation is not None else "")
 
 

@@ -90,7 +90,7 @@ class Sft(_Stage):
     """Learn this model's answers instead of gold ones (sequence-level distillation, Kim and Rush 2016): a name in
     `models`, an earlier stage, a hub id or a folder. Its tokenizer may be any."""
     verify: bool = True
-    """Learn only those of the teacher's answers that are right."""
+    """Learn only those of the teacher's answers that are right, as often as to keep the skills' shares."""
 
     @property
     def num_rows(self) -> int:

@@ -56,9 +56,9 @@ def test_curves():
     curve = [(0.0, 0.0), (2.0, 0.4), (4.0, 0.2), (6.0, 1.0)]
     assert comparison.value_at(curve, 1.0) == pytest.approx(0.2)
     assert comparison.value_at(curve, 9.0) == 1.0
-    assert comparison.area(curve, 4.0) == pytest.approx((0.4 + 0.6) / 4)
-    assert comparison.area(curve, 1.0) == pytest.approx(0.1)
-    assert comparison.area([(2.0, 0.5), (4.0, 0.5)], 4.0) == pytest.approx(0.5)
+    assert comparison.area(curve, 0.0, 4.0) == pytest.approx((0.4 + 0.6) / 4)
+    assert comparison.area(curve, 0.0, 1.0) == pytest.approx(0.1)
+    assert comparison.area([(2.0, 0.5), (4.0, 0.7)], 2.0, 4.0) == pytest.approx(0.6)
     assert comparison.reached(curve, 0.3) == pytest.approx(1.5)
     assert comparison.reached(curve, 0.6) == pytest.approx(5.0)
     assert comparison.reached(curve, 0.0) == 0.0
@@ -101,3 +101,16 @@ def test_arms_are_compared_at_equal_compute_and_on_the_seeds_that_both_have():
     assert (final["two"].num_won, final["two"].p) == (1, 1.0)
     assert (final["three"].num_seeds, final["three"].mean) == (1, pytest.approx(-0.6))
     assert final["three"].interval is None
+
+
+def test_compute_spent_before_the_compared_stage_is_no_head_start():
+    """Nothing is known of an arm before its stage begins: equal compute starts where the last one begins."""
+    early, late = outcome("early", 0, (0, 0.0), (10, 1.0)), outcome("late", 0, (8, 0.8), (20, 0.8))
+    result = compare("r", {"early": [], "late": []}, [0], [early, late])
+    assert (result.start, result.flops) == (8, 10)
+    one, two = result.standings
+    assert (one.area.mean, two.area.mean) == (pytest.approx(0.75 * 0.9), pytest.approx(0.75 * 0.8))
+    later = outcome("late", 0, (11, 0.8), (20, 0.8))
+    result = compare("r", {"early": [], "late": []}, [0], [early, later])
+    assert [(s.even, s.area) for s in result.standings] == [(None, None)] * 2
+    assert {d.measure for d in result.differences} == {"final"}
