@@ -55,7 +55,7 @@ class Retention(Options):
 
     def start(self, baseline: Mapping[str, Counts]) -> State:
         """Return the state at the start of a stage, from the probes of the skills that are protected."""
-        entry = {"weight": 0.0, "violation": 0.0, "full": 0}
+        entry = {"weight": 0.0, "excess": 0.0, "full": 0}
         skills = {skill: entry | {"baseline": right / asked} for skill, (right, asked) in baseline.items()}
         return {"version": _VERSION, "tick": 0, "skills": skills}
 
@@ -84,11 +84,12 @@ class Retention(Options):
         smoothed = (right + 1) / (asked + 2)  # all right says little of few prompts
         error = math.sqrt(smoothed * (1 - smoothed) / (asked + 2))
         violation = clip(gap, -_CLIP, _CLIP) if abs(gap) > error else 0.0
+        excess = max(violation, 0.0)  # what is better than it must be raises nothing when it gets a little worse
         before, kept = entry["weight"], 1 - _LEAK if gap < 0 else 1.0
         # The bounds are inside the recursion, so that nothing winds up behind them.
-        after = clip(kept * before + _I * violation + _P * (violation - entry["violation"]), 0, _HIGHEST)
+        after = clip(kept * before + _I * violation + _P * (excess - entry["excess"]), 0, _HIGHEST)
         after = after if after >= _LOWEST else 0.0
-        entry.update(weight=after, violation=violation, full=entry["full"] + 1 if after >= _FULL * _HIGHEST else 0)
+        entry.update(weight=after, excess=excess, full=entry["full"] + 1 if after >= _FULL * _HIGHEST else 0)
         turned = []
         if after and not before:
             turned.append(("on", f"more than {self.drop:g} and a standard error below the start"))
