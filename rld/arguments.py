@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig
 
 from rld.stages import Distill, Sft
+from rld.types import SIGNALS
 
 
 def shared_arguments(
@@ -48,6 +49,34 @@ def shared_arguments(
         "bf16": on_gpu and torch.cuda.is_bf16_supported(),
         **given,
     }
+
+
+def distillation_arguments(stage: Distill) -> dict[str, Any]:
+    """Arguments of `RLDConfig` that a stage's own options give."""
+    signals, rollout = stage.signals, stage.rollout
+    options: dict[str, Any] = {
+        "signals": [name for name in SIGNALS if getattr(signals, name) is not None],
+        "max_steps": stage.steps,
+        "num_generations": rollout.completions,
+        "temperature": rollout.temperature,
+        "gold": rollout.gold,
+        "gate": stage.gate,
+    }
+    if signals.response is not None:
+        response = signals.response
+        options |= {"divergence": response.divergence.model_dump(), "combine": response.combine.model_dump()}
+        options |= {"response_temperature": response.temperature, "response_top_k": response.top_k}
+        options["token_weights"] = response.tokens and response.tokens.model_dump()
+    if signals.feature is not None:
+        options["feature"] = signals.feature.loss.model_dump()
+    if signals.policy is not None:
+        options["teacher_reward"] = signals.policy.teacher_reward
+        options["teacher_reward_form"] = signals.policy.teacher_reward_form
+    if stage.retain is not None:
+        options["retain"] = stage.retain.model_dump()
+    if stage.audit is not None:
+        options["audit_share"] = stage.audit.share
+    return options
 
 
 def lora(options: dict[str, Any] | None) -> LoraConfig | None:

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from trl import SFTConfig, SFTTrainer
 
 from rld import checkpoint, cost, data, evaluation, library
-from rld.arguments import lora, shared_arguments
+from rld.arguments import distillation_arguments, lora, shared_arguments
 from rld.changes import Changes
 from rld.compact import score_labels_only
 from rld.config import RLDConfig
@@ -115,6 +115,7 @@ class Run:
         for stage in self.recipe.stages:
             if isinstance(stage, Distill):
                 self._stream(stage, self._distill_arguments(stage))
+                self._trusted(stage, load_models=False)
             else:
                 self._sft_arguments(stage)
             lora(stage.lora)
@@ -194,6 +195,8 @@ class Run:
                 peft_config=lora(stage.lora),
                 teachers=teachers,
                 controller=stage.controller.seeded(self._seed(stage.name)),
+                trusted=self._trusted(stage, load_models=True),
+                retain_dataset=self._retained(stage),
             )
 
         def flops() -> float:
@@ -249,32 +252,33 @@ class Run:
         return Stream(sources, curriculum, self._seed(stage.name), args.num_prompts())
 
     def _distill_arguments(self, stage: Distill) -> RLDConfig:
-        signals = stage.signals
-        named = [name for name in ("policy", "response", "feature") if getattr(signals, name) is not None]
-        options: dict[str, Any] = {"signals": named}
-        if signals.response is not None:
-            response = signals.response
-            options |= {"divergence": response.divergence.model_dump(), "combine": response.combine.model_dump()}
-            options |= {"response_temperature": response.temperature, "response_top_k": response.top_k}
-            options["token_weights"] = response.tokens and response.tokens.model_dump()
-        if signals.feature is not None:
-            options["feature"] = signals.feature.loss.model_dump()
-        if signals.policy is not None:
-            options["teacher_reward"] = signals.policy.teacher_reward
-            options["teacher_reward_form"] = signals.policy.teacher_reward_form
         return self._configure(
             RLDConfig,
             stage,
             stage.rollout.prompts * stage.rollout.completions,
-            max_steps=stage.steps,
-            num_generations=stage.rollout.completions,
             max_completion_length=self.recipe.max_new_tokens,
-            temperature=stage.rollout.temperature,
-            gold=stage.rollout.gold,
-            gate=stage.gate,
             reward_weights=[spec.weight for spec in self.recipe.rewards],
-            **options,
+            **distillation_arguments(stage),
         )
+
+    def _trusted(self, stage: Distill, load_models: bool) -> Callable[..., Any] | None:
+        """The reward that checks on the first one."""
+        if stage.audit is None:
+            return None
+        spec = RewardSpec(use=stage.audit.reward, options=stage.audit.options)
+        return self._reward(spec, {} if load_models else None)
+
+    def _retained(self, stage: Distill) -> list[Row] | None:
+        """Rows of the skills that a stage protects: those that are probed, and those that are replayed."""
+        if stage.retain is None:
+            return None
+        trained = self._skills(stage)
+        rows = []
+        for skill in stage.retain.skills or [skill for skill in self.sources if skill not in trained]:
+            source = self.sources[skill]
+            rows += source.probe(stage.retain.probes)
+            rows += source.rows(stage.retain.prompts, self._seed(stage.name), gold=False)
+        return rows
 
     # -- what all stages share ---------------------------------------------------------------------------------------
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rld.errors import CheckpointError
 
 STATE = "rld_state.json"
-VERSION = 2
+VERSION = 3
 """Of what a checkpoint holds in it."""
 
 
@@ -39,6 +40,21 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path.parent} has no {path.name}: it was not written to the end, or not by rld")
     value: dict[str, Any] = json.loads(path.read_text())
     return value
+
+
+def read_state(folder: Path, has_stream: bool, teachers: Mapping[Any, str]) -> dict[str, Any]:
+    """Read rld's state in a checkpoint, for a run with these teachers, by their fingerprints.
+
+    Raises:
+        CheckpointError: it is not this run's.
+    """
+    state = read_json(folder / STATE)
+    if state["version"] != VERSION or ("stream" in state) != has_stream:
+        raise CheckpointError(f"{folder} was written by another rld, or with another kind of training set")
+    for name, fingerprint in teachers.items():
+        if state["teachers"].get(name, fingerprint) != fingerprint:
+            raise CheckpointError(f"{folder} was written with other weights of teacher '{name}'")
+    return state
 
 
 def _is_complete(checkpoint: Path) -> bool:

@@ -155,16 +155,17 @@ class _Checker:
             signature = yield from self.signature("curricula", (*loc, "use"), part["use"])
             yield from self.call((*loc, "options"), part.get("options", {}), part["use"], signature)
 
-    def reward(self, loc: Loc, part: Any) -> Iterator[Problem]:
-        if not isinstance(part, dict) or not isinstance(part.get("use"), str):
+    def reward(self, loc: Loc, part: Any, key: str = "use") -> Iterator[Problem]:
+        """Check a reward, which `key` names, and its options."""
+        if not isinstance(part, dict) or not isinstance(part.get(key), str):
             return
-        signature = yield from self.signature("rewards", (*loc, "use"), part["use"])
+        signature = yield from self.signature("rewards", (*loc, key), part[key])
         options, where = part.get("options", {}), (*loc, "options")
         if signature is not None and library.reads_a_model(signature.named):
             signature = replace(signature, named=tuple(name for name in signature.named if name != "tokenizer"))
             if isinstance(options, dict):
                 yield from self.reference((*where, "model"), options.get("model"), self.first_use_of_rewards)
-        yield from self.call(where, options, part["use"], signature)
+        yield from self.call(where, options, part[key], signature)
 
     def signature(self, kind: library.Kind, loc: Loc, use: str) -> Generator[Problem, None, source.Signature | None]:
         """Return what a named function or class can be given beyond what rld gives it, if its source shows it."""
@@ -241,6 +242,17 @@ class _Checker:
         if run == "distill":
             yield from self.curriculum((*loc, "curriculum"), stage.get("curriculum"))
             yield from self.teachers(loc, stage)
+            yield from self.retention((*loc, "retain"), stage.get("retain"), stage.get("skills"))
+            yield from self.reward((*loc, "audit"), stage.get("audit"), "reward")
+
+    def retention(self, loc: Loc, part: Any, trained: Any) -> Iterator[Problem]:
+        """Check that there are skills to protect."""
+        if not isinstance(part, dict):
+            return
+        yield from self.skill_names((*loc, "skills"), part.get("skills"), self.skills)
+        if part.get("skills") is None and not (isinstance(trained, list) and set(self.skills) - set(map(str, trained))):
+            what = "protects the skills that the stage does not train, and it trains all"
+            yield Problem(loc, f"{self.label(loc)} {what}; name those to protect in {self.label((*loc, 'skills'))}")
 
     def skill_names(self, loc: Loc, given: Any, known: list[str]) -> Iterator[Problem]:
         if given == []:

@@ -7,14 +7,17 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from datasets import Dataset
 from pydantic import TypeAdapter, ValidationError
 from trl import GRPOConfig
 
 from rld.combine import AnyCombination, AnyTokenWeights
 from rld.divergences import AnyDivergence
-from rld.errors import RecipeError
+from rld.errors import DataError, RecipeError
 from rld.features import AnyFeature
-from rld.types import SIGNALS, Signal
+from rld.retention import Retention
+from rld.stream import Stream
+from rld.types import SIGNALS, Curriculum, Signal
 from rld.vocabulary import Divergence, Matching, TopK
 
 
@@ -75,6 +78,14 @@ class RLDConfig(GRPOConfig):
         default=None,
         metadata={"help": "Skills in the `skill` column. None: read off the training set."},
     )
+    retain: dict[str, Any] | None = field(
+        default=None,
+        metadata={"help": "Options of `Retention`, which protects the skills of `retain_dataset`. None: its defaults."},
+    )
+    audit_share: float = field(
+        default=0.1,
+        metadata={"help": "Of the completions that the first reward calls right, the share that `trusted` checks."},
+    )
 
     def active_signals(self, has_teachers: bool) -> list[Signal]:
         """The signals that take part, in the order of `SIGNALS`.
@@ -102,11 +113,18 @@ class RLDConfig(GRPOConfig):
             raise RecipeError(f"response_temperature should be above 0, not {self.response_temperature}")
         if self.response_top_k is not None and self.response_top_k < 1:
             raise RecipeError(f"response_top_k should be at least 1, not {self.response_top_k}")
+        if not 0 < self.audit_share <= 1:
+            raise RecipeError(f"audit_share should be above 0 and at most 1, not {self.audit_share}")
         if not 0 <= self.gold < (self.num_generations or 0):
             raise RecipeError(f"gold should be at least 0 and below num_generations, not {self.gold}")
         if self.teacher_reward and not (has_teachers and "policy" in names):
             raise RecipeError("teacher_reward shapes the policy signal's advantages: it needs teachers and policy")
         return [signal for signal in SIGNALS if signal in names]
+
+    @property
+    def answer_length(self) -> int:
+        """Tokens that a greedy answer may take."""
+        return self.max_completion_length or 256
 
     @property
     def prompts_per_rollout(self) -> int:
@@ -131,6 +149,30 @@ class RLDConfig(GRPOConfig):
     def num_prompts(self) -> int:
         """Prompts that `max_steps` updates ask for at most; a data loader looks ahead, and no epoch should end."""
         return (math.ceil(self.max_steps / self.updates_per_rollout) + 2) * self.prompts_per_rollout
+
+    def stream(self, rows: Any, curriculum: Curriculum | None) -> Stream | None:
+        """The prompts as a curriculum picks them, and these arguments made to fit; None for rows in TRL's order.
+
+        Raises:
+            DataError: a curriculum without a data set of rows, or with workers.
+        """
+        if curriculum is not None:
+            if not isinstance(rows, Dataset):
+                raise DataError("a curriculum picks rows by skill and level, so train_dataset must be a Dataset")
+            self.max_steps = self.num_updates(len(rows))
+            rows = Stream.over(rows, curriculum, self.seed, self.num_prompts())
+        if not isinstance(rows, Stream):
+            return None
+        if self.dataloader_num_workers:
+            raise DataError("a curriculum needs dataloader_num_workers=0: a worker's copy of it would learn nothing")
+        rows.together = self.prompts_per_rollout
+        self.shuffle_dataset = False  # the curriculum orders the prompts
+        return rows
+
+    def retention(self) -> Retention:
+        """The rule that `retain` describes."""
+        rule: Retention = _parse("retain", Retention, self.retain or {})
+        return rule
 
     def divergence_model(self) -> AnyDivergence:
         """The divergence that `divergence` names."""

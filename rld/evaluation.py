@@ -1,4 +1,4 @@
-"""Greedy answers of a model, and how many of them are right."""
+"""Answers of a model, and how many of them are right."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -53,6 +54,31 @@ def generate(
             answers += list(zip(chosen, texts, strict=True))
     gathered: list[tuple[int, str]] = answers if alone else gather_object(answers)
     return [text for _, text in sorted(gathered)]
+
+
+def sample(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    seed: int,
+) -> list[list[int]]:
+    """Sample a completion of each prompt at temperature 1, all at once.
+
+    The draws depend on `seed` and the prompts alone, and the random state stays as it was.
+
+    Returns:
+        Token ids, the end included where there is one.
+    """
+    config = _greedy(model, tokenizer, max_new_tokens)
+    config.update(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
+    ends = set(config.eos_token_id)
+    devices = [model.device] if model.device.type == "cuda" else []
+    with _answering(model, config), torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        sampled = _completions(model, tokenizer, list(prompts)).tolist()
+    lengths = [next((t + 1 for t, token in enumerate(ids) if token in ends), len(ids)) for ids in sampled]
+    return [ids[:length] for ids, length in zip(sampled, lengths, strict=True)]
 
 
 def score(rows: Sequence[Row], texts: Sequence[str]) -> dict[str, tuple[float, int]]:
@@ -139,7 +165,12 @@ def keep_input_whole(model: PreTrainedModel) -> RemovableHandle:
 
 
 def _answer(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]]) -> list[str]:
-    padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
-    ids = model.generate(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"])
-    texts: list[str] = tokenizer.batch_decode(ids[:, padded["input_ids"].shape[1] :], skip_special_tokens=True)
+    texts: list[str] = tokenizer.batch_decode(_completions(model, tokenizer, prompts), skip_special_tokens=True)
     return texts
+
+
+def _completions(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]]) -> Tensor:
+    """Token ids of what the model says to prompts, padded on the right."""
+    padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
+    ids: Tensor = model.generate(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"])
+    return ids[:, padded["input_ids"].shape[1] :]

@@ -19,7 +19,13 @@ _TICKS_ON = 2
 """Ticks above `on` that switch something on."""
 _SURPRISE, _ENOUGH = 3.0, 8
 """A tick whose share of right answers lies so many standard deviations off, over so many prompts at least, shows that a
-teacher has changed."""
+teacher, or a reward, has changed."""
+_UNAUDITED = (2.0, 0.2)
+"""What is believed of a reward before any of its payments were checked: a Beta prior of the share that is right."""
+_HALF_RIGHT, _RIGHT = 0.5, 0.9
+"""A reward is trusted where at least the latter share of what it paid is right, and not at all below the former."""
+_ALARM, _CALM = 0.25, 0.5
+"""Trust below which a reward is reported, and above which it is taken to be mended."""
 _STALE = 20
 """Ticks without any news of a skill after which it starts anew."""
 _FLOOR = 0.2
@@ -44,8 +50,10 @@ class Gap(Rule):
     - `response` is worth its best teacher; `feature` the same, fading as the outputs align.
 
     Each tick takes a capped mirror step towards weights in proportion to `prior * worth`, and switches a signal or
-    teacher off after `patience` ticks below `off`, on again after two ticks above `on`. `policy` is never off.
-    Prompts go to the skills in proportion to the most that any of their signals is worth.
+    teacher off after `patience` ticks below `off`, on again after two ticks above `on`. `policy` is off only while an
+    audit shows that its reward can't be trusted: the worth of `policy`, and what counts as the student's success,
+    shrink with the share of audited payments that are right. Prompts go to the skills in proportion to the most that
+    any of their signals is worth.
     """
 
     kind: Literal["gap"] = "gap"
@@ -102,6 +110,8 @@ class Gap(Rule):
             shares = {"policy": self.ratio} | {signal: (1 - self.ratio) * share for signal, share in rest.items()}
         return {
             "student": [1.0, 1.0],
+            "paid": list(_UNAUDITED),
+            "alarm": False,
             "informative": None,
             "gate": {},
             "apart": {},
@@ -152,13 +162,17 @@ class Gap(Rule):
 
     def _learn(self, entry: State, news: SkillSeen, skill: str, step: int) -> list[Event]:
         """Take in what was seen of a skill, in place, and move its weights."""
-        entry["student"] = self._updated(entry["student"], news.successes, news.attempts)
+        events = self._audit(entry, news, skill, step)
+        genuine = _mean(entry["paid"])
+        trust = 0.0 if entry["alarm"] else _trust(genuine)
+        credible = min(genuine / _RIGHT, 1.0)
+        entry["student"] = self._updated(entry["student"], credible * news.successes, news.attempts)
         if news.groups:
             share, before = news.informative / news.groups, entry["informative"]
             entry["informative"] = share if before is None else 0.5 * before + 0.5 * share
         teachers = {name: news.teachers.get(name) for name in entry["teachers"]}
         if self.by_gate:
-            self._watch_the_gate(entry["gate"], teachers)
+            self._watch_the_gate(entry["gate"], teachers, credible)
         # A teacher that is off says nothing until the next heartbeat: what it said last holds.
         for name, told in teachers.items():
             if told is not None and told.divergence is not None and math.isfinite(told.divergence):
@@ -167,36 +181,55 @@ class Gap(Rule):
         heard = [nats for name, nats in entry["apart"].items() if entry["teachers"][name]["on"]]
         fade = clip(max(heard) / self.kappa, 0, 1) if heard else 1.0
         best = max(leads.values(), default=0.0)
-        worth = {"policy": entry["informative"] or 0.0, "response": best, "feature": best * fade}
+        worth = {"policy": (entry["informative"] or 0.0) * trust, "response": best, "feature": best * fade}
         entry["worth"] = max(worth[signal] for signal in entry["signals"])
         entry["trace"] = [*entry["trace"], _beta(*entry["student"])[0]][-_WATCHED:]
         measured = f"student {entry['trace'][-1]:.2f}, informative {worth['policy']:.2f}, best lead {best:.2f}"
         moves: list[tuple[str, dict[str, float], dict[Any, float], str]] = [("teacher", leads, {}, "")]
         if self.ratio is None:
-            moves.append(("signal", worth, dict(self.prior), "policy"))
-        return [
+            moves.append(("signal", worth, dict(self.prior), "" if entry["alarm"] else "policy"))
+        return events + [
             Event(step, f"{what} {turned}", skill, name, f"{measured}, its worth {values[name]:.2f}", rule)
             for what, values, prior, never in moves
             for name, turned, rule in self._mirror(entry[f"{what}s"], values, prior, never)
         ]
 
-    def _watch_the_gate(self, gate: State, teachers: Mapping[str, TeacherSeen | None]) -> None:
+    def _audit(self, entry: State, news: SkillSeen, skill: str, step: int) -> list[Event]:
+        """Count in, in place, how much of what was paid is right; returns the alarm, or its end."""
+        if not news.audited:
+            return []
+        known = list(_UNAUDITED) if _changed(entry["paid"], news.genuine, news.audited) else entry["paid"]
+        entry["paid"] = self._updated(known, news.genuine, news.audited, _UNAUDITED)
+        genuine = _mean(entry["paid"])
+        trust = _trust(genuine)
+        measured = f"{news.genuine} of {news.audited} audited successes are right, in the long run {genuine:.2f}"
+        if not entry["alarm"] and trust < _ALARM:
+            entry["alarm"] = True
+            return [Event(step, "audit alarm", skill, "policy", measured, f"trust below {_ALARM:g}")]
+        if entry["alarm"] and trust > _CALM:
+            entry["alarm"] = False
+            return [Event(step, "audit calm", skill, "policy", measured, f"trust above {_CALM:g}")]
+        return []
+
+    def _watch_the_gate(self, gate: State, teachers: Mapping[str, TeacherSeen | None], credible: float) -> None:
         """Count in how often each teacher was right when asked, and how the student does on those prompts."""
         for name, seen in teachers.items():
             if seen is None or not seen.asked:
                 continue
             start = {"right": [1.0 + seen.verified, 1.0 + seen.probed - seen.verified], "student": [1.0, 1.0]}
             entry = gate.setdefault(name, start)
-            known = [1.0, 1.0] if _changed(entry["right"], seen) else entry["right"]
+            known = [1.0, 1.0] if _changed(entry["right"], seen.right, seen.asked) else entry["right"]
             entry["right"] = self._updated(known, seen.right, seen.asked)
-            entry["student"] = self._updated(entry["student"], seen.successes, seen.attempts)
+            entry["student"] = self._updated(entry["student"], credible * seen.successes, seen.attempts)
 
-    def _updated(self, beta: list[float], successes: int, attempts: int) -> list[float]:
+    def _updated(
+        self, beta: list[float], successes: float, attempts: int, prior: tuple[float, float] = (1.0, 1.0)
+    ) -> list[float]:
         """A Beta posterior that forgets, after more attempts; without any it stays."""
         if not attempts:
             return beta
-        a, b = beta
-        return [1 + self.forget * (a - 1) + successes, 1 + self.forget * (b - 1) + attempts - successes]
+        counted = successes, attempts - successes
+        return [p + self.forget * (old - p) + new for old, p, new in zip(beta, prior, counted, strict=True)]
 
     def _leads(self, entry: State, teachers: Mapping[str, TeacherSeen | None]) -> dict[str, float]:
         """Worth in [0, 1] of each teacher on a skill."""
@@ -239,9 +272,10 @@ class Gap(Rule):
             if entry["on"] and entry["ticks"] >= self.patience and name != never_off:
                 entry.update(on=False, ticks=0)
                 turned.append((name, "off", f"worth below {self.off:g} for {self.patience} ticks"))
-            elif not entry["on"] and entry["ticks"] >= _TICKS_ON:
+            elif not entry["on"] and (entry["ticks"] >= _TICKS_ON or name == never_off):
                 entry.update(on=True, ticks=0, log=max(entry["log"], math.log(_RETURN)))
-                turned.append((name, "on", f"worth above {self.on:g} for {_TICKS_ON} ticks"))
+                rule = "never off" if name == never_off else f"worth above {self.on:g} for {_TICKS_ON} ticks"
+                turned.append((name, "on", rule))
         active = [name for name in table if table[name]["on"]]
         raw = normalised({name: prior.get(name, 1.0) * clip(worth[name], 0, 1) + _TINY for name in active})
         for name in active:
@@ -266,11 +300,11 @@ def _pace(trace: list[float]) -> float:
     return clip(_PATIENT + abs(trace[-1] - trace[-_RECENT]) / _RISE, _PATIENT, 1.0)
 
 
-def _changed(right: list[float], seen: TeacherSeen) -> bool:
-    """Tell whether a teacher is right far more or less often than it was."""
-    mean, variance = _beta(*right)
-    spread = math.sqrt(mean * (1 - mean) / seen.asked + variance)
-    return seen.asked >= _ENOUGH and abs(seen.right / seen.asked - mean) > _SURPRISE * spread
+def _changed(beta: list[float], right: int, asked: int) -> bool:
+    """Tell whether a teacher, or a reward, is right far more or less often than it was."""
+    mean, variance = _beta(*beta)
+    spread = math.sqrt(mean * (1 - mean) / asked + variance)
+    return asked >= _ENOUGH and abs(right / asked - mean) > _SURPRISE * spread
 
 
 def _table(shares: Mapping[str, float]) -> State:
@@ -287,6 +321,15 @@ def _normalise(table: State) -> None:
 
 def _shares(table: State) -> dict[str, float]:
     return normalised({name: math.exp(entry["log"]) if entry["on"] else 0.0 for name, entry in table.items()})
+
+
+def _trust(genuine: float) -> float:
+    """How far a reward is trusted of whose payments a share `genuine` is right, in [0, 1]."""
+    return clip((genuine - _HALF_RIGHT) / (_RIGHT - _HALF_RIGHT), 0, 1)
+
+
+def _mean(beta: list[float]) -> float:
+    return _beta(*beta)[0]
 
 
 def _beta(a: float, b: float) -> tuple[float, float]:

@@ -11,17 +11,18 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rld import evaluation
 from rld.checkpoint import read_json, write_json
-from rld.rollout import is_success
+from rld.rollout import Verify, ask, is_success
 from rld.teachers import Teacher
 
 _REMEMBERED = 100_000
@@ -29,8 +30,6 @@ _REMEMBERED = 100_000
 
 _SUSPICIOUS = 64
 """Failures in a row from the start after which the verifier is doubted."""
-
-Verify = Callable[..., list[float | None]]
 
 
 class Gate:
@@ -61,6 +60,22 @@ class Gate:
         self._failed = {str(teacher.name): 0 for teacher in self.teachers}
         """Prompts that each teacher failed before its first right answer; -1 after that, or once it was told."""
         self._verdicts: list[dict[str, bool]] = [{} for _ in self.teachers]
+
+    @classmethod
+    def of(
+        cls,
+        teachers: Sequence[Teacher],
+        student: PreTrainedTokenizerBase,
+        verify: Verify | None,
+        max_new_tokens: int,
+        accelerator: Accelerator,
+        chat_options: Mapping[str, Any],
+    ) -> Gate | None:
+        """Return a gate, or with a warning None where no reward can be asked."""
+        if verify is None:
+            warnings.warn("the first reward can't be asked about teachers' answers, so gate is skill", stacklevel=4)
+            return None
+        return cls(teachers, student, verify, max_new_tokens, accelerator.device, chat_options)
 
     def open(self, rows: Sequence[dict[str, Any]], wanted_BK: Tensor) -> Tensor:
         """Which teachers may teach on which rows, `[B, K]` bool.
@@ -107,11 +122,7 @@ class Gate:
             texts = evaluation.generate(model, tokenizer, rows, self.max_new_tokens, alone=True, chat_options=options)
         ids = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
         self.flops += 2.0 * teacher.num_parameters() * evaluation.num_tokens(tokenizer, rows, ids, options)
-        columns = {key: [row.get(key) for row in rows] for row in rows[:1] for key in row if key != "prompt"}
-        chat = not isinstance(rows[0]["prompt"], str)
-        completions = [[{"role": "assistant", "content": text}] for text in texts] if chat else texts
-        prompts = [row["prompt"] for row in rows]
-        credits = self.verify(prompts=prompts, completions=completions, completion_ids=ids, **columns)
+        credits = ask(self.verify, rows, texts, ids)
         # Where the verifier has no say, the teacher is taken on trust, as without a gate.
         verdicts = [credit is None or is_success(credit) for credit in credits]
         self._warn_of_silence(teacher, verdicts)

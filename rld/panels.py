@@ -15,6 +15,8 @@ NUM_INKS = 9
 """Colours that the page defines, as classes `ink0`, `ink1` and so on."""
 _PLAIN = "plain"
 """The ink of what is no signal, skill, teacher or reward."""
+_WEIGHT = "weight/(?!reference)([^/]+)"
+"""Weights that sum to 1; that of an earlier self comes on top."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,11 @@ def groups(stage: Stage, skills: Iterable[str], inks: Inks) -> list[Group]:
                 "How far the student is from its teachers, and how hard each signal pulls.",
                 found.distances(),
             ),
+            Group(
+                "Constraints",
+                "What must not be forgotten, and how strongly it is replayed; and what an audit says of the reward.",
+                found.constraints(),
+            ),
             Group("Rollouts", "What the student generated.", found.rollouts()),
         ]
     return [group for group in all_groups if group.charts]
@@ -120,8 +127,8 @@ class _Panels:
         ]
 
     def weights(self) -> list[Chart]:
-        mean = Chart("Mean over skills", self._lines("signal", "weight/([^/]+)"), 0, 1, stairs=True)
-        return self._per_skill(mean, "signal", "weight/([^/]+)/{}")
+        mean = Chart("Mean over skills", self._lines("signal", _WEIGHT), 0, 1, stairs=True)
+        return self._per_skill(mean, "signal", _WEIGHT + "/{}")
 
     def teachers(self) -> list[Chart]:
         mean = Chart("Mean over skills", self._lines("teacher", "teacher/(.+)/weight"), 0, 1, stairs=True)
@@ -159,6 +166,16 @@ class _Panels:
             Chart("Gradient at the last hidden states", self._lines("signal", "grad/(.+)"), may_be_log=True),
         ]
         return [chart for chart in charts if chart.lines]
+
+    def constraints(self) -> list[Chart]:
+        kept, audited = self._lines("skill", "retention/(.+)"), self._lines("skill", "audit/(.+)")
+        marks = self._marks("retention")
+        weights = self._lines("skill", "weight/reference/(.+)")
+        return [
+            *self._chart(Chart("Success relative to the start", kept, 0, marks=marks)),
+            *self._chart(Chart("Weight of the earlier self", weights, 0, stairs=True, marks=marks)),
+            *self._chart(Chart("Audited successes that are right", audited, 0, 1, marks=self._marks("audit"))),
+        ]
 
     def rollouts(self) -> list[Chart]:
         kinds = [key for key in ("tokens/generated", "tokens/scored", "tokens/saved") if key in self.keys]

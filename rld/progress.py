@@ -27,7 +27,8 @@ from rld.journal import EVENTS, METRICS
 from rld.types import Event
 
 _OURS = re.compile(
-    r"loss|entropy|(loss|weight|scale|phase|teacher|progress|grad|divergence|distance|level|share|tokens)/.+"
+    r"loss|entropy"
+    r"|(loss|weight|scale|phase|teacher|progress|audit|retention|grad|divergence|distance|level|share|tokens)/.+"
 )
 _TRL_REWARD = re.compile(r"rewards/(.+)/mean")
 _SHOWN = {

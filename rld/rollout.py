@@ -13,7 +13,7 @@ import functools
 import inspect
 import math
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,9 @@ from rld.errors import DataError, RewardError
 
 _SUCCESS = 1 - 1e-6
 _SHOWN = 80
+
+Verify = Callable[..., list[float | None]]
+"""A reward with TRL's signature."""
 
 
 def checked(reward: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -163,13 +166,29 @@ def gold_completions(
     return [[*tokens, tokenizer.eos_token_id][:longest] for tokens in ids]
 
 
-def verifier(rewards: list[Any]) -> Callable[..., list[float | None]] | None:
-    """Return the first of the rewards where it can be asked about any text, else None."""
+def verifier(rewards: list[Any], trainer_state: Any) -> Verify | None:
+    """Return the first of the rewards where it can be asked about any text, by `ask`, else None."""
     first = rewards[0]
-    if isinstance(first, nn.Module) or _is_async(first) or first.__name__ == no_reward.__name__:
+    if isinstance(first, (str, nn.Module)) or _is_async(first) or first.__name__ == no_reward.__name__:
         return None
-    chosen: Callable[..., list[float | None]] = first
-    return chosen
+    return functools.partial(first, trainer_state=trainer_state, log_extra=_unlogged, log_metric=_unlogged)
+
+
+def _unlogged(*_: Any) -> None:
+    """Stand in for TRL's `log_extra` and `log_metric`: the text is no completion of a rollout."""
+
+
+def ask(
+    verify: Verify, rows: Sequence[dict[str, Any]], completions: Sequence[Any], ids: Sequence[list[int]]
+) -> list[float | None]:
+    """Ask a reward about completions as TRL would; of chats they may be plain texts."""
+    columns = {key: [row.get(key) for row in rows] for row in rows[:1] for key in row if key != "prompt"}
+    prompts = [row["prompt"] for row in rows]
+    said = [
+        [{"role": "assistant", "content": text}] if isinstance(text, str) and not isinstance(prompt, str) else text
+        for prompt, text in zip(prompts, completions, strict=True)
+    ]
+    return verify(prompts=prompts, completions=said, completion_ids=list(ids), **columns)
 
 
 def is_success(reward: float) -> bool:

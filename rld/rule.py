@@ -23,7 +23,7 @@ Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 PerSkill: TypeAlias = Share | dict[str, Share]
 """One value for all skills, or one for each by name."""
 
-_VERSION = 3
+_VERSION = 4
 """Of every controller's state."""
 _MEMORY = 0.8
 """Share of the running gradient norms that a tick keeps."""

@@ -20,6 +20,7 @@ from rld.divergences import JSD, AnyDivergence
 from rld.features import AnyFeature, Cosine
 from rld.gap import Gap
 from rld.hints import nearest
+from rld.retention import Retention
 from rld.types import Align
 
 _MAX_ROWS = 20_000
@@ -260,6 +261,21 @@ AnyChange = Annotated[
 ]
 
 
+class AuditSpec(Part):
+    """A reward that is trusted, however slow, checks a share of what the first of the recipe's rewards calls right.
+
+    Where it is set, it also decides in that one's place whether a teacher is right, and whether a protected skill is
+    retained.
+    """
+
+    reward: str
+    """A shipped reward as file:function, or your own as ./file.py:function; it gives 1 to a right answer."""
+    options: dict[str, Any] = {}
+    """Keyword arguments of the function."""
+    share: float = Field(0.1, gt=0, le=1)
+    """Of the completions that are called right."""
+
+
 class Distill(_Stage):
     """The main job: one student, several teachers and verifiers, one loop, weights set by a controller."""
 
@@ -277,6 +293,10 @@ class Distill(_Stage):
     controller: AnyController = Gap()
     curriculum: CurriculumSpec = CurriculumSpec()
     rollout: Rollout = Rollout()
+    retain: Retention | None = None
+    """Skills that the student must not forget. None: it may."""
+    audit: AuditSpec | None = None
+    """A check on the first of the rewards. None: it is believed."""
     changes: list[AnyChange] = []
     """What changes on purpose while the stage trains, to see how a controller takes it."""
     steps: int = Field(gt=0)

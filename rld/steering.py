@@ -45,7 +45,7 @@ class Steering:
 
     def _clear_window(self) -> None:
         self.updates = 0
-        self._counts = torch.zeros(len(self.skills), 4, dtype=torch.float64)
+        self._counts = torch.zeros(len(self.skills), 6, dtype=torch.float64)
         self._gate = torch.zeros(len(self.skills), len(self.teachers), 4, dtype=torch.float64)
         self._table = torch.zeros(len(self.skills), 3 + 4 * len(self.teachers), dtype=torch.float64)
         self._scalars = torch.zeros(7, dtype=torch.float64)
@@ -85,6 +85,8 @@ class Steering:
         given = self.weights.signals[self.skills[s]]
         policy = given.get("policy", 0.0)
         taught = sum(given.values()) - policy
+        if not policy and not taught:
+            return before
         if not taught:
             return 2
         lead = (policy - taught) / (policy + taught)
@@ -130,7 +132,11 @@ class Steering:
 
     def count(self, counts_S4: Tensor) -> None:
         """Add a rollout's attempts, successes, groups and informative groups per skill."""
-        self._counts += counts_S4.cpu()
+        self._counts[:, :4] += counts_S4.cpu()
+
+    def count_audit(self, counts_S2: Tensor) -> None:
+        """Add a rollout's successes that were checked, and those found right, per skill."""
+        self._counts[:, 4:] += counts_S2.cpu()
 
     def count_gate(self, counts_SK4: Tensor) -> None:
         """Add, per skill and teacher, the prompts it was asked and answered rightly, and the student's attempts and
@@ -181,7 +187,7 @@ class Steering:
         num = len(self.teachers)
         skills = {}
         for s, skill in enumerate(self.skills):
-            attempts, successes, groups, informative = (int(x) for x in self._counts[s].tolist())
+            attempts, successes, groups, informative, audited, genuine = (int(x) for x in self._counts[s].tolist())
             sums = self._table[s, 3:].reshape(4, num).tolist()
             skills[skill] = SkillSeen(
                 attempts,
@@ -197,6 +203,8 @@ class Steering:
                     )
                     for k, teacher in enumerate(self.teachers)
                 },
+                audited,
+                genuine,
             )
         gradients: dict[str, float | None] = {}
         for i, signal in enumerate(SIGNALS):
@@ -237,6 +245,8 @@ class Steering:
         for skill, news in seen.skills.items():
             if news.attempts:
                 metrics[f"progress/{skill}"] = news.successes / news.attempts
+            if news.audited:
+                metrics[f"audit/{skill}"] = news.genuine / news.audited
         return metrics
 
     def state_dict(self) -> dict[str, Any]:

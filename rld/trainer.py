@@ -16,9 +16,7 @@ Shapes: B completions, T completion tokens, K teachers, S skills.
 
 from __future__ import annotations
 
-import functools
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,8 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 
-from rld.checkpoint import STATE, VERSION, read_json, write_json
+from rld.audit import Audit
+from rld.checkpoint import STATE, VERSION, read_state, write_json
 from rld.compact import score_labels_only
 from rld.config import RLDConfig
 from rld.errors import CheckpointError, DataError, RecipeError
@@ -41,19 +40,14 @@ from rld.gate import Gate
 from rld.losses import JointLoss, loss_mask
 from rld.matching import Projections, attach_projections
 from rld.panel import Panel
-from rld.rollout import (
-    all_checked,
-    gold_completions,
-    group_counts,
-    no_reward,
-    verifier,
-)
+from rld.protection import Protection
+from rld.rollout import all_checked, gold_completions, group_counts, no_reward, successes, verifier
 from rld.scoring import Scoring
 from rld.steering import Steering
 from rld.stream import Stream, skills_of
 from rld.student import RecordedStudent, add_signal_head
 from rld.teachers import Teacher
-from rld.types import DEFAULT_SKILL, Controller, Curriculum, Event, Task
+from rld.types import DEFAULT_SKILL, Controller, Curriculum, Event, Row, Task
 
 _COUNTERS = ("flops", "num_generated", "num_scored", "num_saved", "_num_rollouts", "_step")
 
@@ -71,6 +65,9 @@ class RLDTrainer(GRPOTrainer):
         controller: Sets the weights of signals and teachers. None: `Gap()`.
         curriculum: Picks the skill and level of each next prompt from `train_dataset`'s columns `skill` and `level`.
             None: TRL's shuffled order.
+        trusted: A reward that checks a share of what the verifier calls right (`args.audit_share`), and is asked in
+            its place whether a teacher is right.
+        retain_dataset: Rows of skills that must not be forgotten, with a column `skill`; how, `args.retain` says.
         **options: The other arguments of `GRPOTrainer`.
 
     Raises:
@@ -92,6 +89,8 @@ class RLDTrainer(GRPOTrainer):
         teachers: Sequence[Teacher | PreTrainedModel | str] = (),
         controller: Controller | None = None,
         curriculum: Curriculum | None = None,
+        trusted: Any = None,
+        retain_dataset: Iterable[Row] | None = None,
         **options: Any,
     ) -> None:
         if args is not None and not isinstance(args, RLDConfig):
@@ -102,20 +101,8 @@ class RLDTrainer(GRPOTrainer):
         self.teachers = [t if isinstance(t, Teacher) else Teacher(t) for t in teachers]
         signals = args.active_signals(has_teachers=bool(self.teachers))
         reward_funcs = all_checked(reward_funcs or ([no_reward] if self.teachers else None))
-        if curriculum is not None and isinstance(train_dataset, Dataset):
-            args.max_steps = args.num_updates(len(train_dataset))
-            train_dataset = Stream.over(train_dataset, curriculum, args.seed, args.num_prompts())
-        elif curriculum is not None:
-            raise DataError("a curriculum picks rows by skill and level, so train_dataset must be a datasets.Dataset")
-        self.stream = train_dataset if isinstance(train_dataset, Stream) else None
-        if self.stream is not None:
-            if args.dataloader_num_workers:
-                raise DataError(
-                    "a curriculum needs dataloader_num_workers=0: a worker's copy of it would learn nothing"
-                )
-            self.stream.together = args.prompts_per_rollout
-            args.shuffle_dataset = False  # the curriculum orders the prompts
-            train_dataset = self.stream.dataset
+        self.stream = args.stream(train_dataset, curriculum)
+        train_dataset = self.stream.dataset if self.stream is not None else train_dataset
         score_labels_only()
         super().__init__(model, reward_funcs, args, train_dataset, *rest, **options)
 
@@ -135,7 +122,18 @@ class RLDTrainer(GRPOTrainer):
         self._num_parameters = self._student.num_parameters()
         keep_input_whole(self._student)  # beside an adapter its head is frozen
         self._set_up_teachers()
-        self.gate = self._new_gate() if args.gate == "prompt" and self.teachers else None
+        first: Any = self.reward_funcs if trusted is None else all_checked(trusted)
+        verify = verifier(first, self.state)
+        self.audit = None if trusted is None else Audit(verify, args.audit_share, args.seed)
+        asked = self._tokenizer, verify, args.answer_length, self.accelerator, self._chat_options
+        self.gate = Gate.of(self.teachers, *asked) if args.gate == "prompt" and self.teachers else None
+        self.protection = None
+        if retain_dataset is not None:
+            rule = args.retention()
+            self.protection = Protection(rule, retain_dataset, self.skills, self._student, *asked, args.seed)
+            self.add_callback(self.protection)
+        if self.teachers or self.protection is not None:
+            add_signal_head(self._student)
         if args.gold and (self.use_vllm or self.tools or self.rollout_func is not None):
             raise RecipeError("gold answers take the place of completions that transformers generates without tools")
         self._scoring = Scoring(args, self.panel, self.steering, self.gate, self.accelerator)
@@ -151,18 +149,6 @@ class RLDTrainer(GRPOTrainer):
         self._projections = Projections(self.panel.plans) if self._feature is not None else None
         if self._projections is not None:
             attach_projections(self._student, self._projections)
-        if self.teachers:
-            add_signal_head(self._student)
-
-    def _new_gate(self) -> Gate | None:
-        verify = verifier(self.reward_funcs)
-        if verify is None:
-            warnings.warn("the first reward can't be asked about teachers' answers, so gate is skill", stacklevel=3)
-            return None
-        given = {"trainer_state": self.state, "log_extra": _unlogged, "log_metric": _unlogged}
-        length = self.args.max_completion_length or 256
-        asked = functools.partial(verify, **given)
-        return Gate(self.teachers, self._tokenizer, asked, length, self.accelerator.device, self._chat_options)
 
     @property
     def _chat_options(self) -> dict[str, Any]:
@@ -172,9 +158,16 @@ class RLDTrainer(GRPOTrainer):
 
     # -- roll out and score ------------------------------------------------------------------------------------------
 
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
-        rewards: Tensor = super()._calculate_rewards(*args, **kwargs)
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self._rewards = rewards
+        if self.audit is not None and self.model.training:
+            size = len(inputs)
+            first = self.accelerator.process_index * size
+            paid_B = successes(rewards)[first : first + size] & ~self._gold_B(size)
+            skills = paid_B, self._skill_ids(inputs), len(self.skills)
+            counts = self.audit.counts(inputs, completions, completion_ids_list, *skills, (self._num_rollouts, first))
+            self.steering.count_audit(self.accelerator.reduce(counts.to(paid_B.device), reduction="sum"))
         return rewards
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
@@ -276,12 +269,14 @@ class RLDTrainer(GRPOTrainer):
             policy: Tensor = super()._compute_loss(model, inputs)
         finally:
             self._loss_inputs = None
-        training = self.model.training
+        loss, training = policy, self.model.training
         if training:
             self._joint.count(inputs)
+            if self.protection is not None:
+                loss = self.protection.added(loss, model, self.current_gradient_accumulation_steps, self._log_mean)
         if self._recorded is None:
-            return policy
-        loss, normaliser, mask_BT = policy, self._num_taught(inputs), loss_mask(inputs)
+            return loss
+        normaliser, mask_BT = self._num_taught(inputs), loss_mask(inputs)
         for signal, (total, gap_BT) in self._joint.terms(inputs, self._recorded, training).items():
             loss = loss + total / normaliser
             self._log_mean(f"loss/{signal}", (gap_BT * mask_BT).sum(), mask_BT.sum())
@@ -318,6 +313,11 @@ class RLDTrainer(GRPOTrainer):
         step = self.state.global_step + 1
         metrics, events = self.steering.update(table, scalars, step, self.state.max_steps)
         self.events += events
+        if self.protection is not None:
+            kept, events = self.protection.after_update(self.model, self.steering.updates == 0, step)
+            metrics |= kept
+            self.events += events
+            self.flops += self.protection.take_flops()
         self.flops += 6.0 * self._num_parameters * scalars[0].item()
         metrics |= {"flops": self.flops, "tokens/generated": self.num_generated}
         metrics |= {"tokens/scored": self.num_scored, "tokens/saved": self.num_saved}
@@ -337,6 +337,8 @@ class RLDTrainer(GRPOTrainer):
             torch.save(self._buffered_inputs, folder / f"rld_rollout_{self.accelerator.process_index}.pt")
         if self.gate is not None:
             self.gate.save(folder / f"rld_gate_{self.accelerator.process_index}.json")
+        if self.protection is not None and self.args.should_save:
+            self.protection.save(folder)
         if self._projections is not None and self.args.should_save:
             save_file(self._projections.state_dict(), folder / "rld_projections.safetensors")
         self.accelerator.wait_for_everyone()  # a checkpoint that is marked complete has every process's files
@@ -356,6 +358,8 @@ class RLDTrainer(GRPOTrainer):
             "teachers": {teacher.name: teacher.fingerprint() for teacher in self.teachers},
             "counters": {name: getattr(self, name) for name in _COUNTERS},
         }
+        if self.protection is not None:
+            state["protection"] = self.protection.state_dict()
         if self.stream is not None:
             first_unused = (self._num_rollouts - self._inside_rollout) * self.args.prompts_per_rollout
             state["stream"] = self.stream.state_dict(first_unused)
@@ -366,13 +370,8 @@ class RLDTrainer(GRPOTrainer):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         folder = Path(checkpoint)
-        state = read_json(folder / STATE)
-        if state["version"] != VERSION or ("stream" in state) != (self.stream is not None):
-            raise CheckpointError(f"{folder} was written by another rld, or with another kind of training set")
+        state = read_state(folder, self.stream is not None, {t.name: t.fingerprint() for t in self.teachers})
         self.events += self.steering.load_state_dict(state["steering"])
-        for teacher in self.teachers:
-            if teacher.fingerprint() != state["teachers"].get(teacher.name, teacher.fingerprint()):
-                raise CheckpointError(f"{folder} was written with other weights of teacher '{teacher.name}'")
         others = list(state["teachers"]) != [teacher.name for teacher in self.teachers]
         if others and (self._projections is not None or list(folder.glob("rld_rollout_*"))):
             raise CheckpointError(f"{folder}: teachers can't change inside a rollout, or with a feature signal")
@@ -381,6 +380,8 @@ class RLDTrainer(GRPOTrainer):
             setattr(self, name, state["counters"][name])
         if self.gate is not None:
             self.gate.load(folder / f"rld_gate_{self.accelerator.process_index}.json")
+        if self.protection is not None:
+            self.protection.load(folder, state.get("protection"))
         if self._inside_rollout:
             path = folder / f"rld_rollout_{self.accelerator.process_index}.pt"
             self._buffered_inputs = torch.load(path, map_location=self.accelerator.device)
@@ -389,7 +390,3 @@ class RLDTrainer(GRPOTrainer):
             self.stream.allocate(self.steering.weights.allocation)
         if self._projections is not None:
             self._projections.load_state_dict(load_file(folder / "rld_projections.safetensors"))
-
-
-def _unlogged(*_: Any) -> None:
-    """Stand in for TRL's `log_extra` and `log_metric`: a teacher's answer is no completion of the student's."""

@@ -85,6 +85,10 @@ class SkillSeen:
     informative: int = 0
     """Groups whose completions got different rewards: the only ones with a policy gradient."""
     teachers: Mapping[str, TeacherSeen] = field(default_factory=dict)
+    audited: int = 0
+    """Successes that a trusted reward has checked."""
+    genuine: int = 0
+    """Of these, those that it found right as well."""
 
 
 @dataclass(frozen=True)

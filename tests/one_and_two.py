@@ -16,6 +16,7 @@ import tests.tiny as tiny
 from rld.config import RLDConfig
 from rld.keeper import Keeper
 from rld.progress import RunLog
+from rld.retention import Retention
 from rld.teachers import Teacher
 from rld.trainer import RLDTrainer
 
@@ -29,6 +30,13 @@ def scripted(prompts: list[str], trainer: Any) -> dict[str, Any]:
         completions.append([*torch.randint(5, 15, (1 + index,), generator=generator).tolist(), 1])
     ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
     return {"prompt_ids": ids, "completion_ids": completions, "logprobs": None}
+
+
+class Always(Retention):
+    """Holds on from the start."""
+
+    def weights(self, state: Any) -> dict[str, float]:
+        return dict.fromkeys(state["skills"], 0.5)
 
 
 def even(completions: list[str], **_: Any) -> list[float]:
@@ -46,6 +54,8 @@ def main(folder: Path, num_processes: int, stopped_rank: int | None) -> None:
             teacher_reward=0.2,
             gate="prompt",
             combine="best_of",
+            retain={"probes": 3, "prompts": 20, "batch": 7},
+            audit_share=0.5,
         ),
         train_dataset=tiny.rows(10),
         processing_class=tiny.tokenizer(),
@@ -55,8 +65,12 @@ def main(folder: Path, num_processes: int, stopped_rank: int | None) -> None:
         ],
         controller=None,
         rollout_func=scripted,
+        trusted=even,
+        retain_dataset=[{**row, "skill": "old"} for row in tiny.rows(23)],
     )
     trainer.steering.controller = trainer.steering.controller.model_copy(update={"every": 2})
+    assert trainer.protection is not None
+    trainer.protection.rule = Always(**trainer.protection.rule.model_dump())
     rank = trainer.accelerator.process_index
     if stopped_rank is not None:
         log = RunLog(folder, "stage", 0.0, lambda: 0.0)
@@ -65,7 +79,7 @@ def main(folder: Path, num_processes: int, stopped_rank: int | None) -> None:
     (folder / f"steps_{rank}").write_text(str(trainer.state.global_step))
     weights = torch.cat([p.detach().flatten() for p in trainer.accelerator.unwrap_model(trainer.model).parameters()])
     torch.save(weights, folder / f"{num_processes}_{rank}.pt")
-    (folder / f"{num_processes}_{rank}.json").write_text(json.dumps(trainer.steering.state_dict()))
+    (folder / f"{num_processes}_{rank}.json").write_text(json.dumps(trainer._rld_state()))
 
 
 if __name__ == "__main__":

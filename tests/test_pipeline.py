@@ -43,6 +43,8 @@ stages:
     controller: {kind: gap, every: 2}
     curriculum: {use: ./tasks.py:Mine}
     rollout: {prompts: 2, completions: 4}
+    retain: {skills: [copy], probes: 4, prompts: 6, batch: 2}
+    audit: {reward: answers:exact_match, share: 0.5}
     steps: 14
     checkpoint_every: 4
     trainer: {learning_rate: 1e-2}
@@ -153,7 +155,7 @@ def test_the_log_has_the_promised_names(whole):
         "level/all",
     ):
         assert name in last
-    assert {"progress/copy", "grad/policy"} <= {key for line in lines for key in line}
+    assert {"progress/copy", "grad/policy", "weight/reference/copy"} <= {key for line in lines for key in line}
     assert last["flops"] > lines[0]["flops"] > 0
     assert last["tokens/scored"] > last["tokens/generated"] > 0
 

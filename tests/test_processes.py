@@ -31,7 +31,12 @@ def test_one_process_and_two_give_the_same_update(tmp_path):
         torch.testing.assert_close(weights, one, rtol=1e-4, atol=1e-6)
     states = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1_0", "2_0", "2_1")]
     assert states[1] == states[2]
+    assert states[1]["protection"] == states[0]["protection"]
+    assert states[1]["counters"] == pytest.approx(states[0]["counters"])
+    states = [state["steering"] for state in states]
     assert states[0]["ticks"] == 2
+    paid = [state["state"]["skills"]["first"]["paid"] for state in states]
+    assert paid[0] == paid[1] != [2.0, 0.2]
     assert states[1]["state"]["skills"]["first"]["student"] == states[0]["state"]["skills"]["first"]["student"]
     for name in ("first", "second"):
         logs = [{s: entry["log"] for s, entry in x["state"]["skills"][name]["signals"].items()} for x in states]

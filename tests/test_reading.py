@@ -164,7 +164,11 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(recipe):
         ("tokenizer:", "max_new_tokens: 3 #", "4: models.big is new and needs a tokenizer: set tokenizer.characters"),
         ("gap, on: 0.25", "fixed, teachers: {u: 1}", "no such teacher; choose from t"),
         ("    teachers: {t: {model: first, skills: [reverse]}}", "    signals: {feature: {}}", "needs teachers, and this stage has none"),
+        ("    steps: 5", "    steps: 5\n    retain: {}", "26: stages.main.retain protects the skills that the stage does not train, and it trains all"),
+        ("    steps: 5", "    steps: 5\n    retain: {skills: [revers]}", "26: stages.main.retain.skills: 'revers' is no skill; did you mean 'reverse'?"),
         # files and the names in them
+        ("    steps: 5", "    steps: 5\n    audit: {reward: ./tasks.py:reword}", "26: stages.main.audit.reward: ./tasks.py has no 'reword'; did you mean 'reward'?"),
+        ("    steps: 5", "    steps: 5\n    audit: {reward: ./tasks.py:reward, options: {scal: 2}}", "26: unknown key 'stages.main.audit.options.scal'; did you mean 'scale'?"),
         ("tasks.py:reverse", "task.py:reverse", "8: skills.reverse.generator: no file ./task.py beside the recipe; did you mean './tasks.py'?"),
         ("tasks.py:reverse", "tasks.py:revers", "8: skills.reverse.generator: ./tasks.py has no 'revers'; did you mean 'reverse'?"),
         ("{length: 4}", "{lenght: 4}", "9: unknown key 'skills.reverse.levels.1.lenght'; did you mean 'length'?"),

@@ -1,0 +1,100 @@
+"""How strongly a student is held to an earlier self, so that it does not forget: a rule without tensors.
+
+The student answers a few probe prompts of each protected skill now and then. Where fewer answers are right than
+allowed, the weight λ of the divergence from the student as it was at the start of the stage rises, by a proportional
+and an integral term (a PI-Lagrangian; Stooke et al. 2020, Sohrabi et al. 2024); where they are right it leaks away. It
+goes beside any controller: λ comes on top of the weights that sum to 1.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+
+from pydantic import Field
+
+from rld.rule import Options, State, clip
+from rld.types import Event
+
+_VERSION = 1
+_P, _I = 3.0, 1.0
+"""Gains of a change in the violation, and of the violation itself."""
+_CLIP = 0.2
+"""The most that one probe's violation counts."""
+_HIGHEST, _LOWEST = 10.0, 0.01
+"""λ is at most the first, and 0 below the second."""
+_LEAK = 0.05
+"""Share of λ that is lost at a probe that shows no violation."""
+_EARLY, _OFTEN, _SELDOM = 20, 2, 5
+"""Up to so many ticks the skills are probed every second one, then every fifth: most is forgotten early."""
+_FULL, _PATIENCE = 0.99, 5
+"""So many probes in a row with λ at this share of the highest show that it can't hold the skill."""
+
+Counts = tuple[int, int]
+"""Right answers, and prompts."""
+
+
+class Retention(Options):
+    """Hold a student to what it could at the start of a stage, on skills that it must not forget.
+
+    Prompts of the protected skills are replayed: the loss gets `λ KL(π₀ || π)`, the mean over the tokens of completions
+    that the student sampled at the start. λ is 0 while a skill is well, and then costs nothing but its probes.
+    """
+
+    skills: list[str] | None = None
+    """Skills to protect, trained ones or others. None: all that are not trained."""
+    drop: float = Field(0.03, ge=0, lt=1)
+    """How far the share of right answers may fall below that at the start."""
+    probes: int = Field(32, gt=0)
+    """Prompts per skill that are answered greedily to measure it."""
+    prompts: int = Field(48, gt=0)
+    """Prompts per skill that are replayed in turn."""
+    batch: int = Field(16, gt=0)
+    """Of these, how many an update replays while λ is above 0."""
+
+    def start(self, baseline: Mapping[str, Counts]) -> State:
+        """Return the state at the start of a stage, from the probes of the skills that are protected."""
+        entry = {"weight": 0.0, "excess": 0.0, "full": 0}
+        skills = {skill: entry | {"baseline": right / asked} for skill, (right, asked) in baseline.items()}
+        return {"version": _VERSION, "tick": 0, "skills": skills}
+
+    def weights(self, state: State) -> dict[str, float]:
+        """λ per protected skill, in [0, 10]."""
+        return {skill: entry["weight"] for skill, entry in state["skills"].items()}
+
+    def tick(self, state: State) -> tuple[State, bool]:
+        """Return the state one tick later, and whether the skills are to be probed now."""
+        tick = state["tick"] + 1
+        return {**state, "tick": tick}, tick % (_OFTEN if tick <= _EARLY else _SELDOM) == 0
+
+    def step(self, state: State, probed: Mapping[str, Counts], step: int) -> tuple[State, list[Event]]:
+        """Move every λ by what the probes show, at an optimiser step."""
+        state, events = copy.deepcopy(state), []
+        for skill, (right, asked) in probed.items():
+            entry = state["skills"][skill]
+            turned = self._move(entry, right, asked)
+            measured = f"{right} of {asked} right, at the start {entry['baseline']:.2f}; weight {entry['weight']:.2f}"
+            events += [Event(step, f"retention {how}", skill, "reference", measured, rule) for how, rule in turned]
+        return state, events
+
+    def _move(self, entry: State, right: int, asked: int) -> list[tuple[str, str]]:
+        """Move one λ in place; returns how the constraint turned, and by which rule."""
+        gap = entry["baseline"] - self.drop - right / asked
+        smoothed = (right + 1) / (asked + 2)  # all right says little of few prompts
+        error = math.sqrt(smoothed * (1 - smoothed) / (asked + 2))
+        violation = clip(gap, -_CLIP, _CLIP) if abs(gap) > error else 0.0
+        excess = max(violation, 0.0)  # what is better than it must be raises nothing when it gets a little worse
+        before, kept = entry["weight"], 1 - _LEAK if gap < 0 else 1.0
+        # The bounds are inside the recursion, so that nothing winds up behind them.
+        after = clip(kept * before + _I * violation + _P * (excess - entry["excess"]), 0, _HIGHEST)
+        after = after if after >= _LOWEST else 0.0
+        entry.update(weight=after, excess=excess, full=entry["full"] + 1 if after >= _FULL * _HIGHEST else 0)
+        turned = []
+        if after and not before:
+            turned.append(("on", f"more than {self.drop:g} and a standard error below the start"))
+        if before and not after:
+            turned.append(("off", f"weight below {_LOWEST:g}"))
+        if entry["full"] == _PATIENCE:
+            turned.append(("infeasible", f"weight at its limit of {_HIGHEST:g} for {_PATIENCE} probes"))
+        return turned
