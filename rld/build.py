@@ -272,6 +272,7 @@ class Run:
             temperature=stage.rollout.temperature,
             gold=stage.rollout.gold,
             gate=stage.gate,
+            teach_on=stage.teach_on,
             reward_weights=[spec.weight for spec in self.recipe.rewards],
             **options,
         )

@@ -66,9 +66,15 @@ class Scoring:
         self.steering.count_gate(gate_counts(own_B2, *seen, group, len(self.steering.skills)))
         self._rows_BK = self._rows_BK & open_BK
 
-    def score(self, inputs: Rows, output: Rollout, temperature: float) -> None:
-        """Run each needed teacher once and add what it says, as `Panel.score` and `Panel.sampled_scores` do."""
+    def score(self, inputs: Rows, output: Rollout, rewards_BR: Tensor, temperature: float) -> None:
+        """Run each needed teacher once and add what it says, as `Panel.score` and `Panel.sampled_scores` do.
+
+        Args:
+            rewards_BR: Over all processes; the first is the verifier's.
+        """
         prompts = [row["prompt"] for row in inputs]
+        if not self._combination.compares:  # or it is what they say of right completions that is compared
+            self._rows_BK = self._rows_BK & self._taught(rewards_BR, len(inputs))[:, None]
         self.panel.score(output, self._rows_BK, self.args.per_device_train_batch_size, prompts, temperature)
         if self.args.teacher_reward or self._combination.compares:
             output |= self.panel.sampled_scores(output, temperature)
@@ -87,8 +93,16 @@ class Scoring:
             )
             first = self.accelerator.process_index * len(likelihood_BK)
             output["teacher_weights"] = weights_BK[first : first + len(likelihood_BK)]
+        output["teacher_weights"] = (
+            output["teacher_weights"] * self._taught(rewards_BR, len(output["skill_ids"]))[:, None]
+        )
         taught_BT = loss_mask(output) * (taught_share(output) > 0)
         output["num_taught"] = self._sum(taught_BT.sum())
+
+    def _taught(self, rewards_BR: Tensor, num_rows: int) -> Tensor:
+        """Which of this process's completions may be taught on: all, or those that the verifier does not give 1."""
+        right_B = successes(rewards_BR)[self.accelerator.process_index * num_rows :][:num_rows]
+        return ~right_B if self.args.teach_on == "failed" else torch.ones_like(right_B)
 
     def silence(self, output: Rollout, gold_B: Tensor) -> None:
         """Keep gold answers out of the teacher-scored reward: what the student did not sample can't be rewarded."""

@@ -244,7 +244,7 @@ class RLDTrainer(GRPOTrainer):
         else:
             self._scoring.leave_open(output)
         with self.accelerator.autocast():
-            self._scoring.score(inputs, output, self.temperature)
+            self._scoring.score(inputs, output, self._rewards, self.temperature)
         self._scoring.choose(output, self._rewards, group)
         if training and self.args.gold:
             self._scoring.silence(output, self._gold_B(len(inputs)))
