@@ -194,6 +194,7 @@ class Run:
                 peft_config=lora(stage.lora),
                 teachers=teachers,
                 controller=stage.controller,
+                probe_rows=[r for s in skills for r in self.sources[s].probe(stage.controller.needs.gold)],
             )
 
         def flops() -> float:

@@ -49,11 +49,15 @@ class Scoring:
     def gate(self, inputs: Rows, output: Rollout, own_B2: Tensor, group: int) -> None:
         """Let teachers teach on the prompts that they answer rightly; the others' weight goes to those that may.
 
+        Adds `group_ids` `[B]` too: the number of each completion's prompt in the rollout, over all processes.
+
         Args:
             own_B2: Over all processes, whether each completion is an attempt of the student's, and a success.
             group: Completions per prompt.
         """
         self.leave_open(output)
+        first = self.accelerator.process_index * len(inputs)
+        output["group_ids"] = (first + torch.arange(len(inputs), device=self.accelerator.device)) // group
         if self._gate is None:
             return
         before = self._gate.flops
@@ -93,9 +97,8 @@ class Scoring:
             )
             first = self.accelerator.process_index * len(likelihood_BK)
             output["teacher_weights"] = weights_BK[first : first + len(likelihood_BK)]
-        output["teacher_weights"] = (
-            output["teacher_weights"] * self._taught(rewards_BR, len(output["skill_ids"]))[:, None]
-        )
+        taught_B = self._taught(rewards_BR, len(output["skill_ids"]))
+        output["teacher_weights"] = output["teacher_weights"] * taught_B[:, None]
         taught_BT = loss_mask(output) * (taught_share(output) > 0)
         output["num_taught"] = self._sum(taught_BT.sum())
 

@@ -33,6 +33,7 @@ from trl import GRPOTrainer
 
 from rld.checkpoint import STATE, VERSION, read_json, write_json
 from rld.compact import score_labels_only
+from rld.compass import Compass
 from rld.config import RLDConfig
 from rld.errors import CheckpointError, DataError, RecipeError
 from rld.evaluation import keep_input_whole
@@ -46,6 +47,7 @@ from rld.rollout import (
     gold_completions,
     group_counts,
     no_reward,
+    skill_ids,
     verifier,
 )
 from rld.scoring import Scoring
@@ -53,7 +55,7 @@ from rld.steering import Steering
 from rld.stream import Stream, skills_of
 from rld.student import RecordedStudent, add_signal_head
 from rld.teachers import Teacher
-from rld.types import DEFAULT_SKILL, Controller, Curriculum, Event, Task
+from rld.types import Controller, Curriculum, Event, Row, Task
 
 _COUNTERS = ("flops", "num_generated", "num_scored", "num_saved", "_num_rollouts", "_step")
 
@@ -71,6 +73,7 @@ class RLDTrainer(GRPOTrainer):
         controller: Sets the weights of signals and teachers. None: `Gap()`.
         curriculum: Picks the skill and level of each next prompt from `train_dataset`'s columns `skill` and `level`.
             None: TRL's shuffled order.
+        probe_rows: Rows with a gold `answer`, for a controller that looks at them (`Probe`).
         **options: The other arguments of `GRPOTrainer`.
 
     Raises:
@@ -92,6 +95,7 @@ class RLDTrainer(GRPOTrainer):
         teachers: Sequence[Teacher | PreTrainedModel | str] = (),
         controller: Controller | None = None,
         curriculum: Curriculum | None = None,
+        probe_rows: Sequence[Row] = (),
         **options: Any,
     ) -> None:
         if args is not None and not isinstance(args, RLDConfig):
@@ -139,7 +143,9 @@ class RLDTrainer(GRPOTrainer):
         if args.gold and (self.use_vllm or self.tools or self.rollout_func is not None):
             raise RecipeError("gold answers take the place of completions that transformers generates without tools")
         self._scoring = Scoring(args, self.panel, self.steering, self.gate, self.accelerator)
-        self._joint = JointLoss(args, self.panel, self.steering, self._feature, self.accelerator.device)
+        known = self._student, self._tokenizer, self._chat_options, probe_rows
+        compass = Compass.asked_for(args, self.steering, self.accelerator, *known)
+        self._joint = JointLoss(args, self.panel, self.steering, self._feature, self.accelerator.device, compass)
 
     def _set_up_teachers(self) -> None:
         def prepare(teacher: PreTrainedModel) -> PreTrainedModel:
@@ -197,7 +203,7 @@ class RLDTrainer(GRPOTrainer):
         self._rows = inputs
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         device = self.accelerator.device
-        skills_B = self._skill_ids(inputs).to(device)
+        skills_B = skill_ids(inputs, self.skills).to(device)
         signals_BG = self.steering.signals_SG.to(device)[skills_B]
         output |= {"skill_ids": skills_B, "signal_weights": signals_BG}
         if self.model.training:
@@ -205,14 +211,6 @@ class RLDTrainer(GRPOTrainer):
         if self.teachers:
             self._score_with_teachers(inputs, output)
         return output
-
-    def _skill_ids(self, inputs: list[dict[str, Any]]) -> Tensor:
-        index = {skill: s for s, skill in enumerate(self.skills)}
-        labels = [str(row.get("skill", DEFAULT_SKILL)) for row in inputs]
-        unknown = sorted({label for label in labels if label not in index})
-        if unknown:
-            raise DataError(f"rows carry the skill {unknown[0]!r}, which is none of {self.skills}; name it in `skills`")
-        return torch.tensor([index[label] for label in labels])
 
     def _observe_rollout(self, inputs: list[dict[str, Any]], output: dict[str, Any]) -> None:
         self._num_rollouts += 1
@@ -315,10 +313,11 @@ class RLDTrainer(GRPOTrainer):
         ledger = self._joint.take_ledger()
         table = self.accelerator.reduce(ledger.table, reduction="sum")
         scalars = self.accelerator.reduce(ledger.scalars, reduction="sum")
+        pulls, num_read = self._joint.take_pulls()
         step = self.state.global_step + 1
-        metrics, events = self.steering.update(table, scalars, step, self.state.max_steps)
+        metrics, events = self.steering.update(table, scalars, step, self.state.max_steps, pulls)
         self.events += events
-        self.flops += 6.0 * self._num_parameters * scalars[0].item()
+        self.flops += self._num_parameters * (6.0 * scalars[0].item() + 2.0 * num_read)
         metrics |= {"flops": self.flops, "tokens/generated": self.num_generated}
         metrics |= {"tokens/scored": self.num_scored, "tokens/saved": self.num_saved}
         if self.stream is not None:
