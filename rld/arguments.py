@@ -61,6 +61,7 @@ def distillation_arguments(stage: Distill) -> dict[str, Any]:
         "temperature": rollout.temperature,
         "gold": rollout.gold,
         "gate": stage.gate,
+        "teach_on": stage.teach_on,
     }
     if signals.response is not None:
         response = signals.response

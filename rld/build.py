@@ -197,6 +197,7 @@ class Run:
                 controller=stage.controller.seeded(self._seed(stage.name)),
                 trusted=self._trusted(stage, load_models=True),
                 retain_dataset=self._retained(stage),
+                probe_rows=[r for s in skills for r in self.sources[s].probe(stage.controller.needs.gold)],
             )
 
         def flops() -> float:

@@ -62,6 +62,10 @@ class RLDConfig(GRPOConfig):
             "1 to right answers. `skill`: wherever the controller gives it weight."
         },
     )
+    teach_on: str = field(
+        default="all",
+        metadata={"help": "`failed`: teachers teach on the completions that the first reward doesn't give 1 alone."},
+    )
     gold: int = field(
         default=0,
         metadata={"help": "Completions of each prompt that are its gold answer instead of the student's own."},
@@ -105,6 +109,8 @@ class RLDConfig(GRPOConfig):
             raise RecipeError(f"teacher_reward should be at least 0, not {self.teacher_reward}")
         if self.gate not in ("prompt", "skill"):
             raise RecipeError(f"gate: {self.gate!r} is none of prompt, skill")
+        if self.teach_on not in ("all", "failed"):
+            raise RecipeError(f"teach_on: {self.teach_on!r} is none of all, failed")
         if self.teacher_reward_form not in ("additive", "sign_preserving"):
             raise RecipeError(f"teacher_reward_form: {self.teacher_reward_form!r} is none of additive, sign_preserving")
         if self.teacher_reward_form == "sign_preserving" and self.teacher_reward > 1:

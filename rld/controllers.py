@@ -7,34 +7,19 @@ from __future__ import annotations
 
 import math
 import random
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from rld.directions import Noise, Probe
 from rld.gap import Gap
-from rld.rule import Options, PerSkill, Rule, Share, State, at, normalised, require_skills
+from rld.rule import Chosen, Options, PerSkill, Rule, Share, State, at, normalised, require_skills
 from rld.types import SIGNALS, Event, Observation, Signal, SkillSeen, Weights
 
-Odds: TypeAlias = Annotated[float, Field(ge=0)]
 _ALL = "all skills"
 
 
-class _Chosen(Rule):
-    """A controller whose teachers have shares chosen beforehand."""
-
-    teachers: dict[str, Odds | dict[str, Odds]] = {}
-    """Relative weight per teacher, or per teacher and skill; one that is not named counts 1. They are normalised."""
-
-    def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> State:
-        for name, weight in self.teachers.items():
-            require_skills(f"controller.teachers.{name}", weight, skills)
-        return super().start(skills, teachers, signals)
-
-    def _shares(self, state: State, skill: str) -> dict[str, float]:
-        return normalised({name: at(self.teachers.get(name, 1.0), skill) for name in state["teachers"]})
-
-
-class Fixed(_Chosen):
+class Fixed(Chosen):
     """The same weights from start to end: the baseline that an adaptive controller must beat."""
 
     kind: Literal["fixed"] = "fixed"
@@ -83,7 +68,7 @@ class Course(Options):
         return a + (b - a) * way
 
 
-class Schedule(_Chosen):
+class Schedule(Chosen):
     """Weights that follow a course set beforehand: from distillation to reinforcement, unless told otherwise."""
 
     kind: Literal["schedule"] = "schedule"
@@ -112,7 +97,7 @@ class Schedule(_Chosen):
         return state, self.weights(state), []
 
 
-class Sequential(_Chosen):
+class Sequential(Chosen):
     """Distil until success no longer rises, then reinforce alone: the recipe of most published models.
 
     A skill whose share of successful attempts has not risen by `gain` for `patience` ticks is done with distillation.
@@ -186,4 +171,4 @@ class Random(Rule):
         return Weights(signals, dict.fromkeys(state["skills"], shares), self._scale(state))
 
 
-AnyController = Annotated[Fixed | Schedule | Sequential | Gap | Random, Field(discriminator="kind")]
+AnyController = Annotated[Fixed | Schedule | Sequential | Gap | Noise | Probe | Random, Field(discriminator="kind")]

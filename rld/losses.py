@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rld.compass import Compass
 from rld.config import RLDConfig
 from rld.errors import RecipeError
 from rld.features import AnyFeature
@@ -27,7 +28,7 @@ from rld.signals import (
 )
 from rld.steering import Steering
 from rld.student import RecordedStudent, Response, SignalInputs
-from rld.types import SIGNALS, Align, Signal
+from rld.types import SIGNALS, Align, Pulls, Signal
 
 Batch = dict[str, Any]
 
@@ -48,9 +49,16 @@ class JointLoss:
     """Computes the response and feature terms and the policy's advantages, and measures them for the controller."""
 
     def __init__(
-        self, args: RLDConfig, panel: Panel, steering: Steering, feature: AnyFeature | None, device: torch.device
+        self,
+        args: RLDConfig,
+        panel: Panel,
+        steering: Steering,
+        feature: AnyFeature | None,
+        device: torch.device,
+        compass: Compass | None = None,
     ) -> None:
         self.args, self.panel, self.steering, self.feature, self.device = args, panel, steering, feature, device
+        self.compass = compass
         self.tokens = args.token_weights_model()
         args.matching(0.0)  # a mistake in its options shows before anything runs
         self._require_a_fit(panel.align)
@@ -81,6 +89,10 @@ class JointLoss:
         """The measurements since the last call."""
         ledger, self.ledger = self.ledger, self._empty()
         return ledger
+
+    def take_pulls(self) -> tuple[dict[str, Pulls], int]:
+        """What the compass shows, as `Compass.take` does; nothing without one."""
+        return ({}, 0) if self.compass is None else self.compass.take()
 
     def count(self, batch: Batch) -> None:
         """Count a micro-batch's tokens."""
@@ -139,7 +151,17 @@ class JointLoss:
         mask_BT, weights_BG = loss_mask(batch), batch["signal_weights"]
         advantages = batch["advantages"].reshape(len(mask_BT), -1)  # the policy's weight is in them
         policy = weighted_sum(-advantages * batch["log_pi"], torch.ones_like(weights_BG[:, 0]), mask_BT)
-        self.ledger.add_gradient("policy", policy, hidden_BSH, weights_BG[:, 0], mask_BT * (advantages != 0))
+        self._measure("policy", policy, hidden_BSH, batch, mask_BT, mask_BT * (advantages != 0))
         taught_BT = mask_BT * (taught_share(batch) > 0)
         for signal, (total, _) in terms.items():
-            self.ledger.add_gradient(signal, total, hidden_BSH, weights_BG[:, SIGNALS.index(signal)], taught_BT)
+            self._measure(signal, total, hidden_BSH, batch, taught_BT, taught_BT)
+
+    def _measure(
+        self, signal: Signal, total: Tensor, hidden_BSH: Tensor, batch: Batch, loss_BT: Tensor, informative_BT: Tensor
+    ) -> None:
+        """Measure a signal's gradient at the tokens that have one; its loss is a mean over those of `loss_BT`."""
+        weight_B = batch["signal_weights"][:, SIGNALS.index(signal)]
+        gradient_BTH = self.ledger.add_gradient(signal, total, hidden_BSH, weight_B, informative_BT)
+        if self.compass is not None:
+            hidden_BTH = hidden_BSH.detach()[:, -loss_BT.shape[1] - 1 : -1]
+            self.compass.add(signal, batch, hidden_BTH, gradient_BTH, loss_BT * (weight_B > 0)[:, None])

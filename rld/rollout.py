@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from trl.trainer.utils import get_callable_name
 
 from rld.errors import DataError, RewardError
+from rld.types import DEFAULT_SKILL
 
 _SUCCESS = 1 - 1e-6
 _SHOWN = 80
@@ -148,6 +149,20 @@ def _number(value: Any) -> float | None:
     if isinstance(value, (bool, int, float)):
         return float(value)
     return None if value is None else math.nan
+
+
+def skill_ids(rows: list[dict[str, Any]], skills: list[str]) -> Tensor:
+    """Return the index of each row's skill, `[B]`.
+
+    Raises:
+        DataError: a row carries another skill.
+    """
+    labels = [str(row.get("skill", DEFAULT_SKILL)) for row in rows]
+    unknown = sorted(set(labels) - set(skills))
+    if unknown:
+        raise DataError(f"rows carry the skill {unknown[0]!r}, which is none of {skills}; name it in `skills`")
+    index = {skill: s for s, skill in enumerate(skills)}
+    return torch.tensor([index[label] for label in labels])
 
 
 def gold_completions(

@@ -15,11 +15,12 @@ from typing import Annotated, Any, Self, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field
 
 from rld.errors import ControllerError
-from rld.types import SIGNALS, Event, Observation, Signal, Weights
+from rld.types import SIGNALS, Event, Needs, Observation, Signal, Weights
 
 State = dict[str, Any]
 
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Odds: TypeAlias = Annotated[float, Field(ge=0)]
 PerSkill: TypeAlias = Share | dict[str, Share]
 """One value for all skills, or one for each by name."""
 
@@ -46,6 +47,11 @@ class Rule(Options):
     """Ticks between looks at a teacher whose weight is 0, so that it can come back. 0: what is off stays unseen."""
     even_out: bool = True
     """Scale `response` and `feature` so that their gradients are as large as the policy's, within a factor of 10."""
+
+    @property
+    def needs(self) -> Needs:
+        """What is to be measured beyond counts, divergences and the norms of gradients."""
+        return Needs()
 
     def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> State:
         """Return the state before the first tick.
@@ -98,6 +104,21 @@ class Rule(Options):
             for signal in SIGNALS
             if signal != "policy" and gradients.get(signal)
         }
+
+
+class Chosen(Rule):
+    """A controller whose teachers have shares chosen beforehand."""
+
+    teachers: dict[str, Odds | dict[str, Odds]] = {}
+    """Relative weight per teacher, or per teacher and skill; one that is not named counts 1. They are normalised."""
+
+    def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> State:
+        for name, weight in self.teachers.items():
+            require_skills(f"controller.teachers.{name}", weight, skills)
+        return super().start(skills, teachers, signals)
+
+    def _shares(self, state: State, skill: str) -> dict[str, float]:
+        return normalised({name: at(self.teachers.get(name, 1.0), skill) for name in state["teachers"]})
 
 
 def at(value: PerSkill, skill: str) -> float:

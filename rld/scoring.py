@@ -49,11 +49,15 @@ class Scoring:
     def gate(self, inputs: Rows, output: Rollout, own_B2: Tensor, group: int) -> None:
         """Let teachers teach on the prompts that they answer rightly; the others' weight goes to those that may.
 
+        Adds `group_ids` `[B]` too: the number of each completion's prompt in the rollout, over all processes.
+
         Args:
             own_B2: Over all processes, whether each completion is an attempt of the student's, and a success.
             group: Completions per prompt.
         """
         self.leave_open(output)
+        first = self.accelerator.process_index * len(inputs)
+        output["group_ids"] = (first + torch.arange(len(inputs), device=self.accelerator.device)) // group
         if self._gate is None:
             return
         before = self._gate.flops
@@ -66,9 +70,15 @@ class Scoring:
         self.steering.count_gate(gate_counts(own_B2, *seen, group, len(self.steering.skills)))
         self._rows_BK = self._rows_BK & open_BK
 
-    def score(self, inputs: Rows, output: Rollout, temperature: float) -> None:
-        """Run each needed teacher once and add what it says, as `Panel.score` and `Panel.sampled_scores` do."""
+    def score(self, inputs: Rows, output: Rollout, rewards_BR: Tensor, temperature: float) -> None:
+        """Run each needed teacher once and add what it says, as `Panel.score` and `Panel.sampled_scores` do.
+
+        Args:
+            rewards_BR: Over all processes; the first is the verifier's.
+        """
         prompts = [row["prompt"] for row in inputs]
+        if not self._combination.compares:  # or it is what they say of right completions that is compared
+            self._rows_BK = self._rows_BK & self._taught(rewards_BR, len(inputs))[:, None]
         self.panel.score(output, self._rows_BK, self.args.per_device_train_batch_size, prompts, temperature)
         if self.args.teacher_reward or self._combination.compares:
             output |= self.panel.sampled_scores(output, temperature)
@@ -87,8 +97,15 @@ class Scoring:
             )
             first = self.accelerator.process_index * len(likelihood_BK)
             output["teacher_weights"] = weights_BK[first : first + len(likelihood_BK)]
+        taught_B = self._taught(rewards_BR, len(output["skill_ids"]))
+        output["teacher_weights"] = output["teacher_weights"] * taught_B[:, None]
         taught_BT = loss_mask(output) * (taught_share(output) > 0)
         output["num_taught"] = self._sum(taught_BT.sum())
+
+    def _taught(self, rewards_BR: Tensor, num_rows: int) -> Tensor:
+        """Which of this process's completions may be taught on: all, or those that the verifier does not give 1."""
+        right_B = successes(rewards_BR)[self.accelerator.process_index * num_rows :][:num_rows]
+        return ~right_B if self.args.teach_on == "failed" else torch.ones_like(right_B)
 
     def silence(self, output: Rollout, gold_B: Tensor) -> None:
         """Keep gold answers out of the teacher-scored reward: what the student did not sample can't be rewarded."""

@@ -138,7 +138,7 @@ class Ledger:
 
     def add_gradient(
         self, signal: Signal, total: Tensor, hidden_BSH: Tensor, weight_B: Tensor, counts_BT: Tensor
-    ) -> None:
+    ) -> Tensor | None:
         """Measure how strongly a signal pulls at the student's last hidden states, its weight taken out.
 
         Args:
@@ -147,16 +147,21 @@ class Ledger:
             hidden_BSH: The states, of the whole sequences.
             weight_B: The signal's weights; completions of weight 0 are left out.
             counts_BT: The tokens that count.
+
+        Returns:
+            The gradient of the unweighted sum at the tokens that count, 0 elsewhere, `[B, T, H]`; None if none do.
         """
         counted_BT = counts_BT.bool() & (weight_B > 0)[:, None]
         if not counted_BT.any():
-            return
+            return None
         (gradient_BSH,) = torch.autograd.grad(total, hidden_BSH, retain_graph=True, materialize_grads=True)
-        gradient_BTH = gradient_BSH[:, -counted_BT.shape[1] - 1 : -1].double()
-        squares_BT = gradient_BTH.pow(2).sum(-1) / weight_B.double().clamp(min=1e-12).pow(2)[:, None]
+        gradient_BTH = gradient_BSH[:, -counted_BT.shape[1] - 1 : -1].to(torch.float64, copy=True)
+        gradient_BTH /= weight_B.double().clamp(min=1e-12)[:, None, None]
+        gradient_BTH.masked_fill_(~counted_BT[..., None], 0.0)
         i = SIGNALS.index(signal)
-        self.scalars[1 + 2 * i] += squares_BT.masked_fill(~counted_BT, 0.0).sum()
+        self.scalars[1 + 2 * i] += gradient_BTH.pow(2).sum()
         self.scalars[2 + 2 * i] += counted_BT.sum()
+        return gradient_BTH
 
     def add_delta(self, skills_B: Tensor, delta_BT: Tensor, mask_BT: Tensor, taught_BT: Tensor) -> None:
         counted_BT = mask_BT.bool() & taught_BT

@@ -290,6 +290,9 @@ class Distill(_Stage):
     gate: Literal["prompt", "skill"] = "prompt"
     """Where a teacher may teach. `prompt`: on the prompts that it answers rightly itself, by the first of the rewards.
     `skill`: on all prompts of the skills where the controller gives it weight, for rewards that verify nothing."""
+    teach_on: Literal["all", "failed"] = "all"
+    """The completions that teachers teach on. `failed`: those that the first reward does not give 1 (the mask of Xu et
+    al. 2025, KDRL); the others cost no forward of a teacher."""
     controller: AnyController = Gap()
     curriculum: CurriculumSpec = CurriculumSpec()
     rollout: Rollout = Rollout()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rld.errors import ControllerError
 from rld.teachers import Teacher
-from rld.types import SIGNALS, Controller, Event, Observation, Signal, SkillSeen, TeacherSeen, Weights
+from rld.types import SIGNALS, Controller, Event, Observation, Pulls, Signal, SkillSeen, TeacherSeen, Weights
 
 _SPREAD_DECAY = 0.95
 _SPREAD_RATIO = 4.0
@@ -144,9 +144,20 @@ class Steering:
         self._gate += counts_SK4.cpu()
 
     def update(
-        self, table: Tensor, scalars: Tensor, step: int, num_steps: int = 0
+        self,
+        table: Tensor,
+        scalars: Tensor,
+        step: int,
+        num_steps: int = 0,
+        pulls: Mapping[str, Pulls] | None = None,
     ) -> tuple[dict[str, float], list[Event]]:
         """Take in the ledger of one optimiser step of `num_steps`; at the end of a window, tick.
+
+        Args:
+            table, scalars: The ledger's, over all processes.
+            step: The optimiser step, from 1.
+            num_steps: Of the stage; 0: unknown.
+            pulls: By skill, from the update before a tick, if the controller asks for them.
 
         Returns:
             The step's metrics under the names of `metrics.jsonl`, and the events of a tick.
@@ -162,7 +173,7 @@ class Steering:
         self.updates, self.last_step = self.updates + 1, step
         events: list[Event] = []
         if self.updates >= self.controller.every:
-            seen = self._observe(step, min(step / num_steps, 1.0) if num_steps else 0.0)
+            seen = self._observe(step, min(step / num_steps, 1.0) if num_steps else 0.0, pulls or {})
             metrics |= self._tick_metrics(seen)
             self.state, weights, events = self.controller.step(self.state, seen)
             self.ticks += 1
@@ -183,7 +194,7 @@ class Steering:
             if now != was
         ]
 
-    def _observe(self, step: int, progress: float) -> Observation:
+    def _observe(self, step: int, progress: float, pulls: Mapping[str, Pulls]) -> Observation:
         num = len(self.teachers)
         skills = {}
         for s, skill in enumerate(self.skills):
@@ -205,6 +216,7 @@ class Steering:
                 },
                 audited,
                 genuine,
+                pulls.get(skill),
             )
         gradients: dict[str, float | None] = {}
         for i, signal in enumerate(SIGNALS):
@@ -247,6 +259,9 @@ class Steering:
                 metrics[f"progress/{skill}"] = news.successes / news.attempts
             if news.audited:
                 metrics[f"audit/{skill}"] = news.genuine / news.audited
+            if news.pulls is not None:
+                metrics |= {f"noise/{signal}/{skill}": value for signal, value in news.pulls.noise.items()}
+                metrics |= {f"aligned/{signal}/{skill}": value for signal, value in news.pulls.aligned.items()}
         return metrics
 
     def state_dict(self) -> dict[str, Any]:

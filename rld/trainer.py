@@ -32,8 +32,9 @@ from trl import GRPOTrainer
 from rld.audit import Audit
 from rld.checkpoint import STATE, VERSION, read_state, write_json
 from rld.compact import score_labels_only
+from rld.compass import Compass
 from rld.config import RLDConfig
-from rld.errors import CheckpointError, DataError, RecipeError
+from rld.errors import CheckpointError, RecipeError
 from rld.evaluation import keep_input_whole
 from rld.gap import Gap
 from rld.gate import Gate
@@ -41,13 +42,13 @@ from rld.losses import JointLoss, loss_mask
 from rld.matching import Projections, attach_projections
 from rld.panel import Panel
 from rld.protection import Protection
-from rld.rollout import all_checked, gold_completions, group_counts, no_reward, successes, verifier
+from rld.rollout import all_checked, gold_completions, group_counts, no_reward, skill_ids, successes, verifier
 from rld.scoring import Scoring
 from rld.steering import Steering
 from rld.stream import Stream, skills_of
 from rld.student import RecordedStudent, add_signal_head
 from rld.teachers import Teacher
-from rld.types import DEFAULT_SKILL, Controller, Curriculum, Event, Row, Task
+from rld.types import Controller, Curriculum, Event, Row, Task
 
 _COUNTERS = ("flops", "num_generated", "num_scored", "num_saved", "_num_rollouts", "_step")
 
@@ -68,6 +69,7 @@ class RLDTrainer(GRPOTrainer):
         trusted: A reward that checks a share of what the verifier calls right (`args.audit_share`), and is asked in
             its place whether a teacher is right.
         retain_dataset: Rows of skills that must not be forgotten, with a column `skill`; how, `args.retain` says.
+        probe_rows: Rows with a gold `answer`, for a controller that looks at them (`Probe`).
         **options: The other arguments of `GRPOTrainer`.
 
     Raises:
@@ -91,6 +93,7 @@ class RLDTrainer(GRPOTrainer):
         curriculum: Curriculum | None = None,
         trusted: Any = None,
         retain_dataset: Iterable[Row] | None = None,
+        probe_rows: Sequence[Row] = (),
         **options: Any,
     ) -> None:
         if args is not None and not isinstance(args, RLDConfig):
@@ -137,7 +140,9 @@ class RLDTrainer(GRPOTrainer):
         if args.gold and (self.use_vllm or self.tools or self.rollout_func is not None):
             raise RecipeError("gold answers take the place of completions that transformers generates without tools")
         self._scoring = Scoring(args, self.panel, self.steering, self.gate, self.accelerator)
-        self._joint = JointLoss(args, self.panel, self.steering, self._feature, self.accelerator.device)
+        known = self._student, self._tokenizer, self._chat_options, probe_rows
+        compass = Compass.asked_for(args, self.steering, self.accelerator, *known)
+        self._joint = JointLoss(args, self.panel, self.steering, self._feature, self.accelerator.device, compass)
 
     def _set_up_teachers(self) -> None:
         def prepare(teacher: PreTrainedModel) -> PreTrainedModel:
@@ -165,7 +170,7 @@ class RLDTrainer(GRPOTrainer):
             size = len(inputs)
             first = self.accelerator.process_index * size
             paid_B = successes(rewards)[first : first + size] & ~self._gold_B(size)
-            skills = paid_B, self._skill_ids(inputs), len(self.skills)
+            skills = paid_B, skill_ids(inputs, self.skills), len(self.skills)
             counts = self.audit.counts(inputs, completions, completion_ids_list, *skills, (self._num_rollouts, first))
             self.steering.count_audit(self.accelerator.reduce(counts.to(paid_B.device), reduction="sum"))
         return rewards
@@ -190,7 +195,7 @@ class RLDTrainer(GRPOTrainer):
         self._rows = inputs
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         device = self.accelerator.device
-        skills_B = self._skill_ids(inputs).to(device)
+        skills_B = skill_ids(inputs, self.skills).to(device)
         signals_BG = self.steering.signals_SG.to(device)[skills_B]
         output |= {"skill_ids": skills_B, "signal_weights": signals_BG}
         if self.model.training:
@@ -198,14 +203,6 @@ class RLDTrainer(GRPOTrainer):
         if self.teachers:
             self._score_with_teachers(inputs, output)
         return output
-
-    def _skill_ids(self, inputs: list[dict[str, Any]]) -> Tensor:
-        index = {skill: s for s, skill in enumerate(self.skills)}
-        labels = [str(row.get("skill", DEFAULT_SKILL)) for row in inputs]
-        unknown = sorted({label for label in labels if label not in index})
-        if unknown:
-            raise DataError(f"rows carry the skill {unknown[0]!r}, which is none of {self.skills}; name it in `skills`")
-        return torch.tensor([index[label] for label in labels])
 
     def _observe_rollout(self, inputs: list[dict[str, Any]], output: dict[str, Any]) -> None:
         self._num_rollouts += 1
@@ -237,7 +234,7 @@ class RLDTrainer(GRPOTrainer):
         else:
             self._scoring.leave_open(output)
         with self.accelerator.autocast():
-            self._scoring.score(inputs, output, self.temperature)
+            self._scoring.score(inputs, output, self._rewards, self.temperature)
         self._scoring.choose(output, self._rewards, group)
         if training and self.args.gold:
             self._scoring.silence(output, self._gold_B(len(inputs)))
@@ -310,15 +307,16 @@ class RLDTrainer(GRPOTrainer):
         ledger = self._joint.take_ledger()
         table = self.accelerator.reduce(ledger.table, reduction="sum")
         scalars = self.accelerator.reduce(ledger.scalars, reduction="sum")
+        pulls, num_read = self._joint.take_pulls()
         step = self.state.global_step + 1
-        metrics, events = self.steering.update(table, scalars, step, self.state.max_steps)
+        metrics, events = self.steering.update(table, scalars, step, self.state.max_steps, pulls)
         self.events += events
         if self.protection is not None:
             kept, events = self.protection.after_update(self.model, self.steering.updates == 0, step)
             metrics |= kept
             self.events += events
             self.flops += self.protection.take_flops()
-        self.flops += 6.0 * self._num_parameters * scalars[0].item()
+        self.flops += self._num_parameters * (6.0 * scalars[0].item() + 2.0 * num_read)
         metrics |= {"flops": self.flops, "tokens/generated": self.num_generated}
         metrics |= {"tokens/scored": self.num_scored, "tokens/saved": self.num_saved}
         if self.stream is not None:

@@ -76,6 +76,29 @@ class TeacherSeen:
 
 
 @dataclass(frozen=True)
+class Pulls:
+    """How a skill's signals pull at the student: statistics of the gradients of their unweighted losses.
+
+    Each group of completions is one sample. A signal that was not measured, or has no gradient, is left out.
+    """
+
+    inner: Mapping[Signal, Mapping[Signal, float]]
+    """Inner products of the signals' mean gradients, each with each and with itself."""
+    noise: Mapping[Signal, float]
+    """Squared standard error of a mean gradient: the variance of the samples' mean, summed over all directions."""
+    aligned: Mapping[Signal, float] = field(default_factory=dict)
+    """Cosine between a mean gradient and that of the gold answers' negative log-likelihood; empty if not asked for."""
+
+
+class Needs(NamedTuple):
+    """Measurements that cost something, taken only for a controller that asks for them."""
+
+    pulls: bool = False
+    gold: int = 0
+    """Rows per skill whose gold answers show which pull is right."""
+
+
+@dataclass(frozen=True)
 class SkillSeen:
     """One skill since the last tick. Counts are over all processes."""
 
@@ -89,6 +112,8 @@ class SkillSeen:
     """Successes that a trusted reward has checked."""
     genuine: int = 0
     """Of these, those that it found right as well."""
+    pulls: Pulls | None = None
+    """From the update before the tick; None if the controller does not ask for them."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +169,10 @@ class Controller(Protocol):
     @property
     def heartbeat(self) -> int:
         """Ticks between looks at a teacher whose weight is 0; 0: none."""
+
+    @property
+    def needs(self) -> Needs:
+        """What is to be measured for it beyond counts, divergences and the norms of gradients."""
 
     def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> dict[str, Any]:
         """The state before the first tick; its `version` tells states of another make apart."""

@@ -16,11 +16,11 @@ from rld.reading import read
 ROOT = Path(__file__).resolve().parent.parent
 # A module imports only from those that stand before it.
 ORDER = """
-    errors hints types divergences combine features rule retention gap controllers stages recipe
+    errors hints types divergences combine features rule retention gap directions controllers stages recipe
     source library installed document token_files reserved checks reading
     questions data stream lessons
     compact heads align taps vocabulary matching student hosting teachers translation panel evaluation
-    rollout checkpoint gate audit replay protection signals steering config losses scoring trainer
+    rollout checkpoint gate audit replay protection signals steering config sketches compass losses scoring trainer
     cost overview catalogue journal curves history charts panels tables stylesheet progress report
     arms jobs comparison outcomes scoreboard ablation
     keeper models changes arguments build pipeline cli __main__

@@ -11,6 +11,7 @@ import torch
 import tests.tiny as tiny
 from rld.config import RLDConfig
 from rld.controllers import Fixed
+from rld.errors import RecipeError
 from rld.gap import Gap
 from rld.gate import Gate
 from rld.rollout import gate_counts
@@ -114,6 +115,31 @@ def test_training_teaches_on_open_prompts_alone_and_gives_their_weight_to_teache
         rollout["teacher_tokens"].any(-1).tolist() == [[True, False], [True, False], [False, False], [False, False]] * 2
     )
     assert made.steering._gate.sum((0, 1)).tolist()[:2] == [8, 2]
+
+
+@pytest.mark.parametrize("combine", ["mixture", "best_of"])
+def test_the_mask_of_kdrl_leaves_out_completions_that_succeeded_and_their_forwards(tmp_path, combine):
+    made = RLDTrainer(
+        tiny.model(),
+        lambda completions, **_: [float("a" in text) for text in completions],
+        RLDConfig(**tiny.options(tmp_path, teach_on="failed", combine=combine)),
+        tiny.rows(8),
+        processing_class=tiny.tokenizer(),
+        teachers=[teacher(), teacher("stranger", 7)],
+        controller=Fixed(),
+    )
+    made.model.train()
+    torch.manual_seed(0)
+    rollout = made._generate_and_score_completions([row for row in rows()[:4] for _ in range(4)])
+    failed = made._rewards[:, 0] == 0
+    assert 0 < failed.sum() < 16
+    assert torch.equal(rollout["teacher_weights"].sum(1), failed.float())
+    assert rollout["num_taught"] == rollout["completion_mask"][failed].sum()
+    run = rollout["teacher_tokens"].any(-1).any(-1)
+    assert torch.equal(run, failed) if combine == "mixture" else run.all()
+    made.train()
+    with pytest.raises(RecipeError, match="teach_on: 'wrong' is none of all, failed"):
+        RLDConfig(**tiny.options(tmp_path, teach_on="wrong")).active_signals(has_teachers=True)
 
 
 def seen(right: int, asked: int, successes: int, attempts: int, divergence: float = 0.5) -> TeacherSeen:
