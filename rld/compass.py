@@ -188,6 +188,6 @@ def _read(student: PreTrainedModel, texts: Sequence[tuple[list[int], list[int]]]
         ids_BS[row, before - len(prompt) : before + len(answer)] = torch.tensor(prompt + answer)
         attention_BS[row, before - len(prompt) : before + len(answer)] = 1
     ids_BS, attention_BS = ids_BS.to(student.device), attention_BS.to(student.device)
-    hidden_BTH, _ = hidden_states(student, ids_BS, attention_BS, after, (), len(texts))
+    hidden_BTH = hidden_states(student, ids_BS, attention_BS, after, (), len(texts)).last_BTH
     answers_BT = attention_BS[:, before:].bool()
     return hidden_BTH[answers_BT], ids_BS[:, before:][answers_BT]

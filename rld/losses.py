@@ -2,7 +2,7 @@
 
 Works on a micro-batch: the dictionary that TRL makes of a rollout, with what the teachers said in it.
 
-Shapes: B completions, T completion tokens, S whole sequence, H width, K teachers.
+Shapes: B completions, T completion tokens, H width, K teachers.
 """
 
 from __future__ import annotations
@@ -94,10 +94,9 @@ class JointLoss:
         """What the compass shows, as `Compass.take` does; nothing without one."""
         return ({}, 0) if self.compass is None else self.compass.take()
 
-    def count(self, batch: Batch) -> None:
-        """Count a micro-batch's tokens."""
-        num_run = batch["prompt_mask"].sum() + batch["completion_mask"].sum()
-        self.ledger.add_tokens(batch["skill_ids"], loss_mask(batch), num_run)
+    def count(self, batch: Batch, num_computed: int) -> None:
+        """Count a micro-batch's tokens, and those that the student computed for them."""
+        self.ledger.add_tokens(batch["skill_ids"], loss_mask(batch), num_computed)
 
     def inputs(self, batch: Batch, progress: float) -> SignalInputs:
         """What the student's forward needs, at a point of training from 0 to 1."""
@@ -144,24 +143,24 @@ class JointLoss:
             tokens_BKT = batch["teacher_tokens"]
             self.ledger.add_streams(batch["skill_ids"], mask_BT, tokens_BKT, out.divergence, out.feature)
             if self.steering.last_of_window:
+                assert recorded.signals is not None
                 self._measure_gradients(batch, recorded.signals.taps[0], terms)
         return terms
 
-    def _measure_gradients(self, batch: Batch, hidden_BSH: Tensor, terms: dict[Signal, tuple[Tensor, Tensor]]) -> None:
+    def _measure_gradients(self, batch: Batch, hidden_BTH: Tensor, terms: dict[Signal, tuple[Tensor, Tensor]]) -> None:
         mask_BT, weights_BG = loss_mask(batch), batch["signal_weights"]
         advantages = batch["advantages"].reshape(len(mask_BT), -1)  # the policy's weight is in them
         policy = weighted_sum(-advantages * batch["log_pi"], torch.ones_like(weights_BG[:, 0]), mask_BT)
-        self._measure("policy", policy, hidden_BSH, batch, mask_BT, mask_BT * (advantages != 0))
+        self._measure("policy", policy, hidden_BTH, batch, mask_BT, mask_BT * (advantages != 0))
         taught_BT = mask_BT * (taught_share(batch) > 0)
         for signal, (total, _) in terms.items():
-            self._measure(signal, total, hidden_BSH, batch, taught_BT, taught_BT)
+            self._measure(signal, total, hidden_BTH, batch, taught_BT, taught_BT)
 
     def _measure(
-        self, signal: Signal, total: Tensor, hidden_BSH: Tensor, batch: Batch, loss_BT: Tensor, informative_BT: Tensor
+        self, signal: Signal, total: Tensor, hidden_BTH: Tensor, batch: Batch, loss_BT: Tensor, informative_BT: Tensor
     ) -> None:
         """Measure a signal's gradient at the tokens that have one; its loss is a mean over those of `loss_BT`."""
         weight_B = batch["signal_weights"][:, SIGNALS.index(signal)]
-        gradient_BTH = self.ledger.add_gradient(signal, total, hidden_BSH, weight_B, informative_BT)
+        gradient_BTH = self.ledger.add_gradient(signal, total, hidden_BTH, weight_B, informative_BT)
         if self.compass is not None:
-            hidden_BTH = hidden_BSH.detach()[:, -loss_BT.shape[1] - 1 : -1]
-            self.compass.add(signal, batch, hidden_BTH, gradient_BTH, loss_BT * (weight_B > 0)[:, None])
+            self.compass.add(signal, batch, hidden_BTH.detach(), gradient_BTH, loss_BT * (weight_B > 0)[:, None])

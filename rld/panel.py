@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +21,33 @@ from rld.errors import TeacherError
 from rld.features import AnyFeature
 from rld.heads import Head, TeacherStates, log_probabilities
 from rld.matching import Plan
+from rld.packing import APART, Layout
 from rld.taps import Tap, depth, tapped
 from rld.teachers import Teacher, share
 from rld.translation import StudentTokens, Translation, Translator
 
 
+class States(NamedTuple):
+    """A model's states at the positions that predict the completion tokens."""
+
+    last_BTH: Tensor
+    """The last hidden states."""
+    mapped_BLTH: Tensor | None
+    """Those at the taps, narrower ones padded with zeros; None without taps."""
+    num_computed: int
+    """Tokens that went through the model."""
+
+
 @torch.no_grad()
 def hidden_states(
-    model: PreTrainedModel, ids_BS: Tensor, attention_BS: Tensor, num_tokens: int, taps: Sequence[Tap], batch: int
-) -> tuple[Tensor, Tensor | None]:
+    model: PreTrainedModel,
+    ids_BS: Tensor,
+    attention_BS: Tensor,
+    num_tokens: int,
+    taps: Sequence[Tap],
+    batch: int,
+    layout: Layout = APART,
+) -> States:
     """Run a teacher's backbone over prompts and completions.
 
     Args:
@@ -38,23 +56,21 @@ def hidden_states(
         attention_BS: 1 for real tokens.
         num_tokens: T, the completion tokens at the end of each row.
         taps: What to hand over besides the last state.
-        batch: Rows per forward.
-
-    Returns:
-        Last hidden states `[B, T, H]` and, if `taps` is not empty, the states there, `[B, L, T, H]`, narrower ones
-        padded with zeros; both at the positions that predict the completion tokens.
+        batch: Completions per forward, or some more where it would separate those of one prompt.
+        layout: How its rows are laid out.
     """
-    keep, final = slice(-num_tokens - 1, -1), depth(model)
-    last, mapped = [], []
-    for ids, attention in zip(ids_BS.split(batch), attention_BS.split(batch), strict=True):
-        with tapped(model, taps) as states:
-            model.base_model(input_ids=ids, attention_mask=attention, use_cache=False)
-        last.append(states[final][:, keep])
+    last, mapped, num_computed = [], [], 0
+    for piece in layout.batches(ids_BS, num_tokens, batch):
+        rows = layout.rows(ids_BS[piece], attention_BS[piece], num_tokens)
+        num_computed += rows.num_computed
+        with tapped(model, taps, rows.restore) as states:
+            model.base_model(**rows.inputs, use_cache=False)
+        last.append(states[depth(model)])
         if taps:
             width = max(states[tap].shape[-1] for tap in taps)
-            padded = [nn.functional.pad(states[tap][:, keep], (0, width - states[tap].shape[-1])) for tap in taps]
+            padded = [nn.functional.pad(states[tap], (0, width - states[tap].shape[-1])) for tap in taps]
             mapped.append(torch.stack(padded, dim=1))
-    return torch.cat(last), torch.cat(mapped) if taps else None
+    return States(torch.cat(last), torch.cat(mapped) if taps else None, num_computed)
 
 
 class Panel:
@@ -91,6 +107,9 @@ class Panel:
         self._foreign_ends = [sorted(self._ends - teacher.ends()) for teacher in teachers]
         self.models = [self._prepared(teacher) for teacher in teachers]
         self.num_parameters = [teacher.num_parameters() for teacher in teachers]
+        self.num_computed = [0] * len(self.models)
+        """Tokens that each teacher of this process computed since whoever counts them began anew."""
+        self._layouts: dict[int, Layout] = {}
         self._output = student.get_output_embeddings()
         self._vocabulary = self._output.weight.shape[0]
         self._translators = _translators(teachers, tokenizer, ends, chat_options)
@@ -113,6 +132,7 @@ class Panel:
         teacher.swap(model, tokenizer)
         self.models[k], self.num_parameters[k] = self._prepared(teacher), teacher.num_parameters()
         self._foreign_ends[k] = sorted(self._ends - teacher.ends())
+        self._layouts.pop(k, None)
 
     def head(self, k: int) -> Head:
         """Teacher k's output head, over the vocabulary that it shares with the student, or another one of its own."""
@@ -132,7 +152,7 @@ class Panel:
                 `[B, T]`, the span of each token or -1, and `teacher_k_span_scores` `[B, T]`, at j the log-probability
                 of span j.
             rows_BK: The rows that need it.
-            batch: Rows per forward.
+            batch: Completions per forward, about.
             prompts: What the rows' prompts are: text or messages.
             temperature: Of the span scores.
         """
@@ -156,22 +176,30 @@ class Panel:
         ids_BS = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1)
         attention_BS = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1)
         num_tokens = rollout["completion_ids"].shape[1]
-        taps = self.plans[k].taps if self.plans else ()
-        with self._teachers[k].running(ids_BS.device) as model:
-            last, mapped = hidden_states(model, ids_BS[rows], attention_BS[rows], num_tokens, taps, batch)
+        last, mapped = self._run(k, ids_BS[rows], attention_BS[rows], num_tokens, batch)
         rollout["teacher_tokens"][rows, k] = self._speaks(k, rollout["completion_ids"][rows])
         rollout[f"teacher_{k}_hidden"] = _at_rows(last, rows, len(ids_BS))
         if mapped is not None:
             rollout[f"teacher_{k}_layers"] = _at_rows(mapped, rows, len(ids_BS))
+
+    def _run(
+        self, k: int, ids_BS: Tensor, attention_BS: Tensor, num_tokens: int, batch: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Teacher k's hidden states, and those that features are matched with."""
+        taps = self.plans[k].taps if self.plans else ()
+        with self._teachers[k].running(ids_BS.device) as model:
+            if k not in self._layouts:
+                self._layouts[k] = Layout.of(model, f"teacher '{self._teachers[k].name}'")
+            states = hidden_states(model, ids_BS, attention_BS, num_tokens, taps, batch, self._layouts[k])
+        self.num_computed[k] += states.num_computed
+        return states.last_BTH, states.mapped_BLTH
 
     def _listen_aligned(
         self, k: int, rollout: dict[str, Any], rows: Tensor, batch: int, said: Translation, temperature: float
     ) -> None:
         """Run a teacher on a translation, and put its states where the student's tokens start and its spans end."""
         num_rows, (_, num_tokens) = len(rollout["completion_ids"]), said.starts_BT.shape
-        taps = self.plans[k].taps if self.plans else ()
-        with self._teachers[k].running(said.ids_BS.device) as model:
-            last_RUH, mapped_RLUH = hidden_states(model, said.ids_BS, said.attention_BS, said.num_tokens, taps, batch)
+        last_RUH, mapped_RLUH = self._run(k, said.ids_BS, said.attention_BS, said.num_tokens, batch)
         last_RUH = last_RUH.to(said.ids_BS.device)  # a model may end on another device
         mapped_RLUH = None if mapped_RLUH is None else mapped_RLUH.to(said.ids_BS.device)
         log_p_RU = log_probabilities(self.head(k), last_RUH, said.ids_BS[:, -said.num_tokens :], temperature)

@@ -68,7 +68,7 @@ def remember(
     ids_BS, attention_BS, mask_BT = (x.to(backbone.device) for x in _padded(rows))
     training = backbone.training
     backbone.eval()
-    hidden_BTH, _ = hidden_states(backbone, ids_BS, attention_BS, mask_BT.shape[1], (), len(rows))
+    hidden_BTH = hidden_states(backbone, ids_BS, attention_BS, mask_BT.shape[1], (), len(rows)).last_BTH
     backbone.train(training)
     kept = [hidden[: len(ids)].cpu() for hidden, ids in zip(hidden_BTH, completions, strict=True)]
     return [Memory(*memory) for memory in zip(skills, prompts, completions, kept, strict=True)]
@@ -142,7 +142,7 @@ def divergence(
     weight_B = torch.tensor([weight for _, weight in rows], device=device)
     response = Response(_MATCHING, None, weight_B)
     shares_B1 = torch.ones(len(rows), 1, device=device)
-    student = RecordedStudent(model, SignalInputs(mask_BT, [then], shares_B1, response, None))
+    student = RecordedStudent(model, mask_BT.shape[1], SignalInputs(mask_BT, [then], shares_B1, response, None))
     labels_BS = torch.full_like(ids_BS, _UNLABELLED)  # no token's own likelihood is asked for
     student(input_ids=ids_BS, attention_mask=attention_BS, labels=labels_BS, fused_lm_head=True)
     total, gap_BT = student.result.response, student.result.gap

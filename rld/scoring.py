@@ -79,6 +79,7 @@ class Scoring:
         prompts = [row["prompt"] for row in inputs]
         if not self._combination.compares:  # or it is what they say of right completions that is compared
             self._rows_BK = self._rows_BK & self._taught(rewards_BR, len(inputs))[:, None]
+        self.panel.num_computed = [0] * len(self.panel.models)
         self.panel.score(output, self._rows_BK, self.args.per_device_train_batch_size, prompts, temperature)
         if self.args.teacher_reward or self._combination.compares:
             output |= self.panel.sampled_scores(output, temperature)
@@ -123,7 +124,8 @@ class Scoring:
         could_BK = self.steering.teaches_SK.to(lengths_B1.device)[output["skill_ids"]]
         sums = torch.stack([(self._rows_BK * lengths_B1).sum(0), (could_BK * lengths_B1).sum(0)])
         scored, possible = self._sum(sums).tolist()
-        flops = self._flops + sum(2.0 * size * n for size, n in zip(self.panel.num_parameters, scored, strict=True))
+        computed = self._sum(torch.tensor(self.panel.num_computed)).tolist()
+        flops = self._flops + sum(2.0 * size * n for size, n in zip(self.panel.num_parameters, computed, strict=True))
         self._flops = 0.0
         return sum(scored), sum(possible) - sum(scored), flops
 

@@ -119,7 +119,7 @@ class Ledger:
 
     `table` is `[S, 3 + 4K]`: per skill the completion tokens, the squared delta and its count; then per teacher the
     divergence, its token count, the feature distance and its token count. `scalars` is `[7]`: the tokens that the
-    student was run on, then squared gradient norm and token count for each of policy, response and feature.
+    student computed, then squared gradient norm and token count for each of policy, response and feature.
     """
 
     table: Tensor
@@ -132,19 +132,19 @@ class Ledger:
             torch.zeros(7, dtype=torch.float64, device=device),
         )
 
-    def add_tokens(self, skills_B: Tensor, mask_BT: Tensor, num_run: Tensor) -> None:
+    def add_tokens(self, skills_B: Tensor, mask_BT: Tensor, num_computed: int) -> None:
         self.table[:, 0].index_add_(0, skills_B, mask_BT.sum(-1).double())
-        self.scalars[0] += num_run
+        self.scalars[0] += num_computed
 
     def add_gradient(
-        self, signal: Signal, total: Tensor, hidden_BSH: Tensor, weight_B: Tensor, counts_BT: Tensor
+        self, signal: Signal, total: Tensor, hidden_BTH: Tensor, weight_B: Tensor, counts_BT: Tensor
     ) -> Tensor | None:
         """Measure how strongly a signal pulls at the student's last hidden states, its weight taken out.
 
         Args:
             signal: Which one.
             total: The signal's weighted sum over tokens.
-            hidden_BSH: The states, of the whole sequences.
+            hidden_BTH: The states that predict the completion tokens, as the head saw them.
             weight_B: The signal's weights; completions of weight 0 are left out.
             counts_BT: The tokens that count.
 
@@ -154,8 +154,8 @@ class Ledger:
         counted_BT = counts_BT.bool() & (weight_B > 0)[:, None]
         if not counted_BT.any():
             return None
-        (gradient_BSH,) = torch.autograd.grad(total, hidden_BSH, retain_graph=True, materialize_grads=True)
-        gradient_BTH = gradient_BSH[:, -counted_BT.shape[1] - 1 : -1].to(torch.float64, copy=True)
+        (gradient_BTH,) = torch.autograd.grad(total, hidden_BTH, retain_graph=True, materialize_grads=True)
+        gradient_BTH = gradient_BTH.to(torch.float64, copy=True)
         gradient_BTH /= weight_B.double().clamp(min=1e-12)[:, None, None]
         gradient_BTH.masked_fill_(~counted_BT[..., None], 0.0)
         i = SIGNALS.index(signal)

@@ -6,7 +6,7 @@ norm. A text is the path of a module, whose output is read. Shapes: B rows, S to
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -38,10 +38,17 @@ def depth(model: PreTrainedModel) -> int:
 
 
 @contextmanager
-def tapped(model: PreTrainedModel, taps: Collection[Tap]) -> Iterator[dict[Tap, Tensor]]:
+def tapped(
+    model: PreTrainedModel, taps: Collection[Tap], restore: Callable[[Tensor], Tensor] = lambda states: states
+) -> Iterator[dict[Tap, Tensor]]:
     """Collect the states `[B, S, H]` at `taps` and of the last layer from the one forward inside the `with`.
 
     The states are part of the forward's graph, with gradient checkpointing too (the kind with `use_reentrant=False`).
+
+    Args:
+        model: Whose states.
+        taps: Where, besides the last layer.
+        restore: What is done to all of them. Whoever called the backbone gets its last states restored too.
 
     Raises:
         TeacherError: a module does not exist, or gradient checkpointing cut a state off from its gradient.
@@ -54,7 +61,9 @@ def tapped(model: PreTrainedModel, taps: Collection[Tap]) -> Iterator[dict[Tap, 
         return args, kwargs | ({"output_hidden_states": True} if layers - {last} else {})
 
     def keep_layers(_module: nn.Module, _args: Any, output: Any) -> None:
-        states.update({n: output.last_hidden_state if n == last else output.hidden_states[n] for n in layers})
+        output.last_hidden_state = restore(output.last_hidden_state)
+        states.update({n: output.hidden_states[n] for n in layers - {last}})
+        states[last] = output.last_hidden_state
 
     hooks = [
         model.base_model.register_forward_pre_hook(ask, with_kwargs=True),
@@ -65,6 +74,9 @@ def tapped(model: PreTrainedModel, taps: Collection[Tap]) -> Iterator[dict[Tap, 
         for hook in hooks:
             stack.callback(hook.remove)
         yield states
+    for tap in states.keys() - {last}:
+        # Not in the hooks: what they would do inside a checkpointed block it would not do again.
+        states[tap] = restore(states[tap])
     _require_gradients(model, states)
 
 

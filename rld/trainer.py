@@ -6,8 +6,8 @@ What it hooks into, each with a contract test in `tests/test_trl_contract.py`:
 - `_generate_single_turn`: puts gold answers in the place of some completions.
 - `_generate_and_score_completions`: after the rollout, runs each needed teacher once over it and adds its states,
   batch first, to the returned dict, which TRL shuffles and splits into micro-batches.
-- `_get_per_token_logps_and_entropies`: while a loss is being computed, hands the teachers' states to the student's
-  forward and completes the advantages, which need the student's log-probabilities.
+- `_get_per_token_logps_and_entropies`: lets completions of one prompt share a row, and while a loss is being computed
+  hands the teachers' states to the student's forward and completes the advantages, which need its log-probabilities.
 - `_compute_loss`: adds the response and feature terms to the policy term.
 - `_save_checkpoint`, `_load_optimizer_and_scheduler`: the state of controller, curriculum and projections.
 
@@ -48,6 +48,7 @@ from rld.steering import Steering
 from rld.stream import Stream, skills_of
 from rld.student import RecordedStudent, add_signal_head
 from rld.teachers import Teacher
+from rld.together import PROMPTS, shuffle_prompts
 from rld.types import Controller, Curriculum, Event, Row, Task
 
 _COUNTERS = ("flops", "num_generated", "num_scored", "num_saved", "_num_rollouts", "_step")
@@ -107,6 +108,7 @@ class RLDTrainer(GRPOTrainer):
         self.stream = args.stream(train_dataset, curriculum)
         train_dataset = self.stream.dataset if self.stream is not None else train_dataset
         score_labels_only()
+        shuffle_prompts()
         super().__init__(model, reward_funcs, args, train_dataset, *rest, **options)
 
         self.skills = args.skills or skills_of(self.stream, train_dataset)
@@ -115,7 +117,7 @@ class RLDTrainer(GRPOTrainer):
         """Controller events, oldest first; whoever writes them takes them out."""
         self.flops = 0.0
         """Floating-point operations so far, over all processes: 2 a parameter and token forward, 4 backward."""
-        self.num_generated, self.num_scored, self.num_saved, self._num_rollouts = 0, 0, 0, 0
+        self.num_generated, self.num_scored, self.num_saved, self._num_rollouts, self._num_read = 0, 0, 0, 0, 0
         self._rewards, self._own_B2 = torch.zeros(0, 1), torch.zeros(0, 2)
         """Of the last rollout, over all processes: rewards, and which completions are attempts and successes."""
         self._loss_inputs: dict[str, Any] | None = None
@@ -135,8 +137,6 @@ class RLDTrainer(GRPOTrainer):
             rule = args.retention()
             self.protection = Protection(rule, retain_dataset, self.skills, self._student, *asked, args.seed)
             self.add_callback(self.protection)
-        if self.teachers or self.protection is not None:
-            add_signal_head(self._student)
         if args.gold and (self.use_vllm or self.tools or self.rollout_func is not None):
             raise RecipeError("gold answers take the place of completions that transformers generates without tools")
         self._scoring = Scoring(args, self.panel, self.steering, self.gate, self.accelerator)
@@ -154,6 +154,9 @@ class RLDTrainer(GRPOTrainer):
         self._projections = Projections(self.panel.plans) if self._feature is not None else None
         if self._projections is not None:
             attach_projections(self._student, self._projections)
+        add_signal_head(self._student)
+        if self.ref_model is not None:
+            add_signal_head(self.accelerator.unwrap_model(self.ref_model), "the reference model")
 
     @property
     def _chat_options(self) -> dict[str, Any]:
@@ -192,12 +195,13 @@ class RLDTrainer(GRPOTrainer):
         return gold_B
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._rows = inputs
+        self._rows, self._num_read = inputs, 0
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         device = self.accelerator.device
         skills_B = skill_ids(inputs, self.skills).to(device)
         signals_BG = self.steering.signals_SG.to(device)[skills_B]
         output |= {"skill_ids": skills_B, "signal_weights": signals_BG}
+        output[PROMPTS] = output["prompt_ids"].unique(dim=0, return_inverse=True)[1]
         if self.model.training:
             self._observe_rollout(inputs, output)
         if self.teachers:
@@ -206,11 +210,11 @@ class RLDTrainer(GRPOTrainer):
 
     def _observe_rollout(self, inputs: list[dict[str, Any]], output: dict[str, Any]) -> None:
         self._num_rollouts += 1
-        sizes = torch.stack([output["completion_mask"].sum(), output["prompt_mask"].sum()])
-        generated, prompted = self.accelerator.reduce(sizes, reduction="sum").tolist()
+        generated, prompted = output["completion_mask"].sum(), output["prompt_mask"].sum()
+        sizes = torch.stack([generated, prompted, torch.tensor(self._num_read, device=generated.device)])
+        generated, prompted, read = self.accelerator.reduce(sizes, reduction="sum").tolist()
         self.num_generated += generated
-        forwards = 1 + ("old_per_token_logps" in output) + ("ref_per_token_logps" in output)
-        self.flops += 2.0 * self._num_parameters * (generated + prompted) * forwards
+        self.flops += 2.0 * self._num_parameters * (generated + prompted + read)
         skills = gather(output["skill_ids"])
         (attempted_B, success_B), counts = group_counts(
             self._rewards, self.reward_weights, skills, self.num_generations, len(self.skills), self.args.gold
@@ -246,14 +250,18 @@ class RLDTrainer(GRPOTrainer):
 
     # -- signals -----------------------------------------------------------------------------------------------------
 
-    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        inputs = self._loss_inputs
-        if inputs is None:
-            return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
-        progress = self.state.global_step / max(self.state.max_steps, 1)
-        student = RecordedStudent(model, self._joint.inputs(inputs, progress)) if self.teachers else model
-        result = super()._get_per_token_logps_and_entropies(student, *args, **kwargs)
-        self._recorded = student if isinstance(student, RecordedStudent) else None
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, ids_BS: Tensor, attention_BS: Tensor, num_tokens: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        inputs, signals = self._loss_inputs, None
+        if inputs is not None and self.teachers:
+            signals = self._joint.inputs(inputs, self.state.global_step / max(self.state.max_steps, 1))
+        student = RecordedStudent(model, num_tokens, signals)
+        result = super()._get_per_token_logps_and_entropies(student, ids_BS, attention_BS, num_tokens, *args, **kwargs)
+        if inputs is None:  # old or reference log-probabilities of a rollout
+            self._num_read += student.num_computed
+            return result
+        self._recorded = student
         inputs["log_pi"] = result[0]
         # TRL reads the advantages after this call, which is what lets them depend on the log-probabilities.
         inputs["advantages"] = self._joint.advantages(inputs, result[0].detach(), self.model.training)
@@ -267,11 +275,12 @@ class RLDTrainer(GRPOTrainer):
         finally:
             self._loss_inputs = None
         loss, training = policy, self.model.training
+        assert self._recorded is not None
         if training:
-            self._joint.count(inputs)
+            self._joint.count(inputs, self._recorded.num_computed)
             if self.protection is not None:
                 loss = self.protection.added(loss, model, self.current_gradient_accumulation_steps, self._log_mean)
-        if self._recorded is None:
+        if not self.teachers:
             return loss
         normaliser, mask_BT = self._num_taught(inputs), loss_mask(inputs)
         for signal, (total, gap_BT) in self._joint.terms(inputs, self._recorded, training).items():

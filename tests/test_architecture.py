@@ -19,7 +19,7 @@ ORDER = """
     errors hints types divergences combine features rule retention gap directions controllers stages recipe
     source library installed document token_files reserved checks reading
     questions data stream lessons
-    compact heads align taps vocabulary matching student hosting teachers translation panel evaluation
+    compact together heads align packing taps vocabulary matching student hosting teachers translation panel evaluation
     rollout checkpoint gate audit replay protection signals steering config sketches compass losses scoring trainer
     cost overview catalogue journal curves history charts panels tables stylesheet progress report
     arms jobs comparison outcomes scoreboard ablation

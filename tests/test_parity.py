@@ -40,7 +40,7 @@ def test_without_teachers_it_is_grpo(tmp_path, chat):
     assert len(ours) == 5
     assert any(loss != 0 for loss, _, _ in ours)
     for a, b in zip(ours, theirs, strict=True):
-        assert a[:2] == pytest.approx(b[:2], rel=1e-6, abs=1e-6)
+        assert a[:2] == pytest.approx(b[:2], rel=1e-5, abs=1e-6)  # shared rows add in another order
         assert a[2] == b[2]
 
 
@@ -99,4 +99,4 @@ def test_one_teacher_and_response_alone_is_trls_distillation(tmp_path, beta, div
     assert loss.item() > 0.1
     expected = dict(theirs.model.named_parameters())
     for name, parameter in ours.model.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-5, atol=5e-7)
+        torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-5, atol=2e-6)

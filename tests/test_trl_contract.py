@@ -64,6 +64,22 @@ def test_rollouts_are_shuffled_and_split_along_the_first_axis():
     assert all(half["whole"] == 8 for half in halves)
 
 
+def test_one_function_shuffles_a_rollout_and_ours_keeps_prompts_together(tmp_path):
+    rows = [row for row in tiny.rows(4) for _ in range(4)]
+    trainer = made(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=4, num_iterations=2)
+    trainer.model.train()
+    orders = []
+    for _ in range(3):
+        trainer._buffered_inputs = None
+        trainer._prepare_inputs(rows)
+        parts = trainer._buffered_inputs
+        assert [len(part["prompt_ids"].unique(dim=0)) for part in parts] == [1] * 4
+        lengths = torch.cat([part["completion_mask"].sum(1) for part in parts])
+        assert torch.equal(lengths, torch.cat([(part["old_per_token_logps"] != 0).sum(1) for part in parts]))
+        orders.append([part["prompt_ids"][0].tolist() for part in parts])
+    assert orders[0] != orders[1] or orders[1] != orders[2]  # prompts are shuffled all the same
+
+
 def test_the_student_is_called_once_for_log_probabilities_and_entropy(tmp_path):
     trainer = made(tmp_path)
     calls = []
@@ -77,6 +93,8 @@ def test_the_student_is_called_once_for_log_probabilities_and_entropy(tmp_path):
         trainer, student, ids, attention, 4, compute_entropy=True
     )
     assert calls == [["attention_mask", "fused_lm_head", "input_ids", "labels"]]
+    ours = trainer._get_per_token_logps_and_entropies(trainer.model, ids, attention, 4, compute_entropy=True)
+    torch.testing.assert_close(ours[:2], (log_p, entropy), rtol=1e-5, atol=1e-5)
     reference = trainer.model(input_ids=ids).logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
     torch.testing.assert_close(log_p, reference[:, -4:], rtol=1e-5, atol=1e-5)
     assert entropy.shape == (2, 4)
