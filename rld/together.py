@@ -36,5 +36,5 @@ def _ordered(value: Any, order: list[int]) -> Any:
 
 
 def shuffle_prompts() -> None:
-    """Make this process's GRPO trainers shuffle by prompts where a rollout numbers them; doing so twice does no harm."""
+    """Make this process's GRPO trainers shuffle by prompts where a rollout numbers them; twice does no harm."""
     grpo_trainer.shuffle_sequence_dict = _shuffle_prompts  # type: ignore[assignment]
