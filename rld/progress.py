@@ -28,7 +28,8 @@ from rld.types import Event
 
 _OURS = re.compile(
     r"loss|entropy"
-    r"|(loss|weight|scale|phase|teacher|progress|audit|retention|grad|divergence|distance|level|share|tokens)/.+"
+    r"|(loss|weight|scale|phase|teacher|progress|audit|retention|level|share|tokens)/.+"
+    r"|(grad|noise|aligned|divergence|distance)/.+"
 )
 _TRL_REWARD = re.compile(r"rewards/(.+)/mean")
 _SHOWN = {

@@ -105,8 +105,9 @@ class Scoring:
 
     def _taught(self, rewards_BR: Tensor, num_rows: int) -> Tensor:
         """Which of this process's completions may be taught on: all, or those that the verifier does not give 1."""
-        right_B = successes(rewards_BR)[self.accelerator.process_index * num_rows :][:num_rows]
-        return ~right_B if self.args.teach_on == "failed" else torch.ones_like(right_B)
+        if self.args.teach_on == "all":
+            return torch.ones(num_rows, dtype=torch.bool, device=rewards_BR.device)
+        return ~successes(rewards_BR)[self.accelerator.process_index * num_rows :][:num_rows]
 
     def silence(self, output: Rollout, gold_B: Tensor) -> None:
         """Keep gold answers out of the teacher-scored reward: what the student did not sample can't be rewarded."""

@@ -63,6 +63,8 @@ def test_a_line_has_what_we_measure_under_our_names(tmp_path: Path, args: Traini
         "weight/response/sum": 0.25,
         "teacher/org/a/weight": 1.0,
         "entropy": None,
+        "noise/policy/sum": 0.1,
+        "aligned/policy/sum": -0.1,
         "tokens/generated": 12.0,
     }
     log.step(**ours, **{"rewards/exact_match/mean": 0.75, "rewards/exact_match/std": 0.1, "grad_norm": 1.0, "epoch": 1})
