@@ -177,7 +177,7 @@ class RLDConfig(GRPOConfig):
 
     def retention(self) -> Retention:
         """The rule that `retain` describes."""
-        rule: Retention = _parse("retain", Retention, self.retain or {})
+        rule: Retention = _parse("retain", self.retain or {})
         return rule
 
     def divergence_model(self) -> AnyDivergence:
@@ -216,6 +216,7 @@ _ADAPTERS: dict[str, TypeAdapter[Any]] = {  # each takes milliseconds to build, 
     "combine": TypeAdapter(AnyCombination),
     "token_weights": TypeAdapter(AnyTokenWeights),
     "feature": TypeAdapter(AnyFeature),
+    "retain": TypeAdapter(Retention),
 }
 
 
