@@ -4,4 +4,5 @@ import sys
 
 from rld.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":  # the processes of `rld ablate` import it under another name
+    sys.exit(main())

@@ -177,12 +177,12 @@ class RLDConfig(GRPOConfig):
 
     def retention(self) -> Retention:
         """The rule that `retain` describes."""
-        rule: Retention = _parse("retain", Retention, self.retain or {})
+        rule: Retention = _parse("retain", self.retain or {})
         return rule
 
     def divergence_model(self) -> AnyDivergence:
         """The divergence that `divergence` names."""
-        divergence: AnyDivergence = _parse("divergence", AnyDivergence, self.divergence or "jsd")
+        divergence: AnyDivergence = _parse("divergence", self.divergence or "jsd")
         return divergence
 
     def matching(self, progress: float) -> Matching:
@@ -195,27 +195,36 @@ class RLDConfig(GRPOConfig):
 
     def combination_model(self) -> AnyCombination:
         """The combination rule that `combine` names."""
-        combination: AnyCombination = _parse("combine", AnyCombination, self.combine or "mixture")
+        combination: AnyCombination = _parse("combine", self.combine or "mixture")
         return combination
 
     def token_weights_model(self) -> AnyTokenWeights | None:
         """The token weights that `token_weights` names."""
         weights: AnyTokenWeights | None = (
-            None if self.token_weights is None else _parse("token_weights", AnyTokenWeights, self.token_weights)
+            None if self.token_weights is None else _parse("token_weights", self.token_weights)
         )
         return weights
 
     def feature_model(self) -> AnyFeature:
         """The feature loss that `feature` names."""
-        feature: AnyFeature = _parse("feature", AnyFeature, self.feature or "cosine")
+        feature: AnyFeature = _parse("feature", self.feature or "cosine")
         return feature
 
 
-def _parse(name: str, union: Any, given: dict[str, Any] | str) -> Any:
+_ADAPTERS: dict[str, TypeAdapter[Any]] = {  # each takes milliseconds to build, and every update asks
+    "divergence": TypeAdapter(AnyDivergence),
+    "combine": TypeAdapter(AnyCombination),
+    "token_weights": TypeAdapter(AnyTokenWeights),
+    "feature": TypeAdapter(AnyFeature),
+    "retain": TypeAdapter(Retention),
+}
+
+
+def _parse(name: str, given: dict[str, Any] | str) -> Any:
     try:
         if isinstance(given, str):  # a command line can only give a mapping as JSON
             given = json.loads(given) if given.startswith("{") else {"kind": given}
-        return TypeAdapter(union).validate_python(given)
+        return _ADAPTERS[name].validate_python(given)
     except (ValidationError, json.JSONDecodeError) as error:
         about = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise RecipeError(f"{name}={given!r}: {about}") from error

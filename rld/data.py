@@ -98,7 +98,7 @@ class Source:
         Raises:
             DataError: all of the level's questions seem to be held out.
         """
-        assert self._held_out, "the questions to avoid are known from here on"
+        self.held_out()  # the questions to avoid are known from here on
         return self._row(self._new(level, rng), level)
 
     def rows(self, count: int, seed: int, gold: bool = True) -> list[Row]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import runpy
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -52,17 +53,56 @@ Start = Callable[[Job], Process]
 
 
 def starter(at_once: int) -> Start:
-    """Return what starts a job as a process, with its share of the cores; what it prints goes to its log."""
-    threads = str(max((os.cpu_count() or 1) // at_once, 1))
-    environment = {"OMP_NUM_THREADS": threads} | os.environ
+    """Return what starts a job as a process, with its share of the cores; what it prints goes to its log.
+
+    Importing takes longer than a small run trains. So on Linux one process imports everything and does nothing else, and
+    each job is a copy of it; elsewhere such copies are not safe, and each job imports anew.
+    """
+    given = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // at_once, 1)), "OMP_WAIT_POLICY": "PASSIVE"}
+    given["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a process that asked CUDA itself for GPUs has no usable copies
+    for name, value in given.items():
+        os.environ.setdefault(name, value)
+    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    if sys.platform == "linux":
+        context.set_forkserver_preload(["rld.pipeline"])
 
     def start(job: Job) -> Process:
-        command = [sys.executable, "-m", "rld", "train", *job.arguments]
-        with (job.folder / LOG).open("ab") as log:
-            # In a session of its own: a terminal's Ctrl-C would reach it twice, which is less polite than once.
-            return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        process = context.Process(target=_train, args=(job.arguments, job.folder / LOG))
+        process.start()
+        return _Started(process)
 
     return start
+
+
+class _Started:
+    """A job's process."""
+
+    def __init__(self, process: multiprocessing.process.BaseProcess) -> None:
+        self._process = process
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def wait(self) -> int:
+        self._process.join()
+        code = self._process.exitcode
+        assert code is not None  # it has ended
+        return code
+
+
+def _train(arguments: Sequence[str], log: Path) -> None:
+    """Be `python -m rld train`, in a session of its own: a terminal's Ctrl-C would reach it twice, which is less polite
+    than once."""
+    if hasattr(os, "setsid"):
+        os.setsid()
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = ["rld", "train", *arguments]
+    runpy.run_module("rld", run_name="__main__", alter_sys=True)
 
 
 def run(jobs: Sequence[Job], at_once: int, start: Start, tell: Callable[[str], None]) -> list[Job]:

@@ -49,9 +49,10 @@ def folder(kind: str) -> Path:
 
 
 def files(kind: str) -> dict[str, Path]:
-    """Return what ships of a kind, `recipes` included, by name of the file."""
-    pattern = "*.yaml" if kind == "recipes" else "*.py"
-    return {path.stem: path for path in sorted(folder(kind).glob(pattern)) if not path.stem.startswith("_")}
+    """Return what ships of a kind, `recipes` included, by name of the file; one in a folder is `folder/name`."""
+    place, pattern = folder(kind), "**/*.yaml" if kind == "recipes" else "*.py"
+    found = [path for path in sorted(place.glob(pattern)) if not path.stem.startswith("_")]
+    return {path.relative_to(place).with_suffix("").as_posix(): path for path in found}
 
 
 def names(kind: str) -> dict[str, str]:

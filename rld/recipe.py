@@ -64,8 +64,8 @@ class Prompts(Part):
 
 
 class _Skill(Part):
-    held_out: int = Field(100, gt=0)
-    """Rows that no training sees and every score is measured on."""
+    held_out: int = Field(100, ge=0)
+    """Rows that no training sees and every score is measured on. 0: the skill is trained on, and never scored."""
 
 
 class GeneratedSkill(_Skill):
