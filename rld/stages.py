@@ -102,15 +102,36 @@ class Sft(_Stage):
         parts.fine_tune(self)
 
 
-class TeacherSpec(Part):
-    """One teacher of a distillation stage."""
-
-    model: str
-    """A name in `models`, an earlier stage, a hub id or a folder."""
+class _Teacher(Part):
     skills: list[str] | None = None
     """The skills that it teaches. None: wherever it proves better than the student."""
     probe: int = Field(32, ge=0)
     """Training prompts per skill that it answers before the stage, which show where it is right. 0: trust it."""
+
+
+class ServedTeacher(_Teacher):
+    """A teacher on a server, with the student's tokenizer: it hands over its likeliest tokens, not its states."""
+
+    url: str = Field(pattern=r"^https?://[^/]")
+    """Where `rld serve-teacher` says it is, or an OpenAI-compatible endpoint with vLLM's `prompt_logprobs`, whose
+    address ends in `/v1`; that one scores at temperature 1."""
+    top_k: int = Field(64, ge=1, le=255)
+    """Tokens that it names at each place; all others are one outcome."""
+    optional: bool = False
+    """Whether training goes on without it when it stops answering. Otherwise the run stops, and `--resume` goes on."""
+    patience: float = Field(60.0, gt=0)
+    """Seconds for which it is asked again before it counts as down."""
+    token_variable: str = "RLD_TEACHER_TOKEN"
+    """The environment variable with its bearer token, if it wants one."""
+    fingerprint: str | None = None
+    """What `rld serve-teacher` prints: weights other than these are refused. None: those that it starts with."""
+
+
+class TeacherSpec(_Teacher):
+    """A teacher that is loaded beside the student."""
+
+    model: str
+    """A name in `models`, an earlier stage, a hub id or a folder."""
     init: dict[str, Any] = {}
     """Arguments of `from_pretrained`, such as dtype, device_map or quantization_config (a mapping)."""
     adapter: str | None = None
@@ -127,6 +148,16 @@ class TeacherSpec(Part):
     def base(self) -> str:
         """The same for teachers that share one copy of a model's weights."""
         return json.dumps([self.model, self.init, self.chat_template], sort_keys=True, default=str)
+
+
+AnyTeacher = Annotated[
+    Annotated[TeacherSpec, Tag("TeacherSpec")] | Annotated[ServedTeacher, Tag("ServedTeacher")],
+    Discriminator(
+        told_by_key(url=ServedTeacher, model=TeacherSpec),
+        custom_error_type="unknown_kind",
+        custom_error_message="should be a mapping with one of the keys 'model' and 'url'",
+    ),
+]
 
 
 class PolicySignal(Part):
@@ -282,7 +313,7 @@ class Distill(_Stage):
     run: Literal["distill"]
     student: str
     """What to train: a name in `models`, an earlier stage, a hub id or a folder."""
-    teachers: dict[str, TeacherSpec] = {}
+    teachers: dict[str, AnyTeacher] = {}
     """By name. None: plain reinforcement."""
     skills: list[str] | None = None
     """Skills to train on. None: all."""
@@ -304,6 +335,11 @@ class Distill(_Stage):
     """What changes on purpose while the stage trains, to see how a controller takes it."""
     steps: int = Field(gt=0)
     """Optimiser steps (updates)."""
+
+    @property
+    def loaded(self) -> dict[str, TeacherSpec]:
+        """The teachers that are loaded beside the student."""
+        return {name: spec for name, spec in self.teachers.items() if isinstance(spec, TeacherSpec)}
 
     def __call__(self, parts: Parts) -> None:
         parts.distill(self)

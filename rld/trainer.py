@@ -235,6 +235,7 @@ class RLDTrainer(GRPOTrainer):
             self._scoring.leave_open(output)
         with self.accelerator.autocast():
             self._scoring.score(inputs, output, self._rewards, self.temperature)
+        self.events += self._scoring.drop(output, self.state.global_step)
         self._scoring.choose(output, self._rewards, group)
         if training and self.args.gold:
             self._scoring.silence(output, self._gold_B(len(inputs)))
