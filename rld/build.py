@@ -174,8 +174,7 @@ class Run:
         model, tokenizer = self.models.load(stage.student)
         before = self._known_scores(stage.student) or self.score(model, tokenizer)
         skills = self._skills(stage)
-        scored = self.score, self._counted_answers, self._known_scores
-        probed, dropped = Probing(self.models, self.sources, self.state.device, *scored)(stage, skills, tokenizer)
+        probed, dropped = self._probing()(stage, skills, tokenizer)
         args, size = self._distill_arguments(stage), model.num_parameters()
         set_seed(self._seed(stage.name))  # a new adapter starts the same whatever teachers were loaded
         changes = Changes(
@@ -205,6 +204,22 @@ class Run:
 
         self._train(trainer, stage, flops, changes)
         self._finish(stage, trainer, size, before, {str(t.name): entry for t, entry in probed}, flops())
+
+    def _probing(self) -> Probing:
+        known = self.models, self.source.parent, self.sources, self.state.device
+        return Probing(*known, self.score, self._counted_answers, self._known_scores)
+
+    def cache(self, stage: Distill) -> dict[str, tuple[int, int]]:
+        """Score what a stage will train on and keep it; per teacher, the tokens of all passages and those it read."""
+        student, by_name = stage.student, {other.name: other for other in self.recipe.stages}
+        while student in by_name and self.result(student) is None:  # it has the tokenizer of what it is trained from
+            other = by_name[student]
+            student = other.student if isinstance(other, Distill) else other.model
+        _, tokenizer = self.models.load(student)
+        args = self._distill_arguments(stage)
+        stream = self._stream(stage, args)
+        stream.together = args.prompts_per_rollout
+        return self._probing().fill(stage, list(stream.dataset), tokenizer, args)
 
     def _rewards(self, load_models: bool) -> list[Callable[..., Any]]:
         """The rewards with their options, models and all or without."""

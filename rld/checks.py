@@ -274,7 +274,6 @@ class _Checker:
             if isinstance(name, str) and not _NAME.fullmatch(name):
                 yield Problem(where, f"{self.label(where)}: a name has only letters, digits, '_' and '-'")
             if isinstance(teacher, dict):
-                yield from self.served(where, teacher, stage)
                 yield from self.reference((*where, "model"), teacher.get("model"), loc[1])
                 yield from self.adapter((*where, "adapter"), teacher.get("adapter"))
                 yield from self.skill_names((*where, "skills"), teacher.get("skills"), trained)
@@ -288,24 +287,6 @@ class _Checker:
         for i, change in _items(stage.get("changes")):
             if isinstance(change, dict):
                 yield from self.change((*loc, "changes", i), change, stage, trained)
-
-    def served(self, loc: Loc, teacher: Mapping[Any, Any], stage: Mapping[Any, Any]) -> Iterator[Problem]:
-        """Check what is asked of a teacher on a server, which names its likeliest tokens at one temperature."""
-        if "url" not in teacher:
-            return
-        where, rollout = (*loc, "url"), stage.get("rollout")
-        sampled = rollout.get("temperature", 1.0) if isinstance(rollout, dict) else 1.0
-        match stage.get("signals"):
-            case {"feature": dict()}:
-                text = "a server hands over no hidden states, and this stage matches features; name a model instead"
-                yield Problem(where, f"{self.label(where)}: {text}")
-        match stage.get("signals"):
-            case {"response": {"temperature": int() | float() as own}} if own != sampled:
-                text = f"a server scores at the rollout's temperature, {sampled}, not at response.temperature, {own}"
-                yield Problem(where, f"{self.label(where)}: {text}")
-        if str(teacher["url"]).rstrip("/").endswith("/v1") and sampled != 1:
-            text = f"an OpenAI-compatible endpoint scores at temperature 1, and the rollout's is {sampled}"
-            yield Problem(where, f"{self.label(where)}: {text}")
 
     def controller(self, loc: Loc, part: Any, teachers: list[str], skills: list[str]) -> Iterator[Problem]:
         """Check the names of teachers and skills in a controller's weights."""

@@ -1,4 +1,4 @@
-"""The command line: `rld train`, `check`, `evaluate`, `ablate`, `serve-teacher`, `report`, `list`, `copy`.
+"""The command line: what `rld` and its commands take.
 
 A mistake of the user's ends with exit code 2 and one line per mistake on stderr; anything else that goes wrong is a
 bug of `rld`'s and shows its traceback. What takes seconds to import is imported by the command that needs it.
@@ -77,13 +77,15 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     for name, function in _COMMANDS.items():
         about = (function.__doc__ or "").strip().rstrip(".")
         commands[name] = group.add_parser(name, help=about, description=about + ".")
-    for name in ("train", "check"):
+    for name in ("train", "check", "cache-teachers"):
         _add_recipe(commands[name])
     commands["train"].add_argument("--output", metavar="DIR", type=Path, help="the run's folder (default: runs/NAME)")
     commands["train"].add_argument("--resume", action="store_true", help="go on where the run in that folder stopped")
     commands["evaluate"].add_argument("model", metavar="MODEL", help="a folder or a hub id")
     _add_recipe(commands["evaluate"])
     _add_ablation(commands["ablate"])
+    folder = "the run's folder, with the results of stages that are done (default: runs/NAME)"
+    commands["cache-teachers"].add_argument("--output", metavar="DIR", type=Path, help=folder)
     _add_serving(commands["serve-teacher"])
     commands["report"].add_argument("run", metavar="RUN", type=Path, help="a run's folder")
     commands["list"].add_argument("kind", metavar="KIND", nargs="?", help=", ".join(catalogue.KINDS))
@@ -210,6 +212,16 @@ def _ablate(options: argparse.Namespace) -> int:
     )
 
 
+def _cache_teachers(options: argparse.Namespace) -> int:
+    """Score the gold answers that a recipe trains on once, before it trains."""
+    source = library.find_recipe(options.recipe)
+    recipe = read(source, options.overrides)
+    _share_the_cores()
+    from rld.pipeline import cache_teachers
+
+    return cache_teachers(recipe, source, options.output or Path("runs") / recipe.name)
+
+
 def _serve_teacher(options: argparse.Namespace) -> int:
     """Serve a model over HTTP as a teacher of students elsewhere."""
     _share_the_cores()
@@ -260,6 +272,7 @@ _COMMANDS = {
     "evaluate": _evaluate,
     "ablate": _ablate,
     "serve-teacher": _serve_teacher,
+    "cache-teachers": _cache_teachers,
     "report": _report,
     "list": _list,
     "copy": _copy,

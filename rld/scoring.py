@@ -133,12 +133,16 @@ class Scoring:
         """What the rollout cost over all processes.
 
         Returns:
-            Tokens that teachers scored, tokens that they would have scored on top had all taught all their skills, and
+            Tokens that teachers were run on, tokens on top had all taught all their skills and nothing been cached, and
             operations of teachers, those of the gate included.
         """
         lengths_B1 = (output["prompt_mask"].sum(1) + output["completion_mask"].sum(1))[:, None]
         could_BK = self.steering.teaches_SK.to(lengths_B1.device)[output["skill_ids"]]
-        sums = torch.stack([(self._rows_BK * lengths_B1).sum(0), (could_BK * lengths_B1).sum(0)])
+        found_K = torch.tensor(
+            [teacher.lister.take_found() if teacher.lister else 0 for teacher in self.steering.teachers]
+        )
+        run_K = (self._rows_BK * lengths_B1).sum(0) - found_K.to(lengths_B1.device)
+        sums = torch.stack([run_K, (could_BK * lengths_B1).sum(0)])
         scored, possible = self._sum(sums).tolist()
         flops = self._flops + sum(2.0 * size * n for size, n in zip(self.panel.num_parameters, scored, strict=True))
         self._flops = 0.0

@@ -123,6 +123,10 @@ class Lister(ABC):
     def score(self, passages: Sequence[Passage], temperature: float) -> list[Shortlist]:
         """A shortlist for each passage, of its scored tokens."""
 
+    def take_found(self) -> int:
+        """Tokens of passages, since the last call, that it need not be run on again."""
+        return 0
+
     @abstractmethod
     def answer(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
         """Greedy answers to prompts in token ids."""

@@ -214,18 +214,30 @@ class Rollout(Part):
 
     prompts: int = Field(8, gt=0)
     """Prompts per update, over all processes."""
-    completions: int = Field(8, ge=2)
+    completions: int = Field(8, ge=1)
     """Completions per prompt: the group whose rewards are compared."""
     gold: int = Field(0, ge=0)
     """Of these, the gold answer itself instead of the student's own: it teaches where the student never succeeds, by
-    an advantage that fades as the student does (Yan et al. 2025, LUFFY, without its reshaping)."""
+    an advantage that fades as the student does (Yan et al. 2025, LUFFY, without its reshaping). All of them: teachers
+    teach on gold answers alone, nothing is generated, and `policy` must be off; one completion is enough then."""
     temperature: float = Field(1.0, gt=0)
 
     @model_validator(mode="after")
-    def _own_attempts_remain(self) -> Rollout:
-        if self.gold >= self.completions:
-            raise ValueError(f"gold ({self.gold}) should be below completions ({self.completions})")
+    def _groups_are_possible(self) -> Rollout:
+        if self.gold > self.completions:
+            raise ValueError(f"gold ({self.gold}) should be at most completions ({self.completions})")
+        if self.completions == 1 and (not self.gold or self.prompts % 2):
+            raise ValueError("one completion has no other to be compared with: it takes gold: 1, and even prompts")
         return self
+
+
+class CacheSpec(Part):
+    """Where what teachers say of gold answers is kept, so that it is computed once."""
+
+    folder: str
+    """Relative to the recipe; each teacher has a folder of its name in it."""
+    top_k: int = Field(64, ge=1, le=255)
+    """Tokens that a teacher names at each place; all others are one outcome. A teacher on a server has its own."""
 
 
 class _Change(Part):
@@ -331,10 +343,41 @@ class Distill(_Stage):
     """Skills that the student must not forget. None: it may."""
     audit: AuditSpec | None = None
     """A check on the first of the rewards. None: it is believed."""
+    cache: CacheSpec | None = None
+    """Keep on disk what teachers say, where every completion is a gold answer. None: each run asks them anew."""
     changes: list[AnyChange] = []
     """What changes on purpose while the stage trains, to see how a controller takes it."""
     steps: int = Field(gt=0)
     """Optimiser steps (updates)."""
+
+    @model_validator(mode="after")
+    def _fixed_completions(self) -> Distill:
+        is_fixed = self.rollout.gold == self.rollout.completions
+        if is_fixed and self.signals.policy is not None:
+            raise ValueError("with gold answers alone there are no attempts to reinforce: leave signals.policy out")
+        if self.cache is not None and not is_fixed:
+            raise ValueError("cache keeps what teachers say of gold answers: set rollout.gold to rollout.completions")
+        return self
+
+    @model_validator(mode="after")
+    def _lists_suffice(self) -> Distill:
+        response, sampled = self.signals.response, self.rollout.temperature
+        for name, spec in self.teachers.items():
+            is_served = isinstance(spec, ServedTeacher)
+            if not is_served and self.cache is None:
+                continue
+            where = "a server" if is_served else "a cache"
+            if self.signals.feature is not None:
+                raise ValueError(f"teacher '{name}': {where} holds no hidden states, and this stage matches features")
+            if response is not None and response.temperature not in (None, sampled):
+                own = response.temperature
+                raise ValueError(f"teacher '{name}': {where} has the rollout's temperature {sampled:g}, not {own:g}")
+            if isinstance(spec, TeacherSpec) and spec.align is not None:
+                raise ValueError(f"teacher '{name}': a cache holds the student's tokens, so none with align is cached")
+            if isinstance(spec, ServedTeacher) and spec.url.rstrip("/").endswith("/v1") and sampled != 1:
+                kind = "an OpenAI-compatible endpoint"
+                raise ValueError(f"teacher '{name}': {kind} scores at temperature 1, and the rollout's is {sampled:g}")
+        return self
 
     @property
     def loaded(self) -> dict[str, TeacherSpec]:

@@ -179,7 +179,7 @@ class RLDTrainer(GRPOTrainer):
         if not self.args.gold or not self.model.training:
             return super()._generate_single_turn(prompt_ids, *args, **kwargs)
         own = (~self._gold_B(len(prompt_ids))).nonzero().squeeze(1).tolist()
-        sampled, _ = super()._generate_single_turn([prompt_ids[i] for i in own], *args, **kwargs)
+        sampled = super()._generate_single_turn([prompt_ids[i] for i in own], *args, **kwargs)[0] if own else []
         completions = gold_completions(self._rows, self._tokenizer, self.args.max_completion_length)
         for i, ids in zip(own, sampled, strict=True):
             completions[i] = ids
@@ -209,7 +209,8 @@ class RLDTrainer(GRPOTrainer):
         sizes = torch.stack([output["completion_mask"].sum(), output["prompt_mask"].sum()])
         generated, prompted = self.accelerator.reduce(sizes, reduction="sum").tolist()
         self.num_generated += generated
-        forwards = 1 + ("old_per_token_logps" in output) + ("ref_per_token_logps" in output)
+        generates = self.args.gold < self.num_generations
+        forwards = generates + ("old_per_token_logps" in output) + ("ref_per_token_logps" in output)
         self.flops += 2.0 * self._num_parameters * (generated + prompted) * forwards
         skills = gather(output["skill_ids"])
         (attempted_B, success_B), counts = group_counts(

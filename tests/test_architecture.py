@@ -24,7 +24,7 @@ ORDER = """
     rollout checkpoint gate audit replay protection signals steering config sketches compass losses scoring trainer
     cost overview catalogue journal curves history charts panels tables stylesheet progress report
     arms jobs comparison outcomes scoreboard ablation
-    serving keeper models probing changes arguments build pipeline cli __main__
+    serving cache keeper models probing changes arguments build pipeline cli __main__
 """.split()  # noqa: SIM905 - a list this long is easier to read as text
 CONTENT = {"rewards": {"types", "errors", "heads"}, "curricula": {"types", "errors"}}
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
