@@ -32,11 +32,12 @@ from rld.hosting import place
 from rld.keeper import Budget, Keeper, SameNoise, Scorer
 from rld.lessons import lessons
 from rld.models import Loaded, Models
+from rld.probing import Probing
 from rld.progress import ProgressBar, RunLog
 from rld.recipe import Recipe, RewardSpec
-from rld.stages import Distill, Sft, TeacherSpec
+from rld.shortlist import Lister
+from rld.stages import Distill, Sft
 from rld.stream import Stream
-from rld.teachers import Teacher
 from rld.trainer import RLDTrainer
 from rld.types import Row
 
@@ -93,13 +94,16 @@ class Run:
         self.flops_beside = 0.0
         self.seconds_before += done["seconds"]
 
-    def score(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+    def score(self, model: PreTrainedModel | Lister, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
         """Greedy accuracy on the held-out rows, per skill."""
         return {skill: accuracy for skill, (accuracy, _) in self._score(model, tokenizer, self.held_out).items()}
 
     def _score(self, model: Any, tokenizer: Any, rows: list[Row]) -> dict[str, tuple[float, int]]:
-        texts = evaluation.generate(place(model, self.state.device), tokenizer, rows, self.recipe.max_new_tokens)
+        texts = evaluation.generate(self._placed(model), tokenizer, rows, self.recipe.max_new_tokens)
         return evaluation.score(rows, texts)
+
+    def _placed(self, model: PreTrainedModel | Lister) -> PreTrainedModel | Lister:
+        return model if isinstance(model, Lister) else place(model, self.state.device)
 
     def _known_scores(self, reference: str) -> dict[str, float] | None:
         known = self.result(reference) if any(stage.name == reference for stage in self.recipe.stages) else None
@@ -159,7 +163,7 @@ class Run:
 
     def _counted_answers(self, model: Any, tokenizer: Any, rows: Sequence[Row]) -> list[str]:
         """Greedy answers, whose FLOPs are the stage's."""
-        texts = evaluation.generate(place(model, self.state.device), tokenizer, rows, self.recipe.max_new_tokens)
+        texts = evaluation.generate(self._placed(model), tokenizer, rows, self.recipe.max_new_tokens)
         answers = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
         num_tokens = evaluation.num_tokens(tokenizer, rows, answers)
         self.flops_beside += cost.forward_flops(model.num_parameters(), num_tokens)
@@ -170,13 +174,7 @@ class Run:
         model, tokenizer = self.models.load(stage.student)
         before = self._known_scores(stage.student) or self.score(model, tokenizer)
         skills = self._skills(stage)
-        teachers, scores = [], {}
-        bases: dict[str, Loaded] = {}
-        for name, spec in stage.teachers.items():
-            if spec.base not in bases:
-                bases[spec.base] = self.models.load(spec.model, spec.init, "auto", spec.chat_template)
-            teacher, scores[name] = self._teacher(name, spec, skills, *bases[spec.base])
-            teachers.append(teacher)
+        probed, dropped = self._probing()(stage, skills, tokenizer)
         args, size = self._distill_arguments(stage), model.num_parameters()
         set_seed(self._seed(stage.name))  # a new adapter starts the same whatever teachers were loaded
         changes = Changes(
@@ -193,18 +191,35 @@ class Run:
                 self._stream(stage, args),
                 processing_class=tokenizer,
                 peft_config=lora(stage.lora),
-                teachers=teachers,
+                teachers=[teacher for teacher, _ in probed],
                 controller=stage.controller.seeded(self._seed(stage.name)),
                 trusted=self._trusted(stage, load_models=True),
                 retain_dataset=self._retained(stage),
                 probe_rows=[r for s in skills for r in self.sources[s].probe(stage.controller.needs.gold)],
             )
+        trainer.events += dropped
 
         def flops() -> float:
             return self.flops_before + self.flops_beside + trainer.flops
 
         self._train(trainer, stage, flops, changes)
-        self._finish(stage, trainer, size, before, scores, flops())
+        self._finish(stage, trainer, size, before, {str(t.name): entry for t, entry in probed}, flops())
+
+    def _probing(self) -> Probing:
+        known = self.models, self.source.parent, self.sources, self.state.device
+        return Probing(*known, self.score, self._counted_answers, self._known_scores)
+
+    def cache(self, stage: Distill) -> dict[str, tuple[int, int]]:
+        """Score what a stage will train on and keep it; per teacher, the tokens of all passages and those it read."""
+        student, by_name = stage.student, {other.name: other for other in self.recipe.stages}
+        while student in by_name and self.result(student) is None:  # it has the tokenizer of what it is trained from
+            other = by_name[student]
+            student = other.student if isinstance(other, Distill) else other.model
+        _, tokenizer = self.models.load(student)
+        args = self._distill_arguments(stage)
+        stream = self._stream(stage, args)
+        stream.together = args.prompts_per_rollout
+        return self._probing().fill(stage, list(stream.dataset), tokenizer, args)
 
     def _rewards(self, load_models: bool) -> list[Callable[..., Any]]:
         """The rewards with their options, models and all or without."""
@@ -224,27 +239,6 @@ class Run:
                 loaded[name] = place(model, self.state.device).eval().requires_grad_(False), tokenizer
             options["model"], options["tokenizer"] = loaded[name]
         return functools.partial(reward, **options)
-
-    def _teacher(
-        self, name: str, spec: TeacherSpec, skills: list[str], model: PreTrainedModel, tokenizer: Any
-    ) -> tuple[Teacher, dict[str, Any]]:
-        """A teacher with its probed competence, and its entry in the summary."""
-        adapter = None if spec.adapter is None else self.models.path(spec.adapter)
-        teacher = Teacher(
-            *(model, name, spec.skills, {}, tokenizer),
-            align=spec.align,
-            chat_template=spec.chat_template,
-            adapter=adapter,
-            offload=spec.offload,
-        )
-        known = self._known_scores(spec.model) if adapter is None else None
-        probes = [row for skill in skills for row in self.sources[skill].probe(spec.probe)]
-        with teacher.running(self.state.device) as model:
-            scores = known or self.score(model, tokenizer)
-            answers = self._counted_answers(model, tokenizer, probes)
-            probed = evaluation.score(probes, answers)
-        teacher.verified = {skill: (round(accuracy * num), num) for skill, (accuracy, num) in probed.items()}
-        return teacher, {"parameters": teacher.num_parameters(), "scores": scores}
 
     def _stream(self, stage: Distill, args: RLDConfig) -> Stream:
         sources = {skill: self.sources[skill] for skill in self._skills(stage)}

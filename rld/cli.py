@@ -1,4 +1,4 @@
-"""The command line: `rld train`, `check`, `evaluate`, `ablate`, `report`, `list`, `copy`.
+"""The command line: what `rld` and its commands take.
 
 A mistake of the user's ends with exit code 2 and one line per mistake on stderr; anything else that goes wrong is a
 bug of `rld`'s and shows its traceback. What takes seconds to import is imported by the command that needs it.
@@ -77,13 +77,16 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     for name, function in _COMMANDS.items():
         about = (function.__doc__ or "").strip().rstrip(".")
         commands[name] = group.add_parser(name, help=about, description=about + ".")
-    for name in ("train", "check"):
+    for name in ("train", "check", "cache-teachers"):
         _add_recipe(commands[name])
     commands["train"].add_argument("--output", metavar="DIR", type=Path, help="the run's folder (default: runs/NAME)")
     commands["train"].add_argument("--resume", action="store_true", help="go on where the run in that folder stopped")
     commands["evaluate"].add_argument("model", metavar="MODEL", help="a folder or a hub id")
     _add_recipe(commands["evaluate"])
     _add_ablation(commands["ablate"])
+    folder = "the run's folder, with the results of stages that are done (default: runs/NAME)"
+    commands["cache-teachers"].add_argument("--output", metavar="DIR", type=Path, help=folder)
+    _add_serving(commands["serve-teacher"])
     commands["report"].add_argument("run", metavar="RUN", type=Path, help="a run's folder")
     commands["list"].add_argument("kind", metavar="KIND", nargs="?", help=", ".join(catalogue.KINDS))
     commands["copy"].add_argument("name", metavar="NAME", help="a shipped recipe")
@@ -116,6 +119,14 @@ def _add_ablation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="DIR", type=Path, help="where to (default: runs/NAME-ablation)")
     parser.add_argument("--jobs", metavar="J", type=_positive(int), default=1, help="runs at a time (default: 1)")
     parser.add_argument("--flops", metavar="X", type=_positive(float), help="stop each arm once it has spent as much")
+
+
+def _add_serving(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a folder or a hub id")
+    parser.add_argument("--adapter", metavar="DIR", help="a PEFT adapter on the model: a folder or a hub id")
+    parser.add_argument("--dtype", default="auto", help="of its weights (default: as they were stored)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    parser.add_argument("--port", type=int, default=8000, help="0: any that is free (default: 8000)")
 
 
 def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
@@ -201,6 +212,29 @@ def _ablate(options: argparse.Namespace) -> int:
     )
 
 
+def _cache_teachers(options: argparse.Namespace) -> int:
+    """Score the gold answers that a recipe trains on once, before it trains."""
+    source = library.find_recipe(options.recipe)
+    recipe = read(source, options.overrides)
+    _share_the_cores()
+    from rld.pipeline import cache_teachers
+
+    return cache_teachers(recipe, source, options.output or Path("runs") / recipe.name)
+
+
+def _serve_teacher(options: argparse.Namespace) -> int:
+    """Serve a model over HTTP as a teacher of students elsewhere."""
+    _share_the_cores()
+    try:
+        from rld.serving import serve
+    except ModuleNotFoundError as error:
+        if error.name in ("fastapi", "uvicorn"):
+            raise UsageError(f"serve-teacher needs {error.name}; install it with: pip install 'rld[serve]'") from error
+        raise
+    serve(options.model, options.adapter, options.dtype, options.host, options.port)
+    return 0
+
+
 def _report(options: argparse.Namespace) -> int:
     """Draw the report of a run again."""
     run: Path = options.run
@@ -237,6 +271,8 @@ _COMMANDS = {
     "check": _check,
     "evaluate": _evaluate,
     "ablate": _ablate,
+    "serve-teacher": _serve_teacher,
+    "cache-teachers": _cache_teachers,
     "report": _report,
     "list": _list,
     "copy": _copy,

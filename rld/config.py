@@ -91,6 +91,13 @@ class RLDConfig(GRPOConfig):
         metadata={"help": "Of the completions that the first reward calls right, the share that `trusted` checks."},
     )
 
+    def __post_init__(self) -> None:
+        # TRL refuses groups of one, for which it knows no advantages; gold answers are not compared with one another.
+        is_alone = self.gold == self.num_generations == 1
+        self.num_generations = 2 if is_alone else self.num_generations
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        self.num_generations = 1 if is_alone else self.num_generations
+
     def active_signals(self, has_teachers: bool) -> list[Signal]:
         """The signals that take part, in the order of `SIGNALS`.
 
@@ -121,8 +128,10 @@ class RLDConfig(GRPOConfig):
             raise RecipeError(f"response_top_k should be at least 1, not {self.response_top_k}")
         if not 0 < self.audit_share <= 1:
             raise RecipeError(f"audit_share should be above 0 and at most 1, not {self.audit_share}")
-        if not 0 <= self.gold < (self.num_generations or 0):
-            raise RecipeError(f"gold should be at least 0 and below num_generations, not {self.gold}")
+        if not 0 <= self.gold <= (self.num_generations or 0):
+            raise RecipeError(f"gold should be at least 0 and at most num_generations, not {self.gold}")
+        if self.gold == self.num_generations and "policy" in names:
+            raise RecipeError("with gold answers alone there are no attempts to reinforce: leave policy out of signals")
         if self.teacher_reward and not (has_teachers and "policy" in names):
             raise RecipeError("teacher_reward shapes the policy signal's advantages: it needs teachers and policy")
         return [signal for signal in SIGNALS if signal in names]

@@ -88,6 +88,7 @@ class StageCost:
     parameters: int | None
     """Of the model that it trains."""
     teachers: Mapping[str, int | None]
+    """Those that are loaded beside it."""
     bytes: int | None
     """Weights, gradients and optimiser of the student, weights of the teachers: a shared base once, no adapters."""
     flops: int | None
@@ -110,8 +111,8 @@ def stage_costs(recipe: Recipe, relative_to: Path) -> dict[str, StageCost]:
             teacher = None if stage.teacher is None else size(stage.teacher)
             costs[stage.name] = _sft_cost(stage, size(stage.model), teacher, recipe.max_new_tokens)
         else:
-            teachers = {name: size(teacher.model) for name, teacher in stage.teachers.items()}
-            dtypes = {name: _dtype(recipe, teacher) for name, teacher in stage.teachers.items()}
+            teachers = {name: size(teacher.model) for name, teacher in stage.loaded.items()}
+            dtypes = {name: _dtype(recipe, teacher) for name, teacher in stage.loaded.items()}
             costs[stage.name] = _distill_cost(stage, size(stage.student), teachers, dtypes, recipe.max_new_tokens)
         sizes[stage.name] = costs[stage.name].parameters
     return costs
@@ -160,7 +161,7 @@ def _distill_cost(
         + training_flops(size, tokens)
         + sum(forward_flops(teacher, heard) for teacher in known.values())
     )
-    frozen = {spec.base: frozen_bytes(known[name], dtypes[name]) for name, spec in stage.teachers.items()}
+    frozen = {spec.base: frozen_bytes(known[name], dtypes[name]) for name, spec in stage.loaded.items()}
     return StageCost(size, teachers, training_bytes(size) + sum(frozen.values()), flops)
 
 

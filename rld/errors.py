@@ -35,6 +35,14 @@ class TeacherError(RldError, ValueError):
     """A teacher that cannot teach this student, such as one with another tokenizer."""
 
 
+class TeacherDown(TeacherError):
+    """A teacher on a server that has stopped answering."""
+
+
+class CacheError(RldError, ValueError):
+    """A cache of teachers' scores that is stale or damaged."""
+
+
 class ControllerError(RldError, ValueError):
     """A controller whose weights are not numbers in [0, 1], or whose saved state does not fit."""
 

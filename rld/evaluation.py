@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from rld.shortlist import Lister
 from rld.types import Row
 
 _METRIC = Path(__file__).parent / "metrics" / "solved.py"
 
 
 def generate(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Lister,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
     max_new_tokens: int,
@@ -32,7 +33,7 @@ def generate(
     """Answer the rows' prompts greedily, without randomness.
 
     Args:
-        model: On its device; left in the mode it was in.
+        model: On its device, and left in the mode it was in; or what answers from elsewhere.
         rows: The same on every process, and each answers a share of them, unless `alone`.
         batch_size: Rows at a time, per process.
         alone: Whether this process answers all its rows, which no other knows of.
@@ -46,14 +47,29 @@ def generate(
     order = sorted(range(len(rows)), key=lambda i: len(prompts[i]))
     state = PartialState()
     mine = order if alone else order[state.process_index :: state.num_processes]
-    answers = []
-    with _answering(model, _greedy(model, tokenizer, max_new_tokens)):
-        for start in range(0, len(mine), batch_size):
-            chosen = mine[start : start + batch_size]
-            texts = _answer(model, tokenizer, [prompts[i] for i in chosen])
-            answers += list(zip(chosen, texts, strict=True))
+    asked = [prompts[i] for i in mine]
+    if isinstance(model, Lister):
+        texts = model.answer(asked, max_new_tokens) if asked else []
+    else:
+        texts = complete(model, tokenizer, asked, max_new_tokens, batch_size)
+    answers = list(zip(mine, texts, strict=True))
     gathered: list[tuple[int, str]] = answers if alone else gather_object(answers)
     return [text for _, text in sorted(gathered)]
+
+
+def complete(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    batch_size: int = 64,
+) -> list[str]:
+    """Answer prompts of token ids greedily, `batch_size` at a time; the model is left in the mode it was in."""
+    texts = []
+    with _answering(model, _greedy(model, tokenizer, max_new_tokens)):
+        for start in range(0, len(prompts), batch_size):
+            texts += _answer(model, tokenizer, list(prompts[start : start + batch_size]))
+    return texts
 
 
 def sample(

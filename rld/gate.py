@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rld import evaluation
 from rld.checkpoint import read_json, write_json
+from rld.errors import TeacherDown
 from rld.rollout import Verify, ask, is_success
 from rld.teachers import Teacher
 
@@ -118,8 +119,15 @@ class Gate:
         tokenizer, template = (teacher.tokenizer, teacher.chat_template) if teacher.align else (self.student, None)
         assert tokenizer is not None  # the panel has found it
         options = self.chat_options | {"chat_template": template}
-        with teacher.running(self.device) as model:
-            texts = evaluation.generate(model, tokenizer, rows, self.max_new_tokens, alone=True, chat_options=options)
+        try:
+            with teacher.answering(self.device) as model:
+                asked = model, tokenizer, rows, self.max_new_tokens
+                texts = evaluation.generate(*asked, alone=True, chat_options=options)
+        except TeacherDown:
+            if not teacher.optional:
+                raise
+            teacher.is_down = True
+            return [False] * len(rows)
         ids = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
         self.flops += 2.0 * teacher.num_parameters() * evaluation.num_tokens(tokenizer, rows, ids, options)
         credits = ask(self.verify, rows, texts, ids)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
 from rld.features import precise
+from rld.shortlist import Shortlist
 from rld.types import Align
 
 
@@ -88,7 +89,8 @@ class Head:
 class TeacherStates:
     """What one teacher says about a batch of completions."""
 
-    head: Head
+    head: Head | None
+    """None for one that hands over shortlists."""
     hidden_BTH: Tensor | None
     """Last hidden states at the positions that predict the completion tokens; None when it was not run at all."""
     layers_BLTH: Tensor | None
@@ -103,6 +105,12 @@ class TeacherStates:
     """At j its log-probability of span j, in nats at the rollout's temperature; 0 behind the last span."""
     vocabulary: tuple[Tensor, Tensor] | None = None
     """Ids `[V]` of the student's and of the teacher's tokens that spell the same. Its head is not cut."""
+    shortlist: Shortlist | None = None
+    """`[B, T]`, what it hands over instead of hidden states; None when it does not, or was not run at all."""
+
+    @property
+    def was_run(self) -> bool:
+        return self.hidden_BTH is not None or self.shortlist is not None
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 LOG = "train.log"
 """What a job printed, in its run's folder."""
@@ -55,14 +55,14 @@ Start = Callable[[Job], Process]
 def starter(at_once: int) -> Start:
     """Return what starts a job as a process, with its share of the cores; what it prints goes to its log.
 
-    Importing takes longer than a small run trains. So on Linux one process imports everything and does nothing else, and
-    each job is a copy of it; elsewhere such copies are not safe, and each job imports anew.
+    Importing takes longer than a small run trains. So on Linux one process imports everything and does nothing else,
+    and each job is a copy of it; elsewhere such copies are not safe, and each job imports anew.
     """
     given = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // at_once, 1)), "OMP_WAIT_POLICY": "PASSIVE"}
     given["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a process that asked CUDA itself for GPUs has no usable copies
     for name, value in given.items():
         os.environ.setdefault(name, value)
-    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     if sys.platform == "linux":
         context.set_forkserver_preload(["rld.pipeline"])
 

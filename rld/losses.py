@@ -70,6 +70,12 @@ class JointLoss:
         Raises:
             RecipeError: a combination or token weights that a teacher with another tokenizer can't take part in.
         """
+        own = self.args.response_temperature
+        if any(teacher.lister for teacher in self.steering.teachers) and own not in (None, self.args.temperature):
+            raise RecipeError(
+                f"response temperature: {own} is not the rollout's, {self.args.temperature}, and a teacher that hands "
+                "over its likeliest tokens does so at one temperature; leave it out"
+            )
         rule = self.args.combination_model()
         if rule.needs_one_vocabulary and any(align) and len(align) > 1:
             raise RecipeError(

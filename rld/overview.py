@@ -10,7 +10,7 @@ from rich.text import Text
 
 from rld.cost import StageCost, stage_costs
 from rld.recipe import FileSkill, GeneratedSkill, Recipe
-from rld.stages import Distill, Sft
+from rld.stages import Distill, ServedTeacher, Sft
 
 
 def overview(recipe: Recipe, relative_to: Path) -> RenderableType:
@@ -66,8 +66,11 @@ def _stage(number: int, stage: Sft | Distill, cost: StageCost) -> Table:
     else:
         table.add_row("trains", Text(f"{stage.student}, {quantity(cost.parameters)} parameters{lora}"))
         for name, teacher in stage.teachers.items():
-            size = f"{quantity(cost.teachers[name])} parameters"
             taught = "where it proves better" if teacher.skills is None else f"for {_listed(teacher.skills)}"
+            if isinstance(teacher, ServedTeacher):
+                table.add_row("teacher", Text(f"{name}: at {teacher.url}, {taught}"))
+                continue
+            size = f"{quantity(cost.teachers[name])} parameters"
             adapted = f" with adapter {teacher.adapter}" if teacher.adapter is not None else ""
             table.add_row("teacher", Text(f"{name}: {teacher.model}{adapted}, {size}, {taught}"))
         table.add_row("signals", Text(_signals(stage)))

@@ -1,16 +1,19 @@
 """The teachers of one trainer: they score a rollout once, and answer for what they said.
 
 A teacher is run once per rollout, without gradients, and hands over hidden states; its head is applied to them later.
-One with another tokenizer reads a translation, and its states are put where the student's tokens start.
+One with another tokenizer reads a translation, and its states are put where the student's tokens start. Those that are
+elsewhere are asked all at the same time, and hand over a shortlist per token (`shortlist.py`).
 
 Shapes: B completions, R of them that a teacher is run on, T completion tokens, U completion tokens of a teacher with
-another tokenizer, P prompt tokens, H width, L layers, K teachers, V tokens that two vocabularies share.
+another tokenizer, P prompt tokens, H width, L layers, K teachers, J tokens of a shortlist, V tokens that two
+vocabularies share.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +25,7 @@ from rld.features import AnyFeature
 from rld.heads import Head, TeacherStates, log_probabilities
 from rld.matching import Plan
 from rld.packing import APART, Layout
+from rld.shortlist import Passage, Shortlist
 from rld.taps import Tap, depth, tapped
 from rld.teachers import Teacher, share
 from rld.translation import StudentTokens, Translation, Translator
@@ -114,10 +118,11 @@ class Panel:
         self._vocabulary = self._output.weight.shape[0]
         self._translators = _translators(teachers, tokenizer, ends, chat_options)
         self.align = [teacher.align for teacher in teachers]
-        named = zip(self.models, names, strict=True)
-        self.plans = [Plan.of(feature, student, model, str(name)) for model, name in named] if feature else []
+        self.plans = [Plan.of(feature, student, t.load(), str(t.name)) for t in teachers] if feature else []
 
-    def _prepared(self, teacher: Teacher) -> PreTrainedModel:
+    def _prepared(self, teacher: Teacher) -> PreTrainedModel | None:
+        if teacher.lister is not None:
+            return None
         return teacher.load() if teacher.offload else self._prepare(teacher.load())
 
     def swap(self, k: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -147,7 +152,8 @@ class Panel:
 
         Args:
             rollout: TRL's: prompts and completions in the student's tokens. Added are `teacher_tokens` `[B, K, T]`,
-                where each teacher speaks, and for each k that was run `teacher_k_hidden` `[B, T, H]`,
+                where each teacher speaks, and for each k that was run `teacher_k_hidden` `[B, T, H]` (or of a shortlist
+                `teacher_k_ids` and `teacher_k_log_p` `[B, T, J]`, `teacher_k_tail` and `teacher_k_sampled` `[B, T]`),
                 `teacher_k_layers` `[B, L, T, H]` if features are matched, and for another tokenizer `teacher_k_spans`
                 `[B, T]`, the span of each token or -1, and `teacher_k_span_scores` `[B, T]`, at j the log-probability
                 of span j.
@@ -159,10 +165,26 @@ class Panel:
         completions_BT = rollout["completion_ids"]
         spoken_BKT = torch.zeros(len(rows_BK), len(self.models), completions_BT.shape[1], dtype=torch.bool)
         rollout["teacher_tokens"] = spoken_BKT.to(completions_BT.device)
-        for k, translator in enumerate(self._translators):
-            rows = rows_BK[:, k].nonzero().squeeze(1)
-            if not len(rows):
-                continue
+        wanted = {k: rows for k in range(len(self.models)) if len(rows := rows_BK[:, k].nonzero().squeeze(1))}
+        elsewhere = [k for k in wanted if self._teachers[k].lister]
+        with ThreadPoolExecutor(max(1, len(elsewhere))) as pool:
+            asked = {k: pool.submit(self._ask, k, rollout, wanted[k], temperature) for k in elsewhere}
+            self._run_here({k: wanted[k] for k in wanted if k not in asked}, rollout, batch, prompts, temperature)
+        for k, answer in asked.items():
+            self._note(k, rollout, wanted[k], answer.result())
+
+    def _run_here(
+        self,
+        wanted: Mapping[int, Tensor],
+        rollout: dict[str, Any],
+        batch: int,
+        prompts: Sequence[Any],
+        temperature: float,
+    ) -> None:
+        """Run the teachers of this process on the rows that each is wanted on."""
+        completions_BT = rollout["completion_ids"]
+        for k, rows in wanted.items():
+            translator = self._translators[k]
             if translator is None:
                 self._listen(k, rollout, rows, batch)
             else:
@@ -170,6 +192,31 @@ class Panel:
                 translation = translator.translate([prompts[i] for i in rows.tolist()], *completions)
                 if translation.num_tokens:
                     self._listen_aligned(k, rollout, rows, batch, translation.to(completions_BT.device), temperature)
+
+    def _ask(self, k: int, rollout: dict[str, Any], rows: Tensor, temperature: float) -> list[Shortlist] | None:
+        """Ask a teacher elsewhere for shortlists, one for each row."""
+        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+        read = zip(*(rollout[name][rows].cpu() for name in names), strict=True)
+        passages = [
+            Passage([*prompt_P[real_P.bool()].tolist(), *ids_T[: int(mask_T.sum())].tolist()], int(mask_T.sum()))
+            for prompt_P, real_P, ids_T, mask_T in read
+        ]
+        self.num_computed[k] += sum(len(passage.ids) for passage in passages)
+        return self._teachers[k].shortlists(passages, temperature)
+
+    def _note(self, k: int, rollout: dict[str, Any], rows: Tensor, said: Sequence[Shortlist] | None) -> None:
+        """Put a teacher's shortlists where the completion tokens are; without any it stays silent."""
+        if said is None:
+            return
+        ids_BT = rollout["completion_ids"]
+        mask_RT = torch.arange(ids_BT.shape[1]) < torch.tensor([len(one.tail) for one in said])[:, None]
+        parts = zip(("ids", "log_p", "tail", "sampled"), Shortlist.concatenated(said).tensors(), strict=True)
+        for name, values_N in parts:
+            values_RT = values_N.new_zeros(*mask_RT.shape, *values_N.shape[1:])
+            values_RT[mask_RT] = values_N
+            rollout[f"teacher_{k}_{name}"] = _at_rows(values_RT.to(ids_BT.device), rows, len(ids_BT))
+        speaks_RT = self._knows_end(k, ids_BT[rows]) & mask_RT.to(ids_BT.device)
+        rollout["teacher_tokens"][rows, k] = speaks_RT
 
     def _listen(self, k: int, rollout: dict[str, Any], rows: Tensor, batch: int) -> None:
         """Run a teacher that reads the student's tokens."""
@@ -219,8 +266,10 @@ class Panel:
 
     def _speaks(self, k: int, ids_BT: Tensor) -> Tensor:
         """Where teacher k's opinion means something: it has the token, and the token is not an end unknown to it."""
-        known_BT = ids_BT < self.head(k).weight.shape[0]
-        return known_BT & ~torch.isin(ids_BT, torch.tensor(self._foreign_ends[k], device=ids_BT.device))
+        return (ids_BT < self.head(k).weight.shape[0]) & self._knows_end(k, ids_BT)
+
+    def _knows_end(self, k: int, ids_BT: Tensor) -> Tensor:
+        return ~torch.isin(ids_BT, torch.tensor(self._foreign_ends[k], device=ids_BT.device))
 
     def sampled_scores(self, rollout: dict[str, Any], temperature: float) -> dict[str, Tensor]:
         """What each teacher thinks of what the student sampled.
@@ -240,6 +289,8 @@ class Panel:
                 spans_BT = rollout[f"teacher_{k}_spans"]
                 scores_BKT[:, k] = rollout[f"teacher_{k}_span_scores"].gather(1, spans_BT.clamp(min=0))
                 spans_BKT[:, k] = spans_BT
+            elif f"teacher_{k}_sampled" in rollout:
+                scores_BKT[:, k] = rollout[f"teacher_{k}_sampled"]
             elif translator is None and rows.any():
                 head = self.head(k)
                 targets_BT = rollout["completion_ids"][rows].clamp(max=head.weight.shape[0] - 1)
@@ -252,7 +303,7 @@ class Panel:
         device = inputs["completion_ids"].device
         return [
             TeacherStates(
-                self.head(k),
+                None if self._teachers[k].lister else self.head(k),
                 inputs.get(f"teacher_{k}_hidden"),
                 inputs.get(f"teacher_{k}_layers"),
                 inputs["teacher_tokens"][:, k],
@@ -260,6 +311,7 @@ class Panel:
                 inputs.get(f"teacher_{k}_spans"),
                 inputs.get(f"teacher_{k}_span_scores"),
                 self._shared(k, device),
+                _shortlist(k, inputs),
             )
             for k in range(len(self.models))
         ]
@@ -289,6 +341,11 @@ def _translators(
         options = str(teacher.name), teacher.tokenizer, teacher.ends(), teacher.chat_template
         made.append(Translator(*options, student, chat_options) if teacher.align else None)
     return made
+
+
+def _shortlist(k: int, inputs: Mapping[str, Any]) -> Shortlist | None:
+    names = [f"teacher_{k}_{name}" for name in ("ids", "log_p", "tail", "sampled")]
+    return Shortlist(*(inputs[name] for name in names)) if names[0] in inputs else None
 
 
 def _span_sums(log_p_RU: Tensor, spans_RU: Tensor, size: int) -> Tensor:

@@ -21,9 +21,10 @@ from rich.console import Console
 
 from rld import checkpoint
 from rld.build import Interrupted, Run
-from rld.errors import CheckpointError
+from rld.errors import CheckpointError, RecipeError
 from rld.recipe import Recipe
 from rld.report import write_report
+from rld.stages import Distill
 from rld.tables import scores_table, table
 
 _VERSIONS = ("torch", "transformers", "trl", "accelerate", "datasets", "evaluate", "numpy")
@@ -171,6 +172,25 @@ class _Summary:
         if self.run.state.is_main_process:
             checkpoint.write_json(self.run.folder / "summary.json", summary)
         return summary
+
+
+def cache_teachers(recipe: Recipe, source: Path, output: Path) -> int:
+    """Let teachers read what the stages of `recipe` with a cache will train on, and keep what they say.
+
+    Raises:
+        RecipeError: no stage has a cache.
+    """
+    _quiet()
+    run = Run(recipe, source, output, resume=True)
+    stages = [stage for stage in recipe.stages if isinstance(stage, Distill) and stage.cache is not None]
+    if not stages:
+        raise RecipeError(f"{source}: no stage has a cache; set cache.folder, and rollout.gold to rollout.completions")
+    for stage in stages:
+        for name, (size, run_on) in run.cache(stage).items():
+            Console().print(
+                f"{stage.name}: {name} read {run_on} of {size} tokens, the others were there", soft_wrap=True
+            )
+    return 0
 
 
 def evaluate(model: str, recipe: Recipe, source: Path) -> int:

@@ -1,6 +1,6 @@
 """What the teachers add to a rollout: who may teach where, what each says, and who is listened to.
 
-The steps come in this order: `gate` (or `leave_open`), `score`, `choose`, `silence`, `cost`.
+The steps come in this order: `gate` (or `leave_open`), `score`, `drop`, `choose`, `silence`, `cost`.
 
 Shapes: B completions of this process, T completion tokens, K teachers, S skills.
 """
@@ -21,7 +21,7 @@ from rld.panel import Panel
 from rld.rollout import gate_counts, successes
 from rld.signals import mean_likelihood
 from rld.steering import Steering
-from rld.types import SIGNALS
+from rld.types import SIGNALS, Event
 
 Rows = list[dict[str, Any]]
 Rollout = dict[str, Any]
@@ -37,6 +37,7 @@ class Scoring:
         self.accelerator, self._gate = accelerator, gate
         self._combination = args.combination_model()
         self._flops = 0.0
+        self._dropped: set[int] = set()
 
     def leave_open(self, output: Rollout) -> None:
         """Let each teacher with weight on a skill teach on all its prompts; adds `teacher_weights` `[B, K]`."""
@@ -63,9 +64,7 @@ class Scoring:
         before = self._gate.flops
         open_BK = self._gate.open(inputs, self._rows_BK)
         self._flops += self._sum(torch.tensor(self._gate.flops - before, dtype=torch.float64)).item()
-        weights_BK = output["teacher_weights"]
-        kept_BK = weights_BK * open_BK
-        output["teacher_weights"] = kept_BK / kept_BK.sum(1, keepdim=True).clamp(min=1e-12) * weights_BK.sum(1, True)
+        output["teacher_weights"] = _passed_on(output["teacher_weights"], open_BK)
         seen = gather(output["skill_ids"]), gather(self._rows_BK), gather(open_BK)
         self.steering.count_gate(gate_counts(own_B2, *seen, group, len(self.steering.skills)))
         self._rows_BK = self._rows_BK & open_BK
@@ -83,6 +82,24 @@ class Scoring:
         self.panel.score(output, self._rows_BK, self.args.per_device_train_batch_size, prompts, temperature)
         if self.args.teacher_reward or self._combination.compares:
             output |= self.panel.sampled_scores(output, temperature)
+
+    def drop(self, output: Rollout, step: int) -> list[Event]:
+        """Go on without teachers that have stopped answering: the others get their weight, and an event tells."""
+        teachers = self.steering.teachers
+        down_K = self._sum(torch.tensor([float(teacher.is_down) for teacher in teachers])) > 0  # for any process
+        events = []
+        for k in sorted(set(down_K.nonzero().flatten().tolist()) - self._dropped):
+            self._dropped.add(k)
+            teachers[k].is_down, teachers[k].skills = True, ()
+            about = "its server stopped answering", "it is optional, so the others take its weight"
+            events.append(Event(step, "teacher dropped", "all skills", str(teachers[k].name), *about))
+        if events:
+            self.steering.refresh()
+            kept_BK = (~down_K).expand(self._rows_BK.shape)
+            output["teacher_weights"] = _passed_on(output["teacher_weights"], kept_BK)
+            output["teacher_tokens"] = output["teacher_tokens"] & kept_BK[..., None]
+            self._rows_BK = self._rows_BK & kept_BK
+        return events
 
     def choose(self, output: Rollout, rewards_BR: Tensor, group: int) -> None:
         """Let the combination decide by what was said, and count the tokens that are taught (`num_taught`).
@@ -118,14 +135,18 @@ class Scoring:
         """What the rollout cost over all processes.
 
         Returns:
-            Tokens that teachers scored, tokens that they would have scored on top had all taught all their skills, and
+            Tokens that teachers were run on, tokens on top had all taught all their skills and nothing been cached, and
             operations of teachers, those of the gate included.
         """
         lengths_B1 = (output["prompt_mask"].sum(1) + output["completion_mask"].sum(1))[:, None]
         could_BK = self.steering.teaches_SK.to(lengths_B1.device)[output["skill_ids"]]
-        sums = torch.stack([(self._rows_BK * lengths_B1).sum(0), (could_BK * lengths_B1).sum(0)])
+        found_K = torch.tensor(
+            [teacher.lister.take_found() if teacher.lister else 0 for teacher in self.steering.teachers]
+        )
+        run_K = (self._rows_BK * lengths_B1).sum(0) - found_K.to(lengths_B1.device)
+        sums = torch.stack([run_K, (could_BK * lengths_B1).sum(0)])
         scored, possible = self._sum(sums).tolist()
-        computed = self._sum(torch.tensor(self.panel.num_computed)).tolist()
+        computed = self._sum(torch.tensor(self.panel.num_computed) - found_K).tolist()
         flops = self._flops + sum(2.0 * size * n for size, n in zip(self.panel.num_parameters, computed, strict=True))
         self._flops = 0.0
         return sum(scored), sum(possible) - sum(scored), flops
@@ -133,3 +154,9 @@ class Scoring:
     def _sum(self, value: Tensor) -> Tensor:
         total: Tensor = self.accelerator.reduce(value.to(self.accelerator.device), reduction="sum")
         return total
+
+
+def _passed_on(weights_BK: Tensor, open_BK: Tensor) -> Tensor:
+    """Teacher weights with those of shut-out teachers passed on to the others of the row."""
+    kept_BK = weights_BK * open_BK
+    return kept_BK / kept_BK.sum(1, keepdim=True).clamp(min=1e-12) * weights_BK.sum(1, keepdim=True)

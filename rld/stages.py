@@ -102,15 +102,36 @@ class Sft(_Stage):
         parts.fine_tune(self)
 
 
-class TeacherSpec(Part):
-    """One teacher of a distillation stage."""
-
-    model: str
-    """A name in `models`, an earlier stage, a hub id or a folder."""
+class _Teacher(Part):
     skills: list[str] | None = None
     """The skills that it teaches. None: wherever it proves better than the student."""
     probe: int = Field(32, ge=0)
     """Training prompts per skill that it answers before the stage, which show where it is right. 0: trust it."""
+
+
+class ServedTeacher(_Teacher):
+    """A teacher on a server, with the student's tokenizer: it hands over its likeliest tokens, not its states."""
+
+    url: str = Field(pattern=r"^https?://[^/]")
+    """Where `rld serve-teacher` says it is, or an OpenAI-compatible endpoint with vLLM's `prompt_logprobs`, whose
+    address ends in `/v1`; that one scores at temperature 1."""
+    top_k: int = Field(64, ge=1, le=255)
+    """Tokens that it names at each place; all others are one outcome."""
+    optional: bool = False
+    """Whether training goes on without it when it stops answering. Otherwise the run stops, and `--resume` goes on."""
+    patience: float = Field(60.0, gt=0)
+    """Seconds for which it is asked again before it counts as down."""
+    token_variable: str = "RLD_TEACHER_TOKEN"
+    """The environment variable with its bearer token, if it wants one."""
+    fingerprint: str | None = None
+    """What `rld serve-teacher` prints: weights other than these are refused. None: those that it starts with."""
+
+
+class TeacherSpec(_Teacher):
+    """A teacher that is loaded beside the student."""
+
+    model: str
+    """A name in `models`, an earlier stage, a hub id or a folder."""
     init: dict[str, Any] = {}
     """Arguments of `from_pretrained`, such as dtype, device_map or quantization_config (a mapping)."""
     adapter: str | None = None
@@ -127,6 +148,16 @@ class TeacherSpec(Part):
     def base(self) -> str:
         """The same for teachers that share one copy of a model's weights."""
         return json.dumps([self.model, self.init, self.chat_template], sort_keys=True, default=str)
+
+
+AnyTeacher = Annotated[
+    Annotated[TeacherSpec, Tag("TeacherSpec")] | Annotated[ServedTeacher, Tag("ServedTeacher")],
+    Discriminator(
+        told_by_key(url=ServedTeacher, model=TeacherSpec),
+        custom_error_type="unknown_kind",
+        custom_error_message="should be a mapping with one of the keys 'model' and 'url'",
+    ),
+]
 
 
 class PolicySignal(Part):
@@ -183,18 +214,30 @@ class Rollout(Part):
 
     prompts: int = Field(8, gt=0)
     """Prompts per update, over all processes."""
-    completions: int = Field(8, ge=2)
+    completions: int = Field(8, ge=1)
     """Completions per prompt: the group whose rewards are compared."""
     gold: int = Field(0, ge=0)
     """Of these, the gold answer itself instead of the student's own: it teaches where the student never succeeds, by
-    an advantage that fades as the student does (Yan et al. 2025, LUFFY, without its reshaping)."""
+    an advantage that fades as the student does (Yan et al. 2025, LUFFY, without its reshaping). All of them: teachers
+    teach on gold answers alone, nothing is generated, and `policy` must be off; one completion is enough then."""
     temperature: float = Field(1.0, gt=0)
 
     @model_validator(mode="after")
-    def _own_attempts_remain(self) -> Rollout:
-        if self.gold >= self.completions:
-            raise ValueError(f"gold ({self.gold}) should be below completions ({self.completions})")
+    def _groups_are_possible(self) -> Rollout:
+        if self.gold > self.completions:
+            raise ValueError(f"gold ({self.gold}) should be at most completions ({self.completions})")
+        if self.completions == 1 and (not self.gold or self.prompts % 2):
+            raise ValueError("one completion has no other to be compared with: it takes gold: 1, and even prompts")
         return self
+
+
+class CacheSpec(Part):
+    """Where what teachers say of gold answers is kept, so that it is computed once."""
+
+    folder: str
+    """Relative to the recipe; each teacher has a folder of its name in it."""
+    top_k: int = Field(64, ge=1, le=255)
+    """Tokens that a teacher names at each place; all others are one outcome. A teacher on a server has its own."""
 
 
 class _Change(Part):
@@ -282,7 +325,7 @@ class Distill(_Stage):
     run: Literal["distill"]
     student: str
     """What to train: a name in `models`, an earlier stage, a hub id or a folder."""
-    teachers: dict[str, TeacherSpec] = {}
+    teachers: dict[str, AnyTeacher] = {}
     """By name. None: plain reinforcement."""
     skills: list[str] | None = None
     """Skills to train on. None: all."""
@@ -300,10 +343,46 @@ class Distill(_Stage):
     """Skills that the student must not forget. None: it may."""
     audit: AuditSpec | None = None
     """A check on the first of the rewards. None: it is believed."""
+    cache: CacheSpec | None = None
+    """Keep on disk what teachers say, where every completion is a gold answer. None: each run asks them anew."""
     changes: list[AnyChange] = []
     """What changes on purpose while the stage trains, to see how a controller takes it."""
     steps: int = Field(gt=0)
     """Optimiser steps (updates)."""
+
+    @model_validator(mode="after")
+    def _fixed_completions(self) -> Distill:
+        is_fixed = self.rollout.gold == self.rollout.completions
+        if is_fixed and self.signals.policy is not None:
+            raise ValueError("with gold answers alone there are no attempts to reinforce: leave signals.policy out")
+        if self.cache is not None and not is_fixed:
+            raise ValueError("cache keeps what teachers say of gold answers: set rollout.gold to rollout.completions")
+        return self
+
+    @model_validator(mode="after")
+    def _lists_suffice(self) -> Distill:
+        response, sampled = self.signals.response, self.rollout.temperature
+        for name, spec in self.teachers.items():
+            is_served = isinstance(spec, ServedTeacher)
+            if not is_served and self.cache is None:
+                continue
+            where = "a server" if is_served else "a cache"
+            if self.signals.feature is not None:
+                raise ValueError(f"teacher '{name}': {where} holds no hidden states, and this stage matches features")
+            if response is not None and response.temperature not in (None, sampled):
+                own = response.temperature
+                raise ValueError(f"teacher '{name}': {where} has the rollout's temperature {sampled:g}, not {own:g}")
+            if isinstance(spec, TeacherSpec) and spec.align is not None:
+                raise ValueError(f"teacher '{name}': a cache holds the student's tokens, so none with align is cached")
+            if isinstance(spec, ServedTeacher) and spec.url.rstrip("/").endswith("/v1") and sampled != 1:
+                kind = "an OpenAI-compatible endpoint"
+                raise ValueError(f"teacher '{name}': {kind} scores at temperature 1, and the rollout's is {sampled:g}")
+        return self
+
+    @property
+    def loaded(self) -> dict[str, TeacherSpec]:
+        """The teachers that are loaded beside the student."""
+        return {name: spec for name, spec in self.teachers.items() if isinstance(spec, TeacherSpec)}
 
     def __call__(self, parts: Parts) -> None:
         parts.distill(self)

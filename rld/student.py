@@ -157,7 +157,7 @@ def _rows(layout: Callable[[], Layout], model: PreTrainedModel, given: dict[str,
 
 def _respond(head: Head, hidden_BTH: Tensor, signals: SignalInputs, response: Response, result: SignalOutput) -> None:
     """Add the response signal to `result`: distributions that are matched, and likelihoods of spans."""
-    run = [k for k, teacher in enumerate(signals.teachers) if teacher.hidden_BTH is not None]
+    run = [k for k, teacher in enumerate(signals.teachers) if teacher.was_run]
     spans = [k for k in run if signals.teachers[k].align == "likelihood"]
     gap_BT, total, apart = _match(head, hidden_BTH, signals, response, [k for k in run if k not in spans])
     divergence_BKT = gap_BT.new_zeros(len(gap_BT), len(signals.teachers), gap_BT.shape[1])
@@ -195,7 +195,7 @@ def _match(
     for teacher in teachers:
         spoken_BT = spoken_BT | teacher.tokens_BT
     valid_BT = valid_BT & spoken_BT
-    same = [len(teacher.head.weight) for teacher in teachers if teacher.vocabulary is None]
+    same = [len(teacher.head.weight) for teacher in teachers if teacher.head and teacher.vocabulary is None]
     ours = head.first(min([len(head.weight), *same]))
     said = [_said(teacher, len(ours.weight), valid_BT) for teacher in teachers]
     shares_NK = signals.shares_BK[:, None].expand(*valid_BT.shape, -1)[valid_BT][:, chosen]
@@ -216,10 +216,14 @@ def _match(
 
 
 def _said(teacher: TeacherStates, vocabulary: int, valid_BT: Tensor) -> Said:
+    speaks_N = teacher.tokens_BT[valid_BT]
+    if teacher.shortlist is not None:
+        return Said(teacher.shortlist[valid_BT], speaks_N)
+    assert teacher.head is not None
     assert teacher.hidden_BTH is not None
-    states = teacher.hidden_BTH[valid_BT], teacher.tokens_BT[valid_BT]
+    hidden_NH = teacher.hidden_BTH[valid_BT]
     if teacher.vocabulary is None:
-        return Said(teacher.head.first(vocabulary), *states)
+        return Said((teacher.head.first(vocabulary), hidden_NH), speaks_N)
     ours_V, theirs_V = teacher.vocabulary
     kept_V = ours_V < vocabulary  # a teacher of the student's tokenizer may have cut the student's head
-    return Said(teacher.head, *states, (ours_V[kept_V], theirs_V[kept_V]))
+    return Said((teacher.head, hidden_NH), speaks_N, (ours_V[kept_V], theirs_V[kept_V]))

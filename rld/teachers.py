@@ -12,14 +12,13 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from rld.errors import TeacherError
+from rld.errors import TeacherDown, TeacherError
 from rld.heads import Head
 from rld.hints import hint
 from rld.hosting import add_adapter, has_changed_head, is_placed, own_weights, place, speaking
+from rld.shortlist import Lister, Passage, Shortlist
+from rld.tokens import PROBES
 from rld.types import Align
-
-# Texts whose tokens tell tokenizers apart: words, digits, code, white space, other scripts.
-_PROBES = ("The quick brown fox jumps over 13 lazy dogs.", "def f(x):\n    return x ** 2", "Ünïcode 漢字 🙂", "a b=c:d")
 
 
 @dataclass
@@ -27,8 +26,8 @@ class Teacher:
     """One teacher of a student.
 
     Args:
-        model: A loaded model, or what `from_pretrained` takes.
-        name: How metrics and errors call it. None: the last part of the model's path.
+        model: A loaded model, what `from_pretrained` takes, or a `Lister`, such as `rld.remote.server(url)`.
+        name: How metrics and errors call it. None: the last part of the model's path, or the lister's.
         skills: The skills that it teaches. None: any.
         verified: Per skill, how many probe prompts it answered correctly, of how many. A skill that is not listed is
             taken on trust.
@@ -38,13 +37,15 @@ class Teacher:
             same loaded one, share its weights: each adds only its adapter's.
         offload: Whether the weights rest in CPU memory and are on the device only while the teacher scores. Each use
             costs a copy of them there and back; a copy of the output head stays, because the loss needs it.
+        optional: Whether training goes on without a lister that stops answering. It is dropped then, and an event
+            tells.
         align: How a teacher with another tokenizer teaches: by the likelihood of spans of text that both tokenizers can
             say, or by the tokens that both vocabularies have and the shape of the rest. None: it has the student's
             tokenizer.
         chat_template: In Jinja, for an aligned teacher that has none of its own. None: its tokenizer's.
     """
 
-    model: str | PreTrainedModel | PeftModel
+    model: str | PreTrainedModel | PeftModel | Lister
     name: str | None = None
     skills: Sequence[str] | None = None
     verified: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -54,6 +55,9 @@ class Teacher:
     chat_template: str | None = None
     adapter: str | None = None
     offload: bool = False
+    optional: bool = False
+    is_down: bool = field(default=False, init=False)
+    """Whether it has stopped answering, though it was optional."""
     _ready: PreTrainedModel | None = field(default=None, init=False, repr=False)
     _adapter: str | None = field(default=None, init=False, repr=False)
     """The adapter's name in the model."""
@@ -61,7 +65,10 @@ class Teacher:
     """A copy of the head on the device, where the model's own is elsewhere."""
 
     def __post_init__(self) -> None:
-        if self.name is None:
+        if self.name is None and isinstance(self.model, Lister):
+            self.name = self.model.name
+        elif self.name is None:
+            assert not isinstance(self.model, Lister)
             path = self.model if isinstance(self.model, str) else self.model.config._name_or_path
             self.name = (self.adapter or path).rstrip("/").split("/")[-1] or "teacher"
 
@@ -86,12 +93,30 @@ class Teacher:
             self._ready = model
         return self._ready
 
+    @property
+    def lister(self) -> Lister | None:
+        """What hands over shortlists for it; None for a teacher that hands over hidden states."""
+        return self.model if isinstance(self.model, Lister) else None
+
+    def shortlists(self, passages: Sequence[Passage], temperature: float) -> list[Shortlist] | None:
+        """What its lister says of passages; None once it is down, if it is optional."""
+        assert self.lister is not None
+        try:
+            return None if self.is_down else self.lister.score(passages, temperature)
+        except TeacherDown:
+            if not self.optional:
+                raise
+            self.is_down = True
+            return None
+
     def swap(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Speak with the weights of another model from now on; an adapter goes with the old one.
 
         Raises:
-            TeacherError: it has another tokenizer.
+            TeacherError: it has another tokenizer, or hands over shortlists.
         """
+        if self.lister is not None:
+            raise self._error("its model lives elsewhere, so it can't become another one here")
         if self.tokenizer is None or tokenizer.get_vocab() != self.tokenizer.get_vocab():
             raise self._error(f"it can't become {model.config._name_or_path!r}, which has another tokenizer")
         self.model, self.adapter = model, None
@@ -104,6 +129,8 @@ class Teacher:
             except (OSError, ValueError, TypeError, ImportError) as error:
                 first = str(error).strip().splitlines()[0]
                 raise self._error(f"cannot load {self.model!r}: {first}") from error
+        if isinstance(self.model, Lister):
+            raise self._error("it hands over its likeliest tokens, not hidden states, so it can't teach features")
         return self.model
 
     def _unwrapped(self, model: PreTrainedModel | PeftModel) -> PreTrainedModel:
@@ -130,6 +157,15 @@ class Teacher:
             if self.offload:
                 place(model, torch.device("cpu"))
 
+    @contextmanager
+    def answering(self, device: torch.device) -> Iterator[PreTrainedModel | Lister]:
+        """What answers prompts for it: its lister, or the model as in `running`."""
+        if self.lister is not None:
+            yield self.lister
+            return
+        with self.running(device) as model:
+            yield model
+
     def head(self, device: torch.device) -> Head:
         """The output head on `device`; a copy is kept there while the model's own is elsewhere."""
         head = Head.of(self.load())
@@ -140,11 +176,15 @@ class Teacher:
         return self._head
 
     def num_parameters(self) -> int:
-        """Parameters that take part in a forward: the model's and those of its own adapter."""
+        """Parameters that take part in a forward: the model's and those of its own adapter; 0 where nobody says."""
+        if self.lister is not None:
+            return self.lister.num_parameters()
         return sum(weight.numel() for _, weight in own_weights(self.load(), self._adapter))
 
     def fingerprint(self) -> str:
         """What tells this teacher's weights from another's: a hash of samples of each, its adapter's included."""
+        if self.lister is not None:
+            return self.lister.about().fingerprint
         digest = hashlib.sha256()
         for name, weight in own_weights(self.load(), self._adapter):
             flat = weight.detach().flatten()
@@ -154,6 +194,8 @@ class Teacher:
 
     def ends(self) -> set[int]:
         """The token ids that end a completion of this teacher."""
+        if self.lister is not None:
+            return set(self.lister.about().ends)
         declared = self.load().generation_config.eos_token_id
         ids = [*(declared if isinstance(declared, list) else [declared])]
         ids += [self.tokenizer.eos_token_id] if self.tokenizer is not None else []
@@ -161,6 +203,25 @@ class Teacher:
 
     def teaches(self, skill: str) -> bool:
         return self.skills is None or skill in self.skills
+
+    def find_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer, loaded from the model's path if none was given.
+
+        Raises:
+            TeacherError: there is none.
+        """
+        path = self.load().config._name_or_path
+        if self.tokenizer is None and path:
+            try:
+                self.tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+            except (OSError, ValueError):
+                self.tokenizer = None  # a folder or an id without one
+        if self.tokenizer is None:
+            raise self._error(
+                "no tokenizer came with it, so nobody knows whether it reads the student's tokens; "
+                "pass Teacher(..., tokenizer=...)"
+            )
+        return self.tokenizer
 
     def require_same_tokenizer(self, student: PreTrainedTokenizerBase) -> None:
         """Refuse a teacher that would read the student's token ids as other text; `align` is for those.
@@ -173,20 +234,14 @@ class Teacher:
         if self.align not in (None, *get_args(Align)):
             ways = hint(str(self.align), get_args(Align))
             raise TeacherError(f"teacher '{self.name}': align cannot be {self.align!r}{ways}")
-        model = self.load()
-        tokenizer = self.tokenizer
-        if tokenizer is None and model.config._name_or_path:
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(model.config._name_or_path)
-            except (OSError, ValueError):
-                tokenizer = None  # a folder or an id without one
-        if tokenizer is None:
-            raise TeacherError(
-                f"teacher '{self.name}': no tokenizer came with it, so nobody knows whether it reads the student's "
-                "tokens; pass Teacher(..., tokenizer=...)"
-            )
-        self.tokenizer = tokenizer
-        for text in _PROBES if self.align is None else ():
+        if self.lister is not None:
+            if self.align is not None:
+                raise self._error("a teacher that hands over token ids must have the student's tokenizer; no align")
+            self.lister.meet(student)
+            self.tokenizer = student
+            return
+        tokenizer = self.find_tokenizer()
+        for text in PROBES if self.align is None else ():
             if tokenizer.encode(text, add_special_tokens=False) != student.encode(text, add_special_tokens=False):
                 raise TeacherError(
                     f"teacher '{self.name}': its tokenizer differs from the student's (on {text!r}), so it would read "

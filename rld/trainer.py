@@ -119,7 +119,7 @@ class RLDTrainer(GRPOTrainer):
         """Floating-point operations so far, over all processes: 2 a parameter and token forward, 4 backward."""
         self.num_generated, self.num_scored, self.num_saved, self._num_rollouts, self._num_read = 0, 0, 0, 0, 0
         self._rewards, self._own_B2 = torch.zeros(0, 1), torch.zeros(0, 2)
-        """Of the last rollout, over all processes: rewards, and which completions are attempts and successes."""
+        """Of the last rollout, over all processes: rewards; attempts and successes."""
         self._loss_inputs: dict[str, Any] | None = None
         self._recorded: RecordedStudent | None = None
         self._feature = args.feature_model() if "feature" in signals else None
@@ -182,7 +182,7 @@ class RLDTrainer(GRPOTrainer):
         if not self.args.gold or not self.model.training:
             return super()._generate_single_turn(prompt_ids, *args, **kwargs)
         own = (~self._gold_B(len(prompt_ids))).nonzero().squeeze(1).tolist()
-        sampled, _ = super()._generate_single_turn([prompt_ids[i] for i in own], *args, **kwargs)
+        sampled = super()._generate_single_turn([prompt_ids[i] for i in own], *args, **kwargs)[0] if own else []
         completions = gold_completions(self._rows, self._tokenizer, self.args.max_completion_length)
         for i, ids in zip(own, sampled, strict=True):
             completions[i] = ids
@@ -210,9 +210,9 @@ class RLDTrainer(GRPOTrainer):
 
     def _observe_rollout(self, inputs: list[dict[str, Any]], output: dict[str, Any]) -> None:
         self._num_rollouts += 1
-        generated, prompted = output["completion_mask"].sum(), output["prompt_mask"].sum()
-        sizes = torch.stack([generated, prompted, torch.tensor(self._num_read, device=generated.device)])
-        generated, prompted, read = self.accelerator.reduce(sizes, reduction="sum").tolist()
+        own_B = ~self._gold_B(len(inputs))  # gold answers are not generated
+        sizes = output["completion_mask"][own_B].sum(), output["prompt_mask"][own_B].sum(), self._num_read
+        generated, prompted, read = self.accelerator.reduce(own_B.new_tensor(sizes, dtype=torch.long), "sum").tolist()
         self.num_generated += generated
         self.flops += 2.0 * self._num_parameters * (generated + prompted + read)
         skills = gather(output["skill_ids"])
@@ -239,6 +239,7 @@ class RLDTrainer(GRPOTrainer):
             self._scoring.leave_open(output)
         with self.accelerator.autocast():
             self._scoring.score(inputs, output, self._rewards, self.temperature)
+        self.events += self._scoring.drop(output, self.state.global_step)
         self._scoring.choose(output, self._rewards, group)
         if training and self.args.gold:
             self._scoring.silence(output, self._gold_B(len(inputs)))

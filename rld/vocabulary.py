@@ -23,6 +23,7 @@ from torch import Tensor
 from rld.align import sorted_difference
 from rld.combine import AnyCombination, entropy
 from rld.heads import Head
+from rld.shortlist import Shortlist
 
 _LOGITS = 1 << 23
 """Logits of one model at a time: 32 MiB of float32."""
@@ -55,14 +56,37 @@ def _with_tail(log_p_V: Tensor, tokens_J: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Said:
-    """What one teacher says at N tokens."""
+    """What one teacher says at N tokens: hidden states and the head that reads them, or a shortlist."""
 
-    head: Head
-    hidden_NH: Tensor
+    said: tuple[Head, Tensor] | Shortlist
+    """The head and the states `[N, H]`, or the shortlist `[N]`, which is at the temperature of the matching."""
     speaks_N: Tensor
-    """Where its states mean something."""
+    """Where it means something."""
     shared: tuple[Tensor, Tensor] | None = None
     """For another vocabulary: the student's and this teacher's ids of the tokens that both have, in one order."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Logits that reading it takes; a shortlist takes none."""
+        return 0 if isinstance(self.said, Shortlist) else len(self.said[0].weight)
+
+    def in_float32(self) -> Said:
+        """The same, with a head in full precision."""
+        if isinstance(self.said, Shortlist):
+            return self
+        return replace(self, said=(self.said[0].in_float32(), self.said[1]))
+
+    def at(self, rows: slice) -> Said:
+        """What it says at some of the tokens."""
+        said = self.said[rows] if isinstance(self.said, Shortlist) else (self.said[0], self.said[1][rows])
+        return replace(self, said=said, speaks_N=self.speaks_N[rows])
+
+    def log_probabilities(self, log_s_NV: Tensor, temperature: float) -> Tensor:
+        """Its log-probabilities `[N, V]`; a shortlist takes those of what it does not name from the student's."""
+        if isinstance(self.said, Shortlist):
+            return self.said.over_vocabulary(log_s_NV)
+        head, hidden_NH = self.said
+        return (head.logits(hidden_NH) / temperature).log_softmax(-1)
 
 
 @dataclass(frozen=True)
@@ -109,9 +133,9 @@ class _Pass(torch.autograd.Function):
         d_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if wants[1] else None
         d_bias = torch.zeros_like(bias_V, dtype=torch.float32) if wants[2] and bias_V is not None else None
         streams = _empty(hidden_NH, len(teachers))
-        for rows in _chunks(len(hidden_NH), max([len(weight_VH), *(len(said.head.weight) for said in teachers)])):
+        for rows in _chunks(len(hidden_NH), max([len(weight_VH), *(said.vocabulary for said in teachers)])):
             logits = head.logits(hidden_NH[rows])
-            slope = _chunk(logits, [_at(said, rows) for said in teachers], weights_NK[rows], matching, streams, rows)
+            slope = _chunk(logits, [said.at(rows) for said in teachers], weights_NK[rows], matching, streams, rows)
             if any(wants):
                 tile = slope * counts_N[rows, None] * head.slope(logits)
                 if d_hidden is not None:
@@ -158,7 +182,7 @@ def match(
     if teachers:
         speaks_NK = torch.stack([said.speaks_N for said in teachers], dim=1)
         weights_NK = weights_NK.masked_fill(~speaks_NK, 0.0)
-    teachers = [replace(said, head=said.head.in_float32()) for said in teachers]
+    teachers = [said.in_float32() for said in teachers]
     with torch.autocast(hidden_NH.device.type, enabled=False):  # logits in half precision blur small divergences
         outputs = _Pass.apply(  # type: ignore[no-untyped-call]
             hidden_NH, head.weight, head.bias, (head.scale, head.softcap), teachers, weights_NK, counts_N, matching
@@ -179,10 +203,6 @@ def _chunks(num_tokens: int, vocabulary: int) -> Iterator[slice]:
     return (slice(start, min(start + step, num_tokens)) for start in range(0, num_tokens, step))
 
 
-def _at(said: Said, rows: slice) -> Said:
-    return replace(said, hidden_NH=said.hidden_NH[rows], speaks_N=said.speaks_N[rows])
-
-
 def _chunk(
     logits_NV: Tensor,
     teachers: Sequence[Said],
@@ -194,12 +214,12 @@ def _chunk(
     """Fill the streams of some tokens and return the divergence's derivative by the student's logits."""
     temperature = matching.temperature
     speaking = [k for k, said in enumerate(teachers) if said.speaks_N.any()]
-    log_p_KNV = {k: (teachers[k].head.logits(teachers[k].hidden_NH) / temperature).log_softmax(-1) for k in speaking}
     pooled = [k for k in speaking if teachers[k].shared is None] if matching.combination.pools else []
     pooled = pooled if len(pooled) > 1 else []
     with torch.enable_grad():
         logits_NV = logits_NV.detach().requires_grad_()
         log_s_NV = (logits_NV / temperature).log_softmax(-1)
+        log_p_KNV = {k: teachers[k].log_probabilities(log_s_NV.detach(), temperature) for k in speaking}
         gap_N = log_s_NV[:, 0] * 0.0  # connected to the student even where no teacher speaks
         for k in speaking:
             with torch.set_grad_enabled(k not in pooled):

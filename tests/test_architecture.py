@@ -19,11 +19,12 @@ ORDER = """
     errors hints types divergences combine features rule retention gap directions controllers stages recipe
     source library installed document token_files reserved checks reading
     questions data stream lessons
-    compact together heads align packing taps vocabulary matching student hosting teachers translation panel evaluation
+    compact together shortlist heads align packing taps vocabulary matching student tokens hosting teachers translation
+    panel evaluation payload remote hosted
     rollout checkpoint gate audit replay protection signals steering config sketches compass losses scoring trainer
     cost overview catalogue journal curves history charts panels tables stylesheet progress report
     arms jobs comparison outcomes scoreboard ablation
-    keeper models changes arguments build pipeline cli __main__
+    serving cache keeper models probing changes arguments build pipeline cli __main__
 """.split()  # noqa: SIM905 - a list this long is easier to read as text
 CONTENT = {"rewards": {"types", "errors", "heads"}, "curricula": {"types", "errors"}}
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

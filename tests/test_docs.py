@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 import yaml
 from peft import LoraConfig, get_peft_model
 
 import tests.tiny as tiny
 from rld.cli import main
 from rld.controllers import AnyController
+from rld.hosted import Hosted
 from rld.stages import Distill
+from rld.teachers import Teacher
 from tests.recipe_page import PAGE, page
 
 ROOT = Path(__file__).parent.parent
@@ -74,6 +77,28 @@ def test_the_page_on_the_controller_shows_what_a_stage_takes():
     ]
     for member in get_args(get_args(AnyController)[0]):
         assert f"`{member().kind}`" in text
+
+
+def test_the_page_on_teachers_shows_what_a_stage_and_a_script_take(tmp_path, monkeypatch):
+    text = (ROOT / "docs" / "teachers.md").read_text()
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)]
+    stage = {"name": "s", "run": "distill", "student": "m", "steps": 400}
+    stages = [Distill.model_validate(stage | block) for block in blocks]
+    assert [len(stage.loaded) for stage in stages] == [1, 0, 1]
+    (script,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    far = Teacher(tiny.model(seed=1), tokenizer=tiny.tokenizer())
+    monkeypatch.setattr("rld.remote.server", lambda url, top_k: Hosted(far, torch.device("cpu"), top_k))
+    (name,) = re.findall(r'"(HuggingFaceTB/[^"]+)"', script)
+    tiny.model(seed=0).save_pretrained("student")
+    tiny.tokenizer().save_pretrained("student")
+    extra = ", max_steps=2, num_generations=2, per_device_train_batch_size=4, max_completion_length=4, use_cpu=True"
+    script = script.replace(name, "./student").replace(
+        'output_dir="student"', f'output_dir="out", report_to="none", bf16=False{extra}'
+    )
+    scope: dict[str, Any] = {"dataset": tiny.rows(chat=True), "exact_match": tiny.letters}
+    exec(script, scope)
+    assert scope["trainer"].state.global_step == 2
 
 
 @pytest.mark.parametrize("heading", ["Quickstart", "Tests"])

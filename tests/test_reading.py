@@ -166,6 +166,10 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(recipe):
         ("    teachers: {t: {model: first, skills: [reverse]}}", "    signals: {feature: {}}", "needs teachers, and this stage has none"),
         ("    steps: 5", "    steps: 5\n    retain: {}", "26: stages.main.retain protects the skills that the stage does not train, and it trains all"),
         ("    steps: 5", "    steps: 5\n    retain: {skills: [revers]}", "26: stages.main.retain.skills: 'revers' is no skill; did you mean 'reverse'?"),
+        # teachers that hand over their likeliest tokens
+        ("{model: first,", "{url: 'ftp://x',", "22: stages.main.teachers.t.url"),
+        ("{model: first,", "{skils: [],", "22: stages.main.teachers.t should be a mapping with one of the keys 'model' and 'url'"),
+        ("{model: first,", "{url: 'http://h:1', offload: true,", "22: unknown key 'stages.main.teachers.t.offload'; choose from"),
         # files and the names in them
         ("    steps: 5", "    steps: 5\n    audit: {reward: ./tasks.py:reword}", "26: stages.main.audit.reward: ./tasks.py has no 'reword'; did you mean 'reward'?"),
         ("    steps: 5", "    steps: 5\n    audit: {reward: ./tasks.py:reward, options: {scal: 2}}", "26: unknown key 'stages.main.audit.options.scal'; did you mean 'scale'?"),

@@ -30,7 +30,7 @@ def student(softcap: float | None = None) -> tuple[torch.Tensor, Head]:
 
 def said(k: int, speaks: torch.Tensor | None = None) -> Said:
     head = Head(random(10 + k, V, 6), None, 1.0, None)
-    return Said(head, random(20 + k, N, 6), torch.ones(N, dtype=torch.bool) if speaks is None else speaks)
+    return Said((head, random(20 + k, N, 6)), torch.ones(N, dtype=torch.bool) if speaks is None else speaks)
 
 
 def log_p(hidden: torch.Tensor, head: Head, temperature: float) -> torch.Tensor:
@@ -65,7 +65,7 @@ def test_it_is_the_plain_formula_with_its_gradients(divergence, combination):
 
     hidden, head = student(3.0)
     log_s = log_p(hidden, head, 1.5)
-    log_t = torch.stack([log_p(teacher.hidden_NH, teacher.head, 1.5) for teacher in teachers])
+    log_t = torch.stack([log_p(teacher.said[1], teacher.said[0], 1.5) for teacher in teachers])
     each = torch.stack([divergence(log_s, log_t[k]) for k in range(2)], 1)
     if combination.pools:
         target, strength = combination.target(log_t, weights)
@@ -85,7 +85,7 @@ def test_it_agrees_with_trls_kernel(divergence, beta):
     _, streams, found = run([teacher], torch.ones(N, 1), Matching(divergence, Mixture(), 1.5))
     hidden, head = student()
     theirs, _ = ChunkedDivergenceFunction.apply(
-        *(hidden, head.weight, head.bias, teacher.hidden_NH, teacher.head.weight, None),
+        *(hidden, head.weight, head.bias, teacher.said[1], teacher.said[0].weight, None),
         *(beta, 1.5, head.scale, None, 1.0, None),
     )
     torch.testing.assert_close(streams.gap_N, theirs.detach(), rtol=1e-4, atol=1e-5)
@@ -123,7 +123,7 @@ def test_where_no_teacher_speaks_there_is_no_gradient_and_no_nan(combination):
 @pytest.mark.parametrize("pooled", [Mixture(), Geometric(), Sum()], ids=repr)
 def test_a_student_equal_to_its_teachers_is_left_alone(pooled):
     hidden, head = student()
-    twin = Said(Head(head.weight.detach(), head.bias.detach(), 0.7, None), hidden.detach(), torch.ones(N).bool())
+    twin = Said((Head(head.weight.detach(), head.bias.detach(), 0.7, None), hidden.detach()), torch.ones(N).bool())
     total, _ = match(hidden, head, [twin, twin], torch.full((N, 2), 0.5), torch.ones(N), Matching(JSD(), pooled, 1.0))
     assert total.item() == pytest.approx(0, abs=1e-5)
     assert torch.autograd.grad(total, hidden)[0].abs().max() < 1e-5
@@ -158,7 +158,7 @@ def test_the_tail_keeps_the_gradient_of_a_top_k_finite_where_the_teacher_is_sure
 def test_entropies_are_those_of_student_and_target():
     weights = torch.tensor([0.25, 0.75]).expand(N, 2)
     hidden, head = student()
-    own = torch.stack([log_p(t.hidden_NH, t.head, 1.0) for t in (said(0), said(1))])
+    own = torch.stack([log_p(t.said[1], t.said[0], 1.0) for t in (said(0), said(1))])
     alone = torch.arange(N) % 2 == 0
     for rule, teachers, expected in (
         (Mixture(), [said(0), said(1)], entropy(Mixture().target(own, weights)[0])),

@@ -1,0 +1,118 @@
+"""What a teacher said of passages, kept on disk, so that its forward is paid for once.
+
+A cache is a folder with a manifest, which tells the teacher's weights and the vocabulary, and shards of shortlists
+(`payload.py`). A shard is called by the hash of its bytes, so one that was cut short is noticed; what it holds is found
+by the hash of a passage's token ids, so another prompt, template or answer is another passage. Passages that are in no
+shard are scored by the teacher and written into a new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from rld.checkpoint import read_json, write_json
+from rld.errors import CacheError
+from rld.payload import PayloadError, pack_shortlist, unpack_shortlist
+from rld.shortlist import About, Lister, Passage, Shortlist
+from rld.tokens import vocabulary_hash
+
+_VERSION = 1
+_TOGETHER = 256
+"""Passages of a shard at most."""
+
+
+class Cached(Lister):
+    """A lister whose shortlists are kept in a folder. All that is in the folder is read into memory.
+
+    Args:
+        lister: What is asked for passages that are not there yet.
+        folder: Of this teacher alone; made if it isn't there.
+        top_k: The lister's.
+    """
+
+    def __init__(self, lister: Lister, folder: Path, top_k: int) -> None:
+        self.lister, self.folder, self.top_k, self.name = lister, folder, top_k, lister.name
+        self._known: dict[str, Shortlist] = {}
+        self._found = 0
+
+    def meet(self, student: PreTrainedTokenizerBase) -> None:
+        """Meet the lister, and read what it said before.
+
+        Raises:
+            CacheError: the folder is another teacher's, or damaged.
+        """
+        self.lister.meet(student)
+        now = {"version": _VERSION, "teacher": self.about().fingerprint, "vocabulary": vocabulary_hash(student)}
+        now |= {"top_k": self.top_k}
+        path = self.folder / "manifest.json"
+        if path.is_file():
+            before = read_json(path)
+            changed = [key for key in now if before.get(key) != now[key]]
+            if changed:
+                told = ", ".join(f"{key} {before.get(key)}, now {now[key]}" for key in changed)
+                raise CacheError(
+                    f"{self.folder} is stale: it was written with {told}; delete it, or name another folder"
+                )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, now)
+        self._known = {}
+        for shard in sorted(self.folder.glob("*.safetensors")):
+            self._read(shard)
+
+    def about(self) -> About:
+        return self.lister.about()
+
+    def score(self, passages: Sequence[Passage], temperature: float) -> list[Shortlist]:
+        keys = [_key(passage, temperature) for passage in passages]
+        missing = {key: passage for key, passage in zip(keys, passages, strict=True) if key not in self._known}
+        new = list(missing)
+        for chosen in (new[start : start + _TOGETHER] for start in range(0, len(new), _TOGETHER)):
+            said = self.lister.score([missing[key] for key in chosen], temperature)
+            self._write(chosen, said)
+        run = sum(len(passage.ids) for passage in missing.values())
+        self._found += sum(len(passage.ids) for passage in passages) - run
+        return [self._known[key] for key in keys]
+
+    def answer(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
+        return self.lister.answer(prompts, max_new_tokens)
+
+    def take_found(self) -> int:
+        found, self._found = self._found, 0
+        return found
+
+    def _write(self, keys: Sequence[str], said: Sequence[Shortlist]) -> None:
+        about = {"passages": json.dumps([[key, len(one.tail)] for key, one in zip(keys, said, strict=True)])}
+        data = pack_shortlist(Shortlist.concatenated(said), about)
+        path = self.folder / f"{_digest(data)}.safetensors"
+        draft = path.with_suffix(f".{os.getpid()}.draft")
+        draft.write_bytes(data)
+        os.replace(draft, path)
+        self._read(path)  # what is trained on is what was stored, in the first epoch too
+
+    def _read(self, shard: Path) -> None:
+        data = shard.read_bytes()
+        fix = "delete it: what it held is scored again"
+        if _digest(data) != shard.stem:
+            raise CacheError(f"{shard} is damaged, or was cut short; {fix}")
+        try:
+            shortlist, about = unpack_shortlist(data)
+            keys, sizes = zip(*json.loads(about["passages"]), strict=True)
+        except (PayloadError, KeyError, ValueError, TypeError) as error:
+            raise CacheError(f"{shard} is no shard of a cache: {error}; {fix}") from error
+        self._known |= dict(zip(keys, shortlist.split(sizes), strict=True))
+
+
+def _key(passage: Passage, temperature: float) -> str:
+    numbers = np.array([passage.num_scored, *passage.ids], dtype=np.int32).tobytes()
+    return hashlib.sha256(numbers + repr(float(temperature)).encode()).hexdigest()[:24]
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:24]

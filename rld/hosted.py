@@ -1,0 +1,107 @@
+"""A model in this process that hands over shortlists: what a server answers with, and what a cache is filled from.
+
+Shapes: B passages, S tokens of the longest, N scored tokens, H width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rld import evaluation
+from rld.errors import TeacherError
+from rld.heads import Head
+from rld.shortlist import About, Lister, Passage, Shortlist
+from rld.taps import depth, tapped
+from rld.teachers import Teacher
+from rld.tokens import vocabulary_hash
+
+_LOGITS = 1 << 23
+"""At a time: 32 MiB of float32."""
+
+
+class Hosted(Lister):
+    """A local teacher, cut to its `top_k` likeliest tokens.
+
+    Args:
+        teacher: With its tokenizer.
+        device: Where it is run.
+        top_k: Tokens of a shortlist, 1 to 255.
+        batch: Tokens of one forward, padding included.
+    """
+
+    def __init__(self, teacher: Teacher, device: torch.device, top_k: int = 64, batch: int = 16_384) -> None:
+        assert teacher.tokenizer is not None
+        self.teacher, self.device, self.top_k, self.batch = teacher, device, top_k, batch
+        self.name, self.tokenizer = str(teacher.name), teacher.tokenizer
+        self.vocabulary = vocabulary_hash(self.tokenizer)
+        model = teacher.load()
+        self.num_tokens: int = Head.of(model).weight.shape[0]
+        """Token ids are below it."""
+        limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.max_length = limit or 1 << 20
+        """Tokens that the model can read in one passage."""
+        self._about = About(teacher.fingerprint(), frozenset(teacher.ends()), teacher.num_parameters())
+
+    def meet(self, student: PreTrainedTokenizerBase) -> None:
+        if vocabulary_hash(student) != self.vocabulary:
+            raise TeacherError(f"teacher '{self.name}': its tokenizer differs from the student's; use align instead")
+
+    def about(self) -> About:
+        return self._about
+
+    @torch.no_grad()
+    def score(self, passages: Sequence[Passage], temperature: float, top_k: int | None = None) -> list[Shortlist]:
+        found: dict[int, Shortlist] = {}
+        with self.teacher.running(self.device) as model:
+            head = Head.of(model)
+            for chosen in _batches([len(passage.ids) for passage in passages], self.batch):
+                asked = [passages[i] for i in chosen]
+                targets_N = torch.tensor([i for p in asked for i in p.ids[-p.num_scored :]], device=self.device)
+                said = _shortlist(head, _states(model, asked), targets_N, top_k or self.top_k, temperature)
+                found |= dict(zip(chosen, said.split([p.num_scored for p in asked]), strict=True))
+        return [found[i] for i in range(len(passages))]
+
+    def answer(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
+        with self.teacher.running(self.device) as model:
+            return evaluation.complete(model, self.tokenizer, prompts, max_new_tokens)
+
+
+def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Yield the indices of passages that are run together: of like length, and at least one."""
+    chosen: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if chosen and (len(chosen) + 1) * lengths[i] > budget:
+            yield chosen
+            chosen = []
+        chosen.append(i)
+    if chosen:
+        yield chosen
+
+
+def _states(model: PreTrainedModel, passages: Sequence[Passage]) -> Tensor:
+    """The last hidden states `[N, H]` at the positions that predict the scored tokens, passage after passage."""
+    longest = max(len(passage.ids) for passage in passages)
+    ids_BS = torch.zeros(len(passages), longest, dtype=torch.long)
+    reads_BS, scored_BS = torch.zeros_like(ids_BS), torch.zeros_like(ids_BS, dtype=torch.bool)
+    for b, passage in enumerate(passages):
+        size = len(passage.ids)
+        ids_BS[b, :size], reads_BS[b, :size] = torch.tensor(passage.ids), 1  # padded behind: positions stay as they are
+        scored_BS[b, size - passage.num_scored - 1 : size - 1] = True
+    device = model.device
+    with tapped(model, ()) as states:
+        model.base_model(input_ids=ids_BS.to(device), attention_mask=reads_BS.to(device), use_cache=False)
+    last_BSH = states[depth(model)]
+    return last_BSH[scored_BS.to(last_BSH.device)]
+
+
+def _shortlist(head: Head, hidden_NH: Tensor, targets_N: Tensor, k: int, temperature: float) -> Shortlist:
+    """The shortlists of N tokens, on the CPU, a few tokens at a time."""
+    step, parts = max(1, _LOGITS // len(head.weight)), []
+    for hidden_nH, targets_n in zip(hidden_NH.split(step), targets_N.to(hidden_NH.device).split(step), strict=True):
+        log_p_nV = (head.logits(hidden_nH) / temperature).log_softmax(-1)
+        parts.append(Shortlist(*(part.cpu() for part in Shortlist.of(log_p_nV, targets_n, k).tensors())))
+    return Shortlist.concatenated(parts)

@@ -1,0 +1,299 @@
+"""Teachers on a server: `rld serve-teacher`, or any that speaks vLLM's dialect of OpenAI's completions API.
+
+A call is repeated, after longer and longer pauses, while the server does not answer, is full or is broken; the teacher
+is down (`TeacherDown`) once that took longer than `patience`. What the server refuses is the user's mistake, and is
+said at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import random
+import threading
+import time
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import httpx2
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rld.errors import TeacherDown, TeacherError
+from rld.payload import PayloadError, pack_passages, unpack_shortlist
+from rld.shortlist import About, Lister, Passage, Shortlist
+from rld.tokens import PROBES, probe_ids, vocabulary_hash
+
+TOKEN = "RLD_TEACHER_TOKEN"
+"""The environment variable with the bearer token."""
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 10.0
+_TIMEOUT = httpx2.Timeout(600.0, connect=10.0)
+"""Seconds; a large teacher may take minutes over a rollout."""
+_AGREE = 0.1
+"""Nats by which two scorings of the same tokens may differ: half precision in batches of different sizes."""
+_LEAST_TAIL = 1e-7
+_OPENAI_TOKENS = 8192
+"""Of a request: an answer in JSON takes about 4 kB a token."""
+
+
+def server(
+    url: str,
+    name: str | None = None,
+    top_k: int = 64,
+    patience: float = 60.0,
+    token_variable: str = TOKEN,
+    fingerprint: str | None = None,
+) -> Lister:
+    """Return the teacher that answers at `url`.
+
+    Args:
+        url: Of `rld serve-teacher`; one that ends in `/v1` is an OpenAI-compatible endpoint.
+        name: What errors call it. None: its host and port.
+        top_k: Tokens of a shortlist, 1 to 255.
+        patience: Seconds that it may fail to answer before it counts as down.
+        token_variable: The environment variable that holds the bearer token, if the server asks for one.
+        fingerprint: Of the weights that it must have. None: those that it starts with.
+    """
+    kind = _OpenAI if url.rstrip("/").endswith("/v1") else _Served
+    return kind(url.rstrip("/"), name, top_k, patience, token_variable, fingerprint)
+
+
+class _Remote(Lister):
+    """What both kinds share: calls with retries, and the check at the start."""
+
+    def __init__(
+        self, url: str, name: str | None, top_k: int, patience: float, token_variable: str, fingerprint: str | None
+    ) -> None:
+        self.url, self.top_k, self.patience, self._token_variable = url, top_k, patience, token_variable
+        self._expected = fingerprint
+        self.name = name or httpx2.URL(url).netloc.decode()
+        self._about: About | None = None
+        self._client: httpx2.Client | None = None
+        self._lock = threading.Lock()
+
+    def about(self) -> About:
+        assert self._about is not None  # it has been met
+        return self._about
+
+    def meet(self, student: PreTrainedTokenizerBase) -> None:
+        self._about = self._introduce(student)
+        self._require_same(self._about.fingerprint)
+        text = next(ids for ids in probe_ids(student) if len(ids) > 1)
+        first, again = (self.score([Passage(text, len(text) - 1)], 1.0)[0].sampled for _ in range(2))
+        apart = (first - again).abs().max().item()
+        if not apart <= _AGREE:
+            raise self._error(f"it scores the same tokens differently twice, by {apart:.3g} nats; see what it serves")
+
+    def _require_same(self, fingerprint: str) -> None:
+        """Refuse other weights than those that it started with, or those that it must have."""
+        self._expected = self._expected or fingerprint
+        if fingerprint != self._expected:
+            raise self._error(
+                f"it serves other weights (fingerprint {fingerprint}, not {self._expected}); serve the same model, or "
+                "start a run of its own"
+            )
+
+    @abstractmethod
+    def _introduce(self, student: PreTrainedTokenizerBase) -> About:
+        """Ask what it is, and refuse one that reads other tokens."""
+
+    def _error(self, what: str, kind: type[TeacherError] = TeacherError) -> TeacherError:
+        return kind(f"teacher '{self.name}' at {self.url}: {what}")
+
+    def _call(self, method: str, url: str, **content: Any) -> httpx2.Response:
+        """Call until there is an answer.
+
+        Raises:
+            TeacherDown: there was none for `patience` seconds.
+            TeacherError: the server refuses the request.
+        """
+        deadline, pause = time.monotonic() + self.patience, _FIRST_PAUSE
+        while True:
+            wait = 0.0
+            try:
+                response = self._connected().request(method, url, **content)
+                if response.status_code == 200:
+                    return response
+                trouble = f"{response.status_code} {_told(response)}"
+                if response.status_code not in (408, 425, 429) and response.status_code < 500:
+                    raise self._error(self._refused(response))
+                wait = _seconds(response.headers.get("retry-after"))
+            except httpx2.TransportError as error:
+                trouble = f"{type(error).__name__}: {error}"
+            except httpx2.InvalidURL as error:
+                raise self._error(f"this is no URL: {error}") from error
+            wait = max(wait, pause * random.Random().uniform(0.5, 1.0))  # apart from those that failed at the same time
+            if time.monotonic() + wait > deadline:
+                raise self._error(f"no answer for {self.patience:g} s; the last try ended with {trouble}", TeacherDown)
+            time.sleep(wait)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _connected(self) -> httpx2.Client:
+        with self._lock:
+            if self._client is None:
+                token = os.environ.get(self._token_variable)
+                headers = {"Authorization": f"Bearer {token}"} if token else {}
+                self._client = httpx2.Client(headers=headers, timeout=_TIMEOUT)
+            return self._client
+
+    def _refused(self, response: httpx2.Response) -> str:
+        match response.status_code:
+            case 401 | 403:
+                given = "the one in" if os.environ.get(self._token_variable) else "there is none in"
+                return f"it wants another bearer token; {given} the environment variable {self._token_variable}"
+            case 404:
+                return f"it has no {response.request.url.path}; is this an rld serve-teacher, or should it end in /v1?"
+        return f"it refuses with {response.status_code}: {_told(response)}"
+
+    def _json(self, response: httpx2.Response) -> Any:
+        try:
+            return response.json()
+        except ValueError as error:
+            raise self._error(f"its answer to {response.request.url.path} is no JSON: {error}") from error
+
+
+class _Served(_Remote):
+    """`rld serve-teacher`."""
+
+    def _introduce(self, student: PreTrainedTokenizerBase) -> About:
+        found = self._json(self._call("GET", f"{self.url}/health"))
+        try:
+            about = About(found["fingerprint"], frozenset(found["ends"]), found["num_parameters"])
+            vocabulary, self._max_tokens = found["vocabulary"], int(found["max_tokens"])
+        except (TypeError, KeyError) as error:
+            raise self._error("what answers there is no rld serve-teacher") from error
+        if vocabulary != vocabulary_hash(student):
+            raise self._error(
+                "its tokenizer is not the student's, so it would read the student's tokens as other text; serve a "
+                "teacher of the student's family, or load this one here with align"
+            )
+        return about
+
+    def score(self, passages: Sequence[Passage], temperature: float) -> list[Shortlist]:
+        found: list[Shortlist] = []
+        for chosen in _parts(passages, self._max_tokens):
+            body = pack_passages(chosen, {"top_k": str(self.top_k), "temperature": repr(temperature)})
+            data = self._call("POST", f"{self.url}/score", content=body).content
+            try:
+                shortlist, about = unpack_shortlist(data)
+                self._require_same(about.get("fingerprint", ""))
+                found += shortlist.split([passage.num_scored for passage in chosen])
+            except (PayloadError, RuntimeError) as error:
+                raise self._error(f"its answer holds no shortlists of what it was asked: {error}") from error
+        return found
+
+    def answer(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
+        question = {"prompts": list(prompts), "max_new_tokens": max_new_tokens}
+        found = self._json(self._call("POST", f"{self.url}/answer", json=question))
+        match found:
+            case {"texts": [*texts], "fingerprint": str(fingerprint)} if len(texts) == len(prompts):
+                self._require_same(fingerprint)
+                return [str(text) for text in texts]
+        raise self._error("its answer holds no answers to what it was asked")
+
+
+class _OpenAI(_Remote):
+    """An OpenAI-compatible endpoint whose completions have vLLM's `prompt_logprobs`."""
+
+    _model = ""
+
+    def _introduce(self, student: PreTrainedTokenizerBase) -> About:
+        match self._json(self._call("GET", f"{self.url}/models")):
+            case {"data": [{"id": str(model)}, *_]}:
+                self._model = model
+            case _:
+                raise self._error("it lists no models")
+        for text, ids in zip(PROBES, probe_ids(student), strict=True):
+            question = {"model": self._model, "prompt": text, "add_special_tokens": False}
+            found = self._json(self._call("POST", f"{self.url.removesuffix('/v1')}/tokenize", json=question))
+            if not isinstance(found, dict) or found.get("tokens") != ids:
+                raise self._error(f"{self._model}'s tokenizer is not the student's (on {text!r})")
+        ends = frozenset() if student.eos_token_id is None else frozenset([int(student.eos_token_id)])
+        return About(hashlib.sha256(self._model.encode()).hexdigest()[:16], ends, 0)
+
+    def score(self, passages: Sequence[Passage], temperature: float) -> list[Shortlist]:
+        if temperature != 1.0:
+            raise self._error(
+                f"an OpenAI-compatible endpoint scores at temperature 1, not {temperature:g}; set it for the rollout"
+            )
+        options = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": self.top_k}
+        found = []
+        for chosen in _parts(passages, _OPENAI_TOKENS):
+            choices = self._complete([passage.ids for passage in chosen], options)
+            found += [self._shortlist(passage, choice) for passage, choice in zip(chosen, choices, strict=True)]
+        return found
+
+    def answer(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
+        choices = self._complete(list(prompts), {"max_tokens": max_new_tokens, "temperature": 0.0})
+        return [str(choice.get("text", "")) for choice in choices]
+
+    def _complete(self, prompts: list[list[int]], options: Mapping[str, Any]) -> list[dict[str, Any]]:
+        question = {"model": self._model, "prompt": prompts, **options}
+        found = self._json(self._call("POST", f"{self.url}/completions", json=question))
+        match found:
+            case {"choices": [*choices]} if len(choices) == len(prompts):
+                return sorted(choices, key=lambda choice: int(choice.get("index", 0)))
+        raise self._error("its answer holds no completions of what it was asked")
+
+    def _shortlist(self, passage: Passage, choice: Mapping[str, Any]) -> Shortlist:
+        """A shortlist from a dictionary per token, whose keys are ids; it may name the sampled token besides the k."""
+        try:
+            told = choice["prompt_logprobs"][-passage.num_scored :]
+            sampled = [
+                float(one[str(i)]["logprob"]) for one, i in zip(told, passage.ids[-passage.num_scored :], strict=True)
+            ]
+            likeliest = [
+                sorted(
+                    sorted(((float(v["logprob"]), int(i)) for i, v in one.items()), reverse=True)[: self.top_k],
+                    key=lambda pair: pair[1],
+                )
+                for one in told
+            ]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise self._error("its answer has no prompt_logprobs; it should be vLLM, or speak its dialect") from error
+        if len({len(one) for one in likeliest}) != 1:
+            raise self._error(
+                f"it gives fewer than {self.top_k} prompt_logprobs; start it with --max-logprobs {self.top_k}"
+            )
+        log_p_NJ = torch.tensor([[value for value, _ in one] for one in likeliest])
+        tail_N = (1 - log_p_NJ.double().exp().sum(-1)).clamp(min=_LEAST_TAIL).log().float()
+        return Shortlist(
+            torch.tensor([[i for _, i in one] for one in likeliest], dtype=torch.int32),
+            log_p_NJ,
+            tail_N,
+            torch.tensor(sampled),
+        )
+
+
+def _parts(passages: Sequence[Passage], max_tokens: int) -> Iterator[list[Passage]]:
+    """Yield passages together as long as a request may hold them; each at least alone."""
+    chosen: list[Passage] = []
+    for passage in passages:
+        if chosen and sum(len(p.ids) for p in chosen) + len(passage.ids) > max_tokens:
+            yield chosen
+            chosen = []
+        chosen.append(passage)
+    if chosen:
+        yield chosen
+
+
+def _told(response: httpx2.Response) -> str:
+    """What a refusal says, in one line."""
+    try:
+        told: Any = response.json()
+        told = told.get("detail", told.get("error", told)) if isinstance(told, dict) else told
+        told = told.get("message", told) if isinstance(told, dict) else told
+    except ValueError:
+        told = response.text
+    return " ".join(str(told).split())[:200] or response.reason_phrase
+
+
+def _seconds(text: str | None) -> float:
+    try:
+        seconds = float(text or 0)
+    except ValueError:  # a date
+        return 0.0
+    return seconds if 0 <= seconds < math.inf else 0.0

@@ -1,0 +1,182 @@
+"""Teachers' scores of gold answers on disk: computed once, refused when stale, and worth the same."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tests.tiny as tiny
+from rld.cache import Cached
+from rld.cli import main
+from rld.errors import CacheError
+from rld.hosted import Hosted
+from rld.shortlist import Passage, Shortlist
+from rld.stages import Distill
+from rld.teachers import Teacher
+
+PASSAGES = [Passage([5 + (3 * i + j) % 10 for j in range(4 + i % 5)], 1 + i % 3) for i in range(24)]
+STUDENT = tiny.tokenizer()
+
+
+class Counted(Hosted):
+    """Counts the passages that it is run on."""
+
+    num = 0
+
+    def score(self, passages: Sequence[Passage], *options: Any, **more: Any) -> list[Shortlist]:
+        self.num += len(passages)
+        return super().score(passages, *options, **more)
+
+
+def cached(folder: Path, seed: int = 1, top_k: int = 4) -> tuple[Cached, Counted]:
+    lister = Counted(Teacher(tiny.model(seed=seed), "t", tokenizer=STUDENT), torch.device("cpu"), top_k)
+    made = Cached(lister, folder, top_k)
+    made.meet(STUDENT)
+    return made, lister
+
+
+def test_what_was_scored_is_not_scored_again(tmp_path):
+    first, run = cached(tmp_path)
+    said = first.score([*PASSAGES, *PASSAGES[:3]], 0.7)
+    assert run.num == 24
+    assert first.take_found() == sum(len(passage.ids) for passage in PASSAGES[:3])
+    second, run_again = cached(tmp_path)
+    for there, here, fresh in zip(second.score(PASSAGES, 0.7), said, run.score(PASSAGES, 0.7), strict=False):
+        assert all(torch.equal(a, b) for a, b in zip(there.tensors(), here.tensors(), strict=True))
+        assert torch.equal(there.ids, fresh.ids)
+        torch.testing.assert_close(there.log_p.float(), fresh.log_p, rtol=2**-11, atol=0)
+        torch.testing.assert_close(there.sampled, fresh.sampled)
+    assert run_again.num == 0
+    assert second.take_found() == sum(len(passage.ids) for passage in PASSAGES)
+    second.score([*PASSAGES, Passage([5, 5, 5], 1)], 0.7)
+    assert run_again.num == 1  # only the new one
+    second.score(PASSAGES[:2], 1.0)
+    assert run_again.num == 3  # another temperature is another score
+
+
+def test_missing_shards_are_filled_and_broken_or_stale_ones_refused(tmp_path):
+    made, _ = cached(tmp_path)
+    made.score(PASSAGES[:10], 1.0)
+    made.score(PASSAGES[10:], 1.0)
+    one, two = sorted(tmp_path.glob("*.safetensors"))
+    data = one.read_bytes()
+    one.unlink()
+    again, run = cached(tmp_path)
+    again.score(PASSAGES, 1.0)
+    assert run.num in (10, 14)
+    assert one.read_bytes() == data
+    one.write_bytes(data[:-7])
+    with pytest.raises(CacheError, match=f"{one.name} is damaged, or was cut short; delete it"):
+        cached(tmp_path)
+    one.write_bytes(data)
+    with pytest.raises(
+        CacheError, match=r"is stale: it was written with teacher .*; delete it, or name another folder"
+    ):
+        cached(tmp_path, seed=2)
+    with pytest.raises(CacheError, match="top_k 4, now 5"):
+        cached(tmp_path, top_k=5)
+    assert two.exists()
+
+
+RECIPE = """\
+name: kept
+seed: 3
+tokenizer: {characters: "ab:="}
+prompts: {template: "{question}="}
+models:
+  small: {new: llama, config: {hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2}}
+  big: {new: llama, config: {hidden_size: 32, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2}}
+skills: {copy: {generator: ./tasks.py:copy, levels: [{length: 3}, {length: 4}], held_out: 4}}
+max_new_tokens: 6
+stages:
+  - {name: teacher, run: sft, model: big, steps: 40, batch: 8, trainer: {learning_rate: 1e-2}}
+  - {name: main, run: distill, student: small, steps: 6, gate: skill, controller: {kind: fixed},
+     teachers: {t: {model: teacher, probe: 2}},
+     signals: {response: {divergence: {kind: forward_kl}}}, rollout: {prompts: 4, completions: 1, gold: 1}}
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("kept")
+    (folder / "tasks.py").write_text(
+        "def copy(rng, *, length):\n    word = ''.join(rng.choices('ab', k=length))\n    return word, word\n"
+    )
+    (folder / "kept.yaml").write_text(RECIPE)
+    return folder / "kept.yaml"
+
+
+def logged(folder: Path, key: str) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line[key] for line in lines if line.get("stage") == "main" and key in line]
+
+
+def test_training_from_a_cache_is_training_live_and_costs_no_teacher_forward(recipe, tmp_path, capsys):
+    """Off-policy, on gold answers alone, one a prompt. The vocabulary has 7 tokens: a cache of 7 leaves nothing out."""
+
+    def run(name: str, *overrides: str) -> Path:
+        assert main(["train", str(recipe), "--output", str(tmp_path / name), *overrides]) == 0
+        return tmp_path / name
+
+    live = run("live")
+    kept = [f"models.trained={live / 'models' / 'teacher'}", "stages.main.teachers.t.model=trained"]
+    whole, cut = (
+        [*kept, f"stages.main.cache.folder=./{name}", f"stages.main.cache.top_k={k}"]
+        for name, k in (("w", 7), ("c", 2))
+    )
+    for overrides in (whole, cut):
+        assert main(["cache-teachers", str(recipe), *overrides]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert main(["cache-teachers", str(recipe), *whole]) == 0
+    assert "main: t read 0 of" in " ".join(capsys.readouterr().out.split())
+    assert "main: t read 0 of" not in told
+    from_whole, from_cut = run("whole", *whole), run("cut", *cut)
+    expected = logged(live, "loss/response")
+    assert len(expected) == 6
+    assert logged(from_whole, "loss/response") == pytest.approx(expected, rel=1e-3)
+    # two tokens and a tail see 98% of the divergence
+    assert logged(from_cut, "loss/response") == pytest.approx([0.981 * loss for loss in expected], rel=5e-3)
+    assert logged(live, "tokens/scored")[-1] > 0
+    assert logged(from_whole, "tokens/scored")[-1] == 0
+    assert logged(from_whole, "flops")[-1] < logged(live, "flops")[-1]
+
+
+SERVED = {"teachers": {"t": {"url": "http://h:1"}}}
+KEPT = {"cache": {"folder": "x"}, "rollout": {"completions": 2, "gold": 2}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"rollout": {"completions": 1}}, "takes gold: 1, and even prompts"),
+        ({"rollout": {"completions": 1, "gold": 1, "prompts": 3}}, "takes gold: 1, and even prompts"),
+        ({"rollout": {"completions": 2, "gold": 2}, "signals": {"policy": {}}}, "leave signals.policy out"),
+        (
+            {"rollout": {"completions": 2, "gold": 1}, "cache": {"folder": "x"}},
+            "set rollout.gold to rollout.completions",
+        ),
+        (SERVED | {"signals": {"feature": {}}}, "teacher 't': a server holds no hidden states, and this stage matches"),
+        (SERVED | {"signals": {"response": {"temperature": 2}}}, "a server has the rollout's temperature 1, not 2"),
+        (
+            {"teachers": {"t": {"url": "http://h:1/v1"}}, "rollout": {"temperature": 0.5}},
+            "an OpenAI-compatible endpoint scores at temperature 1, and the rollout's is 0.5",
+        ),
+        (KEPT | {"teachers": {"t": {"model": "m", "align": "vocabulary"}}}, "so none with align is cached"),
+        (KEPT | {"teachers": {"t": {"model": "m"}}, "signals": {"feature": {}}}, "a cache holds no hidden states"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(changes, expected):
+    stage = {"name": "s", "run": "distill", "student": "m", "steps": 1, "signals": {"response": {}}}
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        Distill.model_validate(stage | changes)
+
+
+def test_a_recipe_without_a_cache_has_nothing_to_fill(recipe, capsys):
+    assert main(["cache-teachers", str(recipe)]) == 2
+    assert "no stage has a cache; set cache.folder" in capsys.readouterr().err
