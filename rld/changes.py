@@ -133,4 +133,7 @@ class Changes(TrainerCallback):
         if change.noise is not None:
             reward.noise = change.noise
             words.append(f"errs in {change.noise:.0%}")
+        if i == 0 and self.trainer.gate is not None:  # it asks the first reward, and remembers the answers
+            for k in range(len(self.trainer.teachers)):
+                self.trainer.gate.forget(k)
         return ", ".join(words)

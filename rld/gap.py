@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from rld.rule import Rule, Share, State, clip, normalised
 from rld.types import Event, Observation, Signal, SkillSeen, TeacherSeen, Weights
 
+_PRIOR: dict[Signal, float] = {"policy": 1.0, "response": 1.0, "feature": 0.25}
 _TINY = 0.01
 """Odds that what is on keeps, however little it is worth."""
 _RETURN = 0.05
@@ -44,7 +45,7 @@ class Gap(Rule):
       all fail, reinforcement has no gradient.
     - A teacher that teaches only where it is right is worth what the student still fails on those prompts, up to
       `headroom`. One that teaches everywhere is worth its lead: the chance that it is better than the student times
-      how far, up to `headroom`. Both are times the square of its competence relative to the best teacher's.
+      how far, up to `headroom`. Teachers share their signal in proportion to worth times the square of competence.
       Competences are Beta posteriors of verified successes, with forgetting. Teachers that were never measured are all
       worth how far the student still is from the furthest of them, up to `kappa` nats.
     - `response` is worth its best teacher; `feature` the same, fading as the outputs align.
@@ -72,11 +73,11 @@ class Gap(Rule):
     margin: float = Field(0.02, ge=0)
     """A teacher must lead by more than this."""
     cover: float = Field(0.1, ge=0, lt=1)
-    """A teacher that is right on less than this share of a skill's prompts is worth nothing there."""
+    """A teacher that is right on less than twice this share of a skill's prompts is worth less there, by the cube."""
     kappa: float = Field(0.05, gt=0)
     """A divergence of this many nats per token is worth 1."""
-    prior: dict[Signal, Annotated[float, Field(gt=0)]] = {"policy": 1.0, "response": 1.0, "feature": 0.25}
-    """How much a signal of worth 1 counts, relative to the others."""
+    prior: dict[Signal, Annotated[float, Field(gt=0)]] = {}
+    """How much a signal of worth 1 counts, relative to the others. Not named: 0.25 for `feature`, 1 for the others."""
     rate: float = Field(0.5, gt=0, le=1)
     """Share of the way to the target, in log space, that a tick takes."""
     cap: float = Field(0.7, gt=0)
@@ -104,7 +105,8 @@ class Gap(Rule):
 
     def _fresh(self, teachers: list[str], signals: list[Signal]) -> State:
         """A skill of which nothing is known."""
-        shares = normalised({signal: self.prior.get(signal, 1.0) for signal in signals})
+        prior = _PRIOR | self.prior
+        shares = normalised({signal: prior[signal] for signal in signals})
         if self.ratio is not None and "policy" in shares and len(shares) > 1:
             rest = normalised({signal: share for signal, share in shares.items() if signal != "policy"})
             shares = {"policy": self.ratio} | {signal: (1 - self.ratio) * share for signal, share in rest.items()}
@@ -150,7 +152,7 @@ class Gap(Rule):
             entry, news = state["skills"][skill], seen.skills.get(skill, SkillSeen())
             if news.attempts or news.groups:
                 entry["stale"] = 0
-                events += self._learn(entry, news, skill, seen.step)
+                events += self._learn(entry, news, skill, seen.step, state["tick"])
                 continue
             entry["stale"] += 1
             if entry["stale"] == _STALE and entry["trace"]:
@@ -160,7 +162,7 @@ class Gap(Rule):
         self._allocate(state)
         return state, self.weights(state), events
 
-    def _learn(self, entry: State, news: SkillSeen, skill: str, step: int) -> list[Event]:
+    def _learn(self, entry: State, news: SkillSeen, skill: str, step: int, tick: int) -> list[Event]:
         """Take in what was seen of a skill, in place, and move its weights."""
         events = self._audit(entry, news, skill, step)
         genuine = _mean(entry["paid"])
@@ -172,22 +174,23 @@ class Gap(Rule):
             entry["informative"] = share if before is None else 0.5 * before + 0.5 * share
         teachers = {name: news.teachers.get(name) for name in entry["teachers"]}
         if self.by_gate:
-            self._watch_the_gate(entry["gate"], teachers, credible)
+            self._watch_the_gate(entry["gate"], teachers, credible, tick)
         # A teacher that is off says nothing until the next heartbeat: what it said last holds.
         for name, told in teachers.items():
             if told is not None and told.divergence is not None and math.isfinite(told.divergence):
                 entry["apart"][name] = told.divergence
-        leads = self._leads(entry, teachers)
+        leads, odds = self._leads(entry, teachers)
         heard = [nats for name, nats in entry["apart"].items() if entry["teachers"][name]["on"]]
         fade = clip(max(heard) / self.kappa, 0, 1) if heard else 1.0
         best = max(leads.values(), default=0.0)
         worth = {"policy": (entry["informative"] or 0.0) * trust, "response": best, "feature": best * fade}
         entry["worth"] = max(worth[signal] for signal in entry["signals"])
-        entry["trace"] = [*entry["trace"], _beta(*entry["student"])[0]][-_WATCHED:]
-        measured = f"student {entry['trace'][-1]:.2f}, informative {worth['policy']:.2f}, best lead {best:.2f}"
-        moves: list[tuple[str, dict[str, float], dict[Any, float], str]] = [("teacher", leads, {}, "")]
+        if news.attempts:
+            entry["trace"] = [*entry["trace"], _mean(entry["student"])][-_WATCHED:]
+        measured = f"student {_mean(entry['student']):.2f}, informative {worth['policy']:.2f}, best lead {best:.2f}"
+        moves: list[tuple[str, dict[str, float], dict[Any, float], str]] = [("teacher", leads, odds, "")]
         if self.ratio is None:
-            moves.append(("signal", worth, dict(self.prior), "" if entry["alarm"] else "policy"))
+            moves.append(("signal", worth, dict(_PRIOR | self.prior), "" if entry["alarm"] else "policy"))
         return events + [
             Event(step, f"{what} {turned}", skill, name, f"{measured}, its worth {values[name]:.2f}", rule)
             for what, values, prior, never in moves
@@ -211,28 +214,40 @@ class Gap(Rule):
             return [Event(step, "audit calm", skill, "policy", measured, f"trust above {_CALM:g}")]
         return []
 
-    def _watch_the_gate(self, gate: State, teachers: Mapping[str, TeacherSeen | None], credible: float) -> None:
+    def _watch_the_gate(
+        self, gate: State, teachers: Mapping[str, TeacherSeen | None], credible: float, tick: int
+    ) -> None:
         """Count in how often each teacher was right when asked, and how the student does on those prompts."""
         for name, seen in teachers.items():
-            if seen is None or not seen.asked:
+            # Where the verifier has no say all answers pass, and nobody's attempts count: that shows nothing.
+            if seen is None or not seen.asked or (seen.right and not seen.attempts):
                 continue
             start = {"right": [1.0 + seen.verified, 1.0 + seen.probed - seen.verified], "student": [1.0, 1.0]}
-            entry = gate.setdefault(name, start)
+            entry = gate.setdefault(name, start | {"tick": tick - 1})
             known = [1.0, 1.0] if _changed(entry["right"], seen.right, seen.asked) else entry["right"]
-            entry["right"] = self._updated(known, seen.right, seen.asked)
-            entry["student"] = self._updated(entry["student"], credible * seen.successes, seen.attempts)
+            # One that was off is seen again after many ticks, and what it was then has faded as long.
+            ticks, entry["tick"] = tick - entry["tick"], tick
+            entry["right"] = self._updated(known, seen.right, seen.asked, ticks=ticks)
+            entry["student"] = self._updated(entry["student"], credible * seen.successes, seen.attempts, ticks=ticks)
 
     def _updated(
-        self, beta: list[float], successes: float, attempts: int, prior: tuple[float, float] = (1.0, 1.0)
+        self,
+        beta: list[float],
+        successes: float,
+        attempts: int,
+        prior: tuple[float, float] = (1.0, 1.0),
+        ticks: int = 1,
     ) -> list[float]:
-        """A Beta posterior that forgets, after more attempts; without any it stays."""
+        """A Beta posterior that forgets with each tick, after more attempts; without any it stays."""
         if not attempts:
             return beta
-        counted = successes, attempts - successes
-        return [p + self.forget * (old - p) + new for old, p, new in zip(beta, prior, counted, strict=True)]
+        counted, kept = (successes, attempts - successes), self.forget**ticks
+        return [p + kept * (old - p) + new for old, p, new in zip(beta, prior, counted, strict=True)]
 
-    def _leads(self, entry: State, teachers: Mapping[str, TeacherSeen | None]) -> dict[str, float]:
-        """Worth in [0, 1] of each teacher on a skill."""
+    def _leads(
+        self, entry: State, teachers: Mapping[str, TeacherSeen | None]
+    ) -> tuple[dict[str, float], dict[Any, float]]:
+        """Worth in [0, 1] of each teacher on a skill, and the odds at which teachers of the same worth share."""
         p, p_var = _beta(*entry["student"])
         teaching = {name: seen for name, seen in teachers.items() if seen is not None and seen.teaches}
         posterior = {}
@@ -241,10 +256,9 @@ class Gap(Rule):
                 posterior[name] = _beta(*entry["gate"][name]["right"])
             elif seen.probed:
                 posterior[name] = _beta(1 + seen.verified, 1 + seen.probed - seen.verified)
-        best = max((c for c, _ in posterior.values()), default=1.0)
         # Of teachers that nobody has verified none can be preferred: least of all the one that disagrees most.
-        known = [entry["apart"][name] for name in teaching if name not in posterior and name in entry["apart"]]
-        trusted = clip(max(known) / self.kappa, 0, 1) if known else 1.0
+        apart = [entry["apart"][name] for name in teaching if name not in posterior and name in entry["apart"]]
+        trusted = clip(max(apart) / self.kappa, 0, 1) if apart else 1.0
         worth = dict.fromkeys(teachers, 0.0)
         for name in teaching:
             if name not in posterior:
@@ -252,14 +266,16 @@ class Gap(Rule):
                 continue
             c, c_var = posterior[name]
             if name in entry["gate"]:
-                failing = 1 - _beta(*entry["gate"][name]["student"])[0]
-                value = clip(failing / self.headroom, 0, 1) if c >= self.cover else 0.0
+                failing = 1 - _mean(entry["gate"][name]["student"])
+                # A ramp, and no threshold: measured competence wavers, and weights should not.
+                known = min(c / (2 * self.cover), 1.0) if self.cover else 1.0
+                worth[name] = clip(failing / self.headroom, 0, 1) * known**3
             else:
                 chance = 0.5 * math.erfc(-(c - p - self.margin) / math.sqrt(2 * (p_var + c_var)))
-                value = chance * clip((c - p) / self.headroom, 0, 1)
-            # Squared, so that a weak teacher does not dilute a strong one while the student is weaker than both.
-            worth[name] = value * (c / best) ** 2
-        return worth
+                worth[name] = chance * clip((c - p) / self.headroom, 0, 1)
+        # Squared, so that a weak teacher does not dilute a strong one while the student is weaker than both.
+        best = max((c for c, _ in posterior.values()), default=1.0)
+        return worth, {name: (posterior[name][0] / best) ** 2 for name in posterior}
 
     def _mirror(
         self, table: State, worth: Mapping[str, float], prior: Mapping[Any, float], never_off: str
@@ -285,8 +301,11 @@ class Gap(Rule):
         return turned
 
     def _allocate(self, state: State) -> None:
-        """Move the skills' shares of the prompts towards what they are worth."""
-        worth = {skill: entry["worth"] * _pace(entry["trace"]) for skill, entry in state["skills"].items()}
+        """Move the skills' shares of the prompts towards what they are worth; one that is never asked has no claim."""
+        worth = {
+            skill: entry["worth"] * _pace(entry["trace"]) if entry["stale"] < _STALE else 0.0
+            for skill, entry in state["skills"].items()
+        }
         targets = normalised(worth) if sum(worth.values()) else normalised(dict.fromkeys(worth, 1.0))
         for skill, share in state["allocation"].items():
             target = (1 - _FLOOR) * targets[skill] + _FLOOR / len(targets)

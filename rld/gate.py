@@ -58,6 +58,8 @@ class Gate:
         self.max_new_tokens, self.device, self.chat_options = max_new_tokens, device, dict(chat_options or {})
         self.flops = 0.0
         """Operations of this process's answers so far."""
+        self.num_tokens = 0
+        """Tokens of these, prompts included."""
         self._failed = {str(teacher.name): 0 for teacher in self.teachers}
         """Prompts that each teacher failed before its first right answer; -1 after that, or once it was told."""
         self._verdicts: list[dict[str, bool]] = [{} for _ in self.teachers]
@@ -129,7 +131,9 @@ class Gate:
             teacher.is_down = True
             return [False] * len(rows)
         ids = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
-        self.flops += 2.0 * teacher.num_parameters() * evaluation.num_tokens(tokenizer, rows, ids, options)
+        num_tokens = evaluation.num_tokens(tokenizer, rows, ids, options)
+        self.num_tokens += num_tokens
+        self.flops += 2.0 * teacher.num_parameters() * num_tokens
         credits = ask(self.verify, rows, texts, ids)
         # Where the verifier has no say, the teacher is taken on trust, as without a gate.
         verdicts = [credit is None or is_success(credit) for credit in credits]

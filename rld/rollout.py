@@ -181,12 +181,17 @@ def gold_completions(
     return [[*tokens, tokenizer.eos_token_id][:longest] for tokens in ids]
 
 
-def verifier(rewards: list[Any], trainer_state: Any) -> Verify | None:
-    """Return the first of the rewards where it can be asked about any text, by `ask`, else None."""
+def verifier(rewards: list[Any], state: Callable[[], Any]) -> Verify | None:
+    """Return the first of the rewards where it can be asked about any text, by `ask`, else None.
+
+    Args:
+        rewards: The rewards.
+        state: Gives the trainer's state, which is another object once training has begun.
+    """
     first = rewards[0]
     if isinstance(first, (str, nn.Module)) or _is_async(first) or first.__name__ == no_reward.__name__:
         return None
-    return functools.partial(first, trainer_state=trainer_state, log_extra=_unlogged, log_metric=_unlogged)
+    return lambda **asked: first(trainer_state=state(), log_extra=_unlogged, log_metric=_unlogged, **asked)
 
 
 def _unlogged(*_: Any) -> None:

@@ -36,7 +36,7 @@ class Scoring:
         self.args, self.panel, self.steering = args, panel, steering
         self.accelerator, self._gate = accelerator, gate
         self._combination = args.combination_model()
-        self._flops = 0.0
+        self._flops, self._num_asked = 0.0, 0
         self._dropped: set[int] = set()
 
     def leave_open(self, output: Rollout) -> None:
@@ -61,9 +61,12 @@ class Scoring:
         output["group_ids"] = (first + torch.arange(len(inputs), device=self.accelerator.device)) // group
         if self._gate is None:
             return
-        before = self._gate.flops
+        before = torch.tensor([self._gate.flops, self._gate.num_tokens], dtype=torch.float64)
         open_BK = self._gate.open(inputs, self._rows_BK)
-        self._flops += self._sum(torch.tensor(self._gate.flops - before, dtype=torch.float64)).item()
+        spent = torch.tensor([self._gate.flops, self._gate.num_tokens], dtype=torch.float64) - before
+        flops, num_tokens = self._sum(spent).tolist()
+        self._flops += flops
+        self._num_asked += int(num_tokens)
         output["teacher_weights"] = _passed_on(output["teacher_weights"], open_BK)
         seen = gather(output["skill_ids"]), gather(self._rows_BK), gather(open_BK)
         self.steering.count_gate(gate_counts(own_B2, *seen, group, len(self.steering.skills)))
@@ -135,8 +138,8 @@ class Scoring:
         """What the rollout cost over all processes.
 
         Returns:
-            Tokens that teachers were run on, tokens on top had all taught all their skills and nothing been cached, and
-            operations of teachers, those of the gate included.
+            Tokens that teachers were run on, answers to the gate included; how many more it would have been without
+            a gate, had all taught all their skills and nothing been cached; and the teachers' operations.
         """
         lengths_B1 = (output["prompt_mask"].sum(1) + output["completion_mask"].sum(1))[:, None]
         could_BK = self.steering.teaches_SK.to(lengths_B1.device)[output["skill_ids"]]
@@ -148,8 +151,9 @@ class Scoring:
         scored, possible = self._sum(sums).tolist()
         computed = self._sum(torch.tensor(self.panel.num_computed) - found_K).tolist()
         flops = self._flops + sum(2.0 * size * n for size, n in zip(self.panel.num_parameters, computed, strict=True))
-        self._flops = 0.0
-        return sum(scored), sum(possible) - sum(scored), flops
+        num_scored = sum(scored) + self._num_asked
+        self._flops, self._num_asked = 0.0, 0
+        return num_scored, sum(possible) - num_scored, flops
 
     def _sum(self, value: Tensor) -> Tensor:
         total: Tensor = self.accelerator.reduce(value.to(self.accelerator.device), reduction="sum")

@@ -128,7 +128,7 @@ class RLDTrainer(GRPOTrainer):
         keep_input_whole(self._student)  # beside an adapter its head is frozen
         self._set_up_teachers()
         first: Any = self.reward_funcs if trusted is None else all_checked(trusted)
-        verify = verifier(first, self.state)
+        verify = verifier(first, lambda: self.state)
         self.audit = None if trusted is None else Audit(verify, args.audit_share, args.seed)
         asked = self._tokenizer, verify, args.answer_length, self.accelerator, self._chat_options
         self.gate = Gate.of(self.teachers, *asked) if args.gate == "prompt" and self.teachers else None

@@ -326,6 +326,68 @@ def test_a_skill_that_is_not_asked_keeps_its_weights_and_then_starts_anew():
     assert weights.signals["add"] == controller.weights(start(controller)).signals["add"]
 
 
+def test_a_teacher_that_alone_is_right_on_a_few_prompts_stays_until_they_are_learnt():
+    """The gate leaves it these prompts alone, so that another one is right far more often is no reason to drop it."""
+    controller, state = Gap(), start(Gap())
+    few = TeacherSeen(0.5, 0, 0, True, 40, 10, 40, 0)
+    for tick in range(60):
+        state, weights, _ = controller.step(state, seen(tick, add=of(gated(14, failing=0.0), few, informative=0.0)))
+    assert weights.teachers["add"]["b"] > 0.9
+    assert weights.signals["add"]["response"] > 0.5
+
+
+@pytest.mark.parametrize("asked", [2, 4, 8])
+def test_a_teacher_that_is_off_is_back_after_one_look_that_finds_it_right(asked):
+    """While it is off it is looked at once in 20 ticks, and asked a few prompts then."""
+    controller, state = Gap(), start(Gap())
+    for tick in range(20):
+        state, weights, _ = controller.step(state, seen(tick, add=of(gated(0), gated(14))))
+    assert weights.teachers["add"]["a"] == 0
+    for tick in range(20, 39):
+        state, weights, _ = controller.step(state, seen(tick, add=of(TeacherSeen(None), gated(14))))
+    look = TeacherSeen(0.5, 0, 0, True, asked, asked, 4 * asked, 0)
+    state, _, _ = controller.step(state, seen(39, add=of(look, gated(14))))
+    for tick in range(40, 43):
+        state, weights, _ = controller.step(state, seen(tick, add=of(TeacherSeen(None), gated(14))))
+    assert weights.teachers["add"]["a"] > 0.02
+
+
+def test_a_teacher_around_the_least_cover_does_not_flap():
+    rng, controller, state, events = random.Random(0), Gap(), start(Gap()), []
+    for tick in range(2000):
+        right = sum(rng.random() < 0.12 for _ in range(16))
+        told = TeacherSeen(0.3, 0, 0, True, 16, right, 4 * right, right)
+        state, _, news = controller.step(state, seen(tick, add=of(told, TeacherSeen(None, teaches=False))))
+        events += [e for e in news if e.about in ("a", "response")]
+    assert len(events) <= 8
+
+
+def test_where_the_verifier_has_no_say_teachers_count_as_without_one():
+    """All answers pass then, and no attempt of the student's counts."""
+    controller, state = Gap(), start(Gap())
+    open_to_all = TeacherSeen(1e-4, 0, 0, True, 16, 16, 0, 0)
+    for tick in range(40):
+        news = SkillSeen(0, 0, 10, 0, {"a": open_to_all, "b": open_to_all})
+        state, weights, _ = controller.step(state, seen(tick, add=news))
+    assert weights.signals["add"]["response"] == 0  # it says what the student says
+    assert weights.allocation is not None
+    assert weights.allocation["add"] > 0.1
+
+
+def test_a_skill_that_is_not_asked_any_more_has_no_claim_on_the_prompts():
+    controller, state = Gap(), start(Gap())
+    for tick in range(60):
+        news = {"add": skill()} | ({"sort": skill()} if tick < 10 else {})
+        state, weights, _ = controller.step(state, seen(tick, **news))
+    assert weights.allocation == pytest.approx({"add": 0.9, "sort": 0.1}, abs=0.01)
+
+
+def test_a_prior_for_one_signal_leaves_the_others_as_they_are():
+    weights = Gap(prior={"policy": 2.0})
+    shares = weights.weights(start(weights)).signals["add"]
+    assert shares == pytest.approx({"policy": 2 / 3.25, "response": 1 / 3.25, "feature": 0.25 / 3.25})
+
+
 # -- layers of gap ---------------------------------------------------------------------------------------------------
 
 
