@@ -55,7 +55,7 @@ Start = Callable[[Job], Process]
 def starter(at_once: int) -> Start:
     """Return what starts a job as a process, with its share of the cores; what it prints goes to its log.
 
-    Importing takes longer than a small run trains. So on Linux one process imports everything and does nothing else, and
+    Importing takes longer than some runs train. So on Linux one process imports everything and does nothing else, and
     each job is a copy of it; elsewhere such copies are not safe, and each job imports anew.
     """
     given = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // at_once, 1)), "OMP_WAIT_POLICY": "PASSIVE"}
