@@ -139,8 +139,12 @@ def run(jobs: Sequence[Job], at_once: int, start: Start, tell: Callable[[str], N
                 ready = [job for job in waiting if job.needs not in waiting and job.needs not in working]
                 for job in ready[: at_once - len(working)]:
                     waiting.remove(job)
-                    job.prepare()
-                    working[job] = start(job), time.monotonic()
+                    try:
+                        job.prepare()
+                        working[job] = start(job), time.monotonic()
+                    except OSError as error:  # such as a full disk; the others go on
+                        failed.append(job)
+                        tell(f"{job.title}: not started: {error}")
                 time.sleep(0.05)
         finally:
             _terminate(process for process, _ in working.values())
@@ -170,7 +174,9 @@ def _listening() -> Iterator[list[int]]:
         print("rld: stopping after this step, the same command goes on; once more stops at once", file=sys.stderr)
 
     names = ("SIGINT", "SIGTERM", "SIGHUP")
-    numbers = [number for name in names if (number := getattr(signal, name, None)) is not None]
+    there = [number for name in names if (number := getattr(signal, name, None)) is not None]
+    # What is ignored stays so: under nohup a closed terminal stops nothing.
+    numbers = [number for number in there if signal.getsignal(number) is not signal.SIG_IGN]
     before = [signal.signal(number, note) for number in numbers]
     try:
         yield caught

@@ -145,3 +145,10 @@ class Recipe(Part):
     """Tokens that an answer may take, in training and when a model is scored."""
     stages: list[AnyStage] = Field(min_length=1)
     """Run in this order; the last one's model is the run's student."""
+
+    @field_validator("skills")
+    @classmethod
+    def _something_is_scored(cls, skills: dict[str, Any]) -> dict[str, Any]:
+        if not any(skill.held_out for skill in skills.values()):
+            raise ValueError("one skill at least should have held_out above 0, or no model is ever scored")
+        return skills

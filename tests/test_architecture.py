@@ -27,7 +27,7 @@ ORDER = """
     serving cache keeper models probing changes arguments build pipeline cli __main__
 """.split()  # noqa: SIM905 - a list this long is easier to read as text
 CONTENT = {"rewards": {"types", "errors", "heads"}, "curricula": {"types", "errors"}}
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 
 
 def imports(path: Path) -> set[str]:
@@ -61,6 +61,8 @@ def test_rewards_and_curricula_know_nothing_of_the_trainer(kind):
 
 def test_every_folder_with_code_is_packaged():
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages = {name.removeprefix("rld.").replace(".", "/") for name in setuptools["packages"]}
+    assert {str(path.parent.relative_to(ROOT)) for path in (ROOT / "recipes").rglob("*.yaml")} <= packages
     shipped = {Path(pattern).parts[0] for pattern in setuptools["package-data"]["rld"] if pattern.endswith(".py")}
     assert {path.relative_to(ROOT / "rld").parts[0] for path in (ROOT / "rld").glob("*/**/*.py")} <= shipped
 
@@ -77,7 +79,8 @@ def test_recipes_ship():
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_shipped_recipe_is_valid_and_says_what_it_is(path):
     assert read(path).name == path.stem
-    assert library.names("recipes")[path.stem], "its first line should be a comment that says what it does"
+    name = path.relative_to(ROOT / "recipes").with_suffix("").as_posix()
+    assert library.names("recipes")[name], "its first line should be a comment that says what it does"
 
 
 RECIPE = """\

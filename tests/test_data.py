@@ -12,6 +12,7 @@ import pytest
 from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import DataLoaderConfiguration
 from datasets import Dataset
+from pydantic import ValidationError
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 from trl.trainer.utils import RepeatSampler, identity
@@ -48,6 +49,19 @@ def test_no_training_row_is_held_out(skill):
     trained = {row["prompt"] for row in [*drawn, *made.rows(500, seed=1), *made.probe(300)]}
     assert len(trained) > 100
     assert not trained & set(held_out)
+
+
+def test_a_skill_that_is_never_scored_avoids_what_others_hold_out():
+    tree = {"name": "r", "stages": [{"name": "only", "run": "sft", "model": "any", "steps": 1}]}
+    tree["skills"] = {"lesson": REVERSE | {"held_out": 0}, "scored": REVERSE | {"held_out": 60}}
+    made = data.sources(Recipe.model_validate(tree), Path())
+    held_out = {row["prompt"] for row in made["scored"].held_out()}
+    drawn = {made["lesson"].draw(i % 3, random.Random(i))["prompt"] for i in range(1000)}
+    assert made["lesson"].held_out() == []
+    assert len(held_out) == 60 < len(drawn)
+    assert not drawn & held_out
+    with pytest.raises(ValidationError, match="no model is ever scored"):
+        Recipe.model_validate({**tree, "skills": {"lesson": REVERSE | {"held_out": 0}}})
 
 
 def test_held_out_rows_depend_on_the_seed_alone():

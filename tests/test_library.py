@@ -93,11 +93,14 @@ def test_a_recipe_is_found_by_path_or_shipped_name(tmp_path, monkeypatch):
     shipped = tmp_path / "recipes"
     shipped.mkdir()
     (shipped / "quickstart.yaml").write_text("# Start here\nname: quickstart\n")
+    (shipped / "hard").mkdir()
+    (shipped / "hard" / "one.yaml").write_text("# Harder\nname: one\n")
     monkeypatch.setattr(library, "folder", lambda kind: tmp_path / kind)
     (tmp_path / "mine.yaml").touch()
     assert library.find_recipe("quickstart") == shipped / "quickstart.yaml"
     assert library.find_recipe(str(tmp_path / "mine.yaml")) == tmp_path / "mine.yaml"
-    assert library.names("recipes") == {"quickstart": "Start here"}
+    assert library.find_recipe("hard/one") == shipped / "hard" / "one.yaml"
+    assert library.names("recipes") == {"hard/one": "Harder", "quickstart": "Start here"}
     with pytest.raises(LibraryError, match="did you mean 'quickstart'"):
         library.find_recipe("quikstart")
     with pytest.raises(LibraryError, match=r"did you mean '.*mine\.yaml'"):
