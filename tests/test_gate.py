@@ -117,6 +117,27 @@ def test_training_teaches_on_open_prompts_alone_and_gives_their_weight_to_teache
     assert made.steering._gate.sum((0, 1)).tolist()[:2] == [8, 2]
 
 
+def test_a_reward_that_goes_by_the_step_gets_the_present_one_from_the_gate_too(tmp_path):
+    steps = []
+
+    def reward(completions, trainer_state, **_):
+        steps.append(trainer_state.global_step)
+        return [1.0] * len(completions)
+
+    made = RLDTrainer(
+        tiny.model(),
+        reward,
+        RLDConfig(**tiny.options(tmp_path, gate="prompt", max_steps=3)),
+        tiny.rows(24),
+        processing_class=tiny.tokenizer(),
+        teachers=[teacher()],
+        controller=Fixed(),
+    )
+    made.train()
+    assert len(steps) > 3
+    assert steps == sorted(steps)
+
+
 @pytest.mark.parametrize("combine", ["mixture", "best_of"])
 def test_the_mask_of_kdrl_leaves_out_completions_that_succeeded_and_their_forwards(tmp_path, combine):
     made = RLDTrainer(
