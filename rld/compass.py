@@ -20,6 +20,7 @@ from rld import evaluation
 from rld.config import RLDConfig
 from rld.errors import RecipeError
 from rld.heads import Head
+from rld.packing import Layout
 from rld.panel import hidden_states
 from rld.rollout import gold_completions
 from rld.sketches import SIZE, likelihood_gradient, pulls, signs, sketch
@@ -64,7 +65,7 @@ class Compass:
         if not needs.pulls or not steering.teachers:
             return None
         known = tokenizer, args.max_completion_length, chat_options, accelerator
-        gold = Gold(rows, *known) if needs.gold else None
+        gold = Gold(_first(rows, needs.gold, steering.skills), *known) if needs.gold else None
         return cls(steering, args.prompts_per_rollout, student, gold, accelerator)
 
     def _clear(self) -> None:
@@ -128,11 +129,18 @@ class Compass:
         return total.cpu()
 
 
+def _first(rows: Sequence[Row], count: int, skills: Sequence[str]) -> list[Row]:
+    """The first rows of each skill that have an answer."""
+    answered = [row for row in rows if row.get("answer")]
+    of = {skill: [row for row in answered if str(row.get("skill", DEFAULT_SKILL)) == skill] for skill in skills}
+    return [row for skill in skills for row in of[skill][:count]]
+
+
 class Gold:
     """Gold answers of training rows, and how the student would have to change to give them.
 
     Args:
-        rows: Rows with `prompt`, `answer` and `skill`, the same on every process; those without an answer are left out.
+        rows: Rows with `prompt`, `answer` and `skill`, the same on every process.
         tokenizer: The student's.
         longest: Tokens of an answer at most; None: any number.
         chat_options: What else the chat template is given.
@@ -143,13 +151,12 @@ class Gold:
 
     def __init__(
         self,
-        rows: Sequence[Row],
+        rows: list[Row],
         tokenizer: PreTrainedTokenizerBase,
         longest: int | None,
         chat_options: Mapping[str, Any],
         accelerator: Accelerator,
     ) -> None:
-        rows = [row for row in rows if row.get("answer")]
         if not rows:
             raise RecipeError("controller: probe looks at gold answers, and no row of probe_rows has one")
         prompts = [evaluation.tokens(tokenizer, row["prompt"], chat_options) for row in rows]
@@ -188,6 +195,6 @@ def _read(student: PreTrainedModel, texts: Sequence[tuple[list[int], list[int]]]
         ids_BS[row, before - len(prompt) : before + len(answer)] = torch.tensor(prompt + answer)
         attention_BS[row, before - len(prompt) : before + len(answer)] = 1
     ids_BS, attention_BS = ids_BS.to(student.device), attention_BS.to(student.device)
-    hidden_BTH = hidden_states(student, ids_BS, attention_BS, after, (), len(texts)).last_BTH
+    hidden_BTH = hidden_states(student, ids_BS, attention_BS, after, (), len(texts), Layout.apart(student)).last_BTH
     answers_BT = attention_BS[:, before:].bool()
     return hidden_BTH[answers_BT], ids_BS[:, before:][answers_BT]

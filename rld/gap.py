@@ -124,6 +124,14 @@ class Gap(Rule):
             "teachers": _table(normalised(dict.fromkeys(teachers, 1.0))),
         }
 
+    def _anew(self, entry: State, teachers: list[str], signals: list[Signal]) -> State:
+        """A skill that has had no prompts for long. What is known of its reward does not go stale as a student does."""
+        fresh = self._fresh(teachers, signals) | {"stale": _STALE, "paid": entry["paid"], "alarm": entry["alarm"]}
+        if entry["alarm"] and "policy" in signals:
+            fresh["signals"]["policy"] = entry["signals"]["policy"]
+            _normalise(fresh["signals"])
+        return fresh
+
     def resume(self, state: State, teachers: list[str]) -> State:
         state = super().resume(state, teachers)
         skills = {}
@@ -156,7 +164,7 @@ class Gap(Rule):
                 continue
             entry["stale"] += 1
             if entry["stale"] == _STALE and entry["trace"]:
-                state["skills"][skill] = self._fresh(state["teachers"], state["signals"]) | {"stale": _STALE}
+                state["skills"][skill] = self._anew(entry, state["teachers"], state["signals"])
                 measured = f"no prompt of it for {_STALE} ticks"
                 events.append(Event(seen.step, "skill forgotten", skill, "all", measured, "back to the prior"))
         self._allocate(state)

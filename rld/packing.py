@@ -34,11 +34,8 @@ class Rows:
     restore: Callable[[Tensor], Tensor]
     """From states of the backbone's tokens `[R, L, H]` to those that predict the completion tokens, `[B, T, H]`. Where
     a token is masked its state means nothing."""
-
-    @property
-    def num_computed(self) -> int:
-        """Tokens that are computed, padding included."""
-        return self.inputs["input_ids"].numel() if "input_ids" in self.inputs else 0
+    num_computed: int
+    """Tokens that are computed, padding included."""
 
 
 class _Part(NamedTuple):
@@ -57,6 +54,8 @@ class Layout:
 
     shared: bool
     """Whether completions may share a row."""
+    positions: bool
+    """Whether the model is told positions, or counts them as it does by itself."""
     additive: torch.dtype | None
     """Of the mask: attention that is written out adds it; None where it is boolean."""
     window: int | None
@@ -71,12 +70,17 @@ class Layout:
         windows = [getattr(config, key, None) for key in ("sliding_window", "attention_chunk_size")]
         additive = model.dtype if config._attn_implementation == "eager" else None
         window = min((size for size in windows if size), default=None)
-        layout = cls(True, additive, window, 6 * config.hidden_size)
+        layout = cls(True, True, additive, window, 6 * config.hidden_size)
         obstacle = _obstacle(model) or _fault(model, layout)
         if obstacle is None:
             return layout
         warnings.warn(f"{name}: each completion has a row of its own, because {obstacle}", stacklevel=2)
-        return replace(layout, shared=False)
+        return replace(layout, shared=False, positions=False)
+
+    @classmethod
+    def apart(cls, model: PreTrainedModel) -> Layout:
+        """Rows of their own, for prompts that are all different."""
+        return cls(False, _takes_positions(model), None, None, 0)
 
     def rows(self, ids_BS: Tensor, attention_BS: Tensor, num_tokens: int) -> Rows:
         """Lay out a batch.
@@ -114,10 +118,10 @@ class Layout:
         first, end = min(used[0], num_prompt - 1), max(used[-1], num_prompt)
         ids, attention = ids_BS[:, first:end], real_BS[:, first:end].long()
         inputs = {"input_ids": ids, "attention_mask": attention}
-        if self.shared:  # positions count from a prompt's first token here too
+        if self.positions:  # they count from a prompt's first token, as in shared rows
             inputs["position_ids"] = (attention.cumsum(1) - 1).clamp(min=0)
         index_T = (torch.arange(num_tokens) + num_prompt - 1 - first).clamp(max=end - first - 1)
-        return Rows(inputs, _Gather(torch.arange(len(ids))[:, None] * ids.shape[1] + index_T))
+        return Rows(inputs, _Gather(torch.arange(len(ids))[:, None] * ids.shape[1] + index_T), ids.numel())
 
     def _plan(self, ids_BS: Tensor, real_BS: Tensor, num_tokens: int) -> list[list[_Part]]:
         """Which parts share a row, at the least cost."""
@@ -159,7 +163,7 @@ class Layout:
         index_BT = torch.where(past_BT == 0, before_B, start_B + past_BT - 1).clamp(min=0)
         mask = self._mask(own_RL, prompt_RL)
         inputs = {"input_ids": ids_RL, "attention_mask": mask, "position_ids": positions_RL}
-        return Rows(inputs, _Gather(index_BT))
+        return Rows(inputs, _Gather(index_BT), ids_RL.numel())
 
     def _mask(self, own_RL: Tensor, prompt_RL: Tensor) -> Tensor:
         """What each token sees: `[R, 1, L, L]`. Padding sees padding, because no row of attention may be empty."""
@@ -172,10 +176,6 @@ class Layout:
         return torch.zeros(sees_RLL.shape, dtype=self.additive).masked_fill(~sees_RLL, hidden)
 
 
-APART = Layout(False, None, None, 0)
-"""A row for each completion."""
-
-
 @dataclass(frozen=True)
 class _Gather:
     index_BT: Tensor
@@ -186,16 +186,16 @@ class _Gather:
         return states_NH.view(*index_BT.shape, -1)
 
 
-def as_they_are(num_tokens: int) -> Rows:
+def as_they_are(num_tokens: int, num_computed: int) -> Rows:
     """Rows of `[B, S]` tokens that are left alone, for inputs that are more than token ids."""
-    return Rows({}, lambda states: states[:, -num_tokens - 1 : -1])
+    return Rows({}, lambda states: states[:, -num_tokens - 1 : -1], num_computed)
 
 
 def _on(device: torch.device, rows: Rows) -> Rows:
     gather = rows.restore
     assert isinstance(gather, _Gather)
     inputs = {name: value.to(device) for name, value in rows.inputs.items()}
-    return Rows(inputs, _Gather(gather.index_BT.to(device)))
+    return Rows(inputs, _Gather(gather.index_BT.to(device)), rows.num_computed)
 
 
 def _longest(rows: Sequence[Sequence[_Part]]) -> int:
@@ -230,16 +230,20 @@ def _obstacle(model: PreTrainedModel) -> str | None:
         return f"a {type(model).__name__} carries a state from token to token"
     if config._attn_implementation not in ("sdpa", "eager"):
         return f"its attention ({config._attn_implementation}) takes no mask of its own; load it with sdpa"
-    if "position_ids" not in inspect.signature(type(model.base_model).forward).parameters:
+    if not _takes_positions(model):
         return f"a {type(model).__name__} takes no position_ids"
     return None
+
+
+def _takes_positions(model: PreTrainedModel) -> bool:
+    return "position_ids" in inspect.signature(type(model.base_model).forward).parameters
 
 
 @torch.no_grad()
 def _fault(model: PreTrainedModel, layout: Layout) -> str | None:
     """Run a few packed tokens and see whether their states are those of rows of their own, and stay apart."""
     vocabulary = model.config.get_text_config().vocab_size
-    ids_BS = (torch.arange(24).view(3, 8) * 7 + 3) % vocabulary
+    ids_BS = torch.randint(vocabulary, (3, 8), generator=torch.Generator().manual_seed(0))
     ids_BS[1, :4] = ids_BS[0, :4]
     other_BS = ids_BS.clone()
     other_BS[0, 4:] = (other_BS[0, 4:] + 1) % vocabulary
@@ -258,9 +262,13 @@ def _fault(model: PreTrainedModel, layout: Layout) -> str | None:
     expected = torch.cat([states[0, real[:4].sum() - 1 : -1] for states, real in zip(alone, real_BS, strict=True)])
     found = packed[real_BS[:, 4:]]
     spread = (expected - expected.mean(0)).double().norm()
-    apart = torch.equal(packed[1, :2], changed[1, :2])
-    close = bool((found - expected).double().norm() <= _TOLERANCE.get(expected.dtype, 0.1) * spread)
-    return None if apart and close else "in a packed row its states are other ones than in rows of their own"
+    tolerance = _TOLERANCE.get(expected.dtype, 0.1) * spread
+    if bool((found - expected).double().norm() > tolerance):
+        return "in a packed row its states are other ones than in rows of their own"
+    # Not to the last bit: a mixture of experts sums in another order when other tokens go to its experts.
+    if bool((packed[1, :2] - changed[1, :2]).double().norm() > 0.1 * tolerance):
+        return "in a packed row it sees other completions"
+    return None
 
 
 def _packed_states(model: PreTrainedModel, layout: Layout, ids_BS: Tensor, real_BS: Tensor) -> Tensor:

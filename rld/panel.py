@@ -24,7 +24,7 @@ from rld.errors import TeacherError
 from rld.features import AnyFeature
 from rld.heads import Head, TeacherStates, log_probabilities
 from rld.matching import Plan
-from rld.packing import APART, Layout
+from rld.packing import Layout
 from rld.shortlist import Passage, Shortlist
 from rld.taps import Tap, depth, tapped
 from rld.teachers import Teacher, share
@@ -50,7 +50,7 @@ def hidden_states(
     num_tokens: int,
     taps: Sequence[Tap],
     batch: int,
-    layout: Layout = APART,
+    layout: Layout,
 ) -> States:
     """Run a teacher's backbone over prompts and completions.
 

@@ -82,17 +82,18 @@ class Protection(TrainerCallback):
         skills = [str(row.get("skill", DEFAULT_SKILL)) for row in self._replayed]
         prompts = [evaluation.tokens(self.tokenizer, row["prompt"], self.chat_options) for row in self._replayed]
         numbers = range(0, len(prompts), _TOGETHER)
-        mine = [
-            (
-                first,
-                remember(
-                    *(model, self.student, self.tokenizer),
-                    *(skills[first : first + _TOGETHER], prompts[first : first + _TOGETHER]),
-                    *(self.max_new_tokens, self.seed + first),
-                ),
-            )
-            for first in numbers[self.accelerator.process_index :: self.accelerator.num_processes]
-        ]
+        with self.accelerator.autocast():  # as the student is read when it replays
+            mine = [
+                (
+                    first,
+                    remember(
+                        *(model, self.student, self.tokenizer),
+                        *(skills[first : first + _TOGETHER], prompts[first : first + _TOGETHER]),
+                        *(self.max_new_tokens, self.seed + first),
+                    ),
+                )
+                for first in numbers[self.accelerator.process_index :: self.accelerator.num_processes]
+            ]
         memories = [memory for _, some in sorted(gather_object(mine), key=lambda pair: pair[0]) for memory in some]
         self._memory = Replay(memories, _frozen(self.student), self.rule.batch)
         self._count(2 * sum(memory.size for memory in memories))  # said once, and read once

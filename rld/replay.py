@@ -22,6 +22,7 @@ from rld import evaluation
 from rld.combine import Mixture
 from rld.divergences import ForwardKL
 from rld.heads import Head, TeacherStates
+from rld.packing import Layout
 from rld.panel import hidden_states
 from rld.student import RecordedStudent, Response, SignalInputs
 from rld.vocabulary import Matching
@@ -68,7 +69,8 @@ def remember(
     ids_BS, attention_BS, mask_BT = (x.to(backbone.device) for x in _padded(rows))
     training = backbone.training
     backbone.eval()
-    hidden_BTH = hidden_states(backbone, ids_BS, attention_BS, mask_BT.shape[1], (), len(rows)).last_BTH
+    apart = Layout.apart(backbone)
+    hidden_BTH = hidden_states(backbone, ids_BS, attention_BS, mask_BT.shape[1], (), len(rows), apart).last_BTH
     backbone.train(training)
     kept = [hidden[: len(ids)].cpu() for hidden, ids in zip(hidden_BTH, completions, strict=True)]
     return [Memory(*memory) for memory in zip(skills, prompts, completions, kept, strict=True)]

@@ -85,7 +85,7 @@ class Retention(Options):
         error = math.sqrt(smoothed * (1 - smoothed) / (asked + 2))
         violation = clip(gap, -_CLIP, _CLIP) if abs(gap) > error else 0.0
         excess = max(violation, 0.0)  # what is better than it must be raises nothing when it gets a little worse
-        before, kept = entry["weight"], 1 - _LEAK if gap < 0 else 1.0
+        before, kept = entry["weight"], 1 - _LEAK if gap <= 0 else 1.0
         # The bounds are inside the recursion, so that nothing winds up behind them.
         after = clip(kept * before + _I * violation + _P * (excess - entry["excess"]), 0, _HIGHEST)
         after = after if after >= _LOWEST else 0.0

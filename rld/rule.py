@@ -24,7 +24,7 @@ Odds: TypeAlias = Annotated[float, Field(ge=0)]
 PerSkill: TypeAlias = Share | dict[str, Share]
 """One value for all skills, or one for each by name."""
 
-_VERSION = 4
+_VERSION = 5
 """Of every controller's state."""
 _MEMORY = 0.8
 """Share of the running gradient norms that a tick keeps."""

@@ -151,7 +151,7 @@ def _rows(layout: Callable[[], Layout], model: PreTrainedModel, given: dict[str,
     routed = given.get("output_router_logits") or getattr(model.config.get_text_config(), "output_router_logits", False)
     others = {name for name, value in given.items() if value is not None} - _PLAIN
     if others or routed or given.get("input_ids") is None:
-        return as_they_are(num_tokens)
+        return as_they_are(num_tokens, given["labels"].numel())
     return layout().rows(given["input_ids"], given["attention_mask"], num_tokens)
 
 

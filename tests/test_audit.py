@@ -53,6 +53,18 @@ def test_a_hacked_reward_loses_its_weight_within_fifteen_ticks_and_the_teacher_t
     assert found.count("audit alarm") == found.count("audit calm") == 1
 
 
+def test_an_alarm_holds_while_its_skill_gets_no_prompts():
+    """What a reward is worth does not go stale, and a skill that can't be trusted is hardly asked."""
+    controller = Gap()
+    state = start(controller, teacher=False)
+    for step in range(15):
+        state, weights, _ = tick(controller, state, 0.95, 0.1, step, teacher=False)
+    assert weights.signals["add"] == {"policy": 0.0}
+    for step in range(30):
+        state, weights, _ = controller.step(state, Observation(step, {}))
+    assert weights.signals["add"] == {"policy": 0.0}
+
+
 def test_a_reward_that_is_right_is_followed_exactly_as_without_an_audit():
     controller = Gap()
     plain, audited = start(controller), start(controller)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -15,15 +16,19 @@ from transformers import (
     MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+from trl.trainer.utils import add_fused_lm_head
 
 import tests.tiny as tiny
 from rld import packing
 from rld.config import RLDConfig
 from rld.controllers import Fixed
 from rld.packing import Layout
+from rld.student import RecordedStudent, add_signal_head
 from rld.taps import tapped
 from rld.teachers import Teacher
 from rld.trainer import RLDTrainer
@@ -234,3 +239,23 @@ def test_operations_follow_what_is_computed(tmp_path):
     trainer._compute_loss(trainer.model, rollout)
     assert seen["student"] == [trainer._recorded.num_computed]
     assert trainer._recorded.num_computed < generated
+
+
+def test_a_small_vocabulary_and_a_mixture_of_experts_share_rows_too():
+    sizes = SIZES | HEADS | {"vocab_size": 7}
+    experts = MixtralConfig(**sizes, num_local_experts=4, router_aux_loss_coef=0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for model in (Qwen2ForCausalLM(Qwen2Config(**sizes)), MixtralForCausalLM(experts)):
+            assert Layout.of(model, "teacher 'x'").shared
+
+
+def test_operations_of_a_student_whose_rows_are_left_alone_are_counted():
+    """A balancing loss needs the routers of all tokens."""
+    student = MixtralForCausalLM(MixtralConfig(**SIZES, **HEADS, num_local_experts=4, output_router_logits=True))
+    add_fused_lm_head(student)
+    add_signal_head(student)
+    ids, attention = batch()
+    recorded = RecordedStudent(student, 6)
+    recorded(input_ids=ids, attention_mask=attention, labels=ids, fused_lm_head=True)
+    assert recorded.num_computed == ids.numel()

@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import GPT2Config, GPT2LMHeadModel
 from trl.trainer.utils import add_fused_lm_head
 
 import tests.tiny as tiny
@@ -48,6 +49,14 @@ def test_without_a_violation_the_weight_stays_0_and_decays_to_0_after_one():
     assert weights == sorted(weights, reverse=True)
     assert weights[-1] == 0.0
     assert kinds == ["retention off"]
+
+
+def test_with_no_drop_allowed_the_weight_decays_too_once_nothing_is_lost():
+    rule = Retention(drop=0.0)
+    state = rule.start({"old": (32, 32)})
+    for step, right in enumerate([16, *[32] * 120]):
+        state, _ = rule.step(state, {"old": (right, 32)}, step)
+    assert rule.weights(state)["old"] == 0.0
 
 
 def test_a_steady_violation_grows_it_linearly_to_the_limit_and_no_further():
@@ -121,6 +130,19 @@ def test_the_divergence_and_its_gradient_are_those_of_a_plain_reference():
     assert seen.tolist() == pytest.approx([total_kl, len(kept[0].completion) + len(kept[2].completion)], rel=1e-4)
     for mine, theirs in zip(torch.autograd.grad(total, list(now.parameters())), gradient, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_a_student_with_learnt_positions_is_not_far_from_itself():
+    """Prompts of different lengths are padded, and padding is no position."""
+    torch.manual_seed(0)
+    student = GPT2LMHeadModel(GPT2Config(vocab_size=15, n_embd=32, n_layer=2, n_head=4, n_positions=64))
+    kept = remember(student, student, tiny.tokenizer(), ["old"] * 3, [[5, 6, 4], [7, 4], [8, 9, 10, 4]], 5, seed=0)
+    add_fused_lm_head(student)
+    add_signal_head(student)
+    student.eval()
+    _, (apart, count) = divergence(student, Head.of(student), [(memory, 1.0) for memory in kept], torch.device("cpu"))
+    assert count > 0
+    assert apart.item() == pytest.approx(0, abs=1e-4)
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 8])
