@@ -107,7 +107,8 @@ class Noise(_Directed):
         return {signal: clip(pull, -self.cap, self.cap) for signal, pull in pulls.items()}
 
     def _measure(self, entry: State, pulls: Pulls, scale: Mapping[str, float]) -> None:
-        """Update the running noise and bias of the signals, in place. Both are unbiased if the noises of signals are independent, and may fall below 0."""
+        """Update the running noise and bias of the signals, in place: both may fall below 0, and are right on average
+        if the noises of the signals are independent."""
         known = [signal for signal in entry["log"] if signal in pulls.noise and signal in pulls.inner]
         if "policy" not in known:
             return
