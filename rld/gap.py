@@ -233,24 +233,21 @@ class Gap(Rule):
             start = {"right": [1.0 + seen.verified, 1.0 + seen.probed - seen.verified], "student": [1.0, 1.0]}
             entry = gate.setdefault(name, start | {"tick": tick - 1})
             known = [1.0, 1.0] if _changed(entry["right"], seen.right, seen.asked) else entry["right"]
-            # One that was off is seen again after many ticks, and what it was then has faded as long.
-            ticks, entry["tick"] = tick - entry["tick"], tick
-            entry["right"] = self._updated(known, seen.right, seen.asked, ticks=ticks)
-            entry["student"] = self._updated(entry["student"], credible * seen.successes, seen.attempts, ticks=ticks)
+            # One that was off is seen again after many ticks. What it was then counts less, but it is still the best
+            # guess: with the prior in its place, one that was never right would be back after each look.
+            faded, entry["tick"] = self.forget ** (tick - entry["tick"] - 1), tick
+            known, student = ([faded * x for x in beta] for beta in (known, entry["student"]))
+            entry["right"] = self._updated(known, seen.right, seen.asked)
+            entry["student"] = self._updated(student, credible * seen.successes, seen.attempts)
 
     def _updated(
-        self,
-        beta: list[float],
-        successes: float,
-        attempts: int,
-        prior: tuple[float, float] = (1.0, 1.0),
-        ticks: int = 1,
+        self, beta: list[float], successes: float, attempts: int, prior: tuple[float, float] = (1.0, 1.0)
     ) -> list[float]:
-        """A Beta posterior that forgets with each tick, after more attempts; without any it stays."""
+        """A Beta posterior that forgets, after more attempts; without any it stays."""
         if not attempts:
             return beta
-        counted, kept = (successes, attempts - successes), self.forget**ticks
-        return [p + kept * (old - p) + new for old, p, new in zip(beta, prior, counted, strict=True)]
+        counted = successes, attempts - successes
+        return [p + self.forget * (old - p) + new for old, p, new in zip(beta, prior, counted, strict=True)]
 
     def _leads(
         self, entry: State, teachers: Mapping[str, TeacherSeen | None]

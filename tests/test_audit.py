@@ -140,7 +140,7 @@ def test_training_asks_the_trusted_reward_of_rollouts_and_of_teachers(tmp_path):
     assert "audit/second" not in last
     assert {event.skill for event in made.events if event.kind == "audit alarm"} == {"first"}
     gate = made.steering.state["skills"]["first"]["gate"]["one"]["right"]
-    assert gate[0] == 1 < gate[1]  # by the first reward it would be right each time
+    assert gate[0] <= 1 < gate[1]  # by the first reward it would be right each time
 
 
 def test_a_trusted_reward_that_can_not_be_asked_is_refused(tmp_path):

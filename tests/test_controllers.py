@@ -349,7 +349,18 @@ def test_a_teacher_that_is_off_is_back_after_one_look_that_finds_it_right(asked)
     state, _, _ = controller.step(state, seen(39, add=of(look, gated(14))))
     for tick in range(40, 43):
         state, weights, _ = controller.step(state, seen(tick, add=of(TeacherSeen(None), gated(14))))
-    assert weights.teachers["add"]["a"] > 0.02
+    assert weights.teachers["add"]["a"] > 0.01
+
+
+@pytest.mark.parametrize("asked", [2, 8])
+def test_a_teacher_that_is_off_and_still_wrong_stays_off_when_it_is_looked_at(asked):
+    controller, state = Gap(), start(Gap())
+    for tick in range(200):
+        looked_at = tick < 20 or tick % 20 == 19
+        told = TeacherSeen(0.3, 0, 0, True, asked, 0, 0, 0) if looked_at else TeacherSeen(None)
+        state, weights, events = controller.step(state, seen(tick, add=of(told, gated(14))))
+        assert tick < 20 or not [event for event in events if event.about == "a"]
+    assert weights.teachers["add"]["a"] == 0
 
 
 def test_a_teacher_around_the_least_cover_does_not_flap():
