@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from rld import catalogue, library
@@ -229,7 +229,9 @@ def _serve_teacher(options: argparse.Namespace) -> int:
         from rld.serving import serve
     except ModuleNotFoundError as error:
         if error.name in ("fastapi", "uvicorn"):
-            raise UsageError(f"serve-teacher needs {error.name}; install it with: pip install 'rld[serve]'") from error
+            raise UsageError(
+                f"serve-teacher needs {error.name}; install it with: pip install -e '.[serve]', in a clone of rld"
+            ) from error
         raise
     serve(options.model, options.adapter, options.dtype, options.host, options.port)
     return 0
@@ -251,7 +253,7 @@ def _list(options: argparse.Namespace) -> int:
     """List what ships."""
     if options.kind is not None and options.kind not in catalogue.KINDS:
         raise UsageError(f"nothing of kind {options.kind!r} ships{hint(options.kind, catalogue.KINDS)}")
-    table = Table("kind", "name", "what it is")
+    table = Table("kind", Column("name", overflow="fold"), "what it is")  # names are there to be copied
     for kind in [options.kind] if options.kind else catalogue.KINDS:
         for name, about in catalogue.names(kind).items():
             table.add_row(kind, Text(name), Text(about))

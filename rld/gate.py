@@ -147,7 +147,8 @@ class Gate:
             self._failed[str(teacher.name)] = -1
             warnings.warn(
                 f"teacher '{teacher.name}' answered none of its first {failed + len(verdicts)} prompts rightly, so it "
-                "has taught nothing; if the first reward doesn't give 1 to a right answer, set gate to skill",
+                "has taught nothing; if the first reward, or the audit's, doesn't give 1 to a right "
+                "answer, take one that does, or set gate to skill",
                 stacklevel=2,
             )
 

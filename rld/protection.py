@@ -6,6 +6,7 @@ the same counts, so they come to the same weights.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,14 @@ class Protection(TrainerCallback):
         memories = [memory for _, some in sorted(gather_object(mine), key=lambda pair: pair[0]) for memory in some]
         self._memory = Replay(memories, _frozen(self.student), self.rule.batch)
         self._count(2 * sum(memory.size for memory in memories))  # said once, and read once
-        self.state = self.rule.start(self._probe(model))
+        probed = self._probe(model)
+        self.state = self.rule.start(probed)
+        for skill, (right, asked) in probed.items():
+            if not right:
+                warnings.warn(
+                    f"retain: the student has none of {asked} probes of skill {skill!r} right: nothing can be held",
+                    stacklevel=2,
+                )
 
     def _probe(self, model: Any) -> dict[str, Counts]:
         """Count the student's right answers per protected skill, over all processes."""

@@ -68,6 +68,10 @@ def saved(result: Result) -> str | None:
     if tokens is None:
         return None
     share = tokens.saved / max(tokens.scored + tokens.saved, 1)
+    if tokens.saved < 0:
+        return (
+            f"teachers scored {number(tokens.scored)} tokens; the gate cost {number(-tokens.saved)} more than it saved"
+        )
     return f"teachers scored {number(tokens.scored)} tokens; {number(tokens.saved)} more ({share:.0%}) were saved"
 
 
