@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -52,6 +54,7 @@ class Cached(Lister):
         now = {"version": _VERSION, "teacher": self.about().fingerprint, "vocabulary": vocabulary_hash(student)}
         now |= {"top_k": self.top_k}
         path = self.folder / "manifest.json"
+        before = dict[str, Any]()
         if path.is_file():
             before = read_json(path)
             changed = [key for key in now if before.get(key) != now[key]]
@@ -61,10 +64,15 @@ class Cached(Lister):
                     f"{self.folder} is stale: it was written with {told}; delete it, or name another folder"
                 )
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, now)
+        if before != now:
+            write_json(path, now)
         self._known = {}
         for shard in sorted(self.folder.glob("*.safetensors")):
             self._read(shard)
+
+    @property
+    def is_elsewhere(self) -> bool:
+        return self.lister.is_elsewhere
 
     def about(self) -> About:
         return self.lister.about()
@@ -91,7 +99,7 @@ class Cached(Lister):
         about = {"passages": json.dumps([[key, len(one.tail)] for key, one in zip(keys, said, strict=True)])}
         data = pack_shortlist(Shortlist.concatenated(said), about)
         path = self.folder / f"{_digest(data)}.safetensors"
-        draft = path.with_suffix(f".{os.getpid()}.draft")
+        draft = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.draft")
         draft.write_bytes(data)
         os.replace(draft, path)
         self._read(path)  # what is trained on is what was stored, in the first epoch too

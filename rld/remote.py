@@ -74,6 +74,10 @@ class _Remote(Lister):
         self._client: httpx2.Client | None = None
         self._lock = threading.Lock()
 
+    @property
+    def is_elsewhere(self) -> bool:
+        return True
+
     def about(self) -> About:
         assert self._about is not None  # it has been met
         return self._about

@@ -103,6 +103,11 @@ class Lister(ABC):
     name: str
     """What it is called where nobody gave it a name."""
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether its model is in another process, so that it may be asked while models in this one run."""
+        return False
+
     @abstractmethod
     def meet(self, student: PreTrainedTokenizerBase) -> None:
         """Make sure that it is there and reads the student's tokens.

@@ -88,6 +88,18 @@ def test_scores_are_those_of_the_plain_model_in_passages_of_any_length():
         torch.testing.assert_close(said.log_p.exp().sum(-1) + said.tail.exp(), torch.ones(len(targets)))
 
 
+def test_logits_of_a_half_precision_model_are_not_rounded():
+    model = tiny.model(seed=1).to(torch.bfloat16).eval()
+    passage = Passage([5, 6, 7, 8, 9, 10], 5)
+    hosted = Hosted(Teacher(model, "t", tokenizer=tiny.tokenizer()), torch.device("cpu"), top_k=4)
+    (said,) = hosted.score([passage], 1.0)
+    with torch.no_grad():
+        hidden = model.model(torch.tensor([passage.ids])).last_hidden_state[0, :-1]
+        log_p = (hidden.float() @ model.lm_head.weight.float().T).log_softmax(-1)
+    torch.testing.assert_close(said.sampled, log_p[torch.arange(5), passage.ids[1:]], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(said.log_p, log_p.gather(-1, said.ids.long()), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("vocabulary", [15, 49_152, 151_936, 262_144])
 def test_a_shortlist_survives_as_bytes_in_less_than_300_a_token(vocabulary):
     shortlist = some_shortlist(200, 64, vocabulary)
