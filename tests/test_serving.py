@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import http.server
 import json
+import math
 import os
 import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -115,6 +117,8 @@ def test_it_says_what_the_model_says_here(one, folders):
     require_equal(far.score(PASSAGES, 0.8), near.score(PASSAGES, 0.8))
     prompts = [[5, 6, 4], [7, 8, 9, 4]]
     assert far.answer(prompts, 5) == near.answer(prompts, 5)
+    many = [[5 + i % 10, 5 + i // 10 % 10] * (30 if i % 3 else 1) for i in range(5000)]  # no request may have so many
+    assert far.answer(many, 1) == near.answer(many, 1)
     assert far.about() == near.about()
     assert far.about().fingerprint == one.fingerprint
 
@@ -340,6 +344,9 @@ class _Dialect(http.server.BaseHTTPRequestHandler):
 
     hosted: Hosted
     broken = ""
+    wrong = None
+    most = 0
+    """Prompts that it was asked at once, at most."""
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -356,6 +363,7 @@ class _Dialect(http.server.BaseHTTPRequestHandler):
         if self.broken:
             self._say({"choices": [{"index": 0, "text": "", "prompt_logprobs": None}] * len(asked["prompt"])})
             return
+        type(self).most = max(self.most, len(asked["prompt"]))
         choices = [self._choice(i, ids, asked) for i, ids in enumerate(asked["prompt"])]
         self._say({"choices": choices[::-1]})
 
@@ -367,6 +375,7 @@ class _Dialect(http.server.BaseHTTPRequestHandler):
         told: list[Any] = [None]
         for t, token in enumerate(ids[1:]):
             named = zip(said.ids[t].tolist(), said.log_p[t].tolist(), strict=True)
+            named = [(i, self.wrong or value) for i, value in named]
             one = {str(i): {"logprob": value, "rank": 1, "decoded_token": "x"} for i, value in named}
             told.append({str(token): {"logprob": said.sampled[t].item(), "rank": 9, "decoded_token": "x"}} | one)
         return {"index": index, "text": text, "prompt_logprobs": told}
@@ -393,12 +402,19 @@ def speaking(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]
 
 def test_an_openai_compatible_endpoint_gives_the_same(folders):
     near = hosted(folders / "one")
-    with speaking(type("Good", (_Dialect,), {"hosted": near})) as url:
+    handler = type("Good", (_Dialect,), {"hosted": near})
+    with speaking(handler) as url:
         far = met(f"{url}/v1")
         require_equal(far.score(PASSAGES, 1.0), near.score(PASSAGES, 1.0))
         assert far.answer([[5, 6, 4], [7, 4]], 5) == near.answer([[5, 6, 4], [7, 4]], 5)
+        many = [[5 + i % 10, 4] for i in range(150)]
+        assert far.answer(many, 1) == near.answer(many, 1)
+        assert handler.most == 64
         with pytest.raises(TeacherError, match=r"scores at temperature 1, not 0\.8"):
             far.score(PASSAGES, 0.8)
+    for wrong in (math.nan, 0.5):
+        with speaking(type("Wrong", (_Dialect,), {"hosted": near, "wrong": wrong})) as url, refused("no log-prob"):
+            met(f"{url}/v1")
     with (
         speaking(type("Broken", (_Dialect,), {"hosted": near, "broken": "yes"})) as url,
         pytest.raises(TeacherError, match="its answer has no prompt_logprobs"),
@@ -424,6 +440,24 @@ class _Garbage(http.server.BaseHTTPRequestHandler):
             self.wfile.write(data)
 
     do_POST = do_GET
+
+
+class _Late(_Garbage):
+    """Breaks off after a while, once."""
+
+    def do_GET(self) -> None:
+        if len(self.answers) > 1:
+            time.sleep(0.6)
+        super().do_GET()
+
+    do_POST = do_GET
+
+
+def test_patience_counts_from_the_first_failure(one):
+    """A call that failed after longer than that is made again."""
+    health = httpx2.get(f"{one.url}/health").content
+    with speaking(type("L", (_Late,), {"answers": [(0, {}, b""), (200, {}, health)]})) as url:
+        assert server(url, patience=0.5)._call("GET", f"{url}/health").content == health
 
 
 def test_garbage_is_refused_and_trouble_is_waited_out(one, folders):

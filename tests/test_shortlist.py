@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -132,6 +133,16 @@ def test_broken_bytes_are_refused_or_still_hold_log_probabilities(data):
     assert cut == len(packed)
     assert shortlist.log_p.shape == shortlist.ids.shape == (3, 4)
     assert (shortlist.log_p < 0.01).all() and (shortlist.sampled < 0.01).all()
+
+
+@pytest.mark.parametrize("field", ["log_p", "tail", "sampled"])
+@pytest.mark.parametrize("value", [math.nan, 0.5])
+def test_one_value_that_is_no_log_probability_is_refused(field, value):
+    good = some_shortlist(3, 4, 30)
+    bad = getattr(good, field).clone()
+    bad[1] = value
+    with pytest.raises(PayloadError, match="no log-probabilities"):
+        unpack_shortlist(pack_shortlist(dataclasses.replace(good, **{field: bad}), {}))
 
 
 @pytest.mark.parametrize("data", [b"", b"garbage" * 9, pack_passages([Passage([1, 2], 1)], {})])
