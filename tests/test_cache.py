@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -89,6 +90,39 @@ def test_missing_shards_are_filled_and_broken_or_stale_ones_refused(tmp_path):
     with pytest.raises(CacheError, match="top_k 4, now 5"):
         cached(tmp_path, top_k=5)
     assert two.exists()
+
+
+def test_shards_of_another_teacher_are_refused_wherever_they_come_from(tmp_path):
+    for i, options in enumerate(({}, {"seed": 2}, {"top_k": 5})):
+        cached(tmp_path / str(i), **options)[0].score(PASSAGES[:2], 1.0)
+    (theirs,) = (tmp_path / "1").glob("*.safetensors")
+    shutil.copy(theirs, tmp_path / "0")
+    with pytest.raises(CacheError, match=f"{theirs.name} is stale: it was written with teacher"):
+        cached(tmp_path / "0")
+    (tmp_path / "2" / "manifest.json").unlink()
+    with pytest.raises(CacheError, match="is stale: it was written with top_k 5, now 4"):
+        cached(tmp_path / "2")
+    assert not (tmp_path / "2" / "manifest.json").exists()
+    _, run = cached(tmp_path / "1", seed=2)
+    assert run.num == 0
+
+
+@pytest.mark.parametrize("content", ["", '{"version": "2", ', "[1]"])
+def test_a_manifest_that_was_cut_short_is_the_users_to_delete(tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(CacheError, match=r"manifest\.json is .*; delete it"):
+        cached(tmp_path)
+
+
+def test_another_configuration_is_another_teacher_and_another_copy_is_not(tmp_path):
+    def fingerprint(model: Any) -> str:
+        return Teacher(model, "t", tokenizer=STUDENT).fingerprint()
+
+    model, other = tiny.model(seed=1), tiny.model(seed=1)
+    other.config.rope_parameters = {**other.config.rope_parameters, "rope_theta": 500.0}
+    assert fingerprint(other) != fingerprint(model)
+    model.save_pretrained(tmp_path)
+    assert fingerprint(type(model).from_pretrained(tmp_path)) == fingerprint(model)
 
 
 class Slow(Teacher):
