@@ -74,7 +74,10 @@ class _Remote(Lister):
     ) -> None:
         self.url, self.top_k, self.patience, self._token_variable = url, top_k, patience, token_variable
         self._expected = fingerprint
-        self.name = name or httpx2.URL(url).netloc.decode()
+        try:
+            self.name = name or httpx2.URL(url).netloc.decode()
+        except httpx2.InvalidURL as error:
+            raise TeacherError(f"{url} is no URL of a teacher: {error}") from error
         self._about: About | None = None
         self._client: httpx2.Client | None = None
         self._lock = threading.Lock()
@@ -130,10 +133,12 @@ class _Remote(Lister):
                 if response.status_code not in (408, 425, 429) and response.status_code < 500:
                     raise self._error(self._refused(response))
                 wait = _seconds(response.headers.get("retry-after"))
+            except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+                raise self._error(f"this is no URL: {error}") from error
             except httpx2.TransportError as error:
                 trouble = f"{type(error).__name__}: {error}"
-            except httpx2.InvalidURL as error:
-                raise self._error(f"this is no URL: {error}") from error
+            except httpx2.RequestError as error:
+                raise self._error(f"its answer can't be read: {error}") from error
             deadline = min(deadline, time.monotonic() + self.patience)
             wait = max(wait, pause * random.Random().uniform(0.5, 1.0))  # apart from those that failed at the same time
             if time.monotonic() + wait > deadline:
@@ -174,7 +179,7 @@ class _Served(_Remote):
         try:
             about = About(found["fingerprint"], frozenset(found["ends"]), found["num_parameters"])
             vocabulary, self._max_tokens = found["vocabulary"], int(found["max_tokens"])
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, ValueError) as error:
             raise self._error("what answers there is no rld serve-teacher") from error
         if vocabulary != vocabulary_hash(student):
             raise self._error(
@@ -249,7 +254,7 @@ class _OpenAI(_Remote):
         question = {"model": self._model, "prompt": prompts, **options}
         found = self._json(self._call("POST", f"{self.url}/completions", json=question))
         match found:
-            case {"choices": [*choices]} if len(choices) == len(prompts):
+            case {"choices": [*choices]} if len(choices) == len(prompts) and all(map(_is_choice, choices)):
                 return sorted(choices, key=lambda choice: int(choice.get("index", 0)))
         raise self._error("its answer holds no completions of what it was asked")
 
@@ -301,6 +306,10 @@ def _parts(items: Sequence[_Item], sizes: Sequence[int], max_size: int, max_item
         total += size
     if chosen:
         yield chosen
+
+
+def _is_choice(choice: Any) -> bool:
+    return isinstance(choice, dict) and isinstance(choice.get("index", 0), int)
 
 
 def _told(response: httpx2.Response) -> str:

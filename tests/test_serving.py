@@ -285,6 +285,51 @@ def test_an_optional_teacher_that_is_killed_is_dropped_with_an_event(folders, tm
     assert all(torch.isfinite(torch.tensor(losses(made))))
 
 
+class Failing(Hosted):
+    """Scores twice, and is down after that."""
+
+    num = 0
+
+    def score(self, *asked: Any, **options: Any) -> list[Shortlist]:
+        self.num += 1
+        if self.num > 2:
+            raise TeacherDown("no answer")
+        return super().score(*asked, **options)
+
+
+def test_an_optional_teacher_that_nothing_can_replace_stops_the_run(tmp_path):
+    near = Teacher(tiny.model(seed=1), "near", tokenizer=STUDENT)
+    far = Teacher(Failing(near, CPU), "far", optional=True)
+    with pytest.raises(TeacherDown, match="'far' was the last that answered, and without the policy signal"):
+        trained(tmp_path, [far], signals=["response"], teacher_reward=0.0, gate="skill", max_steps=6)
+
+
+def test_a_stage_whose_only_teacher_is_optional_and_down_does_not_start(folders, tmp_path, capsys):
+    (tmp_path / "tasks.py").write_text(TASKS)
+    (tmp_path / "two").symlink_to(folders / "two")
+    recipe = RECIPE.replace("URL", "http://127.0.0.1:9").replace("patience: 1", "patience: 0.2, optional: true")
+    (tmp_path / "r.yaml").write_text(recipe)
+    with pytest.warns(UserWarning, match="it is optional"):
+        assert main(["train", str(tmp_path / "r.yaml"), "--output", str(tmp_path / "run")]) == 2
+    assert "rld: stage 'main' has no teacher left: its only ones, far, are optional" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "told"), [(("--port", "99999"), "port (0 to 65535)"), (("--dtype", "foo"), "bfloat16")]
+)
+def test_an_option_of_serve_teacher_that_makes_no_sense_is_named(option, told, capsys):
+    assert main(["serve-teacher", "any", *option]) == 2
+    said = capsys.readouterr().err
+    assert option[1] in said
+    assert told in said
+
+
+@pytest.mark.parametrize("url", ["http://h:port", "http://[::1"])
+def test_what_is_no_url_is_refused(url):
+    with pytest.raises(TeacherError, match="is no URL of a teacher"):
+        server(url)
+
+
 RECIPE = """\
 name: served
 skills: {reverse: {generator: ./tasks.py:reverse, levels: [{length: 2}], held_out: 2}}
@@ -470,6 +515,9 @@ def test_garbage_is_refused_and_trouble_is_waited_out(one, folders):
             met(url, patience=20)
         assert not isinstance(caught.value, TeacherDown)
     with speaking(type("H", (_Garbage,), {"answers": [(200, {}, b"<html>")]})) as url, refused("is no JSON"):
+        met(url)
+    packed = (200, {"content-encoding": "gzip"}, b"no gzip")
+    with speaking(type("P", (_Garbage,), {"answers": [packed]})) as url, refused("its answer can't be read"):
         met(url)
     with (
         speaking(type("F", (_Garbage,), {"answers": [(503, {}, b'{"detail": "full"}')]})) as url,
