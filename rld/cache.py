@@ -1,9 +1,10 @@
 """What a teacher said of passages, kept on disk, so that its forward is paid for once.
 
-A cache is a folder with a manifest, which tells the teacher's weights and the vocabulary, and shards of shortlists
-(`payload.py`). A shard is called by the hash of its bytes, so one that was cut short is noticed; what it holds is found
-by the hash of a passage's token ids, so another prompt, template or answer is another passage. Passages that are in no
-shard are scored by the teacher and written into a new one.
+A cache is a folder with a manifest, which tells the teacher's weights, the vocabulary and the length of a shortlist,
+and shards of shortlists (`payload.py`), which tell the same, so one that came from another folder is noticed. A shard
+is called by the hash of its bytes, so one that was cut short is noticed too; what it holds is found by the hash of a
+passage's token ids, so another prompt, template or answer is another passage. Passages that are in no shard are scored
+by the teacher and written into a new one.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -23,7 +26,7 @@ from rld.payload import PayloadError, pack_shortlist, unpack_shortlist
 from rld.shortlist import About, Lister, Passage, Shortlist
 from rld.tokens import vocabulary_hash
 
-_VERSION = 1
+_VERSION = 2
 _TOGETHER = 256
 """Passages of a shard at most."""
 
@@ -40,6 +43,8 @@ class Cached(Lister):
     def __init__(self, lister: Lister, folder: Path, top_k: int) -> None:
         self.lister, self.folder, self.top_k, self.name = lister, folder, top_k, lister.name
         self._known: dict[str, Shortlist] = {}
+        self._of: dict[str, str] = {}
+        """Whose shortlists these are: in the manifest and in every shard."""
         self._found = 0
 
     def meet(self, student: PreTrainedTokenizerBase) -> None:
@@ -49,22 +54,21 @@ class Cached(Lister):
             CacheError: the folder is another teacher's, or damaged.
         """
         self.lister.meet(student)
-        now = {"version": _VERSION, "teacher": self.about().fingerprint, "vocabulary": vocabulary_hash(student)}
-        now |= {"top_k": self.top_k}
+        self._of = {"version": str(_VERSION), "teacher": self.about().fingerprint}
+        self._of |= {"vocabulary": vocabulary_hash(student), "top_k": str(self.top_k)}
         path = self.folder / "manifest.json"
         if path.is_file():
-            before = read_json(path)
-            changed = [key for key in now if before.get(key) != now[key]]
-            if changed:
-                told = ", ".join(f"{key} {before.get(key)}, now {now[key]}" for key in changed)
-                raise CacheError(
-                    f"{self.folder} is stale: it was written with {told}; delete it, or name another folder"
-                )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, now)
+            self._require_ours(self.folder, _manifest(path))
         self._known = {}
         for shard in sorted(self.folder.glob("*.safetensors")):
             self._read(shard)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not path.is_file():
+            write_json(path, self._of)
+
+    @property
+    def is_elsewhere(self) -> bool:
+        return self.lister.is_elsewhere
 
     def about(self) -> About:
         return self.lister.about()
@@ -87,11 +91,20 @@ class Cached(Lister):
         found, self._found = self._found, 0
         return found
 
+    def _require_ours(self, path: Path, before: Mapping[str, Any]) -> None:
+        """Refuse a folder or a shard that was written for another teacher."""
+        changed = [key for key in self._of if str(before.get(key)) != self._of[key]]
+        if changed:
+            told = ", ".join(f"{key} {before.get(key)}, now {self._of[key]}" for key in changed)
+            raise CacheError(f"{path} is stale: it was written with {told}; delete it, or name another folder")
+
     def _write(self, keys: Sequence[str], said: Sequence[Shortlist]) -> None:
-        about = {"passages": json.dumps([[key, len(one.tail)] for key, one in zip(keys, said, strict=True)])}
+        passages = [[key, len(one.tail)] for key, one in zip(keys, said, strict=True)]
+        # in one entry, because safetensors writes several in any order, and the hash is of all bytes
+        about = {"shard": json.dumps(self._of | {"passages": passages})}
         data = pack_shortlist(Shortlist.concatenated(said), about)
         path = self.folder / f"{_digest(data)}.safetensors"
-        draft = path.with_suffix(f".{os.getpid()}.draft")
+        draft = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.draft")
         draft.write_bytes(data)
         os.replace(draft, path)
         self._read(path)  # what is trained on is what was stored, in the first epoch too
@@ -103,10 +116,22 @@ class Cached(Lister):
             raise CacheError(f"{shard} is damaged, or was cut short; {fix}")
         try:
             shortlist, about = unpack_shortlist(data)
-            keys, sizes = zip(*json.loads(about["passages"]), strict=True)
+            told = json.loads(about["shard"])
+            keys, sizes = zip(*told["passages"], strict=True)
         except (PayloadError, KeyError, ValueError, TypeError) as error:
             raise CacheError(f"{shard} is no shard of a cache: {error}; {fix}") from error
+        self._require_ours(shard, told)
         self._known |= dict(zip(keys, shortlist.split(sizes), strict=True))
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = read_json(path)
+    except ValueError as error:
+        raise CacheError(f"{path} is damaged, or was cut short: {error}; delete it") from error
+    if not isinstance(manifest, dict):
+        raise CacheError(f"{path} is no manifest of a cache; delete it")
+    return manifest
 
 
 def _key(passage: Passage, temperature: float) -> str:

@@ -110,7 +110,9 @@ class Changes(TrainerCallback):
 
     def _change_teacher(self, change: TeacherChange) -> str:
         trainer = self.trainer
-        k = next(k for k, teacher in enumerate(trainer.teachers) if teacher.name == change.teacher)
+        k = next((k for k, teacher in enumerate(trainer.teachers) if teacher.name == change.teacher), None)
+        if k is None:  # it is optional, and was down when the stage started
+            return "is not there, so its change is skipped"
         if change.becomes is None:
             trainer.teachers[k].skills = ()
             trainer.steering.refresh()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ VERSION = 3
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path` whole or not at all."""
-    draft = path.with_name(path.name + ".draft")
+    """Write `value` to `path` whole or not at all, whoever else writes it at the same time."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.draft")
     with draft.open("w") as file:
         json.dump(value, file, indent=1, allow_nan=False)
         file.flush()

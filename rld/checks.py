@@ -336,6 +336,11 @@ class _Checker:
         becomes, where = change.get("becomes"), (*loc, "becomes")
         if "teacher" in change:
             yield from self.reference(where, becomes, loc[1])
+            spec = dict(_items(stage.get("teachers"))).get(str(change["teacher"]))
+            is_served = isinstance(spec, dict) and "url" in spec
+            if becomes is not None and (is_served or stage.get("cache") is not None):
+                what = "on a server" if is_served else "with a cache"
+                yield Problem(where, f"{self.label(where)}: a teacher {what} can't become another; null lets it leave")
             match stage.get("signals"):
                 case {"feature": dict()} if becomes is not None:
                     yield Problem(where, f"{self.label(where)}: a teacher can't change with a feature signal")

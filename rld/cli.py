@@ -124,9 +124,10 @@ def _add_ablation(parser: argparse.ArgumentParser) -> None:
 def _add_serving(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a folder or a hub id")
     parser.add_argument("--adapter", metavar="DIR", help="a PEFT adapter on the model: a folder or a hub id")
-    parser.add_argument("--dtype", default="auto", help="of its weights (default: as they were stored)")
+    dtypes = ("auto", "float32", "bfloat16", "float16")
+    parser.add_argument("--dtype", choices=dtypes, default="auto", help="of its weights (default: as they were stored)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
-    parser.add_argument("--port", type=int, default=8000, help="0: any that is free (default: 8000)")
+    parser.add_argument("--port", type=_port, default=8000, help="0: any that is free (default: 8000)")
 
 
 def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
@@ -138,6 +139,16 @@ def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
 
     read_number.__name__ = f"positive {'whole number' if kind is int else 'number'}"  # argparse's message names it
     return read_number
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port < 1 << 16:
+        raise ValueError
+    return port
+
+
+_port.__name__ = "port (0 to 65535)"  # argparse's message names it
 
 
 def _is_main() -> bool:

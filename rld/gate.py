@@ -97,8 +97,9 @@ class Gate:
             asked = {key: row for key, row, wanted in zip(keys, rows, asked_B, strict=True) if wanted}
             new = {key: row for key, row in asked.items() if key not in verdicts}
             if new:
-                verdicts.update(zip(new, self._verdict(self.teachers[k], list(new.values())), strict=True))
-            opened_BK[:, k] = torch.tensor([key in asked and verdicts[key] for key in keys])
+                found = self._verdict(self.teachers[k], list(new.values()))
+                verdicts.update({} if found is None else zip(new, found, strict=True))
+            opened_BK[:, k] = torch.tensor([key in asked and verdicts.get(key, False) for key in keys])
         return opened_BK.to(wanted_BK.device)
 
     def forget(self, k: int) -> None:
@@ -117,7 +118,10 @@ class Gate:
             self._verdicts = [saved["verdicts"].get(str(t.name), {}) for t in self.teachers]
             self._failed = {name: saved["failed"].get(name, 0) for name in self._failed}
 
-    def _verdict(self, teacher: Teacher, rows: list[dict[str, Any]]) -> list[bool]:
+    def _verdict(self, teacher: Teacher, rows: list[dict[str, Any]]) -> list[bool] | None:
+        """Whether a teacher answers each row rightly; None if it is down, which says nothing of the rows."""
+        if teacher.is_down:
+            return None
         tokenizer, template = (teacher.tokenizer, teacher.chat_template) if teacher.align else (self.student, None)
         assert tokenizer is not None  # the panel has found it
         options = self.chat_options | {"chat_template": template}
@@ -129,7 +133,7 @@ class Gate:
             if not teacher.optional:
                 raise
             teacher.is_down = True
-            return [False] * len(rows)
+            return None
         ids = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
         num_tokens = evaluation.num_tokens(tokenizer, rows, ids, options)
         self.num_tokens += num_tokens

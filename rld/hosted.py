@@ -57,7 +57,7 @@ class Hosted(Lister):
     def score(self, passages: Sequence[Passage], temperature: float, top_k: int | None = None) -> list[Shortlist]:
         found: dict[int, Shortlist] = {}
         with self.teacher.running(self.device) as model:
-            head = Head.of(model)
+            head = Head.of(model).in_float32()  # a half-precision head would round the logits
             for chosen in _batches([len(passage.ids) for passage in passages], self.batch):
                 asked = [passages[i] for i in chosen]
                 targets_N = torch.tensor([i for p in asked for i in p.ids[-p.num_scored :]], device=self.device)

@@ -165,13 +165,19 @@ class Panel:
         completions_BT = rollout["completion_ids"]
         spoken_BKT = torch.zeros(len(rows_BK), len(self.models), completions_BT.shape[1], dtype=torch.bool)
         rollout["teacher_tokens"] = spoken_BKT.to(completions_BT.device)
+        listed_K = torch.tensor([teacher.lister is not None for teacher in self._teachers], device=rows_BK.device)
+        # A lister can't be asked about nothing, such as a completion that is left out because it was cut short.
+        rows_BK = rows_BK & (rollout["completion_mask"].any(1)[:, None] | ~listed_K)
         wanted = {k: rows for k in range(len(self.models)) if len(rows := rows_BK[:, k].nonzero().squeeze(1))}
-        elsewhere = [k for k in wanted if self._teachers[k].lister]
+        listers = {k: lister for k in wanted if (lister := self._teachers[k].lister)}
+        elsewhere = [k for k, lister in listers.items() if lister.is_elsewhere]
         with ThreadPoolExecutor(max(1, len(elsewhere))) as pool:
             asked = {k: pool.submit(self._ask, k, rollout, wanted[k], temperature) for k in elsewhere}
-            self._run_here({k: wanted[k] for k in wanted if k not in asked}, rollout, batch, prompts, temperature)
-        for k, answer in asked.items():
-            self._note(k, rollout, wanted[k], answer.result())
+            self._run_here({k: wanted[k] for k in wanted if k not in listers}, rollout, batch, prompts, temperature)
+            # Not in the pool: models here may share weights, whose adapter, hooks and place are one for all.
+            said = {k: self._ask(k, rollout, wanted[k], temperature) for k in listers if k not in asked}
+        for k in listers:
+            self._note(k, rollout, wanted[k], asked[k].result() if k in asked else said[k])
 
     def _run_here(
         self,

@@ -66,11 +66,11 @@ def unpack_shortlist(data: bytes) -> tuple[Shortlist, dict[str, str]]:
         raise PayloadError("its pages do not add up")
     page_NJ = np.repeat(np.tile(np.arange(pages_NP.shape[1]), size), pages_NP.ravel()).reshape(size, width)
     ids_NJ = page_NJ * _PAGE + low_NJ
-    numbers = [arrays["log_p"].max(initial=-1.0), arrays["tail"].max(initial=-1.0), arrays["sampled"].max(initial=-1.0)]
-    if (np.diff(ids_NJ, axis=1) <= 0).any() or not max(numbers) < 1e-2:  # NaN is not below it either
-        raise PayloadError("it holds values that are no ids or no log-probabilities")
     parts = (ids_NJ.astype(np.int32), arrays["log_p"], arrays["tail"], arrays["sampled"])
-    return Shortlist(*(torch.from_numpy(np.ascontiguousarray(part)) for part in parts)), _about(data)
+    shortlist = Shortlist(*(torch.from_numpy(np.ascontiguousarray(part)) for part in parts))
+    if not shortlist.is_sound():
+        raise PayloadError("it holds values that are no ids or no log-probabilities")
+    return shortlist, _about(data)
 
 
 def pack_passages(passages: Sequence[Passage], about: Mapping[str, str]) -> bytes:

@@ -58,7 +58,11 @@ class Probing:
     def __call__(
         self, stage: Distill, skills: Sequence[str], student: PreTrainedTokenizerBase
     ) -> tuple[list[Probed], list[Event]]:
-        """The stage's teachers, but for optional ones that are down, and an event for each of these."""
+        """The stage's teachers, but for optional ones that are down, and an event for each of these.
+
+        Raises:
+            TeacherDown: one that is not optional is down, or all are.
+        """
         ready, events = list[Probed](), list[Event]()
         bases: dict[str, Loaded] = {}
         for name, spec in stage.teachers.items():
@@ -71,6 +75,12 @@ class Probing:
                 warnings.warn(f"{error}; it is optional, so the stage starts without it", stacklevel=2)
                 about = "its server did not answer", "it is optional"
                 events.append(Event(0, "teacher dropped", "all skills", name, *about))
+        if stage.teachers and not ready:
+            names = ", ".join(stage.teachers)
+            raise TeacherDown(
+                f"stage '{stage.name}' has no teacher left: its only ones, {names}, are optional, and none answers; "
+                "start a server, or leave the teachers out of the stage"
+            )
         return ready, events
 
     def teacher(self, stage: Distill, name: str, student: PreTrainedTokenizerBase, bases: dict[str, Loaded]) -> Teacher:

@@ -15,7 +15,7 @@ import threading
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 import torch
@@ -30,13 +30,17 @@ TOKEN = "RLD_TEACHER_TOKEN"
 """The environment variable with the bearer token."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 10.0
-_TIMEOUT = httpx2.Timeout(600.0, connect=10.0)
-"""Seconds; a large teacher may take minutes over a rollout."""
+_LONGEST_ANSWER = 300.0
+"""Seconds without a byte, or `patience` where that is more; a large teacher may take minutes over a rollout."""
 _AGREE = 0.1
 """Nats by which two scorings of the same tokens may differ: half precision in batches of different sizes."""
 _LEAST_TAIL = 1e-7
 _OPENAI_TOKENS = 8192
 """Of a request: an answer in JSON takes about 4 kB a token."""
+_PROMPTS, _PROMPT_TOKENS = 64, 65_536
+"""Of a request for answers, new tokens included: an id takes up to 8 bytes, and a server may take 1 MiB."""
+
+_Item = TypeVar("_Item")
 
 
 def server(
@@ -53,7 +57,8 @@ def server(
         url: Of `rld serve-teacher`; one that ends in `/v1` is an OpenAI-compatible endpoint.
         name: What errors call it. None: its host and port.
         top_k: Tokens of a shortlist, 1 to 255.
-        patience: Seconds that it may fail to answer before it counts as down.
+        patience: Seconds that it may fail to answer, from the first failure on, before it counts as down. A call that
+            gets no byte for five minutes, or `patience` if that is longer, has failed.
         token_variable: The environment variable that holds the bearer token, if the server asks for one.
         fingerprint: Of the weights that it must have. None: those that it starts with.
     """
@@ -69,10 +74,17 @@ class _Remote(Lister):
     ) -> None:
         self.url, self.top_k, self.patience, self._token_variable = url, top_k, patience, token_variable
         self._expected = fingerprint
-        self.name = name or httpx2.URL(url).netloc.decode()
+        try:
+            self.name = name or httpx2.URL(url).netloc.decode()
+        except httpx2.InvalidURL as error:
+            raise TeacherError(f"{url} is no URL of a teacher: {error}") from error
         self._about: About | None = None
         self._client: httpx2.Client | None = None
         self._lock = threading.Lock()
+
+    @property
+    def is_elsewhere(self) -> bool:
+        return True
 
     def about(self) -> About:
         assert self._about is not None  # it has been met
@@ -107,10 +119,10 @@ class _Remote(Lister):
         """Call until there is an answer.
 
         Raises:
-            TeacherDown: there was none for `patience` seconds.
+            TeacherDown: there was none for `patience` seconds after the first failure.
             TeacherError: the server refuses the request.
         """
-        deadline, pause = time.monotonic() + self.patience, _FIRST_PAUSE
+        deadline, pause = math.inf, _FIRST_PAUSE
         while True:
             wait = 0.0
             try:
@@ -121,10 +133,13 @@ class _Remote(Lister):
                 if response.status_code not in (408, 425, 429) and response.status_code < 500:
                     raise self._error(self._refused(response))
                 wait = _seconds(response.headers.get("retry-after"))
+            except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+                raise self._error(f"this is no URL: {error}") from error
             except httpx2.TransportError as error:
                 trouble = f"{type(error).__name__}: {error}"
-            except httpx2.InvalidURL as error:
-                raise self._error(f"this is no URL: {error}") from error
+            except httpx2.RequestError as error:
+                raise self._error(f"its answer can't be read: {error}") from error
+            deadline = min(deadline, time.monotonic() + self.patience)
             wait = max(wait, pause * random.Random().uniform(0.5, 1.0))  # apart from those that failed at the same time
             if time.monotonic() + wait > deadline:
                 raise self._error(f"no answer for {self.patience:g} s; the last try ended with {trouble}", TeacherDown)
@@ -136,7 +151,8 @@ class _Remote(Lister):
             if self._client is None:
                 token = os.environ.get(self._token_variable)
                 headers = {"Authorization": f"Bearer {token}"} if token else {}
-                self._client = httpx2.Client(headers=headers, timeout=_TIMEOUT)
+                timeout = httpx2.Timeout(max(_LONGEST_ANSWER, self.patience), connect=10.0)
+                self._client = httpx2.Client(headers=headers, timeout=timeout)
             return self._client
 
     def _refused(self, response: httpx2.Response) -> str:
@@ -163,7 +179,7 @@ class _Served(_Remote):
         try:
             about = About(found["fingerprint"], frozenset(found["ends"]), found["num_parameters"])
             vocabulary, self._max_tokens = found["vocabulary"], int(found["max_tokens"])
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, ValueError) as error:
             raise self._error("what answers there is no rld serve-teacher") from error
         if vocabulary != vocabulary_hash(student):
             raise self._error(
@@ -174,7 +190,7 @@ class _Served(_Remote):
 
     def score(self, passages: Sequence[Passage], temperature: float) -> list[Shortlist]:
         found: list[Shortlist] = []
-        for chosen in _parts(passages, self._max_tokens):
+        for chosen in _passages(passages, self._max_tokens):
             body = pack_passages(chosen, {"top_k": str(self.top_k), "temperature": repr(temperature)})
             data = self._call("POST", f"{self.url}/score", content=body).content
             try:
@@ -186,13 +202,16 @@ class _Served(_Remote):
         return found
 
     def answer(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
-        question = {"prompts": list(prompts), "max_new_tokens": max_new_tokens}
-        found = self._json(self._call("POST", f"{self.url}/answer", json=question))
-        match found:
-            case {"texts": [*texts], "fingerprint": str(fingerprint)} if len(texts) == len(prompts):
-                self._require_same(fingerprint)
-                return [str(text) for text in texts]
-        raise self._error("its answer holds no answers to what it was asked")
+        answers: list[str] = []
+        for chosen in _prompts(prompts, max_new_tokens):
+            question = {"prompts": chosen, "max_new_tokens": max_new_tokens}
+            match self._json(self._call("POST", f"{self.url}/answer", json=question)):
+                case {"texts": [*texts], "fingerprint": str(fingerprint)} if len(texts) == len(chosen):
+                    self._require_same(fingerprint)
+                    answers += map(str, texts)
+                case _:
+                    raise self._error("its answer holds no answers to what it was asked")
+        return answers
 
 
 class _OpenAI(_Remote):
@@ -221,20 +240,21 @@ class _OpenAI(_Remote):
             )
         options = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": self.top_k}
         found = []
-        for chosen in _parts(passages, _OPENAI_TOKENS):
+        for chosen in _passages(passages, _OPENAI_TOKENS):
             choices = self._complete([passage.ids for passage in chosen], options)
             found += [self._shortlist(passage, choice) for passage, choice in zip(chosen, choices, strict=True)]
         return found
 
     def answer(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
-        choices = self._complete(list(prompts), {"max_tokens": max_new_tokens, "temperature": 0.0})
-        return [str(choice.get("text", "")) for choice in choices]
+        options = {"max_tokens": max_new_tokens, "temperature": 0.0}
+        pieces = [self._complete(chosen, options) for chosen in _prompts(prompts, max_new_tokens)]
+        return [str(choice.get("text", "")) for choices in pieces for choice in choices]
 
     def _complete(self, prompts: list[list[int]], options: Mapping[str, Any]) -> list[dict[str, Any]]:
         question = {"model": self._model, "prompt": prompts, **options}
         found = self._json(self._call("POST", f"{self.url}/completions", json=question))
         match found:
-            case {"choices": [*choices]} if len(choices) == len(prompts):
+            case {"choices": [*choices]} if len(choices) == len(prompts) and all(map(_is_choice, choices)):
                 return sorted(choices, key=lambda choice: int(choice.get("index", 0)))
         raise self._error("its answer holds no completions of what it was asked")
 
@@ -260,24 +280,36 @@ class _OpenAI(_Remote):
             )
         log_p_NJ = torch.tensor([[value for value, _ in one] for one in likeliest])
         tail_N = (1 - log_p_NJ.double().exp().sum(-1)).clamp(min=_LEAST_TAIL).log().float()
-        return Shortlist(
-            torch.tensor([[i for _, i in one] for one in likeliest], dtype=torch.int32),
-            log_p_NJ,
-            tail_N,
-            torch.tensor(sampled),
-        )
+        ids_NJ = torch.tensor([[i for _, i in one] for one in likeliest], dtype=torch.int32)
+        shortlist = Shortlist(ids_NJ, log_p_NJ, tail_N, torch.tensor(sampled))
+        if not shortlist.is_sound():
+            raise self._error("its prompt_logprobs hold values that are no ids or no log-probabilities")
+        return shortlist
 
 
-def _parts(passages: Sequence[Passage], max_tokens: int) -> Iterator[list[Passage]]:
-    """Yield passages together as long as a request may hold them; each at least alone."""
-    chosen: list[Passage] = []
-    for passage in passages:
-        if chosen and sum(len(p.ids) for p in chosen) + len(passage.ids) > max_tokens:
+def _passages(passages: Sequence[Passage], max_tokens: int) -> Iterator[list[Passage]]:
+    return _parts(passages, [len(passage.ids) for passage in passages], max_tokens, len(passages))
+
+
+def _prompts(prompts: Sequence[list[int]], max_new_tokens: int) -> Iterator[list[list[int]]]:
+    return _parts(prompts, [len(ids) + max_new_tokens for ids in prompts], _PROMPT_TOKENS, _PROMPTS)
+
+
+def _parts(items: Sequence[_Item], sizes: Sequence[int], max_size: int, max_items: int) -> Iterator[list[_Item]]:
+    """Yield items together as long as a request may hold them; each at least alone."""
+    chosen, total = list[_Item](), 0
+    for item, size in zip(items, sizes, strict=True):
+        if chosen and (total + size > max_size or len(chosen) == max_items):
             yield chosen
-            chosen = []
-        chosen.append(passage)
+            chosen, total = [], 0
+        chosen.append(item)
+        total += size
     if chosen:
         yield chosen
+
+
+def _is_choice(choice: Any) -> bool:
+    return isinstance(choice, dict) and isinstance(choice.get("index", 0), int)
 
 
 def _told(response: httpx2.Response) -> str:

@@ -15,6 +15,7 @@ from accelerate.utils import gather
 from torch import Tensor
 
 from rld.config import RLDConfig
+from rld.errors import TeacherDown
 from rld.gate import Gate
 from rld.losses import loss_mask, taught_share
 from rld.panel import Panel
@@ -87,7 +88,11 @@ class Scoring:
             output |= self.panel.sampled_scores(output, temperature)
 
     def drop(self, output: Rollout, step: int) -> list[Event]:
-        """Go on without teachers that have stopped answering: the others get their weight, and an event tells."""
+        """Go on without teachers that have stopped answering: the others get their weight, and an event tells.
+
+        Raises:
+            TeacherDown: none is left, and there is nothing else to learn from.
+        """
         teachers = self.steering.teachers
         down_K = self._sum(torch.tensor([float(teacher.is_down) for teacher in teachers])) > 0  # for any process
         events = []
@@ -96,6 +101,11 @@ class Scoring:
             teachers[k].is_down, teachers[k].skills = True, ()
             about = "its server stopped answering", "it is optional, so the others take its weight"
             events.append(Event(step, "teacher dropped", "all skills", str(teachers[k].name), *about))
+        if events and down_K.all() and "policy" not in self.args.active_signals(has_teachers=True):
+            raise TeacherDown(
+                f"teacher '{events[-1].about}' was the last that answered, and without the policy signal there is "
+                "nothing else to learn from; go on from the last checkpoint when its server is back"
+            )
         if events:
             self.steering.refresh()
             kept_BK = (~down_K).expand(self._rows_BK.shape)

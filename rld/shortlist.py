@@ -51,6 +51,11 @@ class Shortlist:
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.ids, self.log_p, self.tail, self.sampled
 
+    def is_sound(self) -> bool:
+        """Whether the ids ascend, and the log-probabilities are at most 0 up to rounding; NaN is not."""
+        numbers = all(bool((part < 1e-2).all()) for part in (self.log_p, self.tail, self.sampled))
+        return numbers and bool((self.ids >= 0).all()) and bool((self.ids.diff(dim=-1) > 0).all())
+
     def __getitem__(self, index: slice | Tensor) -> Shortlist:
         return Shortlist(*(tensor[index] for tensor in self.tensors()))
 
@@ -102,6 +107,11 @@ class Lister(ABC):
 
     name: str
     """What it is called where nobody gave it a name."""
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether its model is in another process, so that it may be asked while models in this one run."""
+        return False
 
     @abstractmethod
     def meet(self, student: PreTrainedTokenizerBase) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from rld.hosting import add_adapter, has_changed_head, is_placed, own_weights, p
 from rld.shortlist import Lister, Passage, Shortlist
 from rld.tokens import PROBES
 from rld.types import Align
+
+_NOT_SAID = {"transformers_version", "architectures", "dtype", "torch_dtype", "use_cache", "auto_map"}
 
 
 @dataclass
@@ -182,10 +185,15 @@ class Teacher:
         return sum(weight.numel() for _, weight in own_weights(self.load(), self._adapter))
 
     def fingerprint(self) -> str:
-        """What tells this teacher's weights from another's: a hash of samples of each, its adapter's included."""
+        """What tells this teacher from another: a hash of its configuration and of samples of its weights.
+
+        Those of its adapter are among them. What a configuration says of where it came from, of storage and of special
+        tokens is left out: it changes from one copy of a model to the next.
+        """
         if self.lister is not None:
             return self.lister.about().fingerprint
-        digest = hashlib.sha256()
+        config = self.load().config.to_dict()
+        digest = hashlib.sha256(json.dumps(_plain(config), sort_keys=True, default=str).encode())
         for name, weight in own_weights(self.load(), self._adapter):
             flat = weight.detach().flatten()
             sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu()
@@ -248,6 +256,14 @@ class Teacher:
                     "the student's tokens as other text; set align: likelihood or align: vocabulary for it in the "
                     "recipe, Teacher(..., align='likelihood') in Python, or choose a teacher of the student's family"
                 )
+
+
+def _plain(config: Any) -> Any:
+    """A configuration without what does not change what a model says."""
+    if not isinstance(config, dict):
+        return config
+    kept = {str(key): value for key, value in config.items() if str(key) not in _NOT_SAID}
+    return {key: _plain(v) for key, v in kept.items() if not key.startswith("_") and not key.endswith("token_id")}
 
 
 def share(teachers: Iterable[Teacher]) -> None:

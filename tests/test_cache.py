@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Sequence
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import PreTrainedModel
 
 import tests.tiny as tiny
 from rld.cache import Cached
 from rld.cli import main
 from rld.errors import CacheError
 from rld.hosted import Hosted
+from rld.panel import Panel
 from rld.shortlist import Passage, Shortlist
 from rld.stages import Distill
 from rld.teachers import Teacher
 
 PASSAGES = [Passage([5 + (3 * i + j) % 10 for j in range(4 + i % 5)], 1 + i % 3) for i in range(24)]
 STUDENT = tiny.tokenizer()
+CPU = torch.device("cpu")
 
 
 class Counted(Hosted):
@@ -82,6 +90,106 @@ def test_missing_shards_are_filled_and_broken_or_stale_ones_refused(tmp_path):
     with pytest.raises(CacheError, match="top_k 4, now 5"):
         cached(tmp_path, top_k=5)
     assert two.exists()
+
+
+def test_shards_of_another_teacher_are_refused_wherever_they_come_from(tmp_path):
+    for i, options in enumerate(({}, {"seed": 2}, {"top_k": 5})):
+        cached(tmp_path / str(i), **options)[0].score(PASSAGES[:2], 1.0)
+    (theirs,) = (tmp_path / "1").glob("*.safetensors")
+    shutil.copy(theirs, tmp_path / "0")
+    with pytest.raises(CacheError, match=f"{theirs.name} is stale: it was written with teacher"):
+        cached(tmp_path / "0")
+    (tmp_path / "2" / "manifest.json").unlink()
+    with pytest.raises(CacheError, match="is stale: it was written with top_k 5, now 4"):
+        cached(tmp_path / "2")
+    assert not (tmp_path / "2" / "manifest.json").exists()
+    _, run = cached(tmp_path / "1", seed=2)
+    assert run.num == 0
+
+
+@pytest.mark.parametrize("content", ["", '{"version": "2", ', "[1]"])
+def test_a_manifest_that_was_cut_short_is_the_users_to_delete(tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(CacheError, match=r"manifest\.json is .*; delete it"):
+        cached(tmp_path)
+
+
+def test_another_configuration_is_another_teacher_and_another_copy_is_not(tmp_path):
+    def fingerprint(model: Any) -> str:
+        return Teacher(model, "t", tokenizer=STUDENT).fingerprint()
+
+    model, other = tiny.model(seed=1), tiny.model(seed=1)
+    other.config.rope_parameters = {**other.config.rope_parameters, "rope_theta": 500.0}
+    assert fingerprint(other) != fingerprint(model)
+    model.save_pretrained(tmp_path)
+    assert fingerprint(type(model).from_pretrained(tmp_path)) == fingerprint(model)
+
+
+class Slow(Teacher):
+    """Takes its time between switching its adapter on and running."""
+
+    @contextlib.contextmanager
+    def running(self, device: torch.device) -> Iterator[PreTrainedModel]:
+        with super().running(device) as model:
+            time.sleep(0.05)
+            yield model
+
+
+def rollout(mask: list[list[int]]) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 15, (len(mask), 3 + len(mask[0])), generator=generator)
+    prompts = {"prompt_ids": ids[:, :3], "prompt_mask": torch.ones_like(ids[:, :3])}
+    return prompts | {"completion_ids": ids[:, 3:], "completion_mask": torch.tensor(mask)}
+
+
+def panel(teachers: list[Teacher]) -> Panel:
+    return Panel(teachers, tiny.model(seed=0), STUDENT, [1], None, lambda made: made)
+
+
+def test_cached_teachers_that_share_weights_speak_as_they_would_alone(tmp_path):
+    """Two adapters on one base, in one panel."""
+    for i in range(2):
+        base = tiny.model(seed=1)
+        torch.manual_seed(i)
+        config = LoraConfig(r=2, init_lora_weights=False, target_modules=["q_proj", "up_proj"])
+        get_peft_model(base, config).save_pretrained(tmp_path / f"a{i}")
+
+    def said(adapters: Sequence[int], name: str) -> dict[str, Any]:
+        base, teachers = tiny.model(seed=1), []
+        for i in adapters:
+            hosted = Hosted(Slow(base, f"a{i}", None, {}, STUDENT, adapter=str(tmp_path / f"a{i}")), CPU, 4)
+            teachers.append(Teacher(Cached(hosted, tmp_path / name / str(i), 4), f"a{i}", ["any"]))
+        made = rollout([[1, 1, 1, 1], [1, 1, 0, 0]])
+        panel(teachers).score(made, torch.ones(2, len(adapters)).bool(), 8, ["", ""], 1.0)
+        return made
+
+    together, alone = said((0, 1), "both"), [said((i,), f"only{i}") for i in range(2)]
+    for k in range(2):
+        torch.testing.assert_close(together[f"teacher_{k}_sampled"], alone[k]["teacher_0_sampled"])
+        assert torch.equal(together[f"teacher_{k}_ids"], alone[k]["teacher_0_ids"])
+    assert not torch.allclose(together["teacher_0_sampled"], together["teacher_1_sampled"], atol=1e-2)
+
+
+@pytest.mark.parametrize("mask", [[[0, 0, 0], [1, 1, 0]], [[0, 0, 0], [0, 0, 0]]])
+def test_a_completion_that_is_left_out_is_not_asked_about(mask):
+    counted = Counted(Teacher(tiny.model(seed=1), "t", tokenizer=STUDENT), CPU, 4)
+    made, size = rollout(mask), [sum(row) for row in mask]
+    panel([Teacher(counted)]).score(made, torch.ones(2, 1).bool(), 8, ["", ""], 1.0)
+    assert counted.num == sum(n > 0 for n in size)
+    assert made["teacher_tokens"].sum(-1)[:, 0].tolist() == size
+
+
+def test_two_processes_may_open_one_cache(tmp_path):
+    """Each fills it; a manifest that says the same already is left alone."""
+    lister = Hosted(Teacher(tiny.model(seed=1), "t", tokenizer=STUDENT), CPU, 4)
+    with ThreadPoolExecutor(8) as pool:
+        for i in range(20):
+            list(pool.map(lambda _, i=i: Cached(lister, tmp_path / str(i), 4).meet(STUDENT), range(8)))
+    manifest = tmp_path / "0" / "manifest.json"
+    before = manifest.stat().st_mtime_ns, manifest.stat().st_ino
+    cached(tmp_path / "0")
+    assert (manifest.stat().st_mtime_ns, manifest.stat().st_ino) == before
+    assert not list(tmp_path.rglob("*.draft"))
 
 
 RECIPE = """\

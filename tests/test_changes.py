@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from rld import pipeline
-from rld.changes import Changeable
+from rld.changes import Changeable, Changes
 from rld.cli import main
 from rld.errors import RecipeError
 from rld.reading import read
+from rld.stages import TeacherChange
 from tests.test_pipeline import RECIPE, TASKS, metrics
 
 SECOND = "  - {name: other, run: sft, model: tiny, steps: 2, batch: 8}\n  - name: student\n"
@@ -92,6 +93,36 @@ def test_a_change_that_cannot_be_made_is_told_before_the_run(tmp_path, change, m
     with pytest.raises(RecipeError) as caught:
         read(written(tmp_path, change))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("teachers", "cache", "what"),
+    [
+        ("{b: {url: http://h:1}}", "", "on a server"),
+        ("{b: {model: teacher}}", "cache: {folder: ./c}, ", "with a cache"),
+    ],
+)
+def test_a_teacher_that_is_not_here_cannot_become_another(tmp_path, teachers, cache, what):
+    head, stages = RECIPE.split("stages:\n")
+    stage = (
+        f"  - {{name: main, run: distill, student: tiny, steps: 2, teachers: {teachers}, {cache}"
+        "signals: {response: {}}, rollout: {prompts: 2, completions: 2, gold: 2},\n"
+        "     changes: [{at: 1, teacher: b, becomes: teacher}]}\n"
+    )
+    first = stages.split("  - name: student")[0]
+    (tmp_path / "tasks.py").write_text(TASKS)
+    (tmp_path / "r.yaml").write_text(f"{head}stages:\n{first}{stage}")
+    with pytest.raises(RecipeError, match=f"a teacher {what} can't become another; null lets it leave"):
+        read(tmp_path / "r.yaml")
+
+
+def test_a_change_of_an_optional_teacher_that_was_left_out_is_skipped_with_an_event():
+    changes = Changes([TeacherChange(at=0, teacher="far", becomes=None)], [], [], None, None, 0)
+    trainer: Any = SimpleNamespace(teachers=[], stream=None, events=[])
+    changes.attach(trainer, 0)
+    changes.on_step_begin(None, SimpleNamespace(global_step=0), None)
+    (event,) = trainer.events
+    assert event.about == "far is not there, so its change is skipped"
 
 
 def verdicts(reward: Any, step: int) -> list[float | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ import torch
 import tests.tiny as tiny
 from rld.config import RLDConfig
 from rld.controllers import Fixed
-from rld.errors import RecipeError
+from rld.errors import RecipeError, TeacherDown
 from rld.gap import Gap
 from rld.gate import Gate
+from rld.hosted import Hosted
 from rld.rollout import gate_counts
 from rld.teachers import Teacher
 from rld.trainer import RLDTrainer
@@ -72,6 +74,26 @@ def test_it_opens_where_the_verifier_agrees_and_asks_each_prompt_once():
     assert spent > 0
     assert torch.equal(gate.open(group, wanted), opened)
     assert (verify.asked, gate.flops) == (8, spent)
+
+
+class Silent(Hosted):
+    """A teacher whose server does not answer."""
+
+    def answer(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
+        raise TeacherDown("no answer")
+
+
+def test_a_teacher_that_is_down_is_asked_again_when_it_is_back(tmp_path):
+    """After a resume too: nothing of it is kept, neither what it got wrong nor how often."""
+    down = Teacher(Silent(teacher(), CPU), "wide", tokenizer=tiny.tokenizer(), optional=True)
+    given, wanted = rows(), torch.ones(8, 1).bool()
+    gate = Gate([down], tiny.tokenizer(), lambda completions, **_: [1.0] * len(completions), 3, CPU)
+    assert not gate.open(given, wanted).any()
+    assert down.is_down
+    gate.save(tmp_path / "gate.json")
+    again = Gate([teacher()], tiny.tokenizer(), gate.verify, 3, CPU)
+    again.load(tmp_path / "gate.json")
+    assert again.open(given, wanted).all()
 
 
 def test_where_the_verifier_has_no_say_a_teacher_is_trusted():

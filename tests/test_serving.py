@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import http.server
 import json
+import math
 import os
 import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -115,6 +117,8 @@ def test_it_says_what_the_model_says_here(one, folders):
     require_equal(far.score(PASSAGES, 0.8), near.score(PASSAGES, 0.8))
     prompts = [[5, 6, 4], [7, 8, 9, 4]]
     assert far.answer(prompts, 5) == near.answer(prompts, 5)
+    many = [[5 + i % 10, 5 + i // 10 % 10] * (30 if i % 3 else 1) for i in range(5000)]  # no request may have so many
+    assert far.answer(many, 1) == near.answer(many, 1)
     assert far.about() == near.about()
     assert far.about().fingerprint == one.fingerprint
 
@@ -281,6 +285,51 @@ def test_an_optional_teacher_that_is_killed_is_dropped_with_an_event(folders, tm
     assert all(torch.isfinite(torch.tensor(losses(made))))
 
 
+class Failing(Hosted):
+    """Scores twice, and is down after that."""
+
+    num = 0
+
+    def score(self, *asked: Any, **options: Any) -> list[Shortlist]:
+        self.num += 1
+        if self.num > 2:
+            raise TeacherDown("no answer")
+        return super().score(*asked, **options)
+
+
+def test_an_optional_teacher_that_nothing_can_replace_stops_the_run(tmp_path):
+    near = Teacher(tiny.model(seed=1), "near", tokenizer=STUDENT)
+    far = Teacher(Failing(near, CPU), "far", optional=True)
+    with pytest.raises(TeacherDown, match="'far' was the last that answered, and without the policy signal"):
+        trained(tmp_path, [far], signals=["response"], teacher_reward=0.0, gate="skill", max_steps=6)
+
+
+def test_a_stage_whose_only_teacher_is_optional_and_down_does_not_start(folders, tmp_path, capsys):
+    (tmp_path / "tasks.py").write_text(TASKS)
+    (tmp_path / "two").symlink_to(folders / "two")
+    recipe = RECIPE.replace("URL", "http://127.0.0.1:9").replace("patience: 1", "patience: 0.2, optional: true")
+    (tmp_path / "r.yaml").write_text(recipe)
+    with pytest.warns(UserWarning, match="it is optional"):
+        assert main(["train", str(tmp_path / "r.yaml"), "--output", str(tmp_path / "run")]) == 2
+    assert "rld: stage 'main' has no teacher left: its only ones, far, are optional" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "told"), [(("--port", "99999"), "port (0 to 65535)"), (("--dtype", "foo"), "bfloat16")]
+)
+def test_an_option_of_serve_teacher_that_makes_no_sense_is_named(option, told, capsys):
+    assert main(["serve-teacher", "any", *option]) == 2
+    said = capsys.readouterr().err
+    assert option[1] in said
+    assert told in said
+
+
+@pytest.mark.parametrize("url", ["http://h:port", "http://[::1"])
+def test_what_is_no_url_is_refused(url):
+    with pytest.raises(TeacherError, match="is no URL of a teacher"):
+        server(url)
+
+
 RECIPE = """\
 name: served
 skills: {reverse: {generator: ./tasks.py:reverse, levels: [{length: 2}], held_out: 2}}
@@ -340,6 +389,9 @@ class _Dialect(http.server.BaseHTTPRequestHandler):
 
     hosted: Hosted
     broken = ""
+    wrong = None
+    most = 0
+    """Prompts that it was asked at once, at most."""
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -356,6 +408,7 @@ class _Dialect(http.server.BaseHTTPRequestHandler):
         if self.broken:
             self._say({"choices": [{"index": 0, "text": "", "prompt_logprobs": None}] * len(asked["prompt"])})
             return
+        type(self).most = max(self.most, len(asked["prompt"]))
         choices = [self._choice(i, ids, asked) for i, ids in enumerate(asked["prompt"])]
         self._say({"choices": choices[::-1]})
 
@@ -367,6 +420,7 @@ class _Dialect(http.server.BaseHTTPRequestHandler):
         told: list[Any] = [None]
         for t, token in enumerate(ids[1:]):
             named = zip(said.ids[t].tolist(), said.log_p[t].tolist(), strict=True)
+            named = [(i, self.wrong or value) for i, value in named]
             one = {str(i): {"logprob": value, "rank": 1, "decoded_token": "x"} for i, value in named}
             told.append({str(token): {"logprob": said.sampled[t].item(), "rank": 9, "decoded_token": "x"}} | one)
         return {"index": index, "text": text, "prompt_logprobs": told}
@@ -393,12 +447,19 @@ def speaking(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]
 
 def test_an_openai_compatible_endpoint_gives_the_same(folders):
     near = hosted(folders / "one")
-    with speaking(type("Good", (_Dialect,), {"hosted": near})) as url:
+    handler = type("Good", (_Dialect,), {"hosted": near})
+    with speaking(handler) as url:
         far = met(f"{url}/v1")
         require_equal(far.score(PASSAGES, 1.0), near.score(PASSAGES, 1.0))
         assert far.answer([[5, 6, 4], [7, 4]], 5) == near.answer([[5, 6, 4], [7, 4]], 5)
+        many = [[5 + i % 10, 4] for i in range(150)]
+        assert far.answer(many, 1) == near.answer(many, 1)
+        assert handler.most == 64
         with pytest.raises(TeacherError, match=r"scores at temperature 1, not 0\.8"):
             far.score(PASSAGES, 0.8)
+    for wrong in (math.nan, 0.5):
+        with speaking(type("Wrong", (_Dialect,), {"hosted": near, "wrong": wrong})) as url, refused("no log-prob"):
+            met(f"{url}/v1")
     with (
         speaking(type("Broken", (_Dialect,), {"hosted": near, "broken": "yes"})) as url,
         pytest.raises(TeacherError, match="its answer has no prompt_logprobs"),
@@ -426,6 +487,24 @@ class _Garbage(http.server.BaseHTTPRequestHandler):
     do_POST = do_GET
 
 
+class _Late(_Garbage):
+    """Breaks off after a while, once."""
+
+    def do_GET(self) -> None:
+        if len(self.answers) > 1:
+            time.sleep(0.6)
+        super().do_GET()
+
+    do_POST = do_GET
+
+
+def test_patience_counts_from_the_first_failure(one):
+    """A call that failed after longer than that is made again."""
+    health = httpx2.get(f"{one.url}/health").content
+    with speaking(type("L", (_Late,), {"answers": [(0, {}, b""), (200, {}, health)]})) as url:
+        assert server(url, patience=0.5)._call("GET", f"{url}/health").content == health
+
+
 def test_garbage_is_refused_and_trouble_is_waited_out(one, folders):
     health = httpx2.get(f"{one.url}/health").content
     troubles: list[Any] = [(0, {}, b""), (503, {"retry-after": "0"}, b""), (429, {}, b"{}"), (500, {}, b"oops")]
@@ -436,6 +515,9 @@ def test_garbage_is_refused_and_trouble_is_waited_out(one, folders):
             met(url, patience=20)
         assert not isinstance(caught.value, TeacherDown)
     with speaking(type("H", (_Garbage,), {"answers": [(200, {}, b"<html>")]})) as url, refused("is no JSON"):
+        met(url)
+    packed = (200, {"content-encoding": "gzip"}, b"no gzip")
+    with speaking(type("P", (_Garbage,), {"answers": [packed]})) as url, refused("its answer can't be read"):
         met(url)
     with (
         speaking(type("F", (_Garbage,), {"answers": [(503, {}, b'{"detail": "full"}')]})) as url,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -88,6 +89,18 @@ def test_scores_are_those_of_the_plain_model_in_passages_of_any_length():
         torch.testing.assert_close(said.log_p.exp().sum(-1) + said.tail.exp(), torch.ones(len(targets)))
 
 
+def test_logits_of_a_half_precision_model_are_not_rounded():
+    model = tiny.model(seed=1).to(torch.bfloat16).eval()
+    passage = Passage([5, 6, 7, 8, 9, 10], 5)
+    hosted = Hosted(Teacher(model, "t", tokenizer=tiny.tokenizer()), torch.device("cpu"), top_k=4)
+    (said,) = hosted.score([passage], 1.0)
+    with torch.no_grad():
+        hidden = model.model(torch.tensor([passage.ids])).last_hidden_state[0, :-1]
+        log_p = (hidden.float() @ model.lm_head.weight.float().T).log_softmax(-1)
+    torch.testing.assert_close(said.sampled, log_p[torch.arange(5), passage.ids[1:]], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(said.log_p, log_p.gather(-1, said.ids.long()), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("vocabulary", [15, 49_152, 151_936, 262_144])
 def test_a_shortlist_survives_as_bytes_in_less_than_300_a_token(vocabulary):
     shortlist = some_shortlist(200, 64, vocabulary)
@@ -120,6 +133,16 @@ def test_broken_bytes_are_refused_or_still_hold_log_probabilities(data):
     assert cut == len(packed)
     assert shortlist.log_p.shape == shortlist.ids.shape == (3, 4)
     assert (shortlist.log_p < 0.01).all() and (shortlist.sampled < 0.01).all()
+
+
+@pytest.mark.parametrize("field", ["log_p", "tail", "sampled"])
+@pytest.mark.parametrize("value", [math.nan, 0.5])
+def test_one_value_that_is_no_log_probability_is_refused(field, value):
+    good = some_shortlist(3, 4, 30)
+    bad = getattr(good, field).clone()
+    bad[1] = value
+    with pytest.raises(PayloadError, match="no log-probabilities"):
+        unpack_shortlist(pack_shortlist(dataclasses.replace(good, **{field: bad}), {}))
 
 
 @pytest.mark.parametrize("data", [b"", b"garbage" * 9, pack_passages([Passage([1, 2], 1)], {})])
