@@ -258,7 +258,10 @@ def test_a_missing_extra_is_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "fastapi", None)
     monkeypatch.delitem(sys.modules, "rld.serving")
     assert main(["serve-teacher", "any"]) == 2
-    assert capsys.readouterr().err == "rld: serve-teacher needs fastapi; install it with: pip install 'rld[serve]'\n"
+    assert (
+        capsys.readouterr().err
+        == "rld: serve-teacher needs fastapi; install it with: pip install -e '.[serve]', in a clone of rld\n"
+    )
 
 
 # -- a server that goes away -------------------------------------------------------------------------------------------
