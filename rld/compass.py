@@ -20,7 +20,7 @@ from rld import evaluation
 from rld.config import RLDConfig
 from rld.errors import RecipeError
 from rld.heads import Head
-from rld.packing import Layout
+from rld.packing import Layout, padded
 from rld.panel import hidden_states
 from rld.rollout import gold_completions
 from rld.sketches import SIZE, likelihood_gradient, pulls, signs, sketch
@@ -187,14 +187,8 @@ class Gold:
 
 def _read(student: PreTrainedModel, texts: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
     """The student's last states where it predicts the answers' tokens `[N, H]`, and those tokens `[N]`."""
-    before = max(len(prompt) for prompt, _ in texts)
-    after = max(len(answer) for _, answer in texts)
-    ids_BS = torch.zeros(len(texts), before + after, dtype=torch.long)
-    attention_BS = torch.zeros_like(ids_BS)
-    for row, (prompt, answer) in enumerate(texts):
-        ids_BS[row, before - len(prompt) : before + len(answer)] = torch.tensor(prompt + answer)
-        attention_BS[row, before - len(prompt) : before + len(answer)] = 1
-    ids_BS, attention_BS = ids_BS.to(student.device), attention_BS.to(student.device)
+    ids_BS, attention_BS, mask_BT = (x.to(student.device) for x in padded(texts))
+    after = mask_BT.shape[1]
     hidden_BTH = hidden_states(student, ids_BS, attention_BS, after, (), len(texts), Layout.apart(student)).last_BTH
-    answers_BT = attention_BS[:, before:].bool()
-    return hidden_BTH[answers_BT], ids_BS[:, before:][answers_BT]
+    answers_BT = mask_BT.bool()
+    return hidden_BTH[answers_BT], ids_BS[:, -after:][answers_BT]

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from rld.directions import Noise, Probe
 from rld.gap import Gap
-from rld.rule import Chosen, Options, PerSkill, Rule, Share, State, at, normalised, require_skills
+from rld.rule import Chosen, Options, PerSkill, Rule, Share, State, at, normalised, require_skills, running
 from rld.types import SIGNALS, Event, Observation, Signal, SkillSeen, Weights
 
 _ALL = "all skills"
@@ -135,7 +135,7 @@ class Sequential(Chosen):
             if not entry["distils"] or not rates:
                 continue
             rate = sum(rates) / len(rates)
-            entry["success"] = rate if entry["success"] is None else 0.5 * entry["success"] + 0.5 * rate
+            entry["success"] = running(entry["success"], rate, 0.5)
             if entry["success"] > entry["best"] + self.gain:
                 entry.update(best=entry["success"], stale=0)
             elif entry["best"] >= self.gain:

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rld.rule import Chosen, State, clip, normalised
+from rld.rule import PRIOR, Chosen, State, clip, normalised, running
 from rld.types import Event, Needs, Observation, Pulls, Signal, SkillSeen, Weights
 
 _MEMORY = 0.8
@@ -27,7 +27,7 @@ _SWEEPS = 100
 class _Directed(Chosen):
     """What the two have in common: their state, and the weights that it stands for."""
 
-    prior: dict[Signal, Annotated[float, Field(gt=0)]] = {"policy": 1.0, "response": 1.0, "feature": 0.25}
+    prior: dict[Signal, Annotated[float, Field(gt=0)]] = PRIOR
     """Weights to start from, relative to each other; a signal that is not named counts 1."""
     rate: float = Field(0.5, gt=0, le=1)
     """Share of the way to its target that a tick takes (`noise`), or what a cosine is multiplied by (`probe`)."""
@@ -77,13 +77,11 @@ class Noise(_Directed):
     `sum w_s^2 s2_s + |sum w_s b_s|^2` over the simplex; for two signals
     `w_response = s2_policy / (s2_policy + s2_response + |b|^2)` (in the way of GAC,
     Hu et al. 2026, arXiv 2605.26184). Where no group is
-    informative the policy goes to its floor. Each tick goes the share `rate` of the way, in log space.
+    informative the policy goes to its floor. Each tick goes the share `rate` of the way, in log space. Without
+    `even_out` a bias is as large as the loss is scaled.
     """
 
     kind: Literal["noise"] = "noise"
-    even_out: bool = True
-    """Scale `response` and `feature` so that their gradients are as large as the policy's, within a factor of 10.
-    Without it, a bias is as large as the loss is scaled."""
     floor: float = Field(0.02, gt=0, lt=0.3)
     """Weight that every signal keeps, without which it would not be measured."""
 
@@ -95,8 +93,7 @@ class Noise(_Directed):
 
     def _moves(self, entry: State, news: SkillSeen, scale: Mapping[str, float]) -> dict[str, float]:
         if news.groups:
-            share, before = news.informative / news.groups, entry["informative"]
-            entry["informative"] = share if before is None else 0.5 * before + 0.5 * share
+            entry["informative"] = running(entry["informative"], news.informative / news.groups, 0.5)
         if news.pulls is not None:
             self._measure(entry, news.pulls, scale)
         target = self._target(entry)
@@ -201,7 +198,7 @@ def least(matrix: list[list[float]]) -> list[float]:
 
 def _run(means: State, name: str, value: float) -> None:
     """Take a value into a running mean, in place."""
-    means[name] = _MEMORY * means[name] + (1 - _MEMORY) * value if name in means else value
+    means[name] = running(means.get(name), value, _MEMORY)
 
 
 def _normalise(logs: State) -> None:

@@ -8,10 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from rld.rule import Rule, Share, State, clip, normalised
+from rld.rule import PRIOR, Rule, Share, State, clip, normalised, running
 from rld.types import Event, Observation, Signal, SkillSeen, TeacherSeen, Weights
 
-_PRIOR: dict[Signal, float] = {"policy": 1.0, "response": 1.0, "feature": 0.25}
 _TINY = 0.01
 """Odds that what is on keeps, however little it is worth."""
 _RETURN = 0.05
@@ -105,7 +104,7 @@ class Gap(Rule):
 
     def _fresh(self, teachers: list[str], signals: list[Signal]) -> State:
         """A skill of which nothing is known."""
-        prior = _PRIOR | self.prior
+        prior = PRIOR | self.prior
         shares = normalised({signal: prior[signal] for signal in signals})
         if self.ratio is not None and "policy" in shares and len(shares) > 1:
             rest = normalised({signal: share for signal, share in shares.items() if signal != "policy"})
@@ -178,8 +177,7 @@ class Gap(Rule):
         credible = min(genuine / _RIGHT, 1.0)
         entry["student"] = self._updated(entry["student"], credible * news.successes, news.attempts)
         if news.groups:
-            share, before = news.informative / news.groups, entry["informative"]
-            entry["informative"] = share if before is None else 0.5 * before + 0.5 * share
+            entry["informative"] = running(entry["informative"], news.informative / news.groups, 0.5)
         teachers = {name: news.teachers.get(name) for name in entry["teachers"]}
         if self.by_gate:
             self._watch_the_gate(entry["gate"], teachers, credible, tick)
@@ -198,7 +196,7 @@ class Gap(Rule):
         measured = f"student {_mean(entry['student']):.2f}, informative {worth['policy']:.2f}, best lead {best:.2f}"
         moves: list[tuple[str, dict[str, float], dict[Any, float], str]] = [("teacher", leads, odds, "")]
         if self.ratio is None:
-            moves.append(("signal", worth, dict(_PRIOR | self.prior), "" if entry["alarm"] else "policy"))
+            moves.append(("signal", worth, PRIOR | self.prior, "" if entry["alarm"] else "policy"))
         return events + [
             Event(step, f"{what} {turned}", skill, name, f"{measured}, its worth {values[name]:.2f}", rule)
             for what, values, prior, never in moves

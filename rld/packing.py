@@ -186,6 +186,22 @@ class _Gather:
         return states_NH.view(*index_BT.shape, -1)
 
 
+def padded(rows: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Lay out prompts and their completions as TRL does, prompts padded on the left and completions on the right.
+
+    Returns:
+        Ids and attention `[B, S]`, and the completions' mask `[B, T]`.
+    """
+    longest_P, longest_T = (max(len(row[i]) for row in rows) for i in (0, 1))
+    ids, attention, mask = [], [], []
+    for prompt, completion in rows:
+        left, right = longest_P - len(prompt), longest_T - len(completion)
+        ids.append([0] * left + prompt + completion + [0] * right)
+        attention.append([0] * left + [1] * (len(prompt) + len(completion)) + [0] * right)
+        mask.append([1] * len(completion) + [0] * right)
+    return torch.tensor(ids), torch.tensor(attention), torch.tensor(mask)
+
+
 def as_they_are(num_tokens: int, num_computed: int) -> Rows:
     """Rows of `[B, S]` tokens that are left alone, for inputs that are more than token ids."""
     return Rows({}, lambda states: states[:, -num_tokens - 1 : -1], num_computed)

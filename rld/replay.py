@@ -22,7 +22,7 @@ from rld import evaluation
 from rld.combine import Mixture
 from rld.divergences import ForwardKL
 from rld.heads import Head, TeacherStates
-from rld.packing import Layout
+from rld.packing import Layout, padded
 from rld.panel import hidden_states
 from rld.student import RecordedStudent, Response, SignalInputs
 from rld.vocabulary import Matching
@@ -66,7 +66,7 @@ def remember(
     """
     completions = evaluation.sample(model, tokenizer, prompts, max_new_tokens, seed)
     rows = list(zip(prompts, completions, strict=True))
-    ids_BS, attention_BS, mask_BT = (x.to(backbone.device) for x in _padded(rows))
+    ids_BS, attention_BS, mask_BT = (x.to(backbone.device) for x in padded(rows))
     training = backbone.training
     backbone.eval()
     apart = Layout.apart(backbone)
@@ -137,7 +137,7 @@ def divergence(
         and `[2]`, without it, its plain sum over the tokens that count, and their number.
     """
     said = [(memory.prompt, memory.completion) for memory, _ in rows]
-    ids_BS, attention_BS, mask_BT = (x.to(device) for x in _padded(said))
+    ids_BS, attention_BS, mask_BT = (x.to(device) for x in padded(said))
     states = [memory.hidden_TH.to(device) for memory, _ in rows]
     hidden_BTH = nn.utils.rnn.pad_sequence(states, batch_first=True)
     then = TeacherStates(head.to(device), hidden_BTH, None, mask_BT.bool())
@@ -152,16 +152,3 @@ def divergence(
     assert gap_BT is not None
     counted_BT = mask_BT * (weight_B > 0)[:, None]
     return total, torch.stack([(gap_BT * counted_BT).sum(), counted_BT.sum().float()])
-
-
-def _padded(rows: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Prompts padded on the left and completions on the right: ids and attention `[B, S]`, and the completions' mask
-    `[B, T]`."""
-    longest_P, longest_T = (max(len(row[i]) for row in rows) for i in (0, 1))
-    ids, attention, mask = [], [], []
-    for prompt, completion in rows:
-        left, right = longest_P - len(prompt), longest_T - len(completion)
-        ids.append([0] * left + prompt + completion + [0] * right)
-        attention.append([0] * left + [1] * (len(prompt) + len(completion)) + [0] * right)
-        mask.append([1] * len(completion) + [0] * right)
-    return torch.tensor(ids), torch.tensor(attention), torch.tensor(mask)

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.utils import get_callable_name
@@ -149,6 +150,12 @@ def _number(value: Any) -> float | None:
     if isinstance(value, (bool, int, float)):
         return float(value)
     return None if value is None else math.nan
+
+
+def places(num_rows: int, accelerator: Accelerator) -> Tensor:
+    """Return the places of this process's rows among those of all processes, `[B]`."""
+    first = accelerator.process_index * num_rows
+    return torch.arange(first, first + num_rows, device=accelerator.device)
 
 
 def skill_ids(rows: list[dict[str, Any]], skills: list[str]) -> Tensor:

@@ -24,6 +24,8 @@ Odds: TypeAlias = Annotated[float, Field(ge=0)]
 PerSkill: TypeAlias = Share | dict[str, Share]
 """One value for all skills, or one for each by name."""
 
+PRIOR: dict[Signal, float] = {"policy": 1.0, "response": 1.0, "feature": 0.25}
+"""How much a signal counts, relative to the others, before anything is known."""
 _VERSION = 5
 """Of every controller's state."""
 _MEMORY = 0.8
@@ -141,6 +143,11 @@ def normalised(odds: Mapping[str, float]) -> dict[str, float]:
     """Return shares that sum to 1; all 0 where all odds are."""
     total = sum(odds.values())
     return {name: value / total if total else 0.0 for name, value in odds.items()}
+
+
+def running(before: float | None, value: float, memory: float) -> float:
+    """Return a running mean after one more value, of which it keeps the share `memory`; before any, None."""
+    return value if before is None else memory * before + (1 - memory) * value
 
 
 def clip(x: float, low: float, high: float) -> float:

@@ -19,7 +19,7 @@ from rld.errors import TeacherDown
 from rld.gate import Gate
 from rld.losses import loss_mask, taught_share
 from rld.panel import Panel
-from rld.rollout import gate_counts, successes
+from rld.rollout import gate_counts, places, successes
 from rld.signals import mean_likelihood
 from rld.steering import Steering
 from rld.types import SIGNALS, Event
@@ -58,8 +58,7 @@ class Scoring:
             group: Completions per prompt.
         """
         self.leave_open(output)
-        first = self.accelerator.process_index * len(inputs)
-        output["group_ids"] = (first + torch.arange(len(inputs), device=self.accelerator.device)) // group
+        output["group_ids"] = places(len(inputs), self.accelerator) // group
         if self._gate is None:
             return
         before = torch.tensor([self._gate.flops, self._gate.num_tokens], dtype=torch.float64)

@@ -42,7 +42,7 @@ from rld.losses import JointLoss, loss_mask
 from rld.matching import Projections, attach_projections
 from rld.panel import Panel
 from rld.protection import Protection
-from rld.rollout import all_checked, gold_completions, group_counts, no_reward, skill_ids, successes, verifier
+from rld.rollout import all_checked, gold_completions, group_counts, no_reward, places, skill_ids, successes, verifier
 from rld.scoring import Scoring
 from rld.steering import Steering
 from rld.stream import Stream, skills_of
@@ -190,8 +190,7 @@ class RLDTrainer(GRPOTrainer):
 
     def _gold_B(self, num_rows: int) -> Tensor:
         """Which of this process's rows are gold answers."""
-        places = torch.arange(num_rows, device=self.accelerator.device) + self.accelerator.process_index * num_rows
-        gold_B: Tensor = places % self.num_generations < self.args.gold
+        gold_B: Tensor = places(num_rows, self.accelerator) % self.num_generations < self.args.gold
         return gold_B
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:

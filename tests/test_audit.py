@@ -32,6 +32,15 @@ def start(controller: Gap, teacher: bool = True) -> Any:
     return controller.start(["add"], ["a"] if teacher else [], signals)
 
 
+def distrusted(controller: Gap, ticks: int, paid: float, genuine: float) -> Any:
+    """The state of a skill without a teacher, whose reward has lost all its weight by then."""
+    state = start(controller, teacher=False)
+    for step in range(ticks):
+        state, weights, _ = tick(controller, state, paid, genuine, step, teacher=False)
+    assert weights.signals["add"] == {"policy": 0.0}
+    return state
+
+
 def test_a_hacked_reward_loses_its_weight_within_fifteen_ticks_and_the_teacher_takes_over():
     controller = Gap()
     state = start(controller)
@@ -56,10 +65,7 @@ def test_a_hacked_reward_loses_its_weight_within_fifteen_ticks_and_the_teacher_t
 def test_an_alarm_holds_while_its_skill_gets_no_prompts():
     """What a reward is worth does not go stale, and a skill that can't be trusted is hardly asked."""
     controller = Gap()
-    state = start(controller, teacher=False)
-    for step in range(15):
-        state, weights, _ = tick(controller, state, 0.95, 0.1, step, teacher=False)
-    assert weights.signals["add"] == {"policy": 0.0}
+    state = distrusted(controller, 15, 0.95, 0.1)
     for step in range(30):
         state, weights, _ = controller.step(state, Observation(step, {}))
     assert weights.signals["add"] == {"policy": 0.0}
@@ -77,10 +83,7 @@ def test_a_reward_that_is_right_is_followed_exactly_as_without_an_audit():
 
 def test_a_reward_that_lies_teaches_nothing_where_no_teacher_can_and_everything_once_it_is_mended():
     controller = Gap()
-    state = start(controller, teacher=False)
-    for step in range(10):
-        state, weights, _ = tick(controller, state, 0.9, 0.0, step, teacher=False)
-    assert weights.signals["add"] == {"policy": 0.0}
+    state = distrusted(controller, 10, 0.9, 0.0)
     for step in range(10):
         state, weights, _ = tick(controller, json.loads(json.dumps(state)), 0.9, 1.0, step, teacher=False)
     assert weights.signals["add"] == {"policy": 1.0}
