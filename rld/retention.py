@@ -24,6 +24,8 @@ _CLIP = 0.2
 """The most that one probe's violation counts."""
 _HIGHEST, _LOWEST = 10.0, 0.01
 """λ is at most the first, and 0 below the second."""
+_START = 2.0
+"""λ before the first probe. What a stage does not practise is lost within a few updates, before a probe can tell."""
 _LEAK = 0.05
 """Share of λ that is lost at a probe that shows no violation."""
 _EARLY, _OFTEN, _SELDOM = 20, 2, 5
@@ -39,7 +41,7 @@ class Retention(Options):
     """Hold a student to what it could at the start of a stage, on skills that it must not forget.
 
     Prompts of the protected skills are replayed: the loss gets `λ KL(π₀ || π)`, the mean over the tokens of completions
-    that the student sampled at the start. λ is 0 while a skill is well, and then costs nothing but its probes.
+    that the student sampled at the start. λ begins at 2, as insurance, and leaks away where nothing is being lost.
     """
 
     skills: list[str] | None = None
@@ -48,14 +50,14 @@ class Retention(Options):
     """How far the share of right answers may fall below that at the start."""
     probes: int = Field(32, gt=0)
     """Prompts per skill that are answered greedily to measure it."""
-    prompts: int = Field(48, gt=0)
-    """Prompts per skill that are replayed in turn."""
-    batch: int = Field(16, gt=0)
+    prompts: int = Field(256, gt=0)
+    """Prompts per skill that are replayed in turn; a student learns few by heart and forgets the skill all the same."""
+    batch: int = Field(32, gt=0)
     """Of these, how many an update replays while λ is above 0."""
 
     def start(self, baseline: Mapping[str, Counts]) -> State:
         """Return the state at the start of a stage, from the probes of the skills that are protected."""
-        entry = {"weight": 0.0, "excess": 0.0, "full": 0}
+        entry = {"weight": _START, "excess": 0.0, "full": 0}
         skills = {skill: entry | {"baseline": right / asked} for skill, (right, asked) in baseline.items()}
         return {"version": _VERSION, "tick": 0, "skills": skills}
 
