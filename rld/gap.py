@@ -33,8 +33,8 @@ _FLOOR = 0.2
 _PACE = 0.3
 """Share of the way to the skills' new shares that a tick takes."""
 _WATCHED, _RECENT, _RISE, _PATIENT = 20, 10, 0.05, 0.25
-"""A skill that has had prompts for so many ticks, and whose success moved less than `_RISE` in the most recent ones, is
-worth practising in proportion to that movement, but not less than `_PATIENT`."""
+"""A skill that has had prompts for so many ticks, and whose success moved by less than `_RISE` and its standard error in
+the most recent ones, is worth practising in proportion to that movement, but not less than `_PATIENT`."""
 
 
 class Gap(Rule):
@@ -53,7 +53,7 @@ class Gap(Rule):
     teacher off after `patience` ticks below `off`, on again after two ticks above `on`. `policy` is off only while an
     audit shows that its reward can't be trusted: the worth of `policy`, and what counts as the student's success,
     shrink with the share of audited payments that are right. Prompts go to the skills in proportion to the most that
-    any of their signals is worth.
+    any of their signals is worth, times what the student still fails.
     """
 
     kind: Literal["gap"] = "gap"
@@ -192,7 +192,7 @@ class Gap(Rule):
         worth = {"policy": (entry["informative"] or 0.0) * trust, "response": best, "feature": best * fade}
         entry["worth"] = max(worth[signal] for signal in entry["signals"])
         if news.attempts:
-            entry["trace"] = [*entry["trace"], _mean(entry["student"])][-_WATCHED:]
+            entry["trace"] = [*entry["trace"], list(_beta(*entry["student"]))][-_WATCHED:]
         measured = f"student {_mean(entry['student']):.2f}, informative {worth['policy']:.2f}, best lead {best:.2f}"
         moves: list[tuple[str, dict[str, float], dict[Any, float], str]] = [("teacher", leads, odds, "")]
         if self.ratio is None:
@@ -306,7 +306,7 @@ class Gap(Rule):
     def _allocate(self, state: State) -> None:
         """Move the skills' shares of the prompts towards what they are worth; one that is never asked has no claim."""
         worth = {
-            skill: entry["worth"] * _pace(entry["trace"]) if entry["stale"] < _STALE else 0.0
+            skill: entry["worth"] * _to_gain(entry) if entry["stale"] < _STALE else 0.0
             for skill, entry in state["skills"].items()
         }
         targets = normalised(worth) if sum(worth.values()) else normalised(dict.fromkeys(worth, 1.0))
@@ -315,11 +315,14 @@ class Gap(Rule):
             state["allocation"][skill] = share + _PACE * (target - share)
 
 
-def _pace(trace: list[float]) -> float:
-    """How much a skill still moves: a share in [0.25, 1], 1 before it has been watched for long."""
+def _to_gain(entry: State) -> float:
+    """What a skill's prompts can still gain, in [0, 1]: what is wrong, less of it where the skill stands still."""
+    wrong, trace = 1 - _mean(entry["student"]), entry["trace"]
     if len(trace) < _WATCHED:
-        return 1.0
-    return clip(_PATIENT + abs(trace[-1] - trace[-_RECENT]) / _RISE, _PATIENT, 1.0)
+        return wrong
+    (before, doubt), (now, doubt_now) = trace[-_RECENT], trace[-1]
+    moved = abs(now - before) - math.sqrt(doubt + doubt_now)
+    return wrong * clip(_PATIENT + moved / _RISE, _PATIENT, 1.0)
 
 
 def _changed(beta: list[float], right: int, asked: int) -> bool:

@@ -424,12 +424,20 @@ def test_prompts_go_to_the_skills_that_can_still_learn():
 
 
 def test_a_skill_that_never_moves_gets_fewer_prompts():
-    state = start(Gap())
-    for tick in range(60):
-        stuck = SkillSeen(40, 4, 10, 6, {"a": gated(0), "b": gated(0)})
+    """That its share of right answers wavers as chance has it is no movement."""
+    state, chance = start(Gap()), random.Random(0)
+    for tick in range(40):
+        right = sum(chance.random() < 0.1 for _ in range(40))
+        stuck = SkillSeen(40, right, 10, 6, {"a": gated(0), "b": gated(0)})
         learns = SkillSeen(40, min(4 + tick // 2, 40), 10, 6, {"a": gated(16, failing=0.5), "b": gated(0)})
         state, weights, _ = Gap().step(state, seen(tick, add=stuck, sort=learns))
-    assert weights.allocation["add"] < 0.35
+    assert weights.allocation["add"] < 0.3
+
+
+def test_prompts_go_where_more_is_wrong_though_all_are_worth_teaching():
+    half, most = of(gated(16, failing=0.5), gated(0), p=0.5), of(gated(16, failing=0.9), gated(0), p=0.1)
+    _, weights, _ = run(Gap(), 15, add=half, sort=most)
+    assert weights.allocation == pytest.approx({"add": 0.38, "sort": 0.62}, abs=0.03)
 
 
 # -- baselines -------------------------------------------------------------------------------------------------------
