@@ -15,6 +15,7 @@ from rld.directions import Noise, Probe
 from rld.gap import Gap
 from rld.rule import Chosen, Options, PerSkill, Rule, Share, State, at, normalised, require_skills, running
 from rld.types import SIGNALS, Event, Observation, Signal, SkillSeen, Weights
+from rld.yoked import Yoked
 
 _ALL = "all skills"
 
@@ -171,4 +172,6 @@ class Random(Rule):
         return Weights(signals, dict.fromkeys(state["skills"], shares), self._scale(state))
 
 
-AnyController = Annotated[Fixed | Schedule | Sequential | Gap | Noise | Probe | Random, Field(discriminator="kind")]
+AnyController = Annotated[
+    Fixed | Schedule | Sequential | Gap | Noise | Probe | Random | Yoked, Field(discriminator="kind")
+]

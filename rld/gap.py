@@ -33,8 +33,8 @@ _FLOOR = 0.2
 _PACE = 0.3
 """Share of the way to the skills' new shares that a tick takes."""
 _WATCHED, _RECENT, _RISE, _PATIENT = 20, 10, 0.05, 0.25
-"""A skill that has had prompts for so many ticks, and whose success moved by less than `_RISE` and its standard error in
-the most recent ones, is worth practising in proportion to that movement, but not less than `_PATIENT`."""
+"""A skill that has had prompts for so many ticks, and whose success moved by less than `_RISE` and its standard error
+in the most recent ones, is worth practising in proportion to that movement, but not less than `_PATIENT`."""
 
 
 class Gap(Rule):

@@ -16,7 +16,7 @@ from rld.reading import read
 ROOT = Path(__file__).resolve().parent.parent
 # A module imports only from those that stand before it.
 ORDER = """
-    errors hints types divergences combine features rule retention gap directions controllers stages recipe
+    errors hints types divergences combine features rule retention gap directions yoked controllers stages recipe
     source library installed document token_files reserved checks reading
     questions data stream lessons
     compact together shortlist heads align packing taps vocabulary matching student tokens hosting teachers translation
