@@ -1,19 +1,19 @@
 """How much each signal and each teacher counts now, per skill: the baselines, and the union of all controllers.
 
-To add one, write a class here or in a file of its own, and put its name in `AnyController`, the last line.
+To add one, write a class here or in a file of its own, and put its name in `AnyController`, at the end.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from rld.directions import Noise, Probe
 from rld.gap import Gap
-from rld.rule import Chosen, Options, PerSkill, Rule, Share, State, at, normalised, require_skills, running
+from rld.rule import Chosen, Options, PerSkill, Rule, State, at, normalised, require_skills, running
 from rld.types import SIGNALS, Event, Observation, Signal, SkillSeen, Weights
 from rld.yoked import Yoked
 
@@ -73,15 +73,18 @@ class Schedule(Chosen):
     """Weights that follow a course set beforehand: from distillation to reinforcement, unless told otherwise."""
 
     kind: Literal["schedule"] = "schedule"
-    policy: Course | Share = Course(start=0.0, end=1.0)
-    """A course, or a number that stays; the same for the other two."""
-    response: Course | Share = Course(start=1.0, end=0.0)
-    feature: Course | Share = Course(start=0.25, end=0.0)
+    policy: Course | PerSkill = Course(start=0.0, end=1.0)
+    """A course, or what stays, for all skills or by skill; the same for the other two."""
+    response: Course | PerSkill = Course(start=1.0, end=0.0)
+    feature: Course | PerSkill = Course(start=0.25, end=0.0)
 
     def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> State:
         for signal in signals:
             course = getattr(self, signal)
-            for end in ("start", "end") if isinstance(course, Course) else ():
+            if not isinstance(course, Course):
+                require_skills(f"controller.{signal}", course, skills)
+                continue
+            for end in ("start", "end"):
                 require_skills(f"controller.{signal}.{end}", getattr(course, end), skills)
         return super().start(skills, teachers, signals) | {"progress": 0.0}
 
@@ -90,8 +93,8 @@ class Schedule(Chosen):
         return Weights(signals, {skill: self._shares(state, skill) for skill in state["skills"]}, self._scale(state))
 
     def _value(self, signal: Signal, state: State, skill: str) -> float:
-        course: Course | float = getattr(self, signal)
-        return course.value(state["progress"], skill) if isinstance(course, Course) else course
+        course: Course | PerSkill = getattr(self, signal)
+        return course.value(state["progress"], skill) if isinstance(course, Course) else at(course, skill)
 
     def step(self, state: State, seen: Observation) -> tuple[State, Weights, list[Event]]:
         state = self._counted(state, seen) | {"progress": seen.progress}
@@ -172,6 +175,13 @@ class Random(Rule):
         return Weights(signals, dict.fromkeys(state["skills"], shares), self._scale(state))
 
 
+def _of_kind(given: Any) -> Any:
+    """A kind alone is that controller with its defaults."""
+    return {"kind": given} if isinstance(given, str) else given
+
+
 AnyController = Annotated[
-    Fixed | Schedule | Sequential | Gap | Noise | Probe | Random | Yoked, Field(discriminator="kind")
+    Fixed | Schedule | Sequential | Gap | Noise | Probe | Random | Yoked,
+    Field(discriminator="kind"),
+    BeforeValidator(_of_kind),
 ]

@@ -25,6 +25,7 @@ from rld.checkpoint import read_json, write_json
 from rld.errors import TeacherDown
 from rld.rollout import Verify, ask, is_success
 from rld.teachers import Teacher
+from rld.types import Event
 
 _REMEMBERED = 100_000
 """Prompts whose verdicts are kept."""
@@ -155,6 +156,15 @@ class Gate:
                 "answer, take one that does, or set gate to skill",
                 stacklevel=2,
             )
+
+
+def unverified(teachers: Sequence[Teacher], gate: Gate | None) -> list[Event]:
+    """What is to be told of teachers whose answers nobody checks."""
+    if gate is not None or not teachers:
+        return []
+    measured = "competence as probed, or else how far teachers are from the student"
+    rule = "no gate per prompt: a teacher's errors are learnt as well, so guarantees are weaker"
+    return [Event(0, "gate open", "all skills", ", ".join(str(t.name) for t in teachers), measured, rule)]
 
 
 def _key(row: dict[str, Any]) -> str:

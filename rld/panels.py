@@ -186,12 +186,14 @@ class _Panels:
         return [
             *self._chart(Chart("Reward", self._lines("reward", "reward/(.+)"))),
             *self.single("Entropy, nats per token", "entropy"),
+            *self.single("Weight of the entropy bonus", "entropy_coef"),
             *self._chart(Chart("Tokens so far", tokens, 0, stairs=True)),
         ]
 
 
 def _mark(event: LoggedEvent) -> tuple[float, str]:
-    return event.step, f"{event.skill}: {event.kind}: {event.about} ({event.measured})"
+    why = "; ".join(filter(None, (event.measured, event.rule)))
+    return event.step, f"{event.skill}: {event.kind}: {event.about} ({why})"
 
 
 def _values(chart: Chart) -> list[tuple[str, object]]:

@@ -27,7 +27,7 @@ from rld.journal import EVENTS, METRICS
 from rld.types import Event
 
 _OURS = re.compile(
-    r"loss|entropy"
+    r"loss|entropy|entropy_coef"
     r"|(loss|weight|scale|phase|teacher|progress|audit|retention|level|share|tokens)/.+"
     r"|(grad|noise|aligned|divergence|distance)/.+"
 )

@@ -22,7 +22,7 @@ from rld.errors import CheckpointError, DataError, RecipeError
 from rld.heads import Head
 from rld.hints import hint
 from rld.replay import Replay, divergence, part_of, remember
-from rld.retention import Counts, Retention
+from rld.retention import VERSION, Counts, Retention
 from rld.rollout import Verify, ask, is_success
 from rld.types import DEFAULT_SKILL, Event, Row
 
@@ -204,6 +204,9 @@ class Protection(TrainerCallback):
         mine = sorted({row["skill"] for row in self._probes})
         if saved is None or skills != mine:
             raise CheckpointError(f"{folder} was written with protected skills {skills}, this run has {mine}")
+        if saved["state"]["version"] != VERSION:
+            found = saved["state"]["version"]
+            raise CheckpointError(f"{folder} has retention's state in version {found}, and this is version {VERSION}")
         self.state, self._updates = saved["state"], saved["updates"]
         kept = torch.load(folder / FILE, map_location="cpu")
         self._memory = Replay.restored(kept, Head.of(self.student), self.rule.batch)

@@ -17,7 +17,7 @@ from pydantic import Field
 from rld.rule import Options, State, clip
 from rld.types import Event
 
-_VERSION = 1
+VERSION = 2
 _P, _I = 3.0, 1.0
 """Gains of a change in the violation, and of the violation itself."""
 _CLIP = 0.2
@@ -57,9 +57,9 @@ class Retention(Options):
 
     def start(self, baseline: Mapping[str, Counts]) -> State:
         """Return the state at the start of a stage, from the probes of the skills that are protected."""
-        entry = {"weight": _START, "excess": 0.0, "full": 0}
+        entry = {"weight": _START, "excess": 0.0, "full": 0, "violated": False}
         skills = {skill: entry | {"baseline": right / asked} for skill, (right, asked) in baseline.items()}
-        return {"version": _VERSION, "tick": 0, "skills": skills}
+        return {"version": VERSION, "tick": 0, "skills": skills}
 
     def weights(self, state: State) -> dict[str, float]:
         """λ per protected skill, in [0, 10]."""
@@ -93,9 +93,11 @@ class Retention(Options):
         after = after if after >= _LOWEST else 0.0
         entry.update(weight=after, excess=excess, full=entry["full"] + 1 if after >= _FULL * _HIGHEST else 0)
         turned = []
-        if after and not before:
+        if violation > 0 and not entry["violated"]:
+            entry["violated"] = True
             turned.append(("on", f"more than {self.drop:g} and a standard error below the start"))
         if before and not after:
+            entry["violated"] = False
             turned.append(("off", f"weight below {_LOWEST:g}"))
         if entry["full"] == _PATIENCE:
             turned.append(("infeasible", f"weight at its limit of {_HIGHEST:g} for {_PATIENCE} probes"))

@@ -2,7 +2,7 @@
 
 `Steering` adds up counts and ledgers between ticks, shows them to the controller as an `Observation`, and turns its
 weights into tables that the trainer can index by skill. It holds no model, only sums that are already over all
-processes, so that every process comes to the same weights; all its state is JSON.
+processes, and every process takes what the first one decides; all its state is JSON.
 
 Shapes: S skills, K teachers; signals are in the order of `SIGNALS`.
 """
@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from rld.errors import ControllerError
@@ -175,13 +176,31 @@ class Steering:
         if self.updates >= self.controller.every:
             seen = self._observe(step, min(step / num_steps, 1.0) if num_steps else 0.0, pulls or {})
             metrics |= self._tick_metrics(seen)
-            self.state, weights, events = self.controller.step(self.state, seen)
+            self.state, weights, events = broadcast_object_list([*self.controller.step(self.state, seen)])
             self.ticks += 1
             self._clear_window()
-            phases = list(self._phases)
+            before, phases = self.weights, list(self._phases)
             self._use(weights)
-            events = [*events, *self._phase_events(phases, step)]
+            events = [*events, *self._turned(before, events, step), *self._phase_events(phases, step)]
         return metrics, events
+
+    def _turned(self, before: Weights, told: list[Event], step: int) -> list[Event]:
+        """What was turned on or off since `before`, as far as the controller has not told it."""
+        known = {
+            (event.kind, skill, event.about)
+            for event in told
+            for skill in ([event.skill] if event.skill in self.skills else self.skills)  # or it is told of them all
+        }
+        events = []
+        for what in ("signals", "teachers"):
+            for skill in self.skills:
+                was, now = getattr(before, what)[skill], getattr(self.weights, what)[skill]
+                for name in now:
+                    kind = f"{what[:-1]} {'on' if now[name] else 'off'}"
+                    if bool(was.get(name)) != bool(now[name]) and (kind, skill, name) not in known:
+                        measured = f"weight {was.get(name, 0.0):.2f} before, {now[name]:.2f} now"
+                        events.append(Event(step, kind, skill, name, measured, "as the controller has it"))
+        return events
 
     def _phase_events(self, before: list[int], step: int) -> list[Event]:
         return [

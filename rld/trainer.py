@@ -37,7 +37,7 @@ from rld.config import RLDConfig
 from rld.errors import CheckpointError, RecipeError
 from rld.evaluation import keep_input_whole
 from rld.gap import Gap
-from rld.gate import Gate
+from rld.gate import Gate, unverified
 from rld.losses import JointLoss, loss_mask
 from rld.matching import Projections, attach_projections
 from rld.panel import Panel
@@ -132,6 +132,7 @@ class RLDTrainer(GRPOTrainer):
         self.audit = None if trusted is None else Audit(verify, args.audit_share, args.seed)
         asked = self._tokenizer, verify, args.answer_length, self.accelerator, self._chat_options
         self.gate = Gate.of(self.teachers, *asked) if args.gate == "prompt" and self.teachers else None
+        self.events += unverified(self.teachers, self.gate)
         self.protection = None
         if retain_dataset is not None:
             rule = args.retention()
@@ -378,7 +379,7 @@ class RLDTrainer(GRPOTrainer):
             return
         folder = Path(checkpoint)
         state = read_state(folder, self.stream is not None, {t.name: t.fingerprint() for t in self.teachers})
-        self.events += self.steering.load_state_dict(state["steering"])
+        self.events = self.steering.load_state_dict(state["steering"])
         others = list(state["teachers"]) != [teacher.name for teacher in self.teachers]
         if others and (self._projections is not None or list(folder.glob("rld_rollout_*"))):
             raise CheckpointError(f"{folder}: teachers can't change inside a rollout, or with a feature signal")

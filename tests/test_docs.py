@@ -73,7 +73,7 @@ def test_the_page_on_the_controller_shows_what_a_stage_takes():
     blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)]
     stage = {"name": "s", "run": "distill", "student": "m", "steps": 400}
     assert [Distill.model_validate(stage | block).controller.kind for block in blocks] == [
-        *("gap", "gap", "gap", "fixed", "schedule", "gap"),
+        *("gap", "gap", "gap", "gap", "fixed", "schedule", "gap"),
     ]
     for member in get_args(get_args(AnyController)[0]):
         assert f"`{get_args(member.model_fields['kind'].annotation)[0]}`" in text
