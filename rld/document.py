@@ -173,6 +173,8 @@ class Document:
                 if isinstance(node, dict) and node.get(loc[-1]) is None:
                     node[loc[-1]] = {}
                     self._overrides[loc] = text
+                if loc[-1] == "controller" and isinstance(node[loc[-1]], str):  # a kind alone
+                    node[loc[-1]] = {"kind": node[loc[-1]]}
                 node = node[loc[-1]]
             loc = (*loc, _key(node, last))
         except (LookupError, yaml.YAMLError) as error:

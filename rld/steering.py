@@ -179,9 +179,9 @@ class Steering:
             self.state, weights, events = broadcast_object_list([*self.controller.step(self.state, seen)])
             self.ticks += 1
             self._clear_window()
-            before, phases = self.weights, list(self._phases)
+            weighed, phases = self.weights, list(self._phases)
             self._use(weights)
-            events = [*events, *self._turned(before, events, step), *self._phase_events(phases, step)]
+            events = [*events, *self._turned(weighed, events, step), *self._phase_events(phases, step)]
         return metrics, events
 
     def _turned(self, before: Weights, told: list[Event], step: int) -> list[Event]:

@@ -48,18 +48,33 @@ def check(weights: Weights) -> None:
         assert total == pytest.approx(1) or total == 0
 
 
+def part(whole: int, number: int) -> tuple[int, int]:
+    return whole, min(number, whole)
+
+
+def some_of(most: int) -> Any:
+    """A number, and how many of them."""
+    return st.builds(part, *(st.integers(0, most),) * 2)
+
+
 observations = st.builds(
-    lambda n, s, g, i, d, v, p, t: SkillSeen(n, min(s, n), g, min(i, g), {"a": TeacherSeen(d, min(v, p), p, t)}),
-    *(st.integers(0, 50),) * 4,
+    lambda student, groups, divergence, probed, teaches, asked, tried, audited: SkillSeen(
+        *student,
+        *groups,
+        {"a": TeacherSeen(divergence, *probed[::-1], teaches, *asked, *(tried if asked[1] else (0, 0)))},
+        *audited,
+    ),
+    *(some_of(50), some_of(50)),
     st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True)),
-    *(st.integers(0, 40),) * 2,
+    some_of(40),
     st.booleans(),
+    *(some_of(30), some_of(120), some_of(12)),
 )
 
 
 @pytest.mark.parametrize("controller", KINDS, ids=lambda c: c.kind)
 @settings(max_examples=40, deadline=None)
-@given(data=st.lists(st.tuples(observations, st.one_of(st.floats(0), st.just(math.nan))), max_size=12))
+@given(data=st.lists(st.tuples(observations, st.one_of(st.floats(0), st.just(math.nan))), max_size=40))
 def test_weights_stay_weights_whatever_is_seen(controller, data):
     state = start(controller)
     check(controller.weights(state))
@@ -67,6 +82,13 @@ def test_weights_stay_weights_whatever_is_seen(controller, data):
         state, weights, _ = controller.step(state, seen(step, {"policy": norm, "response": 1.0}, add=news))
         check(weights)
         assert all(0.1 <= scale <= 10 for scale in weights.scale.values())
+        if isinstance(controller, Gap):
+            assert all(
+                sum(signals.values()) == pytest.approx(1) or not any(signals.values())
+                for signals in weights.signals.values()
+            )
+            assert sum(weights.allocation.values()) == pytest.approx(1)
+            assert min(weights.allocation.values()) >= 0.2 / len(SKILLS) - 1e-9
     again = json.loads(json.dumps(state))
     assert controller.weights(again) == controller.weights(state)
 
@@ -93,7 +115,7 @@ def test_a_teacher_that_fails_a_skill_is_off_within_three_ticks_and_back_when_it
     assert weights.teachers["add"] == {"a": pytest.approx(1), "b": 0}
     assert weights.teachers["sort"] == {"a": 0, "b": pytest.approx(1)}
     assert {(e.kind, e.skill, e.about) for e in events} == {("teacher off", "add", "b"), ("teacher off", "sort", "a")}
-    for tick in range(4):
+    for tick in range(3):
         state, weights, _ = controller.step(state, seen(tick, add=skill(p=0.1, a=(0, 32), b=(32, 32))))
     assert weights.teachers["add"]["b"] > 0.5
 
@@ -257,6 +279,22 @@ def test_a_more_competent_teacher_never_weighs_less(asked, data):
         _, weights, _ = run(Gap(switch=False), 6, add=of(*teachers, p=p))
         assert weights.teachers["add"]["a"] >= last - 1e-12
         last = weights.teachers["add"]["a"]
+
+
+def test_a_teacher_that_knows_more_gives_distillation_no_less_weight_and_a_useless_one_none():
+    last = 0.0
+    for right in range(17):
+        _, weights, _ = run(Gap(switch=False), 6, add=of(gated(right), gated(0), p=0.3))
+        assert weights.signals["add"]["response"] >= last - 1e-12
+        last = weights.signals["add"]["response"]
+    news = of(gated(12), p=0.3)
+    alone = Gap().start(["add"], ["a"], list(SIGNALS))
+    beside = Gap().start(["add"], TEACHERS, list(SIGNALS))
+    for tick in range(12):
+        alone, without, _ = Gap().step(alone, seen(tick, add=news))
+        beside, weights, _ = Gap().step(beside, seen(tick, add=of(gated(12), gated(0), p=0.3)))
+    assert weights.signals["add"] == pytest.approx(without.signals["add"])
+    assert weights.teachers["add"] == {"a": pytest.approx(1), "b": 0}
 
 
 def test_names_and_their_order_do_not_matter():
@@ -462,6 +500,14 @@ def test_a_course_goes_from_start_to_end(shape, half, late):
     course = Course(start=0.1, end={"add": 0.5, "sort": 0.1}, shape=shape, over=0.8)
     assert [course.value(t, "add") for t in (0, 0.4, 0.8, 1)] == pytest.approx([0.1, half, late, late])
     assert course.value(0.5, "sort") == pytest.approx(0.1)
+
+
+def test_a_schedule_takes_what_stays_by_skill():
+    given = Schedule(policy={"add": 0.2, "sort": 0.6}, response=0.5, feature=0)
+    weights = given.weights(start(given)).signals
+    assert weights == {"add": {"policy": 0.2, "response": 0.5, "feature": 0}, "sort": {**weights["add"], "policy": 0.6}}
+    with pytest.raises(ControllerError, match="has no value for skill 'sort'"):
+        start(Schedule(policy={"add": 0.2}))
 
 
 def test_a_schedule_follows_the_share_of_steps_that_are_done():

@@ -14,7 +14,7 @@ from rld.config import RLDConfig
 from rld.controllers import Fixed
 from rld.errors import RecipeError, TeacherDown
 from rld.gap import Gap
-from rld.gate import Gate
+from rld.gate import Gate, unverified
 from rld.hosted import Hosted
 from rld.rollout import gate_counts
 from rld.teachers import Teacher
@@ -202,3 +202,11 @@ def test_gap_values_a_gated_teacher_by_what_the_student_still_fails_where_it_is_
         news = {"weak": seen(8, 16, 40, 40), "useless": seen(0, 16, 0, 0)}
         state, weights, _ = controller.step(state, Observation(step, {"a": SkillSeen(64, 48, 16, 8, news)}))
     assert weights.signals["a"]["response"] == 0  # it has learnt all that `weak` knows
+
+
+def test_teachers_that_nobody_checks_are_told_of_in_the_events():
+    (event,) = unverified([teacher()], None)
+    assert (event.step, event.kind, event.about) == (0, "gate open", "wide")
+    assert "guarantees are weaker" in event.rule
+    gate = Gate([teacher()], tiny.tokenizer(), lambda completions, **_: [1.0] * len(completions), 3, CPU)
+    assert unverified([teacher()], gate) == unverified([], None) == []

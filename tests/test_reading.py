@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from rld.directions import Noise
 from rld.errors import RecipeError
 from rld.reading import read
 from rld.recipe import NewModel
@@ -90,6 +91,15 @@ TOKENIZERS = {
     "padded": {"a": 0, "b": 1, "<filler>": 2},
     "theirs": {"b": 0, "a": 1, "ab": 2},
 }
+
+
+def test_a_controllers_kind_alone_is_that_controller(recipe):
+    path = recipe(replace={"{kind: gap, on: 0.25}": "noise"})
+    assert read(path).stages[-1].controller == Noise()
+    assert read(path, ["stages.main.controller.every=3"]).stages[-1].controller == Noise(every=3)
+    assert mistakes(path, "stages.main.controller=gpa") == [
+        "command line (stages.main.controller=gpa): stages.main.controller.kind cannot be 'gpa'; did you mean 'gap'?"
+    ]
 
 
 def test_a_teacher_with_another_tokenizer_needs_align(recipe, tmp_path):

@@ -57,7 +57,9 @@ def test_a_stage_begins_insured_and_the_insurance_leaks_away_where_nothing_is_lo
     assert weights == sorted(weights, reverse=True)
     assert weights[-1] == 0.0
     assert kinds == ["retention off"]
-    assert path([16], state=state)[1] == pytest.approx([2 + 4 * 0.2])
+    _, weights, kinds = path([16, 32, 16], state=state)
+    assert weights[0] == pytest.approx(2 + 4 * 0.2)
+    assert kinds == ["retention on"]
 
 
 def test_without_a_violation_the_weight_stays_0_and_decays_to_0_after_one():

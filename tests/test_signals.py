@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rld.controllers import Fixed
+from rld.controllers import Course, Fixed, Schedule
 from rld.errors import ControllerError
 from rld.gap import Gap
 from rld.signals import (
@@ -129,6 +129,16 @@ def test_the_spread_follows_delta_and_weights_change_only_at_ticks():
     assert metrics["progress/add"] == 1 / 8
     assert metrics["phase/add"] == 0
     assert metrics["divergence/a"] == pytest.approx(0.2)
+
+
+def test_what_any_controller_turns_off_is_an_event():
+    made = steering(Schedule(every=1, policy=1.0, response=Course(start=0.5, end=0.0, over=0.5, shape="step")))
+    told = []
+    for step in range(1, 5):
+        told += made.update(ledger().table, torch.zeros(7), step, 4)[1]
+    offs = [(event.step, event.kind, event.skill, event.about) for event in told if event.kind != "phase"]
+    assert offs == [(2, "signal off", "add", "response"), (2, "signal off", "sort", "response")]
+    assert told[0].measured == "weight 0.50 before, 0.00 now"
 
 
 def test_only_needed_teachers_are_wanted_and_all_at_a_heartbeat():
