@@ -14,9 +14,12 @@ from rld.rewards.teachers import likelihood
 
 import tests.tiny as tiny
 from rld.config import RLDConfig
+from rld.directions import Noise, Probe
+from rld.gap import Gap
 from rld.keeper import Keeper
 from rld.progress import RunLog
 from rld.retention import Retention
+from rld.rule import Rule
 from rld.teachers import Teacher
 from rld.trainer import RLDTrainer
 
@@ -44,7 +47,7 @@ def even(completions: list[str], **_: Any) -> list[float]:
     return [float(zlib.crc32(text.replace(" ", "").encode()) % 2) for text in completions]
 
 
-def main(folder: Path, num_processes: int, stopped_rank: int | None) -> None:
+def main(folder: Path, num_processes: int, stopped_rank: int | None, controller: Rule) -> None:
     trainer = RLDTrainer(
         model=tiny.model(),
         reward_funcs=[even, tiny.letters, partial(likelihood, model=tiny.model(seed=3), tokenizer=tiny.tokenizer())],
@@ -63,12 +66,12 @@ def main(folder: Path, num_processes: int, stopped_rank: int | None) -> None:
             Teacher(tiny.model(seed=1, width=48), name="one", tokenizer=tiny.tokenizer(), verified={"first": (9, 9)}),
             Teacher(tiny.model(seed=2), name="two", tokenizer=tiny.tokenizer()),
         ],
-        controller=None,
+        controller=controller.model_copy(update={"every": 2}),
+        probe_rows=[{**row, "answer": "b c"} for row in tiny.rows(7)],
         rollout_func=scripted,
         trusted=even,
         retain_dataset=[{**row, "skill": "old"} for row in tiny.rows(23)],
     )
-    trainer.steering.controller = trainer.steering.controller.model_copy(update={"every": 2})
     assert trainer.protection is not None
     trainer.protection.rule = Always(**trainer.protection.rule.model_dump())
     rank = trainer.accelerator.process_index
@@ -78,9 +81,13 @@ def main(folder: Path, num_processes: int, stopped_rank: int | None) -> None:
     trainer.train()
     (folder / f"steps_{rank}").write_text(str(trainer.state.global_step))
     weights = torch.cat([p.detach().flatten() for p in trainer.accelerator.unwrap_model(trainer.model).parameters()])
-    torch.save(weights, folder / f"{num_processes}_{rank}.pt")
-    (folder / f"{num_processes}_{rank}.json").write_text(json.dumps(trainer._rld_state()))
+    name = f"{controller.kind}_{num_processes}_{rank}"
+    torch.save(weights, folder / f"{name}.pt")
+    (folder / f"{name}.json").write_text(json.dumps(trainer._rld_state()))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else None)
+    stopped = int(sys.argv[3]) if len(sys.argv) > 3 else None
+    controllers: list[Any] = [Gap()] if stopped is not None else [Gap(), Noise(), Probe()]
+    for one in controllers:
+        main(Path(sys.argv[1]), int(sys.argv[2]), stopped, one)

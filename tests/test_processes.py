@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,24 +24,36 @@ def launch(folder: Path, num_processes: int, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def found(folder: Path, controller: str) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
+    """Weights and states: of one process, and of the two."""
+    names = [f"{controller}_{name}" for name in ("1_0", "2_0", "2_1")]
+    return [torch.load(folder / f"{name}.pt") for name in names], [
+        json.loads((folder / f"{name}.json").read_text()) for name in names
+    ]
+
+
 def test_one_process_and_two_give_the_same_update(tmp_path):
     launch(tmp_path, 1)
     launch(tmp_path, 2)
-    one, *two = (torch.load(tmp_path / f"{name}.pt") for name in ("1_0", "2_0", "2_1"))
-    for weights in two:
-        torch.testing.assert_close(weights, one, rtol=1e-4, atol=1e-6)
-    states = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1_0", "2_0", "2_1")]
-    assert states[1] == states[2]
-    assert states[1]["protection"] == states[0]["protection"]
-    assert states[1]["counters"] == pytest.approx(states[0]["counters"])
-    states = [state["steering"] for state in states]
-    assert states[0]["ticks"] == 2
-    paid = [state["state"]["skills"]["first"]["paid"] for state in states]
-    assert paid[0] == paid[1] != [2.0, 0.2]
-    assert states[1]["state"]["skills"]["first"]["student"] == states[0]["state"]["skills"]["first"]["student"]
-    for name in ("first", "second"):
-        logs = [{s: entry["log"] for s, entry in x["state"]["skills"][name]["signals"].items()} for x in states]
-        assert logs[1] == pytest.approx(logs[0], rel=1e-4)
+    for controller in ("gap", "noise", "probe"):
+        (one, *two), states = found(tmp_path, controller)
+        for weights in two:
+            torch.testing.assert_close(weights, one, rtol=1e-4, atol=1e-6)
+        assert states[1] == states[2]
+        assert states[1]["protection"] == states[0]["protection"]
+        assert states[1]["counters"] == pytest.approx(states[0]["counters"])
+        assert {state["steering"]["ticks"] for state in states} == {2}
+        skills = [state["steering"]["state"]["skills"] for state in states]
+        for name in ("first", "second"):
+            if controller == "gap":
+                logs = [{s: entry["log"] for s, entry in x[name]["signals"].items()} for x in skills]
+            else:
+                logs = [x[name]["log"] for x in skills]
+                assert len({round(log, 3) for log in logs[0].values()}) > 1, "they began alike, and have moved"
+            assert logs[1] == pytest.approx(logs[0], rel=1e-4)
+        if controller == "gap":
+            assert skills[0]["first"]["paid"] == skills[1]["first"]["paid"] != [2.0, 0.2]
+            assert skills[1]["first"]["student"] == skills[0]["first"]["student"]
 
 
 def test_a_stop_that_reaches_one_process_stops_both_at_the_same_step(tmp_path):
