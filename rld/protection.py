@@ -74,6 +74,8 @@ class Protection(TrainerCallback):
         self._probes, self._replayed = _split(rule, rows, trained)
         self._memory: Replay | None = None
         self._updates, self._part = 0, 0
+        self._drift = torch.zeros(2, device=accelerator.device)
+        """Sum of the divergence over replayed tokens since the last probe, and their number, over all processes."""
         self._flops = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
@@ -154,6 +156,7 @@ class Protection(TrainerCallback):
         mine = part_of(rows, index, num_parts * self.accelerator.num_processes)
         total, seen = divergence(model, self._memory.head, mine, self.accelerator.device)
         log_mean("loss/reference", *seen)
+        self._drift += self.accelerator.reduce(seen, reduction="sum")
         term: Tensor = total * self.accelerator.num_processes
         return loss + term
 
@@ -179,14 +182,16 @@ class Protection(TrainerCallback):
             for skill, (right, asked) in probed.items():
                 if before := self.state["skills"][skill]["baseline"]:
                     metrics[f"retention/{skill}"] = right / asked / before
-            self.state, events = self.rule.step(self.state, probed, step)
+            total, count = self._drift.tolist()
+            self.state, events = self.rule.step(self.state, probed, step, total / count if count else None)
+            self._drift.zero_()
         return metrics, events
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the memories, as JSON."""
-        return {"state": self.state, "updates": self._updates}
+        return {"state": self.state, "updates": self._updates, "drift": self._drift.tolist()}
 
     def save(self, folder: Path) -> None:
         """Write the memories into a checkpoint."""
@@ -208,6 +213,7 @@ class Protection(TrainerCallback):
             found = saved["state"]["version"]
             raise CheckpointError(f"{folder} has retention's state in version {found}, and this is version {VERSION}")
         self.state, self._updates = saved["state"], saved["updates"]
+        self._drift = torch.tensor(saved["drift"], device=self.accelerator.device)
         kept = torch.load(folder / FILE, map_location="cpu")
         self._memory = Replay.restored(kept, Head.of(self.student), self.rule.batch)
 

@@ -4,6 +4,9 @@ The student answers a few probe prompts of each protected skill now and then. Wh
 allowed, the weight λ of the divergence from the student as it was at the start of the stage rises, by a proportional
 and an integral term (a PI-Lagrangian; Stooke et al. 2020, Sohrabi et al. 2024); where they are right it leaks away. It
 goes beside any controller: λ comes on top of the weights that sum to 1.
+
+Beside it, on demand, a budget for that divergence itself, whatever the answers are: one more weight, that follows the
+ratio of the two (the adaptive KL coefficient of Ziegler et al. 2019, equation 4, with a gain of 1 a probe).
 """
 
 from __future__ import annotations
@@ -30,6 +33,8 @@ _LEAK = 0.05
 """Share of λ that is lost at a probe that shows no violation."""
 _EARLY, _OFTEN, _SELDOM = 20, 2, 5
 """Up to so many ticks the skills are probed every second one, then every fifth: most is forgotten early."""
+_RATIO, _WITHIN = 0.2, 0.8
+"""The most that a budget's weight changes by at a probe; share of the budget below which it counts as kept again."""
 _FULL, _PATIENCE = 0.99, 5
 """So many probes in a row with λ at this share of the highest show that it can't hold the skill."""
 
@@ -54,31 +59,52 @@ class Retention(Options):
     """Prompts per skill that are replayed in turn; a student learns few by heart and forgets the skill all the same."""
     batch: int = Field(32, gt=0)
     """Of these, how many an update replays while λ is above 0."""
+    budget: float | None = Field(None, gt=0)
+    """Nats per token that the student may be from what it was, in the mean over the replayed completions. None: as many
+    as leave the answers right."""
 
     def start(self, baseline: Mapping[str, Counts]) -> State:
         """Return the state at the start of a stage, from the probes of the skills that are protected."""
         entry = {"weight": _START, "excess": 0.0, "full": 0, "violated": False}
         skills = {skill: entry | {"baseline": right / asked} for skill, (right, asked) in baseline.items()}
-        return {"version": VERSION, "tick": 0, "skills": skills}
+        return {"version": VERSION, "tick": 0, "skills": skills, "budget": {"weight": _LOWEST, "over": False}}
 
     def weights(self, state: State) -> dict[str, float]:
-        """λ per protected skill, in [0, 10]."""
-        return {skill: entry["weight"] for skill, entry in state["skills"].items()}
+        """λ per protected skill, in [0, 10]; with a budget never 0, for what is not replayed is not measured."""
+        least = 0.0 if self.budget is None else state["budget"]["weight"]
+        return {skill: max(entry["weight"], least) for skill, entry in state["skills"].items()}
 
     def tick(self, state: State) -> tuple[State, bool]:
         """Return the state one tick later, and whether the skills are to be probed now."""
         tick = state["tick"] + 1
         return {**state, "tick": tick}, tick % (_OFTEN if tick <= _EARLY else _SELDOM) == 0
 
-    def step(self, state: State, probed: Mapping[str, Counts], step: int) -> tuple[State, list[Event]]:
-        """Move every λ by what the probes show, at an optimiser step."""
+    def step(
+        self, state: State, probed: Mapping[str, Counts], step: int, drift: float | None = None
+    ) -> tuple[State, list[Event]]:
+        """Move every λ by what the probes show, at an optimiser step.
+
+        `drift` is the mean divergence over the tokens replayed since the last probe, in nats; None: nothing was.
+        """
         state, events = copy.deepcopy(state), []
         for skill, (right, asked) in probed.items():
             entry = state["skills"][skill]
             turned = self._move(entry, right, asked)
             measured = f"{right} of {asked} right, at the start {entry['baseline']:.2f}; weight {entry['weight']:.2f}"
             events += [Event(step, f"retention {how}", skill, "reference", measured, rule) for how, rule in turned]
+        if self.budget is not None and drift is not None:
+            events += self._spend(state["budget"], self.budget, drift, step)
         return state, events
+
+    def _spend(self, entry: State, budget: float, drift: float, step: int) -> list[Event]:
+        """Move a budget's weight in place; returns the event of its being exceeded, or kept again."""
+        entry["weight"] = clip(entry["weight"] * (1 + clip(drift / budget - 1, -_RATIO, _RATIO)), _LOWEST, _HIGHEST)
+        over = drift > (_WITHIN if entry["over"] else 1.0) * budget
+        if over == entry["over"]:
+            return []
+        entry["over"] = over
+        measured, rule = f"divergence {drift:.3g} nats a token; weight {entry['weight']:.2f}", f"budget {budget:g}"
+        return [Event(step, f"budget {'exceeded' if over else 'kept'}", "all skills", "reference", measured, rule)]
 
     def _move(self, entry: State, right: int, asked: int) -> list[tuple[str, str]]:
         """Move one λ in place; returns how the constraint turned, and by which rule."""

@@ -102,6 +102,22 @@ def test_a_drop_within_a_standard_error_of_what_is_allowed_moves_nothing_up():
     assert path([290, 280, 290], asked=320)[1][1] > 0
 
 
+def test_a_budgets_weight_follows_the_ratio_of_divergence_and_budget_within_its_bounds():
+    rule = Retention(budget=0.1)
+    state = at(0.0, rule)
+    assert rule.weights(state) == {"old": 0.01}, "what is not replayed is not measured"
+    weights, events = [], []
+    for step, drift in enumerate([0.11, 0.4, 0.4, *[0.4] * 60, 0.09, 0.07, 0.0, None]):
+        state, news = rule.step(state, {"old": (32, 32)}, step, drift)
+        weights.append(rule.weights(state)["old"])
+        events += [(event.step, event.kind) for event in news]
+    assert weights[:3] == pytest.approx([0.011, 0.011 * 1.2, 0.011 * 1.2**2])
+    assert max(weights) == 10.0
+    assert weights[-3:] == pytest.approx([10 * 0.9 * 0.8, 10 * 0.9 * 0.8**2, 10 * 0.9 * 0.8**2])
+    assert events == [(0, "budget exceeded"), (64, "budget kept")]
+    assert Retention().weights(state) == {"old": 0.0}
+
+
 def test_skills_are_probed_every_second_tick_at_first_and_every_fifth_later():
     rule = Retention()
     state, due = rule.start({"old": (1, 1)}), []
@@ -248,6 +264,18 @@ def test_an_old_skill_is_forgotten_without_and_kept_with_retention(tmp_path, mod
     assert right(held.model, OLD) > 0.8
     logged = {name for entry in held.state.log_history for name in entry}
     assert {"weight/reference", "weight/reference/old", "retention/old", "loss/reference"} <= logged
+
+
+def test_a_budget_keeps_a_student_near_what_it_was(tmp_path, models):
+    rule = {**RULE, "drop": 0.9, "skills": ["old"]}
+    drifts = []
+    for budget in (10.0, 0.02):
+        made = trainer(tmp_path, models, {**rule, "budget": budget}, max_steps=60)
+        made.train()
+        logged = [entry["loss/reference"] for entry in made.state.log_history if "loss/reference" in entry]
+        drifts.append(sum(logged[-10:]) / 10)
+    assert drifts[0] > 3 * drifts[1]
+    assert "budget exceeded" in {event.kind for event in made.events}
 
 
 class Always(Retention):
