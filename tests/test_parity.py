@@ -23,8 +23,9 @@ def _losses(trainer):
 
 
 @pytest.mark.parametrize("chat", [False, True])
-def test_without_teachers_it_is_grpo(tmp_path, chat):
-    def run(trainer_class, config_class):
+@pytest.mark.parametrize("taught", [False, True], ids=["no teacher", "teachers at weight 0"])
+def test_without_weight_on_teachers_it_is_grpo(tmp_path, chat, taught):
+    def run(trainer_class, config_class, **more):
         args = config_class(**tiny.options(tmp_path, num_iterations=2))
         return _losses(
             trainer_class(
@@ -33,10 +34,15 @@ def test_without_teachers_it_is_grpo(tmp_path, chat):
                 args=args,
                 train_dataset=tiny.rows(chat=chat),
                 processing_class=tiny.tokenizer(),
+                **more,
             )
         )
 
-    ours, theirs = run(RLDTrainer, RLDConfig), run(GRPOTrainer, GRPOConfig)
+    more = {}
+    if taught:
+        more["teachers"] = [Teacher(tiny.model(seed=1), name="one", tokenizer=tiny.tokenizer())]
+        more["controller"] = Fixed(policy=1.0, response=0.0, feature=0.0, every=1)
+    ours, theirs = run(RLDTrainer, RLDConfig, **more), run(GRPOTrainer, GRPOConfig)
     assert len(ours) == 5
     assert any(loss != 0 for loss, _, _ in ours)
     for a, b in zip(ours, theirs, strict=True):
