@@ -267,9 +267,8 @@ class Run:
         """Rows of the skills that a stage protects: those that are probed, and those that are replayed."""
         if stage.retain is None:
             return None
-        trained = self._skills(stage)
         rows = []
-        for skill in stage.retain.skills or [skill for skill in self.sources if skill not in trained]:
+        for skill in stage.protected(self.sources):
             source = self.sources[skill]
             rows += source.probe(stage.retain.probes)
             rows += source.rows(stage.retain.prompts, self._seed(stage.name), gold=False)

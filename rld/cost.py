@@ -113,7 +113,7 @@ def stage_costs(recipe: Recipe, relative_to: Path) -> dict[str, StageCost]:
         else:
             teachers = {name: size(teacher.model) for name, teacher in stage.loaded.items()}
             dtypes = {name: _dtype(recipe, teacher) for name, teacher in stage.loaded.items()}
-            costs[stage.name] = _distill_cost(stage, size(stage.student), teachers, dtypes, recipe.max_new_tokens)
+            costs[stage.name] = _distill_cost(stage, size(stage.student), teachers, dtypes, recipe)
         sizes[stage.name] = costs[stage.name].parameters
     return costs
 
@@ -146,12 +146,12 @@ def _distill_cost(
     size: int | None,
     teachers: Mapping[str, int | None],
     dtypes: Mapping[str, str],
-    max_new_tokens: int,
+    recipe: Recipe,
 ) -> StageCost:
     known = {name: teacher for name, teacher in teachers.items() if teacher is not None}
     if size is None or len(known) < len(teachers):
         return StageCost(size, teachers, None, None)
-    rollout = stage.rollout
+    rollout, max_new_tokens = stage.rollout, recipe.max_new_tokens
     tokens = rollout.prompts * rollout.completions * max_new_tokens
     generated = rollout.prompts * (rollout.completions - rollout.gold) * max_new_tokens
     # Behind the gate per prompt a teacher answers each prompt once, and scores all completions at most.
@@ -161,6 +161,9 @@ def _distill_cost(
         + training_flops(size, tokens)
         + sum(forward_flops(teacher, heard) for teacher in known.values())
     )
+    if stage.retain is not None:  # replayed at every step at most
+        replayed = len(stage.protected(recipe.skills)) * stage.retain.batch * max_new_tokens
+        flops += stage.steps * training_flops(size, replayed)
     frozen = {spec.base: frozen_bytes(known[name], dtypes[name]) for name, spec in stage.loaded.items()}
     return StageCost(size, teachers, training_bytes(size) + sum(frozen.values()), flops)
 

@@ -17,7 +17,7 @@ def overview(recipe: Recipe, relative_to: Path) -> RenderableType:
     """Return what `rld check` prints; paths in the recipe are looked up from the folder `relative_to`."""
     costs = stage_costs(recipe, relative_to)
     parts: list[RenderableType] = [_skills(recipe)]
-    parts += [_stage(number, stage, costs[stage.name]) for number, stage in enumerate(recipe.stages, 1)]
+    parts += [_stage(number, stage, costs[stage.name], recipe) for number, stage in enumerate(recipe.stages, 1)]
     known = [cost.flops for cost in costs.values() if cost.flops is not None]
     total = sum(known) if len(known) == len(costs) else None
     notes = (
@@ -56,7 +56,7 @@ def _skills(recipe: Recipe) -> Table:
     return table
 
 
-def _stage(number: int, stage: Sft | Distill, cost: StageCost) -> Table:
+def _stage(number: int, stage: Sft | Distill, cost: StageCost, recipe: Recipe) -> Table:
     table = Table(box=None, show_header=False, title=f"\n{number}. {stage.name}: {stage.run}")
     table.title_justify = "left"
     lora = ", a LoRA adapter" if stage.lora is not None else ""
@@ -74,8 +74,21 @@ def _stage(number: int, stage: Sft | Distill, cost: StageCost) -> Table:
             adapted = f" with adapter {teacher.adapter}" if teacher.adapter is not None else ""
             table.add_row("teacher", Text(f"{name}: {teacher.model}{adapted}, {size}, {taught}"))
         table.add_row("signals", Text(_signals(stage)))
+        if stage.signals.policy is not None:
+            table.add_row("rewards", Text(", ".join(f"{spec.use} x {spec.weight:g}" for spec in recipe.rewards)))
+        if stage.teachers:
+            gated = "per prompt, by the teacher's own answer to it" if stage.gate == "prompt" else "none per prompt"
+            table.add_row("gate", Text(gated + (", on failed completions" if stage.teach_on == "failed" else "")))
         table.add_row("controller", Text(f"{stage.controller.kind}, every {stage.controller.every} steps"))
         table.add_row("curriculum", Text(stage.curriculum.use))
+        if stage.audit is not None:
+            table.add_row("audit", Text(f"{stage.audit.reward} checks {stage.audit.share:.0%} of the successes"))
+        if stage.retain is not None:
+            kept, rule = _listed(stage.protected(recipe.skills)), stage.retain
+            replayed = f"{rule.probes} probes each, {rule.batch} completions replayed a step"
+            table.add_row("retains", Text(f"{kept}: {rule.drop:g} below the start at most; {replayed}"))
+        if stage.changes:
+            table.add_row("changes", Text(f"{len(stage.changes)} on purpose"))
         rollout = f"{stage.rollout.prompts} prompts x {stage.rollout.completions} completions"
         table.add_row("on", Text(f"{_listed(stage.skills)}; {stage.steps} steps of {rollout}"))
     table.add_row("costs", f"FLOPs: about {quantity(cost.flops)}; bytes of memory: {quantity(cost.bytes)}")

@@ -9,7 +9,7 @@ To add one, write a class with its own `run` and `__call__`, and put its name in
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -383,6 +383,12 @@ class Distill(_Stage):
     def loaded(self) -> dict[str, TeacherSpec]:
         """The teachers that are loaded beside the student."""
         return {name: spec for name, spec in self.teachers.items() if isinstance(spec, TeacherSpec)}
+
+    def protected(self, skills: Iterable[str]) -> list[str]:
+        """Return which of a recipe's skills the student must not forget."""
+        trained = skills if self.skills is None else self.skills
+        kept = self.retain.skills if self.retain is not None else []
+        return [skill for skill in skills if skill not in trained] if kept is None else kept
 
     def __call__(self, parts: Parts) -> None:
         parts.distill(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,26 @@ def test_check_shows_models_signals_and_costs(folder, capsys):
         "FLOPs",
     ):
         assert words in out
+
+
+def test_check_shows_what_guards_a_stage_and_what_that_costs(capsys):
+    recipe = "scenarios/s6_forgotten_skill"
+    audit = "stages.distill.audit={reward: answers:exact_match, share: 0.25}"
+    code, out, _ = run(capsys, "check", recipe, audit)
+    assert code == 0
+    shown = " ".join(out.split())
+    for words in (
+        "answers:exact_match x 1",
+        "per prompt, by the teacher's own answer",
+        "answers:exact_match checks 25% of the successes",
+        "sort, following: 0.03 below the start at most; 32 probes each, 32 completions replayed a step",
+    ):
+        assert words in shown
+    costs = re.findall(r"FLOPs: about ([\d.]+)G", shown)
+    _, out, _ = run(capsys, "check", recipe, "stages.distill.retain=null")
+    free = re.findall(r"FLOPs: about ([\d.]+)G", " ".join(out.split()))
+    replayed = 120 * 6 * 83.3e3 * 2 * 32 * 3 / 1e9  # steps, FLOPs per parameter and token, of two skills' completions
+    assert float(costs[-1]) - float(free[-1]) == pytest.approx(replayed, rel=0.05)
 
 
 def test_check_says_when_a_size_is_unknown(folder, capsys, monkeypatch):
