@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -126,6 +127,21 @@ class Stage:
         values = [(float(record["step"]), record[key]) for record in self.metrics if key in record]
         points = [(step, float(value)) for step, value in values if _is_number(value)]
         return points, len(values) - len(points)
+
+    def time_shares(self) -> dict[str, float]:
+        """Return which share of the time from the first logged update to the last each part took, largest first."""
+        timed = [record for record in self.metrics if any(key.startswith("time/") for key in record)]
+        if len(timed) < 2 or timed[-1]["seconds"] <= timed[0]["seconds"]:
+            return {}
+        spent: dict[str, float] = {}
+        for before, record in pairwise(timed):
+            for key in record:
+                if key.startswith("time/") and _is_number(record[key]):  # the mean over the updates since the last line
+                    seconds = record[key] * (record["step"] - before["step"])
+                    spent[key.removeprefix("time/")] = spent.get(key.removeprefix("time/"), 0.0) + seconds
+        whole = timed[-1]["seconds"] - timed[0]["seconds"]
+        spent["rest"] = max(whole - sum(spent.values()), 0.0)
+        return {part: seconds / whole for part, seconds in sorted(spent.items(), key=lambda item: -item[1])}
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,12 @@ def _stage(history: History, index: int, inks: Inks) -> str:
         charts = "".join(figure(chart) for group in drawn for chart in group.charts)
         scores = html_table(stage.result, history.summary.heldout_rows, inks) if stage.result else ""
         return f'{head}<div class="beside">{charts}{scores}</div>'
-    return head + "".join(map(_group, drawn)) + _events(stage)
+    return head + _time_spent(stage) + "".join(map(_group, drawn)) + _events(stage)
+
+
+def _time_spent(stage: Stage) -> str:
+    shares = ", ".join(f"{part} {share:.1%}" for part, share in stage.time_shares().items())
+    return f'<p class="note">Where the time of an update went: {escape(shares)}.</p>' if shares else ""
 
 
 def _group(group: Group) -> str:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from datasets import Dataset
+from torch import Tensor
 
 from rld.data import told
 from rld.errors import CurriculumError, DataError
@@ -81,6 +82,14 @@ class Stream:
     def skills(self) -> list[str]:
         """The skills that prompts are drawn from."""
         return list(self._sources)
+
+    def count(
+        self, names: Sequence[str], skills_B: Tensor, levels_B: Tensor, success_B: Tensor, attempted_B: Tensor
+    ) -> None:
+        """Tell the curriculum what came of each task of a rollout; rows are those of all processes."""
+        for s, level in sorted(set(zip(skills_B.tolist(), levels_B.tolist(), strict=True))):
+            chosen_B = (skills_B == s) & (levels_B == level) & attempted_B
+            self.observe(Task(names[s], level), int(success_B[chosen_B].sum()), int(chosen_B.sum()))
 
     def observe(self, task: Task, successes: int, attempts: int) -> None:
         """Tell the curriculum what came of a task in one update, over all processes.

@@ -17,6 +17,7 @@ Shapes: B completions, T completion tokens, K teachers, S skills.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,12 @@ from rld.protection import Protection
 from rld.rollout import all_checked, gold_completions, group_counts, no_reward, places, skill_ids, successes, verifier
 from rld.scoring import Scoring
 from rld.steering import Steering
+from rld.stopwatch import Stopwatch, timed
 from rld.stream import Stream, skills_of
 from rld.student import RecordedStudent, add_signal_head
 from rld.teachers import Teacher
 from rld.together import PROMPTS, shuffle_prompts
-from rld.types import Controller, Curriculum, Event, Row, Task
+from rld.types import Controller, Curriculum, Event, Row
 
 _COUNTERS = ("flops", "num_generated", "num_scored", "num_saved", "_num_rollouts", "_step")
 
@@ -113,6 +115,7 @@ class RLDTrainer(GRPOTrainer):
 
         self.skills = args.skills or skills_of(self.stream, train_dataset)
         self.steering = Steering(controller or Gap(), self.skills, self.teachers, signals)
+        self.stopwatch = Stopwatch()
         self.events: list[Event] = []
         """Controller events, oldest first; whoever writes them takes them out."""
         self.flops = 0.0
@@ -146,10 +149,7 @@ class RLDTrainer(GRPOTrainer):
         self._joint = JointLoss(args, self.panel, self.steering, self._feature, self.accelerator.device, compass)
 
     def _set_up_teachers(self) -> None:
-        def prepare(teacher: PreTrainedModel) -> PreTrainedModel:
-            ready: PreTrainedModel = self.accelerator.prepare_model(teacher, evaluation_mode=True)
-            return ready
-
+        prepare = partial(self.accelerator.prepare_model, evaluation_mode=True)
         known = self._tokenizer, self.eos_token_ids, self._feature
         self.panel = Panel(self.teachers, self._student, *known, prepare, self._chat_options)
         self._projections = Projections(self.panel.plans) if self._feature is not None else None
@@ -161,12 +161,12 @@ class RLDTrainer(GRPOTrainer):
 
     @property
     def _chat_options(self) -> dict[str, Any]:
-        options: Any = self.chat_template_kwargs
-        assert isinstance(options, dict)  # TRL has parsed it
-        return options
+        options: Any = self.chat_template_kwargs  # TRL has parsed it
+        return dict(options)
 
     # -- roll out and score ------------------------------------------------------------------------------------------
 
+    @timed("rewards")
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self._rewards = rewards
@@ -179,6 +179,7 @@ class RLDTrainer(GRPOTrainer):
             self.steering.count_audit(self.accelerator.reduce(counts.to(paid_B.device), reduction="sum"))
         return rewards
 
+    @timed("generation")
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
         if not self.args.gold or not self.model.training:
             return super()._generate_single_turn(prompt_ids, *args, **kwargs)
@@ -197,9 +198,8 @@ class RLDTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._rows, self._num_read = inputs, 0
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        device = self.accelerator.device
-        skills_B = skill_ids(inputs, self.skills).to(device)
-        signals_BG = self.steering.signals_SG.to(device)[skills_B]
+        skills_B = skill_ids(inputs, self.skills).to(self.accelerator.device)
+        signals_BG = self.steering.signals_SG.to(skills_B.device)[skills_B]
         output |= {"skill_ids": skills_B, "signal_weights": signals_BG}
         output[PROMPTS] = output["prompt_ids"].unique(dim=0, return_inverse=True)[1]
         if self.model.training:
@@ -221,13 +221,11 @@ class RLDTrainer(GRPOTrainer):
         )
         self._own_B2 = torch.stack([attempted_B, success_B], dim=1)
         self.steering.count(counts)
-        if self.stream is None:
-            return
-        levels = gather(torch.tensor([row.get("level", 0) for row in inputs], device=self.accelerator.device))
-        for s, level in sorted(set(zip(skills.tolist(), levels.tolist(), strict=True))):
-            chosen = (skills == s) & (levels == level) & attempted_B
-            self.stream.observe(Task(self.skills[s], level), int(success_B[chosen].sum()), int(chosen.sum()))
+        if self.stream is not None:
+            levels = gather(torch.tensor([row.get("level", 0) for row in inputs], device=self.accelerator.device))
+            self.stream.count(self.skills, skills, levels, success_B, attempted_B)
 
+    @timed("teachers")
     def _score_with_teachers(self, inputs: list[dict[str, Any]], output: dict[str, Any]) -> None:
         """Run each needed teacher once over the completions and add what it says to `output`."""
         training = self.model.training
@@ -307,12 +305,14 @@ class RLDTrainer(GRPOTrainer):
 
     # -- controller --------------------------------------------------------------------------------------------------
 
+    @timed("student")
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
             self._after_update()
         return loss
 
+    @timed("controller")
     def _after_update(self) -> None:
         ledger = self._joint.take_ledger()
         table = self.accelerator.reduce(ledger.table, reduction="sum")
@@ -328,7 +328,7 @@ class RLDTrainer(GRPOTrainer):
             self.flops += self.protection.take_flops()
         self.flops += self._num_parameters * (6.0 * scalars[0].item() + 2.0 * num_read)
         metrics |= {"flops": self.flops, "tokens/generated": self.num_generated}
-        metrics |= {"tokens/scored": self.num_scored, "tokens/saved": self.num_saved}
+        metrics |= {"tokens/scored": self.num_scored, "tokens/saved": self.num_saved} | self.stopwatch.take()
         if self.stream is not None:
             self.stream.allocate(self.steering.weights.allocation)
             self.events += self.stream.moves(step)

@@ -1,0 +1,64 @@
+"""Where the time of an update goes."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
+
+import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Stopwatch:
+    """Adds up the seconds of each part of an update; a part within a part counts for itself alone."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._inside = [0.0]
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count the time within as that of a part."""
+        began = time.perf_counter()
+        self._inside.append(0.0)
+        try:
+            yield
+        finally:
+            if torch.accelerator.is_available():
+                torch.accelerator.synchronize()  # its work counts where it was asked for, not where it is waited for
+            whole = time.perf_counter() - began
+            self._seconds[name] = self._seconds.get(name, 0.0) + whole - self._inside.pop()
+            self._inside[-1] += whole
+
+    def take(self) -> dict[str, float]:
+        """Return the seconds of each part since the last call, as metrics `time/<part>`."""
+        taken, self._seconds = {f"time/{name}": seconds for name, seconds in self._seconds.items()}, {}
+        return taken
+
+
+class Timed(Protocol):
+    """What has a stopwatch."""
+
+    stopwatch: Stopwatch
+
+
+T = TypeVar("T", bound=Timed)
+
+
+def timed(name: str) -> Callable[[Callable[Concatenate[T, P], R]], Callable[Concatenate[T, P], R]]:
+    """Count the time of a method as that of a part."""
+
+    def decorate(method: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[T, P], R]:
+        @functools.wraps(method)
+        def wrapper(self: T, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            with self.stopwatch.part(name):
+                return method(self, *args, **kwargs)
+
+        return wrapper
+
+    return decorate
