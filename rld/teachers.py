@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -127,6 +128,8 @@ class Teacher:
 
     def _base(self) -> PreTrainedModel | PeftModel:
         if isinstance(self.model, str):
+            if self.model.startswith((".", "/", "~")) and not Path(self.model).expanduser().is_dir():
+                raise self._error(f"there is no folder {self.model}")
             try:
                 self.model = AutoModelForCausalLM.from_pretrained(self.model, **self.init)
             except (OSError, ValueError, TypeError, ImportError) as error:

@@ -527,3 +527,8 @@ def test_garbage_is_refused_and_trouble_is_waited_out(one, folders):
         refused("for 0.5 s; the last try ended with 503 full"),
     ):
         met(url, patience=0.5)
+
+
+def test_a_model_that_is_not_there_is_one_line(capsys):
+    assert main(["serve-teacher", "./nosuch"]) == 2
+    assert capsys.readouterr().err == "rld: teacher 'nosuch': there is no folder ./nosuch\n"

@@ -140,7 +140,10 @@ def test_a_student_passes_a_teacher_with_systematic_errors(tmp_path):
 @only_whole
 def test_a_reward_that_is_fooled_loses_its_say(tmp_path):
     run = train(tmp_path, "s5_fooled_reward")
-    assert max(min(run.follow(f"weight/policy/{skill}", 20)) for skill in ("reverse", "sort")) < 0.1
+    for skill in ("reverse", "sort"):
+        assert min(run.follow(f"weight/policy/{skill}", 20)[: 15 * EVERY]) < 0.1, "within 15 ticks"
+    # On `sort` the student soon earns most of what it is paid, and the reward is believed again.
+    assert max(run.follow("weight/policy/reverse", 20, ticks=15)) < 0.1
     distilled = train(
         tmp_path, "s5_fooled_reward", "stages.distill.signals={response: {}}", "stages.distill.audit=null"
     )
