@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -69,14 +69,18 @@ class Course(Options):
         return a + (b - a) * way
 
 
+# From left to right, or `{start: 0.0, end: 1.0}` would be read as weights of the skills `start` and `end`.
+CourseOrWeight: TypeAlias = Annotated[Course | PerSkill, Field(union_mode="left_to_right")]
+
+
 class Schedule(Chosen):
     """Weights that follow a course set beforehand: from distillation to reinforcement, unless told otherwise."""
 
     kind: Literal["schedule"] = "schedule"
-    policy: Course | PerSkill = Course(start=0.0, end=1.0)
+    policy: CourseOrWeight = Course(start=0.0, end=1.0)
     """A course, or what stays, for all skills or by skill; the same for the other two."""
-    response: Course | PerSkill = Course(start=1.0, end=0.0)
-    feature: Course | PerSkill = Course(start=0.25, end=0.0)
+    response: CourseOrWeight = Course(start=1.0, end=0.0)
+    feature: CourseOrWeight = Course(start=0.25, end=0.0)
 
     def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> State:
         for signal in signals:

@@ -1,7 +1,8 @@
 """A recipe's YAML: its values, where each was written, and the command line's overrides.
 
-Knows nothing of what a recipe may contain; `reading.py` does. The dialect is YAML 1.2's: `on`, `off`, `yes` and `no`
-are text, `010` is text, `1e-5` is a number; a key that is written twice or left without a value is a mistake.
+Knows nothing of what a recipe may contain, but that a controller may be its kind alone; `reading.py` does. The dialect
+is YAML 1.2's: `on`, `off`, `yes` and `no` are text, `010` is text, `1e-5` is a number; a key that is written twice or
+left without a value is a mistake.
 """
 
 from __future__ import annotations
@@ -173,7 +174,7 @@ class Document:
                 if isinstance(node, dict) and node.get(loc[-1]) is None:
                     node[loc[-1]] = {}
                     self._overrides[loc] = text
-                if loc[-1] == "controller" and isinstance(node[loc[-1]], str):  # a kind alone
+                if loc[0] == "stages" and loc[-1] == "controller" and isinstance(node[loc[-1]], str):
                     node[loc[-1]] = {"kind": node[loc[-1]]}
                 node = node[loc[-1]]
             loc = (*loc, _key(node, last))

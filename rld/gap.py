@@ -320,7 +320,7 @@ def _to_gain(entry: State) -> float:
     wrong, trace = 1 - _mean(entry["student"]), entry["trace"]
     if len(trace) < _WATCHED:
         return wrong
-    (before, doubt), (now, doubt_now) = trace[-_RECENT], trace[-1]
+    (before, doubt), (now, doubt_now) = trace[-1 - _RECENT], trace[-1]
     moved = abs(now - before) - math.sqrt(doubt + doubt_now)
     return wrong * clip(_PATIENT + moved / _RISE, _PATIENT, 1.0)
 

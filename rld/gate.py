@@ -162,9 +162,9 @@ def unverified(teachers: Sequence[Teacher], gate: Gate | None) -> list[Event]:
     """What is to be told of teachers whose answers nobody checks."""
     if gate is not None or not teachers:
         return []
-    measured = "competence as probed, or else how far teachers are from the student"
+    measured = "no answer of theirs to a training prompt"
     rule = "no gate per prompt: a teacher's errors are learnt as well, so guarantees are weaker"
-    return [Event(0, "gate open", "all skills", ", ".join(str(t.name) for t in teachers), measured, rule)]
+    return [Event(1, "gate open", "all skills", ", ".join(str(t.name) for t in teachers), measured, rule)]
 
 
 def _key(row: dict[str, Any]) -> str:

@@ -74,7 +74,7 @@ def _stage(number: int, stage: Sft | Distill, cost: StageCost, recipe: Recipe) -
             adapted = f" with adapter {teacher.adapter}" if teacher.adapter is not None else ""
             table.add_row("teacher", Text(f"{name}: {teacher.model}{adapted}, {size}, {taught}"))
         table.add_row("signals", Text(_signals(stage)))
-        if stage.signals.policy is not None:
+        if stage.signals.policy is not None or stage.gate == "prompt":
             table.add_row("rewards", Text(", ".join(f"{spec.use} x {spec.weight:g}" for spec in recipe.rewards)))
         if stage.teachers:
             gated = "per prompt, by the teacher's own answer to it" if stage.gate == "prompt" else "none per prompt"

@@ -156,7 +156,8 @@ class Protection(TrainerCallback):
         mine = part_of(rows, index, num_parts * self.accelerator.num_processes)
         total, seen = divergence(model, self._memory.head, mine, self.accelerator.device)
         log_mean("loss/reference", *seen)
-        self._drift += self.accelerator.reduce(seen, reduction="sum")
+        if self.rule.budget is not None:
+            self._drift += self.accelerator.reduce(seen, reduction="sum")
         term: Tensor = total * self.accelerator.num_processes
         return loss + term
 

@@ -198,7 +198,7 @@ class Steering:
                 for name in now:
                     kind = f"{what[:-1]} {'on' if now[name] else 'off'}"
                     if bool(was.get(name)) != bool(now[name]) and (kind, skill, name) not in known:
-                        measured = f"weight {was.get(name, 0.0):.2f} before, {now[name]:.2f} now"
+                        measured = f"weight {was.get(name, 0.0):.2g} before, {now[name]:.2g} now"
                         events.append(Event(step, kind, skill, name, measured, "as the controller has it"))
         return events
 

@@ -24,20 +24,29 @@ class Stopwatch:
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Count the time within as that of a part."""
+        self._wait()
         began = time.perf_counter()
         self._inside.append(0.0)
         try:
             yield
         finally:
-            if torch.accelerator.is_available():
-                torch.accelerator.synchronize()  # its work counts where it was asked for, not where it is waited for
+            self._wait()
             whole = time.perf_counter() - began
             self._seconds[name] = self._seconds.get(name, 0.0) + whole - self._inside.pop()
             self._inside[-1] += whole
 
+    def _wait(self) -> None:
+        """Wait for an accelerator: its work counts where it was asked for, not where its result is."""
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+
     def take(self) -> dict[str, float]:
-        """Return the seconds of each part since the last call, as metrics `time/<part>`."""
-        taken, self._seconds = {f"time/{name}": seconds for name, seconds in self._seconds.items()}, {}
+        """Return the seconds of each part since the last call, as metrics `time/<part>`; 0 for one that rested.
+
+        A part that is still open counts with the next call: all of a trainer's, called from within, lag alike.
+        """
+        taken = {f"time/{name}": seconds for name, seconds in self._seconds.items()}
+        self._seconds = dict.fromkeys(self._seconds, 0.0)
         return taken
 
 

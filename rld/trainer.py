@@ -135,7 +135,6 @@ class RLDTrainer(GRPOTrainer):
         self.audit = None if trusted is None else Audit(verify, args.audit_share, args.seed)
         asked = self._tokenizer, verify, args.answer_length, self.accelerator, self._chat_options
         self.gate = Gate.of(self.teachers, *asked) if args.gate == "prompt" and self.teachers else None
-        self.events += unverified(self.teachers, self.gate)
         self.protection = None
         if retain_dataset is not None:
             rule = args.retention()
@@ -315,16 +314,15 @@ class RLDTrainer(GRPOTrainer):
     @timed("controller")
     def _after_update(self) -> None:
         ledger = self._joint.take_ledger()
-        table = self.accelerator.reduce(ledger.table, reduction="sum")
-        scalars = self.accelerator.reduce(ledger.scalars, reduction="sum")
+        table, scalars = (self.accelerator.reduce(sums, reduction="sum") for sums in (ledger.table, ledger.scalars))
         pulls, num_read = self._joint.take_pulls()
         step = self.state.global_step + 1
         metrics, events = self.steering.update(table, scalars, step, self.state.max_steps, pulls)
-        self.events += events
+        self.events += events + (unverified(self.teachers, self.gate) if step == 1 else [])
         if self.protection is not None:
-            kept, events = self.protection.after_update(self.model, self.steering.updates == 0, step)
-            metrics |= kept
-            self.events += events
+            with self.stopwatch.part("retention"):
+                kept, events = self.protection.after_update(self.model, self.steering.updates == 0, step)
+            metrics, self.events = metrics | kept, self.events + events
             self.flops += self.protection.take_flops()
         self.flops += self._num_parameters * (6.0 * scalars[0].item() + 2.0 * num_read)
         metrics |= {"flops": self.flops, "tokens/generated": self.num_generated}
@@ -379,7 +377,7 @@ class RLDTrainer(GRPOTrainer):
             return
         folder = Path(checkpoint)
         state = read_state(folder, self.stream is not None, {t.name: t.fingerprint() for t in self.teachers})
-        self.events = self.steering.load_state_dict(state["steering"])
+        self.events += self.steering.load_state_dict(state["steering"])
         others = list(state["teachers"]) != [teacher.name for teacher in self.teachers]
         if others and (self._projections is not None or list(folder.glob("rld_rollout_*"))):
             raise CheckpointError(f"{folder}: teachers can't change inside a rollout, or with a feature signal")

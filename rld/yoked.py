@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
 from functools import lru_cache
 from pathlib import Path
@@ -10,23 +9,23 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from rld.errors import ControllerError
+from rld import journal
+from rld.errors import CheckpointError, ControllerError
 from rld.rule import Rule, State
 from rld.types import Event, Observation, Signal, Weights
-
-_LOG = "metrics.jsonl"
 
 
 class Yoked(Rule):
     """Weights, teachers' shares and shares of the prompts as another run had them at the same updates.
 
     The control for an adaptive controller: yoked to a run of it with another seed, it gives a student the same course
-    without listening to this student.
+    without listening to this student. The signals' magnitudes are this student's, as with all controllers.
     """
 
     kind: Literal["yoked"] = "yoked"
     run: str
-    """Folder of a finished run with the same skills, teachers and signals."""
+    """Folder of a finished run with the same skills, teachers, signals and `every`, which logged each update; seen from
+    where rld starts."""
     stage: str
     """Which of its stages."""
 
@@ -71,9 +70,11 @@ class Yoked(Rule):
 def _course(run: str, stage: str) -> list[dict[str, Any]]:
     """What a run logged at the updates of a stage, in their order."""
     try:
-        lines = [json.loads(line) for line in (Path(run) / _LOG).read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise ValueError(f"can't read the log of the run {run}: {error}") from error
+        lines, _ = journal.read(Path(run) / journal.METRICS)
+    except CheckpointError as error:
+        raise ValueError(str(error)) from error
+    if not lines:
+        raise ValueError(f"there is no run in {run}, or it has logged nothing")
     stages = list(dict.fromkeys(line.get("stage") for line in lines))
     course = [line for line in lines if line.get("stage") == stage]
     if not course:

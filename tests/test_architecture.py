@@ -16,14 +16,15 @@ from rld.reading import read
 ROOT = Path(__file__).resolve().parent.parent
 # A module imports only from those that stand before it.
 ORDER = """
-    errors hints types divergences combine features rule retention gap directions yoked controllers stages recipe
+    errors journal hints types
+    divergences combine features rule retention gap directions yoked controllers stages recipe
     source library installed document token_files reserved checks reading
     questions data stream lessons
     compact together shortlist heads align packing taps vocabulary matching student tokens hosting teachers translation
     panel evaluation payload remote hosted
     rollout checkpoint gate audit replay protection signals steering config sketches compass losses scoring stopwatch
     trainer
-    cost overview catalogue journal curves history charts panels tables stylesheet progress report
+    cost overview catalogue curves history charts panels tables stylesheet progress report
     arms jobs comparison outcomes scoreboard ablation
     serving cache keeper models probing changes arguments build pipeline cli __main__
 """.split()  # noqa: SIM905 - a list this long is easier to read as text

@@ -502,6 +502,14 @@ def test_a_course_goes_from_start_to_end(shape, half, late):
     assert course.value(0.5, "sort") == pytest.approx(0.1)
 
 
+def test_a_course_written_in_floats_is_a_course():
+    given = Schedule.model_validate(
+        {"policy": {"start": 0.0, "end": 1.0, "over": 0.5}, "response": {"start": 1.0, "end": 0.5}}
+    )
+    assert (given.policy, given.response) == (Course(start=0, end=1, over=0.5), Course(start=1, end=0.5))
+    start(given)
+
+
 def test_a_schedule_takes_what_stays_by_skill():
     given = Schedule(policy={"add": 0.2, "sort": 0.6}, response=0.5, feature=0)
     weights = given.weights(start(given)).signals

@@ -206,7 +206,7 @@ def test_gap_values_a_gated_teacher_by_what_the_student_still_fails_where_it_is_
 
 def test_teachers_that_nobody_checks_are_told_of_in_the_events():
     (event,) = unverified([teacher()], None)
-    assert (event.step, event.kind, event.about) == (0, "gate open", "wide")
+    assert (event.step, event.kind, event.about) == (1, "gate open", "wide")
     assert "guarantees are weaker" in event.rule
     gate = Gate([teacher()], tiny.tokenizer(), lambda completions, **_: [1.0] * len(completions), 3, CPU)
     assert unverified([teacher()], gate) == unverified([], None) == []

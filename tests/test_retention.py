@@ -323,12 +323,12 @@ def test_at_weight_0_an_update_is_what_it_is_without_and_runs_no_replay(tmp_path
 
 def test_a_resumed_run_goes_on_bit_for_bit(tmp_path, models):
     options = {"max_steps": 8, "per_device_train_batch_size": 8}  # within one epoch
-    whole = trainer(tmp_path / "whole", models, RULE, save_strategy="steps", save_steps=4, **options)
-    whole.protection.rule = Always(**RULE)
+    rule = {**RULE, "budget": 0.02}
+    whole = trainer(tmp_path / "whole", models, rule, save_strategy="steps", save_steps=3, **options)
     whole.train()
-    resumed = trainer(tmp_path / "again", models, RULE, **options)
-    resumed.protection.rule = Always(**RULE)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    resumed = trainer(tmp_path / "again", models, rule, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))  # between two probes
+    assert whole.protection.state["budget"]["weight"] > 0.01
     assert torch.equal(weights(resumed), weights(whole))
     assert resumed.protection.state == whole.protection.state
     assert resumed.flops == whole.flops

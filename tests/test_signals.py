@@ -138,7 +138,7 @@ def test_what_any_controller_turns_off_is_an_event():
         told += made.update(ledger().table, torch.zeros(7), step, 4)[1]
     offs = [(event.step, event.kind, event.skill, event.about) for event in told if event.kind != "phase"]
     assert offs == [(2, "signal off", "add", "response"), (2, "signal off", "sort", "response")]
-    assert told[0].measured == "weight 0.50 before, 0.00 now"
+    assert told[0].measured == "weight 0.5 before, 0 now"
 
 
 def test_only_needed_teachers_are_wanted_and_all_at_a_heartbeat():

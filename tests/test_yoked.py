@@ -44,7 +44,7 @@ def test_it_holds_what_was_logged_last_and_shares_the_prompts(tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ("{kind: yoked, run: nowhere, stage: student}", "can't read the log of the run nowhere"),
+        ("{kind: yoked, run: nowhere, stage: student}", "there is no run in nowhere"),
         ("{kind: yoked, run: WHOLE, stage: studnet}", "has no stage 'studnet'; it has teacher, student"),
     ],
 )

@@ -142,7 +142,7 @@ def test_a_reward_that_is_fooled_loses_its_say(tmp_path):
     run = train(tmp_path, "s5_fooled_reward")
     for skill in ("reverse", "sort"):
         assert min(run.follow(f"weight/policy/{skill}", 20)[: 15 * EVERY]) < 0.1, "within 15 ticks"
-    # Where the student comes to earn most of what it is paid, the reward is believed again: `sort` soon, `reverse` late.
+    # Where the student comes to earn most of what it is paid, the reward is believed again, `sort` soon.
     assert fmean(run.follow("weight/policy/reverse", 20, ticks=15)) < 0.1
     distilled = train(
         tmp_path, "s5_fooled_reward", "stages.distill.signals={response: {}}", "stages.distill.audit=null"
