@@ -41,10 +41,7 @@ class Stopwatch:
             torch.accelerator.synchronize()
 
     def take(self) -> dict[str, float]:
-        """Return the seconds of each part since the last call, as metrics `time/<part>`; 0 for one that rested.
-
-        A part that is still open counts with the next call: all of a trainer's, called from within, lag alike.
-        """
+        """Return the seconds of each part since the last call, as metrics `time/<part>`; 0 for one that rested."""
         taken = {f"time/{name}": seconds for name, seconds in self._seconds.items()}
         self._seconds = dict.fromkeys(self._seconds, 0.0)
         return taken

@@ -304,11 +304,13 @@ class RLDTrainer(GRPOTrainer):
 
     # -- controller --------------------------------------------------------------------------------------------------
 
-    @timed("student")
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        with self.stopwatch.part("student"):
+            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
             self._after_update()
+            for name, seconds in self.stopwatch.take().items():
+                self._metrics["train"][name].append(seconds)
         return loss
 
     @timed("controller")
@@ -326,7 +328,7 @@ class RLDTrainer(GRPOTrainer):
             self.flops += self.protection.take_flops()
         self.flops += self._num_parameters * (6.0 * scalars[0].item() + 2.0 * num_read)
         metrics |= {"flops": self.flops, "tokens/generated": self.num_generated}
-        metrics |= {"tokens/scored": self.num_scored, "tokens/saved": self.num_saved} | self.stopwatch.take()
+        metrics |= {"tokens/scored": self.num_scored, "tokens/saved": self.num_saved}
         if self.stream is not None:
             self.stream.allocate(self.steering.weights.allocation)
             self.events += self.stream.moves(step)

@@ -25,7 +25,7 @@ class Yoked(Rule):
     kind: Literal["yoked"] = "yoked"
     run: str
     """Folder of a finished run with the same skills, teachers, signals and `every`, which logged each update; seen from
-    where rld starts."""
+    where rld starts. After its last update its last weights stay."""
     stage: str
     """Which of its stages."""
 

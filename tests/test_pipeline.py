@@ -156,7 +156,9 @@ def test_the_log_has_the_promised_names(whole):
     ):
         assert name in last
     timed = {key for key in json.loads((whole / "metrics.jsonl").read_text().splitlines()[-1]) if "time/" in key}
-    assert timed == {f"time/{part}" for part in ("generation", "rewards", "teachers", "student", "controller")}
+    assert timed == {
+        f"time/{part}" for part in ("generation", "rewards", "teachers", "student", "retention", "controller")
+    }
     assert {"progress/copy", "grad/policy", "weight/reference/copy"} <= {key for line in lines for key in line}
     assert last["flops"] > lines[0]["flops"] > 0
     assert last["tokens/scored"] > last["tokens/generated"] > 0
