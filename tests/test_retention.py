@@ -262,6 +262,7 @@ def test_an_old_skill_is_forgotten_without_and_kept_with_retention(tmp_path, mod
         assert right(made.model, NEW) > 0.9
     assert right(free.model, OLD) < 0.5
     assert right(held.model, OLD) > 0.8
+    assert [event.kind for event in held.events if event.kind.startswith("retention")] == ["retention on"]
     logged = {name for entry in held.state.log_history for name in entry}
     assert {"weight/reference", "weight/reference/old", "retention/old", "loss/reference"} <= logged
 
