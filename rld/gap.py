@@ -76,7 +76,7 @@ class Gap(Rule):
     kappa: float = Field(0.05, gt=0)
     """A divergence of this many nats per token is worth 1."""
     prior: dict[Signal, Annotated[float, Field(gt=0)]] = {}
-    """How much a signal of worth 1 counts, relative to the others. Not named: 0.25 for `feature`, 1 for the others."""
+    """How much a signal of worth 1 counts, relative to the others. Not named: 0.1 for `feature`, 1 for the others."""
     rate: float = Field(0.5, gt=0, le=1)
     """Share of the way to the target, in log space, that a tick takes."""
     cap: float = Field(0.7, gt=0)

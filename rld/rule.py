@@ -24,7 +24,7 @@ Odds: TypeAlias = Annotated[float, Field(ge=0)]
 PerSkill: TypeAlias = Share | dict[str, Share]
 """One value for all skills, or one for each by name."""
 
-PRIOR: dict[Signal, float] = {"policy": 1.0, "response": 1.0, "feature": 0.25}
+PRIOR: dict[Signal, float] = {"policy": 1.0, "response": 1.0, "feature": 0.1}
 """How much a signal counts, relative to the others, before anything is known."""
 _VERSION = 6
 """Of every controller's state."""

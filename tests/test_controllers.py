@@ -436,7 +436,7 @@ def test_a_skill_that_is_not_asked_any_more_has_no_claim_on_the_prompts():
 def test_a_prior_for_one_signal_leaves_the_others_as_they_are():
     weights = Gap(prior={"policy": 2.0})
     shares = weights.weights(start(weights)).signals["add"]
-    assert shares == pytest.approx({"policy": 2 / 3.25, "response": 1 / 3.25, "feature": 0.25 / 3.25})
+    assert shares == pytest.approx({"policy": 2 / 3.1, "response": 1 / 3.1, "feature": 0.1 / 3.1})
 
 
 # -- layers of gap ---------------------------------------------------------------------------------------------------
@@ -449,7 +449,7 @@ def test_each_layer_can_be_switched_off_alone():
     blind = Gap(by_gate=False)
     assert run(blind, 5, **bad)[1].teachers["add"] == {"a": 0.5, "b": 0.5}
     held = run(Gap(ratio=0.2), 30, **bad)[1]
-    assert held.signals["add"] == pytest.approx({"policy": 0.2, "response": 0.64, "feature": 0.16})
+    assert held.signals["add"] == pytest.approx({"policy": 0.2, "response": 0.8 / 1.1, "feature": 0.08 / 1.1})
     assert held.teachers["add"]["a"] == 0, "teachers still move"
     assert run(Gap(ratio=0.0), 3, **bad)[1].signals["add"]["policy"] == 0
     assert run(Gap(allocate=False), 3, **bad)[1].allocation is None
