@@ -42,6 +42,7 @@ from rld.gate import Gate, unverified
 from rld.losses import JointLoss, loss_mask
 from rld.matching import Projections, attach_projections
 from rld.panel import Panel
+from rld.prefill import SharedPrefill
 from rld.protection import Protection
 from rld.rollout import all_checked, gold_completions, group_counts, no_reward, places, skill_ids, successes, verifier
 from rld.scoring import Scoring
@@ -83,6 +84,7 @@ class RLDTrainer(GRPOTrainer):
     args: RLDConfig
     model: Any  # a PreTrainedModel, or a PeftModel around one
     num_generations: int
+    _recorded: RecordedStudent  # what the student said of the micro-batch at hand
 
     def __init__(
         self,
@@ -124,14 +126,13 @@ class RLDTrainer(GRPOTrainer):
         self._rewards, self._own_B2 = torch.zeros(0, 1), torch.zeros(0, 2)
         """Of the last rollout, over all processes: rewards; attempts and successes."""
         self._loss_inputs: dict[str, Any] | None = None
-        self._recorded: RecordedStudent | None = None
         self._feature = args.feature_model() if "feature" in signals else None
         self._student: PreTrainedModel = self.model.get_base_model() if is_peft_model(self.model) else self.model
         self._num_parameters = self._student.num_parameters()
         keep_input_whole(self._student)  # beside an adapter its head is frozen
+        self._prefill = SharedPrefill(self._student)
         self._set_up_teachers()
-        first: Any = self.reward_funcs if trusted is None else all_checked(trusted)
-        verify = verifier(first, lambda: self.state)
+        verify = verifier(all_checked(trusted) or self.reward_funcs, lambda: self.state)
         self.audit = None if trusted is None else Audit(verify, args.audit_share, args.seed)
         asked = self._tokenizer, verify, args.answer_length, self.accelerator, self._chat_options
         self.gate = Gate.of(self.teachers, *asked) if args.gate == "prompt" and self.teachers else None
@@ -195,7 +196,7 @@ class RLDTrainer(GRPOTrainer):
         return gold_B
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._rows, self._num_read = inputs, 0
+        self._rows, self._num_read, self._prefill.num_read = inputs, 0, 0
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         skills_B = skill_ids(inputs, self.skills).to(self.accelerator.device)
         signals_BG = self.steering.signals_SG.to(skills_B.device)[skills_B]
@@ -210,10 +211,11 @@ class RLDTrainer(GRPOTrainer):
     def _observe_rollout(self, inputs: list[dict[str, Any]], output: dict[str, Any]) -> None:
         self._num_rollouts += 1
         own_B = ~self._gold_B(len(inputs))  # gold answers are not generated
-        sizes = output["completion_mask"][own_B].sum(), output["prompt_mask"][own_B].sum(), self._num_read
-        generated, prompted, read = self.accelerator.reduce(own_B.new_tensor(sizes, dtype=torch.long), "sum").tolist()
+        self._num_read += self._prefill.num_read or int(output["prompt_mask"][own_B].sum())  # 0: another program samples
+        sizes = output["completion_mask"][own_B].sum(), self._num_read
+        generated, read = self.accelerator.reduce(own_B.new_tensor(sizes, dtype=torch.long), "sum").tolist()
         self.num_generated += generated
-        self.flops += 2.0 * self._num_parameters * (generated + prompted + read)
+        self.flops += 2.0 * self._num_parameters * (generated + read)
         skills = gather(output["skill_ids"])
         (attempted_B, success_B), counts = group_counts(
             self._rewards, self.reward_weights, skills, self.num_generations, len(self.skills), self.args.gold
@@ -273,7 +275,6 @@ class RLDTrainer(GRPOTrainer):
         finally:
             self._loss_inputs = None
         loss, training = policy, self.model.training
-        assert self._recorded is not None
         if training:
             self._joint.count(inputs, self._recorded.num_computed)
             if self.protection is not None:
@@ -298,9 +299,8 @@ class RLDTrainer(GRPOTrainer):
         return count
 
     def _log_mean(self, name: str, total: Tensor, count: Tensor) -> None:
-        mode = "train" if self.model.training else "eval"
         sums = self.accelerator.reduce(torch.stack([total.float(), count.to(total.device).float()]), reduction="sum")
-        self._metrics[mode][name].append((sums[0] / sums[1].clamp(min=1)).item())
+        self._metrics["train" if self.model.training else "eval"][name].append((sums[0] / sums[1].clamp(min=1)).item())
 
     # -- controller --------------------------------------------------------------------------------------------------
 

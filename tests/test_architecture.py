@@ -22,8 +22,8 @@ ORDER = """
     questions data stream lessons
     compact together shortlist heads align packing taps vocabulary matching student tokens hosting teachers translation
     panel evaluation payload remote hosted
-    rollout checkpoint gate audit replay protection signals steering config sketches compass losses scoring stopwatch
-    trainer
+    prefill rollout checkpoint gate audit replay protection signals steering config sketches compass losses scoring
+    stopwatch trainer
     cost overview catalogue curves history charts panels tables stylesheet progress report
     arms jobs comparison outcomes scoreboard ablation
     serving cache keeper models probing changes arguments build pipeline cli __main__

@@ -1,0 +1,79 @@
+"""A prompt is read once before its completions are sampled, not once for each of them.
+
+`generate` takes a row for each completion and reads its prompt anew in each. Here each different prompt is read once,
+all but its last token, and `generate` goes on from the cached keys and values, handed to all rows that begin so.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.generation import GenerationMode
+from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_managed_module
+
+_SAMPLED_ONE_BY_ONE = {GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE}
+
+
+class SharedPrefill:
+    """Makes `model.generate` read each prompt once, where rows repeat it and the model allows it.
+
+    Left alone are beams and other searches, a cache of another kind than the dynamic one (a recurrent state, fixed
+    shapes), inputs beside token ids, and models whose weights are gathered for each forward (ZeRO-3, FSDP): there all
+    processes have to call the model equally often.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._generate = model.generate
+        self.num_read = 0
+        """Prompt tokens of all calls; whoever counts a rollout sets it to 0 before."""
+        model.generate = types.MethodType(lambda _model, *args, **options: self(*args, **options), model)  # type: ignore[method-assign, assignment]
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        ids_BP, mask_BP = options.get("input_ids"), options.get("attention_mask")
+        if mask_BP is not None:
+            self.num_read += int(mask_BP.sum())
+        if not args and set(options) == {"input_ids", "attention_mask", "generation_config"} and ids_BP.shape[1] > 1:
+            _, row_B = torch.cat([ids_BP, mask_BP], dim=1).unique(dim=0, return_inverse=True)
+            if int(row_B.max()) + 1 < len(row_B) and self._can_share(options["generation_config"]):
+                return self._generate(**options, past_key_values=self._read(ids_BP, mask_BP, row_B))
+        return self._generate(*args, **options)
+
+    def _can_share(self, config: GenerationConfig) -> bool:
+        own = self._model.generation_config
+        told = [getattr(c, name) for c in (config, own) for name in ("cache_implementation", "prefill_chunk_size")]
+        return (
+            config.get_generation_mode() in _SAMPLED_ONE_BY_ONE
+            and (config.num_return_sequences or 1) == 1
+            and config.use_cache is not False
+            and not any(told)
+            and not getattr(self._model, "_is_stateful", False)
+            and not is_deepspeed_zero3_enabled()
+            and not is_fsdp_managed_module(self._model)
+            and {type(layer) for layer in DynamicCache(config=self._model.config).layers}
+            <= {DynamicLayer, DynamicSlidingWindowLayer}
+        )
+
+    def _read(self, ids_BP: Tensor, mask_BP: Tensor, row_B: Tensor) -> DynamicCache:
+        """Read the different prompts `[U, P]`, and return what all B rows have in their caches."""
+        places_B = torch.arange(len(row_B), device=row_B.device)
+        first_U = places_B.new_full((int(row_B.max()) + 1,), len(row_B)).scatter_reduce(0, row_B, places_B, "amin")
+        self.num_read -= int(mask_BP[:, :-1].sum() - mask_BP[first_U, :-1].sum())
+        once = GenerationConfig(
+            max_new_tokens=1,
+            do_sample=False,  # draws no random number, so that what is sampled afterwards is what it would have been
+            temperature=1.0,
+            top_k=50,
+            top_p=1.0,
+            pad_token_id=0,
+            return_dict_in_generate=True,
+        )
+        prompts = {"input_ids": ids_BP[first_U, :-1], "attention_mask": mask_BP[first_U, :-1]}
+        cache: DynamicCache = self._generate(**prompts, generation_config=once).past_key_values
+        cache.batch_select_indices(row_B)
+        return cache
