@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def _kl_terms(p_V: Tensor, q_V: Tensor) -> Tensor:
     """Summands of KL(p || q) from log-probabilities; a token that p never says contributes 0."""
     p = p_V.exp()
-    return (p * (p_V - q_V)).masked_fill(p == 0, 0.0)
+    return (p * (p_V - q_V)).masked_fill_(p == 0, 0.0)
 
 
 def _kl(p_V: Tensor, q_V: Tensor) -> Tensor:

@@ -55,7 +55,8 @@ class Head:
         z_NV = precise(hidden.to(weight.dtype) @ weight.T)
         if self.bias is not None:
             z_NV = z_NV + self.bias.detach()
-        z_NV = z_NV * self.scale
+        if self.scale != 1:
+            z_NV = z_NV * self.scale
         return z_NV if self.softcap is None else self.softcap * (z_NV / self.softcap).tanh()
 
     def slope(self, logits_NV: Tensor) -> Tensor | float:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-from transformers.generation import GenerationMode
-from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_managed_module
+from transformers.generation.configuration_utils import GenerationMode
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.integrations.fsdp import is_fsdp_managed_module
 
 _SAMPLED_ONE_BY_ONE = {GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE}
 
@@ -29,18 +30,19 @@ class SharedPrefill:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self._generate = model.generate
+        self._generate: Any = model.generate
         self.num_read = 0
         """Prompt tokens of all calls; whoever counts a rollout sets it to 0 before."""
-        model.generate = types.MethodType(lambda _model, *args, **options: self(*args, **options), model)  # type: ignore[method-assign, assignment]
+        model.generate = types.MethodType(lambda _model, *args, **options: self(*args, **options), model)  # type: ignore[assignment]
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        ids_BP, mask_BP = options.get("input_ids"), options.get("attention_mask")
-        if mask_BP is not None:
-            self.num_read += int(mask_BP.sum())
-        if not args and set(options) == {"input_ids", "attention_mask", "generation_config"} and ids_BP.shape[1] > 1:
+        if "attention_mask" in options:
+            self.num_read += int(options["attention_mask"].sum())
+        if not args and set(options) == {"input_ids", "attention_mask", "generation_config"}:
+            ids_BP, mask_BP = options["input_ids"], options["attention_mask"]
             _, row_B = torch.cat([ids_BP, mask_BP], dim=1).unique(dim=0, return_inverse=True)
-            if int(row_B.max()) + 1 < len(row_B) and self._can_share(options["generation_config"]):
+            repeats = int(row_B.max()) + 1 < len(row_B)
+            if repeats and ids_BP.shape[1] > 1 and self._can_share(options["generation_config"]):
                 return self._generate(**options, past_key_values=self._read(ids_BP, mask_BP, row_B))
         return self._generate(*args, **options)
 

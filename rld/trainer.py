@@ -211,7 +211,7 @@ class RLDTrainer(GRPOTrainer):
     def _observe_rollout(self, inputs: list[dict[str, Any]], output: dict[str, Any]) -> None:
         self._num_rollouts += 1
         own_B = ~self._gold_B(len(inputs))  # gold answers are not generated
-        self._num_read += self._prefill.num_read or int(output["prompt_mask"][own_B].sum())  # 0: another program samples
+        self._num_read += self._prefill.num_read or int(output["prompt_mask"][own_B].sum())  # 0: sampled elsewhere
         sizes = output["completion_mask"][own_B].sum(), self._num_read
         generated, read = self.accelerator.reduce(own_B.new_tensor(sizes, dtype=torch.long), "sum").tolist()
         self.num_generated += generated

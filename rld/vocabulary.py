@@ -21,15 +21,19 @@ import torch
 from torch import Tensor
 
 from rld.align import sorted_difference
-from rld.combine import AnyCombination, entropy
+from rld.combine import AnyCombination, Mixture, entropy
+from rld.divergences import ForwardKL
 from rld.heads import Head
 from rld.shortlist import Shortlist
 
-_LOGITS = 1 << 23
-"""Logits of one model at a time: 32 MiB of float32."""
+_LOGITS, _FEWEST = 1 << 21, 64
+"""Logits of one model at a time: 8 MiB of float32, which a processor's cache holds, but so many tokens at least, or
+reading the heads again and again would take longer than multiplying with them."""
 
 _RANKED = 128
 """Tokens without a counterpart whose probabilities are compared by rank; the others are too small to matter."""
+
+_TINY = torch.finfo(torch.float32).tiny
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 
@@ -86,7 +90,7 @@ class Said:
         if isinstance(self.said, Shortlist):
             return self.said.over_vocabulary(log_s_NV)
         head, hidden_NH = self.said
-        return (head.logits(hidden_NH) / temperature).log_softmax(-1)
+        return _log_softmax(head.logits(hidden_NH), temperature)
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ class _Pass(torch.autograd.Function):
             logits = head.logits(hidden_NH[rows])
             slope = _chunk(logits, [said.at(rows) for said in teachers], weights_NK[rows], matching, streams, rows)
             if any(wants):
-                tile = slope * counts_N[rows, None] * head.slope(logits)
+                tile = slope.mul_(counts_N[rows, None] * head.slope(logits))
                 if d_hidden is not None:
                     d_hidden[rows] = tile @ head.weight
                 if d_weight is not None:
@@ -199,7 +203,7 @@ def _empty(hidden_NH: Tensor, num_teachers: int) -> Streams:
 
 
 def _chunks(num_tokens: int, vocabulary: int) -> Iterator[slice]:
-    step = max(1, _LOGITS // vocabulary)
+    step = max(_FEWEST, _LOGITS // vocabulary)
     return (slice(start, min(start + step, num_tokens)) for start in range(0, num_tokens, step))
 
 
@@ -214,11 +218,13 @@ def _chunk(
     """Fill the streams of some tokens and return the divergence's derivative by the student's logits."""
     temperature = matching.temperature
     speaking = [k for k, said in enumerate(teachers) if said.speaks_N.any()]
+    if _is_plain(matching, [teachers[k] for k in speaking]):
+        return _forward_kls(logits_NV, {k: teachers[k] for k in speaking}, weights_NK, matching, streams, rows)
     pooled = [k for k in speaking if teachers[k].shared is None] if matching.combination.pools else []
     pooled = pooled if len(pooled) > 1 else []
     with torch.enable_grad():
         logits_NV = logits_NV.detach().requires_grad_()
-        log_s_NV = (logits_NV / temperature).log_softmax(-1)
+        log_s_NV = _log_softmax(logits_NV, temperature)
         log_p_KNV = {k: teachers[k].log_probabilities(log_s_NV.detach(), temperature) for k in speaking}
         gap_N = log_s_NV[:, 0] * 0.0  # connected to the student even where no teacher speaks
         for k in speaking:
@@ -238,6 +244,42 @@ def _chunk(
         streams.student_entropy_N[rows] = entropy(log_s_NV.detach())
         streams.target_entropy_N[rows] = _target_entropy(target_NV, log_p_KNV, weights_NK)
     return slope_NV
+
+
+def _is_plain(matching: Matching, speaking: Sequence[Said]) -> bool:
+    """Whether it is forward KL from a mixture of whole distributions over the student's vocabulary."""
+    whole = all(said.shared is None and not isinstance(said.said, Shortlist) for said in speaking)
+    plain = isinstance(matching.divergence, ForwardKL) and isinstance(matching.combination, Mixture)
+    return plain and whole and bool(speaking)
+
+
+def _forward_kls(
+    logits_NV: Tensor, speaking: dict[int, Said], weights_NK: Tensor, matching: Matching, streams: Streams, rows: slice
+) -> Tensor:
+    """Do what `_chunk` does where the slope is known without autograd, in half as many reads and writes.
+
+    By the logits z the slope of KL(p || softmax(z / T)) is `(softmax(z / T) - p) / T`.
+    """
+    log_s_NV = _log_softmax(logits_NV, matching.temperature)
+    weights_NJ = weights_NK[:, list(speaking)]
+    strength_N1 = weights_NJ.sum(1, keepdim=True)
+    p_NV = torch.zeros_like(log_s_NV)
+    for k, share_N1 in zip(speaking, (weights_NJ / strength_N1.clamp(min=_TINY)).split(1, dim=1), strict=True):
+        log_p_NV = speaking[k].log_probabilities(log_s_NV, matching.temperature)
+        p_k_NV = log_p_NV.exp()
+        apart_N = torch.linalg.vecdot(p_k_NV, log_p_NV.sub_(log_s_NV))
+        streams.divergence_NK[rows, k] = apart_N.masked_fill(~speaking[k].speaks_N, 0.0)
+        p_NV.addcmul_(p_k_NV, share_N1)
+    log_p_NV = p_NV.clamp(min=_TINY).log_()
+    if matching.entropies:
+        streams.student_entropy_N[rows] = entropy(log_s_NV)
+        streams.target_entropy_N[rows] = -torch.linalg.vecdot(p_NV, log_p_NV)
+    streams.gap_N[rows] = strength_N1[:, 0] * torch.linalg.vecdot(p_NV, log_p_NV.sub_(log_s_NV))
+    return log_s_NV.exp_().sub_(p_NV).mul_(strength_N1 / matching.temperature)
+
+
+def _log_softmax(logits_NV: Tensor, temperature: float) -> Tensor:
+    return (logits_NV if temperature == 1 else logits_NV / temperature).log_softmax(-1)
 
 
 def _target_entropy(target_NV: Tensor | None, log_p_KNV: dict[int, Tensor], weights_NK: Tensor) -> Tensor:

@@ -1,0 +1,105 @@
+"""Time the loss of policy and response together against TRL's kernels one after the other, in pairs, in one process.
+
+    python -m tests.benchmarks.joint_loss [--teachers 2] [--vocabulary 50000] [--width 576] [--tokens 512] [--pairs 5]
+
+Together: TRL's kernel for log-probabilities and entropy, then one pass over the vocabulary for all teachers. Apart: the
+same kernel, then TRL's divergence kernel for each teacher. Both go backwards to the student's states and head. The peak
+of memory is what a process gained at most (Linux); it is compared with TRL's kernels for one teacher.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+
+from rld.combine import Mixture
+from rld.divergences import ForwardKL
+from rld.heads import Head
+from rld.vocabulary import Matching, Said, match
+
+_TRL_CHUNK = 32768
+
+
+class Case:
+    """Random states and heads: the student's want gradients."""
+
+    def __init__(self, tokens: int, width: int, vocabulary: int, teachers: int) -> None:
+        torch.manual_seed(0)
+        self.states = torch.randn(tokens, width, requires_grad=True)
+        self.weight = (0.05 * torch.randn(vocabulary, width)).requires_grad_()
+        self.sampled = torch.randint(vocabulary, (tokens,))
+        self.teachers = [(torch.randn(tokens, width), 0.05 * torch.randn(vocabulary, width)) for _ in range(teachers)]
+
+    def _policy(self) -> Tensor:
+        args = self.states, self.weight, None, self.sampled, 1.0, _TRL_CHUNK, None, 1.0, ("log_probs", "entropy")
+        log_p: Tensor = ChunkedLogProbFunction.apply(*args)[0]
+        return -(log_p - log_p.detach()).exp().mean()
+
+    def together(self) -> Tensor:
+        tokens, share = len(self.states), 1 / len(self.teachers)
+        spoken = torch.ones(tokens, dtype=torch.bool)
+        said = [Said((Head(weight, None, 1.0, None), states), spoken) for states, weight in self.teachers]
+        total, _ = match(
+            self.states,
+            Head(self.weight, None, 1.0, None),
+            said,
+            torch.full((tokens, len(said)), share),
+            torch.full((tokens,), 1 / tokens),
+            Matching(ForwardKL(), Mixture(), 1.0),
+        )
+        return self._policy() + total
+
+    def apart(self, num_teachers: int | None = None) -> Tensor:
+        loss = self._policy()
+        for states, weight in self.teachers[:num_teachers]:
+            args = self.states, self.weight, None, states, weight, None, 0.0
+            gap: Tensor = ChunkedDivergenceFunction.apply(*args)[0]
+            loss = loss + gap.mean() / len(self.teachers)
+        return loss
+
+    def measured(self, loss: Callable[[], Tensor]) -> tuple[float, float]:
+        """Seconds, and the peak of bytes beyond those at the start, of a loss and its gradients."""
+        self.states.grad = self.weight.grad = None
+        Path("/proc/self/clear_refs").write_text("5")
+        before, start = _kilobytes("VmRSS"), time.perf_counter()
+        loss().backward()
+        return time.perf_counter() - start, 1024 * (_kilobytes("VmHWM") - before)
+
+
+def _kilobytes(what: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith(what)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in {"teachers": 2, "vocabulary": 50_000, "width": 576, "tokens": 512, "pairs": 5}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    options = parser.parse_args()
+    case = Case(options.tokens, options.width, options.vocabulary, options.teachers)
+    ratios, memory = [], []
+    for pair in range(options.pairs + 1):
+        together, peak = case.measured(case.together)
+        apart, _ = case.measured(case.apart)
+        _, one = case.measured(lambda: case.apart(1))
+        if pair:  # the first warms up
+            ratios.append(together / apart)
+            memory.append(peak / one)
+            sizes = f"{peak / 2**20:.0f} and {one / 2**20:.0f} MiB"
+            print(f"pair {pair}: {together:.2f} s together, {apart:.2f} s apart; {sizes}")
+    product = 2 * options.tokens * options.width * options.vocabulary
+    print(f"products with a head: {7 + options.teachers} of {product / 1e9:.0f} GFLOP together")
+    print(f"time: {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
+    print(f"memory against one teacher: {statistics.median(memory):.2f}, {min(memory):.2f} to {max(memory):.2f}")
+
+
+if __name__ == "__main__":
+    main()
