@@ -1,0 +1,192 @@
+"""Time whole updates against TRL's trainers, and against the floor, in turns, in one process.
+
+    python -m tests.benchmarks.update MODEL [--prompt 128] [--completion 32] [--group 8] [--groups 2] [--rounds 4]
+
+One `RLDTrainer` update (policy, response from two teachers, feature; generation included) against one `GRPOTrainer`
+update and two `DistillationTrainer` updates on the same prompts, completions of the same length, and copies of one
+model. The trainers take turns, update by update; the first of each warms up. The floor is made of parts measured alone
+after the last round: generation from one reading of each prompt, a forward of each teacher and a forward and backward
+of the student over shared rows with their heads, and the optimiser's step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import tempfile
+import threading
+import time
+import warnings
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer
+
+from rld.config import RLDConfig
+from rld.controllers import Fixed
+from rld.packing import Layout
+from rld.taps import tapped
+from rld.teachers import Teacher
+from rld.trainer import RLDTrainer
+
+_WORDS = "the of and to in is was for on that with as by at from it an be are this".split()  # a token each
+_NAMES = "joint", "grpo", "distil 1", "distil 2"
+
+
+class Turns(TrainerCallback):  # type: ignore[misc]
+    """Lets one trainer at a time make an update, in the order of `names`, and keeps how long each took."""
+
+    def __init__(self, names: tuple[str, ...], name: str, state: dict[str, Any]) -> None:
+        self.names, self.name, self.state = names, name, state
+        state.setdefault("turn", threading.Condition())
+        state.setdefault("next", names[0])
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        with self.state["turn"]:
+            self.state["turn"].wait_for(lambda: self.state["next"] == self.name)
+        self.start = time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.seconds.append(time.perf_counter() - self.start)
+        with self.state["turn"]:
+            self.state["next"] = self.names[(self.names.index(self.name) + 1) % len(self.names)]
+            self.state["turn"].notify_all()
+
+
+def prompts(options: argparse.Namespace) -> Dataset:
+    drawn = random.Random(0)
+    texts = [" ".join(drawn.choices(_WORDS, k=options.prompt)) for _ in range(options.groups * (options.rounds + 1))]
+    return Dataset.from_dict({"prompt": texts})
+
+
+def trainers(options: argparse.Namespace, folder: str) -> dict[str, Any]:
+    def model() -> Any:
+        return AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
+
+    def reward(completions: list[str], **_: Any) -> list[float]:
+        return [len(text) % 7 / 6 for text in completions]
+
+    batch = options.groups * options.group
+    common = {
+        "output_dir": folder,
+        "per_device_train_batch_size": batch,
+        "max_steps": options.rounds + 1,
+        "max_completion_length": options.completion,
+        "generation_kwargs": {"min_new_tokens": options.completion},
+        "learning_rate": 1e-6,
+        "logging_steps": 1000,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "disable_tqdm": True,
+    }
+    rows = prompts(options)
+    repeated = Dataset.from_dict({"prompt": [text for text in rows["prompt"] for _ in range(options.group)]})
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    assert {len(ids) for ids in tokenizer(list(rows["prompt"]))["input_ids"]} == {options.prompt}
+    grouped = common | {"num_generations": options.group}
+    joint = RLDTrainer(
+        model(),
+        reward,
+        RLDConfig(**grouped, signals=["policy", "response", "feature"], feature={"kind": "cosine", "layers": "last"}),
+        rows,
+        processing_class=tokenizer,
+        teachers=[Teacher(model(), name) for name in ("one", "two")],
+        controller=Fixed(),
+    )
+    made = {"joint": joint, "grpo": GRPOTrainer(model(), reward, GRPOConfig(**grouped), rows, processing_class=tokenizer)}
+    for name in _NAMES[2:]:
+        args = DistillationConfig(**common, shuffle_dataset=False)
+        made[name] = DistillationTrainer(model(), model(), args, repeated, processing_class=tokenizer)
+    return made
+
+
+def in_turns(made: dict[str, Any]) -> dict[str, list[float]]:
+    """Seconds of each trainer's updates but the first."""
+    state: dict[str, Any] = {}
+    turns = {name: Turns(tuple(made), name, state) for name in made}
+    for name, trainer in made.items():
+        trainer.add_callback(turns[name])
+    threads = [threading.Thread(target=trainer.train) for trainer in made.values()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return {name: turn.seconds[1:] for name, turn in turns.items()}
+
+
+def floor(options: argparse.Namespace, joint: RLDTrainer) -> dict[str, float]:
+    """Seconds of what an update can't do without, each part alone."""
+    student, teachers = joint._student, joint.panel.models
+    ids = torch.cat([
+        torch.tensor(joint._tokenizer(list(prompts(options)["prompt"])[: options.groups])["input_ids"]),
+        torch.randint(1000, (options.groups, options.completion)),
+    ], dim=1).repeat_interleave(options.group, 0)
+    ids[:, -options.completion :] = torch.randint(1000, (len(ids), options.completion))
+    prompt = ids[:, : -options.completion]
+
+    def generation() -> None:
+        with torch.no_grad():
+            given = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
+            student.generate(**given, generation_config=joint.generation_config)
+
+    rows = Layout.of(student, "the student").rows(ids, torch.ones_like(ids), options.completion)
+
+    def forward(model: Any) -> torch.Tensor:
+        with tapped(model, (), rows.restore):
+            labels = ids[:, -options.completion :]
+            loss: torch.Tensor = model(**rows.inputs, shift_labels=labels, fused_lm_head=True).loss
+        return loss
+
+    def teacher_states() -> None:
+        with torch.no_grad():
+            for model in teachers:
+                model.base_model(**rows.inputs, use_cache=False)
+
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-6)
+    parts = {
+        "generation": generation,
+        "teachers": teacher_states,
+        "student": lambda: forward(student).backward(),
+        "optimiser": optimizer.step,
+    }
+    seconds = {}
+    student.eval()
+    for name, part in parts.items():
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            part()
+            times.append(time.perf_counter() - start)
+        seconds[name] = min(times[1:])
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    for name, default in {"prompt": 128, "completion": 32, "group": 8, "groups": 2, "rounds": 4}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as folder:
+        made = trainers(options, folder)
+        seconds = in_turns(made)
+    for name, times in seconds.items():
+        print(f"{name}: {', '.join(f'{t:.1f}' for t in times)} s")
+    apart = [sum(others) for others in zip(*(seconds[name] for name in _NAMES[1:]), strict=True)]
+    ratios = [together / others for together, others in zip(seconds["joint"], apart, strict=True)]
+    print(f"joint / apart: {statistics.median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}")
+    parts = floor(options, made["joint"])
+    print("floor:", ", ".join(f"{name} {t:.2f} s" for name, t in parts.items()))
+    print(f"joint / floor: {statistics.median(seconds['joint']) / sum(parts.values()):.2f}")
+
+
+if __name__ == "__main__":
+    main()
