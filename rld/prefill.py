@@ -47,17 +47,20 @@ class SharedPrefill:
         return self._generate(*args, **options)
 
     def _can_share(self, config: GenerationConfig) -> bool:
-        own = self._model.generation_config
-        told = [getattr(c, name) for c in (config, own) for name in ("cache_implementation", "prefill_chunk_size")]
+        model, own = self._model, self._model.generation_config
+        chosen = {name: value for name, value in config.to_dict().items() if value is not None}
+        merged = GenerationConfig.from_dict({**own.to_dict(), **chosen})  # as `generate` does it
         return (
-            config.get_generation_mode() in _SAMPLED_ONE_BY_ONE
-            and (config.num_return_sequences or 1) == 1
-            and config.use_cache is not False
-            and not any(told)
-            and not getattr(self._model, "_is_stateful", False)
+            merged.get_generation_mode() in _SAMPLED_ONE_BY_ONE
+            and (merged.num_return_sequences or 1) == 1
+            and merged.use_cache is not False
+            and not (merged.cache_implementation or merged.prefill_chunk_size)
+            and not getattr(model, "_is_stateful", False)
+            and model.config.get_text_config() is model.config  # others keep positions of the last prompts
+            and "prepare_inputs_for_generation" not in vars(model)  # tokens that PEFT learns to put in front
             and not is_deepspeed_zero3_enabled()
-            and not is_fsdp_managed_module(self._model)
-            and {type(layer) for layer in DynamicCache(config=self._model.config).layers}
+            and not is_fsdp_managed_module(model)
+            and {type(layer) for layer in DynamicCache(config=model.config).layers}
             <= {DynamicLayer, DynamicSlidingWindowLayer}
         )
 
@@ -66,16 +69,14 @@ class SharedPrefill:
         places_B = torch.arange(len(row_B), device=row_B.device)
         first_U = places_B.new_full((int(row_B.max()) + 1,), len(row_B)).scatter_reduce(0, row_B, places_B, "amin")
         self.num_read -= int(mask_BP[:, :-1].sum() - mask_BP[first_U, :-1].sum())
-        once = GenerationConfig(
-            max_new_tokens=1,
-            do_sample=False,  # draws no random number, so that what is sampled afterwards is what it would have been
-            temperature=1.0,
-            top_k=50,
-            top_p=1.0,
-            pad_token_id=0,
-            return_dict_in_generate=True,
-        )
-        prompts = {"input_ids": ids_BP[first_U, :-1], "attention_mask": mask_BP[first_U, :-1]}
-        cache: DynamicCache = self._generate(**prompts, generation_config=once).past_key_values
-        cache.batch_select_indices(row_B)
+        # Greedy, so that no random number is drawn and what is sampled afterwards is what it would have been. It takes
+        # the place of the model's own configuration, from which `generate` would fill gaps.
+        once, own = GenerationConfig(max_new_tokens=1, return_dict_in_generate=True), self._model.generation_config
+        self._model.generation_config = once
+        try:
+            prompts = {"input_ids": ids_BP[first_U, :-1], "attention_mask": mask_BP[first_U, :-1]}
+            cache: DynamicCache = self._generate(**prompts, pad_token_id=0).past_key_values
+        finally:
+            self._model.generation_config = own
+        cache.batch_select_indices(row_B.cpu())  # its layers may lie on several devices
         return cache

@@ -33,7 +33,8 @@ reading the heads again and again would take longer than multiplying with them."
 _RANKED = 128
 """Tokens without a counterpart whose probabilities are compared by rank; the others are too small to matter."""
 
-_TINY = torch.finfo(torch.float32).tiny
+_TINY, _NEVER = torch.finfo(torch.float32).tiny, -1e4
+"""A probability next to 0, and the logarithm of one that is 0 in any precision."""
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 
@@ -260,21 +261,23 @@ def _forward_kls(
 
     By the logits z the slope of KL(p || softmax(z / T)) is `(softmax(z / T) - p) / T`.
     """
-    log_s_NV = _log_softmax(logits_NV, matching.temperature)
-    weights_NJ = weights_NK[:, list(speaking)]
+    log_s_NV = _log_softmax(logits_NV, matching.temperature).clamp_(min=_NEVER)
+    weights_NJ = weights_NK[:, list(speaking)].to(log_s_NV)
     strength_N1 = weights_NJ.sum(1, keepdim=True)
     p_NV = torch.zeros_like(log_s_NV)
     for k, share_N1 in zip(speaking, (weights_NJ / strength_N1.clamp(min=_TINY)).split(1, dim=1), strict=True):
-        log_p_NV = speaking[k].log_probabilities(log_s_NV, matching.temperature)
+        log_p_NV = speaking[k].log_probabilities(log_s_NV, matching.temperature).clamp_(min=_NEVER)
         p_k_NV = log_p_NV.exp()
-        apart_N = torch.linalg.vecdot(p_k_NV, log_p_NV.sub_(log_s_NV))
+        gap_N = apart_N = torch.linalg.vecdot(p_k_NV, log_p_NV.sub_(log_s_NV)).clamp_(min=0)
         streams.divergence_NK[rows, k] = apart_N.masked_fill(~speaking[k].speaks_N, 0.0)
         p_NV.addcmul_(p_k_NV, share_N1)
     log_p_NV = p_NV.clamp(min=_TINY).log_()
     if matching.entropies:
         streams.student_entropy_N[rows] = entropy(log_s_NV)
         streams.target_entropy_N[rows] = -torch.linalg.vecdot(p_NV, log_p_NV)
-    streams.gap_N[rows] = strength_N1[:, 0] * torch.linalg.vecdot(p_NV, log_p_NV.sub_(log_s_NV))
+    if len(speaking) > 1:  # of one, the difference of equal distributions is 0 exactly
+        gap_N = torch.linalg.vecdot(p_NV, log_p_NV.sub_(log_s_NV)).clamp_(min=0)
+    streams.gap_N[rows] = strength_N1[:, 0] * gap_N
     return log_s_NV.exp_().sub_(p_NV).mul_(strength_N1 / matching.temperature)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from transformers import (
     GenerationConfig,
     GPT2Config,
@@ -83,14 +84,36 @@ def test_the_same_completions_are_sampled_and_each_prompt_is_read_once(make, opt
     assert shared.num_read == (5 + 2 + 0) + 12
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["asked for", "the model's own"])
 @pytest.mark.parametrize("options", [{"num_beams": 2}, {"num_return_sequences": 2}, {"use_cache": False}])
-def test_other_ways_to_generate_are_left_alone(options):
+def test_other_ways_to_generate_are_left_alone(options, own):
     model, rows = tiny.model().eval(), prompts()
-    expected = sampled(model, rows, **options)
+    if own:
+        model.generation_config.update(do_sample=True, **options)
+    expected = sampled(model, rows, **({} if own else options))
     shared, sizes = SharedPrefill(model), read(model)
-    torch.testing.assert_close(sampled(model, rows, **options), expected, rtol=0, atol=0)
+    torch.testing.assert_close(sampled(model, rows, **({} if own else options)), expected, rtol=0, atol=0)
     assert sizes[0] >= 12 * 6
     assert shared.num_read == 4 * (6 + 3 + 1)
+
+
+def test_a_model_s_own_ways_to_sample_do_not_reach_the_reading():
+    model, rows = tiny.model().eval(), prompts()
+    model.generation_config.update(min_new_tokens=3, repetition_penalty=1.5, exponential_decay_length_penalty=(1, 1.1))
+    expected, own = sampled(model, rows), model.generation_config
+    SharedPrefill(model)
+    sizes = read(model)
+    torch.testing.assert_close(sampled(model, rows), expected, rtol=0, atol=0)
+    assert sizes[:2] == [3 * 5, 12]
+    assert model.generation_config is own
+
+
+def test_tokens_that_an_adapter_puts_in_front_are_left_alone():
+    adapter = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    model, rows = get_peft_model(tiny.model(), adapter).eval(), prompts()
+    expected = sampled(model, rows)
+    SharedPrefill(model.get_base_model())
+    torch.testing.assert_close(sampled(model, rows), expected, rtol=0, atol=0)
 
 
 def test_a_state_that_is_no_cache_of_keys_is_left_alone():
@@ -114,7 +137,7 @@ def test_prompts_that_are_all_different_are_read_as_ever():
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_the_trainer_reads_prompts_once(tmp_path, lora):
-    adapter = pytest.importorskip("peft").LoraConfig(target_modules=["q_proj"]) if lora else None
+    adapter = LoraConfig(target_modules=["q_proj"]) if lora else None
     options = {"max_steps": 1, "num_generations": 8}
     trainer = RLDTrainer(
         tiny.model(),

@@ -138,6 +138,32 @@ def test_a_frozen_head_gets_no_gradient():
     assert hidden.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("num_teachers", [1, 2])
+def test_a_student_that_is_its_teachers_is_no_further_than_0_from_them(num_teachers):
+    hidden, head = student()
+    itself = Said((head.detach(), hidden.detach()), torch.ones(N, dtype=torch.bool))
+    weights = torch.full((N, num_teachers), 0.5)
+    _, streams = match(
+        hidden, head, [itself] * num_teachers, weights, torch.ones(N), Matching(ForwardKL(), Mixture(), 1)
+    )
+    assert (streams.divergence_NK == 0).all()
+    assert (streams.gap_N >= 0).all()
+    assert streams.gap_N.max() < (1e-6 if num_teachers > 1 else 1e-30)
+
+
+def test_a_token_that_nobody_can_say_counts_nothing():
+    hidden, head = student()
+    bias = torch.zeros(V).index_fill(0, torch.tensor([3]), -float("inf"))
+    teacher = Said((Head(random(10, V, 6), bias, 1.0, None), random(20, N, 6)), torch.ones(N, dtype=torch.bool))
+    for ours in (head, Head(head.weight, bias, 1.0, None)):
+        options = torch.ones(N, 1), torch.ones(N), Matching(ForwardKL(), Mixture(), 1.0)
+        total, streams = match(hidden, ours, [teacher], *options)
+        (gradient,) = torch.autograd.grad(total, hidden)
+        assert total.isfinite()
+        assert streams.divergence_NK.isfinite().all()
+        assert gradient.isfinite().all()
+
+
 def test_the_top_k_of_all_tokens_is_the_whole_divergence_and_fewer_never_see_more():
     log_s, log_t = random(0, 5, V).double().log_softmax(-1), random(1, 5, V).double().log_softmax(-1)
     for divergence in (ForwardKL(), ReverseKL(), JSD()):

@@ -32,7 +32,7 @@ from rld.taps import tapped
 from rld.teachers import Teacher
 from rld.trainer import RLDTrainer
 
-_WORDS = "the of and to in is was for on that with as by at from it an be are this".split()  # a token each
+_WORDS = ["the", "of", "and", "to", "in", "is", "was", "for", "on", "that", "with", "as", "by", "at"]  # a token each
 _NAMES = "joint", "grpo", "distil 1", "distil 2"
 
 
@@ -100,7 +100,10 @@ def trainers(options: argparse.Namespace, folder: str) -> dict[str, Any]:
         teachers=[Teacher(model(), name) for name in ("one", "two")],
         controller=Fixed(),
     )
-    made = {"joint": joint, "grpo": GRPOTrainer(model(), reward, GRPOConfig(**grouped), rows, processing_class=tokenizer)}
+    made = {
+        "joint": joint,
+        "grpo": GRPOTrainer(model(), reward, GRPOConfig(**grouped), rows, processing_class=tokenizer),
+    }
     for name in _NAMES[2:]:
         args = DistillationConfig(**common, shuffle_dataset=False)
         made[name] = DistillationTrainer(model(), model(), args, repeated, processing_class=tokenizer)
@@ -124,10 +127,13 @@ def in_turns(made: dict[str, Any]) -> dict[str, list[float]]:
 def floor(options: argparse.Namespace, joint: RLDTrainer) -> dict[str, float]:
     """Seconds of what an update can't do without, each part alone."""
     student, teachers = joint._student, joint.panel.models
-    ids = torch.cat([
-        torch.tensor(joint._tokenizer(list(prompts(options)["prompt"])[: options.groups])["input_ids"]),
-        torch.randint(1000, (options.groups, options.completion)),
-    ], dim=1).repeat_interleave(options.group, 0)
+    ids = torch.cat(
+        [
+            torch.tensor(joint._tokenizer(list(prompts(options)["prompt"])[: options.groups])["input_ids"]),
+            torch.randint(1000, (options.groups, options.completion)),
+        ],
+        dim=1,
+    ).repeat_interleave(options.group, 0)
     ids[:, -options.completion :] = torch.randint(1000, (len(ids), options.completion))
     prompt = ids[:, : -options.completion]
 
