@@ -10,6 +10,7 @@ of memory is what a process gained at most (Linux); it is compared with TRL's ke
 from __future__ import annotations
 
 import argparse
+import ctypes
 import statistics
 import time
 from collections.abc import Callable
@@ -68,6 +69,7 @@ class Case:
     def measured(self, loss: Callable[[], Tensor]) -> tuple[float, float]:
         """Seconds, and the peak of bytes beyond those at the start, of a loss and its gradients."""
         self.states.grad = self.weight.grad = None
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before would hide what is taken now
         Path("/proc/self/clear_refs").write_text("5")
         before, start = _kilobytes("VmRSS"), time.perf_counter()
         loss().backward()
