@@ -41,7 +41,7 @@ def test_one_process_and_two_give_the_same_update(tmp_path):
             torch.testing.assert_close(weights, one, rtol=1e-4, atol=1e-6)
         assert states[1] == states[2]
         spent = [state["protection"]["state"].pop("budget")["weight"] for state in states]
-        assert spent[1] == pytest.approx(spent[0], rel=1e-5)
+        assert spent[1] == pytest.approx(spent[0], rel=1e-4)  # by a divergence of 1e-3, in float32
         assert 0.01 < spent[0] < 0.012  # by the divergence over all processes: neither end is cut off
         assert states[1]["protection"] == states[0]["protection"]
         assert states[1]["counters"] == pytest.approx(states[0]["counters"])
