@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.shared_rows MODEL [--prompt 128] [--completion 32] [--group 8] [--groups 2] [--pairs 5]
 
-The lengths of completions are even, so that nothing but the shared prompts is gained; `--uneven` draws them from 1 to
-`--completion`.
+The lengths of completions are even, so that nothing but the shared prompts is gained; `--shortest 10` draws them from
+10 to `--completion`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def batch(options: argparse.Namespace, vocabulary: int) -> tuple[Tensor, Tensor]
     prompts = torch.randint(vocabulary, (options.groups, options.prompt), generator=generator)
     completions = torch.randint(vocabulary, size, generator=generator)
     lengths = torch.full(size[:1], options.completion)
-    if options.uneven:
-        lengths = torch.randint(1, options.completion + 1, size[:1], generator=generator)
+    if options.shortest:
+        lengths = torch.randint(options.shortest, options.completion + 1, size[:1], generator=generator)
     mask = torch.arange(options.completion) < lengths[:, None]
     prompts = prompts.repeat_interleave(options.group, dim=0)
     return torch.cat([prompts, completions], dim=1), torch.cat([torch.ones_like(prompts), mask.long()], dim=1)
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("model")
     for name, default in {"prompt": 128, "completion": 32, "group": 8, "groups": 2, "pairs": 5}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--uneven", action="store_true")
+    parser.add_argument("--shortest", type=int)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     score_labels_only()
