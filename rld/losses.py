@@ -18,6 +18,7 @@ from rld.config import RLDConfig
 from rld.errors import RecipeError
 from rld.features import AnyFeature
 from rld.panel import Panel
+from rld.response import Response
 from rld.signals import (
     Ledger,
     blend,
@@ -27,7 +28,7 @@ from rld.signals import (
     weighted_sum,
 )
 from rld.steering import Steering
-from rld.student import RecordedStudent, Response, SignalInputs
+from rld.student import RecordedStudent, SignalInputs
 from rld.types import SIGNALS, Align, Pulls, Signal
 
 Batch = dict[str, Any]
@@ -108,7 +109,8 @@ class JointLoss:
         """What the student's forward needs, at a point of training from 0 to 1."""
         response = None
         if batch["response_on"]:
-            response = Response(self.args.matching(progress), self.tokens, batch["signal_weights"][:, 1])
+            matching, weight_B = self.args.matching(progress), batch["signal_weights"][:, 1]
+            response = Response(matching, self.tokens, weight_B, self.args.temperature)
         feature = self.feature if batch["feature_on"] else None
         return SignalInputs(loss_mask(batch), self.panel.states(batch), batch["teacher_weights"], response, feature)
 

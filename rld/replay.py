@@ -24,7 +24,8 @@ from rld.divergences import ForwardKL
 from rld.heads import Head, TeacherStates
 from rld.packing import Layout, padded
 from rld.panel import hidden_states
-from rld.student import RecordedStudent, Response, SignalInputs
+from rld.response import Response
+from rld.student import RecordedStudent, SignalInputs
 from rld.vocabulary import Matching
 
 _MATCHING = Matching(ForwardKL(), Mixture(), temperature=1.0)

@@ -1,12 +1,15 @@
-"""One pass over the vocabulary for the response signal, without ever holding a batch's logits.
+"""One pass over the vocabulary for policy and response, without ever holding a batch's logits.
 
-Tokens are taken a few at a time. For those the logits of the student and of each teacher are computed once, the
-teachers are combined into a target, the divergence from it is called as written in `divergences.py`, and its gradient
-is taken back to the student's hidden states and head at once, while the logits are still there. Nothing is computed
-twice: one product with the student's head and one with each teacher's, and two more for the gradients.
+Tokens are taken a few at a time. For those the logits of the student and of each teacher are computed once: the
+student's give the log-probability of the token that was sampled and the entropy, the teachers' are combined into a
+target, the divergence from it is called as written in `divergences.py`, and its gradient is taken back to the student's
+hidden states and head at once, while the logits are still there: one product with the student's head and one with each
+teacher's, and two more for the gradients.
 
 That asks for knowing how much each token will count in the loss. So the pass returns the weighted sum, through which
-the gradient flows, and the streams per token for the log and the controller, through which it doesn't.
+the gradient flows, and the streams per token for the log and the controller, through which it doesn't. How much a
+sampled token counts depends on its own log-probability; going backwards from there takes three products more, and those
+only for tokens that count: none where the policy is off, or where all completions of a prompt did equally well.
 
 Shapes: N tokens, H width, V vocabulary, K teachers.
 """
@@ -105,8 +108,25 @@ class Matching:
     """Whether the streams of entropies are wanted."""
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """The tokens that the student sampled, and the temperature at which it did."""
+
+    tokens_N: Tensor
+    temperature: float
+
+    def at(self, rows: slice | Tensor) -> Sampled:
+        """Some of them."""
+        return replace(self, tokens_N=self.tokens_N[rows])
+
+
 class Streams(NamedTuple):
-    """Per token, without gradient."""
+    """Per token; the first two with their gradient, the others without."""
+
+    log_pi_N: Tensor
+    """Log-probability of the sampled token, in nats; 0 without `Sampled`."""
+    entropy_N: Tensor
+    """Entropy at the temperature of sampling, in nats; 0 without `Sampled`."""
 
     gap_N: Tensor
     """Divergence from the target times the strength with which the teachers speak."""
@@ -117,8 +137,45 @@ class Streams(NamedTuple):
     student_entropy_N: Tensor
 
 
+@dataclass
+class _Gradients:
+    """What flows to the student's hidden states, weight and bias, in float32; None where nobody wants it."""
+
+    hidden_NH: Tensor | None
+    weight_VH: Tensor | None
+    bias_V: Tensor | None
+
+    def __bool__(self) -> bool:
+        return any(x is not None for x in (self.hidden_NH, self.weight_VH, self.bias_V))
+
+    @classmethod
+    def zeros(cls, wanted: Sequence[bool], *of: Tensor | None) -> _Gradients:
+        """For hidden states, weight and bias."""
+        pairs = zip(wanted, of, strict=True)
+        return cls(*(torch.zeros_like(x, dtype=torch.float32) if want and x is not None else None for want, x in pairs))
+
+    def add(self, slope_NV: Tensor, rows: slice | Tensor, states_NH: Tensor, head: Head) -> None:
+        """Add what a slope by the head's product at some of the tokens comes to, whose states are given."""
+        if self.hidden_NH is not None:
+            self.hidden_NH[rows] += slope_NV @ head.weight
+        if self.weight_VH is not None:
+            self.weight_VH.addmm_(slope_NV.T, states_NH.float())
+        if self.bias_V is not None:
+            self.bias_V += slope_NV.sum(0)
+
+    def times(self, factor: Tensor, wanted: Sequence[bool]) -> _Gradients:
+        """Their product with a factor, of those that are wanted."""
+        pairs = zip(wanted, (self.hidden_NH, self.weight_VH, self.bias_V), strict=True)
+        return _Gradients(*(x * factor if want and x is not None else None for want, x in pairs))
+
+    def cast(self, *of: Tensor | None) -> list[Tensor | None]:
+        """In the precision of what they are gradients of."""
+        pairs = zip((self.hidden_NH, self.weight_VH, self.bias_V), of, strict=True)
+        return [None if x is None or y is None else x.to(y.dtype) for x, y in pairs]
+
+
 class _Pass(torch.autograd.Function):
-    """`sum_n c_n D_n` for counts c; the gradient flows to the student's hidden states, weight and bias."""
+    """`sum_n c_n D_n` for counts c, and what was sampled; the gradient flows to hidden states, weight and bias."""
 
     @staticmethod
     def forward(
@@ -131,43 +188,55 @@ class _Pass(torch.autograd.Function):
         weights_NK: Tensor,
         counts_N: Tensor,
         matching: Matching,
+        sampled: Sampled | None,
     ) -> tuple[Tensor, ...]:
         head = Head(weight_VH, bias_V, *transforms).in_float32()
-        wants = ctx.needs_input_grad[:3]
-        d_hidden = torch.zeros_like(hidden_NH, dtype=torch.float32) if wants[0] else None
-        d_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if wants[1] else None
-        d_bias = torch.zeros_like(bias_V, dtype=torch.float32) if wants[2] and bias_V is not None else None
+        gradients = _Gradients.zeros(ctx.needs_input_grad[:3], hidden_NH, weight_VH, bias_V)
         streams = _empty(hidden_NH, len(teachers))
         for rows in _chunks(len(hidden_NH), max([len(weight_VH), *(said.vocabulary for said in teachers)])):
             logits = head.logits(hidden_NH[rows])
+            if sampled is not None:
+                log_pi_NV = _log_softmax(logits, sampled.temperature)
+                streams.log_pi_N[rows] = log_pi_NV.gather(1, sampled.tokens_N[rows, None])[:, 0]
+                streams.entropy_N[rows] = entropy(log_pi_NV)
             slope = _chunk(logits, [said.at(rows) for said in teachers], weights_NK[rows], matching, streams, rows)
-            if any(wants):
-                tile = slope.mul_(counts_N[rows, None] * head.slope(logits))
-                if d_hidden is not None:
-                    d_hidden[rows] = tile @ head.weight
-                if d_weight is not None:
-                    d_weight.addmm_(tile.T, hidden_NH[rows].float())
-                if d_bias is not None:
-                    d_bias += tile.sum(0)
-        ctx.gradients = d_hidden, d_weight, d_bias
-        ctx.dtypes = hidden_NH.dtype, weight_VH.dtype
-        ctx.mark_non_differentiable(*streams)
+            if gradients:
+                slope = slope.mul_(counts_N[rows, None] * head.slope(logits))
+                gradients.add(slope, rows, hidden_NH[rows], head)
+        ctx.response, ctx.sampled, ctx.transforms = gradients, sampled, transforms
+        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, streams.entropy_N)
+        ctx.mark_non_differentiable(*streams[2:])
+        ctx.set_materialize_grads(False)
         return (streams.gap_N * counts_N).sum(), *streams
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        d_hidden, d_weight, d_bias = ctx.gradients
-        hidden_dtype, weight_dtype = ctx.dtypes
-        return (
-            None if d_hidden is None else (d_hidden * gradients[0]).to(hidden_dtype),
-            None if d_weight is None else (d_weight * gradients[0]).to(weight_dtype),
-            None if d_bias is None else (d_bias * gradients[0]).to(weight_dtype),
-            *(None,) * 5,
-        )
+    def backward(ctx: Any, d_total: Tensor | None, *d_streams: Tensor | None) -> Any:
+        hidden_NH, weight_VH, bias_V, entropy_N = ctx.saved_tensors
+        student, wanted = (hidden_NH, weight_VH, bias_V), ctx.needs_input_grad[:3]
+        response: _Gradients = ctx.response
+        gradients = _Gradients.zeros(wanted, *student) if d_total is None else response.times(d_total, wanted)
+        d_log_pi_N, d_entropy_N = (torch.zeros_like(entropy_N) if d is None else d for d in d_streams[:2])
+        counting = ((d_log_pi_N != 0) | (d_entropy_N != 0)).nonzero()[:, 0]
+        if ctx.sampled is not None and len(counting):
+            head = Head(weight_VH, bias_V, *ctx.transforms).in_float32()
+            for chunk in _chunks(len(counting), len(weight_VH)):
+                rows = counting[chunk]
+                states_NH = hidden_NH[rows]
+                logits = head.logits(states_NH)
+                given = d_log_pi_N[rows], None if d_streams[1] is None else d_entropy_N[rows], entropy_N[rows]
+                slope = _sampled_slope(logits, ctx.sampled.at(rows), *given)
+                gradients.add(slope.mul_(head.slope(logits)), rows, states_NH, head)
+        return *gradients.cast(*student), *(None,) * 6
 
 
 def match(
-    hidden_NH: Tensor, head: Head, teachers: Sequence[Said], weights_NK: Tensor, counts_N: Tensor, matching: Matching
+    hidden_NH: Tensor,
+    head: Head,
+    teachers: Sequence[Said],
+    weights_NK: Tensor,
+    counts_N: Tensor,
+    matching: Matching,
+    sampled: Sampled | None = None,
 ) -> tuple[Tensor, Streams]:
     """Sum over tokens of how far the student is from its teachers' target, each token times `counts_N`.
 
@@ -178,6 +247,7 @@ def match(
         weights_NK: Weight of each teacher at each token. Where one is silent it counts as 0.
         counts_N: How much each token counts in the sum.
         matching: Divergence, combination and temperature.
+        sampled: What was sampled, to be scored along with it.
 
     Returns:
         The sum, in nats, and the streams per token.
@@ -189,9 +259,8 @@ def match(
         weights_NK = weights_NK.masked_fill(~speaks_NK, 0.0)
     teachers = [said.in_float32() for said in teachers]
     with torch.autocast(hidden_NH.device.type, enabled=False):  # logits in half precision blur small divergences
-        outputs = _Pass.apply(  # type: ignore[no-untyped-call]
-            hidden_NH, head.weight, head.bias, (head.scale, head.softcap), teachers, weights_NK, counts_N, matching
-        )
+        student = hidden_NH, head.weight, head.bias, (head.scale, head.softcap)
+        outputs = _Pass.apply(*student, teachers, weights_NK, counts_N, matching, sampled)  # type: ignore[no-untyped-call]
     return outputs[0], Streams(*outputs[1:])
 
 
@@ -200,7 +269,7 @@ def _empty(hidden_NH: Tensor, num_teachers: int) -> Streams:
         return hidden_NH.new_zeros(shape, dtype=torch.float32)
 
     size = len(hidden_NH)
-    return Streams(zeros(size), zeros(size, num_teachers), zeros(size), zeros(size))
+    return Streams(zeros(size), zeros(size), zeros(size), zeros(size, num_teachers), zeros(size), zeros(size))
 
 
 def _chunks(num_tokens: int, vocabulary: int) -> Iterator[slice]:
@@ -279,6 +348,21 @@ def _forward_kls(
         gap_N = torch.linalg.vecdot(p_NV, log_p_NV.sub_(log_s_NV)).clamp_(min=0)
     streams.gap_N[rows] = strength_N1[:, 0] * gap_N
     return log_s_NV.exp_().sub_(p_NV).mul_(strength_N1 / matching.temperature)
+
+
+def _sampled_slope(
+    logits_NV: Tensor, sampled: Sampled, d_log_pi_N: Tensor, d_entropy_N: Tensor | None, entropy_N: Tensor
+) -> Tensor:
+    """Derivative by the logits of what goes through log-probabilities and entropies.
+
+    By the logits z the slope of log pi(y) is `(1[y] - pi) / T`, that of the entropy H `-pi * (log pi + H) / T`.
+    """
+    log_pi_NV = _log_softmax(logits_NV, sampled.temperature).clamp_(min=_NEVER)
+    factor_NV: Tensor = d_log_pi_N[:, None]
+    if d_entropy_N is not None:
+        factor_NV = factor_NV + d_entropy_N[:, None] * (log_pi_NV + entropy_N[:, None])
+    slope_NV = log_pi_NV.exp_().mul_(-factor_NV)
+    return slope_NV.scatter_add_(1, sampled.tokens_N[:, None], d_log_pi_N[:, None]).div_(sampled.temperature)
 
 
 def _log_softmax(logits_NV: Tensor, temperature: float) -> Tensor:

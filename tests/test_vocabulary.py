@@ -1,4 +1,4 @@
-"""The pass over the vocabulary is the plain formula, in pieces."""
+"""The pass over the vocabulary is the plain formula, in pieces, and TRL's kernel for what was sampled."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import get_args
 import pytest
 import torch
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
 from rld import vocabulary
 from rld.combine import AnyCombination, Geometric, Mixture, Sum, entropy
 from rld.divergences import JSD, AnyDivergence, ForwardKL, ReverseKL
 from rld.heads import Head
-from rld.vocabulary import Matching, Said, Streams, TopK, match
+from rld.vocabulary import Matching, Said, Sampled, Streams, TopK, match
 
 DIVERGENCES = [member() for member in get_args(get_args(AnyDivergence)[0])]
 COMBINATIONS = [member() for member in get_args(get_args(AnyCombination)[0])]
@@ -91,6 +92,28 @@ def test_it_agrees_with_trls_kernel(divergence, beta):
     )
     torch.testing.assert_close(streams.gap_N, theirs.detach(), rtol=1e-4, atol=1e-5)
     same(found, list(torch.autograd.grad(theirs.sum(), (hidden, head.weight, head.bias))))
+
+
+@pytest.mark.parametrize("bonus", [0.0, 0.3], ids=["policy", "entropy too"])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_what_was_sampled_is_scored_as_trls_kernel_does_it(bonus, softcap):
+    sampled, advantages = torch.arange(N) * 3, torch.tensor([0.0, 1.0, -2.0] * 3)
+    hidden, head = student(softcap)
+    given = [said(0)], torch.ones(N, 1), torch.full((N,), 0.1), Matching(ForwardKL(), Mixture(), 1.5)
+    response, streams = match(hidden, head, *given, Sampled(sampled, 0.7))
+    mine = response + (advantages * streams.log_pi_N).sum() - bonus * (streams.entropy_N * advantages).sum()
+
+    hidden_, head_ = student(softcap)
+    kernel = hidden_, head_.weight, head_.bias, sampled, 0.7, 16, softcap, head_.scale, ("log_probs", "entropy")
+    log_pi, entropies, *_ = ChunkedLogProbFunction.apply(*kernel)
+    alone, _ = match(hidden_, head_, *given)
+    theirs = alone + (advantages * log_pi).sum() - bonus * (entropies * advantages).sum()
+    torch.testing.assert_close(streams.log_pi_N, log_pi, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(streams.entropy_N, entropies, rtol=1e-5, atol=1e-5)
+    found = torch.autograd.grad(mine, (hidden, head.weight, head.bias), retain_graph=True)
+    same(list(found), list(torch.autograd.grad(theirs, (hidden_, head_.weight, head_.bias))))
+    again = torch.autograd.grad(response, hidden)[0]  # one part alone, after both
+    torch.testing.assert_close(again, torch.autograd.grad(match(hidden_, head_, *given)[0], hidden_)[0])
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS, ids=repr)

@@ -4,7 +4,7 @@
 
 One `RLDTrainer` update (policy, response from two teachers, feature; generation included) against one `GRPOTrainer`
 update and two `DistillationTrainer` updates on the same prompts, completions of the same length, and copies of one
-model. The trainers take turns, update by update; the first of each warms up. The floor is made of parts measured alone
+model. The trainers take turns, update by update; the first round warms up. The floor is made of parts measured alone
 after the last round: generation from one reading of each prompt, a forward of each teacher and a forward and backward
 of the student over shared rows with their heads, and the optimiser's step.
 """
@@ -33,28 +33,35 @@ from rld.teachers import Teacher
 from rld.trainer import RLDTrainer
 
 _WORDS = ["the", "of", "and", "to", "in", "is", "was", "for", "on", "that", "with", "as", "by", "at"]  # a token each
-_NAMES = "joint", "grpo", "distil 1", "distil 2"
+_ORDER = "joint", "grpo", "distil", "distil"
 
 
-class Turns(TrainerCallback):  # type: ignore[misc]
-    """Lets one trainer at a time make an update, in the order of `names`, and keeps how long each took."""
+class Turns:
+    """Whose turn it is, and how long each turn took."""
 
-    def __init__(self, names: tuple[str, ...], name: str, state: dict[str, Any]) -> None:
-        self.names, self.name, self.state = names, name, state
-        state.setdefault("turn", threading.Condition())
-        state.setdefault("next", names[0])
+    def __init__(self) -> None:
         self.seconds: list[float] = []
+        self.over = threading.Condition()
+
+    def comes(self, name: str) -> bool:
+        return _ORDER[len(self.seconds) % len(_ORDER)] == name
+
+
+class InTurns(TrainerCallback):  # type: ignore[misc]
+    """Lets one trainer at a time make an update."""
+
+    def __init__(self, name: str, turns: Turns) -> None:
+        self.name, self.turns = name, turns
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        with self.state["turn"]:
-            self.state["turn"].wait_for(lambda: self.state["next"] == self.name)
+        with self.turns.over:
+            self.turns.over.wait_for(lambda: self.turns.comes(self.name))
         self.start = time.perf_counter()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.seconds.append(time.perf_counter() - self.start)
-        with self.state["turn"]:
-            self.state["next"] = self.names[(self.names.index(self.name) + 1) % len(self.names)]
-            self.state["turn"].notify_all()
+        with self.turns.over:
+            self.turns.seconds.append(time.perf_counter() - self.start)
+            self.turns.over.notify_all()
 
 
 def prompts(options: argparse.Namespace) -> Dataset:
@@ -100,28 +107,25 @@ def trainers(options: argparse.Namespace, folder: str) -> dict[str, Any]:
         teachers=[Teacher(model(), name) for name in ("one", "two")],
         controller=Fixed(),
     )
-    made = {
-        "joint": joint,
-        "grpo": GRPOTrainer(model(), reward, GRPOConfig(**grouped), rows, processing_class=tokenizer),
-    }
-    for name in _NAMES[2:]:
-        args = DistillationConfig(**common, shuffle_dataset=False)
-        made[name] = DistillationTrainer(model(), model(), args, repeated, processing_class=tokenizer)
-    return made
+    grpo = GRPOTrainer(model(), reward, GRPOConfig(**grouped), rows, processing_class=tokenizer)
+    twice = common | {"max_steps": 2 * (options.rounds + 1)}
+    args = DistillationConfig(**twice, shuffle_dataset=False)
+    distil = DistillationTrainer(model(), model(), args, repeated, processing_class=tokenizer)
+    return {"joint": joint, "grpo": grpo, "distil": distil}
 
 
-def in_turns(made: dict[str, Any]) -> dict[str, list[float]]:
-    """Seconds of each trainer's updates but the first."""
-    state: dict[str, Any] = {}
-    turns = {name: Turns(tuple(made), name, state) for name in made}
+def in_turns(made: dict[str, Any]) -> list[list[float]]:
+    """Seconds of each turn, by round; the first round is left out."""
+    turns = Turns()
     for name, trainer in made.items():
-        trainer.add_callback(turns[name])
+        trainer.add_callback(InTurns(name, turns))
     threads = [threading.Thread(target=trainer.train) for trainer in made.values()]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return {name: turn.seconds[1:] for name, turn in turns.items()}
+    size = len(_ORDER)
+    return [turns.seconds[start : start + size] for start in range(size, len(turns.seconds), size)]
 
 
 def floor(options: argparse.Namespace, joint: RLDTrainer) -> dict[str, float]:
@@ -183,15 +187,14 @@ def main() -> None:
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
         made = trainers(options, folder)
-        seconds = in_turns(made)
-    for name, times in seconds.items():
-        print(f"{name}: {', '.join(f'{t:.1f}' for t in times)} s")
-    apart = [sum(others) for others in zip(*(seconds[name] for name in _NAMES[1:]), strict=True)]
-    ratios = [together / others for together, others in zip(seconds["joint"], apart, strict=True)]
+        rounds = in_turns(made)
+    for seconds in rounds:
+        print(", ".join(f"{name} {t:.1f} s" for name, t in zip(_ORDER, seconds, strict=True)))
+    ratios = [joint / sum(apart) for joint, *apart in rounds]
     print(f"joint / apart: {statistics.median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}")
     parts = floor(options, made["joint"])
     print("floor:", ", ".join(f"{name} {t:.2f} s" for name, t in parts.items()))
-    print(f"joint / floor: {statistics.median(seconds['joint']) / sum(parts.values()):.2f}")
+    print(f"joint / floor: {statistics.median(joint for joint, *_ in rounds) / sum(parts.values()):.2f}")
 
 
 if __name__ == "__main__":
