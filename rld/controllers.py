@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Field, model_validator
 
 from rld.directions import Noise, Probe
+from rld.errors import ControllerError
 from rld.gap import Gap
 from rld.rule import Chosen, Options, PerSkill, Rule, State, at, normalised, require_skills, running
 from rld.types import SIGNALS, Event, Observation, Signal, SkillSeen, Weights
@@ -122,6 +123,8 @@ class Sequential(Chosen):
     """Whether all skills change over at once, when their mean success no longer rises."""
 
     def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> State:
+        if "policy" not in signals:
+            raise ControllerError("controller: sequential ends with reinforcement alone, and there is no policy signal")
         skill_state = {"success": None, "best": 0.0, "stale": 0, "distils": signals != ["policy"]}
         return super().start(skills, teachers, signals) | {
             "progress": {name: dict(skill_state) for name in ([_ALL] if self.together else skills)}

@@ -168,7 +168,7 @@ class Document:
         try:
             if not equals or not all((*parents, last)):
                 raise LookupError("is not of the form key.path=value")
-            value = yaml.load(given, _Loader)
+            value = _copied(yaml.load(given, _Loader))
             for part in parents:
                 loc = (*loc, _key(node, part))
                 if isinstance(node, dict) and node.get(loc[-1]) is None:
@@ -178,7 +178,7 @@ class Document:
                     node[loc[-1]] = {"kind": node[loc[-1]]}
                 node = node[loc[-1]]
             loc = (*loc, _key(node, last))
-        except (LookupError, yaml.YAMLError) as error:
+        except (LookupError, yaml.YAMLError, RecursionError) as error:  # the latter: a value that contains itself
             mistake = error.args[0] if isinstance(error, LookupError) else f"{given!r} is not a YAML value; quote it"
             self._overrides[text,] = text
             self.problems.append(Problem((text,), mistake))
@@ -194,12 +194,12 @@ class Document:
 def _key(node: Any, part: str) -> Any:
     """Return the key or index that a part of an override's path means in `node`."""
     if isinstance(node, dict):
-        return int(part) if part not in node and part.isdigit() and int(part) in node else part
+        return int(part) if part not in node and part.isdecimal() and int(part) in node else part
     if isinstance(node, list):
         names = [item.get("name") if isinstance(item, dict) else None for item in node]
         if part in names:
             return names.index(part)
-        if part.isdigit() and int(part) < len(node):
+        if part.isdecimal() and int(part) < len(node):
             return int(part)
         known = [name for name in names if isinstance(name, str)]
         raise LookupError(f"there is no {part!r} in this list{hint(part, known)}")

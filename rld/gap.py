@@ -18,8 +18,8 @@ _RETURN = 0.05
 _TICKS_ON = 2
 """Ticks above `on` that switch something on."""
 _SURPRISE, _ENOUGH = 3.0, 8
-"""A tick whose share of right answers lies so many standard deviations off, over so many prompts at least, shows that a
-teacher, or a reward, has changed."""
+"""A share of right answers that lies so many standard deviations off, over so many prompts at least, shows that a
+teacher, or a reward, has changed. Ticks with fewer prompts are taken together."""
 _UNAUDITED = (2.0, 0.2)
 """What is believed of a reward before any of its payments were checked: a Beta prior of the share that is right."""
 _HALF_RIGHT, _RIGHT = 0.5, 0.9
@@ -112,6 +112,7 @@ class Gap(Rule):
         return {
             "student": [1.0, 1.0],
             "paid": list(_UNAUDITED),
+            "since": _since(list(_UNAUDITED)),
             "alarm": False,
             "informative": None,
             "gate": {},
@@ -125,7 +126,8 @@ class Gap(Rule):
 
     def _anew(self, entry: State, teachers: list[str], signals: list[Signal]) -> State:
         """A skill that has had no prompts for long. What is known of its reward does not go stale as a student does."""
-        fresh = self._fresh(teachers, signals) | {"stale": _STALE, "paid": entry["paid"], "alarm": entry["alarm"]}
+        kept = {what: entry[what] for what in ("paid", "since", "alarm")}
+        fresh = self._fresh(teachers, signals) | kept | {"stale": _STALE}
         if entry["alarm"] and "policy" in signals:
             fresh["signals"]["policy"] = entry["signals"]["policy"]
             _normalise(fresh["signals"])
@@ -176,10 +178,12 @@ class Gap(Rule):
         trust = 0.0 if entry["alarm"] else _trust(genuine)
         credible = min(genuine / _RIGHT, 1.0)
         entry["student"] = self._updated(entry["student"], credible * news.successes, news.attempts)
+        if news.attempts:
+            entry["trace"] = [*entry["trace"], list(_beta(*entry["student"]))][-_WATCHED:]
         if news.groups:
             entry["informative"] = running(entry["informative"], news.informative / news.groups, 0.5)
         teachers = {name: news.teachers.get(name) for name in entry["teachers"]}
-        if self.by_gate:
+        if self.by_gate and news.attempts:
             self._watch_the_gate(entry["gate"], teachers, credible, tick)
         # A teacher that is off says nothing until the next heartbeat: what it said last holds.
         for name, told in teachers.items():
@@ -191,8 +195,6 @@ class Gap(Rule):
         best = max(leads.values(), default=0.0)
         worth = {"policy": (entry["informative"] or 0.0) * trust, "response": best, "feature": best * fade}
         entry["worth"] = max(worth[signal] for signal in entry["signals"])
-        if news.attempts:
-            entry["trace"] = [*entry["trace"], list(_beta(*entry["student"]))][-_WATCHED:]
         measured = f"student {_mean(entry['student']):.2f}, informative {worth['policy']:.2f}, best lead {best:.2f}"
         moves: list[tuple[str, dict[str, float], dict[Any, float], str]] = [("teacher", leads, odds, "")]
         if self.ratio is None:
@@ -207,8 +209,12 @@ class Gap(Rule):
         """Count in, in place, how much of what was paid is right; returns the alarm, or its end."""
         if not news.audited:
             return []
-        known = list(_UNAUDITED) if _changed(entry["paid"], news.genuine, news.audited) else entry["paid"]
-        entry["paid"] = self._updated(known, news.genuine, news.audited, _UNAUDITED)
+        changed = _compared(entry["since"], news.genuine, news.audited)
+        entry["paid"] = self._updated(
+            list(_UNAUDITED) if changed else entry["paid"], news.genuine, news.audited, _UNAUDITED
+        )
+        if not entry["since"]["asked"]:
+            entry["since"]["known"] = entry["paid"]
         genuine = _mean(entry["paid"])
         trust = _trust(genuine)
         measured = f"{news.genuine} of {news.audited} audited successes are right, in the long run {genuine:.2f}"
@@ -228,14 +234,17 @@ class Gap(Rule):
             # Where the verifier has no say all answers pass, and nobody's attempts count: that shows nothing.
             if seen is None or not seen.asked or (seen.right and not seen.attempts):
                 continue
-            start = {"right": [1.0 + seen.verified, 1.0 + seen.probed - seen.verified], "student": [1.0, 1.0]}
+            probed = [1.0 + seen.verified, 1.0 + seen.probed - seen.verified]
+            start = {"right": probed, "student": [1.0, 1.0], "since": _since(probed)}
             entry = gate.setdefault(name, start | {"tick": tick - 1})
-            known = [1.0, 1.0] if _changed(entry["right"], seen.right, seen.asked) else entry["right"]
+            known = [1.0, 1.0] if _compared(entry["since"], seen.right, seen.asked) else entry["right"]
             # One that was off is seen again after many ticks. What it was then counts less, but it is still the best
             # guess: with the prior in its place, one that was never right would be back after each look.
             faded, entry["tick"] = self.forget ** (tick - entry["tick"] - 1), tick
             known, student = ([faded * x for x in beta] for beta in (known, entry["student"]))
             entry["right"] = self._updated(known, seen.right, seen.asked)
+            if not entry["since"]["asked"]:
+                entry["since"]["known"] = entry["right"]
             entry["student"] = self._updated(student, credible * seen.successes, seen.attempts)
 
     def _updated(
@@ -257,7 +266,7 @@ class Gap(Rule):
         for name, seen in teaching.items():
             if name in entry["gate"]:
                 posterior[name] = _beta(*entry["gate"][name]["right"])
-            elif seen.probed:
+            elif seen.probed and entry["trace"]:  # a lead is over a student that was seen
                 posterior[name] = _beta(1 + seen.verified, 1 + seen.probed - seen.verified)
         # Of teachers that nobody has verified none can be preferred: least of all the one that disagrees most.
         apart = [entry["apart"][name] for name in teaching if name not in posterior and name in entry["apart"]]
@@ -325,11 +334,21 @@ def _to_gain(entry: State) -> float:
     return wrong * clip(_PATIENT + moved / _RISE, _PATIENT, 1.0)
 
 
-def _changed(beta: list[float], right: int, asked: int) -> bool:
-    """Tell whether a teacher, or a reward, is right far more or less often than it was."""
-    mean, variance = _beta(*beta)
+def _since(known: list[float]) -> State:
+    """What was known of a teacher, or a reward, when it was last compared with that, and what was seen since."""
+    return {"known": known, "right": 0, "asked": 0}
+
+
+def _compared(since: State, right: int, asked: int) -> bool:
+    """Tell whether a teacher, or a reward, is right far more or less often than it was; moves `since`, in place."""
+    right, asked = since["right"] + right, since["asked"] + asked
+    if asked < _ENOUGH:
+        since.update(right=right, asked=asked)
+        return False
+    since.update(right=0, asked=0)
+    mean, variance = _beta(*since["known"])
     spread = math.sqrt(mean * (1 - mean) / asked + variance)
-    return asked >= _ENOUGH and abs(right / asked - mean) > _SURPRISE * spread
+    return abs(right / asked - mean) > _SURPRISE * spread
 
 
 def _table(shares: Mapping[str, float]) -> State:

@@ -15,7 +15,7 @@ import copy
 import math
 from collections.abc import Mapping
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rld.rule import Options, State, clip
 from rld.types import Event
@@ -62,6 +62,14 @@ class Retention(Options):
     budget: float | None = Field(None, gt=0)
     """Nats per token that the student may be from what it was, in the mean over the replayed completions. None: as many
     as leave the answers right."""
+
+    @field_validator("skills")
+    @classmethod
+    def _once_each(cls, skills: list[str] | None) -> list[str] | None:
+        twice = [skill for skill in skills or () if (skills or []).count(skill) > 1]
+        if twice:
+            raise ValueError(f"names {twice[0]!r} twice")
+        return skills
 
     def start(self, baseline: Mapping[str, Counts]) -> State:
         """Return the state at the start of a stage, from the probes of the skills that are protected."""

@@ -38,9 +38,12 @@ class Steering:
         self.controller = controller
         self.skills, self.teachers, self.signals = skills, list(teachers), signals
         self.state = controller.start(skills, [str(t.name) for t in teachers], signals)
-        self.ticks, self.last_step = 0, 0
+        self.ticks, self.last_step, self._looks = 0, 0, 0
+        self.looking = controller.heartbeat > 0
+        """Whether the rollout at hand is the one of a heartbeat, at which all teachers and signals are measured."""
         self._phases = [0] * len(skills)
         self._spread: list[float | None] = [None] * len(skills)
+        self._idle = False
         self._clear_window()
         self._use(controller.weights(self.state))
 
@@ -54,6 +57,9 @@ class Steering:
     def _use(self, weights: Weights) -> None:
         """Turn weights into tables: `signals_SG` `[S, 3]` with the scale in it, and `teachers_SK` `[S, K]`."""
         self.weights = weights
+        for skill in self.skills:
+            if skill not in weights.signals or skill not in weights.teachers:
+                raise ControllerError(f"{type(self.controller).__name__} gave no weights for skill {skill!r}")
         signals = [[weights.signals[skill].get(signal, 0.0) for signal in SIGNALS] for skill in self.skills]
         shares = []
         for skill in self.skills:
@@ -64,12 +70,18 @@ class Steering:
         if not all(math.isfinite(number) and number >= 0 for number in numbers):
             raise ControllerError(
                 f"{type(self.controller).__name__} gave a weight that is negative or not a number: {weights}; "
-                "weights are in [0, 1]"
+                "weights are finite, and at least 0"
             )
         scale = torch.tensor([weights.scale.get(signal, 1.0) for signal in SIGNALS])
         self.signals_SG = torch.tensor(signals) * scale
         self.teachers_SK = torch.tensor(shares).reshape(len(self.skills), len(self.teachers))
         self._phases = [self._phase(s, before) for s, before in enumerate(self._phases)]
+        idle = not self.signals_SG.any()
+        if idle and not self._idle:
+            warnings.warn(
+                "no signal has any weight on any skill: until one has, the student learns nothing", stacklevel=2
+            )
+        self._idle = idle
 
     def refresh(self) -> None:
         """Make the tables anew after what a teacher teaches has changed."""
@@ -97,12 +109,6 @@ class Steering:
     def last_of_window(self) -> bool:
         """Whether the update in progress is the one before a tick, on which gradients are measured."""
         return self.updates + 1 >= self.controller.every
-
-    @property
-    def looking(self) -> bool:
-        """Whether the next rollout is the one of a heartbeat, at which all teachers and signals are measured."""
-        heartbeat = self.controller.heartbeat
-        return self.updates == 0 and heartbeat > 0 and self.ticks % heartbeat == 0
 
     def computed(self, signal: Signal) -> bool:
         """Whether the next rollout needs a signal: it takes part, and has weight on some skill or it is a heartbeat."""
@@ -132,7 +138,11 @@ class Steering:
         return spread_S.clamp(overall / _SPREAD_RATIO, overall * _SPREAD_RATIO)
 
     def count(self, counts_S4: Tensor) -> None:
-        """Add a rollout's attempts, successes, groups and informative groups per skill."""
+        """Add a new rollout's attempts, successes, groups and informative groups per skill."""
+        heartbeat = self.controller.heartbeat
+        self.looking = heartbeat > 0 and self.ticks >= self._looks * heartbeat
+        if self.looking:
+            self._looks = self.ticks // heartbeat + 1
         self._counts[:, :4] += counts_S4.cpu()
 
     def count_audit(self, counts_S2: Tensor) -> None:
@@ -293,6 +303,7 @@ class Steering:
             "ticks": self.ticks,
             "updates": self.updates,
             "step": self.last_step,
+            "looks": self._looks,
             "phases": self._phases,
             "spread": self._spread,
             "counts": self._counts.tolist(),
@@ -325,6 +336,7 @@ class Steering:
             )
         self.state, self.ticks, self.updates = saved["state"], saved["ticks"], saved["updates"]
         self.last_step, self._phases, self._spread = saved["step"], list(saved["phases"]), saved["spread"]
+        self._looks = saved["looks"]
         names, before = mine["teachers"], saved["teachers"]
         self._counts = torch.tensor(saved["counts"], dtype=torch.float64)
         self._scalars = torch.tensor(saved["scalars"], dtype=torch.float64)

@@ -330,9 +330,9 @@ class RLDTrainer(GRPOTrainer):
         metrics |= {"flops": self.flops, "tokens/generated": self.num_generated}
         metrics |= {"tokens/scored": self.num_scored, "tokens/saved": self.num_saved}
         if self.stream is not None:
-            self.stream.allocate(self.steering.weights.allocation)
             self.events += self.stream.moves(step)
-            metrics |= self.stream.curriculum.metrics()
+            metrics |= self.stream.curriculum.metrics()  # the shares of this update, as the weights are
+            self.stream.allocate(self.steering.weights.allocation)
         for name, value in metrics.items():
             self._metrics["train"][name].append(float(value))
 

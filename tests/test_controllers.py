@@ -318,17 +318,31 @@ def test_names_and_their_order_do_not_matter():
                 assert outcomes[0].teachers[name][teacher] == pytest.approx(mirrored)
 
 
-def test_a_gated_teacher_that_turns_bad_is_off_within_three_ticks_and_back_within_three_of_turning_good():
+@pytest.mark.parametrize(("asked", "ticks"), [(16, 3), (8, 4), (4, 7), (2, 12)])
+def test_a_gated_teacher_that_turns_bad_is_soon_off_and_back_within_three_ticks_of_turning_good(asked, ticks):
     controller, state = Gap(), start(Gap())
+    steady = gated(asked, asked)
     for tick in range(30):
-        state, weights, _ = controller.step(state, seen(tick, add=of(gated(15), gated(14))))
+        state, weights, _ = controller.step(state, seen(tick, add=of(steady, steady)))
     assert weights.teachers["add"]["a"] > 0.4
-    for tick in range(3):
-        state, weights, _ = controller.step(state, seen(30 + tick, add=of(gated(0), gated(14))))
+    for tick in range(ticks):
+        state, weights, _ = controller.step(state, seen(30 + tick, add=of(gated(0, asked), steady)))
     assert weights.teachers["add"]["a"] == 0
     for tick in range(3):
-        state, weights, _ = controller.step(state, seen(40 + tick, add=of(gated(16, failing=0.8), gated(14))))
+        state, weights, _ = controller.step(state, seen(50 + tick, add=of(gated(asked, asked, failing=0.8), steady)))
     assert weights.teachers["add"]["a"] > 0.05
+
+
+@pytest.mark.parametrize("told", [TeacherSeen(0.3, 8, 32), TeacherSeen(0.3, 0, 0, True, 2, 0), TeacherSeen(0.3)])
+def test_a_student_that_was_never_seen_to_try_is_not_taken_to_be_better_than_a_teacher(told):
+    weights = run(Gap(), 30, add=SkillSeen(0, 0, 10, 0, {"a": told}))[1]
+    assert weights.signals["add"]["response"] > 0.8
+    assert weights.teachers["add"]["a"] > 0.4
+
+
+def test_sequential_without_reinforcement_to_end_with_is_refused():
+    with pytest.raises(ControllerError, match="no policy signal"):
+        Sequential().start(SKILLS, TEACHERS, ["response"])
 
 
 def test_a_teacher_that_nobody_verified_stays_off_while_nothing_is_heard_of_it():

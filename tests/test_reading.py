@@ -176,6 +176,7 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(recipe):
         ("    teachers: {t: {model: first, skills: [reverse]}}", "    signals: {feature: {}}", "needs teachers, and this stage has none"),
         ("    steps: 5", "    steps: 5\n    retain: {}", "26: stages.main.retain protects the skills that the stage does not train, and it trains all"),
         ("    steps: 5", "    steps: 5\n    retain: {skills: [revers]}", "26: stages.main.retain.skills: 'revers' is no skill; did you mean 'reverse'?"),
+        ("    steps: 5", "    steps: 5\n    retain: {skills: [reverse, reverse]}", "26: stages.main.retain.skills: names 'reverse' twice"),
         # teachers that hand over their likeliest tokens
         ("{model: first,", "{url: 'ftp://x',", "22: stages.main.teachers.t.url"),
         ("{model: first,", "{skils: [],", "22: stages.main.teachers.t should be a mapping with one of the keys 'model' and 'url'"),
@@ -231,6 +232,11 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, text, expected):
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
     assert expected in mistakes(path)[0]
+
+
+def test_an_override_that_is_no_value_or_leads_nowhere_is_refused(recipe):
+    assert "not a YAML value" in mistakes(recipe(), "skills=&a [*a]")[0]
+    assert "there is no '²' in this list" in mistakes(recipe(), "stages.².steps=3")[0]
 
 
 def test_scalars_are_those_of_yaml_1_2(recipe):

@@ -144,12 +144,16 @@ def test_what_any_controller_turns_off_is_an_event():
 def test_only_needed_teachers_are_wanted_and_all_at_a_heartbeat():
     made = steering(Fixed(response=0.0, policy=1.0, every=1, heartbeat=3), skills=["add"])
     table, none = torch.tensor([[True, True], [False, True]]), torch.zeros(2, 2, dtype=torch.bool)
+    made.count(torch.zeros(2, 4))
     assert torch.equal(made.wanted(0.0, made.teachers_SK), table)  # the first look
     made.update(ledger().table, torch.zeros(7), 1)
+    made.count(torch.zeros(2, 4))
     assert torch.equal(made.wanted(0.0, made.teachers_SK), none)
     assert torch.equal(made.wanted(0.1, made.teachers_SK), table)  # the teacher-scored reward needs them
-    for step in (2, 3):
+    for step in (2, 3, 4):
         made.update(ledger().table, torch.zeros(7), step)
+    assert torch.equal(made.wanted(0.0, made.teachers_SK), none)  # due, but the rollout is still the old one
+    made.count(torch.zeros(2, 4))
     assert torch.equal(made.wanted(0.0, made.teachers_SK), table)
 
 
@@ -162,8 +166,21 @@ def test_a_controller_that_gives_no_number_is_refused():
         def weights(self, state):
             return Weights({"add": {"policy": math.nan}, "sort": {}}, {"add": {}, "sort": {}})
 
+    class Forgetful(Fixed):
+        def weights(self, state):
+            return Weights({"add": {}}, {"add": {}})
+
     with pytest.raises(ControllerError, match="Wild gave a weight"):
         steering(Wild())
+    with pytest.raises(ControllerError, match="Forgetful gave no weights for skill 'sort'"):
+        steering(Forgetful())
+
+
+def test_a_student_that_learns_nothing_is_told_of_once():
+    with pytest.warns(UserWarning, match="learns nothing") as told:
+        made = steering(Fixed(policy=0, response=0, every=1))
+        made.update(ledger().table, torch.zeros(7), 1)
+    assert len(told) == 1
 
 
 def test_a_saved_state_goes_on_the_same():
