@@ -170,5 +170,4 @@ def test_prompts_go_where_something_is_to_be_learnt(tmp_path):
     # one that can't be learnt, one that is known
     shares = {skill: fmean(run.follow(f"share/{skill}", ticks=30)) for skill in ("label", "following")}
     assert shares["label"] < 0.15
-    if max(shares.values()) > 0.2 / 4 + 0.05:
-        pytest.xfail(f"aim: shares of 0.1 at most; they were {shares}")
+    assert shares["following"] < 0.25
