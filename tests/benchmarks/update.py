@@ -27,6 +27,7 @@ from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer
 
 from rld.config import RLDConfig
 from rld.controllers import Fixed
+from rld.heads import Head
 from rld.packing import Layout
 from rld.taps import tapped
 from rld.teachers import Teacher
@@ -157,7 +158,9 @@ def floor(options: argparse.Namespace, joint: RLDTrainer) -> dict[str, float]:
     def teacher_states() -> None:
         with torch.no_grad():
             for model in teachers:
-                model.base_model(**rows.inputs, use_cache=False)
+                states = rows.restore(model.base_model(**rows.inputs, use_cache=False).last_hidden_state)
+                for some in states.flatten(0, 1).split(64):
+                    Head.of(model).logits(some)
 
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-6)
     parts = {
