@@ -320,7 +320,7 @@ class Run:
         trainer.add_callback(ProgressBar(stage.name, number, len(self.recipe.stages)))
         trainer.add_callback(SameNoise(self._seed(stage.name), self.state.process_index))
         trainer.add_callback(budget)  # before those that ask whether the stage goes on
-        trainer.add_callback(Scorer(stage.evaluate_every, lambda: self.score(*_at_work(trainer)), log))
+        trainer.add_callback(Scorer(stage.evaluate_every, lambda: self.score(*_at_work(trainer)), log, trainer))
         trainer.add_callback(Keeper(self.interrupted, log, trainer))
         folder = self._checkpoints(stage.name)
         last = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,17 @@ class Budget(TrainerCallback):
 class Scorer(TrainerCallback):
     """Scores the student now and then on the held-out rows; the stage's own scores come before and after."""
 
-    def __init__(self, every: int | None, score: Callable[[], Mapping[str, float]], log: RunLog) -> None:
-        self.every, self.score, self.log = every, score, log
+    def __init__(
+        self, every: int | None, score: Callable[[], Mapping[str, float]], log: RunLog, trainer: Trainer
+    ) -> None:
+        self.every, self.score, self.log, self.trainer = every, score, log, trainer
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.every is not None and state.global_step % self.every == 0 and not control.should_training_stop:
-            self.log.note({f"score/{skill}": score for skill, score in self.score().items()})
+            trainer = self.trainer
+            with trainer.stopwatch.part("scoring") if isinstance(trainer, RLDTrainer) else nullcontext():
+                scores = self.score()
+            self.log.note({f"score/{skill}": score for skill, score in scores.items()})
             control.should_log = True
 
 

@@ -6,9 +6,10 @@ import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
+from transformers import TrainerCallback
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -19,21 +20,31 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
+        self._open: list[tuple[str, float]] = []
         self._inside = [0.0]
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Count the time within as that of a part."""
-        self._wait()
-        began = time.perf_counter()
-        self._inside.append(0.0)
+        self.begin(name)
         try:
             yield
         finally:
-            self._wait()
-            whole = time.perf_counter() - began
-            self._seconds[name] = self._seconds.get(name, 0.0) + whole - self._inside.pop()
-            self._inside[-1] += whole
+            self.end()
+
+    def begin(self, name: str) -> None:
+        """Count what comes until `end` as a part."""
+        self._wait()
+        self._open.append((name, time.perf_counter()))
+        self._inside.append(0.0)
+
+    def end(self) -> None:
+        """End the part that began last."""
+        self._wait()
+        name, began = self._open.pop()
+        whole = time.perf_counter() - began
+        self._seconds[name] = self._seconds.get(name, 0.0) + whole - self._inside.pop()
+        self._inside[-1] += whole
 
     def _wait(self) -> None:
         """Wait for an accelerator: its work counts where it was asked for, not where its result is."""
@@ -45,6 +56,16 @@ class Stopwatch:
         taken = {f"time/{name}": seconds for name, seconds in self._seconds.items()}
         self._seconds = dict.fromkeys(self._seconds, 0.0)
         return taken
+
+
+class OptimizerTime(TrainerCallback):
+    """Ends the part that began after the last backward pass of an update: clipping, and the optimizer's step."""
+
+    def __init__(self, stopwatch: Stopwatch) -> None:
+        self.stopwatch = stopwatch
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.stopwatch.end()
 
 
 class Timed(Protocol):

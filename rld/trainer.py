@@ -6,8 +6,8 @@ What it hooks into, each with a contract test in `tests/test_trl_contract.py`:
 - `_generate_single_turn`: puts gold answers in the place of some completions.
 - `_generate_and_score_completions`: after the rollout, runs each needed teacher once over it and adds its states,
   batch first, to the returned dict, which TRL shuffles and splits into micro-batches.
-- `_get_per_token_logps_and_entropies`: lets completions of one prompt share a row, and while a loss is being computed
-  hands the teachers' states to the student's forward and completes the advantages, which need its log-probabilities.
+- `_get_per_token_logps_and_entropies`: completions of one prompt share a row; for a loss, the student's forward gets
+  the teachers' states, and the advantages what needs its log-probabilities.
 - `_compute_loss`: adds the response and feature terms to the policy term.
 - `_save_checkpoint`, `_load_optimizer_and_scheduler`: the state of controller, curriculum and projections.
 
@@ -47,7 +47,7 @@ from rld.protection import Protection
 from rld.rollout import all_checked, gold_completions, group_counts, no_reward, places, skill_ids, successes, verifier
 from rld.scoring import Scoring
 from rld.steering import Steering
-from rld.stopwatch import Stopwatch, timed
+from rld.stopwatch import OptimizerTime, Stopwatch, timed
 from rld.stream import Stream, skills_of
 from rld.student import RecordedStudent, add_signal_head
 from rld.teachers import Teacher
@@ -118,6 +118,7 @@ class RLDTrainer(GRPOTrainer):
         self.skills = args.skills or skills_of(self.stream, train_dataset)
         self.steering = Steering(controller or Gap(), self.skills, self.teachers, signals)
         self.stopwatch = Stopwatch()
+        self.add_callback(OptimizerTime(self.stopwatch))
         self.events: list[Event] = []
         """Controller events, oldest first; whoever writes them takes them out."""
         self.flops = 0.0
@@ -168,16 +169,15 @@ class RLDTrainer(GRPOTrainer):
 
     @timed("rewards")
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
-        rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        self._rewards = rewards
+        self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self.audit is not None and self.model.training:
             size = len(inputs)
             first = self.accelerator.process_index * size
-            paid_B = successes(rewards)[first : first + size] & ~self._gold_B(size)
+            paid_B = successes(self._rewards)[first : first + size] & ~self._gold_B(size)
             skills = paid_B, skill_ids(inputs, self.skills), len(self.skills)
             counts = self.audit.counts(inputs, completions, completion_ids_list, *skills, (self._num_rollouts, first))
             self.steering.count_audit(self.accelerator.reduce(counts.to(paid_B.device), reduction="sum"))
-        return rewards
+        return self._rewards
 
     @timed("generation")
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
@@ -192,9 +192,9 @@ class RLDTrainer(GRPOTrainer):
 
     def _gold_B(self, num_rows: int) -> Tensor:
         """Which of this process's rows are gold answers."""
-        gold_B: Tensor = places(num_rows, self.accelerator) % self.num_generations < self.args.gold
-        return gold_B
+        return places(num_rows, self.accelerator) % self.num_generations < self.args.gold
 
+    @timed("rollout")
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._rows, self._num_read, self._prefill.num_read = inputs, 0, 0
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
@@ -244,12 +244,12 @@ class RLDTrainer(GRPOTrainer):
             self._scoring.silence(output, self._gold_B(len(inputs)))
         if training:
             scored, saved, flops = self._scoring.cost(output)
-            self.num_scored += scored
-            self.num_saved += saved
+            self.num_scored, self.num_saved = self.num_scored + scored, self.num_saved + saved
             self.flops += flops
 
     # -- signals -----------------------------------------------------------------------------------------------------
 
+    @timed("student")
     def _get_per_token_logps_and_entropies(
         self, model: Any, ids_BS: Tensor, attention_BS: Tensor, num_tokens: int, *args: Any, **kwargs: Any
     ) -> Any:
@@ -308,13 +308,13 @@ class RLDTrainer(GRPOTrainer):
         with self.stopwatch.part("student"):
             loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
-            self._after_update()
-            for name, seconds in self.stopwatch.take().items():
-                self._metrics["train"][name].append(seconds)
+            for name, value in (self._after_update() | self.stopwatch.take()).items():
+                self._metrics["train"][name].append(float(value))
+            self.stopwatch.begin("optimizer")
         return loss
 
     @timed("controller")
-    def _after_update(self) -> None:
+    def _after_update(self) -> dict[str, float]:
         ledger = self._joint.take_ledger()
         table, scalars = (self.accelerator.reduce(sums, reduction="sum") for sums in (ledger.table, ledger.scalars))
         pulls, num_read = self._joint.take_pulls()
@@ -333,11 +333,11 @@ class RLDTrainer(GRPOTrainer):
             self.events += self.stream.moves(step)
             metrics |= self.stream.curriculum.metrics()  # the shares of this update, as the weights are
             self.stream.allocate(self.steering.weights.allocation)
-        for name, value in metrics.items():
-            self._metrics["train"][name].append(float(value))
+        return metrics
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
+    @timed("checkpoints")
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"

@@ -157,7 +157,18 @@ def test_the_log_has_the_promised_names(whole):
         assert name in last
     timed = {key for key in json.loads((whole / "metrics.jsonl").read_text().splitlines()[-1]) if "time/" in key}
     assert timed == {
-        f"time/{part}" for part in ("generation", "rewards", "teachers", "student", "retention", "controller")
+        f"time/{part}"
+        for part in (
+            "generation",
+            "rollout",
+            "rewards",
+            "teachers",
+            "student",
+            "retention",
+            "controller",
+            "optimizer",
+            "checkpoints",
+        )
     }
     assert {"progress/copy", "grad/policy", "weight/reference/copy"} <= {key for line in lines for key in line}
     assert last["flops"] > lines[0]["flops"] > 0
