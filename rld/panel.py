@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -77,6 +78,22 @@ def hidden_states(
     return States(torch.cat(last), torch.cat(mapped) if taps else None, num_computed)
 
 
+def _as_many_as_fit(run: Callable[[int], States], batch: int) -> tuple[States, int]:
+    """Run with `batch` completions per forward, and with half as many while memory runs out.
+
+    Returns:
+        What came out, and with how many completions.
+    """
+    while True:
+        try:
+            return run(batch), batch
+        except RuntimeError as error:
+            if batch == 1 or not should_reduce_batch_size(error):
+                raise
+        clear_device_cache(garbage_collection=True)  # not in the handler: there the error holds what it failed with
+        batch //= 2
+
+
 class Panel:
     """The teachers of one trainer, ready to score rollouts.
 
@@ -114,6 +131,8 @@ class Panel:
         self.num_computed = [0] * len(self.models)
         """Tokens that each teacher of this process computed since whoever counts them began anew."""
         self._layouts: dict[int, Layout] = {}
+        self._fits: dict[int, int] = {}
+        """Completions per forward, for each teacher that once ran out of memory with more."""
         self._output = student.get_output_embeddings()
         self._vocabulary = self._output.weight.shape[0]
         self._translators = _translators(teachers, tokenizer, ends, chat_options)
@@ -243,7 +262,13 @@ class Panel:
         with self._teachers[k].running(ids_BS.device) as model:
             if k not in self._layouts:
                 self._layouts[k] = Layout.of(model, f"teacher '{self._teachers[k].name}'")
-            states = hidden_states(model, ids_BS, attention_BS, num_tokens, taps, batch, self._layouts[k])
+            if ids_BS.device.type != "cpu":  # there a larger batch is faster, and too large a one can be mended
+                batch = len(ids_BS)
+            batch = min(batch, self._fits.get(k, batch))
+            read = model, ids_BS, attention_BS, num_tokens, taps
+            states, fits = _as_many_as_fit(lambda size: hidden_states(*read, size, self._layouts[k]), batch)
+            if fits < batch:
+                self._fits[k] = fits
         self.num_computed[k] += states.num_computed
         return states.last_BTH, states.mapped_BLTH
 

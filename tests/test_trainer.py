@@ -9,7 +9,7 @@ import torch
 from trl import GRPOConfig, TrlParser
 
 import tests.tiny as tiny
-from rld import catalogue, library
+from rld import catalogue, library, panel
 from rld.config import RLDConfig
 from rld.controllers import Fixed
 from rld.divergences import JSD, ReverseKL
@@ -159,6 +159,24 @@ def test_a_teacher_without_weight_changes_nothing_and_is_not_run(tmp_path, monke
     both.train()
     torch.testing.assert_close(parameters(lone), parameters(both), rtol=0, atol=0)
     assert runs.count(1) == 1  # the look at the start, which every teacher gets
+
+
+def test_teachers_that_run_out_of_memory_read_fewer_completions_at_a_time(tmp_path, monkeypatch):
+    enough = trainer(tmp_path / "enough")
+    enough.train()
+    read, sizes = panel.hidden_states, []
+
+    def short_of_memory(*args: Any) -> Any:
+        sizes.append(args[5])
+        if args[5] > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return read(*args)
+
+    monkeypatch.setattr(panel, "hidden_states", short_of_memory)
+    scarce = trainer(tmp_path / "scarce")
+    scarce.train()
+    assert sizes == [8, 4] * 2 + [4] * 8  # each teacher fails once, and five rollouts are read by both
+    torch.testing.assert_close(parameters(scarce), parameters(enough), atol=1e-5, rtol=1e-4)
 
 
 def test_padding_does_not_matter(tmp_path):
