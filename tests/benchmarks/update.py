@@ -173,11 +173,11 @@ def floor(options: argparse.Namespace, joint: RLDTrainer) -> dict[str, float]:
     student.eval()
     for name, part in parts.items():
         times = []
-        for _ in range(3):
+        for _ in range(6):
             start = time.perf_counter()
             part()
             times.append(time.perf_counter() - start)
-        seconds[name] = min(times[1:])
+        seconds[name] = statistics.median(times[1:])
     return seconds
 
 
@@ -195,6 +195,9 @@ def main() -> None:
         print(", ".join(f"{name} {t:.1f} s" for name, t in zip(_ORDER, seconds, strict=True)))
     ratios = [joint / sum(apart) for joint, *apart in rounds]
     print(f"joint / apart: {statistics.median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}")
+    logged = made["joint"].state.log_history[-1]  # means over all rounds, the first included
+    spent = {key.removeprefix("time/"): value for key, value in logged.items() if key.startswith("time/")}
+    print("joint:", ", ".join(f"{name} {t:.2f} s" for name, t in spent.items()))
     parts = floor(options, made["joint"])
     print("floor:", ", ".join(f"{name} {t:.2f} s" for name, t in parts.items()))
     print(f"joint / floor: {statistics.median(joint for joint, *_ in rounds) / sum(parts.values()):.2f}")
