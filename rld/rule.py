@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Annotated, Any, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from rld.errors import ControllerError
+from rld.hints import hint
 from rld.types import SIGNALS, Event, Needs, Observation, Signal, Weights
 
 State = dict[str, Any]
@@ -117,6 +119,8 @@ class Chosen(Rule):
     def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> State:
         for name, weight in self.teachers.items():
             require_skills(f"controller.teachers.{name}", weight, skills)
+            if name not in teachers:  # no error: an optional teacher may have been left out
+                warnings.warn(f"controller.teachers.{name}: no such teacher{hint(name, teachers)}", stacklevel=2)
         return super().start(skills, teachers, signals)
 
     def _shares(self, state: State, skill: str) -> dict[str, float]:

@@ -506,6 +506,11 @@ def test_fixed_weights_by_skill_name_every_skill():
         start(Fixed(policy={"add": 0.2}))
 
 
+def test_a_share_of_a_teacher_that_is_not_there_is_said():
+    with pytest.warns(UserWarning, match=r"controller.teachers.adderr: no such teacher; did you mean 'adder'\?"):
+        Fixed(teachers={"adderr": 2.0}).start(["add"], ["adder"], ["response"])
+
+
 @pytest.mark.parametrize(
     ("shape", "half", "late"),
     [("linear", 0.3, 0.5), ("cosine", 0.3, 0.5), ("step", 0.1, 0.5), ("exponential", math.sqrt(0.05), 0.5)],
