@@ -232,14 +232,17 @@ class Sure(_TokenWeights):
 
 
 class Gap(_TokenWeights):
-    """A token counts in proportion to its divergence, on average 1 in each completion."""
+    """A token counts in proportion to its divergence, on average 1 in each completion.
+
+    All of a completion count 1 where the student agrees but for rounding: below 1e-6 nats on average.
+    """
 
     kind: Literal["gap"] = "gap"
 
     def __call__(self, gap_BT: Tensor, teacher_BT: Tensor, student_BT: Tensor, mask_BT: Tensor) -> Tensor:
         kept_BT = gap_BT.masked_fill(~mask_BT, 0.0)
         mean_B1 = kept_BT.sum(-1, keepdim=True) / mask_BT.sum(-1, keepdim=True).clamp(min=1)
-        return kept_BT / mean_B1.clamp(min=1e-12)
+        return (kept_BT / mean_B1).where(mean_B1 > 1e-6, mask_BT.to(kept_BT.dtype))
 
 
 class Top(_TokenWeights):

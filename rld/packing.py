@@ -244,6 +244,8 @@ def _obstacle(model: PreTrainedModel) -> str | None:
     kinds = set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS
     if getattr(model, "_is_stateful", False) or kinds:
         return f"a {type(model).__name__} carries a state from token to token"
+    if "local" in (getattr(config, "attention_layers", None) or ()):  # GPT-Neo's
+        return f"a {type(model).__name__} finds a token's neighbours by their places in the row"
     if config._attn_implementation not in ("sdpa", "eager"):
         return f"its attention ({config._attn_implementation}) takes no mask of its own; load it with sdpa"
     if not _takes_positions(model):

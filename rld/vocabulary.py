@@ -36,8 +36,8 @@ reading the heads again and again would take longer than multiplying with them."
 _RANKED = 128
 """Tokens without a counterpart whose probabilities are compared by rank; the others are too small to matter."""
 
-_TINY, _NEVER = torch.finfo(torch.float32).tiny, -1e4
-"""A probability next to 0, and the logarithm of one that is 0 in any precision."""
+_TINY, _NEVER, _LEAST = torch.finfo(torch.float32).tiny, -1e4, -23.0
+"""A probability next to 0, the logarithm of one that is 0 in any precision, and of 1e-10, below which none is shared."""
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 
@@ -92,9 +92,9 @@ class Said:
     def log_probabilities(self, log_s_NV: Tensor, temperature: float) -> Tensor:
         """Its log-probabilities `[N, V]`; a shortlist takes those of what it does not name from the student's."""
         if isinstance(self.said, Shortlist):
-            return self.said.over_vocabulary(log_s_NV)
+            return self.said.over_vocabulary(log_s_NV).clamp_(min=_NEVER)
         head, hidden_NH = self.said
-        return _log_softmax(head.logits(hidden_NH), temperature)
+        return _log_softmax(head.logits(hidden_NH), temperature).clamp_(min=_NEVER)
 
 
 @dataclass(frozen=True)
@@ -294,25 +294,26 @@ def _chunk(
     pooled = pooled if len(pooled) > 1 else []
     with torch.enable_grad():
         logits_NV = logits_NV.detach().requires_grad_()
-        log_s_NV = _log_softmax(logits_NV, temperature)
+        log_s_NV = _log_softmax(logits_NV, temperature).clamp(min=_NEVER)
         log_p_KNV = {k: teachers[k].log_probabilities(log_s_NV.detach(), temperature) for k in speaking}
         gap_N = log_s_NV[:, 0] * 0.0  # connected to the student even where no teacher speaks
         for k in speaking:
             with torch.set_grad_enabled(k not in pooled):
                 apart_N = _apart(matching.divergence, log_s_NV, log_p_KNV[k], teachers[k].shared)
-            streams.divergence_NK[rows, k] = apart_N.detach().masked_fill(~teachers[k].speaks_N, 0.0)
+            streams.divergence_NK[rows, k] = apart_N.detach().clamp(min=0).masked_fill(~teachers[k].speaks_N, 0.0)
             if k not in pooled:
                 gap_N = gap_N + weights_NK[:, k] * apart_N
-        target_NV = None
+        targets = [(log_p_KNV[k], weights_NK[:, k]) for k in speaking if k not in pooled]
         if pooled:
             stacked_KNV = torch.stack([log_p_KNV[k] for k in pooled])
             target_NV, strength_N = matching.combination.target(stacked_KNV, weights_NK[:, pooled])
             gap_N = gap_N + strength_N * matching.divergence(log_s_NV, target_NV)
+            targets.append((target_NV, strength_N))
         (slope_NV,) = torch.autograd.grad(gap_N.sum(), logits_NV)
-    streams.gap_N[rows] = gap_N.detach()
+    streams.gap_N[rows] = gap_N.detach().clamp(min=0)  # rounding may take it below
     if matching.entropies:
         streams.student_entropy_N[rows] = entropy(log_s_NV.detach())
-        streams.target_entropy_N[rows] = _target_entropy(target_NV, log_p_KNV, weights_NK)
+        streams.target_entropy_N[rows] = _mean_entropy(targets)
     return slope_NV
 
 
@@ -335,7 +336,7 @@ def _forward_kls(
     strength_N1 = weights_NJ.sum(1, keepdim=True)
     p_NV = torch.zeros_like(log_s_NV)
     for k, share_N1 in zip(speaking, (weights_NJ / strength_N1.clamp(min=_TINY)).split(1, dim=1), strict=True):
-        log_p_NV = speaking[k].log_probabilities(log_s_NV, matching.temperature).clamp_(min=_NEVER)
+        log_p_NV = speaking[k].log_probabilities(log_s_NV, matching.temperature)
         p_k_NV = log_p_NV.exp()
         gap_N = apart_N = torch.linalg.vecdot(p_k_NV, log_p_NV.sub_(log_s_NV)).clamp_(min=0)
         streams.divergence_NK[rows, k] = apart_N.masked_fill(~speaking[k].speaks_N, 0.0)
@@ -369,12 +370,11 @@ def _log_softmax(logits_NV: Tensor, temperature: float) -> Tensor:
     return (logits_NV if temperature == 1 else logits_NV / temperature).log_softmax(-1)
 
 
-def _target_entropy(target_NV: Tensor | None, log_p_KNV: dict[int, Tensor], weights_NK: Tensor) -> Tensor:
-    """Entropy of the target, or where there is none, the weighted mean of the teachers'."""
-    if target_NV is not None:
-        return entropy(target_NV)
-    sums_N = sum((weights_NK[:, k] * entropy(log_p_NV) for k, log_p_NV in log_p_KNV.items()), 0.0 * weights_NK.sum(-1))
-    return sums_N / weights_NK.sum(-1).clamp(min=1e-12)
+def _mean_entropy(targets: Sequence[tuple[Tensor, Tensor]]) -> Tensor | float:
+    """Mean entropy of targets `[N, V]`, each by its weight `[N]`; 0 where all weights are."""
+    weights, entropies = [weight_N for _, weight_N in targets], [entropy(target_NV) for target_NV, _ in targets]
+    total = torch.stack(weights).sum(0).clamp(min=1e-12) if targets else 1.0
+    return sum((w * h for w, h in zip(weights, entropies, strict=True)), 0.0) / total
 
 
 def _apart(
@@ -395,6 +395,6 @@ def _apart(
 
 def _split(log_p_NV: Tensor, tokens_J: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the chosen tokens and of all others together, and the largest of the others one by one."""
-    chosen_NJ = _with_tail(log_p_NV, tokens_J.expand(len(log_p_NV), -1))
+    chosen_NJ = _with_tail(log_p_NV, tokens_J.expand(len(log_p_NV), -1)).clamp(min=_LEAST)  # there may be no others
     others_NV = log_p_NV.exp().index_fill(-1, tokens_J, 0.0)
     return chosen_NJ, others_NV.topk(min(_RANKED, others_NV.shape[-1]), dim=-1).values
