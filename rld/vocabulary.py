@@ -37,7 +37,7 @@ _RANKED = 128
 """Tokens without a counterpart whose probabilities are compared by rank; the others are too small to matter."""
 
 _TINY, _NEVER, _LEAST = torch.finfo(torch.float32).tiny, -1e4, -23.0
-"""A probability next to 0, the logarithm of one that is 0 in any precision, and of 1e-10, below which none is shared."""
+"""A probability next to 0, the logarithm of one that is 0 in any precision, and of the least between vocabularies."""
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 
