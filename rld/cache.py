@@ -21,7 +21,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rld.checkpoint import read_json, write_json
-from rld.errors import CacheError
+from rld.errors import CacheError, TeacherError
 from rld.payload import PayloadError, pack_shortlist, unpack_shortlist
 from rld.shortlist import About, Lister, Passage, Shortlist
 from rld.tokens import vocabulary_hash
@@ -62,9 +62,12 @@ class Cached(Lister):
         self._known = {}
         for shard in sorted(self.folder.glob("*.safetensors")):
             self._read(shard)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not path.is_file():
-            write_json(path, self._of)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not path.is_file():
+                write_json(path, self._of)
+        except OSError as error:
+            raise CacheError(f"{self.folder} can't be written: {error.strerror}; name another folder") from error
 
     @property
     def is_elsewhere(self) -> bool:
@@ -102,11 +105,18 @@ class Cached(Lister):
         passages = [[key, len(one.tail)] for key, one in zip(keys, said, strict=True)]
         # in one entry, because safetensors writes several in any order, and the hash is of all bytes
         about = {"shard": json.dumps(self._of | {"passages": passages})}
-        data = pack_shortlist(Shortlist.concatenated(said), about)
+        shortlist = Shortlist.concatenated(said)
+        if not shortlist.is_sound():
+            raise TeacherError(f"teacher '{self.name}' gives values that are no log-probabilities; nothing was kept")
+        data = pack_shortlist(shortlist, about)
         path = self.folder / f"{_digest(data)}.safetensors"
         draft = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.draft")
-        draft.write_bytes(data)
-        os.replace(draft, path)
+        try:
+            draft.write_bytes(data)
+            os.replace(draft, path)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            raise CacheError(f"{path} can't be written: {error.strerror}; make room, or name another folder") from error
         self._read(path)  # what is trained on is what was stored, in the first epoch too
 
     def _read(self, shard: Path) -> None:

@@ -248,7 +248,8 @@ class Panel:
         ids_BS = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1)
         attention_BS = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1)
         num_tokens = rollout["completion_ids"].shape[1]
-        unknown_BS = ids_BS >= self._teachers[k].load().get_input_embeddings().weight.shape[0]
+        embeddings: Any = self._teachers[k].load().get_input_embeddings()
+        unknown_BS = ids_BS >= embeddings.weight.shape[0]
         lost_BS = (unknown_BS & attention_BS.bool()).cumsum(1) > 0  # nor can it follow what stands behind them
         last, mapped = self._run(k, ids_BS.masked_fill(unknown_BS, 0)[rows], attention_BS[rows], num_tokens, batch)
         speaks_BT = self._speaks(k, rollout["completion_ids"]) & ~lost_BS[:, -num_tokens:]

@@ -66,6 +66,18 @@ def server(
     return kind(url.rstrip("/"), name, top_k, patience, token_variable, fingerprint)
 
 
+def bearer_token(variable: str = TOKEN) -> str | None:
+    """Return the token in an environment variable, without the space around it; None where there is none.
+
+    Raises:
+        TeacherError: a header can't carry it. What it is, is not said.
+    """
+    token = os.environ.get(variable, "").strip()
+    if not (token.isascii() and token.isprintable()):
+        raise TeacherError(f"the bearer token in the environment variable {variable} should be printable ASCII")
+    return token or None
+
+
 class _Remote(Lister):
     """What both kinds share: calls with retries, and the check at the start."""
 
@@ -76,7 +88,7 @@ class _Remote(Lister):
         self._expected = fingerprint
         try:
             self.name = name or httpx2.URL(url).netloc.decode()
-        except httpx2.InvalidURL as error:
+        except (httpx2.InvalidURL, UnicodeError) as error:
             raise TeacherError(f"{url} is no URL of a teacher: {error}") from error
         self._about: About | None = None
         self._client: httpx2.Client | None = None
@@ -133,7 +145,7 @@ class _Remote(Lister):
                 if response.status_code not in (408, 425, 429) and response.status_code < 500:
                     raise self._error(self._refused(response))
                 wait = _seconds(response.headers.get("retry-after"))
-            except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+            except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, UnicodeError) as error:
                 raise self._error(f"this is no URL: {error}") from error
             except httpx2.TransportError as error:
                 trouble = f"{type(error).__name__}: {error}"
@@ -141,15 +153,16 @@ class _Remote(Lister):
                 raise self._error(f"its answer can't be read: {error}") from error
             deadline = min(deadline, time.monotonic() + self.patience)
             wait = max(wait, pause * random.Random().uniform(0.5, 1.0))  # apart from those that failed at the same time
-            if time.monotonic() + wait > deadline:
+            left = deadline - time.monotonic()
+            if left <= 0:
                 raise self._error(f"no answer for {self.patience:g} s; the last try ended with {trouble}", TeacherDown)
-            time.sleep(wait)
+            time.sleep(min(wait, left))
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _connected(self) -> httpx2.Client:
         with self._lock:
             if self._client is None:
-                token = os.environ.get(self._token_variable)
+                token = bearer_token(self._token_variable)
                 headers = {"Authorization": f"Bearer {token}"} if token else {}
                 timeout = httpx2.Timeout(max(_LONGEST_ANSWER, self.patience), connect=10.0)
                 self._client = httpx2.Client(headers=headers, timeout=timeout)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import math
-import os
 import socket
 import time
 from collections import Counter
@@ -27,7 +26,7 @@ from pydantic import BaseModel, Field, ValidationError
 from rld.errors import TeacherError
 from rld.hosted import Hosted
 from rld.payload import pack_shortlist, unpack_passages
-from rld.remote import TOKEN
+from rld.remote import TOKEN, bearer_token
 from rld.shortlist import Passage, Shortlist
 from rld.teachers import Teacher
 
@@ -200,6 +199,8 @@ def application(hosted: Hosted, token: str | None, max_waiting: int = _MAX_WAITI
         for ids in asked.prompts:
             _require_readable(ids, len(ids) + asked.max_new_tokens, hosted)
         size = sum(len(ids) + asked.max_new_tokens for ids in asked.prompts)
+        if size > _MAX_TOKENS:
+            raise HTTPException(413, f"a request may have {_MAX_TOKENS} tokens, those of the answers included")
         texts = await queue.do(_Answer(asked.max_new_tokens), asked.prompts, size)
         return {"texts": texts, "fingerprint": fingerprint}
 
@@ -252,7 +253,7 @@ def serve(model: str, adapter: str | None, dtype: str, host: str, port: int) -> 
     Raises:
         TeacherError: the model can't be served, or not there.
     """
-    token = os.environ.get(TOKEN) or None
+    token = bearer_token()
     if token is None and host not in ("127.0.0.1", "localhost", "::1"):
         raise TeacherError(
             f"--host {host}: others could reach it; set a bearer token in the environment variable {TOKEN}"

@@ -52,8 +52,10 @@ class Shortlist:
         return self.ids, self.log_p, self.tail, self.sampled
 
     def is_sound(self) -> bool:
-        """Whether the ids ascend, and the log-probabilities are at most 0 up to rounding; NaN is not."""
+        """Whether ids ascend, and log-probabilities are at most 0 up to rounding, those of what was sampled finite."""
         numbers = all(bool((part < 1e-2).all()) for part in (self.log_p, self.tail, self.sampled))
+        likeliest = self.log_p.amax(-1).maximum(self.tail)
+        numbers &= all(bool((part > -torch.inf).all()) for part in (self.sampled, likeliest))
         return numbers and bool((self.ids >= 0).all()) and bool((self.ids.diff(dim=-1) > 0).all())
 
     def __getitem__(self, index: slice | Tensor) -> Shortlist:

@@ -23,6 +23,7 @@ from rld.tokens import PROBES
 from rld.types import Align
 
 _NOT_SAID = {"transformers_version", "architectures", "dtype", "torch_dtype", "use_cache", "auto_map"}
+_NOT_SAID |= {"base_model_name_or_path", "revision", "inference_mode", "peft_version", "runtime_config"}  # of adapters
 
 
 @dataclass
@@ -197,6 +198,10 @@ class Teacher:
             return self.lister.about().fingerprint
         config = self.load().config.to_dict()
         digest = hashlib.sha256(json.dumps(_plain(config), sort_keys=True, default=str).encode())
+        if self._adapter is not None:  # which tells how its weights are scaled
+            config: Any = self.load().peft_config[self._adapter]
+            told = {key: sorted(v) if isinstance(v, set) else v for key, v in config.to_dict().items()}
+            digest.update(json.dumps(_plain(told), sort_keys=True, default=str).encode())
         for name, weight in own_weights(self.load(), self._adapter):
             flat = weight.detach().flatten()
             sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu()
