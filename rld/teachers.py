@@ -199,8 +199,8 @@ class Teacher:
         config = self.load().config.to_dict()
         digest = hashlib.sha256(json.dumps(_plain(config), sort_keys=True, default=str).encode())
         if self._adapter is not None:  # which tells how its weights are scaled
-            config: Any = self.load().peft_config[self._adapter]
-            told = {key: sorted(v) if isinstance(v, set) else v for key, v in config.to_dict().items()}
+            of_adapter: Any = self.load().peft_config[self._adapter]
+            told = {key: sorted(v) if isinstance(v, set) else v for key, v in of_adapter.to_dict().items()}
             digest.update(json.dumps(_plain(told), sort_keys=True, default=str).encode())
         for name, weight in own_weights(self.load(), self._adapter):
             flat = weight.detach().flatten()
