@@ -245,18 +245,20 @@ class Panel:
 
     def _listen(self, k: int, rollout: dict[str, Any], rows: Tensor, batch: int) -> None:
         """Run a teacher that reads the student's tokens."""
-        ids_BS = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1)
-        attention_BS = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1)
-        num_tokens = rollout["completion_ids"].shape[1]
+        ids_RS, attention_RS = (
+            torch.cat([rollout[f"prompt_{what}"][rows], rollout[f"completion_{what}"][rows]], dim=1)
+            for what in ("ids", "mask")
+        )
+        num_rows, num_tokens = rollout["completion_ids"].shape
         embeddings: Any = self._teachers[k].load().get_input_embeddings()
-        unknown_BS = ids_BS >= embeddings.weight.shape[0]
-        lost_BS = (unknown_BS & attention_BS.bool()).cumsum(1) > 0  # nor can it follow what stands behind them
-        last, mapped = self._run(k, ids_BS.masked_fill(unknown_BS, 0)[rows], attention_BS[rows], num_tokens, batch)
-        speaks_BT = self._speaks(k, rollout["completion_ids"]) & ~lost_BS[:, -num_tokens:]
-        rollout["teacher_tokens"][rows, k] = speaks_BT[rows]
-        rollout[f"teacher_{k}_hidden"] = _at_rows(last, rows, len(ids_BS))
+        unknown_RS = ids_RS >= embeddings.weight.shape[0]
+        lost_RS = (unknown_RS & attention_RS.bool()).cumsum(1) > 0  # nor can it follow what stands behind them
+        last, mapped = self._run(k, ids_RS.masked_fill(unknown_RS, 0), attention_RS, num_tokens, batch)
+        speaks_RT = self._speaks(k, rollout["completion_ids"][rows]) & ~lost_RS[:, -num_tokens:]
+        rollout["teacher_tokens"][rows, k] = speaks_RT
+        rollout[f"teacher_{k}_hidden"] = _at_rows(last, rows, num_rows)
         if mapped is not None:
-            rollout[f"teacher_{k}_layers"] = _at_rows(mapped, rows, len(ids_BS))
+            rollout[f"teacher_{k}_layers"] = _at_rows(mapped, rows, num_rows)
 
     def _run(
         self, k: int, ids_BS: Tensor, attention_BS: Tensor, num_tokens: int, batch: int

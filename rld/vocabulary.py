@@ -313,7 +313,7 @@ def _chunk(
     streams.gap_N[rows] = gap_N.detach().clamp(min=0)  # rounding may take it below
     if matching.entropies:
         streams.student_entropy_N[rows] = entropy(log_s_NV.detach())
-        streams.target_entropy_N[rows] = _mean_entropy(targets)
+        streams.target_entropy_N[rows] = _mean_entropy(targets) if targets else 0.0
     return slope_NV
 
 
@@ -370,11 +370,11 @@ def _log_softmax(logits_NV: Tensor, temperature: float) -> Tensor:
     return (logits_NV if temperature == 1 else logits_NV / temperature).log_softmax(-1)
 
 
-def _mean_entropy(targets: Sequence[tuple[Tensor, Tensor]]) -> Tensor | float:
+def _mean_entropy(targets: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """Mean entropy of targets `[N, V]`, each by its weight `[N]`; 0 where all weights are."""
-    weights, entropies = [weight_N for _, weight_N in targets], [entropy(target_NV) for target_NV, _ in targets]
-    total = torch.stack(weights).sum(0).clamp(min=1e-12) if targets else 1.0
-    return sum((w * h for w, h in zip(weights, entropies, strict=True)), 0.0) / total
+    weights_JN = torch.stack([weight_N for _, weight_N in targets])
+    entropies_JN = torch.stack([entropy(target_NV) for target_NV, _ in targets])
+    return (weights_JN * entropies_JN).sum(0) / weights_JN.sum(0).clamp(min=1e-12)
 
 
 def _apart(
