@@ -174,7 +174,7 @@ class Run:
         model, tokenizer = self.models.load(stage.student)
         before = self._known_scores(stage.student) or self.score(model, tokenizer)
         skills = self._skills(stage)
-        probed, dropped = self._probing()(stage, skills, tokenizer)
+        probed, dropped = self._probing()(stage, skills, (model, tokenizer))
         args, size = self._distill_arguments(stage), model.num_parameters()
         set_seed(self._seed(stage.name))  # a new adapter starts the same whatever teachers were loaded
         changes = Changes(
@@ -215,11 +215,10 @@ class Run:
         while student in by_name and self.result(student) is None:  # it has the tokenizer of what it is trained from
             other = by_name[student]
             student = other.student if isinstance(other, Distill) else other.model
-        _, tokenizer = self.models.load(student)
-        args = self._distill_arguments(stage)
+        loaded, args = self.models.load(student), self._distill_arguments(stage)
         stream = self._stream(stage, args)
         stream.together = args.prompts_per_rollout
-        return self._probing().fill(stage, list(stream.dataset), tokenizer, args)
+        return self._probing().fill(stage, list(stream.dataset), loaded, args)
 
     def _rewards(self, load_models: bool) -> list[Callable[..., Any]]:
         """The rewards with their options, models and all or without."""

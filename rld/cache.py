@@ -1,10 +1,10 @@
 """What a teacher said of passages, kept on disk, so that its forward is paid for once.
 
-A cache is a folder with a manifest, which tells the teacher's weights, the vocabulary and the length of a shortlist,
-and shards of shortlists (`payload.py`), which tell the same, so one that came from another folder is noticed. A shard
-is called by the hash of its bytes, so one that was cut short is noticed too; what it holds is found by the hash of a
-passage's token ids, so another prompt, template or answer is another passage. Passages that are in no shard are scored
-by the teacher and written into a new one.
+A cache is a folder with a manifest, which tells the teacher's weights, the vocabulary, the length of a shortlist and
+which hidden states go with it, and shards of shortlists (`payload.py`), which tell the same, so one that came from
+another folder is noticed. A shard is called by the hash of its bytes, so one that was cut short is noticed too; what it
+holds is found by the hash of a passage's token ids, so another prompt, template or answer is another passage. Passages
+that are in no shard are scored by the teacher and written into a new one.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rld.checkpoint import read_json, write_json
 from rld.errors import CacheError, TeacherError
 from rld.payload import PayloadError, pack_shortlist, unpack_shortlist
 from rld.shortlist import About, Lister, Passage, Shortlist
+from rld.taps import Tap
 from rld.tokens import vocabulary_hash
 
-_VERSION = 2
+_VERSION = 3
 _TOGETHER = 256
 """Passages of a shard at most."""
 
@@ -56,6 +57,7 @@ class Cached(Lister):
         self.lister.meet(student)
         self._of = {"version": str(_VERSION), "teacher": self.about().fingerprint}
         self._of |= {"vocabulary": vocabulary_hash(student), "top_k": str(self.top_k)}
+        self._of["states"] = ", ".join(map(str, self.taps)) or "none"
         path = self.folder / "manifest.json"
         if path.is_file():
             self._require_ours(self.folder, _manifest(path))
@@ -72,6 +74,14 @@ class Cached(Lister):
     @property
     def is_elsewhere(self) -> bool:
         return self.lister.is_elsewhere
+
+    @property
+    def model(self) -> PreTrainedModel | None:
+        return self.lister.model
+
+    @property
+    def taps(self) -> tuple[Tap, ...]:
+        return self.lister.taps
 
     def about(self) -> About:
         return self.lister.about()
@@ -125,7 +135,7 @@ class Cached(Lister):
         if _digest(data) != shard.stem:
             raise CacheError(f"{shard} is damaged, or was cut short; {fix}")
         try:
-            shortlist, about = unpack_shortlist(data)
+            shortlist, about = unpack_shortlist(data, with_layers=bool(self.taps))
             told = json.loads(about["shard"])
             keys, sizes = zip(*told["passages"], strict=True)
         except (PayloadError, KeyError, ValueError, TypeError) as error:

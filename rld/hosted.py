@@ -1,11 +1,12 @@
 """A model in this process that hands over shortlists: what a server answers with, and what a cache is filled from.
 
-Shapes: B passages, S tokens of the longest, N scored tokens, H width.
+Shapes: B passages, S tokens of the longest, N scored tokens, H width, L taps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from rld import evaluation
 from rld.errors import TeacherError
 from rld.heads import Head
 from rld.shortlist import About, Lister, Passage, Shortlist
-from rld.taps import depth, tapped
+from rld.taps import Tap, depth, stacked, tapped
 from rld.teachers import Teacher
 from rld.tokens import vocabulary_hash
 
@@ -31,11 +32,14 @@ class Hosted(Lister):
         device: Where it is run.
         top_k: Tokens of a shortlist, 1 to 255.
         batch: Tokens of one forward, padding included.
+        taps: Where hidden states are read that shortlists have, for the feature signal; see `matching.Plan`.
     """
 
-    def __init__(self, teacher: Teacher, device: torch.device, top_k: int = 64, batch: int = 16_384) -> None:
+    def __init__(
+        self, teacher: Teacher, device: torch.device, top_k: int = 64, batch: int = 16_384, taps: Sequence[Tap] = ()
+    ) -> None:
         assert teacher.tokenizer is not None
-        self.teacher, self.device, self.top_k, self.batch = teacher, device, top_k, batch
+        self.teacher, self.device, self.top_k, self.batch, self._taps = teacher, device, top_k, batch, tuple(taps)
         self.name, self.tokenizer = str(teacher.name), teacher.tokenizer
         self.vocabulary = vocabulary_hash(self.tokenizer)
         model = teacher.load()
@@ -53,6 +57,14 @@ class Hosted(Lister):
     def about(self) -> About:
         return self._about
 
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.teacher.load()
+
+    @property
+    def taps(self) -> tuple[Tap, ...]:
+        return self._taps
+
     @torch.no_grad()
     def score(self, passages: Sequence[Passage], temperature: float, top_k: int | None = None) -> list[Shortlist]:
         found: dict[int, Shortlist] = {}
@@ -61,7 +73,9 @@ class Hosted(Lister):
             for chosen in _batches([len(passage.ids) for passage in passages], self.batch):
                 asked = [passages[i] for i in chosen]
                 targets_N = torch.tensor([i for p in asked for i in p.ids[-p.num_scored :]], device=self.device)
-                said = _shortlist(head, _states(model, asked), targets_N, top_k or self.top_k, temperature)
+                last_NH, layers_NLH = _states(model, asked, self.taps)
+                said = _shortlist(head, last_NH, targets_N, top_k or self.top_k, temperature)
+                said = replace(said, layers=layers_NLH)
                 found |= dict(zip(chosen, said.split([p.num_scored for p in asked]), strict=True))
         return [found[i] for i in range(len(passages))]
 
@@ -82,8 +96,9 @@ def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         yield chosen
 
 
-def _states(model: PreTrainedModel, passages: Sequence[Passage]) -> Tensor:
-    """The last hidden states `[N, H]` at the positions that predict the scored tokens, passage after passage."""
+def _states(model: PreTrainedModel, passages: Sequence[Passage], taps: Sequence[Tap]) -> tuple[Tensor, Tensor | None]:
+    """The last hidden states `[N, H]` at the positions that predict the scored tokens, passage after passage, and, on
+    the CPU, those at the taps `[N, L, H]`, if there are any."""
     longest = max(len(passage.ids) for passage in passages)
     ids_BS = torch.zeros(len(passages), longest, dtype=torch.long)
     reads_BS, scored_BS = torch.zeros_like(ids_BS), torch.zeros_like(ids_BS, dtype=torch.bool)
@@ -92,10 +107,11 @@ def _states(model: PreTrainedModel, passages: Sequence[Passage]) -> Tensor:
         ids_BS[b, :size], reads_BS[b, :size] = torch.tensor(passage.ids), 1  # padded behind: positions stay as they are
         scored_BS[b, size - passage.num_scored - 1 : size - 1] = True
     device = model.device
-    with tapped(model, ()) as states:
+    with tapped(model, taps) as states:
         model.base_model(input_ids=ids_BS.to(device), attention_mask=reads_BS.to(device), use_cache=False)
     last_BSH = states[depth(model)]
-    return last_BSH[scored_BS.to(last_BSH.device)]
+    scored_BS = scored_BS.to(last_BSH.device)
+    return last_BSH[scored_BS], stacked(states, taps).transpose(1, 2)[scored_BS].cpu() if taps else None
 
 
 def _shortlist(head: Head, hidden_NH: Tensor, targets_N: Tensor, k: int, temperature: float) -> Shortlist:

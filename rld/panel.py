@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rld.errors import TeacherError
@@ -27,7 +27,7 @@ from rld.heads import Head, TeacherStates, log_probabilities
 from rld.matching import Plan
 from rld.packing import Layout
 from rld.shortlist import Passage, Shortlist
-from rld.taps import Tap, depth, tapped
+from rld.taps import Tap, depth, stacked, tapped
 from rld.teachers import Teacher, share
 from rld.translation import StudentTokens, Translation, Translator
 
@@ -72,9 +72,7 @@ def hidden_states(
             model.base_model(**rows.inputs, use_cache=False)
         last.append(states[depth(model)])
         if taps:
-            width = max(states[tap].shape[-1] for tap in taps)
-            padded = [nn.functional.pad(states[tap], (0, width - states[tap].shape[-1])) for tap in taps]
-            mapped.append(torch.stack(padded, dim=1))
+            mapped.append(stacked(states, taps))
     return States(torch.cat(last), torch.cat(mapped) if taps else None, num_computed)
 
 
@@ -138,6 +136,8 @@ class Panel:
         self._translators = _translators(teachers, tokenizer, ends, chat_options)
         self.align = [teacher.align for teacher in teachers]
         self.plans = [Plan.of(feature, student, t.load(), str(t.name)) for t in teachers] if feature else []
+        for teacher, plan in zip(teachers, self.plans, strict=False):
+            teacher.require_states(plan.taps)
 
     def _prepared(self, teacher: Teacher) -> PreTrainedModel | None:
         if teacher.lister is not None:
@@ -235,10 +235,11 @@ class Panel:
             return
         ids_BT = rollout["completion_ids"]
         mask_RT = torch.arange(ids_BT.shape[1]) < torch.tensor([len(one.tail) for one in said])[:, None]
-        parts = zip(("ids", "log_p", "tail", "sampled"), Shortlist.concatenated(said).tensors(), strict=True)
-        for name, values_N in parts:
+        listed = vars(Shortlist.concatenated(said))
+        for name, values_N in ((name, values) for name, values in listed.items() if values is not None):
             values_RT = values_N.new_zeros(*mask_RT.shape, *values_N.shape[1:])
             values_RT[mask_RT] = values_N
+            values_RT = values_RT.transpose(1, 2) if name == "layers" else values_RT
             rollout[f"teacher_{k}_{name}"] = _at_rows(values_RT.to(ids_BT.device), rows, len(ids_BT))
         speaks_RT = self._knows_end(k, ids_BT[rows]) & mask_RT.to(ids_BT.device)
         rollout["teacher_tokens"][rows, k] = speaks_RT
@@ -340,7 +341,7 @@ class Panel:
         device = inputs["completion_ids"].device
         return [
             TeacherStates(
-                None if self._teachers[k].lister else self.head(k),
+                None if self._teachers[k].lister and not self.plans else self.head(k),
                 inputs.get(f"teacher_{k}_hidden"),
                 inputs.get(f"teacher_{k}_layers"),
                 inputs["teacher_tokens"][:, k],

@@ -3,7 +3,8 @@
 Both are safetensors. A shortlist of k tokens takes `4k + 6` bytes a token and one more for each 65,536 tokens of the
 vocabulary: the ids are stored in ascending order as their lower 16 bits and the number of ids on each page of 65,536,
 log-probabilities in half precision (relative error 2^-11), the sampled token's in single precision. At k = 64 that is
-263 bytes for a vocabulary of up to 65,536, 265 for one of 152,000.
+263 bytes for a vocabulary of up to 65,536, 265 for one of 152,000. Hidden states, if any, are stored in bfloat16, in
+which most teachers compute them.
 
 Shapes: N tokens, J tokens of a shortlist, P pages, R passages.
 """
@@ -27,6 +28,7 @@ _MAX_IDS = 1 << 24
 
 _SHORTLIST = {"low": (np.uint16, 2), "pages": (np.uint8, 2), "log_p": (np.float16, 2), "tail": (np.float16, 1)}
 _SHORTLIST |= {"sampled": (np.float32, 1)}
+_LAYERS = {"layers": (np.uint16, 3)}
 _PASSAGES = {"ids": (np.int32, 1), "lengths": (np.int32, 1), "scored": (np.int32, 1)}
 
 
@@ -46,28 +48,39 @@ def pack_shortlist(shortlist: Shortlist, about: Mapping[str, str]) -> bytes:
         "tail": shortlist.tail.cpu().numpy().astype(np.float16),
         "sampled": shortlist.sampled.cpu().numpy().astype(np.float32),
     }
+    if shortlist.layers is not None:
+        arrays["layers"] = shortlist.layers.cpu().bfloat16().view(torch.uint16).numpy()
     packed: bytes = save(arrays, metadata=dict(about))
     return packed
 
 
-def unpack_shortlist(data: bytes) -> tuple[Shortlist, dict[str, str]]:
-    """Return the shortlist in `data`, log-probabilities in the precision that they were stored in, and its `about`.
+def unpack_shortlist(data: bytes, with_layers: bool = False) -> tuple[Shortlist, dict[str, str]]:
+    """Return the shortlist in `data`, numbers in the precision that they were stored in, and its `about`.
+
+    Args:
+        with_layers: Whether there should be hidden states in it.
 
     Raises:
         PayloadError: it holds none.
     """
-    arrays = _arrays(data, _SHORTLIST)
+    arrays = _arrays(data, _SHORTLIST | _LAYERS if with_layers else _SHORTLIST)
     low_NJ, pages_NP = arrays["low"].astype(np.int64), arrays["pages"].astype(np.int64)
     size, width = low_NJ.shape
     shapes = [arrays[name].shape for name in ("log_p", "tail", "sampled")]
-    if shapes != [(size, width), (size,), (size,)] or not 0 < pages_NP.shape[1] <= _MAX_IDS // _PAGE:
+    if (
+        (with_layers and len(arrays["layers"]) != size)
+        or shapes != [(size, width), (size,), (size,)]
+        or not 0 < pages_NP.shape[1] <= _MAX_IDS // _PAGE
+    ):
         raise PayloadError("its parts have different sizes")
     if len(pages_NP) != size or (pages_NP.sum(1) != width).any():
         raise PayloadError("its pages do not add up")
     page_NJ = np.repeat(np.tile(np.arange(pages_NP.shape[1]), size), pages_NP.ravel()).reshape(size, width)
     ids_NJ = page_NJ * _PAGE + low_NJ
     parts = (ids_NJ.astype(np.int32), arrays["log_p"], arrays["tail"], arrays["sampled"])
-    shortlist = Shortlist(*(torch.from_numpy(np.ascontiguousarray(part)) for part in parts))
+    tensors = [torch.from_numpy(np.ascontiguousarray(part)) for part in parts]
+    tensors += [torch.from_numpy(arrays["layers"]).view(torch.bfloat16)] if with_layers else []
+    shortlist = Shortlist(*tensors)
     if not shortlist.is_sound():
         raise PayloadError("it holds values that are no ids or no log-probabilities")
     return shortlist, _about(data)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from rld import evaluation
 from rld.cache import Cached
@@ -17,6 +16,7 @@ from rld.config import RLDConfig
 from rld.data import Source
 from rld.errors import TeacherDown
 from rld.hosted import Hosted
+from rld.matching import Plan
 from rld.models import Loaded, Models
 from rld.remote import server
 from rld.rollout import gold_completions
@@ -55,9 +55,7 @@ class Probing:
     answers: Callable[[Any, Any, Sequence[Row]], list[str]]
     known: Callable[[str], dict[str, float] | None]
 
-    def __call__(
-        self, stage: Distill, skills: Sequence[str], student: PreTrainedTokenizerBase
-    ) -> tuple[list[Probed], list[Event]]:
+    def __call__(self, stage: Distill, skills: Sequence[str], student: Loaded) -> tuple[list[Probed], list[Event]]:
         """The stage's teachers, but for optional ones that are down, and an event for each of these.
 
         Raises:
@@ -83,7 +81,7 @@ class Probing:
             )
         return ready, events
 
-    def teacher(self, stage: Distill, name: str, student: PreTrainedTokenizerBase, bases: dict[str, Loaded]) -> Teacher:
+    def teacher(self, stage: Distill, name: str, student: Loaded, bases: dict[str, Loaded]) -> Teacher:
         """One of the stage's teachers, not probed yet; `bases` holds the models that are loaded already.
 
         Raises:
@@ -94,19 +92,19 @@ class Probing:
             return self._here(name, spec, bases)
         if isinstance(spec, TeacherSpec):
             assert stage.cache is not None
-            lister: Lister = Hosted(self._here(name, spec, bases), self.device, stage.cache.top_k)
+            here, feature = self._here(name, spec, bases), stage.signals.feature
+            taps = Plan.of(feature.loss, student[0], here.load(), name).taps if feature is not None else ()
+            lister: Lister = Hosted(here, self.device, stage.cache.top_k, taps=taps)
         else:
             lister = server(spec.url, name, spec.top_k, spec.patience, spec.token_variable, spec.fingerprint)
         if stage.cache is not None:
             top_k = spec.top_k if isinstance(spec, ServedTeacher) else stage.cache.top_k
             lister = Cached(lister, self.folder / stage.cache.folder / name, top_k)
         teacher = Teacher(lister, name, spec.skills, optional=isinstance(spec, ServedTeacher) and spec.optional)
-        teacher.require_same_tokenizer(student)
+        teacher.require_same_tokenizer(student[1])
         return teacher
 
-    def fill(
-        self, stage: Distill, rows: Sequence[Row], student: PreTrainedTokenizerBase, args: RLDConfig
-    ) -> dict[str, tuple[int, int]]:
+    def fill(self, stage: Distill, rows: Sequence[Row], student: Loaded, args: RLDConfig) -> dict[str, tuple[int, int]]:
         """Let the stage's teachers read the gold answers to `rows` and keep what they say.
 
         Returns:
@@ -114,8 +112,8 @@ class Probing:
         """
         bases: dict[str, Loaded] = {}
         chat_options: Any = args.chat_template_kwargs
-        answers = gold_completions(list(rows), student, args.max_completion_length)
-        prompts = [evaluation.tokens(student, row["prompt"], chat_options) for row in rows]
+        answers = gold_completions(list(rows), student[1], args.max_completion_length)
+        prompts = [evaluation.tokens(student[1], row["prompt"], chat_options) for row in rows]
         counts = {}
         for name in stage.teachers:
             teacher = self.teacher(stage, name, student, bases)

@@ -57,7 +57,7 @@ class ResponsePass:
         for k in self.matched:
             spoken_BT = spoken_BT | teachers[k].tokens_BT
         self.valid_BT = mask_BT.bool() & spoken_BT
-        same = [t.head for t in map(teachers.__getitem__, self.matched) if t.vocabulary is None]
+        same = [t.head for k in self.matched if (t := teachers[k]).vocabulary is None and t.shortlist is None]
         self.vocabulary = min([len(head.weight), *(len(other.weight) for other in same if other is not None)])
         precise = head.weight.dtype == torch.float32 and not torch.is_autocast_enabled(head.weight.device.type)
         self.sampled_at = response.sampled_at if precise and self.vocabulary == len(head.weight) else None

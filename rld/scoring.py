@@ -1,6 +1,6 @@
 """What the teachers add to a rollout: who may teach where, what each says, and who is listened to.
 
-The steps come in this order: `gate` (or `leave_open`), `score`, `drop`, `choose`, `silence`, `cost`.
+The steps come in this order: `gate`, `score`, `drop`, `choose`, `silence`, `cost`.
 
 Shapes: B completions of this process, T completion tokens, K teachers, S skills.
 """
@@ -40,7 +40,7 @@ class Scoring:
         self._flops, self._num_asked = 0.0, 0
         self._dropped: set[int] = set()
 
-    def leave_open(self, output: Rollout) -> None:
+    def _leave_open(self, output: Rollout) -> None:
         """Let each teacher with weight on a skill teach on all its prompts; adds `teacher_weights` `[B, K]`."""
         skills_B = output["skill_ids"]
         shares_SK = self._combination.shares(self.steering.teachers_SK)
@@ -48,18 +48,19 @@ class Scoring:
         output["teacher_weights"] = shares_SK.to(skills_B.device)[skills_B]
         output |= {f"{s}_on": torch.tensor(self.steering.computed(s)) for s in SIGNALS[1:]}
 
-    def gate(self, inputs: Rows, output: Rollout, own_B2: Tensor, group: int) -> None:
+    def gate(self, inputs: Rows, output: Rollout, own_B2: Tensor | None, group: int) -> None:
         """Let teachers teach on the prompts that they answer rightly; the others' weight goes to those that may.
 
         Adds `group_ids` `[B]` too: the number of each completion's prompt in the rollout, over all processes.
 
         Args:
-            own_B2: Over all processes, whether each completion is an attempt of the student's, and a success.
+            own_B2: Over all processes, whether each completion is an attempt of the student's, and a success. None: it
+                is an evaluation, in which nobody is asked and nothing counted.
             group: Completions per prompt.
         """
-        self.leave_open(output)
+        self._leave_open(output)
         output["group_ids"] = places(len(inputs), self.accelerator) // group
-        if self._gate is None:
+        if self._gate is None or own_B2 is None:
             return
         before = torch.tensor([self._gate.flops, self._gate.num_tokens], dtype=torch.float64)
         open_BK = self._gate.open(inputs, self._rows_BK)

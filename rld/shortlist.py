@@ -7,7 +7,7 @@ f-divergence from it (all KLs, JSD, total variation) has the value and the gradi
 tokens and one outcome more, because equal proportions inside an outcome add nothing; and it can be mixed with other
 teachers like any other.
 
-Shapes: N tokens, J tokens of a shortlist, V vocabulary; a leading `...` is any batch.
+Shapes: N tokens, J tokens of a shortlist, V vocabulary, L taps, H width; a leading `...` is any batch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rld.taps import Tap
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Shortlist:
     """`[...]`, the log-probability of all others together."""
     sampled: Tensor
     """`[...]`, the log-probability of the token that was sampled."""
+    layers: Tensor | None = None
+    """`[..., L, H]`, hidden states for the feature signal, if they were asked for."""
 
     @classmethod
     def of(cls, log_p_NV: Tensor, sampled_N: Tensor, k: int) -> Shortlist:
@@ -48,14 +52,18 @@ class Shortlist:
         """The shortlists one after another along their first axis."""
         return cls(*(torch.cat(tensors) for tensors in zip(*(part.tensors() for part in parts), strict=True)))
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.ids, self.log_p, self.tail, self.sampled
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Those that it has, in the order of its fields."""
+        listed = self.ids, self.log_p, self.tail, self.sampled
+        return listed if self.layers is None else (*listed, self.layers)
 
     def is_sound(self) -> bool:
-        """Whether ids ascend, and log-probabilities are at most 0 up to rounding, those of what was sampled finite."""
+        """Whether ids ascend, log-probabilities are at most 0 up to rounding, those of what was sampled finite, and so
+        are states."""
         numbers = all(bool((part < 1e-2).all()) for part in (self.log_p, self.tail, self.sampled))
         likeliest = self.log_p.amax(-1).maximum(self.tail)
         numbers &= all(bool((part > -torch.inf).all()) for part in (self.sampled, likeliest))
+        numbers &= self.layers is None or bool(self.layers.isfinite().all())
         return numbers and bool((self.ids >= 0).all()) and bool((self.ids.diff(dim=-1) > 0).all())
 
     def __getitem__(self, index: slice | Tensor) -> Shortlist:
@@ -105,7 +113,7 @@ class About:
 
 
 class Lister(ABC):
-    """A teacher that hands over shortlists and answers, not hidden states. It reads the student's token ids."""
+    """A teacher that hands over shortlists and answers, not a head and what it reads. It reads the student's tokens."""
 
     name: str
     """What it is called where nobody gave it a name."""
@@ -114,6 +122,16 @@ class Lister(ABC):
     def is_elsewhere(self) -> bool:
         """Whether its model is in another process, so that it may be asked while models in this one run."""
         return False
+
+    @property
+    def model(self) -> PreTrainedModel | None:
+        """The model behind it; None when it is in another process."""
+        return None
+
+    @property
+    def taps(self) -> tuple[Tap, ...]:
+        """Where the states were read that its shortlists have; none for shortlists without any."""
+        return ()
 
     @abstractmethod
     def meet(self, student: PreTrainedTokenizerBase) -> None:

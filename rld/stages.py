@@ -367,8 +367,8 @@ class Distill(_Stage):
             if not is_served and self.cache is None:
                 continue
             where = "a server" if is_served else "a cache"
-            if self.signals.feature is not None:
-                raise ValueError(f"teacher '{name}': {where} holds no hidden states, and this stage matches features")
+            if self.signals.feature is not None and is_served:
+                raise ValueError(f"teacher '{name}': {where} gives no hidden states, and this stage matches features")
             if response is not None and response.temperature not in (None, sampled):
                 own = response.temperature
                 raise ValueError(f"teacher '{name}': {where} has the rollout's temperature {sampled:g}, not {own:g}")

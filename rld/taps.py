@@ -1,12 +1,12 @@
 """Read a model's inner states while it runs.
 
 A tap says where. A number is a hidden layer: 0 the embedding, n the n-th block's output, the last one after the final
-norm. A text is the path of a module, whose output is read. Shapes: B rows, S tokens, H width.
+norm. A text is the path of a module, whose output is read. Shapes: B rows, S tokens, H width, L taps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +35,12 @@ def depth(model: PreTrainedModel) -> int:
     """How many blocks `model` has, which is the number of its last hidden layer."""
     layers: int = model.config.get_text_config().num_hidden_layers
     return layers
+
+
+def stacked(states: Mapping[Tap, Tensor], taps: Sequence[Tap]) -> Tensor:
+    """The states at `taps` as one tensor `[B, L, S, H]`, narrower ones padded with zeros."""
+    width = max(states[tap].shape[-1] for tap in taps)
+    return torch.stack([nn.functional.pad(states[tap], (0, width - states[tap].shape[-1])) for tap in taps], dim=1)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from rld.heads import Head
 from rld.hints import hint
 from rld.hosting import add_adapter, has_changed_head, is_placed, own_weights, place, speaking
 from rld.shortlist import Lister, Passage, Shortlist
+from rld.taps import Tap
 from rld.tokens import PROBES
 from rld.types import Align
 
@@ -114,6 +115,18 @@ class Teacher:
             self.is_down = True
             return None
 
+    def require_states(self, taps: Sequence[Tap]) -> None:
+        """Refuse a lister whose shortlists have hidden states from other places.
+
+        Raises:
+            TeacherError: they do.
+        """
+        if self.lister is not None and self.lister.taps != taps:
+            theirs = f"the states at {self.lister.taps}" if self.lister.taps else "no hidden states"
+            raise self._error(
+                f"it hands over {theirs}, and features are matched with those at {taps}; give it these taps"
+            )
+
     def swap(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Speak with the weights of another model from now on; an adapter goes with the old one.
 
@@ -136,9 +149,11 @@ class Teacher:
             except (OSError, ValueError, TypeError, ImportError) as error:
                 first = str(error).strip().splitlines()[0]
                 raise self._error(f"cannot load {self.model!r}: {first}") from error
-        if isinstance(self.model, Lister):
+        if not isinstance(self.model, Lister):
+            return self.model
+        if self.model.model is None:
             raise self._error("it hands over its likeliest tokens, not hidden states, so it can't teach features")
-        return self.model
+        return self.model.model
 
     def _unwrapped(self, model: PreTrainedModel | PeftModel) -> PreTrainedModel:
         if not isinstance(model, PeftModel):

@@ -232,10 +232,8 @@ class RLDTrainer(GRPOTrainer):
         training = self.model.training
         group = self.num_generations if training else self.num_generations_eval
         assert group is not None  # TRL sets it
-        if training:
-            self._scoring.gate(inputs, output, self._own_B2, group)
-        else:
-            self._scoring.leave_open(output)
+        with self.stopwatch.part("gate"):
+            self._scoring.gate(inputs, output, self._own_B2 if training else None, group)
         with self.accelerator.autocast():
             self._scoring.score(inputs, output, self._rewards, self.temperature)
         self.events += self._scoring.drop(output, self.state.global_step)

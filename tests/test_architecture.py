@@ -20,7 +20,7 @@ ORDER = """
     divergences combine features rule retention gap directions yoked controllers stages recipe
     source library installed document token_files reserved checks reading
     questions data stream lessons
-    compact together shortlist heads align packing taps vocabulary response matching student tokens hosting
+    compact together taps shortlist heads align packing vocabulary response matching student tokens hosting
     teachers translation panel evaluation payload remote hosted
     prefill rollout checkpoint gate audit replay protection signals steering config sketches compass losses scoring
     stopwatch trainer

@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 import tests.tiny as tiny
 from rld.cache import Cached
 from rld.cli import main
-from rld.errors import CacheError
+from rld.errors import CacheError, TeacherError
+from rld.features import Cosine
 from rld.hosted import Hosted
 from rld.panel import Panel
 from rld.shortlist import Passage, Shortlist
@@ -255,6 +256,44 @@ def test_training_from_a_cache_is_training_live_and_costs_no_teacher_forward(rec
     assert logged(from_whole, "flops")[-1] < logged(live, "flops")[-1]
 
 
+@pytest.mark.parametrize("loss", ["{kind: cosine, layers: uniform}", "{kind: lens}"])
+def test_features_are_learnt_from_a_cache_as_they_are_live(recipe, tmp_path, capsys, loss):
+    """States of several layers, wider than the student's, and ones that the teacher's head reads: up to bfloat16."""
+
+    def run(name: str, *overrides: str) -> Path:
+        assert main(["train", str(recipe), "--output", str(tmp_path / name), feature, *overrides]) == 0
+        return tmp_path / name
+
+    feature, cache = f"stages.main.signals.feature.loss={loss}", f"stages.main.cache.folder={tmp_path / 'kept'}"
+    live = run("live")
+    kept = [cache, f"models.trained={live / 'models' / 'teacher'}", "stages.main.teachers.t.model=trained"]
+    assert main(["cache-teachers", str(recipe), feature, *kept]) == 0
+    again = run("again", *kept)
+    for key in ("loss/response", "loss/feature"):
+        assert len(logged(live, key)) == 6
+        assert logged(again, key) == pytest.approx(logged(live, key), rel=5e-3)
+    assert logged(again, "tokens/scored")[-1] == 0
+    without = ["train", str(recipe), *kept, "--output", str(tmp_path / "without")]
+    assert main(without) == 2
+    assert "now none; delete it, or name another folder" in capsys.readouterr().err
+
+
+def test_a_lister_with_states_from_elsewhere_is_refused(tmp_path):
+    teacher = Teacher(tiny.model(seed=1), "t", tokenizer=STUDENT)
+    lister = Hosted(teacher, CPU, 4, taps=(1,))
+    with pytest.raises(TeacherError, match=r"hands over the states at \(1,\), and features are matched with .*\(2,\)"):
+        Panel([Teacher(lister)], tiny.model(seed=0), STUDENT, [1], Cosine(), lambda made: made)
+    ready = Panel([Teacher(Hosted(teacher, CPU, 4, taps=(2,)))], tiny.model(seed=0), STUDENT, [1], Cosine(), list)
+    made, live = rollout([[1, 1, 1, 1], [1, 1, 0, 0]]), rollout([[1, 1, 1, 1], [1, 1, 0, 0]])
+    ready.score(made, torch.ones(2, 1).bool(), 8, ["", ""], 1.0)
+    Panel([teacher], tiny.model(seed=0), STUDENT, [1], Cosine(), lambda made: made).score(
+        live, torch.ones(2, 1).bool(), 8, ["", ""], 1.0
+    )
+    mask = live["completion_mask"].bool()
+    theirs, ours = (one["teacher_0_layers"].transpose(1, 2)[mask] for one in (live, made))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 SERVED = {"teachers": {"t": {"url": "http://h:1"}}}
 KEPT = {"cache": {"folder": "x"}, "rollout": {"completions": 2, "gold": 2}}
 
@@ -269,14 +308,13 @@ KEPT = {"cache": {"folder": "x"}, "rollout": {"completions": 2, "gold": 2}}
             {"rollout": {"completions": 2, "gold": 1}, "cache": {"folder": "x"}},
             "set rollout.gold to rollout.completions",
         ),
-        (SERVED | {"signals": {"feature": {}}}, "teacher 't': a server holds no hidden states, and this stage matches"),
+        (SERVED | {"signals": {"feature": {}}}, "teacher 't': a server gives no hidden states, and this stage matches"),
         (SERVED | {"signals": {"response": {"temperature": 2}}}, "a server has the rollout's temperature 1, not 2"),
         (
             {"teachers": {"t": {"url": "http://h:1/v1"}}, "rollout": {"temperature": 0.5}},
             "an OpenAI-compatible endpoint scores at temperature 1, and the rollout's is 0.5",
         ),
         (KEPT | {"teachers": {"t": {"model": "m", "align": "vocabulary"}}}, "so none with align is cached"),
-        (KEPT | {"teachers": {"t": {"model": "m"}}, "signals": {"feature": {}}}, "a cache holds no hidden states"),
     ],
 )
 def test_what_makes_no_sense_is_refused(changes, expected):
