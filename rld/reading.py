@@ -101,6 +101,8 @@ def _sentence(error: Any, label: str) -> str:
             return f"{label} cannot be {shown(given)}{hint(str(given), choices)}"
         case "too_short" | "string_too_short":
             return f"{label} should not be empty"
+        case "string_pattern_mismatch" if "http" in context["pattern"]:
+            return f"{label} should be an address that begins with http:// or https://, not {shown(given)}"
         case "invalid_key":
             return f"{label}: a key should be text"
         case "unknown_kind" | "value_error":

@@ -287,7 +287,7 @@ class _OpenAI(_Remote):
             ]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise self._error("its answer has no prompt_logprobs; it should be vLLM, or speak its dialect") from error
-        if len({len(one) for one in likeliest}) != 1:
+        if {len(one) for one in likeliest} != {self.top_k}:
             raise self._error(
                 f"it gives fewer than {self.top_k} prompt_logprobs; start it with --max-logprobs {self.top_k}"
             )

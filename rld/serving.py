@@ -22,6 +22,8 @@ import torch
 import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from pydantic import BaseModel, Field, ValidationError
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rld.errors import TeacherError
 from rld.hosted import Hosted
@@ -73,6 +75,8 @@ class _Job:
     items: Sequence[Any]
     size: int
     """Tokens."""
+    is_unwanted: Callable[[], Awaitable[bool]]
+    """Whether the client has gone."""
     done: asyncio.Future[list[Any]] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -90,15 +94,15 @@ class _Queue:
         """Tokens that wait."""
         return sum(job.size for job in self.waiting)
 
-    async def do(self, work: _Score | _Answer, items: Sequence[Any], size: int) -> list[Any]:
-        """Have `work` done on items of `size` tokens together.
+    async def do(self, work: _Score | _Answer, items: Sequence[Any], size: int, request: Request) -> list[Any]:
+        """Have `work` done on items of `size` tokens together, for a request.
 
         Raises:
-            HTTPException: 503, too much is waiting already.
+            HTTPException: 503, too much is waiting already; 499, nobody waits for the answer any more.
         """
         if self.waiting and self.size + size > self.limit:
             raise HTTPException(503, "too much is waiting for the model; try again later", {"Retry-After": "1"})
-        job = _Job(work, items, size)
+        job = _Job(work, items, size, request.is_disconnected)
         self.waiting.append(job)
         self._filled.set()
         return await job.done
@@ -108,6 +112,9 @@ class _Queue:
         while True:
             await self._filled.wait()
             await asyncio.sleep(_GATHER)
+            await self._drop_unwanted()
+            if not self.waiting:
+                continue
             jobs, start = self._next(), time.monotonic()
             items = [item for job in jobs for item in job.items]
             try:
@@ -122,6 +129,15 @@ class _Queue:
                 job.done.set_result(results[: len(job.items)])
                 results = results[len(job.items) :]
 
+    async def _drop_unwanted(self) -> None:
+        """Take jobs off the queue whose clients have gone, or the model would work for nobody."""
+        for job in list(self.waiting):
+            if await job.is_unwanted():
+                self.waiting.remove(job)
+                job.done.set_exception(_gone())
+        if not self.waiting:
+            self._filled.clear()
+
     def _next(self) -> list[_Job]:
         """Take the oldest job off the queue, and those like it that fit into its batch."""
         chosen, size = self.waiting[:1], self.waiting[0].size
@@ -133,6 +149,26 @@ class _Queue:
         if not self.waiting:
             self._filled.clear()
         return chosen
+
+
+class _Counting:
+    """Counts responses by their code. (A middleware that is a function would hide from a request that its client has
+    gone.)"""
+
+    def __init__(self, app: ASGIApp, codes: Counter[int]) -> None:
+        self.app, self.codes = app, codes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def note(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.codes[message["status"]] += 1
+            await send(message)
+
+        try:
+            await self.app(scope, receive, note)
+        except Exception:  # the answer to it is made further out
+            self.codes[500] += 1
+            raise
 
 
 def application(hosted: Hosted, token: str | None, max_waiting: int = _MAX_WAITING) -> FastAPI:
@@ -157,13 +193,8 @@ def application(hosted: Hosted, token: str | None, max_waiting: int = _MAX_WAITI
             raise HTTPException(401, "this server wants a bearer token", {"WWW-Authenticate": "Bearer"})
 
     app = FastAPI(title="rld serve-teacher", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(_Counting, codes=codes)
     guarded = [Depends(guard)]
-
-    @app.middleware("http")
-    async def count(request: Request, proceed: Callable[[Request], Awaitable[Response]]) -> Response:
-        response = await proceed(request)
-        codes[response.status_code] += 1
-        return response
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -186,7 +217,7 @@ def application(hosted: Hosted, token: str | None, max_waiting: int = _MAX_WAITI
     @app.post("/score", dependencies=guarded)
     async def score(request: Request) -> Response:
         passages, work = _asked(await _body(request), hosted)
-        said = await queue.do(work, passages, sum(len(passage.ids) for passage in passages))
+        said = await queue.do(work, passages, sum(len(passage.ids) for passage in passages), request)
         packed = pack_shortlist(Shortlist.concatenated(said), {"fingerprint": fingerprint})
         return Response(packed, media_type="application/octet-stream")
 
@@ -201,7 +232,7 @@ def application(hosted: Hosted, token: str | None, max_waiting: int = _MAX_WAITI
         size = sum(len(ids) + asked.max_new_tokens for ids in asked.prompts)
         if size > _MAX_TOKENS:
             raise HTTPException(413, f"a request may have {_MAX_TOKENS} tokens, those of the answers included")
-        texts = await queue.do(_Answer(asked.max_new_tokens), asked.prompts, size)
+        texts = await queue.do(_Answer(asked.max_new_tokens), asked.prompts, size, request)
         return {"texts": texts, "fingerprint": fingerprint}
 
     return app
@@ -210,11 +241,18 @@ def application(hosted: Hosted, token: str | None, max_waiting: int = _MAX_WAITI
 async def _body(request: Request) -> bytes:
     """The request's body, as long as it is not too large."""
     body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > _MAX_BODY:
-            raise HTTPException(413, f"a request may have {_MAX_BODY} bytes")
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > _MAX_BODY:
+                raise HTTPException(413, f"a request may have {_MAX_BODY} bytes")
+    except ClientDisconnect as error:
+        raise _gone() from error
     return bytes(body)
+
+
+def _gone() -> HTTPException:
+    return HTTPException(499, "the client has gone")
 
 
 def _asked(body: bytes, hosted: Hosted) -> tuple[list[Passage], _Score]:

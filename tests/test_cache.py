@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import shutil
 import time
@@ -124,6 +125,33 @@ def test_another_configuration_is_another_teacher_and_another_copy_is_not(tmp_pa
     assert fingerprint(other) != fingerprint(model)
     model.save_pretrained(tmp_path)
     assert fingerprint(type(model).from_pretrained(tmp_path)) == fingerprint(model)
+
+
+def test_an_adapter_that_is_scaled_otherwise_is_another_teacher(tmp_path):
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, lora_alpha=4, init_lora_weights=False, target_modules=["q_proj"])
+    get_peft_model(tiny.model(seed=1), config).save_pretrained(tmp_path)
+
+    def fingerprint() -> str:
+        return Teacher(tiny.model(seed=1), "t", tokenizer=STUDENT, adapter=str(tmp_path)).fingerprint()
+
+    before = fingerprint()
+    assert fingerprint() == before
+    told = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(told | {"lora_alpha": 8}))
+    assert fingerprint() != before
+
+
+def test_a_folder_that_cannot_be_written_and_scores_that_are_none_are_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CacheError, match="can't be written: Not a directory; name another folder"):
+        cached(tmp_path / "file" / "scores")
+    made, lister = cached(tmp_path / "scores")
+    with torch.no_grad():
+        lister.model.model.norm.weight.fill_(math.nan)
+    with pytest.raises(TeacherError, match="no log-probabilities; nothing was kept"):
+        made.score(PASSAGES, 1.0)
+    assert [path.name for path in (tmp_path / "scores").iterdir()] == ["manifest.json"]
 
 
 class Slow(Teacher):

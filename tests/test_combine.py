@@ -125,6 +125,11 @@ def test_token_weights_are_not_negative_and_blind_to_padding(rule):
     torch.testing.assert_close(alone[0], weights[1, :3])
 
 
+def test_tokens_of_a_student_that_agrees_but_for_rounding_count_alike():
+    gap, mask = torch.tensor([[1e-9, 0.0, 3e-8, 5.0]]), torch.tensor([[True, True, True, False]])
+    assert Gap()(gap, gap, gap, mask).tolist() == [[1, 1, 1, 0]]
+
+
 def test_token_weights_follow_what_they_are_named_after():
     gap = torch.tensor([[0.1, 0.2, 0.3, 0.4, 9.0]])
     entropies, mask = torch.tensor([[0.0, 1.0, 2.0, 3.0, 9.0]]), torch.tensor([[True] * 4 + [False]])

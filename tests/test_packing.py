@@ -12,6 +12,8 @@ from peft import LoraConfig
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     MambaConfig,
     MambaForCausalLM,
     MistralConfig,
@@ -105,6 +107,13 @@ def test_a_prompt_is_computed_once_and_no_padding_where_it_fits():
     lengths = mask[:, -6:].sum(1)
     needed = (4 + 1 + 5) + (lengths - 1).clamp(min=0).sum().item()
     assert seen[0].numel() == rows.num_computed == needed
+
+
+def test_a_model_that_counts_neighbours_in_the_row_keeps_rows_of_their_own():
+    kinds = {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "num_heads": 4, "hidden_size": 32}
+    model = GPTNeoForCausalLM(GPTNeoConfig(vocab_size=15, max_position_embeddings=64, window_size=4, **kinds)).eval()
+    with pytest.warns(UserWarning, match="a GPTNeoForCausalLM finds a token's neighbours by their places in the row"):
+        assert not Layout.of(model, "it").shared
 
 
 def test_learnt_positions_start_again_behind_each_prompt():

@@ -178,7 +178,7 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(recipe):
         ("    steps: 5", "    steps: 5\n    retain: {skills: [revers]}", "26: stages.main.retain.skills: 'revers' is no skill; did you mean 'reverse'?"),
         ("    steps: 5", "    steps: 5\n    retain: {skills: [reverse, reverse]}", "26: stages.main.retain.skills: names 'reverse' twice"),
         # teachers that hand over their likeliest tokens
-        ("{model: first,", "{url: 'ftp://x',", "22: stages.main.teachers.t.url"),
+        ("{model: first,", "{url: 'ftp://x',", "22: stages.main.teachers.t.url should be an address that begins with http:// or https://, not 'ftp://x'"),
         ("{model: first,", "{skils: [],", "22: stages.main.teachers.t should be a mapping with one of the keys 'model' and 'url'"),
         ("{model: first,", "{url: 'http://h:1', offload: true,", "22: unknown key 'stages.main.teachers.t.offload'; choose from"),
         # files and the names in them

@@ -139,8 +139,11 @@ def test_many_at_once_are_batched_and_get_what_each_would_alone(one, folders):
 
 
 def metrics(server: Server) -> dict[str, float]:
-    lines = httpx2.get(f"{server.url}/metrics").text.splitlines()
-    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+    return counts(httpx2.get(f"{server.url}/metrics").text)
+
+
+def counts(text: str) -> dict[str, float]:
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in text.splitlines())}
 
 
 def trained(folder: Path, teachers: list[Teacher], callbacks: Any = (), **changes: Any) -> RLDTrainer:
@@ -215,7 +218,71 @@ def test_it_refuses_what_it_cannot_read(one):
         assert post(pack_passages([Passage([5, 6], 1)], about | wrong))[0] == 422
     assert post(bytes(2 << 20)) == (413, "a request may have 1048576 bytes")
     assert post(pack_passages([Passage([5] * 60, 1)] * 1200, about)) == (413, "a request may have 65536 tokens")
+    long = {"prompts": [[5] * 60] * 1100, "max_new_tokens": 4}
+    assert post(json.dumps(long).encode(), "answer") == (
+        413,
+        "a request may have 65536 tokens, those of the answers included",
+    )
     assert httpx2.get(f"{one.url}/health").status_code == 200
+
+
+class Counted(Hosted):
+    """Counts the passages that it is run on; fails when there are three."""
+
+    num = 0
+
+    def score(self, passages: Any, *asked: Any, **options: Any) -> list[Shortlist]:
+        self.num += len(passages)
+        if len(passages) == 3:
+            raise RuntimeError("out of memory")
+        return super().score(passages, *asked, **options)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["waits", "still asks"])
+def test_nothing_is_done_for_a_client_that_has_gone(folders, whole):
+    near = Counted(hosted(folders / "one").teacher, CPU, 4)
+    body = pack_passages(PASSAGES[4:5], {"top_k": "4"})
+    said = [{"type": "http.request", "body": body, "more_body": not whole}]
+    scope = {"type": "http", "method": "POST", "path": "/score", "headers": [], "query_string": b"", "root_path": ""}
+
+    async def receive() -> dict[str, Any]:
+        return said.pop() if said else {"type": "http.disconnect"}
+
+    async def send(_: Any) -> None:
+        pass
+
+    async def ask() -> dict[str, float]:
+        app = application(near, None)
+        async with app.router.lifespan_context(app):
+            await app(scope, receive, send)
+            return await told(app)
+
+    assert asyncio.run(ask())['rld_requests_total{code="499"}'] == 1
+    assert near.num == 0
+
+
+def test_a_failure_is_counted_and_the_next_request_answered(folders):
+    near = Counted(hosted(folders / "one").teacher, CPU, 4)
+
+    async def ask() -> tuple[list[int], dict[str, float]]:
+        app = application(near, None)
+        transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(transport=transport, base_url="http://x") as client,
+        ):
+            bodies = [pack_passages(PASSAGES[:n], {"top_k": "4"}) for n in (3, 2)]
+            codes = [(await client.post("/score", content=body)).status_code for body in bodies]
+            return codes, await told(app)
+
+    codes, counted = asyncio.run(ask())
+    assert codes == [500, 200]
+    assert counted['rld_requests_total{code="500"}'] == 1
+
+
+async def told(app: Any) -> dict[str, float]:
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://x") as client:
+        return counts((await client.get("/metrics")).text)
 
 
 def test_more_than_fits_into_the_queue_is_sent_away(folders):
@@ -247,7 +314,11 @@ def test_it_wants_the_token_and_keeps_to_this_machine_without_one(folders, monke
         monkeypatch.setenv(TOKEN, "wrong")
         with pytest.raises(TeacherError, match="bearer token; the one in the environment variable"):
             met(guarded.url)
-        monkeypatch.setenv("MINE", "secret")
+        for unfit in ("a\nb", "sécret"):
+            monkeypatch.setenv("MINE", unfit)
+            with pytest.raises(TeacherError, match="environment variable MINE should be printable ASCII"):
+                met(guarded.url, token_variable="MINE")
+        monkeypatch.setenv("MINE", "secret\n")
         assert met(guarded.url, token_variable="MINE").about().fingerprint == guarded.fingerprint
     monkeypatch.delenv(TOKEN)
     assert main(["serve-teacher", str(folders / "one"), "--host", "0.0.0.0"]) == 2
@@ -460,6 +531,8 @@ def test_an_openai_compatible_endpoint_gives_the_same(folders):
         assert handler.most == 64
         with pytest.raises(TeacherError, match=r"scores at temperature 1, not 0\.8"):
             far.score(PASSAGES, 0.8)
+        with refused("fewer than 20 prompt_logprobs; start it with --max-logprobs 20"):
+            met(f"{url}/v1", top_k=20)
     for wrong in (math.nan, 0.5):
         with speaking(type("Wrong", (_Dialect,), {"hosted": near, "wrong": wrong})) as url, refused("no log-prob"):
             met(f"{url}/v1")
@@ -523,7 +596,7 @@ def test_garbage_is_refused_and_trouble_is_waited_out(one, folders):
     with speaking(type("P", (_Garbage,), {"answers": [packed]})) as url, refused("its answer can't be read"):
         met(url)
     with (
-        speaking(type("F", (_Garbage,), {"answers": [(503, {}, b'{"detail": "full"}')]})) as url,
+        speaking(type("F", (_Garbage,), {"answers": [(503, {"retry-after": "120"}, b'{"detail": "full"}')]})) as url,
         refused("for 0.5 s; the last try ended with 503 full"),
     ):
         met(url, patience=0.5)

@@ -135,8 +135,10 @@ def test_broken_bytes_are_refused_or_still_hold_log_probabilities(data):
     assert (shortlist.log_p < 0.01).all() and (shortlist.sampled < 0.01).all()
 
 
-@pytest.mark.parametrize("field", ["log_p", "tail", "sampled"])
-@pytest.mark.parametrize("value", [math.nan, 0.5])
+WRONG = [(field, value) for field in ("log_p", "tail", "sampled") for value in (math.nan, 0.5)]
+
+
+@pytest.mark.parametrize(("field", "value"), [*WRONG, ("sampled", -math.inf)])
 def test_one_value_that_is_no_log_probability_is_refused(field, value):
     good = some_shortlist(3, 4, 30)
     bad = getattr(good, field).clone()

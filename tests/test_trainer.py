@@ -14,6 +14,7 @@ from rld.config import RLDConfig
 from rld.controllers import Fixed
 from rld.divergences import JSD, ReverseKL
 from rld.errors import CheckpointError, RecipeError, TeacherError
+from rld.panel import Panel
 from rld.teachers import Teacher
 from rld.trainer import RLDTrainer
 
@@ -208,6 +209,19 @@ def test_a_teacher_speaks_without_dropout_and_is_not_trained(tmp_path):
     made.train()
     assert not noisy.training
     assert torch.equal(before, torch.cat([p.flatten() for p in noisy.parameters()]))
+
+
+def test_a_teacher_with_a_shorter_vocabulary_falls_silent_at_the_first_token_that_it_lacks():
+    teacher = Teacher(tiny.model(seed=1, vocabulary=12), "short", tokenizer=tiny.tokenizer())
+    panel = Panel([teacher], tiny.model(), tiny.tokenizer(), [1], None, lambda made: made)
+    prompts, ids = torch.tensor([[5, 6, 7]] * 2), torch.tensor([[8, 14, 8, 9], [8, 9, 10, 11]])
+    rollout = {"prompt_ids": prompts, "prompt_mask": torch.ones_like(prompts)}
+    rollout |= {"completion_ids": ids, "completion_mask": torch.ones_like(ids)}
+    panel.score(rollout, torch.ones(2, 1).bool(), 8, ["", ""], 1.0)
+    assert rollout["teacher_tokens"][:, 0].tolist() == [[True, False, False, False], [True] * 4]
+    with torch.no_grad():
+        alone = teacher.load().model(torch.tensor([[5, 6, 7, 8, 9, 10, 11]])).last_hidden_state[0, 2:-1]
+    torch.testing.assert_close(rollout["teacher_0_hidden"][1], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_a_larger_padded_vocabulary_is_cut(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import get_args
 
 import pytest
@@ -185,6 +186,23 @@ def test_a_token_that_nobody_can_say_counts_nothing():
         assert total.isfinite()
         assert streams.divergence_NK.isfinite().all()
         assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("theirs", [V - 7, V + 7], ids=["teacher's inside", "student's inside"])
+def test_a_vocabulary_may_lie_inside_the_other(theirs):
+    """One of the two has no other tokens: their probability counts as e^-23, and all is finite."""
+    teacher, states = Head(random(10, theirs, 6), None, 1.0, None), random(20, N, 6)
+    both = torch.arange(min(V, theirs))
+    said = Said((teacher, states), torch.ones(N, dtype=torch.bool), (both, both))
+    total, _, gradients = run([said], torch.ones(N, 1), Matching(ForwardKL(), Mixture(), 1.0))
+    hidden, head = student()
+    p_s, p_t = (log_p(h, f, 1.0).detach().double().exp() for h, f in ((hidden, head), (states, teacher)))
+    rest_s, rest_t = (p[:, len(both) :].sort(dim=-1, descending=True).values for p in (p_s, p_t))
+    tails = (rest.sum(-1, keepdim=True).clamp(min=math.exp(-23)) for rest in (rest_s, rest_t))
+    log_s, log_t = (torch.cat([p[:, both], tail], -1).log() for p, tail in zip((p_s, p_t), tails, strict=True))
+    ranks = (rest_s.sum(-1) + rest_t.sum(-1)).sum()  # one of them is empty
+    torch.testing.assert_close(total.double(), ForwardKL()(log_s, log_t).sum() + 0.5 * ranks, rtol=1e-4, atol=1e-5)
+    assert all(gradient.isfinite().all() for gradient in gradients)
 
 
 def test_the_top_k_of_all_tokens_is_the_whole_divergence_and_fewer_never_see_more():
