@@ -344,7 +344,8 @@ class Distill(_Stage):
     audit: AuditSpec | None = None
     """A check on the first of the rewards. None: it is believed."""
     cache: CacheSpec | None = None
-    """Keep on disk what teachers say, where every completion is a gold answer. None: each run asks them anew."""
+    """Keep on disk what teachers say, where every completion is a gold answer; with the feature signal hidden states
+    too. None: each run asks them anew."""
     changes: list[AnyChange] = []
     """What changes on purpose while the stage trains, to see how a controller takes it."""
     steps: int = Field(gt=0)
