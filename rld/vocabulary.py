@@ -59,8 +59,7 @@ class TopK:
 def _with_tail(log_p_V: Tensor, tokens_J: Tensor) -> Tensor:
     """Log-probabilities of the chosen tokens, and of all others together, if there are any: `[..., J + 1]`."""
     others_V = log_p_V.scatter(-1, tokens_J, -float("inf"))
-    tail_1 = others_V.logsumexp(-1, keepdim=True).clamp(min=_LEAST)
-    return torch.cat([log_p_V.gather(-1, tokens_J), tail_1], dim=-1)
+    return torch.cat([log_p_V.gather(-1, tokens_J), others_V.logsumexp(-1, keepdim=True).clamp(min=_LEAST)], dim=-1)
 
 
 @dataclass(frozen=True)
