@@ -29,7 +29,7 @@ from rld.tokens import vocabulary_hash
 
 _VERSION = 3
 _TOGETHER = 256
-"""Passages of a shard at most."""
+"""Passages of a shard at most; with hidden states fewer, for they are large."""
 
 
 class Cached(Lister):
@@ -54,9 +54,12 @@ class Cached(Lister):
         Raises:
             CacheError: the folder is another teacher's, or damaged.
         """
+        vocabulary = vocabulary_hash(student)
+        if self._of.get("vocabulary") == vocabulary:
+            return  # it has
         self.lister.meet(student)
         self._of = {"version": str(_VERSION), "teacher": self.about().fingerprint}
-        self._of |= {"vocabulary": vocabulary_hash(student), "top_k": str(self.top_k)}
+        self._of |= {"vocabulary": vocabulary, "top_k": str(self.top_k)}
         self._of["states"] = ", ".join(map(str, self.taps)) or "none"
         path = self.folder / "manifest.json"
         if path.is_file():
@@ -90,7 +93,8 @@ class Cached(Lister):
         keys = [_key(passage, temperature) for passage in passages]
         missing = {key: passage for key, passage in zip(keys, passages, strict=True) if key not in self._known}
         new = list(missing)
-        for chosen in (new[start : start + _TOGETHER] for start in range(0, len(new), _TOGETHER)):
+        size = max(1, _TOGETHER // (1 + len(self.taps)))
+        for chosen in (new[start : start + size] for start in range(0, len(new), size)):
             said = self.lister.score([missing[key] for key in chosen], temperature)
             self._write(chosen, said)
         run = sum(len(passage.ids) for passage in missing.values())
@@ -107,6 +111,7 @@ class Cached(Lister):
     def _require_ours(self, path: Path, before: Mapping[str, Any]) -> None:
         """Refuse a folder or a shard that was written for another teacher."""
         changed = [key for key in self._of if str(before.get(key)) != self._of[key]]
+        changed = changed[:1] if "version" in changed else changed  # it may have other keys
         if changed:
             told = ", ".join(f"{key} {before.get(key)}, now {self._of[key]}" for key in changed)
             raise CacheError(f"{path} is stale: it was written with {told}; delete it, or name another folder")

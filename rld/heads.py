@@ -91,7 +91,7 @@ class TeacherStates:
     """What one teacher says about a batch of completions."""
 
     head: Head | None
-    """None for one that hands over shortlists, but for those with states."""
+    """None for one that hands over shortlists, unless a feature loss reads its states out."""
     hidden_BTH: Tensor | None
     """Last hidden states at the positions that predict the completion tokens; None when it was not run at all."""
     layers_BLTH: Tensor | None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +44,8 @@ class Hosted(Lister):
         self.name, self.tokenizer = str(teacher.name), teacher.tokenizer
         self.vocabulary = vocabulary_hash(self.tokenizer)
         model = teacher.load()
-        self.num_tokens: int = Head.of(model).weight.shape[0]
+        embeddings: Any = model.get_input_embeddings()
+        self.num_tokens: int = min(len(Head.of(model).weight), len(embeddings.weight))
         """Token ids are below it."""
         limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.max_length = limit or 1 << 20
@@ -67,8 +69,12 @@ class Hosted(Lister):
 
     @torch.no_grad()
     def score(self, passages: Sequence[Passage], temperature: float, top_k: int | None = None) -> list[Shortlist]:
+        highest = max((max(passage.ids) for passage in passages), default=0)
+        if highest >= self.num_tokens:
+            raise TeacherError(f"teacher '{self.name}' reads token ids below {self.num_tokens}, not {highest}")
         found: dict[int, Shortlist] = {}
-        with self.teacher.running(self.device) as model:
+        # what is said must not depend on who asks, and with what precision he trains
+        with self.teacher.running(self.device) as model, torch.autocast(self.device.type, enabled=False):
             head = Head.of(model).in_float32()  # a half-precision head would round the logits
             for chosen in _batches([len(passage.ids) for passage in passages], self.batch):
                 asked = [passages[i] for i in chosen]
@@ -98,7 +104,7 @@ def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
 
 def _states(model: PreTrainedModel, passages: Sequence[Passage], taps: Sequence[Tap]) -> tuple[Tensor, Tensor | None]:
     """The last hidden states `[N, H]` at the positions that predict the scored tokens, passage after passage, and, on
-    the CPU, those at the taps `[N, L, H]`, if there are any."""
+    the CPU and in bfloat16, those at the taps `[N, L, H]`, if there are any."""
     longest = max(len(passage.ids) for passage in passages)
     ids_BS = torch.zeros(len(passages), longest, dtype=torch.long)
     reads_BS, scored_BS = torch.zeros_like(ids_BS), torch.zeros_like(ids_BS, dtype=torch.bool)
@@ -111,7 +117,8 @@ def _states(model: PreTrainedModel, passages: Sequence[Passage], taps: Sequence[
         model.base_model(input_ids=ids_BS.to(device), attention_mask=reads_BS.to(device), use_cache=False)
     last_BSH = states[depth(model)]
     scored_BS = scored_BS.to(last_BSH.device)
-    return last_BSH[scored_BS], stacked(states, taps).transpose(1, 2)[scored_BS].cpu() if taps else None
+    scored = {tap: states[tap][scored_BS.to(states[tap].device)].bfloat16() for tap in taps}
+    return last_BSH[scored_BS], stacked(scored, taps).cpu() if taps else None
 
 
 def _shortlist(head: Head, hidden_NH: Tensor, targets_N: Tensor, k: int, temperature: float) -> Shortlist:

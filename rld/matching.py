@@ -199,8 +199,10 @@ def feature_distances(
         plan = projections.plans[k]
         ours = {link.student: states[link.student][valid_BT] for link in plan.links}
         layers_NLH = teacher.layers_BLTH.detach().transpose(1, 2)[valid_BT]
-        assert teacher.head is not None  # states come with a head
-        readout = None if plan.norm is None else _readout(teacher.head, plan.norm)
+        readout = None
+        if plan.norm is not None:
+            assert teacher.head is not None  # the panel gives it with the norm
+            readout = _readout(teacher.head, plan.norm)
         tokens = Tokens(valid_BT.sum(1).tolist(), readout)
         with torch.autocast(valid_BT.device.type, enabled=False):
             distances = [feature(*pair, tokens) for pair in projections.pairs(k, ours, layers_NLH)]

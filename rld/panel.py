@@ -77,11 +77,7 @@ def hidden_states(
 
 
 def _as_many_as_fit(run: Callable[[int], States], batch: int) -> tuple[States, int]:
-    """Run with `batch` completions per forward, and with half as many while memory runs out.
-
-    Returns:
-        What came out, and with how many completions.
-    """
+    """Run with `batch` completions per forward, half as many while memory runs out; also return how many it was."""
     while True:
         try:
             return run(batch), batch
@@ -138,6 +134,7 @@ class Panel:
         self.plans = [Plan.of(feature, student, t.load(), str(t.name)) for t in teachers] if feature else []
         for teacher, plan in zip(teachers, self.plans, strict=False):
             teacher.require_states(plan.taps)
+        self._read_out = [plan.norm is not None for plan in self.plans] or [False] * len(teachers)
 
     def _prepared(self, teacher: Teacher) -> PreTrainedModel | None:
         if teacher.lister is not None:
@@ -341,7 +338,7 @@ class Panel:
         device = inputs["completion_ids"].device
         return [
             TeacherStates(
-                None if self._teachers[k].lister and not self.plans else self.head(k),
+                self.head(k) if self._teachers[k].lister is None or self._read_out[k] else None,
                 inputs.get(f"teacher_{k}_hidden"),
                 inputs.get(f"teacher_{k}_layers"),
                 inputs["teacher_tokens"][:, k],

@@ -93,7 +93,8 @@ class Probing:
         if isinstance(spec, TeacherSpec):
             assert stage.cache is not None
             here, feature = self._here(name, spec, bases), stage.signals.feature
-            taps = Plan.of(feature.loss, student[0], here.load(), name).taps if feature is not None else ()
+            with here.running(self.device) as model:
+                taps = Plan.of(feature.loss, student[0], model, name).taps if feature is not None else ()
             lister: Lister = Hosted(here, self.device, stage.cache.top_k, taps=taps)
         else:
             lister = server(spec.url, name, spec.top_k, spec.patience, spec.token_variable, spec.fingerprint)

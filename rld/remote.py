@@ -230,9 +230,10 @@ class _Served(_Remote):
 class _OpenAI(_Remote):
     """An OpenAI-compatible endpoint whose completions have vLLM's `prompt_logprobs`."""
 
-    _model = ""
+    _model, _vocabulary = "", 0
 
     def _introduce(self, student: PreTrainedTokenizerBase) -> About:
+        self._vocabulary = len(student)
         match self._json(self._call("GET", f"{self.url}/models")):
             case {"data": [{"id": str(model)}, *_]}:
                 self._model = model
@@ -287,7 +288,7 @@ class _OpenAI(_Remote):
             ]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise self._error("its answer has no prompt_logprobs; it should be vLLM, or speak its dialect") from error
-        if {len(one) for one in likeliest} != {self.top_k}:
+        if {len(one) for one in likeliest} != {min(self.top_k, self._vocabulary)}:
             raise self._error(
                 f"it gives fewer than {self.top_k} prompt_logprobs; start it with --max-logprobs {self.top_k}"
             )

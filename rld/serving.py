@@ -79,6 +79,11 @@ class _Job:
     """Whether the client has gone."""
     done: asyncio.Future[list[Any]] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
+    def fail(self, error: Exception) -> None:
+        """Raise `error` where the result is waited for, unless that was cancelled."""
+        if not self.done.done():
+            self.done.set_exception(error)
+
 
 class _Queue:
     """Jobs that wait for the model, at most `limit` tokens of them."""
@@ -121,20 +126,21 @@ class _Queue:
                 results: list[Any] = await asyncio.to_thread(jobs[0].work, self.hosted, items)
             except Exception as error:  # it belongs to these requests, which raise it; the next batch may do better
                 for job in jobs:
-                    job.done.set_exception(error)
+                    job.fail(error)
                 continue
             self.batches, self.seconds = self.batches + 1, self.seconds + time.monotonic() - start
             for job in jobs:
                 self.tokens += job.size
-                job.done.set_result(results[: len(job.items)])
+                if not job.done.done():
+                    job.done.set_result(results[: len(job.items)])
                 results = results[len(job.items) :]
 
     async def _drop_unwanted(self) -> None:
         """Take jobs off the queue whose clients have gone, or the model would work for nobody."""
         for job in list(self.waiting):
-            if await job.is_unwanted():
+            if job.done.done() or await job.is_unwanted():
                 self.waiting.remove(job)
-                job.done.set_exception(_gone())
+                job.fail(_gone())
         if not self.waiting:
             self._filled.clear()
 

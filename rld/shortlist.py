@@ -50,7 +50,8 @@ class Shortlist:
     @classmethod
     def concatenated(cls, parts: Sequence[Shortlist]) -> Shortlist:
         """The shortlists one after another along their first axis."""
-        return cls(*(torch.cat(tensors) for tensors in zip(*(part.tensors() for part in parts), strict=True)))
+        with torch.autocast(parts[0].ids.device.type, enabled=False):  # on a CPU it can't join half precision
+            return cls(*(torch.cat(tensors) for tensors in zip(*(part.tensors() for part in parts), strict=True)))
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Those that it has, in the order of its fields."""

@@ -38,7 +38,7 @@ def depth(model: PreTrainedModel) -> int:
 
 
 def stacked(states: Mapping[Tap, Tensor], taps: Sequence[Tap]) -> Tensor:
-    """The states at `taps` as one tensor `[B, L, S, H]`, narrower ones padded with zeros."""
+    """The states `[B, …, H]` at `taps` as one tensor `[B, L, …, H]`, narrower ones padded with zeros."""
     width = max(states[tap].shape[-1] for tap in taps)
     return torch.stack([nn.functional.pad(states[tap], (0, width - states[tap].shape[-1])) for tap in taps], dim=1)
 

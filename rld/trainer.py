@@ -17,6 +17,7 @@ Shapes: B completions, T completion tokens, K teachers, S skills.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -232,7 +233,7 @@ class RLDTrainer(GRPOTrainer):
         training = self.model.training
         group = self.num_generations if training else self.num_generations_eval
         assert group is not None  # TRL sets it
-        with self.stopwatch.part("gate"):
+        with self.stopwatch.part("gate") if self.gate is not None else nullcontext():
             self._scoring.gate(inputs, output, self._own_B2 if training else None, group)
         with self.accelerator.autocast():
             self._scoring.score(inputs, output, self._rewards, self.temperature)

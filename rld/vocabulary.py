@@ -37,7 +37,7 @@ _RANKED = 128
 """Tokens without a counterpart whose probabilities are compared by rank; the others are too small to matter."""
 
 _TINY, _NEVER, _LEAST = torch.finfo(torch.float32).tiny, -1e4, -23.0
-"""A probability next to 0, the logarithm of one that is 0 in any precision, and the least of all others together."""
+"""A probability next to 0, the logarithm of one that is 0 in any precision, and of the rest where there is none."""
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 
@@ -56,10 +56,10 @@ class TopK:
         return self.divergence(_with_tail(student_V, tokens), _with_tail(teacher_V, tokens))
 
 
-def _with_tail(log_p_V: Tensor, tokens_J: Tensor) -> Tensor:
-    """Log-probabilities of the chosen tokens, and of all others together, if there are any: `[..., J + 1]`."""
+def _with_tail(log_p_V: Tensor, tokens_J: Tensor, least: float = -float("inf")) -> Tensor:
+    """Log-probabilities of the chosen tokens, and of all others together, at least `least`: `[..., J + 1]`."""
     others_V = log_p_V.scatter(-1, tokens_J, -float("inf"))
-    return torch.cat([log_p_V.gather(-1, tokens_J), others_V.logsumexp(-1, keepdim=True).clamp(min=_LEAST)], dim=-1)
+    return torch.cat([log_p_V.gather(-1, tokens_J), others_V.logsumexp(-1, keepdim=True).clamp(min=least)], dim=-1)
 
 
 @dataclass(frozen=True)
@@ -395,6 +395,6 @@ def _apart(
 
 def _split(log_p_NV: Tensor, tokens_J: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the chosen tokens and of all others together, and the largest of the others one by one."""
-    chosen_NJ = _with_tail(log_p_NV, tokens_J.expand(len(log_p_NV), -1))
+    chosen_NJ = _with_tail(log_p_NV, tokens_J.expand(len(log_p_NV), -1), _LEAST)  # there may be no others
     others_NV = log_p_NV.exp().index_fill(-1, tokens_J, 0.0)
     return chosen_NJ, others_NV.topk(min(_RANKED, others_NV.shape[-1]), dim=-1).values

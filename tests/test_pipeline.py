@@ -162,6 +162,7 @@ def test_the_log_has_the_promised_names(whole):
             "generation",
             "rollout",
             "rewards",
+            "gate",
             "teachers",
             "student",
             "retention",

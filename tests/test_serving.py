@@ -261,6 +261,25 @@ def test_nothing_is_done_for_a_client_that_has_gone(folders, whole):
     assert near.num == 0
 
 
+def test_a_request_that_is_cancelled_stops_no_other(folders):
+    near = Counted(hosted(folders / "one").teacher, CPU, 4)
+
+    async def ask() -> int:
+        app = application(near, None)
+        transport = httpx2.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(transport=transport, base_url="http://x") as client,
+        ):
+            body = pack_passages(PASSAGES[4:5], {"top_k": "4"})
+            for _ in range(5):
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(client.post("/score", content=body), 0.003)
+            return (await asyncio.wait_for(client.post("/score", content=body), 20)).status_code
+
+    assert asyncio.run(ask()) == 200
+
+
 def test_a_failure_is_counted_and_the_next_request_answered(folders):
     near = Counted(hosted(folders / "one").teacher, CPU, 4)
 
@@ -464,6 +483,7 @@ class _Dialect(http.server.BaseHTTPRequestHandler):
     hosted: Hosted
     broken = ""
     wrong = None
+    fewer = 0
     most = 0
     """Prompts that it was asked at once, at most."""
 
@@ -490,7 +510,7 @@ class _Dialect(http.server.BaseHTTPRequestHandler):
         (text,) = self.hosted.answer([ids], asked["max_tokens"])
         if "prompt_logprobs" not in asked:
             return {"index": index, "text": text}
-        (said,) = self.hosted.score([Passage(ids, len(ids) - 1)], 1.0, asked["prompt_logprobs"])
+        (said,) = self.hosted.score([Passage(ids, len(ids) - 1)], 1.0, asked["prompt_logprobs"] - self.fewer)
         told: list[Any] = [None]
         for t, token in enumerate(ids[1:]):
             named = zip(said.ids[t].tolist(), said.log_p[t].tolist(), strict=True)
@@ -531,8 +551,9 @@ def test_an_openai_compatible_endpoint_gives_the_same(folders):
         assert handler.most == 64
         with pytest.raises(TeacherError, match=r"scores at temperature 1, not 0\.8"):
             far.score(PASSAGES, 0.8)
-        with refused("fewer than 20 prompt_logprobs; start it with --max-logprobs 20"):
-            met(f"{url}/v1", top_k=20)
+    few = type("Few", (_Dialect,), {"hosted": near, "fewer": 1})
+    with speaking(few) as url, refused("fewer than 4 prompt_logprobs; start it with --max-logprobs 4"):
+        met(f"{url}/v1")
     for wrong in (math.nan, 0.5):
         with speaking(type("Wrong", (_Dialect,), {"hosted": near, "wrong": wrong})) as url, refused("no log-prob"):
             met(f"{url}/v1")

@@ -215,6 +215,18 @@ def test_the_top_k_of_all_tokens_is_the_whole_divergence_and_fewer_never_see_mor
         torch.testing.assert_close(TopK(divergence, 4)(log_s, log_s), torch.zeros(5).double(), atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("k", [1, 5])
+def test_a_tail_that_the_student_rules_out_pulls_it_back(k):
+    """As the whole divergence does: forward KL of 0.9 and 0.1 from a student that is 40 nats surer of the first."""
+    logits = torch.tensor([[40.0, *[0.0] * 7]]).double().requires_grad_()
+    teacher = torch.tensor([[0.9, *[0.1 / 7] * 7]]).double().log()
+    for divergence in (ForwardKL(), TopK(ForwardKL(), k)):
+        value = divergence(logits.log_softmax(-1), teacher)
+        (slope,) = torch.autograd.grad(value.sum(), logits)
+        assert value.item() == pytest.approx(ForwardKL()(logits.log_softmax(-1), teacher).item(), abs=0.3)
+        assert slope[0, 0].item() == pytest.approx(0.1, abs=1e-6)
+
+
 def test_the_tail_keeps_the_gradient_of_a_top_k_finite_where_the_teacher_is_sure():
     logits = random(0, 2, V).requires_grad_()
     sure = (1e3 * torch.eye(V)[:2]).log_softmax(-1)
