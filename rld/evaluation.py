@@ -78,8 +78,9 @@ def sample(
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     seed: int,
+    temperature: float = 1.0,
 ) -> list[list[int]]:
-    """Sample a completion of each prompt at temperature 1, all at once.
+    """Sample a completion of each prompt, all at once.
 
     The draws depend on `seed` and the prompts alone, and the random state stays as it was.
 
@@ -87,7 +88,7 @@ def sample(
         Token ids, the end included where there is one.
     """
     config = _greedy(model, tokenizer, max_new_tokens)
-    config.update(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
+    config.update(do_sample=True, temperature=temperature, top_k=0, top_p=1.0)
     ends = set(config.eos_token_id)
     devices = [model.device] if model.device.type == "cuda" else []
     with _answering(model, config), torch.random.fork_rng(devices):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from rld.rule import PRIOR, Rule, Share, State, clip, normalised, running
-from rld.types import Event, Observation, Signal, SkillSeen, TeacherSeen, Weights
+from rld.types import Event, Needs, Observation, Signal, SkillSeen, TeacherSeen, Weights
 
 _TINY = 0.01
 """Odds that what is on keeps, however little it is worth."""
@@ -22,6 +22,9 @@ _SURPRISE, _ENOUGH = 3.0, 8
 teacher, or a reward, has changed. Ticks with fewer prompts are taken together."""
 _UNAUDITED = (2.0, 0.2)
 """What is believed of a reward before any of its payments were checked: a Beta prior of the share that is right."""
+_SURE, _LASTING = (2.0, 0.0), 0.98
+"""What is believed of a teacher's sampled answers where its greedy ones are right, before any was seen: a Beta prior of
+the share that is right too; and what a tick keeps of what was."""
 _HALF_RIGHT, _RIGHT = 0.5, 0.9
 """A reward is trusted where at least the latter share of what it paid is right, and not at all below the former."""
 _ALARM, _CALM = 0.25, 0.5
@@ -42,11 +45,11 @@ class Gap(Rule):
 
     - `policy` is worth the measured share of groups whose completions got different rewards: where all succeed or
       all fail, reinforcement has no gradient.
-    - A teacher that teaches only where it is right is worth what the student still fails on those prompts, up to
-      `headroom`. One that teaches everywhere is worth its lead: the chance that it is better than the student times
-      how far, up to `headroom`. Teachers share their signal in proportion to worth times the square of competence.
-      Competences are Beta posteriors of verified successes, with forgetting. Teachers that were never measured are all
-      worth how far the student still is from the furthest of them, up to `kappa` nats.
+    - A teacher that teaches only where it is right is worth how much more often than the student it is right on those
+      prompts when both sample, up to `headroom`. One that teaches everywhere is worth its lead: the chance that it is
+      better than the student times how far, up to `headroom`. Teachers share their signal in proportion to worth times
+      the square of competence. Competences are Beta posteriors of verified successes, with forgetting. Teachers that
+      were never measured are all worth how far the student still is from the furthest of them, up to `kappa` nats.
     - `response` is worth its best teacher; `feature` the same, fading as the outputs align.
 
     Each tick takes a capped mirror step towards weights in proportion to `prior * worth`, and switches a signal or
@@ -86,6 +89,10 @@ class Gap(Rule):
     on: float = 0.15
     """Above this worth it is on its way back; higher than `off`, so that it does not flap."""
     patience: int = Field(3, gt=0)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(again=self.by_gate)
 
     @model_validator(mode="after")
     def _on_is_above_off(self) -> Gap:
@@ -235,9 +242,12 @@ class Gap(Rule):
             if seen is None or not seen.asked or (seen.right and not seen.attempts):
                 continue
             probed = [1.0 + seen.verified, 1.0 + seen.probed - seen.verified]
-            start = {"right": probed, "student": [1.0, 1.0], "since": _since(probed)}
+            start = {"right": probed, "student": [1.0, 1.0], "since": _since(probed), "sure": list(_SURE)}
             entry = gate.setdefault(name, start | {"tick": tick - 1})
-            known = [1.0, 1.0] if _compared(entry["since"], seen.right, seen.asked) else entry["right"]
+            known = entry["right"]
+            if _compared(entry["since"], seen.right, seen.asked):
+                known, entry["sure"] = [1.0, 1.0], list(_SURE)
+            entry["sure"] = self._updated(entry["sure"], seen.right_again, seen.again, _SURE, _LASTING)
             # One that was off is seen again after many ticks. What it was then counts less, but it is still the best
             # guess: with the prior in its place, one that was never right would be back after each look.
             faded, entry["tick"] = self.forget ** (tick - entry["tick"] - 1), tick
@@ -248,13 +258,18 @@ class Gap(Rule):
             entry["student"] = self._updated(student, credible * seen.successes, seen.attempts)
 
     def _updated(
-        self, beta: list[float], successes: float, attempts: int, prior: tuple[float, float] = (1.0, 1.0)
+        self,
+        beta: list[float],
+        successes: float,
+        attempts: int,
+        prior: tuple[float, float] = (1.0, 1.0),
+        memory: float | None = None,
     ) -> list[float]:
-        """A Beta posterior that forgets, after more attempts; without any it stays."""
+        """A Beta posterior that forgets (None: as `forget` says), after more attempts; without any it stays."""
         if not attempts:
             return beta
-        counted = successes, attempts - successes
-        return [p + self.forget * (old - p) + new for old, p, new in zip(beta, prior, counted, strict=True)]
+        kept, counted = self.forget if memory is None else memory, (successes, attempts - successes)
+        return [p + kept * (old - p) + new for old, p, new in zip(beta, prior, counted, strict=True)]
 
     def _leads(
         self, entry: State, teachers: Mapping[str, TeacherSeen | None]
@@ -278,10 +293,10 @@ class Gap(Rule):
                 continue
             c, c_var = posterior[name]
             if name in entry["gate"]:
-                failing = 1 - _mean(entry["gate"][name]["student"])
+                lead = _mean(entry["gate"][name]["sure"]) - _mean(entry["gate"][name]["student"])
                 # A ramp, and no threshold: measured competence wavers, and weights should not.
                 known = min(c / (2 * self.cover), 1.0) if self.cover else 1.0
-                worth[name] = clip(failing / self.headroom, 0, 1) * known**3
+                worth[name] = clip(lead / self.headroom, 0, 1) * known**3
             else:
                 chance = 0.5 * math.erfc(-(c - p - self.margin) / math.sqrt(2 * (p_var + c_var)))
                 worth[name] = chance * clip((c - p) / self.headroom, 0, 1)

@@ -4,6 +4,10 @@ A teacher that is right on two thirds of a skill is wrong on the other third wit
 that follows it there learns its mistakes for good. So each teacher answers a prompt once, greedily, before it may teach
 on it, and the run's verifier decides. That costs one generation per prompt and teacher, and saves a forward over the
 whole group where the teacher fails.
+
+A teacher may be right at its greediest and unsure of it, and a student that learns its whole distribution becomes as
+unsure. So for a controller that `needs` it some of the open prompts are asked once more, for a sampled answer: how
+often that is right as well is how far the teacher can take the student.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +35,10 @@ from rld.types import Event
 _REMEMBERED = 100_000
 """Prompts whose verdicts are kept."""
 
+_SAMPLED, _EVERY, _TOGETHER = 32, 16, 8
+"""Prompts of a skill on which a teacher is asked once more as soon as there are any; the rollouts of which it is in one
+after that; and how many of a skill at most at the same time."""
+
 _SUSPICIOUS = 64
 """Failures in a row from the start after which the verifier is doubted."""
 
@@ -44,6 +53,7 @@ class Gate:
         max_new_tokens: Length of an answer.
         device: Where teachers answer.
         chat_options: What else chat templates are given.
+        again_at: Temperature of second answers, the rollout's. None: nobody is asked for any.
     """
 
     def __init__(
@@ -54,6 +64,7 @@ class Gate:
         max_new_tokens: int,
         device: torch.device,
         chat_options: Mapping[str, Any] | None = None,
+        again_at: float | None = None,
     ) -> None:
         self.teachers, self.student, self.verify = list(teachers), student, verify
         self.max_new_tokens, self.device, self.chat_options = max_new_tokens, device, dict(chat_options or {})
@@ -64,6 +75,13 @@ class Gate:
         self._failed = {str(teacher.name): 0 for teacher in self.teachers}
         """Prompts that each teacher failed before its first right answer; -1 after that, or once it was told."""
         self._verdicts: list[dict[str, bool]] = [{} for _ in self.teachers]
+        self._again_at = again_at
+        self._again: dict[str, dict[str, int]] = {str(teacher.name): {} for teacher in self.teachers}
+        """By teacher and skill the prompts that were asked once more."""
+        self._calls = 0
+        self.again_BK2 = torch.zeros(0, len(self.teachers), 2)
+        """Of the rows that were opened last, whether a teacher was asked once more, and whether it was right again; at
+        the first row of each prompt."""
 
     @classmethod
     def of(
@@ -74,12 +92,13 @@ class Gate:
         max_new_tokens: int,
         accelerator: Accelerator,
         chat_options: Mapping[str, Any],
+        again_at: float | None,
     ) -> Gate | None:
         """Return a gate, or with a warning None where no reward can be asked."""
         if verify is None:
             warnings.warn("the first reward can't be asked about teachers' answers, so gate is skill", stacklevel=4)
             return None
-        return cls(teachers, student, verify, max_new_tokens, accelerator.device, chat_options)
+        return cls(teachers, student, verify, max_new_tokens, accelerator.device, chat_options, again_at)
 
     def open(self, rows: Sequence[dict[str, Any]], wanted_BK: Tensor) -> Tensor:
         """Which teachers may teach on which rows, `[B, K]` bool.
@@ -91,6 +110,8 @@ class Gate:
         """
         keys = [_key(row) for row in rows]
         opened_BK = torch.zeros(wanted_BK.shape, dtype=torch.bool)
+        self.again_BK2 = torch.zeros(*wanted_BK.shape, 2, device=wanted_BK.device)
+        self._calls += 1
         for k, asked_B in enumerate(wanted_BK.cpu().T.tolist()):
             verdicts = self._verdicts[k]
             if len(verdicts) > _REMEMBERED:
@@ -100,17 +121,22 @@ class Gate:
             if new:
                 found = self._verdict(self.teachers[k], list(new.values()))
                 verdicts.update({} if found is None else zip(new, found, strict=True))
+                right = {key: row for key, row in new.items() if verdicts.get(key)}
+                for key, is_right in self._ask_again(self.teachers[k], right).items():
+                    self.again_BK2[keys.index(key), k] = torch.tensor([1.0, is_right])
             opened_BK[:, k] = torch.tensor([key in asked and verdicts.get(key, False) for key in keys])
         return opened_BK.to(wanted_BK.device)
 
     def forget(self, k: int) -> None:
         """Ask teacher k anew, whose weights have changed."""
         self._verdicts[k].clear()
+        self._again[str(self.teachers[k].name)].clear()
 
     def save(self, path: Path) -> None:
         """Write what this process remembers."""
         verdicts = {str(t.name): known for t, known in zip(self.teachers, self._verdicts, strict=True)}
-        write_json(path, {"verdicts": verdicts, "failed": self._failed})
+        asked_again = {"again": self._again, "calls": self._calls}
+        write_json(path, {"verdicts": verdicts, "failed": self._failed, **asked_again})
 
     def load(self, path: Path) -> None:
         """Remember what `save` wrote; a process that wasn't there asks anew."""
@@ -118,14 +144,14 @@ class Gate:
             saved = read_json(path)
             self._verdicts = [saved["verdicts"].get(str(t.name), {}) for t in self.teachers]
             self._failed = {name: saved["failed"].get(name, 0) for name in self._failed}
+            self._again = {name: saved["again"].get(name, {}) for name in self._again}
+            self._calls = saved["calls"]
 
     def _verdict(self, teacher: Teacher, rows: list[dict[str, Any]]) -> list[bool] | None:
         """Whether a teacher answers each row rightly; None if it is down, which says nothing of the rows."""
         if teacher.is_down:
             return None
-        tokenizer, template = (teacher.tokenizer, teacher.chat_template) if teacher.align else (self.student, None)
-        assert tokenizer is not None  # the panel has found it
-        options = self.chat_options | {"chat_template": template}
+        tokenizer, options = self._reading(teacher)
         try:
             with teacher.answering(self.device) as model:
                 asked = model, tokenizer, rows, self.max_new_tokens
@@ -135,15 +161,48 @@ class Gate:
                 raise
             teacher.is_down = True
             return None
+        # Where the verifier has no say, the teacher is taken on trust, as without a gate.
+        verdicts = [credit is None or is_success(credit) for credit in self._credits(teacher, rows, texts)]
+        self._warn_of_silence(teacher, verdicts)
+        return verdicts
+
+    def _reading(self, teacher: Teacher) -> tuple[PreTrainedTokenizerBase, dict[str, Any]]:
+        """The tokenizer that a teacher reads with, and what its chat template is given."""
+        tokenizer, template = (teacher.tokenizer, teacher.chat_template) if teacher.align else (self.student, None)
+        assert tokenizer is not None  # the panel has found it
+        return tokenizer, self.chat_options | {"chat_template": template}
+
+    def _credits(self, teacher: Teacher, rows: list[dict[str, Any]], texts: list[str]) -> list[float | None]:
+        """What the verifier gives to a teacher's answers, whose cost is counted in."""
+        tokenizer, options = self._reading(teacher)
         ids = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
         num_tokens = evaluation.num_tokens(tokenizer, rows, ids, options)
         self.num_tokens += num_tokens
         self.flops += 2.0 * teacher.num_parameters() * num_tokens
-        credits = ask(self.verify, rows, texts, ids)
-        # Where the verifier has no say, the teacher is taken on trust, as without a gate.
-        verdicts = [credit is None or is_success(credit) for credit in credits]
-        self._warn_of_silence(teacher, verdicts)
-        return verdicts
+        return ask(self.verify, rows, texts, ids)
+
+    def _ask_again(self, teacher: Teacher, right: Mapping[str, dict[str, Any]]) -> dict[str, bool]:
+        """Of prompts that a teacher answered rightly, some that it answers once more, and whether rightly again."""
+        if self._again_at is None or teacher.lister is not None:  # which samples nothing
+            return {}
+        before = self._again[str(teacher.name)]
+        asked: dict[str, dict[str, Any]] = {}
+        now: Counter[str] = Counter()
+        for key, row in right.items():
+            skill = str(row.get("skill"))
+            due = before.get(skill, 0) < _SAMPLED or self._calls % _EVERY == 0
+            if due and now[skill] < _TOGETHER:
+                asked[key], now[skill] = row, now[skill] + 1
+        if not asked:
+            return {}
+        rows = list(asked.values())
+        tokenizer, options = self._reading(teacher)
+        prompts = [evaluation.tokens(tokenizer, row["prompt"], options) for row in rows]
+        with teacher.running(self.device) as model:
+            answers = evaluation.sample(model, tokenizer, prompts, self.max_new_tokens, self._calls, self._again_at)
+        credits = self._credits(teacher, rows, tokenizer.batch_decode(answers, skip_special_tokens=True))
+        before |= {skill: before.get(skill, 0) + number for skill, number in now.items()}
+        return {key: is_success(credit) for key, credit in zip(asked, credits, strict=True) if credit is not None}
 
     def _warn_of_silence(self, teacher: Teacher, verdicts: list[bool]) -> None:
         failed = self._failed[str(teacher.name)]

@@ -261,7 +261,13 @@ def group_counts(
 
 
 def gate_counts(
-    own_B2: Tensor, skills_B: Tensor, asked_BK: Tensor, open_BK: Tensor, num_generations: int, num_skills: int
+    own_B2: Tensor,
+    skills_B: Tensor,
+    asked_BK: Tensor,
+    open_BK: Tensor,
+    again_BK2: Tensor,
+    num_generations: int,
+    num_skills: int,
 ) -> Tensor:
     """Count what the gate saw, per skill and teacher, over all processes.
 
@@ -270,16 +276,18 @@ def gate_counts(
         skills_B: The index of each completion's skill.
         asked_BK: The teachers that were asked to answer the prompt.
         open_BK: Those that answered it rightly.
+        again_BK2: Whether one was asked once more, and was right again; at one completion of each prompt.
         num_generations: Completions per prompt; groups are consecutive.
         num_skills: S.
 
     Returns:
-        `[S, K, 4]` float64: prompts asked, prompts answered rightly, and on the latter the student's attempts and
-        successes.
+        `[S, K, 6]` float64: prompts asked, prompts answered rightly, on the latter the student's attempts and
+        successes, and of the latter those asked once more and answered rightly again.
     """
-    counts = torch.zeros(num_skills, asked_BK.shape[1], 4, dtype=torch.float64, device=open_BK.device)
+    counts = torch.zeros(num_skills, asked_BK.shape[1], 6, dtype=torch.float64, device=open_BK.device)
     prompts = torch.stack([asked_BK, open_BK], dim=-1)[::num_generations].double()
     counts[..., :2].index_add_(0, skills_B[::num_generations], prompts)
     own = open_BK[..., None] * own_B2[:, None].double()
-    counts[..., 2:].index_add_(0, skills_B, own)
+    counts[..., 2:4].index_add_(0, skills_B, own)
+    counts[..., 4:].index_add_(0, skills_B, again_BK2.double())
     return counts

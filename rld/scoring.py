@@ -69,7 +69,7 @@ class Scoring:
         self._flops += flops
         self._num_asked += int(num_tokens)
         output["teacher_weights"] = _passed_on(output["teacher_weights"], open_BK)
-        seen = gather(output["skill_ids"]), gather(self._rows_BK), gather(open_BK)
+        seen = gather(output["skill_ids"]), gather(self._rows_BK), gather(open_BK), gather(self._gate.again_BK2)
         self.steering.count_gate(gate_counts(own_B2, *seen, group, len(self.steering.skills)))
         self._rows_BK = self._rows_BK & open_BK
 

@@ -50,7 +50,7 @@ class Steering:
     def _clear_window(self) -> None:
         self.updates = 0
         self._counts = torch.zeros(len(self.skills), 6, dtype=torch.float64)
-        self._gate = torch.zeros(len(self.skills), len(self.teachers), 4, dtype=torch.float64)
+        self._gate = torch.zeros(len(self.skills), len(self.teachers), 6, dtype=torch.float64)
         self._table = torch.zeros(len(self.skills), 3 + 4 * len(self.teachers), dtype=torch.float64)
         self._scalars = torch.zeros(7, dtype=torch.float64)
 
@@ -149,10 +149,9 @@ class Steering:
         """Add a rollout's successes that were checked, and those found right, per skill."""
         self._counts[:, 4:] += counts_S2.cpu()
 
-    def count_gate(self, counts_SK4: Tensor) -> None:
-        """Add, per skill and teacher, the prompts it was asked and answered rightly, and the student's attempts and
-        successes on the latter."""
-        self._gate += counts_SK4.cpu()
+    def count_gate(self, counts_SK6: Tensor) -> None:
+        """Add what the gate saw, as `rollout.gate_counts` counts it."""
+        self._gate += counts_SK6.cpu()
 
     def update(
         self,
@@ -340,7 +339,7 @@ class Steering:
         names, before = mine["teachers"], saved["teachers"]
         self._counts = torch.tensor(saved["counts"], dtype=torch.float64)
         self._scalars = torch.tensor(saved["scalars"], dtype=torch.float64)
-        gate = torch.tensor(saved["gate"], dtype=torch.float64).reshape(len(self.skills), len(before), 4)
+        gate = torch.tensor(saved["gate"], dtype=torch.float64).reshape(len(self.skills), len(before), 6)
         table = torch.tensor(saved["table"], dtype=torch.float64)
         streams = table[:, 3:].reshape(len(self.skills), 4, len(before))
         self._gate = _picked(gate, 1, before, names)

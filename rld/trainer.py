@@ -137,7 +137,8 @@ class RLDTrainer(GRPOTrainer):
         verify = verifier(all_checked(trusted) or self.reward_funcs, lambda: self.state)
         self.audit = None if trusted is None else Audit(verify, args.audit_share, args.seed)
         asked = self._tokenizer, verify, args.answer_length, self.accelerator, self._chat_options
-        self.gate = Gate.of(self.teachers, *asked) if args.gate == "prompt" and self.teachers else None
+        again_at = args.temperature if self.steering.controller.needs.again else None
+        self.gate = Gate.of(self.teachers, *asked, again_at) if args.gate == "prompt" and self.teachers else None
         self.protection = None
         if retain_dataset is not None:
             rule = args.retention()

@@ -73,6 +73,10 @@ class TeacherSeen:
     attempts: int = 0
     """The student's attempts at prompts that this teacher answered rightly."""
     successes: int = 0
+    again: int = 0
+    """Of the prompts that it answered rightly, those that it was asked once more, for a sampled answer."""
+    right_again: int = 0
+    """Of these, those that it answered rightly again."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,8 @@ class Needs(NamedTuple):
     pulls: bool = False
     gold: int = 0
     """Rows per skill whose gold answers show which pull is right."""
+    again: bool = False
+    """Whether the gate asks teachers for sampled answers too."""
 
 
 @dataclass(frozen=True)

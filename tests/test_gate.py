@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -113,8 +114,57 @@ def test_a_teacher_that_is_never_right_is_told_of_once():
 def test_the_counts_are_of_prompts_for_teachers_and_of_attempts_for_the_student():
     own = torch.tensor([[0, 0], [1, 1], [0, 0], [1, 0]])  # the first of each pair is a gold answer
     asked, opened = torch.tensor([[1, 1]] * 4).bool(), torch.tensor([[1, 0]] * 2 + [[1, 1]] * 2).bool()
-    counts = gate_counts(own, torch.tensor([0, 0, 1, 1]), asked, opened, 2, 2)
-    assert counts.tolist() == [[[1, 1, 1, 1], [1, 0, 0, 0]], [[1, 1, 1, 0], [1, 1, 1, 0]]]
+    again = torch.zeros(4, 2, 2)
+    again[2, 0], again[2, 1] = torch.tensor([1.0, 1.0]), torch.tensor([1.0, 0.0])
+    counts = gate_counts(own, torch.tensor([0, 0, 1, 1]), asked, opened, again, 2, 2)
+    assert counts.tolist() == [[[1, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0]], [[1, 1, 1, 0, 1, 1], [1, 1, 1, 0, 1, 0]]]
+
+
+def prompts(num: int, first: int = 0) -> list[dict[str, Any]]:
+    return [{"prompt": tiny.WORDS[i % 10] + tiny.WORDS[i // 10] + "=", "skill": "s"} for i in range(first, first + num)]
+
+
+def test_a_teacher_is_asked_once_more_where_it_is_right_and_seldom_once_that_is_known(tmp_path):
+    """Greedy answers are all right here, and sampled ones where they are the same."""
+    made, greedy = teacher(), {}
+
+    def verify(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+        return [float(greedy.setdefault(p, c) == c and p[0] != "a") for p, c in zip(prompts, completions, strict=True)]
+
+    gate = Gate([made], tiny.tokenizer(), verify, 3, CPU, again_at=1.0)
+    before = torch.get_rng_state()
+    opened = gate.open([row for row in prompts(6) for _ in range(2)], torch.ones(12, 1).bool())
+    assert torch.equal(torch.get_rng_state(), before)
+    asked, right = gate.again_BK2.unbind(-1)
+    assert asked[:, 0].tolist() == [0, 0] + [1, 0] * 5  # the first is wrong; at one completion of each prompt
+    assert opened[:, 0].tolist() == [False, False] + [True] * 10
+    assert 0 < right.sum() < 5 and (right <= asked).all()
+    nums, spent = [], []
+    for first in range(6, 96, 3):
+        gate.open(prompts(3, first), torch.ones(3, 1).bool())
+        nums.append(int(gate.again_BK2[..., 0].sum()))
+    assert sum(nums[:12]) >= 27  # with the five before: until it is known
+    assert [i + 2 for i, n in enumerate(nums) if n and i > 12] == [16]  # and then in one rollout of 16
+    gate.save(tmp_path / "gate.json")
+    resumed = Gate([teacher()], tiny.tokenizer(), verify, 3, CPU, again_at=1.0)
+    resumed.load(tmp_path / "gate.json")
+    for one in (gate, resumed):
+        one.open([{"prompt": "jj=", "skill": "s"}, {"prompt": "jj=j", "skill": "s"}], torch.ones(2, 1).bool())
+        spent.append(one.again_BK2)
+    assert torch.equal(*spent)
+    gate.forget(0)
+    gate.open([{"prompt": "bc=", "skill": "s"}], torch.ones(1, 1).bool())
+    assert gate.again_BK2[0, 0, 0] == 1
+
+
+def test_nobody_is_asked_once_more_unless_the_controller_wants_it_or_where_nothing_is_sampled():
+    listed = Teacher(Hosted(teacher(), CPU), "far", tokenizer=tiny.tokenizer())
+    for made, again_at in ((teacher(), None), (listed, 1.0)):
+        gate = Gate([made], tiny.tokenizer(), lambda completions, **_: [1.0] * len(completions), 3, CPU, None, again_at)
+        assert gate.open(rows(), torch.ones(8, 1).bool()).all()
+        assert not gate.again_BK2.any()
+    assert Gap().needs.again
+    assert not (Gap(by_gate=False).needs.again or Fixed().needs.again)
 
 
 def test_training_teaches_on_open_prompts_alone_and_gives_their_weight_to_teachers_that_may(tmp_path):
@@ -202,6 +252,17 @@ def test_gap_values_a_gated_teacher_by_what_the_student_still_fails_where_it_is_
         news = {"weak": seen(8, 16, 40, 40), "useless": seen(0, 16, 0, 0)}
         state, weights, _ = controller.step(state, Observation(step, {"a": SkillSeen(64, 48, 16, 8, news)}))
     assert weights.signals["a"]["response"] == 0  # it has learnt all that `weak` knows
+
+
+@pytest.mark.parametrize(("right_again", "teaches"), [(2, False), (8, True)])
+def test_a_teacher_that_is_less_sure_than_the_student_does_not_teach(right_again, teaches):
+    """It is right on all prompts when greedy; the student, when sampling, on nine in ten."""
+    controller = Gap()
+    state = controller.start(["a"], ["t"], ["policy", "response"])
+    for step in range(12):
+        told = replace(seen(16, 16, 58, 64), again=8, right_again=right_again)
+        state, weights, _ = controller.step(state, Observation(step, {"a": SkillSeen(64, 58, 16, 4, {"t": told})}))
+    assert (weights.signals["a"]["response"] > 0) == teaches
 
 
 def test_teachers_that_nobody_checks_are_told_of_in_the_events():
