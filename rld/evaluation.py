@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,13 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from rld.shortlist import Lister
 from rld.types import Row
@@ -79,23 +86,38 @@ def sample(
     max_new_tokens: int,
     seed: int,
     temperature: float = 1.0,
+    batch_size: int = 64,
 ) -> list[list[int]]:
-    """Sample a completion of each prompt, all at once.
+    """Sample a completion of each prompt, `batch_size` at a time.
 
-    The draws depend on `seed` and the prompts alone, and the random state stays as it was.
+    Draws depend on `seed` and their prompt alone, whatever stands beside it, and the random state stays as it was.
 
     Returns:
         Token ids, the end included where there is one.
     """
     config = _greedy(model, tokenizer, max_new_tokens)
-    config.update(do_sample=True, temperature=temperature, top_k=0, top_p=1.0)
-    ends = set(config.eos_token_id)
-    devices = [model.device] if model.device.type == "cuda" else []
-    with _answering(model, config), torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        sampled = _completions(model, tokenizer, list(prompts)).tolist()
+    ends, sampled = set(config.eos_token_id), list[list[int]]()
+    with _answering(model, config):
+        for start in range(0, len(prompts), batch_size):
+            asked = list(prompts[start : start + batch_size])
+            draws = LogitsProcessorList([_Draws(asked, seed, temperature)])
+            sampled += _completions(model, tokenizer, asked, logits_processor=draws).tolist()
     lengths = [next((t + 1 for t, token in enumerate(ids) if token in ends), len(ids)) for ids in sampled]
     return [ids[:length] for ids, length in zip(sampled, lengths, strict=True)]
+
+
+class _Draws(LogitsProcessor):
+    """Leaves of each row's tokens one, drawn with random numbers of that row's own."""
+
+    def __init__(self, prompts: Sequence[list[int]], seed: int, temperature: float) -> None:
+        self._numbers = [random.Random(f"{seed} {ids}") for ids in prompts]
+        self._temperature = temperature
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        reached_BV = (scores.double() / self._temperature).softmax(-1).cumsum(-1)
+        drawn_B1 = reached_BV.new_tensor([[numbers.random()] for numbers in self._numbers])
+        token_B1 = torch.searchsorted(reached_BV, drawn_B1 * reached_BV[:, -1:], right=True)
+        return torch.full_like(scores, -torch.inf).scatter_(1, token_B1.clamp(max=scores.shape[-1] - 1), 0.0)
 
 
 def score(rows: Sequence[Row], texts: Sequence[str]) -> dict[str, tuple[float, int]]:
@@ -186,8 +208,8 @@ def _answer(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[list[i
     return texts
 
 
-def _completions(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]]) -> Tensor:
+def _completions(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], **options: Any) -> Tensor:
     """Token ids of what the model says to prompts, padded on the right."""
     padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
-    ids: Tensor = model.generate(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"])
+    ids: Tensor = model.generate(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"], **options)
     return ids[:, padded["input_ids"].shape[1] :]

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,14 +29,14 @@ from rld.checkpoint import read_json, write_json
 from rld.errors import TeacherDown
 from rld.rollout import Verify, ask, is_success
 from rld.teachers import Teacher
-from rld.types import Event
+from rld.types import DEFAULT_SKILL, Event
 
 _REMEMBERED = 100_000
 """Prompts whose verdicts are kept."""
 
-_SAMPLED, _EVERY, _TOGETHER = 32, 16, 8
-"""Prompts of a skill on which a teacher is asked once more as soon as there are any; the rollouts of which it is in one
-after that; and how many of a skill at most at the same time."""
+_SAMPLED, _EVERY = 32, 16
+"""Prompts of a skill on which a teacher is asked once more as soon as there are any; and the rollouts of which it is
+asked in one after that."""
 
 _SUSPICIOUS = 64
 """Failures in a row from the start after which the verifier is doubted."""
@@ -77,7 +76,7 @@ class Gate:
         self._verdicts: list[dict[str, bool]] = [{} for _ in self.teachers]
         self._again_at = again_at
         self._again: dict[str, dict[str, int]] = {str(teacher.name): {} for teacher in self.teachers}
-        """By teacher and skill the prompts that were asked once more."""
+        """By teacher and skill the prompts that were asked once more, over all processes."""
         self._calls = 0
         self.again_BK2 = torch.zeros(0, len(self.teachers), 2)
         """Of the rows that were opened last, whether a teacher was asked once more, and whether it was right again; at
@@ -126,6 +125,13 @@ class Gate:
                     self.again_BK2[keys.index(key), k] = torch.tensor([1.0, is_right])
             opened_BK[:, k] = torch.tensor([key in asked and verdicts.get(key, False) for key in keys])
         return opened_BK.to(wanted_BK.device)
+
+    def count_again(self, skills: Sequence[str], counts_SK: Tensor) -> None:
+        """Add the prompts that teachers were asked once more over all processes, which know of it alike."""
+        for k, teacher in enumerate(self.teachers):
+            known = self._again[str(teacher.name)]
+            for skill, number in zip(skills, counts_SK[:, k].tolist(), strict=True):
+                known[skill] = known.get(skill, 0) + int(number)
 
     def forget(self, k: int) -> None:
         """Ask teacher k anew, whose weights have changed."""
@@ -185,23 +191,20 @@ class Gate:
         """Of prompts that a teacher answered rightly, some that it answers once more, and whether rightly again."""
         if self._again_at is None or teacher.lister is not None:  # which samples nothing
             return {}
-        before = self._again[str(teacher.name)]
-        asked: dict[str, dict[str, Any]] = {}
-        now: Counter[str] = Counter()
-        for key, row in right.items():
-            skill = str(row.get("skill"))
-            due = before.get(skill, 0) < _SAMPLED or self._calls % _EVERY == 0
-            if due and now[skill] < _TOGETHER:
-                asked[key], now[skill] = row, now[skill] + 1
+        known, is_due = self._again[str(teacher.name)], self._calls % _EVERY == 0
+        asked = {
+            key: row
+            for key, row in right.items()
+            if is_due or known.get(str(row.get("skill", DEFAULT_SKILL)), 0) < _SAMPLED
+        }
         if not asked:
             return {}
         rows = list(asked.values())
         tokenizer, options = self._reading(teacher)
         prompts = [evaluation.tokens(tokenizer, row["prompt"], options) for row in rows]
         with teacher.running(self.device) as model:
-            answers = evaluation.sample(model, tokenizer, prompts, self.max_new_tokens, self._calls, self._again_at)
+            answers = evaluation.sample(model, tokenizer, prompts, self.max_new_tokens, 0, self._again_at)
         credits = self._credits(teacher, rows, tokenizer.batch_decode(answers, skip_special_tokens=True))
-        before |= {skill: before.get(skill, 0) + number for skill, number in now.items()}
         return {key: is_success(credit) for key, credit in zip(asked, credits, strict=True) if credit is not None}
 
     def _warn_of_silence(self, teacher: Teacher, verdicts: list[bool]) -> None:

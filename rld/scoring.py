@@ -70,7 +70,9 @@ class Scoring:
         self._num_asked += int(num_tokens)
         output["teacher_weights"] = _passed_on(output["teacher_weights"], open_BK)
         seen = gather(output["skill_ids"]), gather(self._rows_BK), gather(open_BK), gather(self._gate.again_BK2)
-        self.steering.count_gate(gate_counts(own_B2, *seen, group, len(self.steering.skills)))
+        counts_SK6 = gate_counts(own_B2, *seen, group, len(self.steering.skills))
+        self.steering.count_gate(counts_SK6)
+        self._gate.count_again(self.steering.skills, counts_SK6[..., 4])
         self._rows_BK = self._rows_BK & open_BK
 
     def score(self, inputs: Rows, output: Rollout, rewards_BR: Tensor, temperature: float) -> None:

@@ -124,6 +124,12 @@ def prompts(num: int, first: int = 0) -> list[dict[str, Any]]:
     return [{"prompt": tiny.WORDS[i % 10] + tiny.WORDS[i // 10] + "=", "skill": "s"} for i in range(first, first + num)]
 
 
+def opened_and_counted(gate: Gate, asked: list[dict[str, Any]]) -> torch.Tensor:
+    opened = gate.open(asked, torch.ones(len(asked), 1).bool())
+    gate.count_again(["s"], gate.again_BK2[..., 0].sum(0)[None])
+    return opened
+
+
 def test_a_teacher_is_asked_once_more_where_it_is_right_and_seldom_once_that_is_known(tmp_path):
     """Greedy answers are all right here, and sampled ones where they are the same."""
     made, greedy = teacher(), {}
@@ -133,7 +139,7 @@ def test_a_teacher_is_asked_once_more_where_it_is_right_and_seldom_once_that_is_
 
     gate = Gate([made], tiny.tokenizer(), verify, 3, CPU, again_at=1.0)
     before = torch.get_rng_state()
-    opened = gate.open([row for row in prompts(6) for _ in range(2)], torch.ones(12, 1).bool())
+    opened = opened_and_counted(gate, [row for row in prompts(6) for _ in range(2)])
     assert torch.equal(torch.get_rng_state(), before)
     asked, right = gate.again_BK2.unbind(-1)
     assert asked[:, 0].tolist() == [0, 0] + [1, 0] * 5  # the first is wrong; at one completion of each prompt
@@ -141,7 +147,7 @@ def test_a_teacher_is_asked_once_more_where_it_is_right_and_seldom_once_that_is_
     assert 0 < right.sum() < 5 and (right <= asked).all()
     nums, spent = [], []
     for first in range(6, 96, 3):
-        gate.open(prompts(3, first), torch.ones(3, 1).bool())
+        opened_and_counted(gate, prompts(3, first))
         nums.append(int(gate.again_BK2[..., 0].sum()))
     assert sum(nums[:12]) >= 27  # with the five before: until it is known
     assert [i + 2 for i, n in enumerate(nums) if n and i > 12] == [16]  # and then in one rollout of 16
