@@ -57,7 +57,7 @@ def main(folder: Path, num_processes: int, stopped_rank: int | None, controller:
             teacher_reward=0.2,
             gate="prompt",
             combine="best_of",
-            retain={"probes": 3, "prompts": 20, "batch": 7, "budget": 0.0006},
+            retain={"probes": 3, "prompts": 20, "batch": 7, "budget": 0.0005},
             audit_share=0.5,
         ),
         train_dataset=tiny.rows(10),

@@ -14,7 +14,7 @@ import torch
 from transformers import GenerationConfig
 
 import tests.tiny as tiny
-from rld.evaluation import generate, score
+from rld.evaluation import generate, sample, score
 
 
 def rows(num: int = 7, chat: bool = False) -> list[dict[str, Any]]:
@@ -38,6 +38,24 @@ def test_answers_are_greedy_whatever_the_padding_and_the_batch():
     assert len(set(wanted_texts)) > 1
     for batch_size in (1, 3, 64):
         assert generate(model, tokenizer, mixed, 5, batch_size) == wanted_texts
+
+
+def test_what_is_sampled_follows_the_distribution_and_its_own_prompt_alone():
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    prompts = [tokenizer(row["prompt"])["input_ids"] for row in tiny.rows(5)]
+    prompts[2] = prompts[0] + prompts[2]
+    state = torch.get_rng_state()
+    together = sample(model, tokenizer, prompts, 4, seed=3)
+    assert together == [sample(model, tokenizer, [ids], 4, seed=3)[0] for ids in prompts]
+    assert together == sample(model, tokenizer, prompts, 4, seed=3, batch_size=2)
+    assert together != sample(model, tokenizer, prompts, 4, seed=4)
+    assert torch.equal(torch.get_rng_state(), state)
+    with torch.no_grad():
+        p = (model(torch.tensor([prompts[0]])).logits[0, -1] / 0.7).softmax(-1)
+    drawn = [sample(model, tokenizer, [prompts[0]], 1, seed, 0.7)[0][0] for seed in range(400)]
+    share = torch.bincount(torch.tensor(drawn), minlength=len(p)) / len(drawn)
+    assert 0.2 < p.max() < 0.95
+    assert ((share - p).abs() < 4 * (p * (1 - p) / len(drawn)).sqrt() + 1e-3).all()
 
 
 def test_chats_get_the_template_and_its_answer_prompt():

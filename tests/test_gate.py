@@ -139,18 +139,19 @@ def test_a_teacher_is_asked_once_more_where_it_is_right_and_seldom_once_that_is_
 
     gate = Gate([made], tiny.tokenizer(), verify, 3, CPU, again_at=1.0)
     before = torch.get_rng_state()
-    opened = opened_and_counted(gate, [row for row in prompts(6) for _ in range(2)])
+    opened = opened_and_counted(gate, [row for row in prompts(20) for _ in range(2)])
     assert torch.equal(torch.get_rng_state(), before)
     asked, right = gate.again_BK2.unbind(-1)
-    assert asked[:, 0].tolist() == [0, 0] + [1, 0] * 5  # the first is wrong; at one completion of each prompt
-    assert opened[:, 0].tolist() == [False, False] + [True] * 10
-    assert 0 < right.sum() < 5 and (right <= asked).all()
+    assert opened[:, 0].tolist() == ([False] * 2 + [True] * 18) * 2
+    assert asked[:, 0].tolist() == ([0, 0] + [1, 0] * 9) * 2  # at one completion of each prompt that is right
+    assert 0 < right.sum() < 18
+    assert (right <= asked).all()
     nums, spent = [], []
-    for first in range(6, 96, 3):
+    for first in range(21, 96, 3):
         opened_and_counted(gate, prompts(3, first))
         nums.append(int(gate.again_BK2[..., 0].sum()))
-    assert sum(nums[:12]) >= 27  # with the five before: until it is known
-    assert [i + 2 for i, n in enumerate(nums) if n and i > 12] == [16]  # and then in one rollout of 16
+    known = next(i for i in range(len(nums)) if 18 + sum(nums[: i + 1]) >= 32)
+    assert [i + 2 for i, num in enumerate(nums) if num and i > known] == [16]  # then in one rollout of 16
     gate.save(tmp_path / "gate.json")
     resumed = Gate([teacher()], tiny.tokenizer(), verify, 3, CPU, again_at=1.0)
     resumed.load(tmp_path / "gate.json")
