@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from rld.beliefs import has_changed, mean, moments, since, updated
 from rld.rule import PRIOR, Rule, Share, State, clip, normalised, running
 from rld.types import Event, Needs, Observation, Signal, SkillSeen, TeacherSeen, Weights
 
@@ -17,9 +18,6 @@ _RETURN = 0.05
 """Weight, at least, with which something comes back."""
 _TICKS_ON = 2
 """Ticks above `on` that switch something on."""
-_SURPRISE, _ENOUGH = 3.0, 8
-"""A share of right answers that lies so many standard deviations off, over so many prompts at least, shows that a
-teacher, or a reward, has changed. Ticks with fewer prompts are taken together."""
 _UNAUDITED = (2.0, 0.2)
 """What is believed of a reward before any of its payments were checked: a Beta prior of the share that is right."""
 _SURE, _LASTING = (2.0, 0.0), 0.98
@@ -119,7 +117,7 @@ class Gap(Rule):
         return {
             "student": [1.0, 1.0],
             "paid": list(_UNAUDITED),
-            "since": _since(list(_UNAUDITED)),
+            "since": since(list(_UNAUDITED)),
             "alarm": False,
             "informative": None,
             "gate": {},
@@ -181,12 +179,12 @@ class Gap(Rule):
     def _learn(self, entry: State, news: SkillSeen, skill: str, step: int, tick: int) -> list[Event]:
         """Take in what was seen of a skill, in place, and move its weights."""
         events = self._audit(entry, news, skill, step)
-        genuine = _mean(entry["paid"])
+        genuine = mean(entry["paid"])
         trust = 0.0 if entry["alarm"] else _trust(genuine)
         credible = min(genuine / _RIGHT, 1.0)
-        entry["student"] = self._updated(entry["student"], credible * news.successes, news.attempts)
+        entry["student"] = updated(entry["student"], credible * news.successes, news.attempts, self.forget)
         if news.attempts:
-            entry["trace"] = [*entry["trace"], list(_beta(*entry["student"]))][-_WATCHED:]
+            entry["trace"] = [*entry["trace"], list(moments(entry["student"]))][-_WATCHED:]
         if news.groups:
             entry["informative"] = running(entry["informative"], news.informative / news.groups, 0.5)
         teachers = {name: news.teachers.get(name) for name in entry["teachers"]}
@@ -202,12 +200,23 @@ class Gap(Rule):
         best = max(leads.values(), default=0.0)
         worth = {"policy": (entry["informative"] or 0.0) * trust, "response": best, "feature": best * fade}
         entry["worth"] = max(worth[signal] for signal in entry["signals"])
-        measured = f"student {_mean(entry['student']):.2f}, informative {worth['policy']:.2f}, best lead {best:.2f}"
+        measured = f"student {mean(entry['student']):.2f}, informative {worth['policy']:.2f}, best lead {best:.2f}"
+        asked = {
+            name: f", right {mean(gate['right']):.2f}, sampled {mean(gate['sure']):.2f} of that"
+            for name, gate in entry["gate"].items()
+        }
         moves: list[tuple[str, dict[str, float], dict[Any, float], str]] = [("teacher", leads, odds, "")]
         if self.ratio is None:
             moves.append(("signal", worth, PRIOR | self.prior, "" if entry["alarm"] else "policy"))
         return events + [
-            Event(step, f"{what} {turned}", skill, name, f"{measured}, its worth {values[name]:.2f}", rule)
+            Event(
+                step,
+                f"{what} {turned}",
+                skill,
+                name,
+                f"{measured}, its worth {values[name]:.2f}{asked.get(name, '')}",
+                rule,
+            )
             for what, values, prior, never in moves
             for name, turned, rule in self._mirror(entry[f"{what}s"], values, prior, never)
         ]
@@ -216,13 +225,12 @@ class Gap(Rule):
         """Count in, in place, how much of what was paid is right; returns the alarm, or its end."""
         if not news.audited:
             return []
-        changed = _compared(entry["since"], news.genuine, news.audited)
-        entry["paid"] = self._updated(
-            list(_UNAUDITED) if changed else entry["paid"], news.genuine, news.audited, _UNAUDITED
-        )
+        changed = has_changed(entry["since"], news.genuine, news.audited)
+        paid = list(_UNAUDITED) if changed else entry["paid"]
+        entry["paid"] = updated(paid, news.genuine, news.audited, self.forget, _UNAUDITED)
         if not entry["since"]["asked"]:
             entry["since"]["known"] = entry["paid"]
-        genuine = _mean(entry["paid"])
+        genuine = mean(entry["paid"])
         trust = _trust(genuine)
         measured = f"{news.genuine} of {news.audited} audited successes are right, in the long run {genuine:.2f}"
         if not entry["alarm"] and trust < _ALARM:
@@ -242,47 +250,33 @@ class Gap(Rule):
             if seen is None or not seen.asked or (seen.right and not seen.attempts):
                 continue
             probed = [1.0 + seen.verified, 1.0 + seen.probed - seen.verified]
-            start = {"right": probed, "student": [1.0, 1.0], "since": _since(probed), "sure": list(_SURE)}
+            start = {"right": probed, "student": [1.0, 1.0], "since": since(probed), "sure": list(_SURE)}
             entry = gate.setdefault(name, start | {"tick": tick - 1})
             known = entry["right"]
-            if _compared(entry["since"], seen.right, seen.asked):
+            if has_changed(entry["since"], seen.right, seen.asked):
                 known, entry["sure"] = [1.0, 1.0], list(_SURE)
-            entry["sure"] = self._updated(entry["sure"], seen.right_again, seen.again, _SURE, _LASTING)
+            entry["sure"] = updated(entry["sure"], seen.right_again, seen.again, _LASTING, _SURE)
             # One that was off is seen again after many ticks. What it was then counts less, but it is still the best
             # guess: with the prior in its place, one that was never right would be back after each look.
             faded, entry["tick"] = self.forget ** (tick - entry["tick"] - 1), tick
             known, student = ([faded * x for x in beta] for beta in (known, entry["student"]))
-            entry["right"] = self._updated(known, seen.right, seen.asked)
+            entry["right"] = updated(known, seen.right, seen.asked, self.forget)
             if not entry["since"]["asked"]:
                 entry["since"]["known"] = entry["right"]
-            entry["student"] = self._updated(student, credible * seen.successes, seen.attempts)
-
-    def _updated(
-        self,
-        beta: list[float],
-        successes: float,
-        attempts: int,
-        prior: tuple[float, float] = (1.0, 1.0),
-        memory: float | None = None,
-    ) -> list[float]:
-        """A Beta posterior that forgets (None: as `forget` says), after more attempts; without any it stays."""
-        if not attempts:
-            return beta
-        kept, counted = self.forget if memory is None else memory, (successes, attempts - successes)
-        return [p + kept * (old - p) + new for old, p, new in zip(beta, prior, counted, strict=True)]
+            entry["student"] = updated(student, credible * seen.successes, seen.attempts, self.forget)
 
     def _leads(
         self, entry: State, teachers: Mapping[str, TeacherSeen | None]
     ) -> tuple[dict[str, float], dict[Any, float]]:
         """Worth in [0, 1] of each teacher on a skill, and the odds at which teachers of the same worth share."""
-        p, p_var = _beta(*entry["student"])
+        p, p_var = moments(entry["student"])
         teaching = {name: seen for name, seen in teachers.items() if seen is not None and seen.teaches}
         posterior = {}
         for name, seen in teaching.items():
             if name in entry["gate"]:
-                posterior[name] = _beta(*entry["gate"][name]["right"])
+                posterior[name] = moments(entry["gate"][name]["right"])
             elif seen.probed and entry["trace"]:  # a lead is over a student that was seen
-                posterior[name] = _beta(1 + seen.verified, 1 + seen.probed - seen.verified)
+                posterior[name] = moments([1.0 + seen.verified, 1.0 + seen.probed - seen.verified])
         # Of teachers that nobody has verified none can be preferred: least of all the one that disagrees most.
         apart = [entry["apart"][name] for name in teaching if name not in posterior and name in entry["apart"]]
         trusted = clip(max(apart) / self.kappa, 0, 1) if apart else 1.0
@@ -293,7 +287,7 @@ class Gap(Rule):
                 continue
             c, c_var = posterior[name]
             if name in entry["gate"]:
-                lead = _mean(entry["gate"][name]["sure"]) - _mean(entry["gate"][name]["student"])
+                lead = mean(entry["gate"][name]["sure"]) - mean(entry["gate"][name]["student"])
                 # A ramp, and no threshold: measured competence wavers, and weights should not.
                 known = min(c / (2 * self.cover), 1.0) if self.cover else 1.0
                 worth[name] = clip(lead / self.headroom, 0, 1) * known**3
@@ -341,29 +335,12 @@ class Gap(Rule):
 
 def _to_gain(entry: State) -> float:
     """What a skill's prompts can still gain, in [0, 1]: what is wrong, less of it where the skill stands still."""
-    wrong, trace = 1 - _mean(entry["student"]), entry["trace"]
+    wrong, trace = 1 - mean(entry["student"]), entry["trace"]
     if len(trace) < _WATCHED:
         return wrong
     (before, doubt), (now, doubt_now) = trace[-1 - _RECENT], trace[-1]
     moved = abs(now - before) - math.sqrt(doubt + doubt_now)
     return wrong * clip(_PATIENT + moved / _RISE, _PATIENT, 1.0)
-
-
-def _since(known: list[float]) -> State:
-    """What was known of a teacher, or a reward, when it was last compared with that, and what was seen since."""
-    return {"known": known, "right": 0, "asked": 0}
-
-
-def _compared(since: State, right: int, asked: int) -> bool:
-    """Tell whether a teacher, or a reward, is right far more or less often than it was; moves `since`, in place."""
-    right, asked = since["right"] + right, since["asked"] + asked
-    if asked < _ENOUGH:
-        since.update(right=right, asked=asked)
-        return False
-    since.update(right=0, asked=0)
-    mean, variance = _beta(*since["known"])
-    spread = math.sqrt(mean * (1 - mean) / asked + variance)
-    return abs(right / asked - mean) > _SURPRISE * spread
 
 
 def _table(shares: Mapping[str, float]) -> State:
@@ -385,13 +362,3 @@ def _shares(table: State) -> dict[str, float]:
 def _trust(genuine: float) -> float:
     """How far a reward is trusted of whose payments a share `genuine` is right, in [0, 1]."""
     return clip((genuine - _HALF_RIGHT) / (_RIGHT - _HALF_RIGHT), 0, 1)
-
-
-def _mean(beta: list[float]) -> float:
-    return _beta(*beta)[0]
-
-
-def _beta(a: float, b: float) -> tuple[float, float]:
-    """Mean and variance of Beta(a, b)."""
-    mean = a / (a + b)
-    return mean, mean * (1 - mean) / (a + b + 1)

@@ -29,7 +29,7 @@ from rld.types import Event
 _OURS = re.compile(
     r"loss|entropy|entropy_coef"
     r"|(loss|weight|scale|phase|teacher|progress|audit|retention|level|share|tokens|time)/.+"
-    r"|(grad|noise|aligned|divergence|distance)/.+"
+    r"|(grad|noise|aligned|divergence|distance|sure)/.+"
 )
 _TRL_REWARD = re.compile(r"rewards/(.+)/mean")
 _SHOWN = {

@@ -287,6 +287,8 @@ class Steering:
                 metrics[f"progress/{skill}"] = news.successes / news.attempts
             if news.audited:
                 metrics[f"audit/{skill}"] = news.genuine / news.audited
+            asked = {name: told for name, told in news.teachers.items() if told.again}
+            metrics |= {f"sure/{name}/{skill}": told.right_again / told.again for name, told in asked.items()}
             if news.pulls is not None:
                 metrics |= {f"noise/{signal}/{skill}": value for signal, value in news.pulls.noise.items()}
                 metrics |= {f"aligned/{signal}/{skill}": value for signal, value in news.pulls.aligned.items()}

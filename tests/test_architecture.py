@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A module imports only from those that stand before it.
 ORDER = """
     errors journal hints types
-    divergences combine features rule retention gap directions yoked controllers stages recipe
+    divergences combine features rule retention beliefs gap directions yoked controllers stages recipe
     source library installed document token_files reserved checks reading
     questions data stream lessons
     compact together taps shortlist heads align packing vocabulary response matching student tokens hosting
