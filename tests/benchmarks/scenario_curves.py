@@ -1,5 +1,7 @@
 """Draw `docs/results/report/*.json`: each scenario's mean held-out score against compute, one line per arm.
 
+Arms that were not run again are those of `docs/results/earlier`.
+
     python -m tests.benchmarks.scenario_curves docs/results/scenarios.svg
 
 needs matplotlib.
@@ -29,12 +31,13 @@ def curve(run: dict[str, Any], at: np.ndarray) -> np.ndarray:
 
 
 def main(output: Path) -> None:
-    paths = sorted((ROOT / "docs" / "results" / "report").glob("s*.json"))
+    results = ROOT / "docs" / "results"
+    paths = sorted((results / "report").glob("s*.json"))
     figure, axes = plt.subplots(2, 4, figsize=(13, 6), sharey=True)
     for path, ax in zip(paths, axes.flat, strict=True):
-        result = json.loads(path.read_text())
+        now, earlier = (json.loads((results / name / path.name).read_text())["runs"] for name in ("report", "earlier"))
         for arm, colour in ARMS.items():
-            runs = [run for run in result["runs"] if run["arm"] == arm]
+            runs = [run for run in now if run["arm"] == arm] or [run for run in earlier if run["arm"] == arm]
             at = np.linspace(0, min(run["curve"][-1]["flops"] for run in runs), 60)
             curves = np.stack([curve(run, at) for run in runs])
             middle, error = curves.mean(0), curves.std(0, ddof=1) / len(runs) ** 0.5
