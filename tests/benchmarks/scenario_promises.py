@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.scenario_promises runs/report
 
-The folder is that of `rld ablate` over the scenarios, with the arms `gap`, `distil` and `policy`, as
+The folder is that of `rld ablate` over the scenarios, with the arm `gap`, in s5 `distil` and in s7 `policy` too, as
 `docs/controller.md` has it. What is asked is in `docs/controller.md` too; scores are those of held-out rows.
 """
 
@@ -15,6 +15,7 @@ from statistics import fmean
 
 from tests.learning.test_scenarios import EVERY, OFF, SKILLS, Finished
 
+ARMS = ("gap", "distil", "policy")
 Arms = dict[str, Finished]
 Promises = dict[str, bool]
 
@@ -104,7 +105,7 @@ def lines(folder: Path) -> Iterator[str]:
     """One for each promise."""
     for name, promises in SCENARIOS.items():
         seeds = sorted((folder / name).glob("seed-*"))
-        kept = [promises({arm: Finished(seed / arm) for arm in ("gap", "distil", "policy")}) for seed in seeds]
+        kept = [promises({arm: Finished(seed / arm) for arm in ARMS if (seed / arm).is_dir()}) for seed in seeds]
         for promise in kept[0]:
             yield f"{name}: {promise}: {sum(found[promise] for found in kept)} of {len(kept)}"
 
