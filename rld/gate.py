@@ -205,6 +205,10 @@ class Gate:
         with teacher.running(self.device) as model:
             answers = evaluation.sample(model, tokenizer, prompts, self.max_new_tokens, 0, self._again_at)
         credits = self._credits(teacher, rows, tokenizer.batch_decode(answers, skip_special_tokens=True))
+        for row, credit in zip(rows, credits, strict=True):
+            if credit is None:  # nothing is learnt of this skill by asking more
+                skill = str(row.get("skill", DEFAULT_SKILL))
+                known[skill] = known.get(skill, 0) + 1
         return {key: is_success(credit) for key, credit in zip(asked, credits, strict=True) if credit is not None}
 
     def _warn_of_silence(self, teacher: Teacher, verdicts: list[bool]) -> None:

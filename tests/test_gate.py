@@ -170,6 +170,12 @@ def test_nobody_is_asked_once_more_unless_the_controller_wants_it_or_where_nothi
         gate = Gate([made], tiny.tokenizer(), lambda completions, **_: [1.0] * len(completions), 3, CPU, None, again_at)
         assert gate.open(rows(), torch.ones(8, 1).bool()).all()
         assert not gate.again_BK2.any()
+    silent = Gate([teacher()], tiny.tokenizer(), lambda completions, **_: [None] * len(completions), 3, CPU, None, 1.0)
+    spent = []
+    for first in range(0, 60, 20):
+        silent.open(prompts(20, first), torch.ones(20, 1).bool())
+        spent.append(silent.num_tokens)
+    assert spent[1] - spent[0] > 1.5 * (spent[2] - spent[1])  # a verifier without a say is not asked for ever
     assert Gap().needs.again
     assert not (Gap(by_gate=False).needs.again or Fixed().needs.again)
 
