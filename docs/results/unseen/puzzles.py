@@ -1,7 +1,7 @@
 """Puzzles on words of the letters a to f, with one token per character, and teachers that get some of them wrong.
 
-Each is a function `(rng, *, length, wrong) -> (question, answer)` with questions such as `Sabcd=`. Where the last letter
-is one of the first `wrong`, each letter of the answer is moved on by three: `wrong: 6` is wrong everywhere.
+Each is a function `(rng, *, length, wrong) -> (question, answer)` with questions such as `Sabcd=`. Where the last
+letter is one of the first `wrong`, each letter of the answer is moved on by three: `wrong: 6` is wrong everywhere.
 """
 
 from __future__ import annotations
