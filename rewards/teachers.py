@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rld.errors import RewardError
-from rld.heads import Head, log_probabilities
+from rld.models.heads import Head, log_probabilities
 
 from . import text_of
 

@@ -7,13 +7,13 @@ from pathlib import Path as _Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rld.config import RLDConfig as RLDConfig
-    from rld.controllers import Fixed as Fixed
-    from rld.gap import Gap as Gap
-    from rld.reading import read as read
-    from rld.recipe import Recipe as Recipe
-    from rld.teachers import Teacher as Teacher
-    from rld.trainer import RLDTrainer as RLDTrainer
+    from rld.controllers.baselines import Fixed as Fixed
+    from rld.controllers.gap import Gap as Gap
+    from rld.recipe.reading import read as read
+    from rld.recipe.schema import Recipe as Recipe
+    from rld.teachers.teacher import Teacher as Teacher
+    from rld.trainer.rld_config import RLDConfig as RLDConfig
+    from rld.trainer.rld_trainer import RLDTrainer as RLDTrainer
 
 # Installed, rewards/, curricula/ and recipes/ are inside this folder; in a source checkout they are beside it, and
 # this makes them importable as rld.rewards and so on all the same.
@@ -21,13 +21,13 @@ if not (_Path(__file__).resolve().parent / "rewards").is_dir():
     __path__.append(str(_Path(__file__).resolve().parent.parent))
 
 _HOMES = {
-    "RLDConfig": "config",
-    "RLDTrainer": "trainer",
-    "Teacher": "teachers",
-    "Fixed": "controllers",
-    "Gap": "gap",
-    "Recipe": "recipe",
-    "read": "reading",
+    "RLDConfig": "trainer.rld_config",
+    "RLDTrainer": "trainer.rld_trainer",
+    "Teacher": "teachers.teacher",
+    "Fixed": "controllers.baselines",
+    "Gap": "controllers.gap",
+    "Recipe": "recipe.schema",
+    "read": "recipe.reading",
 }
 __all__ = sorted(_HOMES)
 

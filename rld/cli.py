@@ -19,15 +19,11 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from rld import catalogue, library
-from rld.errors import LibraryError, RecipeError, RldError
-from rld.hints import hint
-from rld.overview import overview
-from rld.reading import read
-
-
-class UsageError(RldError):
-    """A command line that does not parse."""
+from rld.errors import LibraryError, RecipeError, RldError, UsageError
+from rld.recipe import catalogue, registry
+from rld.recipe.reading import read
+from rld.reporting.overview import overview
+from rld.utils.suggestions import hint
 
 
 class _Parser(argparse.ArgumentParser):
@@ -158,13 +154,13 @@ def _is_main() -> bool:
 
 def _train(options: argparse.Namespace) -> int:
     """Run all the stages of a recipe."""
-    source = library.find_recipe(options.recipe)
+    source = registry.find_recipe(options.recipe)
     recipe = read(source, options.overrides)
     output: Path = options.output or Path("runs") / recipe.name
     if _is_main() and not options.resume:
         require_free(output)
     _share_the_cores()
-    from rld.pipeline import train
+    from rld.pipeline.train import train
 
     return train(recipe, source, output, options.resume)
 
@@ -194,7 +190,7 @@ def require_free(output: Path) -> None:
 
 def _check(options: argparse.Namespace) -> int:
     """Validate a recipe without loading anything, and show what it will do and cost."""
-    source = library.find_recipe(options.recipe)
+    source = registry.find_recipe(options.recipe)
     recipe = read(source, options.overrides)
     if _is_main():
         Console(highlight=False).print(overview(recipe, source.parent))
@@ -203,10 +199,10 @@ def _check(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     """Score a model on the held-out rows of a recipe."""
-    source = library.find_recipe(options.recipe)
+    source = registry.find_recipe(options.recipe)
     recipe = read(source, options.overrides)
     _share_the_cores()
-    from rld.pipeline import evaluate
+    from rld.pipeline.train import evaluate
 
     return evaluate(options.model, recipe, source)
 
@@ -215,8 +211,8 @@ def _ablate(options: argparse.Namespace) -> int:
     """Train variants of a recipe from the same start with several seeds, and compare them."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("rld ablate starts its own processes; run it without accelerate launch, and see --jobs")
-    source = library.find_recipe(options.recipe)
-    from rld.ablation import ablate
+    source = registry.find_recipe(options.recipe)
+    from rld.ablation.ablate import ablate
 
     return ablate(
         source, options.overrides, options.arms, options.seeds, options.output, options.jobs, max_flops=options.flops
@@ -225,10 +221,10 @@ def _ablate(options: argparse.Namespace) -> int:
 
 def _cache_teachers(options: argparse.Namespace) -> int:
     """Score the gold answers that a recipe trains on once, before it trains."""
-    source = library.find_recipe(options.recipe)
+    source = registry.find_recipe(options.recipe)
     recipe = read(source, options.overrides)
     _share_the_cores()
-    from rld.pipeline import cache_teachers
+    from rld.pipeline.train import cache_teachers
 
     return cache_teachers(recipe, source, options.output or Path("runs") / recipe.name)
 
@@ -237,7 +233,7 @@ def _serve_teacher(options: argparse.Namespace) -> int:
     """Serve a model over HTTP as a teacher of students elsewhere."""
     _share_the_cores()
     try:
-        from rld.serving import serve
+        from rld.teachers.server import serve
     except ModuleNotFoundError as error:
         if error.name in ("fastapi", "uvicorn"):
             raise UsageError(
@@ -254,7 +250,7 @@ def _report(options: argparse.Namespace) -> int:
     if not (run / "recipe.json").is_file():
         beside = [str(path.parent) for path in run.parent.glob("*/recipe.json")]
         raise UsageError(f"{run} holds no run{hint(str(run), beside)}")
-    from rld.report import write_report
+    from rld.reporting.report import write_report
 
     print(write_report(run))
     return 0

@@ -49,3 +49,11 @@ class ControllerError(RldError, ValueError):
 
 class CheckpointError(RldError, ValueError):
     """A checkpoint that is missing, incomplete or from another run."""
+
+
+class ArmError(RldError, ValueError):
+    """Arms that cannot be run; one line per mistake, each with its arm."""
+
+
+class UsageError(RldError):
+    """A command line that does not parse."""

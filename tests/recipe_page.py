@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from rld.recipe import Recipe
+from rld.recipe.schema import Recipe
 
 PAGE = Path(__file__).parent.parent / "docs" / "recipe.md"
 

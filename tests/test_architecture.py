@@ -1,4 +1,4 @@
-"""The house: modules import in one direction, what is light stays light, and every shipped recipe is valid."""
+"""The house: packages import in one direction, light modules stay light, and every shipped recipe is valid."""
 
 from __future__ import annotations
 
@@ -6,72 +6,119 @@ import ast
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-from rld import library
-from rld.reading import read
+from rld.recipe import registry
+from rld.recipe.reading import read
 
 ROOT = Path(__file__).resolve().parent.parent
-# A module imports only from those that stand before it.
-ORDER = """
-    errors journal hints types
-    divergences combine features rule retention beliefs gap directions yoked controllers stages recipe
-    source library installed document token_files reserved checks reading
-    questions data stream lessons
-    compact together taps shortlist heads align packing vocabulary response matching student tokens hosting
-    teachers translation panel evaluation payload remote hosted
-    prefill rollout checkpoint gate audit replay protection signals steering config sketches compass losses scoring
-    stopwatch trainer
-    cost overview catalogue curves history charts panels tables stylesheet progress report
-    arms jobs comparison outcomes scoreboard ablation
-    serving cache keeper models probing changes arguments build pipeline cli __main__
+PACKAGE = ROOT / "rld"
+ALLOWED = {  # the packages that each package may import, beside itself and the modules that are free to all
+    "utils": "",
+    "models": "",
+    "losses": "models",
+    "controllers": "",
+    "recipe": "losses controllers",
+    "data": "recipe",
+    "teachers": "models losses",
+    "rollout": "models losses controllers teachers",
+    "evaluation": "models recipe rollout",
+    "trainer": "models losses controllers data teachers rollout",
+    "reporting": "recipe",
+    "pipeline": "models losses controllers recipe data teachers rollout evaluation trainer reporting",
+    "ablation": "recipe controllers reporting",
+    "cli": "recipe reporting pipeline ablation teachers",
+    "rewards": "models.heads",
+    "curricula": "",
+}
+FREE = {"errors", "types", "utils"}
+LIGHT = """
+    cli errors types utils.options utils.files utils.suggestions utils.flops utils.run_folder losses.divergences
+    losses.combination losses.token_weights losses.features controllers recipe.reading recipe.schema reporting.overview
 """.split()  # noqa: SIM905 - a list this long is easier to read as text
-CONTENT = {"rewards": {"types", "errors", "heads"}, "curricula": {"types", "errors"}}
+HEAVY = {"torch", "transformers", "trl", "datasets", "peft", "numpy", "accelerate", "reasoning_gym"}
+MAY_IMPORT_TRL = ["trainer.", "models.heads", "pipeline.sft", "pipeline.run"]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 
 
-def imports(path: Path) -> set[str]:
-    """Return the modules of rld that a file imports, anywhere in it."""
-    found = set()
+def module_name(path: Path) -> str:
+    """Return a module's dotted name below `rld`."""
+    name = path.relative_to(PACKAGE if path.is_relative_to(PACKAGE) else ROOT).with_suffix("").as_posix()
+    return name.replace("/", ".").removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py")) if path.parent.name != "metrics"}
+PLUGINS = {module_name(path): path for kind in ("rewards", "curricula") for path in sorted((ROOT / kind).glob("*.py"))}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Yield the modules of rld that a file imports, anywhere in it."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module == "rld":
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").startswith("rld."):
-            found.add(node.module.split(".")[1])
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").split(".")[0] == "rld":
+            base = node.module.removeprefix("rld").removeprefix(".")
+            for alias in node.names:
+                inner = f"{base}.{alias.name}".removeprefix(".")
+                yield inner if inner in MODULES else base
         elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("rld.")}
-    return found
+            yield from (alias.name.removeprefix("rld.") for alias in node.names if alias.name.startswith("rld."))
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "rld").glob("*.py")), ids=lambda path: path.stem)
-def test_a_module_imports_only_what_stands_before_it(path):
-    if path.stem == "__init__":
+@pytest.mark.parametrize("name", [*MODULES, *PLUGINS])
+def test_a_package_imports_only_what_the_table_allows(name):
+    package = name.split(".")[0]
+    if package in ("", "__init__", "__main__"):
         return
-    assert path.stem in ORDER, f"put {path.stem} into ORDER"
-    assert imports(path) <= set(ORDER[: ORDER.index(path.stem)])
+    if package in FREE - {"utils"}:
+        allowed: set[str] = FREE - {"utils"}
+    else:
+        allowed = {package, *FREE, *ALLOWED[package].split()}
+    others = [other for other in imported({**MODULES, **PLUGINS}[name]) if other]
+    assert [other for other in others if other not in allowed and other.split(".")[0] not in allowed] == []
 
 
-@pytest.mark.parametrize("kind", CONTENT)
-def test_rewards_and_curricula_know_nothing_of_the_trainer(kind):
-    paths = list((ROOT / kind).glob("*.py"))
-    assert paths
-    for path in paths:
-        assert imports(path) <= CONTENT[kind], path
+def test_no_two_modules_import_each_other():
+    graph = {name: set(imported(path)) - {name, ""} for name, path in MODULES.items() if name not in ("", "__init__")}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_light_modules_import_no_heavy_library():
+    code = f"""
+import importlib, sys
+for name in {LIGHT}:
+    importlib.import_module("rld." + name)
+    heavy = {HEAVY} & set(sys.modules)
+    if heavy:
+        sys.exit(f"importing rld.{{name}} imports {{sorted(heavy)}}")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_trl_is_imported_in_few_places():
+    def imports_trl(path: Path) -> bool:
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        names = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0]
+        names += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        return any(name.split(".")[0] == "trl" for name in names)
+
+    found = [name for name, path in MODULES.items() if imports_trl(path)]
+    assert [name for name in found if not name.startswith(tuple(MAY_IMPORT_TRL))] == []
 
 
 def test_every_folder_with_code_is_packaged():
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     packages = {name.removeprefix("rld.").replace(".", "/") for name in setuptools["packages"]}
     assert {str(path.parent.relative_to(ROOT)) for path in (ROOT / "recipes").rglob("*.yaml")} <= packages
-    shipped = {Path(pattern).parts[0] for pattern in setuptools["package-data"]["rld"] if pattern.endswith(".py")}
-    assert {path.relative_to(ROOT / "rld").parts[0] for path in (ROOT / "rld").glob("*/**/*.py")} <= shipped
-
-
-def test_no_module_is_longer_than_a_reader_can_hold_in_mind():
-    lengths = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "rld").glob("*.py")}
-    assert [name for name, length in lengths.items() if length > 400] == []
+    folders = {path.parent.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("__init__.py")} - {"."}
+    assert folders <= packages
+    assert "evaluation/metrics/*.py" in setuptools["package-data"]["rld"]
 
 
 def test_recipes_ship():
@@ -82,7 +129,7 @@ def test_recipes_ship():
 def test_every_shipped_recipe_is_valid_and_says_what_it_is(path):
     assert read(path).name == path.stem
     name = path.relative_to(ROOT / "recipes").with_suffix("").as_posix()
-    assert library.names("recipes")[name], "its first line should be a comment that says what it does"
+    assert registry.names("recipes")[name], "its first line should be a comment that says what it does"
 
 
 RECIPE = """\

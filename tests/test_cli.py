@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from rld import catalogue, cli, library
+from rld import cli
 from rld.errors import CheckpointError, RewardError
+from rld.recipe import catalogue, registry
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = """\
@@ -196,7 +197,7 @@ def test_list_names_every_kind(capsys, monkeypatch):
 
 
 def test_copy_takes_the_files_that_a_recipe_names_and_overwrites_only_by_force(folder, capsys, monkeypatch):
-    monkeypatch.setattr(library, "folder", lambda kind: folder)
+    monkeypatch.setattr(registry, "folder", lambda kind: folder)
     code, out, _ = run(capsys, "copy", "count", "mine")
     assert code == 0
     assert out.split() == ["mine/count.yaml", "mine/tasks.py", "mine/rows.csv"]
@@ -214,7 +215,7 @@ def test_copy_takes_the_files_that_a_recipe_names_and_overwrites_only_by_force(f
 def test_report_draws_a_runs_page_again(folder, capsys, monkeypatch):
     (folder / "run").mkdir()
     (folder / "run" / "recipe.json").write_text(json.dumps({}))
-    fake(monkeypatch, "rld.report", write_report=lambda path: path / "report.html")
+    fake(monkeypatch, "rld.reporting.report", write_report=lambda path: path / "report.html")
     assert run(capsys, "report", "run") == (0, "run/report.html\n", "")
 
 
@@ -228,7 +229,7 @@ def pipeline(monkeypatch, error=None):
             raise error
         return 0
 
-    fake(monkeypatch, "rld.pipeline", train=train)
+    fake(monkeypatch, "rld.pipeline.train", train=train)
     return seen
 
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rld import library
 from rld.errors import CurriculumError
+from rld.recipe import registry
 from rld.types import Curriculum, Task
 
-NAMES = sorted(library.names("curricula"))
+NAMES = sorted(registry.names("curricula"))
 LEVELS = {"one": 1, "two": 2, "many": 6}
 OBSERVATIONS = st.lists(
     st.tuples(st.sampled_from(sorted(LEVELS)), st.integers(0, 5), st.integers(0, 64), st.floats(0, 1)), max_size=60
@@ -23,7 +23,7 @@ OBSERVATIONS = st.lists(
 
 
 def make(name: str, levels: dict[str, int] | None = None, **options) -> Curriculum:
-    return library.load("curricula", name, Path())(LEVELS if levels is None else levels, **options)
+    return registry.load("curricula", name, Path())(LEVELS if levels is None else levels, **options)
 
 
 def observe(curriculum: Curriculum, observations) -> None:

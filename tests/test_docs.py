@@ -11,12 +11,12 @@ import torch
 import yaml
 from peft import LoraConfig, get_peft_model
 
-import tests.tiny as tiny
+import tests.support.tiny as tiny
 from rld.cli import main
 from rld.controllers import AnyController
-from rld.hosted import Hosted
-from rld.stages import Distill
-from rld.teachers import Teacher
+from rld.recipe.stages.distill import Distill
+from rld.teachers.local import Hosted
+from rld.teachers.teacher import Teacher
 from tests.recipe_page import PAGE, page
 
 ROOT = Path(__file__).parent.parent
@@ -88,7 +88,7 @@ def test_the_page_on_teachers_shows_what_a_stage_and_a_script_take(tmp_path, mon
     (script,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     far = Teacher(tiny.model(seed=1), tokenizer=tiny.tokenizer())
-    monkeypatch.setattr("rld.remote.server", lambda url, top_k: Hosted(far, torch.device("cpu"), top_k))
+    monkeypatch.setattr("rld.teachers.remote.server", lambda url, top_k: Hosted(far, torch.device("cpu"), top_k))
     (name,) = re.findall(r'"(HuggingFaceTB/[^"]+)"', script)
     tiny.model(seed=0).save_pretrained("student")
     tiny.tokenizer().save_pretrained("student")

@@ -8,8 +8,8 @@ import random
 
 import pytest
 
-from rld import library
 from rld.errors import RewardError
+from rld.recipe import registry
 
 
 def reward(name: str):
@@ -23,7 +23,7 @@ def chat(text: str) -> list[dict[str, str]]:
 
 def test_every_reward_takes_chat_and_plain_completions():
     given = {"answer": ["4", "4"], "entry": ["", ""], "completion_ids": [[1], [1, 2]], "prompts": ["", ""]}
-    for name in library.names("rewards"):
+    for name in registry.names("rewards"):
         if name.startswith("teachers:"):
             continue  # opinions, with tests of their own
         options = {"target": 1} if name == "shape:brief" else {}

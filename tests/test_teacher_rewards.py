@@ -15,12 +15,12 @@ from tokenizers import Tokenizer, models, processors
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 
-import tests.tiny as tiny
+import tests.support.tiny as tiny
 from rld.cli import main
-from rld.config import RLDConfig
 from rld.errors import RewardError
-from rld.rollout import checked
-from rld.trainer import RLDTrainer
+from rld.rollout.rewards import checked
+from rld.trainer.rld_config import RLDConfig
+from rld.trainer.rld_trainer import RLDTrainer
 
 ASK = "{question}={completion}:"
 TEXTS = ["ab", "c", "jihgfedcba", "aa", "bj", "cab", "d", "ee", "abcdefg", "hh"]  # more than one forward takes

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-import tests.tiny as tiny
-from rld.config import RLDConfig
-from rld.controllers import Fixed
-from rld.teachers import Teacher
-from rld.trainer import RLDTrainer
+import tests.support.tiny as tiny
+from rld.controllers.baselines import Fixed
+from rld.teachers.teacher import Teacher
+from rld.trainer.rld_config import RLDConfig
+from rld.trainer.rld_trainer import RLDTrainer
 
 PAGE = Path(__file__).parent.parent / "docs" / "walkthrough.md"
 

@@ -22,10 +22,11 @@ from torch import Tensor
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
-from rld.combine import Mixture
-from rld.divergences import ForwardKL
-from rld.heads import Head
-from rld.vocabulary import Matching, Said, Sampled, match
+from rld.losses.combination import Mixture
+from rld.losses.divergences import ForwardKL
+from rld.losses.fused_response import Matching, Sampled, match
+from rld.losses.teacher_distribution import Said
+from rld.models.heads import Head
 
 _TRL_CHUNK = 32768
 

@@ -20,9 +20,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
-from rld.compact import score_labels_only
-from rld.packing import Layout
-from rld.taps import tapped
+from rld.models.hidden_states import tapped
+from rld.models.prompt_sharing import Layout
+from rld.trainer.trl_patches import score_labels_only
 
 
 def batch(options: argparse.Namespace, vocabulary: int) -> tuple[Tensor, Tensor]:

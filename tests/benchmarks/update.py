@@ -25,13 +25,13 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer
 
-from rld.config import RLDConfig
-from rld.controllers import Fixed
-from rld.heads import Head
-from rld.packing import Layout
-from rld.taps import tapped
-from rld.teachers import Teacher
-from rld.trainer import RLDTrainer
+from rld.controllers.baselines import Fixed
+from rld.models.heads import Head
+from rld.models.hidden_states import tapped
+from rld.models.prompt_sharing import Layout
+from rld.teachers.teacher import Teacher
+from rld.trainer.rld_config import RLDConfig
+from rld.trainer.rld_trainer import RLDTrainer
 
 _WORDS = ["the", "of", "and", "to", "in", "is", "was", "for", "on", "that", "with", "as", "by", "at"]  # a token each
 _ORDER = "joint", "grpo", "distil", "distil"

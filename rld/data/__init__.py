@@ -1,0 +1,1 @@
+"""Rows: from generators and files to prompts and training examples. No model."""

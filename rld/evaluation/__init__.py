@@ -1,0 +1,1 @@
+"""How good a model is: scores on rows that no training sees."""

@@ -1,0 +1,180 @@
+"""How far a student is from a teacher, at every token.
+
+A divergence is a frozen model that is the callable: on log-probabilities `[..., V]` (log-softmaxed over the
+vocabulary V) it returns `[...]`, never negative, 0 only where the two agree. The call is the plain reference and what
+training computes: `vocabulary.py` calls it on a few tokens at a time, so that no logits of a whole batch are held.
+
+To add one, write a class with `__call__` and put its name in `AnyDivergence`, the last line.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import Field
+
+from rld.utils.options import FrozenOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def _kl_terms(p_V: Tensor, q_V: Tensor) -> Tensor:
+    """Summands of KL(p || q) from log-probabilities; a token that p never says contributes 0."""
+    p = p_V.exp()
+    return (p * (p_V - q_V)).masked_fill_(p == 0, 0.0)
+
+
+def _kl(p_V: Tensor, q_V: Tensor) -> Tensor:
+    return _kl_terms(p_V, q_V).sum(-1)
+
+
+def _mixture(p_V: Tensor, q_V: Tensor, share: float) -> Tensor:
+    """Log of `share * p + (1 - share) * q`."""
+    return (p_V + math.log(share)).logaddexp(q_V + math.log1p(-share))
+
+
+class _Divergence(FrozenOptions):
+    def at(self, progress: float) -> Self:
+        """The divergence at a point of training, 0 at its start and 1 at its end; most stay the same."""
+        return self
+
+    def __call__(self, student_V: Tensor, teacher_V: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class ForwardKL(_Divergence):
+    """KL(teacher || student): the student must cover everything the teacher might say (Hinton et al. 2015)."""
+
+    kind: Literal["forward_kl"] = "forward_kl"
+
+    def __call__(self, student_V: Tensor, teacher_V: Tensor) -> Tensor:
+        return _kl(teacher_V, student_V)
+
+
+class ReverseKL(_Divergence):
+    """KL(student || teacher): the student must not say what the teacher would not (Gu et al. 2024, MiniLLM)."""
+
+    kind: Literal["reverse_kl"] = "reverse_kl"
+
+    def __call__(self, student_V: Tensor, teacher_V: Tensor) -> Tensor:
+        return _kl(student_V, teacher_V)
+
+
+class JSD(_Divergence):
+    """Generalised Jensen-Shannon divergence (Agarwal et al. 2024, GKD, eq. 1), at most ln 2 for beta 0.5."""
+
+    kind: Literal["jsd"] = "jsd"
+    beta: float = Field(0.5, gt=0, lt=1)
+    """Weight of the teacher in the mixture."""
+
+    def __call__(self, student_V: Tensor, teacher_V: Tensor) -> Tensor:
+        mixture_V = _mixture(teacher_V, student_V, self.beta)
+        return self.beta * _kl(teacher_V, mixture_V) + (1 - self.beta) * _kl(student_V, mixture_V)
+
+
+class SkewKL(_Divergence):
+    """KL(teacher || a teacher + (1 - a) student): forward KL with a bounded gradient (Ko et al. 2024, DistiLLM)."""
+
+    kind: Literal["skew_kl"] = "skew_kl"
+    skew: float = Field(0.1, gt=0, lt=1)
+    """The teacher's share a of the mixture."""
+
+    def __call__(self, student_V: Tensor, teacher_V: Tensor) -> Tensor:
+        return _kl(teacher_V, _mixture(teacher_V, student_V, self.skew))
+
+
+class SkewReverseKL(_Divergence):
+    """KL(student || a student + (1 - a) teacher): reverse KL with a bounded gradient (Ko et al. 2024, DistiLLM)."""
+
+    kind: Literal["skew_reverse_kl"] = "skew_reverse_kl"
+    skew: float = Field(0.1, gt=0, lt=1)
+    """The student's share a of the mixture."""
+
+    def __call__(self, student_V: Tensor, teacher_V: Tensor) -> Tensor:
+        return _kl(student_V, _mixture(student_V, teacher_V, self.skew))
+
+
+class AdaptiveKL(_Divergence):
+    """Forward and reverse KL, mixed at each token by where the two differ (Wu et al. 2024, AKL, eq. 11 to 13).
+
+    The teacher's likeliest tokens that together reach `head` of its probability are the head, the rest the tail. With
+    `g` the summed difference of probabilities in each, it is `w KL(teacher || student) + (1 - w) KL(student ||
+    teacher)`, where `w = g_head / (g_head + g_tail)` takes no gradient. Costs a sort of the vocabulary where a
+    teacher is unsure.
+    """
+
+    kind: Literal["adaptive_kl"] = "adaptive_kl"
+    head: float = Field(0.5, gt=0, lt=1)
+    """Probability of the teacher that makes the head."""
+
+    def __call__(self, student_V: Tensor, teacher_V: Tensor) -> Tensor:
+        difference_V = (student_V.detach().exp() - teacher_V.exp()).abs()
+        gap, gap_head = difference_V.sum(-1), self._in_head(teacher_V.exp(), difference_V)
+        forward = (gap_head / gap.clamp(min=1e-30)).clamp(0, 1)
+        return forward * _kl(teacher_V, student_V) + (1 - forward) * _kl(student_V, teacher_V)
+
+    def _in_head(self, teacher_V: Tensor, difference_V: Tensor) -> Tensor:
+        """Sum of the differences over the teacher's head."""
+        size = min(64, teacher_V.shape[-1])
+        while True:  # a head is seldom more than a few tokens
+            largest, tokens = teacher_V.topk(size, dim=-1)
+            before = largest.cumsum(-1) - largest
+            if size == teacher_V.shape[-1] or bool((before[..., -1] >= self.head).all()):
+                return difference_V.gather(-1, tokens).masked_fill(before >= self.head, 0.0).sum(-1)
+            size = min(8 * size, teacher_V.shape[-1])
+
+
+class Taid(_Divergence):
+    """Forward KL from a target between student and teacher that moves to the teacher (Shing et al. 2025, TAID, eq. 4).
+
+    The target is `softmax((1 - t) log student + t log teacher)`, without gradient, and t goes from `start` to 1 in
+    proportion to the stage's steps. (The paper's adaptive rate is all but constant, since its momentum of relative
+    loss changes stays near 0.)
+    """
+
+    kind: Literal["taid"] = "taid"
+    start: float = Field(0.4, gt=0, le=1)
+    """The teacher's share t of the target at the start."""
+
+    def at(self, progress: float) -> Self:
+        return self.model_copy(update={"start": self.start + (1 - self.start) * min(max(progress, 0.0), 1.0)})
+
+    def __call__(self, student_V: Tensor, teacher_V: Tensor) -> Tensor:
+        target_V = (student_V.detach() * (1 - self.start) + teacher_V * self.start).log_softmax(-1)
+        return _kl(target_V, student_V)
+
+
+class TotalVariation(_Divergence):
+    """Half the summed differences of probability, in [0, 1] (Wen et al. 2023, f-DISTILL)."""
+
+    kind: Literal["total_variation"] = "total_variation"
+
+    def __call__(self, student_V: Tensor, teacher_V: Tensor) -> Tensor:
+        return 0.5 * (student_V.exp() - teacher_V.exp()).abs().sum(-1)
+
+
+class AlphaBeta(_Divergence):
+    """Alpha-beta divergence of student from teacher (Wang et al. 2025, ABKD, eq. 8; Cichocki et al. 2011).
+
+    `-1/(ab) sum_v [ p^a q^b - a/(a+b) p^(a+b) - b/(a+b) q^(a+b) ]` with p the teacher and q the student; it tends to
+    forward KL for a = 1, b to 0, and to reverse KL for a to 0, b = 1.
+    """
+
+    kind: Literal["alpha_beta"] = "alpha_beta"
+    alpha: float = Field(0.2, gt=0, le=1)
+    """Weight on where the two differ most."""
+    beta: float = Field(0.7, gt=0, le=1)
+    """Weight on where the student is sure."""
+
+    def __call__(self, student_V: Tensor, teacher_V: Tensor) -> Tensor:
+        a, b, both = self.alpha, self.beta, self.alpha + self.beta
+        cross = (a * teacher_V + b * student_V).exp()
+        return (a / both * (both * teacher_V).exp() + b / both * (both * student_V).exp() - cross).sum(-1) / (a * b)
+
+
+AnyDivergence = Annotated[
+    ForwardKL | ReverseKL | JSD | SkewKL | SkewReverseKL | AdaptiveKL | Taid | TotalVariation | AlphaBeta,
+    Field(discriminator="kind"),
+]

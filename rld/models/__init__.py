@@ -1,0 +1,1 @@
+"""Language models as machinery: heads, hidden states, rows, prompts, adapters. No loss, no teacher."""

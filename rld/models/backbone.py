@@ -1,0 +1,73 @@
+"""Run a frozen model's backbone in batches that fit into memory, and keep its hidden states.
+
+Shapes: B completions, T completion tokens, P prompt tokens, S = P + T, H width, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rld.models.hidden_states import Tap, depth, stacked, tapped
+from rld.models.prompt_sharing import Layout
+
+
+class States(NamedTuple):
+    """A model's states at the positions that predict the completion tokens."""
+
+    last_BTH: Tensor
+    """The last hidden states."""
+    mapped_BLTH: Tensor | None
+    """Those at the taps, narrower ones padded with zeros; None without taps."""
+    num_computed: int
+    """Tokens that went through the model."""
+
+
+@torch.no_grad()
+def hidden_states(
+    model: PreTrainedModel,
+    ids_BS: Tensor,
+    attention_BS: Tensor,
+    num_tokens: int,
+    taps: Sequence[Tap],
+    batch: int,
+    layout: Layout,
+) -> States:
+    """Run a teacher's backbone over prompts and completions.
+
+    Args:
+        model: The teacher; only its backbone is run.
+        ids_BS: Prompt and completion token ids, `S = P + T`.
+        attention_BS: 1 for real tokens.
+        num_tokens: T, the completion tokens at the end of each row.
+        taps: What to hand over besides the last state.
+        batch: Completions per forward, or some more where it would separate those of one prompt.
+        layout: How its rows are laid out.
+    """
+    last, mapped, num_computed = [], [], 0
+    for piece in layout.batches(ids_BS, num_tokens, batch):
+        rows = layout.rows(ids_BS[piece], attention_BS[piece], num_tokens)
+        num_computed += rows.num_computed
+        with tapped(model, taps, rows.restore) as states:
+            model.base_model(**rows.inputs, use_cache=False)
+        last.append(states[depth(model)])
+        if taps:
+            mapped.append(stacked(states, taps))
+    return States(torch.cat(last), torch.cat(mapped) if taps else None, num_computed)
+
+
+def as_many_as_fit(run: Callable[[int], States], batch: int) -> tuple[States, int]:
+    """Run with `batch` completions per forward, half as many while memory runs out; also return how many it was."""
+    while True:
+        try:
+            return run(batch), batch
+        except RuntimeError as error:
+            if batch == 1 or not should_reduce_batch_size(error):
+                raise
+        clear_device_cache(garbage_collection=True)  # not in the handler: there the error holds what it failed with
+        batch //= 2

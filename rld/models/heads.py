@@ -1,0 +1,102 @@
+"""A language model's output head apart from its model.
+
+Shapes: B completions, T completion tokens, H width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+from trl.trainer.utils import FusedCausalLMOutput as FusedCausalLMOutput
+
+from rld.utils.tensors import precise
+
+
+@dataclass(frozen=True)
+class Head:
+    """A language model's output head: `softcap(scale * (h @ weight.T + bias))`."""
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+    softcap: float | None
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Head:
+        """Read the head off `model`, with the logit transforms that its configuration names."""
+        config = model.config.get_text_config()
+        output = model.get_output_embeddings()
+        scales = (getattr(config, name, None) for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"))
+        scale = next((value for value in scales if value is not None), None)
+        divisor = getattr(config, "logits_scaling", None)
+        if scale is None and divisor is not None:
+            scale = divisor if config.model_type == "hyperclovax" else 1 / divisor
+        softcap = getattr(config, "final_logit_softcapping", None)
+        return cls(output.weight, output.bias, 1.0 if scale is None else scale, softcap)
+
+    def detach(self) -> Head:
+        """The head without gradients."""
+        bias = None if self.bias is None else self.bias.detach()
+        return Head(self.weight.detach(), bias, self.scale, self.softcap)
+
+    def in_float32(self) -> Head:
+        """The head in full precision."""
+        return Head(self.weight.float(), None if self.bias is None else self.bias.float(), self.scale, self.softcap)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits `[..., V]` in at least single precision, without a gradient to the head, which is not widened."""
+        weight = self.weight.detach()
+        z_NV = precise(hidden.to(weight.dtype) @ weight.T)
+        if self.bias is not None:
+            z_NV = z_NV + self.bias.detach()
+        if self.scale != 1:
+            z_NV = z_NV * self.scale
+        return z_NV if self.softcap is None else self.softcap * (z_NV / self.softcap).tanh()
+
+    def slope(self, logits_NV: Tensor) -> Tensor | float:
+        """Derivative of the logits by `h @ weight.T`."""
+        if self.softcap is None:
+            return self.scale
+        return self.scale * (1 - (logits_NV / self.softcap) ** 2)
+
+    def first(self, size: int) -> Head:
+        """The head over the first `size` tokens: padded vocabularies of one tokenizer differ only behind those."""
+        if self.weight.shape[0] == size:
+            return self
+        return self._cut(slice(size))
+
+    def of_tokens(self, ids: Sequence[int]) -> Head:
+        """The head over these tokens alone, in their order."""
+        return self._cut(list(ids))
+
+    def _cut(self, rows: slice | list[int]) -> Head:
+        return Head(self.weight[rows], None if self.bias is None else self.bias[rows], self.scale, self.softcap)
+
+    def to(self, device: torch.device) -> Head:
+        """The head on another device."""
+        head = self.detach()
+        return Head(
+            head.weight.to(device), None if head.bias is None else head.bias.to(device), self.scale, self.softcap
+        )
+
+
+@torch.no_grad()
+def log_probabilities(head: Head, hidden_BTH: Tensor, targets_BT: Tensor, temperature: float) -> Tensor:
+    """The log-probability of each target token, `[B, T]`, without storing logits."""
+    outputs: tuple[Tensor, ...] = ChunkedLogProbFunction.apply(
+        hidden_BTH.reshape(-1, hidden_BTH.shape[-1]),
+        head.weight,
+        head.bias,
+        targets_BT.reshape(-1),
+        temperature,
+        32768,
+        head.softcap,
+        head.scale,
+        (),
+    )
+    return outputs[0].view(targets_BT.shape)

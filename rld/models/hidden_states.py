@@ -1,0 +1,172 @@
+"""Read a model's inner states while it runs.
+
+A tap says where. A number is a hidden layer: 0 the embedding, n the n-th block's output, the last one after the final
+norm. A text is the path of a module, whose output is read. Shapes: B rows, S tokens, H width, L taps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rld.errors import TeacherError
+from rld.utils.suggestions import hint
+
+
+@dataclass(frozen=True)
+class Before:
+    """A tap on what goes into a module instead of what comes out."""
+
+    module: str
+
+
+Tap = int | str | Before
+
+_FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "final_norm")
+
+
+def depth(model: PreTrainedModel) -> int:
+    """How many blocks `model` has, which is the number of its last hidden layer."""
+    layers: int = model.config.get_text_config().num_hidden_layers
+    return layers
+
+
+def stacked(states: Mapping[Tap, Tensor], taps: Sequence[Tap]) -> Tensor:
+    """The states `[B, …, H]` at `taps` as one tensor `[B, L, …, H]`, narrower ones padded with zeros."""
+    width = max(states[tap].shape[-1] for tap in taps)
+    return torch.stack([nn.functional.pad(states[tap], (0, width - states[tap].shape[-1])) for tap in taps], dim=1)
+
+
+@contextmanager
+def tapped(
+    model: PreTrainedModel, taps: Collection[Tap], restore: Callable[[Tensor], Tensor] = lambda states: states
+) -> Iterator[dict[Tap, Tensor]]:
+    """Collect the states `[B, S, H]` at `taps` and of the last layer from the one forward inside the `with`.
+
+    The states are part of the forward's graph, with gradient checkpointing too (the kind with `use_reentrant=False`).
+
+    Args:
+        model: Whose states.
+        taps: Where, besides the last layer.
+        restore: What is done to all of them. Whoever called the backbone gets its last states restored too.
+
+    Raises:
+        TeacherError: a module does not exist, or gradient checkpointing cut a state off from its gradient.
+    """
+    states: dict[Tap, Tensor] = {}
+    last = depth(model)
+    layers = {last, *(tap for tap in taps if isinstance(tap, int))}
+
+    def ask(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, kwargs | ({"output_hidden_states": True} if layers - {last} else {})
+
+    def keep_layers(_module: nn.Module, _args: Any, output: Any) -> None:
+        output.last_hidden_state = restore(output.last_hidden_state)
+        states.update({n: output.hidden_states[n] for n in layers - {last}})
+        states[last] = output.last_hidden_state
+
+    hooks = [
+        model.base_model.register_forward_pre_hook(ask, with_kwargs=True),
+        model.base_model.register_forward_hook(keep_layers),
+        *(_hook(model, tap, states) for tap in taps if not isinstance(tap, int)),
+    ]
+    with ExitStack() as stack:
+        for hook in hooks:
+            stack.callback(hook.remove)
+        yield states
+    for tap in states.keys() - {last}:
+        # Not in the hooks: what they would do inside a checkpointed block it would not do again.
+        states[tap] = restore(states[tap])
+    _require_gradients(model, states)
+
+
+def _hook(model: PreTrainedModel, tap: str | Before, states: dict[Tap, Tensor]) -> Any:
+    def keep(_module: nn.Module, args: Any, output: Any = None) -> None:
+        value = args if isinstance(tap, Before) else output
+        states[tap] = value[0] if isinstance(value, tuple) else value
+
+    module = module_at(model, tap.module if isinstance(tap, Before) else tap)
+    return module.register_forward_pre_hook(keep) if isinstance(tap, Before) else module.register_forward_hook(keep)
+
+
+def _require_gradients(model: PreTrainedModel, states: dict[Tap, Tensor]) -> None:
+    if not (model.training and model.is_activation_checkpointing and states[depth(model)].requires_grad):
+        return
+    for tap, state in states.items():
+        if not state.requires_grad:
+            raise TeacherError(
+                f"the feature signal reads the student at {tap!r}, where gradient checkpointing leaves it no gradient; "
+                "set gradient_checkpointing_kwargs={'use_reentrant': False}, or gradient_checkpointing=False"
+            )
+
+
+def module_at(model: PreTrainedModel, path: str) -> nn.Module:
+    """The module of `model` that is called `path`.
+
+    Raises:
+        TeacherError: there is none.
+    """
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    if path not in modules:
+        raise TeacherError(f"feature layers: {type(model).__name__} has no module {path!r}{hint(path, modules)}")
+    return modules[path]
+
+
+def part_of(model: PreTrainedModel, layer: int | str, part: str) -> str:
+    """The path of the module called `part`, such as `q_proj`, in a block, given by number or path.
+
+    Raises:
+        TeacherError: the block has none, or several.
+    """
+    inside = f"{layer}." if isinstance(layer, str) else ""
+    paths: list[str] = [
+        path for path, _ in model.named_modules() if path.startswith(inside) and path.endswith(f".{part}")
+    ]
+    if isinstance(layer, str) and len(paths) == 1:
+        return paths[0]
+    if isinstance(layer, int) and layer > 0 and len(paths) == depth(model):
+        return paths[layer - 1]
+    raise TeacherError(
+        f"feature layers: layer {layer} of a {type(model).__name__} has no single {part}, so its queries, keys and "
+        "values cannot be read; relate hidden states instead, with `of: hidden`"
+    )
+
+
+def final_norm(model: PreTrainedModel) -> str:
+    """The path of the norm before the head.
+
+    Raises:
+        TeacherError: the model has none that is known.
+    """
+    for name in _FINAL_NORMS:
+        if isinstance(getattr(model.base_model, name, None), nn.Module):
+            return f"{model.base_model_prefix}.{name}"
+    raise TeacherError(
+        f"the lens needs the norm before the head, and a {type(model).__name__} has none of {', '.join(_FINAL_NORMS)}; "
+        "choose another feature loss, such as cosine"
+    )
+
+
+@torch.no_grad()
+def widths(model: PreTrainedModel, taps: Collection[Tap]) -> dict[Tap, int]:
+    """Width H at each tap, found by running one token.
+
+    Raises:
+        TeacherError: a module does not exist, was not run, or gives no states `[B, S, H]`.
+    """
+    with tapped(model, taps) as states:
+        model.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
+    for tap in taps:
+        state = states.get(tap)
+        if not isinstance(state, Tensor) or state.dim() != 3:
+            raise TeacherError(
+                f"feature layers: module {tap!r} of a {type(model).__name__} gives no state per token; name a block, "
+                "such as model.layers.2, or a module inside it"
+            )
+    return {tap: states[tap].shape[-1] for tap in taps}

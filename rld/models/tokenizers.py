@@ -1,0 +1,71 @@
+"""The character tokenizer, and whether two tokenizers give the same ids."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from rld.errors import DataError
+from rld.types import Row
+
+
+def tokenizer(characters: str) -> PreTrainedTokenizerFast:
+    """Build a tokenizer with one token per character, and `<pad>`, `<eos>` and `<unk>`.
+
+    Raises:
+        DataError: a character is there twice.
+    """
+    twice = [character for i, character in enumerate(characters) if character in characters[:i]]
+    if twice:
+        raise DataError(f"tokenizer.characters has {twice[0]!r} twice")
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *characters])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def require_known(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Row]) -> None:
+    """Check that a tokenizer of characters has all those of the rows' prompts and answers.
+
+    Raises:
+        DataError: it lacks some; names them, and a skill and row that has one.
+    """
+    known = set(tokenizer.get_vocab())
+    for row in rows:
+        text = f"{row['prompt']}{row['answer']}"
+        unknown = sorted(set(text) - known)
+        if unknown:
+            raise DataError(
+                f"tokenizer.characters lacks {''.join(unknown)!r}, which skill {row['skill']!r} has in {text!r:.80}"
+            )
+
+
+# Texts whose tokens tell tokenizers apart: words, digits, code, white space, other scripts.
+PROBES = ("The quick brown fox jumps over 13 lazy dogs.", "def f(x):\n    return x ** 2", "Ünïcode 漢字 🙂", "a b=c:d")
+
+
+def probe_ids(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The token ids of each of `PROBES`."""
+    return [tokenizer.encode(text, add_special_tokens=False) for text in PROBES]
+
+
+def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What tells a vocabulary from others: a hash of its tokens with their ids, and of the ids of `PROBES`.
+
+    Added tokens are left out, because a base model and its instruct sibling differ in them.
+    """
+    added = tokenizer.added_tokens_decoder
+    own = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i not in added)
+    return hashlib.sha256(json.dumps([own, probe_ids(tokenizer)]).encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""A whole run: a recipe's stages, one after the other."""

@@ -1,0 +1,41 @@
+"""`summary.json`: what a run has done so far, true at every moment."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from importlib.metadata import version
+from typing import Any
+
+from rld.pipeline.run import Run
+from rld.utils import files
+
+_VERSIONS = ("torch", "transformers", "trl", "accelerate", "datasets", "evaluate", "numpy")
+
+
+class SummaryWriter:
+    """Writes `summary.json` from what the stages have recorded so far."""
+
+    def __init__(self, run: Run, resolved: dict[str, Any]) -> None:
+        self.run = run
+        self.fixed = {
+            "recipe": resolved["name"],
+            "seed": resolved["seed"],
+            "command": shlex.join(["rld", *sys.argv[1:]]),
+            "versions": {name: version(name) for name in _VERSIONS},
+            "heldout_rows": {skill: sum(row["skill"] == skill for row in run.held_out) for skill in run.recipe.skills},
+        }
+
+    def write(self, status: str) -> dict[str, Any]:
+        done = [self.run.result(stage.name) for stage in self.run.recipe.stages]
+        stages = [record for record in done if record is not None]
+        summary = self.fixed | {
+            "status": status,
+            "seconds": round(time.time() - self.run.started, 1),
+            "flops": sum(record["flops"] for record in stages),
+            "stages": stages,
+        }
+        if self.run.state.is_main_process:
+            files.write_json(self.run.folder / "summary.json", summary)
+        return summary

@@ -1,0 +1,142 @@
+"""What the commands call: train a recipe, score a model, cache what teachers say."""
+
+from __future__ import annotations
+
+import signal
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import datasets
+import transformers
+from rich.console import Console
+
+from rld.errors import CheckpointError, RecipeError
+from rld.pipeline.run import Interrupted, Run
+from rld.pipeline.summary import SummaryWriter
+from rld.recipe.schema import Recipe
+from rld.recipe.stages.distill import Distill
+from rld.reporting.report import write_report
+from rld.reporting.tables import scores_table, table
+from rld.utils import files
+from rld.utils.interrupts import StopRequest, stop_on_signals
+
+
+def train(recipe: Recipe, source: Path, output: Path, resume: bool) -> int:
+    """Run `recipe`, read from `source`, into the folder `output`.
+
+    Returns:
+        0, or 128 plus the signal's number when the user stopped the run.
+
+    Raises:
+        RldError: the user's mistake, with what to mend.
+    """
+    _quiet()
+    stop = StopRequest()
+    summary_path = output / "summary.json"
+    spent = files.read_json(summary_path)["seconds"] if resume and summary_path.is_file() else 0.0
+    run = Run(recipe, source, output, resume, stop.asked, started=time.time() - spent)
+    resolved = recipe.model_dump(mode="json")
+    run.check_stages()
+    _claim(run, resolved)
+    writer = SummaryWriter(run, resolved)
+    writer.write("running")
+    status = "failed"
+    try:
+        with stop_on_signals(stop):
+            for stage in recipe.stages:
+                done = run.result(stage.name)
+                if done is None:
+                    stage(run)
+                else:
+                    run.skip(done)
+                writer.write("running")
+                if stop.asked() and stage is not recipe.stages[-1]:
+                    raise Interrupted
+        status = "done"
+    except (Interrupted, KeyboardInterrupt):
+        status = "stopped"
+    finally:
+        summary = writer.write(status)
+    if run.state.is_main_process:
+        page = write_report(output)
+        console = Console()
+        if status == "done":
+            console.print(table(summary))
+        console.print(f"report: {page}", soft_wrap=True)
+        if status == "stopped":
+            console.print("stopped; the same command with --resume goes on from here", soft_wrap=True)
+    return 0 if status == "done" else 128 + (stop.signal or signal.SIGINT)
+
+
+def _quiet() -> None:
+    """Leave the terminal to rld's own progress: one line of loading bars per model tells nobody anything."""
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of names that TRL still uses
+
+
+def _claim(run: Run, resolved: dict[str, Any]) -> None:
+    """Write the resolved recipe into the run's folder, or refuse to go on with another one than it began with."""
+    path = run.folder / "recipe.json"
+    if run.resume and path.is_file():
+        old = files.read_json(path)
+        changed = _differences(run, resolved, old)
+        if changed:
+            raise CheckpointError(
+                f"{run.folder} was started with another recipe (changed: {', '.join(changed)}); "
+                "resume with the same one, or choose another --output, where `models` may name what is done, such as "
+                f"{run.folder / 'models' / run.recipe.stages[0].name}"
+            )
+    run.state.wait_for_everyone()  # nobody looks after the file is there
+    if run.state.is_main_process:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        files.write_json(path, resolved)
+    run.state.wait_for_everyone()
+
+
+def _differences(run: Run, now: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    """Return the keys in which two recipes differ, but for models and teachers that a stage still to finish may get."""
+
+    def fixed(resolved: dict[str, Any]) -> dict[str, Any]:
+        stages = [
+            {key: value for key, value in stage.items() if key != "teachers" or run.result(stage["name"])}
+            for stage in resolved["stages"]
+        ]
+        kept = {name: model for name, model in resolved["models"].items() if name in now["models"]}
+        return {**resolved, "stages": stages, "models": {n: m for n, m in kept.items() if n in before["models"]}}
+
+    one, two = fixed(now), fixed(before)
+    return sorted(key for key in one.keys() | two.keys() if one.get(key) != two.get(key))
+
+
+def cache_teachers(recipe: Recipe, source: Path, output: Path) -> int:
+    """Let teachers read what the stages of `recipe` with a cache will train on, and keep what they say.
+
+    Raises:
+        RecipeError: no stage has a cache.
+    """
+    _quiet()
+    run = Run(recipe, source, output, resume=True)
+    stages = [stage for stage in recipe.stages if isinstance(stage, Distill) and stage.cache is not None]
+    if not stages:
+        raise RecipeError(f"{source}: no stage has a cache; set cache.folder, and rollout.gold to rollout.completions")
+    for stage in stages:
+        for name, (size, run_on) in run.cache(stage).items():
+            Console().print(
+                f"{stage.name}: {name} read {run_on} of {size} tokens, the others were there", soft_wrap=True
+            )
+    return 0
+
+
+def evaluate(model: str, recipe: Recipe, source: Path) -> int:
+    """Score `model` (a folder or a hub id) on the recipe's held-out rows and print the table."""
+    _quiet()
+    run = Run(recipe, source, Path(), resume=False)
+    loaded, tokenizer = run.models.load(model)
+    scores = run.score(loaded, tokenizer)
+    if run.state.is_main_process:
+        Console().print(scores_table(model, scores, run.held_out))
+    return 0

@@ -1,0 +1,86 @@
+"""From a stage's options to those of TRL's and PEFT's configurations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+
+from rld.recipe.stages.distill import Distill
+from rld.recipe.stages.sft import Sft
+from rld.types import SIGNALS
+
+
+def shared_arguments(
+    stage: Sft | Distill, num_rows: int, num_processes: int, seed: int, folder: Path
+) -> dict[str, Any]:
+    """Arguments that the trainers of all stages share; the stage's own `trainer` section goes on top.
+
+    Args:
+        num_rows: Rows of an update, over all processes and accumulation steps.
+        folder: Where its checkpoints go.
+
+    Raises:
+        ValueError: the rows cannot be split.
+    """
+    given = dict(stage.trainer)
+    steps = int(given.get("gradient_accumulation_steps", 1))
+    if steps < 1:
+        raise ValueError(f"gradient_accumulation_steps should be at least 1, not {steps}")
+    parts = num_processes * steps
+    if num_rows % parts:
+        raise ValueError(
+            f"{num_rows} rows an update cannot be split over {num_processes} processes and {steps} "
+            f"accumulation steps; make them a multiple of {parts}"
+        )
+    on_gpu = torch.cuda.is_available()
+    return {
+        "output_dir": str(folder),
+        "seed": seed,
+        "per_device_train_batch_size": num_rows // parts,
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": stage.checkpoint_every,
+        "save_total_limit": 2,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": not on_gpu,
+        "bf16": on_gpu and torch.cuda.is_bf16_supported(),
+        **given,
+    }
+
+
+def distillation_arguments(stage: Distill) -> dict[str, Any]:
+    """Arguments of `RLDConfig` that a stage's own options give."""
+    signals, rollout = stage.signals, stage.rollout
+    options: dict[str, Any] = {
+        "signals": [name for name in SIGNALS if getattr(signals, name) is not None],
+        "max_steps": stage.steps,
+        "num_generations": rollout.completions,
+        "temperature": rollout.temperature,
+        "gold": rollout.gold,
+        "gate": stage.gate,
+        "teach_on": stage.teach_on,
+    }
+    if signals.response is not None:
+        response = signals.response
+        options |= {"divergence": response.divergence.model_dump(), "combine": response.combine.model_dump()}
+        options |= {"response_temperature": response.temperature, "response_top_k": response.top_k}
+        options["token_weights"] = response.tokens and response.tokens.model_dump()
+    if signals.feature is not None:
+        options["feature"] = signals.feature.loss.model_dump()
+    if signals.policy is not None:
+        options["teacher_reward"] = signals.policy.teacher_reward
+        options["teacher_reward_form"] = signals.policy.teacher_reward_form
+    if stage.retain is not None:
+        options["retain"] = stage.retain.model_dump()
+    if stage.audit is not None:
+        options["audit_share"] = stage.audit.share
+    return options
+
+
+def lora(options: dict[str, Any] | None) -> LoraConfig | None:
+    """The adapter that a stage trains; None: all weights."""
+    return None if options is None else LoraConfig(**{"task_type": "CAUSAL_LM", **options})

@@ -1,0 +1,1 @@
+"""What a recipe may say, and how it is read and checked. Nothing here imports a tensor library."""

@@ -1,0 +1,72 @@
+"""What ships with `rld`, by kind and name, and copies of it to start from."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+from pathlib import Path
+from typing import Any, get_args
+
+from rld.controllers import AnyController
+from rld.errors import LibraryError
+from rld.losses.combination import AnyCombination
+from rld.losses.divergences import AnyDivergence
+from rld.losses.features import AnyFeature
+from rld.losses.token_weights import AnyTokenWeights
+from rld.recipe import registry
+from rld.recipe.document import Document, walk
+from rld.recipe.stages import AnyStage
+from rld.utils.suggestions import hint
+
+_UNIONS: dict[str, tuple[Any, str]] = {
+    "controllers": (AnyController, "kind"),
+    "divergences": (AnyDivergence, "kind"),
+    "combinations": (AnyCombination, "kind"),
+    "tokens": (AnyTokenWeights, "kind"),
+    "features": (AnyFeature, "kind"),
+    "stages": (AnyStage, "run"),
+}
+
+_COPIED = (".py", ".jsonl", ".csv")
+
+KINDS = ["recipes", "rewards", "curricula", *_UNIONS]
+
+
+def names(kind: str) -> dict[str, str]:
+    """Return what ships of a kind, as a recipe names it, each with the first line of its description."""
+    if kind not in _UNIONS:
+        return registry.names(kind)
+    union, key = _UNIONS[kind]
+    members = get_args(get_args(union)[0])
+    return {get_args(member.model_fields[key].annotation)[0]: _first_line(member) for member in members}
+
+
+def _first_line(member: type) -> str:
+    return (inspect.getdoc(member) or "").partition("\n")[0]
+
+
+def copy(name: str, to: Path, force: bool = False) -> list[Path]:
+    """Copy a shipped recipe and the files that it names into the folder `to`; returns the copies.
+
+    Raises:
+        LibraryError: no such recipe, or a file would be overwritten and `force` is False; nothing is copied then.
+    """
+    shipped = registry.files("recipes")
+    if name not in shipped:
+        raise LibraryError(f"no recipe called {name!r} ships{hint(name, shipped)}")
+    source = shipped[name]
+    copies = {path: to / path.relative_to(source.parent) for path in [source, *_files_named_in(source)]}
+    taken = [str(copy) for copy in copies.values() if copy.exists()]
+    if taken and not force:
+        raise LibraryError(f"{', '.join(taken)} exists already; add --force to overwrite")
+    for path, copy in copies.items():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    return list(copies.values())
+
+
+def _files_named_in(recipe: Path) -> list[Path]:
+    """Return the files beside a recipe that it names, such as the one of `./tasks.py:reverse`."""
+    named = [value.partition(":")[0] for _, value in walk(Document(recipe).tree) if isinstance(value, str)]
+    paths = [recipe.parent / name for name in dict.fromkeys(named) if name.endswith(_COPIED)]
+    return [path for path in paths if path.is_file()]

@@ -1,0 +1,43 @@
+"""Rewards, curricula and audits: a function or class that `use` names, and its `options`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from rld.utils.options import FrozenOptions
+
+
+class RewardSpec(FrozenOptions):
+    """One reward function and its weight in the sum."""
+
+    use: str
+    """A shipped reward as file:function, or your own as ./file.py:function."""
+    weight: float = 1.0
+    options: dict[str, Any] = {}
+    """Keyword arguments of the function."""
+
+
+class CurriculumSpec(FrozenOptions):
+    """Which curriculum picks skill and level of the next prompt."""
+
+    use: str = "fixed:Uniform"
+    """A shipped curriculum as file:Class, or your own as ./file.py:Class."""
+    options: dict[str, Any] = {}
+    """Keyword arguments of the class."""
+
+
+class AuditSpec(FrozenOptions):
+    """A reward that is trusted, however slow, checks a share of what the first of the recipe's rewards calls right.
+
+    Where it is set, it also decides in that one's place whether a teacher is right, and whether a protected skill is
+    retained.
+    """
+
+    reward: str
+    """A shipped reward as file:function, or your own as ./file.py:function; it gives 1 to a right answer."""
+    options: dict[str, Any] = {}
+    """Keyword arguments of the function."""
+    share: float = Field(0.1, gt=0, le=1)
+    """Of the completions that are called right."""

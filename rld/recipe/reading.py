@@ -1,0 +1,143 @@
+"""Read a recipe, apply the command line's overrides, and say all that is wrong with it at once.
+
+`document.py` knows where each value was written, `recipe.py` what is allowed, `checks.py` what fits together; here
+pydantic's errors become sentences, and every mistake gets its `file:line`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from rld.recipe import checks
+from rld.recipe.document import Document, Loc, Problem, shown, value_at
+from rld.recipe.schema import Recipe
+from rld.utils.suggestions import hint
+
+_WORDS = {
+    "dict_type": "should be a mapping",
+    "model_type": "should be a mapping",
+    "model_attributes_type": "should be a mapping",
+    "list_type": "should be a list",
+    "string_type": "should be text",
+    "bool_type": "should be true or false",
+    "int_type": "should be a whole number",
+    "float_type": "should be a number",
+    "string_pattern_mismatch": "should have only letters, digits, '_' and '-'",
+}
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: The recipe's file.
+        overrides: Such as `stages.distill.rollout.temperature=0.7`: the keys that lead to a value, joined by dots,
+            an item of a list by its index or its `name`; then the value in YAML.
+
+    Raises:
+        RecipeError: the recipe cannot be used; one line per mistake, with its file and line.
+    """
+    document = Document(Path(path), overrides)
+    problems = [*document.problems, *checks.problems(document)]
+    try:
+        recipe = Recipe.model_validate(document.tree, strict=True)
+    except ValidationError as error:
+        known = {problem.loc for problem in document.problems}
+        problems += [problem for problem in _sentences(error, document) if problem.loc not in known]
+    if problems:
+        raise document.report(problems)
+    return recipe
+
+
+def _sentences(error: ValidationError, document: Document) -> list[Problem]:
+    """Turn pydantic's errors into one problem per place: the members of a plain union complain one by one."""
+    found: dict[Loc, list[str]] = {}
+    for details in error.errors(include_url=False):
+        loc = _loc(details, document.tree)
+        label = document.label(loc)
+        text = _sentence(details, label)
+        if loc in found:
+            found[loc].append(text.removeprefix(f"{label} "))
+        else:
+            found[loc] = [text]
+    above = {loc[:length] for loc in found for length in range(len(loc))}
+    return [Problem(loc, ", or ".join(texts)) for loc, texts in found.items() if loc not in above]
+
+
+def _loc(error: Any, tree: Any) -> Loc:
+    """Return where an error is in the recipe: its location without the names of a union's members."""
+    loc: Loc = ()
+    last = error["loc"][-1]
+    for part in error["loc"][:-1]:
+        if _has(value_at(tree, loc), part):
+            loc = (*loc, part)
+    if _has(value_at(tree, loc), last) or error["type"] in ("missing", "extra_forbidden") or last == "[key]":
+        loc = (*loc, last)
+    return (*loc, error["ctx"]["discriminator"].strip("'")) if error["type"] == "union_tag_invalid" else loc
+
+
+def _has(value: Any, key: Any) -> bool:
+    return key in value if isinstance(value, dict) else isinstance(value, list) and key in range(len(value))
+
+
+def _sentence(error: Any, label: str) -> str:
+    loc, kind, given, context = error["loc"], error["type"], error.get("input"), error.get("ctx", {})
+    match kind:
+        case "extra_forbidden":
+            return f"unknown key {label!r}{hint(str(loc[-1]), _fields(loc[:-1]))}"
+        case "missing":
+            return f"{label!r} is required"
+        case "union_tag_invalid":
+            return f"{label} cannot be {context['tag']!r}{hint(str(context['tag']), _tags(loc))}"
+        case "union_tag_not_found":
+            return f"{label + '.' + context['discriminator'].strip(chr(39))!r} is required{hint('', _tags(loc))}"
+        case "literal_error":
+            choices = re.findall(r"'([^']+)'", context["expected"])
+            return f"{label} cannot be {shown(given)}{hint(str(given), choices)}"
+        case "too_short" | "string_too_short":
+            return f"{label} should not be empty"
+        case "string_pattern_mismatch" if "http" in context["pattern"]:
+            return f"{label} should be an address that begins with http:// or https://, not {shown(given)}"
+        case "invalid_key":
+            return f"{label}: a key should be text"
+        case "unknown_kind" | "value_error":
+            return f"{label}{':' if kind == 'value_error' else ''} {error['msg'].removeprefix('Value error, ')}"
+    wanted = _WORDS.get(kind) or error["msg"].replace("Input should be", "should be", 1)
+    if loc[-1] == "[key]":
+        return f"{label.removesuffix('.[key]')}: its name {wanted}"
+    return f"{label} {wanted}, not {shown(given)}"
+
+
+def _fields(loc: Loc) -> list[str]:
+    """Return the keys that the schema allows at `loc`."""
+    return list(_schema(loc).get("properties", {}))
+
+
+def _tags(loc: Loc) -> list[str]:
+    """Return the kinds that the union at `loc` has."""
+    return list(_schema(loc).get("discriminator", {}).get("mapping", {}))
+
+
+def _schema(loc: Loc) -> dict[str, Any]:
+    """Return the part of the recipe's JSON schema at `loc`, which names the members of unions on its way."""
+    root = Recipe.model_json_schema()
+    node: dict[str, Any] = root
+    for part in loc:
+        if "oneOf" in node:
+            members = {ref["$ref"].rsplit("/", 1)[-1]: ref for ref in node["oneOf"] if "$ref" in ref}
+            members |= {tag: {"$ref": ref} for tag, ref in node.get("discriminator", {}).get("mapping", {}).items()}
+            node = members.get(part, {})
+        elif isinstance(part, int):
+            node = node.get("items", {})
+        else:
+            by_pattern: dict[str, Any] = next(iter(node.get("patternProperties", {}).values()), {})
+            node = node.get("properties", {}).get(part) or node.get("additionalProperties") or by_pattern
+            node = next((option for option in node.get("anyOf", []) if option.get("type") != "null"), node)
+        if "$ref" in node:
+            node = root["$defs"][node["$ref"].rsplit("/", 1)[-1]]
+    return node

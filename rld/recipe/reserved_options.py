@@ -1,0 +1,45 @@
+"""Options that are not a recipe's to pass on, because rld sets them, and what to set instead."""
+
+from __future__ import annotations
+
+_STEPS = "set the stage's steps instead"
+
+_EVERY = "set the stage's checkpoint_every instead"
+
+_SCORED = "rld scores held-out rows itself; set held_out of a skill instead"
+
+TRAINER = {
+    "output_dir": "use --output instead",
+    "resume_from_checkpoint": "use --resume instead",
+    "seed": "set the recipe's seed instead",
+    "max_steps": _STEPS,
+    "num_train_epochs": _STEPS,
+    "save_steps": _EVERY,
+    "save_strategy": _EVERY,
+    "save_total_limit": _EVERY,
+    "eval_strategy": _SCORED,
+    "eval_steps": _SCORED,
+    "max_length": "set the recipe's max_new_tokens instead",
+    "model_init_kwargs": "write the model as a mapping with path and init instead",
+    "remove_unused_columns": "rewards need the columns, so rld sets it",
+    "shuffle_dataset": "rld orders the rows itself",
+    "dataloader_num_workers": "a worker's copy of the curriculum would learn nothing, so rld uses none",
+}
+
+BY_STAGE = {
+    "sft": {"per_device_train_batch_size": "set the stage's batch instead"},
+    "distill": {
+        "per_device_train_batch_size": "set rollout.prompts and rollout.completions instead",
+        "num_generations": "set rollout.completions instead",
+        "temperature": "set rollout.temperature instead",
+        "max_completion_length": "set the recipe's max_new_tokens instead",
+        "reward_weights": "set the weight of each of the rewards instead",
+    },
+}
+
+GIVEN_TO_REWARDS = {
+    *("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"),
+    *("answer", "entry", "skill", "level", "question"),
+}
+
+GYM = {"seed": "rld sets it, so that training and held-out rows differ", "size": "rld draws as many as it needs"}

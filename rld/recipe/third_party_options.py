@@ -1,0 +1,196 @@
+"""What the installed libraries accept, read off their source without importing them.
+
+TRL, transformers, PEFT and reasoning-gym take seconds to import; a recipe's check answers in less. Where a library no
+longer has what is looked for, the answer is None, nothing is checked, and the library itself will complain later;
+`tests/recipe/test_third_party_options.py` compares every answer with the real classes.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from rld.recipe import python_source
+
+Fields = dict[str, ast.AnnAssign]
+
+_TRAINING = [("transformers.training_args", "TrainingArguments"), ("trl.trainer.base_config", "_BaseConfig")]
+
+_TRAINER = {
+    "sft": [*_TRAINING, ("trl.trainer.sft_config", "SFTConfig")],
+    "distill": [*_TRAINING, ("trl.trainer.grpo_config", "GRPOConfig")],
+}
+
+_LORA = [("peft.config", "PeftConfigMixin"), ("peft.config", "PeftConfig"), ("peft.tuners.lora.config", "LoraConfig")]
+
+_ENUMS = ["transformers.trainer_utils", "transformers.training_args"]
+
+# Every transformers configuration takes these too, and turns them into its fields
+_OLDER = ast.parse(
+    """class Config:
+    rope_theta: float
+    rope_scaling: dict | None
+    partial_rotary_factor: float
+    torch_dtype: str | None
+    attn_implementation: str | None
+    num_labels: int
+"""
+)
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    # TRL says str where it also takes a bool, as in scale_rewards
+    "str": (str, bool),
+    "None": (type(None),),
+    "dict": (dict,),
+    "list": (list,),
+}
+
+
+@cache
+def _tree(module: str) -> ast.Module | None:
+    path = python_source.find(module)
+    return None if path is None else python_source.parse(path)
+
+
+def _fields(classes: list[tuple[str, str]]) -> Fields | None:
+    """Return the fields of a class and its bases, given base first as (module, class); None: one is not there."""
+    found: Fields = {}
+    for module, name in classes:
+        tree = _tree(module)
+        own = {} if tree is None else python_source.fields(tree, name)
+        if not own:
+            return None
+        found |= own
+    return found
+
+
+@cache
+def trainer_fields(run: Literal["sft", "distill"]) -> Fields | None:
+    """Return the fields of the TRL configuration of a stage's trainer: `SFTConfig` or `GRPOConfig`."""
+    return _fields(_TRAINER[run])
+
+
+@cache
+def lora_fields() -> Fields | None:
+    """Return the fields of `peft.LoraConfig`."""
+    return _fields(_LORA)
+
+
+@cache
+def model_types() -> dict[str, str] | None:
+    """Return transformers' `model_type`s and their configuration classes."""
+    tree = _tree("transformers.models.auto.auto_mappings")
+    node = None if tree is None else python_source.definitions(tree).get("CONFIG_MAPPING_NAMES")
+    if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Call):
+        return None
+    return dict(ast.literal_eval(node.value.args[0]))
+
+
+@cache
+def model_fields(model_type: str) -> Fields | None:
+    """Return the options of a transformers configuration, or None when its source does not show them all."""
+    name, module = (model_types() or {}).get(model_type), f"transformers.models.{model_type}.configuration_{model_type}"
+    tree = _tree(module)
+    node = None if tree is None or name is None else python_source.class_of(tree, name)
+    if node is None or [ast.unparse(base) for base in node.bases] != ["PreTrainedConfig"]:
+        return None
+    own = _fields([("transformers.configuration_utils", "PreTrainedConfig"), (module, node.name)])
+    return None if own is None else python_source.fields(_OLDER, "Config") | _aliases(node) | own
+
+
+def _aliases(node: ast.ClassDef) -> Fields:
+    """Return the other names of a configuration's options, such as hidden_size for GPT-2's n_embd."""
+    lines = ["class Aliases:", "    pass"]
+    for item in node.body:
+        if isinstance(item, ast.Assign) and ast.unparse(item.targets[0]) == "attribute_map":
+            lines += [f"    {name}: Any" for name in ast.literal_eval(item.value)]
+    return python_source.fields(ast.parse("\n".join(lines)), "Aliases")
+
+
+def model_defaults(model_type: str) -> dict[str, Any]:
+    """Return the defaults of a transformers configuration, as far as its source shows them."""
+    found = {}
+    for name, node in (model_fields(model_type) or {}).items():
+        if isinstance(node.value, ast.Constant):
+            found[name] = node.value.value
+    return found
+
+
+@cache
+def gym_tasks() -> dict[str, Path] | None:
+    """Return reasoning-gym's tasks and the files that define them; None when it is not installed."""
+    package = python_source.find("reasoning_gym")
+    if package is None:
+        return None
+    found = {}
+    for path in sorted(package.parent.rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        constants = dict(re.findall(r'^(\w+) = "(\w+)"$', text, re.MULTILINE))
+        for constant, literal in re.findall(r'^register_dataset\(\s*(?:(\w+)|"(\w+)")\s*,', text, re.MULTILINE):
+            name = literal or constants.get(constant)
+            if name is not None:
+                found[name] = path
+    return found or None
+
+
+@cache
+def gym_fields(task: str) -> Fields | None:
+    """Return the configuration of a reasoning-gym task; None when its source does not show it."""
+    path = (gym_tasks() or {}).get(task)
+    if path is None:
+        return None
+    tree = python_source.parse(path)
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Name(id="register_dataset"), args=[_, _, ast.Name(id=config), *_]):
+                return python_source.fields(tree, config) or None
+    return None
+
+
+def accepts(field: ast.AnnAssign, value: Any) -> bool:
+    """Tell whether a field takes a value, by its annotation; True where the annotation says too little."""
+    return _accepts(field.annotation, value)
+
+
+def _accepts(annotation: ast.expr, value: Any) -> bool:
+    match annotation:
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return _accepts(left, value) or _accepts(right, value)
+        case ast.Subscript(value=ast.Name(id="Optional"), slice=inner):
+            return value is None or _accepts(inner, value)
+        case ast.Subscript(value=ast.Name(id="Union"), slice=ast.Tuple(elts=members)):
+            return any(_accepts(member, value) for member in members)
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=inner):
+            return value in _options(inner)
+        case ast.Subscript(value=ast.Name(id="list" | "List"), slice=inner):
+            return isinstance(value, list) and all(_accepts(inner, item) for item in value)
+        case ast.Subscript(value=ast.Name(id="dict" | "Dict")):
+            return isinstance(value, dict)
+        case ast.Constant(value=None):
+            return value is None
+        case ast.Name(id=name) if name in _TYPES:
+            return isinstance(value, _TYPES[name]) and (not isinstance(value, bool) or bool in _TYPES[name])
+    return True
+
+
+def _options(node: ast.expr) -> list[Any]:
+    elements = node.elts if isinstance(node, ast.Tuple) else [node]
+    return [element.value for element in elements if isinstance(element, ast.Constant)]
+
+
+def choices(field: ast.AnnAssign) -> list[str] | None:
+    """Return the words that a field takes when its annotation is one of transformers' enumerations; None: any."""
+    names = [node.id for node in ast.walk(field.annotation) if isinstance(node, ast.Name)]
+    for tree in filter(None, map(_tree, _ENUMS)):
+        for name in names:
+            node = python_source.definitions(tree).get(name)
+            if isinstance(node, ast.ClassDef) and [ast.unparse(base) for base in node.bases] == ["ExplicitEnum"]:
+                values = [item.value for item in node.body if isinstance(item, ast.Assign)]
+                return [str(value.value) for value in values if isinstance(value, ast.Constant)]
+    return None

@@ -1,0 +1,1 @@
+"""What a run tells: logs, terminal, tables, charts, report. Nothing here trains."""

@@ -1,0 +1,136 @@
+"""How the report looks, light and dark, from a phone's width up.
+
+The colours of lines were chosen by search: all pairs stay apart (at least 21 in CIELAB) for normal vision and under
+simulated protanopia, deuteranopia and tritanopia, with a contrast of at least 3 to the background.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+STYLE = """
+:root {
+  color-scheme: light dark;
+  --page: #f5f6f8; --card: #fff; --line: #dfe3e8; --text: #1b2430; --soft: #5d6876; --plain: #1b2430;
+  --good: #0a7a50; --bad: #b3261e; --busy: #8a5a00;
+  --ink0: #2393fa; --ink1: #c23c01; --ink2: #0a8157; --ink3: #4d1fb5; --ink4: #812e1c; --ink5: #db5fa9;
+  --ink6: #759646; --ink7: #9a39ae; --ink8: #5c4266;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --page: #101418; --card: #171c22; --line: #2b333d; --text: #e4e9ef; --soft: #97a3b1; --plain: #e4e9ef;
+    --good: #4fd1a1; --bad: #ff8a80; --busy: #f0b95a;
+    --ink0: #378bfe; --ink1: #e87019; --ink2: #66f7b2; --ink3: #f1c0ff; --ink4: #d5e945; --ink5: #d27496;
+    --ink6: #83a05d; --ink7: #c37ecf; --ink8: #a7ec7c;
+  }
+}
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--text); font: 15px/1.5 system-ui, sans-serif; }
+main { max-width: 1340px; margin: 0 auto; padding: 28px 20px 60px; }
+h1 { margin: 0; font-size: 28px; line-height: 1.2; overflow-wrap: anywhere; }
+h2 { margin: 44px 0 12px; font-size: 20px; line-height: 1.3; overflow-wrap: anywhere; }
+h2 small, h3 small { margin-left: 8px; color: var(--soft); font-size: 13px; font-weight: 400; }
+h3 { margin: 24px 0 8px; font-size: 15px; }
+a { color: inherit; }
+code, pre { font: 13px/1.5 ui-monospace, monospace; }
+.title { display: flex; flex-wrap: wrap; gap: 8px 14px; align-items: center; }
+.pill { padding: 1px 10px; border: 1.5px solid; border-radius: 99px; font-size: 13px; font-weight: 600; }
+.done { color: var(--good); } .failed { color: var(--bad); } .running, .stopped { color: var(--busy); }
+.facts { display: flex; flex-wrap: wrap; gap: 4px 28px; margin: 14px 0 0; padding: 0; list-style: none; }
+.facts span { color: var(--soft); }
+.command { margin: 14px 0 0; padding: 9px 12px; border: 1px solid var(--line); border-radius: 8px;
+  background: var(--card); overflow-x: auto; }
+.note { margin: 14px 0 0; padding: 9px 12px; border-left: 3px solid var(--busy); border-radius: 3px;
+  background: var(--card); }
+.card { padding: 4px 0; border: 1px solid var(--line); border-radius: 10px; background: var(--card);
+  overflow: auto; width: fit-content; max-width: 100%; }
+.card.long { max-height: 460px; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: 5px 14px; text-align: right; white-space: nowrap; }
+th { color: var(--soft); font-size: 13px; font-weight: 500; vertical-align: bottom; }
+th small { display: block; font-weight: 400; }
+th.left, td.left { text-align: left; }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--card); text-align: left; }
+tbody tr { border-top: 1px solid var(--line); }
+tr.mean td { font-weight: 600; border-top: 2px solid var(--line); }
+td.wide { white-space: normal; min-width: 240px; }
+td.after { font-weight: 650; }
+.up { color: var(--good); } .down { color: var(--bad); }
+i { display: inline-block; width: 14px; height: 0; margin-right: 6px; border-top: 3px solid var(--ink);
+  vertical-align: 4px; }
+.dashed i { border-top-style: dashed; }
+.dotted i { border-top-style: dotted; }
+th.scale span { float: left; width: 24px; text-align: center; } th.scale span + span { float: right; }
+.track { display: block; width: 170px; height: 18px; }
+.track .rail { stroke: var(--line); stroke-width: 2; }
+.track .way { stroke: var(--ink); stroke-width: 3; opacity: .45; }
+.track circle { stroke: var(--ink); stroke-width: 2; fill: var(--card); }
+.track circle.to { fill: var(--ink); }
+.track .tick { stroke: var(--ink); stroke-width: 3; }
+.charts { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 350px), 1fr)); }
+.charts.small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 232px), 1fr)); }
+.beside { display: flex; flex-wrap: wrap; gap: 14px; align-items: flex-start; }
+.beside figure { flex: 1 1 300px; max-width: 420px; }
+figure { margin: 0; padding: 11px 11px 7px; border: 1px solid var(--line); border-radius: 10px;
+  background: var(--card); display: flex; flex-direction: column; min-width: 0; }
+figcaption { font-weight: 600; font-size: 14px; overflow-wrap: anywhere; }
+figcaption span { margin-left: 10px; font-variant-numeric: tabular-nums; font-weight: 500; color: var(--soft); }
+figcaption small { margin-left: 8px; color: var(--soft); font-weight: 400; }
+figure ul { display: flex; flex-wrap: wrap; gap: 0 14px; margin: 2px 0 6px; padding: 0; list-style: none;
+  font-size: 13px; color: var(--soft); }
+figure li { overflow-wrap: anywhere; }
+figure b { color: var(--text); font-weight: 600; font-variant-numeric: tabular-nums; }
+figure > svg { display: block; width: 100%; height: auto; margin-top: auto; }
+figure text { font: 11px system-ui, sans-serif; fill: var(--soft); font-variant-numeric: tabular-nums; }
+.grid { stroke: var(--line); } .axis { stroke: var(--soft); }
+.faint, .bold { fill: none; stroke: var(--ink); stroke-linejoin: round; stroke-linecap: round; }
+.faint { opacity: .25; stroke-width: 1; } .bold { stroke-width: 2; }
+.bold.dot { stroke-width: 5; }
+.bold.dashed { stroke-dasharray: 5 4; }
+.bold.dotted { stroke-dasharray: 1 4; }
+.band { fill: var(--text); opacity: 0; } .band:hover { opacity: .09; }
+.mark path { stroke: var(--soft); stroke-dasharray: 2 3; fill: none; }
+.mark path + path { stroke: none; fill: var(--soft); }
+.lost { margin: 4px 0 0; color: var(--bad); font-size: 13px; }
+details { margin-top: 44px; } summary { cursor: pointer; color: var(--soft); }
+details pre { padding: 12px; border: 1px solid var(--line); border-radius: 10px; background: var(--card);
+  overflow-x: auto; }
+footer { margin-top: 28px; color: var(--soft); font-size: 13px; }
+.plain { --ink: var(--plain); }
+@media (max-width: 600px) {
+  main { padding: 20px 12px 40px; }
+  th, td { padding: 5px 9px; }
+  th:first-child, td:first-child { min-width: 6rem; max-width: 9rem; white-space: normal; overflow-wrap: anywhere; }
+}
+""" + "".join(f".ink{number} {{ --ink: var(--ink{number}); }}\n" for number in range(9))
+
+
+def page(title: str, body: str) -> str:
+    """Return a whole page in this style. Its policy lets a browser load and run nothing, whatever a name contains."""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>\n"
+    )
+
+
+def write_page(target: Path, text: str) -> Path:
+    """Write a page whole or not at all, and return where it is."""
+    draft = target.with_name(target.name + ".draft")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, target)
+    return target
+
+
+def grid(heads: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out cells of HTML; `heads` gives each column's name and its CSS class."""
+    head = "".join(f'<th class="{css}">{name}</th>' for name, css in heads)
+    body = "".join(
+        "<tr>" + "".join(f'<td class="{css}">{cell}</td>' for cell, (_, css) in zip(row, heads, strict=True)) + "</tr>"
+        for row in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

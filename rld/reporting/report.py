@@ -1,0 +1,144 @@
+"""The page that tells how a run went, in one file: no scripts, nothing to load."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+import yaml
+
+from rld.reporting.chart_groups import Group, Inks, groups
+from rld.reporting.charts import figure
+from rld.reporting.history import History, Stage, read
+from rld.reporting.html import grid, page, write_page
+from rld.reporting.series import number
+from rld.reporting.tables import html_table, saved
+
+_KINDS = {"sft": "supervised fine-tuning", "distill": "distillation and reinforcement"}
+
+_STATES = {
+    "running": "The run was still at work when this page was drawn, or it was killed.",
+    "stopped": "The run was stopped before its end; the same command with --resume goes on from there.",
+    "failed": "The run ended with an error; once that is mended, the same command with --resume goes on from there.",
+}
+
+
+def write_report(run: Path) -> Path:
+    """Draw `report.html` from what is in the folder `run`, of a run finished or not, and return its path.
+
+    Raises:
+        CheckpointError: the folder holds no run, or a file of it is damaged.
+    """
+    return write_page(run / "report.html", _page(read(run)))
+
+
+def _page(history: History) -> str:
+    inks = Inks(history)
+    parts = [_header(history), *_notes(history), _outcome(history, inks), _overview(history)]
+    parts += [_stage(history, number, inks) for number in range(len(history.stages))]
+    parts += [_recipe(history), f"<footer>Drawn by rld from {escape(str(history.folder))}</footer>"]
+    return page(f"{history.plan.name}: rld report", "".join(parts))
+
+
+def _header(history: History) -> str:
+    summary = history.summary
+    facts = {"seed": str(summary.seed), "time": _time(summary.seconds), "FLOPs": number(summary.flops)}
+    facts |= summary.versions
+    items = "".join(f"<li><span>{escape(name)}</span> {escape(fact)}</li>" for name, fact in facts.items())
+    command = summary.command or f"rld train {history.plan.name} seed={summary.seed}"
+    return (
+        f'<div class="title"><h1>{escape(history.plan.name)}</h1>'
+        f'<span class="pill {escape(summary.status)}">{escape(summary.status)}</span></div>'
+        f'<ul class="facts">{items}</ul><pre class="command">{escape(command)}</pre>'
+    )
+
+
+def _notes(history: History) -> list[str]:
+    notes = [_STATES[history.summary.status]] if history.summary.status in _STATES else []
+    notes += [
+        f"The last line of {name} was cut off, as happens when a run is killed; it is left out." for name in history.cut
+    ]
+    if not any(stage.metrics for stage in history.stages):
+        notes.append("Nothing has been logged yet.")
+    return [f'<p class="note">{escape(note)}</p>' for note in notes]
+
+
+def _overview(history: History) -> str:
+    rows, seconds, flops = [], 0.0, 0.0
+    for i, stage in enumerate(history.stages):
+        name, cells = escape(stage.plan.name), ["-", "-", "not started"]
+        if stage.metrics:
+            name = f'<a href="#stage{i}">{name}</a>'
+            last = stage.metrics[-1]
+            cells = [_time(last["seconds"] - seconds), number(last["flops"] - flops), f"at step {last['step']}"]
+        if stage.result:
+            cells = [_time(stage.result.seconds), number(stage.result.flops), "done"]
+            seconds, flops = seconds + stage.result.seconds, flops + stage.result.flops
+        rows.append([name, stage.plan.run, str(stage.plan.steps), *cells])
+    heads = [("stage", "left"), ("kind", "left"), ("steps", ""), ("time", ""), ("FLOPs", ""), ("state", "left")]
+    return f'<h2>Stages</h2><div class="card">{grid(heads, rows)}</div>'
+
+
+def _outcome(history: History, inks: Inks) -> str:
+    """Draw the scores of the last stage that is finished."""
+    if not history.summary.stages:
+        return ""
+    result = history.summary.stages[-1]
+    what = "Result" if result.name == history.plan.stages[-1].name else f"So far: {result.name}"
+    note = saved(result)
+    return (
+        f"<h2>{escape(what)}<small>held-out rows answered correctly; hollow before, full after, bars are teachers"
+        f"{f'; {escape(note)}' if note else ''}</small></h2>{html_table(result, history.summary.heldout_rows, inks)}"
+    )
+
+
+def _stage(history: History, index: int, inks: Inks) -> str:
+    stage = history.stages[index]
+    if not stage.metrics:
+        return ""
+    drawn = groups(stage, history.plan.skills, inks)
+    about = _KINDS.get(stage.plan.run, stage.plan.run)
+    if stage.plan.teachers:
+        about += f"; teachers: {', '.join(stage.plan.teachers)}"
+    head = f'<h2 id="stage{index}">{escape(stage.plan.name)}<small>{escape(about)}</small></h2>'
+    if stage.plan.run == "sft":
+        charts = "".join(figure(chart) for group in drawn for chart in group.charts)
+        scores = html_table(stage.result, history.summary.heldout_rows, inks) if stage.result else ""
+        return f'{head}<div class="beside">{charts}{scores}</div>'
+    return head + _time_spent(stage) + "".join(map(_group, drawn)) + _events(stage)
+
+
+def _time_spent(stage: Stage) -> str:
+    shares = ", ".join(f"{part} {share:.1%}" for part, share in stage.time_shares().items())
+    return f'<p class="note">Where the time of an update went: {escape(shares)}.</p>' if shares else ""
+
+
+def _group(group: Group) -> str:
+    size = "charts small" if all(chart.is_small for chart in group.charts) else "charts"
+    charts = "".join(map(figure, group.charts))
+    return f'<h3>{group.title}<small>{group.about}</small></h3><div class="{size}">{charts}</div>'
+
+
+def _events(stage: Stage) -> str:
+    if not stage.events:
+        return ""
+    rows = [
+        [str(e.step), escape(e.skill), f"{escape(e.kind)}: {escape(e.about)}", escape(e.measured), escape(e.rule)]
+        for e in stage.events
+    ]
+    heads = [("step", ""), ("skill", "left"), ("decision", "left"), ("measured", "left wide"), ("rule", "left")]
+    return (
+        "<h3>Events<small>what was decided or changed, marked in the charts that show it</small></h3>"
+        f'<div class="card long">{grid(heads, rows)}</div>'
+    )
+
+
+def _recipe(history: History) -> str:
+    text = yaml.safe_dump(history.recipe, sort_keys=False, allow_unicode=True, width=110)
+    return f"<details><summary>The recipe, with all its defaults</summary><pre>{escape(text)}</pre></details>"
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,73 @@
+"""The log of a stage: `metrics.jsonl`, one object per logged step, and `events.jsonl`, one per event."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rld.reporting.metric_names import picked
+from rld.types import Event
+from rld.utils import files
+from rld.utils.run_folder import EVENTS, METRICS
+
+
+class RunLog(TrainerCallback):
+    """Write what a stage logs to `metrics.jsonl` and its events to `events.jsonl`, from the main process only.
+
+    Each line is written at once, so a killed run loses at most the last one. A stage that starts again at a step
+    forgets what it wrote after that step, so that a resumed run leaves the same files as one that was never stopped,
+    but for `seconds`.
+
+    Args:
+        folder: The run's folder.
+        stage: The stage's name.
+        start: When the run began, in seconds since the epoch, less what it spent before it was resumed.
+        flops: Gives the run's floating-point operations so far.
+        supervised: Whether the stage fine-tunes: then its loss is logged as `loss/sft` too.
+    """
+
+    def __init__(
+        self, folder: Path, stage: str, start: float, flops: Callable[[], float], supervised: bool = False
+    ) -> None:
+        self.folder, self.stage, self.start, self.flops = folder, stage, start, flops
+        self._supervised = supervised
+        self._writes = False
+        self._noted: dict[str, float] = {}
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._writes = state.is_world_process_zero
+        if self._writes:
+            for name in (METRICS, EVENTS):
+                files.keep(
+                    self.folder / name,
+                    lambda record: record.get("stage") != self.stage or record["step"] <= state.global_step,
+                )
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        values = picked(logs or {}, self._supervised)
+        if self._writes and values:
+            seconds = round(time.time() - self.start, 3)
+            head = {"stage": self.stage, "step": state.global_step, "seconds": seconds, "flops": self.flops()}
+            files.append(self.folder / METRICS, [head | values | self._noted])
+            self._noted = {}
+
+    def note(self, values: Mapping[str, float]) -> None:
+        """Add values to the next line."""
+        self._noted |= values
+
+    def events(self, events: list[Event]) -> None:
+        """Append a controller's events."""
+        if self._writes and events:
+            files.append(self.folder / EVENTS, [asdict(event) | {"stage": self.stage} for event in events])

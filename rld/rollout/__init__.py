@@ -1,0 +1,1 @@
+"""From completions to a scored batch: rewards, verifier, gate, audit, teachers' scores. No update."""

@@ -1,0 +1,74 @@
+"""A trusted reward looks over the shoulder of the one that pays.
+
+Reinforcement finds whatever a verifier pays for, right or wrong. So a share of the completions that it called right is
+shown to a reward that is harder to fool, and may be slow.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rld.errors import RecipeError
+from rld.rollout.verifier import Verify, ask, is_success
+
+
+class Audit:
+    """Checks a share of what was paid.
+
+    Args:
+        verify: The trusted reward: 1 for a right answer, None where it has no say.
+        share: Of the paid completions, in (0, 1].
+        seed: What is checked depends on it, the rollout and the completion's place alone.
+
+    Raises:
+        RecipeError: the trusted reward is a model or asynchronous, so it can't be asked.
+    """
+
+    def __init__(self, verify: Verify | None, share: float, seed: int) -> None:
+        if verify is None:
+            raise RecipeError("the trusted reward of an audit should be a plain function, neither a model nor async")
+        self.verify, self.share, self.seed = verify, share, seed
+
+    def counts(
+        self,
+        rows: Sequence[dict[str, Any]],
+        completions: Sequence[Any],
+        ids: Sequence[list[int]],
+        paid_B: Tensor,
+        skills_B: Tensor,
+        num_skills: int,
+        place: tuple[int, int],
+    ) -> Tensor:
+        """Check this process's completions.
+
+        Args:
+            rows, completions, ids: As TRL gives them to rewards.
+            paid_B: Which completions the first reward called right.
+            skills_B: The index of each completion's skill.
+            num_skills: S.
+            place: The number of the rollout, and of the first completion in it over all processes.
+
+        Returns:
+            Checked and right ones per skill, `[S, 2]` float64.
+        """
+        rollout, first = place
+        chosen = [
+            i
+            for i, paid in enumerate(paid_B.tolist())
+            if paid and random.Random(f"{self.seed}:audit:{rollout}:{first + i}").random() < self.share
+        ]
+        counts = torch.zeros(num_skills, 2, dtype=torch.float64)
+        if not chosen:
+            return counts
+        credits = ask(
+            self.verify, [rows[i] for i in chosen], [completions[i] for i in chosen], [ids[i] for i in chosen]
+        )
+        for i, credit in zip(chosen, credits, strict=True):
+            if credit is not None:
+                counts[skills_B[i]] += torch.tensor([1.0, is_success(credit)], dtype=torch.float64)
+        return counts

@@ -1,0 +1,173 @@
+"""Two tokenizers over one text: the bytes of each token, and where tokens of both meet.
+
+A student and a teacher with different tokenizers have different tokens, but these spell the same bytes. Where both end
+a token at the same byte, the tokens since the last such place form a span: two ways of saying the same thing, whose
+likelihoods can be compared. Where both begin a token at the same byte, both predict from the same text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rld.errors import TeacherError
+
+END = b"\xff"
+"""What a token that ends a completion spells: a byte that no text in UTF-8 has, so that ends match ends only."""
+
+_SPACE = "\u2581"  # stands for a space in the tokens of SentencePiece's heirs
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def token_bytes(tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> list[bytes]:
+    """Return the bytes that each token id stands for; half a character where a token is that.
+
+    Understood are byte-level tokenizers (GPT-2, Llama 3, Qwen, SmolLM), those with `▁` for a space and `<0xNN>` for
+    bytes (Llama 2, Gemma), and those whose tokens are the text itself (characters, words).
+
+    Args:
+        tokenizer: A fast tokenizer.
+        ends: The tokens that end a completion: they spell `END`, other special tokens nothing.
+
+    Raises:
+        TeacherError: the tokenizer's tokens cannot be read.
+    """
+    spelling = _spelling(tokenizer)
+    added = tokenizer.added_tokens_decoder
+    silent = {i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+    vocabulary = tokenizer.get_vocab()
+    pieces = [b""] * (max(vocabulary.values(), default=-1) + 1)
+    for token, i in vocabulary.items():
+        if i in ends:
+            pieces[i] = END
+        elif i not in silent:
+            # a byte-level tokenizer looks for its added tokens in the text, so they are text already
+            literal = i in added and spelling is _byte_level
+            pieces[i] = (token.encode() if literal else spelling(token)).replace(END, b"\xfe")  # as invalid, not an end
+    return pieces
+
+
+def _spelling(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Return the function from a tokenizer's tokens to bytes, told by its decoder."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise TeacherError(f"{type(tokenizer).__name__} is no fast tokenizer, so its tokens cannot be aligned")
+    steps = list(_steps(json.loads(backend.decoder.__getstate__()) if backend.decoder is not None else {}))
+    kinds = {step["type"] for step in steps}
+    if "ByteLevel" in kinds:
+        return _byte_level
+    if kinds & {"ByteFallback", "Metaspace"} or any(step.get("pattern") == {"String": _SPACE} for step in steps):
+        return _with_spaces
+    if kinds <= {"Fuse"}:
+        return str.encode
+    raise TeacherError(
+        f"tokens that are decoded with {', '.join(sorted(kinds))} cannot be read as bytes; align understands "
+        "byte-level tokenizers, those with '\u2581' for a space, and plain ones"
+    )
+
+
+def _steps(decoder: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if "decoders" in decoder:
+        for step in decoder["decoders"]:
+            yield from _steps(step)
+    elif decoder:
+        yield decoder
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Return the characters that stand for bytes in byte-level tokens: printable bytes stand for themselves."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTES = _byte_alphabet()
+
+
+def _byte_level(token: str) -> bytes:
+    # a token with a character from outside the alphabet is decoded as the text that it is
+    return bytes(_BYTES[c] for c in token) if all(c in _BYTES for c in token) else token.encode()
+
+
+def _with_spaces(token: str) -> bytes:
+    byte = _BYTE_TOKEN.fullmatch(token)
+    return bytes([int(byte[1], 16)]) if byte else token.replace(_SPACE, " ").encode()
+
+
+def valid_text(data: bytes) -> str:
+    """Return the text up to the first byte that is not valid UTF-8: an `END`, or a character that was cut short."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        return data[: error.start].decode()
+
+
+def spans(ours: Sequence[bytes], theirs: Sequence[bytes]) -> tuple[list[int], list[int]]:
+    """Number the shortest spans at whose end both tokenizations of a text end a token.
+
+    Args:
+        ours, theirs: The bytes of each token. Where the texts come to differ, alignment ends.
+
+    Returns:
+        Each token's span for both sides, counted from 0; -1 for tokens without bytes and those behind the last span.
+    """
+    agreed = _agreed(b"".join(ours), b"".join(theirs))
+    common = set(_offsets(ours)[1:]) & set(_offsets(theirs)[1:])
+    boundaries = {offset for offset in common if 0 < offset <= agreed}
+    return _numbered(ours, boundaries), _numbered(theirs, boundaries)
+
+
+def starts(ours: Sequence[bytes], theirs: Sequence[bytes]) -> list[int]:
+    """Return for each of our tokens the index of their token that starts at the same byte of the same text, or -1."""
+    agreed = _agreed(b"".join(ours), b"".join(theirs))
+    index = {offset: i for i, (piece, offset) in enumerate(zip(theirs, _offsets(theirs), strict=False)) if piece}
+    return [
+        index.get(offset, -1) if piece and offset <= agreed else -1
+        for piece, offset in zip(ours, _offsets(ours), strict=False)
+    ]
+
+
+def _offsets(pieces: Sequence[bytes]) -> list[int]:
+    """Return where each token starts, and at last where the text ends."""
+    offsets = [0]
+    for piece in pieces:
+        offsets.append(offsets[-1] + len(piece))
+    return offsets
+
+
+def _agreed(ours: bytes, theirs: bytes) -> int:
+    """Return how many bytes two texts have in common at their start."""
+    length = min(len(ours), len(theirs))
+    if ours[:length] == theirs[:length]:
+        return length
+    return next(i for i in range(length) if ours[i] != theirs[i])
+
+
+def _numbered(pieces: Sequence[bytes], boundaries: set[int]) -> list[int]:
+    numbers, number, last = [], 0, max(boundaries, default=0)
+    for piece, end in zip(pieces, _offsets(pieces)[1:], strict=True):
+        numbers.append(number if piece and end <= last else -1)
+        number += bool(piece) and end in boundaries
+    return numbers
+
+
+def shared_vocabulary(ours: Sequence[bytes], theirs: Sequence[bytes]) -> tuple[Tensor, Tensor]:
+    """Pair the tokens that spell the same: ids `[V]` of ours, ascending, and the ids `[V]` of theirs.
+
+    Of several tokens that spell the same on one side, the first counts; tokens without bytes have no partner.
+    """
+    first_of_theirs, first_of_ours = _first(theirs), _first(ours)
+    pairs = [(i, first_of_theirs[piece]) for piece, i in first_of_ours.items() if piece in first_of_theirs]
+    ids = torch.tensor(sorted(pairs), dtype=torch.int64).reshape(-1, 2)
+    return ids[:, 0].contiguous(), ids[:, 1].contiguous()
+
+
+def _first(pieces: Sequence[bytes]) -> dict[bytes, int]:
+    return {piece: i for i, piece in reversed(list(enumerate(pieces))) if piece}

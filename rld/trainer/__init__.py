@@ -1,0 +1,1 @@
+"""One update: TRL's GRPO trainer with teachers, more signals and a controller. No recipe."""

@@ -1,0 +1,155 @@
+"""The terms that join the policy's loss, and what the controller gets to know about them.
+
+Works on a micro-batch: the dictionary that TRL makes of a rollout, with what the teachers said in it.
+
+Shapes: B completions, T completion tokens, H width, K teachers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rld.controllers.observation import Pulls
+from rld.controllers.runtime import Steering
+from rld.errors import RecipeError
+from rld.losses.features import AnyFeature
+from rld.losses.policy import blend, sign_preserving_advantages, teacher_advantages, teacher_delta, weighted_sum
+from rld.losses.response import Response
+from rld.rollout.batch import Batch, loss_mask, taught_share
+from rld.teachers.ensemble import Panel
+from rld.trainer.gradient_probe import Compass
+from rld.trainer.rld_config import RLDConfig
+from rld.trainer.student_forward import RecordedStudent, SignalInputs
+from rld.trainer.update_statistics import Ledger
+from rld.types import SIGNALS, Align, Signal
+
+
+class JointLoss:
+    """Computes the response and feature terms and the policy's advantages, and measures them for the controller."""
+
+    def __init__(
+        self,
+        args: RLDConfig,
+        panel: Panel,
+        steering: Steering,
+        feature: AnyFeature | None,
+        device: torch.device,
+        compass: Compass | None = None,
+    ) -> None:
+        self.args, self.panel, self.steering, self.feature, self.device = args, panel, steering, feature, device
+        self.compass = compass
+        self.tokens = args.token_weights_model()
+        args.matching(0.0)  # a mistake in its options shows before anything runs
+        self._require_a_fit(panel.align)
+        self.ledger = self._empty()
+
+    def _require_a_fit(self, align: Sequence[Align | None]) -> None:
+        """Refuse options that would be without effect.
+
+        Raises:
+            RecipeError: a combination or token weights that a teacher with another tokenizer can't take part in.
+        """
+        own = self.args.response_temperature
+        if any(teacher.lister for teacher in self.panel.teachers) and own not in (None, self.args.temperature):
+            raise RecipeError(
+                f"response temperature: {own} is not the rollout's, {self.args.temperature}, and a teacher that hands "
+                "over its likeliest tokens does so at one temperature; leave it out"
+            )
+        rule = self.args.combination_model()
+        if rule.needs_one_vocabulary and any(align) and len(align) > 1:
+            raise RecipeError(
+                f"combine: {rule.kind} lays the teachers' distributions side by side, which those with another "
+                "tokenizer (align) don't allow; use mixture, sum, route or best_of"
+            )
+        if self.tokens is not None and "likelihood" in align:
+            raise RecipeError(
+                f"tokens: {self.tokens.kind} weighs distributions, and a teacher with align: likelihood gives none; "
+                "use align: vocabulary"
+            )
+
+    def _empty(self) -> Ledger:
+        return Ledger.empty(len(self.steering.skills), len(self.steering.teachers), self.device)
+
+    def take_ledger(self) -> Ledger:
+        """The measurements since the last call."""
+        ledger, self.ledger = self.ledger, self._empty()
+        return ledger
+
+    def take_pulls(self) -> tuple[dict[str, Pulls], int]:
+        """What the compass shows, as `Compass.take` does; nothing without one."""
+        return ({}, 0) if self.compass is None else self.compass.take()
+
+    def count(self, batch: Batch, num_computed: int) -> None:
+        """Count a micro-batch's tokens, and those that the student computed for them."""
+        self.ledger.add_tokens(batch["skill_ids"], loss_mask(batch), num_computed)
+
+    def inputs(self, batch: Batch, progress: float) -> SignalInputs:
+        """What the student's forward needs, at a point of training from 0 to 1."""
+        response = None
+        if batch["response_on"]:
+            matching, weight_B = self.args.matching(progress), batch["signal_weights"][:, 1]
+            response = Response(matching, self.tokens, weight_B, self.args.temperature)
+        feature = self.feature if batch["feature_on"] else None
+        return SignalInputs(loss_mask(batch), self.panel.states(batch), batch["teacher_weights"], response, feature)
+
+    def advantages(self, batch: Batch, log_pi_BT: Tensor, training: bool) -> Tensor:
+        """The policy's advantages: the teacher-scored reward added, times the skill's policy weight."""
+        advantages: Tensor = batch["advantages"]
+        policy_B: Tensor = batch["signal_weights"][:, 0]
+        if self.args.teacher_reward and "teacher_scores" in batch:
+            advantages = self._with_teacher_reward(batch, log_pi_BT, training)
+        if bool((policy_B != 1).any()):
+            advantages = advantages * (policy_B if advantages.dim() == 1 else policy_B[:, None])
+        return advantages
+
+    def _with_teacher_reward(self, batch: Batch, log_pi_BT: Tensor, training: bool) -> Tensor:
+        log_old_BT = batch.get("old_per_token_logps", log_pi_BT)
+        delta_BT, share_BT = teacher_delta(
+            batch["teacher_scores"], batch["teacher_spans"], log_old_BT, batch["teacher_weights"]
+        )
+        taught_BT, weight = share_BT > 0, self.args.teacher_reward
+        if training:
+            self.ledger.add_delta(batch["skill_ids"], delta_BT, loss_mask(batch), taught_BT)
+        if self.args.teacher_reward_form == "sign_preserving":
+            return sign_preserving_advantages(batch["advantages"], delta_BT, weight, taught_BT)
+        spread_B = self.steering.spread_S().to(delta_BT.device)[batch["skill_ids"]]
+        return teacher_advantages(batch["advantages"], delta_BT, spread_B, weight, taught_BT)
+
+    def terms(self, batch: Batch, recorded: RecordedStudent, training: bool) -> dict[Signal, tuple[Tensor, Tensor]]:
+        """Weighted sums over tokens of the response and feature signals, each with its values per token `[B, T]`."""
+        out, mask_BT = recorded.result, loss_mask(batch)
+        terms: dict[Signal, tuple[Tensor, Tensor]] = {}
+        if out.response is not None and out.gap is not None:
+            terms["response"] = out.response, out.gap
+        if out.feature is not None:
+            distance_BT = blend(out.feature, batch["teacher_weights"])
+            total = weighted_sum(distance_BT, batch["signal_weights"][:, 2], mask_BT)
+            terms["feature"] = total, distance_BT.detach()
+        if training:
+            tokens_BKT = batch["teacher_tokens"]
+            self.ledger.add_streams(batch["skill_ids"], mask_BT, tokens_BKT, out.divergence, out.feature)
+            if self.steering.last_of_window:
+                assert recorded.signals is not None
+                self._measure_gradients(batch, recorded.signals.taps[0], terms)
+        return terms
+
+    def _measure_gradients(self, batch: Batch, hidden_BTH: Tensor, terms: dict[Signal, tuple[Tensor, Tensor]]) -> None:
+        mask_BT, weights_BG = loss_mask(batch), batch["signal_weights"]
+        advantages = batch["advantages"].reshape(len(mask_BT), -1)  # the policy's weight is in them
+        policy = weighted_sum(-advantages * batch["log_pi"], torch.ones_like(weights_BG[:, 0]), mask_BT)
+        self._measure("policy", policy, hidden_BTH, batch, mask_BT, mask_BT * (advantages != 0))
+        taught_BT = mask_BT * (taught_share(batch) > 0)
+        for signal, (total, _) in terms.items():
+            self._measure(signal, total, hidden_BTH, batch, taught_BT, taught_BT)
+
+    def _measure(
+        self, signal: Signal, total: Tensor, hidden_BTH: Tensor, batch: Batch, loss_BT: Tensor, informative_BT: Tensor
+    ) -> None:
+        """Measure a signal's gradient at the tokens that have one; its loss is a mean over those of `loss_BT`."""
+        weight_B = batch["signal_weights"][:, SIGNALS.index(signal)]
+        gradient_BTH = self.ledger.add_gradient(signal, total, hidden_BTH, weight_B, informative_BT)
+        if self.compass is not None:
+            self.compass.add(signal, batch, hidden_BTH.detach(), gradient_BTH, loss_BT * (weight_B > 0)[:, None])

@@ -1,0 +1,32 @@
+"""Precision and padding of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def precise(x: Tensor) -> Tensor:
+    """`x` in at least single precision."""
+    return x if x.element_size() >= 4 else x.float()
+
+
+def padded(rows: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Lay out prompts and their completions as TRL does, prompts padded on the left and completions on the right.
+
+    Returns:
+        Ids and attention `[B, S]`, and the completions' mask `[B, T]`.
+    """
+    import torch  # here, because modules that `rld check` reads import this one
+
+    longest_P, longest_T = (max(len(row[i]) for row in rows) for i in (0, 1))
+    ids, attention, mask = [], [], []
+    for prompt, completion in rows:
+        left, right = longest_P - len(prompt), longest_T - len(completion)
+        ids.append([0] * left + prompt + completion + [0] * right)
+        attention.append([0] * left + [1] * (len(prompt) + len(completion)) + [0] * right)
+        mask.append([1] * len(completion) + [0] * right)
+    return torch.tensor(ids), torch.tensor(attention), torch.tensor(mask)

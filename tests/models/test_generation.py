@@ -1,0 +1,150 @@
+"""Greedy answers and their scores."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+import tests.support.tiny as tiny
+from rld.evaluation.held_out import score
+from rld.models.generation import generate, sample
+
+
+def rows(num: int = 7, chat: bool = False) -> list[dict[str, Any]]:
+    return [{**row, "prompt": row["prompt"], "entry": ""} for row in tiny.rows(num, chat)]
+
+
+def alone(model: Any, ids: list[int], num: int) -> list[int]:
+    """Decode one prompt token by token, without a cache or padding."""
+    start = len(ids)
+    with torch.no_grad():
+        while len(ids) < start + num and (len(ids) == start or ids[-1] != 1):
+            ids = [*ids, int(model(torch.tensor([ids])).logits[0, -1].argmax())]
+    return ids[start:]
+
+
+def test_answers_are_greedy_whatever_the_padding_and_the_batch():
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    mixed = [{**row, "prompt": "ab:" * (i % 3) + row["prompt"]} for i, row in enumerate(rows())]
+    wanted = [alone(model, tokenizer(row["prompt"])["input_ids"], 5) for row in mixed]
+    wanted_texts = tokenizer.batch_decode(wanted, skip_special_tokens=True)
+    assert len(set(wanted_texts)) > 1
+    for batch_size in (1, 3, 64):
+        assert generate(model, tokenizer, mixed, 5, batch_size) == wanted_texts
+
+
+def test_what_is_sampled_follows_the_distribution_and_its_own_prompt_alone():
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    prompts = [tokenizer(row["prompt"])["input_ids"] for row in tiny.rows(5)]
+    prompts[2] = prompts[0] + prompts[2]
+    state = torch.get_rng_state()
+    together = sample(model, tokenizer, prompts, 4, seed=3)
+    assert together == [sample(model, tokenizer, [ids], 4, seed=3)[0] for ids in prompts]
+    assert together == sample(model, tokenizer, prompts, 4, seed=3, batch_size=2)
+    assert together != sample(model, tokenizer, prompts, 4, seed=4)
+    assert torch.equal(torch.get_rng_state(), state)
+    with torch.no_grad():
+        p = (model(torch.tensor([prompts[0]])).logits[0, -1] / 0.7).softmax(-1)
+    drawn = [sample(model, tokenizer, [prompts[0]], 1, seed, 0.7)[0][0] for seed in range(400)]
+    share = torch.bincount(torch.tensor(drawn), minlength=len(p)) / len(drawn)
+    assert 0.2 < p.max() < 0.95
+    assert ((share - p).abs() < 4 * (p * (1 - p) / len(drawn)).sqrt() + 1e-3).all()
+
+
+def test_chats_get_the_template_and_its_answer_prompt():
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    as_text = [{**row, "prompt": row["prompt"][0]["content"] + ":="} for row in rows(chat=True)]
+    assert generate(model, tokenizer, rows(chat=True), 5) == generate(model, tokenizer, as_text, 5)
+
+
+def test_the_model_and_the_random_state_are_left_as_they_were():
+    model, tokenizer = tiny.model().train(), tiny.tokenizer()
+    wanted = generate(model, tokenizer, rows(), 5)
+    own = GenerationConfig(do_sample=True, temperature=9.0, repetition_penalty=5.0, eos_token_id=1, pad_token_id=0)
+    model.generation_config = own
+    state = torch.get_rng_state()
+    assert generate(model, tokenizer, rows(), 5) == wanted
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training and model.generation_config is own
+    assert generate(model.eval(), tokenizer, rows(), 5) == wanted
+    assert not model.training
+
+
+def test_every_end_token_of_the_model_ends_an_answer():
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    text = max(generate(model, tokenizer, rows(), 5), key=lambda text: len(set(text.replace(" ", ""))))
+    end = tokenizer.convert_tokens_to_ids(text.replace(" ", "")[0])
+    before = generate(model, tokenizer, rows(), 5)
+    model.generation_config.eos_token_id = [1, end]
+    after = generate(model, tokenizer, rows(), 5)
+    assert any(len(a) < len(b) for a, b in zip(after, before, strict=True))
+    assert all(tokenizer.decode(end) not in a.split()[:-1] for a in after)
+
+
+def test_scores_are_exact_and_per_skill():
+    import reasoning_gym
+
+    made = [reasoning_gym.create_dataset("chain_sum", seed=seed, size=1)[0] for seed in (1, 2)]
+    entries = [json.dumps({"task": "chain_sum", "config": {}, **item}) for item in made]
+    answered = [
+        ("text", "abc", "", " abc "),
+        ("text", "abc", "", "abcd"),
+        ("text", "abc", "", ""),
+        ("sum", made[0]["answer"], entries[0], made[0]["answer"]),
+        ("sum", made[1]["answer"], entries[1], f"it is {made[1]['answer']}"),
+    ]
+    labelled = [{"skill": skill, "answer": answer, "entry": entry} for skill, answer, entry, _ in answered]
+    assert score(labelled, [text for *_, text in answered]) == {"text": (1 / 3, 3), "sum": (0.5, 2)}
+
+
+def free_port() -> int:
+    with socket.socket() as made:
+        made.bind(("127.0.0.1", 0))
+        return int(made.getsockname()[1])
+
+
+SCRIPT = """
+import tests.support.tiny as tiny
+from accelerate import PartialState
+from rld.evaluation import generate, score
+from tests.models.test_generation import rows
+
+PartialState(cpu=True)
+texts = generate(tiny.model(), tiny.tokenizer(), rows(5), 5, batch_size=2)
+print(PartialState().num_processes, texts, score(rows(5), texts), sep="|", flush=True)
+"""
+
+
+def test_processes_share_the_work_and_agree(tmp_path):
+    """Two processes at once with an empty cache: the metric is loaded by both, offline."""
+    texts = generate(tiny.model(), tiny.tokenizer(), rows(5), 5)
+    wanted = f"2|{texts}|{score(rows(5), texts)}"
+    places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "HF_HOME": str(tmp_path)}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT],
+            env={**os.environ, **places, "HF_HUB_OFFLINE": "1", "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=Path(__file__).resolve().parents[2],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    assert [process.communicate(timeout=120)[0].strip() for process in running] == [wanted, wanted]
+
+
+def test_the_head_gets_whole_states_while_answering_and_is_left_as_it_was():
+    model, seen = tiny.model(), []
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda _head, states, _out: seen.append(states[0].is_contiguous()))
+    generate(model, tiny.tokenizer(), [{"prompt": "ab="}, {"prompt": "abcd="}], 3)
+    assert all(seen)
+    assert not head._forward_pre_hooks

@@ -1,0 +1,253 @@
+"""Whole runs of a small recipe: what they leave behind, and that an interrupted one ends like an uninterrupted one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rld.cli import main
+
+ROOT = Path(__file__).parents[2]
+
+RECIPE = """
+name: small
+tokenizer: {characters: "abcd:="}
+max_new_tokens: 4
+skills:
+  copy: {generator: ./tasks.py:copy, levels: [{length: 1}, {length: 2}], held_out: 6}
+  flip: {generator: ./tasks.py:flip, levels: [{length: 1}, {length: 2}], held_out: 6}
+models:
+  tiny:
+    new: llama
+    config: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 2}
+rewards:
+  - use: answers:exact_match
+  - {use: ./tasks.py:share, weight: 0.5}
+stages:
+  - {name: teacher, run: sft, model: tiny, steps: 40, batch: 8, checkpoint_every: 6, trainer: {learning_rate: 1e-2}}
+  - name: student
+    run: distill
+    student: tiny
+    teachers: {teacher: {model: teacher, probe: 4}}
+    signals: {policy: {teacher_reward: 0.1}, response: {}, feature: {}}
+    controller: {kind: gap, every: 2}
+    curriculum: {use: ./tasks.py:Mine}
+    rollout: {prompts: 2, completions: 4}
+    retain: {skills: [copy], probes: 4, prompts: 6, batch: 2}
+    audit: {reward: answers:exact_match, share: 0.5}
+    steps: 14
+    checkpoint_every: 4
+    trainer: {learning_rate: 1e-2}
+"""
+
+TASKS = """
+import random
+
+def _word(rng, length):
+    return "".join(rng.choices("abcd", k=length))
+
+def copy(rng, *, length):
+    word = _word(rng, length)
+    return f"a:{word}=", word
+
+def flip(rng, *, length):
+    word = _word(rng, length)
+    return f"b:{word}=", word[::-1]
+
+def share(completions, answer, **_):
+    return [sum(a == b for a, b in zip(c, g)) / 4 for c, g in zip(completions, answer)]
+
+class Mine:
+    def __init__(self, levels):
+        self.levels, self.seen = levels, 0
+
+    def next(self, rng):
+        skill = rng.choice(sorted(self.levels))
+        return skill, self.seen % self.levels[skill]
+
+    def observe(self, task, successes, attempts):
+        self.seen += attempts
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+
+    def metrics(self):
+        return {"level/all": float(self.seen)}
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Sums depend on how many threads share them, and the runs that are compared must agree to the last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("recipe")
+    (folder / "tasks.py").write_text(TASKS)
+    (folder / "small.yaml").write_text(RECIPE)
+    return folder / "small.yaml"
+
+
+@pytest.fixture(scope="module")
+def whole(recipe, tmp_path_factory) -> Path:
+    """An uninterrupted run."""
+    output = tmp_path_factory.mktemp("whole") / "run"
+    assert main(["train", str(recipe), "--output", str(output)]) == 0
+    return output
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """What a run logged, without the clocks."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds" and "time/" not in key} for line in lines]
+
+
+def test_a_run_leaves_what_others_rely_on(whole):
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary["status"] == "done"
+    assert summary["heldout_rows"] == {"copy": 6, "flip": 6}
+    teacher, student = summary["stages"]
+    assert (teacher["kind"], student["kind"]) == ("sft", "distill")
+    for record in (student["before"], student["after"], student["teachers"]["teacher"]["scores"]):
+        assert set(record) == {"copy", "flip"}
+        assert all(0 <= score <= 1 for score in record.values())
+    assert student["teachers"]["teacher"]["scores"] == teacher["after"]
+    model = AutoModelForCausalLM.from_pretrained(whole / "student")
+    assert model.num_parameters() == student["student"]["parameters"]
+    assert AutoTokenizer.from_pretrained(whole / "student").decode([3, 4]) == "ab"
+    assert (whole / "report.html").stat().st_size > 1000
+    assert not list((whole / "checkpoints").glob("*/checkpoint-*"))
+
+
+def test_the_log_has_the_promised_names(whole):
+    lines = metrics(whole)
+    assert [(line["stage"], line["step"]) for line in lines] == [
+        *(("teacher", step) for step in range(1, 41)),
+        *(("student", step) for step in range(1, 15)),
+    ]
+    assert "loss/sft" in lines[0]
+    last = lines[-1]
+    for name in ("policy", "response", "feature"):
+        assert {f"loss/{name}", f"weight/{name}", f"weight/{name}/copy"} <= last.keys()
+    for name in (
+        "teacher/teacher/weight/flip",
+        "reward/exact_match",
+        "reward/share",
+        "divergence/teacher",
+        "level/all",
+    ):
+        assert name in last
+    timed = {key for key in json.loads((whole / "metrics.jsonl").read_text().splitlines()[-1]) if "time/" in key}
+    assert timed == {
+        f"time/{part}"
+        for part in (
+            "generation",
+            "rollout",
+            "rewards",
+            "gate",
+            "teachers",
+            "student",
+            "retention",
+            "controller",
+            "optimizer",
+            "checkpoints",
+        )
+    }
+    assert {"progress/copy", "grad/policy", "weight/reference/copy"} <= {key for line in lines for key in line}
+    assert last["flops"] > lines[0]["flops"] > 0
+    assert last["tokens/scored"] > last["tokens/generated"] > 0
+
+
+def start(recipe: Path, output: Path, *options: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "rld", "train", str(recipe), "--output", str(output), *options]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(run: Path, stage: str, step: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            pytest.fail(f"ended early: {process.stdout.read() if process.stdout else ''}")
+        log = run / "metrics.jsonl"
+        if log.exists() and any(
+            (line["stage"], line["step"]) >= (stage, step)
+            for line in map(json.loads, log.read_text().splitlines(keepends=False)[:-1])
+            if line["stage"] == stage
+        ):
+            return
+        time.sleep(0.01)
+    pytest.fail(f"no step {step} of {stage} in two minutes")
+
+
+@pytest.mark.parametrize(
+    ("how", "stage", "step"),
+    [(signal.SIGKILL, "student", 6), (signal.SIGTERM, "student", 6), (signal.SIGINT, "teacher", 8)],
+)
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(recipe, whole, tmp_path, how, stage, step):
+    output = tmp_path / "run"
+    process = start(recipe, output)
+    wait_for(output, stage, step, process)
+    process.send_signal(how)
+    code = process.wait(timeout=60)
+    if how == signal.SIGKILL:
+        (output / "checkpoints" / stage / "checkpoint-99").mkdir()  # as if killed while writing one
+    elif code == 0:
+        pytest.skip("the run was over before the signal came")
+    else:
+        assert code == 128 + how
+        assert json.loads((output / "summary.json").read_text())["status"] == "stopped"
+    assert main(["train", str(recipe), "--output", str(output), "--resume"]) == 0
+    assert metrics(output) == metrics(whole)
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(run / "student") for run in (output, whole))
+    for (name, a), (_, b) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        assert a.equal(b), name
+
+
+def test_a_run_is_not_overwritten_nor_resumed_with_another_recipe(recipe, whole, capsys):
+    assert main(["train", str(recipe), "--output", str(whole)]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main(["train", str(recipe), "seed=7", "--output", str(whole), "--resume"]) == 2
+    assert "another recipe (changed: seed)" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_not_run_again(recipe, whole):
+    before = (whole / "student" / "model.safetensors").stat().st_mtime_ns
+    assert main(["train", str(recipe), "--output", str(whole), "--resume"]) == 0
+    assert (whole / "student" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_evaluate_scores_the_stored_student(recipe, whole, capsys):
+    assert main(["evaluate", str(whole / "student"), str(recipe)]) == 0
+    printed = capsys.readouterr().out
+    assert "copy" in printed
+    assert "6" in printed
+
+
+def test_a_reward_that_raises_stops_the_run_and_says_where(recipe, tmp_path, capsys):
+    broken = tmp_path / "broken.yaml"
+    (tmp_path / "tasks.py").write_text(TASKS.replace("return [sum", "1 / 0\n    return [sum"))
+    broken.write_text(RECIPE.replace("steps: 40,", "steps: 1,"))
+    assert main(["train", str(broken), "--output", str(tmp_path / "run")]) == 2
+    message = capsys.readouterr().err
+    for part in ("reward 'share'", "ZeroDivisionError", "tasks.py:", "row 0", "completion"):
+        assert part in message
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"

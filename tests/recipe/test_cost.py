@@ -1,0 +1,127 @@
+"""The predicted size and price of a run against models that are really built, and against arithmetic by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rld.recipe.cost import config_of, parameters, stage_costs
+from rld.recipe.schema import Recipe
+
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 101,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("llama", {}),
+        ("llama", {"tie_word_embeddings": True, "head_dim": 24, "num_key_value_heads": None}),
+        ("llama", {"attention_bias": True, "mlp_bias": True}),
+        ("mistral", {}),
+        ("qwen2", {}),
+        ("qwen2", {"tie_word_embeddings": True}),
+        ("qwen3", {"attention_bias": True}),
+        ("smollm3", {}),
+        ("gemma", {}),
+        ("gemma2", {}),
+    ],
+)
+def test_parameters_are_counted_as_transformers_builds_them(kind, options):
+    config = AutoConfig.for_model(kind, **SMALL, **options) if not options.keys() & SMALL.keys() else None
+    config = config or AutoConfig.for_model(kind, **{**SMALL, **options})
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert parameters({"model_type": kind, **SMALL, **options}) == model.num_parameters()
+    assert parameters(config.to_dict()) == model.num_parameters()
+
+
+def test_another_architecture_is_of_unknown_size():
+    assert parameters({"model_type": "gpt2", "n_embd": 64}) is None
+
+
+def recipe(**student):
+    return Recipe.model_validate(
+        {
+            "name": "r",
+            "tokenizer": {"characters": "ab"},
+            "models": {"small": {"new": "llama", "config": {**SMALL, **student}}, "far": "nobody/nothing"},
+            "skills": {"s": {"generator": "a.b:c"}},
+            "max_new_tokens": 10,
+            "stages": [
+                {"name": "one", "run": "sft", "model": "small", "steps": 2, "batch": 4},
+                {
+                    "name": "two",
+                    "run": "distill",
+                    "student": "small",
+                    "teachers": {"t": {"model": "one", "init": {"dtype": "bfloat16"}}},
+                    "rollout": {"prompts": 3, "completions": 2},
+                    "steps": 5,
+                },
+                {"name": "three", "run": "sft", "model": "far", "steps": 2},
+            ],
+        }
+    )
+
+
+def test_a_stages_cost_follows_from_sizes_and_tokens(tmp_path):
+    size = parameters({"model_type": "llama", **SMALL})
+    costs = stage_costs(recipe(), tmp_path)
+    assert costs["one"].flops == 6 * size * (2 * 4 * 10)
+    assert costs["one"].bytes == 16 * size
+    # generating 2, learning 6, the teacher 2; it answers each prompt once for the gate
+    assert costs["two"].flops == (2 + 6 + 2) * size * (5 * 3 * 2 * 10) + 2 * size * (5 * 3 * 10)
+    assert costs["two"].bytes == 16 * size + 2 * size
+    assert costs["two"].teachers == {"t": size}
+
+
+def test_a_base_that_teachers_share_is_counted_once(tmp_path):
+    made = recipe().model_dump()
+    spec = made["stages"][1]["teachers"]["t"]
+    made["stages"][1]["teachers"] = {name: spec | {"adapter": f"a/{name}"} for name in ("t", "u")} | {
+        "v": spec | {"init": {"dtype": "float32"}}
+    }
+    size = parameters({"model_type": "llama", **SMALL})
+    cost = stage_costs(Recipe.model_validate(made), tmp_path)["two"]
+    assert cost.bytes == (16 + 2 + 4) * size
+    assert cost.flops == (2 + 6 + 3 * 2) * size * (5 * 3 * 2 * 10) + 3 * 2 * size * (5 * 3 * 10)
+
+
+def test_gold_answers_are_not_generated_and_a_gate_per_skill_asks_nothing(tmp_path):
+    made = recipe().model_dump()
+    made["stages"][1] |= {"gate": "skill", "rollout": {"prompts": 3, "completions": 2, "gold": 1}}
+    size = parameters({"model_type": "llama", **SMALL})
+    assert stage_costs(Recipe.model_validate(made), tmp_path)["two"].flops == (1 + 6 + 2) * size * (5 * 3 * 2 * 10)
+
+
+def test_a_teacher_whose_answers_are_learnt_is_counted(tmp_path):
+    made = recipe().model_dump()
+    made["stages"][0] |= {"teacher": "small", "rows": 5}
+    size = parameters({"model_type": "llama", **SMALL})
+    assert (
+        stage_costs(Recipe.model_validate(made), tmp_path)["one"].flops == 6 * size * (2 * 4 * 10) + 2 * size * 5 * 10
+    )
+
+
+def test_a_model_that_is_not_here_has_an_unknown_cost(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    costs = stage_costs(recipe(), tmp_path)
+    assert (costs["three"].parameters, costs["three"].flops, costs["three"].bytes) == (None, None, None)
+
+
+def test_a_folder_is_looked_up_beside_the_recipe(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    assert config_of("model", tmp_path) == {"model_type": "llama"}

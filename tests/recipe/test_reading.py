@@ -1,0 +1,279 @@
+"""A recipe is refused with every mistake at once, each with its place and, for a name, what was meant."""
+# ruff: noqa: E501 - a line per mistake
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rld.controllers.gradient import Noise
+from rld.errors import RecipeError
+from rld.recipe.models import NewModel
+from rld.recipe.reading import read
+
+TASKS = """
+def reverse(rng, length, letters="abc"):
+    return "ab", "ba"
+
+def reward(completions, *, scale=1.0, **columns):
+    return [scale for _ in completions]
+
+class Mine:
+    def __init__(self, levels, *, speed=1): ...
+"""
+
+GOOD = """\
+name: good
+tokenizer: {characters: "abc:="}
+models:
+  big: {new: llama, config: {hidden_size: 64}}
+  small: {new: llama, config: {hidden_size: 32}}
+skills:
+  reverse:
+    generator: ./tasks.py:reverse
+    levels: [{length: 3}, {length: 4}]
+  sum: {reasoning_gym: chain_sum, levels: [{min_terms: 2}]}
+rewards:
+  - {use: "./tasks.py:reward", options: {scale: 2}}
+stages:
+  - name: first
+    run: sft
+    model: big
+    steps: 3
+    trainer: {learning_rate: 1e-3}
+  - name: main
+    run: distill
+    student: small
+    teachers: {t: {model: first, skills: [reverse]}}
+    curriculum: {use: "./tasks.py:Mine"}
+    controller: {kind: gap, on: 0.25}
+    steps: 5
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Write GOOD with lines replaced, and return its path."""
+    (tmp_path / "tasks.py").write_text(TASKS)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+
+    def write(**changes):
+        text = GOOD
+        for old, new in changes.get("replace", {}).items():
+            assert old in text, old
+            text = text.replace(old, new, 1)
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def mistakes(path, *overrides):
+    with pytest.raises(RecipeError) as error:
+        read(path, overrides)
+    return str(error.value).replace(f"{path}:", "").splitlines()
+
+
+def test_a_good_recipe_is_read_with_its_types(recipe):
+    made = read(recipe())
+    assert isinstance(made.models["big"], NewModel)
+    assert made.stages[0].trainer == {"learning_rate": 0.001}  # YAML 1.1 makes text of 1e-3
+    assert made.stages[1].controller.on == 0.25  # and a truth value of on
+    assert made.stages[1].teachers["t"].probe == 32
+    assert read(recipe(), ["stages.main.teachers.t.adapter=adapter"]).stages[1].teachers["t"].adapter == "adapter"
+
+
+TOKENIZERS = {
+    "ours": {"a": 0, "b": 1},
+    "padded": {"a": 0, "b": 1, "<filler>": 2},
+    "theirs": {"b": 0, "a": 1, "ab": 2},
+}
+
+
+def test_a_controllers_kind_alone_is_that_controller(recipe):
+    path = recipe(replace={"{kind: gap, on: 0.25}": "noise"})
+    assert read(path).stages[-1].controller == Noise()
+    assert read(path, ["stages.main.controller.every=3"]).stages[-1].controller == Noise(every=3)
+    assert mistakes(path, "stages.main.controller=gpa") == [
+        "command line (stages.main.controller=gpa): stages.main.controller.kind cannot be 'gpa'; did you mean 'gap'?"
+    ]
+
+
+def test_a_teacher_with_another_tokenizer_needs_align(recipe, tmp_path):
+    for name, vocabulary in TOKENIZERS.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
+    (tmp_path / "without").mkdir()
+    path = recipe(replace={"small: {new: llama, config: {hidden_size: 32}}": "small: {path: ./ours}"})
+
+    def said(*overrides):
+        try:
+            read(path, [f"stages.main.teachers.t.{text}" for text in overrides])
+        except RecipeError as error:
+            return str(error)
+        return ""
+
+    assert said("model=./padded") == said("model=./without") == said("model=nobody/nothing") == said() == ""
+    mistake = said("model=./theirs")
+    assert "stages.main.teachers.t: its tokenizer is not that of the student, small; set align: likelihood" in mistake
+    assert said("model=./theirs", "align=vocabulary") == ""
+    assert "did you mean 'vocabulary'?" in said("model=./theirs", "align=vocabluary")
+    # a stage has the tokenizer of the model that it trains
+    path.write_text(path.read_text().replace("model: big", "model: ./theirs"))
+    assert "its tokenizer is not" in said("model=first")
+    (tmp_path / "theirs" / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1")
+    assert "is no tokenizer; download it again" in said("model=first")
+
+
+def test_all_mistakes_come_at_once_in_the_order_of_the_file(recipe):
+    path = recipe(
+        replace={
+            "name: good": "name: good\nsede: 3",
+            "model: big": "model: bgi",
+            "kind: gap": "kind: gpa",
+            "    steps: 5": "    steps: 0",
+        }
+    )
+    assert mistakes(path) == [
+        "2: unknown key 'sede'; did you mean 'seed'?",
+        "17: stages.first.model: there is no model 'bgi'; did you mean 'big'?",
+        "25: stages.main.controller.kind cannot be 'gpa'; did you mean 'gap'?",
+        "26: stages.main.steps should be greater than 0, not 0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        # the schema
+        ("steps: 3", "steps: three", "17: stages.first.steps should be a whole number, not 'three'"),
+        ("steps: 3", "steps: true", "17: stages.first.steps should be a whole number, not True"),
+        ("steps: 3", "steps:", "17: stages.first.steps has no value; {} stands for defaults, null for none"),
+        ("    steps: 3\n", "", "14: 'stages.first.steps' is required"),
+        ("run: sft", "run: stf", "15: stages.first.run cannot be 'stf'; did you mean 'sft'?"),
+        ("    run: sft\n", "", "14: 'stages.first.run' is required; choose from distill, sft"),
+        ("on: 0.25", "strt: 1, on: .nan", "24: stages.main.controller.on should be a finite number, not nan"),
+        ("generator:", "generater:", "8: unknown key 'skills.reverse.generater'; did you mean 'generator'?"),
+        ("  sum: {", "  s/m: {", "10: skills.s/m: its name should have only letters, digits, '_' and '-'"),
+        ("new: llama, config", "foo: llama, bar", "models.big should be a hub id or a folder, or a mapping with the key"),
+        ("kind: gap", "kind: fixed", "unknown key 'stages.main.controller.on'; choose from every, heartbeat, even_out,"),
+        # names within the recipe
+        ("name: main", "name: first", "19: an earlier stage is called 'first' too; choose another name"),
+        ("name: main", "name: big", "19: a stage and a model are both called 'big'; choose another name"),
+        ("model: big", "model: main", "16: stages.first.model: stage 'main' has not run by then; refer to an earlier one"),
+        ("model: big", "model: ./nowhere", "16: stages.first.model: there is no folder ./nowhere"),
+        ("[reverse]", "[revers]", "22: stages.main.teachers.t.skills: 'revers' is no skill; did you mean 'reverse'?"),
+        ("skills: [reverse]}", "adapter: ./tasks}", "22: stages.main.teachers.t.adapter: there is no adapter './tasks'; choose from adapter"),
+        ("skills: [reverse]}", "adapter: adaptor}", "22: stages.main.teachers.t.adapter: there is no adapter 'adaptor'; did you mean 'adapter'?"),
+        ("skills: [reverse]}", "adapter: tasks.py}", "22: stages.main.teachers.t.adapter: tasks.py is no PEFT adapter: it has no adapter_config.json"),
+        ("skills: [reverse]}", "adaptor: a/b}", "22: unknown key 'stages.main.teachers.t.adaptor'; did you mean 'adapter'?"),
+        ("skills: [reverse]}", "offload: true, init: {device_map: auto}}", "22: stages.main.teachers.t.offload cannot be true: a model with device_map"),
+        ("tokenizer:", "max_new_tokens: 3 #", "4: models.big is new and needs a tokenizer: set tokenizer.characters"),
+        ("gap, on: 0.25", "fixed, teachers: {u: 1}", "no such teacher; choose from t"),
+        ("    teachers: {t: {model: first, skills: [reverse]}}", "    signals: {feature: {}}", "needs teachers, and this stage has none"),
+        ("    steps: 5", "    steps: 5\n    retain: {}", "26: stages.main.retain protects the skills that the stage does not train, and it trains all"),
+        ("    steps: 5", "    steps: 5\n    retain: {skills: [revers]}", "26: stages.main.retain.skills: 'revers' is no skill; did you mean 'reverse'?"),
+        ("    steps: 5", "    steps: 5\n    retain: {skills: [reverse, reverse]}", "26: stages.main.retain.skills: names 'reverse' twice"),
+        # teachers that hand over their likeliest tokens
+        ("{model: first,", "{url: 'ftp://x',", "22: stages.main.teachers.t.url should be an address that begins with http:// or https://, not 'ftp://x'"),
+        ("{model: first,", "{skils: [],", "22: stages.main.teachers.t should be a mapping with one of the keys 'model' and 'url'"),
+        ("{model: first,", "{url: 'http://h:1', offload: true,", "22: unknown key 'stages.main.teachers.t.offload'; choose from"),
+        # files and the names in them
+        ("    steps: 5", "    steps: 5\n    audit: {reward: ./tasks.py:reword}", "26: stages.main.audit.reward: ./tasks.py has no 'reword'; did you mean 'reward'?"),
+        ("    steps: 5", "    steps: 5\n    audit: {reward: ./tasks.py:reward, options: {scal: 2}}", "26: unknown key 'stages.main.audit.options.scal'; did you mean 'scale'?"),
+        ("tasks.py:reverse", "task.py:reverse", "8: skills.reverse.generator: no file ./task.py beside the recipe; did you mean './tasks.py'?"),
+        ("tasks.py:reverse", "tasks.py:revers", "8: skills.reverse.generator: ./tasks.py has no 'revers'; did you mean 'reverse'?"),
+        ("{length: 4}", "{lenght: 4}", "9: unknown key 'skills.reverse.levels.1.lenght'; did you mean 'length'?"),
+        ("{length: 4}", "{}", "9: 'skills.reverse.levels.1.length' is required by ./tasks.py:reverse"),
+        ("scale: 2", "scal: 2", "12: unknown key 'rewards.0.options.scal'; did you mean 'scale'?"),
+        ("tasks.py:reward", "tasks.py:reverse", "12: rewards.0.use: ./tasks.py:reverse is no reward"),
+        ("tasks.py:Mine", "tasks.py:Mien", "./tasks.py has no 'Mien'; did you mean 'Mine'?"),
+        # the libraries
+        ("chain_sum", "chain_sums", "10: skills.sum.reasoning_gym: reasoning-gym has no task 'chain_sums'; did you mean 'chain_sum'?"),
+        ("min_terms", "min_term", "10: unknown key 'skills.sum.levels.0.min_term'; did you mean 'min_terms'?"),
+        ("min_terms: 2", "min_terms: two", "10: skills.sum.levels.0.min_terms should be int, not 'two'"),
+        ("min_terms: 2", "seed: 2", "skills.sum.levels.0.seed is not yours to set"),
+        ("new: llama", "new: lama", "4: models.big.new cannot be 'lama'; did you mean 'llama'?"),
+        ("hidden_size: 64", "hiden_size: 64", "4: unknown key 'models.big.config.hiden_size'; did you mean 'hidden_size'?"),
+        ("learning_rate: 1e-3", "lerning_rate: 1", "18: unknown key 'stages.first.trainer.lerning_rate'; did you mean 'learning_rate'?"),
+        ("learning_rate: 1e-3", "learning_rate: fast", "18: stages.first.trainer.learning_rate should be float, not 'fast'"),
+        ("learning_rate: 1e-3", "lr_scheduler_type: cosin", "18: stages.first.trainer.lr_scheduler_type cannot be 'cosin'; did you mean 'cosine'?"),
+        ("learning_rate: 1e-3", "max_steps: 9", "18: stages.first.trainer.max_steps is not yours to set: set the stage's steps instead"),
+        ("trainer: {learning_rate: 1e-3}", "lora: {rank: 9}", "18: unknown key 'stages.first.lora.rank'"),
+        ("steps: 5", "trainer: {num_generatons: 9}", "trainer.num_generatons is not yours to set: set rollout.completions instead"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_with_its_line_and_what_was_meant(recipe, old, new, expected):
+    found = mistakes(recipe(replace={old: new}))
+    assert any(expected in line for line in found), found
+
+
+def test_a_mistake_in_a_file_of_the_users_has_its_line(recipe, tmp_path):
+    path = recipe()
+    (tmp_path / "tasks.py").write_text("def reverse(rng:\n    pass\n")
+    assert f"{tmp_path / 'tasks.py'}:1: not valid Python" in mistakes(path)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "a recipe is a mapping"),
+        ("- a", "a recipe is a mapping"),
+        ("name: a\nname: b", "2: not valid YAML: 'name' is set twice"),
+        ("name: [a", "not valid YAML"),
+        ("a: &a\n  b: *a", "not valid YAML: it contains itself"),
+        ("name: \x00", "not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path, text, expected):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    assert expected in mistakes(path)[0]
+
+
+def test_an_override_that_is_no_value_or_leads_nowhere_is_refused(recipe):
+    assert "not a YAML value" in mistakes(recipe(), "skills=&a [*a]")[0]
+    assert "there is no '²' in this list" in mistakes(recipe(), "stages.².steps=3")[0]
+
+
+def test_scalars_are_those_of_yaml_1_2(recipe):
+    made = read(
+        recipe(), ["tokenizer.characters=010", "rewards.0.options.scale=1_000", "models.big.config.hidden_act=off"]
+    )
+    assert made.tokenizer.characters == "010"
+    assert made.rewards[0].options == {"scale": 1000}
+    assert made.models["big"].config["hidden_act"] == "off"
+
+
+def test_overrides_reach_items_of_lists_by_index_and_by_name(recipe):
+    made = read(recipe(), ["stages.main.steps=7", "stages.0.steps=8", "stages.main.rollout.temperature=0.5"])
+    assert [stage.steps for stage in made.stages] == [8, 7]
+    assert made.stages[1].rollout.temperature == 0.5
+    assert made.stages[1].rollout.prompts == 8
+
+
+def test_an_override_replaces_what_the_file_says_with_all_that_is_under_it(recipe):
+    made = read(recipe(), ["stages.main.controller={kind: fixed, feature: 0.0}"])
+    assert made.stages[1].controller.kind == "fixed"
+
+
+def test_overriding_one_use_of_a_yaml_anchor_leaves_the_other(recipe):
+    path = recipe(replace={"{hidden_size: 64}": "&c {hidden_size: 64}", "{hidden_size: 32}": "*c"})
+    made = read(path, ["models.big.config.hidden_size=16"])
+    assert (made.models["big"].config, made.models["small"].config) == ({"hidden_size": 16}, {"hidden_size": 64})
+
+
+def test_mistakes_on_the_command_line_are_named_after_those_in_the_file(recipe):
+    path = recipe(replace={"name: good": "name: good\nsede: 3"})
+    overrides = ["stages.man.steps=1", "steps", "seed=-1", "stages.main.rolout.prompts=3", "name.x=1"]
+    assert mistakes(path, *overrides) == [
+        "2: unknown key 'sede'; did you mean 'seed'?",
+        "command line (name.x=1): there is nothing to set 'x' in: its parent is 'good'",
+        "command line (seed=-1): seed should be greater than or equal to 0, not -1",
+        "command line (stages.main.rolout.prompts=3): unknown key 'stages.main.rolout'; did you mean 'rollout'?",
+        "command line (stages.man.steps=1): there is no 'man' in this list; did you mean 'main'?",
+        "command line (steps): is not of the form key.path=value",
+    ]

@@ -1,0 +1,224 @@
+"""The report of a made-up run: what is on the page, and that no name, gap or damage breaks it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from rld.errors import CheckpointError
+from rld.reporting import series
+from rld.reporting.report import write_report
+from rld.reporting.tables import scores_table, table
+from tests.support import made_up_run
+
+
+class Page(HTMLParser):
+    """The tags and the visible text of a page, and whether every tag is closed."""
+
+    VOID = {"meta", "br"}
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text, self.open = "", list[str]()
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] != "style":
+            self.text += data
+
+    def charts(self) -> list[str]:
+        """What each chart says of itself to who cannot see it."""
+        return [str(attributes["aria-label"]) for tag, attributes in self.tags if "aria-label" in attributes]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return made_up_run.make(tmp_path / "run")
+
+
+def test_the_page_has_a_chart_for_everything_that_was_logged(run: Path) -> None:
+    page = Page(write_report(run))
+    assert not page.open
+    titles = [chart.split(";")[0] for chart in page.charts()]
+    per_skill = ["Mean over skills", "reverse", "sort", "shift"]
+    assert titles == [
+        "Loss, nats per token",
+        *("Success rate", "Curriculum level", "Share of prompts"),
+        *per_skill,
+        *per_skill,
+        *("Total", "policy", "response", "feature", "Scale"),
+        *("Divergence, nats per token", "Distance of hidden states", "Gradient at the last hidden states"),
+        *("Reward", "Entropy, nats per token", "Tokens so far"),
+    ]
+    signals = next(chart for chart in page.charts() if chart.startswith("sort"))
+    assert signals == "sort; at the end policy 0.95, response 0.04, feature 0.01"
+    for words in ("made-up", "seed 3", "3 min 33 s", "torch 2.13.0", "rld train made-up seed=3", "+0.800"):
+        assert words in page.text
+    assert "teacher off: order" in page.text
+    assert "steps 1 to 7\npolicy 0.211\nresponse 0.631\nfeature 0.158" in page.text  # shown by hovering
+    assert sum(attributes.get("class") == "mark" for _, attributes in page.tags) == 4  # on the mean, and on the skill
+    assert (run / "report.html").stat().st_size < 400_000
+
+
+def test_the_page_loads_and_runs_nothing(run: Path) -> None:
+    page = Page(write_report(run))
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "img", "iframe", "object", "embed", "base"})
+    loading = {"src", "srcset", "xlink:href", "data", "action", "poster"}
+    for _, attributes in page.tags:
+        assert loading.isdisjoint(attributes)
+        assert not [name for name in attributes if name.startswith("on")]
+        assert (attributes.get("href") or "#").startswith("#")
+    assert not re.search(r"url\(|@import|https?:", (run / "report.html").read_text())
+
+
+def test_the_same_name_has_the_same_colour_everywhere_and_its_own(run: Path) -> None:
+    text = write_report(run).read_text()
+    inks = {
+        name: set(re.findall(rf'class="(ink\d[^"]*)"><i></i>{name} ', text))
+        for name in ("policy", "response", "feature", "reverse", "sort", "shift", "order", "letters")
+    }
+    assert all(len(ink) == 1 for ink in inks.values())
+    assert len(set.union(*inks.values())) == len(inks)
+
+
+def test_names_are_text_even_where_they_look_like_html(tmp_path: Path) -> None:
+    evil = '</title></style><script>alert("1")</script>&amp;\'"><b x="'
+    run = made_up_run.make(tmp_path / "run", skills=[evil, "b"], teachers=[evil, "org/b-1"])
+    page = Page(write_report(run))
+    assert not page.open
+    assert {"script", "b"}.isdisjoint({tag for tag, attributes in page.tags if attributes})
+    assert "script" not in [tag for tag, _ in page.tags]
+    assert page.text.count(evil) > 10
+
+
+def test_many_skills_keep_colours_apart_by_dashes_and_the_file_small(tmp_path: Path) -> None:
+    run = made_up_run.make(tmp_path / "run", skills=[f"skill{i}" for i in range(14)])
+    text = write_report(run).read_text()
+    inks = [re.search(rf'class="(ink\d[^"]*)"><i></i>skill{i} ', text) for i in range(14)]
+    assert len({ink[1] for ink in inks if ink}) == 14
+    assert len(text) < 1_000_000
+
+
+def test_a_killed_run_is_drawn_up_to_where_it_came(tmp_path: Path) -> None:
+    run = made_up_run.make(tmp_path / "run", status="running")
+    lines = (run / "metrics.jsonl").read_text().splitlines()[:200]
+    (run / "metrics.jsonl").write_text("\n".join(lines) + '\n{"stage": "main", "st')
+    (run / "events.jsonl").unlink()
+    text = Page(write_report(run)).text
+    for words in ("running", "metrics.jsonl was cut off", "So far: first_steps", "at step 80"):
+        assert words in text
+
+
+def test_a_run_that_logged_nothing_yet_says_so(tmp_path: Path) -> None:
+    run = made_up_run.make(tmp_path / "run", status="running")
+    (run / "metrics.jsonl").write_text("")
+    summary = json.loads((run / "summary.json").read_text()) | {"stages": []}
+    (run / "summary.json").write_text(json.dumps(summary))
+    page = Page(write_report(run))
+    assert "Nothing has been logged yet" in page.text
+    assert page.charts() == []
+
+
+def test_values_that_are_not_numbers_are_told_not_drawn(run: Path) -> None:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines[-1] |= {"loss/response": None, "loss/feature": math.inf}
+    for line in lines:
+        line["loss/policy"] = None if line["stage"] == "main" else 0.0
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = Page(write_report(run))
+    assert "response: 1 of 300 logged values were not numbers" in page.text
+    assert "feature: 1 of 300 logged values were not numbers" in page.text
+    assert "policy: 300 of 300 logged values were not numbers" in page.text
+    assert "NaN" not in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "expected"),
+    [
+        ("recipe.json", None, "has no recipe.json"),
+        ("summary.json", '{"recipe": "made', "summary.json is damaged"),
+        ("summary.json", '{"recipe": "made-up"}', "summary.json is not what rld writes: seed"),
+        ("metrics.jsonl", "oops\n{}\n", "metrics.jsonl:1 is not a JSON object"),
+        ("metrics.jsonl", '{"stage": "main"}\n', "metrics.jsonl:1 lacks stage, step"),
+        ("events.jsonl", '{"step": 1}\n', "events.jsonl is not what rld writes: stage"),
+    ],
+)
+def test_a_damaged_folder_is_refused_by_name(run: Path, file: str, content: str | None, expected: str) -> None:
+    if content is None:
+        (run / file).unlink()
+    else:
+        (run / file).write_text(content)
+    with pytest.raises(CheckpointError, match=re.escape(expected)):
+        write_report(run)
+    assert not (run / "report.html").exists()
+
+
+def printed(renderable: object) -> str:
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(renderable)
+    return capture.get()
+
+
+def test_the_closing_table_has_student_and_teachers_per_skill(tmp_path: Path) -> None:
+    run = made_up_run.make(tmp_path / "run", skills=["[red]sort", "b"])
+    lines = printed(table(json.loads((run / "summary.json").read_text()))).splitlines()
+    cells = [re.findall(r"[^\s│┃]+", line) for line in lines]
+    assert ["[red]sort", "200", "0.100", "0.900", "0.990", "0.040"] in cells
+    assert ["mean", "400", "0.125", "0.910", "0.515", "0.515"] in cells
+    assert any("order (1.05M)" in line and "after" in line for line in lines)
+
+
+def test_scores_of_one_model_say_how_many_rows_they_rest_on() -> None:
+    rows = [{"skill": "a"}, {"skill": "a"}, {"skill": "b"}]
+    text = printed(scores_table("some/model", {"a": 0.5, "b": 1.0}, rows))
+    assert re.search(r"a\s*│\s*2\s*│\s*0.500", text)
+    assert re.search(r"mean\s*│\s*3\s*│\s*0.750", text)
+
+
+def test_long_series_are_thinned_without_losing_spikes_or_the_level() -> None:
+    noisy = [(float(i), 1.0 + (i % 2) + (100.0 if i == 4321 else 0.0)) for i in range(10_000)]
+    assert (4321.0, 102.0) in series.envelope(noisy)
+    assert len(series.envelope(noisy)) <= 2 * series.MAX_POINTS
+    smoothed = series.smooth([(step, min(value, 2.0)) for step, value in noisy])
+    assert len(smoothed) <= series.MAX_POINTS
+    assert all(math.isclose(value, 1.5, abs_tol=0.02) for _, value in smoothed)
+    spiked = [(float(i), 1000.0 if i == 50 else 1.0) for i in range(100)]
+    assert max(value for _, value in series.smooth(spiked)) > 100
+    assert max(value for _, value in series.smooth(spiked, geometric=True)) < 5
+    steps = [(float(i), float(i // 1000)) for i in range(10_000)]
+    assert series.changes(steps) == [*((1000.0 * i, float(i)) for i in range(10)), (9999.0, 9.0)]
+
+
+def test_a_line_is_cut_where_nothing_was_measured() -> None:
+    points = [(float(i), 1.0) for i in [*range(10), 100, *range(200, 210)]]
+    assert [len(piece) for piece in series.segments(points)] == [10, 1, 10]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-0.03, 0.05), (1e-15, 3e-15), (-5e5, 2e7), (0.97, 0.98), (1, 3)])
+def test_ticks_are_few_round_and_inside(low: float, high: float) -> None:
+    found = series.ticks(low, high, 4)
+    assert 2 <= len(found) <= 5
+    assert all(low - 1e-9 * abs(low) <= tick <= high * (1 + 1e-9) for tick in found)
+    gaps = [b - a for a, b in pairwise(found)]
+    assert all(math.isclose(gap, gaps[0], rel_tol=1e-6) for gap in gaps)
+    assert len({series.number(tick) for tick in found}) == len(found)

@@ -1,0 +1,286 @@
+"""A teacher teaches on the prompts that it answers rightly."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+import tests.support.tiny as tiny
+from rld.controllers.baselines import Fixed
+from rld.controllers.gap import Gap
+from rld.controllers.observation import Observation, SkillSeen, TeacherSeen
+from rld.errors import RecipeError, TeacherDown
+from rld.rollout.counts import gate_counts
+from rld.rollout.gate import Gate, unverified
+from rld.teachers.local import Hosted
+from rld.teachers.teacher import Teacher
+from rld.trainer.rld_config import RLDConfig
+from rld.trainer.rld_trainer import RLDTrainer
+
+CPU = torch.device("cpu")
+
+
+def rows() -> list[dict[str, Any]]:
+    return [dict(row) for row in tiny.rows(8)]
+
+
+def teacher(name: str = "wide", seed: int = 1) -> Teacher:
+    return Teacher(tiny.model(seed=seed, width=48, layers=3), name=name, tokenizer=tiny.tokenizer())
+
+
+def answers(made: Teacher, given: list[dict[str, Any]]) -> list[str]:
+    """What a teacher answers, one prompt at a time."""
+    tokenizer = tiny.tokenizer()
+    texts = []
+    for row in given:
+        ids = tokenizer(row["prompt"], return_tensors="pt")["input_ids"]
+        out = made.load().generate(ids, do_sample=False, max_new_tokens=3, pad_token_id=0, eos_token_id=1)
+        texts.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+    return texts
+
+
+class Verifier:
+    """Right is what `wide` says to the prompts with an even number, and counts how often it was asked."""
+
+    def __init__(self, right: dict[str, str]) -> None:
+        self.right, self.asked = right, 0
+
+    def __call__(self, prompts: list[str], completions: list[str], **_: Any) -> list[float | None]:
+        self.asked += len(prompts)
+        return [float(self.right.get(p) == c) for p, c in zip(prompts, completions, strict=True)]
+
+
+def gate_and_verifier(made: Teacher, given: list[dict[str, Any]]) -> tuple[Gate, Verifier]:
+    texts = answers(made, given)
+    verify = Verifier({row["prompt"]: text for row, text in list(zip(given, texts, strict=True))[::2]})
+    return Gate([made, teacher("stranger", 7)], tiny.tokenizer(), verify, 3, CPU), verify
+
+
+def test_it_opens_where_the_verifier_agrees_and_asks_each_prompt_once():
+    given = rows()
+    gate, verify = gate_and_verifier(teacher(), given)
+    group = [row for row in given for _ in range(2)]
+    wanted = torch.ones(16, 2, dtype=torch.bool)
+    wanted[:, 1] = False
+    opened = gate.open(group, wanted)
+    assert opened[:, 0].tolist() == [True, True, False, False] * 4
+    assert not opened[:, 1].any()
+    assert verify.asked == 8
+    spent = gate.flops
+    assert spent > 0
+    assert torch.equal(gate.open(group, wanted), opened)
+    assert (verify.asked, gate.flops) == (8, spent)
+
+
+class Silent(Hosted):
+    """A teacher whose server does not answer."""
+
+    def answer(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
+        raise TeacherDown("no answer")
+
+
+def test_a_teacher_that_is_down_is_asked_again_when_it_is_back(tmp_path):
+    """After a resume too: nothing of it is kept, neither what it got wrong nor how often."""
+    down = Teacher(Silent(teacher(), CPU), "wide", tokenizer=tiny.tokenizer(), optional=True)
+    given, wanted = rows(), torch.ones(8, 1).bool()
+    gate = Gate([down], tiny.tokenizer(), lambda completions, **_: [1.0] * len(completions), 3, CPU)
+    assert not gate.open(given, wanted).any()
+    assert down.is_down
+    gate.save(tmp_path / "gate.json")
+    again = Gate([teacher()], tiny.tokenizer(), gate.verify, 3, CPU)
+    again.load(tmp_path / "gate.json")
+    assert again.open(given, wanted).all()
+
+
+def test_where_the_verifier_has_no_say_a_teacher_is_trusted():
+    gate = Gate([teacher()], tiny.tokenizer(), lambda completions, **_: [None] * len(completions), 3, CPU)
+    assert gate.open(rows(), torch.ones(8, 1, dtype=torch.bool)).all()
+
+
+def test_a_teacher_that_is_never_right_is_told_of_once():
+    gate = Gate([teacher()], tiny.tokenizer(), lambda completions, **_: [0.5] * len(completions), 3, CPU)
+    with pytest.warns(UserWarning, match=r"'wide' answered none of its first 100 prompts rightly.*gate to skill"):
+        gate.open([{"prompt": f"{a}{b}"} for a in tiny.WORDS for b in tiny.WORDS], torch.ones(100, 1).bool())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gate.open([{"prompt": f"{a}{b}="} for a in tiny.WORDS for b in tiny.WORDS], torch.ones(100, 1).bool())
+
+
+def test_the_counts_are_of_prompts_for_teachers_and_of_attempts_for_the_student():
+    own = torch.tensor([[0, 0], [1, 1], [0, 0], [1, 0]])  # the first of each pair is a gold answer
+    asked, opened = torch.tensor([[1, 1]] * 4).bool(), torch.tensor([[1, 0]] * 2 + [[1, 1]] * 2).bool()
+    again = torch.zeros(4, 2, 2)
+    again[2, 0], again[2, 1] = torch.tensor([1.0, 1.0]), torch.tensor([1.0, 0.0])
+    counts = gate_counts(own, torch.tensor([0, 0, 1, 1]), asked, opened, again, 2, 2)
+    assert counts.tolist() == [[[1, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0]], [[1, 1, 1, 0, 1, 1], [1, 1, 1, 0, 1, 0]]]
+
+
+def prompts(num: int, first: int = 0) -> list[dict[str, Any]]:
+    return [{"prompt": tiny.WORDS[i % 10] + tiny.WORDS[i // 10] + "=", "skill": "s"} for i in range(first, first + num)]
+
+
+def opened_and_counted(gate: Gate, asked: list[dict[str, Any]]) -> torch.Tensor:
+    opened = gate.open(asked, torch.ones(len(asked), 1).bool())
+    gate.count_again(["s"], gate.again_BK2[..., 0].sum(0)[None])
+    return opened
+
+
+def test_a_teacher_is_asked_once_more_where_it_is_right_and_seldom_once_that_is_known(tmp_path):
+    """Greedy answers are all right here, and sampled ones where they are the same."""
+    made, greedy = teacher(), {}
+
+    def verify(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+        return [float(greedy.setdefault(p, c) == c and p[0] != "a") for p, c in zip(prompts, completions, strict=True)]
+
+    gate = Gate([made], tiny.tokenizer(), verify, 3, CPU, again_at=1.0)
+    before = torch.get_rng_state()
+    opened = opened_and_counted(gate, [row for row in prompts(20) for _ in range(2)])
+    assert torch.equal(torch.get_rng_state(), before)
+    asked, right = gate.again_BK2.unbind(-1)
+    assert opened[:, 0].tolist() == ([False] * 2 + [True] * 18) * 2
+    assert asked[:, 0].tolist() == ([0, 0] + [1, 0] * 9) * 2  # at one completion of each prompt that is right
+    assert 0 < right.sum() < 18
+    assert (right <= asked).all()
+    nums, spent = [], []
+    for first in range(21, 96, 3):
+        opened_and_counted(gate, prompts(3, first))
+        nums.append(int(gate.again_BK2[..., 0].sum()))
+    known = next(i for i in range(len(nums)) if 18 + sum(nums[: i + 1]) >= 32)
+    assert [i + 2 for i, num in enumerate(nums) if num and i > known] == [16]  # then in one rollout of 16
+    gate.save(tmp_path / "gate.json")
+    resumed = Gate([teacher()], tiny.tokenizer(), verify, 3, CPU, again_at=1.0)
+    resumed.load(tmp_path / "gate.json")
+    for one in (gate, resumed):
+        one.open([{"prompt": "jj=", "skill": "s"}, {"prompt": "jj=j", "skill": "s"}], torch.ones(2, 1).bool())
+        spent.append(one.again_BK2)
+    assert torch.equal(*spent)
+    gate.forget(0)
+    gate.open([{"prompt": "bc=", "skill": "s"}], torch.ones(1, 1).bool())
+    assert gate.again_BK2[0, 0, 0] == 1
+
+
+def test_nobody_is_asked_once_more_unless_the_controller_wants_it_or_where_nothing_is_sampled():
+    listed = Teacher(Hosted(teacher(), CPU), "far", tokenizer=tiny.tokenizer())
+    for made, again_at in ((teacher(), None), (listed, 1.0)):
+        gate = Gate([made], tiny.tokenizer(), lambda completions, **_: [1.0] * len(completions), 3, CPU, None, again_at)
+        assert gate.open(rows(), torch.ones(8, 1).bool()).all()
+        assert not gate.again_BK2.any()
+    silent = Gate([teacher()], tiny.tokenizer(), lambda completions, **_: [None] * len(completions), 3, CPU, None, 1.0)
+    spent = []
+    for first in range(0, 60, 20):
+        silent.open(prompts(20, first), torch.ones(20, 1).bool())
+        spent.append(silent.num_tokens)
+    assert spent[1] - spent[0] > 1.5 * (spent[2] - spent[1])  # a verifier without a say is not asked for ever
+    assert Gap().needs.again
+    assert not (Gap(by_gate=False).needs.again or Fixed().needs.again)
+
+
+def test_training_teaches_on_open_prompts_alone_and_gives_their_weight_to_teachers_that_may(tmp_path):
+    one, two = teacher(), teacher("stranger", 7)
+    verify = Verifier({row["prompt"]: text for row, text in zip(rows()[::2], answers(one, rows()[::2]), strict=True)})
+    made = RLDTrainer(
+        tiny.model(),
+        verify,
+        RLDConfig(**tiny.options(tmp_path, gate="prompt", num_generations=2, max_completion_length=3)),
+        tiny.rows(8),
+        processing_class=tiny.tokenizer(),
+        teachers=[one, two],
+        controller=Fixed(policy=0.0, response=1.0, every=1, heartbeat=1000),
+    )
+    made.steering.ticks = 1
+    made.model.train()
+    rollout = made._generate_and_score_completions([row for row in rows()[:4] for _ in range(2)])
+    assert rollout["teacher_weights"].tolist() == [[1, 0], [1, 0], [0, 0], [0, 0]] * 2
+    assert (
+        rollout["teacher_tokens"].any(-1).tolist() == [[True, False], [True, False], [False, False], [False, False]] * 2
+    )
+    assert made.steering._gate.sum((0, 1)).tolist()[:2] == [8, 2]
+
+
+def test_a_reward_that_goes_by_the_step_gets_the_present_one_from_the_gate_too(tmp_path):
+    steps = []
+
+    def reward(completions, trainer_state, **_):
+        steps.append(trainer_state.global_step)
+        return [1.0] * len(completions)
+
+    made = RLDTrainer(
+        tiny.model(),
+        reward,
+        RLDConfig(**tiny.options(tmp_path, gate="prompt", max_steps=3)),
+        tiny.rows(24),
+        processing_class=tiny.tokenizer(),
+        teachers=[teacher()],
+        controller=Fixed(),
+    )
+    made.train()
+    assert len(steps) > 3
+    assert steps == sorted(steps)
+
+
+@pytest.mark.parametrize("combine", ["mixture", "best_of"])
+def test_the_mask_of_kdrl_leaves_out_completions_that_succeeded_and_their_forwards(tmp_path, combine):
+    made = RLDTrainer(
+        tiny.model(),
+        lambda completions, **_: [float("a" in text) for text in completions],
+        RLDConfig(**tiny.options(tmp_path, teach_on="failed", combine=combine)),
+        tiny.rows(8),
+        processing_class=tiny.tokenizer(),
+        teachers=[teacher(), teacher("stranger", 7)],
+        controller=Fixed(),
+    )
+    made.model.train()
+    torch.manual_seed(0)
+    rollout = made._generate_and_score_completions([row for row in rows()[:4] for _ in range(4)])
+    failed = made._rewards[:, 0] == 0
+    assert 0 < failed.sum() < 16
+    assert torch.equal(rollout["teacher_weights"].sum(1), failed.float())
+    assert rollout["num_taught"] == rollout["completion_mask"][failed].sum()
+    run = rollout["teacher_tokens"].any(-1).any(-1)
+    assert torch.equal(run, failed) if combine == "mixture" else run.all()
+    made.train()
+    with pytest.raises(RecipeError, match="teach_on: 'wrong' is none of all, failed"):
+        RLDConfig(**tiny.options(tmp_path, teach_on="wrong")).active_signals(has_teachers=True)
+
+
+def seen(right: int, asked: int, successes: int, attempts: int, divergence: float = 0.5) -> TeacherSeen:
+    return TeacherSeen(divergence, 0, 0, True, asked, right, attempts, successes)
+
+
+def test_gap_values_a_gated_teacher_by_what_the_student_still_fails_where_it_is_right():
+    controller = Gap()
+    state = controller.start(["a"], ["weak", "useless"], ["policy", "response"])
+    for step in range(12):
+        # The student is better than `weak` over all, and still fails half of what that one knows.
+        news = {"weak": seen(8, 16, 20, 40), "useless": seen(0, 16, 0, 0)}
+        state, weights, _ = controller.step(state, Observation(step, {"a": SkillSeen(64, 48, 16, 8, news)}))
+    assert weights.teachers["a"]["weak"] > 0.95
+    assert weights.signals["a"]["response"] > 0.5
+    for step in range(50):
+        news = {"weak": seen(8, 16, 40, 40), "useless": seen(0, 16, 0, 0)}
+        state, weights, _ = controller.step(state, Observation(step, {"a": SkillSeen(64, 48, 16, 8, news)}))
+    assert weights.signals["a"]["response"] == 0  # it has learnt all that `weak` knows
+
+
+@pytest.mark.parametrize(("right_again", "teaches"), [(2, False), (8, True)])
+def test_a_teacher_that_is_less_sure_than_the_student_does_not_teach(right_again, teaches):
+    """It is right on all prompts when greedy; the student, when sampling, on nine in ten."""
+    controller = Gap()
+    state = controller.start(["a"], ["t"], ["policy", "response"])
+    for step in range(12):
+        told = replace(seen(16, 16, 58, 64), again=8, right_again=right_again)
+        state, weights, _ = controller.step(state, Observation(step, {"a": SkillSeen(64, 58, 16, 4, {"t": told})}))
+    assert (weights.signals["a"]["response"] > 0) == teaches
+
+
+def test_teachers_that_nobody_checks_are_told_of_in_the_events():
+    (event,) = unverified([teacher()], None)
+    assert (event.step, event.kind, event.about) == (1, "gate open", "wide")
+    assert "guarantees are weaker" in event.rule
+    gate = Gate([teacher()], tiny.tokenizer(), lambda completions, **_: [1.0] * len(completions), 3, CPU)
+    assert unverified([teacher()], gate) == unverified([], None) == []

@@ -1,0 +1,161 @@
+"""Rewards that fail clearly, and the counts that a controller goes by."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import tests.support.tiny as tiny
+from rld.errors import DataError, RewardError
+from rld.rollout.counts import group_counts
+from rld.rollout.gold import gold_completions
+from rld.rollout.rewards import checked
+
+BATCH: dict[str, Any] = {
+    "prompts": ["p0", "p1", "p2"],
+    "completions": ["c0", "c1", "c2"],
+    "completion_ids": [[0], [1], [2]],
+    "answer": ["a0", "a1", "a2"],
+    "trainer_state": object(),
+    "of another length": [1, 2],
+    "log_metric": print,
+}
+
+
+def call(reward: Any, name: str = "mine") -> list[float | None]:
+    return checked(reward, name)(**BATCH)
+
+
+def test_numbers_of_every_kind_pass():
+    for returned in (
+        [1, 0.5, True],
+        (np.float32(1), np.int64(0), np.bool_(True)),
+        [torch.tensor(1.0), torch.tensor(2), None],
+        np.array([0.0, 1.0, 2.0]),
+        torch.tensor([0.0, 1.0, 2.0]),
+    ):
+        wanted = [None if value is None else float(value) for value in returned]
+        assert call(lambda returned=returned, **_: returned) == wanted
+
+
+def test_it_keeps_its_name_and_gets_what_trl_gives():
+    seen = {}
+    reward = checked(lambda **given: seen.update(given) or [0, 0, 0], "mine")
+    reward(**BATCH)
+    assert reward.__name__ == "mine" and seen == BATCH
+
+
+@pytest.mark.parametrize(
+    "bad", ["1", math.nan, math.inf, [1.0], 1j, torch.tensor([1.0]), np.array([1.0]), np.float32("nan")]
+)
+def test_what_is_no_finite_number_is_refused_with_its_row(bad):
+    with pytest.raises(
+        RewardError, match=r"reward 'mine' returned .* row 1 .* prompt 'p1', answer 'a1', completion 'c1'"
+    ):
+        call(lambda **_: [0.0, bad, 0.0])
+
+
+@pytest.mark.parametrize("bad", [[1.0], [0.0] * 4, None, 1.0, "abc", {"a": 1, "b": 2, "c": 3}, []])
+def test_what_is_no_list_of_the_right_length_is_refused(bad):
+    with pytest.raises(RewardError, match=r"reward 'mine' returned .* should return 3 numbers"):
+        call(lambda **_: bad)
+
+
+def fragile(completions: list[str], answer: list[str], *, at: str, **columns: Any) -> list[float]:
+    assert len(completions) == len(answer) and columns["of another length"] == [1, 2]
+    return [1 / (text != at) for text in completions]
+
+
+async def fragile_async(**given: Any) -> list[float]:
+    await asyncio.sleep(0)
+    return fragile(**given)
+
+
+@pytest.mark.parametrize("reward", [fragile, fragile_async])
+def test_a_reward_that_raises_names_row_and_completion_and_line(reward):
+    safe = checked(functools.partial(reward, at="c2"), "mine")
+
+    def run() -> Any:
+        return asyncio.run(safe(**BATCH)) if reward is fragile_async else safe(**BATCH)
+
+    with pytest.raises(
+        RewardError, match=r"'mine' raised ZeroDivisionError.*test_rollout.py:\d+.*row 2 .*completion 'c2'"
+    ) as caught:
+        run()
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert asyncio.iscoroutinefunction(safe) == (reward is fragile_async)
+
+
+def test_a_reward_that_raises_only_on_the_whole_batch_says_so():
+    def reward(completions: list[str], **_: Any) -> list[float]:
+        if len(completions) > 1:
+            raise KeyError("together")
+        return [0.0]
+
+    with pytest.raises(RewardError, match=r"'together'.* on the whole batch, but on none of its rows alone"):
+        call(reward)
+
+
+def test_a_reward_that_takes_other_arguments_is_an_error_of_the_same_kind():
+    with pytest.raises(RewardError, match=r"'mine' raised TypeError: .*unexpected keyword argument"):
+        call(lambda completions: [0.0] * len(completions))
+
+
+def test_long_texts_are_shortened():
+    batch = {**BATCH, "completions": ["x" * 5000] * 3}
+    with pytest.raises(RewardError) as caught:
+        checked(lambda **_: 1 / 0, "mine")(**batch)
+    assert len(str(caught.value)) < 500
+
+
+def test_reward_models_are_left_alone():
+    model = nn.Linear(1, 1)
+    assert checked(model, "model") is model
+
+
+def test_counts():
+    nan = math.nan
+    rewards = torch.tensor(
+        [
+            *([1.0, 0.0], [0.0, 0.0]),  # skill 0: one success, informative
+            *([1.0, 0.5], [1.0, 0.5]),  # skill 2: both succeed, nothing to learn
+            *([0.5, 1.0], [1.0, 0.5]),  # skill 2: different rewards, the same weighted sum
+            *([nan, 1.0], [0.0, nan]),  # skill 0: the verifier applies to one
+            *([nan, nan], [1.0, nan]),  # skill 0: what has no reward does not make a group informative
+            *([nan, nan], [-1.0, nan]),  # skill 0: nor here
+        ]
+    )
+    skills = torch.tensor([0, 0, 2, 2, 2, 2, 0, 0, 0, 0, 0, 0])
+    (_, success), counts = group_counts(rewards, torch.tensor([1.0, 1.0]), skills, num_generations=2, num_skills=3)
+    assert success.tolist() == [True, False, True, True, False, True, False, False, False, True, False, False]
+    assert counts.dtype == torch.float64
+    assert counts.tolist() == [[5, 2, 4, 2], [0, 0, 0, 0], [4, 3, 2, 0]]
+
+
+def test_weights_decide_what_is_informative():
+    rewards = torch.tensor([[0.0, 1.0], [0.0, 0.0]])
+    for weight, informative in ((0.0, 0), (0.5, 1)):
+        _, counts = group_counts(rewards, torch.tensor([1.0, weight]), torch.tensor([0, 0]), 2, 1)
+        assert counts[0, 3] == informative
+
+
+def test_gold_answers_are_no_attempts_but_make_a_group_informative():
+    rewards, weights = torch.tensor([[1.0], [0.0], [1.0], [1.0]]), torch.tensor([1.0])
+    (attempted, success), counts = group_counts(rewards, weights, torch.zeros(4).long(), 2, 1, gold=1)
+    assert attempted.tolist() == [False, True] * 2
+    assert success.tolist() == [False, False, False, True]
+    assert counts.tolist() == [[2, 1, 2, 1]]
+
+
+def test_gold_completions_end_and_need_an_answer():
+    rows = [{"answer": "ab"}, {"answer": "abcd"}]
+    assert gold_completions(rows, tiny.tokenizer(), 4) == [[5, 6, 1], [5, 6, 7, 8]]
+    with pytest.raises(DataError, match=r"row 1 .*'answer'"):
+        gold_completions([rows[0], {"answer": None}], tiny.tokenizer(), 4)

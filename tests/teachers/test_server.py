@@ -1,0 +1,629 @@
+"""Teachers on a server, by the real server process on loopback and a real client."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.server
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import torch
+from transformers import TrainerCallback
+
+import tests.support.tiny as tiny
+from rld.cli import main
+from rld.controllers.baselines import Fixed
+from rld.errors import TeacherDown, TeacherError
+from rld.models.logprob_source import Passage, Shortlist
+from rld.teachers.http_client import TOKEN
+from rld.teachers.local import Hosted
+from rld.teachers.remote import server
+from rld.teachers.server import application
+from rld.teachers.teacher import Teacher
+from rld.teachers.wire_format import pack_passages
+from rld.trainer.rld_config import RLDConfig
+from rld.trainer.rld_trainer import RLDTrainer
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+PASSAGES = [Passage([5 + (3 * i + j) % 10 for j in range(4 + i % 5)], 1 + i % 3) for i in range(24)]
+STUDENT = tiny.tokenizer()
+
+
+class Server:
+    """`rld serve-teacher` in a process of its own."""
+
+    def __init__(self, model: Path, port: int = 0, token: str | None = None) -> None:
+        command = [sys.executable, "-m", "rld", "serve-teacher", str(model), "--port", str(port), "--dtype", "float32"]
+        environment = {**os.environ, TOKEN: token or "", "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        found = re.search(r"\((\w+)\) at (http://127\.0\.0\.1:(\d+))", line)
+        assert found, f"it said {line!r}"
+        self.fingerprint, self.url, self.port = found[1], found[2], int(found[3])
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        self.process.send_signal(how)
+        self.process.wait(20)
+
+
+@contextlib.contextmanager
+def serving(model: Path, **options: Any) -> Iterator[Server]:
+    started = Server(model, **options)
+    try:
+        yield started
+    finally:
+        started.stop(signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> Path:
+    made = tmp_path_factory.mktemp("served")
+    for seed, name in enumerate(("one", "two")):
+        tiny.model(seed=seed + 1).save_pretrained(made / name)
+        STUDENT.save_pretrained(made / name)
+    return made
+
+
+@pytest.fixture(scope="module")
+def one(folders) -> Iterator[Server]:
+    with serving(folders / "one") as started:
+        yield started
+
+
+def hosted(folder: Path, top_k: int = 4) -> Hosted:
+    teacher = Teacher(str(folder), init={"dtype": "float32"})
+    teacher.find_tokenizer()
+    return Hosted(teacher, CPU, top_k)
+
+
+def met(url: str, **options: Any) -> Any:
+    lister = server(url, "far", **{"top_k": 4, "patience": 2.0, **options})
+    lister.meet(STUDENT)
+    return lister
+
+
+def refused(why: str) -> Any:
+    return pytest.raises(TeacherError, match=re.escape(why))
+
+
+def require_equal(theirs: list[Shortlist], ours: list[Shortlist]) -> None:
+    for there, here in zip(theirs, ours, strict=True):
+        assert torch.equal(there.ids, here.ids)
+        torch.testing.assert_close(there.log_p.float(), here.log_p, rtol=2**-10, atol=1e-4)
+        torch.testing.assert_close(there.tail.float(), here.tail, rtol=2**-10, atol=1e-4)
+        torch.testing.assert_close(there.sampled, here.sampled, rtol=1e-5, atol=1e-5)
+
+
+# -- scores ------------------------------------------------------------------------------------------------------------
+
+
+def test_it_says_what_the_model_says_here(one, folders):
+    far, near = met(one.url), hosted(folders / "one")
+    require_equal(far.score(PASSAGES, 0.8), near.score(PASSAGES, 0.8))
+    prompts = [[5, 6, 4], [7, 8, 9, 4]]
+    assert far.answer(prompts, 5) == near.answer(prompts, 5)
+    many = [[5 + i % 10, 5 + i // 10 % 10] * (30 if i % 3 else 1) for i in range(5000)]  # no request may have so many
+    assert far.answer(many, 1) == near.answer(many, 1)
+    assert far.about() == near.about()
+    assert far.about().fingerprint == one.fingerprint
+
+
+def test_many_at_once_are_batched_and_get_what_each_would_alone(one, folders):
+    far, near = met(one.url), hosted(folders / "one")
+    asked = [PASSAGES[i % 24 : i % 24 + 1 + i % 3] for i in range(64)]
+    before = metrics(one)
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda passages: far.score(passages, 1.0), asked))
+    after = metrics(one)
+    for passages, answer in zip(asked, answers, strict=True):
+        require_equal(answer, near.score(passages, 1.0))
+    assert after["rld_tokens_total"] - before["rld_tokens_total"] == sum(len(p.ids) for row in asked for p in row)
+    assert after["rld_batches_total"] - before["rld_batches_total"] < 64
+    assert after['rld_requests_total{code="200"}'] - before['rld_requests_total{code="200"}'] >= 64
+    assert after["rld_waiting_tokens"] == 0
+
+
+def metrics(server: Server) -> dict[str, float]:
+    return counts(httpx2.get(f"{server.url}/metrics").text)
+
+
+def counts(text: str) -> dict[str, float]:
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in text.splitlines())}
+
+
+def trained(folder: Path, teachers: list[Teacher], callbacks: Any = (), **changes: Any) -> RLDTrainer:
+    options = {"signals": ["policy", "response"], "teacher_reward": 0.1, "max_steps": 3, **changes}
+    made = RLDTrainer(
+        tiny.model(seed=0),
+        [tiny.letters],
+        RLDConfig(**tiny.options(folder, **options)),
+        tiny.rows(),
+        processing_class=STUDENT,
+        teachers=teachers,
+        controller=Fixed(),
+        callbacks=list(callbacks),
+    )
+    torch.manual_seed(0)
+    made.train()
+    return made
+
+
+def losses(made: RLDTrainer) -> list[float]:
+    return [entry[key] for entry in made.state.log_history for key in ("loss/policy", "loss/response") if key in entry]
+
+
+def test_training_from_it_is_training_from_the_model_here(one, folders, tmp_path):
+    """With as many likeliest tokens as there are, up to half precision; two teachers, one of them here."""
+
+    def run(first: Teacher, name: str) -> RLDTrainer:
+        second = Teacher(str(folders / "two"), "near", skills=["first"])
+        return trained(tmp_path / name, [first, second])
+
+    far = run(Teacher(server(one.url, top_k=15), "far", skills=["first", "second"]), "far")
+    near = run(Teacher(str(folders / "one"), "far", skills=["first", "second"]), "near")
+    assert losses(far) == pytest.approx(losses(near), rel=2e-3, abs=2e-4)
+    for there, here in zip(far.model.parameters(), near.model.parameters(), strict=True):
+        assert (there - here).norm() < 0.02 * (here - 0).norm()
+
+
+# -- what it refuses ---------------------------------------------------------------------------------------------------
+
+
+def test_another_model_or_tokenizer_is_refused(one, tmp_path):
+    with pytest.raises(TeacherError, match=f"other weights .fingerprint {one.fingerprint}, not abc"):
+        met(one.url, fingerprint="abc")
+    other = tiny.tokenizer()
+    other.backend_tokenizer.model = type(other.backend_tokenizer.model)({"<unk>": 0, "b": 1, "a": 2}, unk_token="<unk>")
+    with pytest.raises(TeacherError, match="its tokenizer is not the student's"):
+        server(one.url).meet(other)
+    with pytest.raises(TeacherError, match="it has no /nothing/health"):
+        met(one.url + "/nothing")
+
+
+def test_features_are_refused(one, tmp_path):
+    with pytest.raises(TeacherError, match="not hidden states, so it can't teach features"):
+        trained(tmp_path, [Teacher(server(one.url), "far")], signals=["feature"], teacher_reward=0.0)
+
+
+def test_it_refuses_what_it_cannot_read(one):
+    def post(content: bytes, path: str = "score") -> tuple[int, str]:
+        response = httpx2.post(f"{one.url}/{path}", content=content)
+        return response.status_code, response.json()["detail"]
+
+    about = {"top_k": "4", "temperature": "1.0"}
+    assert post(b"garbage" * 100)[0] == 422
+    assert post(b"garbage", "answer")[0] == 422
+    assert post(pack_passages([Passage([5, 99], 1)], about)) == (
+        422,
+        "token ids are 0 to 14, and there is at least one",
+    )
+    assert post(pack_passages([Passage([5, -1], 1)], about))[0] == 422
+    assert post(pack_passages([Passage([5] * 65, 1)], about)) == (422, "one reads 64 tokens, not 65")
+    for wrong in ({"top_k": "0"}, {"top_k": "many"}, {"temperature": "nan"}, {"temperature": "0"}):
+        assert post(pack_passages([Passage([5, 6], 1)], about | wrong))[0] == 422
+    assert post(bytes(2 << 20)) == (413, "a request may have 1048576 bytes")
+    assert post(pack_passages([Passage([5] * 60, 1)] * 1200, about)) == (413, "a request may have 65536 tokens")
+    long = {"prompts": [[5] * 60] * 1100, "max_new_tokens": 4}
+    assert post(json.dumps(long).encode(), "answer") == (
+        413,
+        "a request may have 65536 tokens, those of the answers included",
+    )
+    assert httpx2.get(f"{one.url}/health").status_code == 200
+
+
+class Counted(Hosted):
+    """Counts the passages that it is run on; fails when there are three."""
+
+    num = 0
+
+    def score(self, passages: Any, *asked: Any, **options: Any) -> list[Shortlist]:
+        self.num += len(passages)
+        if len(passages) == 3:
+            raise RuntimeError("out of memory")
+        return super().score(passages, *asked, **options)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["waits", "still asks"])
+def test_nothing_is_done_for_a_client_that_has_gone(folders, whole):
+    near = Counted(hosted(folders / "one").teacher, CPU, 4)
+    body = pack_passages(PASSAGES[4:5], {"top_k": "4"})
+    said = [{"type": "http.request", "body": body, "more_body": not whole}]
+    scope = {"type": "http", "method": "POST", "path": "/score", "headers": [], "query_string": b"", "root_path": ""}
+
+    async def receive() -> dict[str, Any]:
+        return said.pop() if said else {"type": "http.disconnect"}
+
+    async def send(_: Any) -> None:
+        pass
+
+    async def ask() -> dict[str, float]:
+        app = application(near, None)
+        async with app.router.lifespan_context(app):
+            await app(scope, receive, send)
+            return await told(app)
+
+    assert asyncio.run(ask())['rld_requests_total{code="499"}'] == 1
+    assert near.num == 0
+
+
+def test_a_request_that_is_cancelled_stops_no_other(folders):
+    near = Counted(hosted(folders / "one").teacher, CPU, 4)
+
+    async def ask() -> int:
+        app = application(near, None)
+        transport = httpx2.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(transport=transport, base_url="http://x") as client,
+        ):
+            body = pack_passages(PASSAGES[4:5], {"top_k": "4"})
+            for _ in range(5):
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(client.post("/score", content=body), 0.003)
+            return (await asyncio.wait_for(client.post("/score", content=body), 20)).status_code
+
+    assert asyncio.run(ask()) == 200
+
+
+def test_a_failure_is_counted_and_the_next_request_answered(folders):
+    near = Counted(hosted(folders / "one").teacher, CPU, 4)
+
+    async def ask() -> tuple[list[int], dict[str, float]]:
+        app = application(near, None)
+        transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(transport=transport, base_url="http://x") as client,
+        ):
+            bodies = [pack_passages(PASSAGES[:n], {"top_k": "4"}) for n in (3, 2)]
+            codes = [(await client.post("/score", content=body)).status_code for body in bodies]
+            return codes, await told(app)
+
+    codes, counted = asyncio.run(ask())
+    assert codes == [500, 200]
+    assert counted['rld_requests_total{code="500"}'] == 1
+
+
+async def told(app: Any) -> dict[str, float]:
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://x") as client:
+        return counts((await client.get("/metrics")).text)
+
+
+def test_more_than_fits_into_the_queue_is_sent_away(folders):
+    async def codes() -> list[int]:
+        app = application(hosted(folders / "one"), None, max_waiting=10)
+        body = pack_passages(PASSAGES[4:5], {"top_k": "4"})  # 8 tokens: one waits, the next does not fit
+        transport = httpx2.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(transport=transport, base_url="http://x") as client,
+        ):
+            answers = await asyncio.gather(*(client.post("/score", content=body) for _ in range(6)))
+        assert all(answer.headers["retry-after"] == "1" for answer in answers if answer.status_code == 503)
+        return [answer.status_code for answer in answers]
+
+    found = asyncio.run(codes())
+    assert found.count(200) >= 1
+    assert found.count(503) >= 1
+    assert set(found) == {200, 503}
+
+
+def test_it_wants_the_token_and_keeps_to_this_machine_without_one(folders, monkeypatch, capsys):
+    with serving(folders / "one", token="secret") as guarded:
+        monkeypatch.delenv(TOKEN, raising=False)
+        assert httpx2.get(f"{guarded.url}/health").status_code == 200
+        assert httpx2.get(f"{guarded.url}/metrics").status_code == 401
+        with pytest.raises(TeacherError, match=f"bearer token; there is none in the environment variable {TOKEN}"):
+            met(guarded.url)
+        monkeypatch.setenv(TOKEN, "wrong")
+        with pytest.raises(TeacherError, match="bearer token; the one in the environment variable"):
+            met(guarded.url)
+        for unfit in ("a\nb", "sécret"):
+            monkeypatch.setenv("MINE", unfit)
+            with pytest.raises(TeacherError, match="environment variable MINE should be printable ASCII"):
+                met(guarded.url, token_variable="MINE")
+        monkeypatch.setenv("MINE", "secret\n")
+        assert met(guarded.url, token_variable="MINE").about().fingerprint == guarded.fingerprint
+    monkeypatch.delenv(TOKEN)
+    assert main(["serve-teacher", str(folders / "one"), "--host", "0.0.0.0"]) == 2
+    assert "set a bearer token in the environment variable RLD_TEACHER_TOKEN" in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    monkeypatch.delitem(sys.modules, "rld.teachers.server")
+    assert main(["serve-teacher", "any"]) == 2
+    assert (
+        capsys.readouterr().err
+        == "rld: serve-teacher needs fastapi; install it with: pip install -e '.[serve]', in a clone of rld\n"
+    )
+
+
+# -- a server that goes away -------------------------------------------------------------------------------------------
+
+
+class Kill(TrainerCallback):
+    def __init__(self, server: Server, at: int) -> None:
+        self.server, self.at = server, at
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.at:
+            self.server.stop(signal.SIGKILL)
+
+
+def test_an_optional_teacher_that_is_killed_is_dropped_with_an_event(folders, tmp_path):
+    with serving(folders / "one") as going:
+        far = Teacher(server(going.url, patience=1.0), "far", skills=["first", "second"], optional=True)
+        near = Teacher(str(folders / "two"), "near", skills=["first"])
+        made = trained(tmp_path, [far, near], [Kill(going, 2)], max_steps=6)
+    (event,) = [event for event in made.events if event.kind == "teacher dropped"]
+    assert (event.about, event.step) == ("far", 2)
+    assert made.state.global_step == 6
+    assert made.steering.teachers_SK.tolist() == [[0.0, 1.0], [0.0, 0.0]]  # skills: first, second
+    assert all(torch.isfinite(torch.tensor(losses(made))))
+
+
+class Failing(Hosted):
+    """Scores twice, and is down after that."""
+
+    num = 0
+
+    def score(self, *asked: Any, **options: Any) -> list[Shortlist]:
+        self.num += 1
+        if self.num > 2:
+            raise TeacherDown("no answer")
+        return super().score(*asked, **options)
+
+
+def test_an_optional_teacher_that_nothing_can_replace_stops_the_run(tmp_path):
+    near = Teacher(tiny.model(seed=1), "near", tokenizer=STUDENT)
+    far = Teacher(Failing(near, CPU), "far", optional=True)
+    with pytest.raises(TeacherDown, match="'far' was the last that answered, and without the policy signal"):
+        trained(tmp_path, [far], signals=["response"], teacher_reward=0.0, gate="skill", max_steps=6)
+
+
+def test_a_stage_whose_only_teacher_is_optional_and_down_does_not_start(folders, tmp_path, capsys):
+    (tmp_path / "tasks.py").write_text(TASKS)
+    (tmp_path / "two").symlink_to(folders / "two")
+    recipe = RECIPE.replace("URL", "http://127.0.0.1:9").replace("patience: 1", "patience: 0.2, optional: true")
+    (tmp_path / "r.yaml").write_text(recipe)
+    with pytest.warns(UserWarning, match="it is optional"):
+        assert main(["train", str(tmp_path / "r.yaml"), "--output", str(tmp_path / "run")]) == 2
+    assert "rld: stage 'main' has no teacher left: its only ones, far, are optional" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "told"), [(("--port", "99999"), "port (0 to 65535)"), (("--dtype", "foo"), "bfloat16")]
+)
+def test_an_option_of_serve_teacher_that_makes_no_sense_is_named(option, told, capsys):
+    assert main(["serve-teacher", "any", *option]) == 2
+    said = capsys.readouterr().err
+    assert option[1] in said
+    assert told in said
+
+
+@pytest.mark.parametrize("url", ["http://h:port", "http://[::1"])
+def test_what_is_no_url_is_refused(url):
+    with pytest.raises(TeacherError, match="is no URL of a teacher"):
+        server(url)
+
+
+RECIPE = """\
+name: served
+skills: {reverse: {generator: ./tasks.py:reverse, levels: [{length: 2}], held_out: 2}}
+rewards: [{use: ./tasks.py:kill_at_9}]
+max_new_tokens: 4
+stages:
+  - {name: main, run: distill, student: ./two, steps: 6, checkpoint_every: 1, gate: prompt,
+     rollout: {prompts: 2, completions: 2},
+     teachers: {far: {url: URL, patience: 1, probe: 2}}, trainer: {learning_rate: 1.0e-3}}
+"""
+
+TASKS = """\
+import os, pathlib, signal
+calls = 0
+
+def reverse(rng, *, length):
+    word = "".join(rng.choices("abc", k=length))
+    return word, word[::-1]
+
+def kill_at_9(completions, **_):
+    global calls
+    calls += 1
+    victim = pathlib.Path(__file__).with_name("victim")
+    if calls == 9 and victim.exists():
+        os.kill(int(victim.read_text()), signal.SIGKILL)
+    return [1.0] * len(completions)
+"""
+
+
+def test_a_run_whose_only_teacher_is_killed_stops_and_goes_on_when_it_is_back(folders, tmp_path, capsys):
+    """Through the command line, with probes and the gate asked over the wire."""
+    (tmp_path / "tasks.py").write_text(TASKS)
+    (tmp_path / "two").symlink_to(folders / "two")
+    with serving(folders / "one") as going:
+        (tmp_path / "r.yaml").write_text(RECIPE.replace("URL", going.url))
+        (tmp_path / "victim").write_text(str(going.process.pid))
+        command = ["train", str(tmp_path / "r.yaml"), "--output", str(tmp_path / "run")]
+        assert main(["check", str(tmp_path / "r.yaml")]) == 0
+        assert f"far: at {going.url}" in " ".join(capsys.readouterr().out.split())
+        assert main(command) == 2
+    said = capsys.readouterr().err
+    assert f"rld: teacher 'far' at {going.url}: no answer for 1 s; the last try ended with ConnectError" in said
+    (tmp_path / "victim").unlink()
+    checkpoints = sorted(path.name for path in (tmp_path / "run" / "checkpoints" / "main").iterdir())
+    assert checkpoints
+    with serving(folders / "one", port=going.port):
+        assert main([*command, "--resume"]) == 0
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert sorted(set(steps))[-1] == 6
+
+
+# -- others ------------------------------------------------------------------------------------------------------------
+
+
+class _Dialect(http.server.BaseHTTPRequestHandler):
+    """What vLLM answers, from a model here."""
+
+    hosted: Hosted
+    broken = ""
+    wrong = None
+    fewer = 0
+    most = 0
+    """Prompts that it was asked at once, at most."""
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self._say({"object": "list", "data": [{"id": "the-model"}]})
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if self.path == "/tokenize":
+            self._say({"tokens": STUDENT.encode(asked["prompt"], add_special_tokens=asked["add_special_tokens"])})
+            return
+        assert (self.path, asked["model"], asked["temperature"]) == ("/v1/completions", "the-model", 0.0)
+        if self.broken:
+            self._say({"choices": [{"index": 0, "text": "", "prompt_logprobs": None}] * len(asked["prompt"])})
+            return
+        type(self).most = max(self.most, len(asked["prompt"]))
+        choices = [self._choice(i, ids, asked) for i, ids in enumerate(asked["prompt"])]
+        self._say({"choices": choices[::-1]})
+
+    def _choice(self, index: int, ids: list[int], asked: dict[str, Any]) -> dict[str, Any]:
+        (text,) = self.hosted.answer([ids], asked["max_tokens"])
+        if "prompt_logprobs" not in asked:
+            return {"index": index, "text": text}
+        (said,) = self.hosted.score([Passage(ids, len(ids) - 1)], 1.0, asked["prompt_logprobs"] - self.fewer)
+        told: list[Any] = [None]
+        for t, token in enumerate(ids[1:]):
+            named = zip(said.ids[t].tolist(), said.log_p[t].tolist(), strict=True)
+            named = [(i, self.wrong or value) for i, value in named]
+            one = {str(i): {"logprob": value, "rank": 1, "decoded_token": "x"} for i, value in named}
+            told.append({str(token): {"logprob": said.sampled[t].item(), "rank": 9, "decoded_token": "x"}} | one)
+        return {"index": index, "text": text, "prompt_logprobs": told}
+
+    def _say(self, content: Any) -> None:
+        data = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@contextlib.contextmanager
+def speaking(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as listening:
+        thread = threading.Thread(target=listening.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.server_address[1]}"
+        finally:
+            listening.shutdown()
+            thread.join()
+
+
+def test_an_openai_compatible_endpoint_gives_the_same(folders):
+    near = hosted(folders / "one")
+    handler = type("Good", (_Dialect,), {"hosted": near})
+    with speaking(handler) as url:
+        far = met(f"{url}/v1")
+        require_equal(far.score(PASSAGES, 1.0), near.score(PASSAGES, 1.0))
+        assert far.answer([[5, 6, 4], [7, 4]], 5) == near.answer([[5, 6, 4], [7, 4]], 5)
+        many = [[5 + i % 10, 4] for i in range(150)]
+        assert far.answer(many, 1) == near.answer(many, 1)
+        assert handler.most == 64
+        with pytest.raises(TeacherError, match=r"scores at temperature 1, not 0\.8"):
+            far.score(PASSAGES, 0.8)
+    few = type("Few", (_Dialect,), {"hosted": near, "fewer": 1})
+    with speaking(few) as url, refused("fewer than 4 prompt_logprobs; start it with --max-logprobs 4"):
+        met(f"{url}/v1")
+    for wrong in (math.nan, 0.5):
+        with speaking(type("Wrong", (_Dialect,), {"hosted": near, "wrong": wrong})) as url, refused("no log-prob"):
+            met(f"{url}/v1")
+    with (
+        speaking(type("Broken", (_Dialect,), {"hosted": near, "broken": "yes"})) as url,
+        pytest.raises(TeacherError, match="its answer has no prompt_logprobs"),
+    ):
+        met(f"{url}/v1")
+
+
+class _Garbage(http.server.BaseHTTPRequestHandler):
+    """A server that answers, in turn: not at all, full, and with what is no answer."""
+
+    answers: list[Any] = []
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        code, headers, data = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if code:
+            self.send_response(code)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(data)
+
+    do_POST = do_GET
+
+
+class _Late(_Garbage):
+    """Breaks off after a while, once."""
+
+    def do_GET(self) -> None:
+        if len(self.answers) > 1:
+            time.sleep(0.6)
+        super().do_GET()
+
+    do_POST = do_GET
+
+
+def test_patience_counts_from_the_first_failure(one):
+    """A call that failed after longer than that is made again."""
+    health = httpx2.get(f"{one.url}/health").content
+    with speaking(type("L", (_Late,), {"answers": [(0, {}, b""), (200, {}, health)]})) as url:
+        assert server(url, patience=0.5)._call("GET", f"{url}/health").content == health
+
+
+def test_garbage_is_refused_and_trouble_is_waited_out(one, folders):
+    health = httpx2.get(f"{one.url}/health").content
+    troubles: list[Any] = [(0, {}, b""), (503, {"retry-after": "0"}, b""), (429, {}, b"{}"), (500, {}, b"oops")]
+    with speaking(
+        type("G", (_Garbage,), {"answers": [(200, {}, health), *troubles, (200, {}, b"garbage" * 9)]})
+    ) as url:
+        with pytest.raises(TeacherError, match="holds no shortlists of what it was asked") as caught:
+            met(url, patience=20)
+        assert not isinstance(caught.value, TeacherDown)
+    with speaking(type("H", (_Garbage,), {"answers": [(200, {}, b"<html>")]})) as url, refused("is no JSON"):
+        met(url)
+    packed = (200, {"content-encoding": "gzip"}, b"no gzip")
+    with speaking(type("P", (_Garbage,), {"answers": [packed]})) as url, refused("its answer can't be read"):
+        met(url)
+    with (
+        speaking(type("F", (_Garbage,), {"answers": [(503, {"retry-after": "120"}, b'{"detail": "full"}')]})) as url,
+        refused("for 0.5 s; the last try ended with 503 full"),
+    ):
+        met(url, patience=0.5)
+
+
+def test_a_model_that_is_not_there_is_one_line(capsys):
+    assert main(["serve-teacher", "./nosuch"]) == 2
+    assert capsys.readouterr().err == "rld: teacher 'nosuch': there is no folder ./nosuch\n"

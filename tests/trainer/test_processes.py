@@ -1,0 +1,65 @@
+"""One process and two come to the same student and the same controller."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+def launch(folder: Path, num_processes: int, *arguments: str) -> None:
+    # Accelerate's own launcher starts several CPU processes through MPI only; torchrun needs none.
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    script = [str(ROOT / "tests" / "support" / "one_and_two.py"), str(folder), str(num_processes), *arguments]
+    done = subprocess.run(command + script, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def found(folder: Path, controller: str) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
+    """Weights and states: of one process, and of the two."""
+    names = [f"{controller}_{name}" for name in ("1_0", "2_0", "2_1")]
+    return [torch.load(folder / f"{name}.pt") for name in names], [
+        json.loads((folder / f"{name}.json").read_text()) for name in names
+    ]
+
+
+def test_one_process_and_two_give_the_same_update(tmp_path):
+    launch(tmp_path, 1)
+    launch(tmp_path, 2)
+    for controller in ("gap", "noise", "probe"):
+        (one, *two), states = found(tmp_path, controller)
+        for weights in two:
+            torch.testing.assert_close(weights, one, rtol=1e-4, atol=1e-6)
+        assert states[1] == states[2]
+        spent = [state["protection"]["state"].pop("budget")["weight"] for state in states]
+        assert spent[1] == pytest.approx(spent[0], rel=1e-4)  # by a divergence of 1e-3, in float32
+        assert 0.01 < spent[0] < 0.012  # by the divergence over all processes: neither end is cut off
+        assert states[1]["protection"] == states[0]["protection"]
+        assert states[1]["counters"] == pytest.approx(states[0]["counters"])
+        assert {state["steering"]["ticks"] for state in states} == {2}
+        skills = [state["steering"]["state"]["skills"] for state in states]
+        for name in ("first", "second"):
+            if controller == "gap":
+                logs = [{s: entry["log"] for s, entry in x[name]["signals"].items()} for x in skills]
+            else:
+                logs = [x[name]["log"] for x in skills]
+                assert len({round(log, 3) for log in logs[0].values()}) > 1, "they began alike, and have moved"
+            assert logs[1] == pytest.approx(logs[0], rel=1e-4)
+        if controller == "gap":
+            assert skills[0]["first"]["paid"] == skills[1]["first"]["paid"] != [2.0, 0.2]
+            assert skills[1]["first"]["student"] == skills[0]["first"]["student"]
+
+
+def test_a_stop_that_reaches_one_process_stops_both_at_the_same_step(tmp_path):
+    launch(tmp_path, 2, "1")
+    assert [(tmp_path / f"steps_{rank}").read_text() for rank in (0, 1)] == ["2", "2"]
+    assert (tmp_path / "run" / "checkpoint-2" / "rld_state.json").is_file()
