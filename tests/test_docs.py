@@ -134,6 +134,6 @@ def test_the_page_on_your_own_parts_trains(tmp_path):
 
 
 def test_links_in_the_docs_lead_somewhere():
-    for source in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+    for source in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
         for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", source.read_text()):
             assert link.startswith("http") or (source.parent / link).exists(), f"{source.name}: {link}"
