@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rld.errors import RewardError
-from rld.models.heads import Head, log_probabilities
+from rld.models.heads import LMHead, log_probabilities
 
 from . import text_of
 
@@ -113,7 +113,7 @@ def judge(
         _filled(template, {"question": asked, "completion": _harmless(tokenizer, text_of(completion)), "answer": gold})
         for asked, completion, gold in zip(questions, completions, answers, strict=True)
     ]
-    head = Head.of(reader).of_tokens(verdicts)
+    head = LMHead.of(reader).of_tokens(verdicts)
     last = [states_TH[-1] for states_TH in _hidden_states(reader, [_asked(tokenizer, text) for text in texts])]
     logits_B2 = head.in_float32().logits(torch.stack(last)).double()
     verdict: list[float] = torch.sigmoid(logits_B2[:, 0] - logits_B2[:, 1]).tolist()
@@ -187,7 +187,7 @@ def _mean_log_probabilities(
     encoded = [_encoded(tokenizer, prompt, text_of(text)) for prompt, text in zip(prompts, completions, strict=True)]
     scored = [i for i, (ids, first) in enumerate(encoded) if first < len(ids)]
     means: list[float | None] = [None] * len(encoded)
-    head = Head.of(model)
+    head = LMHead.of(model)
     for i, states_TH in zip(scored, _hidden_states(model, [encoded[i][0] for i in scored]), strict=True):
         ids, first = encoded[i]
         targets_1T = torch.tensor([ids[first:]], device=states_TH.device)

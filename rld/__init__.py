@@ -7,10 +7,11 @@ from pathlib import Path as _Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rld.controllers.baselines import Fixed as Fixed
-    from rld.controllers.gap import Gap as Gap
-    from rld.recipe.reading import read as read
+    from rld.controllers.baselines import FixedController as FixedController
+    from rld.controllers.gap import GapController as GapController
+    from rld.recipe.reading import read_recipe as read_recipe
     from rld.recipe.schema import Recipe as Recipe
+    from rld.teachers.remote import remote_teacher as remote_teacher
     from rld.teachers.teacher import Teacher as Teacher
     from rld.trainer.rld_config import RLDConfig as RLDConfig
     from rld.trainer.rld_trainer import RLDTrainer as RLDTrainer
@@ -24,10 +25,11 @@ _HOMES = {
     "RLDConfig": "trainer.rld_config",
     "RLDTrainer": "trainer.rld_trainer",
     "Teacher": "teachers.teacher",
-    "Fixed": "controllers.baselines",
-    "Gap": "controllers.gap",
+    "FixedController": "controllers.baselines",
+    "GapController": "controllers.gap",
     "Recipe": "recipe.schema",
-    "read": "recipe.reading",
+    "read_recipe": "recipe.reading",
+    "remote_teacher": "teachers.remote",
 }
 __all__ = sorted(_HOMES)
 

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from rld.errors import LibraryError, RecipeError, RldError, UsageError
 from rld.recipe import catalogue, registry
-from rld.recipe.reading import read
+from rld.recipe.reading import read_recipe
 from rld.reporting.overview import overview
 from rld.utils.suggestions import hint
 
@@ -155,7 +155,7 @@ def _is_main() -> bool:
 def _train(options: argparse.Namespace) -> int:
     """Run all the stages of a recipe."""
     source = registry.find_recipe(options.recipe)
-    recipe = read(source, options.overrides)
+    recipe = read_recipe(source, options.overrides)
     output: Path = options.output or Path("runs") / recipe.name
     if _is_main() and not options.resume:
         require_free(output)
@@ -191,7 +191,7 @@ def require_free(output: Path) -> None:
 def _check(options: argparse.Namespace) -> int:
     """Validate a recipe without loading anything, and show what it will do and cost."""
     source = registry.find_recipe(options.recipe)
-    recipe = read(source, options.overrides)
+    recipe = read_recipe(source, options.overrides)
     if _is_main():
         Console(highlight=False).print(overview(recipe, source.parent))
     return 0
@@ -200,7 +200,7 @@ def _check(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     """Score a model on the held-out rows of a recipe."""
     source = registry.find_recipe(options.recipe)
-    recipe = read(source, options.overrides)
+    recipe = read_recipe(source, options.overrides)
     _share_the_cores()
     from rld.pipeline.train import evaluate
 
@@ -222,7 +222,7 @@ def _ablate(options: argparse.Namespace) -> int:
 def _cache_teachers(options: argparse.Namespace) -> int:
     """Score the gold answers that a recipe trains on once, before it trains."""
     source = registry.find_recipe(options.recipe)
-    recipe = read(source, options.overrides)
+    recipe = read_recipe(source, options.overrides)
     _share_the_cores()
     from rld.pipeline.train import cache_teachers
 

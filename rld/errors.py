@@ -51,7 +51,7 @@ class CheckpointError(RldError, ValueError):
     """A checkpoint that is missing, incomplete or from another run."""
 
 
-class ArmError(RldError, ValueError):
+class AblationError(RldError, ValueError):
     """Arms that cannot be run; one line per mistake, each with its arm."""
 
 

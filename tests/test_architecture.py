@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rld.recipe import registry
-from rld.recipe.reading import read
+from rld.recipe.reading import read_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "rld"
@@ -127,7 +127,7 @@ def test_recipes_ship():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_shipped_recipe_is_valid_and_says_what_it_is(path):
-    assert read(path).name == path.stem
+    assert read_recipe(path).name == path.stem
     name = path.relative_to(ROOT / "recipes").with_suffix("").as_posix()
     assert registry.names("recipes")[name], "its first line should be a comment that says what it does"
 

@@ -15,7 +15,7 @@ import tests.support.tiny as tiny
 from rld.cli import main
 from rld.controllers import AnyController
 from rld.recipe.stages.distill import Distill
-from rld.teachers.local import Hosted
+from rld.teachers.local import LocalLogprobs
 from rld.teachers.teacher import Teacher
 from tests.recipe_page import PAGE, page
 
@@ -88,7 +88,7 @@ def test_the_page_on_teachers_shows_what_a_stage_and_a_script_take(tmp_path, mon
     (script,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     far = Teacher(tiny.model(seed=1), tokenizer=tiny.tokenizer())
-    monkeypatch.setattr("rld.teachers.remote.server", lambda url, top_k: Hosted(far, torch.device("cpu"), top_k))
+    monkeypatch.setattr("rld.remote_teacher", lambda url, top_k: LocalLogprobs(far, torch.device("cpu"), top_k))
     (name,) = re.findall(r'"(HuggingFaceTB/[^"]+)"', script)
     tiny.model(seed=0).save_pretrained("student")
     tiny.tokenizer().save_pretrained("student")

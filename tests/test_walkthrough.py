@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import tests.support.tiny as tiny
-from rld.controllers.baselines import Fixed
+from rld.controllers.baselines import FixedController
 from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
@@ -35,7 +35,7 @@ def test_the_walkthrough_is_the_update(tmp_path):
             Teacher(tiny.model(seed=1, width=48, layers=3), name="one", tokenizer=tiny.tokenizer()),
             Teacher(tiny.model(seed=2), name="two", tokenizer=tiny.tokenizer()),
         ],
-        controller=Fixed(policy=0.5, response=0.3, feature=0.2, teachers={"one": 3.0, "two": 1.0}),
+        controller=FixedController(policy=0.5, response=0.3, feature=0.2, teachers={"one": 3.0, "two": 1.0}),
     )
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1

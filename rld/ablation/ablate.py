@@ -23,7 +23,7 @@ from rld.ablation import jobs, outcomes, page
 from rld.ablation.arms import Arm, read_arms
 from rld.ablation.jobs import Job, Start
 from rld.errors import CheckpointError
-from rld.recipe.reading import read
+from rld.recipe.reading import read_recipe
 from rld.utils import files
 from rld.utils.run_folder import EVENTS, METRICS
 
@@ -34,7 +34,7 @@ _ANY_REWARDS = [{"use": "answers:exact_match", "weight": 1.0, "options": {}}]
 
 
 @dataclass(frozen=True)
-class Plan:
+class AblationPlan:
     """What is to be compared, and where."""
 
     source: Path
@@ -48,10 +48,10 @@ class Plan:
 
 
 @dataclass
-class _Jobs:
+class _JobQueue:
     """What is left to do, each run once."""
 
-    plan: Plan
+    plan: AblationPlan
     todo: list[Job] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
     """Folders that hold runs of other recipes."""
@@ -88,7 +88,7 @@ class _Jobs:
         return (str(self.plan.source), *overrides, "--output", str(folder), "--resume")
 
     def _add(self, job: Job, overrides: Sequence[str]) -> None:
-        recipe = read(self.plan.source, overrides).model_dump(mode="json")
+        recipe = read_recipe(self.plan.source, overrides).model_dump(mode="json")
         if (job.folder / _RECIPE).is_file():
             old = files.read_json(job.folder / _RECIPE)
             if changed := sorted(key for key in recipe.keys() | old.keys() if recipe.get(key) != old.get(key)):
@@ -127,13 +127,13 @@ def ablate(
     """
     made = read_arms(arms, source, overrides, max_flops)
     first = made[0].recipe
-    plan = Plan(
+    plan = AblationPlan(
         source,
         folder or Path("runs") / f"{first.name}-ablation",
         made,
         range(first.seed, first.seed + num_seeds),
     )
-    left = _Jobs(plan)
+    left = _JobQueue(plan)
     for seed in plan.seeds:
         for arm in plan.arms:
             left.add(arm, seed)
@@ -144,7 +144,7 @@ def ablate(
     return 1 if failed else 0
 
 
-def _show(plan: Plan) -> None:
+def _show(plan: AblationPlan) -> None:
     finished = [(arm, seed) for arm in plan.arms for seed in plan.seeds if is_done(plan.run(arm, seed))]
     if not finished:
         _tell("no run has finished, so there is nothing to compare")

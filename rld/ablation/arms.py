@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from rld.controllers import AnyController
-from rld.controllers.base import Rule
-from rld.errors import ArmError, RecipeError
-from rld.recipe.reading import read
+from rld.controllers.base import BaseController
+from rld.errors import AblationError, RecipeError
+from rld.recipe.reading import read_recipe
 from rld.recipe.schema import Recipe
 from rld.recipe.stages.distill import Distill
 from rld.recipe.stages.sft import Sft
@@ -48,14 +48,14 @@ class Arm:
     @property
     def index(self) -> int:
         """Which of the stages is compared."""
-        return compared(self.recipe)
+        return compared_stage_index(self.recipe)
 
     @property
     def stage(self) -> Sft | Distill:
         return self.recipe.stages[self.index]
 
 
-def compared(recipe: Recipe) -> int:
+def compared_stage_index(recipe: Recipe) -> int:
     """Return the index of the last distillation stage, or of the last stage where there is none."""
     distills = [i for i, stage in enumerate(recipe.stages) if isinstance(stage, Distill)]
     return distills[-1] if distills else len(recipe.stages) - 1
@@ -76,7 +76,7 @@ def read_arms(text: str, source: Path, overrides: Sequence[str], max_flops: floa
         ArmError: what is wrong with the arms, all of it.
         RecipeError: the recipe is wrong without any arm.
     """
-    base = read(source, overrides)
+    base = read_recipe(source, overrides)
     given = Path(text).read_text(encoding="utf-8") if os.path.isfile(text) else text
     lines = [line for line in given.splitlines() if not line.lstrip().startswith("#")]
     pieces = [piece.strip() for piece in _split("\n".join(lines), ";\n") if piece.strip()]
@@ -86,12 +86,12 @@ def read_arms(text: str, source: Path, overrides: Sequence[str], max_flops: floa
         try:
             arm = _read_arm(piece, base, source, overrides, max_flops)
             if arm.name in arms:
-                raise ArmError(f"two arms are called {arm.name!r}; choose another name for one")
+                raise AblationError(f"two arms are called {arm.name!r}; choose another name for one")
             arms[arm.name] = arm
-        except ArmError as error:
+        except AblationError as error:
             mistakes.append(str(error))
     if mistakes:
-        raise ArmError("\n".join(mistakes))
+        raise AblationError("\n".join(mistakes))
     return list(arms.values())
 
 
@@ -99,16 +99,16 @@ def _read_arm(piece: str, base: Recipe, source: Path, overrides: Sequence[str], 
     name, own = _parsed(piece)
     try:
         arm = Arm(name, (*overrides, *_placed(own, base)), base)
-        arm = replace(arm, recipe=read(source, arm.overrides))
+        arm = replace(arm, recipe=read_recipe(source, arm.overrides))
         extra = []
         if arm.stage.evaluate_every is None:
             extra.append(f"stages.{arm.stage.name}.evaluate_every={-(-arm.stage.steps // NUM_SCORINGS)}")
         if max_flops is not None:
             extra.append(f"stages.{arm.stage.name}.max_flops={max_flops!r}")
         overridden = (*arm.overrides, *extra)
-        return Arm(name, overridden, read(source, overridden))
+        return Arm(name, overridden, read_recipe(source, overridden))
     except RecipeError as error:
-        raise ArmError("\n".join(f"arm {name!r}: {line}" for line in str(error).splitlines())) from error
+        raise AblationError("\n".join(f"arm {name!r}: {line}" for line in str(error).splitlines())) from error
 
 
 def _parsed(piece: str) -> tuple[str, list[str]]:
@@ -119,13 +119,13 @@ def _parsed(piece: str) -> tuple[str, list[str]]:
         return name, [f"controller.kind={name}"]
     if not colon or not _NAME.fullmatch(name):
         near = hint(piece, _KINDS)
-        raise ArmError(
+        raise AblationError(
             f"arm {piece!r}: write NAME: key.path=value ..., NAME: alone for the recipe as it is, the kind of a "
             f"controller, or the name of a file of arms{near}"
         )
     own = list(filter(None, _split(rest, " \t")))
     if any(text.partition("=")[0] == "seed" for text in own):
-        raise ArmError(f"arm {name!r}: an arm cannot set the seed, which all arms share; set it for all")
+        raise AblationError(f"arm {name!r}: an arm cannot set the seed, which all arms share; set it for all")
     return name, own
 
 
@@ -148,7 +148,7 @@ def _split(text: str, separators: str) -> list[str]:
 
 def _placed(own: list[str], base: Recipe) -> list[str]:
     """Return overrides with full paths. A controller of another kind takes the recipe's place, before all else."""
-    stage = base.stages[compared(base)]
+    stage = base.stages[compared_stage_index(base)]
     fields, top = list(type(stage).model_fields), list(Recipe.model_fields)
     placed: list[str] = []
     for text in own:
@@ -158,7 +158,9 @@ def _placed(own: list[str], base: Recipe) -> list[str]:
         kind = path.removeprefix(f"stages.{stage.name}.controller.kind=")
         if kind != path and kind in _KINDS and isinstance(stage, Distill) and kind != stage.controller.kind:
             set_by_hand = stage.controller.model_dump(mode="json", exclude_unset=True)
-            kept = {key: value for key, value in set_by_hand.items() if key in Rule.model_fields} | {"kind": kind}
+            kept = {key: value for key, value in set_by_hand.items() if key in BaseController.model_fields} | {
+                "kind": kind
+            }
             placed.insert(0, f"stages.{stage.name}.controller={json.dumps(kept, ensure_ascii=False)}")
         else:
             placed.append(path)

@@ -13,20 +13,21 @@ from statistics import fmean, median, stdev
 from typing import Any, Literal, TypeAlias
 
 from rld.ablation import statistics
-from rld.reporting.history import History, read
+from rld.reporting.history import RunHistory, read_run
 from rld.reporting.series import Point
 
 Measure: TypeAlias = Literal["final", "even", "area"]
 
 MEASURES: tuple[Measure, ...] = ("final", "even", "area")
-"""Means over skills: at the end; when `Comparison.flops` are spent; on average from `Comparison.start` to then."""
+"""Means over skills: at the end; when `AblationResult.flops` are spent; on average
+from `AblationResult.start` to then."""
 
 NEAR = 0.9
 """Compute is compared to this share of the best arm's final score."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """One finished run.
 
     Attributes:
@@ -85,7 +86,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Standing:
+class ArmSummary:
     """An arm over its seeds.
 
     Attributes:
@@ -106,7 +107,7 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """An arm minus the first one by one measure, on the seeds that both finished.
 
     Attributes:
@@ -125,7 +126,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class AblationResult:
     """All of an ablation.
 
     Attributes:
@@ -138,14 +139,14 @@ class Comparison:
     arms: Mapping[str, Sequence[str]]
     seeds: Sequence[int]
     skills: Sequence[str]
-    runs: Sequence[Outcome]
+    runs: Sequence[RunOutcome]
     start: float
     flops: float
     target: float
-    standings: Sequence[Standing]
-    differences: Sequence[Difference]
+    standings: Sequence[ArmSummary]
+    differences: Sequence[PairedDifference]
 
-    def of(self, arm: str) -> list[Outcome]:
+    def of(self, arm: str) -> list[RunOutcome]:
         return [run for run in self.runs if run.arm == arm]
 
     def as_json(self, folder: Path) -> dict[str, Any]:
@@ -159,14 +160,14 @@ class Comparison:
         return whole
 
 
-def read_outcome(arm: str, seed: int, folder: Path, index: int, num_shared: int) -> Outcome:
+def read_outcome(arm: str, seed: int, folder: Path, index: int, num_shared: int) -> RunOutcome:
     """Read a finished run.
 
     Args:
         index: Which stage is compared; those after it belong to its curve.
         num_shared: Stages, from the first, that are charged to no arm.
     """
-    history = read(folder)
+    history = read_run(folder)
     results = history.summary.stages
     uncharged = sum(result.flops for result in results[:num_shared])
     curve = [(sum(result.flops for result in results[num_shared:index]), results[index].before)]
@@ -179,20 +180,20 @@ def read_outcome(arm: str, seed: int, folder: Path, index: int, num_shared: int)
         ]
         end = sum(result.flops for result in results[num_shared : history.stages.index(stage) + 1])
         curve.append((end, stage.result.after))
-    return Outcome(arm, seed, folder, results[-1].after, curve, _num_scored(history, index))
+    return RunOutcome(arm, seed, folder, results[-1].after, curve, _num_scored(history, index))
 
 
 def _scores(record: Mapping[str, Any], skills: Mapping[str, float]) -> dict[str, float]:
     return {skill: record[key] for skill in skills if (key := f"score/{skill}") in record}
 
 
-def _num_scored(history: History, index: int) -> int:
+def _num_scored(history: RunHistory, index: int) -> int:
     return int(max((record.get("tokens/scored", 0) for record in history.stages[index].metrics), default=0))
 
 
 def compare(
-    recipe: str, arms: Mapping[str, Sequence[str]], seeds: Sequence[int], runs: Sequence[Outcome]
-) -> Comparison:
+    recipe: str, arms: Mapping[str, Sequence[str]], seeds: Sequence[int], runs: Sequence[RunOutcome]
+) -> AblationResult:
     """Compare finished runs, at least one; the first arm that has any is what the others are compared with."""
     span = max(run.curve[0][0] for run in runs), min(run.flops for run in runs)
     grouped = {arm: [run for run in runs if run.arm == arm] for arm in arms}
@@ -203,17 +204,17 @@ def compare(
     differences = [
         difference for measure in measures for difference in _differences(list(grouped.values()), measure, *span)
     ]
-    return Comparison(recipe, arms, seeds, list(runs[0].scores), runs, *span, target, standings, differences)
+    return AblationResult(recipe, arms, seeds, list(runs[0].scores), runs, *span, target, standings, differences)
 
 
-def _standing(arm: str, runs: Sequence[Outcome], start: float, flops: float, target: float) -> Standing:
+def _standing(arm: str, runs: Sequence[RunOutcome], start: float, flops: float, target: float) -> ArmSummary:
     reached = [statistics.reached(run.points(), target) for run in runs]
     middle = median(float("inf") if x is None else x for x in reached)
 
     def spread(measure: Measure) -> Spread:
         return Spread.of([run.measured(measure, start, flops) for run in runs])
 
-    return Standing(
+    return ArmSummary(
         arm,
         len(runs),
         final=spread("final"),
@@ -227,7 +228,9 @@ def _standing(arm: str, runs: Sequence[Outcome], start: float, flops: float, tar
     )
 
 
-def _differences(arms: Sequence[Sequence[Outcome]], measure: Measure, start: float, flops: float) -> list[Difference]:
+def _differences(
+    arms: Sequence[Sequence[RunOutcome]], measure: Measure, start: float, flops: float
+) -> list[PairedDifference]:
     """Compare arms with the first on the seeds that both have; those that have none in common are left out."""
     first = {run.seed: run.measured(measure, start, flops) for run in arms[0]}
     found = []
@@ -236,6 +239,6 @@ def _differences(arms: Sequence[Sequence[Outcome]], measure: Measure, start: flo
         if pairs:
             won, p = sum(value > 0 for value in pairs), statistics.sign_flips(pairs)
             interval = statistics.bootstrap(pairs)
-            found.append(Difference(runs[0].arm, measure, len(pairs), fmean(pairs), interval, won, p))
+            found.append(PairedDifference(runs[0].arm, measure, len(pairs), fmean(pairs), interval, won, p))
     corrected = statistics.holm([difference.p for difference in found])
     return [replace(difference, p=p) for difference, p in zip(found, corrected, strict=True)]

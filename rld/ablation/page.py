@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rld.ablation.outcomes import NEAR, Comparison, Difference, Spread, Standing
+from rld.ablation.outcomes import NEAR, AblationResult, ArmSummary, PairedDifference, Spread
 from rld.ablation.statistics import mean_curve
 from rld.reporting.chart_groups import NUM_INKS
 from rld.reporting.charts import Chart, Line, figure
@@ -38,12 +38,12 @@ _ABOUT_DIFFERENCES = (
 )
 
 
-def tables(result: Comparison) -> list[RenderableType]:
+def tables(result: AblationResult) -> list[RenderableType]:
     """Return what the terminal shows."""
     return [part for title, cells, about in _sections(result) for part in (_table(title, cells), Text(about + "\n"))]
 
 
-def write_scoreboard(result: Comparison, folder: Path) -> Path:
+def write_scoreboard(result: AblationResult, folder: Path) -> Path:
     """Write `ablation.html` into `folder` and return its path."""
     parts = [f"<h1>{escape(result.recipe)}: {len(result.standings)} arms</h1>"]
     for title, cells, about in _sections(result):
@@ -58,7 +58,7 @@ def write_scoreboard(result: Comparison, folder: Path) -> Path:
     return write_page(folder / "ablation.html", page(f"{result.recipe}: rld ablate", "".join(parts)))
 
 
-def _sections(result: Comparison) -> list[tuple[str, Cells, str]]:
+def _sections(result: AblationResult) -> list[tuple[str, Cells, str]]:
     """Return the tables, each with its title and what to know about it."""
     even, near = number(result.flops), f"{result.target:.3f}"
     heads = ["arm", "final", "worst skill", f"at {even}", f"mean to {even}"]
@@ -76,12 +76,12 @@ def _sections(result: Comparison) -> list[tuple[str, Cells, str]]:
     return [scores, cost, (f"Difference to {result.standings[0].arm}", (heads, rows), about)]
 
 
-def _cost(s: Standing) -> list[str]:
+def _cost(s: ArmSummary) -> list[str]:
     near = f"{'-' if s.to_near is None else number(s.to_near)} ({s.num_near} of {s.num_seeds})"
     return [s.arm, str(s.num_seeds), number(s.flops.mean), near, number(s.num_scored)]
 
 
-def _difference(d: Difference, measure: str) -> list[str]:
+def _difference(d: PairedDifference, measure: str) -> list[str]:
     interval = "-" if d.interval is None else f"{d.interval[0]:+.3f} to {d.interval[1]:+.3f}"
     return [d.arm, measure, f"{d.mean:+.3f}", interval, f"{d.num_won} of {d.num_seeds}", f"{d.p:.3g}"]
 
@@ -108,7 +108,7 @@ def _grid(cells: Cells) -> str:
     return f'<div class="card">{table}</div>'
 
 
-def _chart(result: Comparison, skill: str | None, is_small: bool = False) -> Chart:
+def _chart(result: AblationResult, skill: str | None, is_small: bool = False) -> Chart:
     lines = []
     for i, standing in enumerate(result.standings):
         curves = [run.points(skill) for run in result.of(standing.arm)]
@@ -117,7 +117,7 @@ def _chart(result: Comparison, skill: str | None, is_small: bool = False) -> Cha
     return Chart(skill or "Mean over skills", lines, 0, 1, is_small=is_small, along="FLOPs")
 
 
-def _runs(result: Comparison, folder: Path) -> str:
+def _runs(result: AblationResult, folder: Path) -> str:
     heads = [(escape(head), "") for head in ("arm", "seed", *result.skills, "mean", "FLOPs")] + [("report", "left")]
     rows = []
     for run in result.runs:
@@ -128,6 +128,6 @@ def _runs(result: Comparison, folder: Path) -> str:
     return f'<div class="card long">{grid(heads, rows)}</div>'
 
 
-def _arms(result: Comparison) -> str:
+def _arms(result: AblationResult) -> str:
     rows = [[escape(name), escape(shlex.join(overrides))] for name, overrides in result.arms.items()]
     return f'<div class="card">{grid([("arm", "left"), ("overrides", "left wide")], rows)}</div>'

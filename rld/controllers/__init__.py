@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from rld.controllers.baselines import Fixed, Random, Schedule, Sequential
-from rld.controllers.gap import Gap
-from rld.controllers.gradient import Noise, Probe
-from rld.controllers.replayed import Yoked
+from rld.controllers.baselines import FixedController, RandomController, ScheduleController, SequentialController
+from rld.controllers.gap import GapController
+from rld.controllers.gradient import GradientAlignmentController, GradientNoiseController
+from rld.controllers.replayed import ReplayedController
 
 
 def _of_kind(given: Any) -> Any:
@@ -18,7 +18,14 @@ def _of_kind(given: Any) -> Any:
 
 
 AnyController = Annotated[
-    Fixed | Schedule | Sequential | Gap | Noise | Probe | Random | Yoked,
+    FixedController
+    | ScheduleController
+    | SequentialController
+    | GapController
+    | GradientNoiseController
+    | GradientAlignmentController
+    | RandomController
+    | ReplayedController,
     Field(discriminator="kind"),
     BeforeValidator(_of_kind),
 ]

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Self, TypeAlias
 
 from pydantic import Field
 
-from rld.controllers.observation import Needs, Observation, Weights
+from rld.controllers.observation import Observation, RequiredMeasurements, Weights
 from rld.errors import ControllerError
 from rld.types import SIGNALS, Event, Signal
 from rld.utils.options import FrozenOptions
@@ -43,7 +43,7 @@ _REACH = 10.0
 """The most that magnitudes are evened out by."""
 
 
-class Rule(FrozenOptions):
+class BaseController(FrozenOptions):
     """A controller without the rule itself: `weights`, and what `step` adds to the state."""
 
     every: int = Field(5, gt=0)
@@ -54,9 +54,9 @@ class Rule(FrozenOptions):
     """Scale `response` and `feature` so that their gradients are as large as the policy's, within a factor of 10."""
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> RequiredMeasurements:
         """What is to be measured beyond counts, divergences and the norms of gradients."""
-        return Needs()
+        return RequiredMeasurements()
 
     def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> State:
         """Return the state before the first tick.
@@ -111,7 +111,7 @@ class Rule(FrozenOptions):
         }
 
 
-class Chosen(Rule):
+class FixedTeacherShares(BaseController):
     """A controller whose teachers have shares chosen beforehand."""
 
     teachers: dict[str, Odds | dict[str, Odds]] = {}

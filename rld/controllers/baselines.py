@@ -11,8 +11,17 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
-from rld.controllers.base import Chosen, PerSkill, Rule, State, at, normalised, require_skills, running
-from rld.controllers.observation import Observation, SkillSeen, Weights
+from rld.controllers.base import (
+    BaseController,
+    FixedTeacherShares,
+    PerSkill,
+    State,
+    at,
+    normalised,
+    require_skills,
+    running,
+)
+from rld.controllers.observation import Observation, SkillObservation, Weights
 from rld.errors import ControllerError
 from rld.types import SIGNALS, Event, Signal
 from rld.utils.options import FrozenOptions
@@ -20,7 +29,7 @@ from rld.utils.options import FrozenOptions
 _ALL = "all skills"
 
 
-class Fixed(Chosen):
+class FixedController(FixedTeacherShares):
     """The same weights from start to end: the baseline that an adaptive controller must beat."""
 
     kind: Literal["fixed"] = "fixed"
@@ -42,7 +51,7 @@ class Fixed(Chosen):
         )
 
 
-class Course(FrozenOptions):
+class WeightSchedule(FrozenOptions):
     """A weight's way from one value to another."""
 
     start: PerSkill
@@ -54,7 +63,7 @@ class Course(FrozenOptions):
     """Share of the stage's steps after which the end is reached."""
 
     @model_validator(mode="after")
-    def _an_exponential_has_a_factor(self) -> Course:
+    def _an_exponential_has_a_factor(self) -> WeightSchedule:
         ends = [v for value in (self.start, self.end) for v in (value.values() if isinstance(value, dict) else [value])]
         if self.shape == "exponential" and min(ends) == 0:
             raise ValueError("an exponential course needs a start and an end above 0")
@@ -70,22 +79,22 @@ class Course(FrozenOptions):
 
 
 # From left to right, or `{start: 0.0, end: 1.0}` would be read as weights of the skills `start` and `end`.
-CourseOrWeight: TypeAlias = Annotated[Course | PerSkill, Field(union_mode="left_to_right")]
+WeightScheduleOrWeight: TypeAlias = Annotated[WeightSchedule | PerSkill, Field(union_mode="left_to_right")]
 
 
-class Schedule(Chosen):
+class ScheduleController(FixedTeacherShares):
     """Weights that follow a course set beforehand: from distillation to reinforcement, unless told otherwise."""
 
     kind: Literal["schedule"] = "schedule"
-    policy: CourseOrWeight = Course(start=0.0, end=1.0)
+    policy: WeightScheduleOrWeight = WeightSchedule(start=0.0, end=1.0)
     """A course, or what stays, for all skills or by skill; the same for the other two."""
-    response: CourseOrWeight = Course(start=1.0, end=0.0)
-    feature: CourseOrWeight = Course(start=0.25, end=0.0)
+    response: WeightScheduleOrWeight = WeightSchedule(start=1.0, end=0.0)
+    feature: WeightScheduleOrWeight = WeightSchedule(start=0.25, end=0.0)
 
     def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> State:
         for signal in signals:
             course = getattr(self, signal)
-            if not isinstance(course, Course):
+            if not isinstance(course, WeightSchedule):
                 require_skills(f"controller.{signal}", course, skills)
                 continue
             for end in ("start", "end"):
@@ -97,15 +106,15 @@ class Schedule(Chosen):
         return Weights(signals, {skill: self._shares(state, skill) for skill in state["skills"]}, self._scale(state))
 
     def _value(self, signal: Signal, state: State, skill: str) -> float:
-        course: Course | PerSkill = getattr(self, signal)
-        return course.value(state["progress"], skill) if isinstance(course, Course) else at(course, skill)
+        course: WeightSchedule | PerSkill = getattr(self, signal)
+        return course.value(state["progress"], skill) if isinstance(course, WeightSchedule) else at(course, skill)
 
     def step(self, state: State, seen: Observation) -> tuple[State, Weights, list[Event]]:
         state = self._counted(state, seen) | {"progress": seen.progress}
         return state, self.weights(state), []
 
 
-class Sequential(Chosen):
+class SequentialController(FixedTeacherShares):
     """Distil until success no longer rises, then reinforce alone: the recipe of most published models.
 
     A skill whose share of successful attempts has not risen by `gain` for `patience` ticks is done with distillation.
@@ -140,7 +149,9 @@ class Sequential(Chosen):
     def step(self, state: State, seen: Observation) -> tuple[State, Weights, list[Event]]:
         state, events = self._counted(state, seen), []
         for name, entry in state["progress"].items():
-            measured = [seen.skills.get(skill, SkillSeen()) for skill in (state["skills"] if name == _ALL else [name])]
+            measured = [
+                seen.skills.get(skill, SkillObservation()) for skill in (state["skills"] if name == _ALL else [name])
+            ]
             rates = [news.successes / news.attempts for news in measured if news.attempts]
             if not entry["distils"] or not rates:
                 continue
@@ -158,7 +169,7 @@ class Sequential(Chosen):
         return state, self.weights(state), events
 
 
-class Random(Rule):
+class RandomController(BaseController):
     """Random weights, drawn anew at each tick: a control that shows what mere variation does (RLW, Lin et al. 2022).
 
     The signals of a skill get the softmax of standard normal draws; teachers count alike.
@@ -168,7 +179,7 @@ class Random(Rule):
     seed: int | None = None
     """Draws depend on it, the tick and the skill alone. None: the stage's."""
 
-    def seeded(self, seed: int) -> Random:
+    def seeded(self, seed: int) -> RandomController:
         return self if self.seed is not None else self.model_copy(update={"seed": seed})
 
     def weights(self, state: State) -> Weights:

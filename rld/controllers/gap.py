@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from rld.controllers.base import PRIOR, Rule, Share, State, clip, normalised, running
+from rld.controllers.base import PRIOR, BaseController, Share, State, clip, normalised, running
 from rld.controllers.beta_posterior import has_changed, mean, moments, since, updated
-from rld.controllers.observation import Needs, Observation, SkillSeen, TeacherSeen, Weights
+from rld.controllers.observation import Observation, RequiredMeasurements, SkillObservation, TeacherObservation, Weights
 from rld.types import Event, Signal
 
 _TINY = 0.01
@@ -49,7 +49,7 @@ _WATCHED, _RECENT, _RISE, _PATIENT = 20, 10, 0.05, 0.25
 in the most recent ones, is worth practising in proportion to that movement, but not less than `_PATIENT`."""
 
 
-class Gap(Rule):
+class GapController(BaseController):
     """Weights follow the gap that each signal can still close, per skill.
 
     - `policy` is worth the measured share of groups whose completions got different rewards: where all succeed or
@@ -100,11 +100,11 @@ class Gap(Rule):
     patience: int = Field(3, gt=0)
 
     @property
-    def needs(self) -> Needs:
-        return Needs(again=self.by_gate)
+    def needs(self) -> RequiredMeasurements:
+        return RequiredMeasurements(again=self.by_gate)
 
     @model_validator(mode="after")
-    def _on_is_above_off(self) -> Gap:
+    def _on_is_above_off(self) -> GapController:
         if self.on <= self.off:
             raise ValueError(f"on ({self.on}) should be above off ({self.off})")
         return self
@@ -174,7 +174,7 @@ class Gap(Rule):
         state = self._counted(state, seen)
         events: list[Event] = []
         for skill in sorted(state["skills"]):
-            entry, news = state["skills"][skill], seen.skills.get(skill, SkillSeen())
+            entry, news = state["skills"][skill], seen.skills.get(skill, SkillObservation())
             if news.attempts or news.groups:
                 entry["stale"] = 0
                 events += self._learn(entry, news, skill, seen.step, state["tick"])
@@ -187,7 +187,7 @@ class Gap(Rule):
         self._allocate(state)
         return state, self.weights(state), events
 
-    def _learn(self, entry: State, news: SkillSeen, skill: str, step: int, tick: int) -> list[Event]:
+    def _learn(self, entry: State, news: SkillObservation, skill: str, step: int, tick: int) -> list[Event]:
         """Take in what was seen of a skill, in place, and move its weights."""
         events = self._audit(entry, news, skill, step)
         genuine = mean(entry["paid"])
@@ -232,7 +232,7 @@ class Gap(Rule):
             for name, turned, rule in self._mirror(entry[f"{what}s"], values, prior, never)
         ]
 
-    def _audit(self, entry: State, news: SkillSeen, skill: str, step: int) -> list[Event]:
+    def _audit(self, entry: State, news: SkillObservation, skill: str, step: int) -> list[Event]:
         """Count in, in place, how much of what was paid is right; returns the alarm, or its end."""
         if not news.audited:
             return []
@@ -253,7 +253,7 @@ class Gap(Rule):
         return []
 
     def _watch_the_gate(
-        self, gate: State, teachers: Mapping[str, TeacherSeen | None], credible: float, tick: int
+        self, gate: State, teachers: Mapping[str, TeacherObservation | None], credible: float, tick: int
     ) -> None:
         """Count in how often each teacher was right when asked, and how the student does on those prompts."""
         for name, seen in teachers.items():
@@ -277,7 +277,7 @@ class Gap(Rule):
             entry["student"] = updated(student, credible * seen.successes, seen.attempts, self.forget)
 
     def _leads(
-        self, entry: State, teachers: Mapping[str, TeacherSeen | None]
+        self, entry: State, teachers: Mapping[str, TeacherObservation | None]
     ) -> tuple[dict[str, float], dict[Any, float]]:
         """Worth in [0, 1] of each teacher on a skill, and the odds at which teachers of the same worth share."""
         p, p_var = moments(entry["student"])

@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rld.controllers.base import PRIOR, Chosen, State, clip, normalised, running
-from rld.controllers.observation import Needs, Observation, Pulls, SkillSeen, Weights
+from rld.controllers.base import PRIOR, FixedTeacherShares, State, clip, normalised, running
+from rld.controllers.observation import GradientStats, Observation, RequiredMeasurements, SkillObservation, Weights
 from rld.types import Event, Signal
 
 _MEMORY = 0.8
@@ -27,7 +27,7 @@ _SWEEPS = 100
 """Passes over all pairs of signals; for two signals one is exact."""
 
 
-class _Directed(Chosen):
+class _GradientController(FixedTeacherShares):
     """What the two have in common: their state, and the weights that it stands for."""
 
     prior: dict[Signal, Annotated[float, Field(gt=0)]] = PRIOR
@@ -38,8 +38,8 @@ class _Directed(Chosen):
     """The most that a tick changes the log of a weight by, before normalisation."""
 
     @property
-    def needs(self) -> Needs:
-        return Needs(pulls=True)
+    def needs(self) -> RequiredMeasurements:
+        return RequiredMeasurements(pulls=True)
 
     def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> State:
         state = super().start(skills, teachers, signals)
@@ -61,18 +61,18 @@ class _Directed(Chosen):
         state = self._counted(state, seen)
         scale = self._scale(state)
         for skill, entry in state["skills"].items():
-            moves = self._moves(entry, seen.skills.get(skill, SkillSeen()), scale)
+            moves = self._moves(entry, seen.skills.get(skill, SkillObservation()), scale)
             if moves:
                 entry["log"] = {signal: log + moves[signal] for signal, log in entry["log"].items()}
                 _normalise(entry["log"])
         return state, self.weights(state), []
 
-    def _moves(self, entry: State, news: SkillSeen, scale: Mapping[str, float]) -> dict[str, float]:
+    def _moves(self, entry: State, news: SkillObservation, scale: Mapping[str, float]) -> dict[str, float]:
         """Take in what was seen of a skill, and return by how much its log-weights change; none stand still."""
         raise NotImplementedError
 
 
-class Noise(_Directed):
+class GradientNoiseController(_GradientController):
     """Weights that make the joint gradient the best estimate of the policy's: little noise, and little bias.
 
     The policy's gradient is right on average but noisy, the others' are steady but lead elsewhere. With the gradients
@@ -94,7 +94,7 @@ class Noise(_Directed):
             entry.update(informative=None, noise={}, bias={})
         return state
 
-    def _moves(self, entry: State, news: SkillSeen, scale: Mapping[str, float]) -> dict[str, float]:
+    def _moves(self, entry: State, news: SkillObservation, scale: Mapping[str, float]) -> dict[str, float]:
         if news.groups:
             entry["informative"] = running(entry["informative"], news.informative / news.groups, 0.5)
         if news.pulls is not None:
@@ -106,7 +106,7 @@ class Noise(_Directed):
         pulls = {signal: self.rate * (math.log(w) - entry["log"][signal]) for signal, w in floored.items()}
         return {signal: clip(pull, -self.cap, self.cap) for signal, pull in pulls.items()}
 
-    def _measure(self, entry: State, pulls: Pulls, scale: Mapping[str, float]) -> None:
+    def _measure(self, entry: State, pulls: GradientStats, scale: Mapping[str, float]) -> None:
         """Update the running noise and bias of the signals, in place: both may fall below 0, and are right on average
         if the noises of the signals are independent."""
         known = [signal for signal in entry["log"] if signal in pulls.noise and signal in pulls.inner]
@@ -137,7 +137,7 @@ class Noise(_Directed):
         known = [signal for signal in shares if signal in entry["noise"]]
         if len(known) < 2:
             return {}
-        best = least([[self._cost(entry, s, t) for t in known] for s in known])
+        best = minimise_on_simplex([[self._cost(entry, s, t) for t in known] for s in known])
         left = sum(shares[signal] for signal in known)  # what can't be compared keeps its weight
         return shares | {signal: left * w for signal, w in zip(known, best, strict=True)}
 
@@ -150,7 +150,7 @@ class Noise(_Directed):
         return value + clip(entry["bias"][s][t], -most, most)
 
 
-class Probe(_Directed):
+class GradientAlignmentController(_GradientController):
     """Weights follow how far each signal leads towards gold answers, which are looked at and not trained on.
 
     With h_s the cosine between a signal's gradient and that of the gold answers' negative log-likelihood, each tick
@@ -166,10 +166,10 @@ class Probe(_Directed):
     """Share of the way back to the prior that a tick takes, so that no weight runs away."""
 
     @property
-    def needs(self) -> Needs:
-        return Needs(pulls=True, gold=self.prompts)
+    def needs(self) -> RequiredMeasurements:
+        return RequiredMeasurements(pulls=True, gold=self.prompts)
 
-    def _moves(self, entry: State, news: SkillSeen, scale: Mapping[str, float]) -> dict[str, float]:
+    def _moves(self, entry: State, news: SkillObservation, scale: Mapping[str, float]) -> dict[str, float]:
         found = {} if news.pulls is None else news.pulls.aligned
         cosines = {signal: h for signal, h in found.items() if signal in entry["log"] and math.isfinite(h)}
         if not cosines:
@@ -181,7 +181,7 @@ class Probe(_Directed):
         }
 
 
-def least(matrix: list[list[float]]) -> list[float]:
+def minimise_on_simplex(matrix: list[list[float]]) -> list[float]:
     """Return the weights, at least 0 and summing to 1, that minimise `w' A w` for a positive semidefinite A.
 
     Weight is moved between two entries at a time, each time to the exact minimum on that line.

@@ -24,7 +24,7 @@ class TeacherInfo:
 
 
 @dataclass(frozen=True)
-class TeacherSeen:
+class TeacherObservation:
     """One teacher on one skill since the last tick. Sums are over all processes."""
 
     divergence: float | None = None
@@ -49,7 +49,7 @@ class TeacherSeen:
 
 
 @dataclass(frozen=True)
-class Pulls:
+class GradientStats:
     """How a skill's signals pull at the student: statistics of the gradients of their unweighted losses.
 
     Each group of completions is one sample. A signal that was not measured, or has no gradient, is left out.
@@ -63,7 +63,7 @@ class Pulls:
     """Cosine between a mean gradient and that of the gold answers' negative log-likelihood; empty if not asked for."""
 
 
-class Needs(NamedTuple):
+class RequiredMeasurements(NamedTuple):
     """Measurements that cost something, taken only for a controller that asks for them."""
 
     pulls: bool = False
@@ -74,7 +74,7 @@ class Needs(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SkillSeen:
+class SkillObservation:
     """One skill since the last tick. Counts are over all processes."""
 
     attempts: int = 0
@@ -82,12 +82,12 @@ class SkillSeen:
     groups: int = 0
     informative: int = 0
     """Groups whose completions got different rewards: the only ones with a policy gradient."""
-    teachers: Mapping[str, TeacherSeen] = field(default_factory=dict)
+    teachers: Mapping[str, TeacherObservation] = field(default_factory=dict)
     audited: int = 0
     """Successes that a trusted reward has checked."""
     genuine: int = 0
     """Of these, those that it found right as well."""
-    pulls: Pulls | None = None
+    pulls: GradientStats | None = None
     """From the update before the tick; None if the controller does not ask for them."""
 
 
@@ -96,7 +96,7 @@ class Observation:
     """All that a controller sees at a tick."""
 
     step: int
-    skills: Mapping[str, SkillSeen]
+    skills: Mapping[str, SkillObservation]
     gradients: Mapping[str, float | None] = field(default_factory=dict)
     """Root-mean-square gradient of each signal's unweighted loss with respect to the student's last hidden states."""
     progress: float = 0.0
@@ -134,7 +134,7 @@ class Controller(Protocol):
         """Ticks between looks at a teacher whose weight is 0; 0: none."""
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> RequiredMeasurements:
         """What is to be measured for it beyond counts, divergences and the norms of gradients."""
 
     def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> dict[str, Any]:

@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from rld.controllers.base import Rule, State
+from rld.controllers.base import BaseController, State
 from rld.controllers.observation import Observation, Weights
 from rld.errors import CheckpointError, ControllerError
 from rld.types import Event, Signal
 from rld.utils import files, run_folder
 
 
-class Yoked(Rule):
+class ReplayedController(BaseController):
     """Weights, teachers' shares and shares of the prompts as another run had them at the same updates.
 
     The control for an adaptive controller: yoked to a run of it with another seed, it gives a student the same course
@@ -31,8 +31,8 @@ class Yoked(Rule):
     """Which of its stages."""
 
     @model_validator(mode="after")
-    def _has_a_course(self) -> Yoked:
-        _course(self.run, self.stage)
+    def _has_a_course(self) -> ReplayedController:
+        _logged_weights(self.run, self.stage)
         return self
 
     def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> State:
@@ -41,7 +41,7 @@ class Yoked(Rule):
         Raises:
             ControllerError: a skill, teacher or signal is not in the log of the run.
         """
-        first = _course(self.run, self.stage)[0]
+        first = _logged_weights(self.run, self.stage)[0]
         wanted = [f"weight/{signal}/{skill}" for signal in signals for skill in skills]
         wanted += [f"teacher/{teacher}/weight/{skill}" for teacher in teachers for skill in skills]
         missing = [name for name in wanted if name not in first]
@@ -52,7 +52,7 @@ class Yoked(Rule):
         return super().start(skills, teachers, signals) | {"step": 0}
 
     def weights(self, state: State) -> Weights:
-        course = _course(self.run, self.stage)
+        course = _logged_weights(self.run, self.stage)
         then = course[max(bisect_right(course, state["step"] + 1, key=lambda line: line["step"]) - 1, 0)]
         skills, teachers = state["skills"], state["teachers"]
         return Weights(
@@ -68,10 +68,10 @@ class Yoked(Rule):
 
 
 @lru_cache(maxsize=1)
-def _course(run: str, stage: str) -> list[dict[str, Any]]:
+def _logged_weights(run: str, stage: str) -> list[dict[str, Any]]:
     """What a run logged at the updates of a stage, in their order."""
     try:
-        lines, _ = files.read(Path(run) / run_folder.METRICS)
+        lines, _ = files.read_jsonl(Path(run) / run_folder.METRICS)
     except CheckpointError as error:
         raise ValueError(str(error)) from error
     if not lines:

@@ -51,7 +51,7 @@ Counts = tuple[int, int]
 """Right answers, and prompts."""
 
 
-class Retention(FrozenOptions):
+class RetentionRule(FrozenOptions):
     """Hold a student to what it could at the start of a stage, on skills that it must not forget.
 
     Prompts of the protected skills are replayed: the loss gets `λ KL(π₀ || π)`, the mean over the tokens of completions

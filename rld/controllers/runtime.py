@@ -1,8 +1,8 @@
-"""From measured sums to weights: what stands between the trainer and a controller.
+"""Between the trainer and a controller: measured sums become observations, and decisions become tables of weights.
 
-`Steering` adds up counts and ledgers between ticks, shows them to the controller as an `Observation`, and turns its
-weights into tables that the trainer can index by skill. It holds no model, only sums that are already over all
-processes, and every process takes what the first one decides; all its state is JSON.
+`ControllerRuntime` adds up counts between ticks, shows them to the controller as an `Observation`, and turns the
+controller's weights into tensors that the trainer indexes by skill. It holds no model, only sums over all processes;
+every process uses what the first one decides. Its state is JSON.
 
 Shapes: S skills, K teachers; signals are in the order of `SIGNALS`.
 """
@@ -18,7 +18,15 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from rld.controllers.observation import Controller, Observation, Pulls, SkillSeen, TeacherInfo, TeacherSeen, Weights
+from rld.controllers.observation import (
+    Controller,
+    GradientStats,
+    Observation,
+    SkillObservation,
+    TeacherInfo,
+    TeacherObservation,
+    Weights,
+)
 from rld.errors import ControllerError
 from rld.types import SIGNALS, Event, Signal
 
@@ -32,7 +40,7 @@ _PHASE_BAND = 0.05
 """Difference of the signals' shares within which a phase holds, so that it does not flap."""
 
 
-class Steering:
+class ControllerRuntime:
     """Keep a controller's state, feed it, and serve its weights."""
 
     def __init__(
@@ -163,7 +171,7 @@ class Steering:
         scalars: Tensor,
         step: int,
         num_steps: int = 0,
-        pulls: Mapping[str, Pulls] | None = None,
+        pulls: Mapping[str, GradientStats] | None = None,
     ) -> tuple[dict[str, float], list[Event]]:
         """Take in the ledger of one optimiser step of `num_steps`; at the end of a window, tick.
 
@@ -226,19 +234,19 @@ class Steering:
             if now != was
         ]
 
-    def _observe(self, step: int, progress: float, pulls: Mapping[str, Pulls]) -> Observation:
+    def _observe(self, step: int, progress: float, pulls: Mapping[str, GradientStats]) -> Observation:
         num = len(self.teachers)
         skills = {}
         for s, skill in enumerate(self.skills):
             attempts, successes, groups, informative, audited, genuine = (int(x) for x in self._counts[s].tolist())
             sums = self._table[s, 3:].reshape(4, num).tolist()
-            skills[skill] = SkillSeen(
+            skills[skill] = SkillObservation(
                 attempts,
                 successes,
                 groups,
                 informative,
                 {
-                    teacher.name: TeacherSeen(
+                    teacher.name: TeacherObservation(
                         sums[0][k] / sums[1][k] if sums[1][k] else None,
                         *teacher.verified.get(skill, (0, 0)),
                         teacher.teaches(skill),

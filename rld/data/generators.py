@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from rld.data.formats import read
-from rld.data.items import Item, Make
+from rld.data.items import Item, ItemFactory
 from rld.recipe import registry
 from rld.recipe.skills import FileSkill, GeneratedSkill, ReasoningGymSkill
 
 
-def maker(skill: GeneratedSkill | ReasoningGymSkill | FileSkill, folder: Path) -> tuple[Make, int]:
+def item_factory(skill: GeneratedSkill | ReasoningGymSkill | FileSkill, folder: Path) -> tuple[ItemFactory, int]:
     """Return what makes a skill's items, and how many levels it has. Paths are relative to `folder`.
 
     Raises:
@@ -26,7 +26,7 @@ def maker(skill: GeneratedSkill | ReasoningGymSkill | FileSkill, folder: Path) -
             return _Generator(registry.load("generators", skill.generator, folder), skill), len(skill.levels)
         case ReasoningGymSkill():
             return _ReasoningGym(skill), len(skill.levels)
-    levels = read(registry.local(skill.rows, folder) or folder / skill.rows)
+    levels = read(registry.find_path(skill.rows, folder) or folder / skill.rows)
     return _Choice(levels), len(levels)
 
 

@@ -16,5 +16,5 @@ class Item(NamedTuple):
     entry: str = ""
 
 
-Make = Callable[[int, random.Random], Item]
+ItemFactory = Callable[[int, random.Random], Item]
 """Makes an item of a level."""

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from rld.errors import CurriculumError, DataError
 from rld.types import DEFAULT_SKILL, Curriculum, Event, Row, Task
-from rld.utils.suggestions import told
+from rld.utils.suggestions import describe_exception
 
 _MOST_TRIES = 200
 """Picks in a row of skills that are not there after which the curriculum is taken to know no other."""
 
 
-class Drawable(Protocol):
+class RowSource(Protocol):
     """What a stream draws rows from."""
 
     num_levels: int
@@ -29,7 +29,7 @@ class Drawable(Protocol):
     def draw(self, level: int, rng: random.Random) -> Row: ...
 
 
-class Stream:
+class PromptStream:
     """The prompts of a training run, in the order that a curriculum sets.
 
     `dataset` is what a trainer reads in order, without workers: slot i's row is drawn when slot i is first asked for.
@@ -50,7 +50,7 @@ class Stream:
     absent: frozenset[str] = frozenset()
     """Skills that are not drawn for now, whatever the curriculum picks."""
 
-    def __init__(self, sources: Mapping[str, Drawable], curriculum: Curriculum, seed: int, num_slots: int) -> None:
+    def __init__(self, sources: Mapping[str, RowSource], curriculum: Curriculum, seed: int, num_slots: int) -> None:
         self.curriculum = curriculum
         self.shifted: dict[str, list[int]] = {}
         """Per skill the levels that its rows are drawn from, in the place of its first, second and further ones."""
@@ -63,7 +63,7 @@ class Stream:
         self.dataset.set_transform(lambda batch: self._columns(batch["slot"]))  # a lambda is not copied with a data set
 
     @classmethod
-    def over(cls, dataset: Dataset, curriculum: Curriculum, seed: int, num_slots: int) -> Stream:
+    def over(cls, dataset: Dataset, curriculum: Curriculum, seed: int, num_slots: int) -> PromptStream:
         """Return a stream of the rows of `dataset`, by its columns `skill` and `level` where it has them.
 
         Raises:
@@ -100,7 +100,7 @@ class Stream:
         try:
             self.curriculum.observe(task, successes, attempts)
         except Exception as error:
-            raise self._error(f"observe({task}, {successes}, {attempts}) raised {told(error)}") from error
+            raise self._error(f"observe({task}, {successes}, {attempts}) raised {describe_exception(error)}") from error
         self._seen[task] = successes, attempts
 
     def allocate(self, shares: Mapping[str, float] | None) -> None:
@@ -175,7 +175,7 @@ class Stream:
         try:
             task = self.curriculum.next(rng)
         except Exception as error:
-            raise self._error(f"next() raised {told(error)}") from error
+            raise self._error(f"next() raised {describe_exception(error)}") from error
         match task:
             case (str(skill), int(level)) if skill in self._sources and 0 <= level < self._sources[skill].num_levels:
                 return Task(skill, level)
@@ -217,7 +217,7 @@ class _Labelled:
         return row
 
 
-def skills_of(stream: Stream | None, dataset: Any) -> list[str]:
+def skills_of(stream: PromptStream | None, dataset: Any) -> list[str]:
     """Return the skills of a training set: those of the stream behind it, or of its column `skill`."""
     if stream is not None:
         return sorted(stream.skills)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from rld.data.skill_rows import Source
+from rld.data.skill_rows import SkillRows
 from rld.errors import DataError
 from rld.recipe import registry
 from rld.recipe.stages.sft import Sft
@@ -16,8 +16,8 @@ from rld.types import Row
 Answer = Callable[[Sequence[Row]], list[str]]
 
 
-def lessons(
-    stage: Sft, sources: Mapping[str, Source], skills: Sequence[str], seed: int, chat: bool, answer: Answer | None
+def sft_dataset(
+    stage: Sft, sources: Mapping[str, SkillRows], skills: Sequence[str], seed: int, chat: bool, answer: Answer | None
 ) -> Dataset:
     """Return prompts with the completions to learn, the skills mixed in proportion to `stage.shares`.
 

@@ -7,19 +7,19 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from rld.data.generators import maker
-from rld.data.items import Item, Make
+from rld.data.generators import item_factory
+from rld.data.items import Item, ItemFactory
 from rld.errors import DataError
 from rld.recipe.schema import Recipe
 from rld.recipe.skills import Prompts
 from rld.types import Row
-from rld.utils.suggestions import told
+from rld.utils.suggestions import describe_exception
 
 _MOST_TRIES = 200
 """Draws in a row without a new question after which a level is taken to be exhausted."""
 
 
-def sources(recipe: Recipe, folder: Path) -> dict[str, Source]:
+def skill_rows(recipe: Recipe, folder: Path) -> dict[str, SkillRows]:
     """Return the source of each of a recipe's skills; `folder` is the recipe's.
 
     Raises:
@@ -28,7 +28,7 @@ def sources(recipe: Recipe, folder: Path) -> dict[str, Source]:
     """
     taken: set[str] = set()
     made = {
-        name: Source(name, *maker(skill, folder), skill.held_out, recipe.prompts, recipe.seed, taken)
+        name: SkillRows(name, *item_factory(skill, folder), skill.held_out, recipe.prompts, recipe.seed, taken)
         for name, skill in recipe.skills.items()
     }
     for source in made.values():  # two skills may ask the same: all hold out before any trains
@@ -36,7 +36,7 @@ def sources(recipe: Recipe, folder: Path) -> dict[str, Source]:
     return made
 
 
-class Source:
+class SkillRows:
     """The rows of one skill.
 
     Args:
@@ -52,7 +52,7 @@ class Source:
     def __init__(
         self,
         skill: str,
-        make: Make,
+        make: ItemFactory,
         num_levels: int,
         num_held_out: int,
         prompts: Prompts,
@@ -123,7 +123,7 @@ class Source:
             try:
                 item = self._make(level, rng)
             except Exception as error:
-                raise DataError(f"skill {self.skill!r}, level {level}: {told(error)}") from error
+                raise DataError(f"skill {self.skill!r}, level {level}: {describe_exception(error)}") from error
             if item.question not in self._taken:
                 return item
         raise DataError(

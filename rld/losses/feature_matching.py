@@ -16,20 +16,20 @@ from transformers import PreTrainedModel
 
 from rld.errors import RecipeError, TeacherError
 from rld.losses.features import AnyFeature, Tokens, bounded, layer_pairs, normalised
-from rld.losses.teacher_outputs import TeacherStates
-from rld.models.heads import Head
-from rld.models.hidden_states import Before, Tap, depth, final_norm, module_at, part_of, widths
-from rld.utils.tensors import precise
+from rld.losses.teacher_outputs import TeacherOutputs
+from rld.models.heads import LMHead
+from rld.models.hidden_states import InputOf, StateKey, depth, final_norm, module_at, state_widths, submodule_path
+from rld.utils.tensors import at_least_float32
 
 _MIX_SPEED = 100.0
 """Adam moves a parameter by about the learning rate a step: mixes move across their range in 1000 steps at 1e-5."""
 
 
 @dataclass(frozen=True)
-class Link:
+class LayerPair:
     """One state of the student and what it learns from: one state of a teacher, or a mix of several."""
 
-    student: Tap
+    student: StateKey
     teacher: tuple[int, ...]
     """Which of the states that the teacher hands over."""
     widths: tuple[int, int]
@@ -39,19 +39,19 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Plan:
+class FeaturePlan:
     """How one student learns features from one teacher."""
 
-    taps: tuple[Tap, ...]
+    taps: tuple[StateKey, ...]
     """What the teacher hands over."""
-    links: tuple[Link, ...]
+    links: tuple[LayerPair, ...]
     projected: bool
     """Whether the student's states are mapped to the teacher's width."""
     norm: nn.Module | None
     """A copy of the teacher's final norm, not trained, for losses that read its states out."""
 
     @classmethod
-    def of(cls, feature: AnyFeature, student: PreTrainedModel, teacher: PreTrainedModel, name: str) -> Plan:
+    def of(cls, feature: AnyFeature, student: PreTrainedModel, teacher: PreTrainedModel, name: str) -> FeaturePlan:
         """Find in both models what `feature` compares; `name` is the teacher's.
 
         Raises:
@@ -61,7 +61,7 @@ class Plan:
         try:
             learners = _learners(feature, student, teacher)
             taps = tuple(dict.fromkeys(tap for theirs in learners.values() for tap, _ in theirs))
-            ours_wide, theirs_wide = widths(student, learners.keys()), widths(teacher, taps)
+            ours_wide, theirs_wide = state_widths(student, learners.keys()), state_widths(teacher, taps)
             for width in (*ours_wide.values(), *theirs_wide.values()):
                 feature.check(width)
             norm = copy.deepcopy(module_at(teacher, final_norm(teacher))).float() if feature.reads_out else None
@@ -70,7 +70,7 @@ class Plan:
         links = []
         for ours, theirs in learners.items():
             places, prior = zip(*((taps.index(tap), share) for tap, share in theirs), strict=True)
-            links.append(Link(ours, places, (ours_wide[ours], theirs_wide[theirs[0][0]]), prior))
+            links.append(LayerPair(ours, places, (ours_wide[ours], theirs_wide[theirs[0][0]]), prior))
         return cls(taps, tuple(links), feature.projected, norm)
 
     def bounded(self, h: Tensor) -> Tensor:
@@ -80,24 +80,24 @@ class Plan:
 
 def _learners(
     feature: AnyFeature, student: PreTrainedModel, teacher: PreTrainedModel
-) -> dict[Tap, list[tuple[Tap, float]]]:
+) -> dict[StateKey, list[tuple[StateKey, float]]]:
     """For each tap on the student, the taps on the teacher that it learns from, and the logarithms of their shares."""
     deep, deeper = depth(student), depth(teacher)
-    found: dict[Tap, list[tuple[Tap, float]]] = {}
+    found: dict[StateKey, list[tuple[StateKey, float]]] = {}
     for ours, theirs in layer_pairs(feature.layers, deep, deeper):
         if feature.parts:
             for part in feature.parts:
-                found[part_of(student, ours, part)] = [(part_of(teacher, theirs, part), 0.0)]
+                found[submodule_path(student, ours, part)] = [(submodule_path(teacher, theirs, part), 0.0)]
             continue
         # The last hidden layer has been through the norm that a readout begins with.
-        tap: Tap = Before(final_norm(teacher)) if feature.reads_out and theirs == deeper else theirs
+        tap: StateKey = InputOf(final_norm(teacher)) if feature.reads_out and theirs == deeper else theirs
         numbers = isinstance(ours, int) and isinstance(theirs, int)
         share = -abs(int(theirs) - int(ours) * deeper / deep) if numbers else 0.0
         found.setdefault(ours, []).append((tap, share))
     return found
 
 
-class Projections(nn.Module):
+class FeatureProjections(nn.Module):
     """What the feature signal learns besides the student, per teacher and link.
 
     - Maps from student to teacher width, orthonormal at the start, for losses that need equal widths.
@@ -111,7 +111,7 @@ class Projections(nn.Module):
     is the plain student.
     """
 
-    def __init__(self, plans: Sequence[Plan]) -> None:
+    def __init__(self, plans: Sequence[FeaturePlan]) -> None:
         super().__init__()
         self.plans = list(plans)
         generator = torch.Generator().manual_seed(0)
@@ -125,7 +125,7 @@ class Projections(nn.Module):
             logits.append(nn.ParameterList([nn.Parameter(torch.zeros(len(link.teacher))) for link in mixed]))
         self.maps, self.logits = nn.ModuleList(maps), nn.ModuleList(logits)
 
-    def pairs(self, k: int, states: Mapping[Tap, Tensor], layers_NLH: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def pairs(self, k: int, states: Mapping[StateKey, Tensor], layers_NLH: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Student and teacher states `[N, H]` to compare with teacher `k`, link by link.
 
         Args:
@@ -137,7 +137,7 @@ class Projections(nn.Module):
         assert isinstance(maps, nn.ParameterList) and isinstance(logits, nn.ParameterList)
         even_NLH = normalised(plan.bounded(layers_NLH)) if len(logits) else layers_NLH
         for i, link in enumerate(plan.links):
-            student_NH = precise(plan.bounded(states[link.student]))
+            student_NH = at_least_float32(plan.bounded(states[link.student]))
             if len(maps):
                 student_NH = student_NH @ maps[i].to(student_NH.dtype).T
             if len(logits):
@@ -159,12 +159,12 @@ class Projections(nn.Module):
         return sum((p.sum() for p in self.parameters()), torch.zeros(())) * 0.0
 
     @property
-    def taps(self) -> set[Tap]:
+    def taps(self) -> set[StateKey]:
         """Where the student is read."""
         return {link.student for plan in self.plans for link in plan.links}
 
 
-def attach_projections(model: PreTrainedModel, projections: Projections) -> None:
+def attach_projections(model: PreTrainedModel, projections: FeatureProjections) -> None:
     """Make `projections` trainable with `model` and invisible in its `state_dict`."""
     model.rld_projections = projections.to(model.device)
     name = "rld_projections."
@@ -183,9 +183,9 @@ def attach_projections(model: PreTrainedModel, projections: Projections) -> None
 
 def feature_distances(
     feature: AnyFeature,
-    projections: Projections,
-    states: Mapping[Tap, Tensor],
-    teachers: Sequence[TeacherStates],
+    projections: FeatureProjections,
+    states: Mapping[StateKey, Tensor],
+    teachers: Sequence[TeacherOutputs],
     mask_BT: Tensor,
 ) -> Tensor:
     """Distance to what each teacher handed over, the mean over links: `[B, K, T]`.
@@ -214,7 +214,7 @@ def feature_distances(
     return torch.stack(streams, dim=1)
 
 
-def _readout(head: Head, norm: nn.Module) -> Callable[[Tensor], Tensor]:
+def _readout(head: LMHead, norm: nn.Module) -> Callable[[Tensor], Tensor]:
     """A teacher's states `[n, H]` to log-probabilities `[n, V]`, by its final norm and head."""
 
     def log_probabilities(h_nH: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from rld.utils.options import FrozenOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
-from rld.utils.tensors import precise
+from rld.utils.tensors import at_least_float32
 
 LayerMap = Literal["last", "uniform", "learned"] | dict[int, int] | dict[str, str]
 """Which student layer learns from which teacher layer; layer 0 is the embedding, layer n the n-th block's output.
@@ -88,12 +88,12 @@ def bounded(h: Tensor) -> Tensor:
 
 def root_mean_square(h: Tensor) -> Tensor:
     """Root mean square along the last axis, which is kept; never 0."""
-    return (precise(h).pow(2).mean(-1, keepdim=True) + 1e-12).sqrt()
+    return (at_least_float32(h).pow(2).mean(-1, keepdim=True) + 1e-12).sqrt()
 
 
 def normalised(h: Tensor) -> Tensor:
     """`h` over its root mean square along the last axis."""
-    return precise(h) / root_mean_square(h)
+    return at_least_float32(h) / root_mean_square(h)
 
 
 class _Feature(FrozenOptions):
@@ -208,7 +208,7 @@ class CKA(_Feature):
 
     def __call__(self, student_NH: Tensor, teacher_NH: Tensor, tokens: Tokens) -> Tensor:
         if len(student_NH) < 4:
-            return precise(student_NH).sum(-1) * 0.0
+            return at_least_float32(student_NH).sum(-1) * 0.0
         ours, theirs = _centred(student_NH), _centred(teacher_NH)
         scale = (_hsic(ours, ours) * _hsic(theirs, theirs)).clamp(min=1e-12).sqrt()
         return (1 - _hsic(ours, theirs) / scale).expand(len(student_NH))
@@ -254,7 +254,7 @@ class Lens(_Feature):
             log_s_nV, log_t_nV = readout(student_nH), readout(teacher_nH)
             return (log_t_nV.exp() * (log_t_nV - log_s_nV)).sum(-1)
 
-        teacher_NH = precise(teacher_NH)
+        teacher_NH = at_least_float32(teacher_NH)
         student_NH = normalised(student_NH) * root_mean_square(teacher_NH)
         chunks = zip(student_NH.split(_LENS_TOKENS), teacher_NH.split(_LENS_TOKENS), strict=True)
         return torch.cat([checkpoint(divergence, *chunk, use_reentrant=False) for chunk in chunks])

@@ -31,12 +31,12 @@ from rld.losses.teacher_distribution import (
     MIN_PROBABILITY,
     MIN_TAIL_LOGPROB,
     Divergence,
-    Said,
+    TeacherDistribution,
     log_softmax,
     with_tail,
 )
-from rld.models.heads import Head
-from rld.models.logprob_source import Shortlist
+from rld.models.heads import LMHead
+from rld.models.logprob_source import TopKLogprobs
 
 _LOGITS, _FEWEST = 1 << 21, 64
 """Logits of one model at a time: 8 MiB of float32, which a processor's cache holds, but so many tokens at least, or
@@ -47,7 +47,7 @@ _RANKED = 128
 
 
 @dataclass(frozen=True)
-class Matching:
+class ResponseObjective:
     """How a student is to be matched to teachers."""
 
     divergence: Divergence
@@ -58,24 +58,24 @@ class Matching:
 
 
 @dataclass(frozen=True)
-class Sampled:
+class SampledTokens:
     """The tokens that the student sampled, and the temperature at which it did."""
 
     tokens_N: Tensor
     temperature: float
 
-    def at(self, rows: slice | Tensor) -> Sampled:
+    def at(self, rows: slice | Tensor) -> SampledTokens:
         """Some of them."""
         return replace(self, tokens_N=self.tokens_N[rows])
 
 
-class Streams(NamedTuple):
+class PerTokenStats(NamedTuple):
     """Per token; the first two with their gradient, the others without."""
 
     log_pi_N: Tensor
-    """Log-probability of the sampled token, in nats; 0 without `Sampled`."""
+    """Log-probability of the sampled token, in nats; 0 without `SampledTokens`."""
     entropy_N: Tensor
-    """Entropy at the temperature of sampling, in nats; 0 without `Sampled`."""
+    """Entropy at the temperature of sampling, in nats; 0 without `SampledTokens`."""
 
     gap_N: Tensor
     """Divergence from the target times the strength with which the teachers speak."""
@@ -103,7 +103,7 @@ class _Gradients:
         pairs = zip(wanted, of, strict=True)
         return cls(*(torch.zeros_like(x, dtype=torch.float32) if want and x is not None else None for want, x in pairs))
 
-    def add(self, slope_NV: Tensor, rows: slice | Tensor, states_NH: Tensor, head: Head) -> None:
+    def add(self, slope_NV: Tensor, rows: slice | Tensor, states_NH: Tensor, head: LMHead) -> None:
         """Add what a slope by the head's product at some of the tokens comes to, whose states are given."""
         if self.hidden_NH is not None:
             self.hidden_NH[rows] += slope_NV @ head.weight
@@ -123,7 +123,7 @@ class _Gradients:
         return [None if x is None or y is None else x.to(y.dtype) for x, y in pairs]
 
 
-class _Pass(torch.autograd.Function):
+class _FusedResponse(torch.autograd.Function):
     """`sum_n c_n D_n` for counts c, and what was sampled; the gradient flows to hidden states, weight and bias."""
 
     @staticmethod
@@ -133,13 +133,13 @@ class _Pass(torch.autograd.Function):
         weight_VH: Tensor,
         bias_V: Tensor | None,
         transforms: tuple[float, float | None],
-        teachers: Sequence[Said],
+        teachers: Sequence[TeacherDistribution],
         weights_NK: Tensor,
         counts_N: Tensor,
-        matching: Matching,
-        sampled: Sampled | None,
+        matching: ResponseObjective,
+        sampled: SampledTokens | None,
     ) -> tuple[Tensor, ...]:
-        head = Head(weight_VH, bias_V, *transforms).in_float32()
+        head = LMHead(weight_VH, bias_V, *transforms).in_float32()
         gradients = _Gradients.zeros(ctx.needs_input_grad[:3], hidden_NH, weight_VH, bias_V)
         streams = _empty(hidden_NH, len(teachers))
         for rows in _chunks(len(hidden_NH), max([len(weight_VH), *(said.vocabulary for said in teachers)])):
@@ -167,7 +167,7 @@ class _Pass(torch.autograd.Function):
         d_log_pi_N, d_entropy_N = (torch.zeros_like(entropy_N) if d is None else d for d in d_streams[:2])
         counting = ((d_log_pi_N != 0) | (d_entropy_N != 0)).nonzero()[:, 0]
         if ctx.sampled is not None and len(counting):
-            head = Head(weight_VH, bias_V, *ctx.transforms).in_float32()
+            head = LMHead(weight_VH, bias_V, *ctx.transforms).in_float32()
             for chunk in _chunks(len(counting), len(weight_VH)):
                 rows = counting[chunk]
                 states_NH = hidden_NH[rows]
@@ -178,15 +178,15 @@ class _Pass(torch.autograd.Function):
         return *gradients.cast(*student), *(None,) * 6
 
 
-def match(
+def fused_response_loss(
     hidden_NH: Tensor,
-    head: Head,
-    teachers: Sequence[Said],
+    head: LMHead,
+    teachers: Sequence[TeacherDistribution],
     weights_NK: Tensor,
     counts_N: Tensor,
-    matching: Matching,
-    sampled: Sampled | None = None,
-) -> tuple[Tensor, Streams]:
+    matching: ResponseObjective,
+    sampled: SampledTokens | None = None,
+) -> tuple[Tensor, PerTokenStats]:
     """Sum over tokens of how far the student is from its teachers' target, each token times `counts_N`.
 
     Args:
@@ -209,16 +209,16 @@ def match(
     teachers = [said.in_float32() for said in teachers]
     with torch.autocast(hidden_NH.device.type, enabled=False):  # logits in half precision blur small divergences
         student = hidden_NH, head.weight, head.bias, (head.scale, head.softcap)
-        outputs = _Pass.apply(*student, teachers, weights_NK, counts_N, matching, sampled)  # type: ignore[no-untyped-call]
-    return outputs[0], Streams(*outputs[1:])
+        outputs = _FusedResponse.apply(*student, teachers, weights_NK, counts_N, matching, sampled)  # type: ignore[no-untyped-call]
+    return outputs[0], PerTokenStats(*outputs[1:])
 
 
-def _empty(hidden_NH: Tensor, num_teachers: int) -> Streams:
+def _empty(hidden_NH: Tensor, num_teachers: int) -> PerTokenStats:
     def zeros(*shape: int) -> Tensor:
         return hidden_NH.new_zeros(shape, dtype=torch.float32)
 
     size = len(hidden_NH)
-    return Streams(zeros(size), zeros(size), zeros(size), zeros(size, num_teachers), zeros(size), zeros(size))
+    return PerTokenStats(zeros(size), zeros(size), zeros(size), zeros(size, num_teachers), zeros(size), zeros(size))
 
 
 def _chunks(num_tokens: int, vocabulary: int) -> Iterator[slice]:
@@ -228,10 +228,10 @@ def _chunks(num_tokens: int, vocabulary: int) -> Iterator[slice]:
 
 def _chunk(
     logits_NV: Tensor,
-    teachers: Sequence[Said],
+    teachers: Sequence[TeacherDistribution],
     weights_NK: Tensor,
-    matching: Matching,
-    streams: Streams,
+    matching: ResponseObjective,
+    streams: PerTokenStats,
     rows: slice,
 ) -> Tensor:
     """Fill the streams of some tokens and return the divergence's derivative by the student's logits."""
@@ -266,15 +266,20 @@ def _chunk(
     return slope_NV
 
 
-def _is_plain(matching: Matching, speaking: Sequence[Said]) -> bool:
+def _is_plain(matching: ResponseObjective, speaking: Sequence[TeacherDistribution]) -> bool:
     """Whether it is forward KL from a mixture of whole distributions over the student's vocabulary."""
-    whole = all(said.shared is None and not isinstance(said.said, Shortlist) for said in speaking)
+    whole = all(said.shared is None and not isinstance(said.said, TopKLogprobs) for said in speaking)
     plain = isinstance(matching.divergence, ForwardKL) and isinstance(matching.combination, Mixture)
     return plain and whole and bool(speaking)
 
 
 def _forward_kls(
-    logits_NV: Tensor, speaking: dict[int, Said], weights_NK: Tensor, matching: Matching, streams: Streams, rows: slice
+    logits_NV: Tensor,
+    speaking: dict[int, TeacherDistribution],
+    weights_NK: Tensor,
+    matching: ResponseObjective,
+    streams: PerTokenStats,
+    rows: slice,
 ) -> Tensor:
     """Do what `_chunk` does where the slope is known without autograd, in half as many reads and writes.
 
@@ -303,7 +308,7 @@ def _forward_kls(
 
 
 def _sampled_slope(
-    logits_NV: Tensor, sampled: Sampled, d_log_pi_N: Tensor, d_entropy_N: Tensor | None, entropy_N: Tensor
+    logits_NV: Tensor, sampled: SampledTokens, d_log_pi_N: Tensor, d_entropy_N: Tensor | None, entropy_N: Tensor
 ) -> Tensor:
     """Derivative by the logits of what goes through log-probabilities and entropies.
 

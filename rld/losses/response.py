@@ -16,18 +16,18 @@ import torch
 from torch import Tensor
 
 from rld.losses.cross_tokenizer import span_gaps
-from rld.losses.fused_response import Matching, Sampled, Streams, match
-from rld.losses.teacher_distribution import Said
-from rld.losses.teacher_outputs import TeacherStates
+from rld.losses.fused_response import PerTokenStats, ResponseObjective, SampledTokens, fused_response_loss
+from rld.losses.teacher_distribution import TeacherDistribution
+from rld.losses.teacher_outputs import TeacherOutputs
 from rld.losses.token_weights import AnyTokenWeights
-from rld.models.heads import FusedCausalLMOutput, Head
+from rld.models.heads import FusedCausalLMOutput, LMHead
 
 
 @dataclass(frozen=True)
-class Response:
+class ResponseSettings:
     """How the response signal is computed for a batch."""
 
-    matching: Matching
+    matching: ResponseObjective
     tokens: AnyTokenWeights | None
     """How much each token counts. None: all alike."""
     weight_B: Tensor
@@ -36,7 +36,7 @@ class Response:
     """Temperature of the rollout, at which what was sampled is scored. None: nobody asks for that."""
 
 
-class ResponsePass:
+class ResponseLoss:
     """What one forward of the student needs for the response signal.
 
     Args:
@@ -48,7 +48,12 @@ class ResponsePass:
     """
 
     def __init__(
-        self, response: Response, head: Head, teachers: Sequence[TeacherStates], shares_BK: Tensor, mask_BT: Tensor
+        self,
+        response: ResponseSettings,
+        head: LMHead,
+        teachers: Sequence[TeacherOutputs],
+        shares_BK: Tensor,
+        mask_BT: Tensor,
     ) -> None:
         self.response, self.head, self.shares_BK, self.mask_BT = response, head, shares_BK, mask_BT
         self.teachers = teachers
@@ -91,7 +96,7 @@ class ResponsePass:
             total = total + (self.response.weight_B[:, None] * weighted_BT).sum()
         return total, gap_BT, divergence_BKT
 
-    def _span_gaps(self, teacher: TeacherStates, scored: FusedCausalLMOutput) -> Tensor:
+    def _span_gaps(self, teacher: TeacherOutputs, scored: FusedCausalLMOutput) -> Tensor:
         assert scored.log_probs is not None
         assert teacher.spans_BT is not None
         assert teacher.span_scores_BT is not None
@@ -108,11 +113,11 @@ class ResponsePass:
         given = hidden_BTH[valid_BT], self.head.first(self.vocabulary), said, shares_NK
         if response.tokens is not None:
             with torch.no_grad():
-                _, seen = match(*given, counts_BT[valid_BT], replace(response.matching, entropies=True))
+                _, seen = fused_response_loss(*given, counts_BT[valid_BT], replace(response.matching, entropies=True))
             gap, theirs, own = map(self._spread, (seen.gap_N, seen.target_entropy_N, seen.student_entropy_N))
             counts_BT = counts_BT * response.tokens(gap, theirs, own, valid_BT)
-        sampled = None if self.sampled_at is None else Sampled(labels_BT[valid_BT], self.sampled_at)
-        total, streams = match(*given, counts_BT[valid_BT], response.matching, sampled)
+        sampled = None if self.sampled_at is None else SampledTokens(labels_BT[valid_BT], self.sampled_at)
+        total, streams = fused_response_loss(*given, counts_BT[valid_BT], response.matching, sampled)
         if sampled is not None:
             self._add_scores(streams, scored)
         apart = {k: self._spread(streams.divergence_NK[:, i]) for i, k in enumerate(self.matched)}
@@ -121,7 +126,7 @@ class ResponsePass:
     def _spread(self, stream_N: Tensor) -> Tensor:
         return stream_N.new_zeros(self.valid_BT.shape).masked_scatter(self.valid_BT, stream_N)
 
-    def _add_scores(self, streams: Streams, scored: FusedCausalLMOutput) -> None:
+    def _add_scores(self, streams: PerTokenStats, scored: FusedCausalLMOutput) -> None:
         log_probs, entropies, labelled_BT = scored.log_probs, scored.entropy, scored.label_mask
         assert log_probs is not None
         assert entropies is not None
@@ -134,15 +139,15 @@ class ResponsePass:
         scored.label_mask = labelled_BT | self.valid_BT
         scored.loss = None  # the mean over TRL's own tokens alone
 
-    def _said(self, teacher: TeacherStates) -> Said:
+    def _said(self, teacher: TeacherOutputs) -> TeacherDistribution:
         speaks_N = teacher.tokens_BT[self.valid_BT]
         if teacher.shortlist is not None:
-            return Said(teacher.shortlist[self.valid_BT], speaks_N)
+            return TeacherDistribution(teacher.shortlist[self.valid_BT], speaks_N)
         assert teacher.head is not None
         assert teacher.hidden_BTH is not None
         hidden_NH = teacher.hidden_BTH[self.valid_BT]
         if teacher.vocabulary is None:
-            return Said((teacher.head.first(self.vocabulary), hidden_NH), speaks_N)
+            return TeacherDistribution((teacher.head.first(self.vocabulary), hidden_NH), speaks_N)
         ours_V, theirs_V = teacher.vocabulary
         kept_V = ours_V < self.vocabulary  # a teacher of the student's tokenizer may have cut the student's head
-        return Said((teacher.head, hidden_NH), speaks_N, (ours_V[kept_V], theirs_V[kept_V]))
+        return TeacherDistribution((teacher.head, hidden_NH), speaks_N, (ours_V[kept_V], theirs_V[kept_V]))

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rld.models.heads import Head
-from rld.models.logprob_source import Shortlist
+from rld.models.heads import LMHead
+from rld.models.logprob_source import TopKLogprobs
 from rld.types import Align
 
 
 @dataclass(frozen=True)
-class TeacherStates:
+class TeacherOutputs:
     """What one teacher says about a batch of completions."""
 
-    head: Head | None
+    head: LMHead | None
     """None for one that hands over shortlists, unless a feature loss reads its states out."""
     hidden_BTH: Tensor | None
     """Last hidden states at the positions that predict the completion tokens; None when it was not run at all."""
@@ -34,7 +34,7 @@ class TeacherStates:
     """At j its log-probability of span j, in nats at the rollout's temperature; 0 behind the last span."""
     vocabulary: tuple[Tensor, Tensor] | None = None
     """Ids `[V]` of the student's and of the teacher's tokens that spell the same. Its head is not cut."""
-    shortlist: Shortlist | None = None
+    shortlist: TopKLogprobs | None = None
     """`[B, T]`, what it hands over instead of hidden states; None when it does not, or was not run at all."""
 
     @property

@@ -28,7 +28,7 @@ class _TokenWeights(FrozenOptions):
         raise NotImplementedError
 
 
-class Sure(_TokenWeights):
+class TargetConfidence(_TokenWeights):
     """A token counts by `exp(-H / temperature)`, H the target's entropy in nats: teachers teach where they are sure."""
 
     kind: Literal["sure"] = "sure"
@@ -38,7 +38,7 @@ class Sure(_TokenWeights):
         return (-teacher_BT / self.temperature).exp()
 
 
-class Gap(_TokenWeights):
+class DivergenceWeights(_TokenWeights):
     """A token counts in proportion to its divergence, on average 1 in each completion.
 
     All of a completion count 1 where the student agrees but for rounding: below 1e-6 nats on average.
@@ -52,7 +52,7 @@ class Gap(_TokenWeights):
         return (kept_BT / mean_B1).where(mean_B1 > 1e-6, mask_BT.to(kept_BT.dtype))
 
 
-class Top(_TokenWeights):
+class TopShare(_TokenWeights):
     """Only the tokens count that are highest in their completion by `by`, at least one (Wang et al. 2025, 80/20 rule).
 
     The quantile is of each completion, so that it doesn't depend on how an update is split into micro-batches.
@@ -71,4 +71,4 @@ class Top(_TokenWeights):
         return counts_BT
 
 
-AnyTokenWeights = Annotated[Sure | Gap | Top, Field(discriminator="kind")]
+AnyTokenWeights = Annotated[TargetConfidence | DivergenceWeights | TopShare, Field(discriminator="kind")]

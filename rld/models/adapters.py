@@ -52,7 +52,7 @@ def add_adapter(model: PreTrainedModel, path: str) -> str:
 
 
 @contextmanager
-def speaking(model: PreTrainedModel, adapter: str | None) -> Iterator[None]:
+def active_adapter(model: PreTrainedModel, adapter: str | None) -> Iterator[None]:
     """Let one of the adapters in `model` take part and no other; None: the base alone."""
     if not any(name.startswith(_OURS) for name in getattr(model, "peft_config", {})):
         yield

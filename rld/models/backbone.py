@@ -13,8 +13,8 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rld.models.hidden_states import Tap, depth, stacked, tapped
-from rld.models.prompt_sharing import Layout
+from rld.models.hidden_states import StateKey, capture_states, depth, stack_states
+from rld.models.prompt_sharing import PromptSharingLayout
 
 
 class States(NamedTuple):
@@ -34,9 +34,9 @@ def hidden_states(
     ids_BS: Tensor,
     attention_BS: Tensor,
     num_tokens: int,
-    taps: Sequence[Tap],
+    taps: Sequence[StateKey],
     batch: int,
-    layout: Layout,
+    layout: PromptSharingLayout,
 ) -> States:
     """Run a teacher's backbone over prompts and completions.
 
@@ -53,11 +53,11 @@ def hidden_states(
     for piece in layout.batches(ids_BS, num_tokens, batch):
         rows = layout.rows(ids_BS[piece], attention_BS[piece], num_tokens)
         num_computed += rows.num_computed
-        with tapped(model, taps, rows.restore) as states:
+        with capture_states(model, taps, rows.restore) as states:
             model.base_model(**rows.inputs, use_cache=False)
         last.append(states[depth(model)])
         if taps:
-            mapped.append(stacked(states, taps))
+            mapped.append(stack_states(states, taps))
     return States(torch.cat(last), torch.cat(mapped) if taps else None, num_computed)
 
 

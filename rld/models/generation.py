@@ -20,13 +20,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rld.models.logprob_source import Lister
+from rld.models.logprob_source import LogprobSource
 from rld.models.prompting import tokens
 from rld.types import Row
 
 
 def generate(
-    model: PreTrainedModel | Lister,
+    model: PreTrainedModel | LogprobSource,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
     max_new_tokens: int,
@@ -52,7 +52,7 @@ def generate(
     state = PartialState()
     mine = order if alone else order[state.process_index :: state.num_processes]
     asked = [prompts[i] for i in mine]
-    if isinstance(model, Lister):
+    if isinstance(model, LogprobSource):
         texts = model.answer(asked, max_new_tokens) if asked else []
     else:
         texts = complete(model, tokenizer, asked, max_new_tokens, batch_size)
@@ -97,13 +97,13 @@ def sample(
     with _answering(model, config):
         for start in range(0, len(prompts), batch_size):
             asked = list(prompts[start : start + batch_size])
-            draws = LogitsProcessorList([_Draws(asked, seed, temperature)])
+            draws = LogitsProcessorList([_SeededSampling(asked, seed, temperature)])
             sampled += _completions(model, tokenizer, asked, logits_processor=draws).tolist()
     lengths = [next((t + 1 for t, token in enumerate(ids) if token in ends), len(ids)) for ids in sampled]
     return [ids[:length] for ids, length in zip(sampled, lengths, strict=True)]
 
 
-class _Draws(LogitsProcessor):
+class _SeededSampling(LogitsProcessor):
     """Leaves of each row's tokens one, drawn with random numbers of that row's own."""
 
     def __init__(self, prompts: Sequence[list[int]], seed: int, temperature: float) -> None:
@@ -136,7 +136,7 @@ def _answering(model: PreTrainedModel, config: GenerationConfig) -> Iterator[Non
     training, own = model.training, model.generation_config
     model.eval()
     model.generation_config = config
-    whole = keep_input_whole(model)
+    whole = contiguous_head_input(model)
     try:
         with torch.inference_mode():
             yield
@@ -146,7 +146,7 @@ def _answering(model: PreTrainedModel, config: GenerationConfig) -> Iterator[Non
         model.generation_config = own
 
 
-def keep_input_whole(model: PreTrainedModel) -> RemovableHandle:
+def contiguous_head_input(model: PreTrainedModel) -> RemovableHandle:
     """Hand a model's output head contiguous states, until the returned handle is removed.
 
     `generate` reads the last position of the prompts, a slice. PyTorch multiplies a slice with frozen weights as a

@@ -14,11 +14,11 @@ from transformers import PreTrainedModel
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 from trl.trainer.utils import FusedCausalLMOutput as FusedCausalLMOutput
 
-from rld.utils.tensors import precise
+from rld.utils.tensors import at_least_float32
 
 
 @dataclass(frozen=True)
-class Head:
+class LMHead:
     """A language model's output head: `softcap(scale * (h @ weight.T + bias))`."""
 
     weight: Tensor
@@ -27,7 +27,7 @@ class Head:
     softcap: float | None
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> Head:
+    def of(cls, model: PreTrainedModel) -> LMHead:
         """Read the head off `model`, with the logit transforms that its configuration names."""
         config = model.config.get_text_config()
         output = model.get_output_embeddings()
@@ -39,19 +39,19 @@ class Head:
         softcap = getattr(config, "final_logit_softcapping", None)
         return cls(output.weight, output.bias, 1.0 if scale is None else scale, softcap)
 
-    def detach(self) -> Head:
+    def detach(self) -> LMHead:
         """The head without gradients."""
         bias = None if self.bias is None else self.bias.detach()
-        return Head(self.weight.detach(), bias, self.scale, self.softcap)
+        return LMHead(self.weight.detach(), bias, self.scale, self.softcap)
 
-    def in_float32(self) -> Head:
+    def in_float32(self) -> LMHead:
         """The head in full precision."""
-        return Head(self.weight.float(), None if self.bias is None else self.bias.float(), self.scale, self.softcap)
+        return LMHead(self.weight.float(), None if self.bias is None else self.bias.float(), self.scale, self.softcap)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits `[..., V]` in at least single precision, without a gradient to the head, which is not widened."""
         weight = self.weight.detach()
-        z_NV = precise(hidden.to(weight.dtype) @ weight.T)
+        z_NV = at_least_float32(hidden.to(weight.dtype) @ weight.T)
         if self.bias is not None:
             z_NV = z_NV + self.bias.detach()
         if self.scale != 1:
@@ -64,29 +64,29 @@ class Head:
             return self.scale
         return self.scale * (1 - (logits_NV / self.softcap) ** 2)
 
-    def first(self, size: int) -> Head:
+    def first(self, size: int) -> LMHead:
         """The head over the first `size` tokens: padded vocabularies of one tokenizer differ only behind those."""
         if self.weight.shape[0] == size:
             return self
         return self._cut(slice(size))
 
-    def of_tokens(self, ids: Sequence[int]) -> Head:
+    def of_tokens(self, ids: Sequence[int]) -> LMHead:
         """The head over these tokens alone, in their order."""
         return self._cut(list(ids))
 
-    def _cut(self, rows: slice | list[int]) -> Head:
-        return Head(self.weight[rows], None if self.bias is None else self.bias[rows], self.scale, self.softcap)
+    def _cut(self, rows: slice | list[int]) -> LMHead:
+        return LMHead(self.weight[rows], None if self.bias is None else self.bias[rows], self.scale, self.softcap)
 
-    def to(self, device: torch.device) -> Head:
+    def to(self, device: torch.device) -> LMHead:
         """The head on another device."""
         head = self.detach()
-        return Head(
+        return LMHead(
             head.weight.to(device), None if head.bias is None else head.bias.to(device), self.scale, self.softcap
         )
 
 
 @torch.no_grad()
-def log_probabilities(head: Head, hidden_BTH: Tensor, targets_BT: Tensor, temperature: float) -> Tensor:
+def log_probabilities(head: LMHead, hidden_BTH: Tensor, targets_BT: Tensor, temperature: float) -> Tensor:
     """The log-probability of each target token, `[B, T]`, without storing logits."""
     outputs: tuple[Tensor, ...] = ChunkedLogProbFunction.apply(
         hidden_BTH.reshape(-1, hidden_BTH.shape[-1]),

@@ -20,13 +20,13 @@ from rld.utils.suggestions import hint
 
 
 @dataclass(frozen=True)
-class Before:
+class InputOf:
     """A tap on what goes into a module instead of what comes out."""
 
     module: str
 
 
-Tap = int | str | Before
+StateKey = int | str | InputOf
 
 _FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "final_norm")
 
@@ -37,16 +37,16 @@ def depth(model: PreTrainedModel) -> int:
     return layers
 
 
-def stacked(states: Mapping[Tap, Tensor], taps: Sequence[Tap]) -> Tensor:
+def stack_states(states: Mapping[StateKey, Tensor], taps: Sequence[StateKey]) -> Tensor:
     """The states `[B, …, H]` at `taps` as one tensor `[B, L, …, H]`, narrower ones padded with zeros."""
     width = max(states[tap].shape[-1] for tap in taps)
     return torch.stack([nn.functional.pad(states[tap], (0, width - states[tap].shape[-1])) for tap in taps], dim=1)
 
 
 @contextmanager
-def tapped(
-    model: PreTrainedModel, taps: Collection[Tap], restore: Callable[[Tensor], Tensor] = lambda states: states
-) -> Iterator[dict[Tap, Tensor]]:
+def capture_states(
+    model: PreTrainedModel, taps: Collection[StateKey], restore: Callable[[Tensor], Tensor] = lambda states: states
+) -> Iterator[dict[StateKey, Tensor]]:
     """Collect the states `[B, S, H]` at `taps` and of the last layer from the one forward inside the `with`.
 
     The states are part of the forward's graph, with gradient checkpointing too (the kind with `use_reentrant=False`).
@@ -59,7 +59,7 @@ def tapped(
     Raises:
         TeacherError: a module does not exist, or gradient checkpointing cut a state off from its gradient.
     """
-    states: dict[Tap, Tensor] = {}
+    states: dict[StateKey, Tensor] = {}
     last = depth(model)
     layers = {last, *(tap for tap in taps if isinstance(tap, int))}
 
@@ -86,16 +86,16 @@ def tapped(
     _require_gradients(model, states)
 
 
-def _hook(model: PreTrainedModel, tap: str | Before, states: dict[Tap, Tensor]) -> Any:
+def _hook(model: PreTrainedModel, tap: str | InputOf, states: dict[StateKey, Tensor]) -> Any:
     def keep(_module: nn.Module, args: Any, output: Any = None) -> None:
-        value = args if isinstance(tap, Before) else output
+        value = args if isinstance(tap, InputOf) else output
         states[tap] = value[0] if isinstance(value, tuple) else value
 
-    module = module_at(model, tap.module if isinstance(tap, Before) else tap)
-    return module.register_forward_pre_hook(keep) if isinstance(tap, Before) else module.register_forward_hook(keep)
+    module = module_at(model, tap.module if isinstance(tap, InputOf) else tap)
+    return module.register_forward_pre_hook(keep) if isinstance(tap, InputOf) else module.register_forward_hook(keep)
 
 
-def _require_gradients(model: PreTrainedModel, states: dict[Tap, Tensor]) -> None:
+def _require_gradients(model: PreTrainedModel, states: dict[StateKey, Tensor]) -> None:
     if not (model.training and model.is_activation_checkpointing and states[depth(model)].requires_grad):
         return
     for tap, state in states.items():
@@ -118,7 +118,7 @@ def module_at(model: PreTrainedModel, path: str) -> nn.Module:
     return modules[path]
 
 
-def part_of(model: PreTrainedModel, layer: int | str, part: str) -> str:
+def submodule_path(model: PreTrainedModel, layer: int | str, part: str) -> str:
     """The path of the module called `part`, such as `q_proj`, in a block, given by number or path.
 
     Raises:
@@ -154,13 +154,13 @@ def final_norm(model: PreTrainedModel) -> str:
 
 
 @torch.no_grad()
-def widths(model: PreTrainedModel, taps: Collection[Tap]) -> dict[Tap, int]:
+def state_widths(model: PreTrainedModel, taps: Collection[StateKey]) -> dict[StateKey, int]:
     """Width H at each tap, found by running one token.
 
     Raises:
         TeacherError: a module does not exist, was not run, or gives no states `[B, S, H]`.
     """
-    with tapped(model, taps) as states:
+    with capture_states(model, taps) as states:
         model.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
     for tap in taps:
         state = states.get(tap)

@@ -2,7 +2,7 @@
 
 A teacher that is not in this process, or whose scores were stored, can't hand over hidden states for its head to read.
 It hands over a shortlist per token instead. In the response signal a shortlist stands for a whole distribution, in
-which the tokens that it does not name have the student's own proportions: `Shortlist.over_vocabulary`. Every
+which the tokens that it does not name have the student's own proportions: `TopKLogprobs.over_vocabulary`. Every
 f-divergence from it (all KLs, JSD, total variation) has the value and the gradient of the divergence over the named
 tokens and one outcome more, because equal proportions inside an outcome add nothing; and it can be mixed with other
 teachers like any other.
@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rld.models.hidden_states import Tap
+from rld.models.hidden_states import StateKey
 
 
 @dataclass(frozen=True)
-class Shortlist:
+class TopKLogprobs:
     """What a teacher says of some tokens, at one temperature, in nats."""
 
     ids: Tensor
@@ -40,7 +40,7 @@ class Shortlist:
     """`[..., L, H]`, hidden states for the feature signal, if they were asked for."""
 
     @classmethod
-    def of(cls, log_p_NV: Tensor, sampled_N: Tensor, k: int) -> Shortlist:
+    def of(cls, log_p_NV: Tensor, sampled_N: Tensor, k: int) -> TopKLogprobs:
         """Cut distributions to their `k` likeliest tokens."""
         ids_NJ = log_p_NV.topk(min(k, log_p_NV.shape[-1]), dim=-1).indices.sort(dim=-1).values
         tail_N = log_p_NV.scatter(-1, ids_NJ, -float("inf")).logsumexp(-1)
@@ -48,7 +48,7 @@ class Shortlist:
         return cls(ids_NJ.int(), log_p_NV.gather(-1, ids_NJ), tail_N, sampled_N1[:, 0])
 
     @classmethod
-    def concatenated(cls, parts: Sequence[Shortlist]) -> Shortlist:
+    def concatenated(cls, parts: Sequence[TopKLogprobs]) -> TopKLogprobs:
         """The shortlists one after another along their first axis."""
         with torch.autocast(parts[0].ids.device.type, enabled=False):  # on a CPU it can't join half precision
             return cls(*(torch.cat(tensors) for tensors in zip(*(part.tensors() for part in parts), strict=True)))
@@ -67,12 +67,13 @@ class Shortlist:
         numbers &= self.layers is None or bool(self.layers.isfinite().all())
         return numbers and bool((self.ids >= 0).all()) and bool((self.ids.diff(dim=-1) > 0).all())
 
-    def __getitem__(self, index: slice | Tensor) -> Shortlist:
-        return Shortlist(*(tensor[index] for tensor in self.tensors()))
+    def __getitem__(self, index: slice | Tensor) -> TopKLogprobs:
+        return TopKLogprobs(*(tensor[index] for tensor in self.tensors()))
 
-    def split(self, sizes: Sequence[int]) -> list[Shortlist]:
+    def split(self, sizes: Sequence[int]) -> list[TopKLogprobs]:
         return [
-            Shortlist(*parts) for parts in zip(*(tensor.split(list(sizes)) for tensor in self.tensors()), strict=True)
+            TopKLogprobs(*parts)
+            for parts in zip(*(tensor.split(list(sizes)) for tensor in self.tensors()), strict=True)
         ]
 
     def over_vocabulary(self, log_s_NV: Tensor) -> Tensor:
@@ -93,7 +94,7 @@ class Shortlist:
         return whole_NV1[:, :size]
 
 
-class Passage(NamedTuple):
+class ScoredSequence(NamedTuple):
     """Token ids of a prompt and its completion, without padding."""
 
     ids: list[int]
@@ -102,7 +103,7 @@ class Passage(NamedTuple):
 
 
 @dataclass(frozen=True)
-class About:
+class SourceInfo:
     """What a lister says of itself."""
 
     fingerprint: str
@@ -113,7 +114,7 @@ class About:
     """0 when it does not say."""
 
 
-class Lister(ABC):
+class LogprobSource(ABC):
     """A teacher that hands over shortlists and answers, not a head and what it reads. It reads the student's tokens."""
 
     name: str
@@ -130,7 +131,7 @@ class Lister(ABC):
         return None
 
     @property
-    def taps(self) -> tuple[Tap, ...]:
+    def taps(self) -> tuple[StateKey, ...]:
         """Where the states were read that its shortlists have; none for shortlists without any."""
         return ()
 
@@ -143,7 +144,7 @@ class Lister(ABC):
         """
 
     @abstractmethod
-    def about(self) -> About:
+    def about(self) -> SourceInfo:
         """What it said of itself when it was met."""
 
     def num_parameters(self) -> int:
@@ -151,7 +152,7 @@ class Lister(ABC):
         return self.about().num_parameters
 
     @abstractmethod
-    def score(self, passages: Sequence[Passage], temperature: float) -> list[Shortlist]:
+    def score(self, passages: Sequence[ScoredSequence], temperature: float) -> list[TopKLogprobs]:
         """A shortlist for each passage, of its scored tokens."""
 
     def take_found(self) -> int:

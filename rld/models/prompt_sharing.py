@@ -28,7 +28,7 @@ _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-2}
 
 
 @dataclass(frozen=True)
-class Rows:
+class BackboneRows:
     """What a backbone is called with, and how to read what it returns."""
 
     inputs: dict[str, Tensor]
@@ -50,7 +50,7 @@ class _Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
+class PromptSharingLayout:
     """How one model's rows are laid out."""
 
     shared: bool
@@ -65,25 +65,25 @@ class Layout:
     """Row length at which attention takes as long as all the rest."""
 
     @classmethod
-    def of(cls, model: PreTrainedModel, name: str) -> Layout:
+    def of(cls, model: PreTrainedModel, name: str) -> PromptSharingLayout:
         """Find out what `model` can read, by running it on a few tokens; `name` is for the notice that it can't."""
         config = model.config.get_text_config()
         windows = [getattr(config, key, None) for key in ("sliding_window", "attention_chunk_size")]
         additive = model.dtype if config._attn_implementation == "eager" else None
         window = min((size for size in windows if size), default=None)
         layout = cls(True, True, additive, window, 6 * config.hidden_size)
-        obstacle = _obstacle(model) or _fault(model, layout)
+        obstacle = _unsupported_reason(model) or _self_check(model, layout)
         if obstacle is None:
             return layout
         warnings.warn(f"{name}: each completion has a row of its own, because {obstacle}", stacklevel=2)
         return replace(layout, shared=False, positions=False)
 
     @classmethod
-    def apart(cls, model: PreTrainedModel) -> Layout:
+    def apart(cls, model: PreTrainedModel) -> PromptSharingLayout:
         """Rows of their own, for prompts that are all different."""
         return cls(False, _takes_positions(model), None, None, 0)
 
-    def rows(self, ids_BS: Tensor, attention_BS: Tensor, num_tokens: int) -> Rows:
+    def rows(self, ids_BS: Tensor, attention_BS: Tensor, num_tokens: int) -> BackboneRows:
         """Lay out a batch.
 
         Args:
@@ -112,7 +112,7 @@ class Layout:
     def _cost(self, num_rows: int, length: int) -> int:
         return num_rows * length * (self.balance + length)
 
-    def _trimmed(self, ids_BS: Tensor, real_BS: Tensor, num_tokens: int) -> Rows:
+    def _trimmed(self, ids_BS: Tensor, real_BS: Tensor, num_tokens: int) -> BackboneRows:
         """A row for each completion, without the columns that are padding in all of them."""
         num_prompt = ids_BS.shape[1] - num_tokens
         used = real_BS.any(0).nonzero().squeeze(1).tolist() or [num_prompt - 1]
@@ -122,7 +122,7 @@ class Layout:
         if self.positions:  # they count from a prompt's first token, as in shared rows
             inputs["position_ids"] = (attention.cumsum(1) - 1).clamp(min=0)
         index_T = (torch.arange(num_tokens) + num_prompt - 1 - first).clamp(max=end - first - 1)
-        return Rows(inputs, _Gather(torch.arange(len(ids))[:, None] * ids.shape[1] + index_T), ids.numel())
+        return BackboneRows(inputs, _Gather(torch.arange(len(ids))[:, None] * ids.shape[1] + index_T), ids.numel())
 
     def _plan(self, ids_BS: Tensor, real_BS: Tensor, num_tokens: int) -> list[list[_Part]]:
         """Which parts share a row, at the least cost."""
@@ -138,7 +138,7 @@ class Layout:
         spreads = (_spread(parts, n) for n in range(1, len(parts) + 1))
         return min(spreads, key=lambda rows: self._cost(len(rows), _longest(rows)))
 
-    def _packed(self, ids_BS: Tensor, real_BS: Tensor, num_tokens: int, plan: list[list[_Part]]) -> Rows:
+    def _packed(self, ids_BS: Tensor, real_BS: Tensor, num_tokens: int, plan: list[list[_Part]]) -> BackboneRows:
         shape = len(plan), _longest(plan)
         ids_RL, positions_RL = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
         own_RL, prompt_RL = torch.full(shape, -1), torch.full(shape, -1)
@@ -164,7 +164,7 @@ class Layout:
         index_BT = torch.where(past_BT == 0, before_B, start_B + past_BT - 1).clamp(min=0)
         mask = self._mask(own_RL, prompt_RL)
         inputs = {"input_ids": ids_RL, "attention_mask": mask, "position_ids": positions_RL}
-        return Rows(inputs, _Gather(index_BT), ids_RL.numel())
+        return BackboneRows(inputs, _Gather(index_BT), ids_RL.numel())
 
     def _mask(self, own_RL: Tensor, prompt_RL: Tensor) -> Tensor:
         """What each token sees: `[R, 1, L, L]`. Padding sees padding, because no row of attention may be empty."""
@@ -187,16 +187,16 @@ class _Gather:
         return states_NH.view(*index_BT.shape, -1)
 
 
-def as_they_are(num_tokens: int, num_computed: int) -> Rows:
+def untouched_rows(num_tokens: int, num_computed: int) -> BackboneRows:
     """Rows of `[B, S]` tokens that are left alone, for inputs that are more than token ids."""
-    return Rows({}, lambda states: states[:, -num_tokens - 1 : -1], num_computed)
+    return BackboneRows({}, lambda states: states[:, -num_tokens - 1 : -1], num_computed)
 
 
-def _on(device: torch.device, rows: Rows) -> Rows:
+def _on(device: torch.device, rows: BackboneRows) -> BackboneRows:
     gather = rows.restore
     assert isinstance(gather, _Gather)
     inputs = {name: value.to(device) for name, value in rows.inputs.items()}
-    return Rows(inputs, _Gather(gather.index_BT.to(device)), rows.num_computed)
+    return BackboneRows(inputs, _Gather(gather.index_BT.to(device)), rows.num_computed)
 
 
 def _longest(rows: Sequence[Sequence[_Part]]) -> int:
@@ -223,7 +223,7 @@ def _spread(parts: Sequence[_Part], num_rows: int) -> list[list[_Part]]:
     return rows
 
 
-def _obstacle(model: PreTrainedModel) -> str | None:
+def _unsupported_reason(model: PreTrainedModel) -> str | None:
     """Why completions can't share a row, as far as the model's description says."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS
@@ -243,7 +243,7 @@ def _takes_positions(model: PreTrainedModel) -> bool:
 
 
 @torch.no_grad()
-def _fault(model: PreTrainedModel, layout: Layout) -> str | None:
+def _self_check(model: PreTrainedModel, layout: PromptSharingLayout) -> str | None:
     """Run a few packed tokens and see whether their states are those of rows of their own, and stay apart."""
     vocabulary = model.config.get_text_config().vocab_size
     ids_BS = torch.randint(vocabulary, (3, 8), generator=torch.Generator().manual_seed(0))
@@ -274,7 +274,7 @@ def _fault(model: PreTrainedModel, layout: Layout) -> str | None:
     return None
 
 
-def _packed_states(model: PreTrainedModel, layout: Layout, ids_BS: Tensor, real_BS: Tensor) -> Tensor:
+def _packed_states(model: PreTrainedModel, layout: PromptSharingLayout, ids_BS: Tensor, real_BS: Tensor) -> Tensor:
     one_row = [part for row in layout._plan(ids_BS, real_BS, 4) for part in row]
     rows = layout._packed(ids_BS, real_BS, 4, [one_row])
     return rows.restore(_states(model, rows.inputs))

@@ -13,7 +13,7 @@ from rld.errors import DataError
 from rld.types import Row
 
 
-def tokenizer(characters: str) -> PreTrainedTokenizerFast:
+def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
     """Build a tokenizer with one token per character, and `<pad>`, `<eos>` and `<unk>`.
 
     Raises:

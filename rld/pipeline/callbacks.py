@@ -17,7 +17,7 @@ from rld.trainer.rld_trainer import RLDTrainer
 from rld.utils import files
 
 
-class SameNoise(TrainerCallback):
+class CommonRandomNumbers(TrainerCallback):
     """Makes an update's random numbers depend on the seed, the step and the process alone.
 
     So runs that differ in one option sample their completions with the same noise, update by update, and what differs
@@ -31,7 +31,7 @@ class SameNoise(TrainerCallback):
         set_seed(random.Random(f"{self.seed}:{state.global_step}:{self.process}").getrandbits(32))
 
 
-class Budget(TrainerCallback):
+class FlopsBudget(TrainerCallback):
     """Ends a stage after the step by which it has spent its FLOPs; `spent` counts them over all processes."""
 
     def __init__(self, max_flops: float | None, spent: Callable[[], float]) -> None:
@@ -45,7 +45,7 @@ class Budget(TrainerCallback):
             control.should_save = False  # resumed from here, the stage would take a step too many
 
 
-class Scorer(TrainerCallback):
+class PeriodicEvaluation(TrainerCallback):
     """Scores the student now and then on the held-out rows; the stage's own scores come before and after."""
 
     def __init__(

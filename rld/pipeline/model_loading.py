@@ -19,7 +19,7 @@ from rld.types import Row
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
-class Models:
+class ModelLoader:
     """Loads what a recipe's references name.
 
     Args:
@@ -33,7 +33,7 @@ class Models:
 
     def path(self, name: str) -> str:
         """A folder, looked up beside the recipe first, or the hub id that `name` then must be."""
-        return str(registry.local(name, self._source.parent) or name)
+        return str(registry.find_path(name, self._source.parent) or name)
 
     def load(
         self,
@@ -89,7 +89,7 @@ class Models:
     def _new(self, reference: str, spec: NewModel) -> Loaded:
         """A model with random weights, and the recipe's character tokenizer."""
         assert self._recipe.tokenizer is not None  # the reader has checked it
-        characters = tokenizers.tokenizer(self._recipe.tokenizer.characters)
+        characters = tokenizers.character_tokenizer(self._recipe.tokenizer.characters)
         tokenizers.require_known(characters, self._held_out)
         options = {
             "vocab_size": len(characters),

@@ -20,7 +20,7 @@ from rld.trainer.rld_trainer import RLDTrainer
 from rld.types import Event
 
 
-class Changeable:
+class PerturbedReward:
     """A reward that can be replaced, and whose verdicts can be turned round, while a run goes on.
 
     Args:
@@ -42,7 +42,7 @@ class Changeable:
         return [1 - r if t and r is not None else r for r, t in zip(values, turned, strict=True)]
 
 
-class Changes(TrainerCallback):
+class Perturbations(TrainerCallback):
     """Makes a stage's changes when their steps come.
 
     Args:
@@ -67,7 +67,7 @@ class Changes(TrainerCallback):
         self.load, self.build = load, build
         self._slots = {spec.use: i for i, spec in reversed(list(enumerate(specs)))}
         changed = {self._slots[change.reward] for change in planned if isinstance(change, RewardChange)}
-        self.rewards = [Changeable(r, seed) if i in changed else r for i, r in enumerate(rewards)]
+        self.rewards = [PerturbedReward(r, seed) if i in changed else r for i, r in enumerate(rewards)]
         """The rewards to train with."""
 
     def attach(self, trainer: RLDTrainer, first_step: int) -> None:
@@ -126,7 +126,7 @@ class Changes(TrainerCallback):
     def _change_reward(self, change: RewardChange) -> str:
         i, words = self._slots[change.reward], []
         reward = self.rewards[i]
-        assert isinstance(reward, Changeable)
+        assert isinstance(reward, PerturbedReward)
         if change.becomes is not None:
             reward.reward = self.build(RewardSpec(use=change.becomes, options=change.options))
             words.append(f"becomes {change.becomes}")

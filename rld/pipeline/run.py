@@ -23,19 +23,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from trl import SFTConfig, SFTTrainer
 
 from rld.data import skill_rows
-from rld.data.prompt_stream import Stream
-from rld.data.sft import lessons
+from rld.data.prompt_stream import PromptStream
+from rld.data.sft import sft_dataset
 from rld.errors import RecipeError, RldError
 from rld.evaluation import held_out
 from rld.models import generation, prompting
-from rld.models.logprob_source import Lister
-from rld.models.placement import place
+from rld.models.logprob_source import LogprobSource
+from rld.models.placement import move_unless_placed
 from rld.pipeline import sft
-from rld.pipeline.callbacks import Budget, Keeper, SameNoise, Scorer
-from rld.pipeline.model_loading import Loaded, Models
-from rld.pipeline.perturbations import Changes
-from rld.pipeline.teacher_loading import Probing
-from rld.pipeline.trainer_arguments import distillation_arguments, lora, shared_arguments
+from rld.pipeline.callbacks import CommonRandomNumbers, FlopsBudget, Keeper, PeriodicEvaluation
+from rld.pipeline.model_loading import Loaded, ModelLoader
+from rld.pipeline.perturbations import Perturbations
+from rld.pipeline.teacher_loading import TeacherLoader
+from rld.pipeline.trainer_arguments import distillation_arguments, lora_config, shared_arguments
 from rld.recipe import registry
 from rld.recipe.plugins import RewardSpec
 from rld.recipe.schema import Recipe
@@ -46,7 +46,7 @@ from rld.reporting.run_log import RunLog
 from rld.trainer import checkpoints
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
-from rld.trainer.trl_patches import score_labels_only
+from rld.trainer.trl_patches import skip_unlabelled_positions
 from rld.types import Row
 from rld.utils import files, flops
 
@@ -61,7 +61,7 @@ class Interrupted(Exception):
 
 
 @dataclass
-class Run:
+class RunContext:
     """One run of a recipe: where it writes, and how its stages get what they need."""
 
     recipe: Recipe
@@ -80,9 +80,9 @@ class Run:
     """FLOPs of the stage at work that its trainer does not count: a teacher's answers and probes."""
 
     def __post_init__(self) -> None:
-        self.sources = skill_rows.sources(self.recipe, self.source.parent)
+        self.sources = skill_rows.skill_rows(self.recipe, self.source.parent)
         self.held_out = [row for source in self.sources.values() for row in source.held_out()]
-        self.models = Models(self.recipe, self.source, self.stage_folder, self.held_out)
+        self.models = ModelLoader(self.recipe, self.source, self.stage_folder, self.held_out)
         # Accelerate joins CPU processes only if the first to ask says that they are on the CPU.
         self.state = PartialState(cpu=not torch.cuda.is_available())
 
@@ -103,7 +103,7 @@ class Run:
         self.flops_beside = 0.0
         self.seconds_before += done["seconds"]
 
-    def score(self, model: PreTrainedModel | Lister, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+    def score(self, model: PreTrainedModel | LogprobSource, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
         """Greedy accuracy on the held-out rows, per skill."""
         return {skill: accuracy for skill, (accuracy, _) in self._score(model, tokenizer, self.held_out).items()}
 
@@ -111,8 +111,8 @@ class Run:
         texts = generation.generate(self._placed(model), tokenizer, rows, self.recipe.max_new_tokens)
         return held_out.score(rows, texts)
 
-    def _placed(self, model: PreTrainedModel | Lister) -> PreTrainedModel | Lister:
-        return model if isinstance(model, Lister) else place(model, self.state.device)
+    def _placed(self, model: PreTrainedModel | LogprobSource) -> PreTrainedModel | LogprobSource:
+        return model if isinstance(model, LogprobSource) else move_unless_placed(model, self.state.device)
 
     def _known_scores(self, reference: str) -> dict[str, float] | None:
         known = self.result(reference) if any(stage.name == reference for stage in self.recipe.stages) else None
@@ -131,7 +131,7 @@ class Run:
                 self._trusted(stage, load_models=False)
             else:
                 self._sft_arguments(stage)
-            lora(stage.lora)
+            lora_config(stage.lora)
 
     # -- stages ------------------------------------------------------------------------------------------------------
 
@@ -139,14 +139,14 @@ class Run:
         set_seed(self._seed(stage.name))
         model, tokenizer = self.models.load(stage.model)
         before = self._known_scores(stage.model) or self.score(model, tokenizer)
-        score_labels_only()
+        skip_unlabelled_positions()
         with self._mistakes_in(stage):
             trainer = SFTTrainer(
                 model,
                 self._sft_arguments(stage),
                 train_dataset=self._lessons(stage),
                 processing_class=tokenizer,
-                peft_config=lora(stage.lora),
+                peft_config=lora_config(stage.lora),
             )
         size = model.num_parameters()
 
@@ -164,7 +164,7 @@ class Run:
     def _lessons(self, stage: Sft) -> Dataset:
         chat = self.recipe.prompts.style == "chat"
         answer = None if stage.teacher is None else functools.partial(self._answers, stage.teacher)
-        return lessons(stage, self.sources, self._skills(stage), self._seed(stage.name), chat, answer)
+        return sft_dataset(stage, self.sources, self._skills(stage), self._seed(stage.name), chat, answer)
 
     def _answers(self, reference: str, rows: Sequence[Row]) -> list[str]:
         """What a teacher answers to rows of one skill."""
@@ -186,7 +186,7 @@ class Run:
         probed, dropped = self._probing()(stage, skills, (model, tokenizer))
         args, size = self._distill_arguments(stage), model.num_parameters()
         set_seed(self._seed(stage.name))  # a new adapter starts the same whatever teachers were loaded
-        changes = Changes(
+        changes = Perturbations(
             *(stage.changes, self.recipe.rewards, self._rewards(load_models=True)),
             load=lambda reference: self.models.load(reference, dtype="auto"),
             build=lambda spec: self._reward(spec, {}),
@@ -199,7 +199,7 @@ class Run:
                 args,
                 self._stream(stage, args),
                 processing_class=tokenizer,
-                peft_config=lora(stage.lora),
+                peft_config=lora_config(stage.lora),
                 teachers=[teacher for teacher, _ in probed],
                 controller=stage.controller.seeded(self._seed(stage.name)),
                 trusted=self._trusted(stage, load_models=True),
@@ -214,9 +214,9 @@ class Run:
         self._train(trainer, stage, flops, changes)
         self._finish(stage, trainer, size, before, {str(t.name): entry for t, entry in probed}, flops())
 
-    def _probing(self) -> Probing:
+    def _probing(self) -> TeacherLoader:
         known = self.models, self.source.parent, self.sources, self.state.device
-        return Probing(*known, self.score, self._counted_answers, self._known_scores)
+        return TeacherLoader(*known, self.score, self._counted_answers, self._known_scores)
 
     def cache(self, stage: Distill) -> dict[str, tuple[int, int]]:
         """Score what a stage will train on and keep it; per teacher, the tokens of all passages and those it read."""
@@ -241,22 +241,18 @@ class Run:
         """
         options, name = dict(spec.options), spec.options.get("model")
         reward = registry.load("rewards", spec.use, self.source.parent)
-        if (
-            loaded is not None
-            and isinstance(name, str)
-            and registry.reads_a_model(inspect.signature(reward).parameters)
-        ):
+        if loaded is not None and isinstance(name, str) and registry.takes_model(inspect.signature(reward).parameters):
             if name not in loaded:
                 model, tokenizer = self.models.load(name, dtype="auto")
-                loaded[name] = place(model, self.state.device).eval().requires_grad_(False), tokenizer
+                loaded[name] = move_unless_placed(model, self.state.device).eval().requires_grad_(False), tokenizer
             options["model"], options["tokenizer"] = loaded[name]
         return functools.partial(reward, **options)
 
-    def _stream(self, stage: Distill, args: RLDConfig) -> Stream:
+    def _stream(self, stage: Distill, args: RLDConfig) -> PromptStream:
         sources = {skill: self.sources[skill] for skill in self._skills(stage)}
         make = registry.load("curricula", stage.curriculum.use, self.source.parent)
         curriculum = make({skill: source.num_levels for skill, source in sources.items()}, **stage.curriculum.options)
-        return Stream(sources, curriculum, self._seed(stage.name), args.num_prompts())
+        return PromptStream(sources, curriculum, self._seed(stage.name), args.num_prompts())
 
     def _distill_arguments(self, stage: Distill) -> RLDConfig:
         return self._configure(
@@ -320,20 +316,22 @@ class Run:
             raise RecipeError(f"{self.source}: stages.{stage.name}: {error}") from error
 
     def _train(
-        self, trainer: Trainer, stage: Sft | Distill, flops: Callable[[], float], changes: Changes | None = None
+        self, trainer: Trainer, stage: Sft | Distill, flops: Callable[[], float], changes: Perturbations | None = None
     ) -> None:
         is_supervised = isinstance(stage, Sft)
         log = RunLog(self.folder, stage.name, self.started, flops, is_supervised)
         trainer.remove_callback(PrinterCallback)
         number = [s.name for s in self.recipe.stages].index(stage.name) + 1
-        budget = Budget(stage.max_flops, lambda: flops() - self.flops_before)
+        budget = FlopsBudget(stage.max_flops, lambda: flops() - self.flops_before)
         if changes is not None:
             trainer.add_callback(changes)
         trainer.add_callback(log)
         trainer.add_callback(ProgressBar(stage.name, number, len(self.recipe.stages), is_supervised))
-        trainer.add_callback(SameNoise(self._seed(stage.name), self.state.process_index))
+        trainer.add_callback(CommonRandomNumbers(self._seed(stage.name), self.state.process_index))
         trainer.add_callback(budget)  # before those that ask whether the stage goes on
-        trainer.add_callback(Scorer(stage.evaluate_every, lambda: self.score(*_at_work(trainer)), log, trainer))
+        trainer.add_callback(
+            PeriodicEvaluation(stage.evaluate_every, lambda: self.score(*_at_work(trainer)), log, trainer)
+        )
         trainer.add_callback(Keeper(self.interrupted, log, trainer))
         folder = self._checkpoints(stage.name)
         last = None

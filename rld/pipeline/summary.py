@@ -8,7 +8,7 @@ import time
 from importlib.metadata import version
 from typing import Any
 
-from rld.pipeline.run import Run
+from rld.pipeline.run import RunContext
 from rld.utils import files
 
 _VERSIONS = ("torch", "transformers", "trl", "accelerate", "datasets", "evaluate", "numpy")
@@ -17,7 +17,7 @@ _VERSIONS = ("torch", "transformers", "trl", "accelerate", "datasets", "evaluate
 class SummaryWriter:
     """Writes `summary.json` from what the stages have recorded so far."""
 
-    def __init__(self, run: Run, resolved: dict[str, Any]) -> None:
+    def __init__(self, run: RunContext, resolved: dict[str, Any]) -> None:
         self.run = run
         self.fixed = {
             "recipe": resolved["name"],

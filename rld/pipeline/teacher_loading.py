@@ -10,25 +10,25 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rld.data.skill_rows import Source
+from rld.data.skill_rows import SkillRows
 from rld.errors import TeacherDown
 from rld.evaluation import held_out
-from rld.losses.feature_matching import Plan
+from rld.losses.feature_matching import FeaturePlan
 from rld.models import prompting
-from rld.models.logprob_source import Lister, Passage
-from rld.pipeline.model_loading import Loaded, Models
+from rld.models.logprob_source import LogprobSource, ScoredSequence
+from rld.pipeline.model_loading import Loaded, ModelLoader
 from rld.recipe.stages.distill import Distill
 from rld.recipe.teachers import ServedTeacher, TeacherSpec
 from rld.rollout.gold import gold_completions
-from rld.teachers.cache import Cached
-from rld.teachers.local import Hosted
-from rld.teachers.remote import server
+from rld.teachers.cache import CachedLogprobs
+from rld.teachers.local import LocalLogprobs
+from rld.teachers.remote import remote_teacher
 from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
 from rld.types import Event, Row
 
 
-class Probed(NamedTuple):
+class ProbedTeachers(NamedTuple):
     """A teacher that is ready, and its entry in the summary."""
 
     teacher: Teacher
@@ -36,7 +36,7 @@ class Probed(NamedTuple):
 
 
 @dataclass
-class Probing:
+class TeacherLoader:
     """Brings teachers to life and probes them.
 
     Args:
@@ -49,21 +49,23 @@ class Probing:
         known: Gives the scores of an earlier stage's model, or None.
     """
 
-    models: Models
+    models: ModelLoader
     folder: Path
-    sources: Mapping[str, Source]
+    sources: Mapping[str, SkillRows]
     device: torch.device
     score: Callable[[Any, Any], dict[str, float]]
     answers: Callable[[Any, Any, Sequence[Row]], list[str]]
     known: Callable[[str], dict[str, float] | None]
 
-    def __call__(self, stage: Distill, skills: Sequence[str], student: Loaded) -> tuple[list[Probed], list[Event]]:
+    def __call__(
+        self, stage: Distill, skills: Sequence[str], student: Loaded
+    ) -> tuple[list[ProbedTeachers], list[Event]]:
         """The stage's teachers, but for optional ones that are down, and an event for each of these.
 
         Raises:
             TeacherDown: one that is not optional is down, or all are.
         """
-        ready, events = list[Probed](), list[Event]()
+        ready, events = list[ProbedTeachers](), list[Event]()
         bases: dict[str, Loaded] = {}
         for name, spec in stage.teachers.items():
             try:
@@ -96,13 +98,13 @@ class Probing:
             assert stage.cache is not None
             here, feature = self._here(name, spec, bases), stage.signals.feature
             with here.running(self.device) as model:
-                taps = Plan.of(feature.loss, student[0], model, name).taps if feature is not None else ()
-            lister: Lister = Hosted(here, self.device, stage.cache.top_k, taps=taps)
+                taps = FeaturePlan.of(feature.loss, student[0], model, name).taps if feature is not None else ()
+            lister: LogprobSource = LocalLogprobs(here, self.device, stage.cache.top_k, taps=taps)
         else:
-            lister = server(spec.url, name, spec.top_k, spec.patience, spec.token_variable, spec.fingerprint)
+            lister = remote_teacher(spec.url, name, spec.top_k, spec.patience, spec.token_variable, spec.fingerprint)
         if stage.cache is not None:
             top_k = spec.top_k if isinstance(spec, ServedTeacher) else stage.cache.top_k
-            lister = Cached(lister, self.folder / stage.cache.folder / name, top_k)
+            lister = CachedLogprobs(lister, self.folder / stage.cache.folder / name, top_k)
         teacher = Teacher(lister, name, spec.skills, optional=isinstance(spec, ServedTeacher) and spec.optional)
         teacher.require_same_tokenizer(student[1])
         return teacher
@@ -121,7 +123,7 @@ class Probing:
         for name in stage.teachers:
             teacher = self.teacher(stage, name, student, bases)
             taught = [i for i, row in enumerate(rows) if teacher.teaches(row["skill"])]
-            passages = [Passage([*prompts[i], *answers[i]], len(answers[i])) for i in taught]
+            passages = [ScoredSequence([*prompts[i], *answers[i]], len(answers[i])) for i in taught]
             teacher.shortlists(passages, args.temperature)
             assert teacher.lister is not None
             size = sum(len(passage.ids) for passage in passages)
@@ -140,7 +142,7 @@ class Probing:
             offload=spec.offload,
         )
 
-    def _probed(self, teacher: Teacher, spec: TeacherSpec | ServedTeacher, skills: Sequence[str]) -> Probed:
+    def _probed(self, teacher: Teacher, spec: TeacherSpec | ServedTeacher, skills: Sequence[str]) -> ProbedTeachers:
         known = self.known(spec.model) if isinstance(spec, TeacherSpec) and spec.adapter is None else None
         probes = list(self._probes(spec.probe, skills))
         with teacher.answering(self.device) as model:
@@ -148,7 +150,7 @@ class Probing:
             answers = self.answers(model, teacher.tokenizer, probes)
             probed = held_out.score(probes, answers)
         teacher.verified = {skill: (round(accuracy * num), num) for skill, (accuracy, num) in probed.items()}
-        return Probed(teacher, {"parameters": teacher.num_parameters(), "scores": scores})
+        return ProbedTeachers(teacher, {"parameters": teacher.num_parameters(), "scores": scores})
 
     def _probes(self, num: int, skills: Sequence[str]) -> Iterator[Row]:
         for skill in skills:

@@ -13,12 +13,12 @@ import transformers
 from rich.console import Console
 
 from rld.errors import CheckpointError, RecipeError
-from rld.pipeline.run import Interrupted, Run
+from rld.pipeline.run import Interrupted, RunContext
 from rld.pipeline.summary import SummaryWriter
 from rld.recipe.schema import Recipe
 from rld.recipe.stages.distill import Distill
 from rld.reporting.report import write_report
-from rld.reporting.tables import scores_table, table
+from rld.reporting.tables import closing_table, scores_table
 from rld.utils import files
 from rld.utils.interrupts import StopRequest, stop_on_signals
 
@@ -36,7 +36,7 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool) -> int:
     stop = StopRequest()
     summary_path = output / "summary.json"
     spent = files.read_json(summary_path)["seconds"] if resume and summary_path.is_file() else 0.0
-    run = Run(recipe, source, output, resume, stop.asked, started=time.time() - spent)
+    run = RunContext(recipe, source, output, resume, stop.asked, started=time.time() - spent)
     resolved = recipe.model_dump(mode="json")
     run.check_stages()
     _claim(run, resolved)
@@ -63,7 +63,7 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool) -> int:
         page = write_report(output)
         console = Console()
         if status == "done":
-            console.print(table(summary))
+            console.print(closing_table(summary))
         console.print(f"report: {page}", soft_wrap=True)
         if status == "stopped":
             console.print("stopped; the same command with --resume goes on from here", soft_wrap=True)
@@ -78,7 +78,7 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of names that TRL still uses
 
 
-def _claim(run: Run, resolved: dict[str, Any]) -> None:
+def _claim(run: RunContext, resolved: dict[str, Any]) -> None:
     """Write the resolved recipe into the run's folder, or refuse to go on with another one than it began with."""
     path = run.folder / "recipe.json"
     if run.resume and path.is_file():
@@ -97,7 +97,7 @@ def _claim(run: Run, resolved: dict[str, Any]) -> None:
     run.state.wait_for_everyone()
 
 
-def _differences(run: Run, now: dict[str, Any], before: dict[str, Any]) -> list[str]:
+def _differences(run: RunContext, now: dict[str, Any], before: dict[str, Any]) -> list[str]:
     """Return the keys in which two recipes differ, but for models and teachers that a stage still to finish may get."""
 
     def fixed(resolved: dict[str, Any]) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def cache_teachers(recipe: Recipe, source: Path, output: Path) -> int:
         RecipeError: no stage has a cache.
     """
     _quiet()
-    run = Run(recipe, source, output, resume=True)
+    run = RunContext(recipe, source, output, resume=True)
     stages = [stage for stage in recipe.stages if isinstance(stage, Distill) and stage.cache is not None]
     if not stages:
         raise RecipeError(f"{source}: no stage has a cache; set cache.folder, and rollout.gold to rollout.completions")
@@ -134,7 +134,7 @@ def cache_teachers(recipe: Recipe, source: Path, output: Path) -> int:
 def evaluate(model: str, recipe: Recipe, source: Path) -> int:
     """Score `model` (a folder or a hub id) on the recipe's held-out rows and print the table."""
     _quiet()
-    run = Run(recipe, source, Path(), resume=False)
+    run = RunContext(recipe, source, Path(), resume=False)
     loaded, tokenizer = run.models.load(model)
     scores = run.score(loaded, tokenizer)
     if run.state.is_main_process:

@@ -81,6 +81,6 @@ def distillation_arguments(stage: Distill) -> dict[str, Any]:
     return options
 
 
-def lora(options: dict[str, Any] | None) -> LoraConfig | None:
+def lora_config(options: dict[str, Any] | None) -> LoraConfig | None:
     """The adapter that a stage trains; None: all weights."""
     return None if options is None else LoraConfig(**{"task_type": "CAUSAL_LM", **options})

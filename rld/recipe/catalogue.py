@@ -14,7 +14,7 @@ from rld.losses.divergences import AnyDivergence
 from rld.losses.features import AnyFeature
 from rld.losses.token_weights import AnyTokenWeights
 from rld.recipe import registry
-from rld.recipe.document import Document, walk
+from rld.recipe.document import RecipeDocument, walk
 from rld.recipe.stages import AnyStage
 from rld.utils.suggestions import hint
 
@@ -67,6 +67,6 @@ def copy(name: str, to: Path, force: bool = False) -> list[Path]:
 
 def _files_named_in(recipe: Path) -> list[Path]:
     """Return the files beside a recipe that it names, such as the one of `./tasks.py:reverse`."""
-    named = [value.partition(":")[0] for _, value in walk(Document(recipe).tree) if isinstance(value, str)]
+    named = [value.partition(":")[0] for _, value in walk(RecipeDocument(recipe).tree) if isinstance(value, str)]
     paths = [recipe.parent / name for name in dict.fromkeys(named) if name.endswith(_COPIED)]
     return [path for path in paths if path.is_file()]

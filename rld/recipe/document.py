@@ -26,7 +26,7 @@ Loc: TypeAlias = tuple[Any, ...]
 _LONGEST = 400  # characters of a problem: a value that was pasted in by mistake can be long
 
 
-class Problem(NamedTuple):
+class RecipeProblem(NamedTuple):
     """One mistake: at which value, and what to say about it."""
 
     loc: Loc
@@ -68,7 +68,7 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 
 
-class Document:
+class RecipeDocument:
     """What a recipe says after the command line's overrides.
 
     Args:
@@ -86,7 +86,7 @@ class Document:
 
     def __init__(self, path: Path, overrides: Sequence[str] = ()) -> None:
         self.path = path
-        self.problems: list[Problem] = []
+        self.problems: list[RecipeProblem] = []
         self._lines: dict[Loc, int] = {}
         self._empty: set[Loc] = set()
         self._overrides: dict[Loc, str] = {}
@@ -96,12 +96,12 @@ class Document:
         for loc, value in walk(self.tree):
             if value is None and loc in self._empty:
                 self.problems.append(
-                    Problem(loc, f"{self.label(loc)} has no value; {{}} stands for defaults, null for none")
+                    RecipeProblem(loc, f"{self.label(loc)} has no value; {{}} stands for defaults, null for none")
                 )
             elif isinstance(value, float) and not math.isfinite(value):
-                self.problems.append(Problem(loc, f"{self.label(loc)} should be a finite number, not {value}"))
+                self.problems.append(RecipeProblem(loc, f"{self.label(loc)} should be a finite number, not {value}"))
 
-    def report(self, problems: list[Problem]) -> RecipeError:
+    def report(self, problems: list[RecipeProblem]) -> RecipeError:
         """Return the error that lists `problems`, each with its place, in the order of the file."""
         return RecipeError("\n".join(dict.fromkeys(text for _, text in sorted(map(self._placed, problems)))))
 
@@ -109,7 +109,7 @@ class Document:
         """Return how to write `loc` on the command line; the items of a list go by their names."""
         return label(self.tree, loc)
 
-    def _placed(self, problem: Problem) -> tuple[int, str]:
+    def _placed(self, problem: RecipeProblem) -> tuple[int, str]:
         """Return a problem's rank in the report and its text with its place: the nearest that is known."""
         loc, text = problem.loc, textwrap.shorten(problem.text, _LONGEST, placeholder=" ...")
         for length in range(len(loc), -1, -1):
@@ -180,7 +180,7 @@ class Document:
         except (LookupError, yaml.YAMLError, RecursionError) as error:  # the latter: a value that contains itself
             mistake = error.args[0] if isinstance(error, LookupError) else f"{given!r} is not a YAML value; quote it"
             self._overrides[text,] = text
-            self.problems.append(Problem((text,), mistake))
+            self.problems.append(RecipeProblem((text,), mistake))
             return
         node[loc[-1]] = value
         for known in (self._lines, self._overrides):

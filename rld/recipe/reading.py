@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rld.recipe import checks
-from rld.recipe.document import Document, Loc, Problem, shown, value_at
+from rld.recipe.document import Loc, RecipeDocument, RecipeProblem, shown, value_at
 from rld.recipe.schema import Recipe
 from rld.utils.suggestions import hint
 
@@ -31,7 +31,7 @@ _WORDS = {
 }
 
 
-def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe.
 
     Args:
@@ -42,7 +42,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: the recipe cannot be used; one line per mistake, with its file and line.
     """
-    document = Document(Path(path), overrides)
+    document = RecipeDocument(Path(path), overrides)
     problems = [*document.problems, *checks.problems(document)]
     try:
         recipe = Recipe.model_validate(document.tree, strict=True)
@@ -54,7 +54,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
-def _sentences(error: ValidationError, document: Document) -> list[Problem]:
+def _sentences(error: ValidationError, document: RecipeDocument) -> list[RecipeProblem]:
     """Turn pydantic's errors into one problem per place: the members of a plain union complain one by one."""
     found: dict[Loc, list[str]] = {}
     for details in error.errors(include_url=False):
@@ -66,7 +66,7 @@ def _sentences(error: ValidationError, document: Document) -> list[Problem]:
         else:
             found[loc] = [text]
     above = {loc[:length] for loc in found for length in range(len(loc))}
-    return [Problem(loc, ", or ".join(texts)) for loc, texts in found.items() if loc not in above]
+    return [RecipeProblem(loc, ", or ".join(texts)) for loc, texts in found.items() if loc not in above]
 
 
 def _loc(error: Any, tree: Any) -> Loc:

@@ -31,7 +31,7 @@ _SHAPE = {
 }
 
 
-class Place(NamedTuple):
+class Located(NamedTuple):
     """Where a name leads: a file, the attribute in it, and the module to import (None: a user's file)."""
 
     path: Path
@@ -82,7 +82,7 @@ def _first_comment(path: Path) -> str:
     return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 
-def local(name: str, relative_to: Path) -> Path | None:
+def find_path(name: str, relative_to: Path) -> Path | None:
     """Return the file or folder that `name` means: beside the recipe, else in the current folder, else None."""
     name = os.path.expanduser(name)
     return next((path for path in (relative_to / name, Path(name)) if name and os.path.exists(path)), None)
@@ -90,7 +90,7 @@ def local(name: str, relative_to: Path) -> Path | None:
 
 def model_file(model: str, name: str, relative_to: Path) -> Path | None:
     """Return a file of a model's folder, or of a hub id in the local cache; None when it is not on this machine."""
-    place = local(model, relative_to)
+    place = find_path(model, relative_to)
     if place is None:
         from huggingface_hub import try_to_load_from_cache  # takes a quarter of a second, and only hub ids need it
 
@@ -121,7 +121,7 @@ def find_recipe(name: str) -> Path:
     raise LibraryError(f"no recipe at {path}{hint(name, [*beside, *shipped])}")
 
 
-def locate(kind: Kind, name: str, relative_to: Path) -> Place:
+def locate(kind: Kind, name: str, relative_to: Path) -> Located:
     """Find what a name in a recipe leads to, without importing anything.
 
     Args:
@@ -143,24 +143,24 @@ def locate(kind: Kind, name: str, relative_to: Path) -> Place:
     return place
 
 
-def _own(module: str, attribute: str, relative_to: Path) -> Place:
-    path = local(module, relative_to)
+def _own(module: str, attribute: str, relative_to: Path) -> Located:
+    path = find_path(module, relative_to)
     if path is None:
         beside = [f"./{near.relative_to(relative_to)}" for near in relative_to.glob("*.py")]
         raise LibraryError(f"no file {module} beside the recipe{hint(module, beside)}")
-    return Place(path, attribute, None)
+    return Located(path, attribute, None)
 
 
-def _installed(kind: Kind, module: str, attribute: str) -> Place:
+def _installed(kind: Kind, module: str, attribute: str) -> Located:
     shipped = files(kind)
     if module in shipped:
-        return Place(shipped[module], attribute, f"rld.{kind}.{module}")
+        return Located(shipped[module], attribute, f"rld.{kind}.{module}")
     installed = kind == "generators" or "." in module
     path = python_source.find(module) if installed else None
     if path is None:
         what = "no installed module" if installed else f"none of the shipped {kind} is in a file called"
         raise LibraryError(f"{what} {module!r}{hint(module, shipped)}")
-    return Place(path, attribute, module)
+    return Located(path, attribute, module)
 
 
 def load(kind: Kind, name: str, relative_to: Path) -> Any:
@@ -176,7 +176,7 @@ def load(kind: Kind, name: str, relative_to: Path) -> Any:
     return getattr(module, place.attribute)
 
 
-def reads_a_model(arguments: Iterable[str]) -> bool:
+def takes_model(arguments: Iterable[str]) -> bool:
     """Tell by its arguments a reward that is given a loaded model where the recipe's option `model` names one."""
     return {"model", "tokenizer"} <= set(arguments)
 

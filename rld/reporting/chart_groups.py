@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from rld.reporting.charts import Chart, Line
-from rld.reporting.history import History, LoggedEvent, Stage
+from rld.reporting.history import LoggedEvent, RunHistory, StageHistory
 from rld.types import SIGNALS
 
 NUM_INKS = 9
@@ -22,7 +22,7 @@ _WEIGHT = "weight/(?!reference)([^/]+)"
 
 
 @dataclass(frozen=True)
-class Group:
+class ChartGroup:
     """Charts to be looked at together."""
 
     title: str
@@ -30,10 +30,10 @@ class Group:
     charts: list[Chart]
 
 
-class Inks:
+class Colours:
     """Gives every signal, teacher and skill one colour on the whole page, its own while there are enough."""
 
-    def __init__(self, history: History) -> None:
+    def __init__(self, history: RunHistory) -> None:
         teachers = dict.fromkeys(name for stage in history.plan.stages for name in stage.teachers)
         self._names: dict[str, list[str]] = {
             "signal": [*SIGNALS],
@@ -56,48 +56,48 @@ class Inks:
         return f"ink{(self._first[kind] + place) % NUM_INKS}" + " dashed" * (place >= NUM_INKS)
 
 
-def groups(stage: Stage, skills: Iterable[str], inks: Inks) -> list[Group]:
+def groups(stage: StageHistory, skills: Iterable[str], inks: Colours) -> list[ChartGroup]:
     """Return the groups of charts of a stage; what it did not log is left out."""
-    found = _Panels(stage, list(skills), inks)
+    found = _StageCharts(stage, list(skills), inks)
     if stage.plan.run == "sft":
-        all_groups = [Group("Loss", "", found.single("Loss, nats per token", "loss/sft"))]
+        all_groups = [ChartGroup("Loss", "", found.single("Loss, nats per token", "loss/sft"))]
     else:
         all_groups = [
-            Group(
+            ChartGroup(
                 "Progress",
                 "What the verifier accepts of the student's completions, and what it is asked.",
                 found.skills(),
             ),
-            Group("Signals", "How much each signal counts, as the controller decided.", found.weights()),
-            Group(
+            ChartGroup("Signals", "How much each signal counts, as the controller decided.", found.weights()),
+            ChartGroup(
                 "Teachers",
                 "Whose advice counts, as shares; 0 everywhere where no teacher is worth hearing.",
                 found.teachers(),
             ),
-            Group(
+            ChartGroup(
                 "Losses",
                 "The total is weighted and scaled, which evens out gradients; the signals' own are not.",
                 found.losses(),
             ),
-            Group(
+            ChartGroup(
                 "Distances",
                 "How far the student is from its teachers, and how hard each signal pulls.",
                 found.distances(),
             ),
-            Group(
+            ChartGroup(
                 "Constraints",
                 "What must not be forgotten, and how strongly it is replayed; and what an audit says of the reward.",
                 found.constraints(),
             ),
-            Group("Rollouts", "What the student generated.", found.rollouts()),
+            ChartGroup("Rollouts", "What the student generated.", found.rollouts()),
         ]
     return [group for group in all_groups if group.charts]
 
 
-class _Panels:
+class _StageCharts:
     """Makes charts of one stage's metrics. Each method returns those for which there is something to draw."""
 
-    def __init__(self, stage: Stage, skills: list[str], inks: Inks) -> None:
+    def __init__(self, stage: StageHistory, skills: list[str], inks: Colours) -> None:
         self.stage, self.names, self.inks = stage, skills, inks
         self.keys = stage.keys()
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from html import escape
 from statistics import fmean
 
-from rld.reporting.series import Point, changes, envelope, log_ticks, number, segments, smooth, ticks
+from rld.reporting.series import Point, axis_ticks, change_points, envelope, log_ticks, number, segments, smooth
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 8, 8, 22
 """Margins around the plot, for the numbers on its axes."""
@@ -161,7 +161,7 @@ def _tame(chart: Chart) -> list[float]:
 
 def _curve(line: Line, stairs: bool, log: bool) -> _Curve:
     if stairs:
-        return _Curve(line, [], [changes(line.points)])
+        return _Curve(line, [], [change_points(line.points)])
     pieces = segments(line.points)
     bold = [smooth(piece, geometric=log) for piece in pieces]
     return _Curve(line, [*line.behind, *(envelope(piece) for piece in pieces if len(piece) > 1)], bold)
@@ -192,7 +192,7 @@ def _fit(chart: Chart, curves: Sequence[_Curve], log: bool) -> _Plot:
 
 def _axes(plot: _Plot, along: str) -> str:
     parts = []
-    for value in log_ticks(plot.low, plot.high) if plot.log else ticks(plot.low, plot.high, 4):
+    for value in log_ticks(plot.low, plot.high) if plot.log else axis_ticks(plot.low, plot.high, 4):
         y = _TOP + plot.y(value)
         parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}h{plot.width}"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 3.7:.1f}" text-anchor="end">{number(value)}</text>')
@@ -200,7 +200,7 @@ def _axes(plot: _Plot, along: str) -> str:
     parts.append(f'<path class="axis" d="M{_LEFT} {bottom}h{plot.width}"/>')
     parts.append(f'<text x="{_LEFT - 6}" y="{bottom + 17}" text-anchor="end">{along}</text>')
     most = 5 if plot.last < 1e5 or along != "step" else 3
-    steps = ticks(plot.first, plot.last, most) if plot.last > plot.first else [plot.first]
+    steps = axis_ticks(plot.first, plot.last, most) if plot.last > plot.first else [plot.first]
     for step in filter(float.is_integer, map(float, steps)):
         x = _LEFT + plot.x(step)
         anchor = "end" if x > _LEFT + plot.width - 12 else "start" if x < _LEFT + 12 else "middle"

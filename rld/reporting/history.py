@@ -101,7 +101,7 @@ class PlannedStage(_Read):
     teachers: dict[str, Any] = {}
 
 
-class Plan(_Read):
+class RecipeSummary(_Read):
     """What this module needs to know of `recipe.json`."""
 
     name: str
@@ -110,7 +110,7 @@ class Plan(_Read):
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageHistory:
     """A stage of a run: its plan, what it logged and, once it is finished, its result."""
 
     plan: PlannedStage
@@ -145,36 +145,36 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class History:
+class RunHistory:
     folder: Path
     recipe: Record
     """The resolved recipe, whole."""
-    plan: Plan
+    plan: RecipeSummary
     summary: Summary
-    stages: list[Stage]
+    stages: list[StageHistory]
     """All that are planned, in order."""
     cut: list[str]
     """Files whose last line was cut off, and left out."""
 
 
-def read(run: Path) -> History:
+def read_run(run: Path) -> RunHistory:
     """Read the folder of a run, finished or not.
 
     Raises:
         CheckpointError: it holds no run, or a file of it is damaged.
     """
     recipe, summary = _object(run / "recipe.json"), _object(run / "summary.json")
-    plan = Plan.of(run / "recipe.json", recipe)
+    plan = RecipeSummary.of(run / "recipe.json", recipe)
     outcome = Summary.of(run / "summary.json", summary)
-    metrics, metrics_cut = files.read(run / METRICS)
+    metrics, metrics_cut = files.read_jsonl(run / METRICS)
     for number, record in enumerate(metrics, 1):
         if "stage" not in record or not all(_is_number(record.get(key)) for key in ("step", "seconds", "flops")):
             raise CheckpointError(f"{run / METRICS}:{number} lacks stage, step, seconds or flops; take the line out")
-    records, events_cut = files.read(run / EVENTS)
+    records, events_cut = files.read_jsonl(run / EVENTS)
     events = [LoggedEvent.of(run / EVENTS, record) for record in records]
     results = {result.name: result for result in outcome.stages}
     stages = [
-        Stage(
+        StageHistory(
             stage,
             [record for record in metrics if record["stage"] == stage.name],
             [event for event in events if event.stage == stage.name],
@@ -183,7 +183,7 @@ def read(run: Path) -> History:
         for stage in plan.stages
     ]
     cut = [name for name, is_cut in ((METRICS, metrics_cut), (EVENTS, events_cut)) if is_cut]
-    return History(run, recipe, plan, outcome, stages, cut)
+    return RunHistory(run, recipe, plan, outcome, stages, cut)
 
 
 def _object(path: Path) -> Record:

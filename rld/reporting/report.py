@@ -7,12 +7,12 @@ from pathlib import Path
 
 import yaml
 
-from rld.reporting.chart_groups import Group, Inks, groups
+from rld.reporting.chart_groups import ChartGroup, Colours, groups
 from rld.reporting.charts import figure
-from rld.reporting.history import History, Stage, read
+from rld.reporting.history import RunHistory, StageHistory, read_run
 from rld.reporting.html import grid, page, write_page
 from rld.reporting.series import number
-from rld.reporting.tables import html_table, saved
+from rld.reporting.tables import html_table, teacher_tokens_note
 
 _KINDS = {"sft": "supervised fine-tuning", "distill": "distillation and reinforcement"}
 
@@ -29,18 +29,18 @@ def write_report(run: Path) -> Path:
     Raises:
         CheckpointError: the folder holds no run, or a file of it is damaged.
     """
-    return write_page(run / "report.html", _page(read(run)))
+    return write_page(run / "report.html", _page(read_run(run)))
 
 
-def _page(history: History) -> str:
-    inks = Inks(history)
+def _page(history: RunHistory) -> str:
+    inks = Colours(history)
     parts = [_header(history), *_notes(history), _outcome(history, inks), _overview(history)]
     parts += [_stage(history, number, inks) for number in range(len(history.stages))]
     parts += [_recipe(history), f"<footer>Drawn by rld from {escape(str(history.folder))}</footer>"]
     return page(f"{history.plan.name}: rld report", "".join(parts))
 
 
-def _header(history: History) -> str:
+def _header(history: RunHistory) -> str:
     summary = history.summary
     facts = {"seed": str(summary.seed), "time": _time(summary.seconds), "FLOPs": number(summary.flops)}
     facts |= summary.versions
@@ -53,7 +53,7 @@ def _header(history: History) -> str:
     )
 
 
-def _notes(history: History) -> list[str]:
+def _notes(history: RunHistory) -> list[str]:
     notes = [_STATES[history.summary.status]] if history.summary.status in _STATES else []
     notes += [
         f"The last line of {name} was cut off, as happens when a run is killed; it is left out." for name in history.cut
@@ -63,7 +63,7 @@ def _notes(history: History) -> list[str]:
     return [f'<p class="note">{escape(note)}</p>' for note in notes]
 
 
-def _overview(history: History) -> str:
+def _overview(history: RunHistory) -> str:
     rows, seconds, flops = [], 0.0, 0.0
     for i, stage in enumerate(history.stages):
         name, cells = escape(stage.plan.name), ["-", "-", "not started"]
@@ -79,20 +79,20 @@ def _overview(history: History) -> str:
     return f'<h2>Stages</h2><div class="card">{grid(heads, rows)}</div>'
 
 
-def _outcome(history: History, inks: Inks) -> str:
+def _outcome(history: RunHistory, inks: Colours) -> str:
     """Draw the scores of the last stage that is finished."""
     if not history.summary.stages:
         return ""
     result = history.summary.stages[-1]
     what = "Result" if result.name == history.plan.stages[-1].name else f"So far: {result.name}"
-    note = saved(result)
+    note = teacher_tokens_note(result)
     return (
         f"<h2>{escape(what)}<small>held-out rows answered correctly; hollow before, full after, bars are teachers"
         f"{f'; {escape(note)}' if note else ''}</small></h2>{html_table(result, history.summary.heldout_rows, inks)}"
     )
 
 
-def _stage(history: History, index: int, inks: Inks) -> str:
+def _stage(history: RunHistory, index: int, inks: Colours) -> str:
     stage = history.stages[index]
     if not stage.metrics:
         return ""
@@ -108,18 +108,18 @@ def _stage(history: History, index: int, inks: Inks) -> str:
     return head + _time_spent(stage) + "".join(map(_group, drawn)) + _events(stage)
 
 
-def _time_spent(stage: Stage) -> str:
+def _time_spent(stage: StageHistory) -> str:
     shares = ", ".join(f"{part} {share:.1%}" for part, share in stage.time_shares().items())
     return f'<p class="note">Where the time of an update went: {escape(shares)}.</p>' if shares else ""
 
 
-def _group(group: Group) -> str:
+def _group(group: ChartGroup) -> str:
     size = "charts small" if all(chart.is_small for chart in group.charts) else "charts"
     charts = "".join(map(figure, group.charts))
     return f'<h3>{group.title}<small>{group.about}</small></h3><div class="{size}">{charts}</div>'
 
 
-def _events(stage: Stage) -> str:
+def _events(stage: StageHistory) -> str:
     if not stage.events:
         return ""
     rows = [
@@ -133,7 +133,7 @@ def _events(stage: Stage) -> str:
     )
 
 
-def _recipe(history: History) -> str:
+def _recipe(history: RunHistory) -> str:
     text = yaml.safe_dump(history.recipe, sort_keys=False, allow_unicode=True, width=110)
     return f"<details><summary>The recipe, with all its defaults</summary><pre>{escape(text)}</pre></details>"
 

@@ -43,7 +43,7 @@ class RunLog(TrainerCallback):
         self._writes = state.is_world_process_zero
         if self._writes:
             for name in (METRICS, EVENTS):
-                files.keep(
+                files.filter_jsonl(
                     self.folder / name,
                     lambda record: record.get("stage") != self.stage or record["step"] <= state.global_step,
                 )
@@ -60,7 +60,7 @@ class RunLog(TrainerCallback):
         if self._writes and values:
             seconds = round(time.time() - self.start, 3)
             head = {"stage": self.stage, "step": state.global_step, "seconds": seconds, "flops": self.flops()}
-            files.append(self.folder / METRICS, [head | values | self._noted])
+            files.append_jsonl(self.folder / METRICS, [head | values | self._noted])
             self._noted = {}
 
     def note(self, values: Mapping[str, float]) -> None:
@@ -70,4 +70,4 @@ class RunLog(TrainerCallback):
     def events(self, events: list[Event]) -> None:
         """Append a controller's events."""
         if self._writes and events:
-            files.append(self.folder / EVENTS, [asdict(event) | {"stage": self.stage} for event in events])
+            files.append_jsonl(self.folder / EVENTS, [asdict(event) | {"stage": self.stage} for event in events])

@@ -53,7 +53,7 @@ def envelope(points: Sequence[Point]) -> list[Point]:
     return kept
 
 
-def changes(points: Sequence[Point]) -> list[Point]:
+def change_points(points: Sequence[Point]) -> list[Point]:
     """Keep the points at which the value changes, at most one a bin, and the last."""
     kept = [point for i, point in enumerate(points) if i == 0 or point[1] != points[i - 1][1]]
     thin = [part[-1] for part in _binned(kept)]
@@ -65,7 +65,7 @@ def _binned(points: Sequence[Point]) -> list[Sequence[Point]]:
     return [points[i : i + size] for i in range(0, len(points), size)]
 
 
-def ticks(low: float, high: float, most: int) -> list[float]:
+def axis_ticks(low: float, high: float, most: int) -> list[float]:
     """Return at most `most` + 1 round numbers from `low` to `high`, evenly spaced.
 
     >>> ticks(0, 1, 4)

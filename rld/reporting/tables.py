@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from rld.reporting.chart_groups import Inks
+from rld.reporting.chart_groups import Colours
 from rld.reporting.history import Result, Summary
 from rld.reporting.series import number
 from rld.types import Row
@@ -40,7 +40,7 @@ def _scores(result: Result, heldout_rows: Mapping[str, int]) -> tuple[list[_Scor
     return rows, _Score("mean", sum(heldout_rows.values()), before, after, teachers)
 
 
-def table(summary: Mapping[str, Any]) -> Table:
+def closing_table(summary: Mapping[str, Any]) -> Table:
     """Return the table that closes a run: the student of the last finished stage before and after, and its teachers.
 
     Args:
@@ -48,7 +48,9 @@ def table(summary: Mapping[str, Any]) -> Table:
     """
     outcome = Summary.model_validate(summary)
     result = outcome.stages[-1]
-    shown = Table(title=Text(f"{outcome.recipe}: held-out rows answered correctly"), caption=saved(result))
+    shown = Table(
+        title=Text(f"{outcome.recipe}: held-out rows answered correctly"), caption=teacher_tokens_note(result)
+    )
     heads = ["rows", "before", "after", *(f"{name} ({number(t.parameters)})" for name, t in result.teachers.items())]
     shown.add_column(Text(f"skill, student ({number(result.student.parameters)})"))
     for head in heads:
@@ -62,7 +64,7 @@ def table(summary: Mapping[str, Any]) -> Table:
     return shown
 
 
-def saved(result: Result) -> str | None:
+def teacher_tokens_note(result: Result) -> str | None:
     """Say how many tokens teachers scored, and how many were saved; None for a stage without teachers."""
     tokens = result.teacher_tokens
     if tokens is None:
@@ -88,7 +90,7 @@ def scores_table(model: str, scores: Mapping[str, float], held_out: Iterable[Row
     return shown
 
 
-def html_table(result: Result, heldout_rows: Mapping[str, int], inks: Inks) -> str:
+def html_table(result: Result, heldout_rows: Mapping[str, int], inks: Colours) -> str:
     """Draw the same as `table` for any stage, with a track from 0 to 1 per skill: hollow before, full after."""
     names = list(result.teachers)
     heads = ["skill", "rows", f"before<small>{number(result.student.parameters)} student</small>", "after", "change"]

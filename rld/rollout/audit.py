@@ -17,7 +17,7 @@ from rld.errors import RecipeError
 from rld.rollout.verifier import Verify, ask, is_success
 
 
-class Audit:
+class RewardAudit:
     """Checks a share of what was paid.
 
     Args:

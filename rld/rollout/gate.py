@@ -42,7 +42,7 @@ _SUSPICIOUS = 64
 """Failures in a row from the start after which the verifier is doubted."""
 
 
-class Gate:
+class TeacherGate:
     """Remembers which prompts each teacher answers rightly.
 
     Args:
@@ -92,7 +92,7 @@ class Gate:
         accelerator: Accelerator,
         chat_options: Mapping[str, Any],
         again_at: float | None,
-    ) -> Gate | None:
+    ) -> TeacherGate | None:
         """Return a gate, or with a warning None where no reward can be asked."""
         if verify is None:
             warnings.warn("the first reward can't be asked about teachers' answers, so gate is skill", stacklevel=4)
@@ -224,7 +224,7 @@ class Gate:
             )
 
 
-def unverified(teachers: Sequence[Teacher], gate: Gate | None) -> list[Event]:
+def unverified(teachers: Sequence[Teacher], gate: TeacherGate | None) -> list[Event]:
     """What is to be told of teachers whose answers nobody checks."""
     if gate is not None or not teachers:
         return []

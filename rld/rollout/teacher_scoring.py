@@ -17,15 +17,15 @@ from accelerate.utils import gather
 from torch import Tensor
 
 from rld.controllers.observation import TeacherInfo
-from rld.controllers.runtime import Steering
+from rld.controllers.runtime import ControllerRuntime
 from rld.errors import TeacherDown
 from rld.losses.combination import AnyCombination
 from rld.losses.policy import mean_likelihood
 from rld.rollout.batch import loss_mask, taught_share
 from rld.rollout.counts import gate_counts, places
-from rld.rollout.gate import Gate
+from rld.rollout.gate import TeacherGate
 from rld.rollout.verifier import successes
-from rld.teachers.ensemble import Panel
+from rld.teachers.ensemble import TeacherEnsemble
 from rld.teachers.teacher import Teacher
 from rld.types import SIGNALS, Event
 
@@ -58,15 +58,15 @@ def teacher_infos(teachers: Iterable[Teacher]) -> list[TeacherInfo]:
     return [TeacherInfo(str(t.name), None if t.skills is None else tuple(t.skills), dict(t.verified)) for t in teachers]
 
 
-class Scoring:
+class TeacherScoring:
     """Runs the teachers that a rollout needs, and adds what they say to it, batch first."""
 
     def __init__(
         self,
         options: TeacherScoringOptions,
-        panel: Panel,
-        steering: Steering,
-        gate: Gate | None,
+        panel: TeacherEnsemble,
+        steering: ControllerRuntime,
+        gate: TeacherGate | None,
         accelerator: Accelerator,
     ) -> None:
         self.options, self.panel, self.steering = options, panel, steering
@@ -111,7 +111,7 @@ class Scoring:
         self._rows_BK = self._rows_BK & open_BK
 
     def score(self, inputs: Rows, output: Rollout, rewards_BR: Tensor, temperature: float) -> None:
-        """Run each needed teacher once and add what it says, as `Panel.score` and `Panel.sampled_scores` do.
+        """Run each needed teacher once and add what it says (`TeacherEnsemble.score`, `.sampled_scores`).
 
         Args:
             rewards_BR: Over all processes; the first is the verifier's.

@@ -21,8 +21,8 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rld.errors import CacheError, TeacherError
-from rld.models.hidden_states import Tap
-from rld.models.logprob_source import About, Lister, Passage, Shortlist
+from rld.models.hidden_states import StateKey
+from rld.models.logprob_source import LogprobSource, ScoredSequence, SourceInfo, TopKLogprobs
 from rld.models.tokenizers import vocabulary_hash
 from rld.teachers.wire_format import PayloadError, pack_shortlist, unpack_shortlist
 from rld.utils.files import read_json, write_json
@@ -33,7 +33,7 @@ _TOGETHER = 256
 """Passages of a shard at most; with hidden states fewer, for they are large."""
 
 
-class Cached(Lister):
+class CachedLogprobs(LogprobSource):
     """A lister whose shortlists are kept in a folder. All that is in the folder is read into memory.
 
     Args:
@@ -42,9 +42,9 @@ class Cached(Lister):
         top_k: The lister's.
     """
 
-    def __init__(self, lister: Lister, folder: Path, top_k: int) -> None:
+    def __init__(self, lister: LogprobSource, folder: Path, top_k: int) -> None:
         self.lister, self.folder, self.top_k, self.name = lister, folder, top_k, lister.name
-        self._known: dict[str, Shortlist] = {}
+        self._known: dict[str, TopKLogprobs] = {}
         self._of: dict[str, str] = {}
         """Whose shortlists these are: in the manifest and in every shard."""
         self._found = 0
@@ -84,13 +84,13 @@ class Cached(Lister):
         return self.lister.model
 
     @property
-    def taps(self) -> tuple[Tap, ...]:
+    def taps(self) -> tuple[StateKey, ...]:
         return self.lister.taps
 
-    def about(self) -> About:
+    def about(self) -> SourceInfo:
         return self.lister.about()
 
-    def score(self, passages: Sequence[Passage], temperature: float) -> list[Shortlist]:
+    def score(self, passages: Sequence[ScoredSequence], temperature: float) -> list[TopKLogprobs]:
         keys = [_key(passage, temperature) for passage in passages]
         missing = {key: passage for key, passage in zip(keys, passages, strict=True) if key not in self._known}
         new = list(missing)
@@ -117,11 +117,11 @@ class Cached(Lister):
             told = ", ".join(f"{key} {before.get(key)}, now {self._of[key]}" for key in changed)
             raise CacheError(f"{path} is stale: it was written with {told}; delete it, or name another folder")
 
-    def _write(self, keys: Sequence[str], said: Sequence[Shortlist]) -> None:
+    def _write(self, keys: Sequence[str], said: Sequence[TopKLogprobs]) -> None:
         passages = [[key, len(one.tail)] for key, one in zip(keys, said, strict=True)]
         # in one entry, because safetensors writes several in any order, and the hash is of all bytes
         about = {"shard": json.dumps(self._of | {"passages": passages})}
-        shortlist = Shortlist.concatenated(said)
+        shortlist = TopKLogprobs.concatenated(said)
         if not shortlist.is_sound():
             raise TeacherError(f"teacher '{self.name}' gives values that are no log-probabilities; nothing was kept")
         data = pack_shortlist(shortlist, about)
@@ -160,7 +160,7 @@ def _manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _key(passage: Passage, temperature: float) -> str:
+def _key(passage: ScoredSequence, temperature: float) -> str:
     numbers = np.array([passage.num_scored, *passage.ids], dtype=np.int32).tobytes()
     return hashlib.sha256(numbers + repr(float(temperature)).encode()).hexdigest()[:24]
 

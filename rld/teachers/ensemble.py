@@ -21,18 +21,18 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rld.errors import TeacherError
-from rld.losses.feature_matching import Plan
+from rld.losses.feature_matching import FeaturePlan
 from rld.losses.features import AnyFeature
-from rld.losses.teacher_outputs import TeacherStates
+from rld.losses.teacher_outputs import TeacherOutputs
 from rld.models.backbone import as_many_as_fit, hidden_states
-from rld.models.heads import Head, log_probabilities
-from rld.models.logprob_source import Passage, Shortlist
-from rld.models.prompt_sharing import Layout
-from rld.teachers.teacher import Teacher, share
-from rld.teachers.translation import StudentTokens, Translation, Translator
+from rld.models.heads import LMHead, log_probabilities
+from rld.models.logprob_source import ScoredSequence, TopKLogprobs
+from rld.models.prompt_sharing import PromptSharingLayout
+from rld.teachers.teacher import Teacher, share_base_models
+from rld.teachers.translation import CompletionTranslator, StudentVocabulary, Translation
 
 
-class Panel:
+class TeacherEnsemble:
     """The teachers of one trainer, ready to score rollouts.
 
     What it adds to a rollout is batch first and survives TRL's shuffling and splitting into micro-batches.
@@ -59,7 +59,7 @@ class Panel:
                 stacklevel=4,
             )
         self.teachers, self._prepare, self._ends = list(teachers), prepare, set(ends)
-        share(teachers)
+        share_base_models(teachers)
         for teacher in teachers:
             teacher.require_same_tokenizer(tokenizer)
         # A base model ends with another token than its instruct sibling: what one says of the other's end is noise.
@@ -68,14 +68,14 @@ class Panel:
         self.num_parameters = [teacher.num_parameters() for teacher in teachers]
         self.num_computed = [0] * len(self.models)
         """Tokens that each teacher of this process computed since whoever counts them began anew."""
-        self._layouts: dict[int, Layout] = {}
+        self._layouts: dict[int, PromptSharingLayout] = {}
         self._fits: dict[int, int] = {}
         """Completions per forward, for each teacher that once ran out of memory with more."""
         self._output = student.get_output_embeddings()
         self._vocabulary = self._output.weight.shape[0]
         self._translators = _translators(teachers, tokenizer, ends, chat_options)
         self.align = [teacher.align for teacher in teachers]
-        self.plans = [Plan.of(feature, student, t.load(), str(t.name)) for t in teachers] if feature else []
+        self.plans = [FeaturePlan.of(feature, student, t.load(), str(t.name)) for t in teachers] if feature else []
         for teacher, plan in zip(teachers, self.plans, strict=False):
             teacher.require_states(plan.taps)
         self._read_out = [plan.norm is not None for plan in self.plans] or [False] * len(teachers)
@@ -99,7 +99,7 @@ class Panel:
         self._foreign_ends[k] = sorted(self._ends - teacher.ends())
         self._layouts.pop(k, None)
 
-    def head(self, k: int) -> Head:
+    def head(self, k: int) -> LMHead:
         """Teacher k's output head, over the vocabulary that it shares with the student, or another one of its own."""
         head = self.teachers[k].head(self._output.weight.device)
         return head if self._translators[k] else head.first(min(self._vocabulary, head.weight.shape[0]))
@@ -159,24 +159,24 @@ class Panel:
                 if translation.num_tokens:
                     self._listen_aligned(k, rollout, rows, batch, translation.to(completions_BT.device), temperature)
 
-    def _ask(self, k: int, rollout: dict[str, Any], rows: Tensor, temperature: float) -> list[Shortlist] | None:
+    def _ask(self, k: int, rollout: dict[str, Any], rows: Tensor, temperature: float) -> list[TopKLogprobs] | None:
         """Ask a teacher elsewhere for shortlists, one for each row."""
         names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
         read = zip(*(rollout[name][rows].cpu() for name in names), strict=True)
         passages = [
-            Passage([*prompt_P[real_P.bool()].tolist(), *ids_T[: int(mask_T.sum())].tolist()], int(mask_T.sum()))
+            ScoredSequence([*prompt_P[real_P.bool()].tolist(), *ids_T[: int(mask_T.sum())].tolist()], int(mask_T.sum()))
             for prompt_P, real_P, ids_T, mask_T in read
         ]
         self.num_computed[k] += sum(len(passage.ids) for passage in passages)
         return self.teachers[k].shortlists(passages, temperature)
 
-    def _note(self, k: int, rollout: dict[str, Any], rows: Tensor, said: Sequence[Shortlist] | None) -> None:
+    def _note(self, k: int, rollout: dict[str, Any], rows: Tensor, said: Sequence[TopKLogprobs] | None) -> None:
         """Put a teacher's shortlists where the completion tokens are; without any it stays silent."""
         if said is None:
             return
         ids_BT = rollout["completion_ids"]
         mask_RT = torch.arange(ids_BT.shape[1]) < torch.tensor([len(one.tail) for one in said])[:, None]
-        listed = vars(Shortlist.concatenated(said))
+        listed = vars(TopKLogprobs.concatenated(said))
         for name, values_N in ((name, values) for name, values in listed.items() if values is not None):
             values_RT = values_N.new_zeros(*mask_RT.shape, *values_N.shape[1:])
             values_RT[mask_RT] = values_N
@@ -209,7 +209,7 @@ class Panel:
         taps = self.plans[k].taps if self.plans else ()
         with self.teachers[k].running(ids_BS.device) as model:
             if k not in self._layouts:
-                self._layouts[k] = Layout.of(model, f"teacher '{self.teachers[k].name}'")
+                self._layouts[k] = PromptSharingLayout.of(model, f"teacher '{self.teachers[k].name}'")
             if ids_BS.device.type != "cpu":  # there a larger batch is faster, and too large a one can be mended
                 batch = len(ids_BS)
             batch = min(batch, self._fits.get(k, batch))
@@ -277,11 +277,11 @@ class Panel:
                 scores_BKT[rows, k] = log_probabilities(head, hidden_BTH, targets_BT, temperature)
         return {"teacher_scores": scores_BKT.masked_fill(spans_BKT < 0, 0.0), "teacher_spans": spans_BKT}
 
-    def states(self, inputs: dict[str, Any]) -> list[TeacherStates]:
+    def states(self, inputs: dict[str, Any]) -> list[TeacherOutputs]:
         """What each teacher said about a micro-batch."""
         device = inputs["completion_ids"].device
         return [
-            TeacherStates(
+            TeacherOutputs(
                 self.head(k) if self.teachers[k].lister is None or self._read_out[k] else None,
                 inputs.get(f"teacher_{k}_hidden"),
                 inputs.get(f"teacher_{k}_layers"),
@@ -310,21 +310,21 @@ def _translators(
     tokenizer: PreTrainedTokenizerBase,
     ends: Sequence[int],
     chat_options: Mapping[str, Any] | None,
-) -> list[Translator | None]:
+) -> list[CompletionTranslator | None]:
     """What translates for each teacher; None for those that read the student's tokens."""
     if not any(teacher.align for teacher in teachers):
         return [None] * len(teachers)
-    student, made = StudentTokens(tokenizer, ends), list[Translator | None]()
+    student, made = StudentVocabulary(tokenizer, ends), list[CompletionTranslator | None]()
     for teacher in teachers:
         assert teacher.tokenizer is not None  # `require_same_tokenizer` has found it
         options = str(teacher.name), teacher.tokenizer, teacher.ends(), teacher.chat_template
-        made.append(Translator(*options, student, chat_options) if teacher.align else None)
+        made.append(CompletionTranslator(*options, student, chat_options) if teacher.align else None)
     return made
 
 
-def _shortlist(k: int, inputs: Mapping[str, Any]) -> Shortlist | None:
+def _shortlist(k: int, inputs: Mapping[str, Any]) -> TopKLogprobs | None:
     names = [f"teacher_{k}_{name}" for name in ("ids", "log_p", "tail", "sampled")]
-    return Shortlist(*(inputs[name] for name in names)) if names[0] in inputs else None
+    return TopKLogprobs(*(inputs[name] for name in names)) if names[0] in inputs else None
 
 
 def _span_sums(log_p_RU: Tensor, spans_RU: Tensor, size: int) -> Tensor:

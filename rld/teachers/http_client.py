@@ -14,7 +14,7 @@ import httpx2
 from transformers import PreTrainedTokenizerBase
 
 from rld.errors import TeacherDown, TeacherError
-from rld.models.logprob_source import About, Lister, Passage
+from rld.models.logprob_source import LogprobSource, ScoredSequence, SourceInfo
 from rld.models.tokenizers import probe_ids
 
 TOKEN = "RLD_TEACHER_TOKEN"
@@ -41,7 +41,7 @@ def bearer_token(variable: str = TOKEN) -> str | None:
     return token or None
 
 
-class HttpClient(Lister):
+class HttpClient(LogprobSource):
     """What both kinds share: calls with retries, and the check at the start."""
 
     def __init__(
@@ -53,7 +53,7 @@ class HttpClient(Lister):
             self.name = name or httpx2.URL(url).netloc.decode()
         except (httpx2.InvalidURL, UnicodeError) as error:
             raise TeacherError(f"{url} is no URL of a teacher: {error}") from error
-        self._about: About | None = None
+        self._about: SourceInfo | None = None
         self._client: httpx2.Client | None = None
         self._lock = threading.Lock()
 
@@ -61,7 +61,7 @@ class HttpClient(Lister):
     def is_elsewhere(self) -> bool:
         return True
 
-    def about(self) -> About:
+    def about(self) -> SourceInfo:
         assert self._about is not None  # it has been met
         return self._about
 
@@ -69,7 +69,7 @@ class HttpClient(Lister):
         self._about = self._introduce(student)
         self._require_same(self._about.fingerprint)
         text = next(ids for ids in probe_ids(student) if len(ids) > 1)
-        first, again = (self.score([Passage(text, len(text) - 1)], 1.0)[0].sampled for _ in range(2))
+        first, again = (self.score([ScoredSequence(text, len(text) - 1)], 1.0)[0].sampled for _ in range(2))
         apart = (first - again).abs().max().item()
         if not apart <= AGREEMENT_NATS:
             raise self._error(f"it scores the same tokens differently twice, by {apart:.3g} nats; see what it serves")
@@ -84,7 +84,7 @@ class HttpClient(Lister):
             )
 
     @abstractmethod
-    def _introduce(self, student: PreTrainedTokenizerBase) -> About:
+    def _introduce(self, student: PreTrainedTokenizerBase) -> SourceInfo:
         """Ask what it is, and refuse one that reads other tokens."""
 
     def _error(self, what: str, kind: type[TeacherError] = TeacherError) -> TeacherError:

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rld.errors import TeacherError
 from rld.models import generation
-from rld.models.heads import Head
-from rld.models.hidden_states import Tap, depth, stacked, tapped
-from rld.models.logprob_source import About, Lister, Passage, Shortlist
+from rld.models.heads import LMHead
+from rld.models.hidden_states import StateKey, capture_states, depth, stack_states
+from rld.models.logprob_source import LogprobSource, ScoredSequence, SourceInfo, TopKLogprobs
 from rld.models.tokenizers import vocabulary_hash
 from rld.teachers.teacher import Teacher
 
@@ -25,7 +25,7 @@ _LOGITS = 1 << 23
 """At a time: 32 MiB of float32."""
 
 
-class Hosted(Lister):
+class LocalLogprobs(LogprobSource):
     """A local teacher, cut to its `top_k` likeliest tokens.
 
     Args:
@@ -37,7 +37,12 @@ class Hosted(Lister):
     """
 
     def __init__(
-        self, teacher: Teacher, device: torch.device, top_k: int = 64, batch: int = 16_384, taps: Sequence[Tap] = ()
+        self,
+        teacher: Teacher,
+        device: torch.device,
+        top_k: int = 64,
+        batch: int = 16_384,
+        taps: Sequence[StateKey] = (),
     ) -> None:
         assert teacher.tokenizer is not None
         self.teacher, self.device, self.top_k, self.batch, self._taps = teacher, device, top_k, batch, tuple(taps)
@@ -45,18 +50,18 @@ class Hosted(Lister):
         self.vocabulary = vocabulary_hash(self.tokenizer)
         model = teacher.load()
         embeddings: Any = model.get_input_embeddings()
-        self.num_tokens: int = min(len(Head.of(model).weight), len(embeddings.weight))
+        self.num_tokens: int = min(len(LMHead.of(model).weight), len(embeddings.weight))
         """Token ids are below it."""
         limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.max_length = limit or 1 << 20
         """Tokens that the model can read in one passage."""
-        self._about = About(teacher.fingerprint(), frozenset(teacher.ends()), teacher.num_parameters())
+        self._about = SourceInfo(teacher.fingerprint(), frozenset(teacher.ends()), teacher.num_parameters())
 
     def meet(self, student: PreTrainedTokenizerBase) -> None:
         if vocabulary_hash(student) != self.vocabulary:
             raise TeacherError(f"teacher '{self.name}': its tokenizer differs from the student's; use align instead")
 
-    def about(self) -> About:
+    def about(self) -> SourceInfo:
         return self._about
 
     @property
@@ -64,18 +69,20 @@ class Hosted(Lister):
         return self.teacher.load()
 
     @property
-    def taps(self) -> tuple[Tap, ...]:
+    def taps(self) -> tuple[StateKey, ...]:
         return self._taps
 
     @torch.no_grad()
-    def score(self, passages: Sequence[Passage], temperature: float, top_k: int | None = None) -> list[Shortlist]:
+    def score(
+        self, passages: Sequence[ScoredSequence], temperature: float, top_k: int | None = None
+    ) -> list[TopKLogprobs]:
         highest = max((max(passage.ids) for passage in passages), default=0)
         if highest >= self.num_tokens:
             raise TeacherError(f"teacher '{self.name}' reads token ids below {self.num_tokens}, not {highest}")
-        found: dict[int, Shortlist] = {}
+        found: dict[int, TopKLogprobs] = {}
         # what is said must not depend on who asks, and with what precision he trains
         with self.teacher.running(self.device) as model, torch.autocast(self.device.type, enabled=False):
-            head = Head.of(model).in_float32()  # a half-precision head would round the logits
+            head = LMHead.of(model).in_float32()  # a half-precision head would round the logits
             for chosen in _batches([len(passage.ids) for passage in passages], self.batch):
                 asked = [passages[i] for i in chosen]
                 targets_N = torch.tensor([i for p in asked for i in p.ids[-p.num_scored :]], device=self.device)
@@ -102,7 +109,9 @@ def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         yield chosen
 
 
-def _states(model: PreTrainedModel, passages: Sequence[Passage], taps: Sequence[Tap]) -> tuple[Tensor, Tensor | None]:
+def _states(
+    model: PreTrainedModel, passages: Sequence[ScoredSequence], taps: Sequence[StateKey]
+) -> tuple[Tensor, Tensor | None]:
     """The last hidden states `[N, H]` at the positions that predict the scored tokens, passage after passage, and, on
     the CPU and in bfloat16, those at the taps `[N, L, H]`, if there are any."""
     longest = max(len(passage.ids) for passage in passages)
@@ -113,18 +122,18 @@ def _states(model: PreTrainedModel, passages: Sequence[Passage], taps: Sequence[
         ids_BS[b, :size], reads_BS[b, :size] = torch.tensor(passage.ids), 1  # padded behind: positions stay as they are
         scored_BS[b, size - passage.num_scored - 1 : size - 1] = True
     device = model.device
-    with tapped(model, taps) as states:
+    with capture_states(model, taps) as states:
         model.base_model(input_ids=ids_BS.to(device), attention_mask=reads_BS.to(device), use_cache=False)
     last_BSH = states[depth(model)]
     scored_BS = scored_BS.to(last_BSH.device)
     scored = {tap: states[tap][scored_BS.to(states[tap].device)].bfloat16() for tap in taps}
-    return last_BSH[scored_BS], stacked(scored, taps).cpu() if taps else None
+    return last_BSH[scored_BS], stack_states(scored, taps).cpu() if taps else None
 
 
-def _shortlist(head: Head, hidden_NH: Tensor, targets_N: Tensor, k: int, temperature: float) -> Shortlist:
+def _shortlist(head: LMHead, hidden_NH: Tensor, targets_N: Tensor, k: int, temperature: float) -> TopKLogprobs:
     """The shortlists of N tokens, on the CPU, a few tokens at a time."""
     step, parts = max(1, _LOGITS // len(head.weight)), []
     for hidden_nH, targets_n in zip(hidden_NH.split(step), targets_N.to(hidden_NH.device).split(step), strict=True):
         log_p_nV = (head.logits(hidden_nH) / temperature).log_softmax(-1)
-        parts.append(Shortlist(*(part.cpu() for part in Shortlist.of(log_p_nV, targets_n, k).tensors())))
-    return Shortlist.concatenated(parts)
+        parts.append(TopKLogprobs(*(part.cpu() for part in TopKLogprobs.of(log_p_nV, targets_n, k).tensors())))
+    return TopKLogprobs.concatenated(parts)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rld.models.logprob_source import About, Lister, Passage, Shortlist
+from rld.models.logprob_source import LogprobSource, ScoredSequence, SourceInfo, TopKLogprobs
 from rld.models.tokenizers import PROBES, probe_ids, vocabulary_hash
 from rld.teachers.http_client import TOKEN, HttpClient
 from rld.teachers.wire_format import PayloadError, pack_passages, unpack_shortlist
@@ -30,14 +30,14 @@ _PROMPTS, _PROMPT_TOKENS = 64, 65_536
 _Item = TypeVar("_Item")
 
 
-def server(
+def remote_teacher(
     url: str,
     name: str | None = None,
     top_k: int = 64,
     patience: float = 60.0,
     token_variable: str = TOKEN,
     fingerprint: str | None = None,
-) -> Lister:
+) -> LogprobSource:
     """Return the teacher that answers at `url`.
 
     Args:
@@ -49,17 +49,17 @@ def server(
         token_variable: The environment variable that holds the bearer token, if the server asks for one.
         fingerprint: Of the weights that it must have. None: those that it starts with.
     """
-    kind = _OpenAI if url.rstrip("/").endswith("/v1") else _Served
+    kind = OpenAIServer if url.rstrip("/").endswith("/v1") else RldServer
     return kind(url.rstrip("/"), name, top_k, patience, token_variable, fingerprint)
 
 
-class _Served(HttpClient):
+class RldServer(HttpClient):
     """`rld serve-teacher`."""
 
-    def _introduce(self, student: PreTrainedTokenizerBase) -> About:
+    def _introduce(self, student: PreTrainedTokenizerBase) -> SourceInfo:
         found = self._json(self._call("GET", f"{self.url}/health"))
         try:
-            about = About(found["fingerprint"], frozenset(found["ends"]), found["num_parameters"])
+            about = SourceInfo(found["fingerprint"], frozenset(found["ends"]), found["num_parameters"])
             vocabulary, self._max_tokens = found["vocabulary"], int(found["max_tokens"])
         except (TypeError, KeyError, ValueError) as error:
             raise self._error("what answers there is no rld serve-teacher") from error
@@ -70,8 +70,8 @@ class _Served(HttpClient):
             )
         return about
 
-    def score(self, passages: Sequence[Passage], temperature: float) -> list[Shortlist]:
-        found: list[Shortlist] = []
+    def score(self, passages: Sequence[ScoredSequence], temperature: float) -> list[TopKLogprobs]:
+        found: list[TopKLogprobs] = []
         for chosen in _passages(passages, self._max_tokens):
             body = pack_passages(chosen, {"top_k": str(self.top_k), "temperature": repr(temperature)})
             data = self._call("POST", f"{self.url}/score", content=body).content
@@ -96,12 +96,12 @@ class _Served(HttpClient):
         return answers
 
 
-class _OpenAI(HttpClient):
+class OpenAIServer(HttpClient):
     """An OpenAI-compatible endpoint whose completions have vLLM's `prompt_logprobs`."""
 
     _model, _vocabulary = "", 0
 
-    def _introduce(self, student: PreTrainedTokenizerBase) -> About:
+    def _introduce(self, student: PreTrainedTokenizerBase) -> SourceInfo:
         self._vocabulary = len(student)
         match self._json(self._call("GET", f"{self.url}/models")):
             case {"data": [{"id": str(model)}, *_]}:
@@ -114,9 +114,9 @@ class _OpenAI(HttpClient):
             if not isinstance(found, dict) or found.get("tokens") != ids:
                 raise self._error(f"{self._model}'s tokenizer is not the student's (on {text!r})")
         ends = frozenset() if student.eos_token_id is None else frozenset([int(student.eos_token_id)])
-        return About(hashlib.sha256(self._model.encode()).hexdigest()[:16], ends, 0)
+        return SourceInfo(hashlib.sha256(self._model.encode()).hexdigest()[:16], ends, 0)
 
-    def score(self, passages: Sequence[Passage], temperature: float) -> list[Shortlist]:
+    def score(self, passages: Sequence[ScoredSequence], temperature: float) -> list[TopKLogprobs]:
         if temperature != 1.0:
             raise self._error(
                 f"an OpenAI-compatible endpoint scores at temperature 1, not {temperature:g}; set it for the rollout"
@@ -141,7 +141,7 @@ class _OpenAI(HttpClient):
                 return sorted(choices, key=lambda choice: int(choice.get("index", 0)))
         raise self._error("its answer holds no completions of what it was asked")
 
-    def _shortlist(self, passage: Passage, choice: Mapping[str, Any]) -> Shortlist:
+    def _shortlist(self, passage: ScoredSequence, choice: Mapping[str, Any]) -> TopKLogprobs:
         """A shortlist from a dictionary per token, whose keys are ids; it may name the sampled token besides the k."""
         try:
             told = choice["prompt_logprobs"][-passage.num_scored :]
@@ -164,13 +164,13 @@ class _OpenAI(HttpClient):
         log_p_NJ = torch.tensor([[value for value, _ in one] for one in likeliest])
         tail_N = (1 - log_p_NJ.double().exp().sum(-1)).clamp(min=_LEAST_TAIL).log().float()
         ids_NJ = torch.tensor([[i for _, i in one] for one in likeliest], dtype=torch.int32)
-        shortlist = Shortlist(ids_NJ, log_p_NJ, tail_N, torch.tensor(sampled))
+        shortlist = TopKLogprobs(ids_NJ, log_p_NJ, tail_N, torch.tensor(sampled))
         if not shortlist.is_sound():
             raise self._error("its prompt_logprobs hold values that are no ids or no log-probabilities")
         return shortlist
 
 
-def _passages(passages: Sequence[Passage], max_tokens: int) -> Iterator[list[Passage]]:
+def _passages(passages: Sequence[ScoredSequence], max_tokens: int) -> Iterator[list[ScoredSequence]]:
     return _parts(passages, [len(passage.ids) for passage in passages], max_tokens, len(passages))
 
 

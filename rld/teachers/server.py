@@ -26,9 +26,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rld.errors import TeacherError
-from rld.models.logprob_source import Passage, Shortlist
+from rld.models.logprob_source import ScoredSequence, TopKLogprobs
 from rld.teachers.http_client import TOKEN, bearer_token
-from rld.teachers.local import Hosted
+from rld.teachers.local import LocalLogprobs
 from rld.teachers.teacher import Teacher
 from rld.teachers.wire_format import pack_shortlist, unpack_passages
 
@@ -59,7 +59,7 @@ class _Score:
     top_k: int
     temperature: float
 
-    def __call__(self, hosted: Hosted, passages: Sequence[Passage]) -> list[Shortlist]:
+    def __call__(self, hosted: LocalLogprobs, passages: Sequence[ScoredSequence]) -> list[TopKLogprobs]:
         return hosted.score(passages, self.temperature, self.top_k)
 
 
@@ -67,7 +67,7 @@ class _Score:
 class _Answer:
     max_new_tokens: int
 
-    def __call__(self, hosted: Hosted, prompts: Sequence[list[int]]) -> list[str]:
+    def __call__(self, hosted: LocalLogprobs, prompts: Sequence[list[int]]) -> list[str]:
         return hosted.answer(prompts, self.max_new_tokens)
 
 
@@ -92,7 +92,7 @@ class _Job:
 class _Queue:
     """Jobs that wait for the model, at most `limit` tokens of them."""
 
-    def __init__(self, hosted: Hosted, limit: int) -> None:
+    def __init__(self, hosted: LocalLogprobs, limit: int) -> None:
         self.hosted, self.limit = hosted, limit
         self.waiting: list[_Job] = []
         self.batches, self.tokens, self.seconds = 0, 0, 0.0
@@ -181,7 +181,7 @@ class _Counting:
             raise
 
 
-def application(hosted: Hosted, token: str | None, max_waiting: int = _MAX_WAITING) -> FastAPI:
+def application(hosted: LocalLogprobs, token: str | None, max_waiting: int = _MAX_WAITING) -> FastAPI:
     """Return the ASGI application that serves a teacher.
 
     Args:
@@ -228,7 +228,7 @@ def application(hosted: Hosted, token: str | None, max_waiting: int = _MAX_WAITI
     async def score(request: Request) -> Response:
         passages, work = _asked(await _body(request), hosted)
         said = await queue.do(work, passages, sum(len(passage.ids) for passage in passages), request)
-        packed = pack_shortlist(Shortlist.concatenated(said), {"fingerprint": fingerprint})
+        packed = pack_shortlist(TopKLogprobs.concatenated(said), {"fingerprint": fingerprint})
         return Response(packed, media_type="application/octet-stream")
 
     @app.post("/answer", dependencies=guarded)
@@ -265,7 +265,7 @@ def _gone() -> HTTPException:
     return HTTPException(499, "the client has gone")
 
 
-def _asked(body: bytes, hosted: Hosted) -> tuple[list[Passage], _Score]:
+def _asked(body: bytes, hosted: LocalLogprobs) -> tuple[list[ScoredSequence], _Score]:
     """What a request to `/score` wants."""
     try:
         passages, about = unpack_passages(body)
@@ -281,7 +281,7 @@ def _asked(body: bytes, hosted: Hosted) -> tuple[list[Passage], _Score]:
     return passages, work
 
 
-def _require_readable(ids: Sequence[int], length: int, hosted: Hosted) -> None:
+def _require_readable(ids: Sequence[int], length: int, hosted: LocalLogprobs) -> None:
     if not ids or min(ids) < 0 or max(ids) >= hosted.num_tokens:
         raise HTTPException(422, f"token ids are 0 to {hosted.num_tokens - 1}, and there is at least one")
     if length > hosted.max_length:
@@ -308,7 +308,7 @@ def serve(model: str, adapter: str | None, dtype: str, host: str, port: int) -> 
         )
     teacher = Teacher(model, adapter=adapter, init={"dtype": dtype})
     teacher.find_tokenizer()
-    hosted = Hosted(teacher, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    hosted = LocalLogprobs(teacher, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:

@@ -15,11 +15,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rld.errors import TeacherDown, TeacherError
-from rld.models.adapters import add_adapter, has_changed_head, own_weights, speaking
-from rld.models.heads import Head
-from rld.models.hidden_states import Tap
-from rld.models.logprob_source import Lister, Passage, Shortlist
-from rld.models.placement import is_placed, place
+from rld.models.adapters import active_adapter, add_adapter, has_changed_head, own_weights
+from rld.models.heads import LMHead
+from rld.models.hidden_states import StateKey
+from rld.models.logprob_source import LogprobSource, ScoredSequence, TopKLogprobs
+from rld.models.placement import is_placed, move_unless_placed
 from rld.models.tokenizers import PROBES
 from rld.types import Align
 from rld.utils.suggestions import hint
@@ -33,7 +33,7 @@ class Teacher:
     """One teacher of a student.
 
     Args:
-        model: A loaded model, what `from_pretrained` takes, or a `Lister`, such as `rld.teachers.remote.server(url)`.
+        model: A loaded model, what `from_pretrained` takes, or a `LogprobSource`, such as `rld.remote_teacher(url)`.
         name: How metrics and errors call it. None: the last part of the model's path, or the lister's.
         skills: The skills that it teaches. None: any.
         verified: Per skill, how many probe prompts it answered correctly, of how many. A skill that is not listed is
@@ -52,7 +52,7 @@ class Teacher:
         chat_template: In Jinja, for an aligned teacher that has none of its own. None: its tokenizer's.
     """
 
-    model: str | PreTrainedModel | PeftModel | Lister
+    model: str | PreTrainedModel | PeftModel | LogprobSource
     name: str | None = None
     skills: Sequence[str] | None = None
     verified: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -68,14 +68,14 @@ class Teacher:
     _ready: PreTrainedModel | None = field(default=None, init=False, repr=False)
     _adapter: str | None = field(default=None, init=False, repr=False)
     """The adapter's name in the model."""
-    _head: Head | None = field(default=None, init=False, repr=False)
+    _head: LMHead | None = field(default=None, init=False, repr=False)
     """A copy of the head on the device, where the model's own is elsewhere."""
 
     def __post_init__(self) -> None:
-        if self.name is None and isinstance(self.model, Lister):
+        if self.name is None and isinstance(self.model, LogprobSource):
             self.name = self.model.name
         elif self.name is None:
-            assert not isinstance(self.model, Lister)
+            assert not isinstance(self.model, LogprobSource)
             path = self.model if isinstance(self.model, str) else self.model.config._name_or_path
             self.name = (self.adapter or path).rstrip("/").split("/")[-1] or "teacher"
 
@@ -101,11 +101,11 @@ class Teacher:
         return self._ready
 
     @property
-    def lister(self) -> Lister | None:
+    def lister(self) -> LogprobSource | None:
         """What hands over shortlists for it; None for a teacher that hands over hidden states."""
-        return self.model if isinstance(self.model, Lister) else None
+        return self.model if isinstance(self.model, LogprobSource) else None
 
-    def shortlists(self, passages: Sequence[Passage], temperature: float) -> list[Shortlist] | None:
+    def shortlists(self, passages: Sequence[ScoredSequence], temperature: float) -> list[TopKLogprobs] | None:
         """What its lister says of passages; None once it is down, if it is optional."""
         assert self.lister is not None
         try:
@@ -116,7 +116,7 @@ class Teacher:
             self.is_down = True
             return None
 
-    def require_states(self, taps: Sequence[Tap]) -> None:
+    def require_states(self, taps: Sequence[StateKey]) -> None:
         """Refuse a lister whose shortlists have hidden states from other places.
 
         Raises:
@@ -150,7 +150,7 @@ class Teacher:
             except (OSError, ValueError, TypeError, ImportError) as error:
                 first = str(error).strip().splitlines()[0]
                 raise self._error(f"cannot load {self.model!r}: {first}") from error
-        if not isinstance(self.model, Lister):
+        if not isinstance(self.model, LogprobSource):
             return self.model
         if self.model.model is None:
             raise self._error("it hands over its likeliest tokens, not hidden states, so it can't teach features")
@@ -172,16 +172,16 @@ class Teacher:
     def running(self, device: torch.device) -> Iterator[PreTrainedModel]:
         """The model, ready for forwards on `device`: this teacher's adapter and no other takes part, no dropout."""
         model = self.load()
-        place(model, device)
+        move_unless_placed(model, device)
         try:
-            with speaking(model, self._adapter):
+            with active_adapter(model, self._adapter):
                 yield model.eval()
         finally:
             if self.offload:
-                place(model, torch.device("cpu"))
+                move_unless_placed(model, torch.device("cpu"))
 
     @contextmanager
-    def answering(self, device: torch.device) -> Iterator[PreTrainedModel | Lister]:
+    def answering(self, device: torch.device) -> Iterator[PreTrainedModel | LogprobSource]:
         """What answers prompts for it: its lister, or the model as in `running`."""
         if self.lister is not None:
             yield self.lister
@@ -189,9 +189,9 @@ class Teacher:
         with self.running(device) as model:
             yield model
 
-    def head(self, device: torch.device) -> Head:
+    def head(self, device: torch.device) -> LMHead:
         """The output head on `device`; a copy is kept there while the model's own is elsewhere."""
-        head = Head.of(self.load())
+        head = LMHead.of(self.load())
         if not self.offload and head.weight.device == device:
             return head
         if self._head is None:
@@ -290,7 +290,7 @@ def _plain(config: Any) -> Any:
     return {key: _plain(v) for key, v in kept.items() if not key.startswith("_") and not key.endswith("token_id")}
 
 
-def share(teachers: Iterable[Teacher]) -> None:
+def share_base_models(teachers: Iterable[Teacher]) -> None:
     """Give teachers that name the same model, to be loaded in the same way, one copy of its weights."""
     firsts: dict[str, Teacher] = {}
     for teacher in teachers:

@@ -54,7 +54,7 @@ class Translation:
         )
 
 
-class StudentTokens:
+class StudentVocabulary:
     """What a student's tokens spell, made once for all teachers.
 
     Args:
@@ -73,7 +73,7 @@ class StudentTokens:
         return [self._all[i] if counts and i < len(self._all) else b"" for i, counts in zip(ids, mask, strict=True)]
 
 
-class Translator:
+class CompletionTranslator:
     """Puts a student's completions into a teacher's tokens.
 
     Args:
@@ -97,7 +97,7 @@ class Translator:
         tokenizer: PreTrainedTokenizerBase,
         ends: Collection[int],
         chat_template: str | None,
-        student: StudentTokens,
+        student: StudentVocabulary,
         chat_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._name, self._tokenizer, self._student = name, tokenizer, student

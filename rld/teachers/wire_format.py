@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from rld.models.logprob_source import Passage, Shortlist
+from rld.models.logprob_source import ScoredSequence, TopKLogprobs
 
 _PAGE = 1 << 16
 
@@ -39,7 +39,7 @@ class PayloadError(ValueError):
     """Bytes that hold no shortlist or passages."""
 
 
-def pack_shortlist(shortlist: Shortlist, about: Mapping[str, str]) -> bytes:
+def pack_shortlist(shortlist: TopKLogprobs, about: Mapping[str, str]) -> bytes:
     """Return a shortlist `[N, J]` of at most 255 tokens as bytes, with what is said `about` it."""
     ids_NJ = shortlist.ids.cpu().numpy().astype(np.int64)
     num_pages = int(ids_NJ.max(initial=0)) // _PAGE + 1
@@ -57,7 +57,7 @@ def pack_shortlist(shortlist: Shortlist, about: Mapping[str, str]) -> bytes:
     return packed
 
 
-def unpack_shortlist(data: bytes, with_layers: bool = False) -> tuple[Shortlist, dict[str, str]]:
+def unpack_shortlist(data: bytes, with_layers: bool = False) -> tuple[TopKLogprobs, dict[str, str]]:
     """Return the shortlist in `data`, numbers in the precision that they were stored in, and its `about`.
 
     Args:
@@ -83,13 +83,13 @@ def unpack_shortlist(data: bytes, with_layers: bool = False) -> tuple[Shortlist,
     parts = (ids_NJ.astype(np.int32), arrays["log_p"], arrays["tail"], arrays["sampled"])
     tensors = [torch.from_numpy(np.ascontiguousarray(part)) for part in parts]
     tensors += [torch.from_numpy(arrays["layers"]).view(torch.bfloat16)] if with_layers else []
-    shortlist = Shortlist(*tensors)
+    shortlist = TopKLogprobs(*tensors)
     if not shortlist.is_sound():
         raise PayloadError("it holds values that are no ids or no log-probabilities")
     return shortlist, _about(data)
 
 
-def pack_passages(passages: Sequence[Passage], about: Mapping[str, str]) -> bytes:
+def pack_passages(passages: Sequence[ScoredSequence], about: Mapping[str, str]) -> bytes:
     """Return passages as bytes, with what is said `about` them."""
     arrays = {
         "ids": np.array([i for passage in passages for i in passage.ids], dtype=np.int32),
@@ -100,7 +100,7 @@ def pack_passages(passages: Sequence[Passage], about: Mapping[str, str]) -> byte
     return packed
 
 
-def unpack_passages(data: bytes) -> tuple[list[Passage], dict[str, str]]:
+def unpack_passages(data: bytes) -> tuple[list[ScoredSequence], dict[str, str]]:
     """Return the passages in `data`, and its `about`.
 
     Raises:
@@ -113,7 +113,7 @@ def unpack_passages(data: bytes) -> tuple[list[Passage], dict[str, str]]:
     if (scored_R < 1).any() or (scored_R >= lengths_R).any():
         raise PayloadError("a passage needs a token before those to be scored, and one of these")
     parts = np.split(ids, np.cumsum(lengths_R)[:-1])
-    return [Passage(part.tolist(), int(n)) for part, n in zip(parts, scored_R, strict=True)], _about(data)
+    return [ScoredSequence(part.tolist(), int(n)) for part, n in zip(parts, scored_R, strict=True)], _about(data)
 
 
 def _arrays(data: bytes, expected: Mapping[str, tuple[Any, int]]) -> dict[str, Any]:

@@ -16,21 +16,21 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rld.controllers.observation import Pulls
-from rld.controllers.runtime import Steering
+from rld.controllers.observation import GradientStats
+from rld.controllers.runtime import ControllerRuntime
 from rld.errors import RecipeError
 from rld.models import prompting
 from rld.models.backbone import hidden_states
-from rld.models.heads import Head
-from rld.models.prompt_sharing import Layout
+from rld.models.heads import LMHead
+from rld.models.prompt_sharing import PromptSharingLayout
 from rld.rollout.gold import gold_completions
-from rld.trainer.gradient_sketch import SIZE, likelihood_gradient, pulls, signs, sketch
+from rld.trainer.gradient_sketch import SIZE, gradient_stats, likelihood_gradient, signs, sketch
 from rld.trainer.rld_config import RLDConfig
 from rld.types import DEFAULT_SKILL, SIGNALS, Row, Signal
-from rld.utils.tensors import padded
+from rld.utils.tensors import pad_prompts_and_completions
 
 
-class Compass:
+class GradientProbe:
     """Sums sketches of one update, and turns them into what a controller sees.
 
     Args:
@@ -41,7 +41,12 @@ class Compass:
     """
 
     def __init__(
-        self, steering: Steering, num_groups: int, student: PreTrainedModel, gold: Gold | None, accelerator: Accelerator
+        self,
+        steering: ControllerRuntime,
+        num_groups: int,
+        student: PreTrainedModel,
+        gold: GoldAnswerGradients | None,
+        accelerator: Accelerator,
     ) -> None:
         self.steering, self.student, self.gold, self.accelerator = steering, student, gold, accelerator
         self._num_groups = num_groups
@@ -51,14 +56,14 @@ class Compass:
     def asked_for(
         cls,
         args: RLDConfig,
-        steering: Steering,
+        steering: ControllerRuntime,
         accelerator: Accelerator,
         student: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         chat_options: Mapping[str, Any],
         rows: Sequence[Row],
-    ) -> Compass | None:
-        """What the controller asks for; None: nothing. `rows` are as in `Gold`.
+    ) -> GradientProbe | None:
+        """What the controller asks for; None: nothing. `rows` are as in `GoldAnswerGradients`.
 
         Raises:
             RecipeError: it asks for gold answers, and no row has one.
@@ -67,7 +72,7 @@ class Compass:
         if not needs.pulls or not steering.teachers:
             return None
         known = tokenizer, args.max_completion_length, chat_options, accelerator
-        gold = Gold(_first(rows, needs.gold, steering.skills), *known) if needs.gold else None
+        gold = GoldAnswerGradients(_first(rows, needs.gold, steering.skills), *known) if needs.gold else None
         return cls(steering, args.prompts_per_rollout, student, gold, accelerator)
 
     def _clear(self) -> None:
@@ -109,7 +114,7 @@ class Compass:
             for group, hidden_TH, gradient_TH in zip(groups_B.tolist(), hidden_BTH, gradient_BTH, strict=True):
                 self._sums_PGD[group, i] += sketch(hidden_TH, gradient_TH, signs_2HD).double().sum(0)
 
-    def take(self) -> tuple[dict[str, Pulls], int]:
+    def take(self) -> tuple[dict[str, GradientStats], int]:
         """What was measured since the last call, by skill, and the tokens read for it over all processes."""
         if not self.steering.last_of_window:
             return {}, 0
@@ -121,7 +126,7 @@ class Compass:
         skills_P = self._sum(self._rows_PS).argmax(1)
         self._clear()
         found = {
-            skill: pulls(sums_PGD, counts_PG, skills_P == s, None if gold_SD is None else gold_SD[s])
+            skill: gradient_stats(sums_PGD, counts_PG, skills_P == s, None if gold_SD is None else gold_SD[s])
             for s, skill in enumerate(self.steering.skills)
         }
         return found, 0 if self.gold is None else self.gold.num_tokens
@@ -138,7 +143,7 @@ def _first(rows: Sequence[Row], count: int, skills: Sequence[str]) -> list[Row]:
     return [row for skill in skills for row in of[skill][:count]]
 
 
-class Gold:
+class GoldAnswerGradients:
     """Gold answers of training rows, and how the student would have to change to give them.
 
     Args:
@@ -181,7 +186,7 @@ class Gold:
             texts = self._texts.get(skill, [])[mine]
             if texts:
                 hidden_NH, targets_N = _read(student, texts)
-                gradient_NH = likelihood_gradient(Head.of(student), hidden_NH, targets_N)
+                gradient_NH = likelihood_gradient(LMHead.of(student), hidden_NH, targets_N)
                 total_SD[s] = sketch(hidden_NH, gradient_NH, signs_2HD).double().sum(0)
         student.train(training)
         return total_SD
@@ -189,8 +194,10 @@ class Gold:
 
 def _read(student: PreTrainedModel, texts: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
     """The student's last states where it predicts the answers' tokens `[N, H]`, and those tokens `[N]`."""
-    ids_BS, attention_BS, mask_BT = (x.to(student.device) for x in padded(texts))
+    ids_BS, attention_BS, mask_BT = (x.to(student.device) for x in pad_prompts_and_completions(texts))
     after = mask_BT.shape[1]
-    hidden_BTH = hidden_states(student, ids_BS, attention_BS, after, (), len(texts), Layout.apart(student)).last_BTH
+    hidden_BTH = hidden_states(
+        student, ids_BS, attention_BS, after, (), len(texts), PromptSharingLayout.apart(student)
+    ).last_BTH
     answers_BT = mask_BT.bool()
     return hidden_BTH[answers_BT], ids_BS[:, -after:][answers_BT]

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from rld.controllers.observation import Pulls
-from rld.models.heads import Head
+from rld.controllers.observation import GradientStats
+from rld.models.heads import LMHead
 from rld.types import SIGNALS, Signal
 
 SIZE = 256
@@ -43,7 +43,7 @@ def sketch(hidden_NH: Tensor, gradient_NH: Tensor, signs_2HD: Tensor) -> Tensor:
     return (hidden_NH.float() @ signs_2HD[0]) * (gradient_NH.float() @ signs_2HD[1]) / math.sqrt(SIZE)
 
 
-def likelihood_gradient(head: Head, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
+def likelihood_gradient(head: LMHead, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
     """Return the gradient of the targets' negative log-likelihood with respect to the states, `[N, H]`."""
     gradients = []
     step = max(1, _LOGITS // len(head.weight))
@@ -55,7 +55,7 @@ def likelihood_gradient(head: Head, hidden_NH: Tensor, targets_N: Tensor) -> Ten
     return torch.cat(gradients)
 
 
-def pulls(sums_PGD: Tensor, counts_PG: Tensor, member_P: Tensor, gold_D: Tensor | None) -> Pulls:
+def gradient_stats(sums_PGD: Tensor, counts_PG: Tensor, member_P: Tensor, gold_D: Tensor | None) -> GradientStats:
     """Return what one skill's groups say about the signals.
 
     Each signal's gradient is the mean over the update's tokens that count for it, as in the loss, so group m's sample
@@ -83,4 +83,4 @@ def pulls(sums_PGD: Tensor, counts_PG: Tensor, member_P: Tensor, gold_D: Tensor 
     aligned: dict[Signal, float] = {}
     if gold_D is not None and gold_D.any():
         aligned = {s: (mean @ gold_D / (mean.norm() * gold_D.norm())).item() for s, mean in means.items()}
-    return Pulls(inner, noise, aligned)
+    return GradientStats(inner, noise, aligned)

@@ -12,18 +12,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rld.controllers.observation import Pulls
-from rld.controllers.runtime import Steering
+from rld.controllers.observation import GradientStats
+from rld.controllers.runtime import ControllerRuntime
 from rld.errors import RecipeError
 from rld.losses.features import AnyFeature
 from rld.losses.policy import blend, sign_preserving_advantages, teacher_advantages, teacher_delta, weighted_sum
-from rld.losses.response import Response
+from rld.losses.response import ResponseSettings
 from rld.rollout.batch import Batch, loss_mask, taught_share
-from rld.teachers.ensemble import Panel
-from rld.trainer.gradient_probe import Compass
+from rld.teachers.ensemble import TeacherEnsemble
+from rld.trainer.gradient_probe import GradientProbe
 from rld.trainer.rld_config import RLDConfig
-from rld.trainer.student_forward import RecordedStudent, SignalInputs
-from rld.trainer.update_statistics import Ledger
+from rld.trainer.student_forward import RecordingStudent, StudentInputs
+from rld.trainer.update_statistics import UpdateStatistics
 from rld.types import SIGNALS, Align, Signal
 
 
@@ -33,11 +33,11 @@ class JointLoss:
     def __init__(
         self,
         args: RLDConfig,
-        panel: Panel,
-        steering: Steering,
+        panel: TeacherEnsemble,
+        steering: ControllerRuntime,
         feature: AnyFeature | None,
         device: torch.device,
-        compass: Compass | None = None,
+        compass: GradientProbe | None = None,
     ) -> None:
         self.args, self.panel, self.steering, self.feature, self.device = args, panel, steering, feature, device
         self.compass = compass
@@ -70,30 +70,30 @@ class JointLoss:
                 "use align: vocabulary"
             )
 
-    def _empty(self) -> Ledger:
-        return Ledger.empty(len(self.steering.skills), len(self.steering.teachers), self.device)
+    def _empty(self) -> UpdateStatistics:
+        return UpdateStatistics.empty(len(self.steering.skills), len(self.steering.teachers), self.device)
 
-    def take_ledger(self) -> Ledger:
+    def take_ledger(self) -> UpdateStatistics:
         """The measurements since the last call."""
         ledger, self.ledger = self.ledger, self._empty()
         return ledger
 
-    def take_pulls(self) -> tuple[dict[str, Pulls], int]:
-        """What the compass shows, as `Compass.take` does; nothing without one."""
+    def take_pulls(self) -> tuple[dict[str, GradientStats], int]:
+        """What the compass shows, as `GradientProbe.take` does; nothing without one."""
         return ({}, 0) if self.compass is None else self.compass.take()
 
     def count(self, batch: Batch, num_computed: int) -> None:
         """Count a micro-batch's tokens, and those that the student computed for them."""
         self.ledger.add_tokens(batch["skill_ids"], loss_mask(batch), num_computed)
 
-    def inputs(self, batch: Batch, progress: float) -> SignalInputs:
+    def inputs(self, batch: Batch, progress: float) -> StudentInputs:
         """What the student's forward needs, at a point of training from 0 to 1."""
         response = None
         if batch["response_on"]:
             matching, weight_B = self.args.matching(progress), batch["signal_weights"][:, 1]
-            response = Response(matching, self.tokens, weight_B, self.args.temperature)
+            response = ResponseSettings(matching, self.tokens, weight_B, self.args.temperature)
         feature = self.feature if batch["feature_on"] else None
-        return SignalInputs(loss_mask(batch), self.panel.states(batch), batch["teacher_weights"], response, feature)
+        return StudentInputs(loss_mask(batch), self.panel.states(batch), batch["teacher_weights"], response, feature)
 
     def advantages(self, batch: Batch, log_pi_BT: Tensor, training: bool) -> Tensor:
         """The policy's advantages: the teacher-scored reward added, times the skill's policy weight."""
@@ -118,7 +118,7 @@ class JointLoss:
         spread_B = self.steering.spread_S().to(delta_BT.device)[batch["skill_ids"]]
         return teacher_advantages(batch["advantages"], delta_BT, spread_B, weight, taught_BT)
 
-    def terms(self, batch: Batch, recorded: RecordedStudent, training: bool) -> dict[Signal, tuple[Tensor, Tensor]]:
+    def terms(self, batch: Batch, recorded: RecordingStudent, training: bool) -> dict[Signal, tuple[Tensor, Tensor]]:
         """Weighted sums over tokens of the response and feature signals, each with its values per token `[B, T]`."""
         out, mask_BT = recorded.result, loss_mask(batch)
         terms: dict[Signal, tuple[Tensor, Tensor]] = {}

@@ -20,23 +20,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rld.losses.combination import Mixture
 from rld.losses.divergences import ForwardKL
-from rld.losses.fused_response import Matching
-from rld.losses.response import Response
-from rld.losses.teacher_outputs import TeacherStates
+from rld.losses.fused_response import ResponseObjective
+from rld.losses.response import ResponseSettings
+from rld.losses.teacher_outputs import TeacherOutputs
 from rld.models import generation
 from rld.models.backbone import hidden_states
-from rld.models.heads import Head
-from rld.models.prompt_sharing import Layout
-from rld.trainer.student_forward import RecordedStudent, SignalInputs
-from rld.utils.tensors import padded
+from rld.models.heads import LMHead
+from rld.models.prompt_sharing import PromptSharingLayout
+from rld.trainer.student_forward import RecordingStudent, StudentInputs
+from rld.utils.tensors import pad_prompts_and_completions
 
-_MATCHING = Matching(ForwardKL(), Mixture(), temperature=1.0)
+_MATCHING = ResponseObjective(ForwardKL(), Mixture(), temperature=1.0)
 
 _UNLABELLED = -100
 
 
 @dataclass(frozen=True)
-class Memory:
+class ReplayExample:
     """A completion that the student sampled, and the last hidden states that predicted its tokens, `[T, H]`."""
 
     skill: str
@@ -58,7 +58,7 @@ def remember(
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     seed: int,
-) -> list[Memory]:
+) -> list[ReplayExample]:
     """Let a student answer prompts, a few at a time, and keep what it said and why.
 
     Args:
@@ -70,28 +70,28 @@ def remember(
     """
     completions = generation.sample(model, tokenizer, prompts, max_new_tokens, seed)
     rows = list(zip(prompts, completions, strict=True))
-    ids_BS, attention_BS, mask_BT = (x.to(backbone.device) for x in padded(rows))
+    ids_BS, attention_BS, mask_BT = (x.to(backbone.device) for x in pad_prompts_and_completions(rows))
     training = backbone.training
     backbone.eval()
-    apart = Layout.apart(backbone)
+    apart = PromptSharingLayout.apart(backbone)
     hidden_BTH = hidden_states(backbone, ids_BS, attention_BS, mask_BT.shape[1], (), len(rows), apart).last_BTH
     backbone.train(training)
     kept = [hidden[: len(ids)].cpu() for hidden, ids in zip(hidden_BTH, completions, strict=True)]
-    return [Memory(*memory) for memory in zip(skills, prompts, completions, kept, strict=True)]
+    return [ReplayExample(*memory) for memory in zip(skills, prompts, completions, kept, strict=True)]
 
 
-class Replay:
+class ReplayBuffer:
     """Memories of the protected skills, replayed in turn."""
 
-    def __init__(self, memories: Sequence[Memory], head: Head, batch: int) -> None:
+    def __init__(self, memories: Sequence[ReplayExample], head: LMHead, batch: int) -> None:
         self.head, self.batch = head, batch
         """The output head of then, and how many memories of a skill an update replays at most."""
         self.memories = list(memories)
-        self._of: dict[str, list[Memory]] = {}
+        self._of: dict[str, list[ReplayExample]] = {}
         for memory in memories:
             self._of.setdefault(memory.skill, []).append(memory)
 
-    def chosen(self, update: int, weights: Mapping[str, float]) -> list[tuple[Memory, float]]:
+    def chosen(self, update: int, weights: Mapping[str, float]) -> list[tuple[ReplayExample, float]]:
         """What an update replays, over all processes, and how much each token counts: a skill's weight over all its
         tokens. Skills of weight 0 are left out."""
         rows = []
@@ -109,15 +109,17 @@ class Replay:
         return {"memories": rows, "head": (self.head.weight, self.head.bias) if with_head else None}
 
     @classmethod
-    def restored(cls, state: dict[str, Any], head: Head, batch: int) -> Replay:
+    def restored(cls, state: dict[str, Any], head: LMHead, batch: int) -> ReplayBuffer:
         """Return what `state_dict` told of; `head` is the student's."""
         if state["head"] is not None:
             weight, bias = state["head"]
-            head = Head(weight, bias, head.scale, head.softcap).to(head.weight.device)
-        return cls([Memory(*row) for row in state["memories"]], head, batch)
+            head = LMHead(weight, bias, head.scale, head.softcap).to(head.weight.device)
+        return cls([ReplayExample(*row) for row in state["memories"]], head, batch)
 
 
-def part_of(rows: Sequence[tuple[Memory, float]], index: int, parts: int) -> list[tuple[Memory, float]]:
+def share_of_part(
+    rows: Sequence[tuple[ReplayExample, float]], index: int, parts: int
+) -> list[tuple[ReplayExample, float]]:
     """The rows of one of the parts that an update is split into, as many for each: rows that count 0 fill up.
 
     Under DDP every process must run the same number of forwards.
@@ -127,7 +129,7 @@ def part_of(rows: Sequence[tuple[Memory, float]], index: int, parts: int) -> lis
 
 
 def divergence(
-    model: nn.Module, head: Head, rows: Sequence[tuple[Memory, float]], device: torch.device
+    model: nn.Module, head: LMHead, rows: Sequence[tuple[ReplayExample, float]], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """How far a student is from what it was.
 
@@ -141,14 +143,14 @@ def divergence(
         and `[2]`, without it, its plain sum over the tokens that count, and their number.
     """
     said = [(memory.prompt, memory.completion) for memory, _ in rows]
-    ids_BS, attention_BS, mask_BT = (x.to(device) for x in padded(said))
+    ids_BS, attention_BS, mask_BT = (x.to(device) for x in pad_prompts_and_completions(said))
     states = [memory.hidden_TH.to(device) for memory, _ in rows]
     hidden_BTH = nn.utils.rnn.pad_sequence(states, batch_first=True)
-    then = TeacherStates(head.to(device), hidden_BTH, None, mask_BT.bool())
+    then = TeacherOutputs(head.to(device), hidden_BTH, None, mask_BT.bool())
     weight_B = torch.tensor([weight for _, weight in rows], device=device)
-    response = Response(_MATCHING, None, weight_B)
+    response = ResponseSettings(_MATCHING, None, weight_B)
     shares_B1 = torch.ones(len(rows), 1, device=device)
-    student = RecordedStudent(model, mask_BT.shape[1], SignalInputs(mask_BT, [then], shares_B1, response, None))
+    student = RecordingStudent(model, mask_BT.shape[1], StudentInputs(mask_BT, [then], shares_B1, response, None))
     labels_BS = torch.full_like(ids_BS, _UNLABELLED)  # no token's own likelihood is asked for
     student(input_ids=ids_BS, attention_mask=attention_BS, labels=labels_BS, fused_lm_head=True)
     total, gap_BT = student.result.response, student.result.gap

@@ -17,12 +17,12 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from rld.controllers.retention_rule import VERSION, Counts, Retention
+from rld.controllers.retention_rule import VERSION, Counts, RetentionRule
 from rld.errors import CheckpointError, DataError, RecipeError
 from rld.models import generation, prompting
-from rld.models.heads import Head
+from rld.models.heads import LMHead
 from rld.rollout.verifier import Verify, ask, is_success
-from rld.trainer.replay import Replay, divergence, part_of, remember
+from rld.trainer.replay import ReplayBuffer, divergence, remember, share_of_part
 from rld.types import DEFAULT_SKILL, Event, Row
 from rld.utils.suggestions import hint
 
@@ -32,7 +32,7 @@ _TOGETHER = 16
 """Prompts that are sampled at once: with the noise of their number, whichever process it is that samples them."""
 
 
-class Protection(TrainerCallback):
+class RetentionCallback(TrainerCallback):
     """Protects skills while a trainer trains; it begins with the training, when the student is still what it was.
 
     Args:
@@ -52,7 +52,7 @@ class Protection(TrainerCallback):
 
     def __init__(
         self,
-        rule: Retention,
+        rule: RetentionRule,
         rows: Iterable[Row],
         trained: Sequence[str],
         student: PreTrainedModel,
@@ -73,7 +73,7 @@ class Protection(TrainerCallback):
         self.state: dict[str, Any] | None = None
         """The rule's; None before the training begins."""
         self._probes, self._replayed = _split(rule, rows, trained)
-        self._memory: Replay | None = None
+        self._memory: ReplayBuffer | None = None
         self._updates, self._part = 0, 0
         self._drift = torch.zeros(2, device=accelerator.device)
         """Sum of the divergence over replayed tokens since the last probe, and their number, over all processes."""
@@ -99,7 +99,7 @@ class Protection(TrainerCallback):
                 for first in numbers[self.accelerator.process_index :: self.accelerator.num_processes]
             ]
         memories = [memory for _, some in sorted(gather_object(mine), key=lambda pair: pair[0]) for memory in some]
-        self._memory = Replay(memories, _frozen(self.student), self.rule.batch)
+        self._memory = ReplayBuffer(memories, _frozen(self.student), self.rule.batch)
         self._count(2 * sum(memory.size for memory in memories))  # said once, and read once
         probed = self._probe(model)
         self.state = self.rule.start(probed)
@@ -154,7 +154,7 @@ class Protection(TrainerCallback):
             return loss
         index = self._part * self.accelerator.num_processes + self.accelerator.process_index
         self._part += 1
-        mine = part_of(rows, index, num_parts * self.accelerator.num_processes)
+        mine = share_of_part(rows, index, num_parts * self.accelerator.num_processes)
         total, seen = divergence(model, self._memory.head, mine, self.accelerator.device)
         log_mean("loss/reference", *seen)
         if self.rule.budget is not None:
@@ -198,7 +198,7 @@ class Protection(TrainerCallback):
     def save(self, folder: Path) -> None:
         """Write the memories into a checkpoint."""
         assert self._memory is not None
-        with_head = self._memory.head.weight is not Head.of(self.student).weight
+        with_head = self._memory.head.weight is not LMHead.of(self.student).weight
         torch.save(self._memory.state_dict(with_head), folder / FILE)
 
     def load(self, folder: Path, saved: dict[str, Any] | None) -> None:
@@ -217,10 +217,10 @@ class Protection(TrainerCallback):
         self.state, self._updates = saved["state"], saved["updates"]
         self._drift = torch.tensor(saved["drift"], device=self.accelerator.device)
         kept = torch.load(folder / FILE, map_location="cpu")
-        self._memory = Replay.restored(kept, Head.of(self.student), self.rule.batch)
+        self._memory = ReplayBuffer.restored(kept, LMHead.of(self.student), self.rule.batch)
 
 
-def _split(rule: Retention, rows: Iterable[Row], trained: Sequence[str]) -> tuple[list[Row], list[Row]]:
+def _split(rule: RetentionRule, rows: Iterable[Row], trained: Sequence[str]) -> tuple[list[Row], list[Row]]:
     """The rows to probe and those to replay, with their skills."""
     known: dict[str, list[Row]] = {}
     for row in rows:
@@ -243,10 +243,10 @@ def _split(rule: Retention, rows: Iterable[Row], trained: Sequence[str]) -> tupl
     return probes, replayed
 
 
-def _frozen(student: PreTrainedModel) -> Head:
+def _frozen(student: PreTrainedModel) -> LMHead:
     """The student's output head as it is now; one that does not train needs no copy."""
-    head = Head.of(student)
+    head = LMHead.of(student)
     if not head.weight.requires_grad:
         return head
     bias = None if head.bias is None else head.bias.detach().clone()
-    return Head(head.weight.detach().clone(), bias, head.scale, head.softcap)
+    return LMHead(head.weight.detach().clone(), bias, head.scale, head.softcap)

@@ -11,13 +11,13 @@ from datasets import Dataset
 from pydantic import TypeAdapter, ValidationError
 from trl import GRPOConfig
 
-from rld.controllers.retention_rule import Retention
-from rld.data.prompt_stream import Stream
+from rld.controllers.retention_rule import RetentionRule
+from rld.data.prompt_stream import PromptStream
 from rld.errors import DataError, RecipeError
 from rld.losses.combination import AnyCombination
 from rld.losses.divergences import AnyDivergence
 from rld.losses.features import AnyFeature
-from rld.losses.fused_response import Matching
+from rld.losses.fused_response import ResponseObjective
 from rld.losses.teacher_distribution import Divergence, TopK
 from rld.losses.token_weights import AnyTokenWeights
 from rld.types import SIGNALS, Curriculum, Signal
@@ -86,7 +86,9 @@ class RLDConfig(GRPOConfig):
     )
     retain: dict[str, Any] | None = field(
         default=None,
-        metadata={"help": "Options of `Retention`, which protects the skills of `retain_dataset`. None: its defaults."},
+        metadata={
+            "help": "Options of `RetentionRule`, which protects the skills of `retain_dataset`. None: its defaults."
+        },
     )
     audit_share: float = field(
         default=0.1,
@@ -167,7 +169,7 @@ class RLDConfig(GRPOConfig):
         """Prompts that `max_steps` updates ask for at most; a data loader looks ahead, and no epoch should end."""
         return (math.ceil(self.max_steps / self.updates_per_rollout) + 2) * self.prompts_per_rollout
 
-    def stream(self, rows: Any, curriculum: Curriculum | None) -> Stream | None:
+    def stream(self, rows: Any, curriculum: Curriculum | None) -> PromptStream | None:
         """The prompts as a curriculum picks them, and these arguments made to fit; None for rows in TRL's order.
 
         Raises:
@@ -177,8 +179,8 @@ class RLDConfig(GRPOConfig):
             if not isinstance(rows, Dataset):
                 raise DataError("a curriculum picks rows by skill and level, so train_dataset must be a Dataset")
             self.max_steps = self.num_updates(len(rows))
-            rows = Stream.over(rows, curriculum, self.seed, self.num_prompts())
-        if not isinstance(rows, Stream):
+            rows = PromptStream.over(rows, curriculum, self.seed, self.num_prompts())
+        if not isinstance(rows, PromptStream):
             return None
         if self.dataloader_num_workers:
             raise DataError("a curriculum needs dataloader_num_workers=0: a worker's copy of it would learn nothing")
@@ -186,9 +188,9 @@ class RLDConfig(GRPOConfig):
         self.shuffle_dataset = False  # the curriculum orders the prompts
         return rows
 
-    def retention(self) -> Retention:
+    def retention(self) -> RetentionRule:
         """The rule that `retain` describes."""
-        rule: Retention = _parse("retain", self.retain or {})
+        rule: RetentionRule = _parse("retain", self.retain or {})
         return rule
 
     def divergence_model(self) -> AnyDivergence:
@@ -196,13 +198,13 @@ class RLDConfig(GRPOConfig):
         divergence: AnyDivergence = _parse("divergence", self.divergence or "jsd")
         return divergence
 
-    def matching(self, progress: float) -> Matching:
+    def matching(self, progress: float) -> ResponseObjective:
         """How the response signal matches distributions, at a point of training from 0 to 1."""
         divergence: Divergence = self.divergence_model().at(progress)
         if self.response_top_k is not None:
             divergence = TopK(divergence, self.response_top_k)
         temperature = self.response_temperature or self.temperature
-        return Matching(divergence, self.combination_model(), temperature)
+        return ResponseObjective(divergence, self.combination_model(), temperature)
 
     def combination_model(self) -> AnyCombination:
         """The combination rule that `combine` names."""
@@ -227,7 +229,7 @@ _ADAPTERS: dict[str, TypeAdapter[Any]] = {  # each takes milliseconds to build, 
     "combine": TypeAdapter(AnyCombination),
     "token_weights": TypeAdapter(AnyTokenWeights),
     "feature": TypeAdapter(AnyFeature),
-    "retain": TypeAdapter(Retention),
+    "retain": TypeAdapter(RetentionRule),
 }
 
 

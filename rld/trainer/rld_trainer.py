@@ -31,32 +31,32 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 
-from rld.controllers.gap import Gap
+from rld.controllers.gap import GapController
 from rld.controllers.observation import Controller
-from rld.controllers.runtime import Steering
-from rld.data.prompt_stream import Stream, skills_of
+from rld.controllers.runtime import ControllerRuntime
+from rld.data.prompt_stream import PromptStream, skills_of
 from rld.errors import CheckpointError, RecipeError
-from rld.losses.feature_matching import Projections, attach_projections
-from rld.models.generation import keep_input_whole
+from rld.losses.feature_matching import FeatureProjections, attach_projections
+from rld.models.generation import contiguous_head_input
 from rld.models.prefill import SharedPrefill
-from rld.rollout.audit import Audit
+from rld.rollout.audit import RewardAudit
 from rld.rollout.batch import loss_mask
 from rld.rollout.counts import group_counts, places, skill_ids
-from rld.rollout.gate import Gate, unverified
+from rld.rollout.gate import TeacherGate, unverified
 from rld.rollout.gold import gold_completions
 from rld.rollout.rewards import all_checked
-from rld.rollout.teacher_scoring import Scoring, TeacherScoringOptions, teacher_infos
+from rld.rollout.teacher_scoring import TeacherScoring, TeacherScoringOptions, teacher_infos
 from rld.rollout.verifier import no_reward, successes, verifier
-from rld.teachers.ensemble import Panel
+from rld.teachers.ensemble import TeacherEnsemble
 from rld.teachers.teacher import Teacher
 from rld.trainer.checkpoints import STATE, VERSION, read_state
-from rld.trainer.gradient_probe import Compass
+from rld.trainer.gradient_probe import GradientProbe
 from rld.trainer.joint_loss import JointLoss
-from rld.trainer.retention import Protection
+from rld.trainer.retention import RetentionCallback
 from rld.trainer.rld_config import RLDConfig
-from rld.trainer.student_forward import RecordedStudent, add_signal_head
-from rld.trainer.timing import OptimizerTime, Stopwatch, timed
-from rld.trainer.trl_patches import PROMPTS, score_labels_only, shuffle_prompts
+from rld.trainer.student_forward import RecordingStudent, add_signal_forward
+from rld.trainer.timing import OptimizerTime, PhaseTimer, timed
+from rld.trainer.trl_patches import PROMPTS, shuffle_by_prompt, skip_unlabelled_positions
 from rld.types import Curriculum, Event, Row, Signal
 from rld.utils.files import write_json
 
@@ -79,7 +79,7 @@ class RLDTrainer(GRPOTrainer):
         trusted: A reward that checks a share of what the verifier calls right (`args.audit_share`), and is asked in
             its place whether a teacher is right.
         retain_dataset: Rows of skills that must not be forgotten, with a column `skill`; how, `args.retain` says.
-        probe_rows: Rows with a gold `answer`, for a controller that looks at them (`Probe`).
+        probe_rows: Rows with a gold `answer`, for a controller that looks at them (`GradientAlignmentController`).
         **options: The other arguments of `GRPOTrainer`.
 
     Raises:
@@ -90,14 +90,14 @@ class RLDTrainer(GRPOTrainer):
     args: RLDConfig
     model: Any  # a PreTrainedModel, or a PeftModel around one
     num_generations: int
-    _recorded: RecordedStudent  # what the student said of the micro-batch at hand
+    _recorded: RecordingStudent  # what the student said of the micro-batch at hand
 
     def __init__(
         self,
         model: str | PreTrainedModel,
         reward_funcs: Any = None,
         args: RLDConfig | None = None,
-        train_dataset: Dataset | IterableDataset | Stream | None = None,
+        train_dataset: Dataset | IterableDataset | PromptStream | None = None,
         *rest: Any,
         teachers: Sequence[Teacher | PreTrainedModel | str] = (),
         controller: Controller | None = None,
@@ -117,13 +117,15 @@ class RLDTrainer(GRPOTrainer):
         reward_funcs = all_checked(reward_funcs or ([no_reward] if self.teachers else None))
         self.stream = args.stream(train_dataset, curriculum)
         train_dataset = self.stream.dataset if self.stream is not None else train_dataset
-        score_labels_only()
-        shuffle_prompts()
+        skip_unlabelled_positions()
+        shuffle_by_prompt()
         super().__init__(model, reward_funcs, args, train_dataset, *rest, **options)
 
         self.skills = args.skills or skills_of(self.stream, train_dataset)
-        self.steering = Steering(controller or Gap(), self.skills, teacher_infos(self.teachers), signals)
-        self.stopwatch = Stopwatch()
+        self.steering = ControllerRuntime(
+            controller or GapController(), self.skills, teacher_infos(self.teachers), signals
+        )
+        self.stopwatch = PhaseTimer()
         self.add_callback(OptimizerTime(self.stopwatch))
         self.events: list[Event] = []
         """Controller events, oldest first; whoever writes them takes them out."""
@@ -136,24 +138,26 @@ class RLDTrainer(GRPOTrainer):
         self._feature = args.feature_model() if "feature" in signals else None
         self._student: PreTrainedModel = self.model.get_base_model() if is_peft_model(self.model) else self.model
         self._num_parameters = self._student.num_parameters()
-        keep_input_whole(self._student)  # beside an adapter its head is frozen
+        contiguous_head_input(self._student)  # beside an adapter its head is frozen
         self._prefill = SharedPrefill(self._student)
         self._set_up_teachers()
         verify = verifier(all_checked(trusted) or self.reward_funcs, lambda: self.state)
-        self.audit = None if trusted is None else Audit(verify, args.audit_share, args.seed)
+        self.audit = None if trusted is None else RewardAudit(verify, args.audit_share, args.seed)
         asked = self._tokenizer, verify, args.answer_length, self.accelerator, self._chat_options
         again_at = args.temperature if self.steering.controller.needs.again else None
-        self.gate = Gate.of(self.teachers, *asked, again_at) if args.gate == "prompt" and self.teachers else None
+        self.gate = TeacherGate.of(self.teachers, *asked, again_at) if args.gate == "prompt" and self.teachers else None
         self.protection = None
         if retain_dataset is not None:
             rule = args.retention()
-            self.protection = Protection(rule, retain_dataset, self.skills, self._student, *asked, args.seed)
+            self.protection = RetentionCallback(rule, retain_dataset, self.skills, self._student, *asked, args.seed)
             self.add_callback(self.protection)
         if args.gold and (self.use_vllm or self.tools or self.rollout_func is not None):
             raise RecipeError("gold answers take the place of completions that transformers generates without tools")
-        self._scoring = Scoring(self._scoring_options(signals), self.panel, self.steering, self.gate, self.accelerator)
+        self._scoring = TeacherScoring(
+            self._scoring_options(signals), self.panel, self.steering, self.gate, self.accelerator
+        )
         known = self._student, self._tokenizer, self._chat_options, probe_rows
-        compass = Compass.asked_for(args, self.steering, self.accelerator, *known)
+        compass = GradientProbe.asked_for(args, self.steering, self.accelerator, *known)
         self._joint = JointLoss(args, self.panel, self.steering, self._feature, self.accelerator.device, compass)
 
     def _scoring_options(self, signals: Sequence[Signal]) -> TeacherScoringOptions:
@@ -168,13 +172,13 @@ class RLDTrainer(GRPOTrainer):
     def _set_up_teachers(self) -> None:
         prepare = partial(self.accelerator.prepare_model, evaluation_mode=True)
         known = self._tokenizer, self.eos_token_ids, self._feature
-        self.panel = Panel(self.teachers, self._student, *known, prepare, self._chat_options)
-        self._projections = Projections(self.panel.plans) if self._feature is not None else None
+        self.panel = TeacherEnsemble(self.teachers, self._student, *known, prepare, self._chat_options)
+        self._projections = FeatureProjections(self.panel.plans) if self._feature is not None else None
         if self._projections is not None:
             attach_projections(self._student, self._projections)
-        add_signal_head(self._student)
+        add_signal_forward(self._student)
         if self.ref_model is not None:
-            add_signal_head(self.accelerator.unwrap_model(self.ref_model), "the reference model")
+            add_signal_forward(self.accelerator.unwrap_model(self.ref_model), "the reference model")
 
     @property
     def _chat_options(self) -> dict[str, Any]:
@@ -270,7 +274,7 @@ class RLDTrainer(GRPOTrainer):
         inputs, signals = self._loss_inputs, None
         if inputs is not None and self.teachers:
             signals = self._joint.inputs(inputs, self.state.global_step / max(self.state.max_steps, 1))
-        student = RecordedStudent(model, num_tokens, signals)
+        student = RecordingStudent(model, num_tokens, signals)
         result = super()._get_per_token_logps_and_entropies(student, ids_BS, attention_BS, num_tokens, *args, **kwargs)
         if inputs is None:  # old or reference log-probabilities of a rollout
             self._num_read += student.num_computed

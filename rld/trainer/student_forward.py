@@ -21,27 +21,27 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rld.losses.feature_matching import Projections, feature_distances
+from rld.losses.feature_matching import FeatureProjections, feature_distances
 from rld.losses.features import AnyFeature
-from rld.losses.response import Response, ResponsePass
-from rld.losses.teacher_outputs import TeacherStates
-from rld.models.heads import FusedCausalLMOutput, Head
-from rld.models.hidden_states import depth, tapped
-from rld.models.prompt_sharing import Layout, Rows, as_they_are
+from rld.losses.response import ResponseLoss, ResponseSettings
+from rld.losses.teacher_outputs import TeacherOutputs
+from rld.models.heads import FusedCausalLMOutput, LMHead
+from rld.models.hidden_states import capture_states, depth
+from rld.models.prompt_sharing import BackboneRows, PromptSharingLayout, untouched_rows
 
 _PLAIN = {"input_ids", "attention_mask", "labels", "fused_lm_head"}
 
 
 @dataclass(frozen=True)
-class SignalInputs:
+class StudentInputs:
     """What the student's forward needs for the response and feature signals."""
 
     mask_BT: Tensor
     """Completion tokens that count."""
-    teachers: Sequence[TeacherStates]
+    teachers: Sequence[TeacherOutputs]
     shares_BK: Tensor
     """Weight of each teacher on each completion."""
-    response: Response | None
+    response: ResponseSettings | None
     """None when the response signal is off."""
     feature: AnyFeature | None
     """None when the feature signal is off."""
@@ -51,7 +51,7 @@ class SignalInputs:
 
 
 @dataclass
-class SignalOutput(FusedCausalLMOutput):
+class StudentOutput(FusedCausalLMOutput):
     """TRL's per-token outputs, and the streams of the other signals; 0 where a token or a teacher does not count."""
 
     response: Tensor | None = None
@@ -66,15 +66,15 @@ class SignalOutput(FusedCausalLMOutput):
     """Tokens that went through the backbone."""
 
 
-class RecordedStudent:
-    """Calls a student for its last `num_tokens` columns, with `SignalInputs` if any, and keeps what it returns."""
+class RecordingStudent:
+    """Calls a student for its last `num_tokens` columns, with `StudentInputs` if any, and keeps what it returns."""
 
-    def __init__(self, model: nn.Module, num_tokens: int, signals: SignalInputs | None = None) -> None:
+    def __init__(self, model: nn.Module, num_tokens: int, signals: StudentInputs | None = None) -> None:
         self.model, self.num_tokens, self.signals = model, num_tokens, signals
-        self.results: list[SignalOutput] = []
+        self.results: list[StudentOutput] = []
 
-    def __call__(self, **kwargs: Any) -> SignalOutput:
-        result: SignalOutput = self.model(**kwargs, num_tokens=self.num_tokens, signals=self.signals)
+    def __call__(self, **kwargs: Any) -> StudentOutput:
+        result: StudentOutput = self.model(**kwargs, num_tokens=self.num_tokens, signals=self.signals)
         self.results.append(result)
         return result
 
@@ -84,42 +84,42 @@ class RecordedStudent:
         return sum(result.num_computed or 0 for result in self.results)
 
     @property
-    def result(self) -> SignalOutput:
+    def result(self) -> StudentOutput:
         """What the student returned in its one call."""
         (result,) = self.results
         return result
 
 
-def add_signal_head(model: PreTrainedModel, name: str = "the student") -> None:
-    """Let `model(..., fused_lm_head=True, num_tokens=T, signals=SignalInputs(...))` return a `SignalOutput`.
+def add_signal_forward(model: PreTrainedModel, name: str = "the student") -> None:
+    """Let `model(..., fused_lm_head=True, num_tokens=T, signals=SignalInputs(...))` return a `StudentOutput`.
 
     `model` must already have TRL's fused head. Without `num_tokens` its forward is unchanged; with it, only the last T
     columns are scored. `name` is for notices.
     """
     fused_forward = model.forward
-    layout = functools.cache(lambda: Layout.of(model, name))  # once the model is where it will run
+    layout = functools.cache(lambda: PromptSharingLayout.of(model, name))  # once the model is where it will run
 
     def forward(
         self: PreTrainedModel,
         *args: Any,
         num_tokens: int | None = None,
-        signals: SignalInputs | None = None,
+        signals: StudentInputs | None = None,
         **kwargs: Any,
     ) -> Any:
         if num_tokens is None:
             return fused_forward(*args, **kwargs)
-        projections: Projections | None = getattr(self, "rld_projections", None) if signals is not None else None
+        projections: FeatureProjections | None = getattr(self, "rld_projections", None) if signals is not None else None
         read = projections.taps if projections is not None and signals and signals.feature is not None else set()
         rows = _rows(layout, self, kwargs, num_tokens)
         labels_BT = kwargs["labels"][:, -num_tokens:]
         response = None
         if signals is not None and signals.response is not None:
             taught = signals.teachers, signals.shares_BK, signals.mask_BT
-            response = ResponsePass(signals.response, Head.of(self), *taught)
+            response = ResponseLoss(signals.response, LMHead.of(self), *taught)
         left_BT = labels_BT if response is None else response.left_out(labels_BT)
         kwargs |= rows.inputs | {"labels": None, "shift_labels": left_BT}
-        with tapped(self, read, rows.restore) as states:
-            result = SignalOutput(**fused_forward(*args, **kwargs), num_computed=rows.num_computed)
+        with capture_states(self, read, rows.restore) as states:
+            result = StudentOutput(**fused_forward(*args, **kwargs), num_computed=rows.num_computed)
         if signals is None:
             return result
         last_BTH = states[depth(self)]
@@ -138,10 +138,12 @@ def add_signal_head(model: PreTrainedModel, name: str = "the student") -> None:
     model.forward = types.MethodType(forward, model)
 
 
-def _rows(layout: Callable[[], Layout], model: PreTrainedModel, given: dict[str, Any], num_tokens: int) -> Rows:
+def _rows(
+    layout: Callable[[], PromptSharingLayout], model: PreTrainedModel, given: dict[str, Any], num_tokens: int
+) -> BackboneRows:
     """Lay out what a student is called with; only plain token ids can share rows."""
     routed = given.get("output_router_logits") or getattr(model.config.get_text_config(), "output_router_logits", False)
     others = {name for name, value in given.items() if value is not None} - _PLAIN
     if others or routed or given.get("input_ids") is None:
-        return as_they_are(num_tokens, given["labels"].numel())
+        return untouched_rows(num_tokens, given["labels"].numel())
     return layout().rows(given["input_ids"], given["attention_mask"], num_tokens)

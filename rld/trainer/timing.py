@@ -16,7 +16,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Stopwatch:
+class PhaseTimer:
     """Adds up the seconds of each part of an update; a part within a part counts for itself alone."""
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class Stopwatch:
 class OptimizerTime(TrainerCallback):
     """Ends the part that began after the last backward pass of an update: clipping, and the optimizer's step."""
 
-    def __init__(self, stopwatch: Stopwatch) -> None:
+    def __init__(self, stopwatch: PhaseTimer) -> None:
         self.stopwatch = stopwatch
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -72,7 +72,7 @@ class OptimizerTime(TrainerCallback):
 class Timed(Protocol):
     """What has a stopwatch."""
 
-    stopwatch: Stopwatch
+    stopwatch: PhaseTimer
 
 
 T = TypeVar("T", bound=Timed)

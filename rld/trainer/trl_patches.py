@@ -22,7 +22,7 @@ def _leaves_out_unlabelled(device: torch.device) -> bool:
     return device.type == "cpu" or bool(_runs_triton(device))
 
 
-def score_labels_only() -> None:
+def skip_unlabelled_positions() -> None:
     """Make the fused heads of this process leave out positions without a label; doing so twice does no harm."""
     utils._use_triton = _leaves_out_unlabelled
 
@@ -49,6 +49,6 @@ def _ordered(value: Any, order: list[int]) -> Any:
     return None if value is None else [value[place] for place in order]
 
 
-def shuffle_prompts() -> None:
+def shuffle_by_prompt() -> None:
     """Make this process's GRPO trainers shuffle by prompts where a rollout numbers them; twice does no harm."""
     grpo_trainer.shuffle_sequence_dict = _shuffle_prompts  # type: ignore[assignment]

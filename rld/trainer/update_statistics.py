@@ -14,7 +14,7 @@ from rld.types import SIGNALS, Signal
 
 
 @dataclass
-class Ledger:
+class UpdateStatistics:
     """Sums over one optimiser step, to be added over processes before anyone looks at them.
 
     `table` is `[S, 3 + 4K]`: per skill the completion tokens, the squared delta and its count; then per teacher the
@@ -26,7 +26,7 @@ class Ledger:
     scalars: Tensor
 
     @classmethod
-    def empty(cls, num_skills: int, num_teachers: int, device: torch.device) -> Ledger:
+    def empty(cls, num_skills: int, num_teachers: int, device: torch.device) -> UpdateStatistics:
         return cls(
             torch.zeros(num_skills, 3 + 4 * num_teachers, dtype=torch.float64, device=device),
             torch.zeros(7, dtype=torch.float64, device=device),

@@ -40,13 +40,13 @@ def read_json(path: Path) -> dict[str, Any]:
 Record: TypeAlias = dict[str, Any]
 
 
-def append(path: Path, records: Iterable[Record]) -> None:
+def append_jsonl(path: Path, records: Iterable[Record]) -> None:
     """Add `records` to the end of `path`; they are with the operating system when this returns."""
     with path.open("a") as file:
         file.write("".join(map(_line, records)))
 
 
-def read(path: Path) -> tuple[list[Record], bool]:
+def read_jsonl(path: Path) -> tuple[list[Record], bool]:
     """Read all records of `path`, none where the file is missing.
 
     Returns:
@@ -69,11 +69,11 @@ def read(path: Path) -> tuple[list[Record], bool]:
     return records, len(records) < len(lines)
 
 
-def keep(path: Path, wanted: Callable[[Record], bool]) -> None:
+def filter_jsonl(path: Path, wanted: Callable[[Record], bool]) -> None:
     """Drop the records that are not `wanted` and a line cut off; the file is replaced whole or not at all."""
     if not path.is_file():
         return
-    text = "".join(_line(record) for record in read(path)[0] if wanted(record))
+    text = "".join(_line(record) for record in read_jsonl(path)[0] if wanted(record))
     if text == path.read_text(errors="replace"):
         return
     draft = path.with_name(path.name + ".draft")

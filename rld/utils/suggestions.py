@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterable
 
 
-def told(error: Exception) -> str:
+def describe_exception(error: Exception) -> str:
     """Return what a user's code raised, and where."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"

@@ -9,12 +9,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def precise(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """`x` in at least single precision."""
     return x if x.element_size() >= 4 else x.float()
 
 
-def padded(rows: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor, Tensor]:
+def pad_prompts_and_completions(rows: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor, Tensor]:
     """Lay out prompts and their completions as TRL does, prompts padded on the left and completions on the right.
 
     Returns:

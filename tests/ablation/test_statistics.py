@@ -10,7 +10,7 @@ from statistics import fmean
 import pytest
 
 from rld.ablation import statistics
-from rld.ablation.outcomes import Outcome, compare
+from rld.ablation.outcomes import RunOutcome, compare
 
 
 def test_an_interval_of_two_pairs_is_their_range():
@@ -72,7 +72,7 @@ def test_curves():
 
 def outcome(arm, seed, *points):
     curve = [(x, {"a": y, "b": y / 2}) for x, y in points]
-    return Outcome(arm, seed, Path(f"seed-{seed}") / arm, curve[-1][1], curve, num_scored=10 * seed)
+    return RunOutcome(arm, seed, Path(f"seed-{seed}") / arm, curve[-1][1], curve, num_scored=10 * seed)
 
 
 def test_arms_are_compared_at_equal_compute_and_on_the_seeds_that_both_have():

@@ -24,9 +24,9 @@ from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
 from rld.losses.combination import Mixture
 from rld.losses.divergences import ForwardKL
-from rld.losses.fused_response import Matching, Sampled, match
-from rld.losses.teacher_distribution import Said
-from rld.models.heads import Head
+from rld.losses.fused_response import ResponseObjective, SampledTokens, fused_response_loss
+from rld.losses.teacher_distribution import TeacherDistribution
+from rld.models.heads import LMHead
 
 _TRL_CHUNK = 32768
 
@@ -44,15 +44,17 @@ class Case:
     def together(self) -> Tensor:
         tokens, share = len(self.states), 1 / len(self.teachers)
         spoken = torch.ones(tokens, dtype=torch.bool)
-        said = [Said((Head(weight, None, 1.0, None), states), spoken) for states, weight in self.teachers]
-        total, streams = match(
+        said = [
+            TeacherDistribution((LMHead(weight, None, 1.0, None), states), spoken) for states, weight in self.teachers
+        ]
+        total, streams = fused_response_loss(
             self.states,
-            Head(self.weight, None, 1.0, None),
+            LMHead(self.weight, None, 1.0, None),
             said,
             torch.full((tokens, len(said)), share),
             torch.full((tokens,), 1 / tokens),
-            Matching(ForwardKL(), Mixture(), 1.0),
-            Sampled(self.sampled, 1.0),
+            ResponseObjective(ForwardKL(), Mixture(), 1.0),
+            SampledTokens(self.sampled, 1.0),
         )
         return total - streams.log_pi_N.mean()
 

@@ -20,9 +20,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
-from rld.models.hidden_states import tapped
-from rld.models.prompt_sharing import Layout
-from rld.trainer.trl_patches import score_labels_only
+from rld.models.hidden_states import capture_states
+from rld.models.prompt_sharing import PromptSharingLayout
+from rld.trainer.trl_patches import skip_unlabelled_positions
 
 
 def batch(options: argparse.Namespace, vocabulary: int) -> tuple[Tensor, Tensor]:
@@ -39,13 +39,15 @@ def batch(options: argparse.Namespace, vocabulary: int) -> tuple[Tensor, Tensor]
     return torch.cat([prompts, completions], dim=1), torch.cat([torch.ones_like(prompts), mask.long()], dim=1)
 
 
-def seconds(model: PreTrainedModel, layout: Layout, ids: Tensor, mask: Tensor, num_tokens: int) -> tuple[float, float]:
+def seconds(
+    model: PreTrainedModel, layout: PromptSharingLayout, ids: Tensor, mask: Tensor, num_tokens: int
+) -> tuple[float, float]:
     """Forward, and forward with backward."""
     start = time.perf_counter()
     rows = layout.rows(ids, mask, num_tokens)
     labels = ids.masked_fill(mask == 0, -100)[:, -num_tokens:]
     given: dict[str, Any] = {**rows.inputs, "shift_labels": labels, "fused_lm_head": True}
-    with tapped(model, (), rows.restore):
+    with capture_states(model, (), rows.restore):
         loss = model(**given).loss
     forward = time.perf_counter() - start
     loss.backward()
@@ -61,10 +63,10 @@ def main() -> None:
     parser.add_argument("--shortest", type=int)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    score_labels_only()
+    skip_unlabelled_positions()
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
     add_fused_lm_head(model)
-    shared = Layout.of(model, options.model)
+    shared = PromptSharingLayout.of(model, options.model)
     layouts = {"shared": shared, "apart": replace(shared, shared=False)}
     ids, mask = batch(options, model.config.get_text_config().vocab_size)
     for name, layout in layouts.items():

@@ -25,10 +25,10 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer
 
-from rld.controllers.baselines import Fixed
-from rld.models.heads import Head
-from rld.models.hidden_states import tapped
-from rld.models.prompt_sharing import Layout
+from rld.controllers.baselines import FixedController
+from rld.models.heads import LMHead
+from rld.models.hidden_states import capture_states
+from rld.models.prompt_sharing import PromptSharingLayout
 from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
@@ -106,7 +106,7 @@ def trainers(options: argparse.Namespace, folder: str) -> dict[str, Any]:
         rows,
         processing_class=tokenizer,
         teachers=[Teacher(model(), name) for name in ("one", "two")],
-        controller=Fixed(),
+        controller=FixedController(),
     )
     grpo = GRPOTrainer(model(), reward, GRPOConfig(**grouped), rows, processing_class=tokenizer)
     twice = common | {"max_steps": 2 * (options.rounds + 1)}
@@ -147,10 +147,10 @@ def floor(options: argparse.Namespace, joint: RLDTrainer) -> dict[str, float]:
             given = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
             student.generate(**given, generation_config=joint.generation_config)
 
-    rows = Layout.of(student, "the student").rows(ids, torch.ones_like(ids), options.completion)
+    rows = PromptSharingLayout.of(student, "the student").rows(ids, torch.ones_like(ids), options.completion)
 
     def forward(model: Any) -> torch.Tensor:
-        with tapped(model, (), rows.restore):
+        with capture_states(model, (), rows.restore):
             labels = ids[:, -options.completion :]
             loss: torch.Tensor = model(**rows.inputs, shift_labels=labels, fused_lm_head=True).loss
         return loss
@@ -160,7 +160,7 @@ def floor(options: argparse.Namespace, joint: RLDTrainer) -> dict[str, float]:
             for model in teachers:
                 states = rows.restore(model.base_model(**rows.inputs, use_cache=False).last_hidden_state)
                 for some in states.flatten(0, 1).split(64):
-                    Head.of(model).logits(some)
+                    LMHead.of(model).logits(some)
 
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-6)
     parts = {

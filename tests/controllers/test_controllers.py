@@ -14,15 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rld.controllers import AnyController
-from rld.controllers.baselines import Course, Fixed, Random, Schedule, Sequential
-from rld.controllers.gap import Gap
-from rld.controllers.observation import Observation, SkillSeen, TeacherSeen, Weights
-from rld.controllers.replayed import Yoked
+from rld.controllers.baselines import (
+    FixedController,
+    RandomController,
+    ScheduleController,
+    SequentialController,
+    WeightSchedule,
+)
+from rld.controllers.gap import GapController
+from rld.controllers.observation import Observation, SkillObservation, TeacherObservation, Weights
+from rld.controllers.replayed import ReplayedController
 from rld.errors import ControllerError
 from rld.types import SIGNALS
 
-KINDS = [member() for member in get_args(get_args(AnyController)[0]) if member is not Yoked]
-"""`Yoked` can do nothing without a run; `test_yoked.py` has it."""
+KINDS = [member() for member in get_args(get_args(AnyController)[0]) if member is not ReplayedController]
+"""`ReplayedController` can do nothing without a run; `test_yoked.py` has it."""
 SKILLS, TEACHERS = ["add", "sort"], ["a", "b"]
 
 
@@ -30,16 +36,16 @@ def start(controller: Any) -> Any:
     return controller.start(SKILLS, TEACHERS, list(SIGNALS))
 
 
-def seen(step: int = 1, gradients: Any = None, **skills: SkillSeen) -> Observation:
+def seen(step: int = 1, gradients: Any = None, **skills: SkillObservation) -> Observation:
     return Observation(step, skills, gradients or {})
 
 
 def skill(
     p: float = 0.5, informative: float = 0.5, a: tuple[int, int] = (32, 32), b: tuple[int, int] = (0, 32)
-) -> SkillSeen:
+) -> SkillObservation:
     """40 attempts in 10 groups, and what two teachers were seen to know."""
-    teachers = {"a": TeacherSeen(0.2, *a), "b": TeacherSeen(0.2, *b)}
-    return SkillSeen(40, round(40 * p), 10, round(10 * informative), teachers)
+    teachers = {"a": TeacherObservation(0.2, *a), "b": TeacherObservation(0.2, *b)}
+    return SkillObservation(40, round(40 * p), 10, round(10 * informative), teachers)
 
 
 def check(weights: Weights) -> None:
@@ -60,10 +66,10 @@ def some_of(most: int) -> Any:
 
 
 observations = st.builds(
-    lambda student, groups, divergence, probed, teaches, asked, tried, audited: SkillSeen(
+    lambda student, groups, divergence, probed, teaches, asked, tried, audited: SkillObservation(
         *student,
         *groups,
-        {"a": TeacherSeen(divergence, *probed[::-1], teaches, *asked, *(tried if asked[1] else (0, 0)))},
+        {"a": TeacherObservation(divergence, *probed[::-1], teaches, *asked, *(tried if asked[1] else (0, 0)))},
         *audited,
     ),
     *(some_of(50), some_of(50)),
@@ -84,7 +90,7 @@ def test_weights_stay_weights_whatever_is_seen(controller, data):
         state, weights, _ = controller.step(state, seen(step, {"policy": norm, "response": 1.0}, add=news))
         check(weights)
         assert all(0.1 <= scale <= 10 for scale in weights.scale.values())
-        if isinstance(controller, Gap):
+        if isinstance(controller, GapController):
             assert all(
                 sum(signals.values()) == pytest.approx(1) or not any(signals.values())
                 for signals in weights.signals.values()
@@ -103,7 +109,7 @@ def test_a_step_does_not_change_the_state_it_was_given(controller):
     assert json.dumps(state) == before
 
 
-def run(controller: Gap, ticks: int, **skills: SkillSeen) -> tuple[Any, Weights, list[Any]]:
+def run(controller: GapController, ticks: int, **skills: SkillObservation) -> tuple[Any, Weights, list[Any]]:
     state, events = start(controller), []
     for tick in range(ticks):
         state, weights, news = controller.step(state, seen(tick, **skills))
@@ -112,7 +118,7 @@ def run(controller: Gap, ticks: int, **skills: SkillSeen) -> tuple[Any, Weights,
 
 
 def test_a_teacher_that_fails_a_skill_is_off_within_three_ticks_and_back_when_it_is_good():
-    controller = Gap()
+    controller = GapController()
     state, weights, events = run(controller, 3, add=skill(p=0.1), sort=skill(p=0.1, a=(0, 32), b=(32, 32)))
     assert weights.teachers["add"] == {"a": pytest.approx(1), "b": 0}
     assert weights.teachers["sort"] == {"a": 0, "b": pytest.approx(1)}
@@ -123,51 +129,53 @@ def test_a_teacher_that_fails_a_skill_is_off_within_three_ticks_and_back_when_it
 
 
 def test_distillation_leads_while_reinforcement_is_blind_and_leaves_once_the_student_is_level():
-    _, early, _ = run(Gap(), 6, add=skill(p=0.0, informative=0.0))
+    _, early, _ = run(GapController(), 6, add=skill(p=0.0, informative=0.0))
     assert early.signals["add"]["response"] > 0.7 > 0.1 > early.signals["add"]["policy"] > 0
-    _, late, events = run(Gap(), 12, add=skill(p=0.99, informative=0.1))
+    _, late, events = run(GapController(), 12, add=skill(p=0.99, informative=0.1))
     assert late.signals["add"]["policy"] == pytest.approx(1)
     assert late.teachers["add"] == {"a": 0, "b": 0}
     assert ("signal off", "add", "response") in {(e.kind, e.skill, e.about) for e in events}
 
 
 def test_weights_follow_the_skill_they_belong_to():
-    _, weights, _ = run(Gap(), 8, add=skill(p=0.1, informative=0.1), sort=skill(p=0.9, informative=0.6))
+    _, weights, _ = run(GapController(), 8, add=skill(p=0.1, informative=0.1), sort=skill(p=0.9, informative=0.6))
     assert weights.signals["add"]["response"] > weights.signals["sort"]["response"]
     assert weights.signals["sort"]["policy"] > weights.signals["add"]["policy"]
 
 
 def test_a_steady_measurement_switches_nothing_twice():
-    _, _, events = run(Gap(), 200, add=skill(p=0.85, informative=0.3))
+    _, _, events = run(GapController(), 200, add=skill(p=0.85, informative=0.3))
     keys = [(e.skill, e.about) for e in events]
     assert len(keys) == len(set(keys))
 
 
 def test_unprobed_teachers_count_alike_until_the_student_is_level_with_them():
-    far = SkillSeen(40, 20, 10, 5, {"a": TeacherSeen(0.5), "b": TeacherSeen(0.01)})
-    _, weights, _ = run(Gap(), 5, add=far)
+    far = SkillObservation(40, 20, 10, 5, {"a": TeacherObservation(0.5), "b": TeacherObservation(0.01)})
+    _, weights, _ = run(GapController(), 5, add=far)
     assert weights.teachers["add"] == {"a": pytest.approx(0.5), "b": pytest.approx(0.5)}
-    level = SkillSeen(40, 20, 10, 5, {"a": TeacherSeen(0.001), "b": TeacherSeen(0.0)})
-    _, weights, _ = run(Gap(), 5, add=level)
+    level = SkillObservation(40, 20, 10, 5, {"a": TeacherObservation(0.001), "b": TeacherObservation(0.0)})
+    _, weights, _ = run(GapController(), 5, add=level)
     assert weights.teachers["add"] == {"a": 0, "b": 0}
 
 
 def test_a_skill_outside_a_teachers_subjects_never_gets_it():
-    news = SkillSeen(40, 4, 10, 5, {"a": TeacherSeen(0.2, 32, 32, teaches=False), "b": TeacherSeen(0.2, 20, 32)})
-    _, weights, _ = run(Gap(), 5, add=news)
+    news = SkillObservation(
+        40, 4, 10, 5, {"a": TeacherObservation(0.2, 32, 32, teaches=False), "b": TeacherObservation(0.2, 20, 32)}
+    )
+    _, weights, _ = run(GapController(), 5, add=news)
     assert weights.teachers["add"] == {"a": 0, "b": pytest.approx(1)}
 
 
 def test_policy_alone_weighs_exactly_one():
-    controller = Gap()
+    controller = GapController()
     state = controller.start(["all"], [], ["policy"])
     for tick in range(5):
-        state, weights, _ = controller.step(state, Observation(tick, {"all": SkillSeen(40, tick, 10, tick)}))
+        state, weights, _ = controller.step(state, Observation(tick, {"all": SkillObservation(40, tick, 10, tick)}))
         assert weights.signals == {"all": {"policy": 1.0}}
 
 
 def test_gradients_are_evened_out_within_a_factor_of_ten():
-    controller = Gap()
+    controller = GapController()
     _, weights, _ = controller.step(
         start(controller), seen(gradients={"policy": 1.0, "response": 0.5, "feature": 1e-4})
     )
@@ -177,7 +185,7 @@ def test_gradients_are_evened_out_within_a_factor_of_ten():
 
 
 def test_fixed_weights_are_fixed_and_teachers_are_shares():
-    controller = Fixed(policy=0.2, response=0.7, feature=0.1, teachers={"a": 3.0, "b": 1.0})
+    controller = FixedController(policy=0.2, response=0.7, feature=0.1, teachers={"a": 3.0, "b": 1.0})
     _, weights, events = controller.step(start(controller), seen(add=skill()))
     assert weights.signals["add"] == {"policy": 0.2, "response": 0.7, "feature": 0.1}
     assert weights.teachers["sort"] == {"a": 0.75, "b": 0.25}
@@ -187,25 +195,25 @@ def test_fixed_weights_are_fixed_and_teachers_are_shares():
 # -- properties ------------------------------------------------------------------------------------------------------
 
 
-def gated(right: int, asked: int = 16, failing: float = 0.5, divergence: float | None = 0.3) -> TeacherSeen:
+def gated(right: int, asked: int = 16, failing: float = 0.5, divergence: float | None = 0.3) -> TeacherObservation:
     """A teacher that answers `right` of `asked` prompts, of which the student fails a share."""
     attempts = 4 * right
-    return TeacherSeen(divergence, 0, 0, True, asked, right, attempts, round(attempts * (1 - failing)))
+    return TeacherObservation(divergence, 0, 0, True, asked, right, attempts, round(attempts * (1 - failing)))
 
 
-def of(*teachers: TeacherSeen, p: float = 0.4, informative: float = 0.5) -> SkillSeen:
+def of(*teachers: TeacherObservation, p: float = 0.4, informative: float = 0.5) -> SkillObservation:
     named = dict(zip(TEACHERS, teachers, strict=False))
-    return SkillSeen(40, round(40 * p), 10, round(10 * informative), named)
+    return SkillObservation(40, round(40 * p), 10, round(10 * informative), named)
 
 
 @pytest.mark.parametrize("controller", KINDS, ids=lambda c: c.kind)
 @pytest.mark.parametrize(
     "news",
     [
-        SkillSeen(),
-        SkillSeen(40, 40, 10, 0, {}),
-        SkillSeen(40, 0, 10, 0, {"a": TeacherSeen(math.nan), "b": TeacherSeen(math.inf)}),
-        SkillSeen(0, 0, 10, 0, {"a": gated(0, 16), "b": TeacherSeen(None, 0, 0, False)}),
+        SkillObservation(),
+        SkillObservation(40, 40, 10, 0, {}),
+        SkillObservation(40, 0, 10, 0, {"a": TeacherObservation(math.nan), "b": TeacherObservation(math.inf)}),
+        SkillObservation(0, 0, 10, 0, {"a": gated(0, 16), "b": TeacherObservation(None, 0, 0, False)}),
     ],
     ids=["nothing", "all right, no teacher", "all wrong, NaN", "no verdicts"],
 )
@@ -242,7 +250,7 @@ def test_a_state_through_json_goes_on_bit_for_bit(controller):
 
 
 def test_gap_moves_signals_and_teachers_by_no_more_than_its_cap():
-    controller = Gap(switch=False, cap=0.2)
+    controller = GapController(switch=False, cap=0.2)
     _, all_weights = walk(controller, 200)
     for before, after in itertools.pairwise(all_weights):
         for name in SKILLS:
@@ -256,10 +264,10 @@ def test_weights_do_not_depend_on_the_scale_of_a_gradient():
     news = {name: of(gated(12), gated(3)) for name in SKILLS}
     outcomes = []
     for factor in (1.0, 10.0):
-        state = start(Gap())
+        state = start(GapController())
         for tick in range(10):
             gradients = {"policy": 0.3, "response": 0.2 * factor, "feature": 0.1}
-            state, weights, _ = Gap().step(state, Observation(tick, news, gradients))
+            state, weights, _ = GapController().step(state, Observation(tick, news, gradients))
         outcomes.append(weights)
     assert outcomes[0].signals == outcomes[1].signals
     assert outcomes[0].teachers == outcomes[1].teachers
@@ -277,8 +285,8 @@ def test_a_more_competent_teacher_never_weighs_less(asked, data):
         if asked:
             teachers = [replace(gated(r), attempts=40, successes=round(40 * (1 - failing))) for r in (right, rights[1])]
         else:
-            teachers = [TeacherSeen(0.3, r, 16) for r in (right, rights[1])]
-        _, weights, _ = run(Gap(switch=False), 6, add=of(*teachers, p=p))
+            teachers = [TeacherObservation(0.3, r, 16) for r in (right, rights[1])]
+        _, weights, _ = run(GapController(switch=False), 6, add=of(*teachers, p=p))
         assert weights.teachers["add"]["a"] >= last - 1e-12
         last = weights.teachers["add"]["a"]
 
@@ -286,22 +294,22 @@ def test_a_more_competent_teacher_never_weighs_less(asked, data):
 def test_a_teacher_that_knows_more_gives_distillation_no_less_weight_and_a_useless_one_none():
     last = 0.0
     for right in range(17):
-        _, weights, _ = run(Gap(switch=False), 6, add=of(gated(right), gated(0), p=0.3))
+        _, weights, _ = run(GapController(switch=False), 6, add=of(gated(right), gated(0), p=0.3))
         assert weights.signals["add"]["response"] >= last - 1e-12
         last = weights.signals["add"]["response"]
     news = of(gated(12), p=0.3)
-    alone = Gap().start(["add"], ["a"], list(SIGNALS))
-    beside = Gap().start(["add"], TEACHERS, list(SIGNALS))
+    alone = GapController().start(["add"], ["a"], list(SIGNALS))
+    beside = GapController().start(["add"], TEACHERS, list(SIGNALS))
     for tick in range(12):
-        alone, without, _ = Gap().step(alone, seen(tick, add=news))
-        beside, weights, _ = Gap().step(beside, seen(tick, add=of(gated(12), gated(0), p=0.3)))
+        alone, without, _ = GapController().step(alone, seen(tick, add=news))
+        beside, weights, _ = GapController().step(beside, seen(tick, add=of(gated(12), gated(0), p=0.3)))
     assert weights.signals["add"] == pytest.approx(without.signals["add"])
     assert weights.teachers["add"] == {"a": pytest.approx(1), "b": 0}
 
 
 def test_names_and_their_order_do_not_matter():
     swapped = {"a": "b", "b": "a", "add": "sort", "sort": "add"}
-    states = [start(Gap()), Gap().start(SKILLS[::-1], TEACHERS[::-1], list(SIGNALS))]
+    states = [start(GapController()), GapController().start(SKILLS[::-1], TEACHERS[::-1], list(SIGNALS))]
     rng = random.Random(3)
     for tick in range(60):
         news = {name: of(gated(rng.randrange(17)), gated(rng.randrange(17)), p=rng.random()) for name in SKILLS}
@@ -311,7 +319,7 @@ def test_names_and_their_order_do_not_matter():
         }
         outcomes = []
         for i, given_news in enumerate((news, other)):
-            states[i], weights, _ = Gap().step(states[i], Observation(tick, given_news))
+            states[i], weights, _ = GapController().step(states[i], Observation(tick, given_news))
             outcomes.append(weights)
         for name in SKILLS:
             assert outcomes[0].signals[name] == pytest.approx(outcomes[1].signals[swapped[name]])
@@ -322,7 +330,7 @@ def test_names_and_their_order_do_not_matter():
 
 @pytest.mark.parametrize(("asked", "ticks"), [(16, 3), (8, 4), (4, 7), (2, 12)])
 def test_a_gated_teacher_that_turns_bad_is_soon_off_and_back_within_three_ticks_of_turning_good(asked, ticks):
-    controller, state = Gap(), start(Gap())
+    controller, state = GapController(), start(GapController())
     steady = gated(asked, asked)
     for tick in range(30):
         state, weights, _ = controller.step(state, seen(tick, add=of(steady, steady)))
@@ -335,22 +343,24 @@ def test_a_gated_teacher_that_turns_bad_is_soon_off_and_back_within_three_ticks_
     assert weights.teachers["add"]["a"] > 0.05
 
 
-@pytest.mark.parametrize("told", [TeacherSeen(0.3, 8, 32), TeacherSeen(0.3, 0, 0, True, 2, 0), TeacherSeen(0.3)])
+@pytest.mark.parametrize(
+    "told", [TeacherObservation(0.3, 8, 32), TeacherObservation(0.3, 0, 0, True, 2, 0), TeacherObservation(0.3)]
+)
 def test_a_student_that_was_never_seen_to_try_is_not_taken_to_be_better_than_a_teacher(told):
-    weights = run(Gap(), 30, add=SkillSeen(0, 0, 10, 0, {"a": told}))[1]
+    weights = run(GapController(), 30, add=SkillObservation(0, 0, 10, 0, {"a": told}))[1]
     assert weights.signals["add"]["response"] > 0.8
     assert weights.teachers["add"]["a"] > 0.4
 
 
 def test_sequential_without_reinforcement_to_end_with_is_refused():
     with pytest.raises(ControllerError, match="no policy signal"):
-        Sequential().start(SKILLS, TEACHERS, ["response"])
+        SequentialController().start(SKILLS, TEACHERS, ["response"])
 
 
 def test_a_teacher_that_nobody_verified_stays_off_while_nothing_is_heard_of_it():
-    controller, state = Gap(), start(Gap())
-    silent = SkillSeen(40, 20, 10, 5, {"a": TeacherSeen(None), "b": TeacherSeen(None)})
-    level = SkillSeen(40, 20, 10, 5, {"a": TeacherSeen(0.001), "b": TeacherSeen(0.001)})
+    controller, state = GapController(), start(GapController())
+    silent = SkillObservation(40, 20, 10, 5, {"a": TeacherObservation(None), "b": TeacherObservation(None)})
+    level = SkillObservation(40, 20, 10, 5, {"a": TeacherObservation(0.001), "b": TeacherObservation(0.001)})
     for tick in range(4):
         state, weights, _ = controller.step(state, seen(tick, add=level))
     assert weights.signals["add"]["response"] == 0
@@ -361,18 +371,18 @@ def test_a_teacher_that_nobody_verified_stays_off_while_nothing_is_heard_of_it()
 
 
 def test_noise_around_a_steady_worth_switches_nothing_in_two_thousand_ticks():
-    rng, controller, state, events = random.Random(0), Gap(), start(Gap()), []
+    rng, controller, state, events = random.Random(0), GapController(), start(GapController()), []
     for tick in range(2000):
         right = sum(rng.random() < 0.9 for _ in range(16))
         student = sum(rng.random() < 0.975 for _ in range(60))  # worth (1 - 0.975) / 0.2, between off and on
-        told = TeacherSeen(0.3, 0, 0, True, 16, right, 60, student)
+        told = TeacherObservation(0.3, 0, 0, True, 16, right, 60, student)
         state, _, news = controller.step(state, seen(tick, add=of(told, informative=rng.uniform(0.07, 0.13))))
         events += [e for e in news if e.about in ("a", "response")]
     assert events == []
 
 
 def test_a_skill_that_is_not_asked_keeps_its_weights_and_then_starts_anew():
-    controller = Gap()
+    controller = GapController()
     state, before, _ = run(controller, 8, add=skill(p=0.99, informative=0.1))
     for tick in range(19):
         state, weights, events = controller.step(state, seen(tick))
@@ -384,8 +394,8 @@ def test_a_skill_that_is_not_asked_keeps_its_weights_and_then_starts_anew():
 
 def test_a_teacher_that_alone_is_right_on_a_few_prompts_stays_until_they_are_learnt():
     """The gate leaves it these prompts alone, so that another one is right far more often is no reason to drop it."""
-    controller, state = Gap(), start(Gap())
-    few = TeacherSeen(0.5, 0, 0, True, 40, 10, 40, 0)
+    controller, state = GapController(), start(GapController())
+    few = TeacherObservation(0.5, 0, 0, True, 40, 10, 40, 0)
     for tick in range(60):
         state, weights, _ = controller.step(state, seen(tick, add=of(gated(14, failing=0.0), few, informative=0.0)))
     assert weights.teachers["add"]["b"] > 0.9
@@ -395,46 +405,46 @@ def test_a_teacher_that_alone_is_right_on_a_few_prompts_stays_until_they_are_lea
 @pytest.mark.parametrize("asked", [2, 4, 8])
 def test_a_teacher_that_is_off_is_back_after_one_look_that_finds_it_right(asked):
     """While it is off it is looked at once in 20 ticks, and asked a few prompts then."""
-    controller, state = Gap(), start(Gap())
+    controller, state = GapController(), start(GapController())
     for tick in range(20):
         state, weights, _ = controller.step(state, seen(tick, add=of(gated(0), gated(14))))
     assert weights.teachers["add"]["a"] == 0
     for tick in range(20, 39):
-        state, weights, _ = controller.step(state, seen(tick, add=of(TeacherSeen(None), gated(14))))
-    look = TeacherSeen(0.5, 0, 0, True, asked, asked, 4 * asked, 0)
+        state, weights, _ = controller.step(state, seen(tick, add=of(TeacherObservation(None), gated(14))))
+    look = TeacherObservation(0.5, 0, 0, True, asked, asked, 4 * asked, 0)
     state, _, _ = controller.step(state, seen(39, add=of(look, gated(14))))
     for tick in range(40, 43):
-        state, weights, _ = controller.step(state, seen(tick, add=of(TeacherSeen(None), gated(14))))
+        state, weights, _ = controller.step(state, seen(tick, add=of(TeacherObservation(None), gated(14))))
     assert weights.teachers["add"]["a"] > 0.01
 
 
 @pytest.mark.parametrize("asked", [2, 8])
 def test_a_teacher_that_is_off_and_still_wrong_stays_off_when_it_is_looked_at(asked):
-    controller, state = Gap(), start(Gap())
+    controller, state = GapController(), start(GapController())
     for tick in range(200):
         looked_at = tick < 20 or tick % 20 == 19
-        told = TeacherSeen(0.3, 0, 0, True, asked, 0, 0, 0) if looked_at else TeacherSeen(None)
+        told = TeacherObservation(0.3, 0, 0, True, asked, 0, 0, 0) if looked_at else TeacherObservation(None)
         state, weights, events = controller.step(state, seen(tick, add=of(told, gated(14))))
         assert tick < 20 or not [event for event in events if event.about == "a"]
     assert weights.teachers["add"]["a"] == 0
 
 
 def test_a_teacher_around_the_least_cover_does_not_flap():
-    rng, controller, state, events = random.Random(0), Gap(), start(Gap()), []
+    rng, controller, state, events = random.Random(0), GapController(), start(GapController()), []
     for tick in range(2000):
         right = sum(rng.random() < 0.12 for _ in range(16))
-        told = TeacherSeen(0.3, 0, 0, True, 16, right, 4 * right, right)
-        state, _, news = controller.step(state, seen(tick, add=of(told, TeacherSeen(None, teaches=False))))
+        told = TeacherObservation(0.3, 0, 0, True, 16, right, 4 * right, right)
+        state, _, news = controller.step(state, seen(tick, add=of(told, TeacherObservation(None, teaches=False))))
         events += [e for e in news if e.about in ("a", "response")]
     assert len(events) <= 8
 
 
 def test_where_the_verifier_has_no_say_teachers_count_as_without_one():
     """All answers pass then, and no attempt of the student's counts."""
-    controller, state = Gap(), start(Gap())
-    open_to_all = TeacherSeen(1e-4, 0, 0, True, 16, 16, 0, 0)
+    controller, state = GapController(), start(GapController())
+    open_to_all = TeacherObservation(1e-4, 0, 0, True, 16, 16, 0, 0)
     for tick in range(40):
-        news = SkillSeen(0, 0, 10, 0, {"a": open_to_all, "b": open_to_all})
+        news = SkillObservation(0, 0, 10, 0, {"a": open_to_all, "b": open_to_all})
         state, weights, _ = controller.step(state, seen(tick, add=news))
     assert weights.signals["add"]["response"] == 0  # it says what the student says
     assert weights.allocation is not None
@@ -442,7 +452,7 @@ def test_where_the_verifier_has_no_say_teachers_count_as_without_one():
 
 
 def test_a_skill_that_is_not_asked_any_more_has_no_claim_on_the_prompts():
-    controller, state = Gap(), start(Gap())
+    controller, state = GapController(), start(GapController())
     for tick in range(60):
         news = {"add": skill()} | ({"sort": skill()} if tick < 10 else {})
         state, weights, _ = controller.step(state, seen(tick, **news))
@@ -450,7 +460,7 @@ def test_a_skill_that_is_not_asked_any_more_has_no_claim_on_the_prompts():
 
 
 def test_a_prior_for_one_signal_leaves_the_others_as_they_are():
-    weights = Gap(prior={"policy": 2.0})
+    weights = GapController(prior={"policy": 2.0})
     shares = weights.weights(start(weights)).signals["add"]
     assert shares == pytest.approx({"policy": 2 / 3.1, "response": 1 / 3.1, "feature": 0.1 / 3.1})
 
@@ -460,39 +470,39 @@ def test_a_prior_for_one_signal_leaves_the_others_as_they_are():
 
 def test_each_layer_can_be_switched_off_alone():
     bad = {"add": of(gated(0), gated(16))}
-    assert run(Gap(), 5, **bad)[1].teachers["add"]["a"] == 0
-    assert run(Gap(switch=False), 5, **bad)[1].teachers["add"]["a"] > 0
-    blind = Gap(by_gate=False)
+    assert run(GapController(), 5, **bad)[1].teachers["add"]["a"] == 0
+    assert run(GapController(switch=False), 5, **bad)[1].teachers["add"]["a"] > 0
+    blind = GapController(by_gate=False)
     assert run(blind, 5, **bad)[1].teachers["add"] == {"a": 0.5, "b": 0.5}
-    held = run(Gap(ratio=0.2), 30, **bad)[1]
+    held = run(GapController(ratio=0.2), 30, **bad)[1]
     assert held.signals["add"] == pytest.approx({"policy": 0.2, "response": 0.8 / 1.1, "feature": 0.08 / 1.1})
     assert held.teachers["add"]["a"] == 0, "teachers still move"
-    assert run(Gap(ratio=0.0), 3, **bad)[1].signals["add"]["policy"] == 0
-    assert run(Gap(allocate=False), 3, **bad)[1].allocation is None
-    assert run(Gap(even_out=False), 3, **bad)[1].scale == {}
+    assert run(GapController(ratio=0.0), 3, **bad)[1].signals["add"]["policy"] == 0
+    assert run(GapController(allocate=False), 3, **bad)[1].allocation is None
+    assert run(GapController(even_out=False), 3, **bad)[1].scale == {}
 
 
 def test_prompts_go_to_the_skills_that_can_still_learn():
-    mastered = SkillSeen(40, 40, 10, 0, {})
-    _, weights, _ = run(Gap(), 30, add=mastered, sort=of(gated(16, failing=0.9), gated(0), p=0.1))
+    mastered = SkillObservation(40, 40, 10, 0, {})
+    _, weights, _ = run(GapController(), 30, add=mastered, sort=of(gated(16, failing=0.9), gated(0), p=0.1))
     assert weights.allocation["add"] < 0.15
     assert sum(weights.allocation.values()) == pytest.approx(1)
 
 
 def test_a_skill_that_never_moves_gets_fewer_prompts():
     """That its share of right answers wavers as chance has it is no movement."""
-    state, chance = start(Gap()), random.Random(0)
+    state, chance = start(GapController()), random.Random(0)
     for tick in range(40):
         right = sum(chance.random() < 0.1 for _ in range(40))
-        stuck = SkillSeen(40, right, 10, 6, {"a": gated(0), "b": gated(0)})
-        learns = SkillSeen(40, min(4 + tick // 2, 40), 10, 6, {"a": gated(16, failing=0.5), "b": gated(0)})
-        state, weights, _ = Gap().step(state, seen(tick, add=stuck, sort=learns))
+        stuck = SkillObservation(40, right, 10, 6, {"a": gated(0), "b": gated(0)})
+        learns = SkillObservation(40, min(4 + tick // 2, 40), 10, 6, {"a": gated(16, failing=0.5), "b": gated(0)})
+        state, weights, _ = GapController().step(state, seen(tick, add=stuck, sort=learns))
     assert weights.allocation["add"] < 0.3
 
 
 def test_prompts_go_where_more_is_wrong_though_all_are_worth_teaching():
     half, most = of(gated(16, failing=0.5), gated(0), p=0.5), of(gated(16, failing=0.9), gated(0), p=0.1)
-    _, weights, _ = run(Gap(), 15, add=half, sort=most)
+    _, weights, _ = run(GapController(), 15, add=half, sort=most)
     assert weights.allocation == pytest.approx({"add": 0.38, "sort": 0.62}, abs=0.03)
 
 
@@ -500,17 +510,17 @@ def test_prompts_go_where_more_is_wrong_though_all_are_worth_teaching():
 
 
 def test_fixed_weights_by_skill_name_every_skill():
-    controller = Fixed(policy={"add": 0.2, "sort": 0.9}, teachers={"a": {"add": 1, "sort": 0}})
+    controller = FixedController(policy={"add": 0.2, "sort": 0.9}, teachers={"a": {"add": 1, "sort": 0}})
     weights = controller.weights(start(controller))
     assert (weights.signals["add"]["policy"], weights.signals["sort"]["policy"]) == (0.2, 0.9)
     assert weights.teachers == {"add": {"a": 0.5, "b": 0.5}, "sort": {"a": 0, "b": 1}}
     with pytest.raises(ControllerError, match=r"controller.policy has no value for skill 'sort'"):
-        start(Fixed(policy={"add": 0.2}))
+        start(FixedController(policy={"add": 0.2}))
 
 
 def test_a_share_of_a_teacher_that_is_not_there_is_said():
     with pytest.warns(UserWarning, match=r"controller.teachers.adderr: no such teacher; did you mean 'adder'\?"):
-        Fixed(teachers={"adderr": 2.0}).start(["add"], ["adder"], ["response"])
+        FixedController(teachers={"adderr": 2.0}).start(["add"], ["adder"], ["response"])
 
 
 @pytest.mark.parametrize(
@@ -518,40 +528,43 @@ def test_a_share_of_a_teacher_that_is_not_there_is_said():
     [("linear", 0.3, 0.5), ("cosine", 0.3, 0.5), ("step", 0.1, 0.5), ("exponential", math.sqrt(0.05), 0.5)],
 )
 def test_a_course_goes_from_start_to_end(shape, half, late):
-    course = Course(start=0.1, end={"add": 0.5, "sort": 0.1}, shape=shape, over=0.8)
+    course = WeightSchedule(start=0.1, end={"add": 0.5, "sort": 0.1}, shape=shape, over=0.8)
     assert [course.value(t, "add") for t in (0, 0.4, 0.8, 1)] == pytest.approx([0.1, half, late, late])
     assert course.value(0.5, "sort") == pytest.approx(0.1)
 
 
 def test_a_course_written_in_floats_is_a_course():
-    given = Schedule.model_validate(
+    given = ScheduleController.model_validate(
         {"policy": {"start": 0.0, "end": 1.0, "over": 0.5}, "response": {"start": 1.0, "end": 0.5}}
     )
-    assert (given.policy, given.response) == (Course(start=0, end=1, over=0.5), Course(start=1, end=0.5))
+    assert (given.policy, given.response) == (
+        WeightSchedule(start=0, end=1, over=0.5),
+        WeightSchedule(start=1, end=0.5),
+    )
     start(given)
 
 
 def test_a_schedule_takes_what_stays_by_skill():
-    given = Schedule(policy={"add": 0.2, "sort": 0.6}, response=0.5, feature=0)
+    given = ScheduleController(policy={"add": 0.2, "sort": 0.6}, response=0.5, feature=0)
     weights = given.weights(start(given)).signals
     assert weights == {"add": {"policy": 0.2, "response": 0.5, "feature": 0}, "sort": {**weights["add"], "policy": 0.6}}
     with pytest.raises(ControllerError, match="has no value for skill 'sort'"):
-        start(Schedule(policy={"add": 0.2}))
+        start(ScheduleController(policy={"add": 0.2}))
 
 
 def test_a_schedule_follows_the_share_of_steps_that_are_done():
-    controller = Schedule(response=0.3)
+    controller = ScheduleController(response=0.3)
     state = start(controller)
     assert controller.weights(state).signals["add"] == {"policy": 0, "response": 0.3, "feature": 0.25}
     _, weights, _ = controller.step(state, Observation(50, {}, {}, 0.5))
     assert weights.signals["add"] == {"policy": 0.5, "response": 0.3, "feature": 0.125}
     with pytest.raises(ValueError, match="above 0"):
-        Course(start=0.0, end=1.0, shape="exponential")
+        WeightSchedule(start=0.0, end=1.0, shape="exponential")
 
 
 @pytest.mark.parametrize("together", [False, True])
 def test_sequential_reinforces_once_success_no_longer_rises(together):
-    controller = Sequential(patience=3, together=together)
+    controller = SequentialController(patience=3, together=together)
     state, changed = start(controller), {}
     for tick in range(40):
         rising = skill(p=min(0.05 * tick, 1.0))
@@ -566,8 +579,8 @@ def test_sequential_reinforces_once_success_no_longer_rises(together):
 
 
 def test_random_weights_depend_on_seed_tick_and_skill_alone():
-    one, two = run(Random(seed=1), 3)[1], run(Random(seed=1), 3)[1]
-    assert one == two != run(Random(seed=2), 3)[1]
-    assert one != run(Random(seed=1), 4)[1]
+    one, two = run(RandomController(seed=1), 3)[1], run(RandomController(seed=1), 3)[1]
+    assert one == two != run(RandomController(seed=2), 3)[1]
+    assert one != run(RandomController(seed=1), 4)[1]
     assert one.signals["add"] != one.signals["sort"]
     assert sum(one.signals["add"].values()) == pytest.approx(1)

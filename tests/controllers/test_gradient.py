@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from rld.controllers.gradient import Noise, Probe, least
-from rld.controllers.observation import Observation, Pulls, SkillSeen, Weights
+from rld.controllers.gradient import GradientAlignmentController, GradientNoiseController, minimise_on_simplex
+from rld.controllers.observation import GradientStats, Observation, SkillObservation, Weights
 from rld.types import SIGNALS, Signal
 
 NAMES: list[Signal] = list(SIGNALS)
@@ -21,13 +21,13 @@ def dot(one: list[float], two: list[float]) -> float:
     return sum(a * b for a, b in zip(one, two, strict=True))
 
 
-def measured(vectors: dict[Signal, list[float]], noise: dict[Signal, float], **aligned: float) -> SkillSeen:
+def measured(vectors: dict[Signal, list[float]], noise: dict[Signal, float], **aligned: float) -> SkillObservation:
     """What was seen of a skill whose signals have these mean gradients."""
     inner = {s: {t: dot(vectors[s], vectors[t]) for t in vectors} for s in vectors}
-    return SkillSeen(40, 20, 10, 5, {}, pulls=Pulls(inner, noise, aligned))  # type: ignore[arg-type]
+    return SkillObservation(40, 20, 10, 5, {}, pulls=GradientStats(inner, noise, aligned))  # type: ignore[arg-type]
 
 
-def run(controller: Any, ticks: int, news: SkillSeen, signals: list[Signal], **gradients: float) -> Weights:
+def run(controller: Any, ticks: int, news: SkillObservation, signals: list[Signal], **gradients: float) -> Weights:
     state = controller.start(["a"], ["t"], signals)
     weights: Weights = controller.weights(state)
     for tick in range(ticks):
@@ -53,7 +53,7 @@ def test_for_two_signals_noise_goes_to_the_closed_form_which_a_search_finds_too(
     closed = 0.8 / (0.8 + 0.15 + squared_bias)
     found = search(lambda w: w[0] ** 2 * 0.8 + w[1] ** 2 * (0.15 + squared_bias), 2, 10_000)
     assert found[1] == pytest.approx(closed, abs=1e-4)
-    controller = Noise(floor=0.001)
+    controller = GradientNoiseController(floor=0.001)
     weights = run(controller, 60, measured(vectors, noise), ["policy", "response"])
     assert weights.signals["a"]["response"] == pytest.approx(0.001 + 0.998 * closed, abs=1e-6)
 
@@ -67,7 +67,7 @@ def test_the_minimum_over_three_weights_is_the_one_that_a_search_finds():
         def cost(w: list[float], matrix: list[list[float]] = matrix) -> float:
             return sum(w[i] * w[j] * matrix[i][j] for i in range(3) for j in range(3))
 
-        weights = least(matrix)
+        weights = minimise_on_simplex(matrix)
         assert min(weights) >= 0
         assert sum(weights) == pytest.approx(1)
         assert cost(weights) <= cost(search(cost, 3, 60)) + 1e-12
@@ -76,7 +76,7 @@ def test_the_minimum_over_three_weights_is_the_one_that_a_search_finds():
 def test_a_signal_without_bias_or_noise_gets_all_but_the_floors():
     vectors: dict[Signal, list[float]] = {"policy": [1.0, 0.0], "response": [1.0, 0.1], "feature": [-3.0, 0.0]}
     news = measured(vectors, {"policy": 0.5, "response": 1e-6, "feature": 0.1})
-    weights = run(Noise(), 100, news, NAMES).signals["a"]
+    weights = run(GradientNoiseController(), 100, news, NAMES).signals["a"]
     assert weights == pytest.approx({"policy": 0.02, "response": 0.96, "feature": 0.02}, abs=1e-3)
 
 
@@ -85,7 +85,7 @@ def test_noise_does_not_depend_on_how_a_loss_is_scaled_if_magnitudes_are_evened_
         vectors: dict[Signal, list[float]] = {"policy": [1.0, 0.0], "response": [1.0 * factor, 0.7 * factor]}
         news = measured(vectors, {"policy": 0.3, "response": 0.05 * factor**2})
         gradients = {"policy": 1.0, "response": 1.3 * factor}
-        weights = run(Noise(even_out=even_out), 50, news, ["policy", "response"], **gradients)
+        weights = run(GradientNoiseController(even_out=even_out), 50, news, ["policy", "response"], **gradients)
         return weights.signals["a"]["response"]
 
     assert at(5.0, even_out=True) == pytest.approx(at(1.0, even_out=True))
@@ -95,8 +95,8 @@ def test_noise_does_not_depend_on_how_a_loss_is_scaled_if_magnitudes_are_evened_
 def test_where_no_group_is_informative_the_policy_goes_to_its_floor_and_comes_back():
     both: dict[Signal, list[float]] = {"policy": [1.0, 0.0], "response": [0.0, 2.0]}
     news = measured(both, {"policy": 0.01, "response": 0.01})
-    blind = SkillSeen(40, 0, 10, 0, {}, pulls=Pulls({"response": {"response": 4.0}}, {"response": 0.01}))
-    controller, signals = Noise(), ["policy", "response"]
+    blind = SkillObservation(40, 0, 10, 0, {}, pulls=GradientStats({"response": {"response": 4.0}}, {"response": 0.01}))
+    controller, signals = GradientNoiseController(), ["policy", "response"]
     state = controller.start(["a"], [], signals)  # type: ignore[arg-type]
     for tick in range(60):
         state, weights, _ = controller.step(state, Observation(tick, {"a": news if tick < 30 else blind}))
@@ -109,7 +109,7 @@ def test_where_no_group_is_informative_the_policy_goes_to_its_floor_and_comes_ba
 
 
 def test_probe_follows_the_cosines_and_is_held_by_its_prior():
-    controller = Probe(rate=0.4, decay=0.2)
+    controller = GradientAlignmentController(rate=0.4, decay=0.2)
     news = measured({}, {}, policy=0.5, response=-0.5)
     state = controller.start(["a", "b"], [], ["policy", "response"])
     state, weights, _ = controller.step(state, Observation(1, {"a": news}))
@@ -121,7 +121,11 @@ def test_probe_follows_the_cosines_and_is_held_by_its_prior():
     assert run(controller, 100, lost, ["policy", "response"]).signals["a"]["policy"] == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("controller", [Noise(cap=0.2), Probe(rate=1.0, cap=0.2, decay=1e-6)], ids=lambda c: c.kind)
+@pytest.mark.parametrize(
+    "controller",
+    [GradientNoiseController(cap=0.2), GradientAlignmentController(rate=1.0, cap=0.2, decay=1e-6)],
+    ids=lambda c: c.kind,
+)
 def test_no_news_moves_a_weight_by_more_than_the_cap_or_breaks_it(controller):
     rng = random.Random(1)
     wild = [0.0, 1.0, -1.0, math.nan, math.inf, -math.inf, 1e300, 1e-300]
@@ -134,9 +138,9 @@ def test_no_news_moves_a_weight_by_more_than_the_cap_or_breaks_it(controller):
     for tick in range(1500):
         present = [s for s in NAMES if rng.random() < 0.8]
         inner = {s: {t: value() for t in present} for s in present}
-        pulls = Pulls(inner, {s: value() for s in present}, {s: value() for s in present})
-        news = SkillSeen(9, 3, rng.randrange(3), 0, {}, pulls=pulls if rng.random() < 0.9 else None)
-        news = SkillSeen(9, 3, news.groups, rng.randint(0, news.groups), {}, pulls=news.pulls)
+        pulls = GradientStats(inner, {s: value() for s in present}, {s: value() for s in present})
+        news = SkillObservation(9, 3, rng.randrange(3), 0, {}, pulls=pulls if rng.random() < 0.9 else None)
+        news = SkillObservation(9, 3, news.groups, rng.randint(0, news.groups), {}, pulls=news.pulls)
         state, weights, _ = controller.step(state, Observation(tick, {"a": news}, {"policy": 1.0, "response": value()}))
         after = weights.signals["a"]
         assert sum(after.values()) == pytest.approx(1)
@@ -150,7 +154,7 @@ def test_no_news_moves_a_weight_by_more_than_the_cap_or_breaks_it(controller):
             )
 
 
-@pytest.mark.parametrize("controller", [Noise(), Probe()], ids=lambda c: c.kind)
+@pytest.mark.parametrize("controller", [GradientNoiseController(), GradientAlignmentController()], ids=lambda c: c.kind)
 def test_policy_alone_weighs_exactly_one(controller):
     news = measured({"policy": [1.0]}, {"policy": 0.5}, policy=0.3)
     assert run(controller, 9, news, ["policy"]).signals["a"] == {"policy": 1.0}

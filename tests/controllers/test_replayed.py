@@ -8,7 +8,7 @@ import pytest
 
 from rld.cli import main
 from rld.controllers.observation import Observation
-from rld.controllers.replayed import Yoked
+from rld.controllers.replayed import ReplayedController
 from rld.errors import ControllerError
 from tests.pipeline.test_train import metrics, one_thread, recipe, whole
 
@@ -31,7 +31,7 @@ def test_it_holds_what_was_logged_last_and_shares_the_prompts(tmp_path):
         for step, weight in ((1, 0.1), (5, 0.5))
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    yoked = Yoked(run=str(tmp_path), stage="s")
+    yoked = ReplayedController(run=str(tmp_path), stage="s")
     state = yoked.start(["add"], ["a"], ["policy"])
     followed = [yoked.weights(state)]
     for done in (3, 4, 90):
@@ -58,6 +58,6 @@ def test_a_run_that_does_not_fit_is_refused_before_anything_is_trained(recipe, w
 
 
 def test_a_run_without_one_of_the_skills_is_refused(whole):
-    yoked = Yoked(run=str(whole), stage="student")
+    yoked = ReplayedController(run=str(whole), stage="student")
     with pytest.raises(ControllerError, match="'weight/policy/sort' is not in the log"):
         yoked.start(["copy", "sort"], ["teacher"], ["policy"])

@@ -18,8 +18,8 @@ from transformers import AutoTokenizer
 from trl.trainer.utils import RepeatSampler, identity
 
 from rld.data import skill_rows
-from rld.data.generators import maker
-from rld.data.prompt_stream import Stream
+from rld.data.generators import item_factory
+from rld.data.prompt_stream import PromptStream
 from rld.errors import CurriculumError, DataError
 from rld.models import tokenizers
 from rld.recipe.schema import Recipe
@@ -33,10 +33,10 @@ CHAIN_SUM = {
 }
 
 
-def source(skill: dict[str, Any], folder: Path = Path(), **recipe: Any) -> skill_rows.Source:
+def source(skill: dict[str, Any], folder: Path = Path(), **recipe: Any) -> skill_rows.SkillRows:
     stages = [{"name": "only", "run": "sft", "model": "any", "steps": 1}]
     tree = {"name": "r", "stages": stages, "skills": {"it": skill}, **recipe}
-    return skill_rows.sources(Recipe.model_validate(tree), folder)["it"]
+    return skill_rows.skill_rows(Recipe.model_validate(tree), folder)["it"]
 
 
 # -- sources ----------------------------------------------------------------------------------------------------------
@@ -56,7 +56,7 @@ def test_no_training_row_is_held_out(skill):
 def test_a_skill_that_is_never_scored_avoids_what_others_hold_out():
     tree = {"name": "r", "stages": [{"name": "only", "run": "sft", "model": "any", "steps": 1}]}
     tree["skills"] = {"lesson": REVERSE | {"held_out": 0}, "scored": REVERSE | {"held_out": 60}}
-    made = skill_rows.sources(Recipe.model_validate(tree), Path())
+    made = skill_rows.skill_rows(Recipe.model_validate(tree), Path())
     held_out = {row["prompt"] for row in made["scored"].held_out()}
     drawn = {made["lesson"].draw(i % 3, random.Random(i))["prompt"] for i in range(1000)}
     assert made["lesson"].held_out() == []
@@ -95,7 +95,7 @@ def test_reasoning_gym_rows_carry_what_the_verifier_needs():
 def test_items_are_those_of_a_data_set_built_with_the_seed(task):
     import reasoning_gym
 
-    make, _ = maker(ReasoningGymSkill(reasoning_gym=task), Path())
+    make, _ = item_factory(ReasoningGymSkill(reasoning_gym=task), Path())
     for i in range(3):
         built = reasoning_gym.create_dataset(task, seed=random.Random(i).getrandbits(32), size=1)[0]
         assert make(0, random.Random(i))[:2] == (built["question"], built["answer"])
@@ -206,13 +206,13 @@ class Climb:
         return {}
 
 
-def stream(curriculum: Any, together: int = 2) -> Stream:
-    made = Stream({"it": source({**REVERSE, "levels": [{"length": n} for n in range(2, 10)]})}, curriculum, 0, 16)
+def stream(curriculum: Any, together: int = 2) -> PromptStream:
+    made = PromptStream({"it": source({**REVERSE, "levels": [{"length": n} for n in range(2, 10)]})}, curriculum, 0, 16)
     made.together = together
     return made
 
 
-def loader(made: Stream, skip: int = 0) -> Any:
+def loader(made: PromptStream, skip: int = 0) -> Any:
     """The data loader of TRL's trainer: batches of 2 prompts, 3 completions each, every batch used twice."""
     sampler = RepeatSampler(made.dataset, mini_repeat_count=3, batch_size=2, repeat_count=2, shuffle=False)
     plain = DataLoader(made.dataset, batch_size=6, sampler=sampler, collate_fn=identity)
@@ -220,7 +220,7 @@ def loader(made: Stream, skip: int = 0) -> Any:
     return skip_first_batches(accelerator.prepare(plain), 2 * skip)
 
 
-def train(made: Stream, batches: Any, stop: int | None = None) -> tuple[list[Any], Any]:
+def train(made: PromptStream, batches: Any, stop: int | None = None) -> tuple[list[Any], Any]:
     """Observe after each update; return the batches, and the state after update `stop`."""
     seen, state = [], None
     for i, batch in enumerate(batches):
@@ -283,34 +283,34 @@ def test_a_curriculum_that_raises_is_named():
 
 def test_a_stream_over_a_data_set_of_the_user():
     rows = {"prompt": list("abcd"), "skill": ["x", "x", "it", "it"], "level": [0, 1, 0, 1]}
-    made = Stream.over(Dataset.from_dict(rows), Climb(), seed=0, num_slots=4)
+    made = PromptStream.over(Dataset.from_dict(rows), Climb(), seed=0, num_slots=4)
     assert made.skills == ["x", "it"]
     assert made.dataset[0] == {"prompt": "c", "skill": "it", "level": 0}
     made.observe(Task("it", 0), 0, 1)
     assert made.dataset[1]["prompt"] == "d"
     with pytest.raises(DataError, match="skill 'it' has no rows of level 0"):
-        Stream.over(Dataset.from_dict({**rows, "level": [0, 1, 1, 1]}), Climb(), seed=0, num_slots=4)
+        PromptStream.over(Dataset.from_dict({**rows, "level": [0, 1, 1, 1]}), Climb(), seed=0, num_slots=4)
 
 
 # -- tokens -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_tokenizer_has_one_token_per_character(tmp_path):
-    made = tokenizers.tokenizer("ab c\né=")
+    made = tokenizers.character_tokenizer("ab c\né=")
     for read in (made, (made.save_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path))[1]):
         ids = read("a b\né=<eos>")["input_ids"]
         assert len(ids) == 7 and ids[-1] == read.eos_token_id
         assert read.decode(ids, skip_special_tokens=True) == "a b\né="
         assert (read.pad_token, read.padding_side, len(read)) == ("<pad>", "left", 10)
     with pytest.raises(DataError, match="'a' twice"):
-        tokenizers.tokenizer("aba")
+        tokenizers.character_tokenizer("aba")
 
 
 def test_characters_that_the_tokenizer_lacks_are_named():
     rows = source(REVERSE).held_out()
-    tokenizers.require_known(tokenizers.tokenizer("abcdefghijrv:="), rows)
+    tokenizers.require_known(tokenizers.character_tokenizer("abcdefghijrv:="), rows)
     with pytest.raises(DataError, match="lacks ':v', which skill 'it'"):
-        tokenizers.require_known(tokenizers.tokenizer("abcdefghijr="), rows)
+        tokenizers.require_known(tokenizers.character_tokenizer("abcdefghijr="), rows)
 
 
 class Even:
@@ -334,9 +334,9 @@ class Even:
         return {f"level/{skill}": float(self.level) for skill in "xy"}
 
 
-def two_skills(together: int = 10) -> Stream:
+def two_skills(together: int = 10) -> PromptStream:
     rows = {"prompt": list("abcd"), "skill": ["x", "x", "y", "y"], "level": [0, 1, 0, 1]}
-    made = Stream.over(Dataset.from_dict(rows), Even(), seed=0, num_slots=100)
+    made = PromptStream.over(Dataset.from_dict(rows), Even(), seed=0, num_slots=100)
     made.together = together
     return made
 

@@ -9,7 +9,7 @@ import torch
 
 from rld.losses.combination import Agreement, AnyCombination, BestOf, Confidence, Geometric, Mixture, Route, entropy
 from rld.losses.divergences import ForwardKL, ReverseKL
-from rld.losses.token_weights import AnyTokenWeights, Gap, Sure, Top
+from rld.losses.token_weights import AnyTokenWeights, DivergenceWeights, TargetConfidence, TopShare
 
 COMBINATIONS = [member() for member in get_args(get_args(AnyCombination)[0])]
 TOKEN_WEIGHTS = [member() for member in get_args(get_args(AnyTokenWeights)[0])]
@@ -115,13 +115,17 @@ def test_token_weights_are_not_negative_and_blind_to_padding(rule):
 
 def test_tokens_of_a_student_that_agrees_but_for_rounding_count_alike():
     gap, mask = torch.tensor([[1e-9, 0.0, 3e-8, 5.0]]), torch.tensor([[True, True, True, False]])
-    assert Gap()(gap, gap, gap, mask).tolist() == [[1, 1, 1, 0]]
+    assert DivergenceWeights()(gap, gap, gap, mask).tolist() == [[1, 1, 1, 0]]
 
 
 def test_token_weights_follow_what_they_are_named_after():
     gap = torch.tensor([[0.1, 0.2, 0.3, 0.4, 9.0]])
     entropies, mask = torch.tensor([[0.0, 1.0, 2.0, 3.0, 9.0]]), torch.tensor([[True] * 4 + [False]])
-    torch.testing.assert_close(Gap()(gap, entropies, entropies, mask)[mask], torch.tensor([0.4, 0.8, 1.2, 1.6]))
-    torch.testing.assert_close(Sure()(gap, entropies, gap, mask)[mask], torch.tensor([0.0, -1, -2, -3]).exp())
-    assert Top(share=0.3)(gap, gap, gap, mask).tolist() == [[0, 0, 1, 1, 0]]
-    assert Top(by="teacher_entropy", share=0.1)(gap.flip(1), entropies, gap, mask).tolist() == [[0, 0, 0, 1, 0]]
+    torch.testing.assert_close(
+        DivergenceWeights()(gap, entropies, entropies, mask)[mask], torch.tensor([0.4, 0.8, 1.2, 1.6])
+    )
+    torch.testing.assert_close(
+        TargetConfidence()(gap, entropies, gap, mask)[mask], torch.tensor([0.0, -1, -2, -3]).exp()
+    )
+    assert TopShare(share=0.3)(gap, gap, gap, mask).tolist() == [[0, 0, 1, 1, 0]]
+    assert TopShare(by="teacher_entropy", share=0.1)(gap.flip(1), entropies, gap, mask).tolist() == [[0, 0, 0, 1, 0]]

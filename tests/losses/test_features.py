@@ -10,11 +10,11 @@ from pydantic import ValidationError
 
 import tests.support.tiny as tiny
 from rld.errors import RecipeError, TeacherError
-from rld.losses.feature_matching import Link, Plan, Projections, feature_distances
+from rld.losses.feature_matching import FeaturePlan, FeatureProjections, LayerPair, feature_distances
 from rld.losses.features import CKA, MSE, AnyFeature, Cosine, Lens, Relation, Tokens, layer_pairs
-from rld.losses.teacher_outputs import TeacherStates
-from rld.models.heads import Head
-from rld.models.hidden_states import Before, tapped
+from rld.losses.teacher_outputs import TeacherOutputs
+from rld.models.heads import LMHead
+from rld.models.hidden_states import InputOf, capture_states
 
 ALL = [
     *(member() for member in get_args(get_args(AnyFeature)[0])),
@@ -42,9 +42,9 @@ def distance(feature: Any, student: torch.Tensor, teacher: torch.Tensor, lengths
 def through_projections(feature: Any, student: torch.Tensor, layers: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The distance `[B, T]` to one teacher with one mapped layer, from states `[B, T, H]`."""
     norm = torch.nn.RMSNorm(16).double() if feature.reads_out else None
-    plan = Plan((0,), (Link(0, (0,), (16, 16), (0.0,)),), projected=False, norm=norm)
-    teacher = TeacherStates(Head(HEAD, None, 1.0, None), None, layers[:, None], torch.ones_like(mask).bool())
-    return feature_distances(feature, Projections([plan]), {0: student}, [teacher], mask)[:, 0]
+    plan = FeaturePlan((0,), (LayerPair(0, (0,), (16, 16), (0.0,)),), projected=False, norm=norm)
+    teacher = TeacherOutputs(LMHead(HEAD, None, 1.0, None), None, layers[:, None], torch.ones_like(mask).bool())
+    return feature_distances(feature, FeatureProjections([plan]), {0: student}, [teacher], mask)[:, 0]
 
 
 @each
@@ -202,39 +202,41 @@ def test_layer_maps():
 
 def test_a_layer_by_name_is_the_layer_by_number():
     model = tiny.model(layers=3)
-    with tapped(model, {1, 2, 3, "model.layers.0", "model.layers.1", Before("model.norm")}) as seen:
+    with capture_states(model, {1, 2, 3, "model.layers.0", "model.layers.1", InputOf("model.norm")}) as seen:
         model.base_model(input_ids=torch.arange(4)[None])
     torch.testing.assert_close(seen[1], seen["model.layers.0"], rtol=0, atol=0)
     torch.testing.assert_close(seen[2], seen["model.layers.1"], rtol=0, atol=0)
-    torch.testing.assert_close(seen[3], model.model.norm(seen[Before("model.norm")]), rtol=0, atol=0)
+    torch.testing.assert_close(seen[3], model.model.norm(seen[InputOf("model.norm")]), rtol=0, atol=0)
     assert not any(module._forward_hooks for module in model.modules() if type(module).__name__ == "LlamaMLP")
 
 
 def test_queries_keys_and_values_are_compared_one_by_one():
-    plan = Plan.of(Relation(layers="uniform"), tiny.model(), tiny.model(1, width=64, layers=4), "t")
+    plan = FeaturePlan.of(Relation(layers="uniform"), tiny.model(), tiny.model(1, width=64, layers=4), "t")
     assert plan.taps[:3] == tuple(f"model.layers.1.self_attn.{name}_proj" for name in "qkv")
     assert [(link.student, link.teacher) for link in plan.links[3:]] == [
         (f"model.layers.1.self_attn.{name}_proj", (i,)) for i, name in enumerate("qkv", 3)
     ]
     assert [link.widths for link in plan.links[:3]] == [(32, 64), (16, 32), (16, 32)]
-    named = Plan.of(Relation(layers={"model.layers.1": "model.layers.3"}), tiny.model(), tiny.model(1, layers=4), "t")
+    named = FeaturePlan.of(
+        Relation(layers={"model.layers.1": "model.layers.3"}), tiny.model(), tiny.model(1, layers=4), "t"
+    )
     assert named.taps == tuple(f"model.layers.3.self_attn.{name}_proj" for name in "qkv")
 
 
 def test_the_lens_sees_the_teachers_own_output_at_its_last_layer():
     model = tiny.model()
     ids = torch.arange(4)[None]
-    plan = Plan.of(Lens(), tiny.model(), model, "t")
-    with torch.no_grad(), tapped(model, {2, *plan.taps}) as seen:
+    plan = FeaturePlan.of(Lens(), tiny.model(), model, "t")
+    with torch.no_grad(), capture_states(model, {2, *plan.taps}) as seen:
         model.base_model(input_ids=ids)
-    log_p = Head.of(model).logits(plan.norm(seen[plan.taps[0]])).log_softmax(-1)
+    log_p = LMHead.of(model).logits(plan.norm(seen[plan.taps[0]])).log_softmax(-1)
     torch.testing.assert_close(log_p, model(ids).logits.log_softmax(-1))
 
 
 def test_a_learned_mix_moves_but_leaves_no_layer_behind():
-    plan = Plan.of(Cosine(layers="learned"), tiny.model(layers=2), tiny.model(1, width=48, layers=4), "t")
+    plan = FeaturePlan.of(Cosine(layers="learned"), tiny.model(layers=2), tiny.model(1, width=48, layers=4), "t")
     assert plan.taps == (1, 2, 3, 4) and [link.student for link in plan.links] == [1, 2]
-    made = Projections([plan])
+    made = FeatureProjections([plan])
     before = made.shares(0, 0)
     assert before.argmax() == 1  # layer 1 of 2 starts at layer 2 of 4
     torch.testing.assert_close(before.sum(), torch.tensor(1.0))
@@ -269,7 +271,7 @@ def test_a_learned_mix_moves_but_leaves_no_layer_behind():
 )
 def test_what_cannot_be_compared_is_refused_before_training(feature, error, words):
     with pytest.raises(error, match=words):
-        Plan.of(feature, tiny.model(), tiny.model(1), "t")
+        FeaturePlan.of(feature, tiny.model(), tiny.model(1), "t")
 
 
 def test_models_without_the_modules_are_refused():
@@ -277,11 +279,11 @@ def test_models_without_the_modules_are_refused():
 
     other = GPT2LMHeadModel(GPT2Config(vocab_size=15, n_embd=16, n_layer=2, n_head=2, n_positions=16))
     with pytest.raises(TeacherError, match=r"GPT2LMHeadModel has no single q_proj.*`of: hidden`"):
-        Plan.of(Relation(), tiny.model(), other, "t")
-    assert Plan.of(Lens(), tiny.model(), other, "t").taps == (Before("transformer.ln_f"),)
+        FeaturePlan.of(Relation(), tiny.model(), other, "t")
+    assert FeaturePlan.of(Lens(), tiny.model(), other, "t").taps == (InputOf("transformer.ln_f"),)
     del other.transformer.ln_f
     with pytest.raises(TeacherError, match="lens needs the norm"):
-        Plan.of(Lens(), tiny.model(), other, "t")
+        FeaturePlan.of(Lens(), tiny.model(), other, "t")
 
 
 def test_queries_are_not_mixed_over_layers():

@@ -13,9 +13,9 @@ from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 from rld.losses import fused_response
 from rld.losses.combination import AnyCombination, Geometric, Mixture, Sum, entropy
 from rld.losses.divergences import JSD, AnyDivergence, ForwardKL, ReverseKL
-from rld.losses.fused_response import Matching, Sampled, Streams, match
-from rld.losses.teacher_distribution import Said, TopK
-from rld.models.heads import Head
+from rld.losses.fused_response import PerTokenStats, ResponseObjective, SampledTokens, fused_response_loss
+from rld.losses.teacher_distribution import TeacherDistribution, TopK
+from rld.models.heads import LMHead
 
 DIVERGENCES = [member() for member in get_args(get_args(AnyDivergence)[0])]
 COMBINATIONS = [member() for member in get_args(get_args(AnyCombination)[0])]
@@ -26,25 +26,31 @@ def random(seed: int, *shape: int) -> torch.Tensor:
     return 2 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def student(softcap: float | None = None) -> tuple[torch.Tensor, Head]:
+def student(softcap: float | None = None) -> tuple[torch.Tensor, LMHead]:
     weight, bias = random(1, V, 5).requires_grad_(), random(2, V).requires_grad_()
-    return random(0, N, 5).requires_grad_(), Head(weight, bias, 0.7, softcap)
+    return random(0, N, 5).requires_grad_(), LMHead(weight, bias, 0.7, softcap)
 
 
-def said(k: int, speaks: torch.Tensor | None = None) -> Said:
-    head = Head(random(10 + k, V, 6), None, 1.0, None)
-    return Said((head, random(20 + k, N, 6)), torch.ones(N, dtype=torch.bool) if speaks is None else speaks)
+def said(k: int, speaks: torch.Tensor | None = None) -> TeacherDistribution:
+    head = LMHead(random(10 + k, V, 6), None, 1.0, None)
+    return TeacherDistribution(
+        (head, random(20 + k, N, 6)), torch.ones(N, dtype=torch.bool) if speaks is None else speaks
+    )
 
 
-def log_p(hidden: torch.Tensor, head: Head, temperature: float) -> torch.Tensor:
+def log_p(hidden: torch.Tensor, head: LMHead, temperature: float) -> torch.Tensor:
     z = head.scale * (hidden @ head.weight.T + (0 if head.bias is None else head.bias))
     z = z if head.softcap is None else head.softcap * (z / head.softcap).tanh()
     return (z / temperature).log_softmax(-1)
 
 
-def run(teachers, weights, matching, counts=None, softcap=None) -> tuple[torch.Tensor, Streams, list[torch.Tensor]]:
+def run(
+    teachers, weights, matching, counts=None, softcap=None
+) -> tuple[torch.Tensor, PerTokenStats, list[torch.Tensor]]:
     hidden, head = student(softcap)
-    total, streams = match(hidden, head, teachers, weights, torch.ones(N) if counts is None else counts, matching)
+    total, streams = fused_response_loss(
+        hidden, head, teachers, weights, torch.ones(N) if counts is None else counts, matching
+    )
     return total, streams, list(torch.autograd.grad(total, (hidden, head.weight, head.bias)))
 
 
@@ -65,7 +71,7 @@ def test_it_is_the_plain_formula_with_its_gradients(divergence, combination):
     speaks = torch.arange(N) != 4
     teachers, counts = [said(0), said(1, speaks)], torch.arange(1.0, N + 1)
     weights = torch.tensor([0.3, 0.7]).expand(N, 2) * torch.stack([torch.ones(N), speaks.float()], 1)
-    total, streams, found = run(teachers, weights, Matching(divergence, combination, 1.5), counts, softcap=3.0)
+    total, streams, found = run(teachers, weights, ResponseObjective(divergence, combination, 1.5), counts, softcap=3.0)
 
     hidden, head = student(3.0)
     log_s = log_p(hidden, head, 1.5)
@@ -86,7 +92,7 @@ def test_it_is_the_plain_formula_with_its_gradients(divergence, combination):
 @pytest.mark.parametrize(("divergence", "beta"), [(ForwardKL(), 0.0), (JSD(beta=0.3), 0.3), (ReverseKL(), 1.0)])
 def test_it_agrees_with_trls_kernel(divergence, beta):
     teacher = said(0)
-    _, streams, found = run([teacher], torch.ones(N, 1), Matching(divergence, Mixture(), 1.5))
+    _, streams, found = run([teacher], torch.ones(N, 1), ResponseObjective(divergence, Mixture(), 1.5))
     hidden, head = student()
     theirs, _ = ChunkedDivergenceFunction.apply(
         *(hidden, head.weight, head.bias, teacher.said[1], teacher.said[0].weight, None),
@@ -101,26 +107,26 @@ def test_it_agrees_with_trls_kernel(divergence, beta):
 def test_what_was_sampled_is_scored_as_trls_kernel_does_it(bonus, softcap):
     sampled, advantages = torch.arange(N) * 3, torch.tensor([0.0, 1.0, -2.0] * 3)
     hidden, head = student(softcap)
-    given = [said(0)], torch.ones(N, 1), torch.full((N,), 0.1), Matching(ForwardKL(), Mixture(), 1.5)
-    response, streams = match(hidden, head, *given, Sampled(sampled, 0.7))
+    given = [said(0)], torch.ones(N, 1), torch.full((N,), 0.1), ResponseObjective(ForwardKL(), Mixture(), 1.5)
+    response, streams = fused_response_loss(hidden, head, *given, SampledTokens(sampled, 0.7))
     mine = response + (advantages * streams.log_pi_N).sum() - bonus * (streams.entropy_N * advantages).sum()
 
     hidden_, head_ = student(softcap)
     kernel = hidden_, head_.weight, head_.bias, sampled, 0.7, 16, softcap, head_.scale, ("log_probs", "entropy")
     log_pi, entropies, *_ = ChunkedLogProbFunction.apply(*kernel)
-    alone, _ = match(hidden_, head_, *given)
+    alone, _ = fused_response_loss(hidden_, head_, *given)
     theirs = alone + (advantages * log_pi).sum() - bonus * (entropies * advantages).sum()
     torch.testing.assert_close(streams.log_pi_N, log_pi, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(streams.entropy_N, entropies, rtol=1e-5, atol=1e-5)
     found = torch.autograd.grad(mine, (hidden, head.weight, head.bias), retain_graph=True)
     same(list(found), list(torch.autograd.grad(theirs, (hidden_, head_.weight, head_.bias))))
     again = torch.autograd.grad(response, hidden)[0]  # one part alone, after both
-    torch.testing.assert_close(again, torch.autograd.grad(match(hidden_, head_, *given)[0], hidden_)[0])
+    torch.testing.assert_close(again, torch.autograd.grad(fused_response_loss(hidden_, head_, *given)[0], hidden_)[0])
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS, ids=repr)
 def test_order_does_not_matter_and_a_teacher_without_weight_or_voice_has_no_effect(combination):
-    matching = Matching(ForwardKL(), combination, 1.0)
+    matching = ResponseObjective(ForwardKL(), combination, 1.0)
     weights = torch.tensor([0.3, 0.7]).expand(N, 2)
     total, _, gradients = run([said(0), said(1)], weights, matching)
     turned, _, turned_gradients = run([said(1), said(0)], weights.flip(1), matching)
@@ -139,7 +145,9 @@ def test_order_does_not_matter_and_a_teacher_without_weight_or_voice_has_no_effe
 def test_where_no_teacher_speaks_there_is_no_gradient_and_no_nan(combination):
     mute = torch.arange(N) > 3
     weights = torch.tensor([0.3, 0.7]).expand(N, 2)
-    total, streams, found = run([said(0, mute), said(1, mute)], weights, Matching(ReverseKL(), combination, 1.0))
+    total, streams, found = run(
+        [said(0, mute), said(1, mute)], weights, ResponseObjective(ReverseKL(), combination, 1.0)
+    )
     assert total.isfinite()
     assert not streams.gap_N[:4].any()
     assert not found[0][:4].any()
@@ -149,16 +157,22 @@ def test_where_no_teacher_speaks_there_is_no_gradient_and_no_nan(combination):
 @pytest.mark.parametrize("pooled", [Mixture(), Geometric(), Sum()], ids=repr)
 def test_a_student_equal_to_its_teachers_is_left_alone(pooled):
     hidden, head = student()
-    twin = Said((Head(head.weight.detach(), head.bias.detach(), 0.7, None), hidden.detach()), torch.ones(N).bool())
-    total, _ = match(hidden, head, [twin, twin], torch.full((N, 2), 0.5), torch.ones(N), Matching(JSD(), pooled, 1.0))
+    twin = TeacherDistribution(
+        (LMHead(head.weight.detach(), head.bias.detach(), 0.7, None), hidden.detach()), torch.ones(N).bool()
+    )
+    total, _ = fused_response_loss(
+        hidden, head, [twin, twin], torch.full((N, 2), 0.5), torch.ones(N), ResponseObjective(JSD(), pooled, 1.0)
+    )
     assert total.item() == pytest.approx(0, abs=1e-5)
     assert torch.autograd.grad(total, hidden)[0].abs().max() < 1e-5
 
 
 def test_a_frozen_head_gets_no_gradient():
     hidden, head = student()
-    frozen = Head(head.weight.detach(), None, 1.0, None)
-    total, _ = match(hidden, frozen, [said(0)], torch.ones(N, 1), torch.ones(N), Matching(JSD(), Mixture(), 1.0))
+    frozen = LMHead(head.weight.detach(), None, 1.0, None)
+    total, _ = fused_response_loss(
+        hidden, frozen, [said(0)], torch.ones(N, 1), torch.ones(N), ResponseObjective(JSD(), Mixture(), 1.0)
+    )
     total.backward()
     assert hidden.grad.abs().sum() > 0
 
@@ -166,10 +180,10 @@ def test_a_frozen_head_gets_no_gradient():
 @pytest.mark.parametrize("num_teachers", [1, 2])
 def test_a_student_that_is_its_teachers_is_no_further_than_0_from_them(num_teachers):
     hidden, head = student()
-    itself = Said((head.detach(), hidden.detach()), torch.ones(N, dtype=torch.bool))
+    itself = TeacherDistribution((head.detach(), hidden.detach()), torch.ones(N, dtype=torch.bool))
     weights = torch.full((N, num_teachers), 0.5)
-    _, streams = match(
-        hidden, head, [itself] * num_teachers, weights, torch.ones(N), Matching(ForwardKL(), Mixture(), 1)
+    _, streams = fused_response_loss(
+        hidden, head, [itself] * num_teachers, weights, torch.ones(N), ResponseObjective(ForwardKL(), Mixture(), 1)
     )
     assert (streams.divergence_NK == 0).all()
     assert (streams.gap_N >= 0).all()
@@ -179,10 +193,12 @@ def test_a_student_that_is_its_teachers_is_no_further_than_0_from_them(num_teach
 def test_a_token_that_nobody_can_say_counts_nothing():
     hidden, head = student()
     bias = torch.zeros(V).index_fill(0, torch.tensor([3]), -float("inf"))
-    teacher = Said((Head(random(10, V, 6), bias, 1.0, None), random(20, N, 6)), torch.ones(N, dtype=torch.bool))
-    for ours in (head, Head(head.weight, bias, 1.0, None)):
-        options = torch.ones(N, 1), torch.ones(N), Matching(ForwardKL(), Mixture(), 1.0)
-        total, streams = match(hidden, ours, [teacher], *options)
+    teacher = TeacherDistribution(
+        (LMHead(random(10, V, 6), bias, 1.0, None), random(20, N, 6)), torch.ones(N, dtype=torch.bool)
+    )
+    for ours in (head, LMHead(head.weight, bias, 1.0, None)):
+        options = torch.ones(N, 1), torch.ones(N), ResponseObjective(ForwardKL(), Mixture(), 1.0)
+        total, streams = fused_response_loss(hidden, ours, [teacher], *options)
         (gradient,) = torch.autograd.grad(total, hidden)
         assert total.isfinite()
         assert streams.divergence_NK.isfinite().all()
@@ -192,10 +208,10 @@ def test_a_token_that_nobody_can_say_counts_nothing():
 @pytest.mark.parametrize("theirs", [V - 7, V + 7], ids=["teacher's inside", "student's inside"])
 def test_a_vocabulary_may_lie_inside_the_other(theirs):
     """One of the two has no other tokens: their probability counts as e^-23, and all is finite."""
-    teacher, states = Head(random(10, theirs, 6), None, 1.0, None), random(20, N, 6)
+    teacher, states = LMHead(random(10, theirs, 6), None, 1.0, None), random(20, N, 6)
     both = torch.arange(min(V, theirs))
-    said = Said((teacher, states), torch.ones(N, dtype=torch.bool), (both, both))
-    total, _, gradients = run([said], torch.ones(N, 1), Matching(ForwardKL(), Mixture(), 1.0))
+    said = TeacherDistribution((teacher, states), torch.ones(N, dtype=torch.bool), (both, both))
+    total, _, gradients = run([said], torch.ones(N, 1), ResponseObjective(ForwardKL(), Mixture(), 1.0))
     hidden, head = student()
     p_s, p_t = (log_p(h, f, 1.0).detach().double().exp() for h, f in ((hidden, head), (states, teacher)))
     rest_s, rest_t = (p[:, len(both) :].sort(dim=-1, descending=True).values for p in (p_s, p_t))
@@ -246,7 +262,7 @@ def test_entropies_are_those_of_student_and_target():
         (Sum(), [said(0), said(1)], (weights.T * entropy(own)).sum(0)),
         (Sum(), [said(0), said(1, ~alone)], torch.where(alone, entropy(own)[0], (weights.T * entropy(own)).sum(0))),
     ):
-        _, streams, _ = run(teachers, weights, Matching(JSD(), rule, 1.0, entropies=True))
+        _, streams, _ = run(teachers, weights, ResponseObjective(JSD(), rule, 1.0, entropies=True))
         torch.testing.assert_close(streams.target_entropy_N, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(streams.student_entropy_N, entropy(log_p(hidden, head, 1.0)).detach())
 
@@ -254,5 +270,7 @@ def test_entropies_are_those_of_student_and_target():
 def test_without_gradients_none_are_computed():
     hidden, head = student()
     with torch.no_grad():
-        total, _ = match(hidden, head, [said(0)], torch.ones(N, 1), torch.ones(N), Matching(JSD(), Mixture(), 1.0))
+        total, _ = fused_response_loss(
+            hidden, head, [said(0)], torch.ones(N, 1), torch.ones(N), ResponseObjective(JSD(), Mixture(), 1.0)
+        )
     assert not total.requires_grad

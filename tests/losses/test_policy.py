@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from rld.controllers.baselines import Course, Fixed, Schedule
-from rld.controllers.gap import Gap
+from rld.controllers.baselines import FixedController, ScheduleController, WeightSchedule
+from rld.controllers.gap import GapController
 from rld.controllers.observation import Weights
-from rld.controllers.runtime import Steering
+from rld.controllers.runtime import ControllerRuntime
 from rld.errors import ControllerError
 from rld.losses.policy import (
     blend,
@@ -22,7 +22,7 @@ from rld.losses.policy import (
 )
 from rld.rollout.teacher_scoring import teacher_infos
 from rld.teachers.teacher import Teacher
-from rld.trainer.update_statistics import Ledger
+from rld.trainer.update_statistics import UpdateStatistics
 
 
 def test_the_teacher_scored_reward_is_added_per_token_clamped_and_only_where_a_teacher_spoke():
@@ -63,7 +63,7 @@ def test_a_gradient_is_measured_on_the_tokens_that_count_with_the_weight_taken_o
     hidden = torch.zeros(3, 2, 5, requires_grad=True)  # three completions of 2 tokens
     weights = torch.tensor([1.0, 0.5, 0.0])
     total = (hidden.sum((1, 2)) * weights).sum()
-    made = Ledger.empty(1, 1, torch.device("cpu"))
+    made = UpdateStatistics.empty(1, 1, torch.device("cpu"))
     made.add_gradient("response", total, hidden, weights, torch.tensor([[1, 0], [1, 1], [1, 1]]))
     assert made.scalars[3:5].tolist() == [15, 3]
 
@@ -94,15 +94,18 @@ def test_the_sign_preserving_form_scales_and_never_turns_round():
     torch.testing.assert_close(shaped, torch.tensor([[up, 1.5, 2.5], [down, -2.5, -2.0], [0.0, 0.0, 0.0]]))
 
 
-def steering(controller=None, **changes) -> Steering:
+def steering(controller=None, **changes) -> ControllerRuntime:
     teachers = [Teacher("a", name="a", **changes), Teacher("b", name="b")]
-    return Steering(
-        controller or Gap(every=2, heartbeat=3), ["add", "sort"], teacher_infos(teachers), ["policy", "response"]
+    return ControllerRuntime(
+        controller or GapController(every=2, heartbeat=3),
+        ["add", "sort"],
+        teacher_infos(teachers),
+        ["policy", "response"],
     )
 
 
-def ledger(divergence: float = 0.2) -> Ledger:
-    made = Ledger.empty(2, 2, torch.device("cpu"))
+def ledger(divergence: float = 0.2) -> UpdateStatistics:
+    made = UpdateStatistics.empty(2, 2, torch.device("cpu"))
     skills, mask = torch.tensor([0, 1]), torch.ones(2, 4)
     made.add_tokens(skills, mask, 20)
     spoken = torch.tensor([[True, False], [True, True]])[..., None].expand(2, 2, 4)
@@ -135,7 +138,9 @@ def test_the_spread_follows_delta_and_weights_change_only_at_ticks():
 
 
 def test_what_any_controller_turns_off_is_an_event():
-    made = steering(Schedule(every=1, policy=1.0, response=Course(start=0.5, end=0.0, over=0.5, shape="step")))
+    made = steering(
+        ScheduleController(every=1, policy=1.0, response=WeightSchedule(start=0.5, end=0.0, over=0.5, shape="step"))
+    )
     told = []
     for step in range(1, 5):
         told += made.update(ledger().table, torch.zeros(7), step, 4)[1]
@@ -145,7 +150,7 @@ def test_what_any_controller_turns_off_is_an_event():
 
 
 def test_only_needed_teachers_are_wanted_and_all_at_a_heartbeat():
-    made = steering(Fixed(response=0.0, policy=1.0, every=1, heartbeat=3), skills=["add"])
+    made = steering(FixedController(response=0.0, policy=1.0, every=1, heartbeat=3), skills=["add"])
     table, none = torch.tensor([[True, True], [False, True]]), torch.zeros(2, 2, dtype=torch.bool)
     made.count(torch.zeros(2, 4))
     assert torch.equal(made.wanted(0.0, made.teachers_SK), table)  # the first look
@@ -161,15 +166,15 @@ def test_only_needed_teachers_are_wanted_and_all_at_a_heartbeat():
 
 
 def test_a_teacher_outside_its_skills_has_no_share():
-    assert steering(Fixed(), skills=["add"]).teachers_SK.tolist() == [[0.5, 0.5], [0.0, 1.0]]
+    assert steering(FixedController(), skills=["add"]).teachers_SK.tolist() == [[0.5, 0.5], [0.0, 1.0]]
 
 
 def test_a_controller_that_gives_no_number_is_refused():
-    class Wild(Fixed):
+    class Wild(FixedController):
         def weights(self, state):
             return Weights({"add": {"policy": math.nan}, "sort": {}}, {"add": {}, "sort": {}})
 
-    class Forgetful(Fixed):
+    class Forgetful(FixedController):
         def weights(self, state):
             return Weights({"add": {}}, {"add": {}})
 
@@ -181,7 +186,7 @@ def test_a_controller_that_gives_no_number_is_refused():
 
 def test_a_student_that_learns_nothing_is_told_of_once():
     with pytest.warns(UserWarning, match="learns nothing") as told:
-        made = steering(Fixed(policy=0, response=0, every=1))
+        made = steering(FixedController(policy=0, response=0, every=1))
         made.update(ledger().table, torch.zeros(7), 1)
     assert len(told) == 1
 

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import tests.support.tiny as tiny
 from rld.cli import main
-from rld.controllers.baselines import Fixed
+from rld.controllers.baselines import FixedController
 from rld.errors import CheckpointError, TeacherError
-from rld.teachers.teacher import Teacher, share
+from rld.teachers.teacher import Teacher, share_base_models
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
 
@@ -56,7 +56,7 @@ def trained(folder: Path, output: Path, teachers: list[Teacher], **changes: Any)
         train_dataset=tiny.rows(),
         processing_class=tiny.tokenizer(),
         teachers=teachers,
-        controller=Fixed(policy=0.3),
+        controller=FixedController(policy=0.3),
     )
     made.train(resume_from_checkpoint=resume)
     return made
@@ -68,7 +68,7 @@ def specialists(folder: Path, **changes: Any) -> list[Teacher]:
 
 def test_adapters_share_one_copy_of_the_base_and_speak_like_merged_models(folder):
     teachers = [*specialists(folder), Teacher(str(folder / "base"))]
-    share(teachers)
+    share_base_models(teachers)
     assert [teacher.name for teacher in teachers] == ["one", "two", "base"]
     wanted = [merged(folder, "one"), merged(folder, "two"), tiny.model(seed=1).eval()]
     for teacher, alone in [*zip(teachers, wanted, strict=True)] * 2:  # twice, because each leaves its traces
@@ -85,12 +85,12 @@ def test_adapters_share_one_copy_of_the_base_and_speak_like_merged_models(folder
 def test_a_fingerprint_is_of_the_weights_that_speak(folder):
     alone = Teacher(str(folder / "base")).fingerprint()
     one, two, base = teachers = [*specialists(folder), Teacher(str(folder / "base"))]
-    share(teachers)
+    share_base_models(teachers)
     one.load(), two.load()
     assert base.fingerprint() == alone
     assert len({teacher.fingerprint() for teacher in teachers}) == 3
     _, other = reversed_order = specialists(folder)[::-1]
-    share(reversed_order)
+    share_base_models(reversed_order)
     assert other.fingerprint() == one.fingerprint()
 
 
@@ -119,7 +119,7 @@ def test_no_dropout_while_a_teacher_scores_whatever_the_student_does(folder, tmp
     noisy.config.attention_dropout = 0.9
     teachers = [*specialists(folder), Teacher(noisy.train(), "noisy", tokenizer=tiny.tokenizer())]
     modes: list[bool] = []
-    share(teachers)
+    share_base_models(teachers)
     for teacher in teachers:
         for module in teacher.load().modules():
             module.register_forward_pre_hook(lambda module, _: modes.append(module.training))
@@ -181,7 +181,7 @@ def test_arguments_of_from_pretrained_arrive(folder):
 
 def test_models_loaded_in_different_ways_are_not_shared(folder):
     teachers = [Teacher(str(folder / "base")), Teacher(str(folder / "base"), init={"dtype": "bfloat16"})]
-    share(teachers)
+    share_base_models(teachers)
     assert [teacher.load().dtype for teacher in teachers] == [torch.float32, torch.bfloat16]
 
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 import tests.support.tiny as tiny
 from rld.losses.combination import Mixture, Sum
 from rld.losses.divergences import JSD, ForwardKL, ReverseKL, TotalVariation
-from rld.losses.fused_response import Matching, match
-from rld.losses.teacher_distribution import Said
-from rld.models.heads import Head
-from rld.models.logprob_source import Passage, Shortlist
-from rld.teachers.local import Hosted
+from rld.losses.fused_response import ResponseObjective, fused_response_loss
+from rld.losses.teacher_distribution import TeacherDistribution
+from rld.models.heads import LMHead
+from rld.models.logprob_source import ScoredSequence, TopKLogprobs
+from rld.teachers.local import LocalLogprobs
 from rld.teachers.teacher import Teacher
 from rld.teachers.wire_format import PayloadError, pack_passages, pack_shortlist, unpack_passages, unpack_shortlist
 
@@ -28,9 +28,9 @@ def random(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def some_shortlist(num: int, k: int, vocabulary: int) -> Shortlist:
+def some_shortlist(num: int, k: int, vocabulary: int) -> TopKLogprobs:
     log_p = (3 * random(0, num, vocabulary)).log_softmax(-1)
-    return Shortlist.of(log_p, torch.randint(vocabulary, (num,), generator=torch.Generator().manual_seed(1)), k)
+    return TopKLogprobs.of(log_p, torch.randint(vocabulary, (num,), generator=torch.Generator().manual_seed(1)), k)
 
 
 @pytest.mark.parametrize("divergence", [ForwardKL(), ReverseKL(), JSD(), TotalVariation()])
@@ -38,11 +38,13 @@ def test_a_shortlist_teaches_as_its_tokens_and_one_outcome_more(divergence):
     """Value and gradient, against the divergence between two distributions over k + 1 outcomes."""
     k, temperature = 6, 1.3
     teacher = (2 * random(0, N, V) / temperature).log_softmax(-1)
-    shortlist = Shortlist.of(teacher, torch.zeros(N, dtype=torch.long), k)
-    hidden, head = random(1, N, 8).requires_grad_(), Head(random(2, V, 8), None, 1.0, None)
-    said = Said(shortlist, torch.ones(N, dtype=torch.bool))
+    shortlist = TopKLogprobs.of(teacher, torch.zeros(N, dtype=torch.long), k)
+    hidden, head = random(1, N, 8).requires_grad_(), LMHead(random(2, V, 8), None, 1.0, None)
+    said = TeacherDistribution(shortlist, torch.ones(N, dtype=torch.bool))
     counts = torch.rand(N, generator=torch.Generator().manual_seed(3))
-    total, streams = match(hidden, head, [said], torch.ones(N, 1), counts, Matching(divergence, Mixture(), temperature))
+    total, streams = fused_response_loss(
+        hidden, head, [said], torch.ones(N, 1), counts, ResponseObjective(divergence, Mixture(), temperature)
+    )
     (gradient,) = torch.autograd.grad(total, hidden)
 
     again = hidden.detach().double().requires_grad_()
@@ -58,14 +60,23 @@ def test_a_shortlist_teaches_as_its_tokens_and_one_outcome_more(divergence):
 @pytest.mark.parametrize("combination", [Mixture(), Sum()])
 def test_a_shortlist_of_every_token_is_the_distribution(combination):
     """Beside another teacher too, and with tokens that the student lacks."""
-    head, hidden = Head(random(2, V, 8), None, 1.0, None), random(1, N, 8)
-    theirs, states = Head(random(4, V, 6), None, 1.0, None), random(5, N, 6)
+    head, hidden = LMHead(random(2, V, 8), None, 1.0, None), random(1, N, 8)
+    theirs, states = LMHead(random(4, V, 6), None, 1.0, None), random(5, N, 6)
     log_p = torch.nn.functional.pad(theirs.logits(states).log_softmax(-1), (0, 3), value=-1e4)
-    every = Shortlist.of(log_p, torch.zeros(N, dtype=torch.long), V + 3)
-    beside = Said((Head(random(6, V, 6), None, 1.0, None), random(7, N, 6)), torch.ones(N, dtype=torch.bool))
+    every = TopKLogprobs.of(log_p, torch.zeros(N, dtype=torch.long), V + 3)
+    beside = TeacherDistribution(
+        (LMHead(random(6, V, 6), None, 1.0, None), random(7, N, 6)), torch.ones(N, dtype=torch.bool)
+    )
     shares, speaks = torch.tensor([[0.3, 0.7]]).expand(N, 2), torch.ones(N, dtype=torch.bool)
     whole, listed = (
-        match(hidden, head, [Said(said, speaks), beside], shares, torch.ones(N), Matching(JSD(), combination, 1.0))[1]
+        fused_response_loss(
+            hidden,
+            head,
+            [TeacherDistribution(said, speaks), beside],
+            shares,
+            torch.ones(N),
+            ResponseObjective(JSD(), combination, 1.0),
+        )[1]
         for said in ((theirs, states), every)
     )
     torch.testing.assert_close(listed.gap_N, whole.gap_N)
@@ -74,9 +85,9 @@ def test_a_shortlist_of_every_token_is_the_distribution(combination):
 
 def test_scores_are_those_of_the_plain_model_in_passages_of_any_length():
     model = tiny.model(seed=1).eval()
-    hosted = Hosted(Teacher(model, "t", tokenizer=tiny.tokenizer()), torch.device("cpu"), top_k=4, batch=20)
+    hosted = LocalLogprobs(Teacher(model, "t", tokenizer=tiny.tokenizer()), torch.device("cpu"), top_k=4, batch=20)
     passages = [
-        Passage([5 + (3 * i + j) % 10 for j in range(n)], m)
+        ScoredSequence([5 + (3 * i + j) % 10 for j in range(n)], m)
         for i, (n, m) in enumerate([(9, 4), (3, 2), (12, 1), (5, 4)])
     ]
     for passage, said in zip(passages, hosted.score(passages, 0.7), strict=True):
@@ -92,8 +103,8 @@ def test_scores_are_those_of_the_plain_model_in_passages_of_any_length():
 
 def test_logits_of_a_half_precision_model_are_not_rounded():
     model = tiny.model(seed=1).to(torch.bfloat16).eval()
-    passage = Passage([5, 6, 7, 8, 9, 10], 5)
-    hosted = Hosted(Teacher(model, "t", tokenizer=tiny.tokenizer()), torch.device("cpu"), top_k=4)
+    passage = ScoredSequence([5, 6, 7, 8, 9, 10], 5)
+    hosted = LocalLogprobs(Teacher(model, "t", tokenizer=tiny.tokenizer()), torch.device("cpu"), top_k=4)
     (said,) = hosted.score([passage], 1.0)
     with torch.no_grad():
         hidden = model.model(torch.tensor([passage.ids])).last_hidden_state[0, :-1]
@@ -117,7 +128,7 @@ def test_a_shortlist_survives_as_bytes_in_less_than_300_a_token(vocabulary):
 
 @given(st.lists(st.tuples(st.lists(st.integers(0, 200_000), min_size=2, max_size=9), st.integers(1, 1)), min_size=1))
 def test_passages_survive_as_bytes(asked):
-    passages = [Passage(ids, num) for ids, num in asked]
+    passages = [ScoredSequence(ids, num) for ids, num in asked]
     assert unpack_passages(pack_passages(passages, {"top_k": "3"})) == (passages, {"top_k": "3"})
 
 
@@ -148,7 +159,7 @@ def test_one_value_that_is_no_log_probability_is_refused(field, value):
         unpack_shortlist(pack_shortlist(dataclasses.replace(good, **{field: bad}), {}))
 
 
-@pytest.mark.parametrize("data", [b"", b"garbage" * 9, pack_passages([Passage([1, 2], 1)], {})])
+@pytest.mark.parametrize("data", [b"", b"garbage" * 9, pack_passages([ScoredSequence([1, 2], 1)], {})])
 def test_what_is_no_shortlist_is_refused(data):
     with pytest.raises(PayloadError):
         unpack_shortlist(data)
@@ -156,4 +167,4 @@ def test_what_is_no_shortlist_is_refused(data):
 
 def test_passages_need_a_token_before_those_to_be_scored():
     with pytest.raises(PayloadError, match="before those to be scored"):
-        unpack_passages(pack_passages([Passage([1, 2], 2)], {}))
+        unpack_passages(pack_passages([ScoredSequence([1, 2], 2)], {}))

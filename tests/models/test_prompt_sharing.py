@@ -26,14 +26,14 @@ from transformers import (
 from trl.trainer.utils import add_fused_lm_head
 
 import tests.support.tiny as tiny
-from rld.controllers.baselines import Fixed
+from rld.controllers.baselines import FixedController
 from rld.models import prompt_sharing
-from rld.models.hidden_states import tapped
-from rld.models.prompt_sharing import Layout
+from rld.models.hidden_states import capture_states
+from rld.models.prompt_sharing import PromptSharingLayout
 from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
-from rld.trainer.student_forward import RecordedStudent, add_signal_head
+from rld.trainer.student_forward import RecordingStudent, add_signal_forward
 
 SIZES = {"vocab_size": 15, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "initializer_range": 0.3}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
@@ -73,9 +73,9 @@ def one_by_one(model: Any, ids_BS: Any, attention_BS: Any, num_tokens: int = 6) 
     return torch.cat(states)
 
 
-def states(model: Any, layout: Layout, ids_BS: Any, attention_BS: Any, num_tokens: int = 6) -> Any:
+def states(model: Any, layout: PromptSharingLayout, ids_BS: Any, attention_BS: Any, num_tokens: int = 6) -> Any:
     rows = layout.rows(ids_BS, attention_BS, num_tokens)
-    with tapped(model, {0, 1, "model.layers.0.self_attn.q_proj"}, rows.restore) as seen:
+    with capture_states(model, {0, 1, "model.layers.0.self_attn.q_proj"}, rows.restore) as seen:
         model.base_model(**rows.inputs, use_cache=False)
     mask = attention_BS[:, -num_tokens:].bool()
     return rows, [seen[tap][mask] for tap in (2, 0, 1, "model.layers.0.self_attn.q_proj")]
@@ -88,7 +88,7 @@ def test_shared_rows_give_the_states_of_rows_of_their_own(make, balance, attenti
     model = make().eval()
     model.set_attn_implementation(attention)
     ids, mask = batch()
-    layout = replace(Layout.of(model, "it"), balance=balance)
+    layout = replace(PromptSharingLayout.of(model, "it"), balance=balance)
     assert layout.shared
     rows, packed = states(model, layout, ids, mask)
     apart, padded = states(model, replace(layout, shared=False), ids, mask)
@@ -101,7 +101,7 @@ def test_shared_rows_give_the_states_of_rows_of_their_own(make, balance, attenti
 def test_a_prompt_is_computed_once_and_no_padding_where_it_fits():
     ids, mask = batch()
     model, seen = tiny.model().eval(), []
-    layout = replace(Layout.of(model, "it"), balance=10**6)
+    layout = replace(PromptSharingLayout.of(model, "it"), balance=10**6)
     model.get_input_embeddings().register_forward_hook(lambda _m, args, _out: seen.append(args[0]))
     rows, _ = states(model, layout, ids, mask)
     lengths = mask[:, -6:].sum(1)
@@ -113,13 +113,13 @@ def test_a_model_that_counts_neighbours_in_the_row_keeps_rows_of_their_own():
     kinds = {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "num_heads": 4, "hidden_size": 32}
     model = GPTNeoForCausalLM(GPTNeoConfig(vocab_size=15, max_position_embeddings=64, window_size=4, **kinds)).eval()
     with pytest.warns(UserWarning, match="a GPTNeoForCausalLM finds a token's neighbours by their places in the row"):
-        assert not Layout.of(model, "it").shared
+        assert not PromptSharingLayout.of(model, "it").shared
 
 
 def test_learnt_positions_start_again_behind_each_prompt():
     model = gpt2().eval()
     ids, mask = batch()
-    layout = Layout.of(model, "it")
+    layout = PromptSharingLayout.of(model, "it")
     assert layout.shared
     for chosen in (layout, replace(layout, balance=0)):
         rows = chosen.rows(ids, mask, 6)
@@ -131,7 +131,7 @@ def test_sequences_longer_than_an_attention_window_keep_rows_of_their_own():
     torch.manual_seed(0)
     model = MistralForCausalLM(MistralConfig(**SIZES, **HEADS, sliding_window=8)).eval()
     ids, mask = batch()
-    layout = Layout.of(model, "it")
+    layout = PromptSharingLayout.of(model, "it")
     _, (last, *_) = states(model, layout, ids, mask)
     torch.testing.assert_close(last, one_by_one(model, ids, mask), **CLOSE)
     short = mask.clone()
@@ -168,7 +168,7 @@ def flash() -> Any:
 )
 def test_a_model_that_cannot_read_shared_rows_is_found_out_and_told(make, why):
     with pytest.warns(UserWarning, match=f"teacher 'x': each completion has a row of its own, because .*{why}"):
-        layout = Layout.of(make(), "teacher 'x'")
+        layout = PromptSharingLayout.of(make(), "teacher 'x'")
     ids, mask = batch()
     assert layout.rows(ids, mask, 6).inputs["input_ids"].shape == (10, 5 + 6 - 1)
 
@@ -188,7 +188,7 @@ def made(folder: Any, **changes: Any) -> RLDTrainer:
             Teacher(tiny.model(seed=1, width=48), "plain", tokenizer=tiny.tokenizer(), verified={"first": (1, 1)}),
             Teacher(qwen(), "aligned", tokenizer=tiny.tokenizer(), align="vocabulary", verified={"second": (1, 1)}),
         ],
-        controller=Fixed(policy=0.5),
+        controller=FixedController(policy=0.5),
         peft_config=lora,
     )
 
@@ -257,15 +257,15 @@ def test_a_small_vocabulary_and_a_mixture_of_experts_share_rows_too():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for model in (Qwen2ForCausalLM(Qwen2Config(**sizes)), MixtralForCausalLM(experts)):
-            assert Layout.of(model, "teacher 'x'").shared
+            assert PromptSharingLayout.of(model, "teacher 'x'").shared
 
 
 def test_operations_of_a_student_whose_rows_are_left_alone_are_counted():
     """A balancing loss needs the routers of all tokens."""
     student = MixtralForCausalLM(MixtralConfig(**SIZES, **HEADS, num_local_experts=4, output_router_logits=True))
     add_fused_lm_head(student)
-    add_signal_head(student)
+    add_signal_forward(student)
     ids, attention = batch()
-    recorded = RecordedStudent(student, 6)
+    recorded = RecordingStudent(student, 6)
     recorded(input_ids=ids, attention_mask=attention, labels=ids, fused_lm_head=True)
     assert recorded.num_computed == ids.numel()

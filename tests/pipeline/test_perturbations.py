@@ -13,9 +13,9 @@ import torch
 
 from rld.cli import main
 from rld.errors import RecipeError
-from rld.pipeline.perturbations import Changeable, Changes
+from rld.pipeline.perturbations import Perturbations, PerturbedReward
 from rld.recipe.perturbations import TeacherChange
-from rld.recipe.reading import read
+from rld.recipe.reading import read_recipe
 from rld.utils import interrupts
 from tests.pipeline.test_train import RECIPE, TASKS, metrics
 
@@ -93,7 +93,7 @@ def test_a_run_with_changes_goes_on_after_them_as_if_never_stopped(tmp_path, mon
 )
 def test_a_change_that_cannot_be_made_is_told_before_the_run(tmp_path, change, message):
     with pytest.raises(RecipeError) as caught:
-        read(written(tmp_path, change))
+        read_recipe(written(tmp_path, change))
     assert message in str(caught.value)
 
 
@@ -115,11 +115,11 @@ def test_a_teacher_that_is_not_here_cannot_become_another(tmp_path, teachers, ca
     (tmp_path / "tasks.py").write_text(TASKS)
     (tmp_path / "r.yaml").write_text(f"{head}stages:\n{first}{stage}")
     with pytest.raises(RecipeError, match=f"a teacher {what} can't become another; null lets it leave"):
-        read(tmp_path / "r.yaml")
+        read_recipe(tmp_path / "r.yaml")
 
 
 def test_a_change_of_an_optional_teacher_that_was_left_out_is_skipped_with_an_event():
-    changes = Changes([TeacherChange(at=0, teacher="far", becomes=None)], [], [], None, None, 0)
+    changes = Perturbations([TeacherChange(at=0, teacher="far", becomes=None)], [], [], None, None, 0)
     trainer: Any = SimpleNamespace(teachers=[], stream=None, events=[])
     changes.attach(trainer, 0)
     changes.on_step_begin(None, SimpleNamespace(global_step=0), None)
@@ -137,13 +137,13 @@ def test_noise_turns_a_share_of_the_verdicts_round_by_step_and_seed_alone():
     def right(completions: list[str], **_: Any) -> list[float | None]:
         return [1.0, None] * (len(completions) // 2)
 
-    reward = Changeable(right, seed=3)
+    reward = PerturbedReward(right, seed=3)
     assert verdicts(reward, 1) == [1.0, None] * 200
     reward.noise = 0.25
     count = Counter(verdicts(reward, 1))
     assert count[None] == 200
     assert 30 <= count[0.0] <= 70
     assert verdicts(reward, 1) == verdicts(reward, 1) != verdicts(reward, 2)
-    other = Changeable(right, seed=4)
+    other = PerturbedReward(right, seed=4)
     other.noise = 0.25
     assert verdicts(other, 1) != verdicts(reward, 1)

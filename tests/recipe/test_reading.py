@@ -7,10 +7,10 @@ import json
 
 import pytest
 
-from rld.controllers.gradient import Noise
+from rld.controllers.gradient import GradientNoiseController
 from rld.errors import RecipeError
 from rld.recipe.models import NewModel
-from rld.recipe.reading import read
+from rld.recipe.reading import read_recipe
 
 TASKS = """
 def reverse(rng, length, letters="abc"):
@@ -73,17 +73,19 @@ def recipe(tmp_path):
 
 def mistakes(path, *overrides):
     with pytest.raises(RecipeError) as error:
-        read(path, overrides)
+        read_recipe(path, overrides)
     return str(error.value).replace(f"{path}:", "").splitlines()
 
 
 def test_a_good_recipe_is_read_with_its_types(recipe):
-    made = read(recipe())
+    made = read_recipe(recipe())
     assert isinstance(made.models["big"], NewModel)
     assert made.stages[0].trainer == {"learning_rate": 0.001}  # YAML 1.1 makes text of 1e-3
     assert made.stages[1].controller.on == 0.25  # and a truth value of on
     assert made.stages[1].teachers["t"].probe == 32
-    assert read(recipe(), ["stages.main.teachers.t.adapter=adapter"]).stages[1].teachers["t"].adapter == "adapter"
+    assert (
+        read_recipe(recipe(), ["stages.main.teachers.t.adapter=adapter"]).stages[1].teachers["t"].adapter == "adapter"
+    )
 
 
 TOKENIZERS = {
@@ -95,8 +97,10 @@ TOKENIZERS = {
 
 def test_a_controllers_kind_alone_is_that_controller(recipe):
     path = recipe(replace={"{kind: gap, on: 0.25}": "noise"})
-    assert read(path).stages[-1].controller == Noise()
-    assert read(path, ["stages.main.controller.every=3"]).stages[-1].controller == Noise(every=3)
+    assert read_recipe(path).stages[-1].controller == GradientNoiseController()
+    assert read_recipe(path, ["stages.main.controller.every=3"]).stages[-1].controller == GradientNoiseController(
+        every=3
+    )
     assert mistakes(path, "stages.main.controller=gpa") == [
         "command line (stages.main.controller=gpa): stages.main.controller.kind cannot be 'gpa'; did you mean 'gap'?"
     ]
@@ -111,7 +115,7 @@ def test_a_teacher_with_another_tokenizer_needs_align(recipe, tmp_path):
 
     def said(*overrides):
         try:
-            read(path, [f"stages.main.teachers.t.{text}" for text in overrides])
+            read_recipe(path, [f"stages.main.teachers.t.{text}" for text in overrides])
         except RecipeError as error:
             return str(error)
         return ""
@@ -240,7 +244,7 @@ def test_an_override_that_is_no_value_or_leads_nowhere_is_refused(recipe):
 
 
 def test_scalars_are_those_of_yaml_1_2(recipe):
-    made = read(
+    made = read_recipe(
         recipe(), ["tokenizer.characters=010", "rewards.0.options.scale=1_000", "models.big.config.hidden_act=off"]
     )
     assert made.tokenizer.characters == "010"
@@ -249,20 +253,20 @@ def test_scalars_are_those_of_yaml_1_2(recipe):
 
 
 def test_overrides_reach_items_of_lists_by_index_and_by_name(recipe):
-    made = read(recipe(), ["stages.main.steps=7", "stages.0.steps=8", "stages.main.rollout.temperature=0.5"])
+    made = read_recipe(recipe(), ["stages.main.steps=7", "stages.0.steps=8", "stages.main.rollout.temperature=0.5"])
     assert [stage.steps for stage in made.stages] == [8, 7]
     assert made.stages[1].rollout.temperature == 0.5
     assert made.stages[1].rollout.prompts == 8
 
 
 def test_an_override_replaces_what_the_file_says_with_all_that_is_under_it(recipe):
-    made = read(recipe(), ["stages.main.controller={kind: fixed, feature: 0.0}"])
+    made = read_recipe(recipe(), ["stages.main.controller={kind: fixed, feature: 0.0}"])
     assert made.stages[1].controller.kind == "fixed"
 
 
 def test_overriding_one_use_of_a_yaml_anchor_leaves_the_other(recipe):
     path = recipe(replace={"{hidden_size: 64}": "&c {hidden_size: 64}", "{hidden_size: 32}": "*c"})
-    made = read(path, ["models.big.config.hidden_size=16"])
+    made = read_recipe(path, ["models.big.config.hidden_size=16"])
     assert (made.models["big"].config, made.models["small"].config) == ({"hidden_size": 16}, {"hidden_size": 64})
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rld.errors import CheckpointError
 from rld.reporting import series
 from rld.reporting.report import write_report
-from rld.reporting.tables import scores_table, table
+from rld.reporting.tables import closing_table, scores_table
 from tests.support import made_up_run
 
 
@@ -181,7 +181,7 @@ def printed(renderable: object) -> str:
 
 def test_the_closing_table_has_student_and_teachers_per_skill(tmp_path: Path) -> None:
     run = made_up_run.make(tmp_path / "run", skills=["[red]sort", "b"])
-    lines = printed(table(json.loads((run / "summary.json").read_text()))).splitlines()
+    lines = printed(closing_table(json.loads((run / "summary.json").read_text()))).splitlines()
     cells = [re.findall(r"[^\s│┃]+", line) for line in lines]
     assert ["[red]sort", "200", "0.100", "0.900", "0.990", "0.040"] in cells
     assert ["mean", "400", "0.125", "0.910", "0.515", "0.515"] in cells
@@ -206,7 +206,7 @@ def test_long_series_are_thinned_without_losing_spikes_or_the_level() -> None:
     assert max(value for _, value in series.smooth(spiked)) > 100
     assert max(value for _, value in series.smooth(spiked, geometric=True)) < 5
     steps = [(float(i), float(i // 1000)) for i in range(10_000)]
-    assert series.changes(steps) == [*((1000.0 * i, float(i)) for i in range(10)), (9999.0, 9.0)]
+    assert series.change_points(steps) == [*((1000.0 * i, float(i)) for i in range(10)), (9999.0, 9.0)]
 
 
 def test_a_line_is_cut_where_nothing_was_measured() -> None:
@@ -216,7 +216,7 @@ def test_a_line_is_cut_where_nothing_was_measured() -> None:
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-0.03, 0.05), (1e-15, 3e-15), (-5e5, 2e7), (0.97, 0.98), (1, 3)])
 def test_ticks_are_few_round_and_inside(low: float, high: float) -> None:
-    found = series.ticks(low, high, 4)
+    found = series.axis_ticks(low, high, 4)
     assert 2 <= len(found) <= 5
     assert all(low - 1e-9 * abs(low) <= tick <= high * (1 + 1e-9) for tick in found)
     gaps = [b - a for a, b in pairwise(found)]

@@ -9,30 +9,32 @@ import pytest
 import torch
 
 import tests.support.tiny as tiny
-from rld.controllers.gap import Gap
-from rld.controllers.observation import Observation, SkillSeen, TeacherSeen
+from rld.controllers.gap import GapController
+from rld.controllers.observation import Observation, SkillObservation, TeacherObservation
 from rld.errors import RecipeError
-from rld.rollout.audit import Audit
+from rld.rollout.audit import RewardAudit
 from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
 
 
-def tick(controller: Gap, state: Any, paid: float, genuine: float | None, step: int = 0, teacher: bool = True) -> Any:
+def tick(
+    controller: GapController, state: Any, paid: float, genuine: float | None, step: int = 0, teacher: bool = True
+) -> Any:
     """One tick of 200 attempts, a share `paid` of which are paid; of a tenth of those a share `genuine` is right."""
     audited = 0 if genuine is None else round(20 * paid)
     right = 0 if genuine is None else round(audited * genuine)
-    told = TeacherSeen(0.2, 30, 32, True, 25, 24, 192, round(192 * paid))
-    seen = SkillSeen(200, round(200 * paid), 25, 15, {"a": told} if teacher else {}, audited, right)
+    told = TeacherObservation(0.2, 30, 32, True, 25, 24, 192, round(192 * paid))
+    seen = SkillObservation(200, round(200 * paid), 25, 15, {"a": told} if teacher else {}, audited, right)
     return controller.step(state, Observation(step, {"add": seen}))
 
 
-def start(controller: Gap, teacher: bool = True) -> Any:
+def start(controller: GapController, teacher: bool = True) -> Any:
     signals: Any = ["policy", "response"] if teacher else ["policy"]
     return controller.start(["add"], ["a"] if teacher else [], signals)
 
 
-def distrusted(controller: Gap, ticks: int, paid: float, genuine: float) -> Any:
+def distrusted(controller: GapController, ticks: int, paid: float, genuine: float) -> Any:
     """The state of a skill without a teacher, whose reward has lost all its weight by then."""
     state = start(controller, teacher=False)
     for step in range(ticks):
@@ -42,7 +44,7 @@ def distrusted(controller: Gap, ticks: int, paid: float, genuine: float) -> Any:
 
 
 def test_a_hacked_reward_loses_its_weight_within_fifteen_ticks_and_the_teacher_takes_over():
-    controller = Gap()
+    controller = GapController()
     state = start(controller)
     for step in range(30):
         state, weights, _ = tick(controller, state, 0.85, 1.0, step)
@@ -64,7 +66,7 @@ def test_a_hacked_reward_loses_its_weight_within_fifteen_ticks_and_the_teacher_t
 
 def test_an_alarm_holds_while_its_skill_gets_no_prompts():
     """What a reward is worth does not go stale, and a skill that can't be trusted is hardly asked."""
-    controller = Gap()
+    controller = GapController()
     state = distrusted(controller, 15, 0.95, 0.1)
     for step in range(30):
         state, weights, _ = controller.step(state, Observation(step, {}))
@@ -72,7 +74,7 @@ def test_an_alarm_holds_while_its_skill_gets_no_prompts():
 
 
 def test_a_reward_that_is_right_is_followed_exactly_as_without_an_audit():
-    controller = Gap()
+    controller = GapController()
     plain, audited = start(controller), start(controller)
     for step in range(30):
         paid = 0.2 + 0.02 * step
@@ -82,7 +84,7 @@ def test_a_reward_that_is_right_is_followed_exactly_as_without_an_audit():
 
 
 def test_a_reward_that_lies_teaches_nothing_where_no_teacher_can_and_everything_once_it_is_mended():
-    controller = Gap()
+    controller = GapController()
     state = distrusted(controller, 10, 0.9, 0.0)
     for step in range(10):
         state, weights, _ = tick(controller, json.loads(json.dumps(state)), 0.9, 1.0, step, teacher=False)
@@ -90,7 +92,7 @@ def test_a_reward_that_lies_teaches_nothing_where_no_teacher_can_and_everything_
 
 
 def test_a_reward_that_errs_half_the_time_is_noticed_without_a_jump():
-    controller = Gap()
+    controller = GapController()
     state = start(controller)
     for step in range(15):
         state, weights, _ = tick(controller, state, 0.9, 0.55, step)
@@ -108,7 +110,7 @@ def trusted(completions: list[str], skill: list[str], **_: Any) -> list[float | 
 
 def test_a_share_of_what_is_paid_is_checked_wherever_it_lies():
     rows = [{"prompt": "a=", "skill": "first"}] * 400
-    audit = Audit(trusted, 0.25, seed=0)
+    audit = RewardAudit(trusted, 0.25, seed=0)
     said = ["b"] * 400, [[5]] * 400
     skills_B, paid_B = torch.zeros(400, dtype=torch.long), torch.arange(400) % 2 == 0
     whole = audit.counts(rows, *said, paid_B, skills_B, 1, (3, 0))
@@ -130,7 +132,7 @@ def trainer(folder: Any, **given: Any) -> RLDTrainer:
         train_dataset=tiny.rows(),
         processing_class=tiny.tokenizer(),
         teachers=[Teacher(tiny.model(seed=2), name="one", tokenizer=tiny.tokenizer())],
-        controller=Gap(every=1),
+        controller=GapController(every=1),
         **given,
     )
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 import tests.support.tiny as tiny
-from rld.controllers.baselines import Fixed
-from rld.controllers.gap import Gap
-from rld.controllers.observation import Observation, SkillSeen, TeacherSeen
+from rld.controllers.baselines import FixedController
+from rld.controllers.gap import GapController
+from rld.controllers.observation import Observation, SkillObservation, TeacherObservation
 from rld.errors import RecipeError, TeacherDown
 from rld.rollout.counts import gate_counts
-from rld.rollout.gate import Gate, unverified
-from rld.teachers.local import Hosted
+from rld.rollout.gate import TeacherGate, unverified
+from rld.teachers.local import LocalLogprobs
 from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
@@ -55,10 +55,10 @@ class Verifier:
         return [float(self.right.get(p) == c) for p, c in zip(prompts, completions, strict=True)]
 
 
-def gate_and_verifier(made: Teacher, given: list[dict[str, Any]]) -> tuple[Gate, Verifier]:
+def gate_and_verifier(made: Teacher, given: list[dict[str, Any]]) -> tuple[TeacherGate, Verifier]:
     texts = answers(made, given)
     verify = Verifier({row["prompt"]: text for row, text in list(zip(given, texts, strict=True))[::2]})
-    return Gate([made, teacher("stranger", 7)], tiny.tokenizer(), verify, 3, CPU), verify
+    return TeacherGate([made, teacher("stranger", 7)], tiny.tokenizer(), verify, 3, CPU), verify
 
 
 def test_it_opens_where_the_verifier_agrees_and_asks_each_prompt_once():
@@ -77,7 +77,7 @@ def test_it_opens_where_the_verifier_agrees_and_asks_each_prompt_once():
     assert (verify.asked, gate.flops) == (8, spent)
 
 
-class Silent(Hosted):
+class Silent(LocalLogprobs):
     """A teacher whose server does not answer."""
 
     def answer(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
@@ -88,22 +88,22 @@ def test_a_teacher_that_is_down_is_asked_again_when_it_is_back(tmp_path):
     """After a resume too: nothing of it is kept, neither what it got wrong nor how often."""
     down = Teacher(Silent(teacher(), CPU), "wide", tokenizer=tiny.tokenizer(), optional=True)
     given, wanted = rows(), torch.ones(8, 1).bool()
-    gate = Gate([down], tiny.tokenizer(), lambda completions, **_: [1.0] * len(completions), 3, CPU)
+    gate = TeacherGate([down], tiny.tokenizer(), lambda completions, **_: [1.0] * len(completions), 3, CPU)
     assert not gate.open(given, wanted).any()
     assert down.is_down
     gate.save(tmp_path / "gate.json")
-    again = Gate([teacher()], tiny.tokenizer(), gate.verify, 3, CPU)
+    again = TeacherGate([teacher()], tiny.tokenizer(), gate.verify, 3, CPU)
     again.load(tmp_path / "gate.json")
     assert again.open(given, wanted).all()
 
 
 def test_where_the_verifier_has_no_say_a_teacher_is_trusted():
-    gate = Gate([teacher()], tiny.tokenizer(), lambda completions, **_: [None] * len(completions), 3, CPU)
+    gate = TeacherGate([teacher()], tiny.tokenizer(), lambda completions, **_: [None] * len(completions), 3, CPU)
     assert gate.open(rows(), torch.ones(8, 1, dtype=torch.bool)).all()
 
 
 def test_a_teacher_that_is_never_right_is_told_of_once():
-    gate = Gate([teacher()], tiny.tokenizer(), lambda completions, **_: [0.5] * len(completions), 3, CPU)
+    gate = TeacherGate([teacher()], tiny.tokenizer(), lambda completions, **_: [0.5] * len(completions), 3, CPU)
     with pytest.warns(UserWarning, match=r"'wide' answered none of its first 100 prompts rightly.*gate to skill"):
         gate.open([{"prompt": f"{a}{b}"} for a in tiny.WORDS for b in tiny.WORDS], torch.ones(100, 1).bool())
     with warnings.catch_warnings():
@@ -124,7 +124,7 @@ def prompts(num: int, first: int = 0) -> list[dict[str, Any]]:
     return [{"prompt": tiny.WORDS[i % 10] + tiny.WORDS[i // 10] + "=", "skill": "s"} for i in range(first, first + num)]
 
 
-def opened_and_counted(gate: Gate, asked: list[dict[str, Any]]) -> torch.Tensor:
+def opened_and_counted(gate: TeacherGate, asked: list[dict[str, Any]]) -> torch.Tensor:
     opened = gate.open(asked, torch.ones(len(asked), 1).bool())
     gate.count_again(["s"], gate.again_BK2[..., 0].sum(0)[None])
     return opened
@@ -137,7 +137,7 @@ def test_a_teacher_is_asked_once_more_where_it_is_right_and_seldom_once_that_is_
     def verify(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
         return [float(greedy.setdefault(p, c) == c and p[0] != "a") for p, c in zip(prompts, completions, strict=True)]
 
-    gate = Gate([made], tiny.tokenizer(), verify, 3, CPU, again_at=1.0)
+    gate = TeacherGate([made], tiny.tokenizer(), verify, 3, CPU, again_at=1.0)
     before = torch.get_rng_state()
     opened = opened_and_counted(gate, [row for row in prompts(20) for _ in range(2)])
     assert torch.equal(torch.get_rng_state(), before)
@@ -153,7 +153,7 @@ def test_a_teacher_is_asked_once_more_where_it_is_right_and_seldom_once_that_is_
     known = next(i for i in range(len(nums)) if 18 + sum(nums[: i + 1]) >= 32)
     assert [i + 2 for i, num in enumerate(nums) if num and i > known] == [16]  # then in one rollout of 16
     gate.save(tmp_path / "gate.json")
-    resumed = Gate([teacher()], tiny.tokenizer(), verify, 3, CPU, again_at=1.0)
+    resumed = TeacherGate([teacher()], tiny.tokenizer(), verify, 3, CPU, again_at=1.0)
     resumed.load(tmp_path / "gate.json")
     for one in (gate, resumed):
         one.open([{"prompt": "jj=", "skill": "s"}, {"prompt": "jj=j", "skill": "s"}], torch.ones(2, 1).bool())
@@ -165,19 +165,23 @@ def test_a_teacher_is_asked_once_more_where_it_is_right_and_seldom_once_that_is_
 
 
 def test_nobody_is_asked_once_more_unless_the_controller_wants_it_or_where_nothing_is_sampled():
-    listed = Teacher(Hosted(teacher(), CPU), "far", tokenizer=tiny.tokenizer())
+    listed = Teacher(LocalLogprobs(teacher(), CPU), "far", tokenizer=tiny.tokenizer())
     for made, again_at in ((teacher(), None), (listed, 1.0)):
-        gate = Gate([made], tiny.tokenizer(), lambda completions, **_: [1.0] * len(completions), 3, CPU, None, again_at)
+        gate = TeacherGate(
+            [made], tiny.tokenizer(), lambda completions, **_: [1.0] * len(completions), 3, CPU, None, again_at
+        )
         assert gate.open(rows(), torch.ones(8, 1).bool()).all()
         assert not gate.again_BK2.any()
-    silent = Gate([teacher()], tiny.tokenizer(), lambda completions, **_: [None] * len(completions), 3, CPU, None, 1.0)
+    silent = TeacherGate(
+        [teacher()], tiny.tokenizer(), lambda completions, **_: [None] * len(completions), 3, CPU, None, 1.0
+    )
     spent = []
     for first in range(0, 60, 20):
         silent.open(prompts(20, first), torch.ones(20, 1).bool())
         spent.append(silent.num_tokens)
     assert spent[1] - spent[0] > 1.5 * (spent[2] - spent[1])  # a verifier without a say is not asked for ever
-    assert Gap().needs.again
-    assert not (Gap(by_gate=False).needs.again or Fixed().needs.again)
+    assert GapController().needs.again
+    assert not (GapController(by_gate=False).needs.again or FixedController().needs.again)
 
 
 def test_training_teaches_on_open_prompts_alone_and_gives_their_weight_to_teachers_that_may(tmp_path):
@@ -190,7 +194,7 @@ def test_training_teaches_on_open_prompts_alone_and_gives_their_weight_to_teache
         tiny.rows(8),
         processing_class=tiny.tokenizer(),
         teachers=[one, two],
-        controller=Fixed(policy=0.0, response=1.0, every=1, heartbeat=1000),
+        controller=FixedController(policy=0.0, response=1.0, every=1, heartbeat=1000),
     )
     made.steering.ticks = 1
     made.model.train()
@@ -216,7 +220,7 @@ def test_a_reward_that_goes_by_the_step_gets_the_present_one_from_the_gate_too(t
         tiny.rows(24),
         processing_class=tiny.tokenizer(),
         teachers=[teacher()],
-        controller=Fixed(),
+        controller=FixedController(),
     )
     made.train()
     assert len(steps) > 3
@@ -232,7 +236,7 @@ def test_the_mask_of_kdrl_leaves_out_completions_that_succeeded_and_their_forwar
         tiny.rows(8),
         processing_class=tiny.tokenizer(),
         teachers=[teacher(), teacher("stranger", 7)],
-        controller=Fixed(),
+        controller=FixedController(),
     )
     made.model.train()
     torch.manual_seed(0)
@@ -248,33 +252,35 @@ def test_the_mask_of_kdrl_leaves_out_completions_that_succeeded_and_their_forwar
         RLDConfig(**tiny.options(tmp_path, teach_on="wrong")).active_signals(has_teachers=True)
 
 
-def seen(right: int, asked: int, successes: int, attempts: int, divergence: float = 0.5) -> TeacherSeen:
-    return TeacherSeen(divergence, 0, 0, True, asked, right, attempts, successes)
+def seen(right: int, asked: int, successes: int, attempts: int, divergence: float = 0.5) -> TeacherObservation:
+    return TeacherObservation(divergence, 0, 0, True, asked, right, attempts, successes)
 
 
 def test_gap_values_a_gated_teacher_by_what_the_student_still_fails_where_it_is_right():
-    controller = Gap()
+    controller = GapController()
     state = controller.start(["a"], ["weak", "useless"], ["policy", "response"])
     for step in range(12):
         # The student is better than `weak` over all, and still fails half of what that one knows.
         news = {"weak": seen(8, 16, 20, 40), "useless": seen(0, 16, 0, 0)}
-        state, weights, _ = controller.step(state, Observation(step, {"a": SkillSeen(64, 48, 16, 8, news)}))
+        state, weights, _ = controller.step(state, Observation(step, {"a": SkillObservation(64, 48, 16, 8, news)}))
     assert weights.teachers["a"]["weak"] > 0.95
     assert weights.signals["a"]["response"] > 0.5
     for step in range(50):
         news = {"weak": seen(8, 16, 40, 40), "useless": seen(0, 16, 0, 0)}
-        state, weights, _ = controller.step(state, Observation(step, {"a": SkillSeen(64, 48, 16, 8, news)}))
+        state, weights, _ = controller.step(state, Observation(step, {"a": SkillObservation(64, 48, 16, 8, news)}))
     assert weights.signals["a"]["response"] == 0  # it has learnt all that `weak` knows
 
 
 @pytest.mark.parametrize(("right_again", "teaches"), [(2, False), (8, True)])
 def test_a_teacher_that_is_less_sure_than_the_student_does_not_teach(right_again, teaches):
     """It is right on all prompts when greedy; the student, when sampling, on nine in ten."""
-    controller = Gap()
+    controller = GapController()
     state = controller.start(["a"], ["t"], ["policy", "response"])
     for step in range(12):
         told = replace(seen(16, 16, 58, 64), again=8, right_again=right_again)
-        state, weights, _ = controller.step(state, Observation(step, {"a": SkillSeen(64, 58, 16, 4, {"t": told})}))
+        state, weights, _ = controller.step(
+            state, Observation(step, {"a": SkillObservation(64, 58, 16, 4, {"t": told})})
+        )
     assert (weights.signals["a"]["response"] > 0) == teaches
 
 
@@ -282,5 +288,5 @@ def test_teachers_that_nobody_checks_are_told_of_in_the_events():
     (event,) = unverified([teacher()], None)
     assert (event.step, event.kind, event.about) == (1, "gate open", "wide")
     assert "guarantees are weaker" in event.rule
-    gate = Gate([teacher()], tiny.tokenizer(), lambda completions, **_: [1.0] * len(completions), 3, CPU)
+    gate = TeacherGate([teacher()], tiny.tokenizer(), lambda completions, **_: [1.0] * len(completions), 3, CPU)
     assert unverified([teacher()], gate) == unverified([], None) == []

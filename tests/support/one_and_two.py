@@ -13,10 +13,10 @@ import torch
 from rld.rewards.teachers import likelihood
 
 import tests.support.tiny as tiny
-from rld.controllers.base import Rule
-from rld.controllers.gap import Gap
-from rld.controllers.gradient import Noise, Probe
-from rld.controllers.retention_rule import Retention
+from rld.controllers.base import BaseController
+from rld.controllers.gap import GapController
+from rld.controllers.gradient import GradientAlignmentController, GradientNoiseController
+from rld.controllers.retention_rule import RetentionRule
 from rld.pipeline.callbacks import Keeper
 from rld.reporting.run_log import RunLog
 from rld.teachers.teacher import Teacher
@@ -35,7 +35,7 @@ def scripted(prompts: list[str], trainer: Any) -> dict[str, Any]:
     return {"prompt_ids": ids, "completion_ids": completions, "logprobs": None}
 
 
-class Always(Retention):
+class Always(RetentionRule):
     """Holds on from the start."""
 
     def weights(self, state: Any) -> dict[str, float]:
@@ -47,7 +47,7 @@ def even(completions: list[str], **_: Any) -> list[float]:
     return [float(zlib.crc32(text.replace(" ", "").encode()) % 2) for text in completions]
 
 
-def main(folder: Path, num_processes: int, stopped_rank: int | None, controller: Rule) -> None:
+def main(folder: Path, num_processes: int, stopped_rank: int | None, controller: BaseController) -> None:
     trainer = RLDTrainer(
         model=tiny.model(),
         reward_funcs=[even, tiny.letters, partial(likelihood, model=tiny.model(seed=3), tokenizer=tiny.tokenizer())],
@@ -88,6 +88,10 @@ def main(folder: Path, num_processes: int, stopped_rank: int | None, controller:
 
 if __name__ == "__main__":
     stopped = int(sys.argv[3]) if len(sys.argv) > 3 else None
-    controllers: list[Any] = [Gap()] if stopped is not None else [Gap(), Noise(), Probe()]
+    controllers: list[Any] = (
+        [GapController()]
+        if stopped is not None
+        else [GapController(), GradientNoiseController(), GradientAlignmentController()]
+    )
     for one in controllers:
         main(Path(sys.argv[1]), int(sys.argv[2]), stopped, one)

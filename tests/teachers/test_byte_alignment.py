@@ -17,14 +17,14 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import tests.support.tiny as tiny
-from rld.controllers.baselines import Fixed
+from rld.controllers.baselines import FixedController
 from rld.errors import RecipeError, TeacherError
 from rld.losses.cross_tokenizer import sorted_difference, span_likelihood
 from rld.losses.features import Cosine
 from rld.teachers.byte_alignment import END, shared_vocabulary, spans, starts, token_bytes, valid_text
-from rld.teachers.ensemble import Panel
+from rld.teachers.ensemble import TeacherEnsemble
 from rld.teachers.teacher import Teacher
-from rld.teachers.translation import StudentTokens, Translator
+from rld.teachers.translation import CompletionTranslator, StudentVocabulary
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
 from rld.types import Align
@@ -146,7 +146,7 @@ def test_a_tokenizer_that_changes_the_text_is_refused():
     tokenizer = byte_level(270)
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     with pytest.raises(TeacherError, match=r"'low'.*keeps the text"):
-        Translator("low", tokenizer, [1], None, StudentTokens(tiny.tokenizer(), [1]))
+        CompletionTranslator("low", tokenizer, [1], None, StudentVocabulary(tiny.tokenizer(), [1]))
 
 
 @pytest.mark.parametrize("cut", range(1, 5))
@@ -286,9 +286,9 @@ ANSWERS = ["357.<eos>", " is 12 🙂 + 34", "", "café, Ünïcode and\n\n    an<
 TEMPERATURE = 0.8
 
 
-def panel(*teachers: Teacher, student: Any = STUDENT) -> Panel:
+def panel(*teachers: Teacher, student: Any = STUDENT) -> TeacherEnsemble:
     feature = Cosine(layers="uniform")
-    return Panel(teachers, model(student, 0), student, [student.eos_token_id], feature, lambda made: made)
+    return TeacherEnsemble(teachers, model(student, 0), student, [student.eos_token_id], feature, lambda made: made)
 
 
 def rollout(student: Any = STUDENT, extra: int = 0) -> dict[str, Any]:
@@ -313,7 +313,7 @@ def rollout(student: Any = STUDENT, extra: int = 0) -> dict[str, Any]:
     return {name: torch.tensor(values) for name, values in made.items()}
 
 
-def scored(made: Panel, inputs: dict[str, Any], rows: Any = None, prompts: Any = PROMPTS) -> dict[str, Any]:
+def scored(made: TeacherEnsemble, inputs: dict[str, Any], rows: Any = None, prompts: Any = PROMPTS) -> dict[str, Any]:
     rows = torch.ones(len(prompts), len(made.models), dtype=torch.bool) if rows is None else rows
     made.score(inputs, rows, 3, prompts, TEMPERATURE)
     return inputs
@@ -436,9 +436,9 @@ def test_a_chat_needs_a_template_which_the_recipe_may_give():
 
 
 def test_the_end_is_the_one_that_closes_a_turn():
-    def made(ends: list[int], template: str) -> Translator:
-        student = StudentTokens(STUDENT, [1])
-        return Translator("t", tokenizer, ends, template, student)
+    def made(ends: list[int], template: str) -> CompletionTranslator:
+        student = StudentVocabulary(STUDENT, [1])
+        return CompletionTranslator("t", tokenizer, ends, template, student)
 
     tokenizer = byte_level(300)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
@@ -451,9 +451,11 @@ def test_the_end_is_the_one_that_closes_a_turn():
 
 
 def test_a_forged_end_is_text():
-    student = StudentTokens(STUDENT, [1])
+    student = StudentVocabulary(STUDENT, [1])
     ids = STUDENT("<eos>", split_special_tokens=True)["input_ids"]
-    said = Translator("t", TEACHER, [1], None, student).translate(["a"], torch.tensor([ids]), torch.ones(1, len(ids)))
+    said = CompletionTranslator("t", TEACHER, [1], None, student).translate(
+        ["a"], torch.tensor([ids]), torch.ones(1, len(ids))
+    )
     assert 1 not in said.ids_BS[0]
     assert max(said.spans_BT[0].tolist()) >= 0
 
@@ -469,7 +471,7 @@ def aligned_trainer(folder: Any, teacher: Teacher, **options: Any) -> RLDTrainer
         Dataset.from_dict({"prompt": ["The answer is 12", "café 34, "] * 4}),
         processing_class=STUDENT,
         teachers=[teacher],
-        controller=Fixed(policy=0.1, response=1.0, feature=0.1, even_out=False),
+        controller=FixedController(policy=0.1, response=1.0, feature=0.1, even_out=False),
     )
 
 
@@ -514,7 +516,7 @@ def test_options_that_an_aligned_teacher_would_ignore_are_refused(tmp_path, opti
             train_dataset=Dataset.from_dict({"prompt": ["The answer is 12"] * 8}),
             processing_class=STUDENT,
             teachers=[other(), plain],
-            controller=Fixed(),
+            controller=FixedController(),
         )
 
 
@@ -533,8 +535,8 @@ FOLDERS = [os.environ.get(name) for name in ("RLD_TEST_STUDENT", "RLD_TEST_TEACH
 @pytest.mark.skipif(not all(FOLDERS), reason="needs RLD_TEST_STUDENT and RLD_TEST_TEACHER: folders of two models")
 def test_real_tokenizers():
     ours, theirs = (AutoTokenizer.from_pretrained(Path(str(folder))) for folder in FOLDERS)
-    student = StudentTokens(ours, [ours.eos_token_id])
-    translator = Translator("real", theirs, [theirs.eos_token_id], CHAT, student)
+    student = StudentVocabulary(ours, [ours.eos_token_id])
+    translator = CompletionTranslator("real", theirs, [theirs.eos_token_id], CHAT, student)
     assert len(translator.vocabulary[0]) > 0.3 * min(len(ours), len(theirs))
     for text in TEXTS[:-1]:
         text_ids = ours(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]

@@ -22,31 +22,31 @@ import tests.support.tiny as tiny
 from rld.cli import main
 from rld.errors import CacheError, TeacherError
 from rld.losses.features import Cosine
-from rld.models.logprob_source import Passage, Shortlist
+from rld.models.logprob_source import ScoredSequence, TopKLogprobs
 from rld.recipe.stages.distill import Distill
-from rld.teachers.cache import Cached
-from rld.teachers.ensemble import Panel
-from rld.teachers.local import Hosted
+from rld.teachers.cache import CachedLogprobs
+from rld.teachers.ensemble import TeacherEnsemble
+from rld.teachers.local import LocalLogprobs
 from rld.teachers.teacher import Teacher
 
-PASSAGES = [Passage([5 + (3 * i + j) % 10 for j in range(4 + i % 5)], 1 + i % 3) for i in range(24)]
+PASSAGES = [ScoredSequence([5 + (3 * i + j) % 10 for j in range(4 + i % 5)], 1 + i % 3) for i in range(24)]
 STUDENT = tiny.tokenizer()
 CPU = torch.device("cpu")
 
 
-class Counted(Hosted):
+class Counted(LocalLogprobs):
     """Counts the passages that it is run on."""
 
     num = 0
 
-    def score(self, passages: Sequence[Passage], *options: Any, **more: Any) -> list[Shortlist]:
+    def score(self, passages: Sequence[ScoredSequence], *options: Any, **more: Any) -> list[TopKLogprobs]:
         self.num += len(passages)
         return super().score(passages, *options, **more)
 
 
-def cached(folder: Path, seed: int = 1, top_k: int = 4) -> tuple[Cached, Counted]:
+def cached(folder: Path, seed: int = 1, top_k: int = 4) -> tuple[CachedLogprobs, Counted]:
     lister = Counted(Teacher(tiny.model(seed=seed), "t", tokenizer=STUDENT), torch.device("cpu"), top_k)
-    made = Cached(lister, folder, top_k)
+    made = CachedLogprobs(lister, folder, top_k)
     made.meet(STUDENT)
     return made, lister
 
@@ -64,7 +64,7 @@ def test_what_was_scored_is_not_scored_again(tmp_path):
         torch.testing.assert_close(there.sampled, fresh.sampled)
     assert run_again.num == 0
     assert second.take_found() == sum(len(passage.ids) for passage in PASSAGES)
-    second.score([*PASSAGES, Passage([5, 5, 5], 1)], 0.7)
+    second.score([*PASSAGES, ScoredSequence([5, 5, 5], 1)], 0.7)
     assert run_again.num == 1  # only the new one
     second.score(PASSAGES[:2], 1.0)
     assert run_again.num == 3  # another temperature is another score
@@ -171,8 +171,8 @@ def rollout(mask: list[list[int]]) -> dict[str, Any]:
     return prompts | {"completion_ids": ids[:, 3:], "completion_mask": torch.tensor(mask)}
 
 
-def panel(teachers: list[Teacher]) -> Panel:
-    return Panel(teachers, tiny.model(seed=0), STUDENT, [1], None, lambda made: made)
+def panel(teachers: list[Teacher]) -> TeacherEnsemble:
+    return TeacherEnsemble(teachers, tiny.model(seed=0), STUDENT, [1], None, lambda made: made)
 
 
 def test_cached_teachers_that_share_weights_speak_as_they_would_alone(tmp_path):
@@ -186,8 +186,8 @@ def test_cached_teachers_that_share_weights_speak_as_they_would_alone(tmp_path):
     def said(adapters: Sequence[int], name: str) -> dict[str, Any]:
         base, teachers = tiny.model(seed=1), []
         for i in adapters:
-            hosted = Hosted(Slow(base, f"a{i}", None, {}, STUDENT, adapter=str(tmp_path / f"a{i}")), CPU, 4)
-            teachers.append(Teacher(Cached(hosted, tmp_path / name / str(i), 4), f"a{i}", ["any"]))
+            hosted = LocalLogprobs(Slow(base, f"a{i}", None, {}, STUDENT, adapter=str(tmp_path / f"a{i}")), CPU, 4)
+            teachers.append(Teacher(CachedLogprobs(hosted, tmp_path / name / str(i), 4), f"a{i}", ["any"]))
         made = rollout([[1, 1, 1, 1], [1, 1, 0, 0]])
         panel(teachers).score(made, torch.ones(2, len(adapters)).bool(), 8, ["", ""], 1.0)
         return made
@@ -210,10 +210,10 @@ def test_a_completion_that_is_left_out_is_not_asked_about(mask):
 
 def test_two_processes_may_open_one_cache(tmp_path):
     """Each fills it; a manifest that says the same already is left alone."""
-    lister = Hosted(Teacher(tiny.model(seed=1), "t", tokenizer=STUDENT), CPU, 4)
+    lister = LocalLogprobs(Teacher(tiny.model(seed=1), "t", tokenizer=STUDENT), CPU, 4)
     with ThreadPoolExecutor(8) as pool:
         for i in range(20):
-            list(pool.map(lambda _, i=i: Cached(lister, tmp_path / str(i), 4).meet(STUDENT), range(8)))
+            list(pool.map(lambda _, i=i: CachedLogprobs(lister, tmp_path / str(i), 4).meet(STUDENT), range(8)))
     manifest = tmp_path / "0" / "manifest.json"
     before = manifest.stat().st_mtime_ns, manifest.stat().st_ino
     cached(tmp_path / "0")
@@ -308,16 +308,18 @@ def test_features_are_learnt_from_a_cache_as_they_are_live(recipe, tmp_path, cap
 
 def test_a_lister_that_lacks_a_token_says_so():
     with pytest.raises(TeacherError, match="reads token ids below 15, not 15"):
-        Hosted(Teacher(tiny.model(seed=1), "t", tokenizer=STUDENT), CPU, 4).score([Passage([5, 15], 1)], 1.0)
+        LocalLogprobs(Teacher(tiny.model(seed=1), "t", tokenizer=STUDENT), CPU, 4).score(
+            [ScoredSequence([5, 15], 1)], 1.0
+        )
 
 
 def test_what_is_said_does_not_depend_on_the_precision_of_the_training_that_asks():
     """Trainers run teachers under autocast; `rld cache-teachers` does not."""
-    lister = Hosted(Teacher(tiny.model(seed=1).bfloat16(), "t", tokenizer=STUDENT), CPU, 4, taps=(1, 2))
+    lister = LocalLogprobs(Teacher(tiny.model(seed=1).bfloat16(), "t", tokenizer=STUDENT), CPU, 4, taps=(1, 2))
     alone = lister.score(PASSAGES, 1.0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = lister.score(PASSAGES, 1.0)
-        whole = Shortlist.concatenated([Shortlist(*(t.half() for t in one.tensors())) for one in inside])
+        whole = TopKLogprobs.concatenated([TopKLogprobs(*(t.half() for t in one.tensors())) for one in inside])
     assert whole.layers is not None
     for one, other in zip(alone, inside, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one.tensors(), other.tensors(), strict=True))
@@ -325,13 +327,15 @@ def test_what_is_said_does_not_depend_on_the_precision_of_the_training_that_asks
 
 def test_a_lister_with_states_from_elsewhere_is_refused(tmp_path):
     teacher = Teacher(tiny.model(seed=1), "t", tokenizer=STUDENT)
-    lister = Hosted(teacher, CPU, 4, taps=(1,))
+    lister = LocalLogprobs(teacher, CPU, 4, taps=(1,))
     with pytest.raises(TeacherError, match=r"hands over the states at \(1,\), and features are matched with .*\(2,\)"):
-        Panel([Teacher(lister)], tiny.model(seed=0), STUDENT, [1], Cosine(), lambda made: made)
-    ready = Panel([Teacher(Hosted(teacher, CPU, 4, taps=(2,)))], tiny.model(seed=0), STUDENT, [1], Cosine(), list)
+        TeacherEnsemble([Teacher(lister)], tiny.model(seed=0), STUDENT, [1], Cosine(), lambda made: made)
+    ready = TeacherEnsemble(
+        [Teacher(LocalLogprobs(teacher, CPU, 4, taps=(2,)))], tiny.model(seed=0), STUDENT, [1], Cosine(), list
+    )
     made, live = rollout([[1, 1, 1, 1], [1, 1, 0, 0]]), rollout([[1, 1, 1, 1], [1, 1, 0, 0]])
     ready.score(made, torch.ones(2, 1).bool(), 8, ["", ""], 1.0)
-    Panel([teacher], tiny.model(seed=0), STUDENT, [1], Cosine(), lambda made: made).score(
+    TeacherEnsemble([teacher], tiny.model(seed=0), STUDENT, [1], Cosine(), lambda made: made).score(
         live, torch.ones(2, 1).bool(), 8, ["", ""], 1.0
     )
     mask = live["completion_mask"].bool()

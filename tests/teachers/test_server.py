@@ -26,12 +26,12 @@ from transformers import TrainerCallback
 
 import tests.support.tiny as tiny
 from rld.cli import main
-from rld.controllers.baselines import Fixed
+from rld.controllers.baselines import FixedController
 from rld.errors import TeacherDown, TeacherError
-from rld.models.logprob_source import Passage, Shortlist
+from rld.models.logprob_source import ScoredSequence, TopKLogprobs
 from rld.teachers.http_client import TOKEN
-from rld.teachers.local import Hosted
-from rld.teachers.remote import server
+from rld.teachers.local import LocalLogprobs
+from rld.teachers.remote import remote_teacher
 from rld.teachers.server import application
 from rld.teachers.teacher import Teacher
 from rld.teachers.wire_format import pack_passages
@@ -40,7 +40,7 @@ from rld.trainer.rld_trainer import RLDTrainer
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
-PASSAGES = [Passage([5 + (3 * i + j) % 10 for j in range(4 + i % 5)], 1 + i % 3) for i in range(24)]
+PASSAGES = [ScoredSequence([5 + (3 * i + j) % 10 for j in range(4 + i % 5)], 1 + i % 3) for i in range(24)]
 STUDENT = tiny.tokenizer()
 
 
@@ -86,14 +86,14 @@ def one(folders) -> Iterator[Server]:
         yield started
 
 
-def hosted(folder: Path, top_k: int = 4) -> Hosted:
+def hosted(folder: Path, top_k: int = 4) -> LocalLogprobs:
     teacher = Teacher(str(folder), init={"dtype": "float32"})
     teacher.find_tokenizer()
-    return Hosted(teacher, CPU, top_k)
+    return LocalLogprobs(teacher, CPU, top_k)
 
 
 def met(url: str, **options: Any) -> Any:
-    lister = server(url, "far", **{"top_k": 4, "patience": 2.0, **options})
+    lister = remote_teacher(url, "far", **{"top_k": 4, "patience": 2.0, **options})
     lister.meet(STUDENT)
     return lister
 
@@ -102,7 +102,7 @@ def refused(why: str) -> Any:
     return pytest.raises(TeacherError, match=re.escape(why))
 
 
-def require_equal(theirs: list[Shortlist], ours: list[Shortlist]) -> None:
+def require_equal(theirs: list[TopKLogprobs], ours: list[TopKLogprobs]) -> None:
     for there, here in zip(theirs, ours, strict=True):
         assert torch.equal(there.ids, here.ids)
         torch.testing.assert_close(there.log_p.float(), here.log_p, rtol=2**-10, atol=1e-4)
@@ -156,7 +156,7 @@ def trained(folder: Path, teachers: list[Teacher], callbacks: Any = (), **change
         tiny.rows(),
         processing_class=STUDENT,
         teachers=teachers,
-        controller=Fixed(),
+        controller=FixedController(),
         callbacks=list(callbacks),
     )
     torch.manual_seed(0)
@@ -175,7 +175,7 @@ def test_training_from_it_is_training_from_the_model_here(one, folders, tmp_path
         second = Teacher(str(folders / "two"), "near", skills=["first"])
         return trained(tmp_path / name, [first, second])
 
-    far = run(Teacher(server(one.url, top_k=15), "far", skills=["first", "second"]), "far")
+    far = run(Teacher(remote_teacher(one.url, top_k=15), "far", skills=["first", "second"]), "far")
     near = run(Teacher(str(folders / "one"), "far", skills=["first", "second"]), "near")
     assert losses(far) == pytest.approx(losses(near), rel=2e-3, abs=2e-4)
     for there, here in zip(far.model.parameters(), near.model.parameters(), strict=True):
@@ -191,14 +191,14 @@ def test_another_model_or_tokenizer_is_refused(one, tmp_path):
     other = tiny.tokenizer()
     other.backend_tokenizer.model = type(other.backend_tokenizer.model)({"<unk>": 0, "b": 1, "a": 2}, unk_token="<unk>")
     with pytest.raises(TeacherError, match="its tokenizer is not the student's"):
-        server(one.url).meet(other)
+        remote_teacher(one.url).meet(other)
     with pytest.raises(TeacherError, match="it has no /nothing/health"):
         met(one.url + "/nothing")
 
 
 def test_features_are_refused(one, tmp_path):
     with pytest.raises(TeacherError, match="not hidden states, so it can't teach features"):
-        trained(tmp_path, [Teacher(server(one.url), "far")], signals=["feature"], teacher_reward=0.0)
+        trained(tmp_path, [Teacher(remote_teacher(one.url), "far")], signals=["feature"], teacher_reward=0.0)
 
 
 def test_it_refuses_what_it_cannot_read(one):
@@ -209,16 +209,16 @@ def test_it_refuses_what_it_cannot_read(one):
     about = {"top_k": "4", "temperature": "1.0"}
     assert post(b"garbage" * 100)[0] == 422
     assert post(b"garbage", "answer")[0] == 422
-    assert post(pack_passages([Passage([5, 99], 1)], about)) == (
+    assert post(pack_passages([ScoredSequence([5, 99], 1)], about)) == (
         422,
         "token ids are 0 to 14, and there is at least one",
     )
-    assert post(pack_passages([Passage([5, -1], 1)], about))[0] == 422
-    assert post(pack_passages([Passage([5] * 65, 1)], about)) == (422, "one reads 64 tokens, not 65")
+    assert post(pack_passages([ScoredSequence([5, -1], 1)], about))[0] == 422
+    assert post(pack_passages([ScoredSequence([5] * 65, 1)], about)) == (422, "one reads 64 tokens, not 65")
     for wrong in ({"top_k": "0"}, {"top_k": "many"}, {"temperature": "nan"}, {"temperature": "0"}):
-        assert post(pack_passages([Passage([5, 6], 1)], about | wrong))[0] == 422
+        assert post(pack_passages([ScoredSequence([5, 6], 1)], about | wrong))[0] == 422
     assert post(bytes(2 << 20)) == (413, "a request may have 1048576 bytes")
-    assert post(pack_passages([Passage([5] * 60, 1)] * 1200, about)) == (413, "a request may have 65536 tokens")
+    assert post(pack_passages([ScoredSequence([5] * 60, 1)] * 1200, about)) == (413, "a request may have 65536 tokens")
     long = {"prompts": [[5] * 60] * 1100, "max_new_tokens": 4}
     assert post(json.dumps(long).encode(), "answer") == (
         413,
@@ -227,12 +227,12 @@ def test_it_refuses_what_it_cannot_read(one):
     assert httpx2.get(f"{one.url}/health").status_code == 200
 
 
-class Counted(Hosted):
+class Counted(LocalLogprobs):
     """Counts the passages that it is run on; fails when there are three."""
 
     num = 0
 
-    def score(self, passages: Any, *asked: Any, **options: Any) -> list[Shortlist]:
+    def score(self, passages: Any, *asked: Any, **options: Any) -> list[TopKLogprobs]:
         self.num += len(passages)
         if len(passages) == 3:
             raise RuntimeError("out of memory")
@@ -369,7 +369,7 @@ class Kill(TrainerCallback):
 
 def test_an_optional_teacher_that_is_killed_is_dropped_with_an_event(folders, tmp_path):
     with serving(folders / "one") as going:
-        far = Teacher(server(going.url, patience=1.0), "far", skills=["first", "second"], optional=True)
+        far = Teacher(remote_teacher(going.url, patience=1.0), "far", skills=["first", "second"], optional=True)
         near = Teacher(str(folders / "two"), "near", skills=["first"])
         made = trained(tmp_path, [far, near], [Kill(going, 2)], max_steps=6)
     (event,) = [event for event in made.events if event.kind == "teacher dropped"]
@@ -379,12 +379,12 @@ def test_an_optional_teacher_that_is_killed_is_dropped_with_an_event(folders, tm
     assert all(torch.isfinite(torch.tensor(losses(made))))
 
 
-class Failing(Hosted):
+class Failing(LocalLogprobs):
     """Scores twice, and is down after that."""
 
     num = 0
 
-    def score(self, *asked: Any, **options: Any) -> list[Shortlist]:
+    def score(self, *asked: Any, **options: Any) -> list[TopKLogprobs]:
         self.num += 1
         if self.num > 2:
             raise TeacherDown("no answer")
@@ -421,7 +421,7 @@ def test_an_option_of_serve_teacher_that_makes_no_sense_is_named(option, told, c
 @pytest.mark.parametrize("url", ["http://h:port", "http://[::1"])
 def test_what_is_no_url_is_refused(url):
     with pytest.raises(TeacherError, match="is no URL of a teacher"):
-        server(url)
+        remote_teacher(url)
 
 
 RECIPE = """\
@@ -481,7 +481,7 @@ def test_a_run_whose_only_teacher_is_killed_stops_and_goes_on_when_it_is_back(fo
 class _Dialect(http.server.BaseHTTPRequestHandler):
     """What vLLM answers, from a model here."""
 
-    hosted: Hosted
+    hosted: LocalLogprobs
     broken = ""
     wrong = None
     fewer = 0
@@ -511,7 +511,7 @@ class _Dialect(http.server.BaseHTTPRequestHandler):
         (text,) = self.hosted.answer([ids], asked["max_tokens"])
         if "prompt_logprobs" not in asked:
             return {"index": index, "text": text}
-        (said,) = self.hosted.score([Passage(ids, len(ids) - 1)], 1.0, asked["prompt_logprobs"] - self.fewer)
+        (said,) = self.hosted.score([ScoredSequence(ids, len(ids) - 1)], 1.0, asked["prompt_logprobs"] - self.fewer)
         told: list[Any] = [None]
         for t, token in enumerate(ids[1:]):
             named = zip(said.ids[t].tolist(), said.log_p[t].tolist(), strict=True)
@@ -600,7 +600,7 @@ def test_patience_counts_from_the_first_failure(one):
     """A call that failed after longer than that is made again."""
     health = httpx2.get(f"{one.url}/health").content
     with speaking(type("L", (_Late,), {"answers": [(0, {}, b""), (200, {}, health)]})) as url:
-        assert server(url, patience=0.5)._call("GET", f"{url}/health").content == health
+        assert remote_teacher(url, patience=0.5)._call("GET", f"{url}/health").content == health
 
 
 def test_garbage_is_refused_and_trouble_is_waited_out(one, folders):

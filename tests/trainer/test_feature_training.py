@@ -10,7 +10,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 
 import tests.support.tiny as tiny
-from rld.controllers.baselines import Fixed
+from rld.controllers.baselines import FixedController
 from rld.errors import TeacherError
 from rld.losses.features import AnyFeature
 from rld.teachers.teacher import Teacher
@@ -45,7 +45,7 @@ def trainer(folder: Any, feature: dict[str, Any], lora: bool = False, **changes:
             Teacher(tiny.model(seed=1, width=48, layers=3), name="wide", tokenizer=tiny.tokenizer(), skills=skills),
             Teacher(tiny.model(seed=2), name="narrow", tokenizer=tiny.tokenizer(), skills=skills),
         ],
-        controller=Fixed(feature=1.0),
+        controller=FixedController(feature=1.0),
     )
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import tests.support.tiny as tiny
-from rld.controllers.baselines import Fixed
-from rld.controllers.gap import Gap
-from rld.controllers.gradient import Noise, Probe
-from rld.controllers.observation import Pulls
+from rld.controllers.baselines import FixedController
+from rld.controllers.gap import GapController
+from rld.controllers.gradient import GradientAlignmentController, GradientNoiseController
+from rld.controllers.observation import GradientStats
 from rld.errors import RecipeError
 from rld.teachers.teacher import Teacher
 from rld.trainer.gradient_sketch import SIZE, signs, sketch
@@ -72,14 +72,14 @@ def sketched(gradient_HH: torch.Tensor, seed: int = 0) -> torch.Tensor:
     return torch.einsum("hd,hk,kd->d", u_HD, gradient_HH, v_HD) / SIZE**0.5
 
 
-def measure(made: RLDTrainer, rollout: dict[str, Any]) -> tuple[dict[str, Pulls], int]:
+def measure(made: RLDTrainer, rollout: dict[str, Any]) -> tuple[dict[str, GradientStats], int]:
     made.current_gradient_accumulation_steps = 1
     made._compute_loss(made.model, rollout)
     return made._joint.take_pulls()
 
 
 def test_means_noise_and_alignment_agree_with_autograd_group_by_group(tmp_path):
-    made = trainer(tmp_path, Probe(every=1))
+    made = trainer(tmp_path, GradientAlignmentController(every=1))
     made.model.train()
     rows = [made.train_dataset[i] for i in (0, 1, 2, 4) for _ in range(4)]  # one group of the skill "first", three more
     torch.manual_seed(0)
@@ -134,7 +134,13 @@ def test_micro_batches_and_uninformative_policies_are_seen_as_they_are(tmp_path)
     def run(steps: int, **changes: Any) -> Any:
         options = {"per_device_train_batch_size": 16 // steps, "gradient_accumulation_steps": steps}
         made = trainer(
-            tmp_path, Noise(every=1), max_steps=2, num_generations=2, generation_batch_size=16, **options, **changes
+            tmp_path,
+            GradientNoiseController(every=1),
+            max_steps=2,
+            num_generations=2,
+            generation_batch_size=16,
+            **options,
+            **changes,
         )
         made.train()
         return made
@@ -144,7 +150,7 @@ def test_micro_batches_and_uninformative_policies_are_seen_as_they_are(tmp_path)
         assert entry["noise"] == pytest.approx(quarters[skill]["noise"], rel=1e-3)
         assert entry["bias"]["response"] == pytest.approx(quarters[skill]["bias"]["response"], rel=1e-3)
         assert entry["log"] == pytest.approx(quarters[skill]["log"], rel=1e-3)
-    made = trainer(tmp_path, Noise(every=1))
+    made = trainer(tmp_path, GradientNoiseController(every=1))
     made.model.train()
     rollout = made._generate_and_score_completions([made.train_dataset[i // 4] for i in range(16)])
     rollout["advantages"].zero_()
@@ -152,7 +158,9 @@ def test_micro_batches_and_uninformative_policies_are_seen_as_they_are(tmp_path)
     assert all(set(pulls.noise) == {"response"} for pulls in seen.values())
 
 
-@pytest.mark.parametrize("controller", [Noise(every=2), Probe(every=2)], ids=lambda c: c.kind)
+@pytest.mark.parametrize(
+    "controller", [GradientNoiseController(every=2), GradientAlignmentController(every=2)], ids=lambda c: c.kind
+)
 def test_training_by_directions_moves_weights_and_resumes_bit_for_bit(tmp_path, controller):
     def made(folder: str) -> RLDTrainer:
         options = {
@@ -178,7 +186,11 @@ def test_training_by_directions_moves_weights_and_resumes_bit_for_bit(tmp_path, 
 def test_measuring_costs_what_it_reads_changes_no_update_and_is_left_alone_unless_asked_for(tmp_path):
     halves = {"policy": 0.5, "response": 0.5}
     runs = []
-    for controller in (Fixed(**halves, every=1), Noise(every=1), Probe(every=1)):
+    for controller in (
+        FixedController(**halves, every=1),
+        GradientNoiseController(every=1),
+        GradientAlignmentController(every=1),
+    ):
         runs.append(trainer(tmp_path, controller, max_steps=1))
         runs[-1].train()
     fixed, noise, probe = runs
@@ -188,7 +200,7 @@ def test_measuring_costs_what_it_reads_changes_no_update_and_is_left_alone_unles
     tokens = sum(len(row["prompt"]) + len(row["answer"]) + 1 for row in GOLD)
     assert probe.flops - fixed.flops == pytest.approx(2 * fixed.model.num_parameters() * tokens)
     assert fixed._joint.compass is None
-    assert trainer(tmp_path, Gap())._joint.compass is None
+    assert trainer(tmp_path, GapController())._joint.compass is None
 
 
 def test_a_probe_without_gold_answers_is_refused(tmp_path):
@@ -200,5 +212,5 @@ def test_a_probe_without_gold_answers_is_refused(tmp_path):
             tiny.rows(),
             processing_class=tiny.tokenizer(),
             teachers=[Teacher(tiny.model(seed=1), name="t", tokenizer=tiny.tokenizer())],
-            controller=Probe(),
+            controller=GradientAlignmentController(),
         )

@@ -7,7 +7,7 @@ import torch
 from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer
 
 import tests.support.tiny as tiny
-from rld.controllers.baselines import Fixed
+from rld.controllers.baselines import FixedController
 from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
@@ -41,7 +41,7 @@ def test_without_weight_on_teachers_it_is_grpo(tmp_path, chat, taught):
     more = {}
     if taught:
         more["teachers"] = [Teacher(tiny.model(seed=1), name="one", tokenizer=tiny.tokenizer())]
-        more["controller"] = Fixed(policy=1.0, response=0.0, feature=0.0, every=1)
+        more["controller"] = FixedController(policy=1.0, response=0.0, feature=0.0, every=1)
     ours, theirs = run(RLDTrainer, RLDConfig, **more), run(GRPOTrainer, GRPOConfig)
     assert len(ours) == 5
     assert any(loss != 0 for loss, _, _ in ours)
@@ -91,7 +91,7 @@ def test_one_teacher_and_response_alone_is_trls_distillation(tmp_path, beta, div
         train_dataset=tiny.rows(),
         processing_class=tiny.tokenizer(),
         teachers=[Teacher(teacher, name="teacher", tokenizer=tiny.tokenizer())],
-        controller=Fixed(policy=0.0, response=1.0),
+        controller=FixedController(policy=0.0, response=1.0),
     )
     ours.model.train()
     ours.current_gradient_accumulation_steps = 1

@@ -16,21 +16,21 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from trl.trainer.utils import add_fused_lm_head
 
 import tests.support.tiny as tiny
-from rld.controllers.baselines import Fixed
-from rld.controllers.retention_rule import Retention
+from rld.controllers.baselines import FixedController
+from rld.controllers.retention_rule import RetentionRule
 from rld.errors import DataError, RecipeError
 from rld.models import generation
-from rld.models.heads import Head
+from rld.models.heads import LMHead
 from rld.teachers.teacher import Teacher
-from rld.trainer.replay import divergence, part_of, remember
+from rld.trainer.replay import divergence, remember, share_of_part
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
-from rld.trainer.student_forward import add_signal_head
+from rld.trainer.student_forward import add_signal_forward
 
 # -- the rule ---------------------------------------------------------------------------------------------------------
 
 
-def at(weight: float, rule: Retention, asked: int = 32) -> Any:
+def at(weight: float, rule: RetentionRule, asked: int = 32) -> Any:
     """The state of a skill that was known wholly, at this λ."""
     state = rule.start({"old": (asked, asked)})
     state["skills"]["old"]["weight"] = weight
@@ -39,7 +39,7 @@ def at(weight: float, rule: Retention, asked: int = 32) -> Any:
 
 def path(probes: list[int], asked: int = 32, state: Any = None) -> tuple[Any, list[float], list[str]]:
     """λ after each of the probes, from 0, of which the numbers are right answers; and the kinds of the events."""
-    rule, weights, kinds = Retention(drop=0.05), [], []
+    rule, weights, kinds = RetentionRule(drop=0.05), [], []
     state = at(0.0, rule, asked) if state is None else state
     for step, right in enumerate(probes):
         state, events = rule.step(state, {"old": (right, asked)}, step)
@@ -49,7 +49,7 @@ def path(probes: list[int], asked: int = 32, state: Any = None) -> tuple[Any, li
 
 
 def test_a_stage_begins_insured_and_the_insurance_leaks_away_where_nothing_is_lost():
-    rule = Retention(drop=0.05)
+    rule = RetentionRule(drop=0.05)
     state = rule.start({"old": (32, 32)})
     assert rule.weights(state) == {"old": 2.0}
     _, weights, kinds = path([32] * 120, state=state)
@@ -73,7 +73,7 @@ def test_without_a_violation_the_weight_stays_0_and_decays_to_0_after_one():
 
 
 def test_with_no_drop_allowed_the_weight_decays_too_once_nothing_is_lost():
-    rule = Retention(drop=0.0)
+    rule = RetentionRule(drop=0.0)
     state = at(0.0, rule)
     for step, right in enumerate([16, *[32] * 120]):
         state, _ = rule.step(state, {"old": (right, 32)}, step)
@@ -103,7 +103,7 @@ def test_a_drop_within_a_standard_error_of_what_is_allowed_moves_nothing_up():
 
 
 def test_a_budgets_weight_follows_the_ratio_of_divergence_and_budget_within_its_bounds():
-    rule = Retention(budget=0.1)
+    rule = RetentionRule(budget=0.1)
     state = at(0.0, rule)
     assert rule.weights(state) == {"old": 0.01}, "what is not replayed is not measured"
     weights, events = [], []
@@ -115,11 +115,11 @@ def test_a_budgets_weight_follows_the_ratio_of_divergence_and_budget_within_its_
     assert max(weights) == 10.0
     assert weights[-3:] == pytest.approx([10 * 0.9 * 0.8, 10 * 0.9 * 0.8**2, 10 * 0.9 * 0.8**2])
     assert events == [(0, "budget exceeded"), (64, "budget kept")]
-    assert Retention().weights(state) == {"old": 0.0}
+    assert RetentionRule().weights(state) == {"old": 0.0}
 
 
 def test_skills_are_probed_every_second_tick_at_first_and_every_fifth_later():
-    rule = Retention()
+    rule = RetentionRule()
     state, due = rule.start({"old": (1, 1)}), []
     for tick in range(1, 41):
         state, now = rule.tick(state)
@@ -160,9 +160,9 @@ def test_the_divergence_and_its_gradient_are_those_of_a_plain_reference():
     gradient = torch.autograd.grad(expected, list(now.parameters()))
 
     add_fused_lm_head(now)
-    add_signal_head(now)
+    add_signal_forward(now)
     rows = list(zip(kept, weights, strict=True))
-    total, seen = divergence(now, Head.of(before).detach(), rows, torch.device("cpu"))
+    total, seen = divergence(now, LMHead.of(before).detach(), rows, torch.device("cpu"))
     torch.testing.assert_close(total, expected.detach(), rtol=1e-4, atol=1e-5)
     assert seen.tolist() == pytest.approx([total_kl, len(kept[0].completion) + len(kept[2].completion)], rel=1e-4)
     for mine, theirs in zip(torch.autograd.grad(total, list(now.parameters())), gradient, strict=True):
@@ -175,9 +175,9 @@ def test_a_student_with_learnt_positions_is_not_far_from_itself():
     student = GPT2LMHeadModel(GPT2Config(vocab_size=15, n_embd=32, n_layer=2, n_head=4, n_positions=64))
     kept = remember(student, student, tiny.tokenizer(), ["old"] * 3, [[5, 6, 4], [7, 4], [8, 9, 10, 4]], 5, seed=0)
     add_fused_lm_head(student)
-    add_signal_head(student)
+    add_signal_forward(student)
     student.eval()
-    _, (apart, count) = divergence(student, Head.of(student), [(memory, 1.0) for memory in kept], torch.device("cpu"))
+    _, (apart, count) = divergence(student, LMHead.of(student), [(memory, 1.0) for memory in kept], torch.device("cpu"))
     assert count > 0
     assert apart.item() == pytest.approx(0, abs=1e-4)
 
@@ -185,7 +185,7 @@ def test_a_student_with_learnt_positions_is_not_far_from_itself():
 @pytest.mark.parametrize("parts", [1, 2, 3, 8])
 def test_parts_of_an_update_are_of_one_size_and_count_each_row_once(parts):
     kept: list[Any] = [(name, 1.0) for name in "abcde"]
-    split = [part_of(kept, index, parts) for index in range(parts)]
+    split = [share_of_part(kept, index, parts) for index in range(parts)]
     assert len({len(part) for part in split}) == 1
     assert sorted(name for part in split for name, weight in part if weight) == list("abcde")
 
@@ -247,7 +247,7 @@ def trainer(folder: Any, models: Any, retain: Any = None, **changes: Any) -> Any
         train_dataset=Dataset.from_list(NEW),
         processing_class=tiny.tokenizer(),
         teachers=[Teacher(teacher, name="new", tokenizer=tiny.tokenizer())],
-        controller=Fixed(every=1),
+        controller=FixedController(every=1),
         retain_dataset=random.Random(0).sample(OLD, len(OLD)) if retain is not None else None,
     )
 
@@ -279,14 +279,14 @@ def test_a_budget_keeps_a_student_near_what_it_was(tmp_path, models):
     assert "budget exceeded" in {event.kind for event in made.events}
 
 
-class Always(Retention):
+class Always(RetentionRule):
     """Holds on with the same strength throughout."""
 
     def weights(self, state: Any) -> dict[str, float]:
         return dict.fromkeys(state["skills"], 0.5)
 
 
-class Never(Retention):
+class Never(RetentionRule):
     """Probes, and does not hold on."""
 
     def weights(self, state: Any) -> dict[str, float]:

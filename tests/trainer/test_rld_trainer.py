@@ -9,13 +9,13 @@ import torch
 from trl import GRPOConfig, TrlParser
 
 import tests.support.tiny as tiny
-from rld.controllers.baselines import Fixed
+from rld.controllers.baselines import FixedController
 from rld.errors import CheckpointError, RecipeError, TeacherError
 from rld.losses.divergences import JSD, ReverseKL
 from rld.models import backbone
 from rld.recipe import catalogue, registry
 from rld.teachers import ensemble
-from rld.teachers.ensemble import Panel
+from rld.teachers.ensemble import TeacherEnsemble
 from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
@@ -85,7 +85,12 @@ def test_gold_answers_stand_in_each_group_and_teach_where_the_student_fails(tmp_
 
     options = tiny.options(tmp_path, gold=1, num_generations=2, max_steps=30, per_device_train_batch_size=16)
     made = RLDTrainer(
-        tiny.model(), exact, RLDConfig(**options), tiny.rows(), processing_class=tiny.tokenizer(), controller=Fixed()
+        tiny.model(),
+        exact,
+        RLDConfig(**options),
+        tiny.rows(),
+        processing_class=tiny.tokenizer(),
+        controller=FixedController(),
     )
     made.model.train()
     rows = [made.train_dataset[i // 2] for i in range(16)]
@@ -127,7 +132,7 @@ def test_accumulation_does_not_change_the_update(tmp_path):
             gradient_accumulation_steps=steps,
             generation_batch_size=8,
             optim="sgd",
-            controller=Fixed(policy=0.3, response=0.5, feature=0.2),
+            controller=FixedController(policy=0.3, response=0.5, feature=0.2),
         )
         made.train()
         return parameters(made)
@@ -141,7 +146,7 @@ def test_a_student_equal_to_its_teacher_stays(tmp_path):
     made = trainer(
         tmp_path,
         given=[Teacher(tiny.model(), name="self", tokenizer=tiny.tokenizer())],
-        controller=Fixed(policy=0.0),
+        controller=FixedController(policy=0.0),
         signals=["response"],
         teacher_reward=0.0,
         optim="sgd",
@@ -153,9 +158,13 @@ def test_a_student_equal_to_its_teacher_stays(tmp_path):
 
 
 def test_a_teacher_without_weight_changes_nothing_and_is_not_run(tmp_path, monkeypatch):
-    lone = trainer(tmp_path, given=teachers()[:1], controller=Fixed(heartbeat=1000), signals=["policy", "response"])
+    lone = trainer(
+        tmp_path, given=teachers()[:1], controller=FixedController(heartbeat=1000), signals=["policy", "response"]
+    )
     lone.train()
-    both = trainer(tmp_path, controller=Fixed(teachers={"narrow": 0.0}, heartbeat=1000), signals=["policy", "response"])
+    both = trainer(
+        tmp_path, controller=FixedController(teachers={"narrow": 0.0}, heartbeat=1000), signals=["policy", "response"]
+    )
     runs = []
     run = both.panel._run
     monkeypatch.setattr(both.panel, "_run", lambda k, *rest: runs.append(k) or run(k, *rest))
@@ -183,7 +192,7 @@ def test_teachers_that_run_out_of_memory_read_fewer_completions_at_a_time(tmp_pa
 
 
 def test_padding_does_not_matter(tmp_path):
-    made = trainer(tmp_path, controller=Fixed(policy=0.5))
+    made = trainer(tmp_path, controller=FixedController(policy=0.5))
     made.model.train()
     made.current_gradient_accumulation_steps = 1
     rows = [made.train_dataset[i // 4] for i in range(8)]
@@ -215,7 +224,7 @@ def test_a_teacher_speaks_without_dropout_and_is_not_trained(tmp_path):
 
 def test_a_teacher_with_a_shorter_vocabulary_falls_silent_at_the_first_token_that_it_lacks():
     teacher = Teacher(tiny.model(seed=1, vocabulary=12), "short", tokenizer=tiny.tokenizer())
-    ensemble = Panel([teacher], tiny.model(), tiny.tokenizer(), [1], None, lambda made: made)
+    ensemble = TeacherEnsemble([teacher], tiny.model(), tiny.tokenizer(), [1], None, lambda made: made)
     prompts, ids = torch.tensor([[5, 6, 7]] * 2), torch.tensor([[8, 14, 8, 9], [8, 9, 10, 11]])
     rollout = {"prompt_ids": prompts, "prompt_mask": torch.ones_like(prompts)}
     rollout |= {"completion_ids": ids, "completion_mask": torch.ones_like(ids)}
@@ -228,7 +237,7 @@ def test_a_teacher_with_a_shorter_vocabulary_falls_silent_at_the_first_token_tha
 
 def test_a_larger_padded_vocabulary_is_cut(tmp_path):
     padded = Teacher(tiny.model(seed=1, vocabulary=20), name="padded", tokenizer=tiny.tokenizer())
-    trainer(tmp_path, given=[padded], max_steps=1, controller=Fixed()).train()
+    trainer(tmp_path, given=[padded], max_steps=1, controller=FixedController()).train()
 
 
 @pytest.mark.parametrize("signals", [["policy"], ["feature"], ["policy", "feature"], ["response"]], ids=str)
@@ -245,7 +254,7 @@ def test_teachers_keep_their_weight_whichever_signals_take_part(tmp_path, signal
 @pytest.mark.parametrize("changes", [{"loss_type": "grpo"}, {"loss_type": "dr_grpo"}, {"bf16": True}], ids=str)
 def test_gradients_are_measured_the_same_whatever_the_policys_normaliser_or_precision(tmp_path, changes):
     def first(**options: Any) -> dict[str, float]:
-        made = trainer(tmp_path, max_steps=1, controller=Fixed(every=1), **options)
+        made = trainer(tmp_path, max_steps=1, controller=FixedController(every=1), **options)
         made.train()
         return {name: history(made, f"grad/{name}")[0] for name in ("policy", "response", "feature")}
 
@@ -258,7 +267,7 @@ def test_a_teacher_that_ends_with_another_token_says_nothing_about_the_end(tmp_p
         tokenizer = tiny.tokenizer()
         teacher.generation_config.eos_token_id = end
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
-        made = trainer(tmp_path, given=[Teacher(teacher, name="t", tokenizer=tokenizer)], controller=Fixed())
+        made = trainer(tmp_path, given=[Teacher(teacher, name="t", tokenizer=tokenizer)], controller=FixedController())
         made.model.train()
         torch.manual_seed(0)
         inputs = made._generate_and_score_completions([made.train_dataset[i // 4] for i in range(8)])
@@ -400,7 +409,7 @@ def test_resuming_goes_on_with_the_teachers_there_are_and_says_who_came_and_left
 
 def test_gradient_checkpointing_changes_nothing(tmp_path):
     def run(on: bool) -> torch.Tensor:
-        made = trainer(tmp_path, gradient_checkpointing=on, max_steps=3, optim="sgd", controller=Fixed())
+        made = trainer(tmp_path, gradient_checkpointing=on, max_steps=3, optim="sgd", controller=FixedController())
         made.train()
         return parameters(made)
 

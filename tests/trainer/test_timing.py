@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from rld.reporting.history import PlannedStage, Stage
+from rld.reporting.history import PlannedStage, StageHistory
 from rld.trainer import timing
-from rld.trainer.timing import Stopwatch, timed
+from rld.trainer.timing import PhaseTimer, timed
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def clock(monkeypatch):
 
 def test_a_part_within_a_part_counts_for_itself_alone(clock):
     class Trainer:
-        timing = Stopwatch()
+        timing = PhaseTimer()
 
         @timed("outer")
         def outer(self, seconds: float) -> float:
@@ -46,7 +46,7 @@ def test_the_report_shares_out_the_time_between_the_first_logged_update_and_the_
         {"step": 3, "seconds": 104.0, "time/student": 1.0, "time/generation": 0.5},  # means over two updates
         {"step": 4, "seconds": 110.0, "time/student": 1.0, "time/generation": 4.0},
     ]
-    shares = Stage(plan, lines, [], None).time_shares()
+    shares = StageHistory(plan, lines, [], None).time_shares()
     assert shares == {"generation": 0.5, "student": pytest.approx(0.3), "rest": pytest.approx(0.2)}
     assert list(shares) == ["generation", "student", "rest"]
-    assert Stage(plan, lines[:1], [], None).time_shares() == {}
+    assert StageHistory(plan, lines[:1], [], None).time_shares() == {}

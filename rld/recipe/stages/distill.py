@@ -8,8 +8,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rld.controllers import AnyController
-from rld.controllers.gap import Gap
-from rld.controllers.retention_rule import Retention
+from rld.controllers.gap import GapController
+from rld.controllers.retention_rule import RetentionRule
 from rld.recipe.perturbations import AnyChange
 from rld.recipe.plugins import AuditSpec, CurriculumSpec
 from rld.recipe.signals import PolicySignal, ResponseSignal, SignalSpecs
@@ -57,10 +57,10 @@ class Distill(Stage):
     teach_on: Literal["all", "failed"] = "all"
     """The completions that teachers teach on. `failed`: those that the first reward does not give 1 (the mask of Xu et
     al. 2025, KDRL); the others cost no forward of a teacher."""
-    controller: AnyController = Gap()
+    controller: AnyController = GapController()
     curriculum: CurriculumSpec = CurriculumSpec()
     rollout: Rollout = Rollout()
-    retain: Retention | None = None
+    retain: RetentionRule | None = None
     """Skills that the student must not forget. None: it may."""
     audit: AuditSpec | None = None
     """A check on the first of the rewards. None: it is believed."""
