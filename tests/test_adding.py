@@ -1,0 +1,253 @@
+"""To add one thing, one file is written: every row of CONTRIBUTING's table, in one temporary copy of the repository.
+
+Each row adds a dummy where the table says so, and nowhere else. The dummies are then used by one recipe and looked for
+in what `rld list`, `rld check` and the recipe's page show, and in what the log and the report make of them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+COPIED = ("rld", "rewards", "curricula", "recipes", "docs", "tests/recipe_page.py")
+
+
+class Written(NamedTuple):
+    """One edit: a file, and the function from its text (that of a new file is empty) to its text with the dummy."""
+
+    file: str
+    edit: Callable[[str], str]
+
+
+class Row(NamedTuple):
+    """What is written to add one thing, and where it is found then."""
+
+    written: list[Written]
+    shown: dict[str, str]
+    """Where (`list`, `check`, `page`, `help`, `python`) and the text that is found there."""
+
+
+def appended(code: str) -> Callable[[str], str]:
+    """Return the edit that adds code to the end of a file."""
+    return lambda text: f"{text}\n\n{code}".lstrip()
+
+
+def in_union(union: str, member: str, code: str) -> Callable[[str], str]:
+    """Return the edit that puts a class before a union, and its name into the union."""
+
+    def edit(text: str) -> str:
+        before, after = text.split(f"{union} = Annotated[", 1)
+        return f"{before}{code}\n\n{union} = Annotated[\n    {member} | {after.lstrip()}"
+
+    return edit
+
+
+def replaced(old: str, new: str) -> Callable[[str], str]:
+    """Return the edit that replaces a text that occurs once."""
+
+    def edit(text: str) -> str:
+        assert text.count(old) == 1, f"{old!r} occurs {text.count(old)} times"
+        return text.replace(old, new)
+
+    return edit
+
+
+def kind_of_loss(base: str, name: str) -> str:
+    """Return a class of one of the unions in `losses/`."""
+    return f'''class Dummy{name}({base}):
+    """A dummy {name}."""
+
+    kind: Literal["dummy_{name.lower()}"] = "dummy_{name.lower()}"
+    strength: float = 1.0
+    """How much of a dummy it is."""
+'''
+
+
+REWARD = '''"""Dummies."""
+
+
+def flat(completions, *, height=0.5, **_):
+    """Give every completion the same."""
+    return [height] * len(completions)
+'''
+CURRICULUM = '''"""Dummies."""
+
+
+class First:
+    """Practise one skill."""
+
+    def __init__(self, levels, *, start=0):
+        self.levels, self.start = levels, start
+
+    def next(self, rng):
+        return min(self.levels), self.start
+'''
+CONTROLLER = '''class DummyController(FixedController):
+    """A dummy of a controller."""
+
+    kind: Literal["dummy"]  # type: ignore[assignment]
+    calm: float = 1.0
+    """How calm it is."""
+'''
+MODEL = '''class DummyModel(FrozenOptions):
+    """A dummy of a model."""
+
+    dummy: int
+    """Its size."""
+'''
+TEACHER = '''class DummyTeacher(_Teacher):
+    """A dummy of a teacher."""
+
+    attic: str
+    """Which attic it lives in."""
+'''
+COMMAND = '''def _dream(options: argparse.Namespace) -> int:
+    """Do nothing at all."""
+    return 0
+
+
+_COMMANDS = {
+    "dream": _dream,'''
+
+ROWS = {
+    "reward": Row(
+        [Written("rewards/dummies.py", appended(REWARD))],
+        {"list": "dummies:flat.* Give every completion the same", "check": "dummies:flat"},
+    ),
+    "curriculum": Row(
+        [Written("curricula/dummies.py", appended(CURRICULUM))],
+        {"list": "dummies:First.* Practise one skill", "check": "dummies:First"},
+    ),
+    "divergence": Row(
+        [
+            Written(
+                "rld/losses/divergences.py",
+                in_union("AnyDivergence", "DummyDivergence", kind_of_loss("_Divergence", "Divergence")),
+            )
+        ],
+        {"list": "dummy_divergence", "check": "dummy_divergence", "page": "## DummyDivergence"},
+    ),
+    "combination": Row(
+        [
+            Written(
+                "rld/losses/combination.py",
+                in_union("AnyCombination", "DummyCombination", kind_of_loss("_Combination", "Combination")),
+            )
+        ],
+        {"list": "dummy_combination", "page": "## DummyCombination"},
+    ),
+    "token weight": Row(
+        [
+            Written(
+                "rld/losses/token_weights.py",
+                in_union("AnyTokenWeights", "DummyTokens", kind_of_loss("_TokenWeights", "Tokens")),
+            )
+        ],
+        {"list": "dummy_tokens", "page": "## DummyTokens"},
+    ),
+    "feature loss": Row(
+        [
+            Written(
+                "rld/losses/features.py", in_union("AnyFeature", "DummyFeature", kind_of_loss("_Feature", "Feature"))
+            )
+        ],
+        {"list": "dummy_feature", "check": "dummy_feature", "page": "## DummyFeature"},
+    ),
+    "controller": Row(
+        [
+            Written("rld/controllers/__init__.py", in_union("AnyController", "DummyController", CONTROLLER)),
+            Written(
+                "rld/controllers/__init__.py",
+                replaced("from typing import Annotated, Any\n", "from typing import Annotated, Any, Literal\n"),
+            ),
+        ],
+        {"list": "dummy .* A dummy of a controller", "check": "dummy", "page": "## DummyController"},
+    ),
+    "way to make a model": Row(
+        [
+            Written("rld/recipe/models.py", in_union("AnyModel", 'Annotated[DummyModel, Tag("DummyModel")]', MODEL)),
+            Written("rld/recipe/models.py", replaced("union_by_key(new=", "union_by_key(dummy=DummyModel, new=")),
+        ],
+        {"page": "## DummyModel"},
+    ),
+    "place where a teacher lives": Row(
+        [
+            Written(
+                "rld/recipe/teachers.py",
+                in_union("AnyTeacher", 'Annotated[DummyTeacher, Tag("DummyTeacher")]', TEACHER),
+            ),
+            Written("rld/recipe/teachers.py", replaced("union_by_key(url=", "union_by_key(attic=DummyTeacher, url=")),
+        ],
+        {"page": "## DummyTeacher"},
+    ),
+    "command": Row([Written("rld/cli.py", replaced("_COMMANDS = {", COMMAND))], {"help": "dream .* Do nothing at all"}),
+}
+TASKS = '''def copy(rng, *, length):
+    """Repeat a letter."""
+    return "a" * length, "a" * length
+'''
+RECIPE = """
+name: dummies
+tokenizer: {characters: a}
+skills: {copy: {generator: ./tasks.py:copy, levels: [{length: 1}], held_out: 1}}
+models: {tiny: {new: llama, config: {hidden_size: 16}}, odd: {dummy: 3}}
+rewards: [{use: dummies:flat, options: {height: 0.25}}]
+stages:
+  - name: learn
+    run: distill
+    student: tiny
+    teachers: {one: {model: tiny}}
+    signals:
+      policy: {}
+      response: {divergence: {kind: dummy_divergence}, combine: {kind: dummy_combination}, tokens: {kind: dummy_tokens}}
+      feature: {loss: {kind: dummy_feature}}
+    controller: {kind: dummy, calm: 0.5, policy: 0.5}
+    curriculum: {use: dummies:First, options: {start: 0}}
+    steps: 1
+"""
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory) -> dict[str, str]:
+    """What the commands and the page show in a copy of the repository that has every dummy."""
+    tree = tmp_path_factory.mktemp("repository")
+    for name in COPIED:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        copy(ROOT / name, tree / name)
+    for row in ROWS.values():
+        for file, edit in row.written:
+            path = tree / file
+            path.write_text(edit(path.read_text() if path.exists() else ""))
+    (tree / "tasks.py").write_text(TASKS)
+    (tree / "dummies.yaml").write_text(RECIPE)
+    texts = {
+        "list": output(tree, "-m", "rld", "list"),
+        "check": output(tree, "-m", "rld", "check", "dummies.yaml"),
+        "help": output(tree, "-m", "rld", "--help"),
+    }
+    output(tree, "-m", "tests.recipe_page")
+    return texts | {"page": (tree / "docs" / "recipe.md").read_text()}
+
+
+def output(tree: Path, *arguments: str) -> str:
+    """Return what a Python process prints in the copied repository."""
+    environment = os.environ | {"PYTHONPATH": str(tree), "COLUMNS": "250"}
+    done = subprocess.run([sys.executable, *arguments], cwd=tree, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.parametrize("thing", ROWS)
+def test_what_is_added_in_one_place_is_found_in_all_others(thing, shown):
+    for where, text in ROWS[thing].shown.items():
+        assert re.search(text, shown[where]), f"{where} does not show {text!r}"
