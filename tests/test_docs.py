@@ -20,6 +20,15 @@ from rld.teachers.teacher import Teacher
 from tests.recipe_page import PAGE, page
 
 ROOT = Path(__file__).parent.parent
+GLOSSARY = ROOT / "docs" / "glossary.md"
+PAGES = sorted({ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")})
+REPLACED = (
+    *("beliefs", "compass", "hosted", "journal", "keeper", "lessons", "lister", "panel", "shortlist", "steering"),
+    *("taps", "together", "yoked"),
+)
+NOT_YET_USED = {"log-probability source", "recheck", "top-k log-probabilities"}
+STILL_THERE = set(REPLACED)
+"""Of the words that the glossary replaces, those that some file still has; the set may only shrink."""
 
 
 def test_the_recipe_page_is_the_schema():
@@ -133,7 +142,38 @@ def test_the_page_on_your_own_parts_trains(tmp_path):
     assert '"level/copy"' in last
 
 
+def test_the_glossary_has_words_that_are_in_use():
+    headings = re.findall(r"^### (.+)$", GLOSSARY.read_text(), flags=re.MULTILINE)
+    assert headings == sorted(headings, key=str.lower)
+    sources = [*PAGES, *(ROOT / "rld").rglob("*.py")]
+    text = "\n".join(path.read_text() for path in sources if path != GLOSSARY).lower()
+    text = re.sub(r"[\s_*]+", " ", text)
+    assert [heading for heading in headings if heading not in NOT_YET_USED and heading.lower() not in text] == []
+
+
+@pytest.mark.parametrize("word", REPLACED)
+def test_words_that_the_glossary_replaces_are_gone(word):
+    """The results keep the names of what was run; `together` is English, and replaced as a name alone."""
+    pages = [path for path in PAGES if "results" not in path.relative_to(ROOT).as_posix()]
+    sources = [path for folder in ("rld", "rewards", "curricula") for path in (ROOT / folder).rglob("*.py")]
+    pattern = rf"(?<![a-z])(?i:{word.removesuffix('s')}s?)(?![a-z])"
+    if word == "together":
+        pattern = r"[.`_]together\b|\btogether( =|: bool|_)"
+    files = [path.relative_to(ROOT).as_posix() for path in pages + sources if re.search(pattern, path.read_text())]
+    assert bool(files) == (word in STILL_THERE), f"{word}: {files}"
+
+
 def test_links_in_the_docs_lead_somewhere():
-    for source in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
-        for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", source.read_text()):
-            assert link.startswith("http") or (source.parent / link).exists(), f"{source.name}: {link}"
+    for source in PAGES:
+        for link, place in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", source.read_text()):
+            if link.startswith("http"):
+                continue
+            target = source.parent / link if link else source
+            assert target.exists(), f"{source.name}: {link}"
+            assert not place or place in anchors(target), f"{source.name}: {link}#{place}"
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the places in a page that a link can name, as GitHub spells its headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
