@@ -274,7 +274,7 @@ def test_a_task_that_does_not_exist_is_refused(task):
 def test_a_curriculum_that_raises_is_named():
     curriculum = Climb()
     curriculum.next = lambda rng: 1 / 0  # type: ignore[method-assign, return-value, assignment]
-    with pytest.raises(CurriculumError, match=r"Climb: next\(\) raised ZeroDivisionError.*test_data.py"):
+    with pytest.raises(CurriculumError, match=r"Climb: next\(\) raised ZeroDivisionError.*test_skill_rows.py"):
         stream(curriculum).dataset[0]
     with pytest.raises(CurriculumError, match=r"Climb: observe.* raised TypeError"):
         Broken = type("Climb", (Climb,), {"observe": lambda self: None})

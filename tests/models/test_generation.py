@@ -114,7 +114,8 @@ def free_port() -> int:
 SCRIPT = """
 import tests.support.tiny as tiny
 from accelerate import PartialState
-from rld.evaluation import generate, score
+from rld.evaluation.held_out import score
+from rld.models.generation import generate
 from tests.models.test_generation import rows
 
 PartialState(cpu=True)

@@ -86,7 +86,7 @@ def test_a_reward_that_raises_names_row_and_completion_and_line(reward):
         return asyncio.run(safe(**BATCH)) if reward is fragile_async else safe(**BATCH)
 
     with pytest.raises(
-        RewardError, match=r"'mine' raised ZeroDivisionError.*test_rollout.py:\d+.*row 2 .*completion 'c2'"
+        RewardError, match=r"'mine' raised ZeroDivisionError.*test_rewards.py:\d+.*row 2 .*completion 'c2'"
     ) as caught:
         run()
     assert isinstance(caught.value.__cause__, ZeroDivisionError)

@@ -19,7 +19,7 @@ def clock(monkeypatch):
 
 def test_a_part_within_a_part_counts_for_itself_alone(clock):
     class Trainer:
-        timing = PhaseTimer()
+        stopwatch = PhaseTimer()
 
         @timed("outer")
         def outer(self, seconds: float) -> float:
