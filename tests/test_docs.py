@@ -14,6 +14,7 @@ from peft import LoraConfig, get_peft_model
 import tests.support.tiny as tiny
 from rld.cli import main
 from rld.controllers import AnyController
+from rld.recipe.reading import read_recipe
 from rld.recipe.stages.distill import Distill
 from rld.teachers.local import LocalLogprobs
 from rld.teachers.teacher import Teacher
@@ -35,22 +36,35 @@ def test_the_recipe_page_is_the_schema():
     assert PAGE.read_text() == page(), "write it anew with: python -m tests.recipe_page"
 
 
-def test_the_readmes_script_trains(tmp_path, monkeypatch):
+def test_the_readmes_script_trains_as_it_is_printed(tmp_path, monkeypatch):
+    """But for the models, which are not there without a network, and the number of steps."""
     monkeypatch.chdir(tmp_path)
     (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    names = re.findall(r'"(HuggingFaceTB/[^"]+)"', script)
-    assert len(names) == 3
-    for i, name in enumerate(names):
+    for i, name in enumerate(re.findall(r'"(HuggingFaceTB/[^"]+)"', script)):
         folder = tmp_path / name.split("/")[1]
         tiny.model(seed=i).save_pretrained(folder)
         tiny.tokenizer().save_pretrained(folder)
         script = script.replace(name, str(folder))
-    extra = ", max_steps=2, num_generations=2, per_device_train_batch_size=4, max_completion_length=4, use_cpu=True"
-    script = script.replace('output_dir="student"', f'output_dir="student", report_to="none", bf16=False{extra}')
-    scope: dict[str, Any] = {"dataset": tiny.rows(chat=True), "exact_match": tiny.letters}
-    exec(re.sub(r"^  ", "", script, flags=re.MULTILINE), scope)
-    assert scope["trainer"].state.global_step == 2
-    assert [teacher.name for teacher in scope["trainer"].teachers] == ["SmolLM2-1.7B-Instruct", "SmolLM2-360M-Instruct"]
+    scope: dict[str, Any] = {}
+    exec(script.replace("max_steps=100", "max_steps=1"), scope)
+    assert scope["trainer"].state.global_step == 1
+    assert [teacher.name for teacher in scope["trainer"].teachers] == ["SmolLM2-360M", "SmolLM2-1.7B"]
+
+
+def test_the_readmes_recipe_is_valid_and_the_page_is_short(tmp_path):
+    text = (ROOT / "README.md").read_text()
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    (tmp_path / "sums.yaml").write_text(recipe)
+    assert read_recipe(tmp_path / "sums.yaml").name == "sums"
+    assert len(text.splitlines()) <= 120
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/adding.md", "docs/glossary.md"]
+)
+def test_lines_of_prose_have_120_characters_at_most(name):
+    lines = (ROOT / name).read_text().splitlines()
+    assert [line for line in lines if len(line) > 120 and not line.lstrip().startswith("|")] == []
 
 
 def test_the_scripts_on_rewards_and_hosting_train(tmp_path, monkeypatch):
