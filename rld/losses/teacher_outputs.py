@@ -6,12 +6,28 @@ Shapes: B completions, T completion tokens, H width, L mapped layers, V tokens t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
 from rld.models.heads import LMHead
 from rld.models.logprob_source import TopKLogprobs
 from rld.types import Align
+
+TeacherTensor = Literal["hidden", "layers", "ids", "log_p", "tail", "sampled", "spans", "span_scores"]
+"""What a rollout may carry of each teacher that was run, J being the tokens of its top-k log-probabilities:
+
+- `hidden` `[B, T, H]`: last hidden states at the positions that predict the completion tokens;
+- `layers` `[B, L, T, H]`: the states that the feature signal compares;
+- `ids`, `log_p` `[B, T, J]`, `tail`, `sampled` `[B, T]`: top-k log-probabilities, the fields of `TopKLogprobs`;
+- `spans`, `span_scores` `[B, T]`: for another tokenizer, the number of each token's span or -1, and at j the
+  log-probability of span j.
+"""
+
+
+def teacher_key(k: int, name: TeacherTensor) -> str:
+    """Return the key under which a rollout carries a tensor of teacher k."""
+    return f"teacher_{k}_{name}"
 
 
 @dataclass(frozen=True)

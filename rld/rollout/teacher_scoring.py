@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -21,17 +21,15 @@ from rld.controllers.runtime import ControllerRuntime
 from rld.errors import TeacherDown
 from rld.losses.combination import AnyCombination
 from rld.losses.policy import mean_likelihood
-from rld.rollout.batch import loss_mask, taught_share
+from rld.rollout.batch import RolloutBatch, loss_mask, taught_share
 from rld.rollout.counts import gate_counts, places
 from rld.rollout.gate import TeacherGate
 from rld.rollout.verifier import successes
 from rld.teachers.ensemble import TeacherEnsemble
 from rld.teachers.teacher import Teacher
-from rld.types import SIGNALS, Event
+from rld.types import Event
 
 Rows = list[dict[str, Any]]
-
-Rollout = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -75,15 +73,16 @@ class TeacherScoring:
         self._flops, self._num_asked = 0.0, 0
         self._dropped: set[int] = set()
 
-    def _leave_open(self, output: Rollout) -> None:
+    def _leave_open(self, output: RolloutBatch) -> None:
         """Let each teacher with weight on a skill teach on all its prompts; adds `teacher_weights` `[B, K]`."""
         skills_B = output["skill_ids"]
         shares_SK = self._combination.shares(self.steering.teachers_SK)
         self._rows_BK = self.steering.wanted(self.options.teacher_reward, shares_SK).to(skills_B.device)[skills_B]
         output["teacher_weights"] = shares_SK.to(skills_B.device)[skills_B]
-        output |= {f"{s}_on": torch.tensor(self.steering.computed(s)) for s in SIGNALS[1:]}
+        output["response_on"] = torch.tensor(self.steering.computed("response"))
+        output["feature_on"] = torch.tensor(self.steering.computed("feature"))
 
-    def gate(self, inputs: Rows, output: Rollout, own_B2: Tensor | None, group: int) -> None:
+    def gate(self, inputs: Rows, output: RolloutBatch, own_B2: Tensor | None, group: int) -> None:
         """Let teachers teach on the prompts that they answer rightly; the others' weight goes to those that may.
 
         Adds `group_ids` `[B]` too: the number of each completion's prompt in the rollout, over all processes.
@@ -110,7 +109,7 @@ class TeacherScoring:
         self._gate.count_again(self.steering.skills, counts_SK6[..., 4])
         self._rows_BK = self._rows_BK & open_BK
 
-    def score(self, inputs: Rows, output: Rollout, rewards_BR: Tensor, temperature: float) -> None:
+    def score(self, inputs: Rows, output: RolloutBatch, rewards_BR: Tensor, temperature: float) -> None:
         """Run each needed teacher once and add what it says (`TeacherEnsemble.score`, `.sampled_scores`).
 
         Args:
@@ -120,11 +119,12 @@ class TeacherScoring:
         if not self._combination.compares:  # or it is what they say of right completions that is compared
             self._rows_BK = self._rows_BK & self._taught(rewards_BR, len(inputs))[:, None]
         self.panel.num_computed = [0] * len(self.panel.models)
-        self.panel.score(output, self._rows_BK, self.options.batch_size, prompts, temperature)
+        carried = cast(dict[str, Any], output)  # the ensemble adds a teacher's tensors under keys that have its number
+        self.panel.score(carried, self._rows_BK, self.options.batch_size, prompts, temperature)
         if self.options.teacher_reward or self._combination.compares:
-            output |= self.panel.sampled_scores(output, temperature)
+            carried |= self.panel.sampled_scores(carried, temperature)
 
-    def drop(self, output: Rollout, step: int) -> list[Event]:
+    def drop(self, output: RolloutBatch, step: int) -> list[Event]:
         """Go on without teachers that have stopped answering: the others get their weight, and an event tells.
 
         Raises:
@@ -151,7 +151,7 @@ class TeacherScoring:
             self._rows_BK = self._rows_BK & kept_BK
         return events
 
-    def choose(self, output: Rollout, rewards_BR: Tensor, group: int) -> None:
+    def choose(self, output: RolloutBatch, rewards_BR: Tensor, group: int) -> None:
         """Let the combination decide by what was said, and count the tokens that are taught (`num_taught`).
 
         Args:
@@ -176,12 +176,12 @@ class TeacherScoring:
             return torch.ones(num_rows, dtype=torch.bool, device=rewards_BR.device)
         return ~successes(rewards_BR)[self.accelerator.process_index * num_rows :][:num_rows]
 
-    def silence(self, output: Rollout, gold_B: Tensor) -> None:
+    def silence(self, output: RolloutBatch, gold_B: Tensor) -> None:
         """Keep gold answers out of the teacher-scored reward: what the student did not sample can't be rewarded."""
         if "teacher_spans" in output:
             output["teacher_spans"][gold_B] = -1
 
-    def cost(self, output: Rollout) -> tuple[int, int, float]:
+    def cost(self, output: RolloutBatch) -> tuple[int, int, float]:
         """What the rollout cost over all processes.
 
         Returns:

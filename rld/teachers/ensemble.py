@@ -14,7 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rld.errors import TeacherError
 from rld.losses.feature_matching import FeaturePlan
 from rld.losses.features import AnyFeature
-from rld.losses.teacher_outputs import TeacherOutputs
+from rld.losses.teacher_outputs import TeacherOutputs, TeacherTensor, teacher_key
 from rld.models.backbone import as_many_as_fit, hidden_states
 from rld.models.heads import LMHead, log_probabilities
 from rld.models.logprob_source import ScoredSequence, TopKLogprobs
@@ -112,11 +112,7 @@ class TeacherEnsemble:
 
         Args:
             rollout: TRL's: prompts and completions in the student's tokens. Added are `teacher_tokens` `[B, K, T]`,
-                where each teacher speaks, and for each k that was run `teacher_k_hidden` `[B, T, H]` (or of a shortlist
-                `teacher_k_ids` and `teacher_k_log_p` `[B, T, J]`, `teacher_k_tail` and `teacher_k_sampled` `[B, T]`),
-                `teacher_k_layers` `[B, L, T, H]` if features are matched, and for another tokenizer `teacher_k_spans`
-                `[B, T]`, the span of each token or -1, and `teacher_k_span_scores` `[B, T]`, at j the log-probability
-                of span j.
+                where each teacher has a distribution, and for each k that was run its `TeacherTensor`s.
             rows_BK: The rows that need it.
             batch: Completions per forward, about.
             prompts: What the rows' prompts are: text or messages.
@@ -181,7 +177,9 @@ class TeacherEnsemble:
             values_RT = values_N.new_zeros(*mask_RT.shape, *values_N.shape[1:])
             values_RT[mask_RT] = values_N
             values_RT = values_RT.transpose(1, 2) if name == "layers" else values_RT
-            rollout[f"teacher_{k}_{name}"] = _at_rows(values_RT.to(ids_BT.device), rows, len(ids_BT))
+            rollout[teacher_key(k, cast(TeacherTensor, name))] = _at_rows(
+                values_RT.to(ids_BT.device), rows, len(ids_BT)
+            )
         speaks_RT = self._knows_end(k, ids_BT[rows]) & mask_RT.to(ids_BT.device)
         rollout["teacher_tokens"][rows, k] = speaks_RT
 
@@ -198,9 +196,9 @@ class TeacherEnsemble:
         last, mapped = self._run(k, ids_RS.masked_fill(unknown_RS, 0), attention_RS, num_tokens, batch)
         speaks_RT = self._speaks(k, rollout["completion_ids"][rows]) & ~lost_RS[:, -num_tokens:]
         rollout["teacher_tokens"][rows, k] = speaks_RT
-        rollout[f"teacher_{k}_hidden"] = _at_rows(last, rows, num_rows)
+        rollout[teacher_key(k, "hidden")] = _at_rows(last, rows, num_rows)
         if mapped is not None:
-            rollout[f"teacher_{k}_layers"] = _at_rows(mapped, rows, num_rows)
+            rollout[teacher_key(k, "layers")] = _at_rows(mapped, rows, num_rows)
 
     def _run(
         self, k: int, ids_BS: Tensor, attention_BS: Tensor, num_tokens: int, batch: int
@@ -236,12 +234,12 @@ class TeacherEnsemble:
         if self.align[k] == "vocabulary":  # a first token with a space is no partner of one without
             spoken_RT[:, 0] &= ~said.spaced_B
         rollout["teacher_tokens"][rows, k] = spoken_RT
-        rollout[f"teacher_{k}_hidden"] = _at_rows(last_RUH[batch_index, index], rows, num_rows)
+        rollout[teacher_key(k, "hidden")] = _at_rows(last_RUH[batch_index, index], rows, num_rows)
         if mapped_RLUH is not None:
             mapped_RLTH = mapped_RLUH.transpose(1, 2)[batch_index, index].transpose(1, 2)
-            rollout[f"teacher_{k}_layers"] = _at_rows(mapped_RLTH, rows, num_rows)
-        rollout[f"teacher_{k}_spans"] = _at_rows(said.spans_BT + 1, rows, num_rows) - 1  # -1 in the other rows
-        rollout[f"teacher_{k}_span_scores"] = _at_rows(scores_RT, rows, num_rows)
+            rollout[teacher_key(k, "layers")] = _at_rows(mapped_RLTH, rows, num_rows)
+        rollout[teacher_key(k, "spans")] = _at_rows(said.spans_BT + 1, rows, num_rows) - 1  # -1 in the other rows
+        rollout[teacher_key(k, "span_scores")] = _at_rows(scores_RT, rows, num_rows)
 
     def _speaks(self, k: int, ids_BT: Tensor) -> Tensor:
         """Where teacher k's opinion means something: it has the token, and the token is not an end unknown to it."""
@@ -264,31 +262,31 @@ class TeacherEnsemble:
         spans_BKT = spans_BKT.where(spoken_BKT, -1)
         for k, translator in enumerate(self._translators):
             rows = spoken_BKT[:, k].any(1)
-            if translator is not None and f"teacher_{k}_spans" in rollout:
-                spans_BT = rollout[f"teacher_{k}_spans"]
-                scores_BKT[:, k] = rollout[f"teacher_{k}_span_scores"].gather(1, spans_BT.clamp(min=0))
+            if translator is not None and teacher_key(k, "spans") in rollout:
+                spans_BT = rollout[teacher_key(k, "spans")]
+                scores_BKT[:, k] = rollout[teacher_key(k, "span_scores")].gather(1, spans_BT.clamp(min=0))
                 spans_BKT[:, k] = spans_BT
-            elif f"teacher_{k}_sampled" in rollout:
-                scores_BKT[:, k] = rollout[f"teacher_{k}_sampled"]
+            elif teacher_key(k, "sampled") in rollout:
+                scores_BKT[:, k] = rollout[teacher_key(k, "sampled")]
             elif translator is None and rows.any():
                 head = self.head(k)
                 targets_BT = rollout["completion_ids"][rows].clamp(max=head.weight.shape[0] - 1)
-                hidden_BTH = rollout[f"teacher_{k}_hidden"][rows]
+                hidden_BTH = rollout[teacher_key(k, "hidden")][rows]
                 scores_BKT[rows, k] = log_probabilities(head, hidden_BTH, targets_BT, temperature)
         return {"teacher_scores": scores_BKT.masked_fill(spans_BKT < 0, 0.0), "teacher_spans": spans_BKT}
 
-    def states(self, inputs: dict[str, Any]) -> list[TeacherOutputs]:
+    def states(self, inputs: Mapping[str, Any]) -> list[TeacherOutputs]:
         """What each teacher said about a micro-batch."""
         device = inputs["completion_ids"].device
         return [
             TeacherOutputs(
                 self.head(k) if self.teachers[k].lister is None or self._read_out[k] else None,
-                inputs.get(f"teacher_{k}_hidden"),
-                inputs.get(f"teacher_{k}_layers"),
+                inputs.get(teacher_key(k, "hidden")),
+                inputs.get(teacher_key(k, "layers")),
                 inputs["teacher_tokens"][:, k],
                 self.align[k],
-                inputs.get(f"teacher_{k}_spans"),
-                inputs.get(f"teacher_{k}_span_scores"),
+                inputs.get(teacher_key(k, "spans")),
+                inputs.get(teacher_key(k, "span_scores")),
                 self._shared(k, device),
                 _shortlist(k, inputs),
             )
@@ -323,7 +321,8 @@ def _translators(
 
 
 def _shortlist(k: int, inputs: Mapping[str, Any]) -> TopKLogprobs | None:
-    names = [f"teacher_{k}_{name}" for name in ("ids", "log_p", "tail", "sampled")]
+    fields: tuple[TeacherTensor, ...] = ("ids", "log_p", "tail", "sampled")
+    names = [teacher_key(k, name) for name in fields]
     return TopKLogprobs(*(inputs[name] for name in names)) if names[0] in inputs else None
 
 

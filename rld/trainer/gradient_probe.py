@@ -23,6 +23,7 @@ from rld.models import prompting
 from rld.models.backbone import hidden_states
 from rld.models.heads import LMHead
 from rld.models.prompt_sharing import PromptSharingLayout
+from rld.rollout.batch import RolloutBatch
 from rld.rollout.gold import gold_completions
 from rld.trainer.gradient_sketch import SIZE, gradient_stats, likelihood_gradient, signs, sketch
 from rld.trainer.rld_config import RLDConfig
@@ -91,7 +92,7 @@ class GradientProbe:
     def add(
         self,
         signal: Signal,
-        batch: Mapping[str, Tensor],
+        batch: RolloutBatch,
         hidden_BTH: Tensor,
         gradient_BTH: Tensor | None,
         counts_BT: Tensor,

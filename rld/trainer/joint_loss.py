@@ -18,13 +18,13 @@ from rld.errors import RecipeError
 from rld.losses.features import AnyFeature
 from rld.losses.policy import blend, sign_preserving_advantages, teacher_advantages, teacher_delta, weighted_sum
 from rld.losses.response import ResponseSettings
-from rld.rollout.batch import Batch, loss_mask, taught_share
+from rld.rollout.batch import RolloutBatch, loss_mask, signal_weight, taught_share
 from rld.teachers.ensemble import TeacherEnsemble
 from rld.trainer.gradient_probe import GradientProbe
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.student_forward import RecordingStudent, StudentInputs
 from rld.trainer.update_statistics import UpdateStatistics
-from rld.types import SIGNALS, Align, Signal
+from rld.types import Align, Signal
 
 
 class JointLoss:
@@ -82,30 +82,30 @@ class JointLoss:
         """What the compass shows, as `GradientProbe.take` does; nothing without one."""
         return ({}, 0) if self.compass is None else self.compass.take()
 
-    def count(self, batch: Batch, num_computed: int) -> None:
+    def count(self, batch: RolloutBatch, num_computed: int) -> None:
         """Count a micro-batch's tokens, and those that the student computed for them."""
         self.ledger.add_tokens(batch["skill_ids"], loss_mask(batch), num_computed)
 
-    def inputs(self, batch: Batch, progress: float) -> StudentInputs:
+    def inputs(self, batch: RolloutBatch, progress: float) -> StudentInputs:
         """What the student's forward needs, at a point of training from 0 to 1."""
         response = None
         if batch["response_on"]:
-            matching, weight_B = self.args.matching(progress), batch["signal_weights"][:, 1]
+            matching, weight_B = self.args.matching(progress), signal_weight(batch, "response")
             response = ResponseSettings(matching, self.tokens, weight_B, self.args.temperature)
         feature = self.feature if batch["feature_on"] else None
         return StudentInputs(loss_mask(batch), self.panel.states(batch), batch["teacher_weights"], response, feature)
 
-    def advantages(self, batch: Batch, log_pi_BT: Tensor, training: bool) -> Tensor:
+    def advantages(self, batch: RolloutBatch, log_pi_BT: Tensor, training: bool) -> Tensor:
         """The policy's advantages: the teacher-scored reward added, times the skill's policy weight."""
-        advantages: Tensor = batch["advantages"]
-        policy_B: Tensor = batch["signal_weights"][:, 0]
+        advantages = batch["advantages"]
+        policy_B = signal_weight(batch, "policy")
         if self.args.teacher_reward and "teacher_scores" in batch:
             advantages = self._with_teacher_reward(batch, log_pi_BT, training)
         if bool((policy_B != 1).any()):
             advantages = advantages * (policy_B if advantages.dim() == 1 else policy_B[:, None])
         return advantages
 
-    def _with_teacher_reward(self, batch: Batch, log_pi_BT: Tensor, training: bool) -> Tensor:
+    def _with_teacher_reward(self, batch: RolloutBatch, log_pi_BT: Tensor, training: bool) -> Tensor:
         log_old_BT = batch.get("old_per_token_logps", log_pi_BT)
         delta_BT, share_BT = teacher_delta(
             batch["teacher_scores"], batch["teacher_spans"], log_old_BT, batch["teacher_weights"]
@@ -118,7 +118,9 @@ class JointLoss:
         spread_B = self.steering.spread_S().to(delta_BT.device)[batch["skill_ids"]]
         return teacher_advantages(batch["advantages"], delta_BT, spread_B, weight, taught_BT)
 
-    def terms(self, batch: Batch, recorded: RecordingStudent, training: bool) -> dict[Signal, tuple[Tensor, Tensor]]:
+    def terms(
+        self, batch: RolloutBatch, recorded: RecordingStudent, training: bool
+    ) -> dict[Signal, tuple[Tensor, Tensor]]:
         """Weighted sums over tokens of the response and feature signals, each with its values per token `[B, T]`."""
         out, mask_BT = recorded.result, loss_mask(batch)
         terms: dict[Signal, tuple[Tensor, Tensor]] = {}
@@ -126,7 +128,7 @@ class JointLoss:
             terms["response"] = out.response, out.gap
         if out.feature is not None:
             distance_BT = blend(out.feature, batch["teacher_weights"])
-            total = weighted_sum(distance_BT, batch["signal_weights"][:, 2], mask_BT)
+            total = weighted_sum(distance_BT, signal_weight(batch, "feature"), mask_BT)
             terms["feature"] = total, distance_BT.detach()
         if training:
             tokens_BKT = batch["teacher_tokens"]
@@ -136,20 +138,28 @@ class JointLoss:
                 self._measure_gradients(batch, recorded.signals.taps[0], terms)
         return terms
 
-    def _measure_gradients(self, batch: Batch, hidden_BTH: Tensor, terms: dict[Signal, tuple[Tensor, Tensor]]) -> None:
-        mask_BT, weights_BG = loss_mask(batch), batch["signal_weights"]
+    def _measure_gradients(
+        self, batch: RolloutBatch, hidden_BTH: Tensor, terms: dict[Signal, tuple[Tensor, Tensor]]
+    ) -> None:
+        mask_BT = loss_mask(batch)
         advantages = batch["advantages"].reshape(len(mask_BT), -1)  # the policy's weight is in them
-        policy = weighted_sum(-advantages * batch["log_pi"], torch.ones_like(weights_BG[:, 0]), mask_BT)
+        policy = weighted_sum(-advantages * batch["log_pi"], torch.ones_like(signal_weight(batch, "policy")), mask_BT)
         self._measure("policy", policy, hidden_BTH, batch, mask_BT, mask_BT * (advantages != 0))
         taught_BT = mask_BT * (taught_share(batch) > 0)
         for signal, (total, _) in terms.items():
             self._measure(signal, total, hidden_BTH, batch, taught_BT, taught_BT)
 
     def _measure(
-        self, signal: Signal, total: Tensor, hidden_BTH: Tensor, batch: Batch, loss_BT: Tensor, informative_BT: Tensor
+        self,
+        signal: Signal,
+        total: Tensor,
+        hidden_BTH: Tensor,
+        batch: RolloutBatch,
+        loss_BT: Tensor,
+        informative_BT: Tensor,
     ) -> None:
         """Measure a signal's gradient at the tokens that have one; its loss is a mean over those of `loss_BT`."""
-        weight_B = batch["signal_weights"][:, SIGNALS.index(signal)]
+        weight_B = signal_weight(batch, signal)
         gradient_BTH = self.ledger.add_gradient(signal, total, hidden_BTH, weight_B, informative_BT)
         if self.compass is not None:
             self.compass.add(signal, batch, hidden_BTH.detach(), gradient_BTH, loss_BT * (weight_B > 0)[:, None])

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import gather, is_peft_model
@@ -40,7 +40,7 @@ from rld.losses.feature_matching import FeatureProjections, attach_projections
 from rld.models.generation import contiguous_head_input
 from rld.models.prefill import SharedPrefill
 from rld.rollout.audit import RewardAudit
-from rld.rollout.batch import loss_mask
+from rld.rollout.batch import RolloutBatch, loss_mask
 from rld.rollout.counts import group_counts, places, skill_ids
 from rld.rollout.gate import TeacherGate, unverified
 from rld.rollout.gold import gold_completions
@@ -56,7 +56,7 @@ from rld.trainer.retention import RetentionCallback
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.student_forward import RecordingStudent, add_signal_forward
 from rld.trainer.timing import OptimizerTime, PhaseTimer, timed
-from rld.trainer.trl_patches import PROMPTS, shuffle_by_prompt, skip_unlabelled_positions
+from rld.trainer.trl_patches import shuffle_by_prompt, skip_unlabelled_positions
 from rld.types import Curriculum, Event, Row, Signal
 from rld.utils.files import write_json
 
@@ -134,7 +134,7 @@ class RLDTrainer(GRPOTrainer):
         self.num_generated, self.num_scored, self.num_saved, self._num_rollouts, self._num_read = 0, 0, 0, 0, 0
         self._rewards, self._own_B2 = torch.zeros(0, 1), torch.zeros(0, 2)
         """Of the last rollout, over all processes: rewards; attempts and successes."""
-        self._loss_inputs: dict[str, Any] | None = None
+        self._loss_inputs: RolloutBatch | None = None
         self._feature = args.feature_model() if "feature" in signals else None
         self._student: PreTrainedModel = self.model.get_base_model() if is_peft_model(self.model) else self.model
         self._num_parameters = self._student.num_parameters()
@@ -217,18 +217,18 @@ class RLDTrainer(GRPOTrainer):
     @timed("rollout")
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._rows, self._num_read, self._prefill.num_read = inputs, 0, 0
-        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        output = cast(RolloutBatch, super()._generate_and_score_completions(inputs))
         skills_B = skill_ids(inputs, self.skills).to(self.accelerator.device)
-        signals_BG = self.steering.signals_SG.to(skills_B.device)[skills_B]
-        output |= {"skill_ids": skills_B, "signal_weights": signals_BG}
-        output[PROMPTS] = output["prompt_ids"].unique(dim=0, return_inverse=True)[1]
+        output["skill_ids"] = skills_B
+        output["signal_weights"] = self.steering.signals_SG.to(skills_B.device)[skills_B]
+        output["prompt_numbers"] = output["prompt_ids"].unique(dim=0, return_inverse=True)[1]
         if self.model.training:
             self._observe_rollout(inputs, output)
         if self.teachers:
             self._score_with_teachers(inputs, output)
-        return output
+        return cast(dict[str, Any], output)
 
-    def _observe_rollout(self, inputs: list[dict[str, Any]], output: dict[str, Any]) -> None:
+    def _observe_rollout(self, inputs: list[dict[str, Any]], output: RolloutBatch) -> None:
         self._num_rollouts += 1
         own_B = ~self._gold_B(len(inputs))  # gold answers are not generated
         self._num_read += self._prefill.num_read or int(output["prompt_mask"][own_B].sum())  # 0: sampled elsewhere
@@ -247,7 +247,7 @@ class RLDTrainer(GRPOTrainer):
             self.stream.count(self.skills, skills, levels, success_B, attempted_B)
 
     @timed("teachers")
-    def _score_with_teachers(self, inputs: list[dict[str, Any]], output: dict[str, Any]) -> None:
+    def _score_with_teachers(self, inputs: list[dict[str, Any]], output: RolloutBatch) -> None:
         """Run each needed teacher once over the completions and add what it says to `output`."""
         training = self.model.training
         group = self.num_generations if training else self.num_generations_eval
@@ -287,20 +287,20 @@ class RLDTrainer(GRPOTrainer):
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         inputs = dict(inputs)  # TRL may use the same rollout again, with its own advantages
-        self._loss_inputs = inputs
+        batch = self._loss_inputs = cast(RolloutBatch, inputs)
         try:
             policy: Tensor = super()._compute_loss(model, inputs)
         finally:
             self._loss_inputs = None
         loss, training = policy, self.model.training
         if training:
-            self._joint.count(inputs, self._recorded.num_computed)
+            self._joint.count(batch, self._recorded.num_computed)
             if self.protection is not None:
                 loss = self.protection.added(loss, model, self.current_gradient_accumulation_steps, self._log_mean)
         if not self.teachers:
             return loss
-        normaliser, mask_BT = self._num_taught(inputs), loss_mask(inputs)
-        for signal, (total, gap_BT) in self._joint.terms(inputs, self._recorded, training).items():
+        normaliser, mask_BT = self._num_taught(batch), loss_mask(batch)
+        for signal, (total, gap_BT) in self._joint.terms(batch, self._recorded, training).items():
             loss = loss + total / normaliser
             self._log_mean(f"loss/{signal}", (gap_BT * mask_BT).sum(), mask_BT.sum())
         # TRL gives a micro-batch its share of the update's mean; its logs are averaged over micro-batches.
@@ -308,9 +308,9 @@ class RLDTrainer(GRPOTrainer):
         self._log_mean("loss/policy", policy.detach() * parts, torch.ones(()))
         return loss
 
-    def _num_taught(self, inputs: dict[str, Any]) -> Tensor:
+    def _num_taught(self, batch: RolloutBatch) -> Tensor:
         """Tokens of the update on which a teacher speaks, over all processes, per process (TRL's way for DAPO)."""
-        count: Tensor = inputs["num_taught"].clamp(min=1.0) / self.accelerator.num_processes
+        count: Tensor = batch["num_taught"].clamp(min=1.0) / self.accelerator.num_processes
         if self.model.training:
             assert self.args.steps_per_generation is not None  # TRL sets it
             count = count * self.current_gradient_accumulation_steps / self.args.steps_per_generation

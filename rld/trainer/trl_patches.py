@@ -9,11 +9,13 @@ answers of 5, over a third of a whole update.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from trl.trainer import grpo_trainer, utils
+
+from rld.rollout.batch import RolloutBatch
 
 _runs_triton = utils._use_triton
 
@@ -27,16 +29,14 @@ def skip_unlabelled_positions() -> None:
     utils._use_triton = _leaves_out_unlabelled
 
 
-PROMPTS = "prompt_numbers"
-"""Where a rollout says which prompt its completions answer, `[B]`. Without it TRL's shuffle is unchanged."""
-
 _shuffle: Callable[[Any], dict[str, Any]] = grpo_trainer.shuffle_sequence_dict
 
 
 def _shuffle_prompts(rollout: dict[str, Any]) -> dict[str, Any]:
-    if PROMPTS not in rollout:
+    batch = cast(RolloutBatch, rollout)
+    if "prompt_numbers" not in batch:  # a rollout of TRL's own trainer
         return _shuffle(rollout)
-    prompts: list[int] = rollout[PROMPTS].tolist()
+    prompts: list[int] = batch["prompt_numbers"].tolist()
     places: list[int] = _shuffle({"places": torch.arange(len(prompts))})["places"].tolist()
     first = {prompts[place]: turn for turn, place in reversed(list(enumerate(places)))}
     order = sorted(places, key=lambda place: first[prompts[place]])
