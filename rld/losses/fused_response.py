@@ -23,14 +23,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rld.losses.combination import AnyCombination, Mixture, entropy
+from rld.losses.combination import Mixture, entropy
 from rld.losses.cross_tokenizer import sorted_difference
 from rld.losses.divergences import ForwardKL
+from rld.losses.objective import Divergence, ResponseObjective
 from rld.losses.teacher_distribution import (
     LOG_ZERO,
     MIN_PROBABILITY,
     MIN_TAIL_LOGPROB,
-    Divergence,
     TeacherDistribution,
     log_softmax,
     with_tail,
@@ -44,17 +44,6 @@ reading the heads again and again would take longer than multiplying with them."
 
 _RANKED = 128
 """Tokens without a counterpart whose probabilities are compared by rank; the others are too small to matter."""
-
-
-@dataclass(frozen=True)
-class ResponseObjective:
-    """How a student is to be matched to teachers."""
-
-    divergence: Divergence
-    combination: AnyCombination
-    temperature: float
-    entropies: bool = False
-    """Whether the streams of entropies are wanted."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +125,9 @@ class _FusedResponse(torch.autograd.Function):
         teachers: Sequence[TeacherDistribution],
         weights_NK: Tensor,
         counts_N: Tensor,
-        matching: ResponseObjective,
+        objective: ResponseObjective,
         sampled: SampledTokens | None,
+        with_entropies: bool,
     ) -> tuple[Tensor, ...]:
         head = LMHead(weight_VH, bias_V, *transforms).in_float32()
         gradients = _Gradients.zeros(ctx.needs_input_grad[:3], hidden_NH, weight_VH, bias_V)
@@ -148,7 +138,9 @@ class _FusedResponse(torch.autograd.Function):
                 log_pi_NV = log_softmax(logits, sampled.temperature)
                 streams.log_pi_N[rows] = log_pi_NV.gather(1, sampled.tokens_N[rows, None])[:, 0]
                 streams.entropy_N[rows] = entropy(log_pi_NV)
-            slope = _chunk(logits, [said.at(rows) for said in teachers], weights_NK[rows], matching, streams, rows)
+            slope = _chunk(
+                logits, [said.at(rows) for said in teachers], weights_NK[rows], objective, streams, rows, with_entropies
+            )
             if gradients:
                 slope = slope.mul_(counts_N[rows, None] * head.slope(logits))
                 gradients.add(slope, rows, hidden_NH[rows], head)
@@ -175,7 +167,7 @@ class _FusedResponse(torch.autograd.Function):
                 given = d_log_pi_N[rows], None if d_streams[1] is None else d_entropy_N[rows], entropy_N[rows]
                 slope = _sampled_slope(logits, ctx.sampled.at(rows), *given)
                 gradients.add(slope.mul_(head.slope(logits)), rows, states_NH, head)
-        return *gradients.cast(*student), *(None,) * 6
+        return *gradients.cast(*student), *(None,) * 7
 
 
 def fused_response_loss(
@@ -184,8 +176,9 @@ def fused_response_loss(
     teachers: Sequence[TeacherDistribution],
     weights_NK: Tensor,
     counts_N: Tensor,
-    matching: ResponseObjective,
+    objective: ResponseObjective,
     sampled: SampledTokens | None = None,
+    with_entropies: bool = False,
 ) -> tuple[Tensor, PerTokenStats]:
     """Sum over tokens of how far the student is from its teachers' target, each token times `counts_N`.
 
@@ -195,8 +188,9 @@ def fused_response_loss(
         teachers: What each teacher says at these tokens. Without `shared` a head has the student's vocabulary.
         weights_NK: Weight of each teacher at each token. Where one is silent it counts as 0.
         counts_N: How much each token counts in the sum.
-        matching: Divergence, combination and temperature.
+        objective: Divergence, combination and temperature.
         sampled: What was sampled, to be scored along with it.
+        with_entropies: Whether the entropies of target and student are computed; else they are 0.
 
     Returns:
         The sum, in nats, and the streams per token.
@@ -209,7 +203,7 @@ def fused_response_loss(
     teachers = [said.in_float32() for said in teachers]
     with torch.autocast(hidden_NH.device.type, enabled=False):  # logits in half precision blur small divergences
         student = hidden_NH, head.weight, head.bias, (head.scale, head.softcap)
-        outputs = _FusedResponse.apply(*student, teachers, weights_NK, counts_N, matching, sampled)  # type: ignore[no-untyped-call]
+        outputs = _FusedResponse.apply(*student, teachers, weights_NK, counts_N, objective, sampled, with_entropies)  # type: ignore[no-untyped-call]
     return outputs[0], PerTokenStats(*outputs[1:])
 
 
@@ -230,16 +224,19 @@ def _chunk(
     logits_NV: Tensor,
     teachers: Sequence[TeacherDistribution],
     weights_NK: Tensor,
-    matching: ResponseObjective,
+    objective: ResponseObjective,
     streams: PerTokenStats,
     rows: slice,
+    with_entropies: bool,
 ) -> Tensor:
     """Fill the streams of some tokens and return the divergence's derivative by the student's logits."""
-    temperature = matching.temperature
+    temperature = objective.temperature
     speaking = [k for k, said in enumerate(teachers) if said.speaks_N.any()]
-    if _is_plain(matching, [teachers[k] for k in speaking]):
-        return _forward_kls(logits_NV, {k: teachers[k] for k in speaking}, weights_NK, matching, streams, rows)
-    pooled = [k for k in speaking if teachers[k].shared is None] if matching.combination.pools else []
+    if _is_plain(objective, [teachers[k] for k in speaking]):
+        return _forward_kls(
+            logits_NV, {k: teachers[k] for k in speaking}, weights_NK, objective, streams, rows, with_entropies
+        )
+    pooled = [k for k in speaking if teachers[k].shared is None] if objective.combination.pools else []
     pooled = pooled if len(pooled) > 1 else []
     with torch.enable_grad():
         logits_NV = logits_NV.detach().requires_grad_()
@@ -248,28 +245,28 @@ def _chunk(
         gap_N = log_s_NV[:, 0] * 0.0  # connected to the student even where no teacher speaks
         for k in speaking:
             with torch.set_grad_enabled(k not in pooled):
-                apart_N = _apart(matching.divergence, log_s_NV, log_p_KNV[k], teachers[k].shared)
+                apart_N = _apart(objective.divergence, log_s_NV, log_p_KNV[k], teachers[k].shared)
             streams.divergence_NK[rows, k] = apart_N.detach().clamp(min=0).masked_fill(~teachers[k].speaks_N, 0.0)
             if k not in pooled:
                 gap_N = gap_N + weights_NK[:, k] * apart_N
         targets = [(log_p_KNV[k], weights_NK[:, k]) for k in speaking if k not in pooled]
         if pooled:
             stacked_KNV = torch.stack([log_p_KNV[k] for k in pooled])
-            target_NV, strength_N = matching.combination.target(stacked_KNV, weights_NK[:, pooled])
-            gap_N = gap_N + strength_N * matching.divergence(log_s_NV, target_NV)
+            target_NV, strength_N = objective.combination.target(stacked_KNV, weights_NK[:, pooled])
+            gap_N = gap_N + strength_N * objective.divergence(log_s_NV, target_NV)
             targets.append((target_NV, strength_N))
         (slope_NV,) = torch.autograd.grad(gap_N.sum(), logits_NV)
     streams.gap_N[rows] = gap_N.detach().clamp(min=0)  # rounding may take it below
-    if matching.entropies:
+    if with_entropies:
         streams.student_entropy_N[rows] = entropy(log_s_NV.detach())
         streams.target_entropy_N[rows] = _mean_entropy(targets) if targets else 0.0
     return slope_NV
 
 
-def _is_plain(matching: ResponseObjective, speaking: Sequence[TeacherDistribution]) -> bool:
+def _is_plain(objective: ResponseObjective, speaking: Sequence[TeacherDistribution]) -> bool:
     """Whether it is forward KL from a mixture of whole distributions over the student's vocabulary."""
     whole = all(said.shared is None and not isinstance(said.said, TopKLogprobs) for said in speaking)
-    plain = isinstance(matching.divergence, ForwardKL) and isinstance(matching.combination, Mixture)
+    plain = isinstance(objective.divergence, ForwardKL) and isinstance(objective.combination, Mixture)
     return plain and whole and bool(speaking)
 
 
@@ -277,34 +274,35 @@ def _forward_kls(
     logits_NV: Tensor,
     speaking: dict[int, TeacherDistribution],
     weights_NK: Tensor,
-    matching: ResponseObjective,
+    objective: ResponseObjective,
     streams: PerTokenStats,
     rows: slice,
+    with_entropies: bool,
 ) -> Tensor:
     """Do what `_chunk` does where the slope is known without autograd, in half as many reads and writes.
 
     By the logits z the slope of KL(p || softmax(z / T)) is `(softmax(z / T) - p) / T`.
     """
-    log_s_NV = log_softmax(logits_NV, matching.temperature).clamp_(min=LOG_ZERO)
+    log_s_NV = log_softmax(logits_NV, objective.temperature).clamp_(min=LOG_ZERO)
     weights_NJ = weights_NK[:, list(speaking)].to(log_s_NV)
     strength_N1 = weights_NJ.sum(1, keepdim=True)
     p_NV = torch.zeros_like(log_s_NV)
     for k, share_N1 in zip(
         speaking, (weights_NJ / strength_N1.clamp(min=MIN_PROBABILITY)).split(1, dim=1), strict=True
     ):
-        log_p_NV = speaking[k].log_probabilities(log_s_NV, matching.temperature)
+        log_p_NV = speaking[k].log_probabilities(log_s_NV, objective.temperature)
         p_k_NV = log_p_NV.exp()
         gap_N = apart_N = torch.linalg.vecdot(p_k_NV, log_p_NV.sub_(log_s_NV)).clamp_(min=0)
         streams.divergence_NK[rows, k] = apart_N.masked_fill(~speaking[k].speaks_N, 0.0)
         p_NV.addcmul_(p_k_NV, share_N1)
     log_p_NV = p_NV.clamp(min=MIN_PROBABILITY).log_()
-    if matching.entropies:
+    if with_entropies:
         streams.student_entropy_N[rows] = entropy(log_s_NV)
         streams.target_entropy_N[rows] = -torch.linalg.vecdot(p_NV, log_p_NV)
     if len(speaking) > 1:  # of one, the difference of equal distributions is 0 exactly
         gap_N = torch.linalg.vecdot(p_NV, log_p_NV.sub_(log_s_NV)).clamp_(min=0)
     streams.gap_N[rows] = strength_N1[:, 0] * gap_N
-    return log_s_NV.exp_().sub_(p_NV).mul_(strength_N1 / matching.temperature)
+    return log_s_NV.exp_().sub_(p_NV).mul_(strength_N1 / objective.temperature)
 
 
 def _sampled_slope(

@@ -10,16 +10,16 @@ Shapes: B completions, T completion tokens, H width, N tokens, K teachers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rld.losses.cross_tokenizer import span_gaps
-from rld.losses.fused_response import PerTokenStats, ResponseObjective, SampledTokens, fused_response_loss
+from rld.losses.fused_response import PerTokenStats, SampledTokens, fused_response_loss
+from rld.losses.objective import ResponseObjective
 from rld.losses.teacher_distribution import TeacherDistribution
 from rld.losses.teacher_outputs import TeacherOutputs
-from rld.losses.token_weights import AnyTokenWeights
 from rld.models.heads import FusedCausalLMOutput, LMHead
 
 
@@ -27,9 +27,7 @@ from rld.models.heads import FusedCausalLMOutput, LMHead
 class ResponseSettings:
     """How the response signal is computed for a batch."""
 
-    matching: ResponseObjective
-    tokens: AnyTokenWeights | None
-    """How much each token counts. None: all alike."""
+    objective: ResponseObjective
     weight_B: Tensor
     """Weight of the signal on each completion."""
     sampled_at: float | None = None
@@ -111,13 +109,14 @@ class ResponseLoss:
         shares_NK = self.shares_BK[:, None].expand(*valid_BT.shape, -1)[valid_BT][:, self.matched]
         counts_BT = response.weight_B[:, None].expand(valid_BT.shape)
         given = hidden_BTH[valid_BT], self.head.first(self.vocabulary), said, shares_NK
-        if response.tokens is not None:
+        weigh, objective = response.objective.token_weights, response.objective
+        if weigh is not None:
             with torch.no_grad():
-                _, seen = fused_response_loss(*given, counts_BT[valid_BT], replace(response.matching, entropies=True))
+                _, seen = fused_response_loss(*given, counts_BT[valid_BT], objective, with_entropies=True)
             gap, theirs, own = map(self._spread, (seen.gap_N, seen.target_entropy_N, seen.student_entropy_N))
-            counts_BT = counts_BT * response.tokens(gap, theirs, own, valid_BT)
+            counts_BT = counts_BT * weigh(gap, theirs, own, valid_BT)
         sampled = None if self.sampled_at is None else SampledTokens(labels_BT[valid_BT], self.sampled_at)
-        total, streams = fused_response_loss(*given, counts_BT[valid_BT], response.matching, sampled)
+        total, streams = fused_response_loss(*given, counts_BT[valid_BT], objective, sampled)
         if sampled is not None:
             self._add_scores(streams, scored)
         apart = {k: self._spread(streams.divergence_NK[:, i]) for i, k in enumerate(self.matched)}

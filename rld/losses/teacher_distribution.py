@@ -5,7 +5,6 @@ Shapes: N tokens, V vocabulary, K teachers, J listed tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,22 +15,6 @@ from rld.models.logprob_source import TopKLogprobs
 
 MIN_PROBABILITY, LOG_ZERO, MIN_TAIL_LOGPROB = torch.finfo(torch.float32).tiny, -1e4, -23.0
 """A probability next to 0, the logarithm of one that is 0 in any precision, and of the rest where there is none."""
-
-Divergence = Callable[[Tensor, Tensor], Tensor]
-
-
-class TopK:
-    """A divergence over the teacher's `k` likeliest tokens and one outcome more: all the others together.
-
-    Without that tail a divergence would leave the probability that the student gives to other tokens unseen.
-    """
-
-    def __init__(self, divergence: Divergence, k: int) -> None:
-        self.divergence, self.k = divergence, k
-
-    def __call__(self, student_V: Tensor, teacher_V: Tensor) -> Tensor:
-        tokens = teacher_V.topk(min(self.k, teacher_V.shape[-1] - 1), dim=-1).indices
-        return self.divergence(with_tail(student_V, tokens), with_tail(teacher_V, tokens))
 
 
 def with_tail(log_p_V: Tensor, tokens_J: Tensor, least: float = -float("inf")) -> Tensor:

@@ -16,6 +16,7 @@ from rld.controllers.observation import GradientStats
 from rld.controllers.runtime import ControllerRuntime
 from rld.errors import RecipeError
 from rld.losses.features import AnyFeature
+from rld.losses.objective import ResponseObjective
 from rld.losses.policy import blend, sign_preserving_advantages, teacher_advantages, teacher_delta, weighted_sum
 from rld.losses.response import ResponseSettings
 from rld.rollout.batch import RolloutBatch, loss_mask, signal_weight, taught_share
@@ -33,16 +34,15 @@ class JointLoss:
     def __init__(
         self,
         args: RLDConfig,
+        objective: ResponseObjective,
         panel: TeacherEnsemble,
         steering: ControllerRuntime,
         feature: AnyFeature | None,
         device: torch.device,
         compass: GradientProbe | None = None,
     ) -> None:
-        self.args, self.panel, self.steering, self.feature, self.device = args, panel, steering, feature, device
-        self.compass = compass
-        self.tokens = args.token_weights_model()
-        args.matching(0.0)  # a mistake in its options shows before anything runs
+        self.args, self.objective, self.panel, self.steering = args, objective, panel, steering
+        self.feature, self.device, self.compass = feature, device, compass
         self._require_a_fit(panel.align)
         self.ledger = self._empty()
 
@@ -52,21 +52,25 @@ class JointLoss:
         Raises:
             RecipeError: a combination or token weights that a teacher with another tokenizer can't take part in.
         """
-        own = self.args.response_temperature
-        if any(teacher.lister for teacher in self.panel.teachers) and own not in (None, self.args.temperature):
+        rule, weights, rollout_temperature = (
+            self.objective.combination,
+            self.objective.token_weights,
+            self.args.temperature,
+        )
+        lists_tokens = any(teacher.lister for teacher in self.panel.teachers)
+        if lists_tokens and self.objective.temperature != rollout_temperature:
             raise RecipeError(
-                f"response temperature: {own} is not the rollout's, {self.args.temperature}, and a teacher that hands "
-                "over its likeliest tokens does so at one temperature; leave it out"
+                f"response temperature: {self.objective.temperature} is not the rollout's, {rollout_temperature}, and "
+                "a teacher that hands over its likeliest tokens does so at one temperature; leave it out"
             )
-        rule = self.args.combination_model()
         if rule.needs_one_vocabulary and any(align) and len(align) > 1:
             raise RecipeError(
                 f"combine: {rule.kind} lays the teachers' distributions side by side, which those with another "
                 "tokenizer (align) don't allow; use mixture, sum, route or best_of"
             )
-        if self.tokens is not None and "likelihood" in align:
+        if weights is not None and "likelihood" in align:
             raise RecipeError(
-                f"tokens: {self.tokens.kind} weighs distributions, and a teacher with align: likelihood gives none; "
+                f"tokens: {weights.kind} weighs distributions, and a teacher with align: likelihood gives none; "
                 "use align: vocabulary"
             )
 
@@ -90,8 +94,8 @@ class JointLoss:
         """What the student's forward needs, at a point of training from 0 to 1."""
         response = None
         if batch["response_on"]:
-            matching, weight_B = self.args.matching(progress), signal_weight(batch, "response")
-            response = ResponseSettings(matching, self.tokens, weight_B, self.args.temperature)
+            objective, weight_B = self.objective.at(progress), signal_weight(batch, "response")
+            response = ResponseSettings(objective, weight_B, self.args.temperature)
         feature = self.feature if batch["feature_on"] else None
         return StudentInputs(loss_mask(batch), self.panel.states(batch), batch["teacher_weights"], response, feature)
 

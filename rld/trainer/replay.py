@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rld.losses.combination import Mixture
 from rld.losses.divergences import ForwardKL
-from rld.losses.fused_response import ResponseObjective
+from rld.losses.objective import ResponseObjective
 from rld.losses.response import ResponseSettings
 from rld.losses.teacher_outputs import TeacherOutputs
 from rld.models import generation
@@ -30,7 +30,7 @@ from rld.models.prompt_sharing import PromptSharingLayout
 from rld.trainer.student_forward import RecordingStudent, StudentInputs
 from rld.utils.tensors import pad_prompts_and_completions
 
-_MATCHING = ResponseObjective(ForwardKL(), Mixture(), temperature=1.0)
+_OBJECTIVE = ResponseObjective(ForwardKL(), Mixture(), temperature=1.0)
 
 _UNLABELLED = -100
 
@@ -148,7 +148,7 @@ def divergence(
     hidden_BTH = nn.utils.rnn.pad_sequence(states, batch_first=True)
     then = TeacherOutputs(head.to(device), hidden_BTH, None, mask_BT.bool())
     weight_B = torch.tensor([weight for _, weight in rows], device=device)
-    response = ResponseSettings(_MATCHING, None, weight_B)
+    response = ResponseSettings(_OBJECTIVE, weight_B)
     shares_B1 = torch.ones(len(rows), 1, device=device)
     student = RecordingStudent(model, mask_BT.shape[1], StudentInputs(mask_BT, [then], shares_B1, response, None))
     labels_BS = torch.full_like(ids_BS, _UNLABELLED)  # no token's own likelihood is asked for

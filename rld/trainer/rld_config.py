@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import Dataset
-from pydantic import TypeAdapter, ValidationError
 from trl import GRPOConfig
 
 from rld.controllers.retention_rule import RetentionRule
 from rld.data.prompt_stream import PromptStream
 from rld.errors import DataError, RecipeError
-from rld.losses.combination import AnyCombination
-from rld.losses.divergences import AnyDivergence
 from rld.losses.features import AnyFeature
-from rld.losses.fused_response import ResponseObjective
-from rld.losses.teacher_distribution import Divergence, TopK
-from rld.losses.token_weights import AnyTokenWeights
 from rld.types import SIGNALS, Curriculum, Signal
+from rld.utils.options import parse_option
 
 
 @dataclass
@@ -190,54 +184,10 @@ class RLDConfig(GRPOConfig):
 
     def retention(self) -> RetentionRule:
         """The rule that `retain` describes."""
-        rule: RetentionRule = _parse("retain", self.retain or {})
+        rule: RetentionRule = parse_option("retain", RetentionRule, self.retain or {})
         return rule
-
-    def divergence_model(self) -> AnyDivergence:
-        """The divergence that `divergence` names."""
-        divergence: AnyDivergence = _parse("divergence", self.divergence or "jsd")
-        return divergence
-
-    def matching(self, progress: float) -> ResponseObjective:
-        """How the response signal matches distributions, at a point of training from 0 to 1."""
-        divergence: Divergence = self.divergence_model().at(progress)
-        if self.response_top_k is not None:
-            divergence = TopK(divergence, self.response_top_k)
-        temperature = self.response_temperature or self.temperature
-        return ResponseObjective(divergence, self.combination_model(), temperature)
-
-    def combination_model(self) -> AnyCombination:
-        """The combination rule that `combine` names."""
-        combination: AnyCombination = _parse("combine", self.combine or "mixture")
-        return combination
-
-    def token_weights_model(self) -> AnyTokenWeights | None:
-        """The token weights that `token_weights` names."""
-        weights: AnyTokenWeights | None = (
-            None if self.token_weights is None else _parse("token_weights", self.token_weights)
-        )
-        return weights
 
     def feature_model(self) -> AnyFeature:
         """The feature loss that `feature` names."""
-        feature: AnyFeature = _parse("feature", self.feature or "cosine")
+        feature: AnyFeature = parse_option("feature", AnyFeature, self.feature or "cosine")
         return feature
-
-
-_ADAPTERS: dict[str, TypeAdapter[Any]] = {  # each takes milliseconds to build, and every update asks
-    "divergence": TypeAdapter(AnyDivergence),
-    "combine": TypeAdapter(AnyCombination),
-    "token_weights": TypeAdapter(AnyTokenWeights),
-    "feature": TypeAdapter(AnyFeature),
-    "retain": TypeAdapter(RetentionRule),
-}
-
-
-def _parse(name: str, given: dict[str, Any] | str) -> Any:
-    try:
-        if isinstance(given, str):  # a command line can only give a mapping as JSON
-            given = json.loads(given) if given.startswith("{") else {"kind": given}
-        return _ADAPTERS[name].validate_python(given)
-    except (ValidationError, json.JSONDecodeError) as error:
-        about = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise RecipeError(f"{name}={given!r}: {about}") from error

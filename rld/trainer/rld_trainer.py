@@ -37,6 +37,7 @@ from rld.controllers.runtime import ControllerRuntime
 from rld.data.prompt_stream import PromptStream, skills_of
 from rld.errors import CheckpointError, RecipeError
 from rld.losses.feature_matching import FeatureProjections, attach_projections
+from rld.losses.objective import ResponseObjective
 from rld.models.generation import contiguous_head_input
 from rld.models.prefill import SharedPrefill
 from rld.rollout.audit import RewardAudit
@@ -135,6 +136,7 @@ class RLDTrainer(GRPOTrainer):
         self._rewards, self._own_B2 = torch.zeros(0, 1), torch.zeros(0, 2)
         """Of the last rollout, over all processes: rewards; attempts and successes."""
         self._loss_inputs: RolloutBatch | None = None
+        self._objective = ResponseObjective.from_config(args)
         self._feature = args.feature_model() if "feature" in signals else None
         self._student: PreTrainedModel = self.model.get_base_model() if is_peft_model(self.model) else self.model
         self._num_parameters = self._student.num_parameters()
@@ -158,11 +160,13 @@ class RLDTrainer(GRPOTrainer):
         )
         known = self._student, self._tokenizer, self._chat_options, probe_rows
         compass = GradientProbe.asked_for(args, self.steering, self.accelerator, *known)
-        self._joint = JointLoss(args, self.panel, self.steering, self._feature, self.accelerator.device, compass)
+        self._joint = JointLoss(
+            args, self._objective, self.panel, self.steering, self._feature, self.accelerator.device, compass
+        )
 
     def _scoring_options(self, signals: Sequence[Signal]) -> TeacherScoringOptions:
         return TeacherScoringOptions(
-            combination=self.args.combination_model(),
+            combination=self._objective.combination,
             teacher_reward=self.args.teacher_reward,
             teach_on=self.args.teach_on,
             batch_size=self.args.per_device_train_batch_size,

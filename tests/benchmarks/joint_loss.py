@@ -24,7 +24,8 @@ from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
 from rld.losses.combination import Mixture
 from rld.losses.divergences import ForwardKL
-from rld.losses.fused_response import ResponseObjective, SampledTokens, fused_response_loss
+from rld.losses.fused_response import SampledTokens, fused_response_loss
+from rld.losses.objective import ResponseObjective
 from rld.losses.teacher_distribution import TeacherDistribution
 from rld.models.heads import LMHead
 

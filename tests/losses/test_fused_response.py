@@ -13,8 +13,9 @@ from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 from rld.losses import fused_response
 from rld.losses.combination import AnyCombination, Geometric, Mixture, Sum, entropy
 from rld.losses.divergences import JSD, AnyDivergence, ForwardKL, ReverseKL
-from rld.losses.fused_response import PerTokenStats, ResponseObjective, SampledTokens, fused_response_loss
-from rld.losses.teacher_distribution import TeacherDistribution, TopK
+from rld.losses.fused_response import PerTokenStats, SampledTokens, fused_response_loss
+from rld.losses.objective import ResponseObjective, TopK
+from rld.losses.teacher_distribution import TeacherDistribution
 from rld.models.heads import LMHead
 
 DIVERGENCES = [member() for member in get_args(get_args(AnyDivergence)[0])]
@@ -45,11 +46,17 @@ def log_p(hidden: torch.Tensor, head: LMHead, temperature: float) -> torch.Tenso
 
 
 def run(
-    teachers, weights, matching, counts=None, softcap=None
+    teachers, weights, objective, counts=None, softcap=None, with_entropies=False
 ) -> tuple[torch.Tensor, PerTokenStats, list[torch.Tensor]]:
     hidden, head = student(softcap)
     total, streams = fused_response_loss(
-        hidden, head, teachers, weights, torch.ones(N) if counts is None else counts, matching
+        hidden,
+        head,
+        teachers,
+        weights,
+        torch.ones(N) if counts is None else counts,
+        objective,
+        with_entropies=with_entropies,
     )
     return total, streams, list(torch.autograd.grad(total, (hidden, head.weight, head.bias)))
 
@@ -126,16 +133,16 @@ def test_what_was_sampled_is_scored_as_trls_kernel_does_it(bonus, softcap):
 
 @pytest.mark.parametrize("combination", COMBINATIONS, ids=repr)
 def test_order_does_not_matter_and_a_teacher_without_weight_or_voice_has_no_effect(combination):
-    matching = ResponseObjective(ForwardKL(), combination, 1.0)
+    objective = ResponseObjective(ForwardKL(), combination, 1.0)
     weights = torch.tensor([0.3, 0.7]).expand(N, 2)
-    total, _, gradients = run([said(0), said(1)], weights, matching)
-    turned, _, turned_gradients = run([said(1), said(0)], weights.flip(1), matching)
+    total, _, gradients = run([said(0), said(1)], weights, objective)
+    turned, _, turned_gradients = run([said(1), said(0)], weights.flip(1), objective)
     torch.testing.assert_close(total, turned)
     same(gradients, turned_gradients)
     silent = said(2, torch.zeros(N, dtype=torch.bool))
     for third, weight in ((said(2), 0.0), (silent, 0.5)):
         more, _, more_gradients = run(
-            [said(0), said(1), third], torch.cat([weights, torch.full((N, 1), weight)], 1), matching
+            [said(0), said(1), third], torch.cat([weights, torch.full((N, 1), weight)], 1), objective
         )
         torch.testing.assert_close(total, more)
         same(gradients, more_gradients)
@@ -262,7 +269,7 @@ def test_entropies_are_those_of_student_and_target():
         (Sum(), [said(0), said(1)], (weights.T * entropy(own)).sum(0)),
         (Sum(), [said(0), said(1, ~alone)], torch.where(alone, entropy(own)[0], (weights.T * entropy(own)).sum(0))),
     ):
-        _, streams, _ = run(teachers, weights, ResponseObjective(JSD(), rule, 1.0, entropies=True))
+        _, streams, _ = run(teachers, weights, ResponseObjective(JSD(), rule, 1.0), with_entropies=True)
         torch.testing.assert_close(streams.target_entropy_N, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(streams.student_entropy_N, entropy(log_p(hidden, head, 1.0)).detach())
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 import tests.support.tiny as tiny
 from rld.losses.combination import Mixture, Sum
 from rld.losses.divergences import JSD, ForwardKL, ReverseKL, TotalVariation
-from rld.losses.fused_response import ResponseObjective, fused_response_loss
+from rld.losses.fused_response import fused_response_loss
+from rld.losses.objective import ResponseObjective
 from rld.losses.teacher_distribution import TeacherDistribution
 from rld.models.heads import LMHead
 from rld.models.logprob_source import ScoredSequence, TopKLogprobs

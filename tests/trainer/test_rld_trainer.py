@@ -12,6 +12,7 @@ import tests.support.tiny as tiny
 from rld.controllers.baselines import FixedController
 from rld.errors import CheckpointError, RecipeError, TeacherError
 from rld.losses.divergences import JSD, ReverseKL
+from rld.losses.objective import ResponseObjective
 from rld.models import backbone
 from rld.recipe import catalogue, registry
 from rld.teachers import ensemble
@@ -312,11 +313,11 @@ def test_the_arguments_parse_like_trls(tmp_path):
     ]
     for given, model in (("reverse_kl", ReverseKL()), ('{"kind": "jsd", "beta": 0.3}', JSD(beta=0.3))):
         (args,) = TrlParser((RLDConfig,)).parse_args_and_config([*line, "--divergence", given])
-        assert args.divergence_model() == model
+        assert ResponseObjective.from_config(args).divergence == model
         assert args.active_signals(has_teachers=True) == ["policy", "response"]
         assert args.teacher_reward == 0.1
     with pytest.raises(RecipeError, match="divergence="):
-        RLDConfig(str(tmp_path), bf16=False, divergence="jds").divergence_model()
+        ResponseObjective.from_config(RLDConfig(str(tmp_path), bf16=False, divergence="jds"))
 
 
 def test_impossible_signals_are_refused(tmp_path):
