@@ -251,3 +251,8 @@ def output(tree: Path, *arguments: str) -> str:
 def test_what_is_added_in_one_place_is_found_in_all_others(thing, shown):
     for where, text in ROWS[thing].shown.items():
         assert re.search(text, shown[where]), f"{where} does not show {text!r}"
+
+
+def test_the_table_of_contributing_has_these_rows():
+    table = (ROOT / "CONTRIBUTING.md").read_text()
+    assert [thing for thing in ROWS if not re.search(rf"^\| an? {thing} \|", table, flags=re.MULTILINE)] == []

@@ -177,6 +177,13 @@ def test_words_that_the_glossary_replaces_are_gone(word):
     assert bool(files) == (word in STILL_THERE), f"{word}: {files}"
 
 
+def test_files_that_contributing_and_architecture_name_exist():
+    folders = [ROOT, ROOT / "rld", *(ROOT / "rld").glob("*/")]
+    for name in ("CONTRIBUTING.md", "docs/architecture.md"):
+        names = re.findall(r"`([\w./]+(?:\.py|\.md|/))`", (ROOT / name).read_text())
+        assert [file for file in names if not any((folder / file).exists() for folder in folders)] == [], name
+
+
 def test_links_in_the_docs_lead_somewhere():
     for source in PAGES:
         for link, place in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", source.read_text()):
