@@ -23,6 +23,7 @@ from rld.errors import LibraryError, RecipeError, RldError, UsageError
 from rld.recipe import catalogue, registry
 from rld.recipe.reading import read_recipe
 from rld.reporting.overview import overview
+from rld.utils.run_folder import RunFolder
 from rld.utils.suggestions import hint
 
 
@@ -179,11 +180,11 @@ def require_free(output: Path) -> None:
     Raises:
         UsageError: it does, or it is a file.
     """
-    if (output / "recipe.json").exists():
+    folder = RunFolder(output)
+    if folder.recipe.exists():
         raise UsageError(f"{output} holds a run already; add --resume to go on with it, or choose another --output")
-    taken = [name for name in ("student", "models", "checkpoints", "metrics.jsonl") if (output / name).exists()]
-    if taken:
-        raise UsageError(f"{output} holds {taken[0]}, which is no run's; choose another --output")
+    if folder.leftovers:
+        raise UsageError(f"{output} holds {folder.leftovers[0].name}, which is no run's; choose another --output")
     if output.exists() and not output.is_dir():
         raise UsageError(f"--output {output} is a file; give a folder")
 
@@ -247,8 +248,8 @@ def _serve_teacher(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     """Draw the report of a run again."""
     run: Path = options.run
-    if not (run / "recipe.json").is_file():
-        beside = [str(path.parent) for path in run.parent.glob("*/recipe.json")]
+    if not RunFolder(run).recipe.is_file():
+        beside = [str(path) for path in run.parent.glob("*") if RunFolder(path).recipe.is_file()]
         raise UsageError(f"{run} holds no run{hint(str(run), beside)}")
     from rld.reporting.report import write_report
 

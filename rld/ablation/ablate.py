@@ -25,9 +25,7 @@ from rld.ablation.jobs import Job, Start
 from rld.errors import CheckpointError
 from rld.recipe.reading import read_recipe
 from rld.utils import files
-from rld.utils.run_folder import EVENTS, METRICS
-
-_SUMMARY, _RECIPE = "summary.json", "recipe.json"
+from rld.utils.run_folder import RunFolder
 
 _ANY_REWARDS = [{"use": "answers:exact_match", "weight": 1.0, "options": {}}]
 """What stages that heed no rewards are given, so that arms with other rewards can share them."""
@@ -89,12 +87,13 @@ class _JobQueue:
 
     def _add(self, job: Job, overrides: Sequence[str]) -> None:
         recipe = read_recipe(self.plan.source, overrides).model_dump(mode="json")
-        if (job.folder / _RECIPE).is_file():
-            old = files.read_json(job.folder / _RECIPE)
+        folder = RunFolder(job.folder)
+        if folder.recipe.is_file():
+            old = files.read_json(folder.recipe)
             if changed := sorted(key for key in recipe.keys() | old.keys() if recipe.get(key) != old.get(key)):
                 self.stale.append(f"{job.folder} holds a run of another recipe (changed: {', '.join(changed)})")
-        self._known[job.folder] = None if is_done(job.folder) else job
-        if not is_done(job.folder):
+        self._known[job.folder] = None if folder.is_done else job
+        if not folder.is_done:
             self.todo.append(job)
 
 
@@ -145,7 +144,7 @@ def ablate(
 
 
 def _show(plan: AblationPlan) -> None:
-    finished = [(arm, seed) for arm in plan.arms for seed in plan.seeds if is_done(plan.run(arm, seed))]
+    finished = [(arm, seed) for arm in plan.arms for seed in plan.seeds if RunFolder(plan.run(arm, seed)).is_done]
     if not finished:
         _tell("no run has finished, so there is nothing to compare")
         return
@@ -167,12 +166,6 @@ def _show(plan: AblationPlan) -> None:
     for table in page.tables(result):
         console.print(table)
     console.print(f"report: {report}", soft_wrap=True, markup=False)
-
-
-def is_done(folder: Path) -> bool:
-    """Tell whether the run in a folder is finished."""
-    summary = folder / _SUMMARY
-    return (folder / _RECIPE).is_file() and summary.is_file() and files.read_json(summary)["status"] == "done"
 
 
 def _resolved(arm: Arm, seed: int) -> dict[str, Any]:
@@ -205,16 +198,14 @@ def _start_from(shared: Path, stages: Sequence[str], folder: Path) -> None:
     """Begin a run where another has ended: with its stages' results, which take no space again, and what it logged."""
     if folder.exists():
         return
-    draft = folder.with_name(folder.name + ".draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    for name in stages:
-        result = shared / "student" if name == stages[-1] else shared / "models" / name
-        shutil.copytree(result, draft / "models" / name, copy_function=_link)
-    for name in (METRICS, EVENTS):
-        if (shared / name).is_file():
-            shutil.copy(shared / name, draft / name)
-    files.write_json(draft / _SUMMARY, files.read_json(shared / _SUMMARY) | {"status": "stopped"})
-    os.replace(draft, folder)
+    begun = RunFolder(shared, stages[-1])
+    with files.replace_folder(folder) as draft:
+        for name in stages:
+            shutil.copytree(begun.stage_result(name), RunFolder(draft).stage_result(name), copy_function=_link)
+        for path in (begun.metrics, begun.events):
+            if path.is_file():
+                shutil.copy(path, draft)
+        files.write_json(RunFolder(draft).summary, files.read_json(begun.summary) | {"status": "stopped"})
 
 
 def _link(source: str, target: str) -> None:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
-LOG = "train.log"
-"""What a job printed, in its run's folder."""
+from rld.utils.interrupts import StopRequest, stop_on_signals
+from rld.utils.run_folder import RunFolder
 
 _NUM_TOLD = 6
 
@@ -68,7 +65,7 @@ def starter(at_once: int) -> Start:
         context.set_forkserver_preload(["rld.pipeline.train"])
 
     def start(job: Job) -> Process:
-        process = context.Process(target=_train, args=(job.arguments, job.folder / LOG))
+        process = context.Process(target=_train, args=(job.arguments, RunFolder(job.folder).log))
         process.start()
         return _Started(process)
 
@@ -118,11 +115,12 @@ def run(jobs: Sequence[Job], at_once: int, start: Start, tell: Callable[[str], N
     waiting, failed = list(jobs), list[Job]()
     working: dict[Job, tuple[Process, float]] = {}
     num_stops = 0
-    with _listening() as signals:
+    message = "stopping after this step, the same command goes on; once more stops at once"
+    with stop_on_signals(StopRequest(message, second_raises=False), ("SIGINT", "SIGTERM", "SIGHUP")) as stop:
         try:
             while waiting or working:
-                if len(signals) > num_stops:
-                    num_stops = len(signals)
+                if len(stop.signals) > num_stops:
+                    num_stops = len(stop.signals)
                     waiting.clear()
                     _terminate(process for process, _ in working.values())
                 for job in [job for job, (process, _) in working.items() if process.poll() is not None]:
@@ -160,27 +158,6 @@ def _terminate(processes: Iterable[Process]) -> None:
 
 
 def _failure(job: Job, code: int) -> str:
-    log = job.folder / LOG
+    log = RunFolder(job.folder).log
     lines = log.read_text(errors="replace").splitlines()[-_NUM_TOLD:] if log.is_file() else []
     return "\n".join([f"{job.title}: failed with exit code {code}; the end of {log}:", *(f"  {x}" for x in lines)])
-
-
-@contextmanager
-def _listening() -> Iterator[list[int]]:
-    """Collect the signals that ask to stop; a second one reaches those at work again, which then stop at once."""
-    caught = list[int]()
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        caught.append(number)
-        print("rld: stopping after this step, the same command goes on; once more stops at once", file=sys.stderr)
-
-    names = ("SIGINT", "SIGTERM", "SIGHUP")
-    there = [number for name in names if (number := getattr(signal, name, None)) is not None]
-    # What is ignored stays so: under nohup a closed terminal stops nothing.
-    numbers = [number for number in there if signal.getsignal(number) is not signal.SIG_IGN]
-    before = [signal.signal(number, note) for number in numbers]
-    try:
-        yield caught
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)

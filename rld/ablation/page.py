@@ -15,8 +15,10 @@ from rld.ablation.outcomes import NEAR, AblationResult, ArmSummary, PairedDiffer
 from rld.ablation.statistics import mean_curve
 from rld.reporting.chart_groups import NUM_INKS
 from rld.reporting.charts import Chart, Line, figure
-from rld.reporting.html import grid, page, write_page
+from rld.reporting.html import grid, page
 from rld.reporting.series import number
+from rld.utils.files import write_text
+from rld.utils.run_folder import RunFolder
 
 Cells: TypeAlias = tuple[list[str], list[list[str]]]
 """The heads of a table's columns, and its rows."""
@@ -55,7 +57,9 @@ def write_scoreboard(result: AblationResult, folder: Path) -> Path:
         f'<h3>By skill</h3><div class="charts small">{"".join(small)}</div>',
         f"<h2>Runs</h2>{_runs(result, folder)}<h2>Arms</h2>{_arms(result)}",
     ]
-    return write_page(folder / "ablation.html", page(f"{result.recipe}: rld ablate", "".join(parts)))
+    path = folder / "ablation.html"
+    write_text(path, page(f"{result.recipe}: rld ablate", "".join(parts)))
+    return path
 
 
 def _sections(result: AblationResult) -> list[tuple[str, Cells, str]]:
@@ -122,7 +126,7 @@ def _runs(result: AblationResult, folder: Path) -> str:
     rows = []
     for run in result.runs:
         scores = [f"{run.scores[skill]:.3f}" for skill in result.skills]
-        place = escape((run.folder.relative_to(folder) / "report.html").as_posix())
+        place = escape(RunFolder(run.folder.relative_to(folder)).report.as_posix())
         cells = [str(run.seed), *scores, f"{run.mean:.3f}", number(run.flops), f'<a href="{place}">report</a>']
         rows.append([escape(run.arm), *cells])
     return f'<div class="card long">{grid(heads, rows)}</div>'

@@ -13,7 +13,8 @@ from rld.controllers.base import BaseController, State
 from rld.controllers.observation import Observation, Weights
 from rld.errors import CheckpointError, ControllerError
 from rld.types import Event, Signal
-from rld.utils import files, run_folder
+from rld.utils import files
+from rld.utils.run_folder import RunFolder
 
 
 class ReplayedController(BaseController):
@@ -71,7 +72,7 @@ class ReplayedController(BaseController):
 def _logged_weights(run: str, stage: str) -> list[dict[str, Any]]:
     """What a run logged at the updates of a stage, in their order."""
     try:
-        lines, _ = files.read_jsonl(Path(run) / run_folder.METRICS)
+        lines, _ = files.read_jsonl(RunFolder(Path(run)).metrics)
     except CheckpointError as error:
         raise ValueError(str(error)) from error
     if not lines:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,11 +48,9 @@ from rld.trainer.rld_trainer import RLDTrainer
 from rld.trainer.trl_patches import skip_unlabelled_positions
 from rld.types import Row
 from rld.utils import files, flops
+from rld.utils.run_folder import RunFolder, stage_record_path
 
 C = TypeVar("C", SFTConfig, RLDConfig)
-
-STAGE = "rld_stage.json"
-"""What a finished stage recorded, beside its model."""
 
 
 class Interrupted(Exception):
@@ -80,22 +77,18 @@ class RunContext:
     """FLOPs of the stage at work that its trainer does not count: a teacher's answers and probes."""
 
     def __post_init__(self) -> None:
+        self.paths = RunFolder(self.folder, self.recipe.stages[-1].name)
         self.sources = skill_rows.skill_rows(self.recipe, self.source.parent)
         self.held_out = [row for source in self.sources.values() for row in source.held_out()]
-        self.models = ModelLoader(self.recipe, self.source, self.stage_folder, self.held_out)
+        self.models = ModelLoader(self.recipe, self.source, self.paths.stage_result, self.held_out)
         # Accelerate joins CPU processes only if the first to ask says that they are on the CPU.
         self.state = PartialState(cpu=not torch.cuda.is_available())
 
     # -- models and scores -------------------------------------------------------------------------------------------
 
-    def stage_folder(self, name: str) -> Path:
-        """Where a stage's result goes: the last stage's is the run's student."""
-        return self.folder / "student" if name == self.recipe.stages[-1].name else self.folder / "models" / name
-
     def result(self, name: str) -> dict[str, Any] | None:
         """What a finished stage recorded; None while it is not finished."""
-        path = self.stage_folder(name) / STAGE
-        return files.read_json(path) if path.is_file() else None
+        return self.paths.stage_record(name)
 
     def skip(self, done: Mapping[str, Any]) -> None:
         """Count in a stage that an earlier process finished."""
@@ -288,9 +281,6 @@ class RunContext:
         """The skills that a stage trains on."""
         return stage.skills or list(self.recipe.skills)
 
-    def _checkpoints(self, stage: str) -> Path:
-        return self.folder / "checkpoints" / stage
-
     def _seed(self, stage: str) -> int:
         """A seed of its own for each stage, so that a resumed run needs no other stage's random state."""
         return self.recipe.seed + 1000 * (1 + [s.name for s in self.recipe.stages].index(stage))
@@ -300,7 +290,11 @@ class RunContext:
         with self._mistakes_in(stage):
             return kind(
                 **shared_arguments(
-                    stage, num_rows, self.state.num_processes, self._seed(stage.name), self._checkpoints(stage.name)
+                    stage,
+                    num_rows,
+                    self.state.num_processes,
+                    self._seed(stage.name),
+                    self.paths.checkpoints(stage.name),
                 ),
                 **own,
             )
@@ -333,7 +327,7 @@ class RunContext:
             PeriodicEvaluation(stage.evaluate_every, lambda: self.score(*_at_work(trainer)), log, trainer)
         )
         trainer.add_callback(Keeper(self.interrupted, log, trainer))
-        folder = self._checkpoints(stage.name)
+        folder = self.paths.checkpoints(stage.name)
         last = None
         if self.resume and self.state.is_main_process:
             checkpoints.remove_incomplete(folder)
@@ -374,16 +368,11 @@ class RunContext:
         }
         self.skip(record)
         if self.state.is_main_process:
-            target = self.stage_folder(stage.name)
-            shutil.rmtree(target, ignore_errors=True)  # whatever is there is no finished stage's
-            draft = target.with_name(target.name + ".draft")
-            shutil.rmtree(draft, ignore_errors=True)
-            model.save_pretrained(draft)
-            tokenizer.save_pretrained(draft)
-            files.write_json(draft / STAGE, record)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(draft, target)
-            shutil.rmtree(self._checkpoints(stage.name), ignore_errors=True)
+            with files.replace_folder(self.paths.stage_result(stage.name)) as draft:
+                model.save_pretrained(draft)
+                tokenizer.save_pretrained(draft)
+                files.write_json(stage_record_path(draft), record)
+            shutil.rmtree(self.paths.checkpoints(stage.name), ignore_errors=True)
         self.state.wait_for_everyone()
 
 

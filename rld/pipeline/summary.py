@@ -37,5 +37,5 @@ class SummaryWriter:
             "stages": stages,
         }
         if self.run.state.is_main_process:
-            files.write_json(self.run.folder / "summary.json", summary)
+            files.write_json(self.run.paths.summary, summary)
         return summary

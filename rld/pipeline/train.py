@@ -21,6 +21,7 @@ from rld.reporting.report import write_report
 from rld.reporting.tables import closing_table, scores_table
 from rld.utils import files
 from rld.utils.interrupts import StopRequest, stop_on_signals
+from rld.utils.run_folder import RunFolder
 
 
 def train(recipe: Recipe, source: Path, output: Path, resume: bool) -> int:
@@ -33,10 +34,10 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool) -> int:
         RldError: the user's mistake, with what to mend.
     """
     _quiet()
-    stop = StopRequest()
-    summary_path = output / "summary.json"
+    stop = StopRequest("stopping after this step; once more stops at once")
+    summary_path = RunFolder(output).summary
     spent = files.read_json(summary_path)["seconds"] if resume and summary_path.is_file() else 0.0
-    run = RunContext(recipe, source, output, resume, stop.asked, started=time.time() - spent)
+    run = RunContext(recipe, source, output, resume, stop.is_made, started=time.time() - spent)
     resolved = recipe.model_dump(mode="json")
     run.check_stages()
     _claim(run, resolved)
@@ -52,7 +53,7 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool) -> int:
                 else:
                     run.skip(done)
                 writer.write("running")
-                if stop.asked() and stage is not recipe.stages[-1]:
+                if stop.is_made() and stage is not recipe.stages[-1]:
                     raise Interrupted
         status = "done"
     except (Interrupted, KeyboardInterrupt):
@@ -67,7 +68,7 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool) -> int:
         console.print(f"report: {page}", soft_wrap=True)
         if status == "stopped":
             console.print("stopped; the same command with --resume goes on from here", soft_wrap=True)
-    return 0 if status == "done" else 128 + (stop.signal or signal.SIGINT)
+    return 0 if status == "done" else 128 + (stop.signals or [signal.SIGINT])[0]
 
 
 def _quiet() -> None:
@@ -80,7 +81,7 @@ def _quiet() -> None:
 
 def _claim(run: RunContext, resolved: dict[str, Any]) -> None:
     """Write the resolved recipe into the run's folder, or refuse to go on with another one than it began with."""
-    path = run.folder / "recipe.json"
+    path = run.paths.recipe
     if run.resume and path.is_file():
         old = files.read_json(path)
         changed = _differences(run, resolved, old)
@@ -88,7 +89,7 @@ def _claim(run: RunContext, resolved: dict[str, Any]) -> None:
             raise CheckpointError(
                 f"{run.folder} was started with another recipe (changed: {', '.join(changed)}); "
                 "resume with the same one, or choose another --output, where `models` may name what is done, such as "
-                f"{run.folder / 'models' / run.recipe.stages[0].name}"
+                f"{run.paths.models / run.recipe.stages[0].name}"
             )
     run.state.wait_for_everyone()  # nobody looks after the file is there
     if run.state.is_main_process:

@@ -15,7 +15,7 @@ from rld.errors import CheckpointError
 from rld.reporting.series import Point
 from rld.utils import files
 from rld.utils.files import Record, read_json
-from rld.utils.run_folder import EVENTS, METRICS
+from rld.utils.run_folder import RunFolder
 
 _LARGEST = 1e300
 """Values beyond are as good as infinite, and no axis can hold them."""
@@ -163,15 +163,16 @@ def read_run(run: Path) -> RunHistory:
     Raises:
         CheckpointError: it holds no run, or a file of it is damaged.
     """
-    recipe, summary = _object(run / "recipe.json"), _object(run / "summary.json")
-    plan = RecipeSummary.of(run / "recipe.json", recipe)
-    outcome = Summary.of(run / "summary.json", summary)
-    metrics, metrics_cut = files.read_jsonl(run / METRICS)
+    folder = RunFolder(run)
+    recipe, summary = _object(folder.recipe), _object(folder.summary)
+    plan = RecipeSummary.of(folder.recipe, recipe)
+    outcome = Summary.of(folder.summary, summary)
+    metrics, metrics_cut = files.read_jsonl(folder.metrics)
     for number, record in enumerate(metrics, 1):
         if "stage" not in record or not all(_is_number(record.get(key)) for key in ("step", "seconds", "flops")):
-            raise CheckpointError(f"{run / METRICS}:{number} lacks stage, step, seconds or flops; take the line out")
-    records, events_cut = files.read_jsonl(run / EVENTS)
-    events = [LoggedEvent.of(run / EVENTS, record) for record in records]
+            raise CheckpointError(f"{folder.metrics}:{number} lacks stage, step, seconds or flops; take the line out")
+    records, events_cut = files.read_jsonl(folder.events)
+    events = [LoggedEvent.of(folder.events, record) for record in records]
     results = {result.name: result for result in outcome.stages}
     stages = [
         StageHistory(
@@ -182,7 +183,8 @@ def read_run(run: Path) -> RunHistory:
         )
         for stage in plan.stages
     ]
-    cut = [name for name, is_cut in ((METRICS, metrics_cut), (EVENTS, events_cut)) if is_cut]
+    logs = (folder.metrics, metrics_cut), (folder.events, events_cut)
+    cut = [path.name for path, is_cut in logs if is_cut]
     return RunHistory(run, recipe, plan, outcome, stages, cut)
 
 

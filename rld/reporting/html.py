@@ -6,10 +6,8 @@ simulated protanopia, deuteranopia and tritanopia, with a contrast of at least 3
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 
 STYLE = """
 :root {
@@ -116,14 +114,6 @@ def page(title: str, body: str) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>\n"
     )
-
-
-def write_page(target: Path, text: str) -> Path:
-    """Write a page whole or not at all, and return where it is."""
-    draft = target.with_name(target.name + ".draft")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, target)
-    return target
 
 
 def grid(heads: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:

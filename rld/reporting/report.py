@@ -10,9 +10,11 @@ import yaml
 from rld.reporting.chart_groups import ChartGroup, Colours, groups
 from rld.reporting.charts import figure
 from rld.reporting.history import RunHistory, StageHistory, read_run
-from rld.reporting.html import grid, page, write_page
+from rld.reporting.html import grid, page
 from rld.reporting.series import number
 from rld.reporting.tables import html_table, teacher_tokens_note
+from rld.utils.files import write_text
+from rld.utils.run_folder import RunFolder
 
 _KINDS = {"sft": "supervised fine-tuning", "distill": "distillation and reinforcement"}
 
@@ -29,7 +31,9 @@ def write_report(run: Path) -> Path:
     Raises:
         CheckpointError: the folder holds no run, or a file of it is damaged.
     """
-    return write_page(run / "report.html", _page(read_run(run)))
+    path = RunFolder(run).report
+    write_text(path, _page(read_run(run)))
+    return path
 
 
 def _page(history: RunHistory) -> str:

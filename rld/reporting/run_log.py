@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from rld.reporting.metric_names import picked
 from rld.types import Event
 from rld.utils import files
-from rld.utils.run_folder import EVENTS, METRICS
+from rld.utils.run_folder import RunFolder
 
 
 class RunLog(TrainerCallback):
@@ -34,7 +34,7 @@ class RunLog(TrainerCallback):
     def __init__(
         self, folder: Path, stage: str, start: float, flops: Callable[[], float], supervised: bool = False
     ) -> None:
-        self.folder, self.stage, self.start, self.flops = folder, stage, start, flops
+        self.folder, self.stage, self.start, self.flops = RunFolder(folder), stage, start, flops
         self._supervised = supervised
         self._writes = False
         self._noted: dict[str, float] = {}
@@ -42,9 +42,9 @@ class RunLog(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._writes = state.is_world_process_zero
         if self._writes:
-            for name in (METRICS, EVENTS):
+            for path in (self.folder.metrics, self.folder.events):
                 files.filter_jsonl(
-                    self.folder / name,
+                    path,
                     lambda record: record.get("stage") != self.stage or record["step"] <= state.global_step,
                 )
 
@@ -60,7 +60,7 @@ class RunLog(TrainerCallback):
         if self._writes and values:
             seconds = round(time.time() - self.start, 3)
             head = {"stage": self.stage, "step": state.global_step, "seconds": seconds, "flops": self.flops()}
-            files.append_jsonl(self.folder / METRICS, [head | values | self._noted])
+            files.append_jsonl(self.folder.metrics, [head | values | self._noted])
             self._noted = {}
 
     def note(self, values: Mapping[str, float]) -> None:
@@ -70,4 +70,4 @@ class RunLog(TrainerCallback):
     def events(self, events: list[Event]) -> None:
         """Append a controller's events."""
         if self._writes and events:
-            files.append_jsonl(self.folder / EVENTS, [asdict(event) | {"stage": self.stage} for event in events])
+            files.append_jsonl(self.folder.events, [asdict(event) | {"stage": self.stage} for event in events])

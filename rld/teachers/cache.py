@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from rld.models.hidden_states import StateKey
 from rld.models.logprob_source import LogprobSource, ScoredSequence, SourceInfo, TopKLogprobs
 from rld.models.tokenizers import vocabulary_hash
 from rld.teachers.wire_format import PayloadError, pack_shortlist, unpack_shortlist
-from rld.utils.files import read_json, write_json
+from rld.utils.files import read_json, write_bytes, write_json
 
 _VERSION = 3
 
@@ -126,12 +124,9 @@ class CachedLogprobs(LogprobSource):
             raise TeacherError(f"teacher '{self.name}' gives values that are no log-probabilities; nothing was kept")
         data = pack_shortlist(shortlist, about)
         path = self.folder / f"{_digest(data)}.safetensors"
-        draft = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.draft")
         try:
-            draft.write_bytes(data)
-            os.replace(draft, path)
+            write_bytes(path, data)
         except OSError as error:
-            draft.unlink(missing_ok=True)
             raise CacheError(f"{path} can't be written: {error.strerror}; make room, or name another folder") from error
         self._read(path)  # what is trained on is what was stored, in the first epoch too
 

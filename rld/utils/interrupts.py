@@ -2,38 +2,49 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
 
 class StopRequest:
-    """Remembers a polite request to stop; the second one is not polite any more."""
+    """Remembers the signals that asked this process to stop.
 
-    def __init__(self) -> None:
-        self.signal: int | None = None
+    Args:
+        message: Printed to stderr by the main process at each request.
+        second_raises: Whether a second request raises `KeyboardInterrupt` at once.
+    """
+
+    def __init__(self, message: str, second_raises: bool = True) -> None:
+        self.message, self.second_raises = message, second_raises
+        self.signals: list[int] = []
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
-        if self.signal is not None:
+        self.signals.append(number)
+        if self.second_raises and len(self.signals) > 1:
             raise KeyboardInterrupt
-        self.signal = number
-        from accelerate import PartialState  # takes a second to import
+        if os.environ.get("RANK", "0") == "0":
+            print(f"rld: {self.message}", file=sys.stderr)
 
-        if PartialState().is_main_process:
-            print("rld: stopping after this step; once more stops at once", file=sys.stderr)
-
-    def asked(self) -> bool:
-        return self.signal is not None
+    def is_made(self) -> bool:
+        """Tell whether a stop was requested."""
+        return bool(self.signals)
 
 
 @contextmanager
-def stop_on_signals(stop: StopRequest) -> Iterator[None]:
-    numbers = (signal.SIGINT, signal.SIGTERM)
+def stop_on_signals(stop: StopRequest, names: Sequence[str] = ("SIGINT", "SIGTERM")) -> Iterator[StopRequest]:
+    """Hand the signals called `names` to `stop` inside the block; signals that a platform lacks are left out.
+
+    A SIGHUP that is ignored stays ignored: under nohup, closing the terminal stops nothing.
+    """
+    numbers = [number for name in names if (number := getattr(signal, name, None)) is not None]
+    numbers = [n for n in numbers if signal.Signals(n).name != "SIGHUP" or signal.getsignal(n) is not signal.SIG_IGN]
     before = [signal.signal(number, stop) for number in numbers]
     try:
-        yield
+        yield stop
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)

@@ -1,6 +1,92 @@
-"""The files of a run's folder."""
+"""Where a run keeps each of its files."""
 
 from __future__ import annotations
 
-METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
-"""A run's journals, in its folder."""
+from dataclasses import dataclass
+from pathlib import Path
+
+from rld.utils.files import Record, read_json
+
+_STAGE_RECORD = "rld_stage.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of a run, and the paths in it.
+
+    Attributes:
+        path: The folder.
+        last_stage: The stage whose model is the run's student. None: for callers that ask for no stage's result.
+    """
+
+    path: Path
+    last_stage: str | None = None
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe, with all overrides and defaults."""
+        return self.path / "recipe.json"
+
+    @property
+    def summary(self) -> Path:
+        """What the run has done so far."""
+        return self.path / "summary.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """One JSON object per event."""
+        return self.path / "events.jsonl"
+
+    @property
+    def report(self) -> Path:
+        """The report as a page of HTML."""
+        return self.path / "report.html"
+
+    @property
+    def log(self) -> Path:
+        """What a run that an ablation started has printed."""
+        return self.path / "train.log"
+
+    @property
+    def student(self) -> Path:
+        """The model and record of the last stage."""
+        return self.path / "student"
+
+    @property
+    def models(self) -> Path:
+        """A folder with the models and records of all other stages."""
+        return self.path / "models"
+
+    def stage_result(self, name: str) -> Path:
+        """Return the folder with a stage's model and record."""
+        return self.student if name == self.last_stage else self.models / name
+
+    def checkpoints(self, name: str) -> Path:
+        """Return the folder with the checkpoints of a stage that is not finished."""
+        return self.path / "checkpoints" / name
+
+    def stage_record(self, name: str) -> Record | None:
+        """Return what a finished stage recorded; None while it is not finished."""
+        path = stage_record_path(self.stage_result(name))
+        return read_json(path) if path.is_file() else None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run has finished."""
+        return self.recipe.is_file() and self.summary.is_file() and read_json(self.summary)["status"] == "done"
+
+    @property
+    def leftovers(self) -> list[Path]:
+        """What a run would overwrite: results, checkpoints and a log, of whatever run."""
+        paths = [self.student, self.models, self.path / "checkpoints", self.metrics]
+        return [path for path in paths if path.exists()]
+
+
+def stage_record_path(folder: Path) -> Path:
+    """Return where a stage's record is in the folder of its result."""
+    return folder / _STAGE_RECORD

@@ -12,10 +12,10 @@ import pytest
 
 from rld.ablation import jobs
 from rld.ablation.ablate import ablate
-from rld.ablation.arms import ArmError, read_arms
+from rld.ablation.arms import read_arms
 from rld.ablation.jobs import Job
 from rld.cli import main
-from rld.errors import CheckpointError
+from rld.errors import AblationError, CheckpointError
 from tests.pipeline.test_train import RECIPE, TASKS, metrics, one_thread
 from tests.reporting.test_report import Page
 
@@ -252,7 +252,7 @@ def test_what_arms_mean(recipe, tmp_path):
     assert (arms["slow"].stage.evaluate_every, arms["same"].stage.evaluate_every) == (4, 1)
     assert arms["chat"].recipe.max_new_tokens == 3
     assert all(arm.stage.max_flops == 1e12 for arm in arms.values())
-    with pytest.raises(ArmError) as caught:
+    with pytest.raises(AblationError) as caught:
         read_arms("a: steps=0; b: steps=x", recipe, [])
     assert [line[:8] for line in str(caught.value).splitlines()] == ["arm 'a':", "arm 'b':"]
 

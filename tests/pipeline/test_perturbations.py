@@ -57,7 +57,7 @@ def test_a_run_with_changes_goes_on_after_them_as_if_never_stopped(tmp_path, mon
     assert main(["train", str(recipe), "--output", str(tmp_path / "whole")]) == 0
     log = tmp_path / "cut" / "metrics.jsonl"
     monkeypatch.setattr(
-        interrupts.StopRequest, "asked", lambda _: log.exists() and '"student", "step": 7' in log.read_text()
+        interrupts.StopRequest, "is_made", lambda _: log.exists() and '"student", "step": 7' in log.read_text()
     )
     assert main(["train", str(recipe), "--output", str(tmp_path / "cut")]) != 0
     monkeypatch.undo()
