@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,42 +21,42 @@ from transformers import (
 )
 
 from rld.models.logprob_source import LogprobSource
-from rld.models.prompting import tokens
+from rld.models.prompting import PromptEncoder
 from rld.types import Row
 
 
 def generate(
     model: PreTrainedModel | LogprobSource,
-    tokenizer: PreTrainedTokenizerBase,
+    encoder: PromptEncoder,
     rows: Sequence[Row],
+    *,
     max_new_tokens: int,
     batch_size: int = 64,
     alone: bool = False,
-    chat_options: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Answer the rows' prompts greedily, without randomness.
+    """Answer the rows' prompts greedily.
 
     Args:
-        model: On its device, and left in the mode it was in; or what answers from elsewhere.
-        rows: The same on every process, and each answers a share of them, unless `alone`.
-        batch_size: Rows at a time, per process.
-        alone: Whether this process answers all its rows, which no other knows of.
-        chat_options: What else the chat template is given, or `chat_template` itself.
+        model: A model on its device, whose mode is restored, or a log-probability source that generates.
+        encoder: Encodes the prompts for the model.
+        rows: The same on every process, each of which answers a share of them, unless `alone`.
+        max_new_tokens: Greatest length of an answer.
+        batch_size: Rows per forward of a process.
+        alone: Whether this process answers all its rows itself, because they are its own.
 
     Returns:
         The answers of all rows, in their order, on every process.
     """
-    # Prompts of like length go together, so that little is padded.
-    prompts = [tokens(tokenizer, row["prompt"], chat_options) for row in rows]
-    order = sorted(range(len(rows)), key=lambda i: len(prompts[i]))
+    prompts = [encoder.encode(row["prompt"]) for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: len(prompts[i]))  # prompts of like length need little padding
     state = PartialState()
-    mine = order if alone else order[state.process_index :: state.num_processes]
-    asked = [prompts[i] for i in mine]
+    numbers = order if alone else order[state.process_index :: state.num_processes]
+    share = [prompts[i] for i in numbers]
     if isinstance(model, LogprobSource):
-        texts = model.answer(asked, max_new_tokens) if asked else []
+        texts = model.answer(share, max_new_tokens) if share else []
     else:
-        texts = complete(model, tokenizer, asked, max_new_tokens, batch_size)
-    answers = list(zip(mine, texts, strict=True))
+        texts = complete(model, encoder.tokenizer, share, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    answers = list(zip(numbers, texts, strict=True))
     gathered: list[tuple[int, str]] = answers if alone else gather_object(answers)
     return [text for _, text in sorted(gathered)]
 
@@ -65,6 +65,7 @@ def complete(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[list[int]],
+    *,
     max_new_tokens: int,
     batch_size: int = 64,
 ) -> list[str]:
@@ -80,6 +81,7 @@ def sample(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[list[int]],
+    *,
     max_new_tokens: int,
     seed: int,
     temperature: float = 1.0,

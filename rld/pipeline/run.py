@@ -26,9 +26,10 @@ from rld.data.prompt_stream import PromptStream
 from rld.data.sft import sft_dataset
 from rld.errors import RecipeError, RldError
 from rld.evaluation import held_out
-from rld.models import generation, prompting
+from rld.models import generation
 from rld.models.logprob_source import LogprobSource
 from rld.models.placement import move_unless_placed
+from rld.models.prompting import PromptEncoder
 from rld.pipeline import sft
 from rld.pipeline.callbacks import CommonRandomNumbers, FlopsBudget, Keeper, PeriodicEvaluation
 from rld.pipeline.model_loading import Loaded, ModelLoader
@@ -101,11 +102,12 @@ class RunContext:
         return {skill: accuracy for skill, (accuracy, _) in self._score(model, tokenizer, self.held_out).items()}
 
     def _score(self, model: Any, tokenizer: Any, rows: list[Row]) -> dict[str, tuple[float, int]]:
-        texts = generation.generate(self._placed(model), tokenizer, rows, self.recipe.max_new_tokens)
-        return held_out.score(rows, texts)
+        return held_out.score(rows, self._generate(model, PromptEncoder(tokenizer), rows))
 
-    def _placed(self, model: PreTrainedModel | LogprobSource) -> PreTrainedModel | LogprobSource:
-        return model if isinstance(model, LogprobSource) else move_unless_placed(model, self.state.device)
+    def _generate(self, model: Any, encoder: PromptEncoder, rows: Sequence[Row]) -> list[str]:
+        if not isinstance(model, LogprobSource):
+            model = move_unless_placed(model, self.state.device)
+        return generation.generate(model, encoder, rows, max_new_tokens=self.recipe.max_new_tokens)
 
     def _known_scores(self, reference: str) -> dict[str, float] | None:
         known = self.result(reference) if any(stage.name == reference for stage in self.recipe.stages) else None
@@ -165,9 +167,9 @@ class RunContext:
 
     def _counted_answers(self, model: Any, tokenizer: Any, rows: Sequence[Row]) -> list[str]:
         """Greedy answers, whose FLOPs are the stage's."""
-        texts = generation.generate(self._placed(model), tokenizer, rows, self.recipe.max_new_tokens)
-        answers = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
-        num_tokens = prompting.num_tokens(tokenizer, rows, answers)
+        encoder = PromptEncoder(tokenizer)
+        texts = self._generate(model, encoder, rows)
+        num_tokens = encoder.count_tokens(rows, [encoder.encode_answer(text) for text in texts])
         self.flops_beside += flops.forward_flops(model.num_parameters(), num_tokens)
         return texts
 

@@ -14,8 +14,8 @@ from rld.data.skill_rows import SkillRows
 from rld.errors import TeacherDown
 from rld.evaluation import held_out
 from rld.losses.feature_matching import FeaturePlan
-from rld.models import prompting
 from rld.models.logprob_source import LogprobSource, ScoredSequence
+from rld.models.prompting import PromptEncoder
 from rld.pipeline.model_loading import Loaded, ModelLoader
 from rld.recipe.stages.distill import Distill
 from rld.recipe.teachers import ServedTeacher, TeacherSpec
@@ -118,7 +118,8 @@ class TeacherLoader:
         bases: dict[str, Loaded] = {}
         chat_options: Any = args.chat_template_kwargs
         answers = gold_completions(list(rows), student[1], args.max_completion_length)
-        prompts = [prompting.tokens(student[1], row["prompt"], chat_options) for row in rows]
+        encoder = PromptEncoder(student[1], chat_options)
+        prompts = [encoder.encode(row["prompt"]) for row in rows]
         counts = {}
         for name in stage.teachers:
             teacher = self.teacher(stage, name, student, bases)

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from rld.errors import TeacherDown
-from rld.models import generation, prompting
+from rld.models import generation
+from rld.models.prompting import PromptEncoder
 from rld.rollout.verifier import Verify, ask, is_success
 from rld.teachers.teacher import Teacher
 from rld.types import DEFAULT_SKILL, Event
@@ -47,26 +47,24 @@ class TeacherGate:
 
     Args:
         teachers: The teachers.
-        student: The student's tokenizer, which those read that are not aligned.
+        encoder: Encodes prompts for the student, and for the teachers that are not aligned.
         verify: A reward with TRL's signature that gives 1 to a right answer and None where it doesn't apply.
         max_new_tokens: Length of an answer.
         device: Where teachers answer.
-        chat_options: What else chat templates are given.
         again_at: Temperature of second answers, the rollout's. None: nobody is asked for any.
     """
 
     def __init__(
         self,
         teachers: Sequence[Teacher],
-        student: PreTrainedTokenizerBase,
+        encoder: PromptEncoder,
         verify: Verify,
         max_new_tokens: int,
         device: torch.device,
-        chat_options: Mapping[str, Any] | None = None,
         again_at: float | None = None,
     ) -> None:
-        self.teachers, self.student, self.verify = list(teachers), student, verify
-        self.max_new_tokens, self.device, self.chat_options = max_new_tokens, device, dict(chat_options or {})
+        self.teachers, self.encoder, self.verify = list(teachers), encoder, verify
+        self.max_new_tokens, self.device = max_new_tokens, device
         self.flops = 0.0
         """Operations of this process's answers so far."""
         self.num_tokens = 0
@@ -86,18 +84,17 @@ class TeacherGate:
     def of(
         cls,
         teachers: Sequence[Teacher],
-        student: PreTrainedTokenizerBase,
+        encoder: PromptEncoder,
         verify: Verify | None,
         max_new_tokens: int,
         accelerator: Accelerator,
-        chat_options: Mapping[str, Any],
         again_at: float | None,
     ) -> TeacherGate | None:
         """Return a gate, or with a warning None where no reward can be asked."""
         if verify is None:
             warnings.warn("the first reward can't be asked about teachers' answers, so gate is skill", stacklevel=4)
             return None
-        return cls(teachers, student, verify, max_new_tokens, accelerator.device, chat_options, again_at)
+        return cls(teachers, encoder, verify, max_new_tokens, accelerator.device, again_at)
 
     def open(self, rows: Sequence[dict[str, Any]], wanted_BK: Tensor) -> Tensor:
         """Which teachers may teach on which rows, `[B, K]` bool.
@@ -157,11 +154,10 @@ class TeacherGate:
         """Whether a teacher answers each row rightly; None if it is down, which says nothing of the rows."""
         if teacher.is_down:
             return None
-        tokenizer, options = self._reading(teacher)
+        encoder = teacher.prompt_encoder(self.encoder)
         try:
             with teacher.answering(self.device) as model:
-                asked = model, tokenizer, rows, self.max_new_tokens
-                texts = generation.generate(*asked, alone=True, chat_options=options)
+                texts = generation.generate(model, encoder, rows, max_new_tokens=self.max_new_tokens, alone=True)
         except TeacherDown:
             if not teacher.optional:
                 raise
@@ -172,17 +168,11 @@ class TeacherGate:
         self._warn_of_silence(teacher, verdicts)
         return verdicts
 
-    def _reading(self, teacher: Teacher) -> tuple[PreTrainedTokenizerBase, dict[str, Any]]:
-        """The tokenizer that a teacher reads with, and what its chat template is given."""
-        tokenizer, template = (teacher.tokenizer, teacher.chat_template) if teacher.align else (self.student, None)
-        assert tokenizer is not None  # the panel has found it
-        return tokenizer, self.chat_options | {"chat_template": template}
-
     def _credits(self, teacher: Teacher, rows: list[dict[str, Any]], texts: list[str]) -> list[float | None]:
         """What the verifier gives to a teacher's answers, whose cost is counted in."""
-        tokenizer, options = self._reading(teacher)
-        ids = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
-        num_tokens = prompting.num_tokens(tokenizer, rows, ids, options)
+        encoder = teacher.prompt_encoder(self.encoder)
+        ids = [encoder.encode_answer(text) for text in texts]
+        num_tokens = encoder.count_tokens(rows, ids)
         self.num_tokens += num_tokens
         self.flops += 2.0 * teacher.num_parameters() * num_tokens
         return ask(self.verify, rows, texts, ids)
@@ -200,11 +190,18 @@ class TeacherGate:
         if not asked:
             return {}
         rows = list(asked.values())
-        tokenizer, options = self._reading(teacher)
-        prompts = [prompting.tokens(tokenizer, row["prompt"], options) for row in rows]
+        encoder = teacher.prompt_encoder(self.encoder)
+        prompts = [encoder.encode(row["prompt"]) for row in rows]
         with teacher.running(self.device) as model:
-            answers = generation.sample(model, tokenizer, prompts, self.max_new_tokens, 0, self._again_at)
-        credits = self._credits(teacher, rows, tokenizer.batch_decode(answers, skip_special_tokens=True))
+            answers = generation.sample(
+                model,
+                encoder.tokenizer,
+                prompts,
+                max_new_tokens=self.max_new_tokens,
+                seed=0,
+                temperature=self._again_at,
+            )
+        credits = self._credits(teacher, rows, encoder.decode(answers))
         for row, credit in zip(rows, credits, strict=True):
             if credit is None:  # nothing is learnt of this skill by asking more
                 skill = str(row.get("skill", DEFAULT_SKILL))

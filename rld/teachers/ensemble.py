@@ -28,6 +28,7 @@ from rld.models.backbone import as_many_as_fit, hidden_states
 from rld.models.heads import LMHead, log_probabilities
 from rld.models.logprob_source import ScoredSequence, TopKLogprobs
 from rld.models.prompt_sharing import PromptSharingLayout
+from rld.models.prompting import PromptEncoder
 from rld.teachers.teacher import Teacher, share_base_models
 from rld.teachers.translation import CompletionTranslator, StudentVocabulary, Translation
 
@@ -42,11 +43,10 @@ class TeacherEnsemble:
         self,
         teachers: Sequence[Teacher],
         student: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        encoder: PromptEncoder,
         ends: Sequence[int],
         feature: AnyFeature | None,
         prepare: Callable[[PreTrainedModel], PreTrainedModel],
-        chat_options: Mapping[str, Any] | None = None,
     ) -> None:
         names = [teacher.name for teacher in teachers]
         if len(set(names)) < len(names):
@@ -61,7 +61,7 @@ class TeacherEnsemble:
         self.teachers, self._prepare, self._ends = list(teachers), prepare, set(ends)
         share_base_models(teachers)
         for teacher in teachers:
-            teacher.require_same_tokenizer(tokenizer)
+            teacher.require_same_tokenizer(encoder.tokenizer)
         # A base model ends with another token than its instruct sibling: what one says of the other's end is noise.
         self._foreign_ends = [sorted(self._ends - teacher.ends()) for teacher in teachers]
         self.models = [self._prepared(teacher) for teacher in teachers]
@@ -73,7 +73,7 @@ class TeacherEnsemble:
         """Completions per forward, for each teacher that once ran out of memory with more."""
         self._output = student.get_output_embeddings()
         self._vocabulary = self._output.weight.shape[0]
-        self._translators = _translators(teachers, tokenizer, ends, chat_options)
+        self._translators = _translators(teachers, encoder, ends)
         self.align = [teacher.align for teacher in teachers]
         self.plans = [FeaturePlan.of(feature, student, t.load(), str(t.name)) for t in teachers] if feature else []
         for teacher, plan in zip(teachers, self.plans, strict=False):
@@ -304,20 +304,18 @@ class TeacherEnsemble:
 
 
 def _translators(
-    teachers: Sequence[Teacher],
-    tokenizer: PreTrainedTokenizerBase,
-    ends: Sequence[int],
-    chat_options: Mapping[str, Any] | None,
+    teachers: Sequence[Teacher], encoder: PromptEncoder, ends: Sequence[int]
 ) -> list[CompletionTranslator | None]:
     """What translates for each teacher; None for those that read the student's tokens."""
     if not any(teacher.align for teacher in teachers):
         return [None] * len(teachers)
-    student, made = StudentVocabulary(tokenizer, ends), list[CompletionTranslator | None]()
-    for teacher in teachers:
-        assert teacher.tokenizer is not None  # `require_same_tokenizer` has found it
-        options = str(teacher.name), teacher.tokenizer, teacher.ends(), teacher.chat_template
-        made.append(CompletionTranslator(*options, student, chat_options) if teacher.align else None)
-    return made
+    student = StudentVocabulary(encoder.tokenizer, ends)
+    return [
+        CompletionTranslator(str(teacher.name), teacher.prompt_encoder(encoder), teacher.ends(), student)
+        if teacher.align
+        else None
+        for teacher in teachers
+    ]
 
 
 def _shortlist(k: int, inputs: Mapping[str, Any]) -> TopKLogprobs | None:

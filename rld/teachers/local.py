@@ -94,7 +94,7 @@ class LocalLogprobs(LogprobSource):
 
     def answer(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
         with self.teacher.running(self.device) as model:
-            return generation.complete(model, self.tokenizer, prompts, max_new_tokens)
+            return generation.complete(model, self.tokenizer, prompts, max_new_tokens=max_new_tokens)
 
 
 def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

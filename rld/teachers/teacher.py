@@ -20,6 +20,7 @@ from rld.models.heads import LMHead
 from rld.models.hidden_states import StateKey
 from rld.models.logprob_source import LogprobSource, ScoredSequence, TopKLogprobs
 from rld.models.placement import is_placed, move_unless_placed
+from rld.models.prompting import PromptEncoder
 from rld.models.tokenizers import PROBES
 from rld.types import Align
 from rld.utils.suggestions import hint
@@ -254,6 +255,12 @@ class Teacher:
                 "pass Teacher(..., tokenizer=...)"
             )
         return self.tokenizer
+
+    def prompt_encoder(self, student: PromptEncoder) -> PromptEncoder:
+        """Return the encoder of prompts that this teacher reads: the student's, unless the teacher is aligned."""
+        if self.align is None:
+            return student
+        return PromptEncoder(self.find_tokenizer(), student.chat_options, self.chat_template)
 
     def require_same_tokenizer(self, student: PreTrainedTokenizerBase) -> None:
         """Refuse a teacher that would read the student's token ids as other text; `align` is for those.

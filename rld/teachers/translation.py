@@ -9,7 +9,7 @@ completions, V tokens that both vocabularies have.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rld.errors import TeacherError
+from rld.models.prompting import PromptEncoder
 from rld.teachers.byte_alignment import END, shared_vocabulary, spans, starts, token_bytes, valid_text
 
 _PROBE = "The quick brown fox jumps over 13 lazy dogs."
@@ -78,11 +79,9 @@ class CompletionTranslator:
 
     Args:
         name: The teacher's, for errors.
-        tokenizer: The teacher's.
-        ends: The tokens that end its completions.
-        chat_template: Its chat template in Jinja. None: its tokenizer's.
+        encoder: Encodes prompts for the teacher.
+        ends: The tokens that end the teacher's completions.
         student: The student's tokens.
-        chat_options: What else the student's chat template is given, such as a switch for thinking.
 
     Attributes:
         vocabulary: Ids `[V]` of the student's and of the teacher's tokens that spell the same.
@@ -94,15 +93,13 @@ class CompletionTranslator:
     def __init__(
         self,
         name: str,
-        tokenizer: PreTrainedTokenizerBase,
+        encoder: PromptEncoder,
         ends: Collection[int],
-        chat_template: str | None,
         student: StudentVocabulary,
-        chat_options: Mapping[str, Any] | None = None,
     ) -> None:
-        self._name, self._tokenizer, self._student = name, tokenizer, student
-        self._chat_options = dict(chat_options or {})
-        self._template = chat_template or _chat_template(tokenizer)
+        self._name, self._encoder, self._student = name, encoder, student
+        tokenizer = self._tokenizer = encoder.tokenizer
+        self._template = encoder.chat_template or _chat_template(tokenizer)
         try:
             self._end = end_token(tokenizer, ends, self._template)
         except TemplateError as error:
@@ -175,26 +172,15 @@ class CompletionTranslator:
 
     def _prompt(self, prompt: Any) -> list[int]:
         """The teacher's tokens for a prompt, as TRL makes the student's."""
-        if isinstance(prompt, str):
-            encoded: Any = self._tokenizer(prompt)
-        elif self._template is None:
+        if not isinstance(prompt, str) and self._template is None:
             raise TeacherError(
                 f"teacher '{self._name}' has no chat template, but the prompts are conversations; give it one with "
                 "chat_template in the recipe, or Teacher(..., chat_template=...), in Jinja"
             )
-        else:
-            try:
-                encoded = self._tokenizer.apply_chat_template(
-                    prompt,
-                    chat_template=self._template,
-                    add_generation_prompt=True,
-                    return_dict=True,
-                    **self._chat_options,
-                )
-            except TemplateError as error:
-                raise TeacherError(f"teacher '{self._name}': chat_template: {error}") from error
-        ids: list[int] = encoded["input_ids"]
-        return ids
+        try:
+            return self._encoder.encode(prompt)
+        except TemplateError as error:
+            raise TeacherError(f"teacher '{self._name}': chat_template: {error}") from error
 
 
 def end_token(tokenizer: PreTrainedTokenizerBase, ends: Collection[int], template: str | None) -> int | None:

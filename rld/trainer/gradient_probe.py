@@ -8,21 +8,20 @@ Shapes: B completions, T completion tokens, H width, D sketch, P groups of a rol
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from rld.controllers.observation import GradientStats
 from rld.controllers.runtime import ControllerRuntime
 from rld.errors import RecipeError
-from rld.models import prompting
 from rld.models.backbone import hidden_states
 from rld.models.heads import LMHead
 from rld.models.prompt_sharing import PromptSharingLayout
+from rld.models.prompting import PromptEncoder
 from rld.rollout.batch import RolloutBatch
 from rld.rollout.gold import gold_completions
 from rld.trainer.gradient_sketch import SIZE, gradient_stats, likelihood_gradient, signs, sketch
@@ -60,8 +59,7 @@ class GradientProbe:
         steering: ControllerRuntime,
         accelerator: Accelerator,
         student: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        chat_options: Mapping[str, Any],
+        encoder: PromptEncoder,
         rows: Sequence[Row],
     ) -> GradientProbe | None:
         """What the controller asks for; None: nothing. `rows` are as in `GoldAnswerGradients`.
@@ -72,7 +70,7 @@ class GradientProbe:
         needs = steering.controller.needs
         if not needs.pulls or not steering.teachers:
             return None
-        known = tokenizer, args.max_completion_length, chat_options, accelerator
+        known = encoder, args.max_completion_length, accelerator
         gold = GoldAnswerGradients(_first(rows, needs.gold, steering.skills), *known) if needs.gold else None
         return cls(steering, args.prompts_per_rollout, student, gold, accelerator)
 
@@ -149,9 +147,8 @@ class GoldAnswerGradients:
 
     Args:
         rows: Rows with `prompt`, `answer` and `skill`, the same on every process.
-        tokenizer: The student's.
+        encoder: Encodes prompts for the student.
         longest: Tokens of an answer at most; None: any number.
-        chat_options: What else the chat template is given.
 
     Raises:
         RecipeError: no row has an answer.
@@ -160,15 +157,14 @@ class GoldAnswerGradients:
     def __init__(
         self,
         rows: list[Row],
-        tokenizer: PreTrainedTokenizerBase,
+        encoder: PromptEncoder,
         longest: int | None,
-        chat_options: Mapping[str, Any],
         accelerator: Accelerator,
     ) -> None:
         if not rows:
             raise RecipeError("controller: probe looks at gold answers, and no row of probe_rows has one")
-        prompts = [prompting.tokens(tokenizer, row["prompt"], chat_options) for row in rows]
-        answers = gold_completions(rows, tokenizer, longest)
+        prompts = [encoder.encode(row["prompt"]) for row in rows]
+        answers = gold_completions(rows, encoder.tokenizer, longest)
         self.num_tokens = sum(map(len, prompts)) + sum(map(len, answers))
         """Tokens of all rows."""
         self._texts: dict[str, list[tuple[list[int], list[int]]]] = {}

@@ -68,7 +68,7 @@ def remember(
         prompts: Their token ids.
         seed: Of the samples.
     """
-    completions = generation.sample(model, tokenizer, prompts, max_new_tokens, seed)
+    completions = generation.sample(model, tokenizer, prompts, max_new_tokens=max_new_tokens, seed=seed)
     rows = list(zip(prompts, completions, strict=True))
     ids_BS, attention_BS, mask_BT = (x.to(backbone.device) for x in pad_prompts_and_completions(rows))
     training = backbone.training

@@ -7,7 +7,7 @@ the same counts, so they come to the same weights.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
 from rld.controllers.retention_rule import VERSION, Counts, RetentionRule
 from rld.errors import CheckpointError, DataError, RecipeError
-from rld.models import generation, prompting
+from rld.models import generation
 from rld.models.heads import LMHead
+from rld.models.prompting import PromptEncoder
 from rld.rollout.verifier import Verify, ask, is_success
 from rld.trainer.replay import ReplayBuffer, divergence, remember, share_of_part
 from rld.types import DEFAULT_SKILL, Event, Row
@@ -40,9 +41,9 @@ class RetentionCallback(TrainerCallback):
         rows: Rows of the protected skills: of each the first are probed, the next replayed.
         trained: The skills that are trained.
         student: Without an adapter's wrapper.
+        encoder: Encodes prompts for the student.
         verify: Tells right answers.
         max_new_tokens: Length of an answer.
-        chat_options: What else chat templates are given.
         seed: Of the samples that are replayed.
 
     Raises:
@@ -56,19 +57,18 @@ class RetentionCallback(TrainerCallback):
         rows: Iterable[Row],
         trained: Sequence[str],
         student: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        encoder: PromptEncoder,
         verify: Verify | None,
         max_new_tokens: int,
         accelerator: Accelerator,
-        chat_options: Mapping[str, Any],
         seed: int,
     ) -> None:
         if verify is None:
             raise RecipeError(
                 "retain: the first reward can't be asked whether an answer is right; put a verifier first"
             )
-        self.rule, self.verify, self.student, self.tokenizer = rule, verify, student, tokenizer
-        self.max_new_tokens, self.seed, self.chat_options = max_new_tokens, seed, dict(chat_options)
+        self.rule, self.verify, self.student, self.encoder = rule, verify, student, encoder
+        self.max_new_tokens, self.seed = max_new_tokens, seed
         self.accelerator = accelerator
         self.state: dict[str, Any] | None = None
         """The rule's; None before the training begins."""
@@ -84,14 +84,14 @@ class RetentionCallback(TrainerCallback):
             return
         model = self.accelerator.unwrap_model(model)
         skills = [str(row.get("skill", DEFAULT_SKILL)) for row in self._replayed]
-        prompts = [prompting.tokens(self.tokenizer, row["prompt"], self.chat_options) for row in self._replayed]
+        prompts = [self.encoder.encode(row["prompt"]) for row in self._replayed]
         numbers = range(0, len(prompts), _TOGETHER)
         with self.accelerator.autocast():  # as the student is read when it replays
             mine = [
                 (
                     first,
                     remember(
-                        *(model, self.student, self.tokenizer),
+                        *(model, self.student, self.encoder.tokenizer),
                         *(skills[first : first + _TOGETHER], prompts[first : first + _TOGETHER]),
                         *(self.max_new_tokens, self.seed + first),
                     ),
@@ -112,11 +112,9 @@ class RetentionCallback(TrainerCallback):
 
     def _probe(self, model: Any) -> dict[str, Counts]:
         """Count the student's right answers per protected skill, over all processes."""
-        texts = generation.generate(
-            model, self.tokenizer, self._probes, self.max_new_tokens, chat_options=self.chat_options
-        )
-        ids = [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]
-        self._count(prompting.num_tokens(self.tokenizer, self._probes, ids, self.chat_options))
+        texts = generation.generate(model, self.encoder, self._probes, max_new_tokens=self.max_new_tokens)
+        ids = [self.encoder.encode_answer(text) for text in texts]
+        self._count(self.encoder.count_tokens(self._probes, ids))
         share = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
         credits = ask(self.verify, self._probes[share], texts[share], ids[share]) if self._probes[share] else []
         skills = list(dict.fromkeys(row["skill"] for row in self._probes))

@@ -40,6 +40,7 @@ from rld.losses.feature_matching import FeatureProjections, attach_projections
 from rld.losses.objective import ResponseObjective
 from rld.models.generation import contiguous_head_input
 from rld.models.prefill import SharedPrefill
+from rld.models.prompting import PromptEncoder
 from rld.rollout.audit import RewardAudit
 from rld.rollout.batch import RolloutBatch, loss_mask
 from rld.rollout.counts import group_counts, places, skill_ids
@@ -140,12 +141,13 @@ class RLDTrainer(GRPOTrainer):
         self._feature = args.feature_model() if "feature" in signals else None
         self._student: PreTrainedModel = self.model.get_base_model() if is_peft_model(self.model) else self.model
         self._num_parameters = self._student.num_parameters()
+        self._encoder = PromptEncoder(self._tokenizer, cast(dict[str, Any], self.chat_template_kwargs))
         contiguous_head_input(self._student)  # beside an adapter its head is frozen
         self._prefill = SharedPrefill(self._student)
         self._set_up_teachers()
         verify = verifier(all_checked(trusted) or self.reward_funcs, lambda: self.state)
         self.audit = None if trusted is None else RewardAudit(verify, args.audit_share, args.seed)
-        asked = self._tokenizer, verify, args.answer_length, self.accelerator, self._chat_options
+        asked = self._encoder, verify, args.answer_length, self.accelerator
         again_at = args.temperature if self.steering.controller.needs.again else None
         self.gate = TeacherGate.of(self.teachers, *asked, again_at) if args.gate == "prompt" and self.teachers else None
         self.protection = None
@@ -158,7 +160,7 @@ class RLDTrainer(GRPOTrainer):
         self._scoring = TeacherScoring(
             self._scoring_options(signals), self.panel, self.steering, self.gate, self.accelerator
         )
-        known = self._student, self._tokenizer, self._chat_options, probe_rows
+        known = self._student, self._encoder, probe_rows
         compass = GradientProbe.asked_for(args, self.steering, self.accelerator, *known)
         self._joint = JointLoss(
             args, self._objective, self.panel, self.steering, self._feature, self.accelerator.device, compass
@@ -175,19 +177,14 @@ class RLDTrainer(GRPOTrainer):
 
     def _set_up_teachers(self) -> None:
         prepare = partial(self.accelerator.prepare_model, evaluation_mode=True)
-        known = self._tokenizer, self.eos_token_ids, self._feature
-        self.panel = TeacherEnsemble(self.teachers, self._student, *known, prepare, self._chat_options)
+        known = self._encoder, self.eos_token_ids, self._feature
+        self.panel = TeacherEnsemble(self.teachers, self._student, *known, prepare)
         self._projections = FeatureProjections(self.panel.plans) if self._feature is not None else None
         if self._projections is not None:
             attach_projections(self._student, self._projections)
         add_signal_forward(self._student)
         if self.ref_model is not None:
             add_signal_forward(self.accelerator.unwrap_model(self.ref_model), "the reference model")
-
-    @property
-    def _chat_options(self) -> dict[str, Any]:
-        options: Any = self.chat_template_kwargs  # TRL has parsed it
-        return dict(options)
 
     # -- roll out and score ------------------------------------------------------------------------------------------
 

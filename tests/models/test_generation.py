@@ -38,7 +38,7 @@ def test_answers_are_greedy_whatever_the_padding_and_the_batch():
     wanted_texts = tokenizer.batch_decode(wanted, skip_special_tokens=True)
     assert len(set(wanted_texts)) > 1
     for batch_size in (1, 3, 64):
-        assert generate(model, tokenizer, mixed, 5, batch_size) == wanted_texts
+        assert generate(model, tiny.encoder(), mixed, max_new_tokens=5, batch_size=batch_size) == wanted_texts
 
 
 def test_what_is_sampled_follows_the_distribution_and_its_own_prompt_alone():
@@ -46,45 +46,48 @@ def test_what_is_sampled_follows_the_distribution_and_its_own_prompt_alone():
     prompts = [tokenizer(row["prompt"])["input_ids"] for row in tiny.rows(5)]
     prompts[2] = prompts[0] + prompts[2]
     state = torch.get_rng_state()
-    together = sample(model, tokenizer, prompts, 4, seed=3)
-    assert together == [sample(model, tokenizer, [ids], 4, seed=3)[0] for ids in prompts]
-    assert together == sample(model, tokenizer, prompts, 4, seed=3, batch_size=2)
-    assert together != sample(model, tokenizer, prompts, 4, seed=4)
+    together = sample(model, tokenizer, prompts, max_new_tokens=4, seed=3)
+    assert together == [sample(model, tokenizer, [ids], max_new_tokens=4, seed=3)[0] for ids in prompts]
+    assert together == sample(model, tokenizer, prompts, max_new_tokens=4, seed=3, batch_size=2)
+    assert together != sample(model, tokenizer, prompts, max_new_tokens=4, seed=4)
     assert torch.equal(torch.get_rng_state(), state)
     with torch.no_grad():
         p = (model(torch.tensor([prompts[0]])).logits[0, -1] / 0.7).softmax(-1)
-    drawn = [sample(model, tokenizer, [prompts[0]], 1, seed, 0.7)[0][0] for seed in range(400)]
+    drawn = [
+        sample(model, tokenizer, [prompts[0]], max_new_tokens=1, seed=seed, temperature=0.7)[0][0]
+        for seed in range(400)
+    ]
     share = torch.bincount(torch.tensor(drawn), minlength=len(p)) / len(drawn)
     assert 0.2 < p.max() < 0.95
     assert ((share - p).abs() < 4 * (p * (1 - p) / len(drawn)).sqrt() + 1e-3).all()
 
 
 def test_chats_get_the_template_and_its_answer_prompt():
-    model, tokenizer = tiny.model(), tiny.tokenizer()
     as_text = [{**row, "prompt": row["prompt"][0]["content"] + ":="} for row in rows(chat=True)]
-    assert generate(model, tokenizer, rows(chat=True), 5) == generate(model, tokenizer, as_text, 5)
+    answers = [generate(tiny.model(), tiny.encoder(), r, max_new_tokens=5) for r in (as_text, rows(chat=True))]
+    assert answers[0] == answers[1]
 
 
 def test_the_model_and_the_random_state_are_left_as_they_were():
-    model, tokenizer = tiny.model().train(), tiny.tokenizer()
-    wanted = generate(model, tokenizer, rows(), 5)
+    model, encoder = tiny.model().train(), tiny.encoder()
+    wanted = generate(model, encoder, rows(), max_new_tokens=5)
     own = GenerationConfig(do_sample=True, temperature=9.0, repetition_penalty=5.0, eos_token_id=1, pad_token_id=0)
     model.generation_config = own
     state = torch.get_rng_state()
-    assert generate(model, tokenizer, rows(), 5) == wanted
+    assert generate(model, encoder, rows(), max_new_tokens=5) == wanted
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training and model.generation_config is own
-    assert generate(model.eval(), tokenizer, rows(), 5) == wanted
+    assert generate(model.eval(), encoder, rows(), max_new_tokens=5) == wanted
     assert not model.training
 
 
 def test_every_end_token_of_the_model_ends_an_answer():
     model, tokenizer = tiny.model(), tiny.tokenizer()
-    text = max(generate(model, tokenizer, rows(), 5), key=lambda text: len(set(text.replace(" ", ""))))
+    before = generate(model, tiny.encoder(), rows(), max_new_tokens=5)
+    text = max(before, key=lambda text: len(set(text.replace(" ", ""))))
     end = tokenizer.convert_tokens_to_ids(text.replace(" ", "")[0])
-    before = generate(model, tokenizer, rows(), 5)
     model.generation_config.eos_token_id = [1, end]
-    after = generate(model, tokenizer, rows(), 5)
+    after = generate(model, tiny.encoder(), rows(), max_new_tokens=5)
     assert any(len(a) < len(b) for a, b in zip(after, before, strict=True))
     assert all(tokenizer.decode(end) not in a.split()[:-1] for a in after)
 
@@ -119,14 +122,14 @@ from rld.models.generation import generate
 from tests.models.test_generation import rows
 
 PartialState(cpu=True)
-texts = generate(tiny.model(), tiny.tokenizer(), rows(5), 5, batch_size=2)
+texts = generate(tiny.model(), tiny.encoder(), rows(5), max_new_tokens=5, batch_size=2)
 print(PartialState().num_processes, texts, score(rows(5), texts), sep="|", flush=True)
 """
 
 
 def test_processes_share_the_work_and_agree(tmp_path):
     """Two processes at once with an empty cache: the metric is loaded by both, offline."""
-    texts = generate(tiny.model(), tiny.tokenizer(), rows(5), 5)
+    texts = generate(tiny.model(), tiny.encoder(), rows(5), max_new_tokens=5)
     wanted = f"2|{texts}|{score(rows(5), texts)}"
     places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "HF_HOME": str(tmp_path)}
     running = [
@@ -146,6 +149,6 @@ def test_the_head_gets_whole_states_while_answering_and_is_left_as_it_was():
     model, seen = tiny.model(), []
     head = model.get_output_embeddings()
     head.register_forward_hook(lambda _head, states, _out: seen.append(states[0].is_contiguous()))
-    generate(model, tiny.tokenizer(), [{"prompt": "ab="}, {"prompt": "abcd="}], 3)
+    generate(model, tiny.encoder(), [{"prompt": "ab="}, {"prompt": "abcd="}], max_new_tokens=3)
     assert all(seen)
     assert not head._forward_pre_hooks

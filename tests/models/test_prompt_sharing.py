@@ -209,7 +209,7 @@ def step(trainer: RLDTrainer, rows: list[dict[str, Any]]) -> tuple[Any, ...]:
 def test_an_update_is_the_same_with_and_without_shared_rows(tmp_path, monkeypatch, changes):
     rows = [row for row in tiny.rows(4) for _ in range(4)]
     together = step(made(tmp_path, **changes), rows)
-    monkeypatch.setattr(prompt_sharing, "_obstacle", lambda _model: "a test forbids it")
+    monkeypatch.setattr(prompt_sharing, "_unsupported_reason", lambda _model: "a test forbids it")
     with pytest.warns(UserWarning, match="a test forbids it"):
         apart = step(made(tmp_path, **changes), rows)
     mask = apart[0]["completion_mask"].bool()

@@ -58,7 +58,7 @@ class Verifier:
 def gate_and_verifier(made: Teacher, given: list[dict[str, Any]]) -> tuple[TeacherGate, Verifier]:
     texts = answers(made, given)
     verify = Verifier({row["prompt"]: text for row, text in list(zip(given, texts, strict=True))[::2]})
-    return TeacherGate([made, teacher("stranger", 7)], tiny.tokenizer(), verify, 3, CPU), verify
+    return TeacherGate([made, teacher("stranger", 7)], tiny.encoder(), verify, 3, CPU), verify
 
 
 def test_it_opens_where_the_verifier_agrees_and_asks_each_prompt_once():
@@ -88,22 +88,22 @@ def test_a_teacher_that_is_down_is_asked_again_when_it_is_back(tmp_path):
     """After a resume too: nothing of it is kept, neither what it got wrong nor how often."""
     down = Teacher(Silent(teacher(), CPU), "wide", tokenizer=tiny.tokenizer(), optional=True)
     given, wanted = rows(), torch.ones(8, 1).bool()
-    gate = TeacherGate([down], tiny.tokenizer(), lambda completions, **_: [1.0] * len(completions), 3, CPU)
+    gate = TeacherGate([down], tiny.encoder(), lambda completions, **_: [1.0] * len(completions), 3, CPU)
     assert not gate.open(given, wanted).any()
     assert down.is_down
     gate.save(tmp_path / "gate.json")
-    again = TeacherGate([teacher()], tiny.tokenizer(), gate.verify, 3, CPU)
+    again = TeacherGate([teacher()], tiny.encoder(), gate.verify, 3, CPU)
     again.load(tmp_path / "gate.json")
     assert again.open(given, wanted).all()
 
 
 def test_where_the_verifier_has_no_say_a_teacher_is_trusted():
-    gate = TeacherGate([teacher()], tiny.tokenizer(), lambda completions, **_: [None] * len(completions), 3, CPU)
+    gate = TeacherGate([teacher()], tiny.encoder(), lambda completions, **_: [None] * len(completions), 3, CPU)
     assert gate.open(rows(), torch.ones(8, 1, dtype=torch.bool)).all()
 
 
 def test_a_teacher_that_is_never_right_is_told_of_once():
-    gate = TeacherGate([teacher()], tiny.tokenizer(), lambda completions, **_: [0.5] * len(completions), 3, CPU)
+    gate = TeacherGate([teacher()], tiny.encoder(), lambda completions, **_: [0.5] * len(completions), 3, CPU)
     with pytest.warns(UserWarning, match=r"'wide' answered none of its first 100 prompts rightly.*gate to skill"):
         gate.open([{"prompt": f"{a}{b}"} for a in tiny.WORDS for b in tiny.WORDS], torch.ones(100, 1).bool())
     with warnings.catch_warnings():
@@ -137,7 +137,7 @@ def test_a_teacher_is_asked_once_more_where_it_is_right_and_seldom_once_that_is_
     def verify(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
         return [float(greedy.setdefault(p, c) == c and p[0] != "a") for p, c in zip(prompts, completions, strict=True)]
 
-    gate = TeacherGate([made], tiny.tokenizer(), verify, 3, CPU, again_at=1.0)
+    gate = TeacherGate([made], tiny.encoder(), verify, 3, CPU, again_at=1.0)
     before = torch.get_rng_state()
     opened = opened_and_counted(gate, [row for row in prompts(20) for _ in range(2)])
     assert torch.equal(torch.get_rng_state(), before)
@@ -153,7 +153,7 @@ def test_a_teacher_is_asked_once_more_where_it_is_right_and_seldom_once_that_is_
     known = next(i for i in range(len(nums)) if 18 + sum(nums[: i + 1]) >= 32)
     assert [i + 2 for i, num in enumerate(nums) if num and i > known] == [16]  # then in one rollout of 16
     gate.save(tmp_path / "gate.json")
-    resumed = TeacherGate([teacher()], tiny.tokenizer(), verify, 3, CPU, again_at=1.0)
+    resumed = TeacherGate([teacher()], tiny.encoder(), verify, 3, CPU, again_at=1.0)
     resumed.load(tmp_path / "gate.json")
     for one in (gate, resumed):
         one.open([{"prompt": "jj=", "skill": "s"}, {"prompt": "jj=j", "skill": "s"}], torch.ones(2, 1).bool())
@@ -167,14 +167,10 @@ def test_a_teacher_is_asked_once_more_where_it_is_right_and_seldom_once_that_is_
 def test_nobody_is_asked_once_more_unless_the_controller_wants_it_or_where_nothing_is_sampled():
     listed = Teacher(LocalLogprobs(teacher(), CPU), "far", tokenizer=tiny.tokenizer())
     for made, again_at in ((teacher(), None), (listed, 1.0)):
-        gate = TeacherGate(
-            [made], tiny.tokenizer(), lambda completions, **_: [1.0] * len(completions), 3, CPU, None, again_at
-        )
+        gate = TeacherGate([made], tiny.encoder(), lambda completions, **_: [1.0] * len(completions), 3, CPU, again_at)
         assert gate.open(rows(), torch.ones(8, 1).bool()).all()
         assert not gate.again_BK2.any()
-    silent = TeacherGate(
-        [teacher()], tiny.tokenizer(), lambda completions, **_: [None] * len(completions), 3, CPU, None, 1.0
-    )
+    silent = TeacherGate([teacher()], tiny.encoder(), lambda completions, **_: [None] * len(completions), 3, CPU, 1.0)
     spent = []
     for first in range(0, 60, 20):
         silent.open(prompts(20, first), torch.ones(20, 1).bool())
@@ -288,5 +284,5 @@ def test_teachers_that_nobody_checks_are_told_of_in_the_events():
     (event,) = unverified([teacher()], None)
     assert (event.step, event.kind, event.about) == (1, "gate open", "wide")
     assert "guarantees are weaker" in event.rule
-    gate = TeacherGate([teacher()], tiny.tokenizer(), lambda completions, **_: [1.0] * len(completions), 3, CPU)
+    gate = TeacherGate([teacher()], tiny.encoder(), lambda completions, **_: [1.0] * len(completions), 3, CPU)
     assert unverified([teacher()], gate) == unverified([], None) == []

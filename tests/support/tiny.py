@@ -9,6 +9,8 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from rld.models.prompting import PromptEncoder
+
 WORDS = "abcdefghij"
 
 
@@ -24,6 +26,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
         "{% for m in messages %}{{ m['content'] }}:{% endfor %}{% if add_generation_prompt %}={% endif %}"
     )
     return made
+
+
+def encoder() -> PromptEncoder:
+    """The tokenizer as an encoder of prompts."""
+    return PromptEncoder(tokenizer())
 
 
 def model(seed: int = 0, width: int = 32, layers: int = 2, vocabulary: int = 15) -> LlamaForCausalLM:

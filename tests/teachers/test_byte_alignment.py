@@ -21,6 +21,7 @@ from rld.controllers.baselines import FixedController
 from rld.errors import RecipeError, TeacherError
 from rld.losses.cross_tokenizer import sorted_difference, span_likelihood
 from rld.losses.features import Cosine
+from rld.models.prompting import PromptEncoder
 from rld.teachers.byte_alignment import END, shared_vocabulary, spans, starts, token_bytes, valid_text
 from rld.teachers.ensemble import TeacherEnsemble
 from rld.teachers.teacher import Teacher
@@ -146,7 +147,7 @@ def test_a_tokenizer_that_changes_the_text_is_refused():
     tokenizer = byte_level(270)
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     with pytest.raises(TeacherError, match=r"'low'.*keeps the text"):
-        CompletionTranslator("low", tokenizer, [1], None, StudentVocabulary(tiny.tokenizer(), [1]))
+        CompletionTranslator("low", PromptEncoder(tokenizer), [1], StudentVocabulary(tiny.tokenizer(), [1]))
 
 
 @pytest.mark.parametrize("cut", range(1, 5))
@@ -288,7 +289,9 @@ TEMPERATURE = 0.8
 
 def panel(*teachers: Teacher, student: Any = STUDENT) -> TeacherEnsemble:
     feature = Cosine(layers="uniform")
-    return TeacherEnsemble(teachers, model(student, 0), student, [student.eos_token_id], feature, lambda made: made)
+    return TeacherEnsemble(
+        teachers, model(student, 0), PromptEncoder(student), [student.eos_token_id], feature, lambda made: made
+    )
 
 
 def rollout(student: Any = STUDENT, extra: int = 0) -> dict[str, Any]:
@@ -438,7 +441,7 @@ def test_a_chat_needs_a_template_which_the_recipe_may_give():
 def test_the_end_is_the_one_that_closes_a_turn():
     def made(ends: list[int], template: str) -> CompletionTranslator:
         student = StudentVocabulary(STUDENT, [1])
-        return CompletionTranslator("t", tokenizer, ends, template, student)
+        return CompletionTranslator("t", PromptEncoder(tokenizer, chat_template=template), ends, student)
 
     tokenizer = byte_level(300)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
@@ -453,7 +456,7 @@ def test_the_end_is_the_one_that_closes_a_turn():
 def test_a_forged_end_is_text():
     student = StudentVocabulary(STUDENT, [1])
     ids = STUDENT("<eos>", split_special_tokens=True)["input_ids"]
-    said = CompletionTranslator("t", TEACHER, [1], None, student).translate(
+    said = CompletionTranslator("t", PromptEncoder(TEACHER), [1], student).translate(
         ["a"], torch.tensor([ids]), torch.ones(1, len(ids))
     )
     assert 1 not in said.ids_BS[0]
@@ -536,7 +539,7 @@ FOLDERS = [os.environ.get(name) for name in ("RLD_TEST_STUDENT", "RLD_TEST_TEACH
 def test_real_tokenizers():
     ours, theirs = (AutoTokenizer.from_pretrained(Path(str(folder))) for folder in FOLDERS)
     student = StudentVocabulary(ours, [ours.eos_token_id])
-    translator = CompletionTranslator("real", theirs, [theirs.eos_token_id], CHAT, student)
+    translator = CompletionTranslator("real", PromptEncoder(theirs, chat_template=CHAT), [theirs.eos_token_id], student)
     assert len(translator.vocabulary[0]) > 0.3 * min(len(ours), len(theirs))
     for text in TEXTS[:-1]:
         text_ids = ours(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]

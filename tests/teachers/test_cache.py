@@ -23,6 +23,7 @@ from rld.cli import main
 from rld.errors import CacheError, TeacherError
 from rld.losses.features import Cosine
 from rld.models.logprob_source import ScoredSequence, TopKLogprobs
+from rld.models.prompting import PromptEncoder
 from rld.recipe.stages.distill import Distill
 from rld.teachers.cache import CachedLogprobs
 from rld.teachers.ensemble import TeacherEnsemble
@@ -172,7 +173,7 @@ def rollout(mask: list[list[int]]) -> dict[str, Any]:
 
 
 def panel(teachers: list[Teacher]) -> TeacherEnsemble:
-    return TeacherEnsemble(teachers, tiny.model(seed=0), STUDENT, [1], None, lambda made: made)
+    return TeacherEnsemble(teachers, tiny.model(seed=0), PromptEncoder(STUDENT), [1], None, lambda made: made)
 
 
 def test_cached_teachers_that_share_weights_speak_as_they_would_alone(tmp_path):
@@ -329,13 +330,18 @@ def test_a_lister_with_states_from_elsewhere_is_refused(tmp_path):
     teacher = Teacher(tiny.model(seed=1), "t", tokenizer=STUDENT)
     lister = LocalLogprobs(teacher, CPU, 4, taps=(1,))
     with pytest.raises(TeacherError, match=r"hands over the states at \(1,\), and features are matched with .*\(2,\)"):
-        TeacherEnsemble([Teacher(lister)], tiny.model(seed=0), STUDENT, [1], Cosine(), lambda made: made)
+        TeacherEnsemble([Teacher(lister)], tiny.model(seed=0), PromptEncoder(STUDENT), [1], Cosine(), lambda made: made)
     ready = TeacherEnsemble(
-        [Teacher(LocalLogprobs(teacher, CPU, 4, taps=(2,)))], tiny.model(seed=0), STUDENT, [1], Cosine(), list
+        [Teacher(LocalLogprobs(teacher, CPU, 4, taps=(2,)))],
+        tiny.model(seed=0),
+        PromptEncoder(STUDENT),
+        [1],
+        Cosine(),
+        list,
     )
     made, live = rollout([[1, 1, 1, 1], [1, 1, 0, 0]]), rollout([[1, 1, 1, 1], [1, 1, 0, 0]])
     ready.score(made, torch.ones(2, 1).bool(), 8, ["", ""], 1.0)
-    TeacherEnsemble([teacher], tiny.model(seed=0), STUDENT, [1], Cosine(), lambda made: made).score(
+    TeacherEnsemble([teacher], tiny.model(seed=0), PromptEncoder(STUDENT), [1], Cosine(), lambda made: made).score(
         live, torch.ones(2, 1).bool(), 8, ["", ""], 1.0
     )
     mask = live["completion_mask"].bool()

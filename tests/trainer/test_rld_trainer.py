@@ -225,7 +225,7 @@ def test_a_teacher_speaks_without_dropout_and_is_not_trained(tmp_path):
 
 def test_a_teacher_with_a_shorter_vocabulary_falls_silent_at_the_first_token_that_it_lacks():
     teacher = Teacher(tiny.model(seed=1, vocabulary=12), "short", tokenizer=tiny.tokenizer())
-    ensemble = TeacherEnsemble([teacher], tiny.model(), tiny.tokenizer(), [1], None, lambda made: made)
+    ensemble = TeacherEnsemble([teacher], tiny.model(), tiny.encoder(), [1], None, lambda made: made)
     prompts, ids = torch.tensor([[5, 6, 7]] * 2), torch.tensor([[8, 14, 8, 9], [8, 9, 10, 11]])
     rollout = {"prompt_ids": prompts, "prompt_mask": torch.ones_like(prompts)}
     rollout |= {"completion_ids": ids, "completion_mask": torch.ones_like(ids)}
