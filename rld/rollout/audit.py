@@ -10,9 +10,9 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from rld.controllers.statistics import AuditCounts
 from rld.errors import RecipeError
 from rld.rollout.verifier import Verify, ask, is_success
 
@@ -43,8 +43,8 @@ class RewardAudit:
         skills_B: Tensor,
         num_skills: int,
         place: tuple[int, int],
-    ) -> Tensor:
-        """Check this process's completions.
+    ) -> AuditCounts:
+        """Check a share of this process's paid completions.
 
         Args:
             rows, completions, ids: As TRL gives them to rewards.
@@ -52,9 +52,6 @@ class RewardAudit:
             skills_B: The index of each completion's skill.
             num_skills: S.
             place: The number of the rollout, and of the first completion in it over all processes.
-
-        Returns:
-            Checked and right ones per skill, `[S, 2]` float64.
         """
         rollout, first = place
         chosen = [
@@ -62,7 +59,7 @@ class RewardAudit:
             for i, paid in enumerate(paid_B.tolist())
             if paid and random.Random(f"{self.seed}:audit:{rollout}:{first + i}").random() < self.share
         ]
-        counts = torch.zeros(num_skills, 2, dtype=torch.float64)
+        counts = AuditCounts.zeros(num_skills, 0)
         if not chosen:
             return counts
         credits = ask(
@@ -70,5 +67,6 @@ class RewardAudit:
         )
         for i, credit in zip(chosen, credits, strict=True):
             if credit is not None:
-                counts[skills_B[i]] += torch.tensor([1.0, is_success(credit)], dtype=torch.float64)
+                counts.audited_S[skills_B[i]] += 1
+                counts.passed_S[skills_B[i]] += is_success(credit)
         return counts

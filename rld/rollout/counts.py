@@ -6,12 +6,13 @@ Shapes: B completions over all processes, R rewards, K teachers, S skills.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from rld.controllers.statistics import AttemptCounts, GateCounts
 from rld.errors import DataError
 from rld.rollout.verifier import successes
 from rld.types import DEFAULT_SKILL
@@ -37,10 +38,20 @@ def skill_ids(rows: list[dict[str, Any]], skills: list[str]) -> Tensor:
     return torch.tensor([index[label] for label in labels])
 
 
+class GroupOutcomes(NamedTuple):
+    """Which completions are attempts of the student, which of them succeeded, and the counts per skill."""
+
+    attempted_B: Tensor
+    """Completions of the student's own that the verifier applies to, bool."""
+    succeeded_B: Tensor
+    """Of these, those that the verifier gave 1, bool."""
+    counts: AttemptCounts
+
+
 def group_counts(
     rewards: Tensor, weights: Tensor, skills: Tensor, num_generations: int, num_skills: int, gold: int = 0
-) -> tuple[Tensor, Tensor]:
-    """Count successes and informative groups per skill.
+) -> GroupOutcomes:
+    """Count attempts, successes and informative groups, those whose weighted rewards differ, per skill.
 
     Args:
         rewards: `[B, R]`, over all processes; NaN where a reward does not apply. The first is the verifier.
@@ -49,24 +60,21 @@ def group_counts(
         num_generations: Completions per group; groups are consecutive.
         num_skills: S.
         gold: The first so many completions of each group are gold answers: no attempts of the student's.
-
-    Returns:
-        Which completions were attempted (the student's own that the verifier applies to) and which succeeded (it gave
-        them 1), `[2, B]` bool, and per skill `[S, 4]` float64: attempts, successes, groups, and informative groups,
-        those whose weighted rewards differ.
     """
     own = torch.arange(len(rewards), device=rewards.device) % num_generations >= gold
     attempted = ~rewards[:, 0].isnan() & own
-    success = successes(rewards) & own
+    succeeded = successes(rewards) & own
     totals = (rewards * weights.to(rewards)).nansum(1)
     scored = ~rewards.isnan().all(1)
     highest = totals.masked_fill(~scored, -math.inf).view(-1, num_generations).amax(1)
     lowest = totals.masked_fill(~scored, math.inf).view(-1, num_generations).amin(1)
-    counts = torch.zeros(num_skills, 4, dtype=torch.float64, device=rewards.device)
-    counts[:, :2].index_add_(0, skills, torch.stack([attempted, success], 1).double())
-    groups = torch.stack([torch.ones_like(highest), highest > lowest], 1).double()
-    counts[:, 2:].index_add_(0, skills[::num_generations], groups)
-    return torch.stack([attempted, success]), counts
+    counts = AttemptCounts.zeros(num_skills, 0, rewards.device)
+    counts.attempts_S.index_add_(0, skills, attempted.double())
+    counts.successes_S.index_add_(0, skills, succeeded.double())
+    group_skills = skills[::num_generations]
+    counts.groups_S.index_add_(0, group_skills, torch.ones_like(highest, dtype=torch.float64))
+    counts.informative_S.index_add_(0, group_skills, (highest > lowest).double())
+    return GroupOutcomes(attempted, succeeded, counts)
 
 
 def gate_counts(
@@ -77,8 +85,8 @@ def gate_counts(
     again_BK2: Tensor,
     num_generations: int,
     num_skills: int,
-) -> Tensor:
-    """Count what the gate saw, per skill and teacher, over all processes.
+) -> GateCounts:
+    """Count the gate's questions and their answers, per skill and teacher, over all processes.
 
     Args:
         own_B2: Whether a completion is an attempt of the student's, and whether it succeeded.
@@ -88,15 +96,15 @@ def gate_counts(
         again_BK2: Whether one was asked once more, and was right again; at one completion of each prompt.
         num_generations: Completions per prompt; groups are consecutive.
         num_skills: S.
-
-    Returns:
-        `[S, K, 6]` float64: prompts asked, prompts answered rightly, on the latter the student's attempts and
-        successes, and of the latter those asked once more and answered rightly again.
     """
-    counts = torch.zeros(num_skills, asked_BK.shape[1], 6, dtype=torch.float64, device=open_BK.device)
-    prompts = torch.stack([asked_BK, open_BK], dim=-1)[::num_generations].double()
-    counts[..., :2].index_add_(0, skills_B[::num_generations], prompts)
-    own = open_BK[..., None] * own_B2[:, None].double()
-    counts[..., 2:4].index_add_(0, skills_B, own)
-    counts[..., 4:].index_add_(0, skills_B, again_BK2.double())
+    counts = GateCounts.zeros(num_skills, asked_BK.shape[1], open_BK.device)
+    prompt_skills = skills_B[::num_generations]
+    counts.prompts_SK.index_add_(0, prompt_skills, asked_BK[::num_generations].double())
+    counts.correct_SK.index_add_(0, prompt_skills, open_BK[::num_generations].double())
+    attempted_B, succeeded_B = own_B2.double().unbind(1)
+    counts.attempts_SK.index_add_(0, skills_B, open_BK * attempted_B[:, None])
+    counts.successes_SK.index_add_(0, skills_B, open_BK * succeeded_B[:, None])
+    resampled_BK, resampled_correct_BK = again_BK2.double().unbind(2)
+    counts.resampled_SK.index_add_(0, skills_B, resampled_BK)
+    counts.resampled_correct_SK.index_add_(0, skills_B, resampled_correct_BK)
     return counts

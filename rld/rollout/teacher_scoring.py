@@ -77,10 +77,11 @@ class TeacherScoring:
         """Let each teacher with weight on a skill teach on all its prompts; adds `teacher_weights` `[B, K]`."""
         skills_B = output["skill_ids"]
         shares_SK = self._combination.shares(self.steering.teachers_SK)
-        self._rows_BK = self.steering.wanted(self.options.teacher_reward, shares_SK).to(skills_B.device)[skills_B]
+        needed_SK = self.steering.teachers_needed(self.options.teacher_reward, shares_SK)
+        self._rows_BK = needed_SK.to(skills_B.device)[skills_B]
         output["teacher_weights"] = shares_SK.to(skills_B.device)[skills_B]
-        output["response_on"] = torch.tensor(self.steering.computed("response"))
-        output["feature_on"] = torch.tensor(self.steering.computed("feature"))
+        output["response_on"] = torch.tensor(self.steering.is_active("response"))
+        output["feature_on"] = torch.tensor(self.steering.is_active("feature"))
 
     def gate(self, inputs: Rows, output: RolloutBatch, own_B2: Tensor | None, group: int) -> None:
         """Let teachers teach on the prompts that they answer rightly; the others' weight goes to those that may.
@@ -104,9 +105,9 @@ class TeacherScoring:
         self._num_asked += int(num_tokens)
         output["teacher_weights"] = _passed_on(output["teacher_weights"], open_BK)
         seen = gather(output["skill_ids"]), gather(self._rows_BK), gather(open_BK), gather(self._gate.again_BK2)
-        counts_SK6 = gate_counts(own_B2, *seen, group, len(self.steering.skills))
-        self.steering.count_gate(counts_SK6)
-        self._gate.count_again(self.steering.skills, counts_SK6[..., 4])
+        counts = gate_counts(own_B2, *seen, group, len(self.steering.skills))
+        self.steering.add_gate_counts(counts)
+        self._gate.count_again(self.steering.skills, counts.resampled_SK)
         self._rows_BK = self._rows_BK & open_BK
 
     def score(self, inputs: Rows, output: RolloutBatch, rewards_BR: Tensor, temperature: float) -> None:

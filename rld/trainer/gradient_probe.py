@@ -115,7 +115,7 @@ class GradientProbe:
 
     def take(self) -> tuple[dict[str, GradientStats], int]:
         """What was measured since the last call, by skill, and the tokens read for it over all processes."""
-        if not self.steering.last_of_window:
+        if not self.steering.measures_gradients:
             return {}, 0
         gold_SD = None
         if self.gold is not None:

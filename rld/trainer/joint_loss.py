@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rld.controllers.observation import GradientStats
 from rld.controllers.runtime import ControllerRuntime
+from rld.controllers.statistics import UpdateStatistics
 from rld.errors import RecipeError
 from rld.losses.features import AnyFeature
 from rld.losses.objective import ResponseObjective
@@ -24,7 +25,6 @@ from rld.teachers.ensemble import TeacherEnsemble
 from rld.trainer.gradient_probe import GradientProbe
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.student_forward import RecordingStudent, StudentInputs
-from rld.trainer.update_statistics import UpdateStatistics
 from rld.types import Align, Signal
 
 
@@ -44,7 +44,7 @@ class JointLoss:
         self.args, self.objective, self.panel, self.steering = args, objective, panel, steering
         self.feature, self.device, self.compass = feature, device, compass
         self._require_a_fit(panel.align)
-        self.ledger = self._empty()
+        self.statistics = self._empty()
 
     def _require_a_fit(self, align: Sequence[Align | None]) -> None:
         """Refuse options that would be without effect.
@@ -75,12 +75,12 @@ class JointLoss:
             )
 
     def _empty(self) -> UpdateStatistics:
-        return UpdateStatistics.empty(len(self.steering.skills), len(self.steering.teachers), self.device)
+        return UpdateStatistics.zeros(len(self.steering.skills), len(self.steering.teachers), self.device)
 
-    def take_ledger(self) -> UpdateStatistics:
+    def take_statistics(self) -> UpdateStatistics:
         """The measurements since the last call."""
-        ledger, self.ledger = self.ledger, self._empty()
-        return ledger
+        statistics, self.statistics = self.statistics, self._empty()
+        return statistics
 
     def take_pulls(self) -> tuple[dict[str, GradientStats], int]:
         """What the compass shows, as `GradientProbe.take` does; nothing without one."""
@@ -88,7 +88,7 @@ class JointLoss:
 
     def count(self, batch: RolloutBatch, num_computed: int) -> None:
         """Count a micro-batch's tokens, and those that the student computed for them."""
-        self.ledger.add_tokens(batch["skill_ids"], loss_mask(batch), num_computed)
+        self.statistics.add_tokens(batch["skill_ids"], loss_mask(batch), num_computed)
 
     def inputs(self, batch: RolloutBatch, progress: float) -> StudentInputs:
         """What the student's forward needs, at a point of training from 0 to 1."""
@@ -116,10 +116,10 @@ class JointLoss:
         )
         taught_BT, weight = share_BT > 0, self.args.teacher_reward
         if training:
-            self.ledger.add_delta(batch["skill_ids"], delta_BT, loss_mask(batch), taught_BT)
+            self.statistics.add_delta(batch["skill_ids"], delta_BT, loss_mask(batch), taught_BT)
         if self.args.teacher_reward_form == "sign_preserving":
             return sign_preserving_advantages(batch["advantages"], delta_BT, weight, taught_BT)
-        spread_B = self.steering.spread_S().to(delta_BT.device)[batch["skill_ids"]]
+        spread_B = self.steering.delta_rms_S().to(delta_BT.device)[batch["skill_ids"]]
         return teacher_advantages(batch["advantages"], delta_BT, spread_B, weight, taught_BT)
 
     def terms(
@@ -136,8 +136,8 @@ class JointLoss:
             terms["feature"] = total, distance_BT.detach()
         if training:
             tokens_BKT = batch["teacher_tokens"]
-            self.ledger.add_streams(batch["skill_ids"], mask_BT, tokens_BKT, out.divergence, out.feature)
-            if self.steering.last_of_window:
+            self.statistics.add_divergences(batch["skill_ids"], mask_BT, tokens_BKT, out.divergence, out.feature)
+            if self.steering.measures_gradients:
                 assert recorded.signals is not None
                 self._measure_gradients(batch, recorded.signals.taps[0], terms)
         return terms
@@ -164,6 +164,6 @@ class JointLoss:
     ) -> None:
         """Measure a signal's gradient at the tokens that have one; its loss is a mean over those of `loss_BT`."""
         weight_B = signal_weight(batch, signal)
-        gradient_BTH = self.ledger.add_gradient(signal, total, hidden_BTH, weight_B, informative_BT)
+        gradient_BTH = self.statistics.add_gradient(signal, total, hidden_BTH, weight_B, informative_BT)
         if self.compass is not None:
             self.compass.add(signal, batch, hidden_BTH.detach(), gradient_BTH, loss_BT * (weight_B > 0)[:, None])

@@ -197,7 +197,7 @@ class RLDTrainer(GRPOTrainer):
             paid_B = successes(self._rewards)[first : first + size] & ~self._gold_B(size)
             skills = paid_B, skill_ids(inputs, self.skills), len(self.skills)
             counts = self.audit.counts(inputs, completions, completion_ids_list, *skills, (self._num_rollouts, first))
-            self.steering.count_audit(self.accelerator.reduce(counts.to(paid_B.device), reduction="sum"))
+            self.steering.add_audit_counts(counts.reduced(self.accelerator))
         return self._rewards
 
     @timed("generation")
@@ -238,14 +238,14 @@ class RLDTrainer(GRPOTrainer):
         self.num_generated += generated
         self.flops += 2.0 * self._num_parameters * (generated + read)
         skills = gather(output["skill_ids"])
-        (attempted_B, success_B), counts = group_counts(
+        outcomes = group_counts(
             self._rewards, self.reward_weights, skills, self.num_generations, len(self.skills), self.args.gold
         )
-        self._own_B2 = torch.stack([attempted_B, success_B], dim=1)
-        self.steering.count(counts)
+        self._own_B2 = torch.stack([outcomes.attempted_B, outcomes.succeeded_B], dim=1)
+        self.steering.add_attempt_counts(outcomes.counts)
         if self.stream is not None:
             levels = gather(torch.tensor([row.get("level", 0) for row in inputs], device=self.accelerator.device))
-            self.stream.count(self.skills, skills, levels, success_B, attempted_B)
+            self.stream.count(self.skills, skills, levels, outcomes.succeeded_B, outcomes.attempted_B)
 
     @timed("teachers")
     def _score_with_teachers(self, inputs: list[dict[str, Any]], output: RolloutBatch) -> None:
@@ -334,18 +334,17 @@ class RLDTrainer(GRPOTrainer):
 
     @timed("controller")
     def _after_update(self) -> dict[str, float]:
-        ledger = self._joint.take_ledger()
-        table, scalars = (self.accelerator.reduce(sums, reduction="sum") for sums in (ledger.table, ledger.scalars))
+        statistics = self._joint.take_statistics().reduced(self.accelerator)
         pulls, num_read = self._joint.take_pulls()
         step = self.state.global_step + 1
-        metrics, events = self.steering.update(table, scalars, step, self.state.max_steps, pulls)
+        metrics, events = self.steering.finish_update(statistics, step, self.state.max_steps, pulls)
         self.events += events + (unverified(self.teachers, self.gate) if step == 1 else [])
         if self.protection is not None:
             with self.stopwatch.part("retention"):
                 kept, events = self.protection.after_update(self.model, self.steering.updates == 0, step)
             metrics, self.events = metrics | kept, self.events + events
             self.flops += self.protection.take_flops()
-        self.flops += self._num_parameters * (6.0 * scalars[0].item() + 2.0 * num_read)
+        self.flops += self._num_parameters * (6.0 * statistics.student_tokens.item() + 2.0 * num_read)
         metrics |= {"flops": self.flops, "tokens/generated": self.num_generated}
         metrics |= {"tokens/scored": self.num_scored, "tokens/saved": self.num_saved}
         if self.stream is not None:

@@ -117,7 +117,14 @@ def test_the_counts_are_of_prompts_for_teachers_and_of_attempts_for_the_student(
     again = torch.zeros(4, 2, 2)
     again[2, 0], again[2, 1] = torch.tensor([1.0, 1.0]), torch.tensor([1.0, 0.0])
     counts = gate_counts(own, torch.tensor([0, 0, 1, 1]), asked, opened, again, 2, 2)
-    assert counts.tolist() == [[[1, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0]], [[1, 1, 1, 0, 1, 1], [1, 1, 1, 0, 1, 0]]]
+    assert counts.to_json() == {
+        "prompts_SK": [[1, 1], [1, 1]],
+        "correct_SK": [[1, 0], [1, 1]],
+        "attempts_SK": [[1, 0], [1, 1]],
+        "successes_SK": [[1, 0], [0, 0]],
+        "resampled_SK": [[0, 0], [1, 1]],
+        "resampled_correct_SK": [[0, 0], [1, 0]],
+    }
 
 
 def prompts(num: int, first: int = 0) -> list[dict[str, Any]]:
@@ -199,7 +206,8 @@ def test_training_teaches_on_open_prompts_alone_and_gives_their_weight_to_teache
     assert (
         rollout["teacher_tokens"].any(-1).tolist() == [[True, False], [True, False], [False, False], [False, False]] * 2
     )
-    assert made.steering._gate.sum((0, 1)).tolist()[:2] == [8, 2]
+    gate = made.steering._window.gate
+    assert (gate.prompts_SK.sum().item(), gate.correct_SK.sum().item()) == (8, 2)
 
 
 def test_a_reward_that_goes_by_the_step_gets_the_present_one_from_the_gate_too(tmp_path):

@@ -1,0 +1,117 @@
+"""The runtime between measured sums and a controller."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from rld.controllers.baselines import FixedController, ScheduleController, WeightSchedule
+from rld.controllers.gap import GapController
+from rld.controllers.observation import TeacherInfo, Weights
+from rld.controllers.runtime import ControllerRuntime
+from rld.controllers.statistics import AttemptCounts, UpdateStatistics
+from rld.errors import ControllerError
+
+ATTEMPTS = AttemptCounts(*torch.tensor([[8.0, 8.0], [1.0, 8.0], [2.0, 2.0], [1.0, 0.0]], dtype=torch.float64))
+"""8 attempts at each of two skills, with 1 and 8 successes, in 2 groups, of which 1 and none are informative."""
+
+
+def runtime(controller=None, **changes) -> ControllerRuntime:
+    teachers = [TeacherInfo("a", **changes), TeacherInfo("b")]
+    return ControllerRuntime(
+        controller or GapController(every=2, heartbeat=3),
+        ["add", "sort"],
+        teachers,
+        ["policy", "response"],
+    )
+
+
+def statistics(divergence: float = 0.2) -> UpdateStatistics:
+    made = UpdateStatistics.zeros(2, 2)
+    skills, mask = torch.tensor([0, 1]), torch.ones(2, 4)
+    made.add_tokens(skills, mask, 20)
+    spoken = torch.tensor([[True, False], [True, True]])[..., None].expand(2, 2, 4)
+    made.add_delta(skills, torch.full((2, 4), -3.0), mask, torch.tensor([[True], [False]]).expand(2, 4))
+    made.add_divergences(skills, mask, spoken, torch.full((2, 2, 4), divergence), None)
+    return made
+
+
+def test_the_root_mean_square_follows_delta_and_weights_change_only_at_ticks():
+    made = runtime()
+    assert made.delta_rms_S().tolist() == [1.0, 1.0]
+    before = made.weights
+    made.add_attempt_counts(ATTEMPTS)
+    made.finish_update(statistics(), 1)
+    assert made.delta_rms_S().tolist() == [3.0, 3.0]  # unmeasured: as large as the others
+    assert made.weights == before
+    metrics, _ = made.finish_update(statistics(), 2)
+    assert made.weights != before
+    assert metrics["progress/add"] == 1 / 8
+    assert metrics["phase/add"] == 0
+    assert metrics["divergence/a"] == pytest.approx(0.2)
+
+
+def test_what_any_controller_turns_off_is_an_event():
+    made = runtime(
+        ScheduleController(every=1, policy=1.0, response=WeightSchedule(start=0.5, end=0.0, over=0.5, shape="step"))
+    )
+    told = []
+    for step in range(1, 5):
+        told += made.finish_update(statistics(), step, 4)[1]
+    offs = [(event.step, event.kind, event.skill, event.about) for event in told if event.kind != "phase"]
+    assert offs == [(2, "signal off", "add", "response"), (2, "signal off", "sort", "response")]
+    assert told[0].measured == "weight 0.5 before, 0 now"
+
+
+def test_only_needed_teachers_are_wanted_and_all_at_a_heartbeat():
+    made = runtime(FixedController(response=0.0, policy=1.0, every=1, heartbeat=3), skills=("add",))
+    table, none = torch.tensor([[True, True], [False, True]]), torch.zeros(2, 2, dtype=torch.bool)
+    made.add_attempt_counts(AttemptCounts.zeros(2, 2))
+    assert torch.equal(made.teachers_needed(0.0, made.teachers_SK), table)  # the first look
+    made.finish_update(statistics(), 1)
+    made.add_attempt_counts(AttemptCounts.zeros(2, 2))
+    assert torch.equal(made.teachers_needed(0.0, made.teachers_SK), none)
+    assert torch.equal(made.teachers_needed(0.1, made.teachers_SK), table)  # the teacher-scored reward needs them
+    for step in (2, 3, 4):
+        made.finish_update(statistics(), step)
+    assert torch.equal(made.teachers_needed(0.0, made.teachers_SK), none)  # due, but the rollout is still the old one
+    made.add_attempt_counts(AttemptCounts.zeros(2, 2))
+    assert torch.equal(made.teachers_needed(0.0, made.teachers_SK), table)
+
+
+def test_a_teacher_outside_its_skills_has_no_share():
+    assert runtime(FixedController(), skills=("add",)).teachers_SK.tolist() == [[0.5, 0.5], [0.0, 1.0]]
+
+
+def test_a_controller_that_gives_no_number_is_refused():
+    class Wild(FixedController):
+        def weights(self, state):
+            return Weights({"add": {"policy": math.nan}, "sort": {}}, {"add": {}, "sort": {}})
+
+    class Forgetful(FixedController):
+        def weights(self, state):
+            return Weights({"add": {}}, {"add": {}})
+
+    with pytest.raises(ControllerError, match="Wild gave a weight"):
+        runtime(Wild())
+    with pytest.raises(ControllerError, match="Forgetful gave no weights for skill 'sort'"):
+        runtime(Forgetful())
+
+
+def test_a_student_that_learns_nothing_is_told_of_once():
+    with pytest.warns(UserWarning, match="learns nothing") as told:
+        made = runtime(FixedController(policy=0, response=0, every=1))
+        made.finish_update(statistics(), 1)
+    assert len(told) == 1
+
+
+def test_a_saved_state_goes_on_the_same():
+    one, two = runtime(), runtime()
+    one.add_attempt_counts(ATTEMPTS)
+    one.finish_update(statistics(), 1)
+    two.load_state_dict(one.state_dict())
+    for made in (one, two):
+        made.finish_update(statistics(0.01), 2)
+    assert one.state_dict() == two.state_dict()
