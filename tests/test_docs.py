@@ -27,8 +27,8 @@ REPLACED = (
     *("beliefs", "compass", "hosted", "journal", "keeper", "lessons", "lister", "panel", "shortlist", "steering"),
     *("taps", "together", "yoked"),
 )
-NOT_YET_USED: set[str] = set()
-STILL_THERE = set(REPLACED)
+NOT_YET_USED = {"recheck"}
+STILL_THERE = set(REPLACED) - {"journal"}
 """Of the words that the glossary replaces, those that some file still has; the set may only shrink."""
 
 
