@@ -16,7 +16,7 @@ Shapes: N tokens, H width, V vocabulary, K teachers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -37,10 +37,13 @@ from rld.losses.teacher_distribution import (
 )
 from rld.models.heads import LMHead
 from rld.models.logprob_source import TopKLogprobs
+from rld.utils.tensors import token_chunks
 
-_LOGITS, _FEWEST = 1 << 21, 64
-"""Logits of one model at a time: 8 MiB of float32, which a processor's cache holds, but so many tokens at least, or
-reading the heads again and again would take longer than multiplying with them."""
+_MAX_LOGITS = 1 << 21
+"""Logits of one model held at a time: 8 MiB in float32, which fits into a processor's cache."""
+
+_MIN_TOKENS = 64
+"""Tokens of a chunk at least: with fewer, reading the output heads from memory takes longer than the products."""
 
 _RANKED = 128
 """Tokens without a counterpart whose probabilities are compared by rank; the others are too small to matter."""
@@ -132,7 +135,8 @@ class _FusedResponse(torch.autograd.Function):
         head = LMHead(weight_VH, bias_V, *transforms).in_float32()
         gradients = _Gradients.zeros(ctx.needs_input_grad[:3], hidden_NH, weight_VH, bias_V)
         streams = _empty(hidden_NH, len(teachers))
-        for rows in _chunks(len(hidden_NH), max([len(weight_VH), *(said.vocabulary for said in teachers)])):
+        vocabulary = max([len(weight_VH), *(said.vocabulary for said in teachers)])
+        for rows in token_chunks(len(hidden_NH), vocabulary, _MAX_LOGITS, _MIN_TOKENS):
             logits = head.logits(hidden_NH[rows])
             if sampled is not None:
                 log_pi_NV = log_softmax(logits, sampled.temperature)
@@ -160,7 +164,7 @@ class _FusedResponse(torch.autograd.Function):
         counting = ((d_log_pi_N != 0) | (d_entropy_N != 0)).nonzero()[:, 0]
         if ctx.sampled is not None and len(counting):
             head = LMHead(weight_VH, bias_V, *ctx.transforms).in_float32()
-            for chunk in _chunks(len(counting), len(weight_VH)):
+            for chunk in token_chunks(len(counting), len(weight_VH), _MAX_LOGITS, _MIN_TOKENS):
                 rows = counting[chunk]
                 states_NH = hidden_NH[rows]
                 logits = head.logits(states_NH)
@@ -213,11 +217,6 @@ def _empty(hidden_NH: Tensor, num_teachers: int) -> PerTokenStats:
 
     size = len(hidden_NH)
     return PerTokenStats(zeros(size), zeros(size), zeros(size), zeros(size, num_teachers), zeros(size), zeros(size))
-
-
-def _chunks(num_tokens: int, vocabulary: int) -> Iterator[slice]:
-    step = max(_FEWEST, _LOGITS // vocabulary)
-    return (slice(start, min(start + step, num_tokens)) for start in range(0, num_tokens, step))
 
 
 def _chunk(

@@ -20,9 +20,10 @@ from rld.models.hidden_states import StateKey, capture_states, depth, stack_stat
 from rld.models.logprob_source import LogprobSource, ScoredSequence, SourceInfo, TopKLogprobs
 from rld.models.tokenizers import vocabulary_hash
 from rld.teachers.teacher import Teacher
+from rld.utils.tensors import token_chunks
 
-_LOGITS = 1 << 23
-"""At a time: 32 MiB of float32."""
+_MAX_LOGITS = 1 << 23
+"""Logits held at a time: 32 MiB in float32."""
 
 
 class LocalLogprobs(LogprobSource):
@@ -132,8 +133,8 @@ def _states(
 
 def _shortlist(head: LMHead, hidden_NH: Tensor, targets_N: Tensor, k: int, temperature: float) -> TopKLogprobs:
     """The shortlists of N tokens, on the CPU, a few tokens at a time."""
-    step, parts = max(1, _LOGITS // len(head.weight)), []
-    for hidden_nH, targets_n in zip(hidden_NH.split(step), targets_N.to(hidden_NH.device).split(step), strict=True):
-        log_p_nV = (head.logits(hidden_nH) / temperature).log_softmax(-1)
-        parts.append(TopKLogprobs(*(part.cpu() for part in TopKLogprobs.of(log_p_nV, targets_n, k).tensors())))
+    targets_N, parts = targets_N.to(hidden_NH.device), []
+    for rows in token_chunks(len(hidden_NH), len(head.weight), _MAX_LOGITS):
+        log_p_nV = (head.logits(hidden_NH[rows]) / temperature).log_softmax(-1)
+        parts.append(TopKLogprobs(*(part.cpu() for part in TopKLogprobs.of(log_p_nV, targets_N[rows], k).tensors())))
     return TopKLogprobs.concatenated(parts)

@@ -1,9 +1,11 @@
-"""Where the signals pull the student, and where gold answers lie: measured for controllers that ask for it.
+"""Noise and direction of each signal's gradient, and the direction that gold answers ask for.
 
-Only the update before a tick is looked at. Each process sketches its own completions, groups keep their number over
-processes and micro-batches, and the sums over all processes are the same everywhere.
+Measured only for controllers that require it, in the last update before a tick. Each process sketches the gradients of
+its own completions. A group of completions has one number in all processes and micro-batches, so the sums over
+processes are the same in each of them.
 
-Shapes: B completions, T completion tokens, H width, D sketch, P groups of a rollout, G signals, S skills.
+Shapes: B completions, T completion tokens, S prompt and completion tokens, H width, N answer tokens, D sketch, P groups
+of a rollout, G signals, K skills.
 """
 
 from __future__ import annotations
@@ -24,67 +26,83 @@ from rld.models.prompt_sharing import PromptSharingLayout
 from rld.models.prompting import PromptEncoder
 from rld.rollout.batch import RolloutBatch
 from rld.rollout.gold import gold_completions
-from rld.trainer.gradient_sketch import SIZE, gradient_stats, likelihood_gradient, signs, sketch
+from rld.trainer.gradient_sketch import SKETCH_SIZE, gradient_stats, likelihood_gradient, random_signs, sketch
 from rld.trainer.rld_config import RLDConfig
 from rld.types import DEFAULT_SKILL, SIGNALS, Row, Signal
 from rld.utils.tensors import pad_prompts_and_completions
 
 
 class GradientProbe:
-    """Sums sketches of one update, and turns them into what a controller sees.
+    """Sums sketches of the signals' gradients over one update and turns them into statistics of each skill.
 
     Args:
-        steering: Says when to measure, and what.
+        runtime: Says in which update to measure; its number of ticks seeds the sketch.
+        student: The student without wrappers.
+        gold: Gold answers whose gradient is compared with the signals'. None: no comparison.
         num_groups: Groups of a rollout, over all processes.
-        student: The model without wrappers.
-        gold: Gold answers to follow; None: none.
+        accelerator: Sums over processes.
     """
 
     def __init__(
         self,
-        steering: ControllerRuntime,
-        num_groups: int,
+        runtime: ControllerRuntime,
         student: PreTrainedModel,
         gold: GoldAnswerGradients | None,
+        *,
+        num_groups: int,
         accelerator: Accelerator,
     ) -> None:
-        self.steering, self.student, self.gold, self.accelerator = steering, student, gold, accelerator
+        self.runtime, self.student, self.gold, self.accelerator = runtime, student, gold, accelerator
         self._num_groups = num_groups
         self._clear()
 
     @classmethod
-    def asked_for(
+    def for_controller(
         cls,
         args: RLDConfig,
-        steering: ControllerRuntime,
-        accelerator: Accelerator,
+        runtime: ControllerRuntime,
         student: PreTrainedModel,
+        *,
+        gold_rows: Sequence[Row],
         encoder: PromptEncoder,
-        rows: Sequence[Row],
+        accelerator: Accelerator,
     ) -> GradientProbe | None:
-        """What the controller asks for; None: nothing. `rows` are as in `GoldAnswerGradients`.
+        """The probe that the runtime's controller requires; None if it requires none, or if there are no teachers.
+
+        Args:
+            args: Has the prompts of a rollout and the tokens of a completion; longer gold answers are cut.
+            runtime: Has the controller, its skills and its teachers.
+            student: The student without wrappers.
+            gold_rows: Rows with a gold `answer`; of each skill the first ones are used, as many as the controller says.
+            encoder: The student's.
+            accelerator: Sums over processes.
 
         Raises:
-            RecipeError: it asks for gold answers, and no row has one.
+            RecipeError: the controller requires gold answers, and no row has one.
         """
-        needs = steering.controller.needs
-        if not needs.pulls or not steering.teachers:
+        needs, gold = runtime.controller.needs, None
+        if not needs.pulls or not runtime.teachers:
             return None
-        known = encoder, args.max_completion_length, accelerator
-        gold = GoldAnswerGradients(_first(rows, needs.gold, steering.skills), *known) if needs.gold else None
-        return cls(steering, args.prompts_per_rollout, student, gold, accelerator)
+        if needs.gold:
+            gold = GoldAnswerGradients(
+                _first_answered(gold_rows, needs.gold, runtime.skills),
+                encoder,
+                max_answer_tokens=args.max_completion_length,
+                accelerator=accelerator,
+            )
+        return cls(runtime, student, gold, num_groups=args.prompts_per_rollout, accelerator=accelerator)
 
     def _clear(self) -> None:
         groups, signals, device = self._num_groups, len(SIGNALS), self.accelerator.device
-        self._sums_PGD = torch.zeros(groups, signals, SIZE, dtype=torch.float64, device=device)
+        self._sums_PGD = torch.zeros(groups, signals, SKETCH_SIZE, dtype=torch.float64, device=device)
         self._counts_PG = torch.zeros(groups, signals, dtype=torch.float64, device=device)
-        self._rows_PS = torch.zeros(groups, len(self.steering.skills), dtype=torch.float64, device=device)
+        self._rows_PK = torch.zeros(groups, len(self.runtime.skills), dtype=torch.float64, device=device)
         self._signs: Tensor | None = None
 
     def _signs_2HD(self, width: int) -> Tensor:
-        """This tick's signs."""
+        """The random signs of this tick's sketches."""
         if self._signs is None:
-            self._signs = signs(width, self.steering.ticks).to(self.accelerator.device)
+            self._signs = random_signs(width, self.runtime.ticks).to(self.accelerator.device)
         return self._signs
 
     def add(
@@ -92,6 +110,7 @@ class GradientProbe:
         signal: Signal,
         batch: RolloutBatch,
         hidden_BTH: Tensor,
+        *,
         gradient_BTH: Tensor | None,
         counts_BT: Tensor,
     ) -> None:
@@ -101,100 +120,109 @@ class GradientProbe:
             signal: Which one.
             batch: Has `group_ids` and `skill_ids` `[B]`.
             hidden_BTH: The student's last states, as its head saw them.
-            gradient_BTH: Gradient of the signal's unweighted sum over tokens; None where it has none.
+            gradient_BTH: Gradient of the signal's unweighted sum over tokens with respect to them; None: it is 0.
             counts_BT: Tokens over which the signal's loss is a mean.
         """
         groups_B, i = batch["group_ids"], SIGNALS.index(signal)
         ones_B = torch.ones(len(groups_B), dtype=torch.float64, device=groups_B.device)
-        self._rows_PS.index_put_((groups_B, batch["skill_ids"]), ones_B, accumulate=True)
+        self._rows_PK.index_put_((groups_B, batch["skill_ids"]), ones_B, accumulate=True)
         self._counts_PG[:, i].index_add_(0, groups_B, counts_BT.double().sum(1))
         if gradient_BTH is not None:
             signs_2HD = self._signs_2HD(hidden_BTH.shape[-1])
             for group, hidden_TH, gradient_TH in zip(groups_B.tolist(), hidden_BTH, gradient_BTH, strict=True):
                 self._sums_PGD[group, i] += sketch(hidden_TH, gradient_TH, signs_2HD).double().sum(0)
 
-    def take(self) -> tuple[dict[str, GradientStats], int]:
-        """What was measured since the last call, by skill, and the tokens read for it over all processes."""
-        if not self.steering.measures_gradients:
+    def take_gradient_stats(self) -> tuple[dict[str, GradientStats], int]:
+        """The statistics of the update at hand, by skill, and start anew.
+
+        Returns:
+            The statistics, the same in all processes and empty unless this update was to be measured; and the tokens of
+            gold answers, with their prompts, that the student read for them, over all processes.
+        """
+        if not self.runtime.measures_gradients:
             return {}, 0
-        gold_SD = None
+        gold_KD = None
         if self.gold is not None:
             width = self.student.config.get_text_config().hidden_size
-            gold_SD = self._sum(self.gold.sketches(self.student, self._signs_2HD(width), self.steering.skills))
+            gold_KD = self._sum(self.gold.sketches(self.student, self._signs_2HD(width), self.runtime.skills))
         sums_PGD, counts_PG = self._sum(self._sums_PGD), self._sum(self._counts_PG)
-        skills_P = self._sum(self._rows_PS).argmax(1)
+        skills_P = self._sum(self._rows_PK).argmax(1)
         self._clear()
-        found = {
-            skill: gradient_stats(sums_PGD, counts_PG, skills_P == s, None if gold_SD is None else gold_SD[s])
-            for s, skill in enumerate(self.steering.skills)
+        stats = {
+            skill: gradient_stats(sums_PGD, counts_PG, skills_P == k, None if gold_KD is None else gold_KD[k])
+            for k, skill in enumerate(self.runtime.skills)
         }
-        return found, 0 if self.gold is None else self.gold.num_tokens
+        return stats, 0 if self.gold is None else self.gold.num_tokens
 
     def _sum(self, value: Tensor) -> Tensor:
         total: Tensor = self.accelerator.reduce(value, reduction="sum")
         return total.cpu()
 
 
-def _first(rows: Sequence[Row], count: int, skills: Sequence[str]) -> list[Row]:
-    """The first rows of each skill that have an answer."""
+def _first_answered(rows: Sequence[Row], count: int, skills: Sequence[str]) -> list[Row]:
+    """The first `count` rows of each skill that have an answer."""
     answered = [row for row in rows if row.get("answer")]
-    of = {skill: [row for row in answered if str(row.get("skill", DEFAULT_SKILL)) == skill] for skill in skills}
-    return [row for skill in skills for row in of[skill][:count]]
+    rows_of = {skill: [row for row in answered if _skill(row) == skill] for skill in skills}
+    return [row for skill in skills for row in rows_of[skill][:count]]
+
+
+def _skill(row: Row) -> str:
+    return str(row.get("skill", DEFAULT_SKILL))
 
 
 class GoldAnswerGradients:
-    """Gold answers of training rows, and how the student would have to change to give them.
+    """Gold answers of training rows, and the gradient of their negative log-likelihood under the student.
 
     Args:
-        rows: Rows with `prompt`, `answer` and `skill`, the same on every process.
-        encoder: Encodes prompts for the student.
-        longest: Tokens of an answer at most; None: any number.
+        rows: Rows with `prompt`, `answer` and `skill`, the same in all processes, which share them out.
+        encoder: The student's.
+        max_answer_tokens: Longer answers are cut. None: no limit.
+        accelerator: Knows this process's number.
 
     Raises:
-        RecipeError: no row has an answer.
+        RecipeError: there are no rows.
     """
 
     def __init__(
         self,
         rows: list[Row],
         encoder: PromptEncoder,
-        longest: int | None,
+        *,
+        max_answer_tokens: int | None,
         accelerator: Accelerator,
     ) -> None:
         if not rows:
             raise RecipeError("controller: probe looks at gold answers, and no row of probe_rows has one")
         prompts = [encoder.encode(row["prompt"]) for row in rows]
-        answers = gold_completions(rows, encoder.tokenizer, longest)
+        answers = gold_completions(rows, encoder.tokenizer, max_answer_tokens)
         self.num_tokens = sum(map(len, prompts)) + sum(map(len, answers))
-        """Tokens of all rows."""
+        """Tokens of all prompts and answers."""
         self._texts: dict[str, list[tuple[list[int], list[int]]]] = {}
         for row, prompt, answer in zip(rows, prompts, answers, strict=True):
-            self._texts.setdefault(str(row.get("skill", DEFAULT_SKILL)), []).append((prompt, answer))
+            self._texts.setdefault(_skill(row), []).append((prompt, answer))
         self._accelerator = accelerator
 
     @torch.no_grad()
     def sketches(self, student: PreTrainedModel, signs_2HD: Tensor, skills: list[str]) -> Tensor:
-        """Sketch the gradient of the answers' negative log-likelihood: this process's share of the sum, `[S, D]`."""
-        mine = slice(self._accelerator.process_index, None, self._accelerator.num_processes)
-        total_SD = signs_2HD.new_zeros(len(skills), SIZE, dtype=torch.float64)
+        """Sketch each skill's gradient, summed over the answers of this process, `[K, D]`."""
+        share = slice(self._accelerator.process_index, None, self._accelerator.num_processes)
+        total_KD = signs_2HD.new_zeros(len(skills), SKETCH_SIZE, dtype=torch.float64)
         training = student.training
         student.eval()
-        for s, skill in enumerate(skills):
-            texts = self._texts.get(skill, [])[mine]
+        for k, skill in enumerate(skills):
+            texts = self._texts.get(skill, [])[share]
             if texts:
-                hidden_NH, targets_N = _read(student, texts)
+                hidden_NH, targets_N = _answer_states(student, texts)
                 gradient_NH = likelihood_gradient(LMHead.of(student), hidden_NH, targets_N)
-                total_SD[s] = sketch(hidden_NH, gradient_NH, signs_2HD).double().sum(0)
+                total_KD[k] = sketch(hidden_NH, gradient_NH, signs_2HD).double().sum(0)
         student.train(training)
-        return total_SD
+        return total_KD
 
 
-def _read(student: PreTrainedModel, texts: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
-    """The student's last states where it predicts the answers' tokens `[N, H]`, and those tokens `[N]`."""
+def _answer_states(student: PreTrainedModel, texts: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
+    """The student's last states at the positions that predict the answers' tokens, `[N, H]`, and those tokens `[N]`."""
     ids_BS, attention_BS, mask_BT = (x.to(student.device) for x in pad_prompts_and_completions(texts))
-    after = mask_BT.shape[1]
-    hidden_BTH = hidden_states(
-        student, ids_BS, attention_BS, after, (), len(texts), PromptSharingLayout.apart(student)
-    ).last_BTH
-    answers_BT = mask_BT.bool()
-    return hidden_BTH[answers_BT], ids_BS[:, -after:][answers_BT]
+    num_columns, answers_BT = mask_BT.shape[1], mask_BT.bool()
+    layout = PromptSharingLayout.apart(student)
+    states = hidden_states(student, ids_BS, attention_BS, num_columns, (), len(texts), layout)
+    return states.last_BTH[answers_BT], ids_BS[:, -num_columns:][answers_BT]

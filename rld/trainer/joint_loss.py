@@ -34,16 +34,16 @@ class JointLoss:
     def __init__(
         self,
         args: RLDConfig,
-        objective: ResponseObjective,
-        panel: TeacherEnsemble,
-        steering: ControllerRuntime,
+        ensemble: TeacherEnsemble,
+        runtime: ControllerRuntime,
+        *,
         feature: AnyFeature | None,
-        device: torch.device,
-        compass: GradientProbe | None = None,
+        gradient_probe: GradientProbe | None,
     ) -> None:
-        self.args, self.objective, self.panel, self.steering = args, objective, panel, steering
-        self.feature, self.device, self.compass = feature, device, compass
-        self._require_a_fit(panel.align)
+        self.args, self.ensemble, self.runtime = args, ensemble, runtime
+        self.feature, self.gradient_probe = feature, gradient_probe
+        self.objective = ResponseObjective.from_config(args)
+        self._require_a_fit(ensemble.align)
         self.statistics = self._empty()
 
     def _require_a_fit(self, align: Sequence[Align | None]) -> None:
@@ -57,7 +57,7 @@ class JointLoss:
             self.objective.token_weights,
             self.args.temperature,
         )
-        lists_tokens = any(teacher.lister for teacher in self.panel.teachers)
+        lists_tokens = any(teacher.lister for teacher in self.ensemble.teachers)
         if lists_tokens and self.objective.temperature != rollout_temperature:
             raise RecipeError(
                 f"response temperature: {self.objective.temperature} is not the rollout's, {rollout_temperature}, and "
@@ -75,16 +75,16 @@ class JointLoss:
             )
 
     def _empty(self) -> UpdateStatistics:
-        return UpdateStatistics.zeros(len(self.steering.skills), len(self.steering.teachers), self.device)
+        return UpdateStatistics.zeros(len(self.runtime.skills), len(self.runtime.teachers), self.args.device)
 
     def take_statistics(self) -> UpdateStatistics:
         """The measurements since the last call."""
         statistics, self.statistics = self.statistics, self._empty()
         return statistics
 
-    def take_pulls(self) -> tuple[dict[str, GradientStats], int]:
-        """What the compass shows, as `GradientProbe.take` does; nothing without one."""
-        return ({}, 0) if self.compass is None else self.compass.take()
+    def take_gradient_stats(self) -> tuple[dict[str, GradientStats], int]:
+        """`GradientProbe.take_gradient_stats`; without a probe, no statistics and 0 tokens."""
+        return ({}, 0) if self.gradient_probe is None else self.gradient_probe.take_gradient_stats()
 
     def count(self, batch: RolloutBatch, num_computed: int) -> None:
         """Count a micro-batch's tokens, and those that the student computed for them."""
@@ -97,7 +97,7 @@ class JointLoss:
             objective, weight_B = self.objective.at(progress), signal_weight(batch, "response")
             response = ResponseSettings(objective, weight_B, self.args.temperature)
         feature = self.feature if batch["feature_on"] else None
-        return StudentInputs(loss_mask(batch), self.panel.states(batch), batch["teacher_weights"], response, feature)
+        return StudentInputs(loss_mask(batch), self.ensemble.states(batch), batch["teacher_weights"], response, feature)
 
     def advantages(self, batch: RolloutBatch, log_pi_BT: Tensor, training: bool) -> Tensor:
         """The policy's advantages: the teacher-scored reward added, times the skill's policy weight."""
@@ -119,7 +119,7 @@ class JointLoss:
             self.statistics.add_delta(batch["skill_ids"], delta_BT, loss_mask(batch), taught_BT)
         if self.args.teacher_reward_form == "sign_preserving":
             return sign_preserving_advantages(batch["advantages"], delta_BT, weight, taught_BT)
-        spread_B = self.steering.delta_rms_S().to(delta_BT.device)[batch["skill_ids"]]
+        spread_B = self.runtime.delta_rms_S().to(delta_BT.device)[batch["skill_ids"]]
         return teacher_advantages(batch["advantages"], delta_BT, spread_B, weight, taught_BT)
 
     def terms(
@@ -137,7 +137,7 @@ class JointLoss:
         if training:
             tokens_BKT = batch["teacher_tokens"]
             self.statistics.add_divergences(batch["skill_ids"], mask_BT, tokens_BKT, out.divergence, out.feature)
-            if self.steering.measures_gradients:
+            if self.runtime.measures_gradients:
                 assert recorded.signals is not None
                 self._measure_gradients(batch, recorded.signals.taps[0], terms)
         return terms
@@ -165,5 +165,6 @@ class JointLoss:
         """Measure a signal's gradient at the tokens that have one; its loss is a mean over those of `loss_BT`."""
         weight_B = signal_weight(batch, signal)
         gradient_BTH = self.statistics.add_gradient(signal, total, hidden_BTH, weight_B, informative_BT)
-        if self.compass is not None:
-            self.compass.add(signal, batch, hidden_BTH.detach(), gradient_BTH, loss_BT * (weight_B > 0)[:, None])
+        if self.gradient_probe is not None:
+            counts_BT = loss_BT * (weight_B > 0)[:, None]
+            self.gradient_probe.add(signal, batch, hidden_BTH.detach(), gradient_BTH=gradient_BTH, counts_BT=counts_BT)

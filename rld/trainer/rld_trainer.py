@@ -37,7 +37,6 @@ from rld.controllers.runtime import ControllerRuntime
 from rld.data.prompt_stream import PromptStream, skills_of
 from rld.errors import CheckpointError, RecipeError
 from rld.losses.feature_matching import FeatureProjections, attach_projections
-from rld.losses.objective import ResponseObjective
 from rld.models.generation import contiguous_head_input
 from rld.models.prefill import SharedPrefill
 from rld.models.prompting import PromptEncoder
@@ -137,7 +136,6 @@ class RLDTrainer(GRPOTrainer):
         self._rewards, self._own_B2 = torch.zeros(0, 1), torch.zeros(0, 2)
         """Of the last rollout, over all processes: rewards; attempts and successes."""
         self._loss_inputs: RolloutBatch | None = None
-        self._objective = ResponseObjective.from_config(args)
         self._feature = args.feature_model() if "feature" in signals else None
         self._student: PreTrainedModel = self.model.get_base_model() if is_peft_model(self.model) else self.model
         self._num_parameters = self._student.num_parameters()
@@ -157,18 +155,22 @@ class RLDTrainer(GRPOTrainer):
             self.add_callback(self.protection)
         if args.gold and (self.use_vllm or self.tools or self.rollout_func is not None):
             raise RecipeError("gold answers take the place of completions that transformers generates without tools")
+        probe = GradientProbe.for_controller(
+            args,
+            self.steering,
+            self._student,
+            encoder=self._encoder,
+            gold_rows=probe_rows,
+            accelerator=self.accelerator,
+        )
+        self._joint = JointLoss(args, self.panel, self.steering, feature=self._feature, gradient_probe=probe)
         self._scoring = TeacherScoring(
             self._scoring_options(signals), self.panel, self.steering, self.gate, self.accelerator
-        )
-        known = self._student, self._encoder, probe_rows
-        compass = GradientProbe.asked_for(args, self.steering, self.accelerator, *known)
-        self._joint = JointLoss(
-            args, self._objective, self.panel, self.steering, self._feature, self.accelerator.device, compass
         )
 
     def _scoring_options(self, signals: Sequence[Signal]) -> TeacherScoringOptions:
         return TeacherScoringOptions(
-            combination=self._objective.combination,
+            combination=self._joint.objective.combination,
             teacher_reward=self.args.teacher_reward,
             teach_on=self.args.teach_on,
             batch_size=self.args.per_device_train_batch_size,
@@ -335,7 +337,7 @@ class RLDTrainer(GRPOTrainer):
     @timed("controller")
     def _after_update(self) -> dict[str, float]:
         statistics = self._joint.take_statistics().reduced(self.accelerator)
-        pulls, num_read = self._joint.take_pulls()
+        pulls, num_read = self._joint.take_gradient_stats()
         step = self.state.global_step + 1
         metrics, events = self.steering.finish_update(statistics, step, self.state.max_steps, pulls)
         self.events += events + (unverified(self.teachers, self.gate) if step == 1 else [])

@@ -1,8 +1,8 @@
-"""Precision and padding of tensors."""
+"""Precision, padding and chunks of tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,6 +12,13 @@ if TYPE_CHECKING:
 def at_least_float32(x: Tensor) -> Tensor:
     """`x` in at least single precision."""
     return x if x.element_size() >= 4 else x.float()
+
+
+def token_chunks(num_tokens: int, vocabulary: int, max_logits: int, min_tokens: int = 1) -> Iterator[slice]:
+    """Yield slices that split tokens into chunks of at most `max_logits` logits, or else of `min_tokens` tokens."""
+    step = max(min_tokens, max_logits // vocabulary)
+    for start in range(0, num_tokens, step):
+        yield slice(start, min(start + step, num_tokens))
 
 
 def pad_prompts_and_completions(rows: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor, Tensor]:

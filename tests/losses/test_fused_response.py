@@ -68,8 +68,8 @@ def same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
 
 @pytest.fixture(autouse=True, params=[3 * V, 1 << 23], ids=["pieces", "whole"])
 def piece(request, monkeypatch):
-    monkeypatch.setattr(fused_response, "_LOGITS", request.param)
-    monkeypatch.setattr(fused_response, "_FEWEST", 1)
+    monkeypatch.setattr(fused_response, "_MAX_LOGITS", request.param)
+    monkeypatch.setattr(fused_response, "_MIN_TOKENS", 1)
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS, ids=repr)

@@ -14,7 +14,7 @@ from rld.controllers.gradient import GradientAlignmentController, GradientNoiseC
 from rld.controllers.observation import GradientStats
 from rld.errors import RecipeError
 from rld.teachers.teacher import Teacher
-from rld.trainer.gradient_sketch import SIZE, signs, sketch
+from rld.trainer.gradient_sketch import SKETCH_SIZE, random_signs, sketch
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
 
@@ -68,14 +68,14 @@ def reference(made: RLDTrainer, rollout: dict[str, Any], group: int) -> dict[str
 
 
 def sketched(gradient_HH: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    u_HD, v_HD = signs(32, seed).double()
-    return torch.einsum("hd,hk,kd->d", u_HD, gradient_HH, v_HD) / SIZE**0.5
+    u_HD, v_HD = random_signs(32, seed).double()
+    return torch.einsum("hd,hk,kd->d", u_HD, gradient_HH, v_HD) / SKETCH_SIZE**0.5
 
 
 def measure(made: RLDTrainer, rollout: dict[str, Any]) -> tuple[dict[str, GradientStats], int]:
     made.current_gradient_accumulation_steps = 1
     made._compute_loss(made.model, rollout)
-    return made._joint.take_pulls()
+    return made._joint.take_gradient_stats()
 
 
 def test_means_noise_and_alignment_agree_with_autograd_group_by_group(tmp_path):
@@ -122,7 +122,7 @@ def test_sketches_keep_inner_products_on_average():
     first, second = hidden.T @ one, hidden.T @ (one + two)
     products = []
     for seed in range(300):
-        drawn = signs(32, seed)
+        drawn = random_signs(32, seed)
         sketches = [sketch(hidden, g, drawn).sum(0) for g in (one, one + two)]
         products.append((sketches[0] @ sketches[1]).item())
     found = torch.tensor(products)
@@ -199,8 +199,8 @@ def test_measuring_costs_what_it_reads_changes_no_update_and_is_left_alone_unles
     assert fixed.flops == noise.flops
     tokens = sum(len(row["prompt"]) + len(row["answer"]) + 1 for row in GOLD)
     assert probe.flops - fixed.flops == pytest.approx(2 * fixed.model.num_parameters() * tokens)
-    assert fixed._joint.compass is None
-    assert trainer(tmp_path, GapController())._joint.compass is None
+    assert fixed._joint.gradient_probe is None
+    assert trainer(tmp_path, GapController())._joint.gradient_probe is None
 
 
 def test_a_probe_without_gold_answers_is_refused(tmp_path):
