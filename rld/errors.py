@@ -57,3 +57,7 @@ class AblationError(RldError, ValueError):
 
 class UsageError(RldError):
     """A command line that does not parse."""
+
+
+class UnlistedMetricWarning(UserWarning):
+    """A metric was logged that `rld.reporting.metric_names` does not list; it is written under its name."""

@@ -73,7 +73,7 @@ def read_arms(text: str, source: Path, overrides: Sequence[str], max_flops: floa
         max_flops: The budget of the compared stage. None: its steps.
 
     Raises:
-        ArmError: what is wrong with the arms, all of it.
+        AblationError: what is wrong with the arms, all of it.
         RecipeError: the recipe is wrong without any arm.
     """
     base = read_recipe(source, overrides)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from rld.ablation.outcomes import NEAR, AblationResult, ArmSummary, PairedDifference, Spread
 from rld.ablation.statistics import mean_curve
-from rld.reporting.chart_groups import NUM_INKS
+from rld.reporting.chart_groups import NUM_COLOURS
 from rld.reporting.charts import Chart, Line, figure
 from rld.reporting.html import grid, page
 from rld.reporting.series import number
@@ -116,8 +116,8 @@ def _chart(result: AblationResult, skill: str | None, is_small: bool = False) ->
     lines = []
     for i, standing in enumerate(result.standings):
         curves = [run.points(skill) for run in result.of(standing.arm)]
-        ink = f"ink{i % NUM_INKS}" + " dashed" * (i >= NUM_INKS)
-        lines.append(Line(standing.arm, ink, mean_curve(curves), behind=curves if len(curves) > 1 else ()))
+        css = f"colour{i % NUM_COLOURS}" + " dashed" * (i >= NUM_COLOURS)
+        lines.append(Line(standing.arm, css, mean_curve(curves), behind=curves if len(curves) > 1 else ()))
     return Chart(skill or "Mean over skills", lines, 0, 1, is_small=is_small, along="FLOPs")
 
 

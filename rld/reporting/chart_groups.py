@@ -1,37 +1,136 @@
-"""Which charts a stage gets: the curves that a person would look for, each signal, skill and teacher in its colour."""
+"""Which charts a stage gets. `metric_names` says which chart shows a metric; this module says how each chart looks.
+
+Every signal, skill, teacher and reward has one colour on the whole page.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Literal
 
 from rld.reporting.charts import Chart, Line
 from rld.reporting.history import LoggedEvent, RunHistory, StageHistory
+from rld.reporting.metric_names import find_metric
 from rld.types import SIGNALS
 
-NUM_INKS = 9
-"""Colours that the page defines, as classes `ink0`, `ink1` and so on."""
+NUM_COLOURS = 9
+"""Colours that the page defines, as classes `colour0`, `colour1` and so on."""
 
-_PLAIN = "plain"
-"""The ink of what is no signal, skill, teacher or reward."""
+_PLAIN = ("plain", "plain dashed", "plain dotted")
+"""The classes of lines that belong to no signal, skill, teacher or reward, in their order."""
 
-_WEIGHT = "weight/(?!reference)([^/]+)"
-"""Weights that sum to 1; that of an earlier self comes on top."""
+_OTHER = "Other metrics"
 
 
 @dataclass(frozen=True)
 class ChartGroup:
-    """Charts to be looked at together."""
+    """Charts under one heading, with a sentence on what they show."""
 
     title: str
     about: str
     charts: list[Chart]
 
 
+@dataclass(frozen=True)
+class ChartStyle:
+    """How a chart is drawn.
+
+    Attributes:
+        title: As `Metric.chart` names it.
+        layout: One chart with all lines; a small chart for each line; or a small chart for each skill and one for the
+            mean over skills.
+        low: No axis begins below. None: no limit.
+        high: No axis ends above.
+        stairs: Whether values stand still between decisions.
+        may_be_log: Whether the axis is logarithmic where values differ much.
+        events: First words of the kinds of events that are marked in it.
+        neutral: The chart is left out where all values are this one.
+    """
+
+    title: str
+    layout: Literal["all lines", "each line", "each skill"] = "all lines"
+    low: float | None = None
+    high: float | None = None
+    stairs: bool = False
+    may_be_log: bool = False
+    events: tuple[str, ...] = ()
+    neutral: float | None = None
+
+
+SIGNAL_EVENTS = ("signal", "phase", "skill")
+
+GROUPS: tuple[tuple[str, str, tuple[ChartStyle, ...]], ...] = (
+    (
+        "Progress",
+        "How many answers are correct, on held-out rows and in training, and what the curriculum asks for.",
+        (
+            ChartStyle("Held-out score", low=0, high=1),
+            ChartStyle("Success rate", low=0, high=1, events=("change",)),
+            ChartStyle("Curriculum level", stairs=True, events=("level", "change")),
+            ChartStyle("Share of prompts", low=0, high=1),
+        ),
+    ),
+    (
+        "Signals",
+        "The weight of each signal on each skill, as the controller decided.",
+        (ChartStyle("Signal weights", "each skill", 0, 1, stairs=True, events=SIGNAL_EVENTS),),
+    ),
+    (
+        "Teachers",
+        "Each teacher's share of what a skill is taught; 0 for all where no teacher teaches the skill.",
+        (ChartStyle("Teacher weights", "each skill", 0, 1, stairs=True, events=("teacher",)),),
+    ),
+    (
+        "Losses",
+        "The total is the weighted and scaled sum; the losses of the signals are neither weighted nor scaled.",
+        (
+            ChartStyle("Loss, nats per token", may_be_log=True),
+            ChartStyle("Total", "each line"),
+            ChartStyle("Loss", "each line", may_be_log=True),
+            ChartStyle("Scale", "all lines", stairs=True, neutral=1.0),
+        ),
+    ),
+    (
+        "Distances",
+        "How far the student is from its teachers, and how large the gradient of each signal is.",
+        (
+            ChartStyle("Divergence, nats per token", may_be_log=True),
+            ChartStyle("Distance of hidden states", may_be_log=True),
+            ChartStyle("Gradient at the last hidden states", may_be_log=True),
+        ),
+    ),
+    (
+        "Constraints",
+        "How much of the protected skills is retained, how strongly they are replayed, and what the audit found.",
+        (
+            ChartStyle("Retained success", low=0, events=("retention",)),
+            ChartStyle("Weight of the earlier student", low=0, stairs=True, events=("retention",)),
+            ChartStyle("Confirmed successes", low=0, high=1, events=("audit",)),
+        ),
+    ),
+    (
+        "Rollouts",
+        "What the student generated in training.",
+        (
+            ChartStyle("Reward"),
+            ChartStyle("Entropy, nats per token"),
+            ChartStyle("Weight of the entropy bonus"),
+            ChartStyle("Tokens so far", low=0, stairs=True),
+        ),
+    ),
+    (
+        _OTHER,
+        "Metrics that rld does not know, such as those of your own curriculum.",
+        (ChartStyle(_OTHER, "each line"),),
+    ),
+)
+"""Heading, explanation and charts of each group, in the order of the page."""
+
+
 class Colours:
-    """Gives every signal, teacher and skill one colour on the whole page, its own while there are enough."""
+    """Gives each signal, teacher, skill and reward one colour on the whole page, different while there are enough."""
 
     def __init__(self, history: RunHistory) -> None:
         teachers = dict.fromkeys(name for stage in history.plan.stages for name in stage.teachers)
@@ -45,162 +144,121 @@ class Colours:
         self._first = dict(zip(self._names, sizes, strict=False))
 
     def place(self, kind: str, name: str) -> int:
-        """Return which of its kind `name` is, from 0; names that the recipe does not have come last."""
-        if name not in self._names[kind]:
-            self._names[kind].append(name)
-        return self._names[kind].index(name)
+        """Return the index of `name` among its kind; a name that the recipe does not have gets the next one."""
+        names = self._names.setdefault(kind, [])
+        if name not in names:
+            names.append(name)
+        return names.index(name)
 
     def css(self, kind: str, name: str) -> str:
-        """Return the classes of `name`; of two with the same colour and kind, the later is dashed."""
+        """Return the CSS classes of `name`; of two with the same colour and kind, the later is dashed."""
+        if not kind:
+            return _PLAIN[0]
         place = self.place(kind, name)
-        return f"ink{(self._first[kind] + place) % NUM_INKS}" + " dashed" * (place >= NUM_INKS)
+        if kind not in self._first:
+            return _PLAIN[place % len(_PLAIN)]
+        return f"colour{(self._first[kind] + place) % NUM_COLOURS}" + " dashed" * (place >= NUM_COLOURS)
 
 
-def groups(stage: StageHistory, skills: Iterable[str], inks: Colours) -> list[ChartGroup]:
+@dataclass(frozen=True)
+class _Series:
+    """A logged metric: its name in the log, and whose line it is in which chart.
+
+    Attributes:
+        kind: Of what the line stands for: `signal`, `teacher`, `skill` and so on, or empty.
+        label: The line's name; empty for the only line of its chart.
+        skill: The skill whose chart it belongs to; None for the mean over skills and where a line is a skill.
+    """
+
+    key: str
+    chart: str
+    kind: str
+    label: str
+    skill: str | None
+
+
+def chart_groups(stage: StageHistory, skills: Iterable[str], colours: Colours) -> list[ChartGroup]:
     """Return the groups of charts of a stage; what it did not log is left out."""
-    found = _StageCharts(stage, list(skills), inks)
-    if stage.plan.run == "sft":
-        all_groups = [ChartGroup("Loss", "", found.single("Loss, nats per token", "loss/sft"))]
-    else:
-        all_groups = [
-            ChartGroup(
-                "Progress",
-                "What the verifier accepts of the student's completions, and what it is asked.",
-                found.skills(),
-            ),
-            ChartGroup("Signals", "How much each signal counts, as the controller decided.", found.weights()),
-            ChartGroup(
-                "Teachers",
-                "Whose advice counts, as shares; 0 everywhere where no teacher is worth hearing.",
-                found.teachers(),
-            ),
-            ChartGroup(
-                "Losses",
-                "The total is weighted and scaled, which evens out gradients; the signals' own are not.",
-                found.losses(),
-            ),
-            ChartGroup(
-                "Distances",
-                "How far the student is from its teachers, and how hard each signal pulls.",
-                found.distances(),
-            ),
-            ChartGroup(
-                "Constraints",
-                "What must not be forgotten, and how strongly it is replayed; and what an audit says of the reward.",
-                found.constraints(),
-            ),
-            ChartGroup("Rollouts", "What the student generated.", found.rollouts()),
-        ]
-    return [group for group in all_groups if group.charts]
+    charts = _StageCharts(stage, list(skills), colours)
+    groups = [
+        ChartGroup(title, about, [chart for style in styles for chart in charts.of(style)])
+        for title, about, styles in GROUPS
+    ]
+    return [group for group in groups if group.charts]
 
 
 class _StageCharts:
-    """Makes charts of one stage's metrics. Each method returns those for which there is something to draw."""
+    """Makes charts of one stage's metrics."""
 
-    def __init__(self, stage: StageHistory, skills: list[str], inks: Colours) -> None:
-        self.stage, self.names, self.inks = stage, skills, inks
-        self.keys = stage.keys()
+    def __init__(self, stage: StageHistory, skills: list[str], colours: Colours) -> None:
+        self.stage, self.skills, self.colours = stage, skills, colours
+        keys = stage.keys()
+        if any(stage.series(key) == stage.series("loss") for key in keys if key.startswith("loss/")):
+            keys.remove("loss")  # a total of one loss is that loss
+        self.series = [_series(key) for key in keys]
 
-    def _line(self, key: str, name: str, css: str) -> Line:
-        points, num_lost = self.stage.series(key)
-        return Line(name, css, points, num_lost)
+    def of(self, style: ChartStyle) -> list[Chart]:
+        """Return the charts of one style: none where nothing of it was logged, or where all values are neutral."""
+        series = [one for one in self.series if one.chart == style.title]
+        series.sort(key=lambda one: self.colours.place(one.kind, one.label) if one.kind else 0)
+        lines = [(one, self._line(one, style)) for one in series]
+        values = [value for _, line in lines for _, value in line.points]
+        if not lines or (style.neutral is not None and all(value == style.neutral for value in values)):
+            return []
+        base = Chart("", [], style.low, style.high, style.stairs, style.may_be_log)
+        if style.layout == "each line":
+            return [replace(base, title=line.name, lines=[line], is_small=True) for _, line in lines]
+        if style.layout == "each skill":
+            return self._per_skill(replace(base, is_small=True), lines, style.events)
+        marks = self._marks(style.events)
+        return [replace(base, title=style.title, lines=[line for _, line in lines], marks=marks)]
 
-    def _lines(self, kind: str, pattern: str) -> list[Line]:
-        """The lines of all keys that match; the pattern's group is the name."""
-        matches = [match for key in self.keys if (match := re.fullmatch(pattern, key))]
-        matches.sort(key=lambda match: self.inks.place(kind, match[1]))
-        return [self._line(match[0], match[1], self.inks.css(kind, match[1])) for match in matches]
+    def _line(self, series: _Series, style: ChartStyle) -> Line:
+        points, num_lost = self.stage.series(series.key)
+        is_named = series.kind or (series.label and style.layout == "each line")
+        name = series.label if is_named else style.title
+        return Line(name, self.colours.css(series.kind, series.label), points, num_lost)
 
-    def _chart(self, chart: Chart) -> list[Chart]:
-        return [chart] if chart.lines else []
-
-    def single(self, title: str, key: str) -> list[Chart]:
-        return [Chart(title, [self._line(key, title, _PLAIN)])] if key in self.keys else []
-
-    def skills(self) -> list[Chart]:
-        shares = Chart("Share of prompts", self._lines("skill", "share/(.+)"), 0)
-        success = Chart("Success rate", self._lines("skill", "progress/(.+)"), 0, 1, marks=self._marks("change"))
-        levels = self._lines("skill", "level/(.+)")
-        return [
-            *self._chart(Chart("Held-out score", self._lines("skill", "score/(.+)"), 0, 1)),
-            *self._chart(success),
-            *self._chart(Chart("Curriculum level", levels, stairs=True, marks=self._marks("level", "change"))),
-            *self._chart(shares),
+    def _per_skill(self, style: Chart, lines: Sequence[tuple[_Series, Line]], events: Sequence[str]) -> list[Chart]:
+        """Return the chart of the mean alone where all skills are alike, else it and one for each skill."""
+        mean = replace(style, title="Mean over skills", lines=_of_skill(lines, None), marks=self._marks(events))
+        charts = [
+            replace(style, title=skill, lines=_of_skill(lines, skill), marks=self._marks(events, skill))
+            for skill in self.skills
+            if _of_skill(lines, skill)
         ]
+        if all(_same_points(chart, charts[0]) for chart in charts):
+            return [replace(mean, title="All skills", is_small=False)]
+        return [mean, *charts]
 
-    def weights(self) -> list[Chart]:
-        mean = Chart("Mean over skills", self._lines("signal", _WEIGHT), 0, 1, stairs=True)
-        return self._per_skill(mean, "signal", _WEIGHT + "/{}")
-
-    def teachers(self) -> list[Chart]:
-        mean = Chart("Mean over skills", self._lines("teacher", "teacher/(.+)/weight"), 0, 1, stairs=True)
-        return self._per_skill(mean, "teacher", "teacher/(.+)/weight/{}")
-
-    def _marks(self, *topics: str, skill: str | None = None) -> list[tuple[float, str]]:
+    def _marks(self, topics: Sequence[str], skill: str | None = None) -> list[tuple[float, str]]:
         """The events whose kind begins with one of `topics`, of one skill or of all."""
         events = [event for event in self.stage.events if event.kind.split()[0] in topics]
         return [_mark(event) for event in events if skill in (None, event.skill)]
 
-    def _per_skill(self, mean: Chart, kind: str, pattern: str) -> list[Chart]:
-        """The mean alone where all skills are alike, else it and a chart per skill, all small."""
-        topics = ("teacher",) if kind == "teacher" else ("signal", "phase", "skill")
-        mean = replace(mean, marks=self._marks(*topics))
-        charts = []
-        for skill in self.names:
-            if lines := self._lines(kind, pattern.format(re.escape(skill))):
-                charts.append(replace(mean, title=skill, lines=lines, marks=self._marks(*topics, skill=skill)))
-        if all(_values(chart) == _values(charts[0]) for chart in charts):
-            return self._chart(replace(mean, title="All skills"))
-        return [_small(chart) for chart in (mean, *charts)]
 
-    def losses(self) -> list[Chart]:
-        charts = self.single("Total", "loss")
-        charts += [Chart(line.name, [line], may_be_log=True) for line in self._lines("signal", "loss/(.+)")]
-        scales = self._lines("signal", "scale/(.+)")
-        if any(value != 1 for line in scales for _, value in line.points):
-            charts.append(Chart("Scale", scales, stairs=True))
-        return [_small(chart) for chart in charts]
+def _series(key: str) -> _Series:
+    listed = find_metric(key)
+    if listed is None:
+        return _Series(key, _OTHER, "", key, None)
+    metric, names = listed
+    skill = names.pop("skill", None)
+    if names:
+        kind, label = next(iter(names.items()))
+        return _Series(key, metric.chart, kind, label, skill)
+    if skill is not None:
+        return _Series(key, metric.chart, "skill", skill, None)
+    return _Series(key, metric.chart, "", key.partition("/")[2], None)
 
-    def distances(self) -> list[Chart]:
-        charts = [
-            Chart("Divergence, nats per token", self._lines("teacher", "divergence/(.+)"), may_be_log=True),
-            Chart("Distance of hidden states", self._lines("teacher", "distance/(.+)"), may_be_log=True),
-            Chart("Gradient at the last hidden states", self._lines("signal", "grad/(.+)"), may_be_log=True),
-        ]
-        return [chart for chart in charts if chart.lines]
 
-    def constraints(self) -> list[Chart]:
-        kept, audited = self._lines("skill", "retention/(.+)"), self._lines("skill", "audit/(.+)")
-        marks = self._marks("retention")
-        weights = self._lines("skill", "weight/reference/(.+)")
-        return [
-            *self._chart(Chart("Success relative to the start", kept, 0, marks=marks)),
-            *self._chart(Chart("Weight of the earlier self", weights, 0, stairs=True, marks=marks)),
-            *self._chart(Chart("Audited successes that are right", audited, 0, 1, marks=self._marks("audit"))),
-        ]
-
-    def rollouts(self) -> list[Chart]:
-        kinds = [key for key in ("tokens/generated", "tokens/scored", "tokens/saved") if key in self.keys]
-        tokens = [
-            self._line(key, key.removeprefix("tokens/"), css)
-            for key, css in zip(kinds, (_PLAIN, f"{_PLAIN} dashed", f"{_PLAIN} dotted"), strict=False)
-        ]
-        return [
-            *self._chart(Chart("Reward", self._lines("reward", "reward/(.+)"))),
-            *self.single("Entropy, nats per token", "entropy"),
-            *self.single("Weight of the entropy bonus", "entropy_coef"),
-            *self._chart(Chart("Tokens so far", tokens, 0, stairs=True)),
-        ]
+def _of_skill(lines: Sequence[tuple[_Series, Line]], skill: str | None) -> list[Line]:
+    return [line for series, line in lines if series.skill == skill]
 
 
 def _mark(event: LoggedEvent) -> tuple[float, str]:
-    why = "; ".join(filter(None, (event.measured, event.rule)))
-    return event.step, f"{event.skill}: {event.kind}: {event.about} ({why})"
+    reason = "; ".join(filter(None, (event.measured, event.rule)))
+    return event.step, f"{event.skill}: {event.kind}: {event.about} ({reason})"
 
 
-def _values(chart: Chart) -> list[tuple[str, object]]:
-    return [(line.name, line.points) for line in chart.lines]
-
-
-def _small(chart: Chart) -> Chart:
-    return replace(chart, is_small=True)
+def _same_points(one: Chart, other: Chart) -> bool:
+    return [line.points for line in one.lines] == [line.points for line in other.lines]

@@ -27,10 +27,10 @@ _LOG_FROM = 50.0
 
 @dataclass(frozen=True)
 class Line:
-    """One curve; `ink` is the CSS class that colours it."""
+    """One curve; `css` is the CSS class that colours it."""
 
     name: str
-    ink: str
+    css: str
     points: Sequence[Point]
     num_lost: int = 0
     """Logged values that were not numbers."""
@@ -108,7 +108,7 @@ class _Plot:
 def figure(chart: Chart) -> str:
     """Draw `chart` as an HTML figure: title, legend with the last values, and SVG.
 
-    The page styles `.grid`, `.axis`, `.faint`, `.bold`, `.dot`, `.band`, `.mark` and `.lost`, and each line's `ink`.
+    The page styles `.grid`, `.axis`, `.faint`, `.bold`, `.dot`, `.band`, `.mark` and `.lost`, and each line's `css`.
     """
     log = _is_log(chart)
     curves = [_curve(line, chart.stairs, log) for line in chart.lines if line.points]
@@ -128,7 +128,7 @@ def _lost(line: Line) -> str:
 
 
 def _legend(curve: _Curve) -> str:
-    return f'<li class="{curve.line.ink}"><i></i>{escape(curve.line.name)} <b>{number(curve.last)}</b></li>'
+    return f'<li class="{curve.line.css}"><i></i>{escape(curve.line.name)} <b>{number(curve.last)}</b></li>'
 
 
 def _svg(chart: Chart, plot: _Plot, curves: Sequence[_Curve]) -> str:
@@ -217,7 +217,7 @@ def _strokes(plot: _Plot, curves: Sequence[_Curve], stairs: bool) -> list[str]:
     """All faint strokes, then all bold ones on top."""
     pieces = [("faint", curve, piece) for curve in curves for piece in curve.faint]
     pieces += [("bold" if len(piece) > 1 else "bold dot", curve, piece) for curve in curves for piece in curve.bold]
-    return [f'<path class="{kind} {c.line.ink}" d="{plot.path(piece, stairs)}"/>' for kind, c, piece in pieces]
+    return [f'<path class="{kind} {c.line.css}" d="{plot.path(piece, stairs)}"/>' for kind, c, piece in pieces]
 
 
 def _bands(plot: _Plot, curves: Sequence[_Curve], chart: Chart) -> list[str]:

@@ -14,15 +14,17 @@ STYLE = """
   color-scheme: light dark;
   --page: #f5f6f8; --card: #fff; --line: #dfe3e8; --text: #1b2430; --soft: #5d6876; --plain: #1b2430;
   --good: #0a7a50; --bad: #b3261e; --busy: #8a5a00;
-  --ink0: #2393fa; --ink1: #c23c01; --ink2: #0a8157; --ink3: #4d1fb5; --ink4: #812e1c; --ink5: #db5fa9;
-  --ink6: #759646; --ink7: #9a39ae; --ink8: #5c4266;
+  --colour0: #2393fa; --colour1: #c23c01; --colour2: #0a8157; --colour3: #4d1fb5;
+  --colour4: #812e1c; --colour5: #db5fa9;
+  --colour6: #759646; --colour7: #9a39ae; --colour8: #5c4266;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #101418; --card: #171c22; --line: #2b333d; --text: #e4e9ef; --soft: #97a3b1; --plain: #e4e9ef;
     --good: #4fd1a1; --bad: #ff8a80; --busy: #f0b95a;
-    --ink0: #378bfe; --ink1: #e87019; --ink2: #66f7b2; --ink3: #f1c0ff; --ink4: #d5e945; --ink5: #d27496;
-    --ink6: #83a05d; --ink7: #c37ecf; --ink8: #a7ec7c;
+    --colour0: #378bfe; --colour1: #e87019; --colour2: #66f7b2; --colour3: #f1c0ff;
+    --colour4: #d5e945; --colour5: #d27496;
+    --colour6: #83a05d; --colour7: #c37ecf; --colour8: #a7ec7c;
   }
 }
 * { box-sizing: border-box; }
@@ -57,17 +59,17 @@ tr.mean td { font-weight: 600; border-top: 2px solid var(--line); }
 td.wide { white-space: normal; min-width: 240px; }
 td.after { font-weight: 650; }
 .up { color: var(--good); } .down { color: var(--bad); }
-i { display: inline-block; width: 14px; height: 0; margin-right: 6px; border-top: 3px solid var(--ink);
+i { display: inline-block; width: 14px; height: 0; margin-right: 6px; border-top: 3px solid var(--colour);
   vertical-align: 4px; }
 .dashed i { border-top-style: dashed; }
 .dotted i { border-top-style: dotted; }
 th.scale span { float: left; width: 24px; text-align: center; } th.scale span + span { float: right; }
 .track { display: block; width: 170px; height: 18px; }
 .track .rail { stroke: var(--line); stroke-width: 2; }
-.track .way { stroke: var(--ink); stroke-width: 3; opacity: .45; }
-.track circle { stroke: var(--ink); stroke-width: 2; fill: var(--card); }
-.track circle.to { fill: var(--ink); }
-.track .tick { stroke: var(--ink); stroke-width: 3; }
+.track .way { stroke: var(--colour); stroke-width: 3; opacity: .45; }
+.track circle { stroke: var(--colour); stroke-width: 2; fill: var(--card); }
+.track circle.to { fill: var(--colour); }
+.track .tick { stroke: var(--colour); stroke-width: 3; }
 .charts { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 350px), 1fr)); }
 .charts.small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 232px), 1fr)); }
 .beside { display: flex; flex-wrap: wrap; gap: 14px; align-items: flex-start; }
@@ -84,7 +86,7 @@ figure b { color: var(--text); font-weight: 600; font-variant-numeric: tabular-n
 figure > svg { display: block; width: 100%; height: auto; margin-top: auto; }
 figure text { font: 11px system-ui, sans-serif; fill: var(--soft); font-variant-numeric: tabular-nums; }
 .grid { stroke: var(--line); } .axis { stroke: var(--soft); }
-.faint, .bold { fill: none; stroke: var(--ink); stroke-linejoin: round; stroke-linecap: round; }
+.faint, .bold { fill: none; stroke: var(--colour); stroke-linejoin: round; stroke-linecap: round; }
 .faint { opacity: .25; stroke-width: 1; } .bold { stroke-width: 2; }
 .bold.dot { stroke-width: 5; }
 .bold.dashed { stroke-dasharray: 5 4; }
@@ -97,13 +99,13 @@ details { margin-top: 44px; } summary { cursor: pointer; color: var(--soft); }
 details pre { padding: 12px; border: 1px solid var(--line); border-radius: 10px; background: var(--card);
   overflow-x: auto; }
 footer { margin-top: 28px; color: var(--soft); font-size: 13px; }
-.plain { --ink: var(--plain); }
+.plain { --colour: var(--plain); }
 @media (max-width: 600px) {
   main { padding: 20px 12px 40px; }
   th, td { padding: 5px 9px; }
   th:first-child, td:first-child { min-width: 6rem; max-width: 9rem; white-space: normal; overflow-wrap: anywhere; }
 }
-""" + "".join(f".ink{number} {{ --ink: var(--ink{number}); }}\n" for number in range(9))
+""" + "".join(f".colour{number} {{ --colour: var(--colour{number}); }}\n" for number in range(9))
 
 
 def page(title: str, body: str) -> str:

@@ -19,7 +19,7 @@ from rich.table import Column, Table
 from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rld.reporting.metric_names import picked
+from rld.reporting.metric_names import logged_metrics
 
 _SHOWN = {
     "weights": re.compile(r"weight/([^/]+)"),
@@ -83,7 +83,7 @@ class ProgressBar(TrainerCallback):
         logs: Mapping[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        values = picked(logs or {}, self._supervised)
+        values = logged_metrics(logs or {}, self._supervised)
         if self._shows and values:
             self.values |= values
             self._tick()

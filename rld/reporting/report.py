@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from rld.reporting.chart_groups import ChartGroup, Colours, groups
+from rld.reporting.chart_groups import ChartGroup, Colours, chart_groups
 from rld.reporting.charts import figure
 from rld.reporting.history import RunHistory, StageHistory, read_run
 from rld.reporting.html import grid, page
@@ -16,7 +16,8 @@ from rld.reporting.tables import html_table, teacher_tokens_note
 from rld.utils.files import write_text
 from rld.utils.run_folder import RunFolder
 
-_KINDS = {"sft": "supervised fine-tuning", "distill": "distillation and reinforcement"}
+FEW_CHARTS = 3
+"""A stage with no more charts has them in one line, without headings, beside its scores."""
 
 _STATES = {
     "running": "The run was still at work when this page was drawn, or it was killed.",
@@ -37,9 +38,9 @@ def write_report(run: Path) -> Path:
 
 
 def _page(history: RunHistory) -> str:
-    inks = Colours(history)
-    parts = [_header(history), *_notes(history), _outcome(history, inks), _overview(history)]
-    parts += [_stage(history, number, inks) for number in range(len(history.stages))]
+    colours = Colours(history)
+    parts = [_header(history), *_notes(history), _outcome(history, colours), _overview(history)]
+    parts += [_stage(history, number, colours) for number in range(len(history.stages))]
     parts += [_recipe(history), f"<footer>Drawn by rld from {escape(str(history.folder))}</footer>"]
     return page(f"{history.plan.name}: rld report", "".join(parts))
 
@@ -83,7 +84,7 @@ def _overview(history: RunHistory) -> str:
     return f'<h2>Stages</h2><div class="card">{grid(heads, rows)}</div>'
 
 
-def _outcome(history: RunHistory, inks: Colours) -> str:
+def _outcome(history: RunHistory, colours: Colours) -> str:
     """Draw the scores of the last stage that is finished."""
     if not history.summary.stages:
         return ""
@@ -92,24 +93,27 @@ def _outcome(history: RunHistory, inks: Colours) -> str:
     note = teacher_tokens_note(result)
     return (
         f"<h2>{escape(what)}<small>held-out rows answered correctly; hollow before, full after, bars are teachers"
-        f"{f'; {escape(note)}' if note else ''}</small></h2>{html_table(result, history.summary.heldout_rows, inks)}"
+        f"{f'; {escape(note)}' if note else ''}</small></h2>{html_table(result, history.summary.heldout_rows, colours)}"
     )
 
 
-def _stage(history: RunHistory, index: int, inks: Colours) -> str:
+def _stage(history: RunHistory, index: int, colours: Colours) -> str:
     stage = history.stages[index]
     if not stage.metrics:
         return ""
-    drawn = groups(stage, history.plan.skills, inks)
-    about = _KINDS.get(stage.plan.run, stage.plan.run)
+    about = f"kind: {stage.plan.run}"
     if stage.plan.teachers:
         about += f"; teachers: {', '.join(stage.plan.teachers)}"
     head = f'<h2 id="stage{index}">{escape(stage.plan.name)}<small>{escape(about)}</small></h2>'
-    if stage.plan.run == "sft":
-        charts = "".join(figure(chart) for group in drawn for chart in group.charts)
-        scores = html_table(stage.result, history.summary.heldout_rows, inks) if stage.result else ""
-        return f'{head}<div class="beside">{charts}{scores}</div>'
-    return head + _time_spent(stage) + "".join(map(_group, drawn)) + _events(stage)
+    groups = chart_groups(stage, history.plan.skills, colours)
+    charts = [chart for group in groups for chart in group.charts]
+    is_last = bool(history.summary.stages) and stage.result == history.summary.stages[-1]  # its scores are on top
+    scores = html_table(stage.result, history.summary.heldout_rows, colours) if stage.result and not is_last else ""
+    if len(charts) <= FEW_CHARTS:
+        parts = [f'<div class="beside">{"".join(map(figure, charts))}{scores}</div>']
+    else:
+        parts = [scores, *map(_group, groups)]
+    return head + _time_spent(stage) + "".join(parts) + _events(stage)
 
 
 def _time_spent(stage: StageHistory) -> str:

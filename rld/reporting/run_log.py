@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rld.reporting.metric_names import picked
+from rld.reporting.metric_names import logged_metrics
 from rld.types import Event
 from rld.utils import files
 from rld.utils.run_folder import RunFolder
@@ -56,7 +56,7 @@ class RunLog(TrainerCallback):
         logs: Mapping[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        values = picked(logs or {}, self._supervised)
+        values = logged_metrics(logs or {}, self._supervised)
         if self._writes and values:
             seconds = round(time.time() - self.start, 3)
             head = {"stage": self.stage, "step": state.global_step, "seconds": seconds, "flops": self.flops()}

@@ -90,19 +90,19 @@ def scores_table(model: str, scores: Mapping[str, float], held_out: Iterable[Row
     return shown
 
 
-def html_table(result: Result, heldout_rows: Mapping[str, int], inks: Colours) -> str:
+def html_table(result: Result, heldout_rows: Mapping[str, int], colours: Colours) -> str:
     """Draw the same as `table` for any stage, with a track from 0 to 1 per skill: hollow before, full after."""
     names = list(result.teachers)
     heads = ["skill", "rows", f"before<small>{number(result.student.parameters)} student</small>", "after", "change"]
     heads += [
-        f'<span class="{inks.css("teacher", name)}"><i></i>{escape(name)}</span>'
+        f'<span class="{colours.css("teacher", name)}"><i></i>{escape(name)}</span>'
         f"<small>{number(teacher.parameters)} teacher</small>"
         for name, teacher in result.teachers.items()
     ]
     rows, mean = _scores(result, heldout_rows)
     body = ""
     for row in [*rows, mean]:
-        css = "plain" if row is mean else inks.css("skill", row.skill)
+        css = "plain" if row is mean else colours.css("skill", row.skill)
         change = None if row.before is None or row.after is None else row.after - row.before
         direction = "" if not change else "up" if change > 0 else "down"
         body += (
@@ -111,7 +111,7 @@ def html_table(result: Result, heldout_rows: Mapping[str, int], inks: Colours) -
             f'<td class="after">{_share(row.after)}</td>'
             f'<td class="{direction}">{"-" if change is None else f"{change:+.3f}"}</td>'
             + "".join(f"<td>{_share(score)}</td>" for score in row.teachers)
-            + f"<td>{_track(row, [inks.css('teacher', name) for name in names])}</td></tr>"
+            + f"<td>{_track(row, [colours.css('teacher', name) for name in names])}</td></tr>"
         )
     head = "".join(f"<th>{head}</th>" for head in heads) + '<th class="scale"><span>0</span><span>1</span></th>'
     return f'<div class="card"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

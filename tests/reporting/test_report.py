@@ -61,7 +61,7 @@ def test_the_page_has_a_chart_for_everything_that_was_logged(run: Path) -> None:
     titles = [chart.split(";")[0] for chart in page.charts()]
     per_skill = ["Mean over skills", "reverse", "sort", "shift"]
     assert titles == [
-        "Loss, nats per token",
+        *("Loss, nats per token", "Entropy, nats per token"),
         *("Success rate", "Curriculum level", "Share of prompts"),
         *per_skill,
         *per_skill,
@@ -92,12 +92,12 @@ def test_the_page_loads_and_runs_nothing(run: Path) -> None:
 
 def test_the_same_name_has_the_same_colour_everywhere_and_its_own(run: Path) -> None:
     text = write_report(run).read_text()
-    inks = {
-        name: set(re.findall(rf'class="(ink\d[^"]*)"><i></i>{name} ', text))
+    colours = {
+        name: set(re.findall(rf'class="(colour\d[^"]*)"><i></i>{name} ', text))
         for name in ("policy", "response", "feature", "reverse", "sort", "shift", "order", "letters")
     }
-    assert all(len(ink) == 1 for ink in inks.values())
-    assert len(set.union(*inks.values())) == len(inks)
+    assert all(len(css) == 1 for css in colours.values())
+    assert len(set.union(*colours.values())) == len(colours)
 
 
 def test_names_are_text_even_where_they_look_like_html(tmp_path: Path) -> None:
@@ -113,8 +113,8 @@ def test_names_are_text_even_where_they_look_like_html(tmp_path: Path) -> None:
 def test_many_skills_keep_colours_apart_by_dashes_and_the_file_small(tmp_path: Path) -> None:
     run = made_up_run.make(tmp_path / "run", skills=[f"skill{i}" for i in range(14)])
     text = write_report(run).read_text()
-    inks = [re.search(rf'class="(ink\d[^"]*)"><i></i>skill{i} ', text) for i in range(14)]
-    assert len({ink[1] for ink in inks if ink}) == 14
+    colours = [re.search(rf'class="(colour\d[^"]*)"><i></i>skill{i} ', text) for i in range(14)]
+    assert len({css[1] for css in colours if css}) == 14
     assert len(text) < 1_000_000
 
 

@@ -41,7 +41,7 @@ const result = {
 };
 parent.document.querySelector("pre").textContent = JSON.stringify(result);
 """
-NUM_CHARTS = 23
+NUM_CHARTS = 24
 
 
 def browse(page: Path, folder: Path, *options: str) -> tuple[str, str]:
@@ -88,7 +88,7 @@ def test_charts_are_laid_out(tmp_path: Path, width: int, is_dark: bool, num_colu
     red = int(re.findall(r"\d+", measured["background"])[0])
     assert red < 64 if is_dark else red > 192
     assert len(measured["charts"]) == NUM_CHARTS
-    assert len({chart["box"][0] for chart in measured["charts"][4:8]}) == num_columns
+    assert len({chart["box"][0] for chart in measured["charts"][5:9]}) == num_columns
     for chart in measured["charts"]:
         left, top, right, bottom = chart["box"]
         assert right - left > 200 and bottom - top > 120, chart["name"]
