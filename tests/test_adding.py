@@ -17,8 +17,10 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.support import made_up_run
+
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("rld", "rewards", "curricula", "recipes", "docs", "tests/recipe_page.py")
+COPIED = ("rld", "rewards", "curricula", "recipes", "docs", "tests/recipe_page.py", "tests/run_folder_page.py")
 
 
 class Written(NamedTuple):
@@ -33,7 +35,7 @@ class Row(NamedTuple):
 
     written: list[Written]
     shown: dict[str, str]
-    """Where (`list`, `check`, `page`, `help`, `python`) and the text that is found there."""
+    """Where (`list`, `check`, `help`, `page`, `log`, `report`) and the text that is found there."""
 
 
 def appended(code: str) -> Callable[[str], str]:
@@ -189,6 +191,24 @@ ROWS = {
         ],
         {"page": "## DummyTeacher"},
     ),
+    "metric of the log": Row(
+        [
+            Written(
+                "rld/reporting/metric_names.py",
+                replaced("METRICS = (", 'METRICS = (\n    Metric("dummy/<skill>", "", "how odd it is", "Oddity"),'),
+            )
+        ],
+        {"log": "`dummy/<skill>` .* how odd it is"},
+    ),
+    "chart": Row(
+        [
+            Written(
+                "rld/reporting/chart_groups.py",
+                replaced('ChartStyle("Reward"),', 'ChartStyle("Oddity"), ChartStyle("Reward"),'),
+            )
+        ],
+        {"report": ">Oddity<"},
+    ),
     "command": Row([Written("rld/cli.py", replaced("_COMMANDS = {", COMMAND))], {"help": "dream .* Do nothing at all"}),
 }
 TASKS = '''def copy(rng, *, length):
@@ -214,6 +234,11 @@ stages:
     curriculum: {use: dummies:First, options: {start: 0}}
     steps: 1
 """
+PAGES = """
+import tests.recipe_page as recipe, tests.run_folder_page as run_folder
+recipe.PAGE.write_text(recipe.page())
+run_folder.PAGE.write_text(run_folder.page(run_folder.PAGE.read_text()))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -235,8 +260,13 @@ def shown(tmp_path_factory) -> dict[str, str]:
         "check": output(tree, "-m", "rld", "check", "dummies.yaml"),
         "help": output(tree, "-m", "rld", "--help"),
     }
-    output(tree, "-m", "tests.recipe_page")
-    return texts | {"page": (tree / "docs" / "recipe.md").read_text()}
+    output(tree, "-c", PAGES)
+    made_up_run.make(tree / "run", skills=["copy"], teachers=["one"])
+    log = tree / "run" / "metrics.jsonl"
+    log.write_text("".join(f'{{"dummy/copy": 1.0, {line[1:]}\n' for line in log.read_text().splitlines()))
+    output(tree, "-m", "rld", "report", "run")
+    files = {"page": "docs/recipe.md", "log": "docs/run_folder.md", "report": "run/report.html"}
+    return texts | {where: (tree / file).read_text() for where, file in files.items()}
 
 
 def output(tree: Path, *arguments: str) -> str:
