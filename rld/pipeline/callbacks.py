@@ -1,15 +1,15 @@
-"""What watches over a stage while it trains: its noise, its scores, when to stop, complete checkpoints, events."""
+"""Callbacks of a stage's training: random numbers, budget, scores, stopping, complete checkpoints, events."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback, set_seed
+from accelerate import Accelerator
+from transformers import TrainerCallback, set_seed
 
 from rld.reporting.run_log import RunLog
 from rld.trainer import checkpoints
@@ -32,7 +32,7 @@ class CommonRandomNumbers(TrainerCallback):
 
 
 class FlopsBudget(TrainerCallback):
-    """Ends a stage after the step by which it has spent its FLOPs; `spent` counts them over all processes."""
+    """Ends a stage after the step by which it has spent its FLOPs; `spent` returns them, over all processes."""
 
     def __init__(self, max_flops: float | None, spent: Callable[[], float]) -> None:
         self.max_flops, self.spent = max_flops, spent
@@ -46,44 +46,55 @@ class FlopsBudget(TrainerCallback):
 
 
 class PeriodicEvaluation(TrainerCallback):
-    """Scores the student now and then on the held-out rows; the stage's own scores come before and after."""
+    """Scores the student on the held-out rows every so many steps; the stage's own scores come before and after."""
 
-    def __init__(
-        self, every: int | None, score: Callable[[], Mapping[str, float]], log: RunLog, trainer: Trainer
-    ) -> None:
-        self.every, self.score, self.log, self.trainer = every, score, log, trainer
+    def __init__(self, every: int | None, score: Callable[[], Mapping[str, float]], log: RunLog) -> None:
+        self.every, self.score, self.log = every, score, log
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.every is not None and state.global_step % self.every == 0 and not control.should_training_stop:
-            trainer = self.trainer
-            with trainer.stopwatch.part("scoring") if isinstance(trainer, RLDTrainer) else nullcontext():
-                scores = self.score()
-            self.log.note({f"score/{skill}": score for skill, score in scores.items()})
+            self.log.note({f"score/{skill}": score for skill, score in self.score().items()})
             control.should_log = True
 
 
-class Keeper(TrainerCallback):
-    """Stops when asked to, marks checkpoints complete, and hands controller events to the log."""
+class StopOnRequest(TrainerCallback):
+    """Saves a checkpoint and stops after the step in which the user asked to stop.
 
-    def __init__(self, interrupted: Callable[[], bool], log: RunLog, trainer: Trainer) -> None:
-        self.interrupted, self.log, self.trainer = interrupted, log, trainer
+    Args:
+        is_requested: Tells whether this process was asked. A signal may reach one process alone, and all must stop at
+            the same step.
+    """
+
+    def __init__(self, is_requested: Callable[[], bool], accelerator: Accelerator) -> None:
+        self.is_requested, self.accelerator = is_requested, accelerator
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if isinstance(self.trainer, RLDTrainer):
-            self.log.events(self.trainer.events)
-            self.trainer.events.clear()
-        if self._asked():
+        is_requested = torch.tensor(float(self.is_requested()), device=self.accelerator.device)
+        num_requests: torch.Tensor = self.accelerator.reduce(is_requested, reduction="sum")
+        if num_requests > 0:
             control.should_save = True
             control.should_training_stop = True
 
-    def _asked(self) -> bool:
-        """Whether any process was asked to stop: a signal may reach one alone, and all must stop at the same step."""
-        asked = torch.tensor(float(self.interrupted()), device=self.trainer.accelerator.device)
-        total: torch.Tensor = self.trainer.accelerator.reduce(asked, reduction="sum")
-        return bool(total > 0)
+
+class CompleteCheckpoints(TrainerCallback):
+    """Marks a checkpoint complete once it has every process's files, for a trainer that has no state of rld's."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.trainer.accelerator.wait_for_everyone()  # a complete checkpoint has every process's files
-        if args.should_save and not isinstance(self.trainer, RLDTrainer):
+        self.accelerator.wait_for_everyone()
+        if args.should_save:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             files.write_json(folder / checkpoints.STATE, {"version": checkpoints.VERSION})
+
+
+class EventLog(TrainerCallback):
+    """Moves a trainer's events to the log after each step."""
+
+    def __init__(self, trainer: RLDTrainer, log: RunLog) -> None:
+        self.trainer, self.log = trainer, log
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.log.events(self.trainer.events)
+        self.trainer.events.clear()

@@ -1,12 +1,75 @@
-"""The `sft` stage at work."""
+"""Run an `sft` stage: fine-tune a student on gold answers, or on a teacher's."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Any
+
+from transformers import set_seed
+from trl import SFTConfig, SFTTrainer
+
+from rld.data.sft import sft_dataset
+from rld.pipeline.callbacks import CompleteCheckpoints
+from rld.pipeline.run import RunContext
+from rld.pipeline.stage_training import StageTraining
+from rld.pipeline.trainer_arguments import lora_config
+from rld.recipe.stages.sft import Sft
+from rld.trainer.trl_patches import skip_unlabelled_positions
+from rld.types import Row
+
+
+def dry_run(context: RunContext, stage: Sft) -> None:
+    """Build what the stage's options describe, without loading a model.
+
+    Raises:
+        RldError: an option cannot be used.
+    """
+    _arguments(context, stage)
+    lora_config(stage.lora)
+
+
+def run(context: RunContext, stage: Sft) -> None:
+    """Run the stage, from its last checkpoint on."""
+    set_seed(context.seed(stage.name))
+    model, tokenizer = context.models.load(stage.model)
+    before = context.earlier_scores(stage.model) or context.evaluator.score(model, tokenizer)
+    skip_unlabelled_positions()
+    chat = context.recipe.prompts.style == "chat"
+    answer = None if stage.teacher is None else functools.partial(_answers, context, stage.teacher)
+    with context.mistakes_in(stage):
+        trainer = SFTTrainer(
+            model,
+            _arguments(context, stage),
+            train_dataset=sft_dataset(
+                stage, context.skill_rows, context.skills(stage), context.seed(stage.name), chat, answer
+            ),
+            processing_class=tokenizer,
+            peft_config=lora_config(stage.lora),
+        )
+    size = model.num_parameters()
+
+    def total_flops() -> float:
+        return context.flops_before + context.flops_beside + 6.0 * size * tokens_seen(trainer.state.log_history)
+
+    training = StageTraining(context, stage, trainer, size, total_flops, is_supervised=True)
+    training.train(training.last_checkpoint(), last=[CompleteCheckpoints(trainer.accelerator)])
+    training.finish(before)
+
+
+def _arguments(context: RunContext, stage: Sft) -> SFTConfig:
+    return context.arguments(
+        SFTConfig, stage, stage.batch, max_steps=stage.steps, max_length=None, completion_only_loss=True
+    )
+
+
+def _answers(context: RunContext, teacher: str, rows: Sequence[Row]) -> list[str]:
+    """Return a teacher's greedy answers to rows of one skill."""
+    return context.answer(*context.models.load(teacher, dtype="auto"), rows)
 
 
 def tokens_seen(history: list[dict[str, Any]]) -> float:
-    """Tokens that an SFT trainer has seen; its own count starts again with each process."""
+    """Return the tokens that an SFT trainer has read; its own count starts again with each process."""
     total = last = 0.0
     for entry in history:
         if "num_tokens" in entry:

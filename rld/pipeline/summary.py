@@ -24,11 +24,13 @@ class SummaryWriter:
             "seed": resolved["seed"],
             "command": shlex.join(["rld", *sys.argv[1:]]),
             "versions": {name: version(name) for name in _VERSIONS},
-            "heldout_rows": {skill: sum(row["skill"] == skill for row in run.held_out) for skill in run.recipe.skills},
+            "heldout_rows": {
+                skill: sum(row["skill"] == skill for row in run.evaluator.rows) for skill in run.recipe.skills
+            },
         }
 
     def write(self, status: str) -> dict[str, Any]:
-        done = [self.run.result(stage.name) for stage in self.run.recipe.stages]
+        done = [self.run.paths.stage_record(stage.name) for stage in self.run.recipe.stages]
         stages = [record for record in done if record is not None]
         summary = self.fixed | {
             "status": status,

@@ -1,24 +1,19 @@
-"""From a stage's teachers in a recipe to live ones, each with what it was seen to answer rightly."""
+"""From a stage's teachers in a recipe to teachers that are ready and probed."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
-
-from rld.data.skill_rows import SkillRows
 from rld.errors import TeacherDown
-from rld.evaluation import held_out
 from rld.losses.feature_matching import FeaturePlan
 from rld.models.logprob_source import LogprobSource, ScoredSequence
 from rld.models.prompting import PromptEncoder
-from rld.pipeline.model_loading import Loaded, ModelLoader
+from rld.pipeline.model_loading import Loaded
+from rld.pipeline.run import RunContext
 from rld.recipe.stages.distill import Distill
-from rld.recipe.teachers import ServedTeacher, TeacherSpec
+from rld.recipe.teachers import CacheSpec, ServedTeacher, TeacherSpec
 from rld.rollout.gold import gold_completions
 from rld.teachers.cache import CachedLogprobs
 from rld.teachers.local import LocalLogprobs
@@ -28,55 +23,37 @@ from rld.trainer.rld_config import RLDConfig
 from rld.types import Event, Row
 
 
-class ProbedTeachers(NamedTuple):
+class ProbedTeacher(NamedTuple):
     """A teacher that is ready, and its entry in the summary."""
 
     teacher: Teacher
     entry: dict[str, Any]
 
 
-@dataclass
 class TeacherLoader:
-    """Brings teachers to life and probes them.
+    """Loads and probes the teachers of stages; teachers with the same base share its weights."""
 
-    Args:
-        models: Loads them.
-        folder: The recipe's.
-        sources: The source of each skill's probes.
-        device: Where they are run.
-        score: Gives a model's accuracy on the held-out rows, per skill.
-        answers: Gives a model's greedy answers to rows.
-        known: Gives the scores of an earlier stage's model, or None.
-    """
+    def __init__(self, context: RunContext) -> None:
+        self._context = context
+        self._bases: dict[str, Loaded] = {}
 
-    models: ModelLoader
-    folder: Path
-    sources: Mapping[str, SkillRows]
-    device: torch.device
-    score: Callable[[Any, Any], dict[str, float]]
-    answers: Callable[[Any, Any, Sequence[Row]], list[str]]
-    known: Callable[[str], dict[str, float] | None]
-
-    def __call__(
-        self, stage: Distill, skills: Sequence[str], student: Loaded
-    ) -> tuple[list[ProbedTeachers], list[Event]]:
-        """The stage's teachers, but for optional ones that are down, and an event for each of these.
+    def load(self, stage: Distill, student: Loaded) -> tuple[list[ProbedTeacher], list[Event]]:
+        """Return the stage's teachers without optional ones that are down, and an event for each of these.
 
         Raises:
             TeacherDown: one that is not optional is down, or all are.
         """
-        ready, events = list[ProbedTeachers](), list[Event]()
-        bases: dict[str, Loaded] = {}
+        ready, events = list[ProbedTeacher](), list[Event]()
+        skills = self._context.skills(stage)
         for name, spec in stage.teachers.items():
             try:
-                teacher = self.teacher(stage, name, student, bases)
-                ready.append(self._probed(teacher, spec, skills))
+                ready.append(self.probe(self._teacher(stage, name, student), spec, skills))
             except TeacherDown as error:
                 if not (isinstance(spec, ServedTeacher) and spec.optional):
                     raise
                 warnings.warn(f"{error}; it is optional, so the stage starts without it", stacklevel=2)
-                about = "its server did not answer", "it is optional"
-                events.append(Event(0, "teacher dropped", "all skills", name, *about))
+                reason = "its server did not answer", "it is optional"
+                events.append(Event(0, "teacher dropped", "all skills", name, *reason))
         if stage.teachers and not ready:
             names = ", ".join(stage.teachers)
             raise TeacherDown(
@@ -85,74 +62,88 @@ class TeacherLoader:
             )
         return ready, events
 
-    def teacher(self, stage: Distill, name: str, student: Loaded, bases: dict[str, Loaded]) -> Teacher:
-        """One of the stage's teachers, not probed yet; `bases` holds the models that are loaded already.
+    def probe(self, teacher: Teacher, spec: TeacherSpec | ServedTeacher, skills: Sequence[str]) -> ProbedTeacher:
+        """Score a teacher on the held-out rows, and count on which probing prompts of each skill it is correct."""
+        context = self._context
+        rows: list[Row] = [row for skill in skills for row in context.skill_rows[skill].probe(spec.probe)]
+        scores = None
+        if isinstance(spec, TeacherSpec) and spec.adapter is None:
+            scores = context.earlier_scores(spec.model)
+        with teacher.answering(context.state.device) as model:
+            tokenizer = teacher.tokenizer
+            assert tokenizer is not None  # a teacher that answers has one
+            scores = scores or context.evaluator.score(model, tokenizer)
+            accuracies = context.evaluator.accuracies(rows, context.answer(model, tokenizer, rows))
+        teacher.verified = {skill: (accuracy.num_correct, accuracy.num_rows) for skill, accuracy in accuracies.items()}
+        return ProbedTeacher(teacher, {"parameters": teacher.num_parameters(), "scores": scores})
 
-        Raises:
-            TeacherError: it can't teach this student, or is not there.
-        """
-        spec = stage.teachers[name]
-        if isinstance(spec, TeacherSpec) and stage.cache is None:
-            return self._here(name, spec, bases)
-        if isinstance(spec, TeacherSpec):
-            assert stage.cache is not None
-            here, feature = self._here(name, spec, bases), stage.signals.feature
-            with here.running(self.device) as model:
-                taps = FeaturePlan.of(feature.loss, student[0], model, name).taps if feature is not None else ()
-            lister: LogprobSource = LocalLogprobs(here, self.device, stage.cache.top_k, taps=taps)
-        else:
-            lister = remote_teacher(spec.url, name, spec.top_k, spec.patience, spec.token_variable, spec.fingerprint)
-        if stage.cache is not None:
-            top_k = spec.top_k if isinstance(spec, ServedTeacher) else stage.cache.top_k
-            lister = CachedLogprobs(lister, self.folder / stage.cache.folder / name, top_k)
-        teacher = Teacher(lister, name, spec.skills, optional=isinstance(spec, ServedTeacher) and spec.optional)
-        teacher.require_same_tokenizer(student[1])
-        return teacher
-
-    def fill(self, stage: Distill, rows: Sequence[Row], student: Loaded, args: RLDConfig) -> dict[str, tuple[int, int]]:
-        """Let the stage's teachers read the gold answers to `rows` and keep what they say.
+    def fill_cache(
+        self, stage: Distill, rows: Sequence[Row], student: Loaded, args: RLDConfig
+    ) -> dict[str, tuple[int, int]]:
+        """Let the stage's teachers score the gold answers to `rows`, and store what they say.
 
         Returns:
             Per teacher, the tokens of what it teaches on, and how many of them it had to read.
         """
-        bases: dict[str, Loaded] = {}
         chat_options: Any = args.chat_template_kwargs
         answers = gold_completions(list(rows), student[1], args.max_completion_length)
         encoder = PromptEncoder(student[1], chat_options)
         prompts = [encoder.encode(row["prompt"]) for row in rows]
         counts = {}
         for name in stage.teachers:
-            teacher = self.teacher(stage, name, student, bases)
+            teacher = self._teacher(stage, name, student)
             taught = [i for i, row in enumerate(rows) if teacher.teaches(row["skill"])]
-            passages = [ScoredSequence([*prompts[i], *answers[i]], len(answers[i])) for i in taught]
-            teacher.shortlists(passages, args.temperature)
+            sequences = [ScoredSequence([*prompts[i], *answers[i]], len(answers[i])) for i in taught]
+            teacher.shortlists(sequences, args.temperature)
             assert teacher.lister is not None
-            size = sum(len(passage.ids) for passage in passages)
+            size = sum(len(sequence.ids) for sequence in sequences)
             counts[name] = size, size - teacher.lister.take_found()
         return counts
 
-    def _here(self, name: str, spec: TeacherSpec, bases: dict[str, Loaded]) -> Teacher:
-        if spec.base not in bases:
-            bases[spec.base] = self.models.load(spec.model, spec.init, "auto", spec.chat_template)
-        model, tokenizer = bases[spec.base]
+    def _teacher(self, stage: Distill, name: str, student: Loaded) -> Teacher:
+        """Return a teacher of the stage that is not probed yet.
+
+        Raises:
+            TeacherError: it can't teach this student, or is not there.
+        """
+        spec, cache = stage.teachers[name], stage.cache
+        if isinstance(spec, ServedTeacher):
+            source: LogprobSource = remote_teacher(
+                spec.url, name, spec.top_k, spec.patience, spec.token_variable, spec.fingerprint
+            )
+        elif cache is None:
+            return self._loaded(name, spec)
+        else:
+            source = self._cacheable(stage, name, spec, cache, student)
+        if cache is not None:
+            top_k = spec.top_k if isinstance(spec, ServedTeacher) else cache.top_k
+            source = CachedLogprobs(source, self._context.source.parent / cache.folder / name, top_k)
+        teacher = Teacher(source, name, spec.skills, optional=isinstance(spec, ServedTeacher) and spec.optional)
+        teacher.require_same_tokenizer(student[1])
+        return teacher
+
+    def _cacheable(
+        self, stage: Distill, name: str, spec: TeacherSpec, cache: CacheSpec, student: Loaded
+    ) -> LogprobSource:
+        """Return a loaded teacher as a source of log-probabilities, and of the states that the stage matches."""
+        teacher, feature = self._loaded(name, spec), stage.signals.feature
+        with teacher.running(self._context.state.device) as model:
+            taps = FeaturePlan.of(feature.loss, student[0], model, name).taps if feature is not None else ()
+        return LocalLogprobs(teacher, self._context.state.device, cache.top_k, taps=taps)
+
+    def _loaded(self, name: str, spec: TeacherSpec) -> Teacher:
+        """Return a teacher whose weights are on this machine."""
+        models = self._context.models
+        if spec.base not in self._bases:
+            self._bases[spec.base] = models.load(spec.model, spec.init, "auto", spec.chat_template)
+        model, tokenizer = self._bases[spec.base]
         return Teacher(
-            *(model, name, spec.skills, {}, tokenizer),
+            model,
+            name,
+            spec.skills,
+            tokenizer=tokenizer,
             align=spec.align,
             chat_template=spec.chat_template,
-            adapter=None if spec.adapter is None else self.models.path(spec.adapter),
+            adapter=None if spec.adapter is None else models.path(spec.adapter),
             offload=spec.offload,
         )
-
-    def _probed(self, teacher: Teacher, spec: TeacherSpec | ServedTeacher, skills: Sequence[str]) -> ProbedTeachers:
-        known = self.known(spec.model) if isinstance(spec, TeacherSpec) and spec.adapter is None else None
-        probes = list(self._probes(spec.probe, skills))
-        with teacher.answering(self.device) as model:
-            scores = known or self.score(model, teacher.tokenizer)
-            answers = self.answers(model, teacher.tokenizer, probes)
-            probed = held_out.score(probes, answers)
-        teacher.verified = {skill: (round(accuracy * num), num) for skill, (accuracy, num) in probed.items()}
-        return ProbedTeachers(teacher, {"parameters": teacher.num_parameters(), "scores": scores})
-
-    def _probes(self, num: int, skills: Sequence[str]) -> Iterator[Row]:
-        for skill in skills:
-            yield from self.sources[skill].probe(num)

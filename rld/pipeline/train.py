@@ -13,10 +13,10 @@ import transformers
 from rich.console import Console
 
 from rld.errors import CheckpointError, RecipeError
-from rld.pipeline.run import Interrupted, RunContext
+from rld.pipeline.run import RunContext
+from rld.pipeline.stage_training import Interrupted
 from rld.pipeline.summary import SummaryWriter
 from rld.recipe.schema import Recipe
-from rld.recipe.stages.distill import Distill
 from rld.reporting.report import write_report
 from rld.reporting.tables import closing_table, scores_table
 from rld.utils import files
@@ -39,7 +39,8 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool) -> int:
     spent = files.read_json(summary_path)["seconds"] if resume and summary_path.is_file() else 0.0
     run = RunContext(recipe, source, output, resume, stop.is_made, started=time.time() - spent)
     resolved = recipe.model_dump(mode="json")
-    run.check_stages()
+    for stage in recipe.stages:
+        stage.dry_run(run)
     _claim(run, resolved)
     writer = SummaryWriter(run, resolved)
     writer.write("running")
@@ -47,7 +48,7 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool) -> int:
     try:
         with stop_on_signals(stop):
             for stage in recipe.stages:
-                done = run.result(stage.name)
+                done = run.paths.stage_record(stage.name)
                 if done is None:
                     stage(run)
                 else:
@@ -103,7 +104,7 @@ def _differences(run: RunContext, now: dict[str, Any], before: dict[str, Any]) -
 
     def fixed(resolved: dict[str, Any]) -> dict[str, Any]:
         stages = [
-            {key: value for key, value in stage.items() if key != "teachers" or run.result(stage["name"])}
+            {key: value for key, value in stage.items() if key != "teachers" or run.paths.stage_record(stage["name"])}
             for stage in resolved["stages"]
         ]
         kept = {name: model for name, model in resolved["models"].items() if name in now["models"]}
@@ -121,13 +122,13 @@ def cache_teachers(recipe: Recipe, source: Path, output: Path) -> int:
     """
     _quiet()
     run = RunContext(recipe, source, output, resume=True)
-    stages = [stage for stage in recipe.stages if isinstance(stage, Distill) and stage.cache is not None]
+    stages = [stage for stage in recipe.stages if stage.has_cache]
     if not stages:
         raise RecipeError(f"{source}: no stage has a cache; set cache.folder, and rollout.gold to rollout.completions")
     for stage in stages:
-        for name, (size, run_on) in run.cache(stage).items():
+        for name, (size, num_read) in stage.fill_cache(run).items():
             Console().print(
-                f"{stage.name}: {name} read {run_on} of {size} tokens, the others were there", soft_wrap=True
+                f"{stage.name}: {name} read {num_read} of {size} tokens, the others were there", soft_wrap=True
             )
     return 0
 
@@ -137,7 +138,7 @@ def evaluate(model: str, recipe: Recipe, source: Path) -> int:
     _quiet()
     run = RunContext(recipe, source, Path(), resume=False)
     loaded, tokenizer = run.models.load(model)
-    scores = run.score(loaded, tokenizer)
+    scores = run.evaluator.score(loaded, tokenizer)
     if run.state.is_main_process:
-        Console().print(scores_table(model, scores, run.held_out))
+        Console().print(scores_table(model, scores, run.evaluator.rows))
     return 0

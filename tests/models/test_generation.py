@@ -14,8 +14,10 @@ import torch
 from transformers import GenerationConfig
 
 import tests.support.tiny as tiny
-from rld.evaluation.held_out import score
+from rld.evaluation.held_out import HeldOutEvaluator
 from rld.models.generation import generate, sample
+
+EVALUATOR = HeldOutEvaluator([], 5, torch.device("cpu"))
 
 
 def rows(num: int = 7, chat: bool = False) -> list[dict[str, Any]]:
@@ -105,7 +107,7 @@ def test_scores_are_exact_and_per_skill():
         ("sum", made[1]["answer"], entries[1], f"it is {made[1]['answer']}"),
     ]
     labelled = [{"skill": skill, "answer": answer, "entry": entry} for skill, answer, entry, _ in answered]
-    assert score(labelled, [text for *_, text in answered]) == {"text": (1 / 3, 3), "sum": (0.5, 2)}
+    assert EVALUATOR.accuracies(labelled, [text for *_, text in answered]) == {"text": (1 / 3, 3), "sum": (0.5, 2)}
 
 
 def free_port() -> int:
@@ -117,20 +119,19 @@ def free_port() -> int:
 SCRIPT = """
 import tests.support.tiny as tiny
 from accelerate import PartialState
-from rld.evaluation.held_out import score
 from rld.models.generation import generate
-from tests.models.test_generation import rows
+from tests.models.test_generation import EVALUATOR, rows
 
 PartialState(cpu=True)
 texts = generate(tiny.model(), tiny.encoder(), rows(5), max_new_tokens=5, batch_size=2)
-print(PartialState().num_processes, texts, score(rows(5), texts), sep="|", flush=True)
+print(PartialState().num_processes, texts, EVALUATOR.accuracies(rows(5), texts), sep="|", flush=True)
 """
 
 
 def test_processes_share_the_work_and_agree(tmp_path):
     """Two processes at once with an empty cache: the metric is loaded by both, offline."""
     texts = generate(tiny.model(), tiny.encoder(), rows(5), max_new_tokens=5)
-    wanted = f"2|{texts}|{score(rows(5), texts)}"
+    wanted = f"2|{texts}|{EVALUATOR.accuracies(rows(5), texts)}"
     places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "HF_HOME": str(tmp_path)}
     running = [
         subprocess.Popen(

@@ -17,8 +17,7 @@ from rld.controllers.base import BaseController
 from rld.controllers.gap import GapController
 from rld.controllers.gradient import GradientAlignmentController, GradientNoiseController
 from rld.controllers.retention_rule import RetentionRule
-from rld.pipeline.callbacks import Keeper
-from rld.reporting.run_log import RunLog
+from rld.pipeline.callbacks import StopOnRequest
 from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
@@ -76,8 +75,8 @@ def main(folder: Path, num_processes: int, stopped_rank: int | None, controller:
     trainer.protection.rule = Always(**trainer.protection.rule.model_dump())
     rank = trainer.accelerator.process_index
     if stopped_rank is not None:
-        log = RunLog(folder, "stage", 0.0, lambda: 0.0)
-        trainer.add_callback(Keeper(lambda: rank == stopped_rank and trainer.state.global_step >= 2, log, trainer))
+        stop = StopOnRequest(lambda: rank == stopped_rank and trainer.state.global_step >= 2, trainer.accelerator)
+        trainer.add_callback(stop)
     trainer.train()
     (folder / f"steps_{rank}").write_text(str(trainer.state.global_step))
     weights = torch.cat([p.detach().flatten() for p in trainer.accelerator.unwrap_model(trainer.model).parameters()])

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import importlib
+from typing import Any
 
 from pydantic import Field
 
 from rld.utils.options import FrozenOptions
-
-
-class Parts(Protocol):
-    """What a run hands to its stages; `pipeline/run.py` implements it."""
-
-    def fine_tune(self, stage: Any) -> None: ...
-
-    def distill(self, stage: Any) -> None: ...
 
 
 class Stage(FrozenOptions):
@@ -32,3 +25,39 @@ class Stage(FrozenOptions):
     max_flops: float | None = Field(None, gt=0)
     """Stop after the step by which the stage has spent this many FLOPs, teachers, gate and probes included. The
     learning rate's schedule goes by `steps` all the same. None: all steps."""
+
+    @property
+    def kind(self) -> str:
+        """The kind of the stage, which is also the name of its runner in `pipeline`."""
+        return str(getattr(self, "run"))  # noqa: B009
+
+    @property
+    def trained_model(self) -> str:
+        """The model that the stage trains: a name in `models`, an earlier stage, a hub id or a folder."""
+        raise NotImplementedError
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether `rld cache-teachers` has something to store for it."""
+        return False
+
+    def __call__(self, context: Any) -> None:
+        """Run the stage in a `pipeline.run.RunContext`, from its last checkpoint on."""
+        self._runner().run(context, self)
+
+    def dry_run(self, context: Any) -> None:
+        """Build what the options describe without loading a model, so that mistakes show before any stage trains.
+
+        Raises:
+            RldError: an option cannot be used.
+        """
+        self._runner().dry_run(context, self)
+
+    def fill_cache(self, context: Any) -> dict[str, tuple[int, int]]:
+        """Store what its teachers say; returns per teacher the tokens it teaches on, and those it had to read."""
+        counts: dict[str, tuple[int, int]] = self._runner().fill_cache(context, self)
+        return counts
+
+    def _runner(self) -> Any:
+        """Return the module of `pipeline` that has the name of the stage's kind; it imports torch."""
+        return importlib.import_module(f"rld.pipeline.{self.kind}")

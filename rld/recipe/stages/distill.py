@@ -13,7 +13,7 @@ from rld.controllers.retention_rule import RetentionRule
 from rld.recipe.perturbations import AnyChange
 from rld.recipe.plugins import AuditSpec, CurriculumSpec
 from rld.recipe.signals import PolicySignal, ResponseSignal, SignalSpecs
-from rld.recipe.stages.base import Parts, Stage
+from rld.recipe.stages.base import Stage
 from rld.recipe.teachers import AnyTeacher, CacheSpec, ServedTeacher, TeacherSpec
 from rld.utils.options import FrozenOptions
 
@@ -112,5 +112,10 @@ class Distill(Stage):
         kept = self.retain.skills if self.retain is not None else []
         return [skill for skill in skills if skill not in trained] if kept is None else kept
 
-    def __call__(self, parts: Parts) -> None:
-        parts.distill(self)
+    @property
+    def trained_model(self) -> str:
+        return self.student
+
+    @property
+    def has_cache(self) -> bool:
+        return self.cache is not None

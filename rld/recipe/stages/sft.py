@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rld.recipe.stages.base import Parts, Stage
+from rld.recipe.stages.base import Stage
 
 _MAX_ROWS = 20_000
 
@@ -38,5 +38,6 @@ class Sft(Stage):
         """Rows to train on, over all skills; the shares of the skills are rounded to whole rows."""
         return min(self.rows or _MAX_ROWS, self.steps * self.batch)
 
-    def __call__(self, parts: Parts) -> None:
-        parts.fine_tune(self)
+    @property
+    def trained_model(self) -> str:
+        return self.model

@@ -1,0 +1,147 @@
+"""Run a `distill` stage: teachers, rewards and a controller train one student."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from transformers import set_seed
+
+from rld.data.prompt_stream import PromptStream
+from rld.pipeline.callbacks import EventLog
+from rld.pipeline.model_loading import Loaded
+from rld.pipeline.perturbations import Perturbations
+from rld.pipeline.reward_loading import RewardLoader
+from rld.pipeline.run import RunContext
+from rld.pipeline.stage_training import StageTraining
+from rld.pipeline.teacher_loading import ProbedTeacher, TeacherLoader
+from rld.pipeline.trainer_arguments import distillation_arguments, lora_config
+from rld.recipe import registry
+from rld.recipe.stages.distill import Distill
+from rld.trainer import checkpoints
+from rld.trainer.rld_config import RLDConfig
+from rld.trainer.rld_trainer import RLDTrainer
+from rld.types import Row
+
+
+def dry_run(context: RunContext, stage: Distill) -> None:
+    """Build what the stage's options describe, without loading a model.
+
+    Raises:
+        RldError: an option cannot be used.
+    """
+    rewards = RewardLoader(context, loads_models=False)
+    rewards.load_all()
+    _stream(context, stage, _arguments(context, stage))
+    rewards.load_audit(stage)
+    lora_config(stage.lora)
+
+
+def run(context: RunContext, stage: Distill) -> None:
+    """Run the stage, from its last checkpoint on."""
+    set_seed(context.seed(stage.name))
+    model, tokenizer = context.models.load(stage.student)
+    before = context.earlier_scores(stage.student) or context.evaluator.score(model, tokenizer)
+    size = model.num_parameters()
+    teachers, events = TeacherLoader(context).load(stage, (model, tokenizer))
+    set_seed(context.seed(stage.name))  # a new adapter starts the same whatever teachers were loaded
+    perturbations = _perturbations(context, stage)
+    with context.mistakes_in(stage):
+        trainer = _trainer(context, stage, (model, tokenizer), teachers, perturbations)
+    trainer.events += events
+
+    def total_flops() -> float:
+        return context.flops_before + context.flops_beside + trainer.flops
+
+    scoring = functools.partial(trainer.stopwatch.part, "scoring")
+    training = StageTraining(context, stage, trainer, size, total_flops, evaluation_time=scoring)
+    checkpoint = training.last_checkpoint()
+    perturbations.attach(trainer, checkpoints.step(checkpoint) if checkpoint else 0)
+    training.train(checkpoint, first=[perturbations], last=[EventLog(trainer, training.log)])
+    tokens = {"scored": trainer.num_scored, "saved": trainer.num_saved} if teachers else None
+    training.finish(before, {str(probed.teacher.name): probed.entry for probed in teachers}, tokens)
+
+
+def fill_cache(context: RunContext, stage: Distill) -> dict[str, tuple[int, int]]:
+    """Store what the stage's teachers say about the gold answers that it trains on.
+
+    Returns:
+        Per teacher the tokens that it teaches on, and those of them that it had to read.
+    """
+    student, stages = stage.student, {other.name: other for other in context.recipe.stages}
+    while student in stages and context.paths.stage_record(student) is None:
+        student = stages[student].trained_model  # an unfinished stage has the tokenizer of the model that it trains
+    args = _arguments(context, stage)
+    stream = _stream(context, stage, args)
+    stream.together = args.prompts_per_rollout
+    return TeacherLoader(context).fill_cache(stage, list(stream.dataset), context.models.load(student), args)
+
+
+def _trainer(
+    context: RunContext,
+    stage: Distill,
+    student: Loaded,
+    teachers: list[ProbedTeacher],
+    perturbations: Perturbations,
+) -> RLDTrainer:
+    args, (model, tokenizer) = _arguments(context, stage), student
+    num_gold = stage.controller.needs.gold
+    return RLDTrainer(
+        model,
+        perturbations.rewards,
+        args,
+        _stream(context, stage, args),
+        processing_class=tokenizer,
+        peft_config=lora_config(stage.lora),
+        teachers=[probed.teacher for probed in teachers],
+        controller=stage.controller.seeded(context.seed(stage.name)),
+        trusted=RewardLoader(context).load_audit(stage),
+        retain_dataset=_retained_rows(context, stage),
+        probe_rows=[row for skill in context.skills(stage) for row in context.skill_rows[skill].probe(num_gold)],
+    )
+
+
+def _arguments(context: RunContext, stage: Distill) -> RLDConfig:
+    options: dict[str, Any] = distillation_arguments(stage)
+    return context.arguments(
+        RLDConfig,
+        stage,
+        stage.rollout.prompts * stage.rollout.completions,
+        max_completion_length=context.recipe.max_new_tokens,
+        reward_weights=[spec.weight for spec in context.recipe.rewards],
+        **options,
+    )
+
+
+def _stream(context: RunContext, stage: Distill, args: RLDConfig) -> PromptStream:
+    """Return the stage's prompts in the order that its curriculum picks them."""
+    rows = {skill: context.skill_rows[skill] for skill in context.skills(stage)}
+    make_curriculum = registry.load("curricula", stage.curriculum.use, context.source.parent)
+    num_levels = {skill: source.num_levels for skill, source in rows.items()}
+    curriculum = make_curriculum(num_levels, **stage.curriculum.options)
+    return PromptStream(rows, curriculum, context.seed(stage.name), args.num_prompts())
+
+
+def _perturbations(context: RunContext, stage: Distill) -> Perturbations:
+    """Return the stage's perturbations, which hold the rewards to train with."""
+    rewards = RewardLoader(context)
+    return Perturbations(
+        stage.changes,
+        context.recipe.rewards,
+        rewards.load_all(),
+        load=lambda reference: context.models.load(reference, dtype="auto"),
+        build=rewards.load,
+        seed=context.seed(stage.name),
+    )
+
+
+def _retained_rows(context: RunContext, stage: Distill) -> list[Row] | None:
+    """Return rows of the skills that the stage protects: those that are probed, and those that are replayed."""
+    if stage.retain is None:
+        return None
+    rows: list[Row] = []
+    for skill in stage.protected(context.skill_rows):
+        source = context.skill_rows[skill]
+        rows += source.probe(stage.retain.probes)
+        rows += source.rows(stage.retain.prompts, context.seed(stage.name), gold=False)
+    return rows

@@ -1,0 +1,61 @@
+"""From a reward in a recipe to a function with its options."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from rld.models.placement import move_unless_placed
+from rld.pipeline.model_loading import Loaded
+from rld.pipeline.run import RunContext
+from rld.recipe import registry
+from rld.recipe.plugins import RewardSpec
+from rld.recipe.stages.distill import Distill
+
+Reward = Callable[..., Any]
+
+
+class RewardLoader:
+    """Loads rewards; those of one loader that name the same model share it.
+
+    Args:
+        context: The run.
+        loads_models: Whether a reward that takes a model and its tokenizer gets those that its option `model` names.
+            False: only the options are looked at.
+    """
+
+    def __init__(self, context: RunContext, loads_models: bool = True) -> None:
+        self._context, self._loads_models = context, loads_models
+        self._models: dict[str, Loaded] = {}
+
+    def load(self, spec: RewardSpec) -> Reward:
+        """Return a reward with its options.
+
+        Raises:
+            LibraryError: there is no such function.
+        """
+        options, model = dict(spec.options), spec.options.get("model")
+        reward = registry.load("rewards", spec.use, self._context.source.parent)
+        takes_model = registry.takes_model(inspect.signature(reward).parameters)
+        if self._loads_models and isinstance(model, str) and takes_model:
+            options["model"], options["tokenizer"] = self._model(model)
+        return functools.partial(reward, **options)
+
+    def load_all(self) -> list[Reward]:
+        """Return the recipe's rewards."""
+        return [self.load(spec) for spec in self._context.recipe.rewards]
+
+    def load_audit(self, stage: Distill) -> Reward | None:
+        """Return the reward that checks on the first one; None where nothing does."""
+        return (
+            None if stage.audit is None else self.load(RewardSpec(use=stage.audit.reward, options=stage.audit.options))
+        )
+
+    def _model(self, name: str) -> Loaded:
+        if name not in self._models:
+            model, tokenizer = self._context.models.load(name, dtype="auto")
+            model = move_unless_placed(model, self._context.state.device).eval().requires_grad_(False)
+            self._models[name] = model, tokenizer
+        return self._models[name]

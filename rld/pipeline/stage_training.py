@@ -1,0 +1,145 @@
+"""Train the model of a stage from its last checkpoint on, then score it and store it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
+
+from rld.pipeline.callbacks import (
+    CommonRandomNumbers,
+    FlopsBudget,
+    PeriodicEvaluation,
+    StopOnRequest,
+)
+from rld.pipeline.run import RunContext
+from rld.recipe.stages import AnyStage
+from rld.reporting.progress_bar import ProgressBar
+from rld.reporting.run_log import RunLog
+from rld.trainer import checkpoints
+from rld.utils import files
+from rld.utils.run_folder import stage_record_path
+
+
+class Interrupted(Exception):
+    """A stage stopped early because the user asked for it, with a checkpoint written."""
+
+
+@dataclass
+class StageTraining:
+    """The training of one stage.
+
+    Attributes:
+        context: The run.
+        stage: Its options.
+        trainer: The trainer of its model.
+        num_parameters: Those of the model.
+        flops: Returns the run's FLOPs so far.
+        is_supervised: Whether the stage's loss is that of supervised fine-tuning.
+        evaluation_time: Makes a context in which the student is scored while it trains, such as a timer.
+    """
+
+    context: RunContext
+    stage: AnyStage
+    trainer: Trainer
+    num_parameters: int
+    flops: Callable[[], float]
+    is_supervised: bool = False
+    evaluation_time: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    def __post_init__(self) -> None:
+        context, name = self.context, self.stage.name
+        self.log = RunLog(context.folder, name, context.started, self.flops, self.is_supervised)
+
+    def trained_model(self) -> tuple[Any, PreTrainedTokenizerBase]:
+        """Return the model that is trained, and its tokenizer."""
+        tokenizer = self.trainer.processing_class
+        assert isinstance(tokenizer, PreTrainedTokenizerBase)
+        return self.trainer.accelerator.unwrap_model(self.trainer.model), tokenizer
+
+    def last_checkpoint(self) -> Path | None:
+        """Return the checkpoint to go on from, None to start anew; incomplete checkpoints are removed."""
+        context, folder = self.context, self.context.paths.checkpoints(self.stage.name)
+        if context.resume and context.state.is_main_process:
+            checkpoints.remove_incomplete(folder)
+        context.state.wait_for_everyone()
+        return checkpoints.latest(folder) if context.resume else None
+
+    def train(self, checkpoint: Path | None, first: Iterable[TrainerCallback] = (), last: Iterable[Any] = ()) -> None:
+        """Train from `checkpoint` on.
+
+        Args:
+            checkpoint: Where to go on. None: from the start.
+            first: Callbacks that come before all others.
+            last: Callbacks that come after the student was scored, and before those that ask whether to stop.
+
+        Raises:
+            Interrupted: the user stopped the stage.
+        """
+        context, stage, trainer, log = self.context, self.stage, self.trainer, self.log
+        trainer.remove_callback(PrinterCallback)
+        budget = FlopsBudget(stage.max_flops, lambda: self.flops() - context.flops_before)
+        number, count = context.stage_number(stage.name), len(context.recipe.stages)
+        for callback in (
+            *first,
+            log,
+            ProgressBar(stage.name, number, count, self.is_supervised),
+            CommonRandomNumbers(context.seed(stage.name), context.state.process_index),
+            budget,  # before those that ask whether the stage goes on
+            PeriodicEvaluation(stage.evaluate_every, self._score, log),
+            *last,
+            StopOnRequest(context.is_stop_requested, trainer.accelerator),
+        ):
+            trainer.add_callback(callback)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if trainer.state.global_step < stage.steps and not budget.is_used_up:
+            raise Interrupted
+
+    def _score(self) -> dict[str, float]:
+        with self.evaluation_time():
+            return self.context.evaluator.score(*self.trained_model())
+
+    def finish(
+        self,
+        before: Mapping[str, float],
+        teachers: Mapping[str, Any] | None = None,
+        teacher_tokens: Mapping[str, float] | None = None,
+    ) -> None:
+        """Score the stage's model, store it with its record, whole or not at all, and remove its checkpoints.
+
+        Args:
+            before: The student's scores before the stage.
+            teachers: Each teacher's size and scores.
+            teacher_tokens: Tokens that teachers scored and that were saved. None: without teachers.
+        """
+        context, stage = self.context, self.stage
+        model, tokenizer = self.trained_model()
+        if stage.lora is not None:
+            model = model.merge_and_unload()
+        after = context.evaluator.score(model, tokenizer)
+        record = {
+            "name": stage.name,
+            "kind": stage.kind,
+            "seconds": round(time.time() - context.started - context.seconds_before, 1),
+            "flops": self.flops() - context.flops_before,
+            "teacher_tokens": teacher_tokens,
+            "student": {"parameters": self.num_parameters, "scores": after},
+            "teachers": dict(teachers or {}),
+            "before": dict(before),
+            "after": after,
+            "retention": {skill: after[skill] / score if score else None for skill, score in before.items()},
+        }
+        context.skip(record)
+        if context.state.is_main_process:
+            with files.replace_folder(context.paths.stage_result(stage.name)) as draft:
+                model.save_pretrained(draft)
+                tokenizer.save_pretrained(draft)
+                files.write_json(stage_record_path(draft), record)
+            shutil.rmtree(context.paths.checkpoints(stage.name), ignore_errors=True)
+        context.state.wait_for_everyone()
