@@ -57,7 +57,6 @@ EXCEPTIONS = {  # what is above a limit, how far at most, and why; the list may 
     "parameters losses.fused_response _FusedResponse.forward": (11, "an autograd function takes tensors one by one"),
     "parameters trainer.retention RetentionCallback.__init__": (9, "prompts and answers have no class of their own"),
     "parameters trainer.rld_trainer RLDTrainer.__init__": (12, "the trainer is built in one function"),
-    "tuples teachers.ensemble TeacherEnsemble._note": (2, "eleven collections, indexed by a teacher's number"),
     "tuples trainer.retention RetentionCallback.on_train_begin": (3, "prompts and answers have no class of their own"),
 }
 

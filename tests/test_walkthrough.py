@@ -57,7 +57,8 @@ def test_the_walkthrough_is_the_update(tmp_path):
     }
     policy, response, feature = inputs["signal_weights"].unbind(1)
     weights = {"policy": policy, "response": response, "feature": feature, "teachers": inputs["teacher_weights"]}
-    theirs = page["loss"](trainer.model, trainer.panel.models, projections, rollout, weights, 0.3, torch.ones(8))
+    teachers = [slot.model for slot in trainer.panel.slots]
+    theirs = page["loss"](trainer.model, teachers, projections, rollout, weights, 0.3, torch.ones(8))
     theirs.backward()
 
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)

@@ -15,7 +15,6 @@ from rld.pipeline.model_loading import Loaded
 from rld.recipe.perturbations import AnyChange, LevelShift, RewardChange, SkillJoins, SkillLeaves, TeacherChange
 from rld.recipe.plugins import RewardSpec
 from rld.rollout.rewards import callable_name
-from rld.rollout.teacher_scoring import teacher_infos
 from rld.trainer.rld_trainer import RLDTrainer
 from rld.types import Event
 
@@ -115,12 +114,9 @@ class Perturbations(TrainerCallback):
         if k is None:  # it is optional, and was down when the stage started
             return "is not there, so its change is skipped"
         if change.becomes is None:
-            trainer.teachers[k].skills = ()
-            trainer.steering.set_teachers(teacher_infos(trainer.teachers))
+            trainer.panel.retire(k)
             return "leaves"
         trainer.panel.swap(k, *self.load(change.becomes))
-        if trainer.gate is not None:
-            trainer.gate.forget(k)
         return f"becomes {change.becomes}"
 
     def _change_reward(self, change: RewardChange) -> str:

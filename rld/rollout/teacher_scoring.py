@@ -25,7 +25,7 @@ from rld.rollout.batch import RolloutBatch, loss_mask, taught_share
 from rld.rollout.counts import gate_counts, places
 from rld.rollout.gate import TeacherGate
 from rld.rollout.verifier import successes
-from rld.teachers.ensemble import TeacherEnsemble
+from rld.teachers.ensemble import TeacherEnsemble, TokenCounts
 from rld.teachers.teacher import Teacher
 from rld.types import Event
 
@@ -72,6 +72,14 @@ class TeacherScoring:
         self._combination = options.combination
         self._flops, self._num_asked = 0.0, 0
         self._dropped: set[int] = set()
+        self._token_counts: list[TokenCounts] = []
+        panel.observers.append(self._read_teacher)
+
+    def _read_teacher(self, k: int) -> None:
+        """Read a teacher anew, after what it teaches or its weights have changed."""
+        self.steering.set_teachers(teacher_infos(self.panel.teachers))
+        if self._gate is not None:
+            self._gate.forget(k)
 
     def _leave_open(self, output: RolloutBatch) -> None:
         """Let each teacher with weight on a skill teach on all its prompts; adds `teacher_weights` `[B, K]`."""
@@ -119,9 +127,14 @@ class TeacherScoring:
         prompts = [row["prompt"] for row in inputs]
         if not self._combination.compares:  # or it is what they say of right completions that is compared
             self._rows_BK = self._rows_BK & self._taught(rewards_BR, len(inputs))[:, None]
-        self.panel.num_computed = [0] * len(self.panel.models)
         carried = cast(dict[str, Any], output)  # the ensemble adds a teacher's tensors under keys that have its number
-        self.panel.score(carried, self._rows_BK, self.options.batch_size, prompts, temperature)
+        self._token_counts = self.panel.score(
+            carried,
+            self._rows_BK,
+            prompts=prompts,
+            temperature=temperature,
+            rows_per_forward=self.options.batch_size,
+        )
         if self.options.teacher_reward or self._combination.compares:
             carried |= self.panel.sampled_scores(carried, temperature)
 
@@ -136,7 +149,7 @@ class TeacherScoring:
         events = []
         for k in sorted(set(down_K.nonzero().flatten().tolist()) - self._dropped):
             self._dropped.add(k)
-            teachers[k].is_down, teachers[k].skills = True, ()
+            self.panel.retire(k, is_down=True)
             about = "its server stopped answering", "it is optional, so the others take its weight"
             events.append(Event(step, "teacher dropped", "all skills", str(teachers[k].name), *about))
         if events and down_K.all() and not self.options.has_policy:
@@ -145,7 +158,6 @@ class TeacherScoring:
                 "nothing else to learn from; go on from the last checkpoint when its server is back"
             )
         if events:
-            self.steering.set_teachers(teacher_infos(teachers))
             kept_BK = (~down_K).expand(self._rows_BK.shape)
             output["teacher_weights"] = _passed_on(output["teacher_weights"], kept_BK)
             output["teacher_tokens"] = output["teacher_tokens"] & kept_BK[..., None]
@@ -191,14 +203,13 @@ class TeacherScoring:
         """
         lengths_B1 = (output["prompt_mask"].sum(1) + output["completion_mask"].sum(1))[:, None]
         could_BK = self.steering.teaches_SK.to(lengths_B1.device)[output["skill_ids"]]
-        found_K = torch.tensor(
-            [teacher.lister.take_found() if teacher.lister else 0 for teacher in self.panel.teachers]
-        )
-        run_K = (self._rows_BK * lengths_B1).sum(0) - found_K.to(lengths_B1.device)
+        cached_K = torch.tensor([count.cached for count in self._token_counts], device=lengths_B1.device)
+        run_K = (self._rows_BK * lengths_B1).sum(0) - cached_K
         sums = torch.stack([run_K, (could_BK * lengths_B1).sum(0)])
         scored, possible = self._sum(sums).tolist()
-        computed = self._sum(torch.tensor(self.panel.num_computed) - found_K).tolist()
-        flops = self._flops + sum(2.0 * size * n for size, n in zip(self.panel.num_parameters, computed, strict=True))
+        computed = self._sum(torch.tensor([count.computed for count in self._token_counts])).tolist()
+        sizes = [slot.num_parameters for slot in self.panel.slots]
+        flops = self._flops + sum(2.0 * size * n for size, n in zip(sizes, computed, strict=True))
         num_scored = sum(scored) + self._num_asked
         self._flops, self._num_asked = 0.0, 0
         return num_scored, sum(possible) - num_scored, flops

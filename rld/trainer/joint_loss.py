@@ -43,7 +43,7 @@ class JointLoss:
         self.args, self.ensemble, self.runtime = args, ensemble, runtime
         self.feature, self.gradient_probe = feature, gradient_probe
         self.objective = ResponseObjective.from_config(args)
-        self._require_a_fit(ensemble.align)
+        self._require_a_fit([teacher.align for teacher in ensemble.teachers])
         self.statistics = self._empty()
 
     def _require_a_fit(self, align: Sequence[Align | None]) -> None:
@@ -97,7 +97,9 @@ class JointLoss:
             objective, weight_B = self.objective.at(progress), signal_weight(batch, "response")
             response = ResponseSettings(objective, weight_B, self.args.temperature)
         feature = self.feature if batch["feature_on"] else None
-        return StudentInputs(loss_mask(batch), self.ensemble.states(batch), batch["teacher_weights"], response, feature)
+        return StudentInputs(
+            loss_mask(batch), self.ensemble.outputs(batch), batch["teacher_weights"], response, feature
+        )
 
     def advantages(self, batch: RolloutBatch, log_pi_BT: Tensor, training: bool) -> Tensor:
         """The policy's advantages: the teacher-scored reward added, times the skill's policy weight."""

@@ -49,6 +49,7 @@ from rld.rollout.rewards import all_checked
 from rld.rollout.teacher_scoring import TeacherScoring, TeacherScoringOptions, teacher_infos
 from rld.rollout.verifier import no_reward, successes, verifier
 from rld.teachers.ensemble import TeacherEnsemble
+from rld.teachers.slot_base import StudentInterface
 from rld.teachers.teacher import Teacher
 from rld.trainer.checkpoints import STATE, VERSION, read_state
 from rld.trainer.gradient_probe import GradientProbe
@@ -179,8 +180,8 @@ class RLDTrainer(GRPOTrainer):
 
     def _set_up_teachers(self) -> None:
         prepare = partial(self.accelerator.prepare_model, evaluation_mode=True)
-        known = self._encoder, self.eos_token_ids, self._feature
-        self.panel = TeacherEnsemble(self.teachers, self._student, *known, prepare)
+        student = StudentInterface(self._student, self._encoder, frozenset(self.eos_token_ids), self._feature)
+        self.panel = TeacherEnsemble(self.teachers, student, prepare)
         self._projections = FeatureProjections(self.panel.plans) if self._feature is not None else None
         if self._projections is not None:
             attach_projections(self._student, self._projections)

@@ -229,7 +229,7 @@ def test_an_update_is_the_same_with_and_without_shared_rows(tmp_path, monkeypatc
 def test_operations_follow_what_is_computed(tmp_path):
     trainer = made(tmp_path, signals=["policy", "response"], beta=0.0)
     seen = {}
-    for name, model in {"student": trainer.model, **dict(enumerate(trainer.panel.models))}.items():
+    for name, model in {"student": trainer.model, **{slot.index: slot.model for slot in trainer.panel.slots}}.items():
         seen[name] = []
         embed = model.get_input_embeddings()
         embed.register_forward_hook(lambda _m, args, _out, name=name: seen[name].append(args[0].numel()))
@@ -241,7 +241,7 @@ def test_operations_follow_what_is_computed(tmp_path):
     rollout = trainer._generate_and_score_completions(rows)
     generated = rollout["completion_mask"].sum() + rollout["prompt_mask"].sum()
     read_again = rollout["prompt_mask"].sum() - len(rows) - (rollout["prompt_mask"][::4].sum() - 4)
-    sizes = [trainer._num_parameters, *trainer.panel.num_parameters]
+    sizes = [trainer._num_parameters, *(slot.num_parameters for slot in trainer.panel.slots)]
     scored = [sum(seen[0]), sum(seen[1])]
     expected = 2 * (sizes[0] * (generated - read_again).item() + sizes[1] * scored[0] + sizes[2] * scored[1])
     assert trainer.flops - before == pytest.approx(expected)

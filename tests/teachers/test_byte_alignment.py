@@ -24,6 +24,7 @@ from rld.losses.features import Cosine
 from rld.models.prompting import PromptEncoder
 from rld.teachers.byte_alignment import END, shared_vocabulary, spans, starts, token_bytes, valid_text
 from rld.teachers.ensemble import TeacherEnsemble
+from rld.teachers.slot_base import StudentInterface
 from rld.teachers.teacher import Teacher
 from rld.teachers.translation import CompletionTranslator, StudentVocabulary
 from rld.trainer.rld_config import RLDConfig
@@ -288,10 +289,9 @@ TEMPERATURE = 0.8
 
 
 def panel(*teachers: Teacher, student: Any = STUDENT) -> TeacherEnsemble:
-    feature = Cosine(layers="uniform")
-    return TeacherEnsemble(
-        teachers, model(student, 0), PromptEncoder(student), [student.eos_token_id], feature, lambda made: made
-    )
+    ends, feature = frozenset([student.eos_token_id]), Cosine(layers="uniform")
+    interface = StudentInterface(model(student, 0), PromptEncoder(student), ends, feature)
+    return TeacherEnsemble(teachers, interface, prepare=lambda model: model)
 
 
 def rollout(student: Any = STUDENT, extra: int = 0) -> dict[str, Any]:
@@ -317,8 +317,8 @@ def rollout(student: Any = STUDENT, extra: int = 0) -> dict[str, Any]:
 
 
 def scored(made: TeacherEnsemble, inputs: dict[str, Any], rows: Any = None, prompts: Any = PROMPTS) -> dict[str, Any]:
-    rows = torch.ones(len(prompts), len(made.models), dtype=torch.bool) if rows is None else rows
-    made.score(inputs, rows, 3, prompts, TEMPERATURE)
+    rows = torch.ones(len(prompts), len(made.slots), dtype=torch.bool) if rows is None else rows
+    made.score(inputs, rows, prompts=prompts, temperature=TEMPERATURE, rows_per_forward=3)
     return inputs
 
 
@@ -333,7 +333,7 @@ def test_the_gathered_states_are_the_teachers_own(name):
     made = panel(teacher)
     inputs = scored(made, rollout())
     table, ours = token_bytes(tokenizer, [1]), token_bytes(STUDENT, [1])
-    (states,) = made.states(inputs)
+    (states,) = made.outputs(inputs)
     taught = 0
     for b, prompt in enumerate(PROMPTS):
         spoken = [ours[i] for i, m in zip(*_row(inputs, b), strict=True) if m]
@@ -385,7 +385,7 @@ def test_padding_order_and_company_do_not_matter():
     wide = {name: values[order] for name, values in wide.items()}
     rows = torch.tensor([[True], [True], [False]])
     moved = scored(made, wide, rows, [PROMPTS[i] for i in order])
-    size, (states, there) = inputs["completion_ids"].shape[1], (made.states(x)[0] for x in (inputs, moved))
+    size, (states, there) = inputs["completion_ids"].shape[1], (made.outputs(x)[0] for x in (inputs, moved))
     for b in (0, 1):
         spoken = states.tokens_BT[order[b]]
         assert there.tokens_BT[b, :size].tolist() == spoken.tolist()
@@ -402,7 +402,7 @@ def test_the_same_tokenizer_aligned_is_the_plain_teacher():
         Teacher(weights, "plain", tokenizer=STUDENT), Teacher(weights, "aligned", tokenizer=STUDENT, align="vocabulary")
     )
     inputs = scored(made, rollout())
-    plain, aligned = made.states(inputs)
+    plain, aligned = made.outputs(inputs)
     ends_well = torch.tensor([0, 2, 3])  # in row 1 the last character is cut, and not retold
     mask = inputs["completion_mask"][ends_well].bool()
     assert torch.equal(aligned.tokens_BT[ends_well] & mask, mask)
@@ -421,7 +421,7 @@ def test_a_batch_without_any_text_has_no_opinion():
     made, inputs = panel(other()), rollout()
     inputs["completion_mask"].zero_()
     scored(made, inputs)
-    (states,) = made.states(inputs)
+    (states,) = made.outputs(inputs)
     assert not states.tokens_BT.any()
     assert states.hidden_BTH is states.spans_BT is None
     assert not made.sampled_scores(inputs, TEMPERATURE)["teacher_scores"].any()

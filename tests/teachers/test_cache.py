@@ -26,8 +26,9 @@ from rld.models.logprob_source import ScoredSequence, TopKLogprobs
 from rld.models.prompting import PromptEncoder
 from rld.recipe.stages.distill import Distill
 from rld.teachers.cache import CachedLogprobs
-from rld.teachers.ensemble import TeacherEnsemble
+from rld.teachers.ensemble import TeacherEnsemble, TokenCounts
 from rld.teachers.local import LocalLogprobs
+from rld.teachers.slot_base import StudentInterface
 from rld.teachers.teacher import Teacher
 
 PASSAGES = [ScoredSequence([5 + (3 * i + j) % 10 for j in range(4 + i % 5)], 1 + i % 3) for i in range(24)]
@@ -172,8 +173,15 @@ def rollout(mask: list[list[int]]) -> dict[str, Any]:
     return prompts | {"completion_ids": ids[:, 3:], "completion_mask": torch.tensor(mask)}
 
 
-def panel(teachers: list[Teacher]) -> TeacherEnsemble:
-    return TeacherEnsemble(teachers, tiny.model(seed=0), PromptEncoder(STUDENT), [1], None, lambda made: made)
+def ensemble_of(*teachers: Teacher, feature: Any = None) -> TeacherEnsemble:
+    student = StudentInterface(tiny.model(seed=0), PromptEncoder(STUDENT), frozenset([1]), feature)
+    return TeacherEnsemble(teachers, student, prepare=lambda model: model)
+
+
+def score(teachers: TeacherEnsemble, made: dict[str, Any]) -> list[TokenCounts]:
+    """Score two completions with all teachers."""
+    rows = torch.ones(2, len(teachers.slots), dtype=torch.bool)
+    return teachers.score(made, rows, prompts=["", ""], temperature=1.0, rows_per_forward=8)
 
 
 def test_cached_teachers_that_share_weights_speak_as_they_would_alone(tmp_path):
@@ -190,7 +198,7 @@ def test_cached_teachers_that_share_weights_speak_as_they_would_alone(tmp_path):
             hosted = LocalLogprobs(Slow(base, f"a{i}", None, {}, STUDENT, adapter=str(tmp_path / f"a{i}")), CPU, 4)
             teachers.append(Teacher(CachedLogprobs(hosted, tmp_path / name / str(i), 4), f"a{i}", ["any"]))
         made = rollout([[1, 1, 1, 1], [1, 1, 0, 0]])
-        panel(teachers).score(made, torch.ones(2, len(adapters)).bool(), 8, ["", ""], 1.0)
+        score(ensemble_of(*teachers), made)
         return made
 
     together, alone = said((0, 1), "both"), [said((i,), f"only{i}") for i in range(2)]
@@ -204,7 +212,7 @@ def test_cached_teachers_that_share_weights_speak_as_they_would_alone(tmp_path):
 def test_a_completion_that_is_left_out_is_not_asked_about(mask):
     counted = Counted(Teacher(tiny.model(seed=1), "t", tokenizer=STUDENT), CPU, 4)
     made, size = rollout(mask), [sum(row) for row in mask]
-    panel([Teacher(counted)]).score(made, torch.ones(2, 1).bool(), 8, ["", ""], 1.0)
+    score(ensemble_of(Teacher(counted)), made)
     assert counted.num == sum(n > 0 for n in size)
     assert made["teacher_tokens"].sum(-1)[:, 0].tolist() == size
 
@@ -330,20 +338,11 @@ def test_a_lister_with_states_from_elsewhere_is_refused(tmp_path):
     teacher = Teacher(tiny.model(seed=1), "t", tokenizer=STUDENT)
     lister = LocalLogprobs(teacher, CPU, 4, taps=(1,))
     with pytest.raises(TeacherError, match=r"hands over the states at \(1,\), and features are matched with .*\(2,\)"):
-        TeacherEnsemble([Teacher(lister)], tiny.model(seed=0), PromptEncoder(STUDENT), [1], Cosine(), lambda made: made)
-    ready = TeacherEnsemble(
-        [Teacher(LocalLogprobs(teacher, CPU, 4, taps=(2,)))],
-        tiny.model(seed=0),
-        PromptEncoder(STUDENT),
-        [1],
-        Cosine(),
-        list,
-    )
+        ensemble_of(Teacher(lister), feature=Cosine())
+    ready = ensemble_of(Teacher(LocalLogprobs(teacher, CPU, 4, taps=(2,))), feature=Cosine())
     made, live = rollout([[1, 1, 1, 1], [1, 1, 0, 0]]), rollout([[1, 1, 1, 1], [1, 1, 0, 0]])
-    ready.score(made, torch.ones(2, 1).bool(), 8, ["", ""], 1.0)
-    TeacherEnsemble([teacher], tiny.model(seed=0), PromptEncoder(STUDENT), [1], Cosine(), lambda made: made).score(
-        live, torch.ones(2, 1).bool(), 8, ["", ""], 1.0
-    )
+    score(ready, made)
+    score(ensemble_of(teacher, feature=Cosine()), live)
     mask = live["completion_mask"].bool()
     theirs, ours = (one["teacher_0_layers"].transpose(1, 2)[mask] for one in (live, made))
     torch.testing.assert_close(ours, theirs.bfloat16(), rtol=2**-7, atol=1e-5)

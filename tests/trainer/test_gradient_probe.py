@@ -56,9 +56,11 @@ def reference(made: RLDTrainer, rollout: dict[str, Any], group: int) -> dict[str
     by = torch.zeros(32, 32, requires_grad=True)
     log_s = mapped_logits(made.model, ids, attention, by).log_softmax(-1)[:, -length - 1 : -1]
     with torch.no_grad():
-        log_t = made.panel.models[0](input_ids=ids, attention_mask=attention).logits.log_softmax(-1)[
-            :, -length - 1 : -1
-        ]
+        log_t = (
+            made.panel.slots[0]
+            .model(input_ids=ids, attention_mask=attention)
+            .logits.log_softmax(-1)[:, -length - 1 : -1]
+        )
     taken = log_s.gather(-1, ids[:, -length:, None]).squeeze(-1)
     losses = {
         "policy": -(rollout["advantages"][rows][:, None] * taken * mask).sum(),

@@ -15,8 +15,9 @@ from rld.losses.divergences import JSD, ReverseKL
 from rld.losses.objective import ResponseObjective
 from rld.models import backbone
 from rld.recipe import catalogue, registry
-from rld.teachers import ensemble
+from rld.teachers import slots
 from rld.teachers.ensemble import TeacherEnsemble
+from rld.teachers.slot_base import StudentInterface
 from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
@@ -167,11 +168,12 @@ def test_a_teacher_without_weight_changes_nothing_and_is_not_run(tmp_path, monke
         tmp_path, controller=FixedController(teachers={"narrow": 0.0}, heartbeat=1000), signals=["policy", "response"]
     )
     runs = []
-    run = both.panel._run
-    monkeypatch.setattr(both.panel, "_run", lambda k, *rest: runs.append(k) or run(k, *rest))
+    slot = both.panel.slots[1]
+    run = slot.run
+    monkeypatch.setattr(slot, "run", lambda batch: runs.append(batch) or run(batch))
     both.train()
     torch.testing.assert_close(parameters(lone), parameters(both), rtol=0, atol=0)
-    assert runs.count(1) == 1  # the look at the start, which every teacher gets
+    assert len(runs) == 1  # the look at the start, which every teacher gets
 
 
 def test_teachers_that_run_out_of_memory_read_fewer_completions_at_a_time(tmp_path, monkeypatch):
@@ -185,7 +187,7 @@ def test_teachers_that_run_out_of_memory_read_fewer_completions_at_a_time(tmp_pa
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         return read(*args)
 
-    monkeypatch.setattr(ensemble, "hidden_states", short_of_memory)
+    monkeypatch.setattr(slots, "hidden_states", short_of_memory)
     scarce = trainer(tmp_path / "scarce")
     scarce.train()
     assert sizes == [8, 4] * 2 + [4] * 8  # each teacher fails once, and five rollouts are read by both
@@ -225,11 +227,12 @@ def test_a_teacher_speaks_without_dropout_and_is_not_trained(tmp_path):
 
 def test_a_teacher_with_a_shorter_vocabulary_falls_silent_at_the_first_token_that_it_lacks():
     teacher = Teacher(tiny.model(seed=1, vocabulary=12), "short", tokenizer=tiny.tokenizer())
-    ensemble = TeacherEnsemble([teacher], tiny.model(), tiny.encoder(), [1], None, lambda made: made)
+    student = StudentInterface(tiny.model(), tiny.encoder(), frozenset([1]), feature=None)
+    ensemble = TeacherEnsemble([teacher], student, prepare=lambda model: model)
     prompts, ids = torch.tensor([[5, 6, 7]] * 2), torch.tensor([[8, 14, 8, 9], [8, 9, 10, 11]])
     rollout = {"prompt_ids": prompts, "prompt_mask": torch.ones_like(prompts)}
     rollout |= {"completion_ids": ids, "completion_mask": torch.ones_like(ids)}
-    ensemble.score(rollout, torch.ones(2, 1).bool(), 8, ["", ""], 1.0)
+    ensemble.score(rollout, torch.ones(2, 1).bool(), prompts=["", ""], temperature=1.0, rows_per_forward=8)
     assert rollout["teacher_tokens"][:, 0].tolist() == [[True, False, False, False], [True] * 4]
     with torch.no_grad():
         alone = teacher.load().model(torch.tensor([[5, 6, 7, 8, 9, 10, 11]])).last_hidden_state[0, 2:-1]

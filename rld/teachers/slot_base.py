@@ -1,0 +1,180 @@
+"""What an ensemble hands to each of its teachers and gets back, and the interface of one teacher.
+
+Shapes: B completions of a rollout, R of them that a teacher scores, P prompt tokens, T completion tokens, H width,
+V tokens of a vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rld.errors import TeacherError
+from rld.losses.feature_matching import FeaturePlan
+from rld.losses.features import AnyFeature
+from rld.losses.teacher_outputs import TeacherOutputs, TeacherTensor, teacher_key
+from rld.models.heads import LMHead
+from rld.models.prompting import PromptEncoder
+from rld.teachers.teacher import Teacher
+from rld.teachers.translation import StudentVocabulary
+
+PrepareModel = Callable[[PreTrainedModel], PreTrainedModel]
+"""Moves a model to its device and wraps it for evaluation."""
+
+
+@dataclass(frozen=True)
+class StudentInterface:
+    """What teachers need to know of their student.
+
+    Args:
+        model: The student without wrappers.
+        encoder: Encodes prompts for it.
+        ends: The token ids that end a completion.
+        feature: The feature signal's loss. None: features are not compared.
+    """
+
+    model: PreTrainedModel
+    encoder: PromptEncoder
+    ends: frozenset[int]
+    feature: AnyFeature | None
+
+    @cached_property
+    def output_weight(self) -> Tensor:
+        """The output embedding's weight `[V, H]`; the heads of teachers follow its device and size."""
+        weight: Tensor = self.model.get_output_embeddings().weight
+        return weight
+
+    @cached_property
+    def vocabulary(self) -> StudentVocabulary:
+        """The bytes of the student's tokens, made once for all aligned teachers."""
+        return StudentVocabulary(self.encoder.tokenizer, self.ends)
+
+
+@dataclass(frozen=True)
+class TeacherBatch:
+    """The completions of a rollout that one teacher scores, in the student's tokens."""
+
+    prompts: Sequence[Any]
+    """Text or messages, one per completion."""
+    prompt_ids_RP: Tensor
+    """Padded on the left."""
+    prompt_mask_RP: Tensor
+    completion_ids_RT: Tensor
+    """Padded on the right."""
+    completion_mask_RT: Tensor
+    temperature: float
+    """Temperature of the log-probabilities of spans and of top-k log-probabilities."""
+    rows_per_forward: int
+    """Completions per forward on a CPU; elsewhere as many as fit into memory."""
+
+
+@dataclass(frozen=True)
+class SlotResult:
+    """What one teacher says about a `TeacherBatch`."""
+
+    tokens_RT: Tensor
+    """Bool: where the teacher has a distribution."""
+    tensors: Mapping[TeacherTensor, Tensor]
+    """`[R, …]`, what the rollout carries of the teacher."""
+    num_computed: int
+    """Tokens that went through the teacher."""
+    num_cached: int = 0
+    """Tokens that it did not have to read, because a cache has their log-probabilities."""
+
+
+class TeacherSlot(ABC):
+    """One teacher of an ensemble.
+
+    Args:
+        index: Its number k in the ensemble.
+        teacher: The teacher, whose tokenizer is checked.
+        student: The student that it teaches.
+        prepare: Prepares a model of this process.
+
+    Attributes:
+        plan: The states that features are compared at. None: there is no feature signal.
+
+    Raises:
+        TeacherError: the teacher hands over no states for the feature signal.
+        RecipeError: the feature signal compares layers that a model does not have.
+    """
+
+    def __init__(self, index: int, teacher: Teacher, student: StudentInterface, prepare: PrepareModel) -> None:
+        self.index, self.teacher, self.student, self._prepare = index, teacher, student, prepare
+        self._read_teacher()
+        self.plan: FeaturePlan | None = None
+        if student.feature is not None:
+            self.plan = FeaturePlan.of(student.feature, student.model, teacher.load(), str(teacher.name))
+            teacher.require_states(self.plan.taps)
+
+    def _read_teacher(self) -> None:
+        """Read what depends on the teacher's weights."""
+        self.num_parameters = self.teacher.num_parameters()
+        # A base model ends with another token than its instruct sibling: its probability of the other's end is noise.
+        self._foreign_ends = sorted(self.student.ends - self.teacher.ends())
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the teacher runs elsewhere, so that it can score while other teachers run here."""
+        return False
+
+    @property
+    def model(self) -> PreTrainedModel | None:
+        """The prepared model; None for a teacher without one of its own."""
+        return None
+
+    def swap(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Use the weights of another model from now on.
+
+        Raises:
+            TeacherError: the tokenizer is another one, the teacher has no model of its own, or features are compared,
+                whose projections fit the old model.
+        """
+        if self.plan is not None:
+            raise TeacherError(f"teacher '{self.teacher.name}' can't change its weights with a feature signal")
+        self.teacher.swap(model, tokenizer)
+        self._read_teacher()
+
+    def scorable_rows(self, rollout: Mapping[str, Any], rows_B: Tensor) -> Tensor:
+        """Return which of the rows `[B]` bool the teacher can score."""
+        return rows_B
+
+    @abstractmethod
+    def run(self, batch: TeacherBatch) -> SlotResult | None:
+        """Score completions; None if the teacher says nothing about them."""
+
+    @abstractmethod
+    def outputs(self, batch: Mapping[str, Any]) -> TeacherOutputs:
+        """Return what the loss reads of a micro-batch."""
+
+    @abstractmethod
+    def sampled_scores(self, rollout: Mapping[str, Any], temperature: float) -> Tensor | None:
+        """Return the log-probability in nats of the span that each sampled token lies in, `[B, T]`; None if not run."""
+
+    def sampled_spans(self, rollout: Mapping[str, Any]) -> Tensor:
+        """Return the number of the span that each token lies in, `[B, T]`, -1 where the teacher has no distribution.
+
+        A span is a token, unless the teacher has another tokenizer.
+        """
+        tokens_BT: Tensor = rollout["teacher_tokens"][:, self.index]
+        return torch.arange(tokens_BT.shape[1], device=tokens_BT.device).expand(tokens_BT.shape).where(tokens_BT, -1)
+
+    def head(self) -> LMHead:
+        """Return the output head, cut to the vocabulary that student and teacher share."""
+        head = self.teacher.head(self.student.output_weight.device)
+        return head.first(min(len(self.student.output_weight), len(head.weight)))
+
+    def _get(self, batch: Mapping[str, Any], name: TeacherTensor) -> Tensor | None:
+        """Return a tensor of this teacher in a rollout; None if it was not run."""
+        return batch.get(teacher_key(self.index, name))
+
+    def _is_not_foreign_end(self, ids_RT: Tensor) -> Tensor:
+        """Return which tokens are not an end of completions that this teacher never uses."""
+        return ~torch.isin(ids_RT, torch.tensor(self._foreign_ends, device=ids_RT.device))
