@@ -1,15 +1,27 @@
-"""Rewards by the verifiers of reasoning-gym, which know every correct answer, not only the gold one."""
+"""Rewards by the verifiers of reasoning-gym, which know every correct answer, not only the gold one.
+
+Some of these verifiers pay for more than correct answers. All tasks of version 0.1.25 were tried with constant texts,
+empty and non-finite answers, negated gold answers and the gold answers of other puzzles. What was paid wrongly is
+refused here, and a test repeats the trial.
+"""
 
 from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 from . import text_of
+from .answers import normal_text
+from .numbers import numbers_in, only_number
 
 _NONSENSE = "\N{REPLACEMENT CHARACTER}"
+_NOT_FINITE = re.compile(r"(?i)(?<![a-z])(nan|inf|infinity)(?![a-z])")
+_TOLERANCE = Fraction(1, 10_000)
+"""Share of the gold number by which an answer may differ, for answers that are rounded."""
 
 
 def exact_credit(completions: list[Any], answer: list[str], entry: list[str], **_: Any) -> list[float]:
@@ -17,19 +29,40 @@ def exact_credit(completions: list[Any], answer: list[str], entry: list[str], **
 
     Rows of other kinds, whose `entry` is empty, are compared with their gold answer.
     """
-    texts = [text_of(completion).strip() for completion in completions]
+    texts = [normal_text(text_of(completion)) for completion in completions]
     return [
-        float(text == gold.strip() if not found else _is_solved(text, json.loads(found)))
-        for text, gold, found in zip(texts, answer, entry, strict=True)
+        float(_is_solved(text, json.loads(row_entry)) if row_entry else text == normal_text(gold))
+        for text, gold, row_entry in zip(texts, answer, entry, strict=True)
     ]
 
 
 def _is_solved(text: str, entry: dict[str, Any]) -> bool:
-    if entry["answer"] is not None and text == entry["answer"].strip():
+    gold = entry["answer"]
+    if gold is not None and text == normal_text(gold):
         return True
+    if not text or _contradicts(text, gold or "", entry):
+        return False
     score = _scorer(entry["task"], json.dumps(entry["config"], sort_keys=True))
     # Some verifiers give full credit to any text at all when the answer is a negative one.
-    return bool(text) and _full_credit(score, text, entry) and not _full_credit(score, _NONSENSE, entry)
+    return _full_credit(score, text, entry) and not _full_credit(score, _NONSENSE, entry)
+
+
+def _contradicts(text: str, gold: str, entry: dict[str, Any]) -> bool:
+    """Tell whether an answer is wrong whatever the verifier says."""
+    if _NOT_FINITE.search(text) and not _NOT_FINITE.search(gold):
+        return True  # complex_arithmetic pays `nan` in full
+    if text.lstrip("-\u2212 ") == gold.lstrip("-\u2212 ") and text != gold:
+        wanted, negated = only_number(gold), only_number(text)
+        return wanted is None or negated is None or wanted.value != negated.value
+    wanted = only_number(gold)
+    if wanted is not None:
+        # coin_flip pays a common beginning of two decimals, gsm_symbolic a number without its sign.
+        numbers = numbers_in(text)
+        within = _TOLERANCE * max(Fraction(1), abs(wanted.value))
+        return bool(numbers) and all(abs(number.value - wanted.value) > within for number in numbers)
+    if entry["task"] == "puzzle24":  # its verifier does not look at which numbers were given
+        return sorted(map(int, re.findall(r"\d+", text))) != sorted(entry["metadata"]["numbers"])
+    return False
 
 
 def _full_credit(score: Callable[[str, dict[str, Any]], float], text: str, entry: dict[str, Any]) -> bool:

@@ -54,6 +54,32 @@ def test_exact_match():
         ("7", "#### 7", 1),
         ("7", "seven", None),
         ("version 2.5", ".5", 0),
+        ("\u22125", "5", 0),
+        ("\u22125", "-5", 1),
+        ("3/2", "1/2", 0),
+        ("3/2", "1.5", 1),
+        (".5", "1/2", 1),
+        ("-.25", "-1/4", 1),
+        ("1 1/2 cups", "3/2", 1),
+        ("\u00bd", "0.5", 1),
+        ("1.5e3", "1500", 1),
+        ("3 \\times 10^{8} m/s", "300000000", 1),
+        ("3\u00d710\u2078", "3e8", 1),
+        ("50%", "0.5", 1),
+        ("50 %", "50", 1),
+        ("5%", "0.5", 0),
+        ("1\u202f234\u2009567", "1,234,567", 1),
+        ("1'234", "1234", 1),
+        ("-$5.00", "-5", 1),
+        ("\uff11\uff12", "12", 1),
+        (r"so \boxed{\frac{1}{2}}, as 7 shows", "0.5", 1),
+        ("5 m\u00b2", "5", 1),
+        ("7 kg CO2", "7", 1),
+        ("on 1/2/2024", "2024", 1),
+        ("3/0", "3", 0),
+        ("1e999999999", "1", 0),
+        ("9" * 5000, "9", 0),
+        ("between 5\u201310", "10", 1),
     ],
 )
 def test_final_number(text, gold, wanted):
@@ -66,6 +92,12 @@ def test_brief():
     assert scores == [1.0, 1.0, 0.5, 0.25]
     with pytest.raises(RewardError, match="target"):
         brief([""], [[]], target=0)
+
+
+def test_composed_and_decomposed_characters_are_one_text():
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    assert reward("answers:exact_match")([composed, decomposed], [decomposed, composed]) == [1, 1]
+    assert reward("reasoning:exact_credit")([composed], [decomposed], [""]) == [1]
 
 
 def credit(task: str, texts: list[str], seed: int = 0, **config) -> list[float]:
@@ -94,6 +126,42 @@ def test_partial_credit_is_none(task):
 def test_a_verifier_that_believes_everything_is_not_believed():
     for seed in range(5):
         assert credit("game_of_life_halting", ["GOLD", "anything"], seed) == [1, 0]
+
+
+def test_no_task_pays_for_an_answer_that_is_none():
+    """Constants, empty and non-finite answers, the negated gold answer, and the gold answers of other puzzles."""
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
+
+    paid = []
+    for task in sorted(set(DATASETS) - {"composite"}):
+        puzzles = list(reasoning_gym.create_dataset(task, seed=1, size=4))
+        golds = [puzzle["answer"] or "" for puzzle in puzzles]
+        for puzzle, gold in zip(puzzles, golds, strict=True):
+            texts = [
+                "",
+                "nan",
+                "inf",
+                "0",
+                "24",
+                "None",
+                "[]",
+                f"-{gold}",
+                *(other for other in golds if other != gold),
+            ]
+            entry = json.dumps({"task": task, "config": {}, **puzzle}, default=str)
+            scores = reward("reasoning:exact_credit")(texts, [gold] * len(texts), [entry] * len(texts))
+            paid += [(task, gold, text) for text, score in zip(texts, scores, strict=True) if score and text != gold]
+    equal = {("coin_flip", "0.0", "0"), ("polynomial_equations", "0.0", "0"), ("polynomial_equations", "0.0", "-0.0")}
+    assert set(paid) - equal == set()
+
+
+def test_a_puzzle_of_24_uses_the_numbers_that_were_given():
+    import reasoning_gym
+
+    numbers = reasoning_gym.create_dataset("puzzle24", seed=1, size=1)[0]["metadata"]["numbers"]
+    assert numbers == [8, 5, 10, 6]
+    assert credit("puzzle24", ["GOLD", "(8 - 5)*10 - 6", "9*3*8/9", "6*4*1*1"], seed=1) == [1, 1, 0, 0]
 
 
 def test_a_verifier_that_cannot_read_an_answer_says_no():
