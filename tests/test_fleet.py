@@ -18,10 +18,10 @@ from rld.teachers.teacher import Teacher
 from tests.support.fleet import FLEET, expected_rows, rows
 from tests.support.text_readers import READERS
 
-_QWEN = tuple(name for name in FLEET if name.startswith("qwen"))
 _NOT_THINKING = "qwen3_enable_thinking_false", "qwen3_5_think_enable_thinking_false"
 _THINKING = "qwen3_enable_thinking_true", "qwen3_5_think_enable_thinking_true"
 _SENTENCEPIECE = "sentencepiece_bpe", "sentencepiece_unigram"
+_SPACE_IN_FRONT = (*_SENTENCEPIECE, "add_prefix_space")
 _DEEPSEEK = "deepseek_r1_distill", "deepseekv3"
 
 FAILING: dict[str, dict[str, tuple[str, ...]]] = {
@@ -46,17 +46,14 @@ FAILING: dict[str, dict[str, tuple[str, ...]]] = {
         "the token that closes a turn does not end a generation": ("turn_end_not_in_ends",),
     },
     "gold": {
-        "the answer is encoded with a space in front, which it has not behind the prompt": _SENTENCEPIECE,
+        "the answer is encoded with a space in front, which it has not behind the prompt": _SPACE_IN_FRONT,
         "it ends with the tokenizer's EOS, not with the token that closes a turn": (
             *("turn_end", "turn_end_not_in_ends", "gemma", "gemma3", "phi3"),
         ),
         "it ends with the tokenizer's EOS, which is None": ("no_eos",),
     },
-    "score": {
-        "the answer in decomposed form is not the same text as in composed form": ("nfc", "nfkc", *_QWEN),
-    },
     "aligned_teacher": {
-        "the completion is encoded with a space in front, which it has not behind the prompt": _SENTENCEPIECE,
+        "the completion is encoded with a space in front, which it has not behind the prompt": _SPACE_IN_FRONT,
         "the token that closes a turn is none of the ends": ("turn_end_not_in_ends",),
         "the last end in the conversation is taken, and an EOS stands behind the token that closes a turn": ("phi3",),
     },

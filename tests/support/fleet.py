@@ -220,6 +220,7 @@ def _built_in() -> list[Member]:
             functools.partial(byte_level, "<|end|>", bos="<|begin|>", eos_token="<|end|>", pad_token="<|end|>"),
             "<|end|>",
         ),
+        _plain("add_prefix_space", functools.partial(byte, space=True, **ended)),
         _plain("no_pad", functools.partial(byte, eos_token=_END)),
         _plain("no_eos", functools.partial(byte_level, _END, "<|pad|>", pad_token="<|pad|>")),
         _plain("padded_vocabulary", functools.partial(byte, **ended), padding=24),

@@ -53,6 +53,7 @@ def byte_level(
     plain: tuple[str, ...] = (),
     normalizer: Any = None,
     bos: str | None = None,
+    space: bool = False,
     further: tuple[str, ...] = (),
     **options: Any,
 ) -> PreTrainedTokenizerFast:
@@ -63,12 +64,16 @@ def byte_level(
         plain: Added tokens that are not special.
         normalizer: Of the text.
         bos: A token that the tokenizer puts before every text.
+        space: Whether the tokenizer puts a space before every text.
         further: Texts to train on beside `CORPUS`.
         options: Of `PreTrainedTokenizerFast`.
     """
     backend = Tokenizer.from_str(_trained_byte_level(*further))
     if normalizer is not None:
         backend.normalizer = normalizer
+    if space:
+        parts = [pre_tokenizers.ByteLevel(add_prefix_space=True), pre_tokenizers.Digits(individual_digits=True)]
+        backend.pre_tokenizer = pre_tokenizers.Sequence(parts)
     if bos is not None:
         _with_bos(backend, bos)
         options["bos_token"] = bos
