@@ -1,11 +1,10 @@
-"""How several teachers become one target, and which tokens count how much.
+"""How the distributions of several teachers become one target.
 
-Two unions of frozen models. An `AnyCombination` decides, per skill or completion, how the controller's teacher weights
-are used (`shares`, `chosen`), and per token which distribution the student is drawn to (`target`). An `AnyTokenWeights`
-says how much each token counts. Nothing here carries a gradient.
+A combination decides how the controller's teacher weights are used on a skill (`shares`) and on a completion
+(`chosen`), and which distribution the student is matched to at a token (`target`). Nothing here has a gradient.
 
-Shapes: B completions, T tokens, N tokens of a chunk, K teachers, V vocabulary. To add one, write a class and put its
-name in its union, the last lines.
+Shapes: B completions, N tokens of a chunk, K teachers, S skills, G prompts, V vocabulary. To add one, write a class and
+put its name in `AnyCombination`, the last lines.
 """
 
 from __future__ import annotations
@@ -23,63 +22,65 @@ if TYPE_CHECKING:
 class _Combination(FrozenOptions):
     @property
     def pools(self) -> bool:
-        """Whether the teachers are merged into one target; otherwise the divergences from each are added up."""
+        """Whether the teachers are merged into one target; otherwise the weighted divergences from each are added."""
         return True
 
     @property
     def compares(self) -> bool:
-        """Whether `chosen` has a say."""
+        """Whether `chosen` changes the weights."""
         return False
 
     @property
     def needs_one_vocabulary(self) -> bool:
-        """Whether the rule makes no sense of teachers whose distributions can't be laid side by side."""
+        """Whether all teachers must have the student's vocabulary, because their probabilities are combined."""
         return False
 
     def shares(self, weights_SK: Tensor) -> Tensor:
-        """Teacher weights of each skill, from the controller's; 0 where those are, with the same sum."""
+        """Teacher weights `[S, K]` of each skill from the controller's: with the same sum, and 0 where those are 0."""
         return weights_SK
 
     def chosen(self, weights_BK: Tensor, likelihood_BK: Tensor, correct_B: Tensor, group: int) -> Tensor:
-        """Teacher weights of each completion, once the teachers have spoken.
+        """Teacher weights of each completion, from the teachers' likelihoods of the completions.
 
         Args:
-            weights_BK: The skill's weights, 0 where a teacher is shut out.
-            likelihood_BK: Each teacher's mean log-probability per sampled token, -inf where it said nothing.
+            weights_BK: The skill's weights, 0 where a teacher must not teach.
+            likelihood_BK: Each teacher's mean log-probability per sampled token, -inf where it has none.
             correct_B: Whether the completion was verified to be correct.
-            group: Completions of one prompt, which lie side by side.
+            group: Number of completions of one prompt, which follow one another.
 
         Returns:
-            `[B, K]`, 0 where `weights_BK` is, with the same sum in each row.
+            `[B, K]`, 0 where `weights_BK` is 0, with the same sum in each row.
         """
         return weights_BK
 
     def target(self, log_p_KNV: Tensor, weights_NK: Tensor) -> tuple[Tensor, Tensor]:
-        """The distribution to draw the student to, and how strongly; the weighted mixture of probabilities.
+        """The distribution to which the student is matched, and its weight; by default the mixture.
 
         Args:
             log_p_KNV: The teachers' log-probabilities.
-            weights_NK: Their weights at each token, 0 where one is silent.
+            weights_NK: Their weights at each token, 0 where a teacher has no distribution.
 
         Returns:
-            Log-probabilities `[N, V]` and a strength `[N]`, 0 where no teacher speaks.
+            Log-probabilities `[N, V]`, and the target's weight `[N]`, 0 where no teacher has a distribution.
         """
         return _mixture(log_p_KNV, weights_NK), weights_NK.sum(-1)
 
 
 class Mixture(_Combination):
-    """The weighted mixture of the teachers' probabilities, which is what forward KLs add up to (linear pool).
+    """The weighted mixture of the teachers' probabilities (linear pool).
 
-    With the controller's weights, which follow verified successes, it is the verified-gate mixture.
+    Forward KL from it differs by a constant from the weighted sum of the forward KLs from each teacher. With the
+    weights of the controller `gap`, which follow verified successes, it is the verified-gate mixture.
     """
 
     kind: Literal["mixture"] = "mixture"
 
 
 class Geometric(_Combination):
-    """The normalised weighted product of the teachers' probabilities, which is what reverse KLs add up to (log pool).
+    """The normalised weighted product of the teachers' probabilities (logarithmic pool).
 
-    Each teacher has a veto: one that is wrong takes the right token away.
+    Reverse KL from it differs by a constant from the weighted sum of the reverse KLs from each teacher. A teacher that
+    gives the correct token a probability near 0 removes it from the target.
     """
 
     kind: Literal["geometric"] = "geometric"
@@ -90,7 +91,7 @@ class Geometric(_Combination):
 
     def target(self, log_p_KNV: Tensor, weights_NK: Tensor) -> tuple[Tensor, Tensor]:
         shares_KN = _shares(weights_NK)
-        # A silent teacher has no veto, not even by a probability of 0, whose logarithm times 0 is NaN.
+        # Without weight a teacher has no effect; log 0 times a weight of 0 would be NaN.
         terms = (shares_KN[..., None] * log_p_KNV).masked_fill((shares_KN == 0)[..., None], 0.0)
         return terms.sum(0).log_softmax(-1), weights_NK.sum(-1)
 
@@ -106,9 +107,10 @@ class Sum(_Combination):
 
 
 class Confidence(_Combination):
-    """The mixture, in which at each token a teacher counts by `exp(-H / temperature)`, H its entropy in nats.
+    """The mixture, where at each token a teacher's weight is multiplied by `exp(-H / temperature)`, H its entropy.
 
-    After Kwon et al. 2020 (EBKD). It needs neither verifier nor gold answers, and is fooled by confident mistakes.
+    After Kwon et al. 2020 (EBKD). It needs neither a verifier nor gold answers, and prefers a teacher that is confident
+    and wrong.
     """
 
     kind: Literal["confidence"] = "confidence"
@@ -126,15 +128,15 @@ class Confidence(_Combination):
 
 
 class Agreement(_Combination):
-    """The mixture, but silence where the teachers contradict each other.
+    """The mixture, without weight where the teachers disagree.
 
-    Their disagreement `sum_k w_k KL(teacher_k || mixture)` is at most the entropy of the weights; a teacher that has
-    all the weight never disagrees.
+    The disagreement is `sum_k w_k KL(teacher_k || mixture)`, the generalised Jensen-Shannon divergence (Lin 1991). It
+    is at most the entropy of the weights, and 0 if one teacher has all the weight.
     """
 
     kind: Literal["agreement"] = "agreement"
     limit: float = Field(0.2, gt=0)
-    """Disagreement in nats above which a token teaches nothing."""
+    """Disagreement in nats above which a token's target has no weight."""
 
     @property
     def needs_one_vocabulary(self) -> bool:
@@ -143,30 +145,30 @@ class Agreement(_Combination):
     def target(self, log_p_KNV: Tensor, weights_NK: Tensor) -> tuple[Tensor, Tensor]:
         target_NV = _mixture(log_p_KNV, weights_NK)
         p_KNV = log_p_KNV.exp()
-        unsaid_KNV = (p_KNV == 0) | (target_NV == -float("inf"))
-        apart_KN = (p_KNV * (log_p_KNV - target_NV)).masked_fill(unsaid_KNV, 0.0).sum(-1)
-        disagreement_N = (apart_KN * _shares(weights_NK)).sum(0)
+        is_zero_KNV = (p_KNV == 0) | (target_NV == -float("inf"))
+        divergence_KN = (p_KNV * (log_p_KNV - target_NV)).masked_fill(is_zero_KNV, 0.0).sum(-1)
+        disagreement_N = (divergence_KN * _shares(weights_NK)).sum(0)
         return target_NV, weights_NK.sum(-1).masked_fill(disagreement_N > self.limit, 0.0)
 
 
 class Route(_Combination):
-    """One teacher at a time: the one to which the controller gives the most weight on the skill.
+    """The teacher to which the controller gives the greatest weight on the skill; several with equal weights share it.
 
-    Teachers with the same weight share it. The others are not run.
+    The other teachers are not run.
     """
 
     kind: Literal["route"] = "route"
 
     def shares(self, weights_SK: Tensor) -> Tensor:
-        most_SK = (weights_SK == weights_SK.amax(-1, keepdim=True)).to(weights_SK)
-        routed_SK: Tensor = most_SK / most_SK.sum(-1, keepdim=True) * weights_SK.sum(-1, keepdim=True)
-        return routed_SK
+        is_greatest_SK = (weights_SK == weights_SK.amax(-1, keepdim=True)).to(weights_SK)
+        shares_SK: Tensor = is_greatest_SK / is_greatest_SK.sum(-1, keepdim=True) * weights_SK.sum(-1, keepdim=True)
+        return shares_SK
 
 
 class BestOf(_Combination):
-    """One teacher per prompt: the one that finds the prompt's verified-correct completions the likeliest.
+    """The teacher under which the prompt's verified-correct completions have the greatest mean log-probability.
 
-    Where no completion of the prompt is correct, the controller's weights decide as in `mixture`. After Zhang et al.
+    If no completion of the prompt is correct, the controller's weights are used as in `mixture`. After Zhang et al.
     2022 (CA-MKD), with verified completions in place of gold labels.
     """
 
@@ -183,14 +185,14 @@ class BestOf(_Combination):
         counts_GK = counted_BK.view(-1, group, num).sum(1)
         means_GK = (sums_GK / counts_GK.clamp(min=1)).masked_fill(counts_GK == 0, -float("inf"))
         best_B = means_GK.argmax(-1).repeat_interleave(group)
-        known_B = (counts_GK > 0).any(-1).repeat_interleave(group)
+        is_known_B = (counts_GK > 0).any(-1).repeat_interleave(group)
         total_B1 = weights_BK.sum(-1, keepdim=True)
-        alone_BK = weights_BK.new_zeros(weights_BK.shape).scatter_(1, best_B[:, None], total_B1)
-        return alone_BK.where(known_B[:, None], weights_BK)
+        chosen_BK = weights_BK.new_zeros(weights_BK.shape).scatter_(1, best_B[:, None], total_B1)
+        return chosen_BK.where(is_known_B[:, None], weights_BK)
 
 
 def _shares(weights_NK: Tensor) -> Tensor:
-    """The weights of each token as shares of 1, `[K, N]`; equal ones where no teacher speaks."""
+    """The weights of each token over their sum, `[K, N]`; equal shares where the sum is 0."""
     total_N1 = weights_NK.sum(-1, keepdim=True)
     return (weights_NK / total_N1).where(total_N1 > 0, 1 / weights_NK.shape[1]).T
 
@@ -200,7 +202,7 @@ def _mixture(log_p_KNV: Tensor, weights_NK: Tensor) -> Tensor:
 
 
 def entropy(log_p_V: Tensor) -> Tensor:
-    """Entropy in nats over the last axis; a probability of 0 adds nothing."""
+    """Entropy `[...]` in nats of log-probabilities `[..., V]`; a probability of 0 contributes 0."""
     p = log_p_V.exp()
     per_token: Tensor = -(p * log_p_V).masked_fill(p == 0, 0.0).sum(-1)
     return per_token

@@ -1,8 +1,10 @@
-"""How far a student is from a teacher, at every token.
+"""Divergences of the student's token distributions from a teacher's.
 
-A divergence is a frozen model that is the callable: on log-probabilities `[..., V]` (log-softmaxed over the
-vocabulary V) it returns `[...]`, never negative, 0 only where the two agree. The call is the plain reference and what
-training computes: `vocabulary.py` calls it on a few tokens at a time, so that no logits of a whole batch are held.
+A divergence is a frozen pydantic model with a `__call__`: from log-probabilities `[..., V]` over the vocabulary V it
+returns `[...]` in nats, at least 0, and 0 only where the two distributions are equal. Training calls it on chunks of
+tokens (`fused_response.py`), so that the logits of a whole batch never exist at once. The exception is forward KL from
+a mixture of teachers, the most common choice: `chunk_divergence.py` computes it and its derivative in closed form, and
+the tests compare that with the class here.
 
 To add one, write a class with `__call__` and put its name in `AnyDivergence`, the last line.
 """
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def _kl_terms(p_V: Tensor, q_V: Tensor) -> Tensor:
-    """Summands of KL(p || q) from log-probabilities; a token that p never says contributes 0."""
+    """Summands of KL(p || q) from log-probabilities; a token of probability 0 under p contributes 0."""
     p = p_V.exp()
     return (p * (p_V - q_V)).masked_fill_(p == 0, 0.0)
 
@@ -37,15 +39,21 @@ def _mixture(p_V: Tensor, q_V: Tensor, share: float) -> Tensor:
 
 class _Divergence(FrozenOptions):
     def at(self, progress: float) -> Self:
-        """The divergence at a point of training, 0 at its start and 1 at its end; most stay the same."""
+        """The divergence at a point of training, from 0 at its start to 1 at its end; only `taid` changes."""
         return self
 
     def __call__(self, student_V: Tensor, teacher_V: Tensor) -> Tensor:
+        """Return the divergence `[...]` in nats; gradients flow to `student_V`.
+
+        Args:
+            student_V: The student's log-probabilities `[..., V]`.
+            teacher_V: The teacher's, or the target's, without gradient.
+        """
         raise NotImplementedError
 
 
 class ForwardKL(_Divergence):
-    """KL(teacher || student): the student must cover everything the teacher might say (Hinton et al. 2015)."""
+    """KL(teacher || student): the student must cover every token that the teacher may give (Hinton et al. 2015)."""
 
     kind: Literal["forward_kl"] = "forward_kl"
 
@@ -54,7 +62,7 @@ class ForwardKL(_Divergence):
 
 
 class ReverseKL(_Divergence):
-    """KL(student || teacher): the student must not say what the teacher would not (Gu et al. 2024, MiniLLM)."""
+    """KL(student || teacher): the student must avoid tokens that the teacher avoids (Gu et al. 2024, MiniLLM)."""
 
     kind: Literal["reverse_kl"] = "reverse_kl"
 
@@ -63,7 +71,10 @@ class ReverseKL(_Divergence):
 
 
 class JSD(_Divergence):
-    """Generalised Jensen-Shannon divergence (Agarwal et al. 2024, GKD, eq. 1), at most ln 2 for beta 0.5."""
+    """Generalised Jensen-Shannon divergence (Agarwal et al. 2024, GKD, eq. 1); at most ln 2 for beta = 0.5.
+
+    `beta KL(teacher || m) + (1 - beta) KL(student || m)` with `m = beta teacher + (1 - beta) student`.
+    """
 
     kind: Literal["jsd"] = "jsd"
     beta: float = Field(0.5, gt=0, lt=1)
@@ -97,28 +108,29 @@ class SkewReverseKL(_Divergence):
 
 
 class AdaptiveKL(_Divergence):
-    """Forward and reverse KL, mixed at each token by where the two differ (Wu et al. 2024, AKL, eq. 11 to 13).
+    """Forward and reverse KL, weighted at each token by where the two distributions differ (Wu et al. 2024, AKL,
+    eq. 11 to 13).
 
-    The teacher's likeliest tokens that together reach `head` of its probability are the head, the rest the tail. With
-    `g` the summed difference of probabilities in each, it is `w KL(teacher || student) + (1 - w) KL(student ||
-    teacher)`, where `w = g_head / (g_head + g_tail)` takes no gradient. Costs a sort of the vocabulary where a
-    teacher is unsure.
+    The teacher's likeliest tokens whose probabilities reach `head` are the head, all others the tail. Let g be the sum
+    of the absolute differences of probability in each. The divergence is `w KL(teacher || student) + (1 - w)
+    KL(student || teacher)`, where `w = g_head / (g_head + g_tail)` has no gradient. It sorts a part of the vocabulary,
+    a larger one where the teacher's entropy is high.
     """
 
     kind: Literal["adaptive_kl"] = "adaptive_kl"
     head: float = Field(0.5, gt=0, lt=1)
-    """Probability of the teacher that makes the head."""
+    """Probability of the teacher that the head contains."""
 
     def __call__(self, student_V: Tensor, teacher_V: Tensor) -> Tensor:
         difference_V = (student_V.detach().exp() - teacher_V.exp()).abs()
-        gap, gap_head = difference_V.sum(-1), self._in_head(teacher_V.exp(), difference_V)
-        forward = (gap_head / gap.clamp(min=1e-30)).clamp(0, 1)
-        return forward * _kl(teacher_V, student_V) + (1 - forward) * _kl(student_V, teacher_V)
+        total, in_head = difference_V.sum(-1), self._in_head(teacher_V.exp(), difference_V)
+        weight = (in_head / total.clamp(min=1e-30)).clamp(0, 1)
+        return weight * _kl(teacher_V, student_V) + (1 - weight) * _kl(student_V, teacher_V)
 
     def _in_head(self, teacher_V: Tensor, difference_V: Tensor) -> Tensor:
         """Sum of the differences over the teacher's head."""
         size = min(64, teacher_V.shape[-1])
-        while True:  # a head is seldom more than a few tokens
+        while True:  # a head rarely has more than a few tokens
             largest, tokens = teacher_V.topk(size, dim=-1)
             before = largest.cumsum(-1) - largest
             if size == teacher_V.shape[-1] or bool((before[..., -1] >= self.head).all()):
@@ -127,16 +139,16 @@ class AdaptiveKL(_Divergence):
 
 
 class Taid(_Divergence):
-    """Forward KL from a target between student and teacher that moves to the teacher (Shing et al. 2025, TAID, eq. 4).
+    """Forward KL from a target that moves from near the student to the teacher (Shing et al. 2025, TAID, eq. 4).
 
-    The target is `softmax((1 - t) log student + t log teacher)`, without gradient, and t goes from `start` to 1 in
-    proportion to the stage's steps. (The paper's adaptive rate is all but constant, since its momentum of relative
-    loss changes stays near 0.)
+    The target is `softmax((1 - t) log student + t log teacher)`, without gradient; t grows linearly with the steps of
+    the stage from `start` to 1. The paper's adaptive rate is left out: it is almost constant, because its momentum of
+    relative loss changes stays near 0.
     """
 
     kind: Literal["taid"] = "taid"
     start: float = Field(0.4, gt=0, le=1)
-    """The teacher's share t of the target at the start."""
+    """t at the first step."""
 
     def at(self, progress: float) -> Self:
         return self.model_copy(update={"start": self.start + (1 - self.start) * min(max(progress, 0.0), 1.0)})
@@ -147,7 +159,7 @@ class Taid(_Divergence):
 
 
 class TotalVariation(_Divergence):
-    """Half the summed differences of probability, in [0, 1] (Wen et al. 2023, f-DISTILL)."""
+    """Half the sum of the absolute differences of probability, in [0, 1] (Wen et al. 2023, f-DISTILL)."""
 
     kind: Literal["total_variation"] = "total_variation"
 
@@ -164,9 +176,9 @@ class AlphaBeta(_Divergence):
 
     kind: Literal["alpha_beta"] = "alpha_beta"
     alpha: float = Field(0.2, gt=0, le=1)
-    """Weight on where the two differ most."""
+    """Exponent of the teacher's probability; a larger one weighs tokens more where the two differ most."""
     beta: float = Field(0.7, gt=0, le=1)
-    """Weight on where the student is sure."""
+    """Exponent of the student's probability; a larger one weighs tokens more to which the student gives a high one."""
 
     def __call__(self, student_V: Tensor, teacher_V: Tensor) -> Tensor:
         a, b, both = self.alpha, self.beta, self.alpha + self.beta

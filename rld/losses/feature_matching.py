@@ -154,19 +154,21 @@ class FeatureProjections(nn.Module):
         shares: Tensor = (prior + torch.tanh(_MIX_SPEED * logits[link].float())).softmax(-1)
         return shares
 
-    def touch(self) -> Tensor:
-        """A zero that depends on every parameter, so that DDP finds a gradient for each in every backward."""
+    def zero(self) -> Tensor:
+        """A zero `[]` that depends on every parameter, so that each has a gradient in every backward, as DDP
+        requires."""
         return sum((p.sum() for p in self.parameters()), torch.zeros(())) * 0.0
 
     @property
-    def taps(self) -> set[StateKey]:
-        """Where the student is read."""
+    def student_keys(self) -> set[StateKey]:
+        """The student's states that are compared."""
         return {link.student for plan in self.plans for link in plan.links}
 
 
 def attach_projections(model: PreTrainedModel, projections: FeatureProjections) -> None:
-    """Make `projections` trainable with `model` and invisible in its `state_dict`."""
-    model.rld_projections = projections.to(model.device)
+    """Register `projections` as a submodule of `model`, to be trained with it, but keep them out of its
+    `state_dict`."""
+    model.add_module("rld_projections", projections.to(model.device))
     name = "rld_projections."
 
     def hide(_module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:

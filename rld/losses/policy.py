@@ -1,6 +1,6 @@
-"""Teacher-scored advantages and weighted sums over tokens.
+"""Teacher-scored advantages, and weighted sums over tokens.
 
-Shapes: B completions, T tokens, K teachers, S skills. Weights are per completion, because they depend on its skill.
+Shapes: B completions, T completion tokens, K teachers. Weights are per completion, because they depend on its skill.
 """
 
 from __future__ import annotations
@@ -8,52 +8,51 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_CLAMP = 10.0
+_MAX_DELTA = 10.0
+"""Bound of a normalised difference of log-probabilities, on either side of 0."""
 
-_SWING = 0.5
-"""How far the sign-preserving form may scale an advantage."""
+_MAX_RESCALING = 0.5
+"""The sign-preserving form scales an advantage by a factor in [1 - 0.5, 1 + 0.5]."""
 
 
 def teacher_delta(
     scores_BKT: Tensor, spans_BKT: Tensor, log_old_BT: Tensor, shares_BK: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """How much likelier the teachers find what the student sampled than the student did.
+    """Log-probability of the sampled tokens under the teachers minus that under the student that sampled them.
 
-    A teacher of the same tokenizer scores each token; one of another scores spans of text, and a span's tokens are one
-    act: each gets the difference of the whole span.
+    A teacher with the student's tokenizer scores each token. One with another tokenizer scores spans of text; the
+    tokens of a span count as one action, and each gets the difference of the whole span.
 
     Args:
-        scores_BKT: Log-probability that each teacher gives to the token's span.
-        spans_BKT: Number of the token's span in its completion, -1 where the teacher is silent.
-        log_old_BT: The student's log-probability of each token when it was sampled.
-        shares_BK: Teacher weights.
+        scores_BKT: Each teacher's log-probability of the span in which the token lies, in nats.
+        spans_BKT: Number of the token's span in its completion, -1 where the teacher has no score.
+        log_old_BT: The student's log-probability of each token when it was sampled, in nats.
+        shares_BK: Weight of each teacher on each completion.
 
     Returns:
-        `sum_k w_k delta_k` in nats, `[B, T]`, and the total weight of the teachers that speak.
+        `sum_k w_k delta_k` in nats, `[B, T]`, and the total weight of the teachers that have a score, `[B, T]`.
     """
-    speaks_BKT = spans_BKT >= 0
-    own_BKT = log_old_BT[:, None].expand_as(scores_BKT).masked_fill(~speaks_BKT, 0.0)
+    valid_BKT = spans_BKT >= 0
     index_BKT = spans_BKT.clamp(min=0)
-    own_BKT = torch.zeros_like(own_BKT).scatter_add_(-1, index_BKT, own_BKT).gather(-1, index_BKT)
-    weight_BKT = shares_BK[..., None] * speaks_BKT
-    return (weight_BKT * (scores_BKT - own_BKT)).sum(1), weight_BKT.sum(1)
+    tokens_BKT = log_old_BT[:, None].expand_as(scores_BKT).masked_fill(~valid_BKT, 0.0)
+    spans_of_student_BKT = torch.zeros_like(tokens_BKT).scatter_add_(-1, index_BKT, tokens_BKT).gather(-1, index_BKT)
+    weight_BKT = shares_BK[..., None] * valid_BKT
+    return (weight_BKT * (scores_BKT - spans_of_student_BKT)).sum(1), weight_BKT.sum(1)
 
 
 def mean_likelihood(scores_BKT: Tensor, spans_BKT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Each teacher's mean log-probability per token of a completion, `[B, K]`; -inf where it says nothing.
+    """Each teacher's mean log-probability per token of a completion, `[B, K]` in nats; -inf without any score.
 
     Args:
-        scores_BKT: Log-probability of the span that each token lies in.
-        spans_BKT: Number of that span, -1 where the teacher is silent.
+        scores_BKT: Each teacher's log-probability of the span in which the token lies, in nats.
+        spans_BKT: Number of that span, -1 where the teacher has no score.
         mask_BT: Tokens that count.
     """
-    spoken_BKT = (spans_BKT >= 0) & mask_BT.bool()[:, None]
+    valid_BKT = (spans_BKT >= 0) & mask_BT.bool()[:, None]
     index_BKT = spans_BKT.clamp(min=0)
-    sizes_BKT = (
-        torch.zeros_like(scores_BKT).scatter_add_(-1, index_BKT, spoken_BKT.to(scores_BKT)).gather(-1, index_BKT)
-    )
-    sums_BK = (scores_BKT / sizes_BKT.clamp(min=1)).masked_fill(~spoken_BKT, 0.0).sum(-1)
-    counts_BK = spoken_BKT.sum(-1)
+    sizes_BKT = torch.zeros_like(scores_BKT).scatter_add_(-1, index_BKT, valid_BKT.to(scores_BKT)).gather(-1, index_BKT)
+    sums_BK = (scores_BKT / sizes_BKT.clamp(min=1)).masked_fill(~valid_BKT, 0.0).sum(-1)
+    counts_BK = valid_BKT.sum(-1)
     return (sums_BK / counts_BK.clamp(min=1)).masked_fill(counts_BK == 0, -torch.inf)
 
 
@@ -62,29 +61,28 @@ def teacher_advantages(
 ) -> Tensor:
     """Add the teacher-scored reward to group-normalised advantages: `A_b + c * clamp(delta_bt / s_b, -10, 10)`.
 
-    It comes after the group normalisation, which would otherwise take its mean away, and only where a teacher speaks
-    (`taught_BT`).
+    It is added after the group normalisation, which would subtract its mean, and only to tokens with a teacher's score.
 
     Args:
         advantages_B: GRPO's advantages.
         delta_BT: `teacher_delta`, in nats.
-        spread_B: Running root-mean-square of delta on the completion's skill, > 0.
-        coefficient: c.
+        spread_B: s, the running root mean square of delta on the completion's skill, above 0.
+        coefficient: c, at least 0.
         taught_BT: Which tokens get the term.
 
     Returns:
         Per-token advantages `[B, T]`.
     """
-    term_BT = coefficient * (delta_BT / spread_B[:, None]).clamp(-_CLAMP, _CLAMP)
+    term_BT = coefficient * (delta_BT / spread_B[:, None]).clamp(-_MAX_DELTA, _MAX_DELTA)
     return advantages_B[:, None] + term_BT.masked_fill(~taught_BT, 0.0)
 
 
 def sign_preserving_advantages(advantages_B: Tensor, delta_BT: Tensor, coefficient: float, taught_BT: Tensor) -> Tensor:
-    """Scale advantages by what the teachers think, never turning one round.
+    """Scale advantages by the teachers' scores without changing their signs.
 
-    `A_b * ((1 - c) + c * clip(exp(sign(A_b) * delta_bt), 1 - e, 1 + e))` with e = 0.5: a token of a good completion
-    counts more where the teachers find it likelier than the student did, one of a bad completion where they find it
-    less likely. Where all rewards of a group agree, nothing is added.
+    `A_b * ((1 - c) + c * clip(exp(sign(A_b) * delta_bt), 1 - e, 1 + e))` with e = 0.5. A token of a completion with a
+    positive advantage counts more if it is likelier under the teachers than under the student, a token of one with a
+    negative advantage if it is less likely. If all rewards of a group are equal, the advantages stay 0.
 
     Args:
         advantages_B: GRPO's advantages.
@@ -95,16 +93,16 @@ def sign_preserving_advantages(advantages_B: Tensor, delta_BT: Tensor, coefficie
     Returns:
         Per-token advantages `[B, T]`.
     """
-    favour_BT = (advantages_B.sign()[:, None] * delta_BT).clamp(-_CLAMP, _CLAMP).exp()
-    factor_BT = (1 - coefficient) + coefficient * favour_BT.clamp(1 - _SWING, 1 + _SWING)
+    agreement_BT = (advantages_B.sign()[:, None] * delta_BT).clamp(-_MAX_DELTA, _MAX_DELTA).exp()
+    factor_BT = (1 - coefficient) + coefficient * agreement_BT.clamp(1 - _MAX_RESCALING, 1 + _MAX_RESCALING)
     return advantages_B[:, None] * factor_BT.masked_fill(~taught_BT, 1.0)
 
 
-def weighted_sum(stream_BT: Tensor, weight_B: Tensor, mask_BT: Tensor) -> Tensor:
-    """`sum_b w_b sum_t m_bt l_bt`; a masked value never reaches the sum, not even as NaN * 0."""
-    return (stream_BT.masked_fill(mask_BT == 0, 0.0).sum(-1) * weight_B).sum()
+def weighted_sum(values_BT: Tensor, weight_B: Tensor, mask_BT: Tensor) -> Tensor:
+    """`sum_b w_b sum_t m_bt l_bt`, `[]`; masked values may be NaN."""
+    return (values_BT.masked_fill(mask_BT == 0, 0.0).sum(-1) * weight_B).sum()
 
 
-def blend(stream_BKT: Tensor, teachers_BK: Tensor) -> Tensor:
-    """Mean over teachers with the completion's teacher weights: `[B, T]`."""
-    return (stream_BKT * teachers_BK[..., None]).sum(1)
+def sum_over_teachers(values_BKT: Tensor, shares_BK: Tensor) -> Tensor:
+    """Sum over teachers with the weight of each teacher on the completion: `[B, T]`."""
+    return (values_BKT * shares_BK[..., None]).sum(1)

@@ -1,10 +1,11 @@
-"""A teacher's log-probabilities over the student's vocabulary, whole or as its top k with a tail.
+"""A teacher's log-probabilities over the student's vocabulary: from its hidden states, or from its k likeliest tokens.
 
-Shapes: N tokens, V vocabulary, K teachers, J listed tokens.
+Shapes: N tokens, H width, V vocabulary, J chosen tokens; a leading `...` is any batch.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,50 +14,95 @@ from torch import Tensor
 from rld.models.heads import LMHead
 from rld.models.logprob_source import TopKLogprobs
 
-MIN_PROBABILITY, LOG_ZERO, MIN_TAIL_LOGPROB = torch.finfo(torch.float32).tiny, -1e4, -23.0
-"""A probability next to 0, the logarithm of one that is 0 in any precision, and of the rest where there is none."""
+MIN_PROBABILITY = torch.finfo(torch.float32).tiny
+"""Smallest probability whose logarithm is taken; smaller ones are raised to it."""
+
+LOG_ZERO = -1e4
+"""Logarithm that stands for a probability of 0, in nats: its exponential is 0, and its product with 0 is not NaN."""
+
+MIN_TAIL_LOGPROB = -23.0
+"""Smallest log-probability, in nats, of all tokens that two vocabularies do not share; about 1e-10, so that a
+divergence stays finite and comparable where one vocabulary has no such token."""
 
 
-def with_tail(log_p_V: Tensor, tokens_J: Tensor, least: float = -float("inf")) -> Tensor:
-    """Log-probabilities of the chosen tokens, and of all others together, at least `least`: `[..., J + 1]`."""
+def with_tail(log_p_V: Tensor, tokens_J: Tensor, min_tail: float = -float("inf")) -> Tensor:
+    """Log-probabilities of the chosen tokens, and of all others together but at least `min_tail`: `[..., J + 1]`."""
     others_V = log_p_V.scatter(-1, tokens_J, -float("inf"))
-    return torch.cat([log_p_V.gather(-1, tokens_J), others_V.logsumexp(-1, keepdim=True).clamp(min=least)], dim=-1)
-
-
-@dataclass(frozen=True)
-class TeacherDistribution:
-    """What one teacher says at N tokens: hidden states and the head that reads them, or a shortlist."""
-
-    said: tuple[LMHead, Tensor] | TopKLogprobs
-    """The head and the states `[N, H]`, or the shortlist `[N]`, which is at the temperature of the matching."""
-    speaks_N: Tensor
-    """Where it means something."""
-    shared: tuple[Tensor, Tensor] | None = None
-    """For another vocabulary: the student's and this teacher's ids of the tokens that both have, in one order."""
-
-    @property
-    def vocabulary(self) -> int:
-        """Logits that reading it takes; a shortlist takes none."""
-        return 0 if isinstance(self.said, TopKLogprobs) else len(self.said[0].weight)
-
-    def in_float32(self) -> TeacherDistribution:
-        """The same, with a head in full precision."""
-        if isinstance(self.said, TopKLogprobs):
-            return self
-        return replace(self, said=(self.said[0].in_float32(), self.said[1]))
-
-    def at(self, rows: slice) -> TeacherDistribution:
-        """What it says at some of the tokens."""
-        said = self.said[rows] if isinstance(self.said, TopKLogprobs) else (self.said[0], self.said[1][rows])
-        return replace(self, said=said, speaks_N=self.speaks_N[rows])
-
-    def log_probabilities(self, log_s_NV: Tensor, temperature: float) -> Tensor:
-        """Its log-probabilities `[N, V]`; a shortlist takes those of what it does not name from the student's."""
-        if isinstance(self.said, TopKLogprobs):
-            return self.said.over_vocabulary(log_s_NV).clamp_(min=LOG_ZERO)
-        head, hidden_NH = self.said
-        return log_softmax(head.logits(hidden_NH), temperature).clamp_(min=LOG_ZERO)
+    return torch.cat([log_p_V.gather(-1, tokens_J), others_V.logsumexp(-1, keepdim=True).clamp(min=min_tail)], dim=-1)
 
 
 def log_softmax(logits_NV: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities at a temperature."""
     return (logits_NV if temperature == 1 else logits_NV / temperature).log_softmax(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherDistribution(ABC):
+    """One teacher's distributions at N tokens."""
+
+    valid_N: Tensor
+    """Tokens at which the teacher has a distribution; elsewhere its values mean nothing."""
+    shared_ids: tuple[Tensor, Tensor] | None = None
+    """For a teacher with another vocabulary, the student's and the teacher's ids `[J]` of the tokens that both have.
+    None: the teacher has the student's vocabulary."""
+
+    @property
+    @abstractmethod
+    def num_logits(self) -> int:
+        """Logits per token that are computed to get the log-probabilities."""
+
+    def in_float32(self) -> TeacherDistribution:
+        """The same with an output head in float32."""
+        return self
+
+    @abstractmethod
+    def at(self, rows: slice) -> TeacherDistribution:
+        """The distributions at some of the tokens."""
+
+    @abstractmethod
+    def log_probabilities(self, student_NV: Tensor, temperature: float) -> Tensor:
+        """Log-probabilities `[N, V]` in nats, at least `LOG_ZERO`; V is the teacher's vocabulary if ids are shared.
+
+        Args:
+            student_NV: The student's log-probabilities, without gradient.
+            temperature: Of the distributions, above 0.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullDistribution(TeacherDistribution):
+    """Distributions that the teacher's output head gives from its last hidden states."""
+
+    head: LMHead
+    hidden_NH: Tensor
+
+    @property
+    def num_logits(self) -> int:
+        return len(self.head.weight)
+
+    def in_float32(self) -> FullDistribution:
+        return replace(self, head=self.head.in_float32())
+
+    def at(self, rows: slice) -> FullDistribution:
+        return replace(self, valid_N=self.valid_N[rows], hidden_NH=self.hidden_NH[rows])
+
+    def log_probabilities(self, student_NV: Tensor, temperature: float) -> Tensor:
+        return log_softmax(self.head.logits(self.hidden_NH), temperature).clamp_(min=LOG_ZERO)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopKDistribution(TeacherDistribution):
+    """Distributions known at the k likeliest tokens; the remaining probability is spread as the student spreads it."""
+
+    top_k: TopKLogprobs
+    """`[N]`, at the temperature of the objective."""
+
+    @property
+    def num_logits(self) -> int:
+        return 0
+
+    def at(self, rows: slice) -> TopKDistribution:
+        return replace(self, valid_N=self.valid_N[rows], top_k=self.top_k[rows])
+
+    def log_probabilities(self, student_NV: Tensor, temperature: float) -> Tensor:
+        return self.top_k.over_vocabulary(student_NV).clamp_(min=LOG_ZERO)

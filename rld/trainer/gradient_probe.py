@@ -63,7 +63,7 @@ class GradientProbe:
         runtime: ControllerRuntime,
         student: PreTrainedModel,
         *,
-        gold_rows: Sequence[Row],
+        rows: Sequence[Row],
         encoder: PromptEncoder,
         accelerator: Accelerator,
     ) -> GradientProbe | None:
@@ -73,7 +73,7 @@ class GradientProbe:
             args: Has the prompts of a rollout and the tokens of a completion; longer gold answers are cut.
             runtime: Has the controller, its skills and its teachers.
             student: The student without wrappers.
-            gold_rows: Rows with a gold `answer`; of each skill the first ones are used, as many as the controller says.
+            rows: Rows with a gold `answer`; of each skill the first ones are used, as many as the controller says.
             encoder: The student's.
             accelerator: Sums over processes.
 
@@ -85,7 +85,7 @@ class GradientProbe:
             return None
         if needs.gold:
             gold = GoldAnswerGradients(
-                _first_answered(gold_rows, needs.gold, runtime.skills),
+                _first_answered(rows, needs.gold, runtime.skills),
                 encoder,
                 max_answer_tokens=args.max_completion_length,
                 accelerator=accelerator,

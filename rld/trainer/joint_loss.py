@@ -18,7 +18,13 @@ from rld.controllers.statistics import UpdateStatistics
 from rld.errors import RecipeError
 from rld.losses.features import AnyFeature
 from rld.losses.objective import ResponseObjective
-from rld.losses.policy import blend, sign_preserving_advantages, teacher_advantages, teacher_delta, weighted_sum
+from rld.losses.policy import (
+    sign_preserving_advantages,
+    sum_over_teachers,
+    teacher_advantages,
+    teacher_delta,
+    weighted_sum,
+)
 from rld.losses.response import ResponseSettings
 from rld.rollout.batch import RolloutBatch, loss_mask, signal_weight, taught_share
 from rld.teachers.ensemble import TeacherEnsemble
@@ -130,18 +136,20 @@ class JointLoss:
         """Weighted sums over tokens of the response and feature signals, each with its values per token `[B, T]`."""
         out, mask_BT = recorded.result, loss_mask(batch)
         terms: dict[Signal, tuple[Tensor, Tensor]] = {}
-        if out.response is not None and out.gap is not None:
-            terms["response"] = out.response, out.gap
-        if out.feature is not None:
-            distance_BT = blend(out.feature, batch["teacher_weights"])
+        if out.response_loss is not None and out.target_divergence is not None:
+            terms["response"] = out.response_loss, out.target_divergence
+        if out.feature_distance is not None:
+            distance_BT = sum_over_teachers(out.feature_distance, batch["teacher_weights"])
             total = weighted_sum(distance_BT, signal_weight(batch, "feature"), mask_BT)
             terms["feature"] = total, distance_BT.detach()
         if training:
             tokens_BKT = batch["teacher_tokens"]
-            self.statistics.add_divergences(batch["skill_ids"], mask_BT, tokens_BKT, out.divergence, out.feature)
+            self.statistics.add_divergences(
+                batch["skill_ids"], mask_BT, tokens_BKT, out.teacher_divergence, out.feature_distance
+            )
             if self.runtime.measures_gradients:
-                assert recorded.signals is not None
-                self._measure_gradients(batch, recorded.signals.taps[0], terms)
+                assert recorded.last_hidden_states is not None
+                self._measure_gradients(batch, recorded.last_hidden_states, terms)
         return terms
 
     def _measure_gradients(

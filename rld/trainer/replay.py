@@ -153,8 +153,8 @@ def divergence(
     student = RecordingStudent(model, mask_BT.shape[1], StudentInputs(mask_BT, [then], shares_B1, response, None))
     labels_BS = torch.full_like(ids_BS, _UNLABELLED)  # no token's own likelihood is asked for
     student(input_ids=ids_BS, attention_mask=attention_BS, labels=labels_BS, fused_lm_head=True)
-    total, gap_BT = student.result.response, student.result.gap
+    total, divergence_BT = student.result.response_loss, student.result.target_divergence
     assert total is not None
-    assert gap_BT is not None
+    assert divergence_BT is not None
     counted_BT = mask_BT * (weight_B > 0)[:, None]
-    return total, torch.stack([(gap_BT * counted_BT).sum(), counted_BT.sum().float()])
+    return total, torch.stack([(divergence_BT * counted_BT).sum(), counted_BT.sum().float()])

@@ -157,12 +157,7 @@ class RLDTrainer(GRPOTrainer):
         if args.gold and (self.use_vllm or self.tools or self.rollout_func is not None):
             raise RecipeError("gold answers take the place of completions that transformers generates without tools")
         probe = GradientProbe.for_controller(
-            args,
-            self.steering,
-            self._student,
-            encoder=self._encoder,
-            gold_rows=probe_rows,
-            accelerator=self.accelerator,
+            args, self.steering, self._student, encoder=self._encoder, rows=probe_rows, accelerator=self.accelerator
         )
         self._joint = JointLoss(args, self.panel, self.steering, feature=self._feature, gradient_probe=probe)
         self._scoring = TeacherScoring(
@@ -185,9 +180,9 @@ class RLDTrainer(GRPOTrainer):
         self._projections = FeatureProjections(self.panel.plans) if self._feature is not None else None
         if self._projections is not None:
             attach_projections(self._student, self._projections)
-        add_signal_forward(self._student)
+        add_signal_forward(self._student, self._projections)
         if self.ref_model is not None:
-            add_signal_forward(self.accelerator.unwrap_model(self.ref_model), "the reference model")
+            add_signal_forward(self.accelerator.unwrap_model(self.ref_model), name="the reference model")
 
     # -- roll out and score ------------------------------------------------------------------------------------------
 

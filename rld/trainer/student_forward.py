@@ -1,13 +1,12 @@
-"""One student forward that feeds every signal.
+"""One forward of the student that computes what every signal needs.
 
 TRL gives the student's `forward` a fused head: called with `fused_lm_head=True` it returns the log-probabilities and
-entropies of the labels without storing any logits. `add_signal_head` wraps that forward once more: called with
-`num_tokens=` as well, completions of one prompt share a row (`packing.py`), and with `signals=` the same single pass
-through the backbone also gives, per teacher and token, the divergence from the teacher's distribution and the distance
-between hidden states. The vocabulary work happens inside the forward, so that wrappers such as DDP have the parameters
-at hand.
+entropies of the labels without storing logits. `add_signal_forward` wraps that forward again. Called with a `recorder`,
+completions of one prompt share a row (`models/prompt_sharing.py`), and the same pass through the backbone also gives
+the divergence from each teacher's distributions and the distance from its hidden states, per token. The output head is
+applied inside the forward, because there wrappers such as DDP or FSDP have the parameters ready.
 
-Shapes: B completions, T completion tokens, H width, L mapped layers, N valid tokens, K teachers.
+Shapes: B completions, T completion tokens, S prompt and completion tokens, H width, K teachers.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,15 +25,16 @@ from rld.losses.features import AnyFeature
 from rld.losses.response import ResponseLoss, ResponseSettings
 from rld.losses.teacher_outputs import TeacherOutputs
 from rld.models.heads import FusedCausalLMOutput, LMHead
-from rld.models.hidden_states import capture_states, depth
+from rld.models.hidden_states import StateKey, capture_states, depth
 from rld.models.prompt_sharing import BackboneRows, PromptSharingLayout, untouched_rows
 
-_PLAIN = {"input_ids", "attention_mask", "labels", "fused_lm_head"}
+_SHAREABLE_ARGUMENTS = {"input_ids", "attention_mask", "labels", "fused_lm_head"}
+"""A forward with any other argument is not rearranged."""
 
 
 @dataclass(frozen=True)
 class StudentInputs:
-    """What the student's forward needs for the response and feature signals."""
+    """What the response and feature signals need of a micro-batch."""
 
     mask_BT: Tensor
     """Completion tokens that count."""
@@ -42,39 +42,45 @@ class StudentInputs:
     shares_BK: Tensor
     """Weight of each teacher on each completion."""
     response: ResponseSettings | None
-    """None when the response signal is off."""
+    """None: the response signal is off."""
     feature: AnyFeature | None
-    """None when the feature signal is off."""
-    taps: list[Tensor] = field(default_factory=list)
-    """The forward leaves the student's last hidden states `[B, T, H]` here, as its head saw them. They can't travel in
-    the output: a wrapper that casts outputs would hand back copies that no loss depends on."""
+    """None: the feature signal is off."""
 
 
 @dataclass
 class StudentOutput(FusedCausalLMOutput):
-    """TRL's per-token outputs, and the streams of the other signals; 0 where a token or a teacher does not count."""
+    """TRL's outputs per token, and those of the other signals; None where a signal is off."""
 
-    response: Tensor | None = None
-    """The response signal's weighted sum over tokens, through which its gradient flows."""
-    gap: Tensor | None = None
-    """`[B, T]`, divergence from the teachers' target, without gradient and unweighted by the signal."""
-    divergence: Tensor | None = None
-    """`[B, K, T]`, divergence from each teacher in nats, without gradient."""
-    feature: Tensor | None = None
-    """`[B, K, T]`"""
+    response_loss: Tensor | None = None
+    """`[]`, the response signal's weighted sum over tokens in nats, through which its gradient flows."""
+    target_divergence: Tensor | None = None
+    """`[B, T]`, divergence from the teachers' target in nats, without gradient and without the signal's weight."""
+    teacher_divergence: Tensor | None = None
+    """`[B, K, T]`, divergence from each teacher in nats, without gradient; 0 where the teacher is not valid."""
+    feature_distance: Tensor | None = None
+    """`[B, K, T]`, distance from each teacher's hidden states, with gradient; 0 where the teacher is not valid."""
     num_computed: int | None = None
     """Tokens that went through the backbone."""
 
 
 class RecordingStudent:
-    """Calls a student for its last `num_tokens` columns, with `StudentInputs` if any, and keeps what it returns."""
+    """Calls a student and records its outputs.
+
+    Args:
+        model: The student with its signal forward, with or without wrappers.
+        num_tokens: T, the last columns of the input, which are scored.
+        signals: What the response and feature signals need. None: both are off.
+    """
 
     def __init__(self, model: nn.Module, num_tokens: int, signals: StudentInputs | None = None) -> None:
         self.model, self.num_tokens, self.signals = model, num_tokens, signals
         self.results: list[StudentOutput] = []
+        self.last_hidden_states: Tensor | None = None
+        """The last hidden states `[B, T, H]` as the head saw them, with gradient; None without signals. The forward
+        sets them here, because a wrapper that casts outputs would return copies on which no loss depends."""
 
     def __call__(self, **kwargs: Any) -> StudentOutput:
-        result: StudentOutput = self.model(**kwargs, num_tokens=self.num_tokens, signals=self.signals)
+        result: StudentOutput = self.model(**kwargs, recorder=self)
         self.results.append(result)
         return result
 
@@ -85,52 +91,47 @@ class RecordingStudent:
 
     @property
     def result(self) -> StudentOutput:
-        """What the student returned in its one call."""
+        """The output of the student's one call."""
         (result,) = self.results
         return result
 
 
-def add_signal_forward(model: PreTrainedModel, name: str = "the student") -> None:
-    """Let `model(..., fused_lm_head=True, num_tokens=T, signals=SignalInputs(...))` return a `StudentOutput`.
+def add_signal_forward(
+    model: PreTrainedModel, projections: FeatureProjections | None = None, *, name: str = "the student"
+) -> None:
+    """Let `model(..., fused_lm_head=True, recorder=RecordingStudent(...))` return a `StudentOutput`.
 
-    `model` must already have TRL's fused head. Without `num_tokens` its forward is unchanged; with it, only the last T
-    columns are scored. `name` is for notices.
+    Args:
+        model: A model that already has TRL's fused head. Without a recorder its forward is unchanged.
+        projections: The feature signal's; None without that signal.
+        name: What notices call the model.
     """
     fused_forward = model.forward
-    layout = functools.cache(lambda: PromptSharingLayout.of(model, name))  # once the model is where it will run
+    layout = functools.cache(lambda: PromptSharingLayout.of(model, name))  # once the model is on its device
 
-    def forward(
-        self: PreTrainedModel,
-        *args: Any,
-        num_tokens: int | None = None,
-        signals: StudentInputs | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        if num_tokens is None:
+    def forward(self: PreTrainedModel, *args: Any, recorder: RecordingStudent | None = None, **kwargs: Any) -> Any:
+        if recorder is None:
             return fused_forward(*args, **kwargs)
-        projections: FeatureProjections | None = getattr(self, "rld_projections", None) if signals is not None else None
-        read = projections.taps if projections is not None and signals and signals.feature is not None else set()
-        rows = _rows(layout, self, kwargs, num_tokens)
-        labels_BT = kwargs["labels"][:, -num_tokens:]
-        response = None
-        if signals is not None and signals.response is not None:
-            taught = signals.teachers, signals.shares_BK, signals.mask_BT
-            response = ResponseLoss(signals.response, LMHead.of(self), *taught)
-        left_BT = labels_BT if response is None else response.left_out(labels_BT)
-        kwargs |= rows.inputs | {"labels": None, "shift_labels": left_BT}
-        with capture_states(self, read, rows.restore) as states:
+        signals, labels_BT = recorder.signals, kwargs["labels"][:, -recorder.num_tokens :]
+        response = None if signals is None else _response_loss(self, signals)
+        rows = _rows(layout, self, kwargs, recorder.num_tokens)
+        trl_labels_BT = labels_BT if response is None else response.labels_for_trl(labels_BT)
+        kwargs |= rows.inputs | {"labels": None, "shift_labels": trl_labels_BT}
+        with capture_states(self, _state_keys(signals, projections), rows.restore) as states:
             result = StudentOutput(**fused_forward(*args, **kwargs), num_computed=rows.num_computed)
         if signals is None:
             return result
-        last_BTH = states[depth(self)]
-        signals.taps.append(last_BTH)
+        last_BTH = recorder.last_hidden_states = states[depth(self)]
         if response is not None:
-            result.response, result.gap, result.divergence = response.run(last_BTH, labels_BT, result)
-        if projections is not None and signals.feature is not None:
-            result.feature = feature_distances(signals.feature, projections, states, signals.teachers, signals.mask_BT)
+            terms = response.compute(last_BTH, labels_BT, result)
+            result.response_loss, result.target_divergence, result.teacher_divergence = terms
         if projections is not None:
+            if signals.feature is not None:
+                result.feature_distance = feature_distances(
+                    signals.feature, projections, states, signals.teachers, signals.mask_BT
+                )
             assert result.log_probs is not None
-            result.log_probs = result.log_probs + projections.touch().to(last_BTH.device)
+            result.log_probs = result.log_probs + projections.zero().to(last_BTH.device)
         return result
 
     # `generate` checks its arguments against the signature, which must stay the model's own.
@@ -138,12 +139,28 @@ def add_signal_forward(model: PreTrainedModel, name: str = "the student") -> Non
     model.forward = types.MethodType(forward, model)
 
 
+def _response_loss(model: PreTrainedModel, signals: StudentInputs) -> ResponseLoss | None:
+    if signals.response is None:
+        return None
+    return ResponseLoss(
+        signals.response, LMHead.of(model), signals.teachers, shares_BK=signals.shares_BK, mask_BT=signals.mask_BT
+    )
+
+
+def _state_keys(signals: StudentInputs | None, projections: FeatureProjections | None) -> set[StateKey]:
+    """The student's states that the feature signal compares."""
+    if projections is None or signals is None or signals.feature is None:
+        return set()
+    return projections.student_keys
+
+
 def _rows(
-    layout: Callable[[], PromptSharingLayout], model: PreTrainedModel, given: dict[str, Any], num_tokens: int
+    layout: Callable[[], PromptSharingLayout], model: PreTrainedModel, arguments: dict[str, Any], num_tokens: int
 ) -> BackboneRows:
-    """Lay out what a student is called with; only plain token ids can share rows."""
-    routed = given.get("output_router_logits") or getattr(model.config.get_text_config(), "output_router_logits", False)
-    others = {name for name, value in given.items() if value is not None} - _PLAIN
-    if others or routed or given.get("input_ids") is None:
-        return untouched_rows(num_tokens, given["labels"].numel())
-    return layout().rows(given["input_ids"], given["attention_mask"], num_tokens)
+    """Lay out the rows of a forward; completions share prompts only if it has plain token ids and no router loss."""
+    config = model.config.get_text_config()
+    routed = arguments.get("output_router_logits") or getattr(config, "output_router_logits", False)
+    others = {name for name, value in arguments.items() if value is not None} - _SHAREABLE_ARGUMENTS
+    if others or routed or arguments.get("input_ids") is None:
+        return untouched_rows(num_tokens, arguments["labels"].numel())
+    return layout().rows(arguments["input_ids"], arguments["attention_mask"], num_tokens)

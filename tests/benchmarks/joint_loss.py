@@ -26,7 +26,7 @@ from rld.losses.combination import Mixture
 from rld.losses.divergences import ForwardKL
 from rld.losses.fused_response import SampledTokens, fused_response_loss
 from rld.losses.objective import ResponseObjective
-from rld.losses.teacher_distribution import TeacherDistribution
+from rld.losses.teacher_distribution import FullDistribution
 from rld.models.heads import LMHead
 
 _TRL_CHUNK = 32768
@@ -44,20 +44,21 @@ class Case:
 
     def together(self) -> Tensor:
         tokens, share = len(self.states), 1 / len(self.teachers)
-        spoken = torch.ones(tokens, dtype=torch.bool)
-        said = [
-            TeacherDistribution((LMHead(weight, None, 1.0, None), states), spoken) for states, weight in self.teachers
+        valid = torch.ones(tokens, dtype=torch.bool)
+        teachers = [
+            FullDistribution(valid_N=valid, head=LMHead(weight, None, 1.0, None), hidden_NH=states)
+            for states, weight in self.teachers
         ]
-        total, streams = fused_response_loss(
+        total, stats = fused_response_loss(
             self.states,
             LMHead(self.weight, None, 1.0, None),
-            said,
-            torch.full((tokens, len(said)), share),
-            torch.full((tokens,), 1 / tokens),
-            ResponseObjective(ForwardKL(), Mixture(), 1.0),
-            SampledTokens(self.sampled, 1.0),
+            teachers,
+            weights_NK=torch.full((tokens, len(teachers)), share),
+            counts_N=torch.full((tokens,), 1 / tokens),
+            objective=ResponseObjective(ForwardKL(), Mixture(), 1.0),
+            sampled=SampledTokens(self.sampled, 1.0),
         )
-        return total - streams.log_pi_N.mean()
+        return total - stats.sampled_logprob_N.mean()
 
     def apart(self, num_teachers: int | None = None) -> Tensor:
         args = self.states, self.weight, None, self.sampled, 1.0, _TRL_CHUNK, None, 1.0, ("log_probs", "entropy")

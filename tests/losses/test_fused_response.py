@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,12 +15,13 @@ from rld.losses.combination import AnyCombination, Geometric, Mixture, Sum, entr
 from rld.losses.divergences import JSD, AnyDivergence, ForwardKL, ReverseKL
 from rld.losses.fused_response import PerTokenStats, SampledTokens, fused_response_loss
 from rld.losses.objective import ResponseObjective, TopK
-from rld.losses.teacher_distribution import TeacherDistribution
+from rld.losses.teacher_distribution import FullDistribution
 from rld.models.heads import LMHead
 
 DIVERGENCES = [member() for member in get_args(get_args(AnyDivergence)[0])]
 COMBINATIONS = [member() for member in get_args(get_args(AnyCombination)[0])]
 N, V = 9, 40
+EVERYWHERE = torch.ones(N, dtype=torch.bool)
 
 
 def random(seed: int, *shape: int) -> torch.Tensor:
@@ -32,11 +33,9 @@ def student(softcap: float | None = None) -> tuple[torch.Tensor, LMHead]:
     return random(0, N, 5).requires_grad_(), LMHead(weight, bias, 0.7, softcap)
 
 
-def said(k: int, speaks: torch.Tensor | None = None) -> TeacherDistribution:
+def distribution(k: int, valid: torch.Tensor = EVERYWHERE) -> FullDistribution:
     head = LMHead(random(10 + k, V, 6), None, 1.0, None)
-    return TeacherDistribution(
-        (head, random(20 + k, N, 6)), torch.ones(N, dtype=torch.bool) if speaks is None else speaks
-    )
+    return FullDistribution(valid_N=valid, head=head, hidden_NH=random(20 + k, N, 6))
 
 
 def log_p(hidden: torch.Tensor, head: LMHead, temperature: float) -> torch.Tensor:
@@ -45,20 +44,19 @@ def log_p(hidden: torch.Tensor, head: LMHead, temperature: float) -> torch.Tenso
     return (z / temperature).log_softmax(-1)
 
 
+def fused(hidden, head, teachers, weights, counts, objective, **options: Any) -> tuple[torch.Tensor, PerTokenStats]:
+    inputs = {"weights_NK": weights, "counts_N": counts, "objective": objective}
+    return fused_response_loss(hidden, head, teachers, **inputs, **options)
+
+
 def run(
-    teachers, weights, objective, counts=None, softcap=None, with_entropies=False
+    teachers, weights, objective, counts=None, softcap=None, **options: Any
 ) -> tuple[torch.Tensor, PerTokenStats, list[torch.Tensor]]:
     hidden, head = student(softcap)
-    total, streams = fused_response_loss(
-        hidden,
-        head,
-        teachers,
-        weights,
-        torch.ones(N) if counts is None else counts,
-        objective,
-        with_entropies=with_entropies,
+    total, stats = fused(
+        hidden, head, teachers, weights, torch.ones(N) if counts is None else counts, objective, **options
     )
-    return total, streams, list(torch.autograd.grad(total, (hidden, head.weight, head.bias)))
+    return total, stats, list(torch.autograd.grad(total, (hidden, head.weight, head.bias)))
 
 
 def same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
@@ -76,13 +74,13 @@ def piece(request, monkeypatch):
 @pytest.mark.parametrize("divergence", DIVERGENCES, ids=repr)
 def test_it_is_the_plain_formula_with_its_gradients(divergence, combination):
     speaks = torch.arange(N) != 4
-    teachers, counts = [said(0), said(1, speaks)], torch.arange(1.0, N + 1)
+    teachers, counts = [distribution(0), distribution(1, speaks)], torch.arange(1.0, N + 1)
     weights = torch.tensor([0.3, 0.7]).expand(N, 2) * torch.stack([torch.ones(N), speaks.float()], 1)
-    total, streams, found = run(teachers, weights, ResponseObjective(divergence, combination, 1.5), counts, softcap=3.0)
+    total, stats, found = run(teachers, weights, ResponseObjective(divergence, combination, 1.5), counts, softcap=3.0)
 
     hidden, head = student(3.0)
     log_s = log_p(hidden, head, 1.5)
-    log_t = torch.stack([log_p(teacher.said[1], teacher.said[0], 1.5) for teacher in teachers])
+    log_t = torch.stack([log_p(teacher.hidden_NH, teacher.head, 1.5) for teacher in teachers])
     each = torch.stack([divergence(log_s, log_t[k]) for k in range(2)], 1)
     if combination.pools:
         target, strength = combination.target(log_t, weights)
@@ -90,22 +88,22 @@ def test_it_is_the_plain_formula_with_its_gradients(divergence, combination):
     else:
         plain = (weights * each).sum(1)
     torch.testing.assert_close(total, (counts * plain).sum(), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(streams.gap_N, plain.detach(), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(streams.divergence_NK[speaks], each.detach()[speaks], rtol=1e-4, atol=1e-5)
-    assert streams.divergence_NK[4, 1] == 0
+    torch.testing.assert_close(stats.target_divergence_N, plain.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(stats.teacher_divergence_NK[speaks], each.detach()[speaks], rtol=1e-4, atol=1e-5)
+    assert stats.teacher_divergence_NK[4, 1] == 0
     same(found, list(torch.autograd.grad((counts * plain).sum(), (hidden, head.weight, head.bias))))
 
 
 @pytest.mark.parametrize(("divergence", "beta"), [(ForwardKL(), 0.0), (JSD(beta=0.3), 0.3), (ReverseKL(), 1.0)])
 def test_it_agrees_with_trls_kernel(divergence, beta):
-    teacher = said(0)
-    _, streams, found = run([teacher], torch.ones(N, 1), ResponseObjective(divergence, Mixture(), 1.5))
+    teacher = distribution(0)
+    _, stats, found = run([teacher], torch.ones(N, 1), ResponseObjective(divergence, Mixture(), 1.5))
     hidden, head = student()
     theirs, _ = ChunkedDivergenceFunction.apply(
-        *(hidden, head.weight, head.bias, teacher.said[1], teacher.said[0].weight, None),
+        *(hidden, head.weight, head.bias, teacher.hidden_NH, teacher.head.weight, None),
         *(beta, 1.5, head.scale, None, 1.0, None),
     )
-    torch.testing.assert_close(streams.gap_N, theirs.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(stats.target_divergence_N, theirs.detach(), rtol=1e-4, atol=1e-5)
     same(found, list(torch.autograd.grad(theirs.sum(), (hidden, head.weight, head.bias))))
 
 
@@ -114,35 +112,37 @@ def test_it_agrees_with_trls_kernel(divergence, beta):
 def test_what_was_sampled_is_scored_as_trls_kernel_does_it(bonus, softcap):
     sampled, advantages = torch.arange(N) * 3, torch.tensor([0.0, 1.0, -2.0] * 3)
     hidden, head = student(softcap)
-    given = [said(0)], torch.ones(N, 1), torch.full((N,), 0.1), ResponseObjective(ForwardKL(), Mixture(), 1.5)
-    response, streams = fused_response_loss(hidden, head, *given, SampledTokens(sampled, 0.7))
-    mine = response + (advantages * streams.log_pi_N).sum() - bonus * (streams.entropy_N * advantages).sum()
+    given = [distribution(0)], torch.ones(N, 1), torch.full((N,), 0.1), ResponseObjective(ForwardKL(), Mixture(), 1.5)
+    response, stats = fused(hidden, head, *given, sampled=SampledTokens(sampled, 0.7))
+    mine = (
+        response + (advantages * stats.sampled_logprob_N).sum() - bonus * (stats.sampling_entropy_N * advantages).sum()
+    )
 
     hidden_, head_ = student(softcap)
     kernel = hidden_, head_.weight, head_.bias, sampled, 0.7, 16, softcap, head_.scale, ("log_probs", "entropy")
     log_pi, entropies, *_ = ChunkedLogProbFunction.apply(*kernel)
-    alone, _ = fused_response_loss(hidden_, head_, *given)
+    alone, _ = fused(hidden_, head_, *given)
     theirs = alone + (advantages * log_pi).sum() - bonus * (entropies * advantages).sum()
-    torch.testing.assert_close(streams.log_pi_N, log_pi, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(streams.entropy_N, entropies, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(stats.sampled_logprob_N, log_pi, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(stats.sampling_entropy_N, entropies, rtol=1e-5, atol=1e-5)
     found = torch.autograd.grad(mine, (hidden, head.weight, head.bias), retain_graph=True)
     same(list(found), list(torch.autograd.grad(theirs, (hidden_, head_.weight, head_.bias))))
     again = torch.autograd.grad(response, hidden)[0]  # one part alone, after both
-    torch.testing.assert_close(again, torch.autograd.grad(fused_response_loss(hidden_, head_, *given)[0], hidden_)[0])
+    torch.testing.assert_close(again, torch.autograd.grad(fused(hidden_, head_, *given)[0], hidden_)[0])
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS, ids=repr)
 def test_order_does_not_matter_and_a_teacher_without_weight_or_voice_has_no_effect(combination):
     objective = ResponseObjective(ForwardKL(), combination, 1.0)
     weights = torch.tensor([0.3, 0.7]).expand(N, 2)
-    total, _, gradients = run([said(0), said(1)], weights, objective)
-    turned, _, turned_gradients = run([said(1), said(0)], weights.flip(1), objective)
+    total, _, gradients = run([distribution(0), distribution(1)], weights, objective)
+    turned, _, turned_gradients = run([distribution(1), distribution(0)], weights.flip(1), objective)
     torch.testing.assert_close(total, turned)
     same(gradients, turned_gradients)
-    silent = said(2, torch.zeros(N, dtype=torch.bool))
-    for third, weight in ((said(2), 0.0), (silent, 0.5)):
+    silent = distribution(2, torch.zeros(N, dtype=torch.bool))
+    for third, weight in ((distribution(2), 0.0), (silent, 0.5)):
         more, _, more_gradients = run(
-            [said(0), said(1), third], torch.cat([weights, torch.full((N, 1), weight)], 1), objective
+            [distribution(0), distribution(1), third], torch.cat([weights, torch.full((N, 1), weight)], 1), objective
         )
         torch.testing.assert_close(total, more)
         same(gradients, more_gradients)
@@ -152,11 +152,11 @@ def test_order_does_not_matter_and_a_teacher_without_weight_or_voice_has_no_effe
 def test_where_no_teacher_speaks_there_is_no_gradient_and_no_nan(combination):
     mute = torch.arange(N) > 3
     weights = torch.tensor([0.3, 0.7]).expand(N, 2)
-    total, streams, found = run(
-        [said(0, mute), said(1, mute)], weights, ResponseObjective(ReverseKL(), combination, 1.0)
+    total, stats, found = run(
+        [distribution(0, mute), distribution(1, mute)], weights, ResponseObjective(ReverseKL(), combination, 1.0)
     )
     assert total.isfinite()
-    assert not streams.gap_N[:4].any()
+    assert not stats.target_divergence_N[:4].any()
     assert not found[0][:4].any()
     assert all(gradient.isfinite().all() for gradient in found)
 
@@ -164,10 +164,9 @@ def test_where_no_teacher_speaks_there_is_no_gradient_and_no_nan(combination):
 @pytest.mark.parametrize("pooled", [Mixture(), Geometric(), Sum()], ids=repr)
 def test_a_student_equal_to_its_teachers_is_left_alone(pooled):
     hidden, head = student()
-    twin = TeacherDistribution(
-        (LMHead(head.weight.detach(), head.bias.detach(), 0.7, None), hidden.detach()), torch.ones(N).bool()
-    )
-    total, _ = fused_response_loss(
+    twin_head = LMHead(head.weight.detach(), head.bias.detach(), 0.7, None)
+    twin = FullDistribution(valid_N=EVERYWHERE, head=twin_head, hidden_NH=hidden.detach())
+    total, _ = fused(
         hidden, head, [twin, twin], torch.full((N, 2), 0.5), torch.ones(N), ResponseObjective(JSD(), pooled, 1.0)
     )
     assert total.item() == pytest.approx(0, abs=1e-5)
@@ -177,8 +176,8 @@ def test_a_student_equal_to_its_teachers_is_left_alone(pooled):
 def test_a_frozen_head_gets_no_gradient():
     hidden, head = student()
     frozen = LMHead(head.weight.detach(), None, 1.0, None)
-    total, _ = fused_response_loss(
-        hidden, frozen, [said(0)], torch.ones(N, 1), torch.ones(N), ResponseObjective(JSD(), Mixture(), 1.0)
+    total, _ = fused(
+        hidden, frozen, [distribution(0)], torch.ones(N, 1), torch.ones(N), ResponseObjective(JSD(), Mixture(), 1.0)
     )
     total.backward()
     assert hidden.grad.abs().sum() > 0
@@ -187,28 +186,27 @@ def test_a_frozen_head_gets_no_gradient():
 @pytest.mark.parametrize("num_teachers", [1, 2])
 def test_a_student_that_is_its_teachers_is_no_further_than_0_from_them(num_teachers):
     hidden, head = student()
-    itself = TeacherDistribution((head.detach(), hidden.detach()), torch.ones(N, dtype=torch.bool))
+    itself = FullDistribution(valid_N=EVERYWHERE, head=head.detach(), hidden_NH=hidden.detach())
     weights = torch.full((N, num_teachers), 0.5)
-    _, streams = fused_response_loss(
+    _, stats = fused(
         hidden, head, [itself] * num_teachers, weights, torch.ones(N), ResponseObjective(ForwardKL(), Mixture(), 1)
     )
-    assert (streams.divergence_NK == 0).all()
-    assert (streams.gap_N >= 0).all()
-    assert streams.gap_N.max() < (1e-6 if num_teachers > 1 else 1e-30)
+    assert (stats.teacher_divergence_NK == 0).all()
+    assert (stats.target_divergence_N >= 0).all()
+    assert stats.target_divergence_N.max() < (1e-6 if num_teachers > 1 else 1e-30)
 
 
 def test_a_token_that_nobody_can_say_counts_nothing():
     hidden, head = student()
     bias = torch.zeros(V).index_fill(0, torch.tensor([3]), -float("inf"))
-    teacher = TeacherDistribution(
-        (LMHead(random(10, V, 6), bias, 1.0, None), random(20, N, 6)), torch.ones(N, dtype=torch.bool)
-    )
+    teacher_head = LMHead(random(10, V, 6), bias, 1.0, None)
+    teacher = FullDistribution(valid_N=EVERYWHERE, head=teacher_head, hidden_NH=random(20, N, 6))
     for ours in (head, LMHead(head.weight, bias, 1.0, None)):
         options = torch.ones(N, 1), torch.ones(N), ResponseObjective(ForwardKL(), Mixture(), 1.0)
-        total, streams = fused_response_loss(hidden, ours, [teacher], *options)
+        total, stats = fused(hidden, ours, [teacher], *options)
         (gradient,) = torch.autograd.grad(total, hidden)
         assert total.isfinite()
-        assert streams.divergence_NK.isfinite().all()
+        assert stats.teacher_divergence_NK.isfinite().all()
         assert gradient.isfinite().all()
 
 
@@ -217,8 +215,8 @@ def test_a_vocabulary_may_lie_inside_the_other(theirs):
     """One of the two has no other tokens: their probability counts as e^-23, and all is finite."""
     teacher, states = LMHead(random(10, theirs, 6), None, 1.0, None), random(20, N, 6)
     both = torch.arange(min(V, theirs))
-    said = TeacherDistribution((teacher, states), torch.ones(N, dtype=torch.bool), (both, both))
-    total, _, gradients = run([said], torch.ones(N, 1), ResponseObjective(ForwardKL(), Mixture(), 1.0))
+    both_vocabularies = FullDistribution(valid_N=EVERYWHERE, head=teacher, hidden_NH=states, shared_ids=(both, both))
+    total, _, gradients = run([both_vocabularies], torch.ones(N, 1), ResponseObjective(ForwardKL(), Mixture(), 1.0))
     hidden, head = student()
     p_s, p_t = (log_p(h, f, 1.0).detach().double().exp() for h, f in ((hidden, head), (states, teacher)))
     rest_s, rest_t = (p[:, len(both) :].sort(dim=-1, descending=True).values for p in (p_s, p_t))
@@ -262,22 +260,26 @@ def test_the_tail_keeps_the_gradient_of_a_top_k_finite_where_the_teacher_is_sure
 def test_entropies_are_those_of_student_and_target():
     weights = torch.tensor([0.25, 0.75]).expand(N, 2)
     hidden, head = student()
-    own = torch.stack([log_p(t.said[1], t.said[0], 1.0) for t in (said(0), said(1))])
+    own = torch.stack([log_p(t.hidden_NH, t.head, 1.0) for t in (distribution(0), distribution(1))])
     alone = torch.arange(N) % 2 == 0
     for rule, teachers, expected in (
-        (Mixture(), [said(0), said(1)], entropy(Mixture().target(own, weights)[0])),
-        (Sum(), [said(0), said(1)], (weights.T * entropy(own)).sum(0)),
-        (Sum(), [said(0), said(1, ~alone)], torch.where(alone, entropy(own)[0], (weights.T * entropy(own)).sum(0))),
+        (Mixture(), [distribution(0), distribution(1)], entropy(Mixture().target(own, weights)[0])),
+        (Sum(), [distribution(0), distribution(1)], (weights.T * entropy(own)).sum(0)),
+        (
+            Sum(),
+            [distribution(0), distribution(1, ~alone)],
+            torch.where(alone, entropy(own)[0], (weights.T * entropy(own)).sum(0)),
+        ),
     ):
-        _, streams, _ = run(teachers, weights, ResponseObjective(JSD(), rule, 1.0), with_entropies=True)
-        torch.testing.assert_close(streams.target_entropy_N, expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(streams.student_entropy_N, entropy(log_p(hidden, head, 1.0)).detach())
+        _, stats, _ = run(teachers, weights, ResponseObjective(JSD(), rule, 1.0), with_entropies=True)
+        torch.testing.assert_close(stats.target_entropy_N, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(stats.student_entropy_N, entropy(log_p(hidden, head, 1.0)).detach())
 
 
 def test_without_gradients_none_are_computed():
     hidden, head = student()
     with torch.no_grad():
-        total, _ = fused_response_loss(
-            hidden, head, [said(0)], torch.ones(N, 1), torch.ones(N), ResponseObjective(JSD(), Mixture(), 1.0)
+        total, _ = fused(
+            hidden, head, [distribution(0)], torch.ones(N, 1), torch.ones(N), ResponseObjective(JSD(), Mixture(), 1.0)
         )
     assert not total.requires_grad

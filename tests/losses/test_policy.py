@@ -7,9 +7,9 @@ import math
 import torch
 
 from rld.losses.policy import (
-    blend,
     mean_likelihood,
     sign_preserving_advantages,
+    sum_over_teachers,
     teacher_advantages,
     teacher_delta,
     weighted_sum,
@@ -42,12 +42,12 @@ def test_masked_values_never_reach_a_sum():
     assert weighted_sum(stream, torch.tensor([0.5, 2.0]), mask).item() == 4.5
 
 
-def test_teachers_blend_by_weight_whatever_their_order():
+def test_teachers_sum_over_teachers_by_weight_whatever_their_order():
     stream, weights = torch.rand(3, 2, 4), torch.tensor([[1.0, 0.0], [0.25, 0.75], [0.0, 0.0]])
-    mixed = blend(stream, weights)
+    mixed = sum_over_teachers(stream, weights)
     torch.testing.assert_close(mixed[0], stream[0, 0])
     torch.testing.assert_close(mixed[2], torch.zeros(4))
-    torch.testing.assert_close(mixed, blend(stream.flip(1), weights.flip(1)))
+    torch.testing.assert_close(mixed, sum_over_teachers(stream.flip(1), weights.flip(1)))
 
 
 def test_delta_is_the_weighted_difference_of_log_probabilities_token_by_token_and_span_by_span():

@@ -15,7 +15,7 @@ from rld.losses.combination import Mixture, Sum
 from rld.losses.divergences import JSD, ForwardKL, ReverseKL, TotalVariation
 from rld.losses.fused_response import fused_response_loss
 from rld.losses.objective import ResponseObjective
-from rld.losses.teacher_distribution import TeacherDistribution
+from rld.losses.teacher_distribution import FullDistribution, TopKDistribution
 from rld.models.heads import LMHead
 from rld.models.logprob_source import ScoredSequence, TopKLogprobs
 from rld.teachers.local import LocalLogprobs
@@ -41,10 +41,15 @@ def test_a_shortlist_teaches_as_its_tokens_and_one_outcome_more(divergence):
     teacher = (2 * random(0, N, V) / temperature).log_softmax(-1)
     shortlist = TopKLogprobs.of(teacher, torch.zeros(N, dtype=torch.long), k)
     hidden, head = random(1, N, 8).requires_grad_(), LMHead(random(2, V, 8), None, 1.0, None)
-    said = TeacherDistribution(shortlist, torch.ones(N, dtype=torch.bool))
+    teacher_top_k = TopKDistribution(valid_N=torch.ones(N, dtype=torch.bool), top_k=shortlist)
     counts = torch.rand(N, generator=torch.Generator().manual_seed(3))
-    total, streams = fused_response_loss(
-        hidden, head, [said], torch.ones(N, 1), counts, ResponseObjective(divergence, Mixture(), temperature)
+    total, stats = fused_response_loss(
+        hidden,
+        head,
+        [teacher_top_k],
+        weights_NK=torch.ones(N, 1),
+        counts_N=counts,
+        objective=ResponseObjective(divergence, Mixture(), temperature),
     )
     (gradient,) = torch.autograd.grad(total, hidden)
 
@@ -54,7 +59,7 @@ def test_a_shortlist_teaches_as_its_tokens_and_one_outcome_more(divergence):
     ours, theirs = (torch.cat([p.gather(-1, ids), 1 - p.gather(-1, ids).sum(-1, True)], -1).log() for p in (p_s, p_t))
     expected = divergence(ours, theirs)
     (expected_gradient,) = torch.autograd.grad((expected * counts).sum(), again)
-    torch.testing.assert_close(streams.gap_N, expected.float(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(stats.target_divergence_N, expected.float(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(gradient, expected_gradient.float(), rtol=1e-4, atol=1e-6)
 
 
@@ -65,23 +70,25 @@ def test_a_shortlist_of_every_token_is_the_distribution(combination):
     theirs, states = LMHead(random(4, V, 6), None, 1.0, None), random(5, N, 6)
     log_p = torch.nn.functional.pad(theirs.logits(states).log_softmax(-1), (0, 3), value=-1e4)
     every = TopKLogprobs.of(log_p, torch.zeros(N, dtype=torch.long), V + 3)
-    beside = TeacherDistribution(
-        (LMHead(random(6, V, 6), None, 1.0, None), random(7, N, 6)), torch.ones(N, dtype=torch.bool)
-    )
-    shares, speaks = torch.tensor([[0.3, 0.7]]).expand(N, 2), torch.ones(N, dtype=torch.bool)
+    valid = torch.ones(N, dtype=torch.bool)
+    other_head = LMHead(random(6, V, 6), None, 1.0, None)
+    beside = FullDistribution(valid_N=valid, head=other_head, hidden_NH=random(7, N, 6))
     whole, listed = (
         fused_response_loss(
             hidden,
             head,
-            [TeacherDistribution(said, speaks), beside],
-            shares,
-            torch.ones(N),
-            ResponseObjective(JSD(), combination, 1.0),
+            [teacher, beside],
+            weights_NK=torch.tensor([[0.3, 0.7]]).expand(N, 2),
+            counts_N=torch.ones(N),
+            objective=ResponseObjective(JSD(), combination, 1.0),
         )[1]
-        for said in ((theirs, states), every)
+        for teacher in (
+            FullDistribution(valid_N=valid, head=theirs, hidden_NH=states),
+            TopKDistribution(valid_N=valid, top_k=every),
+        )
     )
-    torch.testing.assert_close(listed.gap_N, whole.gap_N)
-    torch.testing.assert_close(listed.divergence_NK, whole.divergence_NK)
+    torch.testing.assert_close(listed.target_divergence_N, whole.target_divergence_N)
+    torch.testing.assert_close(listed.teacher_divergence_NK, whole.teacher_divergence_NK)
 
 
 def test_scores_are_those_of_the_plain_model_in_passages_of_any_length():

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 import tests.support.tiny as tiny
 from rld.controllers.baselines import FixedController
 from rld.errors import RecipeError, TeacherError
-from rld.losses.cross_tokenizer import sorted_difference, span_likelihood
+from rld.losses.cross_tokenizer import likelihood_divergence, sorted_difference
 from rld.losses.features import Cosine
 from rld.models.prompting import PromptEncoder
 from rld.teachers.byte_alignment import END, shared_vocabulary, spans, starts, token_bytes, valid_text
@@ -223,24 +223,24 @@ DOUBLES = torch.tensor([-1e-5, -0.01, -0.5, -3.0, -40.0], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("tau", [1.0, 4.0])
-def test_span_likelihood_is_a_binary_kl(tau):
+def test_the_divergence_of_likelihoods_is_a_binary_kl(tau):
     ours, theirs = (x.flatten() for x in torch.meshgrid(DOUBLES, DOUBLES, indexing="ij"))
     p, q = (theirs / tau).exp(), (ours / tau).exp()
     expected = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
-    value = span_likelihood(ours, theirs, tau)
+    value = likelihood_divergence(ours, theirs, tau)
     torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-14)
     assert (value[ours != theirs] > 0).all()
     assert (value[ours == theirs] == 0).all()
-    single = span_likelihood(ours.float(), theirs.float(), tau)
+    single = likelihood_divergence(ours.float(), theirs.float(), tau)
     torch.testing.assert_close(single.double(), expected, rtol=1e-3, atol=2e-6)
     assert torch.autograd.gradcheck(
-        lambda x: span_likelihood(x, theirs, tau), ours.clone().requires_grad_(), eps=1e-8, atol=1e-5, rtol=1e-3
+        lambda x: likelihood_divergence(x, theirs, tau), ours.clone().requires_grad_(), eps=1e-8, atol=1e-5, rtol=1e-3
     )
 
 
-def test_span_likelihood_at_the_edges():
+def test_the_divergence_of_likelihoods_at_the_edges():
     ours = torch.tensor([0.0, 0.0, -1e-9, -50.0, -3e4], requires_grad=True)
-    value = span_likelihood(ours, torch.tensor([0.0, -1.0, -2.0, -float("inf"), -float("inf")]), 1.0)
+    value = likelihood_divergence(ours, torch.tensor([0.0, -1.0, -2.0, -float("inf"), -float("inf")]), 1.0)
     value.sum().backward()
     assert value.isfinite().all()
     assert ours.grad.isfinite().all()
