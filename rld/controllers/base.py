@@ -54,7 +54,7 @@ class BaseController(FrozenOptions):
     """Scale `response` and `feature` so that their gradients are as large as the policy's, within a factor of 10."""
 
     @property
-    def needs(self) -> RequiredMeasurements:
+    def required_measurements(self) -> RequiredMeasurements:
         """What is to be measured beyond counts, divergences and the norms of gradients."""
         return RequiredMeasurements()
 

@@ -100,8 +100,8 @@ class GapController(BaseController):
     patience: int = Field(3, gt=0)
 
     @property
-    def needs(self) -> RequiredMeasurements:
-        return RequiredMeasurements(again=self.by_gate)
+    def required_measurements(self) -> RequiredMeasurements:
+        return RequiredMeasurements(resampled_answers=self.by_gate)
 
     @model_validator(mode="after")
     def _on_is_above_off(self) -> GapController:
@@ -197,7 +197,7 @@ class GapController(BaseController):
         if news.attempts:
             entry["trace"] = [*entry["trace"], list(moments(entry["student"]))][-_WATCHED:]
         if news.groups:
-            entry["informative"] = running(entry["informative"], news.informative / news.groups, 0.5)
+            entry["informative"] = running(entry["informative"], news.informative_groups / news.groups, 0.5)
         teachers = {name: news.teachers.get(name) for name in entry["teachers"]}
         if self.by_gate and news.attempts:
             self._watch_the_gate(entry["gate"], teachers, credible, tick)
@@ -236,14 +236,14 @@ class GapController(BaseController):
         """Count in, in place, how much of what was paid is right; returns the alarm, or its end."""
         if not news.audited:
             return []
-        changed = has_changed(entry["since"], news.genuine, news.audited)
+        changed = has_changed(entry["since"], news.audit_passed, news.audited)
         paid = list(_UNAUDITED) if changed else entry["paid"]
-        entry["paid"] = updated(paid, news.genuine, news.audited, self.forget, _UNAUDITED)
+        entry["paid"] = updated(paid, news.audit_passed, news.audited, self.forget, _UNAUDITED)
         if not entry["since"]["asked"]:
             entry["since"]["known"] = entry["paid"]
         genuine = mean(entry["paid"])
         trust = _trust(genuine)
-        measured = f"{news.genuine} of {news.audited} audited successes are right, in the long run {genuine:.2f}"
+        measured = f"{news.audit_passed} of {news.audited} audited successes are right, in the long run {genuine:.2f}"
         if not entry["alarm"] and trust < _ALARM:
             entry["alarm"] = True
             return [Event(step, "audit alarm", skill, "policy", measured, f"trust below {_ALARM:g}")]
@@ -258,20 +258,20 @@ class GapController(BaseController):
         """Count in how often each teacher was right when asked, and how the student does on those prompts."""
         for name, seen in teachers.items():
             # Where the verifier has no say all answers pass, and nobody's attempts count: that shows nothing.
-            if seen is None or not seen.asked or (seen.right and not seen.attempts):
+            if seen is None or not seen.prompts or (seen.correct and not seen.attempts):
                 continue
-            probed = [1.0 + seen.verified, 1.0 + seen.probed - seen.verified]
+            probed = [1.0 + seen.probe_correct, 1.0 + seen.probe_size - seen.probe_correct]
             start = {"right": probed, "student": [1.0, 1.0], "since": since(probed), "sure": list(_SURE)}
             entry = gate.setdefault(name, start | {"tick": tick - 1})
             known = entry["right"]
-            if has_changed(entry["since"], seen.right, seen.asked):
+            if has_changed(entry["since"], seen.correct, seen.prompts):
                 known, entry["sure"] = [1.0, 1.0], list(_SURE)
-            entry["sure"] = updated(entry["sure"], seen.right_again, seen.again, _LASTING, _SURE)
+            entry["sure"] = updated(entry["sure"], seen.resampled_correct, seen.resampled, _LASTING, _SURE)
             # One that was off is seen again after many ticks. What it was then counts less, but it is still the best
             # guess: with the prior in its place, one that was never right would be back after each look.
             faded, entry["tick"] = self.forget ** (tick - entry["tick"] - 1), tick
             known, student = ([faded * x for x in beta] for beta in (known, entry["student"]))
-            entry["right"] = updated(known, seen.right, seen.asked, self.forget)
+            entry["right"] = updated(known, seen.correct, seen.prompts, self.forget)
             if not entry["since"]["asked"]:
                 entry["since"]["known"] = entry["right"]
             entry["student"] = updated(student, credible * seen.successes, seen.attempts, self.forget)
@@ -286,8 +286,8 @@ class GapController(BaseController):
         for name, seen in teaching.items():
             if name in entry["gate"]:
                 posterior[name] = moments(entry["gate"][name]["right"])
-            elif seen.probed and entry["trace"]:  # a lead is over a student that was seen
-                posterior[name] = moments([1.0 + seen.verified, 1.0 + seen.probed - seen.verified])
+            elif seen.probe_size and entry["trace"]:  # a lead is over a student that was seen
+                posterior[name] = moments([1.0 + seen.probe_correct, 1.0 + seen.probe_size - seen.probe_correct])
         # Of teachers that nobody has verified none can be preferred: least of all the one that disagrees most.
         apart = [entry["apart"][name] for name in teaching if name not in posterior and name in entry["apart"]]
         trusted = clip(max(apart) / self.kappa, 0, 1) if apart else 1.0

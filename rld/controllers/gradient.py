@@ -38,8 +38,8 @@ class _GradientController(FixedTeacherShares):
     """The most that a tick changes the log of a weight by, before normalisation."""
 
     @property
-    def needs(self) -> RequiredMeasurements:
-        return RequiredMeasurements(pulls=True)
+    def required_measurements(self) -> RequiredMeasurements:
+        return RequiredMeasurements(gradients=True)
 
     def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> State:
         state = super().start(skills, teachers, signals)
@@ -96,9 +96,9 @@ class GradientNoiseController(_GradientController):
 
     def _moves(self, entry: State, news: SkillObservation, scale: Mapping[str, float]) -> dict[str, float]:
         if news.groups:
-            entry["informative"] = running(entry["informative"], news.informative / news.groups, 0.5)
-        if news.pulls is not None:
-            self._measure(entry, news.pulls, scale)
+            entry["informative"] = running(entry["informative"], news.informative_groups / news.groups, 0.5)
+        if news.gradients is not None:
+            self._measure(entry, news.gradients, scale)
         target = self._target(entry)
         if not target or not news.groups:
             return {}
@@ -109,12 +109,12 @@ class GradientNoiseController(_GradientController):
     def _measure(self, entry: State, pulls: GradientStats, scale: Mapping[str, float]) -> None:
         """Update the running noise and bias of the signals, in place: both may fall below 0, and are right on average
         if the noises of the signals are independent."""
-        known = [signal for signal in entry["log"] if signal in pulls.noise and signal in pulls.inner]
+        known = [signal for signal in entry["log"] if signal in pulls.noise and signal in pulls.inner_products]
         if "policy" not in known:
             return
         size = {signal: scale.get(signal, 1.0) for signal in known}
         noise = {s: size[s] ** 2 * pulls.noise[s] for s in known}
-        inner = {s: {t: size[s] * size[t] * pulls.inner[s][t] for t in known} for s in known}
+        inner = {s: {t: size[s] * size[t] * pulls.inner_products[s][t] for t in known} for s in known}
         if not all(math.isfinite(x) for x in (*noise.values(), *(x for row in inner.values() for x in row.values()))):
             return
         for s in known:
@@ -166,11 +166,11 @@ class GradientAlignmentController(_GradientController):
     """Share of the way back to the prior that a tick takes, so that no weight runs away."""
 
     @property
-    def needs(self) -> RequiredMeasurements:
-        return RequiredMeasurements(pulls=True, gold=self.prompts)
+    def required_measurements(self) -> RequiredMeasurements:
+        return RequiredMeasurements(gradients=True, gold_rows=self.prompts)
 
     def _moves(self, entry: State, news: SkillObservation, scale: Mapping[str, float]) -> dict[str, float]:
-        found = {} if news.pulls is None else news.pulls.aligned
+        found = {} if news.gradients is None else news.gradients.gold_cosine
         cosines = {signal: h for signal, h in found.items() if signal in entry["log"] and math.isfinite(h)}
         if not cosines:
             return {}

@@ -1,4 +1,4 @@
-"""What a controller reads and returns: observations of skills and teachers, and the weights that follow."""
+"""What a controller reads and returns: observations of skills and teachers, and weights. Plain numbers only."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from rld.types import Event, Signal
 
 @dataclass(frozen=True)
 class TeacherInfo:
-    """What a controller's runtime has to know of a teacher."""
+    """What a controller's runtime needs to know of a teacher."""
 
     name: str
     skills: tuple[str, ...] | None = None
     """The skills that it teaches; None: all."""
     verified: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    """Per skill, the probe prompts that it answers correctly, and how many were asked."""
+    """Per skill, how many probe prompts it answered correctly, and how many there were."""
 
     def teaches(self, skill: str) -> bool:
         return self.skills is None or skill in self.skills
@@ -25,52 +25,53 @@ class TeacherInfo:
 
 @dataclass(frozen=True)
 class TeacherObservation:
-    """One teacher on one skill since the last tick. Sums are over all processes."""
+    """One teacher on one skill since the last tick. Counts are over all processes."""
 
     divergence: float | None = None
     """Mean divergence of the student from this teacher, in nats per token; None when it was not computed."""
-    verified: int = 0
-    """Probe prompts that the teacher itself answers correctly, of `probed`."""
-    probed: int = 0
-    """0: the teacher's competence on this skill is unknown."""
+    probe_correct: int = 0
+    """Probe prompts that the teacher answered correctly before the stage, of `probe_size`."""
+    probe_size: int = 0
+    """0: the teacher was not probed on this skill."""
     teaches: bool = True
     """False where the user said that the teacher does not teach this skill."""
-    asked: int = 0
-    """Training prompts that it was asked to answer before it may teach on them; 0 without a gate."""
-    right: int = 0
-    """Of these, those that it answered rightly."""
+    prompts: int = 0
+    """Training prompts that the gate asked it to answer; 0 without a gate."""
+    correct: int = 0
+    """Of these, those that it answered correctly."""
     attempts: int = 0
-    """The student's attempts at prompts that this teacher answered rightly."""
+    """The student's attempts at prompts that this teacher answered correctly."""
     successes: int = 0
-    again: int = 0
-    """Of the prompts that it answered rightly, those that it was asked once more, for a sampled answer."""
-    right_again: int = 0
-    """Of these, those that it answered rightly again."""
+    resampled: int = 0
+    """Of the prompts that it answered correctly, those for which a sampled answer was requested too."""
+    resampled_correct: int = 0
+    """Of these, those whose sampled answer was correct."""
 
 
 @dataclass(frozen=True)
 class GradientStats:
-    """How a skill's signals pull at the student: statistics of the gradients of their unweighted losses.
+    """Statistics of the gradients of a skill's signals, each that of the signal's unweighted loss.
 
     Each group of completions is one sample. A signal that was not measured, or has no gradient, is left out.
     """
 
-    inner: Mapping[Signal, Mapping[Signal, float]]
-    """Inner products of the signals' mean gradients, each with each and with itself."""
+    inner_products: Mapping[Signal, Mapping[Signal, float]]
+    """Of the signals' mean gradients, each with each and with itself."""
     noise: Mapping[Signal, float]
     """Squared standard error of a mean gradient: the variance of the samples' mean, summed over all directions."""
-    aligned: Mapping[Signal, float] = field(default_factory=dict)
-    """Cosine between a mean gradient and that of the gold answers' negative log-likelihood; empty if not asked for."""
+    gold_cosine: Mapping[Signal, float] = field(default_factory=dict)
+    """Cosine between a mean gradient and that of the gold answers' negative log-likelihood; empty if not required."""
 
 
 class RequiredMeasurements(NamedTuple):
-    """Measurements that cost something, taken only for a controller that asks for them."""
+    """Measurements that cost something, taken only for a controller that requires them."""
 
-    pulls: bool = False
-    gold: int = 0
-    """Rows per skill whose gold answers show which pull is right."""
-    again: bool = False
-    """Whether the gate asks teachers for sampled answers too."""
+    gradients: bool = False
+    """Statistics of the signals' gradients, from the update before each tick."""
+    gold_rows: int = 0
+    """Rows per skill with whose gold answers gradients are compared."""
+    resampled_answers: bool = False
+    """A second, sampled answer of teachers to some prompts that they answered correctly."""
 
 
 @dataclass(frozen=True)
@@ -80,20 +81,20 @@ class SkillObservation:
     attempts: int = 0
     successes: int = 0
     groups: int = 0
-    informative: int = 0
+    informative_groups: int = 0
     """Groups whose completions got different rewards: the only ones with a policy gradient."""
     teachers: Mapping[str, TeacherObservation] = field(default_factory=dict)
     audited: int = 0
-    """Successes that a trusted reward has checked."""
-    genuine: int = 0
-    """Of these, those that it found right as well."""
-    pulls: GradientStats | None = None
-    """From the update before the tick; None if the controller does not ask for them."""
+    """Successes that a trusted reward checked."""
+    audit_passed: int = 0
+    """Of these, those that it found correct as well."""
+    gradients: GradientStats | None = None
+    """From the update before the tick; None if the controller does not require them."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """All that a controller sees at a tick."""
+    """All that a controller is shown at a tick."""
 
     step: int
     skills: Mapping[str, SkillObservation]
@@ -108,22 +109,22 @@ class Weights:
     """What a controller decides, used unchanged until the next tick.
 
     `signals[skill][signal]` and `teachers[skill][teacher]` are in [0, 1]; a skill's teachers sum to 1, or all are 0.
-    `scale[signal]` evens out the signals' magnitudes and multiplies every skill's weight.
+    `scale[signal]` balances the magnitudes of the signals' gradients and multiplies every skill's weight.
     """
 
     signals: Mapping[str, Mapping[str, float]]
     teachers: Mapping[str, Mapping[str, float]]
     scale: Mapping[str, float] = field(default_factory=dict)
     allocation: Mapping[str, float] | None = None
-    """Share of the prompts that each skill should get, summing to 1. None: as the curriculum likes."""
+    """Share of the prompts that each skill should get, summing to 1. None: the curriculum's own shares."""
 
 
 class Controller(Protocol):
-    """Turns measured progress into weights. Pure: plain data in, plain data out; the state is JSON."""
+    """Turns measurements into weights. It changes nothing: plain data in, plain data out; the state is JSON."""
 
     @property
     def kind(self) -> str:
-        """Its name in recipes."""
+        """Its kind in recipes."""
 
     @property
     def every(self) -> int:
@@ -131,18 +132,20 @@ class Controller(Protocol):
 
     @property
     def heartbeat(self) -> int:
-        """Ticks between looks at a teacher whose weight is 0; 0: none."""
+        """Ticks between two measurements of teachers whose weight is 0; 0: none."""
 
     @property
-    def needs(self) -> RequiredMeasurements:
-        """What is to be measured for it beyond counts, divergences and the norms of gradients."""
+    def required_measurements(self) -> RequiredMeasurements:
+        """What it requires beyond counts, divergences and the norms of gradients."""
 
     def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> dict[str, Any]:
-        """The state before the first tick; its `version` tells states of another make apart."""
+        """Return the state before the first tick; its `version` is that of the state's format."""
 
     def resume(self, state: dict[str, Any], teachers: list[str]) -> dict[str, Any]:
-        """A saved state for other teachers than it was saved with."""
+        """Return a saved state for other teachers than it was saved with."""
 
-    def weights(self, state: dict[str, Any]) -> Weights: ...
+    def weights(self, state: dict[str, Any]) -> Weights:
+        """Return the weights that a state stands for."""
 
-    def step(self, state: dict[str, Any], seen: Observation) -> tuple[dict[str, Any], Weights, list[Event]]: ...
+    def step(self, state: dict[str, Any], observation: Observation) -> tuple[dict[str, Any], Weights, list[Event]]:
+        """Return the state one tick later, its weights, and the events of the tick."""

@@ -58,11 +58,11 @@ def tick_metrics(observation: Observation) -> dict[str, float]:
         if measured.attempts:
             metrics[f"progress/{skill}"] = measured.successes / measured.attempts
         if measured.audited:
-            metrics[f"audit/{skill}"] = measured.genuine / measured.audited
+            metrics[f"audit/{skill}"] = measured.audit_passed / measured.audited
         for name, teacher in measured.teachers.items():
-            if teacher.again:
-                metrics[f"sure/{name}/{skill}"] = teacher.right_again / teacher.again
-        if measured.pulls is not None:
-            metrics |= {f"noise/{signal}/{skill}": value for signal, value in measured.pulls.noise.items()}
-            metrics |= {f"aligned/{signal}/{skill}": value for signal, value in measured.pulls.aligned.items()}
+            if teacher.resampled:
+                metrics[f"sure/{name}/{skill}"] = teacher.resampled_correct / teacher.resampled
+        if measured.gradients is not None:
+            metrics |= {f"noise/{signal}/{skill}": value for signal, value in measured.gradients.noise.items()}
+            metrics |= {f"aligned/{signal}/{skill}": value for signal, value in measured.gradients.gold_cosine.items()}
     return metrics

@@ -248,13 +248,13 @@ class WindowStatistics:
             attempts=int(self.attempts.attempts_S[s]),
             successes=int(self.attempts.successes_S[s]),
             groups=int(self.attempts.groups_S[s]),
-            informative=int(self.attempts.informative_S[s]),
+            informative_groups=int(self.attempts.informative_S[s]),
             teachers={
                 teacher.name: self._teacher_observation(s, k, skill, teacher) for k, teacher in enumerate(teachers)
             },
             audited=int(self.audit.audited_S[s]),
-            genuine=int(self.audit.passed_S[s]),
-            pulls=gradients,
+            audit_passed=int(self.audit.passed_S[s]),
+            gradients=gradients,
         )
 
     def _teacher_observation(self, s: int, k: int, skill: str, teacher: TeacherInfo) -> TeacherObservation:
@@ -262,13 +262,13 @@ class WindowStatistics:
         correct, size = teacher.verified.get(skill, (0, 0))
         return TeacherObservation(
             divergence=divergence / tokens if tokens else None,
-            verified=correct,
-            probed=size,
+            probe_correct=correct,
+            probe_size=size,
             teaches=teacher.teaches(skill),
-            asked=int(self.gate.prompts_SK[s, k]),
-            right=int(self.gate.correct_SK[s, k]),
+            prompts=int(self.gate.prompts_SK[s, k]),
+            correct=int(self.gate.correct_SK[s, k]),
             attempts=int(self.gate.attempts_SK[s, k]),
             successes=int(self.gate.successes_SK[s, k]),
-            again=int(self.gate.resampled_SK[s, k]),
-            right_again=int(self.gate.resampled_correct_SK[s, k]),
+            resampled=int(self.gate.resampled_SK[s, k]),
+            resampled_correct=int(self.gate.resampled_correct_SK[s, k]),
         )

@@ -85,7 +85,7 @@ def _trainer(
     perturbations: Perturbations,
 ) -> RLDTrainer:
     args, (model, tokenizer) = _arguments(context, stage), student
-    num_gold = stage.controller.needs.gold
+    num_gold = stage.controller.required_measurements.gold_rows
     return RLDTrainer(
         model,
         perturbations.rewards,

@@ -80,12 +80,12 @@ class GradientProbe:
         Raises:
             RecipeError: the controller requires gold answers, and no row has one.
         """
-        needs, gold = runtime.controller.needs, None
-        if not needs.pulls or not runtime.teachers:
+        required, gold = runtime.controller.required_measurements, None
+        if not required.gradients or not runtime.teachers:
             return None
-        if needs.gold:
+        if required.gold_rows:
             gold = GoldAnswerGradients(
-                _first_answered(rows, needs.gold, runtime.skills),
+                _first_answered(rows, required.gold_rows, runtime.skills),
                 encoder,
                 max_answer_tokens=args.max_completion_length,
                 accelerator=accelerator,

@@ -86,4 +86,4 @@ def gradient_stats(sums_PGD: Tensor, counts_PG: Tensor, member_P: Tensor, gold_D
     aligned: dict[Signal, float] = {}
     if gold_D is not None and gold_D.any():
         aligned = {s: (mean @ gold_D / (mean.norm() * gold_D.norm())).item() for s, mean in means.items()}
-    return GradientStats(inner, noise, aligned)
+    return GradientStats(inner, noise, gold_cosine=aligned)

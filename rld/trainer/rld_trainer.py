@@ -147,7 +147,7 @@ class RLDTrainer(GRPOTrainer):
         verify = verifier(all_checked(trusted) or self.reward_funcs, lambda: self.state)
         self.audit = None if trusted is None else RewardAudit(verify, args.audit_share, args.seed)
         asked = self._encoder, verify, args.answer_length, self.accelerator
-        again_at = args.temperature if self.steering.controller.needs.again else None
+        again_at = args.temperature if self.steering.controller.required_measurements.resampled_answers else None
         self.gate = TeacherGate.of(self.teachers, *asked, again_at) if args.gate == "prompt" and self.teachers else None
         self.protection = None
         if retain_dataset is not None:
@@ -333,9 +333,9 @@ class RLDTrainer(GRPOTrainer):
     @timed("controller")
     def _after_update(self) -> dict[str, float]:
         statistics = self._joint.take_statistics().reduced(self.accelerator)
-        pulls, num_read = self._joint.take_gradient_stats()
+        gradients, num_read = self._joint.take_gradient_stats()
         step = self.state.global_step + 1
-        metrics, events = self.steering.finish_update(statistics, step, self.state.max_steps, pulls)
+        metrics, events = self.steering.finish_update(statistics, step, self.state.max_steps, gradients)
         self.events += events + (unverified(self.teachers, self.gate) if step == 1 else [])
         if self.protection is not None:
             with self.stopwatch.part("retention"):

@@ -24,7 +24,7 @@ def dot(one: list[float], two: list[float]) -> float:
 def measured(vectors: dict[Signal, list[float]], noise: dict[Signal, float], **aligned: float) -> SkillObservation:
     """What was seen of a skill whose signals have these mean gradients."""
     inner = {s: {t: dot(vectors[s], vectors[t]) for t in vectors} for s in vectors}
-    return SkillObservation(40, 20, 10, 5, {}, pulls=GradientStats(inner, noise, aligned))  # type: ignore[arg-type]
+    return SkillObservation(40, 20, 10, 5, {}, gradients=GradientStats(inner, noise, aligned))  # type: ignore[arg-type]
 
 
 def run(controller: Any, ticks: int, news: SkillObservation, signals: list[Signal], **gradients: float) -> Weights:
@@ -95,7 +95,9 @@ def test_noise_does_not_depend_on_how_a_loss_is_scaled_if_magnitudes_are_evened_
 def test_where_no_group_is_informative_the_policy_goes_to_its_floor_and_comes_back():
     both: dict[Signal, list[float]] = {"policy": [1.0, 0.0], "response": [0.0, 2.0]}
     news = measured(both, {"policy": 0.01, "response": 0.01})
-    blind = SkillObservation(40, 0, 10, 0, {}, pulls=GradientStats({"response": {"response": 4.0}}, {"response": 0.01}))
+    blind = SkillObservation(
+        40, 0, 10, 0, {}, gradients=GradientStats({"response": {"response": 4.0}}, {"response": 0.01})
+    )
     controller, signals = GradientNoiseController(), ["policy", "response"]
     state = controller.start(["a"], [], signals)  # type: ignore[arg-type]
     for tick in range(60):
@@ -139,8 +141,8 @@ def test_no_news_moves_a_weight_by_more_than_the_cap_or_breaks_it(controller):
         present = [s for s in NAMES if rng.random() < 0.8]
         inner = {s: {t: value() for t in present} for s in present}
         pulls = GradientStats(inner, {s: value() for s in present}, {s: value() for s in present})
-        news = SkillObservation(9, 3, rng.randrange(3), 0, {}, pulls=pulls if rng.random() < 0.9 else None)
-        news = SkillObservation(9, 3, news.groups, rng.randint(0, news.groups), {}, pulls=news.pulls)
+        news = SkillObservation(9, 3, rng.randrange(3), 0, {}, gradients=pulls if rng.random() < 0.9 else None)
+        news = SkillObservation(9, 3, news.groups, rng.randint(0, news.groups), {}, gradients=news.gradients)
         state, weights, _ = controller.step(state, Observation(tick, {"a": news}, {"policy": 1.0, "response": value()}))
         after = weights.signals["a"]
         assert sum(after.values()) == pytest.approx(1)
@@ -158,4 +160,4 @@ def test_no_news_moves_a_weight_by_more_than_the_cap_or_breaks_it(controller):
 def test_policy_alone_weighs_exactly_one(controller):
     news = measured({"policy": [1.0]}, {"policy": 0.5}, policy=0.3)
     assert run(controller, 9, news, ["policy"]).signals["a"] == {"policy": 1.0}
-    assert controller.needs.pulls
+    assert controller.required_measurements.gradients

@@ -183,8 +183,11 @@ def test_nobody_is_asked_once_more_unless_the_controller_wants_it_or_where_nothi
         silent.open(prompts(20, first), torch.ones(20, 1).bool())
         spent.append(silent.num_tokens)
     assert spent[1] - spent[0] > 1.5 * (spent[2] - spent[1])  # a verifier without a say is not asked for ever
-    assert GapController().needs.again
-    assert not (GapController(by_gate=False).needs.again or FixedController().needs.again)
+    assert GapController().required_measurements.resampled_answers
+    assert not (
+        GapController(by_gate=False).required_measurements.resampled_answers
+        or FixedController().required_measurements.resampled_answers
+    )
 
 
 def test_training_teaches_on_open_prompts_alone_and_gives_their_weight_to_teachers_that_may(tmp_path):

@@ -98,7 +98,7 @@ def test_means_noise_and_alignment_agree_with_autograd_group_by_group(tmp_path):
         variance = (samples[one] - mean).pow(2).sum(1).sum() / (3 * 2)
         assert seen["second"].noise[one] == pytest.approx(variance.item(), rel=1e-4)
         for two, other in means.items():
-            assert seen["second"].inner[one][two] == pytest.approx((mean @ other).item(), rel=1e-3, abs=1e-6)
+            assert seen["second"].inner_products[one][two] == pytest.approx((mean @ other).item(), rel=1e-3, abs=1e-6)
     assert seen["first"].noise == {}  # one group says nothing of noise
 
     tokenizer, total = made.processing_class, 0
@@ -115,7 +115,7 @@ def test_means_noise_and_alignment_agree_with_autograd_group_by_group(tmp_path):
     assert num_read == total
     for signal, mean in means.items():
         cosine = torch.cosine_similarity(mean, sketched(direction), dim=0).item()
-        assert seen["second"].aligned[signal] == pytest.approx(cosine, abs=1e-4)
+        assert seen["second"].gold_cosine[signal] == pytest.approx(cosine, abs=1e-4)
 
 
 def test_sketches_keep_inner_products_on_average():
