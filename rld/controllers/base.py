@@ -33,7 +33,7 @@ PerSkill: TypeAlias = Share | dict[str, Share]
 PRIOR: dict[Signal, float] = {"policy": 1.0, "response": 1.0, "feature": 0.1}
 """How much a signal counts, relative to the others, before anything is known."""
 
-_VERSION = 8
+_VERSION = 9
 """Of every controller's state."""
 
 _MEMORY = 0.8

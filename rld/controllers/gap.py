@@ -4,49 +4,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from rld.controllers.base import PRIOR, BaseController, Share, State, clip, normalised, running
-from rld.controllers.beta_posterior import has_changed, mean, moments, since, updated
-from rld.controllers.observation import Observation, RequiredMeasurements, SkillObservation, TeacherObservation, Weights
+from rld.controllers.base import PRIOR, BaseController, Share, State, clip, normalised
+from rld.controllers.beta_posterior import BetaPosterior
+from rld.controllers.gap_state import ALARM_BELOW, CALM_ABOVE, GateState, SkillState, TeacherState
+from rld.controllers.mirror_step import (
+    Switch,
+    SwitchRule,
+    WeightState,
+    mirror_step,
+    shares_of,
+    sum_to_one,
+    switch,
+    weight_states,
+)
+from rld.controllers.observation import Observation, RequiredMeasurements, SkillObservation, Weights
 from rld.types import Event, Signal
 
-_TINY = 0.01
-"""Odds that what is on keeps, however little it is worth."""
+TICKS_TO_FORGET = 20
+"""Ticks without a prompt of a skill after which its state is reset: the student has changed meanwhile."""
 
-_RETURN = 0.05
-"""Weight, at least, with which something comes back."""
+UNIFORM_SHARE = 0.2
+"""Share of the prompts that is split evenly between the skills, so that each one stays measured."""
 
-_TICKS_ON = 2
-"""Ticks above `on` that switch something on."""
+ALLOCATION_STEP = 0.3
+"""Share of the way to the skills' new shares of the prompts that one tick takes."""
 
-_UNAUDITED = (2.0, 0.2)
-"""What is believed of a reward before any of its payments were checked: a Beta prior of the share that is right."""
 
-_SURE, _LASTING = (2.0, 0.0), 0.98
-"""What is believed of a teacher's sampled answers where its greedy ones are right, before any was seen: a Beta prior of
-the share that is right too; and what a tick keeps of what was."""
+class Worths(NamedTuple):
+    """Worth in [0, 1] of a skill's signals and teachers, and the odds at which teachers of equal worth share."""
 
-_HALF_RIGHT, _RIGHT = 0.5, 0.9
-"""A reward is trusted where at least the latter share of what it paid is right, and not at all below the former."""
-
-_ALARM, _CALM = 0.25, 0.5
-"""Trust below which a reward is reported, and above which it is taken to be mended."""
-
-_STALE = 20
-"""Ticks without any news of a skill after which it starts anew."""
-
-_FLOOR = 0.2
-"""Share of the prompts that all skills get alike."""
-
-_PACE = 0.3
-"""Share of the way to the skills' new shares that a tick takes."""
-
-_WATCHED, _RECENT, _RISE, _PATIENT = 20, 10, 0.05, 0.25
-"""A skill that has had prompts for so many ticks, and whose success moved by less than `_RISE` and its standard error
-in the most recent ones, is worth practising in proportion to that movement, but not less than `_PATIENT`."""
+    signals: dict[str, float]
+    teachers: dict[str, float]
+    teacher_odds: dict[str, float]
 
 
 class GapController(BaseController):
@@ -113,263 +106,232 @@ class GapController(BaseController):
 
     def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> State:
         state = super().start(skills, teachers, signals)
+        fresh = self._fresh_skill(teachers, signals)
         return state | {
-            "skills": {skill: self._fresh(teachers, signals) for skill in skills},
+            "skills": {skill: fresh.model_dump(mode="json") for skill in skills},
             "allocation": normalised(dict.fromkeys(skills, 1.0)),
         }
 
-    def _fresh(self, teachers: list[str], signals: list[Signal]) -> State:
-        """A skill of which nothing is known."""
+    def _fresh_skill(self, teachers: list[str], signals: list[Signal]) -> SkillState:
+        """Return the state of a skill before any measurement."""
         prior = PRIOR | self.prior
         shares = normalised({signal: prior[signal] for signal in signals})
         if self.ratio is not None and "policy" in shares and len(shares) > 1:
             rest = normalised({signal: share for signal, share in shares.items() if signal != "policy"})
             shares = {"policy": self.ratio} | {signal: (1 - self.ratio) * share for signal, share in rest.items()}
-        return {
-            "student": [1.0, 1.0],
-            "paid": list(_UNAUDITED),
-            "since": since(list(_UNAUDITED)),
-            "alarm": False,
-            "informative": None,
-            "gate": {},
-            "apart": {},
-            "stale": 0,
-            "trace": [],
-            "worth": 1.0,
-            "signals": _table(shares),
-            "teachers": _table(normalised(dict.fromkeys(teachers, 1.0))),
-        }
+        weights = weight_states(normalised(dict.fromkeys(teachers, 1.0)))
+        return SkillState(
+            signals=weight_states(shares), teachers={name: TeacherState(weight=weights[name]) for name in teachers}
+        )
 
-    def _anew(self, entry: State, teachers: list[str], signals: list[Signal]) -> State:
-        """A skill that has had no prompts for long. What is known of its reward does not go stale as a student does."""
-        kept = {what: entry[what] for what in ("paid", "since", "alarm")}
-        fresh = self._fresh(teachers, signals) | kept | {"stale": _STALE}
-        if entry["alarm"] and "policy" in signals:
-            fresh["signals"]["policy"] = entry["signals"]["policy"]
-            _normalise(fresh["signals"])
-        return fresh
+    def _reset_skill(self, skill: SkillState, teachers: list[str], signals: list[Signal]) -> SkillState:
+        """Return the state of a skill that had no prompts for long: all but what the audit has shown starts anew."""
+        fresh = self._fresh_skill(teachers, signals)
+        weights = fresh.signals
+        if skill.audit_alarm and "policy" in weights:
+            weights = sum_to_one(weights | {"policy": skill.signals["policy"]})
+        return fresh.model_copy(
+            update={
+                "reward_precision": skill.reward_precision,
+                "change_detector": skill.change_detector,
+                "audit_alarm": skill.audit_alarm,
+                "ticks_unseen": skill.ticks_unseen,
+                "signals": weights,
+            }
+        )
 
     def resume(self, state: State, teachers: list[str]) -> State:
         state = super().resume(state, teachers)
+        shares = normalised(dict.fromkeys(teachers, 1.0))
+        fresh = {name: TeacherState(weight=weight) for name, weight in weight_states(shares).items()}
         skills = {}
-        for skill, entry in state["skills"].items():
-            table = _table(normalised(dict.fromkeys(teachers, 1.0)))
-            table |= {name: dict(kept) for name, kept in entry["teachers"].items() if name in table}
-            _normalise(table)
-            seen = {what: {name: v for name, v in entry[what].items() if name in table} for what in ("gate", "apart")}
-            skills[skill] = {**entry, **seen, "teachers": table}
+        for name, skill in _skill_states(state).items():
+            present = {teacher: skill.teachers.get(teacher, fresh[teacher]) for teacher in teachers}
+            skill = skill.model_copy(update={"teachers": present})
+            skills[name] = skill.with_teacher_weights(sum_to_one(skill.teacher_weights)).model_dump(mode="json")
         return {**state, "skills": skills}
 
     def weights(self, state: State) -> Weights:
+        skills = _skill_states(state)
         return Weights(
-            signals={skill: _shares(entry["signals"]) for skill, entry in state["skills"].items()},
-            teachers={skill: _shares(entry["teachers"]) for skill, entry in state["skills"].items()},
+            signals={name: shares_of(skill.signals) for name, skill in skills.items()},
+            teachers={name: shares_of(skill.teacher_weights) for name, skill in skills.items()},
             scale=self._scale(state),
             allocation=state["allocation"] if self.allocate else None,
         )
 
     # -- one tick ----------------------------------------------------------------------------------------------------
 
-    def step(self, state: State, seen: Observation) -> tuple[State, Weights, list[Event]]:
-        state = self._counted(state, seen)
-        events: list[Event] = []
-        for skill in sorted(state["skills"]):
-            entry, news = state["skills"][skill], seen.skills.get(skill, SkillObservation())
-            if news.attempts or news.groups:
-                entry["stale"] = 0
-                events += self._learn(entry, news, skill, seen.step, state["tick"])
+    def step(self, state: State, observation: Observation) -> tuple[State, Weights, list[Event]]:
+        state = self._counted(state, observation)
+        skills, events = _skill_states(state), []
+        for name in sorted(skills):
+            measured = observation.skills.get(name, SkillObservation())
+            if measured.attempts or measured.groups:
+                skills[name], changes = self._step_skill(name, skills[name], measured, observation.step, state["tick"])
+                events += changes
                 continue
-            entry["stale"] += 1
-            if entry["stale"] == _STALE and entry["trace"]:
-                state["skills"][skill] = self._anew(entry, state["teachers"], state["signals"])
-                measured = f"no prompt of it for {_STALE} ticks"
-                events.append(Event(seen.step, "skill forgotten", skill, "all", measured, "back to the prior"))
-        self._allocate(state)
+            skill = skills[name].model_copy(update={"ticks_unseen": skills[name].ticks_unseen + 1})
+            if skill.ticks_unseen == TICKS_TO_FORGET and skill.success_history:
+                skill = self._reset_skill(skill, state["teachers"], state["signals"])
+                reason = f"no prompt of it for {TICKS_TO_FORGET} ticks"
+                events.append(Event(observation.step, "skill forgotten", name, "all", reason, "back to the prior"))
+            skills[name] = skill
+        state["skills"] = {name: skill.model_dump(mode="json") for name, skill in skills.items()}
+        state["allocation"] = _allocation(state["allocation"], skills)
         return state, self.weights(state), events
 
-    def _learn(self, entry: State, news: SkillObservation, skill: str, step: int, tick: int) -> list[Event]:
-        """Take in what was seen of a skill, in place, and move its weights."""
-        events = self._audit(entry, news, skill, step)
-        genuine = mean(entry["paid"])
-        trust = 0.0 if entry["alarm"] else _trust(genuine)
-        credible = min(genuine / _RIGHT, 1.0)
-        entry["student"] = updated(entry["student"], credible * news.successes, news.attempts, self.forget)
-        if news.attempts:
-            entry["trace"] = [*entry["trace"], list(moments(entry["student"]))][-_WATCHED:]
-        if news.groups:
-            entry["informative"] = running(entry["informative"], news.informative_groups / news.groups, 0.5)
-        teachers = {name: news.teachers.get(name) for name in entry["teachers"]}
-        if self.by_gate and news.attempts:
-            self._watch_the_gate(entry["gate"], teachers, credible, tick)
-        # A teacher that is off says nothing until the next heartbeat: what it said last holds.
-        for name, told in teachers.items():
-            if told is not None and told.divergence is not None and math.isfinite(told.divergence):
-                entry["apart"][name] = told.divergence
-        leads, odds = self._leads(entry, teachers)
-        heard = [nats for name, nats in entry["apart"].items() if entry["teachers"][name]["on"]]
-        fade = clip(max(heard) / self.kappa, 0, 1) if heard else 1.0
-        best = max(leads.values(), default=0.0)
-        worth = {"policy": (entry["informative"] or 0.0) * trust, "response": best, "feature": best * fade}
-        entry["worth"] = max(worth[signal] for signal in entry["signals"])
-        measured = f"student {mean(entry['student']):.2f}, informative {worth['policy']:.2f}, best lead {best:.2f}"
-        asked = {
-            name: f", right {mean(gate['right']):.2f}, sampled {mean(gate['sure']):.2f} of that"
-            for name, gate in entry["gate"].items()
-        }
-        moves: list[tuple[str, dict[str, float], dict[Any, float], str]] = [("teacher", leads, odds, "")]
-        if self.ratio is None:
-            moves.append(("signal", worth, PRIOR | self.prior, "" if entry["alarm"] else "policy"))
-        return events + [
-            Event(
-                step,
-                f"{what} {turned}",
-                skill,
-                name,
-                f"{measured}, its worth {values[name]:.2f}{asked.get(name, '')}",
-                rule,
-            )
-            for what, values, prior, never in moves
-            for name, turned, rule in self._mirror(entry[f"{what}s"], values, prior, never)
-        ]
+    def _step_skill(
+        self, name: str, skill: SkillState, measured: SkillObservation, step: int, tick: int
+    ) -> tuple[SkillState, list[Event]]:
+        """Return a skill's state after the tick's measurements and with moved weights, and the events."""
+        skill, events = self._observe_reward(name, skill.model_copy(update={"ticks_unseen": 0}), measured, step)
+        skill = self._observe_teachers(skill.after_attempts(measured, self.forget), measured, tick)
+        worths = self._worths(skill, measured)
+        skill = skill.model_copy(update={"best_worth": max(worths.signals[signal] for signal in skill.signals)})
+        moved, teacher_switches, signal_switches = self._move_weights(skill, worths)
+        events += [_switch_event(step, name, "teacher", switch, skill, worths) for switch in teacher_switches]
+        events += [_switch_event(step, name, "signal", switch, skill, worths) for switch in signal_switches]
+        return moved, events
 
-    def _audit(self, entry: State, news: SkillObservation, skill: str, step: int) -> list[Event]:
-        """Count in, in place, how much of what was paid is right; returns the alarm, or its end."""
-        if not news.audited:
-            return []
-        changed = has_changed(entry["since"], news.audit_passed, news.audited)
-        paid = list(_UNAUDITED) if changed else entry["paid"]
-        entry["paid"] = updated(paid, news.audit_passed, news.audited, self.forget, _UNAUDITED)
-        if not entry["since"]["asked"]:
-            entry["since"]["known"] = entry["paid"]
-        genuine = mean(entry["paid"])
-        trust = _trust(genuine)
-        measured = f"{news.audit_passed} of {news.audited} audited successes are right, in the long run {genuine:.2f}"
-        if not entry["alarm"] and trust < _ALARM:
-            entry["alarm"] = True
-            return [Event(step, "audit alarm", skill, "policy", measured, f"trust below {_ALARM:g}")]
-        if entry["alarm"] and trust > _CALM:
-            entry["alarm"] = False
-            return [Event(step, "audit calm", skill, "policy", measured, f"trust above {_CALM:g}")]
-        return []
+    def _observe_reward(
+        self, name: str, skill: SkillState, measured: SkillObservation, step: int
+    ) -> tuple[SkillState, list[Event]]:
+        """Take in the audit's counts; the event tells that its alarm is raised, or ends."""
+        after = skill.after_audit(measured.audit_passed, measured.audited, self.forget)
+        if after.audit_alarm == skill.audit_alarm:
+            return after, []
+        reason = (
+            f"{measured.audit_passed} of {measured.audited} audited successes are right, "
+            f"in the long run {after.reward_precision.mean:.2f}"
+        )
+        kind, rule = "audit calm", f"trust above {CALM_ABOVE:g}"
+        if after.audit_alarm:
+            kind, rule = "audit alarm", f"trust below {ALARM_BELOW:g}"
+        return after, [Event(step, kind, name, "policy", reason, rule)]
 
-    def _watch_the_gate(
-        self, gate: State, teachers: Mapping[str, TeacherObservation | None], credible: float, tick: int
-    ) -> None:
-        """Count in how often each teacher was right when asked, and how the student does on those prompts."""
-        for name, seen in teachers.items():
-            # Where the verifier has no say all answers pass, and nobody's attempts count: that shows nothing.
-            if seen is None or not seen.prompts or (seen.correct and not seen.attempts):
-                continue
-            probed = [1.0 + seen.probe_correct, 1.0 + seen.probe_size - seen.probe_correct]
-            start = {"right": probed, "student": [1.0, 1.0], "since": since(probed), "sure": list(_SURE)}
-            entry = gate.setdefault(name, start | {"tick": tick - 1})
-            known = entry["right"]
-            if has_changed(entry["since"], seen.correct, seen.prompts):
-                known, entry["sure"] = [1.0, 1.0], list(_SURE)
-            entry["sure"] = updated(entry["sure"], seen.resampled_correct, seen.resampled, _LASTING, _SURE)
-            # One that was off is seen again after many ticks. What it was then counts less, but it is still the best
-            # guess: with the prior in its place, one that was never right would be back after each look.
-            faded, entry["tick"] = self.forget ** (tick - entry["tick"] - 1), tick
-            known, student = ([faded * x for x in beta] for beta in (known, entry["student"]))
-            entry["right"] = updated(known, seen.correct, seen.prompts, self.forget)
-            if not entry["since"]["asked"]:
-                entry["since"]["known"] = entry["right"]
-            entry["student"] = updated(student, credible * seen.successes, seen.attempts, self.forget)
+    def _observe_teachers(self, skill: SkillState, measured: SkillObservation, tick: int) -> SkillState:
+        """Take in the teachers' divergences, and what the gate counted."""
+        teachers = dict(skill.teachers)
+        for name, news in measured.teachers.items():
+            if name in teachers:
+                teachers[name] = teachers[name].after_divergence(news.divergence)
+                if self.by_gate and measured.attempts:
+                    teachers[name] = teachers[name].after_gate(news, skill.success_credibility, self.forget, tick)
+        return skill.model_copy(update={"teachers": teachers})
 
-    def _leads(
-        self, entry: State, teachers: Mapping[str, TeacherObservation | None]
-    ) -> tuple[dict[str, float], dict[Any, float]]:
-        """Worth in [0, 1] of each teacher on a skill, and the odds at which teachers of the same worth share."""
-        p, p_var = moments(entry["student"])
-        teaching = {name: seen for name, seen in teachers.items() if seen is not None and seen.teaches}
-        posterior = {}
-        for name, seen in teaching.items():
-            if name in entry["gate"]:
-                posterior[name] = moments(entry["gate"][name]["right"])
-            elif seen.probe_size and entry["trace"]:  # a lead is over a student that was seen
-                posterior[name] = moments([1.0 + seen.probe_correct, 1.0 + seen.probe_size - seen.probe_correct])
-        # Of teachers that nobody has verified none can be preferred: least of all the one that disagrees most.
-        apart = [entry["apart"][name] for name in teaching if name not in posterior and name in entry["apart"]]
-        trusted = clip(max(apart) / self.kappa, 0, 1) if apart else 1.0
-        worth = dict.fromkeys(teachers, 0.0)
+    # -- worth -------------------------------------------------------------------------------------------------------
+
+    def _worths(self, skill: SkillState, measured: SkillObservation) -> Worths:
+        """Return what a skill's signals and teachers are worth now."""
+        teaching = {name for name, news in measured.teachers.items() if name in skill.teachers and news.teaches}
+        accuracies = self._teacher_accuracies(skill, measured, teaching)
+        # Among teachers that nobody has verified none can be preferred: least of all the one that differs most.
+        unverified = [skill.teachers[name].divergence for name in teaching if name not in accuracies]
+        unverified_worth = self._divergence_worth(unverified)
+        teachers = dict.fromkeys(skill.teachers, 0.0)
         for name in teaching:
-            if name not in posterior:
-                worth[name] = trusted
-                continue
-            c, c_var = posterior[name]
-            if name in entry["gate"]:
-                lead = mean(entry["gate"][name]["sure"]) - mean(entry["gate"][name]["student"])
-                # A ramp, and no threshold: measured competence wavers, and weights should not.
-                known = min(c / (2 * self.cover), 1.0) if self.cover else 1.0
-                worth[name] = clip(lead / self.headroom, 0, 1) * known**3
-            else:
-                chance = 0.5 * math.erfc(-(c - p - self.margin) / math.sqrt(2 * (p_var + c_var)))
-                worth[name] = chance * clip((c - p) / self.headroom, 0, 1)
-        # Squared, so that a weak teacher does not dilute a strong one while the student is weaker than both.
-        best = max((c for c, _ in posterior.values()), default=1.0)
-        return worth, {name: (posterior[name][0] / best) ** 2 for name in posterior}
-
-    def _mirror(
-        self, table: State, worth: Mapping[str, float], prior: Mapping[Any, float], never_off: str
-    ) -> list[tuple[str, str, str]]:
-        """One capped mirror step on `table` in place; returns what was turned on or off, and by which rule."""
-        turned = []
-        for name, entry in table.items() if self.switch else ():
-            value = worth[name]
-            entry["ticks"] = entry["ticks"] + 1 if (value < self.off if entry["on"] else value > self.on) else 0
-            if entry["on"] and entry["ticks"] >= self.patience and name != never_off:
-                entry.update(on=False, ticks=0)
-                turned.append((name, "off", f"worth below {self.off:g} for {self.patience} ticks"))
-            elif not entry["on"] and (entry["ticks"] >= _TICKS_ON or name == never_off):
-                entry.update(on=True, ticks=0, log=max(entry["log"], math.log(_RETURN)))
-                rule = "never off" if name == never_off else f"worth above {self.on:g} for {_TICKS_ON} ticks"
-                turned.append((name, "on", rule))
-        active = [name for name in table if table[name]["on"]]
-        raw = normalised({name: prior.get(name, 1.0) * clip(worth[name], 0, 1) + _TINY for name in active})
-        for name in active:
-            pull = self.rate * (math.log(raw[name]) - table[name]["log"])
-            table[name]["log"] += clip(pull, -self.cap, self.cap)
-        _normalise(table)
-        return turned
-
-    def _allocate(self, state: State) -> None:
-        """Move the skills' shares of the prompts towards what they are worth; one that is never asked has no claim."""
-        worth = {
-            skill: entry["worth"] * _to_gain(entry) if entry["stale"] < _STALE else 0.0
-            for skill, entry in state["skills"].items()
+            teachers[name] = unverified_worth
+            if name in accuracies:
+                teachers[name] = self._verified_worth(skill, skill.teachers[name].gate, accuracies[name])
+        best = max(teachers.values(), default=0.0)
+        active = [teacher.divergence for teacher in skill.teachers.values() if teacher.weight.is_on]
+        trust = 0.0 if skill.audit_alarm else skill.reward_trust
+        signals = {
+            "policy": (skill.informative or 0.0) * trust,
+            "response": best,
+            "feature": best * self._divergence_worth(active),
         }
-        targets = normalised(worth) if sum(worth.values()) else normalised(dict.fromkeys(worth, 1.0))
-        for skill, share in state["allocation"].items():
-            target = (1 - _FLOOR) * targets[skill] + _FLOOR / len(targets)
-            state["allocation"][skill] = share + _PACE * (target - share)
+        # Squared, so that a weak teacher does not dilute a strong one while the student is weaker than both.
+        highest = max((accuracy.mean for accuracy in accuracies.values()), default=1.0)
+        odds = {name: (accuracy.mean / highest) ** 2 for name, accuracy in accuracies.items()}
+        return Worths(signals, teachers, odds)
+
+    def _teacher_accuracies(
+        self, skill: SkillState, measured: SkillObservation, teaching: set[str]
+    ) -> dict[str, BetaPosterior]:
+        """Return the accuracies of the teachers that were verified: by the gate, or by probe prompts."""
+        accuracies = {}
+        for name in teaching:
+            gate, news = skill.teachers[name].gate, measured.teachers[name]
+            if gate is not None:
+                accuracies[name] = gate.accuracy
+            elif news.probe_size and skill.success_history:  # a lead is over a student whose attempts were seen
+                accuracies[name] = BetaPosterior.of_counts(news.probe_correct, news.probe_size)
+        return accuracies
+
+    def _divergence_worth(self, divergences: list[float | None]) -> float:
+        """Return the worth, in [0, 1], of matching the teacher that is furthest away; 1 if none was measured."""
+        measured = [nats for nats in divergences if nats is not None]
+        return clip(max(measured) / self.kappa, 0, 1) if measured else 1.0
+
+    def _verified_worth(self, skill: SkillState, gate: GateState | None, accuracy: BetaPosterior) -> float:
+        """Return the worth, in [0, 1], of a verified teacher: its lead over the student."""
+        if gate is not None:
+            lead = gate.sampled_accuracy.mean - gate.student_accuracy.mean
+            # A ramp, and no threshold: measured accuracy fluctuates, and weights should not.
+            coverage = min(accuracy.mean / (2 * self.cover), 1.0) if self.cover else 1.0
+            return clip(lead / self.headroom, 0, 1) * coverage**3
+        student = skill.student_accuracy
+        lead = accuracy.mean - student.mean
+        probability = 0.5 * math.erfc(-(lead - self.margin) / math.sqrt(2 * (student.variance + accuracy.variance)))
+        return probability * clip(lead / self.headroom, 0, 1)
+
+    # -- weights -----------------------------------------------------------------------------------------------------
+
+    def _move_weights(self, skill: SkillState, worths: Worths) -> tuple[SkillState, list[Switch], list[Switch]]:
+        """Return the skill with moved weights, and the switches of teachers and of signals."""
+        weights, teacher_switches = self._step_weights(
+            skill.teacher_weights, worths.teachers, worths.teacher_odds, never_off=""
+        )
+        skill = skill.with_teacher_weights(weights)
+        if self.ratio is not None:
+            return skill, teacher_switches, []
+        prior = {str(signal): odds for signal, odds in (PRIOR | self.prior).items()}
+        never_off = "" if skill.audit_alarm else "policy"
+        signals, signal_switches = self._step_weights(skill.signals, worths.signals, prior, never_off)
+        return skill.model_copy(update={"signals": signals}), teacher_switches, signal_switches
+
+    def _step_weights(
+        self, weights: Mapping[str, WeightState], worth: Mapping[str, float], odds: Mapping[str, float], never_off: str
+    ) -> tuple[dict[str, WeightState], list[Switch]]:
+        """Return the weights after one tick, and what was switched on or off."""
+        switches: list[Switch] = []
+        if self.switch:
+            weights, switches = switch(weights, worth, SwitchRule(self.off, self.on, self.patience), never_off)
+        return mirror_step(weights, worth, odds, step_size=self.rate, max_log_step=self.cap), switches
 
 
-def _to_gain(entry: State) -> float:
-    """What a skill's prompts can still gain, in [0, 1]: what is wrong, less of it where the skill stands still."""
-    wrong, trace = 1 - mean(entry["student"]), entry["trace"]
-    if len(trace) < _WATCHED:
-        return wrong
-    (before, doubt), (now, doubt_now) = trace[-1 - _RECENT], trace[-1]
-    moved = abs(now - before) - math.sqrt(doubt + doubt_now)
-    return wrong * clip(_PATIENT + moved / _RISE, _PATIENT, 1.0)
+def _skill_states(state: State) -> dict[str, SkillState]:
+    return {name: SkillState.model_validate(skill) for name, skill in state["skills"].items()}
 
 
-def _table(shares: Mapping[str, float]) -> State:
-    return {name: {"log": math.log(w) if w else 0.0, "on": w > 0, "ticks": 0} for name, w in shares.items()}
+def _allocation(before: Mapping[str, float], skills: Mapping[str, SkillState]) -> dict[str, float]:
+    """Return the skills' shares of the prompts after one tick: a step towards what they are worth.
+
+    A skill that has had no prompt for long has no claim beyond the uniform share.
+    """
+    worth = {
+        name: skill.best_worth * skill.possible_gain if skill.ticks_unseen < TICKS_TO_FORGET else 0.0
+        for name, skill in skills.items()
+    }
+    targets = normalised(worth) if sum(worth.values()) else normalised(dict.fromkeys(worth, 1.0))
+    shares = {}
+    for name, share in before.items():
+        target = (1 - UNIFORM_SHARE) * targets[name] + UNIFORM_SHARE / len(targets)
+        shares[name] = share + ALLOCATION_STEP * (target - share)
+    return shares
 
 
-def _normalise(table: State) -> None:
-    """Make the weights of what is on sum to 1, in place."""
-    active = [entry for entry in table.values() if entry["on"]]
-    total = math.log(sum(math.exp(entry["log"]) for entry in active)) if active else 0.0
-    for entry in active:
-        entry["log"] -= total
-
-
-def _shares(table: State) -> dict[str, float]:
-    return normalised({name: math.exp(entry["log"]) if entry["on"] else 0.0 for name, entry in table.items()})
-
-
-def _trust(genuine: float) -> float:
-    """How far a reward is trusted of whose payments a share `genuine` is right, in [0, 1]."""
-    return clip((genuine - _HALF_RIGHT) / (_RIGHT - _HALF_RIGHT), 0, 1)
+def _switch_event(step: int, name: str, thing: str, switch: Switch, skill: SkillState, worths: Worths) -> Event:
+    """Return the event of a switch; `skill` is the state from which it was decided."""
+    worth = (worths.teachers if thing == "teacher" else worths.signals)[switch.name]
+    best = max(worths.teachers.values(), default=0.0)
+    measured = (
+        f"student {skill.student_accuracy.mean:.2f}, informative {worths.signals['policy']:.2f}, "
+        f"best lead {best:.2f}, its worth {worth:.2f}"
+    )
+    gate = skill.teachers[switch.name].gate if switch.name in skill.teachers else None
+    if gate is not None:
+        measured += f", right {gate.accuracy.mean:.2f}, sampled {gate.sampled_accuracy.mean:.2f} of that"
+    return Event(step, f"{thing} {'on' if switch.is_on else 'off'}", name, switch.name, measured, switch.rule)

@@ -144,8 +144,8 @@ def test_training_asks_the_trusted_reward_of_rollouts_and_of_teachers(tmp_path):
     assert last["audit/first"] == 0
     assert "audit/second" not in last
     assert {event.skill for event in made.events if event.kind == "audit alarm"} == {"first"}
-    gate = made.steering.state["skills"]["first"]["gate"]["one"]["right"]
-    assert gate[0] <= 1 < gate[1]  # by the first reward it would be right each time
+    accuracy = made.steering.state["skills"]["first"]["teachers"]["one"]["gate"]["accuracy"]
+    assert accuracy["alpha"] <= 1 < accuracy["beta"]  # by the first reward it would be right each time
 
 
 def test_a_trusted_reward_that_can_not_be_asked_is_refused(tmp_path):

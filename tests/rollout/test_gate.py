@@ -278,13 +278,13 @@ def test_gap_values_a_gated_teacher_by_what_the_student_still_fails_where_it_is_
     assert weights.signals["a"]["response"] == 0  # it has learnt all that `weak` knows
 
 
-@pytest.mark.parametrize(("right_again", "teaches"), [(2, False), (8, True)])
-def test_a_teacher_that_is_less_sure_than_the_student_does_not_teach(right_again, teaches):
+@pytest.mark.parametrize(("resampled_correct", "teaches"), [(2, False), (8, True)])
+def test_a_teacher_that_is_less_sure_than_the_student_does_not_teach(resampled_correct, teaches):
     """It is right on all prompts when greedy; the student, when sampling, on nine in ten."""
     controller = GapController()
     state = controller.start(["a"], ["t"], ["policy", "response"])
     for step in range(12):
-        told = replace(seen(16, 16, 58, 64), again=8, right_again=right_again)
+        told = replace(seen(16, 16, 58, 64), resampled=8, resampled_correct=resampled_correct)
         state, weights, _ = controller.step(
             state, Observation(step, {"a": SkillObservation(64, 58, 16, 4, {"t": told})})
         )

@@ -55,7 +55,11 @@ def test_one_process_and_two_give_the_same_update(tmp_path):
                 assert len({round(log, 3) for log in logs[0].values()}) > 1, "they began alike, and have moved"
             assert logs[1] == pytest.approx(logs[0], rel=1e-4)
         if controller == "gap":
-            assert skills[0]["first"]["paid"] == skills[1]["first"]["paid"] != [2.0, 0.2]
+            assert (
+                skills[0]["first"]["reward_precision"]
+                == skills[1]["first"]["reward_precision"]
+                != {"alpha": 2.0, "beta": 0.2}
+            )
             assert skills[1]["first"]["student"] == skills[0]["first"]["student"]
 
 
