@@ -22,7 +22,7 @@ ALLOWED = {  # the packages that each package may import, beside itself and the 
     "models": "",
     "losses": "models",
     "controllers": "",
-    "recipe": "losses controllers",
+    "recipe": "losses controllers data.formats",
     "data": "recipe",
     "teachers": "models losses",
     "rollout": "models losses controllers teachers",

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rld.data.formats import read
+from rld.data.file_items import read_items
 from rld.data.items import Item, ItemFactory
 from rld.recipe import registry
 from rld.recipe.skills import FileSkill, GeneratedSkill, ReasoningGymSkill
@@ -26,7 +26,7 @@ def item_factory(skill: GeneratedSkill | ReasoningGymSkill | FileSkill, folder: 
             return _Generator(registry.load("generators", skill.generator, folder), skill), len(skill.levels)
         case ReasoningGymSkill():
             return _ReasoningGym(skill), len(skill.levels)
-    levels = read(registry.find_path(skill.rows, folder) or folder / skill.rows)
+    levels = read_items(registry.find_path(skill.rows, folder) or folder / skill.rows)
     return _Choice(levels), len(levels)
 
 

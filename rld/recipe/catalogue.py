@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from rld.controllers import AnyController
+from rld.data.formats import FORMATS
 from rld.errors import LibraryError
 from rld.losses.combination import AnyCombination
 from rld.losses.divergences import AnyDivergence
@@ -27,7 +28,7 @@ _UNIONS: dict[str, tuple[Any, str]] = {
     "stages": (AnyStage, "run"),
 }
 
-_COPIED = (".py", ".jsonl", ".csv")
+_COPIED = (".py", *FORMATS)
 
 KINDS = ["recipes", "rewards", "curricula", *_UNIONS]
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rld.data.formats import FORMATS
 from rld.errors import LibraryError
 from rld.recipe import python_source, registry, reserved_options, third_party_options
 from rld.recipe.document import Loc, RecipeDocument, RecipeProblem, shown
@@ -153,11 +154,13 @@ class _Checker:
                         (*loc, "levels", i), level, third_party_options.gym_fields(task), reserved_options.GYM
                     )
             case {"rows": str(name)}:
-                place = registry.find_path(name, self.folder)
+                place, where = registry.find_path(name, self.folder), (*loc, "rows")
                 if place is None or not place.is_file():
-                    beside = [path.name for path in self.folder.iterdir() if path.suffix in (".jsonl", ".csv")]
-                    where = (*loc, "rows")
+                    beside = [path.name for path in self.folder.iterdir() if path.suffix in FORMATS]
                     yield RecipeProblem(where, f"{self.label(where)}: there is no file {name}{hint(name, beside)}")
+                elif place.suffix not in FORMATS:
+                    suffixes = " or ".join(FORMATS)
+                    yield RecipeProblem(where, f"{self.label(where)}: rows come from {suffixes} files, not {name}")
 
     def curriculum(self, loc: Loc, part: Any) -> Iterator[RecipeProblem]:
         if isinstance(part, dict) and isinstance(part.get("use"), str):

@@ -1,81 +1,17 @@
-"""Items from files: JSON Lines and CSV."""
+"""Formats of files with rows. To add one, write a module here with a `read`, and name it in `FORMATS`."""
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from rld.data.items import Item
-from rld.errors import DataError
+from rld.data.formats import csv, jsonl
 
-_MOST_LISTED = 10
+Read: TypeAlias = Callable[[Path], Iterator[tuple[int, Any]]]
+"""Yields the number of each row's last line, and the row as a mapping, or the ValueError that says what is wrong.
 
+It raises OSError or ValueError where the file as a whole cannot be read."""
 
-def read(path: Path) -> list[list[Item]]:
-    """Read a JSON Lines or CSV file into items by level. Texts stay as they are: an answer 007 is not a 7.
-
-    Raises:
-        DataError: lists the rows that cannot be used, with their line numbers.
-    """
-    if path.suffix not in (".jsonl", ".csv"):
-        raise DataError(f"{path}: rows come from .jsonl or .csv files")
-    levels: dict[int, list[Item]] = {}
-    problems = []
-    try:
-        for line, record in (_json_lines if path.suffix == ".jsonl" else _csv_lines)(path):
-            try:
-                item, level = _item(record)
-                levels.setdefault(level, []).append(item)
-            except ValueError as error:
-                problems.append(f"{path}:{line}: {error}")
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: {error}") from error
-    if problems:
-        more = len(problems) - _MOST_LISTED
-        raise DataError("\n".join(problems[:_MOST_LISTED] + ([f"and {more} rows more"] if more > 0 else [])))
-    missing = [level for level in range(max(levels, default=0) + 1) if level not in levels]
-    if missing:
-        raise DataError(f"{path}: no rows of level {missing[0]}" if levels else f"{path}: no rows")
-    return [levels[level] for level in range(len(levels))]
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield number, line
-
-
-def _csv_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        yield from ((reader.line_num, record) for record in reader)
-
-
-def _item(record: Any) -> tuple[Item, int]:
-    if isinstance(record, str):
-        try:
-            record = json.loads(record)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"not valid JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise ValueError("a row is a mapping with question and answer")
-    question, answer = (_text(record, key) for key in ("question", "answer"))
-    level = record.get("level", 0)
-    if isinstance(level, str) and level.strip().isdecimal():
-        level = int(level)
-    if not isinstance(level, int) or isinstance(level, bool) or level < 0:
-        raise ValueError(f"level should be a whole number from 0, not {level!r}")
-    return Item(question, answer), level
-
-
-def _text(record: Mapping[str, Any], key: str) -> str:
-    value = record.get(key)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = str(value)
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"no {key}" if key not in record else f"{key} should be text, not {value!r:.80}")
-    return value
+FORMATS: dict[str, Read] = {".jsonl": jsonl.read, ".csv": csv.read}
+"""By the end of the file's name."""

@@ -1,0 +1,69 @@
+"""Items from files, by level."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rld.data.formats import FORMATS
+from rld.data.items import Item
+from rld.errors import DataError
+
+_MOST_LISTED = 10
+
+
+def read_items(path: Path) -> list[list[Item]]:
+    """Read a file into items by level. Texts stay as they are: an answer 007 is not a 7.
+
+    Raises:
+        DataError: lists the rows that cannot be used, with their line numbers.
+    """
+    if path.suffix not in FORMATS:
+        raise DataError(f"{path}: rows come from {' or '.join(FORMATS)} files")
+    levels: dict[int, list[Item]] = {}
+    problems = []
+    try:
+        for line, record in FORMATS[path.suffix](path):
+            try:
+                item, level = _item(record)
+                levels.setdefault(level, []).append(item)
+            except ValueError as error:
+                problems.append(f"{path}:{line}: {error}")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: {error}") from error
+    if problems:
+        more = len(problems) - _MOST_LISTED
+        raise DataError("\n".join(problems[:_MOST_LISTED] + ([f"and {more} rows more"] if more > 0 else [])))
+    missing = [level for level in range(max(levels, default=0) + 1) if level not in levels]
+    if missing:
+        raise DataError(f"{path}: no rows of level {missing[0]}" if levels else f"{path}: no rows")
+    return [levels[level] for level in range(len(levels))]
+
+
+def _item(record: Any) -> tuple[Item, int]:
+    """Return the item of a record, and its level.
+
+    Raises:
+        ValueError: what is wrong with the record.
+    """
+    if isinstance(record, ValueError):
+        raise record
+    if not isinstance(record, dict):
+        raise ValueError("a row is a mapping with question and answer")
+    question, answer = (_text(record, key) for key in ("question", "answer"))
+    level = record.get("level", 0)
+    if isinstance(level, str) and level.strip().isdecimal():
+        level = int(level)
+    if not isinstance(level, int) or isinstance(level, bool) or level < 0:
+        raise ValueError(f"level should be a whole number from 0, not {level!r}")
+    return Item(question, answer), level
+
+
+def _text(record: Mapping[str, Any], key: str) -> str:
+    value = record.get(key)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"no {key}" if key not in record else f"{key} should be text, not {value!r:.80}")
+    return value

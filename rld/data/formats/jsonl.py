@@ -1,0 +1,23 @@
+"""JSON Lines: one object per line; empty lines are skipped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def read(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield each line's number and its value, or the ValueError that says why it is no JSON."""
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield number, _value(line)
+
+
+def _value(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        return ValueError(f"not valid JSON: {error}")
