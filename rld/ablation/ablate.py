@@ -176,7 +176,7 @@ def _before(arm: Arm, seed: int) -> dict[str, Any]:
     """Return the recipe of the stages before the compared one: arms that agree on it share its results."""
     recipe = _resolved(arm, seed)
     stages = recipe["stages"][: arm.index]
-    heeds_rewards = any(stage["run"] == "distill" for stage in stages)
+    heeds_rewards = any(stage.uses_rewards for stage in arm.recipe.stages[: arm.index])
     return recipe | {"stages": stages, "rewards": recipe["rewards"] if heeds_rewards else _ANY_REWARDS}
 
 

@@ -11,15 +11,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
 
 from rld.controllers import AnyController
 from rld.controllers.base import BaseController
 from rld.errors import AblationError, RecipeError
 from rld.recipe.reading import read_recipe
 from rld.recipe.schema import Recipe
-from rld.recipe.stages.distill import Distill
-from rld.recipe.stages.sft import Sft
+from rld.recipe.stages import AnyStage
+from rld.utils.options import kinds_of
 from rld.utils.suggestions import hint, nearest
 
 NUM_SCORINGS = 10
@@ -27,9 +26,7 @@ NUM_SCORINGS = 10
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
-_KINDS: dict[str, Any] = {
-    get_args(member.model_fields["kind"].annotation)[0]: member for member in get_args(get_args(AnyController)[0])
-}
+_KINDS = kinds_of(AnyController)
 
 
 @dataclass(frozen=True)
@@ -51,14 +48,14 @@ class Arm:
         return compared_stage_index(self.recipe)
 
     @property
-    def stage(self) -> Sft | Distill:
+    def stage(self) -> AnyStage:
         return self.recipe.stages[self.index]
 
 
 def compared_stage_index(recipe: Recipe) -> int:
-    """Return the index of the last distillation stage, or of the last stage where there is none."""
-    distills = [i for i, stage in enumerate(recipe.stages) if isinstance(stage, Distill)]
-    return distills[-1] if distills else len(recipe.stages) - 1
+    """Return the index of the last stage that uses rewards, or of the last stage where there is none."""
+    with_rewards = [i for i, stage in enumerate(recipe.stages) if stage.uses_rewards]
+    return with_rewards[-1] if with_rewards else len(recipe.stages) - 1
 
 
 def read_arms(text: str, source: Path, overrides: Sequence[str], max_flops: float | None = None) -> list[Arm]:
@@ -151,13 +148,14 @@ def _placed(own: list[str], base: Recipe) -> list[str]:
     stage = base.stages[compared_stage_index(base)]
     fields, top = list(type(stage).model_fields), list(Recipe.model_fields)
     placed: list[str] = []
+    controller = getattr(stage, "controller", None)  # stages of some kinds have none
     for text in own:
         first = re.split("[.=]", text, maxsplit=1)[0]
         meant = first if first in top else nearest(first, [*top, *fields])
         path = text if meant in top or meant is None else f"stages.{stage.name}.{text}"
         kind = path.removeprefix(f"stages.{stage.name}.controller.kind=")
-        if kind != path and kind in _KINDS and isinstance(stage, Distill) and kind != stage.controller.kind:
-            set_by_hand = stage.controller.model_dump(mode="json", exclude_unset=True)
+        if kind != path and kind in _KINDS and controller is not None and kind != controller.kind:
+            set_by_hand = controller.model_dump(mode="json", exclude_unset=True)
             kept = {key: value for key, value in set_by_hand.items() if key in BaseController.model_fields} | {
                 "kind": kind
             }

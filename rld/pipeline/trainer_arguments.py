@@ -8,14 +8,12 @@ from typing import Any
 import torch
 from peft import LoraConfig
 
+from rld.recipe.stages import AnyStage
 from rld.recipe.stages.distill import Distill
-from rld.recipe.stages.sft import Sft
 from rld.types import SIGNALS
 
 
-def shared_arguments(
-    stage: Sft | Distill, num_rows: int, num_processes: int, seed: int, folder: Path
-) -> dict[str, Any]:
+def shared_arguments(stage: AnyStage, num_rows: int, num_processes: int, seed: int, folder: Path) -> dict[str, Any]:
     """Arguments that the trainers of all stages share; the stage's own `trainer` section goes on top.
 
     Args:

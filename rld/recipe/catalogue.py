@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import shutil
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from rld.controllers import AnyController
 from rld.data.formats import FORMATS
@@ -17,15 +17,16 @@ from rld.losses.token_weights import AnyTokenWeights
 from rld.recipe import registry
 from rld.recipe.document import RecipeDocument, walk
 from rld.recipe.stages import AnyStage
+from rld.utils.options import kinds_of
 from rld.utils.suggestions import hint
 
-_UNIONS: dict[str, tuple[Any, str]] = {
-    "controllers": (AnyController, "kind"),
-    "divergences": (AnyDivergence, "kind"),
-    "combinations": (AnyCombination, "kind"),
-    "tokens": (AnyTokenWeights, "kind"),
-    "features": (AnyFeature, "kind"),
-    "stages": (AnyStage, "run"),
+_UNIONS: dict[str, Any] = {
+    "controllers": AnyController,
+    "divergences": AnyDivergence,
+    "combinations": AnyCombination,
+    "tokens": AnyTokenWeights,
+    "features": AnyFeature,
+    "stages": AnyStage,
 }
 
 _COPIED = (".py", *FORMATS)
@@ -37,9 +38,7 @@ def names(kind: str) -> dict[str, str]:
     """Return what ships of a kind, as a recipe names it, each with the first line of its description."""
     if kind not in _UNIONS:
         return registry.names(kind)
-    union, key = _UNIONS[kind]
-    members = get_args(get_args(union)[0])
-    return {get_args(member.model_fields[key].annotation)[0]: _first_line(member) for member in members}
+    return {name: _first_line(member) for name, member in kinds_of(_UNIONS[kind]).items()}
 
 
 def _first_line(member: type) -> str:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
 
+from rld.recipe import third_party_options
+from rld.recipe.document import Loc, RecipeProblem
+from rld.recipe.names import RecipeNames
+from rld.recipe.option_checks import check_options
 from rld.utils.options import FrozenOptions, union_by_key
+from rld.utils.suggestions import hint
 
 
 class NewModel(FrozenOptions):
@@ -17,6 +23,19 @@ class NewModel(FrozenOptions):
     config: dict[str, Any]
     """The configuration's options, such as hidden_size and num_hidden_layers."""
 
+    @classmethod
+    def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
+        """Check the tokenizer, the type and the options of the configuration."""
+        if names.document.tree.get("tokenizer") is None:
+            yield names.problem(loc, " is new and needs a tokenizer: set tokenizer.characters")
+        kind = raw.get("new")
+        if not isinstance(kind, str):
+            return
+        types = third_party_options.model_types()
+        if types is not None and kind not in types:
+            yield names.problem((*loc, "new"), f" cannot be {kind!r}{hint(kind, types)}")
+        yield from check_options(names, (*loc, "config"), raw.get("config"), third_party_options.model_fields(kind))
+
 
 class PretrainedModel(FrozenOptions):
     """Pre-trained weights and how to load them."""
@@ -25,6 +44,12 @@ class PretrainedModel(FrozenOptions):
     """A hub id or a folder."""
     init: dict[str, Any] = {}
     """Arguments of `from_pretrained`, such as dtype or attn_implementation."""
+
+    @classmethod
+    def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
+        """Check that the path leads to weights."""
+        if isinstance(raw.get("path"), str):
+            yield from names.weights((*loc, "path"), raw["path"], [])
 
 
 class CharacterTokenizer(FrozenOptions):

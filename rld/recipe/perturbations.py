@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
 
+from rld.recipe.document import Loc, RecipeProblem
+from rld.recipe.names import RecipeNames, items
+from rld.recipe.option_checks import check_use
 from rld.utils.options import FrozenOptions, union_by_key
+from rld.utils.suggestions import hint
 
 
 class _Change(FrozenOptions):
     at: int = Field(ge=0)
     """Optimiser steps after which it happens; 0: from the start."""
+
+    @classmethod
+    def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
+        """Check that it happens while the stage trains."""
+        at, steps = raw.get("at"), names.stage.get("steps")
+        if isinstance(at, int) and isinstance(steps, int) and at >= steps:
+            yield names.problem((*loc, "at"), f" is {at}, but the stage ends after {steps} steps")
 
 
 class TeacherChange(_Change):
@@ -20,6 +32,24 @@ class TeacherChange(_Change):
     teacher: str
     becomes: str | None
     """A name in `models`, an earlier stage, a hub id or a folder, with the same tokenizer. null: it leaves for good."""
+
+    @classmethod
+    def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
+        """Check which teacher changes, and whether it can."""
+        yield from super().check(names, loc, raw)
+        yield from _check_name(names, (*loc, "teacher"), raw.get("teacher"), names.teachers, "teacher of this stage")
+        becomes, where, stage = raw.get("becomes"), (*loc, "becomes"), names.stage
+        yield from names.reference(where, becomes)
+        if becomes is None:
+            return
+        spec = dict(items(stage.get("teachers"))).get(str(raw.get("teacher")))
+        is_served = isinstance(spec, dict) and "url" in spec
+        if is_served or stage.get("cache") is not None:
+            place = "on a server" if is_served else "with a cache"
+            yield names.problem(where, f": a teacher {place} can't become another; null lets it leave")
+        match stage.get("signals"):
+            case {"feature": dict()}:
+                yield names.problem(where, ": a teacher can't change with a feature signal")
 
 
 class RewardChange(_Change):
@@ -36,12 +66,25 @@ class RewardChange(_Change):
     noise: float | None = Field(None, ge=0, le=1)
     """Share of its verdicts r that are turned round, to 1 - r. null: as before."""
 
+    @classmethod
+    def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
+        """Check which reward changes, and what it becomes."""
+        yield from super().check(names, loc, raw)
+        yield from _check_name(names, (*loc, "reward"), raw.get("reward"), names.rewards, "reward")
+        yield from check_use("rewards", names, loc, raw, "becomes")
+
 
 class SkillJoins(_Change):
     """A skill is not asked before this step, and is from then on. Prompts are drawn up to two updates ahead."""
 
     joins: str
     """The skill."""
+
+    @classmethod
+    def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
+        """Check the skill."""
+        yield from super().check(names, loc, raw)
+        yield from _check_skill(names, (*loc, "joins"), raw.get("joins"))
 
 
 class SkillLeaves(_Change):
@@ -50,6 +93,12 @@ class SkillLeaves(_Change):
     leaves: str
     """The skill."""
 
+    @classmethod
+    def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
+        """Check the skill."""
+        yield from super().check(names, loc, raw)
+        yield from _check_skill(names, (*loc, "leaves"), raw.get("leaves"))
+
 
 class LevelShift(_Change):
     """A skill becomes easier or harder, unseen by the curriculum. Prompts are drawn up to two updates ahead."""
@@ -57,6 +106,17 @@ class LevelShift(_Change):
     skill: str
     levels: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
     """What takes the place of its first, second and further levels, counted from 0; the last also of all beyond."""
+
+    @classmethod
+    def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
+        """Check the skill and its new levels."""
+        yield from super().check(names, loc, raw)
+        skill, levels = raw.get("skill"), raw.get("levels")
+        yield from _check_skill(names, (*loc, "skill"), skill)
+        last = (names.num_levels(skill) or 0) - 1 if isinstance(skill, str) else -1
+        for i, level in items(levels) if last >= 0 else ():
+            if isinstance(level, int) and level > last:
+                yield names.problem((*loc, "levels", i), f" is {level}, but the last level of {skill!r} is {last}")
 
 
 AnyChange = Annotated[
@@ -73,3 +133,13 @@ AnyChange = Annotated[
         custom_error_message="should have one of the keys 'teacher', 'reward', 'joins', 'leaves' and 'skill'",
     ),
 ]
+
+
+def _check_skill(names: RecipeNames, loc: Loc, skill: Any) -> Iterator[RecipeProblem]:
+    yield from _check_name(names, loc, skill, names.trained_skills, "skill of this stage")
+
+
+def _check_name(names: RecipeNames, loc: Loc, name: Any, choices: list[str], kind: str) -> Iterator[RecipeProblem]:
+    """Check that `name` is one of `choices`."""
+    if isinstance(name, str) and name not in choices:
+        yield names.problem(loc, f": {name!r} is no {kind}{hint(name, choices)}")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import Field
 
+from rld.recipe.document import Loc, RecipeProblem
+from rld.recipe.names import RecipeNames
+from rld.recipe.option_checks import check_use
 from rld.utils.options import FrozenOptions
 
 
@@ -18,6 +22,11 @@ class RewardSpec(FrozenOptions):
     options: dict[str, Any] = {}
     """Keyword arguments of the function."""
 
+    @classmethod
+    def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
+        """Check the function and its options."""
+        yield from check_use("rewards", names, loc, raw)
+
 
 class CurriculumSpec(FrozenOptions):
     """Which curriculum picks skill and level of the next prompt."""
@@ -26,6 +35,11 @@ class CurriculumSpec(FrozenOptions):
     """A shipped curriculum as file:Class, or your own as ./file.py:Class."""
     options: dict[str, Any] = {}
     """Keyword arguments of the class."""
+
+    @classmethod
+    def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
+        """Check the class and its options."""
+        yield from check_use("curricula", names, loc, raw)
 
 
 class AuditSpec(FrozenOptions):
@@ -41,3 +55,8 @@ class AuditSpec(FrozenOptions):
     """Keyword arguments of the function."""
     share: float = Field(0.1, gt=0, le=1)
     """Of the completions that are called right."""
+
+    @classmethod
+    def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
+        """Check the function and its options."""
+        yield from check_use("rewards", names, loc, raw, "reward")

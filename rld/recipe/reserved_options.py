@@ -26,17 +26,6 @@ TRAINER = {
     "dataloader_num_workers": "a worker's copy of the curriculum would learn nothing, so rld uses none",
 }
 
-BY_STAGE = {
-    "sft": {"per_device_train_batch_size": "set the stage's batch instead"},
-    "distill": {
-        "per_device_train_batch_size": "set rollout.prompts and rollout.completions instead",
-        "num_generations": "set rollout.completions instead",
-        "temperature": "set rollout.temperature instead",
-        "max_completion_length": "set the recipe's max_new_tokens instead",
-        "reward_weights": "set the weight of each of the rewards instead",
-    },
-}
-
 GIVEN_TO_REWARDS = {
     *("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"),
     *("answer", "entry", "skill", "level", "question"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -10,6 +11,8 @@ from rld.losses.combination import AnyCombination, Mixture
 from rld.losses.divergences import JSD, AnyDivergence
 from rld.losses.features import AnyFeature, Cosine
 from rld.losses.token_weights import AnyTokenWeights
+from rld.recipe.document import Loc, RecipeProblem
+from rld.recipe.names import RecipeNames, items
 from rld.utils.options import FrozenOptions
 
 
@@ -51,3 +54,29 @@ class SignalSpecs(FrozenOptions):
     policy: PolicySignal | None = None
     response: ResponseSignal | None = None
     feature: FeatureSignal | None = None
+
+    def describe(self, num_teachers: int) -> str:
+        """Return the signals as one text."""
+        words = []
+        if self.policy is not None:
+            weight = self.policy.teacher_reward
+            words.append("policy" + (f" (teacher-scored reward x {weight:g})" if weight else ""))
+        if self.response is not None and num_teachers:
+            combination = f", {self.response.combine.kind} of teachers" if num_teachers > 1 else ""
+            words.append(f"response ({self.response.divergence.kind}{combination})")
+        if self.feature is not None:
+            words.append(f"feature ({self.feature.loss.kind})")
+        return ", ".join(words)
+
+    @classmethod
+    def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
+        """Check that a signal takes part, and that there are teachers for those that need them."""
+        signals = {name: signal for name, signal in items(raw) if signal is not None}
+        if isinstance(raw, dict) and not signals:
+            yield names.problem(loc, ": no signal takes part; name policy, response or feature")
+        needy = [name for name in ("response", "feature") if name in signals]
+        match signals.get("policy"):
+            case {"teacher_reward": int() | float() as weight} if weight > 0:
+                needy.append("policy.teacher_reward")
+        for name in needy if not names.teachers else ():
+            yield names.problem((*loc, *name.split(".")), " needs teachers, and this stage has none")

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from rld.data.formats import FORMATS
+from rld.recipe import registry, reserved_options, third_party_options
+from rld.recipe.document import Loc, RecipeProblem
+from rld.recipe.names import RecipeNames, items
+from rld.recipe.option_checks import check_call, check_options, find_signature
 from rld.utils.options import FrozenOptions, union_by_key
+from rld.utils.suggestions import hint
 
 
 class Prompts(FrozenOptions):
@@ -37,6 +44,16 @@ class _Skill(FrozenOptions):
     held_out: int = Field(100, ge=0)
     """Rows that no training sees and every score is measured on. 0: the skill is trained on, and never scored."""
 
+    @property
+    def origin(self) -> str:
+        """Where the rows come from, as `rld check` shows it."""
+        raise NotImplementedError
+
+    @property
+    def num_levels(self) -> int | None:
+        """The number of levels; None where only the rows show it."""
+        return None
+
 
 class GeneratedSkill(_Skill):
     """Rows from a function `(rng, **level) -> (question, answer)`."""
@@ -45,6 +62,23 @@ class GeneratedSkill(_Skill):
     """The function, as ./file.py:name relative to the recipe, or package.module:name."""
     levels: list[dict[str, Any]] = Field([{}], min_length=1)
     """The function's keyword arguments per level, the easiest first."""
+
+    @classmethod
+    def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
+        """Check the function and its arguments on each level."""
+        use = raw.get("generator")
+        if isinstance(use, str):
+            signature = yield from find_signature("generators", names, (*loc, "generator"), use)
+            for i, level in items(raw.get("levels", [{}])):
+                yield from check_call(names, (*loc, "levels", i), level, use, signature)
+
+    @property
+    def origin(self) -> str:
+        return self.generator
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.levels)
 
 
 class ReasoningGymSkill(_Skill):
@@ -55,12 +89,50 @@ class ReasoningGymSkill(_Skill):
     levels: list[dict[str, Any]] = Field([{}], min_length=1)
     """The task's configuration per level, the easiest first."""
 
+    @classmethod
+    def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
+        """Check the task and its configuration on each level."""
+        task, where = raw.get("reasoning_gym"), (*loc, "reasoning_gym")
+        if not isinstance(task, str):
+            return
+        tasks = third_party_options.gym_tasks()
+        if tasks is not None and task not in tasks:
+            yield names.problem(where, f": reasoning-gym has no task {task!r}{hint(task, tasks)}")
+        fields = third_party_options.gym_fields(task)
+        for i, level in items(raw.get("levels")):
+            yield from check_options(names, (*loc, "levels", i), level, fields, reserved_options.GYM)
+
+    @property
+    def origin(self) -> str:
+        return f"reasoning-gym {self.reasoning_gym}"
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.levels)
+
 
 class FileSkill(_Skill):
     """Rows from a JSON Lines or CSV file with columns `question`, `answer` and, where it has them, `level`."""
 
     rows: str
     """The file, relative to the recipe."""
+
+    @classmethod
+    def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
+        """Check that the file is there, in a format that can be read."""
+        name, where = raw.get("rows"), (*loc, "rows")
+        if not isinstance(name, str):
+            return
+        path = registry.find_path(name, names.folder)
+        if path is None or not path.is_file():
+            beside = [path.name for path in names.folder.iterdir() if path.suffix in FORMATS]
+            yield names.problem(where, f": there is no file {name}{hint(name, beside)}")
+        elif path.suffix not in FORMATS:
+            yield names.problem(where, f": rows come from {' or '.join(FORMATS)} files, not {name}")
+
+    @property
+    def origin(self) -> str:
+        return self.rows
 
 
 AnySkill = Annotated[

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
 
+from rld.errors import LibraryError
+from rld.recipe import registry
+from rld.recipe.document import Loc, RecipeProblem
+from rld.recipe.names import RecipeNames, is_hub_id
+from rld.recipe.tokenizer_files import same_tokenizer
 from rld.types import Align
 from rld.utils.options import FrozenOptions, union_by_key
+from rld.utils.suggestions import hint
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 
 class _Teacher(FrozenOptions):
@@ -16,6 +26,19 @@ class _Teacher(FrozenOptions):
     """The skills that it teaches. None: wherever it proves better than the student."""
     probe: int = Field(32, ge=0)
     """Training prompts per skill that it answers before the stage, which show where it is right. 0: trust it."""
+
+    @classmethod
+    def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
+        """Check the teacher's name, and the skills that it teaches."""
+        name = loc[-1]
+        if isinstance(name, str) and not _NAME.fullmatch(name):
+            yield names.problem(loc, ": a name has only letters, digits, '_' and '-'")
+        yield from names.skill_list((*loc, "skills"), raw.get("skills"), names.trained_skills)
+
+    @property
+    def place(self) -> str:
+        """Where it is, as `rld check` shows it."""
+        raise NotImplementedError
 
 
 class ServedTeacher(_Teacher):
@@ -35,6 +58,10 @@ class ServedTeacher(_Teacher):
     fingerprint: str | None = None
     """What `rld serve-teacher` prints: weights other than these are refused. None: those that it starts with."""
 
+    @property
+    def place(self) -> str:
+        return f"at {self.url}"
+
 
 class TeacherSpec(_Teacher):
     """A teacher that is loaded beside the student."""
@@ -52,6 +79,22 @@ class TeacherSpec(_Teacher):
     by the `vocabulary` that both have and the shape of the rest. None: it has the student's tokenizer."""
     chat_template: str | None = None
     """A chat template in Jinja, for a teacher that comes without one. None: its tokenizer's."""
+
+    @classmethod
+    def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
+        """Check its model, adapter and tokenizer too."""
+        yield from names.reference((*loc, "model"), raw.get("model"))
+        yield from _check_adapter(names, (*loc, "adapter"), raw.get("adapter"))
+        yield from super().check(names, loc, raw)
+        yield from _check_tokenizer(names, loc, raw)
+        match raw:
+            case {"offload": True, "init": {"device_map": _} | {"quantization_config": _}}:
+                reason = "a model with device_map or quantization_config stays where it was loaded"
+                yield names.problem((*loc, "offload"), f" cannot be true: {reason}")
+
+    @property
+    def place(self) -> str:
+        return self.model + (f" with adapter {self.adapter}" if self.adapter is not None else "")
 
     @property
     def base(self) -> str:
@@ -76,3 +119,32 @@ class CacheSpec(FrozenOptions):
     """Relative to the recipe; each teacher has a folder of its name in it."""
     top_k: int = Field(64, ge=1, le=255)
     """Tokens that a teacher names at each place; all others are one outcome. A teacher on a server has its own."""
+
+
+def _check_adapter(names: RecipeNames, loc: Loc, name: Any) -> Iterator[RecipeProblem]:
+    """Check that a name leads to a PEFT adapter."""
+    if not isinstance(name, str):
+        return
+    path = registry.find_path(name, names.folder)
+    if path is None and (name.startswith((".", "/", "~")) or not is_hub_id(name)):
+        beside = [path.parent.name for path in names.folder.glob("*/adapter_config.json")]
+        near = hint(name.removeprefix("./"), beside) or "; give the folder or hub id (owner/name) of a PEFT adapter"
+        yield names.problem(loc, f": there is no adapter {name!r}{near}")
+    elif path is not None and not (path / "adapter_config.json").is_file():
+        yield names.problem(loc, f": {name} is no PEFT adapter: it has no adapter_config.json")
+
+
+def _check_tokenizer(names: RecipeNames, loc: Loc, raw: Mapping[Any, Any]) -> Iterator[RecipeProblem]:
+    """Check that a teacher reads the student's tokens, where the files of both are on this machine."""
+    student = names.stage.get("student")
+    files = names.tokenizer_file(student), names.tokenizer_file(raw.get("model"))
+    if raw.get("align") is not None or files[0] is None or files[1] is None:
+        return
+    try:
+        is_same = same_tokenizer(files[0], files[1])
+    except LibraryError as error:
+        yield names.problem(loc, f": {error}")
+        return
+    if not is_same:
+        fix = "set align: likelihood or align: vocabulary here, or choose a teacher of the student's family"
+        yield names.problem(loc, f": its tokenizer is not that of the student, {student}; {fix}")

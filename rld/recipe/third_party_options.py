@@ -11,18 +11,13 @@ import ast
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rld.recipe import python_source
 
 Fields = dict[str, ast.AnnAssign]
 
 _TRAINING = [("transformers.training_args", "TrainingArguments"), ("trl.trainer.base_config", "_BaseConfig")]
-
-_TRAINER = {
-    "sft": [*_TRAINING, ("trl.trainer.sft_config", "SFTConfig")],
-    "distill": [*_TRAINING, ("trl.trainer.grpo_config", "GRPOConfig")],
-}
 
 _LORA = [("peft.config", "PeftConfigMixin"), ("peft.config", "PeftConfig"), ("peft.tuners.lora.config", "LoraConfig")]
 
@@ -71,9 +66,9 @@ def _fields(classes: list[tuple[str, str]]) -> Fields | None:
 
 
 @cache
-def trainer_fields(run: Literal["sft", "distill"]) -> Fields | None:
-    """Return the fields of the TRL configuration of a stage's trainer: `SFTConfig` or `GRPOConfig`."""
-    return _fields(_TRAINER[run])
+def trainer_fields(module: str, name: str) -> Fields | None:
+    """Return the fields of the TRL configuration of a stage's trainer, such as `SFTConfig`."""
+    return _fields([*_TRAINING, (module, name)])
 
 
 @cache

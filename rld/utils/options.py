@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
@@ -53,3 +53,29 @@ def parse_option(name: str, options_type: Any, value: dict[str, Any] | str) -> A
     except (ValidationError, json.JSONDecodeError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise RecipeError(f"{name}={value!r}: {reason}") from error
+
+
+def kinds_of(union: Any) -> dict[str, type[FrozenOptions]]:
+    """Return the members of a union that a literal tells apart, by that literal."""
+    key = _discriminator(union)
+    return {get_args(member.model_fields[key].annotation)[0]: member for member in _members(union)}
+
+
+def member_of(union: Any, value: Any) -> type[FrozenOptions] | None:
+    """Return the member of a discriminated union that a plain value is meant to be, None where it is none."""
+    discriminator = _discriminator(union)
+    if callable(discriminator):
+        name = discriminator(value)
+        return next((member for member in _members(union) if member.__name__ == name), None)
+    kind = value.get(discriminator) if isinstance(value, dict) else None
+    return kinds_of(union).get(kind) if isinstance(kind, str) else None
+
+
+def _members(union: Any) -> list[type[FrozenOptions]]:
+    members = get_args(get_args(union)[0])
+    return [get_args(member)[0] if get_origin(member) is Annotated else member for member in members]
+
+
+def _discriminator(union: Any) -> Any:
+    """Return the key or the function that tells the members of a union apart."""
+    return next(filter(None, (getattr(metadata, "discriminator", None) for metadata in get_args(union)[1:])))

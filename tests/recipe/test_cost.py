@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rld.recipe.cost import config_of, parameters, stage_costs
+from rld.recipe.cost import stage_costs
 from rld.recipe.schema import Recipe
+from rld.recipe.sizes import config_of, parameters
 
 SMALL = {
     "hidden_size": 64,

@@ -14,15 +14,17 @@ from transformers.trainer_utils import SchedulerType
 from trl import GRPOConfig, SFTConfig
 
 from rld.recipe import third_party_options
+from rld.recipe.stages.distill import Distill
+from rld.recipe.stages.sft import Sft
 
 
 def names_of(config):
     return {field.name for field in dataclasses.fields(config) if field.init}
 
 
-@pytest.mark.parametrize(("run", "config"), [("sft", SFTConfig), ("distill", GRPOConfig)])
-def test_trainer_fields_are_those_of_trls_configuration(run, config):
-    assert set(third_party_options.trainer_fields(run)) == names_of(config)
+@pytest.mark.parametrize(("stage", "config"), [(Sft, SFTConfig), (Distill, GRPOConfig)])
+def test_trainer_fields_are_those_of_trls_configuration(stage, config):
+    assert set(third_party_options.trainer_fields(*stage.trainer_class)) == names_of(config)
 
 
 def test_lora_fields_are_those_of_peft():
@@ -47,7 +49,7 @@ def test_reasoning_gym_tasks_and_their_options_are_those_that_it_registers():
 
 
 def test_words_of_an_enumeration_are_its_values():
-    field = third_party_options.trainer_fields("sft")["lr_scheduler_type"]
+    field = third_party_options.trainer_fields(*Sft.trainer_class)["lr_scheduler_type"]
     assert third_party_options.choices(field) == [member.value for member in SchedulerType]
 
 

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 from pydantic import Field
 
+from rld.recipe import reserved_options, third_party_options
+from rld.recipe.document import Loc, RecipeProblem
+from rld.recipe.names import RecipeNames
+from rld.recipe.option_checks import check_options
+from rld.recipe.sizes import Sizes, StageCost
 from rld.utils.options import FrozenOptions
 
 
 class Stage(FrozenOptions):
+    """One stage of a run. Its runner is the module of `pipeline` that has the name of its kind."""
+
+    uses_rewards: ClassVar[bool] = False
+    """Whether the recipe's rewards matter to it."""
+    is_supervised: ClassVar[bool] = False
+    """Whether its loss is that of supervised fine-tuning."""
+    trainer_class: ClassVar[tuple[str, str]]
+    """Module and class of TRL that hold the options of its trainer."""
+    reserved: ClassVar[Mapping[str, str]] = {}
+    """Options of the trainer that the stage sets itself, beside those of all stages, and what to set instead."""
+
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     """What later stages call this one's result; also the name of its folder."""
+    skills: list[str] | None = None
+    """Skills to train on. None: all."""
+    steps: int = Field(gt=0)
+    """Optimiser steps (updates)."""
     trainer: dict[str, Any] = {}
     """Passed on to TRL's configuration of the stage's trainer."""
     lora: dict[str, Any] | None = None
@@ -26,15 +47,45 @@ class Stage(FrozenOptions):
     """Stop after the step by which the stage has spent this many FLOPs, teachers, gate and probes included. The
     learning rate's schedule goes by `steps` all the same. None: all steps."""
 
+    # -- the spec ----------------------------------------------------------------------------------------------------
+
     @property
     def kind(self) -> str:
-        """The kind of the stage, which is also the name of its runner in `pipeline`."""
+        """The kind of the stage."""
         return str(getattr(self, "run"))  # noqa: B009
 
     @property
     def trained_model(self) -> str:
         """The model that the stage trains: a name in `models`, an earlier stage, a hub id or a folder."""
         raise NotImplementedError
+
+    def models(self) -> list[str]:
+        """Return the models that the stage refers to, the one that it trains first."""
+        return [self.trained_model]
+
+    @classmethod
+    def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
+        """Yield what is wrong with a stage as written that only a look at the whole recipe can tell."""
+        name = raw.get("name")
+        if isinstance(name, str) and name in names.stage_names[: names.index]:
+            yield RecipeProblem((*loc, "name"), f"an earlier stage is called {name!r} too; choose another name")
+        if isinstance(name, str) and name in names.models:
+            yield RecipeProblem((*loc, "name"), f"a stage and a model are both called {name!r}; choose another name")
+        yield from names.skill_list((*loc, "skills"), raw.get("skills"), names.skills)
+        yield from check_options(names, (*loc, "lora"), raw.get("lora"), third_party_options.lora_fields())
+        fields = third_party_options.trainer_fields(*cls.trainer_class)
+        reserved = reserved_options.TRAINER | dict(cls.reserved)
+        yield from check_options(names, (*loc, "trainer"), raw.get("trainer"), fields, reserved)
+
+    def cost(self, sizes: Sizes) -> StageCost:
+        """Return what the stage will cost."""
+        raise NotImplementedError
+
+    def describe(self, cost: StageCost, skills: list[str]) -> list[tuple[str, str]]:
+        """Return the rows of its table in `rld check`; `skills` are the recipe's."""
+        raise NotImplementedError
+
+    # -- the runner --------------------------------------------------------------------------------------------------
 
     @property
     def has_cache(self) -> bool:
@@ -59,5 +110,9 @@ class Stage(FrozenOptions):
         return counts
 
     def _runner(self) -> Any:
-        """Return the module of `pipeline` that has the name of the stage's kind; it imports torch."""
-        return importlib.import_module(f"rld.pipeline.{self.kind}")
+        return importlib.import_module(f"rld.pipeline.{self.kind}")  # only now, for it imports torch
+
+
+def listed(skills: list[str] | None) -> str:
+    """Return the names of skills as one text."""
+    return "all skills" if skills is None else ", ".join(skills)

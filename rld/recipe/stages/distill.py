@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from rld.controllers import AnyController
 from rld.controllers.gap import GapController
 from rld.controllers.retention_rule import RetentionRule
+from rld.recipe.controller_checks import check_controller, check_retention
+from rld.recipe.document import Loc, RecipeProblem
+from rld.recipe.names import RecipeNames, check_member, items
 from rld.recipe.perturbations import AnyChange
 from rld.recipe.plugins import AuditSpec, CurriculumSpec
 from rld.recipe.signals import PolicySignal, ResponseSignal, SignalSpecs
-from rld.recipe.stages.base import Stage
+from rld.recipe.sizes import Sizes, StageCost, quantity
+from rld.recipe.stages.base import Stage, listed
 from rld.recipe.teachers import AnyTeacher, CacheSpec, ServedTeacher, TeacherSpec
+from rld.utils.flops import forward_flops, frozen_bytes, training_bytes, training_flops
 from rld.utils.options import FrozenOptions
 
 
@@ -43,13 +48,21 @@ class Rollout(FrozenOptions):
 class Distill(Stage):
     """The main job: one student, several teachers and verifiers, one loop, weights set by a controller."""
 
+    uses_rewards: ClassVar[bool] = True
+    trainer_class: ClassVar[tuple[str, str]] = ("trl.trainer.grpo_config", "GRPOConfig")
+    reserved: ClassVar[Mapping[str, str]] = {
+        "per_device_train_batch_size": "set rollout.prompts and rollout.completions instead",
+        "num_generations": "set rollout.completions instead",
+        "temperature": "set rollout.temperature instead",
+        "max_completion_length": "set the recipe's max_new_tokens instead",
+        "reward_weights": "set the weight of each of the rewards instead",
+    }
+
     run: Literal["distill"]
     student: str
     """What to train: a name in `models`, an earlier stage, a hub id or a folder."""
     teachers: dict[str, AnyTeacher] = {}
     """By name. None: plain reinforcement."""
-    skills: list[str] | None = None
-    """Skills to train on. None: all."""
     signals: SignalSpecs = SignalSpecs(policy=PolicySignal(), response=ResponseSignal())
     gate: Literal["prompt", "skill"] = "prompt"
     """Where a teacher may teach. `prompt`: on the prompts that it answers rightly itself, by the first of the rewards.
@@ -69,8 +82,6 @@ class Distill(Stage):
     too. None: each run asks them anew."""
     changes: list[AnyChange] = []
     """What changes on purpose while the stage trains, to see how a controller takes it."""
-    steps: int = Field(gt=0)
-    """Optimiser steps (updates)."""
 
     @model_validator(mode="after")
     def _fixed_completions(self) -> Distill:
@@ -101,16 +112,12 @@ class Distill(Stage):
                 raise ValueError(f"teacher '{name}': {kind} scores at temperature 1, and the rollout's is {sampled:g}")
         return self
 
+    # -- the spec ----------------------------------------------------------------------------------------------------
+
     @property
     def loaded(self) -> dict[str, TeacherSpec]:
         """The teachers that are loaded beside the student."""
         return {name: spec for name, spec in self.teachers.items() if isinstance(spec, TeacherSpec)}
-
-    def protected(self, skills: Iterable[str]) -> list[str]:
-        """Return which of a recipe's skills the student must not forget."""
-        trained = skills if self.skills is None else self.skills
-        kept = self.retain.skills if self.retain is not None else []
-        return [skill for skill in skills if skill not in trained] if kept is None else kept
 
     @property
     def trained_model(self) -> str:
@@ -119,3 +126,75 @@ class Distill(Stage):
     @property
     def has_cache(self) -> bool:
         return self.cache is not None
+
+    def models(self) -> list[str]:
+        return [self.student, *(spec.model for spec in self.loaded.values())]
+
+    def protected(self, skills: Iterable[str]) -> list[str]:
+        """Return which of a recipe's skills the student must not forget."""
+        trained = skills if self.skills is None else self.skills
+        protected = self.retain.skills if self.retain is not None else []
+        return [skill for skill in skills if skill not in trained] if protected is None else protected
+
+    @classmethod
+    def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
+        """Check its teachers, signals, controller and all else that it holds too."""
+        yield from super().check(names, loc, raw)
+        yield from names.reference((*loc, "student"), raw.get("student"))
+        yield from CurriculumSpec.check(names, (*loc, "curriculum"), raw.get("curriculum"))
+        for name, teacher in items(raw.get("teachers")):
+            yield from check_member(AnyTeacher, names, (*loc, "teachers", name), teacher)
+        yield from SignalSpecs.check(names, (*loc, "signals"), raw.get("signals"))
+        yield from check_controller(names, (*loc, "controller"), raw.get("controller"))
+        for i, change in items(raw.get("changes")):
+            yield from check_member(AnyChange, names, (*loc, "changes", i), change)
+        yield from check_retention(names, (*loc, "retain"), raw.get("retain"))
+        yield from AuditSpec.check(names, (*loc, "audit"), raw.get("audit"))
+
+    def cost(self, sizes: Sizes) -> StageCost:
+        student = sizes.parameters(self.student)
+        teachers = {name: sizes.parameters(spec.model) for name, spec in self.loaded.items()}
+        counts = {name: size for name, size in teachers.items() if size is not None}
+        if student is None or len(counts) < len(teachers):
+            return StageCost(student, teachers, None, None)
+        frozen = {spec.base: frozen_bytes(counts[name], sizes.dtype(spec)) for name, spec in self.loaded.items()}
+        num_bytes = training_bytes(student) + sum(frozen.values())
+        return StageCost(student, teachers, num_bytes, self._flops(student, list(counts.values()), sizes))
+
+    def _flops(self, student: int, teachers: list[int], sizes: Sizes) -> int:
+        """Return the operations of the whole stage, from the number of parameters of each model."""
+        rollout, max_new_tokens = self.rollout, sizes.max_new_tokens
+        tokens = rollout.prompts * rollout.completions * max_new_tokens
+        generated = rollout.prompts * (rollout.completions - rollout.gold) * max_new_tokens
+        # Behind the gate per prompt a teacher answers each prompt once, and scores all completions at most.
+        scored = tokens + (rollout.prompts * max_new_tokens if self.gate == "prompt" else 0)
+        flops = forward_flops(student, generated) + training_flops(student, tokens)
+        flops += sum(forward_flops(teacher, scored) for teacher in teachers)
+        if self.retain is not None:  # replayed at every step at most
+            replayed = len(self.protected(sizes.skills)) * self.retain.batch * max_new_tokens
+            flops += training_flops(student, replayed)
+        return self.steps * flops
+
+    def describe(self, cost: StageCost, skills: list[str]) -> list[tuple[str, str]]:
+        adapter = ", a LoRA adapter" if self.lora is not None else ""
+        rows = [("trains", f"{self.student}, {quantity(cost.parameters)} parameters{adapter}")]
+        for name, teacher in self.teachers.items():
+            taught = "where it proves better" if teacher.skills is None else f"for {listed(teacher.skills)}"
+            size = f", {quantity(cost.teachers[name])} parameters" if name in cost.teachers else ""
+            rows.append(("teacher", f"{name}: {teacher.place}{size}, {taught}"))
+        rows.append(("signals", self.signals.describe(len(self.teachers))))
+        if self.teachers:
+            gate = "per prompt, by the teacher's own answer to it" if self.gate == "prompt" else "none per prompt"
+            rows.append(("gate", gate + (", on failed completions" if self.teach_on == "failed" else "")))
+        rows.append(("controller", f"{self.controller.kind}, every {self.controller.every} steps"))
+        rows.append(("curriculum", self.curriculum.use))
+        if self.audit is not None:
+            rows.append(("audit", f"{self.audit.reward} checks {self.audit.share:.0%} of the successes"))
+        if self.retain is not None:
+            protected = listed(self.protected(skills))
+            replayed = f"{self.retain.probes} probes each, {self.retain.batch} completions replayed a step"
+            rows.append(("retains", f"{protected}: {self.retain.drop:g} below the start at most; {replayed}"))
+        if self.changes:
+            rows.append(("changes", f"{len(self.changes)} on purpose"))
+        rollout = f"{self.rollout.prompts} prompts x {self.rollout.completions} completions"
+        return [*rows, ("on", f"{listed(self.skills)}; {self.steps} steps of {rollout}")]

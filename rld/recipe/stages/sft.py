@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from rld.recipe.stages.base import Stage
+from rld.recipe.document import Loc, RecipeProblem
+from rld.recipe.names import RecipeNames, keys
+from rld.recipe.sizes import Sizes, StageCost, quantity
+from rld.recipe.stages.base import Stage, listed
+from rld.utils.flops import forward_flops, training_bytes, training_flops
+from rld.utils.suggestions import hint
 
 _MAX_ROWS = 20_000
+"""Rows that a stage draws at most when its recipe does not say how many."""
 
 
 class Sft(Stage):
     """Supervised fine-tuning on gold answers, or on a teacher's: makes specialists, or gives a student first steps."""
 
+    is_supervised: ClassVar[bool] = True
+    trainer_class: ClassVar[tuple[str, str]] = ("trl.trainer.sft_config", "SFTConfig")
+    reserved: ClassVar[Mapping[str, str]] = {"per_device_train_batch_size": "set the stage's batch instead"}
+
     run: Literal["sft"]
     model: str
     """What to train: a name in `models`, an earlier stage, a hub id or a folder."""
-    skills: list[str] | None = None
-    """Skills to train on, in equal shares. None: all."""
-    steps: int = Field(gt=0)
-    """Optimiser steps."""
     batch: int = Field(32, gt=0)
     """Rows per optimiser step, over all processes and accumulation steps."""
     rows: int | None = Field(None, gt=0)
@@ -41,3 +48,32 @@ class Sft(Stage):
     @property
     def trained_model(self) -> str:
         return self.model
+
+    def models(self) -> list[str]:
+        return [self.model, *([self.teacher] if self.teacher is not None else [])]
+
+    @classmethod
+    def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
+        """Check its teacher and the skills with a share too."""
+        yield from super().check(names, loc, raw)
+        yield from names.reference((*loc, "model"), raw.get("model"))
+        yield from names.reference((*loc, "teacher"), raw.get("teacher"))
+        for skill in keys(raw.get("shares")):
+            if skill not in names.skills:
+                where = (*loc, "shares", skill)
+                yield names.problem(where, f": {skill!r} is no skill{hint(skill, names.skills)}")
+
+    def cost(self, sizes: Sizes) -> StageCost:
+        student, *teachers = (sizes.parameters(model) for model in self.models())
+        if student is None or None in teachers:
+            return StageCost(student, {}, None, None)
+        flops = self.steps * training_flops(student, self.batch * sizes.max_new_tokens)
+        flops += sum(forward_flops(size or 0, self.num_rows * sizes.max_new_tokens) for size in teachers)
+        return StageCost(student, {}, training_bytes(student), flops)
+
+    def describe(self, cost: StageCost, skills: list[str]) -> list[tuple[str, str]]:
+        adapter = ", a LoRA adapter" if self.lora is not None else ""
+        return [
+            ("trains", f"{self.model}, {quantity(cost.parameters)} parameters{adapter}"),
+            ("on", f"{listed(self.skills)}; {self.steps} steps of {self.batch} rows"),
+        ]

@@ -1,0 +1,177 @@
+"""The names that the parts of a recipe may refer to, and what is wrong with a name that leads nowhere.
+
+Everything here works on the recipe's tree as written, so that mistakes are found in a recipe whose other parts the
+schema refuses; values of a wrong type are the schema's business and are passed over. Nothing is imported or loaded.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rld.recipe import registry
+from rld.recipe.document import Loc, RecipeDocument, RecipeProblem
+from rld.utils.options import member_of
+from rld.utils.suggestions import hint
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class RecipeNames:
+    """What a part of a recipe may refer to, whatever mistakes are elsewhere in it.
+
+    Attributes:
+        document: The recipe.
+        index: How many stages have run when the part is used.
+        stage: The stage that the part belongs to, as written; empty for a part of the whole recipe.
+    """
+
+    document: RecipeDocument
+    index: int = 0
+    stage: Mapping[Any, Any] = field(default_factory=dict)
+
+    def in_stage(self, index: int, stage: Mapping[Any, Any]) -> RecipeNames:
+        """Return what a part of the stage at `index` may refer to."""
+        return replace(self, index=index, stage=stage)
+
+    # -- names -------------------------------------------------------------------------------------------------------
+
+    @property
+    def folder(self) -> Path:
+        """The recipe's folder."""
+        return self.document.path.parent
+
+    @property
+    def models(self) -> list[str]:
+        return keys(self.document.tree.get("models"))
+
+    @property
+    def skills(self) -> list[str]:
+        return keys(self.document.tree.get("skills"))
+
+    @property
+    def rewards(self) -> list[str]:
+        """The recipe's rewards, as their `use` names them."""
+        rewards = self.document.tree.get("rewards", [{"use": "answers:exact_match"}])
+        return [str(reward.get("use")) for _, reward in items(rewards) if isinstance(reward, dict)]
+
+    @functools.cached_property
+    def stages(self) -> list[Mapping[Any, Any]]:
+        """All stages as written."""
+        return [stage if isinstance(stage, dict) else {} for _, stage in items(self.document.tree.get("stages"))]
+
+    @property
+    def stage_names(self) -> list[Any]:
+        return [stage.get("name") for stage in self.stages]
+
+    @property
+    def teachers(self) -> list[str]:
+        """The teachers of the stage."""
+        return keys(self.stage.get("teachers"))
+
+    @property
+    def trained_skills(self) -> list[str]:
+        """The skills that the stage trains."""
+        skills = self.stage.get("skills")
+        return skills if isinstance(skills, list) else self.skills
+
+    def num_levels(self, skill: str) -> int | None:
+        """Return how many levels a skill has; None where the recipe does not show it."""
+        spec = dict(items(self.document.tree.get("skills"))).get(skill)
+        if not isinstance(spec, dict) or "rows" in spec:
+            return None
+        levels = spec.get("levels", [{}])
+        return len(levels) if isinstance(levels, list) else None
+
+    # -- problems ----------------------------------------------------------------------------------------------------
+
+    def label(self, loc: Loc) -> str:
+        """Return how to write a location on the command line."""
+        return self.document.label(loc)
+
+    def problem(self, loc: Loc, text: str) -> RecipeProblem:
+        """Return a problem whose text begins with its location."""
+        return RecipeProblem(loc, f"{self.label(loc)}{text}")
+
+    def weights(self, loc: Loc, name: str, names: list[str]) -> Iterator[RecipeProblem]:
+        """Check a name that leads to weights: one of `names`, a folder or a hub id."""
+        path = registry.find_path(name, self.folder)
+        if name in names or (path is not None and path.is_dir()):
+            return
+        if path is not None:
+            yield self.problem(loc, f": {name} is a file; give the folder of a model")
+        elif name.startswith((".", "/", "~")) or name.count("/") > 1:
+            yield self.problem(loc, f": there is no folder {name}")
+        elif not is_hub_id(name):
+            near = hint(name, names) or "; give a name in models, an earlier stage, a hub id (owner/name) or a folder"
+            yield self.problem(loc, f": there is no model {name!r}{near}")
+
+    def reference(self, loc: Loc, name: Any) -> Iterator[RecipeProblem]:
+        """Check the name of a model, or of a stage that has run by then."""
+        if not isinstance(name, str):
+            return
+        earlier, later = self.stage_names[: self.index], self.stage_names[self.index :]
+        if name in later and name not in self.models + earlier:
+            yield self.problem(loc, f": stage {name!r} has not run by then; refer to an earlier one")
+        else:
+            yield from self.weights(loc, name, self.models + [stage for stage in earlier if isinstance(stage, str)])
+
+    def skill_list(self, loc: Loc, value: Any, names: list[str]) -> Iterator[RecipeProblem]:
+        """Check a list of skills, each one of `names`."""
+        if value == []:
+            yield self.problem(loc, " names no skill; leave it out to mean all")
+        for i, name in enumerate(value if isinstance(value, list) else ()):
+            if isinstance(name, str) and name not in names:
+                fix = " of this stage" if name in self.skills else hint(name, names)
+                yield RecipeProblem((*loc, i), f"{self.label(loc)}: {name!r} is no skill{fix}")
+
+    def value_per_skill(self, loc: Loc, values: Any) -> Iterator[RecipeProblem]:
+        """Check a value per skill: it names all of the stage's skills and no other."""
+        if not isinstance(values, dict):
+            return
+        skills = self.trained_skills
+        for name in keys(values):
+            if name not in skills:
+                text = f"{self.label(loc)}: {name!r} is no skill of this stage{hint(name, skills)}"
+                yield RecipeProblem((*loc, name), text)
+        for skill in skills:
+            if isinstance(skill, str) and skill not in values:
+                yield self.problem(loc, f" has no value for skill {skill!r}")
+
+    def tokenizer_file(self, name: Any) -> Path | None:
+        """Return where the tokenizer of the model that `name` refers to is stored; a stage has that of its student."""
+        for stage in reversed(self.stages):
+            name = stage.get("student", stage.get("model")) if name == stage.get("name") else name
+        models = dict(items(self.document.tree.get("models")))
+        match models.get(name, name) if isinstance(name, str) else None:
+            case str(path) | {"path": str(path)}:
+                if registry.find_path(path, self.folder) is not None or is_hub_id(path):
+                    return registry.model_file(path, "tokenizer.json", self.folder)
+        return None
+
+
+def check_member(union: Any, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
+    """Let the member of a union that a raw value is meant to be yield its problems."""
+    check = getattr(member_of(union, raw), "check", None)
+    if check is not None:
+        yield from check(names, loc, raw)
+
+
+def is_hub_id(name: str) -> bool:
+    """Tell whether a name has the form of a hub id."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def keys(value: Any) -> list[str]:
+    """Return the keys of a mapping that are text; none of any other value."""
+    return [key for key in value if isinstance(key, str)] if isinstance(value, dict) else []
+
+
+def items(value: Any) -> list[tuple[Any, Any]]:
+    """Return the keys or indices of a mapping or list with their values; none of any other value."""
+    return list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []

@@ -1,0 +1,94 @@
+"""Check options that are passed on: to a function or class that `use` names, or to a library."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from rld.errors import LibraryError
+from rld.recipe import python_source, registry, reserved_options, third_party_options
+from rld.recipe.document import Loc, RecipeProblem, shown
+from rld.recipe.names import RecipeNames, items
+from rld.utils.suggestions import hint, nearest
+
+
+def check_use(kind: registry.Kind, names: RecipeNames, loc: Loc, raw: Any, key: str = "use") -> Iterator[RecipeProblem]:
+    """Check a mapping with the name of a function or class under `key`, and its `options`."""
+    if not isinstance(raw, dict) or not isinstance(raw.get(key), str):
+        return
+    use, options = raw[key], raw.get("options", {})
+    signature = yield from find_signature(kind, names, (*loc, key), use)
+    if kind == "rewards" and signature is not None and registry.takes_model(signature.named):
+        signature = replace(signature, named=tuple(name for name in signature.named if name != "tokenizer"))
+        if isinstance(options, dict):
+            yield from names.reference((*loc, "options", "model"), options.get("model"))
+    yield from check_call(names, (*loc, "options"), options, use, signature)
+
+
+def find_signature(
+    kind: registry.Kind, names: RecipeNames, loc: Loc, use: str
+) -> Generator[RecipeProblem, None, python_source.Signature | None]:
+    """Return what a named function or class takes beyond what rld gives it; None where its source does not show it."""
+    try:
+        place = registry.locate(kind, use, names.folder)
+    except LibraryError as error:
+        yield names.problem(loc, f": {error}")
+        return None
+    signature = python_source.signature(
+        python_source.parse(place.path), place.attribute, skip=0 if kind == "rewards" else 1
+    )
+    if signature is None or kind != "rewards":
+        return signature
+    if "completions" not in signature.named and not signature.any_name:
+        yield names.problem(loc, f": {use} is no reward, for it takes no argument called completions")
+    # TRL hands a reward every column of the rows by name, so it takes **columns, and options must be spelt out
+    named, required = (
+        tuple(name for name in arguments if name not in reserved_options.GIVEN_TO_REWARDS)
+        for arguments in (signature.named, signature.required)
+    )
+    return replace(signature, named=named, required=required, any_name=False)
+
+
+def check_call(
+    names: RecipeNames, loc: Loc, arguments: Any, use: str, signature: python_source.Signature | None
+) -> Iterator[RecipeProblem]:
+    """Check the arguments by name of what `use` names."""
+    if signature is None or not isinstance(arguments, dict):
+        return
+    for key in arguments:
+        if key not in signature.named and not signature.any_name:
+            takes = hint(str(key), signature.named) or f"; {use} takes no such option"
+            yield RecipeProblem((*loc, key), f"unknown key '{names.label((*loc, key))}'{takes}")
+    for key in signature.required:
+        if key not in arguments:
+            yield RecipeProblem(loc, f"'{names.label(loc)}.{key}' is required by {use}")
+
+
+def check_options(
+    names: RecipeNames,
+    loc: Loc,
+    options: Any,
+    fields: third_party_options.Fields | None,
+    reserved: Mapping[str, str] | None = None,
+) -> Iterator[RecipeProblem]:
+    """Check options that are passed on to a library.
+
+    Args:
+        fields: What the library takes. None: its source does not show it.
+        reserved: Options that rld sets itself, and what to set instead.
+    """
+    for key, value in items(options) if isinstance(options, dict) else ():
+        where, known = (*loc, key), fields or {}
+        meant = key if key in known else nearest(str(key), known)
+        if meant is not None and meant in (reserved or {}):
+            yield names.problem(where, f" is not yours to set: {(reserved or {})[meant]}")
+        elif fields is None:
+            continue
+        elif key not in fields:
+            yield RecipeProblem(where, f"unknown key {names.label(where)!r}{hint(str(key), fields)}")
+        elif not third_party_options.accepts(fields[key], value):
+            yield names.problem(where, f" should be {ast.unparse(fields[key].annotation)}, not {shown(value)}")
+        elif (words := third_party_options.choices(fields[key])) is not None and value not in words:
+            yield names.problem(where, f" cannot be {shown(value)}{hint(str(value), words)}")

@@ -1,0 +1,135 @@
+"""How large the models of a recipe are, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rld.recipe import registry, third_party_options
+from rld.recipe.models import AnyModel, CharacterTokenizer, NewModel, PretrainedModel
+from rld.recipe.teachers import TeacherSpec
+
+_GATED = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2"}
+"""Architectures whose feed-forward blocks have a gate."""
+
+_SPECIAL_TOKENS = 3
+"""Of a character tokenizer: padding, end and unknown."""
+
+
+def parameters(config: Mapping[str, Any]) -> int | None:
+    """Count the parameters of a decoder with gated feed-forward blocks, as Llama, Qwen and Gemma are.
+
+    Args:
+        config: What its `config.json` holds; an option that is left out has its class's default.
+
+    Returns:
+        The count, embeddings included, tied ones once; None for another architecture.
+    """
+    kind = config.get("model_type", "")
+    if kind not in _GATED:
+        return None
+    c = {**third_party_options.model_defaults(kind), **config}
+    width, layers, heads = c["hidden_size"], c["num_hidden_layers"], c["num_attention_heads"]
+    head = c.get("head_dim") or width // heads
+    queries, keys = heads * head, (c.get("num_key_value_heads") or heads) * head
+    inner = c["intermediate_size"]
+    attention = 2 * width * queries + 2 * width * keys
+    if kind == "qwen2":
+        attention += queries + 2 * keys
+    elif c.get("attention_bias"):
+        attention += queries + 2 * keys + width
+    if kind == "qwen3":
+        attention += 2 * head  # the norms of queries and keys
+    feed_forward = 3 * width * inner + (2 * inner + width if c.get("mlp_bias") else 0)
+    norms = (4 if kind == "gemma2" else 2) * width
+    embeddings = c["vocab_size"] * width * (1 if c.get("tie_word_embeddings") else 2)
+    return int(layers * (attention + feed_forward + norms) + width + embeddings)
+
+
+def config_of(model: str, relative_to: Path) -> dict[str, Any] | None:
+    """Return the `config.json` of a folder, or of a hub id in the local cache; None when it is not on this machine."""
+    path = registry.model_file(model, "config.json", relative_to)
+    if path is None:
+        return None
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return config
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What a stage will cost; None where a model's size is unknown.
+
+    Operations are counted as usual: 2 per parameter and token forwards, twice that backwards (Kaplan et al. 2020,
+    section 2.1), attention's quadratic part left out. Memory is that of weights and optimiser; activations come on top.
+    """
+
+    parameters: int | None
+    """Of the model that it trains."""
+    teachers: Mapping[str, int | None]
+    """Those that are loaded beside it."""
+    bytes: int | None
+    """Weights, gradients and optimiser of the student, weights of the teachers: a shared base once, no adapters."""
+    flops: int | None
+    """For answers of the greatest length. Prompts come on top."""
+
+
+@dataclass
+class Sizes:
+    """The sizes of a recipe's models.
+
+    Attributes:
+        models: The recipe's.
+        tokenizer: The recipe's.
+        skills: Names of the recipe's skills.
+        max_new_tokens: Tokens that an answer may take.
+        folder: Where paths in the recipe are looked up.
+    """
+
+    models: Mapping[str, AnyModel]
+    tokenizer: CharacterTokenizer | None
+    skills: list[str]
+    max_new_tokens: int
+    folder: Path
+    _sizes: dict[str, int | None] = field(default_factory=dict)
+
+    def parameters(self, reference: str) -> int | None:
+        """Return how many parameters the model has that `reference` names; None where it is unknown."""
+        if reference not in self._sizes:
+            config = self._config(reference)
+            self._sizes[reference] = None if config is None else parameters(config)
+        return self._sizes[reference]
+
+    def add_stage(self, name: str, num_parameters: int | None) -> None:
+        """Note the size of a stage's result, which later stages may refer to."""
+        self._sizes[name] = num_parameters
+
+    def dtype(self, teacher: TeacherSpec) -> str:
+        """Return the type of a teacher's weights."""
+        model = self.models.get(teacher.model)
+        options = model.init if isinstance(model, PretrainedModel) else {}
+        return str({**options, **teacher.init}.get("dtype", "float32"))
+
+    def _config(self, reference: str) -> dict[str, Any] | None:
+        model = self.models.get(reference, reference)
+        if isinstance(model, NewModel):
+            assert self.tokenizer is not None  # the reader refuses a new model without one
+            vocabulary = len(set(self.tokenizer.characters)) + _SPECIAL_TOKENS
+            return {"vocab_size": vocabulary, **model.config, "model_type": model.new}
+        return config_of(model.path if isinstance(model, PretrainedModel) else model, self.folder)
+
+
+def quantity(number: int | None) -> str:
+    """Return a number with the prefix that keeps it short.
+
+    >>> quantity(862_400)
+    '862k'
+    """
+    if number is None:
+        return "unknown"
+    value, prefixes = float(number), iter(("", "k", "M", "G", "T", "P", "E", "Z"))
+    while (prefix := next(prefixes)) != "Z" and value >= 999.5:
+        value /= 1000
+    return f"{value:.3g}{prefix}"
