@@ -49,12 +49,8 @@ def run(context: RunContext, stage: Distill) -> None:
     with context.mistakes_in(stage):
         trainer = _trainer(context, stage, (model, tokenizer), teachers, perturbations)
     trainer.events += events
-
-    def total_flops() -> float:
-        return context.flops_before + context.flops_beside + trainer.flops
-
     scoring = functools.partial(trainer.stopwatch.part, "scoring")
-    training = StageTraining(context, stage, trainer, size, total_flops, evaluation_time=scoring)
+    training = StageTraining(context, stage, trainer, size, evaluation_time=scoring)
     checkpoint = training.last_checkpoint()
     perturbations.attach(trainer, checkpoints.step(checkpoint) if checkpoint else 0)
     training.train(checkpoint, first=[perturbations], last=[EventLog(trainer, training.log)])
@@ -98,6 +94,7 @@ def _trainer(
         trusted=RewardLoader(context).load_audit(stage),
         retain_dataset=_retained_rows(context, stage),
         probe_rows=[row for skill in context.skills(stage) for row in context.skill_rows[skill].probe(num_gold)],
+        flop_meter=context.flop_meter,
     )
 
 

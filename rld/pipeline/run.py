@@ -22,7 +22,7 @@ from rld.pipeline.trainer_arguments import shared_arguments
 from rld.recipe.schema import Recipe
 from rld.recipe.stages import AnyStage
 from rld.types import Row
-from rld.utils import flops
+from rld.utils.flops import FlopMeter, forward_flops
 from rld.utils.run_folder import RunFolder
 
 C = TypeVar("C", bound=TrainingArguments)
@@ -51,8 +51,8 @@ class RunContext:
     """FLOPs of the finished stages."""
     seconds_before: float = field(default=0.0, init=False)
     """Seconds that the finished stages took."""
-    flops_beside: float = field(default=0.0, init=False)
-    """FLOPs of the current stage that its trainer does not count: a teacher's answers and probes."""
+    flop_meter: FlopMeter = field(default_factory=FlopMeter, init=False)
+    """FLOPs of the current stage."""
 
     def __post_init__(self) -> None:
         self.paths = RunFolder(self.folder, self.recipe.stages[-1].name)
@@ -62,6 +62,11 @@ class RunContext:
         # Accelerate joins CPU processes only if the first to ask says that they are on the CPU.
         self.state = PartialState(cpu=not torch.cuda.is_available())
         self.evaluator = HeldOutEvaluator(held_out, self.recipe.max_new_tokens, self.state.device)
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of the run so far."""
+        return self.flops_before + self.flop_meter.total
 
     # -- stages ------------------------------------------------------------------------------------------------------
 
@@ -80,7 +85,7 @@ class RunContext:
     def skip(self, record: Mapping[str, Any]) -> None:
         """Count in a finished stage by its record."""
         self.flops_before += record["flops"]
-        self.flops_beside = 0.0
+        self.flop_meter = FlopMeter()
         self.seconds_before += record["seconds"]
 
     def earlier_scores(self, reference: str) -> dict[str, float] | None:
@@ -95,7 +100,7 @@ class RunContext:
         encoder = PromptEncoder(tokenizer)
         texts = self.evaluator.answer(model, tokenizer, rows)
         num_tokens = encoder.count_tokens(rows, [encoder.encode_answer(text) for text in texts])
-        self.flops_beside += flops.forward_flops(model.num_parameters(), num_tokens)
+        self.flop_meter.add("answers", forward_flops(model.num_parameters(), num_tokens))
         return texts
 
     # -- trainers ----------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from rld.data.sft import sft_dataset
@@ -17,6 +17,7 @@ from rld.pipeline.trainer_arguments import lora_config
 from rld.recipe.stages.sft import Sft
 from rld.trainer.trl_patches import skip_unlabelled_positions
 from rld.types import Row
+from rld.utils.flops import FlopMeter, training_flops
 
 
 def dry_run(context: RunContext, stage: Sft) -> None:
@@ -48,12 +49,12 @@ def run(context: RunContext, stage: Sft) -> None:
             peft_config=lora_config(stage.lora),
         )
     size = model.num_parameters()
-
-    def total_flops() -> float:
-        return context.flops_before + context.flops_beside + 6.0 * size * tokens_seen(trainer.state.log_history)
-
-    training = StageTraining(context, stage, trainer, size, total_flops, is_supervised=True)
-    training.train(training.last_checkpoint(), last=[CompleteCheckpoints(trainer.accelerator)])
+    training = StageTraining(context, stage, trainer, size, is_supervised=True)
+    training.train(
+        training.last_checkpoint(),
+        first=[CountFlops(context.flop_meter, size)],  # before those that read the meter
+        last=[CompleteCheckpoints(trainer.accelerator)],
+    )
     training.finish(before)
 
 
@@ -66,6 +67,23 @@ def _arguments(context: RunContext, stage: Sft) -> SFTConfig:
 def _answers(context: RunContext, teacher: str, rows: Sequence[Row]) -> list[str]:
     """Return a teacher's greedy answers to rows of one skill."""
     return context.answer(*context.models.load(teacher, dtype="auto"), rows)
+
+
+class CountFlops(TrainerCallback):
+    """Counts the fine-tuning of a model from the tokens that TRL's trainer has logged."""
+
+    def __init__(self, flop_meter: FlopMeter, num_parameters: int) -> None:
+        self.flop_meter, self.num_parameters = flop_meter, num_parameters
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._count(state.log_history)  # not empty after a resume
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._count(state.log_history)
+
+    def _count(self, history: list[dict[str, Any]]) -> None:
+        flops = training_flops(self.num_parameters, int(tokens_seen(history)))
+        self.flop_meter.replace({"student": flops})
 
 
 def tokens_seen(history: list[dict[str, Any]]) -> float:

@@ -40,7 +40,6 @@ class StageTraining:
         stage: Its options.
         trainer: The trainer of its model.
         num_parameters: Those of the model.
-        flops: Returns the run's FLOPs so far.
         is_supervised: Whether the stage's loss is that of supervised fine-tuning.
         evaluation_time: Makes a context in which the student is scored while it trains, such as a timer.
     """
@@ -49,13 +48,12 @@ class StageTraining:
     stage: AnyStage
     trainer: Trainer
     num_parameters: int
-    flops: Callable[[], float]
     is_supervised: bool = False
     evaluation_time: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def __post_init__(self) -> None:
         context, name = self.context, self.stage.name
-        self.log = RunLog(context.folder, name, context.started, self.flops, self.is_supervised)
+        self.log = RunLog(context.folder, name, context.started, lambda: context.flops, self.is_supervised)
 
     def trained_model(self) -> tuple[Any, PreTrainedTokenizerBase]:
         """Return the model that is trained, and its tokenizer."""
@@ -84,7 +82,7 @@ class StageTraining:
         """
         context, stage, trainer, log = self.context, self.stage, self.trainer, self.log
         trainer.remove_callback(PrinterCallback)
-        budget = FlopsBudget(stage.max_flops, lambda: self.flops() - context.flops_before)
+        budget = FlopsBudget(stage.max_flops, lambda: context.flop_meter.total)
         number, count = context.stage_number(stage.name), len(context.recipe.stages)
         for callback in (
             *first,
@@ -127,7 +125,8 @@ class StageTraining:
             "name": stage.name,
             "kind": stage.kind,
             "seconds": round(time.time() - context.started - context.seconds_before, 1),
-            "flops": self.flops() - context.flops_before,
+            "flops": context.flop_meter.total,
+            "flops_by_account": dict(context.flop_meter.accounts),
             "teacher_tokens": teacher_tokens,
             "student": {"parameters": self.num_parameters, "scores": after},
             "teachers": dict(teachers or {}),

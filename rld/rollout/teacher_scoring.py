@@ -28,6 +28,7 @@ from rld.rollout.verifier import successes
 from rld.teachers.ensemble import TeacherEnsemble, TokenCounts
 from rld.teachers.teacher import Teacher
 from rld.types import Event
+from rld.utils.flops import FlopMeter, forward_flops
 
 Rows = list[dict[str, Any]]
 
@@ -66,11 +67,12 @@ class TeacherScoring:
         steering: ControllerRuntime,
         gate: TeacherGate | None,
         accelerator: Accelerator,
+        flop_meter: FlopMeter,
     ) -> None:
         self.options, self.panel, self.steering = options, panel, steering
         self.accelerator, self._gate = accelerator, gate
         self._combination = options.combination
-        self._flops, self._num_asked = 0.0, 0
+        self._flop_meter, self._num_asked = flop_meter, 0
         self._dropped: set[int] = set()
         self._token_counts: list[TokenCounts] = []
         panel.observers.append(self._read_teacher)
@@ -109,7 +111,7 @@ class TeacherScoring:
         open_BK = self._gate.open(inputs, self._rows_BK)
         spent = torch.tensor([self._gate.flops, self._gate.num_tokens], dtype=torch.float64) - before
         flops, num_tokens = self._sum(spent).tolist()
-        self._flops += flops
+        self._flop_meter.add("gate", flops)
         self._num_asked += int(num_tokens)
         output["teacher_weights"] = _passed_on(output["teacher_weights"], open_BK)
         seen = gather(output["skill_ids"]), gather(self._rows_BK), gather(open_BK), gather(self._gate.again_BK2)
@@ -194,12 +196,12 @@ class TeacherScoring:
         if "teacher_spans" in output:
             output["teacher_spans"][gold_B] = -1
 
-    def cost(self, output: RolloutBatch) -> tuple[int, int, float]:
+    def cost(self, output: RolloutBatch) -> tuple[int, int]:
         """What the rollout cost over all processes.
 
         Returns:
-            Tokens that teachers were run on, answers to the gate included; how many more it would have been without
-            a gate, had all taught all their skills and nothing been cached; and the teachers' operations.
+            Tokens that teachers were run on, answers to the gate included; and how many more it would have been
+            without a gate, had all taught all their skills and nothing been cached.
         """
         lengths_B1 = (output["prompt_mask"].sum(1) + output["completion_mask"].sum(1))[:, None]
         could_BK = self.steering.teaches_SK.to(lengths_B1.device)[output["skill_ids"]]
@@ -208,11 +210,11 @@ class TeacherScoring:
         sums = torch.stack([run_K, (could_BK * lengths_B1).sum(0)])
         scored, possible = self._sum(sums).tolist()
         computed = self._sum(torch.tensor([count.computed for count in self._token_counts])).tolist()
-        sizes = [slot.num_parameters for slot in self.panel.slots]
-        flops = self._flops + sum(2.0 * size * n for size, n in zip(sizes, computed, strict=True))
+        for slot, num_tokens in zip(self.panel.slots, computed, strict=True):
+            self._flop_meter.add("teachers", forward_flops(slot.num_parameters, num_tokens))
         num_scored = sum(scored) + self._num_asked
-        self._flops, self._num_asked = 0.0, 0
-        return num_scored, sum(possible) - num_scored, flops
+        self._num_asked = 0
+        return num_scored, sum(possible) - num_scored
 
     def _sum(self, value: Tensor) -> Tensor:
         total: Tensor = self.accelerator.reduce(value.to(self.accelerator.device), reduction="sum")

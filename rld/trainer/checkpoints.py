@@ -16,7 +16,7 @@ from rld.utils.files import read_json
 
 STATE = "rld_state.json"
 
-VERSION = 3
+VERSION = 4
 """Of what a checkpoint holds in it."""
 
 

@@ -25,6 +25,7 @@ from rld.models.prompting import PromptEncoder
 from rld.rollout.verifier import Verify, ask, is_success
 from rld.trainer.replay import ReplayBuffer, divergence, remember, share_of_part
 from rld.types import DEFAULT_SKILL, Event, Row
+from rld.utils.flops import FlopMeter, forward_flops
 from rld.utils.suggestions import hint
 
 FILE = "rld_replay.pt"
@@ -45,6 +46,7 @@ class RetentionCallback(TrainerCallback):
         verify: Tells right answers.
         max_new_tokens: Length of an answer.
         seed: Of the samples that are replayed.
+        flop_meter: Counts the operations.
 
     Raises:
         RecipeError: no reward can be asked, or there is nothing to protect.
@@ -62,6 +64,7 @@ class RetentionCallback(TrainerCallback):
         max_new_tokens: int,
         accelerator: Accelerator,
         seed: int,
+        flop_meter: FlopMeter,
     ) -> None:
         if verify is None:
             raise RecipeError(
@@ -77,7 +80,7 @@ class RetentionCallback(TrainerCallback):
         self._updates, self._part = 0, 0
         self._drift = torch.zeros(2, device=accelerator.device)
         """Sum of the divergence over replayed tokens since the last probe, and their number, over all processes."""
-        self._flops = 0.0
+        self._flop_meter = flop_meter
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if self.state is not None:  # resumed
@@ -124,13 +127,9 @@ class RetentionCallback(TrainerCallback):
         totals: Tensor = self.accelerator.reduce(counts, reduction="sum")
         return {skill: (round(right), self.rule.probes) for skill, right in zip(skills, totals.tolist(), strict=True)}
 
-    def _count(self, num_tokens: float, passes: int = 1) -> None:
-        self._flops += 2.0 * passes * self.student.num_parameters() * num_tokens
-
-    def take_flops(self) -> float:
-        """Operations since the last call, over all processes."""
-        flops, self._flops = self._flops, 0.0
-        return flops
+    def _count(self, num_tokens: int, passes: int = 1) -> None:
+        """Count forward passes over tokens of all processes."""
+        self._flop_meter.add("retention", passes * forward_flops(self.student.num_parameters(), num_tokens))
 
     # -- one update --------------------------------------------------------------------------------------------------
 

@@ -61,8 +61,9 @@ from rld.trainer.timing import OptimizerTime, PhaseTimer, timed
 from rld.trainer.trl_patches import shuffle_by_prompt, skip_unlabelled_positions
 from rld.types import Curriculum, Event, Row, Signal
 from rld.utils.files import write_json
+from rld.utils.flops import FlopMeter, forward_flops, training_flops
 
-_COUNTERS = ("flops", "num_generated", "num_scored", "num_saved", "_num_rollouts", "_step")
+_COUNTERS = ("num_generated", "num_scored", "num_saved", "_num_rollouts", "_step")
 
 
 class RLDTrainer(GRPOTrainer):
@@ -82,6 +83,7 @@ class RLDTrainer(GRPOTrainer):
             its place whether a teacher is right.
         retain_dataset: Rows of skills that must not be forgotten, with a column `skill`; how, `args.retain` says.
         probe_rows: Rows with a gold `answer`, for a controller that looks at them (`GradientAlignmentController`).
+        flop_meter: Counts the training's floating-point operations. None: a new one, the attribute `flop_meter`.
         **options: The other arguments of `GRPOTrainer`.
 
     Raises:
@@ -107,6 +109,7 @@ class RLDTrainer(GRPOTrainer):
         trusted: Any = None,
         retain_dataset: Iterable[Row] | None = None,
         probe_rows: Sequence[Row] = (),
+        flop_meter: FlopMeter | None = None,
         **options: Any,
     ) -> None:
         if args is not None and not isinstance(args, RLDConfig):
@@ -131,8 +134,7 @@ class RLDTrainer(GRPOTrainer):
         self.add_callback(OptimizerTime(self.stopwatch))
         self.events: list[Event] = []
         """Controller events, oldest first; whoever writes them takes them out."""
-        self.flops = 0.0
-        """Floating-point operations so far, over all processes: 2 a parameter and token forward, 4 backward."""
+        self.flop_meter = flop_meter if flop_meter is not None else FlopMeter()
         self.num_generated, self.num_scored, self.num_saved, self._num_rollouts, self._num_read = 0, 0, 0, 0, 0
         self._rewards, self._own_B2 = torch.zeros(0, 1), torch.zeros(0, 2)
         """Of the last rollout, over all processes: rewards; attempts and successes."""
@@ -152,7 +154,9 @@ class RLDTrainer(GRPOTrainer):
         self.protection = None
         if retain_dataset is not None:
             rule = args.retention()
-            self.protection = RetentionCallback(rule, retain_dataset, self.skills, self._student, *asked, args.seed)
+            self.protection = RetentionCallback(
+                rule, retain_dataset, self.skills, self._student, *asked, args.seed, self.flop_meter
+            )
             self.add_callback(self.protection)
         if args.gold and (self.use_vllm or self.tools or self.rollout_func is not None):
             raise RecipeError("gold answers take the place of completions that transformers generates without tools")
@@ -161,7 +165,7 @@ class RLDTrainer(GRPOTrainer):
         )
         self._joint = JointLoss(args, self.panel, self.steering, feature=self._feature, gradient_probe=probe)
         self._scoring = TeacherScoring(
-            self._scoring_options(signals), self.panel, self.steering, self.gate, self.accelerator
+            self._scoring_options(signals), self.panel, self.steering, self.gate, self.accelerator, self.flop_meter
         )
 
     def _scoring_options(self, signals: Sequence[Signal]) -> TeacherScoringOptions:
@@ -234,7 +238,7 @@ class RLDTrainer(GRPOTrainer):
         sizes = output["completion_mask"][own_B].sum(), self._num_read
         generated, read = self.accelerator.reduce(own_B.new_tensor(sizes, dtype=torch.long), "sum").tolist()
         self.num_generated += generated
-        self.flops += 2.0 * self._num_parameters * (generated + read)
+        self.flop_meter.add("generation", forward_flops(self._num_parameters, generated + read))
         skills = gather(output["skill_ids"])
         outcomes = group_counts(
             self._rewards, self.reward_weights, skills, self.num_generations, len(self.skills), self.args.gold
@@ -260,9 +264,8 @@ class RLDTrainer(GRPOTrainer):
         if training and self.args.gold:
             self._scoring.silence(output, self._gold_B(len(inputs)))
         if training:
-            scored, saved, flops = self._scoring.cost(output)
+            scored, saved = self._scoring.cost(output)
             self.num_scored, self.num_saved = self.num_scored + scored, self.num_saved + saved
-            self.flops += flops
 
     # -- signals -----------------------------------------------------------------------------------------------------
 
@@ -341,9 +344,9 @@ class RLDTrainer(GRPOTrainer):
             with self.stopwatch.part("retention"):
                 kept, events = self.protection.after_update(self.model, self.steering.updates == 0, step)
             metrics, self.events = metrics | kept, self.events + events
-            self.flops += self.protection.take_flops()
-        self.flops += self._num_parameters * (6.0 * statistics.student_tokens.item() + 2.0 * num_read)
-        metrics |= {"flops": self.flops, "tokens/generated": self.num_generated}
+        self.flop_meter.add("student", training_flops(self._num_parameters, int(statistics.student_tokens.item())))
+        self.flop_meter.add("student", forward_flops(self._num_parameters, num_read))
+        metrics |= {"flops": self.flop_meter.total, "tokens/generated": self.num_generated}
         metrics |= {"tokens/scored": self.num_scored, "tokens/saved": self.num_saved}
         if self.stream is not None:
             self.events += self.stream.moves(step)
@@ -381,6 +384,7 @@ class RLDTrainer(GRPOTrainer):
             "steering": self.steering.state_dict(),
             "teachers": {teacher.name: teacher.fingerprint() for teacher in self.teachers},
             "counters": {name: getattr(self, name) for name in _COUNTERS},
+            "flops": self.flop_meter.accounts,
         }
         if self.protection is not None:
             state["protection"] = self.protection.state_dict()
@@ -402,6 +406,7 @@ class RLDTrainer(GRPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         for name in _COUNTERS:
             setattr(self, name, state["counters"][name])
+        self.flop_meter.replace(state["flops"])
         if self.gate is not None:
             self.gate.load(folder / f"rld_gate_{self.accelerator.process_index}.json")
         if self.protection is not None:

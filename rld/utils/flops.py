@@ -1,10 +1,24 @@
-"""Floating-point operations and bytes of a model.
+"""Floating-point operations and bytes of a model, and a meter that adds operations up.
 
 Operations are counted as usual: 2 per parameter and token forwards, twice that backwards (Kaplan et al. 2020, section
 2.1), without the quadratic part of attention.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+Account = Literal["generation", "teachers", "gate", "student", "retention", "answers"]
+"""What operations are spent on:
+
+- `generation`: the student samples completions and reads them for old and reference log-probabilities;
+- `teachers`: teachers score completions;
+- `gate`: teachers answer prompts before they may teach on them;
+- `student`: the student's updates, and gold answers that a controller has it read;
+- `retention`: protected skills are sampled, replayed and probed;
+- `answers`: before an update, teachers answer probes and prompts to fine-tune on.
+"""
 
 _FLOAT32 = 4
 
@@ -19,6 +33,29 @@ def forward_flops(num_parameters: int, tokens: int) -> int:
 def training_flops(num_parameters: int, tokens: int) -> int:
     """Return the operations of a forward and a backward pass over `tokens` tokens."""
     return 3 * forward_flops(num_parameters, tokens)
+
+
+class FlopMeter:
+    """Adds up floating-point operations of one stage by account, over all processes.
+
+    Scores on held-out rows are not counted: they are no part of training.
+    """
+
+    def __init__(self) -> None:
+        self.accounts: dict[Account, float] = dict.fromkeys(get_args(Account), 0.0)
+
+    @property
+    def total(self) -> float:
+        """Operations of all accounts."""
+        return sum(self.accounts.values())
+
+    def add(self, account: Account, flops: float) -> None:
+        """Add operations to an account."""
+        self.accounts[account] += flops
+
+    def replace(self, accounts: Mapping[Account, float]) -> None:
+        """Replace the operations of some accounts, which a checkpoint holds or something else has counted."""
+        self.accounts.update(accounts)
 
 
 def training_bytes(num_parameters: int) -> int:

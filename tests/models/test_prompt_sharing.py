@@ -237,14 +237,14 @@ def test_operations_follow_what_is_computed(tmp_path):
     step(trainer, rows)
     for calls in seen.values():
         calls.clear()
-    before = trainer.flops
+    before = trainer.flop_meter.total
     rollout = trainer._generate_and_score_completions(rows)
     generated = rollout["completion_mask"].sum() + rollout["prompt_mask"].sum()
     read_again = rollout["prompt_mask"].sum() - len(rows) - (rollout["prompt_mask"][::4].sum() - 4)
     sizes = [trainer._num_parameters, *(slot.num_parameters for slot in trainer.panel.slots)]
     scored = [sum(seen[0]), sum(seen[1])]
     expected = 2 * (sizes[0] * (generated - read_again).item() + sizes[1] * scored[0] + sizes[2] * scored[1])
-    assert trainer.flops - before == pytest.approx(expected)
+    assert trainer.flop_meter.total - before == pytest.approx(expected)
     seen["student"].clear()
     trainer._compute_loss(trainer.model, rollout)
     assert seen["student"] == [trainer._recorded.num_computed]

@@ -174,6 +174,10 @@ def test_the_log_has_the_promised_names(whole):
     assert {"progress/copy", "grad/policy", "weight/reference/copy"} <= {key for line in lines for key in line}
     assert last["flops"] > lines[0]["flops"] > 0
     assert last["tokens/scored"] > last["tokens/generated"] > 0
+    stages = json.loads((whole / "summary.json").read_text())["stages"]
+    assert [sum(stage["flops_by_account"].values()) for stage in stages] == [stage["flops"] for stage in stages]
+    assert [account for account, flops in stages[0]["flops_by_account"].items() if flops] == ["student"]
+    assert all(stages[1]["flops_by_account"].values())
 
 
 def start(recipe: Path, output: Path, *options: str) -> subprocess.Popen[str]:

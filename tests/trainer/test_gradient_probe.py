@@ -198,9 +198,9 @@ def test_measuring_costs_what_it_reads_changes_no_update_and_is_left_alone_unles
     fixed, noise, probe = runs
     assert torch.equal(parameters(fixed), parameters(noise))
     assert torch.equal(parameters(fixed), parameters(probe))
-    assert fixed.flops == noise.flops
+    assert fixed.flop_meter.total == noise.flop_meter.total
     tokens = sum(len(row["prompt"]) + len(row["answer"]) + 1 for row in GOLD)
-    assert probe.flops - fixed.flops == pytest.approx(2 * fixed.model.num_parameters() * tokens)
+    assert probe.flop_meter.total - fixed.flop_meter.total == pytest.approx(2 * fixed.model.num_parameters() * tokens)
     assert fixed._joint.gradient_probe is None
     assert trainer(tmp_path, GapController())._joint.gradient_probe is None
 

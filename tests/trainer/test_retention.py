@@ -319,7 +319,9 @@ def test_at_weight_0_an_update_is_what_it_is_without_and_runs_no_replay(tmp_path
     size = free.model.num_parameters()
     probed = 2 * size * sum(len(tiny.tokenizer()(row["prompt"])["input_ids"]) + 1 for row in OLD[:20])
     said = 2 * 2 * size * sum(memory.size for memory in held.protection._memory.memories)
-    assert held.flops - free.flops == pytest.approx(said + 2 * probed, rel=0.05)  # at the start and at tick 2
+    spent = held.flop_meter.accounts["retention"]
+    assert spent == pytest.approx(said + 2 * probed, rel=0.05)  # at the start and at tick 2
+    assert held.flop_meter.total - free.flop_meter.total == pytest.approx(spent)
 
 
 def test_a_resumed_run_goes_on_bit_for_bit(tmp_path, models):
@@ -332,7 +334,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path, models):
     assert whole.protection.state["budget"]["weight"] > 0.01
     assert torch.equal(weights(resumed), weights(whole))
     assert resumed.protection.state == whole.protection.state
-    assert resumed.flops == whole.flops
+    assert resumed.flop_meter.total == whole.flop_meter.total
 
 
 def test_what_can_not_be_protected_is_said(tmp_path, models):

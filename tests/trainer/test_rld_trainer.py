@@ -431,10 +431,14 @@ def test_evaluation_changes_neither_controller_nor_ledger(tmp_path):
         teachers=teachers(),
     )
     made.train()
-    before = made.steering.state_dict(), made.flops, made._num_rollouts, made._joint.statistics.to_json()
+
+    def counted() -> Any:
+        return made.steering.state_dict(), made.flop_meter.total, made._num_rollouts, made._joint.statistics.to_json()
+
+    before = counted()
     scores = made.evaluate()
     assert {"eval_loss", "eval_loss/response", "eval_reward"} <= scores.keys()
-    assert (made.steering.state_dict(), made.flops, made._num_rollouts, made._joint.statistics.to_json()) == before
+    assert counted() == before
 
 
 def test_a_curriculum_orders_a_users_rows(tmp_path):
