@@ -1,6 +1,6 @@
-"""The feature signal's work: which states are compared, learned maps between them, and their distances.
+"""The feature signal: which states are compared, learned maps between them, and their distances.
 
-Shapes: B completions, T completion tokens, H width, L states that a teacher hands over, N valid tokens, K teachers.
+Shapes: B completions, T completion tokens, H width, L states of a teacher, N tokens that count, K teachers.
 """
 
 from __future__ import annotations
@@ -22,136 +22,159 @@ from rld.models.hidden_states import InputOf, StateKey, depth, final_norm, modul
 from rld.utils.tensors import at_least_float32
 
 _MIX_SPEED = 100.0
-"""Adam moves a parameter by about the learning rate a step: mixes move across their range in 1000 steps at 1e-5."""
+"""Factor of the mix parameters. Adam moves a parameter by about the learning rate per step, so at 1e-5 a mix moves
+across its range in 1000 steps."""
 
 
 @dataclass(frozen=True)
 class LayerPair:
-    """One state of the student and what it learns from: one state of a teacher, or a mix of several."""
+    """One state of the student and the teacher's state, or mix of states, that it is compared with."""
 
     student: StateKey
     teacher: tuple[int, ...]
-    """Which of the states that the teacher hands over."""
-    widths: tuple[int, int]
-    """Of the student's and of the teacher's."""
+    """Indices into `FeaturePlan.teacher_keys`."""
+    student_width: int
+    teacher_width: int
     prior: tuple[float, ...]
-    """Logarithms of the mix's shares before anything is learned, up to a constant."""
+    """Logits of the mix's shares at the start, one per teacher state."""
 
 
 @dataclass(frozen=True)
 class FeaturePlan:
-    """How one student learns features from one teacher."""
+    """Which states of one student and one teacher are compared."""
 
-    taps: tuple[StateKey, ...]
-    """What the teacher hands over."""
-    links: tuple[LayerPair, ...]
-    projected: bool
+    teacher_keys: tuple[StateKey, ...]
+    """The L states of the teacher."""
+    pairs: tuple[LayerPair, ...]
+    has_projection: bool
     """Whether the student's states are mapped to the teacher's width."""
-    norm: nn.Module | None
-    """A copy of the teacher's final norm, not trained, for losses that read its states out."""
+    readout_norm: nn.Module | None
+    """A copy of the teacher's final norm, not trained, for losses that need the readout. None for the others."""
 
     @classmethod
     def of(cls, feature: AnyFeature, student: PreTrainedModel, teacher: PreTrainedModel, name: str) -> FeaturePlan:
-        """Find in both models what `feature` compares; `name` is the teacher's.
+        """Find in both models the states that `feature` compares.
+
+        Args:
+            feature: The feature loss.
+            student: The student.
+            teacher: The teacher.
+            name: What errors call the teacher.
 
         Raises:
             RecipeError: a layer does not exist, or its width does not fit the loss.
             TeacherError: a model has no such module.
         """
         try:
-            learners = _learners(feature, student, teacher)
-            taps = tuple(dict.fromkeys(tap for theirs in learners.values() for tap, _ in theirs))
-            ours_wide, theirs_wide = state_widths(student, learners.keys()), state_widths(teacher, taps)
-            for width in (*ours_wide.values(), *theirs_wide.values()):
+            sources = _teacher_states(feature, student, teacher)
+            teacher_keys = tuple(dict.fromkeys(key for mix in sources.values() for key, _ in mix))
+            student_widths = state_widths(student, sources.keys())
+            teacher_widths = state_widths(teacher, teacher_keys)
+            for width in (*student_widths.values(), *teacher_widths.values()):
                 feature.check(width)
-            norm = copy.deepcopy(module_at(teacher, final_norm(teacher))).float() if feature.reads_out else None
+            norm = copy.deepcopy(module_at(teacher, final_norm(teacher))).float() if feature.needs_readout else None
         except (RecipeError, TeacherError) as error:
             raise type(error)(f"teacher '{name}': {feature.kind}: {error}") from error
-        links = []
-        for ours, theirs in learners.items():
-            places, prior = zip(*((taps.index(tap), share) for tap, share in theirs), strict=True)
-            links.append(LayerPair(ours, places, (ours_wide[ours], theirs_wide[theirs[0][0]]), prior))
-        return cls(taps, tuple(links), feature.projected, norm)
+        pairs = [
+            LayerPair(
+                student=student_key,
+                teacher=tuple(teacher_keys.index(key) for key, _ in mix),
+                student_width=student_widths[student_key],
+                teacher_width=teacher_widths[mix[0][0]],
+                prior=tuple(logit for _, logit in mix),
+            )
+            for student_key, mix in sources.items()
+        ]
+        return cls(teacher_keys, tuple(pairs), feature.needs_projection, norm)
 
     def bounded(self, h: Tensor) -> Tensor:
-        """`h` without massive activations, unless a norm and a head will say what they count."""
-        return bounded(h) if self.norm is None else h
+        """`h` without massive activations, for losses that do not apply the teacher's norm and head to it."""
+        return bounded(h) if self.readout_norm is None else h
 
 
-def _learners(
+def _teacher_states(
     feature: AnyFeature, student: PreTrainedModel, teacher: PreTrainedModel
 ) -> dict[StateKey, list[tuple[StateKey, float]]]:
-    """For each tap on the student, the taps on the teacher that it learns from, and the logarithms of their shares."""
-    deep, deeper = depth(student), depth(teacher)
-    found: dict[StateKey, list[tuple[StateKey, float]]] = {}
-    for ours, theirs in layer_pairs(feature.layers, deep, deeper):
-        if feature.parts:
-            for part in feature.parts:
-                found[submodule_path(student, ours, part)] = [(submodule_path(teacher, theirs, part), 0.0)]
+    """For each state of the student, the teacher's states that it is compared with, and the logits of their shares."""
+    student_depth, teacher_depth = depth(student), depth(teacher)
+    sources: dict[StateKey, list[tuple[StateKey, float]]] = {}
+    for student_layer, teacher_layer in layer_pairs(feature.layers, student_depth, teacher_depth):
+        if feature.submodules:
+            for name in feature.submodules:
+                teacher_key = submodule_path(teacher, teacher_layer, name)
+                sources[submodule_path(student, student_layer, name)] = [(teacher_key, 0.0)]
             continue
-        # The last hidden layer has been through the norm that a readout begins with.
-        tap: StateKey = InputOf(final_norm(teacher)) if feature.reads_out and theirs == deeper else theirs
-        numbers = isinstance(ours, int) and isinstance(theirs, int)
-        share = -abs(int(theirs) - int(ours) * deeper / deep) if numbers else 0.0
-        found.setdefault(ours, []).append((tap, share))
-    return found
+        # The last hidden layer comes after the final norm, with which a readout begins.
+        is_normed = feature.needs_readout and teacher_layer == teacher_depth
+        key: StateKey = InputOf(final_norm(teacher)) if is_normed else teacher_layer
+        logit = 0.0
+        if isinstance(student_layer, int) and isinstance(teacher_layer, int):
+            logit = -abs(teacher_layer - student_layer * teacher_depth / student_depth)
+        sources.setdefault(student_layer, []).append((key, logit))
+    return sources
 
 
 class FeatureProjections(nn.Module):
-    """What the feature signal learns besides the student, per teacher and link.
+    """The feature signal's own parameters, per teacher and layer pair.
 
-    - Maps from student to teacher width, orthonormal at the start, for losses that need equal widths.
-    - For `layers: learned`, the shares of the teacher's layers in the mix that a student layer learns from, for layer
-      t of T and student layer s of S: `softmax_t(-|t - s T/S| + tanh(theta_t))`. A mix that were free would collapse
-      onto whichever teacher layer is easiest to match, often one for all student layers. Here it cannot: the
-      teacher's states are fixed and normalised, so the mix can't shrink to nothing, and a layer's odds against one
-      that is closer to the student's relative depth never leave a factor of e^2 of what they were at the start.
+    - `maps`: linear maps from the student's to the teacher's width, orthonormal at the start, for losses that need
+    equal
+      widths.
+    - `mix_logits`: for `layers: learned`, the shares of the teacher's layers in the mix that a student layer is
+    compared
+      with. For layer t of T and student layer s of S they are `softmax_t(-|t - s T/S| + tanh(theta_t))`. An
+      unconstrained mix would collapse onto the teacher layer that is easiest to match, often the same for all student
+      layers. Here the teacher's states are fixed and normalised, so the mix can't shrink to 0, and the odds of two
+      layers stay within a factor of e^2 of those at the start.
 
-    They are trained with the student and kept in its checkpoints, but never in its `state_dict`: what is exported
-    is the plain student.
+    They are trained with the student and kept in its checkpoints, but never in its `state_dict`: an exported student
+    has no additional parameters.
     """
 
     def __init__(self, plans: Sequence[FeaturePlan]) -> None:
         super().__init__()
         self.plans = list(plans)
         generator = torch.Generator().manual_seed(0)
-        maps, logits = [], []
+        maps, mix_logits = [], []
         for plan in plans:
-            weights = [nn.Parameter(torch.empty(*reversed(link.widths))) for link in plan.links if plan.projected]
+            projected = plan.pairs if plan.has_projection else ()
+            weights = [nn.Parameter(torch.empty(pair.teacher_width, pair.student_width)) for pair in projected]
             for weight in weights:
                 nn.init.orthogonal_(weight, generator=generator)
             maps.append(nn.ParameterList(weights))
-            mixed = [link for link in plan.links if len(link.teacher) > 1]
-            logits.append(nn.ParameterList([nn.Parameter(torch.zeros(len(link.teacher))) for link in mixed]))
-        self.maps, self.logits = nn.ModuleList(maps), nn.ModuleList(logits)
+            sizes = [len(pair.teacher) for pair in plan.pairs if len(pair.teacher) > 1]
+            mix_logits.append(nn.ParameterList([nn.Parameter(torch.zeros(size)) for size in sizes]))
+        self.maps, self.mix_logits = nn.ModuleList(maps), nn.ModuleList(mix_logits)
 
-    def pairs(self, k: int, states: Mapping[StateKey, Tensor], layers_NLH: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Student and teacher states `[N, H]` to compare with teacher `k`, link by link.
+    def state_pairs(
+        self, k: int, states: Mapping[StateKey, Tensor], layers_NLH: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the student's and teacher k's state `[N, H]` of each layer pair, projected and mixed.
 
         Args:
             k: Which teacher.
-            states: The student's, `[N, H]` by tap.
-            layers_NLH: What the teacher handed over, narrower states padded with zeros.
+            states: The student's states `[N, H]`.
+            layers_NLH: The teacher's states, narrower ones padded with zeros.
         """
-        plan, maps, logits = self.plans[k], self.maps[k], self.logits[k]
-        assert isinstance(maps, nn.ParameterList) and isinstance(logits, nn.ParameterList)
-        even_NLH = normalised(plan.bounded(layers_NLH)) if len(logits) else layers_NLH
-        for i, link in enumerate(plan.links):
-            student_NH = at_least_float32(plan.bounded(states[link.student]))
+        plan, maps, mix_logits = self.plans[k], self.maps[k], self.mix_logits[k]
+        assert isinstance(maps, nn.ParameterList) and isinstance(mix_logits, nn.ParameterList)
+        mixable_NLH = normalised(plan.bounded(layers_NLH)) if len(mix_logits) else layers_NLH
+        for i, pair in enumerate(plan.pairs):
+            student_NH = at_least_float32(plan.bounded(states[pair.student]))
             if len(maps):
                 student_NH = student_NH @ maps[i].to(student_NH.dtype).T
-            if len(logits):
-                teacher_NH = torch.einsum("l,nlh->nh", self.shares(k, i).to(even_NLH.dtype), even_NLH)
+            if len(mix_logits):
+                teacher_NH = torch.einsum("l,nlh->nh", self.mix_shares(k, i).to(mixable_NLH.dtype), mixable_NLH)
             else:
-                teacher_NH = plan.bounded(layers_NLH[:, link.teacher[0], : link.widths[1]])
+                teacher_NH = plan.bounded(layers_NLH[:, pair.teacher[0], : pair.teacher_width])
             yield student_NH, teacher_NH
 
-    def shares(self, k: int, link: int) -> Tensor:
-        """The shares of teacher `k`'s layers in the mix of a link: `[L]`."""
-        logits = self.logits[k]
-        assert isinstance(logits, nn.ParameterList)
-        prior = torch.tensor(self.plans[k].links[link].prior, device=logits[link].device)
-        shares: Tensor = (prior + torch.tanh(_MIX_SPEED * logits[link].float())).softmax(-1)
+    def mix_shares(self, k: int, i: int) -> Tensor:
+        """The shares of teacher k's layers in the mix of layer pair i, `[L]`, which sum to 1."""
+        mix_logits = self.mix_logits[k]
+        assert isinstance(mix_logits, nn.ParameterList)
+        prior = torch.tensor(self.plans[k].pairs[i].prior, device=mix_logits[i].device)
+        shares: Tensor = (prior + torch.tanh(_MIX_SPEED * mix_logits[i].float())).softmax(-1)
         return shares
 
     def zero(self) -> Tensor:
@@ -162,7 +185,7 @@ class FeatureProjections(nn.Module):
     @property
     def student_keys(self) -> set[StateKey]:
         """The student's states that are compared."""
-        return {link.student for plan in self.plans for link in plan.links}
+        return {pair.student for plan in self.plans for pair in plan.pairs}
 
 
 def attach_projections(model: PreTrainedModel, projections: FeatureProjections) -> None:
@@ -190,34 +213,42 @@ def feature_distances(
     teachers: Sequence[TeacherOutputs],
     mask_BT: Tensor,
 ) -> Tensor:
-    """Distance to what each teacher handed over, the mean over links: `[B, K, T]`.
+    """Return the distance from each teacher's states, the mean over layer pairs, `[B, K, T]`.
 
-    `states` are the student's, `[B, T, H]` by tap. All is computed in single precision, under autocast too.
+    It is 0 where a teacher is not valid, and for a teacher that was not run. It is computed in float32, under autocast
+    too.
+
+    Args:
+        feature: The feature loss.
+        projections: Its parameters, with the plan of each teacher.
+        states: The student's states, `[B, T, H]`.
+        teachers: The outputs of each teacher for these completions.
+        mask_BT: Completion tokens that count.
     """
-    streams = []
+    distances_BT = []
     for k, teacher in enumerate(teachers):
         valid_BT = mask_BT.bool() & teacher.tokens_BT
         if teacher.layers_BLTH is None:
-            streams.append(torch.zeros(valid_BT.shape, device=valid_BT.device))
+            distances_BT.append(torch.zeros(valid_BT.shape, device=valid_BT.device))
             continue
         plan = projections.plans[k]
-        ours = {link.student: states[link.student][valid_BT] for link in plan.links}
+        student_states = {pair.student: states[pair.student][valid_BT] for pair in plan.pairs}
         layers_NLH = teacher.layers_BLTH.detach().transpose(1, 2)[valid_BT]
         readout = None
-        if plan.norm is not None:
-            assert teacher.head is not None  # the panel gives it with the norm
-            readout = _readout(teacher.head, plan.norm)
+        if plan.readout_norm is not None:
+            assert teacher.head is not None  # the teacher's slot adds it if its plan has a norm
+            readout = _readout(teacher.head, plan.readout_norm)
         tokens = Tokens(valid_BT.sum(1).tolist(), readout)
         with torch.autocast(valid_BT.device.type, enabled=False):
-            distances = [feature(*pair, tokens) for pair in projections.pairs(k, ours, layers_NLH)]
-            per_token_N = torch.stack(distances).mean(0)
-        # `masked_scatter` stays connected to the student when no token is valid, so backward still works.
-        streams.append(per_token_N.new_zeros(valid_BT.shape).masked_scatter(valid_BT, per_token_N))
-    return torch.stack(streams, dim=1)
+            distances = [feature(*pair, tokens) for pair in projections.state_pairs(k, student_states, layers_NLH)]
+            distance_N = torch.stack(distances).mean(0)
+        # `masked_scatter` stays connected to the student if no token is valid, so that backward still works.
+        distances_BT.append(distance_N.new_zeros(valid_BT.shape).masked_scatter(valid_BT, distance_N))
+    return torch.stack(distances_BT, dim=1)
 
 
 def _readout(head: LMHead, norm: nn.Module) -> Callable[[Tensor], Tensor]:
-    """A teacher's states `[n, H]` to log-probabilities `[n, V]`, by its final norm and head."""
+    """The map from states `[n, H]` to log-probabilities `[n, V]` by a teacher's final norm and head."""
 
     def log_probabilities(h_nH: Tensor) -> Tensor:
         return head.logits(norm.to(h_nH.device)(h_nH)).log_softmax(-1)

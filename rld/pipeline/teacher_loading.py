@@ -128,7 +128,7 @@ class TeacherLoader:
         """Return a loaded teacher as a source of log-probabilities, and of the states that the stage matches."""
         teacher, feature = self._loaded(name, spec), stage.signals.feature
         with teacher.running(self._context.state.device) as model:
-            taps = FeaturePlan.of(feature.loss, student[0], model, name).taps if feature is not None else ()
+            taps = FeaturePlan.of(feature.loss, student[0], model, name).teacher_keys if feature is not None else ()
         return LocalLogprobs(teacher, self._context.state.device, cache.top_k, taps=taps)
 
     def _loaded(self, name: str, spec: TeacherSpec) -> Teacher:

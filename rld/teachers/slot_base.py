@@ -112,7 +112,7 @@ class TeacherSlot(ABC):
         self.plan: FeaturePlan | None = None
         if student.feature is not None:
             self.plan = FeaturePlan.of(student.feature, student.model, teacher.load(), str(teacher.name))
-            teacher.require_states(self.plan.taps)
+            teacher.require_states(self.plan.teacher_keys)
 
     def _read_teacher(self) -> None:
         """Read what depends on the teacher's weights."""

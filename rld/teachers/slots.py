@@ -46,7 +46,7 @@ class _LocalSlot(TeacherSlot):
         # On a GPU more rows are faster, and more than fit into its memory are halved.
         rows = rows_per_forward if ids_RS.device.type == "cpu" else len(ids_RS)
         rows = rows if self._fitting_rows is None else min(rows, self._fitting_rows)
-        taps = () if self.plan is None else self.plan.taps
+        taps = () if self.plan is None else self.plan.teacher_keys
         with self.teacher.running(ids_RS.device) as model:
             layout = self._layout or PromptSharingLayout.of(model, f"teacher '{self.teacher.name}'")
             self._layout = layout
@@ -205,7 +205,7 @@ class LogprobSlot(TeacherSlot):
         logprobs = None
         if ids is not None and log_p is not None and tail is not None and sampled is not None:
             logprobs = TopKLogprobs(ids, log_p, tail, sampled)
-        reads_out = self.plan is not None and self.plan.norm is not None
+        reads_out = self.plan is not None and self.plan.readout_norm is not None
         return TeacherOutputs(
             head=self.head() if reads_out else None,
             hidden_BTH=None,

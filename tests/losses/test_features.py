@@ -41,8 +41,8 @@ def distance(feature: Any, student: torch.Tensor, teacher: torch.Tensor, lengths
 
 def through_projections(feature: Any, student: torch.Tensor, layers: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The distance `[B, T]` to one teacher with one mapped layer, from states `[B, T, H]`."""
-    norm = torch.nn.RMSNorm(16).double() if feature.reads_out else None
-    plan = FeaturePlan((0,), (LayerPair(0, (0,), (16, 16), (0.0,)),), projected=False, norm=norm)
+    norm = torch.nn.RMSNorm(16).double() if feature.needs_readout else None
+    plan = FeaturePlan((0,), (LayerPair(0, (0,), 16, 16, (0.0,)),), has_projection=False, readout_norm=norm)
     teacher = TeacherOutputs(LMHead(HEAD, None, 1.0, None), None, layers[:, None], torch.ones_like(mask).bool())
     return feature_distances(feature, FeatureProjections([plan]), {0: student}, [teacher], mask)[:, 0]
 
@@ -86,7 +86,7 @@ def test_padding_changes_nothing_and_the_teacher_is_not_pulled(feature):
     assert spoilt[1].grad is None
 
 
-@pytest.mark.parametrize("feature", [f for f in ALL if not f.reads_out], ids=repr)
+@pytest.mark.parametrize("feature", [f for f in ALL if not f.needs_readout], ids=repr)
 def test_a_massive_activation_does_not_drown_the_rest(feature):
     mask = torch.ones(1, 12)
     student, teacher = states(0)[None].clone(), states(1)[None].clone()
@@ -212,43 +212,43 @@ def test_a_layer_by_name_is_the_layer_by_number():
 
 def test_queries_keys_and_values_are_compared_one_by_one():
     plan = FeaturePlan.of(Relation(layers="uniform"), tiny.model(), tiny.model(1, width=64, layers=4), "t")
-    assert plan.taps[:3] == tuple(f"model.layers.1.self_attn.{name}_proj" for name in "qkv")
-    assert [(link.student, link.teacher) for link in plan.links[3:]] == [
+    assert plan.teacher_keys[:3] == tuple(f"model.layers.1.self_attn.{name}_proj" for name in "qkv")
+    assert [(pair.student, pair.teacher) for pair in plan.pairs[3:]] == [
         (f"model.layers.1.self_attn.{name}_proj", (i,)) for i, name in enumerate("qkv", 3)
     ]
-    assert [link.widths for link in plan.links[:3]] == [(32, 64), (16, 32), (16, 32)]
+    assert [(pair.student_width, pair.teacher_width) for pair in plan.pairs[:3]] == [(32, 64), (16, 32), (16, 32)]
     named = FeaturePlan.of(
         Relation(layers={"model.layers.1": "model.layers.3"}), tiny.model(), tiny.model(1, layers=4), "t"
     )
-    assert named.taps == tuple(f"model.layers.3.self_attn.{name}_proj" for name in "qkv")
+    assert named.teacher_keys == tuple(f"model.layers.3.self_attn.{name}_proj" for name in "qkv")
 
 
 def test_the_lens_sees_the_teachers_own_output_at_its_last_layer():
     model = tiny.model()
     ids = torch.arange(4)[None]
     plan = FeaturePlan.of(Lens(), tiny.model(), model, "t")
-    with torch.no_grad(), capture_states(model, {2, *plan.taps}) as seen:
+    with torch.no_grad(), capture_states(model, {2, *plan.teacher_keys}) as seen:
         model.base_model(input_ids=ids)
-    log_p = LMHead.of(model).logits(plan.norm(seen[plan.taps[0]])).log_softmax(-1)
+    log_p = LMHead.of(model).logits(plan.readout_norm(seen[plan.teacher_keys[0]])).log_softmax(-1)
     torch.testing.assert_close(log_p, model(ids).logits.log_softmax(-1))
 
 
 def test_a_learned_mix_moves_but_leaves_no_layer_behind():
     plan = FeaturePlan.of(Cosine(layers="learned"), tiny.model(layers=2), tiny.model(1, width=48, layers=4), "t")
-    assert plan.taps == (1, 2, 3, 4) and [link.student for link in plan.links] == [1, 2]
+    assert plan.teacher_keys == (1, 2, 3, 4) and [pair.student for pair in plan.pairs] == [1, 2]
     made = FeatureProjections([plan])
-    before = made.shares(0, 0)
+    before = made.mix_shares(0, 0)
     assert before.argmax() == 1  # layer 1 of 2 starts at layer 2 of 4
     torch.testing.assert_close(before.sum(), torch.tensor(1.0))
     layers = torch.randn(6, 4, 48, generator=torch.Generator().manual_seed(0))
     target = torch.nn.functional.normalize(layers[:, 3], dim=-1) @ made.maps[0][0].detach()
-    optimizer = torch.optim.Adam([*made.logits.parameters()], lr=1e-3)
+    optimizer = torch.optim.Adam([*made.mix_logits.parameters()], lr=1e-3)
     for _ in range(100):  # the student is what the teacher's last layer is
-        ours, theirs = next(iter(made.pairs(0, {1: target, 2: target}, layers)))
+        ours, theirs = next(iter(made.state_pairs(0, {1: target, 2: target}, layers)))
         optimizer.zero_grad()
         Cosine()(ours, theirs, Tokens([6])).sum().backward()
         optimizer.step()
-    after = made.shares(0, 0)
+    after = made.mix_shares(0, 0)
     assert after[3] > 1.5 * before[3]
     odds = (after[:, None] / after) / (before[:, None] / before)
     assert odds.max() <= torch.e**2 + 1e-3
@@ -280,7 +280,7 @@ def test_models_without_the_modules_are_refused():
     other = GPT2LMHeadModel(GPT2Config(vocab_size=15, n_embd=16, n_layer=2, n_head=2, n_positions=16))
     with pytest.raises(TeacherError, match=r"GPT2LMHeadModel has no single q_proj.*`of: hidden`"):
         FeaturePlan.of(Relation(), tiny.model(), other, "t")
-    assert FeaturePlan.of(Lens(), tiny.model(), other, "t").taps == (InputOf("transformer.ln_f"),)
+    assert FeaturePlan.of(Lens(), tiny.model(), other, "t").teacher_keys == (InputOf("transformer.ln_f"),)
     del other.transformer.ln_f
     with pytest.raises(TeacherError, match="lens needs the norm"):
         FeaturePlan.of(Lens(), tiny.model(), other, "t")

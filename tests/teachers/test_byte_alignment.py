@@ -358,7 +358,7 @@ def test_the_gathered_states_are_the_teachers_own(name):
                 place = len(before) + j - 1
                 expected = [hidden[0, place] for hidden in direct.hidden_states]
                 torch.testing.assert_close(states.hidden_BTH[b, t], expected[-1], rtol=1e-4, atol=1e-4)
-                for number, layer in enumerate(made.plans[0].taps):
+                for number, layer in enumerate(made.plans[0].teacher_keys):
                     found = states.layers_BLTH[b, number, t]
                     torch.testing.assert_close(found, expected[layer], rtol=1e-4, atol=1e-4)
                 taught += 1

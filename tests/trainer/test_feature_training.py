@@ -107,7 +107,7 @@ def test_half_precision_measures_the_same(tmp_path, feature):
 def test_losses_that_need_no_projection_create_no_parameters(tmp_path):
     for kind in ("relation", "cka"):
         assert list(trainer(tmp_path, {"kind": kind})._projections.parameters()) == []
-    assert {len(logits) for logits in trainer(tmp_path, LEARNED)._projections.logits} == {2}
+    assert {len(logits) for logits in trainer(tmp_path, LEARNED)._projections.mix_logits} == {2}
 
 
 def test_checkpointing_that_cuts_gradients_off_is_refused(tmp_path):
