@@ -227,7 +227,7 @@ def feature_distances(
     """
     distances_BT = []
     for k, teacher in enumerate(teachers):
-        valid_BT = mask_BT.bool() & teacher.tokens_BT
+        valid_BT = mask_BT.bool() & teacher.valid_BT
         if teacher.layers_BLTH is None:
             distances_BT.append(torch.zeros(valid_BT.shape, device=valid_BT.device))
             continue

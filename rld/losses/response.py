@@ -77,7 +77,7 @@ class ResponseLoss:
         self._with_spans = [k for k, t in enumerate(teachers) if t.was_run and t.align == "likelihood"]
         taught_BT = torch.zeros_like(mask_BT, dtype=torch.bool)
         for k in self._with_distribution:
-            taught_BT = taught_BT | teachers[k].tokens_BT
+            taught_BT = taught_BT | teachers[k].valid_BT
         self.valid_BT = mask_BT.bool() & taught_BT
         self.vocabulary = min([len(head.weight), *self._teacher_vocabularies()])
         is_float32 = head.weight.dtype == torch.float32 and not torch.is_autocast_enabled(head.weight.device.type)
@@ -87,7 +87,7 @@ class ResponseLoss:
     def _teacher_vocabularies(self) -> list[int]:
         """Sizes of the heads that share the student's token ids; padded vocabularies of one tokenizer may differ."""
         teachers = [self.teachers[k] for k in self._with_distribution]
-        heads = [teacher.head for teacher in teachers if teacher.vocabulary is None and teacher.shortlist is None]
+        heads = [teacher.head for teacher in teachers if teacher.shared_ids is None and teacher.top_k is None]
         return [len(head.weight) for head in heads if head is not None]
 
     def labels_for_trl(self, labels_BT: Tensor) -> Tensor:
@@ -145,15 +145,15 @@ class ResponseLoss:
         return compute(counts_N=counts_BT[valid_BT], sampled=sampled)
 
     def _distribution(self, teacher: TeacherOutputs) -> TeacherDistribution:
-        valid_N = teacher.tokens_BT[self.valid_BT]
-        if teacher.shortlist is not None:
-            return TopKDistribution(valid_N=valid_N, top_k=teacher.shortlist[self.valid_BT])
+        valid_N = teacher.valid_BT[self.valid_BT]
+        if teacher.top_k is not None:
+            return TopKDistribution(valid_N=valid_N, top_k=teacher.top_k[self.valid_BT])
         assert teacher.head is not None
         assert teacher.hidden_BTH is not None
         hidden_NH = teacher.hidden_BTH[self.valid_BT]
-        if teacher.vocabulary is None:
+        if teacher.shared_ids is None:
             return FullDistribution(valid_N=valid_N, head=teacher.head.first(self.vocabulary), hidden_NH=hidden_NH)
-        student_V, teacher_V = teacher.vocabulary
+        student_V, teacher_V = teacher.shared_ids
         in_head_V = student_V < self.vocabulary  # a teacher with the student's tokenizer may have a smaller head
         shared_ids = student_V[in_head_V], teacher_V[in_head_V]
         return FullDistribution(valid_N=valid_N, head=teacher.head, hidden_NH=hidden_NH, shared_ids=shared_ids)

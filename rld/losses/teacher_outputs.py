@@ -1,6 +1,7 @@
-"""What one teacher hands over about a micro-batch.
+"""The outputs of one teacher for the completions of a micro-batch.
 
-Shapes: B completions, T completion tokens, H width, L mapped layers, V tokens that two vocabularies share.
+Shapes: B completions, T completion tokens, H width, L states of the feature signal, J tokens of a top-k list, V tokens
+that two vocabularies share.
 """
 
 from __future__ import annotations
@@ -32,27 +33,28 @@ def teacher_key(k: int, name: TeacherTensor) -> str:
 
 @dataclass(frozen=True)
 class TeacherOutputs:
-    """What one teacher says about a batch of completions."""
+    """The outputs of one teacher: hidden states with the head that reads them, or top-k log-probabilities."""
 
     head: LMHead | None
-    """None for one that hands over shortlists, unless a feature loss reads its states out."""
+    """The teacher's output head. None for a teacher with top-k log-probabilities, unless the feature loss needs it."""
     hidden_BTH: Tensor | None
-    """Last hidden states at the positions that predict the completion tokens; None when it was not run at all."""
+    """Last hidden states at the positions that predict the completion tokens. None: the teacher was not run."""
     layers_BLTH: Tensor | None
-    """The states that the feature signal compares; None when it was not run, or the feature signal is off."""
-    tokens_BT: Tensor
-    """The tokens on which this teacher speaks; elsewhere its states mean nothing."""
+    """The states that the feature signal compares. None: the teacher was not run, or the feature signal is off."""
+    valid_BT: Tensor
+    """Tokens at which the teacher has a distribution and may teach; elsewhere its outputs mean nothing."""
     align: Align | None = None
-    """How a teacher with another tokenizer teaches; None for one with the student's. The fields below are its alone."""
+    """How a teacher with another tokenizer is aligned. None: it has the student's tokenizer."""
     spans_BT: Tensor | None = None
-    """The span of each token, counted from 0 in each row, -1 for none; None when it was not run."""
+    """With `align`: the number of each token's span in its completion, from 0, or -1. None: it was not run."""
     span_scores_BT: Tensor | None = None
-    """At j its log-probability of span j, in nats at the rollout's temperature; 0 behind the last span."""
-    vocabulary: tuple[Tensor, Tensor] | None = None
-    """Ids `[V]` of the student's and of the teacher's tokens that spell the same. Its head is not cut."""
-    shortlist: TopKLogprobs | None = None
-    """`[B, T]`, what it hands over instead of hidden states; None when it does not, or was not run at all."""
+    """With `align`: at j its log-probability of span j, in nats at the rollout's temperature; 0 after the last span."""
+    shared_ids: tuple[Tensor, Tensor] | None = None
+    """With `align`: the student's and the teacher's ids `[V]` of the tokens that spell the same bytes."""
+    top_k: TopKLogprobs | None = None
+    """`[B, T]`, of a teacher without hidden states. None: it has hidden states, or was not run."""
 
     @property
     def was_run(self) -> bool:
-        return self.hidden_BTH is not None or self.shortlist is not None
+        """Whether there are distributions or spans to learn from."""
+        return self.hidden_BTH is not None or self.top_k is not None

@@ -62,7 +62,7 @@ class _LocalSlot(TeacherSlot):
             head=self.head(),
             hidden_BTH=self._get(batch, "hidden"),
             layers_BLTH=self._get(batch, "layers"),
-            tokens_BT=batch["teacher_tokens"][:, self.index],
+            valid_BT=batch["teacher_tokens"][:, self.index],
         )
 
 
@@ -140,14 +140,14 @@ class AlignedSlot(_LocalSlot):
             head=self.head(),
             hidden_BTH=self._get(batch, "hidden"),
             layers_BLTH=self._get(batch, "layers"),
-            tokens_BT=batch["teacher_tokens"][:, self.index],
+            valid_BT=batch["teacher_tokens"][:, self.index],
             align=self.teacher.align,
             spans_BT=self._get(batch, "spans"),
             span_scores_BT=self._get(batch, "span_scores"),
-            vocabulary=self._shared_vocabulary(batch["completion_ids"].device),
+            shared_ids=self._shared_ids(batch["completion_ids"].device),
         )
 
-    def _shared_vocabulary(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _shared_ids(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return the ids `[V]` of the student's and of the teacher's tokens that spell the same."""
         student_V, teacher_V = self._translator.vocabulary
         # a model may lack the last tokens of its tokenizer
@@ -210,8 +210,8 @@ class LogprobSlot(TeacherSlot):
             head=self.head() if reads_out else None,
             hidden_BTH=None,
             layers_BLTH=self._get(batch, "layers"),
-            tokens_BT=batch["teacher_tokens"][:, self.index],
-            shortlist=logprobs,
+            valid_BT=batch["teacher_tokens"][:, self.index],
+            top_k=logprobs,
         )
 
     def sampled_scores(self, rollout: Mapping[str, Any], temperature: float) -> Tensor | None:

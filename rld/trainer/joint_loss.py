@@ -1,6 +1,6 @@
-"""The terms that join the policy's loss, and what the controller gets to know about them.
+"""The response and feature terms of the loss, the policy's advantages, and measurements of them for the controller.
 
-Works on a micro-batch: the dictionary that TRL makes of a rollout, with what the teachers said in it.
+It works on micro-batches: parts of the dictionary that TRL makes of a rollout, with the teachers' outputs in it.
 
 Shapes: B completions, T completion tokens, H width, K teachers.
 """
@@ -8,6 +8,7 @@ Shapes: B completions, T completion tokens, H width, K teachers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,8 +35,28 @@ from rld.trainer.student_forward import RecordingStudent, StudentInputs
 from rld.types import Align, Signal
 
 
+class SignalTerm(NamedTuple):
+    """What one signal adds to a micro-batch's loss."""
+
+    total: Tensor
+    """`[]`, the weighted sum over tokens, through which the gradient flows."""
+    values_BT: Tensor
+    """The unweighted values per token, without gradient."""
+
+
 class JointLoss:
-    """Computes the response and feature terms and the policy's advantages, and measures them for the controller."""
+    """Computes the response and feature terms and the policy's advantages, and measures them for the controller.
+
+    Args:
+        args: The signals' options.
+        ensemble: Gives the teachers' outputs for a micro-batch.
+        runtime: Says when to measure gradients, and has the running root mean square of delta.
+        feature: The feature loss. None: the feature signal is off.
+        gradient_probe: Measures directions of gradients. None: the controller does not require them.
+
+    Raises:
+        RecipeError: an option of the response signal does not exist, or does not fit the teachers.
+    """
 
     def __init__(
         self,
@@ -49,43 +70,34 @@ class JointLoss:
         self.args, self.ensemble, self.runtime = args, ensemble, runtime
         self.feature, self.gradient_probe = feature, gradient_probe
         self.objective = ResponseObjective.from_config(args)
-        self._require_a_fit([teacher.align for teacher in ensemble.teachers])
-        self.statistics = self._empty()
+        self._check_options([teacher.align for teacher in ensemble.teachers])
+        self.statistics = self._zero_statistics()
 
-    def _require_a_fit(self, align: Sequence[Align | None]) -> None:
-        """Refuse options that would be without effect.
-
-        Raises:
-            RecipeError: a combination or token weights that a teacher with another tokenizer can't take part in.
-        """
-        rule, weights, rollout_temperature = (
-            self.objective.combination,
-            self.objective.token_weights,
-            self.args.temperature,
-        )
-        lists_tokens = any(teacher.lister for teacher in self.ensemble.teachers)
-        if lists_tokens and self.objective.temperature != rollout_temperature:
+    def _check_options(self, align: Sequence[Align | None]) -> None:
+        """Refuse options of the response signal that a teacher can't fulfil."""
+        rule, weights, temperature = self.objective.combination, self.objective.token_weights, self.args.temperature
+        if self.objective.temperature != temperature and any(teacher.lister for teacher in self.ensemble.teachers):
             raise RecipeError(
-                f"response temperature: {self.objective.temperature} is not the rollout's, {rollout_temperature}, and "
-                "a teacher that hands over its likeliest tokens does so at one temperature; leave it out"
+                f"response temperature: {self.objective.temperature} is not the rollout's, {temperature}, and a "
+                "teacher that hands over its likeliest tokens does so at one temperature; leave it out"
             )
         if rule.needs_one_vocabulary and any(align) and len(align) > 1:
             raise RecipeError(
-                f"combine: {rule.kind} lays the teachers' distributions side by side, which those with another "
-                "tokenizer (align) don't allow; use mixture, sum, route or best_of"
+                f"combine: {rule.kind} compares the teachers' probabilities token by token, and a teacher with another "
+                "tokenizer (align) has other tokens; use mixture, sum, route or best_of"
             )
         if weights is not None and "likelihood" in align:
             raise RecipeError(
-                f"tokens: {weights.kind} weighs distributions, and a teacher with align: likelihood gives none; "
+                f"tokens: {weights.kind} needs distributions, and a teacher with align: likelihood has none; "
                 "use align: vocabulary"
             )
 
-    def _empty(self) -> UpdateStatistics:
+    def _zero_statistics(self) -> UpdateStatistics:
         return UpdateStatistics.zeros(len(self.runtime.skills), len(self.runtime.teachers), self.args.device)
 
     def take_statistics(self) -> UpdateStatistics:
-        """The measurements since the last call."""
-        statistics, self.statistics = self.statistics, self._empty()
+        """This process's sums since the last call."""
+        statistics, self.statistics = self.statistics, self._zero_statistics()
         return statistics
 
     def take_gradient_stats(self) -> tuple[dict[str, GradientStats], int]:
@@ -93,11 +105,16 @@ class JointLoss:
         return ({}, 0) if self.gradient_probe is None else self.gradient_probe.take_gradient_stats()
 
     def count(self, batch: RolloutBatch, num_computed: int) -> None:
-        """Count a micro-batch's tokens, and those that the student computed for them."""
+        """Count a micro-batch's completion tokens, and the tokens that went through the student's backbone."""
         self.statistics.add_tokens(batch["skill_ids"], loss_mask(batch), num_computed)
 
     def inputs(self, batch: RolloutBatch, progress: float) -> StudentInputs:
-        """What the student's forward needs, at a point of training from 0 to 1."""
+        """What the student's forward needs for the response and feature signals.
+
+        Args:
+            batch: The micro-batch.
+            progress: The point of training, from 0 at its start to 1 at its end.
+        """
         response = None
         if batch["response_on"]:
             objective, weight_B = self.objective.at(progress), signal_weight(batch, "response")
@@ -108,7 +125,13 @@ class JointLoss:
         )
 
     def advantages(self, batch: RolloutBatch, log_pi_BT: Tensor, training: bool) -> Tensor:
-        """The policy's advantages: the teacher-scored reward added, times the skill's policy weight."""
+        """The policy's advantages, `[B]` or `[B, T]`: with the teacher-scored reward, times the policy's weight.
+
+        Args:
+            batch: The micro-batch, with GRPO's advantages.
+            log_pi_BT: The student's log-probabilities of the sampled tokens, without gradient.
+            training: Whether to add to the controller's statistics.
+        """
         advantages = batch["advantages"]
         policy_B = signal_weight(batch, "policy")
         if self.args.teacher_reward and "teacher_scores" in batch:
@@ -130,18 +153,22 @@ class JointLoss:
         spread_B = self.runtime.delta_rms_S().to(delta_BT.device)[batch["skill_ids"]]
         return teacher_advantages(batch["advantages"], delta_BT, spread_B, weight, taught_BT)
 
-    def terms(
-        self, batch: RolloutBatch, recorded: RecordingStudent, training: bool
-    ) -> dict[Signal, tuple[Tensor, Tensor]]:
-        """Weighted sums over tokens of the response and feature signals, each with its values per token `[B, T]`."""
+    def terms(self, batch: RolloutBatch, recorded: RecordingStudent, training: bool) -> dict[Signal, SignalTerm]:
+        """The terms of the response and feature signals, of those that are on.
+
+        Args:
+            batch: The micro-batch.
+            recorded: The student that was called with `inputs(batch)`.
+            training: Whether to add to the controller's statistics, and to measure gradients where it is time to.
+        """
         out, mask_BT = recorded.result, loss_mask(batch)
-        terms: dict[Signal, tuple[Tensor, Tensor]] = {}
+        terms: dict[Signal, SignalTerm] = {}
         if out.response_loss is not None and out.target_divergence is not None:
-            terms["response"] = out.response_loss, out.target_divergence
+            terms["response"] = SignalTerm(out.response_loss, out.target_divergence)
         if out.feature_distance is not None:
             distance_BT = sum_over_teachers(out.feature_distance, batch["teacher_weights"])
             total = weighted_sum(distance_BT, signal_weight(batch, "feature"), mask_BT)
-            terms["feature"] = total, distance_BT.detach()
+            terms["feature"] = SignalTerm(total, distance_BT.detach())
         if training:
             tokens_BKT = batch["teacher_tokens"]
             self.statistics.add_divergences(
@@ -152,29 +179,29 @@ class JointLoss:
                 self._measure_gradients(batch, recorded.last_hidden_states, terms)
         return terms
 
-    def _measure_gradients(
-        self, batch: RolloutBatch, hidden_BTH: Tensor, terms: dict[Signal, tuple[Tensor, Tensor]]
-    ) -> None:
+    def _measure_gradients(self, batch: RolloutBatch, hidden_BTH: Tensor, terms: dict[Signal, SignalTerm]) -> None:
         mask_BT = loss_mask(batch)
         advantages = batch["advantages"].reshape(len(mask_BT), -1)  # the policy's weight is in them
         policy = weighted_sum(-advantages * batch["log_pi"], torch.ones_like(signal_weight(batch, "policy")), mask_BT)
-        self._measure("policy", policy, hidden_BTH, batch, mask_BT, mask_BT * (advantages != 0))
+        has_gradient_BT = mask_BT * (advantages != 0)
+        self._measure("policy", policy, hidden_BTH, batch=batch, loss_BT=mask_BT, has_gradient_BT=has_gradient_BT)
         taught_BT = mask_BT * (taught_share(batch) > 0)
-        for signal, (total, _) in terms.items():
-            self._measure(signal, total, hidden_BTH, batch, taught_BT, taught_BT)
+        for signal, term in terms.items():
+            self._measure(signal, term.total, hidden_BTH, batch=batch, loss_BT=taught_BT, has_gradient_BT=taught_BT)
 
     def _measure(
         self,
         signal: Signal,
         total: Tensor,
         hidden_BTH: Tensor,
+        *,
         batch: RolloutBatch,
         loss_BT: Tensor,
-        informative_BT: Tensor,
+        has_gradient_BT: Tensor,
     ) -> None:
-        """Measure a signal's gradient at the tokens that have one; its loss is a mean over those of `loss_BT`."""
+        """Measure a signal's gradient with respect to the last hidden states; its loss is a mean over `loss_BT`."""
         weight_B = signal_weight(batch, signal)
-        gradient_BTH = self.statistics.add_gradient(signal, total, hidden_BTH, weight_B, informative_BT)
+        gradient_BTH = self.statistics.add_gradient(signal, total, hidden_BTH, weight_B, has_gradient_BT)
         if self.gradient_probe is not None:
             counts_BT = loss_BT * (weight_B > 0)[:, None]
             self.gradient_probe.add(signal, batch, hidden_BTH.detach(), gradient_BTH=gradient_BTH, counts_BT=counts_BT)

@@ -353,7 +353,7 @@ def test_the_gathered_states_are_the_teachers_own(name):
         direct = teacher.model(input_ids=torch.tensor([before + after]), output_hidden_states=True)
         numbers = spans(spoken, theirs)
         for t, j in enumerate(starts(spoken, theirs)):
-            assert bool(states.tokens_BT[b, t]) == (j >= 0)
+            assert bool(states.valid_BT[b, t]) == (j >= 0)
             if j >= 0:
                 place = len(before) + j - 1
                 expected = [hidden[0, place] for hidden in direct.hidden_states]
@@ -387,12 +387,12 @@ def test_padding_order_and_company_do_not_matter():
     moved = scored(made, wide, rows, [PROMPTS[i] for i in order])
     size, (states, there) = inputs["completion_ids"].shape[1], (made.outputs(x)[0] for x in (inputs, moved))
     for b in (0, 1):
-        spoken = states.tokens_BT[order[b]]
-        assert there.tokens_BT[b, :size].tolist() == spoken.tolist()
+        spoken = states.valid_BT[order[b]]
+        assert there.valid_BT[b, :size].tolist() == spoken.tolist()
         torch.testing.assert_close(there.hidden_BTH[b, :size][spoken], states.hidden_BTH[order[b]][spoken])
         torch.testing.assert_close(there.span_scores_BT[b, :size], states.span_scores_BT[order[b]])
         assert there.spans_BT[b, :size].tolist() == states.spans_BT[order[b]].tolist()
-    assert not there.tokens_BT[2].any()
+    assert not there.valid_BT[2].any()
     assert (there.spans_BT[2] == -1).all()
 
 
@@ -405,16 +405,16 @@ def test_the_same_tokenizer_aligned_is_the_plain_teacher():
     plain, aligned = made.outputs(inputs)
     ends_well = torch.tensor([0, 2, 3])  # in row 1 the last character is cut, and not retold
     mask = inputs["completion_mask"][ends_well].bool()
-    assert torch.equal(aligned.tokens_BT[ends_well] & mask, mask)
+    assert torch.equal(aligned.valid_BT[ends_well] & mask, mask)
     torch.testing.assert_close(aligned.hidden_BTH[ends_well][mask], plain.hidden_BTH[ends_well][mask])
     torch.testing.assert_close(aligned.layers_BLTH[0][:, mask[0]], plain.layers_BLTH[0][:, mask[0]])
     scores = made.sampled_scores(inputs, TEMPERATURE)["teacher_scores"][ends_well]
     torch.testing.assert_close(scores[:, 1][mask], scores[:, 0][mask])
-    ours, theirs = aligned.vocabulary
+    ours, theirs = aligned.shared_ids
     assert torch.equal(ours, theirs)
     assert 1 in ours
     assert 0 not in ours
-    assert plain.vocabulary is None
+    assert plain.shared_ids is None
 
 
 def test_a_batch_without_any_text_has_no_opinion():
@@ -422,7 +422,7 @@ def test_a_batch_without_any_text_has_no_opinion():
     inputs["completion_mask"].zero_()
     scored(made, inputs)
     (states,) = made.outputs(inputs)
-    assert not states.tokens_BT.any()
+    assert not states.valid_BT.any()
     assert states.hidden_BTH is states.spans_BT is None
     assert not made.sampled_scores(inputs, TEMPERATURE)["teacher_scores"].any()
 
@@ -507,7 +507,7 @@ def test_a_student_equal_to_an_aligned_teacher_is_left_alone(tmp_path, align):
     ("options", "message"),
     [
         ({"combine": "agreement"}, "combine: agreement"),
-        ({"token_weights": "top"}, "tokens: top weighs distributions"),
+        ({"token_weights": "top"}, "tokens: top needs distributions"),
     ],
 )
 def test_options_that_an_aligned_teacher_would_ignore_are_refused(tmp_path, options, message):
