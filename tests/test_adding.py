@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
     written: list[Written]
     shown: dict[str, str]
-    """Where (`list`, `check`, `help`, `page`, `log`, `report`) and the text that is found there."""
+    """Where (`list`, `check`, `help`, `page`, `log`, `report`, `python`) and the text that is found there."""
 
 
 def appended(code: str) -> Callable[[str], str]:
@@ -111,6 +111,52 @@ TEACHER = '''class DummyTeacher(_Teacher):
 
     attic: str
     """Which attic it lives in."""
+
+    @property
+    def place(self):
+        return f"in the attic {self.attic}"
+'''
+STAGE = '''"""The options of a `nap` stage."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from rld.recipe.sizes import StageCost
+from rld.recipe.stages.base import Stage
+
+
+class Nap(Stage):
+    """A dummy of a stage."""
+
+    trainer_class: ClassVar[tuple[str, str]] = ("trl.trainer.sft_config", "SFTConfig")
+    run: Literal["nap"]
+    model: str
+    """Which model rests."""
+
+    @property
+    def trained_model(self):
+        return self.model
+
+    def cost(self, sizes):
+        return StageCost(sizes.parameters(self.model), {}, None, 0)
+
+    def describe(self, cost, skills):
+        return [("rests", f"{self.model}, for {self.steps} steps")]
+'''
+RUNNER = '''"""The `nap` stage at work."""
+
+
+def run(context, stage):
+    print(f"{stage.name} rests")
+'''
+FORMAT = '''"""Pairs of lines: a question and its answer."""
+
+
+def read(path):
+    lines = path.read_text().splitlines()
+    for i in range(0, len(lines), 2):
+        yield i + 2, {"question": lines[i], "answer": lines[i + 1]}
 '''
 COMMAND = '''def _dream(options: argparse.Namespace) -> int:
     """Do nothing at all."""
@@ -174,6 +220,36 @@ ROWS = {
         ],
         {"list": "dummy .* A dummy of a controller", "check": "dummy", "page": "## DummyController"},
     ),
+    "file format": Row(
+        [
+            Written("rld/data/formats/pairs.py", appended(FORMAT)),
+            Written(
+                "rld/data/formats/__init__.py",
+                replaced("import csv, jsonl\n", "import csv, jsonl, pairs\n"),
+            ),
+            Written("rld/data/formats/__init__.py", replaced("] = {", '] = {".pairs": pairs.read, ')),
+        ],
+        {"check": r"./rows.pairs", "python": "How many\\? one"},
+    ),
+    "stage": Row(
+        [
+            Written("rld/recipe/stages/nap.py", appended(STAGE)),
+            Written("rld/pipeline/nap.py", appended(RUNNER)),
+            Written(
+                "rld/recipe/stages/__init__.py",
+                replaced(
+                    "from rld.recipe.stages.sft", "from rld.recipe.stages.nap import Nap\nfrom rld.recipe.stages.sft"
+                ),
+            ),
+            Written("rld/recipe/stages/__init__.py", replaced("Annotated[Sft | ", "Annotated[Nap | Sft | ")),
+        ],
+        {
+            "list": "nap .* A dummy of a stage",
+            "check": r"2. siesta: nap *\n *rests *tiny, for 7 steps",
+            "page": "## Nap",
+            "python": "siesta rests",
+        },
+    ),
     "way to make a model": Row(
         [
             Written("rld/recipe/models.py", in_union("AnyModel", 'Annotated[DummyModel, Tag("DummyModel")]', MODEL)),
@@ -189,7 +265,7 @@ ROWS = {
             ),
             Written("rld/recipe/teachers.py", replaced("union_by_key(url=", "union_by_key(attic=DummyTeacher, url=")),
         ],
-        {"page": "## DummyTeacher"},
+        {"check": "in the attic upstairs", "page": "## DummyTeacher"},
     ),
     "metric of the log": Row(
         [
@@ -218,14 +294,16 @@ TASKS = '''def copy(rng, *, length):
 RECIPE = """
 name: dummies
 tokenizer: {characters: a}
-skills: {copy: {generator: ./tasks.py:copy, levels: [{length: 1}], held_out: 1}}
+skills:
+  copy: {generator: ./tasks.py:copy, levels: [{length: 1}], held_out: 1}
+  count: {rows: ./rows.pairs}
 models: {tiny: {new: llama, config: {hidden_size: 16}}, odd: {dummy: 3}}
 rewards: [{use: dummies:flat, options: {height: 0.25}}]
 stages:
   - name: learn
     run: distill
     student: tiny
-    teachers: {one: {model: tiny}}
+    teachers: {one: {model: tiny}, two: {attic: upstairs}}
     signals:
       policy: {}
       response: {divergence: {kind: dummy_divergence}, combine: {kind: dummy_combination}, tokens: {kind: dummy_tokens}}
@@ -233,11 +311,18 @@ stages:
     controller: {kind: dummy, calm: 0.5, policy: 0.5}
     curriculum: {use: dummies:First, options: {start: 0}}
     steps: 1
+  - {name: siesta, run: nap, model: tiny, steps: 7}
 """
-PAGES = """
+USED = """
+from pathlib import Path
+from rld.data.file_items import read_items
+from rld.recipe.reading import read_recipe
 import tests.recipe_page as recipe, tests.run_folder_page as run_folder
 recipe.PAGE.write_text(recipe.page())
 run_folder.PAGE.write_text(run_folder.page(run_folder.PAGE.read_text()))
+(item,), = read_items(Path("rows.pairs"))
+print(item.question, item.answer)
+read_recipe(Path("dummies.yaml"), []).stages[1](None)
 """
 
 
@@ -254,13 +339,14 @@ def shown(tmp_path_factory) -> dict[str, str]:
             path = tree / file
             path.write_text(edit(path.read_text() if path.exists() else ""))
     (tree / "tasks.py").write_text(TASKS)
+    (tree / "rows.pairs").write_text("How many?\none\n")
     (tree / "dummies.yaml").write_text(RECIPE)
     texts = {
         "list": output(tree, "-m", "rld", "list"),
         "check": output(tree, "-m", "rld", "check", "dummies.yaml"),
         "help": output(tree, "-m", "rld", "--help"),
     }
-    output(tree, "-c", PAGES)
+    texts["python"] = output(tree, "-c", USED)
     made_up_run.make(tree / "run", skills=["copy"], teachers=["one"])
     log = tree / "run" / "metrics.jsonl"
     log.write_text("".join(f'{{"dummy/copy": 1.0, {line[1:]}\n' for line in log.read_text().splitlines()))
