@@ -1,7 +1,7 @@
-"""The command line: what `rld` and its commands take.
+"""The command line: parses the arguments of `rld`, checks them, and calls what does the work.
 
-A mistake of the user's ends with exit code 2 and one line per mistake on stderr; anything else that goes wrong is a
-bug of `rld`'s and shows its traceback. What takes seconds to import is imported by the command that needs it.
+A mistake of the user ends with exit code 2 and one line per mistake on stderr; any other error is a bug of `rld` and
+shows its traceback. Modules that take seconds to import are imported by the command that needs them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rld.errors import LibraryError, RecipeError, RldError, UsageError
 from rld.recipe import catalogue, registry
 from rld.recipe.reading import read_recipe
 from rld.reporting.overview import overview
-from rld.utils.run_folder import RunFolder
+from rld.utils.run_folder import ABLATION_RESULT, RunFolder
 from rld.utils.suggestions import hint
 
 
@@ -36,17 +36,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: What follows `rld`. None: the process's own.
+        arguments: The arguments after `rld`. None: those of the process.
 
     Returns:
-        The exit code: 0; 2 for the user's mistake; 130 when stopped with Ctrl-C.
+        The exit code: 0; 2 for a mistake of the user; 130 when stopped with Ctrl-C; 1 where runs of an ablation failed.
     """
     try:
         options = _parse(sys.argv[1:] if arguments is None else list(arguments))
         code: int = _COMMANDS[options.command](options)
         return code
     except RldError as error:
-        # Every process of a distributed run finds the same mistake in the recipe; one of them says so.
+        # All processes of a distributed run find the same mistake in the recipe; one of them reports it.
         if _is_main() or not isinstance(error, (RecipeError, LibraryError, UsageError)):
             for line in str(error).splitlines():
                 print(f"rld: {line}", file=sys.stderr)
@@ -77,20 +77,20 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     for name in ("train", "check", "cache-teachers"):
         _add_recipe(commands[name])
     commands["train"].add_argument("--output", metavar="DIR", type=Path, help="the run's folder (default: runs/NAME)")
-    commands["train"].add_argument("--resume", action="store_true", help="go on where the run in that folder stopped")
-    commands["evaluate"].add_argument("model", metavar="MODEL", help="a folder or a hub id")
+    commands["train"].add_argument("--resume", action="store_true", help="continue the run in that folder")
     _add_recipe(commands["evaluate"])
+    commands["evaluate"].add_argument("--model", metavar="MODEL", help="the model to score: a folder or a hub id")
     _add_ablation(commands["ablate"])
-    folder = "the run's folder, with the results of stages that are done (default: runs/NAME)"
+    folder = "the run's folder, with the results of finished stages (default: runs/NAME)"
     commands["cache-teachers"].add_argument("--output", metavar="DIR", type=Path, help=folder)
     _add_serving(commands["serve-teacher"])
-    commands["report"].add_argument("run", metavar="RUN", type=Path, help="a run's folder")
+    commands["report"].add_argument("folder", metavar="DIR", type=Path, help="the folder of a run or of an ablation")
     commands["list"].add_argument("kind", metavar="KIND", nargs="?", help=", ".join(catalogue.KINDS))
     commands["copy"].add_argument("name", metavar="NAME", help="a shipped recipe")
     commands["copy"].add_argument(
         "to", metavar="DEST", nargs="?", type=Path, default=Path(), help="a folder (default: here)"
     )
-    commands["copy"].add_argument("--force", action="store_true", help="overwrite files that are there")
+    commands["copy"].add_argument("--force", action="store_true", help="overwrite files that exist")
     return parser, commands
 
 
@@ -110,21 +110,29 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
 
 def _add_ablation(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
-    example = "'gap; mild: controller.kind=fixed controller.policy=0.3', or a file with one a line"
-    parser.add_argument("--arms", metavar="ARMS", required=True, help=f"what to compare, such as {example}")
+    example = "'gap; mild: controller.kind=fixed controller.policy=0.3'"
+    arms = f"what to compare: a YAML file of names and overrides, or a short form such as {example}"
+    parser.add_argument("--arms", metavar="ARMS", required=True, help=arms)
     parser.add_argument("--seeds", metavar="N", type=_positive(int), default=3, help="seeds per arm (default: 3)")
-    parser.add_argument("--output", metavar="DIR", type=Path, help="where to (default: runs/NAME-ablation)")
-    parser.add_argument("--jobs", metavar="J", type=_positive(int), default=1, help="runs at a time (default: 1)")
-    parser.add_argument("--flops", metavar="X", type=_positive(float), help="stop each arm once it has spent as much")
+    parser.add_argument(
+        "--output", metavar="DIR", type=Path, help="the folder of the ablation (default: runs/NAME-ablation)"
+    )
+    parser.add_argument(
+        "--jobs", metavar="J", type=_positive(int), default=1, help="runs at the same time (default: 1)"
+    )
+    budget = "end the compared stage of each run once it has spent this many FLOPs"
+    parser.add_argument("--max-flops", metavar="X", type=_positive(float), help=budget)
 
 
 def _add_serving(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a folder or a hub id")
     parser.add_argument("--adapter", metavar="DIR", help="a PEFT adapter on the model: a folder or a hub id")
     dtypes = ("auto", "float32", "bfloat16", "float16")
-    parser.add_argument("--dtype", choices=dtypes, default="auto", help="of its weights (default: as they were stored)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
-    parser.add_argument("--port", type=_port, default=8000, help="0: any that is free (default: 8000)")
+    parser.add_argument("--dtype", choices=dtypes, default="auto", help="type of the weights (default: as stored)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: reachable from this machine only)"
+    )
+    parser.add_argument("--port", type=_port, default=8000, help="port to listen on; 0: any free one (default: 8000)")
 
 
 def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
@@ -149,7 +157,7 @@ _port.__name__ = "port (0 to 65535)"  # argparse's message names it
 
 
 def _is_main() -> bool:
-    """Tell whether this process is the one that speaks for all of a distributed run."""
+    """Tell whether this is the process of a distributed run that prints messages."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -167,30 +175,30 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _share_the_cores() -> None:
-    """Let waiting threads sleep; said before torch is imported, which reads it once.
+    """Let waiting threads sleep instead of spin; to be called before torch is imported, which reads the variable once.
 
-    By default they spin, and two runs side by side on the same cores were measured to be ten times slower for it.
+    Two runs on the same cores were measured to be ten times slower with threads that spin.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def require_free(output: Path) -> None:
-    """Refuse a folder that holds a run already.
+    """Check that a folder holds no run.
 
     Raises:
-        UsageError: it does, or it is a file.
+        UsageError: it holds one, or it is a file.
     """
     folder = RunFolder(output)
     if folder.recipe.exists():
-        raise UsageError(f"{output} holds a run already; add --resume to go on with it, or choose another --output")
+        raise UsageError(f"{output} holds a run already; add --resume to continue it, or choose another --output")
     if folder.leftovers:
-        raise UsageError(f"{output} holds {folder.leftovers[0].name}, which is no run's; choose another --output")
+        raise UsageError(f"{output} holds {folder.leftovers[0].name}, which belongs to no run; choose another --output")
     if output.exists() and not output.is_dir():
         raise UsageError(f"--output {output} is a file; give a folder")
 
 
 def _check(options: argparse.Namespace) -> int:
-    """Validate a recipe without loading anything, and show what it will do and cost."""
+    """Check a recipe without loading anything, and show what it will do and cost."""
     source = registry.find_recipe(options.recipe)
     recipe = read_recipe(source, options.overrides)
     if _is_main():
@@ -200,12 +208,38 @@ def _check(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     """Score a model on the held-out rows of a recipe."""
-    source = registry.find_recipe(options.recipe)
-    recipe = read_recipe(source, options.overrides)
+    source, model, overrides = _recipe_and_model(options)
+    recipe = read_recipe(source, overrides)
     _share_the_cores()
     from rld.pipeline.train import evaluate
 
-    return evaluate(options.model, recipe, source)
+    return evaluate(model, recipe, source)
+
+
+def _recipe_and_model(options: argparse.Namespace) -> tuple[Path, str, list[str]]:
+    """Return the recipe's file, the model and the overrides that `rld evaluate` was given.
+
+    Without --model the first two words are the recipe and the model, in either order.
+    """
+    words = [options.recipe, *options.overrides]
+    if options.model is not None:
+        return registry.find_recipe(options.recipe), options.model, options.overrides
+    if len(words) < 2 or "=" in words[1]:
+        raise UsageError("evaluate needs a model; write rld evaluate RECIPE --model MODEL")
+    overrides = words[2:]
+    are_recipes = [_is_recipe(word) for word in words[:2]]
+    if all(are_recipes):
+        raise UsageError(f"{words[0]} and {words[1]} are both recipes; write rld evaluate RECIPE --model MODEL")
+    recipe, model = words[:2] if are_recipes[0] else (words[1], words[0])
+    return registry.find_recipe(recipe), model, overrides
+
+
+def _is_recipe(name: str) -> bool:
+    try:
+        registry.find_recipe(name)
+    except LibraryError:
+        return False
+    return True
 
 
 def _ablate(options: argparse.Namespace) -> int:
@@ -216,12 +250,18 @@ def _ablate(options: argparse.Namespace) -> int:
     from rld.ablation.ablate import ablate
 
     return ablate(
-        source, options.overrides, options.arms, options.seeds, options.output, options.jobs, max_flops=options.flops
+        source,
+        options.overrides,
+        options.arms,
+        num_seeds=options.seeds,
+        folder=options.output,
+        num_parallel=options.jobs,
+        max_flops=options.max_flops,
     )
 
 
 def _cache_teachers(options: argparse.Namespace) -> int:
-    """Score the gold answers that a recipe trains on once, before it trains."""
+    """Let teachers score the gold answers that a recipe trains on, once, before it trains."""
     source = registry.find_recipe(options.recipe)
     recipe = read_recipe(source, options.overrides)
     _share_the_cores()
@@ -231,7 +271,7 @@ def _cache_teachers(options: argparse.Namespace) -> int:
 
 
 def _serve_teacher(options: argparse.Namespace) -> int:
-    """Serve a model over HTTP as a teacher of students elsewhere."""
+    """Serve a model over HTTP as a teacher for students on other machines."""
     _share_the_cores()
     try:
         from rld.teachers.server import serve
@@ -246,14 +286,21 @@ def _serve_teacher(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    """Draw the report of a run again."""
-    run: Path = options.run
-    if not RunFolder(run).recipe.is_file():
-        beside = [str(path) for path in run.parent.glob("*") if RunFolder(path).recipe.is_file()]
-        raise UsageError(f"{run} holds no run{hint(str(run), beside)}")
-    from rld.reporting.report import write_report
+    """Draw the report of a run or of an ablation again, and print its verdict or tables."""
+    folder: Path = options.folder
+    if RunFolder(folder).recipe.is_file():
+        from rld.reporting.report import show_report
 
-    print(write_report(run))
+        show_report(folder)
+    elif (folder / ABLATION_RESULT).is_file():
+        from rld.ablation.ablate import show_result
+        from rld.ablation.outcomes import read_result
+
+        show_result(read_result(folder), folder)
+    else:
+        names = RunFolder(folder).recipe.name, ABLATION_RESULT
+        beside = [str(path.parent) for name in names for path in folder.parent.glob(f"*/{name}")]
+        raise UsageError(f"{folder} holds no run and no finished ablation{hint(str(folder), beside)}")
     return 0
 
 

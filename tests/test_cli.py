@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 from rld import cli
 from rld.errors import CheckpointError, RewardError
 from rld.recipe import catalogue, registry
+from tests.support import made_up_run
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = """\
@@ -128,7 +128,10 @@ def test_check_says_when_a_size_is_unknown(folder, capsys, monkeypatch):
         (["check", "count.yaml", "sed=1"], "command line (sed=1): unknown key 'sed'; did you mean 'seed'?"),
         (["list", "reward"], "nothing of kind 'reward' ships; did you mean 'rewards'?"),
         (["copy", "nothing-like-it"], "no recipe called 'nothing-like-it' ships"),
-        (["report", "nowhere"], "nowhere holds no run"),
+        (["report", "nowhere"], "nowhere holds no run and no finished ablation"),
+        (["evaluate", "count.yaml"], "evaluate needs a model; write rld evaluate RECIPE --model MODEL"),
+        (["evaluate", "count.yaml", "quickstart"], "count.yaml and quickstart are both recipes"),
+        (["evaluate", "some/model", "cuont.yaml"], "no recipe at cuont.yaml; did you mean 'count.yaml'?"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_2(folder, capsys, arguments, expected):
@@ -212,11 +215,30 @@ def test_copy_takes_the_files_that_a_recipe_names_and_overwrites_only_by_force(f
     assert (folder / "mine" / "count.yaml").read_text() == RECIPE
 
 
-def test_report_draws_a_runs_page_again(folder, capsys, monkeypatch):
-    (folder / "run").mkdir()
-    (folder / "run" / "recipe.json").write_text(json.dumps({}))
-    fake(monkeypatch, "rld.reporting.report", write_report=lambda path: path / "report.html")
-    assert run(capsys, "report", "run") == (0, "run/report.html\n", "")
+@pytest.mark.parametrize(
+    ("arguments", "overrides"),
+    [
+        (["count.yaml", "--model", "some/model", "seed=3"], 3),
+        (["count.yaml", "seed=3", "--model", "some/model"], 3),
+        (["some/model", "count.yaml", "seed=3"], 3),
+        (["count.yaml", "some/model"], 0),
+    ],
+)
+def test_evaluate_takes_recipe_and_model_in_either_order(folder, capsys, monkeypatch, arguments, overrides):
+    calls = []
+    fake(monkeypatch, "rld.pipeline.train", evaluate=lambda *arguments: calls.append(arguments) or 0)
+    assert run(capsys, "evaluate", *arguments)[0] == 0
+    ((model, recipe, source),) = calls
+    assert (model, source, recipe.seed) == ("some/model", Path("count.yaml"), overrides)
+
+
+def test_report_draws_a_runs_page_again_and_prints_its_verdict(folder, capsys):
+    made_up_run.make(folder / "run")
+    code, out, err = run(capsys, "report", "run")
+    assert (code, err) == (0, "")
+    assert "The student answers 92% of the held-out rows correctly, 15% before stage `main` (means" in out
+    assert out.endswith("report: run/report.html\n")
+    assert (folder / "run" / "report.html").is_file()
 
 
 def pipeline(monkeypatch, error=None):

@@ -1,6 +1,6 @@
 """The arms of an ablation: overrides of one recipe, all read and checked before anything runs.
 
-What the arms are compared on is the recipe's last distillation stage, or its last stage where it has none.
+Arms are compared on the recipe's last stage that has a controller, or on its last stage where none has.
 """
 
 from __future__ import annotations
@@ -15,18 +15,21 @@ from pathlib import Path
 from rld.controllers import AnyController
 from rld.controllers.base import BaseController
 from rld.errors import AblationError, RecipeError
+from rld.recipe.document import RecipeDocument
 from rld.recipe.reading import read_recipe
 from rld.recipe.schema import Recipe
 from rld.recipe.stages import AnyStage
 from rld.utils.options import kinds_of
 from rld.utils.suggestions import hint, nearest
 
-NUM_SCORINGS = 10
-"""Of an arm that does not say how often it is scored: enough for a curve."""
+NUM_EVALUATIONS = 10
+"""How often the compared stage is scored where neither recipe nor arm says so: enough for a curve."""
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
-_KINDS = kinds_of(AnyController)
+_CONTROLLER_KINDS = kinds_of(AnyController)
+
+_YAML = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,8 @@ class Arm:
     """One of the settings that are compared.
 
     Attributes:
-        overrides: As `rld train` takes them, those of all arms included.
-        recipe: What comes of them, with the ablation's first seed.
+        overrides: As `rld train` takes them, with those of all arms.
+        recipe: The recipe with these overrides and the ablation's first seed.
     """
 
     name: str
@@ -44,7 +47,7 @@ class Arm:
 
     @property
     def index(self) -> int:
-        """Which of the stages is compared."""
+        """The index of the compared stage."""
         return compared_stage_index(self.recipe)
 
     @property
@@ -52,78 +55,127 @@ class Arm:
         return self.recipe.stages[self.index]
 
 
+@dataclass(frozen=True)
+class _ArmText:
+    """An arm as the user wrote it: its name, and its overrides in the form that `rld train` takes."""
+
+    name: str
+    overrides: tuple[str, ...]
+
+
 def compared_stage_index(recipe: Recipe) -> int:
-    """Return the index of the last stage that uses rewards, or of the last stage where there is none."""
-    with_rewards = [i for i, stage in enumerate(recipe.stages) if stage.uses_rewards]
-    return with_rewards[-1] if with_rewards else len(recipe.stages) - 1
+    """Return the index of the last stage that has a controller, or of the last stage where none has."""
+    controlled = [i for i, stage in enumerate(recipe.stages) if _controller(stage) is not None]
+    return controlled[-1] if controlled else len(recipe.stages) - 1
 
 
-def read_arms(text: str, source: Path, overrides: Sequence[str], max_flops: float | None = None) -> list[Arm]:
-    """Read arms and the recipe that each makes.
+def _controller(stage: AnyStage) -> AnyController | None:
+    controller: AnyController | None = getattr(stage, "controller", None)
+    return controller
+
+
+def read_arms(text: str, source: Path, overrides: Sequence[str], *, max_flops: float | None = None) -> list[Arm]:
+    """Read arms and the recipe of each.
 
     Args:
-        text: Arms with semicolons or line ends between them, or the name of a file of arms, one a line, with `#` for
-            comments. An arm is `NAME: key.path=value ...`, or a controller's kind alone; in YAML's quotes and brackets
-            a value may hold blanks and semicolons.
+        text: Arms in the short form, separated by semicolons or line ends; or the name of a file: a YAML file of arms
+            with full paths, or else a text file of arms in the short form, where `#` begins a comment line.
         source: The recipe's file.
-        overrides: Those of all arms.
-        max_flops: The budget of the compared stage. None: its steps.
+        overrides: Overrides of all arms.
+        max_flops: The budget of the compared stage, in FLOPs. None: the stage ends after its steps.
 
     Raises:
-        AblationError: what is wrong with the arms, all of it.
-        RecipeError: the recipe is wrong without any arm.
+        AblationError: the arms are wrong; one line per mistake.
+        RecipeError: the recipe is wrong without any arm, or the YAML file cannot be read.
     """
     base = read_recipe(source, overrides)
-    given = Path(text).read_text(encoding="utf-8") if os.path.isfile(text) else text
-    lines = [line for line in given.splitlines() if not line.lstrip().startswith("#")]
-    pieces = [piece.strip() for piece in _split("\n".join(lines), ";\n") if piece.strip()]
-    mistakes: list[str] = [] if pieces else ["there is no arm; write such as --arms 'gap; fixed'"]
+    mistakes: list[str] = []
     arms: dict[str, Arm] = {}
-    for piece in pieces:
+    written = _read_yaml(Path(text), mistakes) if text.endswith(_YAML) else _read_short_forms(text, base, mistakes)
+    for arm in written:
+        if arm.name in arms:
+            mistakes.append(f"two arms are called {arm.name!r}; choose another name for one")
         try:
-            arm = _read_arm(piece, base, source, overrides, max_flops)
-            if arm.name in arms:
-                raise AblationError(f"two arms are called {arm.name!r}; choose another name for one")
-            arms[arm.name] = arm
+            arms[arm.name] = _resolve(arm, source, overrides, max_flops)
         except AblationError as error:
             mistakes.append(str(error))
+    if not arms and not mistakes:
+        mistakes.append("there is no arm; write such as --arms 'gap; fixed'")
     if mistakes:
         raise AblationError("\n".join(mistakes))
     return list(arms.values())
 
 
-def _read_arm(piece: str, base: Recipe, source: Path, overrides: Sequence[str], max_flops: float | None) -> Arm:
-    name, own = _parsed(piece)
+def _resolve(arm: _ArmText, source: Path, overrides: Sequence[str], max_flops: float | None) -> Arm:
+    """Read the recipe of an arm; the compared stage is scored on the way, and ends with its budget."""
     try:
-        arm = Arm(name, (*overrides, *_placed(own, base)), base)
-        arm = replace(arm, recipe=read_recipe(source, arm.overrides))
+        if any(text.partition("=")[0] == "seed" for text in arm.overrides):
+            raise RecipeError("an arm cannot set the seed, which all arms share; set it for all")
+        first = Arm(arm.name, (*overrides, *arm.overrides), read_recipe(source, (*overrides, *arm.overrides)))
         extra = []
-        if arm.stage.evaluate_every is None:
-            extra.append(f"stages.{arm.stage.name}.evaluate_every={-(-arm.stage.steps // NUM_SCORINGS)}")
+        if first.stage.evaluate_every is None:
+            extra.append(f"stages.{first.stage.name}.evaluate_every={-(-first.stage.steps // NUM_EVALUATIONS)}")
         if max_flops is not None:
-            extra.append(f"stages.{arm.stage.name}.max_flops={max_flops!r}")
-        overridden = (*arm.overrides, *extra)
-        return Arm(name, overridden, read_recipe(source, overridden))
+            extra.append(f"stages.{first.stage.name}.max_flops={max_flops!r}")
+        extended = (*first.overrides, *extra)
+        return replace(first, overrides=extended, recipe=read_recipe(source, extended))
     except RecipeError as error:
-        raise AblationError("\n".join(f"arm {name!r}: {line}" for line in str(error).splitlines())) from error
+        raise AblationError("\n".join(f"arm {arm.name!r}: {line}" for line in str(error).splitlines())) from error
 
 
-def _parsed(piece: str) -> tuple[str, list[str]]:
-    """Return an arm's name and its overrides as they are written."""
+def _read_yaml(path: Path, mistakes: list[str]) -> list[_ArmText]:
+    """Read a mapping of names to mappings of full paths to values; adds what is wrong to `mistakes`.
+
+    Raises:
+        RecipeError: the file cannot be read, or is no mapping in YAML.
+    """
+    document = RecipeDocument(path)
+    if document.problems:
+        raise document.report(document.problems)
+    arms = []
+    for name, overrides in document.tree.items():
+        if not _NAME.fullmatch(str(name)):
+            mistakes.append(f"{path}: {name!r} cannot be an arm's name, which is also that of a folder")
+        elif not isinstance(overrides, dict):
+            mistakes.append(
+                f"{path}: arm {name!r} should be a mapping of paths to values, or {{}} for the recipe as it is"
+            )
+        else:
+            texts = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items()]
+            arms.append(_ArmText(str(name), tuple(texts)))
+    return arms
+
+
+def _read_short_forms(text: str, base: Recipe, mistakes: list[str]) -> list[_ArmText]:
+    """Read arms in the short form, from a text or a file; adds what is wrong to `mistakes`."""
+    if os.path.isfile(text):
+        text = Path(text).read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    arms = []
+    for piece in _split("\n".join(lines), ";\n"):
+        if piece.strip():
+            try:
+                arms.append(_read_short_form(piece.strip(), base))
+            except AblationError as error:
+                mistakes.append(str(error))
+    return arms
+
+
+def _read_short_form(piece: str, base: Recipe) -> _ArmText:
+    """Read `NAME: key.path=value ...`, or a controller's kind alone.
+
+    In YAML's quotes and brackets a value may hold blanks and semicolons.
+    """
     name, colon, rest = piece.partition(":")
     name = name.strip()
-    if not colon and name in _KINDS:
-        return name, [f"controller.kind={name}"]
+    if not colon and name in _CONTROLLER_KINDS:
+        return _ArmText(name, tuple(_full_paths([f"controller.kind={name}"], base)))
     if not colon or not _NAME.fullmatch(name):
-        near = hint(piece, _KINDS)
         raise AblationError(
             f"arm {piece!r}: write NAME: key.path=value ..., NAME: alone for the recipe as it is, the kind of a "
-            f"controller, or the name of a file of arms{near}"
+            f"controller, or the name of a file of arms{hint(piece, _CONTROLLER_KINDS)}"
         )
-    own = list(filter(None, _split(rest, " \t")))
-    if any(text.partition("=")[0] == "seed" for text in own):
-        raise AblationError(f"arm {name!r}: an arm cannot set the seed, which all arms share; set it for all")
-    return name, own
+    return _ArmText(name, tuple(_full_paths(list(filter(None, _split(rest, " \t"))), base)))
 
 
 def _split(text: str, separators: str) -> list[str]:
@@ -143,23 +195,25 @@ def _split(text: str, separators: str) -> list[str]:
     return pieces
 
 
-def _placed(own: list[str], base: Recipe) -> list[str]:
-    """Return overrides with full paths. A controller of another kind takes the recipe's place, before all else."""
+def _full_paths(overrides: list[str], base: Recipe) -> list[str]:
+    """Return overrides with full paths: a key that the recipe does not have is one of the compared stage.
+
+    `controller.kind=` of another kind replaces the stage's controller, before all other overrides; options that all
+    controllers have stay as the recipe sets them.
+    """
     stage = base.stages[compared_stage_index(base)]
-    fields, top = list(type(stage).model_fields), list(Recipe.model_fields)
-    placed: list[str] = []
-    controller = getattr(stage, "controller", None)  # stages of some kinds have none
-    for text in own:
-        first = re.split("[.=]", text, maxsplit=1)[0]
-        meant = first if first in top else nearest(first, [*top, *fields])
-        path = text if meant in top or meant is None else f"stages.{stage.name}.{text}"
-        kind = path.removeprefix(f"stages.{stage.name}.controller.kind=")
-        if kind != path and kind in _KINDS and controller is not None and kind != controller.kind:
-            set_by_hand = controller.model_dump(mode="json", exclude_unset=True)
-            kept = {key: value for key, value in set_by_hand.items() if key in BaseController.model_fields} | {
-                "kind": kind
-            }
-            placed.insert(0, f"stages.{stage.name}.controller={json.dumps(kept, ensure_ascii=False)}")
+    controller = _controller(stage)
+    prefix, recipe_keys = f"stages.{stage.name}.", list(Recipe.model_fields)
+    replacing, paths = [], []
+    for text in overrides:
+        key = re.split("[.=]", text, maxsplit=1)[0]
+        nearest_key = key if key in recipe_keys else nearest(key, [*recipe_keys, *type(stage).model_fields])
+        path = text if nearest_key in recipe_keys or nearest_key is None else prefix + text
+        kind = path.removeprefix(f"{prefix}controller.kind=") if "controller.kind=" in path else None
+        if controller is not None and kind in _CONTROLLER_KINDS and kind != controller.kind:
+            options = controller.model_dump(mode="json", exclude_unset=True)
+            common = {name: value for name, value in options.items() if name in BaseController.model_fields}
+            replacing.append(f"{prefix}controller={json.dumps(common | {'kind': kind}, ensure_ascii=False)}")
         else:
-            placed.append(path)
-    return placed
+            paths.append(path)
+    return [*replacing, *paths]

@@ -1,7 +1,7 @@
-"""What the runs of an ablation came to: their curves over compute, what sums them up, and how they differ.
+"""The results of an ablation's runs: scores over compute, summaries of each arm, and differences between arms.
 
 Compute is FLOPs as the runs count them: sampling, teachers, gate, probes and training, not the scoring of held-out
-rows. Stages that all arms have alike are charged to none.
+rows. Stages that are the same in all arms are charged to none.
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ from statistics import fmean, median, stdev
 from typing import Any, Literal, TypeAlias
 
 from rld.ablation import statistics
-from rld.reporting.history import RunHistory, read_run
+from rld.reporting.history import StageHistory, read_run
+from rld.reporting.metric_names import SCORE
 from rld.reporting.series import Point
+from rld.utils.files import read_json, write_json
+from rld.utils.run_folder import ABLATION_RESULT
 
-Measure: TypeAlias = Literal["final", "even", "area"]
+Measure: TypeAlias = Literal["final", "at_equal_flops", "mean_to_equal_flops"]
 
-MEASURES: tuple[Measure, ...] = ("final", "even", "area")
-"""Means over skills: at the end; when `AblationResult.flops` are spent; on average
-from `AblationResult.start` to then."""
+MEASURES: tuple[Measure, ...] = ("final", "at_equal_flops", "mean_to_equal_flops")
+"""Scores of a run, means over skills: at its end; when it had spent `AblationResult.flops`; and the mean over compute
+from `AblationResult.start` to there."""
 
-NEAR = 0.9
-"""Compute is compared to this share of the best arm's final score."""
+TARGET_SHARE = 0.9
+"""The target that arms are timed to, as a share of the best arm's final score."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,10 @@ class RunOutcome:
     """One finished run.
 
     Attributes:
-        scores: Held-out accuracy per skill at the end.
-        curve: FLOPs so far, and accuracy per skill then.
-        num_scored: Tokens that teachers have scored in the compared stage.
+        folder: The run's folder.
+        scores: Share of the held-out rows answered correctly at the end, per skill.
+        curve: FLOPs spent so far, and the scores then.
+        num_scored: Tokens that teachers scored in the compared stage.
     """
 
     arm: str
@@ -45,11 +49,12 @@ class RunOutcome:
 
     @property
     def flops(self) -> float:
+        """FLOPs that the run is charged."""
         return self.curve[-1][0]
 
     @property
-    def own_flops(self) -> float:
-        """Those of the compared stage and what comes after it."""
+    def stage_flops(self) -> float:
+        """FLOPs of the compared stage and of the stages after it."""
         return self.curve[-1][0] - self.curve[0][0]
 
     @property
@@ -61,21 +66,21 @@ class RunOutcome:
         return min(self.scores.values())
 
     def measured(self, measure: Measure, start: float, flops: float) -> float:
-        """What one of `MEASURES` is for this run."""
+        """Return one of `MEASURES`."""
         if measure == "final":
             return self.mean
-        if measure == "even":
+        if measure == "at_equal_flops":
             return statistics.value_at(self.points(), flops)
         return statistics.area(self.points(), start, flops)
 
     def points(self, skill: str | None = None) -> list[Point]:
-        """Accuracy over FLOPs, of a skill or the mean over skills."""
+        """Return the score over FLOPs, of a skill or the mean over skills."""
         return [(x, fmean(scores.values()) if skill is None else scores[skill]) for x, scores in self.curve]
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A number over seeds; no deviation of a single one."""
+    """Mean and standard deviation over seeds; a single seed has no deviation."""
 
     mean: float
     deviation: float | None
@@ -90,19 +95,23 @@ class ArmSummary:
     """An arm over its seeds.
 
     Attributes:
-        final, even, area: What `MEASURES` says; None where one run had not begun when another was done.
-        to_near: Median FLOPs to `NEAR` of the best arm's final score; None where most seeds never were there.
+        final, at_equal_flops, mean_to_equal_flops: As `MEASURES` says; None where a run was finished before another
+            had begun its compared stage.
+        worst: The final score of the worst skill.
+        flops_to_target: Median FLOPs until the target is reached; None where most seeds never reach it.
+        num_reached: Seeds that reach the target.
+        num_scored: Mean number of tokens that teachers scored.
     """
 
     arm: str
     num_seeds: int
     final: Spread
     worst: Spread
-    even: Spread | None
-    area: Spread | None
+    at_equal_flops: Spread | None
+    mean_to_equal_flops: Spread | None
     flops: Spread
-    to_near: float | None
-    num_near: int
+    flops_to_target: float | None
+    num_reached: int
     num_scored: float
 
 
@@ -111,9 +120,9 @@ class PairedDifference:
     """An arm minus the first one by one measure, on the seeds that both finished.
 
     Attributes:
-        interval: 95%, not corrected for the number of intervals; None for a single seed.
-        num_won: Seeds on which the arm is better than the first.
-        p: Corrected for the number of arms.
+        interval: The 95% interval, not corrected for the number of intervals; None for a single seed.
+        num_better: Seeds on which the arm is better than the first.
+        p: The p-value, corrected for the number of arms.
     """
 
     arm: str
@@ -121,18 +130,19 @@ class PairedDifference:
     num_seeds: int
     mean: float
     interval: tuple[float, float] | None
-    num_won: int
+    num_better: int
     p: float
 
 
 @dataclass(frozen=True)
 class AblationResult:
-    """All of an ablation.
+    """The whole result of an ablation.
 
     Attributes:
-        start: What was spent before the compared stage began, where most was.
-        flops: What every run has spent: the least that any spent in all.
-        target: `NEAR` of the best arm's final score.
+        arms: The overrides of each arm.
+        start: FLOPs from which arms are compared: the most that a run spent before its compared stage began.
+        flops: FLOPs up to which arms are compared: the least that a run spent in all.
+        target: `TARGET_SHARE` of the best arm's final score.
     """
 
     recipe: str
@@ -143,71 +153,95 @@ class AblationResult:
     start: float
     flops: float
     target: float
-    standings: Sequence[ArmSummary]
+    summaries: Sequence[ArmSummary]
     differences: Sequence[PairedDifference]
 
-    def of(self, arm: str) -> list[RunOutcome]:
+    def runs_of(self, arm: str) -> list[RunOutcome]:
         return [run for run in self.runs if run.arm == arm]
 
-    def as_json(self, folder: Path) -> dict[str, Any]:
-        """All of it as plain values; folders are relative to `folder`."""
-        whole = asdict(self)
-        whole["arms"] = {name: list(overrides) for name, overrides in self.arms.items()}
-        for run, entry in zip(self.runs, whole["runs"], strict=True):
-            entry["folder"] = run.folder.relative_to(folder).as_posix()
-            entry |= {"mean": run.mean, "worst": run.worst, "flops": run.flops}
-            entry["curve"] = [{"flops": flops, "scores": scores} for flops, scores in run.curve]
-        return whole
+
+def write_result(result: AblationResult, folder: Path) -> None:
+    """Write a result to the ablation's folder, as JSON; the folders of runs are relative to it."""
+    record = asdict(result)
+    for run, entry in zip(result.runs, record["runs"], strict=True):
+        entry["folder"] = run.folder.relative_to(folder).as_posix()
+        entry |= {"mean": run.mean, "worst": run.worst, "flops": run.flops}
+        entry["curve"] = [{"flops": flops, "scores": scores} for flops, scores in run.curve]
+    write_json(folder / ABLATION_RESULT, record)
 
 
-def read_outcome(arm: str, seed: int, folder: Path, index: int, num_shared: int) -> RunOutcome:
+def read_result(folder: Path) -> AblationResult:
+    """Read what `write_result` wrote; summaries and differences are computed anew."""
+    record = read_json(folder / ABLATION_RESULT)
+    runs = [
+        RunOutcome(
+            run["arm"],
+            run["seed"],
+            folder / run["folder"],
+            run["scores"],
+            [(point["flops"], point["scores"]) for point in run["curve"]],
+            run["num_scored"],
+        )
+        for run in record["runs"]
+    ]
+    return compare(record["recipe"], record["arms"], record["seeds"], runs)
+
+
+def read_outcome(arm: str, seed: int, folder: Path, *, index: int, num_shared: int) -> RunOutcome:
     """Read a finished run.
 
     Args:
-        index: Which stage is compared; those after it belong to its curve.
-        num_shared: Stages, from the first, that are charged to no arm.
+        index: The index of the compared stage; the stages after it belong to the run's curve.
+        num_shared: The number of stages, from the first, that are charged to no arm.
     """
     history = read_run(folder)
     results = history.summary.stages
     uncharged = sum(result.flops for result in results[:num_shared])
     curve = [(sum(result.flops for result in results[num_shared:index]), results[index].before)]
-    for stage in history.stages[index:]:
+    for i, stage in enumerate(history.stages[index:], index):
         assert stage.result is not None  # the run is finished
-        curve += [
-            (record["flops"] - uncharged, scores)
-            for record in stage.metrics
-            if (scores := _scores(record, stage.result.after))
-        ]
-        end = sum(result.flops for result in results[num_shared : history.stages.index(stage) + 1])
-        curve.append((end, stage.result.after))
-    return RunOutcome(arm, seed, folder, results[-1].after, curve, _num_scored(history, index))
+        skills = list(stage.result.after)
+        curve += [(r["flops"] - uncharged, scores) for r in stage.metrics if (scores := _scores(r, skills))]
+        curve.append((sum(result.flops for result in results[num_shared : i + 1]), stage.result.after))
+    return RunOutcome(arm, seed, folder, results[-1].after, curve, _num_scored(history.stages[index]))
 
 
-def _scores(record: Mapping[str, Any], skills: Mapping[str, float]) -> dict[str, float]:
-    return {skill: record[key] for skill in skills if (key := f"score/{skill}") in record}
+def _scores(record: Mapping[str, Any], skills: Sequence[str]) -> dict[str, float]:
+    return {skill: record[SCORE + skill] for skill in skills if SCORE + skill in record}
 
 
-def _num_scored(history: RunHistory, index: int) -> int:
-    return int(max((record.get("tokens/scored", 0) for record in history.stages[index].metrics), default=0))
+def _num_scored(stage: StageHistory) -> int:
+    return int(max((record.get("tokens/scored", 0) for record in stage.metrics), default=0))
 
 
 def compare(
     recipe: str, arms: Mapping[str, Sequence[str]], seeds: Sequence[int], runs: Sequence[RunOutcome]
 ) -> AblationResult:
-    """Compare finished runs, at least one; the first arm that has any is what the others are compared with."""
-    span = max(run.curve[0][0] for run in runs), min(run.flops for run in runs)
-    grouped = {arm: [run for run in runs if run.arm == arm] for arm in arms}
-    grouped = {arm: group for arm, group in grouped.items() if group}
-    target = NEAR * max(fmean(run.mean for run in group) for group in grouped.values())
-    standings = [_standing(arm, group, *span, target) for arm, group in grouped.items()]
-    measures = MEASURES if span[0] < span[1] else MEASURES[:1]
-    differences = [
-        difference for measure in measures for difference in _differences(list(grouped.values()), measure, *span)
-    ]
-    return AblationResult(recipe, arms, seeds, list(runs[0].scores), runs, *span, target, standings, differences)
+    """Compare finished runs, at least one, with those of the first arm that has any.
+
+    Args:
+        recipe: The recipe's name.
+        arms: The overrides of each arm.
+    """
+    start, flops = max(run.curve[0][0] for run in runs), min(run.flops for run in runs)
+    groups = [group for arm in arms if (group := [run for run in runs if run.arm == arm])]
+    target = TARGET_SHARE * max(fmean(run.mean for run in group) for group in groups)
+    measures = MEASURES if start < flops else MEASURES[:1]
+    return AblationResult(
+        recipe,
+        arms,
+        seeds,
+        skills=list(runs[0].scores),
+        runs=runs,
+        start=start,
+        flops=flops,
+        target=target,
+        summaries=[_summary(group, start, flops, target) for group in groups],
+        differences=[difference for measure in measures for difference in _differences(groups, measure, start, flops)],
+    )
 
 
-def _standing(arm: str, runs: Sequence[RunOutcome], start: float, flops: float, target: float) -> ArmSummary:
+def _summary(runs: Sequence[RunOutcome], start: float, flops: float, target: float) -> ArmSummary:
     reached = [statistics.reached(run.points(), target) for run in runs]
     middle = median(float("inf") if x is None else x for x in reached)
 
@@ -215,15 +249,15 @@ def _standing(arm: str, runs: Sequence[RunOutcome], start: float, flops: float, 
         return Spread.of([run.measured(measure, start, flops) for run in runs])
 
     return ArmSummary(
-        arm,
+        runs[0].arm,
         len(runs),
         final=spread("final"),
         worst=Spread.of([run.worst for run in runs]),
-        even=spread("even") if start < flops else None,
-        area=spread("area") if start < flops else None,
+        at_equal_flops=spread("at_equal_flops") if start < flops else None,
+        mean_to_equal_flops=spread("mean_to_equal_flops") if start < flops else None,
         flops=Spread.of([run.flops for run in runs]),
-        to_near=None if middle == float("inf") else middle,
-        num_near=sum(x is not None for x in reached),
+        flops_to_target=None if middle == float("inf") else middle,
+        num_reached=sum(x is not None for x in reached),
         num_scored=fmean(run.num_scored for run in runs),
     )
 
@@ -231,14 +265,14 @@ def _standing(arm: str, runs: Sequence[RunOutcome], start: float, flops: float, 
 def _differences(
     arms: Sequence[Sequence[RunOutcome]], measure: Measure, start: float, flops: float
 ) -> list[PairedDifference]:
-    """Compare arms with the first on the seeds that both have; those that have none in common are left out."""
+    """Compare arms with the first on the seeds that both have; an arm without a common seed is left out."""
     first = {run.seed: run.measured(measure, start, flops) for run in arms[0]}
-    found = []
+    compared = []
     for runs in arms[1:]:
         pairs = [run.measured(measure, start, flops) - first[run.seed] for run in runs if run.seed in first]
         if pairs:
-            won, p = sum(value > 0 for value in pairs), statistics.sign_flips(pairs)
+            num_better, p = sum(value > 0 for value in pairs), statistics.sign_flips(pairs)
             interval = statistics.bootstrap(pairs)
-            found.append(PairedDifference(runs[0].arm, measure, len(pairs), fmean(pairs), interval, won, p))
-    corrected = statistics.holm([difference.p for difference in found])
-    return [replace(difference, p=p) for difference, p in zip(found, corrected, strict=True)]
+            compared.append(PairedDifference(runs[0].arm, measure, len(pairs), fmean(pairs), interval, num_better, p))
+    corrected = statistics.holm([difference.p for difference in compared])
+    return [replace(difference, p=p) for difference, p in zip(compared, corrected, strict=True)]

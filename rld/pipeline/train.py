@@ -17,8 +17,8 @@ from rld.pipeline.run import RunContext
 from rld.pipeline.stage_training import Interrupted
 from rld.pipeline.summary import SummaryWriter
 from rld.recipe.schema import Recipe
-from rld.reporting.report import write_report
-from rld.reporting.tables import closing_table, scores_table
+from rld.reporting.report import show_report
+from rld.reporting.tables import scores_table
 from rld.utils import files
 from rld.utils.interrupts import StopRequest, stop_on_signals
 from rld.utils.run_folder import RunFolder
@@ -60,15 +60,11 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool) -> int:
     except (Interrupted, KeyboardInterrupt):
         status = "stopped"
     finally:
-        summary = writer.write(status)
+        writer.write(status)
     if run.state.is_main_process:
-        page = write_report(output)
-        console = Console()
-        if status == "done":
-            console.print(closing_table(summary))
-        console.print(f"report: {page}", soft_wrap=True)
+        show_report(output)
         if status == "stopped":
-            console.print("stopped; the same command with --resume goes on from here", soft_wrap=True)
+            Console().print("stopped; the same command with --resume goes on from here", soft_wrap=True)
     return 0 if status == "done" else 128 + (stop.signals or [signal.SIGINT])[0]
 
 

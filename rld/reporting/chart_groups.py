@@ -192,7 +192,7 @@ class _StageCharts:
 
     def __init__(self, stage: StageHistory, skills: list[str], colours: Colours) -> None:
         self.stage, self.skills, self.colours = stage, skills, colours
-        keys = stage.keys()
+        keys = stage.metric_names()
         if any(stage.series(key) == stage.series("loss") for key in keys if key.startswith("loss/")):
             keys.remove("loss")  # a total of one loss is that loss
         self.series = [_series(key) for key in keys]
@@ -242,9 +242,10 @@ def _series(key: str) -> _Series:
     if listed is None:
         return _Series(key, _OTHER, "", key, None)
     metric, names = listed
-    skill = names.pop("skill", None)
-    if names:
-        kind, label = next(iter(names.items()))
+    skill = names.get("skill")
+    others = [(kind, label) for kind, label in names.items() if kind != "skill"]
+    if others:
+        (kind, label), *_ = others
         return _Series(key, metric.chart, kind, label, skill)
     if skill is not None:
         return _Series(key, metric.chart, "skill", skill, None)

@@ -1,4 +1,4 @@
-"""A run's folder, read: what was planned, what was logged, what came out. Reads half-finished runs as well."""
+"""Reads the folder of a run, finished or not: its recipe, its log, and the results of its stages."""
 
 from __future__ import annotations
 
@@ -12,61 +12,66 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rld.errors import CheckpointError
+from rld.reporting.metric_names import TIME
 from rld.reporting.series import Point
 from rld.utils import files
 from rld.utils.files import Record, read_json
 from rld.utils.run_folder import RunFolder
 
 _LARGEST = 1e300
-"""Values beyond are as good as infinite, and no axis can hold them."""
+"""Values beyond are taken for infinite, for no axis can hold them."""
 
 
-class _Read(BaseModel):
-    """Other keys are left alone, so that a run of another version can be read."""
+class _FileRecord(BaseModel):
+    """A part of a file that a run wrote. Other keys are ignored, so that runs of other versions can be read."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     @classmethod
-    def of(cls, path: Path, value: Mapping[str, Any]) -> Self:
-        """Return `value`, which was read from `path`, as this kind of object."""
+    def parse(cls, path: Path, value: Mapping[str, Any]) -> Self:
+        """Return `value`, which was read from `path`, as an object of this class.
+
+        Raises:
+            CheckpointError: it lacks something, or has another type.
+        """
         try:
             return cls.model_validate(value)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise CheckpointError(f"{path} is not what rld writes: {where or 'it'}: {first['msg']}") from error
+            key = ".".join(map(str, first["loc"])) or "it"
+            raise CheckpointError(f"{path} is not what rld writes: {key}: {first['msg']}") from error
 
 
-class Scored(_Read):
-    """A model: how large it is, and its accuracy per skill on held-out rows, from 0 to 1."""
+class ModelScores(_FileRecord):
+    """Number of parameters of a model, and its score per skill: the share of the held-out rows answered correctly."""
 
     parameters: int
     scores: dict[str, float]
 
 
-class TeacherTokens(_Read):
-    """Tokens that teachers scored, and those that were saved because a weight was 0 or the gate closed."""
+class TeacherTokens(_FileRecord):
+    """Tokens that teachers scored, and tokens that they did not, because a weight was 0 or the gate was closed."""
 
     scored: float
     saved: float
 
 
-class Result(_Read):
-    """What a finished stage recorded. `before` and `after` are its student's scores."""
+class StageResult(_FileRecord):
+    """The record of a finished stage. `before` and `after` are the scores of its student."""
 
     name: str
     kind: str
     seconds: float
     flops: float
     teacher_tokens: TeacherTokens | None = None
-    student: Scored
-    teachers: dict[str, Scored] = {}
+    student: ModelScores
+    teachers: dict[str, ModelScores] = {}
     before: dict[str, float]
     after: dict[str, float]
 
 
-class Summary(_Read):
-    """`summary.json`: true at every moment of a run."""
+class Summary(_FileRecord):
+    """The content of `summary.json`, which is true at every moment of a run."""
 
     recipe: str
     seed: int
@@ -75,15 +80,15 @@ class Summary(_Read):
     flops: float
     versions: dict[str, str] = {}
     heldout_rows: dict[str, int] = {}
-    """Per skill."""
-    stages: list[Result] = []
-    """Those that are finished."""
+    """The number of held-out rows of each skill."""
+    stages: list[StageResult] = []
+    """The finished stages, in order."""
     command: str | None = None
-    """What the run was started with."""
+    """The command line that started the run."""
 
 
-class LoggedEvent(_Read):
-    """A controller's decision: what changed for which skill, and from which measurement."""
+class LoggedEvent(_FileRecord):
+    """A line of `events.jsonl`: what changed, for which skill, and from which measurement."""
 
     stage: str
     step: int
@@ -94,15 +99,17 @@ class LoggedEvent(_Read):
     rule: str = ""
 
 
-class PlannedStage(_Read):
+class PlannedStage(_FileRecord):
+    """What the report needs of a stage in `recipe.json`."""
+
     name: str
     run: str
     steps: int
     teachers: dict[str, Any] = {}
 
 
-class RecipeSummary(_Read):
-    """What this module needs to know of `recipe.json`."""
+class RecipeSummary(_FileRecord):
+    """What the report needs of `recipe.json`."""
 
     name: str
     skills: dict[str, Any]
@@ -111,14 +118,14 @@ class RecipeSummary(_Read):
 
 @dataclass(frozen=True)
 class StageHistory:
-    """A stage of a run: its plan, what it logged and, once it is finished, its result."""
+    """A stage of a run: its plan, its log and, once it is finished, its result."""
 
     plan: PlannedStage
     metrics: list[Record]
     events: list[LoggedEvent]
-    result: Result | None
+    result: StageResult | None
 
-    def keys(self) -> list[str]:
+    def metric_names(self) -> list[str]:
         """Return the names of all metrics, in the order in which they first appear."""
         return list(dict.fromkeys(key for record in self.metrics for key in record))
 
@@ -129,32 +136,37 @@ class StageHistory:
         return points, len(values) - len(points)
 
     def time_shares(self) -> dict[str, float]:
-        """Return which share of the time from the first logged update to the last each part took, largest first."""
-        timed = [record for record in self.metrics if any(key.startswith("time/") for key in record)]
+        """Return the share of each part in the time from the first logged update to the last, largest first."""
+        timed = [record for record in self.metrics if any(key.startswith(TIME) for key in record)]
         if len(timed) < 2 or timed[-1]["seconds"] <= timed[0]["seconds"]:
             return {}
-        spent: dict[str, float] = {}
-        for before, record in pairwise(timed):
+        seconds: dict[str, float] = {}
+        for previous, record in pairwise(timed):
             for key in record:
-                if key.startswith("time/") and _is_number(record[key]):  # the mean over the updates since the last line
-                    seconds = record[key] * (record["step"] - before["step"])
-                    spent[key.removeprefix("time/")] = spent.get(key.removeprefix("time/"), 0.0) + seconds
-        whole = timed[-1]["seconds"] - timed[0]["seconds"]
-        spent["rest"] = max(whole - sum(spent.values()), 0.0)
-        return {part: seconds / whole for part, seconds in sorted(spent.items(), key=lambda item: -item[1])}
+                if key.startswith(TIME) and _is_number(record[key]):  # the mean over the updates since the last line
+                    part, num_updates = key.removeprefix(TIME), record["step"] - previous["step"]
+                    seconds[part] = seconds.get(part, 0.0) + record[key] * num_updates
+        total = timed[-1]["seconds"] - timed[0]["seconds"]
+        seconds["rest"] = max(total - sum(seconds.values()), 0.0)
+        return {part: value / total for part, value in sorted(seconds.items(), key=lambda item: -item[1])}
 
 
 @dataclass(frozen=True)
 class RunHistory:
+    """All that a run's folder tells.
+
+    Attributes:
+        recipe: The whole resolved recipe.
+        stages: All planned stages, in order.
+        incomplete_files: Names of files whose last line is incomplete; it is left out.
+    """
+
     folder: Path
     recipe: Record
-    """The resolved recipe, whole."""
     plan: RecipeSummary
     summary: Summary
     stages: list[StageHistory]
-    """All that are planned, in order."""
-    cut: list[str]
-    """Files whose last line was cut off, and left out."""
+    incomplete_files: list[str]
 
 
 def read_run(run: Path) -> RunHistory:
@@ -165,14 +177,14 @@ def read_run(run: Path) -> RunHistory:
     """
     folder = RunFolder(run)
     recipe, summary = _object(folder.recipe), _object(folder.summary)
-    plan = RecipeSummary.of(folder.recipe, recipe)
-    outcome = Summary.of(folder.summary, summary)
+    plan = RecipeSummary.parse(folder.recipe, recipe)
+    outcome = Summary.parse(folder.summary, summary)
     metrics, metrics_cut = files.read_jsonl(folder.metrics)
     for number, record in enumerate(metrics, 1):
         if "stage" not in record or not all(_is_number(record.get(key)) for key in ("step", "seconds", "flops")):
             raise CheckpointError(f"{folder.metrics}:{number} lacks stage, step, seconds or flops; take the line out")
     records, events_cut = files.read_jsonl(folder.events)
-    events = [LoggedEvent.of(folder.events, record) for record in records]
+    events = [LoggedEvent.parse(folder.events, record) for record in records]
     results = {result.name: result for result in outcome.stages}
     stages = [
         StageHistory(
@@ -184,8 +196,8 @@ def read_run(run: Path) -> RunHistory:
         for stage in plan.stages
     ]
     logs = (folder.metrics, metrics_cut), (folder.events, events_cut)
-    cut = [path.name for path, is_cut in logs if is_cut]
-    return RunHistory(run, recipe, plan, outcome, stages, cut)
+    incomplete = [path.name for path, is_cut in logs if is_cut]
+    return RunHistory(run, recipe, plan, outcome, stages, incomplete)
 
 
 def _object(path: Path) -> Record:

@@ -1,7 +1,7 @@
-"""How the report looks, light and dark, from a phone's width up.
+"""The style sheet of reports, light and dark, from a phone's width up; pages and tables.
 
-The colours of lines were chosen by search: all pairs stay apart (at least 21 in CIELAB) for normal vision and under
-simulated protanopia, deuteranopia and tritanopia, with a contrast of at least 3 to the background.
+The colours of lines were chosen by search: any two differ by at least 21 in CIELAB, for normal vision and under
+simulated protanopia, deuteranopia and tritanopia, and their contrast to the background is at least 3.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ STYLE = """
 :root {
   color-scheme: light dark;
   --page: #f5f6f8; --card: #fff; --line: #dfe3e8; --text: #1b2430; --soft: #5d6876; --plain: #1b2430;
-  --good: #0a7a50; --bad: #b3261e; --busy: #8a5a00;
+  --good: #0a7a50; --bad: #b3261e; --busy: #8a5a00; --shade: #1b243059;
   --colour0: #2393fa; --colour1: #c23c01; --colour2: #0a8157; --colour3: #4d1fb5;
   --colour4: #812e1c; --colour5: #db5fa9;
   --colour6: #759646; --colour7: #9a39ae; --colour8: #5c4266;
@@ -21,7 +21,7 @@ STYLE = """
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #101418; --card: #171c22; --line: #2b333d; --text: #e4e9ef; --soft: #97a3b1; --plain: #e4e9ef;
-    --good: #4fd1a1; --bad: #ff8a80; --busy: #f0b95a;
+    --good: #4fd1a1; --bad: #ff8a80; --busy: #f0b95a; --shade: #000c;
     --colour0: #378bfe; --colour1: #e87019; --colour2: #66f7b2; --colour3: #f1c0ff;
     --colour4: #d5e945; --colour5: #d27496;
     --colour6: #83a05d; --colour7: #c37ecf; --colour8: #a7ec7c;
@@ -42,11 +42,19 @@ code, pre { font: 13px/1.5 ui-monospace, monospace; }
 .facts { display: flex; flex-wrap: wrap; gap: 4px 28px; margin: 14px 0 0; padding: 0; list-style: none; }
 .facts span { color: var(--soft); }
 .command { margin: 14px 0 0; padding: 9px 12px; border: 1px solid var(--line); border-radius: 8px;
-  background: var(--card); overflow-x: auto; }
+  background: var(--card); white-space: pre-wrap; overflow-wrap: anywhere; }
 .note { margin: 14px 0 0; padding: 9px 12px; border-left: 3px solid var(--busy); border-radius: 3px;
   background: var(--card); }
-.card { padding: 4px 0; border: 1px solid var(--line); border-radius: 10px; background: var(--card);
-  overflow: auto; width: fit-content; max-width: 100%; }
+.verdict { margin: 16px 0 0; padding: 0; list-style: none; }
+.verdict li { margin: 6px 0 0; padding: 7px 12px; border-left: 4px solid var(--soft); border-radius: 3px;
+  background: var(--card); }
+.verdict .good { border-color: var(--good); } .verdict .bad { border-color: var(--bad); }
+.card { padding: 4px 0; border: 1px solid var(--line); border-radius: 10px; overflow: auto; width: fit-content;
+  max-width: 100%; /* Shadows at the left and right edge; at the end of the table its own background covers them. */
+  background: linear-gradient(to right, var(--card) 40%, transparent) local left / 48px 100% no-repeat,
+    linear-gradient(to left, var(--card) 40%, transparent) local right / 48px 100% no-repeat,
+    linear-gradient(to right, var(--shade), transparent) scroll left / 16px 100% no-repeat,
+    linear-gradient(to left, var(--shade), transparent) scroll right / 16px 100% no-repeat, var(--card); }
 .card.long { max-height: 460px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 14px; text-align: right; white-space: nowrap; }
@@ -109,7 +117,7 @@ footer { margin-top: 28px; color: var(--soft); font-size: 13px; }
 
 
 def page(title: str, body: str) -> str:
-    """Return a whole page in this style. Its policy lets a browser load and run nothing, whatever a name contains."""
+    """Return a whole page in this style. Its security policy forbids all loading and all scripts."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
@@ -118,11 +126,21 @@ def page(title: str, body: str) -> str:
     )
 
 
-def grid(heads: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out cells of HTML; `heads` gives each column's name and its CSS class."""
+def table(heads: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table of cells, which are HTML; `heads` has the name and the CSS class of each column."""
     head = "".join(f'<th class="{css}">{name}</th>' for name, css in heads)
     body = "".join(
         "<tr>" + "".join(f'<td class="{css}">{cell}</td>' for cell, (_, css) in zip(row, heads, strict=True)) + "</tr>"
         for row in rows
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def scrolling(content: str, *, is_long: bool = False) -> str:
+    """Put a table into a frame that scrolls where it is too narrow, and shows at its edges that it does.
+
+    Args:
+        content: HTML.
+        is_long: Whether the frame is also limited in height.
+    """
+    return f'<div class="card{" long" if is_long else ""}" tabindex="0">{content}</div>'

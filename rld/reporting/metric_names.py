@@ -6,12 +6,12 @@ all the same, with a warning, which is an error in the tests.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from rld.errors import UnlistedMetricWarning
@@ -36,7 +36,7 @@ class Metric:
     meaning: str
     chart: str = ""
 
-    @cached_property
+    @functools.cached_property
     def _regex(self) -> re.Pattern[str]:
         parts = re.split(r"<(\w+)>", self.pattern)
         groups = [f"(?P<{part}>[^/]+)" if part == "signal" else f"(?P<{part}>.+)" for part in parts[1::2]]
@@ -120,7 +120,8 @@ _TRL_REWARD = Metric("rewards/<reward>/mean", "", "")
 _LEFT_OUT = [Metric(pattern, "", "") for patterns in LEFT_OUT.values() for pattern in patterns]
 
 
-def find_metric(name: str) -> tuple[Metric, dict[str, str]] | None:
+@functools.cache
+def find_metric(name: str) -> tuple[Metric, Mapping[str, str]] | None:
     """Return the metric that `name` belongs to, and what its placeholders stand for; None where it is not listed."""
     for metric in METRICS:
         if (names := metric.match(name)) is not None:

@@ -1,11 +1,10 @@
-"""What the terminal shows while a stage trains."""
+"""Shows in the terminal how a stage proceeds."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
 import math
-import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -19,27 +18,32 @@ from rich.table import Column, Table
 from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rld.reporting.metric_names import logged_metrics
+from rld.reporting.metric_names import find_metric, logged_metrics
 
-_SHOWN = {
-    "weights": re.compile(r"weight/([^/]+)"),
-    "teachers": re.compile(r"teacher/(.+)/weight"),
-    "progress": re.compile(r"progress/(.+)"),
+_LISTS = {
+    "weights": ("weight/<signal>", "weight/reference"),
+    "teachers": ("teacher/<teacher>/weight",),
+    "progress": ("progress/<skill>",),
 }
+"""The lists that are shown, and the patterns of their metrics."""
 
-_SECONDS_PER_FRAME, _SECONDS_PER_LINE = 0.2, 10.0
+_SECONDS_PER_FRAME = 0.2
+"""On a terminal."""
+
+_SECONDS_PER_LINE = 10.0
+"""Elsewhere."""
 
 
 class ProgressBar(TrainerCallback):
-    """Show how far a stage is, what the controller decided, and what each skill has reached.
+    """Shows the step, the remaining time, the weights that the controller decided, and the success rate of each skill.
 
-    On a terminal a display that stays in place; elsewhere a plain line every ten seconds. Both on standard error, from
-    the main process only, and drawn between steps: no thread competes with the training.
+    On a terminal the display stays in place; elsewhere a line of text is printed every ten seconds. Both go to standard
+    error, from the main process only. They are drawn between steps, without a thread of their own.
 
     Args:
         stage: The stage's name.
-        number: Which of the recipe's stages it is, from 1.
-        count: How many there are.
+        number: The stage's number in the recipe, from 1.
+        count: The number of stages.
         supervised: Whether the stage fine-tunes.
     """
 
@@ -53,8 +57,8 @@ class ProgressBar(TrainerCallback):
         if not self._shows:
             return
         self._first = self._step = state.global_step
-        self._total, self._said = state.max_steps, -1
-        self._began, self._drawn = time.monotonic(), -math.inf
+        self._total, self._printed_step = state.max_steps, -1
+        self._start_time, self._draw_time = time.monotonic(), -math.inf
         self._console = _Console(stderr=True, highlight=False)
         self._live: Live | None = None
         if self._console.is_terminal and not self._console.is_dumb_terminal:
@@ -62,7 +66,7 @@ class ProgressBar(TrainerCallback):
                 console=self._console,
                 auto_refresh=False,
                 transient=True,
-                redirect_stdout=sys.stdout.isatty(),  # what goes to a file stays out of the display
+                redirect_stdout=sys.stdout.isatty(),  # output that goes to a file is not part of the display
                 get_renderable=self._frame,
             )
             atexit.register(self._live.stop)  # an exception skips on_train_end, and the cursor is hidden
@@ -93,16 +97,16 @@ class ProgressBar(TrainerCallback):
             if self._live is not None:
                 self._draw(self._live.stop)
                 atexit.unregister(self._live.stop)
-            if self._said != self._step:
-                self._draw(self._say)
+            if self._printed_step != self._step:
+                self._draw(self._print_line)
 
     # -- drawing -----------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
         now = time.monotonic()
-        if now - self._drawn >= (_SECONDS_PER_FRAME if self._live else _SECONDS_PER_LINE):
-            self._drawn = now
-            self._draw(self._live.refresh if self._live else self._say)
+        if now - self._draw_time >= (_SECONDS_PER_FRAME if self._live else _SECONDS_PER_LINE):
+            self._draw_time = now
+            self._draw(self._live.refresh if self._live else self._print_line)
 
     def _draw(self, draw: Callable[[], None]) -> None:
         if not self._shows:
@@ -115,9 +119,9 @@ class ProgressBar(TrainerCallback):
                 with contextlib.suppress(OSError):
                     self._live.stop()
 
-    def _say(self) -> None:
-        self._said = self._step
-        lists = [f"{what} {_list(self._latest(what))}" for what in _SHOWN if self._latest(what)]
+    def _print_line(self) -> None:
+        self._printed_step = self._step
+        lists = [f"{title} {_list(self._latest(title))}" for title in _LISTS if self._latest(title)]
         print("; ".join([f"{self.title}: step {self._facts()}", *lists]), file=sys.stderr, flush=True)
 
     def _frame(self) -> RenderableType:
@@ -125,9 +129,9 @@ class ProgressBar(TrainerCallback):
         steps.add_row(Bar(max(self._total, 1), self._step, complete_style="cyan"), self._facts())
         frame = Table.grid(Column(no_wrap=True), Column(ratio=1, no_wrap=True), padding=(0, 2), expand=True)
         frame.add_row(Text(self.title), steps)
-        for what in ("weights", "teachers"):
-            if shares := self._latest(what):
-                frame.add_row(what, Text(_list(shares), overflow="ellipsis"))
+        for title in ("weights", "teachers"):
+            if shares := self._latest(title):
+                frame.add_row(title, Text(_list(shares), overflow="ellipsis"))
         skills = list(self._latest("progress").items())
         room = max(self._console.height - frame.row_count - 2, 1)
         for skill, share in skills[:room]:
@@ -140,17 +144,22 @@ class ProgressBar(TrainerCallback):
 
     def _facts(self) -> str:
         facts = [f"{self._step}/{self._total}"]
-        done = self._step - self._first
-        if done and self._step < self._total:
-            left = (time.monotonic() - self._began) / done * (self._total - self._step)
-            facts.append(f"{timedelta(seconds=round(left))} left")
+        num_steps = self._step - self._first
+        if num_steps and self._step < self._total:
+            seconds_left = (time.monotonic() - self._start_time) / num_steps * (self._total - self._step)
+            facts.append(f"{timedelta(seconds=round(seconds_left))} left")
         if (loss := self.values.get("loss")) is not None:
             facts.append(f"loss {loss:.4g}")
         return ", ".join(facts)
 
-    def _latest(self, what: str) -> dict[str, float]:
-        found = [(_SHOWN[what].fullmatch(key), value) for key, value in self.values.items()]
-        return {match[1]: value for match, value in found if match and value is not None}
+    def _latest(self, title: str) -> dict[str, float]:
+        """Return the latest values of a list's metrics, by the name of the signal, teacher or skill."""
+        latest = {}
+        for key, value in self.values.items():
+            listed = find_metric(key)
+            if listed is not None and listed[0].pattern in _LISTS[title] and value is not None:
+                latest[next(iter(listed[1].values()), key.rpartition("/")[2])] = value
+        return latest
 
 
 class _Console(Console):

@@ -1,33 +1,39 @@
-"""The page that tells how a run went, in one file: no scripts, nothing to load."""
+"""The report of a run: one HTML file, without scripts, which loads nothing."""
 
 from __future__ import annotations
 
 from html import escape
 from pathlib import Path
+from statistics import fmean
 
 import yaml
+from rich.console import Console
 
 from rld.reporting.chart_groups import ChartGroup, Colours, chart_groups
 from rld.reporting.charts import figure
 from rld.reporting.history import RunHistory, StageHistory, read_run
-from rld.reporting.html import grid, page
+from rld.reporting.html import page, scrolling, table
 from rld.reporting.series import number
-from rld.reporting.tables import html_table, teacher_tokens_note
+from rld.reporting.tables import closing_table, html_table, teacher_tokens_note
+from rld.reporting.verdict import verdict
 from rld.utils.files import write_text
 from rld.utils.run_folder import RunFolder
 
 FEW_CHARTS = 3
-"""A stage with no more charts has them in one line, without headings, beside its scores."""
+"""A stage with no more charts has them in one row, without headings, beside its scores."""
 
-_STATES = {
-    "running": "The run was still at work when this page was drawn, or it was killed.",
-    "stopped": "The run was stopped before its end; the same command with --resume goes on from there.",
-    "failed": "The run ended with an error; once that is mended, the same command with --resume goes on from there.",
+_TONE_STYLES = {"good": "green", "bad": "red", "neutral": None}
+"""How the terminal shows the findings of a verdict."""
+
+_STATUS_NOTES = {
+    "running": "The run was not finished when this page was drawn; it is still running, or it was killed.",
+    "stopped": "The run was stopped before its end; the same command with --resume continues from there.",
+    "failed": "The run ended with an error; once its cause is mended, the same command with --resume continues it.",
 }
 
 
 def write_report(run: Path) -> Path:
-    """Draw `report.html` from what is in the folder `run`, of a run finished or not, and return its path.
+    """Draw `report.html` from what the folder of a run holds, finished or not, and return its path.
 
     Raises:
         CheckpointError: the folder holds no run, or a file of it is damaged.
@@ -37,9 +43,24 @@ def write_report(run: Path) -> Path:
     return path
 
 
+def show_report(run: Path, console: Console | None = None) -> None:
+    """Draw the report of a run, and print its scores, its verdict and the page's path.
+
+    Raises:
+        CheckpointError: the folder holds no run, or a file of it is damaged.
+    """
+    console = console or Console(highlight=False)
+    path, history = write_report(run), read_run(run)
+    if history.summary.stages and history.summary.status == "done":
+        console.print(closing_table(history.summary))
+    for finding in verdict(history):
+        console.print(f"- {finding}", style=_TONE_STYLES[finding.tone], markup=False, soft_wrap=True)
+    console.print(f"report: {path}", markup=False, soft_wrap=True)
+
+
 def _page(history: RunHistory) -> str:
     colours = Colours(history)
-    parts = [_header(history), *_notes(history), _outcome(history, colours), _overview(history)]
+    parts = [_header(history), *_notes(history), _verdict(history), _scores(history, colours), _stages(history)]
     parts += [_stage(history, number, colours) for number in range(len(history.stages))]
     parts += [_recipe(history), f"<footer>Drawn by rld from {escape(str(history.folder))}</footer>"]
     return page(f"{history.plan.name}: rld report", "".join(parts))
@@ -59,42 +80,57 @@ def _header(history: RunHistory) -> str:
 
 
 def _notes(history: RunHistory) -> list[str]:
-    notes = [_STATES[history.summary.status]] if history.summary.status in _STATES else []
+    notes = [_STATUS_NOTES[history.summary.status]] if history.summary.status in _STATUS_NOTES else []
     notes += [
-        f"The last line of {name} was cut off, as happens when a run is killed; it is left out." for name in history.cut
+        f"The last line of {name} is incomplete, as happens when a run is killed; it is left out."
+        for name in history.incomplete_files
     ]
     if not any(stage.metrics for stage in history.stages):
         notes.append("Nothing has been logged yet.")
     return [f'<p class="note">{escape(note)}</p>' for note in notes]
 
 
-def _overview(history: RunHistory) -> str:
+def _verdict(history: RunHistory) -> str:
+    items = "".join(f'<li class="{finding.tone}">{_code(str(finding))}</li>' for finding in verdict(history))
+    return f'<ul class="verdict">{items}</ul>' if items else ""
+
+
+def _code(text: str) -> str:
+    """Return a text as HTML; what is in backquotes becomes code."""
+    pieces = escape(text).split("`")
+    return "".join(f"<code>{piece}</code>" if i % 2 else piece for i, piece in enumerate(pieces))
+
+
+def _stages(history: RunHistory) -> str:
+    """Return the table of all stages: their time, FLOPs and state, and the mean score of each student."""
     rows, seconds, flops = [], 0.0, 0.0
     for i, stage in enumerate(history.stages):
-        name, cells = escape(stage.plan.name), ["-", "-", "not started"]
+        name, cells = escape(stage.plan.name), ["-", "-", "not started", "-", "-"]
         if stage.metrics:
             name = f'<a href="#stage{i}">{name}</a>'
             last = stage.metrics[-1]
-            cells = [_time(last["seconds"] - seconds), number(last["flops"] - flops), f"at step {last['step']}"]
+            state = f"at step {last['step']}"
+            cells = [_time(last["seconds"] - seconds), number(last["flops"] - flops), state, "-", "-"]
         if stage.result:
-            cells = [_time(stage.result.seconds), number(stage.result.flops), "done"]
+            scores = [f"{fmean(scores.values()):.3f}" for scores in (stage.result.before, stage.result.after)]
+            cells = [_time(stage.result.seconds), number(stage.result.flops), "done", *scores]
             seconds, flops = seconds + stage.result.seconds, flops + stage.result.flops
-        rows.append([name, stage.plan.run, str(stage.plan.steps), *cells])
+        rows.append([name, escape(stage.plan.run), str(stage.plan.steps), *cells])
     heads = [("stage", "left"), ("kind", "left"), ("steps", ""), ("time", ""), ("FLOPs", ""), ("state", "left")]
-    return f'<h2>Stages</h2><div class="card">{grid(heads, rows)}</div>'
+    heads += [("mean score before", ""), ("after", "")]
+    return f"<h2>Stages</h2>{scrolling(table(heads, rows))}"
 
 
-def _outcome(history: RunHistory, colours: Colours) -> str:
-    """Draw the scores of the last stage that is finished."""
+def _scores(history: RunHistory, colours: Colours) -> str:
+    """Return the scores of the last finished stage."""
     if not history.summary.stages:
         return ""
     result = history.summary.stages[-1]
-    what = "Result" if result.name == history.plan.stages[-1].name else f"So far: {result.name}"
+    title = "Result" if result.name == history.plan.stages[-1].name else f"Result so far: {result.name}"
     note = teacher_tokens_note(result)
-    return (
-        f"<h2>{escape(what)}<small>held-out rows answered correctly; hollow before, full after, bars are teachers"
-        f"{f'; {escape(note)}' if note else ''}</small></h2>{html_table(result, history.summary.heldout_rows, colours)}"
-    )
+    about = "held-out rows answered correctly; ring: before, dot: after, bars: teachers" + (f"; {note}" if note else "")
+    rows = html_table(result, history.summary.heldout_rows, colours)
+    return f"<h2>{escape(title)}<small>{escape(about)}</small></h2>{rows}"
 
 
 def _stage(history: RunHistory, index: int, colours: Colours) -> str:
@@ -136,8 +172,8 @@ def _events(stage: StageHistory) -> str:
     ]
     heads = [("step", ""), ("skill", "left"), ("decision", "left"), ("measured", "left wide"), ("rule", "left")]
     return (
-        "<h3>Events<small>what was decided or changed, marked in the charts that show it</small></h3>"
-        f'<div class="card long">{grid(heads, rows)}</div>'
+        "<h3>Events<small>decisions and changes, which are marked in the charts that show them</small></h3>"
+        f"{scrolling(table(heads, rows), is_long=True)}"
     )
 
 

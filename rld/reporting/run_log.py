@@ -1,4 +1,4 @@
-"""The log of a stage: `metrics.jsonl`, one object per logged step, and `events.jsonl`, one per event."""
+"""Writes the log of a stage: `metrics.jsonl`, one object per logged step, and `events.jsonl`, one per event."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from rld.utils.run_folder import RunFolder
 
 
 class RunLog(TrainerCallback):
-    """Write what a stage logs to `metrics.jsonl` and its events to `events.jsonl`, from the main process only.
+    """Writes a stage's metrics to `metrics.jsonl` and its events to `events.jsonl`, from the main process only.
 
-    Each line is written at once, so a killed run loses at most the last one. A stage that starts again at a step
-    forgets what it wrote after that step, so that a resumed run leaves the same files as one that was never stopped,
-    but for `seconds`.
+    Each line is written at once, so a killed run loses at most the last one. A stage that is resumed at a step first
+    removes its lines of later steps, so that a resumed run leaves the same files as one that was never stopped, except
+    for `seconds`.
 
     Args:
         folder: The run's folder.
         stage: The stage's name.
-        start: When the run began, in seconds since the epoch, less what it spent before it was resumed.
-        flops: Gives the run's floating-point operations so far.
+        start: When the run began, in seconds since the epoch; for a resumed run, as if it had never paused.
+        flops: Returns the run's floating-point operations so far.
         supervised: Whether the stage fine-tunes: then its loss is logged as `loss/sft` too.
     """
 
@@ -37,7 +37,7 @@ class RunLog(TrainerCallback):
         self.folder, self.stage, self.start, self.flops = RunFolder(folder), stage, start, flops
         self._supervised = supervised
         self._writes = False
-        self._noted: dict[str, float] = {}
+        self._extra: dict[str, float] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._writes = state.is_world_process_zero
@@ -60,14 +60,14 @@ class RunLog(TrainerCallback):
         if self._writes and values:
             seconds = round(time.time() - self.start, 3)
             head = {"stage": self.stage, "step": state.global_step, "seconds": seconds, "flops": self.flops()}
-            files.append_jsonl(self.folder.metrics, [head | values | self._noted])
-            self._noted = {}
+            files.append_jsonl(self.folder.metrics, [head | values | self._extra])
+            self._extra = {}
 
     def note(self, values: Mapping[str, float]) -> None:
-        """Add values to the next line."""
-        self._noted |= values
+        """Add metrics to the next line."""
+        self._extra |= values
 
     def events(self, events: list[Event]) -> None:
-        """Append a controller's events."""
+        """Append events."""
         if self._writes and events:
             files.append_jsonl(self.folder.events, [asdict(event) | {"stage": self.stage} for event in events])

@@ -1,4 +1,4 @@
-"""What to draw of a long, noisy series, and the round numbers beside it. Plain numbers in, plain numbers out."""
+"""Smoothing and thinning of long, noisy series, and round numbers for axes. Plain numbers in, plain numbers out."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ Point: TypeAlias = tuple[float, float]
 MAX_POINTS = 200
 """Of a smoothed series; an envelope has up to twice as many."""
 
+_LARGE_GAP = 10
+"""A gap of more than so many usual steps cuts a series."""
+
 _SMOOTHING = 0.02
 """Standard deviation of the smoothing window, as a share of the series' length."""
 
 
 def segments(points: Sequence[Point]) -> list[Sequence[Point]]:
-    """Cut a series where it was not measured for long, so that no stroke is drawn over what nobody knows."""
+    """Cut a series at large gaps, so that no stroke is drawn where nothing was measured."""
     if len(points) < 3:
         return [points] if points else []
-    usual = median(b[0] - a[0] for a, b in pairwise(points))
-    cuts = [i for i, (a, b) in enumerate(pairwise(points), 1) if b[0] - a[0] > 10 * usual]
+    usual_step = median(b[0] - a[0] for a, b in pairwise(points))
+    cuts = [i for i, (a, b) in enumerate(pairwise(points), 1) if b[0] - a[0] > _LARGE_GAP * usual_step]
     return [points[i:j] for i, j in pairwise([0, *cuts, len(points)])]
 
 
@@ -46,17 +49,17 @@ def smooth(points: Sequence[Point], geometric: bool = False) -> list[Point]:
 
 
 def envelope(points: Sequence[Point]) -> list[Point]:
-    """Keep the lowest and the highest point of each bin, in their order: no spike is lost."""
-    kept = []
+    """Return the lowest and the highest point of each bin, in their order, so that no spike is lost."""
+    extremes = []
     for part in _binned(points):
-        kept += sorted({min(part, key=lambda point: point[1]), max(part, key=lambda point: point[1])})
-    return kept
+        extremes += sorted({min(part, key=lambda point: point[1]), max(part, key=lambda point: point[1])})
+    return extremes
 
 
 def change_points(points: Sequence[Point]) -> list[Point]:
-    """Keep the points at which the value changes, at most one a bin, and the last."""
-    kept = [point for i, point in enumerate(points) if i == 0 or point[1] != points[i - 1][1]]
-    thin = [part[-1] for part in _binned(kept)]
+    """Return the points at which the value changes, at most one for each bin, and the last point."""
+    changes = [point for i, point in enumerate(points) if i == 0 or point[1] != points[i - 1][1]]
+    thin = [part[-1] for part in _binned(changes)]
     return thin if not points or thin[-1] == points[-1] else [*thin, points[-1]]
 
 
@@ -68,9 +71,9 @@ def _binned(points: Sequence[Point]) -> list[Sequence[Point]]:
 def axis_ticks(low: float, high: float, most: int) -> list[float]:
     """Return at most `most` + 1 round numbers from `low` to `high`, evenly spaced.
 
-    >>> ticks(0, 1, 4)
+    >>> axis_ticks(0, 1, 4)
     [0.0, 0.25, 0.5, 0.75, 1.0]
-    >>> ticks(3, 297, 5)
+    >>> axis_ticks(3, 297, 5)
     [100.0, 200.0]
     """
     rough = (high - low) / most
@@ -94,7 +97,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def number(value: float) -> str:
-    """Write a number shortly.
+    """Return a number as a short text.
 
     >>> [number(x) for x in (0, 0.5, 0.12345, 12.5, 300, 12_500, 1_500_000, 0.00012)]
     ['0', '0.5', '0.123', '12.5', '300', '12.5k', '1.5M', '1.2e-4']

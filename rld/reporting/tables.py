@@ -1,26 +1,29 @@
-"""Accuracy per skill on held-out rows, as tables for the terminal and for the report."""
+"""Scores per skill on held-out rows, as tables for the terminal and for the report."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from statistics import fmean
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from rld.reporting.chart_groups import Colours
-from rld.reporting.history import Result, Summary
+from rld.reporting.history import StageResult, Summary
+from rld.reporting.html import scrolling
 from rld.reporting.series import number
 from rld.types import Row
 
+_TRACK, _TRACK_START = 154, 8
+"""Length of the track that shows scores from 0 to 1, and where it starts, in SVG units."""
+
 
 @dataclass(frozen=True)
-class _Score:
-    """One row of the closing table; None: not measured."""
+class _ScoreRow:
+    """The scores of a skill in one stage, or their mean; None: not measured."""
 
     skill: str
     num_rows: int | None
@@ -29,69 +32,83 @@ class _Score:
     teachers: list[float | None]
 
 
-def _scores(result: Result, heldout_rows: Mapping[str, int]) -> tuple[list[_Score], _Score]:
-    """Return the rows for the skills, and their mean."""
+def _score_rows(result: StageResult, heldout_rows: Mapping[str, int]) -> tuple[list[_ScoreRow], _ScoreRow]:
+    """Return a row for each skill, and the row of the means."""
     columns = [result.before, result.after, *(teacher.scores for teacher in result.teachers.values())]
     rows = []
     for skill in result.after:
         before, after, *teachers = [column.get(skill) for column in columns]
-        rows.append(_Score(skill, heldout_rows.get(skill), before, after, teachers))
+        rows.append(_ScoreRow(skill, heldout_rows.get(skill), before, after, teachers))
     before, after, *teachers = [fmean(column.values()) if column else None for column in columns]
-    return rows, _Score("mean", sum(heldout_rows.values()), before, after, teachers)
+    return rows, _ScoreRow("mean", sum(heldout_rows.values()), before, after, teachers)
 
 
-def closing_table(summary: Mapping[str, Any]) -> Table:
-    """Return the table that closes a run: the student of the last finished stage before and after, and its teachers.
+def closing_table(run: Summary) -> Table:
+    """Return the table that closes a run: the students of all finished stages, and the teachers of the last.
 
     Args:
-        summary: The content of `summary.json`, with at least one finished stage.
+        run: With at least one finished stage.
     """
-    outcome = Summary.model_validate(summary)
-    result = outcome.stages[-1]
-    shown = Table(
-        title=Text(f"{outcome.recipe}: held-out rows answered correctly"), caption=teacher_tokens_note(result)
-    )
-    heads = ["rows", "before", "after", *(f"{name} ({number(t.parameters)})" for name, t in result.teachers.items())]
-    shown.add_column(Text(f"skill, student ({number(result.student.parameters)})"))
-    for head in heads:
+    last = run.stages[-1]
+    shown = Table(title=Text(f"{run.recipe}: held-out rows answered correctly"), caption=teacher_tokens_note(last))
+    shown.add_column("skill")
+    shown.add_column("rows", justify="right")
+    columns = _student_and_teacher_columns(run.stages)
+    for head, _ in columns:
         shown.add_column(Text(head), justify="right")
-    rows, mean = _scores(result, outcome.heldout_rows)
-    for row in [*rows, mean]:
-        if row is mean:
-            shown.add_section()
-        cells = [row.before, row.after, *row.teachers]
-        shown.add_row(Text(row.skill), str(row.num_rows or "-"), *map(_share, cells))
+    for skill in last.after:
+        scores = [_score_text(column.get(skill)) for _, column in columns]
+        shown.add_row(Text(skill), str(run.heldout_rows.get(skill, "-")), *scores)
+    shown.add_section()
+    means = [_score_text(fmean(column.values()) if column else None) for _, column in columns]
+    shown.add_row("mean", str(sum(run.heldout_rows.values()) or "-"), *means)
     return shown
 
 
-def teacher_tokens_note(result: Result) -> str | None:
-    """Say how many tokens teachers scored, and how many were saved; None for a stage without teachers."""
+def _student_and_teacher_columns(stages: Sequence[StageResult]) -> list[tuple[str, Mapping[str, float]]]:
+    """Return heads and scores: each stage's student, the last stage's student before it, and its teachers.
+
+    A student or teacher with the scores of an earlier stage's student is that student, and has no second column.
+    """
+    last, columns = stages[-1], list[tuple[str, Mapping[str, float]]]()
+    for stage in stages:
+        if stage is last and last.before not in [scores for _, scores in columns]:
+            columns.append((f"before {last.name}", last.before))
+        columns.append((f"{stage.name} ({number(stage.student.parameters)})", stage.after))
+    students = [scores for _, scores in columns]
+    for name, teacher in last.teachers.items():
+        if teacher.scores not in students:
+            columns.append((f"teacher {name} ({number(teacher.parameters)})", teacher.scores))
+    return columns
+
+
+def teacher_tokens_note(result: StageResult) -> str | None:
+    """Return how many tokens teachers scored, and how many they did not need to; None for a stage without teachers."""
     tokens = result.teacher_tokens
     if tokens is None:
         return None
-    share = tokens.saved / max(tokens.scored + tokens.saved, 1)
+    scored = f"teachers scored {number(tokens.scored)} tokens"
     if tokens.saved < 0:
-        return (
-            f"teachers scored {number(tokens.scored)} tokens; the gate cost {number(-tokens.saved)} more than it saved"
-        )
-    return f"teachers scored {number(tokens.scored)} tokens; {number(tokens.saved)} more ({share:.0%}) were saved"
+        return f"{scored}; the gate cost {number(-tokens.saved)} more than it saved"
+    share = tokens.saved / max(tokens.scored + tokens.saved, 1)
+    return f"{scored}; {number(tokens.saved)} more ({share:.0%}) were saved"
 
 
 def scores_table(model: str, scores: Mapping[str, float], held_out: Iterable[Row]) -> Table:
-    """Return the accuracy of one model per skill, with the number of held-out rows behind each."""
+    """Return the score of one model per skill, with the number of held-out rows."""
     num_rows = Counter(row["skill"] for row in held_out)
     shown = Table("skill", title=Text(f"{model}: held-out rows answered correctly"))
     for head in ("rows", "correct"):
         shown.add_column(head, justify="right")
     for skill, score in scores.items():
-        shown.add_row(Text(skill), str(num_rows[skill]), _share(score))
+        shown.add_row(Text(skill), str(num_rows[skill]), _score_text(score))
     shown.add_section()
-    shown.add_row("mean", str(num_rows.total()), _share(fmean(scores.values())))
+    shown.add_row("mean", str(num_rows.total()), _score_text(fmean(scores.values())))
     return shown
 
 
-def html_table(result: Result, heldout_rows: Mapping[str, int], colours: Colours) -> str:
-    """Draw the same as `table` for any stage, with a track from 0 to 1 per skill: hollow before, full after."""
+def html_table(result: StageResult, heldout_rows: Mapping[str, int], colours: Colours) -> str:
+    """Return a stage's scores as HTML, with a track from 0 to 1 for each skill: a ring before, a dot after."""
     names = list(result.teachers)
     heads = ["skill", "rows", f"before<small>{number(result.student.parameters)} student</small>", "after", "change"]
     heads += [
@@ -99,40 +116,43 @@ def html_table(result: Result, heldout_rows: Mapping[str, int], colours: Colours
         f"<small>{number(teacher.parameters)} teacher</small>"
         for name, teacher in result.teachers.items()
     ]
-    rows, mean = _scores(result, heldout_rows)
-    body = ""
-    for row in [*rows, mean]:
-        css = "plain" if row is mean else colours.css("skill", row.skill)
-        change = None if row.before is None or row.after is None else row.after - row.before
-        direction = "" if not change else "up" if change > 0 else "down"
-        body += (
-            f'<tr class="{css}{" mean" * (row is mean)}"><td><i></i>{escape(row.skill)}</td>'
-            f"<td>{row.num_rows or '-'}</td><td>{_share(row.before)}</td>"
-            f'<td class="after">{_share(row.after)}</td>'
-            f'<td class="{direction}">{"-" if change is None else f"{change:+.3f}"}</td>'
-            + "".join(f"<td>{_share(score)}</td>" for score in row.teachers)
-            + f"<td>{_track(row, [colours.css('teacher', name) for name in names])}</td></tr>"
-        )
+    rows, mean = _score_rows(result, heldout_rows)
+    teacher_css = [colours.css("teacher", name) for name in names]
+    body = [_html_row(row, colours.css("skill", row.skill), teacher_css) for row in rows]
+    body.append(_html_row(mean, "plain mean", teacher_css))
     head = "".join(f"<th>{head}</th>" for head in heads) + '<th class="scale"><span>0</span><span>1</span></th>'
-    return f'<div class="card"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return scrolling(f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>")
 
 
-def _track(row: _Score, teachers: list[str]) -> str:
-    def x(score: float) -> float:
-        return 8 + 154 * score
+def _html_row(row: _ScoreRow, css: str, teacher_css: Sequence[str]) -> str:
+    change = None if row.before is None or row.after is None else row.after - row.before
+    direction = "" if not change else "up" if change > 0 else "down"
+    return (
+        f'<tr class="{css}"><td><i></i>{escape(row.skill)}</td>'
+        f"<td>{row.num_rows or '-'}</td><td>{_score_text(row.before)}</td>"
+        f'<td class="after">{_score_text(row.after)}</td>'
+        f'<td class="{direction}">{"-" if change is None else f"{change:+.3f}"}</td>'
+        + "".join(f"<td>{_score_text(score)}</td>" for score in row.teachers)
+        + f"<td>{_track(row, teacher_css)}</td></tr>"
+    )
 
-    parts = ['<path class="rail" d="M8 9h154"/>']
+
+def _track(row: _ScoreRow, teacher_css: Sequence[str]) -> str:
+    def x(score: float) -> str:
+        return f"{_TRACK_START + _TRACK * score:.1f}"
+
+    parts = [f'<path class="rail" d="M{_TRACK_START} 9h{_TRACK}"/>']
     parts += [
-        f'<path class="tick {css}" d="M{x(score):.1f} 2v14"/>'
-        for score, css in zip(row.teachers, teachers, strict=True)
+        f'<path class="tick {css}" d="M{x(score)} 2v14"/>'
+        for score, css in zip(row.teachers, teacher_css, strict=True)
         if score is not None
     ]
     if row.before is not None and row.after is not None:
-        parts.append(f'<path class="way" d="M{x(row.before):.1f} 9H{x(row.after):.1f}"/>')
-        parts.append(f'<circle cx="{x(row.before):.1f}" cy="9" r="4"/>')
-        parts.append(f'<circle class="to" cx="{x(row.after):.1f}" cy="9" r="5"/>')
+        parts.append(f'<path class="way" d="M{x(row.before)} 9H{x(row.after)}"/>')
+        parts.append(f'<circle cx="{x(row.before)}" cy="9" r="4"/>')
+        parts.append(f'<circle class="to" cx="{x(row.after)}" cy="9" r="5"/>')
     return f'<svg class="track" viewBox="0 0 170 18" aria-hidden="true">{"".join(parts)}</svg>'
 
 
-def _share(score: float | None) -> str:
+def _score_text(score: float | None) -> str:
     return "-" if score is None else f"{score:.3f}"

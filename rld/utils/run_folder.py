@@ -9,6 +9,9 @@ from rld.utils.files import Record, read_json
 
 _STAGE_RECORD = "rld_stage.json"
 
+ABLATION_RESULT = "ablation.json"
+"""The result of an ablation, in the folder that holds those of its runs."""
+
 
 @dataclass(frozen=True)
 class RunFolder:

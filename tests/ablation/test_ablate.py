@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from rld.ablation.ablate import ablate
 from rld.ablation.arms import read_arms
 from rld.ablation.jobs import Job
 from rld.cli import main
-from rld.errors import AblationError, CheckpointError
+from rld.errors import AblationError, CheckpointError, RecipeError
 from tests.pipeline.test_train import RECIPE, TASKS, metrics, one_thread
 from tests.reporting.test_report import Page
 
@@ -61,8 +62,8 @@ def recipe(tmp_path_factory) -> Path:
 def done(recipe, tmp_path_factory) -> tuple[Path, Here]:
     """Two arms and two seeds, of which one run fails at first; the same again finishes it."""
     folder, start = tmp_path_factory.mktemp("ablation") / "out", Here(failing="seed 1, fixed")
-    assert ablate(recipe, [], "gap; fixed", 2, folder, start=start) == 1
-    assert ablate(recipe, [], "gap; fixed", 2, folder, start=(again := Here())) == 0
+    assert ablate(recipe, [], "gap; fixed", num_seeds=2, folder=folder, start=start) == 1
+    assert ablate(recipe, [], "gap; fixed", num_seeds=2, folder=folder, start=(again := Here())) == 0
     assert again.titles == ["seed 1, fixed"]
     return folder, start
 
@@ -124,7 +125,7 @@ def test_numbers_are_those_of_the_runs(done):
         assert flops == sorted(flops)
         assert len(flops) == 1 + 6  # before, five on the way, after
     assert whole["flops"] == min(run["flops"] for run in whole["runs"])
-    assert {d["measure"] for d in whole["differences"]} == {"final", "even", "area"}
+    assert {d["measure"] for d in whole["differences"]} == {"final", "at_equal_flops", "mean_to_equal_flops"}
 
 
 def test_the_page_has_all_in_one_file_and_leads_to_the_reports(done):
@@ -141,6 +142,16 @@ def test_the_page_has_all_in_one_file_and_leads_to_the_reports(done):
         assert words in page.text
 
 
+def test_report_draws_the_page_of_an_ablation_again(done, capsys):
+    folder, _ = done
+    page, numbers = (folder / "ablation.html").read_text(), (folder / "ablation.json").read_text()
+    (folder / "ablation.html").unlink()
+    assert main(["report", str(folder)]) == 0
+    assert "Difference to gap" in capsys.readouterr().out
+    assert (folder / "ablation.html").read_text() == page
+    assert (folder / "ablation.json").read_text() == numbers
+
+
 def test_nothing_is_trained_again_and_arms_may_come(done, recipe, capfd, monkeypatch):
     """One more arm fails in a process of its own; the others are shown."""
     folder, _ = done
@@ -151,7 +162,7 @@ def test_nothing_is_trained_again_and_arms_may_come(done, recipe, capfd, monkeyp
     out, err = capfd.readouterr()
     assert "seed 0, broken: failed with exit code 2" in err
     assert "12 rows an update cannot be split" in err
-    assert "done in" not in err
+    assert "finished in" not in err
     assert "fixed" in out
     assert "broken" not in out
     (folder / "seed-0" / "broken" / "recipe.json").unlink(missing_ok=True)
@@ -161,7 +172,7 @@ def test_a_budget_ends_an_arm_and_one_that_cannot_spend_it_is_named(recipe, tmp_
     spent = {run["arm"]: run["flops"] for run in result(done[0])["runs"] if run["seed"] == 0}
     half = 0.5 * spent["gap"]
     arms = "short: steps=1; long:"
-    assert ablate(recipe, [], arms, 1, tmp_path / "out", max_flops=half, start=Here()) == 0
+    assert ablate(recipe, [], arms, num_seeds=1, folder=tmp_path / "out", max_flops=half, start=Here()) == 0
     short, long = result(tmp_path / "out")["runs"]
     assert short["flops"] < half <= long["flops"] < spent["gap"]
     steps = [line["step"] for line in metrics(tmp_path / "out" / "seed-0" / "long")]
@@ -175,7 +186,7 @@ def test_the_probes_of_teachers_are_charged(recipe, tmp_path):
     """Eight more prompts, of four or five characters, and answers of at most four tokens."""
     arms = "fixed; probed: controller.kind=fixed teachers.teacher.probe=8"
     before = ["stages.teacher.steps=1", "stages.student.steps=1"]
-    assert ablate(recipe, before, arms, 1, tmp_path, start=Here()) == 0
+    assert ablate(recipe, before, arms, num_seeds=1, folder=tmp_path, start=Here()) == 0
     fixed, probed = result(tmp_path)["runs"]
     summary = json.loads((tmp_path / "seed-0" / "fixed" / "summary.json").read_text())
     size = summary["stages"][-1]["teachers"]["teacher"]["parameters"]
@@ -184,13 +195,23 @@ def test_the_probes_of_teachers_are_charged(recipe, tmp_path):
 
 def test_a_run_of_another_recipe_is_refused(done, recipe):
     with pytest.raises(CheckpointError, match=r"gap holds a run of another recipe \(changed: stages\)"):
-        ablate(recipe, [], "gap: steps=3", 1, done[0], start=Here())
+        ablate(recipe, [], "gap: steps=3", num_seeds=1, folder=done[0], start=Here())
 
 
 def test_an_arm_that_changes_what_comes_before_has_its_own(recipe, tmp_path):
     start = Here()
     arms = "gap; rewarded: rewards=[{use: answers:exact_match}]; more: stages.teacher.steps=3"
-    assert ablate(recipe, ["stages.teacher.steps=2", "stages.student.steps=1"], arms, 1, tmp_path, start=start) == 0
+    assert (
+        ablate(
+            recipe,
+            ["stages.teacher.steps=2", "stages.student.steps=1"],
+            arms,
+            num_seeds=1,
+            folder=tmp_path,
+            start=start,
+        )
+        == 0
+    )
     assert [title.removeprefix("seed 0, ") for title in start.titles] == [
         "teacher",
         "gap",
@@ -227,7 +248,7 @@ def test_a_bad_arm_is_said_before_anything_runs(recipe, tmp_path, capsys, arms, 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("option", [["--seeds", "0"], ["--jobs", "none"], ["--flops", "nan"]])
+@pytest.mark.parametrize("option", [["--seeds", "0"], ["--jobs", "none"], ["--max-flops", "nan"]])
 def test_a_bad_number_is_a_wrong_command_line(recipe, capsys, option):
     assert main(["ablate", str(recipe), "--arms", "gap", *option]) == 2
     assert option[0] in capsys.readouterr().err
@@ -241,7 +262,7 @@ def test_what_arms_mean(recipe, tmp_path):
         "same:\n"
         "slow: controller.rate=0.1 evaluate_every=4; chat: max_new_tokens=3\n"
     )
-    arms = {arm.name: arm for arm in read_arms(str(tmp_path / "arms"), recipe, ["seed=5"], 1e12)}
+    arms = {arm.name: arm for arm in read_arms(str(tmp_path / "arms"), recipe, ["seed=5"], max_flops=1e12)}
     assert list(arms) == ["fixed", "mild", "same", "slow", "chat"]
     assert {arm.recipe.seed for arm in arms.values()} == {5}
     assert arms["fixed"].stage.controller.model_dump(exclude_unset=True) == {"kind": "fixed", "every": 2}
@@ -255,6 +276,29 @@ def test_what_arms_mean(recipe, tmp_path):
     with pytest.raises(AblationError) as caught:
         read_arms("a: steps=0; b: steps=x", recipe, [])
     assert [line[:8] for line in str(caught.value).splitlines()] == ["arm 'a':", "arm 'b':"]
+
+
+def test_arms_of_a_yaml_file_have_full_paths(recipe, tmp_path):
+    arms = tmp_path / "arms.yaml"
+    arms.write_text("same: {}\nmild:\n  stages.student.controller: {kind: fixed, policy: 0.3}\n  max_new_tokens: 3\n")
+    same, mild = read_arms(str(arms), recipe, ["seed=5"])
+    assert (same.name, same.stage.controller.kind, same.recipe.seed) == ("same", "gap", 5)
+    assert (mild.name, mild.stage.controller.policy, mild.recipe.max_new_tokens) == ("mild", 0.3, 3)
+    for text, expected in {
+        "a: {steps: 3}": r"arm 'a': command line \(steps=3\): unknown key 'steps'",
+        "a: {seed: 3}": "arm 'a': an arm cannot set the seed",
+        "a: 3": "arm 'a' should be a mapping of paths to values",
+        "../a: {}": "'../a' cannot be an arm's name",
+        "a: {}\na: {}": r"arms.yaml:2: not valid YAML: 'a' is set twice",
+        "a:": r"arms.yaml:1: a has no value; \{\} stands for defaults",
+    }.items():
+        arms.write_text(text)
+        with pytest.raises((AblationError, RecipeError), match=expected):
+            read_arms(str(arms), recipe, [])
+
+
+def test_the_module_that_jobs_share_exists():
+    assert callable(importlib.import_module(jobs.PRELOADED).train)
 
 
 class Working:
@@ -285,7 +329,7 @@ def test_stopping_stops_what_is_at_work_and_starts_no_more(tmp_path):
 
     todo = [Job(str(i), tmp_path, (), None, lambda: None) for i in range(4)]
     with pytest.raises(KeyboardInterrupt):
-        jobs.run(todo, 2, start, print)
+        jobs.run_jobs(todo, 2, start, print)
     assert [process.code for process in made] == [143, 143]
 
 
@@ -293,7 +337,7 @@ def test_a_job_whose_need_failed_is_not_run(tmp_path):
     said = list[str]()
     first = Job("first", tmp_path, (), None, lambda: None)
     second, third = Job("second", tmp_path, (), first, lambda: None), Job("third", tmp_path, (), None, lambda: None)
-    failed = jobs.run([first, second, third], 2, lambda job: Ended(job.title == "first"), said.append)
+    failed = jobs.run_jobs([first, second, third], 2, lambda job: Ended(job.title == "first"), said.append)
     assert failed == [first, second]
     assert any("second: not run, because first failed" in line for line in said)
-    assert any("third: done" in line for line in said)
+    assert any("third: finished" in line for line in said)

@@ -85,20 +85,23 @@ def test_arms_are_compared_at_equal_compute_and_on_the_seeds_that_both_have():
     ]
     result = compare("r", {"one": [], "none": [], "two": [], "three": []}, [0, 1], runs)
     assert result.flops == 10
-    one, two, three = result.standings
+    one, two, three = result.summaries
     assert (one.final.mean, two.final.mean) == (pytest.approx(0.45), pytest.approx(0.675))
     assert two.final.deviation == pytest.approx(0.75 * 0.1 * 2**0.5)
     assert two.worst.mean == pytest.approx(0.45)
-    assert (one.even.mean, two.even.mean) == (pytest.approx(0.45), pytest.approx(0.3375))
-    assert (one.area.mean, two.area.mean) == (pytest.approx(0.225), pytest.approx(0.16875))
+    assert (one.at_equal_flops.mean, two.at_equal_flops.mean) == (pytest.approx(0.45), pytest.approx(0.3375))
+    assert (one.mean_to_equal_flops.mean, two.mean_to_equal_flops.mean) == (
+        pytest.approx(0.225),
+        pytest.approx(0.16875),
+    )
     assert result.target == pytest.approx(0.9 * 0.675)
     # two is at 0.6075 after 16.2 of 20 on seed 0, and on seed 1, which ends at 0.6, never; the median is infinite
-    assert (two.to_near, two.num_near) == (None, 1)
+    assert (two.flops_to_target, two.num_reached) == (None, 1)
     assert (three.final.deviation, three.num_seeds) == (None, 1)
     final = {d.arm: d for d in result.differences if d.measure == "final"}
     assert final["two"].mean == pytest.approx(0.225)
     assert final["two"].interval == pytest.approx((0.0, 0.45))
-    assert (final["two"].num_won, final["two"].p) == (1, 1.0)
+    assert (final["two"].num_better, final["two"].p) == (1, 1.0)
     assert (final["three"].num_seeds, final["three"].mean) == (1, pytest.approx(-0.6))
     assert final["three"].interval is None
 
@@ -108,9 +111,12 @@ def test_compute_spent_before_the_compared_stage_is_no_head_start():
     early, late = outcome("early", 0, (0, 0.0), (10, 1.0)), outcome("late", 0, (8, 0.8), (20, 0.8))
     result = compare("r", {"early": [], "late": []}, [0], [early, late])
     assert (result.start, result.flops) == (8, 10)
-    one, two = result.standings
-    assert (one.area.mean, two.area.mean) == (pytest.approx(0.75 * 0.9), pytest.approx(0.75 * 0.8))
+    one, two = result.summaries
+    assert (one.mean_to_equal_flops.mean, two.mean_to_equal_flops.mean) == (
+        pytest.approx(0.75 * 0.9),
+        pytest.approx(0.75 * 0.8),
+    )
     later = outcome("late", 0, (11, 0.8), (20, 0.8))
     result = compare("r", {"early": [], "late": []}, [0], [early, later])
-    assert [(s.even, s.area) for s in result.standings] == [(None, None)] * 2
+    assert [(s.at_equal_flops, s.mean_to_equal_flops) for s in result.summaries] == [(None, None)] * 2
     assert {d.measure for d in result.differences} == {"final"}

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from rld.errors import CheckpointError
 from rld.reporting import series
+from rld.reporting.history import read_run
 from rld.reporting.report import write_report
 from rld.reporting.tables import closing_table, scores_table
 from tests.support import made_up_run
@@ -124,7 +125,12 @@ def test_a_killed_run_is_drawn_up_to_where_it_came(tmp_path: Path) -> None:
     (run / "metrics.jsonl").write_text("\n".join(lines) + '\n{"stage": "main", "st')
     (run / "events.jsonl").unlink()
     text = Page(write_report(run)).text
-    for words in ("running", "metrics.jsonl was cut off", "So far: first_steps", "at step 80"):
+    for words in (
+        "running",
+        "The last line of metrics.jsonl is incomplete",
+        "Result so far: first_steps",
+        "at step 80",
+    ):
         assert words in text
 
 
@@ -179,13 +185,15 @@ def printed(renderable: object) -> str:
     return capture.get()
 
 
-def test_the_closing_table_has_student_and_teachers_per_skill(tmp_path: Path) -> None:
+def test_the_closing_table_has_the_students_of_all_stages_and_the_last_ones_teachers(tmp_path: Path) -> None:
     run = made_up_run.make(tmp_path / "run", skills=["[red]sort", "b"])
-    lines = printed(closing_table(json.loads((run / "summary.json").read_text()))).splitlines()
+    lines = printed(closing_table(read_run(run).summary)).splitlines()
     cells = [re.findall(r"[^\s│┃]+", line) for line in lines]
-    assert ["[red]sort", "200", "0.100", "0.900", "0.990", "0.040"] in cells
-    assert ["mean", "400", "0.125", "0.910", "0.515", "0.515"] in cells
-    assert any("order (1.05M)" in line and "after" in line for line in lines)
+    assert ["[red]sort", "200", "0.900", "0.100", "0.900", "0.990", "0.040"] in cells
+    assert ["mean", "400", "0.910", "0.125", "0.910", "0.515", "0.515"] in cells
+    head = " ".join(" ".join(line) for line in cells[:4])
+    for words in ("first_steps", "before main", "order", "(1.05M)", "(361k)"):
+        assert words in head
 
 
 def test_scores_of_one_model_say_how_many_rows_they_rest_on() -> None:

@@ -1,0 +1,179 @@
+"""Says in plain sentences how a run ended, and what to try where it did not go well. Plain values in, text out.
+
+Scores are shares of held-out rows, so a difference counts only where it is larger than `NUM_ERRORS` standard errors
+and than `SMALLEST_CHANGE`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+from rld.reporting.history import RunHistory, StageHistory, StageResult
+
+NUM_ERRORS = 2.0
+"""Standard errors of a difference of two scores that are taken for chance."""
+
+SMALLEST_CHANGE = 0.02
+"""Differences of scores below are not worth a sentence."""
+
+DEFAULT_ROWS = 100
+"""Held-out rows that are assumed where their number is not recorded."""
+
+TRUSTED = 0.9
+"""Share of audited successes that should be confirmed."""
+
+BEHIND = 0.1
+"""How far behind its best teacher a student may end without a sentence, where it improved."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence of the verdict.
+
+    Attributes:
+        tone: Whether it is good news, bad news, or neither.
+        text: What was measured.
+        advice: What to try; empty where there is nothing to mend.
+    """
+
+    tone: Literal["good", "bad", "neutral"]
+    text: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.text}: {self.advice}." if self.advice else f"{self.text}."
+
+
+def verdict(history: RunHistory) -> list[Finding]:
+    """Return what to say about a run: first about the last finished stage, then what went wrong in any stage.
+
+    Empty where no stage is finished.
+    """
+    finished = [stage for stage in history.stages if stage.result is not None]
+    if not finished:
+        return []
+    num_rows = history.summary.heldout_rows
+    result = finished[-1].result
+    assert result is not None
+    findings = [_headline(result, num_rows), *_unsolved(result, num_rows), *_behind_teachers(result, num_rows)]
+    for stage in finished:
+        assert stage.result is not None
+        prefix = "" if stage is finished[-1] else f"Stage `{stage.plan.name}`: "
+        findings += _forgotten(stage.result, num_rows, prefix)
+        findings += _not_numbers(stage, prefix)
+        findings += _distrusted(stage, prefix)
+    return findings
+
+
+def _headline(result: StageResult, num_rows: dict[str, int]) -> Finding:
+    before, after = fmean(result.before.values()), fmean(result.after.values())
+    text = f"The student answers {after:.0%} of the held-out rows correctly, {before:.0%} before stage `{result.name}`"
+    if len(result.after) > 1:
+        text += f" (means over {len(result.after)} skills)"
+    rows = sum(num_rows.values()) or DEFAULT_ROWS * len(result.after)
+    if _is_larger(after, before, rows):
+        return Finding("good", text)
+    return Finding("bad" if _is_larger(before, after, rows) else "neutral", text)
+
+
+def _forgotten(result: StageResult, num_rows: dict[str, int], prefix: str) -> Iterator[Finding]:
+    """Skills on which the student ended below its start."""
+    losses: list[str] = []
+    for skill, after in result.after.items():
+        before = result.before.get(skill)
+        if before is not None and _is_larger(before, after, num_rows.get(skill)):
+            losses.append(f"{before - after:.2f} {'' if losses else 'below its start '}on `{skill}`")
+    if losses:
+        yield Finding(
+            "bad",
+            f"{prefix}The student ended {_listed(losses)}",
+            "lower the learning rate, train longer, begin with gold answers, or protect the skill with `retain`",
+        )
+
+
+def _unsolved(result: StageResult, num_rows: dict[str, int]) -> Iterator[Finding]:
+    """Skills that neither the student nor a teacher solves."""
+    skills = []
+    for skill, after in result.after.items():
+        best = max([after, *_teachers(result, skill).values()])
+        if not _is_larger(best, 0.0, num_rows.get(skill)):
+            skills.append(f"`{skill}` ({best:.2f})")
+    if skills:
+        yield Finding(
+            "bad",
+            f"Neither the student nor a teacher solves {_listed(skills)}",
+            "begin with gold answers (a stage `sft`, or `rollout.gold`) or easier levels, or use another teacher",
+        )
+
+
+def _behind_teachers(result: StageResult, num_rows: dict[str, int]) -> Iterator[Finding]:
+    """Skills on which the student ended far below its best teacher: it did not learn, or not enough."""
+    unlearned, unfinished = [], []
+    for skill, after in result.after.items():
+        teachers = _teachers(result, skill)
+        name, best = max(teachers.items(), key=lambda item: item[1], default=("", 0.0))
+        before, rows = result.before.get(skill, 0.0), num_rows.get(skill)
+        if best - after < BEHIND or not _is_larger(best, after, rows):
+            continue
+        text = f"`{skill}` ({after:.2f}, its teacher `{name}` {best:.2f})"
+        if _is_larger(after, before, rows):
+            unfinished.append(text)
+        elif not _is_larger(before, after, rows):
+            unlearned.append(text)
+    if unlearned:
+        yield Finding(
+            "bad",
+            f"The student learned nothing on {_listed(unlearned)}",
+            "train longer, raise the learning rate, or begin with gold answers",
+        )
+    if unfinished:
+        yield Finding(
+            "neutral",
+            f"The student improved, but is behind its teacher on {_listed(unfinished)}",
+            "train longer, or use a larger student",
+        )
+
+
+def _not_numbers(stage: StageHistory, prefix: str) -> Iterator[Finding]:
+    points, num_lost = stage.series("loss")
+    if num_lost:
+        yield Finding(
+            "bad",
+            f"{prefix}The loss was not a number in {num_lost} of {len(points) + num_lost} logged updates",
+            "lower the learning rate, or train in float32",
+        )
+
+
+def _distrusted(stage: StageHistory, prefix: str) -> Iterator[Finding]:
+    """Skills whose reward paid for answers that the audit rejected, in the last quarter of the stage."""
+    for key in stage.metric_names():
+        if not key.startswith("audit/"):
+            continue
+        points, _ = stage.series(key)
+        recent = [value for _, value in points[-max(len(points) // 4, 1) :]]
+        if recent and fmean(recent) < TRUSTED:
+            yield Finding(
+                "bad",
+                f"{prefix}At the end the audit confirmed only {fmean(recent):.0%} of the successes on "
+                f"`{key.removeprefix('audit/')}`",
+                "mend the reward, for the student has learned to please it with wrong answers",
+            )
+
+
+def _listed(texts: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(texts[:-1]), texts[-1])))
+
+
+def _teachers(result: StageResult, skill: str) -> dict[str, float]:
+    return {name: model.scores[skill] for name, model in result.teachers.items() if skill in model.scores}
+
+
+def _is_larger(score: float, other: float, num_rows: int | None) -> bool:
+    """Tell whether a score is larger than another by more than chance."""
+    rows = num_rows or DEFAULT_ROWS
+    error = math.sqrt((score * (1 - score) + other * (1 - other)) / rows)
+    return score - other > max(NUM_ERRORS * error, SMALLEST_CHANGE)

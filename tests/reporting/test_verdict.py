@@ -1,0 +1,124 @@
+"""What the verdict says of runs that end well and badly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rld.reporting.history import (
+    ModelScores,
+    PlannedStage,
+    RecipeSummary,
+    RunHistory,
+    StageHistory,
+    StageResult,
+    Summary,
+)
+from rld.reporting.verdict import Finding, verdict
+
+
+def stage(
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    teacher: Mapping[str, float] | None = None,
+    metrics: Sequence[Mapping[str, Any]] = (),
+    name: str = "distill",
+) -> StageHistory:
+    student = ModelScores(parameters=1, scores=dict(after))
+    teachers = {"expert": ModelScores(parameters=9, scores=dict(teacher))} if teacher else {}
+    result = StageResult(
+        name=name,
+        kind="distill",
+        seconds=1,
+        flops=1,
+        student=student,
+        teachers=teachers,
+        before=dict(before),
+        after=dict(after),
+    )
+    logged = [{"step": i, **line} for i, line in enumerate(metrics)]
+    return StageHistory(PlannedStage(name=name, run="distill", steps=9), logged, [], result)
+
+
+def findings(*stages: StageHistory, num_rows: int = 200) -> list[Finding]:
+    skills = {skill: num_rows for one in stages if one.result for skill in one.result.after}
+    summary = Summary(
+        recipe="r",
+        seed=0,
+        status="done",
+        seconds=1,
+        flops=1,
+        heldout_rows=skills,
+        stages=[one.result for one in stages if one.result],
+    )
+    plan = RecipeSummary(name="r", skills=skills, stages=[one.plan for one in stages])
+    return verdict(RunHistory(Path(), {}, plan, summary, list(stages), []))
+
+
+def test_a_run_that_went_well_is_one_good_sentence() -> None:
+    assert findings(stage({"sort": 0.1, "flip": 0.3}, {"sort": 0.9, "flip": 0.96}, {"sort": 0.95, "flip": 0.2})) == [
+        Finding(
+            "good",
+            "The student answers 93% of the held-out rows correctly, 20% before stage `distill` (means over 2 skills)",
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("one", "expected"),
+    [
+        (
+            stage({"sort": 0.8}, {"sort": 0.49}),
+            "The student ended 0.31 below its start on `sort`: lower the learning rate, train longer, begin with gold "
+            "answers, or protect the skill with `retain`.",
+        ),
+        (
+            stage({"sort": 0.8, "flip": 0.6, "copy": 0.9}, {"sort": 0.49, "flip": 0.4, "copy": 0.7}),
+            "The student ended 0.31 below its start on `sort`, 0.20 on `flip` and 0.20 on `copy`: lower the learning "
+            "rate, train longer, begin with gold answers, or protect the skill with `retain`.",
+        ),
+        (
+            stage({"sort": 0.1}, {"sort": 0.1}, {"sort": 0.9}),
+            "The student learned nothing on `sort` (0.10, its teacher `expert` 0.90): train longer, raise the "
+            "learning rate, or begin with gold answers.",
+        ),
+        (
+            stage({"sort": 0.1}, {"sort": 0.5}, {"sort": 0.9}),
+            "The student improved, but is behind its teacher on `sort` (0.50, its teacher `expert` 0.90): train "
+            "longer, or use a larger student.",
+        ),
+        (
+            stage({"sort": 0.0}, {"sort": 0.01}, {"sort": 0.0}),
+            "Neither the student nor a teacher solves `sort` (0.01): begin with gold answers (a stage `sft`, or "
+            "`rollout.gold`) or easier levels, or use another teacher.",
+        ),
+        (
+            stage({"sort": 0.1}, {"sort": 0.5}, metrics=[{"loss": 1.0}, {"loss": None}]),
+            "The loss was not a number in 1 of 2 logged updates: lower the learning rate, or train in float32.",
+        ),
+        (
+            stage({"sort": 0.1}, {"sort": 0.5}, metrics=[{"audit/sort": value} for value in (1.0, 1.0, 1.0, 0.5)]),
+            "At the end the audit confirmed only 50% of the successes on `sort`: mend the reward, for the student has "
+            "learned to please it with wrong answers.",
+        ),
+    ],
+)
+def test_each_trouble_has_its_sentence_and_what_to_try(one: StageHistory, expected: str) -> None:
+    assert [str(finding) for finding in findings(one)[1:]] == [expected]
+
+
+def test_a_difference_within_chance_is_no_trouble() -> None:
+    assert [finding.tone for finding in findings(stage({"sort": 0.55}, {"sort": 0.5}), num_rows=50)] == ["neutral"]
+    assert [finding.tone for finding in findings(stage({"sort": 0.55}, {"sort": 0.5}), num_rows=5000)] == ["bad", "bad"]
+
+
+def test_an_earlier_stage_is_named_and_an_unfinished_run_has_no_verdict() -> None:
+    first = stage({"sort": 0.8}, {"sort": 0.2}, name="warm")
+    assert str(findings(first, stage({"sort": 0.2}, {"sort": 0.9}))[1]).startswith(
+        "Stage `warm`: The student ended 0.60"
+    )
+    plan = first.plan
+    assert findings(StageHistory(plan, [], [], None)) == []
