@@ -60,7 +60,17 @@ def test_the_readmes_recipe_is_valid_and_the_page_is_short(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["README", "CONTRIBUTING", "CHANGELOG", "docs/architecture", "docs/adding", "docs/glossary"]
+    "name",
+    [
+        "README",
+        "CONTRIBUTING",
+        "CHANGELOG",
+        "docs/architecture",
+        "docs/adding",
+        "docs/glossary",
+        "docs/algorithms",
+        "docs/walkthrough",
+    ],
 )
 def test_lines_of_prose_have_120_characters_at_most(name):
     lines = (ROOT / f"{name}.md").read_text().splitlines()
