@@ -113,7 +113,7 @@ def judge(
         _filled(template, {"question": asked, "completion": _harmless(tokenizer, text_of(completion)), "answer": gold})
         for asked, completion, gold in zip(questions, completions, answers, strict=True)
     ]
-    head = LMHead.of(reader).of_tokens(verdicts)
+    head = LMHead.of(reader).for_tokens(verdicts)
     last = [states_TH[-1] for states_TH in _hidden_states(reader, [_asked(tokenizer, text) for text in texts])]
     logits_B2 = head.in_float32().logits(torch.stack(last)).double()
     verdict: list[float] = torch.sigmoid(logits_B2[:, 0] - logits_B2[:, 1]).tolist()

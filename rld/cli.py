@@ -281,7 +281,7 @@ def _serve_teacher(options: argparse.Namespace) -> int:
                 f"serve-teacher needs {error.name}; install it with: pip install -e '.[serve]', in a clone of rld"
             ) from error
         raise
-    serve(options.model, options.adapter, options.dtype, options.host, options.port)
+    serve(options.model, options.adapter, options.dtype, host=options.host, port=options.port)
     return 0
 
 

@@ -164,7 +164,7 @@ class _FusedResponse(torch.autograd.Function):
             for name in ("target_divergence_N", "teacher_divergence_NK", "target_entropy_N", "student_entropy_N"):
                 getattr(stats, name)[rows] = getattr(chunk, name)
             if gradients.is_needed:
-                derivative_NV = chunk.derivative_NV.mul_(inputs.counts_N[rows, None] * head.slope(logits_NV))
+                derivative_NV = chunk.derivative_NV.mul_(inputs.counts_N[rows, None] * head.logit_derivative(logits_NV))
                 gradients.add(derivative_NV, rows, hidden_NH[rows], head)
         ctx.response_gradients, ctx.inputs = gradients, inputs
         ctx.save_for_backward(hidden_NH, weight_VH, bias_V, stats.sampling_entropy_N)
@@ -195,7 +195,7 @@ class _FusedResponse(torch.autograd.Function):
                     d_entropy_N=None if d_stats[1] is None else d_entropy_N[rows],
                     entropy_N=entropy_N[rows],
                 )
-                gradients.add(derivative_NV.mul_(head.slope(logits_NV)), rows, states_NH, head)
+                gradients.add(derivative_NV.mul_(head.logit_derivative(logits_NV)), rows, states_NH, head)
         return *gradients.cast(student), None
 
 

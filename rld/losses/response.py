@@ -125,7 +125,7 @@ class ResponseLoss:
         compute = partial(
             fused_response_loss,
             hidden_BTH[valid_BT],
-            self.head.first(self.vocabulary),
+            self.head.truncated(self.vocabulary),
             [self._distribution(self.teachers[k]) for k in self._with_distribution],
             weights_NK=shares_BTK[valid_BT][:, self._with_distribution],
             objective=objective,
@@ -152,7 +152,7 @@ class ResponseLoss:
         assert teacher.hidden_BTH is not None
         hidden_NH = teacher.hidden_BTH[self.valid_BT]
         if teacher.shared_ids is None:
-            return FullDistribution(valid_N=valid_N, head=teacher.head.first(self.vocabulary), hidden_NH=hidden_NH)
+            return FullDistribution(valid_N=valid_N, head=teacher.head.truncated(self.vocabulary), hidden_NH=hidden_NH)
         student_V, teacher_V = teacher.shared_ids
         in_head_V = student_V < self.vocabulary  # a teacher with the student's tokenizer may have a smaller head
         shared_ids = student_V[in_head_V], teacher_V[in_head_V]

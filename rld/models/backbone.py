@@ -23,7 +23,7 @@ class States(NamedTuple):
     last_BTH: Tensor
     """The last hidden states."""
     mapped_BLTH: Tensor | None
-    """Those at the taps, narrower ones padded with zeros; None without taps."""
+    """Those at the state_keys, narrower ones padded with zeros; None without state_keys."""
     num_computed: int
     """Tokens that went through the model."""
 
@@ -34,7 +34,7 @@ def hidden_states(
     ids_BS: Tensor,
     attention_BS: Tensor,
     num_tokens: int,
-    taps: Sequence[StateKey],
+    state_keys: Sequence[StateKey],
     batch: int,
     layout: PromptSharingLayout,
 ) -> States:
@@ -45,7 +45,7 @@ def hidden_states(
         ids_BS: Prompt and completion token ids, `S = P + T`.
         attention_BS: 1 for real tokens.
         num_tokens: T, the completion tokens at the end of each row.
-        taps: What to hand over besides the last state.
+        state_keys: What to hand over besides the last state.
         batch: Completions per forward, or some more where it would separate those of one prompt.
         layout: How its rows are laid out.
     """
@@ -53,12 +53,12 @@ def hidden_states(
     for piece in layout.batches(ids_BS, num_tokens, batch):
         rows = layout.rows(ids_BS[piece], attention_BS[piece], num_tokens)
         num_computed += rows.num_computed
-        with capture_states(model, taps, rows.restore) as states:
+        with capture_states(model, state_keys, rows.restore) as states:
             model.base_model(**rows.inputs, use_cache=False)
         last.append(states[depth(model)])
-        if taps:
-            mapped.append(stack_states(states, taps))
-    return States(torch.cat(last), torch.cat(mapped) if taps else None, num_computed)
+        if state_keys:
+            mapped.append(stack_states(states, state_keys))
+    return States(torch.cat(last), torch.cat(mapped) if state_keys else None, num_computed)
 
 
 def as_many_as_fit(run: Callable[[int], States], batch: int) -> tuple[States, int]:

@@ -53,7 +53,7 @@ def generate(
     numbers = order if alone else order[state.process_index :: state.num_processes]
     share = [prompts[i] for i in numbers]
     if isinstance(model, LogprobSource):
-        texts = model.answer(share, max_new_tokens) if share else []
+        texts = model.generate(share, max_new_tokens) if share else []
     else:
         texts = complete(model, encoder.tokenizer, share, max_new_tokens=max_new_tokens, batch_size=batch_size)
     answers = list(zip(numbers, texts, strict=True))

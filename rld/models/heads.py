@@ -58,19 +58,19 @@ class LMHead:
             z_NV = z_NV * self.scale
         return z_NV if self.softcap is None else self.softcap * (z_NV / self.softcap).tanh()
 
-    def slope(self, logits_NV: Tensor) -> Tensor | float:
+    def logit_derivative(self, logits_NV: Tensor) -> Tensor | float:
         """Derivative of the logits by `h @ weight.T`."""
         if self.softcap is None:
             return self.scale
         return self.scale * (1 - (logits_NV / self.softcap) ** 2)
 
-    def first(self, size: int) -> LMHead:
+    def truncated(self, size: int) -> LMHead:
         """The head over the first `size` tokens: padded vocabularies of one tokenizer differ only behind those."""
         if self.weight.shape[0] == size:
             return self
         return self._cut(slice(size))
 
-    def of_tokens(self, ids: Sequence[int]) -> LMHead:
+    def for_tokens(self, ids: Sequence[int]) -> LMHead:
         """The head over these tokens alone, in their order."""
         return self._cut(list(ids))
 

@@ -1,7 +1,7 @@
 """Read a model's inner states while it runs.
 
-A tap says where. A number is a hidden layer: 0 the embedding, n the n-th block's output, the last one after the final
-norm. A text is the path of a module, whose output is read. Shapes: B rows, S tokens, H width, L taps.
+A key says where. A number is a hidden layer: 0 the embedding, n the n-th block's output, the last one after the final
+norm. A text is the path of a module, whose output is read. Shapes: B rows, S tokens, H width, L state_keys.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rld.utils.suggestions import hint
 
 @dataclass(frozen=True)
 class InputOf:
-    """A tap on what goes into a module instead of what comes out."""
+    """A key on what goes into a module instead of what comes out."""
 
     module: str
 
@@ -37,23 +37,27 @@ def depth(model: PreTrainedModel) -> int:
     return layers
 
 
-def stack_states(states: Mapping[StateKey, Tensor], taps: Sequence[StateKey]) -> Tensor:
-    """The states `[B, …, H]` at `taps` as one tensor `[B, L, …, H]`, narrower ones padded with zeros."""
-    width = max(states[tap].shape[-1] for tap in taps)
-    return torch.stack([nn.functional.pad(states[tap], (0, width - states[tap].shape[-1])) for tap in taps], dim=1)
+def stack_states(states: Mapping[StateKey, Tensor], state_keys: Sequence[StateKey]) -> Tensor:
+    """The states `[B, …, H]` at `state_keys` as one tensor `[B, L, …, H]`, narrower ones padded with zeros."""
+    width = max(states[key].shape[-1] for key in state_keys)
+    return torch.stack(
+        [nn.functional.pad(states[key], (0, width - states[key].shape[-1])) for key in state_keys], dim=1
+    )
 
 
 @contextmanager
 def capture_states(
-    model: PreTrainedModel, taps: Collection[StateKey], restore: Callable[[Tensor], Tensor] = lambda states: states
+    model: PreTrainedModel,
+    state_keys: Collection[StateKey],
+    restore: Callable[[Tensor], Tensor] = lambda states: states,
 ) -> Iterator[dict[StateKey, Tensor]]:
-    """Collect the states `[B, S, H]` at `taps` and of the last layer from the one forward inside the `with`.
+    """Collect the states `[B, S, H]` at `state_keys` and of the last layer from the one forward inside the `with`.
 
     The states are part of the forward's graph, with gradient checkpointing too (the kind with `use_reentrant=False`).
 
     Args:
         model: Whose states.
-        taps: Where, besides the last layer.
+        state_keys: Where, besides the last layer.
         restore: What is done to all of them. Whoever called the backbone gets its last states restored too.
 
     Raises:
@@ -61,7 +65,7 @@ def capture_states(
     """
     states: dict[StateKey, Tensor] = {}
     last = depth(model)
-    layers = {last, *(tap for tap in taps if isinstance(tap, int))}
+    layers = {last, *(key for key in state_keys if isinstance(key, int))}
 
     def ask(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return args, kwargs | ({"output_hidden_states": True} if layers - {last} else {})
@@ -74,34 +78,34 @@ def capture_states(
     hooks = [
         model.base_model.register_forward_pre_hook(ask, with_kwargs=True),
         model.base_model.register_forward_hook(keep_layers),
-        *(_hook(model, tap, states) for tap in taps if not isinstance(tap, int)),
+        *(_hook(model, key, states) for key in state_keys if not isinstance(key, int)),
     ]
     with ExitStack() as stack:
         for hook in hooks:
             stack.callback(hook.remove)
         yield states
-    for tap in states.keys() - {last}:
+    for key in states.keys() - {last}:
         # Not in the hooks: what they would do inside a checkpointed block it would not do again.
-        states[tap] = restore(states[tap])
+        states[key] = restore(states[key])
     _require_gradients(model, states)
 
 
-def _hook(model: PreTrainedModel, tap: str | InputOf, states: dict[StateKey, Tensor]) -> Any:
+def _hook(model: PreTrainedModel, key: str | InputOf, states: dict[StateKey, Tensor]) -> Any:
     def keep(_module: nn.Module, args: Any, output: Any = None) -> None:
-        value = args if isinstance(tap, InputOf) else output
-        states[tap] = value[0] if isinstance(value, tuple) else value
+        value = args if isinstance(key, InputOf) else output
+        states[key] = value[0] if isinstance(value, tuple) else value
 
-    module = module_at(model, tap.module if isinstance(tap, InputOf) else tap)
-    return module.register_forward_pre_hook(keep) if isinstance(tap, InputOf) else module.register_forward_hook(keep)
+    module = module_at(model, key.module if isinstance(key, InputOf) else key)
+    return module.register_forward_pre_hook(keep) if isinstance(key, InputOf) else module.register_forward_hook(keep)
 
 
 def _require_gradients(model: PreTrainedModel, states: dict[StateKey, Tensor]) -> None:
     if not (model.training and model.is_activation_checkpointing and states[depth(model)].requires_grad):
         return
-    for tap, state in states.items():
+    for key, state in states.items():
         if not state.requires_grad:
             raise TeacherError(
-                f"the feature signal reads the student at {tap!r}, where gradient checkpointing leaves it no gradient; "
+                f"the feature signal reads the student at {key!r}, where gradient checkpointing leaves it no gradient; "
                 "set gradient_checkpointing_kwargs={'use_reentrant': False}, or gradient_checkpointing=False"
             )
 
@@ -154,19 +158,19 @@ def final_norm(model: PreTrainedModel) -> str:
 
 
 @torch.no_grad()
-def state_widths(model: PreTrainedModel, taps: Collection[StateKey]) -> dict[StateKey, int]:
-    """Width H at each tap, found by running one token.
+def state_widths(model: PreTrainedModel, state_keys: Collection[StateKey]) -> dict[StateKey, int]:
+    """Width H at each key, found by running one token.
 
     Raises:
         TeacherError: a module does not exist, was not run, or gives no states `[B, S, H]`.
     """
-    with capture_states(model, taps) as states:
+    with capture_states(model, state_keys) as states:
         model.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
-    for tap in taps:
-        state = states.get(tap)
+    for key in state_keys:
+        state = states.get(key)
         if not isinstance(state, Tensor) or state.dim() != 3:
             raise TeacherError(
-                f"feature layers: module {tap!r} of a {type(model).__name__} gives no state per token; name a block, "
+                f"feature layers: module {key!r} of a {type(model).__name__} gives no state per token; name a block, "
                 "such as model.layers.2, or a module inside it"
             )
-    return {tap: states[tap].shape[-1] for tap in taps}
+    return {key: states[key].shape[-1] for key in state_keys}

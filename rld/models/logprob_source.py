@@ -1,13 +1,13 @@
-"""What a teacher says in few bytes: its likeliest tokens, all others as one, and the token that was sampled.
+"""Top-k log-probabilities: the likeliest tokens of a teacher, all other tokens as one, and the token that was sampled.
 
-A teacher that is not in this process, or whose scores were stored, can't hand over hidden states for its head to read.
-It hands over a shortlist per token instead. In the response signal a shortlist stands for a whole distribution, in
-which the tokens that it does not name have the student's own proportions: `TopKLogprobs.over_vocabulary`. Every
-f-divergence from it (all KLs, JSD, total variation) has the value and the gradient of the divergence over the named
-tokens and one outcome more, because equal proportions inside an outcome add nothing; and it can be mixed with other
-teachers like any other.
+A teacher in another process, or one whose scores were stored, cannot hand over hidden states for its head to read. It
+hands over top-k log-probabilities instead. In the response signal they stand for a whole distribution, in which the
+tokens that they do not name have the proportions that the student gives them (`TopKLogprobs.over_vocabulary`). Every
+f-divergence from it (all KL divergences, JSD, total variation) has the value and the gradient of the divergence over
+the named tokens and one further outcome, because equal proportions inside an outcome add nothing. It can be mixed with
+other teachers like any other distribution.
 
-Shapes: N tokens, J tokens of a shortlist, V vocabulary, L taps, H width; a leading `...` is any batch.
+Shapes: N tokens, J named tokens, V vocabulary, L captured states, H width; a leading `...` is any batch.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from rld.models.hidden_states import StateKey
 
 @dataclass(frozen=True)
 class TopKLogprobs:
-    """What a teacher says of some tokens, at one temperature, in nats."""
+    """Log-probabilities of a teacher, in nats and at one temperature."""
 
     ids: Tensor
-    """`[..., J]`, its likeliest tokens in ascending order."""
+    """`[..., J]`, the likeliest tokens in ascending order of their ids."""
     log_p: Tensor
     """`[..., J]`, their log-probabilities."""
     tail: Tensor
-    """`[...]`, the log-probability of all others together."""
+    """`[...]`, the log-probability of all other tokens together."""
     sampled: Tensor
     """`[...]`, the log-probability of the token that was sampled."""
     layers: Tensor | None = None
-    """`[..., L, H]`, hidden states for the feature signal, if they were asked for."""
+    """`[..., L, H]`, hidden states for the feature signal, where they are needed."""
 
     @classmethod
     def of(cls, log_p_NV: Tensor, sampled_N: Tensor, k: int) -> TopKLogprobs:
@@ -49,35 +49,44 @@ class TopKLogprobs:
 
     @classmethod
     def concatenated(cls, parts: Sequence[TopKLogprobs]) -> TopKLogprobs:
-        """The shortlists one after another along their first axis."""
+        """Concatenate along the first axis."""
         with torch.autocast(parts[0].ids.device.type, enabled=False):  # on a CPU it can't join half precision
             return cls(*(torch.cat(tensors) for tensors in zip(*(part.tensors() for part in parts), strict=True)))
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Those that it has, in the order of its fields."""
-        listed = self.ids, self.log_p, self.tail, self.sampled
-        return listed if self.layers is None else (*listed, self.layers)
+        """Return the tensors that are not None, in the order of the fields."""
+        tensors = self.ids, self.log_p, self.tail, self.sampled
+        return tensors if self.layers is None else (*tensors, self.layers)
 
-    def is_sound(self) -> bool:
-        """Whether ids ascend, log-probabilities are at most 0 up to rounding, those of what was sampled finite, and so
-        are states."""
-        numbers = all(bool((part < 1e-2).all()) for part in (self.log_p, self.tail, self.sampled))
+    def is_valid(self) -> bool:
+        """Tell whether the values can be what they should be.
+
+        Ids ascend from 0 on. Log-probabilities are at most 0, up to rounding; those of the sampled tokens and of the
+        likeliest outcomes are finite, and so are hidden states.
+        """
+        at_most_0 = all(bool((part < 1e-2).all()) for part in (self.log_p, self.tail, self.sampled))
         likeliest = self.log_p.amax(-1).maximum(self.tail)
-        numbers &= all(bool((part > -torch.inf).all()) for part in (self.sampled, likeliest))
-        numbers &= self.layers is None or bool(self.layers.isfinite().all())
-        return numbers and bool((self.ids >= 0).all()) and bool((self.ids.diff(dim=-1) > 0).all())
+        above_minus_infinity = all(bool((part > -torch.inf).all()) for part in (self.sampled, likeliest))
+        ascending = bool((self.ids >= 0).all()) and bool((self.ids.diff(dim=-1) > 0).all())
+        return (
+            at_most_0
+            and above_minus_infinity
+            and ascending
+            and (self.layers is None or bool(self.layers.isfinite().all()))
+        )
 
     def __getitem__(self, index: slice | Tensor) -> TopKLogprobs:
         return TopKLogprobs(*(tensor[index] for tensor in self.tensors()))
 
     def split(self, sizes: Sequence[int]) -> list[TopKLogprobs]:
+        """Split along the first axis into parts of `sizes` tokens."""
         return [
             TopKLogprobs(*parts)
             for parts in zip(*(tensor.split(list(sizes)) for tensor in self.tensors()), strict=True)
         ]
 
     def over_vocabulary(self, log_s_NV: Tensor) -> Tensor:
-        """The whole distribution `[N, V]` that the shortlist stands for beside a student's.
+        """Return the distribution `[N, V]` that has these log-probabilities and a student's proportions elsewhere.
 
         Args:
             log_s_NV: The student's log-probabilities, without gradient. Tokens that it lacks are left out.
@@ -99,66 +108,69 @@ class ScoredSequence(NamedTuple):
 
     ids: list[int]
     num_scored: int
-    """How many at the end are to be scored: at least 1, and at least one token stands before them."""
+    """Number of tokens at the end that are scored: at least 1, with at least one token before them."""
 
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """What a lister says of itself."""
+    """What a log-probability source reports about itself."""
 
     fingerprint: str
-    """Tells its weights from others."""
+    """Identifies its weights."""
     ends: frozenset[int]
-    """The token ids that end a completion of its."""
+    """The token ids that end a completion."""
     num_parameters: int
-    """0 when it does not say."""
+    """0 when it is unknown."""
 
 
 class LogprobSource(ABC):
-    """A teacher that hands over shortlists and answers, not a head and what it reads. It reads the student's tokens."""
+    """A teacher that gives top-k log-probabilities and answers instead of hidden states and a head.
+
+    It reads the student's tokens.
+    """
 
     name: str
-    """What it is called where nobody gave it a name."""
+    """Its name, unless its `Teacher` has another one."""
 
     @property
-    def is_elsewhere(self) -> bool:
-        """Whether its model is in another process, so that it may be asked while models in this one run."""
+    def is_remote(self) -> bool:
+        """Whether the model is in another process, so that it can be asked while models of this process run."""
         return False
 
     @property
     def model(self) -> PreTrainedModel | None:
-        """The model behind it; None when it is in another process."""
+        """The model in this process; None when it is in another one."""
         return None
 
     @property
-    def taps(self) -> tuple[StateKey, ...]:
-        """Where the states were read that its shortlists have; none for shortlists without any."""
+    def state_keys(self) -> tuple[StateKey, ...]:
+        """Where the hidden states in `layers` are captured; empty when there are none."""
         return ()
 
     @abstractmethod
-    def meet(self, student: PreTrainedTokenizerBase) -> None:
-        """Make sure that it is there and reads the student's tokens.
+    def connect(self, student: PreTrainedTokenizerBase) -> None:
+        """Check that the source answers and reads the student's tokens; it comes before all other calls.
 
         Raises:
-            TeacherError: it isn't, or doesn't.
+            TeacherError: it does not.
         """
 
     @abstractmethod
-    def about(self) -> SourceInfo:
-        """What it said of itself when it was met."""
+    def info(self) -> SourceInfo:
+        """Return what the source reported when it was connected."""
 
     def num_parameters(self) -> int:
-        """Parameters that take part in a forward; 0 when it does not say."""
-        return self.about().num_parameters
+        """Return the number of parameters of a forward; 0 when it is unknown."""
+        return self.info().num_parameters
 
     @abstractmethod
-    def score(self, passages: Sequence[ScoredSequence], temperature: float) -> list[TopKLogprobs]:
-        """A shortlist for each passage, of its scored tokens."""
+    def score(self, sequences: Sequence[ScoredSequence], temperature: float) -> list[TopKLogprobs]:
+        """Return the top-k log-probabilities of each sequence's scored tokens."""
 
-    def take_found(self) -> int:
-        """Tokens of passages, since the last call, that it need not be run on again."""
+    def take_cached_tokens(self) -> int:
+        """Return the number of tokens since the last call whose sequences did not have to be scored again."""
         return 0
 
     @abstractmethod
-    def answer(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
-        """Greedy answers to prompts in token ids."""
+    def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
+        """Answer prompts of token ids greedily."""

@@ -79,7 +79,7 @@ class PromptSharingLayout:
         return replace(layout, shared=False, positions=False)
 
     @classmethod
-    def apart(cls, model: PreTrainedModel) -> PromptSharingLayout:
+    def unshared(cls, model: PreTrainedModel) -> PromptSharingLayout:
         """Rows of their own, for prompts that are all different."""
         return cls(False, _takes_positions(model), None, None, 0)
 

@@ -94,10 +94,10 @@ class TeacherLoader:
             teacher = self._teacher(stage, name, student)
             taught = [i for i, row in enumerate(rows) if teacher.teaches(row["skill"])]
             sequences = [ScoredSequence([*prompts[i], *answers[i]], len(answers[i])) for i in taught]
-            teacher.shortlists(sequences, args.temperature)
-            assert teacher.lister is not None
+            teacher.score(sequences, args.temperature)
+            assert teacher.source is not None
             size = sum(len(sequence.ids) for sequence in sequences)
-            counts[name] = size, size - teacher.lister.take_found()
+            counts[name] = size, size - teacher.source.take_cached_tokens()
         return counts
 
     def _teacher(self, stage: Distill, name: str, student: Loaded) -> Teacher:
@@ -109,7 +109,12 @@ class TeacherLoader:
         spec, cache = stage.teachers[name], stage.cache
         if isinstance(spec, ServedTeacher):
             source: LogprobSource = remote_teacher(
-                spec.url, name, spec.top_k, spec.patience, spec.token_variable, spec.fingerprint
+                spec.url,
+                name,
+                spec.top_k,
+                patience=spec.patience,
+                token_variable=spec.token_variable,
+                fingerprint=spec.fingerprint,
             )
         elif cache is None:
             return self._loaded(name, spec)
@@ -128,8 +133,10 @@ class TeacherLoader:
         """Return a loaded teacher as a source of log-probabilities, and of the states that the stage matches."""
         teacher, feature = self._loaded(name, spec), stage.signals.feature
         with teacher.running(self._context.state.device) as model:
-            taps = FeaturePlan.of(feature.loss, student[0], model, name).teacher_keys if feature is not None else ()
-        return LocalLogprobs(teacher, self._context.state.device, cache.top_k, taps=taps)
+            state_keys = (
+                FeaturePlan.of(feature.loss, student[0], model, name).teacher_keys if feature is not None else ()
+            )
+        return LocalLogprobs(teacher, self._context.state.device, cache.top_k, state_keys=state_keys)
 
     def _loaded(self, name: str, spec: TeacherSpec) -> Teacher:
         """Return a teacher whose weights are on this machine."""

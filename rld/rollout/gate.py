@@ -179,7 +179,7 @@ class TeacherGate:
 
     def _ask_again(self, teacher: Teacher, right: Mapping[str, dict[str, Any]]) -> dict[str, bool]:
         """Of prompts that a teacher answered rightly, some that it answers once more, and whether rightly again."""
-        if self._again_at is None or teacher.lister is not None:  # which samples nothing
+        if self._again_at is None or teacher.source is not None:  # which samples nothing
             return {}
         known, is_due = self._again[str(teacher.name)], self._calls % _EVERY == 0
         asked = {

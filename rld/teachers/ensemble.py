@@ -171,7 +171,7 @@ class TeacherEnsemble:
 
 
 def _slot_kind(teacher: Teacher) -> type[TeacherSlot]:
-    if teacher.lister is not None:
+    if teacher.source is not None:
         return LogprobSlot
     return AlignedSlot if teacher.align is not None else SameTokenizerSlot
 

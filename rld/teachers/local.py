@@ -1,6 +1,6 @@
-"""A model in this process that hands over shortlists: what a server answers with, and what a cache is filled from.
+"""Top-k log-probabilities of a model in this process: what a server answers with, and what a cache is filled from.
 
-Shapes: B passages, S tokens of the longest, N scored tokens, H width, L taps.
+Shapes: B sequences, S tokens of the longest, N scored tokens, H width, L captured states.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from rld.models.hidden_states import StateKey, capture_states, depth, stack_stat
 from rld.models.logprob_source import LogprobSource, ScoredSequence, SourceInfo, TopKLogprobs
 from rld.models.tokenizers import vocabulary_hash
 from rld.teachers.teacher import Teacher
-from rld.utils.tensors import token_chunks
+from rld.utils.tensors import pad_right, token_chunks
 
 _MAX_LOGITS = 1 << 23
-"""Logits held at a time: 32 MiB in float32."""
+"""Logits that are computed at a time: 32 MiB of float32."""
 
 
 class LocalLogprobs(LogprobSource):
-    """A local teacher, cut to its `top_k` likeliest tokens.
+    """A teacher of this process, cut to its `top_k` likeliest tokens.
 
     Args:
-        teacher: With its tokenizer.
-        device: Where it is run.
-        top_k: Tokens of a shortlist, 1 to 255.
+        teacher: The teacher, with its tokenizer.
+        device: Where it runs.
+        top_k: Number of named tokens, 1 to 255.
         batch: Tokens of one forward, padding included.
-        taps: Where hidden states are read that shortlists have, for the feature signal; see `matching.Plan`.
+        state_keys: Where hidden states for the feature signal are captured; see `FeaturePlan`.
     """
 
     def __init__(
@@ -42,99 +42,103 @@ class LocalLogprobs(LogprobSource):
         teacher: Teacher,
         device: torch.device,
         top_k: int = 64,
+        *,
         batch: int = 16_384,
-        taps: Sequence[StateKey] = (),
+        state_keys: Sequence[StateKey] = (),
     ) -> None:
         assert teacher.tokenizer is not None
-        self.teacher, self.device, self.top_k, self.batch, self._taps = teacher, device, top_k, batch, tuple(taps)
+        self.teacher, self.device, self.top_k, self.batch = teacher, device, top_k, batch
+        self._state_keys = tuple(state_keys)
         self.name, self.tokenizer = str(teacher.name), teacher.tokenizer
         self.vocabulary = vocabulary_hash(self.tokenizer)
         model = teacher.load()
         embeddings: Any = model.get_input_embeddings()
         self.num_tokens: int = min(len(LMHead.of(model).weight), len(embeddings.weight))
-        """Token ids are below it."""
+        """Number of token ids that it has."""
         limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.max_length = limit or 1 << 20
-        """Tokens that the model can read in one passage."""
-        self._about = SourceInfo(teacher.fingerprint(), frozenset(teacher.ends()), teacher.num_parameters())
+        """Tokens of the longest sequence that the model can read."""
+        self._info = SourceInfo(teacher.fingerprint(), frozenset(teacher.ends()), teacher.num_parameters())
 
-    def meet(self, student: PreTrainedTokenizerBase) -> None:
+    def connect(self, student: PreTrainedTokenizerBase) -> None:
         if vocabulary_hash(student) != self.vocabulary:
             raise TeacherError(f"teacher '{self.name}': its tokenizer differs from the student's; use align instead")
 
-    def about(self) -> SourceInfo:
-        return self._about
+    def info(self) -> SourceInfo:
+        return self._info
 
     @property
     def model(self) -> PreTrainedModel:
         return self.teacher.load()
 
     @property
-    def taps(self) -> tuple[StateKey, ...]:
-        return self._taps
+    def state_keys(self) -> tuple[StateKey, ...]:
+        return self._state_keys
 
     @torch.no_grad()
     def score(
-        self, passages: Sequence[ScoredSequence], temperature: float, top_k: int | None = None
+        self, sequences: Sequence[ScoredSequence], temperature: float, top_k: int | None = None
     ) -> list[TopKLogprobs]:
-        highest = max((max(passage.ids) for passage in passages), default=0)
+        highest = max((max(sequence.ids) for sequence in sequences), default=0)
         if highest >= self.num_tokens:
             raise TeacherError(f"teacher '{self.name}' reads token ids below {self.num_tokens}, not {highest}")
-        found: dict[int, TopKLogprobs] = {}
-        # what is said must not depend on who asks, and with what precision he trains
+        logprobs: dict[int, TopKLogprobs] = {}
+        # The caller's autocast is off, so that the values do not depend on the precision that the caller trains in.
         with self.teacher.running(self.device) as model, torch.autocast(self.device.type, enabled=False):
             head = LMHead.of(model).in_float32()  # a half-precision head would round the logits
-            for chosen in _batches([len(passage.ids) for passage in passages], self.batch):
-                asked = [passages[i] for i in chosen]
-                targets_N = torch.tensor([i for p in asked for i in p.ids[-p.num_scored :]], device=self.device)
-                last_NH, layers_NLH = _states(model, asked, self.taps)
-                said = _shortlist(head, last_NH, targets_N, top_k or self.top_k, temperature)
-                said = replace(said, layers=layers_NLH)
-                found |= dict(zip(chosen, said.split([p.num_scored for p in asked]), strict=True))
-        return [found[i] for i in range(len(passages))]
+            for numbers in _batches([len(sequence.ids) for sequence in sequences], self.batch):
+                batch = [sequences[i] for i in numbers]
+                targets_N = torch.tensor([i for s in batch for i in s.ids[-s.num_scored :]], device=self.device)
+                last_NH, layers_NLH = _states(model, batch, self.state_keys)
+                scored = _top_k_logprobs(head, last_NH, targets_N, k=top_k or self.top_k, temperature=temperature)
+                parts = replace(scored, layers=layers_NLH).split([s.num_scored for s in batch])
+                logprobs |= dict(zip(numbers, parts, strict=True))
+        return [logprobs[i] for i in range(len(sequences))]
 
-    def answer(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
+    def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
         with self.teacher.running(self.device) as model:
             return generation.complete(model, self.tokenizer, prompts, max_new_tokens=max_new_tokens)
 
 
-def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Yield the indices of passages that are run together: of like length, and at least one."""
-    chosen: list[int] = []
+def _batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Yield the indices of sequences that are run together: of like length, and at least one."""
+    numbers: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if chosen and (len(chosen) + 1) * lengths[i] > budget:
-            yield chosen
-            chosen = []
-        chosen.append(i)
-    if chosen:
-        yield chosen
+        if numbers and (len(numbers) + 1) * lengths[i] > max_tokens:
+            yield numbers
+            numbers = []
+        numbers.append(i)
+    if numbers:
+        yield numbers
 
 
 def _states(
-    model: PreTrainedModel, passages: Sequence[ScoredSequence], taps: Sequence[StateKey]
+    model: PreTrainedModel, sequences: Sequence[ScoredSequence], state_keys: Sequence[StateKey]
 ) -> tuple[Tensor, Tensor | None]:
-    """The last hidden states `[N, H]` at the positions that predict the scored tokens, passage after passage, and, on
-    the CPU and in bfloat16, those at the taps `[N, L, H]`, if there are any."""
-    longest = max(len(passage.ids) for passage in passages)
-    ids_BS = torch.zeros(len(passages), longest, dtype=torch.long)
-    reads_BS, scored_BS = torch.zeros_like(ids_BS), torch.zeros_like(ids_BS, dtype=torch.bool)
-    for b, passage in enumerate(passages):
-        size = len(passage.ids)
-        ids_BS[b, :size], reads_BS[b, :size] = torch.tensor(passage.ids), 1  # padded behind: positions stay as they are
-        scored_BS[b, size - passage.num_scored - 1 : size - 1] = True
+    """Run a model over sequences.
+
+    Returns:
+        The last hidden states `[N, H]` at the positions that predict the scored tokens, sequence after sequence, and
+        the states at `state_keys` `[N, L, H]`, in bfloat16 on the CPU; None without keys.
+    """
+    ids_BS, attention_BS = pad_right([sequence.ids for sequence in sequences])
+    is_scored_BS = torch.zeros_like(ids_BS, dtype=torch.bool)
+    for b, (ids, num_scored) in enumerate(sequences):
+        is_scored_BS[b, len(ids) - num_scored - 1 : len(ids) - 1] = True
     device = model.device
-    with capture_states(model, taps) as states:
-        model.base_model(input_ids=ids_BS.to(device), attention_mask=reads_BS.to(device), use_cache=False)
+    with capture_states(model, state_keys) as states:
+        model.base_model(input_ids=ids_BS.to(device), attention_mask=attention_BS.to(device), use_cache=False)
     last_BSH = states[depth(model)]
-    scored_BS = scored_BS.to(last_BSH.device)
-    scored = {tap: states[tap][scored_BS.to(states[tap].device)].bfloat16() for tap in taps}
-    return last_BSH[scored_BS], stack_states(scored, taps).cpu() if taps else None
+    is_scored_BS = is_scored_BS.to(last_BSH.device)
+    captured = {key: states[key][is_scored_BS.to(states[key].device)].bfloat16() for key in state_keys}
+    return last_BSH[is_scored_BS], stack_states(captured, state_keys).cpu() if state_keys else None
 
 
-def _shortlist(head: LMHead, hidden_NH: Tensor, targets_N: Tensor, k: int, temperature: float) -> TopKLogprobs:
-    """The shortlists of N tokens, on the CPU, a few tokens at a time."""
-    targets_N, parts = targets_N.to(hidden_NH.device), []
-    for rows in token_chunks(len(hidden_NH), len(head.weight), _MAX_LOGITS):
-        log_p_nV = (head.logits(hidden_NH[rows]) / temperature).log_softmax(-1)
-        parts.append(TopKLogprobs(*(part.cpu() for part in TopKLogprobs.of(log_p_nV, targets_N[rows], k).tensors())))
+def _top_k_logprobs(head: LMHead, hidden_NH: Tensor, targets_N: Tensor, *, k: int, temperature: float) -> TopKLogprobs:
+    """Return the top-k log-probabilities of N tokens on the CPU, computed a few tokens at a time."""
+    parts, targets_N = [], targets_N.to(hidden_NH.device)
+    for chunk in token_chunks(len(hidden_NH), len(head.weight), _MAX_LOGITS):
+        log_p_nV = (head.logits(hidden_NH[chunk]) / temperature).log_softmax(-1)
+        top_k = TopKLogprobs.of(log_p_nV, targets_N[chunk], k)
+        parts.append(TopKLogprobs(*(tensor.cpu() for tensor in top_k.tensors())))
     return TopKLogprobs.concatenated(parts)

@@ -1,13 +1,13 @@
-"""Teachers on a server: `rld serve-teacher`, or any that speaks vLLM's dialect of OpenAI's completions API.
+"""Teachers on a server: `rld serve-teacher`, or an OpenAI-compatible endpoint with vLLM's `prompt_logprobs`.
 
-A call is repeated, after longer and longer pauses, while the server does not answer, is full or is broken; the teacher
-is down (`TeacherDown`) once that took longer than `patience`. What the server refuses is the user's mistake, and is
-said at once.
+A call is repeated while the server does not answer, is full or is broken, and raises `TeacherDown` after `patience`
+seconds. A request that the server refuses raises `TeacherError` at once.
 """
 
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -17,15 +17,22 @@ from transformers import PreTrainedTokenizerBase
 from rld.models.logprob_source import LogprobSource, ScoredSequence, SourceInfo, TopKLogprobs
 from rld.models.tokenizers import PROBES, probe_ids, vocabulary_hash
 from rld.teachers.http_client import TOKEN, HttpClient
-from rld.teachers.wire_format import PayloadError, pack_passages, unpack_shortlist
+from rld.teachers.wire_format import PayloadError, pack_sequences, unpack_logprobs
 
-_LEAST_TAIL = 1e-7
+AGREEMENT_NATS = 0.1
+"""Nats by which two scorings of the same tokens may differ: half precision in batches of different sizes."""
+
+_MIN_TAIL = 1e-7
+"""Least probability of the tokens without a name; what is left of 1 may be 0 or below by rounding."""
 
 _OPENAI_TOKENS = 8192
-"""Of a request: an answer in JSON takes about 4 kB a token."""
+"""Tokens of a request: an answer in JSON takes about 4 kB a token."""
 
-_PROMPTS, _PROMPT_TOKENS = 64, 65_536
-"""Of a request for answers, new tokens included: an id takes up to 8 bytes, and a server may take 1 MiB."""
+_MAX_PROMPTS = 64
+"""Prompts of a request for answers."""
+
+_MAX_PROMPT_TOKENS = 65_536
+"""Tokens of a request for answers, new ones included: an id takes up to 8 bytes, and a server may take 1 MiB."""
 
 _Item = TypeVar("_Item")
 
@@ -34,6 +41,7 @@ def remote_teacher(
     url: str,
     name: str | None = None,
     top_k: int = 64,
+    *,
     patience: float = 60.0,
     token_variable: str = TOKEN,
     fingerprint: str | None = None,
@@ -41,154 +49,210 @@ def remote_teacher(
     """Return the teacher that answers at `url`.
 
     Args:
-        url: Of `rld serve-teacher`; one that ends in `/v1` is an OpenAI-compatible endpoint.
-        name: What errors call it. None: its host and port.
-        top_k: Tokens of a shortlist, 1 to 255.
+        url: The address of an `rld serve-teacher`; one that ends in `/v1` is an OpenAI-compatible endpoint.
+        name: Its name in errors. None: its host and port.
+        top_k: Number of named tokens, 1 to 255.
         patience: Seconds that it may fail to answer, from the first failure on, before it counts as down. A call that
             gets no byte for five minutes, or `patience` if that is longer, has failed.
-        token_variable: The environment variable that holds the bearer token, if the server asks for one.
-        fingerprint: Of the weights that it must have. None: those that it starts with.
+        token_variable: The environment variable with the bearer token, if the server asks for one.
+        fingerprint: The fingerprint of the weights that it must have. None: of those that it starts with.
     """
-    kind = OpenAIServer if url.rstrip("/").endswith("/v1") else RldServer
-    return kind(url.rstrip("/"), name, top_k, patience, token_variable, fingerprint)
+    url = url.rstrip("/")
+    kind = OpenAIServer if url.endswith("/v1") else RldServer
+    return kind(HttpClient(url, name, patience, token_variable), top_k, fingerprint)
 
 
-class RldServer(HttpClient):
+class _Server(LogprobSource):
+    """A server whose weights are checked.
+
+    Args:
+        client: Calls the server.
+        top_k: Number of named tokens.
+        fingerprint: The fingerprint of the weights that it must have. None: of those that it starts with.
+    """
+
+    def __init__(self, client: HttpClient, top_k: int, fingerprint: str | None) -> None:
+        self.client, self.top_k, self.name, self.url = client, top_k, client.name, client.url
+        self._expected_fingerprint = fingerprint
+        self._info: SourceInfo | None = None
+
+    @property
+    def is_remote(self) -> bool:
+        return True
+
+    def info(self) -> SourceInfo:
+        assert self._info is not None  # `connect` has set it
+        return self._info
+
+    def connect(self, student: PreTrainedTokenizerBase) -> None:
+        self._info = self._read_info(student)
+        self._require_same_weights(self._info.fingerprint)
+        ids = next(ids for ids in probe_ids(student) if len(ids) > 1)
+        first, second = (self.score([ScoredSequence(ids, len(ids) - 1)], 1.0)[0].sampled for _ in range(2))
+        difference = (first - second).abs().max().item()
+        if not difference <= AGREEMENT_NATS:
+            raise self.client.error(
+                f"it scores the same tokens differently twice, by {difference:.3g} nats; see what it serves"
+            )
+
+    def _require_same_weights(self, fingerprint: str) -> None:
+        """Refuse other weights than those that it started with, or those that it must have."""
+        self._expected_fingerprint = self._expected_fingerprint or fingerprint
+        if fingerprint != self._expected_fingerprint:
+            raise self.client.error(
+                f"it serves other weights (fingerprint {fingerprint}, not {self._expected_fingerprint}); "
+                "serve the same model, or start a run of its own"
+            )
+
+    @abstractmethod
+    def _read_info(self, student: PreTrainedTokenizerBase) -> SourceInfo:
+        """Ask the server what it serves, and refuse one that reads other tokens than the student."""
+
+
+class RldServer(_Server):
     """`rld serve-teacher`."""
 
-    def _introduce(self, student: PreTrainedTokenizerBase) -> SourceInfo:
-        found = self._json(self._call("GET", f"{self.url}/health"))
+    def _read_info(self, student: PreTrainedTokenizerBase) -> SourceInfo:
+        health = self.client.call_json("GET", f"{self.url}/health")
         try:
-            about = SourceInfo(found["fingerprint"], frozenset(found["ends"]), found["num_parameters"])
-            vocabulary, self._max_tokens = found["vocabulary"], int(found["max_tokens"])
+            info = SourceInfo(health["fingerprint"], frozenset(health["ends"]), health["num_parameters"])
+            vocabulary, self._max_tokens = health["vocabulary"], int(health["max_tokens"])
         except (TypeError, KeyError, ValueError) as error:
-            raise self._error("what answers there is no rld serve-teacher") from error
+            raise self.client.error("what answers there is no rld serve-teacher") from error
         if vocabulary != vocabulary_hash(student):
-            raise self._error(
+            raise self.client.error(
                 "its tokenizer is not the student's, so it would read the student's tokens as other text; serve a "
                 "teacher of the student's family, or load this one here with align"
             )
-        return about
+        return info
 
-    def score(self, passages: Sequence[ScoredSequence], temperature: float) -> list[TopKLogprobs]:
-        found: list[TopKLogprobs] = []
-        for chosen in _passages(passages, self._max_tokens):
-            body = pack_passages(chosen, {"top_k": str(self.top_k), "temperature": repr(temperature)})
-            data = self._call("POST", f"{self.url}/score", content=body).content
+    def score(self, sequences: Sequence[ScoredSequence], temperature: float) -> list[TopKLogprobs]:
+        logprobs: list[TopKLogprobs] = []
+        for batch in _sequence_batches(sequences, self._max_tokens):
+            body = pack_sequences(batch, {"top_k": str(self.top_k), "temperature": repr(temperature)})
+            data = self.client.call("POST", f"{self.url}/score", content=body).content
             try:
-                shortlist, about = unpack_shortlist(data)
-                self._require_same(about.get("fingerprint", ""))
-                found += shortlist.split([passage.num_scored for passage in chosen])
+                scored, metadata = unpack_logprobs(data)
+                self._require_same_weights(metadata.get("fingerprint", ""))
+                logprobs += scored.split([sequence.num_scored for sequence in batch])
             except (PayloadError, RuntimeError) as error:
-                raise self._error(f"its answer holds no shortlists of what it was asked: {error}") from error
-        return found
+                raise self.client.error(f"its answer holds no log-probabilities of the request: {error}") from error
+        return logprobs
 
-    def answer(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
+    def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
         answers: list[str] = []
-        for chosen in _prompts(prompts, max_new_tokens):
-            question = {"prompts": chosen, "max_new_tokens": max_new_tokens}
-            match self._json(self._call("POST", f"{self.url}/answer", json=question)):
-                case {"texts": [*texts], "fingerprint": str(fingerprint)} if len(texts) == len(chosen):
-                    self._require_same(fingerprint)
+        for batch in _prompt_batches(prompts, max_new_tokens):
+            request = {"prompts": batch, "max_new_tokens": max_new_tokens}
+            match self.client.call_json("POST", f"{self.url}/generate", json=request):
+                case {"texts": [*texts], "fingerprint": str(fingerprint)} if len(texts) == len(batch):
+                    self._require_same_weights(fingerprint)
                     answers += map(str, texts)
                 case _:
-                    raise self._error("its answer holds no answers to what it was asked")
+                    raise self.client.error("its answer holds no answers to the request")
         return answers
 
 
-class OpenAIServer(HttpClient):
+class OpenAIServer(_Server):
     """An OpenAI-compatible endpoint whose completions have vLLM's `prompt_logprobs`."""
 
-    _model, _vocabulary = "", 0
+    _model = ""
+    """Name of the first model that the endpoint lists."""
 
-    def _introduce(self, student: PreTrainedTokenizerBase) -> SourceInfo:
-        self._vocabulary = len(student)
-        match self._json(self._call("GET", f"{self.url}/models")):
+    _vocabulary_size = 0
+
+    def _read_info(self, student: PreTrainedTokenizerBase) -> SourceInfo:
+        self._vocabulary_size = len(student)
+        match self.client.call_json("GET", f"{self.url}/models"):
             case {"data": [{"id": str(model)}, *_]}:
                 self._model = model
             case _:
-                raise self._error("it lists no models")
+                raise self.client.error("it lists no models")
         for text, ids in zip(PROBES, probe_ids(student), strict=True):
-            question = {"model": self._model, "prompt": text, "add_special_tokens": False}
-            found = self._json(self._call("POST", f"{self.url.removesuffix('/v1')}/tokenize", json=question))
-            if not isinstance(found, dict) or found.get("tokens") != ids:
-                raise self._error(f"{self._model}'s tokenizer is not the student's (on {text!r})")
+            request = {"model": self._model, "prompt": text, "add_special_tokens": False}
+            answer = self.client.call_json("POST", f"{self.url.removesuffix('/v1')}/tokenize", json=request)
+            if not isinstance(answer, dict) or answer.get("tokens") != ids:
+                raise self.client.error(f"{self._model}'s tokenizer is not the student's (on {text!r})")
         ends = frozenset() if student.eos_token_id is None else frozenset([int(student.eos_token_id)])
         return SourceInfo(hashlib.sha256(self._model.encode()).hexdigest()[:16], ends, 0)
 
-    def score(self, passages: Sequence[ScoredSequence], temperature: float) -> list[TopKLogprobs]:
+    def score(self, sequences: Sequence[ScoredSequence], temperature: float) -> list[TopKLogprobs]:
         if temperature != 1.0:
-            raise self._error(
+            raise self.client.error(
                 f"an OpenAI-compatible endpoint scores at temperature 1, not {temperature:g}; set it for the rollout"
             )
         options = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": self.top_k}
-        found = []
-        for chosen in _passages(passages, _OPENAI_TOKENS):
-            choices = self._complete([passage.ids for passage in chosen], options)
-            found += [self._shortlist(passage, choice) for passage, choice in zip(chosen, choices, strict=True)]
-        return found
+        logprobs = []
+        for batch in _sequence_batches(sequences, _OPENAI_TOKENS):
+            choices = self._complete([sequence.ids for sequence in batch], options)
+            logprobs += [self._logprobs(sequence, choice) for sequence, choice in zip(batch, choices, strict=True)]
+        return logprobs
 
-    def answer(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
+    def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
         options = {"max_tokens": max_new_tokens, "temperature": 0.0}
-        pieces = [self._complete(chosen, options) for chosen in _prompts(prompts, max_new_tokens)]
-        return [str(choice.get("text", "")) for choices in pieces for choice in choices]
+        batches = [self._complete(batch, options) for batch in _prompt_batches(prompts, max_new_tokens)]
+        return [str(choice.get("text", "")) for choices in batches for choice in choices]
 
     def _complete(self, prompts: list[list[int]], options: Mapping[str, Any]) -> list[dict[str, Any]]:
-        question = {"model": self._model, "prompt": prompts, **options}
-        found = self._json(self._call("POST", f"{self.url}/completions", json=question))
-        match found:
+        request = {"model": self._model, "prompt": prompts, **options}
+        match self.client.call_json("POST", f"{self.url}/completions", json=request):
             case {"choices": [*choices]} if len(choices) == len(prompts) and all(map(_is_choice, choices)):
                 return sorted(choices, key=lambda choice: int(choice.get("index", 0)))
-        raise self._error("its answer holds no completions of what it was asked")
+        raise self.client.error("its answer holds no completions of the request")
 
-    def _shortlist(self, passage: ScoredSequence, choice: Mapping[str, Any]) -> TopKLogprobs:
-        """A shortlist from a dictionary per token, whose keys are ids; it may name the sampled token besides the k."""
+    def _logprobs(self, sequence: ScoredSequence, choice: Mapping[str, Any]) -> TopKLogprobs:
+        """Read a completion's log-probabilities: for each token a dictionary by token id.
+
+        A dictionary may name the sampled token beside the k likeliest ones.
+        """
+        targets = sequence.ids[-sequence.num_scored :]
         try:
-            told = choice["prompt_logprobs"][-passage.num_scored :]
-            sampled = [
-                float(one[str(i)]["logprob"]) for one, i in zip(told, passage.ids[-passage.num_scored :], strict=True)
-            ]
-            likeliest = [
-                sorted(
-                    sorted(((float(v["logprob"]), int(i)) for i, v in one.items()), reverse=True)[: self.top_k],
-                    key=lambda pair: pair[1],
-                )
-                for one in told
-            ]
+            by_token = choice["prompt_logprobs"][-sequence.num_scored :]
+            sampled = [float(values[str(i)]["logprob"]) for values, i in zip(by_token, targets, strict=True)]
+            likeliest = [_likeliest(values, self.top_k) for values in by_token]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise self._error("its answer has no prompt_logprobs; it should be vLLM, or speak its dialect") from error
-        if {len(one) for one in likeliest} != {min(self.top_k, self._vocabulary)}:
-            raise self._error(
+            raise self.client.error(
+                "its answer has no prompt_logprobs; it should be vLLM, or have the same field"
+            ) from error
+        if {len(pairs) for pairs in likeliest} != {min(self.top_k, self._vocabulary_size)}:
+            raise self.client.error(
                 f"it gives fewer than {self.top_k} prompt_logprobs; start it with --max-logprobs {self.top_k}"
             )
-        log_p_NJ = torch.tensor([[value for value, _ in one] for one in likeliest])
-        tail_N = (1 - log_p_NJ.double().exp().sum(-1)).clamp(min=_LEAST_TAIL).log().float()
-        ids_NJ = torch.tensor([[i for _, i in one] for one in likeliest], dtype=torch.int32)
-        shortlist = TopKLogprobs(ids_NJ, log_p_NJ, tail_N, torch.tensor(sampled))
-        if not shortlist.is_sound():
-            raise self._error("its prompt_logprobs hold values that are no ids or no log-probabilities")
-        return shortlist
+        log_p_NJ = torch.tensor([[log_p for _, log_p in pairs] for pairs in likeliest])
+        tail_N = (1 - log_p_NJ.double().exp().sum(-1)).clamp(min=_MIN_TAIL).log().float()
+        ids_NJ = torch.tensor([[i for i, _ in pairs] for pairs in likeliest], dtype=torch.int32)
+        logprobs = TopKLogprobs(ids_NJ, log_p_NJ, tail_N, torch.tensor(sampled))
+        if not logprobs.is_valid():
+            raise self.client.error("its prompt_logprobs hold values that are no ids or no log-probabilities")
+        return logprobs
 
 
-def _passages(passages: Sequence[ScoredSequence], max_tokens: int) -> Iterator[list[ScoredSequence]]:
-    return _parts(passages, [len(passage.ids) for passage in passages], max_tokens, len(passages))
+def _likeliest(values: Mapping[str, Any], k: int) -> list[tuple[int, float]]:
+    """Return the k likeliest tokens of a token's dictionary with their log-probabilities, in the order of the ids."""
+    pairs = sorted(((float(value["logprob"]), int(i)) for i, value in values.items()), reverse=True)
+    return sorted((i, log_p) for log_p, i in pairs[:k])
 
 
-def _prompts(prompts: Sequence[list[int]], max_new_tokens: int) -> Iterator[list[list[int]]]:
-    return _parts(prompts, [len(ids) + max_new_tokens for ids in prompts], _PROMPT_TOKENS, _PROMPTS)
+def _sequence_batches(sequences: Sequence[ScoredSequence], max_tokens: int) -> Iterator[list[ScoredSequence]]:
+    sizes = [len(sequence.ids) for sequence in sequences]
+    return _batches(sequences, sizes, max_size=max_tokens, max_items=len(sequences))
 
 
-def _parts(items: Sequence[_Item], sizes: Sequence[int], max_size: int, max_items: int) -> Iterator[list[_Item]]:
-    """Yield items together as long as a request may hold them; each at least alone."""
-    chosen, total = list[_Item](), 0
+def _prompt_batches(prompts: Sequence[list[int]], max_new_tokens: int) -> Iterator[list[list[int]]]:
+    sizes = [len(ids) + max_new_tokens for ids in prompts]
+    return _batches(prompts, sizes, max_size=_MAX_PROMPT_TOKENS, max_items=_MAX_PROMPTS)
+
+
+def _batches(items: Sequence[_Item], sizes: Sequence[int], *, max_size: int, max_items: int) -> Iterator[list[_Item]]:
+    """Yield as many items together as a request may hold, and at least one."""
+    batch, total = list[_Item](), 0
     for item, size in zip(items, sizes, strict=True):
-        if chosen and (total + size > max_size or len(chosen) == max_items):
-            yield chosen
-            chosen, total = [], 0
-        chosen.append(item)
+        if batch and (total + size > max_size or len(batch) == max_items):
+            yield batch
+            batch, total = [], 0
+        batch.append(item)
         total += size
-    if chosen:
-        yield chosen
+    if batch:
+        yield batch
 
 
 def _is_choice(choice: Any) -> bool:

@@ -169,7 +169,7 @@ class TeacherSlot(ABC):
     def head(self) -> LMHead:
         """Return the output head, cut to the vocabulary that student and teacher share."""
         head = self.teacher.head(self.student.output_weight.device)
-        return head.first(min(len(self.student.output_weight), len(head.weight)))
+        return head.truncated(min(len(self.student.output_weight), len(head.weight)))
 
     def _get(self, batch: Mapping[str, Any], name: TeacherTensor) -> Tensor | None:
         """Return a tensor of this teacher in a rollout; None if it was not run."""

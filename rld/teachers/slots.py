@@ -46,12 +46,12 @@ class _LocalSlot(TeacherSlot):
         # On a GPU more rows are faster, and more than fit into its memory are halved.
         rows = rows_per_forward if ids_RS.device.type == "cpu" else len(ids_RS)
         rows = rows if self._fitting_rows is None else min(rows, self._fitting_rows)
-        taps = () if self.plan is None else self.plan.teacher_keys
+        state_keys = () if self.plan is None else self.plan.teacher_keys
         with self.teacher.running(ids_RS.device) as model:
             layout = self._layout or PromptSharingLayout.of(model, f"teacher '{self.teacher.name}'")
             self._layout = layout
             states, fitting_rows = as_many_as_fit(
-                lambda size: hidden_states(model, ids_RS, attention_RS, num_tokens, taps, size, layout), rows
+                lambda size: hidden_states(model, ids_RS, attention_RS, num_tokens, state_keys, size, layout), rows
             )
         if fitting_rows < rows:
             self._fitting_rows = fitting_rows
@@ -170,12 +170,12 @@ class LogprobSlot(TeacherSlot):
 
     def _read_teacher(self) -> None:
         super()._read_teacher()
-        assert self.teacher.lister is not None
-        self._source = self.teacher.lister
+        assert self.teacher.source is not None
+        self._source = self.teacher.source
 
     @property
     def is_remote(self) -> bool:
-        return self._source.is_elsewhere
+        return self._source.is_remote
 
     def scorable_rows(self, rollout: Mapping[str, Any], rows_B: Tensor) -> Tensor:
         has_tokens_B: Tensor = rollout["completion_mask"].any(1)  # a completion that was cut short may have none
@@ -183,7 +183,7 @@ class LogprobSlot(TeacherSlot):
 
     def run(self, batch: TeacherBatch) -> SlotResult | None:
         sequences = [*_sequences(batch)]
-        logprobs = self.teacher.shortlists(sequences, batch.temperature)
+        logprobs = self.teacher.score(sequences, batch.temperature)
         if logprobs is None:
             return None
         ids_RT = batch.completion_ids_RT
@@ -195,7 +195,7 @@ class LogprobSlot(TeacherSlot):
                 values_RT[mask_RT] = values_N
                 values_RT = values_RT.transpose(1, 2) if name == "layers" else values_RT
                 tensors[cast(TeacherTensor, name)] = values_RT.to(ids_RT.device)
-        num_cached = self._source.take_found()
+        num_cached = self._source.take_cached_tokens()
         num_computed = sum(len(sequence.ids) for sequence in sequences) - num_cached
         tokens_RT = self._is_not_foreign_end(ids_RT) & mask_RT.to(ids_RT.device)
         return SlotResult(tokens_RT, tensors, num_computed, num_cached)

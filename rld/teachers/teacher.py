@@ -1,4 +1,4 @@
-"""A teacher: which model, which skills, where it was seen to be right, and whether it reads the student's tokens."""
+"""A teacher: its model, its skills, what is known of its correctness, and how it reads the student's tokens."""
 
 from __future__ import annotations
 
@@ -25,8 +25,28 @@ from rld.models.tokenizers import PROBES
 from rld.types import Align
 from rld.utils.suggestions import hint
 
-_NOT_SAID = {"transformers_version", "architectures", "dtype", "torch_dtype", "use_cache", "auto_map"}
-_NOT_SAID |= {"base_model_name_or_path", "revision", "inference_mode", "peft_version", "runtime_config"}  # of adapters
+_NOT_HASHED = frozenset(
+    {
+        *("transformers_version", "architectures", "dtype", "torch_dtype", "use_cache", "auto_map"),
+        *("base_model_name_or_path", "revision", "inference_mode", "peft_version", "runtime_config"),  # of adapters
+    }
+)
+"""Entries of a configuration that differ between copies of one model."""
+
+_SAMPLES_PER_WEIGHT = 64
+"""Values of each weight that a fingerprint is computed from."""
+
+
+@dataclass
+class _Loaded:
+    """A teacher's model in memory."""
+
+    model: PreTrainedModel
+    """Frozen and in eval mode, with the adapter's layers in it."""
+    adapter_name: str | None
+    """The name of the teacher's adapter in the model; None: it has none."""
+    device_head: LMHead | None = None
+    """A copy of the head on the device, where the model's own is elsewhere."""
 
 
 @dataclass
@@ -35,22 +55,21 @@ class Teacher:
 
     Args:
         model: A loaded model, what `from_pretrained` takes, or a `LogprobSource`, such as `rld.remote_teacher(url)`.
-        name: How metrics and errors call it. None: the last part of the model's path, or the lister's.
-        skills: The skills that it teaches. None: any.
-        verified: Per skill, how many probe prompts it answered correctly, of how many. A skill that is not listed is
-            taken on trust.
+        name: Its name in metrics and errors. None: the last part of the model's path, or the source's name.
+        skills: The skills that it teaches. None: all.
+        verified: Per skill, the number of probe prompts that it answered correctly, and the number of all. A skill that
+            is not listed was not probed.
         tokenizer: Its tokenizer. None: loaded from the model's path.
         init: Arguments of `from_pretrained`, such as dtype, device_map or quantization_config (a mapping will do).
+        align: How a teacher with another tokenizer teaches: by the likelihood of spans of text at whose ends both
+            tokenizers end a token, or by the tokens that both vocabularies have and the shape of the rest. None: it has
+            the student's tokenizer.
+        chat_template: A chat template in Jinja for an aligned teacher that has none. None: its tokenizer's.
         adapter: A folder or hub id of a PEFT adapter on `model`. Teachers that name the same model, or are given the
-            same loaded one, share its weights: each adds only its adapter's.
-        offload: Whether the weights rest in CPU memory and are on the device only while the teacher scores. Each use
-            costs a copy of them there and back; a copy of the output head stays, because the loss needs it.
-        optional: Whether training goes on without a lister that stops answering. It is dropped then, and an event
-            tells.
-        align: How a teacher with another tokenizer teaches: by the likelihood of spans of text that both tokenizers can
-            say, or by the tokens that both vocabularies have and the shape of the rest. None: it has the student's
-            tokenizer.
-        chat_template: In Jinja, for an aligned teacher that has none of its own. None: its tokenizer's.
+            same loaded one, share its weights; each adds only those of its adapter.
+        offload: Whether the weights stay in CPU memory and are on the device only while the teacher scores. Each use
+            costs a copy to the device and back. A copy of the output head stays there, because the loss needs it.
+        optional: Whether training continues when a source stops answering. The teacher is dropped then, with an event.
     """
 
     model: str | PreTrainedModel | PeftModel | LogprobSource
@@ -65,12 +84,8 @@ class Teacher:
     offload: bool = False
     optional: bool = False
     is_down: bool = field(default=False, init=False)
-    """Whether it has stopped answering, though it was optional."""
-    _ready: PreTrainedModel | None = field(default=None, init=False, repr=False)
-    _adapter: str | None = field(default=None, init=False, repr=False)
-    """The adapter's name in the model."""
-    _head: LMHead | None = field(default=None, init=False, repr=False)
-    """A copy of the head on the device, where the model's own is elsewhere."""
+    """Whether it has stopped answering, though it is optional."""
+    _loaded: _Loaded | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.name is None and isinstance(self.model, LogprobSource):
@@ -81,76 +96,85 @@ class Teacher:
             self.name = (self.adapter or path).rstrip("/").split("/")[-1] or "teacher"
 
     def load(self) -> PreTrainedModel:
-        """The model, frozen and in eval mode: no dropout, no gradients. To run it, use `running`.
+        """Return the model, frozen and in eval mode: no dropout, no gradients. To run it, use `running`.
 
         Raises:
-            TeacherError: it, or its adapter, cannot be loaded or cannot teach.
+            TeacherError: the model or its adapter cannot be loaded, or cannot teach.
         """
-        if self._ready is None:
-            model = self._unwrapped(self._base())
-            if self.adapter is not None:
-                try:
-                    self._adapter = add_adapter(model, self.adapter)
-                except (OSError, ValueError) as error:
-                    raise self._error(f"cannot load the adapter {self.adapter!r}: {error}") from error
-            if has_changed_head(model):
-                raise self._error("an adapter changes its output head; merge it into the model, and name that")
-            if self.offload and is_placed(model):
-                raise self._error("a model with device_map or quantization_config stays in place; leave out offload")
-            model.eval().requires_grad_(False)
-            self._ready = model
-        return self._ready
+        return self._load().model
+
+    def _load(self) -> _Loaded:
+        if self._loaded is not None:
+            return self._loaded
+        model, adapter_name = self._unwrapped(self.load_base()), None
+        if self.adapter is not None:
+            try:
+                adapter_name = add_adapter(model, self.adapter)
+            except (OSError, ValueError) as error:
+                raise self._error(f"cannot load the adapter {self.adapter!r}: {error}") from error
+        if has_changed_head(model):
+            raise self._error("an adapter changes its output head; merge it into the model, and name that")
+        if self.offload and is_placed(model):
+            raise self._error("a model with device_map or quantization_config stays in place; leave out offload")
+        model.eval().requires_grad_(False)
+        self._loaded = _Loaded(model, adapter_name)
+        return self._loaded
 
     @property
-    def lister(self) -> LogprobSource | None:
-        """What hands over shortlists for it; None for a teacher that hands over hidden states."""
+    def source(self) -> LogprobSource | None:
+        """The source of its log-probabilities; None for a teacher that hands over hidden states."""
         return self.model if isinstance(self.model, LogprobSource) else None
 
-    def shortlists(self, passages: Sequence[ScoredSequence], temperature: float) -> list[TopKLogprobs] | None:
-        """What its lister says of passages; None once it is down, if it is optional."""
-        assert self.lister is not None
+    def score(self, sequences: Sequence[ScoredSequence], temperature: float) -> list[TopKLogprobs] | None:
+        """Return the source's log-probabilities; None once it is down, if it is optional."""
+        assert self.source is not None
         try:
-            return None if self.is_down else self.lister.score(passages, temperature)
+            return None if self.is_down else self.source.score(sequences, temperature)
         except TeacherDown:
             if not self.optional:
                 raise
             self.is_down = True
             return None
 
-    def require_states(self, taps: Sequence[StateKey]) -> None:
-        """Refuse a lister whose shortlists have hidden states from other places.
+    def require_states(self, state_keys: Sequence[StateKey]) -> None:
+        """Refuse a source whose hidden states are captured at other places than `state_keys`.
 
         Raises:
-            TeacherError: they do.
+            TeacherError: they are.
         """
-        if self.lister is not None and self.lister.taps != taps:
-            theirs = f"the states at {self.lister.taps}" if self.lister.taps else "no hidden states"
+        if self.source is not None and self.source.state_keys != state_keys:
+            states = f"the states at {self.source.state_keys}" if self.source.state_keys else "no hidden states"
             raise self._error(
-                f"it hands over {theirs}, and features are matched with those at {taps}; give it these taps"
+                f"it hands over {states}, and features are matched with those at {state_keys}; "
+                "give its source these state_keys"
             )
 
     def swap(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Speak with the weights of another model from now on; an adapter goes with the old one.
+        """Use the weights of another model from now on, without the adapter.
 
         Raises:
-            TeacherError: it has another tokenizer, or hands over shortlists.
+            TeacherError: the tokenizer is another one, or the teacher has a source instead of a model.
         """
-        if self.lister is not None:
+        if self.source is not None:
             raise self._error("its model lives elsewhere, so it can't become another one here")
         if self.tokenizer is None or tokenizer.get_vocab() != self.tokenizer.get_vocab():
             raise self._error(f"it can't become {model.config._name_or_path!r}, which has another tokenizer")
-        self.model, self.adapter = model, None
-        self._ready, self._adapter, self._head = None, None, None
+        self.model, self.adapter, self._loaded = model, None, None
 
-    def _base(self) -> PreTrainedModel | PeftModel:
+    def load_base(self) -> PreTrainedModel | PeftModel:
+        """Return the model without the adapter.
+
+        Raises:
+            TeacherError: it cannot be loaded.
+        """
         if isinstance(self.model, str):
             if self.model.startswith((".", "/", "~")) and not Path(self.model).expanduser().is_dir():
                 raise self._error(f"there is no folder {self.model}")
             try:
                 self.model = AutoModelForCausalLM.from_pretrained(self.model, **self.init)
             except (OSError, ValueError, TypeError, ImportError) as error:
-                first = str(error).strip().splitlines()[0]
-                raise self._error(f"cannot load {self.model!r}: {first}") from error
+                first_line = str(error).strip().splitlines()[0]
+                raise self._error(f"cannot load {self.model!r}: {first_line}") from error
         if not isinstance(self.model, LogprobSource):
             return self.model
         if self.model.model is None:
@@ -166,79 +190,83 @@ class Teacher:
         unwrapped: PreTrainedModel = base
         return unwrapped
 
-    def _error(self, what: str) -> TeacherError:
-        return TeacherError(f"teacher '{self.name}': {what}")
+    def _error(self, message: str) -> TeacherError:
+        return TeacherError(f"teacher '{self.name}': {message}")
 
     @contextmanager
     def running(self, device: torch.device) -> Iterator[PreTrainedModel]:
-        """The model, ready for forwards on `device`: this teacher's adapter and no other takes part, no dropout."""
-        model = self.load()
-        move_unless_placed(model, device)
+        """Yield the model, ready for forwards on `device`: only this teacher's adapter is active, without dropout."""
+        loaded = self._load()
+        move_unless_placed(loaded.model, device)
         try:
-            with active_adapter(model, self._adapter):
-                yield model.eval()
+            with active_adapter(loaded.model, loaded.adapter_name):
+                yield loaded.model.eval()
         finally:
             if self.offload:
-                move_unless_placed(model, torch.device("cpu"))
+                move_unless_placed(loaded.model, torch.device("cpu"))
 
     @contextmanager
     def answering(self, device: torch.device) -> Iterator[PreTrainedModel | LogprobSource]:
-        """What answers prompts for it: its lister, or the model as in `running`."""
-        if self.lister is not None:
-            yield self.lister
+        """Yield what answers prompts: its source, or the model as in `running`."""
+        if self.source is not None:
+            yield self.source
             return
         with self.running(device) as model:
             yield model
 
     def head(self, device: torch.device) -> LMHead:
-        """The output head on `device`; a copy is kept there while the model's own is elsewhere."""
-        head = LMHead.of(self.load())
+        """Return the output head on `device`; a copy stays there while the model's own is elsewhere."""
+        loaded = self._load()
+        head = LMHead.of(loaded.model)
         if not self.offload and head.weight.device == device:
             return head
-        if self._head is None:
-            self._head = head.to(device)
-        return self._head
+        if loaded.device_head is None:
+            loaded.device_head = head.to(device)
+        return loaded.device_head
 
     def num_parameters(self) -> int:
-        """Parameters that take part in a forward: the model's and those of its own adapter; 0 where nobody says."""
-        if self.lister is not None:
-            return self.lister.num_parameters()
-        return sum(weight.numel() for _, weight in own_weights(self.load(), self._adapter))
+        """Return the parameters of a forward, those of the teacher's adapter included; 0 where they are unknown."""
+        if self.source is not None:
+            return self.source.num_parameters()
+        loaded = self._load()
+        return sum(weight.numel() for _, weight in own_weights(loaded.model, loaded.adapter_name))
 
     def fingerprint(self) -> str:
-        """What tells this teacher from another: a hash of its configuration and of samples of its weights.
+        """Return a hash of the configuration and of samples of the weights, those of the adapter included.
 
-        Those of its adapter are among them. What a configuration says of where it came from, of storage and of special
-        tokens is left out: it changes from one copy of a model to the next.
+        Entries of the configuration that differ between copies of one model are left out: paths, storage and special
+        tokens.
         """
-        if self.lister is not None:
-            return self.lister.about().fingerprint
-        config = self.load().config.to_dict()
-        digest = hashlib.sha256(json.dumps(_plain(config), sort_keys=True, default=str).encode())
-        if self._adapter is not None:  # which tells how its weights are scaled
-            of_adapter: Any = self.load().peft_config[self._adapter]
-            told = {key: sorted(v) if isinstance(v, set) else v for key, v in of_adapter.to_dict().items()}
-            digest.update(json.dumps(_plain(told), sort_keys=True, default=str).encode())
-        for name, weight in own_weights(self.load(), self._adapter):
-            flat = weight.detach().flatten()
-            sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu()
+        if self.source is not None:
+            return self.source.info().fingerprint
+        loaded = self._load()
+        digest = hashlib.sha256(_hashed_entries(loaded.model.config.to_dict()))
+        if loaded.adapter_name is not None:  # its configuration has the scale of its weights
+            config: Any = loaded.model.peft_config[loaded.adapter_name]
+            entries = {key: sorted(v) if isinstance(v, set) else v for key, v in config.to_dict().items()}
+            digest.update(_hashed_entries(entries))
+        for name, weight in own_weights(loaded.model, loaded.adapter_name):
+            values = weight.detach().flatten()
+            step = max(1, values.numel() // _SAMPLES_PER_WEIGHT)
+            sample = values[::step][:_SAMPLES_PER_WEIGHT].float().cpu()
             digest.update(name.encode() + sample.numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def ends(self) -> set[int]:
-        """The token ids that end a completion of this teacher."""
-        if self.lister is not None:
-            return set(self.lister.about().ends)
+        """Return the token ids that end a completion of this teacher."""
+        if self.source is not None:
+            return set(self.source.info().ends)
         declared = self.load().generation_config.eos_token_id
         ids = [*(declared if isinstance(declared, list) else [declared])]
         ids += [self.tokenizer.eos_token_id] if self.tokenizer is not None else []
         return {i for i in ids if i is not None}
 
     def teaches(self, skill: str) -> bool:
+        """Tell whether it teaches a skill."""
         return self.skills is None or skill in self.skills
 
     def find_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Its tokenizer, loaded from the model's path if none was given.
+        """Return its tokenizer, loaded from the model's path if none was given.
 
         Raises:
             TeacherError: there is none.
@@ -268,15 +296,15 @@ class Teacher:
         Vocabularies that differ only in padding are fine: both heads are cut to the shorter one.
 
         Raises:
-            TeacherError: the tokenizers differ without `align`, the teacher's is missing, or `align` is no way to.
+            TeacherError: the tokenizers differ without `align`, the teacher's is missing, or `align` is unknown.
         """
         if self.align not in (None, *get_args(Align)):
             ways = hint(str(self.align), get_args(Align))
             raise TeacherError(f"teacher '{self.name}': align cannot be {self.align!r}{ways}")
-        if self.lister is not None:
+        if self.source is not None:
             if self.align is not None:
                 raise self._error("a teacher that hands over token ids must have the student's tokenizer; no align")
-            self.lister.meet(student)
+            self.source.connect(student)
             self.tokenizer = student
             return
         tokenizer = self.find_tokenizer()
@@ -289,12 +317,17 @@ class Teacher:
                 )
 
 
-def _plain(config: Any) -> Any:
-    """A configuration without what does not change what a model says."""
+def _hashed_entries(config: Mapping[str, Any]) -> bytes:
+    """Return the entries of a configuration that a fingerprint is computed from, as JSON."""
+    return json.dumps(_without_origin(config), sort_keys=True, default=str).encode()
+
+
+def _without_origin(config: Any) -> Any:
     if not isinstance(config, dict):
         return config
-    kept = {str(key): value for key, value in config.items() if str(key) not in _NOT_SAID}
-    return {key: _plain(v) for key, v in kept.items() if not key.startswith("_") and not key.endswith("token_id")}
+    entries = {str(key): value for key, value in config.items() if str(key) not in _NOT_HASHED}
+    names = [name for name in entries if not name.startswith("_") and not name.endswith("token_id")]
+    return {name: _without_origin(entries[name]) for name in names}
 
 
 def share_base_models(teachers: Iterable[Teacher]) -> None:
@@ -303,4 +336,4 @@ def share_base_models(teachers: Iterable[Teacher]) -> None:
     for teacher in teachers:
         if isinstance(teacher.model, str):
             first = firsts.setdefault(repr((teacher.model, sorted(teacher.init.items()))), teacher)
-            teacher.model = first._base()
+            teacher.model = first.load_base()

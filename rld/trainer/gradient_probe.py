@@ -223,6 +223,6 @@ def _answer_states(student: PreTrainedModel, texts: Sequence[tuple[list[int], li
     """The student's last states at the positions that predict the answers' tokens, `[N, H]`, and those tokens `[N]`."""
     ids_BS, attention_BS, mask_BT = (x.to(student.device) for x in pad_prompts_and_completions(texts))
     num_columns, answers_BT = mask_BT.shape[1], mask_BT.bool()
-    layout = PromptSharingLayout.apart(student)
+    layout = PromptSharingLayout.unshared(student)
     states = hidden_states(student, ids_BS, attention_BS, num_columns, (), len(texts), layout)
     return states.last_BTH[answers_BT], ids_BS[:, -num_columns:][answers_BT]

@@ -76,7 +76,7 @@ class JointLoss:
     def _check_options(self, align: Sequence[Align | None]) -> None:
         """Refuse options of the response signal that a teacher can't fulfil."""
         rule, weights, temperature = self.objective.combination, self.objective.token_weights, self.args.temperature
-        if self.objective.temperature != temperature and any(teacher.lister for teacher in self.ensemble.teachers):
+        if self.objective.temperature != temperature and any(teacher.source for teacher in self.ensemble.teachers):
             raise RecipeError(
                 f"response temperature: {self.objective.temperature} is not the rollout's, {temperature}, and a "
                 "teacher that hands over its likeliest tokens does so at one temperature; leave it out"

@@ -21,19 +21,36 @@ def token_chunks(num_tokens: int, vocabulary: int, max_logits: int, min_tokens: 
         yield slice(start, min(start + step, num_tokens))
 
 
+def pad_right(rows: Sequence[Sequence[int]], fill: int = 0) -> tuple[Tensor, Tensor]:
+    """Return rows of integers as one tensor `[B, S]`, padded on the right with `fill`, and its mask: 1 at the rows."""
+    return _padded(rows, fill, is_left=False)
+
+
+def pad_left(rows: Sequence[Sequence[int]], fill: int = 0) -> tuple[Tensor, Tensor]:
+    """Return rows of integers as one tensor `[B, S]`, padded on the left with `fill`, and its mask: 1 at the rows."""
+    return _padded(rows, fill, is_left=True)
+
+
+def _padded(rows: Sequence[Sequence[int]], fill: int, *, is_left: bool) -> tuple[Tensor, Tensor]:
+    import torch  # here, because modules that `rld check` reads import this one
+
+    size = max(map(len, rows), default=0)
+    values_BS = torch.full((len(rows), size), fill, dtype=torch.long)
+    mask_BS = torch.zeros_like(values_BS)
+    for b, row in enumerate(rows):
+        place = slice(size - len(row), size) if is_left else slice(len(row))
+        values_BS[b, place], mask_BS[b, place] = torch.tensor(row, dtype=torch.long), 1
+    return values_BS, mask_BS
+
+
 def pad_prompts_and_completions(rows: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor, Tensor]:
     """Lay out prompts and their completions as TRL does, prompts padded on the left and completions on the right.
 
     Returns:
         Ids and attention `[B, S]`, and the completions' mask `[B, T]`.
     """
-    import torch  # here, because modules that `rld check` reads import this one
+    import torch
 
-    longest_P, longest_T = (max(len(row[i]) for row in rows) for i in (0, 1))
-    ids, attention, mask = [], [], []
-    for prompt, completion in rows:
-        left, right = longest_P - len(prompt), longest_T - len(completion)
-        ids.append([0] * left + prompt + completion + [0] * right)
-        attention.append([0] * left + [1] * (len(prompt) + len(completion)) + [0] * right)
-        mask.append([1] * len(completion) + [0] * right)
-    return torch.tensor(ids), torch.tensor(attention), torch.tensor(mask)
+    prompts, completions = zip(*rows, strict=True)
+    (ids_BP, mask_BP), (ids_BT, mask_BT) = pad_left(prompts), pad_right(completions)
+    return torch.cat([ids_BP, ids_BT], dim=1), torch.cat([mask_BP, mask_BT], dim=1), mask_BT

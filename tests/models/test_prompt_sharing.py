@@ -78,7 +78,7 @@ def states(model: Any, layout: PromptSharingLayout, ids_BS: Any, attention_BS: A
     with capture_states(model, {0, 1, "model.layers.0.self_attn.q_proj"}, rows.restore) as seen:
         model.base_model(**rows.inputs, use_cache=False)
     mask = attention_BS[:, -num_tokens:].bool()
-    return rows, [seen[tap][mask] for tap in (2, 0, 1, "model.layers.0.self_attn.q_proj")]
+    return rows, [seen[key][mask] for key in (2, 0, 1, "model.layers.0.self_attn.q_proj")]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -80,7 +80,7 @@ def test_it_opens_where_the_verifier_agrees_and_asks_each_prompt_once():
 class Silent(LocalLogprobs):
     """A teacher whose server does not answer."""
 
-    def answer(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
+    def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
         raise TeacherDown("no answer")
 
 

@@ -37,27 +37,27 @@ CPU = torch.device("cpu")
 
 
 class Counted(LocalLogprobs):
-    """Counts the passages that it is run on."""
+    """Counts the sequences that it is run on."""
 
     num = 0
 
-    def score(self, passages: Sequence[ScoredSequence], *options: Any, **more: Any) -> list[TopKLogprobs]:
-        self.num += len(passages)
-        return super().score(passages, *options, **more)
+    def score(self, sequences: Sequence[ScoredSequence], *options: Any, **more: Any) -> list[TopKLogprobs]:
+        self.num += len(sequences)
+        return super().score(sequences, *options, **more)
 
 
 def cached(folder: Path, seed: int = 1, top_k: int = 4) -> tuple[CachedLogprobs, Counted]:
-    lister = Counted(Teacher(tiny.model(seed=seed), "t", tokenizer=STUDENT), torch.device("cpu"), top_k)
-    made = CachedLogprobs(lister, folder, top_k)
-    made.meet(STUDENT)
-    return made, lister
+    source = Counted(Teacher(tiny.model(seed=seed), "t", tokenizer=STUDENT), torch.device("cpu"), top_k)
+    made = CachedLogprobs(source, folder, top_k)
+    made.connect(STUDENT)
+    return made, source
 
 
 def test_what_was_scored_is_not_scored_again(tmp_path):
     first, run = cached(tmp_path)
     said = first.score([*PASSAGES, *PASSAGES[:3]], 0.7)
     assert run.num == 24
-    assert first.take_found() == sum(len(passage.ids) for passage in PASSAGES[:3])
+    assert first.take_cached_tokens() == sum(len(sequence.ids) for sequence in PASSAGES[:3])
     second, run_again = cached(tmp_path)
     for there, here, fresh in zip(second.score(PASSAGES, 0.7), said, run.score(PASSAGES, 0.7), strict=False):
         assert all(torch.equal(a, b) for a, b in zip(there.tensors(), here.tensors(), strict=True))
@@ -65,7 +65,7 @@ def test_what_was_scored_is_not_scored_again(tmp_path):
         torch.testing.assert_close(there.log_p.float(), fresh.log_p, rtol=2**-11, atol=0)
         torch.testing.assert_close(there.sampled, fresh.sampled)
     assert run_again.num == 0
-    assert second.take_found() == sum(len(passage.ids) for passage in PASSAGES)
+    assert second.take_cached_tokens() == sum(len(sequence.ids) for sequence in PASSAGES)
     second.score([*PASSAGES, ScoredSequence([5, 5, 5], 1)], 0.7)
     assert run_again.num == 1  # only the new one
     second.score(PASSAGES[:2], 1.0)
@@ -148,10 +148,10 @@ def test_a_folder_that_cannot_be_written_and_scores_that_are_none_are_told(tmp_p
     (tmp_path / "file").write_text("")
     with pytest.raises(CacheError, match="can't be written: Not a directory; name another folder"):
         cached(tmp_path / "file" / "scores")
-    made, lister = cached(tmp_path / "scores")
+    made, source = cached(tmp_path / "scores")
     with torch.no_grad():
-        lister.model.model.norm.weight.fill_(math.nan)
-    with pytest.raises(TeacherError, match="no log-probabilities; nothing was kept"):
+        source.model.model.norm.weight.fill_(math.nan)
+    with pytest.raises(TeacherError, match="no log-probabilities; nothing was stored"):
         made.score(PASSAGES, 1.0)
     assert [path.name for path in (tmp_path / "scores").iterdir()] == ["manifest.json"]
 
@@ -219,10 +219,10 @@ def test_a_completion_that_is_left_out_is_not_asked_about(mask):
 
 def test_two_processes_may_open_one_cache(tmp_path):
     """Each fills it; a manifest that says the same already is left alone."""
-    lister = LocalLogprobs(Teacher(tiny.model(seed=1), "t", tokenizer=STUDENT), CPU, 4)
+    source = LocalLogprobs(Teacher(tiny.model(seed=1), "t", tokenizer=STUDENT), CPU, 4)
     with ThreadPoolExecutor(8) as pool:
         for i in range(20):
-            list(pool.map(lambda _, i=i: CachedLogprobs(lister, tmp_path / str(i), 4).meet(STUDENT), range(8)))
+            list(pool.map(lambda _, i=i: CachedLogprobs(source, tmp_path / str(i), 4).connect(STUDENT), range(8)))
     manifest = tmp_path / "0" / "manifest.json"
     before = manifest.stat().st_mtime_ns, manifest.stat().st_ino
     cached(tmp_path / "0")
@@ -315,7 +315,7 @@ def test_features_are_learnt_from_a_cache_as_they_are_live(recipe, tmp_path, cap
     assert "now none; delete it, or name another folder" in capsys.readouterr().err
 
 
-def test_a_lister_that_lacks_a_token_says_so():
+def test_a_source_that_lacks_a_token_says_so():
     with pytest.raises(TeacherError, match="reads token ids below 15, not 15"):
         LocalLogprobs(Teacher(tiny.model(seed=1), "t", tokenizer=STUDENT), CPU, 4).score(
             [ScoredSequence([5, 15], 1)], 1.0
@@ -324,22 +324,22 @@ def test_a_lister_that_lacks_a_token_says_so():
 
 def test_what_is_said_does_not_depend_on_the_precision_of_the_training_that_asks():
     """Trainers run teachers under autocast; `rld cache-teachers` does not."""
-    lister = LocalLogprobs(Teacher(tiny.model(seed=1).bfloat16(), "t", tokenizer=STUDENT), CPU, 4, taps=(1, 2))
-    alone = lister.score(PASSAGES, 1.0)
+    source = LocalLogprobs(Teacher(tiny.model(seed=1).bfloat16(), "t", tokenizer=STUDENT), CPU, 4, state_keys=(1, 2))
+    alone = source.score(PASSAGES, 1.0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = lister.score(PASSAGES, 1.0)
+        inside = source.score(PASSAGES, 1.0)
         whole = TopKLogprobs.concatenated([TopKLogprobs(*(t.half() for t in one.tensors())) for one in inside])
     assert whole.layers is not None
     for one, other in zip(alone, inside, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one.tensors(), other.tensors(), strict=True))
 
 
-def test_a_lister_with_states_from_elsewhere_is_refused(tmp_path):
+def test_a_source_with_states_from_elsewhere_is_refused(tmp_path):
     teacher = Teacher(tiny.model(seed=1), "t", tokenizer=STUDENT)
-    lister = LocalLogprobs(teacher, CPU, 4, taps=(1,))
+    source = LocalLogprobs(teacher, CPU, 4, state_keys=(1,))
     with pytest.raises(TeacherError, match=r"hands over the states at \(1,\), and features are matched with .*\(2,\)"):
-        ensemble_of(Teacher(lister), feature=Cosine())
-    ready = ensemble_of(Teacher(LocalLogprobs(teacher, CPU, 4, taps=(2,))), feature=Cosine())
+        ensemble_of(Teacher(source), feature=Cosine())
+    ready = ensemble_of(Teacher(LocalLogprobs(teacher, CPU, 4, state_keys=(2,))), feature=Cosine())
     made, live = rollout([[1, 1, 1, 1], [1, 1, 0, 0]]), rollout([[1, 1, 1, 1], [1, 1, 0, 0]])
     score(ready, made)
     score(ensemble_of(teacher, feature=Cosine()), live)

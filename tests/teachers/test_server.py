@@ -29,18 +29,18 @@ from rld.cli import main
 from rld.controllers.baselines import FixedController
 from rld.errors import TeacherDown, TeacherError
 from rld.models.logprob_source import ScoredSequence, TopKLogprobs
-from rld.teachers.http_client import TOKEN
+from rld.teachers.http_client import TOKEN, HttpClient
 from rld.teachers.local import LocalLogprobs
 from rld.teachers.remote import remote_teacher
 from rld.teachers.server import application
 from rld.teachers.teacher import Teacher
-from rld.teachers.wire_format import pack_passages
+from rld.teachers.wire_format import pack_sequences
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
-PASSAGES = [ScoredSequence([5 + (3 * i + j) % 10 for j in range(4 + i % 5)], 1 + i % 3) for i in range(24)]
+SEQUENCES = [ScoredSequence([5 + (3 * i + j) % 10 for j in range(4 + i % 5)], 1 + i % 3) for i in range(24)]
 STUDENT = tiny.tokenizer()
 
 
@@ -93,9 +93,9 @@ def hosted(folder: Path, top_k: int = 4) -> LocalLogprobs:
 
 
 def met(url: str, **options: Any) -> Any:
-    lister = remote_teacher(url, "far", **{"top_k": 4, "patience": 2.0, **options})
-    lister.meet(STUDENT)
-    return lister
+    source = remote_teacher(url, "far", **{"top_k": 4, "patience": 2.0, **options})
+    source.connect(STUDENT)
+    return source
 
 
 def refused(why: str) -> Any:
@@ -115,24 +115,24 @@ def require_equal(theirs: list[TopKLogprobs], ours: list[TopKLogprobs]) -> None:
 
 def test_it_says_what_the_model_says_here(one, folders):
     far, near = met(one.url), hosted(folders / "one")
-    require_equal(far.score(PASSAGES, 0.8), near.score(PASSAGES, 0.8))
+    require_equal(far.score(SEQUENCES, 0.8), near.score(SEQUENCES, 0.8))
     prompts = [[5, 6, 4], [7, 8, 9, 4]]
-    assert far.answer(prompts, 5) == near.answer(prompts, 5)
+    assert far.generate(prompts, 5) == near.generate(prompts, 5)
     many = [[5 + i % 10, 5 + i // 10 % 10] * (30 if i % 3 else 1) for i in range(5000)]  # no request may have so many
-    assert far.answer(many, 1) == near.answer(many, 1)
-    assert far.about() == near.about()
-    assert far.about().fingerprint == one.fingerprint
+    assert far.generate(many, 1) == near.generate(many, 1)
+    assert far.info() == near.info()
+    assert far.info().fingerprint == one.fingerprint
 
 
 def test_many_at_once_are_batched_and_get_what_each_would_alone(one, folders):
     far, near = met(one.url), hosted(folders / "one")
-    asked = [PASSAGES[i % 24 : i % 24 + 1 + i % 3] for i in range(64)]
+    asked = [SEQUENCES[i % 24 : i % 24 + 1 + i % 3] for i in range(64)]
     before = metrics(one)
     with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda passages: far.score(passages, 1.0), asked))
+        answers = list(pool.map(lambda sequences: far.score(sequences, 1.0), asked))
     after = metrics(one)
-    for passages, answer in zip(asked, answers, strict=True):
-        require_equal(answer, near.score(passages, 1.0))
+    for sequences, answer in zip(asked, answers, strict=True):
+        require_equal(answer, near.score(sequences, 1.0))
     assert after["rld_tokens_total"] - before["rld_tokens_total"] == sum(len(p.ids) for row in asked for p in row)
     assert after["rld_batches_total"] - before["rld_batches_total"] < 64
     assert after['rld_requests_total{code="200"}'] - before['rld_requests_total{code="200"}'] >= 64
@@ -191,7 +191,7 @@ def test_another_model_or_tokenizer_is_refused(one, tmp_path):
     other = tiny.tokenizer()
     other.backend_tokenizer.model = type(other.backend_tokenizer.model)({"<unk>": 0, "b": 1, "a": 2}, unk_token="<unk>")
     with pytest.raises(TeacherError, match="its tokenizer is not the student's"):
-        remote_teacher(one.url).meet(other)
+        remote_teacher(one.url).connect(other)
     with pytest.raises(TeacherError, match="it has no /nothing/health"):
         met(one.url + "/nothing")
 
@@ -208,19 +208,19 @@ def test_it_refuses_what_it_cannot_read(one):
 
     about = {"top_k": "4", "temperature": "1.0"}
     assert post(b"garbage" * 100)[0] == 422
-    assert post(b"garbage", "answer")[0] == 422
-    assert post(pack_passages([ScoredSequence([5, 99], 1)], about)) == (
+    assert post(b"garbage", "generate")[0] == 422
+    assert post(pack_sequences([ScoredSequence([5, 99], 1)], about)) == (
         422,
         "token ids are 0 to 14, and there is at least one",
     )
-    assert post(pack_passages([ScoredSequence([5, -1], 1)], about))[0] == 422
-    assert post(pack_passages([ScoredSequence([5] * 65, 1)], about)) == (422, "one reads 64 tokens, not 65")
+    assert post(pack_sequences([ScoredSequence([5, -1], 1)], about))[0] == 422
+    assert post(pack_sequences([ScoredSequence([5] * 65, 1)], about)) == (422, "one reads 64 tokens, not 65")
     for wrong in ({"top_k": "0"}, {"top_k": "many"}, {"temperature": "nan"}, {"temperature": "0"}):
-        assert post(pack_passages([ScoredSequence([5, 6], 1)], about | wrong))[0] == 422
+        assert post(pack_sequences([ScoredSequence([5, 6], 1)], about | wrong))[0] == 422
     assert post(bytes(2 << 20)) == (413, "a request may have 1048576 bytes")
-    assert post(pack_passages([ScoredSequence([5] * 60, 1)] * 1200, about)) == (413, "a request may have 65536 tokens")
+    assert post(pack_sequences([ScoredSequence([5] * 60, 1)] * 1200, about)) == (413, "a request may have 65536 tokens")
     long = {"prompts": [[5] * 60] * 1100, "max_new_tokens": 4}
-    assert post(json.dumps(long).encode(), "answer") == (
+    assert post(json.dumps(long).encode(), "generate") == (
         413,
         "a request may have 65536 tokens, those of the answers included",
     )
@@ -228,21 +228,21 @@ def test_it_refuses_what_it_cannot_read(one):
 
 
 class Counted(LocalLogprobs):
-    """Counts the passages that it is run on; fails when there are three."""
+    """Counts the sequences that it is run on; fails when there are three."""
 
     num = 0
 
-    def score(self, passages: Any, *asked: Any, **options: Any) -> list[TopKLogprobs]:
-        self.num += len(passages)
-        if len(passages) == 3:
+    def score(self, sequences: Any, *asked: Any, **options: Any) -> list[TopKLogprobs]:
+        self.num += len(sequences)
+        if len(sequences) == 3:
             raise RuntimeError("out of memory")
-        return super().score(passages, *asked, **options)
+        return super().score(sequences, *asked, **options)
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["waits", "still asks"])
 def test_nothing_is_done_for_a_client_that_has_gone(folders, whole):
     near = Counted(hosted(folders / "one").teacher, CPU, 4)
-    body = pack_passages(PASSAGES[4:5], {"top_k": "4"})
+    body = pack_sequences(SEQUENCES[4:5], {"top_k": "4"})
     said = [{"type": "http.request", "body": body, "more_body": not whole}]
     scope = {"type": "http", "method": "POST", "path": "/score", "headers": [], "query_string": b"", "root_path": ""}
 
@@ -272,7 +272,7 @@ def test_a_request_that_is_cancelled_stops_no_other(folders):
             app.router.lifespan_context(app),
             httpx2.AsyncClient(transport=transport, base_url="http://x") as client,
         ):
-            body = pack_passages(PASSAGES[4:5], {"top_k": "4"})
+            body = pack_sequences(SEQUENCES[4:5], {"top_k": "4"})
             for _ in range(5):
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(client.post("/score", content=body), 0.003)
@@ -291,7 +291,7 @@ def test_a_failure_is_counted_and_the_next_request_answered(folders):
             app.router.lifespan_context(app),
             httpx2.AsyncClient(transport=transport, base_url="http://x") as client,
         ):
-            bodies = [pack_passages(PASSAGES[:n], {"top_k": "4"}) for n in (3, 2)]
+            bodies = [pack_sequences(SEQUENCES[:n], {"top_k": "4"}) for n in (3, 2)]
             codes = [(await client.post("/score", content=body)).status_code for body in bodies]
             return codes, await told(app)
 
@@ -308,7 +308,7 @@ async def told(app: Any) -> dict[str, float]:
 def test_more_than_fits_into_the_queue_is_sent_away(folders):
     async def codes() -> list[int]:
         app = application(hosted(folders / "one"), None, max_waiting=10)
-        body = pack_passages(PASSAGES[4:5], {"top_k": "4"})  # 8 tokens: one waits, the next does not fit
+        body = pack_sequences(SEQUENCES[4:5], {"top_k": "4"})  # 8 tokens: one waits, the next does not fit
         transport = httpx2.ASGITransport(app)
         async with (
             app.router.lifespan_context(app),
@@ -339,7 +339,7 @@ def test_it_wants_the_token_and_keeps_to_this_machine_without_one(folders, monke
             with pytest.raises(TeacherError, match="environment variable MINE should be printable ASCII"):
                 met(guarded.url, token_variable="MINE")
         monkeypatch.setenv("MINE", "secret\n")
-        assert met(guarded.url, token_variable="MINE").about().fingerprint == guarded.fingerprint
+        assert met(guarded.url, token_variable="MINE").info().fingerprint == guarded.fingerprint
     monkeypatch.delenv(TOKEN)
     assert main(["serve-teacher", str(folders / "one"), "--host", "0.0.0.0"]) == 2
     assert "set a bearer token in the environment variable RLD_TEACHER_TOKEN" in capsys.readouterr().err
@@ -508,7 +508,7 @@ class _Dialect(http.server.BaseHTTPRequestHandler):
         self._say({"choices": choices[::-1]})
 
     def _choice(self, index: int, ids: list[int], asked: dict[str, Any]) -> dict[str, Any]:
-        (text,) = self.hosted.answer([ids], asked["max_tokens"])
+        (text,) = self.hosted.generate([ids], asked["max_tokens"])
         if "prompt_logprobs" not in asked:
             return {"index": index, "text": text}
         (said,) = self.hosted.score([ScoredSequence(ids, len(ids) - 1)], 1.0, asked["prompt_logprobs"] - self.fewer)
@@ -545,13 +545,13 @@ def test_an_openai_compatible_endpoint_gives_the_same(folders):
     handler = type("Good", (_Dialect,), {"hosted": near})
     with speaking(handler) as url:
         far = met(f"{url}/v1")
-        require_equal(far.score(PASSAGES, 1.0), near.score(PASSAGES, 1.0))
-        assert far.answer([[5, 6, 4], [7, 4]], 5) == near.answer([[5, 6, 4], [7, 4]], 5)
+        require_equal(far.score(SEQUENCES, 1.0), near.score(SEQUENCES, 1.0))
+        assert far.generate([[5, 6, 4], [7, 4]], 5) == near.generate([[5, 6, 4], [7, 4]], 5)
         many = [[5 + i % 10, 4] for i in range(150)]
-        assert far.answer(many, 1) == near.answer(many, 1)
+        assert far.generate(many, 1) == near.generate(many, 1)
         assert handler.most == 64
         with pytest.raises(TeacherError, match=r"scores at temperature 1, not 0\.8"):
-            far.score(PASSAGES, 0.8)
+            far.score(SEQUENCES, 0.8)
     few = type("Few", (_Dialect,), {"hosted": near, "fewer": 1})
     with speaking(few) as url, refused("fewer than 4 prompt_logprobs; start it with --max-logprobs 4"):
         met(f"{url}/v1")
@@ -600,7 +600,7 @@ def test_patience_counts_from_the_first_failure(one):
     """A call that failed after longer than that is made again."""
     health = httpx2.get(f"{one.url}/health").content
     with speaking(type("L", (_Late,), {"answers": [(0, {}, b""), (200, {}, health)]})) as url:
-        assert remote_teacher(url, patience=0.5)._call("GET", f"{url}/health").content == health
+        assert HttpClient(url, "far", 0.5, TOKEN).call("GET", f"{url}/health").content == health
 
 
 def test_garbage_is_refused_and_trouble_is_waited_out(one, folders):
@@ -609,7 +609,7 @@ def test_garbage_is_refused_and_trouble_is_waited_out(one, folders):
     with speaking(
         type("G", (_Garbage,), {"answers": [(200, {}, health), *troubles, (200, {}, b"garbage" * 9)]})
     ) as url:
-        with pytest.raises(TeacherError, match="holds no shortlists of what it was asked") as caught:
+        with pytest.raises(TeacherError, match="holds no log-probabilities of the request") as caught:
             met(url, patience=20)
         assert not isinstance(caught.value, TeacherDown)
     with speaking(type("H", (_Garbage,), {"answers": [(200, {}, b"<html>")]})) as url, refused("is no JSON"):
