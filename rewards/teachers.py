@@ -1,6 +1,6 @@
-"""Rewards by a model that is only read: how likely it finds a completion, and how it judges one.
+"""Rewards by a frozen model: the likelihood of a completion, and the model's judgement of it.
 
-Both hand the model text, so it may have any tokenizer. They are opinions, so they go after the verifier, with a weight.
+Both give the model text, so it may have any tokenizer. Neither verifies, so they go after the verifier, with a weight.
 In a recipe `model` is a name in `models`, a stage before the first `distill`, a hub id or a folder. In Python it is a
 loaded model, together with its `tokenizer`, or a hub id or folder, which is loaded once per process.
 """
@@ -22,15 +22,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from rld.errors import RewardError
 from rld.models.heads import LMHead, log_probabilities
+from rld.utils.tensors import pad_right
 
 from . import text_of
 
 _ROWS = 8
 """Rows of one forward."""
 _MEMORY = 0.99
-"""What the statistics of a skill keep of their past with each call that shows the skill."""
-_SMALLEST_SPREAD = 1e-4
-"""In nats: completions closer together than this differ by rounding."""
+"""Share of their past that the statistics of a skill keep with each call that has the skill."""
+_MIN_SPREAD = 1e-4
+"""Nats; smaller differences between completions are rounding."""
 _FIELD = re.compile(r"\{(question|completion|answer)\}")
 
 
@@ -45,27 +46,27 @@ def likelihood(
     bound: float = 3.0,
     **_: Any,
 ) -> list[float | None]:
-    """Give how likely a model finds a completion: its mean log-probability per token, in spreads of the skill.
+    """Return the likelihood of a completion: its mean log-probability per token, in standard deviations of the skill.
 
     `clamp((x - m) / s, -bound, bound)`, with x the mean over the completion's tokens of `log p(token | what is
     before)`, the prompt in the model's own chat template if it is a conversation. m and s are the running mean and
-    standard deviation of x on the skill, over all processes, the completions at hand included; what is old fades by
-    0.99 a call. They live in the trainer's state, and so in its checkpoints. An empty completion gets None. The end of
-    a turn is not scored: text does not tell a completion that ended from one that was cut off.
+    standard deviation of x on the skill, over all processes, with these completions; earlier ones lose weight by a
+    factor of 0.99 a call. They are kept in the trainer's state, and so in its checkpoints. An empty completion gets
+    None. The end of a turn is not scored: text does not tell a completion that ended from one that was cut off.
 
     Args:
-        model: Whose opinion it is.
+        model: The model.
         tokenizer: Its tokenizer.
         bound: Largest reward, in standard deviations, above 0.
     """
     if bound <= 0:
         raise RewardError(f"teachers:likelihood: bound should be above 0, not {bound}")
-    reader, tokenizer = _opened(model, tokenizer)
-    scores = _mean_log_probabilities(reader, tokenizer, prompts, completions)
+    scorer, tokenizer = _opened(model, tokenizer)
+    scores = _mean_log_probabilities(scorer, tokenizer, prompts, completions)
     skills = [""] * len(scores) if skill is None else [str(name) for name in skill]
-    # The one part of a trainer's state that takes what others keep there, so that a resumed run knows it.
-    kept = {} if trainer_state is None else trainer_state.stateful_callbacks
-    statistics = kept.setdefault(f"likelihood by {reader.config._name_or_path}", {})
+    # The part of a trainer's state that stores the state of others, so that a resumed run has it.
+    states = {} if trainer_state is None else trainer_state.stateful_callbacks
+    statistics = states.setdefault(f"likelihood by {scorer.config._name_or_path}", {})
     _update(statistics, _on_all_processes(list(zip(skills, scores, strict=True))))
     return [
         None if score is None else _standardised(score, statistics[name], bound)
@@ -86,16 +87,16 @@ def judge(
     no: str = "No",
     **_: Any,
 ) -> list[float]:
-    """Give the probability that a model, asked about a completion, says yes rather than no, in [0, 1].
+    """Return the probability that a model answers a question about a completion with yes rather than no, in [0, 1].
 
-    It is the sigmoid of the log-odds, `logit(yes) - logit(no)`, of the next token after `template`, which is put as a
-    user's message if the model has a chat template, and as it is otherwise.
+    It is the sigmoid of the log-odds, `logit(yes) - logit(no)`, of the next token after `template`, which is a user's
+    message if the model has a chat template, and plain text otherwise.
 
     Args:
         model: The judge.
         tokenizer: Its tokenizer.
-        template: What it is asked, with {completion}, and with {question} and {answer} where it should know them. The
-            question is the row's, or else the prompt's last message.
+        template: The text that the judge reads, with {completion}, and optionally {question} and {answer}. The question
+            is the row's, or else the prompt's last message.
         yes: The verdict for a good completion; one token. A model without a chat template may need " Yes".
         no: The verdict for a bad one; one token.
     """
@@ -103,21 +104,23 @@ def judge(
         raise RewardError("teachers:judge: template should contain {completion}, or all completions are judged alike")
     if "{answer}" in template and answer is None:
         raise RewardError("teachers:judge: template has {answer}, but the rows have no column called answer")
-    reader, tokenizer = _opened(model, tokenizer)
+    judge_model, tokenizer = _opened(model, tokenizer)
     verdicts = [_token(tokenizer, "yes", yes), _token(tokenizer, "no", no)]
     if verdicts[0] == verdicts[1]:
         raise RewardError(f"teachers:judge: yes and no are the same token of the judge: {yes!r} and {no!r}")
     questions = [_question(prompt) for prompt in prompts] if question is None else question
     answers = [""] * len(completions) if answer is None else answer
     texts = [
-        _filled(template, {"question": asked, "completion": _harmless(tokenizer, text_of(completion)), "answer": gold})
-        for asked, completion, gold in zip(questions, completions, answers, strict=True)
+        _filled(template, {"question": text, "completion": _harmless(tokenizer, text_of(completion)), "answer": gold})
+        for text, completion, gold in zip(questions, completions, answers, strict=True)
     ]
-    head = LMHead.of(reader).for_tokens(verdicts)
-    last = [states_TH[-1] for states_TH in _hidden_states(reader, [_asked(tokenizer, text) for text in texts])]
+    head = LMHead.of(judge_model).for_tokens(verdicts)
+    last = [
+        states_TH[-1] for states_TH in _hidden_states(judge_model, [_question_ids(tokenizer, text) for text in texts])
+    ]
     logits_B2 = head.in_float32().logits(torch.stack(last)).double()
-    verdict: list[float] = torch.sigmoid(logits_B2[:, 0] - logits_B2[:, 1]).tolist()
-    return verdict
+    probabilities: list[float] = torch.sigmoid(logits_B2[:, 0] - logits_B2[:, 1]).tolist()
+    return probabilities
 
 
 # -- models and text --------------------------------------------------------------------------------------------------
@@ -130,8 +133,8 @@ def _opened(
         return _loaded(model)
     if tokenizer is None:
         raise RewardError("a loaded model needs its tokenizer: pass tokenizer=... too")
-    reader: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    return reader, tokenizer
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    return base, tokenizer
 
 
 @functools.cache
@@ -145,8 +148,8 @@ def _loaded(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 @contextmanager
-def _reading(model: PreTrainedModel) -> Iterator[None]:
-    """Without gradients and dropout; a model that is being trained is so again afterwards."""
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Run a model without gradients and dropout, and restore its mode."""
     training = model.training
     model.eval()
     try:
@@ -160,14 +163,12 @@ def _hidden_states(model: PreTrainedModel, rows: Sequence[list[int]]) -> Iterato
     """Yield the last hidden states of each row of tokens, `[its length, H]`."""
     device: Any = model.get_input_embeddings().weight.device
     for start in range(0, len(rows), _ROWS):
-        chosen = rows[start : start + _ROWS]
-        longest = max(len(row) for row in chosen)
-        # Padding comes last, where no token sees it, so any token will do and positions are right.
-        ids = torch.tensor([row + [0] * (longest - len(row)) for row in chosen], device=device)
-        attention = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in chosen], device=device)
-        with _reading(model):
-            states = model.base_model(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
-        yield from (of_row[: len(row)] for of_row, row in zip(states, chosen, strict=True))
+        batch = rows[start : start + _ROWS]
+        # Padding comes last, where no token attends to it, so that positions are right.
+        ids_BS, attention_BS = (tensor.to(device) for tensor in pad_right(batch))
+        with _evaluating(model):
+            states = model.base_model(input_ids=ids_BS, attention_mask=attention_BS, use_cache=False).last_hidden_state
+        yield from (states_SH[: len(row)] for states_SH, row in zip(states, batch, strict=True))
 
 
 def _in_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
@@ -183,7 +184,7 @@ def _in_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]])
 def _mean_log_probabilities(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[Any], completions: list[Any]
 ) -> list[float | None]:
-    """Mean log-probability per token, in nats; None for a completion without a token that can be scored."""
+    """Return the mean log-probability per token, in nats; None for a completion without a token to score."""
     encoded = [_encoded(tokenizer, prompt, text_of(text)) for prompt, text in zip(prompts, completions, strict=True)]
     scored = [i for i, (ids, first) in enumerate(encoded) if first < len(ids)]
     means: list[float | None] = [None] * len(encoded)
@@ -197,9 +198,9 @@ def _mean_log_probabilities(
 
 
 def _encoded(tokenizer: PreTrainedTokenizerBase, prompt: Any, completion: str) -> tuple[list[int], int]:
-    """Tokens of prompt and completion, and the index of the first one to score.
+    """Return the tokens of prompt and completion, and the index of the first one to score.
 
-    They are encoded together, as the model would have seen them; a token across the border is the completion's.
+    They are encoded together, as one text; a token across the border belongs to the completion.
     """
     if not tokenizer.is_fast:
         raise RewardError("the model's tokenizer cannot tell which text a token stands for; it needs a fast one")
@@ -239,7 +240,7 @@ def _update(statistics: dict[str, list[float]], rows: list[tuple[str, float | No
 
 def _standardised(score: float, statistics: list[float], bound: float) -> float:
     _, mean, variance = statistics
-    spread = max(math.sqrt(variance), _SMALLEST_SPREAD)
+    spread = max(math.sqrt(variance), _MIN_SPREAD)
     return min(max((score - mean) / spread, -bound), bound)
 
 
@@ -259,19 +260,19 @@ def _question(prompt: Any) -> str:
 
 
 def _filled(template: str, fields: dict[str, str]) -> str:
-    # In one pass, so that a completion that has {answer} in it is not shown the answer.
-    return _FIELD.sub(lambda found: fields[found.group(1)], template)
+    # In one pass, so that {answer} inside a completion is not replaced.
+    return _FIELD.sub(lambda match: fields[match.group(1)], template)
 
 
 def _harmless(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """The text without the names of special tokens, with which a completion could end its turn and give the verdict."""
+    """Return a text without names of special tokens, by which a completion could end its turn and add a verdict."""
     for name in tokenizer.all_special_tokens:
         text = text.replace(name, " ")
     return text
 
 
-def _asked(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def _question_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     plain = tokenizer.chat_template is None
-    asked = text if plain else _in_chat(tokenizer, [{"role": "user", "content": text}])
-    ids: list[int] = tokenizer(asked, add_special_tokens=plain)["input_ids"]
+    question = text if plain else _in_chat(tokenizer, [{"role": "user", "content": text}])
+    ids: list[int] = tokenizer(question, add_special_tokens=plain)["input_ids"]
     return ids

@@ -15,37 +15,39 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor
 from transformers import PreTrainedModel
 
-_OURS = "rld_teacher_"
+_PREFIX = "rld_teacher_"
+"""Prefix of the names of adapters that `add_adapter` added."""
 
-_WRAPPER = "base_model.model."  # what PeftModel puts before the names of the model inside it
+_WRAPPER = "base_model.model."
+"""Prefix that PeftModel puts before the names of weights of the model inside it."""
 
 
 def add_adapter(model: PreTrainedModel, path: str) -> str:
-    """Put an adapter's layers into `model`, beside those of other teachers; returns its name in there.
+    """Put an adapter's layers into `model`, beside those of other teachers, and return its name in the model.
 
     Args:
-        model: The base; its own weights stay where they are.
+        model: The base model; its own weights stay where they are.
         path: A folder or hub id of a PEFT adapter, such as LoRA.
 
     Raises:
         ValueError: there is no adapter, it can't be put into layers, or it is another model's.
     """
     others = getattr(model, "peft_config", {})
-    if not all(name.startswith(_OURS) for name in others):
+    if not all(name.startswith(_PREFIX) for name in others):
         raise ValueError("the base model has an adapter of its own already; merge that first")
     config = PeftConfig.from_pretrained(path)
     if config.is_prompt_learning:
         raise ValueError("a prompt-learning adapter cannot teach; use LoRA")
-    name = f"{_OURS}{len(others)}"
+    name = f"{_PREFIX}{len(others)}"
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are what we want
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are intended
         inject_adapter_in_model(config, model, name, low_cpu_mem_usage=True)  # draws no random numbers
     weights = {key.removeprefix(_WRAPPER): value for key, value in load_peft_weights(path, device="cpu").items()}
     try:
-        found: Any = set_peft_model_state_dict(model, weights, adapter_name=name, low_cpu_mem_usage=True)
+        loaded: Any = set_peft_model_state_dict(model, weights, adapter_name=name, low_cpu_mem_usage=True)
     except RuntimeError as error:
         raise ValueError(f"it is an adapter of another model: {' '.join(str(error).split())}") from error
-    lacking = [key for key in found.missing_keys if name in key.split(".")] + found.unexpected_keys
+    lacking = [key for key in loaded.missing_keys if name in key.split(".")] + loaded.unexpected_keys
     if lacking:
         raise ValueError(f"it does not fit the model: {lacking[0]} is in only one of them")
     return name
@@ -53,8 +55,8 @@ def add_adapter(model: PreTrainedModel, path: str) -> str:
 
 @contextmanager
 def active_adapter(model: PreTrainedModel, adapter: str | None) -> Iterator[None]:
-    """Let one of the adapters in `model` take part and no other; None: the base alone."""
-    if not any(name.startswith(_OURS) for name in getattr(model, "peft_config", {})):
+    """Activate one of the adapters in `model` and no other; None: the base model alone."""
+    if not any(name.startswith(_PREFIX) for name in getattr(model, "peft_config", {})):
         yield
         return
     if adapter is not None:
@@ -70,17 +72,17 @@ def _switch(model: PreTrainedModel, on: bool) -> None:
     for module in model.modules():
         if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
             module.enable_adapters(on)
-    model.requires_grad_(False)  # PEFT wants to train what it switches on
+    model.requires_grad_(False)  # PEFT makes an adapter that it enables trainable
 
 
 def has_changed_head(model: PreTrainedModel) -> bool:
-    """Tell whether an adapter sits on the output head, where the head's weight is not all there is to it."""
+    """Tell whether an adapter changes the output head, whose weight alone then does not give the logits."""
     return isinstance(model.get_output_embeddings(), (BaseTunerLayer, AuxiliaryTrainingWrapper))
 
 
 def own_weights(model: PreTrainedModel, adapter: str | None) -> Iterator[tuple[str, Tensor]]:
-    """Yield the weights that take part when `adapter` speaks, named as if no other adapter were in `model`."""
+    """Yield the weights of a forward with `adapter` active, named as if no other adapter were in `model`."""
     for name, weight in model.named_parameters():
         parts = name.split(".")
-        if all(part == adapter for part in parts if part.startswith(_OURS)):
+        if all(part == adapter for part in parts if part.startswith(_PREFIX)):
             yield ".".join("adapter" if part == adapter else part for part in parts if part != "base_layer"), weight

@@ -1,4 +1,4 @@
-"""Run a frozen model's backbone in batches that fit into memory, and keep its hidden states.
+"""Run a frozen model's backbone in batches that fit into memory, and return its hidden states.
 
 Shapes: B completions, T completion tokens, P prompt tokens, S = P + T, H width, L layers.
 """
@@ -23,7 +23,7 @@ class States(NamedTuple):
     last_BTH: Tensor
     """The last hidden states."""
     mapped_BLTH: Tensor | None
-    """Those at the state_keys, narrower ones padded with zeros; None without state_keys."""
+    """The states at the state keys, narrower ones padded with zeros; None without keys."""
     num_computed: int
     """Tokens that went through the model."""
 
@@ -38,16 +38,16 @@ def hidden_states(
     batch: int,
     layout: PromptSharingLayout,
 ) -> States:
-    """Run a teacher's backbone over prompts and completions.
+    """Run a model's backbone over prompts and completions.
 
     Args:
-        model: The teacher; only its backbone is run.
+        model: The model; only its backbone is run.
         ids_BS: Prompt and completion token ids, `S = P + T`.
         attention_BS: 1 for real tokens.
         num_tokens: T, the completion tokens at the end of each row.
-        state_keys: What to hand over besides the last state.
+        state_keys: The states that are returned besides the last ones.
         batch: Completions per forward, or some more where it would separate those of one prompt.
-        layout: How its rows are laid out.
+        layout: How the rows are laid out.
     """
     last, mapped, num_computed = [], [], 0
     for piece in layout.batches(ids_BS, num_tokens, batch):
@@ -62,12 +62,12 @@ def hidden_states(
 
 
 def as_many_as_fit(run: Callable[[int], States], batch: int) -> tuple[States, int]:
-    """Run with `batch` completions per forward, half as many while memory runs out; also return how many it was."""
+    """Run with `batch` completions per forward, halved while memory runs out; also return the number that fitted."""
     while True:
         try:
             return run(batch), batch
         except RuntimeError as error:
             if batch == 1 or not should_reduce_batch_size(error):
                 raise
-        clear_device_cache(garbage_collection=True)  # not in the handler: there the error holds what it failed with
+        clear_device_cache(garbage_collection=True)  # not in the handler, where the error still holds tensors
         batch //= 2

@@ -69,9 +69,9 @@ def complete(
     max_new_tokens: int,
     batch_size: int = 64,
 ) -> list[str]:
-    """Answer prompts of token ids greedily, `batch_size` at a time; the model is left in the mode it was in."""
+    """Answer prompts of token ids greedily, `batch_size` at a time; the model's mode is restored."""
     texts = []
-    with _answering(model, _greedy(model, tokenizer, max_new_tokens)):
+    with _generating(model, _greedy(model, tokenizer, max_new_tokens)):
         for start in range(0, len(prompts), batch_size):
             texts += _answer(model, tokenizer, list(prompts[start : start + batch_size]))
     return texts
@@ -89,40 +89,40 @@ def sample(
 ) -> list[list[int]]:
     """Sample a completion of each prompt, `batch_size` at a time.
 
-    Draws depend on `seed` and their prompt alone, whatever stands beside it, and the random state stays as it was.
+    A completion depends on `seed` and its prompt alone, not on the batch. The random state is left unchanged.
 
     Returns:
-        Token ids, the end included where there is one.
+        Token ids, the end token included where there is one.
     """
     config = _greedy(model, tokenizer, max_new_tokens)
     ends, sampled = set(config.eos_token_id), list[list[int]]()
-    with _answering(model, config):
+    with _generating(model, config):
         for start in range(0, len(prompts), batch_size):
-            asked = list(prompts[start : start + batch_size])
-            draws = LogitsProcessorList([_SeededSampling(asked, seed, temperature)])
-            sampled += _completions(model, tokenizer, asked, logits_processor=draws).tolist()
+            batch = list(prompts[start : start + batch_size])
+            sampling = LogitsProcessorList([_SeededSampling(batch, seed, temperature)])
+            sampled += _completions(model, tokenizer, batch, logits_processor=sampling).tolist()
     lengths = [next((t + 1 for t, token in enumerate(ids) if token in ends), len(ids)) for ids in sampled]
     return [ids[:length] for ids, length in zip(sampled, lengths, strict=True)]
 
 
 class _SeededSampling(LogitsProcessor):
-    """Leaves of each row's tokens one, drawn with random numbers of that row's own."""
+    """Samples one token per row with that row's own random generator, by masking all others."""
 
     def __init__(self, prompts: Sequence[list[int]], seed: int, temperature: float) -> None:
-        self._numbers = [random.Random(f"{seed} {ids}") for ids in prompts]
+        self._generators = [random.Random(f"{seed} {ids}") for ids in prompts]
         self._temperature = temperature
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        reached_BV = (scores.double() / self._temperature).softmax(-1).cumsum(-1)
-        drawn_B1 = reached_BV.new_tensor([[numbers.random()] for numbers in self._numbers])
-        token_B1 = torch.searchsorted(reached_BV, drawn_B1 * reached_BV[:, -1:], right=True)
+        cumulative_BV = (scores.double() / self._temperature).softmax(-1).cumsum(-1)
+        uniform_B1 = cumulative_BV.new_tensor([[generator.random()] for generator in self._generators])
+        token_B1 = torch.searchsorted(cumulative_BV, uniform_B1 * cumulative_BV[:, -1:], right=True)
         return torch.full_like(scores, -torch.inf).scatter_(1, token_B1.clamp(max=scores.shape[-1] - 1), 0.0)
 
 
 def _greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
-    """Return a configuration with nothing of the model's own but its end tokens."""
-    own = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    """Return a configuration for greedy decoding with the end tokens of model and tokenizer."""
+    declared = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return GenerationConfig(
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=sorted(ends), pad_token_id=padding
@@ -130,26 +130,26 @@ def _greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_
 
 
 @contextmanager
-def _answering(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
-    """Put a model into the state to answer in, and then back.
+def _generating(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+    """Set a model up for generation, and restore it.
 
-    The configuration takes the place of the model's own, because `generate` would fill gaps in an argument from that.
+    The configuration replaces the model's own, because `generate` fills gaps in its argument from the model's.
     """
-    training, own = model.training, model.generation_config
+    training, own_config = model.training, model.generation_config
     model.eval()
     model.generation_config = config
-    whole = contiguous_head_input(model)
+    hook = contiguous_head_input(model)
     try:
         with torch.inference_mode():
             yield
     finally:
-        whole.remove()
+        hook.remove()
         model.train(training)
-        model.generation_config = own
+        model.generation_config = own_config
 
 
 def contiguous_head_input(model: PreTrainedModel) -> RemovableHandle:
-    """Hand a model's output head contiguous states, until the returned handle is removed.
+    """Make the input of a model's output head contiguous, until the returned handle is removed.
 
     `generate` reads the last position of the prompts, a slice. PyTorch multiplies a slice with frozen weights as a
     batch, and copies the weights once for each row: on a CPU, 64 prompts and a vocabulary of 152,000 took six times as
@@ -166,7 +166,7 @@ def _answer(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[list[i
 
 
 def _completions(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], **options: Any) -> Tensor:
-    """Token ids of what the model says to prompts, padded on the right."""
+    """Return the token ids of generated completions, padded on the right."""
     padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
     ids: Tensor = model.generate(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"], **options)
     return ids[:, padded["input_ids"].shape[1] :]

@@ -28,7 +28,7 @@ class LMHead:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> LMHead:
-        """Read the head off `model`, with the logit transforms that its configuration names."""
+        """Return the head of `model`, with the transforms of logits that its configuration names."""
         config = model.config.get_text_config()
         output = model.get_output_embeddings()
         scales = (getattr(config, name, None) for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"))
@@ -40,16 +40,19 @@ class LMHead:
         return cls(output.weight, output.bias, 1.0 if scale is None else scale, softcap)
 
     def detach(self) -> LMHead:
-        """The head without gradients."""
+        """Return the head without gradients."""
         bias = None if self.bias is None else self.bias.detach()
         return LMHead(self.weight.detach(), bias, self.scale, self.softcap)
 
     def in_float32(self) -> LMHead:
-        """The head in full precision."""
+        """Return the head in single precision."""
         return LMHead(self.weight.float(), None if self.bias is None else self.bias.float(), self.scale, self.softcap)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits `[..., V]` in at least single precision, without a gradient to the head, which is not widened."""
+        """Return logits `[..., V]` in at least single precision, without a gradient to the head.
+
+        The product with the weight is computed in the weight's precision.
+        """
         weight = self.weight.detach()
         z_NV = at_least_float32(hidden.to(weight.dtype) @ weight.T)
         if self.bias is not None:
@@ -59,26 +62,26 @@ class LMHead:
         return z_NV if self.softcap is None else self.softcap * (z_NV / self.softcap).tanh()
 
     def logit_derivative(self, logits_NV: Tensor) -> Tensor | float:
-        """Derivative of the logits by `h @ weight.T`."""
+        """Return the derivative of the logits with respect to `h @ weight.T`."""
         if self.softcap is None:
             return self.scale
         return self.scale * (1 - (logits_NV / self.softcap) ** 2)
 
     def truncated(self, size: int) -> LMHead:
-        """The head over the first `size` tokens: padded vocabularies of one tokenizer differ only behind those."""
+        """Return the head over the first `size` tokens; padded vocabularies of one tokenizer differ only behind."""
         if self.weight.shape[0] == size:
             return self
         return self._cut(slice(size))
 
     def for_tokens(self, ids: Sequence[int]) -> LMHead:
-        """The head over these tokens alone, in their order."""
+        """Return the head over these tokens alone, in their order."""
         return self._cut(list(ids))
 
     def _cut(self, rows: slice | list[int]) -> LMHead:
         return LMHead(self.weight[rows], None if self.bias is None else self.bias[rows], self.scale, self.softcap)
 
     def to(self, device: torch.device) -> LMHead:
-        """The head on another device."""
+        """Return the head on another device, without gradients."""
         head = self.detach()
         return LMHead(
             head.weight.to(device), None if head.bias is None else head.bias.to(device), self.scale, self.softcap
@@ -87,7 +90,7 @@ class LMHead:
 
 @torch.no_grad()
 def log_probabilities(head: LMHead, hidden_BTH: Tensor, targets_BT: Tensor, temperature: float) -> Tensor:
-    """The log-probability of each target token, `[B, T]`, without storing logits."""
+    """Return the log-probability of each target token, `[B, T]`, in nats, without storing all logits."""
     outputs: tuple[Tensor, ...] = ChunkedLogProbFunction.apply(
         hidden_BTH.reshape(-1, hidden_BTH.shape[-1]),
         head.weight,

@@ -1,7 +1,9 @@
-"""Read a model's inner states while it runs.
+"""Capture a model's hidden states while it runs.
 
-A key says where. A number is a hidden layer: 0 the embedding, n the n-th block's output, the last one after the final
-norm. A text is the path of a module, whose output is read. Shapes: B rows, S tokens, H width, L state_keys.
+A state key names a place. A number is a hidden layer: 0 the embedding, n the output of the n-th block, the last one
+after the final norm. A text is the path of a module, whose output is captured.
+
+Shapes: B rows, S tokens, H width, L states.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from rld.utils.suggestions import hint
 
 @dataclass(frozen=True)
 class InputOf:
-    """A key on what goes into a module instead of what comes out."""
+    """The state key of a module's input."""
 
     module: str
 
@@ -32,13 +34,13 @@ _FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "final_no
 
 
 def depth(model: PreTrainedModel) -> int:
-    """How many blocks `model` has, which is the number of its last hidden layer."""
+    """Return the number of blocks of `model`, which is the number of its last hidden layer."""
     layers: int = model.config.get_text_config().num_hidden_layers
     return layers
 
 
 def stack_states(states: Mapping[StateKey, Tensor], state_keys: Sequence[StateKey]) -> Tensor:
-    """The states `[B, …, H]` at `state_keys` as one tensor `[B, L, …, H]`, narrower ones padded with zeros."""
+    """Stack the states `[B, …, H]` at `state_keys` into one tensor `[B, L, …, H]`, narrower ones padded with zeros."""
     width = max(states[key].shape[-1] for key in state_keys)
     return torch.stack(
         [nn.functional.pad(states[key], (0, width - states[key].shape[-1])) for key in state_keys], dim=1
@@ -51,14 +53,14 @@ def capture_states(
     state_keys: Collection[StateKey],
     restore: Callable[[Tensor], Tensor] = lambda states: states,
 ) -> Iterator[dict[StateKey, Tensor]]:
-    """Collect the states `[B, S, H]` at `state_keys` and of the last layer from the one forward inside the `with`.
+    """Capture the states `[B, S, H]` at `state_keys` and of the last layer in the one forward inside the `with`.
 
     The states are part of the forward's graph, with gradient checkpointing too (the kind with `use_reentrant=False`).
 
     Args:
-        model: Whose states.
-        state_keys: Where, besides the last layer.
-        restore: What is done to all of them. Whoever called the backbone gets its last states restored too.
+        model: The model that runs.
+        state_keys: The states besides the last layer's.
+        restore: Applied to all captured states, and to the last states that the backbone returns.
 
     Raises:
         TeacherError: a module does not exist, or gradient checkpointing cut a state off from its gradient.
@@ -67,17 +69,17 @@ def capture_states(
     last = depth(model)
     layers = {last, *(key for key in state_keys if isinstance(key, int))}
 
-    def ask(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def request_layers(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return args, kwargs | ({"output_hidden_states": True} if layers - {last} else {})
 
-    def keep_layers(_module: nn.Module, _args: Any, output: Any) -> None:
+    def capture_layers(_module: nn.Module, _args: Any, output: Any) -> None:
         output.last_hidden_state = restore(output.last_hidden_state)
         states.update({n: output.hidden_states[n] for n in layers - {last}})
         states[last] = output.last_hidden_state
 
     hooks = [
-        model.base_model.register_forward_pre_hook(ask, with_kwargs=True),
-        model.base_model.register_forward_hook(keep_layers),
+        model.base_model.register_forward_pre_hook(request_layers, with_kwargs=True),
+        model.base_model.register_forward_hook(capture_layers),
         *(_hook(model, key, states) for key in state_keys if not isinstance(key, int)),
     ]
     with ExitStack() as stack:
@@ -85,18 +87,22 @@ def capture_states(
             stack.callback(hook.remove)
         yield states
     for key in states.keys() - {last}:
-        # Not in the hooks: what they would do inside a checkpointed block it would not do again.
+        # Not in the hooks: a hook inside a checkpointed block would not restore again when the block is recomputed.
         states[key] = restore(states[key])
     _require_gradients(model, states)
 
 
 def _hook(model: PreTrainedModel, key: str | InputOf, states: dict[StateKey, Tensor]) -> Any:
-    def keep(_module: nn.Module, args: Any, output: Any = None) -> None:
+    """Register a hook that captures the state at `key`."""
+
+    def capture(_module: nn.Module, args: Any, output: Any = None) -> None:
         value = args if isinstance(key, InputOf) else output
         states[key] = value[0] if isinstance(value, tuple) else value
 
     module = module_at(model, key.module if isinstance(key, InputOf) else key)
-    return module.register_forward_pre_hook(keep) if isinstance(key, InputOf) else module.register_forward_hook(keep)
+    if isinstance(key, InputOf):
+        return module.register_forward_pre_hook(capture)
+    return module.register_forward_hook(capture)
 
 
 def _require_gradients(model: PreTrainedModel, states: dict[StateKey, Tensor]) -> None:
@@ -111,7 +117,7 @@ def _require_gradients(model: PreTrainedModel, states: dict[StateKey, Tensor]) -
 
 
 def module_at(model: PreTrainedModel, path: str) -> nn.Module:
-    """The module of `model` that is called `path`.
+    """Return the module of `model` at `path`.
 
     Raises:
         TeacherError: there is none.
@@ -123,7 +129,7 @@ def module_at(model: PreTrainedModel, path: str) -> nn.Module:
 
 
 def submodule_path(model: PreTrainedModel, layer: int | str, part: str) -> str:
-    """The path of the module called `part`, such as `q_proj`, in a block, given by number or path.
+    """Return the path of the module called `part`, such as `q_proj`, in a block that is given by number or path.
 
     Raises:
         TeacherError: the block has none, or several.
@@ -143,10 +149,10 @@ def submodule_path(model: PreTrainedModel, layer: int | str, part: str) -> str:
 
 
 def final_norm(model: PreTrainedModel) -> str:
-    """The path of the norm before the head.
+    """Return the path of the norm before the head.
 
     Raises:
-        TeacherError: the model has none that is known.
+        TeacherError: the model has none with one of the usual names.
     """
     for name in _FINAL_NORMS:
         if isinstance(getattr(model.base_model, name, None), nn.Module):
@@ -159,7 +165,7 @@ def final_norm(model: PreTrainedModel) -> str:
 
 @torch.no_grad()
 def state_widths(model: PreTrainedModel, state_keys: Collection[StateKey]) -> dict[StateKey, int]:
-    """Width H at each key, found by running one token.
+    """Return the width H at each key, by running one token.
 
     Raises:
         TeacherError: a module does not exist, was not run, or gives no states `[B, S, H]`.

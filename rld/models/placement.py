@@ -1,4 +1,4 @@
-"""On which device a model's weights are."""
+"""Moves models between devices."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A prompt is read once before its completions are sampled, not once for each of them.
+"""Shared prefill: a prompt is read once before its completions are sampled, not once for each of them.
 
-`generate` takes a row for each completion and reads its prompt anew in each. Here each different prompt is read once,
-all but its last token, and `generate` goes on from the cached keys and values, handed to all rows that begin so.
+`generate` takes a row for each completion and reads the prompt in each. Here each different prompt is read once, all
+but its last token, and `generate` continues from the cached keys and values, which all rows of that prompt get.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
-_SAMPLED_ONE_BY_ONE = {GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE}
+_TOKEN_BY_TOKEN = {GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE}
 
 
 class SharedPrefill:
     """Makes `model.generate` read each prompt once, where rows repeat it and the model allows it.
 
-    Left alone are beams and other searches, a cache of another kind than the dynamic one (a recurrent state, fixed
-    shapes), inputs beside token ids, and models whose weights are gathered for each forward (ZeRO-3, FSDP): there all
-    processes have to call the model equally often.
+    It changes nothing for beam and other searches, for caches other than the dynamic one (a recurrent state, fixed
+    shapes), for inputs besides token ids, and for models whose weights are gathered for each forward (ZeRO-3, FSDP),
+    where all processes have to call the model equally often.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._generate: Any = model.generate
         self.num_read = 0
-        """Prompt tokens of all calls; whoever counts a rollout sets it to 0 before."""
+        """Prompt tokens read by all calls; a caller that counts those of a rollout sets it to 0 before."""
         model.generate = types.MethodType(lambda _model, *args, **options: self(*args, **options), model)  # type: ignore[assignment]
 
     def __call__(self, *args: Any, **options: Any) -> Any:
@@ -47,11 +47,12 @@ class SharedPrefill:
         return self._generate(*args, **options)
 
     def _can_share(self, config: GenerationConfig) -> bool:
-        model, own = self._model, self._model.generation_config
-        chosen = {name: value for name, value in config.to_dict().items() if value is not None}
-        merged = GenerationConfig.from_dict({**own.to_dict(), **chosen})  # as `generate` does it
+        """Tell whether rows can start from a shared cache."""
+        model = self._model
+        options = {name: value for name, value in config.to_dict().items() if value is not None}
+        merged = GenerationConfig.from_dict({**model.generation_config.to_dict(), **options})  # as `generate` does it
         return (
-            merged.get_generation_mode() in _SAMPLED_ONE_BY_ONE
+            merged.get_generation_mode() in _TOKEN_BY_TOKEN
             and (merged.num_return_sequences or 1) == 1
             and merged.use_cache is not False
             and not (merged.cache_implementation or merged.prefill_chunk_size)
@@ -65,18 +66,24 @@ class SharedPrefill:
         )
 
     def _read(self, ids_BP: Tensor, mask_BP: Tensor, row_B: Tensor) -> DynamicCache:
-        """Read the different prompts `[U, P]`, and return what all B rows have in their caches."""
-        places_B = torch.arange(len(row_B), device=row_B.device)
-        first_U = places_B.new_full((int(row_B.max()) + 1,), len(row_B)).scatter_reduce(0, row_B, places_B, "amin")
+        """Read the different prompts `[U, P]`, and return the caches of all B rows.
+
+        Args:
+            ids_BP: The prompts of all rows.
+            mask_BP: 1 at their tokens.
+            row_B: The number of each row's prompt among the different ones.
+        """
+        numbers_B = torch.arange(len(row_B), device=row_B.device)
+        first_U = numbers_B.new_full((int(row_B.max()) + 1,), len(row_B)).scatter_reduce(0, row_B, numbers_B, "amin")
         self.num_read -= int(mask_BP[:, :-1].sum() - mask_BP[first_U, :-1].sum())
-        # Greedy, so that no random number is drawn and what is sampled afterwards is what it would have been. It takes
-        # the place of the model's own configuration, from which `generate` would fill gaps.
-        once, own = GenerationConfig(max_new_tokens=1, return_dict_in_generate=True), self._model.generation_config
-        self._model.generation_config = once
+        # Greedy, so that no random number is drawn and later samples stay the same. It replaces the model's own
+        # configuration, from which `generate` would fill gaps.
+        own_config = self._model.generation_config
+        self._model.generation_config = GenerationConfig(max_new_tokens=1, return_dict_in_generate=True)
         try:
             prompts = {"input_ids": ids_BP[first_U, :-1], "attention_mask": mask_BP[first_U, :-1]}
             cache: DynamicCache = self._generate(**prompts, pad_token_id=0).past_key_values
         finally:
-            self._model.generation_config = own
+            self._model.generation_config = own_config
         cache.batch_select_indices(row_B.cpu())  # its layers may lie on several devices
         return cache

@@ -1,9 +1,9 @@
-"""Rows without repeats: a prompt is computed once for all its completions, and hardly any padding is computed.
+"""Rows in which completions share their prompt, so that it is computed once for all of them.
 
 TRL's rows hold one completion each: padding, prompt, completion, padding. Here the completions of one prompt share a
-row, `[prompt, c1, ..., cG]`: a token sees the prompt and the past of its own completion, and positions start again
-behind the prompt. Each state is what it would be in a row of its own. The last token of a completion predicts nothing,
-so it is left out. Whoever reads the states gets them back as `[B, T, H]` and need not know.
+row, `[prompt, c1, ..., cG]`, with hardly any padding. A token attends to the prompt and to the earlier tokens of its
+own completion, and positions start again behind the prompt, so that each state is what it would be in a row of its own.
+The last token of a completion predicts nothing and is left out. Callers get the states as `[B, T, H]`.
 
 Shapes: B completions, P prompt tokens, T completion tokens, `S = P + T`, R rows of L tokens, H width.
 """
@@ -24,29 +24,47 @@ from transformers import PreTrainedModel
 _KNOWN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-2}
-"""Of the self-check, relative to how much states differ between tokens; a GPU may compute float32 in TF32."""
+"""Tolerance of the self-check, relative to the spread of states over tokens; a GPU may compute float32 in TF32."""
+
+_HALF_PRECISION_TOLERANCE = 0.1
+
+_NO_SEGMENT = -1
+"""Segment number of padding."""
 
 
 @dataclass(frozen=True)
 class BackboneRows:
-    """What a backbone is called with, and how to read what it returns."""
+    """The arguments of a backbone, and how its states are read."""
 
     inputs: dict[str, Tensor]
     restore: Callable[[Tensor], Tensor]
-    """From states of the backbone's tokens `[R, L, H]` to those that predict the completion tokens, `[B, T, H]`. Where
-    a token is masked its state means nothing."""
+    """Maps states of the backbone's tokens `[R, L, H]` to those that predict the completion tokens, `[B, T, H]`. At
+    masked completion tokens the states mean nothing."""
     num_computed: int
     """Tokens that are computed, padding included."""
 
 
 class _Part(NamedTuple):
-    """A prompt and some of its completions."""
+    """A prompt and some of its completions, which share a row."""
 
     prompt: Tensor
     completions: list[int]
-    """Their places in the batch."""
+    """Their numbers in the batch."""
     size: int
-    """Tokens of all."""
+    """Tokens of prompt and completions."""
+
+
+class _Segment(NamedTuple):
+    """A prompt or a completion at its place in a row."""
+
+    row: int
+    start: int
+    """The place of its first token in the row."""
+    ids: Tensor
+    prompt_segment: int
+    """The number of its prompt's segment, which for a prompt is its own."""
+    completion: int | None
+    """The completion's number in the batch; None for a prompt."""
 
 
 @dataclass(frozen=True)
@@ -56,32 +74,35 @@ class PromptSharingLayout:
     shared: bool
     """Whether completions may share a row."""
     positions: bool
-    """Whether the model is told positions, or counts them as it does by itself."""
+    """Whether the model gets `position_ids`; else it counts positions itself."""
     additive: torch.dtype | None
-    """Of the mask: attention that is written out adds it; None where it is boolean."""
+    """Type of an additive attention mask, which eager attention takes; None for a boolean mask."""
     window: int | None
-    """Longer sequences are cut off from their past in some layers, which a mask for all layers can't express."""
+    """Longest row that may be shared: some layers see no further back, which one mask for all layers can't express."""
     balance: int
-    """Row length at which attention takes as long as all the rest."""
+    """Row length at which attention takes as long as all other layers together."""
 
     @classmethod
     def of(cls, model: PreTrainedModel, name: str) -> PromptSharingLayout:
-        """Find out what `model` can read, by running it on a few tokens; `name` is for the notice that it can't."""
+        """Return the layout that `model` supports, and warn if it supports no shared rows.
+
+        It is tested on a few tokens. `name` is the model's name in the warning.
+        """
         config = model.config.get_text_config()
         windows = [getattr(config, key, None) for key in ("sliding_window", "attention_chunk_size")]
         additive = model.dtype if config._attn_implementation == "eager" else None
         window = min((size for size in windows if size), default=None)
-        layout = cls(True, True, additive, window, 6 * config.hidden_size)
-        obstacle = _unsupported_reason(model) or _self_check(model, layout)
-        if obstacle is None:
+        layout = cls(shared=True, positions=True, additive=additive, window=window, balance=6 * config.hidden_size)
+        reason = _unsupported_reason(model) or _self_check(model, layout)
+        if reason is None:
             return layout
-        warnings.warn(f"{name}: each completion has a row of its own, because {obstacle}", stacklevel=2)
+        warnings.warn(f"{name}: each completion has a row of its own, because {reason}", stacklevel=2)
         return replace(layout, shared=False, positions=False)
 
     @classmethod
     def unshared(cls, model: PreTrainedModel) -> PromptSharingLayout:
-        """Rows of their own, for prompts that are all different."""
-        return cls(False, _takes_positions(model), None, None, 0)
+        """Return the layout with a row for each completion, for prompts that all differ."""
+        return cls(shared=False, positions=_takes_positions(model), additive=None, window=None, balance=0)
 
     def rows(self, ids_BS: Tensor, attention_BS: Tensor, num_tokens: int) -> BackboneRows:
         """Lay out a batch.
@@ -110,10 +131,11 @@ class PromptSharingLayout:
                 start = end
 
     def _cost(self, num_rows: int, length: int) -> int:
+        """Return the time of a forward in arbitrary units: linear in the tokens, plus attention."""
         return num_rows * length * (self.balance + length)
 
     def _trimmed(self, ids_BS: Tensor, real_BS: Tensor, num_tokens: int) -> BackboneRows:
-        """A row for each completion, without the columns that are padding in all of them."""
+        """Lay out a row for each completion, without the columns that are padding in all of them."""
         num_prompt = ids_BS.shape[1] - num_tokens
         used = real_BS.any(0).nonzero().squeeze(1).tolist() or [num_prompt - 1]
         first, end = min(used[0], num_prompt - 1), max(used[-1], num_prompt)
@@ -125,7 +147,7 @@ class PromptSharingLayout:
         return BackboneRows(inputs, _Gather(torch.arange(len(ids))[:, None] * ids.shape[1] + index_T), ids.numel())
 
     def _plan(self, ids_BS: Tensor, real_BS: Tensor, num_tokens: int) -> list[list[_Part]]:
-        """Which parts share a row, at the least cost."""
+        """Choose which parts share a row, at the least cost."""
         lengths = (real_BS[:, -num_tokens:].sum(1) - 1).clamp(min=0).tolist()
         groups: dict[tuple[int, ...], list[int]] = {}
         for b, (row, real) in enumerate(zip(ids_BS[:, :-num_tokens], real_BS[:, :-num_tokens], strict=True)):
@@ -139,46 +161,71 @@ class PromptSharingLayout:
         return min(spreads, key=lambda rows: self._cost(len(rows), _longest(rows)))
 
     def _packed(self, ids_BS: Tensor, real_BS: Tensor, num_tokens: int, plan: list[list[_Part]]) -> BackboneRows:
+        """Lay out the rows of a plan."""
+        mask_BT = real_BS[:, -num_tokens:]
+        completions = [ids[mask][:-1] for ids, mask in zip(ids_BS[:, -num_tokens:], mask_BT, strict=True)]
+        segments = list(_segments(plan, completions))
         shape = len(plan), _longest(plan)
         ids_RL, positions_RL = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-        own_RL, prompt_RL = torch.full(shape, -1), torch.full(shape, -1)
-        """Which segment a token lies in, and which is its prompt."""
-        before_B, start_B = (torch.zeros(len(ids_BS), 1, dtype=torch.long) for _ in range(2))
-        mask_BT = real_BS[:, -num_tokens:]
-        for r, row in enumerate(plan):
-            at = segment = 0
-            for part in row:
-                prompt, behind = segment, len(part.prompt)
-                for b in (None, *part.completions):
-                    tokens = part.prompt if b is None else ids_BS[b, -num_tokens:][mask_BT[b]][:-1]
-                    place = slice(at, at + len(tokens))
-                    ids_RL[r, place], own_RL[r, place], prompt_RL[r, place] = tokens, segment, prompt
-                    positions_RL[r, place] = torch.arange(len(tokens)) + (0 if b is None else behind)
-                    if b is None:
-                        end = r * shape[1] + at + behind - 1
-                    else:
-                        before_B[b], start_B[b] = end, r * shape[1] + at
-                    at, segment = at + len(tokens), segment + 1
-        past_BT = mask_BT.cumsum(1) - mask_BT.long()
-        past_BT = past_BT.minimum((mask_BT.sum(1, keepdim=True) - 1).clamp(min=0))
-        index_BT = torch.where(past_BT == 0, before_B, start_B + past_BT - 1).clamp(min=0)
-        mask = self._mask(own_RL, prompt_RL)
+        segment_RL, prompt_RL = torch.full(shape, _NO_SEGMENT), torch.full(shape, _NO_SEGMENT)
+        for number, segment in enumerate(segments):
+            place = slice(segment.start, segment.start + len(segment.ids))
+            num_before = 0 if segment.completion is None else len(segments[segment.prompt_segment].ids)
+            ids_RL[segment.row, place] = segment.ids
+            positions_RL[segment.row, place] = torch.arange(len(segment.ids)) + num_before
+            segment_RL[segment.row, place], prompt_RL[segment.row, place] = number, segment.prompt_segment
+        mask = self._mask(segment_RL, prompt_RL)
         inputs = {"input_ids": ids_RL, "attention_mask": mask, "position_ids": positions_RL}
-        return BackboneRows(inputs, _Gather(index_BT), ids_RL.numel())
+        return BackboneRows(inputs, _Gather(_predicting_tokens(segments, mask_BT, shape[1])), ids_RL.numel())
 
-    def _mask(self, own_RL: Tensor, prompt_RL: Tensor) -> Tensor:
-        """What each token sees: `[R, 1, L, L]`. Padding sees padding, because no row of attention may be empty."""
-        seen_R1L = own_RL[:, None, :]
-        sees_RLL = (seen_R1L == own_RL[:, :, None]) | (seen_R1L == prompt_RL[:, :, None])
-        sees_RLL = sees_RLL.tril()[:, None]
+    def _mask(self, segment_RL: Tensor, prompt_RL: Tensor) -> Tensor:
+        """Return the attention mask `[R, 1, L, L]` from each token's segment and that of its prompt.
+
+        Padding attends to padding, because no row of attention may be empty.
+        """
+        key_segment_R1L = segment_RL[:, None, :]
+        attends_RLL = (key_segment_R1L == segment_RL[:, :, None]) | (key_segment_R1L == prompt_RL[:, :, None])
+        attends_R1LL = attends_RLL.tril()[:, None]
         if self.additive is None:
-            return sees_RLL
-        hidden = torch.finfo(self.additive).min
-        return torch.zeros(sees_RLL.shape, dtype=self.additive).masked_fill(~sees_RLL, hidden)
+            return attends_R1LL
+        mask = torch.zeros(attends_R1LL.shape, dtype=self.additive)
+        return mask.masked_fill(~attends_R1LL, torch.finfo(self.additive).min)
+
+
+def _segments(plan: list[list[_Part]], completions: Sequence[Tensor]) -> Iterator[_Segment]:
+    """Yield the segments of a plan's rows in their order; `completions` are the token ids of all, `[B]`."""
+    number = 0
+    for r, row in enumerate(plan):
+        start = 0
+        for part in row:
+            prompt_segment = number
+            for b in (None, *part.completions):
+                ids = part.prompt if b is None else completions[b]
+                yield _Segment(r, start, ids, prompt_segment, b)
+                start, number = start + len(ids), number + 1
+
+
+def _predicting_tokens(segments: Sequence[_Segment], mask_BT: Tensor, row_length: int) -> Tensor:
+    """Return for each completion token the place, among all tokens of all rows, of the token that predicts it.
+
+    A completion's first token is predicted by the last token of its prompt, each other one by the token before it.
+    Masked tokens inside or after a completion repeat a place.
+    """
+    prompt_end_B1, start_B1 = (torch.zeros(len(mask_BT), 1, dtype=torch.long) for _ in range(2))
+    for segment in segments:
+        if segment.completion is not None:
+            prompt = segments[segment.prompt_segment]
+            prompt_end_B1[segment.completion] = prompt.row * row_length + prompt.start + len(prompt.ids) - 1
+            start_B1[segment.completion] = segment.row * row_length + segment.start
+    num_before_BT = mask_BT.cumsum(1) - mask_BT.long()
+    num_before_BT = num_before_BT.minimum((mask_BT.sum(1, keepdim=True) - 1).clamp(min=0))
+    return torch.where(num_before_BT == 0, prompt_end_B1, start_B1 + num_before_BT - 1).clamp(min=0)
 
 
 @dataclass(frozen=True)
 class _Gather:
+    """Picks states by the places of their tokens among all tokens of all rows."""
+
     index_BT: Tensor
 
     def __call__(self, states_RLH: Tensor) -> Tensor:
@@ -188,7 +235,7 @@ class _Gather:
 
 
 def untouched_rows(num_tokens: int, num_computed: int) -> BackboneRows:
-    """Rows of `[B, S]` tokens that are left alone, for inputs that are more than token ids."""
+    """Return rows of `[B, S]` tokens as they are, for inputs other than token ids."""
     return BackboneRows({}, lambda states: states[:, -num_tokens - 1 : -1], num_computed)
 
 
@@ -204,11 +251,11 @@ def _longest(rows: Sequence[Sequence[_Part]]) -> int:
 
 
 def _split(prompt: Tensor, completions: list[int], lengths: list[int], num_parts: int) -> list[_Part]:
-    """Share a prompt's completions out to parts, each with the prompt before them."""
+    """Split a prompt's completions into parts, each with the prompt before them."""
     count, parts = len(completions), []
     for i in range(num_parts):
-        chosen = completions[i * count // num_parts : (i + 1) * count // num_parts]
-        parts.append(_Part(prompt, chosen, len(prompt) + sum(lengths[b] for b in chosen)))
+        numbers = completions[i * count // num_parts : (i + 1) * count // num_parts]
+        parts.append(_Part(prompt, numbers, len(prompt) + sum(lengths[b] for b in numbers)))
     return parts
 
 
@@ -224,7 +271,7 @@ def _spread(parts: Sequence[_Part], num_rows: int) -> list[list[_Part]]:
 
 
 def _unsupported_reason(model: PreTrainedModel) -> str | None:
-    """Why completions can't share a row, as far as the model's description says."""
+    """Return why completions can't share a row, as far as the model's configuration tells; None if they can."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS
     if getattr(model, "_is_stateful", False) or kinds:
@@ -244,37 +291,41 @@ def _takes_positions(model: PreTrainedModel) -> bool:
 
 @torch.no_grad()
 def _self_check(model: PreTrainedModel, layout: PromptSharingLayout) -> str | None:
-    """Run a few packed tokens and see whether their states are those of rows of their own, and stay apart."""
+    """Compare the states of a few tokens in a shared row with those in rows of their own.
+
+    Returns:
+        Why completions can't share a row; None if they can.
+    """
     vocabulary = model.config.get_text_config().vocab_size
     ids_BS = torch.randint(vocabulary, (3, 8), generator=torch.Generator().manual_seed(0))
     ids_BS[1, :4] = ids_BS[0, :4]
-    other_BS = ids_BS.clone()
-    other_BS[0, 4:] = (other_BS[0, 4:] + 1) % vocabulary
+    changed_BS = ids_BS.clone()
+    changed_BS[0, 4:] = (changed_BS[0, 4:] + 1) % vocabulary
     real_BS = torch.ones(3, 8, dtype=torch.bool)
     real_BS[1, 6:], real_BS[2, 0] = False, False
     training = model.training
     model.eval()
     try:
         with torch.autocast(model.device.type, enabled=False):
-            packed, changed = (_packed_states(model, layout, ids, real_BS) for ids in (ids_BS, other_BS))
+            shared, changed = (_shared_states(model, layout, ids, real_BS) for ids in (ids_BS, changed_BS))
             alone = [_states(model, {"input_ids": ids[real][None]}) for ids, real in zip(ids_BS, real_BS, strict=True)]
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
-        return f"it can't read a packed row: {str(error).strip().splitlines()[0]}"
+        return f"it can't read a shared row: {str(error).strip().splitlines()[0]}"
     finally:
         model.train(training)
     expected = torch.cat([states[0, real[:4].sum() - 1 : -1] for states, real in zip(alone, real_BS, strict=True)])
-    found = packed[real_BS[:, 4:]]
     spread = (expected - expected.mean(0)).double().norm()
-    tolerance = _TOLERANCE.get(expected.dtype, 0.1) * spread
-    if bool((found - expected).double().norm() > tolerance):
-        return "in a packed row its states are other ones than in rows of their own"
+    tolerance = _TOLERANCE.get(expected.dtype, _HALF_PRECISION_TOLERANCE) * spread
+    if bool((shared[real_BS[:, 4:]] - expected).double().norm() > tolerance):
+        return "its states in a shared row differ from those in rows of their own"
     # Not to the last bit: a mixture of experts sums in another order when other tokens go to its experts.
-    if bool((packed[1, :2] - changed[1, :2]).double().norm() > 0.1 * tolerance):
-        return "in a packed row it sees other completions"
+    if bool((shared[1, :2] - changed[1, :2]).double().norm() > 0.1 * tolerance):
+        return "a completion in a shared row attends to other completions"
     return None
 
 
-def _packed_states(model: PreTrainedModel, layout: PromptSharingLayout, ids_BS: Tensor, real_BS: Tensor) -> Tensor:
+def _shared_states(model: PreTrainedModel, layout: PromptSharingLayout, ids_BS: Tensor, real_BS: Tensor) -> Tensor:
+    """Return the states of completions of 4 tokens when all share one row."""
     one_row = [part for row in layout._plan(ids_BS, real_BS, 4) for part in row]
     rows = layout._packed(ids_BS, real_BS, 4, [one_row])
     return rows.restore(_states(model, rows.inputs))

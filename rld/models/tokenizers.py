@@ -1,4 +1,4 @@
-"""The character tokenizer, and whether two tokenizers give the same ids."""
+"""The character tokenizer, and tests of whether two tokenizers give the same ids."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
     """Build a tokenizer with one token per character, and `<pad>`, `<eos>` and `<unk>`.
 
     Raises:
-        DataError: a character is there twice.
+        DataError: a character occurs twice.
     """
-    twice = [character for i, character in enumerate(characters) if character in characters[:i]]
-    if twice:
-        raise DataError(f"tokenizer.characters has {twice[0]!r} twice")
+    repeated = [character for i, character in enumerate(characters) if character in characters[:i]]
+    if repeated:
+        raise DataError(f"tokenizer.characters has {repeated[0]!r} twice")
     vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *characters])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
@@ -37,32 +37,32 @@ def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
 
 
 def require_known(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Row]) -> None:
-    """Check that a tokenizer of characters has all those of the rows' prompts and answers.
+    """Check that a character tokenizer has all characters of the rows' prompts and answers.
 
     Raises:
-        DataError: it lacks some; names them, and a skill and row that has one.
+        DataError: it lacks some. The message names them, and a skill and text that has one.
     """
-    known = set(tokenizer.get_vocab())
+    vocabulary = set(tokenizer.get_vocab())
     for row in rows:
         text = f"{row['prompt']}{row['answer']}"
-        unknown = sorted(set(text) - known)
-        if unknown:
+        missing = sorted(set(text) - vocabulary)
+        if missing:
             raise DataError(
-                f"tokenizer.characters lacks {''.join(unknown)!r}, which skill {row['skill']!r} has in {text!r:.80}"
+                f"tokenizer.characters lacks {''.join(missing)!r}, which skill {row['skill']!r} has in {text!r:.80}"
             )
 
 
-# Texts whose tokens tell tokenizers apart: words, digits, code, white space, other scripts.
 PROBES = ("The quick brown fox jumps over 13 lazy dogs.", "def f(x):\n    return x ** 2", "Ünïcode 漢字 🙂", "a b=c:d")
+"""Texts on which tokenizers differ: words, digits, code, white space, other scripts."""
 
 
 def probe_ids(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """The token ids of each of `PROBES`."""
+    """Return the token ids of each of `PROBES`."""
     return [tokenizer.encode(text, add_special_tokens=False) for text in PROBES]
 
 
 def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What tells a vocabulary from others: a hash of its tokens with their ids, and of the ids of `PROBES`.
+    """Return a hash of a vocabulary: of its tokens with their ids, and of the ids of `PROBES`.
 
     Added tokens are left out, because a base model and its instruct sibling differ in them.
     """

@@ -1,7 +1,7 @@
-"""Two tokenizers over one text: the bytes of each token, and where tokens of both meet.
+"""Alignment of two tokenizations of one text, by the bytes of each token.
 
 A student and a teacher with different tokenizers have different tokens, but these spell the same bytes. Where both end
-a token at the same byte, the tokens since the last such place form a span: two ways of saying the same thing, whose
+a token at the same byte, the tokens since the last such place form a span: the same text in two tokenizations, whose
 likelihoods can be compared. Where both begin a token at the same byte, both predict from the same text.
 """
 
@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from rld.errors import TeacherError
 
 END = b"\xff"
-"""What a token that ends a completion spells: a byte that no text in UTF-8 has, so that ends match ends only."""
+"""The bytes of a token that ends a completion: no text in UTF-8 has them, so that ends match ends only."""
 
 _SPACE = "\u2581"  # stands for a space in the tokens of SentencePiece's heirs
 
@@ -27,9 +27,9 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> list[bytes]:
-    """Return the bytes that each token id stands for; half a character where a token is that.
+    """Return the bytes of each token id, which may be a part of a character.
 
-    Understood are byte-level tokenizers (GPT-2, Llama 3, Qwen, SmolLM), those with `▁` for a space and `<0xNN>` for
+    Supported are byte-level tokenizers (GPT-2, Llama 3, Qwen, SmolLM), those with `▁` for a space and `<0xNN>` for
     bytes (Llama 2, Gemma), and those whose tokens are the text itself (characters, words).
 
     Args:
@@ -41,21 +41,22 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> li
     """
     spelling = _spelling(tokenizer)
     added = tokenizer.added_tokens_decoder
-    silent = {i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+    without_bytes = {i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
     vocabulary = tokenizer.get_vocab()
     pieces = [b""] * (max(vocabulary.values(), default=-1) + 1)
     for token, i in vocabulary.items():
         if i in ends:
             pieces[i] = END
-        elif i not in silent:
+        elif i not in without_bytes:
             # a byte-level tokenizer looks for its added tokens in the text, so they are text already
-            literal = i in added and spelling is _byte_level
-            pieces[i] = (token.encode() if literal else spelling(token)).replace(END, b"\xfe")  # as invalid, not an end
+            is_text = i in added and spelling is _byte_level
+            data = token.encode() if is_text else spelling(token)
+            pieces[i] = data.replace(END, b"\xfe")  # as invalid as END, and not an end
     return pieces
 
 
 def _spelling(tokenizer: PreTrainedTokenizerBase) -> Any:
-    """Return the function from a tokenizer's tokens to bytes, told by its decoder."""
+    """Return the function from a tokenizer's tokens to bytes, which its decoder determines."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise TeacherError(f"{type(tokenizer).__name__} is no fast tokenizer, so its tokens cannot be aligned")
@@ -68,7 +69,7 @@ def _spelling(tokenizer: PreTrainedTokenizerBase) -> Any:
     if kinds <= {"Fuse"}:
         return str.encode
     raise TeacherError(
-        f"tokens that are decoded with {', '.join(sorted(kinds))} cannot be read as bytes; align understands "
+        f"tokens that are decoded with {', '.join(sorted(kinds))} cannot be read as bytes; align supports "
         "byte-level tokenizers, those with '\u2581' for a space, and plain ones"
     )
 
@@ -109,48 +110,51 @@ def valid_text(data: bytes) -> str:
         return data[: error.start].decode()
 
 
-def spans(ours: Sequence[bytes], theirs: Sequence[bytes]) -> tuple[list[int], list[int]]:
+def spans(student: Sequence[bytes], teacher: Sequence[bytes]) -> tuple[list[int], list[int]]:
     """Number the shortest spans at whose end both tokenizations of a text end a token.
 
     Args:
-        ours, theirs: The bytes of each token. Where the texts come to differ, alignment ends.
+        student: The bytes of each of the student's tokens.
+        teacher: The bytes of each of the teacher's tokens. Alignment ends where the texts differ.
 
     Returns:
-        Each token's span for both sides, counted from 0; -1 for tokens without bytes and those behind the last span.
+        The span of each of the student's and of the teacher's tokens, counted from 0; -1 for tokens without bytes and
+        those behind the last span.
     """
-    agreed = _agreed(b"".join(ours), b"".join(theirs))
-    common = set(_offsets(ours)[1:]) & set(_offsets(theirs)[1:])
-    boundaries = {offset for offset in common if 0 < offset <= agreed}
-    return _numbered(ours, boundaries), _numbered(theirs, boundaries)
+    common_length = _common_length(b"".join(student), b"".join(teacher))
+    common_ends = set(_offsets(student)[1:]) & set(_offsets(teacher)[1:])
+    boundaries = {offset for offset in common_ends if 0 < offset <= common_length}
+    return _numbered(student, boundaries), _numbered(teacher, boundaries)
 
 
-def starts(ours: Sequence[bytes], theirs: Sequence[bytes]) -> list[int]:
-    """Return for each of our tokens the index of their token that starts at the same byte of the same text, or -1."""
-    agreed = _agreed(b"".join(ours), b"".join(theirs))
-    index = {offset: i for i, (piece, offset) in enumerate(zip(theirs, _offsets(theirs), strict=False)) if piece}
+def starts(student: Sequence[bytes], teacher: Sequence[bytes]) -> list[int]:
+    """Return for each student token the index of the teacher token that starts at the same byte, -1 if none does."""
+    common_length = _common_length(b"".join(student), b"".join(teacher))
+    index = {offset: i for i, (piece, offset) in enumerate(zip(teacher, _offsets(teacher), strict=False)) if piece}
     return [
-        index.get(offset, -1) if piece and offset <= agreed else -1
-        for piece, offset in zip(ours, _offsets(ours), strict=False)
+        index.get(offset, -1) if piece and offset <= common_length else -1
+        for piece, offset in zip(student, _offsets(student), strict=False)
     ]
 
 
 def _offsets(pieces: Sequence[bytes]) -> list[int]:
-    """Return where each token starts, and at last where the text ends."""
+    """Return where each token starts, and where the text ends."""
     offsets = [0]
     for piece in pieces:
         offsets.append(offsets[-1] + len(piece))
     return offsets
 
 
-def _agreed(ours: bytes, theirs: bytes) -> int:
-    """Return how many bytes two texts have in common at their start."""
-    length = min(len(ours), len(theirs))
-    if ours[:length] == theirs[:length]:
+def _common_length(first: bytes, second: bytes) -> int:
+    """Return the length of the longest common prefix."""
+    length = min(len(first), len(second))
+    if first[:length] == second[:length]:
         return length
-    return next(i for i in range(length) if ours[i] != theirs[i])
+    return next(i for i in range(length) if first[i] != second[i])
 
 
 def _numbered(pieces: Sequence[bytes], boundaries: set[int]) -> list[int]:
+    """Return the number of the span between `boundaries` that each token lies in, or -1."""
     numbers, number, last = [], 0, max(boundaries, default=0)
     for piece, end in zip(pieces, _offsets(pieces)[1:], strict=True):
         numbers.append(number if piece and end <= last else -1)
@@ -158,16 +162,16 @@ def _numbered(pieces: Sequence[bytes], boundaries: set[int]) -> list[int]:
     return numbers
 
 
-def shared_vocabulary(ours: Sequence[bytes], theirs: Sequence[bytes]) -> tuple[Tensor, Tensor]:
-    """Pair the tokens that spell the same: ids `[V]` of ours, ascending, and the ids `[V]` of theirs.
+def shared_vocabulary(student: Sequence[bytes], teacher: Sequence[bytes]) -> tuple[Tensor, Tensor]:
+    """Pair the tokens that spell the same: ids `[V]` of the student's, ascending, and ids `[V]` of the teacher's.
 
-    Of several tokens that spell the same on one side, the first counts; tokens without bytes have no partner.
+    Of several tokens of one tokenizer that spell the same, the first counts. Tokens without bytes have no partner.
     """
-    first_of_theirs, first_of_ours = _first(theirs), _first(ours)
-    pairs = [(i, first_of_theirs[piece]) for piece, i in first_of_ours.items() if piece in first_of_theirs]
+    student_ids, teacher_ids = _first_ids(student), _first_ids(teacher)
+    pairs = [(i, teacher_ids[piece]) for piece, i in student_ids.items() if piece in teacher_ids]
     ids = torch.tensor(sorted(pairs), dtype=torch.int64).reshape(-1, 2)
     return ids[:, 0].contiguous(), ids[:, 1].contiguous()
 
 
-def _first(pieces: Sequence[bytes]) -> dict[bytes, int]:
+def _first_ids(pieces: Sequence[bytes]) -> dict[bytes, int]:
     return {piece: i for i, piece in reversed(list(enumerate(pieces))) if piece}

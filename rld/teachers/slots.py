@@ -124,11 +124,11 @@ class AlignedSlot(_LocalSlot):
         row_R1 = torch.arange(len(index_RT), device=device)[:, None]
         tokens_RT = text.starts_BT >= 0
         if self.teacher.align == "vocabulary":  # a first token with a space is no partner of one without
-            tokens_RT[:, 0] &= ~text.spaced_B
+            tokens_RT[:, 0] &= ~text.has_space_B
         tensors: dict[TeacherTensor, Tensor] = {
             "hidden": last_RUH[row_R1, index_RT],
-            "spans": text.spans_BT,
-            "span_scores": _span_sums(log_p_RU, text.theirs_BU, index_RT.shape[1]),
+            "spans": text.student_spans_BT,
+            "span_scores": _span_sums(log_p_RU, text.teacher_spans_BU, index_RT.shape[1]),
         }
         if states.mapped_BLTH is not None:
             mapped_RULH = states.mapped_BLTH.to(device).transpose(1, 2)

@@ -1,7 +1,7 @@
-"""A student's rollout in the words of a teacher with another tokenizer.
+"""A student's rollout in the tokens of a teacher with another tokenizer.
 
 The teacher reads the same conversation in its own chat template, and the bytes of the student's completion in its own
-tokens; where the student ended, it ends too. Nothing here runs a model.
+tokens, with its own end token where the student ended. No model runs here.
 
 Shapes: B completions, P tokens of the teacher's prompts, U of its completions, `S = P + U`, T tokens of the student's
 completions, V tokens that both vocabularies have.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jinja2 import TemplateError
@@ -21,13 +21,14 @@ from transformers import PreTrainedTokenizerBase
 from rld.errors import TeacherError
 from rld.models.prompting import PromptEncoder
 from rld.teachers.byte_alignment import END, shared_vocabulary, spans, starts, token_bytes, valid_text
+from rld.utils.tensors import pad_prompts_and_completions, pad_right
 
 _PROBE = "The quick brown fox jumps over 13 lazy dogs."
 
 
 @dataclass(frozen=True)
 class Translation:
-    """A batch of completions in a teacher's tokens, and where they meet the student's."""
+    """A batch of completions in a teacher's tokens, aligned with the student's."""
 
     ids_BS: Tensor
     """The teacher's prompts, padded on the left, and completions, padded on the right."""
@@ -35,50 +36,65 @@ class Translation:
     num_tokens: int
     """U; 0 when no completion has a byte."""
     starts_BT: Tensor
-    """For each token of the student's, the teacher's in U that starts at the same byte; -1 where none does."""
-    spans_BT: Tensor
-    """The span of each token of the student's; -1 for none."""
-    theirs_BU: Tensor
-    """The span of each token of the teacher's; -1 for none."""
-    spaced_B: Tensor
-    """Whether the teacher's tokenizer put a space before the text: its first token is then another one than ours."""
+    """For each student token the index in U of the teacher token that starts at the same byte; -1 if none does."""
+    student_spans_BT: Tensor
+    """The span of each student token; -1 for none."""
+    teacher_spans_BU: Tensor
+    """The span of each teacher token; -1 for none."""
+    has_space_B: Tensor
+    """Whether the teacher's tokenizer put a space before the text, so that its first token differs in it."""
 
     def to(self, device: torch.device) -> Translation:
+        """Return the translation on another device."""
         return Translation(
             self.ids_BS.to(device),
             self.attention_BS.to(device),
             self.num_tokens,
             self.starts_BT.to(device),
-            self.spans_BT.to(device),
-            self.theirs_BU.to(device),
-            self.spaced_B.to(device),
+            self.student_spans_BT.to(device),
+            self.teacher_spans_BU.to(device),
+            self.has_space_B.to(device),
         )
 
 
+class _TranslatedCompletion(NamedTuple):
+    """One completion in the teacher's tokens; the other fields are as in `Translation`."""
+
+    ids: list[int]
+    starts: list[int]
+    student_spans: list[int]
+    teacher_spans: list[int]
+    has_space: bool
+
+
 class StudentVocabulary:
-    """What a student's tokens spell, made once for all teachers.
+    """The bytes of a student's tokens.
 
     Args:
-        tokenizer: The student's.
+        tokenizer: The student's tokenizer.
         ends: The tokens that end its completions.
+
+    Attributes:
+        pieces: The bytes of each token. Of its ends, only the one that the student is to use spells an end, so that
+            only that one has a partner in the teacher's vocabulary.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> None:
         end = end_token(tokenizer, ends, _chat_template(tokenizer))
         self.pieces = token_bytes(tokenizer, [] if end is None else [end])
-        """Of its ends, only the one that it is to use has a partner in the teacher's vocabulary."""
-        self._all = token_bytes(tokenizer, ends) if set(ends) - {end} else self.pieces
+        self._pieces_with_all_ends = token_bytes(tokenizer, ends) if set(ends) - {end} else self.pieces
 
-    def spelt(self, ids: Iterable[int], mask: Iterable[int]) -> list[bytes]:
+    def spell(self, ids: Iterable[int], mask: Iterable[int]) -> list[bytes]:
         """Return the bytes of each token; none where the mask is 0, or for ids that only pad the vocabulary."""
-        return [self._all[i] if counts and i < len(self._all) else b"" for i, counts in zip(ids, mask, strict=True)]
+        pieces = self._pieces_with_all_ends
+        return [pieces[i] if counts and i < len(pieces) else b"" for i, counts in zip(ids, mask, strict=True)]
 
 
 class CompletionTranslator:
-    """Puts a student's completions into a teacher's tokens.
+    """Translates a student's completions into a teacher's tokens.
 
     Args:
-        name: The teacher's, for errors.
+        name: The teacher's name in errors.
         encoder: Encodes prompts for the teacher.
         ends: The tokens that end the teacher's completions.
         student: The student's tokens.
@@ -110,14 +126,14 @@ class CompletionTranslator:
 
     def _require_readable(self) -> None:
         ids = self._encode(_PROBE)
-        if self._tokenizer.unk_token_id not in ids and b"".join(self._spelt(ids, _PROBE)) != _PROBE.encode():
+        if self._tokenizer.unk_token_id not in ids and b"".join(self._spell(ids, _PROBE)) != _PROBE.encode():
             raise TeacherError(
                 f"teacher '{self._name}': its tokens don't spell the text that they encode ({_PROBE!r}), so they "
                 "cannot be aligned with the student's; choose a teacher whose tokenizer keeps the text as it is"
             )
 
     def translate(self, prompts: Sequence[Any], ids_BT: Tensor, mask_BT: Tensor) -> Translation:
-        """Put prompts and completions into the teacher's tokens, on the CPU.
+        """Translate prompts and completions into the teacher's tokens, on the CPU.
 
         Args:
             prompts: Text or messages, one per completion.
@@ -127,43 +143,39 @@ class CompletionTranslator:
         Raises:
             TeacherError: a prompt is a conversation, and the teacher has no chat template or one that refuses it.
         """
-        rows = [self._row(*row) for row in zip(ids_BT.tolist(), mask_BT.tolist(), strict=True)]
-        completions, firsts, ours, theirs, spaced = zip(*rows, strict=True)
-        before, after = [self._prompt(prompt) for prompt in prompts], list(completions)
-        longest, num_tokens = max(map(len, before)), max(map(len, after))
-        ids, attention = [], []
-        for prompt, completion in zip(before, after, strict=True):
-            left, right = longest - len(prompt), num_tokens - len(completion)
-            ids.append([0] * left + prompt + completion + [0] * right)
-            attention.append([0] * left + [1] * (len(prompt) + len(completion)) + [0] * right)
+        completions = [self._translate(*row) for row in zip(ids_BT.tolist(), mask_BT.tolist(), strict=True)]
+        rows = [(self._prompt(prompt), row.ids) for prompt, row in zip(prompts, completions, strict=True)]
+        ids_BS, attention_BS, mask_BU = pad_prompts_and_completions(rows)
         return Translation(
-            torch.tensor(ids),
-            torch.tensor(attention),
-            num_tokens,
-            torch.tensor(firsts),
-            torch.tensor(ours),
-            torch.tensor([row + [-1] * (num_tokens - len(row)) for row in theirs], dtype=torch.int64),
-            torch.tensor(spaced),
+            ids_BS=ids_BS,
+            attention_BS=attention_BS,
+            num_tokens=mask_BU.shape[1],
+            starts_BT=torch.tensor([row.starts for row in completions]),
+            student_spans_BT=torch.tensor([row.student_spans for row in completions]),
+            teacher_spans_BU=pad_right([row.teacher_spans for row in completions], fill=-1)[0],
+            has_space_B=torch.tensor([row.has_space for row in completions]),
         )
 
-    def _row(self, ids: list[int], mask: list[int]) -> tuple[list[int], list[int], list[int], list[int], bool]:
-        """One completion in the teacher's tokens, and for both sides what `Translation` says of them."""
-        ours = self._student.spelt(ids, mask)
-        data = b"".join(ours)
+    def _translate(self, ids: list[int], mask: list[int]) -> _TranslatedCompletion:
+        student_pieces = self._student.spell(ids, mask)
+        data = b"".join(student_pieces)
         text = valid_text(data)
-        completion = self._encode(text)
-        theirs = self._spelt(completion, text)
-        spaced = b"".join(theirs) != b"".join(self._pieces[i] for i in completion)
+        teacher_ids = self._encode(text)
+        teacher_pieces = self._spell(teacher_ids, text)
+        has_space = b"".join(teacher_pieces) != b"".join(self._pieces[i] for i in teacher_ids)
         if self._end is not None and data[len(text.encode()) :].startswith(END):
-            completion, theirs = [*completion, self._end], [*theirs, END]
-        return completion, starts(ours, theirs), *spans(ours, theirs), spaced
+            teacher_ids, teacher_pieces = [*teacher_ids, self._end], [*teacher_pieces, END]
+        student_spans, teacher_spans = spans(student_pieces, teacher_pieces)
+        first = starts(student_pieces, teacher_pieces)
+        return _TranslatedCompletion(teacher_ids, first, student_spans, teacher_spans, has_space)
 
     def _encode(self, text: str) -> list[int]:
-        # a completion that spells the name of a special token has not said that token
+        # a completion that spells the name of a special token does not contain that token
         ids: list[int] = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return ids
 
-    def _spelt(self, ids: list[int], text: str) -> list[bytes]:
+    def _spell(self, ids: list[int], text: str) -> list[bytes]:
+        """Return the bytes of each token of a text, without the space that the tokenizer puts before it."""
         pieces = [self._pieces[i] for i in ids]
         if b"".join(pieces) == b" " + text.encode():  # SentencePiece puts a space before a text
             first = next(i for i, piece in enumerate(pieces) if piece)
@@ -171,7 +183,7 @@ class CompletionTranslator:
         return pieces
 
     def _prompt(self, prompt: Any) -> list[int]:
-        """The teacher's tokens for a prompt, as TRL makes the student's."""
+        """Return the teacher's tokens of a prompt, encoded as TRL encodes the student's."""
         if not isinstance(prompt, str) and self._template is None:
             raise TeacherError(
                 f"teacher '{self._name}' has no chat template, but the prompts are conversations; give it one with "
@@ -186,7 +198,7 @@ class CompletionTranslator:
 def end_token(tokenizer: PreTrainedTokenizerBase, ends: Collection[int], template: str | None) -> int | None:
     """Return the one of `ends` that a model writes after an answer.
 
-    That is the one which closes an assistant's turn in its chat template, else the tokenizer's own, else the first.
+    That is the one that closes an assistant's turn in the chat template, else the tokenizer's own, else the first.
     """
     if template is not None:
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
@@ -194,8 +206,8 @@ def end_token(tokenizer: PreTrainedTokenizerBase, ends: Collection[int], templat
         closing = [i for i in ids["input_ids"] if i in ends]
         if closing:
             return int(closing[-1])
-    own = tokenizer.eos_token_id
-    return own if own in ends else min(ends, default=None)
+    eos_token_id = tokenizer.eos_token_id
+    return eos_token_id if eos_token_id in ends else min(ends, default=None)
 
 
 def _chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:

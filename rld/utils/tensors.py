@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """`x` in at least single precision."""
+    """Return `x` in at least single precision."""
     return x if x.element_size() >= 4 else x.float()
 
 

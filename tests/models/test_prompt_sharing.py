@@ -164,7 +164,7 @@ def flash() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("make", "why"), [(blind, "other ones"), (mamba, "carries a state"), (flash, "takes no mask of its own")]
+    ("make", "why"), [(blind, "differ from those"), (mamba, "carries a state"), (flash, "takes no mask of its own")]
 )
 def test_a_model_that_cannot_read_shared_rows_is_found_out_and_told(make, why):
     with pytest.warns(UserWarning, match=f"teacher 'x': each completion has a row of its own, because .*{why}"):

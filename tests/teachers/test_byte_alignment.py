@@ -460,7 +460,7 @@ def test_a_forged_end_is_text():
         ["a"], torch.tensor([ids]), torch.ones(1, len(ids))
     )
     assert 1 not in said.ids_BS[0]
-    assert max(said.spans_BT[0].tolist()) >= 0
+    assert max(said.student_spans_BT[0].tolist()) >= 0
 
 
 def aligned_trainer(folder: Any, teacher: Teacher, **options: Any) -> RLDTrainer:
@@ -545,8 +545,8 @@ def test_real_tokenizers():
         text_ids = ours(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         ids = [*text_ids, ours.eos_token_id]
         said = translator.translate(["x"], torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.int64))
-        assert (said.spans_BT >= 0).all()
-        assert (said.theirs_BU >= 0).all()
-        assert said.spans_BT[0, -1] == said.theirs_BU[0, -1] == said.spans_BT.max()
+        assert (said.student_spans_BT >= 0).all()
+        assert (said.teacher_spans_BU >= 0).all()
+        assert said.student_spans_BT[0, -1] == said.teacher_spans_BU[0, -1] == said.student_spans_BT.max()
         assert said.starts_BT[0, 0] == 0
         assert said.starts_BT[0, -1] == said.num_tokens - 1
