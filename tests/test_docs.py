@@ -28,7 +28,7 @@ REPLACED = (
     *("taps", "together", "yoked"),
 )
 NOT_YET_USED = {"recheck"}
-STILL_THERE = {"hosted", "panel", "steering", "together", "yoked"}
+STILL_THERE = {"panel", "steering", "together", "yoked"}
 """Of the words that the glossary replaces, those that some file still has; the set may only shrink."""
 
 
@@ -70,6 +70,7 @@ def test_the_readmes_recipe_is_valid_and_the_page_is_short(tmp_path):
         "docs/glossary",
         "docs/algorithms",
         "docs/walkthrough",
+        "docs/teachers",
     ],
 )
 def test_lines_of_prose_have_120_characters_at_most(name):

@@ -67,5 +67,5 @@ def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     Added tokens are left out, because a base model and its instruct sibling differ in them.
     """
     added = tokenizer.added_tokens_decoder
-    own = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i not in added)
-    return hashlib.sha256(json.dumps([own, probe_ids(tokenizer)]).encode()).hexdigest()[:16]
+    tokens = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i not in added)
+    return hashlib.sha256(json.dumps([tokens, probe_ids(tokenizer)]).encode()).hexdigest()[:16]

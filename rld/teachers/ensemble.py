@@ -108,7 +108,7 @@ class TeacherEnsemble:
         temperature: float,
         rows_per_forward: int,
     ) -> list[TokenCounts]:
-        """Run each teacher once over the rows that need it, and add what it says to `rollout`.
+        """Run each teacher once over the rows that need it, and add its outputs to `rollout`.
 
         Args:
             rollout: TRL's: prompts and completions in the student's tokens. Added are `teacher_tokens` `[B, K, T]`,
@@ -137,7 +137,7 @@ class TeacherEnsemble:
         return counts
 
     def _run(self, batches: Mapping[int, TeacherBatch]) -> dict[int, SlotResult]:
-        """Run the teachers that have a batch; those that say nothing are left out."""
+        """Run the teachers that have a batch; those without a result are left out."""
         slots = [slot for slot in self.slots if slot.index in batches]
         remote = [slot for slot in slots if slot.is_remote]
         with ThreadPoolExecutor(max(1, len(remote))) as pool:
@@ -186,8 +186,9 @@ def _warn_of_unverified(teachers: Sequence[Teacher]) -> None:
     names = [teacher.name for teacher in teachers if not teacher.verified and teacher.skills is None]
     if len(names) > 1:
         warnings.warn(
-            f"nothing says where teachers {names} are right, so all teach everywhere alike, and one that is "
-            "wrong on a skill harms the student there; give them Teacher(..., skills=[...]) or verified={...}",
+            f"nothing tells on which skills teachers {names} are correct, so all teach every skill with equal weight, "
+            "and one that is wrong on a skill harms the student there; give them Teacher(..., skills=[...]) or "
+            "verified={...}",
             stacklevel=5,
         )
 

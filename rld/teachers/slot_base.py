@@ -53,7 +53,7 @@ class StudentInterface:
 
     @cached_property
     def vocabulary(self) -> StudentVocabulary:
-        """The bytes of the student's tokens, made once for all aligned teachers."""
+        """The bytes of the student's tokens, computed once for all aligned teachers."""
         return StudentVocabulary(self.encoder.tokenizer, self.ends)
 
 
@@ -77,7 +77,7 @@ class TeacherBatch:
 
 @dataclass(frozen=True)
 class SlotResult:
-    """What one teacher says about a `TeacherBatch`."""
+    """The outputs of one teacher on a `TeacherBatch`."""
 
     tokens_RT: Tensor
     """Bool: where the teacher has a distribution."""
@@ -148,7 +148,7 @@ class TeacherSlot(ABC):
 
     @abstractmethod
     def run(self, batch: TeacherBatch) -> SlotResult | None:
-        """Score completions; None if the teacher says nothing about them."""
+        """Score completions; None if the teacher has no output for any of them."""
 
     @abstractmethod
     def outputs(self, batch: Mapping[str, Any]) -> TeacherOutputs:

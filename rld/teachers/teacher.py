@@ -1,4 +1,4 @@
-"""A teacher: its model, its skills, what is known of its correctness, and how it reads the student's tokens."""
+"""A teacher: its model, its skills, how often it was correct, and how it reads the student's tokens."""
 
 from __future__ import annotations
 

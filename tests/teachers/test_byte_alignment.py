@@ -288,7 +288,7 @@ ANSWERS = ["357.<eos>", " is 12 🙂 + 34", "", "café, Ünïcode and\n\n    an<
 TEMPERATURE = 0.8
 
 
-def panel(*teachers: Teacher, student: Any = STUDENT) -> TeacherEnsemble:
+def ensemble_of(*teachers: Teacher, student: Any = STUDENT) -> TeacherEnsemble:
     ends, feature = frozenset([student.eos_token_id]), Cosine(layers="uniform")
     interface = StudentInterface(model(student, 0), PromptEncoder(student), ends, feature)
     return TeacherEnsemble(teachers, interface, prepare=lambda model: model)
@@ -330,7 +330,7 @@ def other(tokenizer: Any = TEACHER, **options: Any) -> Teacher:
 def test_the_gathered_states_are_the_teachers_own(name):
     tokenizer = TOKENIZERS[name]
     teacher = other(tokenizer)
-    made = panel(teacher)
+    made = ensemble_of(teacher)
     inputs = scored(made, rollout())
     table, ours = token_bytes(tokenizer, [1]), token_bytes(STUDENT, [1])
     (states,) = made.outputs(inputs)
@@ -379,7 +379,7 @@ def _row(inputs: dict[str, Any], b: int) -> tuple[list[int], list[int]]:
 
 
 def test_padding_order_and_company_do_not_matter():
-    made = panel(other())
+    made = ensemble_of(other())
     inputs, wide = scored(made, rollout()), rollout(extra=3)
     order = [2, 0, 3]
     wide = {name: values[order] for name, values in wide.items()}
@@ -398,7 +398,7 @@ def test_padding_order_and_company_do_not_matter():
 
 def test_the_same_tokenizer_aligned_is_the_plain_teacher():
     weights = model(STUDENT, 1, 48)
-    made = panel(
+    made = ensemble_of(
         Teacher(weights, "plain", tokenizer=STUDENT), Teacher(weights, "aligned", tokenizer=STUDENT, align="vocabulary")
     )
     inputs = scored(made, rollout())
@@ -418,7 +418,7 @@ def test_the_same_tokenizer_aligned_is_the_plain_teacher():
 
 
 def test_a_batch_without_any_text_has_no_opinion():
-    made, inputs = panel(other()), rollout()
+    made, inputs = ensemble_of(other()), rollout()
     inputs["completion_mask"].zero_()
     scored(made, inputs)
     (states,) = made.outputs(inputs)
@@ -431,11 +431,11 @@ def test_a_chat_needs_a_template_which_the_recipe_may_give():
     bare = metaspace(False)
     bare.chat_template = None
     with pytest.raises(TeacherError, match=r"'other' has no chat template.*chat_template"):
-        scored(panel(other(bare)), rollout())
-    given = scored(panel(other(bare, chat_template=CHAT)), rollout())
-    torch.testing.assert_close(given["teacher_0_hidden"], scored(panel(other()), rollout())["teacher_0_hidden"])
+        scored(ensemble_of(other(bare)), rollout())
+    given = scored(ensemble_of(other(bare, chat_template=CHAT)), rollout())
+    torch.testing.assert_close(given["teacher_0_hidden"], scored(ensemble_of(other()), rollout())["teacher_0_hidden"])
     with pytest.raises(TeacherError, match="'other': chat_template"):
-        panel(other(bare, chat_template="{% for"))
+        ensemble_of(other(bare, chat_template="{% for"))
 
 
 def test_the_end_is_the_one_that_closes_a_turn():
@@ -525,9 +525,9 @@ def test_options_that_an_aligned_teacher_would_ignore_are_refused(tmp_path, opti
 
 def test_another_tokenizer_without_align_is_refused_with_the_fix():
     with pytest.raises(TeacherError, match="align: likelihood or align: vocabulary"):
-        panel(other(align=None))
+        ensemble_of(other(align=None))
     with pytest.raises(TeacherError, match="did you mean 'vocabulary'"):
-        panel(other(align="vocabluary"))
+        ensemble_of(other(align="vocabluary"))
 
 
 # -- real tokenizers ---------------------------------------------------------------------------------------------------

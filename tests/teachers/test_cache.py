@@ -185,7 +185,7 @@ def score(teachers: TeacherEnsemble, made: dict[str, Any]) -> list[TokenCounts]:
 
 
 def test_cached_teachers_that_share_weights_speak_as_they_would_alone(tmp_path):
-    """Two adapters on one base, in one panel."""
+    """Two adapters on one base, in one ensemble."""
     for i in range(2):
         base = tiny.model(seed=1)
         torch.manual_seed(i)
