@@ -20,8 +20,7 @@ from tests.support.text_readers import READERS
 
 _NOT_THINKING = "qwen3_enable_thinking_false", "qwen3_5_think_enable_thinking_false"
 _THINKING = "qwen3_enable_thinking_true", "qwen3_5_think_enable_thinking_true"
-_SENTENCEPIECE = "sentencepiece_bpe", "sentencepiece_unigram"
-_SPACE_IN_FRONT = (*_SENTENCEPIECE, "add_prefix_space")
+_SPACE_IN_FRONT = "sentencepiece_bpe", "sentencepiece_unigram", "add_prefix_space"
 _DEEPSEEK = "deepseek_r1_distill", "deepseekv3"
 
 FAILING: dict[str, dict[str, tuple[str, ...]]] = {
@@ -60,11 +59,6 @@ FAILING: dict[str, dict[str, tuple[str, ...]]] = {
     "aligned_student": {
         "the token that closes a turn is none of the ends, and spells nothing": ("turn_end_not_in_ends",),
         "the space that the tokenizer puts behind a special token is taken for one of the answer's": ("phi3",),
-    },
-    "vocabulary": {
-        "of two tokens that spell the same the lower id is taken, a byte token": (
-            *(*_SENTENCEPIECE, "gemma", "gemma3", "phi3"),
-        ),
     },
     "likelihood": {
         "the options of the chat template do not reach the reward": (*_NOT_THINKING, "llama3_2"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,9 @@ END = b"\xff"
 _SPACE = "\u2581"  # stands for a space in the tokens of SentencePiece's heirs
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+
+_CONTEXTS = ("", "\n", "1", "a", ".", "-")
+"""Texts in front of which a token's text is encoded; the last token differs with them where merges cross over."""
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> list[bytes]:
@@ -162,16 +165,44 @@ def _numbered(pieces: Sequence[bytes], boundaries: set[int]) -> list[int]:
     return numbers
 
 
-def shared_vocabulary(student: Sequence[bytes], teacher: Sequence[bytes]) -> tuple[Tensor, Tensor]:
+def ids_by_bytes(tokenizer: PreTrainedTokenizerBase, pieces: Sequence[bytes]) -> dict[bytes, int]:
+    """Return for all bytes that tokens spell the id of the token by which the tokenizer itself encodes them.
+
+    Several tokens may spell the same: vocabularies of SentencePiece have a token `<0xNN>` for each byte, which they use
+    only for characters that have no token, and an added token may spell what an ordinary one does. The texts of such
+    tokens are encoded, alone and behind other text, because a tokenizer may put a space in front.
+
+    Args:
+        tokenizer: The tokenizer.
+        pieces: The bytes of each of its tokens, empty for tokens without bytes.
+    """
+    candidates: dict[bytes, list[int]] = {}
+    for i, piece in enumerate(pieces):
+        if piece:
+            candidates.setdefault(piece, []).append(i)
+    return {piece: ids[0] if len(ids) == 1 else _encoded(tokenizer, piece, ids) for piece, ids in candidates.items()}
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, piece: bytes, candidates: Sequence[int]) -> int:
+    """Return the one of the candidates, which all spell `piece`, that the tokenizer encodes it with."""
+    text = valid_text(piece)
+    for context in _CONTEXTS if text.encode() == piece else ():
+        ids: list[int] = tokenizer(context + text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        if ids and ids[-1] in candidates:
+            return ids[-1]
+    names = tokenizer.convert_ids_to_tokens(list(candidates))  # a part of a character, or no text has it
+    return next(
+        (i for i, name in zip(candidates, names, strict=True) if not _BYTE_TOKEN.fullmatch(name)), candidates[0]
+    )
+
+
+def shared_vocabulary(student: Mapping[bytes, int], teacher: Mapping[bytes, int]) -> tuple[Tensor, Tensor]:
     """Pair the tokens that spell the same: ids `[V]` of the student's, ascending, and ids `[V]` of the teacher's.
 
-    Of several tokens of one tokenizer that spell the same, the first counts. Tokens without bytes have no partner.
+    Args:
+        student: The student's `ids_by_bytes`.
+        teacher: The teacher's.
     """
-    student_ids, teacher_ids = _first_ids(student), _first_ids(teacher)
-    pairs = [(i, teacher_ids[piece]) for piece, i in student_ids.items() if piece in teacher_ids]
+    pairs = [(i, teacher[piece]) for piece, i in student.items() if piece in teacher]
     ids = torch.tensor(sorted(pairs), dtype=torch.int64).reshape(-1, 2)
     return ids[:, 0].contiguous(), ids[:, 1].contiguous()
-
-
-def _first_ids(pieces: Sequence[bytes]) -> dict[bytes, int]:
-    return {piece: i for i, piece in reversed(list(enumerate(pieces))) if piece}

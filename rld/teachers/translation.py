@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rld.errors import TeacherError
 from rld.models.prompting import PromptEncoder
-from rld.teachers.byte_alignment import END, shared_vocabulary, spans, starts, token_bytes, valid_text
+from rld.teachers.byte_alignment import END, ids_by_bytes, shared_vocabulary, spans, starts, token_bytes, valid_text
 from rld.utils.tensors import pad_prompts_and_completions, pad_right
 
 _PROBE = "The quick brown fox jumps over 13 lazy dogs."
@@ -75,14 +75,15 @@ class StudentVocabulary:
         ends: The tokens that end its completions.
 
     Attributes:
-        pieces: The bytes of each token. Of its ends, only the one that the student is to use spells an end, so that
-            only that one has a partner in the teacher's vocabulary.
+        ids_by_bytes: The token that spells each text. Of its ends, only the one that the student is to use spells an
+            end, so that only that one has a partner in the teacher's vocabulary.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> None:
         end = end_token(tokenizer, ends, _chat_template(tokenizer))
-        self.pieces = token_bytes(tokenizer, [] if end is None else [end])
-        self._pieces_with_all_ends = token_bytes(tokenizer, ends) if set(ends) - {end} else self.pieces
+        pieces = token_bytes(tokenizer, [] if end is None else [end])
+        self.ids_by_bytes = ids_by_bytes(tokenizer, pieces)
+        self._pieces_with_all_ends = token_bytes(tokenizer, ends) if set(ends) - {end} else pieces
 
     def spell(self, ids: Iterable[int], mask: Iterable[int]) -> list[bytes]:
         """Return the bytes of each token; none where the mask is 0, or for ids that only pad the vocabulary."""
@@ -122,7 +123,7 @@ class CompletionTranslator:
             raise TeacherError(f"teacher '{name}': chat_template: {error}") from error
         self._pieces = token_bytes(tokenizer, [] if self._end is None else [self._end])
         self._require_readable()
-        self.vocabulary = shared_vocabulary(student.pieces, self._pieces)
+        self.vocabulary = shared_vocabulary(student.ids_by_bytes, ids_by_bytes(tokenizer, self._pieces))
 
     def _require_readable(self) -> None:
         ids = self._encode(_PROBE)

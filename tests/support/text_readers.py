@@ -234,7 +234,7 @@ def aligned_student(member: Member) -> None:
     """The bytes of a student's gold completion, as an aligned teacher gets them, are the answer and an end."""
     vocabulary, wanted, spelt = vocabulary_of(member), [], []
     for row, (_, ids) in zip(rows(member), expected_rows(member), strict=True):
-        data = b"".join(vocabulary.spelt(ids, [1] * len(ids)))
+        data = b"".join(vocabulary.spell(ids, [1] * len(ids)))
         spelt.append((data.removesuffix(END).decode(), data[-1:]))
         wanted.append((row["answer"], END))
     assert [data[-1:] for _, data in spelt] == [END] * len(spelt)

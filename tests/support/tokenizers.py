@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 CORPUS = [
     "What is the sum of 7 and 5? The answer is 12, and Yes, it is! No, it isn't.",
-    "How much is 3 - 8? -5 or -5.25; what is the answer to the question: 1,024 / 2 = 512.",
+    "How much is 3 - 8? -5 or -5.25; what is the answer to the question: 1,024 / 2 = 512, 69 / 3 = 23 + 0.",
     "Where do people drink coffee? In a café, in a naïve crème brûlée house; what else?",
     "The quick brown fox jumps over 13 lazy dogs. user system assistant model Answer: Question:",
     "def f(x):\n    return x ** 2\n\nBe brief. Is this answer right? Answer with Yes or No.",

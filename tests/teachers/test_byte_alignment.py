@@ -22,7 +22,7 @@ from rld.errors import RecipeError, TeacherError
 from rld.losses.cross_tokenizer import likelihood_divergence, sorted_difference
 from rld.losses.features import Cosine
 from rld.models.prompting import PromptEncoder
-from rld.teachers.byte_alignment import END, shared_vocabulary, spans, starts, token_bytes, valid_text
+from rld.teachers.byte_alignment import END, ids_by_bytes, shared_vocabulary, spans, starts, token_bytes, valid_text
 from rld.teachers.ensemble import TeacherEnsemble
 from rld.teachers.slot_base import StudentInterface
 from rld.teachers.teacher import Teacher
@@ -30,6 +30,7 @@ from rld.teachers.translation import CompletionTranslator, StudentVocabulary
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
 from rld.types import Align
+from tests.support.fleet import FLEET, Member
 
 TEXTS = [
     "The answer is 12 + 345 = 357.\n",
@@ -212,9 +213,27 @@ def _starts_at(pieces: list[bytes], offset: int) -> int | None:
 
 
 def test_shared_tokens_spell_the_same_and_ends_match_ends():
-    ours, theirs = shared_vocabulary([b"", b"b", END, b"a", b"a", b"c"], [b"a", b"x", b"b", b"b", END, b""])
-    assert (ours.tolist(), theirs.tolist()) == ([1, 2, 3], [2, 4, 0])
-    assert [len(ids) for ids in shared_vocabulary([b""], [b"a"])] == [0, 0]
+    student, teacher = shared_vocabulary({b"b": 1, END: 2, b"a": 3, b"c": 5}, {b"a": 0, b"x": 1, b"b": 2, END: 4})
+    assert (student.tolist(), teacher.tolist()) == ([1, 2, 3], [2, 4, 0])
+    assert [len(ids) for ids in shared_vocabulary({}, {b"a": 0})] == [0, 0]
+
+
+@pytest.mark.parametrize("name", ["sentencepiece_bpe", "sentencepiece_unigram", "gemma", "phi3"])
+def test_of_tokens_that_spell_the_same_the_one_counts_that_the_tokenizer_uses(name):
+    """Byte tokens come first in SentencePiece's vocabularies, and stand for characters without a token alone."""
+    tokenizer = FLEET[name].tokenizer()
+    ids = ids_by_bytes(tokenizer, token_bytes(tokenizer, [tokenizer.eos_token_id]))
+    for text in "0123456789aeiou+-.,!?' ":
+        assert tokenizer.convert_ids_to_tokens(ids[text.encode()]) == text.replace(" ", "▁")
+    assert tokenizer.convert_ids_to_tokens(ids[b"\t"]) == "<0x09>"
+    assert tokenizer.convert_ids_to_tokens(ids[b"\xe6"]) == "<0xE6>"
+
+
+def test_an_added_token_is_used_before_an_ordinary_one_that_spells_the_same():
+    tokenizer = byte_level(260)
+    tokenizer.add_tokens(["  ", "é"])  # spelt ĠĠ, which is not in the vocabulary, and Ã©, which is
+    pieces = token_bytes(tokenizer, [])
+    assert [tokenizer("é")["input_ids"]] == [[ids_by_bytes(tokenizer, pieces)["é".encode()]]]
 
 
 # -- losses ------------------------------------------------------------------------------------------------------------
@@ -486,6 +505,45 @@ def test_a_student_comes_closer_to_a_teacher_with_another_tokenizer(tmp_path, al
         values = [entry[name] for entry in made.state.log_history if name in entry]
         assert all(map(math.isfinite, values))
         assert sum(values[-8:]) < sum(values[:8])
+
+
+def certain(member: Member, text: str) -> LlamaForCausalLM:
+    """A model that says one token, whatever it reads, with a probability of 0.9999."""
+    made = member.model()
+    token = member.tokenizer().convert_tokens_to_ids(text)
+    logit = math.log(0.9999 / 0.0001 * (made.config.vocab_size - 1))
+    head = torch.zeros_like(made.lm_head.weight)
+    head[token] = logit / made.config.hidden_size  # hidden states of ones
+    made.config.tie_word_embeddings = False
+    made.model.embed_tokens.weight = torch.nn.Parameter(torch.ones_like(head))
+    made.lm_head.weight = torch.nn.Parameter(head)
+    for name, weight in made.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            weight.data.zero_()
+    return made
+
+
+@pytest.mark.parametrize("name", ["gemma", "byte_level"])
+def test_a_student_learns_the_token_that_a_teacher_with_another_vocabulary_says(name, tmp_path):
+    member, student = FLEET[name], FLEET["bos"]
+    teacher = Teacher(certain(member, "7"), "certain", tokenizer=member.tokenizer(), align="vocabulary")
+    made = RLDTrainer(
+        LlamaForCausalLM(student.model().config),
+        args=RLDConfig(
+            **tiny.options(tmp_path, max_steps=60, max_completion_length=3, learning_rate=1e-2),
+            signals=["response"],
+            divergence="forward_kl",
+        ),
+        train_dataset=Dataset.from_dict({"prompt": ["What is 3 plus 4?", "A digit: "] * 8}),
+        processing_class=student.tokenizer(),
+        teachers=[teacher],
+        controller=FixedController(),
+    )
+    made.train()
+    tokenizer = student.tokenizer()
+    with torch.no_grad():
+        logits_V = made.model(**tokenizer("A digit: ", return_tensors="pt")).logits[0, -1]
+    assert logits_V.softmax(-1)[tokenizer.convert_tokens_to_ids("7")] > 0.9
 
 
 @pytest.mark.parametrize("align", get_args(Align))
