@@ -192,7 +192,7 @@ def _mean_log_probabilities(
     for i, states_TH in zip(scored, _hidden_states(model, [encoded[i][0] for i in scored]), strict=True):
         ids, first = encoded[i]
         targets_1T = torch.tensor([ids[first:]], device=states_TH.device)
-        log_p_1T = log_probabilities(head, states_TH[None, first - 1 : -1], targets_1T, 1.0)
+        log_p_1T = log_probabilities(head, states_TH[None, first - 1 : -1], targets_1T, temperature=1.0)
         means[i] = log_p_1T.double().mean().item()
     return means
 

@@ -33,10 +33,11 @@ def hidden_states(
     model: PreTrainedModel,
     ids_BS: Tensor,
     attention_BS: Tensor,
+    *,
     num_tokens: int,
-    state_keys: Sequence[StateKey],
-    batch: int,
+    rows_per_forward: int,
     layout: PromptSharingLayout,
+    state_keys: Sequence[StateKey] = (),
 ) -> States:
     """Run a model's backbone over prompts and completions.
 
@@ -45,12 +46,12 @@ def hidden_states(
         ids_BS: Prompt and completion token ids, `S = P + T`.
         attention_BS: 1 for real tokens.
         num_tokens: T, the completion tokens at the end of each row.
-        state_keys: The states that are returned besides the last ones.
-        batch: Completions per forward, or some more where it would separate those of one prompt.
+        rows_per_forward: Completions per forward, or some more where it would separate those of one prompt.
         layout: How the rows are laid out.
+        state_keys: The states that are returned besides the last ones.
     """
     last, mapped, num_computed = [], [], 0
-    for piece in layout.batches(ids_BS, num_tokens, batch):
+    for piece in layout.batches(ids_BS, num_tokens, rows_per_forward):
         rows = layout.rows(ids_BS[piece], attention_BS[piece], num_tokens)
         num_computed += rows.num_computed
         with capture_states(model, state_keys, rows.restore) as states:
@@ -61,13 +62,13 @@ def hidden_states(
     return States(torch.cat(last), torch.cat(mapped) if state_keys else None, num_computed)
 
 
-def as_many_as_fit(run: Callable[[int], States], batch: int) -> tuple[States, int]:
-    """Run with `batch` completions per forward, halved while memory runs out; also return the number that fitted."""
+def as_many_as_fit(run: Callable[[int], States], rows_per_forward: int) -> tuple[States, int]:
+    """Run with so many completions per forward, halved while memory runs out; also return the number that fitted."""
     while True:
         try:
-            return run(batch), batch
+            return run(rows_per_forward), rows_per_forward
         except RuntimeError as error:
-            if batch == 1 or not should_reduce_batch_size(error):
+            if rows_per_forward == 1 or not should_reduce_batch_size(error):
                 raise
         clear_device_cache(garbage_collection=True)  # not in the handler, where the error still holds tensors
-        batch //= 2
+        rows_per_forward //= 2

@@ -89,7 +89,7 @@ class LMHead:
 
 
 @torch.no_grad()
-def log_probabilities(head: LMHead, hidden_BTH: Tensor, targets_BT: Tensor, temperature: float) -> Tensor:
+def log_probabilities(head: LMHead, hidden_BTH: Tensor, targets_BT: Tensor, *, temperature: float) -> Tensor:
     """Return the log-probability of each target token, `[B, T]`, in nats, without storing all logits."""
     outputs: tuple[Tensor, ...] = ChunkedLogProbFunction.apply(
         hidden_BTH.reshape(-1, hidden_BTH.shape[-1]),

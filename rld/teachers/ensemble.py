@@ -57,7 +57,7 @@ class TeacherEnsemble:
         share_base_models(teachers)
         for teacher in teachers:
             teacher.require_same_tokenizer(student.encoder.tokenizer)
-        self.slots = [_slot_kind(teacher)(k, teacher, student, prepare) for k, teacher in enumerate(teachers)]
+        self.slots = [_slot_kind(teacher)(k, teacher, student, prepare=prepare) for k, teacher in enumerate(teachers)]
         self.observers: list[Callable[[int], None]] = []
 
     @property
@@ -128,7 +128,7 @@ class TeacherEnsemble:
         for slot in self.slots:
             rows_R = slot.scorable_rows(rollout, rows_BK[:, slot.index]).nonzero().squeeze(1)
             if len(rows_R):
-                batch = _batch(rollout, rows_R, prompts, temperature, rows_per_forward)
+                batch = _batch(rollout, rows_R, prompts, temperature=temperature, rows_per_forward=rows_per_forward)
                 batches[slot.index] = rows_R, batch
         counts = [TokenCounts()] * len(self.slots)
         for k, result in self._run({k: batch for k, (_, batch) in batches.items()}).items():
@@ -194,7 +194,7 @@ def _warn_of_unverified(teachers: Sequence[Teacher]) -> None:
 
 
 def _batch(
-    rollout: Mapping[str, Any], rows_R: Tensor, prompts: Sequence[Any], temperature: float, rows_per_forward: int
+    rollout: Mapping[str, Any], rows_R: Tensor, prompts: Sequence[Any], *, temperature: float, rows_per_forward: int
 ) -> TeacherBatch:
     """Cut a rollout to the rows that one teacher scores."""
     return TeacherBatch(
@@ -216,7 +216,7 @@ def _add(rollout: dict[str, Any], k: int, rows_R: Tensor, result: SlotResult) ->
         rollout[teacher_key(k, name)] = _at_rows(values, rows_R, num_rows, fill=-1 if name == "spans" else 0)
 
 
-def _at_rows(values: Tensor, rows_R: Tensor, num_rows: int, fill: int) -> Tensor:
+def _at_rows(values: Tensor, rows_R: Tensor, num_rows: int, *, fill: int) -> Tensor:
     """Return a tensor of `num_rows` rows with `values` at `rows_R`, on their device: a model may end on another."""
     values = values.to(rows_R.device)
     if len(rows_R) == num_rows:

@@ -61,7 +61,7 @@ class HttpClient:
         TeacherError: the address is no URL.
     """
 
-    def __init__(self, url: str, name: str | None, patience: float, token_variable: str) -> None:
+    def __init__(self, url: str, name: str | None, *, patience: float, token_variable: str) -> None:
         self.url, self.patience, self._token_variable = url, patience, token_variable
         try:
             self.name = name or httpx2.URL(url).netloc.decode()

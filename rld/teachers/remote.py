@@ -59,7 +59,7 @@ def remote_teacher(
     """
     url = url.rstrip("/")
     kind = OpenAIServer if url.endswith("/v1") else RldServer
-    return kind(HttpClient(url, name, patience, token_variable), top_k, fingerprint)
+    return kind(HttpClient(url, name, patience=patience, token_variable=token_variable), top_k, fingerprint)
 
 
 class _Server(LogprobSource):

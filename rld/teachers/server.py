@@ -104,7 +104,7 @@ class _Routes:
     async def score(self, request: Request) -> Response:
         sequences, task = _score_request(await _body(request), self.source)
         num_tokens = sum(len(sequence.ids) for sequence in sequences)
-        logprobs = await self.queue.run(task, sequences, num_tokens, request)
+        logprobs = await self.queue.run(task, sequences, num_tokens=num_tokens, request=request)
         metadata = {"fingerprint": self.source.info().fingerprint}
         data = pack_logprobs(TopKLogprobs.concatenated(logprobs), metadata)
         return Response(data, media_type="application/octet-stream")
@@ -120,7 +120,7 @@ class _Routes:
         if sum(lengths) > _MAX_TOKENS:
             raise HTTPException(413, f"a request may have {_MAX_TOKENS} tokens, those of the answers included")
         task = GenerateTask(content.max_new_tokens)
-        texts = await self.queue.run(task, content.prompts, sum(lengths), request)
+        texts = await self.queue.run(task, content.prompts, num_tokens=sum(lengths), request=request)
         return {"texts": texts, "fingerprint": self.source.info().fingerprint}
 
 

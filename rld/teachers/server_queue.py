@@ -77,7 +77,9 @@ class TaskQueue:
         """Tokens that wait."""
         return sum(job.num_tokens for job in self._jobs)
 
-    async def run(self, task: ScoreTask | GenerateTask, items: Sequence[Any], num_tokens: int, request: Request) -> Any:
+    async def run(
+        self, task: ScoreTask | GenerateTask, items: Sequence[Any], *, num_tokens: int, request: Request
+    ) -> Any:
         """Return the result of a task on items of `num_tokens` tokens together, one entry per item.
 
         Raises:

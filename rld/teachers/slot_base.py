@@ -106,7 +106,7 @@ class TeacherSlot(ABC):
         RecipeError: the feature signal compares layers that a model does not have.
     """
 
-    def __init__(self, index: int, teacher: Teacher, student: StudentInterface, prepare: PrepareModel) -> None:
+    def __init__(self, index: int, teacher: Teacher, student: StudentInterface, *, prepare: PrepareModel) -> None:
         self.index, self.teacher, self.student, self._prepare = index, teacher, student, prepare
         self._read_teacher()
         self.plan: FeaturePlan | None = None

@@ -41,7 +41,7 @@ class _LocalSlot(TeacherSlot):
     def model(self) -> PreTrainedModel:
         return self._model
 
-    def _run_model(self, ids_RS: Tensor, attention_RS: Tensor, num_tokens: int, rows_per_forward: int) -> States:
+    def _run_model(self, ids_RS: Tensor, attention_RS: Tensor, *, num_tokens: int, rows_per_forward: int) -> States:
         """Return the last hidden states and those that features are compared at."""
         # On a GPU more rows are faster, and more than fit into its memory are halved.
         rows = rows_per_forward if ids_RS.device.type == "cpu" else len(ids_RS)
@@ -50,9 +50,19 @@ class _LocalSlot(TeacherSlot):
         with self.teacher.running(ids_RS.device) as model:
             layout = self._layout or PromptSharingLayout.of(model, f"teacher '{self.teacher.name}'")
             self._layout = layout
-            states, fitting_rows = as_many_as_fit(
-                lambda size: hidden_states(model, ids_RS, attention_RS, num_tokens, state_keys, size, layout), rows
-            )
+
+            def run(rows_per_forward: int) -> States:
+                return hidden_states(
+                    model,
+                    ids_RS,
+                    attention_RS,
+                    num_tokens=num_tokens,
+                    rows_per_forward=rows_per_forward,
+                    layout=layout,
+                    state_keys=state_keys,
+                )
+
+            states, fitting_rows = as_many_as_fit(run, rows)
         if fitting_rows < rows:
             self._fitting_rows = fitting_rows
         return states
@@ -77,7 +87,12 @@ class SameTokenizerSlot(_LocalSlot):
         unknown_RS = ids_RS >= len(embeddings.weight)
         # An unknown token is read as token 0, so the states from it on mean nothing.
         after_unknown_RS = (unknown_RS & attention_RS.bool()).cumsum(1) > 0
-        states = self._run_model(ids_RS.masked_fill(unknown_RS, 0), attention_RS, num_tokens, batch.rows_per_forward)
+        states = self._run_model(
+            ids_RS.masked_fill(unknown_RS, 0),
+            attention_RS,
+            num_tokens=num_tokens,
+            rows_per_forward=batch.rows_per_forward,
+        )
         ids_RT = batch.completion_ids_RT
         tokens_RT = (ids_RT < len(self.head().weight)) & self._is_not_foreign_end(ids_RT)
         tensors: dict[TeacherTensor, Tensor] = {"hidden": states.last_BTH}
@@ -93,7 +108,7 @@ class SameTokenizerSlot(_LocalSlot):
         hidden_RTH = rollout[teacher_key(self.index, "hidden")][rows_B]
         scores_BT = torch.zeros(ids_BT.shape, device=ids_BT.device)
         targets_RT = ids_BT[rows_B].clamp(max=len(head.weight) - 1)
-        scores_BT[rows_B] = log_probabilities(head, hidden_RTH, targets_RT, temperature)
+        scores_BT[rows_B] = log_probabilities(head, hidden_RTH, targets_RT, temperature=temperature)
         return scores_BT
 
 
@@ -117,9 +132,13 @@ class AlignedSlot(_LocalSlot):
             return None
         device = batch.completion_ids_RT.device
         text = translation.to(device)
-        states = self._run_model(text.ids_BS, text.attention_BS, text.num_tokens, batch.rows_per_forward)
+        states = self._run_model(
+            text.ids_BS, text.attention_BS, num_tokens=text.num_tokens, rows_per_forward=batch.rows_per_forward
+        )
         last_RUH = states.last_BTH.to(device)  # a model may end on another device
-        log_p_RU = log_probabilities(self.head(), last_RUH, text.ids_BS[:, -text.num_tokens :], batch.temperature)
+        log_p_RU = log_probabilities(
+            self.head(), last_RUH, text.ids_BS[:, -text.num_tokens :], temperature=batch.temperature
+        )
         index_RT = text.starts_BT.clamp(min=0)
         row_R1 = torch.arange(len(index_RT), device=device)[:, None]
         tokens_RT = text.starts_BT >= 0

@@ -112,6 +112,7 @@ class CompletionTranslator:
         name: str,
         encoder: PromptEncoder,
         ends: Collection[int],
+        *,
         student: StudentVocabulary,
     ) -> None:
         self._name, self._encoder, self._student = name, encoder, student

@@ -224,5 +224,7 @@ def _answer_states(student: PreTrainedModel, texts: Sequence[tuple[list[int], li
     ids_BS, attention_BS, mask_BT = (x.to(student.device) for x in pad_prompts_and_completions(texts))
     num_columns, answers_BT = mask_BT.shape[1], mask_BT.bool()
     layout = PromptSharingLayout.unshared(student)
-    states = hidden_states(student, ids_BS, attention_BS, num_columns, (), len(texts), layout)
+    states = hidden_states(
+        student, ids_BS, attention_BS, num_tokens=num_columns, rows_per_forward=len(texts), layout=layout
+    )
     return states.last_BTH[answers_BT], ids_BS[:, -num_columns:][answers_BT]

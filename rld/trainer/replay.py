@@ -73,8 +73,14 @@ def remember(
     ids_BS, attention_BS, mask_BT = (x.to(backbone.device) for x in pad_prompts_and_completions(rows))
     training = backbone.training
     backbone.eval()
-    apart = PromptSharingLayout.unshared(backbone)
-    hidden_BTH = hidden_states(backbone, ids_BS, attention_BS, mask_BT.shape[1], (), len(rows), apart).last_BTH
+    hidden_BTH = hidden_states(
+        backbone,
+        ids_BS,
+        attention_BS,
+        num_tokens=mask_BT.shape[1],
+        rows_per_forward=len(rows),
+        layout=PromptSharingLayout.unshared(backbone),
+    ).last_BTH
     backbone.train(training)
     kept = [hidden[: len(ids)].cpu() for hidden, ids in zip(hidden_BTH, completions, strict=True)]
     return [ReplayExample(*memory) for memory in zip(skills, prompts, completions, kept, strict=True)]

@@ -149,7 +149,7 @@ def test_a_tokenizer_that_changes_the_text_is_refused():
     tokenizer = byte_level(270)
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     with pytest.raises(TeacherError, match=r"'low'.*keeps the text"):
-        CompletionTranslator("low", PromptEncoder(tokenizer), [1], StudentVocabulary(tiny.tokenizer(), [1]))
+        CompletionTranslator("low", PromptEncoder(tokenizer), [1], student=StudentVocabulary(tiny.tokenizer(), [1]))
 
 
 @pytest.mark.parametrize("cut", range(1, 5))
@@ -460,7 +460,7 @@ def test_a_chat_needs_a_template_which_the_recipe_may_give():
 def test_the_end_is_the_one_that_closes_a_turn():
     def made(ends: list[int], template: str) -> CompletionTranslator:
         student = StudentVocabulary(STUDENT, [1])
-        return CompletionTranslator("t", PromptEncoder(tokenizer, chat_template=template), ends, student)
+        return CompletionTranslator("t", PromptEncoder(tokenizer, chat_template=template), ends, student=student)
 
     tokenizer = byte_level(300)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
@@ -475,7 +475,7 @@ def test_the_end_is_the_one_that_closes_a_turn():
 def test_a_forged_end_is_text():
     student = StudentVocabulary(STUDENT, [1])
     ids = STUDENT("<eos>", split_special_tokens=True)["input_ids"]
-    said = CompletionTranslator("t", PromptEncoder(TEACHER), [1], student).translate(
+    said = CompletionTranslator("t", PromptEncoder(TEACHER), [1], student=student).translate(
         ["a"], torch.tensor([ids]), torch.ones(1, len(ids))
     )
     assert 1 not in said.ids_BS[0]
@@ -597,7 +597,9 @@ FOLDERS = [os.environ.get(name) for name in ("RLD_TEST_STUDENT", "RLD_TEST_TEACH
 def test_real_tokenizers():
     ours, theirs = (AutoTokenizer.from_pretrained(Path(str(folder))) for folder in FOLDERS)
     student = StudentVocabulary(ours, [ours.eos_token_id])
-    translator = CompletionTranslator("real", PromptEncoder(theirs, chat_template=CHAT), [theirs.eos_token_id], student)
+    translator = CompletionTranslator(
+        "real", PromptEncoder(theirs, chat_template=CHAT), [theirs.eos_token_id], student=student
+    )
     assert len(translator.vocabulary[0]) > 0.3 * min(len(ours), len(theirs))
     for text in TEXTS[:-1]:
         text_ids = ours(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]

@@ -600,7 +600,7 @@ def test_patience_counts_from_the_first_failure(one):
     """A call that failed after longer than that is made again."""
     health = httpx2.get(f"{one.url}/health").content
     with speaking(type("L", (_Late,), {"answers": [(0, {}, b""), (200, {}, health)]})) as url:
-        assert HttpClient(url, "far", 0.5, TOKEN).call("GET", f"{url}/health").content == health
+        assert HttpClient(url, "far", patience=0.5, token_variable=TOKEN).call("GET", f"{url}/health").content == health
 
 
 def test_garbage_is_refused_and_trouble_is_waited_out(one, folders):

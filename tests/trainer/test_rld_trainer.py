@@ -181,11 +181,11 @@ def test_teachers_that_run_out_of_memory_read_fewer_completions_at_a_time(tmp_pa
     enough.train()
     read, sizes = backbone.hidden_states, []
 
-    def short_of_memory(*args: Any) -> Any:
-        sizes.append(args[5])
-        if args[5] > 4:
+    def short_of_memory(*args: Any, rows_per_forward: int, **options: Any) -> Any:
+        sizes.append(rows_per_forward)
+        if rows_per_forward > 4:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return read(*args)
+        return read(*args, rows_per_forward=rows_per_forward, **options)
 
     monkeypatch.setattr(slots, "hidden_states", short_of_memory)
     scarce = trainer(tmp_path / "scarce")
