@@ -224,7 +224,7 @@ def _copy_stages(shared: Path, stages: Sequence[str], folder: Path) -> None:
     with files.replace_folder(folder) as draft:
         for name in stages:
             shutil.copytree(source.stage_result(name), RunFolder(draft).stage_result(name), copy_function=_link)
-        for path in (source.metrics, source.events):
+        for path in (source.metrics, source.events, source.samples):
             if path.is_file():
                 shutil.copy(path, draft)
         files.write_json(RunFolder(draft).summary, files.read_json(source.summary) | {"status": "stopped"})

@@ -17,6 +17,9 @@ from rld.models.placement import move_unless_placed
 from rld.models.prompting import PromptEncoder
 from rld.types import Row
 
+NUM_SAMPLES = 3
+"""Held-out rows of each skill whose answers are kept, for people to look at."""
+
 _METRIC = Path(__file__).parent / "metrics" / "solved.py"
 
 
@@ -29,6 +32,25 @@ class Accuracy(NamedTuple):
     @property
     def num_correct(self) -> int:
         return round(self.share * self.num_rows)
+
+
+class SampledAnswer(NamedTuple):
+    """The answer to a row, and whether it is correct."""
+
+    answer: str
+    is_correct: bool
+
+
+class Evaluation(NamedTuple):
+    """What a model achieves on held-out rows.
+
+    Attributes:
+        scores: The share of correct answers per skill, from 0 to 1.
+        samples: The answers to `HeldOutEvaluator.sample_rows`, in their order; empty where only scores are known.
+    """
+
+    scores: dict[str, float]
+    samples: list[SampledAnswer]
 
 
 @dataclass(frozen=True)
@@ -47,7 +69,29 @@ class HeldOutEvaluator:
 
     def score(self, model: PreTrainedModel | LogprobSource, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
         """Return the accuracy on the held-out rows, per skill."""
+        return self._scores(self.answer(model, tokenizer, self.rows))
+
+    def evaluate(self, model: PreTrainedModel | LogprobSource, tokenizer: PreTrainedTokenizerBase) -> Evaluation:
+        """Return the scores on the held-out rows, and the answers to those that are shown as samples."""
         texts = self.answer(model, tokenizer, self.rows)
+        samples = []
+        for i in self._sample_indices():
+            (accuracy,) = self.accuracies([self.rows[i]], [texts[i]]).values()
+            samples.append(SampledAnswer(texts[i], accuracy.share == 1))
+        return Evaluation(self._scores(texts), samples)
+
+    @property
+    def sample_rows(self) -> list[Row]:
+        """The first `NUM_SAMPLES` held-out rows of each skill."""
+        return [self.rows[i] for i in self._sample_indices()]
+
+    def _sample_indices(self) -> list[int]:
+        indices: dict[str, list[int]] = {}
+        for i, row in enumerate(self.rows):
+            indices.setdefault(row["skill"], []).append(i)
+        return [i for rows in indices.values() for i in rows[:NUM_SAMPLES]]
+
+    def _scores(self, texts: Sequence[str]) -> dict[str, float]:
         return {skill: accuracy.share for skill, accuracy in self.accuracies(self.rows, texts).items()}
 
     def answer(

@@ -41,7 +41,7 @@ def run(context: RunContext, stage: Distill) -> None:
     """Run the stage, from its last checkpoint on."""
     set_seed(context.seed(stage.name))
     model, tokenizer = context.models.load(stage.student)
-    before = context.earlier_scores(stage.student) or context.evaluator.score(model, tokenizer)
+    before = context.earlier_evaluation(stage.student) or context.evaluator.evaluate(model, tokenizer)
     size = model.num_parameters()
     teachers, events = TeacherLoader(context).load(stage, (model, tokenizer))
     set_seed(context.seed(stage.name))  # a new adapter starts the same whatever teachers were loaded
@@ -55,7 +55,7 @@ def run(context: RunContext, stage: Distill) -> None:
     perturbations.attach(trainer, checkpoints.step(checkpoint) if checkpoint else 0)
     training.train(checkpoint, first=[perturbations], last=[EventLog(trainer, training.log)])
     tokens = {"scored": trainer.num_scored, "saved": trainer.num_saved} if teachers else None
-    training.finish(before, {str(probed.teacher.name): probed.entry for probed in teachers}, tokens)
+    training.finish(before, teachers, tokens)
 
 
 def fill_cache(context: RunContext, stage: Distill) -> dict[str, tuple[int, int]]:

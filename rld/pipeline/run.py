@@ -15,9 +15,10 @@ from transformers import TrainingArguments
 
 from rld.data import skill_rows
 from rld.errors import RecipeError, RldError
-from rld.evaluation.held_out import HeldOutEvaluator
+from rld.evaluation.held_out import Evaluation, HeldOutEvaluator
 from rld.models.prompting import PromptEncoder
 from rld.pipeline.model_loading import ModelLoader
+from rld.pipeline.samples import read_answers_after
 from rld.pipeline.trainer_arguments import shared_arguments
 from rld.recipe.schema import Recipe
 from rld.recipe.stages import AnyStage
@@ -88,12 +89,12 @@ class RunContext:
         self.flop_meter = FlopMeter()
         self.seconds_before += record["seconds"]
 
-    def earlier_scores(self, reference: str) -> dict[str, float] | None:
-        """Return the held-out scores of the model that `reference` names, where it is a finished stage's."""
+    def earlier_evaluation(self, reference: str) -> Evaluation | None:
+        """Return the evaluation of the model that `reference` names, where it is a finished stage's."""
         if all(stage.name != reference for stage in self.recipe.stages):
             return None
         record = self.paths.stage_record(reference)
-        return record["after"] if record else None
+        return Evaluation(record["after"], read_answers_after(self.paths.samples, reference)) if record else None
 
     def answer(self, model: Any, tokenizer: Any, rows: Sequence[Row]) -> list[str]:
         """Return a model's greedy answers to rows, and count their FLOPs in the current stage's."""

@@ -34,7 +34,7 @@ def run(context: RunContext, stage: Sft) -> None:
     """Run the stage, from its last checkpoint on."""
     set_seed(context.seed(stage.name))
     model, tokenizer = context.models.load(stage.model)
-    before = context.earlier_scores(stage.model) or context.evaluator.score(model, tokenizer)
+    before = context.earlier_evaluation(stage.model) or context.evaluator.evaluate(model, tokenizer)
     skip_unlabelled_positions()
     chat = context.recipe.prompts.style == "chat"
     answer = None if stage.teacher is None else functools.partial(_answers, context, stage.teacher)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
 
+from rld.evaluation.held_out import Evaluation
 from rld.pipeline.callbacks import (
     CommonRandomNumbers,
     FlopsBudget,
@@ -19,6 +20,8 @@ from rld.pipeline.callbacks import (
     StopOnRequest,
 )
 from rld.pipeline.run import RunContext
+from rld.pipeline.samples import write_samples
+from rld.pipeline.teacher_loading import ProbedTeacher
 from rld.recipe.stages import AnyStage
 from rld.reporting.progress_bar import ProgressBar
 from rld.reporting.run_log import RunLog
@@ -105,40 +108,55 @@ class StageTraining:
 
     def finish(
         self,
-        before: Mapping[str, float],
-        teachers: Mapping[str, Any] | None = None,
+        before: Evaluation,
+        teachers: Sequence[ProbedTeacher] = (),
         teacher_tokens: Mapping[str, float] | None = None,
     ) -> None:
         """Score the stage's model, store it with its record, whole or not at all, and remove its checkpoints.
 
         Args:
-            before: The student's scores before the stage.
-            teachers: Each teacher's size and scores.
+            before: The student's evaluation before the stage.
             teacher_tokens: Tokens that teachers scored and that were saved. None: without teachers.
         """
         context, stage = self.context, self.stage
         model, tokenizer = self.trained_model()
         if stage.lora is not None:
             model = model.merge_and_unload()
-        after = context.evaluator.score(model, tokenizer)
-        record = {
-            "name": stage.name,
-            "kind": stage.kind,
-            "seconds": round(time.time() - context.started - context.seconds_before, 1),
-            "flops": context.flop_meter.total,
-            "flops_by_account": dict(context.flop_meter.accounts),
-            "teacher_tokens": teacher_tokens,
-            "student": {"parameters": self.num_parameters, "scores": after},
-            "teachers": dict(teachers or {}),
-            "before": dict(before),
-            "after": after,
-            "retention": {skill: after[skill] / score if score else None for skill, score in before.items()},
-        }
+        after = context.evaluator.evaluate(model, tokenizer)
+        record = self._record(before, after, teachers) | {"teacher_tokens": teacher_tokens}
         context.skip(record)
         if context.state.is_main_process:
+            write_samples(
+                context.paths.samples,
+                stage.name,
+                context.evaluator.sample_rows,
+                before=before,
+                after=after,
+                teachers={str(probed.teacher.name): probed.evaluation for probed in teachers},
+            )
             with files.replace_folder(context.paths.stage_result(stage.name)) as draft:
                 model.save_pretrained(draft)
                 tokenizer.save_pretrained(draft)
                 files.write_json(stage_record_path(draft), record)
             shutil.rmtree(context.paths.checkpoints(stage.name), ignore_errors=True)
         context.state.wait_for_everyone()
+
+    def _record(self, before: Evaluation, after: Evaluation, teachers: Sequence[ProbedTeacher]) -> dict[str, Any]:
+        context, meter = self.context, self.context.flop_meter
+        scores = {
+            str(t.teacher.name): {"parameters": t.num_parameters, "scores": t.evaluation.scores} for t in teachers
+        }
+        return {
+            "name": self.stage.name,
+            "kind": self.stage.kind,
+            "seconds": round(time.time() - context.started - context.seconds_before, 1),
+            "flops": meter.total,
+            "flops_by_account": dict(meter.accounts),
+            "student": {"parameters": self.num_parameters, "scores": after.scores},
+            "teachers": scores,
+            "before": before.scores,
+            "after": after.scores,
+            "retention": {
+                skill: after.scores[skill] / score if score else None for skill, score in before.scores.items()
+            },
+        }

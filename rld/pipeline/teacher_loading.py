@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rld.errors import TeacherDown
+from rld.evaluation.held_out import Evaluation
 from rld.losses.feature_matching import FeaturePlan
 from rld.models.logprob_source import LogprobSource, ScoredSequence
 from rld.models.prompting import PromptEncoder
@@ -24,10 +25,11 @@ from rld.types import Event, Row
 
 
 class ProbedTeacher(NamedTuple):
-    """A teacher that is ready, and its entry in the summary."""
+    """A teacher that is ready, its size, and what it achieves on held-out rows."""
 
     teacher: Teacher
-    entry: dict[str, Any]
+    num_parameters: int
+    evaluation: Evaluation
 
 
 class TeacherLoader:
@@ -66,16 +68,16 @@ class TeacherLoader:
         """Score a teacher on the held-out rows, and count on which probing prompts of each skill it is correct."""
         context = self._context
         rows: list[Row] = [row for skill in skills for row in context.skill_rows[skill].probe(spec.probe)]
-        scores = None
+        evaluation = None
         if isinstance(spec, TeacherSpec) and spec.adapter is None:
-            scores = context.earlier_scores(spec.model)
+            evaluation = context.earlier_evaluation(spec.model)
         with teacher.answering(context.state.device) as model:
             tokenizer = teacher.tokenizer
             assert tokenizer is not None  # a teacher that answers has one
-            scores = scores or context.evaluator.score(model, tokenizer)
+            evaluation = evaluation or context.evaluator.evaluate(model, tokenizer)
             accuracies = context.evaluator.accuracies(rows, context.answer(model, tokenizer, rows))
         teacher.verified = {skill: (accuracy.num_correct, accuracy.num_rows) for skill, accuracy in accuracies.items()}
-        return ProbedTeacher(teacher, {"parameters": teacher.num_parameters(), "scores": scores})
+        return ProbedTeacher(teacher, teacher.num_parameters(), evaluation)
 
     def fill_cache(
         self, stage: Distill, rows: Sequence[Row], student: Loaded, args: RLDConfig

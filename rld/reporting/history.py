@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -63,6 +63,7 @@ class StageResult(_FileRecord):
     kind: str
     seconds: float
     flops: float
+    flops_by_account: dict[str, float] = {}
     teacher_tokens: TeacherTokens | None = None
     student: ModelScores
     teachers: dict[str, ModelScores] = {}
@@ -99,6 +100,30 @@ class LoggedEvent(_FileRecord):
     rule: str = ""
 
 
+class AnswerRecord(_FileRecord):
+    """The answer of a model to a held-out row, and whether it is correct."""
+
+    answer: str
+    is_correct: bool
+
+
+class SampleRecord(_FileRecord):
+    """A line of `samples.jsonl`: a held-out row, and the answers of the stage's student and teachers."""
+
+    stage: str
+    skill: str
+    prompt: str | list[dict[str, Any]]
+    gold: str
+    before: AnswerRecord | None = None
+    after: AnswerRecord | None = None
+    teachers: dict[str, AnswerRecord | None] = {}
+
+    @property
+    def question(self) -> str:
+        """The prompt as text: of chat messages the last one."""
+        return self.prompt if isinstance(self.prompt, str) else str(self.prompt[-1]["content"])
+
+
 class PlannedStage(_FileRecord):
     """What the report needs of a stage in `recipe.json`."""
 
@@ -124,6 +149,7 @@ class StageHistory:
     metrics: list[Record]
     events: list[LoggedEvent]
     result: StageResult | None
+    samples: list[SampleRecord] = field(default_factory=list)
 
     def metric_names(self) -> list[str]:
         """Return the names of all metrics, in the order in which they first appear."""
@@ -185,6 +211,8 @@ def read_run(run: Path) -> RunHistory:
             raise CheckpointError(f"{folder.metrics}:{number} lacks stage, step, seconds or flops; take the line out")
     records, events_cut = files.read_jsonl(folder.events)
     events = [LoggedEvent.parse(folder.events, record) for record in records]
+    records, samples_cut = files.read_jsonl(folder.samples)
+    samples = [SampleRecord.parse(folder.samples, record) for record in records]
     results = {result.name: result for result in outcome.stages}
     stages = [
         StageHistory(
@@ -192,10 +220,11 @@ def read_run(run: Path) -> RunHistory:
             [record for record in metrics if record["stage"] == stage.name],
             [event for event in events if event.stage == stage.name],
             results.get(stage.name),
+            [sample for sample in samples if sample.stage == stage.name],
         )
         for stage in plan.stages
     ]
-    logs = (folder.metrics, metrics_cut), (folder.events, events_cut)
+    logs = (folder.metrics, metrics_cut), (folder.events, events_cut), (folder.samples, samples_cut)
     incomplete = [path.name for path, is_cut in logs if is_cut]
     return RunHistory(run, recipe, plan, outcome, stages, incomplete)
 

@@ -64,6 +64,9 @@ th.left, td.left { text-align: left; }
 th:first-child, td:first-child { position: sticky; left: 0; background: var(--card); text-align: left; }
 tbody tr { border-top: 1px solid var(--line); }
 tr.mean td { font-weight: 600; border-top: 2px solid var(--line); }
+td.text { white-space: pre-wrap; overflow-wrap: anywhere; min-width: 110px; max-width: 260px; vertical-align: top; }
+td small { margin-left: 5px; color: var(--soft); }
+.correct { color: var(--good); } .wrong { color: var(--bad); } .correct, .wrong { font-weight: 700; }
 td.wide { white-space: normal; min-width: 240px; }
 td.after { font-weight: 650; }
 .up { color: var(--good); } .down { color: var(--bad); }

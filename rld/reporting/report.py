@@ -13,6 +13,7 @@ from rld.reporting.chart_groups import ChartGroup, Colours, chart_groups
 from rld.reporting.charts import figure
 from rld.reporting.history import RunHistory, StageHistory, read_run
 from rld.reporting.html import page, scrolling, table
+from rld.reporting.samples import samples_table
 from rld.reporting.series import number
 from rld.reporting.tables import closing_table, html_table, teacher_tokens_note
 from rld.reporting.verdict import verdict
@@ -21,6 +22,16 @@ from rld.utils.run_folder import RunFolder
 
 FEW_CHARTS = 3
 """A stage with no more charts has them in one row, without headings, beside its scores."""
+
+ACCOUNTS = {
+    "generation": "the student samples completions",
+    "teachers": "teachers score completions",
+    "gate": "teachers answer prompts before they may teach on them",
+    "student": "updates of the student",
+    "retention": "protected skills are probed and replayed",
+    "answers": "teachers answer probes, and prompts to fine-tune on",
+}
+"""What each account of FLOPs counts, in short."""
 
 _TONE_STYLES = {"good": "green", "bad": "red", "neutral": None}
 """How the terminal shows the findings of a verdict."""
@@ -61,6 +72,7 @@ def show_report(run: Path, console: Console | None = None) -> None:
 def _page(history: RunHistory) -> str:
     colours = Colours(history)
     parts = [_header(history), *_notes(history), _verdict(history), _scores(history, colours), _stages(history)]
+    parts.append(_compute(history))
     parts += [_stage(history, number, colours) for number in range(len(history.stages))]
     parts += [_recipe(history), f"<footer>Drawn by rld from {escape(str(history.folder))}</footer>"]
     return page(f"{history.plan.name}: rld report", "".join(parts))
@@ -121,6 +133,27 @@ def _stages(history: RunHistory) -> str:
     return f"<h2>Stages</h2>{scrolling(table(heads, rows))}"
 
 
+def _compute(history: RunHistory) -> str:
+    """Return the table of what the FLOPs of each finished stage were spent on; empty where none recorded it."""
+    results = [result for result in history.summary.stages if result.flops_by_account]
+    accounts = [name for name in ACCOUNTS if any(result.flops_by_account.get(name) for result in results)]
+    if not accounts:
+        return ""
+    rows = []
+    for result in results:
+        total = sum(result.flops_by_account.values()) or 1.0
+        flops = [result.flops_by_account.get(name, 0.0) for name in accounts]
+        cells = [f"{number(value)}<small>{value / total:.0%}</small>" if value else "-" for value in flops]
+        rows.append([escape(result.name), *cells, number(result.flops)])
+    heads = [("stage", "left"), *((name, "") for name in accounts), ("total", "")]
+    note = "; ".join(f"{name}: {ACCOUNTS[name]}" for name in accounts)
+    note += ". The scoring of held-out rows is not counted."
+    return (
+        "<h2>Where the compute went<small>FLOPs, and the share of each stage's</small></h2>"
+        f'{scrolling(table(heads, rows))}<p class="note">{escape(note)}</p>'
+    )
+
+
 def _scores(history: RunHistory, colours: Colours) -> str:
     """Return the scores of the last finished stage."""
     if not history.summary.stages:
@@ -130,7 +163,11 @@ def _scores(history: RunHistory, colours: Colours) -> str:
     note = teacher_tokens_note(result)
     about = "held-out rows answered correctly; ring: before, dot: after, bars: teachers" + (f"; {note}" if note else "")
     rows = html_table(result, history.summary.heldout_rows, colours)
-    return f"<h2>{escape(title)}<small>{escape(about)}</small></h2>{rows}"
+    samples = next((samples_table(s.samples, colours) for s in history.stages if s.plan.name == result.name), "")
+    if samples:
+        note = "a few held-out rows of each skill, greedy answers; all stages are in samples.jsonl"
+        samples = f"<h3>Answers<small>{note}</small></h3>{samples}"
+    return f"<h2>{escape(title)}<small>{escape(about)}</small></h2>{rows}{samples}"
 
 
 def _stage(history: RunHistory, index: int, colours: Colours) -> str:

@@ -46,6 +46,11 @@ class RunFolder:
         return self.path / "events.jsonl"
 
     @property
+    def samples(self) -> Path:
+        """Answers to a few held-out rows, before and after each finished stage."""
+        return self.path / "samples.jsonl"
+
+    @property
     def report(self) -> Path:
         """The report as a page of HTML."""
         return self.path / "report.html"

@@ -137,6 +137,20 @@ def test_a_run_leaves_what_others_rely_on(whole):
     assert not list((whole / "checkpoints").glob("*/checkpoint-*"))
 
 
+def test_a_run_leaves_answers_to_some_held_out_rows(whole):
+    samples = [json.loads(line) for line in (whole / "samples.jsonl").read_text().splitlines()]
+    assert [(sample["stage"], sample["skill"]) for sample in samples] == [
+        (stage, skill) for stage in ("teacher", "student") for skill in ("copy", "flip") for _ in range(3)
+    ]
+    for sample in samples:
+        for said in (sample["before"], sample["after"], *sample["teachers"].values()):
+            assert said["is_correct"] == (said["answer"].strip() == sample["gold"])
+    teacher, student = samples[:6], samples[6:]
+    assert [sample["teachers"]["teacher"] for sample in student] == [sample["after"] for sample in teacher]
+    assert [sample["prompt"] for sample in student] == [sample["prompt"] for sample in teacher]
+    assert any(sample["after"]["is_correct"] for sample in teacher)
+
+
 def test_the_log_has_the_promised_names(whole):
     lines = metrics(whole)
     assert [(line["stage"], line["step"]) for line in lines] == [

@@ -80,6 +80,14 @@ def test_the_page_has_a_chart_for_everything_that_was_logged(run: Path) -> None:
     assert (run / "report.html").stat().st_size < 400_000
 
 
+def test_the_page_shows_answers_and_where_the_compute_went(run: Path) -> None:
+    page = Page(write_report(run))
+    assert "sort:ab=ba✗ (empty)✓ ba✗ <order>✗ <letters>" in page.text
+    assert "stagegenerationstudenttotalfirst_steps500G25%1.5T75%2T" in page.text  # nothing was spent on the gate
+    (run / "samples.jsonl").unlink()
+    assert "gold answer" not in Page(write_report(run)).text
+
+
 def test_the_page_loads_and_runs_nothing(run: Path) -> None:
     page = Page(write_report(run))
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "img", "iframe", "object", "embed", "base"})

@@ -64,6 +64,7 @@ def _result(name: str, kind: str, skills: Sequence[str], teachers: Sequence[str]
         "kind": kind,
         "seconds": 62.0,
         "flops": 2e12,
+        "flops_by_account": {"generation": 0.5e12, "student": 1.5e12, "gate": 0.0},
         "student": {"parameters": 361_000, "scores": after},
         "teachers": {teacher: {"parameters": 1_050_000, "scores": scores} for teacher, scores in taught.items()},
         "before": {skill: 0.1 + 0.05 * i for i, skill in enumerate(skills)},
@@ -111,7 +112,14 @@ def make(
         {"step": s, "kind": k, "skill": on, "about": a, "measured": "student 0.81, its worth 0.02", "stage": "main"}
         for s, on, k, a in decided
     ]
+    samples = [
+        {"stage": "main", "skill": skill, "prompt": f"{skill}:ab=", "gold": "ba"}
+        | {"before": {"answer": "", "is_correct": False}, "after": {"answer": "ba", "is_correct": True}}
+        | {"teachers": {teacher: {"answer": f"<{teacher}>", "is_correct": False} for teacher in teachers}}
+        for skill in skills
+    ]
     folder.mkdir(exist_ok=True)
+    (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in samples))
     (folder / "recipe.json").write_text(json.dumps(recipe))
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
