@@ -108,7 +108,6 @@ def test_the_fleet_has_the_shapes_that_its_readings_rest_on():
     assert over_the_border == {name for name, member in FLEET.items() if "merges" in member.traits}
 
 
-@pytest.mark.xfail(strict=True, reason="only ordinary tokens are compared")
 def test_a_sibling_with_other_special_tokens_at_the_same_ids_is_refused():
     """It would read `<|user|>` where the student's prompt has `<|im_start|>`."""
     student, sibling = FLEET["turn_end"], FLEET["sibling"]

@@ -13,7 +13,7 @@ Shapes: N tokens, J named tokens, V vocabulary, L captured states, H width; a le
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -154,6 +154,10 @@ class LogprobSource(ABC):
         Raises:
             TeacherError: it does not.
         """
+
+    def foreign_tokens(self, student: PreTrainedTokenizerBase) -> Mapping[int, str]:
+        """Return the student's added tokens, by id, that the source reads as other tokens, as far as it is known."""
+        return {}
 
     @abstractmethod
     def info(self) -> SourceInfo:

@@ -1,9 +1,7 @@
-"""The character tokenizer, and tests of whether two tokenizers give the same ids."""
+"""The character tokenizer."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -50,22 +48,3 @@ def require_known(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Row]) -> No
             raise DataError(
                 f"tokenizer.characters lacks {''.join(missing)!r}, which skill {row['skill']!r} has in {text!r:.80}"
             )
-
-
-PROBES = ("The quick brown fox jumps over 13 lazy dogs.", "def f(x):\n    return x ** 2", "Ünïcode 漢字 🙂", "a b=c:d")
-"""Texts on which tokenizers differ: words, digits, code, white space, other scripts."""
-
-
-def probe_ids(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Return the token ids of each of `PROBES`."""
-    return [tokenizer.encode(text, add_special_tokens=False) for text in PROBES]
-
-
-def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a hash of a vocabulary: of its tokens with their ids, and of the ids of `PROBES`.
-
-    Added tokens are left out, because a base model and its instruct sibling differ in them.
-    """
-    added = tokenizer.added_tokens_decoder
-    tokens = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i not in added)
-    return hashlib.sha256(json.dumps([tokens, probe_ids(tokenizer)]).encode()).hexdigest()[:16]

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rld.errors import CacheError, TeacherError
 from rld.models.hidden_states import StateKey
 from rld.models.logprob_source import LogprobSource, ScoredSequence, SourceInfo, TopKLogprobs
-from rld.models.tokenizers import vocabulary_hash
+from rld.models.tokenizer_profile import vocabulary_hash
 from rld.teachers.wire_format import PayloadError, pack_logprobs, unpack_logprobs
 from rld.utils.files import read_json, write_bytes, write_json
 
@@ -76,6 +76,9 @@ class CachedLogprobs(LogprobSource):
                 write_json(path, self._origin)
         except OSError as error:
             raise CacheError(f"{self.folder} can't be written: {error.strerror}; name another folder") from error
+
+    def foreign_tokens(self, student: PreTrainedTokenizerBase) -> Mapping[int, str]:
+        return self.source.foreign_tokens(student)
 
     @property
     def is_remote(self) -> bool:

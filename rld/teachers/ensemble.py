@@ -56,7 +56,7 @@ class TeacherEnsemble:
         _warn_of_unverified(teachers)
         share_base_models(teachers)
         for teacher in teachers:
-            teacher.require_same_tokenizer(student.encoder.tokenizer)
+            teacher.require_same_tokenizer(student.encoder.tokenizer, student.encoder.chat_options)
         self.slots = [_slot_kind(teacher)(k, teacher, student, prepare=prepare) for k, teacher in enumerate(teachers)]
         self.observers: list[Callable[[int], None]] = []
 

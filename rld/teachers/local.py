@@ -5,7 +5,7 @@ Shapes: B sequences, S tokens of the longest, N scored tokens, H width, L captur
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from rld.models import generation
 from rld.models.heads import LMHead
 from rld.models.hidden_states import StateKey, capture_states, depth, stack_states
 from rld.models.logprob_source import LogprobSource, ScoredSequence, SourceInfo, TopKLogprobs
-from rld.models.tokenizers import vocabulary_hash
+from rld.models.tokenizer_profile import TokenizerProfile
 from rld.teachers.teacher import Teacher
 from rld.utils.tensors import pad_right, token_chunks
 
@@ -50,7 +50,7 @@ class LocalLogprobs(LogprobSource):
         self.teacher, self.device, self.top_k, self.batch = teacher, device, top_k, batch
         self._state_keys = tuple(state_keys)
         self.name, self.tokenizer = str(teacher.name), teacher.tokenizer
-        self.vocabulary = vocabulary_hash(self.tokenizer)
+        self.profile = TokenizerProfile.of(self.tokenizer)
         model = teacher.load()
         embeddings: Any = model.get_input_embeddings()
         self.num_tokens: int = min(len(LMHead.of(model).weight), len(embeddings.weight))
@@ -61,8 +61,14 @@ class LocalLogprobs(LogprobSource):
         self._info = SourceInfo(teacher.fingerprint(), frozenset(teacher.ends()), teacher.num_parameters())
 
     def connect(self, student: PreTrainedTokenizerBase) -> None:
-        if vocabulary_hash(student) != self.vocabulary:
-            raise TeacherError(f"teacher '{self.name}': its tokenizer differs from the student's; use align instead")
+        difference = self.profile.difference(student)
+        if difference is not None:
+            raise TeacherError(
+                f"teacher '{self.name}': its tokenizer differs from the student's: {difference}; use align instead"
+            )
+
+    def foreign_tokens(self, student: PreTrainedTokenizerBase) -> Mapping[int, str]:
+        return self.profile.foreign_tokens(student)
 
     def info(self) -> SourceInfo:
         return self._info

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rld.models.logprob_source import LogprobSource, ScoredSequence, SourceInfo, TopKLogprobs
-from rld.models.tokenizers import PROBES, probe_ids, vocabulary_hash
+from rld.models.tokenizer_profile import PROBES, TokenizerProfile, probe_ids, special_tokens
 from rld.teachers.http_client import TOKEN, HttpClient
 from rld.teachers.wire_format import PayloadError, pack_sequences, unpack_logprobs
 
@@ -116,15 +116,22 @@ class RldServer(_Server):
         health = self.client.call_json("GET", f"{self.url}/health")
         try:
             info = SourceInfo(health["fingerprint"], frozenset(health["ends"]), health["num_parameters"])
-            vocabulary, self._max_tokens = health["vocabulary"], int(health["max_tokens"])
-        except (TypeError, KeyError, ValueError) as error:
+            self._tokenizer, self._max_tokens = (
+                TokenizerProfile.from_json(health["tokenizer"]),
+                int(health["max_tokens"]),
+            )
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise self.client.error("what answers there is no rld serve-teacher") from error
-        if vocabulary != vocabulary_hash(student):
+        difference = self._tokenizer.difference(student)
+        if difference is not None:
             raise self.client.error(
-                "its tokenizer is not the student's, so it would read the student's tokens as other text; serve a "
-                "teacher of the student's family, or load this one here with align"
+                f"its tokenizer is not the student's ({difference}), so it would read the student's tokens as other "
+                "text; serve a teacher of the student's family, or load this one here with align"
             )
         return info
+
+    def foreign_tokens(self, student: PreTrainedTokenizerBase) -> Mapping[int, str]:
+        return self._tokenizer.foreign_tokens(student)
 
     def score(self, sequences: Sequence[ScoredSequence], temperature: float) -> list[TopKLogprobs]:
         logprobs: list[TopKLogprobs] = []
@@ -167,13 +174,19 @@ class OpenAIServer(_Server):
                 self._model = model
             case _:
                 raise self.client.error("it lists no models")
-        for text, ids in zip(PROBES, probe_ids(student), strict=True):
-            request = {"model": self._model, "prompt": text, "add_special_tokens": False}
-            answer = self.client.call_json("POST", f"{self.url.removesuffix('/v1')}/tokenize", json=request)
-            if not isinstance(answer, dict) or answer.get("tokens") != ids:
-                raise self.client.error(f"{self._model}'s tokenizer is not the student's (on {text!r})")
+        for text, ids in zip(PROBES, probe_ids(student, add_special_tokens=True), strict=True):
+            self._require_token_ids(text, ids, add_special_tokens=True)
+        for i, token in special_tokens(student).items():
+            self._require_token_ids(token, [i], add_special_tokens=False)
         ends = frozenset() if student.eos_token_id is None else frozenset([int(student.eos_token_id)])
         return SourceInfo(hashlib.sha256(self._model.encode()).hexdigest()[:16], ends, 0)
+
+    def _require_token_ids(self, text: str, ids: list[int], *, add_special_tokens: bool) -> None:
+        """Refuse a server that encodes a text with other token ids than the student."""
+        request = {"model": self._model, "prompt": text, "add_special_tokens": add_special_tokens}
+        answer = self.client.call_json("POST", f"{self.url.removesuffix('/v1')}/tokenize", json=request)
+        if not isinstance(answer, dict) or answer.get("tokens") != ids:
+            raise self.client.error(f"{self._model}'s tokenizer is not the student's (on {text!r})")
 
     def score(self, sequences: Sequence[ScoredSequence], temperature: float) -> list[TopKLogprobs]:
         if temperature != 1.0:

@@ -88,7 +88,7 @@ class _Routes:
         return {
             "model": self.source.name,
             "fingerprint": info.fingerprint,
-            "vocabulary": self.source.vocabulary,
+            "tokenizer": self.source.profile.to_json(),
             "ends": sorted(info.ends),
             "num_parameters": info.num_parameters,
             "max_tokens": _MAX_TOKENS,

@@ -119,6 +119,7 @@ class TeacherSlot(ABC):
         self.num_parameters = self.teacher.num_parameters()
         # A base model ends with another token than its instruct sibling: its probability of the other's end is noise.
         self._foreign_ends = sorted(self.student.ends - self.teacher.ends())
+        self._foreign_tokens = self.teacher.foreign_tokens(self.student.encoder.tokenizer)
 
     @property
     def is_remote(self) -> bool:
@@ -170,6 +171,25 @@ class TeacherSlot(ABC):
         """Return the output head, cut to the vocabulary that student and teacher share."""
         head = self.teacher.head(self.student.output_weight.device)
         return head.truncated(min(len(self.student.output_weight), len(head.weight)))
+
+    def _is_foreign(self, ids: Tensor) -> Tensor:
+        """Return which ids are tokens of the student that the teacher reads as other ones."""
+        return torch.isin(ids, torch.tensor([*self._foreign_tokens], dtype=ids.dtype, device=ids.device))
+
+    def _require_readable_prompts(self, batch: TeacherBatch) -> None:
+        """Refuse prompts with tokens that the teacher reads as other ones.
+
+        Raises:
+            TeacherError: a prompt has one.
+        """
+        foreign_RP = self._is_foreign(batch.prompt_ids_RP) & batch.prompt_mask_RP.bool()
+        if self._foreign_tokens and foreign_RP.any():
+            token = int(batch.prompt_ids_RP[foreign_RP][0])
+            raise TeacherError(
+                f"teacher '{self.teacher.name}': a prompt has the student's token {token}, "
+                f"{self._foreign_tokens[token]!r}, which the teacher's tokenizer lacks there; set align for it, "
+                "or choose a teacher of the student's family"
+            )
 
     def _get(self, batch: Mapping[str, Any], name: TeacherTensor) -> Tensor | None:
         """Return a tensor of this teacher in a rollout; None if it was not run."""

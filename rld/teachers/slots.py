@@ -80,13 +80,14 @@ class SameTokenizerSlot(_LocalSlot):
     """A teacher that reads the student's tokens."""
 
     def run(self, batch: TeacherBatch) -> SlotResult:
+        self._require_readable_prompts(batch)
         ids_RS = torch.cat([batch.prompt_ids_RP, batch.completion_ids_RT], dim=1)
         attention_RS = torch.cat([batch.prompt_mask_RP, batch.completion_mask_RT], dim=1)
         num_tokens = batch.completion_ids_RT.shape[1]
         embeddings: Any = self.teacher.load().get_input_embeddings()
         unknown_RS = ids_RS >= len(embeddings.weight)
-        # An unknown token is read as token 0, so the states from it on mean nothing.
-        after_unknown_RS = (unknown_RS & attention_RS.bool()).cumsum(1) > 0
+        # An unknown token is read as token 0, and a foreign one as another, so the states from it on mean nothing.
+        after_unknown_RS = ((unknown_RS | self._is_foreign(ids_RS)) & attention_RS.bool()).cumsum(1) > 0
         states = self._run_model(
             ids_RS.masked_fill(unknown_RS, 0),
             attention_RS,
@@ -201,6 +202,7 @@ class LogprobSlot(TeacherSlot):
         return rows_B & has_tokens_B
 
     def run(self, batch: TeacherBatch) -> SlotResult | None:
+        self._require_readable_prompts(batch)
         sequences = [*_sequences(batch)]
         logprobs = self.teacher.score(sequences, batch.temperature)
         if logprobs is None:
@@ -216,7 +218,8 @@ class LogprobSlot(TeacherSlot):
                 tensors[cast(TeacherTensor, name)] = values_RT.to(ids_RT.device)
         num_cached = self._source.take_cached_tokens()
         num_computed = sum(len(sequence.ids) for sequence in sequences) - num_cached
-        tokens_RT = self._is_not_foreign_end(ids_RT) & mask_RT.to(ids_RT.device)
+        before_foreign_RT = self._is_foreign(ids_RT).cumsum(1) == 0
+        tokens_RT = self._is_not_foreign_end(ids_RT) & mask_RT.to(ids_RT.device) & before_foreign_RT
         return SlotResult(tokens_RT, tensors, num_computed, num_cached)
 
     def outputs(self, batch: Mapping[str, Any]) -> TeacherOutputs:

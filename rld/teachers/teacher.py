@@ -21,7 +21,7 @@ from rld.models.hidden_states import StateKey
 from rld.models.logprob_source import LogprobSource, ScoredSequence, TopKLogprobs
 from rld.models.placement import is_placed, move_unless_placed
 from rld.models.prompting import PromptEncoder
-from rld.models.tokenizers import PROBES
+from rld.models.tokenizer_profile import TokenizerProfile
 from rld.types import Align
 from rld.utils.suggestions import hint
 
@@ -290,10 +290,12 @@ class Teacher:
             return student
         return PromptEncoder(self.find_tokenizer(), student.chat_options, self.chat_template)
 
-    def require_same_tokenizer(self, student: PreTrainedTokenizerBase) -> None:
+    def require_same_tokenizer(
+        self, student: PreTrainedTokenizerBase, chat_options: Mapping[str, Any] | None = None
+    ) -> None:
         """Refuse a teacher that would read the student's token ids as other text; `align` is for those.
 
-        Vocabularies that differ only in padding are fine: both heads are cut to the shorter one.
+        `TokenizerProfile.difference` says what is compared.
 
         Raises:
             TeacherError: the tokenizers differ without `align`, the teacher's is missing, or `align` is unknown.
@@ -308,13 +310,21 @@ class Teacher:
             self.tokenizer = student
             return
         tokenizer = self.find_tokenizer()
-        for text in PROBES if self.align is None else ():
-            if tokenizer.encode(text, add_special_tokens=False) != student.encode(text, add_special_tokens=False):
-                raise TeacherError(
-                    f"teacher '{self.name}': its tokenizer differs from the student's (on {text!r}), so it would read "
-                    "the student's tokens as other text; set align: likelihood or align: vocabulary for it in the "
-                    "recipe, Teacher(..., align='likelihood') in Python, or choose a teacher of the student's family"
-                )
+        if self.align is not None:
+            return
+        difference = TokenizerProfile.of(tokenizer).difference(student, chat_options)
+        if difference is not None:
+            raise self._error(
+                f"its tokenizer differs from the student's: {difference}; so it would read the student's tokens as "
+                "other text; set align: likelihood or align: vocabulary for it in the recipe, "
+                "Teacher(..., align='likelihood') in Python, or choose a teacher of the student's family"
+            )
+
+    def foreign_tokens(self, student: PreTrainedTokenizerBase) -> Mapping[int, str]:
+        """Return the student's added tokens, by id, that the teacher would read as other tokens."""
+        if self.source is not None:
+            return self.source.foreign_tokens(student)
+        return {} if self.align is not None else TokenizerProfile.of(self.find_tokenizer()).foreign_tokens(student)
 
 
 def _hashed_entries(config: Mapping[str, Any]) -> bytes:

@@ -209,7 +209,7 @@ def translator(member: Member, student: Member) -> CompletionTranslator:
     """Return what puts completions of `student` into the tokens of a teacher, `member`."""
     teacher = Teacher(member.model(), "teacher", tokenizer=member.tokenizer(), align="vocabulary")
     encoder = teacher.prompt_encoder(PromptEncoder(student.tokenizer(), member.chat_options))
-    return CompletionTranslator("teacher", encoder, teacher.ends(), vocabulary_of(student))
+    return CompletionTranslator("teacher", encoder, teacher.ends(), student=vocabulary_of(student))
 
 
 def vocabulary_of(student: Member) -> StudentVocabulary:
