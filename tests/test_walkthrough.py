@@ -57,7 +57,7 @@ def test_the_walkthrough_is_the_update(tmp_path):
     }
     policy, response, feature = inputs["signal_weights"].unbind(1)
     weights = {"policy": policy, "response": response, "feature": feature, "teachers": inputs["teacher_weights"]}
-    teachers = [slot.model for slot in trainer.panel.slots]
+    teachers = [slot.model for slot in trainer.ensemble.slots]
     theirs = page["loss"](trainer.model, teachers, projections, rollout, weights, 0.3, torch.ones(8))
     theirs.backward()
 

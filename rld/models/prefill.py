@@ -31,13 +31,17 @@ class SharedPrefill:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._generate: Any = model.generate
-        self.num_read = 0
-        """Prompt tokens read by all calls; a caller that counts those of a rollout sets it to 0 before."""
+        self._num_read = 0
         model.generate = types.MethodType(lambda _model, *args, **options: self(*args, **options), model)  # type: ignore[assignment]
+
+    def take_num_read(self) -> int:
+        """Return the prompt tokens that `generate` has read since the last call."""
+        num_read, self._num_read = self._num_read, 0
+        return num_read
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         if "attention_mask" in options:
-            self.num_read += int(options["attention_mask"].sum())
+            self._num_read += int(options["attention_mask"].sum())
         if not args and set(options) == {"input_ids", "attention_mask", "generation_config"}:
             ids_BP, mask_BP = options["input_ids"], options["attention_mask"]
             _, row_B = torch.cat([ids_BP, mask_BP], dim=1).unique(dim=0, return_inverse=True)
@@ -75,7 +79,7 @@ class SharedPrefill:
         """
         numbers_B = torch.arange(len(row_B), device=row_B.device)
         first_U = numbers_B.new_full((int(row_B.max()) + 1,), len(row_B)).scatter_reduce(0, row_B, numbers_B, "amin")
-        self.num_read -= int(mask_BP[:, :-1].sum() - mask_BP[first_U, :-1].sum())
+        self._num_read -= int(mask_BP[:, :-1].sum() - mask_BP[first_U, :-1].sum())
         # Greedy, so that no random number is drawn and later samples stay the same. It replaces the model's own
         # configuration, from which `generate` would fill gaps.
         own_config = self._model.generation_config

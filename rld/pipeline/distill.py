@@ -49,12 +49,12 @@ def run(context: RunContext, stage: Distill) -> None:
     with context.mistakes_in(stage):
         trainer = _trainer(context, stage, (model, tokenizer), teachers, perturbations)
     trainer.events += events
-    scoring = functools.partial(trainer.stopwatch.part, "scoring")
+    scoring = functools.partial(trainer.timer.part, "scoring")
     training = StageTraining(context, stage, trainer, size, evaluation_time=scoring)
     checkpoint = training.last_checkpoint()
     perturbations.attach(trainer, checkpoints.step(checkpoint) if checkpoint else 0)
     training.train(checkpoint, first=[perturbations], last=[EventLog(trainer, training.log)])
-    tokens = {"scored": trainer.num_scored, "saved": trainer.num_saved} if teachers else None
+    tokens = {"scored": trainer.totals.tokens_scored, "saved": trainer.totals.tokens_saved} if teachers else None
     training.finish(before, teachers, tokens)
 
 
@@ -91,9 +91,9 @@ def _trainer(
         peft_config=lora_config(stage.lora),
         teachers=[probed.teacher for probed in teachers],
         controller=stage.controller.seeded(context.seed(stage.name)),
-        trusted=RewardLoader(context).load_audit(stage),
+        audit_reward=RewardLoader(context).load_audit(stage),
         retain_dataset=_retained_rows(context, stage),
-        probe_rows=[row for skill in context.skills(stage) for row in context.skill_rows[skill].probe(num_gold)],
+        gold_rows=[row for skill in context.skills(stage) for row in context.skill_rows[skill].probe(num_gold)],
         flop_meter=context.flop_meter,
     )
 

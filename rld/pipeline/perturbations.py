@@ -114,9 +114,9 @@ class Perturbations(TrainerCallback):
         if k is None:  # it is optional, and was down when the stage started
             return "is not there, so its change is skipped"
         if change.becomes is None:
-            trainer.panel.retire(k)
+            trainer.ensemble.retire(k)
             return "leaves"
-        trainer.panel.swap(k, *self.load(change.becomes))
+        trainer.ensemble.swap(k, *self.load(change.becomes))
         return f"becomes {change.becomes}"
 
     def _change_reward(self, change: RewardChange) -> str:

@@ -1,7 +1,7 @@
-"""A trusted reward looks over the shoulder of the one that pays.
+"""The audit: a second reward checks a share of the completions that the verifier gave 1.
 
-Reinforcement finds whatever a verifier pays for, right or wrong. So a share of the completions that it called right is
-shown to a reward that is harder to fool, and may be slow.
+Reinforcement learns whatever the verifier pays for, correct or not. A share of the paid completions is therefore given
+to a reward that is harder to fool, and that may be slow.
 """
 
 from __future__ import annotations
@@ -10,63 +10,51 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
 from rld.controllers.statistics import AuditCounts
 from rld.errors import RecipeError
-from rld.rollout.verifier import Verify, ask, is_success
+from rld.rollout.record import RolloutRecord
+from rld.rollout.verifier import Verify, ask, is_success, successes
 
 
 class RewardAudit:
-    """Checks a share of what was paid.
+    """Checks a share of the paid completions.
 
     Args:
-        verify: The trusted reward: 1 for a right answer, None where it has no say.
-        share: Of the paid completions, in (0, 1].
-        seed: What is checked depends on it, the rollout and the completion's place alone.
+        verify: The audit's reward: 1 for a correct completion, None where it does not apply.
+        share: Share of the paid completions that is checked, in (0, 1].
+        seed: Which ones are checked depends on it, the rollout and the completion's number alone.
 
     Raises:
-        RecipeError: the trusted reward is a model or asynchronous, so it can't be asked.
+        RecipeError: the reward is a model or asynchronous, so it can't be called on any text.
     """
 
     def __init__(self, verify: Verify | None, share: float, seed: int) -> None:
         if verify is None:
-            raise RecipeError("the trusted reward of an audit should be a plain function, neither a model nor async")
+            raise RecipeError("the reward of an audit should be a plain function, neither a model nor asynchronous")
         self.verify, self.share, self.seed = verify, share, seed
 
-    def counts(
-        self,
-        rows: Sequence[dict[str, Any]],
-        completions: Sequence[Any],
-        ids: Sequence[list[int]],
-        paid_B: Tensor,
-        skills_B: Tensor,
-        num_skills: int,
-        place: tuple[int, int],
-    ) -> AuditCounts:
-        """Check a share of this process's paid completions.
+    def count(self, record: RolloutRecord, completions: Sequence[Any], ids: Sequence[list[int]]) -> AuditCounts:
+        """Check a share of this process's paid completions, and count those that pass per skill.
 
         Args:
-            rows, completions, ids: As TRL gives them to rewards.
-            paid_B: Which completions the first reward called right.
-            skills_B: The index of each completion's skill.
-            num_skills: S.
-            place: The number of the rollout, and of the first completion in it over all processes.
+            record: The rollout, with its rewards.
+            completions: This process's completions, as TRL gives them to rewards.
+            ids: Their token ids.
         """
-        rollout, first = place
-        chosen = [
-            i
-            for i, paid in enumerate(paid_B.tolist())
-            if paid and random.Random(f"{self.seed}:audit:{rollout}:{first + i}").random() < self.share
-        ]
-        counts = AuditCounts.zeros(num_skills, 0)
-        if not chosen:
+        assert record.rewards_AR is not None
+        paid_B = record.share(successes(record.rewards_AR)).cpu() & ~record.is_gold_B
+        checked = [i for i in paid_B.nonzero().flatten().tolist() if self._is_checked(record, i)]
+        counts = AuditCounts.zeros(len(record.skills), 0)
+        if not checked:
             return counts
-        credits = ask(
-            self.verify, [rows[i] for i in chosen], [completions[i] for i in chosen], [ids[i] for i in chosen]
-        )
-        for i, credit in zip(chosen, credits, strict=True):
-            if credit is not None:
-                counts.audited_S[skills_B[i]] += 1
-                counts.passed_S[skills_B[i]] += is_success(credit)
+        rows = [record.rows[i] for i in checked]
+        rewards = ask(self.verify, rows, [completions[i] for i in checked], [ids[i] for i in checked])
+        for i, reward in zip(checked, rewards, strict=True):
+            if reward is not None:
+                counts.audited_S[record.skill_ids_B[i]] += 1
+                counts.passed_S[record.skill_ids_B[i]] += is_success(reward)
         return counts
+
+    def _is_checked(self, record: RolloutRecord, i: int) -> bool:
+        place = f"{self.seed}:audit:{record.number}:{record.first_row + i}"
+        return random.Random(place).random() < self.share

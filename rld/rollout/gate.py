@@ -1,13 +1,16 @@
-"""Who may teach on which prompt: a teacher that was seen to answer it rightly.
+"""The gate: a teacher teaches on a prompt only if it answers that prompt correctly.
 
-A teacher that is right on two thirds of a skill is wrong on the other third with the same confidence, and a student
-that follows it there learns its mistakes for good. So each teacher answers a prompt once, greedily, before it may teach
-on it, and the run's verifier decides. That costs one generation per prompt and teacher, and saves a forward over the
-whole group where the teacher fails.
+A teacher that is correct on two thirds of a skill is wrong on the other third with the same confidence, and a student
+that imitates it there learns its mistakes. So each teacher answers a prompt greedily, once, before it may teach on it,
+and the verifier judges the answer. That costs one generation per prompt and teacher, and saves the teacher's forward
+over the prompt's completions where its answer is wrong.
 
-A teacher may be right at its greediest and unsure of it, and a student that learns its whole distribution becomes as
-unsure. So for a controller that `needs` it some of the open prompts are asked once more, for a sampled answer: how
-often that is right as well is how far the teacher can take the student.
+A teacher can be correct when greedy and still spread its probability over wrong answers; a student that matches its
+distribution becomes as uncertain. For a controller that requires it, the teacher therefore answers some of the open
+prompts a second time, by sampling. The share of correct second answers estimates how far the teacher can take the
+student.
+
+Shapes: B completions of this process, K teachers.
 """
 
 from __future__ import annotations
@@ -17,41 +20,58 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from rld.errors import TeacherDown
 from rld.models import generation
 from rld.models.prompting import PromptEncoder
-from rld.rollout.verifier import Verify, ask, is_success
+from rld.rollout.verifier import VerifiedAnswers, Verify, answer_and_verify, is_success, verify_answers
 from rld.teachers.teacher import Teacher
-from rld.types import DEFAULT_SKILL, Event
+from rld.types import DEFAULT_SKILL, Event, Row
 from rld.utils.files import read_json, write_json
+from rld.utils.flops import forward_flops
 
-_REMEMBERED = 100_000
-"""Prompts whose verdicts are kept."""
+_MAX_VERDICTS = 100_000
+"""Verdicts of one teacher that are remembered; with more, all are forgotten."""
 
-_SAMPLED, _EVERY = 32, 16
-"""Prompts of a skill on which a teacher is asked once more as soon as there are any; and the rollouts of which it is
-asked in one after that."""
+_FIRST_RESAMPLED = 32
+"""Prompts of a skill that a teacher answers a second time as soon as they are open."""
 
-_SUSPICIOUS = 64
-"""Failures in a row from the start after which the verifier is doubted."""
+_RESAMPLE_EVERY = 16
+"""After these, a teacher answers prompts a second time in one of so many rollouts."""
+
+_MAX_FAILURES = 64
+"""Prompts that a teacher fails from the start on, without one success, before a warning doubts the verifier."""
+
+
+class GateVerdict(NamedTuple):
+    """What the gate decides about a rollout, and the cost of the answers."""
+
+    open_BK: Tensor
+    """Which teachers may teach on which completions, bool."""
+    resampled_BK: Tensor
+    """Which teachers gave a second, sampled answer, bool; at the first completion of each prompt."""
+    resampled_correct_BK: Tensor
+    """Which of these answers are correct, bool."""
+    num_tokens: int
+    """Tokens of the prompts that teachers of this process answered, and of their answers."""
+    flops: float
+    """Operations of these answers."""
 
 
 class TeacherGate:
-    """Remembers which prompts each teacher answers rightly.
+    """Lets teachers answer prompts, and remembers the verdicts.
 
     Args:
         teachers: The teachers.
         encoder: Encodes prompts for the student, and for the teachers that are not aligned.
-        verify: A reward with TRL's signature that gives 1 to a right answer and None where it doesn't apply.
-        max_new_tokens: Length of an answer.
+        verify: A reward with TRL's signature that gives 1 to a correct answer and None where it does not apply.
+        max_new_tokens: Greatest length of an answer.
         device: Where teachers answer.
-        again_at: Temperature of second answers, the rollout's. None: nobody is asked for any.
+        resampling_temperature: Temperature of second answers. None: there are none.
     """
 
     def __init__(
@@ -59,166 +79,163 @@ class TeacherGate:
         teachers: Sequence[Teacher],
         encoder: PromptEncoder,
         verify: Verify,
+        *,
         max_new_tokens: int,
         device: torch.device,
-        again_at: float | None = None,
+        resampling_temperature: float | None = None,
     ) -> None:
         self.teachers, self.encoder, self.verify = list(teachers), encoder, verify
         self.max_new_tokens, self.device = max_new_tokens, device
-        self.flops = 0.0
-        """Operations of this process's answers so far."""
-        self.num_tokens = 0
-        """Tokens of these, prompts included."""
-        self._failed = {str(teacher.name): 0 for teacher in self.teachers}
-        """Prompts that each teacher failed before its first right answer; -1 after that, or once it was told."""
+        self.resampling_temperature = resampling_temperature
         self._verdicts: list[dict[str, bool]] = [{} for _ in self.teachers]
-        self._again_at = again_at
-        self._again: dict[str, dict[str, int]] = {str(teacher.name): {} for teacher in self.teachers}
-        """By teacher and skill the prompts that were asked once more, over all processes."""
-        self._calls = 0
-        self.again_BK2 = torch.zeros(0, len(self.teachers), 2)
-        """Of the rows that were opened last, whether a teacher was asked once more, and whether it was right again; at
-        the first row of each prompt."""
+        """For each teacher, whether it answered a prompt correctly, by the prompt's key."""
+        self._failures = {str(teacher.name): 0 for teacher in self.teachers}
+        """Prompts that a teacher failed before its first success; -1 after that success, or after the warning."""
+        self._resampled: dict[str, dict[str, int]] = {str(teacher.name): {} for teacher in self.teachers}
+        """By teacher and skill, the prompts that were answered a second time, over all processes."""
+        self._num_rollouts = 0
 
-    @classmethod
-    def of(
-        cls,
-        teachers: Sequence[Teacher],
-        encoder: PromptEncoder,
-        verify: Verify | None,
-        max_new_tokens: int,
-        accelerator: Accelerator,
-        again_at: float | None,
-    ) -> TeacherGate | None:
-        """Return a gate, or with a warning None where no reward can be asked."""
-        if verify is None:
-            warnings.warn("the first reward can't be asked about teachers' answers, so gate is skill", stacklevel=4)
-            return None
-        return cls(teachers, encoder, verify, max_new_tokens, accelerator.device, again_at)
-
-    def open(self, rows: Sequence[dict[str, Any]], wanted_BK: Tensor) -> Tensor:
-        """Which teachers may teach on which rows, `[B, K]` bool.
+    def judge(self, rows: Sequence[Row], needed_BK: Tensor) -> GateVerdict:
+        """Decide which teachers may teach on which completions; prompts without a verdict are answered first.
 
         Args:
-            rows: The rows, with their `prompt` and the columns that the verifier reads. Those of other processes are
-                theirs to ask about.
-            wanted_BK: The teachers that are asked for; the others get False.
-        """
-        keys = [_key(row) for row in rows]
-        opened_BK = torch.zeros(wanted_BK.shape, dtype=torch.bool)
-        self.again_BK2 = torch.zeros(*wanted_BK.shape, 2, device=wanted_BK.device)
-        self._calls += 1
-        for k, asked_B in enumerate(wanted_BK.cpu().T.tolist()):
-            verdicts = self._verdicts[k]
-            if len(verdicts) > _REMEMBERED:
-                verdicts.clear()
-            asked = {key: row for key, row, wanted in zip(keys, rows, asked_B, strict=True) if wanted}
-            new = {key: row for key, row in asked.items() if key not in verdicts}
-            if new:
-                found = self._verdict(self.teachers[k], list(new.values()))
-                verdicts.update({} if found is None else zip(new, found, strict=True))
-                right = {key: row for key, row in new.items() if verdicts.get(key)}
-                for key, is_right in self._ask_again(self.teachers[k], right).items():
-                    self.again_BK2[keys.index(key), k] = torch.tensor([1.0, is_right])
-            opened_BK[:, k] = torch.tensor([key in asked and verdicts.get(key, False) for key in keys])
-        return opened_BK.to(wanted_BK.device)
+            rows: The row of each completion, with its `prompt` and the columns that the verifier reads.
+            needed_BK: Which teachers would teach on which completions; the others are not open.
 
-    def count_again(self, skills: Sequence[str], counts_SK: Tensor) -> None:
-        """Add the prompts that teachers were asked once more over all processes, which know of it alike."""
+        Raises:
+            TeacherDown: a teacher that is not optional does not answer.
+        """
+        self._num_rollouts += 1
+        keys = [_prompt_key(row) for row in rows]
+        open_BK = torch.zeros(needed_BK.shape, dtype=torch.bool)
+        resampled_BK, resampled_correct_BK = torch.zeros_like(open_BK), torch.zeros_like(open_BK)
+        num_tokens, flops = 0, 0.0
+        for k, (teacher, is_needed_B) in enumerate(zip(self.teachers, needed_BK.cpu().T.tolist(), strict=True)):
+            needed = {key: row for key, row, is_needed in zip(keys, rows, is_needed_B, strict=True) if is_needed}
+            answers, second = self._answer_new(k, needed)
+            for key, is_correct in second.items():
+                resampled_BK[keys.index(key), k], resampled_correct_BK[keys.index(key), k] = True, is_correct
+            open_BK[:, k] = torch.tensor([key in needed and self._verdicts[k].get(key, False) for key in keys])
+            num_teacher_tokens = sum(some.num_tokens for some in answers)
+            num_tokens += num_teacher_tokens
+            flops += forward_flops(teacher.num_parameters(), num_teacher_tokens)
+        device = needed_BK.device
+        return GateVerdict(
+            open_BK.to(device), resampled_BK.to(device), resampled_correct_BK.to(device), num_tokens, flops
+        )
+
+    def add_resampled(self, skills: Sequence[str], counts_SK: Tensor) -> None:
+        """Add the prompts of a rollout that were answered a second time, over all processes."""
         for k, teacher in enumerate(self.teachers):
-            known = self._again[str(teacher.name)]
+            resampled = self._resampled[str(teacher.name)]
             for skill, number in zip(skills, counts_SK[:, k].tolist(), strict=True):
-                known[skill] = known.get(skill, 0) + int(number)
+                resampled[skill] = resampled.get(skill, 0) + int(number)
 
     def forget(self, k: int) -> None:
-        """Ask teacher k anew, whose weights have changed."""
+        """Forget what is known of teacher k, because its weights have changed."""
         self._verdicts[k].clear()
-        self._again[str(self.teachers[k].name)].clear()
+        self._resampled[str(self.teachers[k].name)].clear()
 
     def save(self, path: Path) -> None:
         """Write what this process remembers."""
-        verdicts = {str(t.name): known for t, known in zip(self.teachers, self._verdicts, strict=True)}
-        asked_again = {"again": self._again, "calls": self._calls}
-        write_json(path, {"verdicts": verdicts, "failed": self._failed, **asked_again})
+        state = {
+            "verdicts": {str(t.name): verdicts for t, verdicts in zip(self.teachers, self._verdicts, strict=True)},
+            "failures": self._failures,
+            "resampled": self._resampled,
+            "rollouts": self._num_rollouts,
+        }
+        write_json(path, state)
 
     def load(self, path: Path) -> None:
-        """Remember what `save` wrote; a process that wasn't there asks anew."""
+        """Restore what `save` wrote; a process that has no file starts without verdicts."""
         if path.is_file():
-            saved = read_json(path)
-            self._verdicts = [saved["verdicts"].get(str(t.name), {}) for t in self.teachers]
-            self._failed = {name: saved["failed"].get(name, 0) for name in self._failed}
-            self._again = {name: saved["again"].get(name, {}) for name in self._again}
-            self._calls = saved["calls"]
+            state = read_json(path)
+            self._verdicts = [state["verdicts"].get(str(t.name), {}) for t in self.teachers]
+            self._failures = {name: state["failures"].get(name, 0) for name in self._failures}
+            self._resampled = {name: state["resampled"].get(name, {}) for name in self._resampled}
+            self._num_rollouts = state["rollouts"]
 
-    def _verdict(self, teacher: Teacher, rows: list[dict[str, Any]]) -> list[bool] | None:
-        """Whether a teacher answers each row rightly; None if it is down, which says nothing of the rows."""
-        if teacher.is_down:
-            return None
+    def _answer_new(self, k: int, needed: Mapping[str, Row]) -> tuple[list[VerifiedAnswers], dict[str, bool]]:
+        """Let teacher k answer the prompts that have no verdict yet, and some open ones a second time.
+
+        Returns:
+            All its answers; and by prompt, whether its second answer is correct.
+        """
+        teacher, verdicts = self.teachers[k], self._verdicts[k]
+        if len(verdicts) > _MAX_VERDICTS:
+            verdicts.clear()
+        new = {key: row for key, row in needed.items() if key not in verdicts}
+        greedy = self._answer(teacher, list(new.values())) if new and not teacher.is_down else None
+        if greedy is None:  # a teacher that is down says nothing about the prompts
+            return [], {}
+        # Where the verifier does not apply, the teacher is trusted, as without a gate.
+        correct = [reward is None or is_success(reward) for reward in greedy.rewards]
+        self._warn_of_failures(teacher, correct)
+        verdicts.update(zip(new, correct, strict=True))
+        resampled = self._choose_resampled(teacher, {key: row for key, row in new.items() if verdicts[key]})
+        if not resampled:
+            return [greedy], {}
+        sampled = self._sample(teacher, list(resampled.values()))
+        for row, reward in zip(resampled.values(), sampled.rewards, strict=True):
+            if reward is None:  # no count over all processes will have it, and the skill should not be asked for ever
+                self._resampled[str(teacher.name)][_skill(row)] = self._num_resampled(teacher, row) + 1
+        rewards = zip(resampled, sampled.rewards, strict=True)
+        return [greedy, sampled], {key: is_success(reward) for key, reward in rewards if reward is not None}
+
+    def _answer(self, teacher: Teacher, rows: list[Row]) -> VerifiedAnswers | None:
+        """Return a teacher's greedy answers; None if it is optional and does not answer."""
         encoder = teacher.prompt_encoder(self.encoder)
         try:
             with teacher.answering(self.device) as model:
-                texts = generation.generate(model, encoder, rows, max_new_tokens=self.max_new_tokens, alone=True)
+                return answer_and_verify(
+                    model, encoder, rows, self.verify, max_new_tokens=self.max_new_tokens, alone=True
+                )
         except TeacherDown:
             if not teacher.optional:
                 raise
             teacher.is_down = True
             return None
-        # Where the verifier has no say, the teacher is taken on trust, as without a gate.
-        verdicts = [credit is None or is_success(credit) for credit in self._credits(teacher, rows, texts)]
-        self._warn_of_silence(teacher, verdicts)
-        return verdicts
 
-    def _credits(self, teacher: Teacher, rows: list[dict[str, Any]], texts: list[str]) -> list[float | None]:
-        """What the verifier gives to a teacher's answers, whose cost is counted in."""
-        encoder = teacher.prompt_encoder(self.encoder)
-        ids = [encoder.encode_answer(text) for text in texts]
-        num_tokens = encoder.count_tokens(rows, ids)
-        self.num_tokens += num_tokens
-        self.flops += 2.0 * teacher.num_parameters() * num_tokens
-        return ask(self.verify, rows, texts, ids)
+    def _choose_resampled(self, teacher: Teacher, correct: Mapping[str, Row]) -> Mapping[str, Row]:
+        """Choose the prompts that a teacher answers a second time from those that it answered correctly."""
+        if self.resampling_temperature is None or teacher.source is not None:  # it can't sample
+            return {}
+        if self._num_rollouts % _RESAMPLE_EVERY == 0:
+            return correct
+        return {key: row for key, row in correct.items() if self._num_resampled(teacher, row) < _FIRST_RESAMPLED}
 
-    def _ask_again(self, teacher: Teacher, right: Mapping[str, dict[str, Any]]) -> dict[str, bool]:
-        """Of prompts that a teacher answered rightly, some that it answers once more, and whether rightly again."""
-        if self._again_at is None or teacher.source is not None:  # which samples nothing
-            return {}
-        known, is_due = self._again[str(teacher.name)], self._calls % _EVERY == 0
-        asked = {
-            key: row
-            for key, row in right.items()
-            if is_due or known.get(str(row.get("skill", DEFAULT_SKILL)), 0) < _SAMPLED
-        }
-        if not asked:
-            return {}
-        rows = list(asked.values())
+    def _num_resampled(self, teacher: Teacher, row: Row) -> int:
+        return self._resampled[str(teacher.name)].get(_skill(row), 0)
+
+    def _sample(self, teacher: Teacher, rows: list[Row]) -> VerifiedAnswers:
+        """Return a teacher's sampled answers."""
+        assert self.resampling_temperature is not None
         encoder = teacher.prompt_encoder(self.encoder)
-        prompts = [encoder.encode(row["prompt"]) for row in rows]
         with teacher.running(self.device) as model:
-            answers = generation.sample(
+            completions = generation.sample(
                 model,
                 encoder.tokenizer,
-                prompts,
+                [encoder.encode(row["prompt"]) for row in rows],
                 max_new_tokens=self.max_new_tokens,
                 seed=0,
-                temperature=self._again_at,
+                temperature=self.resampling_temperature,
             )
-        credits = self._credits(teacher, rows, encoder.decode(answers))
-        for row, credit in zip(rows, credits, strict=True):
-            if credit is None:  # nothing is learnt of this skill by asking more
-                skill = str(row.get("skill", DEFAULT_SKILL))
-                known[skill] = known.get(skill, 0) + 1
-        return {key: is_success(credit) for key, credit in zip(asked, credits, strict=True) if credit is not None}
+        return verify_answers(encoder, rows, encoder.decode(completions), self.verify)
 
-    def _warn_of_silence(self, teacher: Teacher, verdicts: list[bool]) -> None:
-        failed = self._failed[str(teacher.name)]
-        self._failed[str(teacher.name)] = -1 if failed < 0 or any(verdicts) else failed + len(verdicts)
-        if failed >= 0 and self._failed[str(teacher.name)] >= _SUSPICIOUS:
-            self._failed[str(teacher.name)] = -1
+    def _warn_of_failures(self, teacher: Teacher, correct: Sequence[bool]) -> None:
+        before = self._failures[str(teacher.name)]
+        if before < 0:
+            return
+        failures = -1 if any(correct) else before + len(correct)
+        if failures >= _MAX_FAILURES:
             warnings.warn(
-                f"teacher '{teacher.name}' answered none of its first {failed + len(verdicts)} prompts rightly, so it "
-                "has taught nothing; if the first reward, or the audit's, doesn't give 1 to a right "
-                "answer, take one that does, or set gate to skill",
+                f"teacher '{teacher.name}' answered none of its first {failures} prompts correctly, so it has taught "
+                "nothing; if the first reward, or the audit's, does not give 1 to a correct answer, use one that does, "
+                "or set gate to skill",
                 stacklevel=2,
             )
+            failures = -1
+        self._failures[str(teacher.name)] = failures
 
 
 def unverified(teachers: Sequence[Teacher], gate: TeacherGate | None) -> list[Event]:
@@ -230,7 +247,11 @@ def unverified(teachers: Sequence[Teacher], gate: TeacherGate | None) -> list[Ev
     return [Event(1, "gate open", "all skills", ", ".join(str(t.name) for t in teachers), measured, rule)]
 
 
-def _key(row: dict[str, Any]) -> str:
-    # the same question may be asked with another answer in mind
-    told = json.dumps([row.get(name) for name in ("prompt", "answer", "entry")], sort_keys=True, default=repr)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+def _skill(row: Row) -> str:
+    return str(row.get("skill", DEFAULT_SKILL))
+
+
+def _prompt_key(row: Row) -> str:
+    """Return a key of a row's prompt and of what makes an answer to it correct."""
+    identity = json.dumps([row.get(name) for name in ("prompt", "answer", "entry")], sort_keys=True, default=repr)
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]

@@ -1,14 +1,13 @@
-"""What the teachers add to a rollout: who may teach where, what each says, and who is listened to.
+"""Teachers score a rollout: which ones may teach where, what each says about the completions, and what it costs.
 
-The steps come in this order: `gate`, `score`, `drop`, `choose`, `silence`, `cost`.
-
-Shapes: B completions of this process, T completion tokens, K teachers, S skills.
+Shapes: B completions of this process, A completions of all processes, T completion tokens, K teachers, S skills.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -22,34 +21,51 @@ from rld.errors import TeacherDown
 from rld.losses.combination import AnyCombination
 from rld.losses.policy import mean_likelihood
 from rld.rollout.batch import RolloutBatch, loss_mask, taught_share
-from rld.rollout.counts import gate_counts, places
-from rld.rollout.gate import TeacherGate
+from rld.rollout.counts import gate_counts
+from rld.rollout.gate import GateVerdict, TeacherGate
+from rld.rollout.record import RolloutRecord
 from rld.rollout.verifier import successes
 from rld.teachers.ensemble import TeacherEnsemble, TokenCounts
 from rld.teachers.teacher import Teacher
 from rld.types import Event
 from rld.utils.flops import FlopMeter, forward_flops
 
-Rows = list[dict[str, Any]]
-
 
 @dataclass(frozen=True)
 class TeacherScoringOptions:
-    """What the trainer's configuration says of teachers.
+    """The options of the trainer's configuration that concern teachers.
 
     Attributes:
         combination: How several teachers become one target.
         teacher_reward: Weight of the teacher-scored reward; 0: there is none.
         teach_on: The completions that teachers teach on, `all` or `failed`.
-        batch_size: Completions per forward of a teacher.
+        rows_per_forward: Completions per forward of a teacher, about.
+        temperature: The rollout's.
         has_policy: Whether the policy signal takes part.
     """
 
     combination: AnyCombination
     teacher_reward: float
     teach_on: str
-    batch_size: int
+    rows_per_forward: int
+    temperature: float
     has_policy: bool
+
+
+@dataclass(frozen=True)
+class TeacherScoringReport:
+    """What happened while teachers scored a rollout, over all processes.
+
+    Attributes:
+        events: Teachers that were dropped.
+        tokens_scored: Tokens that teachers read, their answers to the gate included.
+        tokens_saved: Tokens that they would have read in addition without a gate, had every teacher scored all
+            completions of its skills and had no log-probability come from a cache.
+    """
+
+    events: list[Event] = field(default_factory=list)
+    tokens_scored: int = 0
+    tokens_saved: int = 0
 
 
 def teacher_infos(teachers: Iterable[Teacher]) -> list[TeacherInfo]:
@@ -58,100 +74,145 @@ def teacher_infos(teachers: Iterable[Teacher]) -> list[TeacherInfo]:
 
 
 class TeacherScoring:
-    """Runs the teachers that a rollout needs, and adds what they say to it, batch first."""
+    """Runs the teachers that a rollout needs, and adds their outputs and weights to it.
+
+    Args:
+        options: The options.
+        ensemble: The teachers.
+        runtime: Has the controller's weights, and is told of the gate's counts and of changes of teachers.
+        gate: Decides which teachers may teach on a prompt. None: all may.
+        accelerator: Sums and gathers over processes.
+        flop_meter: Counts the operations of the teachers and of the gate.
+        gate_time: Makes a context in which the gate runs, such as a timer.
+    """
 
     def __init__(
         self,
         options: TeacherScoringOptions,
-        panel: TeacherEnsemble,
-        steering: ControllerRuntime,
+        ensemble: TeacherEnsemble,
+        runtime: ControllerRuntime,
+        *,
         gate: TeacherGate | None,
         accelerator: Accelerator,
         flop_meter: FlopMeter,
+        gate_time: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        self.options, self.panel, self.steering = options, panel, steering
-        self.accelerator, self._gate = accelerator, gate
-        self._combination = options.combination
-        self._flop_meter, self._num_asked = flop_meter, 0
+        self.options, self.ensemble, self.runtime = options, ensemble, runtime
+        self.gate, self.accelerator, self.flop_meter, self._gate_time = gate, accelerator, flop_meter, gate_time
         self._dropped: set[int] = set()
-        self._token_counts: list[TokenCounts] = []
-        panel.observers.append(self._read_teacher)
+        ensemble.observers.append(self._update_teacher)
 
-    def _read_teacher(self, k: int) -> None:
-        """Read a teacher anew, after what it teaches or its weights have changed."""
-        self.steering.set_teachers(teacher_infos(self.panel.teachers))
-        if self._gate is not None:
-            self._gate.forget(k)
+    def _update_teacher(self, k: int) -> None:
+        """Describe the teachers to the runtime again, and let the gate forget teacher k, after it has changed."""
+        self.runtime.set_teachers(teacher_infos(self.ensemble.teachers))
+        if self.gate is not None:
+            self.gate.forget(k)
 
-    def _leave_open(self, output: RolloutBatch) -> None:
-        """Let each teacher with weight on a skill teach on all its prompts; adds `teacher_weights` `[B, K]`."""
-        skills_B = output["skill_ids"]
-        shares_SK = self._combination.shares(self.steering.teachers_SK)
-        needed_SK = self.steering.teachers_needed(self.options.teacher_reward, shares_SK)
-        self._rows_BK = needed_SK.to(skills_B.device)[skills_B]
-        output["teacher_weights"] = shares_SK.to(skills_B.device)[skills_B]
-        output["response_on"] = torch.tensor(self.steering.is_active("response"))
-        output["feature_on"] = torch.tensor(self.steering.is_active("feature"))
-
-    def gate(self, inputs: Rows, output: RolloutBatch, own_B2: Tensor | None, group: int) -> None:
-        """Let teachers teach on the prompts that they answer rightly; the others' weight goes to those that may.
-
-        Adds `group_ids` `[B]` too: the number of each completion's prompt in the rollout, over all processes.
+    def score(self, batch: RolloutBatch, record: RolloutRecord, step: int) -> TeacherScoringReport:
+        """Add to a rollout what its losses read of the teachers (the keys of `RolloutBatch` under "with teachers").
 
         Args:
-            own_B2: Over all processes, whether each completion is an attempt of the student's, and a success. None: it
-                is an evaluation, in which nobody is asked and nothing counted.
-            group: Completions per prompt.
-        """
-        self._leave_open(output)
-        output["group_ids"] = places(len(inputs), self.accelerator) // group
-        if self._gate is None or own_B2 is None:
-            return
-        before = torch.tensor([self._gate.flops, self._gate.num_tokens], dtype=torch.float64)
-        open_BK = self._gate.open(inputs, self._rows_BK)
-        spent = torch.tensor([self._gate.flops, self._gate.num_tokens], dtype=torch.float64) - before
-        flops, num_tokens = self._sum(spent).tolist()
-        self._flop_meter.add("gate", flops)
-        self._num_asked += int(num_tokens)
-        output["teacher_weights"] = _passed_on(output["teacher_weights"], open_BK)
-        seen = gather(output["skill_ids"]), gather(self._rows_BK), gather(open_BK), gather(self._gate.again_BK2)
-        counts = gate_counts(own_B2, *seen, group, len(self.steering.skills))
-        self.steering.add_gate_counts(counts)
-        self._gate.count_again(self.steering.skills, counts.resampled_SK)
-        self._rows_BK = self._rows_BK & open_BK
+            batch: This process's rollout.
+            record: The same rollout's record, with its rewards; in training with its attempts and successes.
+            step: The optimiser step, for events.
 
-    def score(self, inputs: Rows, output: RolloutBatch, rewards_BR: Tensor, temperature: float) -> None:
-        """Run each needed teacher once and add what it says (`TeacherEnsemble.score`, `.sampled_scores`).
-
-        Args:
-            rewards_BR: Over all processes; the first is the verifier's.
+        Raises:
+            TeacherDown: a teacher that is not optional does not answer, or none is left and there is no policy signal.
         """
-        prompts = [row["prompt"] for row in inputs]
-        if not self._combination.compares:  # or it is what they say of right completions that is compared
-            self._rows_BK = self._rows_BK & self._taught(rewards_BR, len(inputs))[:, None]
-        carried = cast(dict[str, Any], output)  # the ensemble adds a teacher's tensors under keys that have its number
-        self._token_counts = self.panel.score(
-            carried,
-            self._rows_BK,
-            prompts=prompts,
-            temperature=temperature,
-            rows_per_forward=self.options.batch_size,
+        skills_B, combination = batch["skill_ids"], self.options.combination
+        shares_SK = combination.shares(self.runtime.teachers_SK)
+        needed_SK = self.runtime.teachers_needed(self.options.teacher_reward, shares_SK)
+        needed_BK, weights_BK = needed_SK.to(skills_B.device)[skills_B], shares_SK.to(skills_B.device)[skills_B]
+        batch["response_on"] = torch.tensor(self.runtime.is_active("response"))
+        batch["feature_on"] = torch.tensor(self.runtime.is_active("feature"))
+        batch["group_ids"] = record.group_ids_B.to(skills_B.device)
+        gate_tokens = 0
+        if self.gate is not None and record.is_training:
+            with self._gate_time():
+                verdict = self._judge(self.gate, needed_BK, skills_B, record)
+            needed_BK, gate_tokens = needed_BK & verdict.open_BK, verdict.num_tokens
+            weights_BK = _redistribute(weights_BK, verdict.open_BK)
+        may_teach_B = self._may_teach(record, skills_B.device)
+        if not combination.compares:  # a combination that compares teachers does so on correct completions
+            needed_BK = needed_BK & may_teach_B[:, None]
+        token_counts = self._run(needed_BK, batch, record)
+        events, is_up_K = self._drop_down(step)
+        if events:
+            needed_BK, weights_BK = needed_BK & is_up_K, _redistribute(weights_BK, is_up_K.expand(weights_BK.shape))
+            batch["teacher_tokens"] = batch["teacher_tokens"] & is_up_K[:, None]
+        weights_BK = self._choose(weights_BK, batch, record) * may_teach_B[:, None]
+        self._finish(batch, weights_BK, record)
+        if not record.is_training:
+            return TeacherScoringReport(events)
+        scored, saved = self._count_tokens(needed_BK, batch, token_counts)
+        return TeacherScoringReport(events, scored + gate_tokens, saved - gate_tokens)
+
+    # -- the steps, in their order -----------------------------------------------------------------------------------
+
+    def _judge(self, gate: TeacherGate, needed_BK: Tensor, skills_B: Tensor, record: RolloutRecord) -> GateVerdict:
+        """Return the gate's verdict on this process's completions, with the tokens of all processes; count it."""
+        assert record.attempted_A is not None
+        assert record.succeeded_A is not None
+        verdict = gate.judge(record.rows, needed_BK)
+        cost = torch.tensor([verdict.flops, verdict.num_tokens], dtype=torch.float64)
+        flops, num_tokens = self._sum(cost).tolist()
+        self.flop_meter.add("gate", flops)
+        gathered = verdict._replace(
+            open_BK=gather(verdict.open_BK),
+            resampled_BK=gather(verdict.resampled_BK),
+            resampled_correct_BK=gather(verdict.resampled_correct_BK),
         )
-        if self.options.teacher_reward or self._combination.compares:
-            carried |= self.panel.sampled_scores(carried, temperature)
+        counts = gate_counts(
+            gathered,
+            gather(needed_BK),
+            gather(skills_B),
+            attempted_A=record.attempted_A,
+            succeeded_A=record.succeeded_A,
+            group_size=record.group_size,
+            num_skills=len(record.skills),
+        )
+        self.runtime.add_gate_counts(counts)
+        gate.add_resampled(record.skills, counts.resampled_SK)
+        return verdict._replace(num_tokens=int(num_tokens))
 
-    def drop(self, output: RolloutBatch, step: int) -> list[Event]:
-        """Go on without teachers that have stopped answering: the others get their weight, and an event tells.
+    def _may_teach(self, record: RolloutRecord, device: torch.device) -> Tensor:
+        """Return which completions teachers may teach on, `[B]` bool: all, or those that the verifier fails."""
+        if self.options.teach_on == "all":
+            return torch.ones(len(record.rows), dtype=torch.bool, device=device)
+        assert record.rewards_AR is not None
+        return ~record.share(successes(record.rewards_AR))
+
+    def _run(self, needed_BK: Tensor, batch: RolloutBatch, record: RolloutRecord) -> list[TokenCounts]:
+        """Run each teacher on the completions that need it, and add its outputs to the batch."""
+        outputs = cast(dict[str, Any], batch)  # the keys of a teacher's outputs have its number in them
+        temperature = self.options.temperature
+        with self.accelerator.autocast():
+            counts = self.ensemble.score(
+                outputs,
+                needed_BK,
+                prompts=[row["prompt"] for row in record.rows],
+                temperature=temperature,
+                rows_per_forward=self.options.rows_per_forward,
+            )
+            if self.options.teacher_reward or self.options.combination.compares:
+                outputs |= self.ensemble.sampled_scores(outputs, temperature)
+        return counts
+
+    def _drop_down(self, step: int) -> tuple[list[Event], Tensor]:
+        """Retire the teachers that have stopped answering on any process.
+
+        Returns:
+            An event for each, and which teachers still answer, `[K]` bool.
 
         Raises:
             TeacherDown: none is left, and there is nothing else to learn from.
         """
-        teachers = self.panel.teachers
-        down_K = self._sum(torch.tensor([float(teacher.is_down) for teacher in teachers])) > 0  # for any process
+        teachers = self.ensemble.teachers
+        down_K = self._sum(torch.tensor([float(teacher.is_down) for teacher in teachers])) > 0
         events = []
         for k in sorted(set(down_K.nonzero().flatten().tolist()) - self._dropped):
             self._dropped.add(k)
-            self.panel.retire(k, is_down=True)
+            self.ensemble.retire(k, is_down=True)
             about = "its server stopped answering", "it is optional, so the others take its weight"
             events.append(Event(step, "teacher dropped", "all skills", str(teachers[k].name), *about))
         if events and down_K.all() and not self.options.has_policy:
@@ -159,69 +220,45 @@ class TeacherScoring:
                 f"teacher '{events[-1].about}' was the last that answered, and without the policy signal there is "
                 "nothing else to learn from; go on from the last checkpoint when its server is back"
             )
-        if events:
-            kept_BK = (~down_K).expand(self._rows_BK.shape)
-            output["teacher_weights"] = _passed_on(output["teacher_weights"], kept_BK)
-            output["teacher_tokens"] = output["teacher_tokens"] & kept_BK[..., None]
-            self._rows_BK = self._rows_BK & kept_BK
-        return events
+        return events, ~down_K
 
-    def choose(self, output: RolloutBatch, rewards_BR: Tensor, group: int) -> None:
-        """Let the combination decide by what was said, and count the tokens that are taught (`num_taught`).
+    def _choose(self, weights_BK: Tensor, batch: RolloutBatch, record: RolloutRecord) -> Tensor:
+        """Return the weights after the combination has compared the teachers, if it does."""
+        combination = self.options.combination
+        if not combination.compares:
+            return weights_BK
+        assert record.rewards_AR is not None
+        likelihood_BK = mean_likelihood(batch["teacher_scores"], batch["teacher_spans"], loss_mask(batch))
+        correct_A = successes(record.rewards_AR)
+        return record.share(combination.chosen(gather(weights_BK), gather(likelihood_BK), correct_A, record.group_size))
 
-        Args:
-            rewards_BR: Over all processes; the first is the verifier's.
-            group: Completions per prompt, which may lie on several processes.
-        """
-        if self._combination.compares:
-            likelihood_BK = mean_likelihood(output["teacher_scores"], output["teacher_spans"], loss_mask(output))
-            weights_BK = self._combination.chosen(
-                gather(output["teacher_weights"]), gather(likelihood_BK), successes(rewards_BR), group
-            )
-            first = self.accelerator.process_index * len(likelihood_BK)
-            output["teacher_weights"] = weights_BK[first : first + len(likelihood_BK)]
-        taught_B = self._taught(rewards_BR, len(output["skill_ids"]))
-        output["teacher_weights"] = output["teacher_weights"] * taught_B[:, None]
-        taught_BT = loss_mask(output) * (taught_share(output) > 0)
-        output["num_taught"] = self._sum(taught_BT.sum())
+    def _finish(self, batch: RolloutBatch, weights_BK: Tensor, record: RolloutRecord) -> None:
+        """Add the weights and the number of taught tokens."""
+        batch["teacher_weights"] = weights_BK
+        batch["num_taught"] = self._sum((loss_mask(batch) * (taught_share(batch) > 0)).sum())
+        if record.num_gold and "teacher_spans" in batch:
+            # A teacher-scored reward is for what the student sampled, and it did not sample gold answers.
+            batch["teacher_spans"][record.is_gold_B.to(weights_BK.device)] = -1
 
-    def _taught(self, rewards_BR: Tensor, num_rows: int) -> Tensor:
-        """Which of this process's completions may be taught on: all, or those that the verifier does not give 1."""
-        if self.options.teach_on == "all":
-            return torch.ones(num_rows, dtype=torch.bool, device=rewards_BR.device)
-        return ~successes(rewards_BR)[self.accelerator.process_index * num_rows :][:num_rows]
-
-    def silence(self, output: RolloutBatch, gold_B: Tensor) -> None:
-        """Keep gold answers out of the teacher-scored reward: what the student did not sample can't be rewarded."""
-        if "teacher_spans" in output:
-            output["teacher_spans"][gold_B] = -1
-
-    def cost(self, output: RolloutBatch) -> tuple[int, int]:
-        """What the rollout cost over all processes.
-
-        Returns:
-            Tokens that teachers were run on, answers to the gate included; and how many more it would have been
-            without a gate, had all taught all their skills and nothing been cached.
-        """
-        lengths_B1 = (output["prompt_mask"].sum(1) + output["completion_mask"].sum(1))[:, None]
-        could_BK = self.steering.teaches_SK.to(lengths_B1.device)[output["skill_ids"]]
-        cached_K = torch.tensor([count.cached for count in self._token_counts], device=lengths_B1.device)
-        run_K = (self._rows_BK * lengths_B1).sum(0) - cached_K
-        sums = torch.stack([run_K, (could_BK * lengths_B1).sum(0)])
-        scored, possible = self._sum(sums).tolist()
-        computed = self._sum(torch.tensor([count.computed for count in self._token_counts])).tolist()
-        for slot, num_tokens in zip(self.panel.slots, computed, strict=True):
-            self._flop_meter.add("teachers", forward_flops(slot.num_parameters, num_tokens))
-        num_scored = sum(scored) + self._num_asked
-        self._num_asked = 0
-        return num_scored, sum(possible) - num_scored
+    def _count_tokens(self, needed_BK: Tensor, batch: RolloutBatch, token_counts: list[TokenCounts]) -> tuple[int, int]:
+        """Count the operations of the teachers, and return the tokens that they read and those that were saved."""
+        lengths_B1 = (batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1))[:, None]
+        teaches_BK = self.runtime.teaches_SK.to(lengths_B1.device)[batch["skill_ids"]]
+        cached_K = torch.tensor([count.cached for count in token_counts], device=lengths_B1.device)
+        read_K = (needed_BK * lengths_B1).sum(0) - cached_K
+        read, possible = self._sum(torch.stack([read_K, (teaches_BK * lengths_B1).sum(0)])).sum(1).tolist()
+        computed = self._sum(torch.tensor([count.computed for count in token_counts])).tolist()
+        for slot, num_tokens in zip(self.ensemble.slots, computed, strict=True):
+            self.flop_meter.add("teachers", forward_flops(slot.num_parameters, num_tokens))
+        return read, possible - read
 
     def _sum(self, value: Tensor) -> Tensor:
         total: Tensor = self.accelerator.reduce(value.to(self.accelerator.device), reduction="sum")
         return total
 
 
-def _passed_on(weights_BK: Tensor, open_BK: Tensor) -> Tensor:
-    """Teacher weights with those of shut-out teachers passed on to the others of the row."""
-    kept_BK = weights_BK * open_BK
-    return kept_BK / kept_BK.sum(1, keepdim=True).clamp(min=1e-12) * weights_BK.sum(1, keepdim=True)
+def _redistribute(weights_BK: Tensor, open_BK: Tensor) -> Tensor:
+    """Return teacher weights of which those of closed teachers go to the open ones of the completion, in proportion."""
+    open_weights_BK = weights_BK * open_BK
+    shares_BK = open_weights_BK / open_weights_BK.sum(1, keepdim=True).clamp(min=1e-12)
+    return shares_BK * weights_BK.sum(1, keepdim=True)

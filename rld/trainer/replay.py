@@ -1,11 +1,11 @@
-"""What a student once said to prompts of skills that it must not forget, and how far it has moved from there.
+"""Replay: how far a student has moved from its state at the start, on skills that it must not forget.
 
-The completions are sampled once, before the stage's first step, and kept with the last hidden states that they came
-from and the output head of then. So the divergence from the student of then is exact over the whole vocabulary, and
-costs no second model: one forward over the replayed prompts, in which the vocabulary is taken as the response signal
-takes it. The states live in CPU memory.
+Completions are sampled once, before the first update, and kept with the last hidden states that predicted them and with
+the output head of that time. The divergence from the student of the start is therefore exact over the whole vocabulary
+and costs no second model: one forward over the replayed completions, in which the vocabulary is processed as for the
+response signal. The states are kept in CPU memory.
 
-Shapes: B replayed completions, T tokens, P prompt tokens, S = P + T, H width, N tokens.
+Shapes: B replayed completions, T completion tokens, S prompt and completion tokens, H width.
 """
 
 from __future__ import annotations
@@ -33,16 +33,20 @@ from rld.utils.tensors import pad_prompts_and_completions
 _OBJECTIVE = ResponseObjective(ForwardKL(), Mixture(), temperature=1.0)
 
 _UNLABELLED = -100
+"""The label of a token whose log-probability is not needed, as transformers has it."""
 
 
 @dataclass(frozen=True)
 class ReplayExample:
-    """A completion that the student sampled, and the last hidden states that predicted its tokens, `[T, H]`."""
+    """A completion that the student sampled at the start."""
 
     skill: str
     prompt: list[int]
+    """Token ids."""
     completion: list[int]
+    """Token ids."""
     hidden_TH: Tensor
+    """The last hidden states that predicted the completion's tokens."""
 
     @property
     def size(self) -> int:
@@ -50,23 +54,30 @@ class ReplayExample:
         return len(self.prompt) + len(self.completion)
 
 
-def remember(
+WeightedExample = tuple[ReplayExample, float]
+"""An example, and the weight of each of its tokens in the loss."""
+
+
+def sample_examples(
     model: PreTrainedModel,
     backbone: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    *,
     skills: Sequence[str],
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     seed: int,
 ) -> list[ReplayExample]:
-    """Let a student answer prompts, a few at a time, and keep what it said and why.
+    """Sample a completion of each prompt, and read the hidden states that predict its tokens.
 
     Args:
         model: The student, or the adapter around it.
-        backbone: The student itself.
-        skills: Of each prompt.
-        prompts: Their token ids.
-        seed: Of the samples.
+        backbone: The student without the adapter's wrapper.
+        tokenizer: The student's.
+        skills: The skill of each prompt.
+        prompts: Token ids.
+        max_new_tokens: Greatest length of a completion.
+        seed: Seed of the samples.
     """
     completions = generation.sample(model, tokenizer, prompts, max_new_tokens=max_new_tokens, seed=seed)
     rows = list(zip(prompts, completions, strict=True))
@@ -82,85 +93,98 @@ def remember(
         layout=PromptSharingLayout.unshared(backbone),
     ).last_BTH
     backbone.train(training)
-    kept = [hidden[: len(ids)].cpu() for hidden, ids in zip(hidden_BTH, completions, strict=True)]
-    return [ReplayExample(*memory) for memory in zip(skills, prompts, completions, kept, strict=True)]
+    return [
+        ReplayExample(skill, prompt, completion, hidden_TH[: len(completion)].cpu())
+        for skill, prompt, completion, hidden_TH in zip(skills, prompts, completions, hidden_BTH, strict=True)
+    ]
 
 
 class ReplayBuffer:
-    """Memories of the protected skills, replayed in turn."""
+    """Examples of the protected skills, replayed in turn.
 
-    def __init__(self, memories: Sequence[ReplayExample], head: LMHead, batch: int) -> None:
-        self.head, self.batch = head, batch
-        """The output head of then, and how many memories of a skill an update replays at most."""
-        self.memories = list(memories)
-        self._of: dict[str, list[ReplayExample]] = {}
-        for memory in memories:
-            self._of.setdefault(memory.skill, []).append(memory)
+    Args:
+        examples: The examples.
+        head: The student's output head at the start.
+        batch: Examples of a skill that an update replays at most.
+    """
 
-    def chosen(self, update: int, weights: Mapping[str, float]) -> list[tuple[ReplayExample, float]]:
-        """What an update replays, over all processes, and how much each token counts: a skill's weight over all its
-        tokens. Skills of weight 0 are left out."""
-        rows = []
+    def __init__(self, examples: Sequence[ReplayExample], head: LMHead, batch: int) -> None:
+        self.examples, self.head, self.batch = list(examples), head, batch
+        self._examples_of: dict[str, list[ReplayExample]] = {}
+        for example in examples:
+            self._examples_of.setdefault(example.skill, []).append(example)
+
+    def select(self, update: int, weights: Mapping[str, float]) -> list[WeightedExample]:
+        """Return the examples that an update replays, over all processes.
+
+        Args:
+            update: The number of the update, from 0.
+            weights: The weight of each skill, which its tokens share. A skill of weight 0 is left out.
+        """
+        selected: list[WeightedExample] = []
         for skill, weight in weights.items():
-            known = self._of[skill]
-            size = min(self.batch, len(known))
-            turn = [known[(update * size + i) % len(known)] for i in range(size)] if weight > 0 else []
-            num_tokens = sum(len(memory.completion) for memory in turn)
-            rows += [(memory, weight / num_tokens) for memory in turn]
-        return rows
+            if weight <= 0:
+                continue
+            examples = self._examples_of[skill]
+            size = min(self.batch, len(examples))
+            turn = [examples[(update * size + i) % len(examples)] for i in range(size)]
+            num_tokens = sum(len(example.completion) for example in turn)
+            selected += [(example, weight / num_tokens) for example in turn]
+        return selected
 
     def state_dict(self, with_head: bool) -> dict[str, Any]:
-        """What a checkpoint keeps; the head only where the student's own has changed since."""
-        rows = [[memory.skill, memory.prompt, memory.completion, memory.hidden_TH] for memory in self.memories]
-        return {"memories": rows, "head": (self.head.weight, self.head.bias) if with_head else None}
+        """Return what a checkpoint holds; the head is needed only where the student's own has changed since."""
+        rows = [[example.skill, example.prompt, example.completion, example.hidden_TH] for example in self.examples]
+        return {"examples": rows, "head": (self.head.weight, self.head.bias) if with_head else None}
 
     @classmethod
     def restored(cls, state: dict[str, Any], head: LMHead, batch: int) -> ReplayBuffer:
-        """Return what `state_dict` told of; `head` is the student's."""
+        """Return the buffer of which `state_dict` returned the state; `head` is the student's present one."""
         if state["head"] is not None:
             weight, bias = state["head"]
             head = LMHead(weight, bias, head.scale, head.softcap).to(head.weight.device)
-        return cls([ReplayExample(*row) for row in state["memories"]], head, batch)
+        return cls([ReplayExample(*row) for row in state["examples"]], head, batch)
 
 
-def share_of_part(
-    rows: Sequence[tuple[ReplayExample, float]], index: int, parts: int
-) -> list[tuple[ReplayExample, float]]:
-    """The rows of one of the parts that an update is split into, as many for each: rows that count 0 fill up.
+def share_of_part(examples: Sequence[WeightedExample], index: int, num_parts: int) -> list[WeightedExample]:
+    """Return the examples of one of the parts that an update is split into.
 
-    Under DDP every process must run the same number of forwards.
+    All parts have the same number of examples, because under DDP every process must run the same number of forwards;
+    examples of weight 0 fill them up.
     """
-    mine = list(rows[index::parts])
-    return mine if index < len(rows) % parts or len(rows) % parts == 0 else [*mine, (rows[0][0], 0.0)]
+    part = list(examples[index::num_parts])
+    is_full = len(examples) % num_parts == 0 or index < len(examples) % num_parts
+    return part if is_full else [*part, (examples[0][0], 0.0)]
 
 
-def divergence(
-    model: nn.Module, head: LMHead, rows: Sequence[tuple[ReplayExample, float]], device: torch.device
+def replay_divergence(
+    model: nn.Module, head: LMHead, examples: Sequence[WeightedExample], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """How far a student is from what it was.
+    """Compute the divergence of a student from its state at the start.
 
     Args:
-        model: The student with its signal head, wrapped or not.
-        head: The output head of then.
-        rows: What is replayed, and how much each token counts.
+        model: The student with its signal forward, wrapped or not.
+        head: The output head of the start.
+        examples: The examples, with the weight of their tokens.
+        device: The student's.
 
     Returns:
-        The divergence KL(then || now) in nats, summed with the tokens' weights `[]`, through which the gradient flows;
-        and `[2]`, without it, its plain sum over the tokens that count, and their number.
+        The divergence KL(start || now) in nats, summed with the tokens' weights, `[]`, through which the gradient
+        flows; and without gradient `[2]`, its unweighted sum over the tokens whose weight is not 0, and their number.
     """
-    said = [(memory.prompt, memory.completion) for memory, _ in rows]
-    ids_BS, attention_BS, mask_BT = (x.to(device) for x in pad_prompts_and_completions(said))
-    states = [memory.hidden_TH.to(device) for memory, _ in rows]
+    texts = [(example.prompt, example.completion) for example, _ in examples]
+    ids_BS, attention_BS, mask_BT = (x.to(device) for x in pad_prompts_and_completions(texts))
+    states = [example.hidden_TH.to(device) for example, _ in examples]
     hidden_BTH = nn.utils.rnn.pad_sequence(states, batch_first=True)
-    then = TeacherOutputs(head.to(device), hidden_BTH, None, mask_BT.bool())
-    weight_B = torch.tensor([weight for _, weight in rows], device=device)
+    start = TeacherOutputs(head.to(device), hidden_BTH, None, mask_BT.bool())
+    weight_B = torch.tensor([weight for _, weight in examples], device=device)
     response = ResponseSettings(_OBJECTIVE, weight_B)
-    shares_B1 = torch.ones(len(rows), 1, device=device)
-    student = RecordingStudent(model, mask_BT.shape[1], StudentInputs(mask_BT, [then], shares_B1, response, None))
-    labels_BS = torch.full_like(ids_BS, _UNLABELLED)  # no token's own likelihood is asked for
+    shares_B1 = torch.ones(len(examples), 1, device=device)
+    student = RecordingStudent(model, mask_BT.shape[1], StudentInputs(mask_BT, [start], shares_B1, response, None))
+    labels_BS = torch.full_like(ids_BS, _UNLABELLED)
     student(input_ids=ids_BS, attention_mask=attention_BS, labels=labels_BS, fused_lm_head=True)
-    total, divergence_BT = student.result.response_loss, student.result.target_divergence
-    assert total is not None
+    loss, divergence_BT = student.result.response_loss, student.result.target_divergence
+    assert loss is not None
     assert divergence_BT is not None
     counted_BT = mask_BT * (weight_B > 0)[:, None]
-    return total, torch.stack([(divergence_BT * counted_BT).sum(), counted_BT.sum().float()])
+    return loss, torch.stack([(divergence_BT * counted_BT).sum(), counted_BT.sum().float()])

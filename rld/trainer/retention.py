@@ -1,15 +1,15 @@
-"""Skills that a student must not forget, while it trains: they are probed, and replayed as strongly as the probes ask.
+"""Retention: skills that a student must not forget are probed while it trains, and replayed as strongly as needed.
 
-`retention.py` has the rule, `replay.py` the loss; here they meet the model and the other processes. All processes see
-the same counts, so they come to the same weights.
+`controllers/retention_rule.py` has the rule that sets each skill's weight, `replay.py` the loss; here they meet the
+model and the other processes. All processes see the same counts, so they come to the same weights.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -19,33 +19,44 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from rld.controllers.retention_rule import VERSION, Counts, RetentionRule
 from rld.errors import CheckpointError, DataError, RecipeError
-from rld.models import generation
 from rld.models.heads import LMHead
 from rld.models.prompting import PromptEncoder
-from rld.rollout.verifier import Verify, ask, is_success
-from rld.trainer.replay import ReplayBuffer, divergence, remember, share_of_part
+from rld.rollout.verifier import Verify, answer_and_verify, is_success
+from rld.trainer.replay import ReplayBuffer, ReplayExample, replay_divergence, sample_examples, share_of_part
+from rld.trainer.rld_config import RLDConfig
 from rld.types import DEFAULT_SKILL, Event, Row
 from rld.utils.flops import FlopMeter, forward_flops
 from rld.utils.suggestions import hint
 
 FILE = "rld_replay.pt"
 
-_TOGETHER = 16
-"""Prompts that are sampled at once: with the noise of their number, whichever process it is that samples them."""
+_PROMPTS_PER_SAMPLING = 16
+"""Prompts that are sampled together. Their random numbers depend on the first one's number, whichever process samples
+them."""
+
+
+class ReplayTerm(NamedTuple):
+    """The replay's part of a micro-batch's loss."""
+
+    loss: Tensor
+    """`[]`, to be added to this process's loss; an update's micro-batches are summed, and processes averaged."""
+    divergence_sum: Tensor
+    """`[]`, the divergence from the student of the start in nats, summed over this process's tokens."""
+    num_tokens: Tensor
+    """`[]`, the number of these tokens."""
 
 
 class RetentionCallback(TrainerCallback):
-    """Protects skills while a trainer trains; it begins with the training, when the student is still what it was.
+    """Protects skills while a trainer trains, from the student's state at the start of the training.
 
     Args:
-        rule: How strongly.
-        rows: Rows of the protected skills: of each the first are probed, the next replayed.
-        trained: The skills that are trained.
-        student: Without an adapter's wrapper.
+        args: Has the rule's options, the greatest length of an answer, and the seed.
+        rows: Rows of the protected skills: of each skill the first are probed, the next replayed.
+        student: The student without wrappers.
+        trained_skills: The skills that are trained; they are protected only if the rule names them.
         encoder: Encodes prompts for the student.
-        verify: Tells right answers.
-        max_new_tokens: Length of an answer.
-        seed: Of the samples that are replayed.
+        verify: Judges the answers to probes.
+        accelerator: Sums and gathers over processes.
         flop_meter: Counts the operations.
 
     Raises:
@@ -55,193 +66,192 @@ class RetentionCallback(TrainerCallback):
 
     def __init__(
         self,
-        rule: RetentionRule,
+        args: RLDConfig,
         rows: Iterable[Row],
-        trained: Sequence[str],
         student: PreTrainedModel,
+        *,
+        trained_skills: Sequence[str],
         encoder: PromptEncoder,
         verify: Verify | None,
-        max_new_tokens: int,
         accelerator: Accelerator,
-        seed: int,
         flop_meter: FlopMeter,
     ) -> None:
         if verify is None:
             raise RecipeError(
-                "retain: the first reward can't be asked whether an answer is right; put a verifier first"
+                "retain: the first reward can't be asked whether an answer is correct; put a verifier first"
             )
-        self.rule, self.verify, self.student, self.encoder = rule, verify, student, encoder
-        self.max_new_tokens, self.seed = max_new_tokens, seed
-        self.accelerator = accelerator
+        self.rule, self.max_new_tokens, self.seed = args.retention(), args.answer_length, args.seed
+        self.verify, self.student, self.encoder = verify, student, encoder
+        self.accelerator, self._flop_meter = accelerator, flop_meter
         self.state: dict[str, Any] | None = None
-        """The rule's; None before the training begins."""
-        self._probes, self._replayed = _split(rule, rows, trained)
-        self._memory: ReplayBuffer | None = None
-        self._updates, self._part = 0, 0
-        self._drift = torch.zeros(2, device=accelerator.device)
+        """The rule's state; None before the training begins."""
+        self._probes, self._replayed_rows = _split(self.rule, rows, trained_skills)
+        self._buffer: ReplayBuffer | None = None
+        self._num_updates, self._num_parts = 0, 0
+        """Updates so far, and micro-batches of the present one."""
+        self._divergence = torch.zeros(2, device=accelerator.device)
         """Sum of the divergence over replayed tokens since the last probe, and their number, over all processes."""
-        self._flop_meter = flop_meter
+
+    # -- the start -----------------------------------------------------------------------------------------------------
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if self.state is not None:  # resumed
             return
         model = self.accelerator.unwrap_model(model)
-        skills = [str(row.get("skill", DEFAULT_SKILL)) for row in self._replayed]
-        prompts = [self.encoder.encode(row["prompt"]) for row in self._replayed]
-        numbers = range(0, len(prompts), _TOGETHER)
-        with self.accelerator.autocast():  # as the student is read when it replays
-            mine = [
-                (
-                    first,
-                    remember(
-                        *(model, self.student, self.encoder.tokenizer),
-                        *(skills[first : first + _TOGETHER], prompts[first : first + _TOGETHER]),
-                        *(self.max_new_tokens, self.seed + first),
-                    ),
-                )
-                for first in numbers[self.accelerator.process_index :: self.accelerator.num_processes]
-            ]
-        memories = [memory for _, some in sorted(gather_object(mine), key=lambda pair: pair[0]) for memory in some]
-        self._memory = ReplayBuffer(memories, _frozen(self.student), self.rule.batch)
-        self._count(2 * sum(memory.size for memory in memories))  # said once, and read once
-        probed = self._probe(model)
-        self.state = self.rule.start(probed)
-        for skill, (right, asked) in probed.items():
-            if not right:
+        examples = self._sample(model)
+        self._buffer = ReplayBuffer(examples, _frozen_head(self.student), self.rule.batch)
+        self._count(2 * sum(example.size for example in examples))  # each is sampled once, and read once
+        counts = self._probe(model)
+        self.state = self.rule.start(counts)
+        for skill, (correct, total) in counts.items():
+            if not correct:
                 warnings.warn(
-                    f"retain: the student has none of {asked} probes of skill {skill!r} right: nothing can be held",
+                    f"retain: the student answers none of {total} probes of skill {skill!r} correctly: there is "
+                    "nothing to protect",
                     stacklevel=2,
                 )
 
+    def _sample(self, model: Any) -> list[ReplayExample]:
+        """Return completions of all replayed rows, on every process; each process samples a share of them."""
+        skills = [row["skill"] for row in self._replayed_rows]
+        prompts = [self.encoder.encode(row["prompt"]) for row in self._replayed_rows]
+        starts = range(0, len(prompts), _PROMPTS_PER_SAMPLING)
+        samples: list[tuple[int, list[ReplayExample]]] = []
+        with self.accelerator.autocast():  # as when the student is replayed
+            for start in starts[self.accelerator.process_index :: self.accelerator.num_processes]:
+                part = slice(start, start + _PROMPTS_PER_SAMPLING)
+                examples = sample_examples(
+                    model,
+                    self.student,
+                    self.encoder.tokenizer,
+                    skills=skills[part],
+                    prompts=prompts[part],
+                    max_new_tokens=self.max_new_tokens,
+                    seed=self.seed + start,
+                )
+                samples.append((start, examples))
+        gathered = sorted(gather_object(samples), key=lambda pair: pair[0])
+        return [example for _, examples in gathered for example in examples]
+
     def _probe(self, model: Any) -> dict[str, Counts]:
-        """Count the student's right answers per protected skill, over all processes."""
-        texts = generation.generate(model, self.encoder, self._probes, max_new_tokens=self.max_new_tokens)
-        ids = [self.encoder.encode_answer(text) for text in texts]
-        self._count(self.encoder.count_tokens(self._probes, ids))
-        share = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
-        credits = ask(self.verify, self._probes[share], texts[share], ids[share]) if self._probes[share] else []
-        skills = list(dict.fromkeys(row["skill"] for row in self._probes))
-        counts = torch.zeros(len(skills), device=self.accelerator.device)
-        for row, credit in zip(self._probes[share], credits, strict=True):
-            counts[skills.index(row["skill"])] += credit is not None and is_success(credit)
-        totals: Tensor = self.accelerator.reduce(counts, reduction="sum")
-        return {skill: (round(right), self.rule.probes) for skill, right in zip(skills, totals.tolist(), strict=True)}
+        """Return the student's correct answers and the probes of each protected skill."""
+        answers = answer_and_verify(model, self.encoder, self._probes, self.verify, max_new_tokens=self.max_new_tokens)
+        self._count(answers.num_tokens)
+        correct = dict.fromkeys((row["skill"] for row in self._probes), 0)
+        for row, reward in zip(self._probes, answers.rewards, strict=True):
+            correct[row["skill"]] += reward is not None and is_success(reward)
+        return {skill: (number, self.rule.probes) for skill, number in correct.items()}
 
     def _count(self, num_tokens: int, passes: int = 1) -> None:
         """Count forward passes over tokens of all processes."""
         self._flop_meter.add("retention", passes * forward_flops(self.student.num_parameters(), num_tokens))
 
-    # -- one update --------------------------------------------------------------------------------------------------
+    # -- one update ----------------------------------------------------------------------------------------------------
 
-    def added(
-        self, loss: Tensor, model: nn.Module, num_parts: int, log_mean: Callable[[str, Tensor, Tensor], None]
-    ) -> Tensor:
-        """Add the replay's term to a micro-batch's loss; without a forward while nothing needs it.
+    def loss_term(self, model: nn.Module, num_parts: int) -> ReplayTerm | None:
+        """Return the replay's part of a micro-batch's loss; None, without a forward, while no skill has weight.
 
         Args:
-            loss: Of this process; an update's micro-batches are summed, and processes averaged.
             model: The student, wrapped for training.
             num_parts: Micro-batches of this update.
-            log_mean: Logs a mean over all processes, from a name, a sum and a count.
         """
-        assert self._memory is not None
+        assert self._buffer is not None
         assert self.state is not None
-        rows = self._memory.chosen(self._updates, self.rule.weights(self.state))
-        if not rows:
-            return loss
-        index = self._part * self.accelerator.num_processes + self.accelerator.process_index
-        self._part += 1
-        mine = share_of_part(rows, index, num_parts * self.accelerator.num_processes)
-        total, seen = divergence(model, self._memory.head, mine, self.accelerator.device)
-        log_mean("loss/reference", *seen)
+        examples = self._buffer.select(self._num_updates, self.rule.weights(self.state))
+        if not examples:
+            return None
+        index = self._num_parts * self.accelerator.num_processes + self.accelerator.process_index
+        self._num_parts += 1
+        part = share_of_part(examples, index, num_parts * self.accelerator.num_processes)
+        loss, sums = replay_divergence(model, self._buffer.head, part, self.accelerator.device)
         if self.rule.budget is not None:
-            self._drift += self.accelerator.reduce(seen, reduction="sum")
-        term: Tensor = total * self.accelerator.num_processes
-        return loss + term
+            self._divergence += self.accelerator.reduce(sums, reduction="sum")
+        return ReplayTerm(loss * self.accelerator.num_processes, sums[0], sums[1])
 
-    def after_update(self, model: Any, ticked: bool, step: int) -> tuple[dict[str, float], list[Event]]:
+    def finish_update(self, model: Any, step: int, *, is_tick: bool) -> tuple[dict[str, float], list[Event]]:
         """Go on to the next update; after a tick of the controller, probe if it is time.
 
         Returns:
             Metrics, and events.
         """
-        assert self._memory is not None
+        assert self._buffer is not None
         assert self.state is not None
         weights = self.rule.weights(self.state)
-        self._count(sum(memory.size for memory, _ in self._memory.chosen(self._updates, weights)), passes=3)
-        self._updates, self._part = self._updates + 1, 0
+        replayed = self._buffer.select(self._num_updates, weights)
+        self._count(sum(example.size for example, _ in replayed), passes=3)  # a forward and a backward pass
+        self._num_updates, self._num_parts = self._num_updates + 1, 0
         metrics = {f"weight/reference/{skill}": weight for skill, weight in weights.items()}
         metrics["weight/reference"] = sum(weights.values()) / len(weights)
-        events: list[Event] = []
-        due = False
-        if ticked:
-            self.state, due = self.rule.tick(self.state)
-        if due:
-            probed = self._probe(self.accelerator.unwrap_model(model))
-            for skill, (right, asked) in probed.items():
-                if before := self.state["skills"][skill]["baseline"]:
-                    metrics[f"retention/{skill}"] = right / asked / before
-            total, count = self._drift.tolist()
-            self.state, events = self.rule.step(self.state, probed, step, total / count if count else None)
-            self._drift.zero_()
+        is_due = False
+        if is_tick:
+            self.state, is_due = self.rule.tick(self.state)
+        if not is_due:
+            return metrics, []
+        counts = self._probe(self.accelerator.unwrap_model(model))
+        for skill, (correct, total) in counts.items():
+            if baseline := self.state["skills"][skill]["baseline"]:
+                metrics[f"retention/{skill}"] = correct / total / baseline
+        divergence, num_tokens = self._divergence.tolist()
+        self.state, events = self.rule.step(self.state, counts, step, divergence / num_tokens if num_tokens else None)
+        self._divergence.zero_()
         return metrics, events
 
-    # -- checkpoints -------------------------------------------------------------------------------------------------
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the memories, as JSON."""
-        return {"state": self.state, "updates": self._updates, "drift": self._drift.tolist()}
+        """Return the state without the examples, as JSON."""
+        return {"state": self.state, "updates": self._num_updates, "divergence": self._divergence.tolist()}
 
     def save(self, folder: Path) -> None:
-        """Write the memories into a checkpoint."""
-        assert self._memory is not None
-        with_head = self._memory.head.weight is not LMHead.of(self.student).weight
-        torch.save(self._memory.state_dict(with_head), folder / FILE)
+        """Write the examples into a checkpoint."""
+        assert self._buffer is not None
+        with_head = self._buffer.head.weight is not LMHead.of(self.student).weight
+        torch.save(self._buffer.state_dict(with_head), folder / FILE)
 
-    def load(self, folder: Path, saved: dict[str, Any] | None) -> None:
-        """Go on from what `save` wrote and `state_dict` returned.
+    def load(self, folder: Path, state: dict[str, Any] | None) -> None:
+        """Restore what `save` wrote and `state_dict` returned.
 
         Raises:
-            CheckpointError: the checkpoint protects other skills.
+            CheckpointError: the checkpoint protects other skills, or is of another version.
         """
-        skills = sorted(saved["state"]["skills"]) if saved else []
-        mine = sorted({row["skill"] for row in self._probes})
-        if saved is None or skills != mine:
-            raise CheckpointError(f"{folder} was written with protected skills {skills}, this run has {mine}")
-        if saved["state"]["version"] != VERSION:
-            found = saved["state"]["version"]
-            raise CheckpointError(f"{folder} has retention's state in version {found}, and this is version {VERSION}")
-        self.state, self._updates = saved["state"], saved["updates"]
-        self._drift = torch.tensor(saved["drift"], device=self.accelerator.device)
-        kept = torch.load(folder / FILE, map_location="cpu")
-        self._memory = ReplayBuffer.restored(kept, LMHead.of(self.student), self.rule.batch)
+        saved_skills = sorted(state["state"]["skills"]) if state else []
+        skills = sorted({row["skill"] for row in self._probes})
+        if state is None or saved_skills != skills:
+            raise CheckpointError(f"{folder} was written with protected skills {saved_skills}, this run has {skills}")
+        version = state["state"]["version"]
+        if version != VERSION:
+            raise CheckpointError(f"{folder} has retention's state in version {version}, and this is version {VERSION}")
+        self.state, self._num_updates = state["state"], state["updates"]
+        self._divergence = torch.tensor(state["divergence"], device=self.accelerator.device)
+        examples = torch.load(folder / FILE, map_location="cpu")
+        self._buffer = ReplayBuffer.restored(examples, LMHead.of(self.student), self.rule.batch)
 
 
-def _split(rule: RetentionRule, rows: Iterable[Row], trained: Sequence[str]) -> tuple[list[Row], list[Row]]:
-    """The rows to probe and those to replay, with their skills."""
-    known: dict[str, list[Row]] = {}
+def _split(rule: RetentionRule, rows: Iterable[Row], trained_skills: Sequence[str]) -> tuple[list[Row], list[Row]]:
+    """Return the rows to probe and those to replay, each with its skill."""
+    rows_of: dict[str, list[Row]] = {}
     for row in rows:
         skill = str(row.get("skill", DEFAULT_SKILL))
-        known.setdefault(skill, []).append({**row, "skill": skill})
-    skills = rule.skills if rule.skills is not None else [skill for skill in known if skill not in trained]
+        rows_of.setdefault(skill, []).append({**row, "skill": skill})
+    skills = rule.skills if rule.skills is not None else [skill for skill in rows_of if skill not in trained_skills]
     if not skills:
         raise RecipeError("retain: there is nothing to protect but skills that are trained; name some in its skills")
     probes, replayed = list[Row](), list[Row]()
     for skill in skills:
-        if skill not in known:
-            raise DataError(f"retain: there are no rows of skill {skill!r}{hint(skill, list(known))}")
-        if len(known[skill]) <= rule.probes:
+        if skill not in rows_of:
+            raise DataError(f"retain: there are no rows of skill {skill!r}{hint(skill, list(rows_of))}")
+        if len(rows_of[skill]) <= rule.probes:
             raise DataError(
-                f"retain: skill {skill!r} has {len(known[skill])} rows, of which {rule.probes} are for probes; "
+                f"retain: skill {skill!r} has {len(rows_of[skill])} rows, of which {rule.probes} are for probes; "
                 "give more, or lower its probes"
             )
-        probes += known[skill][: rule.probes]
-        replayed += known[skill][rule.probes : rule.probes + rule.prompts]
+        probes += rows_of[skill][: rule.probes]
+        replayed += rows_of[skill][rule.probes : rule.probes + rule.prompts]
     return probes, replayed
 
 
-def _frozen(student: PreTrainedModel) -> LMHead:
-    """The student's output head as it is now; one that does not train needs no copy."""
+def _frozen_head(student: PreTrainedModel) -> LMHead:
+    """Return the student's output head as it is now; one that does not train needs no copy."""
     head = LMHead.of(student)
     if not head.weight.requires_grad:
         return head

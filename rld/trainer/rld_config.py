@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from datasets import Dataset
 from trl import GRPOConfig
 
 from rld.controllers.retention_rule import RetentionRule
-from rld.data.prompt_stream import PromptStream
-from rld.errors import DataError, RecipeError
+from rld.errors import RecipeError
 from rld.losses.features import AnyFeature
-from rld.types import SIGNALS, Curriculum, Signal
+from rld.types import SIGNALS, Signal
 from rld.utils.options import parse_option
 
 
@@ -54,13 +53,13 @@ class RLDConfig(GRPOConfig):
     gate: str = field(
         default="skill",
         metadata={
-            "help": "`prompt`: a teacher teaches on the prompts that it answers rightly, by a first reward that gives "
-            "1 to right answers. `skill`: wherever the controller gives it weight."
+            "help": "`prompt`: a teacher teaches on the prompts that it answers correctly, as judged by a first reward "
+            "that gives 1 to correct answers. `skill`: wherever the controller gives it weight."
         },
     )
     teach_on: str = field(
         default="all",
-        metadata={"help": "`failed`: teachers teach on the completions that the first reward doesn't give 1 alone."},
+        metadata={"help": "`all` completions, or those that `failed`: the first reward does not give them 1."},
     )
     gold: int = field(
         default=0,
@@ -72,11 +71,11 @@ class RLDConfig(GRPOConfig):
     )
     teacher_reward_form: str = field(
         default="additive",
-        metadata={"help": "`additive`, or `sign_preserving`, which scales advantages and never turns one round."},
+        metadata={"help": "`additive`, or `sign_preserving`, which scales advantages and keeps their signs."},
     )
     skills: list[str] | None = field(
         default=None,
-        metadata={"help": "Skills in the `skill` column. None: read off the training set."},
+        metadata={"help": "Skills in the `skill` column. None: those of the training set."},
     )
     retain: dict[str, Any] | None = field(
         default=None,
@@ -86,7 +85,7 @@ class RLDConfig(GRPOConfig):
     )
     audit_share: float = field(
         default=0.1,
-        metadata={"help": "Of the completions that the first reward calls right, the share that `trusted` checks."},
+        metadata={"help": "Share of the completions that the first reward gives 1 which `audit_reward` checks."},
     )
 
     def __post_init__(self) -> None:
@@ -95,41 +94,49 @@ class RLDConfig(GRPOConfig):
         self.num_generations = 2 if is_alone else self.num_generations
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.num_generations = 1 if is_alone else self.num_generations
+        self._check_signals()
+        self._check_gold()
+        _require_choice("gate", self.gate, ("prompt", "skill"))
+        _require_choice("teach_on", self.teach_on, ("all", "failed"))
+        _require_choice("teacher_reward_form", self.teacher_reward_form, ("additive", "sign_preserving"))
+        _require("teacher_reward", self.teacher_reward, self.teacher_reward >= 0, "at least 0")
+        if self.teacher_reward_form == "sign_preserving":
+            _require("a sign-preserving teacher_reward", self.teacher_reward, self.teacher_reward <= 1, "in [0, 1]")
+        if self.response_temperature is not None:
+            _require("response_temperature", self.response_temperature, self.response_temperature > 0, "above 0")
+        if self.response_top_k is not None:
+            _require("response_top_k", self.response_top_k, self.response_top_k >= 1, "at least 1")
+        _require("audit_share", self.audit_share, 0 < self.audit_share <= 1, "above 0 and at most 1")
+
+    def _check_signals(self) -> None:
+        if self.signals is None:
+            return
+        if not self.signals:
+            raise RecipeError(f"signals: name at least one of {', '.join(SIGNALS)}")
+        for name in self.signals:
+            _require_choice("signals", name, SIGNALS)
+
+    def _check_gold(self) -> None:
+        is_possible = 0 <= self.gold <= (self.num_generations or 0)
+        _require("gold", self.gold, is_possible, "at least 0 and at most num_generations")
+        if self.gold == self.num_generations and (self.signals is None or "policy" in self.signals):
+            raise RecipeError("with gold answers alone there are no attempts to reinforce: leave policy out of signals")
+
+    @classmethod
+    def for_model(cls, model: Any) -> RLDConfig:
+        """Return the defaults, with an output folder that is called after a model or its name."""
+        name = model if isinstance(model, str) else model.config._name_or_path
+        return cls(f"{name.rstrip('/').split('/')[-1] or 'student'}-RLD")
 
     def active_signals(self, has_teachers: bool) -> list[Signal]:
-        """The signals that take part, in the order of `SIGNALS`.
+        """Return the signals that take part, in the order of `SIGNALS`.
 
         Raises:
-            RecipeError: a name is no signal, or a signal needs teachers and there are none.
+            RecipeError: an option needs teachers and there are none.
         """
         names = self.signals if self.signals is not None else ["policy", *(["response"] if has_teachers else [])]
-        unknown = [name for name in names if name not in SIGNALS]
-        if unknown:
-            raise RecipeError(f"signals: {unknown[0]!r} is none of {', '.join(SIGNALS)}")
         if not has_teachers and set(names) & {"response", "feature"}:
             raise RecipeError("signals: response and feature need teachers; pass teachers=[...]")
-        if not names:
-            raise RecipeError(f"signals: name at least one of {', '.join(SIGNALS)}")
-        if self.teacher_reward < 0:
-            raise RecipeError(f"teacher_reward should be at least 0, not {self.teacher_reward}")
-        if self.gate not in ("prompt", "skill"):
-            raise RecipeError(f"gate: {self.gate!r} is none of prompt, skill")
-        if self.teach_on not in ("all", "failed"):
-            raise RecipeError(f"teach_on: {self.teach_on!r} is none of all, failed")
-        if self.teacher_reward_form not in ("additive", "sign_preserving"):
-            raise RecipeError(f"teacher_reward_form: {self.teacher_reward_form!r} is none of additive, sign_preserving")
-        if self.teacher_reward_form == "sign_preserving" and self.teacher_reward > 1:
-            raise RecipeError(f"a sign-preserving teacher_reward should be in [0, 1], not {self.teacher_reward}")
-        if self.response_temperature is not None and self.response_temperature <= 0:
-            raise RecipeError(f"response_temperature should be above 0, not {self.response_temperature}")
-        if self.response_top_k is not None and self.response_top_k < 1:
-            raise RecipeError(f"response_top_k should be at least 1, not {self.response_top_k}")
-        if not 0 < self.audit_share <= 1:
-            raise RecipeError(f"audit_share should be above 0 and at most 1, not {self.audit_share}")
-        if not 0 <= self.gold <= (self.num_generations or 0):
-            raise RecipeError(f"gold should be at least 0 and at most num_generations, not {self.gold}")
-        if self.gold == self.num_generations and "policy" in names:
-            raise RecipeError("with gold answers alone there are no attempts to reinforce: leave policy out of signals")
         if self.teacher_reward and not (has_teachers and "policy" in names):
             raise RecipeError("teacher_reward shapes the policy signal's advantages: it needs teachers and policy")
         return [signal for signal in SIGNALS if signal in names]
@@ -163,25 +170,6 @@ class RLDConfig(GRPOConfig):
         """Prompts that `max_steps` updates ask for at most; a data loader looks ahead, and no epoch should end."""
         return (math.ceil(self.max_steps / self.updates_per_rollout) + 2) * self.prompts_per_rollout
 
-    def stream(self, rows: Any, curriculum: Curriculum | None) -> PromptStream | None:
-        """The prompts as a curriculum picks them, and these arguments made to fit; None for rows in TRL's order.
-
-        Raises:
-            DataError: a curriculum without a data set of rows, or with workers.
-        """
-        if curriculum is not None:
-            if not isinstance(rows, Dataset):
-                raise DataError("a curriculum picks rows by skill and level, so train_dataset must be a Dataset")
-            self.max_steps = self.num_updates(len(rows))
-            rows = PromptStream.over(rows, curriculum, self.seed, self.num_prompts())
-        if not isinstance(rows, PromptStream):
-            return None
-        if self.dataloader_num_workers:
-            raise DataError("a curriculum needs dataloader_num_workers=0: a worker's copy of it would learn nothing")
-        rows.together = self.prompts_per_rollout
-        self.shuffle_dataset = False  # the curriculum orders the prompts
-        return rows
-
     def retention(self) -> RetentionRule:
         """The rule that `retain` describes."""
         rule: RetentionRule = parse_option("retain", RetentionRule, self.retain or {})
@@ -191,3 +179,13 @@ class RLDConfig(GRPOConfig):
         """The feature loss that `feature` names."""
         feature: AnyFeature = parse_option("feature", AnyFeature, self.feature or "cosine")
         return feature
+
+
+def _require_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise RecipeError(f"{name}: {value!r} is none of {', '.join(choices)}")
+
+
+def _require(name: str, value: float, is_valid: bool, condition: str) -> None:
+    if not is_valid:
+        raise RecipeError(f"{name} should be {condition}, not {value}")

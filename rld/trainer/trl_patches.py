@@ -1,9 +1,11 @@
-"""TRL's fused head, made to look only at the tokens that have labels on a CPU too.
+"""Every function of TRL's modules that rld replaces. No other file assigns to TRL's modules.
 
-TRL leaves positions without a label out of the work where its Triton kernels run, and scores every position
-elsewhere, because varying shapes make some compilers start again. A CPU has no such compiler, and with prompts that are
-longer than answers the prompts would take most of the head's time: on SmolLM2-135M, prompts of 45 tokens and
-answers of 5, over a third of a whole update.
+- `trl.trainer.utils._use_triton` decides whether TRL's fused head skips positions without a label. TRL skips them where
+  its Triton kernels run and scores every position elsewhere, because varying shapes make some compilers start again. A
+  CPU has no such compiler, and where prompts are longer than answers they would take most of the head's time: on
+  SmolLM2-135M, with prompts of 45 tokens and answers of 5, over a third of a whole update.
+- `trl.trainer.grpo_trainer.shuffle_sequence_dict` shuffles a rollout before it is split into micro-batches. TRL
+  shuffles completions; here those of one prompt stay together, so that they can share the prompt's forward.
 """
 
 from __future__ import annotations
@@ -19,36 +21,37 @@ from rld.rollout.batch import RolloutBatch
 
 _runs_triton = utils._use_triton
 
-
-def _leaves_out_unlabelled(device: torch.device) -> bool:
-    return device.type == "cpu" or bool(_runs_triton(device))
-
-
-def skip_unlabelled_positions() -> None:
-    """Make the fused heads of this process leave out positions without a label; doing so twice does no harm."""
-    utils._use_triton = _leaves_out_unlabelled
-
-
 _shuffle: Callable[[Any], dict[str, Any]] = grpo_trainer.shuffle_sequence_dict
 
 
+def patch_trl() -> None:
+    """Apply both patches to this process; to do so twice does no harm."""
+    skip_unlabelled_positions()
+    grpo_trainer.shuffle_sequence_dict = _shuffle_prompts  # type: ignore[assignment]
+
+
+def skip_unlabelled_positions() -> None:
+    """Let TRL's fused heads skip positions without a label on a CPU too; to do so twice does no harm."""
+    utils._use_triton = _skips_unlabelled
+
+
+def _skips_unlabelled(device: torch.device) -> bool:
+    return device.type == "cpu" or bool(_runs_triton(device))
+
+
 def _shuffle_prompts(rollout: dict[str, Any]) -> dict[str, Any]:
+    """Shuffle a rollout's prompts, with TRL's random numbers; a rollout without prompt numbers as TRL does."""
     batch = cast(RolloutBatch, rollout)
     if "prompt_numbers" not in batch:  # a rollout of TRL's own trainer
         return _shuffle(rollout)
     prompts: list[int] = batch["prompt_numbers"].tolist()
-    places: list[int] = _shuffle({"places": torch.arange(len(prompts))})["places"].tolist()
-    first = {prompts[place]: turn for turn, place in reversed(list(enumerate(places)))}
-    order = sorted(places, key=lambda place: first[prompts[place]])
-    return {name: _ordered(value, order) for name, value in rollout.items()}
+    shuffled: list[int] = _shuffle({"rows": torch.arange(len(prompts))})["rows"].tolist()
+    first = {prompts[row]: position for position, row in reversed(list(enumerate(shuffled)))}
+    order = sorted(shuffled, key=lambda row: first[prompts[row]])
+    return {name: _reordered(value, order) for name, value in rollout.items()}
 
 
-def _ordered(value: Any, order: list[int]) -> Any:
+def _reordered(value: Any, order: list[int]) -> Any:
     if isinstance(value, Tensor):
         return value[order] if value.ndim else value
-    return None if value is None else [value[place] for place in order]
-
-
-def shuffle_by_prompt() -> None:
-    """Make this process's GRPO trainers shuffle by prompts where a rollout numbers them; twice does no harm."""
-    grpo_trainer.shuffle_sequence_dict = _shuffle_prompts  # type: ignore[assignment]
+    return None if value is None else [value[row] for row in order]

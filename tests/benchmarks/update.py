@@ -131,7 +131,7 @@ def in_turns(made: dict[str, Any]) -> list[list[float]]:
 
 def floor(options: argparse.Namespace, joint: RLDTrainer) -> dict[str, float]:
     """Seconds of what an update can't do without, each part alone."""
-    student, teachers = joint._student, [slot.model for slot in joint.panel.slots]
+    student, teachers = joint._student, [slot.model for slot in joint.ensemble.slots]
     ids = torch.cat(
         [
             torch.tensor(joint._tokenizer(list(prompts(options)["prompt"])[: options.groups])["input_ids"]),

@@ -202,7 +202,7 @@ def step(trainer: RLDTrainer, rows: list[dict[str, Any]]) -> tuple[Any, ...]:
     loss = trainer._compute_loss(trainer.model, rollout)
     loss.backward()
     gradients = {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
-    return rollout, loss, gradients, trainer._recorded.num_computed
+    return rollout, loss, gradients, trainer._joint_loss.take_statistics().student_tokens.item()
 
 
 @pytest.mark.parametrize("changes", [{}, {"lora": True, "gradient_checkpointing": True}], ids=["full", "adapter"])
@@ -229,7 +229,10 @@ def test_an_update_is_the_same_with_and_without_shared_rows(tmp_path, monkeypatc
 def test_operations_follow_what_is_computed(tmp_path):
     trainer = made(tmp_path, signals=["policy", "response"], beta=0.0)
     seen = {}
-    for name, model in {"student": trainer.model, **{slot.index: slot.model for slot in trainer.panel.slots}}.items():
+    for name, model in {
+        "student": trainer.model,
+        **{slot.index: slot.model for slot in trainer.ensemble.slots},
+    }.items():
         seen[name] = []
         embed = model.get_input_embeddings()
         embed.register_forward_hook(lambda _m, args, _out, name=name: seen[name].append(args[0].numel()))
@@ -241,14 +244,14 @@ def test_operations_follow_what_is_computed(tmp_path):
     rollout = trainer._generate_and_score_completions(rows)
     generated = rollout["completion_mask"].sum() + rollout["prompt_mask"].sum()
     read_again = rollout["prompt_mask"].sum() - len(rows) - (rollout["prompt_mask"][::4].sum() - 4)
-    sizes = [trainer._num_parameters, *(slot.num_parameters for slot in trainer.panel.slots)]
+    sizes = [trainer._num_parameters, *(slot.num_parameters for slot in trainer.ensemble.slots)]
     scored = [sum(seen[0]), sum(seen[1])]
     expected = 2 * (sizes[0] * (generated - read_again).item() + sizes[1] * scored[0] + sizes[2] * scored[1])
     assert trainer.flop_meter.total - before == pytest.approx(expected)
     seen["student"].clear()
     trainer._compute_loss(trainer.model, rollout)
-    assert seen["student"] == [trainer._recorded.num_computed]
-    assert trainer._recorded.num_computed < generated
+    assert seen["student"] == [trainer._joint_loss.take_statistics().student_tokens]
+    assert seen["student"][0] < generated
 
 
 def test_a_small_vocabulary_and_a_mixture_of_experts_share_rows_too():

@@ -11,8 +11,10 @@ import torch
 import tests.support.tiny as tiny
 from rld.controllers.gap import GapController
 from rld.controllers.observation import Observation, SkillObservation, TeacherObservation
+from rld.controllers.statistics import AuditCounts
 from rld.errors import RecipeError
 from rld.rollout.audit import RewardAudit
+from rld.rollout.record import RolloutRecord
 from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
@@ -111,17 +113,18 @@ def trusted(completions: list[str], skill: list[str], **_: Any) -> list[float | 
 def test_a_share_of_what_is_paid_is_checked_wherever_it_lies():
     rows = [{"prompt": "a=", "skill": "first"}] * 400
     audit = RewardAudit(trusted, 0.25, seed=0)
-    said = ["b"] * 400, [[5]] * 400
-    skills_B, paid_B = torch.zeros(400, dtype=torch.long), torch.arange(400) % 2 == 0
-    whole = audit.counts(rows, *said, paid_B, skills_B, 1, (3, 0))
+
+    def counted(number: int, first: int, size: int) -> AuditCounts:
+        """Counts of a process that has these completions of a rollout, of which the even ones were paid."""
+        record = RolloutRecord(rows[:size], ["first"], number, first, group_size=4, num_gold=0, is_training=True)
+        record.rewards_AR = (torch.arange(400) % 2 == 0).float()[:, None]
+        return audit.count(record, ["b"] * size, [[5]] * size)
+
+    whole = counted(3, 0, 400)
     assert 30 < whole.audited_S.item() < 70
     assert whole.passed_S.item() == 0
-    one, two = (
-        audit.counts(rows[:200], said[0][:200], said[1][:200], paid_B[:200], skills_B[:200], 1, (3, first))
-        for first in (0, 200)
-    )
-    assert (one + two).to_json() == whole.to_json()
-    assert audit.counts(rows, *said, paid_B, skills_B, 1, (4, 0)).to_json() != whole.to_json()
+    assert (counted(3, 0, 200) + counted(3, 200, 200)).to_json() == whole.to_json()
+    assert counted(4, 0, 400).to_json() != whole.to_json()
 
 
 def trainer(folder: Any, **given: Any) -> RLDTrainer:
@@ -138,13 +141,13 @@ def trainer(folder: Any, **given: Any) -> RLDTrainer:
 
 
 def test_training_asks_the_trusted_reward_of_rollouts_and_of_teachers(tmp_path):
-    made = trainer(tmp_path, trusted=trusted)
+    made = trainer(tmp_path, audit_reward=trusted)
     made.train()
     last = {name: value for entry in made.state.log_history for name, value in entry.items()}
     assert last["audit/first"] == 0
     assert "audit/second" not in last
     assert {event.skill for event in made.events if event.kind == "audit alarm"} == {"first"}
-    accuracy = made.steering.state["skills"]["first"]["teachers"]["one"]["gate"]["accuracy"]
+    accuracy = made.runtime.state["skills"]["first"]["teachers"]["one"]["gate"]["accuracy"]
     assert accuracy["alpha"] <= 1 < accuracy["beta"]  # by the first reward it would be right each time
 
 
@@ -153,6 +156,6 @@ def test_a_trusted_reward_that_can_not_be_asked_is_refused(tmp_path):
         return [0.0] * len(completions)
 
     with pytest.raises(RecipeError, match="plain function"):
-        trainer(tmp_path, trusted=slow)
+        trainer(tmp_path, audit_reward=slow)
     with pytest.raises(RecipeError, match="audit_share"):
-        RLDConfig(**tiny.options(tmp_path), audit_share=0.0).active_signals(has_teachers=False)
+        RLDConfig(**tiny.options(tmp_path), audit_share=0.0)

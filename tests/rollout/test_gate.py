@@ -16,7 +16,7 @@ from rld.controllers.gap import GapController
 from rld.controllers.observation import Observation, SkillObservation, TeacherObservation
 from rld.errors import RecipeError, TeacherDown
 from rld.rollout.counts import gate_counts
-from rld.rollout.gate import TeacherGate, unverified
+from rld.rollout.gate import GateVerdict, TeacherGate, unverified
 from rld.teachers.local import LocalLogprobs
 from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
@@ -58,7 +58,21 @@ class Verifier:
 def gate_and_verifier(made: Teacher, given: list[dict[str, Any]]) -> tuple[TeacherGate, Verifier]:
     texts = answers(made, given)
     verify = Verifier({row["prompt"]: text for row, text in list(zip(given, texts, strict=True))[::2]})
-    return TeacherGate([made, teacher("stranger", 7)], tiny.encoder(), verify, 3, CPU), verify
+    return gate_of([made, teacher("stranger", 7)], verify), verify
+
+
+def gate_of(teachers: list[Teacher], verify: Any, **options: Any) -> TeacherGate:
+    return TeacherGate(teachers, tiny.encoder(), verify, max_new_tokens=3, device=CPU, **options)
+
+
+def constant(reward: float | None) -> Any:
+    """A verifier that gives the same reward to all answers."""
+    return lambda completions, **_: [reward] * len(completions)
+
+
+def judged(gate: TeacherGate, rows: list[dict[str, Any]]) -> GateVerdict:
+    """The verdict of a gate with one teacher, which every row needs."""
+    return gate.judge(rows, torch.ones(len(rows), 1, dtype=torch.bool))
 
 
 def test_it_opens_where_the_verifier_agrees_and_asks_each_prompt_once():
@@ -67,14 +81,14 @@ def test_it_opens_where_the_verifier_agrees_and_asks_each_prompt_once():
     group = [row for row in given for _ in range(2)]
     wanted = torch.ones(16, 2, dtype=torch.bool)
     wanted[:, 1] = False
-    opened = gate.open(group, wanted)
-    assert opened[:, 0].tolist() == [True, True, False, False] * 4
-    assert not opened[:, 1].any()
+    verdict = gate.judge(group, wanted)
+    assert verdict.open_BK[:, 0].tolist() == [True, True, False, False] * 4
+    assert not verdict.open_BK[:, 1].any()
     assert verify.asked == 8
-    spent = gate.flops
-    assert spent > 0
-    assert torch.equal(gate.open(group, wanted), opened)
-    assert (verify.asked, gate.flops) == (8, spent)
+    assert verdict.flops == 2 * gate.teachers[0].num_parameters() * verdict.num_tokens > 0
+    second = gate.judge(group, wanted)
+    assert torch.equal(second.open_BK, verdict.open_BK)
+    assert (verify.asked, second.num_tokens, second.flops) == (8, 0, 0)
 
 
 class Silent(LocalLogprobs):
@@ -87,36 +101,45 @@ class Silent(LocalLogprobs):
 def test_a_teacher_that_is_down_is_asked_again_when_it_is_back(tmp_path):
     """After a resume too: nothing of it is kept, neither what it got wrong nor how often."""
     down = Teacher(Silent(teacher(), CPU), "wide", tokenizer=tiny.tokenizer(), optional=True)
-    given, wanted = rows(), torch.ones(8, 1).bool()
-    gate = TeacherGate([down], tiny.encoder(), lambda completions, **_: [1.0] * len(completions), 3, CPU)
-    assert not gate.open(given, wanted).any()
+    gate = gate_of([down], constant(1.0))
+    assert not judged(gate, rows()).open_BK.any()
     assert down.is_down
     gate.save(tmp_path / "gate.json")
-    again = TeacherGate([teacher()], tiny.encoder(), gate.verify, 3, CPU)
-    again.load(tmp_path / "gate.json")
-    assert again.open(given, wanted).all()
+    resumed = gate_of([teacher()], gate.verify)
+    resumed.load(tmp_path / "gate.json")
+    assert judged(resumed, rows()).open_BK.all()
 
 
 def test_where_the_verifier_has_no_say_a_teacher_is_trusted():
-    gate = TeacherGate([teacher()], tiny.encoder(), lambda completions, **_: [None] * len(completions), 3, CPU)
-    assert gate.open(rows(), torch.ones(8, 1, dtype=torch.bool)).all()
+    assert judged(gate_of([teacher()], constant(None)), rows()).open_BK.all()
 
 
 def test_a_teacher_that_is_never_right_is_told_of_once():
-    gate = TeacherGate([teacher()], tiny.encoder(), lambda completions, **_: [0.5] * len(completions), 3, CPU)
-    with pytest.warns(UserWarning, match=r"'wide' answered none of its first 100 prompts rightly.*gate to skill"):
-        gate.open([{"prompt": f"{a}{b}"} for a in tiny.WORDS for b in tiny.WORDS], torch.ones(100, 1).bool())
+    gate = gate_of([teacher()], constant(0.5))
+    with pytest.warns(UserWarning, match=r"'wide' answered none of its first 100 prompts correctly.*gate to skill"):
+        judged(gate, [{"prompt": f"{a}{b}"} for a in tiny.WORDS for b in tiny.WORDS])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        gate.open([{"prompt": f"{a}{b}="} for a in tiny.WORDS for b in tiny.WORDS], torch.ones(100, 1).bool())
+        judged(gate, [{"prompt": f"{a}{b}="} for a in tiny.WORDS for b in tiny.WORDS])
 
 
 def test_the_counts_are_of_prompts_for_teachers_and_of_attempts_for_the_student():
-    own = torch.tensor([[0, 0], [1, 1], [0, 0], [1, 0]])  # the first of each pair is a gold answer
-    asked, opened = torch.tensor([[1, 1]] * 4).bool(), torch.tensor([[1, 0]] * 2 + [[1, 1]] * 2).bool()
-    again = torch.zeros(4, 2, 2)
-    again[2, 0], again[2, 1] = torch.tensor([1.0, 1.0]), torch.tensor([1.0, 0.0])
-    counts = gate_counts(own, torch.tensor([0, 0, 1, 1]), asked, opened, again, 2, 2)
+    none = [[False, False]]
+    counts = gate_counts(
+        GateVerdict(
+            open_BK=torch.tensor([[True, False]] * 2 + [[True, True]] * 2),
+            resampled_BK=torch.tensor([*none, *none, [True, True], *none]),
+            resampled_correct_BK=torch.tensor([*none, *none, [True, False], *none]),
+            num_tokens=0,
+            flops=0.0,
+        ),
+        torch.ones(4, 2, dtype=torch.bool),
+        torch.tensor([0, 0, 1, 1]),
+        attempted_A=torch.tensor([False, True, False, True]),  # the first of each pair is a gold answer
+        succeeded_A=torch.tensor([False, True, False, False]),
+        group_size=2,
+        num_skills=2,
+    )
     assert counts.to_json() == {
         "prompts_SK": [[1, 1], [1, 1]],
         "correct_SK": [[1, 0], [1, 1]],
@@ -131,10 +154,10 @@ def prompts(num: int, first: int = 0) -> list[dict[str, Any]]:
     return [{"prompt": tiny.WORDS[i % 10] + tiny.WORDS[i // 10] + "=", "skill": "s"} for i in range(first, first + num)]
 
 
-def opened_and_counted(gate: TeacherGate, asked: list[dict[str, Any]]) -> torch.Tensor:
-    opened = gate.open(asked, torch.ones(len(asked), 1).bool())
-    gate.count_again(["s"], gate.again_BK2[..., 0].sum(0)[None])
-    return opened
+def judged_and_counted(gate: TeacherGate, rows: list[dict[str, Any]]) -> GateVerdict:
+    verdict = judged(gate, rows)
+    gate.add_resampled(["s"], verdict.resampled_BK.sum(0)[None])
+    return verdict
 
 
 def test_a_teacher_is_asked_once_more_where_it_is_right_and_seldom_once_that_is_known(tmp_path):
@@ -144,45 +167,36 @@ def test_a_teacher_is_asked_once_more_where_it_is_right_and_seldom_once_that_is_
     def verify(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
         return [float(greedy.setdefault(p, c) == c and p[0] != "a") for p, c in zip(prompts, completions, strict=True)]
 
-    gate = TeacherGate([made], tiny.encoder(), verify, 3, CPU, again_at=1.0)
+    gate = gate_of([made], verify, resampling_temperature=1.0)
     before = torch.get_rng_state()
-    opened = opened_and_counted(gate, [row for row in prompts(20) for _ in range(2)])
+    verdict = judged_and_counted(gate, [row for row in prompts(20) for _ in range(2)])
     assert torch.equal(torch.get_rng_state(), before)
-    asked, right = gate.again_BK2.unbind(-1)
-    assert opened[:, 0].tolist() == ([False] * 2 + [True] * 18) * 2
-    assert asked[:, 0].tolist() == ([0, 0] + [1, 0] * 9) * 2  # at one completion of each prompt that is right
-    assert 0 < right.sum() < 18
-    assert (right <= asked).all()
-    nums, spent = [], []
-    for first in range(21, 96, 3):
-        opened_and_counted(gate, prompts(3, first))
-        nums.append(int(gate.again_BK2[..., 0].sum()))
+    resampled, correct = verdict.resampled_BK, verdict.resampled_correct_BK
+    assert verdict.open_BK[:, 0].tolist() == ([False] * 2 + [True] * 18) * 2
+    assert resampled[:, 0].tolist() == ([False] * 2 + [True, False] * 9) * 2  # at one completion of each open prompt
+    assert 0 < correct.sum() < 18
+    assert (correct <= resampled).all()
+    nums = [int(judged_and_counted(gate, prompts(3, first)).resampled_BK.sum()) for first in range(21, 96, 3)]
     known = next(i for i in range(len(nums)) if 18 + sum(nums[: i + 1]) >= 32)
     assert [i + 2 for i, num in enumerate(nums) if num and i > known] == [16]  # then in one rollout of 16
     gate.save(tmp_path / "gate.json")
-    resumed = TeacherGate([teacher()], tiny.encoder(), verify, 3, CPU, again_at=1.0)
+    resumed = gate_of([teacher()], verify, resampling_temperature=1.0)
     resumed.load(tmp_path / "gate.json")
-    for one in (gate, resumed):
-        one.open([{"prompt": "jj=", "skill": "s"}, {"prompt": "jj=j", "skill": "s"}], torch.ones(2, 1).bool())
-        spent.append(one.again_BK2)
-    assert torch.equal(*spent)
+    new = [{"prompt": "jj=", "skill": "s"}, {"prompt": "jj=j", "skill": "s"}]
+    assert torch.equal(judged(gate, new).resampled_BK, judged(resumed, new).resampled_BK)
     gate.forget(0)
-    gate.open([{"prompt": "bc=", "skill": "s"}], torch.ones(1, 1).bool())
-    assert gate.again_BK2[0, 0, 0] == 1
+    assert judged(gate, [{"prompt": "bc=", "skill": "s"}]).resampled_BK.all()
 
 
 def test_nobody_is_asked_once_more_unless_the_controller_wants_it_or_where_nothing_is_sampled():
     listed = Teacher(LocalLogprobs(teacher(), CPU), "far", tokenizer=tiny.tokenizer())
-    for made, again_at in ((teacher(), None), (listed, 1.0)):
-        gate = TeacherGate([made], tiny.encoder(), lambda completions, **_: [1.0] * len(completions), 3, CPU, again_at)
-        assert gate.open(rows(), torch.ones(8, 1).bool()).all()
-        assert not gate.again_BK2.any()
-    silent = TeacherGate([teacher()], tiny.encoder(), lambda completions, **_: [None] * len(completions), 3, CPU, 1.0)
-    spent = []
-    for first in range(0, 60, 20):
-        silent.open(prompts(20, first), torch.ones(20, 1).bool())
-        spent.append(silent.num_tokens)
-    assert spent[1] - spent[0] > 1.5 * (spent[2] - spent[1])  # a verifier without a say is not asked for ever
+    for made, temperature in ((teacher(), None), (listed, 1.0)):
+        verdict = judged(gate_of([made], constant(1.0), resampling_temperature=temperature), rows())
+        assert verdict.open_BK.all()
+        assert not verdict.resampled_BK.any()
+    gate = gate_of([teacher()], constant(None), resampling_temperature=1.0)
+    spent = [judged(gate, prompts(20, first)).num_tokens for first in range(0, 60, 20)]
+    assert spent[1] > 1.5 * spent[2]  # a verifier that does not apply is not asked for ever
     assert GapController().required_measurements.resampled_answers
     assert not (
         GapController(by_gate=False).required_measurements.resampled_answers
@@ -202,14 +216,14 @@ def test_training_teaches_on_open_prompts_alone_and_gives_their_weight_to_teache
         teachers=[one, two],
         controller=FixedController(policy=0.0, response=1.0, every=1, heartbeat=1000),
     )
-    made.steering.ticks = 1
+    made.runtime.ticks = 1
     made.model.train()
     rollout = made._generate_and_score_completions([row for row in rows()[:4] for _ in range(2)])
     assert rollout["teacher_weights"].tolist() == [[1, 0], [1, 0], [0, 0], [0, 0]] * 2
     assert (
         rollout["teacher_tokens"].any(-1).tolist() == [[True, False], [True, False], [False, False], [False, False]] * 2
     )
-    gate = made.steering._window.gate
+    gate = made.runtime._window.gate
     assert (gate.prompts_SK.sum().item(), gate.correct_SK.sum().item()) == (8, 2)
 
 
@@ -248,7 +262,8 @@ def test_the_mask_of_kdrl_leaves_out_completions_that_succeeded_and_their_forwar
     made.model.train()
     torch.manual_seed(0)
     rollout = made._generate_and_score_completions([row for row in rows()[:4] for _ in range(4)])
-    failed = made._rewards[:, 0] == 0
+    texts = made.processing_class.batch_decode(rollout["completion_ids"], skip_special_tokens=True)
+    failed = torch.tensor(["a" not in text for text in texts])
     assert 0 < failed.sum() < 16
     assert torch.equal(rollout["teacher_weights"].sum(1), failed.float())
     assert rollout["num_taught"] == rollout["completion_mask"][failed].sum()
@@ -256,7 +271,7 @@ def test_the_mask_of_kdrl_leaves_out_completions_that_succeeded_and_their_forwar
     assert torch.equal(run, failed) if combine == "mixture" else run.all()
     made.train()
     with pytest.raises(RecipeError, match="teach_on: 'wrong' is none of all, failed"):
-        RLDConfig(**tiny.options(tmp_path, teach_on="wrong")).active_signals(has_teachers=True)
+        RLDConfig(**tiny.options(tmp_path, teach_on="wrong"))
 
 
 def seen(right: int, asked: int, successes: int, attempts: int, divergence: float = 0.5) -> TeacherObservation:
@@ -295,5 +310,4 @@ def test_teachers_that_nobody_checks_are_told_of_in_the_events():
     (event,) = unverified([teacher()], None)
     assert (event.step, event.kind, event.about) == (1, "gate open", "wide")
     assert "guarantees are weaker" in event.rule
-    gate = TeacherGate([teacher()], tiny.encoder(), lambda completions, **_: [1.0] * len(completions), 3, CPU)
-    assert unverified([teacher()], gate) == unverified([], None) == []
+    assert unverified([teacher()], gate_of([teacher()], constant(1.0))) == unverified([], None) == []

@@ -133,7 +133,7 @@ def test_counts():
         ]
     )
     skills = torch.tensor([0, 0, 2, 2, 2, 2, 0, 0, 0, 0, 0, 0])
-    _, success, counts = group_counts(rewards, torch.tensor([1.0, 1.0]), skills, num_generations=2, num_skills=3)
+    _, success, counts = group_counts(rewards, torch.tensor([1.0, 1.0]), skills, group_size=2, num_skills=3)
     assert success.tolist() == [True, False, True, True, False, True, False, False, False, True, False, False]
     assert counts.to_json() == {
         "attempts_S": [5, 0, 4],
@@ -146,13 +146,17 @@ def test_counts():
 def test_weights_decide_what_is_informative():
     rewards = torch.tensor([[0.0, 1.0], [0.0, 0.0]])
     for weight, informative in ((0.0, 0), (0.5, 1)):
-        counts = group_counts(rewards, torch.tensor([1.0, weight]), torch.tensor([0, 0]), 2, 1).counts
+        counts = group_counts(
+            rewards, torch.tensor([1.0, weight]), torch.tensor([0, 0]), group_size=2, num_skills=1
+        ).counts
         assert counts.informative_S.item() == informative
 
 
 def test_gold_answers_are_no_attempts_but_make_a_group_informative():
     rewards, weights = torch.tensor([[1.0], [0.0], [1.0], [1.0]]), torch.tensor([1.0])
-    attempted, success, counts = group_counts(rewards, weights, torch.zeros(4).long(), 2, 1, gold=1)
+    attempted, success, counts = group_counts(
+        rewards, weights, torch.zeros(4).long(), group_size=2, num_skills=1, num_gold=1
+    )
     assert attempted.tolist() == [False, True] * 2
     assert success.tolist() == [False, False, False, True]
     assert [value for (value,) in counts.to_json().values()] == [2, 1, 2, 1]

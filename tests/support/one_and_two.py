@@ -66,13 +66,13 @@ def main(folder: Path, num_processes: int, stopped_rank: int | None, controller:
             Teacher(tiny.model(seed=2), name="two", tokenizer=tiny.tokenizer()),
         ],
         controller=controller.model_copy(update={"every": 2}),
-        probe_rows=[{**row, "answer": "b c"} for row in tiny.rows(7)],
+        gold_rows=[{**row, "answer": "b c"} for row in tiny.rows(7)],
         rollout_func=scripted,
-        trusted=even,
+        audit_reward=even,
         retain_dataset=[{**row, "skill": "old"} for row in tiny.rows(23)],
     )
-    assert trainer.protection is not None
-    trainer.protection.rule = Always(**trainer.protection.rule.model_dump())
+    assert trainer.retention is not None
+    trainer.retention.rule = Always(**trainer.retention.rule.model_dump())
     rank = trainer.accelerator.process_index
     if stopped_rank is not None:
         stop = StopOnRequest(lambda: rank == stopped_rank and trainer.state.global_step >= 2, trainer.accelerator)
@@ -82,7 +82,7 @@ def main(folder: Path, num_processes: int, stopped_rank: int | None, controller:
     weights = torch.cat([p.detach().flatten() for p in trainer.accelerator.unwrap_model(trainer.model).parameters()])
     name = f"{controller.kind}_{num_processes}_{rank}"
     torch.save(weights, folder / f"{name}.pt")
-    (folder / f"{name}.json").write_text(json.dumps(trainer._rld_state()))
+    (folder / f"{name}.json").write_text(json.dumps(trainer._checkpointed_parts.state(0)))
 
 
 if __name__ == "__main__":

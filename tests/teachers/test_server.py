@@ -375,7 +375,7 @@ def test_an_optional_teacher_that_is_killed_is_dropped_with_an_event(folders, tm
     (event,) = [event for event in made.events if event.kind == "teacher dropped"]
     assert (event.about, event.step) == ("far", 2)
     assert made.state.global_step == 6
-    assert made.steering.teachers_SK.tolist() == [[0.0, 1.0], [0.0, 0.0]]  # skills: first, second
+    assert made.runtime.teachers_SK.tolist() == [[0.0, 1.0], [0.0, 0.0]]  # skills: first, second
     assert all(torch.isfinite(torch.tensor(losses(made))))
 
 

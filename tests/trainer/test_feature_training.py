@@ -95,7 +95,7 @@ def test_half_precision_measures_the_same(tmp_path, feature):
     def first(bf16: bool) -> float:
         made = trainer(tmp_path, feature, bf16=bf16, max_steps=1)
         if bf16:
-            for teacher in [slot.model for slot in made.panel.slots]:
+            for teacher in [slot.model for slot in made.ensemble.slots]:
                 teacher.bfloat16()
         torch.manual_seed(0)
         made.train()

@@ -33,7 +33,7 @@ def trainer(folder: Any, controller: Any, **changes: Any) -> RLDTrainer:
         processing_class=tiny.tokenizer(),
         teachers=[Teacher(tiny.model(seed=1, width=48), name="t", tokenizer=tiny.tokenizer())],
         controller=controller,
-        probe_rows=GOLD,
+        gold_rows=GOLD,
     )
 
 
@@ -57,7 +57,7 @@ def reference(made: RLDTrainer, rollout: dict[str, Any], group: int) -> dict[str
     log_s = mapped_logits(made.model, ids, attention, by).log_softmax(-1)[:, -length - 1 : -1]
     with torch.no_grad():
         log_t = (
-            made.panel.slots[0]
+            made.ensemble.slots[0]
             .model(input_ids=ids, attention_mask=attention)
             .logits.log_softmax(-1)[:, -length - 1 : -1]
         )
@@ -77,7 +77,7 @@ def sketched(gradient_HH: torch.Tensor, seed: int = 0) -> torch.Tensor:
 def measure(made: RLDTrainer, rollout: dict[str, Any]) -> tuple[dict[str, GradientStats], int]:
     made.current_gradient_accumulation_steps = 1
     made._compute_loss(made.model, rollout)
-    return made._joint.take_gradient_stats()
+    return made._joint_loss.take_gradient_stats()
 
 
 def test_means_noise_and_alignment_agree_with_autograd_group_by_group(tmp_path):
@@ -147,7 +147,7 @@ def test_micro_batches_and_uninformative_policies_are_seen_as_they_are(tmp_path)
         made.train()
         return made
 
-    whole, quarters = (run(n).steering.state["skills"] for n in (1, 4))
+    whole, quarters = (run(n).runtime.state["skills"] for n in (1, 4))
     for skill, entry in whole.items():
         assert entry["noise"] == pytest.approx(quarters[skill]["noise"], rel=1e-3)
         assert entry["bias"]["response"] == pytest.approx(quarters[skill]["bias"]["response"], rel=1e-3)
@@ -177,9 +177,9 @@ def test_training_by_directions_moves_weights_and_resumes_bit_for_bit(tmp_path, 
     whole.train()
     again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-5"))
     torch.testing.assert_close(parameters(again), parameters(whole), rtol=0, atol=0)
-    assert again.steering.state_dict() == whole.steering.state_dict()
+    assert again.runtime.state_dict() == whole.runtime.state_dict()
     start = controller.weights(controller.start(whole.skills, ["t"], ["policy", "response", "feature"]))
-    assert whole.steering.weights.signals != start.signals
+    assert whole.runtime.weights.signals != start.signals
     last = [entry for entry in whole.state.log_history if "noise/response/first" in entry]
     assert last
     assert ("aligned/feature/second" in last[0]) == (controller.kind == "probe")
@@ -201,12 +201,12 @@ def test_measuring_costs_what_it_reads_changes_no_update_and_is_left_alone_unles
     assert fixed.flop_meter.total == noise.flop_meter.total
     tokens = sum(len(row["prompt"]) + len(row["answer"]) + 1 for row in GOLD)
     assert probe.flop_meter.total - fixed.flop_meter.total == pytest.approx(2 * fixed.model.num_parameters() * tokens)
-    assert fixed._joint.gradient_probe is None
-    assert trainer(tmp_path, GapController())._joint.gradient_probe is None
+    assert fixed._joint_loss.gradient_probe is None
+    assert trainer(tmp_path, GapController())._joint_loss.gradient_probe is None
 
 
 def test_a_probe_without_gold_answers_is_refused(tmp_path):
-    with pytest.raises(RecipeError, match="no row of probe_rows has one"):
+    with pytest.raises(RecipeError, match="no row of gold_rows has one"):
         RLDTrainer(
             tiny.model(),
             tiny.letters,

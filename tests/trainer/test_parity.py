@@ -96,9 +96,10 @@ def test_one_teacher_and_response_alone_is_trls_distillation(tmp_path, beta, div
     ours.model.train()
     ours.current_gradient_accumulation_steps = 1
     inputs = batch | {"advantages": torch.zeros(6), "skill_ids": torch.zeros(6, dtype=torch.long)}
-    inputs["signal_weights"] = ours.steering.signals_SG[inputs["skill_ids"]]
-    ours._rewards = torch.zeros(6, 1)  # a rollout comes with its rewards
-    ours._score_with_teachers([{"prompt": "ab="}] * 6, inputs)
+    inputs["signal_weights"] = ours.runtime.signals_SG[inputs["skill_ids"]]
+    record = ours._begin_rollout([{"prompt": "ab=", "skill": ours.skills[0]}] * 6)
+    record.rewards_AR = torch.zeros(6, 1)
+    ours._teacher_scoring.score(inputs, record, step=0)
     loss = ours._compute_loss(ours.model, inputs)
     loss.backward()
 

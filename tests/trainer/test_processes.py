@@ -19,8 +19,8 @@ def launch(folder: Path, num_processes: int, *arguments: str) -> None:
     # Accelerate's own launcher starts several CPU processes through MPI only; torchrun needs none.
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    script = [str(ROOT / "tests" / "support" / "one_and_two.py"), str(folder), str(num_processes), *arguments]
-    done = subprocess.run(command + script, env=environment, capture_output=True, text=True, timeout=240)
+    script = ["--module", "tests.support.one_and_two", str(folder), str(num_processes), *arguments]
+    done = subprocess.run(command + script, env=environment, capture_output=True, text=True, timeout=240, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -40,13 +40,14 @@ def test_one_process_and_two_give_the_same_update(tmp_path):
         for weights in two:
             torch.testing.assert_close(weights, one, rtol=1e-4, atol=1e-6)
         assert states[1] == states[2]
-        spent = [state["protection"]["state"].pop("budget")["weight"] for state in states]
+        spent = [state["retention"]["state"].pop("budget")["weight"] for state in states]
         assert spent[1] == pytest.approx(spent[0], rel=1e-4)  # by a divergence of 1e-3, in float32
         assert 0.01 < spent[0] < 0.012  # by the divergence over all processes: neither end is cut off
-        assert states[1]["protection"] == states[0]["protection"]
-        assert states[1]["counters"] == pytest.approx(states[0]["counters"])
-        assert {state["steering"]["ticks"] for state in states} == {2}
-        skills = [state["steering"]["state"]["skills"] for state in states]
+        assert states[1]["retention"] == states[0]["retention"]
+        assert states[1]["totals"] == states[0]["totals"]
+        assert states[1]["flops"] == pytest.approx(states[0]["flops"])
+        assert {state["runtime"]["ticks"] for state in states} == {2}
+        skills = [state["runtime"]["state"]["skills"] for state in states]
         for name in ("first", "second"):
             if controller == "gap":
                 logs = [{s: entry["log_weight"] for s, entry in x[name]["signals"].items()} for x in skills]

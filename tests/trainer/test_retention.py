@@ -22,7 +22,7 @@ from rld.errors import DataError, RecipeError
 from rld.models import generation
 from rld.models.heads import LMHead
 from rld.teachers.teacher import Teacher
-from rld.trainer.replay import divergence, remember, share_of_part
+from rld.trainer.replay import replay_divergence, sample_examples, share_of_part
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
 from rld.trainer.student_forward import add_signal_forward
@@ -142,10 +142,11 @@ def test_the_weight_is_bounded_and_a_state_through_json_goes_on_bit_for_bit(prob
 def test_the_divergence_and_its_gradient_are_those_of_a_plain_reference():
     tokenizer, before, now = tiny.tokenizer(), tiny.model(seed=3), tiny.model(seed=4)
     prompts = [[5, 6, 4], [7, 4], [8, 9, 10, 4]]
-    kept = remember(before, before, tokenizer, ["old"] * 3, prompts, 5, seed=0)
+    options: Any = {"skills": ["old"] * 3, "prompts": prompts, "max_new_tokens": 5, "seed": 0}
+    kept = sample_examples(before, before, tokenizer, **options)
     assert [memory.prompt for memory in kept] == prompts
     assert len({tuple(memory.completion) for memory in kept}) > 1
-    again = remember(before, before, tokenizer, ["old"] * 3, prompts, 5, seed=0)
+    again = sample_examples(before, before, tokenizer, **options)
     assert [memory.completion for memory in again] == [memory.completion for memory in kept]
 
     weights = [0.5, 0.0, 2.0]
@@ -162,7 +163,7 @@ def test_the_divergence_and_its_gradient_are_those_of_a_plain_reference():
     add_fused_lm_head(now)
     add_signal_forward(now)
     rows = list(zip(kept, weights, strict=True))
-    total, seen = divergence(now, LMHead.of(before).detach(), rows, torch.device("cpu"))
+    total, seen = replay_divergence(now, LMHead.of(before).detach(), rows, torch.device("cpu"))
     torch.testing.assert_close(total, expected.detach(), rtol=1e-4, atol=1e-5)
     assert seen.tolist() == pytest.approx([total_kl, len(kept[0].completion) + len(kept[2].completion)], rel=1e-4)
     for mine, theirs in zip(torch.autograd.grad(total, list(now.parameters())), gradient, strict=True):
@@ -173,11 +174,16 @@ def test_a_student_with_learnt_positions_is_not_far_from_itself():
     """Prompts of different lengths are padded, and padding is no position."""
     torch.manual_seed(0)
     student = GPT2LMHeadModel(GPT2Config(vocab_size=15, n_embd=32, n_layer=2, n_head=4, n_positions=64))
-    kept = remember(student, student, tiny.tokenizer(), ["old"] * 3, [[5, 6, 4], [7, 4], [8, 9, 10, 4]], 5, seed=0)
+    prompts = [[5, 6, 4], [7, 4], [8, 9, 10, 4]]
+    kept = sample_examples(
+        student, student, tiny.tokenizer(), skills=["old"] * 3, prompts=prompts, max_new_tokens=5, seed=0
+    )
     add_fused_lm_head(student)
     add_signal_forward(student)
     student.eval()
-    _, (apart, count) = divergence(student, LMHead.of(student), [(memory, 1.0) for memory in kept], torch.device("cpu"))
+    _, (apart, count) = replay_divergence(
+        student, LMHead.of(student), [(memory, 1.0) for memory in kept], torch.device("cpu")
+    )
     assert count > 0
     assert apart.item() == pytest.approx(0, abs=1e-4)
 
@@ -302,7 +308,7 @@ def test_an_update_is_the_same_in_one_part_and_in_four(tmp_path, models):
     for size, parts in ((32, 1), (8, 4)):
         options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": parts, "optim": "sgd"}
         made = trainer(tmp_path, models, RULE, max_steps=3, temperature=1e-4, **options)
-        made.protection.rule = Always(**RULE)
+        made.retention.rule = Always(**RULE)
         made.train()
         found.append(weights(made))
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
@@ -310,15 +316,15 @@ def test_an_update_is_the_same_in_one_part_and_in_four(tmp_path, models):
 
 def test_at_weight_0_an_update_is_what_it_is_without_and_runs_no_replay(tmp_path, models, monkeypatch):
     free, held = (trainer(tmp_path, models, given, max_steps=3) for given in (None, RULE))
-    held.protection.rule = Never(**RULE)
-    monkeypatch.setattr("rld.trainer.retention.divergence", None)
+    held.retention.rule = Never(**RULE)
+    monkeypatch.setattr("rld.trainer.retention.replay_divergence", None)
     for made in (free, held):
         torch.manual_seed(0)
         made.train()
     assert torch.equal(weights(free), weights(held))
     size = free.model.num_parameters()
     probed = 2 * size * sum(len(tiny.tokenizer()(row["prompt"])["input_ids"]) + 1 for row in OLD[:20])
-    said = 2 * 2 * size * sum(memory.size for memory in held.protection._memory.memories)
+    said = 2 * 2 * size * sum(memory.size for memory in held.retention._buffer.examples)
     spent = held.flop_meter.accounts["retention"]
     assert spent == pytest.approx(said + 2 * probed, rel=0.05)  # at the start and at tick 2
     assert held.flop_meter.total - free.flop_meter.total == pytest.approx(spent)
@@ -331,9 +337,9 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path, models):
     whole.train()
     resumed = trainer(tmp_path / "again", models, rule, **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))  # between two probes
-    assert whole.protection.state["budget"]["weight"] > 0.01
+    assert whole.retention.state["budget"]["weight"] > 0.01
     assert torch.equal(weights(resumed), weights(whole))
-    assert resumed.protection.state == whole.protection.state
+    assert resumed.retention.state == whole.retention.state
     assert resumed.flop_meter.total == whole.flop_meter.total
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -70,7 +71,7 @@ def test_all_signals_train_together(tmp_path):
         assert history(made, name), name
     assert history(made, "loss/response")[-1] < history(made, "loss/response")[0]
     assert history(made, "loss/feature")[-1] < history(made, "loss/feature")[0]
-    assert made.num_scored > 0
+    assert made.totals.tokens_scored > 0
 
 
 @pytest.mark.parametrize("combine", list(catalogue.names("combinations")))
@@ -101,7 +102,7 @@ def test_gold_answers_stand_in_each_group_and_teach_where_the_student_fails(tmp_
     assert [text.replace(" ", "") for text in texts[::2]] == [row["answer"] for row in rows[::2]]
     assert (rollout["advantages"][::2] > 0).any()
     assert (rollout["advantages"][::2] >= 0).all()
-    assert made.steering._window.attempts.attempts_S.sum() == 8  # gold answers are no attempts
+    assert made.runtime._window.attempts.attempts_S.sum() == 8  # gold answers are no attempts
     made.train()
     solved = history(made, "progress/first")
     assert sum(solved[-3:]) > sum(solved[:3])
@@ -168,7 +169,7 @@ def test_a_teacher_without_weight_changes_nothing_and_is_not_run(tmp_path, monke
         tmp_path, controller=FixedController(teachers={"narrow": 0.0}, heartbeat=1000), signals=["policy", "response"]
     )
     runs = []
-    slot = both.panel.slots[1]
+    slot = both.ensemble.slots[1]
     run = slot.run
     monkeypatch.setattr(slot, "run", lambda batch: runs.append(batch) or run(batch))
     both.train()
@@ -203,7 +204,10 @@ def test_padding_does_not_matter(tmp_path):
     inputs = made._generate_and_score_completions(rows)
     inputs["completion_mask"][:, 3:] = 0
     inputs["num_items_in_batch"] = inputs["completion_mask"].sum()
-    made._score_with_teachers(rows, inputs)
+    record = made._begin_rollout(rows)
+    record.rewards_AR = torch.zeros(8, 1)
+    record.attempted_A = record.succeeded_A = torch.zeros(8, dtype=torch.bool)
+    made._teacher_scoring.score(inputs, record, step=0)
     loss = made._compute_loss(made.model, inputs)
     spoilt = dict(inputs)
     spoilt["completion_ids"] = inputs["completion_ids"].clone()
@@ -402,10 +406,10 @@ def test_resuming_goes_on_with_the_teachers_there_are_and_says_who_came_and_left
         made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     told = {(e.kind, e.about, e.step) for e in made.events if e.kind.startswith("teacher")}
     assert told >= {("teacher joined", "new", 2), ("teacher left", "narrow", 2)}
-    assert made.steering.teachers_SK.sum(1).tolist() == pytest.approx([1.0, 1.0])
+    assert made.runtime.teachers_SK.sum(1).tolist() == pytest.approx([1.0, 1.0])
     matching = {"save_strategy": "steps", "save_steps": 2}
     trainer(tmp_path / "matching", max_steps=2, **matching).train()
-    with pytest.raises(CheckpointError, match="feature"), pytest.warns(UserWarning, match="narrow"):
+    with pytest.raises(CheckpointError, match="feature"):
         trainer(tmp_path, given=teachers()[:1], max_steps=4, **matching).train(
             resume_from_checkpoint=str(tmp_path / "matching" / "checkpoint-2")
         )
@@ -433,7 +437,8 @@ def test_evaluation_changes_neither_controller_nor_ledger(tmp_path):
     made.train()
 
     def counted() -> Any:
-        return made.steering.state_dict(), made.flop_meter.total, made._num_rollouts, made._joint.statistics.to_json()
+        totals = dataclasses.asdict(made.totals)
+        return made.runtime.state_dict(), made.flop_meter.total, totals, made._joint_loss.statistics.to_json()
 
     before = counted()
     scores = made.evaluate()

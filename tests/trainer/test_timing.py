@@ -19,7 +19,7 @@ def clock(monkeypatch):
 
 def test_a_part_within_a_part_counts_for_itself_alone(clock):
     class Trainer:
-        stopwatch = PhaseTimer()
+        timer = PhaseTimer()
 
         @timed("outer")
         def outer(self, seconds: float) -> float:
@@ -34,9 +34,9 @@ def test_a_part_within_a_part_counts_for_itself_alone(clock):
 
     trainer = Trainer()
     assert trainer.outer(2.0) == 2.0
-    assert trainer.stopwatch.take() == {"time/outer": 2.0, "time/inner": 1.0}
+    assert trainer.timer.take() == {"time/outer": 2.0, "time/inner": 1.0}
     trainer.inner()
-    assert trainer.stopwatch.take() == {"time/outer": 0.0, "time/inner": 0.5}  # or means over updates would be wrong
+    assert trainer.timer.take() == {"time/outer": 0.0, "time/inner": 0.5}  # or means over updates would be wrong
 
 
 def test_the_report_shares_out_the_time_between_the_first_logged_update_and_the_last():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,7 +37,9 @@ def made(folder: Any, **changes: Any) -> RLDTrainer:
 def test_calculate_rewards_returns_gathered_rewards_per_function(tmp_path):
     assert names(GRPOTrainer._calculate_rewards) == ["self", "inputs", "prompts", "completions", "completion_ids_list"]
     trainer = made(tmp_path)
-    rewards = trainer._calculate_rewards([{"prompt": "a="}] * 4, ["a="] * 4, ["a", "b", "c", "d"], [[5]] * 4)
+    rewards = GRPOTrainer._calculate_rewards(
+        trainer, [{"prompt": "a="}] * 4, ["a="] * 4, ["a", "b", "c", "d"], [[5]] * 4
+    )
     assert rewards.tolist() == [[1.0], [1.0], [0.0], [0.0]]
 
 
@@ -148,7 +152,7 @@ def test_the_fused_head_asks_one_function_whether_to_leave_out_positions_without
     ids = torch.randint(3, 15, (2, 7))
     labels = ids.masked_fill(torch.arange(7) < 5, -100)
     outputs = []
-    for asked in (trl_patches._runs_triton, trl_patches._leaves_out_unlabelled):
+    for asked in (trl_patches._runs_triton, trl_patches._skips_unlabelled):
         monkeypatch.setattr(utils, "_use_triton", asked)
         model = tiny.model()
         add_fused_lm_head(model, outputs=("log_probs", "entropy"))
@@ -163,3 +167,21 @@ def test_the_fused_head_asks_one_function_whether_to_leave_out_positions_without
 def test_checkpoints_are_written_and_read_by_the_hooks_we_extend():
     assert names(GRPOTrainer._save_checkpoint) == ["self", "model", "trial"]
     assert names(GRPOTrainer._load_optimizer_and_scheduler) == ["self", "checkpoint"]
+
+
+def test_one_module_replaces_functions_of_trl_and_two_replace_methods_of_a_model():
+    """Assignments to an attribute of one of TRL's modules, and to `forward` or `generate` of a model."""
+    patches, methods = {}, {}
+    for path in (Path(trl_patches.__file__).parents[1]).rglob("*.py"):
+        tree, name = ast.parse(path.read_text()), f"{path.parent.name}/{path.name}"
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 0]
+        modules = {a.name for node in imports if (node.module or "").split(".")[0] == "trl" for a in node.names}
+        targets = [target for node in ast.walk(tree) if isinstance(node, ast.Assign) for target in node.targets]
+        for target in targets:
+            if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name):
+                if target.value.id in modules:
+                    patches.setdefault(name, set()).add(f"{target.value.id}.{target.attr}")
+                elif target.attr in ("forward", "generate") and target.value.id == "model":
+                    methods[name] = target.attr
+    assert patches == {"trainer/trl_patches.py": {"utils._use_triton", "grpo_trainer.shuffle_sequence_dict"}}
+    assert methods == {"trainer/student_forward.py": "forward", "models/prefill.py": "generate"}

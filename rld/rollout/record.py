@@ -1,0 +1,90 @@
+"""What the steps of one rollout share: its rows, its groups and the outcomes of its completions.
+
+Shapes: B completions of this process, A completions of all processes, R rewards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rld.rollout.counts import skill_ids
+from rld.types import Row
+
+
+@dataclass
+class RolloutRecord:
+    """One rollout, from its start to its end.
+
+    Attributes:
+        rows: The row of each of this process's completions.
+        skills: The skills of the run.
+        number: Rollouts of the training before this one.
+        first_row: The number of this process's first completion among those of all processes.
+        group_size: Completions of each prompt; they are consecutive, over all processes.
+        num_gold: Of each group the first so many are gold answers.
+        is_training: Whether the rollout is for an update, not for an evaluation.
+        rewards_AR: The rewards, NaN where one does not apply; the first is the verifier's. None until they are there.
+        attempted_A: Which completions are attempts of the student. None in an evaluation.
+        succeeded_A: Which attempts succeeded. None in an evaluation.
+        num_read: Tokens of this process that the student read without an update: prompts when it sampled, and
+            completions for old and reference log-probabilities.
+    """
+
+    rows: Sequence[Row]
+    skills: Sequence[str]
+    number: int
+    first_row: int
+    group_size: int
+    num_gold: int
+    is_training: bool
+    rewards_AR: Tensor | None = None
+    attempted_A: Tensor | None = None
+    succeeded_A: Tensor | None = None
+    num_read: int = 0
+
+    def __post_init__(self) -> None:
+        self.skill_ids_B = skill_ids(self.rows, self.skills)
+        """The index of each completion's skill, on the CPU."""
+
+    @property
+    def group_ids_B(self) -> Tensor:
+        """The number of each completion's prompt in the rollout over all processes, on the CPU."""
+        return torch.arange(self.first_row, self.first_row + len(self.rows)) // self.group_size
+
+    @property
+    def is_gold_B(self) -> Tensor:
+        """Which completions are gold answers, on the CPU."""
+        return torch.arange(self.first_row, self.first_row + len(self.rows)) % self.group_size < self.num_gold
+
+    def share(self, values_A: Tensor) -> Tensor:
+        """Return the values of this process's completions."""
+        return values_A[self.first_row : self.first_row + len(self.rows)]
+
+
+@dataclass
+class RolloutTotals:
+    """Rollouts of a training and their tokens, over all processes.
+
+    Attributes:
+        rollouts: Rollouts.
+        tokens_generated: Tokens that the student sampled.
+        tokens_scored: Tokens that teachers read, their answers to the gate included.
+        tokens_saved: Tokens that they would have read in addition without gate, controller and cache.
+    """
+
+    rollouts: int = 0
+    tokens_generated: int = 0
+    tokens_scored: int = 0
+    tokens_saved: int = 0
+
+    def metrics(self) -> dict[str, float]:
+        """Return the tokens under the names of `metrics.jsonl`."""
+        return {
+            "tokens/generated": self.tokens_generated,
+            "tokens/scored": self.tokens_scored,
+            "tokens/saved": self.tokens_saved,
+        }

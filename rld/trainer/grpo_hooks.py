@@ -1,0 +1,230 @@
+"""Every method of TRL's `GRPOTrainer` that rld overrides, each with a test in `tests/trainer/test_trl_contract.py`.
+
+`GRPOHooks` calls a step of `RLDTrainer` at each point of TRL's loop at which rld does something:
+
+| TRL's method | step |
+|---|---|
+| `_generate_and_score_completions` | `_begin_rollout`, then TRL's rollout, then `_finish_rollout` |
+| `_generate_single_turn` | gold answers take the place of some completions |
+| `_calculate_rewards` | `_receive_rewards` |
+| `_get_per_token_logps_and_entropies` | in a rollout, counts tokens; in a loss, `_loss_logprobs` |
+| `_compute_loss` | `_begin_loss`, then TRL's policy loss, then `_finish_loss` |
+| `training_step` | `_finish_update` after the last micro-batch of an update |
+| `_save_checkpoint`, `_load_optimizer_and_scheduler` | the state of `_checkpointed_parts` |
+
+A `RolloutRecord` carries what the steps of one rollout share, a `MicroBatch` what those of one loss share.
+
+Shapes: B completions, T completion tokens, S prompt and completion tokens.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor, nn
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import GRPOTrainer
+
+from rld.rollout.batch import RolloutBatch
+from rld.rollout.gold import gold_completions
+from rld.rollout.record import RolloutRecord
+from rld.trainer.checkpoints import CheckpointedParts, load_rollout
+from rld.trainer.rld_config import RLDConfig
+from rld.trainer.student_forward import RecordingStudent, StudentInputs
+from rld.trainer.timing import PhaseTimer, timed
+from rld.types import Event, Row
+
+
+@dataclass
+class MicroBatch:
+    """A micro-batch, from the start of its loss to its end.
+
+    Attributes:
+        batch: Its tensors.
+        student: The student with its outputs, once it has run.
+    """
+
+    batch: RolloutBatch
+    student: RecordingStudent | None = None
+
+    @property
+    def recorded(self) -> RecordingStudent:
+        """The student, which has run."""
+        assert self.student is not None
+        return self.student
+
+
+class GRPOHooks(GRPOTrainer):
+    """`GRPOTrainer` that calls a step of its subclass at each point at which rld does something."""
+
+    args: RLDConfig
+    model: Any  # a PreTrainedModel, or a PeftModel around one
+    num_generations: int
+    timer: PhaseTimer
+    events: list[Event]
+
+    _rollout: RolloutRecord | None = None
+    """The rollout in progress."""
+    _micro_batch: MicroBatch | None = None
+    """The micro-batch whose loss is in progress."""
+
+    # -- the steps -----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _begin_rollout(self, rows: Sequence[Row]) -> RolloutRecord:
+        """Return the record of a new rollout."""
+
+    @abstractmethod
+    def _receive_rewards(self, record: RolloutRecord, completions: Sequence[Any], ids: Sequence[list[int]]) -> None:
+        """Use the rewards of a rollout, which are in the record; completions are this process's."""
+
+    @abstractmethod
+    def _finish_rollout(self, batch: RolloutBatch, record: RolloutRecord) -> None:
+        """Add to a rollout what the losses need."""
+
+    @abstractmethod
+    def _student_inputs(self, batch: RolloutBatch) -> StudentInputs | None:
+        """Return what the student's forward needs for the other signals; None without teachers."""
+
+    @abstractmethod
+    def _advantages(self, batch: RolloutBatch) -> Tensor:
+        """Return the policy's advantages, once the student's log-probabilities are in the batch."""
+
+    @abstractmethod
+    def _finish_loss(self, policy_loss: Tensor, micro_batch: MicroBatch, model: nn.Module) -> Tensor:
+        """Return a micro-batch's loss, given the policy's."""
+
+    @abstractmethod
+    def _finish_update(self) -> dict[str, float]:
+        """Go on to the next update, and return the metrics of this one."""
+
+    @property
+    @abstractmethod
+    def _checkpointed_parts(self) -> CheckpointedParts:
+        """The parts whose state a checkpoint holds."""
+
+    # -- rollouts ------------------------------------------------------------------------------------------------------
+
+    @timed("rollout")
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        record = self._rollout = self._begin_rollout(inputs)
+        try:
+            batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        finally:
+            self._rollout = None
+        self._finish_rollout(cast(RolloutBatch, batch), record)
+        return batch
+
+    @timed("generation")
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
+        record = self._rollout
+        if record is None or not record.num_gold:
+            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        sampled = (~record.is_gold_B).nonzero().squeeze(1).tolist()
+        prompts = [prompt_ids[i] for i in sampled]
+        samples = super()._generate_single_turn(prompts, *args, **kwargs)[0] if prompts else []
+        completions = gold_completions(record.rows, self._tokenizer, self.args.max_completion_length)
+        for i, ids in zip(sampled, samples, strict=True):
+            completions[i] = ids
+        return completions, None
+
+    @timed("rewards")
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        rewards_AR: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if self._rollout is not None:
+            self._rollout.rewards_AR = rewards_AR
+            self._receive_rewards(self._rollout, completions, completion_ids_list)
+        return rewards_AR
+
+    # -- losses --------------------------------------------------------------------------------------------------------
+
+    @timed("student")
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        if self._micro_batch is None:
+            return self._rollout_logprobs(*args, **kwargs)
+        return self._loss_logprobs(self._micro_batch, *args, **kwargs)
+
+    def _rollout_logprobs(
+        self, model: Any, ids_BS: Tensor, attention_BS: Tensor, num_tokens: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Return old or reference log-probabilities of a rollout."""
+        student = RecordingStudent(model, num_tokens)
+        result = super()._get_per_token_logps_and_entropies(student, ids_BS, attention_BS, num_tokens, *args, **kwargs)
+        if self._rollout is not None:
+            self._rollout.num_read += student.num_computed
+        return result
+
+    def _loss_logprobs(
+        self,
+        micro_batch: MicroBatch,
+        model: Any,
+        ids_BS: Tensor,
+        attention_BS: Tensor,
+        num_tokens: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Return log-probabilities for a loss, computed in one forward with the other signals."""
+        batch = micro_batch.batch
+        student = micro_batch.student = RecordingStudent(model, num_tokens, self._student_inputs(batch))
+        result = super()._get_per_token_logps_and_entropies(student, ids_BS, attention_BS, num_tokens, *args, **kwargs)
+        batch["log_pi"] = result[0]
+        # TRL reads the advantages after this call, which is what lets them depend on the log-probabilities.
+        batch["advantages"] = self._advantages(batch)
+        return result
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        inputs = dict(inputs)  # TRL may use the same rollout again, with its own advantages
+        micro_batch = self._micro_batch = MicroBatch(cast(RolloutBatch, inputs))
+        try:
+            policy_loss: Tensor = super()._compute_loss(model, inputs)
+        finally:
+            self._micro_batch = None
+        return self._finish_loss(policy_loss, micro_batch, model)
+
+    # -- updates -------------------------------------------------------------------------------------------------------
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        with self.timer.part("student"):
+            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            for name, value in (self._finish_update() | self.timer.take()).items():
+                self._metrics["train"][name].append(float(value))
+            self.timer.begin("optimizer")
+        return loss
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _is_inside_rollout(self) -> bool:
+        """Whether the next micro-batch comes from the present rollout."""
+        assert self.args.steps_per_generation is not None  # TRL sets it
+        return self._step % (self.args.steps_per_generation * self.num_iterations) != 0
+
+    @timed("checkpoints")
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self._checkpointed_parts.save(
+            Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}",
+            self.accelerator,
+            is_writer=self.args.should_save,
+            micro_step=self._step,
+            rollout=self._buffered_inputs if self._is_inside_rollout else None,
+            prompts_per_rollout=self.args.prompts_per_rollout,
+        )
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        folder, parts = Path(checkpoint), self._checkpointed_parts
+        state = parts.read(folder)
+        super()._load_optimizer_and_scheduler(checkpoint)
+        self._step = state["micro_step"]
+        self.events += parts.restore(folder, state, self.accelerator.process_index)
+        if self._is_inside_rollout:
+            self._buffered_inputs = load_rollout(folder, self.accelerator)
