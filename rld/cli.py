@@ -1,4 +1,4 @@
-"""The command line: parses the arguments of `rld`, checks them, and calls what does the work.
+"""The command line: parses the arguments of `rld`, checks them, and calls the functions that do the work.
 
 A mistake of the user ends with exit code 2 and one line per mistake on stderr; any other error is a bug of `rld` and
 shows its traceback. Modules that take seconds to import are imported by the command that needs them.

@@ -154,7 +154,7 @@ def ablate(
 
 
 def _report(plan: AblationPlan) -> None:
-    """Write and show what the finished runs say."""
+    """Compare the finished runs, write the result, and show it."""
     runs = _finished_runs(plan)
     if not runs:
         _tell("no run has finished, so there is nothing to compare")

@@ -13,14 +13,14 @@ import numpy as np
 from rld.reporting.series import Point
 
 _MOST_EXACT = 12
-"""Pairs of which all sign patterns are tried; of more, random ones."""
+"""Up to so many pairs all sign patterns are tried; of more pairs, random ones."""
 
 
 def bootstrap(differences: Sequence[float], draws: int = 10_000, seed: int = 0) -> tuple[float, float] | None:
     """Return the 95% percentile interval of the mean difference, resampled over pairs (Efron 1979).
 
-    None for a single pair. With fewer than about eight pairs it is too narrow: it cannot leave the range of what was
-    seen.
+    None for a single pair. With fewer than about eight pairs it is too narrow, for it cannot leave the range of the
+    differences.
     """
     if len(differences) < 2:
         return None
@@ -33,8 +33,8 @@ def bootstrap(differences: Sequence[float], draws: int = 10_000, seed: int = 0) 
 def sign_flips(differences: Sequence[float], draws: int = 10_000, seed: int = 0) -> float:
     """Return the two-sided p-value of Fisher's paired randomisation test of the mean difference.
 
-    The share of sign patterns with a mean at least as far from 0: of all patterns up to 12 pairs, else of `draws`
-    random ones and the one at hand. The smallest that n pairs can give is 2 / 2^n.
+    It is the share of sign patterns whose mean is at least as far from 0 as the observed one: of all patterns up to 12
+    pairs, else of `draws` random patterns and the observed one. The smallest that n pairs can give is 2 / 2^n.
     """
     values = np.asarray(differences, dtype=float)
     if len(values) <= _MOST_EXACT:
@@ -46,7 +46,7 @@ def sign_flips(differences: Sequence[float], draws: int = 10_000, seed: int = 0)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number (Holm 1979), in the order given."""
+    """Return p-values corrected for their number (Holm 1979), in the same order."""
     corrected, worst = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
         worst = max(worst, min((len(p_values) - rank) * p_values[i], 1.0))

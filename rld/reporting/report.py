@@ -54,13 +54,13 @@ def write_report(run: Path) -> Path:
     return path
 
 
-def show_report(run: Path, console: Console | None = None) -> None:
+def show_report(run: Path) -> None:
     """Draw the report of a run, and print its scores, its verdict and the page's path.
 
     Raises:
         CheckpointError: the folder holds no run, or a file of it is damaged.
     """
-    console = console or Console(highlight=False)
+    console = Console(highlight=False)
     path, history = write_report(run), read_run(run)
     if history.summary.stages and history.summary.status == "done":
         console.print(closing_table(history.summary))

@@ -43,8 +43,9 @@ def smooth(points: Sequence[Point], geometric: bool = False) -> list[Point]:
     window = [math.exp(-0.5 * (d / sigma) ** 2) for d in range(-reach, reach + 1)] if reach else [1.0]
     smoothed = []
     for i, (step, _) in enumerate(bins):
-        near = [(window[j - i + reach], bins[j][1]) for j in range(max(0, i - reach), min(len(bins), i + reach + 1))]
-        smoothed.append((step, sum(w * value for w, value in near) / sum(w for w, _ in near)))
+        indices = range(max(0, i - reach), min(len(bins), i + reach + 1))
+        weights = [window[j - i + reach] for j in indices]
+        smoothed.append((step, sum(w * bins[j][1] for w, j in zip(weights, indices, strict=True)) / sum(weights)))
     return smoothed
 
 

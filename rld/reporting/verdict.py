@@ -27,7 +27,7 @@ TRUSTED = 0.9
 """Share of audited successes that should be confirmed."""
 
 BEHIND = 0.1
-"""How far behind its best teacher a student may end without a sentence, where it improved."""
+"""How far behind its best teacher a student may end without a remark."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Finding:
 
 
 def verdict(history: RunHistory) -> list[Finding]:
-    """Return what to say about a run: first about the last finished stage, then what went wrong in any stage.
+    """Return the findings about a run: first on the last finished stage, then on what went wrong in any stage.
 
     Empty where no stage is finished.
     """
