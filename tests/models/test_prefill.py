@@ -81,7 +81,7 @@ def test_the_same_completions_are_sampled_and_each_prompt_is_read_once(make, opt
     shared, sizes = SharedPrefill(model), read(model)
     torch.testing.assert_close(sampled(model, rows, **options), expected, rtol=0, atol=0)
     assert sizes[:2] == [3 * 5, 12], "all but the last token of three prompts, then one token for each row"
-    assert shared.num_read == (5 + 2 + 0) + 12
+    assert shared.take_num_read() == (5 + 2 + 0) + 12
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["asked for", "the model's own"])
@@ -94,7 +94,7 @@ def test_other_ways_to_generate_are_left_alone(options, own):
     shared, sizes = SharedPrefill(model), read(model)
     torch.testing.assert_close(sampled(model, rows, **({} if own else options)), expected, rtol=0, atol=0)
     assert sizes[0] >= 12 * 6
-    assert shared.num_read == 4 * (6 + 3 + 1)
+    assert shared.take_num_read() == 4 * (6 + 3 + 1)
 
 
 def test_a_model_s_own_ways_to_sample_do_not_reach_the_reading():
