@@ -16,6 +16,9 @@ from rld.errors import TeacherDown, TeacherError
 TOKEN = "RLD_TEACHER_TOKEN"
 """The environment variable with the bearer token."""
 
+SHOULD_RETRY = "x-should-retry"
+"""The header that is `false` where a failure would come again. Clients of OpenAI's API read it as well."""
+
 _FIRST_PAUSE = 0.25
 """Seconds after the first failure; each further pause is twice as long."""
 
@@ -120,7 +123,8 @@ class HttpClient:
             raise self.error(f"its answer can't be read: {error}") from error
         if response.status_code == 200:
             return response
-        if response.status_code not in (408, 425, 429) and response.status_code < 500:
+        may_succeed = response.status_code in (408, 425, 429) or response.status_code >= 500
+        if not may_succeed or response.headers.get(SHOULD_RETRY) == "false":
             raise self.error(self._refusal(response))
         reason = f"{response.status_code} {_message(response)}"
         return _Failure(reason, _seconds(response.headers.get("retry-after")))

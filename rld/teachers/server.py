@@ -9,24 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import math
-import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import torch
-import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rld.errors import TeacherError
 from rld.models.logprob_source import ScoredSequence, TopKLogprobs
-from rld.teachers.http_client import TOKEN, bearer_token
+from rld.teachers.http_client import SHOULD_RETRY, TOKEN, bearer_token
 from rld.teachers.local import LocalLogprobs
+from rld.teachers.server_limits import limited_server, listen
 from rld.teachers.server_queue import GenerateTask, ScoreTask, TaskQueue, client_disconnected
 from rld.teachers.teacher import Teacher
 from rld.teachers.wire_format import pack_logprobs, unpack_sequences
@@ -42,8 +40,14 @@ _MAX_WAITING = 1 << 20
 
 _MAX_TOP_K = 255
 
+_TEMPERATURES = (0.01, 100.0)
+"""Least and greatest temperature. At the least, log-probabilities of tokens whose logits differ by 655 still fit into
+half precision; at the greatest, all tokens are almost equally likely."""
+
 
 class _GenerateRequest(BaseModel):
+    model_config = ConfigDict(strict=True)
+
     prompts: list[list[int]] = Field(min_length=1, max_length=4096)
     max_new_tokens: int = Field(gt=0, le=_MAX_TOKENS)
 
@@ -105,8 +109,11 @@ class _Routes:
         sequences, task = _score_request(await _body(request), self.source)
         num_tokens = sum(len(sequence.ids) for sequence in sequences)
         logprobs = await self.queue.run(task, sequences, num_tokens=num_tokens, request=request)
-        metadata = {"fingerprint": self.source.info().fingerprint}
-        data = pack_logprobs(TopKLogprobs.concatenated(logprobs), metadata)
+        answer = TopKLogprobs.concatenated(logprobs)
+        if not answer.is_valid():
+            reason = f"{self.source.name} yields log-probabilities that are not finite; check its weights and --dtype"
+            raise HTTPException(500, reason, {SHOULD_RETRY: "false"})
+        data = pack_logprobs(answer, {"fingerprint": self.source.info().fingerprint})
         return Response(data, media_type="application/octet-stream")
 
     async def generate(self, request: Request) -> dict[str, Any]:
@@ -170,8 +177,11 @@ def _score_request(body: bytes, source: LocalLogprobs) -> tuple[list[ScoredSeque
         task = ScoreTask(int(metadata.get("top_k", 64)), float(metadata.get("temperature", 1.0)))
     except ValueError as error:  # a PayloadError too
         raise HTTPException(422, str(error)) from error
-    if not (1 <= task.top_k <= _MAX_TOP_K and 0 < task.temperature < math.inf):
-        raise HTTPException(422, f"top_k should be 1 to {_MAX_TOP_K}, and the temperature above 0")
+    if not 1 <= task.top_k <= _MAX_TOP_K:
+        raise HTTPException(422, f"top_k should be 1 to {_MAX_TOP_K}, not {task.top_k}")
+    lowest, highest = _TEMPERATURES
+    if not lowest <= task.temperature <= highest:  # nor is NaN
+        raise HTTPException(422, f"the temperature should be {lowest:g} to {highest:g}, not {task.temperature:g}")
     if sum(len(sequence.ids) for sequence in sequences) > _MAX_TOKENS:
         raise HTTPException(413, f"a request may have {_MAX_TOKENS} tokens")
     for sequence in sequences:
@@ -208,10 +218,9 @@ def serve(model: str, adapter: str | None, dtype: str, *, host: str, port: int) 
     teacher.find_tokenizer()
     source = LocalLogprobs(teacher, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     try:
-        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listener = listen(host, port)
     except OSError as error:
         raise TeacherError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from error
     address = f"[{host}]" if ":" in host else host
     print(f"{source.name} ({source.info().fingerprint}) at http://{address}:{listener.getsockname()[1]}", flush=True)
-    config = uvicorn.Config(application(source, token), log_level="warning", lifespan="on")
-    uvicorn.Server(config).run(sockets=[listener])
+    limited_server(application(source, token)).run(sockets=[listener])

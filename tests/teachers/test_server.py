@@ -10,6 +10,7 @@ import math
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -28,11 +29,14 @@ import tests.support.tiny as tiny
 from rld.cli import main
 from rld.controllers.baselines import FixedController
 from rld.errors import TeacherDown, TeacherError
+from rld.models.heads import LMHead
 from rld.models.logprob_source import ScoredSequence, TopKLogprobs
+from rld.teachers import server_limits
 from rld.teachers.http_client import TOKEN, HttpClient
 from rld.teachers.local import LocalLogprobs
 from rld.teachers.remote import remote_teacher
 from rld.teachers.server import application
+from rld.teachers.server_limits import limited_server, listen
 from rld.teachers.teacher import Teacher
 from rld.teachers.wire_format import pack_sequences
 from rld.trainer.rld_config import RLDConfig
@@ -47,8 +51,10 @@ STUDENT = tiny.tokenizer()
 class Server:
     """`rld serve-teacher` in a process of its own."""
 
-    def __init__(self, model: Path, port: int = 0, token: str | None = None) -> None:
-        command = [sys.executable, "-m", "rld", "serve-teacher", str(model), "--port", str(port), "--dtype", "float32"]
+    def __init__(self, model: Path, port: int = 0, token: str | None = None, patch: str = "") -> None:
+        """Start it; `patch` is code that runs before."""
+        code = f"import sys, rld.cli\n{patch}\nsys.exit(rld.cli.main(sys.argv[1:]))"
+        command = [sys.executable, "-c", code, "serve-teacher", str(model), "--port", str(port), "--dtype", "float32"]
         environment = {**os.environ, TOKEN: token or "", "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
@@ -215,8 +221,12 @@ def test_it_refuses_what_it_cannot_read(one):
     )
     assert post(pack_sequences([ScoredSequence([5, -1], 1)], about))[0] == 422
     assert post(pack_sequences([ScoredSequence([5] * 65, 1)], about)) == (422, "one reads 64 tokens, not 65")
-    for wrong in ({"top_k": "0"}, {"top_k": "many"}, {"temperature": "nan"}, {"temperature": "0"}):
-        assert post(pack_sequences([ScoredSequence([5, 6], 1)], about | wrong))[0] == 422
+    for wrong in ("0", "256", "many"):
+        assert post(pack_sequences([ScoredSequence([5, 6], 1)], about | {"top_k": wrong}))[0] == 422
+    for wrong in ("nan", "inf", "0", "1e-320", "0.009", "101"):
+        code, reason = post(pack_sequences([ScoredSequence([5, 6], 1)], about | {"temperature": wrong}))
+        assert (code, reason[:37]) == (422, "the temperature should be 0.01 to 100")
+    assert post(b'{"prompts": [[5.0, true]], "max_new_tokens": 1}', "generate")[0] == 422
     assert post(bytes(2 << 20)) == (413, "a request may have 1048576 bytes")
     assert post(pack_sequences([ScoredSequence([5] * 60, 1)] * 1200, about)) == (413, "a request may have 65536 tokens")
     long = {"prompts": [[5] * 60] * 1100, "max_new_tokens": 4}
@@ -353,6 +363,99 @@ def test_a_missing_extra_is_named(monkeypatch, capsys):
         capsys.readouterr().err
         == "rld: serve-teacher needs fastapi; install it with: pip install -e '.[serve]', in a clone of rld\n"
     )
+
+
+# -- limits ------------------------------------------------------------------------------------------------------------
+
+HALF_SENT = b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n1234"
+HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@contextlib.contextmanager
+def limited(source: LocalLogprobs) -> Iterator[str]:
+    """Serve in a thread of this process, where a test can change the limits."""
+    listener, server = listen("127.0.0.1", 0), limited_server(application(source, None))
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def connected(url: str, data: bytes = b"") -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=10)
+    connection.sendall(data)
+    return connection
+
+
+def answer(connection: socket.socket) -> str:
+    """Return the first line that comes until the server closes the connection."""
+    with connection, connection.makefile("rb") as stream:
+        return stream.read().partition(b"\r\n")[0].decode()
+
+
+def test_a_client_that_does_not_finish_its_request_is_disconnected(folders, monkeypatch):
+    for name in ("_HEADER_SECONDS", "_BODY_SECONDS"):
+        monkeypatch.setattr(server_limits, name, 0.3)
+    monkeypatch.setattr(server_limits, "_IDLE_SECONDS", 1)
+    with limited(hosted(folders / "one")) as url:
+        early = HEALTH.replace(b"x", b"x\r\nContent-Length: 9")
+        unanswered = [connected(url, data) for data in (b"", HEALTH[:20], HALF_SENT)]
+        answered = [connected(url, data) for data in (HEALTH, HEALTH + HEALTH[:20], HEALTH + HALF_SENT, early)]
+        assert {answer(connection) for connection in unanswered} == {"HTTP/1.1 408 Request Timeout"}
+        assert {answer(connection) for connection in answered} == {"HTTP/1.1 200 OK"}
+        with httpx2.Client() as client:  # the limits are each request's, not the connection's
+            for _ in range(4):
+                time.sleep(0.2)
+                assert client.get(f"{url}/health").status_code == 200
+
+
+def test_connections_are_limited_and_those_that_are_open_stay_usable(folders, monkeypatch):
+    monkeypatch.setattr(server_limits, "_MAX_CONNECTIONS", 3)
+    with limited(hosted(folders / "one")) as url, httpx2.Client() as client:
+        assert client.get(f"{url}/health").status_code == 200
+        silent = [connected(url), connected(url)]
+        assert answer(connected(url)) == "HTTP/1.1 503 Service Unavailable"
+        assert client.get(f"{url}/health").status_code == 200
+        for connection in silent:
+            connection.close()
+        assert met(url).info().fingerprint
+
+
+def test_accepted_connections_send_small_packets_at_once():
+    with listen("127.0.0.1", 0) as listener, connected(f":{listener.getsockname()[1]}"), listener.accept()[0] as peer:
+        assert peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_sigterm_ends_it_whatever_its_clients_and_its_model_do(folders):
+    patch = """
+import time
+from rld.teachers import local, server_limits
+server_limits._SHUTDOWN_SECONDS = 1
+local.LocalLogprobs.generate = lambda *_: time.sleep(60)
+"""
+    body = b'{"prompts": [[5]], "max_new_tokens": 1}'
+    head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with serving(folders / "one", patch=patch) as going, contextlib.ExitStack() as stack:
+        for data in (b"", HALF_SENT, head + body):
+            stack.enter_context(connected(going.url, data))
+        httpx2.get(f"{going.url}/health")
+        start = time.monotonic()
+        going.stop(signal.SIGTERM)
+        assert time.monotonic() - start < 5
+
+
+def test_a_model_that_yields_nan_is_refused_at_once(folders):
+    near = hosted(folders / "one")
+    with torch.no_grad():
+        LMHead.of(near.model).weight[3] = math.nan
+    with limited(near) as url:
+        why = f"teacher 'far' at {url}: it refuses with 500: one yields log-probabilities that are not finite"
+        with refused(why) as caught:
+            met(url, patience=60)
+    assert not isinstance(caught.value, TeacherDown)
 
 
 # -- a server that goes away -------------------------------------------------------------------------------------------
