@@ -101,7 +101,7 @@ def test_check_shows_what_guards_a_stage_and_what_that_costs(capsys):
         "answers:exact_match x 1",
         "per prompt, by the teacher's own answer",
         "answers:exact_match checks 25% of the successes",
-        "sort, following: 0.03 below the start at most; 32 probes each, 32 completions replayed a step",
+        "sort, following: 0.03 below the start at most; 32 probe prompts each, 32 completions replayed a step",
     ):
         assert words in shown
     costs = re.findall(r"FLOPs: about ([\d.]+)G", shown)

@@ -27,7 +27,7 @@ REPLACED = (
     *("beliefs", "compass", "hosted", "journal", "keeper", "lessons", "lister", "panel", "shortlist", "steering"),
     *("taps", "together", "yoked"),
 )
-STILL_THERE = {"together", "yoked"}
+STILL_THERE = {"together"}
 """Of the words that the glossary replaces, those that some file still has; the set may only shrink."""
 
 
@@ -66,6 +66,7 @@ def test_the_readmes_recipe_is_valid_and_the_page_is_short(tmp_path):
         "CHANGELOG",
         "docs/architecture",
         "docs/adding",
+        "docs/controller",
         "docs/glossary",
         "docs/algorithms",
         "docs/walkthrough",

@@ -1,4 +1,4 @@
-"""Controllers: measurements in, weights out, plain numbers on both sides. No tensor, no model, no file."""
+"""Controllers: measurements in, weights out, plain numbers on both sides; `runtime` alone connects them to tensors."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from rld.controllers.gradient import GradientAlignmentController, GradientNoiseC
 from rld.controllers.replayed import ReplayedController
 
 
-def _of_kind(given: Any) -> Any:
-    """A kind alone is that controller with its defaults."""
-    return {"kind": given} if isinstance(given, str) else given
+def _of_kind(value: Any) -> Any:
+    """Return the options of a controller; a kind alone stands for its defaults."""
+    return {"kind": value} if isinstance(value, str) else value
 
 
 AnyController = Annotated[

@@ -1,7 +1,4 @@
-"""How much each signal and each teacher counts now, per skill: the baselines, and the union of all controllers.
-
-To add one, write a class here or in a file of its own, and put its name in `AnyController`, at the end.
-"""
+"""Simple controllers to compare an adaptive one with: `fixed`, `schedule`, `sequential` and `random`."""
 
 from __future__ import annotations
 
@@ -28,15 +25,20 @@ from rld.utils.options import FrozenOptions
 
 _ALL = "all skills"
 
+_SUCCESS_MEMORY = 0.5
+"""Share of the running success rate that one tick keeps."""
+
 
 class FixedController(FixedTeacherShares):
-    """The same weights from start to end: the baseline that an adaptive controller must beat."""
+    """Constant weights: the baseline that an adaptive controller must beat."""
 
     kind: Literal["fixed"] = "fixed"
     policy: PerSkill = 1.0
-    """Weight of reinforcement in [0, 1], for all skills or by skill; the same for the other two."""
+    """Weight of reinforcement in [0, 1], for all skills or by skill."""
     response: PerSkill = 1.0
+    """Weight of matching the teachers' token distributions."""
     feature: PerSkill = 1.0
+    """Weight of matching the teachers' hidden states."""
 
     def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> State:
         for signal in signals:
@@ -52,21 +54,22 @@ class FixedController(FixedTeacherShares):
 
 
 class WeightSchedule(FrozenOptions):
-    """A weight's way from one value to another."""
+    """A weight that changes from one value to another over a stage."""
 
     start: PerSkill
     """In [0, 1], for all skills or by skill."""
     end: PerSkill
+    """In [0, 1], for all skills or by skill."""
     shape: Literal["linear", "cosine", "step", "exponential"] = "linear"
-    """`step` jumps to the end, `exponential` takes the same factor at each tick."""
+    """`step` jumps to `end` at the end; `exponential` multiplies by the same factor at each tick."""
     over: float = Field(1.0, gt=0, le=1)
-    """Share of the stage's steps after which the end is reached."""
+    """Share of the stage's steps after which `end` is reached."""
 
     @model_validator(mode="after")
     def _an_exponential_has_a_factor(self) -> WeightSchedule:
         ends = [v for value in (self.start, self.end) for v in (value.values() if isinstance(value, dict) else [value])]
         if self.shape == "exponential" and min(ends) == 0:
-            raise ValueError("an exponential course needs a start and an end above 0")
+            raise ValueError("an exponential schedule needs a start and an end above 0")
         return self
 
     def value(self, progress: float, skill: str) -> float:
@@ -74,8 +77,8 @@ class WeightSchedule(FrozenOptions):
         a, b, t = at(self.start, skill), at(self.end, skill), min(progress / self.over, 1.0)
         if self.shape == "exponential":
             return float(a ** (1 - t) * b**t)
-        way = {"linear": t, "cosine": 0.5 - 0.5 * math.cos(math.pi * t), "step": float(t >= 1)}[self.shape]
-        return a + (b - a) * way
+        share = {"linear": t, "cosine": 0.5 - 0.5 * math.cos(math.pi * t), "step": float(t >= 1)}[self.shape]
+        return a + (b - a) * share
 
 
 # From left to right, or `{start: 0.0, end: 1.0}` would be read as weights of the skills `start` and `end`.
@@ -83,22 +86,24 @@ WeightScheduleOrWeight: TypeAlias = Annotated[WeightSchedule | PerSkill, Field(u
 
 
 class ScheduleController(FixedTeacherShares):
-    """Weights that follow a course set beforehand: from distillation to reinforcement, unless told otherwise."""
+    """Weights that follow fixed schedules; by default from distillation to reinforcement."""
 
     kind: Literal["schedule"] = "schedule"
     policy: WeightScheduleOrWeight = WeightSchedule(start=0.0, end=1.0)
-    """A course, or what stays, for all skills or by skill; the same for the other two."""
+    """Weight of reinforcement: a schedule, or one constant for all skills, or a constant by skill."""
     response: WeightScheduleOrWeight = WeightSchedule(start=1.0, end=0.0)
+    """Weight of matching the teachers' token distributions."""
     feature: WeightScheduleOrWeight = WeightSchedule(start=0.25, end=0.0)
+    """Weight of matching the teachers' hidden states."""
 
     def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> State:
         for signal in signals:
-            course = getattr(self, signal)
-            if not isinstance(course, WeightSchedule):
-                require_skills(f"controller.{signal}", course, skills)
+            weight = getattr(self, signal)
+            if not isinstance(weight, WeightSchedule):
+                require_skills(f"controller.{signal}", weight, skills)
                 continue
-            for end in ("start", "end"):
-                require_skills(f"controller.{signal}.{end}", getattr(course, end), skills)
+            require_skills(f"controller.{signal}.start", weight.start, skills)
+            require_skills(f"controller.{signal}.end", weight.end, skills)
         return super().start(skills, teachers, signals) | {"progress": 0.0}
 
     def weights(self, state: State) -> Weights:
@@ -106,29 +111,30 @@ class ScheduleController(FixedTeacherShares):
         return Weights(signals, {skill: self._shares(state, skill) for skill in state["skills"]}, self._scale(state))
 
     def _value(self, signal: Signal, state: State, skill: str) -> float:
-        course: WeightSchedule | PerSkill = getattr(self, signal)
-        return course.value(state["progress"], skill) if isinstance(course, WeightSchedule) else at(course, skill)
+        weight: WeightSchedule | PerSkill = getattr(self, signal)
+        return weight.value(state["progress"], skill) if isinstance(weight, WeightSchedule) else at(weight, skill)
 
-    def step(self, state: State, seen: Observation) -> tuple[State, Weights, list[Event]]:
-        state = self._counted(state, seen) | {"progress": seen.progress}
+    def step(self, state: State, observation: Observation) -> tuple[State, Weights, list[Event]]:
+        state = self._counted(state, observation) | {"progress": observation.progress}
         return state, self.weights(state), []
 
 
 class SequentialController(FixedTeacherShares):
-    """Distil until success no longer rises, then reinforce alone: the recipe of most published models.
+    """Distil until success no longer rises, then reinforce only: the recipe of most published models.
 
-    A skill whose share of successful attempts has not risen by `gain` for `patience` ticks is done with distillation.
-    No plateau counts before a skill has had success of `gain`: there would be nothing to reinforce.
+    A skill whose running success rate has not risen by `gain` for `patience_ticks` ticks changes to reinforcement. It
+    does not while its success rate has never reached `gain`: there would be nothing to reinforce.
     """
 
     kind: Literal["sequential"] = "sequential"
     feature: float = Field(0.25, ge=0, le=1)
     """Weight of `feature` while distilling, beside `response` at 1."""
-    patience: int = Field(5, gt=0)
+    patience_ticks: int = Field(5, gt=0)
+    """Ticks without progress after which a skill changes to reinforcement."""
     gain: float = Field(0.02, gt=0, lt=1)
-    """Success must rise by more than this to count as progress."""
+    """The success rate must rise by more than this to count as progress."""
     together: bool = False
-    """Whether all skills change over at once, when their mean success no longer rises."""
+    """Whether all skills change at once, when their mean success rate no longer rises."""
 
     def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> State:
         if "policy" not in signals:
@@ -142,42 +148,43 @@ class SequentialController(FixedTeacherShares):
         signals = {}
         for skill in state["skills"]:
             distils = state["progress"][_ALL if self.together else skill]["distils"]
-            given = {"policy": 1.0 - distils, "response": float(distils), "feature": self.feature * distils}
-            signals[skill] = {s: given[s] for s in state["signals"]}
+            weights = {"policy": 1.0 - distils, "response": float(distils), "feature": self.feature * distils}
+            signals[skill] = {s: weights[s] for s in state["signals"]}
         return Weights(signals, {skill: self._shares(state, skill) for skill in state["skills"]}, self._scale(state))
 
-    def step(self, state: State, seen: Observation) -> tuple[State, Weights, list[Event]]:
-        state, events = self._counted(state, seen), []
+    def step(self, state: State, observation: Observation) -> tuple[State, Weights, list[Event]]:
+        state, events = self._counted(state, observation), []
         for name, entry in state["progress"].items():
-            measured = [
-                seen.skills.get(skill, SkillObservation()) for skill in (state["skills"] if name == _ALL else [name])
-            ]
-            rates = [news.successes / news.attempts for news in measured if news.attempts]
+            skills = state["skills"] if name == _ALL else [name]
+            measured = [observation.skills.get(skill, SkillObservation()) for skill in skills]
+            rates = [skill.successes / skill.attempts for skill in measured if skill.attempts]
             if not entry["distils"] or not rates:
                 continue
             rate = sum(rates) / len(rates)
-            entry["success"] = running(entry["success"], rate, 0.5)
+            entry["success"] = running(entry["success"], rate, _SUCCESS_MEMORY)
             if entry["success"] > entry["best"] + self.gain:
                 entry.update(best=entry["success"], stale=0)
             elif entry["best"] >= self.gain:
                 entry["stale"] += 1
-            if entry["stale"] >= self.patience:
+            if entry["stale"] >= self.patience_ticks:
                 entry["distils"] = False
-                rule = f"no rise above {self.gain:g} for {self.patience} ticks"
-                found = f"success {entry['success']:.2f}, best {entry['best']:.2f}"
-                events.append(Event(seen.step, "signal off", name, "response", found, rule))
+                reason = (
+                    f"the student succeeded in {entry['success']:.0%} of its attempts, at best in {entry['best']:.0%}"
+                )
+                rule = f"no rise by more than {self.gain:.0%} for {self.patience_ticks} ticks"
+                events.append(Event(observation.step, "signal off", name, "response", reason, rule))
         return state, self.weights(state), events
 
 
 class RandomController(BaseController):
-    """Random weights, drawn anew at each tick: a control that shows what mere variation does (RLW, Lin et al. 2022).
+    """Random weights, drawn at each tick: a control that shows the effect of variation alone (RLW, Lin et al. 2022).
 
-    The signals of a skill get the softmax of standard normal draws; teachers count alike.
+    The signals of a skill get the softmax of standard normal draws; all teachers have equal shares.
     """
 
     kind: Literal["random"] = "random"
     seed: int | None = None
-    """Draws depend on it, the tick and the skill alone. None: the stage's."""
+    """The weights depend on it, the tick and the skill only. None: the stage's seed."""
 
     def seeded(self, seed: int) -> RandomController:
         return self if self.seed is not None else self.model_copy(update={"seed": seed})

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from rld.controllers.base import PRIOR, BaseController, Share, State, clip, normalised
 from rld.controllers.beta_posterior import BetaPosterior
-from rld.controllers.gap_state import ALARM_BELOW, CALM_ABOVE, GateState, SkillState, TeacherState
+from rld.controllers.gap_events import audit_event, signal_reason, switch_event, teacher_reason
+from rld.controllers.gap_state import GateState, SkillState, TeacherState, Worths
 from rld.controllers.mirror_step import (
     Switch,
     SwitchRule,
@@ -34,72 +35,67 @@ ALLOCATION_STEP = 0.3
 """Share of the way to the skills' new shares of the prompts that one tick takes."""
 
 
-class Worths(NamedTuple):
-    """Worth in [0, 1] of a skill's signals and teachers, and the odds at which teachers of equal worth share."""
-
-    signals: dict[str, float]
-    teachers: dict[str, float]
-    teacher_odds: dict[str, float]
-
-
 class GapController(BaseController):
     """Weights follow the gap that each signal can still close, per skill.
 
     - `policy` is worth the measured share of groups whose completions got different rewards: where all succeed or
       all fail, reinforcement has no gradient.
-    - A teacher that teaches only where it is right is worth how much more often than the student it is right on those
-      prompts when both sample, up to `headroom`. One that teaches everywhere is worth its lead: the chance that it is
-      better than the student times how far, up to `headroom`. Teachers share their signal in proportion to worth times
-      the square of competence. Competences are Beta posteriors of verified successes, with forgetting. Teachers that
-      were never measured are all worth how far the student still is from the furthest of them, up to `kappa` nats.
-    - `response` is worth its best teacher; `feature` the same, fading as the outputs align.
+    - A teacher that the gate restricts to prompts that it answers correctly is worth its lead on these prompts: how
+      much more often than the student it is correct when both sample, relative to `lead_scale`. A teacher that teaches
+      on all prompts is worth the probability that it is better than the student, times its lead relative to
+      `lead_scale`. Teachers share the weight in proportion to worth times squared accuracy. Accuracies are Beta
+      posteriors of verified successes, with forgetting. Teachers that were never verified are all worth the largest
+      divergence of the student from one of them, relative to `divergence_scale`.
+    - `response` is worth as much as its best teacher; `feature` too, but less as the student's outputs approach the
+      teachers'.
 
-    Each tick takes a capped mirror step towards weights in proportion to `prior * worth`, and switches a signal or
-    teacher off after `patience` ticks below `off`, on again after two ticks above `on`. `policy` is off only while an
-    audit shows that its reward can't be trusted: the worth of `policy`, and what counts as the student's success,
-    shrink with the share of audited payments that are right. Prompts go to the skills in proportion to the most that
-    any of their signals is worth, times what the student still fails.
+    Each tick takes a capped mirror step towards weights in proportion to `prior * worth`. A signal or teacher is
+    switched off after `patience_ticks` ticks of worth below `off_below`, and on again after two ticks above `on_above`.
+    `policy` is off only while an audit shows that its reward can't be trusted: the worth of `policy`, and what counts
+    as the student's success, shrink with the share of audited payments that are correct. Prompts go to the skills in
+    proportion to the highest worth of their signals, times the student's failure rate.
     """
 
     kind: Literal["gap"] = "gap"
-    by_gate: bool = True
-    """Whether what the gate sees of teachers counts. False: only what was probed before the stage."""
-    ratio: Share | None = None
-    """Hold the policy's weight here, and share the rest by `prior`, instead of following worth. Teachers still move."""
-    switch: bool = True
+    use_gate_counts: bool = True
+    """Whether the gate's counts measure teachers. False: only the probe before the stage does."""
+    fixed_policy_weight: Share | None = None
+    """Keep the policy's weight at this value, and divide the rest by `prior`. None: it follows worth."""
+    switch_off_useless: bool = True
     """Whether signals and teachers of little worth are switched off. False: they keep a small weight."""
     allocate: bool = True
-    """Whether prompts go where they are worth most, if the curriculum lets them. False: the curriculum's own shares."""
-    forget: float = Field(0.9, gt=0, lt=1)
-    """Per tick, the share of the student's counts that is kept."""
-    headroom: float = Field(0.2, gt=0)
-    """A lead, or a share of failures, of this much is worth 1."""
+    """Whether prompts go where they are worth most, if the curriculum allows it. False: the curriculum's own shares."""
+    memory: float = Field(0.9, gt=0, lt=1)
+    """Share of earlier counts of successes that one tick keeps."""
+    lead_scale: float = Field(0.2, gt=0)
+    """Lead of a teacher over the student, as a difference of success rates, that is worth 1."""
     margin: float = Field(0.02, ge=0)
-    """A teacher must lead by more than this."""
-    cover: float = Field(0.1, ge=0, lt=1)
-    """A teacher that is right on less than twice this share of a skill's prompts is worth less there, by the cube."""
-    kappa: float = Field(0.05, gt=0)
-    """A divergence of this many nats per token is worth 1."""
+    """A teacher without a gate must lead by more than this, as a difference of success rates."""
+    min_coverage: float = Field(0.1, ge=0, lt=1)
+    """A teacher that answers less than twice this share of a skill's prompts correctly is worth less, by the cube."""
+    divergence_scale: float = Field(0.05, gt=0)
+    """Divergence of the student from a teacher, in nats per token, that is worth 1."""
     prior: dict[Signal, Annotated[float, Field(gt=0)]] = {}
     """How much a signal of worth 1 counts, relative to the others. Not named: 0.1 for `feature`, 1 for the others."""
-    rate: float = Field(0.5, gt=0, le=1)
+    step_size: float = Field(0.5, gt=0, le=1)
     """Share of the way to the target, in log space, that a tick takes."""
-    cap: float = Field(0.7, gt=0)
-    """The most that a tick changes the log of a weight by, before normalisation."""
-    off: float = Field(0.05, ge=0)
-    """Below this worth a signal or teacher is on its way out."""
-    on: float = 0.15
-    """Above this worth it is on its way back; higher than `off`, so that it does not flap."""
-    patience: int = Field(3, gt=0)
+    max_log_step: float = Field(0.7, gt=0)
+    """The most that the logarithm of a weight changes by in a tick, before normalisation."""
+    off_below: float = Field(0.05, ge=0)
+    """A signal or teacher is switched off when its worth stays below this."""
+    on_above: float = 0.15
+    """It is switched on again when its worth stays above this; higher than `off_below`, or it would alternate."""
+    patience_ticks: int = Field(3, gt=0)
+    """Consecutive ticks of worth below `off_below` after which a signal or teacher is switched off."""
 
     @property
     def required_measurements(self) -> RequiredMeasurements:
-        return RequiredMeasurements(resampled_answers=self.by_gate)
+        return RequiredMeasurements(resampled_answers=self.use_gate_counts)
 
     @model_validator(mode="after")
     def _on_is_above_off(self) -> GapController:
-        if self.on <= self.off:
-            raise ValueError(f"on ({self.on}) should be above off ({self.off})")
+        if self.on_above <= self.off_below:
+            raise ValueError(f"on_above ({self.on_above}) should be above off_below ({self.off_below})")
         return self
 
     # -- state -------------------------------------------------------------------------------------------------------
@@ -116,9 +112,11 @@ class GapController(BaseController):
         """Return the state of a skill before any measurement."""
         prior = PRIOR | self.prior
         shares = normalised({signal: prior[signal] for signal in signals})
-        if self.ratio is not None and "policy" in shares and len(shares) > 1:
+        if self.fixed_policy_weight is not None and "policy" in shares and len(shares) > 1:
             rest = normalised({signal: share for signal, share in shares.items() if signal != "policy"})
-            shares = {"policy": self.ratio} | {signal: (1 - self.ratio) * share for signal, share in rest.items()}
+            shares = {"policy": self.fixed_policy_weight} | {
+                signal: (1 - self.fixed_policy_weight) * share for signal, share in rest.items()
+            }
         weights = weight_states(normalised(dict.fromkeys(teachers, 1.0)))
         return SkillState(
             signals=weight_states(shares), teachers={name: TeacherState(weight=weights[name]) for name in teachers}
@@ -174,7 +172,7 @@ class GapController(BaseController):
             skill = skills[name].model_copy(update={"ticks_unseen": skills[name].ticks_unseen + 1})
             if skill.ticks_unseen == TICKS_TO_FORGET and skill.success_history:
                 skill = self._reset_skill(skill, state["teachers"], state["signals"])
-                reason = f"no prompt of it for {TICKS_TO_FORGET} ticks"
+                reason = f"it had no prompts for {TICKS_TO_FORGET} ticks"
                 events.append(Event(observation.step, "skill forgotten", name, "all", reason, "back to the prior"))
             skills[name] = skill
         state["skills"] = {name: skill.model_dump(mode="json") for name, skill in skills.items()}
@@ -186,29 +184,26 @@ class GapController(BaseController):
     ) -> tuple[SkillState, list[Event]]:
         """Return a skill's state after the tick's measurements and with moved weights, and the events."""
         skill, events = self._observe_reward(name, skill.model_copy(update={"ticks_unseen": 0}), measured, step)
-        skill = self._observe_teachers(skill.after_attempts(measured, self.forget), measured, tick)
+        skill = self._observe_teachers(skill.after_attempts(measured, self.memory), measured, tick)
         worths = self._worths(skill, measured)
         skill = skill.model_copy(update={"best_worth": max(worths.signals[signal] for signal in skill.signals)})
         moved, teacher_switches, signal_switches = self._move_weights(skill, worths)
-        events += [_switch_event(step, name, "teacher", switch, skill, worths) for switch in teacher_switches]
-        events += [_switch_event(step, name, "signal", switch, skill, worths) for switch in signal_switches]
+        for change in teacher_switches:
+            reason = teacher_reason(skill, measured, change.name, few=2 * self.min_coverage)
+            events.append(switch_event(step, "teacher", name, change, worths.teachers, reason))
+        for change in signal_switches:
+            reason = signal_reason(skill, worths, change.name)
+            events.append(switch_event(step, "signal", name, change, worths.signals, reason))
         return moved, events
 
     def _observe_reward(
         self, name: str, skill: SkillState, measured: SkillObservation, step: int
     ) -> tuple[SkillState, list[Event]]:
         """Take in the audit's counts; the event tells that its alarm is raised, or ends."""
-        after = skill.after_audit(measured.audit_passed, measured.audited, self.forget)
+        after = skill.after_audit(measured.audit_passed, measured.audited, self.memory)
         if after.audit_alarm == skill.audit_alarm:
             return after, []
-        reason = (
-            f"{measured.audit_passed} of {measured.audited} audited successes are right, "
-            f"in the long run {after.reward_precision.mean:.2f}"
-        )
-        kind, rule = "audit calm", f"trust above {CALM_ABOVE:g}"
-        if after.audit_alarm:
-            kind, rule = "audit alarm", f"trust below {ALARM_BELOW:g}"
-        return after, [Event(step, kind, name, "policy", reason, rule)]
+        return after, [audit_event(step, name, after, measured)]
 
     def _observe_teachers(self, skill: SkillState, measured: SkillObservation, tick: int) -> SkillState:
         """Take in the teachers' divergences, and what the gate counted."""
@@ -216,8 +211,8 @@ class GapController(BaseController):
         for name, news in measured.teachers.items():
             if name in teachers:
                 teachers[name] = teachers[name].after_divergence(news.divergence)
-                if self.by_gate and measured.attempts:
-                    teachers[name] = teachers[name].after_gate(news, skill.success_credibility, self.forget, tick)
+                if self.use_gate_counts and measured.attempts:
+                    teachers[name] = teachers[name].after_gate(news, skill.success_credibility, self.memory, tick)
         return skill.model_copy(update={"teachers": teachers})
 
     # -- worth -------------------------------------------------------------------------------------------------------
@@ -263,19 +258,19 @@ class GapController(BaseController):
     def _divergence_worth(self, divergences: list[float | None]) -> float:
         """Return the worth, in [0, 1], of matching the teacher that is furthest away; 1 if none was measured."""
         measured = [nats for nats in divergences if nats is not None]
-        return clip(max(measured) / self.kappa, 0, 1) if measured else 1.0
+        return clip(max(measured) / self.divergence_scale, 0, 1) if measured else 1.0
 
     def _verified_worth(self, skill: SkillState, gate: GateState | None, accuracy: BetaPosterior) -> float:
         """Return the worth, in [0, 1], of a verified teacher: its lead over the student."""
         if gate is not None:
             lead = gate.sampled_accuracy.mean - gate.student_accuracy.mean
             # A ramp, and no threshold: measured accuracy fluctuates, and weights should not.
-            coverage = min(accuracy.mean / (2 * self.cover), 1.0) if self.cover else 1.0
-            return clip(lead / self.headroom, 0, 1) * coverage**3
+            coverage = min(accuracy.mean / (2 * self.min_coverage), 1.0) if self.min_coverage else 1.0
+            return clip(lead / self.lead_scale, 0, 1) * coverage**3
         student = skill.student_accuracy
         lead = accuracy.mean - student.mean
         probability = 0.5 * math.erfc(-(lead - self.margin) / math.sqrt(2 * (student.variance + accuracy.variance)))
-        return probability * clip(lead / self.headroom, 0, 1)
+        return probability * clip(lead / self.lead_scale, 0, 1)
 
     # -- weights -----------------------------------------------------------------------------------------------------
 
@@ -285,7 +280,7 @@ class GapController(BaseController):
             skill.teacher_weights, worths.teachers, worths.teacher_odds, never_off=""
         )
         skill = skill.with_teacher_weights(weights)
-        if self.ratio is not None:
+        if self.fixed_policy_weight is not None:
             return skill, teacher_switches, []
         prior = {str(signal): odds for signal, odds in (PRIOR | self.prior).items()}
         never_off = "" if skill.audit_alarm else "policy"
@@ -297,9 +292,11 @@ class GapController(BaseController):
     ) -> tuple[dict[str, WeightState], list[Switch]]:
         """Return the weights after one tick, and what was switched on or off."""
         switches: list[Switch] = []
-        if self.switch:
-            weights, switches = switch(weights, worth, SwitchRule(self.off, self.on, self.patience), never_off)
-        return mirror_step(weights, worth, odds, step_size=self.rate, max_log_step=self.cap), switches
+        if self.switch_off_useless:
+            weights, switches = switch(
+                weights, worth, SwitchRule(self.off_below, self.on_above, self.patience_ticks), never_off
+            )
+        return mirror_step(weights, worth, odds, step_size=self.step_size, max_log_step=self.max_log_step), switches
 
 
 def _skill_states(state: State) -> dict[str, SkillState]:
@@ -321,17 +318,3 @@ def _allocation(before: Mapping[str, float], skills: Mapping[str, SkillState]) -
         target = (1 - UNIFORM_SHARE) * targets[name] + UNIFORM_SHARE / len(targets)
         shares[name] = share + ALLOCATION_STEP * (target - share)
     return shares
-
-
-def _switch_event(step: int, name: str, thing: str, switch: Switch, skill: SkillState, worths: Worths) -> Event:
-    """Return the event of a switch; `skill` is the state from which it was decided."""
-    worth = (worths.teachers if thing == "teacher" else worths.signals)[switch.name]
-    best = max(worths.teachers.values(), default=0.0)
-    measured = (
-        f"student {skill.student_accuracy.mean:.2f}, informative {worths.signals['policy']:.2f}, "
-        f"best lead {best:.2f}, its worth {worth:.2f}"
-    )
-    gate = skill.teachers[switch.name].gate if switch.name in skill.teachers else None
-    if gate is not None:
-        measured += f", right {gate.accuracy.mean:.2f}, sampled {gate.sampled_accuracy.mean:.2f} of that"
-    return Event(step, f"{thing} {'on' if switch.is_on else 'off'}", name, switch.name, measured, switch.rule)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from pydantic import BaseModel
 
@@ -52,6 +53,14 @@ MIN_PROGRESS = 0.25
 """Factor at least by which slow progress reduces a skill's claim on prompts: it may still start to learn."""
 
 
+class Worths(NamedTuple):
+    """Worth in [0, 1] of a skill's signals and teachers, and the odds at which teachers of equal worth share."""
+
+    signals: dict[str, float]
+    teachers: dict[str, float]
+    teacher_odds: dict[str, float]
+
+
 class GateState(BaseModel, frozen=True, extra="forbid"):
     """What the gate has shown of one teacher on one skill."""
 
@@ -79,7 +88,7 @@ class GateState(BaseModel, frozen=True, extra="forbid"):
         if has_changed:
             accuracy, sampled = UNIFORM, SAMPLED_ACCURACY_PRIOR
         # A teacher that was off is asked again after many ticks. Its counts of then weigh less, but their mean is still
-        # the best estimate: from the prior, one that was never correct would be switched on after each heartbeat.
+        # the best estimate: from the prior, one that was never correct would be switched on after each recheck.
         faded = memory ** (tick - self.last_tick - 1)
         accuracy = accuracy.scaled(faded).updated(news.correct, news.prompts, memory=memory)
         return GateState(

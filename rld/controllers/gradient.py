@@ -1,7 +1,7 @@
-"""Controllers that go by the directions in which the signals pull: `noise` and `probe`.
+"""Controllers that weigh signals by statistics of their gradients: `gradient_noise` and `gradient_alignment`.
 
-Both keep a log-weight per skill and signal and move it by capped steps; teachers within a signal have shares chosen
-beforehand, and the stage's gate on top.
+Both keep the logarithm of a weight per skill and signal, and change it by capped steps. Teachers have fixed shares
+within a signal, and the stage's gate applies as with every controller.
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ from rld.controllers.base import PRIOR, FixedTeacherShares, State, clip, normali
 from rld.controllers.observation import GradientStats, Observation, RequiredMeasurements, SkillObservation, Weights
 from rld.types import Event, Signal
 
-_MEMORY = 0.8
-"""Share of a running mean that a tick keeps."""
+STATISTICS_MEMORY = 0.8
+"""Share of the running noise and bias that one tick keeps: about five ticks are averaged."""
 
-_BLIND = 0.05
-"""Running share of informative groups below which the policy has no gradient to speak of."""
+INFORMATIVE_MEMORY = 0.5
+"""Share of the running share of informative groups that one tick keeps."""
 
-_SWEEPS = 100
-"""Passes over all pairs of signals; for two signals one is exact."""
+MIN_INFORMATIVE = 0.05
+"""Running share of informative groups below which the policy is taken to have no gradient."""
+
+SIMPLEX_SWEEPS = 100
+"""Passes over all pairs of signals; for two signals one is exact, for three a few dozen reach float precision."""
 
 
 class _GradientController(FixedTeacherShares):
-    """What the two have in common: their state, and the weights that it stands for."""
+    """The state that both controllers share, and the weights that it stands for."""
 
     prior: dict[Signal, Annotated[float, Field(gt=0)]] = PRIOR
     """Weights to start from, relative to each other; a signal that is not named counts 1."""
-    rate: float = Field(0.5, gt=0, le=1)
-    """Share of the way to its target that a tick takes (`noise`), or what a cosine is multiplied by (`probe`)."""
-    cap: float = Field(0.7, gt=0)
-    """The most that a tick changes the log of a weight by, before normalisation."""
+    max_log_step: float = Field(0.7, gt=0)
+    """The most that the logarithm of a weight changes by in a tick, before normalisation."""
 
     @property
     def required_measurements(self) -> RequiredMeasurements:
@@ -43,50 +44,51 @@ class _GradientController(FixedTeacherShares):
 
     def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> State:
         state = super().start(skills, teachers, signals)
-        return state | {"skills": {skill: {"log": self._prior(signals)} for skill in skills}}
+        return state | {"skills": {skill: {"log_weights": self._log_prior(signals)} for skill in skills}}
 
-    def _prior(self, signals: list[Signal]) -> dict[str, float]:
-        """Logs of the weights to start from."""
+    def _log_prior(self, signals: list[Signal]) -> dict[str, float]:
+        """Return the logarithms of the weights to start from."""
         shares = normalised({signal: self.prior.get(signal, 1.0) for signal in signals})
         return {signal: math.log(share) for signal, share in shares.items()}
 
     def weights(self, state: State) -> Weights:
         return Weights(
-            {skill: _shares(entry["log"]) for skill, entry in state["skills"].items()},
+            {skill: _shares(entry["log_weights"]) for skill, entry in state["skills"].items()},
             {skill: self._shares(state, skill) for skill in state["skills"]},
             self._scale(state),
         )
 
-    def step(self, state: State, seen: Observation) -> tuple[State, Weights, list[Event]]:
-        state = self._counted(state, seen)
+    def step(self, state: State, observation: Observation) -> tuple[State, Weights, list[Event]]:
+        state = self._counted(state, observation)
         scale = self._scale(state)
         for skill, entry in state["skills"].items():
-            moves = self._moves(entry, seen.skills.get(skill, SkillObservation()), scale)
-            if moves:
-                entry["log"] = {signal: log + moves[signal] for signal, log in entry["log"].items()}
-                _normalise(entry["log"])
+            changes = self._changes(entry, observation.skills.get(skill, SkillObservation()), scale)
+            if changes:
+                moved = {signal: log + changes[signal] for signal, log in entry["log_weights"].items()}
+                entry["log_weights"] = _sum_to_one(moved)
         return state, self.weights(state), []
 
-    def _moves(self, entry: State, news: SkillObservation, scale: Mapping[str, float]) -> dict[str, float]:
-        """Take in what was seen of a skill, and return by how much its log-weights change; none stand still."""
+    def _changes(self, entry: State, measured: SkillObservation, scale: Mapping[str, float]) -> dict[str, float]:
+        """Update a skill's statistics in `entry`, and return the changes of its log-weights; empty: none changes."""
         raise NotImplementedError
 
 
 class GradientNoiseController(_GradientController):
     """Weights that make the joint gradient the best estimate of the policy's: little noise, and little bias.
 
-    The policy's gradient is right on average but noisy, the others' are steady but lead elsewhere. With the gradients
-    g of the last updates, their variance s2 and the bias b = g - g_policy, weights are what minimises
-    `sum w_s^2 s2_s + |sum w_s b_s|^2` over the simplex; for two signals
-    `w_response = s2_policy / (s2_policy + s2_response + |b|^2)` (in the way of GAC,
-    Hu et al. 2026, arXiv 2605.26184). Where no group is
-    informative the policy goes to its floor. Each tick goes the share `rate` of the way, in log space. Without
-    `even_out` a bias is as large as the loss is scaled.
+    The policy's gradient is unbiased but noisy; the others have little noise but another mean. With the mean gradients
+    g of the last updates, their variances s2 and the biases b = g - g_policy, the target minimises
+    `sum w_s^2 s2_s + |sum w_s b_s|^2` over weights that sum to 1; for two signals
+    `w_response = s2_policy / (s2_policy + s2_response + |b|^2)` (as in GAC, Hu et al. 2026, arXiv 2605.26184). Where no
+    group is informative the policy's target is `floor`. Each tick goes the share `step_size` of the way, in log space.
+    Without `balance_gradients` a bias is as large as the loss is scaled.
     """
 
-    kind: Literal["noise"] = "noise"
+    kind: Literal["gradient_noise"] = "gradient_noise"
+    step_size: float = Field(0.5, gt=0, le=1)
+    """Share of the way to the target, in log space, that a tick takes."""
     floor: float = Field(0.02, gt=0, lt=0.3)
-    """Weight that every signal keeps, without which it would not be measured."""
+    """Weight that every signal keeps: one of weight 0 would not be measured."""
 
     def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> State:
         state = super().start(skills, teachers, signals)
@@ -94,90 +96,106 @@ class GradientNoiseController(_GradientController):
             entry.update(informative=None, noise={}, bias={})
         return state
 
-    def _moves(self, entry: State, news: SkillObservation, scale: Mapping[str, float]) -> dict[str, float]:
-        if news.groups:
-            entry["informative"] = running(entry["informative"], news.informative_groups / news.groups, 0.5)
-        if news.gradients is not None:
-            self._measure(entry, news.gradients, scale)
+    def _changes(self, entry: State, measured: SkillObservation, scale: Mapping[str, float]) -> dict[str, float]:
+        if measured.groups:
+            share = measured.informative_groups / measured.groups
+            entry["informative"] = running(entry["informative"], share, INFORMATIVE_MEMORY)
+        if measured.gradients is not None:
+            self._measure(entry, measured.gradients, scale)
         target = self._target(entry)
-        if not target or not news.groups:
+        if not target or not measured.groups:
             return {}
-        floored = {signal: self.floor + (1 - len(target) * self.floor) * w for signal, w in target.items()}
-        pulls = {signal: self.rate * (math.log(w) - entry["log"][signal]) for signal, w in floored.items()}
-        return {signal: clip(pull, -self.cap, self.cap) for signal, pull in pulls.items()}
+        changes = {}
+        for signal, weight in target.items():
+            floored = self.floor + (1 - len(target) * self.floor) * weight
+            step = self.step_size * (math.log(floored) - entry["log_weights"][signal])
+            changes[signal] = clip(step, -self.max_log_step, self.max_log_step)
+        return changes
 
-    def _measure(self, entry: State, pulls: GradientStats, scale: Mapping[str, float]) -> None:
-        """Update the running noise and bias of the signals, in place: both may fall below 0, and are right on average
-        if the noises of the signals are independent."""
-        known = [signal for signal in entry["log"] if signal in pulls.noise and signal in pulls.inner_products]
-        if "policy" not in known:
+    def _measure(self, entry: State, gradients: GradientStats, scale: Mapping[str, float]) -> None:
+        """Update the running noise and bias of the signals in `entry`.
+
+        Both estimates may be below 0; they are unbiased if the noises of the signals are independent.
+        """
+        inner = gradients.inner_products
+        signals = [signal for signal in entry["log_weights"] if signal in gradients.noise and signal in inner]
+        if "policy" not in signals:
             return
-        size = {signal: scale.get(signal, 1.0) for signal in known}
-        noise = {s: size[s] ** 2 * pulls.noise[s] for s in known}
-        inner = {s: {t: size[s] * size[t] * pulls.inner_products[s][t] for t in known} for s in known}
-        if not all(math.isfinite(x) for x in (*noise.values(), *(x for row in inner.values() for x in row.values()))):
+        size = {signal: scale.get(signal, 1.0) for signal in signals}
+        noise = {s: size[s] ** 2 * gradients.noise[s] for s in signals}
+        products = {s: {t: size[s] * size[t] * inner[s][t] for t in signals} for s in signals}
+        numbers = [*noise.values(), *(value for row in products.values() for value in row.values())]
+        if not all(math.isfinite(number) for number in numbers):
             return
-        for s in known:
-            _run(entry["noise"], s, noise[s])
-            for t in known:
+        for s in signals:
+            entry["noise"][s] = running(entry["noise"].get(s), noise[s], STATISTICS_MEMORY)
+            for t in signals:
                 if "policy" in (s, t):
                     continue
-                # The means are off by their noise: both biases by the policy's, and one with itself by its own.
-                raw = inner[s][t] - inner[s]["policy"] - inner[t]["policy"] + inner["policy"]["policy"]
-                _run(entry["bias"].setdefault(s, {}), t, raw - noise["policy"] - (noise[s] if s == t else 0.0))
+                raw = products[s][t] - products[s]["policy"] - products[t]["policy"] + products["policy"]["policy"]
+                # Means deviate by their noise: the policy's is in both biases, and a square has the signal's own too.
+                bias = raw - noise["policy"] - (noise[s] if s == t else 0.0)
+                row = entry["bias"].setdefault(s, {})
+                row[t] = running(row.get(t), bias, STATISTICS_MEMORY)
 
     def _target(self, entry: State) -> dict[str, float]:
-        """Weights to go to; none while nothing can be compared."""
-        shares = _shares(entry["log"])
+        """Return the weights to move to; empty while there is nothing to compare."""
+        shares = _shares(entry["log_weights"])
         others = {signal: share for signal, share in shares.items() if signal != "policy"}
         if "policy" not in shares or not others:
             return {}
-        if entry["informative"] is not None and entry["informative"] < _BLIND:
+        if entry["informative"] is not None and entry["informative"] < MIN_INFORMATIVE:
             return {"policy": 0.0} | normalised(others)
-        known = [signal for signal in shares if signal in entry["noise"]]
-        if len(known) < 2:
+        measured = [signal for signal in shares if signal in entry["noise"]]
+        if len(measured) < 2:
             return {}
-        best = minimise_on_simplex([[self._cost(entry, s, t) for t in known] for s in known])
-        left = sum(shares[signal] for signal in known)  # what can't be compared keeps its weight
-        return shares | {signal: left * w for signal, w in zip(known, best, strict=True)}
+        best = minimise_on_simplex([[self._squared_error(entry, s, t) for t in measured] for s in measured])
+        total = sum(shares[signal] for signal in measured)  # signals that were not measured keep their weights
+        return shares | {signal: total * w for signal, w in zip(measured, best, strict=True)}
 
-    def _cost(self, entry: State, s: str, t: str) -> float:
-        """An entry of the matrix of squared errors, which is positive semidefinite."""
+    def _squared_error(self, entry: State, s: str, t: str) -> float:
+        """Return an entry of the matrix of squared errors, which is positive semidefinite."""
         value: float = max(entry["noise"][s], 0.0) if s == t else 0.0
         if "policy" in (s, t) or t not in entry["bias"].get(s, {}):
             return value
-        most = math.sqrt(max(entry["bias"][s][s], 0.0) * max(entry["bias"][t][t], 0.0))
-        return value + clip(entry["bias"][s][t], -most, most)
+        bound = math.sqrt(max(entry["bias"][s][s], 0.0) * max(entry["bias"][t][t], 0.0))
+        return value + clip(entry["bias"][s][t], -bound, bound)
 
 
 class GradientAlignmentController(_GradientController):
-    """Weights follow how far each signal leads towards gold answers, which are looked at and not trained on.
+    """Weights follow how well each signal's gradient agrees with that of gold answers, which are not trained on.
 
     With h_s the cosine between a signal's gradient and that of the gold answers' negative log-likelihood, each tick
-    moves the log of a weight by `clip(rate * h_s, -cap, cap) - decay * (log w_s - log prior_s)` (a one-step
-    hypergradient, as in DoGE, Fan et al. 2024, and AMFT, arXiv 2508.06944). Where many answers are right the one gold
-    answer tells little, and a skill without gold answers keeps its weights.
+    changes the logarithm of a weight by
+    `clip(cosine_gain * h_s, -max_log_step, max_log_step) - decay * (log w_s - log prior_s)` (a one-step hypergradient,
+    as in DoGE, Fan et al. 2024, and AMFT, arXiv 2508.06944). Where a prompt has many correct answers the one gold
+    answer says little. A skill without gold answers keeps its weights.
     """
 
-    kind: Literal["probe"] = "probe"
-    prompts: int = Field(16, gt=0)
-    """Rows per skill whose gold answers are looked at: training questions, never held-out ones."""
+    kind: Literal["gradient_alignment"] = "gradient_alignment"
+    cosine_gain: float = Field(0.5, gt=0, le=1)
+    """Change of the logarithm of a weight in a tick, for a cosine of 1."""
+    gold_rows: int = Field(16, gt=0)
+    """Rows per skill whose gold answers are used: training questions, never held-out ones."""
     decay: float = Field(0.1, gt=0, le=1)
-    """Share of the way back to the prior that a tick takes, so that no weight runs away."""
+    """Share of the way back to the prior, in log space, that a tick takes; it bounds the weights."""
 
     @property
     def required_measurements(self) -> RequiredMeasurements:
-        return RequiredMeasurements(gradients=True, gold_rows=self.prompts)
+        return RequiredMeasurements(gradients=True, gold_rows=self.gold_rows)
 
-    def _moves(self, entry: State, news: SkillObservation, scale: Mapping[str, float]) -> dict[str, float]:
-        found = {} if news.gradients is None else news.gradients.gold_cosine
-        cosines = {signal: h for signal, h in found.items() if signal in entry["log"] and math.isfinite(h)}
+    def _changes(self, entry: State, measured: SkillObservation, scale: Mapping[str, float]) -> dict[str, float]:
+        if measured.gradients is None:
+            return {}
+        logs = entry["log_weights"]
+        cosines = {s: h for s, h in measured.gradients.gold_cosine.items() if s in logs and math.isfinite(h)}
         if not cosines:
             return {}
-        prior = self._prior(list(entry["log"]))
+        prior = self._log_prior(list(logs))
         return {
-            signal: clip(self.rate * cosines.get(signal, 0.0), -self.cap, self.cap) - self.decay * (log - prior[signal])
-            for signal, log in entry["log"].items()
+            signal: clip(self.cosine_gain * cosines.get(signal, 0.0), -self.max_log_step, self.max_log_step)
+            - self.decay * (log - prior[signal])
+            for signal, log in logs.items()
         }
 
 
@@ -186,30 +204,24 @@ def minimise_on_simplex(matrix: list[list[float]]) -> list[float]:
 
     Weight is moved between two entries at a time, each time to the exact minimum on that line.
     """
-    places = range(len(matrix))
-    weights = [1.0 / len(matrix) for _ in places]
-    for _ in range(_SWEEPS):
-        for i, j in itertools.combinations(places, 2):
-            slope = sum((matrix[j][k] - matrix[i][k]) * weights[k] for k in places)
-            bend = matrix[i][i] + matrix[j][j] - 2 * matrix[i][j]
+    indices = range(len(matrix))
+    weights = [1.0 / len(matrix) for _ in indices]
+    for _ in range(SIMPLEX_SWEEPS):
+        for i, j in itertools.combinations(indices, 2):
+            slope = sum((matrix[j][k] - matrix[i][k]) * weights[k] for k in indices)
+            curvature = matrix[i][i] + matrix[j][j] - 2 * matrix[i][j]
             if slope:
-                move = -slope / bend if bend > 0 else math.copysign(1.0, -slope)
+                move = -slope / curvature if curvature > 0 else math.copysign(1.0, -slope)
                 move = clip(move, -weights[j], weights[i])
                 weights[i], weights[j] = weights[i] - move, weights[j] + move
     return weights
 
 
-def _run(means: State, name: str, value: float) -> None:
-    """Take a value into a running mean, in place."""
-    means[name] = running(means.get(name), value, _MEMORY)
-
-
-def _normalise(logs: State) -> None:
-    """Make the weights that logs stand for sum to 1, in place."""
-    top = max(logs.values())
-    total = top + math.log(sum(math.exp(log - top) for log in logs.values()))
-    for signal in logs:
-        logs[signal] -= total
+def _sum_to_one(logs: Mapping[str, float]) -> dict[str, float]:
+    """Return log-weights, normalised so that the weights sum to 1."""
+    highest = max(logs.values())
+    total = highest + math.log(sum(math.exp(log - highest) for log in logs.values()))
+    return {signal: log - total for signal, log in logs.items()}
 
 
 def _shares(logs: Mapping[str, float]) -> dict[str, float]:

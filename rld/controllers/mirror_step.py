@@ -84,11 +84,10 @@ def switch(
         ticks = weight.ticks + 1 if beyond else 0
         if weight.is_on and ticks >= rule.patience_ticks and name != never_off:
             switched[name] = WeightState(log_weight=weight.log_weight, is_on=False)
-            reason = f"worth below {rule.off_below:g} for {rule.patience_ticks} ticks"
-            switches.append(Switch(name, False, reason))
+            switches.append(Switch(name, False, f"below {rule.off_below:g} for {rule.patience_ticks} ticks"))
         elif not weight.is_on and (ticks >= TICKS_TO_RETURN or name == never_off):
             switched[name] = WeightState(log_weight=max(weight.log_weight, math.log(RETURN_WEIGHT)), is_on=True)
-            reason = "never off" if name == never_off else f"worth above {rule.on_above:g} for {TICKS_TO_RETURN} ticks"
+            reason = "never off" if name == never_off else f"above {rule.on_above:g} for {TICKS_TO_RETURN} ticks"
             switches.append(Switch(name, True, reason))
         else:
             switched[name] = weight.model_copy(update={"ticks": ticks})

@@ -127,11 +127,11 @@ class Controller(Protocol):
         """Its kind in recipes."""
 
     @property
-    def every(self) -> int:
+    def decide_every(self) -> int:
         """Optimiser steps between two calls of `step`."""
 
     @property
-    def heartbeat(self) -> int:
+    def recheck_every(self) -> int:
         """Ticks between two measurements of teachers whose weight is 0; 0: none."""
 
     @property

@@ -1,17 +1,16 @@
-"""How strongly a student is held to an earlier self, so that it does not forget: a rule without tensors.
+"""How strongly a student is held to its state at the start of a stage, so that it does not forget: without tensors.
 
-The student answers a few probe prompts of each protected skill now and then. Where fewer answers are right than
-allowed, the weight λ of the divergence from the student as it was at the start of the stage rises, by a proportional
-and an integral term (a PI-Lagrangian; Stooke et al. 2020, Sohrabi et al. 2024); where they are right it leaks away. It
-goes beside any controller: λ comes on top of the weights that sum to 1.
+Now and then the student answers a few probe prompts of each protected skill. Where fewer answers are correct than
+allowed, the weight λ of the divergence from the student at the start of the stage rises by a proportional and an
+integral term (a PI-Lagrangian; Stooke et al. 2020, Sohrabi et al. 2024); where enough are correct it decays. It works
+beside any controller: λ is added to the weights that sum to 1.
 
-Beside it, on demand, a budget for that divergence itself, whatever the answers are: one more weight, that follows the
-ratio of the two (the adaptive KL coefficient of Ziegler et al. 2019, equation 4, with a gain of 1 a probe).
+With a budget for that divergence itself there is one more weight, which follows the ratio of divergence and budget (the
+adaptive KL coefficient of Ziegler et al. 2019, equation 4, with a gain of 1 per probe).
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 
@@ -21,127 +20,160 @@ from rld.controllers.base import State, clip
 from rld.types import Event
 from rld.utils.options import FrozenOptions
 
-VERSION = 2
+VERSION = 3
+"""Of the format of the state."""
 
-_P, _I = 3.0, 1.0
-"""Gains of a change in the violation, and of the violation itself."""
+PROPORTIONAL_GAIN = 3.0
+"""Change of λ per change of the violation."""
 
-_CLIP = 0.2
-"""The most that one probe's violation counts."""
+INTEGRAL_GAIN = 1.0
+"""Change of λ per probe, for a violation of 1."""
 
-_HIGHEST, _LOWEST = 10.0, 0.01
-"""λ is at most the first, and 0 below the second."""
+MAX_VIOLATION = 0.2
+"""The most that one probe's violation counts, as a difference of success rates: few prompts are noisy."""
 
-_START = 2.0
-"""λ before the first probe. What a stage does not practise is lost within a few updates, before a probe can tell."""
+MAX_WEIGHT = 10.0
+"""Upper bound of λ: above it the divergence would dominate every other loss."""
 
-_LEAK = 0.05
-"""Share of λ that is lost at a probe that shows no violation."""
+MIN_WEIGHT = 0.01
+"""λ is 0 below this, which saves the replay; the budget's weight has it as lower bound."""
 
-_EARLY, _OFTEN, _SELDOM = 20, 2, 5
-"""Up to so many ticks the skills are probed every second one, then every fifth: most is forgotten early."""
+START_WEIGHT = 2.0
+"""λ before the first probe. A skill that is not practised is lost within a few updates, before a probe can show it."""
 
-_RATIO, _WITHIN = 0.2, 0.8
-"""The most that a budget's weight changes by at a probe; share of the budget below which it counts as kept again."""
+DECAY = 0.05
+"""Share of λ that is lost at a probe without a violation."""
 
-_FULL, _PATIENCE = 0.99, 5
-"""So many probes in a row with λ at this share of the highest show that it can't hold the skill."""
+EARLY_TICKS = 20
+"""Ticks in which probes are frequent: most is forgotten early."""
+
+EARLY_INTERVAL = 2
+"""Ticks between two probes up to `EARLY_TICKS`."""
+
+LATE_INTERVAL = 5
+"""Ticks between two probes after `EARLY_TICKS`."""
+
+MAX_BUDGET_STEP = 0.2
+"""The most by which the budget's weight changes at a probe, as a share of it."""
+
+BUDGET_KEPT_BELOW = 0.8
+"""Share of the budget below which it counts as kept again, so that events do not alternate."""
+
+AT_LIMIT = 0.99
+"""Share of `MAX_WEIGHT` from which λ counts as at its limit."""
+
+PROBES_AT_LIMIT = 5
+"""Consecutive probes with λ at its limit that show that it can't hold the skill."""
 
 Counts = tuple[int, int]
-"""Right answers, and prompts."""
+"""Correct answers, and prompts."""
 
 
 class RetentionRule(FrozenOptions):
-    """Hold a student to what it could at the start of a stage, on skills that it must not forget.
+    """Hold a student to what it could do at the start of a stage, on skills that it must not forget.
 
     Prompts of the protected skills are replayed: the loss gets `λ KL(π₀ || π)`, the mean over the tokens of completions
-    that the student sampled at the start. λ begins at 2, as insurance, and leaks away where nothing is being lost.
+    that the student sampled at the start. λ starts at 2, as a precaution, and decays where nothing is being lost.
     """
 
     skills: list[str] | None = None
     """Skills to protect, trained ones or others. None: all that are not trained."""
     drop: float = Field(0.03, ge=0, lt=1)
-    """How far the share of right answers may fall below that at the start."""
-    probes: int = Field(32, gt=0)
+    """How far the success rate may fall below that at the start."""
+    probe_prompts: int = Field(32, gt=0)
     """Prompts per skill that are answered greedily to measure it."""
     prompts: int = Field(256, gt=0)
-    """Prompts per skill that are replayed in turn; a student learns few by heart and forgets the skill all the same."""
+    """Prompts per skill that are replayed in turn. A student memorises a few, and forgets the skill all the same."""
     batch: int = Field(32, gt=0)
     """Of these, how many an update replays while λ is above 0."""
     budget: float | None = Field(None, gt=0)
-    """Nats per token that the student may be from what it was, in the mean over the replayed completions. None: as many
-    as leave the answers right."""
+    """Divergence, in nats per token, that the student may have from its start, in the mean over the replayed
+    completions. None: as much as leaves the answers correct."""
 
     @field_validator("skills")
     @classmethod
-    def _once_each(cls, skills: list[str] | None) -> list[str] | None:
-        twice = [skill for skill in skills or () if (skills or []).count(skill) > 1]
-        if twice:
-            raise ValueError(f"names {twice[0]!r} twice")
+    def _named_once(cls, skills: list[str] | None) -> list[str] | None:
+        repeated = [skill for skill in skills or () if (skills or []).count(skill) > 1]
+        if repeated:
+            raise ValueError(f"names {repeated[0]!r} twice")
         return skills
 
     def start(self, baseline: Mapping[str, Counts]) -> State:
-        """Return the state at the start of a stage, from the probes of the skills that are protected."""
-        entry = {"weight": _START, "excess": 0.0, "full": 0, "violated": False}
-        skills = {skill: entry | {"baseline": right / asked} for skill, (right, asked) in baseline.items()}
-        return {"version": VERSION, "tick": 0, "skills": skills, "budget": {"weight": _LOWEST, "over": False}}
+        """Return the state at the start of a stage, from the probes of the protected skills."""
+        entry = {"weight": START_WEIGHT, "last_violation": 0.0, "probes_at_limit": 0, "is_violated": False}
+        skills = {skill: entry | {"baseline": correct / size} for skill, (correct, size) in baseline.items()}
+        budget = {"weight": MIN_WEIGHT, "is_exceeded": False}
+        return {"version": VERSION, "tick": 0, "skills": skills, "budget": budget}
 
     def weights(self, state: State) -> dict[str, float]:
-        """λ per protected skill, in [0, 10]; with a budget never 0, for what is not replayed is not measured."""
-        least = 0.0 if self.budget is None else state["budget"]["weight"]
-        return {skill: max(entry["weight"], least) for skill, entry in state["skills"].items()}
+        """Return λ per protected skill, in [0, 10]; above 0 with a budget, since replays measure the divergence."""
+        minimum = 0.0 if self.budget is None else state["budget"]["weight"]
+        return {skill: max(entry["weight"], minimum) for skill, entry in state["skills"].items()}
 
     def tick(self, state: State) -> tuple[State, bool]:
         """Return the state one tick later, and whether the skills are to be probed now."""
         tick = state["tick"] + 1
-        return {**state, "tick": tick}, tick % (_OFTEN if tick <= _EARLY else _SELDOM) == 0
+        return {**state, "tick": tick}, tick % (EARLY_INTERVAL if tick <= EARLY_TICKS else LATE_INTERVAL) == 0
 
     def step(
-        self, state: State, probed: Mapping[str, Counts], step: int, drift: float | None = None
+        self, state: State, probes: Mapping[str, Counts], step: int, drift: float | None = None
     ) -> tuple[State, list[Event]]:
-        """Move every λ by what the probes show, at an optimiser step.
+        """Return the state after a probe, and its events.
 
-        `drift` is the mean divergence over the tokens replayed since the last probe, in nats; None: nothing was.
+        Args:
+            state: Before it.
+            probes: What was counted, by skill.
+            step: The optimiser step.
+            drift: Mean divergence over the tokens replayed since the last probe, in nats; None: none were replayed.
         """
-        state, events = copy.deepcopy(state), []
-        for skill, (right, asked) in probed.items():
-            entry = state["skills"][skill]
-            turned = self._move(entry, right, asked)
-            measured = f"{right} of {asked} right, at the start {entry['baseline']:.2f}; weight {entry['weight']:.2f}"
-            events += [Event(step, f"retention {how}", skill, "reference", measured, rule) for how, rule in turned]
+        skills, events = dict(state["skills"]), []
+        for skill, (correct, size) in probes.items():
+            skills[skill], changes = self._step_skill(skills[skill], correct, size)
+            entry = skills[skill]
+            reason = (
+                f"{correct} of {size} probe prompts answered correctly, {entry['baseline']:.0%} at the start; "
+                f"weight {entry['weight']:.2f}"
+            )
+            events += [Event(step, kind, skill, "reference", reason, rule) for kind, rule in changes]
+        state = {**state, "skills": skills}
         if self.budget is not None and drift is not None:
-            events += self._spend(state["budget"], self.budget, drift, step)
+            state["budget"], changes = self._step_budget(state["budget"], self.budget, drift)
+            reason = f"divergence from the start {drift:.3g} nats per token; weight {state['budget']['weight']:.2f}"
+            events += [Event(step, kind, "all skills", "reference", reason, rule) for kind, rule in changes]
         return state, events
 
-    def _spend(self, entry: State, budget: float, drift: float, step: int) -> list[Event]:
-        """Move a budget's weight in place; returns the event of its being exceeded, or kept again."""
-        entry["weight"] = clip(entry["weight"] * (1 + clip(drift / budget - 1, -_RATIO, _RATIO)), _LOWEST, _HIGHEST)
-        over = drift > (_WITHIN if entry["over"] else 1.0) * budget
-        if over == entry["over"]:
-            return []
-        entry["over"] = over
-        measured, rule = f"divergence {drift:.3g} nats a token; weight {entry['weight']:.2f}", f"budget {budget:g}"
-        return [Event(step, f"budget {'exceeded' if over else 'kept'}", "all skills", "reference", measured, rule)]
+    def _step_budget(self, entry: State, budget: float, drift: float) -> tuple[State, list[tuple[str, str]]]:
+        """Return a budget's state after a probe, and the kind and rule of an event if it is exceeded or kept again."""
+        change = clip(drift / budget - 1, -MAX_BUDGET_STEP, MAX_BUDGET_STEP)
+        weight = clip(entry["weight"] * (1 + change), MIN_WEIGHT, MAX_WEIGHT)
+        exceeded = drift > (BUDGET_KEPT_BELOW if entry["is_exceeded"] else 1.0) * budget
+        kind = f"budget {'exceeded' if exceeded else 'kept'}"
+        changes = [(kind, f"budget {budget:g}")] if exceeded != entry["is_exceeded"] else []
+        return {"weight": weight, "is_exceeded": exceeded}, changes
 
-    def _move(self, entry: State, right: int, asked: int) -> list[tuple[str, str]]:
-        """Move one λ in place; returns how the constraint turned, and by which rule."""
-        gap = entry["baseline"] - self.drop - right / asked
-        smoothed = (right + 1) / (asked + 2)  # all right says little of few prompts
-        error = math.sqrt(smoothed * (1 - smoothed) / (asked + 2))
-        violation = clip(gap, -_CLIP, _CLIP) if abs(gap) > error else 0.0
-        excess = max(violation, 0.0)  # what is better than it must be raises nothing when it gets a little worse
-        before, kept = entry["weight"], 1 - _LEAK if gap <= 0 else 1.0
-        # The bounds are inside the recursion, so that nothing winds up behind them.
-        after = clip(kept * before + _I * violation + _P * (excess - entry["excess"]), 0, _HIGHEST)
-        after = after if after >= _LOWEST else 0.0
-        entry.update(weight=after, excess=excess, full=entry["full"] + 1 if after >= _FULL * _HIGHEST else 0)
-        turned = []
-        if violation > 0 and not entry["violated"]:
-            entry["violated"] = True
-            turned.append(("on", f"more than {self.drop:g} and a standard error below the start"))
-        if before and not after:
-            entry["violated"] = False
-            turned.append(("off", f"weight below {_LOWEST:g}"))
-        if entry["full"] == _PATIENCE:
-            turned.append(("infeasible", f"weight at its limit of {_HIGHEST:g} for {_PATIENCE} probes"))
-        return turned
+    def _step_skill(self, entry: State, correct: int, size: int) -> tuple[State, list[tuple[str, str]]]:
+        """Return a skill's state after a probe, and the kinds and rules of events."""
+        shortfall = entry["baseline"] - self.drop - correct / size
+        smoothed = (correct + 1) / (size + 2)  # of few prompts, all correct has an error too
+        error = math.sqrt(smoothed * (1 - smoothed) / (size + 2))
+        violation = clip(shortfall, -MAX_VIOLATION, MAX_VIOLATION) if abs(shortfall) > error else 0.0
+        # Only violations are in the proportional term: a success rate that falls, but stays allowed, raises nothing.
+        positive = max(violation, 0.0)
+        decay = 1 - DECAY if shortfall <= 0 else 1.0
+        # The bounds are inside the recursion, so that the integral does not wind up behind them.
+        change = INTEGRAL_GAIN * violation + PROPORTIONAL_GAIN * (positive - entry["last_violation"])
+        weight = clip(decay * entry["weight"] + change, 0, MAX_WEIGHT)
+        weight = weight if weight >= MIN_WEIGHT else 0.0
+        at_limit = entry["probes_at_limit"] + 1 if weight >= AT_LIMIT * MAX_WEIGHT else 0
+        is_violated, changes = entry["is_violated"], []
+        if violation > 0 and not is_violated:
+            is_violated = True
+            changes.append(("retention on", f"more than {self.drop:g} and a standard error below the start"))
+        if entry["weight"] and not weight:
+            is_violated = False
+            changes.append(("retention off", f"weight below {MIN_WEIGHT:g}"))
+        if at_limit == PROBES_AT_LIMIT:
+            rule = f"weight at its limit of {MAX_WEIGHT:g} for {PROBES_AT_LIMIT} probes"
+            changes.append(("retention infeasible", rule))
+        moved = {"weight": weight, "last_violation": positive, "probes_at_limit": at_limit, "is_violated": is_violated}
+        return entry | moved, changes

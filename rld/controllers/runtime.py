@@ -44,7 +44,7 @@ class ControllerRuntime:
         signals_SG: Weights of the signals, their scale multiplied in.
         teachers_SK: Shares of the teachers; a skill's sum to 1, or all are 0.
         updates: Optimiser steps since the last tick.
-        is_heartbeat: Whether the current rollout is one in which all teachers and signals are measured.
+        is_recheck: Whether the current rollout is one in which all teachers and signals are measured.
     """
 
     weights: Weights
@@ -58,7 +58,7 @@ class ControllerRuntime:
         self.skills, self.teachers, self.signals = skills, list(teachers), signals
         self.state = controller.start(skills, self._names, signals)
         self.ticks, self.updates, self.last_step = 0, 0, 0
-        self.is_heartbeat, self._heartbeats = controller.heartbeat > 0, 0
+        self.is_recheck, self._rechecks = controller.recheck_every > 0, 0
         self._phases = dict.fromkeys(skills, 0)
         self._delta_rms: list[float | None] = [None] * len(skills)
         self._learns_nothing = False
@@ -124,22 +124,22 @@ class ControllerRuntime:
     @property
     def measures_gradients(self) -> bool:
         """Whether the update in progress is the last one before a tick, on which gradients are measured."""
-        return self.updates + 1 >= self.controller.every
+        return self.updates + 1 >= self.controller.decide_every
 
     def is_active(self, signal: Signal) -> bool:
-        """Whether the next rollout needs a signal: it takes part, and has weight on some skill or it is a heartbeat."""
+        """Whether the next rollout needs a signal: it takes part, and has weight on some skill or it is a recheck."""
         if signal not in self.signals:
             return False
-        return self.is_heartbeat or bool((self.signals_SG[:, SIGNALS.index(signal)] > 0).any())
+        return self.is_recheck or bool((self.signals_SG[:, SIGNALS.index(signal)] > 0).any())
 
     def teachers_needed(self, teacher_reward: float, shares_SK: Tensor) -> Tensor:
-        """Which teachers a rollout needs per skill, `[S, K]` bool: those with a share; at a heartbeat all that teach.
+        """Which teachers a rollout needs per skill, `[S, K]` bool: those with a share; at a recheck all that teach.
 
         Args:
             teacher_reward: Weight of the teacher-scored reward; above 0 the policy needs teachers too.
             shares_SK: The teachers' shares.
         """
-        if self.is_heartbeat:
+        if self.is_recheck:
             return self.teaches_SK
         policy_S, response_S, feature_S = self.signals_SG.unbind(1)
         needed_S = (response_S > 0) | (feature_S > 0) | ((policy_S > 0) & (teacher_reward > 0))
@@ -162,10 +162,10 @@ class ControllerRuntime:
 
     def add_attempt_counts(self, counts: AttemptCounts) -> None:
         """Add the counts of a new rollout, over all processes."""
-        heartbeat = self.controller.heartbeat
-        self.is_heartbeat = heartbeat > 0 and self.ticks >= self._heartbeats * heartbeat
-        if self.is_heartbeat:
-            self._heartbeats = self.ticks // heartbeat + 1
+        interval = self.controller.recheck_every
+        self.is_recheck = interval > 0 and self.ticks >= self._rechecks * interval
+        if self.is_recheck:
+            self._rechecks = self.ticks // interval + 1
         self._window.attempts += counts.cpu()
 
     def add_audit_counts(self, counts: AuditCounts) -> None:
@@ -201,7 +201,7 @@ class ControllerRuntime:
         metrics |= teacher_metrics(self.teachers_SK, self.skills, self._names)
         metrics |= divergence_metrics(statistics, self.teachers_SK, self._names)
         self.updates, self.last_step = self.updates + 1, step
-        if self.updates < self.controller.every:
+        if self.updates < self.controller.decide_every:
             return metrics, []
         observation = self._observation(step, min(step / num_steps, 1.0) if num_steps else 0.0, gradients or {})
         return metrics | tick_metrics(observation), self._tick(observation)
@@ -250,7 +250,7 @@ class ControllerRuntime:
             "ticks": self.ticks,
             "updates": self.updates,
             "step": self.last_step,
-            "heartbeats": self._heartbeats,
+            "rechecks": self._rechecks,
             "phases": self._phases,
             "delta_rms": self._delta_rms,
             "window": self._window.to_json(),
@@ -267,15 +267,15 @@ class ControllerRuntime:
         """
         self._require_same_run(saved)
         self.state, self.ticks, self.updates = saved["state"], saved["ticks"], saved["updates"]
-        self.last_step, self._heartbeats = saved["step"], saved["heartbeats"]
+        self.last_step, self._rechecks = saved["step"], saved["rechecks"]
         self._phases, self._delta_rms = dict(saved["phases"]), list(saved["delta_rms"])
         before, now = saved["teachers"], self._names
         self._window = WindowStatistics.from_json(saved["window"]).for_teachers(before, now)
         events = []
         if before != now:
             self.state = self.controller.resume(self.state, now)
-            events = [self._changed(name, "joined", "it enters at the prior") for name in now if name not in before]
-            events += [self._changed(name, "left", "its counts are dropped") for name in before if name not in now]
+            events = [self._changed(name, "joined", "it starts from the prior") for name in now if name not in before]
+            events += [self._changed(name, "left", "its counts were dropped") for name in before if name not in now]
         self._apply(self.controller.weights(self.state))
         return events
 
@@ -296,4 +296,6 @@ class ControllerRuntime:
 
     def _changed(self, name: str, how: str, rule: str) -> Event:
         warnings.warn(f"teacher '{name}' {how} since the checkpoint was written: {rule}", stacklevel=3)
-        return Event(self.last_step, f"teacher {how}", "all skills", name, "resumed with other teachers", rule)
+        return Event(
+            self.last_step, f"teacher {how}", "all skills", name, "the run was resumed with other teachers", rule
+        )

@@ -37,7 +37,7 @@ def teacher_metrics(teachers_SK: Tensor, skills: Sequence[str], teachers: Sequen
 def divergence_metrics(statistics: UpdateStatistics, teachers_SK: Tensor, teachers: Sequence[str]) -> dict[str, float]:
     """Return the mean divergence and feature distance per teacher, over the skills on which it has weight.
 
-    At a heartbeat teachers without weight are measured too; those measurements are for the controller alone.
+    At a recheck teachers without weight are measured too; those measurements are for the controller alone.
     """
     weighted_SK = (teachers_SK > 0).double()
     metrics: dict[str, float] = {}

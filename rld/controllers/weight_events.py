@@ -39,7 +39,7 @@ def phase_events(step: int, weights: Weights, before: Mapping[str, int], now: Ma
             kind="phase",
             skill=skill,
             about=PHASES[phase],
-            measured=", ".join(f"{signal} {w:.2f}" for signal, w in weights.signals[skill].items()),
+            measured="weights are " + ", ".join(f"{signal} {w:.2f}" for signal, w in weights.signals[skill].items()),
             rule=f"it was {PHASES[before[skill]]}",
         )
         for skill, phase in now.items()
@@ -62,6 +62,6 @@ def switch_events(step: int, before: Weights, now: Weights, reported: Sequence[E
                 kind = f"{thing} {'on' if weight else 'off'}"
                 old_weight = old[skill].get(name, 0.0)
                 if bool(old_weight) != bool(weight) and (kind, skill, name) not in known:
-                    measured = f"weight {old_weight:.2g} before, {weight:.2g} now"
-                    events.append(Event(step, kind, skill, name, measured, "as the controller has it"))
+                    reason = f"its weight was {old_weight:.2g} and is {weight:.2g}"
+                    events.append(Event(step, kind, skill, name, reason, "decided by the controller"))
     return events

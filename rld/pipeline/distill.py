@@ -139,6 +139,6 @@ def _retained_rows(context: RunContext, stage: Distill) -> list[Row] | None:
     rows: list[Row] = []
     for skill in stage.protected(context.skill_rows):
         source = context.skill_rows[skill]
-        rows += source.probe(stage.retain.probes)
+        rows += source.probe(stage.retain.probe_prompts)
         rows += source.rows(stage.retain.prompts, context.seed(stage.name), gold=False)
     return rows

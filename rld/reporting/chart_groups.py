@@ -257,8 +257,7 @@ def _of_skill(lines: Sequence[tuple[_Series, Line]], skill: str | None) -> list[
 
 
 def _mark(event: LoggedEvent) -> tuple[float, str]:
-    reason = "; ".join(filter(None, (event.measured, event.rule)))
-    return event.step, f"{event.skill}: {event.kind}: {event.about} ({reason})"
+    return event.step, event.sentence
 
 
 def _same_points(one: Chart, other: Chart) -> bool:

@@ -22,6 +22,29 @@ _LARGEST = 1e300
 """Values beyond are taken for infinite, for no axis can hold them."""
 
 
+_PHRASES = {
+    "teacher off": "teacher {about} switched off for {skill}",
+    "teacher on": "teacher {about} switched on for {skill}",
+    "teacher joined": "teacher {about} joined",
+    "teacher left": "teacher {about} left",
+    "teacher dropped": "teacher {about} dropped",
+    "signal off": "{about} switched off for {skill}",
+    "signal on": "{about} switched on for {skill}",
+    "phase": "{skill}: {about}",
+    "skill forgotten": "{skill} starts anew",
+    "audit alarm": "the reward is not trusted for {skill}",
+    "audit calm": "the reward is trusted again for {skill}",
+    "retention on": "{skill} has lost too much and is held to the start of the stage",
+    "retention off": "{skill} is no longer held to the start of the stage",
+    "retention infeasible": "{skill} can't be held to the start of the stage",
+    "budget exceeded": "the student is too far from the start of the stage",
+    "budget kept": "the student is near the start of the stage again",
+    "gate open": "teachers {about} teach without a gate",
+    "change": "{skill}: {about}",
+}
+"""What happened, by an event's kind."""
+
+
 class _FileRecord(BaseModel):
     """A part of a file that a run wrote. Other keys are ignored, so that runs of other versions can be read."""
 
@@ -98,6 +121,15 @@ class LoggedEvent(_FileRecord):
     about: str
     measured: str
     rule: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """What happened, and why: `teacher a switched off for skill s: it answered 1% of prompts correctly (rule)`."""
+        skill = self.skill if self.skill == "all skills" else f"skill {self.skill}"
+        phrase = _PHRASES.get(self.kind, "{skill}: {kind}, {about}").format(
+            skill=skill, kind=self.kind, about=self.about
+        )
+        return f"{phrase}: {self.measured}" + (f" ({self.rule})" if self.rule else "")
 
 
 class AnswerRecord(_FileRecord):

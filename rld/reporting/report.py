@@ -204,10 +204,9 @@ def _events(stage: StageHistory) -> str:
     if not stage.events:
         return ""
     rows = [
-        [str(e.step), escape(e.skill), f"{escape(e.kind)}: {escape(e.about)}", escape(e.measured), escape(e.rule)]
-        for e in stage.events
+        [str(event.step), escape(event.skill), escape(event.kind), escape(event.sentence)] for event in stage.events
     ]
-    heads = [("step", ""), ("skill", "left"), ("decision", "left"), ("measured", "left wide"), ("rule", "left")]
+    heads = [("step", ""), ("skill", "left"), ("kind", "left"), ("what happened", "left wide")]
     return (
         "<h3>Events<small>decisions and changes, which are marked in the charts that show them</small></h3>"
         f"{scrolling(table(heads, rows), is_long=True)}"

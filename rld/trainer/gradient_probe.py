@@ -192,7 +192,7 @@ class GoldAnswerGradients:
         accelerator: Accelerator,
     ) -> None:
         if not rows:
-            raise RecipeError("controller: probe looks at gold answers, and no row of gold_rows has one")
+            raise RecipeError("controller: gradient_alignment needs gold answers, and no row of gold_rows has one")
         prompts = [encoder.encode(row["prompt"]) for row in rows]
         answers = gold_completions(rows, encoder.tokenizer, max_answer_tokens)
         self.num_tokens = sum(map(len, prompts)) + sum(map(len, answers))

@@ -140,7 +140,7 @@ class RetentionCallback(TrainerCallback):
         correct = dict.fromkeys((row["skill"] for row in self._probes), 0)
         for row, reward in zip(self._probes, answers.rewards, strict=True):
             correct[row["skill"]] += reward is not None and is_success(reward)
-        return {skill: (number, self.rule.probes) for skill, number in correct.items()}
+        return {skill: (number, self.rule.probe_prompts) for skill, number in correct.items()}
 
     def _count(self, num_tokens: int, passes: int = 1) -> None:
         """Count forward passes over tokens of all processes."""
@@ -240,13 +240,13 @@ def _split(rule: RetentionRule, rows: Iterable[Row], trained_skills: Sequence[st
     for skill in skills:
         if skill not in rows_of:
             raise DataError(f"retain: there are no rows of skill {skill!r}{hint(skill, list(rows_of))}")
-        if len(rows_of[skill]) <= rule.probes:
+        if len(rows_of[skill]) <= rule.probe_prompts:
             raise DataError(
-                f"retain: skill {skill!r} has {len(rows_of[skill])} rows, of which {rule.probes} are for probes; "
-                "give more, or lower its probes"
+                f"retain: skill {skill!r} has {len(rows_of[skill])} rows, of which {rule.probe_prompts} are for probes; "
+                "give more, or lower its probe_prompts"
             )
-        probes += rows_of[skill][: rule.probes]
-        replayed += rows_of[skill][rule.probes : rule.probes + rule.prompts]
+        probes += rows_of[skill][: rule.probe_prompts]
+        replayed += rows_of[skill][rule.probe_prompts : rule.probe_prompts + rule.prompts]
     return probes, replayed
 
 

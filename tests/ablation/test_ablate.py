@@ -87,7 +87,7 @@ def test_what_comes_before_is_trained_once_a_seed(done):
 
 def test_a_run_is_as_if_trained_alone(done, recipe, tmp_path):
     folder, _ = done
-    given = ["seed=1", "stages.student.controller={kind: fixed, every: 2}", "stages.student.evaluate_every=1"]
+    given = ["seed=1", "stages.student.controller={kind: fixed, decide_every: 2}", "stages.student.evaluate_every=1"]
     assert main(["train", str(recipe), *given, "--output", str(tmp_path / "alone")]) == 0
     assert metrics(tmp_path / "alone") == metrics(folder / "seed-1" / "fixed")
     assert (folder / "seed-1" / "fixed" / "report.html").is_file()
@@ -260,16 +260,16 @@ def test_what_arms_mean(recipe, tmp_path):
         "fixed\n"
         "mild: controller.policy=0.3 controller.kind=fixed controller.teachers={teacher: 1.0}\n"
         "same:\n"
-        "slow: controller.rate=0.1 evaluate_every=4; chat: max_new_tokens=3\n"
+        "slow: controller.step_size=0.1 evaluate_every=4; chat: max_new_tokens=3\n"
     )
     arms = {arm.name: arm for arm in read_arms(str(tmp_path / "arms"), recipe, ["seed=5"], max_flops=1e12)}
     assert list(arms) == ["fixed", "mild", "same", "slow", "chat"]
     assert {arm.recipe.seed for arm in arms.values()} == {5}
-    assert arms["fixed"].stage.controller.model_dump(exclude_unset=True) == {"kind": "fixed", "every": 2}
+    assert arms["fixed"].stage.controller.model_dump(exclude_unset=True) == {"kind": "fixed", "decide_every": 2}
     assert arms["mild"].stage.controller.policy == 0.3
     assert arms["mild"].stage.controller.teachers == {"teacher": 1.0}
     assert arms["same"].stage.controller.kind == "gap"
-    assert (arms["slow"].stage.controller.rate, arms["slow"].stage.controller.every) == (0.1, 2)
+    assert (arms["slow"].stage.controller.step_size, arms["slow"].stage.controller.decide_every) == (0.1, 2)
     assert (arms["slow"].stage.evaluate_every, arms["same"].stage.evaluate_every) == (4, 1)
     assert arms["chat"].recipe.max_new_tokens == 3
     assert all(arm.stage.max_flops == 1e12 for arm in arms.values())

@@ -250,7 +250,7 @@ def test_a_state_through_json_goes_on_bit_for_bit(controller):
 
 
 def test_gap_moves_signals_and_teachers_by_no_more_than_its_cap():
-    controller = GapController(switch=False, cap=0.2)
+    controller = GapController(switch_off_useless=False, max_log_step=0.2)
     _, all_weights = walk(controller, 200)
     for before, after in itertools.pairwise(all_weights):
         for name in SKILLS:
@@ -286,7 +286,7 @@ def test_a_more_competent_teacher_never_weighs_less(asked, data):
             teachers = [replace(gated(r), attempts=40, successes=round(40 * (1 - failing))) for r in (right, rights[1])]
         else:
             teachers = [TeacherObservation(0.3, r, 16) for r in (right, rights[1])]
-        _, weights, _ = run(GapController(switch=False), 6, add=of(*teachers, p=p))
+        _, weights, _ = run(GapController(switch_off_useless=False), 6, add=of(*teachers, p=p))
         assert weights.teachers["add"]["a"] >= last - 1e-12
         last = weights.teachers["add"]["a"]
 
@@ -294,7 +294,7 @@ def test_a_more_competent_teacher_never_weighs_less(asked, data):
 def test_a_teacher_that_knows_more_gives_distillation_no_less_weight_and_a_useless_one_none():
     last = 0.0
     for right in range(17):
-        _, weights, _ = run(GapController(switch=False), 6, add=of(gated(right), gated(0), p=0.3))
+        _, weights, _ = run(GapController(switch_off_useless=False), 6, add=of(gated(right), gated(0), p=0.3))
         assert weights.signals["add"]["response"] >= last - 1e-12
         last = weights.signals["add"]["response"]
     news = of(gated(12), p=0.3)
@@ -471,15 +471,15 @@ def test_a_prior_for_one_signal_leaves_the_others_as_they_are():
 def test_each_layer_can_be_switched_off_alone():
     bad = {"add": of(gated(0), gated(16))}
     assert run(GapController(), 5, **bad)[1].teachers["add"]["a"] == 0
-    assert run(GapController(switch=False), 5, **bad)[1].teachers["add"]["a"] > 0
-    blind = GapController(by_gate=False)
+    assert run(GapController(switch_off_useless=False), 5, **bad)[1].teachers["add"]["a"] > 0
+    blind = GapController(use_gate_counts=False)
     assert run(blind, 5, **bad)[1].teachers["add"] == {"a": 0.5, "b": 0.5}
-    held = run(GapController(ratio=0.2), 30, **bad)[1]
+    held = run(GapController(fixed_policy_weight=0.2), 30, **bad)[1]
     assert held.signals["add"] == pytest.approx({"policy": 0.2, "response": 0.8 / 1.1, "feature": 0.08 / 1.1})
     assert held.teachers["add"]["a"] == 0, "teachers still move"
-    assert run(GapController(ratio=0.0), 3, **bad)[1].signals["add"]["policy"] == 0
+    assert run(GapController(fixed_policy_weight=0.0), 3, **bad)[1].signals["add"]["policy"] == 0
     assert run(GapController(allocate=False), 3, **bad)[1].allocation is None
-    assert run(GapController(even_out=False), 3, **bad)[1].scale == {}
+    assert run(GapController(balance_gradients=False), 3, **bad)[1].scale == {}
 
 
 def test_prompts_go_to_the_skills_that_can_still_learn():
@@ -564,7 +564,7 @@ def test_a_schedule_follows_the_share_of_steps_that_are_done():
 
 @pytest.mark.parametrize("together", [False, True])
 def test_sequential_reinforces_once_success_no_longer_rises(together):
-    controller = SequentialController(patience=3, together=together)
+    controller = SequentialController(patience_ticks=3, together=together)
     state, changed = start(controller), {}
     for tick in range(40):
         rising = skill(p=min(0.05 * tick, 1.0))

@@ -1,4 +1,4 @@
-"""`noise` and `probe` as state machines: their formulas against a search, scale, and what is missing."""
+"""Controllers by gradients as state machines: their formulas against a search, scale, and what is missing."""
 
 from __future__ import annotations
 
@@ -81,15 +81,17 @@ def test_a_signal_without_bias_or_noise_gets_all_but_the_floors():
 
 
 def test_noise_does_not_depend_on_how_a_loss_is_scaled_if_magnitudes_are_evened_out():
-    def at(factor: float, even_out: bool) -> float:
+    def at(factor: float, balanced: bool) -> float:
         vectors: dict[Signal, list[float]] = {"policy": [1.0, 0.0], "response": [1.0 * factor, 0.7 * factor]}
         news = measured(vectors, {"policy": 0.3, "response": 0.05 * factor**2})
         gradients = {"policy": 1.0, "response": 1.3 * factor}
-        weights = run(GradientNoiseController(even_out=even_out), 50, news, ["policy", "response"], **gradients)
+        weights = run(
+            GradientNoiseController(balance_gradients=balanced), 50, news, ["policy", "response"], **gradients
+        )
         return weights.signals["a"]["response"]
 
-    assert at(5.0, even_out=True) == pytest.approx(at(1.0, even_out=True))
-    assert at(5.0, even_out=False) < 0.5 * at(1.0, even_out=False)
+    assert at(5.0, balanced=True) == pytest.approx(at(1.0, balanced=True))
+    assert at(5.0, balanced=False) < 0.5 * at(1.0, balanced=False)
 
 
 def test_where_no_group_is_informative_the_policy_goes_to_its_floor_and_comes_back():
@@ -111,7 +113,7 @@ def test_where_no_group_is_informative_the_policy_goes_to_its_floor_and_comes_ba
 
 
 def test_probe_follows_the_cosines_and_is_held_by_its_prior():
-    controller = GradientAlignmentController(rate=0.4, decay=0.2)
+    controller = GradientAlignmentController(cosine_gain=0.4, decay=0.2)
     news = measured({}, {}, policy=0.5, response=-0.5)
     state = controller.start(["a", "b"], [], ["policy", "response"])
     state, weights, _ = controller.step(state, Observation(1, {"a": news}))
@@ -125,7 +127,10 @@ def test_probe_follows_the_cosines_and_is_held_by_its_prior():
 
 @pytest.mark.parametrize(
     "controller",
-    [GradientNoiseController(cap=0.2), GradientAlignmentController(rate=1.0, cap=0.2, decay=1e-6)],
+    [
+        GradientNoiseController(max_log_step=0.2),
+        GradientAlignmentController(cosine_gain=1.0, max_log_step=0.2, decay=1e-6),
+    ],
     ids=lambda c: c.kind,
 )
 def test_no_news_moves_a_weight_by_more_than_the_cap_or_breaks_it(controller):

@@ -16,8 +16,8 @@ __all__ = ["one_thread", "recipe", "whole"]
 
 
 def test_a_run_that_is_yoked_to_itself_is_the_same_run(recipe, whole, tmp_path):
-    yoked = f"stages.student.controller={{kind: yoked, every: 2, run: {whole}, stage: student}}"
-    assert main(["train", str(recipe), yoked, "--output", str(tmp_path / "run")]) == 0
+    replayed = f"stages.student.controller={{kind: replayed, decide_every: 2, run_folder: {whole}, stage: student}}"
+    assert main(["train", str(recipe), replayed, "--output", str(tmp_path / "run")]) == 0
     for then, now in zip(metrics(whole), metrics(tmp_path / "run"), strict=True):
         # those who decide say in which phase a skill is, and have some prompts answered twice
         paid = ("phase/", "sure/", "flops", "tokens/scored", "tokens/saved")
@@ -31,11 +31,11 @@ def test_it_holds_what_was_logged_last_and_shares_the_prompts(tmp_path):
         for step, weight in ((1, 0.1), (5, 0.5))
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    yoked = ReplayedController(run=str(tmp_path), stage="s")
-    state = yoked.start(["add"], ["a"], ["policy"])
-    followed = [yoked.weights(state)]
+    replayed = ReplayedController(run_folder=str(tmp_path), stage="s")
+    state = replayed.start(["add"], ["a"], ["policy"])
+    followed = [replayed.weights(state)]
     for done in (3, 4, 90):
-        state, weights, events = yoked.step(state, Observation(done, {}))
+        state, weights, events = replayed.step(state, Observation(done, {}))
         followed.append(weights)
         assert not events
     assert [weights.signals["add"]["policy"] for weights in followed] == [0.1, 0.1, 0.5, 0.5]
@@ -46,8 +46,8 @@ def test_it_holds_what_was_logged_last_and_shares_the_prompts(tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ("{kind: yoked, run: nowhere, stage: student}", "there is no run in nowhere"),
-        ("{kind: yoked, run: WHOLE, stage: studnet}", "has no stage 'studnet'; it has teacher, student"),
+        ("{kind: replayed, run_folder: nowhere, stage: student}", "there is no run in nowhere"),
+        ("{kind: replayed, run_folder: WHOLE, stage: studnet}", "has no stage 'studnet'; it has teacher, student"),
     ],
 )
 def test_a_run_that_does_not_fit_is_refused_before_anything_is_trained(recipe, whole, tmp_path, capsys, options, said):
@@ -58,6 +58,6 @@ def test_a_run_that_does_not_fit_is_refused_before_anything_is_trained(recipe, w
 
 
 def test_a_run_without_one_of_the_skills_is_refused(whole):
-    yoked = ReplayedController(run=str(whole), stage="student")
+    replayed = ReplayedController(run_folder=str(whole), stage="student")
     with pytest.raises(ControllerError, match="'weight/policy/sort' is not in the log"):
-        yoked.start(["copy", "sort"], ["teacher"], ["policy"])
+        replayed.start(["copy", "sort"], ["teacher"], ["policy"])

@@ -21,7 +21,7 @@ ATTEMPTS = AttemptCounts(*torch.tensor([[8.0, 8.0], [1.0, 8.0], [2.0, 2.0], [1.0
 def runtime(controller=None, **changes) -> ControllerRuntime:
     teachers = [TeacherInfo("a", **changes), TeacherInfo("b")]
     return ControllerRuntime(
-        controller or GapController(every=2, heartbeat=3),
+        controller or GapController(decide_every=2, recheck_every=3),
         ["add", "sort"],
         teachers,
         ["policy", "response"],
@@ -55,18 +55,20 @@ def test_the_root_mean_square_follows_delta_and_weights_change_only_at_ticks():
 
 def test_what_any_controller_turns_off_is_an_event():
     made = runtime(
-        ScheduleController(every=1, policy=1.0, response=WeightSchedule(start=0.5, end=0.0, over=0.5, shape="step"))
+        ScheduleController(
+            decide_every=1, policy=1.0, response=WeightSchedule(start=0.5, end=0.0, over=0.5, shape="step")
+        )
     )
     told = []
     for step in range(1, 5):
         told += made.finish_update(statistics(), step, 4)[1]
     offs = [(event.step, event.kind, event.skill, event.about) for event in told if event.kind != "phase"]
     assert offs == [(2, "signal off", "add", "response"), (2, "signal off", "sort", "response")]
-    assert told[0].measured == "weight 0.5 before, 0 now"
+    assert told[0].measured == "its weight was 0.5 and is 0"
 
 
 def test_only_needed_teachers_are_wanted_and_all_at_a_heartbeat():
-    made = runtime(FixedController(response=0.0, policy=1.0, every=1, heartbeat=3), skills=("add",))
+    made = runtime(FixedController(response=0.0, policy=1.0, decide_every=1, recheck_every=3), skills=("add",))
     table, none = torch.tensor([[True, True], [False, True]]), torch.zeros(2, 2, dtype=torch.bool)
     made.add_attempt_counts(AttemptCounts.zeros(2, 2))
     assert torch.equal(made.teachers_needed(0.0, made.teachers_SK), table)  # the first look
@@ -102,7 +104,7 @@ def test_a_controller_that_gives_no_number_is_refused():
 
 def test_a_student_that_learns_nothing_is_told_of_once():
     with pytest.warns(UserWarning, match="learns nothing") as told:
-        made = runtime(FixedController(policy=0, response=0, every=1))
+        made = runtime(FixedController(policy=0, response=0, decide_every=1))
         made.finish_update(statistics(), 1)
     assert len(told) == 1
 

@@ -118,7 +118,7 @@ def test_a_teacher_whose_states_mean_nothing_is_dropped(tmp_path):
     for skill in SKILLS:
         assert max(run.follow(f"teacher/untrained/weight/{skill}", ticks=20)) < OFF
     if FULL:
-        alone = "stages.distill.controller={kind: fixed, every: 2, feature: 0}"
+        alone = "stages.distill.controller={kind: fixed, decide_every: 2, feature: 0}"
         without = train(tmp_path, "s7_features", alone)
         areas = [fmean(score for _, score in each.curve(SKILLS)) for each in (run, without)]
         assert areas[0] >= areas[1] + 0.02

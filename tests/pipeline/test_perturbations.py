@@ -27,7 +27,9 @@ CHANGED = (
         "teachers: {teacher: {model: teacher, probe: 4}}", "teachers: {teacher: {model: teacher}, b: {model: other}}"
     )
     .replace(", feature: {}}", "}")
-    .replace("controller: {kind: gap, every: 2}", "controller: {kind: fixed, every: 2}\n    changes: [CHANGES]")
+    .replace(
+        "controller: {kind: gap, decide_every: 2}", "controller: {kind: fixed, decide_every: 2}\n    changes: [CHANGES]"
+    )
     .replace("use: ./tasks.py:Mine", "use: fixed:Uniform")
 )
 CHANGES = """

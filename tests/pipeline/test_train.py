@@ -40,10 +40,10 @@ stages:
     student: tiny
     teachers: {teacher: {model: teacher, probe: 4}}
     signals: {policy: {teacher_reward: 0.1}, response: {}, feature: {}}
-    controller: {kind: gap, every: 2}
+    controller: {kind: gap, decide_every: 2}
     curriculum: {use: ./tasks.py:Mine}
     rollout: {prompts: 2, completions: 4}
-    retain: {skills: [copy], probes: 4, prompts: 6, batch: 2}
+    retain: {skills: [copy], probe_prompts: 4, prompts: 6, batch: 2}
     audit: {reward: answers:exact_match, share: 0.5}
     steps: 14
     checkpoint_every: 4

@@ -47,7 +47,7 @@ stages:
     student: small
     teachers: {t: {model: first, skills: [reverse]}}
     curriculum: {use: "./tasks.py:Mine"}
-    controller: {kind: gap, on: 0.25}
+    controller: {kind: gap, on_above: 0.25}
     steps: 5
 """
 
@@ -81,7 +81,7 @@ def test_a_good_recipe_is_read_with_its_types(recipe):
     made = read_recipe(recipe())
     assert isinstance(made.models["big"], NewModel)
     assert made.stages[0].trainer == {"learning_rate": 0.001}  # YAML 1.1 makes text of 1e-3
-    assert made.stages[1].controller.on == 0.25  # and a truth value of on
+    assert made.stages[1].controller.on_above == 0.25
     assert made.stages[1].teachers["t"].probe == 32
     assert (
         read_recipe(recipe(), ["stages.main.teachers.t.adapter=adapter"]).stages[1].teachers["t"].adapter == "adapter"
@@ -96,11 +96,11 @@ TOKENIZERS = {
 
 
 def test_a_controllers_kind_alone_is_that_controller(recipe):
-    path = recipe(replace={"{kind: gap, on: 0.25}": "noise"})
+    path = recipe(replace={"{kind: gap, on_above: 0.25}": "gradient_noise"})
     assert read_recipe(path).stages[-1].controller == GradientNoiseController()
-    assert read_recipe(path, ["stages.main.controller.every=3"]).stages[-1].controller == GradientNoiseController(
-        every=3
-    )
+    assert read_recipe(path, ["stages.main.controller.decide_every=3"]).stages[
+        -1
+    ].controller == GradientNoiseController(decide_every=3)
     assert mistakes(path, "stages.main.controller=gpa") == [
         "command line (stages.main.controller=gpa): stages.main.controller.kind cannot be 'gpa'; did you mean 'gap'?"
     ]
@@ -159,11 +159,11 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(recipe):
         ("    steps: 3\n", "", "14: 'stages.first.steps' is required"),
         ("run: sft", "run: stf", "15: stages.first.run cannot be 'stf'; did you mean 'sft'?"),
         ("    run: sft\n", "", "14: 'stages.first.run' is required; choose from distill, sft"),
-        ("on: 0.25", "strt: 1, on: .nan", "24: stages.main.controller.on should be a finite number, not nan"),
+        ("on_above: 0.25", "strt: 1, on_above: .nan", "24: stages.main.controller.on_above should be a finite number, not nan"),
         ("generator:", "generater:", "8: unknown key 'skills.reverse.generater'; did you mean 'generator'?"),
         ("  sum: {", "  s/m: {", "10: skills.s/m: its name should have only letters, digits, '_' and '-'"),
         ("new: llama, config", "foo: llama, bar", "models.big should be a hub id or a folder, or a mapping with the key"),
-        ("kind: gap", "kind: fixed", "unknown key 'stages.main.controller.on'; choose from every, heartbeat, even_out,"),
+        ("kind: gap", "kind: fixed", "unknown key 'stages.main.controller.on_above'; choose from decide_every, recheck_every, balance_gradients,"),
         # names within the recipe
         ("name: main", "name: first", "19: an earlier stage is called 'first' too; choose another name"),
         ("name: main", "name: big", "19: a stage and a model are both called 'big'; choose another name"),
@@ -176,7 +176,7 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(recipe):
         ("skills: [reverse]}", "adaptor: a/b}", "22: unknown key 'stages.main.teachers.t.adaptor'; did you mean 'adapter'?"),
         ("skills: [reverse]}", "offload: true, init: {device_map: auto}}", "22: stages.main.teachers.t.offload cannot be true: a model with device_map"),
         ("tokenizer:", "max_new_tokens: 3 #", "4: models.big is new and needs a tokenizer: set tokenizer.characters"),
-        ("gap, on: 0.25", "fixed, teachers: {u: 1}", "no such teacher; choose from t"),
+        ("gap, on_above: 0.25", "fixed, teachers: {u: 1}", "no such teacher; choose from t"),
         ("    teachers: {t: {model: first, skills: [reverse]}}", "    signals: {feature: {}}", "needs teachers, and this stage has none"),
         ("    steps: 5", "    steps: 5\n    retain: {}", "26: stages.main.retain protects the skills that the stage does not train, and it trains all"),
         ("    steps: 5", "    steps: 5\n    retain: {skills: [revers]}", "26: stages.main.retain.skills: 'revers' is no skill; did you mean 'reverse'?"),

@@ -74,7 +74,7 @@ def test_the_page_has_a_chart_for_everything_that_was_logged(run: Path) -> None:
     assert signals == "sort; at the end policy 0.95, response 0.04, feature 0.01"
     for words in ("made-up", "seed 3", "3 min 33 s", "torch 2.13.0", "rld train made-up seed=3", "+0.800"):
         assert words in page.text
-    assert "teacher off: order" in page.text
+    assert "teacher order switched off for skill" in page.text
     assert "steps 1 to 7\npolicy 0.211\nresponse 0.631\nfeature 0.158" in page.text  # shown by hovering
     assert sum(attributes.get("class") == "mark" for _, attributes in page.tags) == 4  # on the mean, and on the skill
     assert (run / "report.html").stat().st_size < 400_000

@@ -135,7 +135,7 @@ def trainer(folder: Any, **given: Any) -> RLDTrainer:
         train_dataset=tiny.rows(),
         processing_class=tiny.tokenizer(),
         teachers=[Teacher(tiny.model(seed=2), name="one", tokenizer=tiny.tokenizer())],
-        controller=GapController(every=1),
+        controller=GapController(decide_every=1),
         **given,
     )
 

@@ -199,7 +199,7 @@ def test_nobody_is_asked_once_more_unless_the_controller_wants_it_or_where_nothi
     assert spent[1] > 1.5 * spent[2]  # a verifier that does not apply is not asked for ever
     assert GapController().required_measurements.resampled_answers
     assert not (
-        GapController(by_gate=False).required_measurements.resampled_answers
+        GapController(use_gate_counts=False).required_measurements.resampled_answers
         or FixedController().required_measurements.resampled_answers
     )
 
@@ -214,7 +214,7 @@ def test_training_teaches_on_open_prompts_alone_and_gives_their_weight_to_teache
         tiny.rows(8),
         processing_class=tiny.tokenizer(),
         teachers=[one, two],
-        controller=FixedController(policy=0.0, response=1.0, every=1, heartbeat=1000),
+        controller=FixedController(policy=0.0, response=1.0, decide_every=1, recheck_every=1000),
     )
     made.runtime.ticks = 1
     made.model.train()

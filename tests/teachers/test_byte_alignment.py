@@ -493,7 +493,7 @@ def aligned_trainer(folder: Any, teacher: Teacher, **options: Any) -> RLDTrainer
         Dataset.from_dict({"prompt": ["The answer is 12", "café 34, "] * 4}),
         processing_class=STUDENT,
         teachers=[teacher],
-        controller=FixedController(policy=0.1, response=1.0, feature=0.1, even_out=False),
+        controller=FixedController(policy=0.1, response=1.0, feature=0.1, balance_gradients=False),
     )
 
 

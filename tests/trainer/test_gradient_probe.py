@@ -81,7 +81,7 @@ def measure(made: RLDTrainer, rollout: dict[str, Any]) -> tuple[dict[str, Gradie
 
 
 def test_means_noise_and_alignment_agree_with_autograd_group_by_group(tmp_path):
-    made = trainer(tmp_path, GradientAlignmentController(every=1))
+    made = trainer(tmp_path, GradientAlignmentController(decide_every=1))
     made.model.train()
     rows = [made.train_dataset[i] for i in (0, 1, 2, 4) for _ in range(4)]  # one group of the skill "first", three more
     torch.manual_seed(0)
@@ -137,7 +137,7 @@ def test_micro_batches_and_uninformative_policies_are_seen_as_they_are(tmp_path)
         options = {"per_device_train_batch_size": 16 // steps, "gradient_accumulation_steps": steps}
         made = trainer(
             tmp_path,
-            GradientNoiseController(every=1),
+            GradientNoiseController(decide_every=1),
             max_steps=2,
             num_generations=2,
             generation_batch_size=16,
@@ -152,7 +152,7 @@ def test_micro_batches_and_uninformative_policies_are_seen_as_they_are(tmp_path)
         assert entry["noise"] == pytest.approx(quarters[skill]["noise"], rel=1e-3)
         assert entry["bias"]["response"] == pytest.approx(quarters[skill]["bias"]["response"], rel=1e-3)
         assert entry["log"] == pytest.approx(quarters[skill]["log"], rel=1e-3)
-    made = trainer(tmp_path, GradientNoiseController(every=1))
+    made = trainer(tmp_path, GradientNoiseController(decide_every=1))
     made.model.train()
     rollout = made._generate_and_score_completions([made.train_dataset[i // 4] for i in range(16)])
     rollout["advantages"].zero_()
@@ -161,7 +161,9 @@ def test_micro_batches_and_uninformative_policies_are_seen_as_they_are(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "controller", [GradientNoiseController(every=2), GradientAlignmentController(every=2)], ids=lambda c: c.kind
+    "controller",
+    [GradientNoiseController(decide_every=2), GradientAlignmentController(decide_every=2)],
+    ids=lambda c: c.kind,
 )
 def test_training_by_directions_moves_weights_and_resumes_bit_for_bit(tmp_path, controller):
     def made(folder: str) -> RLDTrainer:
@@ -182,16 +184,16 @@ def test_training_by_directions_moves_weights_and_resumes_bit_for_bit(tmp_path, 
     assert whole.runtime.weights.signals != start.signals
     last = [entry for entry in whole.state.log_history if "noise/response/first" in entry]
     assert last
-    assert ("aligned/feature/second" in last[0]) == (controller.kind == "probe")
+    assert ("aligned/feature/second" in last[0]) == (controller.kind == "gradient_alignment")
 
 
 def test_measuring_costs_what_it_reads_changes_no_update_and_is_left_alone_unless_asked_for(tmp_path):
     halves = {"policy": 0.5, "response": 0.5}
     runs = []
     for controller in (
-        FixedController(**halves, every=1),
-        GradientNoiseController(every=1),
-        GradientAlignmentController(every=1),
+        FixedController(**halves, decide_every=1),
+        GradientNoiseController(decide_every=1),
+        GradientAlignmentController(decide_every=1),
     ):
         runs.append(trainer(tmp_path, controller, max_steps=1))
         runs[-1].train()

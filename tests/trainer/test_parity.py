@@ -41,7 +41,7 @@ def test_without_weight_on_teachers_it_is_grpo(tmp_path, chat, taught):
     more = {}
     if taught:
         more["teachers"] = [Teacher(tiny.model(seed=1), name="one", tokenizer=tiny.tokenizer())]
-        more["controller"] = FixedController(policy=1.0, response=0.0, feature=0.0, every=1)
+        more["controller"] = FixedController(policy=1.0, response=0.0, feature=0.0, decide_every=1)
     ours, theirs = run(RLDTrainer, RLDConfig, **more), run(GRPOTrainer, GRPOConfig)
     assert len(ours) == 5
     assert any(loss != 0 for loss, _, _ in ours)

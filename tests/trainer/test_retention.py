@@ -253,12 +253,12 @@ def trainer(folder: Any, models: Any, retain: Any = None, **changes: Any) -> Any
         train_dataset=Dataset.from_list(NEW),
         processing_class=tiny.tokenizer(),
         teachers=[Teacher(teacher, name="new", tokenizer=tiny.tokenizer())],
-        controller=FixedController(every=1),
+        controller=FixedController(decide_every=1),
         retain_dataset=random.Random(0).sample(OLD, len(OLD)) if retain is not None else None,
     )
 
 
-RULE = {"drop": 0.02, "probes": 20, "prompts": 30, "batch": 15}
+RULE = {"drop": 0.02, "probe_prompts": 20, "prompts": 30, "batch": 15}
 
 
 def test_an_old_skill_is_forgotten_without_and_kept_with_retention(tmp_path, models):
@@ -347,7 +347,7 @@ def test_what_can_not_be_protected_is_said(tmp_path, models):
     with pytest.raises(DataError, match="no rows of skill 'odl'; did you mean 'old'"):
         trainer(tmp_path, models, {"skills": ["odl"]})
     with pytest.raises(DataError, match="50 rows, of which 60 are for probes"):
-        trainer(tmp_path, models, {"probes": 60})
+        trainer(tmp_path, models, {"probe_prompts": 60})
     with pytest.raises(RecipeError, match="drop"):
         trainer(tmp_path, models, {"drop": 2})
     with pytest.raises(RecipeError, match="can't be asked"):

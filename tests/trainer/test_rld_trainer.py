@@ -162,11 +162,13 @@ def test_a_student_equal_to_its_teacher_stays(tmp_path):
 
 def test_a_teacher_without_weight_changes_nothing_and_is_not_run(tmp_path, monkeypatch):
     lone = trainer(
-        tmp_path, given=teachers()[:1], controller=FixedController(heartbeat=1000), signals=["policy", "response"]
+        tmp_path, given=teachers()[:1], controller=FixedController(recheck_every=1000), signals=["policy", "response"]
     )
     lone.train()
     both = trainer(
-        tmp_path, controller=FixedController(teachers={"narrow": 0.0}, heartbeat=1000), signals=["policy", "response"]
+        tmp_path,
+        controller=FixedController(teachers={"narrow": 0.0}, recheck_every=1000),
+        signals=["policy", "response"],
     )
     runs = []
     slot = both.ensemble.slots[1]
@@ -262,7 +264,7 @@ def test_teachers_keep_their_weight_whichever_signals_take_part(tmp_path, signal
 @pytest.mark.parametrize("changes", [{"loss_type": "grpo"}, {"loss_type": "dr_grpo"}, {"bf16": True}], ids=str)
 def test_gradients_are_measured_the_same_whatever_the_policys_normaliser_or_precision(tmp_path, changes):
     def first(**options: Any) -> dict[str, float]:
-        made = trainer(tmp_path, max_steps=1, controller=FixedController(every=1), **options)
+        made = trainer(tmp_path, max_steps=1, controller=FixedController(decide_every=1), **options)
         made.train()
         return {name: history(made, f"grad/{name}")[0] for name in ("policy", "response", "feature")}
 

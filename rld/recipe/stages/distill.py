@@ -186,13 +186,15 @@ class Distill(Stage):
         if self.teachers:
             gate = "per prompt, by the teacher's own answer to it" if self.gate == "prompt" else "none per prompt"
             rows.append(("gate", gate + (", on failed completions" if self.teach_on == "failed" else "")))
-        rows.append(("controller", f"{self.controller.kind}, every {self.controller.every} steps"))
+        rows.append(("controller", f"{self.controller.kind}, every {self.controller.decide_every} steps"))
         rows.append(("curriculum", self.curriculum.use))
         if self.audit is not None:
             rows.append(("audit", f"{self.audit.reward} checks {self.audit.share:.0%} of the successes"))
         if self.retain is not None:
             protected = listed(self.protected(skills))
-            replayed = f"{self.retain.probes} probes each, {self.retain.batch} completions replayed a step"
+            replayed = (
+                f"{self.retain.probe_prompts} probe prompts each, {self.retain.batch} completions replayed a step"
+            )
             rows.append(("retains", f"{protected}: {self.retain.drop:g} below the start at most; {replayed}"))
         if self.changes:
             rows.append(("changes", f"{len(self.changes)} on purpose"))
