@@ -151,7 +151,7 @@ def test_micro_batches_and_uninformative_policies_are_seen_as_they_are(tmp_path)
     for skill, entry in whole.items():
         assert entry["noise"] == pytest.approx(quarters[skill]["noise"], rel=1e-3)
         assert entry["bias"]["response"] == pytest.approx(quarters[skill]["bias"]["response"], rel=1e-3)
-        assert entry["log"] == pytest.approx(quarters[skill]["log"], rel=1e-3)
+        assert entry["log_weights"] == pytest.approx(quarters[skill]["log_weights"], rel=1e-3)
     made = trainer(tmp_path, GradientNoiseController(decide_every=1))
     made.model.train()
     rollout = made._generate_and_score_completions([made.train_dataset[i // 4] for i in range(16)])
