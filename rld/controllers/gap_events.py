@@ -22,7 +22,7 @@ def switch_event(step: int, thing: str, skill: str, change: Switch, worth: Mappi
         reason: The measurements.
     """
     kind = f"{thing} {'on' if change.is_on else 'off'}"
-    return Event(step, kind, skill, change.name, reason, f"worth {worth[change.name]:.2g}, {change.rule}")
+    return Event(step, kind, skill, change.name, reason, f"worth {worth[change.name]:.3f}, {change.rule}")
 
 
 def audit_event(step: int, name: str, skill: SkillState, measured: SkillObservation) -> Event:
