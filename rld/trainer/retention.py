@@ -242,8 +242,8 @@ def _split(rule: RetentionRule, rows: Iterable[Row], trained_skills: Sequence[st
             raise DataError(f"retain: there are no rows of skill {skill!r}{hint(skill, list(rows_of))}")
         if len(rows_of[skill]) <= rule.probe_prompts:
             raise DataError(
-                f"retain: skill {skill!r} has {len(rows_of[skill])} rows, of which {rule.probe_prompts} are for probes; "
-                "give more, or lower its probe_prompts"
+                f"retain: skill {skill!r} has {len(rows_of[skill])} rows, of which {rule.probe_prompts} are for "
+                "probes; give more, or lower its probe_prompts"
             )
         probes += rows_of[skill][: rule.probe_prompts]
         replayed += rows_of[skill][rule.probe_prompts : rule.probe_prompts + rule.prompts]
