@@ -208,18 +208,18 @@ class GapController(BaseController):
     def _observe_teachers(self, skill: SkillState, measured: SkillObservation, tick: int) -> SkillState:
         """Take in the teachers' divergences, and what the gate counted."""
         teachers = dict(skill.teachers)
-        for name, news in measured.teachers.items():
+        for name, counts in measured.teachers.items():
             if name in teachers:
-                teachers[name] = teachers[name].after_divergence(news.divergence)
+                teachers[name] = teachers[name].after_divergence(counts.divergence)
                 if self.use_gate_counts and measured.attempts:
-                    teachers[name] = teachers[name].after_gate(news, skill.success_credibility, self.memory, tick)
+                    teachers[name] = teachers[name].after_gate(counts, skill.success_credibility, self.memory, tick)
         return skill.model_copy(update={"teachers": teachers})
 
     # -- worth -------------------------------------------------------------------------------------------------------
 
     def _worths(self, skill: SkillState, measured: SkillObservation) -> Worths:
         """Return what a skill's signals and teachers are worth now."""
-        teaching = {name for name, news in measured.teachers.items() if name in skill.teachers and news.teaches}
+        teaching = {name for name, counts in measured.teachers.items() if name in skill.teachers and counts.teaches}
         accuracies = self._teacher_accuracies(skill, measured, teaching)
         # Among teachers that nobody has verified none can be preferred: least of all the one that differs most.
         unverified = [skill.teachers[name].divergence for name in teaching if name not in accuracies]
@@ -248,11 +248,11 @@ class GapController(BaseController):
         """Return the accuracies of the teachers that were verified: by the gate, or by probe prompts."""
         accuracies = {}
         for name in teaching:
-            gate, news = skill.teachers[name].gate, measured.teachers[name]
+            gate, counts = skill.teachers[name].gate, measured.teachers[name]
             if gate is not None:
                 accuracies[name] = gate.accuracy
-            elif news.probe_size and skill.success_history:  # a lead is over a student whose attempts were seen
-                accuracies[name] = BetaPosterior.of_counts(news.probe_correct, news.probe_size)
+            elif counts.probe_size and skill.success_history:  # without attempts of the student there is no lead
+                accuracies[name] = BetaPosterior.of_counts(counts.probe_correct, counts.probe_size)
         return accuracies
 
     def _divergence_worth(self, divergences: list[float | None]) -> float:

@@ -45,9 +45,9 @@ def teacher_reason(skill: SkillState, measured: SkillObservation, name: str, few
         name: The teacher.
         few: Accuracy below which a teacher is worth less for that alone.
     """
-    teacher, news = skill.teachers[name], measured.teachers.get(name)
+    teacher, counts = skill.teachers[name], measured.teachers.get(name)
     student = f"the student {skill.student_accuracy.mean:.0%}"
-    if news is None or not news.teaches:
+    if counts is None or not counts.teaches:
         return "it does not teach this skill"
     if teacher.gate is not None:
         gate = teacher.gate
@@ -57,8 +57,8 @@ def teacher_reason(skill: SkillState, measured: SkillObservation, name: str, few
             f"on prompts that it answers correctly, {gate.sampled_accuracy.mean:.0%} of its sampled answers are "
             f"correct, and {gate.student_accuracy.mean:.0%} of the student's"
         )
-    if news.probe_size and skill.success_history:
-        return f"it answered {news.probe_correct} of {news.probe_size} probe prompts correctly, {student}"
+    if counts.probe_size and skill.success_history:
+        return f"it answered {counts.probe_correct} of {counts.probe_size} probe prompts correctly, {student}"
     if teacher.divergence is None:
         return "nobody verifies its answers"
     return f"nobody verifies its answers, and the student is {teacher.divergence:.2g} nats per token from it"

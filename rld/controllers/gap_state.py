@@ -76,31 +76,31 @@ class GateState(BaseModel, frozen=True, extra="forbid"):
     """The last tick in which the gate asked the teacher."""
 
     @classmethod
-    def before(cls, tick: int, news: TeacherObservation) -> GateState:
+    def before(cls, tick: int, counts: TeacherObservation) -> GateState:
         """Return the state before the first answer to the gate, in `tick`: what the probe showed."""
-        probe = BetaPosterior.of_counts(news.probe_correct, news.probe_size)
+        probe = BetaPosterior.of_counts(counts.probe_correct, counts.probe_size)
         return cls(accuracy=probe, change_detector=ChangeDetector(baseline=probe), last_tick=tick - 1)
 
-    def after(self, news: TeacherObservation, credibility: float, memory: float, tick: int) -> GateState:
+    def after(self, counts: TeacherObservation, credibility: float, memory: float, tick: int) -> GateState:
         """Return the state after the answers and attempts of a tick."""
-        detector, has_changed = self.change_detector.after(news.correct, news.prompts)
+        detector, has_changed = self.change_detector.after(counts.correct, counts.prompts)
         accuracy, sampled = self.accuracy, self.sampled_accuracy
         if has_changed:
             accuracy, sampled = UNIFORM, SAMPLED_ACCURACY_PRIOR
         # A teacher that was off is asked again after many ticks. Its counts of then weigh less, but their mean is still
         # the best estimate: from the prior, one that was never correct would be switched on after each recheck.
         faded = memory ** (tick - self.last_tick - 1)
-        accuracy = accuracy.scaled(faded).updated(news.correct, news.prompts, memory=memory)
+        accuracy = accuracy.scaled(faded).updated(counts.correct, counts.prompts, memory=memory)
         return GateState(
             accuracy=accuracy,
             sampled_accuracy=sampled.updated(
-                news.resampled_correct,
-                news.resampled,
+                counts.resampled_correct,
+                counts.resampled,
                 memory=SAMPLED_ACCURACY_MEMORY,
                 prior=SAMPLED_ACCURACY_PRIOR,
             ),
             student_accuracy=self.student_accuracy.scaled(faded).updated(
-                credibility * news.successes, news.attempts, memory=memory
+                credibility * counts.successes, counts.attempts, memory=memory
             ),
             change_detector=detector.rebased(accuracy),
             last_tick=tick,
@@ -122,13 +122,13 @@ class TeacherState(BaseModel, frozen=True, extra="forbid"):
             return self
         return self.model_copy(update={"divergence": divergence})
 
-    def after_gate(self, news: TeacherObservation, credibility: float, memory: float, tick: int) -> TeacherState:
+    def after_gate(self, counts: TeacherObservation, credibility: float, memory: float, tick: int) -> TeacherState:
         """Return the state after a tick in which the gate may have asked the teacher."""
         # Where the verifier does not apply, all answers pass and no attempt counts: that shows nothing.
-        if not news.prompts or (news.correct and not news.attempts):
+        if not counts.prompts or (counts.correct and not counts.attempts):
             return self
-        gate = self.gate or GateState.before(tick, news)
-        return self.model_copy(update={"gate": gate.after(news, credibility, memory, tick)})
+        gate = self.gate or GateState.before(tick, counts)
+        return self.model_copy(update={"gate": gate.after(counts, credibility, memory, tick)})
 
 
 class SkillState(BaseModel, frozen=True, extra="forbid"):

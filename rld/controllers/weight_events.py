@@ -50,7 +50,7 @@ def phase_events(step: int, weights: Weights, before: Mapping[str, int], now: Ma
 def switch_events(step: int, before: Weights, now: Weights, reported: Sequence[Event]) -> list[Event]:
     """Return an event for each signal and teacher that was switched on or off, except for those `reported` already."""
     skills = list(now.signals)
-    known = {
+    reported_switches = {
         (event.kind, skill, event.about)
         for event in reported
         for skill in ([event.skill] if event.skill in skills else skills)  # or it concerns them all
@@ -61,7 +61,7 @@ def switch_events(step: int, before: Weights, now: Weights, reported: Sequence[E
             for name, weight in new[skill].items():
                 kind = f"{thing} {'on' if weight else 'off'}"
                 old_weight = old[skill].get(name, 0.0)
-                if bool(old_weight) != bool(weight) and (kind, skill, name) not in known:
+                if bool(old_weight) != bool(weight) and (kind, skill, name) not in reported_switches:
                     reason = f"its weight was {old_weight:.2g} and is {weight:.2g}"
                     events.append(Event(step, kind, skill, name, reason, "decided by the controller"))
     return events

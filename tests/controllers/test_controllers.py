@@ -28,7 +28,7 @@ from rld.errors import ControllerError
 from rld.types import SIGNALS
 
 KINDS = [member() for member in get_args(get_args(AnyController)[0]) if member is not ReplayedController]
-"""`ReplayedController` can do nothing without a run; `test_yoked.py` has it."""
+"""`ReplayedController` can do nothing without a run; `test_replayed.py` tests it."""
 SKILLS, TEACHERS = ["add", "sort"], ["a", "b"]
 
 
