@@ -31,6 +31,14 @@ class CurriculumError(RldError, ValueError):
     """A curriculum that raised or picked a task that does not exist."""
 
 
+class ModelError(RldError, ValueError):
+    """A model that cannot be trained, such as one that is not read as it is; names the model."""
+
+
+class NonFiniteError(RldError, FloatingPointError):
+    """A loss, gradient or weight that is not finite; names its cause and the update."""
+
+
 class TeacherError(RldError, ValueError):
     """A teacher that cannot teach this student, such as one with another tokenizer."""
 

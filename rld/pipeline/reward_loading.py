@@ -7,7 +7,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from rld.errors import RewardError
 from rld.models.placement import move_unless_placed
+from rld.models.self_check import require_sound_model
 from rld.pipeline.model_loading import Loaded
 from rld.pipeline.run import RunContext
 from rld.recipe import registry
@@ -57,5 +59,6 @@ class RewardLoader:
         if name not in self._models:
             model, tokenizer = self._context.models.load(name, dtype="auto")
             model = move_unless_placed(model, self._context.state.device).eval().requires_grad_(False)
+            require_sound_model(model, f"the reward's model '{name}'", RewardError)
             self._models[name] = model, tokenizer
         return self._models[name]

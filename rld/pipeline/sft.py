@@ -15,9 +15,14 @@ from rld.pipeline.run import RunContext
 from rld.pipeline.stage_training import StageTraining
 from rld.pipeline.trainer_arguments import lora_config
 from rld.recipe.stages.sft import Sft
+from rld.trainer.finite_updates import FiniteUpdates
 from rld.trainer.trl_patches import skip_unlabelled_positions
 from rld.types import Row
 from rld.utils.flops import FlopMeter, training_flops
+
+
+class _SFTTrainer(FiniteUpdates, SFTTrainer):
+    """TRL's trainer, which stops at numbers that are not finite."""
 
 
 def dry_run(context: RunContext, stage: Sft) -> None:
@@ -39,7 +44,7 @@ def run(context: RunContext, stage: Sft) -> None:
     chat = context.recipe.prompts.style == "chat"
     answer = None if stage.teacher is None else functools.partial(_answers, context, stage.teacher)
     with context.mistakes_in(stage):
-        trainer = SFTTrainer(
+        trainer = _SFTTrainer(
             model,
             _arguments(context, stage),
             train_dataset=sft_dataset(

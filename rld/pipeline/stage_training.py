@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
 
+from rld.errors import NonFiniteError
 from rld.evaluation.held_out import Evaluation
 from rld.pipeline.callbacks import (
     CommonRandomNumbers,
@@ -26,6 +27,7 @@ from rld.recipe.stages import AnyStage
 from rld.reporting.progress_bar import ProgressBar
 from rld.reporting.run_log import RunLog
 from rld.trainer import checkpoints
+from rld.trainer.finite_updates import require_finite_weights
 from rld.utils import files
 from rld.utils.run_folder import stage_record_path
 
@@ -98,7 +100,10 @@ class StageTraining:
             StopOnRequest(context.is_stop_requested, trainer.accelerator),
         ):
             trainer.add_callback(callback)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"stage '{stage.name}', {error}") from error
         if trainer.state.global_step < stage.steps and not budget.is_used_up:
             raise Interrupted
 
@@ -120,6 +125,7 @@ class StageTraining:
         """
         context, stage = self.context, self.stage
         model, tokenizer = self.trained_model()
+        require_finite_weights(model, f"stage '{stage.name}': at its end", self.trainer.accelerator)
         if stage.lora is not None:
             model = model.merge_and_unload()
         after = context.evaluator.evaluate(model, tokenizer)

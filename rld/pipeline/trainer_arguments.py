@@ -43,6 +43,7 @@ def shared_arguments(stage: AnyStage, num_rows: int, num_processes: int, seed: i
         "save_steps": stage.checkpoint_every,
         "save_total_limit": 2,
         "report_to": "none",
+        "logging_nan_inf_filter": False,  # the log shows what was
         "disable_tqdm": True,
         "use_cpu": not on_gpu,
         "bf16": on_gpu and torch.cuda.is_bf16_supported(),

@@ -14,12 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rld.errors import TeacherError
 from rld.losses.feature_matching import FeaturePlan
 from rld.losses.teacher_outputs import TeacherOutputs, teacher_key
+from rld.teachers.output_checks import require_finite_outputs
 from rld.teachers.slot_base import PrepareModel, SlotResult, StudentInterface, TeacherBatch, TeacherSlot
 from rld.teachers.slots import AlignedSlot, LogprobSlot, SameTokenizerSlot
 from rld.teachers.teacher import Teacher, share_base_models
@@ -54,6 +55,7 @@ class TeacherEnsemble:
     def __init__(self, teachers: Sequence[Teacher], student: StudentInterface, prepare: PrepareModel) -> None:
         _require_names(teachers)
         _warn_of_unverified(teachers)
+        _require_other_weights(teachers, student.model)
         share_base_models(teachers)
         for teacher in teachers:
             teacher.require_same_tokenizer(student.encoder.tokenizer, student.encoder.chat_options)
@@ -132,7 +134,9 @@ class TeacherEnsemble:
                 batches[slot.index] = rows_R, batch
         counts = [TokenCounts()] * len(self.slots)
         for k, result in self._run({k: batch for k, (_, batch) in batches.items()}).items():
-            _add(rollout, k, batches[k][0], result)
+            rows_R, batch = batches[k]
+            require_finite_outputs(self.slots[k], batch, result)
+            _add(rollout, k, rows_R, result)
             counts[k] = TokenCounts(result.num_computed, result.num_cached)
         return counts
 
@@ -180,6 +184,18 @@ def _require_names(teachers: Sequence[Teacher]) -> None:
     names = [teacher.name for teacher in teachers]
     if len(set(names)) < len(names):
         raise TeacherError(f"two teachers share a name: {names}; give them names with Teacher(model, name=...)")
+
+
+def _require_other_weights(teachers: Sequence[Teacher], student: PreTrainedModel) -> None:
+    """Refuse the student's own model as a teacher, which is frozen."""
+    student_weights = {id(weight) for weight in student.parameters()}
+    for teacher in teachers:
+        model = teacher.model if teacher.source is None else teacher.source.model
+        if isinstance(model, nn.Module) and any(id(weight) in student_weights for weight in model.parameters()):
+            raise TeacherError(
+                f"teacher '{teacher.name}' has the weights of the student itself, which would be frozen; pass a copy: "
+                "Teacher(copy.deepcopy(model), tokenizer=...), or the path that the student was loaded from"
+            )
 
 
 def _warn_of_unverified(teachers: Sequence[Teacher]) -> None:

@@ -18,6 +18,7 @@ from rld.models import generation
 from rld.models.heads import LMHead
 from rld.models.hidden_states import StateKey, capture_states, depth, stack_states
 from rld.models.logprob_source import LogprobSource, ScoredSequence, SourceInfo, TopKLogprobs
+from rld.models.self_check import context_length, require_context, require_sound_model
 from rld.models.tokenizer_profile import TokenizerProfile
 from rld.teachers.teacher import Teacher
 from rld.utils.tensors import pad_right, token_chunks
@@ -52,11 +53,12 @@ class LocalLogprobs(LogprobSource):
         self.name, self.tokenizer = str(teacher.name), teacher.tokenizer
         self.profile = TokenizerProfile.of(self.tokenizer)
         model = teacher.load()
+        with teacher.running(model.device):
+            require_sound_model(model, f"teacher '{self.name}'", TeacherError)
         embeddings: Any = model.get_input_embeddings()
         self.num_tokens: int = min(len(LMHead.of(model).weight), len(embeddings.weight))
         """Number of token ids that it has."""
-        limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self.max_length = limit or 1 << 20
+        self.max_length = context_length(model) or 1 << 20
         """Tokens of the longest sequence that the model can read."""
         self._info = SourceInfo(teacher.fingerprint(), frozenset(teacher.ends()), teacher.num_parameters())
 
@@ -88,6 +90,8 @@ class LocalLogprobs(LogprobSource):
         highest = max((max(sequence.ids) for sequence in sequences), default=0)
         if highest >= self.num_tokens:
             raise TeacherError(f"teacher '{self.name}' reads token ids below {self.num_tokens}, not {highest}")
+        longest, name = max((len(sequence.ids) for sequence in sequences), default=0), f"teacher '{self.name}'"
+        require_context(self.model, longest, name=name, text="a prompt with its completion", kind=TeacherError)
         logprobs: dict[int, TopKLogprobs] = {}
         # The caller's autocast is off, so that the values do not depend on the precision that the caller trains in.
         with self.teacher.running(self.device) as model, torch.autocast(self.device.type, enabled=False):

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rld.errors import TeacherError
 from rld.losses.teacher_outputs import TeacherOutputs, TeacherTensor, teacher_key
 from rld.models.backbone import States, as_many_as_fit, hidden_states
 from rld.models.heads import LMHead, log_probabilities
 from rld.models.logprob_source import ScoredSequence, TopKLogprobs
 from rld.models.prompt_sharing import PromptSharingLayout
+from rld.models.self_check import require_context, require_sound_model, require_token_rows
 from rld.teachers.slot_base import SlotResult, TeacherBatch, TeacherSlot
 from rld.teachers.translation import CompletionTranslator
 
@@ -33,6 +35,8 @@ class _LocalSlot(TeacherSlot):
         super()._read_teacher()
         model = self.teacher.load()
         self._model = model if self.teacher.offload else self._prepare(model)
+        with self.teacher.running(self._model.device):
+            require_sound_model(self._model, f"teacher '{self.teacher.name}'", TeacherError)
         self._layout: PromptSharingLayout | None = None
         self._fitting_rows: int | None = None
         """Completions per forward that fit into memory, once more did not."""
@@ -47,6 +51,8 @@ class _LocalSlot(TeacherSlot):
         rows = rows_per_forward if ids_RS.device.type == "cpu" else len(ids_RS)
         rows = rows if self._fitting_rows is None else min(rows, self._fitting_rows)
         state_keys = () if self.plan is None else self.plan.teacher_keys
+        name, text = f"teacher '{self.teacher.name}'", "a prompt with its completion, padded like the others,"
+        require_context(self._model, ids_RS.shape[1], name=name, text=text, kind=TeacherError)
         with self.teacher.running(ids_RS.device) as model:
             layout = self._layout or PromptSharingLayout.of(model, f"teacher '{self.teacher.name}'")
             self._layout = layout
@@ -118,7 +124,8 @@ class AlignedSlot(_LocalSlot):
 
     def _read_teacher(self) -> None:
         super()._read_teacher()
-        encoder = self.teacher.prompt_encoder(self.student.encoder)
+        encoder, name = self.teacher.prompt_encoder(self.student.encoder), f"teacher '{self.teacher.name}'"
+        require_token_rows(self.model, encoder.tokenizer, name, kind=TeacherError)
         self._translator = CompletionTranslator(
             str(self.teacher.name), encoder, self.teacher.ends(), student=self.student.vocabulary
         )

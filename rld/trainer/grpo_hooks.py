@@ -10,6 +10,7 @@
 | `_get_per_token_logps_and_entropies` | in a rollout, counts tokens; in a loss, `_loss_logprobs` |
 | `_compute_loss` | `_begin_loss`, then TRL's policy loss, then `_finish_loss` |
 | `training_step` | `_finish_update` after the last micro-batch of an update |
+| `log` | adds the means of an evaluation's losses |
 | `_save_checkpoint`, `_load_optimizer_and_scheduler` | the state of `_checkpointed_parts` |
 
 A `RolloutRecord` carries what the steps of one rollout share, a `MicroBatch` what those of one loss share.
@@ -22,6 +23,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,7 +35,10 @@ from rld.rollout.batch import RolloutBatch
 from rld.rollout.gold import gold_completions
 from rld.rollout.record import RolloutRecord
 from rld.trainer.checkpoints import CheckpointedParts, load_rollout
+from rld.trainer.finite_updates import FiniteUpdates
+from rld.trainer.loss_means import LossMeans
 from rld.trainer.rld_config import RLDConfig
+from rld.trainer.start_checks import require_prompts_fit
 from rld.trainer.student_forward import RecordingStudent, StudentInputs
 from rld.trainer.timing import PhaseTimer, timed
 from rld.types import Event, Row
@@ -58,7 +63,7 @@ class MicroBatch:
         return self.student
 
 
-class GRPOHooks(GRPOTrainer):
+class GRPOHooks(FiniteUpdates, GRPOTrainer):
     """`GRPOTrainer` that calls a step of its subclass at each point at which rld does something."""
 
     args: RLDConfig
@@ -121,6 +126,7 @@ class GRPOHooks(GRPOTrainer):
 
     @timed("generation")
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
+        require_prompts_fit(self.model, prompt_ids, self.args)
         record = self._rollout
         if record is None or not record.num_gold:
             return super()._generate_single_turn(prompt_ids, *args, **kwargs)
@@ -192,10 +198,22 @@ class GRPOHooks(GRPOTrainer):
         with self.timer.part("student"):
             loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
-            for name, value in (self._finish_update() | self.timer.take()).items():
+            metrics = self._finish_update() | self.loss_means.take(self.accelerator) | self.timer.take()
+            for name, value in metrics.items():
                 self._metrics["train"][name].append(float(value))
             self.timer.begin("optimizer")
         return loss
+
+    @cached_property
+    def loss_means(self) -> LossMeans:
+        """The means of the loss's terms, of the update or evaluation in progress."""
+        return LossMeans()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if not self.model.training:
+            for name, value in self.loss_means.take(self.accelerator).items():
+                self._metrics["eval"][name].append(value)
+        super().log(logs, start_time)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 

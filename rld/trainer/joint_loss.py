@@ -100,6 +100,11 @@ class JointLoss:
         statistics, self.statistics = self.statistics, self._zero_statistics()
         return statistics
 
+    def non_finite_divergences(self) -> list[str]:
+        """Return the names of the divergences whose sums since the last `take_statistics` are not finite."""
+        finite_K = self.statistics.divergence_SK.isfinite().all(0).tolist()
+        return [f"divergence/{t.name}" for t, ok in zip(self.ensemble.teachers, finite_K, strict=True) if not ok]
+
     def take_gradient_stats(self) -> tuple[dict[str, GradientStats], int]:
         """`GradientProbe.take_gradient_stats`; without a probe, no statistics and 0 tokens."""
         return ({}, 0) if self.gradient_probe is None else self.gradient_probe.take_gradient_stats()

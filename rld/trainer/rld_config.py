@@ -20,6 +20,10 @@ from rld.utils.options import parse_option
 class RLDConfig(GRPOConfig):
     """TRL's `GRPOConfig` and the options of the other signals."""
 
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "Whether a loss that is not finite is left out of the log; such an update stops the run."},
+    )
     signals: list[str] | None = field(
         default=None,
         metadata={

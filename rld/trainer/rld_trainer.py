@@ -45,6 +45,7 @@ from rld.trainer.joint_loss import JointLoss
 from rld.trainer.prompt_order import prompt_stream
 from rld.trainer.retention import RetentionCallback
 from rld.trainer.rld_config import RLDConfig
+from rld.trainer.start_checks import require_sound_student
 from rld.trainer.student_forward import StudentInputs, add_signal_forward
 from rld.trainer.timing import OptimizerTime, PhaseTimer, timed
 from rld.trainer.trl_patches import patch_trl
@@ -133,6 +134,7 @@ class RLDTrainer(GRPOHooks):
         self._student: PreTrainedModel = self.model.get_base_model() if is_peft_model(self.model) else self.model
         self._num_parameters = self._student.num_parameters()
         self._encoder = PromptEncoder(self._tokenizer, cast(dict[str, Any], self.chat_template_kwargs))
+        require_sound_student(self._student, self._encoder, self.train_dataset, self.args)
         contiguous_head_input(self._student)  # beside an adapter its head is frozen
         self._prefill = SharedPrefill(self._student)
         if self.args.gold and (self.use_vllm or self.tools or self.rollout_func is not None):
@@ -288,17 +290,17 @@ class RLDTrainer(GRPOHooks):
         num_taught, mask_BT = self._num_taught(batch), loss_mask(batch)
         for signal, (total, values_BT) in self._joint_loss.terms(batch, student, training).items():
             loss = loss + total / num_taught
-            self._log_mean(f"loss/{signal}", (values_BT * mask_BT).sum(), mask_BT.sum())
+            self.loss_means.add(f"loss/{signal}", (values_BT * mask_BT).sum(), mask_BT.sum())
         # TRL gives a micro-batch its share of the update's mean; its logs are averaged over micro-batches.
         num_parts = self.current_gradient_accumulation_steps if training else 1
-        self._log_mean("loss/policy", policy_loss.detach() * num_parts, torch.ones(()))
+        self.loss_means.add("loss/policy", policy_loss.detach() * num_parts, torch.ones(()))
         return loss
 
     def _with_replay(self, loss: Tensor, retention: RetentionCallback, model: nn.Module) -> Tensor:
         replay = retention.loss_term(model, self.current_gradient_accumulation_steps)
         if replay is None:
             return loss
-        self._log_mean("loss/reference", replay.divergence_sum, replay.num_tokens)
+        self.loss_means.add("loss/reference", replay.divergence_sum, replay.num_tokens)
         return loss + replay.loss
 
     def _num_taught(self, batch: RolloutBatch) -> Tensor:
@@ -309,10 +311,8 @@ class RLDTrainer(GRPOHooks):
             count = count * self.current_gradient_accumulation_steps / self.args.steps_per_generation
         return count
 
-    def _log_mean(self, name: str, total: Tensor, count: Tensor) -> None:
-        """Log a mean over all processes."""
-        sums = self.accelerator.reduce(torch.stack([total.float(), count.to(total.device).float()]), reduction="sum")
-        self._metrics["train" if self.model.training else "eval"][name].append((sums[0] / sums[1].clamp(min=1)).item())
+    def _non_finite_terms(self) -> list[str]:
+        return self.loss_means.non_finite() + self._joint_loss.non_finite_divergences()
 
     # -- updates -------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,48 @@
+"""Checks of the student before training: it is read as it is, and its prompts and completions fit into its context."""
+
+from __future__ import annotations
+
+import heapq
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+from rld.errors import ModelError
+from rld.models.prompting import PromptEncoder
+from rld.models.self_check import context_length, require_context, require_sound_model, require_token_rows
+from rld.trainer.rld_config import RLDConfig
+
+_NUM_PROMPTS = 16
+"""The longest prompts by their characters, of which the tokens are counted."""
+
+
+def require_sound_student(model: PreTrainedModel, encoder: PromptEncoder, rows: Any, args: RLDConfig) -> None:
+    """Refuse a student that cannot be trained.
+
+    Args:
+        model: The student without wrappers.
+        encoder: Encodes its prompts.
+        rows: The training set. The prompts of a `Dataset` are measured; others when they are drawn.
+        args: With the number of tokens of a completion.
+
+    Raises:
+        ModelError: its logits are not those of its head, or not finite; its embedding lacks tokens of its tokenizer; or
+            the longest prompt with a completion does not fit into its context.
+    """
+    require_sound_model(model, "the student", ModelError, is_student=True)
+    require_token_rows(model, encoder.tokenizer, "the student", kind=ModelError)
+    if isinstance(rows, Dataset) and "prompt" in rows.column_names and context_length(model) is not None:
+        prompts = heapq.nlargest(_NUM_PROMPTS, rows["prompt"], key=lambda prompt: len(str(prompt)))
+        require_prompts_fit(model, [encoder.encode(prompt) for prompt in prompts], args)
+
+
+def require_prompts_fit(model: PreTrainedModel, prompt_ids: list[list[int]], args: RLDConfig) -> None:
+    """Refuse prompts that do not fit into the student's context together with a completion.
+
+    Raises:
+        ModelError: the longest does not fit.
+    """
+    longest = max(map(len, prompt_ids), default=0)
+    text = f"the longest prompt ({longest} tokens) with a completion of up to {args.answer_length}"
+    require_context(model, longest + args.answer_length, name="the student", text=text, kind=ModelError)
