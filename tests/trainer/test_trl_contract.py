@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import Trainer
 from trl import GRPOTrainer
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
@@ -162,6 +163,12 @@ def test_the_fused_head_asks_one_function_whether_to_leave_out_positions_without
     assert seen == [12, 4]
     for every, labelled in zip(*outputs, strict=True):
         torch.testing.assert_close(every, labelled)
+
+
+def test_the_norm_of_the_gradient_is_known_before_the_optimizers_step():
+    assert names(Trainer._get_grad_norm) == ["self", "model", "grad_norm"]
+    source = inspect.getsource(Trainer._run_epoch)
+    assert source.index("self._get_grad_norm(") < source.index("self.optimizer.step()")
 
 
 def test_checkpoints_are_written_and_read_by_the_hooks_we_extend():
