@@ -1,4 +1,4 @@
-"""Writes docs/recipe.md from the recipe's schema: `python -m tests.recipe_page`. A test holds the page to it."""
+"""Writes docs/recipe.md and docs/perturbations.md from the schema: `python -m tests.recipe_page`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,136 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from rld.recipe.perturbations import ExperimentSpec
 from rld.recipe.schema import Recipe
+from rld.recipe.stages import AnyStage
+from rld.utils.options import kinds_of
 
-PAGE = Path(__file__).parent.parent / "docs" / "recipe.md"
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE, EXPERIMENT_PAGE = DOCS / "recipe.md", DOCS / "perturbations.md"
 
-HEAD = """# Every key of a recipe
+SMALL = """name: small
+tokenizer: {characters: "abcdefghijlmnoprstuvxyz:="}   # one token per character, for models from random weights
+max_new_tokens: 6
 
-A recipe is YAML. Unknown keys, wrong types and impossible combinations are reported all at once, with file and line,
-before anything is loaded: `rld check RECIPE`. Any value can be set on the command line, a stage by its name:
-`rld train RECIPE seed=1 stages.distill.steps=50 models.base=./folder`. Files (`./my.py:name`, rows, folders) are found
-relative to the recipe.
+skills:
+  reverse: {generator: rld.recipes.strings:reverse, levels: [{length: 3}, {length: 4}]}
+  sort: {generator: rld.recipes.strings:sort, levels: [{length: 3}, {length: 4}]}
+
+models:
+  large: {new: llama, config: {hidden_size: 128, intermediate_size: 384, num_hidden_layers: 3, num_attention_heads: 4}}
+  small: {new: llama, config: {hidden_size: 64, intermediate_size: 192, num_hidden_layers: 2, num_attention_heads: 4}}
+
+stages:
+  - {name: teacher, kind: sft, student: large, steps: 300}
+  - {name: first_steps, kind: sft, student: small, steps: 60}
+  - name: distill
+    kind: distill
+    student: first_steps
+    teachers: {teacher: {model: teacher}}
+    rollout: {prompts: 16, completions: 4}
+    steps: 100
+"""
+"""A complete recipe; a test reads it."""
+
+
+def _rates(weights: str) -> str:
+    """The default learning rates of all kinds of stages, for what they train."""
+    kinds = {kind: stage for kind, stage in kinds_of(AnyStage).items() if stage.learning_rates is not None}
+    rates = {kind: f"{getattr(stage.learning_rates, weights):g}" for kind, stage in kinds.items()}
+    if len(set(rates.values())) == 1:
+        return next(iter(rates.values()))
+    return ", ".join(f"{rate} (`{kind}`)" for kind, rate in rates.items())
+
+
+def _warmup() -> str:
+    kinds = [item for item in kinds_of(AnyStage).items() if item[1].max_warmup_steps]
+    steps = ", ".join(f"{stage.max_warmup_steps} (`{kind}`)" for kind, stage in kinds)
+    return f"{steps}, at most half of the steps"
+
+
+PRETRAINED_RATES = (
+    "set in `docs/results/smollm2/sft.yaml` and in `qwen_to_smollm2`, for a student of 135 million parameters; a "
+    "larger one may want less"
+)
+
+HEAD = f"""# Every key of a recipe
+
+A recipe says what is to be learnt, from what, and in which stages. This one is complete:
+
+```yaml
+{SMALL.strip()}
+```
+
+`rld check small.yaml` shows what it will do and cost, `rld train small.yaml` runs it. Unknown keys, wrong types and
+impossible combinations are reported all at once, with file and line, before anything is loaded. Any value can be set on
+the command line, a stage by its name: `rld train small.yaml seed=1 stages.distill.steps=50 models.small=./folder`.
+Files (`./my.py:name`, rows, folders) are found relative to the recipe. [What a run leaves](run_folder.md) is on a page
+of its own, and so are [experiments on a controller](perturbations.md).
+
+This page is written from the schema by `python -m tests.recipe_page`.
+
+## In a recipe and in Python
+
+What is the same has the same name, and TRL's names stay where a thing is TRL's:
+
+| in a recipe | in Python |
+|---|---|
+| `signals: {{policy: {{}}, response: {{}}}}` | `RLDConfig(signals=["policy", "response"])` |
+| `signals.policy`: `teacher_reward`, `teacher_reward_form` | `RLDConfig`: the same |
+| `signals.response`: `divergence`, `combine_teachers`, `token_weights` | `RLDConfig`: the same |
+| `signals.response`: `temperature`, `top_k` | `RLDConfig`: `response_temperature`, `response_top_k` |
+| `signals.feature.loss` | `RLDConfig`: `feature` |
+| `gate`, `distill_on` | `RLDConfig`: the same, with the same defaults |
+| `rollout.gold_completions` | `RLDConfig`: `gold_completions` |
+| `rollout`: `completions`, `temperature` | TRL's `num_generations`, `temperature` |
+| `rollout.prompts` times `completions` | TRL's `per_device_train_batch_size`, over processes and accumulation steps |
+| `max_new_tokens` | TRL's `max_completion_length` |
+| `steps` | TRL's `max_steps` |
+| `rewards`: `use` and `options`; `weight` | `RLDTrainer(reward_funcs=...)`; TRL's `reward_weights` |
+| `audit`: `use` and `options`; `share` | `RLDTrainer(audit_reward=...)`; `RLDConfig`: `audit_share` |
+| `retain`; the rows of the skills in it | `RLDConfig`: `retain`; `RLDTrainer(retain_dataset=...)` |
+| `controller: {{kind: gap}}` | `RLDTrainer(controller=GapController())` |
+| `curriculum`: `use` and `options` | `RLDTrainer(curriculum=...)` |
+| `teachers`: `model`, `from_pretrained`, `adapter`, `align`, `offload`, `chat_template` | `Teacher(...)`: the same |
+| `teachers`: `url`, `top_k`, `timeout_seconds`, `token_variable`, `fingerprint` | `rld.remote_teacher(...)`: the same |
+| `trainer` | all of TRL's other arguments of `RLDConfig`, with TRL's defaults |
+
+## Optimiser defaults
+
+What a stage's `trainer` and the recipe's `trainer` leave open is set so:
+
+| option | default | why |
+|---|---|---|
+| `learning_rate`: random weights at the recipe's start | {_rates("new")} | the quickstart; the scenarios set 3e-3 |
+| `learning_rate`: pre-trained weights | {_rates("pretrained")} | {PRETRAINED_RATES} |
+| `learning_rate`: a LoRA adapter on them | {_rates("adapter")} | usual for adapters; not compared with others here |
+| `lr_scheduler_type` | `cosine` | all shipped recipes |
+| `warmup_steps` | {_warmup()} | all shipped recipes |
+| `gradient_checkpointing` | `false` | all shipped recipes; set `true` where memory is short |
+
+The resolved recipe in a run's folder shows what each stage has got.
+"""
+
+EXPERIMENT_HEAD = """# Experiments on a controller
+
+To see how a controller takes it when the world changes, a `distill` stage can change it while it trains:
+
+```yaml
+experiment:
+  perturbations:
+    - {at: 100, teacher: adder, becomes: ./worse}          # other weights; null: it leaves
+    - {at: 100, reward: answers:exact_match, noise: 0.2}   # a fifth of its verdicts are turned round
+    - {at: 200, reward: shape:brief, weight: 2.0}          # it starts to pay: give it weight 0 in `rewards`
+    - {at: 150, joins: sort}                               # not asked before
+    - {at: 300, leaves: add}
+    - {at: 250, skill: sort, levels: [2]}                  # all its prompts are now of the third level
+```
+
+The controller is told of none of them. A resumed run makes those before its checkpoint again. The gate forgets what a
+teacher that gets other weights answered. Noise on the first reward reaches the gate too, which asks that reward whether
+a teacher is correct. Each perturbation is an event in `events.jsonl` and a mark in the report.
+[The scenarios](controller.md#eight-scenarios-to-test-it) are made of them.
 
 This page is written from the schema by `python -m tests.recipe_page`.
 """
@@ -50,7 +170,8 @@ def shown(annotation: Any) -> str:
     if origin is dict:
         return f"mapping of {shown(arguments[0])} to {shown(arguments[1])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
+        target = EXPERIMENT_PAGE.name if annotation is ExperimentSpec else ""
+        return f"[{annotation.__name__}]({target}#{annotation.__name__.lower()})"
     return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}[annotation.__name__]
 
 
@@ -79,15 +200,27 @@ def section(model: type[BaseModel]) -> str:
     return "\n".join(lines)
 
 
-def page() -> str:
-    queue, done = [Recipe], []
+def sections(first: list[type[BaseModel]], without: list[type[BaseModel]]) -> list[str]:
+    """The sections of all models that those in `first` lead to, in this order."""
+    queue, done = list(first), list[type[BaseModel]]()
     while queue:
         model = queue.pop(0)
-        if model not in done:
+        if model not in done and model not in without:
             done.append(model)
             queue += [found for field in model.model_fields.values() for found in models_in(field.annotation)]
-    return "\n\n".join([HEAD.strip(), *(section(model) for model in done)]) + "\n"
+    return [section(model) for model in done]
+
+
+def page() -> str:
+    """Recipes: the stages first, and what only experiments need on a page of its own."""
+    first = [*kinds_of(AnyStage).values(), Recipe]
+    return "\n\n".join([HEAD.strip(), *sections(first, [ExperimentSpec])]) + "\n"
+
+
+def experiment_page() -> str:
+    return "\n\n".join([EXPERIMENT_HEAD.strip(), *sections([ExperimentSpec], [])]) + "\n"
 
 
 if __name__ == "__main__":
     PAGE.write_text(page())
+    EXPERIMENT_PAGE.write_text(experiment_page())

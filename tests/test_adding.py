@@ -130,19 +130,13 @@ class Nap(Stage):
     """A dummy of a stage."""
 
     trainer_class: ClassVar[tuple[str, str]] = ("trl.trainer.sft_config", "SFTConfig")
-    run: Literal["nap"]
-    model: str
-    """Which model rests."""
-
-    @property
-    def trained_model(self):
-        return self.model
+    kind: Literal["nap"]
 
     def cost(self, sizes):
-        return StageCost(sizes.parameters(self.model), {}, None, 0)
+        return StageCost(sizes.parameters(self.student), {}, None, 0)
 
     def describe(self, cost, skills):
-        return [("rests", f"{self.model}, for {self.steps} steps")]
+        return [("rests", f"{self.student}, for {self.steps} steps")]
 '''
 RUNNER = '''"""The `nap` stage at work."""
 
@@ -296,22 +290,25 @@ name: dummies
 tokenizer: {characters: a}
 skills:
   copy: {generator: ./tasks.py:copy, levels: [{length: 1}], held_out: 1}
-  count: {rows: ./rows.pairs}
+  count: {file: ./rows.pairs}
 models: {tiny: {new: llama, config: {hidden_size: 16}}, odd: {dummy: 3}}
 rewards: [{use: dummies:flat, options: {height: 0.25}}]
 stages:
   - name: learn
-    run: distill
+    kind: distill
     student: tiny
     teachers: {one: {model: tiny}, two: {attic: upstairs}}
     signals:
       policy: {}
-      response: {divergence: {kind: dummy_divergence}, combine: {kind: dummy_combination}, tokens: {kind: dummy_tokens}}
+      response:
+        divergence: {kind: dummy_divergence}
+        combine_teachers: {kind: dummy_combination}
+        token_weights: {kind: dummy_tokens}
       feature: {loss: {kind: dummy_feature}}
     controller: {kind: dummy, calm: 0.5, policy: 0.5}
     curriculum: {use: dummies:First, options: {start: 0}}
     steps: 1
-  - {name: siesta, run: nap, model: tiny, steps: 7}
+  - {name: siesta, kind: nap, student: tiny, steps: 7}
 """
 USED = """
 from pathlib import Path
@@ -322,7 +319,7 @@ recipe.PAGE.write_text(recipe.page())
 run_folder.PAGE.write_text(run_folder.page(run_folder.PAGE.read_text()))
 (item,), = read_items(Path("rows.pairs"))
 print(item.question, item.answer)
-read_recipe(Path("dummies.yaml"), []).stages[1](None)
+read_recipe(Path("dummies.yaml"), []).stages[1].run(None)
 """
 
 

@@ -182,7 +182,7 @@ RECIPE = """\
 name: all-libraries
 models: {student: some/model}
 skills: {sum: {reasoning_gym: chain_sum, levels: [{min_terms: 2}]}}
-stages: [{name: a, run: sft, model: student, steps: 1, lora: {r: 4}, trainer: {learning_rate: 1e-4, warmup_steps: 2}}]
+stages: [{name: a, kind: sft, student: student, steps: 1, lora: {r: 4}, trainer: {warmup_steps: 2}}]
 """
 
 

@@ -23,12 +23,12 @@ models:
 tokenizer: {characters: "0123456789="}
 skills:
   count: {generator: "./tasks.py:count"}
-  rows: {rows: ./rows.csv}
+  rows: {file: ./rows.csv}
 rewards: [{use: "./tasks.py:right"}]
 stages:
-  - {name: warm, run: sft, model: student, steps: 10}
+  - {name: warm, kind: sft, student: student, steps: 10}
   - name: main
-    run: distill
+    kind: distill
     student: warm
     teachers: {guide: {model: warm}}
     curriculum: {use: "./tasks.py:Even"}
@@ -93,7 +93,7 @@ def test_check_shows_models_signals_and_costs(folder, capsys):
 
 def test_check_shows_what_guards_a_stage_and_what_that_costs(capsys):
     recipe = "scenarios/s6_forgotten_skill"
-    audit = "stages.distill.audit={reward: answers:exact_match, share: 0.25}"
+    audit = "stages.distill.audit={use: answers:exact_match, share: 0.25}"
     code, out, _ = run(capsys, "check", recipe, audit)
     assert code == 0
     shown = " ".join(out.split())

@@ -8,17 +8,17 @@ from typing import Any, get_args
 
 import pytest
 import torch
-import yaml
 from peft import LoraConfig, get_peft_model
 
 import tests.support.tiny as tiny
 from rld.cli import main
 from rld.controllers import AnyController
+from rld.recipe.document import RecipeDocument
 from rld.recipe.reading import read_recipe
 from rld.recipe.stages.distill import Distill
 from rld.teachers.local import LocalLogprobs
 from rld.teachers.teacher import Teacher
-from tests.recipe_page import PAGE, page
+from tests.recipe_page import EXPERIMENT_PAGE, PAGE, SMALL, experiment_page, page
 
 ROOT = Path(__file__).parent.parent
 GLOSSARY = ROOT / "docs" / "glossary.md"
@@ -31,8 +31,16 @@ STILL_THERE = {"together"}
 """Of the words that the glossary replaces, those that some file still has; the set may only shrink."""
 
 
-def test_the_recipe_page_is_the_schema():
-    assert PAGE.read_text() == page(), "write it anew with: python -m tests.recipe_page"
+def test_the_recipe_pages_are_the_schema():
+    written = [path.read_text() for path in (PAGE, EXPERIMENT_PAGE)]
+    assert written == [page(), experiment_page()], "write them anew with: python -m tests.recipe_page"
+
+
+def test_the_recipe_that_opens_the_page_is_complete(tmp_path):
+    assert f"```yaml\n{SMALL}```" in PAGE.read_text()
+    (tmp_path / "small.yaml").write_text(SMALL)
+    recipe = read_recipe(tmp_path / "small.yaml", ["seed=1", "stages.distill.steps=50"])
+    assert [stage.kind for stage in recipe.stages] == ["sft", "sft", "distill"]
 
 
 def test_the_readmes_script_trains_as_it_is_printed(tmp_path, monkeypatch):
@@ -102,12 +110,21 @@ def test_the_scripts_on_rewards_and_hosting_train(tmp_path, monkeypatch):
     assert len(scripts) == 2
 
 
-def test_the_page_on_the_controller_shows_what_a_stage_takes():
+def yaml_blocks(text: str, folder: Path) -> list[Any]:
+    """The YAML in a page, read as recipes are: `off` is text there."""
+    path, trees = folder / "block.yaml", []
+    for block in re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL):
+        path.write_text(block)
+        trees.append(RecipeDocument(path).tree)
+    return trees
+
+
+def test_the_page_on_the_controller_shows_what_a_stage_takes(tmp_path):
     text = (ROOT / "docs" / "controller.md").read_text()
-    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)]
-    stage = {"name": "s", "run": "distill", "student": "m", "steps": 400}
+    blocks = yaml_blocks(text, tmp_path)
+    stage = {"name": "s", "kind": "distill", "student": "m", "steps": 400}
     assert [Distill.model_validate(stage | block).controller.kind for block in blocks] == [
-        *("gap", "gap", "gap", "gap", "fixed", "schedule", "gap"),
+        *("gap", "gap", "gap", "gap", "fixed", "schedule"),
     ]
     for member in get_args(get_args(AnyController)[0]):
         assert f"`{get_args(member.model_fields['kind'].annotation)[0]}`" in text
@@ -115,8 +132,8 @@ def test_the_page_on_the_controller_shows_what_a_stage_takes():
 
 def test_the_page_on_teachers_shows_what_a_stage_and_a_script_take(tmp_path, monkeypatch):
     text = (ROOT / "docs" / "teachers.md").read_text()
-    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)]
-    stage = {"name": "s", "run": "distill", "student": "m", "steps": 400}
+    blocks = yaml_blocks(text, tmp_path)
+    stage = {"name": "s", "kind": "distill", "student": "m", "steps": 400}
     stages = [Distill.model_validate(stage | block) for block in blocks]
     assert [len(stage.loaded) for stage in stages] == [1, 0, 1]
     (script,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
@@ -158,7 +175,7 @@ def test_the_page_on_your_own_parts_trains(tmp_path):
         "skills: {copy: {generator: ./tasks.py:copy, levels: [{length: 4}, {length: 5}], held_out: 4}}\n"
         "models: {tiny: {new: llama, config: {hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, "
         f"num_attention_heads: 2}}}}}}\n{rewards}"
-        "stages:\n  - name: learn\n    run: distill\n    student: tiny\n    signals: {policy: {}}\n    steps: 2\n"
+        "stages:\n  - name: learn\n    kind: distill\n    student: tiny\n    signals: {policy: {}}\n    steps: 2\n"
         f"    rollout: {{prompts: 2, completions: 2}}\n    {chosen}"
     )
     assert main(["train", str(tmp_path / "mine.yaml"), "--output", str(tmp_path / "run")]) == 0

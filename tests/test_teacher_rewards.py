@@ -220,7 +220,7 @@ def test_statistics_are_in_the_checkpoint(tmp_path, referee):
         return RLDTrainer(
             model=tiny.model(),
             reward_funcs=[tiny.letters, partial(likelihood, model=referee)],
-            args=RLDConfig(**tiny.options(tmp_path / folder, max_steps=8, save_strategy="steps", save_steps=5)),
+            args=RLDConfig(**tiny.rld_options(tmp_path / folder, max_steps=8, save_strategy="steps", save_steps=5)),
             train_dataset=tiny.rows(128),
             processing_class=tiny.tokenizer(),
         )
@@ -246,8 +246,8 @@ rewards:
   - {use: "teachers:likelihood", weight: 0.2, options: {model: first}}
   - {use: "teachers:judge", weight: 0.2, options: {model: tiny, template: "{question}{completion}:{answer}=", "yes": Y, "no": N}}
 stages:
-  - {name: first, run: sft, model: tiny, steps: 2, batch: 2}
-  - {name: second, run: distill, student: tiny, signals: {policy: {}}, steps: 2, rollout: {prompts: 2, completions: 2}}
+  - {name: first, kind: sft, student: tiny, steps: 2, batch: 2}
+  - {name: second, kind: distill, student: tiny, signals: {policy: {}}, steps: 2, rollout: {prompts: 2, completions: 2}}
 """  # noqa: E501
 TASKS = "def copy(rng):\n    word = ''.join(rng.choices('ab', k=4))\n    return word, word\n"
 

@@ -26,7 +26,7 @@ def test_the_walkthrough_is_the_update(tmp_path):
         model=tiny.model(),
         reward_funcs=tiny.letters,
         args=RLDConfig(
-            **tiny.options(tmp_path, divergence="forward_kl", feature="cosine", teacher_reward=0.3),
+            **tiny.rld_options(tmp_path, divergence="forward_kl", feature="cosine", teacher_reward=0.3),
             signals=["policy", "response", "feature"],
         ),
         train_dataset=tiny.rows(),

@@ -29,6 +29,9 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 _CONTROLLER_KINDS = kinds_of(AnyController)
 
+_STAGE_KEYS = {"trainer"}
+"""Keys of a recipe as well as of a stage which in an arm are the compared stage's."""
+
 _YAML = (".yaml", ".yml")
 
 
@@ -196,14 +199,14 @@ def _split(text: str, separators: str) -> list[str]:
 
 
 def _full_paths(overrides: list[str], base: Recipe) -> list[str]:
-    """Return overrides with full paths: a key that the recipe does not have is one of the compared stage.
+    """Return overrides with full paths: a key that the recipe does not have, and `trainer`, is the stage's.
 
     `controller.kind=` of another kind replaces the stage's controller, before all other overrides; options that all
     controllers have stay as the recipe sets them.
     """
     stage = base.stages[compared_stage_index(base)]
     controller = _controller(stage)
-    prefix, recipe_keys = f"stages.{stage.name}.", list(Recipe.model_fields)
+    prefix, recipe_keys = f"stages.{stage.name}.", [key for key in Recipe.model_fields if key not in _STAGE_KEYS]
     replacing, paths = [], []
     for text in overrides:
         key = re.split("[.=]", text, maxsplit=1)[0]

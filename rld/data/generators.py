@@ -26,7 +26,7 @@ def item_factory(skill: GeneratedSkill | ReasoningGymSkill | FileSkill, folder: 
             return _Generator(registry.load("generators", skill.generator, folder), skill), len(skill.levels)
         case ReasoningGymSkill():
             return _ReasoningGym(skill), len(skill.levels)
-    levels = read_items(registry.find_path(skill.rows, folder) or folder / skill.rows)
+    levels = read_items(registry.find_path(skill.file, folder) or folder / skill.file)
     return _Choice(levels), len(levels)
 
 

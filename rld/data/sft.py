@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 
@@ -17,7 +18,7 @@ Answer = Callable[[Sequence[Row]], list[str]]
 
 
 def sft_dataset(
-    stage: Sft, sources: Mapping[str, SkillRows], skills: Sequence[str], seed: int, chat: bool, answer: Answer | None
+    stage: Sft, sources: Mapping[str, SkillRows], skills: Sequence[str], seed: int, answer: Answer | None
 ) -> Dataset:
     """Return prompts with the completions to learn, the skills mixed in proportion to `stage.shares`.
 
@@ -26,14 +27,13 @@ def sft_dataset(
         sources: The source of each skill.
         skills: The skills to learn.
         seed: The stage's.
-        chat: Whether prompts are chats.
         answer: A teacher that answers rows. None: gold answers are learnt.
 
     Raises:
         DataError: a skill has no gold answers, or the teacher gives none.
     """
     shares = {skill: stage.shares.get(skill, 1.0) for skill in skills}
-    num_rows = stage.num_rows
+    num_rows = stage.rows_in_use
     rows = []
     for skill in skills:
         count = max(1, round(num_rows * shares[skill] / sum(shares.values())))
@@ -41,9 +41,14 @@ def sft_dataset(
             rows += sources[skill].rows(count, seed, gold=True)
         else:
             rows += _answered(skill, sources[skill].rows(count, seed, gold=False), answer, stage.verify)
-    completions = [[{"role": "assistant", "content": row["answer"]}] if chat else row["answer"] for row in rows]
-    learnt = [{"prompt": row["prompt"], "completion": text} for row, text in zip(rows, completions, strict=True)]
-    return Dataset.from_list(learnt).shuffle(seed=seed)
+    return Dataset.from_list([_example(row) for row in rows]).shuffle(seed=seed)
+
+
+def _example(row: Row) -> dict[str, Any]:
+    """Return a row's prompt and the completion to learn, which is a message where the prompt is a chat."""
+    answer = row["answer"]
+    is_chat = not isinstance(row["prompt"], str)
+    return {"prompt": row["prompt"], "completion": [{"role": "assistant", "content": answer}] if is_chat else answer}
 
 
 def _answered(skill: str, rows: list[Row], answer: Answer, verify: bool) -> list[Row]:

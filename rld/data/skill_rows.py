@@ -28,7 +28,9 @@ def skill_rows(recipe: Recipe, folder: Path) -> dict[str, SkillRows]:
     """
     taken: set[str] = set()
     made = {
-        name: SkillRows(name, *item_factory(skill, folder), skill.held_out, recipe.prompts, recipe.seed, taken)
+        name: SkillRows(
+            name, *item_factory(skill, folder), skill.held_out, recipe.skill_prompts(name), recipe.seed, taken
+        )
         for name, skill in recipe.skills.items()
     }
     for source in made.values():  # two skills may ask the same: all hold out before any trains

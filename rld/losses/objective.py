@@ -51,7 +51,7 @@ class ResponseOptions(Protocol):
     """The plain options of the response signal; `RLDConfig` has them. None stands for the default."""
 
     divergence: dict[str, Any] | str | None
-    combine: dict[str, Any] | str | None
+    combine_teachers: dict[str, Any] | str | None
     token_weights: dict[str, Any] | str | None
     response_temperature: float | None
     response_top_k: int | None
@@ -82,7 +82,7 @@ class ResponseObjective:
         weights = options.token_weights
         return cls(
             divergence=divergence,
-            combination=parse_option("combine", AnyCombination, options.combine or "mixture"),
+            combination=parse_option("combine_teachers", AnyCombination, options.combine_teachers or "mixture"),
             temperature=options.response_temperature or options.temperature,
             token_weights=None if weights is None else parse_option("token_weights", AnyTokenWeights, weights),
         )

@@ -66,7 +66,7 @@ def fill_cache(context: RunContext, stage: Distill) -> dict[str, tuple[int, int]
     """
     student, stages = stage.student, {other.name: other for other in context.recipe.stages}
     while student in stages and context.paths.stage_record(student) is None:
-        student = stages[student].trained_model  # an unfinished stage has the tokenizer of the model that it trains
+        student = stages[student].student  # an unfinished stage has the tokenizer of the model that it trains
     args = _arguments(context, stage)
     stream = _stream(context, stage, args)
     stream.together = args.prompts_per_rollout
@@ -123,7 +123,7 @@ def _perturbations(context: RunContext, stage: Distill) -> Perturbations:
     """Return the stage's perturbations, which hold the rewards to train with."""
     rewards = RewardLoader(context)
     return Perturbations(
-        stage.changes,
+        stage.experiment.perturbations,
         context.recipe.rewards,
         rewards.load_all(),
         load=lambda reference: context.models.load(reference, dtype="auto"),

@@ -38,7 +38,7 @@ class ModelLoader:
     def load(
         self,
         reference: str,
-        init: Mapping[str, Any] | None = None,
+        from_pretrained: Mapping[str, Any] | None = None,
         dtype: str = "float32",
         chat_template: str | None = None,
     ) -> Loaded:
@@ -46,7 +46,7 @@ class ModelLoader:
 
         Args:
             reference: A name in `models`, an earlier stage, a hub id or a folder.
-            init: Arguments of `from_pretrained`; they go before those in `models`.
+            from_pretrained: Arguments of transformers' `from_pretrained`; they go before those in `models`.
             dtype: Where neither says it. Weights that AdamW updates in bf16 lose small steps; a GPU computes in bf16
                 through autocast instead. `auto` for weights that are only read: as they were stored.
             chat_template: Takes the place of the tokenizer's own.
@@ -58,7 +58,7 @@ class ModelLoader:
         if isinstance(spec, NewModel):
             return self._new(reference, spec)
         try:
-            arguments = {"dtype": dtype, **options, **(init or {})}
+            arguments = {"dtype": dtype, **options, **(from_pretrained or {})}
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(spec, **arguments)
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(spec, padding_side="left")
         except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
@@ -71,7 +71,7 @@ class ModelLoader:
             tokenizer.pad_token = tokenizer.eos_token
         if chat_template is not None:
             tokenizer.chat_template = chat_template
-        if self._recipe.prompts.style == "chat" and tokenizer.chat_template is None:
+        if self._recipe.prompt_style == "chat" and tokenizer.chat_template is None:
             fix = "use plain, or for a teacher set its chat_template"
             raise RecipeError(f"{self._source}: prompts.style: {spec!r} has no chat template; {fix}")
         return model, tokenizer
@@ -83,8 +83,9 @@ class ModelLoader:
         spec = self._recipe.models.get(reference, reference)
         if isinstance(spec, NewModel):
             return spec, {}
-        path, init = (spec.path, dict(spec.init)) if isinstance(spec, PretrainedModel) else (spec, {})
-        return self.path(path), init
+        if isinstance(spec, PretrainedModel):
+            return self.path(spec.path), dict(spec.from_pretrained)
+        return self.path(spec), {}
 
     def _new(self, reference: str, spec: NewModel) -> Loaded:
         """A model with random weights, and the recipe's character tokenizer."""

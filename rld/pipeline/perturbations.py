@@ -12,7 +12,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from rld.pipeline.model_loading import Loaded
-from rld.recipe.perturbations import AnyChange, LevelShift, RewardChange, SkillJoins, SkillLeaves, TeacherChange
+from rld.recipe.perturbations import AnyPerturbation, LevelShift, RewardChange, SkillJoins, SkillLeaves, TeacherChange
 from rld.recipe.plugins import RewardSpec
 from rld.rollout.rewards import callable_name
 from rld.trainer.rld_trainer import RLDTrainer
@@ -55,7 +55,7 @@ class Perturbations(TrainerCallback):
 
     def __init__(
         self,
-        planned: Sequence[AnyChange],
+        planned: Sequence[AnyPerturbation],
         specs: Sequence[RewardSpec],
         rewards: Sequence[Callable[..., Any]],
         load: Callable[[str], Loaded],
@@ -88,7 +88,7 @@ class Perturbations(TrainerCallback):
                 event = Event(state.global_step, "change", skill, f"{about} {what}", "planned", "the stage's changes")
                 self.trainer.events.append(event)
 
-    def _make(self, change: AnyChange) -> tuple[str, str]:
+    def _make(self, change: AnyPerturbation) -> tuple[str, str]:
         """Make a change; returns what changed, and how."""
         match change:
             case TeacherChange():

@@ -51,9 +51,7 @@ class RewardLoader:
 
     def load_audit(self, stage: Distill) -> Reward | None:
         """Return the reward that checks on the first one; None where nothing does."""
-        return (
-            None if stage.audit is None else self.load(RewardSpec(use=stage.audit.reward, options=stage.audit.options))
-        )
+        return None if stage.audit is None else self.load(RewardSpec(use=stage.audit.use, options=stage.audit.options))
 
     def _model(self, name: str) -> Loaded:
         if name not in self._models:

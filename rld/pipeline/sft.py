@@ -38,17 +38,16 @@ def dry_run(context: RunContext, stage: Sft) -> None:
 def run(context: RunContext, stage: Sft) -> None:
     """Run the stage, from its last checkpoint on."""
     set_seed(context.seed(stage.name))
-    model, tokenizer = context.models.load(stage.model)
-    before = context.earlier_evaluation(stage.model) or context.evaluator.evaluate(model, tokenizer)
+    model, tokenizer = context.models.load(stage.student)
+    before = context.earlier_evaluation(stage.student) or context.evaluator.evaluate(model, tokenizer)
     skip_unlabelled_positions()
-    chat = context.recipe.prompts.style == "chat"
     answer = None if stage.teacher is None else functools.partial(_answers, context, stage.teacher)
     with context.mistakes_in(stage):
         trainer = _SFTTrainer(
             model,
             _arguments(context, stage),
             train_dataset=sft_dataset(
-                stage, context.skill_rows, context.skills(stage), context.seed(stage.name), chat, answer
+                stage, context.skill_rows, context.skills(stage), context.seed(stage.name), answer
             ),
             processing_class=tokenizer,
             peft_config=lora_config(stage.lora),

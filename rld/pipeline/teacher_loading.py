@@ -67,7 +67,7 @@ class TeacherLoader:
     def probe(self, teacher: Teacher, spec: TeacherSpec | ServedTeacher, skills: Sequence[str]) -> ProbedTeacher:
         """Score a teacher on the held-out rows, and count on which probing prompts of each skill it is correct."""
         context = self._context
-        rows: list[Row] = [row for skill in skills for row in context.skill_rows[skill].probe(spec.probe)]
+        rows: list[Row] = [row for skill in skills for row in context.skill_rows[skill].probe(spec.probe_prompts)]
         evaluation = None
         if isinstance(spec, TeacherSpec) and spec.adapter is None:
             evaluation = context.earlier_evaluation(spec.model)
@@ -114,7 +114,7 @@ class TeacherLoader:
                 spec.url,
                 name,
                 spec.top_k,
-                patience=spec.patience,
+                timeout_seconds=spec.timeout_seconds,
                 token_variable=spec.token_variable,
                 fingerprint=spec.fingerprint,
             )
@@ -144,7 +144,7 @@ class TeacherLoader:
         """Return a teacher whose weights are on this machine."""
         models = self._context.models
         if spec.base not in self._bases:
-            self._bases[spec.base] = models.load(spec.model, spec.init, "auto", spec.chat_template)
+            self._bases[spec.base] = models.load(spec.model, spec.from_pretrained, "auto", spec.chat_template)
         model, tokenizer = self._bases[spec.base]
         return Teacher(
             model,

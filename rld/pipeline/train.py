@@ -50,7 +50,7 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool) -> int:
             for stage in recipe.stages:
                 done = run.paths.stage_record(stage.name)
                 if done is None:
-                    stage(run)
+                    stage.run(run)
                 else:
                     run.skip(done)
                 writer.write("running")
@@ -120,7 +120,9 @@ def cache_teachers(recipe: Recipe, source: Path, output: Path) -> int:
     run = RunContext(recipe, source, output, resume=True)
     stages = [stage for stage in recipe.stages if stage.has_cache]
     if not stages:
-        raise RecipeError(f"{source}: no stage has a cache; set cache.folder, and rollout.gold to rollout.completions")
+        raise RecipeError(
+            f"{source}: no stage has a cache; set cache.folder, and rollout.gold_completions to rollout.completions"
+        )
     for stage in stages:
         for name, (size, num_read) in stage.fill_cache(run).items():
             Console().print(

@@ -59,15 +59,16 @@ def distillation_arguments(stage: Distill) -> dict[str, Any]:
         "max_steps": stage.steps,
         "num_generations": rollout.completions,
         "temperature": rollout.temperature,
-        "gold": rollout.gold,
+        "gold_completions": rollout.gold_completions,
         "gate": stage.gate,
-        "teach_on": stage.teach_on,
+        "distill_on": stage.distill_on,
     }
     if signals.response is not None:
         response = signals.response
-        options |= {"divergence": response.divergence.model_dump(), "combine": response.combine.model_dump()}
+        options["divergence"] = response.divergence.model_dump()
+        options["combine_teachers"] = response.combine_teachers.model_dump()
         options |= {"response_temperature": response.temperature, "response_top_k": response.top_k}
-        options["token_weights"] = response.tokens and response.tokens.model_dump()
+        options["token_weights"] = response.token_weights and response.token_weights.model_dump()
     if signals.feature is not None:
         options["feature"] = signals.feature.loss.model_dump()
     if signals.policy is not None:

@@ -24,7 +24,7 @@ _UNIONS: dict[str, Any] = {
     "controllers": AnyController,
     "divergences": AnyDivergence,
     "combinations": AnyCombination,
-    "tokens": AnyTokenWeights,
+    "token_weights": AnyTokenWeights,
     "features": AnyFeature,
     "stages": AnyStage,
 }

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+from rld.recipe import reserved_options, third_party_options
 from rld.recipe.document import RecipeDocument, RecipeProblem
 from rld.recipe.models import AnyModel
 from rld.recipe.names import RecipeNames, check_member, items
+from rld.recipe.option_checks import check_options
 from rld.recipe.plugins import RewardSpec
 from rld.recipe.skills import AnySkill
 from rld.recipe.stages import AnyStage
+from rld.recipe.stages.base import Stage
 from rld.utils.options import member_of
 
 
 def problems(document: RecipeDocument) -> Iterator[RecipeProblem]:
     """Yield every mistake in how a recipe's parts fit together and in what they name."""
     names, tree = RecipeNames(document), document.tree
-    match tree:
-        case {"tokenizer": dict(), "prompts": {"style": "chat"}}:
-            yield names.problem(("prompts", "style"), " cannot be chat: a tokenizer of characters has no chat template")
+    yield from _check_chats(names)
+    yield from _check_trainer(names)
     for key, model in items(tree.get("models")):
         if isinstance(model, str):
             yield from names.weights(("models", key), model, [])
@@ -34,5 +37,33 @@ def problems(document: RecipeDocument) -> Iterator[RecipeProblem]:
 
 def _first_use_of_rewards(names: RecipeNames) -> int:
     """Return how many stages have run when a reward is first asked."""
-    kinds = [member_of(AnyStage, stage) for stage in names.stages]
-    return next((i for i, kind in enumerate(kinds) if getattr(kind, "uses_rewards", False)), len(kinds))
+    kinds = list(map(_stage_class, names.stages))
+    return next((i for i, kind in enumerate(kinds) if kind is not None and kind.uses_rewards), len(kinds))
+
+
+def _check_chats(names: RecipeNames) -> Iterator[RecipeProblem]:
+    """Check that a tokenizer of characters gets no chats."""
+    tree = names.document.tree
+    owners = [((), tree), *((("skills", name), skill) for name, skill in items(tree.get("skills")))]
+    for loc, owner in owners if isinstance(tree.get("tokenizer"), dict) else ():
+        match owner:
+            case {"prompts": {"style": "chat"}}:
+                where = (*loc, "prompts", "style")
+                yield names.problem(where, " cannot be chat: a tokenizer of characters has no chat template")
+
+
+def _check_trainer(names: RecipeNames) -> Iterator[RecipeProblem]:
+    """Check the trainer options that stages share: one stage's trainer at least has each of them."""
+    kinds = [kind for kind in map(_stage_class, names.stages) if kind is not None]
+    all_fields = [third_party_options.trainer_fields(*kind.trainer_class) for kind in kinds]
+    fields: third_party_options.Fields = {}
+    for some in all_fields:
+        fields |= some or {}
+    reserved = reserved_options.TRAINER | {key: fix for kind in kinds for key, fix in kind.reserved.items()}
+    known = fields if all_fields and None not in all_fields else None
+    yield from check_options(names, ("trainer",), names.document.tree.get("trainer"), known, reserved)
+
+
+def _stage_class(stage: Mapping[Any, Any]) -> type[Stage] | None:
+    kind = member_of(AnyStage, stage)
+    return kind if kind is not None and issubclass(kind, Stage) else None

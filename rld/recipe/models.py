@@ -42,8 +42,8 @@ class PretrainedModel(FrozenOptions):
 
     path: str
     """A hub id or a folder."""
-    init: dict[str, Any] = {}
-    """Arguments of `from_pretrained`, such as dtype or attn_implementation."""
+    from_pretrained: dict[str, Any] = {}
+    """Arguments of transformers' `from_pretrained`, such as dtype or attn_implementation."""
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:

@@ -83,7 +83,7 @@ class RecipeNames:
     def num_levels(self, skill: str) -> int | None:
         """Return how many levels a skill has; None where the recipe does not show it."""
         spec = dict(items(self.document.tree.get("skills"))).get(skill)
-        if not isinstance(spec, dict) or "rows" in spec:
+        if not isinstance(spec, dict) or "file" in spec:
             return None
         levels = spec.get("levels", [{}])
         return len(levels) if isinstance(levels, list) else None
@@ -146,7 +146,7 @@ class RecipeNames:
     def tokenizer_file(self, name: Any) -> Path | None:
         """Return where the tokenizer of the model that `name` refers to is stored; a stage has that of its student."""
         for stage in reversed(self.stages):
-            name = stage.get("student", stage.get("model")) if name == stage.get("name") else name
+            name = stage.get("student") if name == stage.get("name") else name
         models = dict(items(self.document.tree.get("models")))
         match models.get(name, name) if isinstance(name, str) else None:
             case str(path) | {"path": str(path)}:

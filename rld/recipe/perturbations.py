@@ -1,4 +1,4 @@
-"""Perturbations: what changes on purpose while a stage trains, to see how a controller reacts."""
+"""Experiments on a controller: what changes on purpose while a stage trains."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Field, Tag
 
 from rld.recipe.document import Loc, RecipeProblem
-from rld.recipe.names import RecipeNames, items
+from rld.recipe.names import RecipeNames, check_member, items
 from rld.recipe.option_checks import check_use
 from rld.utils.options import FrozenOptions, union_by_key
 from rld.utils.suggestions import hint
 
 
-class _Change(FrozenOptions):
+class _Perturbation(FrozenOptions):
     at: int = Field(ge=0)
     """Optimiser steps after which it happens; 0: from the start."""
 
@@ -26,7 +26,7 @@ class _Change(FrozenOptions):
             yield names.problem((*loc, "at"), f" is {at}, but the stage ends after {steps} steps")
 
 
-class TeacherChange(_Change):
+class TeacherChange(_Perturbation):
     """A teacher gets other weights, or leaves."""
 
     teacher: str
@@ -52,7 +52,7 @@ class TeacherChange(_Change):
                 yield names.problem(where, ": a teacher can't change with a feature signal")
 
 
-class RewardChange(_Change):
+class RewardChange(_Perturbation):
     """A reward starts to pay for something else, to count otherwise, or to err."""
 
     reward: str
@@ -74,7 +74,7 @@ class RewardChange(_Change):
         yield from check_use("rewards", names, loc, raw, "becomes")
 
 
-class SkillJoins(_Change):
+class SkillJoins(_Perturbation):
     """A skill is not asked before this step, and is from then on. Prompts are drawn up to two updates ahead."""
 
     joins: str
@@ -87,7 +87,7 @@ class SkillJoins(_Change):
         yield from _check_skill(names, (*loc, "joins"), raw.get("joins"))
 
 
-class SkillLeaves(_Change):
+class SkillLeaves(_Perturbation):
     """A skill is no longer asked. Prompts are drawn up to two updates ahead."""
 
     leaves: str
@@ -100,7 +100,7 @@ class SkillLeaves(_Change):
         yield from _check_skill(names, (*loc, "leaves"), raw.get("leaves"))
 
 
-class LevelShift(_Change):
+class LevelShift(_Perturbation):
     """A skill becomes easier or harder, unseen by the curriculum. Prompts are drawn up to two updates ahead."""
 
     skill: str
@@ -119,7 +119,7 @@ class LevelShift(_Change):
                 yield names.problem((*loc, "levels", i), f" is {level}, but the last level of {skill!r} is {last}")
 
 
-AnyChange = Annotated[
+AnyPerturbation = Annotated[
     Annotated[TeacherChange, Tag("TeacherChange")]
     | Annotated[RewardChange, Tag("RewardChange")]
     | Annotated[SkillJoins, Tag("SkillJoins")]
@@ -133,6 +133,19 @@ AnyChange = Annotated[
         custom_error_message="should have one of the keys 'teacher', 'reward', 'joins', 'leaves' and 'skill'",
     ),
 ]
+
+
+class ExperimentSpec(FrozenOptions):
+    """What is done to a stage on purpose: an instrument to study controllers with, not to train with."""
+
+    perturbations: list[AnyPerturbation] = []
+    """What changes while the stage trains, in any order."""
+
+    @classmethod
+    def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
+        """Check each perturbation."""
+        for i, perturbation in items(raw.get("perturbations")) if isinstance(raw, dict) else ():
+            yield from check_member(AnyPerturbation, names, (*loc, "perturbations", i), perturbation)
 
 
 def _check_skill(names: RecipeNames, loc: Loc, skill: Any) -> Iterator[RecipeProblem]:

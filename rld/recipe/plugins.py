@@ -49,8 +49,8 @@ class AuditSpec(FrozenOptions):
     retained.
     """
 
-    reward: str
-    """A shipped reward as file:function, or your own as ./file.py:function; it gives 1 to a right answer."""
+    use: str
+    """A shipped reward as file:function, or your own as ./file.py:function; it gives 1 to a correct answer."""
     options: dict[str, Any] = {}
     """Keyword arguments of the function."""
     share: float = Field(0.1, gt=0, le=1)
@@ -59,4 +59,4 @@ class AuditSpec(FrozenOptions):
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
         """Check the function and its options."""
-        yield from check_use("rewards", names, loc, raw, "reward")
+        yield from check_use("rewards", names, loc, raw)

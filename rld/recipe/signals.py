@@ -32,9 +32,9 @@ class ResponseSignal(FrozenOptions):
     """Match the teachers' token distributions."""
 
     divergence: AnyDivergence = JSD()
-    combine: AnyCombination = Mixture()
+    combine_teachers: AnyCombination = Mixture()
     """How several teachers become one target."""
-    tokens: AnyTokenWeights | None = None
+    token_weights: AnyTokenWeights | None = None
     """How much each token counts. None: all alike."""
     temperature: float | None = Field(None, gt=0)
     """Temperature of both distributions. None: the rollout's."""
@@ -62,7 +62,7 @@ class SignalSpecs(FrozenOptions):
             weight = self.policy.teacher_reward
             words.append("policy" + (f" (teacher-scored reward x {weight:g})" if weight else ""))
         if self.response is not None and num_teachers:
-            combination = f", {self.response.combine.kind} of teachers" if num_teachers > 1 else ""
+            combination = f", {self.response.combine_teachers.kind} of teachers" if num_teachers > 1 else ""
             words.append(f"response ({self.response.divergence.kind}{combination})")
         if self.feature is not None:
             words.append(f"feature ({self.feature.loss.kind})")

@@ -109,8 +109,8 @@ class Sizes:
     def dtype(self, teacher: TeacherSpec) -> str:
         """Return the type of a teacher's weights."""
         model = self.models.get(teacher.model)
-        options = model.init if isinstance(model, PretrainedModel) else {}
-        return str({**options, **teacher.init}.get("dtype", "float32"))
+        options = model.from_pretrained if isinstance(model, PretrainedModel) else {}
+        return str({**options, **teacher.from_pretrained}.get("dtype", "float32"))
 
     def _config(self, reference: str) -> dict[str, Any] | None:
         model = self.models.get(reference, reference)

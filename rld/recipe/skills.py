@@ -43,6 +43,8 @@ class Prompts(FrozenOptions):
 class _Skill(FrozenOptions):
     held_out: int = Field(100, ge=0)
     """Rows that no training sees and every score is measured on. 0: the skill is trained on, and never scored."""
+    prompts: Prompts | None = None
+    """How its questions become prompts, in the style of all other skills. None: as the recipe's `prompts` says."""
 
     @property
     def origin(self) -> str:
@@ -114,13 +116,13 @@ class ReasoningGymSkill(_Skill):
 class FileSkill(_Skill):
     """Rows from a JSON Lines or CSV file with columns `question`, `answer` and, where it has them, `level`."""
 
-    rows: str
+    file: str
     """The file, relative to the recipe."""
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
         """Check that the file is there, in a format that can be read."""
-        name, where = raw.get("rows"), (*loc, "rows")
+        name, where = raw.get("file"), (*loc, "file")
         if not isinstance(name, str):
             return
         path = registry.find_path(name, names.folder)
@@ -132,7 +134,7 @@ class FileSkill(_Skill):
 
     @property
     def origin(self) -> str:
-        return self.rows
+        return self.file
 
 
 AnySkill = Annotated[
@@ -140,8 +142,8 @@ AnySkill = Annotated[
     | Annotated[ReasoningGymSkill, Tag("ReasoningGymSkill")]
     | Annotated[FileSkill, Tag("FileSkill")],
     Discriminator(
-        union_by_key(generator=GeneratedSkill, reasoning_gym=ReasoningGymSkill, rows=FileSkill),
+        union_by_key(generator=GeneratedSkill, reasoning_gym=ReasoningGymSkill, file=FileSkill),
         custom_error_type="unknown_kind",
-        custom_error_message="should be a mapping with one of the keys 'generator', 'reasoning_gym' and 'rows'",
+        custom_error_message="should be a mapping with one of the keys 'generator', 'reasoning_gym' and 'file'",
     ),
 ]

@@ -24,8 +24,8 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 class _Teacher(FrozenOptions):
     skills: list[str] | None = None
     """The skills that it teaches. None: wherever it proves better than the student."""
-    probe: int = Field(32, ge=0)
-    """Training prompts per skill that it answers before the stage, which show where it is right. 0: trust it."""
+    probe_prompts: int = Field(32, ge=0)
+    """Training prompts per skill that it answers before the stage, which show where it is correct. 0: trust it."""
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
@@ -51,8 +51,8 @@ class ServedTeacher(_Teacher):
     """Tokens that it names at each place; all others are one outcome."""
     optional: bool = False
     """Whether training goes on without it when it stops answering. Otherwise the run stops, and `--resume` goes on."""
-    patience: float = Field(60.0, gt=0)
-    """Seconds for which it is asked again before it counts as down."""
+    timeout_seconds: float = Field(60.0, gt=0)
+    """How long it is asked again before it counts as down."""
     token_variable: str = "RLD_TEACHER_TOKEN"
     """The environment variable with its bearer token, if it wants one."""
     fingerprint: str | None = None
@@ -68,10 +68,10 @@ class TeacherSpec(_Teacher):
 
     model: str
     """A name in `models`, an earlier stage, a hub id or a folder."""
-    init: dict[str, Any] = {}
-    """Arguments of `from_pretrained`, such as dtype, device_map or quantization_config (a mapping)."""
+    from_pretrained: dict[str, Any] = {}
+    """Arguments of transformers' `from_pretrained`, such as dtype, device_map or quantization_config (a mapping)."""
     adapter: str | None = None
-    """A folder or hub id of a PEFT adapter on the model. Teachers with the same model and init share its weights."""
+    """A folder or hub id of a PEFT adapter on the model. Teachers with the same model, loaded alike, share weights."""
     offload: bool = False
     """Whether the weights rest in CPU memory and are on the GPU only while the teacher scores: slower, and smaller."""
     align: Align | None = None
@@ -88,7 +88,7 @@ class TeacherSpec(_Teacher):
         yield from super().check(names, loc, raw)
         yield from _check_tokenizer(names, loc, raw)
         match raw:
-            case {"offload": True, "init": {"device_map": _} | {"quantization_config": _}}:
+            case {"offload": True, "from_pretrained": {"device_map": _} | {"quantization_config": _}}:
                 reason = "a model with device_map or quantization_config stays where it was loaded"
                 yield names.problem((*loc, "offload"), f" cannot be true: {reason}")
 
@@ -99,7 +99,7 @@ class TeacherSpec(_Teacher):
     @property
     def base(self) -> str:
         """The same for teachers that share one copy of a model's weights."""
-        return json.dumps([self.model, self.init, self.chat_template], sort_keys=True, default=str)
+        return json.dumps([self.model, self.from_pretrained, self.chat_template], sort_keys=True, default=str)
 
 
 AnyTeacher = Annotated[

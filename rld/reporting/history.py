@@ -160,7 +160,7 @@ class PlannedStage(_FileRecord):
     """What the report needs of a stage in `recipe.json`."""
 
     name: str
-    run: str
+    kind: str
     steps: int
     teachers: dict[str, Any] = {}
 

@@ -127,7 +127,7 @@ def _stages(history: RunHistory) -> str:
             scores = [f"{fmean(scores.values()):.3f}" for scores in (stage.result.before, stage.result.after)]
             cells = [_time(stage.result.seconds), number(stage.result.flops), "done", *scores]
             seconds, flops = seconds + stage.result.seconds, flops + stage.result.flops
-        rows.append([name, escape(stage.plan.run), str(stage.plan.steps), *cells])
+        rows.append([name, escape(stage.plan.kind), str(stage.plan.steps), *cells])
     heads = [("stage", "left"), ("kind", "left"), ("steps", ""), ("time", ""), ("FLOPs", ""), ("state", "left")]
     heads += [("mean score before", ""), ("after", "")]
     return f"<h2>Stages</h2>{scrolling(table(heads, rows))}"
@@ -174,7 +174,7 @@ def _stage(history: RunHistory, index: int, colours: Colours) -> str:
     stage = history.stages[index]
     if not stage.metrics:
         return ""
-    about = f"kind: {stage.plan.run}"
+    about = f"kind: {stage.plan.kind}"
     if stage.plan.teachers:
         about += f"; teachers: {', '.join(stage.plan.teachers)}"
     head = f'<h2 id="stage{index}">{escape(stage.plan.name)}<small>{escape(about)}</small></h2>'

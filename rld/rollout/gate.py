@@ -231,7 +231,7 @@ class TeacherGate:
             warnings.warn(
                 f"teacher '{teacher.name}' answered none of its first {failures} prompts correctly, so it has taught "
                 "nothing; if the first reward, or the audit's, does not give 1 to a correct answer, use one that does, "
-                "or set gate to skill",
+                "or set gate to off",
                 stacklevel=2,
             )
             failures = -1

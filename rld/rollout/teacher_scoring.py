@@ -38,7 +38,7 @@ class TeacherScoringOptions:
     Attributes:
         combination: How several teachers become one target.
         teacher_reward: Weight of the teacher-scored reward; 0: there is none.
-        teach_on: The completions that teachers teach on, `all` or `failed`.
+        distill_on: The completions that teachers teach on, `all` or `failed_completions`.
         rows_per_forward: Completions per forward of a teacher, about.
         temperature: The rollout's.
         has_policy: Whether the policy signal takes part.
@@ -46,7 +46,7 @@ class TeacherScoringOptions:
 
     combination: AnyCombination
     teacher_reward: float
-    teach_on: str
+    distill_on: str
     rows_per_forward: int
     temperature: float
     has_policy: bool
@@ -177,7 +177,7 @@ class TeacherScoring:
 
     def _may_teach(self, record: RolloutRecord, device: torch.device) -> Tensor:
         """Return which completions teachers may teach on, `[B]` bool: all, or those that the verifier fails."""
-        if self.options.teach_on == "all":
+        if self.options.distill_on == "all":
             return torch.ones(len(record.rows), dtype=torch.bool, device=device)
         assert record.rewards_AR is not None
         return ~record.share(successes(record.rewards_AR))

@@ -29,7 +29,7 @@ _CONNECT_TIMEOUT = 10.0
 """Seconds."""
 
 _READ_TIMEOUT = 300.0
-"""Seconds without a byte, or `patience` where that is more; a large teacher may take minutes for a rollout."""
+"""Seconds without a byte, or `timeout_seconds` where that is more; a large teacher may take minutes for a rollout."""
 
 
 def bearer_token(variable: str = TOKEN) -> str | None:
@@ -57,15 +57,15 @@ class HttpClient:
     Args:
         url: The server's address.
         name: The teacher's name in errors. None: the server's host and port.
-        patience: Seconds after the first failure until the server counts as down.
+        timeout_seconds: Seconds after the first failure until the server counts as down.
         token_variable: The environment variable with the bearer token.
 
     Raises:
         TeacherError: the address is no URL.
     """
 
-    def __init__(self, url: str, name: str | None, *, patience: float, token_variable: str) -> None:
-        self.url, self.patience, self._token_variable = url, patience, token_variable
+    def __init__(self, url: str, name: str | None, *, timeout_seconds: float, token_variable: str) -> None:
+        self.url, self.timeout_seconds, self._token_variable = url, timeout_seconds, token_variable
         try:
             self.name = name or httpx2.URL(url).netloc.decode()
         except (httpx2.InvalidURL, UnicodeError) as error:
@@ -89,7 +89,7 @@ class HttpClient:
         """Repeat a call until it succeeds.
 
         Raises:
-            TeacherDown: it did not succeed in `patience` seconds after the first failure.
+            TeacherDown: it did not succeed in `timeout_seconds` seconds after the first failure.
             TeacherError: the server refuses the request.
         """
         deadline, pause = math.inf, _FIRST_PAUSE
@@ -97,10 +97,10 @@ class HttpClient:
             result = self._try(method, url, **content)
             if not isinstance(result, _Failure):
                 return result
-            deadline = min(deadline, time.monotonic() + self.patience)
+            deadline = min(deadline, time.monotonic() + self.timeout_seconds)
             left = deadline - time.monotonic()
             if left <= 0:
-                reason = f"no answer for {self.patience:g} s; the last try ended with {result.reason}"
+                reason = f"no answer for {self.timeout_seconds:g} s; the last try ended with {result.reason}"
                 raise self.error(reason, TeacherDown)
             # A random pause, so that clients which failed at the same time come back at different times.
             wait = max(result.retry_after, pause * random.Random().uniform(0.5, 1.0))
@@ -134,7 +134,7 @@ class HttpClient:
             if self._client is None:
                 token = bearer_token(self._token_variable)
                 headers = {"Authorization": f"Bearer {token}"} if token else {}
-                timeout = httpx2.Timeout(max(_READ_TIMEOUT, self.patience), connect=_CONNECT_TIMEOUT)
+                timeout = httpx2.Timeout(max(_READ_TIMEOUT, self.timeout_seconds), connect=_CONNECT_TIMEOUT)
                 self._client = httpx2.Client(headers=headers, timeout=timeout)
             return self._client
 

@@ -1,7 +1,7 @@
 """Teachers on a server: `rld serve-teacher`, or an OpenAI-compatible endpoint with vLLM's `prompt_logprobs`.
 
-A call is repeated while the server does not answer, is full or is broken, and raises `TeacherDown` after `patience`
-seconds. A request that the server refuses raises `TeacherError` at once.
+A call is repeated while the server does not answer, is full or is broken, and raises `TeacherDown` after
+`timeout_seconds`. A request that the server refuses raises `TeacherError` at once.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def remote_teacher(
     name: str | None = None,
     top_k: int = 64,
     *,
-    patience: float = 60.0,
+    timeout_seconds: float = 60.0,
     token_variable: str = TOKEN,
     fingerprint: str | None = None,
 ) -> LogprobSource:
@@ -52,14 +52,16 @@ def remote_teacher(
         url: The address of an `rld serve-teacher`; one that ends in `/v1` is an OpenAI-compatible endpoint.
         name: Its name in errors. None: its host and port.
         top_k: Number of named tokens, 1 to 255.
-        patience: Seconds that it may fail to answer, from the first failure on, before it counts as down. A call that
-            gets no byte for five minutes, or `patience` if that is longer, has failed.
+        timeout_seconds: How long it may fail to answer, from the first failure on, before it counts as down. A call
+            that gets no byte for five minutes, or `timeout_seconds` if that is longer, has failed.
         token_variable: The environment variable with the bearer token, if the server asks for one.
         fingerprint: The fingerprint of the weights that it must have. None: of those that it starts with.
     """
     url = url.rstrip("/")
     kind = OpenAIServer if url.endswith("/v1") else RldServer
-    return kind(HttpClient(url, name, patience=patience, token_variable=token_variable), top_k, fingerprint)
+    return kind(
+        HttpClient(url, name, timeout_seconds=timeout_seconds, token_variable=token_variable), top_k, fingerprint
+    )
 
 
 class _Server(LogprobSource):

@@ -214,7 +214,7 @@ def serve(model: str, adapter: str | None, dtype: str, *, host: str, port: int) 
         raise TeacherError(
             f"--host {host}: others could reach it; set a bearer token in the environment variable {TOKEN}"
         )
-    teacher = Teacher(model, adapter=adapter, init={"dtype": dtype})
+    teacher = Teacher(model, adapter=adapter, from_pretrained={"dtype": dtype})
     teacher.find_tokenizer()
     source = LocalLogprobs(teacher, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     try:

@@ -60,7 +60,8 @@ class Teacher:
         verified: Per skill, the number of probe prompts that it answered correctly, and the number of all. A skill that
             is not listed was not probed.
         tokenizer: Its tokenizer. None: loaded from the model's path.
-        init: Arguments of `from_pretrained`, such as dtype, device_map or quantization_config (a mapping will do).
+        from_pretrained: Arguments of transformers' `from_pretrained`, such as dtype, device_map or
+            quantization_config (a mapping will do).
         align: How a teacher with another tokenizer teaches: by the likelihood of spans of text at whose ends both
             tokenizers end a token, or by the tokens that both vocabularies have and the shape of the rest. None: it has
             the student's tokenizer.
@@ -77,7 +78,7 @@ class Teacher:
     skills: Sequence[str] | None = None
     verified: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     tokenizer: PreTrainedTokenizerBase | None = None
-    init: Mapping[str, Any] = field(default_factory=dict)
+    from_pretrained: Mapping[str, Any] = field(default_factory=dict)
     align: Align | None = None
     chat_template: str | None = None
     adapter: str | None = None
@@ -171,7 +172,7 @@ class Teacher:
             if self.model.startswith((".", "/", "~")) and not Path(self.model).expanduser().is_dir():
                 raise self._error(f"there is no folder {self.model}")
             try:
-                self.model = AutoModelForCausalLM.from_pretrained(self.model, **self.init)
+                self.model = AutoModelForCausalLM.from_pretrained(self.model, **self.from_pretrained)
             except (OSError, ValueError, TypeError, ImportError) as error:
                 first_line = str(error).strip().splitlines()[0]
                 raise self._error(f"cannot load {self.model!r}: {first_line}") from error
@@ -345,5 +346,5 @@ def share_base_models(teachers: Iterable[Teacher]) -> None:
     firsts: dict[str, Teacher] = {}
     for teacher in teachers:
         if isinstance(teacher.model, str):
-            first = firsts.setdefault(repr((teacher.model, sorted(teacher.init.items()))), teacher)
+            first = firsts.setdefault(repr((teacher.model, sorted(teacher.from_pretrained.items()))), teacher)
             teacher.model = first.load_base()

@@ -83,8 +83,8 @@ class JointLoss:
             )
         if rule.needs_one_vocabulary and any(align) and len(align) > 1:
             raise RecipeError(
-                f"combine: {rule.kind} compares the teachers' probabilities token by token, and a teacher with another "
-                "tokenizer (align) has other tokens; use mixture, sum, route or best_of"
+                f"combine_teachers: {rule.kind} compares the teachers' probabilities token by token, and a teacher "
+                "with another tokenizer (align) has other tokens; use mixture, sum, route or best_of"
             )
         if weights is not None and "likelihood" in align:
             raise RecipeError(

@@ -38,7 +38,7 @@ class RLDConfig(GRPOConfig):
         default=None,
         metadata={"help": "Loss of the feature signal: a kind, or a mapping of kind and options. None: cosine."},
     )
-    combine: dict[str, Any] | str | None = field(
+    combine_teachers: dict[str, Any] | str | None = field(
         default=None,
         metadata={"help": "How several teachers become one target: a kind, or kind and options. None: mixture."},
     )
@@ -55,17 +55,18 @@ class RLDConfig(GRPOConfig):
         metadata={"help": "Match the target's likeliest tokens, and all others as one. None: the whole vocabulary."},
     )
     gate: str = field(
-        default="skill",
+        default="per_prompt",
         metadata={
-            "help": "`prompt`: a teacher teaches on the prompts that it answers correctly, as judged by a first reward "
-            "that gives 1 to correct answers. `skill`: wherever the controller gives it weight."
+            "help": "`per_prompt`: a teacher teaches on the prompts that it answers correctly, as judged by a first "
+            "reward that gives 1 to correct answers. `off`, and without such a reward: wherever the controller gives "
+            "it weight."
         },
     )
-    teach_on: str = field(
+    distill_on: str = field(
         default="all",
-        metadata={"help": "`all` completions, or those that `failed`: the first reward does not give them 1."},
+        metadata={"help": "`all` completions, or `failed_completions`: the first reward does not give them 1."},
     )
-    gold: int = field(
+    gold_completions: int = field(
         default=0,
         metadata={"help": "Completions of each prompt that are its gold answer instead of the student's own."},
     )
@@ -94,14 +95,14 @@ class RLDConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         # TRL refuses groups of one, for which it knows no advantages; gold answers are not compared with one another.
-        is_alone = self.gold == self.num_generations == 1
+        is_alone = self.gold_completions == self.num_generations == 1
         self.num_generations = 2 if is_alone else self.num_generations
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.num_generations = 1 if is_alone else self.num_generations
         self._check_signals()
         self._check_gold()
-        _require_choice("gate", self.gate, ("prompt", "skill"))
-        _require_choice("teach_on", self.teach_on, ("all", "failed"))
+        _require_choice("gate", self.gate, ("per_prompt", "off"))
+        _require_choice("distill_on", self.distill_on, ("all", "failed_completions"))
         _require_choice("teacher_reward_form", self.teacher_reward_form, ("additive", "sign_preserving"))
         _require("teacher_reward", self.teacher_reward, self.teacher_reward >= 0, "at least 0")
         if self.teacher_reward_form == "sign_preserving":
@@ -121,9 +122,9 @@ class RLDConfig(GRPOConfig):
             _require_choice("signals", name, SIGNALS)
 
     def _check_gold(self) -> None:
-        is_possible = 0 <= self.gold <= (self.num_generations or 0)
-        _require("gold", self.gold, is_possible, "at least 0 and at most num_generations")
-        if self.gold == self.num_generations and (self.signals is None or "policy" in self.signals):
+        is_possible = 0 <= self.gold_completions <= (self.num_generations or 0)
+        _require("gold_completions", self.gold_completions, is_possible, "at least 0 and at most num_generations")
+        if self.gold_completions == self.num_generations and (self.signals is None or "policy" in self.signals):
             raise RecipeError("with gold answers alone there are no attempts to reinforce: leave policy out of signals")
 
     @classmethod

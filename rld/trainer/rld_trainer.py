@@ -8,7 +8,6 @@ Shapes: B completions of this process, A completions of all processes, T complet
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
@@ -137,7 +136,7 @@ class RLDTrainer(GRPOHooks):
         require_sound_student(self._student, self._encoder, self.train_dataset, self.args)
         contiguous_head_input(self._student)  # beside an adapter its head is frozen
         self._prefill = SharedPrefill(self._student)
-        if self.args.gold and (self.use_vllm or self.tools or self.rollout_func is not None):
+        if self.args.gold_completions and (self.use_vllm or self.tools or self.rollout_func is not None):
             raise RecipeError("gold answers take the place of completions that transformers generates without tools")
 
     def _build_teachers(self) -> None:
@@ -153,10 +152,7 @@ class RLDTrainer(GRPOHooks):
             add_signal_forward(self.accelerator.unwrap_model(self.ref_model), name="the reference model")
 
     def _build_gate(self, verify: Verify | None) -> TeacherGate | None:
-        if self.args.gate != "prompt" or not self.teachers:
-            return None
-        if verify is None:
-            warnings.warn("the first reward can't be asked about teachers' answers, so gate is skill", stacklevel=3)
+        if self.args.gate != "per_prompt" or not self.teachers or verify is None:
             return None
         resamples = self.runtime.controller.required_measurements.resampled_answers
         return TeacherGate(
@@ -191,7 +187,7 @@ class RLDTrainer(GRPOHooks):
         options = TeacherScoringOptions(
             combination=self._joint_loss.objective.combination,
             teacher_reward=args.teacher_reward,
-            teach_on=args.teach_on,
+            distill_on=args.distill_on,
             rows_per_forward=args.per_device_train_batch_size,
             temperature=self.temperature,
             has_policy="policy" in self._signals,
@@ -219,7 +215,7 @@ class RLDTrainer(GRPOHooks):
             number=self.totals.rollouts,
             first_row=self.accelerator.process_index * len(rows),
             group_size=group_size,
-            num_gold=self.args.gold if is_training else 0,
+            num_gold=self.args.gold_completions if is_training else 0,
             is_training=is_training,
         )
 

@@ -184,7 +184,7 @@ def test_a_budget_ends_an_arm_and_one_that_cannot_spend_it_is_named(recipe, tmp_
 
 def test_the_probes_of_teachers_are_charged(recipe, tmp_path):
     """Eight more prompts, of four or five characters, and answers of at most four tokens."""
-    arms = "fixed; probed: controller.kind=fixed teachers.teacher.probe=8"
+    arms = "fixed; probed: controller.kind=fixed teachers.teacher.probe_prompts=8"
     before = ["stages.teacher.steps=1", "stages.student.steps=1"]
     assert ablate(recipe, before, arms, num_seeds=1, folder=tmp_path, start=Here()) == 0
     fixed, probed = result(tmp_path)["runs"]

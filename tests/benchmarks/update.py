@@ -32,6 +32,7 @@ from rld.models.prompt_sharing import PromptSharingLayout
 from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
+from rld.types import SIGNALS
 
 _WORDS = ["the", "of", "and", "to", "in", "is", "was", "for", "on", "that", "with", "as", "by", "at"]  # a token each
 _ORDER = "joint", "grpo", "distil", "distil"
@@ -102,7 +103,7 @@ def trainers(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     joint = RLDTrainer(
         model(),
         reward,
-        RLDConfig(**grouped, signals=["policy", "response", "feature"], feature={"kind": "cosine", "layers": "last"}),
+        RLDConfig(**grouped, gate="off", signals=[*SIGNALS], feature={"kind": "cosine", "layers": "last"}),
         rows,
         processing_class=tokenizer,
         teachers=[Teacher(model(), name) for name in ("one", "two")],

@@ -34,7 +34,7 @@ CHAIN_SUM = {
 
 
 def source(skill: dict[str, Any], folder: Path = Path(), **recipe: Any) -> skill_rows.SkillRows:
-    stages = [{"name": "only", "run": "sft", "model": "any", "steps": 1}]
+    stages = [{"name": "only", "kind": "sft", "student": "any", "steps": 1}]
     tree = {"name": "r", "stages": stages, "skills": {"it": skill}, **recipe}
     return skill_rows.skill_rows(Recipe.model_validate(tree), folder)["it"]
 
@@ -54,7 +54,7 @@ def test_no_training_row_is_held_out(skill):
 
 
 def test_a_skill_that_is_never_scored_avoids_what_others_hold_out():
-    tree = {"name": "r", "stages": [{"name": "only", "run": "sft", "model": "any", "steps": 1}]}
+    tree = {"name": "r", "stages": [{"name": "only", "kind": "sft", "student": "any", "steps": 1}]}
     tree["skills"] = {"lesson": REVERSE | {"held_out": 0}, "scored": REVERSE | {"held_out": 60}}
     made = skill_rows.skill_rows(Recipe.model_validate(tree), Path())
     held_out = {row["prompt"] for row in made["scored"].held_out()}
@@ -141,7 +141,7 @@ def test_files_keep_their_texts(tmp_path):
     records = [{"question": f"Say,\r\n{i}", "answer": f"00{i}", "level": i % 2} for i in range(10)]
     (tmp_path / "rows.jsonl").write_text("\n\n".join(map(json.dumps, records)))
     for name in ("rows.csv", "rows.jsonl"):
-        made = source({"rows": name, "held_out": 4}, tmp_path)
+        made = source({"file": name, "held_out": 4}, tmp_path)
         held_out = made.held_out()
         assert [row["level"] for row in held_out] == [0, 1, 0, 1]
         rows = [*held_out, *made.rows(100, seed=0)]
@@ -161,7 +161,7 @@ def test_bad_rows_are_listed_with_their_lines(tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_text("\n".join(rows))
     with pytest.raises(DataError) as caught:
-        source({"rows": "bad.jsonl"}, tmp_path)
+        source({"file": "bad.jsonl"}, tmp_path)
     wanted = [f"{path}:{number}: {problem}" for number, problem in enumerate(rows.values(), start=1) if problem]
     for line, start in zip(str(caught.value).splitlines(), wanted, strict=True):
         assert line.startswith(start)
@@ -178,7 +178,7 @@ def test_bad_rows_are_listed_with_their_lines(tmp_path):
 def test_unusable_files_are_refused(tmp_path, text, message):
     (tmp_path / "rows.csv").write_text(text)
     with pytest.raises(DataError, match=message):
-        source({"rows": "rows.csv"}, tmp_path)
+        source({"file": "rows.csv"}, tmp_path)
 
 
 # -- the stream -------------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def trained(folder: Path, output: Path, teachers: list[Teacher], **changes: Any)
     made = RLDTrainer(
         model=tiny.model(),
         reward_funcs=tiny.letters,
-        args=RLDConfig(**tiny.options(output, **options)),
+        args=RLDConfig(**tiny.rld_options(output, **options)),
         train_dataset=tiny.rows(),
         processing_class=tiny.tokenizer(),
         teachers=teachers,
@@ -170,17 +170,17 @@ def test_the_head_of_an_offloaded_teacher_is_copied_once():
 
 def test_arguments_of_from_pretrained_arrive(folder):
     base = str(folder / "base")
-    assert Teacher(base, init={"dtype": "bfloat16"}).load().dtype == torch.bfloat16
-    placed = Teacher(base, init={"device_map": {"": "meta"}, "attn_implementation": "eager"}).load()
+    assert Teacher(base, from_pretrained={"dtype": "bfloat16"}).load().dtype == torch.bfloat16
+    placed = Teacher(base, from_pretrained={"device_map": {"": "meta"}, "attn_implementation": "eager"}).load()
     assert (placed.device.type, placed.config._attn_implementation) == ("meta", "eager")
     with pytest.raises(TeacherError, match=r"'base'.*8-bit quantization requires bitsandbytes: `pip install"):
-        Teacher(base, init={"quantization_config": {"load_in_8bit": True}}).load()
+        Teacher(base, from_pretrained={"quantization_config": {"load_in_8bit": True}}).load()
     with pytest.raises(TeacherError, match="dtyp"):
-        Teacher(base, init={"dtyp": "float32"}).load()
+        Teacher(base, from_pretrained={"dtyp": "float32"}).load()
 
 
 def test_models_loaded_in_different_ways_are_not_shared(folder):
-    teachers = [Teacher(str(folder / "base")), Teacher(str(folder / "base"), init={"dtype": "bfloat16"})]
+    teachers = [Teacher(str(folder / "base")), Teacher(str(folder / "base"), from_pretrained={"dtype": "bfloat16"})]
     share_base_models(teachers)
     assert [teacher.load().dtype for teacher in teachers] == [torch.float32, torch.bfloat16]
 
@@ -209,14 +209,14 @@ skills: {copy: {generator: ./tasks.py:copy, held_out: 4}}
 models: {base: ./base}
 stages:
   - name: learn
-    run: distill
+    kind: distill
     student: base
     teachers:
-      one: {model: base, adapter: ./one, probe: 4}
-      two: {model: base, adapter: ./two, probe: 4, offload: true}
-      plain: {model: base, probe: 4}
+      one: {model: base, adapter: ./one, probe_prompts: 4}
+      two: {model: base, adapter: ./two, probe_prompts: 4, offload: true}
+      plain: {model: base, probe_prompts: 4}
     signals: {policy: {teacher_reward: 0.1}, response: {}, feature: {}}
-    gate: skill
+    gate: off
     controller: {kind: fixed}
     steps: 2
     rollout: {prompts: 2, completions: 2}
@@ -242,6 +242,6 @@ def test_a_recipe_gives_a_base_several_adapters(folder, tmp_path, capsys):
 def test_a_library_that_is_missing_is_the_users_to_install(folder, tmp_path, capsys):
     (folder / "tasks.py").write_text(TASKS)
     (folder / "hosting.yaml").write_text(RECIPE)
-    override = "stages.learn.teachers.plain.init={quantization_config: {load_in_8bit: true}}"
+    override = "stages.learn.teachers.plain.from_pretrained={quantization_config: {load_in_8bit: true}}"
     assert main(["train", str(folder / "hosting.yaml"), override, "--output", str(tmp_path / "run")]) == 2
     assert "requires bitsandbytes: `pip install" in capsys.readouterr().err

@@ -142,7 +142,7 @@ def test_the_trainer_reads_prompts_once(tmp_path, lora):
     trainer = RLDTrainer(
         tiny.model(),
         tiny.letters,
-        RLDConfig(**tiny.options(tmp_path, **options)),
+        RLDConfig(**tiny.rld_options(tmp_path, **options)),
         tiny.rows(),
         processing_class=tiny.tokenizer(),
         peft_config=adapter,

@@ -181,7 +181,7 @@ def made(folder: Any, **changes: Any) -> RLDTrainer:
     return RLDTrainer(
         model=str(folder / "student"),
         reward_funcs=tiny.letters,
-        args=RLDConfig(**tiny.options(folder, **options | changes)),
+        args=RLDConfig(**tiny.rld_options(folder, **options | changes)),
         train_dataset=tiny.rows(),
         processing_class=tiny.tokenizer(),
         teachers=[

@@ -102,7 +102,7 @@ def test_a_prompt_with_a_token_that_the_teacher_lacks_is_refused(as_source, tmp_
     for prompt, refused in (("What?", False), ("<|tool|>What?", True)):
         made = RLDTrainer(
             model,
-            args=RLDConfig(**tiny.options(tmp_path, max_steps=1), signals=["response"]),
+            args=RLDConfig(**tiny.rld_options(tmp_path, max_steps=1), signals=["response"]),
             train_dataset=Dataset.from_dict({"prompt": [prompt] * 8}),
             processing_class=student,
             teachers=[teacher],

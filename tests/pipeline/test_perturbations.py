@@ -19,16 +19,17 @@ from rld.recipe.reading import read_recipe
 from rld.utils import interrupts
 from tests.pipeline.test_train import RECIPE, TASKS, metrics
 
-SECOND = "  - {name: other, run: sft, model: tiny, steps: 2, batch: 8}\n  - name: student\n"
+SECOND = "  - {name: other, kind: sft, student: tiny, steps: 2, batch: 8}\n  - name: student\n"
 CHANGED = (
     RECIPE.replace("  - name: student\n", SECOND)
     .replace("steps: 40, batch: 8, checkpoint_every: 6", "steps: 2, batch: 8")
     .replace(
-        "teachers: {teacher: {model: teacher, probe: 4}}", "teachers: {teacher: {model: teacher}, b: {model: other}}"
+        "teachers: {teacher: {model: teacher, probe_prompts: 4}}",
+        "teachers: {teacher: {model: teacher}, b: {model: other}}",
     )
     .replace(", feature: {}}", "}")
     .replace(
-        "controller: {kind: gap, decide_every: 2}", "controller: {kind: fixed, decide_every: 2}\n    changes: [CHANGES]"
+        "{kind: gap, decide_every: 2}", "{kind: fixed, decide_every: 2}\n    experiment: {perturbations: [CHANGES]}"
     )
     .replace("use: ./tasks.py:Mine", "use: fixed:Uniform")
 )
@@ -81,14 +82,14 @@ def test_a_run_with_changes_goes_on_after_them_as_if_never_stopped(tmp_path, mon
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("{at: 99, leaves: copy}", "changes.0.at is 99, but the stage ends after 14 steps"),
+        ("{at: 99, leaves: copy}", "perturbations.0.at is 99, but the stage ends after 14 steps"),
         ("{at: 1, leaves: copi}", "'copi' is no skill of this stage; did you mean 'copy'?"),
         ("{at: 1, teacher: tutor, becomes: null}", "'tutor' is no teacher of this stage; choose from teacher, b"),
-        ("{at: 1, teacher: b}", "'stages.student.changes.0.becomes' is required"),
+        ("{at: 1, teacher: b}", "'stages.student.experiment.perturbations.0.becomes' is required"),
         ("{at: 1, teacher: b, becomes: studnet}", "there is no model 'studnet'"),
         ("{at: 1, reward: answers:exact_mach, noise: 0.1}", "is no reward; did you mean 'answers:exact_match'?"),
         ("{at: 1, reward: ./tasks.py:share, becomes: ./tasks.py:shar}", "did you mean 'share'?"),
-        ("{at: 1, reward: ./tasks.py:share, noise: 2}", "changes.0.noise"),
+        ("{at: 1, reward: ./tasks.py:share, noise: 2}", "perturbations.0.noise"),
         ("{at: 1, skill: copy, levels: [2]}", "is 2, but the last level of 'copy' is 1"),
         ("{at: 1, bar: [1]}", "should have one of the keys 'teacher', 'reward', 'joins', 'leaves' and 'skill'"),
     ],
@@ -109,9 +110,9 @@ def test_a_change_that_cannot_be_made_is_told_before_the_run(tmp_path, change, m
 def test_a_teacher_that_is_not_here_cannot_become_another(tmp_path, teachers, cache, what):
     head, stages = RECIPE.split("stages:\n")
     stage = (
-        f"  - {{name: main, run: distill, student: tiny, steps: 2, teachers: {teachers}, {cache}"
-        "signals: {response: {}}, rollout: {prompts: 2, completions: 2, gold: 2},\n"
-        "     changes: [{at: 1, teacher: b, becomes: teacher}]}\n"
+        f"  - {{name: main, kind: distill, student: tiny, steps: 2, teachers: {teachers}, {cache}"
+        "signals: {response: {}}, rollout: {prompts: 2, completions: 2, gold_completions: 2},\n"
+        "     experiment: {perturbations: [{at: 1, teacher: b, becomes: teacher}]}}\n"
     )
     first = stages.split("  - name: student")[0]
     (tmp_path / "tasks.py").write_text(TASKS)

@@ -33,21 +33,21 @@ models:
 rewards:
   - use: answers:exact_match
   - {use: ./tasks.py:share, weight: 0.5}
+trainer: {lr_scheduler_type: linear, warmup_steps: 0, learning_rate: 1e-2}
 stages:
-  - {name: teacher, run: sft, model: tiny, steps: 40, batch: 8, checkpoint_every: 6, trainer: {learning_rate: 1e-2}}
+  - {name: teacher, kind: sft, student: tiny, steps: 40, batch: 8, checkpoint_every: 6}
   - name: student
-    run: distill
+    kind: distill
     student: tiny
-    teachers: {teacher: {model: teacher, probe: 4}}
+    teachers: {teacher: {model: teacher, probe_prompts: 4}}
     signals: {policy: {teacher_reward: 0.1}, response: {}, feature: {}}
     controller: {kind: gap, decide_every: 2}
     curriculum: {use: ./tasks.py:Mine}
     rollout: {prompts: 2, completions: 4}
     retain: {skills: [copy], probe_prompts: 4, prompts: 6, batch: 2}
-    audit: {reward: answers:exact_match, share: 0.5}
+    audit: {use: answers:exact_match, share: 0.5}
     steps: 14
     checkpoint_every: 4
-    trainer: {learning_rate: 1e-2}
 """
 
 TASKS = """

@@ -62,16 +62,16 @@ def recipe(**student):
             "skills": {"s": {"generator": "a.b:c"}},
             "max_new_tokens": 10,
             "stages": [
-                {"name": "one", "run": "sft", "model": "small", "steps": 2, "batch": 4},
+                {"name": "one", "kind": "sft", "student": "small", "steps": 2, "batch": 4},
                 {
                     "name": "two",
-                    "run": "distill",
+                    "kind": "distill",
                     "student": "small",
-                    "teachers": {"t": {"model": "one", "init": {"dtype": "bfloat16"}}},
+                    "teachers": {"t": {"model": "one", "from_pretrained": {"dtype": "bfloat16"}}},
                     "rollout": {"prompts": 3, "completions": 2},
                     "steps": 5,
                 },
-                {"name": "three", "run": "sft", "model": "far", "steps": 2},
+                {"name": "three", "kind": "sft", "student": "far", "steps": 2},
             ],
         }
     )
@@ -92,7 +92,7 @@ def test_a_base_that_teachers_share_is_counted_once(tmp_path):
     made = recipe().model_dump()
     spec = made["stages"][1]["teachers"]["t"]
     made["stages"][1]["teachers"] = {name: spec | {"adapter": f"a/{name}"} for name in ("t", "u")} | {
-        "v": spec | {"init": {"dtype": "float32"}}
+        "v": spec | {"from_pretrained": {"dtype": "float32"}}
     }
     size = parameters({"model_type": "llama", **SMALL})
     cost = stage_costs(Recipe.model_validate(made), tmp_path)["two"]
@@ -102,14 +102,14 @@ def test_a_base_that_teachers_share_is_counted_once(tmp_path):
 
 def test_gold_answers_are_not_generated_and_a_gate_per_skill_asks_nothing(tmp_path):
     made = recipe().model_dump()
-    made["stages"][1] |= {"gate": "skill", "rollout": {"prompts": 3, "completions": 2, "gold": 1}}
+    made["stages"][1] |= {"gate": "off", "rollout": {"prompts": 3, "completions": 2, "gold_completions": 1}}
     size = parameters({"model_type": "llama", **SMALL})
     assert stage_costs(Recipe.model_validate(made), tmp_path)["two"].flops == (1 + 6 + 2) * size * (5 * 3 * 2 * 10)
 
 
 def test_a_teacher_whose_answers_are_learnt_is_counted(tmp_path):
     made = recipe().model_dump()
-    made["stages"][0] |= {"teacher": "small", "rows": 5}
+    made["stages"][0] |= {"teacher": "small", "num_rows": 5}
     size = parameters({"model_type": "llama", **SMALL})
     assert (
         stage_costs(Recipe.model_validate(made), tmp_path)["one"].flops == 6 * size * (2 * 4 * 10) + 2 * size * 5 * 10

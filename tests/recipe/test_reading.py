@@ -38,12 +38,12 @@ rewards:
   - {use: "./tasks.py:reward", options: {scale: 2}}
 stages:
   - name: first
-    run: sft
-    model: big
+    kind: sft
+    student: big
     steps: 3
     trainer: {learning_rate: 1e-3}
   - name: main
-    run: distill
+    kind: distill
     student: small
     teachers: {t: {model: first, skills: [reverse]}}
     curriculum: {use: "./tasks.py:Mine"}
@@ -80,7 +80,7 @@ def mistakes(path, *overrides):
 def test_a_good_recipe_is_read_with_its_types(recipe):
     made = read_recipe(recipe())
     assert isinstance(made.models["big"], NewModel)
-    assert made.stages[0].trainer == {"learning_rate": 0.001}  # YAML 1.1 makes text of 1e-3
+    assert made.stages[0].trainer["learning_rate"] == 0.001  # YAML 1.1 makes text of 1e-3
     assert made.stages[1].controller.on_above == 0.25
     assert made.stages[1].teachers["t"].probe == 32
     assert (
@@ -126,7 +126,7 @@ def test_a_teacher_with_another_tokenizer_needs_align(recipe, tmp_path):
     assert said("model=./theirs", "align=vocabulary") == ""
     assert "did you mean 'vocabulary'?" in said("model=./theirs", "align=vocabluary")
     # a stage has the tokenizer of the model that it trains
-    path.write_text(path.read_text().replace("model: big", "model: ./theirs"))
+    path.write_text(path.read_text().replace("student: big", "student: ./theirs"))
     assert "its tokenizer is not" in said("model=first")
     (tmp_path / "theirs" / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1")
     assert "is no tokenizer; download it again" in said("model=first")
@@ -136,14 +136,14 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(recipe):
     path = recipe(
         replace={
             "name: good": "name: good\nsede: 3",
-            "model: big": "model: bgi",
+            "student: big": "student: bgi",
             "kind: gap": "kind: gpa",
             "    steps: 5": "    steps: 0",
         }
     )
     assert mistakes(path) == [
         "2: unknown key 'sede'; did you mean 'seed'?",
-        "17: stages.first.model: there is no model 'bgi'; did you mean 'big'?",
+        "17: stages.first.student: there is no model 'bgi'; did you mean 'big'?",
         "25: stages.main.controller.kind cannot be 'gpa'; did you mean 'gap'?",
         "26: stages.main.steps should be greater than 0, not 0",
     ]
@@ -157,8 +157,8 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(recipe):
         ("steps: 3", "steps: true", "17: stages.first.steps should be a whole number, not True"),
         ("steps: 3", "steps:", "17: stages.first.steps has no value; {} stands for defaults, null for none"),
         ("    steps: 3\n", "", "14: 'stages.first.steps' is required"),
-        ("run: sft", "run: stf", "15: stages.first.run cannot be 'stf'; did you mean 'sft'?"),
-        ("    run: sft\n", "", "14: 'stages.first.run' is required; choose from distill, sft"),
+        ("kind: sft", "kind: stf", "15: stages.first.kind cannot be 'stf'; did you mean 'sft'?"),
+        ("    kind: sft\n", "", "14: 'stages.first.kind' is required; choose from distill, sft"),
         ("on_above: 0.25", "strt: 1, on_above: .nan", "24: stages.main.controller.on_above should be a finite number, not nan"),
         ("generator:", "generater:", "8: unknown key 'skills.reverse.generater'; did you mean 'generator'?"),
         ("  sum: {", "  s/m: {", "10: skills.s/m: its name should have only letters, digits, '_' and '-'"),
@@ -167,14 +167,14 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(recipe):
         # names within the recipe
         ("name: main", "name: first", "19: an earlier stage is called 'first' too; choose another name"),
         ("name: main", "name: big", "19: a stage and a model are both called 'big'; choose another name"),
-        ("model: big", "model: main", "16: stages.first.model: stage 'main' has not run by then; refer to an earlier one"),
-        ("model: big", "model: ./nowhere", "16: stages.first.model: there is no folder ./nowhere"),
+        ("student: big", "student: main", "16: stages.first.student: stage 'main' has not run by then; refer to an earlier one"),
+        ("student: big", "student: ./nowhere", "16: stages.first.student: there is no folder ./nowhere"),
         ("[reverse]", "[revers]", "22: stages.main.teachers.t.skills: 'revers' is no skill; did you mean 'reverse'?"),
         ("skills: [reverse]}", "adapter: ./tasks}", "22: stages.main.teachers.t.adapter: there is no adapter './tasks'; choose from adapter"),
         ("skills: [reverse]}", "adapter: adaptor}", "22: stages.main.teachers.t.adapter: there is no adapter 'adaptor'; did you mean 'adapter'?"),
         ("skills: [reverse]}", "adapter: tasks.py}", "22: stages.main.teachers.t.adapter: tasks.py is no PEFT adapter: it has no adapter_config.json"),
         ("skills: [reverse]}", "adaptor: a/b}", "22: unknown key 'stages.main.teachers.t.adaptor'; did you mean 'adapter'?"),
-        ("skills: [reverse]}", "offload: true, init: {device_map: auto}}", "22: stages.main.teachers.t.offload cannot be true: a model with device_map"),
+        ("skills: [reverse]}", "offload: true, from_pretrained: {device_map: auto}}", "22: stages.main.teachers.t.offload cannot be true: a model with device_map"),
         ("tokenizer:", "max_new_tokens: 3 #", "4: models.big is new and needs a tokenizer: set tokenizer.characters"),
         ("gap, on_above: 0.25", "fixed, teachers: {u: 1}", "no such teacher; choose from t"),
         ("    teachers: {t: {model: first, skills: [reverse]}}", "    signals: {feature: {}}", "needs teachers, and this stage has none"),
@@ -186,8 +186,8 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(recipe):
         ("{model: first,", "{skils: [],", "22: stages.main.teachers.t should be a mapping with one of the keys 'model' and 'url'"),
         ("{model: first,", "{url: 'http://h:1', offload: true,", "22: unknown key 'stages.main.teachers.t.offload'; choose from"),
         # files and the names in them
-        ("    steps: 5", "    steps: 5\n    audit: {reward: ./tasks.py:reword}", "26: stages.main.audit.reward: ./tasks.py has no 'reword'; did you mean 'reward'?"),
-        ("    steps: 5", "    steps: 5\n    audit: {reward: ./tasks.py:reward, options: {scal: 2}}", "26: unknown key 'stages.main.audit.options.scal'; did you mean 'scale'?"),
+        ("    steps: 5", "    steps: 5\n    audit: {use: ./tasks.py:reword}", "26: stages.main.audit.use: ./tasks.py has no 'reword'; did you mean 'reward'?"),
+        ("    steps: 5", "    steps: 5\n    audit: {use: ./tasks.py:reward, options: {scal: 2}}", "26: unknown key 'stages.main.audit.options.scal'; did you mean 'scale'?"),
         ("tasks.py:reverse", "task.py:reverse", "8: skills.reverse.generator: no file ./task.py beside the recipe; did you mean './tasks.py'?"),
         ("tasks.py:reverse", "tasks.py:revers", "8: skills.reverse.generator: ./tasks.py has no 'revers'; did you mean 'reverse'?"),
         ("{length: 4}", "{lenght: 4}", "9: unknown key 'skills.reverse.levels.1.lenght'; did you mean 'length'?"),

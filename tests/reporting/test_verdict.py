@@ -40,7 +40,7 @@ def stage(
         after=dict(after),
     )
     logged = [{"step": i, **line} for i, line in enumerate(metrics)]
-    return StageHistory(PlannedStage(name=name, run="distill", steps=9), logged, [], result)
+    return StageHistory(PlannedStage(name=name, kind="distill", steps=9), logged, [], result)
 
 
 def findings(*stages: StageHistory, num_rows: int = 200) -> list[Finding]:
@@ -93,7 +93,7 @@ def test_a_run_that_went_well_is_one_good_sentence() -> None:
         (
             stage({"sort": 0.0}, {"sort": 0.01}, {"sort": 0.0}),
             "Neither the student nor a teacher solves `sort` (0.01): begin with gold answers (a stage `sft`, or "
-            "`rollout.gold`) or easier levels, or use another teacher.",
+            "`rollout.gold_completions`) or easier levels, or use another teacher.",
         ),
         (
             stage({"sort": 0.1}, {"sort": 0.5}, metrics=[{"loss": 1.0}, {"loss": None}]),

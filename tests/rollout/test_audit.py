@@ -131,7 +131,7 @@ def trainer(folder: Any, **given: Any) -> RLDTrainer:
     return RLDTrainer(
         model=tiny.model(),
         reward_funcs=hacked,
-        args=RLDConfig(**tiny.options(folder, max_steps=6), gate="prompt", audit_share=0.5),
+        args=RLDConfig(**tiny.rld_options(folder, max_steps=6, gate="per_prompt"), audit_share=0.5),
         train_dataset=tiny.rows(),
         processing_class=tiny.tokenizer(),
         teachers=[Teacher(tiny.model(seed=2), name="one", tokenizer=tiny.tokenizer())],
@@ -158,4 +158,4 @@ def test_a_trusted_reward_that_can_not_be_asked_is_refused(tmp_path):
     with pytest.raises(RecipeError, match="plain function"):
         trainer(tmp_path, audit_reward=slow)
     with pytest.raises(RecipeError, match="audit_share"):
-        RLDConfig(**tiny.options(tmp_path), audit_share=0.0)
+        RLDConfig(**tiny.rld_options(tmp_path), audit_share=0.0)

@@ -116,7 +116,7 @@ def test_where_the_verifier_has_no_say_a_teacher_is_trusted():
 
 def test_a_teacher_that_is_never_right_is_told_of_once():
     gate = gate_of([teacher()], constant(0.5))
-    with pytest.warns(UserWarning, match=r"'wide' answered none of its first 100 prompts correctly.*gate to skill"):
+    with pytest.warns(UserWarning, match=r"'wide' answered none of its first 100 prompts correctly.*gate to off"):
         judged(gate, [{"prompt": f"{a}{b}"} for a in tiny.WORDS for b in tiny.WORDS])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -210,7 +210,7 @@ def test_training_teaches_on_open_prompts_alone_and_gives_their_weight_to_teache
     made = RLDTrainer(
         tiny.model(),
         verify,
-        RLDConfig(**tiny.options(tmp_path, gate="prompt", num_generations=2, max_completion_length=3)),
+        RLDConfig(**tiny.rld_options(tmp_path, gate="per_prompt", num_generations=2, max_completion_length=3)),
         tiny.rows(8),
         processing_class=tiny.tokenizer(),
         teachers=[one, two],
@@ -237,7 +237,7 @@ def test_a_reward_that_goes_by_the_step_gets_the_present_one_from_the_gate_too(t
     made = RLDTrainer(
         tiny.model(),
         reward,
-        RLDConfig(**tiny.options(tmp_path, gate="prompt", max_steps=3)),
+        RLDConfig(**tiny.rld_options(tmp_path, gate="per_prompt", max_steps=3)),
         tiny.rows(24),
         processing_class=tiny.tokenizer(),
         teachers=[teacher()],
@@ -253,7 +253,7 @@ def test_the_mask_of_kdrl_leaves_out_completions_that_succeeded_and_their_forwar
     made = RLDTrainer(
         tiny.model(),
         lambda completions, **_: [float("a" in text) for text in completions],
-        RLDConfig(**tiny.options(tmp_path, teach_on="failed", combine=combine)),
+        RLDConfig(**tiny.rld_options(tmp_path, distill_on="failed_completions", combine_teachers=combine)),
         tiny.rows(8),
         processing_class=tiny.tokenizer(),
         teachers=[teacher(), teacher("stranger", 7)],
@@ -270,8 +270,8 @@ def test_the_mask_of_kdrl_leaves_out_completions_that_succeeded_and_their_forwar
     run = rollout["teacher_tokens"].any(-1).any(-1)
     assert torch.equal(run, failed) if combine == "mixture" else run.all()
     made.train()
-    with pytest.raises(RecipeError, match="teach_on: 'wrong' is none of all, failed"):
-        RLDConfig(**tiny.options(tmp_path, teach_on="wrong"))
+    with pytest.raises(RecipeError, match="distill_on: 'wrong' is none of all, failed"):
+        RLDConfig(**tiny.rld_options(tmp_path, distill_on="wrong"))
 
 
 def seen(right: int, asked: int, successes: int, attempts: int, divergence: float = 0.5) -> TeacherObservation:

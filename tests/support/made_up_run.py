@@ -82,8 +82,8 @@ def make(
     """Write the run's folder and return it."""
     rng = random.Random(0)
     stages = [
-        {"name": "first_steps", "run": "sft", "model": "small", "steps": SFT_STEPS},
-        {"name": "main", "run": "distill", "steps": DISTILL_STEPS, "teachers": {t: {"model": t} for t in teachers}},
+        {"name": "first_steps", "kind": "sft", "student": "small", "steps": SFT_STEPS},
+        {"name": "main", "kind": "distill", "steps": DISTILL_STEPS, "teachers": {t: {"model": t} for t in teachers}},
     ]
     results = [_result("first_steps", "sft", skills, []), _result("main", "distill", skills, teachers)]
     recipe = {

@@ -66,8 +66,8 @@ def run_context(member: Member, folder: Path) -> RunContext:
         "skills": {"all": {"rows": "rows.jsonl", "held_out": 1}},
         "rewards": [{"use": "answers:exact_match"}],
         "stages": [
-            {"name": "tuned", "run": "sft", "model": "./student", "steps": 1, "batch": 8},
-            {"name": "distilled", "run": "distill", "student": "tuned", "steps": 1, "trainer": trainer},
+            {"name": "tuned", "kind": "sft", "student": "./student", "steps": 1, "batch": 8},
+            {"name": "distilled", "kind": "distill", "student": "tuned", "steps": 1, "trainer": trainer},
         ],
     }
     (folder / "student").mkdir(exist_ok=True)
@@ -147,7 +147,7 @@ def rollout_of(name: str, folder: Path) -> Rollout:
         per_device_train_batch_size=2 * num_rows,
         num_generations=2,
         max_completion_length=LENGTH,
-        gate="prompt",
+        gate="per_prompt",
         chat_template_kwargs=dict(member.chat_options),
         report_to="none",
         use_cpu=True,

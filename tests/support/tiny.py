@@ -93,3 +93,8 @@ def options(folder: Any, **changes: Any) -> dict[str, Any]:
         "gradient_checkpointing": False,
         **changes,
     }
+
+
+def rld_options(folder: Any, **changes: Any) -> dict[str, Any]:
+    """Arguments of `RLDConfig`: teachers with random weights answer nothing correctly, so no gate keeps them out."""
+    return options(folder, **{"gate": "off", **changes})

@@ -483,7 +483,7 @@ def test_a_forged_end_is_text():
 
 
 def aligned_trainer(folder: Any, teacher: Teacher, **options: Any) -> RLDTrainer:
-    arguments = tiny.options(
+    arguments = tiny.rld_options(
         folder, max_steps=25, learning_rate=3e-3, signals=["policy", "response", "feature"], **options
     )
     return RLDTrainer(
@@ -530,7 +530,7 @@ def test_a_student_learns_the_token_that_a_teacher_with_another_vocabulary_says(
     made = RLDTrainer(
         LlamaForCausalLM(student.model().config),
         args=RLDConfig(
-            **tiny.options(tmp_path, max_steps=60, max_completion_length=3, learning_rate=1e-2),
+            **tiny.rld_options(tmp_path, max_steps=60, max_completion_length=3, learning_rate=1e-2),
             signals=["response"],
             divergence="forward_kl",
         ),
@@ -564,7 +564,7 @@ def test_a_student_equal_to_an_aligned_teacher_is_left_alone(tmp_path, align):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"combine": "agreement"}, "combine: agreement"),
+        ({"combine_teachers": "agreement"}, "combine_teachers: agreement"),
         ({"token_weights": "top"}, "tokens: top needs distributions"),
     ],
 )
@@ -573,7 +573,7 @@ def test_options_that_an_aligned_teacher_would_ignore_are_refused(tmp_path, opti
     with pytest.raises(RecipeError, match=message):
         RLDTrainer(
             model(STUDENT, 0),
-            args=RLDConfig(**tiny.options(tmp_path, **options)),
+            args=RLDConfig(**tiny.rld_options(tmp_path, **options)),
             train_dataset=Dataset.from_dict({"prompt": ["The answer is 12"] * 8}),
             processing_class=STUDENT,
             teachers=[other(), plain],

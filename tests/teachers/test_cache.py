@@ -240,11 +240,12 @@ models:
   big: {new: llama, config: {hidden_size: 32, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2}}
 skills: {copy: {generator: ./tasks.py:copy, levels: [{length: 3}, {length: 4}], held_out: 4}}
 max_new_tokens: 6
+trainer: {learning_rate: 1e-6, lr_scheduler_type: linear, warmup_steps: 0}
 stages:
-  - {name: teacher, run: sft, model: big, steps: 40, batch: 8, trainer: {learning_rate: 1e-2}}
-  - {name: main, run: distill, student: small, steps: 6, gate: skill, controller: {kind: fixed},
-     teachers: {t: {model: teacher, probe: 2}},
-     signals: {response: {divergence: {kind: forward_kl}}}, rollout: {prompts: 4, completions: 1, gold: 1}}
+  - {name: teacher, kind: sft, student: big, steps: 40, batch: 8, trainer: {learning_rate: 1e-2}}
+  - {name: main, kind: distill, student: small, steps: 6, gate: off, controller: {kind: fixed},
+     teachers: {t: {model: teacher, probe_prompts: 2}},
+     signals: {response: {divergence: {kind: forward_kl}}}, rollout: {prompts: 4, completions: 1, gold_completions: 1}}
 """
 
 
@@ -349,18 +350,21 @@ def test_a_source_with_states_from_elsewhere_is_refused(tmp_path):
 
 
 SERVED = {"teachers": {"t": {"url": "http://h:1"}}}
-KEPT = {"cache": {"folder": "x"}, "rollout": {"completions": 2, "gold": 2}}
+KEPT = {"cache": {"folder": "x"}, "rollout": {"completions": 2, "gold_completions": 2}}
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"rollout": {"completions": 1}}, "takes gold: 1, and even prompts"),
-        ({"rollout": {"completions": 1, "gold": 1, "prompts": 3}}, "takes gold: 1, and even prompts"),
-        ({"rollout": {"completions": 2, "gold": 2}, "signals": {"policy": {}}}, "leave signals.policy out"),
+        ({"rollout": {"completions": 1}}, "takes gold_completions: 1, and even prompts"),
         (
-            {"rollout": {"completions": 2, "gold": 1}, "cache": {"folder": "x"}},
-            "set rollout.gold to rollout.completions",
+            {"rollout": {"completions": 1, "gold_completions": 1, "prompts": 3}},
+            "takes gold_completions: 1, and even prompts",
+        ),
+        ({"rollout": {"completions": 2, "gold_completions": 2}, "signals": {"policy": {}}}, "leave signals.policy out"),
+        (
+            {"rollout": {"completions": 2, "gold_completions": 1}, "cache": {"folder": "x"}},
+            "set rollout.gold_completions to rollout.completions",
         ),
         (SERVED | {"signals": {"feature": {}}}, "teacher 't': a server gives no hidden states, and this stage matches"),
         (SERVED | {"signals": {"response": {"temperature": 2}}}, "a server has the rollout's temperature 1, not 2"),
@@ -372,7 +376,7 @@ KEPT = {"cache": {"folder": "x"}, "rollout": {"completions": 2, "gold": 2}}
     ],
 )
 def test_what_makes_no_sense_is_refused(changes, expected):
-    stage = {"name": "s", "run": "distill", "student": "m", "steps": 1, "signals": {"response": {}}}
+    stage = {"name": "s", "kind": "distill", "student": "m", "steps": 1, "signals": {"response": {}}}
     with pytest.raises(ValueError, match=re.escape(expected)):
         Distill.model_validate(stage | changes)
 

@@ -93,13 +93,13 @@ def one(folders) -> Iterator[Server]:
 
 
 def hosted(folder: Path, top_k: int = 4) -> LocalLogprobs:
-    teacher = Teacher(str(folder), init={"dtype": "float32"})
+    teacher = Teacher(str(folder), from_pretrained={"dtype": "float32"})
     teacher.find_tokenizer()
     return LocalLogprobs(teacher, CPU, top_k)
 
 
 def met(url: str, **options: Any) -> Any:
-    source = remote_teacher(url, "far", **{"top_k": 4, "patience": 2.0, **options})
+    source = remote_teacher(url, "far", **{"top_k": 4, "timeout_seconds": 2.0, **options})
     source.connect(STUDENT)
     return source
 
@@ -158,7 +158,7 @@ def trained(folder: Path, teachers: list[Teacher], callbacks: Any = (), **change
     made = RLDTrainer(
         tiny.model(seed=0),
         [tiny.letters],
-        RLDConfig(**tiny.options(folder, **options)),
+        RLDConfig(**tiny.rld_options(folder, **options)),
         tiny.rows(),
         processing_class=STUDENT,
         teachers=teachers,
@@ -472,7 +472,7 @@ class Kill(TrainerCallback):
 
 def test_an_optional_teacher_that_is_killed_is_dropped_with_an_event(folders, tmp_path):
     with serving(folders / "one") as going:
-        far = Teacher(remote_teacher(going.url, patience=1.0), "far", skills=["first", "second"], optional=True)
+        far = Teacher(remote_teacher(going.url, timeout_seconds=1.0), "far", skills=["first", "second"], optional=True)
         near = Teacher(str(folders / "two"), "near", skills=["first"])
         made = trained(tmp_path, [far, near], [Kill(going, 2)], max_steps=6)
     (event,) = [event for event in made.events if event.kind == "teacher dropped"]
@@ -498,13 +498,15 @@ def test_an_optional_teacher_that_nothing_can_replace_stops_the_run(tmp_path):
     near = Teacher(tiny.model(seed=1), "near", tokenizer=STUDENT)
     far = Teacher(Failing(near, CPU), "far", optional=True)
     with pytest.raises(TeacherDown, match="'far' was the last that answered, and without the policy signal"):
-        trained(tmp_path, [far], signals=["response"], teacher_reward=0.0, gate="skill", max_steps=6)
+        trained(tmp_path, [far], signals=["response"], teacher_reward=0.0, gate="off", max_steps=6)
 
 
 def test_a_stage_whose_only_teacher_is_optional_and_down_does_not_start(folders, tmp_path, capsys):
     (tmp_path / "tasks.py").write_text(TASKS)
     (tmp_path / "two").symlink_to(folders / "two")
-    recipe = RECIPE.replace("URL", "http://127.0.0.1:9").replace("patience: 1", "patience: 0.2, optional: true")
+    recipe = RECIPE.replace("URL", "http://127.0.0.1:9").replace(
+        "timeout_seconds: 1", "timeout_seconds: 0.2, optional: true"
+    )
     (tmp_path / "r.yaml").write_text(recipe)
     with pytest.warns(UserWarning, match="it is optional"):
         assert main(["train", str(tmp_path / "r.yaml"), "--output", str(tmp_path / "run")]) == 2
@@ -533,9 +535,9 @@ skills: {reverse: {generator: ./tasks.py:reverse, levels: [{length: 2}], held_ou
 rewards: [{use: ./tasks.py:kill_at_9}]
 max_new_tokens: 4
 stages:
-  - {name: main, run: distill, student: ./two, steps: 6, checkpoint_every: 1, gate: prompt,
+  - {name: main, kind: distill, student: ./two, steps: 6, checkpoint_every: 1, gate: per_prompt,
      rollout: {prompts: 2, completions: 2},
-     teachers: {far: {url: URL, patience: 1, probe: 2}}, trainer: {learning_rate: 1.0e-3}}
+     teachers: {far: {url: URL, timeout_seconds: 1, probe_prompts: 2}}, trainer: {learning_rate: 1.0e-3}}
 """
 
 TASKS = """\
@@ -703,7 +705,10 @@ def test_patience_counts_from_the_first_failure(one):
     """A call that failed after longer than that is made again."""
     health = httpx2.get(f"{one.url}/health").content
     with speaking(type("L", (_Late,), {"answers": [(0, {}, b""), (200, {}, health)]})) as url:
-        assert HttpClient(url, "far", patience=0.5, token_variable=TOKEN).call("GET", f"{url}/health").content == health
+        assert (
+            HttpClient(url, "far", timeout_seconds=0.5, token_variable=TOKEN).call("GET", f"{url}/health").content
+            == health
+        )
 
 
 def test_garbage_is_refused_and_trouble_is_waited_out(one, folders):
@@ -713,7 +718,7 @@ def test_garbage_is_refused_and_trouble_is_waited_out(one, folders):
         type("G", (_Garbage,), {"answers": [(200, {}, health), *troubles, (200, {}, b"garbage" * 9)]})
     ) as url:
         with pytest.raises(TeacherError, match="holds no log-probabilities of the request") as caught:
-            met(url, patience=20)
+            met(url, timeout_seconds=20)
         assert not isinstance(caught.value, TeacherDown)
     with speaking(type("H", (_Garbage,), {"answers": [(200, {}, b"<html>")]})) as url, refused("is no JSON"):
         met(url)
@@ -724,7 +729,7 @@ def test_garbage_is_refused_and_trouble_is_waited_out(one, folders):
         speaking(type("F", (_Garbage,), {"answers": [(503, {"retry-after": "120"}, b'{"detail": "full"}')]})) as url,
         refused("for 0.5 s; the last try ended with 503 full"),
     ):
-        met(url, patience=0.5)
+        met(url, timeout_seconds=0.5)
 
 
 def test_a_model_that_is_not_there_is_one_line(capsys):

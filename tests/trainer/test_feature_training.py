@@ -37,7 +37,7 @@ def trainer(folder: Any, feature: dict[str, Any], lora: bool = False, **changes:
     return RLDTrainer(
         model=tiny.model(),
         reward_funcs=tiny.letters,
-        args=RLDConfig(**tiny.options(folder, **chosen)),
+        args=RLDConfig(**tiny.rld_options(folder, **chosen)),
         train_dataset=tiny.rows(128),
         processing_class=tiny.tokenizer(),
         peft_config=LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear") if lora else None,

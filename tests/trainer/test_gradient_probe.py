@@ -28,7 +28,7 @@ def trainer(folder: Any, controller: Any, **changes: Any) -> RLDTrainer:
     return RLDTrainer(
         tiny.model(),
         tiny.letters,
-        RLDConfig(**tiny.options(folder, **{**options, **changes})),
+        RLDConfig(**tiny.rld_options(folder, **{**options, **changes})),
         tiny.rows(128),
         processing_class=tiny.tokenizer(),
         teachers=[Teacher(tiny.model(seed=1, width=48), name="t", tokenizer=tiny.tokenizer())],
@@ -173,7 +173,7 @@ def test_training_by_directions_moves_weights_and_resumes_bit_for_bit(tmp_path, 
             "save_steps": 5,
             "signals": ["policy", "response", "feature"],
         }
-        return trainer(tmp_path / folder, controller, gate="skill", **options)
+        return trainer(tmp_path / folder, controller, gate="off", **options)
 
     whole, again = made("whole"), made("again")
     whole.train()
@@ -212,7 +212,7 @@ def test_a_probe_without_gold_answers_is_refused(tmp_path):
         RLDTrainer(
             tiny.model(),
             tiny.letters,
-            RLDConfig(**tiny.options(tmp_path)),
+            RLDConfig(**tiny.rld_options(tmp_path)),
             tiny.rows(),
             processing_class=tiny.tokenizer(),
             teachers=[Teacher(tiny.model(seed=1), name="t", tokenizer=tiny.tokenizer())],

@@ -87,7 +87,7 @@ def test_one_teacher_and_response_alone_is_trls_distillation(tmp_path, beta, div
 
     ours = RLDTrainer(
         model=tiny.model(),
-        args=RLDConfig(**tiny.options(tmp_path, divergence=divergence)),
+        args=RLDConfig(**tiny.rld_options(tmp_path, divergence=divergence)),
         train_dataset=tiny.rows(),
         processing_class=tiny.tokenizer(),
         teachers=[Teacher(teacher, name="teacher", tokenizer=tiny.tokenizer())],

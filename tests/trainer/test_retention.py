@@ -249,7 +249,7 @@ def trainer(folder: Any, models: Any, retain: Any = None, **changes: Any) -> Any
     return RLDTrainer(
         model=student,
         reward_funcs=exact,
-        args=RLDConfig(**tiny.options(folder, **{**options, **changes}), signals=["response"], retain=retain),
+        args=RLDConfig(**tiny.rld_options(folder, **{**options, **changes}), signals=["response"], retain=retain),
         train_dataset=Dataset.from_list(NEW),
         processing_class=tiny.tokenizer(),
         teachers=[Teacher(teacher, name="new", tokenizer=tiny.tokenizer())],
@@ -353,7 +353,7 @@ def test_what_can_not_be_protected_is_said(tmp_path, models):
     with pytest.raises(RecipeError, match="can't be asked"):
         RLDTrainer(
             model=tiny.model(),
-            args=RLDConfig(**tiny.options(tmp_path)),
+            args=RLDConfig(**tiny.rld_options(tmp_path)),
             train_dataset=tiny.rows(),
             processing_class=tiny.tokenizer(),
             teachers=[Teacher(tiny.model(), name="a", tokenizer=tiny.tokenizer())],

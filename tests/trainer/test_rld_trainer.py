@@ -41,7 +41,7 @@ def trainer(folder: Any, *, given: Any = None, controller: Any = None, **changes
     return RLDTrainer(
         model=tiny.model(),
         reward_funcs=tiny.letters,
-        args=RLDConfig(**tiny.options(folder, **{**EVERYTHING, **changes})),
+        args=RLDConfig(**tiny.rld_options(folder, **{**EVERYTHING, **changes})),
         train_dataset=tiny.rows(),
         processing_class=tiny.tokenizer(),
         teachers=teachers() if given is None else given,
@@ -77,7 +77,7 @@ def test_all_signals_train_together(tmp_path):
 @pytest.mark.parametrize("combine", list(catalogue.names("combinations")))
 def test_every_combination_trains(tmp_path, combine):
     options = {"kind": "agreement", "limit": 2.0} if combine == "agreement" else combine
-    made = trainer(tmp_path, max_steps=3, combine=options, token_weights={"kind": "top", "share": 0.5})
+    made = trainer(tmp_path, max_steps=3, combine_teachers=options, token_weights={"kind": "top", "share": 0.5})
     made.train()
     assert all(value > 0 for value in history(made, "loss/response"))
 
@@ -86,7 +86,9 @@ def test_gold_answers_stand_in_each_group_and_teach_where_the_student_fails(tmp_
     def exact(completions: list[str], answer: list[str], **_: Any) -> list[float]:
         return [float(c.replace(" ", "") == a) for c, a in zip(completions, answer, strict=True)]
 
-    options = tiny.options(tmp_path, gold=1, num_generations=2, max_steps=30, per_device_train_batch_size=16)
+    options = tiny.rld_options(
+        tmp_path, gold_completions=1, num_generations=2, max_steps=30, per_device_train_batch_size=16
+    )
     made = RLDTrainer(
         tiny.model(),
         exact,
@@ -113,7 +115,7 @@ def test_gold_answers_need_completions_that_transformers_generates(tmp_path):
         RLDTrainer(
             tiny.model(),
             tiny.letters,
-            RLDConfig(**tiny.options(tmp_path, gold=1)),
+            RLDConfig(**tiny.rld_options(tmp_path, gold_completions=1)),
             tiny.rows(),
             processing_class=tiny.tokenizer(),
             rollout_func=lambda prompts, trainer: {},
@@ -121,7 +123,9 @@ def test_gold_answers_need_completions_that_transformers_generates(tmp_path):
 
 
 def test_best_of_can_be_evaluated_with_another_group_size(tmp_path):
-    made = trainer(tmp_path, combine="best_of", num_generations_eval=2, per_device_eval_batch_size=4, max_steps=1)
+    made = trainer(
+        tmp_path, combine_teachers="best_of", num_generations_eval=2, per_device_eval_batch_size=4, max_steps=1
+    )
     made.train()
     assert made.evaluate(tiny.rows(4))["eval_loss"] is not None
 
@@ -295,7 +299,7 @@ def test_grpo_arguments_and_text_levels_and_numbered_skills(tmp_path):
     with pytest.raises(TypeError, match="RLDConfig"):
         RLDTrainer(tiny.model(), tiny.letters, GRPOConfig(**tiny.options(tmp_path)), rows)
     made = RLDTrainer(
-        tiny.model(), tiny.letters, RLDConfig(**tiny.options(tmp_path)), rows, processing_class=tiny.tokenizer()
+        tiny.model(), tiny.letters, RLDConfig(**tiny.rld_options(tmp_path)), rows, processing_class=tiny.tokenizer()
     )
     made.train()
     assert made.skills == ["0", "1"]
@@ -346,7 +350,7 @@ def test_resumed_is_uninterrupted(tmp_path, lora):
             model=tiny.model(),
             reward_funcs=tiny.letters,
             args=RLDConfig(
-                **tiny.options(
+                **tiny.rld_options(
                     tmp_path / folder, **{**EVERYTHING, "max_steps": 12, "save_strategy": "steps"}, **changes
                 )
             ),
@@ -372,7 +376,7 @@ def test_resumed_is_uninterrupted(tmp_path, lora):
 @pytest.mark.parametrize("changes", [{"num_iterations": 2}, {"steps_per_generation": 4}], ids=str)
 def test_a_checkpoint_inside_a_rollout_goes_on_with_the_same_rollout(tmp_path, changes):
     def made(folder: str) -> RLDTrainer:
-        chosen = tiny.options(
+        chosen = tiny.rld_options(
             tmp_path / folder, **EVERYTHING, max_steps=8, save_strategy="steps", save_steps=3, **changes
         )
         return RLDTrainer(
@@ -430,7 +434,7 @@ def test_evaluation_changes_neither_controller_nor_ledger(tmp_path):
     made = RLDTrainer(
         model=tiny.model(),
         reward_funcs=tiny.letters,
-        args=RLDConfig(**tiny.options(tmp_path, **EVERYTHING, per_device_eval_batch_size=4)),
+        args=RLDConfig(**tiny.rld_options(tmp_path, **EVERYTHING, per_device_eval_batch_size=4)),
         train_dataset=tiny.rows(),
         eval_dataset=tiny.rows(4),
         processing_class=tiny.tokenizer(),
@@ -471,7 +475,7 @@ def test_a_curriculum_orders_a_users_rows(tmp_path):
     made = RLDTrainer(
         model=tiny.model(),
         reward_funcs=tiny.letters,
-        args=RLDConfig(**tiny.options(tmp_path)),
+        args=RLDConfig(**tiny.rld_options(tmp_path)),
         train_dataset=tiny.rows(),
         processing_class=tiny.tokenizer(),
         curriculum=curriculum,
@@ -483,7 +487,7 @@ def test_a_curriculum_orders_a_users_rows(tmp_path):
 
 def test_epochs_over_a_users_rows_are_counted_in_prompts(tmp_path):
     curriculum = registry.load("curricula", "fixed:Uniform", tmp_path)({"first": 1, "second": 1})
-    chosen = {**tiny.options(tmp_path), "max_steps": -1, "num_train_epochs": 2}
+    chosen = {**tiny.rld_options(tmp_path), "max_steps": -1, "num_train_epochs": 2}
     made = RLDTrainer(
         model=tiny.model(),
         reward_funcs=tiny.letters,

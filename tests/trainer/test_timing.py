@@ -40,7 +40,7 @@ def test_a_part_within_a_part_counts_for_itself_alone(clock):
 
 
 def test_the_report_shares_out_the_time_between_the_first_logged_update_and_the_last():
-    plan = PlannedStage.model_validate({"name": "s", "run": "distill", "steps": 5})
+    plan = PlannedStage.model_validate({"name": "s", "kind": "distill", "steps": 5})
     lines = [
         {"step": 1, "seconds": 100.0, "time/student": 90.0},  # warming up, and not in what follows
         {"step": 3, "seconds": 104.0, "time/student": 1.0, "time/generation": 0.5},  # means over two updates

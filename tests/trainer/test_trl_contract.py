@@ -29,7 +29,7 @@ def made(folder: Any, **changes: Any) -> RLDTrainer:
     return RLDTrainer(
         model=tiny.model(),
         reward_funcs=tiny.letters,
-        args=RLDConfig(**tiny.options(folder, **changes)),
+        args=RLDConfig(**tiny.rld_options(folder, **changes)),
         train_dataset=tiny.rows(),
         processing_class=tiny.tokenizer(),
     )

@@ -9,4 +9,4 @@ from pydantic import Field
 from rld.recipe.stages.distill import Distill
 from rld.recipe.stages.sft import Sft
 
-AnyStage = Annotated[Sft | Distill, Field(discriminator="run")]
+AnyStage = Annotated[Sft | Distill, Field(discriminator="kind")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, Self
 
 from pydantic import Field
 
@@ -14,6 +14,20 @@ from rld.recipe.names import RecipeNames
 from rld.recipe.option_checks import check_options
 from rld.recipe.sizes import Sizes, StageCost
 from rld.utils.options import FrozenOptions
+
+_OTHER_NAMES = {"warmup_steps": "warmup_ratio", "gradient_checkpointing": "activation_checkpointing"}
+"""Defaults of the trainer, and other options of transformers that decide the same."""
+
+
+class LearningRates(NamedTuple):
+    """The learning rates of a kind of stage, by what it trains."""
+
+    new: float
+    """A model that began with random weights in this recipe."""
+    adapter: float
+    """A LoRA adapter on pre-trained weights."""
+    pretrained: float
+    """All weights of a pre-trained model."""
 
 
 class Stage(FrozenOptions):
@@ -27,15 +41,24 @@ class Stage(FrozenOptions):
     """Module and class of TRL that hold the options of its trainer."""
     reserved: ClassVar[Mapping[str, str]] = {}
     """Options of the trainer that the stage sets itself, beside those of all stages, and what to set instead."""
+    learning_rates: ClassVar[LearningRates | None] = None
+    """None: TRL's default."""
+    max_warmup_steps: ClassVar[int] = 0
+    """Steps in which the learning rate rises at first, at most half of all steps."""
 
+    kind: str
+    """What the stage does."""
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     """What later stages call this one's result; also the name of its folder."""
+    student: str
+    """What to train: a name in `models`, an earlier stage, a hub id or a folder."""
     skills: list[str] | None = None
     """Skills to train on. None: all."""
     steps: int = Field(gt=0)
     """Optimiser steps (updates)."""
     trainer: dict[str, Any] = {}
-    """Passed on to TRL's configuration of the stage's trainer."""
+    """Options of TRL's configuration of the stage's trainer; they go before the recipe's `trainer`, key by key, and
+    that before the stage's [optimiser defaults](#optimiser-defaults)."""
     lora: dict[str, Any] | None = None
     """Options of `peft.LoraConfig`: train an adapter, which is merged into the stage's result. None: train all."""
     checkpoint_every: int = Field(100, gt=0)
@@ -49,19 +72,36 @@ class Stage(FrozenOptions):
 
     # -- the spec ----------------------------------------------------------------------------------------------------
 
-    @property
-    def kind(self) -> str:
-        """The kind of the stage."""
-        return str(getattr(self, "run"))  # noqa: B009
+    def trainer_defaults(self, is_new: bool) -> dict[str, Any]:
+        """Return the default options of the trainer.
 
-    @property
-    def trained_model(self) -> str:
-        """The model that the stage trains: a name in `models`, an earlier stage, a hub id or a folder."""
-        raise NotImplementedError
+        Args:
+            is_new: Whether the student began with random weights in this recipe.
+        """
+        rates = self.learning_rates
+        if rates is None:
+            return {}
+        return {
+            "learning_rate": rates.new if is_new else rates.pretrained if self.lora is None else rates.adapter,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": min(self.max_warmup_steps, self.steps // 2),
+            "gradient_checkpointing": False,
+        }
+
+    def with_trainer(self, shared: Mapping[str, Any], is_new: bool) -> Self:
+        """Return the stage with all options of its trainer: its own, `shared` ones, and defaults, in this order.
+
+        Shared options that the stage's trainer does not have are left out: they are for stages of another kind.
+        """
+        fields = third_party_options.trainer_fields(*self.trainer_class)
+        options = {key: value for key, value in shared.items() if fields is None or key in fields} | self.trainer
+        defaults = self.trainer_defaults(is_new)
+        defaults = {key: value for key, value in defaults.items() if _OTHER_NAMES.get(key) not in options}
+        return self.model_copy(update={"trainer": defaults | options})
 
     def models(self) -> list[str]:
-        """Return the models that the stage refers to, the one that it trains first."""
-        return [self.trained_model]
+        """Return the models that the stage refers to, the student first."""
+        return [self.student]
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
@@ -71,6 +111,7 @@ class Stage(FrozenOptions):
             yield RecipeProblem((*loc, "name"), f"an earlier stage is called {name!r} too; choose another name")
         if isinstance(name, str) and name in names.models:
             yield RecipeProblem((*loc, "name"), f"a stage and a model are both called {name!r}; choose another name")
+        yield from names.reference((*loc, "student"), raw.get("student"))
         yield from names.skill_list((*loc, "skills"), raw.get("skills"), names.skills)
         yield from check_options(names, (*loc, "lora"), raw.get("lora"), third_party_options.lora_fields())
         fields = third_party_options.trainer_fields(*cls.trainer_class)
@@ -92,7 +133,7 @@ class Stage(FrozenOptions):
         """Whether `rld cache-teachers` has something to store for it."""
         return False
 
-    def __call__(self, context: Any) -> None:
+    def run(self, context: Any) -> None:
         """Run the stage in a `pipeline.run.RunContext`, from its last checkpoint on."""
         self._runner().run(context, self)
 

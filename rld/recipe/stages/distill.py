@@ -13,11 +13,11 @@ from rld.controllers.retention_rule import RetentionRule
 from rld.recipe.controller_checks import check_controller, check_retention
 from rld.recipe.document import Loc, RecipeProblem
 from rld.recipe.names import RecipeNames, check_member, items
-from rld.recipe.perturbations import AnyChange
+from rld.recipe.perturbations import ExperimentSpec
 from rld.recipe.plugins import AuditSpec, CurriculumSpec
 from rld.recipe.signals import PolicySignal, ResponseSignal, SignalSpecs
 from rld.recipe.sizes import Sizes, StageCost, quantity
-from rld.recipe.stages.base import Stage, listed
+from rld.recipe.stages.base import LearningRates, Stage, listed
 from rld.recipe.teachers import AnyTeacher, CacheSpec, ServedTeacher, TeacherSpec
 from rld.utils.flops import forward_flops, frozen_bytes, training_bytes, training_flops
 from rld.utils.options import FrozenOptions
@@ -30,7 +30,7 @@ class Rollout(FrozenOptions):
     """Prompts per update, over all processes."""
     completions: int = Field(8, ge=1)
     """Completions per prompt: the group whose rewards are compared."""
-    gold: int = Field(0, ge=0)
+    gold_completions: int = Field(0, ge=0)
     """Of these, the gold answer itself instead of the student's own: it teaches where the student never succeeds, by
     an advantage that fades as the student does (Yan et al. 2025, LUFFY, without its reshaping). All of them: teachers
     teach on gold answers alone, nothing is generated, and `policy` must be off; one completion is enough then."""
@@ -38,10 +38,12 @@ class Rollout(FrozenOptions):
 
     @model_validator(mode="after")
     def _groups_are_possible(self) -> Rollout:
-        if self.gold > self.completions:
-            raise ValueError(f"gold ({self.gold}) should be at most completions ({self.completions})")
-        if self.completions == 1 and (not self.gold or self.prompts % 2):
-            raise ValueError("one completion has no other to be compared with: it takes gold: 1, and even prompts")
+        if self.gold_completions > self.completions:
+            counts = f"gold_completions ({self.gold_completions}) should be at most completions ({self.completions})"
+            raise ValueError(counts)
+        if self.completions == 1 and (not self.gold_completions or self.prompts % 2):
+            fix = "it takes gold_completions: 1, and even prompts"
+            raise ValueError(f"one completion has no other to be compared with: {fix}")
         return self
 
 
@@ -50,6 +52,8 @@ class Distill(Stage):
 
     uses_rewards: ClassVar[bool] = True
     trainer_class: ClassVar[tuple[str, str]] = ("trl.trainer.grpo_config", "GRPOConfig")
+    learning_rates: ClassVar[LearningRates] = LearningRates(new=2e-3, adapter=1e-4, pretrained=5e-6)
+    max_warmup_steps: ClassVar[int] = 10
     reserved: ClassVar[Mapping[str, str]] = {
         "per_device_train_batch_size": "set rollout.prompts and rollout.completions instead",
         "num_generations": "set rollout.completions instead",
@@ -58,18 +62,18 @@ class Distill(Stage):
         "reward_weights": "set the weight of each of the rewards instead",
     }
 
-    run: Literal["distill"]
-    student: str
-    """What to train: a name in `models`, an earlier stage, a hub id or a folder."""
+    kind: Literal["distill"]
+    """What the stage does."""
     teachers: dict[str, AnyTeacher] = {}
     """By name. None: plain reinforcement."""
     signals: SignalSpecs = SignalSpecs(policy=PolicySignal(), response=ResponseSignal())
-    gate: Literal["prompt", "skill"] = "prompt"
-    """Where a teacher may teach. `prompt`: on the prompts that it answers rightly itself, by the first of the rewards.
-    `skill`: on all prompts of the skills where the controller gives it weight, for rewards that verify nothing."""
-    teach_on: Literal["all", "failed"] = "all"
-    """The completions that teachers teach on. `failed`: those that the first reward does not give 1 (the mask of Xu et
-    al. 2025, KDRL); the others cost no forward of a teacher."""
+    gate: Literal["per_prompt", "off"] = "per_prompt"
+    """Where a teacher may teach. `per_prompt`: on the prompts that it answers correctly itself, by the first of the
+    rewards. `off`: on all prompts of the skills where the controller gives it weight, for rewards that verify
+    nothing."""
+    distill_on: Literal["all", "failed_completions"] = "all"
+    """The completions that teachers teach on. `failed_completions`: those that the first reward does not give 1 (the
+    mask of Xu et al. 2025, KDRL); the others cost no forward of a teacher."""
     controller: AnyController = GapController()
     curriculum: CurriculumSpec = CurriculumSpec()
     rollout: Rollout = Rollout()
@@ -80,16 +84,17 @@ class Distill(Stage):
     cache: CacheSpec | None = None
     """Keep on disk what teachers say, where every completion is a gold answer; with the feature signal hidden states
     too. None: each run asks them anew."""
-    changes: list[AnyChange] = []
-    """What changes on purpose while the stage trains, to see how a controller takes it."""
+    experiment: ExperimentSpec = ExperimentSpec()
+    """What is done to the stage on purpose, to see how a controller takes it."""
 
     @model_validator(mode="after")
     def _fixed_completions(self) -> Distill:
-        is_fixed = self.rollout.gold == self.rollout.completions
+        is_fixed = self.rollout.gold_completions == self.rollout.completions
         if is_fixed and self.signals.policy is not None:
             raise ValueError("with gold answers alone there are no attempts to reinforce: leave signals.policy out")
         if self.cache is not None and not is_fixed:
-            raise ValueError("cache keeps what teachers say of gold answers: set rollout.gold to rollout.completions")
+            fix = "set rollout.gold_completions to rollout.completions"
+            raise ValueError(f"cache keeps what teachers say of gold answers: {fix}")
         return self
 
     @model_validator(mode="after")
@@ -120,10 +125,6 @@ class Distill(Stage):
         return {name: spec for name, spec in self.teachers.items() if isinstance(spec, TeacherSpec)}
 
     @property
-    def trained_model(self) -> str:
-        return self.student
-
-    @property
     def has_cache(self) -> bool:
         return self.cache is not None
 
@@ -140,14 +141,12 @@ class Distill(Stage):
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
         """Check its teachers, signals, controller and all else that it holds too."""
         yield from super().check(names, loc, raw)
-        yield from names.reference((*loc, "student"), raw.get("student"))
         yield from CurriculumSpec.check(names, (*loc, "curriculum"), raw.get("curriculum"))
         for name, teacher in items(raw.get("teachers")):
             yield from check_member(AnyTeacher, names, (*loc, "teachers", name), teacher)
         yield from SignalSpecs.check(names, (*loc, "signals"), raw.get("signals"))
         yield from check_controller(names, (*loc, "controller"), raw.get("controller"))
-        for i, change in items(raw.get("changes")):
-            yield from check_member(AnyChange, names, (*loc, "changes", i), change)
+        yield from ExperimentSpec.check(names, (*loc, "experiment"), raw.get("experiment"))
         yield from check_retention(names, (*loc, "retain"), raw.get("retain"))
         yield from AuditSpec.check(names, (*loc, "audit"), raw.get("audit"))
 
@@ -165,9 +164,9 @@ class Distill(Stage):
         """Return the operations of the whole stage, from the number of parameters of each model."""
         rollout, max_new_tokens = self.rollout, sizes.max_new_tokens
         tokens = rollout.prompts * rollout.completions * max_new_tokens
-        generated = rollout.prompts * (rollout.completions - rollout.gold) * max_new_tokens
+        generated = rollout.prompts * (rollout.completions - rollout.gold_completions) * max_new_tokens
         # Behind the gate per prompt a teacher answers each prompt once, and scores all completions at most.
-        scored = tokens + (rollout.prompts * max_new_tokens if self.gate == "prompt" else 0)
+        scored = tokens + (rollout.prompts * max_new_tokens if self.gate == "per_prompt" else 0)
         flops = forward_flops(student, generated) + training_flops(student, tokens)
         flops += sum(forward_flops(teacher, scored) for teacher in teachers)
         if self.retain is not None:  # replayed at every step at most
@@ -184,19 +183,19 @@ class Distill(Stage):
             rows.append(("teacher", f"{name}: {teacher.place}{size}, {taught}"))
         rows.append(("signals", self.signals.describe(len(self.teachers))))
         if self.teachers:
-            gate = "per prompt, by the teacher's own answer to it" if self.gate == "prompt" else "none per prompt"
-            rows.append(("gate", gate + (", on failed completions" if self.teach_on == "failed" else "")))
+            gate = "per prompt, by the teacher's own answer to it" if self.gate == "per_prompt" else "off"
+            rows.append(("gate", gate + (", on failed completions" if self.distill_on == "failed_completions" else "")))
         rows.append(("controller", f"{self.controller.kind}, every {self.controller.decide_every} steps"))
         rows.append(("curriculum", self.curriculum.use))
         if self.audit is not None:
-            rows.append(("audit", f"{self.audit.reward} checks {self.audit.share:.0%} of the successes"))
+            rows.append(("audit", f"{self.audit.use} checks {self.audit.share:.0%} of the successes"))
         if self.retain is not None:
             protected = listed(self.protected(skills))
             replayed = (
                 f"{self.retain.probe_prompts} probe prompts each, {self.retain.batch} completions replayed a step"
             )
             rows.append(("retains", f"{protected}: {self.retain.drop:g} below the start at most; {replayed}"))
-        if self.changes:
-            rows.append(("changes", f"{len(self.changes)} on purpose"))
+        if self.experiment.perturbations:
+            rows.append(("experiment", f"{len(self.experiment.perturbations)} perturbations"))
         rollout = f"{self.rollout.prompts} prompts x {self.rollout.completions} completions"
         return [*rows, ("on", f"{listed(self.skills)}; {self.steps} steps of {rollout}")]

@@ -10,7 +10,7 @@ from pydantic import Field
 from rld.recipe.document import Loc, RecipeProblem
 from rld.recipe.names import RecipeNames, keys
 from rld.recipe.sizes import Sizes, StageCost, quantity
-from rld.recipe.stages.base import Stage, listed
+from rld.recipe.stages.base import LearningRates, Stage, listed
 from rld.utils.flops import forward_flops, training_bytes, training_flops
 from rld.utils.suggestions import hint
 
@@ -23,14 +23,15 @@ class Sft(Stage):
 
     is_supervised: ClassVar[bool] = True
     trainer_class: ClassVar[tuple[str, str]] = ("trl.trainer.sft_config", "SFTConfig")
+    learning_rates: ClassVar[LearningRates] = LearningRates(new=2e-3, adapter=1e-4, pretrained=5e-5)
+    max_warmup_steps: ClassVar[int] = 20
     reserved: ClassVar[Mapping[str, str]] = {"per_device_train_batch_size": "set the stage's batch instead"}
 
-    run: Literal["sft"]
-    model: str
-    """What to train: a name in `models`, an earlier stage, a hub id or a folder."""
+    kind: Literal["sft"]
+    """What the stage does."""
     batch: int = Field(32, gt=0)
     """Rows per optimiser step, over all processes and accumulation steps."""
-    rows: int | None = Field(None, gt=0)
+    num_rows: int | None = Field(None, gt=0)
     """Rows to train on, over all skills, again and again. None: as many as the steps take, 20,000 at most."""
     shares: dict[str, Annotated[float, Field(gt=0)]] = {}
     """How many rows a skill gets relative to the others, by name; one that is not named counts as 1."""
@@ -41,22 +42,17 @@ class Sft(Stage):
     """Learn only those of the teacher's answers that are right, as often as to keep the skills' shares."""
 
     @property
-    def num_rows(self) -> int:
+    def rows_in_use(self) -> int:
         """Rows to train on, over all skills; the shares of the skills are rounded to whole rows."""
-        return min(self.rows or _MAX_ROWS, self.steps * self.batch)
-
-    @property
-    def trained_model(self) -> str:
-        return self.model
+        return min(self.num_rows or _MAX_ROWS, self.steps * self.batch)
 
     def models(self) -> list[str]:
-        return [self.model, *([self.teacher] if self.teacher is not None else [])]
+        return [self.student, *([self.teacher] if self.teacher is not None else [])]
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
         """Check its teacher and the skills with a share too."""
         yield from super().check(names, loc, raw)
-        yield from names.reference((*loc, "model"), raw.get("model"))
         yield from names.reference((*loc, "teacher"), raw.get("teacher"))
         for skill in keys(raw.get("shares")):
             if skill not in names.skills:
@@ -68,12 +64,12 @@ class Sft(Stage):
         if student is None or None in teachers:
             return StageCost(student, {}, None, None)
         flops = self.steps * training_flops(student, self.batch * sizes.max_new_tokens)
-        flops += sum(forward_flops(size or 0, self.num_rows * sizes.max_new_tokens) for size in teachers)
+        flops += sum(forward_flops(size or 0, self.rows_in_use * sizes.max_new_tokens) for size in teachers)
         return StageCost(student, {}, training_bytes(student), flops)
 
     def describe(self, cost: StageCost, skills: list[str]) -> list[tuple[str, str]]:
         adapter = ", a LoRA adapter" if self.lora is not None else ""
         return [
-            ("trains", f"{self.model}, {quantity(cost.parameters)} parameters{adapter}"),
+            ("trains", f"{self.student}, {quantity(cost.parameters)} parameters{adapter}"),
             ("on", f"{listed(self.skills)}; {self.steps} steps of {self.batch} rows"),
         ]
