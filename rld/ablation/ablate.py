@@ -38,12 +38,14 @@ class AblationPlan:
     Attributes:
         source: The recipe's file.
         folder: The folder of the ablation.
+        judge: The override that gives all runs the base recipe's judge, so that arms are scored alike.
     """
 
     source: Path
     folder: Path
     arms: Sequence[Arm]
     seeds: Sequence[int]
+    judge: str
 
     def run_folder(self, arm: Arm, seed: int) -> Path:
         """Return the folder of a run."""
@@ -88,7 +90,10 @@ class _JobList:
         digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
         folder = self.plan.folder / "shared" / f"seed-{seed}-{digest}"
         if folder not in self._job_of:
-            values = [f"{key}={json.dumps(recipe[key], ensure_ascii=False)}" for key in ("seed", "rewards", "stages")]
+            values = [
+                f"{key}={json.dumps(recipe[key], ensure_ascii=False)}"
+                for key in ("seed", "rewards", "verifier", "stages")
+            ]
             overrides = (*arm.overrides, *values)
             title = f"seed {seed}, {', '.join(stage['name'] for stage in recipe['stages'])}"
             prepare = functools.partial(folder.mkdir, parents=True, exist_ok=True)
@@ -96,10 +101,10 @@ class _JobList:
         return folder, self._job_of[folder]
 
     def _arguments(self, overrides: Sequence[str], folder: Path) -> tuple[str, ...]:
-        return (str(self.plan.source), *overrides, "--output", str(folder), "--resume")
+        return (str(self.plan.source), *overrides, self.plan.judge, "--output", str(folder), "--resume")
 
     def _add(self, job: Job, overrides: Sequence[str]) -> None:
-        recipe = read_recipe(self.plan.source, overrides).model_dump(mode="json")
+        recipe = read_recipe(self.plan.source, [*overrides, self.plan.judge]).model_dump(mode="json")
         folder = RunFolder(job.folder)
         if folder.recipe.is_file():
             old = files.read_json(folder.recipe)
@@ -141,7 +146,10 @@ def ablate(
     all_arms = read_arms(arms, source, overrides, max_flops=max_flops)
     recipe = all_arms[0].recipe
     seeds = range(recipe.seed, recipe.seed + num_seeds)
-    plan = AblationPlan(source, folder or Path("runs") / f"{recipe.name}-ablation", all_arms, seeds)
+    judge = read_recipe(source, overrides).judge_in_use.model_dump_json()
+    plan = AblationPlan(
+        source, folder or Path("runs") / f"{recipe.name}-ablation", all_arms, seeds, judge=f"judge={judge}"
+    )
     todo = _JobList(plan)
     for seed in plan.seeds:
         for arm in plan.arms:
@@ -196,7 +204,8 @@ def _recipe_before(arm: Arm, seed: int) -> dict[str, Any]:
     recipe = arm.recipe.model_copy(update={"seed": seed}).model_dump(mode="json")
     stages = recipe["stages"][: arm.index]
     uses_rewards = any(stage.uses_rewards for stage in arm.recipe.stages[: arm.index])
-    return recipe | {"stages": stages, "rewards": recipe["rewards"] if uses_rewards else _ANY_REWARDS}
+    unused = {} if uses_rewards else {"rewards": _ANY_REWARDS, "verifier": None}
+    return recipe | unused | {"stages": stages}
 
 
 def _num_alike(arms: Sequence[Arm]) -> int:

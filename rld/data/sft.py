@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
 from rld.data.skill_rows import SkillRows
 from rld.errors import DataError
-from rld.recipe import registry
 from rld.recipe.stages.sft import Sft
 from rld.types import Row
 
 Answer = Callable[[Sequence[Row]], list[str]]
+Verdicts = Callable[[Sequence[Row], Sequence[str]], list[bool]]
 
 
 def sft_dataset(
-    stage: Sft, sources: Mapping[str, SkillRows], skills: Sequence[str], seed: int, answer: Answer | None
+    stage: Sft,
+    sources: Mapping[str, SkillRows],
+    skills: Sequence[str],
+    *,
+    seed: int,
+    answer: Answer | None,
+    verdicts: Verdicts,
 ) -> Dataset:
     """Return prompts with the completions to learn, the skills mixed in proportion to `stage.shares`.
 
@@ -28,6 +33,7 @@ def sft_dataset(
         skills: The skills to learn.
         seed: The stage's.
         answer: A teacher that answers rows. None: gold answers are learnt.
+        verdicts: Tells which answers to rows are correct, for a stage that learns a teacher's correct answers alone.
 
     Raises:
         DataError: a skill has no gold answers, or the teacher gives none.
@@ -40,7 +46,8 @@ def sft_dataset(
         if answer is None:
             rows += sources[skill].rows(count, seed, gold=True)
         else:
-            rows += _answered(skill, sources[skill].rows(count, seed, gold=False), answer, stage.verify)
+            prompts = sources[skill].rows(count, seed, gold=False)
+            rows += _answered(skill, prompts, answer, verdicts if stage.verify else None)
     return Dataset.from_list([_example(row) for row in rows]).shuffle(seed=seed)
 
 
@@ -51,14 +58,11 @@ def _example(row: Row) -> dict[str, Any]:
     return {"prompt": row["prompt"], "completion": [{"role": "assistant", "content": answer}] if is_chat else answer}
 
 
-def _answered(skill: str, rows: list[Row], answer: Answer, verify: bool) -> list[Row]:
-    """Rows with the teacher's answers: all, or the right ones, which then take the place of the others too."""
+def _answered(skill: str, rows: list[Row], answer: Answer, verdicts: Verdicts | None) -> list[Row]:
+    """Return rows with the teacher's answers: all, or the correct ones, repeated in the place of the others."""
     texts = [text.strip() for text in answer(rows)]
-    right = [1.0] * len(rows)
-    if verify:
-        exact = registry.load("rewards", "reasoning:exact_credit", Path())
-        right = exact(completions=texts, answer=[row["answer"] for row in rows], entry=[row["entry"] for row in rows])
-    kept = [row | {"answer": text} for row, text, credit in zip(rows, texts, right, strict=True) if credit and text]
-    if not kept:
-        raise DataError(f"the teacher has no right answer to any of {len(rows)} rows of skill {skill!r}")
-    return [kept[i % len(kept)] for i in range(len(rows))]  # so that skills keep their shares
+    is_correct = [True] * len(rows) if verdicts is None else verdicts(rows, texts)
+    learnt = [row | {"answer": text} for row, text, ok in zip(rows, texts, is_correct, strict=True) if ok and text]
+    if not learnt:
+        raise DataError(f"the teacher has no correct answer to any of {len(rows)} rows of skill {skill!r}")
+    return [learnt[i % len(learnt)] for i in range(len(rows))]  # so that skills keep their shares

@@ -15,6 +15,7 @@ from rld.models.generation import generate
 from rld.models.logprob_source import LogprobSource
 from rld.models.placement import move_unless_placed
 from rld.models.prompting import PromptEncoder
+from rld.rollout.verifier import Verify, ask, is_success
 from rld.types import Row
 
 NUM_SAMPLES = 3
@@ -59,26 +60,27 @@ class HeldOutEvaluator:
 
     Attributes:
         rows: The held-out rows of all skills.
+        judge: Gives 1 to correct answers; it has the signature of a reward.
         max_new_tokens: Tokens that an answer may take.
         device: Where models run that are not placed yet.
     """
 
     rows: Sequence[Row]
+    judge: Verify
     max_new_tokens: int
     device: torch.device
 
     def score(self, model: PreTrainedModel | LogprobSource, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
         """Return the accuracy on the held-out rows, per skill."""
-        return self._scores(self.answer(model, tokenizer, self.rows))
+        return self.evaluate(model, tokenizer).scores
 
     def evaluate(self, model: PreTrainedModel | LogprobSource, tokenizer: PreTrainedTokenizerBase) -> Evaluation:
         """Return the scores on the held-out rows, and the answers to those that are shown as samples."""
         texts = self.answer(model, tokenizer, self.rows)
-        samples = []
-        for i in self._sample_indices():
-            (accuracy,) = self.accuracies([self.rows[i]], [texts[i]]).values()
-            samples.append(SampledAnswer(texts[i], accuracy.share == 1))
-        return Evaluation(self._scores(texts), samples)
+        rewards = self.rewards(self.rows, texts, tokenizer)
+        samples = [SampledAnswer(texts[i], is_success(rewards[i])) for i in self._sample_indices()]
+        accuracies = _accuracies(self.rows, rewards)
+        return Evaluation({skill: accuracy.share for skill, accuracy in accuracies.items()}, samples)
 
     @property
     def sample_rows(self) -> list[Row]:
@@ -91,9 +93,6 @@ class HeldOutEvaluator:
             indices.setdefault(row["skill"], []).append(i)
         return [i for rows in indices.values() for i in rows[:NUM_SAMPLES]]
 
-    def _scores(self, texts: Sequence[str]) -> dict[str, float]:
-        return {skill: accuracy.share for skill, accuracy in self.accuracies(self.rows, texts).items()}
-
     def answer(
         self, model: PreTrainedModel | LogprobSource, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
     ) -> list[str]:
@@ -102,18 +101,27 @@ class HeldOutEvaluator:
             model = move_unless_placed(model, self.device)
         return generate(model, PromptEncoder(tokenizer), rows, max_new_tokens=self.max_new_tokens)
 
-    def accuracies(self, rows: Sequence[Row], texts: Sequence[str]) -> dict[str, Accuracy]:
-        """Return the accuracy of answers, per skill.
+    def rewards(self, rows: Sequence[Row], texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[float]:
+        """Return what the judge gives to answers; 0 where it does not apply."""
+        if not rows:
+            return []
+        encoder = PromptEncoder(tokenizer)
+        rewards = ask(self.judge, rows, texts, [encoder.encode_answer(text) for text in texts])
+        return [0.0 if reward is None else reward for reward in rewards]
 
-        A correct answer is the gold one, or for a reasoning-gym task one that its verifier gives full credit.
-        """
-        accuracies = {}
-        for skill in dict.fromkeys(row["skill"] for row in rows):
-            answered = [(row, text) for row, text in zip(rows, texts, strict=True) if row["skill"] == skill]
-            references = [{"answer": row["answer"], "entry": row["entry"]} for row, _ in answered]
-            result = _metric().compute(predictions=[text for _, text in answered], references=references)
-            accuracies[skill] = Accuracy(float(result["solved"]), len(answered))
-        return accuracies
+    def accuracies(
+        self, rows: Sequence[Row], texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
+    ) -> dict[str, Accuracy]:
+        """Return the accuracy of answers, per skill."""
+        return _accuracies(rows, self.rewards(rows, texts, tokenizer))
+
+
+def _accuracies(rows: Sequence[Row], rewards: Sequence[float]) -> dict[str, Accuracy]:
+    accuracies = {}
+    for skill in dict.fromkeys(row["skill"] for row in rows):
+        of_skill = [reward for row, reward in zip(rows, rewards, strict=True) if row["skill"] == skill]
+        accuracies[skill] = Accuracy(float(_metric().compute(predictions=of_skill)["solved"]), len(of_skill))
+    return accuracies
 
 
 @functools.cache

@@ -32,6 +32,7 @@ def dry_run(context: RunContext, stage: Distill) -> None:
     """
     rewards = RewardLoader(context, loads_models=False)
     rewards.load_all()
+    rewards.load_verifier()
     _stream(context, stage, _arguments(context, stage))
     rewards.load_audit(stage)
     lora_config(stage.lora)
@@ -81,6 +82,7 @@ def _trainer(
     perturbations: Perturbations,
 ) -> RLDTrainer:
     args, (model, tokenizer) = _arguments(context, stage), student
+    rewards = RewardLoader(context)
     num_gold = stage.controller.required_measurements.gold_rows
     return RLDTrainer(
         model,
@@ -91,7 +93,8 @@ def _trainer(
         peft_config=lora_config(stage.lora),
         teachers=[probed.teacher for probed in teachers],
         controller=stage.controller.seeded(context.seed(stage.name)),
-        audit_reward=RewardLoader(context).load_audit(stage),
+        verifier=rewards.load_verifier(),
+        audit_reward=rewards.load_audit(stage),
         retain_dataset=_retained_rows(context, stage),
         gold_rows=[row for skill in context.skills(stage) for row in context.skill_rows[skill].probe(num_gold)],
         flop_meter=context.flop_meter,

@@ -127,12 +127,13 @@ class Perturbations(TrainerCallback):
             reward.reward = self.build(RewardSpec(use=change.becomes, options=change.options))
             words.append(f"becomes {change.becomes}")
         if change.weight is not None:
-            self.trainer.reward_weights[i] = change.weight
+            self.trainer.reward_weights[i + self.trainer.num_own_verifiers] = change.weight
             words.append(f"has weight {change.weight:g}")
         if change.noise is not None:
             reward.noise = change.noise
             words.append(f"errs in {change.noise:.0%}")
-        if i == 0 and self.trainer.gate is not None:  # it asks the first reward, and remembers the answers
+        is_verifier = i == 0 and not self.trainer.num_own_verifiers
+        if is_verifier and self.trainer.gate is not None:  # it asks the verifier, and remembers the answers
             for k in range(len(self.trainer.teachers)):
                 self.trainer.gate.forget(k)
         return ", ".join(words)

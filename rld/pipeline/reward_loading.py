@@ -13,7 +13,7 @@ from rld.models.self_check import require_sound_model
 from rld.pipeline.model_loading import Loaded
 from rld.pipeline.run import RunContext
 from rld.recipe import registry
-from rld.recipe.plugins import RewardSpec
+from rld.recipe.plugins import RewardSpec, VerifierSpec
 from rld.recipe.stages.distill import Distill
 
 Reward = Callable[..., Any]
@@ -32,7 +32,7 @@ class RewardLoader:
         self._context, self._loads_models = context, loads_models
         self._models: dict[str, Loaded] = {}
 
-    def load(self, spec: RewardSpec) -> Reward:
+    def load(self, spec: RewardSpec | VerifierSpec) -> Reward:
         """Return a reward with its options.
 
         Raises:
@@ -50,8 +50,13 @@ class RewardLoader:
         return [self.load(spec) for spec in self._context.recipe.rewards]
 
     def load_audit(self, stage: Distill) -> Reward | None:
-        """Return the reward that checks on the first one; None where nothing does."""
-        return None if stage.audit is None else self.load(RewardSpec(use=stage.audit.use, options=stage.audit.options))
+        """Return the function that checks what the verifier calls correct; None where nothing does."""
+        return None if stage.audit_in_use is None else self.load(stage.audit_in_use)
+
+    def load_verifier(self) -> Reward | None:
+        """Return the recipe's verifier; None where it is the first of the rewards."""
+        recipe = self._context.recipe
+        return self.load(recipe.verifier_in_use) if recipe.has_own_verifier else None
 
     def _model(self, name: str) -> Loaded:
         if name not in self._models:

@@ -17,6 +17,7 @@ from rld.data import skill_rows
 from rld.errors import RecipeError, RldError
 from rld.evaluation.held_out import Evaluation, HeldOutEvaluator
 from rld.models.prompting import PromptEncoder
+from rld.pipeline.judge import load_judge
 from rld.pipeline.model_loading import ModelLoader
 from rld.pipeline.samples import read_answers_after
 from rld.pipeline.trainer_arguments import shared_arguments
@@ -62,7 +63,9 @@ class RunContext:
         self.models = ModelLoader(self.recipe, self.source, self.paths.stage_result, held_out)
         # Accelerate joins CPU processes only if the first to ask says that they are on the CPU.
         self.state = PartialState(cpu=not torch.cuda.is_available())
-        self.evaluator = HeldOutEvaluator(held_out, self.recipe.max_new_tokens, self.state.device)
+        self.evaluator = HeldOutEvaluator(
+            held_out, load_judge(self.recipe, self.source.parent), self.recipe.max_new_tokens, self.state.device
+        )
 
     @property
     def flops(self) -> float:

@@ -15,6 +15,7 @@ from rld.pipeline.run import RunContext
 from rld.pipeline.stage_training import StageTraining
 from rld.pipeline.trainer_arguments import lora_config
 from rld.recipe.stages.sft import Sft
+from rld.rollout.verifier import is_success
 from rld.trainer.finite_updates import FiniteUpdates
 from rld.trainer.trl_patches import skip_unlabelled_positions
 from rld.types import Row
@@ -47,7 +48,12 @@ def run(context: RunContext, stage: Sft) -> None:
             model,
             _arguments(context, stage),
             train_dataset=sft_dataset(
-                stage, context.skill_rows, context.skills(stage), context.seed(stage.name), answer
+                stage,
+                context.skill_rows,
+                context.skills(stage),
+                seed=context.seed(stage.name),
+                answer=answer,
+                verdicts=functools.partial(_verdicts, context, tokenizer),
             ),
             processing_class=tokenizer,
             peft_config=lora_config(stage.lora),
@@ -71,6 +77,11 @@ def _arguments(context: RunContext, stage: Sft) -> SFTConfig:
 def _answers(context: RunContext, teacher: str, rows: Sequence[Row]) -> list[str]:
     """Return a teacher's greedy answers to rows of one skill."""
     return context.answer(*context.models.load(teacher, dtype="auto"), rows)
+
+
+def _verdicts(context: RunContext, tokenizer: Any, rows: Sequence[Row], texts: Sequence[str]) -> list[bool]:
+    """Tell which answers the run's judge finds correct."""
+    return [is_success(reward) for reward in context.evaluator.rewards(rows, texts, tokenizer)]
 
 
 class CountFlops(TrainerCallback):

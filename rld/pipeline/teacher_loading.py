@@ -75,7 +75,7 @@ class TeacherLoader:
             tokenizer = teacher.tokenizer
             assert tokenizer is not None  # a teacher that answers has one
             evaluation = evaluation or context.evaluator.evaluate(model, tokenizer)
-            accuracies = context.evaluator.accuracies(rows, context.answer(model, tokenizer, rows))
+            accuracies = context.evaluator.accuracies(rows, context.answer(model, tokenizer, rows), tokenizer)
         teacher.verified = {skill: (accuracy.num_correct, accuracy.num_rows) for skill, accuracy in accuracies.items()}
         return ProbedTeacher(teacher, teacher.num_parameters(), evaluation)
 

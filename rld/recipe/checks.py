@@ -10,7 +10,7 @@ from rld.recipe.document import RecipeDocument, RecipeProblem
 from rld.recipe.models import AnyModel
 from rld.recipe.names import RecipeNames, check_member, items
 from rld.recipe.option_checks import check_options
-from rld.recipe.plugins import RewardSpec
+from rld.recipe.plugins import RewardSpec, VerifierSpec
 from rld.recipe.skills import AnySkill
 from rld.recipe.stages import AnyStage
 from rld.recipe.stages.base import Stage
@@ -31,6 +31,8 @@ def problems(document: RecipeDocument) -> Iterator[RecipeProblem]:
     first_use = names.in_stage(_first_use_of_rewards(names), {})
     for i, reward in items(tree.get("rewards")):
         yield from RewardSpec.check(first_use, ("rewards", i), reward)
+    for key in ("verifier", "judge"):
+        yield from VerifierSpec.check(first_use, (key,), tree.get(key))
     for i, stage in enumerate(names.stages):
         yield from check_member(AnyStage, names.in_stage(i, stage), ("stages", i), stage)
 

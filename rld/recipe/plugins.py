@@ -28,6 +28,20 @@ class RewardSpec(FrozenOptions):
         yield from check_use("rewards", names, loc, raw)
 
 
+class VerifierSpec(FrozenOptions):
+    """A function with a reward's signature that gives 1 to a correct answer, and less to any other."""
+
+    use: str
+    """A shipped reward as file:function, or your own as ./file.py:function."""
+    options: dict[str, Any] = {}
+    """Keyword arguments of the function."""
+
+    @classmethod
+    def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
+        """Check the function and its options."""
+        yield from check_use("rewards", names, loc, raw)
+
+
 class CurriculumSpec(FrozenOptions):
     """Which curriculum picks skill and level of the next prompt."""
 

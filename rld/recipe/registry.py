@@ -181,6 +181,20 @@ def takes_model(arguments: Iterable[str]) -> bool:
     return {"model", "tokenizer"} <= set(arguments)
 
 
+def can_judge(use: str, relative_to: Path) -> bool:
+    """Tell whether a reward can be called on any text: it is no asynchronous function, and reads no model.
+
+    Raises:
+        LibraryError: there is no such function.
+    """
+    place = locate("rewards", use, relative_to)
+    tree = python_source.parse(place.path)
+    if isinstance(python_source.definitions(tree).get(place.attribute), ast.AsyncFunctionDef):
+        return False
+    signature = python_source.signature(tree, place.attribute, skip=0)
+    return signature is None or not takes_model(signature.named)
+
+
 def _run(path: Path) -> ModuleType:
     """Import a user's file as part of a private package of its folder.
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Field, field_validator, model_validator
 
 from rld.recipe.models import AnyModel, CharacterTokenizer, NewModel
-from rld.recipe.plugins import RewardSpec
+from rld.recipe.plugins import RewardSpec, VerifierSpec
 from rld.recipe.skills import AnySkill, Prompts
 from rld.recipe.stages import AnyStage
 from rld.utils.options import FrozenOptions
@@ -34,7 +34,14 @@ class Recipe(FrozenOptions):
     skills: dict[Name, AnySkill] = Field(min_length=1)
     """What is to be learnt, by name."""
     rewards: list[RewardSpec] = Field([RewardSpec(use="answers:exact_match")], min_length=1)
-    """Rewards of the policy signal. The first is the verifier: where it gives 1, the completion counts as a success."""
+    """Rewards of the policy signal."""
+    verifier: VerifierSpec | None = None
+    """Decides which answers are correct: where it gives 1, an answer is. In training, that counts attempts, and the
+    gate, curricula and `distill_on` go by it. It adds nothing to the rewards. None: the first of the rewards."""
+    judge: VerifierSpec | None = None
+    """Decides which answers are correct outside of training: in held-out scores, probes of teachers, `verify` of
+    fine-tuning and `rld evaluate`. None: the audit of the last stage that has one, else the verifier. One that reads a
+    model or is asynchronous can't be called there: answers are then compared with the gold answers."""
     max_new_tokens: int = Field(64, gt=0)
     """Tokens that an answer may take, in training and when a model is scored."""
     trainer: dict[str, Any] = {}
@@ -69,6 +76,23 @@ class Recipe(FrozenOptions):
         for stage in reversed(self.stages):
             reference = stage.student if stage.name == reference else reference
         return isinstance(self.models.get(reference), NewModel)
+
+    @property
+    def verifier_in_use(self) -> VerifierSpec:
+        """The function that decides in training which answers are correct."""
+        return self.verifier or VerifierSpec(use=self.rewards[0].use, options=self.rewards[0].options)
+
+    @property
+    def has_own_verifier(self) -> bool:
+        """Whether the verifier is another function than the first of the rewards."""
+        first = self.rewards[0]
+        return self.verifier is not None and (self.verifier.use, self.verifier.options) != (first.use, first.options)
+
+    @property
+    def judge_in_use(self) -> VerifierSpec:
+        """The function that decides outside of training which answers are correct."""
+        audits = [stage.audit_in_use for stage in self.stages if stage.audit_in_use is not None]
+        return self.judge or (audits[-1] if audits else self.verifier_in_use)
 
     def skill_prompts(self, skill: str) -> Prompts:
         """Return how the questions of a skill become prompts."""

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rld.recipe.cost import stage_costs
+from rld.recipe.registry import can_judge
 from rld.recipe.schema import Recipe
 from rld.recipe.sizes import StageCost, quantity
 from rld.recipe.stages import AnyStage
@@ -20,6 +21,7 @@ def overview(recipe: Recipe, relative_to: Path) -> RenderableType:
     parts: list[RenderableType] = [_skills(recipe)]
     if any(stage.uses_rewards for stage in recipe.stages):
         parts.append(_rewards(recipe))
+    parts.append(_judge(recipe, relative_to))
     skills = list(recipe.skills)
     parts += [_stage(number, stage, costs[stage.name], skills) for number, stage in enumerate(recipe.stages, 1)]
     flops = [cost.flops for cost in costs.values() if cost.flops is not None]
@@ -44,7 +46,18 @@ def _skills(recipe: Recipe) -> Table:
 
 
 def _rewards(recipe: Recipe) -> Text:
-    return Text("rewards: " + ", ".join(f"{spec.use} x {spec.weight:g}" for spec in recipe.rewards))
+    rewards = ", ".join(f"{spec.use} x {spec.weight:g}" for spec in recipe.rewards)
+    return Text(f"rewards: {rewards}\nverifier: {recipe.verifier_in_use.use}")
+
+
+def _judge(recipe: Recipe, relative_to: Path) -> Text:
+    """Say what decides which answers are correct outside of training."""
+    use = recipe.judge_in_use.use
+    if can_judge(use, relative_to):
+        return Text(f"judge of held-out answers: {use}")
+    return Text(
+        f"judge of held-out answers: comparison with the gold answers, because {use} reads a model or is asynchronous"
+    )
 
 
 def _stage(number: int, stage: AnyStage, cost: StageCost, skills: list[str]) -> Table:

@@ -42,7 +42,7 @@ def no_reward(completions: list[Any], **_: Any) -> list[float]:
     return [0.0] * len(completions)
 
 
-def verifier(rewards: list[Any], state: Callable[[], Any]) -> Verify | None:
+def askable(rewards: list[Any], state: Callable[[], Any]) -> Verify | None:
     """Return the first of the rewards as a function that can be called on any text; None where it can't be.
 
     A model, an asynchronous function and `no_reward` can't be called so.

@@ -7,6 +7,7 @@ Shapes: B completions of this process, A completions of all processes, T complet
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
@@ -31,9 +32,9 @@ from rld.rollout.batch import RolloutBatch, loss_mask
 from rld.rollout.counts import group_counts
 from rld.rollout.gate import TeacherGate, unverified
 from rld.rollout.record import RolloutRecord, RolloutTotals
-from rld.rollout.rewards import all_checked
+from rld.rollout.rewards import all_checked, checked
 from rld.rollout.teacher_scoring import TeacherScoring, TeacherScoringOptions, teacher_infos
-from rld.rollout.verifier import Verify, no_reward, verifier
+from rld.rollout.verifier import Verify, askable, no_reward
 from rld.teachers.ensemble import TeacherEnsemble
 from rld.teachers.slot_base import StudentInterface
 from rld.teachers.teacher import Teacher
@@ -59,12 +60,14 @@ class RLDTrainer(GRPOHooks):
 
     Args:
         model, reward_funcs, args, train_dataset: As in `GRPOTrainer`; `args` is an `RLDConfig`. A `skill` column in
-            the training set labels the rows; without it all rows are one skill. The first reward is the verifier:
-            a completion that it gives 1 counts as a success. `reward_funcs` may be left out when there are teachers.
+            the training set labels the rows; without it all rows are one skill. `reward_funcs` may be left out when
+            there are teachers.
         teachers: `Teacher`s, loaded models, hub ids or folders. Other tokenizers than the student's need `align`.
         controller: Sets the weights of signals and teachers. None: `GapController()`.
         curriculum: Picks the skill and level of each next prompt from `train_dataset`'s columns `skill` and `level`.
             None: TRL's shuffled order.
+        verifier: A function with a reward's signature that gives 1 to correct completions; it decides what is a
+            success, and adds nothing to the rewards. None: the first reward.
         audit_reward: A reward that checks a share of the completions that the verifier gave 1 (`args.audit_share`).
             It also replaces the verifier in the gate and in retention.
         retain_dataset: Rows of skills that must not be forgotten, with a column `skill`; `args.retain` has the options.
@@ -93,6 +96,7 @@ class RLDTrainer(GRPOHooks):
         teachers: Sequence[Teacher | PreTrainedModel | str] = (),
         controller: Controller | None = None,
         curriculum: Curriculum | None = None,
+        verifier: Any = None,
         audit_reward: Any = None,
         retain_dataset: Iterable[Row] | None = None,
         gold_rows: Sequence[Row] = (),
@@ -105,6 +109,11 @@ class RLDTrainer(GRPOHooks):
         self.teachers = [t if isinstance(t, Teacher) else Teacher(t) for t in teachers]
         self._signals = args.active_signals(has_teachers=bool(self.teachers))
         reward_funcs = all_checked(reward_funcs or ([no_reward] if self.teachers else None))
+        self.num_own_verifiers = 0 if verifier is None else 1
+        if verifier is not None and reward_funcs is not None:
+            weights = args.reward_weights or [1.0] * len(reward_funcs)
+            args, reward_funcs = copy.copy(args), [checked(verifier, "verifier"), *reward_funcs]
+            args.reward_weights = [0.0, *weights]
         self.stream = prompt_stream(args, train_dataset, curriculum)
         train_dataset = self.stream.dataset if self.stream is not None else train_dataset
         patch_trl()
@@ -115,7 +124,7 @@ class RLDTrainer(GRPOHooks):
         self._build_records(controller or GapController())
         self._build_student()
         self._build_teachers()
-        verify = verifier(all_checked(audit_reward) or self.reward_funcs, lambda: self.state)
+        verify = askable(all_checked(audit_reward) or self.reward_funcs, lambda: self.state)
         self.audit = None if audit_reward is None else RewardAudit(verify, args.audit_share, args.seed)
         self.gate = self._build_gate(verify)
         self.retention = None if retain_dataset is None else self._build_retention(verify, retain_dataset)

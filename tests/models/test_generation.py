@@ -16,8 +16,16 @@ from transformers import GenerationConfig
 import tests.support.tiny as tiny
 from rld.evaluation.held_out import HeldOutEvaluator
 from rld.models.generation import generate, sample
+from rld.recipe import registry
 
-EVALUATOR = HeldOutEvaluator([], 5, torch.device("cpu"))
+
+def exact(completions, answer, entry, **_) -> list[float | None]:
+    """The gold answer, or what a reasoning-gym verifier pays in full."""
+    credit = registry.load("rewards", "reasoning:exact_credit", Path())
+    return list(credit(completions=completions, answer=answer, entry=entry))
+
+
+EVALUATOR = HeldOutEvaluator([], exact, 5, torch.device("cpu"))
 
 
 def rows(num: int = 7, chat: bool = False) -> list[dict[str, Any]]:
@@ -106,8 +114,13 @@ def test_scores_are_exact_and_per_skill():
         ("sum", made[0]["answer"], entries[0], made[0]["answer"]),
         ("sum", made[1]["answer"], entries[1], f"it is {made[1]['answer']}"),
     ]
-    labelled = [{"skill": skill, "answer": answer, "entry": entry} for skill, answer, entry, _ in answered]
-    assert EVALUATOR.accuracies(labelled, [text for *_, text in answered]) == {"text": (1 / 3, 3), "sum": (0.5, 2)}
+    labelled = [
+        {"prompt": "", "skill": skill, "answer": answer, "entry": entry} for skill, answer, entry, _ in answered
+    ]
+    assert EVALUATOR.accuracies(labelled, [text for *_, text in answered], tiny.tokenizer()) == {
+        "text": (1 / 3, 3),
+        "sum": (0.5, 2),
+    }
 
 
 def free_port() -> int:
@@ -124,14 +137,14 @@ from tests.models.test_generation import EVALUATOR, rows
 
 PartialState(cpu=True)
 texts = generate(tiny.model(), tiny.encoder(), rows(5), max_new_tokens=5, batch_size=2)
-print(PartialState().num_processes, texts, EVALUATOR.accuracies(rows(5), texts), sep="|", flush=True)
+print(PartialState().num_processes, texts, EVALUATOR.accuracies(rows(5), texts, tiny.tokenizer()), sep="|", flush=True)
 """
 
 
 def test_processes_share_the_work_and_agree(tmp_path):
     """Two processes at once with an empty cache: the metric is loaded by both, offline."""
     texts = generate(tiny.model(), tiny.encoder(), rows(5), max_new_tokens=5)
-    wanted = f"2|{texts}|{EVALUATOR.accuracies(rows(5), texts)}"
+    wanted = f"2|{texts}|{EVALUATOR.accuracies(rows(5), texts, tiny.tokenizer())}"
     places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "HF_HOME": str(tmp_path)}
     running = [
         subprocess.Popen(

@@ -198,7 +198,9 @@ def score(member: Member) -> None:
     texts = PromptEncoder(member.tokenizer()).decode([completion_ids for _, completion_ids in expected_rows(member)])
     answers = [row["answer"] for row in rows(member)]
     assert exact_match(texts, answers) == [1.0] * len(texts)
-    accuracies = HeldOutEvaluator(rows(member), LENGTH, torch.device("cpu")).accuracies(rows(member), texts)
+    accuracies = HeldOutEvaluator(rows(member), exact_match, LENGTH, torch.device("cpu")).accuracies(
+        rows(member), texts, member.tokenizer()
+    )
     assert accuracies["all"].share == 1.0
 
 

@@ -12,6 +12,7 @@ from rld.recipe import reserved_options, third_party_options
 from rld.recipe.document import Loc, RecipeProblem
 from rld.recipe.names import RecipeNames
 from rld.recipe.option_checks import check_options
+from rld.recipe.plugins import VerifierSpec
 from rld.recipe.sizes import Sizes, StageCost
 from rld.utils.options import FrozenOptions
 
@@ -98,6 +99,11 @@ class Stage(FrozenOptions):
         defaults = self.trainer_defaults(is_new)
         defaults = {key: value for key, value in defaults.items() if _OTHER_NAMES.get(key) not in options}
         return self.model_copy(update={"trainer": defaults | options})
+
+    @property
+    def audit_in_use(self) -> VerifierSpec | None:
+        """The function that checks what the verifier calls correct; None where nothing does."""
+        return None
 
     def models(self) -> list[str]:
         """Return the models that the stage refers to, the student first."""

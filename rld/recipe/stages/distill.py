@@ -14,7 +14,7 @@ from rld.recipe.controller_checks import check_controller, check_retention
 from rld.recipe.document import Loc, RecipeProblem
 from rld.recipe.names import RecipeNames, check_member, items
 from rld.recipe.perturbations import ExperimentSpec
-from rld.recipe.plugins import AuditSpec, CurriculumSpec
+from rld.recipe.plugins import AuditSpec, CurriculumSpec, VerifierSpec
 from rld.recipe.signals import PolicySignal, ResponseSignal, SignalSpecs
 from rld.recipe.sizes import Sizes, StageCost, quantity
 from rld.recipe.stages.base import LearningRates, Stage, listed
@@ -127,6 +127,10 @@ class Distill(Stage):
     @property
     def has_cache(self) -> bool:
         return self.cache is not None
+
+    @property
+    def audit_in_use(self) -> VerifierSpec | None:
+        return None if self.audit is None else VerifierSpec(use=self.audit.use, options=self.audit.options)
 
     def models(self) -> list[str]:
         return [self.student, *(spec.model for spec in self.loaded.values())]

@@ -1,0 +1,46 @@
+"""The judge of a run: the function that decides which answers are correct outside of training."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerState
+
+from rld.recipe import registry
+from rld.recipe.schema import Recipe
+from rld.rollout.rewards import all_checked
+from rld.rollout.verifier import Verify, askable
+
+
+def load_judge(recipe: Recipe, folder: Path) -> Verify:
+    """Return the recipe's judge, with the signature of a reward, which gives 1 to correct answers.
+
+    Where the judge does not apply to a row (it gives None), or can't be called on any text (it reads a model, or is
+    asynchronous), the answer is compared with the gold answer, or checked by reasoning-gym's verifier for its tasks.
+
+    Args:
+        recipe: The recipe.
+        folder: Where paths in it start.
+
+    Raises:
+        LibraryError: there is no such function.
+    """
+    exact: Any = registry.load("rewards", "reasoning:exact_credit", folder)
+    spec = recipe.judge_in_use
+    reward = registry.load("rewards", spec.use, folder)
+    if registry.takes_model(inspect.signature(reward).parameters):
+        verify = None
+    else:
+        verify = askable(all_checked(functools.partial(reward, **spec.options)) or [], TrainerState)
+
+    def judge(**batch: Any) -> list[float | None]:
+        unjudged: list[float | None] = [None] * len(batch["completions"])
+        rewards = unjudged if verify is None else verify(**batch)
+        if None not in rewards:
+            return rewards
+        return [credit if reward is None else reward for reward, credit in zip(rewards, exact(**batch), strict=True)]
+
+    return judge
