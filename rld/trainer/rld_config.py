@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -132,6 +133,12 @@ class RLDConfig(GRPOConfig):
         """Return the defaults, with an output folder that is called after a model or its name."""
         name = model if isinstance(model, str) else model.config._name_or_path
         return cls(f"{name.rstrip('/').split('/')[-1] or 'student'}-RLD")
+
+    def with_unpaid_verifier(self, num_rewards: int) -> RLDConfig:
+        """Return these arguments for one more reward, which comes first and has weight 0."""
+        changed = copy.copy(self)
+        changed.reward_weights = [0.0, *(self.reward_weights or [1.0] * num_rewards)]
+        return changed
 
     def active_signals(self, has_teachers: bool) -> list[Signal]:
         """Return the signals that take part, in the order of `SIGNALS`.

@@ -7,7 +7,6 @@ Shapes: B completions of this process, A completions of all processes, T complet
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
@@ -66,8 +65,7 @@ class RLDTrainer(GRPOHooks):
         controller: Sets the weights of signals and teachers. None: `GapController()`.
         curriculum: Picks the skill and level of each next prompt from `train_dataset`'s columns `skill` and `level`.
             None: TRL's shuffled order.
-        verifier: A function with a reward's signature that gives 1 to correct completions; it decides what is a
-            success, and adds nothing to the rewards. None: the first reward.
+        verifier: A reward that decides what is a success (1), and is not paid. None: the first reward.
         audit_reward: A reward that checks a share of the completions that the verifier gave 1 (`args.audit_share`).
             It also replaces the verifier in the gate and in retention.
         retain_dataset: Rows of skills that must not be forgotten, with a column `skill`; `args.retain` has the options.
@@ -110,10 +108,9 @@ class RLDTrainer(GRPOHooks):
         self._signals = args.active_signals(has_teachers=bool(self.teachers))
         reward_funcs = all_checked(reward_funcs or ([no_reward] if self.teachers else None))
         self.num_own_verifiers = 0 if verifier is None else 1
-        if verifier is not None and reward_funcs is not None:
-            weights = args.reward_weights or [1.0] * len(reward_funcs)
-            args, reward_funcs = copy.copy(args), [checked(verifier, "verifier"), *reward_funcs]
-            args.reward_weights = [0.0, *weights]
+        if verifier is not None:
+            reward_funcs = [checked(verifier, "verifier"), *(reward_funcs or [])]
+            args = args.with_unpaid_verifier(num_rewards=len(reward_funcs) - 1)
         self.stream = prompt_stream(args, train_dataset, curriculum)
         train_dataset = self.stream.dataset if self.stream is not None else train_dataset
         patch_trl()
