@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rld.models import generation
 from rld.models.prompting import PromptEncoder
-from rld.rollout.rewards import is_async
+from rld.rollout.rewards import all_checked, checked, is_async
 from rld.types import Row
 
 _SUCCESS = 1 - 1e-6
@@ -40,6 +40,18 @@ class VerifiedAnswers:
 def no_reward(completions: list[Any], **_: Any) -> list[float]:
     """Stand in for the rewards of a run that has none: pure distillation."""
     return [0.0] * len(completions)
+
+
+def training_rewards(rewards: Any, verifier: Any, *, has_teachers: bool) -> Any:
+    """Return the rewards of a training, checked, a verifier of its own first; None where there are none.
+
+    Args:
+        rewards: TRL's `reward_funcs`.
+        verifier: A verifier that is not one of the rewards, or None.
+        has_teachers: Whether there are teachers: then there need be no rewards.
+    """
+    paid = all_checked(rewards or ([no_reward] if has_teachers else None))
+    return paid if verifier is None else [checked(verifier, "verifier"), *(paid or [])]
 
 
 def askable(rewards: list[Any], state: Callable[[], Any]) -> Verify | None:

@@ -31,9 +31,9 @@ from rld.rollout.batch import RolloutBatch, loss_mask
 from rld.rollout.counts import group_counts
 from rld.rollout.gate import TeacherGate, unverified
 from rld.rollout.record import RolloutRecord, RolloutTotals
-from rld.rollout.rewards import all_checked, checked
+from rld.rollout.rewards import all_checked
 from rld.rollout.teacher_scoring import TeacherScoring, TeacherScoringOptions, teacher_infos
-from rld.rollout.verifier import Verify, askable, no_reward
+from rld.rollout.verifier import Verify, askable, training_rewards
 from rld.teachers.ensemble import TeacherEnsemble
 from rld.teachers.slot_base import StudentInterface
 from rld.teachers.teacher import Teacher
@@ -106,11 +106,9 @@ class RLDTrainer(GRPOHooks):
             raise TypeError(f"args should be an RLDConfig, not a {type(args).__name__}: it takes the same arguments")
         self.teachers = [t if isinstance(t, Teacher) else Teacher(t) for t in teachers]
         self._signals = args.active_signals(has_teachers=bool(self.teachers))
-        reward_funcs = all_checked(reward_funcs or ([no_reward] if self.teachers else None))
+        reward_funcs = training_rewards(reward_funcs, verifier, has_teachers=bool(self.teachers))
         self.num_own_verifiers = 0 if verifier is None else 1
-        if verifier is not None:
-            reward_funcs = [checked(verifier, "verifier"), *(reward_funcs or [])]
-            args = args.with_unpaid_verifier(num_rewards=len(reward_funcs) - 1)
+        args = args if verifier is None else args.with_unpaid_verifier(num_rewards=len(reward_funcs) - 1)
         self.stream = prompt_stream(args, train_dataset, curriculum)
         train_dataset = self.stream.dataset if self.stream is not None else train_dataset
         patch_trl()
