@@ -71,6 +71,8 @@ METRICS = (
     Metric("phase/<skill>", "", "0: mostly distillation; 1: mostly reinforcement; 2: reinforcement alone"),
     Metric("teacher/<teacher>/weight/<skill>", "", "a teacher's share of what a skill is taught", "Teacher weights"),
     Metric("teacher/<teacher>/weight", "", "the same, mean over skills", "Teacher weights"),
+    Metric("teacher/<teacher>/used/<skill>", "",
+           "a teacher's mean weight on a rollout's completions, after gate, combination and `teach_on`"),
     Metric("score/<skill>", "", "share of the held-out rows answered correctly, greedily", "Held-out score"),
     Metric("progress/<skill>", "", f"share of the completions that the verifier accepts, {_TICK}", "Success rate"),
     Metric("level/<skill>", "", "the curriculum's level, from 0; a mean where several are open", "Curriculum level"),

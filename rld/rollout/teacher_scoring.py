@@ -5,7 +5,7 @@ Shapes: B completions of this process, A completions of all processes, T complet
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -61,11 +61,13 @@ class TeacherScoringReport:
         tokens_scored: Tokens that teachers read, their answers to the gate included.
         tokens_saved: Tokens that they would have read in addition without a gate, had every teacher scored all
             completions of its skills and had no log-probability come from a cache.
+        metrics: The weights that were used, under the names of `metrics.jsonl`.
     """
 
     events: list[Event] = field(default_factory=list)
     tokens_scored: int = 0
     tokens_saved: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 def teacher_infos(teachers: Iterable[Teacher]) -> list[TeacherInfo]:
@@ -145,7 +147,8 @@ class TeacherScoring:
         if not record.is_training:
             return TeacherScoringReport(events)
         scored, saved = self._count_tokens(needed_BK, batch, token_counts)
-        return TeacherScoringReport(events, scored + gate_tokens, saved - gate_tokens)
+        used = self._used_weights(weights_BK, skills_B, record.skills)
+        return TeacherScoringReport(events, scored + gate_tokens, saved - gate_tokens, used)
 
     # -- the steps, in their order -----------------------------------------------------------------------------------
 
@@ -251,6 +254,18 @@ class TeacherScoring:
         for slot, num_tokens in zip(self.ensemble.slots, computed, strict=True):
             self.flop_meter.add("teachers", forward_flops(slot.num_parameters, num_tokens))
         return read, possible - read
+
+    def _used_weights(self, weights_BK: Tensor, skills_B: Tensor, skills: Sequence[str]) -> dict[str, float]:
+        """Return the mean weight of each teacher on the completions of each skill that the rollout has."""
+        ones_B1 = torch.ones_like(weights_BK[:, :1])
+        sums_SK1 = torch.zeros(len(skills), weights_BK.shape[1] + 1, dtype=torch.float64, device=weights_BK.device)
+        sums_SK1.index_add_(0, skills_B, torch.cat([weights_BK, ones_B1], dim=1).double())
+        used = {}
+        for skill, (*weights, count) in zip(skills, self._sum(sums_SK1).tolist(), strict=True):
+            for teacher, weight in zip(self.ensemble.teachers, weights, strict=True):
+                if count:
+                    used[f"teacher/{teacher.name}/used/{skill}"] = weight / count
+        return used
 
     def _sum(self, value: Tensor) -> Tensor:
         total: Tensor = self.accelerator.reduce(value.to(self.accelerator.device), reduction="sum")

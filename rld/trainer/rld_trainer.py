@@ -1,8 +1,6 @@
 """`RLDTrainer`: TRL's `GRPOTrainer` with teachers, more signals and a controller.
 
-`GRPOHooks` says when TRL calls each step of it.
-
-Shapes: B completions of this process, A completions of all processes, T completion tokens.
+`GRPOHooks` says when TRL calls each step. Shapes: B completions of this process, A of all processes, T tokens.
 """
 
 from __future__ import annotations
@@ -76,7 +74,6 @@ class RLDTrainer(GRPOHooks):
 
     Attributes:
         events: Events of the training, oldest first; a callback that writes them also removes them.
-        flop_meter: The operations so far, over all processes.
         totals: Rollouts and their tokens so far, over all processes.
 
     Raises:
@@ -267,6 +264,8 @@ class RLDTrainer(GRPOHooks):
         self.events += report.events
         self.totals.tokens_scored += report.tokens_scored
         self.totals.tokens_saved += report.tokens_saved
+        for name, value in report.metrics.items():
+            self._metrics["train"][name].append(value)
 
     # -- losses --------------------------------------------------------------------------------------------------------
 

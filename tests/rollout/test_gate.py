@@ -223,6 +223,13 @@ def test_training_teaches_on_open_prompts_alone_and_gives_their_weight_to_teache
     assert (
         rollout["teacher_tokens"].any(-1).tolist() == [[True, False], [True, False], [False, False], [False, False]] * 2
     )
+    used = {name: values for name, values in made._metrics["train"].items() if "/used/" in name}
+    assert used == {
+        "teacher/wide/used/first": [0.0],
+        "teacher/wide/used/second": [1.0],
+        "teacher/stranger/used/first": [0.0],
+        "teacher/stranger/used/second": [0.0],
+    }
     gate = made.runtime._window.gate
     assert (gate.prompts_SK.sum().item(), gate.correct_SK.sum().item()) == (8, 2)
 
