@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from rld.errors import RewardError
 from rld.models.heads import LMHead, log_probabilities
+from rld.models.prompting import PromptEncoder
 from rld.utils.tensors import pad_right
 
 from . import text_of
@@ -43,6 +44,7 @@ def likelihood(
     *,
     model: str | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     bound: float = 3.0,
     **_: Any,
 ) -> list[float | None]:
@@ -57,12 +59,14 @@ def likelihood(
     Args:
         model: The model.
         tokenizer: Its tokenizer.
+        chat_template_kwargs: Further arguments of its chat template. In a recipe, those in `prompts` if there are none.
         bound: Largest reward, in standard deviations, above 0.
     """
     if bound <= 0:
         raise RewardError(f"teachers:likelihood: bound should be above 0, not {bound}")
     scorer, tokenizer = _opened(model, tokenizer)
-    scores = _mean_log_probabilities(scorer, tokenizer, prompts, completions)
+    encoder = PromptEncoder(tokenizer, chat_template_kwargs or {})
+    scores = _mean_log_probabilities(scorer, encoder, prompts, completions)
     skills = [""] * len(scores) if skill is None else [str(name) for name in skill]
     # The part of a trainer's state that stores the state of others, so that a resumed run has it.
     states = {} if trainer_state is None else trainer_state.stateful_callbacks
@@ -82,6 +86,7 @@ def judge(
     *,
     model: str | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     template: str,
     yes: str = "Yes",
     no: str = "No",
@@ -95,6 +100,7 @@ def judge(
     Args:
         model: The judge.
         tokenizer: Its tokenizer.
+        chat_template_kwargs: Further arguments of its chat template. In a recipe, those in `prompts` if there are none.
         template: The text that the judge reads, with {completion}, and optionally {question} and {answer}. The question
             is the row's, or else the prompt's last message.
         yes: The verdict for a good completion; one token. A model without a chat template may need " Yes".
@@ -114,9 +120,10 @@ def judge(
         _filled(template, {"question": text, "completion": _harmless(tokenizer, text_of(completion)), "answer": gold})
         for text, completion, gold in zip(questions, completions, answers, strict=True)
     ]
+    encoder = PromptEncoder(tokenizer, chat_template_kwargs or {})
     head = LMHead.of(judge_model).for_tokens(verdicts)
     last = [
-        states_TH[-1] for states_TH in _hidden_states(judge_model, [_question_ids(tokenizer, text) for text in texts])
+        states_TH[-1] for states_TH in _hidden_states(judge_model, [_question_ids(encoder, text) for text in texts])
     ]
     logits_B2 = head.in_float32().logits(torch.stack(last)).double()
     probabilities: list[float] = torch.sigmoid(logits_B2[:, 0] - logits_B2[:, 1]).tolist()
@@ -171,21 +178,14 @@ def _hidden_states(model: PreTrainedModel, rows: Sequence[list[int]]) -> Iterato
         yield from (states_SH[: len(row)] for states_SH, row in zip(states, batch, strict=True))
 
 
-def _in_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
-    if tokenizer.chat_template is None:
-        raise RewardError("the prompts are conversations, but the model has no chat template; take one that has")
-    text: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return str(text)
-
-
 # -- likelihood -------------------------------------------------------------------------------------------------------
 
 
 def _mean_log_probabilities(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[Any], completions: list[Any]
+    model: PreTrainedModel, encoder: PromptEncoder, prompts: list[Any], completions: list[Any]
 ) -> list[float | None]:
     """Return the mean log-probability per token, in nats; None for a completion without a token to score."""
-    encoded = [_encoded(tokenizer, prompt, text_of(text)) for prompt, text in zip(prompts, completions, strict=True)]
+    encoded = [_encoded(encoder, prompt, text_of(text)) for prompt, text in zip(prompts, completions, strict=True)]
     scored = [i for i, (ids, first) in enumerate(encoded) if first < len(ids)]
     means: list[float | None] = [None] * len(encoded)
     head = LMHead.of(model)
@@ -197,17 +197,22 @@ def _mean_log_probabilities(
     return means
 
 
-def _encoded(tokenizer: PreTrainedTokenizerBase, prompt: Any, completion: str) -> tuple[list[int], int]:
+def _encoded(encoder: PromptEncoder, prompt: Any, completion: str) -> tuple[list[int], int]:
     """Return the tokens of prompt and completion, and the index of the first one to score.
 
     They are encoded together, as one text; a token across the border belongs to the completion.
     """
+    tokenizer = encoder.tokenizer
+    if encoder.spells_special_tokens(prompt):
+        prompt_ids, ids = encoder.encode_with(prompt, _harmless(tokenizer, completion))
+        return prompt_ids + ids, max(len(prompt_ids), 1)
     if not tokenizer.is_fast:
         raise RewardError("the model's tokenizer cannot tell which text a token stands for; it needs a fast one")
-    plain = isinstance(prompt, str)
-    before = prompt if plain else _in_chat(tokenizer, prompt)
+    before = encoder.render(prompt)
     encoded = tokenizer(
-        before + _harmless(tokenizer, completion), add_special_tokens=plain, return_offsets_mapping=True
+        before + _harmless(tokenizer, completion),
+        add_special_tokens=isinstance(prompt, str),
+        return_offsets_mapping=True,
     )
     inside = [i for i, (_, end) in enumerate(encoded["offset_mapping"]) if end > len(before)]
     last = inside[-1] if inside else -1
@@ -271,8 +276,5 @@ def _harmless(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     return text
 
 
-def _question_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    plain = tokenizer.chat_template is None
-    question = text if plain else _in_chat(tokenizer, [{"role": "user", "content": text}])
-    ids: list[int] = tokenizer(question, add_special_tokens=plain)["input_ids"]
-    return ids
+def _question_ids(encoder: PromptEncoder, text: str) -> list[int]:
+    return encoder.encode(text if encoder.tokenizer.chat_template is None else [{"role": "user", "content": text}])

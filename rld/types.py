@@ -28,6 +28,15 @@ Row: TypeAlias = dict[str, Any]
 need more than the answer an `entry` (JSON text, "" otherwise)."""
 
 
+class Answer(NamedTuple):
+    """What a model wrote to a prompt."""
+
+    text: str
+    """Without special tokens."""
+    is_complete: bool
+    """Whether it ended. False: it was cut off at the greatest length."""
+
+
 class Task(NamedTuple):
     """What a curriculum picks: a skill and how hard."""
 

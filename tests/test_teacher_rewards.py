@@ -17,7 +17,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 import tests.support.tiny as tiny
 from rld.cli import main
-from rld.errors import RewardError
+from rld.errors import RecipeError, RewardError
 from rld.rollout.rewards import checked
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
@@ -171,7 +171,7 @@ def test_a_judge_that_cannot_judge_says_why(options, message):
 def test_a_likelihood_that_cannot_be_taken_says_why():
     bare = tiny.tokenizer()
     bare.chat_template = None
-    with pytest.raises(RewardError, match="no chat template"):
+    with pytest.raises(RecipeError, match="no chat template"):
         likelihood([[{"role": "user", "content": "a"}]], ["b"], model=tiny.model(), tokenizer=bare)
     with pytest.raises(RewardError, match="bound should be above 0"):
         likelihood(["a"], ["b"], model=tiny.model(), tokenizer=bare, bound=0)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from datasets import Dataset
 
 from rld.data.skill_rows import SkillRows
 from rld.errors import DataError
 from rld.recipe.stages.sft import Sft
-from rld.types import Row
+from rld.types import Answer, Row
 
-Answer = Callable[[Sequence[Row]], list[str]]
-Verdicts = Callable[[Sequence[Row], Sequence[str]], list[bool]]
+AnswerRows: TypeAlias = Callable[[Sequence[Row]], list[Answer]]
+"""A teacher that answers rows."""
+
+Encode: TypeAlias = Callable[[Any, Answer], dict[str, list[int]]]
+"""Returns the `input_ids` of a prompt and an answer, and a `completion_mask` that is 1 on the answer."""
+
+Verdicts: TypeAlias = Callable[[Sequence[Row], Sequence[str]], list[bool]]
+"""Tells which answers to rows are correct."""
 
 
 def sft_dataset(
@@ -22,47 +29,53 @@ def sft_dataset(
     skills: Sequence[str],
     *,
     seed: int,
-    answer: Answer | None,
+    encode: Encode,
+    teacher: AnswerRows | None,
     verdicts: Verdicts,
 ) -> Dataset:
-    """Return prompts with the completions to learn, the skills mixed in proportion to `stage.shares`.
+    """Return prompts with the completions to learn, as token ids, the skills mixed in proportion to `stage.shares`.
 
     Args:
         stage: The stage.
         sources: The source of each skill.
         skills: The skills to learn.
         seed: The stage's.
-        answer: A teacher that answers rows. None: gold answers are learnt.
-        verdicts: Tells which answers to rows are correct, for a stage that learns a teacher's correct answers alone.
+        encode: Makes token ids of a prompt and an answer.
+        teacher: A teacher that answers rows. None: gold answers are learnt.
+        verdicts: For a stage that learns a teacher's correct answers alone.
 
     Raises:
         DataError: a skill has no gold answers, or the teacher gives none.
     """
     shares = {skill: stage.shares.get(skill, 1.0) for skill in skills}
     num_rows = stage.rows_in_use
-    rows = []
+    examples: list[tuple[Row, Answer]] = []
     for skill in skills:
         count = max(1, round(num_rows * shares[skill] / sum(shares.values())))
-        if answer is None:
-            rows += sources[skill].rows(count, seed, gold=True)
+        if teacher is None:
+            rows = sources[skill].rows(count, seed, gold=True)
+            examples += [(row, Answer(row["answer"], is_complete=True)) for row in rows]
         else:
             prompts = sources[skill].rows(count, seed, gold=False)
-            rows += _answered(skill, prompts, answer, verdicts if stage.verify else None)
-    return Dataset.from_list([_example(row) for row in rows]).shuffle(seed=seed)
+            examples += _answered(skill, prompts, teacher, verdicts if stage.verify else None)
+    num_cut = sum(not answer.is_complete for _, answer in examples)
+    if num_cut:
+        warnings.warn(
+            f"stage '{stage.name}': {num_cut} of {len(examples)} answers of the teacher were cut off at "
+            "max_new_tokens; they are learnt without an end",
+            stacklevel=2,
+        )
+    return Dataset.from_list([encode(row["prompt"], answer) for row, answer in examples]).shuffle(seed=seed)
 
 
-def _example(row: Row) -> dict[str, Any]:
-    """Return a row's prompt and the completion to learn, which is a message where the prompt is a chat."""
-    answer = row["answer"]
-    is_chat = not isinstance(row["prompt"], str)
-    return {"prompt": row["prompt"], "completion": [{"role": "assistant", "content": answer}] if is_chat else answer}
-
-
-def _answered(skill: str, rows: list[Row], answer: Answer, verdicts: Verdicts | None) -> list[Row]:
+def _answered(
+    skill: str, rows: list[Row], teacher: AnswerRows, verdicts: Verdicts | None
+) -> list[tuple[Row, Answer]]:
     """Return rows with the teacher's answers: all, or the correct ones, repeated in the place of the others."""
-    texts = [text.strip() for text in answer(rows)]
-    is_correct = [True] * len(rows) if verdicts is None else verdicts(rows, texts)
-    learnt = [row | {"answer": text} for row, text, ok in zip(rows, texts, is_correct, strict=True) if ok and text]
+    answers = [Answer(answer.text.strip(), answer.is_complete) for answer in teacher(rows)]
+    is_correct = [True] * len(rows) if verdicts is None else verdicts(rows, [answer.text for answer in answers])
+    answered = zip(rows, answers, is_correct, strict=True)
+    learnt = [(row, answer) for row, answer, correct in answered if correct and answer.text]
     if not learnt:
         raise DataError(f"the teacher has no correct answer to any of {len(rows)} rows of skill {skill!r}")
     return [learnt[i % len(learnt)] for i in range(len(rows))]  # so that skills keep their shares

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rld.models.generation import generate
+from rld.models.generation import encoder_of, generate
 from rld.models.logprob_source import LogprobSource
 from rld.models.placement import move_unless_placed
 from rld.models.prompting import PromptEncoder
 from rld.rollout.verifier import Verify, ask, is_success
-from rld.types import Row
+from rld.types import Answer, Row
 
 NUM_SAMPLES = 3
 """Held-out rows of each skill whose answers are kept, for people to look at."""
@@ -63,12 +63,14 @@ class HeldOutEvaluator:
         judge: Gives 1 to correct answers; it has the signature of a reward.
         max_new_tokens: Tokens that an answer may take.
         device: Where models run that are not placed yet.
+        chat_template_kwargs: Further arguments of chat templates.
     """
 
     rows: Sequence[Row]
     judge: Verify
     max_new_tokens: int
     device: torch.device
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def score(self, model: PreTrainedModel | LogprobSource, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
         """Return the accuracy on the held-out rows, per skill."""
@@ -76,7 +78,7 @@ class HeldOutEvaluator:
 
     def evaluate(self, model: PreTrainedModel | LogprobSource, tokenizer: PreTrainedTokenizerBase) -> Evaluation:
         """Return the scores on the held-out rows, and the answers to those that are shown as samples."""
-        texts = self.answer(model, tokenizer, self.rows)
+        texts = [answer.text for answer in self.answer(model, tokenizer, self.rows)]
         rewards = self.rewards(self.rows, texts, tokenizer)
         samples = [SampledAnswer(texts[i], is_success(rewards[i])) for i in self._sample_indices()]
         accuracies = _accuracies(self.rows, rewards)
@@ -95,11 +97,12 @@ class HeldOutEvaluator:
 
     def answer(
         self, model: PreTrainedModel | LogprobSource, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
-    ) -> list[str]:
+    ) -> list[Answer]:
         """Return a model's greedy answers to rows."""
         if not isinstance(model, LogprobSource):
             model = move_unless_placed(model, self.device)
-        return generate(model, PromptEncoder(tokenizer), rows, max_new_tokens=self.max_new_tokens)
+        encoder = encoder_of(model, tokenizer, self.chat_template_kwargs)
+        return generate(model, encoder, rows, max_new_tokens=self.max_new_tokens)
 
     def rewards(self, rows: Sequence[Row], texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[float]:
         """Return what the judge gives to answers; 0 where it does not apply."""

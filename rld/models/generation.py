@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from rld.models.logprob_source import LogprobSource
-from rld.models.prompting import PromptEncoder
-from rld.types import Row
+from rld.models.prompting import PromptEncoder, is_chat
+from rld.types import Answer, Row
 
 
 def generate(
@@ -33,7 +33,7 @@ def generate(
     max_new_tokens: int,
     batch_size: int = 64,
     alone: bool = False,
-) -> list[str]:
+) -> list[Answer]:
     """Answer the rows' prompts greedily.
 
     Args:
@@ -52,13 +52,35 @@ def generate(
     state = PartialState()
     numbers = order if alone else order[state.process_index :: state.num_processes]
     share = [prompts[i] for i in numbers]
-    if isinstance(model, LogprobSource):
-        texts = model.generate(share, max_new_tokens) if share else []
+    ends = encoder.ends(is_chat(rows))
+    if not share:
+        answers = []
+    elif isinstance(model, LogprobSource):
+        answers = model.generate(share, max_new_tokens, ends)
     else:
-        texts = complete(model, encoder.tokenizer, share, max_new_tokens=max_new_tokens, batch_size=batch_size)
-    answers = list(zip(numbers, texts, strict=True))
-    gathered: list[tuple[int, str]] = answers if alone else gather_object(answers)
-    return [text for _, text in sorted(gathered)]
+        answers = complete(
+            model, encoder.tokenizer, share, ends=ends, max_new_tokens=max_new_tokens, batch_size=batch_size
+        )
+    numbered = list(zip(numbers, answers, strict=True))
+    gathered: list[tuple[int, Answer]] = numbered if alone else gather_object(numbered)
+    return [answer for _, answer in sorted(gathered)]
+
+
+def encoder_of(
+    model: PreTrainedModel | LogprobSource,
+    tokenizer: PreTrainedTokenizerBase,
+    chat_template_kwargs: Mapping[str, Any],
+) -> PromptEncoder:
+    """Return the encoder of a model's prompts and answers."""
+    ends = sorted(model.info().ends) if isinstance(model, LogprobSource) else end_tokens(model)
+    return PromptEncoder(tokenizer, chat_template_kwargs, model_ends=ends)
+
+
+def declare_ends(model: PreTrainedModel, encoder: PromptEncoder, is_chat: bool) -> None:
+    """Let a model's `generate` stop at the token by which its chat template closes a turn; it is saved with it."""
+    ends = encoder.ends(is_chat)
+    if set(ends) - set(encoder.ends(is_chat=False)):
+        model.generation_config.eos_token_id = ends
 
 
 def complete(
@@ -66,15 +88,23 @@ def complete(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[list[int]],
     *,
+    ends: Collection[int],
     max_new_tokens: int,
     batch_size: int = 64,
-) -> list[str]:
-    """Answer prompts of token ids greedily, `batch_size` at a time; the model's mode is restored."""
-    texts = []
-    with _generating(model, _greedy(model, tokenizer, max_new_tokens)):
+) -> list[Answer]:
+    """Answer prompts of token ids greedily, `batch_size` at a time; the model is left in the mode it was in.
+
+    Args:
+        ends: Tokens that end an answer, beside those of the tokenizer and of the model's generation configuration.
+    """
+    config, answers = _greedy(model, tokenizer, ends, max_new_tokens), list[Answer]()
+    with _generating(model, config):
         for start in range(0, len(prompts), batch_size):
-            texts += _answer(model, tokenizer, list(prompts[start : start + batch_size]))
-    return texts
+            completions = _completions(model, config, prompts[start : start + batch_size])
+            bare = [ids[:-1] if is_complete else ids for ids, is_complete in completions]
+            texts: list[str] = tokenizer.batch_decode(bare, skip_special_tokens=True)
+            answers += [Answer(text, is_complete) for text, (_, is_complete) in zip(texts, completions, strict=True)]
+    return answers
 
 
 def sample(
@@ -82,6 +112,7 @@ def sample(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[list[int]],
     *,
+    ends: Collection[int],
     max_new_tokens: int,
     seed: int,
     temperature: float = 1.0,
@@ -89,20 +120,21 @@ def sample(
 ) -> list[list[int]]:
     """Sample a completion of each prompt, `batch_size` at a time.
 
-    A completion depends on `seed` and its prompt alone, not on the batch. The random state is left unchanged.
+    Draws depend on `seed` and their prompt alone, whatever stands beside it, and the random state stays as it was.
+
+    Args:
+        ends: As of `complete`.
 
     Returns:
-        Token ids, the end token included where there is one.
+        Token ids, the end included where there is one.
     """
-    config = _greedy(model, tokenizer, max_new_tokens)
-    ends, sampled = set(config.eos_token_id), list[list[int]]()
+    config, sampled = _greedy(model, tokenizer, ends, max_new_tokens), list[list[int]]()
     with _generating(model, config):
         for start in range(0, len(prompts), batch_size):
-            batch = list(prompts[start : start + batch_size])
-            sampling = LogitsProcessorList([_SeededSampling(batch, seed, temperature)])
-            sampled += _completions(model, tokenizer, batch, logits_processor=sampling).tolist()
-    lengths = [next((t + 1 for t, token in enumerate(ids) if token in ends), len(ids)) for ids in sampled]
-    return [ids[:length] for ids, length in zip(sampled, lengths, strict=True)]
+            batch = prompts[start : start + batch_size]
+            draws = LogitsProcessorList([_SeededSampling(batch, seed, temperature)])
+            sampled += [ids for ids, _ in _completions(model, config, batch, logits_processor=draws)]
+    return sampled
 
 
 class _SeededSampling(LogitsProcessor):
@@ -119,14 +151,23 @@ class _SeededSampling(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, token_B1.clamp(max=scores.shape[-1] - 1), 0.0)
 
 
-def _greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
-    """Return a configuration for greedy decoding with the end tokens of model and tokenizer."""
-    declared = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+def _greedy(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ends: Collection[int], max_new_tokens: int
+) -> GenerationConfig:
+    """Return a configuration for greedy decoding with the end tokens of model, tokenizer and chat template."""
+    all_ends = sorted({tokenizer.eos_token_id, *end_tokens(model), *ends} - {None})
     return GenerationConfig(
-        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=sorted(ends), pad_token_id=padding
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=all_ends or None,
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (all_ends or [0])[0],
     )
+
+
+def end_tokens(model: PreTrainedModel) -> list[int]:
+    """Return the `eos_token_id`s of a model's generation configuration."""
+    declared = model.generation_config.eos_token_id
+    return [int(i) for i in (declared if isinstance(declared, list) else [declared]) if i is not None]
 
 
 @contextmanager
@@ -160,13 +201,17 @@ def contiguous_head_input(model: PreTrainedModel) -> RemovableHandle:
     return handle
 
 
-def _answer(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]]) -> list[str]:
-    texts: list[str] = tokenizer.batch_decode(_completions(model, tokenizer, prompts), skip_special_tokens=True)
-    return texts
+def _completions(
+    model: Any, config: GenerationConfig, prompts: Sequence[list[int]], **options: Any
+) -> list[tuple[list[int], bool]]:
+    """Return the token ids of generated completions up to their ends, and whether each has one.
 
-
-def _completions(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], **options: Any) -> Tensor:
-    """Return the token ids of generated completions, padded on the right."""
-    padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
-    ids: Tensor = model.generate(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"], **options)
-    return ids[:, padded["input_ids"].shape[1] :]
+    Prompts are padded here, because a tokenizer may have no token to pad with, and behind the mask any will do.
+    """
+    longest, padding = max(map(len, prompts)), config.pad_token_id
+    ids_BP = torch.tensor([[padding] * (longest - len(ids)) + ids for ids in prompts], device=model.device)
+    mask_BP = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
+    generated = model.generate(input_ids=ids_BP, attention_mask=mask_BP, **options)[:, longest:].tolist()
+    ends = set(config.eos_token_id or ())
+    sizes = [next((t + 1 for t, token in enumerate(ids) if token in ends), 0) for ids in generated]
+    return [(ids[: size or len(ids)], size > 0) for ids, size in zip(generated, sizes, strict=True)]

@@ -13,7 +13,7 @@ Shapes: N tokens, J named tokens, V vocabulary, L captured states, H width; a le
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rld.models.hidden_states import StateKey
+from rld.types import Answer
 
 
 @dataclass(frozen=True)
@@ -176,5 +177,9 @@ class LogprobSource(ABC):
         return 0
 
     @abstractmethod
-    def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
-        """Answer prompts of token ids greedily."""
+    def generate(self, prompts: Sequence[list[int]], max_new_tokens: int, ends: Collection[int] = ()) -> list[Answer]:
+        """Answer prompts of token ids greedily.
+
+        Args:
+            ends: Tokens that end an answer, beside those of its model.
+        """

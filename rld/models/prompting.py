@@ -1,54 +1,229 @@
-"""A tokenizer and the options of its chat template, as one object."""
+"""Which token ids a model reads for a prompt and writes for an answer: the one renderer for all parts of the code.
+
+A prompt is a text, read as it stands, or a conversation, rendered by the chat template with what opens the assistant's
+answer. A completion is what the model writes behind that: the answer as the tokenizer spells it there, with no space
+that the tokenizer puts in front of a text, and no token that reaches over the border; then the token that ends it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from rld.errors import DataError
+from rld.models import chat_template as templates
+from rld.models import literal_tokens
 from rld.types import Row
+
+_ANCHORS = "\n", "0", "a", ":"
+"""Texts in front of an answer whose tokens do not join with it."""
+_SPACES = "\u2581", "\u0120"
+"""What stands for a space in tokens of SentencePiece and of byte-level tokenizers."""
 
 
 @dataclass(frozen=True)
 class PromptEncoder:
-    """Converts prompts to token ids and completions to text.
+    """Converts prompts and answers to token ids, and completions to text.
 
     Args:
         tokenizer: The tokenizer of the model that reads the prompts.
-        chat_options: Further arguments of the chat template, such as `enable_thinking`.
+        chat_template_kwargs: Further arguments of the chat template, such as `enable_thinking`.
         chat_template: The chat template in Jinja. None: the tokenizer's own.
+        tools: Functions or JSON schemas that conversations may call.
+        model_ends: The `eos_token_id`s of the model's generation configuration.
     """
 
     tokenizer: PreTrainedTokenizerBase
-    chat_options: Mapping[str, Any] = field(default_factory=dict)
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     chat_template: str | None = None
+    tools: Sequence[Any] | None = None
+    model_ends: Sequence[int] = ()
+
+    # -- prompts -----------------------------------------------------------------------------------------------------
+
+    def render(self, prompt: Any) -> str:
+        """Return a prompt as text: as it stands, or a conversation by the chat template.
+
+        Raises:
+            RecipeError: there is no chat template, or it refuses the conversation.
+        """
+        return literal_tokens.mended(self._rendered(prompt)[0])
 
     def encode(self, prompt: Any) -> list[int]:
-        """Return the token ids of a prompt: a text, or a list of messages that the assistant is to answer."""
+        """Return the token ids of a prompt: a text, or a list of messages that the assistant is to answer.
+
+        In a text the names of special tokens are tokens, because it may have been rendered before. In messages they
+        are text.
+
+        Raises:
+            RecipeError: there is no chat template, or it refuses the conversation.
+            DataError: the text cannot be encoded.
+        """
+        text, has_names = self._rendered(prompt)
+        return self._encoded(text, is_plain=isinstance(prompt, str), has_names=has_names)
+
+    def spells_special_tokens(self, prompt: Any) -> bool:
+        """Whether messages have names of special tokens, which are text there."""
+        return self._rendered(prompt)[1]
+
+    def _rendered(self, prompt: Any) -> tuple[str, bool]:
+        """Return the text of a prompt, the names of special tokens in messages broken; and whether there are any."""
         if isinstance(prompt, str):
-            encoded: Any = self.tokenizer(prompt)
-        else:
-            encoded = self.tokenizer.apply_chat_template(
-                prompt,
-                chat_template=self.chat_template,
-                add_generation_prompt=True,
-                return_dict=True,
-                **self.chat_options,
-            )
-        ids: list[int] = encoded["input_ids"]
-        return ids
+            return prompt, False
+        names = literal_tokens.pattern(self.tokenizer)
+        messages = literal_tokens.broken(prompt, names)
+        text = templates.render(
+            self.tokenizer,
+            messages,
+            chat_template=self.chat_template,
+            tools=self.tools,
+            chat_template_kwargs=self.chat_template_kwargs,
+        )
+        return text, literal_tokens.mended(text) != text
+
+    def _encoded(self, text: str, *, is_plain: bool, has_names: bool, answer: str = "") -> list[int]:
+        """Return the token ids of a rendered prompt and an answer behind it.
+
+        Args:
+            text: The prompt.
+            is_plain: Whether the tokenizer adds what stands in front of each text, such as a BOS.
+            has_names: Whether the prompt has names of special tokens that are broken.
+            answer: The answer, in which names of special tokens are text.
+        """
+        try:
+            if has_names or literal_tokens.pattern(self.tokenizer).search(answer):
+                literal = literal_tokens.literal(self.tokenizer)
+                ids = literal.encode(literal.counting(text) + answer, add_special_tokens=is_plain)
+            else:
+                ids = self.tokenizer(text + answer, add_special_tokens=is_plain)["input_ids"]
+        except (UnicodeError, TypeError) as error:
+            raise DataError(f"{_shown(text + answer)} cannot be encoded: {_reason(text + answer, error)}") from error
+        size = len(self._appended) if is_plain else 0
+        return ids[:-size] if size and ids[-size:] == self._appended else ids
+
+    @cached_property
+    def _appended(self) -> list[int]:
+        """The tokens that the tokenizer puts behind each text, which is no end: an answer follows."""
+        whole: list[int] = self.tokenizer("a")["input_ids"]
+        bare = self._bare("a")
+        first = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), len(whole))
+        return whole[first + len(bare) :]
+
+    def _bare(self, text: str) -> list[int]:
+        return self._encoded("", is_plain=False, has_names=False, answer=text)
+
+    # -- answers -----------------------------------------------------------------------------------------------------
 
     def encode_answer(self, text: str) -> list[int]:
-        """Return the token ids of an answer's text, without special tokens."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        """Return the token ids of an answer's text by itself: without special tokens, or a space put in front."""
+        ids = self._bare(text)
+        if not self._puts_space_in_front:
+            return ids
+        for anchor in _ANCHORS:
+            before, both = self._bare(anchor), self._bare(anchor + text)
+            if both[: len(before)] == before:
+                return both[len(before) :]
         return ids
 
-    def decode(self, ids: list[list[int]]) -> list[str]:
+    @cached_property
+    def puts_space_behind_turns(self) -> bool:
+        """Whether the tokenizer puts a space before an answer in a conversation, which decoding takes away."""
+        try:
+            ids = self.encode_with([{"role": "user", "content": "?"}], "a")[1]
+        except templates.RefusedConversation:  # no prompt is like this one, so nothing is known
+            return False
+        return self._begins_with_space(ids)
+
+    @cached_property
+    def _puts_space_in_front(self) -> bool:
+        return self._begins_with_space(self._bare("a"))
+
+    def _begins_with_space(self, ids: list[int]) -> bool:
+        return any(str(token).startswith(_SPACES) for token in self.tokenizer.convert_ids_to_tokens(ids[:1]))
+
+    def encode_with(self, prompt: Any, text: str) -> tuple[list[int], list[int]]:
+        """Return the token ids of a prompt, and of a text as the tokenizer spells it behind that prompt.
+
+        Names of special tokens in the text are text. Where a token would reach over the border, the text is spelt by
+        itself.
+        """
+        rendered, has_names = self._rendered(prompt)
+        options: dict[str, Any] = {"is_plain": isinstance(prompt, str), "has_names": has_names}
+        prompt_ids = self._encoded(rendered, **options)
+        ids, size = self._encoded(rendered, **options, answer=text), len(prompt_ids)
+        return prompt_ids, ids[size:] if ids[:size] == prompt_ids else self.encode_answer(text)
+
+    def encode_completion(self, prompt: Any, answer: str) -> list[int]:
+        """Return the token ids by which a model gives `answer` to `prompt`, its end included.
+
+        Raises:
+            DataError: nothing ends an answer of this model.
+        """
+        end = self.end_token(is_chat=not isinstance(prompt, str))
+        if end is None:
+            raise DataError(
+                f"neither the tokenizer {self.tokenizer.name_or_path!r} nor its model's generation configuration has "
+                "a token that ends an answer; set eos_token of the tokenizer"
+            )
+        return [*self.encode_with(prompt, answer)[1], end]
+
+    def end_token(self, is_chat: bool) -> int | None:
+        """Return the token that ends an answer; None if there is none.
+
+        Behind a conversation it is the one by which the template closes a turn, or else, as behind a text, that of
+        the tokenizer, or else that of the model.
+        """
+        candidates = [self.turn_end if is_chat else None, self.tokenizer.eos_token_id, *self.model_ends]
+        return next((token for token in candidates if token is not None), None)
+
+    @cached_property
+    def turn_end(self) -> int | None:
+        """The token by which the chat template closes an assistant's turn; None if it closes turns by text."""
+        if templates.template_of(self.tokenizer, self.chat_template, self.tools) is None:
+            return None
+        text = templates.behind_the_answer(
+            self.tokenizer,
+            chat_template=self.chat_template,
+            tools=self.tools,
+            chat_template_kwargs=self.chat_template_kwargs,
+        )
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        closing = {*self.tokenizer.added_tokens_decoder, *self.tokenizer.all_special_ids, *self.model_ends}
+        return next((token for token in ids if token in closing), None)
+
+    def ends(self, is_chat: bool) -> list[int]:
+        """Return all tokens that end an answer, those that transformers knows of first."""
+        tokens = [self.tokenizer.eos_token_id, *self.model_ends, self.turn_end if is_chat else None]
+        return list(dict.fromkeys(token for token in tokens if token is not None))
+
+    def decode(self, ids: Sequence[list[int]]) -> list[str]:
         """Return the text of each completion, without special tokens."""
-        texts: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        texts: list[str] = self.tokenizer.batch_decode(list(ids), skip_special_tokens=True)
         return texts
+
+    # -- rows --------------------------------------------------------------------------------------------------------
+
+    def problem(self, prompt: Any, answer: str, max_new_tokens: int | None) -> str | None:
+        """Return why a model cannot write an answer to a prompt, None if it can.
+
+        Args:
+            prompt: A text or messages.
+            answer: The answer.
+            max_new_tokens: Tokens that it may take, its end included. None: any number.
+        """
+        ids = self.encode_completion(prompt, answer)
+        if max_new_tokens is not None and len(ids) > max_new_tokens:
+            return f"its answer {_shown(answer)} takes {len(ids)} tokens with its end, and {max_new_tokens} are allowed"
+        text = self.decode([ids])[0]
+        if _normal(text) != _normal(answer):
+            return f"its answer {_shown(answer)} is {_shown(text)} once the tokenizer has encoded and decoded it"
+        return None
 
     def count_tokens(self, rows: Sequence[Row], answers: Sequence[Sequence[int]]) -> int:
         """Return the number of tokens that a model reads and writes when it answers rows.
@@ -58,3 +233,22 @@ class PromptEncoder:
             answers: The token ids of each row's answer.
         """
         return sum(len(self.encode(row["prompt"])) for row in rows) + sum(map(len, answers))
+
+
+def is_chat(rows: Iterable[Row]) -> bool:
+    """Whether rows have conversations as prompts; all rows of a run are alike."""
+    return any(not isinstance(row["prompt"], str) for row in itertools.islice(rows, 1))
+
+
+def _normal(text: str) -> str:
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def _reason(text: str, error: Exception) -> str:
+    has_surrogate = any("\ud800" <= character <= "\udfff" for character in text)
+    return "it has half of a surrogate pair, which is no character" if has_surrogate else str(error)
+
+
+def _shown(text: str) -> str:
+    shown = ascii(text) if any("\ud800" <= character <= "\udfff" for character in text) else repr(text)
+    return shown if len(shown) <= 80 else f"{shown[:40]}...{shown[-40:]}"

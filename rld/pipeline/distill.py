@@ -108,6 +108,7 @@ def _arguments(context: RunContext, stage: Distill) -> RLDConfig:
         stage,
         stage.rollout.prompts * stage.rollout.completions,
         max_completion_length=context.recipe.max_new_tokens,
+        chat_template_kwargs=dict(context.recipe.prompts.chat_template_kwargs),
         reward_weights=[spec.weight for spec in context.recipe.rewards],
         **options,
     )

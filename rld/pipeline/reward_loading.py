@@ -43,6 +43,9 @@ class RewardLoader:
         takes_model = registry.takes_model(inspect.signature(reward).parameters)
         if self._loads_models and isinstance(model, str) and takes_model:
             options["model"], options["tokenizer"] = self._model(model)
+            kwargs = self._context.recipe.prompts.chat_template_kwargs
+            if kwargs and "chat_template_kwargs" in inspect.signature(reward).parameters:
+                options.setdefault("chat_template_kwargs", kwargs)
         return functools.partial(reward, **options)
 
     def load_all(self) -> list[Reward]:

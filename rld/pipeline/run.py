@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 from rld.data import skill_rows
 from rld.errors import RecipeError, RldError
 from rld.evaluation.held_out import Evaluation, HeldOutEvaluator
+from rld.models.generation import encoder_of
 from rld.models.prompting import PromptEncoder
 from rld.pipeline.judge import load_judge
 from rld.pipeline.model_loading import ModelLoader
@@ -23,7 +24,7 @@ from rld.pipeline.samples import read_answers_after
 from rld.pipeline.trainer_arguments import shared_arguments
 from rld.recipe.schema import Recipe
 from rld.recipe.stages import AnyStage
-from rld.types import Row
+from rld.types import Answer, Row
 from rld.utils.flops import FlopMeter, forward_flops
 from rld.utils.run_folder import RunFolder
 
@@ -64,7 +65,11 @@ class RunContext:
         # Accelerate joins CPU processes only if the first to ask says that they are on the CPU.
         self.state = PartialState(cpu=not torch.cuda.is_available())
         self.evaluator = HeldOutEvaluator(
-            held_out, load_judge(self.recipe, self.source.parent), self.recipe.max_new_tokens, self.state.device
+            held_out,
+            load_judge(self.recipe, self.source.parent),
+            self.recipe.max_new_tokens,
+            self.state.device,
+            self.recipe.prompts.chat_template_kwargs,
         )
 
     @property
@@ -99,13 +104,17 @@ class RunContext:
         record = self.paths.stage_record(reference)
         return Evaluation(record["after"], read_answers_after(self.paths.samples, reference)) if record else None
 
-    def answer(self, model: Any, tokenizer: Any, rows: Sequence[Row]) -> list[str]:
+    def encoder(self, model: Any, tokenizer: Any) -> PromptEncoder:
+        """Return the encoder of a model's prompts and answers, which all its readers share."""
+        return encoder_of(model, tokenizer, self.recipe.prompts.chat_template_kwargs)
+
+    def answer(self, model: Any, tokenizer: Any, rows: Sequence[Row]) -> list[Answer]:
         """Return a model's greedy answers to rows, and count their FLOPs in the current stage's."""
-        encoder = PromptEncoder(tokenizer)
-        texts = self.evaluator.answer(model, tokenizer, rows)
-        num_tokens = encoder.count_tokens(rows, [encoder.encode_answer(text) for text in texts])
+        encoder = self.encoder(model, tokenizer)
+        answers = self.evaluator.answer(model, tokenizer, rows)
+        num_tokens = encoder.count_tokens(rows, [encoder.encode_answer(answer.text) for answer in answers])
         self.flop_meter.add("answers", forward_flops(model.num_parameters(), num_tokens))
-        return texts
+        return answers
 
     # -- trainers ----------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,8 @@ from transformers import TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from rld.data.sft import sft_dataset
+from rld.models.generation import declare_ends
+from rld.models.prompting import PromptEncoder
 from rld.pipeline.callbacks import CompleteCheckpoints
 from rld.pipeline.run import RunContext
 from rld.pipeline.stage_training import StageTraining
@@ -18,7 +20,7 @@ from rld.recipe.stages.sft import Sft
 from rld.rollout.verifier import is_success
 from rld.trainer.finite_updates import FiniteUpdates
 from rld.trainer.trl_patches import skip_unlabelled_positions
-from rld.types import Row
+from rld.types import Answer, Row
 from rld.utils.flops import FlopMeter, training_flops
 
 
@@ -42,7 +44,9 @@ def run(context: RunContext, stage: Sft) -> None:
     model, tokenizer = context.models.load(stage.student)
     before = context.earlier_evaluation(stage.student) or context.evaluator.evaluate(model, tokenizer)
     skip_unlabelled_positions()
-    answer = None if stage.teacher is None else functools.partial(_answers, context, stage.teacher)
+    encoder = context.encoder(model, tokenizer)
+    declare_ends(model, encoder, context.recipe.prompt_style == "chat")
+    teacher = None if stage.teacher is None else functools.partial(_answers, context, stage.teacher)
     with context.mistakes_in(stage):
         trainer = _SFTTrainer(
             model,
@@ -52,7 +56,8 @@ def run(context: RunContext, stage: Sft) -> None:
                 context.skill_rows,
                 context.skills(stage),
                 seed=context.seed(stage.name),
-                answer=answer,
+                encode=functools.partial(_encoded, encoder),
+                teacher=teacher,
                 verdicts=functools.partial(_verdicts, context, tokenizer),
             ),
             processing_class=tokenizer,
@@ -74,7 +79,15 @@ def _arguments(context: RunContext, stage: Sft) -> SFTConfig:
     )
 
 
-def _answers(context: RunContext, teacher: str, rows: Sequence[Row]) -> list[str]:
+def _encoded(encoder: PromptEncoder, prompt: Any, answer: Answer) -> dict[str, list[int]]:
+    """Return token ids, so that TRL renders nothing: prompt and completion as a rollout has them."""
+    prompt_ids = encoder.encode(prompt)
+    ids = encoder.encode_completion(prompt, answer.text)
+    ids = ids if answer.is_complete else ids[:-1]
+    return {"input_ids": prompt_ids + ids, "completion_mask": [0] * len(prompt_ids) + [1] * len(ids)}
+
+
+def _answers(context: RunContext, teacher: str, rows: Sequence[Row]) -> list[Answer]:
     """Return a teacher's greedy answers to rows of one skill."""
     return context.answer(*context.models.load(teacher, dtype="auto"), rows)
 

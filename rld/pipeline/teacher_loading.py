@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rld.errors import TeacherDown
 from rld.evaluation.held_out import Evaluation
 from rld.losses.feature_matching import FeaturePlan
 from rld.models.logprob_source import LogprobSource, ScoredSequence
-from rld.models.prompting import PromptEncoder
 from rld.pipeline.model_loading import Loaded
 from rld.pipeline.run import RunContext
 from rld.recipe.stages.distill import Distill
@@ -75,7 +74,8 @@ class TeacherLoader:
             tokenizer = teacher.tokenizer
             assert tokenizer is not None  # a teacher that answers has one
             evaluation = evaluation or context.evaluator.evaluate(model, tokenizer)
-            accuracies = context.evaluator.accuracies(rows, context.answer(model, tokenizer, rows), tokenizer)
+            texts = [answer.text for answer in context.answer(model, tokenizer, rows)]
+            accuracies = context.evaluator.accuracies(rows, texts, tokenizer)
         teacher.verified = {skill: (accuracy.num_correct, accuracy.num_rows) for skill, accuracy in accuracies.items()}
         return ProbedTeacher(teacher, teacher.num_parameters(), evaluation)
 
@@ -87,9 +87,8 @@ class TeacherLoader:
         Returns:
             Per teacher, the tokens of what it teaches on, and how many of them it had to read.
         """
-        chat_options: Any = args.chat_template_kwargs
-        answers = gold_completions(list(rows), student[1], args.max_completion_length)
-        encoder = PromptEncoder(student[1], chat_options)
+        encoder = self._context.encoder(*student)
+        answers = gold_completions(rows, encoder, args.max_completion_length)
         prompts = [encoder.encode(row["prompt"]) for row in rows]
         counts = {}
         for name in stage.teachers:

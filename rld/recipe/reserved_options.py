@@ -19,6 +19,7 @@ TRAINER = {
     "save_total_limit": _EVERY,
     "eval_strategy": _SCORED,
     "eval_steps": _SCORED,
+    "chat_template_kwargs": "set it in the recipe's prompts, where scores and all stages read it",
     "max_length": "set the recipe's max_new_tokens instead",
     "model_init_kwargs": "write the model as a mapping with path and init instead",
     "remove_unused_columns": "rewards need the columns, so rld sets it",

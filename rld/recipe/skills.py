@@ -25,6 +25,8 @@ class Prompts(FrozenOptions):
     """The system message of a chat."""
     template: str = "{question}"
     """Text around the question."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Further arguments of the model's chat template, such as `enable_thinking: false`."""
 
     @field_validator("template")
     @classmethod
@@ -37,6 +39,8 @@ class Prompts(FrozenOptions):
     def _system_needs_chat(self) -> Prompts:
         if self.system is not None and self.style == "plain":
             raise ValueError("a system message needs style: chat")
+        if self.chat_template_kwargs and self.style == "plain":
+            raise ValueError("chat_template_kwargs needs style: chat")
         return self
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from rld.errors import TeacherDown
 from rld.models import generation
-from rld.models.prompting import PromptEncoder
+from rld.models.prompting import PromptEncoder, is_chat
 from rld.rollout.verifier import VerifiedAnswers, Verify, answer_and_verify, is_success, verify_answers
 from rld.teachers.teacher import Teacher
 from rld.types import DEFAULT_SKILL, Event, Row
@@ -216,6 +216,7 @@ class TeacherGate:
                 model,
                 encoder.tokenizer,
                 [encoder.encode(row["prompt"]) for row in rows],
+                ends=encoder.ends(is_chat(rows)),
                 max_new_tokens=self.max_new_tokens,
                 seed=0,
                 temperature=self.resampling_temperature,

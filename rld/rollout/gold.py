@@ -4,28 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transformers import PreTrainedTokenizerBase
-
 from rld.errors import DataError
+from rld.models.prompting import PromptEncoder
 from rld.types import Row
 
 
-def gold_completions(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_tokens: int | None
-) -> list[list[int]]:
-    """Return each row's gold answer as the token ids of a completion that ends.
+def gold_completions(rows: Sequence[Row], encoder: PromptEncoder, max_tokens: int | None) -> list[list[int]]:
+    """Return each row's gold answer as the token ids of the completion by which the model would give it.
 
     Args:
-        rows: Rows with an `answer`.
-        tokenizer: The student's.
-        max_tokens: Greatest length of a completion, the end token included; a longer one is cut. None: any length.
+        rows: Rows with a `prompt` and an `answer`.
+        encoder: The model's.
+        max_tokens: Greatest length of a completion, the end token included. None: any length.
 
     Raises:
-        DataError: a row has no answer.
+        DataError: a row has no answer, or one that the model cannot write.
     """
-    answers = [row.get("answer") for row in rows]
-    for i, answer in enumerate(answers):
+    completions = []
+    for i, row in enumerate(rows):
+        answer = row.get("answer")
         if not isinstance(answer, str):
             raise DataError(f"row {i} of a rollout has no text in its column 'answer', which gold completions need")
-    ids = [tokenizer.encode(answer, add_special_tokens=False) for answer in answers]
-    return [[*tokens, tokenizer.eos_token_id][:max_tokens] for tokens in ids]
+        problem = encoder.problem(row["prompt"], answer, max_tokens)
+        if problem is not None:
+            raise DataError(f"gold completions: {problem}; its prompt is {str(row['prompt'])[:80]!r}")
+        completions.append(encoder.encode_completion(row["prompt"], answer))
+    return completions

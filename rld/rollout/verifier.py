@@ -115,14 +115,15 @@ def answer_and_verify(
     Returns:
         The answers to all rows, on every process.
     """
-    texts = generation.generate(model, encoder, rows, max_new_tokens=max_new_tokens, alone=alone)
+    answers = generation.generate(model, encoder, rows, max_new_tokens=max_new_tokens, alone=alone)
+    texts = [answer.text for answer in answers]
     if alone:
         return verify_answers(encoder, rows, texts, verify)
     state = PartialState()
     share = slice(state.process_index, None, state.num_processes)
-    answers = verify_answers(encoder, rows[share], texts[share], verify)
+    verified = verify_answers(encoder, rows[share], texts[share], verify)
     numbers = range(len(rows))[share]
-    gathered: list[tuple[int, float | None]] = gather_object(list(zip(numbers, answers.rewards, strict=True)))
+    gathered: list[tuple[int, float | None]] = gather_object(list(zip(numbers, verified.rewards, strict=True)))
     rewards = [reward for _, reward in sorted(gathered, key=lambda pair: pair[0])]
     return VerifiedAnswers(texts, rewards, _count_tokens(encoder, rows, texts))
 

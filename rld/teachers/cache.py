@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from rld.models.hidden_states import StateKey
 from rld.models.logprob_source import LogprobSource, ScoredSequence, SourceInfo, TopKLogprobs
 from rld.models.tokenizer_profile import vocabulary_hash
 from rld.teachers.wire_format import PayloadError, pack_logprobs, unpack_logprobs
+from rld.types import Answer
 from rld.utils.files import read_json, write_bytes, write_json
 
 _VERSION = 4
@@ -106,8 +107,8 @@ class CachedLogprobs(LogprobSource):
         self._cached_tokens += sum(len(sequence.ids) for sequence in sequences) - num_scored
         return [self._entries[key] for key in keys]
 
-    def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
-        return self.source.generate(prompts, max_new_tokens)
+    def generate(self, prompts: Sequence[list[int]], max_new_tokens: int, ends: Collection[int] = ()) -> list[Answer]:
+        return self.source.generate(prompts, max_new_tokens, ends)
 
     def take_cached_tokens(self) -> int:
         cached_tokens, self._cached_tokens = self._cached_tokens, 0

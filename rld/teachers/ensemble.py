@@ -58,7 +58,7 @@ class TeacherEnsemble:
         _require_other_weights(teachers, student.model)
         share_base_models(teachers)
         for teacher in teachers:
-            teacher.require_same_tokenizer(student.encoder.tokenizer, student.encoder.chat_options)
+            teacher.require_same_tokenizer(student.encoder.tokenizer, student.encoder.chat_template_kwargs)
         self.slots = [_slot_kind(teacher)(k, teacher, student, prepare=prepare) for k, teacher in enumerate(teachers)]
         self.observers: list[Callable[[int], None]] = []
 

@@ -5,7 +5,7 @@ Shapes: B sequences, S tokens of the longest, N scored tokens, H width, L captur
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from rld.models.logprob_source import LogprobSource, ScoredSequence, SourceInfo,
 from rld.models.self_check import context_length, require_context, require_sound_model
 from rld.models.tokenizer_profile import TokenizerProfile
 from rld.teachers.teacher import Teacher
+from rld.types import Answer
 from rld.utils.tensors import pad_right, token_chunks
 
 _MAX_LOGITS = 1 << 23
@@ -105,9 +106,9 @@ class LocalLogprobs(LogprobSource):
                 logprobs |= dict(zip(numbers, parts, strict=True))
         return [logprobs[i] for i in range(len(sequences))]
 
-    def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
+    def generate(self, prompts: Sequence[list[int]], max_new_tokens: int, ends: Collection[int] = ()) -> list[Answer]:
         with self.teacher.running(self.device) as model:
-            return generation.complete(model, self.tokenizer, prompts, max_new_tokens=max_new_tokens)
+            return generation.complete(model, self.tokenizer, prompts, ends=ends, max_new_tokens=max_new_tokens)
 
 
 def _batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +18,7 @@ from rld.models.logprob_source import LogprobSource, ScoredSequence, SourceInfo,
 from rld.models.tokenizer_profile import PROBES, TokenizerProfile, probe_ids, special_tokens
 from rld.teachers.http_client import TOKEN, HttpClient
 from rld.teachers.wire_format import PayloadError, pack_sequences, unpack_logprobs
+from rld.types import Answer
 
 AGREEMENT_NATS = 0.1
 """Nats by which two scorings of the same tokens may differ: half precision in batches of different sizes."""
@@ -148,14 +149,16 @@ class RldServer(_Server):
                 raise self.client.error(f"its answer holds no log-probabilities of the request: {error}") from error
         return logprobs
 
-    def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
-        answers: list[str] = []
+    def generate(self, prompts: Sequence[list[int]], max_new_tokens: int, ends: Collection[int] = ()) -> list[Answer]:
+        answers: list[Answer] = []
         for batch in _prompt_batches(prompts, max_new_tokens):
-            request = {"prompts": batch, "max_new_tokens": max_new_tokens}
+            request = {"prompts": batch, "max_new_tokens": max_new_tokens, "ends": sorted(ends)}
             match self.client.call_json("POST", f"{self.url}/generate", json=request):
-                case {"texts": [*texts], "fingerprint": str(fingerprint)} if len(texts) == len(batch):
+                case {"texts": [*texts], "complete": [*complete], "fingerprint": str(fingerprint)} if (
+                    len(texts) == len(complete) == len(batch)
+                ):
                     self._require_same_weights(fingerprint)
-                    answers += map(str, texts)
+                    answers += [Answer(str(text), bool(end)) for text, end in zip(texts, complete, strict=True)]
                 case _:
                     raise self.client.error("its answer holds no answers to the request")
         return answers
@@ -202,10 +205,14 @@ class OpenAIServer(_Server):
             logprobs += [self._logprobs(sequence, choice) for sequence, choice in zip(batch, choices, strict=True)]
         return logprobs
 
-    def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
-        options = {"max_tokens": max_new_tokens, "temperature": 0.0}
+    def generate(self, prompts: Sequence[list[int]], max_new_tokens: int, ends: Collection[int] = ()) -> list[Answer]:
+        options = {"max_tokens": max_new_tokens, "temperature": 0.0, "stop_token_ids": sorted(ends)}
         batches = [self._complete(batch, options) for batch in _prompt_batches(prompts, max_new_tokens)]
-        return [str(choice.get("text", "")) for choices in batches for choice in choices]
+        return [
+            Answer(str(choice.get("text", "")), choice.get("finish_reason") != "length")
+            for choices in batches
+            for choice in choices
+        ]
 
     def _complete(self, prompts: list[list[int]], options: Mapping[str, Any]) -> list[dict[str, Any]]:
         request = {"model": self._model, "prompt": prompts, **options}

@@ -28,6 +28,7 @@ from rld.teachers.server_limits import limited_server, listen
 from rld.teachers.server_queue import GenerateTask, ScoreTask, TaskQueue, client_disconnected
 from rld.teachers.teacher import Teacher
 from rld.teachers.wire_format import pack_logprobs, unpack_sequences
+from rld.types import Answer
 
 _MAX_TOKENS = 65_536
 """Tokens of a request: an answer with 64 named tokens takes 17 MB."""
@@ -50,6 +51,8 @@ class _GenerateRequest(BaseModel):
 
     prompts: list[list[int]] = Field(min_length=1, max_length=4096)
     max_new_tokens: int = Field(gt=0, le=_MAX_TOKENS)
+    ends: list[int] = Field([], max_length=64)
+    """Tokens that end an answer, beside those of the model."""
 
 
 class _StatusCounter:
@@ -126,9 +129,13 @@ class _Routes:
             _require_readable(ids, length, self.source)
         if sum(lengths) > _MAX_TOKENS:
             raise HTTPException(413, f"a request may have {_MAX_TOKENS} tokens, those of the answers included")
-        task = GenerateTask(content.max_new_tokens)
-        texts = await self.queue.run(task, content.prompts, num_tokens=sum(lengths), request=request)
-        return {"texts": texts, "fingerprint": self.source.info().fingerprint}
+        task = GenerateTask(content.max_new_tokens, tuple(content.ends))
+        answers: list[Answer] = await self.queue.run(task, content.prompts, num_tokens=sum(lengths), request=request)
+        return {
+            "texts": [answer.text for answer in answers],
+            "complete": [answer.is_complete for answer in answers],
+            "fingerprint": self.source.info().fingerprint,
+        }
 
 
 def application(source: LocalLogprobs, token: str | None, max_waiting: int = _MAX_WAITING) -> FastAPI:

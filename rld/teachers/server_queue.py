@@ -12,6 +12,7 @@ from fastapi import HTTPException, Request
 
 from rld.models.logprob_source import ScoredSequence, TopKLogprobs
 from rld.teachers.local import LocalLogprobs
+from rld.types import Answer
 
 _BATCH_DELAY = 0.002
 """Seconds that the first request of a batch waits for others."""
@@ -33,9 +34,10 @@ class GenerateTask:
     """Answering prompts; equal tasks can be done in one batch."""
 
     max_new_tokens: int
+    ends: tuple[int, ...]
 
-    def __call__(self, source: LocalLogprobs, prompts: Sequence[list[int]]) -> list[str]:
-        return source.generate(prompts, self.max_new_tokens)
+    def __call__(self, source: LocalLogprobs, prompts: Sequence[list[int]]) -> list[Answer]:
+        return source.generate(prompts, self.max_new_tokens, self.ends)
 
 
 @dataclass(eq=False)

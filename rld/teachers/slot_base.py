@@ -36,14 +36,14 @@ class StudentInterface:
     Args:
         model: The student without wrappers.
         encoder: Encodes prompts for it.
-        ends: The token ids that end a completion.
         feature: The feature signal's loss. None: features are not compared.
+        is_chat: Whether its prompts are conversations.
     """
 
     model: PreTrainedModel
     encoder: PromptEncoder
-    ends: frozenset[int]
     feature: AnyFeature | None
+    is_chat: bool = False
 
     @cached_property
     def output_weight(self) -> Tensor:
@@ -54,7 +54,7 @@ class StudentInterface:
     @cached_property
     def vocabulary(self) -> StudentVocabulary:
         """The bytes of the student's tokens, computed once for all aligned teachers."""
-        return StudentVocabulary(self.encoder.tokenizer, self.ends)
+        return StudentVocabulary(self.encoder, self.is_chat)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,8 @@ class TeacherSlot(ABC):
         """Read what depends on the teacher's weights."""
         self.num_parameters = self.teacher.num_parameters()
         # A base model ends with another token than its instruct sibling: its probability of the other's end is noise.
-        self._foreign_ends = sorted(self.student.ends - self.teacher.ends())
+        # An end that only the chat template names is no less the teacher's than the student's.
+        self._foreign_ends = sorted(set(self.student.encoder.ends(is_chat=False)) - self.teacher.ends())
         self._foreign_tokens = self.teacher.foreign_tokens(self.student.encoder.tokenizer)
 
     @property

@@ -127,7 +127,7 @@ class AlignedSlot(_LocalSlot):
         encoder, name = self.teacher.prompt_encoder(self.student.encoder), f"teacher '{self.teacher.name}'"
         require_token_rows(self.model, encoder.tokenizer, name, kind=TeacherError)
         self._translator = CompletionTranslator(
-            str(self.teacher.name), encoder, self.teacher.ends(), student=self.student.vocabulary
+            str(self.teacher.name), encoder, student=self.student.vocabulary, is_chat=self.student.is_chat
         )
 
     def head(self) -> LMHead:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from rld.errors import TeacherDown, TeacherError
 from rld.models.adapters import active_adapter, add_adapter, has_changed_head, own_weights
+from rld.models.generation import end_tokens
 from rld.models.heads import LMHead
 from rld.models.hidden_states import StateKey
 from rld.models.logprob_source import LogprobSource, ScoredSequence, TopKLogprobs
@@ -257,10 +258,8 @@ class Teacher:
         """Return the token ids that end a completion of this teacher."""
         if self.source is not None:
             return set(self.source.info().ends)
-        declared = self.load().generation_config.eos_token_id
-        ids = [*(declared if isinstance(declared, list) else [declared])]
-        ids += [self.tokenizer.eos_token_id] if self.tokenizer is not None else []
-        return {i for i in ids if i is not None}
+        eos_token_id: int | None = getattr(self.tokenizer, "eos_token_id", None)
+        return {*end_tokens(self.load()), *(() if eos_token_id is None else (eos_token_id,))}
 
     def teaches(self, skill: str) -> bool:
         """Tell whether it teaches a skill."""
@@ -289,7 +288,8 @@ class Teacher:
         """Return the encoder of prompts that this teacher reads: the student's, unless the teacher is aligned."""
         if self.align is None:
             return student
-        return PromptEncoder(self.find_tokenizer(), student.chat_options, self.chat_template)
+        ends = end_tokens(self.load())
+        return replace(student, tokenizer=self.find_tokenizer(), chat_template=self.chat_template, model_ends=ends)
 
     def require_same_tokenizer(
         self, student: PreTrainedTokenizerBase, chat_options: Mapping[str, Any] | None = None

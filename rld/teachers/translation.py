@@ -9,16 +9,14 @@ completions, V tokens that both vocabularies have.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from rld.errors import TeacherError
+from rld.errors import RecipeError, TeacherError
 from rld.models.prompting import PromptEncoder
 from rld.teachers.byte_alignment import END, ids_by_bytes, shared_vocabulary, spans, starts, token_bytes, valid_text
 from rld.utils.tensors import pad_prompts_and_completions, pad_right
@@ -60,6 +58,7 @@ class Translation:
 class _TranslatedCompletion(NamedTuple):
     """One completion in the teacher's tokens; the other fields are as in `Translation`."""
 
+    prompt_ids: list[int]
     ids: list[int]
     starts: list[int]
     student_spans: list[int]
@@ -71,24 +70,30 @@ class StudentVocabulary:
     """The bytes of a student's tokens.
 
     Args:
-        tokenizer: The student's tokenizer.
-        ends: The tokens that end its completions.
+        encoder: Encodes the student's prompts.
+        is_chat: Whether these are conversations.
 
     Attributes:
         ids_by_bytes: The token that spells each text. Of its ends, only the one that the student is to use spells an
             end, so that only that one has a partner in the teacher's vocabulary.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> None:
-        end = end_token(tokenizer, ends, _chat_template(tokenizer))
+    def __init__(self, encoder: PromptEncoder, is_chat: bool) -> None:
+        tokenizer, end, ends = encoder.tokenizer, encoder.end_token(is_chat), encoder.ends(is_chat)
         pieces = token_bytes(tokenizer, [] if end is None else [end])
         self.ids_by_bytes = ids_by_bytes(tokenizer, pieces)
         self._pieces_with_all_ends = token_bytes(tokenizer, ends) if set(ends) - {end} else pieces
+        self.has_space = is_chat and encoder.puts_space_behind_turns
+        """Whether a completion begins with a space that the tokenizer puts before a text."""
 
     def spell(self, ids: Iterable[int], mask: Iterable[int]) -> list[bytes]:
-        """Return the bytes of each token; none where the mask is 0, or for ids that only pad the vocabulary."""
-        pieces = self._pieces_with_all_ends
-        return [pieces[i] if counts and i < len(pieces) else b"" for i, counts in zip(ids, mask, strict=True)]
+        """Return the bytes of each token; none where the mask is 0, or for ids that only pad the vocabulary.
+
+        A space that the tokenizer puts before a text is left out.
+        """
+        vocabulary = self._pieces_with_all_ends
+        pieces = [vocabulary[i] if counts and i < len(vocabulary) else b"" for i, counts in zip(ids, mask, strict=True)]
+        return _without_space(pieces) if self.has_space else pieces
 
 
 class CompletionTranslator:
@@ -97,8 +102,8 @@ class CompletionTranslator:
     Args:
         name: The teacher's name in errors.
         encoder: Encodes prompts for the teacher.
-        ends: The tokens that end the teacher's completions.
         student: The student's tokens.
+        is_chat: Whether prompts are conversations.
 
     Attributes:
         vocabulary: Ids `[V]` of the student's and of the teacher's tokens that spell the same.
@@ -111,23 +116,19 @@ class CompletionTranslator:
         self,
         name: str,
         encoder: PromptEncoder,
-        ends: Collection[int],
         *,
         student: StudentVocabulary,
+        is_chat: bool,
     ) -> None:
         self._name, self._encoder, self._student = name, encoder, student
         tokenizer = self._tokenizer = encoder.tokenizer
-        self._template = encoder.chat_template or _chat_template(tokenizer)
-        try:
-            self._end = end_token(tokenizer, ends, self._template)
-        except TemplateError as error:
-            raise TeacherError(f"teacher '{name}': chat_template: {error}") from error
+        self._end = encoder.end_token(is_chat)
         self._pieces = token_bytes(tokenizer, [] if self._end is None else [self._end])
         self._require_readable()
         self.vocabulary = shared_vocabulary(student.ids_by_bytes, ids_by_bytes(tokenizer, self._pieces))
 
     def _require_readable(self) -> None:
-        ids = self._encode(_PROBE)
+        ids = self._encoder.encode_answer(_PROBE)
         if self._tokenizer.unk_token_id not in ids and b"".join(self._spell(ids, _PROBE)) != _PROBE.encode():
             raise TeacherError(
                 f"teacher '{self._name}': its tokens don't spell the text that they encode ({_PROBE!r}), so they "
@@ -145,8 +146,8 @@ class CompletionTranslator:
         Raises:
             TeacherError: a prompt is a conversation, and the teacher has no chat template or one that refuses it.
         """
-        completions = [self._translate(*row) for row in zip(ids_BT.tolist(), mask_BT.tolist(), strict=True)]
-        rows = [(self._prompt(prompt), row.ids) for prompt, row in zip(prompts, completions, strict=True)]
+        completions = [self._translate(*row) for row in zip(prompts, ids_BT.tolist(), mask_BT.tolist(), strict=True)]
+        rows = [(row.prompt_ids, row.ids) for row in completions]
         ids_BS, attention_BS, mask_BU = pad_prompts_and_completions(rows)
         return Translation(
             ids_BS=ids_BS,
@@ -158,59 +159,39 @@ class CompletionTranslator:
             has_space_B=torch.tensor([row.has_space for row in completions]),
         )
 
-    def _translate(self, ids: list[int], mask: list[int]) -> _TranslatedCompletion:
+    def _translate(self, prompt: Any, ids: list[int], mask: list[int]) -> _TranslatedCompletion:
         student_pieces = self._student.spell(ids, mask)
         data = b"".join(student_pieces)
         text = valid_text(data)
-        teacher_ids = self._encode(text)
+        prompt_ids, teacher_ids = self._encode(prompt, text)
         teacher_pieces = self._spell(teacher_ids, text)
         has_space = b"".join(teacher_pieces) != b"".join(self._pieces[i] for i in teacher_ids)
         if self._end is not None and data[len(text.encode()) :].startswith(END):
             teacher_ids, teacher_pieces = [*teacher_ids, self._end], [*teacher_pieces, END]
         student_spans, teacher_spans = spans(student_pieces, teacher_pieces)
         first = starts(student_pieces, teacher_pieces)
-        return _TranslatedCompletion(teacher_ids, first, student_spans, teacher_spans, has_space)
-
-    def _encode(self, text: str) -> list[int]:
-        # a completion that spells the name of a special token does not contain that token
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return ids
+        differs = has_space != self._student.has_space
+        return _TranslatedCompletion(prompt_ids, teacher_ids, first, student_spans, teacher_spans, differs)
 
     def _spell(self, ids: list[int], text: str) -> list[bytes]:
         """Return the bytes of each token of a text, without the space that the tokenizer puts before it."""
         pieces = [self._pieces[i] for i in ids]
-        if b"".join(pieces) == b" " + text.encode():  # SentencePiece puts a space before a text
-            first = next(i for i, piece in enumerate(pieces) if piece)
-            pieces[first] = pieces[first][1:]
-        return pieces
+        return _without_space(pieces) if b"".join(pieces) == b" " + text.encode() else pieces
 
-    def _prompt(self, prompt: Any) -> list[int]:
-        """Return the teacher's tokens of a prompt, encoded as TRL encodes the student's."""
-        if not isinstance(prompt, str) and self._template is None:
-            raise TeacherError(
-                f"teacher '{self._name}' has no chat template, but the prompts are conversations; give it one with "
-                "chat_template in the recipe, or Teacher(..., chat_template=...), in Jinja"
-            )
+    def _encode(self, prompt: Any, text: str) -> tuple[list[int], list[int]]:
+        """Return the teacher's tokens of a prompt, and of a text behind it."""
         try:
-            return self._encoder.encode(prompt)
-        except TemplateError as error:
-            raise TeacherError(f"teacher '{self._name}': chat_template: {error}") from error
+            return self._encoder.encode_with(prompt, text)
+        except RecipeError as error:
+            raise TeacherError(
+                f"teacher '{self._name}': {error}; give it a template with chat_template in the recipe, or "
+                "Teacher(..., chat_template=...), in Jinja"
+            ) from error
 
 
-def end_token(tokenizer: PreTrainedTokenizerBase, ends: Collection[int], template: str | None) -> int | None:
-    """Return the one of `ends` that a model writes after an answer.
-
-    That is the one that closes an assistant's turn in the chat template, else the tokenizer's own, else the first.
-    """
-    if template is not None:
-        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
-        ids: Any = tokenizer.apply_chat_template(turns, chat_template=template, return_dict=True)
-        closing = [i for i in ids["input_ids"] if i in ends]
-        if closing:
-            return int(closing[-1])
-    eos_token_id = tokenizer.eos_token_id
-    return eos_token_id if eos_token_id in ends else min(ends, default=None)
-
-
-def _chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    return tokenizer.get_chat_template() if tokenizer.chat_template is not None else None
+def _without_space(pieces: list[bytes]) -> list[bytes]:
+    """Return the bytes of tokens without the space with which SentencePiece begins a text."""
+    first = next((i for i, piece in enumerate(pieces) if piece), None)
+    if first is not None and pieces[first].startswith(b" "):
+        return [*pieces[:first], pieces[first][1:], *pieces[first + 1 :]]
+    return pieces

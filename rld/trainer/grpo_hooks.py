@@ -5,6 +5,7 @@
 | TRL's method | step |
 |---|---|
 | `_generate_and_score_completions` | `_begin_rollout`, then TRL's rollout, then `_finish_rollout` |
+| `_tokenize_prompts` | the encoder that all readers of prompts share takes TRL's place |
 | `_generate_single_turn` | gold answers take the place of some completions |
 | `_calculate_rewards` | `_receive_rewards` |
 | `_get_per_token_logps_and_entropies` | in a rollout, counts tokens; in a loss, `_loss_logprobs` |
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 
+from rld.models.prompting import PromptEncoder
 from rld.rollout.batch import RolloutBatch
 from rld.rollout.gold import gold_completions
 from rld.rollout.record import RolloutRecord
@@ -70,6 +72,7 @@ class GRPOHooks(FiniteUpdates, GRPOTrainer):
     model: Any  # a PreTrainedModel, or a PeftModel around one
     num_generations: int
     timer: PhaseTimer
+    _encoder: PromptEncoder
     events: list[Event]
 
     _rollout: RolloutRecord | None = None
@@ -124,6 +127,11 @@ class GRPOHooks(FiniteUpdates, GRPOTrainer):
         self._finish_rollout(cast(RolloutBatch, batch), record)
         return batch
 
+    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
+        if self._is_vlm or self.environment_factories is not None:  # which have images, or tools of their own
+            return super()._tokenize_prompts(prompts)
+        return [self._encoder.encode(prompt) for prompt in prompts], None, {}
+
     @timed("generation")
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
         require_prompts_fit(self.model, prompt_ids, self.args)
@@ -133,7 +141,7 @@ class GRPOHooks(FiniteUpdates, GRPOTrainer):
         sampled = (~record.is_gold_B).nonzero().squeeze(1).tolist()
         prompts = [prompt_ids[i] for i in sampled]
         samples = super()._generate_single_turn(prompts, *args, **kwargs)[0] if prompts else []
-        completions = gold_completions(record.rows, self._tokenizer, self.args.max_completion_length)
+        completions = gold_completions(record.rows, self._encoder, self.args.max_completion_length)
         for i, ids in zip(sampled, samples, strict=True):
             completions[i] = ids
         return completions, None

@@ -10,7 +10,7 @@ Shapes: B replayed completions, T completion tokens, S prompt and completion tok
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,7 @@ def sample_examples(
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     seed: int,
+    ends: Collection[int] = (),
 ) -> list[ReplayExample]:
     """Sample a completion of each prompt, and read the hidden states that predict its tokens.
 
@@ -78,8 +79,9 @@ def sample_examples(
         prompts: Token ids.
         max_new_tokens: Greatest length of a completion.
         seed: Seed of the samples.
+        ends: Tokens that end a completion, beside those of the tokenizer and of the model.
     """
-    completions = generation.sample(model, tokenizer, prompts, max_new_tokens=max_new_tokens, seed=seed)
+    completions = generation.sample(model, tokenizer, prompts, ends=ends, max_new_tokens=max_new_tokens, seed=seed)
     rows = list(zip(prompts, completions, strict=True))
     ids_BS, attention_BS, mask_BT = (x.to(backbone.device) for x in pad_prompts_and_completions(rows))
     training = backbone.training

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from rld.controllers.retention_rule import VERSION, Counts, RetentionRule
 from rld.errors import CheckpointError, DataError, RecipeError
 from rld.models.heads import LMHead
-from rld.models.prompting import PromptEncoder
+from rld.models.prompting import PromptEncoder, is_chat
 from rld.rollout.verifier import Verify, answer_and_verify, is_success
 from rld.trainer.replay import ReplayBuffer, ReplayExample, replay_divergence, sample_examples, share_of_part
 from rld.trainer.rld_config import RLDConfig
@@ -128,6 +128,7 @@ class RetentionCallback(TrainerCallback):
                     prompts=prompts[part],
                     max_new_tokens=self.max_new_tokens,
                     seed=self.seed + start,
+                    ends=self.encoder.ends(is_chat(self._replayed_rows)),
                 )
                 samples.append((start, examples))
         gathered = sorted(gather_object(samples), key=lambda pair: pair[0])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate.utils import gather, is_peft_model
@@ -23,7 +23,6 @@ from rld.errors import RecipeError
 from rld.losses.feature_matching import FeatureProjections, attach_projections
 from rld.models.generation import contiguous_head_input
 from rld.models.prefill import SharedPrefill
-from rld.models.prompting import PromptEncoder
 from rld.rollout.audit import RewardAudit
 from rld.rollout.batch import RolloutBatch, loss_mask
 from rld.rollout.counts import group_counts
@@ -40,6 +39,7 @@ from rld.trainer.gradient_probe import GradientProbe
 from rld.trainer.grpo_hooks import GRPOHooks, MicroBatch
 from rld.trainer.joint_loss import JointLoss
 from rld.trainer.prompt_order import prompt_stream
+from rld.trainer.prompt_setup import shared_encoder
 from rld.trainer.retention import RetentionCallback
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.start_checks import require_sound_student
@@ -114,7 +114,7 @@ class RLDTrainer(GRPOHooks):
         self.flop_meter = FlopMeter() if flop_meter is None else flop_meter
         self.skills = args.skills or skills_of(self.stream, train_dataset)
         self._build_records(controller or GapController())
-        self._build_student()
+        self._build_student(train_dataset)
         self._build_teachers()
         verify = askable(all_checked(audit_reward) or self.reward_funcs, lambda: self.state)
         self.audit = None if audit_reward is None else RewardAudit(verify, args.audit_share, args.seed)
@@ -130,10 +130,10 @@ class RLDTrainer(GRPOHooks):
         self.add_callback(OptimizerTime(self.timer))
         self.runtime = ControllerRuntime(controller, self.skills, teacher_infos(self.teachers), self._signals)
 
-    def _build_student(self) -> None:
+    def _build_student(self, rows: Any) -> None:
         self._student: PreTrainedModel = self.model.get_base_model() if is_peft_model(self.model) else self.model
         self._num_parameters = self._student.num_parameters()
-        self._encoder = PromptEncoder(self._tokenizer, cast(dict[str, Any], self.chat_template_kwargs))
+        self._encoder, self._is_chat = shared_encoder(self, self._student, rows)
         require_sound_student(self._student, self._encoder, self.train_dataset, self.args)
         contiguous_head_input(self._student)  # beside an adapter its head is frozen
         self._prefill = SharedPrefill(self._student)
@@ -142,7 +142,7 @@ class RLDTrainer(GRPOHooks):
 
     def _build_teachers(self) -> None:
         self._feature = self.args.feature_model() if "feature" in self._signals else None
-        student = StudentInterface(self._student, self._encoder, frozenset(self.eos_token_ids), self._feature)
+        student = StudentInterface(self._student, self._encoder, self._feature, is_chat=self._is_chat)
         prepare = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
         self.ensemble = TeacherEnsemble(self.teachers, student, prepare)
         self._projections = FeatureProjections(self.ensemble.plans) if self._feature is not None else None

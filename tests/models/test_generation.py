@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 
 import tests.support.tiny as tiny
 from rld.evaluation.held_out import HeldOutEvaluator
-from rld.models.generation import generate, sample
+from rld.models import generation
 from rld.recipe import registry
 
 
@@ -30,6 +30,14 @@ EVALUATOR = HeldOutEvaluator([], exact, 5, torch.device("cpu"))
 
 def rows(num: int = 7, chat: bool = False) -> list[dict[str, Any]]:
     return [{**row, "prompt": row["prompt"], "entry": ""} for row in tiny.rows(num, chat)]
+
+
+def generate(*args: Any, **options: Any) -> list[str]:
+    return [answer.text for answer in generation.generate(*args, **options)]
+
+
+def sample(*args: Any, **options: Any) -> list[list[int]]:
+    return generation.sample(*args, ends=(), **options)
 
 
 def alone(model: Any, ids: list[int], num: int) -> list[int]:
@@ -132,8 +140,7 @@ def free_port() -> int:
 SCRIPT = """
 import tests.support.tiny as tiny
 from accelerate import PartialState
-from rld.models.generation import generate
-from tests.models.test_generation import EVALUATOR, rows
+from tests.models.test_generation import EVALUATOR, generate, rows
 
 PartialState(cpu=True)
 texts = generate(tiny.model(), tiny.encoder(), rows(5), max_new_tokens=5, batch_size=2)

@@ -20,4 +20,4 @@ def test_prompts_and_answers_are_counted():
     encoder = tiny.encoder()
     answer = encoder.encode_answer("cd")
     assert encoder.count_tokens([{"prompt": "ab="}, {"prompt": CHAT}], [answer, []]) == 3 + 4 + 2
-    assert encoder.decode([[*answer, 1]]) == ["c d"]
+    assert encoder.decode([[*answer, 1]]) == ["cd"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from rld.teachers.local import LocalLogprobs
 from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
+from rld.types import Answer
 
 CPU = torch.device("cpu")
 
@@ -94,7 +95,7 @@ def test_it_opens_where_the_verifier_agrees_and_asks_each_prompt_once():
 class Silent(LocalLogprobs):
     """A teacher whose server does not answer."""
 
-    def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
+    def generate(self, prompts: Sequence[list[int]], max_new_tokens: int, ends: Collection[int] = ()) -> list[Answer]:
         raise TeacherDown("no answer")
 
 

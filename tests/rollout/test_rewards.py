@@ -163,7 +163,11 @@ def test_gold_answers_are_no_attempts_but_make_a_group_informative():
 
 
 def test_gold_completions_end_and_need_an_answer():
-    rows = [{"answer": "ab"}, {"answer": "abcd"}]
-    assert gold_completions(rows, tiny.tokenizer(), 4) == [[5, 6, 1], [5, 6, 7, 8]]
+    rows = [{"prompt": "a", "answer": "ab"}, {"prompt": "b", "answer": "abcd"}]
+    assert gold_completions(rows, tiny.encoder(), 5) == [[5, 6, 1], [5, 6, 7, 8, 1]]
+    with pytest.raises(DataError, match=r"'abcd' takes 5 tokens with its end, and 4 are allowed.*prompt is 'b'"):
+        gold_completions(rows, tiny.encoder(), 4)
+    with pytest.raises(DataError, match=r"'a b' is 'ab' once"):
+        gold_completions([{"prompt": "a", "answer": "a b"}], tiny.encoder(), 4)
     with pytest.raises(DataError, match=r"row 1 .*'answer'"):
-        gold_completions([rows[0], {"answer": None}], tiny.tokenizer(), 4)
+        gold_completions([rows[0], {"answer": None}], tiny.encoder(), 4)

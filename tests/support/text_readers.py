@@ -48,6 +48,13 @@ def require_same_texts(member: Member, texts: list[str]) -> None:
     assert [(a, b) for a, b in zip(texts, answers, strict=True) if not member.same_text(a, b)] == []
 
 
+def encoder(member: Member) -> PromptEncoder:
+    """Return the encoder of a member's model."""
+    tokenizer = member.tokenizer()
+    ends: Any = tokenizer.convert_tokens_to_ids(list(member.ends))
+    return PromptEncoder(tokenizer, member.chat_options, model_ends=ends)
+
+
 # -- recipes ----------------------------------------------------------------------------------------------------------
 
 
@@ -57,8 +64,7 @@ class _Built(Exception):
 
 def run_context(member: Member, folder: Path) -> RunContext:
     """Return a run of a recipe whose models, rows and held-out rows are those of a member."""
-    style = {"style": "chat"} if member.chat else {}
-    trainer = {"chat_template_kwargs": dict(member.chat_options)} if member.chat_options else {}
+    style = {"style": "chat", "chat_template_kwargs": dict(member.chat_options)} if member.chat else {}
     recipe = {
         "name": "fleet",
         "max_new_tokens": LENGTH,
@@ -67,7 +73,7 @@ def run_context(member: Member, folder: Path) -> RunContext:
         "rewards": [{"use": "answers:exact_match"}],
         "stages": [
             {"name": "tuned", "kind": "sft", "student": "./student", "steps": 1, "batch": 8},
-            {"name": "distilled", "kind": "distill", "student": "tuned", "steps": 1, "trainer": trainer},
+            {"name": "distilled", "kind": "distill", "student": "tuned", "steps": 1},
         ],
     }
     (folder / "student").mkdir(exist_ok=True)
@@ -109,9 +115,10 @@ def sft(member: Member, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def held_out(member: Member, folder: Path) -> None:
     """Held-out scoring reads the prompts of the rollout, and the texts that it scores are the answers."""
     model = member.model()
-    texts = run_context(member, folder).evaluator.answer(model, member.tokenizer(), rows(member))
+    answers = run_context(member, folder).evaluator.answer(model, member.tokenizer(), rows(member))
     assert sorted(model.prompts) == sorted(prompt_ids for prompt_ids, _ in expected_rows(member))
-    require_same_texts(member, texts)
+    assert all(answer.is_complete for answer in answers)
+    require_same_texts(member, [answer.text for answer in answers])
 
 
 # -- rollouts ---------------------------------------------------------------------------------------------------------
@@ -183,7 +190,7 @@ def gate(member: Member, folder: Path) -> None:
 
 def gold(member: Member) -> None:
     """Gold completions are the answers as the tokenizer spells them behind the prompt, and what ends an answer."""
-    completions = gold_completions(rows(member), member.tokenizer(), LENGTH)
+    completions = gold_completions(rows(member), encoder(member), LENGTH)
     assert completions == [completion_ids for _, completion_ids in expected_rows(member)]
 
 
@@ -210,14 +217,14 @@ def score(member: Member) -> None:
 def translator(member: Member, student: Member) -> CompletionTranslator:
     """Return what puts completions of `student` into the tokens of a teacher, `member`."""
     teacher = Teacher(member.model(), "teacher", tokenizer=member.tokenizer(), align="vocabulary")
-    encoder = teacher.prompt_encoder(PromptEncoder(student.tokenizer(), member.chat_options))
-    return CompletionTranslator("teacher", encoder, teacher.ends(), student=vocabulary_of(student))
+    of_student = replace(encoder(student), chat_template_kwargs=member.chat_options)
+    return CompletionTranslator(
+        "teacher", teacher.prompt_encoder(of_student), student=vocabulary_of(student), is_chat=member.chat
+    )
 
 
 def vocabulary_of(student: Member) -> StudentVocabulary:
-    tokenizer = student.tokenizer()
-    ends: Any = tokenizer.convert_tokens_to_ids(list(student.ends))
-    return StudentVocabulary(tokenizer, [*ends, tokenizer.eos_token_id] if tokenizer.eos_token else ends)
+    return StudentVocabulary(encoder(student), student.chat)
 
 
 def aligned_teacher(member: Member) -> None:
@@ -287,9 +294,10 @@ def likelihood_reward(member: Member) -> None:
     """
     model, tokenizer = member.model(), member.tokenizer()
     wanted = [prompt_ids + completion_ids[:-1] for prompt_ids, completion_ids in expected_rows(member)]
+    options = {"model": model, "tokenizer": tokenizer, "chat_template_kwargs": member.chat_options}
     if "merges" in member.traits:
         wanted = [tokenizer(row["prompt"] + row["answer"])["input_ids"] for row in rows(member)]
-    assert read_by(model, lambda: likelihood(**of_rows(member), model=model, tokenizer=tokenizer)) == wanted
+    assert read_by(model, lambda: likelihood(**of_rows(member), **options)) == wanted
 
 
 def judge_reward(member: Member) -> None:
@@ -301,8 +309,8 @@ def judge_reward(member: Member) -> None:
     ]
     prompts = [[{"role": "user", "content": text}] if member.chat else text for text in asked]
     wanted = [expected(member, {"prompt": prompt, "answer": ""})[0] for prompt in prompts]
-    options = {"model": model, "tokenizer": member.tokenizer(), "template": QUESTION}
-    assert read_by(model, lambda: judge(**of_rows(member), question=questions, **options)) == wanted
+    options = {"model": model, "tokenizer": member.tokenizer(), "chat_template_kwargs": member.chat_options}
+    assert read_by(model, lambda: judge(**of_rows(member), question=questions, template=QUESTION, **options)) == wanted
 
 
 # -- all of them ------------------------------------------------------------------------------------------------------

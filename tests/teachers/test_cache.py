@@ -174,7 +174,7 @@ def rollout(mask: list[list[int]]) -> dict[str, Any]:
 
 
 def ensemble_of(*teachers: Teacher, feature: Any = None) -> TeacherEnsemble:
-    student = StudentInterface(tiny.model(seed=0), PromptEncoder(STUDENT), frozenset([1]), feature)
+    student = StudentInterface(tiny.model(seed=0), PromptEncoder(STUDENT), feature)
     return TeacherEnsemble(teachers, student, prepare=lambda model: model)
 
 

@@ -17,7 +17,7 @@ from rld.teachers.teacher import Teacher
 
 def ensemble(feature: Any = None) -> TeacherEnsemble:
     teachers = [Teacher(tiny.model(seed=seed), f"t{seed}", ["any"], tokenizer=tiny.tokenizer()) for seed in (1, 2)]
-    student = StudentInterface(tiny.model(), tiny.encoder(), frozenset([1]), feature)
+    student = StudentInterface(tiny.model(), tiny.encoder(), feature)
     return TeacherEnsemble(teachers, student, prepare=lambda model: model)
 
 

@@ -613,9 +613,9 @@ class _Dialect(http.server.BaseHTTPRequestHandler):
         self._say({"choices": choices[::-1]})
 
     def _choice(self, index: int, ids: list[int], asked: dict[str, Any]) -> dict[str, Any]:
-        (text,) = self.hosted.generate([ids], asked["max_tokens"])
+        (answer,) = self.hosted.generate([ids], asked["max_tokens"])
         if "prompt_logprobs" not in asked:
-            return {"index": index, "text": text}
+            return {"index": index, "text": answer.text, "finish_reason": "stop" if answer.is_complete else "length"}
         (said,) = self.hosted.score([ScoredSequence(ids, len(ids) - 1)], 1.0, asked["prompt_logprobs"] - self.fewer)
         told: list[Any] = [None]
         for t, token in enumerate(ids[1:]):
@@ -623,7 +623,7 @@ class _Dialect(http.server.BaseHTTPRequestHandler):
             named = [(i, self.wrong or value) for i, value in named]
             one = {str(i): {"logprob": value, "rank": 1, "decoded_token": "x"} for i, value in named}
             told.append({str(token): {"logprob": said.sampled[t].item(), "rank": 9, "decoded_token": "x"}} | one)
-        return {"index": index, "text": text, "prompt_logprobs": told}
+        return {"index": index, "text": answer.text, "prompt_logprobs": told}
 
     def _say(self, content: Any) -> None:
         data = json.dumps(content).encode()

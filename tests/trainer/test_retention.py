@@ -229,7 +229,7 @@ def taught(given: list[dict[str, Any]], steps: int) -> Any:
 
 
 def right(model: Any, given: list[dict[str, Any]]) -> float:
-    texts = generation.generate(model, tiny.encoder(), given, max_new_tokens=3)
+    texts = [answer.text for answer in generation.generate(model, tiny.encoder(), given, max_new_tokens=3)]
     return sum(exact(texts, [row["answer"] for row in given])) / len(given)
 
 

@@ -237,7 +237,7 @@ def test_a_teacher_speaks_without_dropout_and_is_not_trained(tmp_path):
 
 def test_a_teacher_with_a_shorter_vocabulary_falls_silent_at_the_first_token_that_it_lacks():
     teacher = Teacher(tiny.model(seed=1, vocabulary=12), "short", tokenizer=tiny.tokenizer())
-    student = StudentInterface(tiny.model(), tiny.encoder(), frozenset([1]), feature=None)
+    student = StudentInterface(tiny.model(), tiny.encoder(), feature=None)
     ensemble = TeacherEnsemble([teacher], student, prepare=lambda model: model)
     prompts, ids = torch.tensor([[5, 6, 7]] * 2), torch.tensor([[8, 14, 8, 9], [8, 9, 10, 11]])
     rollout = {"prompt_ids": prompts, "prompt_mask": torch.ones_like(prompts)}
