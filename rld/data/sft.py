@@ -68,9 +68,7 @@ def sft_dataset(
     return Dataset.from_list([encode(row["prompt"], answer) for row, answer in examples]).shuffle(seed=seed)
 
 
-def _answered(
-    skill: str, rows: list[Row], teacher: AnswerRows, verdicts: Verdicts | None
-) -> list[tuple[Row, Answer]]:
+def _answered(skill: str, rows: list[Row], teacher: AnswerRows, verdicts: Verdicts | None) -> list[tuple[Row, Answer]]:
     """Return rows with the teacher's answers: all, or the correct ones, repeated in the place of the others."""
     answers = [Answer(answer.text.strip(), answer.is_complete) for answer in teacher(rows)]
     is_correct = [True] * len(rows) if verdicts is None else verdicts(rows, [answer.text for answer in answers])

@@ -18,7 +18,7 @@ from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
 from tests.support.fleet import FLEET, Member
-from tests.support.tokenizers import byte_level
+from tests.support.real_tokenizers import byte_level
 
 END = "<|endoftext|>"
 NO_THINKING = {"enable_thinking": False}

@@ -18,7 +18,7 @@ import trl
 from tokenizers import AddedToken, normalizers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tests.support.tokenizers import byte_level, sentencepiece
+from tests.support.real_tokenizers import byte_level, sentencepiece
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 

@@ -56,7 +56,7 @@ def main(folder: Path, num_processes: int, stopped_rank: int | None, controller:
             teacher_reward=0.2,
             gate="per_prompt",
             combine_teachers="best_of",
-            retain={"probe_prompts": 3, "prompts": 20, "batch": 7, "budget": 0.0005},
+            retain={"probe_prompts": 3, "prompts": 20, "batch": 7, "budget": 0.00038},
             audit_share=0.5,
         ),
         train_dataset=tiny.rows(10),

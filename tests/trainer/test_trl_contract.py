@@ -54,6 +54,15 @@ def test_a_rollout_is_a_batch_first_dict_with_the_keys_we_read(tmp_path):
     assert "old_per_token_logps" not in rollout  # aligned steps: the log-probabilities at loss time are the old ones
 
 
+def test_prompts_are_encoded_by_one_hook_as_the_shared_encoder_does(tmp_path):
+    assert names(GRPOTrainer._tokenize_prompts) == ["self", "prompts"]
+    trainer = made(tmp_path)
+    for chat in (False, True):
+        prompts = list(tiny.rows(3, chat=chat)["prompt"])
+        ours, theirs = trainer._tokenize_prompts(prompts), GRPOTrainer._tokenize_prompts(trainer, prompts)
+        assert ours == (theirs[0], None, theirs[2])
+
+
 def test_completions_are_generated_for_a_list_of_prompts_by_one_hook(tmp_path):
     assert names(GRPOTrainer._generate_single_turn)[:2] == ["self", "prompt_ids"]
     completions, log_p = GRPOTrainer._generate_single_turn(made(tmp_path), [[5, 4], [6, 4], [7, 4]], None, {}, 1)
