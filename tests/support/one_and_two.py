@@ -66,7 +66,7 @@ def main(folder: Path, num_processes: int, stopped_rank: int | None, controller:
             Teacher(tiny.model(seed=2), name="two", tokenizer=tiny.tokenizer()),
         ],
         controller=controller.model_copy(update={"decide_every": 2}),
-        gold_rows=[{**row, "answer": "b c"} for row in tiny.rows(7)],
+        gold_rows=[{**row, "answer": "bc"} for row in tiny.rows(7)],
         rollout_func=scripted,
         audit_reward=even,
         retain_dataset=[{**row, "skill": "old"} for row in tiny.rows(23)],
