@@ -69,7 +69,7 @@ def run_context(member: Member, folder: Path) -> RunContext:
         "name": "fleet",
         "max_new_tokens": LENGTH,
         "prompts": style,
-        "skills": {"all": {"rows": "rows.jsonl", "held_out": 1}},
+        "skills": {"all": {"file": "rows.jsonl", "held_out": 1}},
         "rewards": [{"use": "answers:exact_match"}],
         "stages": [
             {"name": "tuned", "kind": "sft", "student": "./student", "steps": 1, "batch": 8},
@@ -98,7 +98,7 @@ def sft(member: Member, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             built.append(self.train_dataset)
             raise _Built
 
-    monkeypatch.setattr(sft_stage, "SFTTrainer", Trainer)
+    monkeypatch.setattr(sft_stage, "_SFTTrainer", Trainer)
     context = run_context(member, folder)
     context.evaluator = replace(context.evaluator, rows=[])
     with pytest.raises(_Built):
