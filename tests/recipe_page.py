@@ -97,6 +97,8 @@ What is the same has the same name, and TRL's names stay where a thing is TRL's:
 | `max_new_tokens` | TRL's `max_completion_length` |
 | `steps` | TRL's `max_steps` |
 | `rewards`: `use` and `options`; `weight` | `RLDTrainer(reward_funcs=...)`; TRL's `reward_weights` |
+| `verifier`: `use` and `options` | `RLDTrainer(verifier=...)` |
+| `judge`: `use` and `options` | none: a script scores its models itself |
 | `audit`: `use` and `options`; `share` | `RLDTrainer(audit_reward=...)`; `RLDConfig`: `audit_share` |
 | `retain`; the rows of the skills in it | `RLDConfig`: `retain`; `RLDTrainer(retain_dataset=...)` |
 | `controller: {{kind: gap}}` | `RLDTrainer(controller=GapController())` |

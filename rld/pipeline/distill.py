@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 from transformers import set_seed
@@ -11,7 +12,7 @@ from rld.data.prompt_stream import PromptStream
 from rld.pipeline.callbacks import EventLog
 from rld.pipeline.model_loading import Loaded
 from rld.pipeline.perturbations import Perturbations
-from rld.pipeline.reward_loading import RewardLoader
+from rld.pipeline.reward_loading import RewardLoader, Rewards
 from rld.pipeline.run import RunContext
 from rld.pipeline.stage_training import StageTraining
 from rld.pipeline.teacher_loading import ProbedTeacher, TeacherLoader
@@ -30,11 +31,8 @@ def dry_run(context: RunContext, stage: Distill) -> None:
     Raises:
         RldError: an option cannot be used.
     """
-    rewards = RewardLoader(context, loads_models=False)
-    rewards.load_all()
-    rewards.load_verifier()
-    _stream(context, stage, _arguments(context, stage))
-    rewards.load_audit(stage)
+    rewards = RewardLoader(context, loads_models=False).load_all(stage)
+    _stream(context, stage, _arguments(context, stage, rewards.weights))
     lora_config(stage.lora)
 
 
@@ -46,9 +44,19 @@ def run(context: RunContext, stage: Distill) -> None:
     size = model.num_parameters()
     teachers, events = TeacherLoader(context).load(stage, (model, tokenizer))
     set_seed(context.seed(stage.name))  # a new adapter starts the same whatever teachers were loaded
-    perturbations = _perturbations(context, stage)
+    loader = RewardLoader(context)
+    rewards = loader.load_all(stage)
+    perturbations = Perturbations(
+        stage.experiment.perturbations,
+        context.recipe.rewards,
+        rewards.functions,
+        load=lambda reference: context.models.load(reference, dtype="auto"),
+        build=loader.load,
+        seed=context.seed(stage.name),
+    )
+    rewards = replace(rewards, functions=perturbations.rewards)
     with context.mistakes_in(stage):
-        trainer = _trainer(context, stage, (model, tokenizer), teachers, perturbations)
+        trainer = _trainer(context, stage, (model, tokenizer), teachers, rewards)
     trainer.events += events
     scoring = functools.partial(trainer.timer.part, "scoring")
     training = StageTraining(context, stage, trainer, size, evaluation_time=scoring)
@@ -68,40 +76,35 @@ def fill_cache(context: RunContext, stage: Distill) -> dict[str, tuple[int, int]
     student, stages = stage.student, {other.name: other for other in context.recipe.stages}
     while student in stages and context.paths.stage_record(student) is None:
         student = stages[student].student  # an unfinished stage has the tokenizer of the model that it trains
-    args = _arguments(context, stage)
+    args = _arguments(context, stage, [spec.weight for spec in context.recipe.rewards])
     stream = _stream(context, stage, args)
     stream.together = args.prompts_per_rollout
     return TeacherLoader(context).fill_cache(stage, list(stream.dataset), context.models.load(student), args)
 
 
 def _trainer(
-    context: RunContext,
-    stage: Distill,
-    student: Loaded,
-    teachers: list[ProbedTeacher],
-    perturbations: Perturbations,
+    context: RunContext, stage: Distill, student: Loaded, teachers: list[ProbedTeacher], rewards: Rewards
 ) -> RLDTrainer:
-    args, (model, tokenizer) = _arguments(context, stage), student
-    rewards = RewardLoader(context)
+    args, (model, tokenizer) = _arguments(context, stage, rewards.weights), student
     num_gold = stage.controller.required_measurements.gold_rows
     return RLDTrainer(
         model,
-        perturbations.rewards,
+        rewards.functions,
         args,
         _stream(context, stage, args),
         processing_class=tokenizer,
         peft_config=lora_config(stage.lora),
         teachers=[probed.teacher for probed in teachers],
         controller=stage.controller.seeded(context.seed(stage.name)),
-        verifier=rewards.load_verifier(),
-        audit_reward=rewards.load_audit(stage),
+        verifier=rewards.verifier,
+        audit_reward=rewards.audit,
         retain_dataset=_retained_rows(context, stage),
         gold_rows=[row for skill in context.skills(stage) for row in context.skill_rows[skill].probe(num_gold)],
         flop_meter=context.flop_meter,
     )
 
 
-def _arguments(context: RunContext, stage: Distill) -> RLDConfig:
+def _arguments(context: RunContext, stage: Distill, reward_weights: list[float]) -> RLDConfig:
     options: dict[str, Any] = distillation_arguments(stage)
     return context.arguments(
         RLDConfig,
@@ -109,7 +112,7 @@ def _arguments(context: RunContext, stage: Distill) -> RLDConfig:
         stage.rollout.prompts * stage.rollout.completions,
         max_completion_length=context.recipe.max_new_tokens,
         chat_template_kwargs=dict(context.recipe.prompts.chat_template_kwargs),
-        reward_weights=[spec.weight for spec in context.recipe.rewards],
+        reward_weights=reward_weights,
         **options,
     )
 
@@ -121,19 +124,6 @@ def _stream(context: RunContext, stage: Distill, args: RLDConfig) -> PromptStrea
     num_levels = {skill: source.num_levels for skill, source in rows.items()}
     curriculum = make_curriculum(num_levels, **stage.curriculum.options)
     return PromptStream(rows, curriculum, context.seed(stage.name), args.num_prompts())
-
-
-def _perturbations(context: RunContext, stage: Distill) -> Perturbations:
-    """Return the stage's perturbations, which hold the rewards to train with."""
-    rewards = RewardLoader(context)
-    return Perturbations(
-        stage.experiment.perturbations,
-        context.recipe.rewards,
-        rewards.load_all(),
-        load=lambda reference: context.models.load(reference, dtype="auto"),
-        build=rewards.load,
-        seed=context.seed(stage.name),
-    )
 
 
 def _retained_rows(context: RunContext, stage: Distill) -> list[Row] | None:

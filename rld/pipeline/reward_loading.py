@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from rld.errors import RewardError
@@ -17,6 +18,23 @@ from rld.recipe.plugins import RewardSpec, VerifierSpec
 from rld.recipe.stages.distill import Distill
 
 Reward = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """The rewards of a stage.
+
+    Attributes:
+        functions: The rewards of the policy signal, with their options.
+        weights: The weight of each in the sum.
+        verifier: Decides which completions are correct. None: the first of the rewards does.
+        audit: Checks what the verifier calls correct. None: nothing does.
+    """
+
+    functions: list[Reward]
+    weights: list[float]
+    verifier: Reward | None
+    audit: Reward | None
 
 
 class RewardLoader:
@@ -48,18 +66,15 @@ class RewardLoader:
                 options.setdefault("chat_template_kwargs", kwargs)
         return functools.partial(reward, **options)
 
-    def load_all(self) -> list[Reward]:
-        """Return the recipe's rewards."""
-        return [self.load(spec) for spec in self._context.recipe.rewards]
-
-    def load_audit(self, stage: Distill) -> Reward | None:
-        """Return the function that checks what the verifier calls correct; None where nothing does."""
-        return None if stage.audit_in_use is None else self.load(stage.audit_in_use)
-
-    def load_verifier(self) -> Reward | None:
-        """Return the recipe's verifier; None where it is the first of the rewards."""
-        recipe = self._context.recipe
-        return self.load(recipe.verifier_in_use) if recipe.has_own_verifier else None
+    def load_all(self, stage: Distill) -> Rewards:
+        """Return the rewards of a stage, with what checks them."""
+        recipe, audit = self._context.recipe, stage.audit_in_use
+        return Rewards(
+            functions=[self.load(spec) for spec in recipe.rewards],
+            weights=[spec.weight for spec in recipe.rewards],
+            verifier=self.load(recipe.verifier_in_use) if recipe.has_own_verifier else None,
+            audit=None if audit is None else self.load(audit),
+        )
 
     def _model(self, name: str) -> Loaded:
         if name not in self._models:

@@ -125,7 +125,7 @@ models:
   tiny: MODEL
 rewards: [{use: answers:exact_match}]
 stages:
-  - {name: tuned, run: sft, model: tiny, steps: 4, batch: 8, checkpoint_every: 1, trainer: {learning_rate: 1e-2}}
+  - {name: tuned, kind: sft, student: tiny, steps: 4, batch: 8, checkpoint_every: 1, trainer: {learning_rate: 1e-2}}
 """
 TASKS = """
 def copy(rng, *, length):
