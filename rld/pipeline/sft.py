@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from transformers import TrainerCallback, set_seed
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from rld.data.sft import sft_dataset
 from rld.models.generation import declare_ends
@@ -18,14 +18,10 @@ from rld.pipeline.stage_training import StageTraining
 from rld.pipeline.trainer_arguments import lora_config
 from rld.recipe.stages.sft import Sft
 from rld.rollout.verifier import is_success
-from rld.trainer.finite_updates import FiniteUpdates
+from rld.trainer.sft_trainer import SFTTrainer
 from rld.trainer.trl_patches import skip_unlabelled_positions
 from rld.types import Answer, Row
 from rld.utils.flops import FlopMeter, training_flops
-
-
-class _SFTTrainer(FiniteUpdates, SFTTrainer):
-    """TRL's trainer, which stops at numbers that are not finite."""
 
 
 def dry_run(context: RunContext, stage: Sft) -> None:
@@ -48,7 +44,7 @@ def run(context: RunContext, stage: Sft) -> None:
     declare_ends(model, encoder, context.recipe.prompt_style == "chat")
     teacher = None if stage.teacher is None else functools.partial(_answers, context, stage.teacher)
     with context.mistakes_in(stage):
-        trainer = _SFTTrainer(
+        trainer = SFTTrainer(
             model,
             _arguments(context, stage),
             train_dataset=sft_dataset(
