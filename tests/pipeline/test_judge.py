@@ -19,6 +19,7 @@ from rld.rollout.rewards import all_checked
 from rld.rollout.verifier import askable, verify_answers
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
+from rld.types import Answer
 from tests.support import tiny
 
 REASONED = "3 + 4 is 7, so the answer is 7."
@@ -75,9 +76,15 @@ def test_an_answer_that_reasons_first_counts_alike_everywhere(folder):
     stage = recipe.stages[0].model_copy(update={"teacher": "some", "verify": True, "num_rows": 2})
     rewards = lambda rows, texts: [r == 1 for r in evaluator.rewards(rows, texts, tiny.tokenizer())]  # noqa: E731
     learnt = sft_dataset(
-        stage, {"sums": Rows()}, ["sums"], seed=0, answer=lambda rows: [REASONED] * len(rows), verdicts=rewards
+        stage,
+        {"sums": Rows()},
+        ["sums"],
+        seed=0,
+        encode=lambda prompt, answer: {"input_ids": list(answer.text.encode())},
+        teacher=lambda rows: [Answer(REASONED, is_complete=True)] * len(rows),
+        verdicts=rewards,
     )
-    assert set(learnt["completion"]) == {REASONED}  # the `verify` of fine-tuning
+    assert set(map(bytes, learnt["input_ids"])) == {REASONED.encode()}  # the `verify` of fine-tuning
 
 
 def test_the_judge_is_judge_then_audit_then_verifier_then_the_first_reward(folder):
