@@ -98,7 +98,7 @@ def sft(member: Member, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             built.append(self.train_dataset)
             raise _Built
 
-    monkeypatch.setattr(sft_stage, "_SFTTrainer", Trainer)
+    monkeypatch.setattr(sft_stage, "SFTTrainer", Trainer)
     context = run_context(member, folder)
     context.evaluator = replace(context.evaluator, rows=[])
     with pytest.raises(_Built):
