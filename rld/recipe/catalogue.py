@@ -1,4 +1,4 @@
-"""What ships with `rld`, by kind and name, and copies of it to start from."""
+"""List the recipes and components that ship with `rld` by kind and name, and copy shipped recipes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ KINDS = ["recipes", "rewards", "curricula", *_UNIONS]
 
 
 def names(kind: str) -> dict[str, str]:
-    """Return what ships of a kind, as a recipe names it, each with the first line of its description."""
+    """Return the shipped names of a kind, as written in a recipe, with the first line of each description."""
     if kind not in _UNIONS:
         return registry.names(kind)
     return {name: _first_line(member) for name, member in kinds_of(_UNIONS[kind]).items()}
@@ -46,7 +46,7 @@ def _first_line(member: type) -> str:
 
 
 def copy(name: str, to: Path, force: bool = False) -> list[Path]:
-    """Copy a shipped recipe and the files that it names into the folder `to`; returns the copies.
+    """Copy a shipped recipe and the files that it names into the folder `to`; return the copies.
 
     Raises:
         LibraryError: no such recipe, or a file would be overwritten and `force` is False; nothing is copied then.
@@ -56,9 +56,9 @@ def copy(name: str, to: Path, force: bool = False) -> list[Path]:
         raise LibraryError(f"no recipe called {name!r} ships{hint(name, shipped)}")
     source = shipped[name]
     copies = {path: to / path.relative_to(source.parent) for path in [source, *_files_named_in(source)]}
-    taken = [str(copy) for copy in copies.values() if copy.exists()]
-    if taken and not force:
-        raise LibraryError(f"{', '.join(taken)} exists already; add --force to overwrite")
+    conflicts = [str(copy) for copy in copies.values() if copy.exists()]
+    if conflicts and not force:
+        raise LibraryError(f"{', '.join(conflicts)} exists already; add --force to overwrite")
     for path, copy in copies.items():
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
@@ -66,7 +66,7 @@ def copy(name: str, to: Path, force: bool = False) -> list[Path]:
 
 
 def _files_named_in(recipe: Path) -> list[Path]:
-    """Return the files beside a recipe that it names, such as the one of `./tasks.py:reverse`."""
-    named = [value.partition(":")[0] for _, value in walk(RecipeDocument(recipe).tree) if isinstance(value, str)]
-    paths = [recipe.parent / name for name in dict.fromkeys(named) if name.endswith(_COPIED)]
+    """Return the files beside a recipe that it names, such as `tasks.py` for `./tasks.py:reverse`."""
+    references = [value.partition(":")[0] for _, value in walk(RecipeDocument(recipe).tree) if isinstance(value, str)]
+    paths = [recipe.parent / name for name in dict.fromkeys(references) if name.endswith(_COPIED)]
     return [path for path in paths if path.is_file()]

@@ -1,4 +1,4 @@
-"""What a run will cost, before anything is loaded."""
+"""Estimate the cost of a run before anything is loaded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rld.recipe.sizes import Sizes, StageCost
 
 
 def stage_costs(recipe: Recipe, relative_to: Path) -> dict[str, StageCost]:
-    """Return what each stage will cost, by name; paths are looked up from the folder `relative_to`."""
+    """Return the cost of each stage by name; paths are relative to the folder `relative_to`."""
     sizes = Sizes(recipe.models, recipe.tokenizer, list(recipe.skills), recipe.max_new_tokens, relative_to)
     costs = {}
     for stage in recipe.stages:

@@ -1,8 +1,8 @@
 """A recipe's YAML: its values, where each was written, and the command line's overrides.
 
-Knows nothing of what a recipe may contain, but that a controller may be its kind alone; `reading.py` does. The dialect
-is YAML 1.2's: `on`, `off`, `yes` and `no` are text, `010` is text, `1e-5` is a number; a key that is written twice or
-left without a value is a mistake.
+This module does not know a recipe's schema, except that a controller may be written as its kind alone; `reading.py`
+validates the schema. The dialect is YAML 1.2: `on`, `off`, `yes` and `no` are text, `010` is text, `1e-5` is a number;
+a key that is set twice or has no value is an error.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from rld.utils.suggestions import hint
 Loc: TypeAlias = tuple[Any, ...]
 """The keys and indices that lead from the top of a recipe to a value."""
 
-_LONGEST = 400  # characters of a problem: a value that was pasted in by mistake can be long
+_LONGEST = 400  # maximum characters of a problem's text, which may quote a long value
 
 
 class RecipeProblem(NamedTuple):
-    """One mistake: at which value, and what to say about it."""
+    """One mistake: the location of the value and the message."""
 
     loc: Loc
     text: str
 
 
 class _Loader(yaml.SafeLoader):
-    """`SafeLoader` with the scalars of YAML 1.2, which refuses a key that is written twice."""
+    """`SafeLoader` with the scalars of YAML 1.2; raises an error for a duplicate key."""
 
     yaml_implicit_resolvers = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+        keys: set[Any] = set()
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, (str, int, float, bool)):
                 raise _error("a key must be text or a number", key_node)
-            if key in seen:
+            if key in keys:
                 raise _error(f"{key!r} is set twice", key_node)
-            seen.add(key)
+            keys.add(key)
         return super().construct_mapping(node, deep)
 
 
@@ -69,16 +69,16 @@ for _tag, _pattern, _first in (
 
 
 class RecipeDocument:
-    """What a recipe says after the command line's overrides.
+    """The values of a recipe after the command line's overrides.
 
     Args:
         path: The recipe's file.
-        overrides: Such as `rollout.temperature=0.7`; an item of a list goes by its index or its `name`.
+        overrides: Such as `rollout.temperature=0.7`; an item of a list is addressed by its index or its `name`.
 
     Attributes:
         tree: The values.
-        problems: What is wrong whatever the schema: overrides that lead nowhere, keys without a value, numbers that
-            are none.
+        problems: Mistakes that do not depend on the schema: overrides of a path that does not exist, keys without a
+            value, numbers that are not finite.
 
     Raises:
         RecipeError: the file cannot be read, is not YAML, or is not a mapping.
@@ -106,11 +106,11 @@ class RecipeDocument:
         return RecipeError("\n".join(dict.fromkeys(text for _, text in sorted(map(self._placed, problems)))))
 
     def label(self, loc: Loc) -> str:
-        """Return how to write `loc` on the command line; the items of a list go by their names."""
+        """Return `loc` as written on the command line; items of a list are addressed by their names."""
         return label(self.tree, loc)
 
     def _placed(self, problem: RecipeProblem) -> tuple[int, str]:
-        """Return a problem's rank in the report and its text with its place: the nearest that is known."""
+        """Return a problem's rank in the report and its text with the nearest recorded line or override."""
         loc, text = problem.loc, textwrap.shorten(problem.text, _LONGEST, placeholder=" ...")
         for length in range(len(loc), -1, -1):
             if loc[:length] in self._overrides:
@@ -139,8 +139,8 @@ class RecipeDocument:
             raise RecipeError(f"{self.path}: not valid YAML: {error}") from error
         if not isinstance(tree, dict):
             raise RecipeError(f"{self.path}: a recipe is a mapping of keys to values, but this is {shown(tree)}")
-        copied: dict[Any, Any] = _copied(tree)
-        return copied
+        tree_copy: dict[Any, Any] = _copied(tree)
+        return tree_copy
 
     def _note_lines(self, node: yaml.Node | None, loc: Loc, inside: tuple[yaml.Node, ...]) -> None:
         if node is None:
@@ -160,14 +160,14 @@ class RecipeDocument:
                 self._note_lines(value, (*loc, i), (*inside, node))
 
     def _override(self, text: str) -> None:
-        path, equals, given = text.partition("=")
+        path, equals, raw_value = text.partition("=")
         *parents, last = path.split(".")
         node: Any = self.tree
         loc: Loc = ()
         try:
             if not equals or not all((*parents, last)):
                 raise LookupError("is not of the form key.path=value")
-            value = _copied(yaml.load(given, _Loader))
+            value = _copied(yaml.load(raw_value, _Loader))
             for part in parents:
                 loc = (*loc, _key(node, part))
                 if isinstance(node, dict) and node.get(loc[-1]) is None:
@@ -178,20 +178,22 @@ class RecipeDocument:
                 node = node[loc[-1]]
             loc = (*loc, _key(node, last))
         except (LookupError, yaml.YAMLError, RecursionError) as error:  # the latter: a value that contains itself
-            mistake = error.args[0] if isinstance(error, LookupError) else f"{given!r} is not a YAML value; quote it"
+            mistake = (
+                error.args[0] if isinstance(error, LookupError) else f"{raw_value!r} is not a YAML value; quote it"
+            )
             self._overrides[text,] = text
             self.problems.append(RecipeProblem((text,), mistake))
             return
         node[loc[-1]] = value
-        for known in (self._lines, self._overrides):
-            for under in [old for old in known if old[: len(loc)] == loc]:
-                del known[under]
+        for by_loc in (self._lines, self._overrides):
+            for under in [old for old in by_loc if old[: len(loc)] == loc]:
+                del by_loc[under]
         self._overrides[loc] = text
-        self._empty = {old for old in self._empty if old[: len(loc)] != loc} | ({loc} if given == "" else set())
+        self._empty = {old for old in self._empty if old[: len(loc)] != loc} | ({loc} if raw_value == "" else set())
 
 
 def _key(node: Any, part: str) -> Any:
-    """Return the key or index that a part of an override's path means in `node`."""
+    """Return the key or index in `node` that a part of an override's path refers to."""
     if isinstance(node, dict):
         return int(part) if part not in node and part.isdecimal() and int(part) in node else part
     if isinstance(node, list):
@@ -200,20 +202,20 @@ def _key(node: Any, part: str) -> Any:
             return names.index(part)
         if part.isdecimal() and int(part) < len(node):
             return int(part)
-        known = [name for name in names if isinstance(name, str)]
-        raise LookupError(f"there is no {part!r} in this list{hint(part, known)}")
+        item_names = [name for name in names if isinstance(name, str)]
+        raise LookupError(f"there is no {part!r} in this list{hint(part, item_names)}")
     raise LookupError(f"there is nothing to set {part!r} in: its parent is {shown(node)}")
 
 
 def _copied(value: Any) -> Any:
-    """Copy a tree so that what YAML's anchors share can be overridden in one place only."""
+    """Return a deep copy of a tree in which values shared through YAML anchors are separate objects."""
     if isinstance(value, dict):
         return {key: _copied(item) for key, item in value.items()}
     return [_copied(item) for item in value] if isinstance(value, list) else value
 
 
 def label(tree: Any, loc: Loc) -> str:
-    """Return how a location is written in overrides: keys joined by dots, the items of a list by their names."""
+    """Return a location as written in overrides: keys joined by dots, list items by their names."""
     parts = []
     for key in loc:
         item = value_at(tree, (key,))
@@ -232,7 +234,7 @@ def value_at(tree: Any, loc: Loc) -> Any:
 
 
 def walk(tree: Any, loc: Loc = ()) -> Iterator[tuple[Loc, Any]]:
-    """Yield every value of a tree and where it is, the tree itself first."""
+    """Yield the location and value of every node of a tree, the tree itself first."""
     yield loc, tree
     items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     for key, value in items:

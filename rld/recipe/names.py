@@ -1,7 +1,7 @@
-"""The names that the parts of a recipe may refer to, and what is wrong with a name that leads nowhere.
+"""The names that the parts of a recipe may refer to, and the problems of a name that does not exist.
 
-Everything here works on the recipe's tree as written, so that mistakes are found in a recipe whose other parts the
-schema refuses; values of a wrong type are the schema's business and are passed over. Nothing is imported or loaded.
+These checks read the recipe's tree before validation, so they find mistakes in a recipe whose other parts the schema
+rejects; they skip values of a wrong type, which the schema reports. Nothing is imported or loaded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 @dataclass(frozen=True)
 class RecipeNames:
-    """What a part of a recipe may refer to, whatever mistakes are elsewhere in it.
+    """The names that a part of a recipe may refer to, even if other parts of the recipe have mistakes.
 
     Attributes:
         document: The recipe.
@@ -36,7 +36,7 @@ class RecipeNames:
     stage: Mapping[Any, Any] = field(default_factory=dict)
 
     def in_stage(self, index: int, stage: Mapping[Any, Any]) -> RecipeNames:
-        """Return what a part of the stage at `index` may refer to."""
+        """Return the names that a part of the stage at `index` may refer to."""
         return replace(self, index=index, stage=stage)
 
     # -- names -------------------------------------------------------------------------------------------------------
@@ -81,7 +81,7 @@ class RecipeNames:
         return skills if isinstance(skills, list) else self.skills
 
     def num_levels(self, skill: str) -> int | None:
-        """Return how many levels a skill has; None where the recipe does not show it."""
+        """Return the number of levels of a skill; None where the recipe does not specify it."""
         spec = dict(items(self.document.tree.get("skills"))).get(skill)
         if not isinstance(spec, dict) or "file" in spec:
             return None
@@ -91,7 +91,7 @@ class RecipeNames:
     # -- problems ----------------------------------------------------------------------------------------------------
 
     def label(self, loc: Loc) -> str:
-        """Return how to write a location on the command line."""
+        """Return a location as written on the command line."""
         return self.document.label(loc)
 
     def problem(self, loc: Loc, text: str) -> RecipeProblem:
@@ -99,7 +99,7 @@ class RecipeNames:
         return RecipeProblem(loc, f"{self.label(loc)}{text}")
 
     def weights(self, loc: Loc, name: str, names: list[str]) -> Iterator[RecipeProblem]:
-        """Check a name that leads to weights: one of `names`, a folder or a hub id."""
+        """Check a name of model weights: one of `names`, a folder or a hub id."""
         path = registry.find_path(name, self.folder)
         if name in names or (path is not None and path.is_dir()):
             return
@@ -112,7 +112,7 @@ class RecipeNames:
             yield self.problem(loc, f": there is no model {name!r}{near}")
 
     def reference(self, loc: Loc, name: Any) -> Iterator[RecipeProblem]:
-        """Check the name of a model, or of a stage that has run by then."""
+        """Check the name of a model, or of a stage that runs before this one."""
         if not isinstance(name, str):
             return
         earlier, later = self.stage_names[: self.index], self.stage_names[self.index :]
@@ -131,7 +131,7 @@ class RecipeNames:
                 yield RecipeProblem((*loc, i), f"{self.label(loc)}: {name!r} is no skill{fix}")
 
     def value_per_skill(self, loc: Loc, values: Any) -> Iterator[RecipeProblem]:
-        """Check a value per skill: it names all of the stage's skills and no other."""
+        """Check that a mapping from skill to value has exactly the stage's skills as keys."""
         if not isinstance(values, dict):
             return
         skills = self.trained_skills
@@ -144,7 +144,7 @@ class RecipeNames:
                 yield self.problem(loc, f" has no value for skill {skill!r}")
 
     def tokenizer_file(self, name: Any) -> Path | None:
-        """Return where the tokenizer of the model that `name` refers to is stored; a stage has that of its student."""
+        """Return the tokenizer file of the model that `name` refers to; a stage's is that of its student."""
         for stage in reversed(self.stages):
             name = stage.get("student") if name == stage.get("name") else name
         models = dict(items(self.document.tree.get("models")))
@@ -156,22 +156,22 @@ class RecipeNames:
 
 
 def check_member(union: Any, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
-    """Let the member of a union that a raw value is meant to be yield its problems."""
+    """Yield the problems that the union member selected by a raw value finds in that value."""
     check = getattr(member_of(union, raw), "check", None)
     if check is not None:
         yield from check(names, loc, raw)
 
 
 def is_hub_id(name: str) -> bool:
-    """Tell whether a name has the form of a hub id."""
+    """Return whether a name has the form of a hub id."""
     return _HUB_ID.fullmatch(name) is not None
 
 
 def keys(value: Any) -> list[str]:
-    """Return the keys of a mapping that are text; none of any other value."""
+    """Return the keys of a mapping that are text; an empty list for any other value."""
     return [key for key in value if isinstance(key, str)] if isinstance(value, dict) else []
 
 
 def items(value: Any) -> list[tuple[Any, Any]]:
-    """Return the keys or indices of a mapping or list with their values; none of any other value."""
+    """Return the keys or indices of a mapping or list with their values; an empty list for any other value."""
     return list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []

@@ -1,7 +1,7 @@
-"""Look into Python source without running it.
+"""Read definitions and signatures from Python source without running it.
 
-A recipe names functions, classes and options of libraries that take seconds to import. All that a check needs is
-which names a file defines and what they accept, and that can be read off its syntax tree in milliseconds.
+A recipe names functions, classes and options of libraries that take seconds to import. A check needs only
+the names that a file defines and the arguments they accept, which its syntax tree shows in milliseconds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 @dataclass(frozen=True)
 class Signature:
-    """What a function or class can be given by name."""
+    """The keyword arguments that a function or class takes."""
 
     named: tuple[str, ...]
     required: tuple[str, ...]
@@ -62,7 +62,7 @@ def find(module: str) -> Path | None:
 
 
 def definitions(tree: ast.Module) -> dict[str, ast.stmt]:
-    """Return the names at a module's top level, those behind an `if` or `try` included, and what defines them.
+    """Return the names at a module's top level, also inside `if`, `try` or `with`, and the statements defining them.
 
     The name `*` stands for a star import: the module then has names that its source does not show.
     """
@@ -103,18 +103,18 @@ def summary(node: ast.AST) -> str:
 
 
 def signature(tree: ast.Module, name: str, skip: int) -> Signature | None:
-    """Return what the function or class `name` takes after its first `skip` parameters, `self` not counted.
+    """Return the parameters of the function or class `name` after the first `skip`, `self` not counted.
 
-    None: the source does not show it, as for a name that is imported or assigned, or a class whose parameters come
-    from elsewhere.
+    Returns None where the source does not show them: for a name that is imported or assigned, or a class whose
+    parameters are defined in another file.
     """
     node = definitions(tree).get(name)
     if isinstance(node, ast.ClassDef):
-        made = next((item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"), None)
-        if made is None or made.decorator_list:
+        init = next((item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"), None)
+        if init is None or init.decorator_list:
             bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
             return signature(tree, bases[0], skip) if bases not in ([], [name]) and not node.decorator_list else None
-        return _signature(made.args, skip + 1)
+        return _signature(init.args, skip + 1)
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and not node.decorator_list:
         return _signature(node.args, skip)
     return None
@@ -135,7 +135,7 @@ def argument_names(node: ast.FunctionDef) -> list[str]:
 
 
 def fields(tree: ast.Module, class_name: str) -> dict[str, ast.AnnAssign]:
-    """Return the annotated fields that a class has of its own; none when there is no such class."""
+    """Return the annotated fields in the body of a class, inherited ones excluded; empty without such a class."""
     node = class_of(tree, class_name)
     return {
         item.target.id: item

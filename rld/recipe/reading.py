@@ -1,7 +1,7 @@
-"""Read a recipe, apply the command line's overrides, and say all that is wrong with it at once.
+"""Read a recipe, apply the command line's overrides, and report all of its mistakes in one error.
 
-`document.py` knows where each value was written, `recipe.py` what is allowed, `checks.py` what fits together; here
-pydantic's errors become sentences, and every mistake gets its `file:line`.
+`document.py` records the line of each value, `schema.py` defines the allowed values, `checks.py` checks that the parts
+are consistent; this module turns pydantic's errors into sentences and adds the `file:line` of every mistake.
 """
 
 from __future__ import annotations
@@ -47,30 +47,30 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         recipe = Recipe.model_validate(document.tree, strict=True)
     except ValidationError as error:
-        known = {problem.loc for problem in document.problems}
-        problems += [problem for problem in _sentences(error, document) if problem.loc not in known]
+        problem_locs = {problem.loc for problem in document.problems}
+        problems += [problem for problem in _sentences(error, document) if problem.loc not in problem_locs]
     if problems:
         raise document.report(problems)
     return recipe
 
 
 def _sentences(error: ValidationError, document: RecipeDocument) -> list[RecipeProblem]:
-    """Turn pydantic's errors into one problem per place: the members of a plain union complain one by one."""
-    found: dict[Loc, list[str]] = {}
+    """Return one problem per location; pydantic reports one error for each member of an untagged union."""
+    sentences: dict[Loc, list[str]] = {}
     for details in error.errors(include_url=False):
         loc = _loc(details, document.tree)
         label = document.label(loc)
         text = _sentence(details, label)
-        if loc in found:
-            found[loc].append(text.removeprefix(f"{label} "))
+        if loc in sentences:
+            sentences[loc].append(text.removeprefix(f"{label} "))
         else:
-            found[loc] = [text]
-    above = {loc[:length] for loc in found for length in range(len(loc))}
-    return [RecipeProblem(loc, ", or ".join(texts)) for loc, texts in found.items() if loc not in above]
+            sentences[loc] = [text]
+    parents = {loc[:length] for loc in sentences for length in range(len(loc))}
+    return [RecipeProblem(loc, ", or ".join(texts)) for loc, texts in sentences.items() if loc not in parents]
 
 
 def _loc(error: Any, tree: Any) -> Loc:
-    """Return where an error is in the recipe: its location without the names of a union's members."""
+    """Return an error's location in the recipe, without the names of union members that pydantic inserts."""
     loc: Loc = ()
     last = error["loc"][-1]
     for part in error["loc"][:-1]:
@@ -86,7 +86,7 @@ def _has(value: Any, key: Any) -> bool:
 
 
 def _sentence(error: Any, label: str) -> str:
-    loc, kind, given, context = error["loc"], error["type"], error.get("input"), error.get("ctx", {})
+    loc, kind, value, context = error["loc"], error["type"], error.get("input"), error.get("ctx", {})
     match kind:
         case "extra_forbidden":
             return f"unknown key {label!r}{hint(str(loc[-1]), _fields(loc[:-1]))}"
@@ -98,19 +98,19 @@ def _sentence(error: Any, label: str) -> str:
             return f"{label + '.' + context['discriminator'].strip(chr(39))!r} is required{hint('', _tags(loc))}"
         case "literal_error":
             choices = re.findall(r"'([^']+)'", context["expected"])
-            return f"{label} cannot be {shown(given)}{hint(str(given), choices)}"
+            return f"{label} cannot be {shown(value)}{hint(str(value), choices)}"
         case "too_short" | "string_too_short":
             return f"{label} should not be empty"
         case "string_pattern_mismatch" if "http" in context["pattern"]:
-            return f"{label} should be an address that begins with http:// or https://, not {shown(given)}"
+            return f"{label} should be an address that begins with http:// or https://, not {shown(value)}"
         case "invalid_key":
             return f"{label}: a key should be text"
         case "unknown_kind" | "value_error":
             return f"{label}{':' if kind == 'value_error' else ''} {error['msg'].removeprefix('Value error, ')}"
-    wanted = _WORDS.get(kind) or error["msg"].replace("Input should be", "should be", 1)
+    requirement = _WORDS.get(kind) or error["msg"].replace("Input should be", "should be", 1)
     if loc[-1] == "[key]":
-        return f"{label.removesuffix('.[key]')}: its name {wanted}"
-    return f"{label} {wanted}, not {shown(given)}"
+        return f"{label.removesuffix('.[key]')}: its name {requirement}"
+    return f"{label} {requirement}, not {shown(value)}"
 
 
 def _fields(loc: Loc) -> list[str]:
@@ -124,7 +124,7 @@ def _tags(loc: Loc) -> list[str]:
 
 
 def _schema(loc: Loc) -> dict[str, Any]:
-    """Return the part of the recipe's JSON schema at `loc`, which names the members of unions on its way."""
+    """Return the recipe's JSON schema at `loc`, a pydantic location that includes the names of union members."""
     root = Recipe.model_json_schema()
     node: dict[str, Any] = root
     for part in loc:

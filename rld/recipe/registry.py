@@ -1,8 +1,8 @@
-"""From the names in a recipe to rewards, curricula, generators, files and shipped recipes.
+"""Resolve the names in a recipe to rewards, curricula, generators, files and shipped recipes.
 
 A name is `file:attribute` for what ships in `rewards/` or `curricula/`, `./file.py:attribute` for the user's own file,
 or `package.module:attribute` for anything installed. Paths are looked up beside the recipe first, then in the current
-folder. `locate` finds a name without importing anything; `load` gives the object.
+folder. `locate` finds a name's file without importing anything; `load` returns the object.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SHAPE = {
 
 
 class Located(NamedTuple):
-    """Where a name leads: a file, the attribute in it, and the module to import (None: a user's file)."""
+    """The target of a name: a file, the attribute in it, and the module to import (None for a user's file)."""
 
     path: Path
     attribute: str
@@ -44,33 +44,33 @@ class Located(NamedTuple):
 
 
 def folder(kind: str) -> Path:
-    """Return the folder of what ships: inside the package once installed, beside it in a checkout."""
+    """Return the folder of the shipped files of a kind: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     return package / kind if (package / kind).is_dir() else package.parent / kind
 
 
 def files(kind: str) -> dict[str, Path]:
-    """Return what ships of a kind, `recipes` included, by name of the file; one in a folder is `folder/name`."""
+    """Return the shipped files of a kind, `recipes` included, by file name; one in a folder is `folder/name`."""
     place, pattern = folder(kind), "**/*.yaml" if kind == "recipes" else "*.py"
-    found = [path for path in sorted(place.glob(pattern)) if not path.stem.startswith("_")]
-    return {path.relative_to(place).with_suffix("").as_posix(): path for path in found}
+    paths = [path for path in sorted(place.glob(pattern)) if not path.stem.startswith("_")]
+    return {path.relative_to(place).with_suffix("").as_posix(): path for path in paths}
 
 
 def names(kind: str) -> dict[str, str]:
     """Return the names that ship of a kind, as a recipe writes them, each with the first line of its description."""
     if kind == "recipes":
         return {name: _first_comment(path) for name, path in files(kind).items()}
-    found = {}
+    summaries = {}
     for stem, path in files(kind).items():
         tree = python_source.parse(path)
         for name, node in python_source.definitions(tree).items():
             if not name.startswith("_") and _is_part(kind, node):
-                found[f"{stem}:{name}"] = python_source.summary(node)
-    return found
+                summaries[f"{stem}:{name}"] = python_source.summary(node)
+    return summaries
 
 
 def _is_part(kind: str, node: ast.stmt) -> bool:
-    """Tell a reward by its `completions` and a curriculum by its `next`; the rest of a file is helpers."""
+    """Return whether a node is a reward (has an argument `completions`) or a curriculum (has a method `next`)."""
     if kind == "rewards":
         return isinstance(node, ast.FunctionDef) and "completions" in python_source.argument_names(node)
     body = node.body if isinstance(node, ast.ClassDef) else []
@@ -83,7 +83,7 @@ def _first_comment(path: Path) -> str:
 
 
 def find_path(name: str, relative_to: Path) -> Path | None:
-    """Return the file or folder that `name` means: beside the recipe, else in the current folder, else None."""
+    """Return the path of `name` in the recipe's folder, else in the current folder, else None."""
     name = os.path.expanduser(name)
     return next((path for path in (relative_to / name, Path(name)) if name and os.path.exists(path)), None)
 
@@ -94,15 +94,15 @@ def model_file(model: str, name: str, relative_to: Path) -> Path | None:
     if place is None:
         from huggingface_hub import try_to_load_from_cache  # takes a quarter of a second, and only hub ids need it
 
-        cached = try_to_load_from_cache(model, name)
-        path = Path(cached) if isinstance(cached, str) else None
+        cache_entry = try_to_load_from_cache(model, name)
+        path = Path(cache_entry) if isinstance(cache_entry, str) else None
     else:
         path = place / name
     return path if path is not None and path.is_file() else None
 
 
 def find_recipe(name: str) -> Path:
-    """Return the file of a recipe, given as a path or as a shipped recipe's name.
+    """Return the file of a recipe from its path or a shipped recipe's name.
 
     Raises:
         LibraryError: there is none.
@@ -122,11 +122,11 @@ def find_recipe(name: str) -> Path:
 
 
 def locate(kind: Kind, name: str, relative_to: Path) -> Located:
-    """Find what a name in a recipe leads to, without importing anything.
+    """Return the file, attribute and module that a name in a recipe refers to, without importing anything.
 
     Args:
-        kind: What the name should be.
-        name: As the recipe has it.
+        kind: The kind of object that the name should refer to.
+        name: The name as written in the recipe.
         relative_to: The recipe's folder.
 
     Raises:
@@ -136,9 +136,9 @@ def locate(kind: Kind, name: str, relative_to: Path) -> Located:
     if not colon or not module or not attribute.isidentifier():
         raise LibraryError(f"{name!r} names nothing; write it as {_SHAPE[kind]}")
     place = _own(module, attribute, relative_to) if module.endswith(".py") else _installed(kind, module, attribute)
-    known = python_source.definitions(python_source.parse(place.path))
-    if attribute not in known and "*" not in known and "__getattr__" not in known:
-        public = [key for key, node in known.items() if isinstance(node, python_source.DEFINITIONS) and key[0] != "_"]
+    nodes = python_source.definitions(python_source.parse(place.path))
+    if attribute not in nodes and "*" not in nodes and "__getattr__" not in nodes:
+        public = [key for key, node in nodes.items() if isinstance(node, python_source.DEFINITIONS) and key[0] != "_"]
         raise LibraryError(f"{module} has no {attribute!r}{hint(attribute, public)}")
     return place
 
@@ -158,13 +158,13 @@ def _installed(kind: Kind, module: str, attribute: str) -> Located:
     installed = kind == "generators" or "." in module
     path = python_source.find(module) if installed else None
     if path is None:
-        what = "no installed module" if installed else f"none of the shipped {kind} is in a file called"
-        raise LibraryError(f"{what} {module!r}{hint(module, shipped)}")
+        problem = "no installed module" if installed else f"none of the shipped {kind} is in a file called"
+        raise LibraryError(f"{problem} {module!r}{hint(module, shipped)}")
     return Located(path, attribute, module)
 
 
 def load(kind: Kind, name: str, relative_to: Path) -> Any:
-    """Import what a name in a recipe leads to and return it. Arguments and errors are those of `locate`.
+    """Import and return the object that a name in a recipe refers to. The arguments are those of `locate`.
 
     Raises:
         LibraryError: as `locate`; or importing the user's file raised.
@@ -177,12 +177,12 @@ def load(kind: Kind, name: str, relative_to: Path) -> Any:
 
 
 def takes_model(arguments: Iterable[str]) -> bool:
-    """Tell by its arguments a reward that is given a loaded model where the recipe's option `model` names one."""
+    """Return whether a reward's arguments include the loaded model that the recipe's option `model` names."""
     return {"model", "tokenizer"} <= set(arguments)
 
 
 def can_judge(use: str, relative_to: Path) -> bool:
-    """Tell whether a reward can be called on any text: it is no asynchronous function, and reads no model.
+    """Return whether a reward can be called on any text: it is not asynchronous and takes no model.
 
     Raises:
         LibraryError: there is no such function.
@@ -196,10 +196,10 @@ def can_judge(use: str, relative_to: Path) -> bool:
 
 
 def _run(path: Path) -> ModuleType:
-    """Import a user's file as part of a private package of its folder.
+    """Import a user's file as a submodule of a private package that stands for its folder.
 
-    So a file called like an installed module does no harm, `sys.path` stays as it is, and the files of a folder can
-    import each other as `from . import other`.
+    A file with the name of an installed module therefore does not shadow it, `sys.path` is unchanged, and the files
+    of a folder can import each other as `from . import other`.
     """
     package = "_rld_user_" + hashlib.sha256(str(path.parent).encode()).hexdigest()[:12]
     if package not in sys.modules:
@@ -211,12 +211,12 @@ def _run(path: Path) -> ModuleType:
     except Exception as error:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
         where = f"{path}:{frames[-1].lineno}" if frames else str(path)
-        what = f"{type(error).__name__}: {error}{_advice(error, path)}"
-        raise LibraryError(f"{where}: importing it raised {what}") from error
+        cause = f"{type(error).__name__}: {error}{_advice(error, path)}"
+        raise LibraryError(f"{where}: importing it raised {cause}") from error
 
 
 def _advice(error: Exception, path: Path) -> str:
-    missing = error.name if isinstance(error, ModuleNotFoundError) else None
-    if missing and path.with_name(f"{missing}.py").is_file():
-        return f"; {missing}.py lies beside it: write `from . import {missing}`"
+    module = error.name if isinstance(error, ModuleNotFoundError) else None
+    if module and path.with_name(f"{module}.py").is_file():
+        return f"; {module}.py lies beside it: write `from . import {module}`"
     return ""

@@ -1,4 +1,4 @@
-"""How large the models of a recipe are, before anything is loaded."""
+"""Compute the sizes of a recipe's models before anything is loaded."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _GATED = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2"}
 """Architectures whose feed-forward blocks have a gate."""
 
 _SPECIAL_TOKENS = 3
-"""Of a character tokenizer: padding, end and unknown."""
+"""The number of special tokens of a character tokenizer: padding, end and unknown."""
 
 
 def parameters(config: Mapping[str, Any]) -> int | None:
-    """Count the parameters of a decoder with gated feed-forward blocks, as Llama, Qwen and Gemma are.
+    """Return the number of parameters of a decoder with gated feed-forward blocks, such as Llama, Qwen or Gemma.
 
     Args:
-        config: What its `config.json` holds; an option that is left out has its class's default.
+        config: The content of its `config.json`; a missing option has its class's default.
 
     Returns:
         The count, embeddings included, tied ones once; None for another architecture.
@@ -60,20 +60,20 @@ def config_of(model: str, relative_to: Path) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class StageCost:
-    """What a stage will cost; None where a model's size is unknown.
+    """The estimated cost of a stage; None where a model's size is unknown.
 
-    Operations are counted as usual: 2 per parameter and token forwards, twice that backwards (Kaplan et al. 2020,
-    section 2.1), attention's quadratic part left out. Memory is that of weights and optimiser; activations come on top.
+    Operations are 2 per parameter and token in the forward pass and 4 in the backward pass (Kaplan et al. 2020,
+    section 2.1), without the quadratic part of attention. Memory excludes activations.
     """
 
     parameters: int | None
-    """Of the model that it trains."""
+    """The parameters of the model that the stage trains."""
     teachers: Mapping[str, int | None]
-    """Those that are loaded beside it."""
+    """The parameters of each teacher that is loaded with the model."""
     bytes: int | None
-    """Weights, gradients and optimiser of the student, weights of the teachers: a shared base once, no adapters."""
+    """Student's weights, gradients and optimiser, teachers' weights; a shared base counts once, adapters do not."""
     flops: int | None
-    """For answers of the greatest length. Prompts come on top."""
+    """Operations for answers of the maximum length, prompts excluded."""
 
 
 @dataclass
@@ -81,11 +81,11 @@ class Sizes:
     """The sizes of a recipe's models.
 
     Attributes:
-        models: The recipe's.
-        tokenizer: The recipe's.
+        models: The recipe's models.
+        tokenizer: The recipe's tokenizer.
         skills: Names of the recipe's skills.
-        max_new_tokens: Tokens that an answer may take.
-        folder: Where paths in the recipe are looked up.
+        max_new_tokens: Maximum number of tokens in an answer.
+        folder: The folder that paths in the recipe are relative to.
     """
 
     models: Mapping[str, AnyModel]
@@ -96,18 +96,18 @@ class Sizes:
     _sizes: dict[str, int | None] = field(default_factory=dict)
 
     def parameters(self, reference: str) -> int | None:
-        """Return how many parameters the model has that `reference` names; None where it is unknown."""
+        """Return the number of parameters of the model that `reference` names; None where it is unknown."""
         if reference not in self._sizes:
             config = self._config(reference)
             self._sizes[reference] = None if config is None else parameters(config)
         return self._sizes[reference]
 
     def add_stage(self, name: str, num_parameters: int | None) -> None:
-        """Note the size of a stage's result, which later stages may refer to."""
+        """Store the size of the model that a stage trains, which later stages may refer to."""
         self._sizes[name] = num_parameters
 
     def dtype(self, teacher: TeacherSpec) -> str:
-        """Return the type of a teacher's weights."""
+        """Return the data type of a teacher's weights."""
         model = self.models.get(teacher.model)
         options = model.from_pretrained if isinstance(model, PretrainedModel) else {}
         return str({**options, **teacher.from_pretrained}.get("dtype", "float32"))
@@ -115,14 +115,14 @@ class Sizes:
     def _config(self, reference: str) -> dict[str, Any] | None:
         model = self.models.get(reference, reference)
         if isinstance(model, NewModel):
-            assert self.tokenizer is not None  # the reader refuses a new model without one
+            assert self.tokenizer is not None  # `read_recipe` rejects a new model without one
             vocabulary = len(set(self.tokenizer.characters)) + _SPECIAL_TOKENS
             return {"vocab_size": vocabulary, **model.config, "model_type": model.new}
         return config_of(model.path if isinstance(model, PretrainedModel) else model, self.folder)
 
 
 def quantity(number: int | None) -> str:
-    """Return a number with the prefix that keeps it short.
+    """Return a number with three significant digits and its SI prefix.
 
     >>> quantity(862_400)
     '862k'

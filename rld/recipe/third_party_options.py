@@ -1,8 +1,8 @@
-"""What the installed libraries accept, read off their source without importing them.
+"""Read the options that the installed libraries accept from their source, without importing them.
 
-TRL, transformers, PEFT and reasoning-gym take seconds to import; a recipe's check answers in less. Where a library no
-longer has what is looked for, the answer is None, nothing is checked, and the library itself will complain later;
-`tests/recipe/test_third_party_options.py` compares every answer with the real classes.
+TRL, transformers, PEFT and reasoning-gym take seconds to import, which is too slow for a recipe's check. Where a
+library no longer has a class or name, the function returns None, the recipe's options are not checked, and the library
+itself raises an error later; `tests/recipe/test_third_party_options.py` compares every result with the real classes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LORA = [("peft.config", "PeftConfigMixin"), ("peft.config", "PeftConfig"), ("pe
 
 _ENUMS = ["transformers.trainer_utils", "transformers.training_args"]
 
-# Every transformers configuration takes these too, and turns them into its fields
+# Every transformers configuration also takes these arguments and converts them into its fields
 _OLDER = ast.parse(
     """class Config:
     rope_theta: float
@@ -39,7 +39,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "float": (int, float),
     "bool": (bool,),
-    # TRL says str where it also takes a bool, as in scale_rewards
+    # TRL annotates a field as str where it also takes a bool, as in scale_rewards
     "str": (str, bool),
     "None": (type(None),),
     "dict": (dict,),
@@ -54,15 +54,15 @@ def _tree(module: str) -> ast.Module | None:
 
 
 def _fields(classes: list[tuple[str, str]]) -> Fields | None:
-    """Return the fields of a class and its bases, given base first as (module, class); None: one is not there."""
-    found: Fields = {}
+    """Return the fields of `classes`, (module, class) pairs with base classes first; None if a class is missing."""
+    all_fields: Fields = {}
     for module, name in classes:
         tree = _tree(module)
-        own = {} if tree is None else python_source.fields(tree, name)
-        if not own:
+        class_fields = {} if tree is None else python_source.fields(tree, name)
+        if not class_fields:
             return None
-        found |= own
-    return found
+        all_fields |= class_fields
+    return all_fields
 
 
 @cache
@@ -95,8 +95,8 @@ def model_fields(model_type: str) -> Fields | None:
     node = None if tree is None or name is None else python_source.class_of(tree, name)
     if node is None or [ast.unparse(base) for base in node.bases] != ["PreTrainedConfig"]:
         return None
-    own = _fields([("transformers.configuration_utils", "PreTrainedConfig"), (module, node.name)])
-    return None if own is None else python_source.fields(_OLDER, "Config") | _aliases(node) | own
+    config_fields = _fields([("transformers.configuration_utils", "PreTrainedConfig"), (module, node.name)])
+    return None if config_fields is None else python_source.fields(_OLDER, "Config") | _aliases(node) | config_fields
 
 
 def _aliases(node: ast.ClassDef) -> Fields:
@@ -109,12 +109,12 @@ def _aliases(node: ast.ClassDef) -> Fields:
 
 
 def model_defaults(model_type: str) -> dict[str, Any]:
-    """Return the defaults of a transformers configuration, as far as its source shows them."""
-    found = {}
+    """Return the defaults of a transformers configuration that are constants in its source."""
+    defaults = {}
     for name, node in (model_fields(model_type) or {}).items():
         if isinstance(node.value, ast.Constant):
-            found[name] = node.value.value
-    return found
+            defaults[name] = node.value.value
+    return defaults
 
 
 @cache
@@ -123,15 +123,15 @@ def gym_tasks() -> dict[str, Path] | None:
     package = python_source.find("reasoning_gym")
     if package is None:
         return None
-    found = {}
+    tasks = {}
     for path in sorted(package.parent.rglob("*.py")):
         text = path.read_text(encoding="utf-8")
         constants = dict(re.findall(r'^(\w+) = "(\w+)"$', text, re.MULTILINE))
         for constant, literal in re.findall(r'^register_dataset\(\s*(?:(\w+)|"(\w+)")\s*,', text, re.MULTILINE):
             name = literal or constants.get(constant)
             if name is not None:
-                found[name] = path
-    return found or None
+                tasks[name] = path
+    return tasks or None
 
 
 @cache
@@ -149,7 +149,7 @@ def gym_fields(task: str) -> Fields | None:
 
 
 def accepts(field: ast.AnnAssign, value: Any) -> bool:
-    """Tell whether a field takes a value, by its annotation; True where the annotation says too little."""
+    """Return whether a field's annotation allows a value; True for an annotation that is not understood."""
     return _accepts(field.annotation, value)
 
 
@@ -180,7 +180,7 @@ def _options(node: ast.expr) -> list[Any]:
 
 
 def choices(field: ast.AnnAssign) -> list[str] | None:
-    """Return the words that a field takes when its annotation is one of transformers' enumerations; None: any."""
+    """Return the values of the transformers enumeration that annotates a field; None for any other annotation."""
     names = [node.id for node in ast.walk(field.annotation) if isinstance(node, ast.Name)]
     for tree in filter(None, map(_tree, _ENUMS)):
         for name in names:
