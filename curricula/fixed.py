@@ -16,19 +16,19 @@ class Uniform:
 
     Args:
         levels: Number of levels per skill.
-        weights: Share of each skill relative to the others; 0 leaves a skill out. None: what the controller allocates,
-            and equal shares where it doesn't.
+        weights: Share of each skill relative to the others; 0 leaves a skill out. None: the shares that the
+            controller allocates, or equal shares where it allocates none.
     """
 
     def __init__(self, levels: Mapping[str, int], *, weights: Mapping[str, float] | None = None) -> None:
         self.levels = dict(levels)
-        given = dict.fromkeys(levels, 1.0) if weights is None else weights
-        if set(given) != set(levels):
-            raise CurriculumError(f"fixed:Uniform: weights should name the skills {list(levels)}, not {list(given)}")
-        total = sum(given.values())
-        if min(given.values()) < 0 or not 0 < total < math.inf:
-            raise CurriculumError(f"fixed:Uniform: weights should be at least 0, and one more, not {dict(given)}")
-        self.shares = {skill: given[skill] / total for skill in levels}
+        shares = dict.fromkeys(levels, 1.0) if weights is None else weights
+        if set(shares) != set(levels):
+            raise CurriculumError(f"fixed:Uniform: weights should name the skills {list(levels)}, not {list(shares)}")
+        total = sum(shares.values())
+        if min(shares.values()) < 0 or not 0 < total < math.inf:
+            raise CurriculumError(f"fixed:Uniform: weights should be at least 0, and one more, not {dict(shares)}")
+        self.shares = {skill: shares[skill] / total for skill in levels}
         self._own, self._follows = self.shares, weights is None
 
     def next(self, rng: random.Random) -> Task:

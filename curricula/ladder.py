@@ -13,14 +13,14 @@ from rld.types import Task
 _CONFIDENCE = 1.645
 """Standard normal quantile of a two-sided 90 % interval."""
 _UP, _DOWN = 0.70, 0.15
-"""A level is mastered above, too hard below, these rates of success."""
+"""Success rates above which a skill moves up a level and below which it moves down."""
 _HOLD = 3
-"""Observations at a level before the next move."""
+"""Least number of observations at a level before the skill changes level."""
 _FLOOR = 0.2
-"""What is shared equally by all skills, whatever their success."""
+"""Part of the prompts that is divided equally among the skills, independent of their success."""
 _FAILING = 0.25
-"""Success below this counts as this when skills are weighed: a skill that fails is not given up, for teachers may
-still lift it."""
+"""Lower bound of the success rate from which a skill's share is computed, so that a failing skill is still drawn:
+teachers may raise its success."""
 
 
 class Ladder:
@@ -28,14 +28,14 @@ class Ladder:
 
     A skill moves up when the lower bound of its success at its level (Wilson, 90 %) is above 0.70, and down when the
     upper bound is below 0.15, at most one level at a time. Most prompts are at its level, and some are below, so that
-    easier levels are not forgotten. Skills get the shares that the controller allocates; where it doesn't, shares in
-    proportion to p(1 - p), p being their success, on top of an equal share of a fifth.
+    the student does not forget easier levels. Skills get the shares that the controller allocates. Where it allocates
+    none, a fifth is divided equally and the rest in proportion to p(1 - p), p being the success rate of a skill.
 
     Args:
         levels: Number of levels per skill.
-        window: Attempts at a level from which its success is judged, at least.
-        explore: Share of prompts whose level is drawn from all of the skill's, for a student that has met them all
-            and would forget the harder ones while it practises easier ones.
+        window: Least number of attempts at a level from which its success rate is estimated.
+        explore: Share of prompts whose level is drawn from all of the skill's, for a student that was trained on
+            all levels and would forget the harder ones while it trains on easier ones.
     """
 
     def __init__(self, levels: Mapping[str, int], *, window: int = 32, explore: float = 0.0) -> None:
@@ -88,7 +88,7 @@ class Ladder:
         self._allocated = shares
 
     def shares(self) -> dict[str, float]:
-        """Return how often each skill is drawn; they sum to 1."""
+        """Return the probability of drawing each skill."""
         if self._allocated is not None:
             return {skill: self._allocated[skill] for skill in self.levels}
         worth = {}

@@ -15,7 +15,7 @@ class Staged:
 
     Args:
         levels: Number of levels per skill.
-        attempts: Attempts at a skill after which all its levels are open; the levels open at equal distances.
+        attempts: Attempts at a skill after which all its levels are open; they open at equal intervals.
     """
 
     def __init__(self, levels: Mapping[str, int], *, attempts: int = 4000) -> None:

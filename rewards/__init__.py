@@ -1,4 +1,4 @@
-"""Rewards: functions that say how good a completion is. Each file is a family; recipes name them as `file:function`.
+"""Rewards: functions that score completions. Each file is a family; recipes name them as `file:function`.
 
 A reward takes `completions`, whichever columns of the rows it needs (`answer`, `entry`, `skill`, `level`) and
 `**_` for the rest, and returns one number per completion, or None for a completion that it does not apply to.

@@ -11,7 +11,7 @@ def brief(completions: list[Any], completion_ids: list[list[int]], *, target: in
     """Give 1 up to `target` tokens, and less the longer a completion is: `target / length`, in (0, 1].
 
     Args:
-        target: Length in tokens, at least 1, up to which nothing is taken off.
+        target: The greatest length in tokens that gets the full reward, at least 1.
     """
     if target < 1:
         raise RewardError(f"shape:brief: target should be at least 1 token, not {target}")

@@ -1,6 +1,6 @@
-"""What can go wrong for a user: one class per thing that they must mend.
+"""Exceptions for mistakes that a user can correct: one class per kind of mistake.
 
-Each is also the standard error that a caller would expect, so a script may catch either. The command line
+Most also derive from the matching built-in exception, so a script may catch either. The command line
 prints the message of an `RldError` without a traceback and exits with 2; anything else is a bug in `rld`.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 class RldError(Exception):
-    """The user's mistake; the message says what is wrong, where, and how to mend it."""
+    """Base class of user errors; the message says what is wrong, where, and how to correct it."""
 
 
 class RecipeError(RldError, ValueError):
@@ -16,7 +16,7 @@ class RecipeError(RldError, ValueError):
 
 
 class LibraryError(RldError, ValueError):
-    """A name in a recipe that leads to no reward, curriculum, generator or recipe file."""
+    """A name in a recipe that refers to no reward, curriculum, generator or recipe file."""
 
 
 class DataError(RldError, ValueError):
@@ -24,15 +24,15 @@ class DataError(RldError, ValueError):
 
 
 class RewardError(RldError, ValueError):
-    """A reward that raised or returned something unusable; names the reward, the row and the completion."""
+    """A reward that raised an exception or returned an invalid value; names the reward, the row and the completion."""
 
 
 class CurriculumError(RldError, ValueError):
-    """A curriculum that raised or picked a task that does not exist."""
+    """A curriculum that raised an exception or chose a task that does not exist."""
 
 
 class ModelError(RldError, ValueError):
-    """A model that cannot be trained, such as one that is not read as it is; names the model."""
+    """A model that cannot be trained, such as one whose logits are not those of its output head; names the model."""
 
 
 class NonFiniteError(RldError, FloatingPointError):

@@ -1,1 +1,1 @@
-"""A whole run: a recipe's stages, one after the other."""
+"""Run the stages of a recipe in order."""

@@ -18,10 +18,10 @@ from rld.utils import files
 
 
 class CommonRandomNumbers(TrainerCallback):
-    """Makes an update's random numbers depend on the seed, the step and the process alone.
+    """Seeds the random number generators at each step from the seed, the step and the process (common random numbers).
 
-    So runs that differ in one option sample their completions with the same noise, update by update, and what differs
-    between them comes from the option (common random numbers).
+    Runs that differ in one option then sample their completions with the same random numbers at each update, so the
+    option causes the difference between their results.
     """
 
     def __init__(self, seed: int, process: int) -> None:
@@ -32,7 +32,7 @@ class CommonRandomNumbers(TrainerCallback):
 
 
 class FlopsBudget(TrainerCallback):
-    """Ends a stage after the step by which it has spent its FLOPs; `spent` returns them, over all processes."""
+    """Ends a stage after the step at which its FLOPs reach `max_flops`; `spent` returns the FLOPs of all processes."""
 
     def __init__(self, max_flops: float | None, spent: Callable[[], float]) -> None:
         self.max_flops, self.spent = max_flops, spent
@@ -42,11 +42,11 @@ class FlopsBudget(TrainerCallback):
         if self.max_flops is not None and self.spent() >= self.max_flops:
             self.is_used_up = True
             control.should_training_stop = True
-            control.should_save = False  # resumed from here, the stage would take a step too many
+            control.should_save = False  # a stage resumed from this checkpoint would take one step too many
 
 
 class PeriodicEvaluation(TrainerCallback):
-    """Scores the student on the held-out rows every so many steps; the stage's own scores come before and after."""
+    """Scores the student on the held-out rows every `every` steps, besides the scores before and after the stage."""
 
     def __init__(self, every: int | None, score: Callable[[], Mapping[str, float]], log: RunLog) -> None:
         self.every, self.score, self.log = every, score, log
@@ -61,8 +61,8 @@ class StopOnRequest(TrainerCallback):
     """Saves a checkpoint and stops after the step in which the user asked to stop.
 
     Args:
-        is_requested: Tells whether this process was asked. A signal may reach one process alone, and all must stop at
-            the same step.
+        is_requested: Returns whether this process received the request. A signal may reach only one process, and all
+            processes must stop at the same step.
     """
 
     def __init__(self, is_requested: Callable[[], bool], accelerator: Accelerator) -> None:
@@ -77,7 +77,7 @@ class StopOnRequest(TrainerCallback):
 
 
 class CompleteCheckpoints(TrainerCallback):
-    """Marks a checkpoint complete once it has every process's files, for a trainer that has no state of rld's."""
+    """Marks a checkpoint complete after all processes wrote their files, for a trainer that stores no state of rld."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator

@@ -37,13 +37,13 @@ def dry_run(context: RunContext, stage: Distill) -> None:
 
 
 def run(context: RunContext, stage: Distill) -> None:
-    """Run the stage, from its last checkpoint on."""
+    """Run the stage, starting from its last checkpoint if there is one."""
     set_seed(context.seed(stage.name))
     model, tokenizer = context.models.load(stage.student)
     before = context.earlier_evaluation(stage.student) or context.evaluator.evaluate(model, tokenizer)
     size = model.num_parameters()
     teachers, events = TeacherLoader(context).load(stage, (model, tokenizer))
-    set_seed(context.seed(stage.name))  # a new adapter starts the same whatever teachers were loaded
+    set_seed(context.seed(stage.name))  # the initial weights of an adapter must not depend on the teachers
     loader = RewardLoader(context)
     rewards = loader.load_all(stage)
     perturbations = Perturbations(
@@ -68,10 +68,10 @@ def run(context: RunContext, stage: Distill) -> None:
 
 
 def fill_cache(context: RunContext, stage: Distill) -> dict[str, tuple[int, int]]:
-    """Store what the stage's teachers say about the gold answers that it trains on.
+    """Store the teachers' log-probabilities of the gold answers that the stage trains on.
 
     Returns:
-        Per teacher the tokens that it teaches on, and those of them that it had to read.
+        For each teacher, the number of tokens that it teaches on, and how many of them were not in the cache.
     """
     student, stages = stage.student, {other.name: other for other in context.recipe.stages}
     while student in stages and context.paths.stage_record(student) is None:
@@ -118,7 +118,7 @@ def _arguments(context: RunContext, stage: Distill, reward_weights: list[float])
 
 
 def _stream(context: RunContext, stage: Distill, args: RLDConfig) -> PromptStream:
-    """Return the stage's prompts in the order that its curriculum picks them."""
+    """Return the stage's prompts in the order in which its curriculum draws them."""
     rows = {skill: context.skill_rows[skill] for skill in context.skills(stage)}
     make_curriculum = registry.load("curricula", stage.curriculum.use, context.source.parent)
     num_levels = {skill: source.num_levels for skill, source in rows.items()}
@@ -127,7 +127,7 @@ def _stream(context: RunContext, stage: Distill, args: RLDConfig) -> PromptStrea
 
 
 def _retained_rows(context: RunContext, stage: Distill) -> list[Row] | None:
-    """Return rows of the skills that the stage protects: those that are probed, and those that are replayed."""
+    """Return the probe rows and the replay rows of the skills that the stage protects."""
     if stage.retain is None:
         return None
     rows: list[Row] = []

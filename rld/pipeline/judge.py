@@ -16,14 +16,14 @@ from rld.rollout.verifier import Verify, askable
 
 
 def load_judge(recipe: Recipe, folder: Path) -> Verify:
-    """Return the recipe's judge, with the signature of a reward, which gives 1 to correct answers.
+    """Return the recipe's judge: a function with the signature of a reward that returns 1 for correct answers.
 
-    Where the judge does not apply to a row (it gives None), or can't be called on any text (it reads a model, or is
-    asynchronous), the answer is compared with the gold answer, or checked by reasoning-gym's verifier for its tasks.
+    Where the judge does not apply to a row (it returns None), or cannot be called on any text (it takes a model, or
+    is asynchronous), the answer is compared with the gold answer, or checked by reasoning-gym's verifier for its tasks.
 
     Args:
         recipe: The recipe.
-        folder: Where paths in it start.
+        folder: The folder that paths in the recipe are relative to.
 
     Raises:
         LibraryError: there is no such function.
@@ -37,8 +37,8 @@ def load_judge(recipe: Recipe, folder: Path) -> Verify:
         verify = askable(all_checked(functools.partial(reward, **spec.options)) or [], TrainerState)
 
     def judge(**batch: Any) -> list[float | None]:
-        unjudged: list[float | None] = [None] * len(batch["completions"])
-        rewards = unjudged if verify is None else verify(**batch)
+        no_rewards: list[float | None] = [None] * len(batch["completions"])
+        rewards = no_rewards if verify is None else verify(**batch)
         if None not in rewards:
             return rewards
         return [credit if reward is None else reward for reward, credit in zip(rewards, exact(**batch), strict=True)]

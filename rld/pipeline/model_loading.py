@@ -1,4 +1,4 @@
-"""From a name in a recipe to a model and its tokenizer."""
+"""Load the model and the tokenizer that a name in a recipe refers to."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
 class ModelLoader:
-    """Loads what a recipe's references name.
+    """Loads the models and tokenizers that a recipe refers to.
 
     Args:
         source: The recipe's file; paths in it are relative to its folder.
-        stage_folder: Where the result of a stage is.
-        held_out: Rows whose characters a character tokenizer must know.
+        stage_folder: Returns the folder of a stage's result.
+        held_out: Rows whose characters must be in the vocabulary of a character tokenizer.
     """
 
     def __init__(self, recipe: Recipe, source: Path, stage_folder: Callable[[str], Path], held_out: list[Row]) -> None:
         self._recipe, self._source, self._stage_folder, self._held_out = recipe, source, stage_folder, held_out
 
     def path(self, name: str) -> str:
-        """A folder, looked up beside the recipe first, or the hub id that `name` then must be."""
+        """Return the folder `name`, searched beside the recipe first, or `name` itself as a hub id if there is none."""
         return str(registry.find_path(name, self._source.parent) or name)
 
     def load(
@@ -42,14 +42,15 @@ class ModelLoader:
         dtype: str = "float32",
         chat_template: str | None = None,
     ) -> Loaded:
-        """The model and tokenizer that a reference names.
+        """Return the model and the tokenizer that a reference names.
 
         Args:
             reference: A name in `models`, an earlier stage, a hub id or a folder.
-            from_pretrained: Arguments of transformers' `from_pretrained`; they go before those in `models`.
-            dtype: Where neither says it. Weights that AdamW updates in bf16 lose small steps; a GPU computes in bf16
-                through autocast instead. `auto` for weights that are only read: as they were stored.
-            chat_template: Takes the place of the tokenizer's own.
+            from_pretrained: Arguments of transformers' `from_pretrained`; they override those in `models`.
+            dtype: Data type of the weights where neither sets it. The default is float32, for AdamW loses small updates
+                of bf16 weights; a GPU computes in bf16 through autocast. `auto`, for weights that are not trained: the
+                data type in which they are stored.
+            chat_template: Replaces the tokenizer's chat template.
 
         Raises:
             RecipeError: it cannot be loaded, or has no chat template though prompts need one.
@@ -77,7 +78,7 @@ class ModelLoader:
         return model, tokenizer
 
     def _resolve(self, reference: str) -> tuple[str | NewModel, dict[str, Any]]:
-        """A path or hub id and its loading options, or the description of a new model."""
+        """Return a path or hub id with its loading options, or the specification of a new model."""
         if any(stage.name == reference for stage in self._recipe.stages):
             return str(self._stage_folder(reference)), {}
         spec = self._recipe.models.get(reference, reference)
@@ -88,8 +89,8 @@ class ModelLoader:
         return self.path(spec), {}
 
     def _new(self, reference: str, spec: NewModel) -> Loaded:
-        """A model with random weights, and the recipe's character tokenizer."""
-        assert self._recipe.tokenizer is not None  # the reader has checked it
+        """Return a model with random weights, and the recipe's character tokenizer."""
+        assert self._recipe.tokenizer is not None  # validated when the recipe was read
         characters = tokenizers.character_tokenizer(self._recipe.tokenizer.characters)
         tokenizers.require_known(characters, self._held_out)
         options = {

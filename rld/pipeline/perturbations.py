@@ -1,6 +1,6 @@
-"""What changes on purpose while a stage trains: teachers, rewards, skills and levels, at given steps.
+"""Apply planned changes of teachers, rewards, skills and levels at set steps of a stage.
 
-A resumed run makes the changes before its checkpoint again, so it goes on as one that was never stopped.
+A resumed run first applies the changes that precede its checkpoint, so it continues like an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from rld.types import Event
 
 
 class PerturbedReward:
-    """A reward that can be replaced, and whose verdicts can be turned round, while a run goes on.
+    """A reward that can be replaced, and whose values can be flipped at random, during a run.
 
     Args:
-        reward: With TRL's signature.
-        seed: Which verdicts are turned round depends on it, the step and the completion alone.
+        reward: A function with the signature of TRL's rewards.
+        seed: Which values are flipped depends only on the seed, step, position, prompt and completion.
     """
 
     def __init__(self, reward: Callable[..., Any], seed: int) -> None:
@@ -36,21 +36,21 @@ class PerturbedReward:
         if not self.noise:
             return list(values)
         step = getattr(batch.get("trainer_state"), "global_step", 0)
-        keys = [f"{self.seed}:{step}:{i}:{asked}" for i, asked in enumerate(zip(prompts, completions, strict=True))]
-        turned = [random.Random(key).random() < self.noise for key in keys]
-        return [1 - r if t and r is not None else r for r, t in zip(values, turned, strict=True)]
+        keys = [f"{self.seed}:{step}:{i}:{pair}" for i, pair in enumerate(zip(prompts, completions, strict=True))]
+        flips = [random.Random(key).random() < self.noise for key in keys]
+        return [1 - r if flip and r is not None else r for r, flip in zip(values, flips, strict=True)]
 
 
 class Perturbations(TrainerCallback):
-    """Makes a stage's changes when their steps come.
+    """Applies a stage's planned changes at their steps.
 
     Args:
-        planned: The changes, as the recipe has them.
+        planned: The changes that the recipe lists.
         specs: The recipe's rewards.
-        rewards: The same, built.
-        load: Gives the model and tokenizer that a reference names.
-        build: Builds a reward from its spec.
-        seed: Of the stage.
+        rewards: The reward functions of `specs`, in the same order.
+        load: Returns the model and tokenizer that a reference names.
+        build: Returns the reward function of a spec.
+        seed: The stage's seed.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class Perturbations(TrainerCallback):
         self.planned = sorted(planned, key=lambda change: change.at)
         self.load, self.build = load, build
         self._slots = {spec.use: i for i, spec in reversed(list(enumerate(specs)))}
-        changed = {self._slots[change.reward] for change in planned if isinstance(change, RewardChange)}
-        self.rewards = [PerturbedReward(r, seed) if i in changed else r for i, r in enumerate(rewards)]
+        indices = {self._slots[change.reward] for change in planned if isinstance(change, RewardChange)}
+        self.rewards = [PerturbedReward(r, seed) if i in indices else r for i, r in enumerate(rewards)]
         """The rewards to train with."""
 
     def attach(self, trainer: RLDTrainer, first_step: int) -> None:
-        """Change `trainer` from now on, and make up for the changes before `first_step`."""
+        """Set the trainer to change, and apply to it the changes that precede `first_step`."""
         self.trainer = trainer
         if trainer.stream is not None:
             moves = [c for c in self.planned if isinstance(c, SkillJoins | SkillLeaves)]
@@ -83,20 +83,21 @@ class Perturbations(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         for change in self.planned:
             if change.at == state.global_step:
-                about, what = self._make(change)
-                skill = about if isinstance(change, SkillJoins | SkillLeaves | LevelShift) else "all skills"
-                event = Event(state.global_step, "change", skill, f"{about} {what}", "planned", "the stage's changes")
+                subject, description = self._make(change)
+                skill = subject if isinstance(change, SkillJoins | SkillLeaves | LevelShift) else "all skills"
+                text = f"{subject} {description}"
+                event = Event(state.global_step, "change", skill, text, "planned", "the stage's changes")
                 self.trainer.events.append(event)
 
     def _make(self, change: AnyPerturbation) -> tuple[str, str]:
-        """Make a change; returns what changed, and how."""
+        """Apply a change; return the name of the changed object and a description of the change."""
         match change:
             case TeacherChange():
                 return change.teacher, self._change_teacher(change)
             case RewardChange():
                 return change.reward, self._change_reward(change)
         stream = self.trainer.stream
-        assert stream is not None  # a recipe's run always has one
+        assert stream is not None  # always set in the run of a recipe
         match change:
             case SkillJoins():
                 stream.absent -= {change.joins}
@@ -111,7 +112,7 @@ class Perturbations(TrainerCallback):
     def _change_teacher(self, change: TeacherChange) -> str:
         trainer = self.trainer
         k = next((k for k, teacher in enumerate(trainer.teachers) if teacher.name == change.teacher), None)
-        if k is None:  # it is optional, and was down when the stage started
+        if k is None:  # an optional teacher that was down when the stage started
             return "is not there, so its change is skipped"
         if change.becomes is None:
             trainer.ensemble.retire(k)
@@ -133,7 +134,7 @@ class Perturbations(TrainerCallback):
             reward.noise = change.noise
             words.append(f"errs in {change.noise:.0%}")
         is_verifier = i == 0 and not self.trainer.num_own_verifiers
-        if is_verifier and self.trainer.gate is not None:  # it asks the verifier, and remembers the answers
+        if is_verifier and self.trainer.gate is not None:  # the gate caches the verifier's results
             for k in range(len(self.trainer.teachers)):
                 self.trainer.gate.forget(k)
         return ", ".join(words)

@@ -1,4 +1,4 @@
-"""From a reward in a recipe to a function with its options."""
+"""Load the reward functions of a recipe, with their options."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Rewards:
     Attributes:
         functions: The rewards of the policy signal, with their options.
         weights: The weight of each in the sum.
-        verifier: Decides which completions are correct. None: the first of the rewards does.
-        audit: Checks what the verifier calls correct. None: nothing does.
+        verifier: Decides which completions are correct. None: the first reward decides it.
+        audit: Checks completions that the verifier accepts. None: no check.
     """
 
     functions: list[Reward]
@@ -38,12 +38,12 @@ class Rewards:
 
 
 class RewardLoader:
-    """Loads rewards; those of one loader that name the same model share it.
+    """Loads rewards; rewards that name the same model share one copy of it.
 
     Args:
         context: The run.
-        loads_models: Whether a reward that takes a model and its tokenizer gets those that its option `model` names.
-            False: only the options are looked at.
+        loads_models: Whether to load the model and the tokenizer that a reward's option `model` names, for a reward
+            that takes them. False: the option keeps its value.
     """
 
     def __init__(self, context: RunContext, loads_models: bool = True) -> None:
@@ -67,7 +67,7 @@ class RewardLoader:
         return functools.partial(reward, **options)
 
     def load_all(self, stage: Distill) -> Rewards:
-        """Return the rewards of a stage, with what checks them."""
+        """Return the rewards of a stage, with its verifier and its audit."""
         recipe, audit = self._context.recipe, stage.audit_in_use
         return Rewards(
             functions=[self.load(spec) for spec in recipe.rewards],

@@ -1,4 +1,4 @@
-"""What the stages of one run share: the recipe, its folder, seeds, rows, models, the clock and the count of FLOPs."""
+"""The state that the stages of one run share: recipe, folder, seeds, rows, models, elapsed time and FLOPs."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class RunContext:
     """One run of a recipe.
 
     Attributes:
-        recipe: What to run.
+        recipe: The recipe to run.
         source: The recipe's file; paths in it are relative to its folder.
-        folder: Where the run writes.
-        resume: Whether it goes on from what is in the folder.
-        is_stop_requested: Tells whether the user asked the run to stop.
-        started: When the run began, in seconds since the epoch, less what it spent before it was resumed.
+        folder: The folder that the run writes to.
+        resume: Whether the run continues from the files in the folder.
+        is_stop_requested: Returns whether the user asked the run to stop.
+        started: Start of the run in seconds since the epoch, minus the seconds that it ran before it was resumed.
     """
 
     recipe: Recipe
@@ -62,7 +62,7 @@ class RunContext:
         self.skill_rows = skill_rows.skill_rows(self.recipe, self.source.parent)
         held_out = [row for rows in self.skill_rows.values() for row in rows.held_out()]
         self.models = ModelLoader(self.recipe, self.source, self.paths.stage_result, held_out)
-        # Accelerate joins CPU processes only if the first to ask says that they are on the CPU.
+        # Accelerate connects CPU processes only if the first PartialState is created with cpu=True.
         self.state = PartialState(cpu=not torch.cuda.is_available())
         self.evaluator = HeldOutEvaluator(
             held_out,
@@ -80,11 +80,11 @@ class RunContext:
     # -- stages ------------------------------------------------------------------------------------------------------
 
     def stage_number(self, name: str) -> int:
-        """Return which of the recipe's stages is called `name`, counted from 1."""
+        """Return the position of the stage `name` in the recipe, counted from 1."""
         return 1 + [stage.name for stage in self.recipe.stages].index(name)
 
     def seed(self, name: str) -> int:
-        """Return a stage's own seed, so that a resumed run needs no other stage's random state."""
+        """Return a stage's seed; with one seed per stage, a resumed run needs no random state of other stages."""
         return self.recipe.seed + 1000 * self.stage_number(name)
 
     def skills(self, stage: AnyStage) -> list[str]:
@@ -92,24 +92,24 @@ class RunContext:
         return stage.skills or list(self.recipe.skills)
 
     def skip(self, record: Mapping[str, Any]) -> None:
-        """Count in a finished stage by its record."""
+        """Add the FLOPs and seconds in a finished stage's record to those of the run, and reset the FLOP meter."""
         self.flops_before += record["flops"]
         self.flop_meter = FlopMeter()
         self.seconds_before += record["seconds"]
 
     def earlier_evaluation(self, reference: str) -> Evaluation | None:
-        """Return the evaluation of the model that `reference` names, where it is a finished stage's."""
+        """Return the evaluation of the finished stage that `reference` names, None if it names no such stage."""
         if all(stage.name != reference for stage in self.recipe.stages):
             return None
         record = self.paths.stage_record(reference)
         return Evaluation(record["after"], read_answers_after(self.paths.samples, reference)) if record else None
 
     def encoder(self, model: Any, tokenizer: Any) -> PromptEncoder:
-        """Return the encoder of a model's prompts and answers, which all its readers share."""
+        """Return the encoder of prompts and answers for a model, with the recipe's options of the chat template."""
         return encoder_of(model, tokenizer, self.recipe.prompts.chat_template_kwargs)
 
     def answer(self, model: Any, tokenizer: Any, rows: Sequence[Row]) -> list[Answer]:
-        """Return a model's greedy answers to rows, and count their FLOPs in the current stage's."""
+        """Return a model's greedy answers to rows, and add their FLOPs to those of the current stage."""
         encoder = self.encoder(model, tokenizer)
         answers = self.evaluator.answer(model, tokenizer, rows)
         num_tokens = encoder.count_tokens(rows, [encoder.encode_answer(answer.text) for answer in answers])
@@ -119,7 +119,7 @@ class RunContext:
     # -- trainers ----------------------------------------------------------------------------------------------------
 
     def arguments(self, kind: type[C], stage: AnyStage, num_rows: int, **options: Any) -> C:
-        """Return the arguments of a stage's trainer: those that all stages share, the recipe's, and `options`.
+        """Return the arguments of a stage's trainer: those that all stages share, those of the stage, and `options`.
 
         Args:
             kind: The class of arguments.

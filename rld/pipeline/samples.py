@@ -1,4 +1,4 @@
-"""Writes and reads `samples.jsonl`: answers to a few held-out rows, before and after each stage."""
+"""Write and read `samples.jsonl`: answers to a few held-out rows, before and after each stage."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_samples(
     after: Evaluation,
     teachers: Mapping[str, Evaluation],
 ) -> None:
-    """Write a line for each row, in place of those that the file has of this stage.
+    """Write one line per row; they replace the lines of this stage that the file has.
 
     Args:
         rows: The rows that the samples of all evaluations belong to, in their order.

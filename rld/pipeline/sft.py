@@ -35,7 +35,7 @@ def dry_run(context: RunContext, stage: Sft) -> None:
 
 
 def run(context: RunContext, stage: Sft) -> None:
-    """Run the stage, from its last checkpoint on."""
+    """Run the stage, starting from its last checkpoint if there is one."""
     set_seed(context.seed(stage.name))
     model, tokenizer = context.models.load(stage.student)
     before = context.earlier_evaluation(stage.student) or context.evaluator.evaluate(model, tokenizer)
@@ -63,7 +63,7 @@ def run(context: RunContext, stage: Sft) -> None:
     training = StageTraining(context, stage, trainer, size, is_supervised=True)
     training.train(
         training.last_checkpoint(),
-        first=[CountFlops(context.flop_meter, size)],  # before those that read the meter
+        first=[CountFlops(context.flop_meter, size)],  # before the callbacks that read the meter
         last=[CompleteCheckpoints(trainer.accelerator)],
     )
     training.finish(before)
@@ -76,7 +76,7 @@ def _arguments(context: RunContext, stage: Sft) -> SFTConfig:
 
 
 def _encoded(encoder: PromptEncoder, prompt: Any, answer: Answer) -> dict[str, list[int]]:
-    """Return token ids, so that TRL renders nothing: prompt and completion as a rollout has them."""
+    """Return the token ids and completion mask of a row, encoded as in a rollout, so that TRL applies no template."""
     prompt_ids = encoder.encode(prompt)
     ids = encoder.encode_completion(prompt, answer.text)
     ids = ids if answer.is_complete else ids[:-1]
@@ -89,12 +89,12 @@ def _answers(context: RunContext, teacher: str, rows: Sequence[Row]) -> list[Ans
 
 
 def _verdicts(context: RunContext, tokenizer: Any, rows: Sequence[Row], texts: Sequence[str]) -> list[bool]:
-    """Tell which answers the run's judge finds correct."""
+    """Return for each answer whether the run's judge accepts it as correct."""
     return [is_success(reward) for reward in context.evaluator.rewards(rows, texts, tokenizer)]
 
 
 class CountFlops(TrainerCallback):
-    """Counts the fine-tuning of a model from the tokens that TRL's trainer has logged."""
+    """Counts the FLOPs of fine-tuning a model from the number of tokens that TRL's trainer logs."""
 
     def __init__(self, flop_meter: FlopMeter, num_parameters: int) -> None:
         self.flop_meter, self.num_parameters = flop_meter, num_parameters
@@ -111,11 +111,11 @@ class CountFlops(TrainerCallback):
 
 
 def tokens_seen(history: list[dict[str, Any]]) -> float:
-    """Return the tokens that an SFT trainer has read; its own count starts again with each process."""
+    """Return the number of tokens an SFT trainer has read; the count that it logs restarts at 0 after a resume."""
     total = last = 0.0
     for entry in history:
         if "num_tokens" in entry:
-            now = float(entry["num_tokens"])
-            total += now - last if now >= last else now
-            last = now
+            count = float(entry["num_tokens"])
+            total += count - last if count >= last else count
+            last = count
     return total

@@ -1,4 +1,4 @@
-"""Train the model of a stage from its last checkpoint on, then score it and store it."""
+"""Train the model of a stage, starting from its last checkpoint, then score and store it."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class StageTraining:
 
     Attributes:
         context: The run.
-        stage: Its options.
-        trainer: The trainer of its model.
-        num_parameters: Those of the model.
+        stage: The options of the stage.
+        trainer: The trainer of the stage's model.
+        num_parameters: Number of parameters of the model.
         is_supervised: Whether the stage's loss is that of supervised fine-tuning.
-        evaluation_time: Makes a context in which the student is scored while it trains, such as a timer.
+        evaluation_time: Returns a context manager, such as a timer, around each scoring of the student during training.
     """
 
     context: RunContext
@@ -67,7 +67,7 @@ class StageTraining:
         return self.trainer.accelerator.unwrap_model(self.trainer.model), tokenizer
 
     def last_checkpoint(self) -> Path | None:
-        """Return the checkpoint to go on from, None to start anew; incomplete checkpoints are removed."""
+        """Return the checkpoint to resume from, None if there is none; incomplete checkpoints are removed."""
         context, folder = self.context, self.context.paths.checkpoints(self.stage.name)
         if context.resume and context.state.is_main_process:
             checkpoints.remove_incomplete(folder)
@@ -75,12 +75,12 @@ class StageTraining:
         return checkpoints.latest(folder) if context.resume else None
 
     def train(self, checkpoint: Path | None, first: Iterable[TrainerCallback] = (), last: Iterable[Any] = ()) -> None:
-        """Train from `checkpoint` on.
+        """Train the stage's model, starting from `checkpoint`.
 
         Args:
-            checkpoint: Where to go on. None: from the start.
-            first: Callbacks that come before all others.
-            last: Callbacks that come after the student was scored, and before those that ask whether to stop.
+            checkpoint: The checkpoint to resume from. None: train from the first step.
+            first: Callbacks that run before all others.
+            last: Callbacks that run after the student is scored, and before the one that stops on request.
 
         Raises:
             Interrupted: the user stopped the stage.
@@ -94,7 +94,7 @@ class StageTraining:
             log,
             ProgressBar(stage.name, number, count, self.is_supervised),
             CommonRandomNumbers(context.seed(stage.name), context.state.process_index),
-            budget,  # before those that ask whether the stage goes on
+            budget,  # before the callbacks that read whether training stops
             PeriodicEvaluation(stage.evaluate_every, self._score, log),
             *last,
             StopOnRequest(context.is_stop_requested, trainer.accelerator),
@@ -117,11 +117,11 @@ class StageTraining:
         teachers: Sequence[ProbedTeacher] = (),
         teacher_tokens: Mapping[str, float] | None = None,
     ) -> None:
-        """Score the stage's model, store it with its record, whole or not at all, and remove its checkpoints.
+        """Score the stage's model, store it and its record atomically, and remove its checkpoints.
 
         Args:
             before: The student's evaluation before the stage.
-            teacher_tokens: Tokens that teachers scored and that were saved. None: without teachers.
+            teacher_tokens: Tokens that teachers scored and that were saved. None: the stage has no teachers.
         """
         context, stage = self.context, self.stage
         model, tokenizer = self.trained_model()

@@ -1,4 +1,4 @@
-"""`summary.json`: what a run has done so far, true at every moment."""
+"""Write `summary.json`: the status, cost and finished stages of a run, updated after each stage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _VERSIONS = ("torch", "transformers", "trl", "accelerate", "datasets", "evaluate
 
 
 class SummaryWriter:
-    """Writes `summary.json` from what the stages have recorded so far."""
+    """Writes `summary.json` from the records of the finished stages."""
 
     def __init__(self, run: RunContext, resolved: dict[str, Any]) -> None:
         self.run = run
@@ -30,8 +30,8 @@ class SummaryWriter:
         }
 
     def write(self, status: str) -> dict[str, Any]:
-        done = [self.run.paths.stage_record(stage.name) for stage in self.run.recipe.stages]
-        stages = [record for record in done if record is not None]
+        records = [self.run.paths.stage_record(stage.name) for stage in self.run.recipe.stages]
+        stages = [record for record in records if record is not None]
         summary = self.fixed | {
             "status": status,
             "seconds": round(time.time() - self.run.started, 1),

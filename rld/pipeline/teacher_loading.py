@@ -1,4 +1,4 @@
-"""From a stage's teachers in a recipe to teachers that are ready and probed."""
+"""Load the teachers of a stage and evaluate them on held-out and probing rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rld.types import Event, Row
 
 
 class ProbedTeacher(NamedTuple):
-    """A teacher that is ready, its size, and what it achieves on held-out rows."""
+    """A loaded teacher, its number of parameters, and its evaluation on the held-out rows."""
 
     teacher: Teacher
     num_parameters: int
@@ -39,7 +39,7 @@ class TeacherLoader:
         self._bases: dict[str, Loaded] = {}
 
     def load(self, stage: Distill, student: Loaded) -> tuple[list[ProbedTeacher], list[Event]]:
-        """Return the stage's teachers without optional ones that are down, and an event for each of these.
+        """Return the stage's teachers except optional ones that are down, and an event for each of those.
 
         Raises:
             TeacherDown: one that is not optional is down, or all are.
@@ -64,7 +64,7 @@ class TeacherLoader:
         return ready, events
 
     def probe(self, teacher: Teacher, spec: TeacherSpec | ServedTeacher, skills: Sequence[str]) -> ProbedTeacher:
-        """Score a teacher on the held-out rows, and count on which probing prompts of each skill it is correct."""
+        """Score a teacher on the held-out rows, and count its correct answers to each skill's probing prompts."""
         context = self._context
         rows: list[Row] = [row for skill in skills for row in context.skill_rows[skill].probe(spec.probe_prompts)]
         evaluation = None
@@ -72,7 +72,7 @@ class TeacherLoader:
             evaluation = context.earlier_evaluation(spec.model)
         with teacher.answering(context.state.device) as model:
             tokenizer = teacher.tokenizer
-            assert tokenizer is not None  # a teacher that answers has one
+            assert tokenizer is not None  # set for every teacher that generates answers
             evaluation = evaluation or context.evaluator.evaluate(model, tokenizer)
             texts = [answer.text for answer in context.answer(model, tokenizer, rows)]
             accuracies = context.evaluator.accuracies(rows, texts, tokenizer)
@@ -82,10 +82,10 @@ class TeacherLoader:
     def fill_cache(
         self, stage: Distill, rows: Sequence[Row], student: Loaded, args: RLDConfig
     ) -> dict[str, tuple[int, int]]:
-        """Let the stage's teachers score the gold answers to `rows`, and store what they say.
+        """Score the gold answers to `rows` with the stage's teachers, and store the log-probabilities.
 
         Returns:
-            Per teacher, the tokens of what it teaches on, and how many of them it had to read.
+            For each teacher, the number of tokens that it teaches on, and how many of them were not in the cache.
         """
         encoder = self._context.encoder(*student)
         answers = gold_completions(rows, encoder, args.max_completion_length)
@@ -93,8 +93,8 @@ class TeacherLoader:
         counts = {}
         for name in stage.teachers:
             teacher = self._teacher(stage, name, student)
-            taught = [i for i, row in enumerate(rows) if teacher.teaches(row["skill"])]
-            sequences = [ScoredSequence([*prompts[i], *answers[i]], len(answers[i])) for i in taught]
+            indices = [i for i, row in enumerate(rows) if teacher.teaches(row["skill"])]
+            sequences = [ScoredSequence([*prompts[i], *answers[i]], len(answers[i])) for i in indices]
             teacher.score(sequences, args.temperature)
             assert teacher.source is not None
             size = sum(len(sequence.ids) for sequence in sequences)
@@ -105,7 +105,7 @@ class TeacherLoader:
         """Return a teacher of the stage that is not probed yet.
 
         Raises:
-            TeacherError: it can't teach this student, or is not there.
+            TeacherError: the teacher cannot teach this student, or cannot be loaded.
         """
         spec, cache = stage.teachers[name], stage.cache
         if isinstance(spec, ServedTeacher):
@@ -131,7 +131,7 @@ class TeacherLoader:
     def _cacheable(
         self, stage: Distill, name: str, spec: TeacherSpec, cache: CacheSpec, student: Loaded
     ) -> LogprobSource:
-        """Return a loaded teacher as a source of log-probabilities, and of the states that the stage matches."""
+        """Return a source of a local teacher's log-probabilities and of the hidden states that the stage matches."""
         teacher, feature = self._loaded(name, spec), stage.signals.feature
         with teacher.running(self._context.state.device) as model:
             state_keys = (

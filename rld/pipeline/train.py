@@ -1,4 +1,4 @@
-"""What the commands call: train a recipe, score a model, cache what teachers say."""
+"""Train a recipe, score a model, or cache teachers' log-probabilities: the functions behind the commands."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool) -> int:
         0, or 128 plus the signal's number when the user stopped the run.
 
     Raises:
-        RldError: the user's mistake, with what to mend.
+        RldError: the recipe, a model or the run's folder cannot be used; the message says how to fix it.
     """
     _quiet()
     stop = StopRequest("stopping after this step; once more stops at once")
     summary_path = RunFolder(output).summary
-    spent = files.read_json(summary_path)["seconds"] if resume and summary_path.is_file() else 0.0
-    run = RunContext(recipe, source, output, resume, stop.is_made, started=time.time() - spent)
+    elapsed = files.read_json(summary_path)["seconds"] if resume and summary_path.is_file() else 0.0
+    run = RunContext(recipe, source, output, resume, stop.is_made, started=time.time() - elapsed)
     resolved = recipe.model_dump(mode="json")
     for stage in recipe.stages:
         stage.dry_run(run)
@@ -48,11 +48,11 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool) -> int:
     try:
         with stop_on_signals(stop):
             for stage in recipe.stages:
-                done = run.paths.stage_record(stage.name)
-                if done is None:
+                record = run.paths.stage_record(stage.name)
+                if record is None:
                     stage.run(run)
                 else:
-                    run.skip(done)
+                    run.skip(record)
                 writer.write("running")
                 if stop.is_made() and stage is not recipe.stages[-1]:
                     raise Interrupted
@@ -69,49 +69,48 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool) -> int:
 
 
 def _quiet() -> None:
-    """Leave the terminal to rld's own progress: one line of loading bars per model tells nobody anything."""
+    """Turn off the progress bars and messages of datasets and transformers; rld shows its own progress."""
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of names that TRL still uses
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # about names that TRL still uses
 
 
 def _claim(run: RunContext, resolved: dict[str, Any]) -> None:
-    """Write the resolved recipe into the run's folder, or refuse to go on with another one than it began with."""
+    """Write the resolved recipe to the run's folder; raise if the folder was started with a different recipe."""
     path = run.paths.recipe
     if run.resume and path.is_file():
-        old = files.read_json(path)
-        changed = _differences(run, resolved, old)
-        if changed:
+        keys = _differences(run, resolved, files.read_json(path))
+        if keys:
             raise CheckpointError(
-                f"{run.folder} was started with another recipe (changed: {', '.join(changed)}); "
+                f"{run.folder} was started with another recipe (changed: {', '.join(keys)}); "
                 "resume with the same one, or choose another --output, where `models` may name what is done, such as "
                 f"{run.paths.models / run.recipe.stages[0].name}"
             )
-    run.state.wait_for_everyone()  # nobody looks after the file is there
+    run.state.wait_for_everyone()  # every process has checked for the file before it is written
     if run.state.is_main_process:
         run.folder.mkdir(parents=True, exist_ok=True)
         files.write_json(path, resolved)
     run.state.wait_for_everyone()
 
 
-def _differences(run: RunContext, now: dict[str, Any], before: dict[str, Any]) -> list[str]:
-    """Return the keys in which two recipes differ, but for models and teachers that a stage still to finish may get."""
+def _differences(run: RunContext, current: dict[str, Any], previous: dict[str, Any]) -> list[str]:
+    """Return the keys in which two recipes differ, except models in only one and teachers of unfinished stages."""
 
-    def fixed(resolved: dict[str, Any]) -> dict[str, Any]:
+    def comparable(resolved: dict[str, Any]) -> dict[str, Any]:
         stages = [
             {key: value for key, value in stage.items() if key != "teachers" or run.paths.stage_record(stage["name"])}
             for stage in resolved["stages"]
         ]
-        kept = {name: model for name, model in resolved["models"].items() if name in now["models"]}
-        return {**resolved, "stages": stages, "models": {n: m for n, m in kept.items() if n in before["models"]}}
+        names = current["models"].keys() & previous["models"].keys()
+        return {**resolved, "stages": stages, "models": {n: m for n, m in resolved["models"].items() if n in names}}
 
-    one, two = fixed(now), fixed(before)
-    return sorted(key for key in one.keys() | two.keys() if one.get(key) != two.get(key))
+    new, old = comparable(current), comparable(previous)
+    return sorted(key for key in new.keys() | old.keys() if new.get(key) != old.get(key))
 
 
 def cache_teachers(recipe: Recipe, source: Path, output: Path) -> int:
-    """Let teachers read what the stages of `recipe` with a cache will train on, and keep what they say.
+    """Store the teachers' log-probabilities for the stages of `recipe` that have a cache.
 
     Raises:
         RecipeError: no stage has a cache.
@@ -135,8 +134,8 @@ def evaluate(model: str, recipe: Recipe, source: Path) -> int:
     """Score `model` (a folder or a hub id) on the recipe's held-out rows and print the table."""
     _quiet()
     run = RunContext(recipe, source, Path(), resume=False)
-    loaded, tokenizer = run.models.load(model)
-    scores = run.evaluator.score(loaded, tokenizer)
+    student, tokenizer = run.models.load(model)
+    scores = run.evaluator.score(student, tokenizer)
     if run.state.is_main_process:
         Console().print(scores_table(model, scores, run.evaluator.rows))
     return 0

@@ -1,4 +1,4 @@
-"""From a stage's options to those of TRL's and PEFT's configurations."""
+"""Convert a stage's options to arguments of TRL's and PEFT's configurations."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from rld.types import SIGNALS
 
 
 def shared_arguments(stage: AnyStage, num_rows: int, num_processes: int, seed: int, folder: Path) -> dict[str, Any]:
-    """Arguments that the trainers of all stages share; the stage's own `trainer` section goes on top.
+    """Return the arguments that the trainers of all stages share; the stage's `trainer` section overrides them.
 
     Args:
         num_rows: Rows of an update, over all processes and accumulation steps.
-        folder: Where its checkpoints go.
+        folder: The folder of the stage's checkpoints.
 
     Raises:
         ValueError: the rows cannot be split.
     """
-    given = dict(stage.trainer)
-    steps = int(given.get("gradient_accumulation_steps", 1))
+    overrides = dict(stage.trainer)
+    steps = int(overrides.get("gradient_accumulation_steps", 1))
     if steps < 1:
         raise ValueError(f"gradient_accumulation_steps should be at least 1, not {steps}")
     parts = num_processes * steps
@@ -43,16 +43,16 @@ def shared_arguments(stage: AnyStage, num_rows: int, num_processes: int, seed: i
         "save_steps": stage.checkpoint_every,
         "save_total_limit": 2,
         "report_to": "none",
-        "logging_nan_inf_filter": False,  # the log shows what was
+        "logging_nan_inf_filter": False,  # log NaN and infinite losses as they are
         "disable_tqdm": True,
         "use_cpu": not on_gpu,
         "bf16": on_gpu and torch.cuda.is_bf16_supported(),
-        **given,
+        **overrides,
     }
 
 
 def distillation_arguments(stage: Distill) -> dict[str, Any]:
-    """Arguments of `RLDConfig` that a stage's own options give."""
+    """Return the arguments of `RLDConfig` that a stage's options set."""
     signals, rollout = stage.signals, stage.rollout
     options: dict[str, Any] = {
         "signals": [name for name in SIGNALS if getattr(signals, name) is not None],
@@ -82,5 +82,5 @@ def distillation_arguments(stage: Distill) -> dict[str, Any]:
 
 
 def lora_config(options: dict[str, Any] | None) -> LoraConfig | None:
-    """The adapter that a stage trains; None: all weights."""
+    """Return the configuration of the adapter that a stage trains, None if it trains all weights."""
     return None if options is None else LoraConfig(**{"task_type": "CAUSAL_LM", **options})
