@@ -1,4 +1,4 @@
-"""What only a look at the whole recipe and at what it names can tell: each part's spec says it of its kind of part."""
+"""Checks that need the whole recipe and the files and models it refers to. Each part's class has its own `check`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rld.utils.options import member_of
 
 
 def problems(document: RecipeDocument) -> Iterator[RecipeProblem]:
-    """Yield every mistake in how a recipe's parts fit together and in what they name."""
+    """Yield the mistakes in references between a recipe's parts and to files, models and functions."""
     names, tree = RecipeNames(document), document.tree
     yield from _check_chats(names)
     yield from _check_trainer(names)
@@ -38,13 +38,13 @@ def problems(document: RecipeDocument) -> Iterator[RecipeProblem]:
 
 
 def _first_use_of_rewards(names: RecipeNames) -> int:
-    """Return how many stages have run when a reward is first asked."""
+    """Return the index of the first stage that calls rewards, or the number of stages if none does."""
     kinds = list(map(_stage_class, names.stages))
     return next((i for i, kind in enumerate(kinds) if kind is not None and kind.uses_rewards), len(kinds))
 
 
 def _check_chats(names: RecipeNames) -> Iterator[RecipeProblem]:
-    """Check that a tokenizer of characters gets no chats."""
+    """Check that no prompts have style chat if the recipe has a tokenizer of characters."""
     tree = names.document.tree
     owners = [((), tree), *((("skills", name), skill) for name, skill in items(tree.get("skills")))]
     for loc, owner in owners if isinstance(tree.get("tokenizer"), dict) else ():
@@ -55,15 +55,15 @@ def _check_chats(names: RecipeNames) -> Iterator[RecipeProblem]:
 
 
 def _check_trainer(names: RecipeNames) -> Iterator[RecipeProblem]:
-    """Check the trainer options that stages share: one stage's trainer at least has each of them."""
+    """Check that each shared trainer option exists for the trainer of at least one stage."""
     kinds = [kind for kind in map(_stage_class, names.stages) if kind is not None]
     all_fields = [third_party_options.trainer_fields(*kind.trainer_class) for kind in kinds]
     fields: third_party_options.Fields = {}
-    for some in all_fields:
-        fields |= some or {}
+    for stage_fields in all_fields:
+        fields |= stage_fields or {}
     reserved = reserved_options.TRAINER | {key: fix for kind in kinds for key, fix in kind.reserved.items()}
-    known = fields if all_fields and None not in all_fields else None
-    yield from check_options(names, ("trainer",), names.document.tree.get("trainer"), known, reserved)
+    known_fields = fields if all_fields and None not in all_fields else None
+    yield from check_options(names, ("trainer",), names.document.tree.get("trainer"), known_fields, reserved)
 
 
 def _stage_class(stage: Mapping[Any, Any]) -> type[Stage] | None:

@@ -1,4 +1,4 @@
-"""Check the names of skills and teachers in a controller and in a retention rule, which know nothing of recipes."""
+"""Check the names of skills and teachers in the options of controllers and of retention rules."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def check_controller(names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeP
 
 
 def check_retention(names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
-    """Check that there are skills to protect."""
+    """Check the skills to protect, and that there is at least one."""
     if not isinstance(raw, dict):
         return
     yield from names.skill_list((*loc, "skills"), raw.get("skills"), names.skills)
-    trained = names.stage.get("skills")
-    others = set(names.skills) - set(map(str, trained)) if isinstance(trained, list) else set()
+    stage_skills = names.stage.get("skills")
+    others = set(names.skills) - set(map(str, stage_skills)) if isinstance(stage_skills, list) else set()
     if raw.get("skills") is None and not others:
         fix = f"name those to protect in {names.label((*loc, 'skills'))}"
         yield names.problem(loc, f" protects the skills that the stage does not train, and it trains all; {fix}")

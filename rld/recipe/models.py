@@ -47,15 +47,16 @@ class PretrainedModel(FrozenOptions):
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
-        """Check that the path leads to weights."""
+        """Check that the path is a folder with weights or a hub id."""
         if isinstance(raw.get("path"), str):
             yield from names.weights((*loc, "path"), raw["path"], [])
 
 
 class CharacterTokenizer(FrozenOptions):
-    """One token per character: enough for models that are trained from scratch on short strings."""
+    """A tokenizer with one token per character, for models that are trained from scratch on short strings."""
 
     characters: str = Field(min_length=1)
+    """The characters of the vocabulary."""
 
 
 AnyModel = Annotated[

@@ -1,4 +1,4 @@
-"""Check options that are passed on: to a function or class that `use` names, or to a library."""
+"""Check options that are passed to a function or class that `use` names, or to a library."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_use(kind: registry.Kind, names: RecipeNames, loc: Loc, raw: Any, key: 
 def find_signature(
     kind: registry.Kind, names: RecipeNames, loc: Loc, use: str
 ) -> Generator[RecipeProblem, None, python_source.Signature | None]:
-    """Return what a named function or class takes beyond what rld gives it; None where its source does not show it."""
+    """Return the parameters of a function or class that rld does not pass itself; None if the source lacks them."""
     try:
         place = registry.locate(kind, use, names.folder)
     except LibraryError as error:
@@ -43,7 +43,7 @@ def find_signature(
         return signature
     if "completions" not in signature.named and not signature.any_name:
         yield names.problem(loc, f": {use} is no reward, for it takes no argument called completions")
-    # TRL hands a reward every column of the rows by name, so it takes **columns, and options must be spelt out
+    # TRL passes every column of the rows to a reward by name, so it has **columns; options must be named parameters
     named, required = (
         tuple(name for name in arguments if name not in reserved_options.GIVEN_TO_REWARDS)
         for arguments in (signature.named, signature.required)
@@ -54,13 +54,13 @@ def find_signature(
 def check_call(
     names: RecipeNames, loc: Loc, arguments: Any, use: str, signature: python_source.Signature | None
 ) -> Iterator[RecipeProblem]:
-    """Check the arguments by name of what `use` names."""
+    """Check the keyword arguments for the function or class that `use` names."""
     if signature is None or not isinstance(arguments, dict):
         return
     for key in arguments:
         if key not in signature.named and not signature.any_name:
-            takes = hint(str(key), signature.named) or f"; {use} takes no such option"
-            yield RecipeProblem((*loc, key), f"unknown key '{names.label((*loc, key))}'{takes}")
+            correction = hint(str(key), signature.named) or f"; {use} takes no such option"
+            yield RecipeProblem((*loc, key), f"unknown key '{names.label((*loc, key))}'{correction}")
     for key in signature.required:
         if key not in arguments:
             yield RecipeProblem(loc, f"'{names.label(loc)}.{key}' is required by {use}")
@@ -73,17 +73,17 @@ def check_options(
     fields: third_party_options.Fields | None,
     reserved: Mapping[str, str] | None = None,
 ) -> Iterator[RecipeProblem]:
-    """Check options that are passed on to a library.
+    """Check options that are passed to a library.
 
     Args:
-        fields: What the library takes. None: its source does not show it.
-        reserved: Options that rld sets itself, and what to set instead.
+        fields: The options that the library has. None: its source does not show them.
+        reserved: Options that rld sets itself, with the advice on what to set instead.
     """
     for key, value in items(options) if isinstance(options, dict) else ():
-        where, known = (*loc, key), fields or {}
-        meant = key if key in known else nearest(str(key), known)
-        if meant is not None and meant in (reserved or {}):
-            yield names.problem(where, f" is not yours to set: {(reserved or {})[meant]}")
+        where, field_names = (*loc, key), fields or {}
+        option = key if key in field_names else nearest(str(key), field_names)
+        if option is not None and option in (reserved or {}):
+            yield names.problem(where, f" is not yours to set: {(reserved or {})[option]}")
         elif fields is None:
             continue
         elif key not in fields:

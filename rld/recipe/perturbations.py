@@ -1,4 +1,4 @@
-"""Experiments on a controller: what changes on purpose while a stage trains."""
+"""Options of experiments with controllers: deliberate changes while a stage trains."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ from rld.utils.suggestions import hint
 
 class _Perturbation(FrozenOptions):
     at: int = Field(ge=0)
-    """Optimiser steps after which it happens; 0: from the start."""
+    """Number of optimiser steps after which the change takes effect. 0: from the start."""
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
-        """Check that it happens while the stage trains."""
+        """Check that the change takes effect before the stage ends."""
         at, steps = raw.get("at"), names.stage.get("steps")
         if isinstance(at, int) and isinstance(steps, int) and at >= steps:
             yield names.problem((*loc, "at"), f" is {at}, but the stage ends after {steps} steps")
 
 
 class TeacherChange(_Perturbation):
-    """A teacher gets other weights, or leaves."""
+    """The weights of a teacher are replaced, or the teacher is removed."""
 
     teacher: str
+    """Name of the teacher."""
     becomes: str | None
-    """A name in `models`, an earlier stage, a hub id or a folder, with the same tokenizer. null: it leaves for good."""
+    """A name in `models`, an earlier stage, a hub id or a folder, with the same tokenizer. null: it is removed."""
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
-        """Check which teacher changes, and whether it can."""
+        """Check the teacher's name, and that this kind of teacher can be replaced."""
         yield from super().check(names, loc, raw)
         yield from _check_name(names, (*loc, "teacher"), raw.get("teacher"), names.teachers, "teacher of this stage")
         becomes, where, stage = raw.get("becomes"), (*loc, "becomes"), names.stage
@@ -53,32 +54,32 @@ class TeacherChange(_Perturbation):
 
 
 class RewardChange(_Perturbation):
-    """A reward starts to pay for something else, to count otherwise, or to err."""
+    """A reward is replaced by another function, gets another weight, or gives false results at random."""
 
     reward: str
-    """One of the recipe's rewards, as its `use` names it."""
+    """The `use` of one of the recipe's rewards."""
     becomes: str | None = None
-    """A shipped reward as file:function, or your own as ./file.py:function. null: it stays."""
+    """A shipped reward as file:function, or your own as ./file.py:function. null: no change."""
     options: dict[str, Any] = {}
-    """Keyword arguments of what it becomes."""
+    """Keyword arguments of the new function."""
     weight: float | None = None
-    """Its new weight. null: it stays."""
+    """The new weight. null: no change."""
     noise: float | None = Field(None, ge=0, le=1)
-    """Share of its verdicts r that are turned round, to 1 - r. null: as before."""
+    """Share of its results r that are replaced by 1 - r. null: no change."""
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
-        """Check which reward changes, and what it becomes."""
+        """Check the reward's name, the new function and its options."""
         yield from super().check(names, loc, raw)
         yield from _check_name(names, (*loc, "reward"), raw.get("reward"), names.rewards, "reward")
         yield from check_use("rewards", names, loc, raw, "becomes")
 
 
 class SkillJoins(_Perturbation):
-    """A skill is not asked before this step, and is from then on. Prompts are drawn up to two updates ahead."""
+    """A skill has no prompts until this step, and then has prompts. Prompts are drawn up to two updates ahead."""
 
     joins: str
-    """The skill."""
+    """Name of the skill."""
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
@@ -88,10 +89,10 @@ class SkillJoins(_Perturbation):
 
 
 class SkillLeaves(_Perturbation):
-    """A skill is no longer asked. Prompts are drawn up to two updates ahead."""
+    """A skill has no prompts from this step on. Prompts are drawn up to two updates ahead."""
 
     leaves: str
-    """The skill."""
+    """Name of the skill."""
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
@@ -101,11 +102,12 @@ class SkillLeaves(_Perturbation):
 
 
 class LevelShift(_Perturbation):
-    """A skill becomes easier or harder, unseen by the curriculum. Prompts are drawn up to two updates ahead."""
+    """Levels of a skill are replaced; the curriculum is not informed. Prompts are drawn up to two updates ahead."""
 
     skill: str
+    """Name of the skill."""
     levels: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
-    """What takes the place of its first, second and further levels, counted from 0; the last also of all beyond."""
+    """Replacements, numbered from 0, of the first, second and further levels; the last also of all later levels."""
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
@@ -136,10 +138,10 @@ AnyPerturbation = Annotated[
 
 
 class ExperimentSpec(FrozenOptions):
-    """What is done to a stage on purpose: an instrument to study controllers with, not to train with."""
+    """Deliberate changes to a stage, to study how controllers respond; not meant for ordinary training."""
 
     perturbations: list[AnyPerturbation] = []
-    """What changes while the stage trains, in any order."""
+    """Changes while the stage trains, in any order."""
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:

@@ -1,4 +1,4 @@
-"""Rewards, curricula and audits: a function or class that `use` names, and its `options`."""
+"""The options of rewards, verifiers, curricula and audits: `use` names a function or class, `options` its arguments."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from rld.utils.options import FrozenOptions
 
 
 class RewardSpec(FrozenOptions):
-    """One reward function and its weight in the sum."""
+    """A reward function and its weight in the sum of rewards."""
 
     use: str
     """A shipped reward as file:function, or your own as ./file.py:function."""
     weight: float = 1.0
+    """Weight of the reward in the sum."""
     options: dict[str, Any] = {}
     """Keyword arguments of the function."""
 
@@ -29,7 +30,7 @@ class RewardSpec(FrozenOptions):
 
 
 class VerifierSpec(FrozenOptions):
-    """A function with a reward's signature that gives 1 to a correct answer, and less to any other."""
+    """A function with the signature of a reward that returns 1 for a correct answer and less for any other."""
 
     use: str
     """A shipped reward as file:function, or your own as ./file.py:function."""
@@ -43,7 +44,7 @@ class VerifierSpec(FrozenOptions):
 
 
 class CurriculumSpec(FrozenOptions):
-    """Which curriculum picks skill and level of the next prompt."""
+    """The curriculum, which selects the skill and the level of the next prompt."""
 
     use: str = "fixed:Uniform"
     """A shipped curriculum as file:Class, or your own as ./file.py:Class."""
@@ -57,18 +58,18 @@ class CurriculumSpec(FrozenOptions):
 
 
 class AuditSpec(FrozenOptions):
-    """A reward that is trusted, however slow, checks a share of what the first of the recipe's rewards calls right.
+    """A more reliable reward, possibly slow, that checks a share of the answers that the verifier accepts as correct.
 
-    Where it is set, it also decides in that one's place whether a teacher is right, and whether a protected skill is
-    retained.
+    If it is set, it also replaces the verifier in deciding whether a teacher's answer is correct, and whether a
+    protected skill is retained.
     """
 
     use: str
-    """A shipped reward as file:function, or your own as ./file.py:function; it gives 1 to a correct answer."""
+    """A shipped reward as file:function, or your own as ./file.py:function. It returns 1 for a correct answer."""
     options: dict[str, Any] = {}
     """Keyword arguments of the function."""
     share: float = Field(0.1, gt=0, le=1)
-    """Of the completions that are called right."""
+    """Share of the completions accepted by the verifier that the audit checks."""
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:

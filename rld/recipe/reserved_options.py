@@ -1,4 +1,4 @@
-"""Options that are not a recipe's to pass on, because rld sets them, and what to set instead."""
+"""Options of libraries that a recipe cannot set, because rld sets them, and what to set instead."""
 
 from __future__ import annotations
 

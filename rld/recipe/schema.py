@@ -1,6 +1,6 @@
 """The schema of a whole recipe.
 
-What only a look at the whole recipe can tell, such as a stage that names no model, is checked in `checks.py`.
+Mistakes that show only in the whole recipe, such as a stage that refers to no model, are checked in `checks.py`.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ from rld.recipe.stages import AnyStage
 from rld.utils.options import FrozenOptions
 
 Name: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")]
-"""What metrics, folders and overrides can be called by."""
+"""A name that can be part of a metric's name, a folder's name and a key on the command line."""
 
 
 class Recipe(FrozenOptions):
-    """A whole run: what is to be learnt, from what, in which stages."""
+    """The definition of a run: its skills, models, rewards and stages."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
-    """Also the name of the run's folder."""
+    """Name of the run and of its folder."""
     seed: int = Field(0, ge=0)
     models: dict[Name, AnyModel] = {}
-    """Models that stages refer to by name; text is a hub id or a folder."""
+    """Models that stages refer to by name. A string is a hub id or a folder."""
     tokenizer: CharacterTokenizer | None = None
-    """For models with random weights. None: each model's own."""
+    """The tokenizer of models with random weights. None: every model has its own tokenizer."""
     prompts: Prompts = Prompts()
-    """How questions become prompts; a skill may have its own."""
+    """How questions are turned into prompts; the `prompts` of a skill replaces it for that skill."""
     skills: dict[Name, AnySkill] = Field(min_length=1)
-    """What is to be learnt, by name."""
+    """The skills to train on and to score, by name."""
     rewards: list[RewardSpec] = Field([RewardSpec(use="answers:exact_match")], min_length=1)
-    """Rewards of the policy signal."""
+    """Rewards of the policy signal, summed with their weights."""
     verifier: VerifierSpec | None = None
-    """Decides which answers are correct: where it gives 1, an answer is. In training, that counts attempts, and the
-    gate, curricula and `distill_on` go by it. It adds nothing to the rewards. None: the first of the rewards."""
+    """Decides during training which answers are correct: those that it gives 1. The success rates of skills, the gate,
+    curricula and `distill_on` use its decisions. It is not added to the rewards. None: the first of the rewards."""
     judge: VerifierSpec | None = None
-    """Decides which answers are correct outside of training: in held-out scores, probes of teachers, `verify` of
-    fine-tuning and `rld evaluate`. None: the audit of the last stage that has one, else the verifier. One that reads a
-    model or is asynchronous can't be called there: answers are then compared with the gold answers."""
+    """Decides outside of training which answers are correct: in held-out scores, probes of teachers, `verify` of `sft`
+    stages and `rld evaluate`. None: the audit of the last stage that has one, else the verifier. A function that needs
+    a model or is asynchronous cannot be called there: answers are then compared with the gold answers."""
     max_new_tokens: int = Field(64, gt=0)
-    """Tokens that an answer may take, in training and when a model is scored."""
+    """Maximum number of tokens of an answer, in training and when a model is scored."""
     trainer: dict[str, Any] = {}
-    """Options of TRL's configurations that all stages share; a stage's own `trainer` goes before it, key by key."""
+    """Options of TRL's configurations that all stages share. A stage's own `trainer` overrides it, key by key."""
     stages: list[AnyStage] = Field(min_length=1)
-    """Run in this order; the last one's model is the run's student."""
+    """Stages in the order in which they run. The model of the last stage is the result of the run."""
 
     @field_validator("skills")
     @classmethod
@@ -66,25 +66,25 @@ class Recipe(FrozenOptions):
 
     @model_validator(mode="after")
     def _complete_trainers(self) -> Recipe:
-        """Give each stage all options of its trainer, so that the resolved recipe shows them."""
+        """Add the shared and default trainer options to each stage, so that the resolved recipe shows them."""
         stages = [stage.with_trainer(self.trainer, self._is_new(stage.student)) for stage in self.stages]
         object.__setattr__(self, "stages", stages)
         return self
 
     def _is_new(self, reference: str) -> bool:
-        """Tell whether a reference leads, through earlier stages, to a model that begins with random weights."""
+        """Return whether a reference resolves, through earlier stages, to a model with random initial weights."""
         for stage in reversed(self.stages):
             reference = stage.student if stage.name == reference else reference
         return isinstance(self.models.get(reference), NewModel)
 
     @property
     def verifier_in_use(self) -> VerifierSpec:
-        """The function that decides in training which answers are correct."""
+        """The function that decides during training which answers are correct."""
         return self.verifier or VerifierSpec(use=self.rewards[0].use, options=self.rewards[0].options)
 
     @property
     def has_own_verifier(self) -> bool:
-        """Whether the verifier is another function than the first of the rewards."""
+        """Whether the verifier differs from the first of the rewards."""
         first = self.rewards[0]
         return self.verifier is not None and (self.verifier.use, self.verifier.options) != (first.use, first.options)
 
@@ -95,7 +95,7 @@ class Recipe(FrozenOptions):
         return self.judge or (audits[-1] if audits else self.verifier_in_use)
 
     def skill_prompts(self, skill: str) -> Prompts:
-        """Return how the questions of a skill become prompts."""
+        """Return the prompt options of a skill."""
         return self.skills[skill].prompts or self.prompts
 
     @property

@@ -17,46 +17,47 @@ from rld.utils.options import FrozenOptions
 
 
 class PolicySignal(FrozenOptions):
-    """Reinforcement with TRL's GRPO on the student's own completions."""
+    """Reinforcement learning with TRL's GRPO on the student's completions."""
 
     teacher_reward: float = Field(0.0, ge=0)
     """Weight c of the teacher-scored reward `c * clamp(delta / s, -10, 10)` added to each token's advantage, where
     delta is the teachers' mean log-probability of the sampled token minus the student's, and s the skill's running
-    spread of delta. 0: verifiers only."""
+    spread of delta. 0: the teachers do not change the advantages."""
     teacher_reward_form: Literal["additive", "sign_preserving"] = "additive"
-    """`sign_preserving`: scale each advantage by `(1 - c) + c * clip(exp(sign(A) * delta), 0.5, 1.5)` instead, c at
-    most 1, which never turns an advantage round and adds nothing where all rewards of a group agree."""
+    """`sign_preserving`: scale each advantage A by `(1 - c) + c * clip(exp(sign(A) * delta), 0.5, 1.5)` instead, with c
+    at most 1. This never changes the sign of an advantage, and an advantage of 0 stays 0."""
 
 
 class ResponseSignal(FrozenOptions):
-    """Match the teachers' token distributions."""
+    """Train the student to match the teachers' token distributions."""
 
     divergence: AnyDivergence = JSD()
+    """Divergence between the distributions of the target and of the student."""
     combine_teachers: AnyCombination = Mixture()
-    """How several teachers become one target."""
+    """How the distributions of several teachers are combined into one target."""
     token_weights: AnyTokenWeights | None = None
-    """How much each token counts. None: all alike."""
+    """Weights of the tokens in the loss. None: all tokens have the same weight."""
     temperature: float | None = Field(None, gt=0)
-    """Temperature of both distributions. None: the rollout's."""
+    """Temperature of both distributions. None: the rollout's temperature."""
     top_k: int | None = Field(None, gt=0)
-    """Match the target's likeliest tokens, and all others as one outcome. None: the whole vocabulary."""
+    """Number of the target's most likely tokens to match; the others are one outcome. None: the whole vocabulary."""
 
 
 class FeatureSignal(FrozenOptions):
-    """Match the teachers' hidden states, attention relations, or what hidden states mean to the teachers' heads."""
+    """Train the student to match the teachers' hidden states, attention relations, or logits from hidden states."""
 
     loss: AnyFeature = Cosine()
 
 
 class SignalSpecs(FrozenOptions):
-    """Which signals take part; a signal that is not named is off."""
+    """The signals in use. A signal that is not named is off."""
 
     policy: PolicySignal | None = None
     response: ResponseSignal | None = None
     feature: FeatureSignal | None = None
 
     def describe(self, num_teachers: int) -> str:
-        """Return the signals as one text."""
+        """Return a description of the signals."""
         words = []
         if self.policy is not None:
             weight = self.policy.teacher_reward
@@ -70,13 +71,13 @@ class SignalSpecs(FrozenOptions):
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
-        """Check that a signal takes part, and that there are teachers for those that need them."""
+        """Check that at least one signal is set, and that the stage has teachers if a signal needs them."""
         signals = {name: signal for name, signal in items(raw) if signal is not None}
         if isinstance(raw, dict) and not signals:
             yield names.problem(loc, ": no signal takes part; name policy, response or feature")
-        needy = [name for name in ("response", "feature") if name in signals]
+        needing_teachers = [name for name in ("response", "feature") if name in signals]
         match signals.get("policy"):
             case {"teacher_reward": int() | float() as weight} if weight > 0:
-                needy.append("policy.teacher_reward")
-        for name in needy if not names.teachers else ():
+                needing_teachers.append("policy.teacher_reward")
+        for name in needing_teachers if not names.teachers else ():
             yield names.problem((*loc, *name.split(".")), " needs teachers, and this stage has none")

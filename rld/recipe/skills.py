@@ -1,4 +1,4 @@
-"""The options of a skill: where its rows come from, and how a question becomes a prompt."""
+"""The options of a skill: the source of its rows, and how a question is turned into a prompt."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from rld.utils.suggestions import hint
 
 
 class Prompts(FrozenOptions):
-    """How a question becomes a prompt."""
+    """How a question is turned into a prompt."""
 
     style: Literal["plain", "chat"] = "plain"
-    """`plain`: the text itself; `chat`: a user message in the model's own chat template."""
+    """`plain`: the text itself. `chat`: a user message, formatted with the model's chat template."""
     system: str | None = None
-    """The system message of a chat."""
+    """The system message, with `style: chat`. None: no system message."""
     template: str = "{question}"
-    """Text around the question."""
+    """Text of the prompt; `{question}` is replaced by the question."""
     chat_template_kwargs: dict[str, Any] = {}
     """Further arguments of the model's chat template, such as `enable_thinking: false`."""
 
@@ -46,18 +46,18 @@ class Prompts(FrozenOptions):
 
 class _Skill(FrozenOptions):
     held_out: int = Field(100, ge=0)
-    """Rows that no training sees and every score is measured on. 0: the skill is trained on, and never scored."""
+    """Number of rows used for scores and excluded from training. 0: the skill is trained on, but not scored."""
     prompts: Prompts | None = None
-    """How its questions become prompts, in the style of all other skills. None: as the recipe's `prompts` says."""
+    """How its questions are turned into prompts. All skills must have one `style`. None: the recipe's `prompts`."""
 
     @property
     def origin(self) -> str:
-        """Where the rows come from, as `rld check` shows it."""
+        """The source of the rows, as `rld check` prints it."""
         raise NotImplementedError
 
     @property
     def num_levels(self) -> int | None:
-        """The number of levels; None where only the rows show it."""
+        """The number of levels; None if it is known only after the rows are read."""
         return None
 
 
@@ -65,9 +65,9 @@ class GeneratedSkill(_Skill):
     """Rows from a function `(rng, **level) -> (question, answer)`."""
 
     generator: str
-    """The function, as ./file.py:name relative to the recipe, or package.module:name."""
+    """The function, as ./file.py:name (relative to the recipe) or package.module:name."""
     levels: list[dict[str, Any]] = Field([{}], min_length=1)
-    """The function's keyword arguments per level, the easiest first."""
+    """Keyword arguments of the function for each level, the easiest level first."""
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
@@ -93,7 +93,7 @@ class ReasoningGymSkill(_Skill):
     reasoning_gym: str
     """The task's name in reasoning-gym, such as chain_sum."""
     levels: list[dict[str, Any]] = Field([{}], min_length=1)
-    """The task's configuration per level, the easiest first."""
+    """Configuration of the task for each level, the easiest level first."""
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
@@ -118,14 +118,14 @@ class ReasoningGymSkill(_Skill):
 
 
 class FileSkill(_Skill):
-    """Rows from a JSON Lines or CSV file with columns `question`, `answer` and, where it has them, `level`."""
+    """Rows from a JSON Lines or CSV file with the columns `question`, `answer` and, optionally, `level`."""
 
     file: str
-    """The file, relative to the recipe."""
+    """Path of the file, relative to the recipe."""
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
-        """Check that the file is there, in a format that can be read."""
+        """Check that the file exists and has a supported format."""
         name, where = raw.get("file"), (*loc, "file")
         if not isinstance(name, str):
             return

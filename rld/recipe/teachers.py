@@ -1,4 +1,4 @@
-"""The options of a teacher: a model loaded here, or one on a server; and of a cache of log-probabilities."""
+"""The options of a teacher, which is a loaded model or on a server, and of a cache of log-probabilities."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 class _Teacher(FrozenOptions):
     skills: list[str] | None = None
-    """The skills that it teaches. None: wherever it proves better than the student."""
+    """The skills that it teaches. None: those on which its probe score is better than the student's."""
     probe_prompts: int = Field(32, ge=0)
-    """Training prompts per skill that it answers before the stage, which show where it is correct. 0: trust it."""
+    """Training prompts per skill that it answers before the stage, to measure its success rate. 0: trust it."""
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
@@ -37,26 +37,26 @@ class _Teacher(FrozenOptions):
 
     @property
     def place(self) -> str:
-        """Where it is, as `rld check` shows it."""
+        """The location of the teacher, as `rld check` prints it."""
         raise NotImplementedError
 
 
 class ServedTeacher(_Teacher):
-    """A teacher on a server, with the student's tokenizer: it hands over its likeliest tokens, not its states."""
+    """A teacher on a server, with the student's tokenizer. It returns its most likely tokens, but no hidden states."""
 
     url: str = Field(pattern=r"^https?://[^/]")
-    """Where `rld serve-teacher` says it is, or an OpenAI-compatible endpoint with vLLM's `prompt_logprobs`, whose
-    address ends in `/v1`; that one scores at temperature 1."""
+    """The address that `rld serve-teacher` prints, or that of an OpenAI-compatible endpoint with vLLM's
+    `prompt_logprobs`, which ends in `/v1`. Such an endpoint scores at temperature 1."""
     top_k: int = Field(64, ge=1, le=255)
-    """Tokens that it names at each place; all others are one outcome."""
+    """Number of tokens that it returns per position, the most likely ones; all others count as one outcome."""
     optional: bool = False
-    """Whether training goes on without it when it stops answering. Otherwise the run stops, and `--resume` goes on."""
+    """Whether training continues without it if it stops answering. Otherwise the run stops; `--resume` continues it."""
     timeout_seconds: float = Field(60.0, gt=0)
-    """How long it is asked again before it counts as down."""
+    """Seconds for which failed requests are repeated before the server counts as down."""
     token_variable: str = "RLD_TEACHER_TOKEN"
-    """The environment variable with its bearer token, if it wants one."""
+    """Name of the environment variable that holds the bearer token, if the server requires one."""
     fingerprint: str | None = None
-    """What `rld serve-teacher` prints: weights other than these are refused. None: those that it starts with."""
+    """The fingerprint that `rld serve-teacher` prints; other weights are rejected. None: that at the start."""
 
     @property
     def place(self) -> str:
@@ -64,25 +64,26 @@ class ServedTeacher(_Teacher):
 
 
 class TeacherSpec(_Teacher):
-    """A teacher that is loaded beside the student."""
+    """A teacher that is loaded in the training process."""
 
     model: str
     """A name in `models`, an earlier stage, a hub id or a folder."""
     from_pretrained: dict[str, Any] = {}
     """Arguments of transformers' `from_pretrained`, such as dtype, device_map or quantization_config (a mapping)."""
     adapter: str | None = None
-    """A folder or hub id of a PEFT adapter on the model. Teachers with the same model, loaded alike, share weights."""
+    """Folder or hub id of a PEFT adapter for the model. Teachers with the same model and options share its weights."""
     offload: bool = False
-    """Whether the weights rest in CPU memory and are on the GPU only while the teacher scores: slower, and smaller."""
+    """Whether to keep the weights in CPU memory while the teacher is not in use: slower, but takes less GPU memory."""
     align: Align | None = None
-    """For a teacher with another tokenizer: teach by the `likelihood` of spans of text that both tokenizers can say, or
-    by the `vocabulary` that both have and the shape of the rest. None: it has the student's tokenizer."""
+    """How to align a teacher that has another tokenizer. `likelihood`: match the likelihood of spans of text that both
+    tokenizers can express. `vocabulary`: match the probabilities of tokens in both vocabularies, and the sorted
+    probabilities of the others. None: the teacher has the student's tokenizer."""
     chat_template: str | None = None
-    """A chat template in Jinja, for a teacher that comes without one. None: its tokenizer's."""
+    """A chat template in Jinja, for a teacher without one. None: that of its tokenizer."""
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
-        """Check its model, adapter and tokenizer too."""
+        """Check also its model, adapter and tokenizer."""
         yield from names.reference((*loc, "model"), raw.get("model"))
         yield from _check_adapter(names, (*loc, "adapter"), raw.get("adapter"))
         yield from super().check(names, loc, raw)
@@ -98,7 +99,7 @@ class TeacherSpec(_Teacher):
 
     @property
     def base(self) -> str:
-        """The same for teachers that share one copy of a model's weights."""
+        """A key that is equal for teachers that share one copy of a model's weights."""
         return json.dumps([self.model, self.from_pretrained, self.chat_template], sort_keys=True, default=str)
 
 
@@ -113,16 +114,16 @@ AnyTeacher = Annotated[
 
 
 class CacheSpec(FrozenOptions):
-    """Where what teachers say of gold answers is kept, so that it is computed once."""
+    """A cache on disk of the teachers' log-probabilities of gold answers, which are then computed only once."""
 
     folder: str
-    """Relative to the recipe; each teacher has a folder of its name in it."""
+    """Folder of the cache, relative to the recipe. It holds one folder per teacher, named after the teacher."""
     top_k: int = Field(64, ge=1, le=255)
-    """Tokens that a teacher names at each place; all others are one outcome. A teacher on a server has its own."""
+    """Number of most likely tokens to store per position; all others are one outcome. Served teachers use their own."""
 
 
 def _check_adapter(names: RecipeNames, loc: Loc, name: Any) -> Iterator[RecipeProblem]:
-    """Check that a name leads to a PEFT adapter."""
+    """Check that a name refers to a PEFT adapter."""
     if not isinstance(name, str):
         return
     path = registry.find_path(name, names.folder)
@@ -135,7 +136,7 @@ def _check_adapter(names: RecipeNames, loc: Loc, name: Any) -> Iterator[RecipePr
 
 
 def _check_tokenizer(names: RecipeNames, loc: Loc, raw: Mapping[Any, Any]) -> Iterator[RecipeProblem]:
-    """Check that a teacher reads the student's tokens, where the files of both are on this machine."""
+    """Check that teacher and student have the same tokenizer, if the files of both are on this machine."""
     student = names.stage.get("student")
     files = names.tokenizer_file(student), names.tokenizer_file(raw.get("model"))
     if raw.get("align") is not None or files[0] is None or files[1] is None:

@@ -1,4 +1,4 @@
-"""What all stages share."""
+"""The base class of the stages: common options, checks and trainer defaults."""
 
 from __future__ import annotations
 
@@ -17,59 +17,59 @@ from rld.recipe.sizes import Sizes, StageCost
 from rld.utils.options import FrozenOptions
 
 _OTHER_NAMES = {"warmup_steps": "warmup_ratio", "gradient_checkpointing": "activation_checkpointing"}
-"""Defaults of the trainer, and other options of transformers that decide the same."""
+"""Trainer options with a default, each mapped to another transformers option for the same setting."""
 
 
 class LearningRates(NamedTuple):
-    """The learning rates of a kind of stage, by what it trains."""
+    """The default learning rates of a kind of stage, by the kind of weights that it trains."""
 
     new: float
-    """A model that began with random weights in this recipe."""
+    """For a model whose weights were random at the start of the recipe."""
     adapter: float
-    """A LoRA adapter on pre-trained weights."""
+    """For a LoRA adapter on pre-trained weights."""
     pretrained: float
-    """All weights of a pre-trained model."""
+    """For all weights of a pre-trained model."""
 
 
 class Stage(FrozenOptions):
-    """One stage of a run. Its runner is the module of `pipeline` that has the name of its kind."""
+    """A stage of a run. The module of `rld.pipeline` with the name of its `kind` runs it."""
 
     uses_rewards: ClassVar[bool] = False
-    """Whether the recipe's rewards matter to it."""
+    """Whether the stage uses the recipe's rewards."""
     is_supervised: ClassVar[bool] = False
-    """Whether its loss is that of supervised fine-tuning."""
+    """Whether its loss is the supervised fine-tuning loss."""
     trainer_class: ClassVar[tuple[str, str]]
-    """Module and class of TRL that hold the options of its trainer."""
+    """Module and class name of the TRL configuration of its trainer."""
     reserved: ClassVar[Mapping[str, str]] = {}
-    """Options of the trainer that the stage sets itself, beside those of all stages, and what to set instead."""
+    """Trainer options that this kind of stage sets itself, besides those of all stages, and what to set instead."""
     learning_rates: ClassVar[LearningRates | None] = None
-    """None: TRL's default."""
+    """Default learning rates. None: TRL's default."""
     max_warmup_steps: ClassVar[int] = 0
-    """Steps in which the learning rate rises at first, at most half of all steps."""
+    """Default number of warm-up steps of the learning rate; at most half of all steps are used."""
 
     kind: str
-    """What the stage does."""
+    """The kind of stage."""
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
-    """What later stages call this one's result; also the name of its folder."""
+    """Name by which later stages refer to the stage's result; also the name of its folder."""
     student: str
-    """What to train: a name in `models`, an earlier stage, a hub id or a folder."""
+    """The model to train: a name in `models`, an earlier stage, a hub id or a folder."""
     skills: list[str] | None = None
-    """Skills to train on. None: all."""
+    """Skills to train on. None: all skills."""
     steps: int = Field(gt=0)
     """Optimiser steps (updates)."""
     trainer: dict[str, Any] = {}
-    """Options of TRL's configuration of the stage's trainer; they go before the recipe's `trainer`, key by key, and
-    that before the stage's [optimiser defaults](#optimiser-defaults)."""
+    """Options of TRL's configuration of the stage's trainer. They override the recipe's `trainer`, key by key, which
+    overrides the stage's [optimiser defaults](#optimiser-defaults)."""
     lora: dict[str, Any] | None = None
-    """Options of `peft.LoraConfig`: train an adapter, which is merged into the stage's result. None: train all."""
+    """Options of `peft.LoraConfig`: train an adapter, which is merged into the result. None: train all weights."""
     checkpoint_every: int = Field(100, gt=0)
-    """Optimiser steps between checkpoints: the most that a crash can lose."""
+    """Optimiser steps between checkpoints, from which `--resume` continues."""
     evaluate_every: int | None = Field(None, gt=0)
-    """Optimiser steps between scorings of the student on the held-out rows, logged as `score/<skill>`; their FLOPs are
-    not counted. None: before and after the stage only."""
+    """Optimiser steps between scorings of the student on the held-out rows, logged as `score/<skill>`. Their FLOPs are
+    not counted. None: only before and after the stage."""
     max_flops: float | None = Field(None, gt=0)
-    """Stop after the step by which the stage has spent this many FLOPs, teachers, gate and probes included. The
-    learning rate's schedule goes by `steps` all the same. None: all steps."""
+    """Stop after the step in which the stage's FLOPs, including those of teachers, gate and probes, reach this number.
+    The learning-rate schedule still depends on `steps`. None: run all steps."""
 
     # -- the spec ----------------------------------------------------------------------------------------------------
 
@@ -77,7 +77,7 @@ class Stage(FrozenOptions):
         """Return the default options of the trainer.
 
         Args:
-            is_new: Whether the student began with random weights in this recipe.
+            is_new: Whether the student's weights were random at the start of the recipe.
         """
         rates = self.learning_rates
         if rates is None:
@@ -90,9 +90,9 @@ class Stage(FrozenOptions):
         }
 
     def with_trainer(self, shared: Mapping[str, Any], is_new: bool) -> Self:
-        """Return the stage with all options of its trainer: its own, `shared` ones, and defaults, in this order.
+        """Return the stage with all options of its trainer: its own, else the `shared` ones, else the defaults.
 
-        Shared options that the stage's trainer does not have are left out: they are for stages of another kind.
+        Shared options that the stage's trainer does not have are left out; they are for other kinds of stages.
         """
         fields = third_party_options.trainer_fields(*self.trainer_class)
         options = {key: value for key, value in shared.items() if fields is None or key in fields} | self.trainer
@@ -102,7 +102,7 @@ class Stage(FrozenOptions):
 
     @property
     def audit_in_use(self) -> VerifierSpec | None:
-        """The function that checks what the verifier calls correct; None where nothing does."""
+        """The function that audits the answers that the verifier accepts; None without an audit."""
         return None
 
     def models(self) -> list[str]:
@@ -111,7 +111,7 @@ class Stage(FrozenOptions):
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
-        """Yield what is wrong with a stage as written that only a look at the whole recipe can tell."""
+        """Yield the mistakes in a stage's raw options that depend on the rest of the recipe."""
         name = raw.get("name")
         if isinstance(name, str) and name in names.stage_names[: names.index]:
             yield RecipeProblem((*loc, "name"), f"an earlier stage is called {name!r} too; choose another name")
@@ -125,26 +125,26 @@ class Stage(FrozenOptions):
         yield from check_options(names, (*loc, "trainer"), raw.get("trainer"), fields, reserved)
 
     def cost(self, sizes: Sizes) -> StageCost:
-        """Return what the stage will cost."""
+        """Return the estimated cost of the stage."""
         raise NotImplementedError
 
     def describe(self, cost: StageCost, skills: list[str]) -> list[tuple[str, str]]:
-        """Return the rows of its table in `rld check`; `skills` are the recipe's."""
+        """Return the rows of its table in `rld check`; `skills` are those of the recipe."""
         raise NotImplementedError
 
     # -- the runner --------------------------------------------------------------------------------------------------
 
     @property
     def has_cache(self) -> bool:
-        """Whether `rld cache-teachers` has something to store for it."""
+        """Whether the stage has a cache for `rld cache-teachers` to fill."""
         return False
 
     def run(self, context: Any) -> None:
-        """Run the stage in a `pipeline.run.RunContext`, from its last checkpoint on."""
+        """Run the stage in a `pipeline.run.RunContext`, starting from its last checkpoint if there is one."""
         self._runner().run(context, self)
 
     def dry_run(self, context: Any) -> None:
-        """Build what the options describe without loading a model, so that mistakes show before any stage trains.
+        """Create the objects that the options describe, without models, to find mistakes before any stage trains.
 
         Raises:
             RldError: an option cannot be used.
@@ -152,14 +152,14 @@ class Stage(FrozenOptions):
         self._runner().dry_run(context, self)
 
     def fill_cache(self, context: Any) -> dict[str, tuple[int, int]]:
-        """Store what its teachers say; returns per teacher the tokens it teaches on, and those it had to read."""
+        """Fill the cache; return per teacher the number of tokens it teaches on, and of those it had to process."""
         counts: dict[str, tuple[int, int]] = self._runner().fill_cache(context, self)
         return counts
 
     def _runner(self) -> Any:
-        return importlib.import_module(f"rld.pipeline.{self.kind}")  # only now, for it imports torch
+        return importlib.import_module(f"rld.pipeline.{self.kind}")  # imported late, because it imports torch
 
 
 def listed(skills: list[str] | None) -> str:
-    """Return the names of skills as one text."""
+    """Return the names of skills, separated by commas."""
     return "all skills" if skills is None else ", ".join(skills)

@@ -15,11 +15,11 @@ from rld.utils.flops import forward_flops, training_bytes, training_flops
 from rld.utils.suggestions import hint
 
 _MAX_ROWS = 20_000
-"""Rows that a stage draws at most when its recipe does not say how many."""
+"""Maximum number of rows of a stage whose recipe does not set `num_rows`."""
 
 
 class Sft(Stage):
-    """Supervised fine-tuning on gold answers, or on a teacher's: makes specialists, or gives a student first steps."""
+    """Supervised fine-tuning on gold answers or a teacher's answers, to train teachers or to initialise a student."""
 
     is_supervised: ClassVar[bool] = True
     trainer_class: ClassVar[tuple[str, str]] = ("trl.trainer.sft_config", "SFTConfig")
@@ -28,22 +28,22 @@ class Sft(Stage):
     reserved: ClassVar[Mapping[str, str]] = {"per_device_train_batch_size": "set the stage's batch instead"}
 
     kind: Literal["sft"]
-    """What the stage does."""
+    """The kind of stage."""
     batch: int = Field(32, gt=0)
     """Rows per optimiser step, over all processes and accumulation steps."""
     num_rows: int | None = Field(None, gt=0)
-    """Rows to train on, over all skills, again and again. None: as many as the steps take, 20,000 at most."""
+    """Rows to train on, over all skills; repeated if the steps need more. None: as many as needed, up to 20,000."""
     shares: dict[str, Annotated[float, Field(gt=0)]] = {}
-    """How many rows a skill gets relative to the others, by name; one that is not named counts as 1."""
+    """Relative number of rows of each skill, by name. A skill that is not named has 1."""
     teacher: str | None = None
-    """Learn this model's answers instead of gold ones (sequence-level distillation, Kim and Rush 2016): a name in
-    `models`, an earlier stage, a hub id or a folder. Its tokenizer may be any."""
+    """Train on this model's answers instead of gold answers (sequence-level distillation, Kim and Rush 2016): a name in
+    `models`, an earlier stage, a hub id or a folder. It may have any tokenizer."""
     verify: bool = True
-    """Learn only those of the teacher's answers that are right, as often as to keep the skills' shares."""
+    """Train only on the teacher's correct answers, repeated where needed to keep the shares of the skills."""
 
     @property
     def rows_in_use(self) -> int:
-        """Rows to train on, over all skills; the shares of the skills are rounded to whole rows."""
+        """Number of rows to train on, over all skills; the shares of the skills are rounded to whole rows."""
         return min(self.num_rows or _MAX_ROWS, self.steps * self.batch)
 
     def models(self) -> list[str]:
@@ -51,7 +51,7 @@ class Sft(Stage):
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
-        """Check its teacher and the skills with a share too."""
+        """Check also its teacher and the skills in `shares`."""
         yield from super().check(names, loc, raw)
         yield from names.reference((*loc, "teacher"), raw.get("teacher"))
         for skill in keys(raw.get("shares")):
