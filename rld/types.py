@@ -1,8 +1,8 @@
-"""The values that flow through one update, and the shapes of what users plug in.
+"""Types of the values of one update, and protocols that user-supplied objects implement.
 
-Plain data only: nothing here knows a tensor or a model, so controllers and curricula are tested without training.
+This module uses neither tensors nor models, so controllers and curricula can be tested without training.
 
-Words used everywhere: a **skill** is the label of a training row; a **signal** is one of `SIGNALS`; a **level** is
+Terms used throughout: a **skill** is the label of a training row; a **signal** is one of `SIGNALS`; a **level** is
 an index into a skill's difficulties, 0 the easiest.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 Align = Literal["likelihood", "vocabulary"]
-"""How a teacher with another tokenizer teaches: on spans of text, or on the tokens that both vocabularies have."""
+"""How a teacher with another tokenizer is aligned: on spans of text, or on the tokens of both vocabularies."""
 
 Signal = Literal["policy", "response", "feature"]
 
@@ -29,28 +29,28 @@ need more than the answer an `entry` (JSON text, "" otherwise)."""
 
 
 class Answer(NamedTuple):
-    """What a model wrote to a prompt."""
+    """A model's answer to a prompt."""
 
     text: str
     """Without special tokens."""
     is_complete: bool
-    """Whether it ended. False: it was cut off at the greatest length."""
+    """Whether the answer ended. False: it was truncated at the maximum length."""
 
 
 class Task(NamedTuple):
-    """What a curriculum picks: a skill and how hard."""
+    """What a curriculum picks: a skill and one of its levels."""
 
     skill: str
     level: int
 
 
 class Curriculum(Protocol):
-    """Chooses the next prompt's task. Built as `Mine(levels, **options)`, `levels` = number of levels per skill.
+    """Chooses the next prompt's task. Built as `MyCurriculum(levels, **options)`; `levels`: number of levels per skill.
 
     `next` may draw from `rng` but must not change the curriculum: the same state and the same `rng` give the same
     task, on every process and after a resume. `observe` is called once per update with counts over all processes.
-    One that also has `allocate(shares)` is told, after each update, which share of the prompts the controller would
-    give each skill, or None, and may follow it; this is no part of its state.
+    If the curriculum has a method `allocate(shares)`, it is called after each update with the controller's preferred
+    share of prompts per skill, or None. The curriculum may use the shares; they are not part of its state.
     """
 
     def next(self, rng: random.Random) -> Task: ...
@@ -66,7 +66,7 @@ class Curriculum(Protocol):
 
 @dataclass(frozen=True)
 class Event:
-    """A decision worth telling: what changed, for which skill, from which measurement and by which rule."""
+    """A decision to report: what changed, for which skill, from which measurement and by which rule."""
 
     step: int
     kind: str

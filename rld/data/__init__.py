@@ -1,1 +1,1 @@
-"""Rows: from generators and files to prompts and training examples. No model."""
+"""Data: items from generators and files, and the prompts and training examples built from them, without a model."""

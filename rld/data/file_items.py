@@ -1,4 +1,4 @@
-"""Items from files, by level."""
+"""Reads items from files, grouped by level."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MOST_LISTED = 10
 
 
 def read_items(path: Path) -> list[list[Item]]:
-    """Read a file into items by level. Texts stay as they are: an answer 007 is not a 7.
+    """Return the items of a file, one list per level. Texts are not converted: the answer "007" stays "007".
 
     Raises:
         DataError: lists the rows that cannot be used, with their line numbers.
@@ -33,8 +33,10 @@ def read_items(path: Path) -> list[list[Item]]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: {error}") from error
     if problems:
-        more = len(problems) - _MOST_LISTED
-        raise DataError("\n".join(problems[:_MOST_LISTED] + ([f"and {more} rows more"] if more > 0 else [])))
+        num_unlisted = len(problems) - _MOST_LISTED
+        raise DataError(
+            "\n".join(problems[:_MOST_LISTED] + ([f"and {num_unlisted} rows more"] if num_unlisted > 0 else []))
+        )
     missing = [level for level in range(max(levels, default=0) + 1) if level not in levels]
     if missing:
         raise DataError(f"{path}: no rows of level {missing[0]}" if levels else f"{path}: no rows")
@@ -45,7 +47,7 @@ def _item(record: Any) -> tuple[Item, int]:
     """Return the item of a record, and its level.
 
     Raises:
-        ValueError: what is wrong with the record.
+        ValueError: the record is not a valid item; the message says why.
     """
     if isinstance(record, ValueError):
         raise record

@@ -1,4 +1,4 @@
-"""Items from a function or a reasoning-gym task."""
+"""Item factories of skills: a user's function, a reasoning-gym task, or the rows of a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rld.recipe.skills import FileSkill, GeneratedSkill, ReasoningGymSkill
 
 
 def item_factory(skill: GeneratedSkill | ReasoningGymSkill | FileSkill, folder: Path) -> tuple[ItemFactory, int]:
-    """Return what makes a skill's items, and how many levels it has. Paths are relative to `folder`.
+    """Return the factory of a skill's items and the number of its levels; paths are relative to `folder`.
 
     Raises:
         DataError: rows that cannot be read.
@@ -31,29 +31,29 @@ def item_factory(skill: GeneratedSkill | ReasoningGymSkill | FileSkill, folder: 
 
 
 class _Generator:
-    """Items from the user's function."""
+    """Makes items with a function that the user supplies."""
 
     def __init__(self, function: Callable[..., tuple[str, str]], skill: GeneratedSkill) -> None:
         self.function, self.name, self.levels = function, skill.generator, skill.levels
 
     def __call__(self, level: int, rng: random.Random) -> Item:
-        made = self.function(rng, **self.levels[level])
-        match made:
+        returned = self.function(rng, **self.levels[level])
+        match returned:
             case (str(question), str(answer)):
                 return Item(question, answer)
-        raise TypeError(f"{self.name} returned {made!r:.80}; it should return (question, answer), both text")
+        raise TypeError(f"{self.name} returned {returned!r:.80}; it should return (question, answer), both text")
 
 
 class _ReasoningGym:
-    """Items from a reasoning-gym task."""
+    """Makes items with a reasoning-gym task."""
 
     def __init__(self, skill: ReasoningGymSkill) -> None:
         self.task, self.levels = skill.reasoning_gym, skill.levels
         self.built: dict[int, Any] = {}
 
     def __call__(self, level: int, rng: random.Random) -> Item:
-        # Item i of a data set comes from Random(seed + i): data sets whose seeds lie close share most items. So every
-        # item is the first of a data set of its own, with a random seed; some tasks take no more than 32 bits.
+        # Item i of a data set comes from Random(seed + i), so data sets with adjacent seeds share most items. Therefore
+        # every item is the first of its own data set with a random seed. Some tasks accept at most 32 bits.
         seed = rng.getrandbits(32)
         if level not in self.built:
             self.built[level] = self._reseedable(level)
@@ -61,25 +61,25 @@ class _ReasoningGym:
         if dataset is None:
             dataset = self._build(level, seed)
         dataset.seed = seed
-        made = dataset[0]
+        gym_item = dataset[0]
         entry = {
             "task": self.task,
             "config": self.levels[level],
-            "question": made["question"],
-            "answer": made["answer"],
-            "metadata": made["metadata"],
+            "question": gym_item["question"],
+            "answer": gym_item["answer"],
+            "metadata": gym_item["metadata"],
         }
-        return Item(made["question"], made["answer"], json.dumps(entry, default=str))
+        return Item(gym_item["question"], gym_item["answer"], json.dumps(entry, default=str))
 
     def _build(self, level: int, seed: int) -> Any:
-        import reasoning_gym  # takes a second, and few recipes need it
+        import reasoning_gym  # deferred: the import takes a second, and few recipes need it
 
         return reasoning_gym.create_dataset(self.task, **{**self.levels[level], "seed": seed, "size": 1})
 
     def _reseedable(self, level: int) -> Any:
-        """Return a data set whose seed can be changed, or None for a task that looks at its seed while it is built.
+        """Return a data set whose seed can be changed, or None if the task uses its seed during construction.
 
-        Building takes milliseconds for tasks that read word lists; an item takes a few hundredths of one.
+        Construction takes milliseconds for tasks that read word lists; an item takes a few hundredths of a millisecond.
         """
         dataset = self._build(level, 0)
         for seed in range(1, 5):
@@ -90,7 +90,7 @@ class _ReasoningGym:
 
 
 class _Choice:
-    """Items picked from those of a file, by level."""
+    """Draws an item of a level at random from the items of a file."""
 
     def __init__(self, levels: list[list[Item]]) -> None:
         self.levels = levels

@@ -1,4 +1,4 @@
-"""One question with its answer, and what makes such items."""
+"""An item, that is a question with its answer, and the type of functions that make items."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 
 class Item(NamedTuple):
-    """A question and its answer, before it becomes a row."""
+    """A question and its answer, before a prompt template turns them into a row."""
 
     question: str
     answer: str | None
-    """None: there is no one gold answer; the verifier needs `entry`."""
+    """None: the question has no single gold answer, and the verifier uses `entry`."""
     entry: str = ""
 
 
 ItemFactory = Callable[[int, random.Random], Item]
-"""Makes an item of a level."""
+"""Makes an item of a level with a random generator."""

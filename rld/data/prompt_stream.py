@@ -1,6 +1,6 @@
-"""The prompts of a training run, as a curriculum picks them: each is drawn only when it is asked for.
+"""The prompts of a training run in the order that a curriculum sets; each row is drawn when it is first read.
 
-So the curriculum can go by all that came before, and a resumed run goes on with exactly the same rows.
+The curriculum can therefore use all earlier observations, and a resumed run continues with exactly the same rows.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from rld.types import DEFAULT_SKILL, Curriculum, Event, Row, Task
 from rld.utils.suggestions import describe_exception
 
 _MOST_TRIES = 200
-"""Picks in a row of skills that are not there after which the curriculum is taken to know no other."""
+"""Consecutive picks of inactive skills after which `PromptStream` raises an error."""
 
 
 class RowSource(Protocol):
-    """What a stream draws rows from."""
+    """The rows of one skill, by level, from which a stream draws."""
 
     num_levels: int
 
@@ -32,28 +32,29 @@ class RowSource(Protocol):
 class PromptStream:
     """The prompts of a training run, in the order that a curriculum sets.
 
-    `dataset` is what a trainer reads in order, without workers: slot i's row is drawn when slot i is first asked for.
-    A data loader looks ahead, so a task may be picked before the update in front of it has been observed. The state
-    holds the tasks picked and not yet trained on, so that a resumed run goes on with exactly the same rows.
+    A trainer reads `dataset` in order, without workers: the row of slot i is drawn when slot i is first read. A data
+    loader prefetches, so a task may be picked before the preceding update has been observed. The state holds the
+    tasks that were picked and not yet trained on, so that a resumed run continues with exactly the same rows.
 
     Args:
-        sources: Per skill, what its rows are drawn from.
-        curriculum: Picks skill and level.
-        seed: Of the stream.
-        num_slots: Prompts that the run needs at most.
+        sources: The source of rows of each skill.
+        curriculum: Picks the skill and the level of each prompt.
+        seed: Seed of the stream's random numbers.
+        num_slots: The largest number of prompts that the run can need.
     """
 
-    together: int = 1
-    """Prompts of one update over all processes. Their tasks are picked together, though each process asks for its
-    own: so every process knows all of them, and any one can write the state."""
+    prompts_per_update: int = 1
+    """Number of prompts of one update over all processes. Each process reads only its own rows but picks the tasks of
+    the whole update, so that every process has all tasks and any process can write the state."""
 
-    absent: frozenset[str] = frozenset()
-    """Skills that are not drawn for now, whatever the curriculum picks."""
+    inactive_skills: frozenset[str] = frozenset()
+    """Skills of which no rows are drawn at present. A pick of one of them is discarded and repeated."""
 
     def __init__(self, sources: Mapping[str, RowSource], curriculum: Curriculum, seed: int, num_slots: int) -> None:
         self.curriculum = curriculum
-        self.shifted: dict[str, list[int]] = {}
-        """Per skill the levels that its rows are drawn from, in the place of its first, second and further ones."""
+        self.level_overrides: dict[str, list[int]] = {}
+        """Per skill, entry i is the level from which rows are drawn when the curriculum picks level i; the last entry
+        also replaces all higher levels. Skills without an entry keep their levels."""
         self._sources, self._seed = dict(sources), seed
         self._seen: dict[Task, tuple[int, int]] = {}
         self._levels = self._current_levels()
@@ -72,10 +73,10 @@ class PromptStream:
         names = dataset.column_names
         skills = dataset["skill"] if "skill" in names else itertools.repeat(DEFAULT_SKILL, len(dataset))
         levels = dataset["level"] if "level" in names else itertools.repeat(0, len(dataset))
-        found: dict[str, dict[int, list[int]]] = {}
+        rows_by_skill: dict[str, dict[int, list[int]]] = {}
         for i, (skill, level) in enumerate(zip(skills, levels, strict=True)):
-            found.setdefault(str(skill), {}).setdefault(level, []).append(i)
-        sources = {skill: _Labelled(skill, dataset, rows) for skill, rows in found.items()}
+            rows_by_skill.setdefault(str(skill), {}).setdefault(level, []).append(i)
+        sources = {skill: _Labelled(skill, dataset, rows) for skill, rows in rows_by_skill.items()}
         return cls(sources, curriculum, seed, num_slots)
 
     @property
@@ -86,13 +87,21 @@ class PromptStream:
     def count(
         self, names: Sequence[str], skills_B: Tensor, levels_B: Tensor, success_B: Tensor, attempted_B: Tensor
     ) -> None:
-        """Tell the curriculum what came of each task of a rollout; rows are those of all processes."""
+        """Report the successes and attempts of each task of a rollout to the curriculum.
+
+        Args:
+            names: The name of each skill index.
+            skills_B: Skill index of each completion; all tensors hold the completions of all processes.
+            levels_B: Level of each completion.
+            success_B: Whether each completion is correct.
+            attempted_B: Whether each completion counts as an attempt.
+        """
         for s, level in sorted(set(zip(skills_B.tolist(), levels_B.tolist(), strict=True))):
             chosen_B = (skills_B == s) & (levels_B == level) & attempted_B
             self.observe(Task(names[s], level), int(success_B[chosen_B].sum()), int(chosen_B.sum()))
 
     def observe(self, task: Task, successes: int, attempts: int) -> None:
-        """Tell the curriculum what came of a task in one update, over all processes.
+        """Report the successes and attempts of a task in one update, over all processes, to the curriculum.
 
         Raises:
             CurriculumError: the curriculum raised.
@@ -104,29 +113,31 @@ class PromptStream:
         self._seen[task] = successes, attempts
 
     def allocate(self, shares: Mapping[str, float] | None) -> None:
-        """Tell a curriculum that listens which share of the prompts the controller would give each skill."""
+        """Pass the controller's preferred share of prompts per skill to a curriculum that has `allocate`."""
         if hasattr(self.curriculum, "allocate"):
             self.curriculum.allocate(shares)
 
-    def moves(self, step: int) -> list[Event]:
-        """Return an event for each skill whose level has moved since the last call."""
+    def level_events(self, step: int) -> list[Event]:
+        """Return an event for each skill whose level has changed since the last call."""
         before, self._levels = self._levels, self._current_levels()
         events = []
         for skill, level in self._levels.items():
             if level != before.get(skill, level):
-                seen = {task.level: counts for task, counts in self._seen.items() if task.skill == skill}
-                told = ", ".join(f"{s} of {n} right at level {at}" for at, (s, n) in sorted(seen.items()))
+                counts_by_level = {task.level: counts for task, counts in self._seen.items() if task.skill == skill}
+                measured = ", ".join(
+                    f"{s} of {n} right at level {at}" for at, (s, n) in sorted(counts_by_level.items())
+                )
                 kind, rule = "level up" if level > before[skill] else "level down", type(self.curriculum).__name__
-                events.append(Event(step, kind, skill, f"from {before[skill]:g} to {level:g}", told, rule))
+                events.append(Event(step, kind, skill, f"from {before[skill]:g} to {level:g}", measured, rule))
         self._seen = {}
         return events
 
     def _current_levels(self) -> dict[str, float]:
-        shown = self.curriculum.metrics()
-        return {skill: shown[f"level/{skill}"] for skill in self._sources if f"level/{skill}" in shown}
+        metrics = self.curriculum.metrics()
+        return {skill: metrics[f"level/{skill}"] for skill in self._sources if f"level/{skill}" in metrics}
 
     def state_dict(self, first_unused_slot: int) -> dict[str, Any]:
-        """Return the curriculum's state and the tasks already picked from `first_unused_slot` on; forget older ones."""
+        """Return the curriculum's state and the tasks picked from slot `first_unused_slot`; delete earlier tasks."""
         self._tasks = {slot: task for slot, task in self._tasks.items() if slot >= first_unused_slot}
         return {
             "curriculum": self.curriculum.state_dict(),
@@ -134,42 +145,44 @@ class PromptStream:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         self.curriculum.load_state_dict(state["curriculum"])
         self._levels, self._seen = self._current_levels(), {}
         self._tasks = {slot: Task(skill, level) for slot, skill, level in state["tasks"]}
         self._rows = {}
 
     def _columns(self, slots: list[int]) -> dict[str, list[Any]]:
-        known = self._rows
+        previous_rows = self._rows
         self._rows = {}
         for slot in slots:
             if slot not in self._rows:
-                self._rows[slot] = known[slot] if slot in known else self._draw(slot)
+                self._rows[slot] = previous_rows[slot] if slot in previous_rows else self._draw(slot)
         rows = [self._rows[slot] for slot in slots]
         return {name: [row[name] for row in rows] for name in rows[0]}
 
     def _draw(self, slot: int) -> Row:
         if slot not in self._tasks:
-            first = slot - slot % self.together
-            for other in range(first, first + self.together):
+            first = slot - slot % self.prompts_per_update
+            for other in range(first, first + self.prompts_per_update):
                 self._tasks.setdefault(other, self._pick(other))
         skill, level = self._tasks[slot]
-        levels = self.shifted.get(skill)
-        drawn = level if levels is None else levels[min(level, len(levels) - 1)]
-        row = self._sources[skill].draw(drawn, random.Random(f"{self._seed}:row:{slot}"))
+        levels = self.level_overrides.get(skill)
+        source_level = level if levels is None else levels[min(level, len(levels) - 1)]
+        row = self._sources[skill].draw(source_level, random.Random(f"{self._seed}:row:{slot}"))
         return row if levels is None else {**row, "level": level}
 
     def _pick(self, slot: int) -> Task:
-        place = slot % self.together
+        place = slot % self.prompts_per_update
         start = random.Random(f"{self._seed}:skills:{slot - place}").random()
         rng = _Systematic(f"{self._seed}:task:{slot}")
-        rng.first = (place + start) / self.together
+        rng.first = (place + start) / self.prompts_per_update
         for _ in range(_MOST_TRIES):
             task = self._next(rng)
-            if task.skill not in self.absent:
+            if task.skill not in self.inactive_skills:
                 return task
-        raise self._error(f"{_MOST_TRIES} picks in a row were skills that have left: {', '.join(sorted(self.absent))}")
+        raise self._error(
+            f"{_MOST_TRIES} picks in a row were skills that have left: {', '.join(sorted(self.inactive_skills))}"
+        )
 
     def _next(self, rng: random.Random) -> Task:
         try:
@@ -179,17 +192,18 @@ class PromptStream:
         match task:
             case (str(skill), int(level)) if skill in self._sources and 0 <= level < self._sources[skill].num_levels:
                 return Task(skill, level)
-        known = ", ".join(f"{skill!r} with {source.num_levels}" for skill, source in self._sources.items())
-        raise self._error(f"next() returned {task!r}, not a skill and one of its levels, counted from 0 ({known})")
+        num_levels = ", ".join(f"{skill!r} with {source.num_levels}" for skill, source in self._sources.items())
+        raise self._error(f"next() returned {task!r}, not a skill and one of its levels, counted from 0 ({num_levels})")
 
-    def _error(self, what: str) -> CurriculumError:
-        return CurriculumError(f"curriculum {type(self.curriculum).__name__}: {what}")
+    def _error(self, message: str) -> CurriculumError:
+        return CurriculumError(f"curriculum {type(self.curriculum).__name__}: {message}")
 
 
 class _Systematic(random.Random):
-    """Randomness whose first number is given: for the prompts of an update they are spread evenly over [0, 1).
+    """A random generator whose first number is preset by systematic sampling; later numbers are pseudo-random.
 
-    So a curriculum that draws the skill first gives each skill its share of an update's prompts to within one.
+    The first numbers of an update's prompts are spread evenly over [0, 1). A curriculum that draws the skill first
+    therefore gives each skill its share of an update's prompts to within one prompt.
     """
 
     first: float | None = None
@@ -199,11 +213,11 @@ class _Systematic(random.Random):
         return super().random() if first is None else first
 
     def getrandbits(self, k: int, /) -> int:
-        return super().getrandbits(k)  # or Python would make whole numbers from `random`
+        return super().getrandbits(k)  # otherwise Python derives integers from the overridden `random`
 
 
 class _Labelled:
-    """The rows of one skill in a data set that the user brings."""
+    """A row source: the rows of one skill in a data set that the user supplies."""
 
     def __init__(self, skill: str, dataset: Dataset, levels: Mapping[int, list[int]]) -> None:
         self.num_levels = max(levels) + 1

@@ -1,4 +1,4 @@
-"""The rows that fine-tuning learns from: gold answers, or a teacher's own."""
+"""The training set of supervised fine-tuning: prompts with gold answers or with a teacher's answers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from rld.recipe.stages.sft import Sft
 from rld.types import Answer, Row
 
 AnswerRows: TypeAlias = Callable[[Sequence[Row]], list[Answer]]
-"""A teacher that answers rows."""
+"""Returns a teacher's answers to rows."""
 
 Encode: TypeAlias = Callable[[Any, Answer], dict[str, list[int]]]
 """Returns the `input_ids` of a prompt and an answer, and a `completion_mask` that is 1 on the answer."""
 
 Verdicts: TypeAlias = Callable[[Sequence[Row], Sequence[str]], list[bool]]
-"""Tells which answers to rows are correct."""
+"""Returns for each answer to a row whether it is correct."""
 
 
 def sft_dataset(
@@ -33,16 +33,16 @@ def sft_dataset(
     teacher: AnswerRows | None,
     verdicts: Verdicts,
 ) -> Dataset:
-    """Return prompts with the completions to learn, as token ids, the skills mixed in proportion to `stage.shares`.
+    """Return prompts with target completions as token ids; skills are mixed in proportion to `stage.shares`.
 
     Args:
-        stage: The stage.
+        stage: The fine-tuning stage of the recipe.
         sources: The source of each skill.
-        skills: The skills to learn.
-        seed: The stage's.
+        skills: The skills to train on.
+        seed: The stage's seed.
         encode: Makes token ids of a prompt and an answer.
-        teacher: A teacher that answers rows. None: gold answers are learnt.
-        verdicts: For a stage that learns a teacher's correct answers alone.
+        teacher: Returns a teacher's answers. None: the targets are gold answers.
+        verdicts: Returns which answers are correct; used if the stage trains only on a teacher's correct answers.
 
     Raises:
         DataError: a skill has no gold answers, or the teacher gives none.
@@ -69,11 +69,11 @@ def sft_dataset(
 
 
 def _answered(skill: str, rows: list[Row], teacher: AnswerRows, verdicts: Verdicts | None) -> list[tuple[Row, Answer]]:
-    """Return rows with the teacher's answers: all, or the correct ones, repeated in the place of the others."""
+    """Return rows with the teacher's answers; with `verdicts`, correct ones are repeated to replace incorrect ones."""
     answers = [Answer(answer.text.strip(), answer.is_complete) for answer in teacher(rows)]
     is_correct = [True] * len(rows) if verdicts is None else verdicts(rows, [answer.text for answer in answers])
-    answered = zip(rows, answers, is_correct, strict=True)
-    learnt = [(row, answer) for row, answer, correct in answered if correct and answer.text]
-    if not learnt:
+    triples = zip(rows, answers, is_correct, strict=True)
+    examples = [(row, answer) for row, answer, correct in triples if correct and answer.text]
+    if not examples:
         raise DataError(f"the teacher has no correct answer to any of {len(rows)} rows of skill {skill!r}")
-    return [learnt[i % len(learnt)] for i in range(len(rows))]  # so that skills keep their shares
+    return [examples[i % len(examples)] for i in range(len(rows))]  # the same number of rows keeps the skills' shares

@@ -1,4 +1,4 @@
-"""The rows of each skill: held-out ones, which no training sees, and training ones per level."""
+"""The rows of each skill: held-out rows, which are never trained on, and training rows per level."""
 
 from __future__ import annotations
 
@@ -16,39 +16,45 @@ from rld.types import Row
 from rld.utils.suggestions import describe_exception
 
 _MOST_TRIES = 200
-"""Draws in a row without a new question after which a level is taken to be exhausted."""
+"""Consecutive draws of held-out questions after which a level is considered exhausted."""
 
 
 def skill_rows(recipe: Recipe, folder: Path) -> dict[str, SkillRows]:
-    """Return the source of each of a recipe's skills; `folder` is the recipe's.
+    """Return the row source of each skill of a recipe; `folder` is the recipe's folder.
 
     Raises:
         DataError: rows that cannot be read.
         LibraryError: a generator that does not exist.
     """
-    taken: set[str] = set()
-    made = {
+    held_out_questions: set[str] = set()
+    sources = {
         name: SkillRows(
-            name, *item_factory(skill, folder), skill.held_out, recipe.skill_prompts(name), recipe.seed, taken
+            name,
+            *item_factory(skill, folder),
+            skill.held_out,
+            recipe.skill_prompts(name),
+            recipe.seed,
+            held_out_questions,
         )
         for name, skill in recipe.skills.items()
     }
-    for source in made.values():  # two skills may ask the same: all hold out before any trains
+    for source in sources.values():  # skills may share questions, so all hold rows out before any draws training rows
         source.held_out()
-    return made
+    return sources
 
 
 class SkillRows:
     """The rows of one skill.
 
     Args:
-        skill: Its name.
-        make: Makes items.
-        num_levels: Levels that `make` knows.
-        num_held_out: Rows held out, spread evenly over the levels.
-        prompts: How a question becomes a prompt.
-        seed: The recipe's.
-        taken: Held-out questions that all skills of a recipe avoid; this one adds its own.
+        skill: The skill's name.
+        make: Makes an item of a level.
+        num_levels: Number of levels that `make` accepts.
+        num_held_out: Number of held-out rows, spread evenly over the levels.
+        prompts: The template and the style that turn a question into a prompt.
+        seed: The recipe's seed.
+        taken: Held-out questions of all skills of a recipe, which no new row may repeat; this skill adds its held-out
+            questions to the set.
     """
 
     def __init__(
@@ -67,7 +73,7 @@ class SkillRows:
         self._taken = taken
 
     def held_out(self) -> list[Row]:
-        """Return the rows that no training sees, no two with the same question.
+        """Return the held-out rows, which are never trained on; no two have the same question.
 
         Raises:
             DataError: a level has too few different questions to hold some out and train on others.
@@ -92,7 +98,7 @@ class SkillRows:
         Raises:
             DataError: all of the level's questions seem to be held out.
         """
-        self.held_out()  # the questions to avoid are known from here on
+        self.held_out()  # fills the set of questions to exclude
         return self._row(self._new(level, rng), level)
 
     def rows(self, count: int, seed: int, gold: bool = True) -> list[Row]:
@@ -107,7 +113,7 @@ class SkillRows:
         return rows
 
     def probe(self, count: int) -> list[Row]:
-        """Return training rows on which teachers are measured, the same in every run with the recipe's seed."""
+        """Return training rows for probing teachers; they are the same in every run with the recipe's seed."""
         return list(self._drawn(count, self._seed, "probe"))
 
     def _drawn(self, count: int, seed: int, purpose: str) -> Iterator[Row]:

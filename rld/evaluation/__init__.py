@@ -1,1 +1,1 @@
-"""How good a model is: scores on rows that no training sees."""
+"""Evaluation of models on held-out rows, which are never trained on."""

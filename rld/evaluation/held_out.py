@@ -19,7 +19,7 @@ from rld.rollout.verifier import Verify, ask, is_success
 from rld.types import Answer, Row
 
 NUM_SAMPLES = 3
-"""Held-out rows of each skill whose answers are kept, for people to look at."""
+"""Number of held-out rows per skill whose answers are recorded as samples for the user."""
 
 _METRIC = Path(__file__).parent / "metrics" / "solved.py"
 
@@ -43,11 +43,11 @@ class SampledAnswer(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What a model achieves on held-out rows.
+    """The result of a model on held-out rows.
 
     Attributes:
         scores: The share of correct answers per skill, from 0 to 1.
-        samples: The answers to `HeldOutEvaluator.sample_rows`, in their order; empty where only scores are known.
+        samples: The answers to `HeldOutEvaluator.sample_rows`, in their order; empty if only scores are available.
     """
 
     scores: dict[str, float]
@@ -56,14 +56,14 @@ class Evaluation(NamedTuple):
 
 @dataclass(frozen=True)
 class HeldOutEvaluator:
-    """Scores models by their greedy answers to held-out rows.
+    """Computes the accuracy of models from their greedy answers to held-out rows.
 
     Attributes:
         rows: The held-out rows of all skills.
-        judge: Gives 1 to correct answers; it has the signature of a reward.
-        max_new_tokens: Tokens that an answer may take.
-        device: Where models run that are not placed yet.
-        chat_template_kwargs: Further arguments of chat templates.
+        judge: Returns 1 for correct answers; it has the signature of a reward.
+        max_new_tokens: The largest number of tokens of an answer.
+        device: The device for models that have not been placed on one.
+        chat_template_kwargs: Additional arguments of chat templates.
     """
 
     rows: Sequence[Row]
@@ -77,7 +77,7 @@ class HeldOutEvaluator:
         return self.evaluate(model, tokenizer).scores
 
     def evaluate(self, model: PreTrainedModel | LogprobSource, tokenizer: PreTrainedTokenizerBase) -> Evaluation:
-        """Return the scores on the held-out rows, and the answers to those that are shown as samples."""
+        """Return the scores on the held-out rows, and the answers to `sample_rows`."""
         texts = [answer.text for answer in self.answer(model, tokenizer, self.rows)]
         rewards = self.rewards(self.rows, texts, tokenizer)
         samples = [SampledAnswer(texts[i], is_success(rewards[i])) for i in self._sample_indices()]
@@ -105,7 +105,7 @@ class HeldOutEvaluator:
         return generate(model, encoder, rows, max_new_tokens=self.max_new_tokens)
 
     def rewards(self, rows: Sequence[Row], texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[float]:
-        """Return what the judge gives to answers; 0 where it does not apply."""
+        """Return the judge's rewards for answers; 0 where the judge returns None."""
         if not rows:
             return []
         encoder = PromptEncoder(tokenizer)
@@ -122,13 +122,13 @@ class HeldOutEvaluator:
 def _accuracies(rows: Sequence[Row], rewards: Sequence[float]) -> dict[str, Accuracy]:
     accuracies = {}
     for skill in dict.fromkeys(row["skill"] for row in rows):
-        of_skill = [reward for row, reward in zip(rows, rewards, strict=True) if row["skill"] == skill]
-        accuracies[skill] = Accuracy(float(_metric().compute(predictions=of_skill)["solved"]), len(of_skill))
+        skill_rewards = [reward for row, reward in zip(rows, rewards, strict=True) if row["skill"] == skill]
+        accuracies[skill] = Accuracy(float(_metric().compute(predictions=skill_rewards)["solved"]), len(skill_rewards))
     return accuracies
 
 
 @functools.cache
 def _metric() -> Any:
-    import evaluate  # takes seconds
+    import evaluate  # deferred: the import takes seconds
 
     return evaluate.load(str(_METRIC), keep_in_memory=True)

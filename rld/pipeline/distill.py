@@ -78,7 +78,7 @@ def fill_cache(context: RunContext, stage: Distill) -> dict[str, tuple[int, int]
         student = stages[student].student  # an unfinished stage has the tokenizer of the model that it trains
     args = _arguments(context, stage, [spec.weight for spec in context.recipe.rewards])
     stream = _stream(context, stage, args)
-    stream.together = args.prompts_per_rollout
+    stream.prompts_per_update = args.prompts_per_rollout
     return TeacherLoader(context).fill_cache(stage, list(stream.dataset), context.models.load(student), args)
 
 

@@ -75,7 +75,7 @@ class Perturbations(TrainerCallback):
         if trainer.stream is not None:
             moves = [c for c in self.planned if isinstance(c, SkillJoins | SkillLeaves)]
             firsts = {(c.joins if isinstance(c, SkillJoins) else c.leaves): c for c in reversed(moves)}
-            trainer.stream.absent = frozenset(name for name, c in firsts.items() if isinstance(c, SkillJoins))
+            trainer.stream.inactive_skills = frozenset(name for name, c in firsts.items() if isinstance(c, SkillJoins))
         for change in self.planned:
             if change.at < first_step:
                 self._make(change)
@@ -100,13 +100,13 @@ class Perturbations(TrainerCallback):
         assert stream is not None  # always set in the run of a recipe
         match change:
             case SkillJoins():
-                stream.absent -= {change.joins}
+                stream.inactive_skills -= {change.joins}
                 return change.joins, "joins"
             case SkillLeaves():
-                stream.absent |= {change.leaves}
+                stream.inactive_skills |= {change.leaves}
                 return change.leaves, "leaves"
             case LevelShift():
-                stream.shifted[change.skill] = change.levels
+                stream.level_overrides[change.skill] = change.levels
                 return change.skill, f"now has levels {change.levels}"
 
     def _change_teacher(self, change: TeacherChange) -> str:

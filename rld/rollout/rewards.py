@@ -1,7 +1,7 @@
-"""Rewards that fail clearly: a wrong return value or an exception names the reward, the row and the completion.
+"""Checks of rewards: errors for invalid return values and exceptions name the reward, the row and the completion.
 
 TRL calls a reward with lists, one element per completion: `prompts`, `completions`, `completion_ids` and the rows'
-other columns; and with a few objects that are not columns, such as `trainer_state`.
+other columns. It also passes objects that are not columns, such as `trainer_state`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _SHOWN = 80
 
 
 def checked(reward: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """Return `reward` under the name `name`, refusing what TRL would stumble over or train on.
+    """Return `reward` under the name `name`, with checks of its return values and exceptions.
 
     A reward model (`nn.Module`) is returned as it is, and an asynchronous reward stays asynchronous.
 
     Raises:
-        RewardError: when called, if the reward raises, or returns anything but one finite number or None for each
-            completion; names the reward, the row and the completion.
+        RewardError: when called, if the reward raises, or does not return one finite number or None per completion; the
+            message names the reward, the row and the completion.
     """
     if isinstance(reward, nn.Module):
         return reward
@@ -50,24 +50,24 @@ def checked(reward: Callable[..., Any], name: str) -> Callable[..., Any]:
             raise _raised(name, error, batch, _recurs(error, outcomes)) from error
         return _numbers(returned, name, batch)
 
-    chosen: Callable[..., Any] = call_async if is_async(reward) else call
-    chosen.__name__ = name
-    return chosen
+    checked_reward: Callable[..., Any] = call_async if is_async(reward) else call
+    checked_reward.__name__ = name
+    return checked_reward
 
 
 def callable_name(reward: Callable[..., Any]) -> str:
-    """Return a reward's name as TRL logs it: a partial has that of its function, an object that of its class."""
+    """Return the name under which TRL logs a reward: that of a partial's function, or that of an object's class."""
     while isinstance(reward, functools.partial):
         reward = reward.func
     return getattr(reward, "__name__", type(reward).__name__)
 
 
 def all_checked(rewards: Any) -> list[Any] | None:
-    """Return TRL's `reward_funcs` as a list of checked ones; reward models, loaded or by name, stay as they are."""
+    """Return TRL's `reward_funcs` as a list of checked rewards; reward models, loaded or by name, are unchanged."""
     if rewards is None:
         return None
-    listed = rewards if isinstance(rewards, (list, tuple)) else [rewards]
-    return [r if isinstance(r, (str, nn.Module)) else checked(r, callable_name(r)) for r in listed]
+    reward_list = rewards if isinstance(rewards, (list, tuple)) else [rewards]
+    return [r if isinstance(r, (str, nn.Module)) else checked(r, callable_name(r)) for r in reward_list]
 
 
 def is_async(reward: Callable[..., Any]) -> bool:
@@ -77,7 +77,7 @@ def is_async(reward: Callable[..., Any]) -> bool:
 
 
 def _rows(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield batches of one row; what is not a column of the batch stays whole."""
+    """Yield a batch of one row for each row of `batch`; values that are not columns are passed unchanged."""
     size = len(batch["completions"])
     for i in range(size):
         yield {
@@ -87,7 +87,7 @@ def _rows(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _outcome(reward: Callable[..., Any], row: dict[str, Any]) -> Any:
-    """Return what a reward returns or raises."""
+    """Return the value that a reward returns, or the exception that it raises."""
     try:
         return reward(**row)
     except Exception as error:
@@ -95,15 +95,15 @@ def _outcome(reward: Callable[..., Any], row: dict[str, Any]) -> Any:
 
 
 def _recurs(error: Exception, outcomes: Iterable[Any]) -> int | None:
-    """Return the first row that raises alone what the batch raised, or None."""
+    """Return the index of the first row that on its own raises the batch's type of exception, or None."""
     return next((i for i, outcome in enumerate(outcomes) if type(outcome) is type(error)), None)
 
 
 def _raised(name: str, error: Exception, batch: dict[str, Any], index: int | None) -> RewardError:
     where = "on the whole batch, but on none of its rows alone" if index is None else _place(batch, index)
-    frames = traceback.extract_tb(error.__traceback__)[1:]  # after our own
-    own = [frame for frame in frames if frame.filename == frames[0].filename]
-    line = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # without the frame of this module
+    reward_frames = [frame for frame in frames if frame.filename == frames[0].filename]
+    line = f" ({reward_frames[-1].filename}:{reward_frames[-1].lineno})" if reward_frames else ""
     return RewardError(f"reward {name!r} raised {type(error).__name__}: {error}{line} {where}")
 
 
@@ -122,8 +122,10 @@ def _numbers(returned: Any, name: str, batch: dict[str, Any]) -> list[float | No
     size = len(batch["completions"])
     values = list(returned) if isinstance(returned, Iterable) and not isinstance(returned, (str, dict)) else None
     if values is None or len(values) != size:
-        found = _shown(returned) if values is None else f"{len(values)} values"
-        raise RewardError(f"reward {name!r} returned {found}; it should return {size} numbers, one per completion")
+        description = _shown(returned) if values is None else f"{len(values)} values"
+        raise RewardError(
+            f"reward {name!r} returned {description}; it should return {size} numbers, one per completion"
+        )
     numbers = [_number(value) for value in values]
     for i, (value, number) in enumerate(zip(values, numbers, strict=True)):
         if number is not None and not math.isfinite(number):
@@ -135,7 +137,7 @@ def _numbers(returned: Any, name: str, batch: dict[str, Any]) -> list[float | No
 
 
 def _number(value: Any) -> float | None:
-    """Return a reward as a float, and NaN for what is no number."""
+    """Return a reward as a float, None for None, and NaN for any other value that is not a number."""
     if isinstance(value, (Tensor, np.ndarray, np.generic)) and value.ndim == 0:
         value = value.item()
     if isinstance(value, (bool, int, float)):

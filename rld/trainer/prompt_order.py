@@ -35,6 +35,6 @@ def prompt_stream(args: RLDConfig, rows: Any, curriculum: Curriculum | None) -> 
         return None
     if args.dataloader_num_workers:
         raise DataError("a curriculum needs dataloader_num_workers=0: a worker's copy of it would learn nothing")
-    rows.together = args.prompts_per_rollout
+    rows.prompts_per_update = args.prompts_per_rollout
     args.shuffle_dataset = False  # the curriculum orders the prompts
     return rows

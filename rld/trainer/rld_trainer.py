@@ -330,7 +330,7 @@ class RLDTrainer(GRPOHooks):
         self.flop_meter.add("student", forward_flops(self._num_parameters, num_read))
         metrics |= {"flops": self.flop_meter.total} | self.totals.metrics()
         if self.stream is not None:
-            self.events += self.stream.moves(step)
+            self.events += self.stream.level_events(step)
             metrics |= self.stream.curriculum.metrics()  # the shares of this update, as the weights are
             self.stream.allocate(self.runtime.weights.allocation)
         return metrics

@@ -1,1 +1,1 @@
-"""Small helpers that know nothing of distillation."""
+"""General helpers that do not depend on distillation."""

@@ -1,6 +1,6 @@
-"""Files and folders that are written whole or not at all, and JSON Lines that survive a process killed at any moment.
+"""Atomic file writes, folders replaced only when complete, and JSON Lines that stay readable after a killed write.
 
-A process that dies while it appends a line leaves at most one incomplete line at the end; readers leave that out.
+A process that is killed while it appends a line leaves at most one incomplete last line, which readers skip.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Record: TypeAlias = dict[str, Any]
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path` whole or not at all, even when other threads or processes write the same file.
+    """Write `data` to `path` atomically, even when other threads or processes write the same file.
 
     Raises:
-        OSError: the file cannot be written; no draft is left behind.
+        OSError: the file cannot be written; the draft file is removed.
     """
     draft = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.draft")
     try:
@@ -38,17 +38,17 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` in UTF-8, whole or not at all."""
+    """Write `text` to `path` in UTF-8, atomically."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path` as JSON, whole or not at all."""
+    """Write `value` to `path` as JSON, atomically."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False))
 
 
 def read_json(path: Path) -> Record:
-    """Read an object that `write_json` wrote.
+    """Return an object that `write_json` wrote.
 
     Raises:
         CheckpointError: the file is missing.
@@ -61,7 +61,7 @@ def read_json(path: Path) -> Record:
 
 @contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill; it takes the place of `folder` when the block ends without an error."""
+    """Yield an empty folder to fill; it replaces `folder` when the block ends without an error."""
     draft = folder.with_name(f"{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -71,16 +71,16 @@ def replace_folder(folder: Path) -> Iterator[Path]:
 
 
 def append_jsonl(path: Path, records: Iterable[Record]) -> None:
-    """Add `records` to the end of `path`; the operating system has them when this returns."""
+    """Append `records` to `path`; they have been passed to the operating system when this returns."""
     with path.open("a") as file:
         file.write("".join(map(_line, records)))
 
 
 def read_jsonl(path: Path) -> tuple[list[Record], bool]:
-    """Read all records of `path`, none where the file is missing.
+    """Return all records of `path`, or none if the file is missing.
 
     Returns:
-        The records, and whether the last line was incomplete and left out.
+        The records, and whether the last line was incomplete and skipped.
 
     Raises:
         CheckpointError: another line is not a JSON object; names the file and the line.
@@ -100,7 +100,7 @@ def read_jsonl(path: Path) -> tuple[list[Record], bool]:
 
 
 def filter_jsonl(path: Path, is_wanted: Callable[[Record], bool]) -> None:
-    """Remove the records that are not wanted, and an incomplete last line; the file is replaced whole or not at all."""
+    """Remove the records for which `is_wanted` is false, and an incomplete last line; replace the file atomically."""
     if not path.is_file():
         return
     text = "".join(_line(record) for record in read_jsonl(path)[0] if is_wanted(record))

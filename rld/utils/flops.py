@@ -1,7 +1,7 @@
-"""Floating-point operations and bytes of a model, and a meter that adds operations up.
+"""Estimates of a model's floating-point operations and bytes, and a meter that sums operations.
 
-Operations are counted as usual: 2 per parameter and token forwards, twice that backwards (Kaplan et al. 2020, section
-2.1), without the quadratic part of attention.
+A forward pass counts 2 operations per parameter and token, a backward pass twice that (Kaplan et al. 2020, section
+2.1); the quadratic part of attention is not counted.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Literal, get_args
 
 Account = Literal["generation", "teachers", "gate", "student", "retention", "answers"]
-"""What operations are spent on:
+"""The purpose of operations:
 
 - `generation`: the student samples completions and reads them for old and reference log-probabilities;
 - `teachers`: teachers score completions;
-- `gate`: teachers answer prompts before they may teach on them;
+- `gate`: teachers answer prompts, which decides whether they teach on them;
 - `student`: the student's updates, and gold answers that a controller has it read;
 - `retention`: protected skills are sampled, replayed and probed;
 - `answers`: before an update, teachers answer probes and prompts to fine-tune on.
@@ -36,9 +36,9 @@ def training_flops(num_parameters: int, tokens: int) -> int:
 
 
 class FlopMeter:
-    """Adds up floating-point operations of one stage by account, over all processes.
+    """Sums the floating-point operations of one stage by account, over all processes.
 
-    Scores on held-out rows are not counted: they are no part of training.
+    Evaluation on held-out rows is not counted, because it is not part of training.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class FlopMeter:
 
     @property
     def total(self) -> float:
-        """Operations of all accounts."""
+        """The sum of the operations of all accounts."""
         return sum(self.accounts.values())
 
     def add(self, account: Account, flops: float) -> None:
@@ -54,7 +54,7 @@ class FlopMeter:
         self.accounts[account] += flops
 
     def replace(self, accounts: Mapping[Account, float]) -> None:
-        """Replace the operations of some accounts, which a checkpoint holds or something else has counted."""
+        """Replace the operations of some accounts by values from a checkpoint or another counter."""
         self.accounts.update(accounts)
 
 

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop."""
+"""Handles signals that request a run to stop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import FrameType
 
 
 class StopRequest:
-    """Remembers the signals that asked this process to stop.
+    """Records the signals that requested this process to stop.
 
     Args:
         message: Printed to stderr by the main process at each request.
@@ -30,21 +30,21 @@ class StopRequest:
             print(f"rld: {self.message}", file=sys.stderr)
 
     def is_made(self) -> bool:
-        """Tell whether a stop was requested."""
+        """Return whether a stop was requested."""
         return bool(self.signals)
 
 
 @contextmanager
 def stop_on_signals(stop: StopRequest, names: Sequence[str] = ("SIGINT", "SIGTERM")) -> Iterator[StopRequest]:
-    """Hand the signals called `names` to `stop` inside the block; signals that a platform lacks are left out.
+    """Handle the signals called `names` with `stop` inside the block; skip signals that the platform lacks.
 
-    A SIGHUP that is ignored stays ignored: under nohup, closing the terminal stops nothing.
+    An ignored SIGHUP stays ignored, so that a run under nohup continues when its terminal closes.
     """
     numbers = [number for name in names if (number := getattr(signal, name, None)) is not None]
     numbers = [n for n in numbers if signal.Signals(n).name != "SIGHUP" or signal.getsignal(n) is not signal.SIG_IGN]
-    before = [signal.signal(number, stop) for number in numbers]
+    handlers = [signal.signal(number, stop) for number in numbers]
     try:
         yield stop
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        for number, handler in zip(numbers, handlers, strict=True):
             signal.signal(number, handler)

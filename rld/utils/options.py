@@ -1,4 +1,4 @@
-"""The base class of everything that a recipe can configure, and unions whose members are told apart by a key."""
+"""The base class of all options of a recipe, and helpers for discriminated unions of options."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class FrozenOptions(BaseModel):
 
 
 def union_by_key(**kinds: type[FrozenOptions]) -> Callable[[Any], str | None]:
-    """Return the discriminator of a union whose members each have a key of their own.
+    """Return the discriminator of a union in which a distinct key identifies each member.
 
-    A misspelt key still finds its member, so that the error names the key instead of the whole union.
+    A misspelt key is matched to the nearest member, so that the error names the key instead of the whole union.
     """
 
     def kind(value: Any) -> str | None:
         if isinstance(value, dict):
             keys = [key for key in value if isinstance(key, str)]
-            found = next((key for key in kinds if key in keys), None)
-            found = found or next(filter(None, (nearest(key, kinds) for key in keys)), None)
-            return kinds[found].__name__ if found else None
+            member_key = next((key for key in kinds if key in keys), None)
+            member_key = member_key or next(filter(None, (nearest(key, kinds) for key in keys)), None)
+            return kinds[member_key].__name__ if member_key else None
         return type(value).__name__
 
     return kind
@@ -39,9 +39,9 @@ def parse_option(name: str, options_type: Any, value: dict[str, Any] | str) -> A
     """Return an instance of `options_type`, a class or a union, from the plain value of the option `name`.
 
     Args:
-        name: What the option is called in an error.
+        name: The option's name in error messages.
         options_type: A subclass of `FrozenOptions`, or a union of such classes with the discriminator `kind`.
-        value: The kind, a mapping of kind and options, or that mapping as JSON, which is how a command line gives it.
+        value: The kind, a mapping of kind and options, or that mapping as JSON, as on a command line.
 
     Raises:
         RecipeError: the value does not fit the type.
@@ -56,13 +56,13 @@ def parse_option(name: str, options_type: Any, value: dict[str, Any] | str) -> A
 
 
 def kinds_of(union: Any) -> dict[str, type[FrozenOptions]]:
-    """Return the members of a union that a literal tells apart, by that literal."""
+    """Return the members of a union discriminated by a literal, keyed by that literal."""
     key = _discriminator(union)
     return {get_args(member.model_fields[key].annotation)[0]: member for member in _members(union)}
 
 
 def member_of(union: Any, value: Any) -> type[FrozenOptions] | None:
-    """Return the member of a discriminated union that a plain value is meant to be, None where it is none."""
+    """Return the member of a discriminated union that a plain value selects, or None if it selects none."""
     discriminator = _discriminator(union)
     if callable(discriminator):
         name = discriminator(value)
@@ -77,5 +77,5 @@ def _members(union: Any) -> list[type[FrozenOptions]]:
 
 
 def _discriminator(union: Any) -> Any:
-    """Return the key or the function that tells the members of a union apart."""
+    """Return the discriminator of a union: a key or a function."""
     return next(filter(None, (getattr(metadata, "discriminator", None) for metadata in get_args(union)[1:])))

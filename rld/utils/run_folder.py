@@ -1,4 +1,4 @@
-"""Where a run keeps each of its files."""
+"""The paths of a run's files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rld.utils.files import Record, read_json
 _STAGE_RECORD = "rld_stage.json"
 
 ABLATION_RESULT = "ablation.json"
-"""The result of an ablation, in the folder that holds those of its runs."""
+"""The name of the file with an ablation's result, in the folder that contains the folders of its runs."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class RunFolder:
 
     Attributes:
         path: The folder.
-        last_stage: The stage whose model is the run's student. None: for callers that ask for no stage's result.
+        last_stage: The stage whose model is the run's student. None: for callers that do not need a
+            stage's result.
     """
 
     path: Path
@@ -32,7 +33,7 @@ class RunFolder:
 
     @property
     def summary(self) -> Path:
-        """What the run has done so far."""
+        """The file with the status and the results of the run so far."""
         return self.path / "summary.json"
 
     @property
@@ -57,7 +58,7 @@ class RunFolder:
 
     @property
     def log(self) -> Path:
-        """What a run that an ablation started has printed."""
+        """The printed output of a run that an ablation started."""
         return self.path / "train.log"
 
     @property
@@ -79,7 +80,7 @@ class RunFolder:
         return self.path / "checkpoints" / name
 
     def stage_record(self, name: str) -> Record | None:
-        """Return what a finished stage recorded; None while it is not finished."""
+        """Return the record of a finished stage, or None while the stage is not finished."""
         path = stage_record_path(self.stage_result(name))
         return read_json(path) if path.is_file() else None
 
@@ -90,11 +91,11 @@ class RunFolder:
 
     @property
     def leftovers(self) -> list[Path]:
-        """What a run would overwrite: results, checkpoints and a log, of whatever run."""
+        """Existing results, checkpoints and metrics of an earlier run, which a new run would overwrite."""
         paths = [self.student, self.models, self.path / "checkpoints", self.metrics]
         return [path for path in paths if path.exists()]
 
 
 def stage_record_path(folder: Path) -> Path:
-    """Return where a stage's record is in the folder of its result."""
+    """Return the path of a stage's record in the folder of its result."""
     return folder / _STAGE_RECORD

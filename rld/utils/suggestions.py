@@ -1,4 +1,4 @@
-"""Suggestions in error messages: what a user meant by a name that does not exist, and where their code raised."""
+"""Parts of error messages: suggestions for unknown names, and the location at which a user's code raised."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 def describe_exception(error: Exception) -> str:
-    """Return what a user's code raised, and where."""
+    """Return the type, the message and the location of an exception that a user's code raised."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
 
@@ -18,13 +18,13 @@ _MOST_LISTED = 12
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """Return the name in `known` that `word` most likely misspells, or None when none is close."""
-    plain = {_plain(name): name for name in known}
-    near = difflib.get_close_matches(_plain(word), plain, n=1, cutoff=0.6)
-    return plain[near[0]] if near else None
+    names = {_plain(name): name for name in known}
+    matches = difflib.get_close_matches(_plain(word), names, n=1, cutoff=0.6)
+    return names[matches[0]] if matches else None
 
 
 def hint(word: str, known: Iterable[str]) -> str:
-    """Return how to go on after a wrong name: the nearest one, or all of them where they are few, or nothing.
+    """Return a suggestion for an unknown name: the nearest name, or all names if they are few, or "".
 
     >>> hint("studnet", ["student", "teacher"])
     "; did you mean 'student'?"

@@ -1,4 +1,4 @@
-"""Precision, padding and chunks of tensors."""
+"""Helpers for the precision, padding and chunking of tensors."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def token_chunks(num_tokens: int, vocabulary: int, max_logits: int, min_tokens: int = 1) -> Iterator[slice]:
-    """Yield slices that split tokens into chunks of at most `max_logits` logits, or else of `min_tokens` tokens."""
+    """Yield slices that split tokens into chunks of at most `max_logits` logits, but at least `min_tokens` tokens."""
     step = max(min_tokens, max_logits // vocabulary)
     for start in range(0, num_tokens, step):
         yield slice(start, min(start + step, num_tokens))
 
 
 def pad_right(rows: Sequence[Sequence[int]], fill: int = 0) -> tuple[Tensor, Tensor]:
-    """Return rows of integers as one tensor `[B, S]`, padded on the right with `fill`, and its mask: 1 at the rows."""
+    """Return rows of integers as one tensor `[B, S]`, padded on the right with `fill`, and its mask: 0 at padding."""
     return _padded(rows, fill, is_left=False)
 
 
 def pad_left(rows: Sequence[Sequence[int]], fill: int = 0) -> tuple[Tensor, Tensor]:
-    """Return rows of integers as one tensor `[B, S]`, padded on the left with `fill`, and its mask: 1 at the rows."""
+    """Return rows of integers as one tensor `[B, S]`, padded on the left with `fill`, and its mask: 0 at padding."""
     return _padded(rows, fill, is_left=True)
 
 
 def _padded(rows: Sequence[Sequence[int]], fill: int, *, is_left: bool) -> tuple[Tensor, Tensor]:
-    import torch  # here, because modules that `rld check` reads import this one
+    import torch  # deferred, because modules that `rld check` imports import this module
 
     size = max(map(len, rows), default=0)
     values_BS = torch.full((len(rows), size), fill, dtype=torch.long)
@@ -44,7 +44,7 @@ def _padded(rows: Sequence[Sequence[int]], fill: int, *, is_left: bool) -> tuple
 
 
 def pad_prompts_and_completions(rows: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Lay out prompts and their completions as TRL does, prompts padded on the left and completions on the right.
+    """Return prompts padded on the left and completions padded on the right as one batch, in TRL's layout.
 
     Returns:
         Ids and attention `[B, S]`, and the completions' mask `[B, T]`.

@@ -206,9 +206,9 @@ class Climb:
         return {}
 
 
-def stream(curriculum: Any, together: int = 2) -> PromptStream:
+def stream(curriculum: Any, prompts_per_update: int = 2) -> PromptStream:
     made = PromptStream({"it": source({**REVERSE, "levels": [{"length": n} for n in range(2, 10)]})}, curriculum, 0, 16)
-    made.together = together
+    made.prompts_per_update = prompts_per_update
     return made
 
 
@@ -257,7 +257,7 @@ def test_a_resumed_stream_goes_on_with_the_same_rows():
 
 
 def test_every_process_knows_the_tasks_of_the_others():
-    first, second = stream(Climb(), together=4), stream(Climb(), together=4)
+    first, second = stream(Climb(), prompts_per_update=4), stream(Climb(), prompts_per_update=4)
     first.dataset[[0, 1]], second.dataset[[2, 3]]
     assert first.state_dict(0) == second.state_dict(0)
     assert [slot for slot, *_ in first.state_dict(0)["tasks"]] == [0, 1, 2, 3]
@@ -334,10 +334,10 @@ class Even:
         return {f"level/{skill}": float(self.level) for skill in "xy"}
 
 
-def two_skills(together: int = 10) -> PromptStream:
+def two_skills(prompts_per_update: int = 10) -> PromptStream:
     rows = {"prompt": list("abcd"), "skill": ["x", "x", "y", "y"], "level": [0, 1, 0, 1]}
     made = PromptStream.over(Dataset.from_dict(rows), Even(), seed=0, num_slots=100)
-    made.together = together
+    made.prompts_per_update = prompts_per_update
     return made
 
 
@@ -350,28 +350,28 @@ def test_each_update_has_the_skills_shares_to_within_one():
 
 def test_a_skill_that_has_left_is_not_drawn_and_all_cannot_leave():
     made = two_skills()
-    made.absent = frozenset({"y"})
+    made.inactive_skills = frozenset({"y"})
     assert {row["skill"] for row in made.dataset.select(range(20))} == {"x"}
-    made.absent = frozenset({"x", "y"})
+    made.inactive_skills = frozenset({"x", "y"})
     with pytest.raises(CurriculumError, match="skills that have left: x, y"):
         made.dataset[50]
 
 
 def test_a_shifted_level_takes_the_place_of_what_the_curriculum_picks():
     made = two_skills()
-    made.shifted["x"] = [1]
+    made.level_overrides["x"] = [1]
     rows = [made.dataset[i] for i in range(20)]
     assert {(row["prompt"], row["level"]) for row in rows} == {("b", 0), ("c", 0)}
 
 
 def test_a_move_to_another_level_is_an_event():
     made = two_skills()
-    assert made.moves(1) == []
+    assert made.level_events(1) == []
     made.observe(Task("x", 0), 3, 4)
-    first, second = made.moves(2)
+    first, second = made.level_events(2)
     assert (first.kind, first.skill, first.about, first.measured) == (
         *("level up", "x", "from 0 to 1"),
         "3 of 4 right at level 0",
     )
     assert second.skill == "y"
-    assert made.moves(3) == []
+    assert made.level_events(3) == []

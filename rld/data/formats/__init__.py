@@ -1,4 +1,4 @@
-"""Formats of files with rows. To add one, write a module here with a `read`, and name it in `FORMATS`."""
+"""Readers of row files by format. To add a format, write a module with a function `read` and add it to `FORMATS`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 from rld.data.formats import csv, jsonl
 
 Read: TypeAlias = Callable[[Path], Iterator[tuple[int, Any]]]
-"""Yields the number of each row's last line, and the row as a mapping, or the ValueError that says what is wrong.
+"""Yields the number of each row's last line, and the row as a mapping, or a ValueError that describes its defect.
 
-It raises OSError or ValueError where the file as a whole cannot be read."""
+Raises OSError or ValueError if the file as a whole cannot be read."""
 
 FORMATS: dict[str, Read] = {".jsonl": jsonl.read, ".csv": csv.read}
-"""By the end of the file's name."""
+"""The reader of each file name suffix."""

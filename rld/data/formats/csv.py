@@ -1,4 +1,4 @@
-"""CSV whose first line names the columns."""
+"""Reads CSV files whose first line holds the column names."""
 
 from __future__ import annotations
 

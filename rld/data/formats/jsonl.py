@@ -1,4 +1,4 @@
-"""JSON Lines: one object per line; empty lines are skipped."""
+"""Reads JSON Lines files: one object per line; empty lines are skipped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def read(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield each line's number and its value, or the ValueError that says why it is no JSON."""
+    """Yield each line's number and its value, or a ValueError that says why the line is not valid JSON."""
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
