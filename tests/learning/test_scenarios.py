@@ -84,7 +84,7 @@ def test_each_skill_is_learnt_from_the_teacher_that_knows_it(tmp_path):
 
 def test_a_teacher_that_regresses_is_dropped_where_it_is_wrong(tmp_path):
     swap = 60 if FULL else 16
-    changes = f"stages.distill.changes=[{{at: {swap}, teacher: teacher, becomes: regressed}}]"
+    changes = f"stages.distill.experiment.perturbations=[{{at: {swap}, teacher: teacher, becomes: regressed}}]"
     steps = {"knows_all": 140, "regressed": 40, "first_steps": 30, "distill": 50}
     run = train(tmp_path, "s4_teacher_regresses", changes, **steps)
     for skill in ("reverse", "rotate"):
@@ -101,7 +101,7 @@ def test_a_teacher_that_regresses_is_dropped_where_it_is_wrong(tmp_path):
 
 def test_reinforcement_goes_on_where_the_teacher_left(tmp_path):
     leaves = 60 if FULL else 16
-    changes = f"stages.distill.changes=[{{at: {leaves}, teacher: teacher, becomes: null}}]"
+    changes = f"stages.distill.experiment.perturbations=[{{at: {leaves}, teacher: teacher, becomes: null}}]"
     run = train(tmp_path, "s3_teacher_leaves", changes, knows_all=140, first_steps=30, distill=40)
     assert all(math.isfinite(value) for line in run.log for value in line.values() if isinstance(value, float))
     assert set(run.follow("tokens/scored", leaves)) == {run.follow("tokens/scored")[leaves - 1]}
