@@ -57,7 +57,7 @@ def trainer(folder: Any, student: Any, *teachers: Any, rows: Any = None, **optio
     return RLDTrainer(
         student,
         tiny.letters,
-        args=RLDConfig(**tiny.options(folder, max_steps=1, **options)),
+        args=RLDConfig(**tiny.options(folder, max_steps=1, gate="off", **options)),
         train_dataset=tiny.rows() if rows is None else rows,
         processing_class=tiny.tokenizer(),
         teachers=teachers,
