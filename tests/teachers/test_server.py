@@ -454,7 +454,7 @@ def test_a_model_that_yields_nan_is_refused_at_once(folders):
     with limited(near) as url:
         why = f"teacher 'far' at {url}: it refuses with 500: one yields log-probabilities that are not finite"
         with refused(why) as caught:
-            met(url, patience=60)
+            met(url, timeout_seconds=60)
     assert not isinstance(caught.value, TeacherDown)
 
 

@@ -28,7 +28,7 @@ def trainer(folder: Any, **options: Any) -> RLDTrainer:
     return RLDTrainer(
         tiny.model(),
         tiny.letters,
-        args=RLDConfig(**tiny.options(folder, max_steps=4, save_strategy="steps", save_steps=1) | options),
+        args=RLDConfig(**tiny.options(folder, max_steps=4, save_strategy="steps", save_steps=1, gate="off") | options),
         train_dataset=tiny.rows(),
         processing_class=tiny.tokenizer(),
         teachers=[Teacher(tiny.model(seed=1), "fine", tokenizer=tiny.tokenizer())],
