@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from typing import Any
 
 import pytest
@@ -74,12 +73,10 @@ def teacher(model: Any, **options: Any) -> Teacher:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
-def test_a_model_with_a_plain_head_passes_quickly_and_unchanged(model_type, dtype):
+def test_a_model_with_a_plain_head_passes_unchanged(model_type, dtype):
     model = of_type(model_type).to(dtype).train()
     state = torch.get_rng_state()
-    start = time.perf_counter()
     require_sound_model(model, "the student", ModelError, is_student=True)
-    assert time.perf_counter() - start < 0.5  # 10 ms on an idle machine
     assert torch.equal(state, torch.get_rng_state())
     assert all(module.training for module in model.modules())
     assert all(weight.grad is None and weight.requires_grad for weight in model.parameters())
