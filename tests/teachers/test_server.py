@@ -444,7 +444,7 @@ local.LocalLogprobs.generate = lambda *_: time.sleep(60)
         httpx2.get(f"{going.url}/health")
         start = time.monotonic()
         going.stop(signal.SIGTERM)
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 10
 
 
 def test_a_model_that_yields_nan_is_refused_at_once(folders):
