@@ -11,6 +11,7 @@ U completion tokens of a teacher with another tokenizer, H width, L layers, V to
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -163,11 +164,8 @@ class AlignedSlot(_LocalSlot):
         return SlotResult(tokens_RT, tensors, states.num_computed)
 
     def outputs(self, batch: Mapping[str, Any]) -> TeacherOutputs:
-        return TeacherOutputs(
-            head=self.head(),
-            hidden_BTH=self._get(batch, "hidden"),
-            layers_BLTH=self._get(batch, "layers"),
-            valid_BT=batch["teacher_tokens"][:, self.index],
+        return replace(
+            super().outputs(batch),
             align=self.teacher.align,
             spans_BT=self._get(batch, "spans"),
             span_scores_BT=self._get(batch, "span_scores"),

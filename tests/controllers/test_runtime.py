@@ -11,8 +11,9 @@ from rld.controllers.baselines import FixedController, ScheduleController, Weigh
 from rld.controllers.gap import GapController
 from rld.controllers.observation import TeacherInfo, Weights
 from rld.controllers.runtime import ControllerRuntime
-from rld.controllers.statistics import AttemptCounts, UpdateStatistics
+from rld.controllers.statistics import AttemptCounts
 from rld.errors import ControllerError
+from tests.support.update_statistics import statistics
 
 ATTEMPTS = AttemptCounts(*torch.tensor([[8.0, 8.0], [1.0, 8.0], [2.0, 2.0], [1.0, 0.0]], dtype=torch.float64))
 """8 attempts at each of two skills, with 1 and 8 successes, in 2 groups, of which 1 and none are informative."""
@@ -26,16 +27,6 @@ def runtime(controller=None, **changes) -> ControllerRuntime:
         teachers,
         ["policy", "response"],
     )
-
-
-def statistics(divergence: float = 0.2) -> UpdateStatistics:
-    made = UpdateStatistics.zeros(2, 2)
-    skills, mask = torch.tensor([0, 1]), torch.ones(2, 4)
-    made.add_tokens(skills, mask, 20)
-    spoken = torch.tensor([[True, False], [True, True]])[..., None].expand(2, 2, 4)
-    made.add_delta(skills, torch.full((2, 4), -3.0), mask, torch.tensor([[True], [False]]).expand(2, 4))
-    made.add_divergences(skills, mask, spoken, torch.full((2, 2, 4), divergence), None)
-    return made
 
 
 def test_the_root_mean_square_follows_delta_and_weights_change_only_at_ticks():
