@@ -103,7 +103,7 @@ class PromptEncoder:
             else:
                 ids = self.tokenizer(text + answer, add_special_tokens=is_plain)["input_ids"]
         except (UnicodeError, TypeError) as error:
-            raise DataError(f"{_shown(text + answer)} cannot be encoded: {_reason(text + answer, error)}") from error
+            raise DataError(f"{shown(text + answer)} cannot be encoded: {_reason(text + answer, error)}") from error
         size = len(self._appended) if is_plain else 0
         return ids[:-size] if size and ids[-size:] == self._appended else ids
 
@@ -158,6 +158,32 @@ class PromptEncoder:
         prompt_ids = self._encoded(rendered, **options)
         ids, size = self._encoded(rendered, **options, answer=text), len(prompt_ids)
         return prompt_ids, ids[size:] if ids[:size] == prompt_ids else self.encode_answer(text)
+
+    def encode_rows(self, prompts: Sequence[Any], answers: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+        """Return `encode_with` of each prompt and answer, encoded all at once where special tokens allow it."""
+        rendered = [self._rendered(prompt) for prompt in prompts]
+        names, encoded = literal_tokens.pattern(self.tokenizer), dict[int, tuple[list[int], list[int]]]()
+        for is_plain in (False, True):
+            numbers = [
+                i
+                for i, (_, has_names) in enumerate(rendered)
+                if isinstance(prompts[i], str) == is_plain and not has_names and not names.search(answers[i])
+            ]
+            texts = [rendered[i][0] for i in numbers] + [rendered[i][0] + answers[i] for i in numbers]
+            ids = self._batch(texts, is_plain=is_plain)
+            for i, prompt_ids, both in zip(numbers, ids[: len(numbers)], ids[len(numbers) :], strict=True):
+                size = len(prompt_ids)
+                is_prefix = both[:size] == prompt_ids
+                encoded[i] = prompt_ids, both[size:] if is_prefix else self.encode_answer(answers[i])
+        return [encoded.get(i) or self.encode_with(prompts[i], answers[i]) for i in range(len(prompts))]
+
+    def _batch(self, texts: list[str], *, is_plain: bool) -> list[list[int]]:
+        """Return the token ids of rendered texts in which all names of special tokens are tokens."""
+        if not texts:
+            return []
+        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=is_plain)["input_ids"]
+        size = len(self._appended) if is_plain else 0
+        return [row[:-size] if size and row[-size:] == self._appended else row for row in ids]
 
     def encode_completion(self, prompt: Any, answer: str) -> list[int]:
         """Return the token ids by which a model gives `answer` to `prompt`, its end included.
@@ -219,10 +245,10 @@ class PromptEncoder:
         """
         ids = self.encode_completion(prompt, answer)
         if max_new_tokens is not None and len(ids) > max_new_tokens:
-            return f"its answer {_shown(answer)} takes {len(ids)} tokens with its end, and {max_new_tokens} are allowed"
+            return f"its answer {shown(answer)} takes {len(ids)} tokens with its end, and {max_new_tokens} are allowed"
         text = self.decode([ids])[0]
-        if _normal(text) != _normal(answer):
-            return f"its answer {_shown(answer)} is {_shown(text)} once the tokenizer has encoded and decoded it"
+        if normal(text) != normal(answer):
+            return f"its answer {shown(answer)} is {shown(text)} once the tokenizer has encoded and decoded it"
         return None
 
     def count_tokens(self, rows: Sequence[Row], answers: Sequence[Sequence[int]]) -> int:
@@ -240,7 +266,8 @@ def is_chat(rows: Iterable[Row]) -> bool:
     return any(not isinstance(row["prompt"], str) for row in itertools.islice(rows, 1))
 
 
-def _normal(text: str) -> str:
+def normal(text: str) -> str:
+    """Return a text without the white space around it, with composed accents."""
     return unicodedata.normalize("NFC", text).strip()
 
 
@@ -249,6 +276,7 @@ def _reason(text: str, error: Exception) -> str:
     return "it has half of a surrogate pair, which is no character" if has_surrogate else str(error)
 
 
-def _shown(text: str) -> str:
-    shown = ascii(text) if any("\ud800" <= character <= "\udfff" for character in text) else repr(text)
-    return shown if len(shown) <= 80 else f"{shown[:40]}...{shown[-40:]}"
+def shown(text: str) -> str:
+    """Return a text in quotes, of which the middle may be left out."""
+    quoted = ascii(text) if any("\ud800" <= character <= "\udfff" for character in text) else repr(text)
+    return quoted if len(quoted) <= 80 else f"{quoted[:40]}...{quoted[-40:]}"
