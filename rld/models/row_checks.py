@@ -224,8 +224,8 @@ def _overlong(num_prompt_tokens: int, num_new_tokens: int, context_length: int |
     if context_length is None or num_prompt_tokens + num_new_tokens <= context_length:
         return None
     return (
-        f"has {num_prompt_tokens} tokens in its prompt, and with {num_new_tokens} for the answer they do not fit into a "
-        f"context of {context_length}"
+        f"has {num_prompt_tokens} tokens in its prompt, and with {num_new_tokens} for the answer they do not fit into "
+        f"a context of {context_length}"
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rld.errors import RldError
 from rld.models.heads import LMHead
@@ -44,7 +44,7 @@ def require_sound_model(model: PreTrainedModel, name: str, kind: type[RldError],
     if any(weight.numel() == 0 or weight.device.type == "meta" for weight in model.parameters()):
         return
     rows: Any = model.get_input_embeddings()
-    size = min(_NUM_TOKENS, context_length(model) or _NUM_TOKENS)
+    size = min(_NUM_TOKENS, context_length(model.config) or _NUM_TOKENS)
     ids_1S = torch.arange(size, device=model.device)[None] % len(rows.weight)
     inputs: dict[str, Any] = {"input_ids": ids_1S, "attention_mask": torch.ones_like(ids_1S), "use_cache": False}
     forward = getattr(model, "_original_forward", model)  # without the autocast that accelerate puts around it
@@ -113,7 +113,7 @@ def require_context(model: PreTrainedModel, num_tokens: int, *, name: str, text:
         text: What the tokens are, for the error.
         kind: Class of the errors.
     """
-    limit = context_length(model)
+    limit = context_length(model.config)
     if limit is not None and num_tokens > limit:
         raise kind(
             f"{name} reads at most {limit} tokens, and {text} has {num_tokens}; shorten the prompts or "
@@ -121,12 +121,12 @@ def require_context(model: PreTrainedModel, num_tokens: int, *, name: str, text:
         )
 
 
-def context_length(model: PreTrainedModel) -> int | None:
-    """Return the number of positions that a model knows, by its configuration; None where it names none.
+def context_length(config: PretrainedConfig) -> int | None:
+    """Return the number of positions that a model of a configuration knows; None where it names none.
 
     Windows of local attention do not limit it. What a scaling of rotary positions adds is counted.
     """
-    config = model.config.get_text_config()
+    config = config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None)
     if not isinstance(limit, int) or limit <= 0:
         return None

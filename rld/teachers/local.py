@@ -59,7 +59,7 @@ class LocalLogprobs(LogprobSource):
         embeddings: Any = model.get_input_embeddings()
         self.num_tokens: int = min(len(LMHead.of(model).weight), len(embeddings.weight))
         """Number of token ids that it has."""
-        self.max_length = context_length(model) or 1 << 20
+        self.max_length = context_length(model.config) or 1 << 20
         """Tokens of the longest sequence that the model can read."""
         self._info = SourceInfo(teacher.fingerprint(), frozenset(teacher.ends()), teacher.num_parameters())
 

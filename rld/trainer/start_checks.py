@@ -32,7 +32,7 @@ def require_sound_student(model: PreTrainedModel, encoder: PromptEncoder, rows: 
     """
     require_sound_model(model, "the student", ModelError, is_student=True)
     require_token_rows(model, encoder.tokenizer, "the student", kind=ModelError)
-    if isinstance(rows, Dataset) and "prompt" in rows.column_names and context_length(model) is not None:
+    if isinstance(rows, Dataset) and "prompt" in rows.column_names and context_length(model.config) is not None:
         prompts = heapq.nlargest(_NUM_PROMPTS, rows["prompt"], key=lambda prompt: len(str(prompt)))
         require_prompts_fit(model, [encoder.encode(prompt) for prompt in prompts], args)
 
