@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from rld.errors import LibraryError, RecipeError, RldError, UsageError
+from rld.errors import LaunchError, LibraryError, RecipeError, RldError, UsageError
 from rld.recipe import catalogue, registry
 from rld.recipe.reading import read_recipe
 from rld.reporting.overview import overview
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except RldError as error:
         # All processes of a distributed run find the same mistake in the recipe; one of them reports it.
-        if _is_main() or not isinstance(error, (RecipeError, LibraryError, UsageError)):
+        if _is_main() or not isinstance(error, (RecipeError, LibraryError, UsageError, LaunchError)):
             for line in str(error).splitlines():
                 print(f"rld: {line}", file=sys.stderr)
         return 2

@@ -67,5 +67,9 @@ class UsageError(RldError):
     """A command line that does not parse."""
 
 
+class LaunchError(RldError, ValueError):
+    """A launcher or an argument that asks for processes or a strategy that the training does not get."""
+
+
 class UnlistedMetricWarning(UserWarning):
     """A metric was logged that `rld.reporting.metric_names` does not list; it is written under its name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,11 +19,14 @@ from rld.evaluation.held_out import Evaluation, HeldOutEvaluator
 from rld.models.generation import encoder_of
 from rld.models.prompting import PromptEncoder
 from rld.pipeline.judge import load_judge
+from rld.pipeline.launch import read_launch
 from rld.pipeline.model_loading import ModelLoader
 from rld.pipeline.samples import read_answers_after
 from rld.pipeline.trainer_arguments import shared_arguments
 from rld.recipe.schema import Recipe
 from rld.recipe.stages import AnyStage
+from rld.reporting.history import LaunchRecord
+from rld.trainer import launch
 from rld.types import Answer, Row
 from rld.utils.flops import FlopMeter, forward_flops
 from rld.utils.run_folder import RunFolder
@@ -62,8 +65,12 @@ class RunContext:
         self.skill_rows = skill_rows.skill_rows(self.recipe, self.source.parent)
         held_out = [row for rows in self.skill_rows.values() for row in rows.held_out()]
         self.models = ModelLoader(self.recipe, self.source, self.paths.stage_result, held_out)
+        request = launch.read_request()
+        launch.require_possible(request)
         # Accelerate connects CPU processes only if the first PartialState is created with cpu=True.
         self.state = PartialState(cpu=not torch.cuda.is_available())
+        launch.require_strategy(request.strategies, self.state)
+        self._request, self._precisions = request, dict[str, str]()
         self.evaluator = HeldOutEvaluator(
             held_out,
             load_judge(self.recipe, self.source.parent),
@@ -76,6 +83,11 @@ class RunContext:
     def flops(self) -> float:
         """FLOPs of the run so far."""
         return self.flops_before + self.flop_meter.total
+
+    @property
+    def launch(self) -> LaunchRecord:
+        """What the run trains on, once each stage's arguments were built."""
+        return read_launch(self.state, self._request, self._precisions.values())
 
     # -- stages ------------------------------------------------------------------------------------------------------
 
@@ -129,8 +141,15 @@ class RunContext:
             RecipeError: an option cannot be used.
         """
         seed, folder = self.seed(stage.name), self.paths.checkpoints(stage.name)
+        launch.require_installed(stage.trainer)
         with self.mistakes_in(stage):
-            return kind(**shared_arguments(stage, num_rows, self.state.num_processes, seed, folder), **options)
+            shared = shared_arguments(stage, num_rows, self.state.num_processes, seed, folder)
+            arguments = kind(**shared, **options)
+        strategies = launch.requested_by(arguments)
+        launch.require_strategy(strategies, self.state)
+        self._request = replace(self._request, strategies={**self._request.strategies, **strategies})
+        self._precisions[stage.name] = arguments.mixed_precision
+        return arguments
 
     @contextmanager
     def mistakes_in(self, stage: AnyStage) -> Iterator[None]:
@@ -139,5 +158,5 @@ class RunContext:
             yield
         except RldError:
             raise
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, ImportError) as error:
             raise RecipeError(f"{self.source}: stages.{stage.name}: {error}") from error

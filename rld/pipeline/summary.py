@@ -23,6 +23,7 @@ class SummaryWriter:
             "recipe": resolved["name"],
             "seed": resolved["seed"],
             "command": shlex.join(["rld", *sys.argv[1:]]),
+            "launch": run.launch.model_dump(mode="json"),
             "versions": {name: version(name) for name in _VERSIONS},
             "heldout_rows": {
                 skill: sum(row["skill"] == skill for row in run.evaluator.rows) for skill in run.recipe.skills

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -43,6 +44,8 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool) -> int:
         stage.dry_run(run)
     _claim(run, resolved)
     writer = SummaryWriter(run, resolved)
+    if run.state.is_main_process:
+        _show_launch(run)
     writer.write("running")
     status = "failed"
     try:
@@ -66,6 +69,14 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool) -> int:
         if status == "stopped":
             Console().print("stopped; the same command with --resume goes on from here", soft_wrap=True)
     return 0 if status == "done" else 128 + (stop.signals or [signal.SIGINT])[0]
+
+
+def _show_launch(run: RunContext) -> None:
+    """Print what the run trains on, and what was asked for and is not so."""
+    launch = run.launch
+    Console(highlight=False).print(f"{run.recipe.name}: {launch}", soft_wrap=True, markup=False)
+    for remark in launch.remarks:
+        print(f"rld: {remark}", file=sys.stderr)
 
 
 def _quiet() -> None:

@@ -94,6 +94,26 @@ class StageResult(_FileRecord):
     after: dict[str, float]
 
 
+class LaunchRecord(_FileRecord):
+    """What a run trained on."""
+
+    processes: int
+    strategy: str
+    """`one process`, `DDP`, `FSDP` or `DeepSpeed`."""
+    device: str
+    """`cpu`, or the name of the first process's GPU."""
+    precision: str
+    """`bf16`, `fp16` or `fp8`: mixed precision; `no`: computed in the data type of the weights."""
+    remarks: list[str] = []
+    """What was asked for and is not so, as sentences."""
+
+    def __str__(self) -> str:
+        count = "1 process" if self.processes == 1 else f"{self.processes} processes"
+        way = "" if self.strategy == "one process" else f" ({self.strategy})"
+        mixed = "no mixed precision" if self.precision == "no" else f"mixed precision {self.precision}"
+        return f"{count}{way} on {self.device}, {mixed}"
+
+
 class Summary(_FileRecord):
     """The content of `summary.json`, which is true at every moment of a run."""
 
@@ -102,6 +122,7 @@ class Summary(_FileRecord):
     status: str
     seconds: float
     flops: float
+    launch: LaunchRecord | None = None
     versions: dict[str, str] = {}
     heldout_rows: dict[str, int] = {}
     """The number of held-out rows of each skill."""

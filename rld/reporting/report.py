@@ -81,6 +81,8 @@ def _page(history: RunHistory) -> str:
 def _header(history: RunHistory) -> str:
     summary = history.summary
     facts = {"seed": str(summary.seed), "time": _time(summary.seconds), "FLOPs": number(summary.flops)}
+    if summary.launch is not None:
+        facts["run by"] = str(summary.launch)
     facts |= summary.versions
     items = "".join(f"<li><span>{escape(name)}</span> {escape(fact)}</li>" for name, fact in facts.items())
     command = summary.command or f"rld train {history.plan.name} seed={summary.seed}"
@@ -93,6 +95,7 @@ def _header(history: RunHistory) -> str:
 
 def _notes(history: RunHistory) -> list[str]:
     notes = [_STATUS_NOTES[history.summary.status]] if history.summary.status in _STATUS_NOTES else []
+    notes += [f"{remark}." for remark in (history.summary.launch.remarks if history.summary.launch else [])]
     notes += [
         f"The last line of {name} is incomplete, as happens when a run is killed; it is left out."
         for name in history.incomplete_files

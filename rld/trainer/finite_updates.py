@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import Trainer
 
 from rld.errors import NonFiniteError
 from rld.models.self_check import non_finite_weight
+from rld.trainer.launch import CheckedLaunch
 
 _ADVICE = "lower the learning rate or max_grad_norm, or look at the rows and rewards of this update"
 
 
-class FiniteUpdates(Trainer):
+class FiniteUpdates(CheckedLaunch):
     """A trainer that checks each update's loss and gradient norm before its optimizer step, and weights before a save.
 
     In float16 the gradient scaler skips updates whose gradient overflows, so only the loss is checked there.
