@@ -24,6 +24,27 @@ from rld.models.logprob_source import LogprobSource
 from rld.models.prompting import PromptEncoder, is_chat
 from rld.types import Answer, Row
 
+_SHAPING_OPTIONS = (
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "exponential_decay_length_penalty",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "guidance_scale",
+    "min_length",
+    "min_new_tokens",
+    "no_repeat_ngram_size",
+    "num_beams",
+    "penalty_alpha",
+    "sequence_bias",
+    "stop_strings",
+    "suppress_tokens",
+    "typical_p",
+)
+"""Options that change samples, for which a GRPO trainer has none of its own."""
+
 
 def generate(
     model: PreTrainedModel | LogprobSource,
@@ -172,21 +193,36 @@ def end_tokens(model: PreTrainedModel) -> list[int]:
 
 @contextmanager
 def _generating(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
-    """Set a model up for generation, and restore it.
-
-    The configuration replaces the model's own, because `generate` fills gaps in its argument from the model's.
-    """
-    training, own_config = model.training, model.generation_config
+    """Set a model up for generation, and restore it."""
+    training = model.training
     model.eval()
-    model.generation_config = config
     hook = contiguous_head_input(model)
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), only_generation_config(model, config):
             yield
     finally:
         hook.remove()
         model.train(training)
+
+
+@contextmanager
+def only_generation_config(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+    """Let a model generate with `config` alone.
+
+    It replaces the model's own configuration, from which `generate` would fill gaps: a model whose configuration bans
+    tokens or sets a least length would not be sampled from its own distribution.
+    """
+    own_config = model.generation_config
+    model.generation_config = config
+    try:
+        yield
+    finally:
         model.generation_config = own_config
+
+
+def unused_options(model: PreTrainedModel) -> list[str]:
+    """Return what a model's generation configuration does to samples besides what a trainer sets itself."""
+    return sorted(name for name in _SHAPING_OPTIONS if name in model.generation_config.to_diff_dict())
 
 
 def contiguous_head_input(model: PreTrainedModel) -> RemovableHandle:

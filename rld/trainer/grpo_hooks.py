@@ -29,9 +29,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 
+from rld.models.generation import only_generation_config
 from rld.models.prompting import PromptEncoder
 from rld.rollout.batch import RolloutBatch
 from rld.rollout.gold import gold_completions
@@ -73,6 +75,7 @@ class GRPOHooks(FiniteUpdates, GRPOTrainer):
     num_generations: int
     timer: PhaseTimer
     _encoder: PromptEncoder
+    _student: PreTrainedModel
     events: list[Event]
 
     _rollout: RolloutRecord | None = None
@@ -137,14 +140,21 @@ class GRPOHooks(FiniteUpdates, GRPOTrainer):
         require_prompts_fit(self.model, prompt_ids, self.args)
         record = self._rollout
         if record is None or not record.num_gold:
-            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
+            return self._sample(prompt_ids, *args, **kwargs)
         sampled = (~record.is_gold_B).nonzero().squeeze(1).tolist()
         prompts = [prompt_ids[i] for i in sampled]
-        samples = super()._generate_single_turn(prompts, *args, **kwargs)[0] if prompts else []
+        samples = self._sample(prompts, *args, **kwargs)[0] if prompts else []
         completions = gold_completions(record.rows, self._encoder, self.args.max_completion_length)
         for i, ids in zip(sampled, samples, strict=True):
             completions[i] = ids
         return completions, None
+
+    def _sample(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
+        """Return TRL's samples, which depend on the trainer's options and not on the model's generation options."""
+        if self.use_vllm:
+            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        with only_generation_config(self._student, self.generation_config):
+            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
 
     @timed("rewards")
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import heapq
+import warnings
 from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedModel
 
 from rld.errors import ModelError
+from rld.models.generation import unused_options
 from rld.models.prompting import PromptEncoder
 from rld.models.self_check import context_length, require_context, require_sound_model, require_token_rows
 from rld.trainer.rld_config import RLDConfig
@@ -32,6 +34,13 @@ def require_sound_student(model: PreTrainedModel, encoder: PromptEncoder, rows: 
     """
     require_sound_model(model, "the student", ModelError, is_student=True)
     require_token_rows(model, encoder.tokenizer, "the student", kind=ModelError)
+    options = unused_options(model)
+    if options and not args.use_vllm:
+        warnings.warn(
+            f"the student's generation configuration sets {', '.join(options)}, which rollouts and scores do not use: "
+            "they follow the student's own probabilities. To sample with them, set generation_kwargs",
+            stacklevel=2,
+        )
     if isinstance(rows, Dataset) and "prompt" in rows.column_names and context_length(model.config) is not None:
         prompts = heapq.nlargest(_NUM_PROMPTS, rows["prompt"], key=lambda prompt: len(str(prompt)))
         require_prompts_fit(model, [encoder.encode(prompt) for prompt in prompts], args)

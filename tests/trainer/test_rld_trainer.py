@@ -452,6 +452,27 @@ def test_evaluation_changes_neither_controller_nor_ledger(tmp_path):
     assert counted() == before
 
 
+def test_a_students_own_generation_options_do_not_change_what_is_sampled(tmp_path):
+    """huggingface/trl issue 5783: `generate` fills gaps in the trainer's options from the model's."""
+    hostile = {
+        "min_new_tokens": 6,
+        "suppress_tokens": [5, 6],
+        "no_repeat_ngram_size": 1,
+        "top_k": 1,
+        "temperature": 0.1,
+    }
+    completions = []
+    for options in ({}, hostile):
+        model = tiny.model()
+        model.generation_config.update(**options)
+        args = RLDConfig(**tiny.rld_options(tmp_path, signals=["policy"], max_steps=1, log_completions=True))
+        made = RLDTrainer(model, tiny.letters, args, train_dataset=tiny.rows(), processing_class=tiny.tokenizer())
+        made.train()
+        completions.append(list(made._logs["completion"]))
+        assert made.model.generation_config.to_diff_dict().get("min_new_tokens") == options.get("min_new_tokens")
+    assert completions[0] == completions[1]
+
+
 def test_a_curriculum_orders_a_users_rows(tmp_path):
     class Stubborn:
         def __init__(self) -> None:
