@@ -11,6 +11,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NoReturn
@@ -23,6 +24,9 @@ from rld.errors import LaunchError, LibraryError, RecipeError, RldError, UsageEr
 from rld.recipe import catalogue, registry
 from rld.recipe.reading import read_recipe
 from rld.reporting.overview import overview
+from rld.utils.folder_lock import locked
+from rld.utils.interrupts import end_with_parent
+from rld.utils.messages import is_main_process
 from rld.utils.run_folder import ABLATION_RESULT, RunFolder
 from rld.utils.suggestions import hint
 
@@ -47,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except RldError as error:
         # All processes of a distributed run find the same mistake in the recipe; one of them reports it.
-        if _is_main() or not isinstance(error, (RecipeError, LibraryError, UsageError, LaunchError)):
+        if is_main_process() or not isinstance(error, (RecipeError, LibraryError, UsageError, LaunchError)):
             for line in str(error).splitlines():
                 print(f"rld: {line}", file=sys.stderr)
         return 2
@@ -156,22 +160,20 @@ def _port(text: str) -> int:
 _port.__name__ = "port (0 to 65535)"  # argparse's message names it
 
 
-def _is_main() -> bool:
-    """Tell whether this is the process of a distributed run that prints messages."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def _train(options: argparse.Namespace) -> int:
     """Run all the stages of a recipe."""
     source = registry.find_recipe(options.recipe)
     recipe = read_recipe(source, options.overrides)
     output: Path = options.output or Path("runs") / recipe.name
-    if _is_main() and not options.resume:
-        require_free(output)
-    _share_the_cores()
-    from rld.pipeline.train import train
+    if "LOCAL_RANK" in os.environ:  # a launcher that is killed does not end its processes
+        end_with_parent()
+    with locked(output) if is_main_process() else nullcontext():
+        if is_main_process() and not options.resume:
+            require_free(output)
+        _share_the_cores()
+        from rld.pipeline.train import train
 
-    return train(recipe, source, output, options.resume)
+        return train(recipe, source, output, options.resume)
 
 
 def _share_the_cores() -> None:
@@ -186,22 +188,20 @@ def require_free(output: Path) -> None:
     """Check that a folder holds no run.
 
     Raises:
-        UsageError: it holds one, or it is a file.
+        UsageError: it holds one.
     """
     folder = RunFolder(output)
     if folder.recipe.exists():
         raise UsageError(f"{output} holds a run already; add --resume to continue it, or choose another --output")
     if folder.leftovers:
         raise UsageError(f"{output} holds {folder.leftovers[0].name}, which belongs to no run; choose another --output")
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"--output {output} is a file; give a folder")
 
 
 def _check(options: argparse.Namespace) -> int:
     """Check a recipe without loading anything, and show what it will do and cost."""
     source = registry.find_recipe(options.recipe)
     recipe = read_recipe(source, options.overrides)
-    if _is_main():
+    if is_main_process():
         Console(highlight=False).print(overview(recipe, source.parent))
     return 0
 

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,8 @@ from rld.ablation.jobs import Job, Start, process_starter, run_jobs
 from rld.errors import CheckpointError
 from rld.recipe.reading import read_recipe
 from rld.utils import files
+from rld.utils.folder_lock import locked
+from rld.utils.messages import tell
 from rld.utils.run_folder import RunFolder
 
 _ANY_REWARDS = [{"use": "answers:exact_match", "weight": 1.0, "options": {}}]
@@ -150,13 +151,19 @@ def ablate(
     plan = AblationPlan(
         source, folder or Path("runs") / f"{recipe.name}-ablation", all_arms, seeds, judge=f"judge={judge}"
     )
+    with locked(plan.folder):
+        return _run(plan, num_parallel, start or process_starter(num_parallel))
+
+
+def _run(plan: AblationPlan, num_parallel: int, start: Start) -> int:
+    """Do the runs that are still to be done, and report; return the exit code."""
     todo = _JobList(plan)
     for seed in plan.seeds:
         for arm in plan.arms:
             todo.add(arm, seed)
     if todo.conflicts:
         raise CheckpointError("\n".join(f"{text}; choose another --output or arm's name" for text in todo.conflicts))
-    failed = run_jobs(todo.jobs, num_parallel, start or process_starter(num_parallel), _tell)
+    failed = run_jobs(todo.jobs, num_parallel, start, tell)
     _report(plan)
     return 1 if failed else 0
 
@@ -165,13 +172,13 @@ def _report(plan: AblationPlan) -> None:
     """Compare the finished runs, write the result, and show it."""
     runs = _finished_runs(plan)
     if not runs:
-        _tell("no run has finished, so there is nothing to compare")
+        tell("no run has finished, so there is nothing to compare")
         return
     for arm in plan.arms:
         budget = arm.stage.max_flops or 0
         seeds = [str(run.seed) for run in runs if run.arm == arm.name and run.stage_flops < budget]
         if seeds:
-            _tell(
+            tell(
                 f"{arm.name} ran out of steps before its budget of FLOPs (seeds {', '.join(seeds)}); give it more steps"
             )
     arms = {arm.name: arm.overrides for arm in plan.arms}
@@ -244,7 +251,3 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:  # a file system without hard links
         shutil.copy2(source, target)
-
-
-def _tell(text: str) -> None:
-    print(f"rld: {text}", file=sys.stderr, flush=True)

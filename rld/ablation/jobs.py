@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from rld.utils.interrupts import StopRequest, stop_on_signals
+from rld.utils.interrupts import StopRequest, end_with_parent, stop_on_signals
 from rld.utils.run_folder import RunFolder
 
 PRELOADED = "rld.pipeline.train"
@@ -103,8 +103,10 @@ class _StartedProcess:
 def _train(arguments: Sequence[str], log: Path) -> None:
     """Do what `python -m rld train` does, in a session of its own, so that a terminal's Ctrl-C does not reach it.
 
-    `run_jobs` passes the request on; a second signal would stop the run at once instead of after its step.
+    `run_jobs` passes the request on; a second signal would stop the run at once instead of after its step. A run ends
+    with the ablation, even with one that was killed.
     """
+    end_with_parent()
     if hasattr(os, "setsid"):
         os.setsid()
     with log.open("ab") as file:

@@ -11,7 +11,7 @@ from pydantic import model_validator
 
 from rld.controllers.base import BaseController, State
 from rld.controllers.observation import Observation, Weights
-from rld.errors import CheckpointError, ControllerError
+from rld.errors import ControllerError
 from rld.types import Event, Signal
 from rld.utils import files
 from rld.utils.run_folder import RunFolder
@@ -72,10 +72,7 @@ class ReplayedController(BaseController):
 @lru_cache(maxsize=1)
 def _logged_weights(run_folder: str, stage: str) -> list[dict[str, Any]]:
     """Return what a run logged at the updates of a stage, in their order."""
-    try:
-        lines, _ = files.read_jsonl(RunFolder(Path(run_folder)).metrics)
-    except CheckpointError as error:
-        raise ValueError(str(error)) from error
+    lines = files.read_jsonl(RunFolder(Path(run_folder)).metrics).records
     if not lines:
         raise ValueError(f"there is no run in {run_folder}, or it has logged nothing")
     stages = list(dict.fromkeys(line.get("stage") for line in lines))

@@ -1,10 +1,9 @@
-"""Callbacks of a stage's training: random numbers, budget, scores, stopping, complete checkpoints, events."""
+"""Callbacks of a stage's training: random numbers, budget, scores, stopping, events."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +11,7 @@ from accelerate import Accelerator
 from transformers import TrainerCallback, set_seed
 
 from rld.reporting.run_log import RunLog
-from rld.trainer import checkpoints
 from rld.trainer.rld_trainer import RLDTrainer
-from rld.utils import files
 
 
 class CommonRandomNumbers(TrainerCallback):
@@ -38,11 +35,16 @@ class FlopsBudget(TrainerCallback):
         self.max_flops, self.spent = max_flops, spent
         self.is_used_up = False
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._stop_if_used_up(control)  # a stage resumed after its last update makes none
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._stop_if_used_up(control)
+
+    def _stop_if_used_up(self, control: Any) -> None:
         if self.max_flops is not None and self.spent() >= self.max_flops:
             self.is_used_up = True
             control.should_training_stop = True
-            control.should_save = False  # a stage resumed from this checkpoint would take one step too many
 
 
 class PeriodicEvaluation(TrainerCallback):
@@ -74,19 +76,6 @@ class StopOnRequest(TrainerCallback):
         if num_requests > 0:
             control.should_save = True
             control.should_training_stop = True
-
-
-class CompleteCheckpoints(TrainerCallback):
-    """Marks a checkpoint complete after all processes wrote their files, for a trainer that stores no state of rld."""
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator = accelerator
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.accelerator.wait_for_everyone()
-        if args.should_save:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            files.write_json(folder / checkpoints.STATE, {"version": checkpoints.VERSION})
 
 
 class EventLog(TrainerCallback):

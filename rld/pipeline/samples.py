@@ -44,9 +44,14 @@ def write_samples(
 
 
 def read_answers_after(path: Path, stage: str) -> list[SampledAnswer]:
-    """Return the answers of a finished stage's student; empty where the file has none."""
-    records = [record["after"] for record in files.read_jsonl(path)[0] if record["stage"] == stage]
-    return [SampledAnswer(record["answer"], record["is_correct"]) for record in records if record is not None]
+    """Return the answers of a finished stage's student; empty where the file has none, or a line is damaged."""
+    lines = files.read_jsonl(path)
+    records = [record.get("after") for record in lines.records if record.get("stage") == stage]
+    try:
+        answers = [SampledAnswer(record["answer"], record["is_correct"]) for record in records if record is not None]
+    except (KeyError, TypeError):
+        return []
+    return [] if lines.damaged else answers
 
 
 def _record(evaluation: Evaluation, index: int) -> dict[str, Any] | None:

@@ -12,7 +12,6 @@ from trl import SFTConfig
 from rld.data.sft import sft_dataset
 from rld.models.generation import declare_ends
 from rld.models.prompting import PromptEncoder
-from rld.pipeline.callbacks import CompleteCheckpoints
 from rld.pipeline.run import RunContext
 from rld.pipeline.stage_training import StageTraining
 from rld.pipeline.trainer_arguments import lora_config
@@ -64,7 +63,6 @@ def run(context: RunContext, stage: Sft) -> None:
     training.train(
         training.last_checkpoint(),
         first=[CountFlops(context.flop_meter, size)],  # before the callbacks that read the meter
-        last=[CompleteCheckpoints(trainer.accelerator)],
     )
     training.finish(before)
 

@@ -29,6 +29,8 @@ from rld.reporting.run_log import RunLog
 from rld.trainer import checkpoints
 from rld.trainer.finite_updates import require_finite_weights
 from rld.utils import files
+from rld.utils.manifest import write_manifest
+from rld.utils.messages import tell
 from rld.utils.run_folder import stage_record_path
 
 
@@ -67,12 +69,17 @@ class StageTraining:
         return self.trainer.accelerator.unwrap_model(self.trainer.model), tokenizer
 
     def last_checkpoint(self) -> Path | None:
-        """Return the checkpoint to resume from, None if there is none; incomplete checkpoints are removed."""
+        """Return the checkpoint to resume from, None if there is none; unusable checkpoints are removed."""
         context, folder = self.context, self.context.paths.checkpoints(self.stage.name)
-        if context.resume and context.state.is_main_process:
-            checkpoints.remove_incomplete(folder)
+        if not context.resume:
+            return None
+        messages = checkpoints.remove_unusable(folder) if context.state.is_main_process else []
         context.state.wait_for_everyone()
-        return checkpoints.latest(folder) if context.resume else None
+        checkpoint = checkpoints.latest(folder)
+        if messages:
+            start = "its first update" if checkpoint is None else checkpoint.name
+            tell(f"{'; '.join(messages)}; stage '{self.stage.name}' goes on from {start}")
+        return checkpoint
 
     def train(self, checkpoint: Path | None, first: Iterable[TrainerCallback] = (), last: Iterable[Any] = ()) -> None:
         """Train the stage's model, starting from `checkpoint`.
@@ -144,6 +151,7 @@ class StageTraining:
                 model.save_pretrained(draft)
                 tokenizer.save_pretrained(draft)
                 files.write_json(stage_record_path(draft), record)
+                write_manifest(draft)
             shutil.rmtree(context.paths.checkpoints(stage.name), ignore_errors=True)
         context.state.wait_for_everyone()
 

@@ -14,6 +14,7 @@ import transformers
 from rich.console import Console
 
 from rld.errors import CheckpointError, RecipeError
+from rld.pipeline.recovery import elapsed_seconds, put_in_order
 from rld.pipeline.run import RunContext
 from rld.pipeline.stage_training import Interrupted
 from rld.pipeline.summary import SummaryWriter
@@ -36,12 +37,14 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool) -> int:
     """
     _quiet()
     stop = StopRequest("stopping after this step; once more stops at once")
-    summary_path = RunFolder(output).summary
-    elapsed = files.read_json(summary_path)["seconds"] if resume and summary_path.is_file() else 0.0
+    elapsed = elapsed_seconds(RunFolder(output)) if resume else 0.0
     run = RunContext(recipe, source, output, resume, stop.is_made, started=time.time() - elapsed)
     resolved = recipe.model_dump(mode="json")
     for stage in recipe.stages:
         stage.dry_run(run)
+    if resume and run.state.is_main_process:
+        put_in_order(run.paths, [stage.name for stage in recipe.stages])
+    run.state.wait_for_everyone()
     _claim(run, resolved)
     writer = SummaryWriter(run, resolved)
     if run.state.is_main_process:

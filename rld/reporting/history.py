@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeGuard, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -15,8 +14,10 @@ from rld.errors import CheckpointError
 from rld.reporting.metric_names import TIME
 from rld.reporting.series import Point
 from rld.utils import files
-from rld.utils.files import Record, read_json
+from rld.utils.files import Record
 from rld.utils.run_folder import RunFolder
+
+T = TypeVar("T")
 
 _LARGEST = 1e300
 """Values beyond are taken for infinite, for no axis can hold them."""
@@ -237,7 +238,7 @@ class RunHistory:
     Attributes:
         recipe: The whole resolved recipe.
         stages: All planned stages, in order.
-        incomplete_files: Names of files whose last line is incomplete; it is left out.
+        notes: What is left out, because lines of the logs are damaged; one sentence per file.
     """
 
     folder: Path
@@ -245,7 +246,7 @@ class RunHistory:
     plan: RecipeSummary
     summary: Summary
     stages: list[StageHistory]
-    incomplete_files: list[str]
+    notes: list[str]
 
 
 def read_run(run: Path) -> RunHistory:
@@ -258,14 +259,9 @@ def read_run(run: Path) -> RunHistory:
     recipe, summary = _object(folder.recipe), _object(folder.summary)
     plan = RecipeSummary.parse(folder.recipe, recipe)
     outcome = Summary.parse(folder.summary, summary)
-    metrics, metrics_cut = files.read_jsonl(folder.metrics)
-    for number, record in enumerate(metrics, 1):
-        if "stage" not in record or not all(_is_number(record.get(key)) for key in ("step", "seconds", "flops")):
-            raise CheckpointError(f"{folder.metrics}:{number} lacks stage, step, seconds or flops; take the line out")
-    records, events_cut = files.read_jsonl(folder.events)
-    events = [LoggedEvent.parse(folder.events, record) for record in records]
-    records, samples_cut = files.read_jsonl(folder.samples)
-    samples = [SampleRecord.parse(folder.samples, record) for record in records]
+    metrics, metrics_note = _lines(folder.metrics, _metric_line)
+    events, events_note = _lines(folder.events, LoggedEvent.model_validate)
+    samples, samples_note = _lines(folder.samples, SampleRecord.model_validate)
     results = {result.name: result for result in outcome.stages}
     stages = [
         StageHistory(
@@ -277,17 +273,43 @@ def read_run(run: Path) -> RunHistory:
         )
         for stage in plan.stages
     ]
-    logs = (folder.metrics, metrics_cut), (folder.events, events_cut), (folder.samples, samples_cut)
-    incomplete = [path.name for path, is_cut in logs if is_cut]
-    return RunHistory(run, recipe, plan, outcome, stages, incomplete)
+    notes = [note for note in (metrics_note, events_note, samples_note) if note]
+    return RunHistory(run, recipe, plan, outcome, stages, notes)
 
 
 def _object(path: Path) -> Record:
     try:
-        return read_json(path)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}; resuming the run writes it again") from error
+        return files.read_json(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; resuming the run writes it again") from error
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and abs(value) < _LARGEST
+def _lines(path: Path, parse: Callable[[Record], T]) -> tuple[list[T], str]:
+    """Return the lines of a log, parsed, and a note about those that are damaged and left out."""
+    lines, parsed = files.read_jsonl(path), list[T]()
+    num_damaged = len(lines.damaged)
+    for record in lines.records:
+        try:
+            parsed.append(parse(record))
+        except ValueError:
+            num_damaged += 1
+    if num_damaged == 1 and lines.damaged == [len(lines.records) + 1]:
+        return parsed, f"The last line of {path.name} is incomplete, as happens when a run is killed; it is left out."
+    return parsed, f"{num_damaged} damaged lines of {path.name} are left out." if num_damaged else ""
+
+
+def _metric_line(record: Record) -> Record:
+    """Return a line of `metrics.jsonl`.
+
+    Raises:
+        ValueError: it lacks what every line has.
+    """
+    if not isinstance(record.get("stage"), str) or not all(
+        _is_number(record.get(key)) for key in ("step", "seconds", "flops")
+    ):
+        raise ValueError("it lacks stage, step, seconds or flops")
+    return record
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return files.is_number(value) and abs(value) < _LARGEST

@@ -64,6 +64,8 @@ def show_report(run: Path) -> None:
     path, history = write_report(run), read_run(run)
     if history.summary.stages and history.summary.status == "done":
         console.print(closing_table(history.summary))
+    for note in history.notes:
+        console.print(f"- {note}", markup=False, soft_wrap=True)
     for finding in verdict(history):
         console.print(f"- {finding}", style=_TONE_STYLES[finding.tone], markup=False, soft_wrap=True)
     console.print(f"report: {path}", markup=False, soft_wrap=True)
@@ -96,10 +98,7 @@ def _header(history: RunHistory) -> str:
 def _notes(history: RunHistory) -> list[str]:
     notes = [_STATUS_NOTES[history.summary.status]] if history.summary.status in _STATUS_NOTES else []
     notes += [f"{remark}." for remark in (history.summary.launch.remarks if history.summary.launch else [])]
-    notes += [
-        f"The last line of {name} is incomplete, as happens when a run is killed; it is left out."
-        for name in history.incomplete_files
-    ]
+    notes += history.notes
     if not any(stage.metrics for stage in history.stages):
         notes.append("Nothing has been logged yet.")
     return [f'<p class="note">{escape(note)}</p>' for note in notes]

@@ -43,10 +43,12 @@ class RunLog(TrainerCallback):
         self._writes = state.is_world_process_zero
         if self._writes:
             for path in (self.folder.metrics, self.folder.events):
-                files.filter_jsonl(
-                    path,
-                    lambda record: record.get("stage") != self.stage or record["step"] <= state.global_step,
-                )
+                files.filter_jsonl(path, lambda record: self._is_kept(record, state.global_step))
+
+    def _is_kept(self, record: files.Record, num_updates: int) -> bool:
+        """Tell whether a line is of another stage, or of the updates that this stage has made; a damaged one is not."""
+        step = record.get("step")
+        return "stage" in record and files.is_number(step) and (record["stage"] != self.stage or step <= num_updates)
 
     def on_log(
         self,

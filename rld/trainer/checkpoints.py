@@ -1,11 +1,13 @@
 """Checkpoints that are either complete or absent, and the state that rld adds to them.
 
 The Hugging Face trainer writes many files into a checkpoint; a process that is killed meanwhile leaves half of one.
-rld writes its own state last, and whole: a checkpoint that has it is complete.
+rld writes its own state and then a manifest of all files, whole: a checkpoint that has the manifest is complete. When a
+run is resumed, the sizes and hashes in the manifest show whether the files are still those that were written.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from safetensors.torch import load_file, save_file
 
 from rld.controllers.runtime import ControllerRuntime
@@ -26,11 +29,12 @@ from rld.teachers.teacher import Teacher
 from rld.trainer.retention import RetentionCallback
 from rld.utils.files import read_json, write_json
 from rld.utils.flops import FlopMeter
+from rld.utils.manifest import damage, has_manifest, write_manifest
 
 STATE = "rld_state.json"
-"""The file that a complete checkpoint has."""
+"""The file with rld's own state."""
 
-VERSION = 4
+VERSION = 5
 """Version of what that file holds."""
 
 _PROJECTIONS = "rld_projections.safetensors"
@@ -77,15 +81,13 @@ class CheckpointedParts:
             self.retention.save(folder)
         if self.projections is not None and is_writer:
             save_file(self.projections.state_dict(), folder / _PROJECTIONS)
-        accelerator.wait_for_everyone()  # a complete checkpoint has every process's files
-        if is_writer:
-            num_finished = self.totals.rollouts - (rollout is not None)
-            write_json(folder / STATE, self.state(num_finished * prompts_per_rollout) | {"micro_step": micro_step})
+        num_finished = self.totals.rollouts - (rollout is not None)
+        state = self.state(num_finished * prompts_per_rollout) | {"micro_step": micro_step}
+        complete(folder, state, accelerator, is_writer=is_writer)
 
     def state(self, first_unused_prompt: int) -> dict[str, Any]:
         """Return the parts' state as JSON; prompts before `first_unused_prompt` are not drawn again."""
         state: dict[str, Any] = {
-            "version": VERSION,
             "teachers": {teacher.name: teacher.fingerprint() for teacher in self.teachers},
             "runtime": self.runtime.state_dict(),
             "totals": vars(self.totals),
@@ -97,7 +99,7 @@ class CheckpointedParts:
             state["stream"] = self.stream.state_dict(first_unused_prompt)
         return state
 
-    def read(self, folder: Path) -> dict[str, Any]:
+    def read(self, folder: Path, num_processes: int) -> dict[str, Any]:
         """Return the state that a checkpoint holds, without restoring it.
 
         Raises:
@@ -105,7 +107,11 @@ class CheckpointedParts:
         """
         fingerprints = {t.name: t.fingerprint() for t in self.teachers}
         state = read_state(folder, self.stream is not None, fingerprints)
-        is_bound = self.projections is not None or any(folder.glob("rld_rollout_*"))
+        is_in_rollout = any(folder.glob("rld_rollout_*"))
+        if is_in_rollout and state["num_processes"] != num_processes:
+            count = state["num_processes"]
+            raise CheckpointError(f"{folder} was written inside a rollout of {count} processes: resume with {count}")
+        is_bound = self.projections is not None or is_in_rollout
         if is_bound and list(state["teachers"]) != list(fingerprints):
             raise CheckpointError(f"{folder}: teachers can't change inside a rollout, or with a feature signal")
         return state
@@ -134,7 +140,9 @@ class CheckpointedParts:
 
 def load_rollout(folder: Path, accelerator: Accelerator) -> Any:
     """Return the micro-batches of the rollout in which a checkpoint was written."""
-    return torch.load(_rollout_path(folder, accelerator.process_index), map_location=accelerator.device)
+    # The device of a CPU process is cpu:0 where there are several, to which torch.load can't map.
+    rollout = torch.load(_rollout_path(folder, accelerator.process_index), map_location="cpu")
+    return send_to_device(rollout, accelerator.device)
 
 
 def _rollout_path(folder: Path, process_index: int) -> Path:
@@ -156,32 +164,63 @@ def read_state(folder: Path, has_stream: bool, teachers: Mapping[Any, str]) -> d
     Raises:
         CheckpointError: the checkpoint is not this run's.
     """
-    state = read_json(folder / STATE)
-    if state["version"] != VERSION or ("stream" in state) != has_stream:
-        raise CheckpointError(f"{folder} was written by another rld, or with another kind of training set")
+    state = require_version(folder)
+    if ("stream" in state) != has_stream:
+        raise CheckpointError(f"{folder} was written with another kind of training set")
     for name, fingerprint in teachers.items():
         if state["teachers"].get(name, fingerprint) != fingerprint:
             raise CheckpointError(f"{folder} was written with other weights of teacher '{name}'")
     return state
 
 
-def _is_complete(checkpoint: Path) -> bool:
-    return (checkpoint / STATE).is_file()
+def require_version(folder: Path) -> dict[str, Any]:
+    """Return rld's state in a checkpoint of any kind of stage.
+
+    Raises:
+        CheckpointError: it was written by another version of rld.
+    """
+    state = read_json(folder / STATE)
+    if state.get("version") != VERSION:
+        raise CheckpointError(f"{folder} was written by another version of rld; start the run in a new folder")
+    return state
 
 
-def remove_incomplete(folder: Path) -> None:
-    """Remove the checkpoints in `folder` that are not complete."""
-    for checkpoint in folder.glob("checkpoint-*"):
-        if not _is_complete(checkpoint):
-            shutil.rmtree(checkpoint)
+def complete(folder: Path, state: Mapping[str, Any], accelerator: Accelerator, *, is_writer: bool) -> None:
+    """Add rld's state to a checkpoint that has all other files of this process, and mark it complete."""
+    accelerator.wait_for_everyone()  # a complete checkpoint has every process's files
+    if is_writer:
+        num_processes = accelerator.num_processes
+        write_json(folder / STATE, {"version": VERSION, "num_processes": num_processes, **state})
+        write_manifest(folder)
+
+
+def remove_unusable(folder: Path) -> list[str]:
+    """Remove the checkpoints in `folder` that are incomplete, or damaged and newer than the newest sound one.
+
+    Returns:
+        A message about each, for the user.
+    """
+    messages = []
+    for checkpoint in sorted(_checkpoints(folder), key=step, reverse=True):
+        problem = damage(checkpoint)
+        if problem is None:
+            break
+        messages.append(f"{checkpoint} {problem}, so it is removed")
+        shutil.rmtree(checkpoint)
+    return messages
 
 
 def latest(folder: Path) -> Path | None:
     """Return the newest complete checkpoint in `folder`; None if there is none."""
-    complete = [checkpoint for checkpoint in folder.glob("checkpoint-*") if _is_complete(checkpoint)]
-    return max(complete, key=step, default=None)
+    return max((checkpoint for checkpoint in _checkpoints(folder) if has_manifest(checkpoint)), default=None, key=step)
 
 
 def step(checkpoint: Path) -> int:
     """Return the number of optimiser steps after which a checkpoint was written."""
     return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Return the folders that are named as the Hugging Face trainer names checkpoints."""
+    named = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-[0-9]+", path.name)]
+    return [path for path in named if path.is_dir() and not path.is_symlink()]

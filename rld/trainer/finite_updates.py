@@ -46,6 +46,8 @@ class FiniteUpdates(CheckedLaunch):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         require_finite_weights(model, f"after update {self.state.global_step}", self.accelerator)
+        if not _is_finite_everywhere(_sum_of_zeros(self.optimizer, self.accelerator), self.accelerator):
+            raise self._non_finite("the optimizer's state is not finite")
         super()._save_checkpoint(model, trial)
 
     def _non_finite_terms(self) -> list[str]:
@@ -74,6 +76,16 @@ def require_finite_weights(model: nn.Module, when: str, accelerator: Accelerator
     is_finite = torch.tensor(0.0 if name is None else float("nan"), device=accelerator.device)
     if not _is_finite_everywhere(is_finite, accelerator):
         raise NonFiniteError(f"{when} the student's weight {name} is not finite, so nothing is stored; {_ADVICE}")
+
+
+def _sum_of_zeros(optimizer: Any, accelerator: Accelerator) -> Tensor:
+    """Return 0, or NaN if a value of the optimizer's state is not finite."""
+    total = torch.zeros((), device=accelerator.device)
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                total += (value.detach() * 0).sum().to(total)
+    return total
 
 
 def _is_finite_everywhere(value: Tensor, accelerator: Accelerator) -> bool:

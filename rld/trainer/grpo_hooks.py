@@ -41,6 +41,7 @@ from rld.rollout.record import RolloutRecord
 from rld.trainer.checkpoints import CheckpointedParts, load_rollout
 from rld.trainer.finite_updates import FiniteUpdates
 from rld.trainer.loss_means import LossMeans
+from rld.trainer.resumable import ResumableTrainer
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.start_checks import require_prompts_fit
 from rld.trainer.student_forward import RecordingStudent, StudentInputs
@@ -67,7 +68,7 @@ class MicroBatch:
         return self.student
 
 
-class GRPOHooks(FiniteUpdates, GRPOTrainer):
+class GRPOHooks(FiniteUpdates, ResumableTrainer, GRPOTrainer):
     """`GRPOTrainer` that calls a step of its subclass at each point at which rld does something."""
 
     args: RLDConfig
@@ -258,7 +259,7 @@ class GRPOHooks(FiniteUpdates, GRPOTrainer):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         folder, parts = Path(checkpoint), self._checkpointed_parts
-        state = parts.read(folder)
+        state = parts.read(folder, self.accelerator.num_processes)
         super()._load_optimizer_and_scheduler(checkpoint)
         self._step = state["micro_step"]
         self.events += parts.restore(folder, state, self.accelerator.process_index)

@@ -1,11 +1,28 @@
-"""TRL's trainer for supervised fine-tuning, which stops at numbers that are not finite."""
+"""TRL's trainer for supervised fine-tuning, which stops at numbers that are not finite and leaves whole checkpoints."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import trl
+from torch import nn
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from rld.trainer import checkpoints
 from rld.trainer.finite_updates import FiniteUpdates
+from rld.trainer.resumable import ResumableTrainer
 
 
-class SFTTrainer(FiniteUpdates, trl.SFTTrainer):
-    """`trl.SFTTrainer` with the checks of `FiniteUpdates`; its arguments mean the same."""
+class SFTTrainer(FiniteUpdates, ResumableTrainer, trl.SFTTrainer):
+    """`trl.SFTTrainer` with the checks of `FiniteUpdates` and complete checkpoints; its arguments mean the same."""
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        checkpoints.complete(folder, {}, self.accelerator, is_writer=self.args.should_save)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            checkpoints.require_version(Path(checkpoint))
+        super()._load_optimizer_and_scheduler(checkpoint)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 from rld.errors import CheckpointError
 
@@ -51,11 +52,16 @@ def read_json(path: Path) -> Record:
     """Return an object that `write_json` wrote.
 
     Raises:
-        CheckpointError: the file is missing.
+        CheckpointError: the file is missing or damaged.
     """
     if not path.is_file():
         raise CheckpointError(f"{path.parent} has no {path.name}: it was not written to the end, or not by rld")
-    value: Record = json.loads(path.read_text())
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:  # no JSON, or not in UTF-8
+        raise CheckpointError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is damaged: it holds no JSON object")
     return value
 
 
@@ -76,36 +82,41 @@ def append_jsonl(path: Path, records: Iterable[Record]) -> None:
         file.write("".join(map(_line, records)))
 
 
-def read_jsonl(path: Path) -> tuple[list[Record], bool]:
-    """Return all records of `path`, or none if the file is missing.
+class JsonLines(NamedTuple):
+    """What a file of JSON Lines holds: its records, and the numbers of the lines that are no JSON object."""
 
-    Returns:
-        The records, and whether the last line was incomplete and skipped.
+    records: list[Record]
+    damaged: list[int]
 
-    Raises:
-        CheckpointError: another line is not a JSON object; names the file and the line.
-    """
-    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
-    records = []
-    for number, line in enumerate(lines, 1):
+
+def read_jsonl(path: Path) -> JsonLines:
+    """Return what a file of JSON Lines holds, nothing if it is missing."""
+    records, damaged = [], []
+    text = path.read_text(errors="replace") if path.is_file() else ""
+    for number, line in enumerate(text.split("\n")[: None if text and text[-1] != "\n" else -1], 1):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             record = None
         if isinstance(record, dict):
             records.append(record)
-        elif number < len(lines):
-            raise CheckpointError(f"{path}:{number} is not a JSON object; take the line out, or start the run anew")
-    return records, len(records) < len(lines)
+        else:
+            damaged.append(number)
+    return JsonLines(records, damaged)
 
 
 def filter_jsonl(path: Path, is_wanted: Callable[[Record], bool]) -> None:
-    """Remove the records for which `is_wanted` is false, and an incomplete last line; replace the file atomically."""
+    """Remove the records for which `is_wanted` is false, and damaged lines; replace the file atomically."""
     if not path.is_file():
         return
-    text = "".join(_line(record) for record in read_jsonl(path)[0] if is_wanted(record))
-    if text != path.read_text(errors="replace"):
+    text = "".join(_line(record) for record in read_jsonl(path).records if is_wanted(record))
+    if text.encode() != path.read_bytes():
         write_text(path, text)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Tell whether a value that was read from JSON is a finite number that a float can hold."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _line(record: Record) -> str:

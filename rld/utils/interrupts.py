@@ -1,13 +1,22 @@
-"""Handles signals that request a run to stop."""
+"""Stops a run: on signals that request it, and when the process that started it has ended."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+
+from rld.utils.messages import tell
+
+_SECONDS_PER_LOOK = 0.5
+"""How often a process looks whether its parent still lives."""
+
+_SECONDS_TO_STOP = 20.0
+"""How long a process that was requested to stop, because its parent has ended, may go on."""
 
 
 class StopRequest:
@@ -26,8 +35,7 @@ class StopRequest:
         self.signals.append(number)
         if self.second_raises and len(self.signals) > 1:
             raise KeyboardInterrupt
-        if os.environ.get("RANK", "0") == "0":
-            print(f"rld: {self.message}", file=sys.stderr)
+        tell(self.message)
 
     def is_made(self) -> bool:
         """Return whether a stop was requested."""
@@ -48,3 +56,19 @@ def stop_on_signals(stop: StopRequest, names: Sequence[str] = ("SIGINT", "SIGTER
     finally:
         for number, handler in zip(numbers, handlers, strict=True):
             signal.signal(number, handler)
+
+
+def end_with_parent() -> None:
+    """Stop this process when the one that started it has ended, even if that one was killed.
+
+    It gets SIGTERM, so that a run writes a checkpoint, and 20 seconds later SIGKILL.
+    """
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_SECONDS_PER_LOOK)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_SECONDS_TO_STOP)
+    os.kill(os.getpid(), signal.SIGKILL)

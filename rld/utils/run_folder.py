@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from rld.errors import CheckpointError
 from rld.utils.files import Record, read_json
 
 _STAGE_RECORD = "rld_stage.json"
@@ -87,7 +88,10 @@ class RunFolder:
     @property
     def is_done(self) -> bool:
         """Whether the run has finished."""
-        return self.recipe.is_file() and self.summary.is_file() and read_json(self.summary)["status"] == "done"
+        try:
+            return self.recipe.is_file() and read_json(self.summary).get("status") == "done"
+        except CheckpointError:  # a summary that is missing or damaged is written by the run when it is resumed
+            return False
 
     @property
     def leftovers(self) -> list[Path]:

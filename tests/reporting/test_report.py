@@ -15,7 +15,7 @@ from rich.console import Console
 from rld.errors import CheckpointError
 from rld.reporting import series
 from rld.reporting.history import read_run
-from rld.reporting.report import write_report
+from rld.reporting.report import show_report, write_report
 from rld.reporting.tables import closing_table, scores_table
 from tests.support import made_up_run
 
@@ -171,9 +171,6 @@ def test_values_that_are_not_numbers_are_told_not_drawn(run: Path) -> None:
         ("recipe.json", None, "has no recipe.json"),
         ("summary.json", '{"recipe": "made', "summary.json is damaged"),
         ("summary.json", '{"recipe": "made-up"}', "summary.json is not what rld writes: seed"),
-        ("metrics.jsonl", "oops\n{}\n", "metrics.jsonl:1 is not a JSON object"),
-        ("metrics.jsonl", '{"stage": "main"}\n', "metrics.jsonl:1 lacks stage, step"),
-        ("events.jsonl", '{"step": 1}\n', "events.jsonl is not what rld writes: stage"),
     ],
 )
 def test_a_damaged_folder_is_refused_by_name(run: Path, file: str, content: str | None, expected: str) -> None:
@@ -184,6 +181,15 @@ def test_a_damaged_folder_is_refused_by_name(run: Path, file: str, content: str 
     with pytest.raises(CheckpointError, match=re.escape(expected)):
         write_report(run)
     assert not (run / "report.html").exists()
+
+
+def test_damaged_lines_of_the_logs_are_left_out_and_counted(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "metrics.jsonl").write_text('oops\n{}\n{"stage": "main"}\n')
+    (run / "events.jsonl").write_text('{"step": 1}\n')
+    show_report(run)
+    printed = capsys.readouterr().out
+    assert "3 damaged lines of metrics.jsonl" in printed
+    assert "1 damaged lines of events.jsonl" in printed
 
 
 def printed(renderable: object) -> str:

@@ -15,11 +15,11 @@ import torch
 ROOT = Path(__file__).parents[2]
 
 
-def launch(folder: Path, num_processes: int, *arguments: str) -> None:
+def launch(folder: Path, num_processes: int, *arguments: str, module: str = "one_and_two") -> None:
     # Accelerate's own launcher starts several CPU processes through MPI only; torchrun needs none.
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    script = ["--module", "tests.support.one_and_two", str(folder), str(num_processes), *arguments]
+    script = ["--module", f"tests.support.{module}", str(folder), str(num_processes), *arguments]
     done = subprocess.run(command + script, env=environment, capture_output=True, text=True, timeout=240, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -68,3 +68,7 @@ def test_a_stop_that_reaches_one_process_stops_both_at_the_same_step(tmp_path):
     launch(tmp_path, 2, "1")
     assert [(tmp_path / f"steps_{rank}").read_text() for rank in (0, 1)] == ["2", "2"]
     assert (tmp_path / "run" / "checkpoint-2" / "rld_state.json").is_file()
+
+
+def test_two_processes_resume_inside_a_rollout(tmp_path):
+    launch(tmp_path, 2, module="resumed_in_rollout")

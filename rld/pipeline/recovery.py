@@ -1,0 +1,77 @@
+"""Put the folder of a run in order before the run goes on: what an earlier process left behind, and what is damaged."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from rld.errors import CheckpointError
+from rld.utils import files
+from rld.utils.manifest import damage, file_record, has_manifest, read_manifest
+from rld.utils.messages import tell
+from rld.utils.run_folder import RunFolder, stage_record_path
+
+
+def elapsed_seconds(folder: RunFolder) -> float:
+    """Return how long a run has run so far; where `summary.json` is damaged, by its log."""
+    if not folder.summary.is_file():
+        return 0.0
+    try:
+        seconds = files.read_json(folder.summary).get("seconds")
+    except CheckpointError:
+        seconds = None
+    if files.is_number(seconds):
+        return float(seconds)
+    tell(f"{folder.summary} is damaged; it is written anew, with the time of the last line of {folder.metrics.name}")
+    logged = [record.get("seconds") for record in files.read_jsonl(folder.metrics).records]
+    return max((float(value) for value in logged if files.is_number(value)), default=0.0)
+
+
+def put_in_order(folder: RunFolder, stages: Sequence[str]) -> None:
+    """Remove what earlier processes left behind, and the records of finished stages whose results are damaged.
+
+    A record that is damaged itself is restored from `summary.json`. The caller holds the folder's lock.
+    """
+    remove_drafts(folder.path)
+    remove_drafts(folder.models)
+    for stage in stages:
+        result = folder.stage_result(stage)
+        if not result.is_dir():
+            continue
+        problem = damage(result)
+        if problem is not None and has_manifest(result) and _restore_record(folder, stage, result):
+            continue
+        if problem is not None:
+            tell(f"{result} {problem}, so stage '{stage}' is not finished")
+            stage_record_path(result).unlink(missing_ok=True)
+        else:
+            shutil.rmtree(folder.checkpoints(stage), ignore_errors=True)
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove the drafts of files and folders that a process which was killed has left in a folder."""
+    for path in folder.glob("*.draft"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _restore_record(folder: RunFolder, stage: str, result: Path) -> bool:
+    """Write the record of a stage from the summary, and return whether its result is sound then."""
+    path = stage_record_path(result)
+    expected = read_manifest(result).get(path.name)
+    if damage(result, unless=[path.name]) is not None:
+        return False
+    try:
+        stages = files.read_json(folder.summary).get("stages")
+    except CheckpointError:
+        return False
+    for record in stages if isinstance(stages, list) else []:
+        if isinstance(record, dict) and record.get("name") == stage:
+            files.write_json(path, record)
+            if file_record(path) == expected:
+                tell(f"{path} was damaged; it is restored from {folder.summary.name}")
+                return True
+    return False

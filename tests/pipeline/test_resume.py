@@ -1,0 +1,245 @@
+"""Runs that were killed or damaged: what `--resume` makes of them."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rld.cli import main
+from rld.pipeline.stage_training import StageTraining
+from rld.utils import files
+from rld.utils.manifest import MANIFEST
+
+RECIPE = """
+name: small
+tokenizer: {characters: "abcd:="}
+max_new_tokens: 4
+skills:
+  copy: {generator: ./tasks.py:copy, levels: [{length: 2}], held_out: 4}
+models:
+  tiny:
+    new: llama
+    config: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 2}
+trainer: {lr_scheduler_type: linear, warmup_steps: 0, learning_rate: 1e-2}
+stages:
+  - {name: teacher, kind: sft, student: tiny, steps: 6, batch: 8, checkpoint_every: 2}
+  - name: student
+    kind: distill
+    student: teacher
+    teachers: {teacher: {model: teacher, probe_prompts: 2}}
+    signals: {policy: {}, response: {}, feature: {}}
+    rollout: {prompts: 2, completions: 4}
+    steps: 4
+    checkpoint_every: 2
+"""
+
+TASKS = """
+def copy(rng, *, length):
+    word = "".join(rng.choices("abcd", k=length))
+    return f"a:{word}=", word
+"""
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing that a run does at its end is done."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("recipe")
+    (folder / "tasks.py").write_text(TASKS)
+    (folder / "small.yaml").write_text(RECIPE)
+    return folder / "small.yaml"
+
+
+@pytest.fixture(scope="module")
+def whole(recipe, tmp_path_factory) -> Path:
+    """An uninterrupted run."""
+    output = tmp_path_factory.mktemp("whole") / "run"
+    assert train(recipe, output) == 0
+    return output
+
+
+def train(recipe: Path, output: Path, *options: str) -> int:
+    return main(["train", str(recipe), "--output", str(output), *options])
+
+
+def weights(run: Path) -> list[str]:
+    """Hashes of the weights of both stages."""
+    paths = [run / "models" / "teacher" / "model.safetensors", run / "student" / "model.safetensors"]
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+
+
+def killed_in(stage: str, recipe: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Run until a stage has made its last update and is about to be scored; return the stage's checkpoints."""
+    finish = StageTraining.finish
+
+    def killed(self, *args, **options):
+        if self.stage.name == stage:
+            raise Killed
+        finish(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageTraining, "finish", killed)
+        with pytest.raises(Killed):
+            train(recipe, output)
+    return output / "checkpoints" / stage
+
+
+@pytest.fixture(scope="module")
+def trained(recipe, tmp_path_factory) -> dict[str, Path]:
+    """By stage, a run that was killed when the stage had made its last update."""
+    folder, patch = tmp_path_factory.mktemp("trained"), pytest.MonkeyPatch()
+    for stage in ("teacher", "student"):
+        killed_in(stage, recipe, folder / stage, patch)
+    return {stage: folder / stage for stage in ("teacher", "student")}
+
+
+def summary(run: Path) -> dict[str, Any]:
+    return files.read_json(run / "summary.json")
+
+
+def steps(run: Path) -> list[tuple[str, int]]:
+    return [(line["stage"], line["step"]) for line in files.read_jsonl(run / "metrics.jsonl").records]
+
+
+@pytest.mark.parametrize("stage", ["teacher", "student"])
+def test_a_stage_that_has_made_its_last_update_makes_no_other(recipe, whole, trained, tmp_path, stage):
+    run = tmp_path / "run"
+    shutil.copytree(trained[stage], run)
+    assert train(recipe, run, "--resume") == 0
+    assert weights(run) == weights(whole)
+    assert steps(run) == steps(whole)
+    accounts, expected = ([stage["flops_by_account"] for stage in summary(path)["stages"]] for path in (run, whole))
+    assert accounts == expected
+
+
+def test_a_stage_that_used_up_its_budget_makes_no_other_update(recipe, tmp_path, monkeypatch):
+    options = ["stages.teacher.max_flops=1e6", "stages.teacher.checkpoint_every=1"]
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert main(["train", str(recipe), *options, "--output", str(whole)]) == 0
+    assert max(step for stage, step in steps(whole) if stage == "teacher") < 6
+
+    def killed(self, *_args, **_options):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(StageTraining, "finish", killed)
+        main(["train", str(recipe), *options, "--output", str(run)])
+    assert main(["train", str(recipe), *options, "--output", str(run), "--resume"]) == 0
+    assert weights(run) == weights(whole)
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("stage", ["teacher", "student"])
+def test_whatever_is_damaged_in_a_checkpoint_the_one_before_is_used(
+    recipe, whole, trained, tmp_path, stage, capsys, monkeypatch
+):
+    """Every file is damaged in every way; that the run resumed from the one before is tried for one of them."""
+    from rld.trainer import checkpoints
+
+    source = trained[stage] / "checkpoints" / stage
+    newest, before = checkpoints.latest(source), sorted(source.glob("checkpoint-*"))[0]
+    assert newest is not None
+    names = [path.name for path in newest.iterdir()]
+    assert {MANIFEST, "optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"} <= set(names)
+    for name in names:
+        for damage in (flip_a_bit, cut, Path.unlink, lambda path: path.write_bytes(b"")):
+            folder = tmp_path / "checkpoints"
+            shutil.copytree(source, folder)
+            damage(folder / newest.name / name)
+            (folder / "checkpoint-abc").mkdir()
+            (message,) = checkpoints.remove_unusable(folder)
+            assert newest.name in message
+            latest = checkpoints.latest(folder)
+            assert latest is not None and latest.name == before.name
+            shutil.rmtree(folder)
+    run = tmp_path / "run"
+    shutil.copytree(trained[stage], run)
+    flip_a_bit(run / "checkpoints" / stage / newest.name / "optimizer.pt")
+    assert train(recipe, run, "--resume") == 0
+    assert "optimizer.pt" in (message := capsys.readouterr().err)
+    assert f"goes on from {before.name}" in message
+    assert weights(run) == weights(whole)
+
+
+@pytest.mark.parametrize("damage", [cut, flip_a_bit, Path.unlink])
+def test_a_finished_stage_with_a_damaged_model_is_trained_again(recipe, whole, tmp_path, capsys, damage):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    damage(run / "models" / "teacher" / "model.safetensors")
+    assert train(recipe, run, "--resume") == 0
+    assert "stage 'teacher' is not finished" in capsys.readouterr().err
+    assert weights(run) == weights(whole)
+
+
+def test_what_a_killed_process_left_behind_is_removed(recipe, whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    (run / "checkpoints" / "teacher" / "checkpoint-6").mkdir(parents=True)
+    for name in ("student.draft", "models/teacher.draft"):
+        (run / name).mkdir()
+    for name in ("recipe.json.1-2.draft", "summary.json.1-2.draft"):
+        (run / name).write_text("{")
+    assert train(recipe, run, "--resume") == 0
+    assert not list(run.rglob("*.draft"))
+    assert not list((run / "checkpoints").glob("*"))
+
+
+DAMAGED = [b"", b"{", b"[]", b"{}", b"\xff\xfe", b'{"seconds": "x", "stages": 3, "status": []}', b"null", b"[" * 9999]
+
+
+@pytest.mark.parametrize("name", ["summary.json", "models/teacher/rld_stage.json", "student/rld_stage.json"])
+def test_a_damaged_file_of_a_run_is_written_again(recipe, whole, tmp_path, capsys, name):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    for data in DAMAGED:
+        (run / name).write_bytes(data)
+        assert main(["report", str(run)]) in (0, 2)
+        assert train(recipe, run, "--resume") == 0
+        assert "damaged" in (message := capsys.readouterr().err)
+        assert "not finished" not in message
+        assert summary(run)["status"] == "done"
+        assert weights(run) == weights(whole)
+
+
+LINES = [b"", b"{", b"[]\n", b"{}\n", b"\xff\n", b'{"stage": "teacher"}\n', b'{"stage": 3, "step": "a"}\n{"st']
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl", "samples.jsonl"])
+def test_damaged_lines_of_a_log_are_left_out(recipe, trained, tmp_path, name):
+    run = tmp_path / "run"
+    for data in LINES:
+        shutil.copytree(trained["student"], run)
+        path = run / name
+        path.touch()
+        path.write_bytes(data + path.read_bytes() + data)
+        assert main(["report", str(run)]) == 0
+        shutil.rmtree(run)
+    shutil.copytree(trained["student"], run)
+    path.touch()
+    path.write_bytes(b"".join(LINES) + b"\n" + path.read_bytes() + LINES[-1])
+    assert train(recipe, run, "--resume") == 0
+    assert files.read_jsonl(path).damaged == []

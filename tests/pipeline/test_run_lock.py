@@ -1,0 +1,110 @@
+"""One process writes into a run's folder, and none outlives the process that started it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rld.cli import main
+from rld.errors import UsageError
+from rld.utils.folder_lock import locked
+
+ROOT = Path(__file__).parents[2]
+HOLD = """
+import sys, time
+from pathlib import Path
+from rld.utils.folder_lock import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+PARENT = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+CHILD = """
+import time
+from rld.utils.interrupts import end_with_parent
+end_with_parent()
+time.sleep(60)
+"""
+RECIPE = """
+name: small
+skills: {sum: {reasoning_gym: chain_sum, levels: [{min_terms: 2}]}}
+models: {student: no/model}
+stages: [{name: a, kind: sft, student: student, steps: 1}]
+"""
+
+
+def start(code: str, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
+
+
+def first_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def wait_until(is_true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_second_process_is_refused_by_name_until_the_first_is_dead(tmp_path, capsys):
+    (tmp_path / "small.yaml").write_text(RECIPE)
+    folder = tmp_path / "run"
+    process = start(HOLD, str(folder))
+    try:
+        assert first_line(process) == "held"
+        for options in ([], ["--resume"]):
+            assert main(["train", str(tmp_path / "small.yaml"), "--output", str(folder), *options]) == 2
+            message = capsys.readouterr().err
+            assert f"in use by process {process.pid} on " in message
+            assert "started 20" in message
+        arms = ["--arms", "a: stages.a.steps=1; b: stages.a.steps=2", "--seeds", "1"]
+        assert main(["ablate", str(tmp_path / "small.yaml"), "--output", str(folder), *arms]) == 2
+        assert "in use by process" in capsys.readouterr().err
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert json.loads((folder / "run.lock.json").read_text())["pid"] == process.pid  # it could not clean up
+    with locked(folder):
+        pass
+    assert list(folder.iterdir()) == []
+
+
+def test_a_refused_run_leaves_no_folder_and_a_file_is_no_folder(tmp_path):
+    with locked(tmp_path / "new"):
+        pass
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="is a file"), locked(tmp_path / "file"):
+        pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a process does not learn there that its parent has ended")
+def test_a_process_ends_with_a_parent_that_was_killed():
+    parent = start(PARENT, CHILD)
+    child = int(first_line(parent))
+    time.sleep(1.0)  # so that the child looks at its parent first
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+
+    def is_gone() -> bool:
+        stat = Path(f"/proc/{child}/stat")
+        return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+
+    wait_until(is_gone)
