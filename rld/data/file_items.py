@@ -27,7 +27,7 @@ def read_items(path: Path) -> list[list[Item]]:
         for line, record in FORMATS[path.suffix](path):
             try:
                 item, level = _item(record)
-                levels.setdefault(level, []).append(item)
+                levels.setdefault(level, []).append(item._replace(place=f"{path.name}:{line}"))
             except ValueError as error:
                 problems.append(f"{path}:{line}: {error}")
     except (OSError, ValueError) as error:

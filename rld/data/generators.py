@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from rld.data.file_items import read_items
-from rld.data.items import Item, ItemFactory
+from rld.data.items import Item, ItemSource
 from rld.recipe import registry
 from rld.recipe.skills import FileSkill, GeneratedSkill, ReasoningGymSkill
 
 
-def item_factory(skill: GeneratedSkill | ReasoningGymSkill | FileSkill, folder: Path) -> tuple[ItemFactory, int]:
-    """Return the factory of a skill's items and the number of its levels; paths are relative to `folder`.
+def item_source(skill: GeneratedSkill | ReasoningGymSkill | FileSkill, folder: Path) -> ItemSource:
+    """Return the source of a skill's items; paths are relative to `folder`.
 
     Raises:
         DataError: rows that cannot be read.
@@ -23,11 +23,12 @@ def item_factory(skill: GeneratedSkill | ReasoningGymSkill | FileSkill, folder: 
     """
     match skill:
         case GeneratedSkill():
-            return _Generator(registry.load("generators", skill.generator, folder), skill), len(skill.levels)
+            function = registry.load("generators", skill.generator, folder)
+            return ItemSource(_Generator(function, skill), len(skill.levels))
         case ReasoningGymSkill():
-            return _ReasoningGym(skill), len(skill.levels)
+            return ItemSource(_ReasoningGym(skill), len(skill.levels))
     levels = read_items(registry.find_path(skill.file, folder) or folder / skill.file)
-    return _Choice(levels), len(levels)
+    return ItemSource(_Choice(levels), len(levels), levels)
 
 
 class _Generator:

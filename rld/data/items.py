@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 
@@ -14,7 +14,18 @@ class Item(NamedTuple):
     answer: str | None
     """None: the question has no single gold answer, and the verifier uses `entry`."""
     entry: str = ""
+    place: str = ""
+    """Where it is written, such as `data.jsonl:17`; "" where it is generated."""
 
 
 ItemFactory = Callable[[int, random.Random], Item]
 """Makes an item of a level with a random generator."""
+
+
+class ItemSource(NamedTuple):
+    """Where the items of a skill come from."""
+
+    make: ItemFactory
+    num_levels: int
+    levels: Sequence[Sequence[Item]] | None = None
+    """All items, by level. None: they are generated, and there is no end to them."""

@@ -32,6 +32,7 @@ def sft_dataset(
     encode: Encode,
     teacher: AnswerRows | None,
     verdicts: Verdicts,
+    require: Callable[[Sequence[Row]], None],
 ) -> Dataset:
     """Return prompts with target completions as token ids; skills are mixed in proportion to `stage.shares`.
 
@@ -43,6 +44,7 @@ def sft_dataset(
         encode: Makes token ids of a prompt and an answer.
         teacher: Returns a teacher's answers. None: the targets are gold answers.
         verdicts: Returns which answers are correct; used if the stage trains only on a teacher's correct answers.
+        require: Raises an error where rows with gold answers cannot be learnt.
 
     Raises:
         DataError: a skill has no gold answers, or the teacher gives none.
@@ -54,6 +56,7 @@ def sft_dataset(
         count = max(1, round(num_rows * shares[skill] / sum(shares.values())))
         if teacher is None:
             rows = sources[skill].rows(count, seed, gold=True)
+            require(rows)
             examples += [(row, Answer(row["answer"], is_complete=True)) for row in rows]
         else:
             prompts = sources[skill].rows(count, seed, gold=False)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from rld.data.generators import item_factory
-from rld.data.items import Item, ItemFactory
+from rld.data.generators import item_source
+from rld.data.items import Item, ItemSource
 from rld.errors import DataError
 from rld.recipe.schema import Recipe
 from rld.recipe.skills import Prompts
@@ -19,8 +21,24 @@ _MOST_TRIES = 200
 """Consecutive draws of held-out questions after which a level is considered exhausted."""
 
 
-def skill_rows(recipe: Recipe, folder: Path) -> dict[str, SkillRows]:
-    """Return the row source of each skill of a recipe; `folder` is the recipe's folder.
+_MOST_EXAMPLES = 20_000
+"""Rows of a file that are given as examples; of a larger file they are evenly spread."""
+
+
+class LabelledRow(NamedTuple):
+    """A row, and a name for it in messages, such as `data.jsonl:17`."""
+
+    label: str
+    row: Row
+
+
+def skill_rows(recipe: Recipe, folder: Path, accepts: Callable[[Row], bool] = lambda row: True) -> dict[str, SkillRows]:
+    """Return the row source of each skill of a recipe.
+
+    Args:
+        recipe: The recipe.
+        folder: The recipe's folder.
+        accepts: Whether a row may be used; rows that may not are left out.
 
     Raises:
         DataError: rows that cannot be read.
@@ -30,11 +48,12 @@ def skill_rows(recipe: Recipe, folder: Path) -> dict[str, SkillRows]:
     sources = {
         name: SkillRows(
             name,
-            *item_factory(skill, folder),
+            item_source(skill, folder),
             skill.held_out,
             recipe.skill_prompts(name),
-            recipe.seed,
-            held_out_questions,
+            seed=recipe.seed,
+            taken=held_out_questions,
+            accepts=accepts,
         )
         for name, skill in recipe.skills.items()
     }
@@ -48,29 +67,30 @@ class SkillRows:
 
     Args:
         skill: The skill's name.
-        make: Makes an item of a level.
-        num_levels: Number of levels that `make` accepts.
+        source: The source of its items.
         num_held_out: Number of held-out rows, spread evenly over the levels.
         prompts: The template and the style that turn a question into a prompt.
         seed: The recipe's seed.
         taken: Held-out questions of all skills of a recipe, which no new row may repeat; this skill adds its held-out
-            questions to the set.
+            questions to the set, as `question_key`s.
+        accepts: Whether a row may be used.
     """
 
     def __init__(
         self,
         skill: str,
-        make: ItemFactory,
-        num_levels: int,
+        source: ItemSource,
         num_held_out: int,
         prompts: Prompts,
+        *,
         seed: int,
         taken: set[str],
+        accepts: Callable[[Row], bool] = lambda row: True,
     ) -> None:
-        self.skill, self.num_levels = skill, num_levels
-        self._make, self._prompts, self._seed = make, prompts, seed
+        self.skill, self.num_levels = skill, source.num_levels
+        self._source, self._prompts, self._seed = source, prompts, seed
         self._num_held_out = num_held_out
-        self._taken = taken
+        self._taken, self._accepts = taken, accepts
 
     def held_out(self) -> list[Row]:
         """Return the held-out rows, which are never trained on; no two have the same question.
@@ -78,19 +98,38 @@ class SkillRows:
         Raises:
             DataError: a level has too few different questions to hold some out and train on others.
         """
-        return list(self._held_out)
+        return [labelled.row for labelled in self._held_out]
 
     @functools.cached_property
-    def _held_out(self) -> list[Row]:
+    def _held_out(self) -> list[LabelledRow]:
         rows = []
         for i in range(self._num_held_out):
             level = i % self.num_levels
             item = self._new(level, self._rng(self._seed, level, f"held out {i}"))
-            self._taken.add(item.question)
-            rows.append(self._row(item, level))
+            self._taken.add(question_key(item.question))
+            rows.append(self._labelled(item, level, f"held-out {i}"))
         for level in range(self.num_levels):
             self._new(level, self._rng(self._seed, level, "left to train on"))
         return rows
+
+    def labelled_held_out(self) -> list[LabelledRow]:
+        """Return the held-out rows with names."""
+        return list(self._held_out)
+
+    def examples(self, count: int) -> list[LabelledRow]:
+        """Return rows that the skill may draw: those of its file, or held-out rows and `count` others.
+
+        Rows that are not accepted are among them.
+        """
+        if self._source.levels is not None:
+            items = [(item, level) for level, items in enumerate(self._source.levels) for item in items]
+            return [self._labelled(*pair) for pair in items[:: -(-len(items) // _MOST_EXAMPLES)]]
+        rngs = [self._rng(self._seed, level, "examples") for level in range(self.num_levels)]
+        levels = [i % self.num_levels for i in range(count)]
+        drawn = [
+            self._labelled(self._made(level, rngs[level]), level, f"example {i}") for i, level in enumerate(levels)
+        ]
+        return [*self._held_out, *drawn]
 
     def draw(self, level: int, rng: random.Random) -> Row:
         """Draw a training row of a level; the same random state gives the same row.
@@ -127,17 +166,33 @@ class SkillRows:
 
     def _new(self, level: int, rng: random.Random) -> Item:
         """Make an item whose question is not held out."""
+        num_refused = 0
         for _ in range(_MOST_TRIES):
-            try:
-                item = self._make(level, rng)
-            except Exception as error:
-                raise DataError(f"skill {self.skill!r}, level {level}: {describe_exception(error)}") from error
-            if item.question not in self._taken:
+            item = self._made(level, rng)
+            if question_key(item.question) in self._taken:
+                continue
+            if self._accepts(self._row(item, level)):
                 return item
+            num_refused += 1
+        place = f"skill {self.skill!r}, level {level}"
+        if num_refused:
+            raise DataError(
+                f"{place}: too few rows that can be used: of {_MOST_TRIES} in a row, bad_rows: skip leaves out "
+                f"{num_refused}, and the others were already held out; bad_rows: refuse says what is wrong with them"
+            )
         raise DataError(
-            f"skill {self.skill!r}, level {level}: too few different questions; {_MOST_TRIES} in a row were already "
-            f"held out. Lower held_out (now {self._num_held_out}), or make the level larger or leave it out"
+            f"{place}: too few different questions; {_MOST_TRIES} in a row were already held out. Lower held_out (now "
+            f"{self._num_held_out}), or make the level larger or leave it out"
         )
+
+    def _made(self, level: int, rng: random.Random) -> Item:
+        try:
+            return self._source.make(level, rng)
+        except Exception as error:
+            raise DataError(f"skill {self.skill!r}, level {level}: {describe_exception(error)}") from error
+
+    def _labelled(self, item: Item, level: int, name: str = "") -> LabelledRow:
+        return LabelledRow(item.place or name, self._row(item, level))
 
     def _row(self, item: Item, level: int) -> Row:
         text = self._prompts.template.replace("{question}", item.question)
@@ -152,3 +207,8 @@ class SkillRows:
             "level": level,
             "entry": item.entry,
         }
+
+
+def question_key(question: str) -> str:
+    """Return a question up to white space and the form of accents: two that share it are one question."""
+    return " ".join(unicodedata.normalize("NFC", question).split())

@@ -26,7 +26,6 @@ FindingKind: TypeAlias = Literal[
     "prompt too long",
     "answer too long",
     "answer cannot be written",
-    "held out and trained on",
 ]
 
 Verdicts: TypeAlias = Callable[[Sequence[Row], Sequence[str]], Sequence[bool]]
@@ -123,21 +122,6 @@ def check_prompts(
         for i, (prompt_ids, _) in zip(usable, pairs, strict=True):
             problems.add(i, "prompt too long", _overlong(len(prompt_ids), max_new_tokens, context_length))
     return problems.findings()
-
-
-def shared_prompts(train: Sequence[Row], held_out: Sequence[Row]) -> list[Finding]:
-    """Return which rows to train on are held-out rows too, up to white space and the form of accents."""
-    keys = {text_key(str(row["prompt"])) for row in held_out}
-    problems = _Problems(len(train))
-    for i, row in enumerate(train):
-        if text_key(str(row["prompt"])) in keys:
-            problems.add(i, "held out and trained on", f"has a held-out question: {shown(_question(row))}")
-    return problems.findings()
-
-
-def text_key(text: str) -> str:
-    """Return a text up to white space and the form of accents."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 class _Problems:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from rld.errors import DataError
-from rld.types import Row
 
 
 def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
@@ -32,19 +29,3 @@ def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )
-
-
-def require_known(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Row]) -> None:
-    """Check that a character tokenizer has all characters of the rows' prompts and answers.
-
-    Raises:
-        DataError: it lacks some. The message names them, and a skill and text that has one.
-    """
-    vocabulary = set(tokenizer.get_vocab())
-    for row in rows:
-        text = f"{row['prompt']}{row['answer']}"
-        missing = sorted(set(text) - vocabulary)
-        if missing:
-            raise DataError(
-                f"tokenizer.characters lacks {''.join(missing)!r}, which skill {row['skill']!r} has in {text!r:.80}"
-            )

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from rld.errors import RecipeError
 from rld.models import tokenizers
+from rld.models.prompting import PromptEncoder
+from rld.models.self_check import context_length
 from rld.recipe import registry
 from rld.recipe.models import NewModel, PretrainedModel
 from rld.recipe.schema import Recipe
-from rld.types import Row
+
+_HUB_OPTIONS = frozenset({"revision", "trust_remote_code", "subfolder", "token", "cache_dir", "local_files_only"})
+"""Arguments of `from_pretrained` that a tokenizer and a configuration take as a model does."""
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
@@ -25,11 +38,12 @@ class ModelLoader:
     Args:
         source: The recipe's file; paths in it are relative to its folder.
         stage_folder: Returns the folder of a stage's result.
-        held_out: Rows whose characters must be in the vocabulary of a character tokenizer.
     """
 
-    def __init__(self, recipe: Recipe, source: Path, stage_folder: Callable[[str], Path], held_out: list[Row]) -> None:
-        self._recipe, self._source, self._stage_folder, self._held_out = recipe, source, stage_folder, held_out
+    def __init__(self, recipe: Recipe, source: Path, stage_folder: Callable[[str], Path]) -> None:
+        self._recipe, self._source, self._stage_folder = recipe, source, stage_folder
+        self._encoders: dict[tuple[str, str | None], tuple[PromptEncoder, int | None]] = {}
+        """What `encoder` returned, by its arguments."""
 
     def path(self, name: str) -> str:
         """Return the folder `name`, searched beside the recipe first, or `name` itself as a hub id if there is none."""
@@ -58,16 +72,57 @@ class ModelLoader:
         spec, options = self._resolve(reference)
         if isinstance(spec, NewModel):
             return self._new(reference, spec)
-        try:
-            arguments = {"dtype": dtype, **options, **(from_pretrained or {})}
+        arguments = {"dtype": dtype, **options, **(from_pretrained or {})}
+        with self._mistakes_in(spec, reference):
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(spec, **arguments)
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(spec, padding_side="left")
-        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise RecipeError(
-                f"{self._source}: cannot load {spec!r}: {first} (a local copy can be named on the command line, "
-                f"such as models.{reference}=FOLDER)"
-            ) from error
+        return model, self._tokenizer(spec, reference, arguments, chat_template)
+
+    def encoder(self, reference: str, chat_template: str | None = None) -> tuple[PromptEncoder, int | None]:
+        """Return the encoder of prompts and answers of a model, and its context length, without loading its weights.
+
+        Args:
+            reference: As of `load`. An earlier stage has the tokenizer and the context of the model that it trains.
+            chat_template: Replaces the tokenizer's chat template.
+
+        Raises:
+            RecipeError: tokenizer or configuration cannot be loaded, or there is no chat template.
+        """
+        students = {stage.name: stage.student for stage in self._recipe.stages}
+        while reference in students:
+            reference = students[reference]
+        key = reference, chat_template
+        if key not in self._encoders:
+            self._encoders[key] = self._new_encoder(*key)
+        return self._encoders[key]
+
+    def _new_encoder(self, reference: str, chat_template: str | None) -> tuple[PromptEncoder, int | None]:
+        spec, options = self._resolve(reference)
+        kwargs = self._recipe.prompts.chat_template_kwargs
+        if isinstance(spec, NewModel):
+            characters = self._characters()
+            return PromptEncoder(characters, kwargs), context_length(self._new_config(reference, spec, characters))
+        tokenizer = self._tokenizer(spec, reference, options, chat_template)
+        hub = {key: options[key] for key in _HUB_OPTIONS & options.keys()}
+        with self._mistakes_in(spec, reference):
+            config: PretrainedConfig = AutoConfig.from_pretrained(spec, **hub)
+        try:
+            ends: Any = GenerationConfig.from_pretrained(spec, **hub).eos_token_id
+        except OSError:  # it has no file for it, and transformers derives it from the configuration
+            ends = getattr(config.get_text_config(), "eos_token_id", None)
+        model_ends = [int(i) for i in (ends if isinstance(ends, list) else [ends]) if i is not None]
+        return PromptEncoder(tokenizer, kwargs, chat_template, model_ends=model_ends), context_length(config)
+
+    def _tokenizer(
+        self, spec: str, reference: str, options: Mapping[str, Any], chat_template: str | None
+    ) -> PreTrainedTokenizerBase:
+        """Return the tokenizer of a model, padding on the left, with a token to pad with.
+
+        Raises:
+            RecipeError: it cannot be loaded, or has no chat template though prompts need one.
+        """
+        hub = {key: options[key] for key in _HUB_OPTIONS & options.keys()}
+        with self._mistakes_in(spec, reference):
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(spec, padding_side="left", **hub)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         if chat_template is not None:
@@ -75,7 +130,19 @@ class ModelLoader:
         if self._recipe.prompt_style == "chat" and tokenizer.chat_template is None:
             fix = "use plain, or for a teacher set its chat_template"
             raise RecipeError(f"{self._source}: prompts.style: {spec!r} has no chat template; {fix}")
-        return model, tokenizer
+        return tokenizer
+
+    @contextmanager
+    def _mistakes_in(self, spec: str, reference: str) -> Iterator[None]:
+        """Name the model in the error when transformers cannot load it."""
+        try:
+            yield
+        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise RecipeError(
+                f"{self._source}: cannot load {spec!r}: {first} (a local copy can be named on the command line, "
+                f"such as models.{reference}=FOLDER)"
+            ) from error
 
     def _resolve(self, reference: str) -> tuple[str | NewModel, dict[str, Any]]:
         """Return a path or hub id with its loading options, or the specification of a new model."""
@@ -90,9 +157,16 @@ class ModelLoader:
 
     def _new(self, reference: str, spec: NewModel) -> Loaded:
         """Return a model with random weights, and the recipe's character tokenizer."""
+        characters = self._characters()
+        config = self._new_config(reference, spec, characters)
+        with self._mistakes_in_config(reference):
+            return AutoModelForCausalLM.from_config(config), characters
+
+    def _characters(self) -> PreTrainedTokenizerBase:
         assert self._recipe.tokenizer is not None  # validated when the recipe was read
-        characters = tokenizers.character_tokenizer(self._recipe.tokenizer.characters)
-        tokenizers.require_known(characters, self._held_out)
+        return tokenizers.character_tokenizer(self._recipe.tokenizer.characters)
+
+    def _new_config(self, reference: str, spec: NewModel, characters: PreTrainedTokenizerBase) -> PretrainedConfig:
         options = {
             "vocab_size": len(characters),
             "pad_token_id": characters.pad_token_id,
@@ -100,8 +174,14 @@ class ModelLoader:
             "bos_token_id": None,
             **spec.config,
         }
+        with self._mistakes_in_config(reference):
+            config: PretrainedConfig = AutoConfig.for_model(spec.new, **options)
+        return config
+
+    @contextmanager
+    def _mistakes_in_config(self, reference: str) -> Iterator[None]:
         try:
-            return AutoModelForCausalLM.from_config(AutoConfig.for_model(spec.new, **options)), characters
+            yield
         except (ValueError, StrictDataclassError) as error:
             message = " ".join(str(error).split())
             raise RecipeError(f"{self._source}: models.{reference}: {message}") from error

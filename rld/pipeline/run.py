@@ -21,6 +21,7 @@ from rld.models.prompting import PromptEncoder
 from rld.pipeline.judge import load_judge
 from rld.pipeline.launch import read_launch
 from rld.pipeline.model_loading import ModelLoader
+from rld.pipeline.row_checks import RowChecks
 from rld.pipeline.samples import read_answers_after
 from rld.pipeline.trainer_arguments import shared_arguments
 from rld.recipe.schema import Recipe
@@ -62,9 +63,12 @@ class RunContext:
 
     def __post_init__(self) -> None:
         self.paths = RunFolder(self.folder, self.recipe.stages[-1].name)
-        self.skill_rows = skill_rows.skill_rows(self.recipe, self.source.parent)
+        self.models = ModelLoader(self.recipe, self.source, self.paths.stage_result)
+        judge = load_judge(self.recipe, self.source.parent)
+        self.row_checks = RowChecks(self.recipe, self.models, judge)
+        accepts = {"accepts": self.row_checks.accepts} if self.recipe.bad_rows == "skip" else {}
+        self.skill_rows = skill_rows.skill_rows(self.recipe, self.source.parent, **accepts)
         held_out = [row for rows in self.skill_rows.values() for row in rows.held_out()]
-        self.models = ModelLoader(self.recipe, self.source, self.paths.stage_result, held_out)
         request = launch.read_request()
         launch.require_possible(request)
         # Accelerate connects CPU processes only if the first PartialState is created with cpu=True.
@@ -73,7 +77,7 @@ class RunContext:
         self._request, self._precisions = request, dict[str, str]()
         self.evaluator = HeldOutEvaluator(
             held_out,
-            load_judge(self.recipe, self.source.parent),
+            judge,
             self.recipe.max_new_tokens,
             self.state.device,
             self.recipe.prompts.chat_template_kwargs,

@@ -54,6 +54,7 @@ def run(context: RunContext, stage: Sft) -> None:
                 encode=functools.partial(_encoded, encoder),
                 teacher=teacher,
                 verdicts=functools.partial(_verdicts, context, tokenizer),
+                require=functools.partial(context.row_checks.require_learnt, stage),
             ),
             processing_class=tokenizer,
             peft_config=lora_config(stage.lora),

@@ -42,6 +42,7 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool) -> int:
     resolved = recipe.model_dump(mode="json")
     for stage in recipe.stages:
         stage.dry_run(run)
+    run.row_checks.require(run.skill_rows)
     if resume and run.state.is_main_process:
         put_in_order(run.paths, [stage.name for stage in recipe.stages])
     run.state.wait_for_everyone()
@@ -136,6 +137,7 @@ def cache_teachers(recipe: Recipe, source: Path, output: Path) -> int:
         raise RecipeError(
             f"{source}: no stage has a cache; set cache.folder, and rollout.gold_completions to rollout.completions"
         )
+    run.row_checks.require(run.skill_rows)
     for stage in stages:
         for name, (size, num_read) in stage.fill_cache(run).items():
             Console().print(
@@ -149,6 +151,7 @@ def evaluate(model: str, recipe: Recipe, source: Path) -> int:
     _quiet()
     run = RunContext(recipe, source, Path(), resume=False)
     student, tokenizer = run.models.load(model)
+    run.row_checks.require_readable(model, student, tokenizer, run.evaluator.rows)
     scores = run.evaluator.score(student, tokenizer)
     if run.state.is_main_process:
         Console().print(scores_table(model, scores, run.evaluator.rows))

@@ -8,7 +8,7 @@ import pytest
 
 import tests.support.tiny as tiny
 from rld.models.prompting import PromptEncoder
-from rld.models.row_checks import check_prompts, check_rows, shared_prompts
+from rld.models.row_checks import check_prompts, check_rows
 from tests.support.fleet import FLEET, expected_rows, rows
 
 
@@ -90,9 +90,3 @@ def test_a_finding_names_the_first_rows_by_their_labels():
     assert "data.jsonl:6" not in described
     assert "data.jsonl:1 has the answer 'abcdef', of 7 tokens with its end, and 4 are allowed" in described
     assert not findings[0].hits_all
-
-
-def test_rows_that_are_held_out_and_trained_on():
-    train = [row("ab="), row("caf\u00e9  a"), row("cd=")]
-    findings = shared_prompts(train, [row("ab= "), row("cafe\u0301 a")])
-    assert [(f.kind, f.rows) for f in findings] == [("held out and trained on", (0, 1))]

@@ -11,7 +11,6 @@ from datasets import Dataset
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
-    GPT2LMHeadModel,
     LlamaConfig,
     ModernBertDecoderConfig,
     PreTrainedModel,
@@ -189,10 +188,10 @@ def test_a_teacher_with_a_shorter_context_is_refused(as_source, model_type, tmp_
 
 
 def test_windows_do_not_limit_a_context_and_scaled_positions_extend_it():
-    assert context_length(of_type("llama", sliding_window=8)) == 64
+    assert context_length(of_type("llama", sliding_window=8).config) == 64
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 1e4}
-    assert context_length(of_type("llama", rope_parameters=yarn)) == 256
-    assert context_length(GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=1, n_layer=1, n_positions=17))) == 17
+    assert context_length(of_type("llama", rope_parameters=yarn).config) == 256
+    assert context_length(GPT2Config(n_embd=8, n_head=1, n_layer=1, n_positions=17)) == 17
 
 
 # -- the student as its own teacher ------------------------------------------------------------------------------------

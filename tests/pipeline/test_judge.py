@@ -83,6 +83,7 @@ def test_an_answer_that_reasons_first_counts_alike_everywhere(folder):
         encode=lambda prompt, answer: {"input_ids": list(answer.text.encode())},
         teacher=lambda rows: [Answer(REASONED, is_complete=True)] * len(rows),
         verdicts=rewards,
+        require=lambda rows: None,
     )
     assert set(map(bytes, learnt["input_ids"])) == {REASONED.encode()}  # the `verify` of fine-tuning
 

@@ -1,0 +1,192 @@
+"""Check the rows of a recipe for each model that reads them, before the first stage.
+
+Tokenizers and configurations are loaded, but no weights. Rows of files are checked all, of generators a sample.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from rld.data.skill_rows import SkillRows
+from rld.errors import DataError
+from rld.models.generation import encoder_of
+from rld.models.prompting import PromptEncoder
+from rld.models.row_checks import Finding, FindingKind, check_prompts, check_rows
+from rld.models.self_check import context_length
+from rld.pipeline.model_loading import ModelLoader
+from rld.recipe.schema import Recipe
+from rld.recipe.stages import AnyStage
+from rld.recipe.stages.distill import Distill
+from rld.recipe.stages.sft import Sft
+from rld.recipe.teachers import TeacherSpec
+from rld.rollout.verifier import Verify, ask, is_success
+from rld.types import Row
+
+_NUM_EXAMPLES = 64
+"""Rows of a generator that are checked, beside held-out rows."""
+
+_FIXES: Mapping[FindingKind, str] = {
+    "unknown characters": "use a tokenizer that has them (tokenizer.characters of a new model)",
+    "prompt too long": "shorten the prompts or max_new_tokens, or choose a model with a longer context",
+    "answer too long": "raise max_new_tokens",
+}
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A model that reads rows.
+
+    Attributes:
+        name: Its name in messages.
+        encoder: Encodes prompts and answers for it.
+        context_length: Positions that it knows. None: any number.
+        skills: The skills that it reads.
+        is_student: Whether it is scored on the rows too; a teacher only reads and answers them.
+        learns_answers: Whether it learns gold answers.
+    """
+
+    name: str
+    encoder: PromptEncoder
+    context_length: int | None
+    skills: tuple[str, ...]
+    is_student: bool = True
+    learns_answers: bool = False
+
+
+class RowChecks:
+    """Checks the rows of a recipe.
+
+    Args:
+        recipe: The recipe; its `bad_rows` says whether rows with a problem are refused or left out.
+        models: Loads tokenizers and configurations.
+        judge: Tells which answers are correct.
+    """
+
+    def __init__(self, recipe: Recipe, models: ModelLoader, judge: Verify) -> None:
+        self._recipe, self._models, self._judge = recipe, models, judge
+
+    def accepts(self, row: Row) -> bool:
+        """Tell whether a row has no problem for any model that reads its skill."""
+        readers = [reader for reader in self._readers if row["skill"] in reader.skills]
+        return not any(self._findings(reader, [row]) for reader in readers)
+
+    def require(self, sources: Mapping[str, SkillRows]) -> None:
+        """Check rows of all skills for all models, and warn of those that are left out.
+
+        Of several models that have the same problem with a skill, the one with the most rows is told.
+
+        Raises:
+            DataError: rows have a problem, and the recipe does not leave them out, or all rows of a skill have it.
+        """
+        examples = {skill: source.examples(_NUM_EXAMPLES) for skill, source in sources.items()}
+        held_out = {skill: source.labelled_held_out() for skill, source in sources.items()}
+        problems: dict[tuple[str, str], tuple[str, Finding]] = {}
+        for reader in self._readers:
+            answering = replace(reader, learns_answers=False)
+            for skill in sources if reader.is_student else reader.skills:  # a student is scored on all skills
+                is_trained = skill in reader.skills
+                labelled = examples[skill] if is_trained else held_out[skill]
+                labels = [label for label, _ in labelled]
+                for finding in self._findings(reader if is_trained else answering, [row for _, row in labelled]):
+                    line = f"{reader.name}, skill '{skill}': {finding.described(labels)}"
+                    worst = problems.get((skill, finding.kind))
+                    if worst is None or len(worst[1].rows) < len(finding.rows):
+                        problems[skill, finding.kind] = line, finding
+        self._tell(dict(problems.values()), "such rows are left out (bad_rows: skip)")
+
+    def require_readable(self, name: str, model: Any, tokenizer: Any, held_out: Sequence[Row]) -> None:
+        """Check held-out rows for a model that is scored on them; where the recipe skips bad rows, warn of them.
+
+        Raises:
+            DataError: rows have a problem.
+        """
+        encoder = encoder_of(model, tokenizer, self._recipe.prompts.chat_template_kwargs)
+        reader = _Reader(name, encoder, context_length(model.config), ())
+        findings = self._findings(reader, held_out)
+        self._tell({f"{name}: {f.described(_named(held_out))}": f for f in findings}, "such rows count as wrong")
+
+    def require_learnt(self, stage: Sft, rows: Sequence[Row]) -> None:
+        """Check rows whose gold answers a stage learns.
+
+        Raises:
+            DataError: rows have a problem.
+        """
+        reader = next(self._stage_readers(stage))
+        findings = self._findings(reader, rows)
+        self._tell({f"{reader.name}: {f.described(_named(rows))}": f for f in findings}, "")
+
+    def _tell(self, problems: Mapping[str, Finding], consequence: str) -> None:
+        """Raise findings as an error, or warn of them where the recipe skips bad rows and some rows are good."""
+        lines = [_with_fix(line, finding) for line, finding in problems.items()]
+        is_refused = self._recipe.bad_rows == "refuse" or any(finding.hits_all for finding in problems.values())
+        if lines and is_refused:
+            raise DataError("\n".join([*lines, _advice(list(problems.values()))]))
+        for line in lines:
+            warnings.warn(f"{line}; {consequence}", stacklevel=3)
+
+    def _findings(self, reader: _Reader, rows: Sequence[Row]) -> list[Finding]:
+        limits: dict[str, Any] = {
+            "max_new_tokens": self._recipe.max_new_tokens,
+            "context_length": reader.context_length,
+        }
+        if not reader.is_student:
+            return check_prompts(reader.encoder, rows, **limits)
+
+        def verify(rows: Sequence[Row], texts: Sequence[str]) -> list[bool]:
+            rewards = ask(self._judge, rows, texts, [reader.encoder.encode_answer(text) for text in texts])
+            return [reward is not None and is_success(reward) for reward in rewards]
+
+        return check_rows(reader.encoder, rows, **limits, learns_answers=reader.learns_answers, verify=verify)
+
+    # -- models ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _readers(self) -> list[_Reader]:
+        """The models of all stages; of those that read the same rows alike, the first one alone."""
+        readers: dict[Any, _Reader] = {}
+        for stage in self._recipe.stages:
+            for reader in self._stage_readers(stage):
+                key = id(reader.encoder.tokenizer), reader.context_length, reader.skills, reader.learns_answers
+                readers.setdefault((*key, reader.encoder.chat_template, reader.is_student), reader)
+        return list(readers.values())
+
+    def _stage_readers(self, stage: AnyStage) -> Iterator[_Reader]:
+        skills = tuple(stage.skills or self._recipe.skills)
+        encoder, context_length = self._models.encoder(stage.student)
+        learns = stage.teacher is None if isinstance(stage, Sft) else stage.rollout.gold_completions > 0
+        name = f"stage '{stage.name}', student {stage.student}"
+        yield _Reader(name, encoder, context_length, skills, learns_answers=learns)
+        if isinstance(stage, Sft) and stage.teacher is not None:
+            teacher = self._models.encoder(stage.teacher)
+            yield _Reader(f"stage '{stage.name}', teacher {stage.teacher}", *teacher, skills, is_student=False)
+        elif isinstance(stage, Distill):
+            yield from self._teacher_readers(stage, encoder, skills)
+
+    def _teacher_readers(self, stage: Distill, student: PromptEncoder, skills: Sequence[str]) -> Iterator[_Reader]:
+        for name, spec in stage.teachers.items():
+            if isinstance(spec, TeacherSpec):
+                encoder, context_length = self._models.encoder(spec.model, spec.chat_template)
+                taught = tuple(skill for skill in skills if spec.skills is None or skill in spec.skills)
+                encoder = student if spec.align is None else encoder
+                yield _Reader(
+                    f"stage '{stage.name}', teacher {name}", encoder, context_length, taught, is_student=False
+                )
+
+
+def _named(rows: Sequence[Row]) -> list[str]:
+    return [f"row {i} of skill '{row['skill']}'" for i, row in enumerate(rows)]
+
+
+def _with_fix(line: str, finding: Finding) -> str:
+    fix = _FIXES.get(finding.kind)
+    return f"{line}; {fix}" if fix else line
+
+
+def _advice(findings: Sequence[Finding]) -> str:
+    if any(finding.hits_all for finding in findings):
+        return "no row of these skills can be used as it is"
+    return "mend these rows, or leave out all such rows by bad_rows: skip in the recipe"
