@@ -76,12 +76,13 @@ def run_context(member: Member, folder: Path) -> RunContext:
             {"name": "distilled", "kind": "distill", "student": "tuned", "steps": 1},
         ],
     }
-    (folder / "student").mkdir(exist_ok=True)
+    member.model().save_pretrained(folder / "student")
+    member.tokenizer().save_pretrained(folder / "student")
     (folder / "rows.jsonl").write_text('{"question": "?", "answer": "!"}\n{"question": "??", "answer": "!"}\n')
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     context = RunContext(read_recipe(folder / "recipe.yaml"), folder / "recipe.yaml", folder / "run", False)
     context.skill_rows = {"all": SimpleNamespace(rows=lambda count, seed, gold: rows(member))}
-    context.models = SimpleNamespace(load=lambda reference: (member.model(), member.tokenizer()))
+    context.models.load = lambda reference: (member.model(), member.tokenizer())  # type: ignore[method-assign]
     return context
 
 
