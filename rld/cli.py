@@ -24,10 +24,12 @@ from rld.errors import LaunchError, LibraryError, RecipeError, RldError, UsageEr
 from rld.recipe import catalogue, registry
 from rld.recipe.reading import read_recipe
 from rld.reporting.overview import overview
+from rld.utils import secrets
 from rld.utils.folder_lock import locked
 from rld.utils.interrupts import end_with_parent
 from rld.utils.messages import is_main_process
 from rld.utils.run_folder import ABLATION_RESULT, RunFolder
+from rld.utils.streams import safe_streams
 from rld.utils.suggestions import hint
 
 
@@ -45,8 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0; 2 for a mistake of the user; 130 when stopped with Ctrl-C; 1 where runs of an ablation failed.
     """
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    secrets.remember_environment()
+    secrets.remember_arguments(words)
+    with safe_streams():
+        return _run(words)
+
+
+def _run(words: list[str]) -> int:
+    """Run one command, and report a user's mistake."""
     try:
-        options = _parse(sys.argv[1:] if arguments is None else list(arguments))
+        options = _parse(words)
         code: int = _COMMANDS[options.command](options)
         return code
     except RldError as error:

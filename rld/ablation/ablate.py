@@ -27,6 +27,7 @@ from rld.utils import files
 from rld.utils.folder_lock import locked
 from rld.utils.messages import tell
 from rld.utils.run_folder import RunFolder
+from rld.utils.secrets import masked_override, masked_recipe
 
 _ANY_REWARDS = [{"use": "answers:exact_match", "weight": 1.0, "options": {}}]
 """The rewards of shared stages that use none, so that arms with other rewards can share them."""
@@ -88,7 +89,7 @@ class _JobList:
             that arms which come later find the runs that they can share.
         """
         recipe = _recipe_before(arm, seed)
-        digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(json.dumps(masked_recipe(recipe), sort_keys=True).encode()).hexdigest()[:8]
         folder = self.plan.folder / "shared" / f"seed-{seed}-{digest}"
         if folder not in self._job_of:
             values = [
@@ -105,7 +106,7 @@ class _JobList:
         return (str(self.plan.source), *overrides, self.plan.judge, "--output", str(folder), "--resume")
 
     def _add(self, job: Job, overrides: Sequence[str]) -> None:
-        recipe = read_recipe(self.plan.source, [*overrides, self.plan.judge]).model_dump(mode="json")
+        recipe = masked_recipe(read_recipe(self.plan.source, [*overrides, self.plan.judge]).model_dump(mode="json"))
         folder = RunFolder(job.folder)
         if folder.recipe.is_file():
             old = files.read_json(folder.recipe)
@@ -181,7 +182,7 @@ def _report(plan: AblationPlan) -> None:
             tell(
                 f"{arm.name} ran out of steps before its budget of FLOPs (seeds {', '.join(seeds)}); give it more steps"
             )
-    arms = {arm.name: arm.overrides for arm in plan.arms}
+    arms = {arm.name: tuple(map(masked_override, arm.overrides)) for arm in plan.arms}
     result = outcomes.compare(plan.arms[0].recipe.name, arms, list(plan.seeds), runs)
     outcomes.write_result(result, plan.folder)
     show_result(result, plan.folder)

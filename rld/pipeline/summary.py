@@ -10,6 +10,7 @@ from typing import Any
 
 from rld.pipeline.run import RunContext
 from rld.utils import files
+from rld.utils.secrets import masked_override
 
 _VERSIONS = ("torch", "transformers", "trl", "accelerate", "datasets", "evaluate", "numpy")
 
@@ -22,7 +23,7 @@ class SummaryWriter:
         self.fixed = {
             "recipe": resolved["name"],
             "seed": resolved["seed"],
-            "command": shlex.join(["rld", *sys.argv[1:]]),
+            "command": shlex.join(["rld", *map(masked_override, sys.argv[1:])]),
             "launch": run.launch.model_dump(mode="json"),
             "versions": {name: version(name) for name in _VERSIONS},
             "heldout_rows": {

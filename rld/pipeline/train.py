@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -21,8 +20,9 @@ from rld.pipeline.summary import SummaryWriter
 from rld.recipe.schema import Recipe
 from rld.reporting.report import show_report
 from rld.reporting.tables import scores_table
-from rld.utils import files
+from rld.utils import files, secrets
 from rld.utils.interrupts import StopRequest, stop_on_signals
+from rld.utils.messages import tell
 from rld.utils.run_folder import RunFolder
 
 
@@ -39,7 +39,7 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool) -> int:
     stop = StopRequest("stopping after this step; once more stops at once")
     elapsed = elapsed_seconds(RunFolder(output)) if resume else 0.0
     run = RunContext(recipe, source, output, resume, stop.is_made, started=time.time() - elapsed)
-    resolved = recipe.model_dump(mode="json")
+    resolved = secrets.masked_recipe(recipe.model_dump(mode="json"))
     for stage in recipe.stages:
         stage.dry_run(run)
     run.row_checks.require(run.skill_rows)
@@ -80,7 +80,7 @@ def _show_launch(run: RunContext) -> None:
     launch = run.launch
     Console(highlight=False).print(f"{run.recipe.name}: {launch}", soft_wrap=True, markup=False)
     for remark in launch.remarks:
-        print(f"rld: {remark}", file=sys.stderr)
+        tell(remark)
 
 
 def _quiet() -> None:
@@ -120,7 +120,7 @@ def _differences(run: RunContext, current: dict[str, Any], previous: dict[str, A
         names = current["models"].keys() & previous["models"].keys()
         return {**resolved, "stages": stages, "models": {n: m for n, m in resolved["models"].items() if n in names}}
 
-    new, old = comparable(current), comparable(previous)
+    new, old = (secrets.without_masked(comparable(resolved)) for resolved in (current, previous))
     return sorted(key for key in new.keys() | old.keys() if new.get(key) != old.get(key))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rld.recipe import reserved_options, third_party_options
-from rld.recipe.document import RecipeDocument, RecipeProblem
+from rld.recipe.document import RecipeDocument, RecipeProblem, walk
 from rld.recipe.models import AnyModel
 from rld.recipe.names import RecipeNames, check_member, items
 from rld.recipe.option_checks import check_options
@@ -15,11 +15,13 @@ from rld.recipe.skills import AnySkill
 from rld.recipe.stages import AnyStage
 from rld.recipe.stages.base import Stage
 from rld.utils.options import member_of
+from rld.utils.secrets import has_credentials, is_secret_name
 
 
 def problems(document: RecipeDocument) -> Iterator[RecipeProblem]:
     """Yield the mistakes in references between a recipe's parts and to files, models and functions."""
     names, tree = RecipeNames(document), document.tree
+    yield from _check_secrets(names)
     yield from _check_chats(names)
     yield from _check_trainer(names)
     for key, model in items(tree.get("models")):
@@ -35,6 +37,17 @@ def problems(document: RecipeDocument) -> Iterator[RecipeProblem]:
         yield from VerifierSpec.check(first_use, (key,), tree.get(key))
     for i, stage in enumerate(names.stages):
         yield from check_member(AnyStage, names.in_stage(i, stage), ("stages", i), stage)
+
+
+def _check_secrets(names: RecipeNames) -> Iterator[RecipeProblem]:
+    """Check that no address has a secret in it, and that no trainer option is one, for checkpoints keep them."""
+    for loc, value in walk(names.document.tree):
+        if isinstance(value, str) and has_credentials(value):
+            fix = "leave it out, and put a teacher's bearer token into the environment variable RLD_TEACHER_TOKEN"
+            yield names.problem(loc, f" has a user, a password or a token in its address; {fix}")
+        elif isinstance(value, str) and "trainer" in loc[:-1] and is_secret_name(loc[-1]):
+            fix = "set the library's environment variable instead, such as HF_TOKEN or WANDB_API_KEY"
+            yield names.problem(loc, f" is a secret, and trainer options are stored with each checkpoint; {fix}")
 
 
 def _first_use_of_rewards(names: RecipeNames) -> int:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 import yaml
 
 from rld.errors import RecipeError
+from rld.utils import secrets
 from rld.utils.suggestions import hint
 
 Loc: TypeAlias = tuple[Any, ...]
@@ -93,6 +94,7 @@ class RecipeDocument:
         self.tree: dict[Any, Any] = self._load()
         for text in overrides:
             self._override(text)
+        secrets.remember(self.tree)
         for loc, value in walk(self.tree):
             if value is None and loc in self._empty:
                 self.problems.append(

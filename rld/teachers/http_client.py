@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import httpx2
 
 from rld.errors import TeacherDown, TeacherError
+from rld.utils import secrets
 
 TOKEN = "RLD_TEACHER_TOKEN"
 """The environment variable with the bearer token."""
@@ -41,6 +42,7 @@ def bearer_token(variable: str = TOKEN) -> str | None:
     token = os.environ.get(variable, "").strip()
     if not (token.isascii() and token.isprintable()):
         raise TeacherError(f"the bearer token in the environment variable {variable} should be printable ASCII")
+    secrets.remember_value(token)
     return token or None
 
 
@@ -61,7 +63,7 @@ class HttpClient:
         token_variable: The environment variable with the bearer token.
 
     Raises:
-        TeacherError: the address is no URL.
+        TeacherError: the address is no URL, or has a user or password in it.
     """
 
     def __init__(self, url: str, name: str | None, *, timeout_seconds: float, token_variable: str) -> None:
@@ -70,6 +72,10 @@ class HttpClient:
             self.name = name or httpx2.URL(url).netloc.decode()
         except (httpx2.InvalidURL, UnicodeError) as error:
             raise TeacherError(f"{url} is no URL of a teacher: {error}") from error
+        if secrets.has_credentials(url):
+            secrets.remember({"url": url})
+            fix = f"put a bearer token into the environment variable {token_variable} instead"
+            raise TeacherError(f"the address of teacher '{name or secrets.MASK}' has a user or a secret in it; {fix}")
         self._client: httpx2.Client | None = None
         self._lock = threading.Lock()
 

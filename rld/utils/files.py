@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 from rld.errors import CheckpointError
+from rld.utils.secrets import masked_strings, masked_text
 
 Record: TypeAlias = dict[str, Any]
 
@@ -39,13 +40,13 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` in UTF-8, atomically."""
-    write_bytes(path, text.encode())
+    """Write `text` to `path` in UTF-8, atomically, with secrets masked; lone surrogates become escapes."""
+    write_bytes(path, masked_text(text).encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path` as JSON, atomically."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False))
+    """Write `value` to `path` as JSON, atomically, with secrets masked."""
+    write_bytes(path, json.dumps(masked_strings(value), indent=1, allow_nan=False).encode())
 
 
 def read_json(path: Path) -> Record:
@@ -77,7 +78,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
 
 
 def append_jsonl(path: Path, records: Iterable[Record]) -> None:
-    """Append `records` to `path`; they have been passed to the operating system when this returns."""
+    """Append `records` with secrets masked; they have been passed to the operating system when this returns."""
     with path.open("a") as file:
         file.write("".join(map(_line, records)))
 
@@ -120,4 +121,4 @@ def is_number(value: object) -> TypeGuard[float]:
 
 
 def _line(record: Record) -> str:
-    return json.dumps(record, allow_nan=False) + "\n"
+    return json.dumps(masked_strings(record), allow_nan=False) + "\n"

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from rld.errors import CheckpointError, UsageError
 from rld.utils.files import read_json, write_json
+from rld.utils.secrets import masked_override
 
 _LOCK = "run.lock"
 _HOLDER = "run.lock.json"
@@ -41,7 +42,7 @@ def locked(folder: Path) -> Iterator[None]:
         raise UsageError(f"{folder} is in use by {_holder(folder)}; {advice}") from error
     try:
         started = time.strftime("%Y-%m-%d %H:%M:%S %z")
-        command = shlex.join(["rld", *sys.argv[1:]])
+        command = shlex.join(["rld", *map(masked_override, sys.argv[1:])])
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": started, "command": command}
         write_json(folder / _HOLDER, holder)
         yield
