@@ -175,7 +175,7 @@ class GradientAlignmentController(_GradientController):
     kind: Literal["gradient_alignment"] = "gradient_alignment"
     cosine_gain: float = Field(0.5, gt=0, le=1)
     """Change of the logarithm of a weight in a tick, for a cosine of 1."""
-    gold_rows: int = Field(16, gt=0)
+    gold_rows: int = Field(16, gt=0, le=100_000)
     """Rows per skill whose gold answers are used: training questions, never held-out ones."""
     decay: float = Field(0.1, gt=0, le=1)
     """Share of the way back to the prior, in log space, that a tick takes; it bounds the weights."""

@@ -80,11 +80,11 @@ class RetentionRule(FrozenOptions):
     """Skills to protect, trained ones or others. None: all that are not trained."""
     drop: float = Field(0.03, ge=0, lt=1)
     """How far the success rate may fall below that at the start."""
-    probe_prompts: int = Field(32, gt=0)
+    probe_prompts: int = Field(32, gt=0, le=100_000)
     """Prompts per skill that are answered greedily to measure it."""
-    prompts: int = Field(256, gt=0)
+    prompts: int = Field(256, gt=0, le=100_000)
     """Prompts per skill that are replayed in turn. A student memorises a few, and forgets the skill all the same."""
-    batch: int = Field(32, gt=0)
+    batch: int = Field(32, gt=0, le=100_000)
     """Of these, how many an update replays while λ is above 0."""
     budget: float | None = Field(None, gt=0)
     """Divergence, in nats per token, that the student may have from its start, in the mean over the replayed

@@ -12,6 +12,9 @@ from rld.errors import DataError
 
 _MOST_LISTED = 10
 
+_MOST_DIGITS = 18
+"""Digits of a level that is written as text."""
+
 
 def read_items(path: Path) -> list[list[Item]]:
     """Return the items of a file, one list per level. Texts are not converted: the answer "007" stays "007".
@@ -37,9 +40,11 @@ def read_items(path: Path) -> list[list[Item]]:
         raise DataError(
             "\n".join(problems[:_MOST_LISTED] + ([f"and {num_unlisted} rows more"] if num_unlisted > 0 else []))
         )
-    missing = [level for level in range(max(levels, default=0) + 1) if level not in levels]
-    if missing:
-        raise DataError(f"{path}: no rows of level {missing[0]}" if levels else f"{path}: no rows")
+    if not levels:
+        raise DataError(f"{path}: no rows")
+    missing = next((i for i, level in enumerate(sorted(levels)) if i != level), None)
+    if missing is not None:
+        raise DataError(f"{path}: no rows of level {missing}, and some of level {max(levels)}; levels count from 0")
     return [levels[level] for level in range(len(levels))]
 
 
@@ -55,10 +60,10 @@ def _item(record: Any) -> tuple[Item, int]:
         raise ValueError("a row is a mapping with question and answer")
     question, answer = (_text(record, key) for key in ("question", "answer"))
     level = record.get("level", 0)
-    if isinstance(level, str) and level.strip().isdecimal():
+    if isinstance(level, str) and level.strip().isdecimal() and len(level) <= _MOST_DIGITS:
         level = int(level)
     if not isinstance(level, int) or isinstance(level, bool) or level < 0:
-        raise ValueError(f"level should be a whole number from 0, not {level!r}")
+        raise ValueError(f"level should be a whole number from 0, not {level!r:.80}")
     return Item(question, answer), level
 
 

@@ -10,6 +10,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 from datasets import Dataset
 from torch import Tensor
 
@@ -60,7 +61,7 @@ class PromptStream:
         self._levels = self._current_levels()
         self._tasks: dict[int, Task] = {}
         self._rows: dict[int, Row] = {}
-        self.dataset = Dataset.from_dict({"slot": list(range(num_slots))})
+        self.dataset = Dataset.from_dict({"slot": np.arange(num_slots)})
         self.dataset.set_transform(lambda batch: self._columns(batch["slot"]))  # a lambda is not copied with a data set
 
     @classmethod

@@ -9,11 +9,11 @@ from rld.recipe import reserved_options, third_party_options
 from rld.recipe.document import RecipeDocument, RecipeProblem, walk
 from rld.recipe.models import AnyModel
 from rld.recipe.names import RecipeNames, check_member, items
-from rld.recipe.option_checks import check_options
 from rld.recipe.plugins import RewardSpec, VerifierSpec
 from rld.recipe.skills import AnySkill
 from rld.recipe.stages import AnyStage
 from rld.recipe.stages.base import Stage
+from rld.recipe.trainer_options import check_trainer
 from rld.utils.options import member_of
 from rld.utils.secrets import has_credentials, is_secret_name
 
@@ -76,7 +76,7 @@ def _check_trainer(names: RecipeNames) -> Iterator[RecipeProblem]:
         fields |= stage_fields or {}
     reserved = reserved_options.TRAINER | {key: fix for kind in kinds for key, fix in kind.reserved.items()}
     known_fields = fields if all_fields and None not in all_fields else None
-    yield from check_options(names, ("trainer",), names.document.tree.get("trainer"), known_fields, reserved)
+    yield from check_trainer(names, ("trainer",), names.document.tree.get("trainer"), known_fields, reserved)
 
 
 def _stage_class(stage: Mapping[Any, Any]) -> type[Stage] | None:

@@ -1,8 +1,7 @@
 """A recipe's YAML: its values, where each was written, and the command line's overrides.
 
 This module does not know a recipe's schema, except that a controller may be written as its kind alone; `reading.py`
-validates the schema. The dialect is YAML 1.2: `on`, `off`, `yes` and `no` are text, `010` is text, `1e-5` is a number;
-a key that is set twice or has no value is an error.
+validates the schema, `yaml_values.py` has the dialect of YAML.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 import yaml
 
 from rld.errors import RecipeError
+from rld.recipe import yaml_values
 from rld.utils import secrets
 from rld.utils.suggestions import hint
 
@@ -27,46 +27,18 @@ Loc: TypeAlias = tuple[Any, ...]
 _LONGEST = 400  # maximum characters of a problem's text, which may quote a long value
 
 
+_MAX_BYTES = 4_000_000  # of a recipe's file
+
+_MAX_NUMBER = (1 << 63) - 1
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
 class RecipeProblem(NamedTuple):
     """One mistake: the location of the value and the message."""
 
     loc: Loc
     text: str
-
-
-class _Loader(yaml.SafeLoader):
-    """`SafeLoader` with the scalars of YAML 1.2; raises an error for a duplicate key."""
-
-    yaml_implicit_resolvers = {}
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, (str, int, float, bool)):
-                raise _error("a key must be text or a number", key_node)
-            if key in keys:
-                raise _error(f"{key!r} is set twice", key_node)
-            keys.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _error(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
-    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-
-
-for _tag, _pattern, _first in (
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?(0|[1-9][0-9_]*)|0x[0-9a-fA-F]+", list("-+0123456789")),
-    ("float", r"[-+]?(\.[0-9]+|[0-9][0-9_]*\.[0-9_]*)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
-    ("float", r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+", list("-+0123456789")),
-    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.")),
-    ("merge", r"<<", ["<"]),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 
 
 class RecipeDocument:
@@ -79,7 +51,7 @@ class RecipeDocument:
     Attributes:
         tree: The values.
         problems: Mistakes that do not depend on the schema: overrides of a path that does not exist, keys without a
-            value, numbers that are not finite.
+            value, numbers that are too large or not finite, text with half of a character.
 
     Raises:
         RecipeError: the file cannot be read, is not YAML, or is not a mapping.
@@ -96,12 +68,21 @@ class RecipeDocument:
             self._override(text)
         secrets.remember(self.tree)
         for loc, value in walk(self.tree):
-            if value is None and loc in self._empty:
-                self.problems.append(
-                    RecipeProblem(loc, f"{self.label(loc)} has no value; {{}} stands for defaults, null for none")
-                )
-            elif isinstance(value, float) and not math.isfinite(value):
-                self.problems.append(RecipeProblem(loc, f"{self.label(loc)} should be a finite number, not {value}"))
+            mistake = self._mistake(loc, value)
+            if mistake:
+                self.problems.append(RecipeProblem(loc, f"{self.label(loc)} {mistake}"))
+
+    def _mistake(self, loc: Loc, value: Any) -> str:
+        """Return what makes a value unusable wherever it stands; empty where nothing does."""
+        if value is None and loc in self._empty:
+            return "has no value; {} stands for defaults, null for none"
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"should be a finite number, not {value}"
+        if isinstance(value, int) and abs(value) > _MAX_NUMBER:
+            return f"should be a number of at most 64 bits, not one of {value.bit_length()}"
+        if isinstance(value, str) and not value.isascii() and _SURROGATE.search(value):
+            return "should be text, but has half of a character (a surrogate)"
+        return ""
 
     def report(self, problems: list[RecipeProblem]) -> RecipeError:
         """Return the error that lists `problems`, each with its place, in the order of the file."""
@@ -116,7 +97,8 @@ class RecipeDocument:
         loc, text = problem.loc, textwrap.shorten(problem.text, _LONGEST, placeholder=" ...")
         for length in range(len(loc), -1, -1):
             if loc[:length] in self._overrides:
-                return sys.maxsize, f"command line ({self._overrides[loc[:length]]}): {text}"
+                override = textwrap.shorten(self._overrides[loc[:length]], _LONGEST, placeholder=" ...")
+                return sys.maxsize, f"command line ({override}): {text}"
             if loc[:length] in self._lines:
                 line = self._lines[loc[:length]]
                 return line, f"{self.path}:{line}: {text}"
@@ -124,11 +106,9 @@ class RecipeDocument:
 
     def _load(self) -> dict[Any, Any]:
         try:
-            text = self.path.read_text(encoding="utf-8")
-            loader = _Loader(text)
-            root = loader.get_single_node()
-            tree = None if root is None else loader.construct_document(root)
-            self._note_lines(root, (), ())
+            if self.path.stat().st_size > _MAX_BYTES:
+                raise RecipeError(f"{self.path}: a recipe has at most {_MAX_BYTES:,} bytes; put data into files")
+            root, tree = yaml_values.load(self.path.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise RecipeError(f"{self.path}: cannot be read: {error.strerror}") from error
         except UnicodeDecodeError as error:
@@ -139,27 +119,24 @@ class RecipeDocument:
             raise RecipeError(f"{where}: not valid YAML: {error.problem}") from error
         except yaml.YAMLError as error:
             raise RecipeError(f"{self.path}: not valid YAML: {error}") from error
-        if not isinstance(tree, dict):
+        if root is None or not isinstance(tree, dict):
             raise RecipeError(f"{self.path}: a recipe is a mapping of keys to values, but this is {shown(tree)}")
+        self._note_lines(root, ())
         tree_copy: dict[Any, Any] = _copied(tree)
         return tree_copy
 
-    def _note_lines(self, node: yaml.Node | None, loc: Loc, inside: tuple[yaml.Node, ...]) -> None:
-        if node is None:
-            return
-        if node in inside:
-            raise _error("it contains itself", node)
+    def _note_lines(self, node: yaml.Node, loc: Loc) -> None:
         self._lines.setdefault(loc, node.start_mark.line + 1)
         if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null") and node.value == "":
             self._empty.add(loc)
         elif isinstance(node, yaml.MappingNode):
             for key_node, value in node.value:
-                key = yaml.constructor.SafeConstructor().construct_object(key_node)
+                key = yaml_values.key(key_node)
                 self._lines[(*loc, key)] = key_node.start_mark.line + 1
-                self._note_lines(value, (*loc, key), (*inside, node))
+                self._note_lines(value, (*loc, key))
         elif isinstance(node, yaml.SequenceNode):
             for i, value in enumerate(node.value):
-                self._note_lines(value, (*loc, i), (*inside, node))
+                self._note_lines(value, (*loc, i))
 
     def _override(self, text: str) -> None:
         path, equals, raw_value = text.partition("=")
@@ -167,9 +144,9 @@ class RecipeDocument:
         node: Any = self.tree
         loc: Loc = ()
         try:
-            if not equals or not all((*parents, last)):
+            if not equals or not all((*parents, last)) or len(parents) > yaml_values.MAX_DEPTH:
                 raise LookupError("is not of the form key.path=value")
-            value = _copied(yaml.load(raw_value, _Loader))
+            value = _copied(yaml_values.load(raw_value)[1])
             for part in parents:
                 loc = (*loc, _key(node, part))
                 if isinstance(node, dict) and node.get(loc[-1]) is None:
@@ -179,10 +156,9 @@ class RecipeDocument:
                     node[loc[-1]] = {"kind": node[loc[-1]]}
                 node = node[loc[-1]]
             loc = (*loc, _key(node, last))
-        except (LookupError, yaml.YAMLError, RecursionError) as error:  # the latter: a value that contains itself
-            mistake = (
-                error.args[0] if isinstance(error, LookupError) else f"{raw_value!r} is not a YAML value; quote it"
-            )
+        except (LookupError, yaml.YAMLError) as error:
+            no_value = f"{shown(raw_value)} is not a YAML value; quote it"
+            mistake = error.args[0] if isinstance(error, LookupError) else no_value
             self._overrides[text,] = text
             self.problems.append(RecipeProblem((text,), mistake))
             return
@@ -197,16 +173,20 @@ class RecipeDocument:
 def _key(node: Any, part: str) -> Any:
     """Return the key or index in `node` that a part of an override's path refers to."""
     if isinstance(node, dict):
-        return int(part) if part not in node and part.isdecimal() and int(part) in node else part
+        return int(part) if part not in node and _is_index(part) and int(part) in node else part
     if isinstance(node, list):
         names = [item.get("name") if isinstance(item, dict) else None for item in node]
         if part in names:
             return names.index(part)
-        if part.isdecimal() and int(part) < len(node):
+        if _is_index(part) and int(part) < len(node):
             return int(part)
         item_names = [name for name in names if isinstance(name, str)]
         raise LookupError(f"there is no {part!r} in this list{hint(part, item_names)}")
     raise LookupError(f"there is nothing to set {part!r} in: its parent is {shown(node)}")
+
+
+def _is_index(part: str) -> bool:
+    return part.isdecimal() and len(part) < 19
 
 
 def _copied(value: Any) -> Any:

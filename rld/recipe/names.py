@@ -78,7 +78,7 @@ class RecipeNames:
     def trained_skills(self) -> list[str]:
         """The skills that the stage trains."""
         skills = self.stage.get("skills")
-        return skills if isinstance(skills, list) else self.skills
+        return [skill for skill in skills if isinstance(skill, str)] if isinstance(skills, list) else self.skills
 
     def num_levels(self, skill: str) -> int | None:
         """Return the number of levels of a skill; None where the recipe does not specify it."""
@@ -140,7 +140,7 @@ class RecipeNames:
                 text = f"{self.label(loc)}: {name!r} is no skill of this stage{hint(name, skills)}"
                 yield RecipeProblem((*loc, name), text)
         for skill in skills:
-            if isinstance(skill, str) and skill not in values:
+            if skill not in values:
                 yield self.problem(loc, f" has no value for skill {skill!r}")
 
     def tokenizer_file(self, name: Any) -> Path | None:

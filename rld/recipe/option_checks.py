@@ -57,10 +57,13 @@ def check_call(
     """Check the keyword arguments for the function or class that `use` names."""
     if signature is None or not isinstance(arguments, dict):
         return
-    for key in arguments:
+    for key, value in arguments.items():
+        annotation = signature.annotations.get(key)
         if key not in signature.named and not signature.any_name:
             correction = hint(str(key), signature.named) or f"; {use} takes no such option"
             yield RecipeProblem((*loc, key), f"unknown key '{names.label((*loc, key))}'{correction}")
+        elif annotation is not None and not third_party_options.accepts(annotation, value):
+            yield names.problem((*loc, key), f" should be {ast.unparse(annotation)}, not {shown(value)}")
     for key in signature.required:
         if key not in arguments:
             yield RecipeProblem(loc, f"'{names.label(loc)}.{key}' is required by {use}")
@@ -88,7 +91,7 @@ def check_options(
             continue
         elif key not in fields:
             yield RecipeProblem(where, f"unknown key {names.label(where)!r}{hint(str(key), fields)}")
-        elif not third_party_options.accepts(fields[key], value):
+        elif not third_party_options.accepts(fields[key].annotation, value):
             yield names.problem(where, f" should be {ast.unparse(fields[key].annotation)}, not {shown(value)}")
         elif (words := third_party_options.choices(fields[key])) is not None and value not in words:
             yield names.problem(where, f" cannot be {shown(value)}{hint(str(value), words)}")

@@ -9,8 +9,8 @@ from __future__ import annotations
 import ast
 import importlib.util
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rld.errors import LibraryError
@@ -27,6 +27,8 @@ class Signature:
     """Those of `named` without a default."""
     any_name: bool
     """It takes `**keywords`."""
+    annotations: Mapping[str, ast.expr] = field(default_factory=dict)
+    """The types of those of `named` that have one."""
 
 
 def parse(path: Path) -> ast.Module:
@@ -126,7 +128,10 @@ def _signature(arguments: ast.arguments, skip: int) -> Signature:
     keyword = [a.arg for a in arguments.kwonlyargs]
     required += [name for name, value in zip(keyword, arguments.kw_defaults, strict=True) if value is None]
     named = positional[max(skip, len(arguments.posonlyargs)) :] + keyword
-    return Signature(tuple(named), tuple(name for name in named if name in required), arguments.kwarg is not None)
+    every = (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
+    types = {argument.arg: argument.annotation for argument in every if argument.annotation is not None}
+    required_named = tuple(name for name in named if name in required)
+    return Signature(tuple(named), required_named, arguments.kwarg is not None, types)
 
 
 def argument_names(node: ast.FunctionDef) -> list[str]:

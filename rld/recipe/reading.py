@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +124,15 @@ def _tags(loc: Loc) -> list[str]:
     return list(_schema(loc).get("discriminator", {}).get("mapping", {}))
 
 
+@cache
+def _root_schema() -> dict[str, Any]:
+    return Recipe.model_json_schema()
+
+
 def _schema(loc: Loc) -> dict[str, Any]:
     """Return the recipe's JSON schema at `loc`, a pydantic location that includes the names of union members."""
-    root = Recipe.model_json_schema()
-    node: dict[str, Any] = root
+    root = _root_schema()
+    node = root
     for part in loc:
         if "oneOf" in node:
             members = {ref["$ref"].rsplit("/", 1)[-1]: ref for ref in node["oneOf"] if "$ref" in ref}

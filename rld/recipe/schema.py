@@ -24,7 +24,7 @@ class Recipe(FrozenOptions):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
     """Name of the run and of its folder."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**31)
     models: dict[Name, AnyModel] = {}
     """Models that stages refer to by name. A string is a hub id or a folder."""
     tokenizer: CharacterTokenizer | None = None
@@ -45,7 +45,7 @@ class Recipe(FrozenOptions):
     bad_rows: Literal["refuse", "skip"] = "refuse"
     """What happens to rows that a model cannot read as a whole, or whose gold answer it cannot write. `refuse`: the run
     does not start. `skip`: they are left out of training and scores, unless all rows are such."""
-    max_new_tokens: int = Field(64, gt=0)
+    max_new_tokens: int = Field(64, gt=0, le=1_000_000)
     """Maximum number of tokens of an answer, in training and when a model is scored."""
     trainer: dict[str, Any] = {}
     """Options of TRL's configurations that all stages share. A stage's own `trainer` overrides it, key by key."""

@@ -45,7 +45,7 @@ class Prompts(FrozenOptions):
 
 
 class _Skill(FrozenOptions):
-    held_out: int = Field(100, ge=0)
+    held_out: int = Field(100, ge=0, le=100_000)
     """Number of rows used for scores and excluded from training. 0: the skill is trained on, but not scored."""
     prompts: Prompts | None = None
     """How its questions are turned into prompts. All skills must have one `style`. None: the recipe's `prompts`."""

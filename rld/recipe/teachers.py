@@ -24,7 +24,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 class _Teacher(FrozenOptions):
     skills: list[str] | None = None
     """The skills that it teaches. None: those on which its probe score is better than the student's."""
-    probe_prompts: int = Field(32, ge=0)
+    probe_prompts: int = Field(32, ge=0, le=100_000)
     """Training prompts per skill that it answers before the stage, to measure its success rate. 0: trust it."""
 
     @classmethod

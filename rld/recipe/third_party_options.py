@@ -148,23 +148,19 @@ def gym_fields(task: str) -> Fields | None:
     return None
 
 
-def accepts(field: ast.AnnAssign, value: Any) -> bool:
-    """Return whether a field's annotation allows a value; True for an annotation that is not understood."""
-    return _accepts(field.annotation, value)
-
-
-def _accepts(annotation: ast.expr, value: Any) -> bool:
+def accepts(annotation: ast.expr, value: Any) -> bool:
+    """Return whether an annotation allows a value; True for an annotation that is not understood."""
     match annotation:
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return _accepts(left, value) or _accepts(right, value)
+            return accepts(left, value) or accepts(right, value)
         case ast.Subscript(value=ast.Name(id="Optional"), slice=inner):
-            return value is None or _accepts(inner, value)
+            return value is None or accepts(inner, value)
         case ast.Subscript(value=ast.Name(id="Union"), slice=ast.Tuple(elts=members)):
-            return any(_accepts(member, value) for member in members)
+            return any(accepts(member, value) for member in members)
         case ast.Subscript(value=ast.Name(id="Literal"), slice=inner):
             return value in _options(inner)
         case ast.Subscript(value=ast.Name(id="list" | "List"), slice=inner):
-            return isinstance(value, list) and all(_accepts(inner, item) for item in value)
+            return isinstance(value, list) and all(accepts(inner, item) for item in value)
         case ast.Subscript(value=ast.Name(id="dict" | "Dict")):
             return isinstance(value, dict)
         case ast.Constant(value=None):

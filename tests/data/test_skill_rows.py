@@ -157,6 +157,10 @@ def test_bad_rows_are_listed_with_their_lines(tmp_path):
         '{"question": "b"}': "no answer",
         '{"question": "a", "answer": "", "level": 0}': "answer should be text, not ''",
         '{"question": "a", "answer": "b", "level": -1}': "level should be a whole number from 0, not -1",
+        '{"question": "a", "answer": "b", "level": "%s"}'
+        % ("9" * 5000): "level should be a whole number from 0, not '9",
+        '{"question": "a", "answer": %s}' % ("9" * 5000): "not valid JSON: Exceeds the limit",
+        '{"question": "a", "answer": %s}' % ("[" * 99_999): "not valid JSON: it is nested too deep",
     }
     path = tmp_path / "bad.jsonl"
     path.write_text("\n".join(rows))
@@ -171,6 +175,7 @@ def test_bad_rows_are_listed_with_their_lines(tmp_path):
     ("text", "message"),
     [
         ("question,answer,level\na,b,1\n", "no rows of level 0"),
+        ("question,answer,level\na,b,0\nc,d,2000000000\n", "no rows of level 1, and some of level 2000000000"),
         ("question,answer\n", "no rows"),
         ("q,a\n1,2", "no question"),
     ],

@@ -16,7 +16,7 @@ TASKS = """
 def reverse(rng, length, letters="abc"):
     return "ab", "ba"
 
-def reward(completions, *, scale=1.0, **columns):
+def reward(completions, *, scale: float = 1.0, **columns):
     return [scale for _ in completions]
 
 class Mine:
@@ -206,6 +206,23 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(recipe):
         ("learning_rate: 1e-3", "learning_rate: fast", "18: stages.first.trainer.learning_rate should be float, not 'fast'"),
         ("learning_rate: 1e-3", "lr_scheduler_type: cosin", "18: stages.first.trainer.lr_scheduler_type cannot be 'cosin'; did you mean 'cosine'?"),
         ("learning_rate: 1e-3", "max_steps: 9", "18: stages.first.trainer.max_steps is not yours to set: set the stage's steps instead"),
+        ("learning_rate: 1e-3", "learning_rate: -1", "18: stages.first.trainer.learning_rate should be at least 0, not -1"),
+        ("learning_rate: 1e-3", "adam_beta1: 2", "18: stages.first.trainer.adam_beta1 should be at least 0 and below 1, not 2"),
+        ("steps: 5", "trainer: {num_iterations: 0}", "stages.main.trainer.num_iterations should be at least 1, not 0"),
+        ("learning_rate: 1e-3", "report_to: neptune", "18: stages.first.trainer.report_to: neptune is not installed; install it, or leave it out"),
+        ("learning_rate: 1e-3", "report_to: [none, wandbb]", "18: stages.first.trainer.report_to: there is no logger 'wandbb'; did you mean 'wandb'?"),
+        ("trainer: {learning_rate: 1e-3}", "lora: {r: 0}", "18: stages.first.lora.r should be at least 1 and at most 65536, not 0"),
+        # values that no machine holds
+        ("steps: 3", "steps: 100000000", "17: stages.first.steps should be less than or equal to 10000000, not 100000000"),
+        ("steps: 5", "steps: 5\n    rollout: {prompts: 1000000000}", "26: stages.main.rollout.prompts should be less than or equal to 100000"),
+        ("steps: 5", "steps: 9000000\n    rollout: {prompts: 1000}", "steps times rollout.prompts should be at most 10,000,000 prompts"),
+        ("steps: 5", "steps: 5\n    rollout: {prompts: 99999, completions: 9999}", "26: stages.main.rollout: an update has at most 1,000,000 completions"),
+        ("scale: 2", f"scale: {'9' * 400}", "12: rewards.0.options.scale should be a number of at most 64 bits"),
+        ("name: good", "name: good\nseed: 4294967296", "2: seed should be less than 2147483648, not 4294967296"),
+        ("name: good", 'name: "\\ud800"', "1: name should be text, but has half of a character"),
+        # the user's own functions
+        ("scale: 2", "scale: two", "12: rewards.0.options.scale should be float, not 'two'"),
+        ("kind: gap, on_above: 0.25", "kind: gap}\n    skills: [reverse, 1]\n    experiment: {perturbations: [{at: 1, joins: x}]", "25: stages.main.skills.1 should be text, not 1"),
         ("trainer: {learning_rate: 1e-3}", "lora: {rank: 9}", "18: unknown key 'stages.first.lora.rank'"),
         ("steps: 5", "trainer: {num_generatons: 9}", "trainer.num_generatons is not yours to set: set rollout.completions instead"),
     ],
@@ -230,6 +247,22 @@ def test_a_mistake_in_a_file_of_the_users_has_its_line(recipe, tmp_path):
         ("name: [a", "not valid YAML"),
         ("a: &a\n  b: *a", "not valid YAML: it contains itself"),
         ("name: \x00", "not valid YAML"),
+        ("name: !!int abc", "1: not valid YAML: 'abc' is no int"),
+        ("name: !!bool x", "1: not valid YAML: 'x' is no bool"),
+        ("name: !!timestamp 2020-99-01", "1: not valid YAML: could not determine a constructor"),
+        (f"seed: {'9' * 5000}", "1: not valid YAML: '9999999999999999999999999999999999999...' is no int"),
+        (f"name: {'[' * 900}{']' * 900}", "1: not valid YAML: it is nested more than 64 deep"),
+        ("\n".join(["a0: &a0 {}", *(f"a{i}: &a{i} {{x: *a{i - 1}}}" for i in range(1, 99))]), "nested more than"),
+        (
+            "\n".join(["a0: &a0 [1]", *(f"a{i}: &a{i} [{f'*a{i - 1},' * 9}]" for i in range(1, 20))]),
+            "its aliases stand",
+        ),
+        (
+            "\n".join(["a0: &a0 {}", *(f"a{i}: &a{i} {{<<: [{f'*a{i - 1},' * 9}]}}" for i in range(1, 20))]),
+            "its aliases",
+        ),
+        ("<<: 5", "1: not valid YAML: expected a mapping"),
+        ("name: a\n\tseed: 1", "2: not valid YAML"),
     ],
 )
 def test_a_file_that_is_no_recipe_is_refused(tmp_path, text, expected):
@@ -238,9 +271,19 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, text, expected):
     assert expected in mistakes(path)[0]
 
 
+def test_a_byte_order_mark_is_skipped_and_utf_16_is_refused(recipe, tmp_path):
+    path = recipe()
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert read_recipe(path).name == "good"
+    path.write_text(path.read_text(encoding="utf-8-sig"), encoding="utf-16")
+    assert mistakes(path) == [" is not text in UTF-8"]
+
+
 def test_an_override_that_is_no_value_or_leads_nowhere_is_refused(recipe):
     assert "not a YAML value" in mistakes(recipe(), "skills=&a [*a]")[0]
     assert "there is no '²' in this list" in mistakes(recipe(), "stages.².steps=3")[0]
+    assert "there is no '9999" in mistakes(recipe(), f"stages.{'9' * 99}.steps=3")[0]
+    assert "is not of the form key.path=value" in mistakes(recipe(), f"{'.'.join('a' * 900)}=3")[0]
 
 
 def test_scalars_are_those_of_yaml_1_2(recipe):

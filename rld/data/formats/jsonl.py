@@ -19,5 +19,7 @@ def read(path: Path) -> Iterator[tuple[int, Any]]:
 def _value(line: str) -> Any:
     try:
         return json.loads(line)
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # also a number with thousands of digits
         return ValueError(f"not valid JSON: {error}")
+    except RecursionError:
+        return ValueError("not valid JSON: it is nested too deep")

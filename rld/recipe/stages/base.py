@@ -11,9 +11,9 @@ from pydantic import Field
 from rld.recipe import reserved_options, third_party_options
 from rld.recipe.document import Loc, RecipeProblem
 from rld.recipe.names import RecipeNames
-from rld.recipe.option_checks import check_options
 from rld.recipe.plugins import VerifierSpec
 from rld.recipe.sizes import Sizes, StageCost
+from rld.recipe.trainer_options import check_lora, check_trainer
 from rld.utils.options import FrozenOptions
 
 _OTHER_NAMES = {"warmup_steps": "warmup_ratio", "gradient_checkpointing": "activation_checkpointing"}
@@ -55,7 +55,7 @@ class Stage(FrozenOptions):
     """The model to train: a name in `models`, an earlier stage, a hub id or a folder."""
     skills: list[str] | None = None
     """Skills to train on. None: all skills."""
-    steps: int = Field(gt=0)
+    steps: int = Field(gt=0, le=10_000_000)
     """Optimiser steps (updates)."""
     trainer: dict[str, Any] = {}
     """Options of TRL's configuration of the stage's trainer. They override the recipe's `trainer`, key by key, which
@@ -119,10 +119,10 @@ class Stage(FrozenOptions):
             yield RecipeProblem((*loc, "name"), f"a stage and a model are both called {name!r}; choose another name")
         yield from names.reference((*loc, "student"), raw.get("student"))
         yield from names.skill_list((*loc, "skills"), raw.get("skills"), names.skills)
-        yield from check_options(names, (*loc, "lora"), raw.get("lora"), third_party_options.lora_fields())
+        yield from check_lora(names, (*loc, "lora"), raw.get("lora"))
         fields = third_party_options.trainer_fields(*cls.trainer_class)
         reserved = reserved_options.TRAINER | dict(cls.reserved)
-        yield from check_options(names, (*loc, "trainer"), raw.get("trainer"), fields, reserved)
+        yield from check_trainer(names, (*loc, "trainer"), raw.get("trainer"), fields, reserved)
 
     def cost(self, sizes: Sizes) -> StageCost:
         """Return the estimated cost of the stage."""

@@ -29,9 +29,9 @@ class Sft(Stage):
 
     kind: Literal["sft"]
     """The kind of stage."""
-    batch: int = Field(32, gt=0)
+    batch: int = Field(32, gt=0, le=1_000_000)
     """Rows per optimiser step, over all processes and accumulation steps."""
-    num_rows: int | None = Field(None, gt=0)
+    num_rows: int | None = Field(None, gt=0, le=1_000_000)
     """Rows to train on, over all skills; repeated if the steps need more. None: as many as needed, up to 20,000."""
     shares: dict[str, Annotated[float, Field(gt=0)]] = {}
     """Relative number of rows of each skill, by name. A skill that is not named has 1."""
