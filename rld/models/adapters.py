@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from peft import PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, inject_adapter_in_model, set_peft_model_state_dict
 from peft.functional import set_adapter
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import load_peft_weights
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from rld.errors import ModelError
 
 _PREFIX = "rld_teacher_"
 """Prefix of the names of adapters that `add_adapter` added."""
@@ -78,6 +80,26 @@ def _switch(model: PreTrainedModel, on: bool) -> None:
 def has_changed_head(model: PreTrainedModel) -> bool:
     """Tell whether an adapter changes the output head, whose weight alone then does not give the logits."""
     return isinstance(model.get_output_embeddings(), (BaseTunerLayer, AuxiliaryTrainingWrapper))
+
+
+def require_mergeable(model: PeftModel) -> None:
+    """Refuse an adapter that cannot be merged into its model without changing what the model computes.
+
+    A tied embedding and head are one matrix; an adapter on one of them trains them apart, and merging ties them again.
+
+    Raises:
+        ModelError: an adapter is on a layer whose weight is tied to another layer's.
+    """
+    base = model.get_base_model()
+    if not getattr(base.config.get_text_config(), "tie_word_embeddings", False):
+        return
+    tied = {"embedding": base.get_input_embeddings(), "output head": base.get_output_embeddings()}
+    wrapped = [name for name, layer in tied.items() if isinstance(layer, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+    if wrapped:
+        raise ModelError(
+            f"lora: the adapter changes the model's {' and '.join(wrapped)}, which share one weight, so that it cannot "
+            "be merged into the result; leave embed_tokens and lm_head out of target_modules and modules_to_save"
+        )
 
 
 def own_weights(model: PreTrainedModel, adapter: str | None) -> Iterator[tuple[str, Tensor]]:

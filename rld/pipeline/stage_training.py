@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, Trai
 
 from rld.errors import NonFiniteError
 from rld.evaluation.held_out import Evaluation
+from rld.models.adapters import require_mergeable
 from rld.pipeline.callbacks import (
     CommonRandomNumbers,
     FlopsBudget,
@@ -60,6 +61,8 @@ class StageTraining:
 
     def __post_init__(self) -> None:
         context, name = self.context, self.stage.name
+        if self.stage.lora is not None:
+            require_mergeable(self.trained_model()[0])
         self.log = RunLog(context.folder, name, context.started, lambda: context.flops, self.is_supervised)
 
     def trained_model(self) -> tuple[Any, PreTrainedTokenizerBase]:

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 import tests.support.tiny as tiny
 from rld.cli import main
 from rld.controllers.baselines import FixedController
-from rld.errors import CheckpointError, TeacherError
+from rld.errors import CheckpointError, ModelError, TeacherError
+from rld.models.adapters import require_mergeable
 from rld.teachers.teacher import Teacher, share_base_models
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
@@ -245,3 +246,37 @@ def test_a_library_that_is_missing_is_the_users_to_install(folder, tmp_path, cap
     override = "stages.learn.teachers.plain.from_pretrained={quantization_config: {load_in_8bit: true}}"
     assert main(["train", str(folder / "hosting.yaml"), override, "--output", str(tmp_path / "run")]) == 2
     assert "requires bitsandbytes: `pip install" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True`", "ignore:.*a tied layer is part of")
+@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["q_proj", "down_proj"]},
+        {"target_modules": ["embed_tokens"]},
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    ],
+)
+def test_a_merged_adapter_computes_what_was_trained_or_is_refused(is_tied, options, tmp_path):
+    """PEFT merges an adapter of a tied layer into both layers, without an error."""
+    base = tiny.model()
+    if not is_tied:
+        base.config.tie_word_embeddings = False
+        base.lm_head.weight = torch.nn.Parameter(base.lm_head.weight.detach().clone())
+    model = get_peft_model(base, LoraConfig(r=4, **options))
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            torch.nn.init.normal_(weight, std=0.5)
+            assert "lora" in name or "modules_to_save" in name
+    ids = torch.tensor([[5, 6, 7, 8]])
+    trained = model.eval()(input_ids=ids).logits
+    try:
+        require_mergeable(model)
+    except ModelError as error:
+        assert is_tied and "share one weight" in str(error)
+        return
+    model.merge_and_unload().save_pretrained(tmp_path)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path).eval()(input_ids=ids).logits
+    torch.testing.assert_close(merged, trained, rtol=1e-3, atol=1e-3)
