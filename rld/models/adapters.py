@@ -90,7 +90,7 @@ def require_mergeable(model: PeftModel) -> None:
     Raises:
         ModelError: an adapter is on a layer whose weight is tied to another layer's.
     """
-    base = model.get_base_model()
+    base: Any = model.get_base_model()
     if not getattr(base.config.get_text_config(), "tie_word_embeddings", False):
         return
     tied = {"embedding": base.get_input_embeddings(), "output head": base.get_output_embeddings()}

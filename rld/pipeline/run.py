@@ -162,5 +162,5 @@ class RunContext:
             yield
         except RldError:
             raise
-        except (ValueError, TypeError, ImportError) as error:
+        except (ValueError, TypeError, ImportError, RuntimeError, OSError) as error:
             raise RecipeError(f"{self.source}: stages.{stage.name}: {error}") from error

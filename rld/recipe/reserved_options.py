@@ -6,6 +6,12 @@ _STEPS = "set the stage's steps instead"
 
 _EVERY = "set the stage's checkpoint_every instead"
 
+_LOGGED = "the run's metrics and FLOPs are those of every step"
+
+_RESUMED = "a resumed run would not be the uninterrupted one"
+
+_TEXT = "set the recipe's prompts, or the model's own tokenizer; training, rollouts and scores read the same"
+
 _SCORED = "rld scores held-out rows itself; set held_out of a skill instead"
 
 TRAINER = {
@@ -19,6 +25,15 @@ TRAINER = {
     "save_total_limit": _EVERY,
     "eval_strategy": _SCORED,
     "eval_steps": _SCORED,
+    "logging_steps": _LOGGED,
+    "logging_strategy": _LOGGED,
+    "logging_nan_inf_filter": "rld stops at a loss that is not finite",
+    "save_only_model": _RESUMED,
+    "ignore_data_skip": _RESUMED,
+    "eos_token": _TEXT,
+    "pad_token": _TEXT,
+    "chat_template_path": _TEXT,
+    "dataset_text_field": "a skill's file has the columns question and answer",
     "chat_template_kwargs": "set it in the recipe's prompts, where scores and all stages read it",
     "max_length": "set the recipe's max_new_tokens instead",
     "model_init_kwargs": "write the model as a mapping with path and init instead",

@@ -16,6 +16,9 @@ from rld.losses.features import AnyFeature
 from rld.types import SIGNALS, Signal
 from rld.utils.options import parse_option
 
+LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo")
+"""The policy losses of TRL's `GRPOTrainer`."""
+
 
 @dataclass
 class RLDConfig(GRPOConfig):
@@ -102,6 +105,7 @@ class RLDConfig(GRPOConfig):
         self.num_generations = 1 if is_alone else self.num_generations
         self._check_signals()
         self._check_gold()
+        _require_choice("loss_type", self.loss_type, LOSS_TYPES)  # TRL refuses another one at the first loss only
         _require_choice("gate", self.gate, ("per_prompt", "off"))
         _require_choice("distill_on", self.distill_on, ("all", "failed_completions"))
         _require_choice("teacher_reward_form", self.teacher_reward_form, ("additive", "sign_preserving"))

@@ -223,6 +223,9 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(recipe):
         # the user's own functions
         ("scale: 2", "scale: two", "12: rewards.0.options.scale should be float, not 'two'"),
         ("kind: gap, on_above: 0.25", "kind: gap}\n    skills: [reverse, 1]\n    experiment: {perturbations: [{at: 1, joins: x}]", "25: stages.main.skills.1 should be text, not 1"),
+        ("learning_rate: 1e-3", "save_only_model: true", "18: stages.first.trainer.save_only_model is not yours to set"),
+        ("learning_rate: 1e-3", "logging_steps: 10", "18: stages.first.trainer.logging_steps is not yours to set"),
+        ("learning_rate: 1e-3", "eos_token: x", "18: stages.first.trainer.eos_token is not yours to set"),
         ("trainer: {learning_rate: 1e-3}", "lora: {rank: 9}", "18: unknown key 'stages.first.lora.rank'"),
         ("steps: 5", "trainer: {num_generatons: 9}", "trainer.num_generatons is not yours to set: set rollout.completions instead"),
     ],

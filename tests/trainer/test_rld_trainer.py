@@ -338,6 +338,8 @@ def test_impossible_signals_are_refused(tmp_path):
         trainer(tmp_path, given=[], signals=["feature"])
     with pytest.raises(RecipeError, match="'respnse'"):
         trainer(tmp_path, signals=["respnse"])
+    with pytest.raises(RecipeError, match="loss_type: 'dapoo' is none of grpo"):
+        trainer(tmp_path, loss_type="dapoo")
 
 
 @pytest.mark.parametrize("lora", [False, True])

@@ -17,7 +17,7 @@ from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head, shuffle_se
 
 import tests.support.tiny as tiny
 from rld.trainer import trl_patches
-from rld.trainer.rld_config import RLDConfig
+from rld.trainer.rld_config import LOSS_TYPES, RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
 
 
@@ -201,3 +201,16 @@ def test_one_module_replaces_functions_of_trl_and_two_replace_methods_of_a_model
                     methods[name] = target.attr
     assert patches == {"trainer/trl_patches.py": {"utils._use_triton", "grpo_trainer.shuffle_sequence_dict"}}
     assert methods == {"trainer/student_forward.py": "forward", "models/prefill.py": "generate"}
+
+
+def test_our_list_of_losses_is_trls():
+    source = inspect.getsource(GRPOTrainer._compute_loss)
+    compared = [node for node in ast.walk(ast.parse("if True:\n" + source)) if isinstance(node, ast.Compare)]
+    named = {
+        constant.value
+        for node in compared
+        if "loss_type" in ast.unparse(node.left)
+        for constant in ast.walk(node.comparators[0])
+        if isinstance(constant, ast.Constant)
+    }
+    assert named == set(LOSS_TYPES)
