@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rld.controllers.gap import GapController as GapController
     from rld.recipe.reading import read_recipe as read_recipe
     from rld.recipe.schema import Recipe as Recipe
+    from rld.rollout.rewards import Reward as Reward
     from rld.teachers.remote import remote_teacher as remote_teacher
     from rld.teachers.teacher import Teacher as Teacher
     from rld.trainer.rld_config import RLDConfig as RLDConfig
@@ -28,6 +29,7 @@ _HOMES = {
     "FixedController": "controllers.baselines",
     "GapController": "controllers.gap",
     "Recipe": "recipe.schema",
+    "Reward": "rollout.rewards",
     "read_recipe": "recipe.reading",
     "remote_teacher": "teachers.remote",
 }

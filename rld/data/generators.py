@@ -50,6 +50,7 @@ class _ReasoningGym:
 
     def __init__(self, skill: ReasoningGymSkill) -> None:
         self.task, self.levels = skill.reasoning_gym, skill.levels
+        self.name = f"reasoning-gym's {skill.reasoning_gym}"
         self.built: dict[int, Any] = {}
 
     def __call__(self, level: int, rng: random.Random) -> Item:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rld.errors import CurriculumError, DataError
 from rld.types import DEFAULT_SKILL, Curriculum, Event, Row, Task
-from rld.utils.suggestions import describe_exception
+from rld.utils.user_calls import CALL_SECONDS, description, user_code
 
 _MOST_TRIES = 200
 """Consecutive picks of inactive skills after which `PromptStream` raises an error."""
@@ -107,16 +107,13 @@ class PromptStream:
         Raises:
             CurriculumError: the curriculum raised.
         """
-        try:
-            self.curriculum.observe(task, successes, attempts)
-        except Exception as error:
-            raise self._error(f"observe({task}, {successes}, {attempts}) raised {describe_exception(error)}") from error
+        self._call("observe", task, successes, attempts)
         self._seen[task] = successes, attempts
 
     def allocate(self, shares: Mapping[str, float] | None) -> None:
         """Pass the controller's preferred share of prompts per skill to a curriculum that has `allocate`."""
         if hasattr(self.curriculum, "allocate"):
-            self.curriculum.allocate(shares)
+            self._call("allocate", shares)
 
     def level_events(self, step: int) -> list[Event]:
         """Return an event for each skill whose level has changed since the last call."""
@@ -133,21 +130,26 @@ class PromptStream:
         self._seen = {}
         return events
 
+    def metrics(self) -> dict[str, float]:
+        """Return the curriculum's numbers for the log."""
+        metrics: dict[str, float] = self._call("metrics")
+        return metrics
+
     def _current_levels(self) -> dict[str, float]:
-        metrics = self.curriculum.metrics()
+        metrics = self.metrics()
         return {skill: metrics[f"level/{skill}"] for skill in self._sources if f"level/{skill}" in metrics}
 
     def state_dict(self, first_unused_slot: int) -> dict[str, Any]:
         """Return the curriculum's state and the tasks picked from slot `first_unused_slot`; delete earlier tasks."""
         self._tasks = {slot: task for slot, task in self._tasks.items() if slot >= first_unused_slot}
         return {
-            "curriculum": self.curriculum.state_dict(),
+            "curriculum": self._call("state_dict"),
             "tasks": [[slot, *task] for slot, task in self._tasks.items()],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
-        self.curriculum.load_state_dict(state["curriculum"])
+        self._call("load_state_dict", state["curriculum"])
         self._levels, self._seen = self._current_levels(), {}
         self._tasks = {slot: Task(skill, level) for slot, skill, level in state["tasks"]}
         self._rows = {}
@@ -186,15 +188,25 @@ class PromptStream:
         )
 
     def _next(self, rng: random.Random) -> Task:
-        try:
-            task = self.curriculum.next(rng)
-        except Exception as error:
-            raise self._error(f"next() raised {describe_exception(error)}") from error
+        task = self._call("next", rng)
         match task:
             case (str(skill), int(level)) if skill in self._sources and 0 <= level < self._sources[skill].num_levels:
                 return Task(skill, level)
         num_levels = ", ".join(f"{skill!r} with {source.num_levels}" for skill, source in self._sources.items())
         raise self._error(f"next() returned {task!r}, not a skill and one of its levels, counted from 0 ({num_levels})")
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the curriculum.
+
+        Raises:
+            CurriculumError: it raised, or did not return.
+        """
+        try:
+            with user_code(CALL_SECONDS):
+                return getattr(self.curriculum, method)(*arguments)
+        except Exception as error:
+            shown = "" if method in ("next", "load_state_dict") else ", ".join(map(repr, arguments))
+            raise self._error(f"{method}({shown}) {description(error)}") from error
 
     def _error(self, message: str) -> CurriculumError:
         return CurriculumError(f"curriculum {type(self.curriculum).__name__}: {message}")

@@ -15,7 +15,7 @@ from rld.errors import DataError
 from rld.recipe.schema import Recipe
 from rld.recipe.skills import Prompts
 from rld.types import Row
-from rld.utils.suggestions import describe_exception
+from rld.utils.user_calls import CALL_SECONDS, description, user_code
 
 _MOST_TRIES = 200
 """Consecutive draws of held-out questions after which a level is considered exhausted."""
@@ -187,9 +187,11 @@ class SkillRows:
 
     def _made(self, level: int, rng: random.Random) -> Item:
         try:
-            return self._source.make(level, rng)
+            with user_code(CALL_SECONDS):
+                return self._source.make(level, rng)
         except Exception as error:
-            raise DataError(f"skill {self.skill!r}, level {level}: {describe_exception(error)}") from error
+            name = getattr(self._source.make, "name", "its generator")
+            raise DataError(f"skill {self.skill!r}, level {level}: {name} {description(error)}") from error
 
     def _labelled(self, item: Item, level: int, name: str = "") -> LabelledRow:
         return LabelledRow(item.place or name, self._row(item, level))

@@ -9,10 +9,12 @@ from typing import Any
 from transformers import set_seed
 
 from rld.data.prompt_stream import PromptStream
+from rld.errors import CurriculumError
 from rld.pipeline.callbacks import EventLog
 from rld.pipeline.model_loading import Loaded
 from rld.pipeline.perturbations import Perturbations
 from rld.pipeline.reward_loading import RewardLoader, Rewards
+from rld.pipeline.reward_probe import probe_rewards
 from rld.pipeline.run import RunContext
 from rld.pipeline.stage_training import StageTraining
 from rld.pipeline.teacher_loading import ProbedTeacher, TeacherLoader
@@ -23,6 +25,7 @@ from rld.trainer import checkpoints
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
 from rld.types import Row
+from rld.utils.user_calls import CALL_SECONDS, description, user_code
 
 
 def dry_run(context: RunContext, stage: Distill) -> None:
@@ -32,6 +35,7 @@ def dry_run(context: RunContext, stage: Distill) -> None:
         RldError: an option cannot be used.
     """
     rewards = RewardLoader(context, loads_models=False).load_all(stage)
+    probe_rewards(context, stage, rewards)
     _stream(context, stage, _arguments(context, stage, rewards.weights))
     lora_config(stage.lora)
 
@@ -122,7 +126,13 @@ def _stream(context: RunContext, stage: Distill, args: RLDConfig) -> PromptStrea
     rows = {skill: context.skill_rows[skill] for skill in context.skills(stage)}
     make_curriculum = registry.load("curricula", stage.curriculum.use, context.source.parent)
     num_levels = {skill: source.num_levels for skill, source in rows.items()}
-    curriculum = make_curriculum(num_levels, **stage.curriculum.options)
+    try:
+        with user_code(CALL_SECONDS):
+            curriculum = make_curriculum(num_levels, **stage.curriculum.options)
+    except CurriculumError:
+        raise
+    except Exception as error:
+        raise CurriculumError(f"curriculum {stage.curriculum.use}: building it {description(error)}") from error
     return PromptStream(rows, curriculum, context.seed(stage.name), args.num_prompts())
 
 

@@ -11,7 +11,7 @@ from transformers import TrainerState
 
 from rld.recipe import registry
 from rld.recipe.schema import Recipe
-from rld.rollout.rewards import all_checked
+from rld.rollout.rewards import Reward, all_checked
 from rld.rollout.verifier import Verify, askable
 
 
@@ -34,7 +34,8 @@ def load_judge(recipe: Recipe, folder: Path) -> Verify:
     if registry.takes_model(inspect.signature(reward).parameters):
         verify = None
     else:
-        verify = askable(all_checked(functools.partial(reward, **spec.options)) or [], TrainerState)
+        function = Reward(functools.partial(reward, **spec.options), spec.success_at, spec.timeout_seconds)
+        verify = askable(all_checked(function, decides=True) or [], TrainerState)
 
     def judge(**batch: Any) -> list[float | None]:
         no_rewards: list[float | None] = [None] * len(batch["completions"])

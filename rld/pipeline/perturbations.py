@@ -17,6 +17,7 @@ from rld.recipe.plugins import RewardSpec
 from rld.rollout.rewards import callable_name
 from rld.trainer.rld_trainer import RLDTrainer
 from rld.types import Event
+from rld.utils.user_calls import REWARD_SECONDS
 
 
 class PerturbedReward:
@@ -30,6 +31,8 @@ class PerturbedReward:
     def __init__(self, reward: Callable[..., Any], seed: int) -> None:
         self.reward, self.seed, self.noise = reward, seed, 0.0
         self.__name__ = callable_name(reward)
+        self.success_at = getattr(reward, "success_at", None)
+        self.timeout_seconds = getattr(reward, "timeout_seconds", REWARD_SECONDS)
 
     def __call__(self, prompts: list[Any], completions: list[Any], **batch: Any) -> list[float | None]:
         values = self.reward(prompts=prompts, completions=completions, **batch)

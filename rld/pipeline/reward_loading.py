@@ -16,8 +16,7 @@ from rld.pipeline.run import RunContext
 from rld.recipe import registry
 from rld.recipe.plugins import RewardSpec, VerifierSpec
 from rld.recipe.stages.distill import Distill
-
-Reward = Callable[..., Any]
+from rld.rollout.rewards import Reward
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Rewards:
         audit: Checks completions that the verifier accepts. None: no check.
     """
 
-    functions: list[Reward]
+    functions: list[Callable[..., Any]]
     weights: list[float]
     verifier: Reward | None
     audit: Reward | None
@@ -64,7 +63,7 @@ class RewardLoader:
             kwargs = self._context.recipe.prompts.chat_template_kwargs
             if kwargs and "chat_template_kwargs" in inspect.signature(reward).parameters:
                 options.setdefault("chat_template_kwargs", kwargs)
-        return functools.partial(reward, **options)
+        return Reward(functools.partial(reward, **options), spec.success_at, spec.timeout_seconds)
 
     def load_all(self, stage: Distill) -> Rewards:
         """Return the rewards of a stage, with its verifier and its audit."""

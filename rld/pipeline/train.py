@@ -14,6 +14,7 @@ from rich.console import Console
 
 from rld.errors import CheckpointError, RecipeError
 from rld.pipeline.recovery import elapsed_seconds, put_in_order
+from rld.pipeline.reward_probe import probe_judge
 from rld.pipeline.run import RunContext
 from rld.pipeline.stage_training import Interrupted
 from rld.pipeline.summary import SummaryWriter
@@ -40,6 +41,7 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool) -> int:
     elapsed = elapsed_seconds(RunFolder(output)) if resume else 0.0
     run = RunContext(recipe, source, output, resume, stop.is_made, started=time.time() - elapsed)
     resolved = secrets.masked_recipe(recipe.model_dump(mode="json"))
+    probe_judge(run)
     for stage in recipe.stages:
         stage.dry_run(run)
     run.row_checks.require(run.skill_rows)

@@ -73,6 +73,9 @@ class RewardChange(_Perturbation):
         yield from super().check(names, loc, raw)
         yield from _check_name(names, (*loc, "reward"), raw.get("reward"), names.rewards, "reward")
         yield from check_use("rewards", names, loc, raw, "becomes")
+        for _, reward in items(names.document.tree.get("rewards")) if raw.get("noise") is not None else ():
+            if isinstance(reward, dict) and reward.get("use") == raw.get("reward") and reward.get("success_at"):
+                yield names.problem((*loc, "noise"), " replaces r by 1 - r, so it needs a reward without success_at")
 
 
 class SkillJoins(_Perturbation):

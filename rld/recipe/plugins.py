@@ -11,36 +11,61 @@ from rld.recipe.document import Loc, RecipeProblem
 from rld.recipe.names import RecipeNames
 from rld.recipe.option_checks import check_use
 from rld.utils.options import FrozenOptions
+from rld.utils.user_calls import REWARD_SECONDS
 
 
-class RewardSpec(FrozenOptions):
+class _RewardCall(FrozenOptions):
+    use: str
+    """A shipped reward as file:function, one of TRL's as trl:name, or your own as ./file.py:function."""
+    options: dict[str, Any] = {}
+    """Keyword arguments of the function."""
+    success_at: float | None = None
+    """The least value of a correct answer, in the function's own scale. None: 1, and all its values are from 0 to 1 if
+    it decides which answers are correct."""
+    timeout_seconds: float = Field(REWARD_SECONDS, gt=0)
+    """Seconds that one call, for all completions of a rollout, may take; after that the run stops."""
+
+    @classmethod
+    def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
+        """Check the function and its options."""
+        yield from check_use("rewards", names, loc, raw)
+
+
+class RewardSpec(_RewardCall):
     """A reward function and its weight in the sum of rewards."""
 
-    use: str
-    """A shipped reward as file:function, or your own as ./file.py:function."""
     weight: float = 1.0
     """Weight of the reward in the sum."""
-    options: dict[str, Any] = {}
-    """Keyword arguments of the function."""
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
-        """Check the function and its options."""
-        yield from check_use("rewards", names, loc, raw)
+        """Check also that only a reward that decides which answers are correct has a threshold."""
+        yield from super().check(names, loc, raw)
+        if isinstance(raw, dict) and raw.get("success_at") is not None:
+            if names.document.tree.get("verifier") is not None:
+                yield names.problem((*loc, "success_at"), " has no effect beside a verifier; set it there")
+            elif loc[-1] != 0:
+                yield names.problem((*loc, "success_at"), " has no effect: the first of the rewards is the verifier")
 
 
-class VerifierSpec(FrozenOptions):
+class VerifierSpec(_RewardCall):
     """A function with the signature of a reward that returns 1 for a correct answer and less for any other."""
 
-    use: str
-    """A shipped reward as file:function, or your own as ./file.py:function."""
-    options: dict[str, Any] = {}
-    """Keyword arguments of the function."""
-
     @classmethod
-    def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
-        """Check the function and its options."""
-        yield from check_use("rewards", names, loc, raw)
+    def of(cls, call: _RewardCall) -> VerifierSpec:
+        """Return the function of a reward or of an audit as a verifier."""
+        return cls(**{name: getattr(call, name) for name in cls.model_fields})
+
+
+class AuditSpec(_RewardCall):
+    """A more reliable reward, possibly slow, that checks a share of the answers that the verifier accepts as correct.
+
+    If it is set, it also replaces the verifier in deciding whether a teacher's answer is correct, and whether a
+    protected skill is retained.
+    """
+
+    share: float = Field(0.1, gt=0, le=1)
+    """Share of the completions accepted by the verifier that the audit checks."""
 
 
 class CurriculumSpec(FrozenOptions):
@@ -55,23 +80,3 @@ class CurriculumSpec(FrozenOptions):
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
         """Check the class and its options."""
         yield from check_use("curricula", names, loc, raw)
-
-
-class AuditSpec(FrozenOptions):
-    """A more reliable reward, possibly slow, that checks a share of the answers that the verifier accepts as correct.
-
-    If it is set, it also replaces the verifier in deciding whether a teacher's answer is correct, and whether a
-    protected skill is retained.
-    """
-
-    use: str
-    """A shipped reward as file:function, or your own as ./file.py:function. It returns 1 for a correct answer."""
-    options: dict[str, Any] = {}
-    """Keyword arguments of the function."""
-    share: float = Field(0.1, gt=0, le=1)
-    """Share of the completions accepted by the verifier that the audit checks."""
-
-    @classmethod
-    def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
-        """Check the function and its options."""
-        yield from check_use("rewards", names, loc, raw)

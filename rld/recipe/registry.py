@@ -8,18 +8,14 @@ folder. `locate` finds a name's file without importing anything; `load` returns 
 from __future__ import annotations
 
 import ast
-import hashlib
 import importlib
 import os
-import sys
-import traceback
 from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 from rld.errors import LibraryError
-from rld.recipe import python_source
+from rld.recipe import python_source, user_code
 from rld.utils.suggestions import hint
 
 Kind = Literal["rewards", "curricula", "generators"]
@@ -130,13 +126,16 @@ def locate(kind: Kind, name: str, relative_to: Path) -> Located:
         relative_to: The recipe's folder.
 
     Raises:
-        LibraryError: no such file, module or attribute, or a file that is not valid Python.
+        LibraryError: no such file, module or attribute, a file that is not valid Python, or one that imports a name
+            that is both installed and beside it.
     """
     module, colon, attribute = name.rpartition(":")
     if not colon or not module or not attribute.isidentifier():
         raise LibraryError(f"{name!r} names nothing; write it as {_SHAPE[kind]}")
     place = _own(module, attribute, relative_to) if module.endswith(".py") else _installed(kind, module, attribute)
     nodes = python_source.definitions(python_source.parse(place.path))
+    if place.module is None:
+        user_code.require_distinct_imports(place.path)
     if attribute not in nodes and "*" not in nodes and "__getattr__" not in nodes:
         public = [key for key, node in nodes.items() if isinstance(node, python_source.DEFINITIONS) and key[0] != "_"]
         raise LibraryError(f"{module} has no {attribute!r}{hint(attribute, public)}")
@@ -170,7 +169,7 @@ def load(kind: Kind, name: str, relative_to: Path) -> Any:
         LibraryError: as `locate`; or importing the user's file raised.
     """
     place = locate(kind, name, relative_to)
-    module = _run(place.path.resolve()) if place.module is None else importlib.import_module(place.module)
+    module = user_code.run(place.path.resolve()) if place.module is None else importlib.import_module(place.module)
     if place.attribute not in vars(module):
         raise LibraryError(f"{place.path} defines no {place.attribute!r} when it is run")
     return getattr(module, place.attribute)
@@ -193,30 +192,3 @@ def can_judge(use: str, relative_to: Path) -> bool:
         return False
     signature = python_source.signature(tree, place.attribute, skip=0)
     return signature is None or not takes_model(signature.named)
-
-
-def _run(path: Path) -> ModuleType:
-    """Import a user's file as a submodule of a private package that stands for its folder.
-
-    A file with the name of an installed module therefore does not shadow it, `sys.path` is unchanged, and the files
-    of a folder can import each other as `from . import other`.
-    """
-    package = "_rld_user_" + hashlib.sha256(str(path.parent).encode()).hexdigest()[:12]
-    if package not in sys.modules:
-        sys.modules[package] = ModuleType(package)
-        sys.modules[package].__path__ = [str(path.parent)]
-    importlib.invalidate_caches()
-    try:
-        return importlib.import_module(f"{package}.{path.stem}")
-    except Exception as error:
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
-        where = f"{path}:{frames[-1].lineno}" if frames else str(path)
-        cause = f"{type(error).__name__}: {error}{_advice(error, path)}"
-        raise LibraryError(f"{where}: importing it raised {cause}") from error
-
-
-def _advice(error: Exception, path: Path) -> str:
-    module = error.name if isinstance(error, ModuleNotFoundError) else None
-    if module and path.with_name(f"{module}.py").is_file():
-        return f"; {module}.py lies beside it: write `from . import {module}`"
-    return ""

@@ -83,13 +83,12 @@ class Recipe(FrozenOptions):
     @property
     def verifier_in_use(self) -> VerifierSpec:
         """The function that decides during training which answers are correct."""
-        return self.verifier or VerifierSpec(use=self.rewards[0].use, options=self.rewards[0].options)
+        return self.verifier or VerifierSpec.of(self.rewards[0])
 
     @property
     def has_own_verifier(self) -> bool:
         """Whether the verifier differs from the first of the rewards."""
-        first = self.rewards[0]
-        return self.verifier is not None and (self.verifier.use, self.verifier.options) != (first.use, first.options)
+        return self.verifier is not None and self.verifier != VerifierSpec.of(self.rewards[0])
 
     @property
     def judge_in_use(self) -> VerifierSpec:

@@ -13,7 +13,7 @@ from typing import Any
 from rld.controllers.statistics import AuditCounts
 from rld.errors import RecipeError
 from rld.rollout.record import RolloutRecord
-from rld.rollout.verifier import Verify, ask, is_success, successes
+from rld.rollout.verifier import Verify, ask, is_success
 
 
 class RewardAudit:
@@ -41,8 +41,7 @@ class RewardAudit:
             completions: This process's completions, as TRL gives them to rewards.
             ids: Their token ids.
         """
-        assert record.rewards_AR is not None
-        paid_B = record.share(successes(record.rewards_AR)).cpu() & ~record.is_gold_B
+        paid_B = record.share(record.is_correct_A).cpu() & ~record.is_gold_B
         checked = [i for i in paid_B.nonzero().flatten().tolist() if self._is_checked(record, i)]
         counts = AuditCounts.zeros(len(record.skills), 0)
         if not checked:

@@ -15,7 +15,7 @@ from torch import Tensor
 from rld.controllers.statistics import AttemptCounts, GateCounts
 from rld.errors import DataError
 from rld.rollout.gate import GateVerdict
-from rld.rollout.verifier import successes
+from rld.rollout.rewards import DEFAULT_RULE, SuccessRule
 from rld.types import DEFAULT_SKILL, Row
 
 
@@ -39,12 +39,19 @@ class GroupOutcomes(NamedTuple):
     attempted_A: Tensor
     """Completions that the student sampled and that the verifier applies to, bool."""
     succeeded_A: Tensor
-    """Of these, those that the verifier gave 1, bool."""
+    """Of these, those that the verifier calls correct, bool."""
     counts: AttemptCounts
 
 
 def group_counts(
-    rewards_AR: Tensor, weights_R: Tensor, skills_A: Tensor, *, group_size: int, num_skills: int, num_gold: int = 0
+    rewards_AR: Tensor,
+    weights_R: Tensor,
+    skills_A: Tensor,
+    *,
+    group_size: int,
+    num_skills: int,
+    num_gold: int = 0,
+    rule: SuccessRule = DEFAULT_RULE,
 ) -> GroupOutcomes:
     """Count attempts, successes and informative groups, those whose weighted rewards differ, per skill.
 
@@ -55,10 +62,11 @@ def group_counts(
         group_size: Completions of a group; groups are consecutive.
         num_skills: S.
         num_gold: The first so many completions of each group are gold answers, which are no attempts.
+        rule: Tells from the verifier's rewards which completions are correct.
     """
     sampled_A = torch.arange(len(rewards_AR), device=rewards_AR.device) % group_size >= num_gold
     attempted_A = ~rewards_AR[:, 0].isnan() & sampled_A
-    succeeded_A = successes(rewards_AR) & sampled_A
+    succeeded_A = (rewards_AR[:, 0] >= rule.threshold) & sampled_A
     totals_A = (rewards_AR * weights_R.to(rewards_AR)).nansum(1)
     scored_A = ~rewards_AR.isnan().all(1)
     highest = totals_A.masked_fill(~scored_A, -math.inf).view(-1, group_size).amax(1)

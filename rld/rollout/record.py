@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rld.rollout.counts import skill_ids
+from rld.rollout.rewards import DEFAULT_RULE, SuccessRule
 from rld.types import Row
 
 
@@ -27,6 +28,7 @@ class RolloutRecord:
         group_size: Completions of each prompt; they are consecutive, over all processes.
         num_gold: Of each group the first so many are gold answers.
         is_training: Whether the rollout is for an update, not for an evaluation.
+        rule: Tells from the verifier's rewards which completions are correct.
         rewards_AR: The rewards, NaN where one does not apply; the first is the verifier's. None until they are there.
         attempted_A: Which completions are attempts of the student. None in an evaluation.
         succeeded_A: Which attempts succeeded. None in an evaluation.
@@ -41,6 +43,7 @@ class RolloutRecord:
     group_size: int
     num_gold: int
     is_training: bool
+    rule: SuccessRule = DEFAULT_RULE
     rewards_AR: Tensor | None = None
     attempted_A: Tensor | None = None
     succeeded_A: Tensor | None = None
@@ -59,6 +62,12 @@ class RolloutRecord:
     def is_gold_B(self) -> Tensor:
         """Which completions are gold answers, on the CPU."""
         return torch.arange(self.first_row, self.first_row + len(self.rows)) % self.group_size < self.num_gold
+
+    @property
+    def is_correct_A(self) -> Tensor:
+        """Which completions the verifier calls correct, bool."""
+        assert self.rewards_AR is not None
+        return self.rewards_AR[:, 0] >= self.rule.threshold
 
     def share(self, values_A: Tensor) -> Tensor:
         """Return the values of this process's completions."""

@@ -10,70 +10,184 @@ import asyncio
 import functools
 import inspect
 import math
-import traceback
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Real
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor, nn
 
 from rld.errors import RewardError
+from rld.utils.user_calls import (
+    REWARD_SECONDS,
+    UserCodeStopped,
+    UserCodeTimeout,
+    action,
+    frames,
+    stopped_sentence,
+    user_code,
+)
 
 _SHOWN = 80
 
+_LARGEST = float(np.finfo(np.float32).max)
+"""TRL keeps rewards in float32."""
 
-def checked(reward: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """Return `reward` under the name `name`, with checks of its return values and exceptions.
+_ROUNDING = 1e-6
+"""Relative difference of a value in float32 that is due to rounding."""
 
-    A reward model (`nn.Module`) is returned as it is, and an asynchronous reward stays asynchronous.
+
+@dataclass(frozen=True)
+class Reward:
+    """A reward with what a function alone doesn't tell.
+
+    Attributes:
+        function: The reward; a reward model, or its name, can only have `success_at`.
+        success_at: The value, in the reward's own scale, from which an answer counts as correct. None: 1, and a reward
+            that decides which answers are correct has values in [0, 1] only.
+        timeout_seconds: Seconds that a call for one rollout may take.
+    """
+
+    function: Any
+    success_at: float | None = None
+    timeout_seconds: float = REWARD_SECONDS
+
+    def __post_init__(self) -> None:
+        if self.success_at is not None and not math.isfinite(self.success_at):
+            raise RewardError(f"success_at of {callable_name(self)!r} should be a finite number, not {self.success_at}")
+        if not 0 < self.timeout_seconds < math.inf:
+            seconds = self.timeout_seconds
+            raise RewardError(f"timeout_seconds of {callable_name(self)!r} should be above 0, not {seconds}")
+
+    def __call__(self, **batch: Any) -> Any:
+        return self.function(**batch)
+
+
+@dataclass(frozen=True)
+class SuccessRule:
+    """Tells from a reward's value whether the answer is correct.
+
+    Attributes:
+        name: The reward's name in errors.
+        success_at: As in `Reward`.
+        is_used: Whether anything depends on it. If not, values outside [0, 1] are no error.
+    """
+
+    name: str = "verifier"
+    success_at: float | None = None
+    is_used: bool = True
+
+    @property
+    def threshold(self) -> float:
+        """The least value of a correct answer, with room for rounding."""
+        value = 1.0 if self.success_at is None else self.success_at
+        return value - _ROUNDING * max(1.0, abs(value))
+
+    def problem(self, values: Iterable[float | None]) -> tuple[int, str] | None:
+        """Return the index of the first value on another scale than the rule's, and what is wrong with it."""
+        if self.success_at is not None or not self.is_used:
+            return None
+        for i, value in enumerate(values):
+            if value is not None and not math.isnan(value) and not -_ROUNDING <= value <= 1 + _ROUNDING:
+                fix = "set success_at to the least value of a correct answer"
+                return i, f"it decides which answers are correct by values from 0 to 1; {fix}"
+        return None
+
+
+DEFAULT_RULE = SuccessRule()
+"""The rule of a verifier without a threshold of its own: 1 is correct."""
+
+
+def checked(reward: Callable[..., Any], name: str, *, decides: bool = False) -> Callable[..., Any]:
+    """Return `reward` under the name `name`, with checks of its return values and exceptions, and a limit of time.
+
+    A reward model (`nn.Module`) is returned as it is, and an asynchronous reward stays asynchronous. The result has the
+    attribute `rule`, a `SuccessRule`.
+
+    Args:
+        decides: Whether it decides which answers are correct.
 
     Raises:
-        RewardError: when called, if the reward raises, or does not return one finite number or None per completion; the
-            message names the reward, the row and the completion.
+        RewardError: when called, if the reward raises, ends the process, takes too long, or does not return one finite
+            number or None per completion, or if it decides and a number is outside [0, 1]; the message names the
+            reward, the row and the completion.
     """
-    if isinstance(reward, nn.Module):
-        return reward
+    function = reward.function if isinstance(reward, Reward) else reward
+    if isinstance(function, nn.Module):
+        return function
+    rule = SuccessRule(name, getattr(reward, "success_at", None), decides)
+    seconds: float = getattr(reward, "timeout_seconds", REWARD_SECONDS)
 
     def call(**batch: Any) -> list[float | None]:
         try:
-            returned = reward(**batch)
+            with user_code(seconds):
+                returned = function(**batch)
         except Exception as error:
-            outcomes = (_outcome(reward, row) for row in _rows(batch))
+            outcomes = (_outcome(function, row, seconds) for row in _rows(batch))
             raise _raised(name, error, batch, _recurs(error, outcomes)) from error
-        return _numbers(returned, name, batch)
+        return _numbers(returned, rule, batch)
 
     async def call_async(**batch: Any) -> list[float | None]:
         try:
-            returned = await reward(**batch)
+            returned = await _awaited(function, batch, seconds)
         except Exception as error:
-            outcomes = await asyncio.gather(*(reward(**row) for row in _rows(batch)), return_exceptions=True)
+            rows = [] if isinstance(error, UserCodeTimeout) else _rows(batch)
+            outcomes = await asyncio.gather(*(_awaited(function, row, seconds) for row in rows), return_exceptions=True)
             raise _raised(name, error, batch, _recurs(error, outcomes)) from error
-        return _numbers(returned, name, batch)
+        return _numbers(returned, rule, batch)
 
-    checked_reward: Callable[..., Any] = call_async if is_async(reward) else call
-    checked_reward.__name__ = name
-    return checked_reward
+    checked_reward: Any = call_async if is_async(function) else call
+    checked_reward.__name__, checked_reward.rule = name, rule
+    return cast(Callable[..., Any], checked_reward)
+
+
+async def _awaited(function: Callable[..., Any], batch: dict[str, Any], seconds: float) -> Any:
+    """Return what an asynchronous reward returns; errors are as in `user_code`."""
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            return await function(**batch)
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise UserCodeTimeout(f"did not return within {seconds:g} seconds") from error
+    except SystemExit as error:
+        raise UserCodeStopped(stopped_sentence(error)).with_traceback(error.__traceback__) from None
 
 
 def callable_name(reward: Callable[..., Any]) -> str:
     """Return the name under which TRL logs a reward: that of a partial's function, or that of an object's class."""
-    while isinstance(reward, functools.partial):
-        reward = reward.func
-    return getattr(reward, "__name__", type(reward).__name__)
+    function = _unwrapped(reward)
+    return getattr(function, "__name__", type(function).__name__)
 
 
-def all_checked(rewards: Any) -> list[Any] | None:
-    """Return TRL's `reward_funcs` as a list of checked rewards; reward models, loaded or by name, are unchanged."""
+def _unwrapped(reward: Any) -> Any:
+    while isinstance(reward, functools.partial | Reward):
+        reward = reward.func if isinstance(reward, functools.partial) else reward.function
+    return reward
+
+
+def all_checked(rewards: Any, *, decides: bool = False) -> list[Any] | None:
+    """Return TRL's `reward_funcs` as a list of checked rewards; reward models, loaded or by name, are unchanged.
+
+    Args:
+        decides: Whether the first of them decides which answers are correct.
+    """
     if rewards is None:
         return None
     reward_list = rewards if isinstance(rewards, (list, tuple)) else [rewards]
-    return [r if isinstance(r, (str, nn.Module)) else checked(r, callable_name(r)) for r in reward_list]
+    return [
+        _unwrapped(reward)
+        if isinstance(_unwrapped(reward), (str, nn.Module))
+        else checked(reward, callable_name(reward), decides=decides and i == 0)
+        for i, reward in enumerate(reward_list)
+    ]
 
 
 def is_async(reward: Callable[..., Any]) -> bool:
-    while isinstance(reward, functools.partial):
-        reward = reward.func
-    return inspect.iscoroutinefunction(reward) or inspect.iscoroutinefunction(type(reward).__call__)
+    function = _unwrapped(reward)
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 def _rows(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -86,25 +200,34 @@ def _rows(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
         }
 
 
-def _outcome(reward: Callable[..., Any], row: dict[str, Any]) -> Any:
+def _outcome(reward: Callable[..., Any], row: dict[str, Any], seconds: float) -> Any:
     """Return the value that a reward returns, or the exception that it raises."""
     try:
-        return reward(**row)
+        with user_code(seconds):
+            return reward(**row)
     except Exception as error:
         return error
 
 
 def _recurs(error: Exception, outcomes: Iterable[Any]) -> int | None:
     """Return the index of the first row that on its own raises the batch's type of exception, or None."""
+    if isinstance(error, UserCodeTimeout):
+        return None  # each row may take as long
     return next((i for i, outcome in enumerate(outcomes) if type(outcome) is type(error)), None)
 
 
 def _raised(name: str, error: Exception, batch: dict[str, Any], index: int | None) -> RewardError:
-    where = "on the whole batch, but on none of its rows alone" if index is None else _place(batch, index)
-    frames = traceback.extract_tb(error.__traceback__)[1:]  # without the frame of this module
-    reward_frames = [frame for frame in frames if frame.filename == frames[0].filename]
+    size = len(batch["completions"])
+    if isinstance(error, UserCodeTimeout):
+        where = f"on a batch of {size} completions; its timeout_seconds is the limit"
+    elif index is None:
+        where = "on the whole batch, but on none of its rows alone"
+    else:
+        where = _place(batch, index)
+    inner = [frame for frame in frames(error) if frame.filename != __file__]
+    reward_frames = [frame for frame in inner if frame.filename == inner[0].filename]
     line = f" ({reward_frames[-1].filename}:{reward_frames[-1].lineno})" if reward_frames else ""
-    return RewardError(f"reward {name!r} raised {type(error).__name__}: {error}{line} {where}")
+    return RewardError(f"reward {name!r} {action(error)}{line} {where}")
 
 
 def _place(batch: dict[str, Any], index: int) -> str:
@@ -118,9 +241,10 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 2 :]}"
 
 
-def _numbers(returned: Any, name: str, batch: dict[str, Any]) -> list[float | None]:
-    size = len(batch["completions"])
-    values = list(returned) if isinstance(returned, Iterable) and not isinstance(returned, (str, dict)) else None
+def _numbers(returned: Any, rule: SuccessRule, batch: dict[str, Any]) -> list[float | None]:
+    size, name = len(batch["completions"]), rule.name
+    unordered = (str, bytes, Mapping, Set)
+    values = list(returned) if isinstance(returned, Iterable) and not isinstance(returned, unordered) else None
     if values is None or len(values) != size:
         description = _shown(returned) if values is None else f"{len(values)} values"
         raise RewardError(
@@ -128,11 +252,15 @@ def _numbers(returned: Any, name: str, batch: dict[str, Any]) -> list[float | No
         )
     numbers = [_number(value) for value in values]
     for i, (value, number) in enumerate(zip(values, numbers, strict=True)):
-        if number is not None and not math.isfinite(number):
+        if number is not None and not abs(number) <= _LARGEST:
             raise RewardError(
                 f"reward {name!r} returned {_shown(value)} {_place(batch, i)}; "
                 "it should return a finite number, or None where it does not apply"
             )
+    problem = rule.problem(numbers)
+    if problem is not None:
+        i, reason = problem
+        raise RewardError(f"reward {name!r} returned {_shown(values[i])} {_place(batch, i)}; {reason}")
     return numbers
 
 
@@ -140,6 +268,7 @@ def _number(value: Any) -> float | None:
     """Return a reward as a float, None for None, and NaN for any other value that is not a number."""
     if isinstance(value, (Tensor, np.ndarray, np.generic)) and value.ndim == 0:
         value = value.item()
-    if isinstance(value, (bool, int, float)):
-        return float(value)
-    return None if value is None else math.nan
+    try:
+        return float(value) if isinstance(value, Real | Decimal) else None if value is None else math.nan
+    except OverflowError:
+        return math.inf

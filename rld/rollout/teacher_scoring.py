@@ -24,7 +24,6 @@ from rld.rollout.batch import RolloutBatch, loss_mask, taught_share
 from rld.rollout.counts import gate_counts
 from rld.rollout.gate import GateVerdict, TeacherGate
 from rld.rollout.record import RolloutRecord
-from rld.rollout.verifier import successes
 from rld.teachers.ensemble import TeacherEnsemble, TokenCounts
 from rld.teachers.teacher import Teacher
 from rld.types import Event
@@ -182,8 +181,7 @@ class TeacherScoring:
         """Return which completions teachers may teach on, `[B]` bool: all, or those that the verifier fails."""
         if self.options.distill_on == "all":
             return torch.ones(len(record.rows), dtype=torch.bool, device=device)
-        assert record.rewards_AR is not None
-        return ~record.share(successes(record.rewards_AR))
+        return ~record.share(record.is_correct_A)
 
     def _run(self, needed_BK: Tensor, batch: RolloutBatch, record: RolloutRecord) -> list[TokenCounts]:
         """Run each teacher on the completions that need it, and add its outputs to the batch."""
@@ -230,10 +228,11 @@ class TeacherScoring:
         combination = self.options.combination
         if not combination.compares:
             return weights_BK
-        assert record.rewards_AR is not None
         likelihood_BK = mean_likelihood(batch["teacher_scores"], batch["teacher_spans"], loss_mask(batch))
-        correct_A = successes(record.rewards_AR)
-        return record.share(combination.chosen(gather(weights_BK), gather(likelihood_BK), correct_A, record.group_size))
+        chosen_AK = combination.chosen(
+            gather(weights_BK), gather(likelihood_BK), record.is_correct_A, record.group_size
+        )
+        return record.share(chosen_AK)
 
     def _finish(self, batch: RolloutBatch, weights_BK: Tensor, record: RolloutRecord) -> None:
         """Add the weights and the number of taught tokens."""

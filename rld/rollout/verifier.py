@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import nn
 
+from rld.errors import RewardError
 from rld.models import generation
 from rld.models.prompting import PromptEncoder
-from rld.rollout.rewards import all_checked, checked, is_async
+from rld.rollout.rewards import DEFAULT_RULE, SuccessRule, all_checked, callable_name, checked, is_async
 from rld.types import Row
 
-_SUCCESS = 1 - 1e-6
-"""Reward from which an answer counts as correct: 1, up to rounding."""
+NOT_GIVEN = ("prompt", "completion", "completion_ids")
+"""Columns of the rows that TRL does not give to rewards, for which it has other arguments."""
 
 Verify = Callable[..., list[float | None]]
-"""A reward with TRL's signature."""
+"""A reward with TRL's signature: 1 for a correct answer, less for any other, None where it does not apply."""
 
 
 @dataclass(frozen=True)
@@ -42,22 +44,46 @@ def no_reward(completions: list[Any], **_: Any) -> list[float]:
     return [0.0] * len(completions)
 
 
-def training_rewards(rewards: Any, verifier: Any, *, has_teachers: bool) -> Any:
-    """Return the rewards of a training, checked, a verifier of its own first; None where there are none.
+def training_rewards(
+    rewards: Any, verifier: Any, teachers: Sequence[Any], *, users: Sequence[Any]
+) -> tuple[list[Any] | None, SuccessRule]:
+    """Return the rewards of a training, checked, a verifier of its own first, and the rule of the first of them.
 
     Args:
-        rewards: TRL's `reward_funcs`.
+        rewards: TRL's `reward_funcs`; None is allowed with teachers.
         verifier: A verifier that is not one of the rewards, or None.
-        has_teachers: Whether there are teachers: then there need be no rewards.
+        teachers: The teachers.
+        users: Other parts that depend on which answers the first of the rewards calls correct; None: there is none.
     """
-    paid = all_checked(rewards or ([no_reward] if has_teachers else None))
-    return paid if verifier is None else [checked(verifier, "verifier"), *(paid or [])]
+    decides = bool(teachers) or any(user is not None for user in (verifier, *users))
+    paid = all_checked(rewards or ([no_reward] if teachers else None), decides=decides and verifier is None)
+    if verifier is not None:
+        first = checked(verifier, "verifier", decides=decides)
+        return [first, *(paid or [])], first.rule  # type: ignore[attr-defined]
+    first = rewards[0] if isinstance(rewards, (list, tuple)) and rewards else rewards
+    name = first if isinstance(first, str) else callable_name(first)
+    return paid, SuccessRule(name, getattr(first, "success_at", None), decides)
+
+
+def require_scale(rule: SuccessRule, rewards: Sequence[float]) -> None:
+    """Refuse rewards of the verifier on another scale than the rule's; where nothing depends on them, warn.
+
+    Raises:
+        RewardError: one is outside [0, 1], and the rule has no `success_at`.
+    """
+    problem = replace(rule, is_used=True).problem(rewards)
+    if problem is None:
+        return
+    text = f"reward {rule.name!r} returned {rewards[problem[0]]:g}; {problem[1]}"
+    if rule.is_used:
+        raise RewardError(text)
+    warnings.warn(f"{text}; until then the logged rates of success mean nothing", stacklevel=2)
 
 
 def askable(rewards: list[Any], state: Callable[[], Any]) -> Verify | None:
-    """Return the first of the rewards as a function that can be called on any text; None where it can't be.
+    """Return the first of the checked rewards as a function that gives 1 to correct texts; None where it can't be.
 
-    A model, an asynchronous function and `no_reward` can't be called so.
+    A model, an asynchronous function and `no_reward` can't be called so. A reward with `success_at` gives 1 or 0.
 
     Args:
         rewards: The rewards.
@@ -66,7 +92,15 @@ def askable(rewards: list[Any], state: Callable[[], Any]) -> Verify | None:
     first = rewards[0]
     if isinstance(first, (str, nn.Module)) or is_async(first) or first.__name__ == no_reward.__name__:
         return None
-    return lambda **batch: first(trainer_state=state(), log_extra=_ignore, log_metric=_ignore, **batch)
+    rule: SuccessRule = first.rule
+
+    def verify(**batch: Any) -> list[float | None]:
+        values = first(**batch | {"trainer_state": state(), "log_extra": _ignore, "log_metric": _ignore})
+        if rule.success_at is None:
+            return list(values)
+        return [None if value is None else float(value >= rule.threshold) for value in values]
+
+    return verify
 
 
 def _ignore(*_: Any) -> None:
@@ -84,7 +118,8 @@ def ask(
         completions: Texts, or lists of messages. A text that answers a chat becomes an assistant's message.
         completion_ids: The same as token ids.
     """
-    columns = {key: [row.get(key) for row in rows] for row in rows[:1] for key in row if key != "prompt"}
+    names = [key for row in rows[:1] for key in row if key not in NOT_GIVEN]
+    columns = {key: [row.get(key) for row in rows] for key in names}
     prompts = [row["prompt"] for row in rows]
     messages = [
         [{"role": "assistant", "content": text}] if isinstance(text, str) and not isinstance(prompt, str) else text
@@ -142,9 +177,4 @@ def _count_tokens(encoder: PromptEncoder, rows: Sequence[Row], texts: Sequence[s
 
 def is_success(reward: float) -> bool:
     """Tell whether the verifier's reward means a correct answer."""
-    return reward >= _SUCCESS
-
-
-def successes(rewards: Tensor) -> Tensor:
-    """Return which completions the verifier, the first of the rewards `[B, R]`, gives 1: `[B]` bool."""
-    return rewards[:, 0] >= _SUCCESS
+    return reward >= DEFAULT_RULE.threshold

@@ -38,6 +38,7 @@ from rld.models.prompting import PromptEncoder
 from rld.rollout.batch import RolloutBatch
 from rld.rollout.gold import gold_completions
 from rld.rollout.record import RolloutRecord
+from rld.rollout.verifier import require_scale
 from rld.trainer.checkpoints import CheckpointedParts, load_rollout
 from rld.trainer.finite_updates import FiniteUpdates
 from rld.trainer.loss_means import LossMeans
@@ -161,6 +162,7 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, GRPOTrainer):
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         rewards_AR: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self._rollout is not None:
+            require_scale(self._rollout.rule, rewards_AR[:, 0].tolist())
             self._rollout.rewards_AR = rewards_AR
             self._receive_rewards(self._rollout, completions, completion_ids_list)
         return rewards_AR

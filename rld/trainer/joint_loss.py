@@ -184,6 +184,20 @@ class JointLoss:
                 self._measure_gradients(batch, recorded.last_hidden_states, terms)
         return terms
 
+    def num_taught(self, batch: RolloutBatch, num_processes: int, num_parts: int | None) -> Tensor:
+        """Return the update's tokens on which a teacher teaches, over all processes, per process (as TRL's DAPO).
+
+        Args:
+            batch: A micro-batch.
+            num_processes: The number of processes.
+            num_parts: Micro-batches of this update. None: it is an evaluation.
+        """
+        count: Tensor = batch["num_taught"].clamp(min=1.0) / num_processes
+        if num_parts is None:
+            return count
+        assert self.args.steps_per_generation is not None  # TRL sets it
+        return count * num_parts / self.args.steps_per_generation
+
     def _measure_gradients(self, batch: RolloutBatch, hidden_BTH: Tensor, terms: dict[Signal, SignalTerm]) -> None:
         mask_BT = loss_mask(batch)
         advantages = batch["advantages"].reshape(len(mask_BT), -1)  # the policy's weight is in them

@@ -138,10 +138,13 @@ class RLDConfig(GRPOConfig):
         name = model if isinstance(model, str) else model.config._name_or_path
         return cls(f"{name.rstrip('/').split('/')[-1] or 'student'}-RLD")
 
-    def with_unpaid_verifier(self, num_rewards: int) -> RLDConfig:
-        """Return these arguments for one more reward, which comes first and has weight 0."""
+    def with_unpaid(self, num_unpaid: int, num_rewards: int) -> RLDConfig:
+        """Return these arguments for rewards of which the first `num_unpaid` have weight 0."""
+        if not num_unpaid:
+            return self
         changed = copy.copy(self)
-        changed.reward_weights = [0.0, *(self.reward_weights or [1.0] * num_rewards)]
+        paid = self.reward_weights or [1.0] * (num_rewards - num_unpaid)
+        changed.reward_weights = [*[0.0] * num_unpaid, *paid]
         return changed
 
     def active_signals(self, has_teachers: bool) -> list[Signal]:

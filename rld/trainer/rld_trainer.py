@@ -103,10 +103,12 @@ class RLDTrainer(GRPOHooks):
             raise TypeError(f"args should be an RLDConfig, not a {type(args).__name__}: it takes the same arguments")
         self.teachers = [t if isinstance(t, Teacher) else Teacher(t) for t in teachers]
         self._signals = args.active_signals(has_teachers=bool(self.teachers))
-        reward_funcs = training_rewards(reward_funcs, verifier, has_teachers=bool(self.teachers))
-        self.num_own_verifiers = 0 if verifier is None else 1
-        args = args if verifier is None else args.with_unpaid_verifier(num_rewards=len(reward_funcs) - 1)
         self.stream = prompt_stream(args, train_dataset, curriculum)
+        reward_funcs, self._success_rule = training_rewards(
+            reward_funcs, verifier, self.teachers, users=(self.stream, audit_reward, retain_dataset)
+        )
+        self.num_own_verifiers = 0 if verifier is None else 1
+        args = args.with_unpaid(self.num_own_verifiers, num_rewards=len(reward_funcs or ()))
         train_dataset = self.stream.dataset if self.stream is not None else train_dataset
         patch_trl()
         super().__init__(model, reward_funcs, args, train_dataset, *rest, **options)
@@ -116,10 +118,7 @@ class RLDTrainer(GRPOHooks):
         self._build_records(controller or GapController())
         self._build_student(train_dataset)
         self._build_teachers()
-        verify = askable(all_checked(audit_reward) or self.reward_funcs, lambda: self.state)
-        self.audit = None if audit_reward is None else RewardAudit(verify, args.audit_share, args.seed)
-        self.gate = self._build_gate(verify)
-        self.retention = None if retain_dataset is None else self._build_retention(verify, retain_dataset)
+        self._build_verification(audit_reward, retain_dataset)
         self._build_losses(gold_rows)
 
     # -- building ------------------------------------------------------------------------------------------------------
@@ -151,6 +150,13 @@ class RLDTrainer(GRPOHooks):
         add_signal_forward(self._student, self._projections)
         if self.ref_model is not None:
             add_signal_forward(self.accelerator.unwrap_model(self.ref_model), name="the reference model")
+
+    def _build_verification(self, audit_reward: Any, retained: Iterable[Row] | None) -> None:
+        args = self.args
+        verify = askable(all_checked(audit_reward, decides=True) or self.reward_funcs, lambda: self.state)
+        self.audit = None if audit_reward is None else RewardAudit(verify, args.audit_share, args.seed)
+        self.gate = self._build_gate(verify)
+        self.retention = None if retained is None else self._build_retention(verify, retained)
 
     def _build_gate(self, verify: Verify | None) -> TeacherGate | None:
         if self.args.gate != "per_prompt" or not self.teachers or verify is None:
@@ -218,6 +224,7 @@ class RLDTrainer(GRPOHooks):
             group_size=group_size,
             num_gold=self.args.gold_completions if is_training else 0,
             is_training=is_training,
+            rule=self._success_rule,
         )
 
     def _receive_rewards(self, record: RolloutRecord, completions: Sequence[Any], ids: Sequence[list[int]]) -> None:
@@ -252,6 +259,7 @@ class RLDTrainer(GRPOHooks):
             group_size=record.group_size,
             num_skills=len(self.skills),
             num_gold=record.num_gold,
+            rule=record.rule,
         )
         self.runtime.add_attempt_counts(counts)
         if self.stream is not None:
@@ -286,13 +294,14 @@ class RLDTrainer(GRPOHooks):
                 loss = self._with_replay(loss, self.retention, model)
         if not self.teachers:
             return loss
-        num_taught, mask_BT = self._num_taught(batch), loss_mask(batch)
+        num_parts = self.current_gradient_accumulation_steps if training else None
+        num_taught = self._joint_loss.num_taught(batch, self.accelerator.num_processes, num_parts)
+        mask_BT = loss_mask(batch)
         for signal, (total, values_BT) in self._joint_loss.terms(batch, student, training).items():
             loss = loss + total / num_taught
             self.loss_means.add(f"loss/{signal}", (values_BT * mask_BT).sum(), mask_BT.sum())
         # TRL gives a micro-batch its share of the update's mean; its logs are averaged over micro-batches.
-        num_parts = self.current_gradient_accumulation_steps if training else 1
-        self.loss_means.add("loss/policy", policy_loss.detach() * num_parts, torch.ones(()))
+        self.loss_means.add("loss/policy", policy_loss.detach() * (num_parts or 1), torch.ones(()))
         return loss
 
     def _with_replay(self, loss: Tensor, retention: RetentionCallback, model: nn.Module) -> Tensor:
@@ -301,14 +310,6 @@ class RLDTrainer(GRPOHooks):
             return loss
         self.loss_means.add("loss/reference", replay.divergence_sum, replay.num_tokens)
         return loss + replay.loss
-
-    def _num_taught(self, batch: RolloutBatch) -> Tensor:
-        """Return the update's tokens on which a teacher teaches, over all processes, per process (as TRL's DAPO)."""
-        count: Tensor = batch["num_taught"].clamp(min=1.0) / self.accelerator.num_processes
-        if self.model.training:
-            assert self.args.steps_per_generation is not None  # TRL sets it
-            count = count * self.current_gradient_accumulation_steps / self.args.steps_per_generation
-        return count
 
     def _non_finite_terms(self) -> list[str]:
         return self.loss_means.non_finite() + self._joint_loss.non_finite_divergences()
@@ -331,7 +332,7 @@ class RLDTrainer(GRPOHooks):
         metrics |= {"flops": self.flop_meter.total} | self.totals.metrics()
         if self.stream is not None:
             self.events += self.stream.level_events(step)
-            metrics |= self.stream.curriculum.metrics()  # the shares of this update, as the weights are
+            metrics |= self.stream.metrics()  # the shares of this update, as the weights are
             self.stream.allocate(self.runtime.weights.allocation)
         return metrics
 

@@ -19,12 +19,16 @@ _SECONDS_TO_STOP = 20.0
 """How long a process that was requested to stop, because its parent has ended, may go on."""
 
 
+class StopRequested(KeyboardInterrupt):
+    """A second request to stop, which ends the run at once."""
+
+
 class StopRequest:
     """Records the signals that requested this process to stop.
 
     Args:
         message: Printed to stderr by the main process at each request.
-        second_raises: Whether a second request raises `KeyboardInterrupt` at once.
+        second_raises: Whether a second request raises `StopRequested` at once.
     """
 
     def __init__(self, message: str, second_raises: bool = True) -> None:
@@ -34,7 +38,7 @@ class StopRequest:
     def __call__(self, number: int, _frame: FrameType | None) -> None:
         self.signals.append(number)
         if self.second_raises and len(self.signals) > 1:
-            raise KeyboardInterrupt
+            raise StopRequested
         tell(self.message)
 
     def is_made(self) -> bool:

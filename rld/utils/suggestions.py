@@ -1,17 +1,9 @@
-"""Parts of error messages: suggestions for unknown names, and the location at which a user's code raised."""
+"""Suggestions in error messages for unknown names."""
 
 from __future__ import annotations
 
 import difflib
-import traceback
 from collections.abc import Iterable
-
-
-def describe_exception(error: Exception) -> str:
-    """Return the type, the message and the location of an exception that a user's code raised."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
-
 
 _MOST_LISTED = 12
 

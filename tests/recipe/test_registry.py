@@ -68,7 +68,16 @@ def test_a_name_that_leads_nowhere_says_what_was_meant(folder, kind, name, expec
     ("text", "expected"),
     [
         ("import nonsense_that_is_nowhere\ndef f(): ...", "broken.py:1: importing it raised ModuleNotFoundError"),
-        ("import helper\ndef f(): ...", "helper.py lies beside it: write `from . import helper`"),
+        (
+            "import random\ndef f(): ...",
+            "broken.py:1: `import random` means an installed module or random.py beside it",
+        ),
+        (
+            "import sys\nsys.exit(0)\ndef f(): ...",
+            "broken.py:2: importing it called sys.exit(0); what it does as a script",
+        ),
+        ("exit()\ndef f(): ...", "broken.py:1: importing it called sys.exit()"),
+        ("raise KeyboardInterrupt\ndef f(): ...", "broken.py:1: importing it raised KeyboardInterrupt"),
         ("def f(): ...\n1 / 0", "broken.py:2: importing it raised ZeroDivisionError: division by zero"),
         ("def f(:\n", "broken.py:1: not valid Python"),
     ],

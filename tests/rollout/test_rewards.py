@@ -5,6 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
+import sys
+import time
+from collections.abc import Generator
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -16,7 +21,8 @@ import tests.support.tiny as tiny
 from rld.errors import DataError, RewardError
 from rld.rollout.counts import group_counts
 from rld.rollout.gold import gold_completions
-from rld.rollout.rewards import checked
+from rld.rollout.rewards import Reward, checked
+from rld.rollout.verifier import askable
 
 BATCH: dict[str, Any] = {
     "prompts": ["p0", "p1", "p2"],
@@ -40,8 +46,12 @@ def test_numbers_of_every_kind_pass():
         [torch.tensor(1.0), torch.tensor(2), None],
         np.array([0.0, 1.0, 2.0]),
         torch.tensor([0.0, 1.0, 2.0]),
+        [Fraction(1, 2), Decimal("0.25"), None],
+        (value for value in [0.0, 1.0, 0.5]),
     ):
-        wanted = [None if value is None else float(value) for value in returned]
+        values = list(returned)
+        wanted = [None if value is None else float(value) for value in values]
+        returned = iter(values) if isinstance(returned, Generator) else returned
         assert call(lambda returned=returned, **_: returned) == wanted
 
 
@@ -53,7 +63,7 @@ def test_it_keeps_its_name_and_gets_what_trl_gives():
 
 
 @pytest.mark.parametrize(
-    "bad", ["1", math.nan, math.inf, [1.0], 1j, torch.tensor([1.0]), np.array([1.0]), np.float32("nan")]
+    "bad", ["1", math.nan, math.inf, [1.0], 1j, torch.tensor([1.0]), np.array([1.0]), np.float32("nan"), 1e300, 10**400]
 )
 def test_what_is_no_finite_number_is_refused_with_its_row(bad):
     with pytest.raises(
@@ -62,7 +72,7 @@ def test_what_is_no_finite_number_is_refused_with_its_row(bad):
         call(lambda **_: [0.0, bad, 0.0])
 
 
-@pytest.mark.parametrize("bad", [[1.0], [0.0] * 4, None, 1.0, "abc", {"a": 1, "b": 2, "c": 3}, []])
+@pytest.mark.parametrize("bad", [[1.0], [0.0] * 4, None, 1.0, "abc", {"a": 1, "b": 2, "c": 3}, [], {0, 1, 2}, b"abc"])
 def test_what_is_no_list_of_the_right_length_is_refused(bad):
     with pytest.raises(RewardError, match=r"reward 'mine' returned .* should return 3 numbers"):
         call(lambda **_: bad)
@@ -118,6 +128,54 @@ def test_long_texts_are_shortened():
 def test_reward_models_are_left_alone():
     model = nn.Linear(1, 1)
     assert checked(model, "model") is model
+
+
+def test_a_reward_that_decides_has_values_from_0_to_1_or_a_threshold():
+    def values(*values: Any) -> Any:
+        return lambda **_: list(values)
+
+    def decide(reward: Any) -> list[float | None]:
+        verify = askable([checked(reward, "mine", decides=True)], object)
+        assert verify is not None
+        return verify(**BATCH)
+
+    assert decide(values(True, None, np.float32(0.1))) == [1.0, None, float(np.float32(0.1))]
+    for bad in (10, -1, 1.01, True + 1):
+        with pytest.raises(RewardError, match=r"'mine' returned .* row 1 .*completion 'c1'; .* set success_at"):
+            decide(values(0, bad, 0))
+    assert decide(Reward(values(10, 7, None), success_at=8)) == [1.0, 0.0, None]
+    assert decide(Reward(values(-3, -2.5, np.float32(0.7)), success_at=-2.5)) == [0.0, 1.0, 1.0]
+    assert call(Reward(values(10, -7, None))) == [10.0, -7.0, None]  # a reward that is paid alone
+    for options in ({"success_at": math.nan}, {"timeout_seconds": 0}, {"timeout_seconds": math.nan}):
+        with pytest.raises(RewardError, match=next(iter(options))):
+            Reward(call, **options)
+
+
+def test_a_reward_that_ends_the_process_or_does_not_return_is_an_error():
+    def leave(**_: Any) -> list[float]:
+        sys.exit(0)
+
+    async def leave_later(**_: Any) -> list[float]:
+        sys.exit(0)
+
+    def wait(**_: Any) -> list[float]:
+        time.sleep(60)
+        return []
+
+    async def wait_async(**_: Any) -> list[float]:
+        await asyncio.sleep(60)
+        return []
+
+    for reward in (leave, leave_later):
+        safe = checked(reward, "mine")
+        with pytest.raises(RewardError, match=r"'mine' called sys.exit\(0\) \(.*test_rewards.py:\d+\) at row 0"):
+            asyncio.run(safe(**BATCH)) if reward is leave_later else safe(**BATCH)
+    for reward in (wait, wait_async):
+        safe = checked(Reward(reward, timeout_seconds=0.1), "mine")
+        with pytest.raises(
+            RewardError, match=r"'mine' did not return within 0.1 seconds.* on a batch of 3 completions"
+        ):
+            asyncio.run(safe(**BATCH)) if reward is wait_async else safe(**BATCH)
 
 
 def test_counts():

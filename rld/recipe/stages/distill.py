@@ -152,7 +152,7 @@ class Distill(Stage):
 
     @property
     def audit_in_use(self) -> VerifierSpec | None:
-        return None if self.audit is None else VerifierSpec(use=self.audit.use, options=self.audit.options)
+        return None if self.audit is None else VerifierSpec.of(self.audit)
 
     def models(self) -> list[str]:
         return [self.student, *(spec.model for spec in self.loaded.values())]

@@ -1,0 +1,55 @@
+"""Call the functions that decide which answers are correct on a few texts before anything is loaded or trained."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+from transformers import TrainerState
+
+from rld.pipeline.reward_loading import Rewards
+from rld.pipeline.run import RunContext
+from rld.recipe import registry
+from rld.recipe.stages.distill import Distill
+from rld.rollout.rewards import Reward, all_checked
+from rld.rollout.verifier import Verify, ask, askable
+from rld.types import Row
+
+
+def probe_judge(context: RunContext) -> None:
+    """Call the run's judge.
+
+    Raises:
+        RewardError: as `rewards.checked`.
+    """
+    _probe(context.evaluator.judge, context, context.recipe.skills)
+
+
+def probe_rewards(context: RunContext, stage: Distill, rewards: Rewards) -> None:
+    """Call a stage's verifier and its audit, where they need no model.
+
+    Raises:
+        RewardError: as `rewards.checked`.
+    """
+    state = functools.partial(TrainerState, max_steps=stage.steps)
+    verifier = rewards.functions[0] if rewards.verifier is None else rewards.verifier
+    for reward in (verifier, rewards.audit):
+        if reward is not None and not _takes_model(reward):
+            _probe(askable(all_checked(reward, decides=True) or [], state), context, context.skills(stage))
+
+
+def _probe(verify: Verify | None, context: RunContext, skills: Iterable[str]) -> None:
+    """Call a verifier on a gold answer and on a wrong one of each skill."""
+    rows: list[Row] = [row for skill in skills for row in context.skill_rows[skill].probe(1)]
+    pairs = [(row, text) for row in rows for text in (row["answer"], str(row["prompt"])) if text]
+    if verify is not None and pairs:
+        texts = [text for _, text in pairs]
+        ids = [list(text.encode()) for text in texts]  # no tokenizer is loaded yet
+        ask(verify, [row for row, _ in pairs], texts, ids)
+
+
+def _takes_model(reward: Any) -> bool:
+    function = reward.function if isinstance(reward, Reward) else reward
+    return registry.takes_model(inspect.signature(function).parameters)
