@@ -31,7 +31,7 @@ from rld.utils.messages import is_main_process
 from rld.utils.run_folder import ABLATION_RESULT, RunFolder
 from rld.utils.streams import safe_streams
 from rld.utils.suggestions import hint
-from rld.utils.user_calls import description
+from rld.utils.user_calls import exit_refused
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,7 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     """Run one command, and report a user's mistake."""
     try:
-        return _run_command(_parse(words))
+        options = _parse(words)
+        with exit_refused():
+            code: int = _COMMANDS[options.command](options)
+        return code
     except RldError as error:
         # All processes of a distributed run find the same mistake in the recipe; one of them reports it.
         if is_main_process() or not isinstance(error, (RecipeError, LibraryError, UsageError, LaunchError)):
@@ -67,19 +70,6 @@ def _run(words: list[str]) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-
-
-def _run_command(options: argparse.Namespace) -> int:
-    """Run the command of parsed arguments; code that would end the process without a word is an error.
-
-    Raises:
-        UsageError: it raised SystemExit.
-    """
-    try:
-        code: int = _COMMANDS[options.command](options)
-    except SystemExit as error:
-        raise UsageError(f"the run {description(error)} before it was done") from error
-    return code
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rld.errors import UsageError
 from rld.utils.interrupts import StopRequested
 
 IMPORT_SECONDS = 600.0
@@ -63,6 +64,19 @@ def user_code(seconds: float) -> Iterator[None]:
             raise
         kind = UserCodeTimeout if isinstance(error, _LimitReached) else UserCodeStopped
         raise kind(sentence).with_traceback(error.__traceback__) from None
+
+
+@contextmanager
+def exit_refused() -> Iterator[None]:
+    """Run a command in the block; code in it that would end the process without a word is an error.
+
+    Raises:
+        UsageError: it raised SystemExit.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        raise UsageError(f"something that the command ran {description(error)} before it was done") from error
 
 
 def stopped_sentence(error: SystemExit) -> str:

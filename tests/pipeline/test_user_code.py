@@ -17,7 +17,7 @@ models: {small: {new: llama, config: {hidden_size: 16, intermediate_size: 32, nu
                                      num_attention_heads: 2}}}
 skills: {sums: {generator: ./sums.py:sums, held_out: 4}}
 rewards: [{use: "./mine.py:mine"}]
-max_new_tokens: 2
+max_new_tokens: 4
 stages:
   - {name: first, kind: distill, student: small, steps: 1, signals: {policy: {}},
      rollout: {prompts: 2, completions: 2}}
