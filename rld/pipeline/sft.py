@@ -19,6 +19,7 @@ from rld.recipe.stages.sft import Sft
 from rld.rollout.verifier import is_success
 from rld.trainer.sft_trainer import SFTTrainer
 from rld.trainer.trl_patches import skip_unlabelled_positions
+from rld.trainer.weight_precision import warn_of_lost_updates
 from rld.types import Answer, Row
 from rld.utils.flops import FlopMeter, training_flops
 
@@ -59,6 +60,7 @@ def run(context: RunContext, stage: Sft) -> None:
             processing_class=tokenizer,
             peft_config=lora_config(stage.lora),
         )
+    warn_of_lost_updates(model, trainer.args.learning_rate)
     size = model.num_parameters()
     training = StageTraining(context, stage, trainer, size, is_supervised=True)
     training.train(

@@ -14,6 +14,7 @@ from rld.models.generation import unused_options
 from rld.models.prompting import PromptEncoder
 from rld.models.self_check import context_length, require_context, require_sound_model, require_token_rows
 from rld.trainer.rld_config import RLDConfig
+from rld.trainer.weight_precision import warn_of_lost_updates
 
 _NUM_PROMPTS = 16
 """The longest prompts by their characters, of which the tokens are counted."""
@@ -34,6 +35,7 @@ def require_sound_student(model: PreTrainedModel, encoder: PromptEncoder, rows: 
     """
     require_sound_model(model, "the student", ModelError, is_student=True)
     require_token_rows(model, encoder.tokenizer, "the student", kind=ModelError)
+    warn_of_lost_updates(model, args.learning_rate)
     options = unused_options(model)
     if options and not args.use_vllm:
         warnings.warn(
