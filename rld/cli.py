@@ -27,7 +27,7 @@ from rld.reporting.overview import overview
 from rld.utils import secrets
 from rld.utils.folder_lock import locked
 from rld.utils.interrupts import end_with_parent
-from rld.utils.messages import is_main_process
+from rld.utils.messages import is_main_process, warnings_as_lines
 from rld.utils.run_folder import ABLATION_RESULT, RunFolder
 from rld.utils.streams import safe_streams
 from rld.utils.suggestions import hint
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else list(arguments)
     secrets.remember_environment()
     secrets.remember_arguments(words)
-    with safe_streams():
+    with safe_streams(), warnings_as_lines():
         return _run(words)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from rld import cli
 from rld.errors import CheckpointError, RewardError
 from rld.recipe import catalogue, registry
+from rld.utils.messages import warnings_as_lines
 from tests.support import made_up_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -259,3 +261,9 @@ def fake(monkeypatch, name, **attributes):
     module = type(sys)(name)
     vars(module).update(attributes)
     monkeypatch.setitem(sys.modules, name, module)
+
+
+def test_a_warning_is_one_line_of_text():
+    with warnings_as_lines():
+        text = warnings.formatwarning(UserWarning("the rows are few"), UserWarning, "somewhere.py", 3, "code")
+    assert text == "warning: the rows are few\n"

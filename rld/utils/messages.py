@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def tell(text: str) -> None:
@@ -15,3 +18,22 @@ def tell(text: str) -> None:
 def is_main_process() -> bool:
     """Tell whether this is the process of a distributed run that prints messages."""
     return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Show a `UserWarning` as one line with its text, without the place in the code that raised it."""
+    default = warnings.formatwarning
+
+    def line_of(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if issubclass(category, UserWarning):
+            return f"warning: {message}\n"
+        return default(message, category, filename, lineno, line)
+
+    warnings.formatwarning = line_of
+    try:
+        yield
+    finally:
+        warnings.formatwarning = default
