@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import unicodedata
 from typing import Any
+
+from rld.errors import RewardError
 
 from . import text_of
 from .numbers import last_number
@@ -35,6 +38,40 @@ def final_number(completions: list[Any], answer: list[str], **_: Any) -> list[fl
     for completion, gold in zip(completions, answer, strict=True):
         wanted, number = last_number(gold), last_number(text_of(completion))
         scores.append(None if wanted is None else float(number is not None and number.equals(wanted)))
+    return scores
+
+
+def math_verify(completions: list[Any], answer: list[str], **_: Any) -> list[float | None]:
+    """Give 1 where math-verify finds the completion's formula equal to the gold answer; otherwise 0.
+
+    It parses and compares as TRL's `accuracy_reward` does: of the completion, what is in `\\boxed{...}`, or a formula
+    in LaTeX delimiters that is called the final answer. A row whose gold answer it cannot parse gets None.
+
+    Raises:
+        RewardError: math-verify is not installed.
+    """
+    try:
+        from latex2sympy2_extended import NormalizationConfig
+        from math_verify import LatexExtractionConfig, parse, verify
+    except ModuleNotFoundError as error:
+        fix = "install it with: pip install -e '.[math]', in a clone of rld"
+        raise RewardError(f"answers:math_verify needs {error.name}; {fix}") from error
+    # Its limits of time are alarms, which only the main thread gets.
+    is_main = threading.current_thread() is threading.main_thread()
+    parsing_timeout, timeout_seconds = (10, 5) if is_main else (None, None)
+    formulas = LatexExtractionConfig(
+        normalization_config=NormalizationConfig(units=True), boxed_match_priority=0, try_extract_without_anchor=False
+    )
+    scores: list[float | None] = []
+    for completion, gold in zip(completions, answer, strict=True):
+        gold_formula = parse(gold, parsing_timeout=parsing_timeout)
+        formula = parse(
+            text_of(completion),
+            extraction_config=[formulas],
+            extraction_mode="first_match",
+            parsing_timeout=parsing_timeout,
+        )
+        scores.append(float(verify(gold_formula, formula, timeout_seconds=timeout_seconds)) if gold_formula else None)
     return scores
 
 

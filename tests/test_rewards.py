@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import random
+import sys
 
 import pytest
 
@@ -27,8 +28,9 @@ def test_every_reward_takes_chat_and_plain_completions():
         if name.startswith("teachers:"):
             continue  # opinions, with tests of their own
         options = {"target": 1} if name == "shape:brief" else {}
-        plain = reward(name)(completions=["4", "5"], **given, **options)
-        assert plain == reward(name)(completions=[chat("4"), chat("5")], **given, **options)
+        texts = [r"\boxed{4}", r"\boxed{5}"] if name == "answers:math_verify" else ["4", "5"]
+        plain = reward(name)(completions=texts, **given, **options)
+        assert plain == reward(name)(completions=list(map(chat, texts)), **given, **options)
         assert plain[0] == 1.0 > plain[1] >= 0.0
 
 
@@ -84,6 +86,34 @@ def test_exact_match():
 )
 def test_final_number(text, gold, wanted):
     assert reward("answers:final_number")([text], [gold]) == [wanted]
+
+
+def test_math_verify_is_trls_accuracy_reward():
+    from trl.rewards import accuracy_reward
+
+    golds = [r"\frac{1}{3}", "0.5", "$x^2$", "no formula", "12"]
+    texts = [
+        r"so \boxed{\frac{2}{6}}",
+        "The final answer is $1/2$.",
+        r"\boxed{x \cdot x}",
+        r"\boxed{1}",
+        "12",
+        "",
+        r"\boxed{13} $12$",
+        r"$\frac{1}",
+    ]
+    for gold in golds:
+        values = reward("answers:math_verify")(texts, [gold] * len(texts))
+        assert values == accuracy_reward([chat(text) for text in texts], [gold] * len(texts))
+        assert set(values) <= {0.0, 1.0, None}
+    assert reward("answers:math_verify")(texts[:3], golds[:3]) == [1.0, 1.0, 1.0]
+    assert reward("answers:math_verify")(["1"], ["no formula"]) == [None]
+
+
+def test_math_verify_names_the_package_that_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with pytest.raises(RewardError, match=r"answers:math_verify needs math_verify; install it with: pip .*\[math\]"):
+        reward("answers:math_verify")(["1"], ["1"])
 
 
 def test_brief():

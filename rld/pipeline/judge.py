@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerState
 
-from rld.recipe import registry
+from rld.recipe import registry, trl_rewards
 from rld.recipe.schema import Recipe
 from rld.rollout.rewards import Reward, all_checked
 from rld.rollout.verifier import Verify, askable
@@ -34,7 +33,7 @@ def load_judge(recipe: Recipe, folder: Path) -> Verify:
     if registry.takes_model(inspect.signature(reward).parameters):
         verify = None
     else:
-        function = Reward(functools.partial(reward, **spec.options), spec.success_at, spec.timeout_seconds)
+        function = Reward(trl_rewards.bound(reward, dict(spec.options)), spec.success_at, spec.timeout_seconds)
         verify = askable(all_checked(function, decides=True) or [], TrainerState)
 
     def judge(**batch: Any) -> list[float | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from rld.models.placement import move_unless_placed
 from rld.models.self_check import require_sound_model
 from rld.pipeline.model_loading import Loaded
 from rld.pipeline.run import RunContext
-from rld.recipe import registry
+from rld.recipe import registry, trl_rewards
 from rld.recipe.plugins import RewardSpec, VerifierSpec
 from rld.recipe.stages.distill import Distill
 from rld.rollout.rewards import Reward
@@ -63,7 +62,7 @@ class RewardLoader:
             kwargs = self._context.recipe.prompts.chat_template_kwargs
             if kwargs and "chat_template_kwargs" in inspect.signature(reward).parameters:
                 options.setdefault("chat_template_kwargs", kwargs)
-        return Reward(functools.partial(reward, **options), spec.success_at, spec.timeout_seconds)
+        return Reward(trl_rewards.bound(reward, options), spec.success_at, spec.timeout_seconds)
 
     def load_all(self, stage: Distill) -> Rewards:
         """Return the rewards of a stage, with its verifier and its audit."""

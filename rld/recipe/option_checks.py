@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from rld.errors import LibraryError
-from rld.recipe import python_source, registry, reserved_options, third_party_options
+from rld.recipe import python_source, registry, reserved_options, third_party_options, trl_rewards
 from rld.recipe.document import Loc, RecipeProblem, shown
 from rld.recipe.names import RecipeNames, items
 from rld.utils.suggestions import hint, nearest
@@ -41,6 +41,8 @@ def find_signature(
     )
     if signature is None or kind != "rewards":
         return signature
+    if place.module == trl_rewards.MODULE:
+        return trl_rewards.options_of(signature)
     if "completions" not in signature.named and not signature.any_name:
         yield names.problem(loc, f": {use} is no reward, for it takes no argument called completions")
     # TRL passes every column of the rows to a reward by name, so it has **columns; options must be named parameters

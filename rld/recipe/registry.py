@@ -1,8 +1,9 @@
 """Resolve the names in a recipe to rewards, curricula, generators, files and shipped recipes.
 
-A name is `file:attribute` for what ships in `rewards/` or `curricula/`, `./file.py:attribute` for the user's own file,
-or `package.module:attribute` for anything installed. Paths are looked up beside the recipe first, then in the current
-folder. `locate` finds a name's file without importing anything; `load` returns the object.
+A name is `file:attribute` for what ships in `rewards/` or `curricula/`, `trl:name` for a reward of TRL's,
+`./file.py:attribute` for the user's own file, or `package.module:attribute` for anything installed. Paths are looked up
+beside the recipe first, then in the current folder. `locate` finds a name's file without importing anything; `load`
+returns the object.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rld.errors import LibraryError
-from rld.recipe import python_source, user_code
+from rld.recipe import python_source, trl_rewards, user_code
 from rld.utils.suggestions import hint
 
 Kind = Literal["rewards", "curricula", "generators"]
 
 _SHAPE = {
-    "rewards": "./file.py:function, or a shipped one such as answers:exact_match",
+    "rewards": "./file.py:function, trl:function, or a shipped one such as answers:exact_match",
     "curricula": "./file.py:Class, or a shipped one such as fixed:Uniform",
     "generators": "./file.py:function, or package.module:function",
 }
@@ -134,6 +135,7 @@ def locate(kind: Kind, name: str, relative_to: Path) -> Located:
         raise LibraryError(f"{name!r} names nothing; write it as {_SHAPE[kind]}")
     place = _own(module, attribute, relative_to) if module.endswith(".py") else _installed(kind, module, attribute)
     nodes = python_source.definitions(python_source.parse(place.path))
+    _require_packages(place, name)
     if place.module is None:
         user_code.require_distinct_imports(place.path)
     if attribute not in nodes and "*" not in nodes and "__getattr__" not in nodes:
@@ -151,6 +153,8 @@ def _own(module: str, attribute: str, relative_to: Path) -> Located:
 
 
 def _installed(kind: Kind, module: str, attribute: str) -> Located:
+    if kind == "rewards" and trl_rewards.names_module(module):
+        return Located(trl_rewards.locate(attribute), attribute, trl_rewards.MODULE)
     shipped = files(kind)
     if module in shipped:
         return Located(shipped[module], attribute, f"rld.{kind}.{module}")
@@ -162,6 +166,17 @@ def _installed(kind: Kind, module: str, attribute: str) -> Located:
     return Located(path, attribute, module)
 
 
+def _require_packages(place: Located, name: str) -> None:
+    """Refuse a name that needs a package which is not installed.
+
+    Raises:
+        LibraryError: it does.
+    """
+    is_own = place.module == "rld.rewards.answers" and place.attribute == "math_verify"
+    if (is_own or trl_rewards.needs_math_verify(place.path)) and python_source.find("math_verify") is None:
+        raise LibraryError(f"{name} needs math-verify; install it with: pip install -e '.[math]', in a clone of rld")
+
+
 def load(kind: Kind, name: str, relative_to: Path) -> Any:
     """Import and return the object that a name in a recipe refers to. The arguments are those of `locate`.
 
@@ -170,9 +185,10 @@ def load(kind: Kind, name: str, relative_to: Path) -> Any:
     """
     place = locate(kind, name, relative_to)
     module = user_code.run(place.path.resolve()) if place.module is None else importlib.import_module(place.module)
-    if place.attribute not in vars(module):
-        raise LibraryError(f"{place.path} defines no {place.attribute!r} when it is run")
-    return getattr(module, place.attribute)
+    try:
+        return getattr(module, place.attribute)  # which a module may make when it is first used
+    except AttributeError as error:
+        raise LibraryError(f"{place.path} defines no {place.attribute!r} when it is run") from error
 
 
 def takes_model(arguments: Iterable[str]) -> bool:
