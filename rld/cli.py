@@ -95,6 +95,8 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         _add_recipe(commands[name])
     commands["train"].add_argument("--output", metavar="DIR", type=Path, help="the run's folder (default: runs/NAME)")
     commands["train"].add_argument("--resume", action="store_true", help="continue the run in that folder")
+    accept = "with --resume: continue although recipe, code, data, models or packages have changed"
+    commands["train"].add_argument("--accept-changes", action="store_true", help=accept)
     _add_recipe(commands["evaluate"])
     commands["evaluate"].add_argument("--model", metavar="MODEL", help="the model to score: a folder or a hub id")
     _add_ablation(commands["ablate"])
@@ -178,6 +180,8 @@ def _train(options: argparse.Namespace) -> int:
     source = registry.find_recipe(options.recipe)
     recipe = read_recipe(source, options.overrides)
     output: Path = options.output or Path("runs") / recipe.name
+    if options.accept_changes and not options.resume:
+        raise UsageError("--accept-changes is for a run that is continued; add --resume")
     if "LOCAL_RANK" in os.environ:  # a launcher that is killed does not end its processes
         end_with_parent()
     with locked(output) if is_main_process() else nullcontext():
@@ -186,7 +190,7 @@ def _train(options: argparse.Namespace) -> int:
         _share_the_cores()
         from rld.pipeline.train import train
 
-        return train(recipe, source, output, options.resume)
+        return train(recipe, source, output, options.resume, options.accept_changes)
 
 
 def _share_the_cores() -> None:

@@ -146,7 +146,7 @@ def test_a_wrong_command_line_is_one_line_and_2(folder, capsys, arguments, expec
 def test_train_hands_over_the_recipe_with_overrides_wherever_they_stand(folder, capsys, monkeypatch):
     seen = pipeline(monkeypatch)
     assert run(capsys, "train", "count.yaml", "seed=3", "--output", "here", "stages.warm.steps=4", "--resume")[0] == 0
-    (recipe, source, output, resume) = seen[0]
+    (recipe, source, output, resume, _) = seen[0]
     assert (recipe.seed, recipe.stages[0].steps, source, output, resume) == (
         3,
         4,
@@ -155,7 +155,7 @@ def test_train_hands_over_the_recipe_with_overrides_wherever_they_stand(folder, 
         True,
     )
     run(capsys, "train", "count.yaml")
-    assert seen[1][2:] == (Path("runs/count"), False)
+    assert seen[1][2:] == (Path("runs/count"), False, False)
 
 
 def test_train_does_not_overwrite_a_run(folder, capsys, monkeypatch):

@@ -22,6 +22,8 @@ from rld.ablation import outcomes, page
 from rld.ablation.arms import Arm, read_arms
 from rld.ablation.jobs import Job, Start, process_starter, run_jobs
 from rld.errors import CheckpointError
+from rld.recipe.input_changes import Effect, input_changes
+from rld.recipe.inputs import Inputs, InputsFile
 from rld.recipe.reading import read_recipe
 from rld.utils import files
 from rld.utils.folder_lock import locked
@@ -106,12 +108,15 @@ class _JobList:
         return (str(self.plan.source), *overrides, self.plan.judge, "--output", str(folder), "--resume")
 
     def _add(self, job: Job, overrides: Sequence[str]) -> None:
-        recipe = masked_recipe(read_recipe(self.plan.source, [*overrides, self.plan.judge]).model_dump(mode="json"))
         folder = RunFolder(job.folder)
-        if folder.recipe.is_file():
-            old = files.read_json(folder.recipe)
-            if changed := sorted(key for key in recipe.keys() | old.keys() if recipe.get(key) != old.get(key)):
-                self.conflicts.append(f"{job.folder} holds a run of another recipe (changed: {', '.join(changed)})")
+        if folder.inputs.is_file():
+            recipe = read_recipe(self.plan.source, [*overrides, self.plan.judge])
+            inputs = Inputs.of(recipe, self.plan.source.parent, launch={})
+            # A run of fewer updates is no longer one of this arm, so its stages count as finished here.
+            stages = [stage.name for stage in recipe.stages]
+            changes = input_changes(InputsFile.read(folder.inputs).inputs, inputs, stages, job.folder)
+            if changed := [change.text for change in changes if change.effect is not Effect.ALLOWED]:
+                self.conflicts.append(f"{job.folder} holds a run with other inputs ({'; '.join(changed)})")
         self._job_of[job.folder] = None if folder.is_done else job
         if not folder.is_done:
             self.jobs.append(job)

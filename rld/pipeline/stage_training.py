@@ -21,6 +21,7 @@ from rld.pipeline.callbacks import (
     PeriodicEvaluation,
     StopOnRequest,
 )
+from rld.pipeline.claim import record_revisions
 from rld.pipeline.run import RunContext
 from rld.pipeline.samples import write_samples
 from rld.pipeline.teacher_loading import ProbedTeacher
@@ -97,6 +98,8 @@ class StageTraining:
         """
         context, stage, trainer, log = self.context, self.stage, self.trainer, self.log
         trainer.remove_callback(PrinterCallback)
+        if context.state.is_main_process:
+            record_revisions(context.paths.inputs, context.source.parent)  # all models of the stage are loaded by now
         budget = FlopsBudget(stage.max_flops, lambda: context.flop_meter.total)
         number, count = context.stage_number(stage.name), len(context.recipe.stages)
         for callback in (

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from rld.pipeline.run import RunContext
+from rld.recipe.inputs import InputsFile
 from rld.utils import files
 from rld.utils.secrets import masked_override
 
@@ -18,11 +19,13 @@ _VERSIONS = ("torch", "transformers", "trl", "accelerate", "datasets", "evaluate
 class SummaryWriter:
     """Writes `summary.json` from the records of the finished stages."""
 
-    def __init__(self, run: RunContext, resolved: dict[str, Any]) -> None:
+    def __init__(self, run: RunContext) -> None:
         self.run = run
+        changes = InputsFile.read(run.paths.inputs).changes
         self.fixed = {
-            "recipe": resolved["name"],
-            "seed": resolved["seed"],
+            "recipe": run.recipe.name,
+            "seed": run.recipe.seed,
+            "input_changes": [change.model_dump(mode="json") for change in changes],
             "command": shlex.join(["rld", *map(masked_override, sys.argv[1:])]),
             "launch": run.launch.model_dump(mode="json"),
             "versions": {name: version(name) for name in _VERSIONS},

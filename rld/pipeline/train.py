@@ -6,13 +6,13 @@ import signal
 import time
 import warnings
 from pathlib import Path
-from typing import Any
 
 import datasets
 import transformers
 from rich.console import Console
 
-from rld.errors import CheckpointError, RecipeError
+from rld.errors import RecipeError
+from rld.pipeline.claim import claim
 from rld.pipeline.recovery import elapsed_seconds, put_in_order
 from rld.pipeline.reward_probe import probe_judge
 from rld.pipeline.run import RunContext
@@ -21,14 +21,17 @@ from rld.pipeline.summary import SummaryWriter
 from rld.recipe.schema import Recipe
 from rld.reporting.report import show_report
 from rld.reporting.tables import scores_table
-from rld.utils import files, secrets
 from rld.utils.interrupts import StopRequest, stop_on_signals
 from rld.utils.messages import tell
 from rld.utils.run_folder import RunFolder
 
 
-def train(recipe: Recipe, source: Path, output: Path, resume: bool) -> int:
+def train(recipe: Recipe, source: Path, output: Path, resume: bool, accepts_changes: bool = False) -> int:
     """Run `recipe`, read from `source`, into the folder `output`.
+
+    Args:
+        resume: Whether to go on with the run in that folder.
+        accepts_changes: Whether to go on although recipe, code, data, models or packages have changed.
 
     Returns:
         0, or 128 plus the signal's number when the user stopped the run.
@@ -40,7 +43,6 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool) -> int:
     stop = StopRequest("stopping after this step; once more stops at once")
     elapsed = elapsed_seconds(RunFolder(output)) if resume else 0.0
     run = RunContext(recipe, source, output, resume, stop.is_made, started=time.time() - elapsed)
-    resolved = secrets.masked_recipe(recipe.model_dump(mode="json"))
     probe_judge(run)
     for stage in recipe.stages:
         stage.dry_run(run)
@@ -48,8 +50,8 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool) -> int:
     if resume and run.state.is_main_process:
         put_in_order(run.paths, [stage.name for stage in recipe.stages])
     run.state.wait_for_everyone()
-    _claim(run, resolved)
-    writer = SummaryWriter(run, resolved)
+    claim(run, accepts_changes)
+    writer = SummaryWriter(run)
     if run.state.is_main_process:
         _show_launch(run)
     writer.write("running")
@@ -91,39 +93,6 @@ def _quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # about names that TRL still uses
-
-
-def _claim(run: RunContext, resolved: dict[str, Any]) -> None:
-    """Write the resolved recipe to the run's folder; raise if the folder was started with a different recipe."""
-    path = run.paths.recipe
-    if run.resume and path.is_file():
-        keys = _differences(run, resolved, files.read_json(path))
-        if keys:
-            raise CheckpointError(
-                f"{run.folder} was started with another recipe (changed: {', '.join(keys)}); "
-                "resume with the same one, or choose another --output, where `models` may name what is done, such as "
-                f"{run.paths.models / run.recipe.stages[0].name}"
-            )
-    run.state.wait_for_everyone()  # every process has checked for the file before it is written
-    if run.state.is_main_process:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        files.write_json(path, resolved)
-    run.state.wait_for_everyone()
-
-
-def _differences(run: RunContext, current: dict[str, Any], previous: dict[str, Any]) -> list[str]:
-    """Return the keys in which two recipes differ, except models in only one and teachers of unfinished stages."""
-
-    def comparable(resolved: dict[str, Any]) -> dict[str, Any]:
-        stages = [
-            {key: value for key, value in stage.items() if key != "teachers" or run.paths.stage_record(stage["name"])}
-            for stage in resolved["stages"]
-        ]
-        names = current["models"].keys() & previous["models"].keys()
-        return {**resolved, "stages": stages, "models": {n: m for n, m in resolved["models"].items() if n in names}}
-
-    new, old = (secrets.without_masked(comparable(resolved)) for resolved in (current, previous))
-    return sorted(key for key in new.keys() | old.keys() if new.get(key) != old.get(key))
 
 
 def cache_teachers(recipe: Recipe, source: Path, output: Path) -> int:

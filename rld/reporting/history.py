@@ -11,6 +11,7 @@ from typing import Any, Self, TypeGuard, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rld.errors import CheckpointError
+from rld.recipe.inputs import AcceptedChanges
 from rld.reporting.metric_names import TIME
 from rld.reporting.series import Point
 from rld.utils import files
@@ -124,6 +125,7 @@ class Summary(_FileRecord):
     seconds: float
     flops: float
     launch: LaunchRecord | None = None
+    input_changes: list[AcceptedChanges] = []
     versions: dict[str, str] = {}
     heldout_rows: dict[str, int] = {}
     """The number of held-out rows of each skill."""
@@ -238,7 +240,7 @@ class RunHistory:
     Attributes:
         recipe: The whole resolved recipe.
         stages: All planned stages, in order.
-        notes: What is left out, because lines of the logs are damaged; one sentence per file.
+        notes: Sentences about damaged lines of the logs, which are left out, and about inputs that were changed.
     """
 
     folder: Path
@@ -274,6 +276,7 @@ def read_run(run: Path) -> RunHistory:
         for stage in plan.stages
     ]
     notes = [note for note in (metrics_note, events_note, samples_note) if note]
+    notes += [str(change) for change in outcome.input_changes]
     return RunHistory(run, recipe, plan, outcome, stages, notes)
 
 

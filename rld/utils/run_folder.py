@@ -33,6 +33,11 @@ class RunFolder:
         return self.path / "recipe.json"
 
     @property
+    def inputs(self) -> Path:
+        """What the run's numbers depend on, as fingerprints, and how that has changed."""
+        return self.path / "inputs.json"
+
+    @property
     def summary(self) -> Path:
         """The file with the status and the results of the run so far."""
         return self.path / "summary.json"

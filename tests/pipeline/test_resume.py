@@ -243,3 +243,48 @@ def test_damaged_lines_of_a_log_are_left_out(recipe, trained, tmp_path, name):
     path.write_bytes(b"".join(LINES) + b"\n" + path.read_bytes() + LINES[-1])
     assert train(recipe, run, "--resume") == 0
     assert files.read_jsonl(path).damaged == []
+
+
+def test_changed_code_is_refused_until_it_is_accepted_and_then_recorded(recipe, trained, tmp_path, capsys):
+    folder, run = tmp_path / "recipe", tmp_path / "run"
+    shutil.copytree(recipe.parent, folder)
+    shutil.copytree(trained["student"], run)
+    (folder / "tasks.py").write_text(TASKS.replace("word\n", "word[::-1]\n"))
+    command = ["train", str(folder / recipe.name), "--output", str(run), "--resume"]
+    assert main(command) == 2
+    message = capsys.readouterr().err
+    assert "file ./tasks.py: has changed" in message
+    assert "--accept-changes" in message
+    assert (run / "checkpoints" / "student" / "checkpoint-4").is_dir()  # nothing was touched
+    assert main([*command, "--accept-changes"]) == 0
+    (change,) = summary(run)["input_changes"]
+    assert (change["stage"], change["step"], change["changes"]) == ("student", 5, ["file ./tasks.py: has changed"])
+    assert "From update 5 of stage student on with other inputs: file ./tasks.py" in (run / "report.html").read_text()
+    assert main(command) == 0  # it has been accepted
+
+
+def test_a_stage_can_be_made_longer_until_it_is_finished(recipe, whole, trained, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(trained["student"], run)
+    assert train(recipe, run, "--resume", "stages.student.steps=6", "stages.student.checkpoint_every=1") == 0
+    assert "stages.student.steps: 4 → 6" in capsys.readouterr().err
+    assert steps(run)[-1] == ("student", 6)
+    assert weights(run)[1] != weights(whole)[1]
+    assert train(recipe, run, "--resume", "stages.student.steps=8", "stages.student.checkpoint_every=1") == 2
+    assert "stage 'student' is finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("data", [None, *DAMAGED])
+def test_a_lost_or_damaged_list_of_inputs_needs_consent(recipe, whole, tmp_path, capsys, data):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    (run / "recipe.json").write_bytes(data or b"")
+    if data is None:
+        assert train(recipe, run, "--resume") == 0  # recipe.json alone is written again
+        (run / "inputs.json").unlink()
+    else:
+        (run / "inputs.json").write_bytes(data)
+    assert train(recipe, run, "--resume") == 2
+    assert "inputs.json" in capsys.readouterr().err
+    assert train(recipe, run, "--resume", "--accept-changes") == 0
+    assert weights(run) == weights(whole)

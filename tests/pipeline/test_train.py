@@ -244,7 +244,7 @@ def test_a_run_is_not_overwritten_nor_resumed_with_another_recipe(recipe, whole,
     assert main(["train", str(recipe), "--output", str(whole)]) == 2
     assert "--resume" in capsys.readouterr().err
     assert main(["train", str(recipe), "seed=7", "--output", str(whole), "--resume"]) == 2
-    assert "another recipe (changed: seed)" in capsys.readouterr().err
+    assert "seed: 0 → 7" in capsys.readouterr().err
 
 
 def test_a_finished_run_is_not_run_again(recipe, whole):

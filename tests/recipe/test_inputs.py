@@ -1,0 +1,126 @@
+"""What a run depends on: every kind of input that changes is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rld.errors import CheckpointError
+from rld.recipe.input_changes import Effect, input_changes
+from rld.recipe.inputs import Inputs, InputsFile
+from rld.recipe.reading import read_recipe
+
+RECIPE = """
+name: r
+skills:
+  made: {generator: ./code/tasks.py:make, levels: [{}]}
+  read: {file: rows.jsonl, held_out: 1}
+models: {student: ./small}
+rewards: [{use: ./code/tasks.py:pay}]
+stages:
+  - {name: warm, kind: sft, student: student, steps: 20}
+  - {name: main, kind: distill, student: warm, teachers: {t: {model: student}}, steps: 20}
+"""
+FILES = {
+    "recipe.yaml": RECIPE,
+    "rows.jsonl": '{"question": "a", "answer": "b"}\n' * 4,
+    "code/tasks.py": "from . import helper\ndef make(rng): return 'a', 'b'\ndef pay(completions, **_): return [1.0]\n",
+    "code/helper.py": "def f():\n    import inner.deep\n",
+    "code/inner/__init__.py": "",
+    "code/inner/deep.py": "x = 1\n",
+    "code/other.py": "x = 1\n",
+    "small/config.json": "{}",
+    "small/tokenizer.json": "{}",
+    "small/chat_template.jinja": "a",
+    "small/model.safetensors": "weights",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, text in FILES.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path
+
+
+def inputs(folder: Path, *overrides: str) -> Inputs:
+    return Inputs.of(read_recipe(folder / "recipe.yaml", overrides), folder, {"processes": 1, "device": "cpu"})
+
+
+def changes(folder: Path, change: Callable[[], Inputs], *finished: str) -> list[tuple[str, Effect]]:
+    return [tuple(one) for one in input_changes(inputs(folder), change(), finished, Path("run"))]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("rows.jsonl", "file rows.jsonl: has changed"),
+        ("code/tasks.py", "file ./code/tasks.py: has changed"),
+        ("code/helper.py", "file code/helper.py: has changed"),
+        ("code/inner/deep.py", "file code/inner/deep.py: has changed"),
+        ("small/config.json", "model ./small: config.json has changed"),
+        ("small/tokenizer.json", "model ./small: tokenizer.json has changed"),
+        ("small/chat_template.jinja", "model ./small: chat_template.jinja has changed"),
+        ("small/model.safetensors", "model ./small: model.safetensors has changed"),
+        ("code/other.py", None),
+    ],
+)
+def test_a_file_that_changes_is_named(folder, name, expected):
+    def change() -> Inputs:
+        (folder / name).write_text(FILES[name] + " ")
+        return inputs(folder)
+
+    assert changes(folder, change) == ([] if expected is None else [(expected, Effect.NEEDS_CONSENT)])
+
+
+@pytest.mark.parametrize(
+    ("override", "expected", "effect"),
+    [
+        ("seed=7", "seed: 0 → 7", Effect.NEEDS_CONSENT),
+        ("stages.main.trainer.learning_rate=1", "stages.main.trainer.learning_rate: 5e-06 → 1", Effect.NEEDS_CONSENT),
+        ("stages.main.lora={r: 4}", 'stages.main.lora: null → {"r": 4}', Effect.NEEDS_CONSENT),
+        ("stages.warm.batch=8", "stages.warm.batch: 32 → 8 (stage 'warm' is finished", Effect.NEEDS_CONSENT),
+        ("stages.main.steps=15", "stages.main.steps: 20 → 15", Effect.NEEDS_CONSENT),
+        ("stages.main.steps=40", "its schedule, cosine, over 40 updates", Effect.ALLOWED),
+        ("stages.warm.steps=40", "stage 'warm' is finished", Effect.IMPOSSIBLE),
+        ("stages.main.checkpoint_every=3", "stages.main.checkpoint_every: 100 → 3", Effect.ALLOWED),
+        ("stages.main.trainer.logging_steps=3", "stages.main.trainer.logging_steps: absent → 3", Effect.ALLOWED),
+        ("stages.main.name=other", "stages: warm, main → warm, other", Effect.IMPOSSIBLE),
+    ],
+)
+def test_a_key_of_the_recipe_that_changes_is_named_with_both_values(folder, override, expected, effect):
+    found = changes(folder, lambda: inputs(folder, override), "warm")  # with defaults that depend on the key
+    assert [shown_effect for text, shown_effect in found if expected in text] == [effect]
+    assert all(".trainer." in text for text, _ in found if expected not in text)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "effect"),
+    [("2.13.0", "2.13.1", Effect.ALLOWED), ("2.13.0", "2.14.0", Effect.NEEDS_CONSENT)],
+)
+def test_another_version_of_a_package_needs_consent_but_not_a_patch(folder, before, after, effect):
+    def with_torch(version: str) -> Inputs:
+        return inputs(folder).model_copy(update={"packages": {"torch": version}})
+
+    found = input_changes(with_torch(before), with_torch(after), (), Path("run"))
+    assert found == [(f"package torch: {before} → {after}", effect)]
+
+
+def test_other_processes_need_consent(folder):
+    other = inputs(folder).model_copy(update={"launch": {"processes": 2, "device": "cpu"}})
+    assert changes(folder, lambda: other) == [("processes: 1 → 2", Effect.NEEDS_CONSENT)]
+
+
+def test_the_file_comes_back_as_it_was_written_or_is_refused(folder):
+    path = folder / "inputs.json"
+    content = InputsFile(inputs=inputs(folder))
+    content.write(path)
+    assert InputsFile.read(path) == content
+    for data in ("", "[]", "{}", '{"inputs": 3}', path.read_text().replace('"stages"', '"phases"')):
+        path.write_text(data)
+        with pytest.raises(CheckpointError, match=r"inputs.json is damaged"):
+            InputsFile.read(path)
