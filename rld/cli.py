@@ -186,7 +186,7 @@ def _train(options: argparse.Namespace) -> int:
         end_with_parent()
     with locked(output) if is_main_process() else nullcontext():
         if is_main_process() and not options.resume:
-            require_free(output)
+            RunFolder(output).require_free()
         _share_the_cores()
         from rld.pipeline.train import train
 
@@ -199,19 +199,6 @@ def _share_the_cores() -> None:
     Two runs on the same cores were measured to be ten times slower with threads that spin.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-def require_free(output: Path) -> None:
-    """Check that a folder holds no run.
-
-    Raises:
-        UsageError: it holds one.
-    """
-    folder = RunFolder(output)
-    if folder.recipe.exists():
-        raise UsageError(f"{output} holds a run already; add --resume to continue it, or choose another --output")
-    if folder.leftovers:
-        raise UsageError(f"{output} holds {folder.leftovers[0].name}, which belongs to no run; choose another --output")
 
 
 def _check(options: argparse.Namespace) -> int:

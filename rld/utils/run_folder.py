@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rld.errors import CheckpointError
+from rld.errors import CheckpointError, UsageError
 from rld.utils.files import Record, read_json
 
 _STAGE_RECORD = "rld_stage.json"
@@ -103,6 +103,20 @@ class RunFolder:
         """Existing results, checkpoints and metrics of an earlier run, which a new run would overwrite."""
         paths = [self.student, self.models, self.path / "checkpoints", self.metrics]
         return [path for path in paths if path.exists()]
+
+    def require_free(self) -> None:
+        """Check that the folder holds no run.
+
+        Raises:
+            UsageError: it holds one.
+        """
+        if self.recipe.exists():
+            raise UsageError(
+                f"{self.path} holds a run already; add --resume to continue it, or choose another --output"
+            )
+        if self.leftovers:
+            name = self.leftovers[0].name
+            raise UsageError(f"{self.path} holds {name}, which belongs to no run; choose another --output")
 
 
 def stage_record_path(folder: Path) -> Path:

@@ -88,7 +88,7 @@ def test_a_file_that_changes_is_named(folder, name, expected):
         ("stages.main.steps=40", "its schedule, cosine, over 40 updates", Effect.ALLOWED),
         ("stages.warm.steps=40", "stage 'warm' is finished", Effect.IMPOSSIBLE),
         ("stages.main.checkpoint_every=3", "stages.main.checkpoint_every: 100 → 3", Effect.ALLOWED),
-        ("stages.main.trainer.logging_steps=3", "stages.main.trainer.logging_steps: absent → 3", Effect.ALLOWED),
+        ("stages.main.trainer.run_name=x", 'stages.main.trainer.run_name: absent → "x"', Effect.ALLOWED),
         ("stages.main.name=other", "stages: warm, main → warm, other", Effect.IMPOSSIBLE),
     ],
 )
