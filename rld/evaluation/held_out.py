@@ -15,7 +15,8 @@ from rld.models.generation import encoder_of, generate
 from rld.models.logprob_source import LogprobSource
 from rld.models.placement import move_unless_placed
 from rld.models.prompting import PromptEncoder
-from rld.rollout.verifier import Verify, ask, is_success
+from rld.models.thinking import StripThinking
+from rld.rollout.verifier import Verify, is_success, verify_answers
 from rld.types import Answer, Row
 
 NUM_SAMPLES = 3
@@ -64,6 +65,7 @@ class HeldOutEvaluator:
         max_new_tokens: The largest number of tokens of an answer.
         device: The device for models that have not been placed on one.
         chat_template_kwargs: Additional arguments of chat templates.
+        strip_thinking: Whether answers are judged without their thinking part; or the two markers around it.
     """
 
     rows: Sequence[Row]
@@ -71,6 +73,7 @@ class HeldOutEvaluator:
     max_new_tokens: int
     device: torch.device
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    strip_thinking: StripThinking = False
 
     def score(self, model: PreTrainedModel | LogprobSource, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
         """Return the accuracy on the held-out rows, per skill."""
@@ -101,15 +104,15 @@ class HeldOutEvaluator:
         """Return a model's greedy answers to rows."""
         if not isinstance(model, LogprobSource):
             model = move_unless_placed(model, self.device)
-        encoder = encoder_of(model, tokenizer, self.chat_template_kwargs)
+        encoder = encoder_of(model, tokenizer, self.chat_template_kwargs, self.strip_thinking)
         return generate(model, encoder, rows, max_new_tokens=self.max_new_tokens)
 
     def rewards(self, rows: Sequence[Row], texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[float]:
         """Return the judge's rewards for answers; 0 where the judge returns None."""
         if not rows:
             return []
-        encoder = PromptEncoder(tokenizer)
-        rewards = ask(self.judge, rows, texts, [encoder.encode_answer(text) for text in texts])
+        encoder = PromptEncoder(tokenizer, self.chat_template_kwargs, strip_thinking=self.strip_thinking)
+        rewards = verify_answers(encoder, rows, texts, self.judge).rewards
         return [0.0 if reward is None else reward for reward in rewards]
 
     def accuracies(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ from transformers import (
 
 from rld.models.logprob_source import LogprobSource
 from rld.models.prompting import PromptEncoder, is_chat
+from rld.models.thinking import StripThinking
 from rld.types import Answer, Row
 
 _SHAPING_OPTIONS = (
@@ -80,7 +81,13 @@ def generate(
         answers = model.generate(share, max_new_tokens, ends)
     else:
         answers = complete(
-            model, encoder.tokenizer, share, ends=ends, max_new_tokens=max_new_tokens, batch_size=batch_size
+            model,
+            encoder.tokenizer,
+            share,
+            ends=ends,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            decode=encoder.decode,
         )
     numbered = list(zip(numbers, answers, strict=True))
     gathered: list[tuple[int, Answer]] = numbered if alone else gather_object(numbered)
@@ -91,10 +98,11 @@ def encoder_of(
     model: PreTrainedModel | LogprobSource,
     tokenizer: PreTrainedTokenizerBase,
     chat_template_kwargs: Mapping[str, Any],
+    strip_thinking: StripThinking = False,
 ) -> PromptEncoder:
     """Return the encoder of a model's prompts and answers."""
     ends = sorted(model.info().ends) if isinstance(model, LogprobSource) else end_tokens(model)
-    return PromptEncoder(tokenizer, chat_template_kwargs, model_ends=ends)
+    return PromptEncoder(tokenizer, chat_template_kwargs, model_ends=ends, strip_thinking=strip_thinking)
 
 
 def declare_ends(model: PreTrainedModel, encoder: PromptEncoder, is_chat: bool) -> None:
@@ -112,19 +120,23 @@ def complete(
     ends: Collection[int],
     max_new_tokens: int,
     batch_size: int = 64,
+    decode: Callable[[list[list[int]]], list[str]] | None = None,
 ) -> list[Answer]:
     """Answer prompts of token ids greedily, `batch_size` at a time; the model is left in the mode it was in.
 
     Args:
         ends: Tokens that end an answer, beside those of the tokenizer and of the model's generation configuration.
+        decode: Returns the texts of answers without their ends. None: those without special tokens.
     """
+    decode = decode or PromptEncoder(tokenizer).decode
     config, answers = _greedy(model, tokenizer, ends, max_new_tokens), list[Answer]()
     with _generating(model, config):
         for start in range(0, len(prompts), batch_size):
             completions = _completions(model, config, prompts[start : start + batch_size])
             bare = [ids[:-1] if is_complete else ids for ids, is_complete in completions]
-            texts: list[str] = tokenizer.batch_decode(bare, skip_special_tokens=True)
-            answers += [Answer(text, is_complete) for text, (_, is_complete) in zip(texts, completions, strict=True)]
+            answers += [
+                Answer(text, is_complete) for text, (_, is_complete) in zip(decode(bare), completions, strict=True)
+            ]
     return answers
 
 

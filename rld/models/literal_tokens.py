@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -67,9 +67,16 @@ class LiteralTokenizer:
         self._backend.no_padding()
         self._backend.no_truncation()
 
-    def counting(self, text: str) -> str:
-        """Return a text whose special tokens count, but for those that are `broken`."""
-        return mended(self._names.sub(lambda name: _marked(name[0]), text))
+    def counting(self, text: str, only: Collection[str] | None = None) -> str:
+        """Return a text whose special tokens count, but for those that are `broken`.
+
+        Args:
+            text: The text.
+            only: The names that count. None: all.
+        """
+        return mended(
+            self._names.sub(lambda name: _marked(name[0]) if only is None or name[0] in only else name[0], text)
+        )
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Return the token ids of a text."""

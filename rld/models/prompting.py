@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rld.errors import DataError
 from rld.models import chat_template as templates
-from rld.models import literal_tokens
+from rld.models import literal_tokens, thinking
+from rld.models.thinking import StripThinking, Thinking
 from rld.types import Row
 
 _ANCHORS = "\n", "0", "a", ":"
@@ -37,6 +38,7 @@ class PromptEncoder:
         chat_template: The chat template in Jinja. None: the tokenizer's own.
         tools: Functions or JSON schemas that conversations may call.
         model_ends: The `eos_token_id`s of the model's generation configuration.
+        strip_thinking: Whether answers are read without their thinking part; or the two markers around it.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -44,6 +46,7 @@ class PromptEncoder:
     chat_template: str | None = None
     tools: Sequence[Any] | None = None
     model_ends: Sequence[int] = ()
+    strip_thinking: StripThinking = False
 
     # -- prompts -----------------------------------------------------------------------------------------------------
 
@@ -99,6 +102,7 @@ class PromptEncoder:
         try:
             if has_names or literal_tokens.pattern(self.tokenizer).search(answer):
                 literal = literal_tokens.literal(self.tokenizer)
+                answer = literal.counting(answer, self._special_markers)
                 ids = literal.encode(literal.counting(text) + answer, add_special_tokens=is_plain)
             else:
                 ids = self.tokenizer(text + answer, add_special_tokens=is_plain)["input_ids"]
@@ -229,9 +233,39 @@ class PromptEncoder:
         return list(dict.fromkeys(token for token in tokens if token is not None))
 
     def decode(self, ids: Sequence[list[int]]) -> list[str]:
-        """Return the text of each completion, without special tokens."""
-        texts: list[str] = self.tokenizer.batch_decode(list(ids), skip_special_tokens=True)
-        return texts
+        """Return the text of each completion, without special tokens other than markers of a thinking part."""
+        names = self._special_markers
+        if not names:
+            texts: list[str] = self.tokenizer.batch_decode(list(ids), skip_special_tokens=True)
+            return texts
+        pattern = literal_tokens.pattern(self.tokenizer)
+        whole: list[str] = self.tokenizer.batch_decode(list(ids), skip_special_tokens=False)
+        return [pattern.sub(lambda name: name[0] if name[0] in names else "", text) for text in whole]
+
+    # -- thinking ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def thinking(self) -> Thinking | None:
+        """The markers of the thinking part that answers are read without; None where they are read as a whole."""
+        template = templates.template_of(self.tokenizer, self.chat_template, self.tools)
+        return thinking.markers(self.strip_thinking, template)
+
+    @cached_property
+    def _special_markers(self) -> frozenset[str]:
+        """The special tokens in the markers of a thinking part."""
+        pattern = literal_tokens.pattern(self.tokenizer)
+        return frozenset(name for marker in self.thinking or () for name in pattern.findall(marker))
+
+    @cached_property
+    def template_thinking(self) -> Thinking | None:
+        """The markers of a thinking part that the chat template has, whether answers are read without it or not."""
+        return thinking.of_template(templates.template_of(self.tokenizer, self.chat_template, self.tools))
+
+    def answer(self, prompt: Any, completion: str) -> str:
+        """Return a completion as it is judged: without its thinking part, where `strip_thinking` says so."""
+        if self.thinking is None:
+            return completion
+        return self.thinking.answer(completion, self.thinking.opened_by(self.render(prompt)))
 
     # -- rows --------------------------------------------------------------------------------------------------------
 

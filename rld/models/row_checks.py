@@ -26,6 +26,7 @@ FindingKind: TypeAlias = Literal[
     "prompt too long",
     "answer too long",
     "answer cannot be written",
+    "answer inside thinking",
 ]
 
 Verdicts: TypeAlias = Callable[[Sequence[Row], Sequence[str]], Sequence[bool]]
@@ -258,6 +259,11 @@ def _check_answers(
         if not answer.strip():
             if learns_answers or not rows[i].get("entry"):
                 doubtful.append((i, "", "no answer", "has an empty answer"))
+        elif learns_answers and encoder.answer(rows[i]["prompt"], answer) == "":
+            example = (
+                f"has the answer {shown(answer)}, which is no answer behind the thinking part that the prompt opens"
+            )
+            doubtful.append((i, text, "answer inside thinking", example))
         elif size > max_new_tokens:
             example = f"has the answer {shown(answer)}, of {size} tokens with its end, and {max_new_tokens} are allowed"
             doubtful.append((i, text, "answer too long", f"{example} (max_new_tokens)"))

@@ -116,6 +116,7 @@ def _arguments(context: RunContext, stage: Distill, reward_weights: list[float])
         stage.rollout.prompts * stage.rollout.completions,
         max_completion_length=context.recipe.max_new_tokens,
         chat_template_kwargs=dict(context.recipe.prompts.chat_template_kwargs),
+        strip_thinking=context.recipe.prompts.strip_thinking,
         reward_weights=reward_weights,
         **options,
     )

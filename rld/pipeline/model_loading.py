@@ -97,10 +97,14 @@ class ModelLoader:
 
     def _new_encoder(self, reference: str, chat_template: str | None) -> tuple[PromptEncoder, int | None]:
         spec, options = self._resolve(reference)
-        kwargs = self._recipe.prompts.chat_template_kwargs
+        prompts = self._recipe.prompts
+        chat: dict[str, Any] = {
+            "chat_template_kwargs": prompts.chat_template_kwargs,
+            "strip_thinking": prompts.strip_thinking,
+        }
         if isinstance(spec, NewModel):
             characters = self._characters()
-            return PromptEncoder(characters, kwargs), context_length(self._new_config(reference, spec, characters))
+            return PromptEncoder(characters, **chat), context_length(self._new_config(reference, spec, characters))
         tokenizer = self._tokenizer(spec, reference, options, chat_template)
         hub = {key: options[key] for key in _HUB_OPTIONS & options.keys()}
         with self._mistakes_in(spec, reference):
@@ -110,7 +114,9 @@ class ModelLoader:
         except OSError:  # it has no file for it, and transformers derives it from the configuration
             ends = getattr(config.get_text_config(), "eos_token_id", None)
         model_ends = [int(i) for i in (ends if isinstance(ends, list) else [ends]) if i is not None]
-        return PromptEncoder(tokenizer, kwargs, chat_template, model_ends=model_ends), context_length(config)
+        return PromptEncoder(tokenizer, chat_template=chat_template, model_ends=model_ends, **chat), context_length(
+            config
+        )
 
     def _tokenizer(
         self, spec: str, reference: str, options: Mapping[str, Any], chat_template: str | None

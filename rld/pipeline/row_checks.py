@@ -104,7 +104,8 @@ class RowChecks:
         Raises:
             DataError: rows have a problem.
         """
-        encoder = encoder_of(model, tokenizer, self._recipe.prompts.chat_template_kwargs)
+        prompts = self._recipe.prompts
+        encoder = encoder_of(model, tokenizer, prompts.chat_template_kwargs, prompts.strip_thinking)
         reader = _Reader(name, encoder, context_length(model.config), ())
         findings = self._findings(reader, held_out)
         self._tell({f"{name}: {f.described(_named(held_out))}": f for f in findings}, "such rows count as wrong")

@@ -81,6 +81,7 @@ class RunContext:
             self.recipe.max_new_tokens,
             self.state.device,
             self.recipe.prompts.chat_template_kwargs,
+            self.recipe.prompts.strip_thinking,
         )
 
     @property
@@ -122,7 +123,8 @@ class RunContext:
 
     def encoder(self, model: Any, tokenizer: Any) -> PromptEncoder:
         """Return the encoder of prompts and answers for a model, with the recipe's options of the chat template."""
-        return encoder_of(model, tokenizer, self.recipe.prompts.chat_template_kwargs)
+        prompts = self.recipe.prompts
+        return encoder_of(model, tokenizer, prompts.chat_template_kwargs, prompts.strip_thinking)
 
     def answer(self, model: Any, tokenizer: Any, rows: Sequence[Row]) -> list[Answer]:
         """Return a model's greedy answers to rows, and add their FLOPs to those of the current stage."""

@@ -6,12 +6,14 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+from datasets import Dataset
 from transformers import TrainerCallback, set_seed
 from trl import SFTConfig
 
 from rld.data.sft import sft_dataset
 from rld.models.generation import declare_ends
 from rld.models.prompting import PromptEncoder
+from rld.pipeline.model_loading import Loaded
 from rld.pipeline.run import RunContext
 from rld.pipeline.stage_training import StageTraining
 from rld.pipeline.trainer_arguments import lora_config
@@ -42,21 +44,11 @@ def run(context: RunContext, stage: Sft) -> None:
     skip_unlabelled_positions()
     encoder = context.encoder(model, tokenizer)
     declare_ends(model, encoder, context.recipe.prompt_style == "chat")
-    teacher = None if stage.teacher is None else functools.partial(_answers, context, stage.teacher)
     with context.mistakes_in(stage):
         trainer = SFTTrainer(
             model,
             _arguments(context, stage),
-            train_dataset=sft_dataset(
-                stage,
-                context.skill_rows,
-                context.skills(stage),
-                seed=context.seed(stage.name),
-                encode=functools.partial(_encoded, encoder),
-                teacher=teacher,
-                verdicts=functools.partial(_verdicts, context, tokenizer),
-                require=functools.partial(context.row_checks.require_learnt, stage),
-            ),
+            train_dataset=_dataset(context, stage, encoder),
             processing_class=tokenizer,
             peft_config=lora_config(stage.lora),
         )
@@ -84,9 +76,39 @@ def _encoded(encoder: PromptEncoder, prompt: Any, answer: Answer) -> dict[str, l
     return {"input_ids": prompt_ids + ids, "completion_mask": [0] * len(prompt_ids) + [1] * len(ids)}
 
 
-def _answers(context: RunContext, teacher: str, rows: Sequence[Row]) -> list[Answer]:
-    """Return a teacher's greedy answers to rows of one skill."""
-    return context.answer(*context.models.load(teacher, dtype="auto"), rows)
+def _dataset(context: RunContext, stage: Sft, encoder: PromptEncoder) -> Dataset:
+    """Return the stage's training set; its teacher is loaded for as long as it answers."""
+    teacher = None
+    if stage.teacher is not None:
+        teacher = functools.partial(_answers, context, context.models.load(stage.teacher, dtype="auto"), encoder)
+    return sft_dataset(
+        stage,
+        context.skill_rows,
+        context.skills(stage),
+        seed=context.seed(stage.name),
+        encode=functools.partial(_encoded, encoder),
+        teacher=teacher,
+        verdicts=functools.partial(_verdicts, context, encoder.tokenizer),
+        require=functools.partial(context.row_checks.require_learnt, stage),
+    )
+
+
+def _answers(context: RunContext, teacher: Loaded, student: PromptEncoder, rows: Sequence[Row]) -> list[Answer]:
+    """Return a teacher's greedy answers to rows of one skill, with thinking parts as the student's template has them.
+
+    The template of one may open a thinking part in the prompt where that of the other leaves it to the completion.
+    """
+    answers, encoder = context.answer(*teacher, rows), context.encoder(*teacher)
+    own = encoder.template_thinking
+    if own is None:
+        return answers
+    pair = student.template_thinking or own
+    written = []
+    for row, answer in zip(rows, answers, strict=True):
+        text = own.whole(answer.text, own.opened_by(encoder.render(row["prompt"])))
+        text = text.replace(own.opening, pair.opening).replace(own.closing, pair.closing)
+        written.append(answer._replace(text=pair.behind(text, pair.opened_by(student.render(row["prompt"])))))
+    return written
 
 
 def _verdicts(context: RunContext, tokenizer: Any, rows: Sequence[Row], texts: Sequence[str]) -> list[bool]:

@@ -65,6 +65,11 @@ class Recipe(FrozenOptions):
             style = self.skill_prompts(name).style
             if style != self.prompt_style:
                 raise ValueError(f"prompts of skill '{name}' have style {style}, and others {self.prompt_style}")
+            for key in ("chat_template_kwargs", "strip_thinking"):
+                if getattr(self.skill_prompts(name), key) not in (getattr(self.prompts, key), getattr(Prompts(), key)):
+                    raise ValueError(
+                        f"skills.{name}.prompts.{key}: all skills share it; set it in the recipe's prompts"
+                    )
         return self
 
     @model_validator(mode="after")

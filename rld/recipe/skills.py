@@ -26,7 +26,11 @@ class Prompts(FrozenOptions):
     template: str = "{question}"
     """Text of the prompt; `{question}` is replaced by the question."""
     chat_template_kwargs: dict[str, Any] = {}
-    """Further arguments of the model's chat template, such as `enable_thinking: false`."""
+    """Further arguments of the model's chat template, such as `enable_thinking: false`. All skills share them."""
+    strip_thinking: bool | Annotated[list[str], Field(min_length=2, max_length=2)] = False
+    """Whether rewards, gate, probes and scores read answers without their thinking part; one without an end leaves an
+    empty answer. Its markers are those of the chat template, or these two, as in `[<think>, </think>]`. All skills
+    share it."""
 
     @field_validator("template")
     @classmethod

@@ -12,7 +12,8 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from rld.errors import RewardError
-from rld.models import generation
+from rld.models import generation, thinking
+from rld.models.chat_template import template_of
 from rld.models.prompting import PromptEncoder
 from rld.rollout.rewards import DEFAULT_RULE, SuccessRule, all_checked, callable_name, checked, is_async
 from rld.types import Row
@@ -107,6 +108,47 @@ def _ignore(*_: Any) -> None:
     """Stand in for TRL's `log_extra` and `log_metric`: the text is not a completion of a rollout."""
 
 
+def judged(prompts: Sequence[Any], completions: Sequence[Any], encoder: PromptEncoder) -> list[Any]:
+    """Return completions as rewards and scores read them: without thinking parts where the encoder says so.
+
+    Where it does not and there are thinking parts, a warning says so.
+
+    Args:
+        prompts: The prompt of each completion.
+        completions: Texts, or lists of messages, of which those of the assistant are changed. A message whose thinking
+            part was parsed already is left as it is.
+        encoder: The encoder of the model that wrote them.
+    """
+    if encoder.thinking is None:
+        _warn_of_thinking(prompts, completions, encoder)
+        return list(completions)
+    return [
+        encoder.answer(prompt, completion)
+        if isinstance(completion, str)
+        else [_without_thinking(message, prompt, encoder) for message in completion]
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+
+
+def _without_thinking(message: dict[str, Any], prompt: Any, encoder: PromptEncoder) -> dict[str, Any]:
+    is_parsed = "reasoning_content" in message or "thinking" in message
+    if message.get("role") != "assistant" or is_parsed or not isinstance(message.get("content"), str):
+        return message
+    return {**message, "content": encoder.answer(prompt, message["content"])}
+
+
+def _warn_of_thinking(prompts: Sequence[Any], completions: Sequence[Any], encoder: PromptEncoder) -> None:
+    pair = thinking.markers(True, template_of(encoder.tokenizer, encoder.chat_template))
+    assert pair is not None
+    texts = (text if isinstance(text, str) else str(text[-1].get("content")) for text in completions if text)
+    if any(map(pair.occurs_in, texts)) or (prompts and pair.opened_by(encoder.render(prompts[0]))):
+        warnings.warn(
+            f"completions have thinking parts ({pair.opening} ... {pair.closing}), and rewards and scores read them as "
+            "part of the answer; strip_thinking leaves them out (prompts.strip_thinking: true in a recipe)",
+            stacklevel=3,
+        )
+
+
 def ask(
     verify: Verify, rows: Sequence[Row], completions: Sequence[Any], completion_ids: Sequence[list[int]]
 ) -> list[float | None]:
@@ -167,7 +209,8 @@ def verify_answers(
     encoder: PromptEncoder, rows: Sequence[Row], texts: Sequence[str], verify: Verify
 ) -> VerifiedAnswers:
     """Call the verifier on answers, and count their tokens."""
-    rewards = ask(verify, rows, texts, [encoder.encode_answer(text) for text in texts]) if rows else []
+    answers = judged([row["prompt"] for row in rows], texts, encoder)
+    rewards = ask(verify, rows, answers, [encoder.encode_answer(text) for text in texts]) if rows else []
     return VerifiedAnswers(list(texts), rewards, _count_tokens(encoder, rows, texts))
 
 

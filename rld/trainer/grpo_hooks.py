@@ -38,7 +38,7 @@ from rld.models.prompting import PromptEncoder
 from rld.rollout.batch import RolloutBatch
 from rld.rollout.gold import gold_completions
 from rld.rollout.record import RolloutRecord
-from rld.rollout.verifier import require_scale
+from rld.rollout.verifier import judged, require_scale
 from rld.trainer.checkpoints import CheckpointedParts, load_rollout
 from rld.trainer.finite_updates import FiniteUpdates
 from rld.trainer.loss_means import LossMeans
@@ -160,12 +160,23 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, GRPOTrainer):
 
     @timed("rewards")
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
-        rewards_AR: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        answers = judged(prompts, self._with_markers(completions, completion_ids_list), self._encoder)
+        rewards_AR: Tensor = super()._calculate_rewards(inputs, prompts, answers, completion_ids_list)
         if self._rollout is not None:
             require_scale(self._rollout.rule, rewards_AR[:, 0].tolist())
             self._rollout.rewards_AR = rewards_AR
-            self._receive_rewards(self._rollout, completions, completion_ids_list)
+            self._receive_rewards(self._rollout, answers, completion_ids_list)
         return rewards_AR
+
+    def _with_markers(self, completions: Sequence[Any], ids: Sequence[list[int]]) -> Sequence[Any]:
+        """Return completions with the markers of thinking parts, of which TRL leaves out those that are special."""
+        if self._encoder.thinking is None or self.tools or self.environment_factories is not None:
+            return completions
+        texts = self._encoder.decode(ids)
+        return [
+            text if isinstance(completion, str) else [{"role": "assistant", "content": text}]
+            for completion, text in zip(completions, texts, strict=True)
+        ]
 
     # -- losses --------------------------------------------------------------------------------------------------------
 

@@ -26,7 +26,14 @@ def shared_encoder(trainer: Any, student: PreTrainedModel, rows: Any) -> tuple[P
         The encoder that all readers of the trainer's prompts share, and whether prompts are conversations.
     """
     tokenizer, kwargs = trainer._tokenizer, trainer.chat_template_kwargs
-    encoder = PromptEncoder(tokenizer, kwargs, trainer.chat_template, trainer.tools or None, end_tokens(student))
+    encoder = PromptEncoder(
+        tokenizer,
+        kwargs,
+        trainer.chat_template,
+        trainer.tools or None,
+        model_ends=end_tokens(student),
+        strip_thinking=trainer.args.strip_thinking,
+    )
     has_chats = rows is not None and is_chat(rows)
     declare_ends(student, encoder, has_chats)
     trainer.eos_token_ids = ends = encoder.ends(has_chats)
