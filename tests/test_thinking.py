@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from rld.rewards import text_of
 
 from rld.errors import RecipeError
 from rld.evaluation.held_out import HeldOutEvaluator
@@ -21,7 +22,6 @@ from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
 from rld.types import Answer
-from rld.rewards import text_of
 from tests.support.fleet import FLEET, Member, PerfectModel, rendered, rows
 from tests.support.real_tokenizers import byte_level
 
