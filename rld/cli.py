@@ -21,9 +21,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from rld.errors import LaunchError, LibraryError, RecipeError, RldError, UsageError
+from rld.pipeline.recipe_check import check_recipe, show_check
 from rld.recipe import catalogue, registry
 from rld.recipe.reading import read_recipe
-from rld.reporting.overview import overview
 from rld.utils import secrets
 from rld.utils.folder_lock import locked
 from rld.utils.interrupts import end_with_parent
@@ -97,6 +97,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     commands["train"].add_argument("--resume", action="store_true", help="continue the run in that folder")
     accept = "with --resume: continue although recipe, code, data, models or packages have changed"
     commands["train"].add_argument("--accept-changes", action="store_true", help=accept)
+    commands["check"].add_argument("--deep", action="store_true", help="also load the models and have them answer")
     _add_recipe(commands["evaluate"])
     commands["evaluate"].add_argument("--model", metavar="MODEL", help="the model to score: a folder or a hub id")
     _add_ablation(commands["ablate"])
@@ -202,11 +203,11 @@ def _share_the_cores() -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    """Check a recipe without loading anything, and show what it will do and cost."""
+    """Check a recipe and its data without training, and show what it will do and cost."""
     source = registry.find_recipe(options.recipe)
+    _share_the_cores()
     recipe = read_recipe(source, options.overrides)
-    if is_main_process():
-        Console(highlight=False).print(overview(recipe, source.parent))
+    show_check(recipe, source, check_recipe(recipe, source, options.deep))
     return 0
 
 

@@ -25,7 +25,7 @@ models:
 tokenizer: {characters: "0123456789="}
 skills:
   count: {generator: "./tasks.py:count"}
-  rows: {file: ./rows.csv}
+  rows: {file: ./rows.csv, held_out: 1}
 rewards: [{use: "./tasks.py:right"}]
 stages:
   - {name: warm, kind: sft, student: student, steps: 10}
@@ -37,10 +37,26 @@ stages:
     steps: 20
 """
 TASKS = """\
-def count(rng): ...
-def right(completions, **columns): ...
+def count(rng):
+    number = rng.randrange(10_000)
+    return f"{number}=", str(number)
+
+def right(completions, answer, **columns):
+    return [float(a == b) for a, b in zip(completions, answer)]
+
 class Even:
-    def __init__(self, levels): ...
+    def __init__(self, levels):
+        self.levels = levels
+
+    def next(self, rng):
+        return rng.choice(sorted(self.levels)), 0
+
+    def observe(self, task, successes, attempts): ...
+    def state_dict(self):
+        return {}
+    def load_state_dict(self, state): ...
+    def metrics(self):
+        return {}
 """
 
 
@@ -48,7 +64,7 @@ class Even:
 def folder(tmp_path, monkeypatch):
     (tmp_path / "count.yaml").write_text(RECIPE)
     (tmp_path / "tasks.py").write_text(TASKS)
-    (tmp_path / "rows.csv").write_text("question,answer\n1,2\n")
+    (tmp_path / "rows.csv").write_text("question,answer\n1,2\n2,3\n3,4\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
     return tmp_path
@@ -109,7 +125,7 @@ def test_check_shows_what_guards_a_stage_and_what_that_costs(capsys):
     costs = re.findall(r"FLOPs: about ([\d.]+)G", shown)
     _, out, _ = run(capsys, "check", recipe, "stages.distill.retain=null")
     free = re.findall(r"FLOPs: about ([\d.]+)G", " ".join(out.split()))
-    replayed = 120 * 6 * 83.3e3 * 2 * 32 * 3 / 1e9  # steps, FLOPs per parameter and token, of two skills' completions
+    replayed = 120 * 6 * 83.3e3 * 2 * 32 * 4 / 1e9  # steps, FLOPs per parameter and token, of two skills' completions
     assert float(costs[-1]) - float(free[-1]) == pytest.approx(replayed, rel=0.05)
 
 

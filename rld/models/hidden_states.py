@@ -171,7 +171,10 @@ def state_widths(model: PreTrainedModel, state_keys: Collection[StateKey]) -> di
         TeacherError: a module does not exist, was not run, or gives no states `[B, S, H]`.
     """
     with capture_states(model, state_keys) as states:
-        model.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
+        ids_11 = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+        # On the meta device the values of a mask [B, S] cannot be read; one of four dimensions is used as it is.
+        mask = torch.zeros(1, 1, 1, 1, device="meta") if model.device.type == "meta" else None
+        model.base_model(input_ids=ids_11, attention_mask=mask, use_cache=False)
     for key in state_keys:
         state = states.get(key)
         if not isinstance(state, Tensor) or state.dim() != 3:

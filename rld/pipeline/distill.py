@@ -9,35 +9,37 @@ from typing import Any
 from transformers import set_seed
 
 from rld.data.prompt_stream import PromptStream
-from rld.errors import CurriculumError
 from rld.pipeline.callbacks import EventLog
+from rld.pipeline.components import load_curriculum, try_curriculum
 from rld.pipeline.model_loading import Loaded
 from rld.pipeline.perturbations import Perturbations
 from rld.pipeline.reward_loading import RewardLoader, Rewards
 from rld.pipeline.reward_probe import probe_rewards
 from rld.pipeline.run import RunContext
+from rld.pipeline.stage_checks import require_features, require_trainable
 from rld.pipeline.stage_training import StageTraining
 from rld.pipeline.teacher_loading import ProbedTeacher, TeacherLoader
 from rld.pipeline.trainer_arguments import distillation_arguments, lora_config
-from rld.recipe import registry
 from rld.recipe.stages.distill import Distill
 from rld.trainer import checkpoints
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
 from rld.types import Row
-from rld.utils.user_calls import CALL_SECONDS, description, user_code
 
 
 def dry_run(context: RunContext, stage: Distill) -> None:
-    """Build what the stage's options describe, without loading a model.
+    """Build what the stage's options describe, without weights, and try the curriculum and the rewards on a row each.
 
     Raises:
         RldError: an option cannot be used.
     """
     rewards = RewardLoader(context, loads_models=False).load_all(stage)
     probe_rewards(context, stage, rewards)
-    _stream(context, stage, _arguments(context, stage, rewards.weights))
-    lora_config(stage.lora)
+    arguments = _arguments(context, stage, rewards.weights)
+    try_curriculum(stage, _num_levels(context, stage), context.source)
+    _stream(context, stage, arguments)
+    require_trainable(context, stage, arguments)
+    require_features(context, stage)
 
 
 def run(context: RunContext, stage: Distill) -> None:
@@ -125,16 +127,12 @@ def _arguments(context: RunContext, stage: Distill, reward_weights: list[float])
 def _stream(context: RunContext, stage: Distill, args: RLDConfig) -> PromptStream:
     """Return the stage's prompts in the order in which its curriculum draws them."""
     rows = {skill: context.skill_rows[skill] for skill in context.skills(stage)}
-    make_curriculum = registry.load("curricula", stage.curriculum.use, context.source.parent)
-    num_levels = {skill: source.num_levels for skill, source in rows.items()}
-    try:
-        with user_code(CALL_SECONDS):
-            curriculum = make_curriculum(num_levels, **stage.curriculum.options)
-    except CurriculumError:
-        raise
-    except Exception as error:
-        raise CurriculumError(f"curriculum {stage.curriculum.use}: building it {description(error)}") from error
+    curriculum = load_curriculum(stage, _num_levels(context, stage), context.source)
     return PromptStream(rows, curriculum, context.seed(stage.name), args.num_prompts())
+
+
+def _num_levels(context: RunContext, stage: Distill) -> dict[str, int]:
+    return {skill: context.skill_rows[skill].num_levels for skill in context.skills(stage)}
 
 
 def _retained_rows(context: RunContext, stage: Distill) -> list[Row] | None:

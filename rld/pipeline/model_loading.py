@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
@@ -118,6 +119,29 @@ class ModelLoader:
             config
         )
 
+    def skeleton(self, reference: str) -> PreTrainedModel | None:
+        """Return a model without weights, on the meta device; None for one that is not on this machine.
+
+        Raises:
+            RecipeError: its configuration cannot be used.
+        """
+        students = {stage.name: stage.student for stage in self._recipe.stages}
+        while reference in students:
+            reference = students[reference]
+        spec, options = self._resolve(reference)
+        if isinstance(spec, NewModel):
+            config = self._new_config(reference, spec, self._characters())
+            with self._mistakes_in_config(reference), torch.device("meta"):
+                new_model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+            return new_model
+        if registry.model_file(spec, "config.json", self._source.parent) is None:
+            return None
+        hub = {key: options[key] for key in _HUB_OPTIONS & options.keys()}
+        remote = {key: hub[key] for key in ("trust_remote_code",) if key in hub}
+        with self._mistakes_in(spec, reference), torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(spec, **hub), **remote)
+        return model
+
     def _tokenizer(
         self, spec: str, reference: str, options: Mapping[str, Any], chat_template: str | None
     ) -> PreTrainedTokenizerBase:
@@ -188,6 +212,6 @@ class ModelLoader:
     def _mistakes_in_config(self, reference: str) -> Iterator[None]:
         try:
             yield
-        except (ValueError, StrictDataclassError) as error:
-            message = " ".join(str(error).split())
+        except (ValueError, LookupError, TypeError, RuntimeError, StrictDataclassError) as error:
+            message = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise RecipeError(f"{self._source}: models.{reference}: {message}") from error

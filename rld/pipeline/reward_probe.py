@@ -28,16 +28,17 @@ def probe_judge(context: RunContext) -> None:
 
 
 def probe_rewards(context: RunContext, stage: Distill, rewards: Rewards) -> None:
-    """Call a stage's verifier and its audit, where they need no model.
+    """Call a stage's rewards, its verifier and its audit, where they need no model.
 
     Raises:
         RewardError: as `rewards.checked`.
     """
     state = functools.partial(TrainerState, max_steps=stage.steps)
     verifier = rewards.functions[0] if rewards.verifier is None else rewards.verifier
-    for reward in (verifier, rewards.audit):
+    for reward in (verifier, rewards.audit, *rewards.functions):
         if reward is not None and not _takes_model(reward):
-            _probe(askable(all_checked(reward, decides=True) or [], state), context, context.skills(stage))
+            decides = reward in (verifier, rewards.audit)
+            _probe(askable(all_checked(reward, decides=decides) or [], state), context, context.skills(stage))
 
 
 def _probe(verify: Verify | None, context: RunContext, skills: Iterable[str]) -> None:

@@ -34,6 +34,12 @@ from rld.utils.run_folder import RunFolder
 
 C = TypeVar("C", bound=TrainingArguments)
 
+MISTAKES = (ValueError, TypeError, ImportError, RuntimeError, OSError)
+"""Exceptions by which a library refuses what it is given."""
+
+SETUP = (Exception,)
+"""Exceptions of a library's set-up, all of which mean that it refuses an option."""
+
 
 @dataclass
 class RunContext:
@@ -148,7 +154,7 @@ class RunContext:
         """
         seed, folder = self.seed(stage.name), self.paths.checkpoints(stage.name)
         launch.require_installed(stage.trainer)
-        with self.mistakes_in(stage):
+        with self.mistakes_in(stage, "trainer", SETUP):
             shared = shared_arguments(stage, num_rows, self.state.num_processes, seed, folder)
             arguments = kind(**shared, **options)
         strategies = launch.requested_by(arguments)
@@ -158,11 +164,21 @@ class RunContext:
         return arguments
 
     @contextmanager
-    def mistakes_in(self, stage: AnyStage) -> Iterator[None]:
-        """Name the stage in the error when TRL, PEFT or transformers refuses an option."""
+    def mistakes_in(
+        self, stage: AnyStage, key: str = "", kinds: tuple[type[Exception], ...] = MISTAKES
+    ) -> Iterator[None]:
+        """Name the stage in the error when TRL, PEFT or transformers refuses an option.
+
+        Args:
+            stage: The stage.
+            key: The key of the stage that has the options.
+            kinds: Exceptions that mean a mistake in the recipe; `SETUP` where nothing but a library's set-up runs.
+        """
         try:
             yield
         except RldError:
             raise
-        except (ValueError, TypeError, ImportError, RuntimeError, OSError) as error:
-            raise RecipeError(f"{self.source}: stages.{stage.name}: {error}") from error
+        except kinds as error:
+            place = f"stages.{stage.name}" + (f".{key}" if key else "")
+            message = " ".join(str(error).split()) or type(error).__name__
+            raise RecipeError(f"{self.source}: {place}: {message}") from error

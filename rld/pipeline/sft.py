@@ -15,6 +15,7 @@ from rld.models.generation import declare_ends
 from rld.models.prompting import PromptEncoder
 from rld.pipeline.model_loading import Loaded
 from rld.pipeline.run import RunContext
+from rld.pipeline.stage_checks import require_trainable
 from rld.pipeline.stage_training import StageTraining
 from rld.pipeline.trainer_arguments import lora_config
 from rld.recipe.stages.sft import Sft
@@ -27,13 +28,12 @@ from rld.utils.flops import FlopMeter, training_flops
 
 
 def dry_run(context: RunContext, stage: Sft) -> None:
-    """Build what the stage's options describe, without loading a model.
+    """Build what the stage's options describe, without weights.
 
     Raises:
         RldError: an option cannot be used.
     """
-    _arguments(context, stage)
-    lora_config(stage.lora)
+    require_trainable(context, stage, _arguments(context, stage))
 
 
 def run(context: RunContext, stage: Sft) -> None:

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from rld.errors import RecipeError
 from rld.pipeline.claim import claim
+from rld.pipeline.preflight import require_runnable
 from rld.pipeline.recovery import elapsed_seconds, put_in_order
-from rld.pipeline.reward_probe import probe_judge
 from rld.pipeline.run import RunContext
 from rld.pipeline.stage_training import Interrupted
 from rld.pipeline.summary import SummaryWriter
@@ -43,10 +43,7 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool, accepts_chan
     stop = StopRequest("stopping after this step; once more stops at once")
     elapsed = elapsed_seconds(RunFolder(output)) if resume else 0.0
     run = RunContext(recipe, source, output, resume, stop.is_made, started=time.time() - elapsed)
-    probe_judge(run)
-    for stage in recipe.stages:
-        stage.dry_run(run)
-    run.row_checks.require(run.skill_rows)
+    require_runnable(run)
     if resume and run.state.is_main_process:
         put_in_order(run.paths, [stage.name for stage in recipe.stages])
     run.state.wait_for_everyone()

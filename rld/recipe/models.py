@@ -34,6 +34,13 @@ class NewModel(FrozenOptions):
         types = third_party_options.model_types()
         if types is not None and kind not in types:
             yield names.problem((*loc, "new"), f" cannot be {kind!r}{hint(kind, types)}")
+        match raw.get("config"):
+            case {"num_attention_heads": int(heads), "num_key_value_heads": int(groups)} if (
+                groups < 1 or heads % groups
+            ):
+                yield names.problem(
+                    (*loc, "config", "num_key_value_heads"), f" should divide {heads} heads, not {groups}"
+                )
         yield from check_options(names, (*loc, "config"), raw.get("config"), third_party_options.model_fields(kind))
 
 

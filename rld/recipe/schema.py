@@ -75,11 +75,11 @@ class Recipe(FrozenOptions):
     @model_validator(mode="after")
     def _complete_trainers(self) -> Recipe:
         """Add the shared and default trainer options to each stage, so that the resolved recipe shows them."""
-        stages = [stage.with_trainer(self.trainer, self._is_new(stage.student)) for stage in self.stages]
+        stages = [stage.with_trainer(self.trainer, self.is_new(stage.student)) for stage in self.stages]
         object.__setattr__(self, "stages", stages)
         return self
 
-    def _is_new(self, reference: str) -> bool:
+    def is_new(self, reference: str) -> bool:
         """Return whether a reference resolves, through earlier stages, to a model with random initial weights."""
         for stage in reversed(self.stages):
             reference = stage.student if stage.name == reference else reference

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -13,6 +15,9 @@ from rld.recipe.registry import can_judge
 from rld.recipe.schema import Recipe
 from rld.recipe.sizes import StageCost, quantity
 from rld.recipe.stages import AnyStage
+
+_LONGEST = 200
+"""Characters of a prompt or an answer that are shown."""
 
 
 def overview(recipe: Recipe, relative_to: Path) -> RenderableType:
@@ -33,6 +38,26 @@ def overview(recipe: Recipe, relative_to: Path) -> RenderableType:
     if total is None:
         notes += " A size is unknown where a model is not on this machine yet, or rld cannot tell it for its kind."
     return Group(*parts, Text(f"\n{notes}"))
+
+
+def skill_tables(skills: Sequence[Any]) -> RenderableType:
+    """Return a table of the rows that were read, and one of a prompt with its gold answer per skill.
+
+    Args:
+        skills: A `pipeline.recipe_check.SkillSummary` for each skill.
+    """
+    rows = Table("skill", "rows read", "questions", "longest answer", title="\ndata", title_justify="left")
+    examples = Table("skill", "prompt", "gold answer", title="\nexamples", title_justify="left")
+    for skill in skills:
+        longest = f"{skill.longest_answer} characters"
+        rows.add_row(Text(skill.skill), str(skill.num_rows), str(skill.num_questions), longest)
+        examples.add_row(Text(skill.skill), Text(_one_line(skill.prompt)), Text(_one_line(skill.answer)))
+    return Group(rows, examples)
+
+
+def _one_line(text: str) -> str:
+    line = text.encode("unicode_escape").decode() if any(character in text for character in "\n\r\t") else text
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
 
 
 def _skills(recipe: Recipe) -> Table:

@@ -1,0 +1,40 @@
+"""Ask the libraries about a recipe and, if wanted, load its models and have them answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rld.errors import ModelError
+from rld.models.self_check import require_sound_model
+from rld.pipeline.preflight import require_runnable
+from rld.pipeline.reward_loading import RewardLoader
+from rld.pipeline.run import RunContext
+from rld.recipe.schema import Recipe
+from rld.recipe.stages.distill import Distill
+
+
+def ask_libraries(recipe: Recipe, source: Path, deep: bool) -> RunContext:
+    """Check what `rld train` checks before its first stage; with `deep`, also each model's weights and rewards.
+
+    Raises:
+        RldError: `rld train` would refuse the recipe.
+    """
+    run = RunContext(recipe, source, Path(), resume=False)
+    require_runnable(run, downloads=deep)
+    if deep:
+        _try_models(run)
+    return run
+
+
+def _try_models(run: RunContext) -> None:
+    """Load each model that is no stage's result, have it answer a row per skill, and ask the rewards about that."""
+    stages = {stage.name for stage in run.recipe.stages}
+    rows = [row for source in run.skill_rows.values() for row in source.held_out()[:1]]
+    for name in dict.fromkeys(name for stage in run.recipe.stages for name in stage.models() if name not in stages):
+        model, tokenizer = run.models.load(name)
+        require_sound_model(model, f"the model {name}", ModelError)
+        answers = run.answer(model, tokenizer, rows)
+        run.evaluator.rewards(rows, [answer.text for answer in answers], tokenizer)
+    for stage in run.recipe.stages:
+        if isinstance(stage, Distill):
+            RewardLoader(run).load_all(stage)

@@ -1,0 +1,147 @@
+"""What `rld check` does: it refuses what `rld train` would refuse, and shows what a run reads and learns from."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from rich.console import Console
+
+from rld.data.skill_rows import SkillRows, skill_rows
+from rld.pipeline.components import gold_batch
+from rld.pipeline.quick_look import absent_models, reason_to_ask_libraries
+from rld.recipe import registry
+from rld.recipe.cautions import learning_rate_cautions
+from rld.recipe.schema import Recipe
+from rld.reporting.overview import overview, skill_tables
+from rld.utils.messages import is_main_process, tell
+
+_NUM_EXAMPLES = 64
+"""Rows of a generator that are described, beside held-out rows."""
+
+_SUCCESS = 1 - 1e-6
+
+
+@dataclass(frozen=True)
+class SkillSummary:
+    """The rows of a skill.
+
+    Attributes:
+        skill: Its name.
+        num_rows: Rows of its file, or those that were drawn from its generator.
+        num_questions: Different questions among them.
+        num_held_out: Held-out rows.
+        longest_answer: Characters of the longest gold answer.
+        prompt: One prompt, as a model reads it.
+        answer: Its gold answer.
+    """
+
+    skill: str
+    num_rows: int
+    num_questions: int
+    num_held_out: int
+    longest_answer: int
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What a check of a recipe that was not refused shows.
+
+    Attributes:
+        skills: The rows of each skill.
+        cautions: What may be a mistake, one sentence each.
+        notes: What was checked and what was not, and how long it took.
+    """
+
+    skills: list[SkillSummary]
+    cautions: list[str]
+    notes: list[str]
+
+
+def check_recipe(recipe: Recipe, source: Path, deep: bool = False) -> CheckResult:
+    """Check a recipe that was read.
+
+    Args:
+        recipe: The recipe.
+        source: Its file.
+        deep: Whether weights are loaded too, models answer a row per skill, and rewards see those answers.
+
+    Raises:
+        RldError: `rld train` would refuse it.
+    """
+    started, cautions, notes = time.perf_counter(), list[str](), list[str]()
+    absent = absent_models(recipe, source.parent)
+    if absent:
+        notes.append(f"not on this machine, and checked when `rld train` has them: {', '.join(absent)}")
+    sources = None if recipe.bad_rows == "skip" else skill_rows(recipe, source.parent)
+    reason = "bad_rows: skip" if sources is None else reason_to_ask_libraries(recipe, source, sources)
+    render: Any = None
+    if deep or reason is not None or sources is None:
+        from rld.pipeline.deep_check import ask_libraries  # imports the libraries, which takes seconds
+
+        run = ask_libraries(recipe, source, deep)
+        sources, render = run.skill_rows, None if absent else run.models.encoder(recipe.stages[0].student)[0].render
+        notes.append(f"asked TRL, PEFT and transformers{'' if deep else f', because of {reason}'}")
+    summaries = [_summary(source, render) for source in sources.values()]
+    cautions += learning_rate_cautions(recipe)
+    cautions += _repeated(recipe, summaries)
+    cautions += _unpaid_gold_answers(recipe, source.parent, sources)
+    notes.append(f"checked in {time.perf_counter() - started:.1f} s")
+    return CheckResult(summaries, cautions, notes)
+
+
+def show_check(recipe: Recipe, source: Path, result: CheckResult) -> None:
+    """Print what a recipe does and costs, its rows, and what may be a mistake."""
+    if not is_main_process():
+        return
+    console = Console(highlight=False)
+    console.print(overview(recipe, source.parent))
+    console.print(skill_tables(result.skills))
+    for caution in result.cautions:
+        tell(f"caution: {caution}")
+    console.print("; ".join(result.notes), markup=False, soft_wrap=True)
+
+
+def _summary(source: SkillRows, render: Any) -> SkillSummary:
+    rows = [row for _, row in source.examples(_NUM_EXAMPLES)]
+    prompt = rows[0]["prompt"]
+    if not isinstance(prompt, str):
+        prompt = "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+    return SkillSummary(
+        source.skill,
+        len(rows),
+        len({str(row["prompt"]) for row in rows}),
+        len(source.held_out()),
+        max(len(row["answer"]) for row in rows),
+        prompt if render is None else render(rows[0]["prompt"]),
+        rows[0]["answer"],
+    )
+
+
+def _repeated(recipe: Recipe, summaries: list[SkillSummary]) -> Iterator[str]:
+    for summary in summaries:
+        num_repeated = summary.num_rows - summary.num_questions
+        if recipe.skills[summary.skill].num_levels is None and num_repeated:
+            yield f"skill '{summary.skill}': {num_repeated} of {summary.num_rows} rows repeat a question"
+
+
+def _unpaid_gold_answers(recipe: Recipe, folder: Path, sources: Mapping[str, SkillRows]) -> Iterator[str]:
+    """Yield the skills whose gold answer the verifier does not accept: a model is then trained away from it."""
+    spec = recipe.verifier_in_use
+    if not any(stage.uses_rewards for stage in recipe.stages) or not registry.can_judge(spec.use, folder):
+        return
+    verifier = functools.partial(registry.load("rewards", spec.use, folder), **spec.options)
+    rows = [row for source in sources.values() for row in source.held_out()[:1] if row["answer"]]
+    batch = gold_batch(rows, [[*range(len(row["answer"]))] for row in rows])
+    rewards = verifier(trainer_state=SimpleNamespace(global_step=0, epoch=0.0, max_steps=1), **batch) if rows else []
+    for row, reward in zip(rows, rewards, strict=True):
+        if reward is not None and reward < _SUCCESS:
+            answer = f"the gold answer {row['answer']!r:.60}"
+            yield f"skill '{row['skill']}': the verifier {spec.use} gives {answer} {reward:g}"

@@ -1,0 +1,61 @@
+"""Checks of a stage that need the libraries but no weights: its optimiser, adapter and feature layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from transformers import Trainer, TrainingArguments, get_scheduler
+
+from rld.losses.feature_matching import FeaturePlan
+from rld.pipeline.run import SETUP, RunContext
+from rld.pipeline.trainer_arguments import lora_config
+from rld.recipe.stages import AnyStage
+from rld.recipe.stages.distill import Distill
+
+
+def require_trainable(context: RunContext, stage: AnyStage, arguments: TrainingArguments) -> None:
+    """Build the stage's optimiser and schedule for one parameter, and its adapter in a model without weights.
+
+    Raises:
+        RecipeError: an option cannot be used.
+    """
+    with context.mistakes_in(stage, "trainer", SETUP):
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        parameter = torch.nn.Parameter(torch.zeros(1))
+        needs_model = {"params", "model", "optimizer_dict"} & options.keys()
+        if not needs_model:
+            optimizer = kind([parameter], **options)
+            get_scheduler(
+                arguments.lr_scheduler_type,
+                optimizer,
+                num_warmup_steps=arguments.get_warmup_steps(stage.steps),
+                num_training_steps=stage.steps,
+                scheduler_specific_kwargs=dict(arguments.lr_scheduler_kwargs or {}),  # type: ignore[arg-type]
+            )
+    model = context.models.skeleton(stage.student)
+    with context.mistakes_in(stage, "lora", SETUP):
+        config = lora_config(stage.lora)
+        if config is not None and model is not None:
+            _inject(config, model)
+
+
+def _inject(config: LoraConfig, model: Any) -> None:
+    inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
+
+
+def require_features(context: RunContext, stage: Distill) -> None:
+    """Find the layers that the stage's feature signal compares, in models without weights.
+
+    Raises:
+        RldError: a layer does not exist, or its width does not fit the loss.
+    """
+    feature, student = stage.signals.feature, context.models.skeleton(stage.student)
+    for name, spec in stage.loaded.items() if feature is not None and student is not None else ():
+        teacher = context.models.skeleton(spec.model)
+        if feature is not None and student is not None and teacher is not None:
+            try:
+                FeaturePlan.of(feature.loss, student, teacher, name)
+            except (RuntimeError, NotImplementedError):
+                continue  # its forward needs values, so its layers are checked when it is loaded

@@ -1,0 +1,33 @@
+"""What in a recipe may be a mistake, though it can be run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from rld.recipe.schema import Recipe
+
+
+class _Rates(NamedTuple):
+    """The lowest and the highest learning rate that is usual for the weights that a stage trains."""
+
+    weights: str
+    lowest: float
+    highest: float
+
+
+_NEW = _Rates("weights that were random at the start", 1e-4, 1e-2)
+_ADAPTER = _Rates("an adapter", 1e-5, 1e-3)
+_PRETRAINED = _Rates("all weights of a pre-trained model", 1e-7, 1e-4)
+
+
+def learning_rate_cautions(recipe: Recipe) -> Iterator[str]:
+    """Yield a sentence for each stage whose learning rate is unusual for the weights that it trains."""
+    for stage in recipe.stages:
+        rate = stage.trainer.get("learning_rate")
+        usual = _NEW if recipe.is_new(stage.student) else _PRETRAINED if stage.lora is None else _ADAPTER
+        if isinstance(rate, (int, float)) and not usual.lowest <= rate <= usual.highest:
+            yield (
+                f"stage '{stage.name}': the learning rate {rate:g} is unusual for {usual.weights} "
+                f"({usual.lowest:g} to {usual.highest:g})"
+            )

@@ -1,0 +1,155 @@
+"""`rld check` and the start of `rld train` refuse the same recipes, before anything is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rld.cli import main
+from rld.errors import RldError
+from rld.pipeline.quick_look import reason_to_ask_libraries
+from rld.pipeline.recipe_check import check_recipe
+from rld.recipe.reading import read_recipe
+
+ROOT = Path(__file__).parents[2]
+
+RECIPE = """
+name: small
+tokenizer: {characters: "abcd:="}
+max_new_tokens: 4
+skills:
+  copy: {generator: ./tasks.py:copy, levels: [{length: 1}, {length: 2}], held_out: 6}
+  rows: {file: rows.jsonl, held_out: 2}
+models:
+  tiny:
+    new: llama
+    config: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 2}
+  file: ./model
+stages:
+  - {name: teacher, kind: sft, student: tiny, steps: 4, batch: 8}
+  - name: student
+    kind: distill
+    student: tiny
+    teachers: {teacher: {model: teacher, probe_prompts: 4}}
+    signals: {policy: {}, response: {}, feature: {loss: {kind: cosine}}}
+    curriculum: {use: ./tasks.py:Mine}
+    rollout: {prompts: 2, completions: 4}
+    steps: 2
+"""
+
+TASKS = """
+def copy(rng, *, length):
+    word = "".join(rng.choices("abcd", k=length))
+    return f"a:{word}=", word
+
+def odd(completions, *, scale=1, **_):
+    return [len(completion) / scale for completion in completions]
+
+class Mine:
+    def __init__(self, levels, *, speed=1, **_):
+        self.levels, self.speed = levels, 1 / speed
+
+    def next(self, rng):
+        return rng.choice(sorted(self.levels)), int(self.speed) - 1
+
+    def observe(self, task, successes, attempts): ...
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state): ...
+
+    def metrics(self):
+        return {}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Path:
+    (tmp_path / "tasks.py").write_text(TASKS)
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"question": "{c}=", "answer": "{c}"}}\n' for c in "abcdabcd"))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "lama"}')
+    (tmp_path / "table.csv").write_text("frage,antwort\na,b\n")
+    (tmp_path / "small.yaml").write_text(RECIPE)
+    return tmp_path / "small.yaml"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("skills.rows.file=table.csv", "table.csv:2: no question"),
+        ("skills.rows.file=tasks.py", "rows come from .jsonl or .csv files"),
+        ("tokenizer.characters=abc:=", "has 'd', which the tokenizer lacks"),
+        ("max_new_tokens=2", "tokens with its end, and 2 are allowed"),
+        ("models.tiny.config.max_position_embeddings=5", "do not fit into a context of 5"),
+        ("models.tiny.config.num_attention_heads=3", "models.tiny: "),
+        ("models.tiny.config.hidden_act=foo", "models.tiny: "),
+        ("models.tiny.config.num_key_value_heads=3", "models.tiny.config.num_key_value_heads should divide 2 heads"),
+        ("stages.teacher.student=file", "cannot load"),
+        ("stages.teacher.lora={target_modules: [nope]}", "stages.teacher.lora: Target modules {'nope'} not found"),
+        ("stages.student.signals.feature.loss.layers={9: 1}", "feature layers 9: 1 do not exist"),
+        ("stages.student.signals.feature.loss.layers={nope: model.layers.0}", "module 'nope'"),
+        ("stages.student.signals.feature.loss={kind: relation, heads: 5}", "5"),
+        ("stages.teacher.trainer.optim=adamw_8bit", "stages.teacher.trainer: "),
+        ("stages.teacher.trainer.lr_scheduler_type=cosine_with_min_lr", "stages.teacher.trainer: One of min_lr"),
+        ("stages.student.trainer.gradient_accumulation_steps=3", "stages.student.trainer: 8 rows an update cannot be"),
+        ("stages.student.trainer.loss_type=nope", "nope"),
+        ("stages.student.trainer.report_to=neptune", "stages.student.trainer.report_to: neptune is not installed"),
+        ("stages.student.curriculum.options.speed=0", "building it raised ZeroDivisionError"),
+        ("stages.student.curriculum.options.speed=fast", "building it raised TypeError"),
+        ("stages.student.curriculum.options.speed=0.1", "next() returned ("),
+        ("rewards=[{use: './tasks.py:odd', options: {scale: 0}}]", "raised ZeroDivisionError"),
+    ],
+)
+def test_what_train_would_refuse_check_refuses(recipe, tmp_path, capsys, override, expected):
+    assert main(["check", str(recipe), override]) == 2
+    refusal = capsys.readouterr().err
+    assert expected in refusal
+    assert main(["train", str(recipe), "--output", str(tmp_path / "run"), override]) == 2
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / "run" / "models").exists()
+
+
+def test_check_shows_rows_an_example_and_what_may_be_a_mistake(recipe, capsys):
+    assert main(["check", str(recipe), "stages.teacher.trainer.learning_rate=0.5"]) == 0
+    printed = capsys.readouterr()
+    assert "asked TRL" not in printed.out
+    line = next(line for line in printed.out.splitlines() if line.startswith("│ rows") and "characters" in line)
+    assert [cell.strip() for cell in line.strip("│").split("│")] == ["rows", "8", "4", "1 characters"]
+    assert "│ rows  │ a=" in printed.out
+    assert "caution: skill 'rows': 4 of 8 rows repeat a question" in printed.err
+    assert "caution: stage 'teacher': the learning rate 0.5 is unusual for weights that were random" in printed.err
+
+
+def test_a_gold_answer_that_earns_nothing_is_a_caution(recipe, capsys):
+    override = "verifier={use: './tasks.py:odd', options: {scale: 4}}"
+    assert main(["check", str(recipe), override]) == 0
+    assert "caution: skill 'rows': the verifier ./tasks.py:odd gives the gold answer" in capsys.readouterr().err
+
+
+def test_a_deep_check_loads_models_and_has_them_answer(recipe, capsys):
+    assert main(["check", str(recipe), "--deep"]) == 0
+    assert "asked TRL, PEFT and transformers; checked in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_recipes_pass_without_the_libraries(path):
+    recipe = read_recipe(path)
+    notes = check_recipe(recipe, path).notes
+    assert not any(note.startswith("asked") for note in notes), notes
+
+
+@pytest.mark.parametrize("stem", ["quickstart"])
+def test_what_the_quick_look_accepts_the_libraries_accept(stem):
+    from rld.pipeline.deep_check import ask_libraries
+
+    path = ROOT / "recipes" / f"{stem}.yaml"
+    recipe = read_recipe(path)
+    run = ask_libraries(recipe, path, deep=False)
+    assert reason_to_ask_libraries(recipe, path, run.skill_rows) is None
+    try:
+        ask_libraries(read_recipe(path, ["max_new_tokens=3"]), path, deep=False)
+    except RldError as error:
+        assert "are allowed" in str(error)
