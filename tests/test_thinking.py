@@ -209,5 +209,5 @@ def test_what_all_skills_share_is_refused_in_one_of_them():
         with pytest.raises(ValueError, match=f"skills.sum.prompts.{next(iter(option))}: all skills share it"):
             Recipe.model_validate(tree)
         Recipe.model_validate(tree | {"prompts": {"style": "chat", **option}})
-    with pytest.raises(RecipeError, match="strip_thinking"):
-        RLDConfig("out", strip_thinking=["<think>"], use_cpu=True, bf16=False, report_to="none")
+    with pytest.raises(RecipeError, match="thinking_markers"):
+        RLDConfig("out", strip_thinking=True, thinking_markers=["<think>"], use_cpu=True, bf16=False, report_to="none")

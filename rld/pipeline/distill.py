@@ -112,13 +112,15 @@ def _trainer(
 
 def _arguments(context: RunContext, stage: Distill, reward_weights: list[float]) -> RLDConfig:
     options: dict[str, Any] = distillation_arguments(stage)
+    markers = context.recipe.prompts.strip_thinking
     return context.arguments(
         RLDConfig,
         stage,
         stage.rollout.prompts * stage.rollout.completions,
         max_completion_length=context.recipe.max_new_tokens,
         chat_template_kwargs=dict(context.recipe.prompts.chat_template_kwargs),
-        strip_thinking=context.recipe.prompts.strip_thinking,
+        strip_thinking=bool(markers),
+        thinking_markers=markers if isinstance(markers, list) else None,
         reward_weights=reward_weights,
         **options,
     )

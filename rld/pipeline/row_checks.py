@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from rld.data.skill_rows import SkillRows
+from rld.data.skill_rows import LabelledRow, SkillRows
 from rld.errors import DataError
 from rld.models.generation import encoder_of
 from rld.models.prompting import PromptEncoder
 from rld.models.row_checks import Finding, FindingKind, check_prompts, check_rows
 from rld.models.self_check import context_length
+from rld.models.template_checks import notices, require_options_read
 from rld.pipeline.model_loading import ModelLoader
 from rld.recipe.schema import Recipe
 from rld.recipe.stages import AnyStage
@@ -84,6 +85,7 @@ class RowChecks:
         """
         examples = {skill: source.examples(_NUM_EXAMPLES) for skill, source in sources.items()}
         held_out = {skill: source.labelled_held_out() for skill, source in sources.items()}
+        self._look_at_texts(examples)
         problems: dict[tuple[str, str], tuple[str, Finding]] = {}
         for reader in self._readers:
             answering = replace(reader, learns_answers=False)
@@ -97,6 +99,16 @@ class RowChecks:
                     if worst is None or len(worst[1].rows) < len(finding.rows):
                         problems[skill, finding.kind] = line, finding
         self._tell(dict(problems.values()), "such rows are left out (bad_rows: skip)")
+
+    def _look_at_texts(self, examples: Mapping[str, Sequence[LabelledRow]]) -> None:
+        """Refuse arguments that no chat template reads, and warn of what a user may not expect of the texts."""
+        rows = [labelled.row for some in examples.values() for labelled in some[:8]]
+        for reader in self._readers:
+            if reader.is_student:
+                if self._recipe.prompt_style == "chat":
+                    require_options_read(reader.encoder)
+                for text in notices(reader.encoder, rows):
+                    warnings.warn(f"{reader.name}: {text}", stacklevel=2)
 
     def require_readable(self, name: str, model: Any, tokenizer: Any, held_out: Sequence[Row]) -> None:
         """Check held-out rows for a model that is scored on them; where the recipe skips bad rows, warn of them.

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from rld.models.generation import declare_ends, end_tokens
 from rld.models.prompting import PromptEncoder, is_chat
+from rld.models.template_checks import require_options_read
 
 
 def shared_encoder(trainer: Any, student: PreTrainedModel, rows: Any) -> tuple[PromptEncoder, bool]:
@@ -25,23 +26,25 @@ def shared_encoder(trainer: Any, student: PreTrainedModel, rows: Any) -> tuple[P
     Returns:
         The encoder that all readers of the trainer's prompts share, and whether prompts are conversations.
     """
-    tokenizer, kwargs = trainer._tokenizer, trainer.chat_template_kwargs
+    tokenizer, kwargs, args = trainer._tokenizer, trainer.chat_template_kwargs, trainer.args
     encoder = PromptEncoder(
         tokenizer,
         kwargs,
         trainer.chat_template,
         trainer.tools or None,
         model_ends=end_tokens(student),
-        strip_thinking=trainer.args.strip_thinking,
+        strip_thinking=args.strip_thinking and (args.thinking_markers or True),
     )
     has_chats = rows is not None and is_chat(rows)
+    if has_chats:
+        require_options_read(encoder)
     declare_ends(student, encoder, has_chats)
     trainer.eos_token_ids = ends = encoder.ends(has_chats)
     if tokenizer.pad_token is None and ends:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(ends[0])
     if not trainer.use_vllm:  # which reads the model's own generation configuration
         options = {"eos_token_id": ends or None, "pad_token_id": tokenizer.pad_token_id}
-        options |= trainer.args.generation_kwargs or {}
+        options |= args.generation_kwargs or {}
         trainer.generation_config.update(**options)
         trainer.generation_kwargs |= options
     return encoder, has_chats

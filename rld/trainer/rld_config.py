@@ -70,12 +70,13 @@ class RLDConfig(GRPOConfig):
         default="all",
         metadata={"help": "`all` completions, or `failed_completions`: the first reward does not give them 1."},
     )
-    strip_thinking: bool | list[str] = field(
+    strip_thinking: bool = field(
         default=False,
-        metadata={
-            "help": "Whether rewards, the gate and probes read answers without their thinking part, found by the "
-            "markers of the chat template; or a list of the two markers."
-        },
+        metadata={"help": "Whether rewards, the gate and probes read answers without their thinking part."},
+    )
+    thinking_markers: list[str] | None = field(
+        default=None,
+        metadata={"help": "What opens and what closes a thinking part. None: what the chat template has for it."},
     )
     gold_completions: int = field(
         default=0,
@@ -113,10 +114,8 @@ class RLDConfig(GRPOConfig):
         self._check_signals()
         self._check_gold()
         _require_choice("loss_type", self.loss_type, LOSS_TYPES)  # TRL refuses another one at the first loss only
-        if not isinstance(self.strip_thinking, bool) and not (
-            len(self.strip_thinking) == 2 and all(isinstance(marker, str) and marker for marker in self.strip_thinking)
-        ):
-            raise RecipeError("strip_thinking: true, false, or a list of the marker that opens and that which closes")
+        if self.thinking_markers is not None and len(list(filter(None, self.thinking_markers))) != 2:
+            raise RecipeError("thinking_markers: a list of the marker that opens a thinking part and that which closes")
         _require_choice("gate", self.gate, ("per_prompt", "off"))
         _require_choice("distill_on", self.distill_on, ("all", "failed_completions"))
         _require_choice("teacher_reward_form", self.teacher_reward_form, ("additive", "sign_preserving"))

@@ -1,0 +1,66 @@
+"""Arguments that a chat template never reads are refused; texts that surprise are told."""
+
+from __future__ import annotations
+
+import pytest
+
+import tests.support.tiny as tiny
+from rld.errors import RecipeError
+from rld.models.prompting import PromptEncoder
+from rld.models.template_checks import notices, require_options_read
+from rld.trainer.rld_config import RLDConfig
+from rld.trainer.rld_trainer import RLDTrainer
+from tests.support.fleet import FLEET, rows
+
+
+@pytest.mark.parametrize("name", [name for name, member in FLEET.items() if member.chat])
+def test_arguments_of_public_templates_are_read(name):
+    member = FLEET[name]
+    require_options_read(PromptEncoder(member.tokenizer(), member.chat_options))
+    with pytest.raises(RecipeError, match=r"kwargs\.enable_thinkin: the chat template of .* never reads it"):
+        require_options_read(PromptEncoder(member.tokenizer(), {"enable_thinkin": False}))
+    with pytest.raises(RecipeError, match="rld sets it itself"):
+        require_options_read(PromptEncoder(member.tokenizer(), {"tokenize": True}))
+
+
+def test_the_error_names_the_argument_that_was_meant():
+    qwen = FLEET["qwen3_enable_thinking_true"].tokenizer()
+    with pytest.raises(RecipeError, match="enable_thinking"):
+        require_options_read(PromptEncoder(qwen, {"enable_thinkin": False}))
+
+
+def test_a_trainer_refuses_arguments_that_its_template_never_reads(tmp_path):
+    args = RLDConfig(**tiny.rld_options(tmp_path, chat_template_kwargs={"enable_thinkin": False}))
+    with pytest.raises(RecipeError, match="enable_thinkin"):
+        RLDTrainer(tiny.model(), tiny.letters, args, tiny.rows(chat=True), processing_class=tiny.tokenizer())
+
+
+NOTICES = {
+    "opens an answer by": {"deepseek_r1_distill", "deepseekv3"},
+    "prints the date": set[str](),
+    "joins with the answer": {"merges_over_the_border"},
+}
+
+
+def test_texts_that_surprise_are_told():
+    told = {
+        text: {
+            name
+            for name, member in FLEET.items()
+            if any(
+                text in notice
+                for notice in notices(PromptEncoder(member.tokenizer(), member.chat_options), rows(member))
+            )
+        }
+        for text in NOTICES
+    }
+    assert told == NOTICES
+
+
+def test_a_date_and_a_space_at_the_end_are_told():
+    llama = FLEET["llama3_2"]
+    dated = list(notices(PromptEncoder(llama.tokenizer()), rows(llama)))
+    assert any("prints the date: it is 26 July 2024" in notice for notice in dated)
+    spaced = [{"prompt": "Question: is it so? Answer: ", "answer": "Yes, it is!"}]
+    (notice,) = notices(PromptEncoder(FLEET["byte_level"].tokenizer()), spaced)
+    assert "let the prompt end without white space" in notice
