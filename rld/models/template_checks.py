@@ -44,7 +44,8 @@ def require_options_read(encoder: PromptEncoder) -> None:
             listed = f"; it reads {', '.join(options)}" if options else "; it reads no further arguments"
             name = encoder.tokenizer.name_or_path or type(encoder.tokenizer).__name__
             raise RecipeError(
-                f"chat_template_kwargs.{key}: the chat template of {name!r} never reads it{hint(key, options) or listed}"
+                f"chat_template_kwargs.{key}: the chat template of {name!r} never reads it"
+                f"{hint(key, options) or listed}"
             )
 
 
