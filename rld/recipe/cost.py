@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from rld.recipe.schema import Recipe
-from rld.recipe.sizes import Sizes, StageCost
+from rld.recipe.sizes import Lengths, Sizes, StageCost
 
 
-def stage_costs(recipe: Recipe, relative_to: Path) -> dict[str, StageCost]:
-    """Return the cost of each stage by name; paths are relative to the folder `relative_to`."""
-    sizes = Sizes(recipe.models, recipe.tokenizer, list(recipe.skills), recipe.max_new_tokens, relative_to)
+def stage_costs(recipe: Recipe, relative_to: Path, rows: Mapping[str, Lengths] | None = None) -> dict[str, StageCost]:
+    """Return the cost of each stage by name.
+
+    Args:
+        recipe: The recipe.
+        relative_to: The folder that paths in the recipe are relative to.
+        rows: The lengths of each skill's rows. None: prompts of no tokens and the longest answers.
+    """
+    skills = list(recipe.skills)
+    sizes = Sizes(recipe.models, recipe.tokenizer, skills, recipe.max_new_tokens, relative_to, rows or {})
     costs = {}
     for stage in recipe.stages:
         costs[stage.name] = stage.cost(sizes)

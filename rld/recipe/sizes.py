@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 from rld.recipe import registry, third_party_options
 from rld.recipe.models import AnyModel, CharacterTokenizer, NewModel, PretrainedModel
 from rld.recipe.teachers import TeacherSpec
+from rld.utils.flops import Account
 
 _GATED = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2"}
 """Architectures whose feed-forward blocks have a gate."""
@@ -72,8 +74,21 @@ class StageCost:
     """The parameters of each teacher that is loaded with the model."""
     bytes: int | None
     """Student's weights, gradients and optimiser, teachers' weights; a shared base counts once, adapters do not."""
-    flops: int | None
-    """Operations for answers of the maximum length, prompts excluded."""
+    flops_by_account: Mapping[Account, int] | None
+    """Operations by the accounts by which a run counts them."""
+
+    @property
+    def flops(self) -> int | None:
+        """All operations."""
+        return None if self.flops_by_account is None else sum(self.flops_by_account.values())
+
+
+class Lengths(NamedTuple):
+    """Mean numbers of tokens of a skill's rows."""
+
+    prompt: float
+    answer: float
+    """The end included."""
 
 
 @dataclass
@@ -86,6 +101,8 @@ class Sizes:
         skills: Names of the recipe's skills.
         max_new_tokens: Maximum number of tokens in an answer.
         folder: The folder that paths in the recipe are relative to.
+        rows: The lengths of each skill's rows. A skill that is not in it has prompts of no tokens and the longest
+            answers.
     """
 
     models: Mapping[str, AnyModel]
@@ -93,6 +110,7 @@ class Sizes:
     skills: list[str]
     max_new_tokens: int
     folder: Path
+    rows: Mapping[str, Lengths] = field(default_factory=dict)
     _sizes: dict[str, int | None] = field(default_factory=dict)
 
     def parameters(self, reference: str) -> int | None:
@@ -101,6 +119,12 @@ class Sizes:
             config = self._config(reference)
             self._sizes[reference] = None if config is None else parameters(config)
         return self._sizes[reference]
+
+    def lengths(self, skills: Sequence[str]) -> Lengths:
+        """Return the mean lengths of the rows of skills with equal shares; answers are cut at the maximum."""
+        longest = Lengths(0.0, float(self.max_new_tokens))
+        rows = [self.rows.get(skill, longest) for skill in skills]
+        return Lengths(fmean(row.prompt for row in rows), fmean(min(row.answer, longest.answer) for row in rows))
 
     def add_stage(self, name: str, num_parameters: int | None) -> None:
         """Store the size of the model that a stage trains, which later stages may refer to."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,22 @@ from rich.text import Text
 from rld.recipe.cost import stage_costs
 from rld.recipe.registry import can_judge
 from rld.recipe.schema import Recipe
-from rld.recipe.sizes import StageCost, quantity
+from rld.recipe.sizes import Lengths, StageCost, quantity
 from rld.recipe.stages import AnyStage
 
 _LONGEST = 200
 """Characters of a prompt or an answer that are shown."""
 
 
-def overview(recipe: Recipe, relative_to: Path) -> RenderableType:
-    """Return what `rld check` prints; paths in the recipe are looked up from the folder `relative_to`."""
-    costs = stage_costs(recipe, relative_to)
+def overview(recipe: Recipe, relative_to: Path, rows: Mapping[str, Lengths] | None = None) -> RenderableType:
+    """Return what `rld check` prints of a recipe.
+
+    Args:
+        recipe: The recipe.
+        relative_to: The folder that paths in the recipe are relative to.
+        rows: The lengths of each skill's rows. None: prompts of no tokens and the longest answers.
+    """
+    costs = stage_costs(recipe, relative_to, rows)
     parts: list[RenderableType] = [_skills(recipe)]
     if any(stage.uses_rewards for stage in recipe.stages):
         parts.append(_rewards(recipe))
@@ -32,8 +38,8 @@ def overview(recipe: Recipe, relative_to: Path) -> RenderableType:
     flops = [cost.flops for cost in costs.values() if cost.flops is not None]
     total = sum(flops) if len(flops) == len(costs) else None
     notes = (
-        f"FLOPs in all: about {quantity(total)}, for answers of {recipe.max_new_tokens} tokens; prompts and scoring "
-        "come on top. Memory is that of weights, gradients and AdamW in float32; activations come on top."
+        f"FLOPs in all: about {quantity(total)}, for answers as long as the gold answers; held-out scores come on top. "
+        "Memory is that of weights, gradients and AdamW in float32; activations come on top."
     )
     if total is None:
         notes += " A size is unknown where a model is not on this machine yet, or rld cannot tell it for its kind."
@@ -90,5 +96,8 @@ def _stage(number: int, stage: AnyStage, cost: StageCost, skills: list[str]) -> 
     table.title_justify = "left"
     for name, text in stage.describe(cost, skills):
         table.add_row(name, Text(text))
-    table.add_row("costs", f"FLOPs: about {quantity(cost.flops)}; bytes of memory: {quantity(cost.bytes)}")
+    parts = {account: flops for account, flops in (cost.flops_by_account or {}).items() if flops}
+    by_account = f" ({', '.join(f'{account} {quantity(flops)}' for account, flops in parts.items())})"
+    flops = f"about {quantity(cost.flops)}{by_account if len(parts) > 1 else ''}"
+    table.add_row("costs", f"FLOPs: {flops}; bytes of memory: {quantity(cost.bytes)}")
     return table

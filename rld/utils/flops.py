@@ -25,12 +25,12 @@ _FLOAT32 = 4
 _BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def forward_flops(num_parameters: int, tokens: int) -> int:
+def forward_flops(num_parameters: int, tokens: float) -> int:
     """Return the operations of a forward pass over `tokens` tokens."""
-    return 2 * num_parameters * tokens
+    return round(2 * num_parameters * tokens)
 
 
-def training_flops(num_parameters: int, tokens: int) -> int:
+def training_flops(num_parameters: int, tokens: float) -> int:
     """Return the operations of a forward and a backward pass over `tokens` tokens."""
     return 3 * forward_flops(num_parameters, tokens)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from rld.cli import main
 from rld.errors import RldError
 from rld.pipeline.quick_look import reason_to_ask_libraries
 from rld.pipeline.recipe_check import check_recipe
+from rld.recipe.cost import stage_costs
 from rld.recipe.reading import read_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -153,3 +155,40 @@ def test_what_the_quick_look_accepts_the_libraries_accept(stem):
         ask_libraries(read_recipe(path, ["max_new_tokens=3"]), path, deep=False)
     except RldError as error:
         assert "are allowed" in str(error)
+
+
+PLANNED = """
+name: planned
+tokenizer: {characters: "abcd:="}
+max_new_tokens: 4
+skills: {copy: {generator: ./tasks.py:copy, levels: [{length: 2}, {length: 3}], held_out: 6}}
+models:
+  tiny:
+    new: llama
+    config: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2}
+trainer: {learning_rate: 1e-2}
+stages:
+  - {name: first, kind: sft, student: tiny, steps: 80, batch: 16}
+  - {name: copied, kind: sft, student: tiny, teacher: first, verify: false, steps: 4, batch: 16}
+  - name: student
+    kind: distill
+    student: first
+    teachers: {first: {model: first, probe_prompts: 4}}
+    signals: {policy: {}, response: {}}
+    rollout: {prompts: 4, completions: 4}
+    steps: 6
+"""
+
+
+def test_planned_flops_are_those_that_a_run_counts(recipe, tmp_path):
+    path = recipe.with_name("planned.yaml")
+    path.write_text(PLANNED)
+    planned = read_recipe(path)
+    lengths = {summary.skill: summary.lengths for summary in check_recipe(planned, path).skills}
+    costs = stage_costs(planned, tmp_path, lengths)
+    assert main(["train", str(path), "--output", str(tmp_path / "run")]) == 0
+    for record in json.loads((tmp_path / "run" / "summary.json").read_text())["stages"]:
+        by_account = costs[record["name"]].flops_by_account
+        assert costs[record["name"]].flops == pytest.approx(record["flops"], rel=0.25), record["name"]
+        counted = {account for account, flops in record["flops_by_account"].items() if flops}
+        assert counted == {account for account, flops in by_account.items() if flops}

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from rld.recipe.cost import stage_costs
 from rld.recipe.schema import Recipe
-from rld.recipe.sizes import config_of, parameters
+from rld.recipe.sizes import Lengths, config_of, parameters
 
 SMALL = {
     "hidden_size": 64,
@@ -77,43 +77,48 @@ def recipe(**student):
     )
 
 
+ROWS = {"s": Lengths(prompt=7.0, answer=5.0)}
+
+
 def test_a_stages_cost_follows_from_sizes_and_tokens(tmp_path):
     size = parameters({"model_type": "llama", **SMALL})
-    costs = stage_costs(recipe(), tmp_path)
-    assert costs["one"].flops == 6 * size * (2 * 4 * 10)
+    costs = stage_costs(recipe(), tmp_path, ROWS)
+    assert costs["one"].flops == 6 * size * (2 * 4 * 12)
     assert costs["one"].bytes == 16 * size
-    # generating 2, learning 6, the teacher 2; it answers each prompt once for the gate
-    assert costs["two"].flops == (2 + 6 + 2) * size * (5 * 3 * 2 * 10) + 2 * size * (5 * 3 * 10)
+    read = 5 * (3 * 7 + 3 * 2 * 5)  # five steps of three prompts, each read once, with two answers each
+    expected = {"generation": 2 * size * read, "student": 6 * size * read, "teachers": 2 * size * read}
+    expected |= {"gate": round(1.25 * 2 * size * 5 * 3 * 12), "answers": 2 * size * 32 * 12, "retention": 0}
+    assert costs["two"].flops_by_account == expected
     assert costs["two"].bytes == 16 * size + 2 * size
     assert costs["two"].teachers == {"t": size}
 
 
-def test_a_base_that_teachers_share_is_counted_once(tmp_path):
+def test_a_base_that_teachers_share_is_counted_once_in_memory(tmp_path):
     made = recipe().model_dump()
     spec = made["stages"][1]["teachers"]["t"]
     made["stages"][1]["teachers"] = {name: spec | {"adapter": f"a/{name}"} for name in ("t", "u")} | {
         "v": spec | {"from_pretrained": {"dtype": "float32"}}
     }
     size = parameters({"model_type": "llama", **SMALL})
-    cost = stage_costs(Recipe.model_validate(made), tmp_path)["two"]
+    cost = stage_costs(Recipe.model_validate(made), tmp_path, ROWS)["two"]
     assert cost.bytes == (16 + 2 + 4) * size
-    assert cost.flops == (2 + 6 + 3 * 2) * size * (5 * 3 * 2 * 10) + 3 * 2 * size * (5 * 3 * 10)
+    assert cost.flops_by_account["answers"] == 3 * 2 * size * 32 * 12
+    assert cost.flops_by_account["teachers"] == 2 * size * 5 * (3 * 7 + 3 * 2 * 5), "three teachers share the rows"
 
 
-def test_gold_answers_are_not_generated_and_a_gate_per_skill_asks_nothing(tmp_path):
+def test_gold_answers_are_not_generated_and_a_gate_that_is_off_asks_nothing(tmp_path):
     made = recipe().model_dump()
     made["stages"][1] |= {"gate": "off", "rollout": {"prompts": 3, "completions": 2, "gold_completions": 1}}
     size = parameters({"model_type": "llama", **SMALL})
-    assert stage_costs(Recipe.model_validate(made), tmp_path)["two"].flops == (1 + 6 + 2) * size * (5 * 3 * 2 * 10)
+    flops = stage_costs(Recipe.model_validate(made), tmp_path, ROWS)["two"].flops_by_account
+    assert (flops["gate"], flops["generation"]) == (0, 2 * size * 5 * (3 * 7 + 3 * 5))
 
 
 def test_a_teacher_whose_answers_are_learnt_is_counted(tmp_path):
     made = recipe().model_dump()
     made["stages"][0] |= {"teacher": "small", "num_rows": 5}
     size = parameters({"model_type": "llama", **SMALL})
-    assert (
-        stage_costs(Recipe.model_validate(made), tmp_path)["one"].flops == 6 * size * (2 * 4 * 10) + 2 * size * 5 * 10
-    )
+    assert stage_costs(Recipe.model_validate(made), tmp_path, ROWS)["one"].flops == 6 * size * 96 + 2 * size * 5 * 12
 
 
 def test_a_model_that_is_not_here_has_an_unknown_cost(tmp_path, monkeypatch):

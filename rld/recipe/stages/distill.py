@@ -18,8 +18,9 @@ from rld.recipe.plugins import AuditSpec, CurriculumSpec, VerifierSpec
 from rld.recipe.signals import PolicySignal, ResponseSignal, SignalSpecs
 from rld.recipe.sizes import Sizes, StageCost, quantity
 from rld.recipe.stages.base import LearningRates, Stage, listed
+from rld.recipe.stages.distill_cost import flops_by_account
 from rld.recipe.teachers import AnyTeacher, CacheSpec, ServedTeacher, TeacherSpec
-from rld.utils.flops import forward_flops, frozen_bytes, training_bytes, training_flops
+from rld.utils.flops import frozen_bytes, training_bytes
 from rld.utils.options import FrozenOptions
 
 _MAX_PROMPTS = 10_000_000
@@ -184,21 +185,7 @@ class Distill(Stage):
             return StageCost(student, teachers, None, None)
         frozen = {spec.base: frozen_bytes(counts[name], sizes.dtype(spec)) for name, spec in self.loaded.items()}
         num_bytes = training_bytes(student) + sum(frozen.values())
-        return StageCost(student, teachers, num_bytes, self._flops(student, list(counts.values()), sizes))
-
-    def _flops(self, student: int, teachers: list[int], sizes: Sizes) -> int:
-        """Return the estimated FLOPs of the stage, from the number of parameters of each model."""
-        rollout, max_new_tokens = self.rollout, sizes.max_new_tokens
-        tokens = rollout.prompts * rollout.completions * max_new_tokens
-        generated = rollout.prompts * (rollout.completions - rollout.gold_completions) * max_new_tokens
-        # With the gate per prompt, a teacher answers each prompt once and scores at most all completions.
-        scored = tokens + (rollout.prompts * max_new_tokens if self.gate == "per_prompt" else 0)
-        flops = forward_flops(student, generated) + training_flops(student, tokens)
-        flops += sum(forward_flops(teacher, scored) for teacher in teachers)
-        if self.retain is not None:  # at most one replay per step
-            replayed = len(self.protected(sizes.skills)) * self.retain.batch * max_new_tokens
-            flops += training_flops(student, replayed)
-        return self.steps * flops
+        return StageCost(student, teachers, num_bytes, flops_by_account(self, student, counts, sizes))
 
     def describe(self, cost: StageCost, skills: list[str]) -> list[tuple[str, str]]:
         adapter = ", a LoRA adapter" if self.lora is not None else ""

@@ -11,7 +11,7 @@ from rld.recipe.document import Loc, RecipeProblem
 from rld.recipe.names import RecipeNames, keys
 from rld.recipe.sizes import Sizes, StageCost, quantity
 from rld.recipe.stages.base import LearningRates, Stage, listed
-from rld.utils.flops import forward_flops, training_bytes, training_flops
+from rld.utils.flops import Account, forward_flops, training_bytes, training_flops
 from rld.utils.suggestions import hint
 
 _MAX_ROWS = 20_000
@@ -63,8 +63,11 @@ class Sft(Stage):
         student, *teachers = (sizes.parameters(model) for model in self.models())
         if student is None or None in teachers:
             return StageCost(student, {}, None, None)
-        flops = self.steps * training_flops(student, self.batch * sizes.max_new_tokens)
-        flops += sum(forward_flops(size or 0, self.rows_in_use * sizes.max_new_tokens) for size in teachers)
+        row = sum(sizes.lengths(self.skills or sizes.skills))
+        flops: dict[Account, int] = {
+            "student": self.steps * training_flops(student, self.batch * row),
+            "answers": sum(forward_flops(size or 0, self.rows_in_use * row) for size in teachers),
+        }
         return StageCost(student, {}, training_bytes(student), flops)
 
     def describe(self, cost: StageCost, skills: list[str]) -> list[tuple[str, str]]:
