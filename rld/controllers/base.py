@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self, TypeAlias
 
 from pydantic import Field
@@ -62,7 +61,7 @@ class BaseController(FrozenOptions):
         """Return the state before the first tick.
 
         Raises:
-            ControllerError: a value per skill is missing for a skill.
+            ControllerError: a value per skill is missing for a skill, or a name is no skill or teacher.
         """
         return {
             "version": _VERSION,
@@ -75,6 +74,10 @@ class BaseController(FrozenOptions):
 
     def seeded(self, seed: int) -> Self:
         """Return the controller for a stage with this seed; one that draws random numbers uses it."""
+        return self
+
+    def for_teachers(self, teachers: Sequence[str]) -> Self:
+        """Return the controller for these of the teachers that it knows; optional ones may be down."""
         return self
 
     def resume(self, state: State, teachers: list[str]) -> State:
@@ -122,9 +125,13 @@ class FixedTeacherShares(BaseController):
     def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> State:
         for name, weight in self.teachers.items():
             require_skills(f"controller.teachers.{name}", weight, skills)
-            if name not in teachers:  # no error: an optional teacher may be down
-                warnings.warn(f"controller.teachers.{name}: no such teacher{hint(name, teachers)}", stacklevel=2)
+            if name not in teachers:
+                raise ControllerError(f"controller.teachers.{name}: no such teacher{hint(name, teachers)}")
         return super().start(skills, teachers, signals)
+
+    def for_teachers(self, teachers: Sequence[str]) -> Self:
+        weights = {name: weight for name, weight in self.teachers.items() if name in teachers}
+        return self.model_copy(update={"teachers": weights})
 
     def _shares(self, state: State, skill: str) -> dict[str, float]:
         return normalised({name: at(self.teachers.get(name, 1.0), skill) for name in state["teachers"]})
@@ -139,11 +146,14 @@ def require_skills(option: str, value: Any, skills: list[str]) -> None:
     """Check that a value per skill has one for each of `skills`.
 
     Raises:
-        ControllerError: one is missing; the error names the option and the skill.
+        ControllerError: one is missing, or a name is no skill; the error names the option and the skill.
     """
     missing = [skill for skill in skills if isinstance(value, dict) and skill not in value]
     if missing:
         raise ControllerError(f"{option} has no value for skill {missing[0]!r}; name every skill, or give one number")
+    unknown = [name for name in value if name not in skills] if isinstance(value, dict) else []
+    if unknown:
+        raise ControllerError(f"{option}: {unknown[0]!r} is no skill{hint(unknown[0], skills)}")
 
 
 def normalised(odds: Mapping[str, float]) -> dict[str, float]:

@@ -93,6 +93,7 @@ def _trainer(
 ) -> RLDTrainer:
     args, (model, tokenizer) = _arguments(context, stage, rewards.weights), student
     num_gold = stage.controller.required_measurements.gold_rows
+    names = [str(probed.teacher.name) for probed in teachers]
     return RLDTrainer(
         model,
         rewards.functions,
@@ -101,7 +102,7 @@ def _trainer(
         processing_class=tokenizer,
         peft_config=lora_config(stage.lora),
         teachers=[probed.teacher for probed in teachers],
-        controller=stage.controller.seeded(context.seed(stage.name)),
+        controller=stage.controller.seeded(context.seed(stage.name)).for_teachers(names),
         verifier=rewards.verifier,
         audit_reward=rewards.audit,
         retain_dataset=_retained_rows(context, stage),

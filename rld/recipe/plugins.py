@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import Field
 
+from rld.errors import CurriculumError
+from rld.recipe import registry
 from rld.recipe.document import Loc, RecipeProblem
 from rld.recipe.names import RecipeNames
 from rld.recipe.option_checks import check_use
@@ -78,5 +80,17 @@ class CurriculumSpec(FrozenOptions):
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
-        """Check the class and its options."""
-        yield from check_use("curricula", names, loc, raw)
+        """Check the class and its options; a shipped one is built, for it takes no library."""
+        problems = list(check_use("curricula", names, loc, raw))
+        yield from problems
+        use, options = (raw.get("use", cls().use), raw.get("options", {})) if isinstance(raw, dict) else (None, None)
+        if problems or not isinstance(use, str) or not isinstance(options, dict):
+            return
+        if registry.locate("curricula", use, names.folder).shipped:
+            levels = {skill: names.num_levels(skill) or 1 for skill in names.trained_skills if isinstance(skill, str)}
+            try:
+                registry.load("curricula", use, names.folder)(levels, **options)
+            except CurriculumError as error:
+                yield names.problem((*loc, "options"), f": {error}")
+            except (TypeError, ValueError, AttributeError) as error:
+                yield names.problem((*loc, "options"), f": {use} refuses them: {error}")

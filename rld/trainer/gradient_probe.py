@@ -28,6 +28,7 @@ from rld.rollout.batch import RolloutBatch
 from rld.rollout.gold import gold_completions
 from rld.trainer.gradient_sketch import SKETCH_SIZE, gradient_stats, likelihood_gradient, random_signs, sketch
 from rld.trainer.rld_config import RLDConfig
+from rld.trainer.skill_names import require_row_skills
 from rld.types import DEFAULT_SKILL, SIGNALS, Row, Signal
 from rld.utils.tensors import pad_prompts_and_completions
 
@@ -79,7 +80,9 @@ class GradientProbe:
 
         Raises:
             RecipeError: the controller requires gold answers, and no row has one.
+            DataError: a row has a skill that the controller lacks.
         """
+        require_row_skills("gold_rows", rows, runtime.skills)
         required, gold = runtime.controller.required_measurements, None
         if not required.gradients or not runtime.teachers:
             return None

@@ -4,6 +4,7 @@
 
 | TRL's method | step |
 |---|---|
+| `_set_signature_columns_if_needed` | keeps the columns that rld reads |
 | `_generate_and_score_completions` | `_begin_rollout`, then TRL's rollout, then `_finish_rollout` |
 | `_tokenize_prompts` | the encoder that all readers of prompts share takes TRL's place |
 | `_generate_single_turn` | gold answers take the place of some completions |
@@ -48,6 +49,9 @@ from rld.trainer.start_checks import require_prompts_fit
 from rld.trainer.student_forward import RecordingStudent, StudentInputs
 from rld.trainer.timing import PhaseTimer, timed
 from rld.types import Event, Row
+
+_READ_COLUMNS = ("skill", "level", "answer", "slot")
+"""Columns that rld reads itself, and the one of a `PromptStream`; `remove_unused_columns` leaves them in."""
 
 
 @dataclass
@@ -119,6 +123,13 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, GRPOTrainer):
     @abstractmethod
     def _checkpointed_parts(self) -> CheckpointedParts:
         """The parts whose state a checkpoint holds."""
+
+    # -- rows --------------------------------------------------------------------------------------------------------
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns: Any = self._signature_columns
+        self._signature_columns: Any = [*columns, *(name for name in _READ_COLUMNS if name not in columns)]
 
     # -- rollouts ------------------------------------------------------------------------------------------------------
 

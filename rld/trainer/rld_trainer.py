@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from rld.controllers.gap import GapController
 from rld.controllers.observation import Controller
 from rld.controllers.runtime import ControllerRuntime
-from rld.data.prompt_stream import PromptStream, skills_of
+from rld.data.prompt_stream import PromptStream
 from rld.errors import RecipeError
 from rld.losses.feature_matching import FeatureProjections, attach_projections
 from rld.models.generation import contiguous_head_input
@@ -42,6 +42,7 @@ from rld.trainer.prompt_order import prompt_stream
 from rld.trainer.prompt_setup import shared_encoder
 from rld.trainer.retention import RetentionCallback
 from rld.trainer.rld_config import RLDConfig
+from rld.trainer.skill_names import trained_skills
 from rld.trainer.start_checks import require_sound_student
 from rld.trainer.student_forward import StudentInputs, add_signal_forward
 from rld.trainer.timing import OptimizerTime, PhaseTimer, timed
@@ -114,7 +115,7 @@ class RLDTrainer(GRPOHooks):
         super().__init__(model, reward_funcs, args, train_dataset, *rest, **options)
         # What stands above is read by TRL's own __init__; what follows reads its model, tokenizer and accelerator.
         self.flop_meter = FlopMeter() if flop_meter is None else flop_meter
-        self.skills = args.skills or skills_of(self.stream, train_dataset)
+        self.skills = trained_skills(args.skills, self.stream, train_dataset, self.eval_dataset, self.teachers)
         self._build_records(controller or GapController())
         self._build_student(train_dataset)
         self._build_teachers()
@@ -152,9 +153,8 @@ class RLDTrainer(GRPOHooks):
             add_signal_forward(self.accelerator.unwrap_model(self.ref_model), name="the reference model")
 
     def _build_verification(self, audit_reward: Any, retained: Iterable[Row] | None) -> None:
-        args = self.args
         verify = askable(all_checked(audit_reward, decides=True) or self.reward_funcs, lambda: self.state)
-        self.audit = None if audit_reward is None else RewardAudit(verify, args.audit_share, args.seed)
+        self.audit = None if audit_reward is None else RewardAudit(verify, self.args.audit_share, self.args.seed)
         self.gate = self._build_gate(verify)
         self.retention = None if retained is None else self._build_retention(verify, retained)
 

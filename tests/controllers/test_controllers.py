@@ -516,11 +516,17 @@ def test_fixed_weights_by_skill_name_every_skill():
     assert weights.teachers == {"add": {"a": 0.5, "b": 0.5}, "sort": {"a": 0, "b": 1}}
     with pytest.raises(ControllerError, match=r"controller.policy has no value for skill 'sort'"):
         start(FixedController(policy={"add": 0.2}))
+    with pytest.raises(ControllerError, match=r"controller.policy: 'srot' is no skill; did you mean 'sort'\?"):
+        start(FixedController(policy={"add": 0.2, "sort": 0.1, "srot": 0.1}))
 
 
-def test_a_share_of_a_teacher_that_is_not_there_is_said():
-    with pytest.warns(UserWarning, match=r"controller.teachers.adderr: no such teacher; did you mean 'adder'\?"):
-        FixedController(teachers={"adderr": 2.0}).start(["add"], ["adder"], ["response"])
+def test_a_share_of_a_teacher_that_is_not_there_is_refused():
+    controller = FixedController(teachers={"adderr": 2.0})
+    with pytest.raises(ControllerError, match=r"controller.teachers.adderr: no such teacher; did you mean 'adder'\?"):
+        controller.start(["add"], ["adder"], ["response"])
+    controller.for_teachers(["adder"]).start(
+        ["add"], ["adder"], ["response"]
+    )  # which the recipe has, and which is down
 
 
 @pytest.mark.parametrize(

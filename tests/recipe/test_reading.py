@@ -181,6 +181,12 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(recipe):
         ("    steps: 5", "    steps: 5\n    retain: {}", "26: stages.main.retain protects the skills that the stage does not train, and it trains all"),
         ("    steps: 5", "    steps: 5\n    retain: {skills: [revers]}", "26: stages.main.retain.skills: 'revers' is no skill; did you mean 'reverse'?"),
         ("    steps: 5", "    steps: 5\n    retain: {skills: [reverse, reverse]}", "26: stages.main.retain.skills: names 'reverse' twice"),
+        ("    steps: 3", "    steps: 3\n    shares: {revers: 2}", "18: stages.first.shares.revers: 'revers' is no skill; did you mean 'reverse'?"),
+        ("    steps: 3", "    steps: 3\n    skills: [sum]\n    shares: {reverse: 2}", "19: stages.first.shares.reverse: 'reverse' is no skill of this stage"),
+        ('{use: "./tasks.py:Mine"}', "{options: {weights: {revers: 1, sum: 1}}}", "23: stages.main.curriculum.options: fixed:Uniform: weights should name the skills ['reverse', 'sum'], not ['revers', 'sum']"),
+        ('{use: "./tasks.py:Mine"}', "{use: 'ladder:Ladder', options: {window: many}}", "23: stages.main.curriculum.options.window should be int, not 'many'"),
+        ("    steps: 5", "    steps: 5\n    experiment: {perturbations: [{at: 1, skill: revers, levels: [1]}]}", "'revers' is no skill of this stage; did you mean 'reverse'?"),
+        ("    steps: 5", "    steps: 5\n    experiment: {perturbations: [{at: 1, teacher: tt, becomes: null}]}", "'tt' is no teacher of this stage; did you mean 't'?"),
         # teachers that hand over their likeliest tokens
         ("{model: first,", "{url: 'ftp://x',", "22: stages.main.teachers.t.url should be an address that begins with http:// or https://, not 'ftp://x'"),
         ("{model: first,", "{skils: [],", "22: stages.main.teachers.t should be a mapping with one of the keys 'model' and 'url'"),

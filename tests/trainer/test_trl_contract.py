@@ -44,6 +44,14 @@ def test_calculate_rewards_returns_gathered_rewards_per_function(tmp_path):
     assert rewards.tolist() == [[1.0], [1.0], [0.0], [0.0]]
 
 
+def test_unused_columns_are_removed_by_one_hook(tmp_path):
+    assert names(GRPOTrainer._set_signature_columns_if_needed) == ["self"]
+    trainer = made(tmp_path)
+    trainer._signature_columns = None
+    GRPOTrainer._set_signature_columns_if_needed(trainer)
+    assert trainer._signature_columns == ["prompt", "image", "images"]
+
+
 def test_a_rollout_is_a_batch_first_dict_with_the_keys_we_read(tmp_path):
     trainer = made(tmp_path)
     trainer.model.train()

@@ -55,9 +55,9 @@ class Sft(Stage):
         yield from super().check(names, loc, raw)
         yield from names.reference((*loc, "teacher"), raw.get("teacher"))
         for skill in keys(raw.get("shares")):
-            if skill not in names.skills:
-                where = (*loc, "shares", skill)
-                yield names.problem(where, f": {skill!r} is no skill{hint(skill, names.skills)}")
+            if skill not in names.trained_skills:
+                fix = " of this stage" if skill in names.skills else hint(skill, names.trained_skills)
+                yield names.problem((*loc, "shares", skill), f": {skill!r} is no skill{fix}")
 
     def cost(self, sizes: Sizes) -> StageCost:
         student, *teachers = (sizes.parameters(model) for model in self.models())
