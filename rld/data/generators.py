@@ -11,7 +11,7 @@ from typing import Any
 from rld.data.file_items import read_items
 from rld.data.items import Item, ItemSource
 from rld.recipe import registry
-from rld.recipe.skills import FileSkill, GeneratedSkill, ReasoningGymSkill
+from rld.recipe.skills import FileSkill, GeneratedSkill, HeldOutFile, ReasoningGymSkill
 
 
 def item_source(skill: GeneratedSkill | ReasoningGymSkill | FileSkill, folder: Path) -> ItemSource:
@@ -21,14 +21,19 @@ def item_source(skill: GeneratedSkill | ReasoningGymSkill | FileSkill, folder: P
         DataError: rows that cannot be read.
         LibraryError: a generator that does not exist.
     """
+    held_out = _items(skill.held_out.file, folder) if isinstance(skill.held_out, HeldOutFile) else None
     match skill:
         case GeneratedSkill():
             function = registry.load("generators", skill.generator, folder)
-            return ItemSource(_Generator(function, skill), len(skill.levels))
+            return ItemSource(_Generator(function, skill), len(skill.levels), held_out=held_out)
         case ReasoningGymSkill():
-            return ItemSource(_ReasoningGym(skill), len(skill.levels))
-    levels = read_items(registry.find_path(skill.file, folder) or folder / skill.file)
-    return ItemSource(_Choice(levels), len(levels), levels)
+            return ItemSource(_ReasoningGym(skill), len(skill.levels), held_out=held_out)
+    levels = _items(skill.file, folder)
+    return ItemSource(_Choice(levels), len(levels), levels, held_out)
+
+
+def _items(name: str, folder: Path) -> list[list[Item]]:
+    return read_items(registry.find_path(name, folder) or folder / name)
 
 
 class _Generator:

@@ -29,3 +29,5 @@ class ItemSource(NamedTuple):
     num_levels: int
     levels: Sequence[Sequence[Item]] | None = None
     """All items, by level. None: they are generated, and there is no end to them."""
+    held_out: Sequence[Sequence[Item]] | None = None
+    """The items of a file of held-out rows, by level. None: rows are held out from the others."""

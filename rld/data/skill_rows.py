@@ -49,7 +49,7 @@ def skill_rows(recipe: Recipe, folder: Path, accepts: Callable[[Row], bool] = la
         name: SkillRows(
             name,
             item_source(skill, folder),
-            skill.held_out,
+            skill.held_out if isinstance(skill.held_out, int) else 0,
             recipe.skill_prompts(name),
             seed=recipe.seed,
             taken=held_out_questions,
@@ -68,7 +68,7 @@ class SkillRows:
     Args:
         skill: The skill's name.
         source: The source of its items.
-        num_held_out: Number of held-out rows, spread evenly over the levels.
+        num_held_out: Number of held-out rows, spread evenly over the levels, beside those of the source's own file.
         prompts: The template and the style that turn a question into a prompt.
         seed: The recipe's seed.
         taken: Held-out questions of all skills of a recipe, which no new row may repeat; this skill adds its held-out
@@ -103,6 +103,11 @@ class SkillRows:
     @functools.cached_property
     def _held_out(self) -> list[LabelledRow]:
         rows = []
+        for level, items in enumerate(self._source.held_out or ()):
+            for item in items:
+                if question_key(item.question) not in self._taken and self._accepts(self._row(item, level)):
+                    self._taken.add(question_key(item.question))
+                    rows.append(self._labelled(item, level))
         for i in range(self._num_held_out):
             level = i % self.num_levels
             item = self._new(level, self._rng(self._seed, level, f"held out {i}"))
@@ -117,13 +122,14 @@ class SkillRows:
         return list(self._held_out)
 
     def examples(self, count: int) -> list[LabelledRow]:
-        """Return rows that the skill may draw: those of its file, or held-out rows and `count` others.
+        """Return rows that the skill may draw: those of its files, or held-out rows and `count` others.
 
         Rows that are not accepted are among them.
         """
         if self._source.levels is not None:
             items = [(item, level) for level, items in enumerate(self._source.levels) for item in items]
-            return [self._labelled(*pair) for pair in items[:: -(-len(items) // _MOST_EXAMPLES)]]
+            examples = [self._labelled(*pair) for pair in items[:: -(-len(items) // _MOST_EXAMPLES)]]
+            return examples if self._source.held_out is None else [*examples, *self._held_out]
         rngs = [self._rng(self._seed, level, "examples") for level in range(self.num_levels)]
         levels = [i % self.num_levels for i in range(count)]
         drawn = [
@@ -174,15 +180,43 @@ class SkillRows:
             if self._accepts(self._row(item, level)):
                 return item
             num_refused += 1
+        rest = self._left(level)
+        if rest:
+            return rng.choice(rest)
         place = f"skill {self.skill!r}, level {level}"
         if num_refused:
             raise DataError(
                 f"{place}: too few rows that can be used: of {_MOST_TRIES} in a row, bad_rows: skip leaves out "
                 f"{num_refused}, and the others were already held out; bad_rows: refuse says what is wrong with them"
             )
+        if self._source.levels is not None:
+            raise DataError(f"{place}: {self._file_advice(level)}")
         raise DataError(
             f"{place}: too few different questions; {_MOST_TRIES} in a row were already held out. Lower held_out (now "
             f"{self._num_held_out}), or make the level larger or leave it out"
+        )
+
+    def _left(self, level: int) -> list[Item]:
+        """Return the items of a level of a file that may be used and are not held out; empty for a generator."""
+        items = [] if self._source.levels is None else self._source.levels[level]
+        return [
+            item
+            for item in items
+            if question_key(item.question) not in self._taken and self._accepts(self._row(item, level))
+        ]
+
+    def _file_advice(self, level: int) -> str:
+        """Return why no row of a file is left to train on, and what to do."""
+        levels = self._source.levels or ()
+        sizes = [len({question_key(item.question) for item in items}) for items in levels]
+        if self._source.held_out is not None:
+            return (
+                f"all {sizes[level]} different questions of its file are held-out questions too; take them out of one"
+            )
+        most = max((min(sizes) - 1) * len(sizes), 0)
+        return (
+            f"all {sizes[level]} different questions of its file are held out; set held_out to at most {most} (now "
+            f"{self._num_held_out}), or score on a file of its own, by held_out: {{file: test.jsonl}}"
         )
 
     def _made(self, level: int, rng: random.Random) -> Item:

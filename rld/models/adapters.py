@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from peft import PeftConfig, PeftModel, inject_adapter_in_model, set_peft_model_state_dict
+from peft import PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
 from peft.functional import set_adapter
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import load_peft_weights
@@ -82,15 +82,14 @@ def has_changed_head(model: PreTrainedModel) -> bool:
     return isinstance(model.get_output_embeddings(), (BaseTunerLayer, AuxiliaryTrainingWrapper))
 
 
-def require_mergeable(model: PeftModel) -> None:
-    """Refuse an adapter that cannot be merged into its model without changing what the model computes.
+def require_mergeable(base: PreTrainedModel) -> None:
+    """Refuse an adapter that cannot be merged into the model that it is in without changing what the model computes.
 
     A tied embedding and head are one matrix; an adapter on one of them trains them apart, and merging ties them again.
 
     Raises:
         ModelError: an adapter is on a layer whose weight is tied to another layer's.
     """
-    base: Any = model.get_base_model()
     if not getattr(base.config.get_text_config(), "tie_word_embeddings", False):
         return
     tied = {"embedding": base.get_input_embeddings(), "output head": base.get_output_embeddings()}

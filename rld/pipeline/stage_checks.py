@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import inject_adapter_in_model
 from transformers import Trainer, TrainingArguments, get_scheduler
 
 from rld.losses.feature_matching import FeaturePlan
+from rld.models.adapters import require_mergeable
 from rld.pipeline.run import SETUP, RunContext
 from rld.pipeline.trainer_arguments import lora_config
 from rld.recipe.stages import AnyStage
@@ -38,11 +39,9 @@ def require_trainable(context: RunContext, stage: AnyStage, arguments: TrainingA
     with context.mistakes_in(stage, "lora", SETUP):
         config = lora_config(stage.lora)
         if config is not None and model is not None:
-            _inject(config, model)
-
-
-def _inject(config: LoraConfig, model: Any) -> None:
-    inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
+            peft_model: Any = model  # PEFT annotates a module, and needs its configuration
+            inject_adapter_in_model(config, peft_model, low_cpu_mem_usage=True)
+            require_mergeable(model)
 
 
 def require_features(context: RunContext, stage: Distill) -> None:

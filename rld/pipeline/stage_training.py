@@ -63,7 +63,7 @@ class StageTraining:
     def __post_init__(self) -> None:
         context, name = self.context, self.stage.name
         if self.stage.lora is not None:
-            require_mergeable(self.trained_model()[0])
+            require_mergeable(self.trained_model()[0].get_base_model())
         self.log = RunLog(context.folder, name, context.started, lambda: context.flops, self.is_supervised)
 
     def trained_model(self) -> tuple[Any, PreTrainedTokenizerBase]:

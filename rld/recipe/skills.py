@@ -48,11 +48,26 @@ class Prompts(FrozenOptions):
         return self
 
 
+class HeldOutFile(FrozenOptions):
+    """Rows for scores from a file of their own; none are then taken from the rows to train on."""
+
+    file: str
+    """Path of the JSON Lines or CSV file, relative to the recipe. Training leaves out questions that it has."""
+
+
 class _Skill(FrozenOptions):
-    held_out: int = Field(100, ge=0, le=100_000)
-    """Number of rows used for scores and excluded from training. 0: the skill is trained on, but not scored."""
+    held_out: Annotated[int, Field(ge=0, le=100_000)] | HeldOutFile = 100
+    """Number of rows used for scores and excluded from training, or a mapping with the `file` of such rows. 0: the
+    skill is trained on, but not scored."""
     prompts: Prompts | None = None
     """How its questions are turned into prompts. All skills must have one `style`. None: the recipe's `prompts`."""
+
+    @classmethod
+    def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
+        """Check the file of held-out rows."""
+        held_out = raw.get("held_out")
+        if isinstance(held_out, dict):
+            yield from _check_file(names, (*loc, "held_out", "file"), held_out.get("file"))
 
     @property
     def origin(self) -> str:
@@ -76,6 +91,7 @@ class GeneratedSkill(_Skill):
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
         """Check the function and its arguments on each level."""
+        yield from super().check(names, loc, raw)
         use = raw.get("generator")
         if isinstance(use, str):
             signature = yield from find_signature("generators", names, (*loc, "generator"), use)
@@ -102,6 +118,7 @@ class ReasoningGymSkill(_Skill):
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
         """Check the task and its configuration on each level."""
+        yield from super().check(names, loc, raw)
         task, where = raw.get("reasoning_gym"), (*loc, "reasoning_gym")
         if not isinstance(task, str):
             return
@@ -130,19 +147,24 @@ class FileSkill(_Skill):
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
         """Check that the file exists and has a supported format."""
-        name, where = raw.get("file"), (*loc, "file")
-        if not isinstance(name, str):
-            return
-        path = registry.find_path(name, names.folder)
-        if path is None or not path.is_file():
-            beside = [path.name for path in names.folder.iterdir() if path.suffix in FORMATS]
-            yield names.problem(where, f": there is no file {name}{hint(name, beside)}")
-        elif path.suffix not in FORMATS:
-            yield names.problem(where, f": rows come from {' or '.join(FORMATS)} files, not {name}")
+        yield from super().check(names, loc, raw)
+        yield from _check_file(names, (*loc, "file"), raw.get("file"))
 
     @property
     def origin(self) -> str:
         return self.file
+
+
+def _check_file(names: RecipeNames, loc: Loc, name: Any) -> Iterator[RecipeProblem]:
+    """Check that a file of rows exists and has a supported format."""
+    if not isinstance(name, str):
+        return
+    path = registry.find_path(name, names.folder)
+    if path is None or not path.is_file():
+        beside = [path.name for path in names.folder.iterdir() if path.suffix in FORMATS]
+        yield names.problem(loc, f": there is no file {name}{hint(name, beside)}")
+    elif path.suffix not in FORMATS:
+        yield names.problem(loc, f": rows come from {' or '.join(FORMATS)} files, not {name}")
 
 
 AnySkill = Annotated[

@@ -373,3 +373,17 @@ def test_a_move_to_another_level_is_an_event():
     )
     assert second.skill == "y"
     assert made.level_events(3) == []
+
+
+def test_a_file_of_held_out_rows_leaves_all_others_to_train_on(tmp_path):
+    (tmp_path / "train.jsonl").write_text("".join(f'{{"question": "{i}", "answer": "{i}"}}\n' for i in range(10)))
+    (tmp_path / "test.jsonl").write_text("".join(f'{{"question": "{i}", "answer": "{i}"}}\n' for i in (3, 20, 21, 20)))
+    made = source({"file": "train.jsonl", "held_out": {"file": "test.jsonl"}}, tmp_path)
+    assert [row["prompt"] for row in made.held_out()] == ["3", "20", "21"]
+    assert {row["prompt"] for row in made.rows(200, seed=0)} == {*"012456789"}
+
+
+def test_a_small_file_can_hold_out_all_rows_but_one(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"question": "{i}", "answer": "{i}"}}\n' for i in range(500)))
+    made = source({"file": "rows.jsonl", "held_out": 499}, tmp_path)
+    assert len({row["prompt"] for row in made.held_out()} | {row["prompt"] for row in made.rows(3, seed=0)}) == 500

@@ -26,7 +26,8 @@ skills:
 models:
   tiny:
     new: llama
-    config: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 2}
+    config:
+      {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 2, tie_word_embeddings: true}
   file: ./model
 stages:
   - {name: teacher, kind: sft, student: tiny, steps: 4, batch: 8}
@@ -83,6 +84,10 @@ def recipe(tmp_path) -> Path:
     [
         ("skills.rows.file=table.csv", "table.csv:2: no question"),
         ("skills.rows.file=tasks.py", "rows come from .jsonl or .csv files"),
+        ("skills.rows.held_out=4", "set held_out to at most 3 (now 4), or score on a file of its own"),
+        ("skills.rows.held_out={file: rows.jsonl}", "all 4 different questions of its file are held-out questions too"),
+        ("skills.rows.held_out={file: nowhere.jsonl}", "skills.rows.held_out.file: there is no file nowhere.jsonl"),
+        ("skills.rows.held_out={file: table.csv}", "table.csv:2: no question"),
         ("tokenizer.characters=abc:=", "has 'd', which the tokenizer lacks"),
         ("max_new_tokens=2", "tokens with its end, and 2 are allowed"),
         ("models.tiny.config.max_position_embeddings=5", "do not fit into a context of 5"),
@@ -91,6 +96,7 @@ def recipe(tmp_path) -> Path:
         ("models.tiny.config.num_key_value_heads=3", "models.tiny.config.num_key_value_heads should divide 2 heads"),
         ("stages.teacher.student=file", "cannot load"),
         ("stages.teacher.lora={target_modules: [nope]}", "stages.teacher.lora: Target modules {'nope'} not found"),
+        ("stages.teacher.lora={modules_to_save: [lm_head]}", "lora: the adapter changes the model's output head"),
         ("stages.student.signals.feature.loss.layers={9: 1}", "feature layers 9: 1 do not exist"),
         ("stages.student.signals.feature.loss.layers={nope: model.layers.0}", "module 'nope'"),
         ("stages.student.signals.feature.loss={kind: relation, heads: 5}", "5"),
