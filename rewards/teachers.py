@@ -18,10 +18,11 @@ import torch
 from accelerate import PartialState
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rld.errors import RewardError
+from rld.errors import ModelError, RewardError
 from rld.models.heads import LMHead, log_probabilities
+from rld.models.loading import load_model, load_tokenizer
 from rld.models.prompting import PromptEncoder
 from rld.utils.tensors import pad_right
 
@@ -147,10 +148,9 @@ def _opened(
 @functools.cache
 def _loaded(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise RewardError(f"cannot load {name!r}: {str(error).strip().splitlines()[0]}") from error
+        model, tokenizer = load_model(name, {"dtype": "auto"}), load_tokenizer(name)
+    except ModelError as error:
+        raise RewardError(str(error)) from error
     return model.to(PartialState().device).eval().requires_grad_(False), tokenizer
 
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from rld.errors import LaunchError, LibraryError, RecipeError, RldError, UsageError
+from rld.errors import LaunchError, LibraryError, RecipeError, RldError, SystemFailure, UsageError
 from rld.pipeline.recipe_check import check_recipe, show_check
 from rld.recipe import catalogue, registry
 from rld.recipe.reading import read_recipe
@@ -28,6 +28,7 @@ from rld.utils import secrets
 from rld.utils.folder_lock import locked
 from rld.utils.interrupts import end_with_parent
 from rld.utils.messages import is_main_process, warnings_as_lines
+from rld.utils.os_errors import describe_os_error, is_system_failure
 from rld.utils.run_folder import ABLATION_RESULT, RunFolder
 from rld.utils.streams import safe_streams
 from rld.utils.suggestions import hint
@@ -46,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The arguments after `rld`. None: those of the process.
 
     Returns:
-        The exit code: 0; 2 for a mistake of the user; 130 when stopped with Ctrl-C; 1 where runs of an ablation failed.
+        The exit code: 0; 2 for a mistake of the user; 74 where the machine failed, such as its disk; 130 when stopped
+        with Ctrl-C, 143 by SIGTERM; 1 where runs of an ablation failed.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     secrets.remember_environment()
@@ -61,15 +63,22 @@ def _run(words: list[str]) -> int:
         options = _parse(words)
         with exit_refused():
             code: int = _COMMANDS[options.command](options)
+        sys.stdout.flush()
         return code
     except RldError as error:
         # All processes of a distributed run find the same mistake in the recipe; one of them reports it.
         if is_main_process() or not isinstance(error, (RecipeError, LibraryError, UsageError, LaunchError)):
             for line in str(error).splitlines():
                 print(f"rld: {line}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read the output has closed it, as in `rld list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains when it flushes at the end
+        return 141
+    except OSError as error:
+        print(f"rld: {describe_os_error(error)}", file=sys.stderr)
+        return SystemFailure.exit_code if is_system_failure(error) else UsageError.exit_code
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

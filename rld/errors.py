@@ -10,6 +10,9 @@ from __future__ import annotations
 class RldError(Exception):
     """Base class of user errors; the message says what is wrong, where, and how to correct it."""
 
+    exit_code = 2
+    """With which the command line ends."""
+
 
 class RecipeError(RldError, ValueError):
     """A recipe that cannot be used; one line per problem."""
@@ -69,6 +72,12 @@ class UsageError(RldError):
 
 class LaunchError(RldError, ValueError):
     """A launcher or an argument that asks for processes or a strategy that the training does not get."""
+
+
+class SystemFailure(RldError):
+    """Something that the machine lacks or refused in the middle of a command, such as space on its disk."""
+
+    exit_code = 74  # EX_IOERR of sysexits.h
 
 
 class UnlistedMetricWarning(UserWarning):

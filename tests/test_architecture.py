@@ -32,7 +32,7 @@ ALLOWED = {  # the packages that each package may import, beside itself and the 
     "pipeline": "models losses controllers recipe data teachers rollout evaluation trainer reporting",
     "ablation": "recipe controllers reporting",
     "cli": "recipe reporting pipeline ablation teachers",
-    "rewards": "models.heads models.prompting",
+    "rewards": "models.heads models.loading models.prompting",
     "curricula": "",
 }
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)

@@ -6,6 +6,7 @@ The curriculum can therefore use all earlier observations, and a resumed run con
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -131,9 +132,18 @@ class PromptStream:
         return events
 
     def metrics(self) -> dict[str, float]:
-        """Return the curriculum's numbers for the log."""
-        metrics: dict[str, float] = self._call("metrics")
-        return metrics
+        """Return the curriculum's numbers for the log.
+
+        Raises:
+            CurriculumError: it returned something else than numbers by name.
+        """
+        metrics = self._call("metrics")
+        if not isinstance(metrics, Mapping):
+            raise self._error(f"metrics() returned {metrics!r:.80}; it should return a dict of numbers by name")
+        for name, value in metrics.items():
+            if not isinstance(name, str) or isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise self._error(f"metrics() returned {value!r:.80} for {name!r}; it should be a number")
+        return dict(metrics)
 
     def _current_levels(self) -> dict[str, float]:
         metrics = self.metrics()
@@ -142,8 +152,13 @@ class PromptStream:
     def state_dict(self, first_unused_slot: int) -> dict[str, Any]:
         """Return the curriculum's state and the tasks picked from slot `first_unused_slot`; delete earlier tasks."""
         self._tasks = {slot: task for slot, task in self._tasks.items() if slot >= first_unused_slot}
+        state = self._call("state_dict")
+        try:
+            json.dumps(state, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise self._error(f"state_dict() returned what JSON cannot hold: {error}") from error
         return {
-            "curriculum": self._call("state_dict"),
+            "curriculum": state,
             "tasks": [[slot, *task] for slot, task in self._tasks.items()],
         }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
@@ -16,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rld.errors import ModelError
+from rld.utils.model_files import adapter_folder_problem
 
 _PREFIX = "rld_teacher_"
 """Prefix of the names of adapters that `add_adapter` added."""
@@ -37,15 +39,21 @@ def add_adapter(model: PreTrainedModel, path: str) -> str:
     others = getattr(model, "peft_config", {})
     if not all(name.startswith(_PREFIX) for name in others):
         raise ValueError("the base model has an adapter of its own already; merge that first")
-    config = PeftConfig.from_pretrained(path)
+    problem = adapter_folder_problem(Path(path)) if Path(path).is_dir() else None
+    if problem is not None:
+        raise ValueError(problem)
+    try:
+        config = PeftConfig.from_pretrained(path)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"its adapter_config.json cannot be read: {type(error).__name__}: {error}") from error
     if config.is_prompt_learning:
         raise ValueError("a prompt-learning adapter cannot teach; use LoRA")
     name = f"{_PREFIX}{len(others)}"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are intended
         inject_adapter_in_model(config, model, name, low_cpu_mem_usage=True)  # draws no random numbers
-    weights = {key.removeprefix(_WRAPPER): value for key, value in load_peft_weights(path, device="cpu").items()}
     try:
+        weights = {key.removeprefix(_WRAPPER): value for key, value in load_peft_weights(path, device="cpu").items()}
         loaded: Any = set_peft_model_state_dict(model, weights, adapter_name=name, low_cpu_mem_usage=True)
     except RuntimeError as error:
         raise ValueError(f"it is an adapter of another model: {' '.join(str(error).split())}") from error

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -76,6 +79,21 @@ class StopOnRequest(TrainerCallback):
         if num_requests > 0:
             control.should_save = True
             control.should_training_stop = True
+
+
+class FolderWatch(TrainerCallback):
+    """Stops a run whose folder was removed; later writes would make a new one, without what was there.
+
+    Raises:
+        FileNotFoundError: after a step, the run's recipe is gone.
+    """
+
+    def __init__(self, recipe: Path) -> None:
+        self.recipe = recipe
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero and not self.recipe.is_file():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.recipe))
 
 
 class EventLog(TrainerCallback):

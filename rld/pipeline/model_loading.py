@@ -9,26 +9,16 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from rld.errors import RecipeError
+from rld.errors import ModelError, RecipeError
 from rld.models import tokenizers
+from rld.models.loading import load_config, load_model, load_tokenizer, require_end
 from rld.models.prompting import PromptEncoder
 from rld.models.self_check import context_length
 from rld.recipe import registry
 from rld.recipe.models import NewModel, PretrainedModel
 from rld.recipe.schema import Recipe
-
-_HUB_OPTIONS = frozenset({"revision", "trust_remote_code", "subfolder", "token", "cache_dir", "local_files_only"})
-"""Arguments of `from_pretrained` that a tokenizer and a configuration take as a model does."""
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
@@ -74,8 +64,8 @@ class ModelLoader:
         if isinstance(spec, NewModel):
             return self._new(reference, spec)
         arguments = {"dtype": dtype, **options, **(from_pretrained or {})}
-        with self._mistakes_in(spec, reference):
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(spec, **arguments)
+        with self._mistakes_in(reference):
+            model = load_model(spec, arguments)
         return model, self._tokenizer(spec, reference, arguments, chat_template)
 
     def encoder(self, reference: str, chat_template: str | None = None) -> tuple[PromptEncoder, int | None]:
@@ -106,18 +96,11 @@ class ModelLoader:
         if isinstance(spec, NewModel):
             characters = self._characters()
             return PromptEncoder(characters, **chat), context_length(self._new_config(reference, spec, characters))
+        with self._mistakes_in(reference):
+            config, model_ends = load_config(spec, options)
         tokenizer = self._tokenizer(spec, reference, options, chat_template)
-        hub = {key: options[key] for key in _HUB_OPTIONS & options.keys()}
-        with self._mistakes_in(spec, reference):
-            config: PretrainedConfig = AutoConfig.from_pretrained(spec, **hub)
-        try:
-            ends: Any = GenerationConfig.from_pretrained(spec, **hub).eos_token_id
-        except OSError:  # it has no file for it, and transformers derives it from the configuration
-            ends = getattr(config.get_text_config(), "eos_token_id", None)
-        model_ends = [int(i) for i in (ends if isinstance(ends, list) else [ends]) if i is not None]
-        return PromptEncoder(tokenizer, chat_template=chat_template, model_ends=model_ends, **chat), context_length(
-            config
-        )
+        encoder = PromptEncoder(tokenizer, chat_template=chat_template, model_ends=model_ends, **chat)
+        return encoder, context_length(config)
 
     def skeleton(self, reference: str) -> PreTrainedModel | None:
         """Return a model without weights, on the meta device; None for one that is not on this machine.
@@ -150,11 +133,9 @@ class ModelLoader:
         Raises:
             RecipeError: it cannot be loaded, or has no chat template though prompts need one.
         """
-        hub = {key: options[key] for key in _HUB_OPTIONS & options.keys()}
-        with self._mistakes_in(spec, reference):
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(spec, padding_side="left", **hub)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
+        with self._mistakes_in(reference):
+            tokenizer = load_tokenizer(spec, options)
+            require_end(tokenizer, load_config(spec, options)[1], spec)
         if chat_template is not None:
             tokenizer.chat_template = chat_template
         if self._recipe.prompt_style == "chat" and tokenizer.chat_template is None:
@@ -163,15 +144,14 @@ class ModelLoader:
         return tokenizer
 
     @contextmanager
-    def _mistakes_in(self, spec: str, reference: str) -> Iterator[None]:
-        """Name the model in the error when transformers cannot load it."""
+    def _mistakes_in(self, reference: str) -> Iterator[None]:
+        """Name the recipe in the error when a model cannot be loaded."""
         try:
             yield
-        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-            first = str(error).strip().splitlines()[0]
+        except ModelError as error:
             raise RecipeError(
-                f"{self._source}: cannot load {spec!r}: {first} (a local copy can be named on the command line, "
-                f"such as models.{reference}=FOLDER)"
+                f"{self._source}: {error} (a local copy can be named on the command line, such as "
+                f"models.{reference}=FOLDER)"
             ) from error
 
     def _resolve(self, reference: str) -> tuple[str | NewModel, dict[str, Any]]:

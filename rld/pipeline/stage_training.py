@@ -18,6 +18,7 @@ from rld.models.adapters import require_mergeable
 from rld.pipeline.callbacks import (
     CommonRandomNumbers,
     FlopsBudget,
+    FolderWatch,
     PeriodicEvaluation,
     StopOnRequest,
 )
@@ -104,6 +105,7 @@ class StageTraining:
         number, count = context.stage_number(stage.name), len(context.recipe.stages)
         for callback in (
             *first,
+            FolderWatch(context.paths.recipe),
             log,
             ProgressBar(stage.name, number, count, self.is_supervised),
             CommonRandomNumbers(context.seed(stage.name), context.state.process_index),

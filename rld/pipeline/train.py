@@ -10,8 +10,9 @@ from pathlib import Path
 import datasets
 import transformers
 from rich.console import Console
+from safetensors import SafetensorError
 
-from rld.errors import RecipeError
+from rld.errors import RecipeError, SystemFailure
 from rld.pipeline.claim import claim
 from rld.pipeline.preflight import require_runnable
 from rld.pipeline.recovery import elapsed_seconds, put_in_order
@@ -21,8 +22,10 @@ from rld.pipeline.summary import SummaryWriter
 from rld.recipe.schema import Recipe
 from rld.reporting.report import show_report
 from rld.reporting.tables import scores_table
+from rld.trainer import checkpoints
 from rld.utils.interrupts import StopRequest, stop_on_signals
 from rld.utils.messages import tell
+from rld.utils.os_errors import as_os_error, describe_os_error
 from rld.utils.run_folder import RunFolder
 
 
@@ -49,31 +52,62 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool, accepts_chan
     run.state.wait_for_everyone()
     claim(run, accepts_changes)
     writer = SummaryWriter(run)
-    if run.state.is_main_process:
-        _show_launch(run)
+    try:
+        if run.state.is_main_process:
+            _show_launch(run)
+        status = _run_stages(run, writer, stop)
+        if run.state.is_main_process:
+            show_report(output)
+            if status == "stopped":
+                Console().print("stopped; the same command with --resume goes on from here", soft_wrap=True)
+    except Exception as error:
+        failure = as_os_error(error) if isinstance(error, OSError | RuntimeError | SafetensorError) else None
+        if failure is None:
+            raise
+        place = "" if failure.filename else f" ({output})"
+        raise SystemFailure(f"{describe_os_error(failure)}{place}; {_what_remains(run)}") from error
+    return 0 if status == "done" else 128 + (stop.signals or [signal.SIGINT])[0]
+
+
+def _run_stages(run: RunContext, writer: SummaryWriter, stop: StopRequest) -> str:
+    """Run the stages that are not finished, and return the run's status: `done` or `stopped`."""
     writer.write("running")
-    status = "failed"
     try:
         with stop_on_signals(stop):
-            for stage in recipe.stages:
+            for stage in run.recipe.stages:
                 record = run.paths.stage_record(stage.name)
                 if record is None:
                     stage.run(run)
                 else:
                     run.skip(record)
                 writer.write("running")
-                if stop.is_made() and stage is not recipe.stages[-1]:
+                if stop.is_made() and stage is not run.recipe.stages[-1]:
                     raise Interrupted
-        status = "done"
     except (Interrupted, KeyboardInterrupt):
-        status = "stopped"
-    finally:
-        writer.write(status)
-    if run.state.is_main_process:
-        show_report(output)
-        if status == "stopped":
-            Console().print("stopped; the same command with --resume goes on from here", soft_wrap=True)
-    return 0 if status == "done" else 128 + (stop.signals or [signal.SIGINT])[0]
+        writer.write("stopped")
+        return "stopped"
+    except BaseException:
+        try:
+            writer.write("failed")
+        except OSError as error:  # often for the reason for which the stage failed, which is the one to tell
+            tell(f"summary.json could not be updated: {describe_os_error(error)}")
+        raise
+    writer.write("done")
+    return "done"
+
+
+def _what_remains(run: RunContext) -> str:
+    """Return what is left of a run that the machine ended, and how to go on."""
+    if not run.paths.recipe.is_file():
+        return f"{run.folder} is gone or cannot be read, so nothing of the run remains"
+    finished, parts = [], []
+    for stage in run.recipe.stages:
+        if run.paths.stage_record(stage.name) is not None:
+            finished.append(stage.name)
+        elif (checkpoint := checkpoints.latest(run.paths.checkpoints(stage.name))) is not None:
+            parts.append(f"stage {stage.name} has a checkpoint at step {checkpoints.step(checkpoint)}")
+    parts.insert(0, f"finished stages: {', '.join(finished) or 'none'}")
+    return f"{', '.join(parts)}; once that is mended, the same command with --resume goes on from there"
 
 
 def _show_launch(run: RunContext) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from rld.recipe import registry
 from rld.recipe.document import Loc, RecipeDocument, RecipeProblem
+from rld.utils.model_files import model_folder_problem
 from rld.utils.options import member_of
 from rld.utils.suggestions import hint
 
@@ -101,9 +102,13 @@ class RecipeNames:
     def weights(self, loc: Loc, name: str, names: list[str]) -> Iterator[RecipeProblem]:
         """Check a name of model weights: one of `names`, a folder or a hub id."""
         path = registry.find_path(name, self.folder)
-        if name in names or (path is not None and path.is_dir()):
+        if name in names:
             return
-        if path is not None:
+        if path is not None and path.is_dir():
+            problem = model_folder_problem(path)
+            if problem is not None:
+                yield self.problem(loc, f": {name}: {problem}")
+        elif path is not None:
             yield self.problem(loc, f": {name} is a file; give the folder of a model")
         elif name.startswith((".", "/", "~")) or name.count("/") > 1:
             yield self.problem(loc, f": there is no folder {name}")

@@ -15,6 +15,7 @@ from rld.recipe.document import Loc, RecipeProblem
 from rld.recipe.names import RecipeNames, is_hub_id
 from rld.recipe.tokenizer_files import same_tokenizer
 from rld.types import Align
+from rld.utils.model_files import adapter_folder_problem
 from rld.utils.options import FrozenOptions, union_by_key
 from rld.utils.suggestions import hint
 
@@ -131,8 +132,8 @@ def _check_adapter(names: RecipeNames, loc: Loc, name: Any) -> Iterator[RecipePr
         beside = [path.parent.name for path in names.folder.glob("*/adapter_config.json")]
         near = hint(name.removeprefix("./"), beside) or "; give the folder or hub id (owner/name) of a PEFT adapter"
         yield names.problem(loc, f": there is no adapter {name!r}{near}")
-    elif path is not None and not (path / "adapter_config.json").is_file():
-        yield names.problem(loc, f": {name} is no PEFT adapter: it has no adapter_config.json")
+    elif path is not None and (problem := adapter_folder_problem(path)) is not None:
+        yield names.problem(loc, f": {name} is no PEFT adapter: {problem}")
 
 
 def _check_tokenizer(names: RecipeNames, loc: Loc, raw: Mapping[Any, Any]) -> Iterator[RecipeProblem]:

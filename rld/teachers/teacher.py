@@ -12,13 +12,14 @@ from typing import Any, get_args
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rld.errors import TeacherDown, TeacherError
+from rld.errors import ModelError, TeacherDown, TeacherError
 from rld.models.adapters import active_adapter, add_adapter, has_changed_head, own_weights
 from rld.models.generation import end_tokens
 from rld.models.heads import LMHead
 from rld.models.hidden_states import StateKey
+from rld.models.loading import load_model, load_tokenizer
 from rld.models.logprob_source import LogprobSource, ScoredSequence, TopKLogprobs
 from rld.models.placement import is_placed, move_unless_placed
 from rld.models.prompting import PromptEncoder
@@ -173,10 +174,9 @@ class Teacher:
             if self.model.startswith((".", "/", "~")) and not Path(self.model).expanduser().is_dir():
                 raise self._error(f"there is no folder {self.model}")
             try:
-                self.model = AutoModelForCausalLM.from_pretrained(self.model, **self.from_pretrained)
-            except (OSError, ValueError, TypeError, ImportError) as error:
-                first_line = str(error).strip().splitlines()[0]
-                raise self._error(f"cannot load {self.model!r}: {first_line}") from error
+                self.model = load_model(self.model, self.from_pretrained)
+            except ModelError as error:
+                raise self._error(str(error)) from error
         if not isinstance(self.model, LogprobSource):
             return self.model
         if self.model.model is None:
@@ -274,9 +274,9 @@ class Teacher:
         path = self.load().config._name_or_path
         if self.tokenizer is None and path:
             try:
-                self.tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-            except (OSError, ValueError):
-                self.tokenizer = None  # a folder or an id without one
+                self.tokenizer = load_tokenizer(path, self.from_pretrained)
+            except ModelError as error:
+                raise self._error(f"{error}; or pass Teacher(..., tokenizer=...)") from error
         if self.tokenizer is None:
             raise self._error(
                 "no tokenizer came with it, so nobody knows whether it reads the student's tokens; "

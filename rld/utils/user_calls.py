@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import linecache
 import signal
+import sysconfig
 import threading
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rld.errors import UsageError
@@ -31,6 +33,10 @@ REWARD_SECONDS = 600.0
 
 _AGAIN_SECONDS = 1.0
 """Seconds after which code that catches the exception of the time limit is interrupted again."""
+
+
+_LIBRARIES = (Path(__file__).resolve().parents[1], *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib")))
+"""Folders of code that is not the user's: rld, Python and what is installed."""
 
 
 class UserCodeStopped(Exception):
@@ -92,9 +98,17 @@ def action(error: BaseException) -> str:
 
 
 def description(error: BaseException) -> str:
-    """Return what a user's code did that ended with an exception, and the file and line where it did."""
-    frame = frames(error)[-1]
+    """Return what a user's code did that ended with an exception, and its file and line where it did.
+
+    Where a library raised that the code called, the line is that of the call.
+    """
+    all_frames = frames(error)
+    frame = ([frame for frame in all_frames if not _is_library(frame.filename)] or all_frames)[-1]
     return f"{action(error)} ({frame.filename}:{frame.lineno})"
+
+
+def _is_library(filename: str) -> bool:
+    return filename.startswith("<") or any(folder in Path(filename).parents for folder in _LIBRARIES)
 
 
 def frames(error: BaseException) -> list[traceback.FrameSummary]:

@@ -286,6 +286,27 @@ def test_a_curriculum_that_raises_is_named():
         stream(Broken()).observe(Task("it", 0), 0, 1)
 
 
+@pytest.mark.parametrize(
+    ("method", "value", "message"),
+    [
+        ("metrics", None, "metrics.. returned None; it should return a dict of numbers"),
+        ("metrics", {"level/it": "high"}, "metrics.. returned 'high' for 'level/it'; it should be a number"),
+        ("state_dict", {"seen": object()}, "state_dict.. returned what JSON cannot hold"),
+        ("state_dict", {"seen": float("nan")}, "state_dict.. returned what JSON cannot hold"),
+    ],
+)
+def test_a_curriculum_that_returns_something_else_is_named(method, value, message):
+    Broken = type("Climb", (Climb,), {method: lambda self: value})
+    with pytest.raises(CurriculumError, match=f"curriculum Climb: {message}"):
+        stream(Broken()).state_dict(0)
+
+
+def test_the_line_of_a_failure_is_the_users_though_a_library_raised():
+    Broken = type("Climb", (Climb,), {"metrics": lambda self: json.loads("")})
+    with pytest.raises(CurriculumError, match=r"metrics\(\) raised JSONDecodeError.*test_skill_rows.py:\d+"):
+        stream(Broken())
+
+
 def test_a_stream_over_a_data_set_of_the_user():
     rows = {"prompt": list("abcd"), "skill": ["x", "x", "it", "it"], "level": [0, 1, 0, 1]}
     made = PromptStream.over(Dataset.from_dict(rows), Climb(), seed=0, num_slots=4)

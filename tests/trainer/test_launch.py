@@ -21,11 +21,20 @@ ROOT = Path(__file__).parents[2]
 RECIPE = """
 name: short
 tokenizer: {characters: "ab="}
-max_new_tokens: 2
+max_new_tokens: 4
 skills: {copy: {file: ./rows.csv, held_out: 2}}
 models: {tiny: {new: llama, config: {hidden_size: 8, intermediate_size: 8, num_hidden_layers: 1, num_attention_heads: 1}}}
 stages: [{name: only, kind: sft, student: tiny, steps: 1, batch: 2}]
 """  # noqa: E501 - one line is one key
+
+
+@pytest.fixture(autouse=True)
+def same_environment():
+    """transformers writes variables of Accelerate when its arguments are built."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture

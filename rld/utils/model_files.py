@@ -1,0 +1,90 @@
+"""What is wrong with the files of a model's folder, without loading it: from their names, headers and sizes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_LFS_POINTER = b"version https://git-lfs"
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+_ADAPTER = "adapter_config.json"
+
+_MAX_HEADER = 100_000_000
+"""Bytes of the header of a safetensors file, as the library limits them."""
+
+
+def model_folder_problem(folder: Path) -> str | None:
+    """Return what is wrong with the folder of a model with weights, None where nothing shows.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    if not (folder / "config.json").is_file():
+        if (folder / _ADAPTER).is_file():
+            return "it is a PEFT adapter; give the model that it is for"
+        return "it has no config.json"
+    if not any((folder / name).is_file() for name in _WEIGHTS) and not any(folder.glob("*.safetensors")):
+        return f"it has no weights, such as {_WEIGHTS[0]}"
+    return _first(_problems(folder))
+
+
+def adapter_folder_problem(folder: Path) -> str | None:
+    """Return what is wrong with the folder of an adapter, None where nothing shows."""
+    if not (folder / _ADAPTER).is_file():
+        return f"it has no {_ADAPTER}"
+    return _first(_problems(folder))
+
+
+def _first(problems: Iterator[str]) -> str | None:
+    return next(problems, None)
+
+
+def _problems(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".safetensors", ".bin", ".model", ".txt") and path.is_file():
+            with path.open("rb") as file:
+                start = file.read(len(_LFS_POINTER))
+            if start == _LFS_POINTER:
+                yield f"{path.name} is a Git LFS pointer and not the file itself; run `git lfs pull` in the folder"
+            elif path.suffix == ".json":
+                yield from _json_problems(path)
+            elif path.suffix == ".safetensors":
+                yield from _safetensors_problems(path)
+
+
+def _json_problems(path: Path) -> Iterator[str]:
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        yield f"{path.name} is not valid JSON ({error}); copy it again"
+        return
+    if not isinstance(content, dict) and path.name in ("config.json", "tokenizer.json", _ADAPTER):
+        yield f"{path.name} holds no object"
+    elif path.name.endswith(".index.json"):
+        shards = sorted(set(content.get("weight_map", {}).values()))
+        missing = [shard for shard in shards if not (path.parent / shard).is_file()]
+        if missing:
+            yield f"{len(missing)} of {len(shards)} files of weights are missing, such as {missing[0]}"
+
+
+def _safetensors_problems(path: Path) -> Iterator[str]:
+    """A safetensors file is 8 bytes with the length of the header, the header in JSON, and the tensors."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, _MAX_HEADER):
+            yield f"{path.name} is cut off or no safetensors file ({size} bytes); copy it again"
+            return
+        try:
+            header: Any = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, LookupError, TypeError, AttributeError):
+            yield f"{path.name} has a damaged header; copy it again"
+            return
+    expected = 8 + length + max(ends, default=0)
+    if size != expected:
+        yield f"{path.name} has {size} bytes and should have {expected}: it is cut off or damaged; copy it again"

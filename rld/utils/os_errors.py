@@ -1,0 +1,64 @@
+"""Errors of the operating system: which of them are failures of the machine, and what to do about them."""
+
+from __future__ import annotations
+
+import errno
+import re
+
+_MACHINE = frozenset(
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EIO", "EROFS", "EMFILE", "ENFILE", "ENOMEM", "EFBIG", "ESTALE", "ENODEV", "ENXIO")
+    if hasattr(errno, name)
+)
+"""Errors that no other argument of the user mends."""
+
+_ADVICE = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space of your quota",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
+    errno.EROFS: "choose a folder that can be written to",
+    errno.EACCES: "choose a folder that you may write to, or change its permissions",
+    errno.EPERM: "choose a folder that you may write to, or change its permissions",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOTDIR: "a file is where a folder should be; choose another path",
+    errno.EISDIR: "a folder is where a file should be; choose another path",
+    errno.ENOENT: "it is not there, or no longer there",
+}
+
+_CODE_IN_TEXT = re.compile(r"\bcode: (\d+)|\(os error (\d+)\)|\[Errno (\d+)\]")
+"""How safetensors and other libraries in Rust and C write the number of an error."""
+
+_WRITER_FAILED = ("PytorchStreamWriter failed", "unexpected pos", "iostream error", "No space left on device")
+"""What torch's writer raises, as RuntimeError and without a reason, when a write fails."""
+
+
+def as_os_error(error: BaseException | None) -> OSError | None:
+    """Return the error of the operating system that an exception is, wraps, or was raised from; None: there is none."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError):
+            return error
+        text = str(error)
+        if type(error).__name__ == "SafetensorError" and (match := _CODE_IN_TEXT.search(text)):
+            number = int(next(filter(None, match.groups())))
+            return OSError(number, text)
+        if isinstance(error, RuntimeError) and any(part in text for part in _WRITER_FAILED):
+            return OSError(errno.EIO, "a file could not be written to its end; is the disk full?")
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def is_system_failure(error: BaseException) -> bool:
+    """Tell whether an exception is one that no other argument of the user mends, such as a full disk."""
+    os_error = as_os_error(error) if isinstance(error, OSError | RuntimeError) else None
+    return os_error is not None and os_error.errno in _MACHINE
+
+
+def describe_os_error(error: OSError) -> str:
+    """Return what failed, at which path, and what to do, in one line."""
+    reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    path = f": {error.filename}" if error.filename is not None else ""
+    advice = _ADVICE.get(error.errno or 0)
+    return f"{reason}{path}" + (f"; {advice}" if advice else "")
