@@ -75,6 +75,19 @@ def load_config(place: str, options: Mapping[str, Any]) -> tuple[PretrainedConfi
     return config, [int(i) for i in (ends if isinstance(ends, list) else [ends]) if i is not None]
 
 
+def load_skeleton(place: str, options: Mapping[str, Any]) -> PreTrainedModel:
+    """Return a model without weights, on the meta device; the arguments are as in `load_model`.
+
+    Raises:
+        ModelError: its configuration cannot be used, or its files are broken.
+    """
+    config, _ = load_config(place, options)
+    trust = _hub_options(options)["trust_remote_code"]
+    with _clear_errors(place, options), torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+    return model
+
+
 def load_tokenizer(place: str, options: Mapping[str, Any] | None = None) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a model, which pads on the left.
 

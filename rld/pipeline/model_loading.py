@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from rld.errors import ModelError, RecipeError
 from rld.models import tokenizers
-from rld.models.loading import load_config, load_model, load_tokenizer, require_end
+from rld.models.loading import load_config, load_model, load_skeleton, load_tokenizer, require_end
 from rld.models.prompting import PromptEncoder
 from rld.models.self_check import context_length
 from rld.recipe import registry
@@ -119,11 +119,8 @@ class ModelLoader:
             return new_model
         if registry.model_file(spec, "config.json", self._source.parent) is None:
             return None
-        hub = {key: options[key] for key in _HUB_OPTIONS & options.keys()}
-        remote = {key: hub[key] for key in ("trust_remote_code",) if key in hub}
-        with self._mistakes_in(spec, reference), torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(spec, **hub), **remote)
-        return model
+        with self._mistakes_in(reference):
+            return load_skeleton(spec, options)
 
     def _tokenizer(
         self, spec: str, reference: str, options: Mapping[str, Any], chat_template: str | None
