@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from rld.controllers import AnyController
 from rld.controllers.gap import GapController
-from rld.controllers.retention_rule import RetentionRule
+from rld.controllers.retention_rule import EARLY_INTERVAL, EARLY_TICKS, LATE_INTERVAL, RetentionRule
 from rld.recipe.controller_checks import check_controller, check_retention
 from rld.recipe.document import Loc, RecipeProblem
 from rld.recipe.names import RecipeNames, check_member, items
@@ -18,9 +18,8 @@ from rld.recipe.plugins import AuditSpec, CurriculumSpec, VerifierSpec
 from rld.recipe.signals import PolicySignal, ResponseSignal, SignalSpecs
 from rld.recipe.sizes import Sizes, StageCost, quantity
 from rld.recipe.stages.base import LearningRates, Stage, listed
-from rld.recipe.stages.distill_cost import flops_by_account
 from rld.recipe.teachers import AnyTeacher, CacheSpec, ServedTeacher, TeacherSpec
-from rld.utils.flops import frozen_bytes, training_bytes
+from rld.utils.flops import Account, forward_flops, frozen_bytes, training_bytes, training_flops
 from rld.utils.options import FrozenOptions
 
 _MAX_PROMPTS = 10_000_000
@@ -28,6 +27,9 @@ _MAX_PROMPTS = 10_000_000
 
 _MAX_COMPLETIONS = 1_000_000
 """Most completions of an update."""
+
+_RESAMPLED = 1.25
+"""Answers of a teacher per prompt at the gate, where the controller asks for a second one to some prompts."""
 
 
 class Rollout(FrozenOptions):
@@ -185,7 +187,7 @@ class Distill(Stage):
             return StageCost(student, teachers, None, None)
         frozen = {spec.base: frozen_bytes(counts[name], sizes.dtype(spec)) for name, spec in self.loaded.items()}
         num_bytes = training_bytes(student) + sum(frozen.values())
-        return StageCost(student, teachers, num_bytes, flops_by_account(self, student, counts, sizes))
+        return StageCost(student, teachers, num_bytes, _flops_by_account(self, student, counts, sizes))
 
     def describe(self, cost: StageCost, skills: list[str]) -> list[tuple[str, str]]:
         adapter = ", a LoRA adapter" if self.lora is not None else ""
@@ -212,3 +214,60 @@ class Distill(Stage):
             rows.append(("experiment", f"{len(self.experiment.perturbations)} perturbations"))
         rollout = f"{self.rollout.prompts} prompts x {self.rollout.completions} completions"
         return [*rows, ("on", f"{listed(self.skills)}; {self.steps} steps of {rollout}")]
+
+
+def _flops_by_account(stage: Distill, student: int, teachers: Mapping[str, int], sizes: Sizes) -> dict[Account, int]:
+    """Return the estimated FLOPs of a stage.
+
+    A prompt is read once for all of its completions. Teachers that name no skills are taken to share the rows.
+
+    Args:
+        stage: The stage.
+        student: Parameters of the student.
+        teachers: Parameters of each teacher that is loaded in the training process.
+        sizes: The sizes of the recipe.
+    """
+    skills = stage.skills or sizes.skills
+    lengths, rollout = sizes.lengths(skills), stage.rollout
+    num_sampled = rollout.completions - rollout.gold_completions
+    completed = rollout.prompts * rollout.completions * lengths.answer
+    prompts = rollout.prompts * lengths.prompt
+    sampled = prompts + rollout.prompts * num_sampled * lengths.answer if num_sampled else 0.0
+    flops: dict[Account, float] = {
+        "generation": stage.steps * forward_flops(student, sampled),
+        "student": stage.steps * training_flops(student, prompts + completed),
+        "teachers": 0.0,
+        "gate": 0.0,
+        "answers": 0.0,
+        "retention": _retention_flops(stage, student, sizes),
+    }
+    required = stage.controller.required_measurements
+    num_ticks = stage.steps // stage.controller.decide_every
+    gold = required.gold_rows * len(skills) * (lengths.prompt + lengths.answer)
+    flops["student"] += num_ticks * forward_flops(student, gold)
+    answered = rollout.prompts * (lengths.prompt + lengths.answer) * (_RESAMPLED if required.resampled_answers else 1)
+    for name, size in teachers.items():
+        spec = stage.teachers[name]
+        share = len(spec.skills) / len(skills) if spec.skills is not None else 1 / len(teachers)
+        flops["teachers"] += stage.steps * share * forward_flops(size, prompts + completed)
+        if stage.gate == "per_prompt":
+            flops["gate"] += stage.steps * share * forward_flops(size, answered)
+        probed = len(skills) * spec.probe_prompts * (lengths.prompt + lengths.answer)
+        flops["answers"] += forward_flops(size, probed)
+    return {account: round(number) for account, number in flops.items()}
+
+
+def _retention_flops(stage: Distill, student: int, sizes: Sizes) -> float:
+    """Return the FLOPs of sampling, probing and replaying protected skills, each replayed in every step."""
+    rule, protected = stage.retain, stage.protected(sizes.skills)
+    if rule is None or not protected:
+        return 0.0
+    lengths = sizes.lengths(protected)
+    row = lengths.prompt + lengths.answer
+    probed = forward_flops(student, len(protected) * rule.probe_prompts * row)
+    sampled = forward_flops(student, 2 * len(protected) * rule.prompts * row)
+    replayed = stage.steps * training_flops(student, len(protected) * rule.batch * row)
+    num_ticks = stage.steps // stage.controller.decide_every
+    num_early = min(num_ticks, EARLY_TICKS) // EARLY_INTERVAL
+    num_probes = 1 + num_early + max(num_ticks - EARLY_TICKS, 0) // LATE_INTERVAL
+    return sampled + replayed + num_probes * probed
