@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,8 +21,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rld.errors import ModelError, NonFiniteError
 from rld.models.logprob_source import LogprobSource
 from rld.models.prompting import PromptEncoder, is_chat
+from rld.models.self_check import context_length, non_finite_weight, require_context
 from rld.models.thinking import StripThinking
 from rld.types import Answer, Row
 
@@ -55,8 +58,11 @@ def generate(
     max_new_tokens: int,
     batch_size: int = 64,
     alone: bool = False,
+    name: str | None = None,
 ) -> list[Answer]:
     """Answer the rows' prompts greedily.
+
+    A prompt that with an answer is longer than the model's context gets an empty, incomplete answer, and a warning.
 
     Args:
         model: A model on its device, whose mode is restored, or a log-probability source that generates.
@@ -65,12 +71,14 @@ def generate(
         max_new_tokens: Greatest length of an answer.
         batch_size: Rows per forward of a process.
         alone: Whether this process answers all its rows itself, because they are its own.
+        name: The model's name in errors and warnings. None: that of its folder or hub id.
 
     Returns:
         The answers of all rows, in their order, on every process.
     """
     prompts = [encoder.encode(row["prompt"]) for row in rows]
-    order = sorted(range(len(rows)), key=lambda i: len(prompts[i]))  # prompts of like length need little padding
+    readable = _readable(model, prompts, max_new_tokens, name)
+    order = sorted(readable, key=lambda i: len(prompts[i]))  # prompts of like length need little padding
     state = PartialState()
     numbers = order if alone else order[state.process_index :: state.num_processes]
     share = [prompts[i] for i in numbers]
@@ -88,10 +96,33 @@ def generate(
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             decode=encoder.decode,
+            name=name,
         )
     numbered = list(zip(numbers, answers, strict=True))
     gathered: list[tuple[int, Answer]] = numbered if alone else gather_object(numbered)
-    return [answer for _, answer in sorted(gathered)]
+    by_row = dict(gathered)
+    return [by_row.get(i, Answer("", is_complete=False)) for i in range(len(rows))]
+
+
+def _readable(
+    model: PreTrainedModel | LogprobSource, prompts: Sequence[list[int]], max_new_tokens: int, name: str | None
+) -> list[int]:
+    """Return the indices of the prompts that fit into a model's context with an answer, and warn of the others."""
+    limit = None if isinstance(model, LogprobSource) else context_length(model.config)
+    if limit is None:
+        return list(range(len(prompts)))
+    readable = [i for i, ids in enumerate(prompts) if len(ids) + max_new_tokens <= limit]
+    if len(readable) < len(prompts):
+        warnings.warn(
+            f"{name or _name(model)} leaves {len(prompts) - len(readable)} of {len(prompts)} prompts without an answer"
+            f": with {max_new_tokens} tokens for an answer they are longer than its context of {limit}",
+            stacklevel=3,
+        )
+    return readable
+
+
+def _name(model: Any) -> str:
+    return f"the model {model.config._name_or_path or model.config.model_type!r}"
 
 
 def encoder_of(
@@ -121,18 +152,23 @@ def complete(
     max_new_tokens: int,
     batch_size: int = 64,
     decode: Callable[[list[list[int]]], list[str]] | None = None,
+    name: str | None = None,
 ) -> list[Answer]:
     """Answer prompts of token ids greedily, `batch_size` at a time; the model is left in the mode it was in.
 
     Args:
         ends: Tokens that end an answer, beside those of the tokenizer and of the model's generation configuration.
         decode: Returns the texts of answers without their ends. None: those without special tokens.
+        name: As of `generate`.
+
+    Raises:
+        NonFiniteError: the model's logits are NaN.
     """
     decode = decode or PromptEncoder(tokenizer).decode
     config, answers = _greedy(model, tokenizer, ends, max_new_tokens), list[Answer]()
     with _generating(model, config):
         for start in range(0, len(prompts), batch_size):
-            completions = _completions(model, config, prompts[start : start + batch_size])
+            completions = _completions(model, config, prompts[start : start + batch_size], name=name)
             bare = [ids[:-1] if is_complete else ids for ids, is_complete in completions]
             answers += [
                 Answer(text, is_complete) for text, (_, is_complete) in zip(decode(bare), completions, strict=True)
@@ -160,14 +196,32 @@ def sample(
 
     Returns:
         Token ids, the end included where there is one.
+
+    Raises:
+        ModelError: a prompt with a completion is longer than the model's context.
+        NonFiniteError: the model's logits are NaN.
     """
+    longest = max(map(len, prompts), default=0)
+    text = f"the longest prompt ({longest} tokens) with a completion of up to {max_new_tokens}"
+    require_context(model, longest + max_new_tokens, name=_name(model), text=text, kind=ModelError)
     config, sampled = _greedy(model, tokenizer, ends, max_new_tokens), list[list[int]]()
     with _generating(model, config):
         for start in range(0, len(prompts), batch_size):
             batch = prompts[start : start + batch_size]
-            draws = LogitsProcessorList([_SeededSampling(batch, seed, temperature)])
-            sampled += [ids for ids, _ in _completions(model, config, batch, logits_processor=draws)]
+            draws = _SeededSampling(batch, seed, temperature)
+            sampled += [ids for ids, _ in _completions(model, config, batch, draws)]
     return sampled
+
+
+class _NanWatch(LogitsProcessor):
+    """Notes whether any logit is NaN, without waiting for the device."""
+
+    has_nan: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        is_nan = scores.isnan().any()
+        self.has_nan = is_nan if self.has_nan is None else self.has_nan | is_nan
+        return scores
 
 
 class _SeededSampling(LogitsProcessor):
@@ -250,16 +304,30 @@ def contiguous_head_input(model: PreTrainedModel) -> RemovableHandle:
 
 
 def _completions(
-    model: Any, config: GenerationConfig, prompts: Sequence[list[int]], **options: Any
+    model: Any,
+    config: GenerationConfig,
+    prompts: Sequence[list[int]],
+    *processors: LogitsProcessor,
+    name: str | None = None,
 ) -> list[tuple[list[int], bool]]:
     """Return the token ids of generated completions up to their ends, and whether each has one.
 
     Prompts are padded here, because a tokenizer may have no token to pad with, and behind the mask any will do.
+
+    Raises:
+        NonFiniteError: logits are NaN, of which the likeliest would be the first token of all.
     """
     longest, padding = max(map(len, prompts)), config.pad_token_id
     ids_BP = torch.tensor([[padding] * (longest - len(ids)) + ids for ids in prompts], device=model.device)
     mask_BP = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
-    generated = model.generate(input_ids=ids_BP, attention_mask=mask_BP, **options)[:, longest:].tolist()
+    watch = _NanWatch()
+    processing = LogitsProcessorList([watch, *processors])
+    generated = model.generate(input_ids=ids_BP, attention_mask=mask_BP, logits_processor=processing)
+    generated = generated[:, longest:].tolist()
+    if watch.has_nan is not None and bool(watch.has_nan):
+        weight = non_finite_weight(model)
+        cause = f"its weight {weight} is not finite" if weight else f"its values leave the range of {model.dtype}"
+        raise NonFiniteError(f"{name or _name(model)} generates from logits that are NaN: {cause}; load sound weights")
     ends = set(config.eos_token_id or ())
     sizes = [next((t + 1 for t, token in enumerate(ids) if token in ends), 0) for ids in generated]
     return [(ids[: size or len(ids)], size > 0) for ids, size in zip(generated, sizes, strict=True)]

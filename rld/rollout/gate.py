@@ -188,7 +188,13 @@ class TeacherGate:
         try:
             with teacher.answering(self.device) as model:
                 return answer_and_verify(
-                    model, encoder, rows, self.verify, max_new_tokens=self.max_new_tokens, alone=True
+                    model,
+                    encoder,
+                    rows,
+                    self.verify,
+                    max_new_tokens=self.max_new_tokens,
+                    alone=True,
+                    name=f"teacher '{teacher.name}'",
                 )
         except TeacherDown:
             if not teacher.optional:

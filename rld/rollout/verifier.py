@@ -178,6 +178,7 @@ def answer_and_verify(
     *,
     max_new_tokens: int,
     alone: bool = False,
+    name: str | None = None,
 ) -> VerifiedAnswers:
     """Answer the rows' prompts greedily and call the verifier on the answers.
 
@@ -188,11 +189,12 @@ def answer_and_verify(
         verify: The verifier.
         max_new_tokens: Greatest length of an answer.
         alone: Whether this process answers and verifies all its rows itself, because they are its own.
+        name: The model's name in errors and warnings. None: that of its folder or hub id.
 
     Returns:
         The answers to all rows, on every process.
     """
-    answers = generation.generate(model, encoder, rows, max_new_tokens=max_new_tokens, alone=alone)
+    answers = generation.generate(model, encoder, rows, max_new_tokens=max_new_tokens, alone=alone, name=name)
     texts = [answer.text for answer in answers]
     if alone:
         return verify_answers(encoder, rows, texts, verify)

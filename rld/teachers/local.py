@@ -108,7 +108,14 @@ class LocalLogprobs(LogprobSource):
 
     def generate(self, prompts: Sequence[list[int]], max_new_tokens: int, ends: Collection[int] = ()) -> list[Answer]:
         with self.teacher.running(self.device) as model:
-            return generation.complete(model, self.tokenizer, prompts, ends=ends, max_new_tokens=max_new_tokens)
+            return generation.complete(
+                model,
+                self.tokenizer,
+                prompts,
+                ends=ends,
+                max_new_tokens=max_new_tokens,
+                name=f"teacher '{self.name}'",
+            )
 
 
 def _batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:

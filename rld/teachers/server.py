@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rld.errors import TeacherError
+from rld.errors import NonFiniteError, TeacherError
 from rld.models.logprob_source import ScoredSequence, TopKLogprobs
 from rld.teachers.http_client import SHOULD_RETRY, TOKEN, bearer_token
 from rld.teachers.local import LocalLogprobs
@@ -130,7 +130,12 @@ class _Routes:
         if sum(lengths) > _MAX_TOKENS:
             raise HTTPException(413, f"a request may have {_MAX_TOKENS} tokens, those of the answers included")
         task = GenerateTask(content.max_new_tokens, tuple(content.ends))
-        answers: list[Answer] = await self.queue.run(task, content.prompts, num_tokens=sum(lengths), request=request)
+        try:
+            answers: list[Answer] = await self.queue.run(
+                task, content.prompts, num_tokens=sum(lengths), request=request
+            )
+        except NonFiniteError as error:
+            raise HTTPException(500, str(error), {SHOULD_RETRY: "false"}) from error
         return {
             "texts": [answer.text for answer in answers],
             "complete": [answer.is_complete for answer in answers],

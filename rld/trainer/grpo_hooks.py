@@ -167,7 +167,12 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, GRPOTrainer):
         if self.use_vllm:
             return super()._generate_single_turn(prompt_ids, *args, **kwargs)
         with only_generation_config(self._student, self.generation_config):
-            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
+            try:
+                return super()._generate_single_turn(prompt_ids, *args, **kwargs)
+            except RuntimeError as error:
+                if "probability tensor" not in str(error):
+                    raise
+                raise self._non_finite("the student's logits are not finite in a rollout") from error
 
     @timed("rewards")
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:

@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 import tests.support.tiny as tiny
+from rld.errors import ModelError, NonFiniteError
 from rld.evaluation.held_out import HeldOutEvaluator
 from rld.models import generation
 from rld.recipe import registry
@@ -173,3 +175,29 @@ def test_the_head_gets_whole_states_while_answering_and_is_left_as_it_was():
     generate(model, tiny.encoder(), [{"prompt": "ab="}, {"prompt": "abcd="}], max_new_tokens=3)
     assert all(seen)
     assert not head._forward_pre_hooks
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_prompt_beyond_the_context_is_left_without_an_answer_and_told(kind):
+    options = {"n_positions" if kind == "gpt2" else "max_position_embeddings": 8, "vocab_size": 15}
+    small = {"n_embd": 8, "n_layer": 1, "n_head": 1} if kind == "gpt2" else {"hidden_size": 8, "num_hidden_layers": 1}
+    more = {} if kind == "gpt2" else {"num_attention_heads": 1, "intermediate_size": 8}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **options, **small, **more, eos_token_id=1))
+    rows = [{"prompt": "ab="}, {"prompt": "abcdef="}, {"prompt": "abc="}]
+    with pytest.warns(UserWarning, match="teacher 't' leaves 1 of 3 prompts without an answer.*its context of 8"):
+        answers = generation.generate(model, tiny.encoder(), rows, max_new_tokens=4, name="teacher 't'")
+    assert answers[1] == ("", False)
+    assert len(answers) == 3
+    with pytest.raises(ModelError, match="reads at most 8 tokens"):
+        generation.sample(model, tiny.tokenizer(), [[3] * 7], ends=[1], max_new_tokens=4, seed=0)
+
+
+def test_a_model_whose_logits_are_nan_is_named_wherever_it_generates():
+    model = tiny.model()
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
+    why = r"teacher 't' generates from logits that are NaN: its weight model.layers.0.mlp.up_proj.weight is not finite"
+    with pytest.raises(NonFiniteError, match=why):
+        generation.generate(model, tiny.encoder(), [{"prompt": "ab="}], max_new_tokens=2, name="teacher 't'")
+    with pytest.raises(NonFiniteError, match="generates from logits that are NaN"):
+        generation.sample(model, tiny.tokenizer(), [[5, 6]], ends=[1], max_new_tokens=2, seed=0)

@@ -455,6 +455,9 @@ def test_a_model_that_yields_nan_is_refused_at_once(folders):
         why = f"teacher 'far' at {url}: it refuses with 500: one yields log-probabilities that are not finite"
         with refused(why) as caught:
             met(url, timeout_seconds=60)
+        unmet = remote_teacher(url, "far", top_k=4, timeout_seconds=60)
+        with refused("teacher 'one' generates from logits that are NaN: its weight"):
+            unmet.generate([[5, 6]], 2)
     assert not isinstance(caught.value, TeacherDown)
 
 
