@@ -117,8 +117,11 @@ class _JobList:
             changes = input_changes(InputsFile.read(folder.inputs).inputs, inputs, stages, job.folder)
             if changed := [change.text for change in changes if change.effect is not Effect.ALLOWED]:
                 self.conflicts.append(f"{job.folder} holds a run with other inputs ({'; '.join(changed)})")
-        self._job_of[job.folder] = None if folder.is_done else job
-        if not folder.is_done:
+        is_done = outcomes.is_finished(job.folder)
+        self._job_of[job.folder] = None if is_done else job
+        if is_done:
+            files.remove_drafts(job.folder)
+        else:
             self.jobs.append(job)
 
 
@@ -163,6 +166,8 @@ def ablate(
 
 def _run(plan: AblationPlan, num_parallel: int, start: Start) -> int:
     """Do the runs that are still to be done, and report; return the exit code."""
+    for folder in (plan.folder, *(plan.folder / f"seed-{seed}" for seed in plan.seeds)):
+        files.remove_drafts(folder)
     todo = _JobList(plan)
     for seed in plan.seeds:
         for arm in plan.arms:
@@ -199,7 +204,7 @@ def _finished_runs(plan: AblationPlan) -> list[outcomes.RunOutcome]:
         outcomes.read_outcome(arm.name, seed, folder, index=arm.index, num_shared=min(num_shared, arm.index))
         for arm in plan.arms
         for seed in plan.seeds
-        if RunFolder(folder := plan.run_folder(arm, seed)).is_done
+        if outcomes.is_finished(folder := plan.run_folder(arm, seed))
     ]
 
 

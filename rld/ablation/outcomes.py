@@ -12,11 +12,15 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any, Literal, TypeAlias
 
+from pydantic import BaseModel, Field, ValidationError
+
 from rld.ablation import statistics
+from rld.errors import CheckpointError
 from rld.reporting.history import StageHistory, read_run
 from rld.reporting.metric_names import SCORE
 from rld.reporting.series import Point
 from rld.utils.files import read_json, write_json
+from rld.utils.messages import tell
 from rld.utils.run_folder import ABLATION_RESULT
 
 Measure: TypeAlias = Literal["final", "at_equal_flops", "mean_to_equal_flops"]
@@ -170,21 +174,68 @@ def write_result(result: AblationResult, folder: Path) -> None:
     write_json(folder / ABLATION_RESULT, record)
 
 
+class _PointRecord(BaseModel):
+    flops: float
+    scores: dict[str, float]
+
+
+class _RunRecord(BaseModel):
+    arm: str
+    seed: int
+    folder: str
+    scores: dict[str, float] = Field(min_length=1)
+    curve: list[_PointRecord] = Field(min_length=1)
+    num_scored: int
+
+
+class _ResultRecord(BaseModel):
+    """What is read of an ablation's file; it has more, which is computed anew."""
+
+    recipe: str
+    arms: dict[str, list[str]]
+    seeds: list[int]
+    runs: list[_RunRecord] = Field(min_length=1)
+
+
 def read_result(folder: Path) -> AblationResult:
-    """Read what `write_result` wrote; summaries and differences are computed anew."""
-    record = read_json(folder / ABLATION_RESULT)
+    """Read what `write_result` wrote; summaries and differences are computed anew.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    path, fix = folder / ABLATION_RESULT, "the same rld ablate writes it again, and repeats no finished run"
+    try:
+        record = _ResultRecord.model_validate(read_json(path))
+        scores = [scores for run in record.runs for scores in (run.scores, *(point.scores for point in run.curve))]
+        skills = {frozenset(names) for names in scores}
+        if len(skills) > 1 or any(run.arm not in record.arms for run in record.runs):
+            raise CheckpointError(f"{path} is damaged: its runs have different skills, or arms that it does not list")
+    except ValidationError as error:
+        key = ".".join(map(str, error.errors()[0]["loc"]))
+        raise CheckpointError(f"{path} is damaged: {key} is not what rld writes; {fix}") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {fix}") from error
     runs = [
         RunOutcome(
-            run["arm"],
-            run["seed"],
-            folder / run["folder"],
-            run["scores"],
-            [(point["flops"], point["scores"]) for point in run["curve"]],
-            run["num_scored"],
+            run.arm,
+            run.seed,
+            folder / run.folder,
+            run.scores,
+            [(point.flops, point.scores) for point in run.curve],
+            run.num_scored,
         )
-        for run in record["runs"]
+        for run in record.runs
     ]
-    return compare(record["recipe"], record["arms"], record["seeds"], runs)
+    return compare(record.recipe, record.arms, record.seeds, runs)
+
+
+def is_finished(folder: Path) -> bool:
+    """Tell whether a folder holds a run that is done, with the results of all its stages; not if they are damaged."""
+    try:
+        history = read_run(folder)
+    except CheckpointError:
+        return False
+    return history.summary.status == "done" and all(stage.result is not None for stage in history.stages)
 
 
 def read_outcome(arm: str, seed: int, folder: Path, *, index: int, num_shared: int) -> RunOutcome:
@@ -195,6 +246,8 @@ def read_outcome(arm: str, seed: int, folder: Path, *, index: int, num_shared: i
         num_shared: The number of stages, from the first, that are charged to no arm.
     """
     history = read_run(folder)
+    for note in history.notes:
+        tell(f"{folder}: {note}")
     results = history.summary.stages
     uncharged = sum(result.flops for result in results[:num_shared])
     curve = [(sum(result.flops for result in results[num_shared:index]), results[index].before)]

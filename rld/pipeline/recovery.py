@@ -33,8 +33,8 @@ def put_in_order(folder: RunFolder, stages: Sequence[str]) -> None:
 
     A record that is damaged itself is restored from `summary.json`. The caller holds the folder's lock.
     """
-    remove_drafts(folder.path)
-    remove_drafts(folder.models)
+    files.remove_drafts(folder.path)
+    files.remove_drafts(folder.models)
     for stage in stages:
         result = folder.stage_result(stage)
         if not result.is_dir():
@@ -47,15 +47,6 @@ def put_in_order(folder: RunFolder, stages: Sequence[str]) -> None:
             stage_record_path(result).unlink(missing_ok=True)
         else:
             shutil.rmtree(folder.checkpoints(stage), ignore_errors=True)
-
-
-def remove_drafts(folder: Path) -> None:
-    """Remove the drafts of files and folders that a process which was killed has left in a folder."""
-    for path in folder.glob("*.draft"):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 def _restore_record(folder: RunFolder, stage: str, result: Path) -> bool:

@@ -24,7 +24,7 @@ from rld.models.logprob_source import LogprobSource, ScoredSequence, SourceInfo,
 from rld.models.tokenizer_profile import vocabulary_hash
 from rld.teachers.wire_format import PayloadError, pack_logprobs, unpack_logprobs
 from rld.types import Answer
-from rld.utils.files import read_json, write_bytes, write_json
+from rld.utils.files import read_json, remove_drafts, write_bytes, write_json
 
 _VERSION = 4
 
@@ -73,6 +73,7 @@ class CachedLogprobs(LogprobSource):
             self._read(shard)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            remove_drafts(self.folder, is_shared=True)
             if not path.is_file():
                 write_json(path, self._origin)
         except OSError as error:

@@ -7,16 +7,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
+import psutil
+
 from rld.errors import CheckpointError
 from rld.utils.secrets import masked_strings, masked_text
+
+_SECONDS_PER_DAY = 24 * 60 * 60
 
 Record: TypeAlias = dict[str, Any]
 
@@ -27,7 +34,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         OSError: the file cannot be written; the draft file is removed.
     """
-    draft = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.draft")
+    draft = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}.draft")
     try:
         with draft.open("wb") as file:
             file.write(data)
@@ -64,6 +71,33 @@ def read_json(path: Path) -> Record:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is damaged: it holds no JSON object")
     return value
+
+
+def remove_drafts(folder: Path, *, is_shared: bool = False) -> None:
+    """Remove the drafts of files and folders that processes which were killed have left in a folder.
+
+    Args:
+        is_shared: Whether other processes may write into the folder now. Then a draft stays for a day if its process
+            lives, or was on another machine.
+    """
+    for path in folder.glob("*.draft"):
+        if is_shared and not _is_abandoned(path):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _is_abandoned(draft: Path) -> bool:
+    """Tell whether the process that wrote a draft is dead, as far as that can be told."""
+    writer = re.search(r"\.([^/]+)-([0-9]+)-[0-9]+\.draft$", draft.name)
+    if writer is not None and writer[1].endswith(socket.gethostname()):
+        return not psutil.pid_exists(int(writer[2]))
+    try:
+        return time.time() - draft.stat().st_mtime > _SECONDS_PER_DAY
+    except FileNotFoundError:  # it has just been finished
+        return False
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rld.errors import CheckpointError, UsageError
+from rld.errors import UsageError
 from rld.utils.files import Record, read_json
 
 _STAGE_RECORD = "rld_stage.json"
@@ -89,14 +89,6 @@ class RunFolder:
         """Return the record of a finished stage, or None while the stage is not finished."""
         path = stage_record_path(self.stage_result(name))
         return read_json(path) if path.is_file() else None
-
-    @property
-    def is_done(self) -> bool:
-        """Whether the run has finished."""
-        try:
-            return self.recipe.is_file() and read_json(self.summary).get("status") == "done"
-        except CheckpointError:  # a summary that is missing or damaged is written by the run when it is resumed
-            return False
 
     @property
     def leftovers(self) -> list[Path]:

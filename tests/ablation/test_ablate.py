@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from rld.ablation import jobs
 from rld.ablation.ablate import ablate
 from rld.ablation.arms import read_arms
 from rld.ablation.jobs import Job
+from rld.ablation.outcomes import read_result
 from rld.cli import main
 from rld.errors import AblationError, CheckpointError, RecipeError
 from tests.pipeline.test_train import RECIPE, TASKS, metrics, one_thread
@@ -191,6 +193,28 @@ def test_the_probes_of_teachers_are_charged(recipe, tmp_path):
     summary = json.loads((tmp_path / "seed-0" / "fixed" / "summary.json").read_text())
     size = summary["stages"][-1]["teachers"]["teacher"]["parameters"]
     assert 8 * 4 <= (probed["flops"] - fixed["flops"]) / (2 * size) <= 8 * (5 + 4)
+
+
+def test_damaged_files_are_named_and_written_again(done, recipe, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(done[0], folder)
+    whole = result(folder)
+    for data in (b"", b"[]", b"{}", b"\xff", json.dumps({**whole, "runs": [{}]}).encode()):
+        (folder / "ablation.json").write_bytes(data)
+        with pytest.raises(CheckpointError, match=r"ablation.json is damaged.*the same rld ablate writes it again"):
+            read_result(folder)
+    for i, name in enumerate(("ablation.json.1-2.draft", "seed-0/gap/summary.json.1-2.draft", "seed-0/gap.draft/x")):
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{" * i)
+    (folder / "seed-0" / "gap" / "summary.json").write_text("{")
+    (folder / "seed-0" / "fixed" / "summary.json").write_text('{"status": "done", "stages": []}')
+    (folder / "seed-1" / "gap" / "recipe.json").write_text("")
+    assert ablate(recipe, [], "gap; fixed", num_seeds=2, folder=folder, start=(again := Here())) == 0
+    assert sorted(again.titles) == ["seed 0, fixed", "seed 0, gap", "seed 1, gap"]
+    runs = {(run["arm"], run["seed"]): run for run in whole["runs"]}  # other tests may have added arms
+    assert all(run == runs[run["arm"], run["seed"]] for run in result(folder)["runs"])
+    assert not list(folder.rglob("*.draft"))
 
 
 def test_a_run_of_another_recipe_is_refused(done, recipe):

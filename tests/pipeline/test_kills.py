@@ -1,0 +1,66 @@
+"""Runs that get SIGKILL at chosen moments end, once they are resumed, with the weights of a run that was not killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rld.cli import main
+from tests.pipeline.test_resume import one_thread, recipe, steps, weights, whole
+
+__all__ = ["one_thread", "recipe", "whole"]
+
+CONTEXT: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")  # nothing is imported again
+
+MOMENTS: dict[str, Callable[[Path], bool]] = {
+    "in a checkpoint": lambda run: any(
+        not (path / "rld_files.json").exists() for path in run.glob("checkpoints/teacher/checkpoint-[46]")
+    ),
+    "after a stage's last update": lambda run: (run / "checkpoints/teacher/checkpoint-6/rld_files.json").exists(),
+    "while a result is written": lambda run: any(run.glob("models/*.draft")) or (run / "models/teacher").exists(),
+    "in the last stage": lambda run: (run / "checkpoints/student/checkpoint-2").exists(),
+    "at the end": lambda run: (run / "student.draft").exists() or (run / "student").exists(),
+}
+
+
+def train_quietly(arguments: list[str], log: Path) -> None:
+    """Run in a process of its own."""
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.exit(main(["train", *arguments]))
+
+
+def kill_when(is_moment: Callable[[Path], bool], recipe: Path, run: Path) -> None:
+    """Start or resume a run, and kill it at a moment, or let it end if the moment does not come."""
+    arguments = [str(recipe), "--output", str(run), "--resume"]
+    process = CONTEXT.Process(target=train_quietly, args=(arguments, run.with_suffix(".log")))
+    process.start()
+    deadline = time.monotonic() + 60
+    while process.exitcode is None and not is_moment(run):
+        assert time.monotonic() < deadline
+        time.sleep(0.0005)
+    if process.pid is not None and process.exitcode is None:
+        os.kill(process.pid, signal.SIGKILL)
+    process.join()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(recipe, whole, tmp_path):
+    run = tmp_path / "run"
+    for is_moment in MOMENTS.values():
+        kill_when(is_moment, recipe, run)
+    assert main(["train", str(recipe), "--output", str(run), "--resume"]) == 0
+    assert weights(run) == weights(whole)
+    assert steps(run) == steps(whole)
+    names = {path.name for path in run.iterdir()} - {"train.log"}
+    assert names == {path.name for path in whole.iterdir()}
+    assert not list(run.rglob("*.draft"))
