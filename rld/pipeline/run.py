@@ -157,6 +157,7 @@ class RunContext:
         with self.mistakes_in(stage, "trainer", SETUP):
             shared = shared_arguments(stage, num_rows, self.state.num_processes, seed, folder)
             arguments = kind(**shared, **options)
+        launch.require_precision(arguments.mixed_precision, self.state.device)
         strategies = launch.requested_by(arguments)
         launch.require_strategy(strategies, self.state)
         self._request = replace(self._request, strategies={**self._request.strategies, **strategies})

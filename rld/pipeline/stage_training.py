@@ -23,6 +23,7 @@ from rld.pipeline.callbacks import (
     StopOnRequest,
 )
 from rld.pipeline.claim import record_revisions
+from rld.pipeline.model_card import write_model_card
 from rld.pipeline.run import RunContext
 from rld.pipeline.samples import write_samples
 from rld.pipeline.teacher_loading import ProbedTeacher
@@ -159,6 +160,7 @@ class StageTraining:
                 model.save_pretrained(draft)
                 tokenizer.save_pretrained(draft)
                 files.write_json(stage_record_path(draft), record)
+                write_model_card(draft, context, stage, record, self.trainer.state.global_step)
                 write_manifest(draft)
             shutil.rmtree(context.paths.checkpoints(stage.name), ignore_errors=True)
         context.state.wait_for_everyone()

@@ -5,15 +5,13 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from importlib.metadata import version
 from typing import Any
 
 from rld.pipeline.run import RunContext
 from rld.recipe.inputs import InputsFile
 from rld.utils import files
 from rld.utils.secrets import masked_override
-
-_VERSIONS = ("torch", "transformers", "trl", "accelerate", "datasets", "evaluate", "numpy")
+from rld.utils.versions import package_versions
 
 
 class SummaryWriter:
@@ -28,7 +26,7 @@ class SummaryWriter:
             "input_changes": [change.model_dump(mode="json") for change in changes],
             "command": shlex.join(["rld", *map(masked_override, sys.argv[1:])]),
             "launch": run.launch.model_dump(mode="json"),
-            "versions": {name: version(name) for name in _VERSIONS},
+            "versions": package_versions(),
             "heldout_rows": {
                 skill: sum(row["skill"] == skill for row in run.evaluator.rows) for skill in run.recipe.skills
             },

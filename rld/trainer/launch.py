@@ -134,6 +134,18 @@ def requested_by(arguments: TrainingArguments) -> dict[str, str]:
     return {strategy: f"{name} in the trainer's arguments" for strategy, name in names.items() if vars(arguments)[name]}
 
 
+def require_precision(precision: str, device: torch.device) -> None:
+    """Refuse mixed precision that Accelerate would leave out without a word.
+
+    Raises:
+        LaunchError: it is fp16 on a CPU.
+    """
+    if precision == "fp16" and device.type == "cpu":
+        raise LaunchError(
+            "fp16 is asked for, and on a CPU Accelerate would compute in float32; use bf16, or leave it out"
+        )
+
+
 def require_installed(options: Mapping[str, Any]) -> None:
     """Refuse a trainer's options that ask for DeepSpeed where it is not installed."""
     if options.get("deepspeed"):
@@ -204,5 +216,6 @@ class CheckedLaunch(Trainer):
         requested = requested_by(self.args)
         require_strategy({**read_request().strategies, **requested}, self.accelerator.state)
         wanted, used = self.args.mixed_precision, self.accelerator.mixed_precision
+        require_precision(wanted, self.accelerator.device)
         if used != wanted and strategy_of(self.accelerator.state) != "DeepSpeed":  # its configuration decides
             raise LaunchError(f"mixed precision {wanted} is asked for, and Accelerate would compute in {used} here")

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rld.cli import main
@@ -149,6 +151,18 @@ def test_a_run_leaves_answers_to_some_held_out_rows(whole):
     assert [sample["teachers"]["teacher"] for sample in student] == [sample["after"] for sample in teacher]
     assert [sample["prompt"] for sample in student] == [sample["prompt"] for sample in teacher]
     assert any(sample["after"]["is_correct"] for sample in teacher)
+
+
+def test_every_student_has_a_model_card(whole):
+    for folder, stage in ((whole / "models/teacher", "teacher"), (whole / "student", "student")):
+        card, record = ModelCard.load(folder / "README.md"), json.loads((folder / "rld_stage.json").read_text())
+        assert card.data.library_name == "transformers" and "rld" in card.data.tags
+        assert f"# small: {stage}" in card.text and "1 process on cpu" in card.text and "torch 2" in card.text
+        for skill in ("copy", "flip"):
+            assert f"| {skill} | 6 | {record['before'][skill]:.3f} | {record['after'][skill]:.3f} |" in card.text
+        recipe = yaml.safe_load(card.text.split("```yaml\n")[1].split("```")[0])
+        assert recipe == json.loads((whole / "recipe.json").read_text())
+    assert "| response | 0." in card.text and "| teacher | `teacher` |" in card.text
 
 
 def test_the_log_has_the_promised_names(whole):

@@ -68,6 +68,8 @@ def test_accelerate_on_a_cpu_starts_one_process_and_the_run_says_so(recipe, tmp_
         ({"ACCELERATE_USE_FSDP": "true"}, [], "ACCELERATE_USE_FSDP asks for FSDP, and on cpu"),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, [], "asks for Megatron-LM"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, [], "DeepSpeed"),
+        ({}, ["trainer.fp16=true"], "fp16 is asked for, and on a CPU"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, [], "fp16 is asked for, and on a CPU"),
         ({}, ["trainer.fsdp=full_shard"], "fsdp in the trainer's arguments asks for FSDP"),
         ({}, ["trainer.deepspeed=ds.json"], "deepspeed in the trainer's arguments asks for DeepSpeed"),
     ],

@@ -1,0 +1,156 @@
+"""Write the model card of a stage's student: what trained it, on what, how it scores, and the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+
+from rld.pipeline.run import RunContext
+from rld.recipe import registry
+from rld.recipe.models import NewModel, PretrainedModel
+from rld.recipe.names import is_hub_id
+from rld.recipe.stages import AnyStage
+from rld.recipe.stages.distill import Distill
+from rld.reporting.series import number
+from rld.types import SIGNALS
+from rld.utils import files
+from rld.utils.flops import training_flops
+from rld.utils.versions import package_versions
+
+
+def write_model_card(folder: Path, context: RunContext, stage: AnyStage, record: Mapping[str, Any], steps: int) -> None:
+    """Write `README.md` into the folder of a stage's student.
+
+    Args:
+        record: The stage's record, as in `summary.json`.
+        steps: Updates that the stage made.
+    """
+    base = _base_model(context, stage.student)
+    data = ModelCardData(
+        base_model=base if base is not None and is_hub_id(base) and not _is_folder(context, base) else None,
+        library_name="transformers",
+        license=_license(context, base),
+        pipeline_tag="text-generation",
+        tags=_tags(stage),
+        datasets=None,
+        model_name=f"{context.recipe.name}-{stage.name}",
+    )
+    body = "\n".join(_body(context, stage, record, steps=steps, base=base))
+    files.write_text(folder / "README.md", str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")))
+
+
+def _body(
+    context: RunContext, stage: AnyStage, record: Mapping[str, Any], *, steps: int, base: str | None
+) -> Iterator[str]:
+    recipe = context.recipe
+    start = f"`{base}`" if base is not None else "random weights"
+    yield f"# {recipe.name}: {stage.name}"
+    yield f"\nThis model was trained with `rld` from {start}, as stage {context.stage_number(stage.name)} of "
+    yield f"{len(recipe.stages)} (kind `{stage.kind}`) of the recipe `{recipe.name}` with seed {recipe.seed}."
+    yield from _teachers(stage, record)
+    yield from _weights(context, stage)
+    yield from _scores(context, record)
+    yield "\n## Cost\n"
+    yield "| what | amount |\n|---|---|"
+    yield f"| updates | {steps} |"
+    for name, count in _tokens(context, stage, record).items():
+        yield f"| {name} | {count} |"
+    yield f"| FLOPs | {number(record['flops'])} |\n| seconds | {record['seconds']} |"
+    yield f"\nIt ran as {context.launch}. Versions: "
+    yield ", ".join(f"{name} {version}" for name, version in package_versions().items()) + "."
+    yield "\n## Recipe\n\nWith all defaults; secrets are masked.\n"
+    text = yaml.safe_dump(files.read_json(context.paths.recipe), sort_keys=False, allow_unicode=True, width=110)
+    fence = "`" * (3 + max((len(run) for run in text.replace("`", " `").split() if set(run) == {"`"}), default=0))
+    yield f"{fence}yaml\n{text}{fence}"
+
+
+def _teachers(stage: AnyStage, record: Mapping[str, Any]) -> Iterator[str]:
+    if isinstance(stage, Distill) and stage.teachers:
+        yield "\n## Teachers\n\n| teacher | where | parameters | mean score |\n|---|---|---|---|"
+        for name, spec in stage.teachers.items():
+            result = record["teachers"].get(name)
+            cells = (number(result["parameters"]), f"{fmean(result['scores'].values()):.3f}") if result else ("-", "-")
+            yield f"| {name} | `{spec.place}` | {cells[0]} | {cells[1]} |"
+    elif getattr(stage, "teacher", None) is not None:
+        yield f"\n## Teachers\n\nIt was fine-tuned on answers of `{getattr(stage, 'teacher', '')}`."
+
+
+def _weights(context: RunContext, stage: AnyStage) -> Iterator[str]:
+    """Yield the mean weight of each signal over the stage's logged updates."""
+    records, _ = files.read_jsonl(context.paths.metrics)
+    means = {}
+    for signal in SIGNALS:
+        values = [
+            line[f"weight/{signal}"] for line in records if line["stage"] == stage.name and f"weight/{signal}" in line
+        ]
+        values = [value for value in values if value is not None]
+        if values:
+            means[signal] = fmean(values)
+    if means:
+        yield "\n## Signals\n\n| signal | mean weight over the updates |\n|---|---|"
+        yield from (f"| {signal} | {mean:.3f} |" for signal, mean in means.items())
+
+
+def _scores(context: RunContext, record: Mapping[str, Any]) -> Iterator[str]:
+    rows = context.evaluator.rows
+    yield "\n## Scores\n\nShare of held-out items answered correctly, greedily."
+    yield "\n| skill | items | before | after |\n|---|---|---|---|"
+    for skill, after in record["after"].items():
+        num_items = sum(row["skill"] == skill for row in rows)
+        yield f"| {skill} | {num_items} | {record['before'][skill]:.3f} | {after:.3f} |"
+
+
+def _tokens(context: RunContext, stage: AnyStage, record: Mapping[str, Any]) -> dict[str, int]:
+    """Return the tokens of a stage by what was done with them."""
+    if not isinstance(stage, Distill):
+        flops = record["flops_by_account"]["student"]
+        return {"tokens that the student read": round(flops / training_flops(record["student"]["parameters"], 1))}
+    records, _ = files.read_jsonl(context.paths.metrics)
+    lines = [line for line in records if line["stage"] == stage.name and "tokens/generated" in line]
+    tokens = {"tokens that the student generated": int(lines[-1]["tokens/generated"])} if lines else {}
+    if record["teacher_tokens"] is not None:
+        tokens["tokens that teachers scored"] = int(record["teacher_tokens"]["scored"])
+    return tokens
+
+
+def _base_model(context: RunContext, reference: str) -> str | None:
+    """Return the folder or hub id from whose weights a reference started; None: random weights."""
+    students = {stage.name: stage.student for stage in context.recipe.stages}
+    while reference in students:
+        reference = students[reference]
+    match context.recipe.models.get(reference, reference):
+        case NewModel():
+            return None
+        case PretrainedModel() as model:
+            return model.path
+        case str(name):
+            return name
+    return None
+
+
+def _is_folder(context: RunContext, name: str) -> bool:
+    return registry.find_path(name, context.source.parent) is not None
+
+
+def _license(context: RunContext, base: str | None) -> str | None:
+    """Return the licence that the base model's own card names, where that card is on this machine."""
+    path = None if base is None else registry.model_file(base, "README.md", context.source.parent)
+    if path is None:
+        return None
+    try:
+        name = ModelCard.load(path).data.get("license")
+    except (ValueError, yaml.YAMLError):  # another kind of README
+        return None
+    return str(name) if name else None
+
+
+def _tags(stage: AnyStage) -> list[str]:
+    tags = ["rld", "trl", stage.kind]
+    if isinstance(stage, Distill):
+        tags += [name for name in SIGNALS if getattr(stage.signals, name) is not None]
+    return tags + (["lora"] if stage.lora is not None else [])
