@@ -91,6 +91,12 @@ def _of_template(encoder: PromptEncoder) -> Iterator[str]:
         )
     is_set = any(isinstance(value, str) and value in prompt for value in encoder.chat_template_kwargs.values())
     is_dated = any(templates.DATE.strftime(day) in prompt for day in _DAYS)
+    between = conversation.removeprefix(prompt).partition("ANSWER")[0].strip()
+    if conversation.startswith(prompt) and "ANSWER" in conversation and between:
+        yield (
+            f"the chat template of {name!r} puts {shown(between)} between prompt and answer, which the model writes "
+            "itself: gold answers and fine-tuning on them teach it to answer without"
+        )
     if templates.reads_the_date(template) and is_dated and not is_set:
         yield (
             f"the chat template of {name!r} prints the date: it is {templates.DATE:%d %B %Y} in all prompts of rld, "
@@ -117,7 +123,10 @@ def _of_border(encoder: PromptEncoder, rows: Sequence[Row]) -> Iterator[str]:
     joined = []
     for row in rows:
         answer = str(row.get("answer") or "")
-        prompt = encoder.render(row["prompt"])
+        try:
+            prompt = encoder.render(row["prompt"])
+        except templates.RefusedConversation:  # which is told of the row
+            continue
         apart = encoder.encode(row["prompt"])
         is_plain = isinstance(row["prompt"], str)
         together = encoder.tokenizer(prompt + answer, add_special_tokens=is_plain)["input_ids"]

@@ -37,6 +37,7 @@ def test_a_trainer_refuses_arguments_that_its_template_never_reads(tmp_path):
 
 NOTICES = {
     "opens an answer by": {"deepseek_r1_distill", "deepseekv3"},
+    "between prompt and answer": {"qwen3_enable_thinking_true", "qwen3_5_think_enable_thinking_true"},
     "prints the date": set[str](),
     "joins with the answer": {"merges_over_the_border"},
 }
