@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from rld.pipeline.teacher_loading import ProbedTeacher
 from rld.recipe.stages import AnyStage
 from rld.reporting.progress_bar import ProgressBar
 from rld.reporting.run_log import RunLog
+from rld.reporting.verdict import losses_of_skills
 from rld.trainer import checkpoints
 from rld.trainer.finite_updates import require_finite_weights
 from rld.utils import files
@@ -167,6 +169,7 @@ class StageTraining:
 
     def _record(self, before: Evaluation, after: Evaluation, teachers: Sequence[ProbedTeacher]) -> dict[str, Any]:
         context, meter = self.context, self.context.flop_meter
+        num_rows = Counter(row["skill"] for row in context.evaluator.rows)
         scores = {
             str(t.teacher.name): {"parameters": t.num_parameters, "scores": t.evaluation.scores} for t in teachers
         }
@@ -180,6 +183,7 @@ class StageTraining:
             "teachers": scores,
             "before": before.scores,
             "after": after.scores,
+            "below_start": losses_of_skills(before.scores, after.scores, num_rows),
             "retention": {
                 skill: after.scores[skill] / score if score else None for skill, score in before.scores.items()
             },

@@ -15,6 +15,9 @@ from rld.recipe.skills import AnySkill, Prompts
 from rld.recipe.stages import AnyStage
 from rld.utils.options import FrozenOptions
 
+SHORT_STAGE = 100
+"""Steps below which a stage has no time to recover from the learning rate of random weights."""
+
 Name: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")]
 """A name that can be part of a metric's name, a folder's name and a key on the command line."""
 
@@ -75,9 +78,17 @@ class Recipe(FrozenOptions):
     @model_validator(mode="after")
     def _complete_trainers(self) -> Recipe:
         """Add the shared and default trainer options to each stage, so that the resolved recipe shows them."""
-        stages = [stage.with_trainer(self.trainer, self.is_new(stage.student)) for stage in self.stages]
+        stages = [stage.with_trainer(self.trainer, self._learns_as_new(stage)) for stage in self.stages]
         object.__setattr__(self, "stages", stages)
         return self
+
+    def _learns_as_new(self, stage: AnyStage) -> bool:
+        """Return whether a stage's default learning rate is that of random weights.
+
+        It is not in a short stage of a model that an earlier stage trained, which that rate would only make worse.
+        """
+        is_trained = stage.student in (other.name for other in self.stages)
+        return self.is_new(stage.student) and not (is_trained and stage.steps < SHORT_STAGE)
 
     def is_new(self, reference: str) -> bool:
         """Return whether a reference resolves, through earlier stages, to a model with random initial weights."""

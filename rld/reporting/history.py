@@ -94,6 +94,8 @@ class StageResult(_FileRecord):
     teachers: dict[str, ModelScores] = {}
     before: dict[str, float]
     after: dict[str, float]
+    below_start: dict[str, float] = {}
+    """By how much the score of each skill fell, where it fell by more than chance."""
 
 
 class LaunchRecord(_FileRecord):

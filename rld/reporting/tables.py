@@ -50,7 +50,8 @@ def closing_table(run: Summary) -> Table:
         run: With at least one finished stage.
     """
     last = run.stages[-1]
-    shown = Table(title=Text(f"{run.recipe}: held-out rows answered correctly"), caption=teacher_tokens_note(last))
+    notes = "\n".join(filter(None, [*map(_below_start_note, run.stages), teacher_tokens_note(last)]))
+    shown = Table(title=Text(f"{run.recipe}: held-out rows answered correctly"), caption=Text(notes) if notes else None)
     shown.add_column("skill")
     shown.add_column("rows", justify="right")
     columns = _student_and_teacher_columns(run.stages)
@@ -80,6 +81,12 @@ def _student_and_teacher_columns(stages: Sequence[StageResult]) -> list[tuple[st
         if teacher.scores not in students:
             columns.append((f"teacher {name} ({number(teacher.parameters)})", teacher.scores))
     return columns
+
+
+def _below_start_note(result: StageResult) -> str | None:
+    """Return on which skills a stage's student ended below its start; None if on none."""
+    losses = [f"{skill} -{loss:.2f}" for skill, loss in result.below_start.items()]
+    return f"warning: {result.name} ended below its start: {', '.join(losses)}" if losses else None
 
 
 def teacher_tokens_note(result: StageResult) -> str | None:

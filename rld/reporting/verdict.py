@@ -7,7 +7,7 @@ and than `SMALLEST_CHANGE`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
@@ -80,13 +80,29 @@ def _headline(result: StageResult, num_rows: dict[str, int]) -> Finding:
     return Finding("bad" if _is_larger(before, after, rows) else "neutral", text)
 
 
+def losses_of_skills(
+    before: Mapping[str, float], after: Mapping[str, float], num_rows: Mapping[str, int]
+) -> dict[str, float]:
+    """Return by how much a student's score fell on each skill where it fell by more than chance.
+
+    Args:
+        before: Its scores before a stage.
+        after: Its scores after it.
+        num_rows: Held-out rows of each skill.
+    """
+    fallen = [
+        skill
+        for skill, score in after.items()
+        if skill in before and _is_larger(before[skill], score, num_rows.get(skill))
+    ]
+    return {skill: before[skill] - after[skill] for skill in fallen}
+
+
 def _forgotten(result: StageResult, num_rows: dict[str, int], prefix: str) -> Iterator[Finding]:
     """Skills on which the student ended below its start."""
     losses: list[str] = []
-    for skill, after in result.after.items():
-        before = result.before.get(skill)
-        if before is not None and _is_larger(before, after, num_rows.get(skill)):
-            losses.append(f"{before - after:.2f} {'' if losses else 'below its start '}on `{skill}`")
+    for skill, loss in losses_of_skills(result.before, result.after, num_rows).items():
+        losses.append(f"{loss:.2f} {'' if losses else 'below its start '}on `{skill}`")
     if losses:
         yield Finding(
             "bad",

@@ -335,3 +335,10 @@ def test_mistakes_on_the_command_line_are_named_after_those_in_the_file(recipe):
         "command line (stages.man.steps=1): there is no 'man' in this list; did you mean 'main'?",
         "command line (steps): is not of the form key.path=value",
     ]
+
+
+@pytest.mark.parametrize(("steps", "rate"), [(10, 5e-6), (99, 5e-6), (100, 2e-3)])
+def test_a_short_stage_of_a_trained_student_does_not_learn_at_the_rate_of_random_weights(recipe, steps, rate):
+    made = read_recipe(recipe(), ["stages.main.student=first", f"stages.main.steps={steps}"])
+    assert made.stages[1].trainer["learning_rate"] == rate
+    assert read_recipe(recipe(), [f"stages.main.steps={steps}"]).stages[1].trainer["learning_rate"] == 2e-3

@@ -24,7 +24,8 @@ class LearningRates(NamedTuple):
     """The default learning rates of a kind of stage, by the kind of weights that it trains."""
 
     new: float
-    """For a model whose weights were random at the start of the recipe."""
+    """For a model whose weights were random at the start of the recipe; a short stage of a model that an earlier stage
+    trained has the rate `pretrained`."""
     adapter: float
     """For a LoRA adapter on pre-trained weights."""
     pretrained: float
@@ -77,7 +78,7 @@ class Stage(FrozenOptions):
         """Return the default options of the trainer.
 
         Args:
-            is_new: Whether the student's weights were random at the start of the recipe.
+            is_new: Whether the student learns at the rate of random weights.
         """
         rates = self.learning_rates
         if rates is None:
