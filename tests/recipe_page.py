@@ -84,6 +84,20 @@ the command line, a stage by its name: `rld train small.yaml seed=1 stages.disti
 Files (`./my.py:name`, rows, folders) are found relative to the recipe. [What a run leaves](run_folder.md) is on a page
 of its own, and so are [experiments on a controller](perturbations.md).
 
+## What `rld check` looks at
+
+`rld check` refuses what `rld train` would refuse before its first stage, with exit code 2, for both ask the same
+functions. It opens the files of rows, draws rows from generators, builds models, adapters and optimisers without
+weights, looks for the layers of the feature signal, compares rows with tokenizer, context and `max_new_tokens`, and
+tries each curriculum and each reward on a row per skill. Then it shows an example per skill, the planned FLOPs by
+account, and cautions: an unusual learning rate, repeated questions, a gold answer that the verifier rejects.
+
+That takes one to three seconds for a recipe of new models. TRL, PEFT and transformers are imported, which takes some
+ten more, only where they may have something to say: for models and tokenizers on this machine, adapters, and options
+beyond the usual ones; the last line names the first reason. Nothing is downloaded: models that are not on this machine
+are named, and `rld train` checks them before its first stage. `rld check --deep` also loads the models, has them answer
+a row per skill, and asks the rewards about those answers.
+
 This page is written from the schema by `python -m tests.recipe_page`.
 
 ## In a recipe and in Python

@@ -92,6 +92,7 @@ RUNS = {
             "stages.letters.steps=60",
             "stages.first_steps.steps=60",
             "stages.distill.steps=22",
+            "stages.distill.trainer.learning_rate=2e-3",
             "stages.distill.evaluate_every=10",
             "stages.distill.checkpoint_every=8",
         ),
