@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -67,11 +68,12 @@ def end_with_parent() -> None:
 
     It gets SIGTERM, so that a run writes a checkpoint, and 20 seconds later SIGKILL.
     """
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
+def _end_with_parent(parent_id: int) -> None:
+    parent = multiprocessing.parent_process()  # not the server that forked this process, which lives as long as this
+    while os.getppid() == parent_id if parent is None else parent.is_alive():
         time.sleep(_SECONDS_PER_LOOK)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_SECONDS_TO_STOP)

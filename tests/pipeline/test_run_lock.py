@@ -95,9 +95,32 @@ def test_a_refused_run_leaves_no_folder_and_a_file_is_no_folder(tmp_path):
         pass
 
 
+FORKING = """
+import multiprocessing, sys, time
+from rld.utils.interrupts import end_with_parent
+
+def child():
+    end_with_parent()
+    time.sleep(60)
+
+if __name__ == "__main__":
+    process = multiprocessing.get_context("forkserver").Process(target=child)
+    process.start()
+    print(process.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("way", ["subprocess", "forkserver"])
 @pytest.mark.skipif(sys.platform == "win32", reason="a process does not learn there that its parent has ended")
-def test_a_process_ends_with_a_parent_that_was_killed():
-    parent = start(PARENT, CHILD)
+def test_a_process_ends_with_a_parent_that_was_killed(tmp_path, way):
+    (tmp_path / "forking.py").write_text(FORKING)  # its child imports it
+    if way == "subprocess":
+        parent = start(PARENT, CHILD)
+    else:
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        command = [sys.executable, str(tmp_path / "forking.py")]
+        parent = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     child = int(first_line(parent))
     time.sleep(1.0)  # so that the child looks at its parent first
     parent.send_signal(signal.SIGKILL)
