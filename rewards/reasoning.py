@@ -20,6 +20,7 @@ from .numbers import numbers_in, only_number
 
 _NONSENSE = "\N{REPLACEMENT CHARACTER}"
 _NOT_FINITE = re.compile(r"(?i)(?<![a-z])(nan|inf|infinity)(?![a-z])")
+_NEGATION = re.compile(r"(?is)^(?:[-\u2212~!\u00ac\s]|not\b)+(.*)$")
 _TOLERANCE = Fraction(1, 10_000)
 """Share of the gold number by which an answer may differ, for answers that are rounded."""
 
@@ -51,7 +52,7 @@ def _contradicts(text: str, gold: str, entry: dict[str, Any]) -> bool:
     """Tell whether an answer is wrong whatever the verifier says."""
     if _NOT_FINITE.search(text) and not _NOT_FINITE.search(gold):
         return True  # complex_arithmetic pays `nan` in full
-    if text.lstrip("-\u2212 ") == gold.lstrip("-\u2212 ") and text != gold:
+    if _without_negation(text) == _without_negation(gold) and text != gold:
         wanted, negated = only_number(gold), only_number(text)
         return wanted is None or negated is None or wanted.value != negated.value
     wanted = only_number(gold)
@@ -63,6 +64,12 @@ def _contradicts(text: str, gold: str, entry: dict[str, Any]) -> bool:
     if entry["task"] == "puzzle24":  # its verifier does not look at which numbers were given
         return sorted(map(int, re.findall(r"\d+", text))) != sorted(entry["metadata"]["numbers"])
     return False
+
+
+def _without_negation(text: str) -> str:
+    """Return a text without minus signs, the word `not` and brackets around the rest; many verifiers ignore them."""
+    match = _NEGATION.match(text)
+    return match[1].strip("() \n") if match else text
 
 
 def _full_credit(score: Callable[[str, dict[str, Any]], float], text: str, entry: dict[str, Any]) -> bool:

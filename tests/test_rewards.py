@@ -169,20 +169,20 @@ def test_no_task_pays_for_an_answer_that_is_none():
         golds = [puzzle["answer"] or "" for puzzle in puzzles]
         for puzzle, gold in zip(puzzles, golds, strict=True):
             texts = [
-                "",
-                "nan",
-                "inf",
-                "0",
-                "24",
-                "None",
-                "[]",
-                f"-{gold}",
+                *("", " ", "nan", "NaN", "inf", "-Infinity", "1e999", "0", "1", "24", "True", "None", "null"),
+                *("[]", "[[]]", "{}", "()", "?", ".", "a", "nan+nanj", "x", "the answer"),
+                *(f"-{gold}", f"\u2212{gold}", f"- {gold}", f"-({gold})", f"not {gold}", gold.lstrip("-")),
                 *(other for other in golds if other != gold),
             ]
             entry = json.dumps({"task": task, "config": {}, **puzzle}, default=str)
             scores = reward("reasoning:exact_credit")(texts, [gold] * len(texts), [entry] * len(texts))
             paid += [(task, gold, text) for text, score in zip(texts, scores, strict=True) if score and text != gold]
-    equal = {("coin_flip", "0.0", "0"), ("polynomial_equations", "0.0", "0"), ("polynomial_equations", "0.0", "-0.0")}
+    equal = {
+        ("power_function", "1.0", "1"),
+        ("coin_flip", "0.0", "0"),
+        ("polynomial_equations", "0.0", "0"),
+        ("polynomial_equations", "0.0", "-0.0"),
+    }
     assert set(paid) - equal == set()
 
 

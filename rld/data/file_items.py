@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def _item(record: Any) -> tuple[Item, int]:
 
 def _text(record: Mapping[str, Any], key: str) -> str:
     value = record.get(key)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         value = str(value)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"no {key}" if key not in record else f"{key} should be text, not {value!r:.80}")

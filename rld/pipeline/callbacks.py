@@ -97,11 +97,17 @@ class FolderWatch(TrainerCallback):
 
 
 class EventLog(TrainerCallback):
-    """Moves a trainer's events to the log after each step."""
+    """Moves a trainer's events to the log after each step, and at the end."""
 
     def __init__(self, trainer: RLDTrainer, log: RunLog) -> None:
         self.trainer, self.log = trainer, log
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._write()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._write()
+
+    def _write(self) -> None:
         self.log.events(self.trainer.events)
         self.trainer.events.clear()

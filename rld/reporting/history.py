@@ -41,6 +41,7 @@ _PHRASES = {
     "retention infeasible": "{skill} can't be held to the start of the stage",
     "budget exceeded": "the student is too far from the start of the stage",
     "budget kept": "the student is near the start of the stage again",
+    "equal rewards": "reward {about} told no completions of a prompt apart",
     "gate open": "teachers {about} teach without a gate",
     "change": "{skill}: {about}",
 }

@@ -66,6 +66,7 @@ def verdict(history: RunHistory) -> list[Finding]:
         findings += _forgotten(stage.result, num_rows, prefix)
         findings += _not_numbers(stage, prefix)
         findings += _distrusted(stage, prefix)
+        findings += _equal_rewards(stage, prefix)
     return findings
 
 
@@ -179,6 +180,17 @@ def _distrusted(stage: StageHistory, prefix: str) -> Iterator[Finding]:
                 f"`{key.removeprefix('audit/')}`",
                 "mend the reward, for the student has learned to please it with wrong answers",
             )
+
+
+def _equal_rewards(stage: StageHistory, prefix: str) -> Iterator[Finding]:
+    """Rewards that told no completions of a prompt apart."""
+    names = list(dict.fromkeys(f"`{event.about}`" for event in stage.events if event.kind == "equal rewards"))
+    if names:
+        yield Finding(
+            "bad",
+            f"{prefix}The completions of a prompt always got the same reward from {_listed(names)}",
+            "there was nothing to reinforce; choose levels that succeed sometimes, more completions, or another reward",
+        )
 
 
 def _listed(texts: list[str]) -> str:

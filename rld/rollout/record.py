@@ -6,7 +6,7 @@ Shapes: B completions of this process, A completions of all processes, R rewards
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -83,12 +83,16 @@ class RolloutTotals:
         tokens_generated: Tokens that the student sampled.
         tokens_scored: Tokens that teachers read, their answers to the gate included.
         tokens_saved: Tokens that they would have read in addition without gate, controller and cache.
+        groups: Groups of completions of one prompt.
+        groups_with_differences: By reward, those of them in which it had different values.
     """
 
     rollouts: int = 0
     tokens_generated: int = 0
     tokens_scored: int = 0
     tokens_saved: int = 0
+    groups: int = 0
+    groups_with_differences: dict[str, int] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """Return the tokens under the names of `metrics.jsonl`."""

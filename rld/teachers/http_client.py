@@ -13,6 +13,7 @@ import httpx2
 
 from rld.errors import TeacherDown, TeacherError
 from rld.utils import secrets
+from rld.utils.interrupts import Waiting
 
 TOKEN = "RLD_TEACHER_TOKEN"
 """The environment variable with the bearer token."""
@@ -97,12 +98,18 @@ class HttpClient:
         Raises:
             TeacherDown: it did not succeed in `timeout_seconds` seconds after the first failure.
             TeacherError: the server refuses the request.
+            StopRequested: it does not succeed, and the process was requested to stop.
         """
+        with Waiting() as waiting:
+            return self._repeat(waiting, method, url, **content)
+
+    def _repeat(self, waiting: Waiting, method: str, url: str, **content: Any) -> httpx2.Response:
         deadline, pause = math.inf, _FIRST_PAUSE
         while True:
             result = self._try(method, url, **content)
             if not isinstance(result, _Failure):
                 return result
+            waiting.fail()
             deadline = min(deadline, time.monotonic() + self.timeout_seconds)
             left = deadline - time.monotonic()
             if left <= 0:

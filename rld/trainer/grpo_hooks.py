@@ -38,9 +38,10 @@ from rld.models.generation import only_generation_config
 from rld.models.prompting import PromptEncoder
 from rld.rollout.batch import RolloutBatch
 from rld.rollout.gold import gold_completions
-from rld.rollout.record import RolloutRecord
+from rld.rollout.record import RolloutRecord, RolloutTotals
 from rld.rollout.verifier import judged, require_scale
 from rld.trainer.checkpoints import CheckpointedParts, load_rollout
+from rld.trainer.equal_rewards import count_groups
 from rld.trainer.finite_updates import FiniteUpdates
 from rld.trainer.loss_means import LossMeans
 from rld.trainer.resumable import ResumableTrainer
@@ -83,6 +84,7 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, GRPOTrainer):
     _encoder: PromptEncoder
     _student: PreTrainedModel
     events: list[Event]
+    totals: RolloutTotals
 
     _rollout: RolloutRecord | None = None
     """The rollout in progress."""
@@ -181,6 +183,8 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, GRPOTrainer):
         if self._rollout is not None:
             require_scale(self._rollout.rule, rewards_AR[:, 0].tolist())
             self._rollout.rewards_AR = rewards_AR
+            if self._rollout.is_training:
+                count_groups(self.totals, self.reward_func_names, rewards_AR, self._rollout.group_size)
             self._receive_rewards(self._rollout, answers, completion_ids_list)
         return rewards_AR
 

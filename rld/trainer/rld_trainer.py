@@ -35,6 +35,7 @@ from rld.teachers.ensemble import TeacherEnsemble
 from rld.teachers.slot_base import StudentInterface
 from rld.teachers.teacher import Teacher
 from rld.trainer.checkpoints import CheckpointedParts
+from rld.trainer.equal_rewards import EqualRewards
 from rld.trainer.gradient_probe import GradientProbe
 from rld.trainer.grpo_hooks import GRPOHooks, MicroBatch
 from rld.trainer.joint_loss import JointLoss
@@ -47,7 +48,7 @@ from rld.trainer.start_checks import require_sound_student
 from rld.trainer.student_forward import StudentInputs, add_signal_forward
 from rld.trainer.timing import OptimizerTime, PhaseTimer, timed
 from rld.trainer.trl_patches import patch_trl
-from rld.types import Curriculum, Event, Row
+from rld.types import Curriculum, Row
 from rld.utils.flops import FlopMeter, forward_flops, training_flops
 
 
@@ -68,8 +69,7 @@ class RLDTrainer(GRPOHooks):
         audit_reward: A reward that checks a share of the completions that the verifier gave 1 (`args.audit_share`).
             It also replaces the verifier in the gate and in retention.
         retain_dataset: Rows of skills that must not be forgotten, with a column `skill`; `args.retain` has the options.
-        gold_rows: Rows with a gold `answer`, for a controller that measures their gradient
-            (`GradientAlignmentController`).
+        gold_rows: Rows with a gold `answer`, for `GradientAlignmentController`, which measures their gradient.
         flop_meter: Counts the training's floating-point operations. None: a new one.
         **options: The other arguments of `GRPOTrainer`.
 
@@ -125,9 +125,9 @@ class RLDTrainer(GRPOHooks):
     # -- building ------------------------------------------------------------------------------------------------------
 
     def _build_records(self, controller: Controller) -> None:
-        self.events: list[Event] = []
-        self.totals, self.timer = RolloutTotals(), PhaseTimer()
-        self.add_callback(OptimizerTime(self.timer))
+        self.events, self.totals, self.timer = [], RolloutTotals(), PhaseTimer()
+        for callback in (OptimizerTime(self.timer), EqualRewards(self)):
+            self.add_callback(callback)
         self.runtime = ControllerRuntime(controller, self.skills, teacher_infos(self.teachers), self._signals)
 
     def _build_student(self, rows: Any) -> None:

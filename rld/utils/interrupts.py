@@ -20,8 +20,63 @@ _SECONDS_TO_STOP = 20.0
 """How long a process that was requested to stop, because its parent has ended, may go on."""
 
 
+_SECONDS_TO_WAIT = 10.0
+"""How long a process that was requested to stop may wait for an answer from elsewhere."""
+
+
 class StopRequested(KeyboardInterrupt):
-    """A second request to stop, which ends the run at once."""
+    """A request to stop that ends the run at once: a second one, or one while the process waits in vain."""
+
+
+class Waiting:
+    """A wait for something elsewhere, such as a server's answer; use it as a context manager in the main thread.
+
+    A request to stop lets the wait go on for ten seconds, or not at all once it has failed; then `StopRequested` is
+    raised in it.
+    """
+
+    _latest: Waiting | None = None
+    """The wait in progress."""
+
+    def __init__(self) -> None:
+        self._has_failed = self._is_to_end = False
+
+    def __enter__(self) -> Waiting:
+        Waiting._latest = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        Waiting._latest = None
+
+    def fail(self) -> None:
+        """Note that what is waited for has failed, and will be tried again.
+
+        Raises:
+            StopRequested: the process was requested to stop.
+        """
+        self._has_failed = True
+        if self._is_to_end:
+            raise StopRequested
+
+    def end_soon(self) -> None:
+        """Let the wait end, because the process was requested to stop."""
+        self._is_to_end = True
+        if self._has_failed:
+            raise StopRequested
+        if hasattr(signal, "setitimer"):
+            signal.signal(signal.SIGALRM, _end_wait)
+            signal.setitimer(signal.ITIMER_REAL, _SECONDS_TO_WAIT)
+
+    @classmethod
+    def latest(cls) -> Waiting | None:
+        """Return the wait in progress."""
+        return cls._latest
+
+
+def _end_wait(_number: int, _frame: FrameType | None) -> None:
+    waiting = Waiting.latest()
+    if waiting is not None:
+        raise StopRequested
 
 
 class StopRequest:
@@ -40,6 +95,9 @@ class StopRequest:
         self.signals.append(number)
         if self.second_raises and len(self.signals) > 1:
             raise StopRequested
+        waiting = Waiting.latest()
+        if waiting is not None and self.second_raises:
+            waiting.end_soon()
         tell(self.message)
 
     def is_made(self) -> bool:

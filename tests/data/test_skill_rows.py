@@ -186,6 +186,14 @@ def test_unusable_files_are_refused(tmp_path, text, message):
         source({"file": "rows.csv"}, tmp_path)
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_numbers_that_are_not_finite_are_refused_with_their_row(tmp_path, number):
+    rows = ['{"question": "a", "answer": 1.5}', f'{{"question": "b", "answer": {number}}}']
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    with pytest.raises(DataError, match=r"rows.jsonl:2: .*(NaN|Infinity|inf)"):
+        source({"file": "rows.jsonl"}, tmp_path)
+
+
 # -- the stream -------------------------------------------------------------------------------------------------------
 
 

@@ -136,3 +136,17 @@ def test_a_generator_that_does_not_return_is_an_error(run, monkeypatch):
     monkeypatch.setattr("rld.data.skill_rows.CALL_SECONDS", 0.2)
     code, text = run("train", sums="def sums(rng):\n    while True: pass\n")
     assert code == 2 and "./sums.py:sums did not return within 0.2 seconds (" in text
+
+
+def test_a_reward_that_never_differs_is_told(run, tmp_path, capsys):
+    mine = MARKS + "\n\ndef format(completions, **_):\n    return [1.0] * len(completions)\n"
+    varied = "def mine(completions, **_):\n    return [i % 2 for i in range(len(completions))]\n"
+    rewards = "rewards=[{use: './other.py:mine'}, {use: './mine.py:format'}, {use: './mine.py:mine', weight: 0}]"
+    with pytest.warns(UserWarning, match="reward 'format' taught nothing: .* in all 4 groups"):
+        code, _ = run("train", rewards, "stages.first.steps=2", mine=mine, other=varied)
+    assert code == 0
+    events = [json.loads(line) for line in (tmp_path / "run/events.jsonl").read_text().splitlines()]
+    assert [event["about"] for event in events if event["kind"] == "equal rewards"] == ["format"]
+    assert main(["report", str(tmp_path / "run")]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "always got the same reward from `format`" in shown

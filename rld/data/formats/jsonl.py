@@ -18,8 +18,13 @@ def read(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _value(line: str) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(line, parse_constant=_refuse)
     except ValueError as error:  # also a number with thousands of digits
         return ValueError(f"not valid JSON: {error}")
     except RecursionError:
         return ValueError("not valid JSON: it is nested too deep")
+
+
+def _refuse(constant: str) -> None:
+    """Refuse NaN, Infinity and -Infinity, which Python reads and JSON does not have."""
+    raise ValueError(f"{constant} is no JSON number")
