@@ -15,7 +15,7 @@ from rld.errors import ModelError, RecipeError
 from rld.models import tokenizers
 from rld.models.loading import load_config, load_model, load_skeleton, load_tokenizer, require_end
 from rld.models.prompting import PromptEncoder
-from rld.models.self_check import context_length
+from rld.models.self_check import context_length, require_token_rows
 from rld.recipe import registry
 from rld.recipe.models import NewModel, PretrainedModel
 from rld.recipe.schema import Recipe
@@ -66,7 +66,9 @@ class ModelLoader:
         arguments = {"dtype": dtype, **options, **(from_pretrained or {})}
         with self._mistakes_in(reference):
             model = load_model(spec, arguments)
-        return model, self._tokenizer(spec, reference, arguments, chat_template)
+        tokenizer = self._tokenizer(spec, reference, arguments, chat_template)
+        require_token_rows(model, tokenizer, f"the model {spec!r}", kind=ModelError)
+        return model, tokenizer
 
     def encoder(self, reference: str, chat_template: str | None = None) -> tuple[PromptEncoder, int | None]:
         """Return the encoder of prompts and answers of a model, and its context length, without loading its weights.

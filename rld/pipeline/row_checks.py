@@ -103,12 +103,12 @@ class RowChecks:
     def _look_at_texts(self, examples: Mapping[str, Sequence[LabelledRow]]) -> None:
         """Refuse arguments that no chat template reads, and warn of what a user may not expect of the texts."""
         rows = [labelled.row for some in examples.values() for labelled in some[:8]]
-        for reader in self._readers:
-            if reader.is_student:
-                if self._recipe.prompt_style == "chat":
-                    require_options_read(reader.encoder)
-                for text in notices(reader.encoder, rows):
-                    warnings.warn(f"{reader.name}: {text}", stacklevel=2)
+        students = {id(reader.encoder.tokenizer): reader for reader in reversed(self._readers) if reader.is_student}
+        for reader in students.values():
+            if self._recipe.prompt_style == "chat":
+                require_options_read(reader.encoder)
+            for text in notices(reader.encoder, rows):
+                warnings.warn(f"{reader.name}: {text}", stacklevel=2)
 
     def require_readable(self, name: str, model: Any, tokenizer: Any, held_out: Sequence[Row]) -> None:
         """Check held-out rows for a model that is scored on them; where the recipe skips bad rows, warn of them.

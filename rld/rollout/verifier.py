@@ -145,7 +145,7 @@ def _warn_of_thinking(prompts: Sequence[Any], completions: Sequence[Any], encode
         warnings.warn(
             f"completions have thinking parts ({pair.opening} ... {pair.closing}), and rewards and scores read them as "
             "part of the answer; strip_thinking leaves them out (prompts.strip_thinking: true in a recipe)",
-            stacklevel=3,
+            stacklevel=1,  # one place, so that it is shown once
         )
 
 

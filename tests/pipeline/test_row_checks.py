@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import tests.support.tiny as tiny
-from rld.errors import DataError
+from rld.errors import DataError, ModelError
 from rld.pipeline.run import RunContext
 from rld.pipeline.train import train
 from rld.recipe.reading import read_recipe
@@ -78,6 +78,13 @@ def test_a_teacher_with_a_short_context_is_named(tmp_path):
     made = context(tmp_path, long, stages=[stage], max_new_tokens=6)
     with pytest.raises(DataError, match=r"teacher brief, skill 'swap': 1 of 25 rows: rows.jsonl:1 has 8 tokens in its"):
         made.row_checks.require(made.skill_rows)
+
+
+def test_a_model_with_fewer_rows_than_its_tokenizer_has_tokens_is_refused_before_it_reads_any(tmp_path):
+    made = context(tmp_path)
+    tiny.model(vocabulary=9).save_pretrained(tmp_path / "model")
+    with pytest.raises(ModelError, match="has the token 14, 'j', and its embedding only 9 rows"):
+        train(made.recipe, made.source, tmp_path / "run", resume=False)
 
 
 def test_an_answer_that_is_not_learnt_need_not_fit_where_the_judge_accepts_what_does(tmp_path):
