@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self, TypeGuard, TypeVar
+from typing import Annotated, Any, Self, TypeAlias, TypeGuard, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rld.errors import CheckpointError
 from rld.recipe.inputs import AcceptedChanges
@@ -48,6 +48,11 @@ _PHRASES = {
 """What happened, by an event's kind."""
 
 
+Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Amount: TypeAlias = Annotated[float, Field(ge=0, le=_LARGEST)]
+Count: TypeAlias = Annotated[int, Field(ge=0, le=1 << 62)]
+
+
 class _FileRecord(BaseModel):
     """A part of a file that a run wrote. Other keys are ignored, so that runs of other versions can be read."""
 
@@ -71,15 +76,15 @@ class _FileRecord(BaseModel):
 class ModelScores(_FileRecord):
     """Number of parameters of a model, and its score per skill: the share of the held-out rows answered correctly."""
 
-    parameters: int
-    scores: dict[str, float]
+    parameters: Count
+    scores: dict[str, Share]
 
 
 class TeacherTokens(_FileRecord):
     """Tokens that teachers scored, and tokens that they did not, because a weight was 0 or the gate was closed."""
 
-    scored: float
-    saved: float
+    scored: Amount
+    saved: Amount
 
 
 class StageResult(_FileRecord):
@@ -87,14 +92,14 @@ class StageResult(_FileRecord):
 
     name: str
     kind: str
-    seconds: float
-    flops: float
-    flops_by_account: dict[str, float] = {}
+    seconds: Amount
+    flops: Amount
+    flops_by_account: dict[str, Amount] = {}
     teacher_tokens: TeacherTokens | None = None
     student: ModelScores
     teachers: dict[str, ModelScores] = {}
-    before: dict[str, float]
-    after: dict[str, float]
+    before: dict[str, Share]
+    after: dict[str, Share]
     below_start: dict[str, float] = {}
     """By how much the score of each skill fell, where it fell by more than chance."""
 
@@ -125,12 +130,12 @@ class Summary(_FileRecord):
     recipe: str
     seed: int
     status: str
-    seconds: float
-    flops: float
+    seconds: Amount
+    flops: Amount
     launch: LaunchRecord | None = None
     input_changes: list[AcceptedChanges] = []
     versions: dict[str, str] = {}
-    heldout_rows: dict[str, int] = {}
+    heldout_rows: dict[str, Count] = {}
     """The number of held-out rows of each skill."""
     stages: list[StageResult] = []
     """The finished stages, in order."""
@@ -142,7 +147,7 @@ class LoggedEvent(_FileRecord):
     """A line of `events.jsonl`: what changed, for which skill, and from which measurement."""
 
     stage: str
-    step: int
+    step: Count
     kind: str
     skill: str
     about: str
@@ -188,7 +193,7 @@ class PlannedStage(_FileRecord):
 
     name: str
     kind: str
-    steps: int
+    steps: Count
     teachers: dict[str, Any] = {}
 
 

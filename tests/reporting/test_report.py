@@ -171,6 +171,11 @@ def test_values_that_are_not_numbers_are_told_not_drawn(run: Path) -> None:
         ("recipe.json", None, "has no recipe.json"),
         ("summary.json", '{"recipe": "made', "summary.json is damaged"),
         ("summary.json", '{"recipe": "made-up"}', "summary.json is not what rld writes: seed"),
+        (
+            "summary.json",
+            '{"recipe": "made", "seed": 1, "status": "done", "seconds": -1, "flops": 1}',
+            "summary.json is not what rld writes: seconds",
+        ),
     ],
 )
 def test_a_damaged_folder_is_refused_by_name(run: Path, file: str, content: str | None, expected: str) -> None:
