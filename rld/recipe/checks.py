@@ -6,16 +6,24 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rld.recipe import reserved_options, third_party_options
-from rld.recipe.document import RecipeDocument, RecipeProblem, walk
+from rld.recipe.document import Loc, RecipeDocument, RecipeProblem, walk
 from rld.recipe.models import AnyModel
 from rld.recipe.names import RecipeNames, check_member, items
 from rld.recipe.plugins import RewardSpec, VerifierSpec
+from rld.recipe.sizes import parameters, quantity
 from rld.recipe.skills import AnySkill
 from rld.recipe.stages import AnyStage
 from rld.recipe.stages.base import Stage
 from rld.recipe.trainer_options import check_trainer
 from rld.utils.options import member_of
 from rld.utils.secrets import has_credentials, is_secret_name
+
+_DEPTHS = frozenset({"num_hidden_layers", "n_layer", "num_layers", "n_layers"})
+"""Names of the number of blocks in configurations."""
+
+_MAX_LAYERS = 10_000
+
+_MAX_PARAMETERS = 10**13
 
 
 def problems(document: RecipeDocument) -> Iterator[RecipeProblem]:
@@ -28,6 +36,7 @@ def problems(document: RecipeDocument) -> Iterator[RecipeProblem]:
         if isinstance(model, str):
             yield from names.weights(("models", key), model, [])
         yield from check_member(AnyModel, names, ("models", key), model)
+        yield from _check_size(names, ("models", key, "config"), model)
     for key, skill in items(tree.get("skills")):
         yield from check_member(AnySkill, names, ("skills", key), skill)
     first_use = names.in_stage(_first_use_of_rewards(names), {})
@@ -48,6 +57,24 @@ def _check_secrets(names: RecipeNames) -> Iterator[RecipeProblem]:
         elif isinstance(value, str) and "trainer" in loc[:-1] and is_secret_name(loc[-1]):
             fix = "set the library's environment variable instead, such as HF_TOKEN or WANDB_API_KEY"
             yield names.problem(loc, f" is a secret, and trainer options are stored with each checkpoint; {fix}")
+
+
+def _check_size(names: RecipeNames, loc: Loc, model: Any) -> Iterator[RecipeProblem]:
+    """Check that a new model is not larger than any machine can hold."""
+    match model:
+        case {"new": str(kind), "config": dict(config)}:
+            pass
+        case _:
+            return
+    for key in _DEPTHS & config.keys():
+        if isinstance(config[key], int) and config[key] > _MAX_LAYERS:
+            yield names.problem((*loc, key), f" should be at most {_MAX_LAYERS:,}, not {config[key]:,}")
+    try:
+        size = parameters({"vocab_size": 1, **config, "model_type": kind}) or 0
+    except (TypeError, LookupError, ArithmeticError):  # the library refuses such options
+        return
+    if size > _MAX_PARAMETERS:
+        yield names.problem(loc, f": a model of {quantity(size)} parameters is larger than any machine can hold")
 
 
 def _first_use_of_rewards(names: RecipeNames) -> int:

@@ -11,7 +11,9 @@ import pytest
 import yaml
 from rich.console import Console
 
+from rld.data.skill_rows import skill_rows
 from rld.errors import RldError
+from rld.pipeline.quick_look import reason_to_ask_libraries
 from rld.recipe.document import value_at, walk
 from rld.recipe.reading import read_recipe
 from rld.reporting.overview import overview
@@ -91,6 +93,8 @@ def test_a_mutated_recipe_is_read_or_refused(path, tmp_path):
         try:
             recipe = read_recipe(target, overrides if i % 5 == 0 else [])
             Console(quiet=True).print(overview(recipe, tmp_path))
+            if i % 9 == 0:  # which opens data and imports files
+                reason_to_ask_libraries(recipe, target, skill_rows(recipe, tmp_path))
         except RldError as error:
             num_refused += 1
             assert all(len(line) < 1000 for line in str(error).splitlines())

@@ -225,6 +225,8 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(recipe):
         ("steps: 5", "steps: 5\n    rollout: {prompts: 1000000000}", "26: stages.main.rollout.prompts should be less than or equal to 100000"),
         ("steps: 5", "steps: 9000000\n    rollout: {prompts: 1000}", "steps times rollout.prompts should be at most 10,000,000 prompts"),
         ("steps: 5", "steps: 5\n    rollout: {prompts: 99999, completions: 9999}", "26: stages.main.rollout: an update has at most 1,000,000 completions"),
+        ("hidden_size: 64", "num_hidden_layers: 100000000", "4: models.big.config.num_hidden_layers should be at most 10,000"),
+        ("hidden_size: 64", "hidden_size: 1000000000", "4: models.big.config: a model of"),
         ("scale: 2", f"scale: {'9' * 400}", "12: rewards.0.options.scale should be a number of at most 64 bits"),
         ("name: good", "name: good\nseed: 4294967296", "2: seed should be less than 2147483648, not 4294967296"),
         ("name: good", 'name: "\\ud800"', "1: name should be text, but has half of a character"),
