@@ -123,10 +123,13 @@ class PromptStream:
         for skill, level in self._levels.items():
             if level != before.get(skill, level):
                 counts_by_level = {task.level: counts for task, counts in self._seen.items() if task.skill == skill}
-                measured = ", ".join(
-                    f"{s} of {n} right at level {at}" for at, (s, n) in sorted(counts_by_level.items())
+                measured = "; ".join(
+                    f"at level {at}, {s} of {n} answers were correct" for at, (s, n) in sorted(counts_by_level.items())
                 )
-                kind, rule = "level up" if level > before[skill] else "level down", type(self.curriculum).__name__
+                kind, rule = (
+                    "level up" if level > before[skill] else "level down",
+                    f"decided by the curriculum {type(self.curriculum).__name__}",
+                )
                 events.append(Event(step, kind, skill, f"from {before[skill]:g} to {level:g}", measured, rule))
         self._seen = {}
         return events

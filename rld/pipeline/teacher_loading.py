@@ -53,7 +53,7 @@ class TeacherLoader:
                 if not (isinstance(spec, ServedTeacher) and spec.optional):
                     raise
                 warnings.warn(f"{error}; it is optional, so the stage starts without it", stacklevel=2)
-                reason = "its server did not answer", "it is optional"
+                reason = "its server did not answer at the start", "it is optional, so the stage starts without it"
                 events.append(Event(0, "teacher dropped", "all skills", name, *reason))
         if stage.teachers and not ready:
             names = ", ".join(stage.teachers)

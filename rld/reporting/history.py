@@ -29,7 +29,7 @@ _PHRASES = {
     "teacher on": "teacher {about} switched on for {skill}",
     "teacher joined": "teacher {about} joined",
     "teacher left": "teacher {about} left",
-    "teacher dropped": "teacher {about} dropped",
+    "teacher dropped": "teacher {about} no longer teaches",
     "signal off": "{about} switched off for {skill}",
     "signal on": "{about} switched on for {skill}",
     "phase": "{skill}: {about}",
@@ -42,7 +42,9 @@ _PHRASES = {
     "budget exceeded": "the student is too far from the start of the stage",
     "budget kept": "the student is near the start of the stage again",
     "equal rewards": "reward {about} told no completions of a prompt apart",
-    "gate open": "teachers {about} teach without a gate",
+    "no gate": "{about} may teach on all prompts",
+    "level up": "the level of {skill} rises {about}",
+    "level down": "the level of {skill} falls {about}",
     "change": "{skill}: {about}",
 }
 """What happened, by an event's kind."""

@@ -246,12 +246,12 @@ class TeacherGate:
 
 
 def unverified(teachers: Sequence[Teacher], gate: TeacherGate | None) -> list[Event]:
-    """What is to be told of teachers whose answers nobody checks."""
+    """Return an event for teachers whose answers are not verified; none where a gate verifies them."""
     if gate is not None or not teachers:
         return []
-    measured = "no answer of theirs to a training prompt"
-    rule = "no gate per prompt: a teacher's errors are learnt as well, so guarantees are weaker"
-    return [Event(1, "gate open", "all skills", ", ".join(str(t.name) for t in teachers), measured, rule)]
+    measured = "their answers to training prompts are not verified"
+    rule = "without a gate the student learns wrong answers of a teacher too"
+    return [Event(1, "no gate", "all skills", ", ".join(str(t.name) for t in teachers), measured, rule)]
 
 
 def _skill(row: Row) -> str:

@@ -214,7 +214,7 @@ class TeacherScoring:
         for k in sorted(set(down_K.nonzero().flatten().tolist()) - self._dropped):
             self._dropped.add(k)
             self.ensemble.retire(k, is_down=True)
-            about = "its server stopped answering", "it is optional, so the others take its weight"
+            about = "its server stopped answering", "it is optional, so the run goes on without it"
             events.append(Event(step, "teacher dropped", "all skills", str(teachers[k].name), *about))
         if events and down_K.all() and not self.options.has_policy:
             raise TeacherDown(

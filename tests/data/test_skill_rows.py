@@ -398,7 +398,7 @@ def test_a_move_to_another_level_is_an_event():
     first, second = made.level_events(2)
     assert (first.kind, first.skill, first.about, first.measured) == (
         *("level up", "x", "from 0 to 1"),
-        "3 of 4 right at level 0",
+        "at level 0, 3 of 4 answers were correct",
     )
     assert second.skill == "y"
     assert made.level_events(3) == []

@@ -316,6 +316,6 @@ def test_a_teacher_that_is_less_sure_than_the_student_does_not_teach(resampled_c
 
 def test_teachers_that_nobody_checks_are_told_of_in_the_events():
     (event,) = unverified([teacher()], None)
-    assert (event.step, event.kind, event.about) == (1, "gate open", "wide")
-    assert "guarantees are weaker" in event.rule
+    assert (event.step, event.kind, event.about) == (1, "no gate", "wide")
+    assert "learns wrong answers of a teacher too" in event.rule
     assert unverified([teacher()], gate_of([teacher()], constant(1.0))) == unverified([], None) == []
