@@ -83,10 +83,13 @@ class ModelScores(_FileRecord):
 
 
 class TeacherTokens(_FileRecord):
-    """Tokens that teachers scored, and tokens that they did not, because a weight was 0 or the gate was closed."""
+    """Tokens that teachers scored, and tokens that they did not, because a weight was 0 or the gate was closed.
+
+    `saved` is below 0 where the gate's own answers cost more than it saved.
+    """
 
     scored: Amount
-    saved: Amount
+    saved: Annotated[float, Field(allow_inf_nan=False)]
 
 
 class StageResult(_FileRecord):
