@@ -276,8 +276,12 @@ def test_evaluate_scores_the_stored_student(recipe, whole, capsys):
 
 def test_a_reward_that_raises_stops_the_run_and_says_where(recipe, tmp_path, capsys):
     broken = tmp_path / "broken.yaml"
-    (tmp_path / "tasks.py").write_text(TASKS.replace("return [sum", "1 / 0\n    return [sum"))
-    broken.write_text(RECIPE.replace("steps: 40,", "steps: 1,"))
+    (tmp_path / "tasks.py").write_text(
+        TASKS.replace("return [sum", "_['trainer_state'].global_step and 1 / 0\n    return [sum")
+    )
+    broken.write_text(
+        RECIPE.replace("steps: 40,", "steps: 1,")
+    )  # what raises at once is refused before the first stage
     assert main(["train", str(broken), "--output", str(tmp_path / "run")]) == 2
     message = capsys.readouterr().err
     for part in ("reward 'share'", "ZeroDivisionError", "tasks.py:", "row 0", "completion"):
