@@ -19,7 +19,7 @@ MASK = "***"
 _ALWAYS = frozenset(
     {
         *("secret", "secrets", "password", "passwords", "passwd", "passphrase", "pwd", "credential", "credentials"),
-        *("authorization", "apikey", "cookie"),
+        *("authorization", "apikey", "cookie", "cookies"),
     }
 )
 """Words that make a name that of a secret wherever they stand in it."""
@@ -31,6 +31,7 @@ _PLURAL = frozenset({"tokens", "keys"})
 """The same behind one of `_SECRET_KINDS`: `tokens` alone are those of a text."""
 
 _SECRET_KINDS = frozenset({"api", "access", "auth", "bearer", "secret", "private", "hub", "hf"})
+"""Words before `key` and `keys` that leave no doubt: a `sort_key` or an `answer_key` is seldom a secret."""
 
 _TEXT_TOKENS = frozenset(
     {
@@ -41,17 +42,22 @@ _TEXT_TOKENS = frozenset(
 )
 """Words before `token` that make it a token of a text."""
 
-_PLACES = frozenset({"variable", "env", "environment", "file", "path", "name", "id", "ids", "length", "count", "type"})
+_PLACES = frozenset(
+    {
+        *("variable", "env", "environment", "file", "path", "dir", "directory", "folder", "host", "port", "sock"),
+        *("name", "id", "ids", "length", "count", "type", "jar", "helper"),
+    }
+)
 """Words at the end of a name that make it that of a place, such as `token_variable`."""
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 
 _FORMS = re.compile(
-    r"hf_(?=[A-Za-z]*[A-Z0-9])[A-Za-z0-9]{8,}|hf_[A-Za-z0-9]{20,}"
-    r"|\b(?:sk|pk|rk)-[A-Za-z0-9_-]{16,}|\bgh[pousr]_[A-Za-z0-9]{16,}|\bgithub_pat_\w{16,}|\bglpat-[\w-]{16,}"
+    r"\bhf_(?=[a-z0-9]*[A-Z])(?=[A-Za-z]*[0-9])[A-Za-z0-9]{10,}|\bhf_[A-Za-z0-9]{20,}"
+    r"|\b(?:sk|pk|rk)-(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{16,}|\bgh[pousr]_[A-Za-z0-9]{16,}|\bgithub_pat_\w{16,}|\bglpat-[\w-]{16,}"
     r"|\bxox[abprs]-[\w-]{10,}|\bAKIA[0-9A-Z]{16}\b|\bAIza[\w-]{30,}"
     r"|(?<=://)[^\s/?#@\"']+@(?=[^\s/])"
-    r"|(?<=[Bb]earer )[\w.~+/=-]{8,}"
+    r"|(?<=[Bb]earer )(?=[A-Za-z_-]*[0-9.~+/=])[\w.~+/=-]{8,}(?<!\.)"
 )
 """Tokens of well-known services, the part of an address before `@`, and bearer tokens."""
 
@@ -64,7 +70,18 @@ _SHORTEST = 4
 """Characters of a value that is masked wherever it occurs; shorter ones occur in ordinary text."""
 
 _SHORTEST_UNNAMED = 8
-"""The same for values whose name may also be that of something else: `key`, and variables of the environment."""
+"""The same for values whose name may also be that of something else: `..._key`, and variables of the environment."""
+
+_SETTINGS = frozenset(
+    {"true", "false", "none", "null", "auto", "default", "required", "optional", "disabled", "enabled"}
+)
+"""Values, in lower case, that say whether there is a secret and are none."""
+
+_ORDINARY = re.compile(r"[A-Za-z\s_./:-]*")
+"""Values that are ordinary words, such as the name of a column."""
+
+_TOKEN_OF_TEXT = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\W*")
+"""Values that are tokens of a text, such as `<answer>` or `####`."""
 
 _USER_NAMES = ("models", "skills", "teachers")
 """Mappings of a recipe whose keys are names that its user chose."""
@@ -105,17 +122,21 @@ def has_credentials(text: str) -> bool:
 
 def remember(tree: Any) -> None:
     """Remember the secrets in a tree of mappings and lists, so that they are masked from now on."""
-    for name, value in _secret_values(tree):
-        is_unclear = _words(name) == ["key"]
-        if len(value) >= (_SHORTEST_UNNAMED if is_unclear else _SHORTEST) and not (is_unclear and value.isalpha()):
+    for value in _secret_values(tree):
+        if len(value) >= _SHORTEST:
             _secrets.update((value, *(word for word in value.split()[1:] if len(word) >= _SHORTEST_UNNAMED)))
 
 
 def remember_environment(environment: Mapping[str, str] | None = None) -> None:
-    """Remember the values of environment variables that are called like secrets, such as `HF_TOKEN`."""
+    """Remember the values of environment variables that are called like secrets, such as `HF_TOKEN`.
+
+    The shell's `PWD`, and folders and files such as that of systemd's `CREDENTIALS_DIRECTORY`, are no secrets.
+    """
     for name, value in (os.environ if environment is None else environment).items():
-        if is_secret_name(name) and len(value.strip()) >= _SHORTEST_UNNAMED:
-            _secrets.add(value.strip())
+        text = value.strip()
+        is_place = name == "PWD" or (os.path.isabs(text) and os.path.exists(text))
+        if is_secret_name(name) and len(text) >= _SHORTEST_UNNAMED and not is_place and _may_be_secret(text, name):
+            _secrets.add(text)
 
 
 def remember_arguments(arguments: Iterable[str]) -> None:
@@ -180,8 +201,8 @@ def _masked_by_name(tree: Any, name: str | None = None, has_user_keys: bool = Fa
     return MASK if name is not None and _may_be_secret(tree, name) else tree
 
 
-def _secret_values(tree: Any, name: str | None = None, has_user_keys: bool = False) -> Iterator[tuple[str, str]]:
-    """Yield the values that stand under the name of a secret, with that name, and the users in addresses."""
+def _secret_values(tree: Any, name: str | None = None, has_user_keys: bool = False) -> Iterator[str]:
+    """Yield the values that stand under the name of a secret, and the users in addresses."""
     if isinstance(tree, Mapping):
         for key, value in tree.items():
             yield from _secret_values(value, _secret_name(key, name, has_user_keys), key in _USER_NAMES)
@@ -189,10 +210,10 @@ def _secret_values(tree: Any, name: str | None = None, has_user_keys: bool = Fal
         for value in tree:
             yield from _secret_values(value, name)
     elif name is not None and _may_be_secret(tree, name):
-        yield name, str(tree)
+        yield str(tree)
     elif isinstance(tree, str) and has_credentials(tree):
         user = urlsplit(tree.strip()).netloc.rpartition("@")[0]
-        yield from (("password", part) for part in (user, user.partition(":")[2]) if part)
+        yield from (part for part in (user, user.partition(":")[2]) if part)
 
 
 def _secret_name(key: Any, name: str | None, is_user_key: bool) -> str | None:
@@ -201,8 +222,15 @@ def _secret_name(key: Any, name: str | None, is_user_key: bool) -> str | None:
 
 
 def _may_be_secret(value: Any, name: str) -> bool:
+    """Tell whether a value under the name of a secret may be one."""
     if isinstance(value, str):
-        return value not in ("", MASK)
+        words = _words(name.rstrip("0123456789"))
+        is_clear = bool(_ALWAYS & set(words) or _SECRET_KINDS & set(words[:-1]))
+        if not is_clear and _TOKEN_OF_TEXT.fullmatch(value):
+            return False
+        if not is_clear and words[-1:] == ["key"] and (len(value) < _SHORTEST_UNNAMED or _ORDINARY.fullmatch(value)):
+            return False
+        return value not in ("", MASK) and value.lower() not in _SETTINGS
     return isinstance(value, int) and not isinstance(value, bool) and bool(_ALWAYS & set(_words(name)))
 
 

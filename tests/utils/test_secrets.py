@@ -153,6 +153,18 @@ def test_names_of_a_recipe_are_no_secrets():
     }  # fmt: skip
 
 
+def test_ordinary_words_paths_and_settings_are_not_masked():
+    secrets.remember_environment({"PWD": "/home/me/work", "CREDENTIALS_DIRECTORY": "/usr", "MY_TOKEN": "PLANTED-1"})
+    words = "models.a.token=true rewards.0.options.answer_key=final_answer x.sort_key=length y.answer_token=<answer>"
+    secrets.remember_arguments([*words.split(), "trainer.hub_token=null", "models.b.api_key=PLANTED-2"])
+    text = "true null final_answer length <answer> /home/me/work/x /usr/bin"
+    assert secrets.masked_text(f"{text} PLANTED-1 PLANTED-2") == f"{text} *** ***"
+    ordinary = "a bearer certificate; models/hf_teacher1; sk-learn-model-checkpoint; http://host:8000/a; me@example.com"
+    assert secrets.masked_text(ordinary) == ordinary
+    options = {"answer_key": "answer", "sort_key": "length", "separator_token": "####", "auth_token": "abcd"}
+    assert secrets.masked_recipe(options) == options | {"auth_token": "***"}
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1"])
 def test_every_text_can_be_printed(encoding):
     code = (
