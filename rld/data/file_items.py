@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,9 @@ _MOST_DIGITS = 18
 
 
 def read_items(path: Path) -> list[list[Item]]:
-    """Return the items of a file, one list per level. Texts are not converted: the answer "007" stays "007".
+    """Return the items of a file, one list per level.
+
+    Texts are not converted, the answer "007" stays "007", and numbers are texts as they are written.
 
     Raises:
         DataError: lists the rows that cannot be used, with their line numbers.
@@ -34,6 +35,8 @@ def read_items(path: Path) -> list[list[Item]]:
                 levels.setdefault(level, []).append(item._replace(place=f"{path.name}:{line}"))
             except ValueError as error:
                 problems.append(f"{path}:{line}: {error}")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not text in UTF-8, at byte {error.start}; save it as UTF-8") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: {error}") from error
     if problems:
@@ -70,8 +73,9 @@ def _item(record: Any) -> tuple[Item, int]:
 
 def _text(record: Mapping[str, Any], key: str) -> str:
     value = record.get(key)
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+    if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"no {key}" if key not in record else f"{key} should be text, not {value!r:.80}")
+        names = ", ".join(map(repr, record))
+        raise ValueError(f"no {key}, but {names:.80}" if key not in record else f"{key} should be text, not {value!r:.80}")
     return value

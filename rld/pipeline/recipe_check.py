@@ -41,6 +41,7 @@ class SkillSummary:
         skill: Its name.
         num_rows: Rows of its file, or those that were drawn from its generator.
         num_questions: Different questions among them.
+        num_contradicted: Questions among them that have several gold answers.
         num_held_out: Held-out rows.
         longest_answer: Characters of the longest gold answer.
         prompt: One prompt, as a model reads it.
@@ -51,6 +52,7 @@ class SkillSummary:
     skill: str
     num_rows: int
     num_questions: int
+    num_contradicted: int
     num_held_out: int
     longest_answer: int
     prompt: str
@@ -126,13 +128,17 @@ def _summary(source: SkillRows, encoder: Any, characters_per_token: float) -> Sk
     else:
         encoded = encoder.encode_rows([row["prompt"] for row in rows], [row["answer"] for row in rows])
         sizes = [(len(prompt_ids), len(answer_ids)) for prompt_ids, answer_ids in encoded]
+    answers_by_prompt: dict[str, set[str]] = {}
+    for row in rows:
+        answers_by_prompt.setdefault(str(row["prompt"]), set()).add(row["answer"])
     prompt = rows[0]["prompt"]
     if not isinstance(prompt, str):
         prompt = "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
     return SkillSummary(
         source.skill,
         len(rows),
-        len({str(row["prompt"]) for row in rows}),
+        len(answers_by_prompt),
+        sum(len(answers) > 1 for answers in answers_by_prompt.values()),
         len(source.held_out()),
         max(len(row["answer"]) for row in rows),
         prompt if encoder is None else encoder.render(rows[0]["prompt"]),
@@ -151,6 +157,8 @@ def _repeated(recipe: Recipe, summaries: list[SkillSummary]) -> Iterator[str]:
         num_repeated = summary.num_rows - summary.num_questions
         if recipe.skills[summary.skill].num_levels is None and num_repeated:
             yield f"skill '{summary.skill}': {num_repeated} of {summary.num_rows} rows repeat a question"
+        if recipe.skills[summary.skill].num_levels is None and summary.num_contradicted:
+            yield f"skill '{summary.skill}': {summary.num_contradicted} questions have several different gold answers"
 
 
 def _unpaid_gold_answers(recipe: Recipe, folder: Path, sources: Mapping[str, SkillRows]) -> Iterator[str]:

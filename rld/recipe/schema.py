@@ -82,6 +82,17 @@ class Recipe(FrozenOptions):
         object.__setattr__(self, "stages", stages)
         return self
 
+    @model_validator(mode="after")
+    def _reference_models_are_in_files(self) -> Recipe:
+        for stage in self.stages:
+            is_in_no_file = stage.lora is None and isinstance(self.models.get(stage.student), NewModel)
+            if is_in_no_file and stage.trainer.get("beta"):
+                raise ValueError(
+                    f"stage '{stage.name}': trainer.beta keeps the student near the weights that it begins with, and "
+                    f"those of the new model '{stage.student}' are in no file; begin with a stage sft, or leave it out"
+                )
+        return self
+
     def _learns_as_new(self, stage: AnyStage) -> bool:
         """Return whether a stage's default learning rate is that of random weights.
 

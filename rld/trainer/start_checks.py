@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 from datasets import Dataset
+from torch import nn
 from transformers import PreTrainedModel
 
 from rld.errors import ModelError
@@ -30,12 +31,16 @@ def require_sound_student(model: PreTrainedModel, encoder: PromptEncoder, rows: 
         args: With the number of tokens of a completion.
 
     Raises:
-        ModelError: its logits are not those of its head, or not finite; its embedding lacks tokens of its tokenizer; or
+        ModelError: no weight is trainable; its logits are not those of its head, or not finite; its embedding lacks tokens of its tokenizer; or
             the longest prompt with a completion does not fit into its context.
     """
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise ModelError("the student: none of its weights is trainable; call requires_grad_(True)")
     require_sound_model(model, "the student", ModelError, is_student=True)
     require_token_rows(model, encoder.tokenizer, "the student", kind=ModelError)
     warn_of_lost_updates(model, args.learning_rate)
+    if args.signals is None or "policy" in args.signals:
+        _warn_of_dropout(model)
     options = unused_options(model)
     if options and not args.use_vllm:
         warnings.warn(
@@ -46,6 +51,23 @@ def require_sound_student(model: PreTrainedModel, encoder: PromptEncoder, rows: 
     if isinstance(rows, Dataset) and "prompt" in rows.column_names and context_length(model.config) is not None:
         prompts = heapq.nlargest(_NUM_PROMPTS, rows["prompt"], key=lambda prompt: len(str(prompt)))
         require_prompts_fit(model, [encoder.encode(prompt) for prompt in prompts], args)
+
+
+def _warn_of_dropout(model: nn.Module) -> None:
+    """Warn if the student has dropout, with which it neither samples nor answers.
+
+    The policy's importance ratios, and the teachers' scores relative to the student's, are those of another policy than
+    the one that sampled; with dropout of 0.3 a twentieth of the ratios is clipped before the first update.
+    """
+    rates = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
+    rates += [float(getattr(module, "attention_dropout", None) or 0) for module in model.modules()]
+    if max(rates, default=0.0) > 0:
+        warnings.warn(
+            f"the student has dropout of up to {max(rates):g} in its losses and none where it samples, so that the "
+            "policy's importance ratios are noisy: set disable_dropout=True (trainer.disable_dropout in a recipe), and "
+            "attention_dropout=0 in its configuration",
+            stacklevel=2,
+        )
 
 
 def require_prompts_fit(model: PreTrainedModel, prompt_ids: list[list[int]], args: RLDConfig) -> None:

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 from trl.trainer.utils import RepeatSampler, identity
 
 from rld.data import skill_rows
+from rld.data.file_items import read_items
 from rld.data.generators import item_source
 from rld.data.prompt_stream import PromptStream
 from rld.errors import CurriculumError, DataError
@@ -177,13 +178,40 @@ def test_bad_rows_are_listed_with_their_lines(tmp_path):
         ("question,answer,level\na,b,1\n", "no rows of level 0"),
         ("question,answer,level\na,b,0\nc,d,2000000000\n", "no rows of level 1, and some of level 2000000000"),
         ("question,answer\n", "no rows"),
-        ("q,a\n1,2", "no question"),
+        ("q,a\n1,2", "no question, but 'q', 'a'"),
+        ("question,answer\n2,000+1?,2001\n", "rows.csv:2: 3 cells, and 2 columns; quote a cell"),
+        ("question,answer\na,1\nb\n", "rows.csv:3: 1 cells, and 2 columns"),
+        ('question,answer\na,1\n"b,2\nc,3\nd,"4"\n', "the row on line 3 is not CSV"),
+        ('question,answer\na,"1" or "2"\n', "the row on line 2 is not CSV: .* written twice"),
+        ('question,answer\na,"1\nb,2\n', "the row on line 2 is not CSV: unexpected end of data"),
+        ("question,answer,answer\na,1,2\n", "two of its columns are called 'answer'"),
+        ("question;answer\na;1\n", "its columns are separated by ';'"),
     ],
 )
 def test_unusable_files_are_refused(tmp_path, text, message):
     (tmp_path / "rows.csv").write_text(text)
     with pytest.raises(DataError, match=message):
         source({"file": "rows.csv"}, tmp_path)
+
+
+def test_cells_and_numbers_are_texts_as_they_are_written(tmp_path):
+    (tmp_path / "rows.csv").write_text('\nquestion, answer\na, "say ""so"", or 1"\n\nb,  007\nc," 7"\n')
+    (tmp_path / "rows.jsonl").write_text(
+        "\n".join(f'{{"question": "{n}", "answer": {n}}}' for n in ("3.10", "1e3", "0.10000000000000000001", "7"))
+    )
+    read = {name: [item.answer for item in read_items(tmp_path / name)[0]] for name in ("rows.csv", "rows.jsonl")}
+    assert read["rows.csv"] == ['say "so", or 1', "007", " 7"]
+    assert read["rows.jsonl"] == ["3.10", "1e3", "0.10000000000000000001", "7"]
+
+
+def test_a_key_that_a_row_sets_twice_and_another_encoding_are_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"question": "a", "answer": "1"}\n{"question": "b", "answer": "1", "answer": "2"}\n')
+    with pytest.raises(DataError, match=r"rows.jsonl:2: not valid JSON: 'answer' is set twice"):
+        read_items(path)
+    path.write_bytes('{"question": "caf\u00e9", "answer": "1"}'.encode("latin-1"))
+    with pytest.raises(DataError, match="rows.jsonl: is not text in UTF-8, at byte 17; save it as UTF-8"):
+        read_items(path)
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])

@@ -120,6 +120,14 @@ def test_what_train_would_refuse_check_refuses(recipe, tmp_path, capsys, overrid
     assert not (tmp_path / "run" / "models").exists()
 
 
+def test_a_question_with_several_gold_answers_may_be_a_mistake(recipe, capsys):
+    with (recipe.parent / "rows.jsonl").open("a") as file:
+        file.write('{"question": "a=", "answer": "d"}\n')
+    assert main(["check", str(recipe)]) == 0
+    printed = capsys.readouterr().err
+    assert "caution: skill 'rows': 1 questions have several different gold answers" in printed
+
+
 def test_check_shows_rows_an_example_and_what_may_be_a_mistake(recipe, capsys):
     assert main(["check", str(recipe), "stages.teacher.trainer.learning_rate=0.5"]) == 0
     printed = capsys.readouterr()
@@ -128,6 +136,7 @@ def test_check_shows_rows_an_example_and_what_may_be_a_mistake(recipe, capsys):
     assert [cell.strip() for cell in line.strip("│").split("│")] == ["rows", "8", "4", "1 characters"]
     assert "│ rows  │ a=" in printed.out
     assert "caution: skill 'rows': 4 of 8 rows repeat a question" in printed.err
+    assert "different gold answers" not in printed.err
     assert "caution: stage 'teacher': the learning rate 0.5 is unusual for weights that were random" in printed.err
 
 

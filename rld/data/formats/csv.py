@@ -1,4 +1,8 @@
-"""Reads CSV files whose first line holds the column names."""
+"""Reads CSV files whose first line holds the column names.
+
+Cells are separated by commas. A cell in quotes may hold commas and line breaks, and quotes written twice; spaces in
+front of a cell are no part of it, unless they stand inside its quotes.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,45 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+_OTHER_SEPARATORS = ";\t|"
+
 
 def read(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield the number of each record's last line and its values by column.
+    """Yield the number of each record's last line and its values by column, or a ValueError on its number of cells.
 
     Raises:
-        ValueError: the file is not CSV.
+        ValueError: the file is not CSV, or two of its columns have one name.
     """
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
+        reader = csv.reader(file, strict=True, skipinitialspace=True)
+        columns: list[str] = []
+        last_line = 0
         try:
-            yield from ((reader.line_num, record) for record in reader)
+            for cells in reader:
+                last_line = reader.line_num
+                if not columns:
+                    columns = _columns(cells)
+                elif cells:
+                    yield last_line, _record(columns, cells)
         except csv.Error as error:
-            raise ValueError(str(error)) from error
+            raise ValueError(
+                f"the row on line {last_line + 1} is not CSV: {error}; "
+                "a quoted cell ends with a quote, and a quote inside it is written twice"
+            ) from error
+
+
+def _columns(names: list[str]) -> list[str]:
+    """Return the names of the columns; of a blank line, none."""
+    separator = next((c for c in _OTHER_SEPARATORS if len(names) == 1 and c in names[0]), None)
+    if separator is not None:
+        raise ValueError(f"its columns are separated by {separator!r}; separate them by commas")
+    repeated = [name for name in names if name and names.count(name) > 1]
+    if repeated:
+        raise ValueError(f"two of its columns are called {repeated[0]!r}")
+    return [name.strip() for name in names]
+
+
+def _record(columns: list[str], cells: list[str]) -> dict[str, str] | ValueError:
+    if len(cells) != len(columns):
+        return ValueError(f"{len(cells)} cells, and {len(columns)} columns; quote a cell that has a comma in it")
+    return dict(zip(columns, cells, strict=True))
