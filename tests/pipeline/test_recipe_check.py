@@ -74,6 +74,7 @@ def recipe(tmp_path) -> Path:
     (tmp_path / "rows.jsonl").write_text("".join(f'{{"question": "{c}=", "answer": "{c}"}}\n' for c in "abcdabcd"))
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "lama"}')
+    (tmp_path / "model" / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     (tmp_path / "table.csv").write_text("frage,antwort\na,b\n")
     (tmp_path / "small.yaml").write_text(RECIPE)
     return tmp_path / "small.yaml"
