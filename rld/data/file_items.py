@@ -77,5 +77,7 @@ def _text(record: Mapping[str, Any], key: str) -> str:
         value = str(value)
     if not isinstance(value, str) or not value.strip():
         names = ", ".join(map(repr, record))
-        raise ValueError(f"no {key}, but {names:.80}" if key not in record else f"{key} should be text, not {value!r:.80}")
+        raise ValueError(
+            f"no {key}, but {names:.80}" if key not in record else f"{key} should be text, not {value!r:.80}"
+        )
     return value
