@@ -31,8 +31,8 @@ def require_sound_student(model: PreTrainedModel, encoder: PromptEncoder, rows: 
         args: With the number of tokens of a completion.
 
     Raises:
-        ModelError: no weight is trainable; its logits are not those of its head, or not finite; its embedding lacks tokens of its tokenizer; or
-            the longest prompt with a completion does not fit into its context.
+        ModelError: no weight is trainable; its logits are not those of its head, or not finite; its embedding lacks
+            tokens of its tokenizer; or the longest prompt with a completion does not fit into its context.
     """
     if not any(weight.requires_grad for weight in model.parameters()):
         raise ModelError("the student: none of its weights is trainable; call requires_grad_(True)")
