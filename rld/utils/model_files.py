@@ -13,6 +13,14 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.
 
 _ADAPTER = "adapter_config.json"
 
+_JSON = frozenset(
+    {
+        *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json"),
+        *("special_tokens_map.json", "added_tokens.json", "chat_template.json", _ADAPTER),
+    }
+)
+"""Files in JSON that transformers and PEFT read, beside the indices of weights; others may lie in a model's folder."""
+
 _MAX_HEADER = 100_000_000
 """Bytes of the header of a safetensors file, as the library limits them."""
 
@@ -43,9 +51,27 @@ def _first(problems: Iterator[str]) -> str | None:
     return next(problems, None)
 
 
+def _files(folder: Path) -> list[Path]:
+    """Return the files of a folder that loading reads: of weights in two formats, those in safetensors alone."""
+    shards = {name for index in folder.glob("*.safetensors.index.json") for name in _shards(index)}
+    weights = {path.name for path in folder.glob("*model.safetensors")} | shards
+    patterns = ["*.index.json", "*.model", "merges.txt", "vocab.txt", *([] if weights else ["*model*.bin"])]
+    names = {path.name for pattern in patterns for path in folder.glob(pattern)} | weights | _JSON
+    return [folder / name for name in sorted(names)]
+
+
+def _shards(index: Path) -> list[str]:
+    """Return the files that an index of weights names; none where it is damaged."""
+    try:
+        weight_map = json.loads(index.read_bytes())["weight_map"]
+        return sorted(set(map(str, weight_map.values())))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return []
+
+
 def _problems(folder: Path) -> Iterator[str]:
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".json", ".safetensors", ".bin", ".model", ".txt") and path.is_file():
+    for path in _files(folder):
+        if path.is_file():
             with path.open("rb") as file:
                 start = file.read(len(_LFS_POINTER))
             if start == _LFS_POINTER:
@@ -65,7 +91,7 @@ def _json_problems(path: Path) -> Iterator[str]:
     if not isinstance(content, dict) and path.name in ("config.json", "tokenizer.json", _ADAPTER):
         yield f"{path.name} holds no object"
     elif path.name.endswith(".index.json"):
-        shards = sorted(set(content.get("weight_map", {}).values()))
+        shards = _shards(path)
         missing = [shard for shard in shards if not (path.parent / shard).is_file()]
         if missing:
             yield f"{len(missing)} of {len(shards)} files of weights are missing, such as {missing[0]}"

@@ -69,6 +69,15 @@ def test_broken_files_are_named(sound, tmp_path, message):
     assert "\n" not in str(caught.value)
 
 
+def test_files_that_loading_does_not_read_may_be_anything(sound, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(sound, folder)
+    for name in ("pytorch_model.bin", "consolidated.safetensors"):  # of which only the other format was downloaded
+        (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n")
+    (folder / "train.json").write_text('{"question": "1"}\n{"question": "2"}\n')
+    assert load(folder).num_parameters()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
