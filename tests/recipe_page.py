@@ -141,7 +141,7 @@ What a stage's `trainer` and the recipe's `trainer` leave open is set so:
 | `learning_rate`: a LoRA adapter on them | {_rates("adapter")} | usual for adapters; not compared with others here |
 | `lr_scheduler_type` | `cosine` | all shipped recipes |
 | `warmup_steps` | {_warmup()} | all shipped recipes |
-| `gradient_checkpointing` | `false` | all shipped recipes; set `true` where memory is short |
+| `activation_checkpointing` | `false` | all shipped recipes; set `true` where memory is short |
 
 The resolved recipe in a run's folder shows what each stage has got.
 """

@@ -40,7 +40,7 @@ _PLAIN_CONFIG = frozenset(
 _PLAIN_TRAINER = frozenset(
     {
         *("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
-        *("warmup_steps", "gradient_checkpointing", "bf16", "num_iterations", "beta"),
+        *("warmup_steps", "activation_checkpointing", "bf16", "num_iterations", "beta"),
     }
 )
 """Options of a trainer whose ranges `recipe.trainer_options` knows."""

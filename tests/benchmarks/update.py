@@ -92,7 +92,7 @@ def trainers(options: argparse.Namespace, folder: str) -> dict[str, Any]:
         "report_to": "none",
         "use_cpu": True,
         "bf16": False,
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         "disable_tqdm": True,
     }
     rows = prompts(options)

@@ -205,7 +205,7 @@ def step(trainer: RLDTrainer, rows: list[dict[str, Any]]) -> tuple[Any, ...]:
     return rollout, loss, gradients, trainer._joint_loss.take_statistics().student_tokens.item()
 
 
-@pytest.mark.parametrize("changes", [{}, {"lora": True, "gradient_checkpointing": True}], ids=["full", "adapter"])
+@pytest.mark.parametrize("changes", [{}, {"lora": True, "activation_checkpointing": True}], ids=["full", "adapter"])
 def test_an_update_is_the_same_with_and_without_shared_rows(tmp_path, monkeypatch, changes):
     rows = [row for row in tiny.rows(4) for _ in range(4)]
     together = step(made(tmp_path, **changes), rows)

@@ -91,7 +91,7 @@ def options(folder: Any, **changes: Any) -> dict[str, Any]:
         "use_cpu": True,
         "disable_tqdm": True,
         "bf16": False,
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         **changes,
     }
 

@@ -56,9 +56,9 @@ def trained(made: RLDTrainer) -> torch.Tensor:
 
 
 @each
-def test_it_trains_an_adapter_and_gradient_checkpointing_changes_nothing(tmp_path, feature):
+def test_it_trains_an_adapter_and_activation_checkpointing_changes_nothing(tmp_path, feature):
     def run(checkpointing: bool) -> RLDTrainer:
-        made = trainer(tmp_path, feature, lora=True, gradient_checkpointing=checkpointing)
+        made = trainer(tmp_path, feature, lora=True, activation_checkpointing=checkpointing)
         made.train()
         return made
 
@@ -111,6 +111,6 @@ def test_losses_that_need_no_projection_create_no_parameters(tmp_path):
 
 
 def test_checkpointing_that_cuts_gradients_off_is_refused(tmp_path):
-    options = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    options = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True}}
     with pytest.raises(TeacherError, match="use_reentrant"):
         trainer(tmp_path, {"kind": "relation"}, **options).train()

@@ -423,9 +423,9 @@ def test_resuming_goes_on_with_the_teachers_there_are_and_says_who_came_and_left
         )
 
 
-def test_gradient_checkpointing_changes_nothing(tmp_path):
+def test_activation_checkpointing_changes_nothing(tmp_path):
     def run(on: bool) -> torch.Tensor:
-        made = trainer(tmp_path, gradient_checkpointing=on, max_steps=3, optim="sgd", controller=FixedController())
+        made = trainer(tmp_path, activation_checkpointing=on, max_steps=3, optim="sgd", controller=FixedController())
         made.train()
         return parameters(made)
 

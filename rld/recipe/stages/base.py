@@ -16,7 +16,7 @@ from rld.recipe.sizes import Sizes, StageCost
 from rld.recipe.trainer_options import check_lora, check_trainer
 from rld.utils.options import FrozenOptions
 
-_OTHER_NAMES = {"warmup_steps": "warmup_ratio", "gradient_checkpointing": "activation_checkpointing"}
+_OTHER_NAMES = {"warmup_steps": "warmup_ratio", "activation_checkpointing": "gradient_checkpointing"}
 """Trainer options with a default, each mapped to another transformers option for the same setting."""
 
 
@@ -87,7 +87,7 @@ class Stage(FrozenOptions):
             "learning_rate": rates.new if is_new else rates.pretrained if self.lora is None else rates.adapter,
             "lr_scheduler_type": "cosine",
             "warmup_steps": min(self.max_warmup_steps, self.steps // 2),
-            "gradient_checkpointing": False,
+            "activation_checkpointing": False,
         }
 
     def with_trainer(self, shared: Mapping[str, Any], is_new: bool) -> Self:
