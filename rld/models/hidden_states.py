@@ -111,7 +111,7 @@ def _require_gradients(model: PreTrainedModel, states: dict[StateKey, Tensor]) -
     for key, state in states.items():
         if not state.requires_grad:
             raise TeacherError(
-                f"the feature signal reads the student at {key!r}, where activation checkpointing leaves it no gradient; "
+                f"the feature signal reads the student at {key!r}, where activation checkpointing leaves no gradient; "
                 "set activation_checkpointing_kwargs={'use_reentrant': False}, or activation_checkpointing=False"
             )
 

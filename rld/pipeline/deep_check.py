@@ -6,9 +6,9 @@ from pathlib import Path
 
 from rld.errors import ModelError
 from rld.models.self_check import require_sound_model
-from rld.pipeline.preflight import require_runnable
 from rld.pipeline.reward_loading import RewardLoader
 from rld.pipeline.run import RunContext
+from rld.pipeline.run_checks import require_runnable
 from rld.recipe.schema import Recipe
 from rld.recipe.stages.distill import Distill
 

@@ -10,7 +10,7 @@ from transformers import set_seed
 
 from rld.data.prompt_stream import PromptStream
 from rld.pipeline.callbacks import EventLog
-from rld.pipeline.components import load_curriculum, try_curriculum
+from rld.pipeline.curriculum_loading import load_curriculum, try_curriculum
 from rld.pipeline.model_loading import Loaded
 from rld.pipeline.perturbations import Perturbations
 from rld.pipeline.reward_loading import RewardLoader, Rewards

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from types import SimpleNamespace
 from typing import Any
 
 from rich.console import Console
 
 from rld.data.skill_rows import SkillRows, skill_rows
-from rld.pipeline.components import gold_batch
-from rld.pipeline.quick_look import absent_models, reason_to_ask_libraries
+from rld.pipeline.gold_answers import gold_rewards
+from rld.pipeline.plain_recipe import absent_models, reason_to_ask_libraries
 from rld.recipe import registry
 from rld.recipe.cautions import learning_rate_cautions
 from rld.recipe.schema import Recipe
@@ -23,6 +21,7 @@ from rld.recipe.sizes import Lengths
 from rld.reporting.overview import overview, skill_tables
 from rld.types import Row
 from rld.utils.messages import is_main_process, tell
+from rld.utils.user_calls import action
 
 _NUM_EXAMPLES = 64
 """Rows of a generator that are described, beside held-out rows."""
@@ -30,7 +29,8 @@ _NUM_EXAMPLES = 64
 _CHARACTERS_PER_TOKEN = 4.0
 """Assumed of tokenizers that are not on this machine."""
 
-_SUCCESS = 1 - 1e-6
+_ROUNDING = 1e-6
+"""Difference of a reward to that of a correct answer that is due to rounding."""
 
 
 @dataclass(frozen=True)
@@ -166,11 +166,14 @@ def _unpaid_gold_answers(recipe: Recipe, folder: Path, sources: Mapping[str, Ski
     spec = recipe.verifier_in_use
     if not any(stage.uses_rewards for stage in recipe.stages) or not registry.can_judge(spec.use, folder):
         return
-    verifier = functools.partial(registry.load("rewards", spec.use, folder), **spec.options)
     rows = [row for source in sources.values() for row in source.held_out()[:1] if row["answer"]]
-    batch = gold_batch(rows, [[*range(len(row["answer"]))] for row in rows])
-    rewards = verifier(trainer_state=SimpleNamespace(global_step=0, epoch=0.0, max_steps=1), **batch) if rows else []
+    least = 1.0 if spec.success_at is None else spec.success_at
+    try:
+        rewards = gold_rewards(spec, rows, folder)
+    except Exception as error:
+        yield f"the verifier {spec.use} {action(error)} when it was asked about the gold answers of held-out rows"
+        return
     for row, reward in zip(rows, rewards, strict=True):
-        if reward is not None and reward < _SUCCESS:
+        if reward is not None and reward < least - _ROUNDING:
             answer = f"the gold answer {row['answer']!r:.60}"
             yield f"skill '{row['skill']}': the verifier {spec.use} gives {answer} {reward:g}"

@@ -23,9 +23,9 @@ from rld.pipeline.callbacks import (
     PeriodicEvaluation,
     StopOnRequest,
 )
-from rld.pipeline.claim import record_revisions
 from rld.pipeline.model_card import write_model_card
 from rld.pipeline.run import RunContext
+from rld.pipeline.run_inputs import record_revisions
 from rld.pipeline.samples import write_samples
 from rld.pipeline.teacher_loading import ProbedTeacher
 from rld.recipe.stages import AnyStage

@@ -13,10 +13,10 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from rld.errors import RecipeError, SystemFailure
-from rld.pipeline.claim import claim
-from rld.pipeline.preflight import require_runnable
 from rld.pipeline.recovery import elapsed_seconds, put_in_order
 from rld.pipeline.run import RunContext
+from rld.pipeline.run_checks import require_runnable
+from rld.pipeline.run_inputs import record_inputs
 from rld.pipeline.stage_training import Interrupted
 from rld.pipeline.summary import SummaryWriter
 from rld.recipe.schema import Recipe
@@ -50,7 +50,7 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool, accepts_chan
     if resume and run.state.is_main_process:
         put_in_order(run.paths, [stage.name for stage in recipe.stages])
     run.state.wait_for_everyone()
-    claim(run, accepts_changes)
+    record_inputs(run, accepts_changes)
     writer = SummaryWriter(run)
     try:
         if run.state.is_main_process:

@@ -9,7 +9,7 @@ import pytest
 
 from rld.cli import main
 from rld.errors import RldError
-from rld.pipeline.quick_look import reason_to_ask_libraries
+from rld.pipeline.plain_recipe import reason_to_ask_libraries
 from rld.pipeline.recipe_check import check_recipe
 from rld.recipe.cost import stage_costs
 from rld.recipe.reading import read_recipe
@@ -147,6 +147,13 @@ def test_a_gold_answer_that_earns_nothing_is_a_caution(recipe, capsys):
     assert "caution: skill 'rows': the verifier ./tasks.py:odd gives the gold answer" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("reward", ["{use: './tasks.py:odd', success_at: 0.5}", "{use: trl:think_format_reward}"])
+def test_a_verifier_with_a_scale_of_its_own_or_of_trl_is_asked_as_in_training(recipe, capsys, reward):
+    assert main(["check", str(recipe), f"rewards=[{reward}]"]) == 0
+    is_paid = "odd" in reward
+    assert ("gives the gold answer" not in capsys.readouterr().err) == is_paid
+
+
 def test_a_deep_check_loads_models_and_has_them_answer(recipe, capsys):
     assert main(["check", str(recipe), "--deep"]) == 0
     assert "asked TRL, PEFT and transformers; checked in" in capsys.readouterr().out
@@ -160,7 +167,7 @@ def test_shipped_recipes_pass_without_the_libraries(path):
 
 
 @pytest.mark.parametrize("stem", ["quickstart"])
-def test_what_the_quick_look_accepts_the_libraries_accept(stem):
+def test_what_a_plain_recipe_has_the_libraries_accept(stem):
     from rld.pipeline.deep_check import ask_libraries
 
     path = ROOT / "recipes" / f"{stem}.yaml"

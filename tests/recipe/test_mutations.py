@@ -13,7 +13,7 @@ from rich.console import Console
 
 from rld.data.skill_rows import skill_rows
 from rld.errors import RldError
-from rld.pipeline.quick_look import reason_to_ask_libraries
+from rld.pipeline.plain_recipe import reason_to_ask_libraries
 from rld.recipe.document import value_at, walk
 from rld.recipe.reading import read_recipe
 from rld.reporting.overview import overview

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rld.errors import CurriculumError, RldError
 from rld.recipe import registry
 from rld.recipe.stages.distill import Distill
-from rld.types import Curriculum, Row, Task
+from rld.types import Curriculum, Task
 from rld.utils.user_calls import CALL_SECONDS, description, user_code
 
 
@@ -67,27 +66,3 @@ def try_curriculum(stage: Distill, num_levels: Mapping[str, int], source: Path) 
         raise
     except Exception as error:
         raise CurriculumError(f"{place}: trying it {description(error)}") from error
-
-
-def gold_batch(rows: Sequence[Row], ids: Sequence[list[int]]) -> dict[str, Any]:
-    """Return the arguments by which TRL would ask a reward about the gold answers of rows.
-
-    Args:
-        rows: The rows.
-        ids: The token ids of the gold answers.
-    """
-    is_chat = bool(rows) and not isinstance(rows[0]["prompt"], str)
-    completions = [[{"role": "assistant", "content": row["answer"]}] if is_chat else row["answer"] for row in rows]
-    columns = {key: [row.get(key) for row in rows] for key in rows[0] if key != "prompt"} if rows else {}
-    return {
-        "prompts": [row["prompt"] for row in rows],
-        "completions": completions,
-        "completion_ids": list(ids),
-        "log_extra": _ignore,
-        "log_metric": _ignore,
-        **columns,
-    }
-
-
-def _ignore(*_: Any) -> None:
-    """Stand in for TRL's `log_extra` and `log_metric`."""

@@ -1,4 +1,4 @@
-"""Claim a run's folder for a recipe: write what the run depends on, or tell what of it has changed since its start."""
+"""Record in a run's folder what the run depends on, and refuse or tell what of it has changed since its start."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rld.utils.messages import tell
 _ACCEPT = "--accept-changes"
 
 
-def claim(run: RunContext, accepts_changes: bool) -> None:
+def record_inputs(run: RunContext, accepts_changes: bool) -> None:
     """Write a run's inputs and its resolved recipe to its folder; of a run that is resumed compare the inputs first.
 
     Args:
@@ -29,24 +29,29 @@ def claim(run: RunContext, accepts_changes: bool) -> None:
     Raises:
         CheckpointError: on every process, the run cannot go on, or the changes are not accepted; names each.
     """
-    _on_main_process(run.state, lambda: _claim(run, accepts_changes))
+    _on_main_process(run.state, lambda: _record(run, accepts_changes))
 
 
 def _on_main_process(state: PartialState, function: Callable[[], None]) -> None:
-    """Call a function on the main process; where it refuses, end the others too, whose messages would be the same."""
-    error: CheckpointError | None = None
+    """Call a function on the main process; where it fails, end the others too, which would wait for it.
+
+    Raises:
+        Exception: on the main process, what the function raised.
+        CheckpointError: on the others, if it raised; without a text, for the main process has one.
+    """
+    error: Exception | None = None
     if state.is_main_process:
         try:
             function()
-        except CheckpointError as caught:
+        except Exception as caught:
             error = caught
-    refused = [error is not None]
-    broadcast_object_list(refused)
-    if refused[0]:
+    has_failed = [error is not None]
+    broadcast_object_list(has_failed)
+    if has_failed[0]:
         raise error or CheckpointError("")
 
 
-def _claim(run: RunContext, accepts_changes: bool) -> None:
+def _record(run: RunContext, accepts_changes: bool) -> None:
     current = Inputs.of(run.recipe, run.source.parent, run.launch.model_dump(mode="json", exclude={"remarks"}))
     history: list[AcceptedChanges] = []
     if run.resume and (run.paths.inputs.is_file() or run.paths.recipe.is_file()):

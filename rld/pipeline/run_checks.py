@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rld.pipeline.quick_look import absent_models
+from rld.pipeline.plain_recipe import absent_models
 from rld.pipeline.reward_probe import probe_judge
 from rld.pipeline.run import RunContext
 

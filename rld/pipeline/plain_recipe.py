@@ -1,21 +1,20 @@
 """Tell whether a recipe is so plain that no library needs to be asked about it; no tensor library is imported.
 
-`rld check` asks TRL, PEFT and transformers what `rld train` asks them before the first stage (`pipeline.preflight`).
+`rld check` asks TRL, PEFT and transformers what `rld train` asks them before the first stage (`pipeline.run_checks`).
 Importing them takes seconds, so it is left out where nothing that they could refuse is in the recipe.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from rld.data.skill_rows import SkillRows
 from rld.errors import RldError
 from rld.losses.features import layer_pairs
-from rld.pipeline.components import gold_batch, try_curriculum
+from rld.pipeline.curriculum_loading import try_curriculum
+from rld.pipeline.gold_answers import gold_rewards
 from rld.recipe import registry, third_party_options
 from rld.recipe.models import NewModel, PretrainedModel
 from rld.recipe.plugins import RewardSpec, VerifierSpec
@@ -24,7 +23,6 @@ from rld.recipe.sizes import parameters
 from rld.recipe.stages import AnyStage
 from rld.recipe.stages.distill import Distill
 from rld.types import Row
-from rld.utils.user_calls import REWARD_SECONDS, user_code
 
 _NUM_EXAMPLES = 64
 """Rows of a generator that are looked at, beside held-out rows."""
@@ -183,11 +181,7 @@ def _pays(spec: RewardSpec | VerifierSpec, rows: list[Row], folder: Path) -> boo
     try:
         if not registry.can_judge(spec.use, folder):
             return False
-        reward: Any = functools.partial(registry.load("rewards", spec.use, folder), **spec.options)
-        state = SimpleNamespace(global_step=0, epoch=0.0, max_steps=1)
-        batch = gold_batch(rows, [[*range(len(row["answer"]))] for row in rows])
-        with user_code(REWARD_SECONDS):
-            rewards = list(reward(trainer_state=state, **batch))
+        rewards = gold_rewards(spec, rows, folder)
     except Exception:
         return False  # the libraries are asked, and tell what is wrong
     return len(rewards) == len(rows) and all(value is None or isinstance(value, (int, float)) for value in rewards)

@@ -1,0 +1,52 @@
+"""What a reward gives to the gold answers of rows; only the libraries that the reward imports are imported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from rld.recipe import registry, trl_rewards
+from rld.recipe.plugins import RewardSpec, VerifierSpec
+from rld.types import Row
+from rld.utils.user_calls import user_code
+
+
+def gold_rewards(spec: RewardSpec | VerifierSpec, rows: Sequence[Row], folder: Path) -> list[Any]:
+    """Return what a reward returns for the gold answers of rows, called as TRL calls it; nothing is checked.
+
+    Args:
+        spec: The reward, which takes no model and is not asynchronous.
+        rows: Rows of one recipe, all of the same style.
+        folder: The recipe's folder.
+
+    Raises:
+        Exception: whatever the reward raises.
+    """
+    if not rows:
+        return []
+    reward = trl_rewards.bound(registry.load("rewards", spec.use, folder), dict(spec.options))
+    state = SimpleNamespace(global_step=0, epoch=0.0, max_steps=1)
+    with user_code(spec.timeout_seconds):
+        return list(reward(trainer_state=state, **_gold_batch(rows)))
+
+
+def _gold_batch(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the arguments by which TRL asks a reward about gold answers; there is a token per character."""
+    is_chat = not isinstance(rows[0]["prompt"], str)
+    columns = {key: [row.get(key) for row in rows] for key in rows[0] if key != "prompt"}
+    return {
+        "prompts": [row["prompt"] for row in rows],
+        "completions": [
+            [{"role": "assistant", "content": row["answer"]}] if is_chat else row["answer"] for row in rows
+        ],
+        "completion_ids": [list(range(len(row["answer"]))) for row in rows],
+        "log_extra": _ignore,
+        "log_metric": _ignore,
+        **columns,
+    }
+
+
+def _ignore(*_: Any) -> None:
+    """Stand in for TRL's `log_extra` and `log_metric`."""
