@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from rld.errors import RecipeError
 from rld.models import chat_template as templates
 from rld.models.prompting import PromptEncoder, shown
 from rld.types import Row
-from rld.utils.suggestions import hint
+from rld.utils.suggestions import WORDS_OF_BOOLEANS, hint
 
 _GIVEN = {"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now"}
 """What transformers gives to a template, beside the names of special tokens."""
@@ -26,7 +27,7 @@ _QUESTION, _ANSWER = {"role": "user", "content": "QUESTION"}, {"role": "assistan
 
 
 def require_options_read(encoder: PromptEncoder) -> None:
-    """Refuse arguments of a chat template that it never reads, such as a misspelt `enable_thinkin`.
+    """Refuse arguments of a chat template that it never reads or misreads: `enable_thinkin`, `enable_thinking: off`.
 
     Raises:
         RecipeError: there are some, or rld sets them itself.
@@ -36,7 +37,7 @@ def require_options_read(encoder: PromptEncoder) -> None:
         return
     taken = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys() - {"documents", "kwargs"}
     names = _names(template)
-    for key in encoder.chat_template_kwargs:
+    for key, value in encoder.chat_template_kwargs.items():
         if key in taken or key in _GIVEN - {"documents"}:
             raise RecipeError(f"chat_template_kwargs.{key}: rld sets it itself; leave it out")
         if names is not None and key not in names | {"documents"}:
@@ -47,6 +48,18 @@ def require_options_read(encoder: PromptEncoder) -> None:
                 f"chat_template_kwargs.{key}: the chat template of {name!r} never reads it"
                 f"{hint(key, options) or listed}"
             )
+        if _stands_for_a_boolean(key, value, template):
+            raise RecipeError(f"chat_template_kwargs.{key} should be true or false, not {value!r}, to its template")
+
+
+def _stands_for_a_boolean(key: str, value: Any, template: str) -> bool:
+    """Whether a value that is no boolean means one, which a template takes for another: in Jinja all text is true."""
+    if isinstance(value, str):
+        return value.strip().lower() in WORDS_OF_BOOLEANS and not re.search(
+            rf"""['"]{re.escape(value)}['"]""", template
+        )
+    is_tested = re.search(rf"\b{re.escape(key)}\s+is\s+(not\s+)?(true|false)\b", template)
+    return isinstance(value, int) and not isinstance(value, bool) and is_tested is not None
 
 
 def _names(template: str) -> set[str] | None:

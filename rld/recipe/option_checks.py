@@ -11,7 +11,7 @@ from rld.errors import LibraryError
 from rld.recipe import python_source, registry, reserved_options, third_party_options, trl_rewards
 from rld.recipe.document import Loc, RecipeProblem, shown
 from rld.recipe.names import RecipeNames, items
-from rld.utils.suggestions import hint, nearest
+from rld.utils.suggestions import WORDS_OF_BOOLEANS, hint, nearest
 
 
 def check_use(kind: registry.Kind, names: RecipeNames, loc: Loc, raw: Any, key: str = "use") -> Iterator[RecipeProblem]:
@@ -66,6 +66,8 @@ def check_call(
             yield RecipeProblem((*loc, key), f"unknown key '{names.label((*loc, key))}'{correction}")
         elif annotation is not None and not third_party_options.accepts(annotation, value):
             yield names.problem((*loc, key), f" should be {ast.unparse(annotation)}, not {shown(value)}")
+        elif key in signature.switches and isinstance(value, str) and value.lower() in WORDS_OF_BOOLEANS:
+            yield names.problem((*loc, key), f" should be true or false, not {shown(value)}")
     for key in signature.required:
         if key not in arguments:
             yield RecipeProblem(loc, f"'{names.label(loc)}.{key}' is required by {use}")

@@ -29,6 +29,8 @@ class Signature:
     """It takes `**keywords`."""
     annotations: Mapping[str, ast.expr] = field(default_factory=dict)
     """The types of those of `named` that have one."""
+    switches: frozenset[str] = frozenset()
+    """Those of `named` whose default is True or False."""
 
 
 def parse(path: Path) -> ast.Module:
@@ -130,8 +132,13 @@ def _signature(arguments: ast.arguments, skip: int) -> Signature:
     named = positional[max(skip, len(arguments.posonlyargs)) :] + keyword
     every = (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
     types = {argument.arg: argument.annotation for argument in every if argument.annotation is not None}
+    defaults = [*zip(positional[::-1], arguments.defaults[::-1], strict=False)]
+    defaults += [(name, value) for name, value in zip(keyword, arguments.kw_defaults, strict=True) if value is not None]
+    switches = frozenset(
+        name for name, value in defaults if isinstance(value, ast.Constant) and isinstance(value.value, bool)
+    )
     required_named = tuple(name for name in named if name in required)
-    return Signature(tuple(named), required_named, arguments.kwarg is not None, types)
+    return Signature(tuple(named), required_named, arguments.kwarg is not None, types, switches)
 
 
 def argument_names(node: ast.FunctionDef) -> list[str]:

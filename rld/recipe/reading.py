@@ -73,6 +73,8 @@ def _sentences(error: ValidationError, document: RecipeDocument) -> list[RecipeP
 def _loc(error: Any, tree: Any) -> Loc:
     """Return an error's location in the recipe, without the names of union members that pydantic inserts."""
     loc: Loc = ()
+    if not error["loc"]:  # of the recipe as a whole
+        return loc
     last = error["loc"][-1]
     for part in error["loc"][:-1]:
         if _has(value_at(tree, loc), part):
@@ -107,7 +109,8 @@ def _sentence(error: Any, label: str) -> str:
         case "invalid_key":
             return f"{label}: a key should be text"
         case "unknown_kind" | "value_error":
-            return f"{label}{':' if kind == 'value_error' else ''} {error['msg'].removeprefix('Value error, ')}"
+            colon = ":" if kind == "value_error" and label else ""
+            return f"{label}{colon} {error['msg'].removeprefix('Value error, ')}".lstrip()
     requirement = _WORDS.get(kind) or error["msg"].replace("Input should be", "should be", 1)
     if loc[-1] == "[key]":
         return f"{label.removesuffix('.[key]')}: its name {requirement}"

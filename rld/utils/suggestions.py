@@ -7,6 +7,9 @@ from collections.abc import Iterable
 
 _MOST_LISTED = 12
 
+WORDS_OF_BOOLEANS = frozenset({"true", "false", "on", "off", "yes", "no", "y", "n"})
+"""Texts, in small letters, by which a user means a boolean; Python and Jinja take all of them for true."""
+
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """Return the name in `known` that `word` most likely misspells, or None when none is close."""

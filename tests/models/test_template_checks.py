@@ -29,6 +29,19 @@ def test_the_error_names_the_argument_that_was_meant():
         require_options_read(PromptEncoder(qwen, {"enable_thinkin": False}))
 
 
+@pytest.mark.parametrize("value", ["off", "no", "False", "on", 0])
+def test_what_means_a_boolean_and_is_another_to_the_template_is_refused(value):
+    qwen = FLEET["qwen3_enable_thinking_true"].tokenizer()
+    with pytest.raises(RecipeError, match=f"enable_thinking should be true or false, not {value!r}"):
+        require_options_read(PromptEncoder(qwen, {"enable_thinking": value}))
+
+
+def test_a_text_or_number_that_a_template_reads_as_such_is_not():
+    qwen = FLEET["qwen3_enable_thinking_true"].tokenizer()
+    template = "{% if thinking == 'off' %}{{ budget }}{% endif %}" + qwen.chat_template
+    require_options_read(PromptEncoder(qwen, {"thinking": "off", "budget": 0}, chat_template=template))
+
+
 def test_a_trainer_refuses_arguments_that_its_template_never_reads(tmp_path):
     args = RLDConfig(**tiny.rld_options(tmp_path, chat_template_kwargs={"enable_thinkin": False}))
     with pytest.raises(RecipeError, match="enable_thinkin"):

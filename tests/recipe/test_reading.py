@@ -16,7 +16,7 @@ TASKS = """
 def reverse(rng, length, letters="abc"):
     return "ab", "ba"
 
-def reward(completions, *, scale: float = 1.0, **columns):
+def reward(completions, *, scale: float = 1.0, strict=False, **columns):
     return [scale for _ in completions]
 
 class Mine:
@@ -93,6 +93,19 @@ TOKENIZERS = {
     "padded": {"a": 0, "b": 1, "<filler>": 2},
     "theirs": {"b": 0, "a": 1, "ab": 2},
 }
+
+
+def test_a_trainers_beta_asks_for_weights_in_a_file(recipe):
+    trainer = "    steps: 5\n    trainer: {beta: 0.1}"
+    expected = "1: stage 'main': trainer.beta keeps the student near the weights that it begins with"
+    assert mistakes(recipe(replace={"    steps: 5": trainer}))[0].startswith(expected)
+
+
+def test_a_mistake_of_the_recipe_as_a_whole_has_a_sentence(recipe):
+    path = recipe(replace={"levels: [{min_terms: 2}]}": "prompts: {template: 'T: {question}', strip_thinking: true}}"})
+    assert mistakes(path) == [
+        "1: skills.sum.prompts.strip_thinking: all skills share it; set it in the recipe's prompts"
+    ]
 
 
 def test_a_controllers_kind_alone_is_that_controller(recipe):
@@ -195,6 +208,7 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(recipe):
         ("{model: first,", "{url: 'http://h:1', offload: true,", "22: unknown key 'stages.main.teachers.t.offload'; choose from"),
         # files and the names in them
         ("    steps: 5", "    steps: 5\n    audit: {use: ./tasks.py:reword}", "26: stages.main.audit.use: ./tasks.py has no 'reword'; did you mean 'reward'?"),
+        ("options: {scale: 2}", "options: {strict: no}", "12: rewards.0.options.strict should be true or false, not 'no'"),
         ("    steps: 5", "    steps: 5\n    audit: {use: ./tasks.py:reward, options: {scal: 2}}", "26: unknown key 'stages.main.audit.options.scal'; did you mean 'scale'?"),
         ("tasks.py:reverse", "task.py:reverse", "8: skills.reverse.generator: no file ./task.py beside the recipe; did you mean './tasks.py'?"),
         ("tasks.py:reverse", "tasks.py:revers", "8: skills.reverse.generator: ./tasks.py has no 'revers'; did you mean 'reverse'?"),
