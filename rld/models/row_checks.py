@@ -10,7 +10,7 @@ import itertools
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from rld.models.chat_template import RefusedConversation
 from rld.models.prompting import PromptEncoder, normal, shown
@@ -237,6 +237,23 @@ def _has_surrogate(text: str) -> bool:
 # -- answers ----------------------------------------------------------------------------------------------------------
 
 
+class _Doubt(NamedTuple):
+    """What may be a problem of a gold answer.
+
+    Attributes:
+        row: The index of the row.
+        texts: What a model can write of the answer: all that the tokenizer keeps of it; or where it is too long, its
+            beginning, and its end, which alone may be correct, as the number behind a worked solution is.
+        kind: The problem.
+        example: As in `Finding`.
+    """
+
+    row: int
+    texts: tuple[str, ...]
+    kind: FindingKind
+    example: str
+
+
 def _check_answers(
     encoder: PromptEncoder,
     rows: Sequence[Row],
@@ -251,44 +268,44 @@ def _check_answers(
     answers = [str(rows[i].get("answer") or "") for i in batch]
     pairs = encoder.encode_rows([rows[i]["prompt"] for i in batch], answers)
     written = encoder.decode([answer_ids[:max_new_tokens] for _, answer_ids in pairs])
-    doubtful: list[tuple[int, str, FindingKind, str]] = []
-    for i, answer, (prompt_ids, answer_ids), text in zip(batch, answers, pairs, written, strict=True):
+    ends = encoder.decode([answer_ids[-max_new_tokens:] for _, answer_ids in pairs])
+    doubtful: list[_Doubt] = []
+    for i, answer, (prompt_ids, answer_ids), text, end in zip(batch, answers, pairs, written, ends, strict=True):
         size = len(answer_ids) + 1
         num_new = size if learns_answers else max_new_tokens
         problems.add(i, "prompt too long", _overlong(len(prompt_ids), num_new, context_length))
         if not answer.strip():
             if learns_answers or not rows[i].get("entry"):
-                doubtful.append((i, "", "no answer", "has an empty answer"))
+                doubtful.append(_Doubt(i, ("",), "no answer", "has an empty answer"))
         elif learns_answers and encoder.answer(rows[i]["prompt"], answer) == "":
             example = (
                 f"has the answer {shown(answer)}, which is no answer behind the thinking part that the prompt opens"
             )
-            doubtful.append((i, text, "answer inside thinking", example))
+            doubtful.append(_Doubt(i, (text,), "answer inside thinking", example))
         elif size > max_new_tokens:
             example = f"has the answer {shown(answer)}, of {size} tokens with its end, and {max_new_tokens} are allowed"
-            doubtful.append((i, text, "answer too long", f"{example} (max_new_tokens)"))
+            doubtful.append(_Doubt(i, (text, end), "answer too long", f"{example} (max_new_tokens)"))
         elif normal(text) != normal(answer):
             example = f"has the answer {shown(answer)}, and the tokenizer reads and writes it as {shown(text)}"
-            doubtful.append((i, text, "answer cannot be written", example))
+            doubtful.append(_Doubt(i, (text,), "answer cannot be written", example))
     for i, kind, example in _certain(rows, doubtful, learns_answers, verify):
         problems.add(i, kind, example)
 
 
 def _certain(
-    rows: Sequence[Row],
-    doubtful: Sequence[tuple[int, str, FindingKind, str]],
-    learns_answers: bool,
-    verify: Verdicts,
+    rows: Sequence[Row], doubtful: Sequence[_Doubt], learns_answers: bool, verify: Verdicts
 ) -> Iterator[tuple[int, FindingKind, str]]:
     """Yield the problems that matter: all where answers are learnt, else those that cost the model its success.
 
-    An empty gold answer matters where an empty answer is correct, every other one where what remains of it is wrong.
+    An empty gold answer matters where an empty answer is correct, every other one where no part of it that the model
+    can write is correct.
     """
-    texts = [text for _, text, _, _ in doubtful]
-    correct = verify([rows[i] for i, *_ in doubtful], texts) if doubtful and not learns_answers else ()
-    for (i, _, kind, example), is_correct in itertools.zip_longest(doubtful, correct):
-        if learns_answers or bool(is_correct) == (kind == "no answer"):
-            yield i, kind, example
+    pairs = [] if learns_answers else [(doubt, text) for doubt in doubtful for text in doubt.texts]
+    verdicts = verify([rows[doubt.row] for doubt, _ in pairs], [text for _, text in pairs]) if pairs else ()
+    correct = {doubt.row for (doubt, _), is_correct in zip(pairs, verdicts, strict=True) if is_correct}
+    for doubt in doubtful:
+        if learns_answers or (doubt.row in correct) == (doubt.kind == "no answer"):
+            yield doubt.row, doubt.kind, doubt.example
 
 
 def _equal(rows: Sequence[Row], texts: Sequence[str]) -> list[bool]:

@@ -34,18 +34,24 @@ _WRITER_FAILED = ("PytorchStreamWriter failed", "unexpected pos", "iostream erro
 
 
 def as_os_error(error: BaseException | None) -> OSError | None:
-    """Return the error of the operating system that an exception is, wraps, or was raised from; None: there is none."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
+    """Return the error of the operating system that an exception is, wraps, or was raised from; None: there is none.
+
+    An exception that was raised while an error of the operating system was handled, and not from it, is another
+    mistake, unless the machine failed.
+    """
+    looked_at: set[int] = set()
+    is_handled = False
+    while error is not None and id(error) not in looked_at:
+        looked_at.add(id(error))
         if isinstance(error, OSError):
-            return error
+            return error if not is_handled or error.errno in _MACHINE else None
         text = str(error)
         if type(error).__name__ == "SafetensorError" and (match := _CODE_IN_TEXT.search(text)):
             number = int(next(filter(None, match.groups())))
             return OSError(number, text)
         if isinstance(error, RuntimeError) and any(part in text for part in _WRITER_FAILED):
             return OSError(errno.EIO, "a file could not be written to its end; is the disk full?")
+        is_handled = is_handled or error.__cause__ is None
         error = error.__cause__ or error.__context__
     return None
 

@@ -66,7 +66,7 @@ _QUERY = re.compile(r"(?<=[?&])([\w.-]+)=([^&\s\"'#]+)")
 _SETTING = re.compile(r"([\w.-]+)[\"']?\s*[:=]\s*[\"']?([^\s\"',;{}]+)")
 """A name and its value in an override, in either of the forms `name=value` and `{name: value}`."""
 
-_SHORTEST = 4
+_SHORTEST = 6
 """Characters of a value that is masked wherever it occurs; shorter ones occur in ordinary text."""
 
 _SHORTEST_UNNAMED = 8

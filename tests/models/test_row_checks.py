@@ -59,6 +59,8 @@ def test_a_verifier_that_accepts_what_can_be_written_settles_doubts():
         return [text == "cdef" for text in texts]
 
     assert kinds(*upper, verify=accepts) == [("answer cannot be written", (0,))]
+    result_behind = row(answer="bbbbcdef"), row(answer="bbbbcde")
+    assert kinds(*result_behind, verify=accepts) == [("answer too long", (1,))], "a model may write the result alone"
     assert kinds(*upper, verify=accepts, learns_answers=True) == [
         ("answer cannot be written", (0,)),
         ("answer too long", (1,)),

@@ -122,3 +122,17 @@ def test_errors_of_writers_in_other_languages_are_errors_of_the_system():
         is not None
     )
     assert as_os_error(RuntimeError("shapes differ")) is None
+
+
+def test_a_mistake_that_was_made_while_a_file_was_looked_for_is_no_failure_of_the_machine():
+    def mistake_during(number: int) -> RuntimeError:
+        try:
+            try:
+                raise OSError(number, os.strerror(number))
+            except OSError:
+                raise RuntimeError("shapes differ")  # noqa: B904 - it is another mistake
+        except RuntimeError as error:
+            return error
+
+    assert as_os_error(mistake_during(errno.ENOENT)) is None
+    assert as_os_error(mistake_during(errno.ENOSPC)).errno == errno.ENOSPC
