@@ -82,13 +82,9 @@ def _teachers(stage: AnyStage, record: Mapping[str, Any]) -> Iterator[str]:
 
 def _weights(context: RunContext, stage: AnyStage) -> Iterator[str]:
     """Yield the mean weight of each signal over the stage's logged updates."""
-    records, _ = files.read_jsonl(context.paths.metrics)
     means = {}
     for signal in SIGNALS:
-        values = [
-            line[f"weight/{signal}"] for line in records if line["stage"] == stage.name and f"weight/{signal}" in line
-        ]
-        values = [value for value in values if value is not None]
+        values = _logged(context, stage, f"weight/{signal}")
         if values:
             means[signal] = fmean(values)
     if means:
@@ -110,12 +106,18 @@ def _tokens(context: RunContext, stage: AnyStage, record: Mapping[str, Any]) -> 
     if not isinstance(stage, Distill):
         flops = record["flops_by_account"]["student"]
         return {"tokens that the student read": round(flops / training_flops(record["student"]["parameters"], 1))}
-    records, _ = files.read_jsonl(context.paths.metrics)
-    lines = [line for line in records if line["stage"] == stage.name and "tokens/generated" in line]
-    tokens = {"tokens that the student generated": int(lines[-1]["tokens/generated"])} if lines else {}
+    generated = _logged(context, stage, "tokens/generated")
+    tokens = {"tokens that the student generated": int(generated[-1])} if generated else {}
     if record["teacher_tokens"] is not None:
         tokens["tokens that teachers scored"] = int(record["teacher_tokens"]["scored"])
     return tokens
+
+
+def _logged(context: RunContext, stage: AnyStage, metric: str) -> list[float]:
+    """Return the values of a metric that a stage logged; what is no number, as in a damaged line, is left out."""
+    records, _ = files.read_jsonl(context.paths.metrics)
+    values = [record.get(metric) for record in records if record.get("stage") == stage.name]
+    return [value for value in values if files.is_number(value)]
 
 
 def _base_model(context: RunContext, reference: str) -> str | None:

@@ -84,7 +84,8 @@ def _sum_of_zeros(optimizer: Any, accelerator: Accelerator) -> Tensor:
     for state in optimizer.state.values():
         for value in state.values():
             if isinstance(value, Tensor) and value.is_floating_point():
-                total += (value.detach() * 0).sum().to(total)
+                part = getattr(value, "to_local", lambda value=value: value)()  # of a tensor that processes share
+                total += (part.detach() * 0).sum().to(total)
     return total
 
 

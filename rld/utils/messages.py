@@ -8,6 +8,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+"""Environment variables with the number of a process, as torchrun and MPI set them and Accelerate reads them."""
+
 
 def tell(text: str) -> None:
     """Print a line to stderr; of a distributed run, the main process alone prints it."""
@@ -17,7 +20,8 @@ def tell(text: str) -> None:
 
 def is_main_process() -> bool:
     """Tell whether this is the process of a distributed run that prints messages."""
-    return os.environ.get("RANK", "0") == "0"
+    ranks = (os.environ[name] for name in _RANKS if os.environ.get(name, "").isdecimal())
+    return int(next(ranks, "0")) == 0
 
 
 @contextmanager
