@@ -21,19 +21,20 @@ def item_source(skill: GeneratedSkill | ReasoningGymSkill | FileSkill, folder: P
         DataError: rows that cannot be read.
         LibraryError: a generator that does not exist.
     """
-    held_out = _items(skill.held_out.file, folder) if isinstance(skill.held_out, HeldOutFile) else None
+    options = (skill.kind, skill.columns) if isinstance(skill, FileSkill) else ()
+    held_out = _items(skill.held_out.file, folder, *options) if isinstance(skill.held_out, HeldOutFile) else None
     match skill:
         case GeneratedSkill():
             function = registry.load("generators", skill.generator, folder)
             return ItemSource(_Generator(function, skill), len(skill.levels), held_out=held_out)
         case ReasoningGymSkill():
             return ItemSource(_ReasoningGym(skill), len(skill.levels), held_out=held_out)
-    levels = _items(skill.file, folder)
+    levels = _items(skill.file, folder, *options)
     return ItemSource(_Choice(levels), len(levels), levels, held_out)
 
 
-def _items(name: str, folder: Path) -> list[list[Item]]:
-    return read_items(registry.find_path(name, folder) or folder / name)
+def _items(name: str, folder: Path, *options: Any) -> list[list[Item]]:
+    return read_items(registry.find_path(name, folder) or folder / name, *options)
 
 
 class _Generator:

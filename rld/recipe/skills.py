@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from rld.data.formats import FORMATS
+from rld.data.formats.first_columns import first_columns
+from rld.data.row_kinds import ROW_KINDS
+from rld.data.row_kinds.fields import columns_named_in
 from rld.recipe import registry, reserved_options, third_party_options
 from rld.recipe.document import Loc, RecipeProblem
 from rld.recipe.names import RecipeNames, items
@@ -139,16 +143,34 @@ class ReasoningGymSkill(_Skill):
 
 
 class FileSkill(_Skill):
-    """Rows from a JSON Lines or CSV file with the columns `question`, `answer` and, optionally, `level`."""
+    """Rows from a JSON Lines or CSV file with the columns `question`, `answer` and, optionally, `level`.
+
+    Rewards get all other columns as JSON text in `entry`.
+    """
 
     file: str
     """Path of the file, relative to the recipe."""
+    kind: str = "question_answer"
+    """The kind of its rows. `question_answer`: a question with its gold answer."""
+    columns: dict[str, str] = {}
+    """Where the values stand that are in no column of their name, as in `{question: title, answer: label}`. A text with
+    columns in braces is a template: `question: "{title}\\n{text}"`. A file of held-out rows has the same columns."""
+
+    @field_validator("kind")
+    @classmethod
+    def _kind_exists(cls, kind: str) -> str:
+        if kind not in ROW_KINDS:
+            raise ValueError(f"there is no such kind of rows{hint(kind, ROW_KINDS)}")
+        return kind
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
         """Check that the file exists and has a supported format."""
         yield from super().check(names, loc, raw)
         yield from _check_file(names, (*loc, "file"), raw.get("file"))
+        kind, path = raw.get("kind", "question_answer"), registry.find_path(str(raw.get("file")), names.folder)
+        if isinstance(kind, str) and kind in ROW_KINDS and path is not None and path.suffix in FORMATS:
+            yield from _check_columns(names, (*loc, "columns"), raw.get("columns"), ROW_KINDS[kind].names, path)
 
     @property
     def origin(self) -> str:
@@ -165,6 +187,21 @@ def _check_file(names: RecipeNames, loc: Loc, name: Any) -> Iterator[RecipeProbl
         yield names.problem(loc, f": there is no file {name}{hint(name, beside)}")
     elif path.suffix not in FORMATS:
         yield names.problem(loc, f": rows come from {' or '.join(FORMATS)} files, not {name}")
+
+
+def _check_columns(
+    names: RecipeNames, loc: Loc, columns: Any, values: Sequence[str], path: Path
+) -> Iterator[RecipeProblem]:
+    """Check that `columns` names values that the kind of rows has, and columns that the file has."""
+    present: list[str] | None = None
+    for name, source in items(columns):
+        if name not in values:
+            yield names.problem((*loc, name), f": rows of this kind have no {name!r}{hint(str(name), values)}")
+        elif isinstance(source, str):
+            present = first_columns(path) if present is None else present
+            for column in columns_named_in(source):
+                if present and column not in present:
+                    yield names.problem((*loc, name), f": {path.name} has no column {column!r}{hint(column, present)}")
 
 
 AnySkill = Annotated[

@@ -214,6 +214,17 @@ def test_a_key_that_a_row_sets_twice_and_another_encoding_are_refused(tmp_path):
         read_items(path)
 
 
+def test_any_columns_of_a_file_are_question_and_answer_and_rewards_get_the_others(tmp_path):
+    (tmp_path / "news.csv").write_text("label,title,text,source\n1,A,long,x\n3,B,short,y\n")
+    columns = {"question": "{title}:\n{text}", "answer": "label"}
+    made = source({"file": "news.csv", "columns": columns, "held_out": 1}, tmp_path)
+    rows = {row["prompt"]: row for row in [*made.held_out(), *made.rows(1, seed=0)]}
+    assert {prompt: row["answer"] for prompt, row in rows.items()} == {"A:\nlong": "1", "B:\nshort": "3"}
+    assert json.loads(rows["B:\nshort"]["entry"]) == {"source": "y"}
+    (tmp_path / "plain.csv").write_text("question,answer\na,b\n")
+    assert read_items(tmp_path / "plain.csv")[0][0].entry == ""
+
+
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
 def test_numbers_that_are_not_finite_are_refused_with_their_row(tmp_path, number):
     rows = ['{"question": "a", "answer": 1.5}', f'{{"question": "b", "answer": {number}}}']

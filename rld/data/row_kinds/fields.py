@@ -1,0 +1,93 @@
+"""The values of a record by name, wherever a skill's `columns` say that they stand."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
+
+_MOST_DIGITS = 18
+"""Digits of a level that is written as text."""
+
+
+def columns_named_in(source: str) -> list[str]:
+    """Return the columns that an entry of `columns` names: those in braces of a template, else the one column."""
+    return _PLACEHOLDER.findall(source) or [source]
+
+
+class Fields:
+    """The values of a record by name.
+
+    Args:
+        record: The values by column.
+        columns: Of each name that is not its column's: the column, or a template with columns in braces.
+    """
+
+    def __init__(self, record: Mapping[str, Any], columns: Mapping[str, str]) -> None:
+        self._record, self._columns = record, columns
+        self._read = set(columns_named_in(columns.get("level", "level")))
+
+    def __contains__(self, name: str) -> bool:
+        return all(column in self._record for column in columns_named_in(self._columns.get(name, name)))
+
+    def value(self, name: str) -> Any:
+        """Return a value as the file has it, or a filled template.
+
+        Raises:
+            ValueError: the record has no such column, or a column of the template is not text.
+        """
+        source = self._columns.get(name, name)
+        names = columns_named_in(source)
+        missing = next((column for column in names if column not in self._record), None)
+        if missing is not None:
+            beside = ", ".join(map(repr, self._record))
+            place = f"no {name}" if missing == name else f"{name}: no column {missing!r}"
+            raise ValueError(f"{place}, but {beside:.80}")
+        self._read.update(names)
+        if names == [source]:
+            return self._record[source]
+        texts = {column: text(self._record[column], column, is_required=False) for column in names}
+        return _PLACEHOLDER.sub(lambda match: texts[match[1]], source)
+
+    def text(self, name: str) -> str:
+        """Return a value that is text, or a whole number as text.
+
+        Raises:
+            ValueError: it is missing, empty, or something else.
+        """
+        return text(self.value(name), name)
+
+    @property
+    def level(self) -> int:
+        """The record's level, 0 where it has none.
+
+        Raises:
+            ValueError: it is no whole number from 0.
+        """
+        level = self.value("level") if "level" in self else 0
+        if isinstance(level, str) and level.strip().isdecimal() and len(level) <= _MOST_DIGITS:
+            level = int(level)
+        if not isinstance(level, int) or isinstance(level, bool) or level < 0:
+            raise ValueError(f"level should be a whole number from 0, not {level!r:.80}")
+        return level
+
+    def others(self) -> str:
+        """Return the columns whose values were not read, as JSON text; "" if there are none."""
+        others = {column: value for column, value in self._record.items() if column not in self._read}
+        return json.dumps(others, default=str, ensure_ascii=False) if others else ""
+
+
+def text(value: Any, name: str, is_required: bool = True) -> str:
+    """Return a value as text: text as it is, a whole number in digits.
+
+    Raises:
+        ValueError: it is neither, or without a visible character where one is required.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or (is_required and not value.strip()):
+        raise ValueError(f"{name} should be text, not {value!r:.80}")
+    return value
