@@ -10,6 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from rld.rewards import text_of
+from trl.rewards import think_format_reward
 
 from rld.errors import RecipeError
 from rld.evaluation.held_out import HeldOutEvaluator
@@ -17,6 +18,7 @@ from rld.models.prompting import PromptEncoder
 from rld.models.row_checks import check_rows
 from rld.models.thinking import Thinking
 from rld.pipeline import sft as sft_stage
+from rld.recipe import trl_rewards
 from rld.recipe.schema import Recipe
 from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
@@ -72,7 +74,9 @@ def equal(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
     return [float(text_of(text) == gold) for text, gold in zip(completions, answer, strict=True)]
 
 
-def rolled_out(member: Member, model: PerfectModel, folder: Any, **options: Any) -> tuple[list[str], Any, RLDTrainer]:
+def rolled_out(
+    member: Member, model: PerfectModel, folder: Any, further: Any = (), **options: Any
+) -> tuple[list[str], Any, RLDTrainer]:
     """Return the completions that the reward got, the rollout, and its trainer."""
     texts: list[str] = []
 
@@ -95,7 +99,7 @@ def rolled_out(member: Member, model: PerfectModel, folder: Any, **options: Any)
     )
     trainer = RLDTrainer(
         model,
-        reward,
+        [reward, *further],
         args,
         Dataset.from_list(rows(member)),
         processing_class=member.tokenizer(),
@@ -211,3 +215,33 @@ def test_what_all_skills_share_is_refused_in_one_of_them():
         Recipe.model_validate(tree | {"prompts": {"style": "chat", **option}})
     with pytest.raises(RecipeError, match="thinking_markers"):
         RLDConfig("out", strip_thinking=True, thinking_markers=["<think>"], use_cpu=True, bf16=False, report_to="none")
+
+
+@pytest.mark.parametrize("strip_thinking", [True, False])
+@pytest.mark.parametrize(
+    "name", ["qwen3", "qwen3_5, which opens the part", "deepseek, which opens the part", "special"]
+)
+def test_a_reward_for_the_form_reads_whole_completions(name, strip_thinking, tmp_path):
+    member, wholes, columns_of_others, paid = MEMBERS[name], [], [], []
+    pair = encoder(member).thinking
+
+    def form(completions: list[Any], whole_completions: list[Any], **_: Any) -> list[float]:
+        wholes.extend(map(text_of, whole_completions))
+        return [0.0] * len(completions)
+
+    def trl_form(
+        completions: list[Any], answer: list[str], whole_completions: list[Any], **columns: Any
+    ) -> list[float]:
+        batch = {"completions": completions, "answer": answer, "whole_completions": whole_completions}
+        paid.extend(trl_rewards.bound(think_format_reward, {})(**batch, **columns))
+        return [0.0] * len(completions)
+
+    def other(completions: list[Any], **columns: Any) -> list[float]:
+        columns_of_others.extend(columns)
+        return [0.0] * len(completions)
+
+    rolled_out(member, thinker(member), tmp_path, further=[form, trl_form, other], strip_thinking=strip_thinking)
+    assert len(wholes) == 2 * len(rows(member))
+    assert all(text.startswith(pair.opening) and pair.closing in text for text in wholes)
+    assert set(paid) == {float(pair.opening == "<think>")}
+    assert "whole_completions" not in columns_of_others

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -266,6 +266,15 @@ class PromptEncoder:
         if self.thinking is None:
             return completion
         return self.thinking.answer(completion, self.thinking.opened_by(self.render(prompt)))
+
+    def whole_completions(self, prompts: Sequence[Any], ids: Sequence[list[int]]) -> list[str]:
+        """Return completions with their thinking parts, the opening marker included where it is in the prompt."""
+        pair = self.thinking or self.template_thinking
+        if pair is None:
+            return self.decode(ids)
+        texts = replace(self, strip_thinking=tuple(pair)).decode(ids)
+        rendered = [self.render(prompt) for prompt in prompts]
+        return [pair.whole(text, pair.opened_by(prompt)) for text, prompt in zip(texts, rendered, strict=True)]
 
     # -- rows --------------------------------------------------------------------------------------------------------
 

@@ -43,7 +43,16 @@ TRAINER = {
 }
 
 GIVEN_TO_REWARDS = {
-    *("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"),
+    *(
+        "prompts",
+        "completions",
+        "completion_ids",
+        "whole_completions",
+        "trainer_state",
+        "log_extra",
+        "log_metric",
+        "environments",
+    ),
     *("answer", "entry", "skill", "level", "question"),
 }
 

@@ -20,6 +20,9 @@ from rld.utils.suggestions import hint
 
 MODULE = "trl.rewards"
 
+_READ_THINKING = ("think_format_reward", "reasoning_accuracy_reward")
+"""Those that look for the markers of thinking parts, which `strip_thinking` and templates that open one take away."""
+
 
 def names_module(module: str) -> bool:
     """Return whether the part of a name before the colon refers to TRL's rewards."""
@@ -88,8 +91,11 @@ def _makes_a_reward(arguments: Iterable[str]) -> bool:
 
 
 def _converted(reward: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
-    def converted(completions: list[Any], answer: list[str], **columns: Any) -> Any:
-        messages = [[{"role": "assistant", "content": c}] if isinstance(c, str) else c for c in completions]
+    def converted(
+        completions: list[Any], answer: list[str], whole_completions: list[Any] | None = None, **columns: Any
+    ) -> Any:
+        texts = whole_completions if whole_completions and reward.__name__ in _READ_THINKING else completions
+        messages = [[{"role": "assistant", "content": c}] if isinstance(c, str) else c for c in texts]
         return reward(**columns | options | {"completions": messages, "solution": answer})
 
     converted.__name__ = reward.__name__

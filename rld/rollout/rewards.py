@@ -1,7 +1,8 @@
 """Checks of rewards: errors for invalid return values and exceptions name the reward, the row and the completion.
 
 TRL calls a reward with lists, one element per completion: `prompts`, `completions`, `completion_ids` and the rows'
-other columns. It also passes objects that are not columns, such as `trainer_state`.
+other columns. It also passes objects that are not columns, such as `trainer_state`. A reward with an argument called
+`whole_completions` gets the completions with their thinking parts too.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from rld.utils.user_calls import (
 )
 
 _SHOWN = 80
+
+_WHOLE = "whole_completions"
 
 _LARGEST = float(np.finfo(np.float32).max)
 """TRL keeps rewards in float32."""
@@ -119,8 +122,10 @@ def checked(reward: Callable[..., Any], name: str, *, decides: bool = False) -> 
         return function
     rule = SuccessRule(name, getattr(reward, "success_at", None), decides)
     seconds: float = getattr(reward, "timeout_seconds", REWARD_SECONDS)
+    reads_whole = _reads_whole(function)
 
     def call(**batch: Any) -> list[float | None]:
+        batch = _with_whole(batch) if reads_whole else _without_whole(batch)
         try:
             with user_code(seconds):
                 returned = function(**batch)
@@ -130,6 +135,7 @@ def checked(reward: Callable[..., Any], name: str, *, decides: bool = False) -> 
         return _numbers(returned, rule, batch)
 
     async def call_async(**batch: Any) -> list[float | None]:
+        batch = _with_whole(batch) if reads_whole else _without_whole(batch)
         try:
             returned = await _awaited(function, batch, seconds)
         except Exception as error:
@@ -141,6 +147,22 @@ def checked(reward: Callable[..., Any], name: str, *, decides: bool = False) -> 
     checked_reward: Any = call_async if is_async(function) else call
     checked_reward.__name__, checked_reward.rule = name, rule
     return cast(Callable[..., Any], checked_reward)
+
+
+def _reads_whole(function: Callable[..., Any]) -> bool:
+    try:
+        return _WHOLE in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # it is compiled and has no signature
+        return False
+
+
+def _with_whole(batch: dict[str, Any]) -> dict[str, Any]:
+    """Return a batch with `whole_completions`, which outside of rollouts are the completions."""
+    return {_WHOLE: batch["completions"], **batch}
+
+
+def _without_whole(batch: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in batch.items() if key != _WHOLE}
 
 
 async def _awaited(function: Callable[..., Any], batch: dict[str, Any], seconds: float) -> Any:

@@ -18,7 +18,7 @@ from rld.models.prompting import PromptEncoder
 from rld.rollout.rewards import DEFAULT_RULE, SuccessRule, all_checked, callable_name, checked, is_async
 from rld.types import Row
 
-NOT_GIVEN = ("prompt", "completion", "completion_ids")
+NOT_GIVEN = ("prompt", "completion", "completion_ids", "whole_completions")
 """Columns of the rows that TRL does not give to rewards, for which it has other arguments."""
 
 Verify = Callable[..., list[float | None]]
@@ -127,6 +127,14 @@ def judged(prompts: Sequence[Any], completions: Sequence[Any], encoder: PromptEn
         if isinstance(completion, str)
         else [_without_thinking(message, prompt, encoder) for message in completion]
         for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+
+
+def as_completions(texts: Sequence[str], completions: Sequence[Any]) -> list[Any]:
+    """Return texts in the form of completions, which are texts or lists of messages."""
+    return [
+        text if isinstance(completion, str) else [{"role": "assistant", "content": text}]
+        for completion, text in zip(completions, texts, strict=True)
     ]
 
 

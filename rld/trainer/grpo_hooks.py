@@ -39,7 +39,7 @@ from rld.models.prompting import PromptEncoder
 from rld.rollout.batch import RolloutBatch
 from rld.rollout.gold import gold_completions
 from rld.rollout.record import RolloutRecord, RolloutTotals
-from rld.rollout.verifier import judged, require_scale
+from rld.rollout.verifier import as_completions, judged, require_scale
 from rld.trainer.checkpoints import CheckpointedParts, load_rollout
 from rld.trainer.equal_rewards import count_groups
 from rld.trainer.finite_updates import FiniteUpdates
@@ -179,6 +179,9 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, GRPOTrainer):
     @timed("rewards")
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         answers = judged(prompts, self._with_markers(completions, completion_ids_list), self._encoder)
+        if not self.tools and self.environment_factories is None:  # with which a completion has several messages
+            whole = as_completions(self._encoder.whole_completions(prompts, completion_ids_list), completions)
+            inputs = [{**row, "whole_completions": text} for row, text in zip(inputs, whole, strict=True)]
         rewards_AR: Tensor = super()._calculate_rewards(inputs, prompts, answers, completion_ids_list)
         if self._rollout is not None:
             require_scale(self._rollout.rule, rewards_AR[:, 0].tolist())
@@ -192,11 +195,7 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, GRPOTrainer):
         """Return completions with the markers of thinking parts, of which TRL leaves out those that are special."""
         if self._encoder.thinking is None or self.tools or self.environment_factories is not None:
             return completions
-        texts = self._encoder.decode(ids)
-        return [
-            text if isinstance(completion, str) else [{"role": "assistant", "content": text}]
-            for completion, text in zip(completions, texts, strict=True)
-        ]
+        return as_completions(self._encoder.decode(ids), completions)
 
     # -- losses --------------------------------------------------------------------------------------------------------
 
