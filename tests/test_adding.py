@@ -92,6 +92,18 @@ class First:
 
     def next(self, rng):
         return min(self.levels), self.start
+
+    def observe(self, task, successes, attempts):
+        pass
+
+    def metrics(self):
+        return {}
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
 '''
 CONTROLLER = '''class DummyController(FixedController):
     """A dummy of a controller."""
@@ -133,12 +145,16 @@ class Nap(Stage):
     kind: Literal["nap"]
 
     def cost(self, sizes):
-        return StageCost(sizes.parameters(self.student), {}, None, 0)
+        return StageCost(sizes.parameters(self.student), {}, None, {})
 
     def describe(self, cost, skills):
         return [("rests", f"{self.student}, for {self.steps} steps")]
 '''
 RUNNER = '''"""The `nap` stage at work."""
+
+
+def dry_run(context, stage):
+    pass
 
 
 def run(context, stage):
@@ -283,15 +299,18 @@ ROWS = {
 }
 TASKS = '''def copy(rng, *, length):
     """Repeat a letter."""
-    return "a" * length, "a" * length
+    word = rng.choice("ab") * length
+    return word, word
 '''
 RECIPE = """
 name: dummies
-tokenizer: {characters: a}
+tokenizer: {characters: "abHow mny?e"}
 skills:
   copy: {generator: ./tasks.py:copy, levels: [{length: 1}], held_out: 1}
-  count: {file: ./rows.pairs}
-models: {tiny: {new: llama, config: {hidden_size: 16}}, odd: {dummy: 3}}
+  count: {file: ./rows.pairs, held_out: 0}
+models:
+  tiny: {new: llama, config: {hidden_size: 16, num_attention_heads: 2, num_key_value_heads: 2}}
+  odd: {dummy: 3}
 rewards: [{use: dummies:flat, options: {height: 0.25}}]
 stages:
   - name: learn

@@ -76,6 +76,10 @@ def test_uniform_can_weigh_skills():
         ("fixed:Uniform", {"weights": {"one": 1, "two": 1, "many": -1}}),
         ("staged:Staged", {"attempts": 0}),
         ("ladder:Ladder", {"window": 0}),
+        ("competence:SquareRoot", {"attempts": 0}),
+        ("competence:SquareRoot", {"start": 0.0}),
+        ("progress:LearningProgress", {"explore": 0.0}),
+        ("progress:LearningProgress", {"window": 0}),
     ],
 )
 def test_impossible_options_are_refused(name, options):
@@ -164,3 +168,29 @@ def test_the_ladder_favours_the_edge_and_does_not_give_up_on_failures():
             ladder.observe(Task(skill, 0), successes, 64)
     shares = ladder.shares()
     assert shares["edge"] > shares["failing"] > 3 * shares["solved"]
+
+
+def test_competence_grows_with_the_square_root_of_the_attempts():
+    curriculum = make("competence:SquareRoot", {"many": 10}, attempts=100, start=0.2)
+    opened = []
+    for _ in range(11):
+        opened.append(curriculum.num_open("many"))
+        curriculum.observe(Task("many", 0), 0, 10)
+    competence = [(t * (1 - 0.04) + 0.04) ** 0.5 for t in (i / 10 for i in range(11))]
+    assert opened == [int(10 * share + 1e-9) for share in competence]
+
+
+def test_learning_progress_follows_what_changes():
+    curriculum = make("progress:LearningProgress", {"still": 1, "rising": 2}, explore=0.2, window=16)
+    for step in range(40):
+        curriculum.observe(Task("still", 0), 5, 10)
+        curriculum.observe(Task("rising", 0), 10, 10)
+        curriculum.observe(Task("rising", 1), min(step // 4, 10), 10)
+    drawn = Counter(curriculum.next(random.Random(i)) for i in range(3000))
+    assert drawn[Task("rising", 1)] > 0.6 * 3000
+    for _ in range(12):  # what is forgotten is drawn again
+        curriculum.observe(Task("still", 0), 5, 10)
+        curriculum.observe(Task("rising", 0), 0, 10)
+        curriculum.observe(Task("rising", 1), 10, 10)
+    drawn = Counter(curriculum.next(random.Random(i)) for i in range(3000))
+    assert max(drawn, key=lambda task: drawn[task]) == Task("rising", 0)

@@ -9,11 +9,13 @@ from typing import Any, get_args
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from pydantic import TypeAdapter
 
 import tests.support.tiny as tiny
 from rld.cli import main
 from rld.controllers import AnyController
 from rld.recipe.document import RecipeDocument
+from rld.recipe.models import AnyModel, NewModel, PrunedModel
 from rld.recipe.reading import read_recipe
 from rld.recipe.stages.distill import Distill
 from rld.teachers.local import LocalLogprobs
@@ -128,6 +130,12 @@ def test_the_page_on_the_controller_shows_what_a_stage_takes(tmp_path):
     ]
     for member in get_args(get_args(AnyController)[0]):
         assert f"`{get_args(member.model_fields['kind'].annotation)[0]}`" in text
+
+
+def test_the_page_on_students_shows_models(tmp_path):
+    (block,) = yaml_blocks((ROOT / "docs" / "students.md").read_text(), tmp_path)
+    kinds = {name: type(TypeAdapter(AnyModel).validate_python(model)) for name, model in block["models"].items()}
+    assert kinds == {"large": str, "fresh": NewModel, "half": PrunedModel, "narrow": PrunedModel}
 
 
 def test_the_page_on_teachers_shows_what_a_stage_and_a_script_take(tmp_path, monkeypatch):

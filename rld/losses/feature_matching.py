@@ -19,6 +19,7 @@ from rld.losses.features import AnyFeature, Tokens, bounded, layer_pairs, normal
 from rld.losses.teacher_outputs import TeacherOutputs
 from rld.models.heads import LMHead
 from rld.models.hidden_states import InputOf, StateKey, depth, final_norm, module_at, state_widths, submodule_path
+from rld.models.pruning import cut_layers
 from rld.utils.tensors import at_least_float32
 
 _MIX_SPEED = 100.0
@@ -98,7 +99,8 @@ def _teacher_states(
     """For each state of the student, the teacher's states that it is compared with, and the logits of their shares."""
     student_depth, teacher_depth = depth(student), depth(teacher)
     sources: dict[StateKey, list[tuple[StateKey, float]]] = {}
-    for student_layer, teacher_layer in layer_pairs(feature.layers, student_depth, teacher_depth):
+    origin = cut_layers(student, teacher)
+    for student_layer, teacher_layer in layer_pairs(feature.layers, student_depth, teacher_depth, origin):
         if feature.submodules:
             for name in feature.submodules:
                 teacher_key = submodule_path(teacher, teacher_layer, name)
@@ -109,7 +111,8 @@ def _teacher_states(
         key: StateKey = InputOf(final_norm(teacher)) if is_normed else teacher_layer
         logit = 0.0
         if isinstance(student_layer, int) and isinstance(teacher_layer, int):
-            logit = -abs(teacher_layer - student_layer * teacher_depth / student_depth)
+            place = student_layer * teacher_depth / student_depth if origin is None else origin[student_layer - 1] + 1
+            logit = -abs(teacher_layer - place)
         sources.setdefault(student_layer, []).append((key, logit))
     return sources
 

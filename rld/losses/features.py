@@ -39,18 +39,26 @@ _LENS_CHUNK = 128
 """Tokens of which `lens` holds distributions over the vocabulary at a time."""
 
 
-def layer_pairs(layers: LayerMap, student_depth: int, teacher_depth: int) -> list[tuple[int | str, int | str]]:
+def layer_pairs(
+    layers: LayerMap, student_depth: int, teacher_depth: int, origin: Sequence[int] | None = None
+) -> list[tuple[int | str, int | str]]:
     """Resolve a layer map into `(student layer, teacher layer)` pairs.
 
     `last` is the pair of the final layers. `uniform` pairs each student layer with the teacher layer at the same
-    relative depth, `round(l * teacher_depth / student_depth)`. `learned` pairs each student layer with all teacher
-    layers. A mapping is taken as it is.
+    relative depth, `round(l * teacher_depth / student_depth)`, or with the one that it was cut from. `learned` pairs
+    each student layer with all teacher layers. A mapping is taken as it is.
+
+    Args:
+        origin: For a student that was cut from the teacher, the teacher's block, counted from 0, of each of its blocks.
+            The student's last layer is paired with the teacher's, because both come after the final norm.
 
     Raises:
         RecipeError: a layer in the mapping does not exist.
     """
     if layers == "last":
         return [(student_depth, teacher_depth)]
+    if layers == "uniform" and origin is not None:
+        return [*((s, origin[s - 1] + 1) for s in range(1, student_depth)), (student_depth, teacher_depth)]
     if layers == "uniform":
         return [(s, round(s * teacher_depth / student_depth)) for s in range(1, student_depth + 1)]
     if layers == "learned":
@@ -98,8 +106,9 @@ def normalised(h: Tensor) -> Tensor:
 
 class _Feature(FrozenOptions):
     layers: LayerMap = "last"
-    """`last`, `uniform` (same relative depth), `learned` (each student layer is compared with a learned mix of all
-    teacher layers), or a mapping of student layers to teacher layers, by number or by module name."""
+    """`last`, `uniform` (same relative depth; for a student that was cut from the teacher, the layer that it was),
+    `learned` (each student layer is compared with a learned mix of all teacher layers), or a mapping of student layers
+    to teacher layers, by number or by module name."""
 
     needs_projection: ClassVar[bool] = True
     """Whether it compares states of equal width, so that the student's need a learned projection to the teacher's."""

@@ -10,7 +10,6 @@ from rld.pipeline.reward_loading import RewardLoader
 from rld.pipeline.run import RunContext
 from rld.pipeline.run_checks import require_runnable
 from rld.recipe.schema import Recipe
-from rld.recipe.stages.distill import Distill
 
 
 def ask_libraries(recipe: Recipe, source: Path, deep: bool) -> RunContext:
@@ -36,5 +35,5 @@ def _try_models(run: RunContext) -> None:
         answers = run.answer(model, tokenizer, rows)
         run.evaluator.rewards(rows, [answer.text for answer in answers], tokenizer)
     for stage in run.recipe.stages:
-        if isinstance(stage, Distill):
+        if stage.uses_rewards:
             RewardLoader(run).load_all(stage)

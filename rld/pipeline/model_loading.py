@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rld.errors import ModelError, RecipeError
 from rld.models import tokenizers
-from rld.models.loading import load_config, load_model, load_skeleton, load_tokenizer, require_end
 from rld.models.prompting import PromptEncoder
-from rld.models.self_check import context_length, require_token_rows
+from rld.models.self_check import context_length
+from rld.pipeline.model_sources import CutModel, ModelSource, RandomModel, StoredModel
 from rld.recipe import registry
-from rld.recipe.models import NewModel, PretrainedModel
+from rld.recipe.models import NewModel, PretrainedModel, PrunedModel
 from rld.recipe.schema import Recipe
+from rld.types import Row
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
@@ -29,10 +28,18 @@ class ModelLoader:
     Args:
         source: The recipe's file; paths in it are relative to its folder.
         stage_folder: Returns the folder of a stage's result.
+        training_rows: Returns so many training rows, for models that are pruned by the importance of their parts.
     """
 
-    def __init__(self, recipe: Recipe, source: Path, stage_folder: Callable[[str], Path]) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        source: Path,
+        stage_folder: Callable[[str], Path],
+        training_rows: Callable[[int], Sequence[Row]],
+    ) -> None:
         self._recipe, self._source, self._stage_folder = recipe, source, stage_folder
+        self._training_rows = training_rows
         self._encoders: dict[tuple[str, str | None], tuple[PromptEncoder, int | None]] = {}
         """What `encoder` returned, by its arguments."""
 
@@ -60,15 +67,9 @@ class ModelLoader:
         Raises:
             RecipeError: it cannot be loaded, or has no chat template though prompts need one.
         """
-        spec, options = self._resolve(reference)
-        if isinstance(spec, NewModel):
-            return self._new(reference, spec)
-        arguments = {"dtype": dtype, **options, **(from_pretrained or {})}
         with self._mistakes_in(reference):
-            model = load_model(spec, arguments)
-        tokenizer = self._tokenizer(spec, reference, arguments, chat_template)
-        require_token_rows(model, tokenizer, f"the model {spec!r}", kind=ModelError)
-        return model, tokenizer
+            model, tokenizer = self._model_source(reference).load(from_pretrained or {}, dtype)
+        return model, self._with_template(reference, tokenizer, chat_template)
 
     def encoder(self, reference: str, chat_template: str | None = None) -> tuple[PromptEncoder, int | None]:
         """Return the encoder of prompts and answers of a model, and its context length, without loading its weights.
@@ -80,28 +81,22 @@ class ModelLoader:
         Raises:
             RecipeError: tokenizer or configuration cannot be loaded, or there is no chat template.
         """
-        students = {stage.name: stage.student for stage in self._recipe.stages}
-        while reference in students:
-            reference = students[reference]
-        key = reference, chat_template
+        key = self._origin(reference), chat_template
         if key not in self._encoders:
             self._encoders[key] = self._new_encoder(*key)
         return self._encoders[key]
 
     def _new_encoder(self, reference: str, chat_template: str | None) -> tuple[PromptEncoder, int | None]:
-        spec, options = self._resolve(reference)
         prompts = self._recipe.prompts
-        chat: dict[str, Any] = {
-            "chat_template_kwargs": prompts.chat_template_kwargs,
-            "strip_thinking": prompts.strip_thinking,
-        }
-        if isinstance(spec, NewModel):
-            characters = self._characters()
-            return PromptEncoder(characters, **chat), context_length(self._new_config(reference, spec, characters))
         with self._mistakes_in(reference):
-            config, model_ends = load_config(spec, options)
-        tokenizer = self._tokenizer(spec, reference, options, chat_template)
-        encoder = PromptEncoder(tokenizer, chat_template=chat_template, model_ends=model_ends, **chat)
+            tokenizer, config, ends = self._model_source(reference).describe()
+        encoder = PromptEncoder(
+            self._with_template(reference, tokenizer, chat_template),
+            chat_template=chat_template,
+            model_ends=ends,
+            chat_template_kwargs=prompts.chat_template_kwargs,
+            strip_thinking=prompts.strip_thinking,
+        )
         return encoder, context_length(config)
 
     def skeleton(self, reference: str) -> PreTrainedModel | None:
@@ -110,41 +105,24 @@ class ModelLoader:
         Raises:
             RecipeError: its configuration cannot be used.
         """
-        students = {stage.name: stage.student for stage in self._recipe.stages}
-        while reference in students:
-            reference = students[reference]
-        spec, options = self._resolve(reference)
-        if isinstance(spec, NewModel):
-            config = self._new_config(reference, spec, self._characters())
-            with self._mistakes_in_config(reference), torch.device("meta"):
-                new_model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-            return new_model
-        if registry.model_file(spec, "config.json", self._source.parent) is None:
-            return None
-        with self._mistakes_in(reference):
-            return load_skeleton(spec, options)
+        origin = self._origin(reference)
+        with self._mistakes_in(origin):
+            return self._model_source(origin).skeleton()
 
-    def _tokenizer(
-        self, spec: str, reference: str, options: Mapping[str, Any], chat_template: str | None
+    def _with_template(
+        self, reference: str, tokenizer: PreTrainedTokenizerBase, chat_template: str | None
     ) -> PreTrainedTokenizerBase:
-        """Return the tokenizer of a model, padding on the left, with a token to pad with.
-
-        Raises:
-            RecipeError: it cannot be loaded, or has no chat template though prompts need one.
-        """
-        with self._mistakes_in(reference):
-            tokenizer = load_tokenizer(spec, options)
-            require_end(tokenizer, load_config(spec, options)[1], spec)
+        """Return a tokenizer with the template that replaces its own, if any; refuse chats without one."""
         if chat_template is not None:
             tokenizer.chat_template = chat_template
         if self._recipe.prompt_style == "chat" and tokenizer.chat_template is None:
             fix = "use plain, or for a teacher set its chat_template"
-            raise RecipeError(f"{self._source}: prompts.style: {spec!r} has no chat template; {fix}")
+            raise RecipeError(f"{self._source}: prompts.style: {reference!r} has no chat template; {fix}")
         return tokenizer
 
     @contextmanager
     def _mistakes_in(self, reference: str) -> Iterator[None]:
-        """Name the recipe in the error when a model cannot be loaded."""
+        """Name the recipe and the model in the error when a model cannot be loaded or built."""
         try:
             yield
         except ModelError as error:
@@ -152,45 +130,47 @@ class ModelLoader:
                 f"{self._source}: {error} (a local copy can be named on the command line, such as "
                 f"models.{reference}=FOLDER)"
             ) from error
+        except RecipeError as error:
+            raise RecipeError(f"{self._source}: models.{reference}: {error}") from error
 
-    def _resolve(self, reference: str) -> tuple[str | NewModel, dict[str, Any]]:
-        """Return a path or hub id with its loading options, or the specification of a new model."""
+    def _origin(self, reference: str) -> str:
+        """Return the model that a reference leads to through earlier stages."""
+        students = {stage.name: stage.student for stage in self._recipe.stages}
+        while reference in students:
+            reference = students[reference]
+        return reference
+
+    def _model_source(self, reference: str) -> ModelSource:
+        """Return the way to get the model that a reference names."""
         if any(stage.name == reference for stage in self._recipe.stages):
-            return str(self._stage_folder(reference)), {}
+            return StoredModel(str(self._stage_folder(reference)), {}, is_here=True)
         spec = self._recipe.models.get(reference, reference)
-        if isinstance(spec, NewModel):
-            return spec, {}
-        if isinstance(spec, PretrainedModel):
-            return self.path(spec.path), dict(spec.from_pretrained)
-        return self.path(spec), {}
+        match spec:
+            case NewModel():
+                return RandomModel(spec, lambda: self._tokenizer_of(spec))
+            case PrunedModel():
+                return CutModel(spec, self._model_source(spec.prune), self._calibration_texts)
+            case PretrainedModel():
+                return self._stored(spec.path, spec.from_pretrained)
+            case _:
+                return self._stored(spec, {})
 
-    def _new(self, reference: str, spec: NewModel) -> Loaded:
-        """Return a model with random weights, and the recipe's character tokenizer."""
-        characters = self._characters()
-        config = self._new_config(reference, spec, characters)
-        with self._mistakes_in_config(reference):
-            return AutoModelForCausalLM.from_config(config), characters
+    def _stored(self, name: str, options: Mapping[str, Any]) -> StoredModel:
+        place = self.path(name)
+        is_here = registry.model_file(place, "config.json", self._source.parent) is not None
+        return StoredModel(place, options, is_here)
 
-    def _characters(self) -> PreTrainedTokenizerBase:
+    def _tokenizer_of(self, spec: NewModel) -> PreTrainedTokenizerBase:
+        """Return the tokenizer of a new model: another model's, or the recipe's character tokenizer."""
+        if spec.tokenizer is not None:
+            return self._model_source(spec.tokenizer).describe().tokenizer
         assert self._recipe.tokenizer is not None  # validated when the recipe was read
         return tokenizers.character_tokenizer(self._recipe.tokenizer.characters)
 
-    def _new_config(self, reference: str, spec: NewModel, characters: PreTrainedTokenizerBase) -> PretrainedConfig:
-        options = {
-            "vocab_size": len(characters),
-            "pad_token_id": characters.pad_token_id,
-            "eos_token_id": characters.eos_token_id,
-            "bos_token_id": None,
-            **spec.config,
-        }
-        with self._mistakes_in_config(reference):
-            config: PretrainedConfig = AutoConfig.for_model(spec.new, **options)
-        return config
-
-    @contextmanager
-    def _mistakes_in_config(self, reference: str) -> Iterator[None]:
-        try:
-            yield
-        except (ValueError, LookupError, TypeError, RuntimeError, StrictDataclassError) as error:
-            message = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise RecipeError(f"{self._source}: models.{reference}: {message}") from error
+    def _calibration_texts(self, count: int, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+        """Return the token ids of prompts with gold answers; those without are prompts alone."""
+        prompts = self._recipe.prompts
+        encoder = PromptEncoder(tokenizer, chat_template_kwargs=prompts.chat_template_kwargs)
+        rows = self._training_rows(count)
+        encoded = encoder.encode_rows([row["prompt"] for row in rows], [row["answer"] for row in rows])
+        return [[*prompt_ids, *answer_ids] for prompt_ids, answer_ids in encoded]

@@ -16,7 +16,7 @@ from rld.losses.features import layer_pairs
 from rld.pipeline.curriculum_loading import try_curriculum
 from rld.pipeline.gold_answers import gold_rewards
 from rld.recipe import registry, third_party_options
-from rld.recipe.models import NewModel, PretrainedModel
+from rld.recipe.models import NewModel, PretrainedModel, PrunedModel
 from rld.recipe.plugins import RewardSpec, VerifierSpec
 from rld.recipe.schema import Recipe
 from rld.recipe.sizes import parameters
@@ -88,11 +88,13 @@ def _origin(recipe: Recipe, name: str) -> str:
 
 
 def _path(recipe: Recipe, name: str) -> str | None:
-    """Return the hub id or folder of a model, also of the one that an earlier stage trains; None for a new model."""
+    """Return the hub id or folder of a model, or of the one that it is made from; None for a new model without any."""
     name = _origin(recipe, name)
     model = recipe.models.get(name, name)
     if isinstance(model, NewModel):
-        return None
+        return None if model.tokenizer is None else _path(recipe, model.tokenizer)
+    if isinstance(model, PrunedModel):
+        return _path(recipe, model.prune)
     return model.path if isinstance(model, PretrainedModel) else model
 
 

@@ -21,9 +21,7 @@ from rld.models.template_checks import notices, require_options_read
 from rld.pipeline.model_loading import ModelLoader
 from rld.recipe.schema import Recipe
 from rld.recipe.stages import AnyStage
-from rld.recipe.stages.distill import Distill
 from rld.recipe.stages.sft import Sft
-from rld.recipe.teachers import TeacherSpec
 from rld.rollout.verifier import Verify, ask, is_success
 from rld.types import Row
 
@@ -169,25 +167,15 @@ class RowChecks:
 
     def _stage_readers(self, stage: AnyStage) -> Iterator[_Reader]:
         skills = tuple(stage.skills or self._recipe.skills)
-        encoder, context_length = self._models.encoder(stage.student)
-        learns = stage.teacher is None if isinstance(stage, Sft) else stage.rollout.gold_completions > 0
+        student, context_length = self._models.encoder(stage.student)
         name = f"stage '{stage.name}', student {stage.student}"
-        yield _Reader(name, encoder, context_length, skills, learns_answers=learns)
-        if isinstance(stage, Sft) and stage.teacher is not None:
-            teacher = self._models.encoder(stage.teacher)
-            yield _Reader(f"stage '{stage.name}', teacher {stage.teacher}", *teacher, skills, is_student=False)
-        elif isinstance(stage, Distill):
-            yield from self._teacher_readers(stage, encoder, skills)
-
-    def _teacher_readers(self, stage: Distill, student: PromptEncoder, skills: Sequence[str]) -> Iterator[_Reader]:
-        for name, spec in stage.teachers.items():
-            if isinstance(spec, TeacherSpec):
-                encoder, context_length = self._models.encoder(spec.model, spec.chat_template)
-                taught = tuple(skill for skill in skills if spec.skills is None or skill in spec.skills)
-                encoder = student if spec.align is None else encoder
-                yield _Reader(
-                    f"stage '{stage.name}', teacher {name}", encoder, context_length, taught, is_student=False
-                )
+        yield _Reader(name, student, context_length, skills, learns_answers=stage.learns_gold_answers)
+        for reader in stage.readers():
+            encoder, context_length = self._models.encoder(reader.model, reader.chat_template)
+            encoder = encoder if reader.has_own_tokenizer else student
+            taught = tuple(skill for skill in skills if reader.skills is None or skill in reader.skills)
+            name = f"stage '{stage.name}', teacher {reader.name}"
+            yield _Reader(name, encoder, context_length, taught, is_student=False)
 
 
 def _named(rows: Sequence[Row]) -> list[str]:

@@ -69,7 +69,7 @@ class RunContext:
 
     def __post_init__(self) -> None:
         self.paths = RunFolder(self.folder, self.recipe.stages[-1].name)
-        self.models = ModelLoader(self.recipe, self.source, self.paths.stage_result)
+        self.models = ModelLoader(self.recipe, self.source, self.paths.stage_result, self._training_rows)
         judge = load_judge(self.recipe, self.source.parent)
         self.row_checks = RowChecks(self.recipe, self.models, judge)
         accepts = {"accepts": self.row_checks.accepts} if self.recipe.bad_rows == "skip" else {}
@@ -139,6 +139,11 @@ class RunContext:
         num_tokens = encoder.count_tokens(rows, [encoder.encode_answer(answer.text) for answer in answers])
         self.flop_meter.add("answers", forward_flops(model.num_parameters(), num_tokens))
         return answers
+
+    def _training_rows(self, count: int) -> list[Row]:
+        """Return so many training rows, over all skills."""
+        sources = list(self.skill_rows.values())
+        return [row for source in sources for row in source.probe(-(-count // len(sources)))]
 
     # -- trainers ----------------------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ PACKAGES = (
 )
 """The packages whose versions are recorded."""
 
-_MODEL_KEYS = ("student", "teacher", "model", "adapter", "path")
+_MODEL_KEYS = ("student", "teacher", "model", "adapter", "path", "prune", "tokenizer")
 """Keys of a recipe whose texts name models."""
 
 _MODEL_FILES = (".json", ".jinja", ".safetensors", ".bin", ".model", ".txt", ".py")

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from rld.recipe import registry, third_party_options
-from rld.recipe.models import AnyModel, CharacterTokenizer, NewModel, PretrainedModel
+from rld.recipe.models import AnyModel, CharacterTokenizer, NewModel, PretrainedModel, PrunedModel
 from rld.recipe.teachers import TeacherSpec
 from rld.utils.flops import Account
 
@@ -139,10 +139,35 @@ class Sizes:
     def _config(self, reference: str) -> dict[str, Any] | None:
         model = self.models.get(reference, reference)
         if isinstance(model, NewModel):
-            assert self.tokenizer is not None  # `read_recipe` rejects a new model without one
-            vocabulary = len(set(self.tokenizer.characters)) + _SPECIAL_TOKENS
-            return {"vocab_size": vocabulary, **model.config, "model_type": model.new}
+            vocabulary = self._vocabulary(model)
+            return None if vocabulary is None else {"vocab_size": vocabulary, **model.config, "model_type": model.new}
+        if isinstance(model, PrunedModel):
+            origin = self._config(model.prune)
+            return None if origin is None else cut_config(origin, model)
         return config_of(model.path if isinstance(model, PretrainedModel) else model, self.folder)
+
+    def _vocabulary(self, model: NewModel) -> int | None:
+        """Return the number of tokens of a new model; that of another model's tokenizer is its embedding's rows."""
+        if model.tokenizer is None:
+            assert self.tokenizer is not None  # `read_recipe` rejects a new model without one
+            return len(set(self.tokenizer.characters)) + _SPECIAL_TOKENS
+        other = self._config(model.tokenizer)
+        return None if other is None else other.get("vocab_size")
+
+
+def cut_config(config: Mapping[str, Any], model: PrunedModel) -> dict[str, Any]:
+    """Return the sizes of a model that is cut out of one with the given configuration."""
+    full = {**third_party_options.model_defaults(config.get("model_type", "")), **config}
+    heads, groups = full["num_attention_heads"], full.get("num_key_value_heads") or full["num_attention_heads"]
+    layers = len(model.layers) if isinstance(model.layers, list) else model.layers
+    changes = {
+        "num_hidden_layers": layers,
+        "intermediate_size": model.intermediate_size,
+        "hidden_size": model.hidden_size,
+        "num_attention_heads": None if model.heads_per_group is None else model.heads_per_group * groups,
+    }
+    head_width = full.get("head_dim") or full["hidden_size"] // heads
+    return {**full, "head_dim": head_width, **{key: value for key, value in changes.items() if value is not None}}
 
 
 def quantity(number: int | None) -> str:

@@ -193,6 +193,7 @@ def test_mse_is_twice_the_cosine_distance():
 def test_layer_maps():
     assert layer_pairs("last", 3, 4) == [(3, 4)]
     assert layer_pairs("uniform", 3, 6) == [(1, 2), (2, 4), (3, 6)]
+    assert layer_pairs("uniform", 3, 6, origin=[0, 1, 4]) == [(1, 1), (2, 2), (3, 6)], "the layers that they were"
     assert layer_pairs("learned", 2, 2) == [(1, 1), (1, 2), (2, 1), (2, 2)]
     assert layer_pairs({2: 3, 1: 1}, 3, 4) == [(1, 1), (2, 3)]
     assert layer_pairs({"model.layers.1": "model.layers.3"}, 3, 4) == [("model.layers.1", "model.layers.3")]

@@ -32,6 +32,21 @@ class LearningRates(NamedTuple):
     """For all weights of a pre-trained model."""
 
 
+class Reader(NamedTuple):
+    """A model that reads a stage's rows beside the student."""
+
+    name: str
+    """Its name in the stage."""
+    model: str
+    """A name in `models`, an earlier stage, a hub id or a folder."""
+    skills: list[str] | None = None
+    """The skills whose rows it reads. None: those of the stage."""
+    chat_template: str | None = None
+    """Replaces its tokenizer's chat template."""
+    has_own_tokenizer: bool = True
+    """Whether it reads rows in its own tokens and not in the student's."""
+
+
 class Stage(FrozenOptions):
     """A stage of a run. The module of `rld.pipeline` with the name of its `kind` runs it."""
 
@@ -105,6 +120,15 @@ class Stage(FrozenOptions):
     def audit_in_use(self) -> VerifierSpec | None:
         """The function that audits the answers that the verifier accepts; None without an audit."""
         return None
+
+    @property
+    def learns_gold_answers(self) -> bool:
+        """Whether the student is trained on gold answers."""
+        return False
+
+    def readers(self) -> list[Reader]:
+        """Return the models on this machine that read the stage's rows beside the student."""
+        return []
 
     def models(self) -> list[str]:
         """Return the models that the stage refers to, the student first."""

@@ -17,7 +17,7 @@ from rld.recipe.perturbations import ExperimentSpec
 from rld.recipe.plugins import AuditSpec, CurriculumSpec, VerifierSpec
 from rld.recipe.signals import PolicySignal, ResponseSignal, SignalSpecs
 from rld.recipe.sizes import Sizes, StageCost, quantity
-from rld.recipe.stages.base import LearningRates, Stage, listed
+from rld.recipe.stages.base import LearningRates, Reader, Stage, listed
 from rld.recipe.teachers import AnyTeacher, CacheSpec, ServedTeacher, TeacherSpec
 from rld.utils.flops import Account, forward_flops, frozen_bytes, training_bytes, training_flops
 from rld.utils.options import FrozenOptions
@@ -156,6 +156,17 @@ class Distill(Stage):
     @property
     def audit_in_use(self) -> VerifierSpec | None:
         return None if self.audit is None else VerifierSpec.of(self.audit)
+
+    @property
+    def learns_gold_answers(self) -> bool:
+        return self.rollout.gold_completions > 0
+
+    def readers(self) -> list[Reader]:
+        return [
+            Reader(name, spec.model, spec.skills, spec.chat_template, has_own_tokenizer=spec.align is not None)
+            for name, spec in self.teachers.items()
+            if isinstance(spec, TeacherSpec)
+        ]
 
     def models(self) -> list[str]:
         return [self.student, *(spec.model for spec in self.loaded.values())]

@@ -10,7 +10,7 @@ from pydantic import Field
 from rld.recipe.document import Loc, RecipeProblem
 from rld.recipe.names import RecipeNames, keys
 from rld.recipe.sizes import Sizes, StageCost, quantity
-from rld.recipe.stages.base import LearningRates, Stage, listed
+from rld.recipe.stages.base import LearningRates, Reader, Stage, listed
 from rld.utils.flops import Account, forward_flops, training_bytes, training_flops
 from rld.utils.suggestions import hint
 
@@ -45,6 +45,13 @@ class Sft(Stage):
     def rows_in_use(self) -> int:
         """Number of rows to train on, over all skills; the shares of the skills are rounded to whole rows."""
         return min(self.num_rows or _MAX_ROWS, self.steps * self.batch)
+
+    @property
+    def learns_gold_answers(self) -> bool:
+        return self.teacher is None
+
+    def readers(self) -> list[Reader]:
+        return [] if self.teacher is None else [Reader(self.teacher, self.teacher)]
 
     def models(self) -> list[str]:
         return [self.student, *([self.teacher] if self.teacher is not None else [])]
