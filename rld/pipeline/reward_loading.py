@@ -14,7 +14,7 @@ from rld.pipeline.model_loading import Loaded
 from rld.pipeline.run import RunContext
 from rld.recipe import registry, trl_rewards
 from rld.recipe.plugins import RewardSpec, VerifierSpec
-from rld.recipe.stages.distill import Distill
+from rld.recipe.stages import AnyStage
 from rld.rollout.rewards import Reward
 
 
@@ -64,7 +64,7 @@ class RewardLoader:
                 options.setdefault("chat_template_kwargs", kwargs)
         return Reward(trl_rewards.bound(reward, options), spec.success_at, spec.timeout_seconds)
 
-    def load_all(self, stage: Distill) -> Rewards:
+    def load_all(self, stage: AnyStage) -> Rewards:
         """Return the rewards of a stage, with its verifier and its audit."""
         recipe, audit = self._context.recipe, stage.audit_in_use
         return Rewards(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import tests.support.tiny as tiny
-from rld.errors import DataError, ModelError
+from rld.errors import DataError, RecipeError
 from rld.pipeline.run import RunContext
 from rld.pipeline.train import train
 from rld.recipe.reading import read_recipe
@@ -83,7 +83,7 @@ def test_a_teacher_with_a_short_context_is_named(tmp_path):
 def test_a_model_with_fewer_rows_than_its_tokenizer_has_tokens_is_refused_before_it_reads_any(tmp_path):
     made = context(tmp_path)
     tiny.model(vocabulary=9).save_pretrained(tmp_path / "model")
-    with pytest.raises(ModelError, match="has the token 14, 'j', and its embedding only 9 rows"):
+    with pytest.raises(RecipeError, match="has the token 14, 'j', and its embedding only 9 rows"):
         train(made.recipe, made.source, tmp_path / "run", resume=False)
 
 
