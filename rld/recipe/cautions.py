@@ -22,9 +22,11 @@ _PRETRAINED = _Rates("all weights of a pre-trained model", 1e-7, 1e-4)
 
 
 def learning_rate_cautions(recipe: Recipe) -> Iterator[str]:
-    """Yield a sentence for each stage whose learning rate is unusual for the weights that it trains."""
+    """Yield a sentence for each stage whose learning rate is not the default and unusual for the weights it trains."""
     for stage in recipe.stages:
         rate = stage.trainer.get("learning_rate")
+        if rate == stage.trainer_defaults(recipe.learns_as_new(stage)).get("learning_rate"):
+            continue
         usual = _NEW if recipe.is_new(stage.student) else _PRETRAINED if stage.lora is None else _ADAPTER
         if isinstance(rate, (int, float)) and not usual.lowest <= rate <= usual.highest:
             yield (

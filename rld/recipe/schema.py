@@ -78,7 +78,7 @@ class Recipe(FrozenOptions):
     @model_validator(mode="after")
     def _complete_trainers(self) -> Recipe:
         """Add the shared and default trainer options to each stage, so that the resolved recipe shows them."""
-        stages = [stage.with_trainer(self.trainer, self._learns_as_new(stage)) for stage in self.stages]
+        stages = [stage.with_trainer(self.trainer, self.learns_as_new(stage)) for stage in self.stages]
         object.__setattr__(self, "stages", stages)
         return self
 
@@ -93,7 +93,7 @@ class Recipe(FrozenOptions):
                 )
         return self
 
-    def _learns_as_new(self, stage: AnyStage) -> bool:
+    def learns_as_new(self, stage: AnyStage) -> bool:
         """Return whether a stage's default learning rate is that of random weights.
 
         It is not in a short stage of a model that an earlier stage trained, which that rate would only make worse.

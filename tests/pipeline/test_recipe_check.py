@@ -144,6 +144,15 @@ def test_check_shows_rows_an_example_and_what_may_be_a_mistake(recipe, capsys):
     assert "caution: stage 'teacher': the learning rate 0.5 is unusual for weights that were random" in printed.err
 
 
+def test_reinforcement_of_a_trained_student_needs_no_teacher_and_no_other_option(recipe, tmp_path, capsys):
+    alone = "stages.student={kind: distill, name: student, student: teacher, steps: 1, rollout: {prompts: 1}}"
+    assert main(["check", str(recipe), alone]) == 0
+    assert "learning rate" not in capsys.readouterr().err, "it is the default of so short a stage"
+    assert main(["train", str(recipe), alone, "--output", str(tmp_path / "run")]) == 0
+    assert main(["check", str(recipe), alone.replace("steps", "signals: {response: {}}, steps")]) == 2
+    assert "stages.student.signals.response needs teachers, and this stage has none" in capsys.readouterr().err
+
+
 def test_a_gold_answer_that_earns_nothing_is_a_caution(recipe, capsys):
     override = "verifier={use: './tasks.py:odd', options: {scale: 4}}"
     assert main(["check", str(recipe), override]) == 0

@@ -79,7 +79,7 @@ class Distill(Stage):
     kind: Literal["distill"]
     """The kind of stage."""
     teachers: dict[str, AnyTeacher] = {}
-    """The teachers, by name. If empty, the stage is reinforcement learning only."""
+    """The teachers, by name. If empty, the stage is reinforcement learning only, and `policy` is the default signal."""
     signals: SignalSpecs = SignalSpecs(policy=PolicySignal(), response=ResponseSignal())
     gate: Literal["per_prompt", "off"] = "per_prompt"
     """The prompts on which a teacher teaches. `per_prompt`: those that it answers correctly itself, as decided by the
@@ -101,6 +101,13 @@ class Distill(Stage):
     requires that every completion is a gold answer. None: they are computed in each run."""
     experiment: ExperimentSpec = ExperimentSpec()
     """Deliberate changes to the stage, to study how a controller responds."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reinforcement_alone(cls, options: Any) -> Any:
+        """Leave the response signal out of the defaults of a stage without teachers."""
+        is_alone = isinstance(options, dict) and not options.get("teachers") and "signals" not in options
+        return {**options, "signals": {"policy": {}}} if is_alone else options
 
     @model_validator(mode="after")
     def _prompts_fit_in_memory(self) -> Distill:
