@@ -28,12 +28,13 @@ _TOLERANCE = Fraction(1, 10_000)
 def exact_credit(completions: list[Any], answer: list[str], entry: list[str], **_: Any) -> list[float]:
     """Give 1 where reasoning-gym's verifier gives full credit, and 0 where it gives only some.
 
-    Rows of other kinds, whose `entry` is empty, are compared with their gold answer.
+    Rows of other kinds, whose `entry` is empty or has no task, are compared with their gold answer.
     """
     texts = [normal_text(text_of(completion)) for completion in completions]
+    entries = [json.loads(row_entry) if row_entry else {} for row_entry in entry]
     return [
-        float(_is_solved(text, json.loads(row_entry)) if row_entry else text == normal_text(gold))
-        for text, gold, row_entry in zip(texts, answer, entry, strict=True)
+        float(_is_solved(text, row) if "task" in row and "config" in row else text == normal_text(gold))
+        for text, gold, row in zip(texts, answer, entries, strict=True)
     ]
 
 

@@ -76,6 +76,7 @@ def test_the_readmes_recipe_is_valid_and_the_page_is_short(tmp_path):
         "CHANGELOG",
         "docs/architecture",
         "docs/adding",
+        "docs/data",
         "docs/controller",
         "docs/glossary",
         "docs/algorithms",

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from rld.data.formats import FORMATS
 from rld.data.items import Item
-from rld.data.row_kinds import ROW_KINDS
-from rld.data.row_kinds.fields import Fields
+from rld.data.row_kinds import QUESTION_ANSWER, RowReader
 from rld.errors import DataError
 
 _MOST_LISTED = 10
 
+_MOST_WARNED = 3
+"""Rows that a warning names."""
 
-def read_items(
-    path: Path, kind: str = "question_answer", columns: Mapping[str, str] = MappingProxyType({})
-) -> list[list[Item]]:
+
+def read_items(path: Path, reader: RowReader = QUESTION_ANSWER, *, skips_bad_rows: bool = False) -> list[list[Item]]:
     """Return the items of a file, one list per level.
 
     Texts are not converted, the answer "007" stays "007", and numbers are texts as they are written.
 
     Args:
         path: The file.
-        kind: The kind of its rows, of `ROW_KINDS`.
-        columns: Where the values that the kind reads stand, if not in columns of their names; see `Fields`.
+        reader: Makes items of its rows.
+        skips_bad_rows: Whether rows that cannot be used are left out with a warning, if some can be used.
 
     Raises:
         DataError: lists the rows that cannot be used, with their line numbers.
@@ -35,12 +35,14 @@ def read_items(
     problems = []
     for line, record in _records(path):
         try:
-            fields = Fields(_mapping(record, kind), columns)
-            items = [item._replace(place=f"{path.name}:{line}") for item in ROW_KINDS[kind].items(fields)]
-            levels.setdefault(fields.level, []).extend(items)
+            for item, level in reader.items(record):
+                levels.setdefault(level, []).append(item._replace(place=f"{path.name}:{line}"))
         except ValueError as error:
             problems.append(f"{path}:{line}: {error}")
-    if problems:
+    if problems and levels and skips_bad_rows:
+        listed = "; ".join(problems[:_MOST_WARNED])
+        warnings.warn(f"bad_rows: skip leaves out {len(problems)} rows of {path}: {listed}", stacklevel=2)
+    elif problems:
         num_unlisted = len(problems) - _MOST_LISTED
         raise DataError(
             "\n".join(problems[:_MOST_LISTED] + ([f"and {num_unlisted} rows more"] if num_unlisted > 0 else []))
@@ -67,11 +69,3 @@ def _records(path: Path) -> Iterator[tuple[int, Any]]:
         raise DataError(f"{path}: is not text in UTF-8, at byte {error.start}; save it as UTF-8") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: {error}") from error
-
-
-def _mapping(record: Any, kind: str) -> Mapping[str, Any]:
-    if isinstance(record, ValueError):
-        raise record
-    if not isinstance(record, dict):
-        raise ValueError(f"a row is a mapping with {' and '.join(ROW_KINDS[kind].names[:2])}")
-    return record

@@ -10,31 +10,39 @@ from typing import Any
 
 from rld.data.file_items import read_items
 from rld.data.items import Item, ItemSource
+from rld.data.row_kinds import QUESTION_ANSWER
 from rld.recipe import registry
 from rld.recipe.skills import FileSkill, GeneratedSkill, HeldOutFile, ReasoningGymSkill
 
 
-def item_source(skill: GeneratedSkill | ReasoningGymSkill | FileSkill, folder: Path) -> ItemSource:
+def item_source(
+    skill: GeneratedSkill | ReasoningGymSkill | FileSkill, folder: Path, *, skips_bad_rows: bool = False
+) -> ItemSource:
     """Return the source of a skill's items; paths are relative to `folder`.
+
+    Args:
+        skill: The skill.
+        folder: The recipe's folder.
+        skips_bad_rows: Whether rows of files that cannot be used are left out with a warning.
 
     Raises:
         DataError: rows that cannot be read.
         LibraryError: a generator that does not exist.
     """
-    options = (skill.kind, skill.columns) if isinstance(skill, FileSkill) else ()
-    held_out = _items(skill.held_out.file, folder, *options) if isinstance(skill.held_out, HeldOutFile) else None
+    reader = skill.reader if isinstance(skill, FileSkill) else QUESTION_ANSWER
+
+    def read(name: str) -> list[list[Item]]:
+        return read_items(registry.find_path(name, folder) or folder / name, reader, skips_bad_rows=skips_bad_rows)
+
+    held_out = read(skill.held_out.file) if isinstance(skill.held_out, HeldOutFile) else None
     match skill:
         case GeneratedSkill():
             function = registry.load("generators", skill.generator, folder)
             return ItemSource(_Generator(function, skill), len(skill.levels), held_out=held_out)
         case ReasoningGymSkill():
             return ItemSource(_ReasoningGym(skill), len(skill.levels), held_out=held_out)
-    levels = _items(skill.file, folder, *options)
+    levels = read(skill.file)
     return ItemSource(_Choice(levels), len(levels), levels, held_out)
-
-
-def _items(name: str, folder: Path, *options: Any) -> list[list[Item]]:
-    return read_items(registry.find_path(name, folder) or folder / name, *options)
 
 
 class _Generator:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 
 class Item(NamedTuple):
@@ -16,6 +16,8 @@ class Item(NamedTuple):
     entry: str = ""
     place: str = ""
     """Where it is written, such as `data.jsonl:17`; "" where it is generated."""
+    messages: tuple[Mapping[str, Any], ...] = ()
+    """Of a conversation: the messages that the assistant is to answer; `question` is then their text."""
 
 
 ItemFactory = Callable[[int, random.Random], Item]

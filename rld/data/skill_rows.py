@@ -7,10 +7,11 @@ import random
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rld.data.generators import item_source
 from rld.data.items import Item, ItemSource
+from rld.data.row_kinds.messages import SYSTEM_ROLES
 from rld.errors import DataError
 from rld.recipe.schema import Recipe
 from rld.recipe.skills import Prompts
@@ -48,7 +49,7 @@ def skill_rows(recipe: Recipe, folder: Path, accepts: Callable[[Row], bool] = la
     sources = {
         name: SkillRows(
             name,
-            item_source(skill, folder),
+            item_source(skill, folder, skips_bad_rows=recipe.bad_rows == "skip"),
             skill.held_out if isinstance(skill.held_out, int) else 0,
             recipe.skill_prompts(name),
             seed=recipe.seed,
@@ -231,11 +232,10 @@ class SkillRows:
         return LabelledRow(item.place or name, self._row(item, level))
 
     def _row(self, item: Item, level: int) -> Row:
-        text = self._prompts.template.replace("{question}", item.question)
-        prompt: str | list[dict[str, str]] = text
-        if self._prompts.style == "chat":
-            system = [] if self._prompts.system is None else [{"role": "system", "content": self._prompts.system}]
-            prompt = [*system, {"role": "user", "content": text}]
+        is_chat = self._prompts.style == "chat"
+        if item.messages and not is_chat:
+            raise DataError(f"{item.place}: a row of messages needs prompts: {{style: chat}}")
+        prompt = self._conversation(item) if is_chat else self._filled(item.question)
         return {
             "prompt": prompt,
             "answer": item.answer or "",
@@ -243,6 +243,17 @@ class SkillRows:
             "level": level,
             "entry": item.entry,
         }
+
+    def _conversation(self, item: Item) -> list[dict[str, Any]]:
+        """Return the messages of an item; its own system message takes the place of that of the recipe."""
+        messages = [dict(message) for message in item.messages] or [{"role": "user", "content": item.question}]
+        if messages[-1]["role"] == "user":
+            messages[-1]["content"] = self._filled(messages[-1]["content"])
+        has_system = messages[0]["role"] in SYSTEM_ROLES or self._prompts.system is None
+        return messages if has_system else [{"role": "system", "content": self._prompts.system}, *messages]
+
+    def _filled(self, question: str) -> str:
+        return self._prompts.template.replace("{question}", question)
 
 
 def question_key(question: str) -> str:

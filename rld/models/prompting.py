@@ -62,7 +62,7 @@ class PromptEncoder:
         """Return the token ids of a prompt: a text, or a list of messages that the assistant is to answer.
 
         In a text the names of special tokens are tokens, because it may have been rendered before. In messages they
-        are text.
+        are text. `tools` of a message, JSON schemas of functions, are rendered in place of the encoder's.
 
         Raises:
             RecipeError: there is no chat template, or it refuses the conversation.
@@ -81,11 +81,12 @@ class PromptEncoder:
             return prompt, False
         names = literal_tokens.pattern(self.tokenizer)
         messages = literal_tokens.broken(prompt, names)
+        tools = [tool for message in messages for tool in message.pop("tools", None) or ()]
         text = templates.render(
             self.tokenizer,
             messages,
             chat_template=self.chat_template,
-            tools=self.tools,
+            tools=tools or self.tools,
             chat_template_kwargs=self.chat_template_kwargs,
         )
         return text, literal_tokens.mended(text) != text

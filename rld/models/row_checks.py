@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -85,7 +85,7 @@ def check_rows(
 
     Args:
         encoder: Encodes prompts and answers for the model.
-        rows: Rows with a `prompt` and an `answer`; an empty `entry` or none.
+        rows: Rows with a `prompt` and an `answer`.
         max_new_tokens: Greatest length of an answer.
         context_length: Positions that the model knows. None: any number.
         learns_answers: Whether the gold answers are learnt, token for token. Otherwise the model answers by itself, and
@@ -178,7 +178,15 @@ def _dropped(encoder: PromptEncoder, prompt: Any, texts: Sequence[tuple[str, str
             part = "system message" if role == "system" else "question"
             name = encoder.tokenizer.name_or_path or type(encoder.tokenizer).__name__
             return "dropped by the template", f"loses its {part}: the chat template of {name!r} does not show it{fix}"
+    for tool in _tool_names(prompt):
+        if tool not in rendered:
+            return "dropped by the template", f"loses its tools: the chat template does not show {tool!r}"
     return "dropped by the template", None
+
+
+def _tool_names(messages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for tool in itertools.chain.from_iterable(message.get("tools") or () for message in messages):
+        yield str(tool.get("function", tool).get("name", ""))
 
 
 def _check_characters(encoder: PromptEncoder, rows: Sequence[Row], batch: Sequence[int], problems: _Problems) -> None:
@@ -275,8 +283,7 @@ def _check_answers(
         num_new = size if learns_answers else max_new_tokens
         problems.add(i, "prompt too long", _overlong(len(prompt_ids), num_new, context_length))
         if not answer.strip():
-            if learns_answers or not rows[i].get("entry"):
-                doubtful.append(_Doubt(i, ("",), "no answer", "has an empty answer"))
+            doubtful.append(_Doubt(i, ("",), "no answer", "has an empty answer"))
         elif learns_answers and encoder.answer(rows[i]["prompt"], answer) == "":
             example = (
                 f"has the answer {shown(answer)}, which is no answer behind the thinking part that the prompt opens"

@@ -46,8 +46,9 @@ class Recipe(FrozenOptions):
     stages and `rld evaluate`. None: the audit of the last stage that has one, else the verifier. A function that needs
     a model or is asynchronous cannot be called there: answers are then compared with the gold answers."""
     bad_rows: Literal["refuse", "skip"] = "refuse"
-    """What happens to rows that a model cannot read as a whole, or whose gold answer it cannot write. `refuse`: the run
-    does not start. `skip`: they are left out of training and scores, unless all rows are such."""
+    """What happens to rows of a file that cannot be read, that a model cannot read as a whole, or whose gold answer it
+    cannot write. `refuse`: the run does not start. `skip`: they are left out of training and scores, unless all rows
+    are such."""
     max_new_tokens: int = Field(64, gt=0, le=1_000_000)
     """Maximum number of tokens of an answer, in training and when a model is scored."""
     trainer: dict[str, Any] = {}

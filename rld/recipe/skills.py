@@ -10,7 +10,8 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from rld.data.formats import FORMATS
 from rld.data.formats.first_columns import first_columns
-from rld.data.row_kinds import ROW_KINDS
+from rld.data.row_kinds import ROW_KINDS, RowReader
+from rld.data.row_kinds.conversation import Turns
 from rld.data.row_kinds.fields import columns_named_in
 from rld.recipe import registry, reserved_options, third_party_options
 from rld.recipe.document import Loc, RecipeProblem
@@ -143,7 +144,7 @@ class ReasoningGymSkill(_Skill):
 
 
 class FileSkill(_Skill):
-    """Rows from a JSON Lines or CSV file with the columns `question`, `answer` and, optionally, `level`.
+    """Rows from a JSON Lines or CSV file, with the columns that their `kind` reads and, optionally, `level`.
 
     Rewards get all other columns as JSON text in `entry`.
     """
@@ -151,10 +152,29 @@ class FileSkill(_Skill):
     file: str
     """Path of the file, relative to the recipe."""
     kind: str = "question_answer"
-    """The kind of its rows. `question_answer`: a question with its gold answer."""
+    """What a row is. `question_answer`: `question` and `answer`; `prompt` with `completion`, with `answer` or, where
+    other columns tell the rewards what is correct, with neither; or `messages` of one turn. `conversation`: `messages`
+    of several turns, or a `prompt` of messages, with `tools` where there are some."""
     columns: dict[str, str] = {}
     """Where the values stand that are in no column of their name, as in `{question: title, answer: label}`. A text with
     columns in braces is a template: `question: "{title}\\n{text}"`. A file of held-out rows has the same columns."""
+    turns: Turns = "last"
+    """The answers of a conversation that are learnt and scored: the `last` one, or `all`, each as a row of its own with
+    the messages in front of it as its prompt."""
+
+    @model_validator(mode="after")
+    def _options_are_of_the_kind(self) -> FileSkill:
+        for name in ("turns",):
+            is_set = getattr(self, name) != type(self).model_fields[name].default
+            if is_set and name not in ROW_KINDS[self.kind].options:
+                raise ValueError(f"rows of kind {self.kind} have no option {name}")
+        return self
+
+    @property
+    def reader(self) -> RowReader:
+        """What makes items of its rows."""
+        options = {name: getattr(self, name) for name in ROW_KINDS[self.kind].options}
+        return RowReader(self.kind, self.columns, options)
 
     @field_validator("kind")
     @classmethod

@@ -39,7 +39,8 @@ def test_rows_of_real_shaped_tokenizers_have_no_problem(name):
 def test_each_problem_is_named_with_its_rows():
     chat = [{"role": "system", "content": ""}, {"role": "user", "content": " "}]
     assert kinds(row(), row(" "), row(chat)) == [("no question", (1, 2))]
-    assert kinds(row(), row(answer=""), row(answer="", entry="{}")) == [("no answer", (1,))]
+    assert kinds(row(), row(answer=""), row(answer="", entry="{}")) == [("no answer", (1, 2))]
+    assert kinds(row(answer=""), verify=lambda rows, texts: [False] * len(texts)) == []
     assert kinds(row(answer=""), row(answer="", entry="{}"), learns_answers=True) == [("no answer", (0, 1))]
     assert kinds(row("a\ud800"), row(answer="\udc00")) == [("no text", (0, 1))]
     assert kinds(row("az="), row()) == [("unknown characters", (0,))]

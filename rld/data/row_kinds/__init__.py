@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from rld.data.items import Item
-from rld.data.row_kinds import question_answer
+from rld.data.row_kinds import conversation, question_answer
 from rld.data.row_kinds.fields import Fields
 
 
@@ -16,13 +17,48 @@ class RowKind(NamedTuple):
     Attributes:
         names: The names of the values that it reads, which a skill's `columns` may lead to other columns.
         items: Yields the items of a record; raises ValueError if the record is not of this kind.
+        options: The options of a skill that `items` takes as keyword arguments.
     """
 
     names: tuple[str, ...]
-    items: Callable[[Fields], Iterator[Item]]
+    items: Callable[..., Iterator[Item]]
+    options: tuple[str, ...] = ()
 
 
 ROW_KINDS: dict[str, RowKind] = {
     "question_answer": RowKind(question_answer.NAMES, question_answer.items),
+    "conversation": RowKind(conversation.NAMES, conversation.items, ("turns",)),
 }
 """The kinds of rows by their name in a recipe."""
+
+
+class RowReader(NamedTuple):
+    """Makes items of records.
+
+    Attributes:
+        kind: The kind of the rows.
+        columns: Where the values that the kind reads stand, if not in columns of their names; see `Fields`.
+        options: The options of the kind.
+    """
+
+    kind: str = "question_answer"
+    columns: Mapping[str, str] = MappingProxyType({})
+    options: Mapping[str, Any] = MappingProxyType({})
+
+    def items(self, record: Any) -> list[tuple[Item, int]]:
+        """Return the items of a record with their level.
+
+        Raises:
+            ValueError: the record is one, or is not of this kind; the message says why.
+        """
+        if isinstance(record, ValueError):
+            raise record
+        kind = ROW_KINDS[self.kind]
+        if not isinstance(record, dict):
+            raise ValueError(f"a row is a mapping with {' and '.join(kind.names[:2])}")
+        fields = Fields(record, self.columns)
+        return [(item, fields.level) for item in kind.items(fields, **self.options)]
+
+
+QUESTION_ANSWER = RowReader()
+"""Makes items of rows with the columns `question` and `answer`."""

@@ -1,0 +1,88 @@
+"""docs/data.md: what it shows is read, checked and trained as it is printed."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rld.cli import main
+from rld.data.skill_rows import skill_rows
+from rld.recipe.reading import read_recipe
+from tests.support.fleet import FLEET
+
+PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+RECIPES = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)]
+(REWARD,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+
+STAGES = """
+name: page
+models: {small: ./model}
+max_new_tokens: 4
+bad_rows: refuse
+trainer: {bf16: false, use_cpu: true}
+stages:
+  - {name: imitate, kind: sft, student: small, steps: 1, batch: 4}
+  - name: distil
+    kind: distill
+    student: imitate
+    teachers: {teacher: {model: small, probe_prompts: 4}}
+    rollout: {prompts: 2, completions: 2}
+    steps: 1
+"""
+TOOL = {"type": "function", "function": {"name": "look_up", "description": "Look it up.", "parameters": {}}}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A folder with the files that the page names."""
+    news = [f'{"Sports" if i % 2 else "World"},Title {i},"Text, {i}",{"paper" if i % 3 else "web"}' for i in range(6)]
+    (tmp_path / "news.csv").write_text("\n".join(["label,title,text,source", *news]))
+    talks = [
+        [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": f"{i}?"},
+            {"role": "assistant", "content": "No"},
+            {"role": "user", "content": f"{i + 1}?"},
+            {"role": "assistant", "content": "Yes"},
+        ]
+        for i in range(6)
+    ]
+    (tmp_path / "talks.jsonl").write_text("\n".join(json.dumps({"messages": t, "tools": [TOOL]}) for t in talks))
+    member = FLEET["qwen3_instruct_2507"]
+    member.model().save_pretrained(tmp_path / "model")
+    member.tokenizer().save_pretrained(tmp_path / "model")
+    return tmp_path
+
+
+def written(folder: Path, fragment: dict[str, Any], **keys: Any) -> Path:
+    path = folder / "page.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(STAGES) | fragment | keys))
+    return path
+
+
+def test_columns_are_read_and_the_reward_gets_the_others(folder):
+    (folder / "mine.py").write_text(REWARD)
+    (fragment,) = [recipe for recipe in RECIPES if "topics" in recipe["skills"]]
+    recipe = read_recipe(written(folder, fragment, rewards=[{"use": "./mine.py:from_papers"}]))
+    rows = skill_rows(recipe, folder)["topics"].rows(20, seed=0)
+    assert {(row["prompt"], row["answer"]) for row in rows} <= {
+        (f"Title {i}\nText, {i}", "Sports" if i % 2 else "World") for i in range(6)
+    }
+    scope: dict[str, Any] = {}
+    exec(REWARD, scope)
+    texts, answers, entries = zip(*((row["answer"], row["answer"], row["entry"]) for row in rows), strict=True)
+    assert set(scope["from_papers"](texts, answers, entries)) == {1.0, None}
+
+
+def test_conversations_with_tools_are_checked_and_trained(folder, capsys):
+    (fragment,) = [recipe for recipe in RECIPES if "help" in recipe["skills"]]
+    path = written(folder, fragment)
+    assert main(["check", str(path)]) == 0
+    assert "# Tools" in capsys.readouterr().out
+    assert main(["train", str(path), "--output", str(folder / "run")]) == 0
+    assert (folder / "run" / "student" / "config.json").is_file()
