@@ -42,7 +42,7 @@ _BELOW_ONE = _Range(0, 1, includes_highest=False)
 _TRAINER: dict[str, _Range] = {
     **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon", "warmup_steps"), _NOT_NEGATIVE),
     **dict.fromkeys(("neftune_noise_alpha", "beta", "epsilon", "epsilon_high", "entropy_coef", "min_p"), _NOT_NEGATIVE),
-    **dict.fromkeys(("adam_beta1", "adam_beta2", "warmup_ratio", "label_smoothing_factor"), _BELOW_ONE),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), _BELOW_ONE),
     **dict.fromkeys(("ref_model_mixup_alpha", "top_entropy_quantile", "min_p"), _SHARE),
     **dict.fromkeys(("num_iterations", "steps_per_generation", "gradient_accumulation_steps"), _COUNT),
     **dict.fromkeys(("ref_model_sync_steps", "generation_batch_size", "num_generations_eval"), _COUNT),

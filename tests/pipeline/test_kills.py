@@ -44,7 +44,7 @@ def kill_when(is_moment: Callable[[Path], bool], recipe: Path, run: Path) -> Non
     arguments = [str(recipe), "--output", str(run), "--resume"]
     process = CONTEXT.Process(target=train_quietly, args=(arguments, run.with_suffix(".log")))
     process.start()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while process.exitcode is None and not is_moment(run):
         assert time.monotonic() < deadline
         time.sleep(0.0005)

@@ -16,7 +16,7 @@ from rld.recipe.sizes import Sizes, StageCost
 from rld.recipe.trainer_options import check_lora, check_trainer
 from rld.utils.options import FrozenOptions
 
-_OTHER_NAMES = {"warmup_steps": "warmup_ratio", "activation_checkpointing": "gradient_checkpointing"}
+_OTHER_NAMES = {"activation_checkpointing": "gradient_checkpointing"}
 """Trainer options with a default, each mapped to another transformers option for the same setting."""
 
 
