@@ -190,7 +190,7 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(recipe):
         ("skills: [reverse]}", "adapter: tasks.py}", "22: stages.main.teachers.t.adapter: tasks.py is no PEFT adapter: it has no adapter_config.json"),
         ("skills: [reverse]}", "adaptor: a/b}", "22: unknown key 'stages.main.teachers.t.adaptor'; did you mean 'adapter'?"),
         ("skills: [reverse]}", "offload: true, from_pretrained: {device_map: auto}}", "22: stages.main.teachers.t.offload cannot be true: a model with device_map"),
-        ("tokenizer:", "max_new_tokens: 3 #", "4: models.big is new and needs a tokenizer: set tokenizer.characters"),
+        ("tokenizer:", "max_new_tokens: 3 #", "4: models.big is new and needs a tokenizer: set its tokenizer, or"),
         ("gap, on_above: 0.25", "fixed, teachers: {u: 1}", "no such teacher; choose from t"),
         ("    teachers: {t: {model: first, skills: [reverse]}}", "    signals: {feature: {}}", "needs teachers, and this stage has none"),
         ("    steps: 5", "    steps: 5\n    retain: {}", "26: stages.main.retain protects the skills that the stage does not train, and it trains all"),
