@@ -64,7 +64,8 @@ def run_tests(program: str, tests: str, *, seconds: float = 5.0, memory_mb: int 
     """Run `program`, then `tests` in its name space, in a sandbox with Python's standard library.
 
     Leaving early, with `sys.exit(0)` or `os._exit(0)`, does not pass. A program that overrides what its tests compare,
-    such as a class that equals everything, does.
+    such as a class that equals everything, does, and so does one that looks for the harness's token in its memory: both
+    run in one interpreter.
 
     Args:
         program: Python source.
