@@ -25,6 +25,7 @@ from rld.pipeline.recipe_check import check_recipe, show_check
 from rld.recipe import catalogue, registry
 from rld.recipe.reading import read_recipe
 from rld.utils import secrets
+from rld.utils.files import user_path
 from rld.utils.folder_lock import locked
 from rld.utils.interrupts import end_with_parent
 from rld.utils.messages import is_main_process, warnings_as_lines
@@ -73,9 +74,6 @@ def _run(words: list[str]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever read the output has closed it, as in `rld list | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains when it flushes at the end
-        return 141
     except OSError as error:
         print(f"rld: {describe_os_error(error)}", file=sys.stderr)
         return SystemFailure.exit_code if is_system_failure(error) else UsageError.exit_code
@@ -102,7 +100,9 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         commands[name] = group.add_parser(name, help=about, description=about + ".")
     for name in ("train", "check", "cache-teachers"):
         _add_recipe(commands[name])
-    commands["train"].add_argument("--output", metavar="DIR", type=Path, help="the run's folder (default: runs/NAME)")
+    commands["train"].add_argument(
+        "--output", metavar="DIR", type=user_path, help="the run's folder (default: runs/NAME)"
+    )
     commands["train"].add_argument("--resume", action="store_true", help="continue the run in that folder")
     accept = "with --resume: continue although recipe, code, data, models or packages have changed"
     commands["train"].add_argument("--accept-changes", action="store_true", help=accept)
@@ -111,13 +111,15 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     commands["evaluate"].add_argument("--model", metavar="MODEL", help="the model to score: a folder or a hub id")
     _add_ablation(commands["ablate"])
     folder = "the run's folder, with the results of finished stages (default: runs/NAME)"
-    commands["cache-teachers"].add_argument("--output", metavar="DIR", type=Path, help=folder)
+    commands["cache-teachers"].add_argument("--output", metavar="DIR", type=user_path, help=folder)
     _add_serving(commands["serve-teacher"])
-    commands["report"].add_argument("folder", metavar="DIR", type=Path, help="the folder of a run or of an ablation")
+    commands["report"].add_argument(
+        "folder", metavar="DIR", type=user_path, help="the folder of a run or of an ablation"
+    )
     commands["list"].add_argument("kind", metavar="KIND", nargs="?", help=", ".join(catalogue.KINDS))
     commands["copy"].add_argument("name", metavar="NAME", help="a shipped recipe")
     commands["copy"].add_argument(
-        "to", metavar="DEST", nargs="?", type=Path, default=Path(), help="a folder (default: here)"
+        "to", metavar="DEST", nargs="?", type=user_path, default=Path(), help="a folder (default: here)"
     )
     commands["copy"].add_argument("--force", action="store_true", help="overwrite files that exist")
     return parser, commands
@@ -144,7 +146,7 @@ def _add_ablation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arms", metavar="ARMS", required=True, help=arms)
     parser.add_argument("--seeds", metavar="N", type=_positive(int), default=3, help="seeds per arm (default: 3)")
     parser.add_argument(
-        "--output", metavar="DIR", type=Path, help="the folder of the ablation (default: runs/NAME-ablation)"
+        "--output", metavar="DIR", type=user_path, help="the folder of the ablation (default: runs/NAME-ablation)"
     )
     parser.add_argument(
         "--jobs", metavar="J", type=_positive(int), default=1, help="runs at the same time (default: 1)"

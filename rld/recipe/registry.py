@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from rld.errors import LibraryError
 from rld.recipe import python_source, trl_rewards, user_code
+from rld.utils.files import user_path
 from rld.utils.suggestions import hint
 
 Kind = Literal["rewards", "curricula", "generators"]
@@ -104,7 +105,7 @@ def find_recipe(name: str) -> Path:
     Raises:
         LibraryError: there is none.
     """
-    path = Path(name)
+    path = user_path(name)
     if path.is_file():
         return path
     shipped = files("recipes")

@@ -28,6 +28,11 @@ _SECONDS_PER_DAY = 24 * 60 * 60
 Record: TypeAlias = dict[str, Any]
 
 
+def user_path(text: str) -> Path:
+    """Return a path that a user wrote; a shell leaves the tilde of `--output=~/run` as it is."""
+    return Path(os.path.expanduser(text))
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path` atomically, even when other threads or processes write the same file.
 

@@ -1,7 +1,8 @@
-"""Standard output and error that mask secrets and can print every text, whatever their encoding."""
+"""Standard output and error that mask secrets, can print every text, and do without a reader."""
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -15,17 +16,34 @@ from rld.utils.secrets import masked_text
 class SafeStream:
     """A stream that masks secrets in what is written, and escapes characters that its encoding lacks.
 
+    Once the reader has closed a pipe, as in `rld list | head -1`, what is written is dropped, and the command goes on.
+
     Args:
-        stream: The stream that is written to.
+        stream: The stream that is written to. None, as where a shell has closed it: nowhere.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO | None) -> None:
+        # opened at the start of a command, the null device takes the place of the closed stream, and no other file does
+        self._stream = open(os.devnull, "w", encoding="utf-8") if stream is None else stream  # noqa: SIM115
 
     def write(self, text: str) -> int:
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
-        self._stream.write(masked_text(text).encode(encoding, "backslashreplace").decode(encoding))
+        try:
+            self._stream.write(masked_text(text).encode(encoding, "backslashreplace").decode(encoding))
+        except BrokenPipeError:
+            self._drop()
         return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._drop()
+
+    def _drop(self) -> None:
+        """Let what is written from now on go nowhere, also what Python flushes when the process ends."""
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
+            os.dup2(nowhere.fileno(), self._stream.fileno())
 
     def writelines(self, lines: list[str]) -> None:
         for line in lines:
