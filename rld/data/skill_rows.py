@@ -21,6 +21,8 @@ from rld.utils.user_calls import CALL_SECONDS, description, user_code
 _MOST_TRIES = 200
 """Consecutive draws of held-out questions after which a level is considered exhausted."""
 
+NUM_EXAMPLES = 64
+"""Rows of a generator that are looked at before a run, beside held-out rows."""
 
 _MOST_EXAMPLES = 20_000
 """Rows of a file that are given as examples; of a larger file they are evenly spread."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rld.data.skill_rows import SkillRows
+from rld.data.skill_rows import NUM_EXAMPLES, SkillRows
 from rld.errors import RldError
 from rld.losses.features import layer_pairs
 from rld.pipeline.curriculum_loading import try_curriculum
@@ -23,9 +23,6 @@ from rld.recipe.sizes import parameters
 from rld.recipe.stages import AnyStage
 from rld.recipe.stages.distill import Distill
 from rld.types import Row
-
-_NUM_EXAMPLES = 64
-"""Rows of a generator that are looked at, beside held-out rows."""
 
 _PLAIN_CONFIG = frozenset(
     {
@@ -124,7 +121,7 @@ def _row_reasons(recipe: Recipe, skill_rows: Mapping[str, SkillRows]) -> Iterato
     context = min((config.get("max_position_embeddings") or 0 for config in configs), default=0)
     characters = set(recipe.tokenizer.characters) if recipe.tokenizer is not None else set()
     for skill, source in skill_rows.items():
-        for label, row in source.examples(_NUM_EXAMPLES):
+        for label, row in source.examples(NUM_EXAMPLES):
             prompt, answer = str(row["prompt"]), row["answer"]
             longest = max(len(answer) + 1, recipe.max_new_tokens)
             is_short = len(answer) + 1 <= recipe.max_new_tokens and len(prompt) + longest <= context

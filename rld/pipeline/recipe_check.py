@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from rld.data.skill_rows import SkillRows, skill_rows
+from rld.data.skill_rows import NUM_EXAMPLES, SkillRows, skill_rows
 from rld.pipeline.gold_answers import gold_rewards
 from rld.pipeline.plain_recipe import absent_models, reason_to_ask_libraries
 from rld.recipe import registry
@@ -22,9 +22,6 @@ from rld.reporting.overview import overview, skill_tables
 from rld.types import Row
 from rld.utils.messages import is_main_process, tell
 from rld.utils.user_calls import action
-
-_NUM_EXAMPLES = 64
-"""Rows of a generator that are described, beside held-out rows."""
 
 _CHARACTERS_PER_TOKEN = 4.0
 """Assumed of tokenizers that are not on this machine."""
@@ -122,7 +119,7 @@ def show_check(recipe: Recipe, source: Path, result: CheckResult) -> None:
 
 def _summary(source: SkillRows, encoder: Any, characters_per_token: float) -> SkillSummary:
     """Return the summary of a skill's rows; `encoder` is a `PromptEncoder`, or None where only characters are known."""
-    rows = [row for _, row in source.examples(_NUM_EXAMPLES)]
+    rows = [row for _, row in source.examples(NUM_EXAMPLES)]
     if encoder is None:
         sizes = [(len(_text(row)) / characters_per_token, len(row["answer"]) / characters_per_token) for row in rows]
     else:

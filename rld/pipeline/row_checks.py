@@ -1,6 +1,7 @@
 """Check the rows of a recipe for each model that reads them, before the first stage.
 
-Tokenizers and configurations are loaded, but no weights. Rows of files are checked all, of generators a sample.
+Tokenizers and configurations are loaded, but no weights. All rows of a file are checked, of a large file 20,000, and of
+generators a sample.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from rld.data.skill_rows import LabelledRow, SkillRows
+from rld.data.skill_rows import NUM_EXAMPLES, LabelledRow, SkillRows
 from rld.errors import DataError
 from rld.models.generation import encoder_of
 from rld.models.prompting import PromptEncoder
@@ -24,9 +25,6 @@ from rld.recipe.stages import AnyStage
 from rld.recipe.stages.sft import Sft
 from rld.rollout.verifier import Verify, ask, is_success
 from rld.types import Row
-
-_NUM_EXAMPLES = 64
-"""Rows of a generator that are checked, beside held-out rows."""
 
 _FIXES: Mapping[FindingKind, str] = {
     "unknown characters": "use a tokenizer that has them (tokenizer.characters of a new model)",
@@ -81,7 +79,7 @@ class RowChecks:
         Raises:
             DataError: rows have a problem, and the recipe does not leave them out, or all rows of a skill have it.
         """
-        examples = {skill: source.examples(_NUM_EXAMPLES) for skill, source in sources.items()}
+        examples = {skill: source.examples(NUM_EXAMPLES) for skill, source in sources.items()}
         held_out = {skill: source.labelled_held_out() for skill, source in sources.items()}
         self._look_at_texts(examples)
         problems: dict[tuple[str, str], tuple[str, Finding]] = {}
