@@ -124,6 +124,11 @@ class SkillRows:
         """Return the held-out rows with names."""
         return list(self._held_out)
 
+    @property
+    def num_rows(self) -> int | None:
+        """The number of rows of the skill's file; None for a generator."""
+        return None if self._source.levels is None else sum(map(len, self._source.levels))
+
     def examples(self, count: int) -> list[LabelledRow]:
         """Return rows that the skill may draw: those of its files, or held-out rows and `count` others.
 

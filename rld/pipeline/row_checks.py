@@ -25,6 +25,7 @@ from rld.recipe.stages import AnyStage
 from rld.recipe.stages.sft import Sft
 from rld.rollout.verifier import Verify, ask, is_success
 from rld.types import Row
+from rld.utils.messages import tell
 
 _FIXES: Mapping[FindingKind, str] = {
     "unknown characters": "use a tokenizer that has them (tokenizer.characters of a new model)",
@@ -82,6 +83,10 @@ class RowChecks:
         examples = {skill: source.examples(NUM_EXAMPLES) for skill, source in sources.items()}
         held_out = {skill: source.labelled_held_out() for skill, source in sources.items()}
         self._look_at_texts(examples)
+        for skill, source in sources.items():
+            num_checked = len(examples[skill])
+            if source.num_rows is not None and num_checked < source.num_rows:
+                tell(f"skill '{skill}': {num_checked:,} of {source.num_rows:,} rows are checked, evenly spread")
         problems: dict[tuple[str, str], tuple[str, Finding]] = {}
         for reader in self._readers:
             answering = replace(reader, learns_answers=False)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import tests.support.tiny as tiny
+from rld.data import skill_rows
 from rld.errors import DataError, RecipeError
 from rld.pipeline.run import RunContext
 from rld.pipeline.train import train
@@ -98,3 +99,10 @@ def test_an_answer_that_is_not_learnt_need_not_fit_where_the_judge_accepts_what_
     made = context(tmp_path, LONG, rewards=[{"use": "./mine.py:first"}])
     with pytest.raises(DataError, match="answer 'abcdefab'"):
         made.row_checks.require(made.skill_rows)
+
+
+def test_a_large_file_is_checked_in_part_and_that_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(skill_rows, "_MOST_EXAMPLES", 10)
+    made = context(tmp_path)
+    made.row_checks.require(made.skill_rows)
+    assert "skill 'swap': 8 of 24 rows are checked, evenly spread" in capsys.readouterr().err
