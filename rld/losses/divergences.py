@@ -78,7 +78,8 @@ class JSD(_Divergence):
 
     kind: Literal["jsd"] = "jsd"
     beta: float = Field(0.5, gt=0, lt=1)
-    """Weight of the teacher in the mixture."""
+    """Weight of the teacher in the mixture. Towards 0 and 1 the divergence vanishes; its limits in direction are
+    forward_kl and reverse_kl."""
 
     def __call__(self, student_V: Tensor, teacher_V: Tensor) -> Tensor:
         mixture_V = _mixture(teacher_V, student_V, self.beta)

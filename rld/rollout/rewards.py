@@ -128,7 +128,7 @@ def checked(reward: Callable[..., Any], name: str, *, decides: bool = False) -> 
         batch = _with_whole(batch) if reads_whole else _without_whole(batch)
         try:
             with user_code(seconds):
-                returned = function(**batch)
+                returned = function(**_copied(batch))
         except Exception as error:
             outcomes = (_outcome(function, row, seconds) for row in _rows(batch))
             raise _raised(name, error, batch, _recurs(error, outcomes)) from error
@@ -137,7 +137,7 @@ def checked(reward: Callable[..., Any], name: str, *, decides: bool = False) -> 
     async def call_async(**batch: Any) -> list[float | None]:
         batch = _with_whole(batch) if reads_whole else _without_whole(batch)
         try:
-            returned = await _awaited(function, batch, seconds)
+            returned = await _awaited(function, _copied(batch), seconds)
         except Exception as error:
             rows = [] if isinstance(error, UserCodeTimeout) else _rows(batch)
             outcomes = await asyncio.gather(*(_awaited(function, row, seconds) for row in rows), return_exceptions=True)
@@ -163,6 +163,13 @@ def _with_whole(batch: dict[str, Any]) -> dict[str, Any]:
 
 def _without_whole(batch: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in batch.items() if key != _WHOLE}
+
+
+def _copied(value: Any) -> Any:
+    """Return a value whose lists and mappings a reward may change: others, and the trainer, read the same ones."""
+    if type(value) is list:
+        return [_copied(item) for item in value]
+    return {key: _copied(item) for key, item in value.items()} if type(value) is dict else value
 
 
 async def _awaited(function: Callable[..., Any], batch: dict[str, Any], seconds: float) -> Any:

@@ -62,6 +62,22 @@ def test_it_keeps_its_name_and_gets_what_trl_gives():
     assert reward.__name__ == "mine" and seen == BATCH
 
 
+def test_a_reward_may_change_the_lists_that_it_gets():
+    def strip(completions: list[Any], prompts: list[str], **columns: Any) -> list[float]:
+        for message in completions:
+            message[0]["content"] = message[0]["content"].strip()
+        completions.pop()
+        prompts.clear()
+        return [0.0, 1.0]
+
+    batch = {"prompts": ["a", "b"], "completions": [[{"role": "assistant", "content": f" {i}"}] for i in range(2)]}
+    assert checked(strip, "mine")(**batch) == [0.0, 1.0]
+    assert batch["prompts"] == ["a", "b"] and [message[0]["content"] for message in batch["completions"]] == [
+        " 0",
+        " 1",
+    ]
+
+
 @pytest.mark.parametrize(
     "bad", ["1", math.nan, math.inf, [1.0], 1j, torch.tensor([1.0]), np.array([1.0]), np.float32("nan"), 1e300, 10**400]
 )
