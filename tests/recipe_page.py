@@ -13,6 +13,7 @@ from pydantic_core import PydanticUndefined
 from rld.recipe.perturbations import ExperimentSpec
 from rld.recipe.schema import Recipe
 from rld.recipe.stages import AnyStage
+from rld.recipe.stages.base import TrainingStage
 from rld.utils.options import kinds_of
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -43,9 +44,13 @@ stages:
 """A complete recipe; a test reads it."""
 
 
+def _training_kinds() -> dict[str, type[TrainingStage]]:
+    return {kind: stage for kind, stage in kinds_of(AnyStage).items() if issubclass(stage, TrainingStage)}
+
+
 def _rates(weights: str) -> str:
     """The default learning rates of all kinds of stages, for what they train."""
-    kinds = {kind: stage for kind, stage in kinds_of(AnyStage).items() if stage.learning_rates is not None}
+    kinds = {kind: stage for kind, stage in _training_kinds().items() if stage.learning_rates is not None}
     rates = {kind: f"{getattr(stage.learning_rates, weights):g}" for kind, stage in kinds.items()}
     if len(set(rates.values())) == 1:
         return next(iter(rates.values()))
@@ -53,7 +58,7 @@ def _rates(weights: str) -> str:
 
 
 def _warmup() -> str:
-    kinds = [item for item in kinds_of(AnyStage).items() if item[1].max_warmup_steps]
+    kinds = [item for item in _training_kinds().items() if item[1].max_warmup_steps]
     steps = ", ".join(f"{stage.max_warmup_steps} (`{kind}`)" for kind, stage in kinds)
     return f"{steps}, at most half of the steps"
 

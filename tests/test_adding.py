@@ -135,10 +135,10 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from rld.recipe.sizes import StageCost
-from rld.recipe.stages.base import Stage
+from rld.recipe.stages.base import TrainingStage
 
 
-class Nap(Stage):
+class Nap(TrainingStage):
     """A dummy of a stage."""
 
     trainer_class: ClassVar[tuple[str, str]] = ("trl.trainer.sft_config", "SFTConfig")

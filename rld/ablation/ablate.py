@@ -25,6 +25,7 @@ from rld.errors import CheckpointError
 from rld.recipe.input_changes import Effect, input_changes
 from rld.recipe.inputs import Inputs, InputsFile
 from rld.recipe.reading import read_recipe
+from rld.recipe.schema import Recipe
 from rld.utils import files
 from rld.utils.folder_lock import locked
 from rld.utils.messages import tell
@@ -77,8 +78,8 @@ class _JobList:
         prepare: Callable[[], None] = functools.partial(folder.mkdir, parents=True, exist_ok=True)
         if arm.index:
             shared, needs = self._add_shared(arm, seed)
-            stages = [stage.name for stage in arm.recipe.stages[: arm.index]]
-            prepare = functools.partial(_copy_stages, shared, stages, folder)
+            before = arm.recipe.model_copy(update={"stages": arm.recipe.stages[: arm.index]})
+            prepare = functools.partial(_copy_stages, shared, before, folder)
         overrides = (*arm.overrides, f"seed={seed}")
         job = Job(f"seed {seed}, {arm.name}", folder, self._arguments(overrides, folder), needs, prepare)
         self._add(job, overrides)
@@ -240,17 +241,18 @@ def _num_alike(arms: Sequence[Arm]) -> int:
     return count
 
 
-def _copy_stages(shared: Path, stages: Sequence[str], folder: Path) -> None:
-    """Create a run's folder with the results of stages that another run has trained, and with what they logged.
+def _copy_stages(shared: Path, before: Recipe, folder: Path) -> None:
+    """Create a run's folder with the results of the stages of a recipe that another run has run, and their logs.
 
     The weights are hard links, so they take no space again. A folder that exists is left as it is.
     """
     if folder.exists():
         return
-    source = RunFolder(shared, stages[-1])
+    source = before.run_folder(shared)
     with files.replace_folder(folder) as draft:
-        for name in stages:
-            shutil.copytree(source.stage_result(name), RunFolder(draft).stage_result(name), copy_function=_link)
+        target = RunFolder(draft, scoring_stages=source.scoring_stages)
+        for stage in before.stages:
+            shutil.copytree(source.stage_result(stage.name), target.stage_result(stage.name), copy_function=_link)
         for path in (source.metrics, source.events, source.samples):
             if path.is_file():
                 shutil.copy(path, draft)

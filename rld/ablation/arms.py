@@ -18,7 +18,7 @@ from rld.errors import AblationError, RecipeError
 from rld.recipe.document import RecipeDocument
 from rld.recipe.reading import read_recipe
 from rld.recipe.schema import Recipe
-from rld.recipe.stages import AnyStage
+from rld.recipe.stages.base import Stage, TrainingStage
 from rld.utils.options import kinds_of
 from rld.utils.suggestions import hint, nearest
 
@@ -54,8 +54,10 @@ class Arm:
         return compared_stage_index(self.recipe)
 
     @property
-    def stage(self) -> AnyStage:
-        return self.recipe.stages[self.index]
+    def stage(self) -> TrainingStage:
+        stage = self.recipe.stages[self.index]
+        assert isinstance(stage, TrainingStage)
+        return stage
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,19 @@ class _ArmText:
 
 
 def compared_stage_index(recipe: Recipe) -> int:
-    """Return the index of the last stage that has a controller, or of the last stage where none has."""
-    controlled = [i for i, stage in enumerate(recipe.stages) if _controller(stage) is not None]
-    return controlled[-1] if controlled else len(recipe.stages) - 1
+    """Return the index of the last stage that has a controller, or of the last one that trains where none has.
+
+    Raises:
+        RecipeError: no stage trains.
+    """
+    training = [i for i, stage in enumerate(recipe.stages) if isinstance(stage, TrainingStage)]
+    if not training:
+        raise RecipeError(f"no stage of recipe {recipe.name} trains, so there is nothing to compare")
+    controlled = [i for i in training if _controller(recipe.stages[i]) is not None]
+    return (controlled or training)[-1]
 
 
-def _controller(stage: AnyStage) -> AnyController | None:
+def _controller(stage: Stage) -> AnyController | None:
     controller: AnyController | None = getattr(stage, "controller", None)
     return controller
 

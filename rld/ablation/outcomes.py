@@ -253,10 +253,12 @@ def read_outcome(arm: str, seed: int, folder: Path, *, index: int, num_shared: i
     curve = [(sum(result.flops for result in results[num_shared:index]), results[index].before)]
     for i, stage in enumerate(history.stages[index:], index):
         assert stage.result is not None  # the run is finished
+        if not stage.result.before:
+            continue  # it trains no model, so the curve has no point for it
         skills = list(stage.result.after)
         curve += [(r["flops"] - uncharged, scores) for r in stage.metrics if (scores := _scores(r, skills))]
         curve.append((sum(result.flops for result in results[num_shared : i + 1]), stage.result.after))
-    return RunOutcome(arm, seed, folder, results[-1].after, curve, _num_scored(history.stages[index]))
+    return RunOutcome(arm, seed, folder, curve[-1][1], curve, _num_scored(history.stages[index]))
 
 
 def _scores(record: Mapping[str, Any], skills: Sequence[str]) -> dict[str, float]:

@@ -81,11 +81,17 @@ class HeldOutEvaluator:
 
     def evaluate(self, model: PreTrainedModel | LogprobSource, tokenizer: PreTrainedTokenizerBase) -> Evaluation:
         """Return the scores on the held-out rows, and the answers to `sample_rows`."""
+        return self.predict(model, tokenizer)[0]
+
+    def predict(
+        self, model: PreTrainedModel | LogprobSource, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[Evaluation, list[SampledAnswer]]:
+        """Return the evaluation, and the answers to all held-out rows in their order."""
         texts = [answer.text for answer in self.answer(model, tokenizer, self.rows)]
         rewards = self.rewards(self.rows, texts, tokenizer)
-        samples = [SampledAnswer(texts[i], is_success(rewards[i])) for i in self._sample_indices()]
-        accuracies = _accuracies(self.rows, rewards)
-        return Evaluation({skill: accuracy.share for skill, accuracy in accuracies.items()}, samples)
+        answers = [SampledAnswer(text, is_success(reward)) for text, reward in zip(texts, rewards, strict=True)]
+        scores = {skill: accuracy.share for skill, accuracy in _accuracies(self.rows, rewards).items()}
+        return Evaluation(scores, [answers[i] for i in self._sample_indices()]), answers
 
     @property
     def sample_rows(self) -> list[Row]:

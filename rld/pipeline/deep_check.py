@@ -29,7 +29,7 @@ def _try_models(run: RunContext) -> None:
     """Load each model that is no stage's result, have it answer a row per skill, and ask the rewards about that."""
     stages = {stage.name for stage in run.recipe.stages}
     rows = [row for source in run.skill_rows.values() for row in source.held_out()[:1]]
-    for name in dict.fromkeys(name for stage in run.recipe.stages for name in stage.models() if name not in stages):
+    for name in dict.fromkeys(name for stage in run.recipe.stages for name in stage.references() if name not in stages):
         model, tokenizer = run.models.load(name)
         require_sound_model(model, f"the model {name}", ModelError)
         answers = run.answer(model, tokenizer, rows)

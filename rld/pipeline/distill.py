@@ -81,7 +81,7 @@ def fill_cache(context: RunContext, stage: Distill) -> dict[str, tuple[int, int]
     """
     student, stages = stage.student, {other.name: other for other in context.recipe.stages}
     while student in stages and context.paths.stage_record(student) is None:
-        student = stages[student].student  # an unfinished stage has the tokenizer of the model that it trains
+        student = stages[student].origin  # an unfinished stage has the tokenizer of the model that it starts from
     args = _arguments(context, stage, [spec.weight for spec in context.recipe.rewards])
     stream = _stream(context, stage, args)
     stream.prompts_per_update = args.prompts_per_rollout

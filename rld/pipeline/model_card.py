@@ -14,8 +14,10 @@ from rld.pipeline.run import RunContext
 from rld.recipe import registry
 from rld.recipe.models import NewModel, PretrainedModel
 from rld.recipe.names import is_hub_id
-from rld.recipe.stages import AnyStage
+from rld.recipe.stages.base import Stage, TrainingStage
 from rld.recipe.stages.distill import Distill
+from rld.recipe.stages.merge import Merge
+from rld.recipe.stages.sft import Sft
 from rld.reporting.series import number
 from rld.types import SIGNALS
 from rld.utils import files
@@ -23,14 +25,16 @@ from rld.utils.flops import training_flops
 from rld.utils.versions import package_versions
 
 
-def write_model_card(folder: Path, context: RunContext, stage: AnyStage, record: Mapping[str, Any], steps: int) -> None:
-    """Write `README.md` into the folder of a stage's student.
+def write_model_card(
+    folder: Path, context: RunContext, stage: Stage, record: Mapping[str, Any], steps: int = 0
+) -> None:
+    """Write `README.md` into the folder of a stage's model.
 
     Args:
         record: The stage's record, as in `summary.json`.
-        steps: Updates that the stage made.
+        steps: Updates that the stage made; 0 for one that does not train.
     """
-    base = _base_model(context, stage.student)
+    base = _base_model(context, stage.origin)
     data = ModelCardData(
         base_model=base if base is not None and is_hub_id(base) and not _is_folder(context, base) else None,
         library_name="transformers",
@@ -45,19 +49,21 @@ def write_model_card(folder: Path, context: RunContext, stage: AnyStage, record:
 
 
 def _body(
-    context: RunContext, stage: AnyStage, record: Mapping[str, Any], *, steps: int, base: str | None
+    context: RunContext, stage: Stage, record: Mapping[str, Any], *, steps: int, base: str | None
 ) -> Iterator[str]:
     recipe = context.recipe
     start = f"`{base}`" if base is not None else "random weights"
     yield f"# {recipe.name}: {stage.name}"
-    yield f"\nThis model was trained with `rld` from {start}, as stage {context.stage_number(stage.name)} of "
+    how = f"merged with `rld` by `{stage.method}`" if isinstance(stage, Merge) else f"trained with `rld` from {start}"
+    yield f"\nThis model was {how}, as stage {context.stage_number(stage.name)} of "
     yield f"{len(recipe.stages)} (kind `{stage.kind}`) of the recipe `{recipe.name}` with seed {recipe.seed}."
     yield from _teachers(stage, record)
     yield from _weights(context, stage)
+    yield from _merged_models(stage, record)
     yield from _scores(context, record)
     yield "\n## Cost\n"
     yield "| what | amount |\n|---|---|"
-    yield f"| updates | {steps} |"
+    yield from [f"| updates | {steps} |"] if steps else []
     for name, count in _tokens(context, stage, record).items():
         yield f"| {name} | {count} |"
     yield f"| FLOPs | {number(record['flops'])} |\n| seconds | {record['seconds']} |"
@@ -69,7 +75,7 @@ def _body(
     yield f"{fence}yaml\n{text}{fence}"
 
 
-def _teachers(stage: AnyStage, record: Mapping[str, Any]) -> Iterator[str]:
+def _teachers(stage: Stage, record: Mapping[str, Any]) -> Iterator[str]:
     if isinstance(stage, Distill) and stage.teachers:
         yield "\n## Teachers\n\n| teacher | where | parameters | mean score |\n|---|---|---|---|"
         for name, spec in stage.teachers.items():
@@ -80,7 +86,17 @@ def _teachers(stage: AnyStage, record: Mapping[str, Any]) -> Iterator[str]:
         yield f"\n## Teachers\n\nIt was fine-tuned on answers of `{getattr(stage, 'teacher', '')}`."
 
 
-def _weights(context: RunContext, stage: AnyStage) -> Iterator[str]:
+def _merged_models(stage: Stage, record: Mapping[str, Any]) -> Iterator[str]:
+    if not isinstance(stage, Merge):
+        return
+    yield "\n## Merged models\n\n| model | weight | parameters | mean score |\n|---|---|---|---|"
+    weights = zip(stage.models, stage.weights_in_use, strict=True)
+    for name, weight in [*([(stage.base, "base")] if stage.base is not None else []), *weights]:
+        part = record["merged"][name]
+        yield f"| `{name}` | {weight} | {number(part['parameters'])} | {fmean(part['scores'].values()):.3f} |"
+
+
+def _weights(context: RunContext, stage: Stage) -> Iterator[str]:
     """Yield the mean weight of each signal over the stage's logged updates."""
     means = {}
     for signal in SIGNALS:
@@ -98,14 +114,17 @@ def _scores(context: RunContext, record: Mapping[str, Any]) -> Iterator[str]:
     yield "\n| skill | items | before | after |\n|---|---|---|---|"
     for skill, after in record["after"].items():
         num_items = sum(row["skill"] == skill for row in rows)
-        yield f"| {skill} | {num_items} | {record['before'][skill]:.3f} | {after:.3f} |"
+        before = f"{record['before'][skill]:.3f}" if skill in record["before"] else "-"
+        yield f"| {skill} | {num_items} | {before} | {after:.3f} |"
 
 
-def _tokens(context: RunContext, stage: AnyStage, record: Mapping[str, Any]) -> dict[str, int]:
+def _tokens(context: RunContext, stage: Stage, record: Mapping[str, Any]) -> dict[str, int]:
     """Return the tokens of a stage by what was done with them."""
-    if not isinstance(stage, Distill):
+    if isinstance(stage, Sft):
         flops = record["flops_by_account"]["student"]
         return {"tokens that the student read": round(flops / training_flops(record["student"]["parameters"], 1))}
+    if not isinstance(stage, Distill):
+        return {}
     generated = _logged(context, stage, "tokens/generated")
     tokens = {"tokens that the student generated": int(generated[-1])} if generated else {}
     if record["teacher_tokens"] is not None:
@@ -113,7 +132,7 @@ def _tokens(context: RunContext, stage: AnyStage, record: Mapping[str, Any]) -> 
     return tokens
 
 
-def _logged(context: RunContext, stage: AnyStage, metric: str) -> list[float]:
+def _logged(context: RunContext, stage: Stage, metric: str) -> list[float]:
     """Return the values of a metric that a stage logged; what is no number, as in a damaged line, is left out."""
     records, _ = files.read_jsonl(context.paths.metrics)
     values = [record.get(metric) for record in records if record.get("stage") == stage.name]
@@ -122,9 +141,7 @@ def _logged(context: RunContext, stage: AnyStage, metric: str) -> list[float]:
 
 def _base_model(context: RunContext, reference: str) -> str | None:
     """Return the folder or hub id from whose weights a reference started; None: random weights."""
-    students = {stage.name: stage.student for stage in context.recipe.stages}
-    while reference in students:
-        reference = students[reference]
+    reference = context.recipe.origin(reference)
     match context.recipe.models.get(reference, reference):
         case NewModel():
             return None
@@ -151,8 +168,8 @@ def _license(context: RunContext, base: str | None) -> str | None:
     return str(name) if name else None
 
 
-def _tags(stage: AnyStage) -> list[str]:
+def _tags(stage: Stage) -> list[str]:
     tags = ["rld", "trl", stage.kind]
     if isinstance(stage, Distill):
         tags += [name for name in SIGNALS if getattr(stage.signals, name) is not None]
-    return tags + (["lora"] if stage.lora is not None else [])
+    return tags + (["lora"] if isinstance(stage, TrainingStage) and stage.lora is not None else [])

@@ -75,13 +75,13 @@ class ModelLoader:
         """Return the encoder of prompts and answers of a model, and its context length, without loading its weights.
 
         Args:
-            reference: As of `load`. An earlier stage has the tokenizer and the context of the model that it trains.
+            reference: As of `load`. An earlier stage has the tokenizer and the context of its origin.
             chat_template: Replaces the tokenizer's chat template.
 
         Raises:
             RecipeError: tokenizer or configuration cannot be loaded, or there is no chat template.
         """
-        key = self._origin(reference), chat_template
+        key = self._recipe.origin(reference), chat_template
         if key not in self._encoders:
             self._encoders[key] = self._new_encoder(*key)
         return self._encoders[key]
@@ -105,7 +105,7 @@ class ModelLoader:
         Raises:
             RecipeError: its configuration cannot be used.
         """
-        origin = self._origin(reference)
+        origin = self._recipe.origin(reference)
         with self._mistakes_in(origin):
             return self._model_source(origin).skeleton()
 
@@ -132,13 +132,6 @@ class ModelLoader:
             ) from error
         except RecipeError as error:
             raise RecipeError(f"{self._source}: models.{reference}: {error}") from error
-
-    def _origin(self, reference: str) -> str:
-        """Return the model that a reference leads to through earlier stages."""
-        students = {stage.name: stage.student for stage in self._recipe.stages}
-        while reference in students:
-            reference = students[reference]
-        return reference
 
     def _model_source(self, reference: str) -> ModelSource:
         """Return the way to get the model that a reference names."""

@@ -20,8 +20,9 @@ from rld.recipe.models import NewModel, PretrainedModel, PrunedModel
 from rld.recipe.plugins import RewardSpec, VerifierSpec
 from rld.recipe.schema import Recipe
 from rld.recipe.sizes import parameters
-from rld.recipe.stages import AnyStage
+from rld.recipe.stages.base import TrainingStage
 from rld.recipe.stages.distill import Distill
+from rld.recipe.stages.merge import Merge
 from rld.types import Row
 
 _PLAIN_CONFIG = frozenset(
@@ -45,7 +46,7 @@ _PLAIN_SCHEDULES = frozenset({"constant", "constant_with_warmup", "cosine", "lin
 
 def absent_models(recipe: Recipe, folder: Path) -> list[str]:
     """Return the models of stages that are not on this machine, as a hub id or folder."""
-    paths = [_path(recipe, name) for stage in recipe.stages for name in stage.models()]
+    paths = [_path(recipe, name) for stage in recipe.stages for name in stage.references()]
     absent = [path for path in paths if path is not None and registry.model_file(path, "config.json", folder) is None]
     return list(dict.fromkeys(absent))
 
@@ -58,14 +59,17 @@ def reason_to_ask_libraries(recipe: Recipe, source: Path, skill_rows: Mapping[st
 def _reasons(recipe: Recipe, source: Path, skill_rows: Mapping[str, SkillRows]) -> Iterator[str]:
     folder = source.parent
     absent = absent_models(recipe, folder)
+    for training in recipe.training_stages:
+        yield from _trainer_reasons(training)
+        if training.lora is not None and _path(recipe, training.student) not in absent:
+            yield f"the adapter of stage '{training.name}'"
     for stage in recipe.stages:
-        yield from _trainer_reasons(stage)
-        for name in stage.models():
+        if isinstance(stage, Merge):
+            yield f"the models of stage '{stage.name}'"
+        for name in stage.references():
             path = _path(recipe, name)
             if path is not None and path not in absent:
                 yield f"the model {name}"
-        if stage.lora is not None and _path(recipe, stage.student) not in absent:
-            yield f"the adapter of stage '{stage.name}'"
     for name, model in recipe.models.items():
         if isinstance(model, NewModel) and not _is_plain(model):
             yield f"the configuration of '{name}'"
@@ -76,17 +80,9 @@ def _reasons(recipe: Recipe, source: Path, skill_rows: Mapping[str, SkillRows]) 
             yield from _distill_reasons(recipe, stage, source, skill_rows)
 
 
-def _origin(recipe: Recipe, name: str) -> str:
-    """Return the model that a reference leads to through earlier stages."""
-    students = {stage.name: stage.student for stage in recipe.stages}
-    while name in students:
-        name = students[name]
-    return name
-
-
 def _path(recipe: Recipe, name: str) -> str | None:
     """Return the hub id or folder of a model, or of the one that it is made from; None for a new model without any."""
-    name = _origin(recipe, name)
+    name = recipe.origin(name)
     model = recipe.models.get(name, name)
     if isinstance(model, NewModel):
         return None if model.tokenizer is None else _path(recipe, model.tokenizer)
@@ -107,7 +103,7 @@ def _is_plain(model: NewModel) -> bool:
     return bool(width % heads == 0 and heads % (config.get("num_key_value_heads") or heads) == 0)
 
 
-def _trainer_reasons(stage: AnyStage) -> Iterator[str]:
+def _trainer_reasons(stage: TrainingStage) -> Iterator[str]:
     options = dict(stage.trainer)
     if options.pop("lr_scheduler_type", "cosine") not in _PLAIN_SCHEDULES:
         yield f"the schedule of stage '{stage.name}'"
@@ -149,7 +145,7 @@ def _distill_reasons(
 def _features_exist(recipe: Recipe, stage: Distill) -> bool:
     """Return whether the arithmetic of new models shows that all layers of the feature signal exist and fit."""
     feature = stage.signals.feature
-    configs = [_config(recipe, name) for name in stage.models()]
+    configs = [_config(recipe, name) for name in stage.references()]
     if feature is None or None in configs:
         return True  # an absent model's layers cannot be looked at, and one that is here is a reason by itself
     if feature.loss.submodules:
@@ -169,7 +165,7 @@ def _features_exist(recipe: Recipe, stage: Distill) -> bool:
 
 def _config(recipe: Recipe, name: str) -> dict[str, Any] | None:
     """Return the configuration of the new model that a name refers to; None for another model."""
-    model = recipe.models.get(_origin(recipe, name))
+    model = recipe.models.get(recipe.origin(name))
     if not isinstance(model, NewModel):
         return None
     return {**third_party_options.model_defaults(model.new), **model.config}

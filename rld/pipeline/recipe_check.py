@@ -94,7 +94,7 @@ def check_recipe(recipe: Recipe, source: Path, deep: bool = False) -> CheckResul
         from rld.pipeline.deep_check import ask_libraries  # imports the libraries, which takes seconds
 
         run = ask_libraries(recipe, source, deep)
-        sources, encoder = run.skill_rows, None if absent else run.models.encoder(recipe.stages[0].student)[0]
+        sources, encoder = run.skill_rows, None if absent else run.models.encoder(recipe.stages[0].origin)[0]
         notes.append(f"asked TRL, PEFT and transformers{'' if deep else f', because of {reason}'}")
     characters_per_token = _CHARACTERS_PER_TOKEN if absent else 1.0  # a new model has a tokenizer of characters
     summaries = [_summary(source, encoder, characters_per_token) for source in sources.values()]

@@ -21,7 +21,7 @@ from rld.models.self_check import context_length
 from rld.models.template_checks import notices, require_options_read
 from rld.pipeline.model_loading import ModelLoader
 from rld.recipe.schema import Recipe
-from rld.recipe.stages import AnyStage
+from rld.recipe.stages.base import Stage, TrainingStage
 from rld.recipe.stages.sft import Sft
 from rld.rollout.verifier import Verify, ask, is_success
 from rld.types import Row
@@ -168,10 +168,10 @@ class RowChecks:
                 readers.setdefault((*key, reader.encoder.chat_template, reader.is_student), reader)
         return list(readers.values())
 
-    def _stage_readers(self, stage: AnyStage) -> Iterator[_Reader]:
-        skills = tuple(stage.skills or self._recipe.skills)
-        student, context_length = self._models.encoder(stage.student)
-        name = f"stage '{stage.name}', student {stage.student}"
+    def _stage_readers(self, stage: Stage) -> Iterator[_Reader]:
+        skills = tuple(stage.skills_in_use(self._recipe.skills))
+        student, context_length = self._models.encoder(stage.origin)
+        name = f"stage '{stage.name}', {'student' if isinstance(stage, TrainingStage) else 'model'} {stage.origin}"
         yield _Reader(name, student, context_length, skills, learns_answers=stage.learns_gold_answers)
         for reader in stage.readers():
             encoder, context_length = self._models.encoder(reader.model, reader.chat_template)

@@ -25,12 +25,11 @@ from rld.pipeline.row_checks import RowChecks
 from rld.pipeline.samples import read_answers_after
 from rld.pipeline.trainer_arguments import shared_arguments
 from rld.recipe.schema import Recipe
-from rld.recipe.stages import AnyStage
+from rld.recipe.stages.base import Stage, TrainingStage
 from rld.reporting.history import LaunchRecord
 from rld.trainer import launch
 from rld.types import Answer, Row
 from rld.utils.flops import FlopMeter, forward_flops
-from rld.utils.run_folder import RunFolder
 
 C = TypeVar("C", bound=TrainingArguments)
 
@@ -68,7 +67,7 @@ class RunContext:
     """FLOPs of the current stage."""
 
     def __post_init__(self) -> None:
-        self.paths = RunFolder(self.folder, self.recipe.stages[-1].name)
+        self.paths = self.recipe.run_folder(self.folder)
         self.models = ModelLoader(self.recipe, self.source, self.paths.stage_result, self._training_rows)
         judge = load_judge(self.recipe, self.source.parent)
         self.row_checks = RowChecks(self.recipe, self.models, judge)
@@ -107,12 +106,12 @@ class RunContext:
         return 1 + [stage.name for stage in self.recipe.stages].index(name)
 
     def seed(self, name: str) -> int:
-        """Return a stage's seed; with one seed per stage, a resumed run needs no random state of other stages."""
-        return self.recipe.seed + 1000 * self.stage_number(name)
+        """Return a training stage's seed; with one per stage, a resumed run needs no random state of other stages."""
+        return self.recipe.seed + 1000 * (1 + [stage.name for stage in self.recipe.training_stages].index(name))
 
-    def skills(self, stage: AnyStage) -> list[str]:
+    def skills(self, stage: Stage) -> list[str]:
         """Return the skills that a stage trains on."""
-        return stage.skills or list(self.recipe.skills)
+        return stage.skills_in_use(self.recipe.skills)
 
     def skip(self, record: Mapping[str, Any]) -> None:
         """Add the FLOPs and seconds in a finished stage's record to those of the run, and reset the FLOP meter."""
@@ -147,7 +146,7 @@ class RunContext:
 
     # -- trainers ----------------------------------------------------------------------------------------------------
 
-    def arguments(self, kind: type[C], stage: AnyStage, num_rows: int, **options: Any) -> C:
+    def arguments(self, kind: type[C], stage: TrainingStage, num_rows: int, **options: Any) -> C:
         """Return the arguments of a stage's trainer: those that all stages share, those of the stage, and `options`.
 
         Args:
@@ -170,9 +169,7 @@ class RunContext:
         return arguments
 
     @contextmanager
-    def mistakes_in(
-        self, stage: AnyStage, key: str = "", kinds: tuple[type[Exception], ...] = MISTAKES
-    ) -> Iterator[None]:
+    def mistakes_in(self, stage: Stage, key: str = "", kinds: tuple[type[Exception], ...] = MISTAKES) -> Iterator[None]:
         """Name the stage in the error when TRL, PEFT or transformers refuses an option.
 
         Args:

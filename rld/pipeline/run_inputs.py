@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -109,21 +108,18 @@ def _from_here(run: RunContext, texts: list[str]) -> AcceptedChanges:
     names = [stage.name for stage in run.recipe.stages]
     stage = next((name for name in names if run.paths.stage_record(name) is None), None)
     checkpoint = checkpoints.latest(run.paths.checkpoints(stage)) if stage is not None else None
-    step = run.recipe.stages[-1].steps if stage is None else checkpoints.step(checkpoint) if checkpoint else 0
+    step = checkpoints.step(checkpoint) if checkpoint else 0
     now = time.strftime("%Y-%m-%d %H:%M:%S %z")
     return AcceptedChanges(stage=stage or names[-1], step=step + 1, time=now, changes=texts)
 
 
-def record_revisions(path: Path, folder: Path) -> None:
-    """Add the revisions of hub ids that were not on this machine when the run was started, and are now.
-
-    Args:
-        path: The run's `inputs.json`.
-        folder: The recipe's folder.
-    """
-    content = InputsFile.read(path)
+def record_revisions(run: RunContext) -> None:
+    """Add the revisions of hub ids that were not on this machine when the run was started, and are now."""
+    if not run.state.is_main_process:
+        return
+    content = InputsFile.read(run.paths.inputs)
     if None not in content.inputs.models.values():
         return
-    models = {name: old or model_fingerprint(name, folder) for name, old in content.inputs.models.items()}
+    models = {name: old or model_fingerprint(name, run.source.parent) for name, old in content.inputs.models.items()}
     inputs = content.inputs.model_copy(update={"models": models})
-    content.model_copy(update={"inputs": inputs}).write(path)
+    content.model_copy(update={"inputs": inputs}).write(run.paths.inputs)

@@ -12,11 +12,11 @@ from rld.losses.feature_matching import FeaturePlan
 from rld.models.adapters import require_mergeable
 from rld.pipeline.run import SETUP, RunContext
 from rld.pipeline.trainer_arguments import lora_config
-from rld.recipe.stages import AnyStage
+from rld.recipe.stages.base import TrainingStage
 from rld.recipe.stages.distill import Distill
 
 
-def require_trainable(context: RunContext, stage: AnyStage, arguments: TrainingArguments) -> None:
+def require_trainable(context: RunContext, stage: TrainingStage, arguments: TrainingArguments) -> None:
     """Build the stage's optimiser and schedule for one parameter, and its adapter in a model without weights.
 
     Raises:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -26,18 +23,14 @@ from rld.pipeline.callbacks import (
 from rld.pipeline.model_card import write_model_card
 from rld.pipeline.run import RunContext
 from rld.pipeline.run_inputs import record_revisions
-from rld.pipeline.samples import write_samples
+from rld.pipeline.stage_results import stage_record, store_result
 from rld.pipeline.teacher_loading import ProbedTeacher
-from rld.recipe.stages import AnyStage
+from rld.recipe.stages.base import TrainingStage
 from rld.reporting.progress_bar import ProgressBar
 from rld.reporting.run_log import RunLog
-from rld.reporting.verdict import losses_of_skills
 from rld.trainer import checkpoints
 from rld.trainer.finite_updates import require_finite_weights
-from rld.utils import files
-from rld.utils.manifest import write_manifest
 from rld.utils.messages import tell
-from rld.utils.run_folder import stage_record_path
 
 
 class Interrupted(Exception):
@@ -58,7 +51,7 @@ class StageTraining:
     """
 
     context: RunContext
-    stage: AnyStage
+    stage: TrainingStage
     trainer: Trainer
     num_parameters: int
     is_supervised: bool = False
@@ -102,8 +95,7 @@ class StageTraining:
         """
         context, stage, trainer, log = self.context, self.stage, self.trainer, self.log
         trainer.remove_callback(PrinterCallback)
-        if context.state.is_main_process:
-            record_revisions(context.paths.inputs, context.source.parent)  # all models of the stage are loaded by now
+        record_revisions(context)  # all models of the stage are loaded by now
         budget = FlopsBudget(stage.max_flops, lambda: context.flop_meter.total)
         number, count = context.stage_number(stage.name), len(context.recipe.stages)
         for callback in (
@@ -147,44 +139,13 @@ class StageTraining:
         if stage.lora is not None:
             model = model.merge_and_unload()
         after = context.evaluator.evaluate(model, tokenizer)
-        record = self._record(before, after, teachers) | {"teacher_tokens": teacher_tokens}
-        context.skip(record)
-        if context.state.is_main_process:
-            write_samples(
-                context.paths.samples,
-                stage.name,
-                context.evaluator.sample_rows,
-                before=before,
-                after=after,
-                teachers={str(probed.teacher.name): probed.evaluation for probed in teachers},
-            )
-            with files.replace_folder(context.paths.stage_result(stage.name)) as draft:
-                model.save_pretrained(draft)
-                tokenizer.save_pretrained(draft)
-                files.write_json(stage_record_path(draft), record)
-                write_model_card(draft, context, stage, record, self.trainer.state.global_step)
-                write_manifest(draft)
-            shutil.rmtree(context.paths.checkpoints(stage.name), ignore_errors=True)
-        context.state.wait_for_everyone()
+        record = stage_record(context, stage, self.num_parameters, after=after, before=before, teachers=teachers)
+        record["teacher_tokens"] = teacher_tokens
 
-    def _record(self, before: Evaluation, after: Evaluation, teachers: Sequence[ProbedTeacher]) -> dict[str, Any]:
-        context, meter = self.context, self.context.flop_meter
-        num_rows = Counter(row["skill"] for row in context.evaluator.rows)
-        scores = {
-            str(t.teacher.name): {"parameters": t.num_parameters, "scores": t.evaluation.scores} for t in teachers
-        }
-        return {
-            "name": self.stage.name,
-            "kind": self.stage.kind,
-            "seconds": round(time.time() - context.started - context.seconds_before, 1),
-            "flops": meter.total,
-            "flops_by_account": dict(meter.accounts),
-            "student": {"parameters": self.num_parameters, "scores": after.scores},
-            "teachers": scores,
-            "before": before.scores,
-            "after": after.scores,
-            "below_start": losses_of_skills(before.scores, after.scores, num_rows),
-            "retention": {
-                skill: after.scores[skill] / score if score else None for skill, score in before.scores.items()
-            },
-        }
+        def save(folder: Path) -> None:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            write_model_card(folder, context, stage, record, self.trainer.state.global_step)
+
+        rows = context.evaluator.sample_rows
+        store_result(context, stage, record, rows, evaluations=(before, after), save=save, teachers=teachers)

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from peft import LoraConfig
 
-from rld.recipe.stages import AnyStage
+from rld.recipe.stages.base import TrainingStage
 from rld.recipe.stages.distill import Distill
 from rld.types import SIGNALS
 
 
-def shared_arguments(stage: AnyStage, num_rows: int, num_processes: int, seed: int, folder: Path) -> dict[str, Any]:
+def shared_arguments(
+    stage: TrainingStage, num_rows: int, num_processes: int, seed: int, folder: Path
+) -> dict[str, Any]:
     """Return the arguments that the trainers of all stages share; the stage's `trainer` section overrides them.
 
     Args:

@@ -23,7 +23,7 @@ _PRETRAINED = _Rates("all weights of a pre-trained model", 1e-7, 1e-4)
 
 def learning_rate_cautions(recipe: Recipe) -> Iterator[str]:
     """Yield a sentence for each stage whose learning rate is not the default and unusual for the weights it trains."""
-    for stage in recipe.stages:
+    for stage in recipe.training_stages:
         rate = stage.trainer.get("learning_rate")
         if rate == stage.trainer_defaults(recipe.learns_as_new(stage)).get("learning_rate"):
             continue

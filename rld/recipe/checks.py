@@ -13,7 +13,7 @@ from rld.recipe.plugins import RewardSpec, VerifierSpec
 from rld.recipe.sizes import parameters, quantity
 from rld.recipe.skills import AnySkill
 from rld.recipe.stages import AnyStage
-from rld.recipe.stages.base import Stage
+from rld.recipe.stages.base import Stage, TrainingStage
 from rld.recipe.trainer_options import check_trainer
 from rld.utils.options import member_of
 from rld.utils.secrets import has_credentials, is_secret_name
@@ -96,7 +96,7 @@ def _check_chats(names: RecipeNames) -> Iterator[RecipeProblem]:
 
 def _check_trainer(names: RecipeNames) -> Iterator[RecipeProblem]:
     """Check that each shared trainer option exists for the trainer of at least one stage."""
-    kinds = [kind for kind in map(_stage_class, names.stages) if kind is not None]
+    kinds = [kind for kind in map(_stage_class, names.stages) if kind is not None and issubclass(kind, TrainingStage)]
     all_fields = [third_party_options.trainer_fields(*kind.trainer_class) for kind in kinds]
     fields: third_party_options.Fields = {}
     for stage_fields in all_fields:

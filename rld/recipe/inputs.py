@@ -29,7 +29,7 @@ PACKAGES = (
 )
 """The packages whose versions are recorded."""
 
-_MODEL_KEYS = ("student", "teacher", "model", "adapter", "path", "prune", "tokenizer")
+_MODEL_KEYS = ("student", "teacher", "model", "models", "base", "adapter", "path", "prune", "tokenizer")
 """Keys of a recipe whose texts name models."""
 
 _MODEL_FILES = (".json", ".jinja", ".safetensors", ".bin", ".model", ".txt", ".py")
@@ -70,8 +70,8 @@ class Inputs(BaseModel):
         stages = recipe.get("stages")
         if not isinstance(recipe.get("models"), dict) or not isinstance(stages, list):
             raise ValueError("it has no models and stages")
-        if not all(isinstance(stage, dict) and {"name", "steps", "trainer"} <= stage.keys() for stage in stages):
-            raise ValueError("a stage lacks its name, steps or trainer")
+        if not all(isinstance(stage, dict) and {"name", "kind"} <= stage.keys() for stage in stages):
+            raise ValueError("a stage lacks its name or kind")
         return recipe
 
     @classmethod
@@ -176,7 +176,8 @@ def _data(texts: list[tuple[tuple[Any, ...], str]], folder: Path) -> Iterator[tu
 def _models(texts: list[tuple[tuple[Any, ...], str]], own: set[str], folder: Path) -> Iterator[str]:
     """Yield the folders and hub ids of the models that a recipe names; `own` are its names of models and stages."""
     for keys, text in texts:
-        is_model = len(keys) > 1 and (keys[-1] in _MODEL_KEYS or (keys[0] == "models" and len(keys) == 2))
+        names = [key for key in keys if isinstance(key, str)]
+        is_model = len(names) > 1 and (names[-1] in _MODEL_KEYS or (keys[0] == "models" and len(keys) == 2))
         if not is_model or (text in own and keys[0] != "models"):
             continue
         if is_hub_id(text) or _model_folder(text, folder) is not None:

@@ -149,15 +149,21 @@ class RecipeNames:
                 yield self.problem(loc, f" has no value for skill {skill!r}")
 
     def tokenizer_file(self, name: Any) -> Path | None:
-        """Return the tokenizer file of the model that `name` refers to; a stage's is that of its student."""
+        """Return the tokenizer file of the model that `name` refers to; a stage's is that of its first model."""
         for stage in reversed(self.stages):
-            name = stage.get("student") if name == stage.get("name") else name
+            name = _origin(stage) if name == stage.get("name") else name
         models = dict(items(self.document.tree.get("models")))
         match models.get(name, name) if isinstance(name, str) else None:
             case str(path) | {"path": str(path)}:
                 if registry.find_path(path, self.folder) is not None or is_hub_id(path):
                     return registry.model_file(path, "tokenizer.json", self.folder)
         return None
+
+
+def _origin(stage: Mapping[Any, Any]) -> Any:
+    """Return the model from which that of a stage is made, as `Stage.origin` does, of a stage as written."""
+    models = stage.get("models")
+    return stage.get("student") or stage.get("base") or (models[0] if isinstance(models, list) and models else None)
 
 
 def check_member(union: Any, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:

@@ -5,6 +5,7 @@ Mistakes that show only in the whole recipe, such as a stage that refers to no m
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
@@ -13,7 +14,9 @@ from rld.recipe.models import AnyModel, CharacterTokenizer, NewModel
 from rld.recipe.plugins import RewardSpec, VerifierSpec
 from rld.recipe.skills import AnySkill, Prompts
 from rld.recipe.stages import AnyStage
+from rld.recipe.stages.base import TrainingStage
 from rld.utils.options import FrozenOptions
+from rld.utils.run_folder import RunFolder
 
 SHORT_STAGE = 100
 """Steps below which a stage has no time to recover from the learning rate of random weights."""
@@ -54,7 +57,7 @@ class Recipe(FrozenOptions):
     trainer: dict[str, Any] = {}
     """Options of TRL's configurations that all stages share. A stage's own `trainer` overrides it, key by key."""
     stages: list[AnyStage] = Field(min_length=1)
-    """Stages in the order in which they run. The model of the last stage is the result of the run."""
+    """Stages in the order in which they run. The model of the last stage that makes one is the result of the run."""
 
     @field_validator("skills")
     @classmethod
@@ -79,13 +82,16 @@ class Recipe(FrozenOptions):
     @model_validator(mode="after")
     def _complete_trainers(self) -> Recipe:
         """Add the shared and default trainer options to each stage, so that the resolved recipe shows them."""
-        stages = [stage.with_trainer(self.trainer, self.learns_as_new(stage)) for stage in self.stages]
+        stages = [
+            stage.with_trainer(self.trainer, self.learns_as_new(stage)) if isinstance(stage, TrainingStage) else stage
+            for stage in self.stages
+        ]
         object.__setattr__(self, "stages", stages)
         return self
 
     @model_validator(mode="after")
     def _reference_models_are_in_files(self) -> Recipe:
-        for stage in self.stages:
+        for stage in self.training_stages:
             is_in_no_file = stage.lora is None and isinstance(self.models.get(stage.student), NewModel)
             if is_in_no_file and stage.trainer.get("beta"):
                 raise ValueError(
@@ -94,7 +100,17 @@ class Recipe(FrozenOptions):
                 )
         return self
 
-    def learns_as_new(self, stage: AnyStage) -> bool:
+    @model_validator(mode="after")
+    def _references_are_models(self) -> Recipe:
+        scored = {stage.name: stage.origin for stage in self.stages if not stage.makes_model}
+        for stage in self.stages:
+            for name in stage.references():
+                if name in scored:
+                    fix = f"name the model that it scores, {scored[name]!r}"
+                    raise ValueError(f"stage '{stage.name}': stage {name!r} makes no model; {fix}")
+        return self
+
+    def learns_as_new(self, stage: TrainingStage) -> bool:
         """Return whether a stage's default learning rate is that of random weights.
 
         It is not in a short stage of a model that an earlier stage trained, which that rate would only make worse.
@@ -104,9 +120,24 @@ class Recipe(FrozenOptions):
 
     def is_new(self, reference: str) -> bool:
         """Return whether a reference resolves, through earlier stages, to a model with random initial weights."""
+        return isinstance(self.models.get(self.origin(reference)), NewModel)
+
+    def origin(self, reference: str) -> str:
+        """Return the model that a reference leads to through earlier stages."""
         for stage in reversed(self.stages):
-            reference = stage.student if stage.name == reference else reference
-        return isinstance(self.models.get(reference), NewModel)
+            reference = stage.origin if stage.name == reference else reference
+        return reference
+
+    @property
+    def training_stages(self) -> list[TrainingStage]:
+        """The stages that train a model."""
+        return [stage for stage in self.stages if isinstance(stage, TrainingStage)]
+
+    def run_folder(self, path: Path) -> RunFolder:
+        """Return the paths of a run of this recipe."""
+        last = [stage.name for stage in self.stages if stage.makes_model][-1:]
+        scores = frozenset(stage.name for stage in self.stages if not stage.makes_model)
+        return RunFolder(path, last[0] if last else None, scores)
 
     @property
     def verifier_in_use(self) -> VerifierSpec:

@@ -93,7 +93,7 @@ class TeacherTokens(_FileRecord):
 
 
 class StageResult(_FileRecord):
-    """The record of a finished stage. `before` and `after` are the scores of its student."""
+    """The record of a finished stage. `before` and `after` are the scores of its model; `before` of a trained one."""
 
     name: str
     kind: str
@@ -103,6 +103,8 @@ class StageResult(_FileRecord):
     teacher_tokens: TeacherTokens | None = None
     student: ModelScores
     teachers: dict[str, ModelScores] = {}
+    merged: dict[str, ModelScores] = {}
+    """The models that were merged."""
     before: dict[str, Share]
     after: dict[str, Share]
     below_start: dict[str, float] = {}
@@ -198,7 +200,8 @@ class PlannedStage(_FileRecord):
 
     name: str
     kind: str
-    steps: Count
+    steps: Count = 0
+    """0 for a stage that does not train."""
     teachers: dict[str, Any] = {}
 
 

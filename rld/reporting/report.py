@@ -126,10 +126,11 @@ def _stages(history: RunHistory) -> str:
             state = f"at step {last['step']}"
             cells = [_time(last["seconds"] - seconds), number(last["flops"] - flops), state, "-", "-"]
         if stage.result:
-            scores = [f"{fmean(scores.values()):.3f}" for scores in (stage.result.before, stage.result.after)]
+            columns = stage.result.before, stage.result.after
+            scores = [f"{fmean(column.values()):.3f}" if column else "-" for column in columns]
             cells = [_time(stage.result.seconds), number(stage.result.flops), "done", *scores]
             seconds, flops = seconds + stage.result.seconds, flops + stage.result.flops
-        rows.append([name, escape(stage.plan.kind), str(stage.plan.steps), *cells])
+        rows.append([name, escape(stage.plan.kind), str(stage.plan.steps or "-"), *cells])
     heads = [("stage", "left"), ("kind", "left"), ("steps", ""), ("time", ""), ("FLOPs", ""), ("state", "left")]
     heads += [("mean score before", ""), ("after", "")]
     return f"<h2>Stages</h2>{scrolling(table(heads, rows))}"

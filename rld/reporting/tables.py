@@ -57,7 +57,7 @@ def closing_table(run: Summary) -> Table:
     columns = _student_and_teacher_columns(run.stages)
     for head, _ in columns:
         shown.add_column(Text(head), justify="right")
-    for skill in last.after:
+    for skill in dict.fromkeys(skill for stage in run.stages for skill in stage.after):
         scores = [_score_text(column.get(skill)) for _, column in columns]
         shown.add_row(Text(skill), str(run.heldout_rows.get(skill, "-")), *scores)
     shown.add_section()
@@ -67,19 +67,20 @@ def closing_table(run: Summary) -> Table:
 
 
 def _student_and_teacher_columns(stages: Sequence[StageResult]) -> list[tuple[str, Mapping[str, float]]]:
-    """Return heads and scores: each stage's student, the last stage's student before it, and its teachers.
+    """Return heads and scores: each stage's model, the last stage's student before it, its teachers, what it merged.
 
-    A student or teacher with the scores of an earlier stage's student is that student, and has no second column.
+    A model with the scores of an earlier stage's model is that model, and has no second column.
     """
     last, columns = stages[-1], list[tuple[str, Mapping[str, float]]]()
     for stage in stages:
-        if stage is last and last.before not in [scores for _, scores in columns]:
+        if stage is last and last.before and last.before not in [scores for _, scores in columns]:
             columns.append((f"before {last.name}", last.before))
         columns.append((f"{stage.name} ({number(stage.student.parameters)})", stage.after))
     students = [scores for _, scores in columns]
-    for name, teacher in last.teachers.items():
-        if teacher.scores not in students:
-            columns.append((f"teacher {name} ({number(teacher.parameters)})", teacher.scores))
+    others = [(f"teacher {name}", teacher) for name, teacher in last.teachers.items()]
+    for name, other in [*others, *last.merged.items()]:
+        if other.scores not in students:
+            columns.append((f"{name} ({number(other.parameters)})", other.scores))
     return columns
 
 

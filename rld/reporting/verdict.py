@@ -71,7 +71,12 @@ def verdict(history: RunHistory) -> list[Finding]:
 
 
 def _headline(result: StageResult, num_rows: dict[str, int]) -> Finding:
-    before, after = fmean(result.before.values()), fmean(result.after.values())
+    after = fmean(result.after.values())
+    if not result.before:
+        return Finding(
+            "neutral", f"The model of stage `{result.name}` answers {after:.0%} of the held-out rows correctly"
+        )
+    before = fmean(result.before.values())
     text = f"The student answers {after:.0%} of the held-out rows correctly, {before:.0%} before stage `{result.name}`"
     if len(result.after) > 1:
         text += f" (means over {len(result.after)} skills)"

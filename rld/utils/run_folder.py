@@ -21,11 +21,13 @@ class RunFolder:
     Attributes:
         path: The folder.
         last_stage: The stage whose model is the run's student. None: for callers that do not need a
-            stage's result.
+            stage's result, and for a run without one.
+        scoring_stages: The stages that make no model.
     """
 
     path: Path
     last_stage: str | None = None
+    scoring_stages: frozenset[str] = frozenset()
 
     @property
     def recipe(self) -> Path:
@@ -74,11 +76,18 @@ class RunFolder:
 
     @property
     def models(self) -> Path:
-        """A folder with the models and records of all other stages."""
+        """A folder with the models and records of all other stages that make one."""
         return self.path / "models"
 
+    @property
+    def evaluations(self) -> Path:
+        """A folder with the predictions and records of stages that make no model."""
+        return self.path / "evaluations"
+
     def stage_result(self, name: str) -> Path:
-        """Return the folder with a stage's model and record."""
+        """Return the folder with a stage's record, and its model or predictions."""
+        if name in self.scoring_stages:
+            return self.evaluations / name
         return self.student if name == self.last_stage else self.models / name
 
     def checkpoints(self, name: str) -> Path:
@@ -93,7 +102,7 @@ class RunFolder:
     @property
     def leftovers(self) -> list[Path]:
         """Existing results, checkpoints and metrics of an earlier run, which a new run would overwrite."""
-        paths = [self.student, self.models, self.path / "checkpoints", self.metrics]
+        paths = [self.student, self.models, self.evaluations, self.path / "checkpoints", self.metrics]
         return [path for path in paths if path.exists()]
 
     def require_free(self) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated
 from pydantic import Field
 
 from rld.recipe.stages.distill import Distill
+from rld.recipe.stages.evaluate import Evaluate
+from rld.recipe.stages.merge import Merge
 from rld.recipe.stages.sft import Sft
 
-AnyStage = Annotated[Sft | Distill, Field(discriminator="kind")]
+AnyStage = Annotated[Sft | Distill | Evaluate | Merge, Field(discriminator="kind")]

@@ -1,9 +1,9 @@
-"""The base class of the stages: common options, checks and trainer defaults."""
+"""The base classes of the stages: what all have, and what those have that train a model."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Self
 
 from pydantic import Field
@@ -52,69 +52,28 @@ class Stage(FrozenOptions):
 
     uses_rewards: ClassVar[bool] = False
     """Whether the stage uses the recipe's rewards."""
-    is_supervised: ClassVar[bool] = False
-    """Whether its loss is the supervised fine-tuning loss."""
-    trainer_class: ClassVar[tuple[str, str]]
-    """Module and class name of the TRL configuration of its trainer."""
-    reserved: ClassVar[Mapping[str, str]] = {}
-    """Trainer options that this kind of stage sets itself, besides those of all stages, and what to set instead."""
-    learning_rates: ClassVar[LearningRates | None] = None
-    """Default learning rates. None: TRL's default."""
-    max_warmup_steps: ClassVar[int] = 0
-    """Default number of warm-up steps of the learning rate; at most half of all steps are used."""
+    makes_model: ClassVar[bool] = True
+    """Whether its result is a model, to which later stages may refer."""
 
     kind: str
     """The kind of stage."""
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     """Name by which later stages refer to the stage's result; also the name of its folder."""
-    student: str
-    """The model to train: a name in `models`, an earlier stage, a hub id or a folder."""
-    skills: list[str] | None = None
-    """Skills to train on. None: all skills."""
-    steps: int = Field(gt=0, le=10_000_000)
-    """Optimiser steps (updates)."""
-    trainer: dict[str, Any] = {}
-    """Options of TRL's configuration of the stage's trainer. They override the recipe's `trainer`, key by key, which
-    overrides the stage's [optimiser defaults](#optimiser-defaults)."""
-    lora: dict[str, Any] | None = None
-    """Options of `peft.LoraConfig`: train an adapter, which is merged into the result. None: train all weights."""
-    checkpoint_every: int = Field(100, gt=0)
-    """Optimiser steps between checkpoints, from which `--resume` continues."""
-    evaluate_every: int | None = Field(None, gt=0)
-    """Optimiser steps between scorings of the student on the held-out rows, logged as `score/<skill>`. Their FLOPs are
-    not counted. None: only before and after the stage."""
-    max_flops: float | None = Field(None, gt=0)
-    """Stop after the step in which the stage's FLOPs, including those of teachers, gate and probes, reach this number.
-    The learning-rate schedule still depends on `steps`. None: run all steps."""
 
     # -- the spec ----------------------------------------------------------------------------------------------------
 
-    def trainer_defaults(self, is_new: bool) -> dict[str, Any]:
-        """Return the default options of the trainer.
+    @property
+    def origin(self) -> str:
+        """The model whose architecture and tokenizer the stage's model has: a name in `models`, a stage, or a place."""
+        return self.references()[0]
 
-        Args:
-            is_new: Whether the student learns at the rate of random weights.
-        """
-        rates = self.learning_rates
-        if rates is None:
-            return {}
-        return {
-            "learning_rate": rates.new if is_new else rates.pretrained if self.lora is None else rates.adapter,
-            "lr_scheduler_type": "cosine",
-            "warmup_steps": min(self.max_warmup_steps, self.steps // 2),
-            "activation_checkpointing": False,
-        }
+    def references(self) -> list[str]:
+        """Return the models that the stage refers to; the first is its origin."""
+        raise NotImplementedError
 
-    def with_trainer(self, shared: Mapping[str, Any], is_new: bool) -> Self:
-        """Return the stage with all options of its trainer: its own, else the `shared` ones, else the defaults.
-
-        Shared options that the stage's trainer does not have are left out; they are for other kinds of stages.
-        """
-        fields = third_party_options.trainer_fields(*self.trainer_class)
-        options = {key: value for key, value in shared.items() if fields is None or key in fields} | self.trainer
-        defaults = self.trainer_defaults(is_new)
-        defaults = {key: value for key, value in defaults.items() if _OTHER_NAMES.get(key) not in options}
-        return self.model_copy(update={"trainer": defaults | options})
+    def skills_in_use(self, skills: Iterable[str]) -> list[str]:
+        """Return the skills of a recipe whose rows the stage's model reads."""
+        return list(skills)
 
     @property
     def audit_in_use(self) -> VerifierSpec | None:
@@ -123,16 +82,12 @@ class Stage(FrozenOptions):
 
     @property
     def learns_gold_answers(self) -> bool:
-        """Whether the student is trained on gold answers."""
+        """Whether a student is trained on gold answers."""
         return False
 
     def readers(self) -> list[Reader]:
-        """Return the models on this machine that read the stage's rows beside the student."""
+        """Return the models on this machine that read the stage's rows beside its own."""
         return []
-
-    def models(self) -> list[str]:
-        """Return the models that the stage refers to, the student first."""
-        return [self.student]
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
@@ -142,12 +97,6 @@ class Stage(FrozenOptions):
             yield RecipeProblem((*loc, "name"), f"an earlier stage is called {name!r} too; choose another name")
         if isinstance(name, str) and name in names.models:
             yield RecipeProblem((*loc, "name"), f"a stage and a model are both called {name!r}; choose another name")
-        yield from names.reference((*loc, "student"), raw.get("student"))
-        yield from names.skill_list((*loc, "skills"), raw.get("skills"), names.skills)
-        yield from check_lora(names, (*loc, "lora"), raw.get("lora"))
-        fields = third_party_options.trainer_fields(*cls.trainer_class)
-        reserved = reserved_options.TRAINER | dict(cls.reserved)
-        yield from check_trainer(names, (*loc, "trainer"), raw.get("trainer"), fields, reserved)
 
     def cost(self, sizes: Sizes) -> StageCost:
         """Return the estimated cost of the stage."""
@@ -183,6 +132,85 @@ class Stage(FrozenOptions):
 
     def _runner(self) -> Any:
         return importlib.import_module(f"rld.pipeline.{self.kind}")  # imported late, because it imports torch
+
+
+class TrainingStage(Stage):
+    """A stage that trains a model with one of TRL's trainers."""
+
+    is_supervised: ClassVar[bool] = False
+    """Whether its loss is the supervised fine-tuning loss."""
+    trainer_class: ClassVar[tuple[str, str]]
+    """Module and class name of the TRL configuration of its trainer."""
+    reserved: ClassVar[Mapping[str, str]] = {}
+    """Trainer options that this kind of stage sets itself, besides those of all stages, and what to set instead."""
+    learning_rates: ClassVar[LearningRates | None] = None
+    """Default learning rates. None: TRL's default."""
+    max_warmup_steps: ClassVar[int] = 0
+    """Default number of warm-up steps of the learning rate; at most half of all steps are used."""
+
+    student: str
+    """The model to train: a name in `models`, an earlier stage, a hub id or a folder."""
+    skills: list[str] | None = None
+    """Skills to train on. None: all skills."""
+    steps: int = Field(gt=0, le=10_000_000)
+    """Optimiser steps (updates)."""
+    trainer: dict[str, Any] = {}
+    """Options of TRL's configuration of the stage's trainer. They override the recipe's `trainer`, key by key, which
+    overrides the stage's [optimiser defaults](#optimiser-defaults)."""
+    lora: dict[str, Any] | None = None
+    """Options of `peft.LoraConfig`: train an adapter, which is merged into the result. None: train all weights."""
+    checkpoint_every: int = Field(100, gt=0)
+    """Optimiser steps between checkpoints, from which `--resume` continues."""
+    evaluate_every: int | None = Field(None, gt=0)
+    """Optimiser steps between scorings of the student on the held-out rows, logged as `score/<skill>`. Their FLOPs are
+    not counted. None: only before and after the stage."""
+    max_flops: float | None = Field(None, gt=0)
+    """Stop after the step in which the stage's FLOPs, including those of teachers, gate and probes, reach this number.
+    The learning-rate schedule still depends on `steps`. None: run all steps."""
+
+    def trainer_defaults(self, is_new: bool) -> dict[str, Any]:
+        """Return the default options of the trainer.
+
+        Args:
+            is_new: Whether the student learns at the rate of random weights.
+        """
+        rates = self.learning_rates
+        if rates is None:
+            return {}
+        return {
+            "learning_rate": rates.new if is_new else rates.pretrained if self.lora is None else rates.adapter,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": min(self.max_warmup_steps, self.steps // 2),
+            "activation_checkpointing": False,
+        }
+
+    def with_trainer(self, shared: Mapping[str, Any], is_new: bool) -> Self:
+        """Return the stage with all options of its trainer: its own, else the `shared` ones, else the defaults.
+
+        Shared options that the stage's trainer does not have are left out; they are for other kinds of stages.
+        """
+        fields = third_party_options.trainer_fields(*self.trainer_class)
+        options = {key: value for key, value in shared.items() if fields is None or key in fields} | self.trainer
+        defaults = self.trainer_defaults(is_new)
+        defaults = {key: value for key, value in defaults.items() if _OTHER_NAMES.get(key) not in options}
+        return self.model_copy(update={"trainer": defaults | options})
+
+    def references(self) -> list[str]:
+        return [self.student]
+
+    def skills_in_use(self, skills: Iterable[str]) -> list[str]:
+        return list(skills) if self.skills is None else self.skills
+
+    @classmethod
+    def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
+        """Check also its student, skills, adapter and trainer."""
+        yield from super().check(names, loc, raw)
+        yield from names.reference((*loc, "student"), raw.get("student"))
+        yield from names.skill_list((*loc, "skills"), raw.get("skills"), names.skills)
+        yield from check_lora(names, (*loc, "lora"), raw.get("lora"))
+        fields = third_party_options.trainer_fields(*cls.trainer_class)
+        reserved = reserved_options.TRAINER | dict(cls.reserved)
+        yield from check_trainer(names, (*loc, "trainer"), raw.get("trainer"), fields, reserved)
 
 
 def listed(skills: list[str] | None) -> str:

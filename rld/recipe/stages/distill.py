@@ -17,7 +17,7 @@ from rld.recipe.perturbations import ExperimentSpec
 from rld.recipe.plugins import AuditSpec, CurriculumSpec, VerifierSpec
 from rld.recipe.signals import PolicySignal, ResponseSignal, SignalSpecs
 from rld.recipe.sizes import Sizes, StageCost, quantity
-from rld.recipe.stages.base import LearningRates, Reader, Stage, listed
+from rld.recipe.stages.base import LearningRates, Reader, TrainingStage, listed
 from rld.recipe.teachers import AnyTeacher, CacheSpec, ServedTeacher, TeacherSpec
 from rld.utils.flops import Account, forward_flops, frozen_bytes, training_bytes, training_flops
 from rld.utils.options import FrozenOptions
@@ -61,7 +61,7 @@ class Rollout(FrozenOptions):
         return self
 
 
-class Distill(Stage):
+class Distill(TrainingStage):
     """Trains a student with rewards and several teachers at once; a controller sets the weights of the signals."""
 
     uses_rewards: ClassVar[bool] = True
@@ -175,7 +175,7 @@ class Distill(Stage):
             if isinstance(spec, TeacherSpec)
         ]
 
-    def models(self) -> list[str]:
+    def references(self) -> list[str]:
         return [self.student, *(spec.model for spec in self.loaded.values())]
 
     def protected(self, skills: Iterable[str]) -> list[str]:

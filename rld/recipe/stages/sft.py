@@ -10,7 +10,7 @@ from pydantic import Field
 from rld.recipe.document import Loc, RecipeProblem
 from rld.recipe.names import RecipeNames, keys
 from rld.recipe.sizes import Sizes, StageCost, quantity
-from rld.recipe.stages.base import LearningRates, Reader, Stage, listed
+from rld.recipe.stages.base import LearningRates, Reader, TrainingStage, listed
 from rld.utils.flops import Account, forward_flops, training_bytes, training_flops
 from rld.utils.suggestions import hint
 
@@ -18,7 +18,7 @@ _MAX_ROWS = 20_000
 """Maximum number of rows of a stage whose recipe does not set `num_rows`."""
 
 
-class Sft(Stage):
+class Sft(TrainingStage):
     """Supervised fine-tuning on gold answers or a teacher's answers, to train teachers or to initialise a student."""
 
     is_supervised: ClassVar[bool] = True
@@ -53,7 +53,7 @@ class Sft(Stage):
     def readers(self) -> list[Reader]:
         return [] if self.teacher is None else [Reader(self.teacher, self.teacher)]
 
-    def models(self) -> list[str]:
+    def references(self) -> list[str]:
         return [self.student, *([self.teacher] if self.teacher is not None else [])]
 
     @classmethod
@@ -67,7 +67,7 @@ class Sft(Stage):
                 yield names.problem((*loc, "shares", skill), f": {skill!r} is no skill{fix}")
 
     def cost(self, sizes: Sizes) -> StageCost:
-        student, *teachers = (sizes.parameters(model) for model in self.models())
+        student, *teachers = (sizes.parameters(model) for model in self.references())
         if student is None or None in teachers:
             return StageCost(student, {}, None, None)
         row = sum(sizes.lengths(self.skills or sizes.skills))

@@ -1,0 +1,90 @@
+"""Run a `merge` stage: merge the weights of models into one model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rld.errors import RecipeError
+from rld.evaluation.held_out import Evaluation
+from rld.models.merging import Weights, linear, require_same_shapes, slerp, task_arithmetic
+from rld.pipeline.model_card import write_model_card
+from rld.pipeline.model_loading import Loaded
+from rld.pipeline.run import RunContext
+from rld.pipeline.run_inputs import record_revisions
+from rld.pipeline.stage_results import NOT_SCORED, stage_record, store_result
+from rld.recipe.stages.merge import Merge
+
+
+def dry_run(context: RunContext, stage: Merge) -> None:
+    """Compare the shapes and the tokenizers of the models that are on this machine, without their weights.
+
+    Raises:
+        RecipeError: they cannot be merged.
+    """
+    skeletons = {name: context.models.skeleton(name) for name in stage.references()}
+    present = {name: model for name, model in skeletons.items() if model is not None}
+    tokenizers = [context.models.encoder(name)[0].tokenizer for name in present]
+    _require_alike(context, stage, list(present), list(present.values()), tokenizers)
+
+
+def run(context: RunContext, stage: Merge) -> None:
+    """Merge the models, and score and store the result."""
+    models: dict[str, Loaded] = {name: context.models.load(name) for name in dict.fromkeys(stage.references())}
+    record_revisions(context)
+    names = list(models)
+    _require_alike(
+        context, stage, names, [model for model, _ in models.values()], [tokenizer for _, tokenizer in models.values()]
+    )
+    parts = {name: _scored(context, name, model) for name, model in models.items()}
+    weights = {name: model.state_dict() for name, (model, _) in models.items()}
+    merged = _merged(stage, weights)
+    model, tokenizer = models[stage.origin]
+    model.load_state_dict(merged)
+    after = context.evaluator.evaluate(model, tokenizer)
+    record = stage_record(context, stage, model.num_parameters(), after=after)
+    record["merged"] = {
+        name: {"parameters": models[name][0].num_parameters(), "scores": evaluation.scores}
+        for name, evaluation in parts.items()
+    }
+
+    def save(folder: Path) -> None:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_model_card(folder, context, stage, record)
+
+    rows = context.evaluator.sample_rows
+    store_result(context, stage, record, rows, evaluations=(NOT_SCORED, after), save=save)
+
+
+def _scored(context: RunContext, name: str, loaded: Loaded) -> Evaluation:
+    return context.earlier_evaluation(name) or context.evaluator.evaluate(*loaded)
+
+
+def _merged(stage: Merge, weights: dict[str, Weights]) -> Weights:
+    models, shares = [weights[name] for name in stage.models], stage.weights_in_use
+    match stage.method:
+        case "linear":
+            return linear(models, shares)
+        case "slerp":
+            return slerp(models, shares[1] / sum(shares))
+        case "task_arithmetic":
+            assert stage.base is not None  # the recipe was validated
+            return task_arithmetic(weights[stage.base], models, shares)
+
+
+def _require_alike(
+    context: RunContext, stage: Merge, names: list[str], models: Sequence[Any], tokenizers: Sequence[Any]
+) -> None:
+    """Raise a `RecipeError` that names the first model of another architecture or another tokenizer."""
+    for name, model, tokenizer in zip(names, models, tokenizers, strict=True):
+        place = f"{context.source}: stages.{stage.name}: {names[0]} and {name} cannot be merged"
+        if model.config.model_type != models[0].config.model_type:
+            raise RecipeError(f"{place}: they are of types {models[0].config.model_type} and {model.config.model_type}")
+        if tokenizer.get_vocab() != tokenizers[0].get_vocab():
+            raise RecipeError(f"{place}: they have different tokenizers")
+    try:
+        require_same_shapes(names, models)
+    except RecipeError as error:
+        raise RecipeError(f"{context.source}: stages.{stage.name}: {error}") from error

@@ -1,0 +1,93 @@
+"""Store what a stage has made: its record, with its model or its predictions, whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rld.evaluation.held_out import Evaluation
+from rld.pipeline.run import RunContext
+from rld.pipeline.samples import write_samples
+from rld.pipeline.teacher_loading import ProbedTeacher
+from rld.recipe.stages.base import Stage
+from rld.reporting.verdict import losses_of_skills
+from rld.types import Row
+from rld.utils import files
+from rld.utils.manifest import write_manifest
+from rld.utils.run_folder import stage_record_path
+
+NOT_SCORED = Evaluation({}, [])
+"""Stands for the scores before a stage that trains no model."""
+
+
+def stage_record(
+    context: RunContext,
+    stage: Stage,
+    num_parameters: int,
+    *,
+    after: Evaluation,
+    before: Evaluation = NOT_SCORED,
+    teachers: Sequence[ProbedTeacher] = (),
+) -> dict[str, Any]:
+    """Return the record of a stage that has ended now, as `summary.json` shows it.
+
+    Args:
+        num_parameters: The number of parameters of its model.
+        after: The model's evaluation.
+        before: The evaluation of the model that was trained, before the stage.
+        teachers: The teachers of the stage.
+    """
+    meter = context.flop_meter
+    num_rows = Counter(row["skill"] for row in context.evaluator.rows)
+    return {
+        "name": stage.name,
+        "kind": stage.kind,
+        "seconds": round(time.time() - context.started - context.seconds_before, 1),
+        "flops": meter.total,
+        "flops_by_account": dict(meter.accounts),
+        "student": {"parameters": num_parameters, "scores": after.scores},
+        "teachers": {
+            str(probed.teacher.name): {"parameters": probed.num_parameters, "scores": probed.evaluation.scores}
+            for probed in teachers
+        },
+        "before": before.scores,
+        "after": after.scores,
+        "below_start": losses_of_skills(before.scores, after.scores, num_rows),
+        "retention": {skill: after.scores[skill] / score if score else None for skill, score in before.scores.items()},
+    }
+
+
+def store_result(
+    context: RunContext,
+    stage: Stage,
+    record: Mapping[str, Any],
+    rows: Sequence[Row],
+    *,
+    evaluations: tuple[Evaluation, Evaluation],
+    save: Callable[[Path], None],
+    teachers: Sequence[ProbedTeacher] = (),
+) -> None:
+    """Write a stage's samples and the folder of its result, and remove its checkpoints; add its cost to the run's.
+
+    Args:
+        rows: The rows to which the samples of the evaluations belong.
+        evaluations: Those before and after the stage.
+        save: Writes the model or the predictions into the folder that it gets.
+        teachers: The teachers of the stage.
+    """
+    context.skip(record)
+    if context.state.is_main_process:
+        before, after = evaluations
+        answers = {str(probed.teacher.name): probed.evaluation for probed in teachers}
+        write_samples(context.paths.samples, stage.name, rows, before=before, after=after, teachers=answers)
+        with files.replace_folder(context.paths.stage_result(stage.name)) as draft:
+            draft.mkdir(parents=True, exist_ok=True)
+            save(draft)
+            files.write_json(stage_record_path(draft), record)
+            write_manifest(draft)
+        shutil.rmtree(context.paths.checkpoints(stage.name), ignore_errors=True)
+    context.state.wait_for_everyone()

@@ -1,0 +1,169 @@
+"""Stages that train nothing: models that are merged, and models that are scored."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from rld.cli import main
+from rld.pipeline import stage_results
+from rld.utils import files
+from tests.support import tiny
+
+RECIPE = """
+name: small
+tokenizer: {characters: "abcd:="}
+max_new_tokens: 4
+skills:
+  copy: {generator: ./tasks.py:copy, levels: [{length: 2}], held_out: 4}
+  flip: {generator: ./tasks.py:copy, levels: [{length: 3}], held_out: 3}
+models:
+  tiny: {new: llama, config: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 2}}
+trainer: {learning_rate: 1e-2}
+stages:
+  - {name: one, kind: sft, student: tiny, steps: 2, batch: 8, skills: [copy]}
+  - {name: two, kind: sft, student: one, steps: 2, batch: 8, skills: [flip]}
+  - {name: same, kind: merge, models: [two, two], method: slerp, weights: [1, 2]}
+  - {name: mean, kind: merge, models: [one, two], weights: [3, 1]}
+  - {name: sum, kind: merge, models: [two, one], base: one, method: task_arithmetic}
+  - {name: scores, kind: evaluate, model: mean, skills: [flip]}
+  - {name: last, kind: sft, student: mean, steps: 2, batch: 8}
+  - {name: final_scores, kind: evaluate, model: last}
+"""
+
+TASKS = """
+def copy(rng, *, length):
+    word = "".join(rng.choices("abcd", k=length))
+    return f"a:{word}=", word
+"""
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing that a run does at its end is done."""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("recipe")
+    (folder / "tasks.py").write_text(TASKS)
+    (folder / "small.yaml").write_text(RECIPE)
+    return folder / "small.yaml"
+
+
+@pytest.fixture(scope="module")
+def whole(recipe, tmp_path_factory) -> Path:
+    """An uninterrupted run."""
+    output = tmp_path_factory.mktemp("whole") / "run"
+    assert main(["train", str(recipe), "--output", str(output)]) == 0
+    return output
+
+
+def results(run: Path) -> dict[str, str]:
+    """Hashes of the models and the predictions of a run, by their paths."""
+    paths = [*run.rglob("model.safetensors"), *run.rglob("predictions.jsonl"), run / "samples.jsonl"]
+    return {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def test_a_merged_model_has_the_weights_of_the_formula_and_later_stages_use_it(whole):
+    one, two, same, mean, total = (
+        load_file(whole / "models" / name / "model.safetensors") for name in ("one", "two", "same", "mean", "sum")
+    )
+    assert all((same[name] == weight).all() for name, weight in two.items())
+    assert all((total[name] - weight).abs().max() < 1e-6 for name, weight in two.items())
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert (mean[name] - (0.75 * one[name] + 0.25 * two[name])).abs().max() < 1e-6
+    stages = {stage["name"]: stage for stage in files.read_json(whole / "summary.json")["stages"]}
+    assert stages["last"]["before"] == stages["mean"]["after"]
+    assert stages["mean"]["merged"]["two"]["scores"] == stages["two"]["after"]
+    assert stages["mean"]["flops"] == stages["scores"]["flops"] == 0
+    assert (whole / "student" / "model.safetensors").is_file()
+    card = (whole / "models" / "sum" / "README.md").read_text()
+    assert "merged with `rld` by `task_arithmetic`" in card
+    assert "| `one` | base |" in card
+
+
+def test_an_evaluation_holds_the_answer_to_each_row_of_its_skills(whole):
+    lines = files.read_jsonl(whole / "evaluations" / "scores" / "predictions.jsonl").records
+    assert [line["skill"] for line in lines] == ["flip"] * 3
+    stages = {stage["name"]: stage for stage in files.read_json(whole / "summary.json")["stages"]}
+    assert stages["scores"]["after"] == {"flip": sum(line["is_correct"] for line in lines) / 3}
+    assert stages["scores"]["after"]["flip"] == stages["mean"]["after"]["flip"]
+    assert stages["final_scores"]["after"] == stages["last"]["after"]
+    page = (whole / "report.html").read_text()
+    assert "<td>evaluate</td>" in page.replace(' class="left"', "")
+    assert "The model of stage <code>final_scores</code> answers" in page
+
+
+@pytest.mark.parametrize("result", ["mean", "scores", "student"])
+def test_a_run_that_is_killed_behind_a_stage_ends_as_an_uninterrupted_one(recipe, whole, tmp_path, monkeypatch, result):
+    run, write = tmp_path / "run", stage_results.write_manifest
+
+    def killed(folder: Path) -> None:
+        write(folder)
+        if folder.name == f"{result}.draft":
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(stage_results, "write_manifest", killed)
+        main(["train", str(recipe), "--output", str(run)])
+    assert main(["train", str(recipe), "--output", str(run), "--resume"]) == 0
+    assert results(run) == results(whole)
+
+
+def test_check_shows_what_a_merge_and_an_evaluation_do(recipe, capsys):
+    assert main(["check", str(recipe)]) == 0
+    out = capsys.readouterr().out
+    assert "one (3), two (1)" in out
+    assert "task_arithmetic on one" in out
+    assert "the held-out rows of flip" in out
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stages.same.weights=[1]", "weights has 1 numbers for 2 models"),
+        (
+            "stages.mean={name: mean, kind: merge, models: [one, two, one], method: slerp}",
+            "slerp merges two models, not 3",
+        ),
+        ("stages.sum.base=null", "base is for method task_arithmetic, and needed there"),
+        ("stages.mean.weights=[-1, 3]", "weights of method linear should be at least 0"),
+        ("stages.mean.models=[one, last]", "stages.mean.models.1: stage 'last' has not run by then"),
+        ("stages.scores.model=nobody", "there is no model 'nobody'"),
+        ("stages.last.student=scores", "stage 'scores' makes no model; name the model that it scores, 'mean'"),
+        ("skills.flip.held_out=0", "skill 'flip' has no held-out rows"),
+        ("stages.mean.steps=3", "steps"),
+    ],
+)
+def test_mistakes_in_such_stages_are_named(recipe, capsys, override, message):
+    assert main(["check", str(recipe), override]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda folder: tiny.model(width=16).save_pretrained(folder),
+            "./a and ./b cannot be merged: lm_head.weight has",
+        ),
+        (lambda folder: (folder / "config.json").unlink(), "it has no config.json"),
+        (lambda folder: (folder / "config.json").rename(folder / "adapter_config.json"), "it is a PEFT adapter"),
+    ],
+)
+def test_models_that_cannot_be_merged_are_refused_before_the_run(
+    recipe, tmp_path, capsys, change: Callable[[Path], None], message
+):
+    for name in ("a", "b"):
+        tiny.model().save_pretrained(tmp_path / name)
+        tiny.tokenizer().save_pretrained(tmp_path / name)
+    change(tmp_path / "b")
+    (tmp_path / "tasks.py").write_text(TASKS)
+    text = RECIPE.partition("stages:")[0] + "stages: [{name: m, kind: merge, models: [./a, ./b]}]\n"
+    (tmp_path / "r.yaml").write_text(text)
+    assert main(["check", str(tmp_path / "r.yaml")]) == 2
+    assert message in capsys.readouterr().err
