@@ -235,9 +235,9 @@ ROWS = {
             Written("rld/data/formats/pairs.py", appended(FORMAT)),
             Written(
                 "rld/data/formats/__init__.py",
-                replaced("import csv, jsonl\n", "import csv, jsonl, pairs\n"),
+                replaced("jsonl, parquet\n", "jsonl, pairs, parquet\n"),
             ),
-            Written("rld/data/formats/__init__.py", replaced("] = {", '] = {".pairs": pairs.read, ')),
+            Written("rld/data/formats/__init__.py", replaced("] = {", '] = {\n    ".pairs": pairs.read,')),
         ],
         {"check": r"./rows.pairs", "python": "How many\\? one"},
     ),

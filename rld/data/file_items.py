@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rld.data.formats import FORMATS
+from rld.data.formats.files import row_files
 from rld.data.items import Item
 from rld.data.row_kinds import QUESTION_ANSWER, RowReader
 from rld.errors import DataError
@@ -19,12 +20,12 @@ _MOST_WARNED = 3
 
 
 def read_items(path: Path, reader: RowReader = QUESTION_ANSWER, *, skips_bad_rows: bool = False) -> list[list[Item]]:
-    """Return the items of a file, one list per level.
+    """Return the items of a file, or of the files in a folder, one list per level.
 
     Texts are not converted, the answer "007" stays "007", and numbers are texts as they are written.
 
     Args:
-        path: The file.
+        path: The file, or a folder of files of one format.
         reader: Makes items of its rows.
         skips_bad_rows: Whether rows that cannot be used are left out with a warning, if some can be used.
 
@@ -33,12 +34,12 @@ def read_items(path: Path, reader: RowReader = QUESTION_ANSWER, *, skips_bad_row
     """
     levels: dict[int, list[Item]] = {}
     problems = []
-    for line, record in _records(path):
+    for file, line, record in _records(path):
         try:
             for item, level in reader.items(record):
-                levels.setdefault(level, []).append(item._replace(place=f"{path.name}:{line}"))
+                levels.setdefault(level, []).append(item._replace(place=f"{file.name}:{line}"))
         except ValueError as error:
-            problems.append(f"{path}:{line}: {error}")
+            problems.append(f"{file}:{line}: {error}")
     if problems and levels and skips_bad_rows:
         listed = "; ".join(problems[:_MOST_WARNED])
         warnings.warn(f"bad_rows: skip leaves out {len(problems)} rows of {path}: {listed}", stacklevel=2)
@@ -55,17 +56,18 @@ def read_items(path: Path, reader: RowReader = QUESTION_ANSWER, *, skips_bad_row
     return [levels[level] for level in range(len(levels))]
 
 
-def _records(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield the records of a file with their line numbers.
+def _records(path: Path) -> Iterator[tuple[Path, int, Any]]:
+    """Yield the records of files with their file and line number.
 
     Raises:
-        DataError: the file as a whole cannot be read.
+        DataError: a file as a whole cannot be read.
     """
-    if path.suffix not in FORMATS:
-        raise DataError(f"{path}: rows come from {' or '.join(FORMATS)} files")
+    file = path
     try:
-        yield from FORMATS[path.suffix](path)
+        for file in row_files(path):
+            for line, record in FORMATS[file.suffix](file):
+                yield file, line, record
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not text in UTF-8, at byte {error.start}; save it as UTF-8") from error
+        raise DataError(f"{file}: is not text in UTF-8, at byte {error.start}; save it as UTF-8") from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: {error}") from error
+        raise DataError(f"{file}: {error}") from error

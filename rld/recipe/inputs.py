@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from rld.data.formats.files import row_files
 from rld.errors import CheckpointError
 from rld.recipe import registry, user_code
 from rld.recipe.names import is_hub_id
@@ -164,9 +165,15 @@ def _code(texts: list[tuple[tuple[Any, ...], str]], folder: Path) -> Iterator[tu
 def _data(texts: list[tuple[tuple[Any, ...], str]], folder: Path) -> Iterator[tuple[str, str]]:
     """Yield the files, and the logs of the runs, that any text of the recipe names."""
     for keys, text in texts:
-        if len(text) > 255 or "\n" in text or "\0" in text or not re.search(r"[./]", text) or keys[-1:] == ("use",):
+        are_rows = keys[:1] == ("skills",) and keys[-1] == "file"
+        if len(text) > 255 or "\n" in text or "\0" in text or keys[-1:] == ("use",):
+            continue
+        if not are_rows and not re.search(r"[./]", text):
             continue
         path = registry.find_path(text, folder)
+        if are_rows and path is not None and path.is_dir():
+            yield from ((f"{text}/{file.name}", _digest(file)) for file in row_files(path))
+            continue
         if path is not None and path.is_dir():
             path = path / "metrics.jsonl"
         if path is not None and path.is_file():

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from rld.data.formats import FORMATS
-from rld.data.formats.first_columns import first_columns
+from rld.data.formats.files import first_columns, row_files
 from rld.data.row_kinds import ROW_KINDS, RowReader
 from rld.data.row_kinds.conversation import Turns
 from rld.data.row_kinds.fields import columns_named_in
@@ -57,7 +57,7 @@ class HeldOutFile(FrozenOptions):
     """Rows for scores from a file of their own; none are then taken from the rows to train on."""
 
     file: str
-    """Path of the JSON Lines or CSV file, relative to the recipe. Training leaves out questions that it has."""
+    """Path of the file or folder, relative to the recipe. Training leaves out questions that it has."""
 
 
 class _Skill(FrozenOptions):
@@ -144,13 +144,13 @@ class ReasoningGymSkill(_Skill):
 
 
 class FileSkill(_Skill):
-    """Rows from a JSON Lines or CSV file, with the columns that their `kind` reads and, optionally, `level`.
+    """Rows from a file: JSON Lines, CSV, a JSON array or Parquet, with the columns that their `kind` reads.
 
     Rewards get all other columns as JSON text in `entry`.
     """
 
     file: str
-    """Path of the file, relative to the recipe."""
+    """Path of the file, or of a folder of files of one format, relative to the recipe."""
     kind: str = "question_answer"
     """What a row is. `question_answer`: `question` and `answer`; `prompt` with `completion`, with `answer` or, where
     other columns tell the rewards what is correct, with neither; or `messages` of one turn. `conversation`: `messages`
@@ -189,7 +189,7 @@ class FileSkill(_Skill):
         yield from super().check(names, loc, raw)
         yield from _check_file(names, (*loc, "file"), raw.get("file"))
         kind, path = raw.get("kind", "question_answer"), registry.find_path(str(raw.get("file")), names.folder)
-        if isinstance(kind, str) and kind in ROW_KINDS and path is not None and path.suffix in FORMATS:
+        if isinstance(kind, str) and kind in ROW_KINDS and path is not None:
             yield from _check_columns(names, (*loc, "columns"), raw.get("columns"), ROW_KINDS[kind].names, path)
 
     @property
@@ -198,15 +198,18 @@ class FileSkill(_Skill):
 
 
 def _check_file(names: RecipeNames, loc: Loc, name: Any) -> Iterator[RecipeProblem]:
-    """Check that a file of rows exists and has a supported format."""
+    """Check that a file or folder of rows exists and has a supported format."""
     if not isinstance(name, str):
         return
     path = registry.find_path(name, names.folder)
-    if path is None or not path.is_file():
+    if path is None:
         beside = [path.name for path in names.folder.iterdir() if path.suffix in FORMATS]
         yield names.problem(loc, f": there is no file {name}{hint(name, beside)}")
-    elif path.suffix not in FORMATS:
-        yield names.problem(loc, f": rows come from {' or '.join(FORMATS)} files, not {name}")
+        return
+    try:
+        row_files(path)
+    except ValueError as error:
+        yield names.problem(loc, f": {error}")
 
 
 def _check_columns(

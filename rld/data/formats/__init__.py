@@ -6,12 +6,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from rld.data.formats import csv, jsonl
+from rld.data.formats import csv, json_array, jsonl, parquet
 
 Read: TypeAlias = Callable[[Path], Iterator[tuple[int, Any]]]
 """Yields the number of each row's last line, and the row as a mapping, or a ValueError that describes its defect.
 
+Where a format has no lines, the number is the row's.
+
 Raises OSError or ValueError if the file as a whole cannot be read."""
 
-FORMATS: dict[str, Read] = {".jsonl": jsonl.read, ".csv": csv.read}
+FORMATS: dict[str, Read] = {
+    ".jsonl": jsonl.read,
+    ".csv": csv.read,
+    ".json": json_array.read,
+    ".parquet": parquet.read,
+}
 """The reader of each file name suffix."""

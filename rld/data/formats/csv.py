@@ -13,6 +13,8 @@ from typing import Any
 
 _OTHER_SEPARATORS = ";\t|"
 
+csv.field_size_limit(1 << 30)  # characters of a cell; Python's limit is 131,072
+
 
 def read(path: Path) -> Iterator[tuple[int, Any]]:
     """Yield the number of each record's last line and its values by column, or a ValueError on its number of cells.
