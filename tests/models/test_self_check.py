@@ -89,7 +89,7 @@ def test_a_head_with_a_transform_of_its_own_is_refused(tmp_path):
     with pytest.raises(TeacherError, match="teacher 'odd': " + refused):
         LocalLogprobs(teacher(model), torch.device("cpu"), 4)
     with pytest.raises(ModelError, match="the student: " + refused):
-        trainer(tmp_path, model)
+        trainer(tmp_path, model.requires_grad_(True))
 
 
 @pytest.mark.parametrize("change", [lambda z: 0.5 * z, lambda z: 2 * (z / 2).tanh(), lambda z: z + 0.3])
@@ -124,7 +124,7 @@ def test_a_weight_that_is_not_finite_is_named_at_the_start(name, value, tmp_path
     with pytest.raises(TeacherError, match=f"teacher 'odd': its weight {name} is not finite"):
         trainer(tmp_path, tiny.model(), teacher(model))
     with pytest.raises(ModelError, match=f"the student: its weight {name} is not finite"):
-        trainer(tmp_path, model)
+        trainer(tmp_path, model.requires_grad_(True))
 
 
 @pytest.mark.parametrize("align", [None, "likelihood"])
