@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from rld.reporting.metric_names import logged_metrics
 from rld.types import Event
 from rld.utils import files
+from rld.utils.messages import tell
 from rld.utils.run_folder import RunFolder
 
 
@@ -43,7 +44,9 @@ class RunLog(TrainerCallback):
         self._writes = state.is_world_process_zero
         if self._writes:
             for path in (self.folder.metrics, self.folder.events):
-                files.filter_jsonl(path, lambda record: self._is_kept(record, state.global_step))
+                damaged = files.filter_jsonl(path, lambda record: self._is_kept(record, state.global_step))
+                if damaged:
+                    tell(f"{path}: line {', '.join(map(str, damaged))} is damaged and left out")
 
     def _is_kept(self, record: files.Record, num_updates: int) -> bool:
         """Tell whether a line is of another stage, or of the updates that this stage has made; a damaged one is not."""

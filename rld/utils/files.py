@@ -145,13 +145,19 @@ def read_jsonl(path: Path) -> JsonLines:
     return JsonLines(records, damaged)
 
 
-def filter_jsonl(path: Path, is_wanted: Callable[[Record], bool]) -> None:
-    """Remove the records for which `is_wanted` is false, and damaged lines; replace the file atomically."""
+def filter_jsonl(path: Path, is_wanted: Callable[[Record], bool]) -> list[int]:
+    """Remove the records for which `is_wanted` is false, and damaged lines; replace the file atomically.
+
+    Returns:
+        The numbers of the damaged lines.
+    """
     if not path.is_file():
-        return
-    text = "".join(_line(record) for record in read_jsonl(path).records if is_wanted(record))
+        return []
+    lines = read_jsonl(path)
+    text = "".join(_line(record) for record in lines.records if is_wanted(record))
     if text.encode() != path.read_bytes():
         write_text(path, text)
+    return list(lines.damaged)
 
 
 def is_number(value: object) -> TypeGuard[float]:

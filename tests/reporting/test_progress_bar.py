@@ -15,7 +15,6 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig
 
-from rld.errors import CheckpointError
 from rld.reporting import progress_bar
 from rld.reporting.progress_bar import ProgressBar
 from rld.reporting.run_log import RunLog
@@ -115,10 +114,13 @@ def test_a_killed_and_resumed_stage_leaves_the_same_files(tmp_path: Path, args: 
     assert sorted(path.name for path in (tmp_path / "resumed").iterdir()) == ["events.jsonl", "metrics.jsonl"]
 
 
-def test_a_line_that_a_kill_cannot_explain_is_not_dropped(tmp_path: Path, args: TrainingArguments) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"stage": "main", "st\n{"stage": "main", "step": 2}\n')
-    with pytest.raises(CheckpointError, match=r"metrics\.jsonl:1 is not a JSON object"):
-        Played(RunLog(tmp_path, "main", 0.0, lambda: 0.0), args).begin()
+def test_damaged_lines_are_left_out_and_named(
+    tmp_path: Path, args: TrainingArguments, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"stage": "main", "st\n{"stage": "first", "step": 2}\n')
+    Played(RunLog(tmp_path, "main", 0.0, lambda: 0.0), args).begin()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"stage": "first", "step": 2}\n'
+    assert "metrics.jsonl: line 1 is damaged and left out" in capsys.readouterr().err
 
 
 def test_only_the_main_process_writes_and_shows(
