@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
+import torch
+from peft import PeftConfig, PeftModel, inject_adapter_in_model, set_peft_model_state_dict
 from peft.functional import set_adapter
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import load_peft_weights
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -21,6 +23,9 @@ from rld.utils.model_files import adapter_folder_problem
 
 _PREFIX = "rld_teacher_"
 """Prefix of the names of adapters that `add_adapter` added."""
+
+_MOST_LOST = 0.2
+"""Share of an adapter's change of the weights, by its norm, that rounding may take before the user is told."""
 
 _WRAPPER = "base_model.model."
 """Prefix that PeftModel puts before the names of weights of the model inside it."""
@@ -107,6 +112,34 @@ def require_mergeable(base: PreTrainedModel) -> None:
             f"lora: the adapter changes the model's {' and '.join(wrapped)}, which share one weight, so that it cannot "
             "be merged into the result; leave embed_tokens and lm_head out of target_modules and modules_to_save"
         )
+
+
+def merge_adapter(model: PeftModel) -> PreTrainedModel:
+    """Return the model in which an adapter was trained, with the adapter in its weights; warn if these are too coarse.
+
+    A weight of 0.02 in bfloat16 is rounded by up to 4e-5, which is as much as an adapter may change it.
+    """
+    lost, total, dtypes = 0.0, 0.0, set[str]()
+    layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    for layer in layers:
+        weight = layer.get_base_layer().weight
+        if not weight.is_floating_point() or weight.dtype == torch.float32:
+            continue
+        for name in layer.active_adapters:
+            change = layer.get_delta_weight(name).detach().float()
+            held = (weight.detach() + change.to(weight.dtype)).float() - weight.detach().float()
+            lost, total = lost + float((held - change).square().sum()), total + float(change.square().sum())
+        dtypes.add(str(weight.dtype).removeprefix("torch."))
+    if lost > _MOST_LOST**2 * total:
+        warnings.warn(
+            f"merged into weights of {', '.join(sorted(dtypes))}, the adapter is off by {(lost / total) ** 0.5:.0%} of "
+            "what it had learnt; the scores are those of the merged model: load the student in float32 "
+            "(from_pretrained.dtype)",
+            stacklevel=2,
+        )
+    wrapper: Any = model
+    base: PreTrainedModel = wrapper.merge_and_unload()
+    return base
 
 
 def own_weights(model: PreTrainedModel, adapter: str | None) -> Iterator[tuple[str, Tensor]]:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, Trai
 
 from rld.errors import NonFiniteError
 from rld.evaluation.held_out import Evaluation
-from rld.models.adapters import require_mergeable
+from rld.models.adapters import merge_adapter, require_mergeable
 from rld.pipeline.callbacks import (
     CommonRandomNumbers,
     FlopsBudget,
@@ -137,7 +137,7 @@ class StageTraining:
         model, tokenizer = self.trained_model()
         require_finite_weights(model, f"stage '{stage.name}': at its end", self.trainer.accelerator)
         if stage.lora is not None:
-            model = model.merge_and_unload()
+            model = merge_adapter(model)
         after = context.evaluator.evaluate(model, tokenizer)
         record = stage_record(context, stage, self.num_parameters, after=after, before=before, teachers=teachers)
         record["teacher_tokens"] = teacher_tokens

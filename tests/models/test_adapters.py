@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import tests.support.tiny as tiny
 from rld.cli import main
 from rld.controllers.baselines import FixedController
 from rld.errors import CheckpointError, ModelError, TeacherError
-from rld.models.adapters import require_mergeable
+from rld.models.adapters import merge_adapter, require_mergeable
 from rld.teachers.teacher import Teacher, share_base_models
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
@@ -280,3 +281,22 @@ def test_a_merged_adapter_computes_what_was_trained_or_is_refused(is_tied, optio
     model.merge_and_unload().save_pretrained(tmp_path)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path).eval()(input_ids=ids).logits
     torch.testing.assert_close(merged, trained, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size", "is_told"), [("bfloat16", 1e-3, True), ("bfloat16", 0.3, False), ("float32", 1e-3, False)]
+)
+def test_an_adapter_that_rounding_takes_away_is_told(dtype, size, is_told):
+    base = tiny.model().to(getattr(torch, dtype))
+    weights = base.model.layers[0].self_attn.q_proj.weight.detach().float().clone()
+    trained = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"]))
+    for name, weight in trained.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=size)
+    change = base.model.layers[0].self_attn.q_proj.get_delta_weight("default").float()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = merge_adapter(trained)
+    assert any(f"merged into weights of {dtype}, the adapter is off by" in str(w.message) for w in caught) == is_told
+    held = model.model.layers[0].self_attn.q_proj.weight.float() - weights
+    assert bool((held - change).norm() > 0.2 * change.norm()) == is_told, "the warning is true"
