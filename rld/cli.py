@@ -100,9 +100,8 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         commands[name] = group.add_parser(name, help=about, description=about + ".")
     for name in ("train", "check", "cache-teachers"):
         _add_recipe(commands[name])
-    commands["train"].add_argument(
-        "--output", metavar="DIR", type=user_path, help="the run's folder (default: runs/NAME)"
-    )
+    output = "the run's folder (default: runs/NAME)"
+    commands["train"].add_argument("--output", metavar="DIR", type=user_path, help=output)
     commands["train"].add_argument("--resume", action="store_true", help="continue the run in that folder")
     accept = "with --resume: continue although recipe, code, data, models or packages have changed"
     commands["train"].add_argument("--accept-changes", action="store_true", help=accept)
@@ -113,9 +112,8 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     folder = "the run's folder, with the results of finished stages (default: runs/NAME)"
     commands["cache-teachers"].add_argument("--output", metavar="DIR", type=user_path, help=folder)
     _add_serving(commands["serve-teacher"])
-    commands["report"].add_argument(
-        "folder", metavar="DIR", type=user_path, help="the folder of a run or of an ablation"
-    )
+    result = "the folder of a run or of an ablation"
+    commands["report"].add_argument("folder", metavar="DIR", type=user_path, help=result)
     commands["list"].add_argument("kind", metavar="KIND", nargs="?", help=", ".join(catalogue.KINDS))
     commands["copy"].add_argument("name", metavar="NAME", help="a shipped recipe")
     commands["copy"].add_argument(
