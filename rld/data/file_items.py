@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rld.data.formats import FORMATS
+from rld.data.formats import FORMATS, hub
 from rld.data.formats.files import row_files
+from rld.data.formats.hub import HubRows
 from rld.data.items import Item
 from rld.data.row_kinds import QUESTION_ANSWER, RowReader
 from rld.errors import DataError
@@ -19,13 +20,15 @@ _MOST_WARNED = 3
 """Rows that a warning names."""
 
 
-def read_items(path: Path, reader: RowReader = QUESTION_ANSWER, *, skips_bad_rows: bool = False) -> list[list[Item]]:
-    """Return the items of a file, or of the files in a folder, one list per level.
+def read_items(
+    source: Path | HubRows, reader: RowReader = QUESTION_ANSWER, *, skips_bad_rows: bool = False
+) -> list[list[Item]]:
+    """Return the items of a file, of the files in a folder or of a data set of the hub, one list per level.
 
     Texts are not converted, the answer "007" stays "007", and numbers are texts as they are written.
 
     Args:
-        path: The file, or a folder of files of one format.
+        source: The file, a folder of files of one format, or a data set.
         reader: Makes items of its rows.
         skips_bad_rows: Whether rows that cannot be used are left out with a warning, if some can be used.
 
@@ -34,7 +37,7 @@ def read_items(path: Path, reader: RowReader = QUESTION_ANSWER, *, skips_bad_row
     """
     levels: dict[int, list[Item]] = {}
     problems = []
-    for file, line, record in _records(path):
+    for file, line, record in _records(source):
         try:
             for item, level in reader.items(record):
                 levels.setdefault(level, []).append(item._replace(place=f"{file.name}:{line}"))
@@ -42,29 +45,32 @@ def read_items(path: Path, reader: RowReader = QUESTION_ANSWER, *, skips_bad_row
             problems.append(f"{file}:{line}: {error}")
     if problems and levels and skips_bad_rows:
         listed = "; ".join(problems[:_MOST_WARNED])
-        warnings.warn(f"bad_rows: skip leaves out {len(problems)} rows of {path}: {listed}", stacklevel=2)
+        warnings.warn(f"bad_rows: skip leaves out {len(problems)} rows of {source}: {listed}", stacklevel=2)
     elif problems:
         num_unlisted = len(problems) - _MOST_LISTED
         raise DataError(
             "\n".join(problems[:_MOST_LISTED] + ([f"and {num_unlisted} rows more"] if num_unlisted > 0 else []))
         )
     if not levels:
-        raise DataError(f"{path}: no rows")
+        raise DataError(f"{source}: no rows")
     missing = next((i for i, level in enumerate(sorted(levels)) if i != level), None)
     if missing is not None:
-        raise DataError(f"{path}: no rows of level {missing}, and some of level {max(levels)}; levels count from 0")
+        raise DataError(f"{source}: no rows of level {missing}, and some of level {max(levels)}; levels count from 0")
     return [levels[level] for level in range(len(levels))]
 
 
-def _records(path: Path) -> Iterator[tuple[Path, int, Any]]:
-    """Yield the records of files with their file and line number.
+def _records(source: Path | HubRows) -> Iterator[tuple[Path, int, Any]]:
+    """Yield records with their file, or the id of their data set, and their line or row number.
 
     Raises:
         DataError: a file as a whole cannot be read.
     """
-    file = path
+    if isinstance(source, HubRows):
+        yield from ((Path(source.dataset), number, record) for number, record in hub.read(source))
+        return
+    file = source
     try:
-        for file in row_files(path):
+        for file in row_files(source):
             for line, record in FORMATS[file.suffix](file):
                 yield file, line, record
     except UnicodeDecodeError as error:

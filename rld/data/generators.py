@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from rld.data.file_items import read_items
+from rld.data.formats.hub import HubRows
 from rld.data.items import Item, ItemSource
 from rld.data.row_kinds import QUESTION_ANSWER
 from rld.recipe import registry
-from rld.recipe.skills import FileSkill, GeneratedSkill, HeldOutFile, ReasoningGymSkill
+from rld.recipe.skills import GeneratedSkill, ReasoningGymSkill, Skill
 
 
-def item_source(
-    skill: GeneratedSkill | ReasoningGymSkill | FileSkill, folder: Path, *, skips_bad_rows: bool = False
-) -> ItemSource:
+def item_source(skill: Skill, folder: Path, *, skips_bad_rows: bool = False) -> ItemSource:
     """Return the source of a skill's items; paths are relative to `folder`.
 
     Args:
@@ -29,19 +28,20 @@ def item_source(
         DataError: rows that cannot be read.
         LibraryError: a generator that does not exist.
     """
-    reader = skill.reader if isinstance(skill, FileSkill) else QUESTION_ANSWER
+    reader = QUESTION_ANSWER if isinstance(skill, (GeneratedSkill, ReasoningGymSkill)) else skill.reader
 
-    def read(name: str) -> list[list[Item]]:
-        return read_items(registry.find_path(name, folder) or folder / name, reader, skips_bad_rows=skips_bad_rows)
+    def read(source: str | HubRows) -> list[list[Item]]:
+        path = registry.find_path(source, folder) or folder / source if isinstance(source, str) else source
+        return read_items(path, reader, skips_bad_rows=skips_bad_rows)
 
-    held_out = read(skill.held_out.file) if isinstance(skill.held_out, HeldOutFile) else None
+    held_out = None if skill.held_out_source is None else read(skill.held_out_source)
     match skill:
         case GeneratedSkill():
             function = registry.load("generators", skill.generator, folder)
             return ItemSource(_Generator(function, skill), len(skill.levels), held_out=held_out)
         case ReasoningGymSkill():
             return ItemSource(_ReasoningGym(skill), len(skill.levels), held_out=held_out)
-    levels = read(skill.file)
+    levels = read(skill.source)
     return ItemSource(_Choice(levels), len(levels), levels, held_out)
 
 

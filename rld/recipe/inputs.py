@@ -16,11 +16,13 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from rld.data.formats import hub
 from rld.data.formats.files import row_files
 from rld.errors import CheckpointError
 from rld.recipe import registry, user_code
 from rld.recipe.names import is_hub_id
 from rld.recipe.schema import Recipe
+from rld.recipe.skills import DatasetSkill
 from rld.utils import files
 from rld.utils.manifest import file_record
 from rld.utils.secrets import masked_recipe
@@ -50,7 +52,7 @@ class Inputs(BaseModel):
 
     Attributes:
         recipe: The resolved recipe, with all overrides and defaults; secrets are masked.
-        files: Hashes of the user's code and data, by their paths as the recipe writes them.
+        files: Hashes of the user's code and data, by their paths as the recipe writes them, and commits of data sets.
         models: Of each model by its name in the recipe: hashes of the files of a folder, by name; or the revision of a
             hub id. None: it was not on this machine yet.
         packages: Versions of installed packages.
@@ -87,7 +89,7 @@ class Inputs(BaseModel):
         own = {*recipe.models, *(stage.name for stage in recipe.stages)}
         return cls(
             recipe=masked_recipe(resolved),
-            files=dict(sorted([*_code(texts, folder), *_data(texts, folder)])),
+            files=dict(sorted([*_code(texts, folder), *_data(texts, folder), *_datasets(recipe)])),
             models={name: model_fingerprint(name, folder) for name in _models(texts, own, folder)},
             packages={name: _version(name) for name in PACKAGES},
             launch=dict(launch),
@@ -178,6 +180,13 @@ def _data(texts: list[tuple[tuple[Any, ...], str]], folder: Path) -> Iterator[tu
             path = path / "metrics.jsonl"
         if path is not None and path.is_file():
             yield text, _digest(path)
+
+
+def _datasets(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield the data sets of the hub with their commits."""
+    for skill in recipe.skills.values():
+        if isinstance(skill, DatasetSkill):
+            yield f"data set {skill.origin}", hub.commit(skill.source)
 
 
 def _models(texts: list[tuple[tuple[Any, ...], str]], own: set[str], folder: Path) -> Iterator[str]:

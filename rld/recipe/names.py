@@ -84,7 +84,7 @@ class RecipeNames:
     def num_levels(self, skill: str) -> int | None:
         """Return the number of levels of a skill; None where the recipe does not specify it."""
         spec = dict(items(self.document.tree.get("skills"))).get(skill)
-        if not isinstance(spec, dict) or "file" in spec:
+        if not isinstance(spec, dict) or "file" in spec or "dataset" in spec:
             return None
         levels = spec.get("levels", [{}])
         return len(levels) if isinstance(levels, list) else None

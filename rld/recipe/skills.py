@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from rld.data.formats import FORMATS
 from rld.data.formats.files import first_columns, row_files
+from rld.data.formats.hub import HubRows
 from rld.data.row_kinds import ROW_KINDS, RowReader
 from rld.data.row_kinds.conversation import Turns
 from rld.data.row_kinds.fields import columns_named_in
 from rld.recipe import registry, reserved_options, third_party_options
 from rld.recipe.document import Loc, RecipeProblem
-from rld.recipe.names import RecipeNames, items
+from rld.recipe.names import RecipeNames, is_hub_id, items
 from rld.recipe.option_checks import check_call, check_options, find_signature
 from rld.utils.options import FrozenOptions, union_by_key
 from rld.utils.suggestions import hint
@@ -59,6 +59,23 @@ class HeldOutFile(FrozenOptions):
     file: str
     """Path of the file or folder, relative to the recipe. Training leaves out questions that it has."""
 
+    @property
+    def origin(self) -> str:
+        """The source of the rows, as `rld check` prints it."""
+        return self.file
+
+
+class HeldOutSplit(FrozenOptions):
+    """Rows for scores from another split of the same data set; none are then taken from the rows to train on."""
+
+    split: str
+    """The split, such as `test`. Training leaves out questions that it has."""
+
+    @property
+    def origin(self) -> str:
+        """The source of the rows, as `rld check` prints it."""
+        return self.split
+
 
 class _Skill(FrozenOptions):
     held_out: Annotated[int, Field(ge=0, le=100_000)] | HeldOutFile = 100
@@ -71,13 +88,18 @@ class _Skill(FrozenOptions):
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
         """Check the file of held-out rows."""
         held_out = raw.get("held_out")
-        if isinstance(held_out, dict):
+        if isinstance(held_out, dict) and "dataset" not in raw:
             yield from _check_file(names, (*loc, "held_out", "file"), held_out.get("file"))
 
     @property
     def origin(self) -> str:
         """The source of the rows, as `rld check` prints it."""
         raise NotImplementedError
+
+    @property
+    def held_out_source(self) -> str | HubRows | None:
+        """The path or the data set of held-out rows; None where they are taken from the others."""
+        return self.held_out.file if isinstance(self.held_out, HeldOutFile) else None
 
     @property
     def num_levels(self) -> int | None:
@@ -143,38 +165,17 @@ class ReasoningGymSkill(_Skill):
         return len(self.levels)
 
 
-class FileSkill(_Skill):
-    """Rows from a file: JSON Lines, CSV, a JSON array or Parquet, with the columns that their `kind` reads.
-
-    Rewards get all other columns as JSON text in `entry`.
-    """
-
-    file: str
-    """Path of the file, or of a folder of files of one format, relative to the recipe."""
+class _RowsSkill(_Skill):
     kind: str = "question_answer"
     """What a row is. `question_answer`: `question` and `answer`; `prompt` with `completion`, with `answer` or, where
     other columns tell the rewards what is correct, with neither; or `messages` of one turn. `conversation`: `messages`
     of several turns, or a `prompt` of messages, with `tools` where there are some."""
     columns: dict[str, str] = {}
     """Where the values stand that are in no column of their name, as in `{question: title, answer: label}`. A text with
-    columns in braces is a template: `question: "{title}\\n{text}"`. A file of held-out rows has the same columns."""
+    columns in braces is a template: `question: "{title}\\n{text}"`. Held-out rows have the same columns."""
     turns: Turns = "last"
     """The answers of a conversation that are learnt and scored: the `last` one, or `all`, each as a row of its own with
     the messages in front of it as its prompt."""
-
-    @model_validator(mode="after")
-    def _options_are_of_the_kind(self) -> FileSkill:
-        for name in ("turns",):
-            is_set = getattr(self, name) != type(self).model_fields[name].default
-            if is_set and name not in ROW_KINDS[self.kind].options:
-                raise ValueError(f"rows of kind {self.kind} have no option {name}")
-        return self
-
-    @property
-    def reader(self) -> RowReader:
-        """What makes items of its rows."""
-        options = {name: getattr(self, name) for name in ROW_KINDS[self.kind].options}
-        return RowReader(self.kind, self.columns, options)
 
     @field_validator("kind")
     @classmethod
@@ -183,18 +184,109 @@ class FileSkill(_Skill):
             raise ValueError(f"there is no such kind of rows{hint(kind, ROW_KINDS)}")
         return kind
 
+    @model_validator(mode="after")
+    def _options_are_of_the_kind(self) -> _RowsSkill:
+        for name in ("turns",):
+            is_set = getattr(self, name) != type(self).model_fields[name].default
+            if is_set and name not in ROW_KINDS[self.kind].options:
+                raise ValueError(f"rows of kind {self.kind} have no option {name}")
+        return self
+
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
-        """Check that the file exists and has a supported format."""
+        """Check that the columns are those of the kind of rows."""
+        yield from super().check(names, loc, raw)
+        kind = raw.get("kind", "question_answer")
+        values = ROW_KINDS[kind].names if isinstance(kind, str) and kind in ROW_KINDS else None
+        for name, _ in items(raw.get("columns")):
+            if values is not None and name not in values:
+                place = *loc, "columns", name
+                yield names.problem(place, f": rows of kind {kind} have no {name!r}{hint(str(name), values)}")
+
+    @property
+    def reader(self) -> RowReader:
+        """What makes items of its rows."""
+        options = {name: getattr(self, name) for name in ROW_KINDS[self.kind].options}
+        return RowReader(self.kind, self.columns, options)
+
+    @property
+    def source(self) -> str | HubRows:
+        """The path or the data set of the rows."""
+        raise NotImplementedError
+
+
+class FileSkill(_RowsSkill):
+    """Rows from a file: JSON Lines, CSV, a JSON array or Parquet, with the columns that their `kind` reads.
+
+    Rewards get all other columns as JSON text in `entry`.
+    """
+
+    file: str
+    """Path of the file, or of a folder of files of one format, relative to the recipe."""
+
+    @classmethod
+    def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
+        """Check that the file exists, has a supported format and the columns that are named."""
         yield from super().check(names, loc, raw)
         yield from _check_file(names, (*loc, "file"), raw.get("file"))
-        kind, path = raw.get("kind", "question_answer"), registry.find_path(str(raw.get("file")), names.folder)
-        if isinstance(kind, str) and kind in ROW_KINDS and path is not None:
-            yield from _check_columns(names, (*loc, "columns"), raw.get("columns"), ROW_KINDS[kind].names, path)
+        path = registry.find_path(str(raw.get("file")), names.folder)
+        present = first_columns(path) if path is not None and raw.get("columns") else []
+        for name, source in items(raw.get("columns")):
+            for column in columns_named_in(source) if isinstance(source, str) and present else ():
+                if column not in present:
+                    place, file = (*loc, "columns", name), raw["file"]
+                    yield names.problem(place, f": {file} has no column {column!r}{hint(column, present)}")
 
     @property
     def origin(self) -> str:
         return self.file
+
+    @property
+    def source(self) -> str:
+        return self.file
+
+
+class DatasetSkill(_RowsSkill):
+    """Rows of a data set of the hub, as `datasets.load_dataset` reads it; without a network from its cache.
+
+    Rewards get all other columns as JSON text in `entry`.
+    """
+
+    dataset: str
+    """Its id on the hub, owner/name."""
+    name: str | None = None
+    """Its configuration. None: its default one."""
+    split: str = "train"
+    """The split to train on, or a part of it such as `train[:1000]`."""
+    revision: str | None = None
+    """A branch, a tag or a commit. None: the newest one. A run notes the commit that it has read."""
+    held_out: Annotated[int, Field(ge=0, le=100_000)] | HeldOutSplit = 100  # type: ignore[assignment]
+    """Number of rows used for scores and excluded from training, or a mapping with the `split` of such rows. 0: the
+    skill is trained on, but not scored."""
+
+    @classmethod
+    def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
+        """Check that the data set's id is one of the hub."""
+        yield from super().check(names, loc, raw)
+        dataset = raw.get("dataset")
+        if isinstance(dataset, str) and not is_hub_id(dataset):
+            fix = "; files have the key `file`" if registry.find_path(dataset, names.folder) is not None else ""
+            yield names.problem((*loc, "dataset"), f": {dataset!r} is no id of the hub (owner/name){fix}")
+
+    @property
+    def origin(self) -> str:
+        return f"{self.dataset}, {self.split}"
+
+    @property
+    def source(self) -> HubRows:
+        return HubRows(self.dataset, self.name, self.split, self.revision)
+
+    @property
+    def held_out_source(self) -> HubRows | None:
+        return self.source._replace(split=self.held_out.split) if isinstance(self.held_out, HeldOutSplit) else None
+
+
+Skill: TypeAlias = GeneratedSkill | ReasoningGymSkill | FileSkill | DatasetSkill
 
 
 def _check_file(names: RecipeNames, loc: Loc, name: Any) -> Iterator[RecipeProblem]:
@@ -212,28 +304,16 @@ def _check_file(names: RecipeNames, loc: Loc, name: Any) -> Iterator[RecipeProbl
         yield names.problem(loc, f": {error}")
 
 
-def _check_columns(
-    names: RecipeNames, loc: Loc, columns: Any, values: Sequence[str], path: Path
-) -> Iterator[RecipeProblem]:
-    """Check that `columns` names values that the kind of rows has, and columns that the file has."""
-    present: list[str] | None = None
-    for name, source in items(columns):
-        if name not in values:
-            yield names.problem((*loc, name), f": rows of this kind have no {name!r}{hint(str(name), values)}")
-        elif isinstance(source, str):
-            present = first_columns(path) if present is None else present
-            for column in columns_named_in(source):
-                if present and column not in present:
-                    yield names.problem((*loc, name), f": {path.name} has no column {column!r}{hint(column, present)}")
-
-
 AnySkill = Annotated[
     Annotated[GeneratedSkill, Tag("GeneratedSkill")]
     | Annotated[ReasoningGymSkill, Tag("ReasoningGymSkill")]
-    | Annotated[FileSkill, Tag("FileSkill")],
+    | Annotated[FileSkill, Tag("FileSkill")]
+    | Annotated[DatasetSkill, Tag("DatasetSkill")],
     Discriminator(
-        union_by_key(generator=GeneratedSkill, reasoning_gym=ReasoningGymSkill, file=FileSkill),
+        union_by_key(generator=GeneratedSkill, reasoning_gym=ReasoningGymSkill, file=FileSkill, dataset=DatasetSkill),
         custom_error_type="unknown_kind",
-        custom_error_message="should be a mapping with one of the keys 'generator', 'reasoning_gym' and 'file'",
+        custom_error_message=(
+            "should be a mapping with one of the keys 'generator', 'reasoning_gym', 'file' and 'dataset'"
+        ),
     ),
 ]

@@ -71,7 +71,7 @@ def _skills(recipe: Recipe) -> Table:
         "skill", "rows from", "levels", "held out", title=f"{recipe.name} (seed {recipe.seed})", title_justify="left"
     )
     for name, skill in recipe.skills.items():
-        held_out = str(skill.held_out) if isinstance(skill.held_out, int) else skill.held_out.file
+        held_out = str(skill.held_out) if isinstance(skill.held_out, int) else skill.held_out.origin
         levels = "in the file" if skill.num_levels is None else str(skill.num_levels)
         table.add_row(Text(name), Text(skill.origin), levels, Text(held_out))
     return table

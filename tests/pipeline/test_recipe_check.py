@@ -85,7 +85,10 @@ def recipe(tmp_path) -> Path:
     [
         ("skills.rows.file=table.csv", "table.csv:2: no question"),
         ("skills.rows.columns={answer: answr}", "answer: rows.jsonl has no column 'answr'; did you mean 'answer'?"),
-        ("skills.rows.columns={quest: answer}", "rows of this kind have no 'quest'; did you mean 'question'?"),
+        (
+            "skills.rows.columns={quest: answer}",
+            "rows of kind question_answer have no 'quest'; did you mean 'question'?",
+        ),
         ("skills.rows.kind=question_anser", "no such kind of rows; did you mean 'question_answer'?"),
         ("skills.rows.file=tasks.py", "rows come from .jsonl, .csv, .json, .parquet files, not tasks.py"),
         ("skills.rows.held_out=4", "set held_out to at most 3 (now 4), or score on a file of its own"),
