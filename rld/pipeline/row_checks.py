@@ -28,6 +28,7 @@ from rld.types import Row
 from rld.utils.messages import tell
 
 _FIXES: Mapping[FindingKind, str] = {
+    "no answer": "name the column of the answers in `columns`, or a verifier that decides by other columns in `entry`",
     "unknown characters": "use a tokenizer that has them (tokenizer.characters of a new model)",
     "prompt too long": "shorten the prompts or max_new_tokens, or choose a model with a longer context",
     "answer too long": "raise max_new_tokens",

@@ -10,6 +10,9 @@ from rld.data.items import Item
 from rld.data.row_kinds import conversation, question_answer
 from rld.data.row_kinds.fields import Fields
 
+_LONGEST = 1_000_000
+"""Characters of a question or an answer: more than any context holds, and what a tokenizer reads in a second."""
+
 
 class RowKind(NamedTuple):
     """A kind of rows.
@@ -49,7 +52,7 @@ class RowReader(NamedTuple):
         """Return the items of a record with their level.
 
         Raises:
-            ValueError: the record is one, or is not of this kind; the message says why.
+            ValueError: the record is one, is not of this kind or has a very long text; the message says why.
         """
         if isinstance(record, ValueError):
             raise record
@@ -57,7 +60,11 @@ class RowReader(NamedTuple):
         if not isinstance(record, dict):
             raise ValueError(f"a row is a mapping with {' and '.join(kind.names[:2])}")
         fields = Fields(record, self.columns)
-        return [(item, fields.level) for item in kind.items(fields, **self.options)]
+        items = list(kind.items(fields, **self.options))
+        longest = max((len(text) for item in items for text in (item.question, item.answer or "")), default=0)
+        if longest > _LONGEST:
+            raise ValueError(f"a text of {longest:,} characters; a row may have {_LONGEST:,}")
+        return [(item, fields.level) for item in items]
 
 
 QUESTION_ANSWER = RowReader()
