@@ -238,7 +238,7 @@ def test_statistics_are_in_the_checkpoint(tmp_path, referee):
 RECIPE = """
 name: opinions
 tokenizer: {characters: "abYN:="}
-max_new_tokens: 3
+max_new_tokens: 6
 skills: {copy: {generator: ./tasks.py:copy, held_out: 2}}
 models: {tiny: {new: llama, config: {hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2}}}
 rewards:

@@ -535,7 +535,7 @@ def test_what_is_no_url_is_refused(url):
 RECIPE = """\
 name: served
 skills: {reverse: {generator: ./tasks.py:reverse, levels: [{length: 2}], held_out: 2}}
-rewards: [{use: ./tasks.py:kill_at_9}]
+rewards: [{use: ./tasks.py:kill}]
 max_new_tokens: 4
 stages:
   - {name: main, kind: distill, student: ./two, steps: 6, checkpoint_every: 1, gate: per_prompt,
@@ -545,18 +545,15 @@ stages:
 
 TASKS = """\
 import os, pathlib, signal
-calls = 0
 
 def reverse(rng, *, length):
     word = "".join(rng.choices("abc", k=length))
     return word, word[::-1]
 
-def kill_at_9(completions, **_):
-    global calls
-    calls += 1
-    victim = pathlib.Path(__file__).with_name("victim")
-    if calls == 9 and victim.exists():
-        os.kill(int(victim.read_text()), signal.SIGKILL)
+def kill(completions, **_):
+    folder = pathlib.Path(__file__).parent
+    if (folder / "victim").exists() and list(folder.glob("run/checkpoints/main/checkpoint-2/rld_files.json")):
+        os.kill(int((folder / "victim").read_text()), signal.SIGKILL)
     return [1.0] * len(completions)
 """
 
