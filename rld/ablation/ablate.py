@@ -113,10 +113,8 @@ class _JobList:
         if folder.inputs.is_file():
             recipe = read_recipe(self.plan.source, [*overrides, self.plan.judge])
             inputs = Inputs.of(recipe, self.plan.source.parent, launch={})
-            # A run of fewer updates is no longer one of this arm, so its stages count as finished here.
-            stages = [stage.name for stage in recipe.stages]
-            changes = input_changes(InputsFile.read(folder.inputs).inputs, inputs, stages, job.folder)
-            if changed := [change.text for change in changes if change.effect is not Effect.ALLOWED]:
+            changes = input_changes(InputsFile.read(folder.inputs).inputs, inputs, started=())
+            if changed := [change.text for change in changes if change.stages or change.effect is not Effect.ALLOWED]:
                 self.conflicts.append(f"{job.folder} holds a run with other inputs ({'; '.join(changed)})")
         is_done = outcomes.is_finished(job.folder)
         self._job_of[job.folder] = None if is_done else job

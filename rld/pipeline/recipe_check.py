@@ -10,12 +10,17 @@ from statistics import fmean
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from rld.data.skill_rows import NUM_EXAMPLES, SkillRows, skill_rows
 from rld.pipeline.gold_answers import gold_rewards
 from rld.pipeline.plain_recipe import absent_models, reason_to_ask_libraries
 from rld.recipe import registry
 from rld.recipe.cautions import learning_rate_cautions
+from rld.recipe.input_changes import Effect, input_changes
+from rld.recipe.inputs import Inputs, InputsFile
+from rld.recipe.progress import run_progress
 from rld.recipe.schema import Recipe
 from rld.recipe.sizes import Lengths
 from rld.reporting.overview import overview, skill_tables
@@ -105,8 +110,8 @@ def check_recipe(recipe: Recipe, source: Path, deep: bool = False) -> CheckResul
     return CheckResult(summaries, cautions, notes)
 
 
-def show_check(recipe: Recipe, source: Path, result: CheckResult) -> None:
-    """Print what a recipe does and costs, its rows, and what may be a mistake."""
+def show_check(recipe: Recipe, source: Path, result: CheckResult, folder: Path | None = None) -> None:
+    """Print what a recipe does and costs, its rows, what may be a mistake, and how far the run in a folder is."""
     if not is_main_process():
         return
     console = Console(highlight=False)
@@ -115,6 +120,28 @@ def show_check(recipe: Recipe, source: Path, result: CheckResult) -> None:
     for caution in result.cautions:
         tell(f"caution: {caution}")
     console.print("; ".join(result.notes), markup=False, soft_wrap=True)
+    if folder is not None:
+        _show_progress(recipe, source, folder)
+
+
+def _show_progress(recipe: Recipe, source: Path, folder: Path) -> None:
+    """Print which stages of the run in a folder are done, stale or to do, and what has changed since its start.
+
+    Raises:
+        CheckpointError: the folder holds no run, or the list of its inputs is damaged.
+    """
+    run = recipe.run_folder(folder)
+    previous = InputsFile.read(run.inputs).inputs
+    current = Inputs.of(recipe, source.parent, launch={}).with_known_models(previous)
+    progress = run_progress(current, run)
+    table = Table("stage", "state", title=f"\nthe run in {folder}", title_justify="left")
+    for stage in progress:
+        table.add_row(Text(stage.stage), Text(str(stage)))
+    console = Console(highlight=False)
+    console.print(table)
+    for change in input_changes(previous, current, [stage.stage for stage in progress if stage.is_started]):
+        consent = "; needs --accept-changes" if change.effect is Effect.NEEDS_CONSENT else ""
+        console.print(f"changed: {change.text}{consent}", markup=False, soft_wrap=True)
 
 
 def _summary(source: SkillRows, encoder: Any, characters_per_token: float) -> SkillSummary:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from rld.errors import CheckpointError
@@ -33,8 +33,9 @@ def put_in_order(folder: RunFolder, stages: Sequence[str]) -> None:
 
     A record that is damaged itself is restored from `summary.json`. The caller holds the folder's lock.
     """
-    files.remove_drafts(folder.path)
-    files.remove_drafts(folder.models)
+    for parent in (folder.path, folder.models, folder.evaluations):
+        files.remove_drafts(parent)
+    _move_results(folder)
     for stage in stages:
         result = folder.stage_result(stage)
         if not result.is_dir():
@@ -45,8 +46,40 @@ def put_in_order(folder: RunFolder, stages: Sequence[str]) -> None:
         if problem is not None:
             tell(f"{result} {problem}, so stage '{stage}' is not finished")
             stage_record_path(result).unlink(missing_ok=True)
-        else:
-            shutil.rmtree(folder.checkpoints(stage), ignore_errors=True)
+
+
+def _move_results(folder: RunFolder) -> None:
+    """Move the result of a stage that was the last one, and is not any more, and of the stage that is it now."""
+    name = _recorded_name(folder.student)
+    if name is not None and name != folder.last_stage:
+        folder.models.mkdir(exist_ok=True)
+        shutil.rmtree(folder.models / name, ignore_errors=True)
+        folder.student.rename(folder.models / name)
+    if folder.last_stage is not None and not folder.student.exists():
+        result = folder.models / folder.last_stage
+        if _recorded_name(result) == folder.last_stage:
+            result.rename(folder.student)
+
+
+def _recorded_name(result: Path) -> str | None:
+    """Return the name of the stage that has made a result; None where its record is missing or damaged."""
+    path = stage_record_path(result)
+    try:
+        name = files.read_json(path).get("name") if path.is_file() else None
+    except CheckpointError:
+        return None
+    return name if isinstance(name, str) else None
+
+
+def repeated_seconds(folder: RunFolder, finished: Collection[str]) -> float:
+    """Return the seconds of the stages in `summary.json` that run again, because they are not in `finished`."""
+    try:
+        stages = files.read_json(folder.summary).get("stages") if folder.summary.is_file() else []
+    except CheckpointError:
+        return 0.0
+    records = [record for record in stages if isinstance(record, dict)] if isinstance(stages, list) else []
+    seconds = [record.get("seconds") for record in records if record.get("name") not in finished]
+    return sum(float(value) for value in seconds if files.is_number(value))
 
 
 def _restore_record(folder: RunFolder, stage: str, result: Path) -> bool:

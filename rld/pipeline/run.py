@@ -24,11 +24,13 @@ from rld.pipeline.model_loading import ModelLoader
 from rld.pipeline.row_checks import RowChecks
 from rld.pipeline.samples import read_answers_after
 from rld.pipeline.trainer_arguments import shared_arguments
+from rld.recipe.inputs import Inputs, InputsFile
 from rld.recipe.schema import Recipe
 from rld.recipe.stages.base import Stage, TrainingStage
 from rld.reporting.history import LaunchRecord
 from rld.trainer import launch
 from rld.types import Answer, Row
+from rld.utils.files import Record
 from rld.utils.flops import FlopMeter, forward_flops
 
 C = TypeVar("C", bound=TrainingArguments)
@@ -61,8 +63,6 @@ class RunContext:
     started: float = field(default_factory=time.time)
     flops_before: float = field(default=0.0, init=False)
     """FLOPs of the finished stages."""
-    seconds_before: float = field(default=0.0, init=False)
-    """Seconds that the finished stages took."""
     flop_meter: FlopMeter = field(default_factory=FlopMeter, init=False)
     """FLOPs of the current stage."""
 
@@ -107,17 +107,32 @@ class RunContext:
 
     def seed(self, name: str) -> int:
         """Return a training stage's seed; with one per stage, a resumed run needs no random state of other stages."""
-        return self.recipe.seed + 1000 * (1 + [stage.name for stage in self.recipe.training_stages].index(name))
+        return self.recipe.stage_seed(name)
 
     def skills(self, stage: Stage) -> list[str]:
         """Return the skills that a stage trains on."""
         return stage.skills_in_use(self.recipe.skills)
 
     def skip(self, record: Mapping[str, Any]) -> None:
-        """Add the FLOPs and seconds in a finished stage's record to those of the run, and reset the FLOP meter."""
+        """Add the FLOPs in a finished stage's record to those of the run, and reset the FLOP meter."""
         self.flops_before += record["flops"]
         self.flop_meter = FlopMeter()
-        self.seconds_before += record["seconds"]
+
+    @property
+    def inputs(self) -> Inputs:
+        """What the run's numbers depend on, as `run_inputs` recorded it."""
+        return InputsFile.read(self.paths.inputs).inputs
+
+    def finished(self, stage: str) -> Record | None:
+        """Return the record of a stage that is finished with the inputs that the run has now, else None."""
+        record = self.paths.stage_record(stage)
+        return record if record is not None and record.get("fingerprint") == self.inputs.fingerprint(stage) else None
+
+    @property
+    def seconds_before(self) -> float:
+        """Seconds that the finished stages took."""
+        records = [self.finished(stage.name) for stage in self.recipe.stages]
+        return sum(float(record["seconds"]) for record in records if record is not None)
 
     def earlier_evaluation(self, reference: str) -> Evaluation | None:
         """Return the evaluation of the finished stage that `reference` names, None if it names no such stage."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 
@@ -12,9 +13,11 @@ from rld.errors import CheckpointError
 from rld.pipeline.run import RunContext
 from rld.recipe.input_changes import Effect, InputChange, input_changes
 from rld.recipe.inputs import AcceptedChanges, Inputs, InputsFile, model_fingerprint
-from rld.trainer import checkpoints
+from rld.recipe.progress import StageProgress, StageState, run_progress
 from rld.utils import files
+from rld.utils.manifest import write_manifest
 from rld.utils.messages import tell
+from rld.utils.run_folder import stage_record_path
 
 _ACCEPT = "--accept-changes"
 
@@ -55,18 +58,35 @@ def _record(run: RunContext, accepts_changes: bool) -> None:
     history: list[AcceptedChanges] = []
     if run.resume and (run.paths.inputs.is_file() or run.paths.recipe.is_file()):
         previous, history = _previous(run, accepts_changes)
-        finished = [stage.name for stage in run.recipe.stages if run.paths.stage_record(stage.name) is not None]
-        changes = [] if previous is None else input_changes(previous, current, finished, run.folder)
+        current = current if previous is None else current.with_known_models(previous)
+        progress = run_progress(current, run.paths)
+        texts = [f"{run.paths.inputs.name} was lost or damaged"]
         if previous is not None:
+            changes = input_changes(previous, current, [stage.stage for stage in progress if stage.is_started])
             _require_accepted(run, changes, accepts_changes)
-            current = _with_known_models(current, previous)
-        texts = [change.text for change in changes] if previous else [f"{run.paths.inputs.name} was lost or damaged"]
+            texts = [change.text for change in changes]
         if texts:
-            history = [*history, _from_here(run, texts)]
+            history = [*history, _from_here(progress, texts, accepts_changes)]
             tell(f"{run.folder}: {history[-1]}")
+        _settle(run, current, progress, accepts_changes)
     run.folder.mkdir(parents=True, exist_ok=True)
     InputsFile(inputs=current, changes=history).write(run.paths.inputs)
     files.write_json(run.paths.recipe, current.recipe)
+
+
+def _settle(run: RunContext, inputs: Inputs, progress: list[StageProgress], accepts_changes: bool) -> None:
+    """Say which stages run again, or that they keep their results, and remove what finished stages left behind."""
+    for stage in progress:
+        result = run.paths.stage_result(stage.stage)
+        if stage.state is StageState.STALE and accepts_changes:
+            record = files.read_json(stage_record_path(result)) | {"fingerprint": inputs.fingerprint(stage.stage)}
+            files.write_json(stage_record_path(result), record)
+            write_manifest(result)
+            tell(f"stage '{stage.stage}' is finished and keeps its result")
+        elif stage.state is StageState.STALE:
+            tell(f"stage '{stage.stage}' runs again: {stage.reason}; it keeps its result until it has another one")
+        elif stage.state is StageState.DONE:
+            shutil.rmtree(run.paths.checkpoints(stage.stage), ignore_errors=True)
 
 
 def _previous(run: RunContext, accepts_changes: bool) -> tuple[Inputs | None, list[AcceptedChanges]]:
@@ -84,33 +104,25 @@ def _previous(run: RunContext, accepts_changes: bool) -> tuple[Inputs | None, li
 
 
 def _require_accepted(run: RunContext, changes: list[InputChange], accepts_changes: bool) -> None:
-    if impossible := [change.text for change in changes if change.effect is Effect.IMPOSSIBLE]:
-        raise CheckpointError("\n".join(f"{run.folder} cannot go on: {text}" for text in impossible))
-    serious = [change.text for change in changes if change.effect is Effect.NEEDS_CONSENT]
+    serious = [change for change in changes if change.effect is Effect.NEEDS_CONSENT]
     if serious and not accepts_changes:
-        lines = [f"{run.folder} was started with other inputs:", *(f"  {text}" for text in serious)]
-        done = run.paths.models / run.recipe.stages[0].name
+        lines = [f"{run.folder} was started with other inputs:", *(f"  {change.text}" for change in serious)]
+        stages = sorted({stage for change in serious for stage in change.stages})
+        started = [str(run.paths.checkpoints(stage)) for stage in stages if run.paths.checkpoints(stage).is_dir()]
+        anew = f"; or remove {', '.join(started)} to train what depends on them anew" if started else ""
         lines.append(
-            f"resume with the same inputs; or add {_ACCEPT} to go on with these, which the run then records; or choose "
-            f"another --output, where `models` may name what is done, such as {done}"
+            f"resume with the same inputs; or add {_ACCEPT} to keep what is finished and go on with these, which the "
+            f"run then records{anew}; or choose another --output"
         )
         raise CheckpointError("\n".join(lines))
 
 
-def _with_known_models(current: Inputs, previous: Inputs) -> Inputs:
-    """Return inputs in which a model that is not on this machine any more has its earlier fingerprint."""
-    models = {name: previous.models.get(name) if print_ is None else print_ for name, print_ in current.models.items()}
-    return current.model_copy(update={"models": models})
-
-
-def _from_here(run: RunContext, texts: list[str]) -> AcceptedChanges:
+def _from_here(progress: list[StageProgress], texts: list[str], keeps_results: bool) -> AcceptedChanges:
     """Return changes with the stage and the update from which the run goes on."""
-    names = [stage.name for stage in run.recipe.stages]
-    stage = next((name for name in names if run.paths.stage_record(name) is None), None)
-    checkpoint = checkpoints.latest(run.paths.checkpoints(stage)) if stage is not None else None
-    step = checkpoints.step(checkpoint) if checkpoint else 0
+    done = [StageState.DONE, StageState.STALE] if keeps_results else [StageState.DONE]
+    stage = next((stage for stage in progress if stage.state not in done), progress[-1])
     now = time.strftime("%Y-%m-%d %H:%M:%S %z")
-    return AcceptedChanges(stage=stage or names[-1], step=step + 1, time=now, changes=texts)
+    return AcceptedChanges(stage=stage.stage, step=(stage.checkpoint or 0) + 1, time=now, changes=texts)
 
 
 def record_revisions(run: RunContext) -> None:

@@ -46,6 +46,7 @@ def stage_record(
     return {
         "name": stage.name,
         "kind": stage.kind,
+        "fingerprint": context.inputs.fingerprint(stage.name),
         "seconds": round(time.time() - context.started - context.seconds_before, 1),
         "flops": meter.total,
         "flops_by_account": dict(meter.accounts),

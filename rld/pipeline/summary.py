@@ -33,7 +33,7 @@ class SummaryWriter:
         }
 
     def write(self, status: str) -> dict[str, Any]:
-        records = [self.run.paths.stage_record(stage.name) for stage in self.run.recipe.stages]
+        records = [self.run.finished(stage.name) for stage in self.run.recipe.stages]
         stages = [record for record in records if record is not None]
         summary = self.fixed | {
             "status": status,

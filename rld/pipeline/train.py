@@ -13,7 +13,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from rld.errors import RecipeError, SystemFailure
-from rld.pipeline.recovery import elapsed_seconds, put_in_order
+from rld.pipeline.recovery import elapsed_seconds, put_in_order, repeated_seconds
 from rld.pipeline.run import RunContext
 from rld.pipeline.run_checks import require_runnable
 from rld.pipeline.run_inputs import record_inputs
@@ -51,6 +51,8 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool, accepts_chan
         put_in_order(run.paths, [stage.name for stage in recipe.stages])
     run.state.wait_for_everyone()
     record_inputs(run, accepts_changes)
+    if resume:
+        run.started += repeated_seconds(run.paths, [stage.name for stage in recipe.stages if run.finished(stage.name)])
     writer = SummaryWriter(run)
     try:
         if run.state.is_main_process:
@@ -75,7 +77,7 @@ def _run_stages(run: RunContext, writer: SummaryWriter, stop: StopRequest) -> st
     try:
         with stop_on_signals(stop):
             for stage in run.recipe.stages:
-                record = run.paths.stage_record(stage.name)
+                record = run.finished(stage.name)
                 if record is None:
                     stage.run(run)
                 else:
@@ -102,7 +104,7 @@ def _what_remains(run: RunContext) -> str:
         return f"{run.folder} is gone or cannot be read, so nothing of the run remains"
     finished, parts = [], []
     for stage in run.recipe.stages:
-        if run.paths.stage_record(stage.name) is not None:
+        if run.finished(stage.name) is not None:
             finished.append(stage.name)
         elif (checkpoint := checkpoints.latest(run.paths.checkpoints(stage.name))) is not None:
             parts.append(f"stage {stage.name} has a checkpoint at step {checkpoints.step(checkpoint)}")

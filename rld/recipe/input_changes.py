@@ -5,95 +5,87 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping
 from enum import Enum
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from rld.recipe.inputs import Inputs
+from rld.recipe.stage_inputs import Keys, by_stage_name
 from rld.utils.secrets import without_masked
 
 
 class Effect(Enum):
     """What a change means for a run that is resumed."""
 
-    ALLOWED = "the run goes on with it, and says so"
-    NEEDS_CONSENT = "the numbers that follow are others, so the user has to accept it"
-    IMPOSSIBLE = "the run cannot go on with it"
+    ALLOWED = "the run goes on with it, and says so; finished stages that depend on it run again"
+    NEEDS_CONSENT = "what has been trained so far is of other numbers, so the user has to accept it"
 
 
 class InputChange(NamedTuple):
-    """A change: what was and what is, as the end of a message."""
+    """A change: what was and what is, as the end of a message; and the stages whose result depends on it."""
 
     text: str
     effect: Effect
+    stages: frozenset[str] = frozenset()
 
 
 _ABSENT = object()
-
-_NO_NUMBERS = {"checkpoint_every", "evaluate_every", "timeout_seconds", "token_variable", "offload"}
-"""Keys of stages and teachers on which no weight depends."""
-
-_NO_NUMBERS_PREFIXES = ("logging_", "log_", "report_to", "run_name", "disable_tqdm", "hub_", "push_to_hub", "save_")
-"""The first letters of options of trainers on which no weight depends."""
 
 _CONSTANT = ("constant", "constant_with_warmup")
 """Learning-rate schedules that do not depend on the number of updates."""
 
 
-def input_changes(old: Inputs, new: Inputs, finished: Collection[str], run: Path) -> list[InputChange]:
+def input_changes(old: Inputs, new: Inputs, started: Collection[str]) -> list[InputChange]:
     """Return what has changed.
 
     Args:
         old: The inputs that the run had.
         new: Those that it has now.
-        finished: The names of its finished stages.
-        run: The run's folder.
+        started: The names of its stages that have a checkpoint and are not finished.
     """
+    changes = [
+        *_recipe_changes(old, new, started),
+        *_seed_changes(old, new, started),
+        *_fingerprint_changes(old, new, started),
+    ]
+    named = {stage for change in changes if change.effect is Effect.NEEDS_CONSENT for stage in change.stages}
     return [
-        *_recipe_changes(without_masked(old.recipe), without_masked(new.recipe), finished, run),
-        *_fingerprint_changes(old, new),
+        *changes,
+        *_earlier_stages(old, new, [stage for stage in started if stage not in named]),
         *_package_changes(old.packages, new.packages),
         *_launch_changes(old.launch, new.launch),
     ]
 
 
-def _recipe_changes(
-    old: Mapping[str, Any], new: Mapping[str, Any], finished: Collection[str], run: Path
-) -> Iterator[InputChange]:
-    names = [[stage.get("name") for stage in recipe.get("stages", [])] for recipe in (old, new)]
-    if names[0] != names[1]:
-        listed = " → ".join(", ".join(map(str, stages)) for stages in names)
-        fix = f"start a new run, where `models` may name what is done, such as {run / 'student'}"
-        yield InputChange(f"stages: {listed}; a run's stages are fixed: {fix}", Effect.IMPOSSIBLE)
-        return
-    unused = set(old["models"].keys() ^ new["models"].keys())  # who uses one has another name for it
-    for keys, before, after in _differences(old, new):
+def _change(text: str, stages: Collection[str], started: Collection[str]) -> InputChange:
+    """Return a change on which the results of `stages` depend; only of a stage that has started it is serious."""
+    effect = Effect.NEEDS_CONSENT if set(stages) & set(started) else Effect.ALLOWED
+    return InputChange(text, effect, frozenset(stages))
+
+
+def _recipe_changes(old: Inputs, new: Inputs, started: Collection[str]) -> Iterator[InputChange]:
+    before, after = (by_stage_name(without_masked(inputs.recipe)) for inputs in (old, new))
+    unused = set(before["models"].keys() ^ after["models"].keys())  # who uses one has another name for it
+    for keys, was, now in _differences(before, after):
         if (keys[0] == "models" and len(keys) > 1 and keys[1] in unused) or keys[0] == "trainer":
             continue  # a stage's trainer has what it takes of the recipe's
-        text = f"{'.'.join(map(str, keys))}: {_shown(before)} → {_shown(after)}"
-        if keys[0] != "stages":
-            yield InputChange(text, Effect.ALLOWED if keys == ("name",) else Effect.NEEDS_CONSENT)
+        if keys[0] == "stages" and len(keys) == 2:
+            how = "is new" if was is _ABSENT else "is gone"
+            yield _change(f"stage '{keys[1]}' {how}", [keys[1]], started)
             continue
-        stage = next(stage for stage in new["stages"] if stage["name"] == keys[1])
-        is_finished = keys[1] in finished
-        if keys[2] in ("steps", "max_flops"):
-            yield _length_change(text, keys, before, after, stage=stage, is_finished=is_finished, run=run)
-        elif keys[2:] == ("trainer", "warmup_steps") and _has_default_warmup(old, new, keys[1]):
-            yield InputChange(f"{text}, which is the default for so many steps", Effect.ALLOWED)
-        elif _has_no_numbers(keys[2:]):
-            yield InputChange(text, Effect.ALLOWED)
+        text = f"{'.'.join(map(str, keys))}: {_shown(was)} → {_shown(now)}"
+        stages = [name for inputs in (old, new) for name, needs in inputs.stages.items() if needs.depends_on(keys)]
+        if keys[0] != "stages" or keys[1] not in started:
+            yield _change(text, stages, started)
+        elif keys[2] in ("steps", "max_flops"):
+            yield _length_change(text, keys, was, now, stage=after["stages"][keys[1]])
+        elif keys[2:] == ("trainer", "warmup_steps") and _has_default_warmup(before, after, keys[1]):
+            note = ", which is the default for so many steps"
+            yield InputChange(text + note, Effect.ALLOWED, frozenset(stages))
         else:
-            note = f" (stage '{keys[1]}' is finished and keeps its result)" if is_finished else ""
-            yield InputChange(text + note, Effect.NEEDS_CONSENT)
+            yield _change(text, stages, started)
 
 
-def _length_change(
-    text: str, keys: tuple[Any, ...], before: Any, after: Any, *, stage: Mapping[str, Any], is_finished: bool, run: Path
-) -> InputChange:
-    """Return a change of the number of updates of a stage, or of its budget of FLOPs."""
-    if is_finished:
-        reason = f"stage '{keys[1]}' is finished, and its optimizer's state was removed with its checkpoints"
-        fix = f"train on in a new run, where `models` names its result, such as {run / 'student'}"
-        return InputChange(f"{text}; {reason}: {fix}", Effect.IMPOSSIBLE)
+def _length_change(text: str, keys: Keys, before: Any, after: Any, *, stage: Mapping[str, Any]) -> InputChange:
+    """Return a change of the number of updates of a stage that has started, or of its budget of FLOPs."""
     is_longer = after is None or (before is not None and after > before)
     if keys[2] == "steps":
         schedule = stage["trainer"].get("lr_scheduler_type", "linear")
@@ -101,34 +93,44 @@ def _length_change(
             text += f"; the learning rate follows its schedule, {schedule}, over {after} updates from here on"
         if stage["kind"] == "sft":
             text += "; the rows are drawn anew, for all updates"
-    return InputChange(text, Effect.ALLOWED if is_longer else Effect.NEEDS_CONSENT)
+    return InputChange(text, Effect.ALLOWED if is_longer else Effect.NEEDS_CONSENT, frozenset([keys[1]]))
+
+
+def _seed_changes(old: Inputs, new: Inputs, started: Collection[str]) -> Iterator[InputChange]:
+    """Yield the stages that have another seed because other stages train before them."""
+    if old.recipe["seed"] != new.recipe["seed"]:
+        return
+    for name in old.stages.keys() & new.stages.keys():
+        if old.stages[name].seed != new.stages[name].seed:
+            text = f"stage '{name}' has another seed, because another number of stages train before it"
+            yield _change(text, [name], started)
+
+
+def _earlier_stages(old: Inputs, new: Inputs, started: Collection[str]) -> Iterator[InputChange]:
+    """Yield the stages that have started from the result of a stage that is to run again."""
+    for name in started:
+        for earlier in new.stages[name].stages:
+            if earlier in old.stages and old.fingerprint(earlier) != new.fingerprint(earlier):
+                yield _change(f"stage '{name}' has started, and depends on stage '{earlier}'", [name], started)
 
 
 def _has_default_warmup(old: Mapping[str, Any], new: Mapping[str, Any], name: str) -> bool:
     """Tell whether a stage's `warmup_steps` changed because its `steps` did; both recipes leave it to the default."""
-    stages = [next(stage for stage in recipe["stages"] if stage["name"] == name) for recipe in (old, new)]
+    stages = [recipe["stages"][name] for recipe in (old, new)]
     is_set = any("warmup_steps" in recipe.get("trainer", {}) for recipe in (old, new))
     shorter, longer = sorted(stages, key=lambda stage: int(stage["steps"]))
     few, many = (stage["trainer"].get("warmup_steps") for stage in (shorter, longer))
     return not is_set and few == shorter["steps"] // 2 and many is not None and few <= many <= longer["steps"] // 2
 
 
-def _has_no_numbers(keys: tuple[Any, ...]) -> bool:
-    if keys[0] == "trainer":
-        return len(keys) > 1 and str(keys[1]).startswith(_NO_NUMBERS_PREFIXES)
-    is_teacher = keys[0] == "teachers" and len(keys) == 3
-    return (len(keys) == 1 or is_teacher) and keys[-1] in _NO_NUMBERS
-
-
 def _differences(old: Any, new: Any, keys: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any, Any]]:
-    """Yield the keys that lead to each difference, and both values; stages go by their names."""
+    """Yield the keys that lead to each difference, and both values."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in [*old, *(key for key in new if key not in old)]:
             yield from _differences(old.get(key, _ABSENT), new.get(key, _ABSENT), (*keys, key))
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for index, (before, after) in enumerate(zip(old, new, strict=True)):
-            key = before["name"] if keys == ("stages",) else index
-            yield from _differences(before, after, (*keys, key))
+            yield from _differences(before, after, (*keys, index))
     elif old != new:
         yield keys, old, new
 
@@ -140,16 +142,18 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _fingerprint_changes(old: Inputs, new: Inputs) -> Iterator[InputChange]:
+def _fingerprint_changes(old: Inputs, new: Inputs, started: Collection[str]) -> Iterator[InputChange]:
+    needs = [*old.stages.items(), *new.stages.items()]
     for name, change in _changed(old.files, new.files):
-        yield InputChange(f"file {name}: {change}", Effect.NEEDS_CONSENT)
+        yield _change(f"file {name}: {change}", [stage for stage, need in needs if name in need.files], started)
     for model in old.models.keys() & new.models.keys():
         before, after = old.models[model], new.models[model]
         if before is None or after is None:  # not on this machine when the run was started, or not any more
             continue
         names = [f"{name} {change}" for name, change in _changed(before, after)]
         if names:
-            yield InputChange(f"model {model}: {', '.join(names)}", Effect.NEEDS_CONSENT)
+            stages = [stage for stage, need in needs if model in need.models]
+            yield _change(f"model {model}: {', '.join(names)}", stages, started)
 
 
 def _changed(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +23,8 @@ from rld.recipe import registry, user_code
 from rld.recipe.names import is_hub_id
 from rld.recipe.schema import Recipe
 from rld.recipe.skills import DatasetSkill
+from rld.recipe.stage_inputs import FORMAT, MODEL_KEYS, Keys, StageInputs, digest, stage_inputs, values
+from rld.recipe.stages.base import Stage
 from rld.utils import files
 from rld.utils.manifest import file_record
 from rld.utils.secrets import masked_recipe
@@ -31,9 +33,6 @@ PACKAGES = (
     *("torch", "transformers", "trl", "accelerate", "peft", "tokenizers", "datasets", "numpy", "reasoning-gym", "rld"),
 )
 """The packages whose versions are recorded."""
-
-_MODEL_KEYS = ("student", "teacher", "model", "models", "base", "adapter", "path", "prune", "tokenizer")
-"""Keys of a recipe whose texts name models."""
 
 _MODEL_FILES = (".json", ".jinja", ".safetensors", ".bin", ".model", ".txt", ".py")
 
@@ -57,6 +56,7 @@ class Inputs(BaseModel):
             hub id. None: it was not on this machine yet.
         packages: Versions of installed packages.
         launch: Number of processes, strategy, device and precision; empty where no process was started.
+        stages: Of each stage, which of these its result depends on.
     """
 
     model_config = ConfigDict(frozen=True, strict=True)
@@ -66,6 +66,7 @@ class Inputs(BaseModel):
     models: dict[str, dict[str, str] | None]
     packages: dict[str, str]
     launch: dict[str, Any]
+    stages: dict[str, StageInputs]
 
     @field_validator("recipe")
     @classmethod
@@ -89,11 +90,47 @@ class Inputs(BaseModel):
         own = {*recipe.models, *(stage.name for stage in recipe.stages)}
         return cls(
             recipe=masked_recipe(resolved),
-            files=dict(sorted([*_code(texts, folder), *_data(texts, folder), *_datasets(recipe)])),
+            files=dict(sorted([*_code(texts, folder), *_data(texts, folder), *_datasets(recipe, recipe.skills)])),
             models={name: model_fingerprint(name, folder) for name in _models(texts, own, folder)},
             packages={name: _version(name) for name in PACKAGES},
             launch=dict(launch),
+            stages={stage.name: _of_stage(recipe, stage, texts, folder) for stage in recipe.stages},
         )
+
+    def with_known_models(self, previous: Inputs) -> Inputs:
+        """Return inputs in which a model that is not on this machine any more has its earlier fingerprint."""
+        models = {name: previous.models.get(name) if print_ is None else print_ for name, print_ in self.models.items()}
+        return self.model_copy(update={"models": models})
+
+    def fingerprint(self, stage: str) -> str:
+        """Return the hash of all that a stage's result depends on, that of earlier stages included."""
+        needs = self.stages[stage]
+        return digest(
+            {
+                "format": FORMAT,
+                "seed": needs.seed,
+                "recipe": list(values(self.recipe, needs.parts)),
+                "files": {name: self.files.get(name) for name in needs.files},
+                "models": {name: self.models.get(name) for name in needs.models},
+                "stages": {name: self.fingerprint(name) for name in needs.stages},
+            }
+        )
+
+
+def _of_stage(recipe: Recipe, stage: Stage, texts: list[tuple[Keys, str]], folder: Path) -> StageInputs:
+    """Return what a stage depends on; `texts` are those of the resolved recipe, with the keys that lead to them."""
+    needs = stage_inputs(recipe, stage)
+    names, own = [other.name for other in recipe.stages], {*recipe.models, *(other.name for other in recipe.stages)}
+
+    def is_used(keys: Keys) -> bool:
+        named = (keys[0], names[keys[1]], *keys[2:]) if keys[0] == "stages" else keys
+        return any(named[: len(part)] == part for part in needs.parts)
+
+    used = [(keys, text) for keys, text in texts if is_used(keys)]
+    skills = recipe.skills if stage.makes_model else stage.skills_in_use(recipe.skills)
+    stored = dict.fromkeys([*_code(used, folder), *_data(used, folder), *_datasets(recipe, skills)])
+    models = list(dict.fromkeys(_models(used, own, folder)))
+    return needs.model_copy(update={"files": sorted({name for name, _ in stored}), "models": models})
 
 
 class AcceptedChanges(BaseModel):
@@ -182,9 +219,9 @@ def _data(texts: list[tuple[tuple[Any, ...], str]], folder: Path) -> Iterator[tu
             yield text, _digest(path)
 
 
-def _datasets(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Yield the data sets of the hub with their commits."""
-    for skill in recipe.skills.values():
+def _datasets(recipe: Recipe, skills: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield the data sets of the hub, from which skills have their rows, with their commits."""
+    for skill in map(recipe.skills.__getitem__, skills):
         if isinstance(skill, DatasetSkill):
             yield f"data set {skill.origin}", hub.commit(skill.source)
 
@@ -193,7 +230,7 @@ def _models(texts: list[tuple[tuple[Any, ...], str]], own: set[str], folder: Pat
     """Yield the folders and hub ids of the models that a recipe names; `own` are its names of models and stages."""
     for keys, text in texts:
         names = [key for key in keys if isinstance(key, str)]
-        is_model = len(names) > 1 and (names[-1] in _MODEL_KEYS or (keys[0] == "models" and len(keys) == 2))
+        is_model = len(names) > 1 and (names[-1] in MODEL_KEYS or (keys[0] == "models" and len(keys) == 2))
         if not is_model or (text in own and keys[0] != "models"):
             continue
         if is_hub_id(text) or _model_folder(text, folder) is not None:

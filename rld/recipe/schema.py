@@ -133,6 +133,10 @@ class Recipe(FrozenOptions):
         """The stages that train a model."""
         return [stage for stage in self.stages if isinstance(stage, TrainingStage)]
 
+    def stage_seed(self, name: str) -> int:
+        """Return the seed of a training stage; stages that do not train change the seed of no other one."""
+        return self.seed + 1000 * (1 + [stage.name for stage in self.training_stages].index(name))
+
     def run_folder(self, path: Path) -> RunFolder:
         """Return the paths of a run of this recipe."""
         last = [stage.name for stage in self.stages if stage.makes_model][-1:]

@@ -263,15 +263,13 @@ def test_changed_code_is_refused_until_it_is_accepted_and_then_recorded(recipe, 
     assert main(command) == 0  # it has been accepted
 
 
-def test_a_stage_can_be_made_longer_until_it_is_finished(recipe, whole, trained, tmp_path, capsys):
+def test_a_stage_can_be_made_longer_before_it_is_finished(recipe, whole, trained, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(trained["student"], run)
     assert train(recipe, run, "--resume", "stages.student.steps=6", "stages.student.checkpoint_every=1") == 0
     assert "stages.student.steps: 4 → 6" in capsys.readouterr().err
     assert steps(run)[-1] == ("student", 6)
     assert weights(run)[1] != weights(whole)[1]
-    assert train(recipe, run, "--resume", "stages.student.steps=8", "stages.student.checkpoint_every=1") == 2
-    assert "stage 'student' is finished" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("data", [None, *DAMAGED])
