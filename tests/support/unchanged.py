@@ -109,7 +109,7 @@ METRICS, EVENTS, SUMMARY, REPORT, WEIGHTS = (
 )
 CLOCKS = ("seconds", "time/")
 """Beginnings of the names of metrics that depend on the machine's speed."""
-NOT_RESULTS = {"seconds", "versions", "command"}
+NOT_RESULTS = {"seconds", "versions", "command", "fingerprint"}
 """Keys of the summary, at any depth, that are no results."""
 
 
