@@ -157,7 +157,7 @@ class RecipeDocument:
                 node = node[loc[-1]]
             loc = (*loc, _key(node, last))
         except (LookupError, yaml.YAMLError) as error:
-            no_value = f"{shown(raw_value)} is not a YAML value; quote it"
+            no_value = f"{shown(raw_value)} is not a YAML value; quote it inside the shell's quotes: 'KEY=\"TEXT\"'"
             mistake = error.args[0] if isinstance(error, LookupError) else no_value
             self._overrides[text,] = text
             self.problems.append(RecipeProblem((text,), mistake))
@@ -181,7 +181,8 @@ def _key(node: Any, part: str) -> Any:
         if _is_index(part) and int(part) < len(node):
             return int(part)
         item_names = [name for name in names if isinstance(name, str)]
-        raise LookupError(f"there is no {part!r} in this list{hint(part, item_names)}")
+        size = f", which has {len(node)} (the first is 0)" if _is_index(part) else ""
+        raise LookupError(f"there is no {part!r} in this list{size or hint(part, item_names)}")
     raise LookupError(f"there is nothing to set {part!r} in: its parent is {shown(node)}")
 
 

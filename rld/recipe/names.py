@@ -7,6 +7,7 @@ rejects; they skip values of a wrong type, which the schema reports. Nothing is 
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from rld.recipe import registry
 from rld.recipe.document import Loc, RecipeDocument, RecipeProblem
 from rld.utils.model_files import model_folder_problem
 from rld.utils.options import member_of
-from rld.utils.suggestions import hint
+from rld.utils.suggestions import hint, nearest
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -111,7 +112,7 @@ class RecipeNames:
         elif path is not None:
             yield self.problem(loc, f": {name} is a file; give the folder of a model")
         elif name.startswith((".", "/", "~")) or name.count("/") > 1:
-            yield self.problem(loc, f": there is no folder {name}")
+            yield self.problem(loc, f": there is no folder {name}{_nearest_folder(self.folder / name, name)}")
         elif not is_hub_id(name):
             near = hint(name, names) or "; give a name in models, an earlier stage, a hub id (owner/name) or a folder"
             yield self.problem(loc, f": there is no model {name!r}{near}")
@@ -186,3 +187,11 @@ def keys(value: Any) -> list[str]:
 def items(value: Any) -> list[tuple[Any, Any]]:
     """Return the keys or indices of a mapping or list with their values; an empty list for any other value."""
     return list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+
+
+def _nearest_folder(path: Path, name: str) -> str:
+    """Return a suggestion for a folder that does not exist, from those beside it, or ""."""
+    parent = path.parent
+    beside = [*parent.iterdir()] if os.path.isdir(parent) and os.access(parent, os.R_OK) else []
+    near = nearest(path.name, [folder.name for folder in beside if folder.is_dir()])
+    return "" if near is None else f"; did you mean {os.path.join(os.path.dirname(name), near)!r}?"

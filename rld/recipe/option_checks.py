@@ -24,7 +24,9 @@ def check_use(kind: registry.Kind, names: RecipeNames, loc: Loc, raw: Any, key: 
         signature = replace(signature, named=tuple(name for name in signature.named if name != "tokenizer"))
         if isinstance(options, dict):
             yield from names.reference((*loc, "options", "model"), options.get("model"))
-    yield from check_call(names, (*loc, "options"), options, use, signature)
+    own_reward = kind == "rewards" and ".py:" in use
+    columns = f"; of a row, a reward gets {', '.join(reserved_options.COLUMNS_OF_REWARDS)} (all other columns)"
+    yield from check_call(names, (*loc, "options"), options, use, signature, advice=columns if own_reward else "")
 
 
 def find_signature(
@@ -43,9 +45,12 @@ def find_signature(
         return signature
     if place.module == trl_rewards.MODULE:
         return trl_rewards.options_of(signature)
+    # TRL passes every column of the rows to a reward by name, so it has **columns; options must be named parameters
     if "completions" not in signature.named and not signature.any_name:
         yield names.problem(loc, f": {use} is no reward, for it takes no argument called completions")
-    # TRL passes every column of the rows to a reward by name, so it has **columns; options must be named parameters
+    elif not signature.any_name:
+        fix = "end its arguments with **_, for it gets every column of the rows by name"
+        yield names.problem(loc, f": {use} takes no other arguments; {fix}")
     named, required = (
         tuple(name for name in arguments if name not in reserved_options.GIVEN_TO_REWARDS)
         for arguments in (signature.named, signature.required)
@@ -54,9 +59,19 @@ def find_signature(
 
 
 def check_call(
-    names: RecipeNames, loc: Loc, arguments: Any, use: str, signature: python_source.Signature | None
+    names: RecipeNames,
+    loc: Loc,
+    arguments: Any,
+    use: str,
+    signature: python_source.Signature | None,
+    *,
+    advice: str = "",
 ) -> Iterator[RecipeProblem]:
-    """Check the keyword arguments for the function or class that `use` names."""
+    """Check the keyword arguments for the function or class that `use` names.
+
+    Args:
+        advice: Text behind the problem of a required argument that is missing.
+    """
     if signature is None or not isinstance(arguments, dict):
         return
     for key, value in arguments.items():
@@ -70,7 +85,7 @@ def check_call(
             yield names.problem((*loc, key), f" should be true or false, not {shown(value)}")
     for key in signature.required:
         if key not in arguments:
-            yield RecipeProblem(loc, f"'{names.label(loc)}.{key}' is required by {use}")
+            yield RecipeProblem(loc, f"'{names.label(loc)}.{key}' is required by {use}{advice}")
 
 
 def check_options(

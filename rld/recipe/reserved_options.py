@@ -42,6 +42,9 @@ TRAINER = {
     "dataloader_num_workers": "a worker's copy of the curriculum would learn nothing, so rld uses none",
 }
 
+COLUMNS_OF_REWARDS = ("answer", "skill", "level", "entry")
+"""The columns of a row that a reward gets; `entry` has all others, as JSON text."""
+
 GIVEN_TO_REWARDS = {
     *(
         "prompts",
@@ -53,7 +56,8 @@ GIVEN_TO_REWARDS = {
         "log_metric",
         "environments",
     ),
-    *("answer", "entry", "skill", "level", "question"),
+    *COLUMNS_OF_REWARDS,
+    "question",
 }
 
 GYM = {"seed": "rld sets it, so that training and held-out rows differ", "size": "rld draws as many as it needs"}

@@ -19,6 +19,12 @@ def reverse(rng, length, letters="abc"):
 def reward(completions, *, scale: float = 1.0, strict=False, **columns):
     return [scale for _ in completions]
 
+def narrow(completions, answer):
+    return [1.0 for _ in completions]
+
+def eager(completions, gold, **_):
+    return [1.0 for _ in completions]
+
 class Mine:
     def __init__(self, levels, *, speed=1): ...
 """
@@ -216,6 +222,8 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(recipe):
         ("{length: 4}", "{}", "9: 'skills.reverse.levels.1.length' is required by ./tasks.py:reverse"),
         ("scale: 2", "scal: 2", "12: unknown key 'rewards.0.options.scal'; did you mean 'scale'?"),
         ("tasks.py:reward", "tasks.py:reverse", "12: rewards.0.use: ./tasks.py:reverse is no reward"),
+        ("tasks.py:reward", "tasks.py:narrow", "12: rewards.0.use: ./tasks.py:narrow takes no other arguments; end its arguments with **_"),
+        ("tasks.py:reward", "tasks.py:eager", "12: 'rewards.0.options.gold' is required by ./tasks.py:eager; of a row, a reward gets answer, skill"),
         ("tasks.py:Mine", "tasks.py:Mien", "./tasks.py has no 'Mien'; did you mean 'Mine'?"),
         # the libraries
         ("chain_sum", "chain_sums", "10: skills.sum.reasoning_gym: reasoning-gym has no task 'chain_sums'; did you mean 'chain_sum'?"),
@@ -309,6 +317,7 @@ def test_a_byte_order_mark_is_skipped_and_utf_16_is_refused(recipe, tmp_path):
 def test_an_override_that_is_no_value_or_leads_nowhere_is_refused(recipe):
     assert "not a YAML value" in mistakes(recipe(), "skills=&a [*a]")[0]
     assert "there is no '²' in this list" in mistakes(recipe(), "stages.².steps=3")[0]
+    assert "there is no '7' in this list, which has 2 (the first is 0)" in mistakes(recipe(), "stages.7.steps=3")[0]
     assert "there is no '9999" in mistakes(recipe(), f"stages.{'9' * 99}.steps=3")[0]
     assert "is not of the form key.path=value" in mistakes(recipe(), f"{'.'.join('a' * 900)}=3")[0]
 
