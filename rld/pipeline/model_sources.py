@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -212,4 +212,6 @@ def _clear_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, LookupError, TypeError, RuntimeError, StrictDataclassError) as error:
-        raise RecipeError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+        wraps = isinstance(error, StrictDataclassClassValidationError) and error.__cause__ is not None
+        reason = error.__cause__ if wraps else error  # the wrapper adds the name of a function of transformers alone
+        raise RecipeError(f"{type(reason).__name__}: {' '.join(str(reason).split())}") from error
