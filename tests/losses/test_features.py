@@ -147,7 +147,7 @@ def pointwise_reference(kind: str, student: torch.Tensor, teacher: torch.Tensor)
         (CKA(), cka_reference),
         (Lens(), lambda s, t: pointwise_reference("lens", s, t)),
     ],
-    ids=str,
+    ids=lambda value: "reference" if callable(value) else str(value),
 )
 def test_it_agrees_with_a_plain_reference(feature, reference):
     result = distance(feature, states(0), states(1))
