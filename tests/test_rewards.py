@@ -8,6 +8,7 @@ import random
 import sys
 
 import pytest
+from rouge_score.rouge_scorer import RougeScorer
 
 from rld.errors import RewardError
 from rld.recipe import registry
@@ -226,3 +227,26 @@ def test_the_string_puzzles_are_what_they_say():
             word = question.removeprefix(f"{name}:").removesuffix("=")
             assert len(word) == 1 + seed % 5 and set(word) <= set("abcdefghij")
             assert answer == solve(word)
+
+
+def test_words_are_compared_as_squads_script_does():
+    texts = ["The  Cat!", "a cat sat", "cat cat", "", "dog"]
+    golds = ["cat", "the cat sat down", "cat", "the", ""]
+    assert reward("text:word_match")(texts, golds) == [1, 0, 0, 1, 0]
+    assert reward("text:token_f1")(texts, golds) == pytest.approx([1, 0.8, 2 / 3, 1, 0])
+
+
+@pytest.mark.parametrize("kind", ["rouge1", "rouge2", "rougeL"])
+def test_rouge_is_that_of_rouge_score(kind):
+    scorer = RougeScorer([kind], use_stemmer=True)
+    generator = random.Random(0)
+    words = ["the", "cat", "cats", "sat", "on", "a", "mat.", "Runs", "running", "not"]
+    texts = [" ".join(generator.choices(words, k=generator.randint(0, 8))) for _ in range(60)]
+    completions, golds = texts[:30], texts[30:]
+    expected = [scorer.score(gold, text)[kind].fmeasure for text, gold in zip(completions, golds, strict=True)]
+    assert reward("text:rouge")(completions, golds, kind=kind) == pytest.approx(expected)
+
+
+def test_an_unknown_kind_of_rouge_is_refused():
+    with pytest.raises(RewardError, match="'rouge3' is none of rouge1"):
+        reward("text:rouge")(["a"], ["a"], kind="rouge3")
