@@ -11,7 +11,7 @@ import asyncio
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Real
@@ -200,6 +200,9 @@ def _unwrapped(reward: Any) -> Any:
 def all_checked(rewards: Any, *, decides: bool = False) -> list[Any] | None:
     """Return TRL's `reward_funcs` as a list of checked rewards; reward models, loaded or by name, are unchanged.
 
+    TRL logs a reward under its name, and mixes those of one name. Rewards of an equal name are therefore numbered, as
+    `brief` and `brief_2`.
+
     Args:
         decides: Whether the first of them decides which answers are correct.
     """
@@ -209,9 +212,19 @@ def all_checked(rewards: Any, *, decides: bool = False) -> list[Any] | None:
     return [
         _unwrapped(reward)
         if isinstance(_unwrapped(reward), (str, nn.Module))
-        else checked(reward, callable_name(reward), decides=decides and i == 0)
-        for i, reward in enumerate(reward_list)
+        else checked(reward, name, decides=decides and i == 0)
+        for i, (reward, name) in enumerate(zip(reward_list, _own_names(reward_list), strict=True))
     ]
+
+
+def _own_names(rewards: Sequence[Any]) -> list[str]:
+    """Return the names of rewards, numbered where several have one name."""
+    names: list[str] = []
+    for reward in rewards:
+        name = callable_name(reward)
+        others = sum(callable_name(other) == name for other in rewards[: len(names)])
+        names.append(f"{name}_{others + 1}" if others else name)
+    return names
 
 
 def is_async(reward: Callable[..., Any]) -> bool:

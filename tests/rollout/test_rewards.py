@@ -21,7 +21,7 @@ import tests.support.tiny as tiny
 from rld.errors import DataError, RewardError
 from rld.rollout.counts import group_counts
 from rld.rollout.gold import gold_completions
-from rld.rollout.rewards import Reward, checked
+from rld.rollout.rewards import Reward, all_checked, checked
 from rld.rollout.verifier import askable
 
 BATCH: dict[str, Any] = {
@@ -139,6 +139,14 @@ def test_long_texts_are_shortened():
     with pytest.raises(RewardError) as caught:
         checked(lambda **_: 1 / 0, "mine")(**batch)
     assert len(str(caught.value)) < 500
+
+
+def test_rewards_of_one_name_are_logged_apart():
+    def brief(completions, target, **_):
+        return [0.0] * len(completions)
+
+    rewards = [functools.partial(brief, target=5), len, functools.partial(brief, target=50)]
+    assert [reward.__name__ for reward in all_checked(rewards) or []] == ["brief", "len", "brief_2"]
 
 
 def test_reward_models_are_left_alone():
