@@ -192,6 +192,10 @@ def _reason(place: str, error: Exception) -> str:
     if "couldn't connect" in text or "offline" in text.lower():
         is_offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
         why = "HF_HUB_OFFLINE is set" if is_offline else "the hub cannot be reached"
+        parent = Path(place).parent
+        if parent != Path() and parent.is_dir():
+            folders = sorted(path.name for path in parent.iterdir() if path.is_dir())
+            return f"there is no such folder; {parent} has {', '.join(folders[:8]) or 'no folders'}"
         return f"it is no folder here and not in the cache, and {why}; download it with `hf download {place}`"
     if "recognize this architecture" in text or "model_type" in text:
         return f"{text.partition('. ')[0]}; transformers may be too old for it"

@@ -97,6 +97,13 @@ def test_a_hub_id_without_a_network_says_how_to_get_it():
         load(Path("nobody/nothing"), local_files_only=True)
 
 
+def test_a_folder_that_is_missing_is_no_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    with pytest.raises(ModelError, match=r"cannot load 'runs/frist': there is no such folder; runs has first"):
+        load_model("runs/frist", {})
+
+
 def test_weights_that_are_not_used_are_told(sound, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(sound, folder)
