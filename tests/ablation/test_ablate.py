@@ -19,8 +19,9 @@ from rld.ablation.jobs import Job
 from rld.ablation.outcomes import read_result
 from rld.cli import main
 from rld.errors import AblationError, CheckpointError, RecipeError
-from tests.pipeline.test_train import RECIPE, TASKS, metrics, one_thread
+from tests.pipeline.test_train import RECIPE, TASKS, metrics
 from tests.reporting.test_report import Page
+from tests.support.runs import one_thread
 
 ROOT = Path(__file__).parents[2]
 __all__ = ["one_thread"]

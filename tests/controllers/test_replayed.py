@@ -10,7 +10,8 @@ from rld.cli import main
 from rld.controllers.observation import Observation
 from rld.controllers.replayed import ReplayedController
 from rld.errors import ControllerError
-from tests.pipeline.test_train import metrics, one_thread, recipe, whole
+from tests.pipeline.test_train import metrics, recipe, whole
+from tests.support.runs import one_thread
 
 __all__ = ["one_thread", "recipe", "whole"]
 

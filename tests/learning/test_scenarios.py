@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from rld.cli import main
-from tests.pipeline.test_train import one_thread
+from tests.support.runs import one_thread
 
 __all__ = ["one_thread"]
 pytestmark = pytest.mark.usefixtures("one_thread")

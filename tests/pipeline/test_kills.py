@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from rld.cli import main
-from tests.pipeline.test_resume import one_thread, recipe, steps, weights, whole
+from tests.pipeline.test_resume import recipe, steps, weights, whole
+from tests.support.runs import one_thread
 
 __all__ = ["one_thread", "recipe", "whole"]
 

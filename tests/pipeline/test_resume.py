@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from rld.cli import main
 from rld.pipeline.stage_training import StageTraining
 from rld.utils import files
 from rld.utils.manifest import MANIFEST
+from tests.support.runs import Killed, one_thread, written
+
+__all__ = ["one_thread"]
 
 RECIPE = """
 name: small
@@ -45,24 +47,9 @@ def copy(rng, *, length):
 """
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing that a run does at its end is done."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("recipe")
-    (folder / "tasks.py").write_text(TASKS)
-    (folder / "small.yaml").write_text(RECIPE)
-    return folder / "small.yaml"
+    return written(tmp_path_factory.mktemp("recipe"), RECIPE, TASKS)
 
 
 @pytest.fixture(scope="module")

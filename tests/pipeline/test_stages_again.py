@@ -10,6 +10,7 @@ import pytest
 from rld.cli import main
 from rld.pipeline.stage_training import StageTraining
 from rld.utils import files
+from tests.support.runs import Killed, written
 
 RECIPE = """
 name: small
@@ -33,17 +34,11 @@ def copy(rng, *, length):
 """
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing that a run does at its end is done."""
-
-
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("recipe")
-    (folder / "tasks.py").write_text(TASKS)
-    (folder / "small.yaml").write_text(RECIPE)
-    (folder / "longer.yaml").write_text(RECIPE + ADDED)
-    return folder / "small.yaml"
+    path = written(tmp_path_factory.mktemp("recipe"), RECIPE, TASKS)
+    (path.parent / "longer.yaml").write_text(RECIPE + ADDED)
+    return path
 
 
 @pytest.fixture(scope="module")

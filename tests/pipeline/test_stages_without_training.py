@@ -13,6 +13,7 @@ from rld.cli import main
 from rld.pipeline import stage_results
 from rld.utils import files
 from tests.support import tiny
+from tests.support.runs import Killed, written
 
 RECIPE = """
 name: small
@@ -42,16 +43,9 @@ def copy(rng, *, length):
 """
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing that a run does at its end is done."""
-
-
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("recipe")
-    (folder / "tasks.py").write_text(TASKS)
-    (folder / "small.yaml").write_text(RECIPE)
-    return folder / "small.yaml"
+    return written(tmp_path_factory.mktemp("recipe"), RECIPE, TASKS)
 
 
 @pytest.fixture(scope="module")

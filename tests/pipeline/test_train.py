@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rld.cli import main
+from tests.support.runs import one_thread, written
+
+__all__ = ["one_thread"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,21 +93,9 @@ class Mine:
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Sums depend on how many threads share them, and the runs that are compared must agree to the last bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("recipe")
-    (folder / "tasks.py").write_text(TASKS)
-    (folder / "small.yaml").write_text(RECIPE)
-    return folder / "small.yaml"
+    return written(tmp_path_factory.mktemp("recipe"), RECIPE, TASKS)
 
 
 @pytest.fixture(scope="module")
