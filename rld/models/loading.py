@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -151,6 +152,13 @@ def _clear_errors(place: str, options: Mapping[str, Any], part: str = "") -> Ite
         if is_system_failure(error):
             raise
         raise ModelError(f"cannot load {part}{place!r}: {_reason(place, error)}") from error
+
+
+def refusal(error: Exception) -> str:
+    """Return in one line why transformers refuses a configuration, without the function of it that found out."""
+    is_wrapper = isinstance(error, StrictDataclassClassValidationError) and error.__cause__ is not None
+    reason = error.__cause__ if is_wrapper else error
+    return f"{type(reason).__name__}: {' '.join(str(reason).split())}"
 
 
 def _require_dtype(place: str, dtype: Any) -> None:

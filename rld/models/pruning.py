@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from rld.errors import RecipeError
 from rld.models.importance import Importance, head_width, require_prunable
+from rld.models.loading import refusal
 
 _AXES: Mapping[str, tuple[str, ...]] = {
     "embed_tokens": ("", "hidden"),
@@ -95,20 +96,18 @@ def select(
     _require_at_most("hidden channels", hidden, config.hidden_size)
     _require_at_most("feed-forward units", units, config.intermediate_size)
     _require_at_most("heads per key-value group", heads_per_group, per_group)
-    kept = list(range(config.num_hidden_layers)) if layers is None else sorted(layers)
-    if not kept or kept[0] < 0 or kept[-1] >= config.num_hidden_layers or len(set(kept)) < len(kept):
-        raise RecipeError(f"layers {kept} cannot be kept: the model has layers 0 to {config.num_hidden_layers - 1}")
+    numbers = _layer_numbers(layers, config.num_hidden_layers)
     if hidden is None and units is None and heads_per_group is None:
-        return Selection(kept)
+        return Selection(numbers)
     if importance is None:
         raise RecipeError("cutting hidden channels, feed-forward units or heads needs their importance")
     return Selection(
-        kept,
+        numbers,
         None if hidden is None else _largest(importance.hidden, hidden),
-        None if units is None else [_largest(importance.units[layer], units) for layer in kept],
+        None if units is None else [_largest(importance.units[layer], units) for layer in numbers],
         None
         if heads_per_group is None
-        else [_largest_heads(importance.heads[layer], per_group, heads_per_group) for layer in kept],
+        else [_largest_heads(importance.heads[layer], per_group, heads_per_group) for layer in numbers],
     )
 
 
@@ -119,15 +118,16 @@ def prune(model: PreTrainedModel, selection: Selection) -> PreTrainedModel:
     A selection of everything gives a model with the same logits, bit for bit.
     """
     require_prunable(model)
+    places = {layer: place for place, layer in enumerate(selection.layers)}
     weights: dict[str, Tensor] = {}
     for name, weight in model.state_dict().items():
         parts = name.split(".")
         place = None
         if "layers" in parts:
             position = parts.index("layers") + 1
-            if int(parts[position]) not in selection.layers:
+            place = places.get(int(parts[position]))
+            if place is None:
                 continue
-            place = list(selection.layers).index(int(parts[position]))
             parts[position] = str(place)
         axes = _AXES.get(parts[-2], ("hidden",))
         weights[".".join(parts)] = _cut(weight, axes, _indices(model, selection, place))
@@ -187,7 +187,7 @@ def _config(model: PreTrainedModel, selection: Selection) -> Any:
     try:
         return type(config).from_dict(config.to_dict() | changes)
     except StrictDataclassError as error:
-        raise RecipeError(f"the model cannot be cut like this: {' '.join(str(error).split())}") from error
+        raise RecipeError(f"the model cannot be cut like this: {refusal(error)}") from error
 
 
 def _keep_scale_of_embeddings(model: PreTrainedModel, pruned: Any) -> None:
@@ -204,6 +204,14 @@ def _keep_scale_of_embeddings(model: PreTrainedModel, pruned: Any) -> None:
     if pruned.config.tie_word_embeddings:
         norm = pruned.base_model.norm.weight
         norm.copy_((1 + norm) / scale - 1)  # Gemma's norms multiply by 1 + weight
+
+
+def _layer_numbers(layers: Sequence[int] | None, depth: int) -> list[int]:
+    """Return the numbers of the kept layers of a model in ascending order; None keeps all."""
+    numbers = list(range(depth)) if layers is None else sorted(layers)
+    if not numbers or numbers[0] < 0 or numbers[-1] >= depth or len(set(numbers)) < len(numbers):
+        raise RecipeError(f"layers {numbers} cannot be kept: the model has layers 0 to {depth - 1}")
+    return numbers
 
 
 def _largest(scores: Tensor, num_kept: int) -> Tensor:

@@ -146,8 +146,8 @@ class _Problems:
         rows: dict[FindingKind, list[int]] = {}
         for i, (kind, _) in sorted(self._by_row.items()):
             rows.setdefault(kind, []).append(i)
-        found = [Finding(kind, tuple(hit), self._num_rows, self._by_row[hit[0]][1]) for kind, hit in rows.items()]
-        return sorted(found, key=lambda finding: -len(finding.rows))
+        findings = [Finding(kind, tuple(hit), self._num_rows, self._by_row[hit[0]][1]) for kind, hit in rows.items()]
+        return sorted(findings, key=lambda finding: -len(finding.rows))
 
 
 # -- prompts ----------------------------------------------------------------------------------------------------------

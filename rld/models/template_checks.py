@@ -96,10 +96,10 @@ def _of_template(encoder: PromptEncoder) -> Iterator[str]:
         return
     opened = prompt.partition("QUESTION")[2]
     if "ANSWER" in conversation and not conversation.startswith(prompt):
-        given = conversation.partition("QUESTION")[2].partition("ANSWER")[0]
+        between = conversation.partition("QUESTION")[2].partition("ANSWER")[0]
         yield (
             f"the chat template of {name!r} opens an answer by {shown(opened)}, and shows an earlier answer behind "
-            f"{shown(given)}: rld trains and scores answers behind the former; a model that was fine-tuned on whole "
+            f"{shown(between)}: rld trains and scores answers behind the former; a model that was fine-tuned on whole "
             "conversations has learnt the latter, and scores less"
         )
     is_set = any(isinstance(value, str) and value in prompt for value in encoder.chat_template_kwargs.values())

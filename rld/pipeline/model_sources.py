@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassError
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rld.errors import ModelError, RecipeError
 from rld.models.importance import Importance, measure_importance
-from rld.models.loading import load_config, load_model, load_skeleton, load_tokenizer, require_end
+from rld.models.loading import load_config, load_model, load_skeleton, load_tokenizer, refusal, require_end
 from rld.models.pruning import Selection, evenly_spaced, most_influential, prune, select
 from rld.models.self_check import require_token_rows
 from rld.recipe.models import NewModel, PrunedModel
@@ -212,6 +212,4 @@ def _clear_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, LookupError, TypeError, RuntimeError, StrictDataclassError) as error:
-        wraps = isinstance(error, StrictDataclassClassValidationError) and error.__cause__ is not None
-        reason = error.__cause__ if wraps else error  # the wrapper adds the name of a function of transformers alone
-        raise RecipeError(f"{type(reason).__name__}: {' '.join(str(reason).split())}") from error
+        raise RecipeError(refusal(error)) from error

@@ -124,8 +124,8 @@ def values(recipe: Mapping[str, Any], parts: list[Keys]) -> Iterator[Any]:
 def _with_numbers(tree: Any, keys: Keys = ()) -> Any:
     if not isinstance(tree, Mapping):
         return tree
-    kept = {key: value for key, value in tree.items() if not has_no_numbers((*keys, key))}
-    return {key: _with_numbers(value, (*keys, key)) for key, value in kept.items()}
+    relevant = {key: value for key, value in tree.items() if not has_no_numbers((*keys, key))}
+    return {key: _with_numbers(value, (*keys, key)) for key, value in relevant.items()}
 
 
 def digest(tree: Any) -> str:

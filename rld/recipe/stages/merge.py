@@ -62,8 +62,9 @@ class Merge(Stage):
 
     def cost(self, sizes: Sizes) -> StageCost:
         counts = [sizes.parameters(name) for name in self.references()]
-        known = [count for count in counts if count is not None]
-        num_bytes = frozen_bytes(sum(known) + known[0]) if len(known) == len(counts) else None
+        sizes_present = [count for count in counts if count is not None]
+        is_complete = len(sizes_present) == len(counts)
+        num_bytes = frozen_bytes(sum(sizes_present) + sizes_present[0]) if is_complete else None
         return StageCost(counts[0], {}, num_bytes, {})
 
     def describe(self, cost: StageCost, skills: list[str]) -> list[tuple[str, str]]:
