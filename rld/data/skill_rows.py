@@ -28,10 +28,10 @@ _MOST_EXAMPLES = 20_000
 """Rows of a file that are given as examples; of a larger file they are evenly spread."""
 
 
-class LabelledRow(NamedTuple):
-    """A row, and a name for it in messages, such as `data.jsonl:17`."""
+class PlacedRow(NamedTuple):
+    """A row, and its place in messages, such as `data.jsonl:17`."""
 
-    label: str
+    place: str
     row: Row
 
 
@@ -101,26 +101,26 @@ class SkillRows:
         Raises:
             DataError: a level has too few different questions to hold some out and train on others.
         """
-        return [labelled.row for labelled in self._held_out]
+        return [placed.row for placed in self._held_out]
 
     @functools.cached_property
-    def _held_out(self) -> list[LabelledRow]:
+    def _held_out(self) -> list[PlacedRow]:
         rows = []
         for level, items in enumerate(self._source.held_out or ()):
             for item in items:
                 if question_key(item.question) not in self._taken and self._accepts(self._row(item, level)):
                     self._taken.add(question_key(item.question))
-                    rows.append(self._labelled(item, level))
+                    rows.append(self._placed(item, level))
         for i in range(self._num_held_out):
             level = i % self.num_levels
             item = self._new(level, self._rng(self._seed, level, f"held out {i}"))
             self._taken.add(question_key(item.question))
-            rows.append(self._labelled(item, level, f"held-out {i}"))
+            rows.append(self._placed(item, level, f"held-out {i}"))
         for level in range(self.num_levels):
             self._new(level, self._rng(self._seed, level, "left to train on"))
         return rows
 
-    def labelled_held_out(self) -> list[LabelledRow]:
+    def placed_held_out(self) -> list[PlacedRow]:
         """Return the held-out rows with names."""
         return list(self._held_out)
 
@@ -129,20 +129,18 @@ class SkillRows:
         """The number of rows of the skill's file; None for a generator."""
         return None if self._source.levels is None else sum(map(len, self._source.levels))
 
-    def examples(self, count: int) -> list[LabelledRow]:
+    def examples(self, count: int) -> list[PlacedRow]:
         """Return rows that the skill may draw: those of its files, or held-out rows and `count` others.
 
         Rows that are not accepted are among them.
         """
         if self._source.levels is not None:
             items = [(item, level) for level, items in enumerate(self._source.levels) for item in items]
-            examples = [self._labelled(*pair) for pair in items[:: -(-len(items) // _MOST_EXAMPLES)]]
+            examples = [self._placed(*pair) for pair in items[:: -(-len(items) // _MOST_EXAMPLES)]]
             return examples if self._source.held_out is None else [*examples, *self._held_out]
         rngs = [self._rng(self._seed, level, "examples") for level in range(self.num_levels)]
         levels = [i % self.num_levels for i in range(count)]
-        drawn = [
-            self._labelled(self._made(level, rngs[level]), level, f"example {i}") for i, level in enumerate(levels)
-        ]
+        drawn = [self._placed(self._made(level, rngs[level]), level, f"example {i}") for i, level in enumerate(levels)]
         return [*self._held_out, *drawn]
 
     def draw(self, level: int, rng: random.Random) -> Row:
@@ -235,8 +233,8 @@ class SkillRows:
             name = getattr(self._source.make, "name", "its generator")
             raise DataError(f"skill {self.skill!r}, level {level}: {name} {description(error)}") from error
 
-    def _labelled(self, item: Item, level: int, name: str = "") -> LabelledRow:
-        return LabelledRow(item.place or name, self._row(item, level))
+    def _placed(self, item: Item, level: int, name: str = "") -> PlacedRow:
+        return PlacedRow(item.place or name, self._row(item, level))
 
     def _row(self, item: Item, level: int) -> Row:
         is_chat = self._prompts.style == "chat"

@@ -60,13 +60,13 @@ class Finding:
         """Whether all rows have the problem."""
         return len(self.rows) == self.num_checked
 
-    def described(self, labels: Sequence[str] | None = None) -> str:
+    def described(self, places: Sequence[str] | None = None) -> str:
         """Return the finding as one line.
 
         Args:
-            labels: The name of each row that was checked, such as `data.jsonl:17`. None: `row` and its index.
+            places: The place of each row that was checked, such as `data.jsonl:17`. None: `row` and its index.
         """
-        names = [f"row {i}" if labels is None else labels[i] for i in self.rows[:_MOST_NUMBERS]]
+        names = [f"row {i}" if places is None else places[i] for i in self.rows[:_MOST_NUMBERS]]
         others = ", ..." if len(self.rows) > _MOST_NUMBERS else ""
         more = f" ({', '.join(names)}{others})" if len(self.rows) > 1 else ""
         return f"{len(self.rows)} of {self.num_checked} rows{more}: {names[0]} {self.example}"

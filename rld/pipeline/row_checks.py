@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from rld.data.skill_rows import NUM_EXAMPLES, LabelledRow, SkillRows
+from rld.data.skill_rows import NUM_EXAMPLES, PlacedRow, SkillRows
 from rld.errors import DataError
 from rld.models.generation import encoder_of
 from rld.models.prompting import PromptEncoder
@@ -82,7 +82,7 @@ class RowChecks:
             DataError: rows have a problem, and the recipe does not leave them out, or all rows of a skill have it.
         """
         examples = {skill: source.examples(NUM_EXAMPLES) for skill, source in sources.items()}
-        held_out = {skill: source.labelled_held_out() for skill, source in sources.items()}
+        held_out = {skill: source.placed_held_out() for skill, source in sources.items()}
         self._look_at_texts(examples)
         for skill, source in sources.items():
             num_checked = len(examples[skill])
@@ -93,18 +93,18 @@ class RowChecks:
             answering = replace(reader, learns_answers=False)
             for skill in sources if reader.is_student else reader.skills:  # a student is scored on all skills
                 is_trained = skill in reader.skills
-                labelled = examples[skill] if is_trained else held_out[skill]
-                labels = [label for label, _ in labelled]
-                for finding in self._findings(reader if is_trained else answering, [row for _, row in labelled]):
-                    line = f"{reader.name}, skill '{skill}': {finding.described(labels)}"
+                placed = examples[skill] if is_trained else held_out[skill]
+                places = [place for place, _ in placed]
+                for finding in self._findings(reader if is_trained else answering, [row for _, row in placed]):
+                    line = f"{reader.name}, skill '{skill}': {finding.described(places)}"
                     worst = problems.get((skill, finding.kind))
                     if worst is None or len(worst[1].rows) < len(finding.rows):
                         problems[skill, finding.kind] = line, finding
         self._tell(dict(problems.values()), "such rows are left out (bad_rows: skip)")
 
-    def _look_at_texts(self, examples: Mapping[str, Sequence[LabelledRow]]) -> None:
+    def _look_at_texts(self, examples: Mapping[str, Sequence[PlacedRow]]) -> None:
         """Refuse arguments that no chat template reads, and warn of what a user may not expect of the texts."""
-        rows = [labelled.row for some in examples.values() for labelled in some[:8]]
+        rows = [placed.row for some in examples.values() for placed in some[:8]]
         students = {id(reader.encoder.tokenizer): reader for reader in reversed(self._readers) if reader.is_student}
         for reader in students.values():
             if self._recipe.prompt_style == "chat":
