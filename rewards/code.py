@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,12 +12,12 @@ from rld.utils.sandbox import run_tests
 
 from . import text_of
 
-_FENCE = re.compile(r"```[^\n`]*\n(.*?)```", re.DOTALL)
+_FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
 def unit_tests(
     completions: list[Any],
-    entry: list[Any],
+    entry: list[str],
     *,
     column: str = "tests",
     seconds: float = 5.0,
@@ -26,28 +28,52 @@ def unit_tests(
     """Give 1 to a program that passes the row's tests within the limits; otherwise 0. A row without tests gets None.
 
     The program is the last fenced block of the completion, or all of it if there is none. It runs in a sandbox, with
-    Python's standard library, without network and without files.
+    Python's standard library, without network and without files. Of rows of `kind: code_task` it is the last block that
+    defines their `entry_point`; where none does, the completion goes on where the prompt's code ends.
 
     Args:
         column: Column of the row with its tests: Python source that raises an exception if the program is wrong, such
             as `assert add(1, 2) == 3`.
         seconds: Limit of a program's time.
-        memory_mb: Limit of a program's memory in MiB.
+        memory_mb: Limit of the memory of each process of a program, in MiB.
         workers: Programs that run at the same time.
     """
 
-    def score(completion: Any, row: Any) -> float | None:
-        tests = row.get(column) if isinstance(row, dict) else None
-        if tests is None:
+    def score(completion: Any, row_entry: str) -> float | None:
+        task = json.loads(row_entry) if row_entry else {}
+        if task.get(column) is None:
             return None
-        outcome = run_tests(program_in(text_of(completion)), str(tests), seconds=seconds, memory_mb=memory_mb)
+        program = whole_program(text_of(completion), task)
+        outcome = run_tests(program, str(task[column]), seconds=seconds, memory_mb=memory_mb)
         return float(outcome.status == "passed")
 
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(score, completions, entry))
 
 
-def program_in(text: str) -> str:
-    """Return the last fenced block of a text, or the text itself if it has none."""
+def whole_program(text: str, task: Mapping[str, Any]) -> str:
+    """Return the program that a completion is a part of.
+
+    Args:
+        text: The completion.
+        task: The row's `setup`, `entry_point` and `prompt`, each where there is one. `prompt` is code that the
+            completion goes on with.
+    """
+    setup, name, prompt = (task.get(key) or "" for key in ("setup", "entry_point", "prompt"))
+    program = program_in(text, name)
+    definition = _definition(name).search(prompt) if name else None
+    if definition is not None:  # what the definition uses, such as imports, or all that the completion goes on with
+        is_whole = _definition(name).search(program) is not None
+        program = (prompt[: definition.start()] if is_whole else prompt) + program
+    return f"{setup}\n{program}"
+
+
+def program_in(text: str, name: str = "") -> str:
+    """Return the last fenced block of a text, if one defines `name` the last such one, or the text without a block."""
     blocks = _FENCE.findall(text)
-    return blocks[-1] if blocks else text
+    defining = [block for block in blocks if name and _definition(name).search(block)]
+    return str([text, *blocks, *defining][-1])
+
+
+def _definition(name: str) -> re.Pattern[str]:
+    return re.compile(rf"^(?:(?:async +)?def|class) +{re.escape(name)}\b|^{re.escape(name)} *=", re.MULTILINE)

@@ -31,6 +31,12 @@ from rld.utils.user_calls import action
 _CHARACTERS_PER_TOKEN = 4.0
 """Assumed of tokenizers that are not on this machine."""
 
+_NUM_JUDGED = 16
+"""Rows of each skill whose gold answers the verifier is asked about; a unit test takes a twentieth of a second."""
+
+_MOST_LINES = 3
+"""Rows that a caution names."""
+
 _ROUNDING = 1e-6
 """Difference of a reward to that of a correct answer that is due to rounding."""
 
@@ -188,16 +194,24 @@ def _repeated(recipe: Recipe, summaries: list[SkillSummary]) -> Iterator[str]:
 def _unpaid_gold_answers(recipe: Recipe, folder: Path, sources: Mapping[str, SkillRows]) -> Iterator[str]:
     """Yield the skills whose gold answer the verifier does not accept: a model is then trained away from it."""
     spec = recipe.verifier_in_use
-    if not any(stage.uses_rewards for stage in recipe.stages) or not registry.can_judge(spec.use, folder):
+    if not registry.can_judge(spec.use, folder):
         return
-    rows = [row for source in sources.values() for row in source.held_out()[:1] if row["answer"]]
     least = 1.0 if spec.success_at is None else spec.success_at
-    try:
-        rewards = gold_rewards(spec, rows, folder)
-    except Exception as error:
-        yield f"the verifier {spec.use} {action(error)} when it was asked about the gold answers of held-out rows"
-        return
-    for row, reward in zip(rows, rewards, strict=True):
-        if reward is not None and reward < least - _ROUNDING:
-            answer = f"the gold answer {row['answer']!r:.60}"
-            yield f"skill '{row['skill']}': the verifier {spec.use} gives {answer} {reward:g}"
+    for skill, source in sources.items():
+        examples = [example for example in source.examples(NUM_EXAMPLES) if example.row["answer"]][:_NUM_JUDGED]
+        try:
+            rewards = gold_rewards(spec, [row for _, row in examples], folder)
+        except Exception as error:
+            yield f"skill '{skill}': the verifier {spec.use} {action(error)} when it was asked about gold answers"
+            continue
+        pairs = zip(examples, rewards, strict=True)
+        unpaid = [(example, reward) for example, reward in pairs if reward is not None and reward < least - _ROUNDING]
+        if unpaid:
+            (_, row), reward = unpaid[0]
+            lines = ", ".join(
+                [example.label for example, _ in unpaid[:_MOST_LINES]] + ["..."][: len(unpaid) - _MOST_LINES]
+            )
+            yield (
+                f"skill '{skill}': the verifier {spec.use} gives the gold answer {row['answer']!r:.60} {reward:g}; "
+                f"of the first {len(examples)} gold answers {len(unpaid)} are not correct for it ({lines})"
+            )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from rld.data.row_kinds import default_rewards
 from rld.recipe import registry
 from rld.recipe.document import Loc, RecipeDocument, RecipeProblem
 from rld.utils.model_files import model_folder_problem
@@ -59,7 +60,10 @@ class RecipeNames:
     @property
     def rewards(self) -> list[str]:
         """The recipe's rewards, as their `use` names them."""
-        rewards = self.document.tree.get("rewards", [{"use": "answers:exact_match"}])
+        rewards = self.document.tree.get("rewards")
+        if rewards is None:
+            skills = [skill for _, skill in items(self.document.tree.get("skills")) if isinstance(skill, dict)]
+            return default_rewards(skill.get("kind") for skill in skills)
         return [str(reward.get("use")) for _, reward in items(rewards) if isinstance(reward, dict)]
 
     @functools.cached_property

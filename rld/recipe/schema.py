@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
+from rld.data.row_kinds import default_rewards
 from rld.recipe.models import AnyModel, CharacterTokenizer, NewModel
 from rld.recipe.plugins import RewardSpec, VerifierSpec
 from rld.recipe.skills import AnySkill, Prompts
@@ -40,7 +41,8 @@ class Recipe(FrozenOptions):
     skills: dict[Name, AnySkill] = Field(min_length=1)
     """The skills to train on and to score, by name."""
     rewards: list[RewardSpec] = Field([RewardSpec(use="answers:exact_match")], min_length=1)
-    """Rewards of the policy signal, summed with their weights."""
+    """Rewards of the policy signal, summed with their weights. Of rows of `kind: code_task` the default one is
+    code:unit_tests."""
     verifier: VerifierSpec | None = None
     """Decides during training which answers are correct: those that it gives 1. The success rates of skills, the gate,
     curricula and `distill_on` use its decisions. It is not added to the rewards. None: the first of the rewards."""
@@ -77,6 +79,16 @@ class Recipe(FrozenOptions):
                     raise ValueError(
                         f"skills.{name}.prompts.{key}: all skills share it; set it in the recipe's prompts"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _default_rewards_are_of_the_rows(self) -> Recipe:
+        if "rewards" in self.model_fields_set:
+            return self
+        rewards = default_rewards(getattr(skill, "kind", None) for skill in self.skills.values())
+        if len(rewards) > 1:
+            raise ValueError(f"the answers of its skills are checked by {' and '.join(rewards)}; name the rewards")
+        object.__setattr__(self, "rewards", [RewardSpec(use=use) for use in rewards])
         return self
 
     @model_validator(mode="after")

@@ -169,7 +169,8 @@ class _RowsSkill(_Skill):
     kind: str = "question_answer"
     """What a row is. `question_answer`: `question` and `answer`; `prompt` with `completion`, with `answer` or, where
     other columns tell the rewards what is correct, with neither; or `messages` of one turn. `conversation`: `messages`
-    of several turns, or a `prompt` of messages, with `tools` where there are some."""
+    of several turns, or a `prompt` of messages, with `tools` where there are some. `code_task`: `prompt` and `tests`,
+    with `solution`, `setup` and `entry_point` where there are some."""
     columns: dict[str, str] = {}
     """Where the values stand that are in no column of their name, as in `{question: title, answer: label}`. A text with
     columns in braces is a template: `question: "{title}\\n{text}"`. Held-out rows have the same columns."""

@@ -27,8 +27,14 @@ MAX_OUTPUT = 64 * 1024
 """Bytes of output after which a program is stopped."""
 
 _MAX_FILE = 1 << 20
+"""Bytes of a file that a program writes."""
+
 _MAX_TEMPORARY = 16 << 20
+"""Bytes of all files in each of the two folders in memory where a program may write."""
+
 _MAX_PROCESSES = 32
+"""Processes and threads of a program, each with its own limit of memory."""
+
 _NOBODY = "65534"
 
 _HARNESS = """
@@ -40,10 +46,14 @@ def run():
     space = {"__name__": "answer"}
     for name in ("program", "tests"):
         exec(compile(task[name], name, "exec"), space)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
     out(output, task["token"].encode())
+    os._exit(0)
 run()
 """
-"""Runs a program and its tests in one name space; then writes a token that the program was not told."""
+"""Runs a program and its tests in one name space; then writes a token that the program was not told, as the last thing.
+"""
 
 
 @dataclass(frozen=True)
@@ -176,7 +186,11 @@ def _sandbox() -> list[str]:
     command += ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"]
     command += ["--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin", "--symlink", "usr/lib", "/lib"]
     command += ["--symlink", "usr/lib64", "/lib64", "--proc", "/proc", "--dev", "/dev"]
-    return [*command, "--size", str(_MAX_TEMPORARY), "--tmpfs", "/tmp", "--chdir", "/tmp"]
+    for folder in ("/tmp", "/dev/shm"):
+        command += ["--size", str(_MAX_TEMPORARY), "--tmpfs", folder]
+    for folder in ("/dev", "/"):  # in memory too, and of no size
+        command += ["--remount-ro", folder]
+    return [*command, "--chdir", "/tmp"]
 
 
 @functools.cache

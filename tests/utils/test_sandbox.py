@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -39,6 +40,13 @@ def test_the_tests_decide() -> None:
         "open('/usr/hostile', 'w')",
         "import os; assert os.environ.get('HOME')",
         "open('/tmp/large', 'wb').write(bytes(4 << 20))",
+        "open('/dev/file', 'w')",
+        "open('/file', 'w')",
+        *(
+            f"for i in range(40):\n    open(f'{folder}/{{i}}', 'wb').write(bytes(1 << 20))"
+            for folder in ("/tmp", "/dev/shm")
+        ),
+        "import os; assert os.getuid() == 0 or os.setuid(0) is None",
         "block = bytearray(900 << 20)",
         "raise SystemExit",
         "import os, signal; os.kill(1, signal.SIGKILL); os.kill(os.getpid(), signal.SIGKILL)",
@@ -46,6 +54,12 @@ def test_the_tests_decide() -> None:
 )
 def test_what_a_program_must_not_do_fails(program: str) -> None:
     assert run_tests(program, "").status == "failed"
+
+
+def test_what_a_program_prints_is_no_mistake() -> None:
+    program = "import atexit, sys\nprint('out')\nprint('err', file=sys.stderr)\natexit.register(print, 'end')"
+    outcome = run_tests(program, "print('tested')")
+    assert outcome.status == "passed" and sorted(outcome.output.split()) == ["err", "out", "tested"]
 
 
 def test_limits_of_time_output_and_processes() -> None:
@@ -66,6 +80,30 @@ def test_limits_of_time_output_and_processes() -> None:
 def test_the_reward_reads_the_last_fenced_block() -> None:
     text = "First:\n```python\nx = 1\n```\nBetter:\n```\nx = 2\n```\nDone."
     assert program_in(text) == "x = 2\n"
+    assert program_in("So:\n```py\nx = 2\n") == "x = 2\n"  # it was stopped in front of the fence's end
     completions: list[Any] = [text, "x = 2", [{"role": "assistant", "content": "x = 3"}]]
-    assert unit_tests(completions, [{"tests": "assert x == 2"}] * 3) == [1.0, 1.0, 0.0]
-    assert unit_tests(["x = 2"], [None]) == [None]
+    assert unit_tests(completions, ['{"tests": "assert x == 2"}'] * 3) == [1.0, 1.0, 0.0]
+
+
+BEGINNING = 'from math import pi\n\n\ndef area(r):\n    """Return the area."""\n'
+TASK = {
+    "tests": "assert area(1) == one",
+    "setup": "one = 3.141592653589793",
+    "entry_point": "area",
+    "prompt": BEGINNING,
+}
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "    return pi * r ** 2",
+        "def area(r):\n    return pi * r ** 2",
+        BEGINNING + "    return pi * r ** 2",
+        "```python\ndef area(r):\n    return r * r * pi\n```\nTry it:\n```python\nprint(area(2))\n```",
+        "```python\n    return pi * r ** 2\n```",
+    ],
+)
+def test_a_completion_goes_on_where_the_prompt_ends_or_defines_the_function(completion: str) -> None:
+    assert unit_tests([completion], [json.dumps(TASK)]) == [1.0]
+    assert unit_tests(["x = 2"] * 2, ["", '{"id": 3}']) == [None, None]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from rld.data.items import Item
-from rld.data.row_kinds import conversation, question_answer
+from rld.data.row_kinds import code_task, conversation, question_answer
 from rld.data.row_kinds.fields import Fields
 
 _LONGEST = 1_000_000
@@ -21,18 +21,30 @@ class RowKind(NamedTuple):
         names: The names of the values that it reads, which a skill's `columns` may lead to other columns.
         items: Yields the items of a record; raises ValueError if the record is not of this kind.
         options: The options of a skill that `items` takes as keyword arguments.
+        verifier: The reward that tells correct answers, where the recipe names no rewards.
     """
 
     names: tuple[str, ...]
     items: Callable[..., Iterator[Item]]
     options: tuple[str, ...] = ()
+    verifier: str = "answers:exact_match"
 
 
 ROW_KINDS: dict[str, RowKind] = {
     "question_answer": RowKind(question_answer.NAMES, question_answer.items),
     "conversation": RowKind(conversation.NAMES, conversation.items, ("turns",)),
+    "code_task": RowKind(code_task.NAMES, code_task.items, verifier=code_task.VERIFIER),
 }
 """The kinds of rows by their name in a recipe."""
+
+
+def default_rewards(kinds: Iterable[Any]) -> list[str]:
+    """Return the rewards of a recipe that names none: the verifiers of its kinds of rows, of which some may not exist.
+
+    Rows of a generator have the kind None.
+    """
+    names = {"question_answer" if kind is None else kind for kind in kinds if kind is None or isinstance(kind, str)}
+    return sorted({ROW_KINDS[name].verifier for name in names if name in ROW_KINDS})
 
 
 class RowReader(NamedTuple):

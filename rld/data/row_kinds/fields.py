@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
@@ -49,7 +50,7 @@ class Fields:
         self._read.update(names)
         if names == [source]:
             return self._record[source]
-        texts = {column: text(self._record[column], column, is_required=False) for column in names}
+        texts = {column: _lines(self._record[column], column) for column in names}
         return _PLACEHOLDER.sub(lambda match: texts[match[1]], source)
 
     def text(self, name: str) -> str:
@@ -74,10 +75,16 @@ class Fields:
             raise ValueError(f"level should be a whole number from 0, not {level!r:.80}")
         return level
 
-    def others(self) -> str:
-        """Return the columns whose values were not read, as JSON text; "" if there are none."""
-        others = {column: value for column, value in self._record.items() if column not in self._read}
+    def others(self, values: Mapping[str, str] = MappingProxyType({})) -> str:
+        """Return the columns whose values were not read, and other values, as JSON text; "" if there are none."""
+        others = {column: value for column, value in self._record.items() if column not in self._read} | dict(values)
         return json.dumps(others, default=str, ensure_ascii=False) if others else ""
+
+
+def _lines(value: Any, column: str) -> str:
+    """Return the text of a column in a template; a list of texts is one text a line."""
+    values = value if isinstance(value, list) else [value]
+    return "\n".join(text(value, column, is_required=False) for value in values)
 
 
 def text(value: Any, name: str, is_required: bool = True) -> str:
