@@ -209,7 +209,7 @@ def _unpaid_gold_answers(recipe: Recipe, folder: Path, sources: Mapping[str, Ski
         if unpaid:
             (_, row), reward = unpaid[0]
             lines = ", ".join(
-                [example.label for example, _ in unpaid[:_MOST_LINES]] + ["..."][: len(unpaid) - _MOST_LINES]
+                [example.place for example, _ in unpaid[:_MOST_LINES]] + ["..."][: len(unpaid) - _MOST_LINES]
             )
             yield (
                 f"skill '{skill}': the verifier {spec.use} gives the gold answer {row['answer']!r:.60} {reward:g}; "
