@@ -86,8 +86,19 @@ class PromptStream:
         """The skills that prompts are drawn from."""
         return list(self._sources)
 
+    def replacement(self, rollout: int, group: int, attempt: int) -> Row:
+        """Return a row to take the place of another, of a task that the curriculum picks now; no state changes.
+
+        Args:
+            rollout: Rollouts of the training before this one.
+            group: The number of the prompt in the rollout over all processes.
+            attempt: How often that prompt has been replaced.
+        """
+        place = f"{self._seed}:replacement:{rollout}:{group}:{attempt}"
+        return self._row(self._pick_active(random.Random(f"{place}:task")), random.Random(f"{place}:row"))
+
     def count(
-        self, names: Sequence[str], skills_B: Tensor, levels_B: Tensor, success_B: Tensor, attempted_B: Tensor
+        self, names: Sequence[str], skills_B: Tensor, levels_B: Tensor, attempted_B: Tensor, success_B: Tensor
     ) -> None:
         """Report the successes and attempts of each task of a rollout to the curriculum.
 
@@ -95,8 +106,8 @@ class PromptStream:
             names: The name of each skill index.
             skills_B: Skill index of each completion; all tensors hold the completions of all processes.
             levels_B: Level of each completion.
-            success_B: Whether each completion is correct.
             attempted_B: Whether each completion counts as an attempt.
+            success_B: Whether each completion is correct.
         """
         for s, level in sorted(set(zip(skills_B.tolist(), levels_B.tolist(), strict=True))):
             chosen_B = (skills_B == s) & (levels_B == level) & attempted_B
@@ -186,10 +197,13 @@ class PromptStream:
             first = slot - slot % self.prompts_per_update
             for other in range(first, first + self.prompts_per_update):
                 self._tasks.setdefault(other, self._pick(other))
-        skill, level = self._tasks[slot]
+        return self._row(self._tasks[slot], random.Random(f"{self._seed}:row:{slot}"))
+
+    def _row(self, task: Task, rng: random.Random) -> Row:
+        skill, level = task
         levels = self.level_overrides.get(skill)
         source_level = level if levels is None else levels[min(level, len(levels) - 1)]
-        row = self._sources[skill].draw(source_level, random.Random(f"{self._seed}:row:{slot}"))
+        row = self._sources[skill].draw(source_level, rng)
         return row if levels is None else {**row, "level": level}
 
     def _pick(self, slot: int) -> Task:
@@ -197,6 +211,9 @@ class PromptStream:
         start = random.Random(f"{self._seed}:skills:{slot - place}").random()
         rng = _Systematic(f"{self._seed}:task:{slot}")
         rng.first = (place + start) / self.prompts_per_update
+        return self._pick_active(rng)
+
+    def _pick_active(self, rng: random.Random) -> Task:
         for _ in range(_MOST_TRIES):
             task = self._next(rng)
             if task.skill not in self.inactive_skills:

@@ -62,6 +62,7 @@ def distillation_arguments(stage: Distill) -> dict[str, Any]:
         "num_generations": rollout.completions,
         "temperature": rollout.temperature,
         "gold_completions": rollout.gold_completions,
+        "refill": rollout.refill,
         "gate": stage.gate,
         "distill_on": stage.distill_on,
     }

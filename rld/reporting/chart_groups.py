@@ -118,6 +118,7 @@ GROUPS: tuple[tuple[str, str, tuple[ChartStyle, ...]], ...] = (
             ChartStyle("Entropy, nats per token"),
             ChartStyle("Weight of the entropy bonus"),
             ChartStyle("Tokens so far", low=0, stairs=True),
+            ChartStyle("Prompts so far", low=0, stairs=True),
         ),
     ),
     (

@@ -100,6 +100,9 @@ METRICS = (
     Metric("tokens/<count>", "tokens",
            "in this stage so far: `generated` by the student, `scored` by teachers, or `saved` by weights of 0 or gate",
            "Tokens so far"),
+    Metric("prompts/<count>", "prompts",
+           "with `rollout.refill`, in this stage so far: `replaced` because the completions of each got one reward, or "
+           "`all_the_same` after the last replacement", "Prompts so far"),
     Metric("time/<part>", "seconds",
            "seconds of an update that a part took; `optimizer`, `scoring`, `checkpoints`: of the update before"),
 )

@@ -33,6 +33,31 @@ def skill_ids(rows: Sequence[Row], skills: Sequence[str]) -> Tensor:
     return torch.tensor([index[label] for label in labels])
 
 
+class Attempts(NamedTuple):
+    """Attempts of the student at prompts, over all processes."""
+
+    skills_A: Tensor
+    """The index of each completion's skill."""
+    levels_A: Tensor
+    """The level of its prompt."""
+    attempted_A: Tensor
+    """Whether it is an attempt, bool."""
+    succeeded_A: Tensor
+    """Whether it succeeded, bool."""
+
+    @classmethod
+    def concatenated(cls, parts: Sequence[Attempts]) -> Attempts:
+        """Return the attempts of all parts, in their order."""
+        return cls(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+    def counts(self, num_skills: int) -> AttemptCounts:
+        """Count attempts and successes per skill, and no groups."""
+        counts = AttemptCounts.zeros(num_skills, 0, self.skills_A.device)
+        counts.attempts_S.index_add_(0, self.skills_A, self.attempted_A.double())
+        counts.successes_S.index_add_(0, self.skills_A, self.succeeded_A.double())
+        return counts
+
+
 class GroupOutcomes(NamedTuple):
     """Which completions are attempts of the student, which of them succeeded, and the counts per skill."""
 
@@ -67,17 +92,29 @@ def group_counts(
     sampled_A = torch.arange(len(rewards_AR), device=rewards_AR.device) % group_size >= num_gold
     attempted_A = ~rewards_AR[:, 0].isnan() & sampled_A
     succeeded_A = (rewards_AR[:, 0] >= rule.threshold) & sampled_A
-    totals_A = (rewards_AR * weights_R.to(rewards_AR)).nansum(1)
-    scored_A = ~rewards_AR.isnan().all(1)
-    highest = totals_A.masked_fill(~scored_A, -math.inf).view(-1, group_size).amax(1)
-    lowest = totals_A.masked_fill(~scored_A, math.inf).view(-1, group_size).amin(1)
+    informative = informative_groups(rewards_AR, weights_R, group_size)
     counts = AttemptCounts.zeros(num_skills, 0, rewards_AR.device)
     counts.attempts_S.index_add_(0, skills_A, attempted_A.double())
     counts.successes_S.index_add_(0, skills_A, succeeded_A.double())
     group_skills = skills_A[::group_size]
-    counts.groups_S.index_add_(0, group_skills, torch.ones_like(highest, dtype=torch.float64))
-    counts.informative_S.index_add_(0, group_skills, (highest > lowest).double())
+    counts.groups_S.index_add_(0, group_skills, torch.ones_like(informative, dtype=torch.float64))
+    counts.informative_S.index_add_(0, group_skills, informative.double())
     return GroupOutcomes(attempted_A, succeeded_A, counts)
+
+
+def informative_groups(rewards_AR: Tensor, weights_R: Tensor, group_size: int) -> Tensor:
+    """Return which groups have completions whose weighted rewards differ, bool, one per group.
+
+    Args:
+        rewards_AR: The rewards, NaN where one does not apply.
+        weights_R: Their weights.
+        group_size: Completions of a group; groups are consecutive.
+    """
+    totals_A = (rewards_AR * weights_R.to(rewards_AR)).nansum(1)
+    scored_A = ~rewards_AR.isnan().all(1)
+    highest = totals_A.masked_fill(~scored_A, -math.inf).view(-1, group_size).amax(1)
+    lowest = totals_A.masked_fill(~scored_A, math.inf).view(-1, group_size).amin(1)
+    return highest > lowest
 
 
 def gate_counts(

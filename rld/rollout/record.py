@@ -11,9 +11,26 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from rld.rollout.counts import skill_ids
+from rld.rollout.counts import Attempts, skill_ids
 from rld.rollout.rewards import DEFAULT_RULE, SuccessRule
 from rld.types import Row
+
+
+@dataclass
+class Refilled:
+    """A rollout in which prompts were replaced until their completions got different rewards.
+
+    Attributes:
+        completions: The tokens of each of this process's completions, of the final rows.
+        rejected: The attempts at prompts that were replaced, over all processes, one entry per round.
+        num_tokens: Tokens that this process sampled in all rounds.
+        num_prompt_tokens: Tokens of the prompts of all these completions.
+    """
+
+    completions: list[list[int]]
+    rejected: list[Attempts] = field(default_factory=list)
+    num_tokens: int = 0
+    num_prompt_tokens: int = 0
 
 
 @dataclass
@@ -34,6 +51,8 @@ class RolloutRecord:
         succeeded_A: Which attempts succeeded. None in an evaluation.
         num_read: Tokens of this process that the student read without an update: prompts when it sampled, and
             completions for old and reference log-probabilities.
+        refilled: Completions that were sampled before TRL's rollout, and the prompts replaced until then. None: TRL
+            samples, and no prompt is replaced.
     """
 
     rows: Sequence[Row]
@@ -48,10 +67,16 @@ class RolloutRecord:
     attempted_A: Tensor | None = None
     succeeded_A: Tensor | None = None
     num_read: int = 0
+    refilled: Refilled | None = None
 
     def __post_init__(self) -> None:
         self.skill_ids_B = skill_ids(self.rows, self.skills)
         """The index of each completion's skill, on the CPU."""
+
+    @property
+    def levels_B(self) -> Tensor:
+        """The level of each completion's prompt, on the CPU."""
+        return torch.tensor([row.get("level", 0) for row in self.rows])
 
     @property
     def group_ids_B(self) -> Tensor:
@@ -85,6 +110,8 @@ class RolloutTotals:
         tokens_saved: Tokens that they would have read in addition without gate, controller and cache.
         groups: Groups of completions of one prompt.
         groups_with_differences: By reward, those of them in which it had different values.
+        groups_replaced: By skill, groups that were replaced because their rewards were all the same.
+        groups_without_difference: Groups whose rewards were all the same after the last replacement.
     """
 
     rollouts: int = 0
@@ -93,11 +120,28 @@ class RolloutTotals:
     tokens_saved: int = 0
     groups: int = 0
     groups_with_differences: dict[str, int] = field(default_factory=dict)
+    groups_replaced: dict[str, int] = field(default_factory=dict)
+    groups_without_difference: int = 0
+
+    def add_refill(self, record: RolloutRecord, num_same: int) -> None:
+        """Count the groups that were replaced in a rollout, and those without differences that stayed."""
+        assert record.refilled is not None
+        self.groups_without_difference += num_same
+        for s, skill in enumerate(record.skills):
+            num_rejected = sum(int((rejected.skills_A == s).sum()) for rejected in record.refilled.rejected)
+            self.groups_replaced[skill] = self.groups_replaced.get(skill, 0) + num_rejected // record.group_size
 
     def metrics(self) -> dict[str, float]:
-        """Return the tokens under the names of `metrics.jsonl`."""
-        return {
+        """Return the tokens and prompts under the names of `metrics.jsonl`."""
+        tokens: dict[str, float] = {
             "tokens/generated": self.tokens_generated,
             "tokens/scored": self.tokens_scored,
             "tokens/saved": self.tokens_saved,
+        }
+        if not self.groups_replaced:  # there is no refill
+            return tokens
+        num_replaced = sum(self.groups_replaced.values())
+        return tokens | {
+            "prompts/replaced": num_replaced,
+            "prompts/all_the_same": self.groups_without_difference,
         }

@@ -5,9 +5,9 @@
 | TRL's method | step |
 |---|---|
 | `_set_signature_columns_if_needed` | keeps the columns that rld reads |
-| `_generate_and_score_completions` | `_begin_rollout`, then TRL's rollout, then `_finish_rollout` |
+| `_generate_and_score_completions` | `_begin_rollout`, `PromptRefill.fill`, TRL's rollout, `_finish_rollout` |
 | `_tokenize_prompts` | the encoder that all readers of prompts share takes TRL's place |
-| `_generate_single_turn` | gold answers take the place of some completions |
+| `_generate_single_turn` | gold answers, or completions that `PromptRefill` sampled, take the place of TRL's |
 | `_calculate_rewards` | `_receive_rewards` |
 | `_get_per_token_logps_and_entropies` | in a rollout, counts tokens; in a loss, `_loss_logprobs` |
 | `_compute_loss` | `_begin_loss`, then TRL's policy loss, then `_finish_loss` |
@@ -44,6 +44,7 @@ from rld.trainer.checkpoints import CheckpointedParts, load_rollout
 from rld.trainer.equal_rewards import count_groups
 from rld.trainer.finite_updates import FiniteUpdates
 from rld.trainer.loss_means import LossMeans
+from rld.trainer.prompt_refill import PromptRefill, Samples
 from rld.trainer.resumable import ResumableTrainer
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.start_checks import require_prompts_fit
@@ -85,6 +86,7 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, GRPOTrainer):
     _student: PreTrainedModel
     events: list[Event]
     totals: RolloutTotals
+    _refill: PromptRefill | None
 
     _rollout: RolloutRecord | None = None
     """The rollout in progress."""
@@ -137,13 +139,22 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, GRPOTrainer):
 
     @timed("rollout")
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        record = self._rollout = self._begin_rollout(inputs)
+        record = self._begin_rollout(inputs)
+        if self._refill is not None and record.is_training:
+            record = self._refill.fill(record, self.reward_weights, self._sampled)
+        self._rollout = record
         try:
-            batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+            batch: dict[str, Any] = super()._generate_and_score_completions(list(record.rows))
         finally:
             self._rollout = None
         self._finish_rollout(cast(RolloutBatch, batch), record)
         return batch
+
+    def _sampled(self, rows: list[Row]) -> Samples:
+        """Return completions of rows with their rewards, sampled as in a rollout; no step is called."""
+        prompts = [row["prompt"] for row in rows]
+        prompt_ids, completion_ids, _, completions, *_ = self._generate(prompts)
+        return Samples(prompt_ids, completion_ids, self._calculate_rewards(rows, prompts, completions, completion_ids))
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         if self._is_vlm or self.environment_factories is not None:  # which have images, or tools of their own
@@ -154,6 +165,8 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, GRPOTrainer):
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
         require_prompts_fit(self.model, prompt_ids, self.args)
         record = self._rollout
+        if record is not None and record.refilled is not None:
+            return record.refilled.completions, None
         if record is None or not record.num_gold:
             return self._sample(prompt_ids, *args, **kwargs)
         sampled = (~record.is_gold_B).nonzero().squeeze(1).tolist()
@@ -182,7 +195,9 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, GRPOTrainer):
         if not self.tools and self.environment_factories is None:  # with which a completion has several messages
             whole = as_completions(self._encoder.whole_completions(prompts, completion_ids_list), completions)
             inputs = [{**row, "whole_completions": text} for row, text in zip(inputs, whole, strict=True)]
-        rewards_AR: Tensor = super()._calculate_rewards(inputs, prompts, answers, completion_ids_list)
+        rewards_AR: Tensor | None = None if self._rollout is None else self._rollout.rewards_AR
+        if rewards_AR is None:  # otherwise prompts were replaced by what it is
+            rewards_AR = super()._calculate_rewards(inputs, prompts, answers, completion_ids_list)
         if self._rollout is not None:
             require_scale(self._rollout.rule, rewards_AR[:, 0].tolist())
             self._rollout.rewards_AR = rewards_AR

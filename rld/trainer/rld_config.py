@@ -82,6 +82,12 @@ class RLDConfig(GRPOConfig):
         default=0,
         metadata={"help": "Completions of each prompt that are its gold answer instead of the student's own."},
     )
+    refill: int = field(
+        default=0,
+        metadata={
+            "help": "How often a prompt is replaced whose completions all got the same reward; needs a curriculum."
+        },
+    )
     teacher_reward: float = field(
         default=0.0,
         metadata={"help": "Weight of the teacher-scored reward on each token's advantage. 0: none."},
@@ -139,6 +145,9 @@ class RLDConfig(GRPOConfig):
     def _check_gold(self) -> None:
         is_possible = 0 <= self.gold_completions <= (self.num_generations or 0)
         _require("gold_completions", self.gold_completions, is_possible, "at least 0 and at most num_generations")
+        _require("refill", self.refill, self.refill >= 0, "at least 0")
+        if self.refill and self.gold_completions:
+            raise RecipeError("refill: it samples all completions of a prompt anew; leave out gold_completions")
         if self.gold_completions == self.num_generations and (self.signals is None or "policy" in self.signals):
             raise RecipeError("with gold answers alone there are no attempts to reinforce: leave policy out of signals")
 

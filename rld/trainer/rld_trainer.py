@@ -25,7 +25,6 @@ from rld.models.generation import contiguous_head_input
 from rld.models.prefill import SharedPrefill
 from rld.rollout.audit import RewardAudit
 from rld.rollout.batch import RolloutBatch, loss_mask
-from rld.rollout.counts import group_counts
 from rld.rollout.gate import TeacherGate, unverified
 from rld.rollout.record import RolloutRecord, RolloutTotals
 from rld.rollout.rewards import all_checked
@@ -40,9 +39,11 @@ from rld.trainer.gradient_probe import GradientProbe
 from rld.trainer.grpo_hooks import GRPOHooks, MicroBatch
 from rld.trainer.joint_loss import JointLoss
 from rld.trainer.prompt_order import prompt_stream
+from rld.trainer.prompt_refill import PromptRefill
 from rld.trainer.prompt_setup import shared_encoder
 from rld.trainer.retention import RetentionCallback
 from rld.trainer.rld_config import RLDConfig
+from rld.trainer.rollout_counting import count_attempts, sampled_tokens
 from rld.trainer.skill_names import trained_skills
 from rld.trainer.start_checks import require_sound_student
 from rld.trainer.student_forward import StudentInputs, add_signal_forward
@@ -137,6 +138,7 @@ class RLDTrainer(GRPOHooks):
         require_sound_student(self._student, self._encoder, self.train_dataset, self.args)
         contiguous_head_input(self._student)  # beside an adapter its head is frozen
         self._prefill = SharedPrefill(self._student)
+        self._refill = PromptRefill.for_trainer(self)
         if self.args.gold_completions and (self.use_vllm or self.tools or self.rollout_func is not None):
             raise RecipeError("gold answers take the place of completions that transformers generates without tools")
 
@@ -241,30 +243,22 @@ class RLDTrainer(GRPOHooks):
             self._score_with_teachers(batch, record)
 
     def _count_rollout(self, batch: RolloutBatch, record: RolloutRecord) -> None:
-        """Count a rollout's tokens, attempts and successes, and tell the curriculum of them."""
-        assert record.rewards_AR is not None
-        is_sampled_B = ~record.is_gold_B.to(self.accelerator.device)
-        # A rollout that was sampled elsewhere, such as by vLLM, has read its prompts there.
-        record.num_read += self._prefill.take_num_read() or int(batch["prompt_mask"][is_sampled_B].sum())
-        sizes = int(batch["completion_mask"][is_sampled_B].sum()), record.num_read
-        generated, read = self.accelerator.reduce(is_sampled_B.new_tensor(sizes, dtype=torch.long), "sum").tolist()
+        """Count a rollout's tokens and attempts, and tell the controller and the curriculum of the attempts."""
+        num_sampled, num_prompts = sampled_tokens(batch, record, self._prefill.take_num_read())
+        record.num_read += num_prompts
+        sizes = torch.tensor([num_sampled, record.num_read], device=self.accelerator.device)
+        generated, read = self.accelerator.reduce(sizes, "sum").tolist()
         self.totals.rollouts += 1
         self.totals.tokens_generated += generated
         self.flop_meter.add("generation", forward_flops(self._num_parameters, generated + read))
-        skills_A = gather(batch["skill_ids"])
-        record.attempted_A, record.succeeded_A, counts = group_counts(
-            record.rewards_AR,
+        count_attempts(
+            record,
+            gather(batch["skill_ids"]),
             self.reward_weights,
-            skills_A,
-            group_size=record.group_size,
-            num_skills=len(self.skills),
-            num_gold=record.num_gold,
-            rule=record.rule,
+            runtime=self.runtime,
+            stream=self.stream,
+            totals=self.totals,
         )
-        self.runtime.add_attempt_counts(counts)
-        if self.stream is not None:
-            levels_A = gather(torch.tensor([row.get("level", 0) for row in record.rows], device=skills_A.device))
-            self.stream.count(self.skills, skills_A, levels_A, record.succeeded_A, record.attempted_A)
 
     @timed("teachers")
     def _score_with_teachers(self, batch: RolloutBatch, record: RolloutRecord) -> None:

@@ -78,6 +78,16 @@ def test_completions_are_generated_for_a_list_of_prompts_by_one_hook(tmp_path):
     assert log_p is None
 
 
+def test_prompts_are_replaced_by_what_trls_generation_returns(tmp_path):
+    assert names(GRPOTrainer._generate) == ["self", "prompts"]
+    trainer = made(tmp_path)
+    trainer.model.train()
+    prompt_ids, completion_ids, _, completions, log_p, *_ = GRPOTrainer._generate(trainer, ["a=", "b="])
+    assert prompt_ids == [[5, 4], [6, 4]]
+    assert completions == tiny.tokenizer().batch_decode(completion_ids, skip_special_tokens=True)
+    assert log_p is None
+
+
 def test_rollouts_are_shuffled_and_split_along_the_first_axis():
     rollout = {"a": torch.arange(8), "b": torch.arange(8)[:, None, None].expand(8, 2, 3), "whole": torch.tensor(8)}
     shuffled = shuffle_sequence_dict(rollout)

@@ -46,6 +46,10 @@ class Rollout(FrozenOptions):
     must be off; one completion is then sufficient."""
     temperature: float = Field(1.0, gt=0)
     """Sampling temperature."""
+    refill: int = Field(0, ge=0, le=100)
+    """How often a prompt is replaced by another whose completions all got the same reward, all right or all wrong,
+    before the update is made (the dynamic sampling of Yu et al. 2025, DAPO); each time its completions are sampled
+    anew. 0: no prompt is replaced."""
 
     @model_validator(mode="after")
     def _groups_are_possible(self) -> Rollout:
@@ -55,6 +59,8 @@ class Rollout(FrozenOptions):
         if self.gold_completions > self.completions:
             counts = f"gold_completions ({self.gold_completions}) should be at most completions ({self.completions})"
             raise ValueError(counts)
+        if self.refill and self.gold_completions:
+            raise ValueError("refill samples all completions of a prompt anew: leave gold_completions out")
         if self.completions == 1 and (not self.gold_completions or self.prompts % 2):
             fix = "it takes gold_completions: 1, and even prompts"
             raise ValueError(f"one completion has no other to be compared with: {fix}")
@@ -123,6 +129,8 @@ class Distill(TrainingStage):
         is_fixed = self.rollout.gold_completions == self.rollout.completions
         if is_fixed and self.signals.policy is not None:
             raise ValueError("with gold answers alone there are no attempts to reinforce: leave signals.policy out")
+        if self.rollout.refill and self.signals.policy is None:
+            raise ValueError("rollout.refill replaces prompts that teach the policy nothing: it needs signals.policy")
         if self.cache is not None and not is_fixed:
             fix = "set rollout.gold_completions to rollout.completions"
             raise ValueError(f"cache keeps what teachers say of gold answers: {fix}")
@@ -231,6 +239,8 @@ class Distill(TrainingStage):
         if self.experiment.perturbations:
             rows.append(("experiment", f"{len(self.experiment.perturbations)} perturbations"))
         rollout = f"{self.rollout.prompts} prompts x {self.rollout.completions} completions"
+        if self.rollout.refill:
+            rows.append(("refill", f"prompts of equal rewards are replaced, each {self.rollout.refill} times at most"))
         return [*rows, ("on", f"{listed(self.skills)}; {self.steps} steps of {rollout}")]
 
 

@@ -1,0 +1,72 @@
+"""Counts over a rollout of an update: tokens, and attempts, of which controller and curriculum are told.
+
+Shapes: B completions of this process, A completions of all processes, R rewards.
+"""
+
+from __future__ import annotations
+
+from accelerate.utils import gather
+from torch import Tensor
+
+from rld.controllers.runtime import ControllerRuntime
+from rld.data.prompt_stream import PromptStream
+from rld.rollout.batch import RolloutBatch
+from rld.rollout.counts import Attempts, group_counts
+from rld.rollout.record import RolloutRecord, RolloutTotals
+
+
+def sampled_tokens(batch: RolloutBatch, record: RolloutRecord, num_prefilled: int) -> tuple[int, int]:
+    """Return the tokens that this process sampled for a rollout, and those of prompts that it read to sample them.
+
+    Args:
+        batch: TRL's rollout.
+        record: Its record.
+        num_prefilled: Prompt tokens that were read once for several completions; 0: each completion's were read.
+    """
+    if record.refilled is not None:
+        return record.refilled.num_tokens, num_prefilled or record.refilled.num_prompt_tokens
+    is_sampled_B = ~record.is_gold_B.to(batch["completion_mask"].device)
+    num_tokens = int(batch["completion_mask"][is_sampled_B].sum())
+    # A rollout that was sampled elsewhere, such as by vLLM, has read its prompts there.
+    return num_tokens, num_prefilled or int(batch["prompt_mask"][is_sampled_B].sum())
+
+
+def count_attempts(
+    record: RolloutRecord,
+    skills_A: Tensor,
+    weights_R: Tensor,
+    *,
+    runtime: ControllerRuntime,
+    stream: PromptStream | None,
+    totals: RolloutTotals,
+) -> None:
+    """Count a rollout's attempts, those at replaced prompts too, and tell the controller and the curriculum of them.
+
+    Args:
+        record: The rollout, which gets to know which completions are attempts and which succeeded.
+        skills_A: The index of each completion's skill.
+        weights_R: Weights of the rewards.
+        runtime: The controller's.
+        stream: Has the curriculum. None: there is none.
+        totals: Counts replaced groups.
+    """
+    assert record.rewards_AR is not None
+    record.attempted_A, record.succeeded_A, counts = group_counts(
+        record.rewards_AR,
+        weights_R,
+        skills_A,
+        group_size=record.group_size,
+        num_skills=len(record.skills),
+        num_gold=record.num_gold,
+        rule=record.rule,
+    )
+    levels_A = gather(record.levels_B.to(skills_A.device))
+    attempts = [Attempts(skills_A, levels_A, record.attempted_A, record.succeeded_A)]
+    if record.refilled is not None:
+        attempts += record.refilled.rejected
+        totals.add_refill(record, num_same=int((counts.groups_S - counts.informative_S).sum()))
+        for rejected in record.refilled.rejected:
+            counts += rejected.counts(len(record.skills))
+    runtime.add_attempt_counts(counts)
+    if stream is not None:
+        stream.count(record.skills, *Attempts.concatenated(attempts))
