@@ -1,4 +1,4 @@
-"""The options of the policy, response and feature signals."""
+"""The options of the policy, response and feature signals, and of learning gold answers beside them."""
 
 from __future__ import annotations
 
@@ -49,12 +49,21 @@ class FeatureSignal(FrozenOptions):
     loss: AnyFeature = Cosine()
 
 
+class GoldSignal(FrozenOptions):
+    """Learn the gold answers among the completions token by token, as fine-tuning does, beside the other signals."""
+
+    weight: float = Field(0.5, gt=0)
+    """Weight of their cross-entropy, the mean over all tokens of gold answers in an update. It stays as it is: the
+    controller divides the weight of the other signals."""
+
+
 class SignalSpecs(FrozenOptions):
     """The signals in use. A signal that is not named is off."""
 
     policy: PolicySignal | None = None
     response: ResponseSignal | None = None
     feature: FeatureSignal | None = None
+    gold: GoldSignal | None = None
 
     def describe(self, num_teachers: int) -> str:
         """Return a description of the signals."""
@@ -67,6 +76,8 @@ class SignalSpecs(FrozenOptions):
             words.append(f"response ({self.response.divergence.kind}{combination})")
         if self.feature is not None:
             words.append(f"feature ({self.feature.loss.kind})")
+        if self.gold is not None:
+            words.append(f"gold answers x {self.gold.weight:g}")
         return ", ".join(words)
 
     @classmethod
@@ -75,6 +86,8 @@ class SignalSpecs(FrozenOptions):
         signals = {name: signal for name, signal in items(raw) if signal is not None}
         if isinstance(raw, dict) and not signals:
             yield names.problem(loc, ": no signal takes part; name policy, response or feature")
+        elif isinstance(raw, dict) and list(signals) == ["gold"]:
+            yield names.problem(loc, ": gold answers alone are learnt by a stage of kind sft; name another signal too")
         needing_teachers = [name for name in ("response", "feature") if name in signals]
         match signals.get("policy"):
             case {"teacher_reward": int() | float() as weight} if weight > 0:

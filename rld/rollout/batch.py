@@ -47,6 +47,12 @@ class RolloutBatch(TypedDict, total=False):
     signal_weights: Tensor
     """`[B, 3]`, the controller's weight of each signal on the completion's skill; `signal_weight` reads one."""
 
+    # where gold answers are learnt
+    is_gold: Tensor
+    """`[B]` bool, the completions whose cross-entropy is learnt."""
+    num_gold: Tensor
+    """`[]`, their tokens in the rollout, over all processes."""
+
     # with teachers
     group_ids: Tensor
     """`[B]`, the number of the completion's prompt in the rollout over all processes."""

@@ -1,4 +1,4 @@
-"""The response and feature terms of the loss, the policy's advantages, and measurements of them for the controller.
+"""The terms of the loss beside the policy's, the policy's advantages, and measurements of them for the controller.
 
 It works on micro-batches: parts of the dictionary that TRL makes of a rollout, with the teachers' outputs in it.
 
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from rld.controllers.observation import GradientStats
@@ -42,10 +43,14 @@ class SignalTerm(NamedTuple):
     """`[]`, the weighted sum over tokens, through which the gradient flows."""
     values_BT: Tensor
     """The unweighted values per token, without gradient."""
+    mask_BT: Tensor
+    """The tokens that its logged mean is over."""
+    num_tokens: Tensor
+    """`[]`, the tokens of the rollout that the loss is a mean over, over all processes."""
 
 
 class JointLoss:
-    """Computes the response and feature terms and the policy's advantages, and measures them for the controller.
+    """Computes all terms but the policy's, and the policy's advantages, and measures them for the controller.
 
     Args:
         args: The signals' options.
@@ -109,6 +114,12 @@ class JointLoss:
         """`GradientProbe.take_gradient_stats`; without a probe, no statistics and 0 tokens."""
         return ({}, 0) if self.gradient_probe is None else self.gradient_probe.take_gradient_stats()
 
+    def mark_gold(self, batch: RolloutBatch, is_gold_B: Tensor, accelerator: Accelerator) -> None:
+        """Add to a rollout which completions are learnt as gold answers, and their tokens over all processes."""
+        batch["is_gold"] = is_gold_B.to(accelerator.device)
+        num_tokens = (loss_mask(batch) * batch["is_gold"][:, None]).sum()
+        batch["num_gold"] = accelerator.reduce(num_tokens, reduction="sum")
+
     def count(self, batch: RolloutBatch, num_computed: int) -> None:
         """Count a micro-batch's completion tokens, and the tokens that went through the student's backbone."""
         self.statistics.add_tokens(batch["skill_ids"], loss_mask(batch), num_computed)
@@ -158,22 +169,38 @@ class JointLoss:
         spread_B = self.runtime.delta_rms_S().to(delta_BT.device)[batch["skill_ids"]]
         return teacher_advantages(batch["advantages"], delta_BT, spread_B, weight, taught_BT)
 
-    def terms(self, batch: RolloutBatch, recorded: RecordingStudent, training: bool) -> dict[Signal, SignalTerm]:
-        """The terms of the response and feature signals, of those that are on.
+    def terms(self, batch: RolloutBatch, recorded: RecordingStudent, training: bool) -> dict[str, SignalTerm]:
+        """The terms of the response and feature signals and of gold answers, of those that are on, by name.
 
         Args:
             batch: The micro-batch.
             recorded: The student that was called with `inputs(batch)`.
             training: Whether to add to the controller's statistics, and to measure gradients where it is time to.
         """
-        out, mask_BT = recorded.result, loss_mask(batch)
+        terms: dict[str, SignalTerm] = {}
+        if self.ensemble.teachers:
+            terms |= {str(name): term for name, term in self._teacher_terms(batch, recorded, training).items()}
+        if "is_gold" in batch:
+            terms["gold"] = self._gold_term(batch)
+        return terms
+
+    def _gold_term(self, batch: RolloutBatch) -> SignalTerm:
+        """Cross-entropy of the tokens of gold completions, `-log pi` in nats."""
+        mask_BT = loss_mask(batch).bool() & batch["is_gold"][:, None]
+        values_BT = -batch["log_pi"].masked_fill(~mask_BT, 0.0)
+        return SignalTerm(self.args.gold_weight * values_BT.sum(), values_BT.detach(), mask_BT, batch["num_gold"])
+
+    def _teacher_terms(
+        self, batch: RolloutBatch, recorded: RecordingStudent, training: bool
+    ) -> dict[Signal, SignalTerm]:
+        out, mask_BT, num_taught = recorded.result, loss_mask(batch), batch["num_taught"]
         terms: dict[Signal, SignalTerm] = {}
         if out.response_loss is not None and out.target_divergence is not None:
-            terms["response"] = SignalTerm(out.response_loss, out.target_divergence)
+            terms["response"] = SignalTerm(out.response_loss, out.target_divergence, mask_BT, num_taught)
         if out.feature_distance is not None:
             distance_BT = sum_over_teachers(out.feature_distance, batch["teacher_weights"])
             total = weighted_sum(distance_BT, signal_weight(batch, "feature"), mask_BT)
-            terms["feature"] = SignalTerm(total, distance_BT.detach())
+            terms["feature"] = SignalTerm(total, distance_BT.detach(), mask_BT, num_taught)
         if training:
             tokens_BKT = batch["teacher_tokens"]
             self.statistics.add_divergences(
@@ -184,15 +211,15 @@ class JointLoss:
                 self._measure_gradients(batch, recorded.last_hidden_states, terms)
         return terms
 
-    def num_taught(self, batch: RolloutBatch, num_processes: int, num_parts: int | None) -> Tensor:
-        """Return the update's tokens on which a teacher teaches, over all processes, per process (as TRL's DAPO).
+    def per_update(self, num_tokens: Tensor, num_processes: int, num_parts: int | None) -> Tensor:
+        """Return the tokens of an update over all processes, per process (as TRL's DAPO).
 
         Args:
-            batch: A micro-batch.
+            num_tokens: Those of the rollout, over all processes.
             num_processes: The number of processes.
             num_parts: Micro-batches of this update. None: it is an evaluation.
         """
-        count: Tensor = batch["num_taught"].clamp(min=1.0) / num_processes
+        count: Tensor = num_tokens.clamp(min=1.0) / num_processes
         if num_parts is None:
             return count
         assert self.args.steps_per_generation is not None  # TRL sets it

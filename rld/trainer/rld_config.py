@@ -88,6 +88,10 @@ class RLDConfig(GRPOConfig):
             "help": "How often a prompt is replaced whose completions all got the same reward; needs a curriculum."
         },
     )
+    gold_weight: float = field(
+        default=0.0,
+        metadata={"help": "Weight of the cross-entropy of gold completions beside the signals. 0: it is not learnt."},
+    )
     teacher_reward: float = field(
         default=0.0,
         metadata={"help": "Weight of the teacher-scored reward on each token's advantage. 0: none."},
@@ -150,6 +154,9 @@ class RLDConfig(GRPOConfig):
             raise RecipeError("refill: it samples all completions of a prompt anew; leave out gold_completions")
         if self.gold_completions == self.num_generations and (self.signals is None or "policy" in self.signals):
             raise RecipeError("with gold answers alone there are no attempts to reinforce: leave policy out of signals")
+        _require("gold_weight", self.gold_weight, self.gold_weight >= 0, "at least 0")
+        if self.gold_weight and not (self.gold_completions and self.temperature == 1):
+            raise RecipeError("gold_weight needs gold_completions, and log-probabilities at temperature 1")
 
     @classmethod
     def for_model(cls, model: Any) -> RLDConfig:

@@ -24,7 +24,7 @@ from rld.losses.feature_matching import FeatureProjections, attach_projections
 from rld.models.generation import contiguous_head_input
 from rld.models.prefill import SharedPrefill
 from rld.rollout.audit import RewardAudit
-from rld.rollout.batch import RolloutBatch, loss_mask
+from rld.rollout.batch import RolloutBatch
 from rld.rollout.gate import TeacherGate, unverified
 from rld.rollout.record import RolloutRecord, RolloutTotals
 from rld.rollout.rewards import all_checked
@@ -237,6 +237,8 @@ class RLDTrainer(GRPOHooks):
         batch["skill_ids"] = record.skill_ids_B.to(self.accelerator.device)
         batch["signal_weights"] = self.runtime.signals_SG.to(self.accelerator.device)[batch["skill_ids"]]
         batch["prompt_numbers"] = batch["prompt_ids"].unique(dim=0, return_inverse=True)[1]
+        if self.args.gold_weight and record.num_gold:
+            self._joint_loss.mark_gold(batch, record.is_gold_B, self.accelerator)
         if record.is_training:
             self._count_rollout(batch, record)
         if self.teachers:
@@ -286,16 +288,14 @@ class RLDTrainer(GRPOHooks):
             self._joint_loss.count(batch, student.num_computed)
             if self.retention is not None:
                 loss = self._with_replay(loss, self.retention, model)
-        if not self.teachers:
-            return loss
         num_parts = self.current_gradient_accumulation_steps if training else None
-        num_taught = self._joint_loss.num_taught(batch, self.accelerator.num_processes, num_parts)
-        mask_BT = loss_mask(batch)
-        for signal, (total, values_BT) in self._joint_loss.terms(batch, student, training).items():
-            loss = loss + total / num_taught
-            self.loss_means.add(f"loss/{signal}", (values_BT * mask_BT).sum(), mask_BT.sum())
-        # TRL gives a micro-batch its share of the update's mean; its logs are averaged over micro-batches.
-        self.loss_means.add("loss/policy", policy_loss.detach() * (num_parts or 1), torch.ones(()))
+        terms = self._joint_loss.terms(batch, student, training)
+        for name, (total, values_BT, mask_BT, num_tokens) in terms.items():
+            loss = loss + total / self._joint_loss.per_update(num_tokens, self.accelerator.num_processes, num_parts)
+            self.loss_means.add(f"loss/{name}", (values_BT * mask_BT).sum(), mask_BT.sum())
+        if terms or self.teachers:
+            # TRL gives a micro-batch its share of the update's mean; its logs are averaged over micro-batches.
+            self.loss_means.add("loss/policy", policy_loss.detach() * (num_parts or 1), torch.ones(()))
         return loss
 
     def _with_replay(self, loss: Tensor, retention: RetentionCallback, model: nn.Module) -> Tensor:

@@ -137,6 +137,17 @@ class Distill(TrainingStage):
         return self
 
     @model_validator(mode="after")
+    def _gold_answers_can_be_learnt(self) -> Distill:
+        if self.signals.gold is None:
+            return self
+        if not self.rollout.gold_completions:
+            raise ValueError("signals.gold learns gold answers among the completions: set rollout.gold_completions")
+        if self.rollout.temperature != 1:
+            fix = "set rollout.temperature to 1; signals.response has a temperature of its own"
+            raise ValueError(f"signals.gold needs log-probabilities at temperature 1: {fix}")
+        return self
+
+    @model_validator(mode="after")
     def _lists_suffice(self) -> Distill:
         response, temperature = self.signals.response, self.rollout.temperature
         for name, spec in self.teachers.items():
