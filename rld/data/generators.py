@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rld.data.file_items import read_items
 from rld.data.formats.hub import HubRows
-from rld.data.items import Item, ItemSource
-from rld.data.row_kinds import QUESTION_ANSWER
+from rld.data.items import Item, ItemFactory, ItemSource
+from rld.data.row_kinds import QUESTION_ANSWER, labelled
+from rld.errors import DataError
 from rld.recipe import registry
 from rld.recipe.skills import GeneratedSkill, ReasoningGymSkill, Skill
 
@@ -42,7 +43,30 @@ def item_source(skill: Skill, folder: Path, *, skips_bad_rows: bool = False) -> 
         case ReasoningGymSkill():
             return ItemSource(_ReasoningGym(skill), len(skill.levels), held_out=held_out)
     levels = read(skill.source)
-    return ItemSource(_Choice(levels), len(levels), levels, held_out)
+    make_gold = _items_with_labels(skill.labels, levels, held_out, skill.origin) if skill.labels else None
+    return ItemSource(_Choice(levels), len(levels), levels, held_out, make_gold)
+
+
+def _items_with_labels(
+    labels: Mapping[str, str], levels: list[list[Item]], held_out: list[list[Item]] | None, origin: str
+) -> ItemFactory | None:
+    """Return what makes items that have a label; None where all items have one.
+
+    Raises:
+        DataError: a held-out row or all rows of a level have no label, or a label is on no row.
+    """
+    scored = [item for items in held_out or () for item in items]
+    unlabelled = next((item.place for item in scored if item.answer is None), None)
+    if unlabelled is not None:
+        raise DataError(f"{unlabelled}: no label, and a held-out row is scored by its label")
+    answers = {item.answer for items in (*levels, scored) for item in items if item.answer is not None}
+    unused = labelled.unused(labels, answers)
+    if unused:
+        raise DataError(f"{origin}: no row has the label {unused[0]!r}; mend it in `labels`, or leave it out")
+    known = [[item for item in items if item.answer is not None] for items in levels]
+    if sum(map(len, known)) == sum(map(len, levels)):
+        return None
+    return _Choice(known)
 
 
 class _Generator:
@@ -112,4 +136,6 @@ class _Choice:
         self.levels = levels
 
     def __call__(self, level: int, rng: random.Random) -> Item:
+        if not self.levels[level]:
+            raise DataError("none of its rows has a label")
         return rng.choice(self.levels[level])

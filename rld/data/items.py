@@ -12,7 +12,7 @@ class Item(NamedTuple):
 
     question: str
     answer: str | None
-    """None: the question has no single gold answer, and the verifier uses `entry`."""
+    """None: the question has no single gold answer, and the verifier uses `entry`; or its label is not known."""
     entry: str = ""
     place: str = ""
     """Where it is written, such as `data.jsonl:17`; "" where it is generated."""
@@ -33,3 +33,5 @@ class ItemSource(NamedTuple):
     """All items, by level. None: they are generated, and there is no end to them."""
     held_out: Sequence[Sequence[Item]] | None = None
     """The items of a file of held-out rows, by level. None: rows are held out from the others."""
+    make_gold: ItemFactory | None = None
+    """Makes an item that has a gold answer, where labelled rows have none too. None: `make` does."""

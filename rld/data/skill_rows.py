@@ -113,7 +113,7 @@ class SkillRows:
                     rows.append(self._placed(item, level))
         for i in range(self._num_held_out):
             level = i % self.num_levels
-            item = self._new(level, self._rng(self._seed, level, f"held out {i}"))
+            item = self._new(level, self._rng(self._seed, level, f"held out {i}"), gold=True)
             self._taken.add(question_key(item.question))
             rows.append(self._placed(item, level, f"held-out {i}"))
         for level in range(self.num_levels):
@@ -158,35 +158,44 @@ class SkillRows:
         Raises:
             DataError: the skill has no gold answers.
         """
-        rows = list(self._drawn(count, seed, "rows"))
+        rows = list(self._drawn(count, seed, "rows", gold=gold))
+        if gold and not rows:
+            raise DataError(f"skill {self.skill!r} has no row with a label that is not held out")
         if gold and any(not row["answer"] for row in rows):
             raise DataError(f"skill {self.skill!r} has questions without a gold answer; leave it to reinforcement")
         return rows
 
     def probe(self, count: int) -> list[Row]:
-        """Return training rows for probing teachers; they are the same in every run with the recipe's seed."""
-        return list(self._drawn(count, self._seed, "probe"))
+        """Return training rows for probing teachers; they are the same in every run with the recipe's seed.
 
-    def _drawn(self, count: int, seed: int, purpose: str) -> Iterator[Row]:
-        rngs = [self._rng(seed, level, purpose) for level in range(self.num_levels)]
-        for i in range(count):
-            level = i % self.num_levels
-            yield self.draw(level, rngs[level])
+        Of labelled rows they are those that have a label; none if there are none.
+        """
+        return list(self._drawn(count, self._seed, "probe", gold=True))
+
+    def _drawn(self, count: int, seed: int, purpose: str, *, gold: bool) -> Iterator[Row]:
+        self.held_out()  # fills the set of questions to exclude
+        rngs = {level: self._rng(seed, level, purpose) for level in range(self.num_levels)}
+        if gold and self._source.make_gold is not None:
+            rngs = {level: rng for level, rng in rngs.items() if self._left(level, gold=True)}
+        levels = list(rngs)
+        for i in range(count if levels else 0):
+            level = levels[i % len(levels)]
+            yield self._row(self._new(level, rngs[level], gold), level)
 
     def _rng(self, seed: int, level: int, purpose: str) -> random.Random:
         return random.Random(f"{seed}:{self.skill}:{level}:{purpose}")
 
-    def _new(self, level: int, rng: random.Random) -> Item:
-        """Make an item whose question is not held out."""
+    def _new(self, level: int, rng: random.Random, gold: bool = False) -> Item:
+        """Make an item whose question is not held out; with `gold`, of labelled rows one that has a label."""
         num_refused = 0
         for _ in range(_MOST_TRIES):
-            item = self._made(level, rng)
+            item = self._made(level, rng, gold)
             if question_key(item.question) in self._taken:
                 continue
             if self._accepts(self._row(item, level)):
                 return item
             num_refused += 1
-        rest = self._left(level)
+        rest = self._left(level, gold)
         if rest:
             return rng.choice(rest)
         place = f"skill {self.skill!r}, level {level}"
@@ -202,9 +211,11 @@ class SkillRows:
             f"{self._num_held_out}), or make the level larger or leave it out"
         )
 
-    def _left(self, level: int) -> list[Item]:
+    def _left(self, level: int, gold: bool) -> list[Item]:
         """Return the items of a level of a file that may be used and are not held out; empty for a generator."""
         items = [] if self._source.levels is None else self._source.levels[level]
+        if gold and self._source.make_gold is not None:
+            items = [item for item in items if item.answer is not None]
         return [
             item
             for item in items
@@ -225,10 +236,11 @@ class SkillRows:
             f"{self._num_held_out}), or score on a file of its own, by held_out: {{file: test.jsonl}}"
         )
 
-    def _made(self, level: int, rng: random.Random) -> Item:
+    def _made(self, level: int, rng: random.Random, gold: bool = False) -> Item:
+        make = (self._source.make_gold if gold else None) or self._source.make
         try:
             with user_code(CALL_SECONDS):
-                return self._source.make(level, rng)
+                return make(level, rng)
         except Exception as error:
             name = getattr(self._source.make, "name", "its generator")
             raise DataError(f"skill {self.skill!r}, level {level}: {name} {description(error)}") from error

@@ -160,8 +160,9 @@ def _summary(source: SkillRows, encoder: Any, characters_per_token: float) -> Sk
         sizes = [(len(prompt_ids), len(answer_ids)) for prompt_ids, answer_ids in encoded]
     answers_by_prompt: dict[str, set[str]] = {}
     for row in rows:
-        answers_by_prompt.setdefault(str(row["prompt"]), set()).add(row["answer"])
-    prompt = rows[0]["prompt"]
+        answers_by_prompt.setdefault(str(row["prompt"]), set()).update(filter(None, [row["answer"]]))
+    example = next((row for row in rows if row["answer"]), rows[0])
+    prompt = example["prompt"]
     if not isinstance(prompt, str):
         prompt = "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
     return SkillSummary(
@@ -171,8 +172,8 @@ def _summary(source: SkillRows, encoder: Any, characters_per_token: float) -> Sk
         sum(len(answers) > 1 for answers in answers_by_prompt.values()),
         len(source.held_out()),
         max(len(row["answer"]) for row in rows),
-        prompt if encoder is None else encoder.render(rows[0]["prompt"]),
-        rows[0]["answer"],
+        prompt if encoder is None else encoder.render(example["prompt"]),
+        example["answer"],
         Lengths(fmean(size for size, _ in sizes), 1 + fmean(size for _, size in sizes)),
     )
 

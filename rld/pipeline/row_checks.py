@@ -93,7 +93,7 @@ class RowChecks:
             answering = replace(reader, learns_answers=False)
             for skill in sources if reader.is_student else reader.skills:  # a student is scored on all skills
                 is_trained = skill in reader.skills
-                placed = examples[skill] if is_trained else held_out[skill]
+                placed = [*(examples[skill] if is_trained else held_out[skill]), *self._each_label(examples[skill][:1])]
                 places = [place for place, _ in placed]
                 for finding in self._findings(reader if is_trained else answering, [row for _, row in placed]):
                     line = f"{reader.name}, skill '{skill}': {finding.described(places)}"
@@ -101,6 +101,17 @@ class RowChecks:
                     if worst is None or len(worst[1].rows) < len(finding.rows):
                         problems[skill, finding.kind] = line, finding
         self._tell(dict(problems.values()), "such rows are left out (bad_rows: skip)")
+
+    def _each_label(self, examples: Sequence[PlacedRow]) -> Iterator[PlacedRow]:
+        """Yield a labelled row with each of its skill's labels; none for other rows."""
+        for _, row in examples:
+            for label, words in self._recipe.labels.get(row["skill"], {}).items():
+                yield PlacedRow(f"label {label!r}", {**row, "answer": words})
+
+    def _with_some_label(self, row: Row) -> Row:
+        """Return a labelled row without a label with the longest one, and any other row as it is."""
+        words = self._recipe.labels.get(row["skill"], {}).values()
+        return {**row, "answer": max(words, key=len)} if words and not row["answer"] else row
 
     def _look_at_texts(self, examples: Mapping[str, Sequence[PlacedRow]]) -> None:
         """Refuse arguments that no chat template reads, and warn of what a user may not expect of the texts."""
@@ -150,6 +161,8 @@ class RowChecks:
         }
         if not reader.is_student:
             return check_prompts(reader.encoder, rows, **limits)
+
+        rows = [self._with_some_label(row) for row in rows]
 
         def verify(rows: Sequence[Row], texts: Sequence[str]) -> list[bool]:
             rewards = ask(self._judge, rows, texts, [reader.encoder.encode_answer(text) for text in texts])

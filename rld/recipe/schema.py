@@ -171,6 +171,12 @@ class Recipe(FrozenOptions):
         audits = [stage.audit_in_use for stage in self.stages if stage.audit_in_use is not None]
         return self.judge or (audits[-1] if audits else self.verifier_in_use)
 
+    @property
+    def labels(self) -> dict[str, dict[str, str]]:
+        """The labels of each skill of labelled rows, with their words."""
+        labels = {name: getattr(skill, "labels", {}) for name, skill in self.skills.items()}
+        return {name: labels_of_skill for name, labels_of_skill in labels.items() if labels_of_skill}
+
     def skill_prompts(self, skill: str) -> Prompts:
         """Return the prompt options of a skill."""
         return self.skills[skill].prompts or self.prompts

@@ -13,6 +13,7 @@ from rld.data.formats.hub import HubRows
 from rld.data.row_kinds import ROW_KINDS, RowReader
 from rld.data.row_kinds.conversation import Turns
 from rld.data.row_kinds.fields import columns_named_in
+from rld.data.row_kinds.labelled import Labels
 from rld.recipe import registry, reserved_options, third_party_options
 from rld.recipe.document import Loc, RecipeProblem
 from rld.recipe.names import RecipeNames, is_hub_id, items
@@ -170,13 +171,17 @@ class _RowsSkill(_Skill):
     """What a row is. `question_answer`: `question` and `answer`; `prompt` with `completion`, with `answer` or, where
     other columns tell the rewards what is correct, with neither; or `messages` of one turn. `conversation`: `messages`
     of several turns, or a `prompt` of messages, with `tools` where there are some. `code_task`: `prompt` and `tests`,
-    with `solution`, `setup` and `entry_point` where there are some."""
+    with `solution`, `setup` and `entry_point` where there are some. `labelled`: `question` and `answer`, which is one
+    of the `labels`, or empty where the label is not known."""
     columns: dict[str, str] = {}
     """Where the values stand that are in no column of their name, as in `{question: title, answer: label}`. A text with
     columns in braces is a template: `question: "{title}\\n{text}"`. Held-out rows have the same columns."""
     turns: Turns = "last"
     """The answers of a conversation that are learnt and scored: the `last` one, or `all`, each as a row of its own with
     the messages in front of it as its prompt."""
+    labels: Labels = {}
+    """Of labelled rows, the words that say each label, as in `{1: " World", 2: " Sports"}`, with the space that stands
+    between prompt and answer. A list of words is short for labels that the file calls by these words themselves."""
 
     @field_validator("kind")
     @classmethod
@@ -187,10 +192,12 @@ class _RowsSkill(_Skill):
 
     @model_validator(mode="after")
     def _options_are_of_the_kind(self) -> _RowsSkill:
-        for name in ("turns",):
+        for name in ("turns", "labels"):
             is_set = getattr(self, name) != type(self).model_fields[name].default
             if is_set and name not in ROW_KINDS[self.kind].options:
                 raise ValueError(f"rows of kind {self.kind} have no option {name}")
+        if self.kind == "labelled" and not self.labels:
+            raise ValueError("labelled rows need `labels`: the words that say each of them")
         return self
 
     @classmethod

@@ -86,3 +86,14 @@ def test_conversations_with_tools_are_checked_and_trained(folder, capsys):
     assert "# Tools" in capsys.readouterr().out
     assert main(["train", str(path), "--output", str(folder / "run")]) == 0
     assert (folder / "run" / "student" / "config.json").is_file()
+
+
+def test_labelled_rows_are_checked_and_trained(folder, capsys):
+    (fragment,) = [recipe for recipe in RECIPES if "sections" in recipe["skills"]]
+    with (folder / "news.csv").open("a") as file:
+        file.write("\n,Title 6,Nobody knows,web\n")
+    path = written(folder, fragment, max_new_tokens=8)
+    assert main(["check", str(path)]) == 0
+    assert "Title" in capsys.readouterr().out
+    assert main(["train", str(path), "--output", str(folder / "run")]) == 0
+    assert (folder / "run" / "student" / "config.json").is_file()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from rld.data.file_items import read_items
 from rld.data.items import Item
@@ -15,6 +17,7 @@ from rld.data.row_kinds import RowReader
 from rld.errors import DataError
 from rld.models.prompting import PromptEncoder
 from rld.models.row_checks import check_rows
+from rld.recipe.skills import FileSkill
 from tests.data.test_skill_rows import source
 from tests.support.fleet import FLEET
 
@@ -153,3 +156,93 @@ def test_rows_that_cannot_be_used_are_left_out_where_the_recipe_says_so(tmp_path
     path.write_text('{"question": "b"}\n')
     with pytest.raises(DataError, match=r"rows.jsonl:1: no answer"):
         read_items(path, skips_bad_rows=True)
+
+
+# -- labelled ---------------------------------------------------------------------------------------------------------
+
+LABELS = {"1": " World", "2": " Sports", "3": " Sci/Tech"}
+LABELLED = RowReader("labelled", {"question": "{title}\n{text}", "answer": "label"}, {"labels": LABELS})
+
+
+def news(label: Any, title: str = "Rain") -> dict[str, Any]:
+    return {"label": label, "title": title, "text": "It rained."}
+
+
+@pytest.mark.parametrize(
+    ("label", "answer"), [("3", " Sci/Tech"), (1, " World"), (" 2 ", " Sports"), ("", None), (None, None)]
+)
+def test_a_label_becomes_its_words_and_a_row_may_have_none(label, answer):
+    assert only(news(label), LABELLED) == Item("Rain\nIt rained.", answer)
+
+
+def test_a_row_without_a_column_of_labels_has_no_label():
+    assert only({"question": "a?"}, RowReader("labelled", options={"labels": LABELS})).answer is None
+
+
+@pytest.mark.parametrize(("label", "message"), [("4", "the label '4' is none of '1', '2', '3'"), (2.5, "not 2.5")])
+def test_a_label_outside_the_set_is_refused(label, message):
+    with pytest.raises(ValueError, match=message):
+        LABELLED.items(news(label))
+
+
+def _labelled_skill(folder: Path, rows: list[tuple[str, str]], **options: Any) -> dict[str, Any]:
+    (folder / "news.csv").write_text("label,title,text\n" + "".join(f"{label},{title},.\n" for label, title in rows))
+    columns = {"question": "{title}\n{text}", "answer": "label"}
+    return {"kind": "labelled", "file": "news.csv", "labels": LABELS, "columns": columns, "held_out": 2} | options
+
+
+def test_scores_probes_and_gold_rows_have_labels_and_training_rows_may_have_none(tmp_path):
+    rows = [(str(1 + i % 3), f"known {i}") for i in range(8)] + [("", f"unknown {i}") for i in range(500)]
+    made = source(_labelled_skill(tmp_path, rows), tmp_path)
+    for some in (made.held_out(), made.probe(20), made.rows(20, seed=1)):
+        assert len(some) in (2, 20) and all(row["answer"] in LABELS.values() for row in some)
+    assert not {row["prompt"] for row in made.held_out()} & {row["prompt"] for row in made.probe(50)}
+    drawn = [made.draw(0, random.Random(i))["answer"] for i in range(300)]
+    assert drawn.count("") > 250
+
+
+def test_without_any_label_there_are_no_probes_and_no_gold_rows(tmp_path):
+    (tmp_path / "test.csv").write_text("label,title,text\n1,a,.\n2,b,.\n3,c,.\n")
+    skill = _labelled_skill(tmp_path, [("", "x"), ("", "y")], held_out={"file": "test.csv"})
+    made = source(skill, tmp_path)
+    assert made.probe(5) == []
+    assert {row["answer"] for row in made.held_out()} == {*LABELS.values()}
+    with pytest.raises(DataError, match="no row with a label"):
+        made.rows(4, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ([("1", "a"), ("2", "b"), ("4", "c")], {}, "news.csv:4: the label '4' is none of"),
+        ([("1", "a"), ("2", "b"), ("", "c")], {}, "no row has the label '3'"),
+        ([("", "a"), ("", "b")], {}, "none of its rows has a label"),
+        ([("1", "a"), ("2", "b"), ("3", "c")], {"held_out": {"file": "test.csv"}}, "test.csv:2: no label, and a held"),
+    ],
+)
+def test_labels_that_cannot_be_used_are_refused_by_place(tmp_path, rows, options, message):
+    (tmp_path / "test.csv").write_text("label,title,text\n,z,.\n")
+    with pytest.raises(DataError, match=message):
+        source(_labelled_skill(tmp_path, rows, **options), tmp_path).held_out()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([" A"], "two labels at least"),
+        ([" A", "A "], "'A' are there twice"),
+        ({1: " A", 2: "A"}, "labels '1' and '2' have the same words"),
+        ({1: " A", 2: " "}, "label '2' has no words"),
+        ({}, "labelled rows need `labels`"),
+    ],
+)
+def test_labels_differ(labels, message):
+    with pytest.raises(ValidationError, match=message):
+        FileSkill(file="x.csv", kind="labelled", labels=labels)
+    with pytest.raises(ValidationError, match="rows of kind question_answer have no option labels"):
+        FileSkill(file="x.csv", labels=[" A", " B"])
+
+
+def test_labels_may_be_a_list_of_words_or_have_numbers_as_names():
+    assert FileSkill(file="x", kind="labelled", labels=[" A", " B"]).labels == {"A": " A", "B": " B"}
+    assert FileSkill(file="x", kind="labelled", labels={1: " A", 2: " B"}).labels == {"1": " A", "2": " B"}

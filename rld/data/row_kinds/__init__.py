@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from rld.data.items import Item
-from rld.data.row_kinds import code_task, conversation, question_answer
+from rld.data.row_kinds import code_task, conversation, labelled, question_answer
 from rld.data.row_kinds.fields import Fields
 
 _LONGEST = 1_000_000
@@ -34,6 +34,7 @@ ROW_KINDS: dict[str, RowKind] = {
     "question_answer": RowKind(question_answer.NAMES, question_answer.items),
     "conversation": RowKind(conversation.NAMES, conversation.items, ("turns",)),
     "code_task": RowKind(code_task.NAMES, code_task.items, verifier=code_task.VERIFIER),
+    "labelled": RowKind(labelled.NAMES, labelled.items, ("labels",)),
 }
 """The kinds of rows by their name in a recipe."""
 
