@@ -15,6 +15,10 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 Align = Literal["likelihood", "vocabulary"]
 """How a teacher with another tokenizer is aligned: on spans of text, or on the tokens of both vocabularies."""
 
+Predicts = Literal["text", "label", "likelihood"]
+"""What a model predicts of a held-out row: an answer, the probabilities of a fixed set of labels, or the likelihood of
+a text."""
+
 Signal = Literal["policy", "response", "feature"]
 
 SIGNALS: tuple[Signal, ...] = ("policy", "response", "feature")

@@ -168,6 +168,19 @@ def read(path):
     for i in range(0, len(lines), 2):
         yield i + 2, {"question": lines[i], "answer": lines[i + 1]}
 '''
+METRIC = '''"""An `evaluate` metric: a dummy."""
+
+from rld.evaluation.metric import RowMean
+
+
+class Length(RowMean):
+    """The mean length of answers."""
+
+    columns = {"predictions": "string", "references": "string"}
+
+    def row_values(self, predictions, references):
+        return [float(len(text)) for text in predictions]
+'''
 COMMAND = '''def _dream(options: argparse.Namespace) -> int:
     """Do nothing at all."""
     return 0
@@ -241,6 +254,19 @@ ROWS = {
         ],
         {"check": r"./rows.pairs", "python": "How many\\? one"},
     ),
+    "score": Row(
+        [
+            Written("rld/evaluation/metrics/length.py", appended(METRIC)),
+            Written(
+                "rld/evaluation/scores.py",
+                replaced(
+                    '= {\n    "solved"',
+                    '= {\n    "length": Score("mean length", "text", "length", _texts, is_share=False),\n    "solved"',
+                ),
+            ),
+        ],
+        {"python": "length 4.0"},
+    ),
     "stage": Row(
         [
             Written("rld/recipe/stages/nap.py", appended(STAGE)),
@@ -306,7 +332,7 @@ RECIPE = """
 name: dummies
 tokenizer: {characters: "abHow mny?e"}
 skills:
-  copy: {generator: ./tasks.py:copy, levels: [{length: 1}], held_out: 1}
+  copy: {generator: ./tasks.py:copy, levels: [{length: 1}], held_out: 1, scores: [solved, length]}
   count: {file: ./rows.pairs, held_out: 0}
 models:
   tiny: {new: llama, config: {hidden_size: 16, num_attention_heads: 2, num_key_value_heads: 2}}
@@ -332,6 +358,8 @@ stages:
 USED = """
 from pathlib import Path
 from rld.data.file_items import read_items
+from rld.evaluation.held_out import HeldOutEvaluator
+from rld.evaluation.predictions import Prediction
 from rld.recipe.reading import read_recipe
 import tests.recipe_page as recipe, tests.run_folder_page as run_folder
 recipe.PAGE.write_text(recipe.page())
@@ -339,6 +367,9 @@ run_folder.PAGE.write_text(run_folder.page(run_folder.PAGE.read_text()))
 (item,), = read_items(Path("rows.pairs"))
 print(item.question, item.answer)
 read_recipe(Path("dummies.yaml"), []).stages[1].run(None)
+(row,), (said,) = [{"skill": "copy", "answer": "a"}], [Prediction("four", 0.0, "four")]
+skills = read_recipe(Path("dummies.yaml"), []).skills
+print("length", HeldOutEvaluator([row], skills, None).evaluation([said]).measured["copy"]["length"].value)
 """
 
 

@@ -22,7 +22,7 @@ ALLOWED = {  # the packages that each package may import, beside itself and the 
     "models": "",
     "losses": "models",
     "controllers": "",
-    "recipe": "losses controllers data.formats data.row_kinds",
+    "recipe": "losses controllers data.formats data.row_kinds evaluation.scores",
     "data": "recipe",
     "teachers": "models losses",
     "rollout": "models losses controllers teachers",

@@ -7,13 +7,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from datasets import Dataset
 from rld.rewards import text_of
 from trl.rewards import think_format_reward
 
 from rld.errors import RecipeError
-from rld.evaluation.held_out import HeldOutEvaluator
 from rld.models.prompting import PromptEncoder
 from rld.models.row_checks import check_rows
 from rld.models.thinking import Thinking
@@ -24,6 +22,7 @@ from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
 from rld.types import Answer
+from tests.support import scoring
 from tests.support.fleet import FLEET, Member, PerfectModel, rendered, rows
 from tests.support.real_tokenizers import byte_level
 
@@ -118,10 +117,10 @@ def test_rewards_gate_audit_and_scores_read_the_answer_alone(name, tmp_path):
     assert all(member.same_text(*pair) for pair in zip(texts[::2], [r["answer"] for r in rows(member)], strict=True))
     assert (batch["teacher_weights"][::2, 0] > 0).float().mean() >= 0.75, "composed accents are not equal code points"
     assert trainer.runtime._window.audit.audited_S.sum() == trainer.runtime._window.audit.passed_S.sum() > 0
-    evaluator = HeldOutEvaluator(rows(member), equal, LENGTH, torch.device("cpu"), member.chat_options, True)
+    evaluator = scoring.evaluator(rows(member), equal, LENGTH, member.chat_options, True)
     evaluation = evaluator.evaluate(model, member.tokenizer())
     assert evaluation.scores["all"] >= 0.75
-    assert THOUGHT.strip() in evaluation.samples[0].answer, "samples show the whole completion"
+    assert THOUGHT.strip() in evaluation.predictions[0].answer, "samples show the whole completion"
 
 
 @pytest.mark.parametrize("name", MEMBERS)
@@ -130,7 +129,7 @@ def test_thinking_without_an_end_is_no_answer(name, tmp_path):
     model = thinker(member, is_closed=False)
     if name in ("special", "deepseek, which opens the part"):
         assert set(rolled_out(member, model, tmp_path)[0]) == {""}
-    evaluator = HeldOutEvaluator(rows(member), equal, LENGTH, torch.device("cpu"), member.chat_options, True)
+    evaluator = scoring.evaluator(rows(member), equal, LENGTH, member.chat_options, True)
     assert evaluator.score(model, member.tokenizer()) == {"all": 0.0}
 
 
@@ -163,7 +162,7 @@ def test_a_run_that_reads_thinking_parts_as_answers_says_so(name, tmp_path):
     member = MEMBERS[name]
     with pytest.warns(UserWarning, match="strip_thinking leaves them out"):
         rolled_out(member, thinker(member), tmp_path, strip_thinking=False)
-    evaluator = HeldOutEvaluator(rows(member), equal, LENGTH, torch.device("cpu"), member.chat_options)
+    evaluator = scoring.evaluator(rows(member), equal, LENGTH, member.chat_options)
     with pytest.warns(UserWarning, match="strip_thinking leaves them out"):
         evaluator.score(thinker(member), member.tokenizer())
 

@@ -2,142 +2,141 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from rld.models.generation import encoder_of, generate
-from rld.models.logprob_source import LogprobSource
-from rld.models.placement import move_unless_placed
-from rld.models.prompting import PromptEncoder
-from rld.models.thinking import StripThinking
-from rld.rollout.verifier import Verify, is_success, verify_answers
-from rld.types import Answer, Row
+from rld.evaluation.intervals import interval
+from rld.evaluation.metric import load_metric
+from rld.evaluation.predictions import Prediction
+from rld.evaluation.predictors import PREDICTORS
+from rld.evaluation.predictors.base import Model, PredictionSettings
+from rld.evaluation.scores import SCORES
+from rld.recipe.skills import Skill
+from rld.rollout.verifier import is_success
+from rld.types import Predicts, Row
 
 NUM_SAMPLES = 3
 """Number of held-out rows per skill whose answers are recorded as samples for the user."""
 
-_METRIC = Path(__file__).parent / "metrics" / "solved.py"
 
+class MeasuredScore(NamedTuple):
+    """A score, and the ends of its 95% interval over rows."""
 
-class Accuracy(NamedTuple):
-    """The share of correct answers, from 0 to 1, and the number of rows."""
-
-    share: float
-    num_rows: int
-
-    @property
-    def num_correct(self) -> int:
-        return round(self.share * self.num_rows)
-
-
-class SampledAnswer(NamedTuple):
-    """The answer to a row, and whether it is correct."""
-
-    answer: str
-    is_correct: bool
+    value: float
+    low: float
+    high: float
 
 
 class Evaluation(NamedTuple):
     """The result of a model on held-out rows.
 
     Attributes:
-        scores: The share of correct answers per skill, from 0 to 1.
-        samples: The answers to `HeldOutEvaluator.sample_rows`, in their order; empty if only scores are available.
+        measured: The scores of each skill by name, its main score first.
+        predictions: What the model says of each held-out row, in their order.
     """
 
-    scores: dict[str, float]
-    samples: list[SampledAnswer]
+    measured: dict[str, dict[str, MeasuredScore]]
+    predictions: list[Prediction]
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The main score of each skill, from 0 to 1."""
+        return {skill: next(iter(scores.values())).value for skill, scores in self.measured.items()}
 
 
 @dataclass(frozen=True)
 class HeldOutEvaluator:
-    """Computes the accuracy of models from their greedy answers to held-out rows.
+    """Scores models on held-out rows.
 
     Attributes:
         rows: The held-out rows of all skills.
-        judge: Returns 1 for correct answers; it has the signature of a reward.
-        max_new_tokens: The largest number of tokens of an answer.
-        device: The device for models that have not been placed on one.
-        chat_template_kwargs: Additional arguments of chat templates.
-        strip_thinking: Whether answers are judged without their thinking part; or the two markers around it.
+        skills: The options of the skills.
+        settings: What predictions depend on.
     """
 
     rows: Sequence[Row]
-    judge: Verify
-    max_new_tokens: int
-    device: torch.device
-    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    strip_thinking: StripThinking = False
+    skills: Mapping[str, Skill]
+    settings: PredictionSettings
 
-    def score(self, model: PreTrainedModel | LogprobSource, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
-        """Return the accuracy on the held-out rows, per skill."""
-        return self.evaluate(model, tokenizer).scores
+    def score(self, model: Model, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+        """Return the main score of each skill."""
+        predictions = self.predict(model, tokenizer, self.rows)
+        by_skill = _by_skill(self.rows, predictions)
+        return {
+            skill: _score(self.skills[skill].scores_in_use[0], *rows_and_predictions)
+            for skill, rows_and_predictions in by_skill.items()
+        }
 
-    def evaluate(self, model: PreTrainedModel | LogprobSource, tokenizer: PreTrainedTokenizerBase) -> Evaluation:
-        """Return the scores on the held-out rows, and the answers to `sample_rows`."""
-        return self.predict(model, tokenizer)[0]
+    def evaluate(self, model: Model, tokenizer: PreTrainedTokenizerBase) -> Evaluation:
+        """Return the scores on the held-out rows with their intervals, and the predictions."""
+        return self.evaluation(self.predict(model, tokenizer, self.rows))
 
-    def predict(
-        self, model: PreTrainedModel | LogprobSource, tokenizer: PreTrainedTokenizerBase
-    ) -> tuple[Evaluation, list[SampledAnswer]]:
-        """Return the evaluation, and the answers to all held-out rows in their order."""
-        texts = [answer.text for answer in self.answer(model, tokenizer, self.rows)]
-        rewards = self.rewards(self.rows, texts, tokenizer)
-        answers = [SampledAnswer(text, is_success(reward)) for text, reward in zip(texts, rewards, strict=True)]
-        scores = {skill: accuracy.share for skill, accuracy in _accuracies(self.rows, rewards).items()}
-        return Evaluation(scores, [answers[i] for i in self._sample_indices()]), answers
+    def evaluation(self, predictions: Sequence[Prediction]) -> Evaluation:
+        """Return the evaluation of predictions for the held-out rows, in their order."""
+        measured = {
+            skill: {name: _measured(name, *pair) for name in self.skills[skill].scores_in_use}
+            for skill, pair in _by_skill(self.rows, predictions).items()
+        }
+        return Evaluation(measured, list(predictions))
+
+    def predict(self, model: Model, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Prediction]:
+        """Return a model's predictions for rows of the skills, held out or not, in their order."""
+        indices: dict[Predicts, list[int]] = {}
+        for i, row in enumerate(rows):
+            indices.setdefault(self.skills[row["skill"]].predicts, []).append(i)
+        predictions: dict[int, Prediction] = {}
+        for predicts, numbers in indices.items():
+            predictor = PREDICTORS[predicts](self.settings, self.skills)
+            part = predictor.predict(model, tokenizer, [rows[i] for i in numbers])
+            predictions |= dict(zip(numbers, part, strict=True))
+        return [predictions[i] for i in range(len(rows))]
 
     @property
-    def sample_rows(self) -> list[Row]:
-        """The first `NUM_SAMPLES` held-out rows of each skill."""
-        return [self.rows[i] for i in self._sample_indices()]
-
-    def _sample_indices(self) -> list[int]:
+    def sample_indices(self) -> list[int]:
+        """The indices of the first `NUM_SAMPLES` held-out rows of each skill whose rows ask for an answer."""
         indices: dict[str, list[int]] = {}
         for i, row in enumerate(self.rows):
-            indices.setdefault(row["skill"], []).append(i)
-        return [i for rows in indices.values() for i in rows[:NUM_SAMPLES]]
-
-    def answer(
-        self, model: PreTrainedModel | LogprobSource, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
-    ) -> list[Answer]:
-        """Return a model's greedy answers to rows."""
-        if not isinstance(model, LogprobSource):
-            model = move_unless_placed(model, self.device)
-        encoder = encoder_of(model, tokenizer, self.chat_template_kwargs, self.strip_thinking)
-        return generate(model, encoder, rows, max_new_tokens=self.max_new_tokens)
-
-    def rewards(self, rows: Sequence[Row], texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[float]:
-        """Return the judge's rewards for answers; 0 where the judge returns None."""
-        if not rows:
-            return []
-        encoder = PromptEncoder(tokenizer, self.chat_template_kwargs, strip_thinking=self.strip_thinking)
-        rewards = verify_answers(encoder, rows, texts, self.judge).rewards
-        return [0.0 if reward is None else reward for reward in rewards]
-
-    def accuracies(
-        self, rows: Sequence[Row], texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
-    ) -> dict[str, Accuracy]:
-        """Return the accuracy of answers, per skill."""
-        return _accuracies(rows, self.rewards(rows, texts, tokenizer))
+            if self.skills[row["skill"]].predicts != "likelihood":
+                indices.setdefault(row["skill"], []).append(i)
+        return [i for numbers in indices.values() for i in numbers[:NUM_SAMPLES]]
 
 
-def _accuracies(rows: Sequence[Row], rewards: Sequence[float]) -> dict[str, Accuracy]:
-    accuracies = {}
-    for skill in dict.fromkeys(row["skill"] for row in rows):
-        skill_rewards = [reward for row, reward in zip(rows, rewards, strict=True) if row["skill"] == skill]
-        accuracies[skill] = Accuracy(float(_metric().compute(predictions=skill_rewards)["solved"]), len(skill_rewards))
-    return accuracies
+def correct_counts(rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, tuple[int, int]]:
+    """Return for each skill whose rows ask for an answer the number of correct ones, and of all."""
+    counts: dict[str, tuple[int, int]] = {}
+    for row, prediction in zip(rows, predictions, strict=True):
+        if prediction.reward is not None:
+            num_correct, num_rows = counts.get(row["skill"], (0, 0))
+            counts[row["skill"]] = num_correct + is_success(prediction.reward), num_rows + 1
+    return counts
 
 
-@functools.cache
-def _metric() -> Any:
-    import evaluate  # deferred: the import takes seconds
+def _by_skill(rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, tuple[list[Row], list[Prediction]]]:
+    by_skill: dict[str, tuple[list[Row], list[Prediction]]] = {}
+    for row, prediction in zip(rows, predictions, strict=True):
+        skill_rows, skill_predictions = by_skill.setdefault(row["skill"], ([], []))
+        skill_rows.append(row)
+        skill_predictions.append(prediction)
+    return by_skill
 
-    return evaluate.load(str(_METRIC), keep_in_memory=True)
+
+def _columns(name: str, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, list[object]]:
+    values = [SCORES[name].columns(row, prediction) for row, prediction in zip(rows, predictions, strict=True)]
+    return {column: [value[column] for value in values] for column in values[0]}
+
+
+def _score(name: str, rows: Sequence[Row], predictions: Sequence[Prediction]) -> float:
+    """Return the score `name` of predictions for the rows of one skill."""
+    score = SCORES[name]
+    (value,) = load_metric(score.metric).compute(**_columns(name, rows, predictions), **score.options).values()
+    return float(value)
+
+
+def _measured(name: str, rows: Sequence[Row], predictions: Sequence[Prediction]) -> MeasuredScore:
+    """Return the score `name` of predictions for the rows of one skill, with its interval."""
+    score, columns = SCORES[name], _columns(name, rows, predictions)
+    value = _score(name, rows, predictions)
+    return MeasuredScore(value, *interval(load_metric(score.metric), columns, score.options))

@@ -32,8 +32,7 @@ def _try_models(run: RunContext) -> None:
     for name in dict.fromkeys(name for stage in run.recipe.stages for name in stage.references() if name not in stages):
         model, tokenizer = run.models.load(name)
         require_sound_model(model, f"the model {name}", ModelError)
-        answers = run.answer(model, tokenizer, rows)
-        run.evaluator.rewards(rows, [answer.text for answer in answers], tokenizer)
+        run.predict(model, tokenizer, rows)
     for stage in run.recipe.stages:
         if stage.uses_rewards:
             RewardLoader(run).load_all(stage)

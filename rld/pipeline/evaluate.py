@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from rld.errors import RecipeError
 from rld.pipeline.run import RunContext
 from rld.pipeline.run_inputs import record_revisions
 from rld.pipeline.stage_results import NOT_SCORED, stage_record, store_result
 from rld.recipe.stages.evaluate import Evaluate
-from rld.utils import files
-
-PREDICTIONS = "predictions.jsonl"
-"""The name of the file with a model's answers, in the folder of the stage's result."""
 
 
 def dry_run(context: RunContext, stage: Evaluate) -> None:
@@ -27,21 +22,11 @@ def dry_run(context: RunContext, stage: Evaluate) -> None:
 
 
 def run(context: RunContext, stage: Evaluate) -> None:
-    """Score the model and store its scores, and its answer to each held-out row."""
+    """Score the model and store its scores, and its predictions for the held-out rows."""
     model, tokenizer = context.models.load(stage.model)
     record_revisions(context)
     rows = [row for row in context.evaluator.rows if row["skill"] in context.skills(stage)]
     evaluator = replace(context.evaluator, rows=rows)
-    evaluation, answers = evaluator.predict(model, tokenizer)
+    evaluation = evaluator.evaluate(model, tokenizer)
     record = stage_record(context, stage, model.num_parameters(), after=evaluation)
-
-    def save(folder: Path) -> None:
-        files.append_jsonl(
-            folder / PREDICTIONS,
-            [
-                {"skill": row["skill"], "prompt": row["prompt"], "gold": row["answer"], **answer._asdict()}
-                for row, answer in zip(rows, answers, strict=True)
-            ],
-        )
-
-    store_result(context, stage, record, evaluator.sample_rows, evaluations=(NOT_SCORED, evaluation), save=save)
+    store_result(context, stage, record, evaluator, evaluations=(NOT_SCORED, evaluation))

@@ -54,8 +54,7 @@ def run(context: RunContext, stage: Merge) -> None:
         tokenizer.save_pretrained(folder)
         write_model_card(folder, context, stage, record)
 
-    rows = context.evaluator.sample_rows
-    store_result(context, stage, record, rows, evaluations=(NOT_SCORED, after), save=save)
+    store_result(context, stage, record, context.evaluator, evaluations=(NOT_SCORED, after), save=save)
 
 
 def _scored(context: RunContext, name: str, loaded: Loaded) -> Evaluation:

@@ -24,7 +24,7 @@ def probe_judge(context: RunContext) -> None:
     Raises:
         RewardError: as `rewards.checked`.
     """
-    _probe(context.evaluator.judge, context, context.recipe.skills)
+    _probe(context.evaluator.settings.judge, context, context.recipe.skills)
 
 
 def probe_rewards(context: RunContext, stage: Distill, rewards: Rewards) -> None:

@@ -16,13 +16,15 @@ from transformers import TrainingArguments
 from rld.data import skill_rows
 from rld.errors import RecipeError, RldError
 from rld.evaluation.held_out import Evaluation, HeldOutEvaluator
-from rld.models.generation import encoder_of
+from rld.evaluation.predictions import Prediction
+from rld.evaluation.predictors.base import PredictionSettings
+from rld.evaluation.predictors.text import TextPredictor
 from rld.models.prompting import PromptEncoder
 from rld.pipeline.judge import load_judge
 from rld.pipeline.launch import read_launch
 from rld.pipeline.model_loading import ModelLoader
+from rld.pipeline.predictions import read_predictions
 from rld.pipeline.row_checks import RowChecks
-from rld.pipeline.samples import read_answers_after
 from rld.pipeline.trainer_arguments import shared_arguments
 from rld.recipe.inputs import Inputs, InputsFile
 from rld.recipe.schema import Recipe
@@ -80,14 +82,15 @@ class RunContext:
         self.state = PartialState(cpu=not torch.cuda.is_available())
         launch.require_strategy(request.strategies, self.state)
         self._request, self._precisions = request, dict[str, str]()
-        self.evaluator = HeldOutEvaluator(
-            held_out,
+        settings = PredictionSettings(
             judge,
             self.recipe.max_new_tokens,
             self.state.device,
             self.recipe.prompts.chat_template_kwargs,
             self.recipe.prompts.strip_thinking,
         )
+        self.texts = TextPredictor(settings, self.recipe.skills)
+        self.evaluator = HeldOutEvaluator(held_out, self.recipe.skills, settings)
 
     @property
     def flops(self) -> float:
@@ -135,24 +138,36 @@ class RunContext:
         return sum(float(record["seconds"]) for record in records if record is not None)
 
     def earlier_evaluation(self, reference: str) -> Evaluation | None:
-        """Return the evaluation of the finished stage that `reference` names, None if it names no such stage."""
+        """Return the evaluation of the finished stage that `reference` names; None where its model is to be scored.
+
+        That is where it names no stage, or the predictions of the stage are missing or damaged.
+        """
         if all(stage.name != reference for stage in self.recipe.stages):
             return None
         record = self.paths.stage_record(reference)
-        return Evaluation(record["after"], read_answers_after(self.paths.samples, reference)) if record else None
+        path = self.paths.predictions(reference, "after")
+        predictions = None if record is None else read_predictions(path, self.evaluator.rows)
+        evaluation = None if predictions is None else self.evaluator.evaluation(predictions)
+        return evaluation if record and evaluation and evaluation.scores == record["after"] else None
 
     def encoder(self, model: Any, tokenizer: Any) -> PromptEncoder:
         """Return the encoder of prompts and answers for a model, with the recipe's options of the chat template."""
-        prompts = self.recipe.prompts
-        return encoder_of(model, tokenizer, prompts.chat_template_kwargs, prompts.strip_thinking)
+        return self.evaluator.settings.encoder(model, tokenizer)
 
     def answer(self, model: Any, tokenizer: Any, rows: Sequence[Row]) -> list[Answer]:
         """Return a model's greedy answers to rows, and add their FLOPs to those of the current stage."""
         encoder = self.encoder(model, tokenizer)
-        answers = self.evaluator.answer(model, tokenizer, rows)
+        answers = self.texts.answer(model, tokenizer, rows)
         num_tokens = encoder.count_tokens(rows, [encoder.encode_answer(answer.text) for answer in answers])
         self.flop_meter.add("answers", forward_flops(model.num_parameters(), num_tokens))
         return answers
+
+    def predict(self, model: Any, tokenizer: Any, rows: Sequence[Row]) -> list[Prediction]:
+        """Return a model's predictions for rows, and add their FLOPs to those of the current stage."""
+        predictions = self.evaluator.predict(model, tokenizer, rows)
+        num_tokens = sum(prediction.num_tokens for prediction in predictions)
+        self.flop_meter.add("answers", forward_flops(model.num_parameters(), num_tokens))
+        return predictions
 
     def _training_rows(self, count: int) -> list[Row]:
         """Return so many training rows, over all skills."""

@@ -1,33 +1,34 @@
-"""Write and read `samples.jsonl`: answers to a few held-out rows, before and after each stage."""
+"""Write `samples.jsonl`: answers to a few held-out rows, before and after each stage."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rld.evaluation.held_out import Evaluation, SampledAnswer
-from rld.types import Row
+from rld.evaluation.held_out import Evaluation, HeldOutEvaluator
+from rld.rollout.verifier import is_success
 from rld.utils import files
 
 
 def write_samples(
     path: Path,
     stage: str,
-    rows: Sequence[Row],
+    evaluator: HeldOutEvaluator,
     *,
     before: Evaluation,
     after: Evaluation,
     teachers: Mapping[str, Evaluation],
 ) -> None:
-    """Write one line per row; they replace the lines of this stage that the file has.
+    """Write one line per row of the sample; they replace the lines of this stage that the file has.
 
     Args:
-        rows: The rows that the samples of all evaluations belong to, in their order.
-        before: The student's evaluation before the stage; an evaluation without samples becomes null.
+        evaluator: What has made the evaluations.
+        before: The student's evaluation before the stage; an evaluation without predictions becomes null.
     """
     records = []
-    for i, row in enumerate(rows):
+    for i in evaluator.sample_indices:
+        row = evaluator.rows[i]
         records.append(
             {
                 "stage": stage,
@@ -43,16 +44,8 @@ def write_samples(
     files.append_jsonl(path, records)
 
 
-def read_answers_after(path: Path, stage: str) -> list[SampledAnswer]:
-    """Return the answers of a finished stage's student; empty where the file has none, or a line is damaged."""
-    lines = files.read_jsonl(path)
-    records = [record.get("after") for record in lines.records if record.get("stage") == stage]
-    try:
-        answers = [SampledAnswer(record["answer"], record["is_correct"]) for record in records if record is not None]
-    except (KeyError, TypeError):
-        return []
-    return [] if lines.damaged else answers
-
-
 def _record(evaluation: Evaluation, index: int) -> dict[str, Any] | None:
-    return evaluation.samples[index]._asdict() if evaluation.samples else None
+    if not evaluation.predictions:
+        return None
+    prediction = evaluation.predictions[index]
+    return {"answer": prediction.answer, "is_correct": is_success(prediction.reward or 0.0)}

@@ -113,7 +113,7 @@ def _answers(context: RunContext, teacher: Loaded, student: PromptEncoder, rows:
 
 def _verdicts(context: RunContext, tokenizer: Any, rows: Sequence[Row], texts: Sequence[str]) -> list[bool]:
     """Return for each answer whether the run's judge accepts it as correct."""
-    return [is_success(reward) for reward in context.evaluator.rewards(rows, texts, tokenizer)]
+    return [is_success(reward) for reward in context.texts.rewards(rows, texts, tokenizer)]
 
 
 class CountFlops(TrainerCallback):

@@ -1,4 +1,4 @@
-"""Store what a stage has made: its record, with its model or its predictions, whole or not at all."""
+"""Store what a stage has made: its predictions, and its record with its model, whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rld.evaluation.held_out import Evaluation
+from rld.evaluation.held_out import Evaluation, HeldOutEvaluator
+from rld.pipeline.predictions import write_predictions
 from rld.pipeline.run import RunContext
 from rld.pipeline.samples import write_samples
 from rld.pipeline.teacher_loading import ProbedTeacher
 from rld.recipe.stages.base import Stage
 from rld.reporting.verdict import losses_of_skills
-from rld.types import Row
 from rld.utils import files
 from rld.utils.manifest import write_manifest
 from rld.utils.run_folder import stage_record_path
@@ -66,25 +66,32 @@ def store_result(
     context: RunContext,
     stage: Stage,
     record: Mapping[str, Any],
-    rows: Sequence[Row],
+    evaluator: HeldOutEvaluator,
     *,
     evaluations: tuple[Evaluation, Evaluation],
-    save: Callable[[Path], None],
+    save: Callable[[Path], None] = lambda folder: None,
     teachers: Sequence[ProbedTeacher] = (),
 ) -> None:
-    """Write a stage's samples and the folder of its result, and remove its checkpoints; add its cost to the run's.
+    """Write a stage's predictions, samples and the folder of its result, and remove its checkpoints.
+
+    Its cost is added to that of the run.
 
     Args:
-        rows: The rows to which the samples of the evaluations belong.
+        evaluator: What has made the evaluations.
         evaluations: Those before and after the stage.
-        save: Writes the model or the predictions into the folder that it gets.
+        save: Writes the model, if there is one, into the folder that it gets.
         teachers: The teachers of the stage.
     """
     context.skip(record)
     if context.state.is_main_process:
         before, after = evaluations
-        answers = {str(probed.teacher.name): probed.evaluation for probed in teachers}
-        write_samples(context.paths.samples, stage.name, rows, before=before, after=after, teachers=answers)
+        by_teacher = {str(probed.teacher.name): probed.evaluation for probed in teachers}
+        scorings = {"before": before, "after": after, **{f"teacher/{name}": e for name, e in by_teacher.items()}}
+        for scoring, evaluation in scorings.items():
+            if evaluation.predictions:
+                path = context.paths.predictions(stage.name, scoring)
+                write_predictions(path, evaluator.rows, evaluation.predictions)
+        write_samples(context.paths.samples, stage.name, evaluator, before=before, after=after, teachers=by_teacher)
         with files.replace_folder(context.paths.stage_result(stage.name)) as draft:
             draft.mkdir(parents=True, exist_ok=True)
             save(draft)

@@ -147,5 +147,5 @@ class StageTraining:
             tokenizer.save_pretrained(folder)
             write_model_card(folder, context, stage, record, self.trainer.state.global_step)
 
-        rows = context.evaluator.sample_rows
-        store_result(context, stage, record, rows, evaluations=(before, after), save=save, teachers=teachers)
+        evaluations = before, after
+        store_result(context, stage, record, context.evaluator, evaluations=evaluations, save=save, teachers=teachers)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from rld.errors import TeacherDown
-from rld.evaluation.held_out import Evaluation
+from rld.evaluation.held_out import Evaluation, correct_counts
 from rld.losses.feature_matching import FeaturePlan
 from rld.models.logprob_source import LogprobSource, ScoredSequence
 from rld.pipeline.model_loading import Loaded
@@ -74,9 +74,8 @@ class TeacherLoader:
             tokenizer = teacher.tokenizer
             assert tokenizer is not None  # set for every teacher that generates answers
             evaluation = evaluation or context.evaluator.evaluate(model, tokenizer)
-            texts = [answer.text for answer in context.answer(model, tokenizer, rows)]
-            accuracies = context.evaluator.accuracies(rows, texts, tokenizer)
-        teacher.verified = {skill: (accuracy.num_correct, accuracy.num_rows) for skill, accuracy in accuracies.items()}
+            predictions = context.predict(model, tokenizer, rows)
+        teacher.verified = correct_counts(rows, predictions)
         return ProbedTeacher(teacher, teacher.num_parameters(), evaluation)
 
     def fill_cache(

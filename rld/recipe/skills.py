@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -14,10 +14,12 @@ from rld.data.row_kinds import ROW_KINDS, RowReader
 from rld.data.row_kinds.conversation import Turns
 from rld.data.row_kinds.fields import columns_named_in
 from rld.data.row_kinds.labelled import Labels
+from rld.evaluation.scores import DEFAULT_SCORES, require_scores
 from rld.recipe import registry, reserved_options, third_party_options
 from rld.recipe.document import Loc, RecipeProblem
 from rld.recipe.names import RecipeNames, is_hub_id, items
 from rld.recipe.option_checks import check_call, check_options, find_signature
+from rld.types import Predicts
 from rld.utils.options import FrozenOptions, union_by_key
 from rld.utils.suggestions import hint
 
@@ -84,6 +86,15 @@ class _Skill(FrozenOptions):
     skill is trained on, but not scored."""
     prompts: Prompts | None = None
     """How its questions are turned into prompts. All skills must have one `style`. None: the recipe's `prompts`."""
+    scores: list[str] = []
+    """What a model's predictions for the held-out rows are scored by. The first one, which is between 0 and 1, is the
+    score of the skill in log, charts and verdict; the others stand beside it. Empty: `solved`, the share of answers
+    that the judge calls correct."""
+
+    @model_validator(mode="after")
+    def _scores_fit_the_rows(self) -> _Skill:
+        require_scores(self.scores, self.predicts)
+        return self
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
@@ -106,6 +117,16 @@ class _Skill(FrozenOptions):
     def num_levels(self) -> int | None:
         """The number of levels; None if it is known only after the rows are read."""
         return None
+
+    @property
+    def predicts(self) -> Predicts:
+        """What a model predicts of its held-out rows."""
+        return "text"
+
+    @property
+    def scores_in_use(self) -> Sequence[str]:
+        """Its scores, the main one first."""
+        return self.scores or DEFAULT_SCORES[self.predicts]
 
 
 class GeneratedSkill(_Skill):
@@ -210,6 +231,10 @@ class _RowsSkill(_Skill):
             if values is not None and name not in values:
                 place = *loc, "columns", name
                 yield names.problem(place, f": rows of kind {kind} have no {name!r}{hint(str(name), values)}")
+
+    @property
+    def predicts(self) -> Predicts:
+        return ROW_KINDS[self.kind].predicts
 
     @property
     def reader(self) -> RowReader:

@@ -122,6 +122,12 @@ def append_jsonl(path: Path, records: Iterable[Record]) -> None:
         file.write("".join(map(_line, records)))
 
 
+def write_jsonl(path: Path, records: Iterable[Record]) -> None:
+    """Write `records`, one a line, atomically, with secrets masked."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "".join(map(_line, records)))
+
+
 class JsonLines(NamedTuple):
     """What a file of JSON Lines holds: its records, and the numbers of the lines that are no JSON object."""
 

@@ -81,14 +81,18 @@ class RunFolder:
 
     @property
     def evaluations(self) -> Path:
-        """A folder with the predictions and records of stages that make no model."""
+        """A folder with the records of stages that make no model."""
         return self.path / "evaluations"
 
     def stage_result(self, name: str) -> Path:
-        """Return the folder with a stage's record, and its model or predictions."""
+        """Return the folder with a stage's record, and its model if it makes one."""
         if name in self.scoring_stages:
             return self.evaluations / name
         return self.student if name == self.last_stage else self.models / name
+
+    def predictions(self, stage: str, scoring: str) -> Path:
+        """Return the file with the predictions of one scoring: `before`, `after`, `teacher/NAME`, `step/NUMBER`."""
+        return self.path / "predictions" / stage / f"{scoring}.jsonl"
 
     def checkpoints(self, name: str) -> Path:
         """Return the folder with the checkpoints of a stage that is not finished."""

@@ -14,20 +14,16 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-import tests.support.tiny as tiny
 from rld.errors import ModelError, NonFiniteError
-from rld.evaluation.held_out import HeldOutEvaluator
 from rld.models import generation
 from rld.recipe import registry
+from tests.support import scoring, tiny
 
 
 def exact(completions, answer, entry, **_) -> list[float | None]:
     """The gold answer, or what a reasoning-gym verifier pays in full."""
     credit = registry.load("rewards", "reasoning:exact_credit", Path())
     return list(credit(completions=completions, answer=answer, entry=entry))
-
-
-EVALUATOR = HeldOutEvaluator([], exact, 5, torch.device("cpu"))
 
 
 def rows(num: int = 7, chat: bool = False) -> list[dict[str, Any]]:
@@ -127,9 +123,9 @@ def test_scores_are_exact_and_per_skill():
     labelled = [
         {"prompt": "", "skill": skill, "answer": answer, "entry": entry} for skill, answer, entry, _ in answered
     ]
-    assert EVALUATOR.accuracies(labelled, [text for *_, text in answered], tiny.tokenizer()) == {
-        "text": (1 / 3, 3),
-        "sum": (0.5, 2),
+    assert scoring.shares(labelled, [text for *_, text in answered], exact, tiny.tokenizer()) == {
+        "text": 1 / 3,
+        "sum": 0.5,
     }
 
 
@@ -142,18 +138,19 @@ def free_port() -> int:
 SCRIPT = """
 import tests.support.tiny as tiny
 from accelerate import PartialState
-from tests.models.test_generation import EVALUATOR, generate, rows
+import tests.support.scoring as scoring
+from tests.models.test_generation import exact, generate, rows
 
 PartialState(cpu=True)
 texts = generate(tiny.model(), tiny.encoder(), rows(5), max_new_tokens=5, batch_size=2)
-print(PartialState().num_processes, texts, EVALUATOR.accuracies(rows(5), texts, tiny.tokenizer()), sep="|", flush=True)
+print(PartialState().num_processes, texts, scoring.shares(rows(5), texts, exact, tiny.tokenizer()), sep="|", flush=True)
 """
 
 
 def test_processes_share_the_work_and_agree(tmp_path):
     """Two processes at once with an empty cache: the metric is loaded by both, offline."""
     texts = generate(tiny.model(), tiny.encoder(), rows(5), max_new_tokens=5)
-    wanted = f"2|{texts}|{EVALUATOR.accuracies(rows(5), texts, tiny.tokenizer())}"
+    wanted = f"2|{texts}|{scoring.shares(rows(5), texts, exact, tiny.tokenizer())}"
     places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "HF_HOME": str(tmp_path)}
     running = [
         subprocess.Popen(

@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import TrainerState
 
 from rld.cli import main
 from rld.data.sft import sft_dataset
-from rld.evaluation.held_out import HeldOutEvaluator
+from rld.evaluation.predictors.text import TextPredictor
 from rld.pipeline.judge import load_judge
 from rld.recipe import registry
 from rld.recipe.reading import read_recipe
@@ -20,7 +19,7 @@ from rld.rollout.verifier import askable, verify_answers
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
 from rld.types import Answer
-from tests.support import tiny
+from tests.support import scoring, tiny
 
 REASONED = "3 + 4 is 7, so the answer is 7."
 ROW = {"prompt": "3 + 4 =", "answer": "7", "skill": "sums", "level": 0, "entry": ""}
@@ -60,9 +59,8 @@ def judged(folder: Path, *overrides: str) -> list[float | None]:
 def test_an_answer_that_reasons_first_counts_alike_everywhere(folder):
     recipe = read_recipe(folder / "sums.yaml")
     judge = load_judge(recipe, folder)
-    evaluator = HeldOutEvaluator([ROW], judge, 16, torch.device("cpu"))
-    scores = evaluator.accuracies([ROW], [REASONED], tiny.tokenizer())  # held-out scores, probes and rld evaluate
-    assert scores == {"sums": (1.0, 1)}
+    scores = scoring.shares([ROW], [REASONED], judge, tiny.tokenizer())  # held-out scores, probes and rld evaluate
+    assert scores == {"sums": 1.0}
 
     reward = registry.load("rewards", recipe.verifier_in_use.use, folder)  # the gate's and retention's
     verify = askable(all_checked(reward) or [], TrainerState)
@@ -74,7 +72,8 @@ def test_an_answer_that_reasons_first_counts_alike_everywhere(folder):
             return [ROW] * count
 
     stage = recipe.stages[0].model_copy(update={"teacher": "some", "verify": True, "num_rows": 2})
-    rewards = lambda rows, texts: [r == 1 for r in evaluator.rewards(rows, texts, tiny.tokenizer())]  # noqa: E731
+    texts_of = TextPredictor(scoring.settings(judge, 16), {})
+    rewards = lambda rows, texts: [r == 1 for r in texts_of.rewards(rows, texts, tiny.tokenizer())]  # noqa: E731
     learnt = sft_dataset(
         stage,
         {"sums": Rows()},

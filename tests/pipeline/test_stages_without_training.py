@@ -58,7 +58,7 @@ def whole(recipe, tmp_path_factory) -> Path:
 
 def results(run: Path) -> dict[str, str]:
     """Hashes of the models and the predictions of a run, by their paths."""
-    paths = [*run.rglob("model.safetensors"), *run.rglob("predictions.jsonl"), run / "samples.jsonl"]
+    paths = [*run.rglob("model.safetensors"), *run.rglob("predictions/**/*.jsonl"), run / "samples.jsonl"]
     return {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
@@ -81,10 +81,10 @@ def test_a_merged_model_has_the_weights_of_the_formula_and_later_stages_use_it(w
 
 
 def test_an_evaluation_holds_the_answer_to_each_row_of_its_skills(whole):
-    lines = files.read_jsonl(whole / "evaluations" / "scores" / "predictions.jsonl").records
+    lines = files.read_jsonl(whole / "predictions" / "scores" / "after.jsonl").records
     assert [line["skill"] for line in lines] == ["flip"] * 3
     stages = {stage["name"]: stage for stage in files.read_json(whole / "summary.json")["stages"]}
-    assert stages["scores"]["after"] == {"flip": sum(line["is_correct"] for line in lines) / 3}
+    assert stages["scores"]["after"] == {"flip": sum(line["reward"] == 1 for line in lines) / 3}
     assert stages["scores"]["after"]["flip"] == stages["mean"]["after"]["flip"]
     assert stages["final_scores"]["after"] == stages["last"]["after"]
     page = (whole / "report.html").read_text()

@@ -23,7 +23,6 @@ from rld.rewards.teachers import judge, likelihood
 from torch.nn.utils.rnn import pad_sequence
 from trl import SFTTrainer
 
-from rld.evaluation.held_out import HeldOutEvaluator
 from rld.models.prompting import PromptEncoder
 from rld.pipeline import sft as sft_stage
 from rld.pipeline.run import RunContext
@@ -34,6 +33,7 @@ from rld.teachers.teacher import Teacher
 from rld.teachers.translation import CompletionTranslator, StudentVocabulary
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
+from tests.support import scoring
 from tests.support.fleet import FLEET, Member, PerfectModel, expected, expected_rows, rows
 
 LENGTH = 64
@@ -116,7 +116,7 @@ def sft(member: Member, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def held_out(member: Member, folder: Path) -> None:
     """Held-out scoring reads the prompts of the rollout, and the texts that it scores are the answers."""
     model = member.model()
-    answers = run_context(member, folder).evaluator.answer(model, member.tokenizer(), rows(member))
+    answers = run_context(member, folder).texts.answer(model, member.tokenizer(), rows(member))
     assert sorted(model.prompts) == sorted(prompt_ids for prompt_ids, _ in expected_rows(member))
     assert all(answer.is_complete for answer in answers)
     require_same_texts(member, [answer.text for answer in answers])
@@ -206,10 +206,7 @@ def score(member: Member) -> None:
     texts = PromptEncoder(member.tokenizer()).decode([completion_ids for _, completion_ids in expected_rows(member)])
     answers = [row["answer"] for row in rows(member)]
     assert exact_match(texts, answers) == [1.0] * len(texts)
-    accuracies = HeldOutEvaluator(rows(member), exact_match, LENGTH, torch.device("cpu")).accuracies(
-        rows(member), texts, member.tokenizer()
-    )
-    assert accuracies["all"].share == 1.0
+    assert scoring.shares(rows(member), texts, exact_match, member.tokenizer()) == {"all": 1.0}
 
 
 # -- aligned teachers -------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from rld.data.items import Item
 from rld.data.row_kinds import code_task, conversation, labelled, question_answer
 from rld.data.row_kinds.fields import Fields
+from rld.types import Predicts
 
 _LONGEST = 1_000_000
 """Characters of a question or an answer: more than any context holds, and what a tokenizer reads in a second."""
@@ -22,12 +23,14 @@ class RowKind(NamedTuple):
         items: Yields the items of a record; raises ValueError if the record is not of this kind.
         options: The options of a skill that `items` takes as keyword arguments.
         verifier: The reward that tells correct answers, where the recipe names no rewards.
+        predicts: What a model predicts of a held-out row of the kind.
     """
 
     names: tuple[str, ...]
     items: Callable[..., Iterator[Item]]
     options: tuple[str, ...] = ()
     verifier: str = "answers:exact_match"
+    predicts: Predicts = "text"
 
 
 ROW_KINDS: dict[str, RowKind] = {

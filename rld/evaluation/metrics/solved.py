@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
-import datasets
-import evaluate
-
+from rld.evaluation.metric import RowMean
 from rld.rollout.verifier import is_success
 
-_DESCRIPTION = "Share of answers to which a judge gives 1: partial credit does not count."
 
-_INPUTS = """
-Args:
-    predictions: The judge's reward for each answer.
-Returns:
-    solved: The share of correct answers, 0 to 1.
-"""
+class Solved(RowMean):
+    """The share of answers to which a judge gives 1, 0 to 1: partial credit does not count.
 
+    Args:
+        predictions: The judge's reward for each answer.
+    """
 
-class Solved(evaluate.Metric):  # type: ignore[misc]
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation="",
-            inputs_description=_INPUTS,
-            features=datasets.Features({"predictions": datasets.Value("float64")}),
-        )
+    columns = {"predictions": "float64"}
 
-    def _compute(self, predictions: list[float]) -> dict[str, Any]:
-        return {"solved": sum(map(is_success, predictions)) / len(predictions)}
+    def row_values(self, predictions: Sequence[float]) -> Sequence[float]:
+        return [float(is_success(reward)) for reward in predictions]

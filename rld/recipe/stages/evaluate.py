@@ -13,7 +13,7 @@ from rld.utils.flops import frozen_bytes
 
 
 class Evaluate(Stage):
-    """Scores a model on held-out rows, and writes its answer to each row into `evaluations/NAME/predictions.jsonl`."""
+    """Scores a model on held-out rows, and writes its predictions for them into `predictions/NAME/after.jsonl`."""
 
     makes_model: ClassVar[bool] = False
 

@@ -1,0 +1,41 @@
+"""How far a score may be off because the held-out rows are a sample: bootstrap intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from rld.evaluation.metric import RowMean, ScoreMetric
+
+NUM_RESAMPLES = 1000
+"""Samples of rows, which place the ends of an interval within a few hundredths of its length."""
+
+_ENDS = (2.5, 97.5)
+"""Percentiles between which 95% of the resampled scores lie."""
+
+
+def interval(metric: ScoreMetric, columns: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the ends of a score's 95% interval over rows: percentiles of the scores of rows drawn with replacement.
+
+    The draws are the same in each call, so that the same rows give the same interval.
+
+    Args:
+        metric: Computes the score.
+        columns: Its columns, of one element per row.
+        options: Its options.
+
+    Source: Efron and Tibshirani 1993, section 13.3 (percentile interval).
+    """
+    random = np.random.default_rng(0)
+    arrays = {name: np.asarray(column) for name, column in columns.items()}
+    num_rows = len(next(iter(arrays.values())))
+    picks = (random.integers(num_rows, size=num_rows) for _ in range(NUM_RESAMPLES))
+    if isinstance(metric, RowMean):
+        row_values = np.asarray(metric.row_values(**columns, **options), dtype=float)
+        values = [row_values[pick].mean() for pick in picks]
+    else:
+        values = [metric.value(**{name: array[pick] for name, array in arrays.items()}, **options) for pick in picks]
+    low, high = np.percentile(values, _ENDS)
+    return float(low), float(high)

@@ -1,0 +1,24 @@
+"""An `evaluate` metric: the share of answers that are the gold answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rld.evaluation.metric import RowMean
+from rld.recipe import registry
+
+
+class ExactMatch(RowMean):
+    """The share of answers that are the gold answer up to white space around them, as in `answers:exact_match`.
+
+    Args:
+        predictions: The answers.
+        references: The gold answers.
+    """
+
+    columns = {"predictions": "string", "references": "string"}
+
+    def row_values(self, predictions: Sequence[str], references: Sequence[str]) -> Sequence[float]:
+        values: Sequence[float] = registry.load("rewards", "answers:exact_match", Path())(predictions, references)
+        return values

@@ -1,0 +1,48 @@
+"""Predictions that are texts: greedy answers, and what the judge gives to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from rld.evaluation.predictions import Prediction
+from rld.evaluation.predictors.base import Model, PredictionSettings
+from rld.models.generation import generate
+from rld.models.prompting import PromptEncoder
+from rld.recipe.skills import Skill
+from rld.rollout.verifier import judged, verify_answers
+from rld.types import Answer, Row
+
+
+class TextPredictor:
+    """Predicts by greedy answers."""
+
+    def __init__(self, settings: PredictionSettings, skills: Mapping[str, Skill]) -> None:
+        self.settings = settings
+
+    def predict(self, model: Model, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Prediction]:
+        """Return a model's greedy answers to rows, with the judge's rewards."""
+        encoder = self.settings.encoder(model, tokenizer)
+        texts = [answer.text for answer in self.answer(model, tokenizer, rows)]
+        scored = judged([row["prompt"] for row in rows], texts, encoder)
+        rewards = self.rewards(rows, texts, tokenizer)
+        return [
+            Prediction(text, reward, answer, num_tokens=encoder.count_tokens([row], [encoder.encode_answer(text)]))
+            for row, text, reward, answer in zip(rows, texts, rewards, scored, strict=True)
+        ]
+
+    def answer(self, model: Model, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Answer]:
+        """Return a model's greedy answers to rows."""
+        model = self.settings.place(model)
+        encoder = self.settings.encoder(model, tokenizer)
+        return generate(model, encoder, rows, max_new_tokens=self.settings.max_new_tokens)
+
+    def rewards(self, rows: Sequence[Row], texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[float]:
+        """Return the judge's rewards for answers; 0 where the judge returns None."""
+        if not rows:
+            return []
+        settings = self.settings
+        encoder = PromptEncoder(tokenizer, settings.chat_template_kwargs, strip_thinking=settings.strip_thinking)
+        rewards = verify_answers(encoder, rows, texts, settings.judge).rewards
+        return [0.0 if reward is None else reward for reward in rewards]
