@@ -13,8 +13,8 @@ from rld.data.generators import item_source
 from rld.data.items import Item, ItemSource
 from rld.data.row_kinds.messages import SYSTEM_ROLES
 from rld.errors import DataError
+from rld.recipe.prompts import Prompts
 from rld.recipe.schema import Recipe
-from rld.recipe.skills import Prompts
 from rld.types import Row
 from rld.utils.user_calls import CALL_SECONDS, description, user_code
 

@@ -13,7 +13,8 @@ from pydantic import Field, field_validator, model_validator
 from rld.data.row_kinds import default_rewards
 from rld.recipe.models import AnyModel, CharacterTokenizer, NewModel
 from rld.recipe.plugins import RewardSpec, VerifierSpec
-from rld.recipe.skills import AnySkill, Prompts
+from rld.recipe.prompts import Prompts
+from rld.recipe.skills import AnySkill
 from rld.recipe.stages import AnyStage
 from rld.recipe.stages.base import TrainingStage
 from rld.utils.options import FrozenOptions

@@ -1,9 +1,9 @@
-"""The options of a skill: the source of its rows, and how a question is turned into a prompt."""
+"""The options of a skill: the source of its rows, and what they are scored by."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
@@ -19,41 +19,10 @@ from rld.recipe import registry, reserved_options, third_party_options
 from rld.recipe.document import Loc, RecipeProblem
 from rld.recipe.names import RecipeNames, is_hub_id, items
 from rld.recipe.option_checks import check_call, check_options, find_signature
+from rld.recipe.prompts import Prompts
 from rld.types import Predicts
 from rld.utils.options import FrozenOptions, union_by_key
 from rld.utils.suggestions import hint
-
-
-class Prompts(FrozenOptions):
-    """How a question is turned into a prompt."""
-
-    style: Literal["plain", "chat"] = "plain"
-    """`plain`: the text itself. `chat`: a user message, formatted with the model's chat template."""
-    system: str | None = None
-    """The system message, with `style: chat`. None: no system message."""
-    template: str = "{question}"
-    """Text of the prompt; `{question}` is replaced by the question."""
-    chat_template_kwargs: dict[str, Any] = {}
-    """Further arguments of the model's chat template, such as `enable_thinking: false`. All skills share them."""
-    strip_thinking: bool | Annotated[list[str], Field(min_length=2, max_length=2)] = False
-    """Whether rewards, gate, probes and scores read answers without their thinking part; one without an end leaves an
-    empty answer. Its markers are those of the chat template, or these two, as in `[<think>, </think>]`. All skills
-    share it."""
-
-    @field_validator("template")
-    @classmethod
-    def _holds_the_question(cls, template: str) -> str:
-        if "{question}" not in template:
-            raise ValueError("it should contain {question}, or every prompt is the same")
-        return template
-
-    @model_validator(mode="after")
-    def _system_needs_chat(self) -> Prompts:
-        if self.system is not None and self.style == "plain":
-            raise ValueError("a system message needs style: chat")
-        if self.chat_template_kwargs and self.style == "plain":
-            raise ValueError("chat_template_kwargs needs style: chat")
-        return self
 
 
 class HeldOutFile(FrozenOptions):

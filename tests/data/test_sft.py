@@ -12,7 +12,7 @@ from rld.data.items import Item, ItemSource
 from rld.data.sft import sft_dataset
 from rld.data.skill_rows import SkillRows
 from rld.pipeline import sft
-from rld.recipe.skills import Prompts
+from rld.recipe.prompts import Prompts
 from rld.recipe.stages.sft import Sft
 from rld.types import Answer
 
