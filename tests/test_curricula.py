@@ -78,6 +78,7 @@ def test_uniform_can_weigh_skills():
         ("ladder:Ladder", {"window": 0}),
         ("competence:SquareRoot", {"attempts": 0}),
         ("competence:SquareRoot", {"start": 0.0}),
+        ("competence:TeacherLoss", {"start": 2.0}),
         ("progress:LearningProgress", {"explore": 0.0}),
         ("progress:LearningProgress", {"window": 0}),
     ],
@@ -194,3 +195,18 @@ def test_learning_progress_follows_what_changes():
         curriculum.observe(Task("rising", 1), 10, 10)
     drawn = Counter(curriculum.next(random.Random(i)) for i in range(3000))
     assert max(drawn, key=lambda task: drawn[task]) == Task("rising", 0)
+
+
+def test_levels_open_in_the_order_of_the_teachers_loss():
+    curriculum = make("competence:TeacherLoss", {"one": 1, "many": 4}, attempts=100, start=0.25)
+    losses = {Task("one", 0): 9.0} | {Task("many", i): loss for i, loss in enumerate([3.0, 0.1, 2.0, 0.2])}
+    curriculum.difficulty(losses)
+    opened = []
+    for _ in range(8):
+        drawn = {task.level for i in range(200) if (task := curriculum.next(random.Random(i))).skill == "many"}
+        opened.append(drawn)
+        curriculum.observe(Task("many", 0), 0, 15)
+    assert [set(x) for x in ({1}, {1, 3}, {1, 2, 3}, {0, 1, 2, 3})] == list(dict.fromkeys(map(frozenset, opened)))
+    resumed = make("competence:TeacherLoss", {"one": 1, "many": 4}, attempts=100, start=0.25)
+    resumed.load_state_dict(json.loads(json.dumps(curriculum.state_dict())))
+    assert [resumed.next(random.Random(i)) for i in range(50)] == [curriculum.next(random.Random(i)) for i in range(50)]

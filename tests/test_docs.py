@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import textwrap
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,6 +16,7 @@ from pydantic import TypeAdapter
 import tests.support.tiny as tiny
 from rld.cli import main
 from rld.controllers import AnyController
+from rld.recipe import registry
 from rld.recipe.document import RecipeDocument
 from rld.recipe.models import AnyModel, NewModel, PrunedModel
 from rld.recipe.reading import read_recipe
@@ -191,6 +194,47 @@ def test_the_page_on_your_own_parts_trains(tmp_path):
     last = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1]
     assert '"reward/close"' in last
     assert '"level/copy"' in last
+
+
+CURRICULA_RECIPE = """
+name: page
+tokenizer: {characters: "abcd:="}
+max_new_tokens: 3
+skills:
+  copy: {generator: ./tasks.py:copy, levels: [{length: 1}, {length: 2}], held_out: 2}
+  swap: {generator: ./tasks.py:copy, levels: [{length: 1}, {length: 2}], held_out: 2}
+models:
+  tiny: {new: llama, config: {hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2}}
+stages:
+  - name: learn
+    kind: distill
+    student: tiny
+    teachers: {teacher: {model: tiny, probe_prompts: 2}}
+    signals: {policy: {}, response: {}}
+    steps: 2
+"""
+
+
+@pytest.mark.parametrize(
+    "block", re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "curricula.md").read_text(), flags=re.DOTALL)
+)
+def test_each_snippet_of_the_page_on_curricula_trains(block, tmp_path):
+    rollout = "" if "rollout:" in block else "    rollout: {prompts: 2, completions: 2}\n"
+    (tmp_path / "tasks.py").write_text(
+        "def copy(rng, *, length):\n    word = ''.join(rng.choices('abcd', k=length))\n    return word + '=', word\n"
+    )
+    (tmp_path / "page.yaml").write_text(CURRICULA_RECIPE + textwrap.indent(block, "    ") + rollout)
+    assert main(["train", str(tmp_path / "page.yaml"), "--output", str(tmp_path / "run")]) == 0
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == 2
+    assert last["share/copy"] + last["share/swap"] == pytest.approx(1)
+    assert ("prompts/replaced" in last) == ("refill" in block)
+
+
+def test_the_page_on_curricula_has_every_one_that_ships():
+    page = (ROOT / "docs" / "curricula.md").read_text()
+    assert [name for name in registry.names("curricula") if page.count(f"`{name}`") < 1] == []
+    assert [name for name in registry.names("curricula") if f"use: {name}" not in page] == []
 
 
 def test_the_glossary_has_words_and_names_that_are_in_use():

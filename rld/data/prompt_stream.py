@@ -127,6 +127,20 @@ class PromptStream:
         if hasattr(self.curriculum, "allocate"):
             self._call("allocate", shares)
 
+    @property
+    def orders_by_loss(self) -> bool:
+        """Whether the curriculum wants to know a teacher's loss on each task."""
+        return hasattr(self.curriculum, "difficulty")
+
+    def difficulty(self, losses: Mapping[Task, float]) -> None:
+        """Tell a curriculum that has `difficulty` a teacher's mean loss on the gold answers of each task.
+
+        Raises:
+            CurriculumError: the curriculum raised.
+        """
+        self._call("difficulty", losses)
+        self._levels = self._current_levels()
+
     def level_events(self, step: int) -> list[Event]:
         """Return an event for each skill whose level has changed since the last call."""
         before, self._levels = self._levels, self._current_levels()

@@ -49,6 +49,10 @@ def try_curriculum(stage: Distill, num_levels: Mapping[str, int], source: Path) 
     """
     curriculum = load_curriculum(stage, num_levels, source)
     place = f"curriculum {stage.curriculum.use}"
+    if hasattr(curriculum, "difficulty") and not stage.teachers:
+        raise CurriculumError(f"{place}: it orders levels by a teacher's loss; stage '{stage.name}' has no teachers")
+    if hasattr(curriculum, "difficulty") and max(num_levels.values()) == 1:
+        raise CurriculumError(f"{place}: it orders the levels of a skill, and no skill of stage '{stage.name}' has two")
     try:
         with user_code(CALL_SECONDS):
             task = curriculum.next(random.Random(0))
@@ -58,6 +62,8 @@ def try_curriculum(stage: Distill, num_levels: Mapping[str, int], source: Path) 
             case _:
                 raise CurriculumError(f"{place}: next() returned {task!r:.80}, not a skill and one of its levels")
         with user_code(CALL_SECONDS):
+            if hasattr(curriculum, "difficulty"):
+                curriculum.difficulty({Task(name, i): 0.1 * i for name, n in num_levels.items() for i in range(n)})
             curriculum.observe(Task(skill, level), 0, 1)
             for value in curriculum.metrics().values():
                 float(value)

@@ -19,6 +19,7 @@ from rld.pipeline.run import RunContext
 from rld.pipeline.stage_checks import require_features, require_trainable
 from rld.pipeline.stage_training import StageTraining
 from rld.pipeline.teacher_loading import ProbedTeacher, TeacherLoader
+from rld.pipeline.teacher_losses import order_by_loss
 from rld.pipeline.trainer_arguments import distillation_arguments, lora_config
 from rld.recipe.stages.distill import Distill
 from rld.trainer import checkpoints
@@ -67,6 +68,8 @@ def run(context: RunContext, stage: Distill) -> None:
     scoring = functools.partial(trainer.timer.part, "scoring")
     training = StageTraining(context, stage, trainer, size, evaluation_time=scoring)
     checkpoint = training.last_checkpoint()
+    if trainer.stream is not None and trainer.stream.orders_by_loss and checkpoint is None:
+        trainer.events += order_by_loss(context, trainer.stream, teachers, context.encoder(model, tokenizer))
     perturbations.attach(trainer, checkpoints.step(checkpoint) if checkpoint else 0)
     training.train(checkpoint, first=[perturbations], last=[EventLog(trainer, training.log)])
     tokens = {"scored": trainer.totals.tokens_scored, "saved": trainer.totals.tokens_saved} if teachers else None

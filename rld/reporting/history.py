@@ -42,6 +42,7 @@ _PHRASES = {
     "budget exceeded": "the student is too far from the start of the stage",
     "budget kept": "the student is near the start of the stage again",
     "equal rewards": "reward {about} told no completions of a prompt apart",
+    "difficulty": "{skill}: {about}",
     "prompts replaced": "{skill}: {about} replaced",
     "no gate": "{about} may teach on all prompts",
     "level up": "the level of {skill} rises {about}",
