@@ -185,7 +185,7 @@ def _report(plan: AblationPlan) -> None:
         tell("no run has finished, so there is nothing to compare")
         return
     for arm in plan.arms:
-        budget = arm.stage.max_flops or 0
+        budget = arm.stage.stop.max_flops or 0
         seeds = [str(run.seed) for run in runs if run.arm == arm.name and run.stage_flops < budget]
         if seeds:
             tell(

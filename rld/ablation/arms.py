@@ -128,7 +128,7 @@ def _resolve(arm: _ArmText, source: Path, overrides: Sequence[str], max_flops: f
         if first.stage.evaluate_every is None:
             extra.append(f"stages.{first.stage.name}.evaluate_every={-(-first.stage.steps // NUM_EVALUATIONS)}")
         if max_flops is not None:
-            extra.append(f"stages.{first.stage.name}.max_flops={max_flops!r}")
+            extra.append(f"stages.{first.stage.name}.stop.max_flops={max_flops!r}")
         extended = (*first.overrides, *extra)
         return replace(first, overrides=extended, recipe=read_recipe(source, extended))
     except RecipeError as error:

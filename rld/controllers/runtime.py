@@ -180,7 +180,7 @@ class ControllerRuntime:
         self,
         statistics: UpdateStatistics,
         step: int,
-        num_steps: int = 0,
+        progress: float = 0.0,
         gradients: Mapping[str, GradientStats] | None = None,
     ) -> tuple[dict[str, float], list[Event]]:
         """Take in the measurements of one optimiser step; at the end of a window, tick.
@@ -188,7 +188,7 @@ class ControllerRuntime:
         Args:
             statistics: Over all processes.
             step: The optimiser step, from 1.
-            num_steps: Of the stage; 0: unknown.
+            progress: How much of the stage is done, from 0 to 1.
             gradients: By skill, from the update before a tick, if the controller requires them.
 
         Returns:
@@ -203,7 +203,7 @@ class ControllerRuntime:
         self.updates, self.last_step = self.updates + 1, step
         if self.updates < self.controller.decide_every:
             return metrics, []
-        observation = self._observation(step, min(step / num_steps, 1.0) if num_steps else 0.0, gradients or {})
+        observation = self._observation(step, progress, gradients or {})
         return metrics | tick_metrics(observation), self._tick(observation)
 
     def _update_delta_rms(self, statistics: UpdateStatistics) -> None:

@@ -1,4 +1,4 @@
-"""Callbacks of a stage's training: random numbers, budget, scores, stopping, events."""
+"""Callbacks of a stage's training: random numbers, scores, requests to stop, events."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from transformers import TrainerCallback, set_seed
 
+from rld.pipeline.stopping import Stopping
 from rld.reporting.run_log import RunLog
 from rld.trainer.rld_trainer import RLDTrainer
 
@@ -31,34 +32,19 @@ class CommonRandomNumbers(TrainerCallback):
         set_seed(random.Random(f"{self.seed}:{state.global_step}:{self.process}").getrandbits(32))
 
 
-class FlopsBudget(TrainerCallback):
-    """Ends a stage after the step at which its FLOPs reach `max_flops`; `spent` returns the FLOPs of all processes."""
-
-    def __init__(self, max_flops: float | None, spent: Callable[[], float]) -> None:
-        self.max_flops, self.spent = max_flops, spent
-        self.is_used_up = False
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._stop_if_used_up(control)  # a stage resumed after its last update makes none
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._stop_if_used_up(control)
-
-    def _stop_if_used_up(self, control: Any) -> None:
-        if self.max_flops is not None and self.spent() >= self.max_flops:
-            self.is_used_up = True
-            control.should_training_stop = True
-
-
 class PeriodicEvaluation(TrainerCallback):
     """Scores the student on the held-out rows every `every` steps, besides the scores before and after the stage."""
 
-    def __init__(self, every: int | None, score: Callable[[], Mapping[str, float]], log: RunLog) -> None:
-        self.every, self.score, self.log = every, score, log
+    def __init__(
+        self, every: int | None, score: Callable[[], Mapping[str, float]], log: RunLog, stopping: Stopping
+    ) -> None:
+        self.every, self.score, self.log, self.stopping = every, score, log, stopping
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.every is not None and state.global_step % self.every == 0 and not control.should_training_stop:
-            self.log.note({f"score/{skill}": score for skill, score in self.score().items()})
+            scores = self.score()
+            self.log.note({f"score/{skill}": score for skill, score in scores.items()})
+            self.stopping.receive_scores(scores, state, control)
             control.should_log = True
 
 

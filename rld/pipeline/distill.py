@@ -66,14 +66,22 @@ def run(context: RunContext, stage: Distill) -> None:
         trainer = _trainer(context, stage, (model, tokenizer), teachers, rewards)
     trainer.events += events
     scoring = functools.partial(trainer.timer.part, "scoring")
-    training = StageTraining(context, stage, trainer, size, evaluation_time=scoring)
+    training = StageTraining(
+        context,
+        stage,
+        trainer,
+        size,
+        tokens=lambda: trainer.totals.tokens_trained,
+        teachers=teachers,
+        evaluation_time=scoring,
+    )
     checkpoint = training.last_checkpoint()
     if trainer.stream is not None and trainer.stream.orders_by_loss and checkpoint is None:
         trainer.events += order_by_loss(context, trainer.stream, teachers, context.encoder(model, tokenizer))
     perturbations.attach(trainer, checkpoints.step(checkpoint) if checkpoint else 0)
     training.train(checkpoint, first=[perturbations], last=[EventLog(trainer, training.log)])
     tokens = {"scored": trainer.totals.tokens_scored, "saved": trainer.totals.tokens_saved} if teachers else None
-    training.finish(before, teachers, tokens)
+    training.finish(before, tokens)
 
 
 def fill_cache(context: RunContext, stage: Distill) -> dict[str, tuple[int, int]]:

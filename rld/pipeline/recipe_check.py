@@ -17,7 +17,7 @@ from rld.data.skill_rows import NUM_EXAMPLES, SkillRows, skill_rows
 from rld.pipeline.gold_answers import gold_rewards
 from rld.pipeline.plain_recipe import absent_models, reason_to_ask_libraries
 from rld.recipe import registry
-from rld.recipe.cautions import learning_rate_cautions
+from rld.recipe.cautions import learning_rate_cautions, seconds_cautions
 from rld.recipe.input_changes import Effect, input_changes
 from rld.recipe.inputs import Inputs, InputsFile
 from rld.recipe.progress import run_progress
@@ -109,7 +109,7 @@ def check_recipe(recipe: Recipe, source: Path, deep: bool = False) -> CheckResul
         notes.append(f"asked TRL, PEFT and transformers{'' if deep else f', because of {reason}'}")
     characters_per_token = _CHARACTERS_PER_TOKEN if absent else 1.0  # a new model has a tokenizer of characters
     summaries = [_summary(source, encoder, characters_per_token) for source in sources.values()]
-    cautions += learning_rate_cautions(recipe)
+    cautions += [*learning_rate_cautions(recipe), *seconds_cautions(recipe)]
     cautions += _repeated(recipe, summaries)
     cautions += _unpaid_gold_answers(recipe, source.parent, sources)
     notes.append(f"checked in {time.perf_counter() - started:.1f} s")

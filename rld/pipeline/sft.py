@@ -54,7 +54,9 @@ def run(context: RunContext, stage: Sft) -> None:
         )
     warn_of_lost_updates(model, trainer.args.learning_rate)
     size = model.num_parameters()
-    training = StageTraining(context, stage, trainer, size, is_supervised=True)
+    training = StageTraining(
+        context, stage, trainer, size, tokens=lambda: trainer.state.num_input_tokens_seen, is_supervised=True
+    )
     training.train(
         training.last_checkpoint(),
         first=[CountFlops(context.flop_meter, size)],  # before the callbacks that read the meter
@@ -64,7 +66,13 @@ def run(context: RunContext, stage: Sft) -> None:
 
 def _arguments(context: RunContext, stage: Sft) -> SFTConfig:
     return context.arguments(
-        SFTConfig, stage, stage.batch, max_steps=stage.steps, max_length=None, completion_only_loss=True
+        SFTConfig,
+        stage,
+        stage.batch,
+        max_steps=stage.steps,
+        max_length=None,
+        completion_only_loss=True,
+        include_num_input_tokens_seen="non_padding",
     )
 
 
@@ -117,28 +125,16 @@ def _verdicts(context: RunContext, tokenizer: Any, rows: Sequence[Row], texts: S
 
 
 class CountFlops(TrainerCallback):
-    """Counts the FLOPs of fine-tuning a model from the number of tokens that TRL's trainer logs."""
+    """Counts the FLOPs of fine-tuning a model from the number of tokens that the trainer has read."""
 
     def __init__(self, flop_meter: FlopMeter, num_parameters: int) -> None:
         self.flop_meter, self.num_parameters = flop_meter, num_parameters
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._count(state.log_history)  # not empty after a resume
+        self._count(state.num_input_tokens_seen)  # not 0 after a resume
 
-    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._count(state.log_history)
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._count(state.num_input_tokens_seen)
 
-    def _count(self, history: list[dict[str, Any]]) -> None:
-        flops = training_flops(self.num_parameters, int(tokens_seen(history)))
-        self.flop_meter.replace({"student": flops})
-
-
-def tokens_seen(history: list[dict[str, Any]]) -> float:
-    """Return the number of tokens an SFT trainer has read; the count that it logs restarts at 0 after a resume."""
-    total = last = 0.0
-    for entry in history:
-        if "num_tokens" in entry:
-            count = float(entry["num_tokens"])
-            total += count - last if count >= last else count
-            last = count
-    return total
+    def _count(self, num_tokens: int) -> None:
+        self.flop_meter.replace({"student": training_flops(self.num_parameters, num_tokens)})

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
 from rld.errors import NonFiniteError
 from rld.evaluation.held_out import Evaluation
 from rld.models.adapters import merge_adapter, require_mergeable
 from rld.pipeline.callbacks import (
     CommonRandomNumbers,
-    FlopsBudget,
     FolderWatch,
     PeriodicEvaluation,
     StopOnRequest,
@@ -24,12 +23,15 @@ from rld.pipeline.model_card import write_model_card
 from rld.pipeline.run import RunContext
 from rld.pipeline.run_inputs import record_revisions
 from rld.pipeline.stage_results import stage_record, store_result
-from rld.pipeline.teacher_loading import ProbedTeacher
+from rld.pipeline.stopping import Stopping
+from rld.pipeline.teacher_loading import ProbedTeacher, best_scores
 from rld.recipe.stages.base import TrainingStage
 from rld.reporting.progress_bar import ProgressBar
 from rld.reporting.run_log import RunLog
 from rld.trainer import checkpoints
 from rld.trainer.finite_updates import require_finite_weights
+from rld.trainer.training_progress import TrainingProgress
+from rld.types import Event, Row
 from rld.utils.messages import tell
 
 
@@ -46,14 +48,18 @@ class StageTraining:
         stage: The options of the stage.
         trainer: The trainer of the stage's model.
         num_parameters: Number of parameters of the model.
+        tokens: Returns how many tokens the model has read in its updates, over all processes.
+        teachers: The teachers of the stage.
         is_supervised: Whether the stage's loss is that of supervised fine-tuning.
         evaluation_time: Returns a context manager, such as a timer, around each scoring of the student during training.
     """
 
     context: RunContext
     stage: TrainingStage
-    trainer: Trainer
+    trainer: TrainingProgress
     num_parameters: int
+    tokens: Callable[[], float]
+    teachers: Sequence[ProbedTeacher] = ()
     is_supervised: bool = False
     evaluation_time: Callable[[], AbstractContextManager[Any]] = nullcontext
 
@@ -62,6 +68,23 @@ class StageTraining:
         if self.stage.lora is not None:
             require_mergeable(self.trained_model()[0].get_base_model())
         self.log = RunLog(context.folder, name, context.started, lambda: context.flops, self.is_supervised)
+        skills = [skill for skill in context.skills(self.stage) if any(row["skill"] == skill for row in self._rows)]
+        self.stopping = Stopping(
+            self.stage.stop,
+            skills=skills,
+            teachers=best_scores(self.teachers, skills),
+            flops=lambda: context.flop_meter.total,
+            tokens=self.tokens,
+            tell=self._tell_ending,
+        )
+
+    @property
+    def _rows(self) -> Sequence[Row]:
+        return self.context.evaluator.rows
+
+    def _tell_ending(self, event: Event) -> None:
+        self.log.events([event])
+        tell(f"stage '{self.stage.name}' ends after step {event.step} by its rule {event.about}: {event.measured}")
 
     def trained_model(self) -> tuple[Any, PreTrainedTokenizerBase]:
         """Return the model that is trained, and its tokenizer."""
@@ -96,7 +119,9 @@ class StageTraining:
         context, stage, trainer, log = self.context, self.stage, self.trainer, self.log
         trainer.remove_callback(PrinterCallback)
         record_revisions(context)  # all models of the stage are loaded by now
-        budget = FlopsBudget(stage.max_flops, lambda: context.flop_meter.total)
+        stopping = self.stopping
+        if stage.stop.budgets:
+            trainer.budget_used = stopping.budget_used
         number, count = context.stage_number(stage.name), len(context.recipe.stages)
         for callback in (
             *first,
@@ -104,8 +129,8 @@ class StageTraining:
             log,
             ProgressBar(stage.name, number, count, self.is_supervised),
             CommonRandomNumbers(context.seed(stage.name), context.state.process_index),
-            budget,  # before the callbacks that read whether training stops
-            PeriodicEvaluation(stage.evaluate_every, self._score, log),
+            stopping,  # before the callbacks that read whether training stops
+            PeriodicEvaluation(stage.evaluate_every, self._score, log, stopping),
             *last,
             StopOnRequest(context.is_stop_requested, trainer.accelerator),
         ):
@@ -114,7 +139,7 @@ class StageTraining:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except NonFiniteError as error:
             raise NonFiniteError(f"stage '{stage.name}', {error}") from error
-        if trainer.state.global_step < stage.steps and not budget.is_used_up:
+        if trainer.state.global_step < stage.steps and stopping.ending is None:
             raise Interrupted
 
     def _score(self) -> dict[str, float]:
@@ -124,7 +149,6 @@ class StageTraining:
     def finish(
         self,
         before: Evaluation,
-        teachers: Sequence[ProbedTeacher] = (),
         teacher_tokens: Mapping[str, float] | None = None,
     ) -> None:
         """Score the stage's model, store it and its record atomically, and remove its checkpoints.
@@ -133,7 +157,7 @@ class StageTraining:
             before: The student's evaluation before the stage.
             teacher_tokens: Tokens that teachers scored and that were saved. None: the stage has no teachers.
         """
-        context, stage = self.context, self.stage
+        context, stage, teachers = self.context, self.stage, self.teachers
         model, tokenizer = self.trained_model()
         require_finite_weights(model, f"stage '{stage.name}': at its end", self.trainer.accelerator)
         if stage.lora is not None:
@@ -141,6 +165,8 @@ class StageTraining:
         after = context.evaluator.evaluate(model, tokenizer)
         record = stage_record(context, stage, self.num_parameters, after=after, before=before, teachers=teachers)
         record["teacher_tokens"] = teacher_tokens
+        record["steps"] = self.trainer.state.global_step
+        record["ending"] = None if self.stopping.ending is None else self.stopping.ending._asdict()
 
         def save(folder: Path) -> None:
             model.save_pretrained(folder)

@@ -31,6 +31,15 @@ class ProbedTeacher(NamedTuple):
     evaluation: Evaluation
 
 
+def best_scores(teachers: Sequence[ProbedTeacher], skills: Sequence[str]) -> dict[str, float]:
+    """Return the highest held-out score of a teacher of each skill; skills without a teacher are left out."""
+    best: dict[str, float] = {}
+    for probed in teachers:
+        for skill in filter(probed.teacher.teaches, skills):
+            best[skill] = max(best.get(skill, 0.0), probed.evaluation.scores[skill])
+    return best
+
+
 class TeacherLoader:
     """Loads and probes the teachers of stages; teachers with the same base share its weights."""
 

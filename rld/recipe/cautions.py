@@ -33,3 +33,11 @@ def learning_rate_cautions(recipe: Recipe) -> Iterator[str]:
                 f"stage '{stage.name}': the learning rate {rate:g} is unusual for {usual.weights} "
                 f"({usual.lowest:g} to {usual.highest:g})"
             )
+
+
+def seconds_cautions(recipe: Recipe) -> Iterator[str]:
+    """Yield a sentence for each stage that ends by the clock."""
+    for stage in recipe.training_stages:
+        if stage.stop.max_seconds is not None:
+            fix = "a budget of FLOPs or tokens is the same each time"
+            yield f"stage '{stage.name}' ends by the clock (stop.max_seconds), so its result is not reproducible; {fix}"

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from rld.recipe.inputs import Inputs
 from rld.recipe.stage_inputs import Keys, by_stage_name
+from rld.recipe.stopping import BUDGETS
 from rld.utils.secrets import without_masked
 
 
@@ -75,7 +76,7 @@ def _recipe_changes(old: Inputs, new: Inputs, started: Collection[str]) -> Itera
         stages = [name for inputs in (old, new) for name, needs in inputs.stages.items() if needs.depends_on(keys)]
         if keys[0] != "stages" or keys[1] not in started:
             yield _change(text, stages, started)
-        elif keys[2] in ("steps", "max_flops"):
+        elif keys[2] == "steps" or (keys[2] == "stop" and keys[-1] in BUDGETS):
             yield _length_change(text, keys, was, now, stage=after["stages"][keys[1]])
         elif keys[2:] == ("trainer", "warmup_steps") and _has_default_warmup(before, after, keys[1]):
             note = ", which is the default for so many steps"
@@ -85,14 +86,14 @@ def _recipe_changes(old: Inputs, new: Inputs, started: Collection[str]) -> Itera
 
 
 def _length_change(text: str, keys: Keys, before: Any, after: Any, *, stage: Mapping[str, Any]) -> InputChange:
-    """Return a change of the number of updates of a stage that has started, or of its budget of FLOPs."""
+    """Return a change of the number of updates of a stage that has started, or of its budget."""
     is_longer = after is None or (before is not None and after > before)
-    if keys[2] == "steps":
-        schedule = stage["trainer"].get("lr_scheduler_type", "linear")
-        if schedule not in _CONSTANT:
-            text += f"; the learning rate follows its schedule, {schedule}, over {after} updates from here on"
-        if stage["kind"] == "sft":
-            text += "; the rows are drawn anew, for all updates"
+    schedule = stage["trainer"].get("lr_scheduler_type", "linear")
+    if schedule not in _CONSTANT:
+        length = f"over {after} updates" if keys[2] == "steps" else "by the new budget"
+        text += f"; the learning rate follows its schedule, {schedule}, {length} from here on"
+    if keys[2] == "steps" and stage["kind"] == "sft":
+        text += "; the rows are drawn anew, for all updates"
     return InputChange(text, Effect.ALLOWED if is_longer else Effect.NEEDS_CONSENT, frozenset([keys[1]]))
 
 

@@ -109,7 +109,7 @@ class Inputs(BaseModel):
             {
                 "format": FORMAT,
                 "seed": needs.seed,
-                "recipe": list(values(self.recipe, needs.parts)),
+                "recipe": list(values(self.recipe, needs)),
                 "files": {name: self.files.get(name) for name in needs.files},
                 "models": {name: self.models.get(name) for name in needs.models},
                 "stages": {name: self.fingerprint(name) for name in needs.stages},

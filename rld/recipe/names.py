@@ -94,6 +94,11 @@ class RecipeNames:
         levels = spec.get("levels", [{}])
         return len(levels) if isinstance(levels, list) else None
 
+    def has_held_out_rows(self, skill: str) -> bool:
+        """Return whether a skill has held-out rows; one that does not exist does."""
+        spec = dict(items(self.document.tree.get("skills"))).get(skill)
+        return not (isinstance(spec, dict) and spec.get("held_out") == 0)
+
     # -- problems ----------------------------------------------------------------------------------------------------
 
     def label(self, loc: Loc) -> str:

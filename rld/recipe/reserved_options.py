@@ -30,6 +30,8 @@ TRAINER = {
     "logging_nan_inf_filter": "rld stops at a loss that is not finite",
     "save_only_model": _RESUMED,
     "ignore_data_skip": _RESUMED,
+    "restore_callback_states_from_checkpoint": _RESUMED,
+    "include_num_input_tokens_seen": _LOGGED,
     "eos_token": _TEXT,
     "pad_token": _TEXT,
     "chat_template_path": _TEXT,

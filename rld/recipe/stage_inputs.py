@@ -42,6 +42,7 @@ class StageInputs(BaseModel):
         files: The user's code and data.
         models: Stored models, by their names in the recipe.
         stages: The earlier stages that it refers to.
+        ends_by_scores: Whether the scores on the way can end it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -51,16 +52,19 @@ class StageInputs(BaseModel):
     files: list[str] = []
     models: list[str] = []
     stages: list[str]
+    ends_by_scores: bool = False
 
     def depends_on(self, keys: Keys) -> bool:
         """Tell whether the value to which `keys` lead is in a part of the recipe, or a part is in that value."""
-        if keys[0] == "stages" and len(keys) > 2 and has_no_numbers(keys[2:]):
+        if keys[0] == "stages" and len(keys) > 2 and has_no_numbers(keys[2:], self.ends_by_scores):
             return False
         return any(keys[: len(part)] == part or part[: len(keys)] == keys for part in self.parts)
 
 
-def has_no_numbers(keys: Keys) -> bool:
+def has_no_numbers(keys: Keys, ends_by_scores: bool) -> bool:
     """Tell whether no weight depends on the option to which keys lead inside of a stage."""
+    if ends_by_scores and keys == ("evaluate_every",):
+        return False
     if keys[0] == "trainer":
         return len(keys) > 1 and str(keys[1]).startswith(_NO_NUMBERS_PREFIXES)
     is_teacher = keys[0] == "teachers" and len(keys) == 3
@@ -88,8 +92,11 @@ def stage_inputs(recipe: Recipe, stage: Stage) -> StageInputs:
     skills = stage.skills_in_use(recipe.skills)
     parts += [("skills",)] if stage.makes_model else [("skills", skill) for skill in skills]
     parts += [("models", name) for name in models]
-    seed = recipe.stage_seed(stage.name) if isinstance(stage, TrainingStage) else None
-    return StageInputs(seed=seed, parts=[*parts, ("stages", stage.name)], stages=stages)
+    inputs = StageInputs(seed=None, parts=[*parts, ("stages", stage.name)], stages=stages)
+    if isinstance(stage, TrainingStage):
+        changes = {"seed": recipe.stage_seed(stage.name), "ends_by_scores": stage.stop.uses_scores}
+        inputs = inputs.model_copy(update=changes)
+    return inputs
 
 
 def _referred(tree: Any, names: list[str]) -> list[str]:
@@ -113,19 +120,20 @@ def _judge(recipe: Recipe) -> Keys:
     return ("verifier",) if recipe.verifier is not None else ("rewards", 0)
 
 
-def values(recipe: Mapping[str, Any], parts: list[Keys]) -> Iterator[Any]:
+def values(recipe: Mapping[str, Any], needs: StageInputs) -> Iterator[Any]:
     """Yield the parts of a resolved recipe with their keys, without the options on which no weight depends."""
     tree = by_stage_name(recipe)
-    for part in parts:
+    for part in needs.parts:
         value = value_at(tree, part)
-        yield list(part), _with_numbers(value) if part[0] == "stages" and len(part) == 2 else value
+        is_stage = part[0] == "stages" and len(part) == 2
+        yield list(part), _with_numbers(value, needs.ends_by_scores) if is_stage else value
 
 
-def _with_numbers(tree: Any, keys: Keys = ()) -> Any:
+def _with_numbers(tree: Any, ends_by_scores: bool, keys: Keys = ()) -> Any:
     if not isinstance(tree, Mapping):
         return tree
-    relevant = {key: value for key, value in tree.items() if not has_no_numbers((*keys, key))}
-    return {key: _with_numbers(value, (*keys, key)) for key, value in relevant.items()}
+    relevant = {key: value for key, value in tree.items() if not has_no_numbers((*keys, key), ends_by_scores)}
+    return {key: _with_numbers(value, ends_by_scores, (*keys, key)) for key, value in relevant.items()}
 
 
 def digest(tree: Any) -> str:

@@ -44,6 +44,7 @@ _PHRASES = {
     "equal rewards": "reward {about} told no completions of a prompt apart",
     "difficulty": "{skill}: {about}",
     "prompts replaced": "{skill}: {about} replaced",
+    "stage ended": "the stage ended by its rule {about}",
     "no gate": "{about} may teach on all prompts",
     "level up": "the level of {skill} rises {about}",
     "level down": "the level of {skill} falls {about}",

@@ -99,7 +99,8 @@ METRICS = (
            "entropy of the student's distribution of the next token, mean over tokens", "Entropy, nats per token"),
     Metric("entropy_coef", "", "the weight of the entropy bonus", "Weight of the entropy bonus"),
     Metric("tokens/<count>", "tokens",
-           "in this stage so far: `generated` by the student, `scored` by teachers, or `saved` by weights of 0 or gate",
+           "in this stage so far: `generated` by the student, `trained` on by it, `scored` by teachers, or `saved` by "
+           "weights of 0 or gate",
            "Tokens so far"),
     Metric("prompts/<count>", "prompts",
            "with `rollout.refill`, in this stage so far: `replaced` because the completions of each got one reward, or "
@@ -115,7 +116,9 @@ LEFT_OUT = {
         "num_tokens", "mean_token_accuracy", "step_time", "completions/<statistic>", "clip_ratio/<statistic>",
         "cispo_clip_ratio", "sampling/<statistic>", "tools/<statistic>", "vespo/<statistic>",
     ),
-    "transformers": ("grad_norm", "learning_rate", "epoch", "num_input_tokens_seen"),
+    "transformers": (
+        "grad_norm", "learning_rate", "epoch", "num_input_tokens_seen", "train_runtime", "train_tokens_per_second",
+    ),
     "RLDTrainer": ("flops",),
 }  # fmt: skip
 """Metrics that are left out on purpose, by who logs them: they repeat those above, or the recipe. The trainer's FLOPs

@@ -106,6 +106,7 @@ class RolloutTotals:
     Attributes:
         rollouts: Rollouts.
         tokens_generated: Tokens that the student sampled.
+        tokens_trained: Tokens that the student read in its updates.
         tokens_scored: Tokens that teachers read, their answers to the gate included.
         tokens_saved: Tokens that they would have read in addition without gate, controller and cache.
         groups: Groups of completions of one prompt.
@@ -116,6 +117,7 @@ class RolloutTotals:
 
     rollouts: int = 0
     tokens_generated: int = 0
+    tokens_trained: int = 0
     tokens_scored: int = 0
     tokens_saved: int = 0
     groups: int = 0
@@ -135,6 +137,7 @@ class RolloutTotals:
         """Return the tokens and prompts under the names of `metrics.jsonl`."""
         tokens: dict[str, float] = {
             "tokens/generated": self.tokens_generated,
+            "tokens/trained": self.tokens_trained,
             "tokens/scored": self.tokens_scored,
             "tokens/saved": self.tokens_saved,
         }

@@ -50,6 +50,7 @@ from rld.trainer.rld_config import RLDConfig
 from rld.trainer.start_checks import require_prompts_fit
 from rld.trainer.student_forward import RecordingStudent, StudentInputs
 from rld.trainer.timing import PhaseTimer, timed
+from rld.trainer.training_progress import TrainingProgress
 from rld.types import Event, Row
 
 _READ_COLUMNS = ("skill", "level", "answer", "slot")
@@ -75,7 +76,7 @@ class MicroBatch:
         return self.student
 
 
-class GRPOHooks(FiniteUpdates, ResumableTrainer, GRPOTrainer):
+class GRPOHooks(FiniteUpdates, ResumableTrainer, TrainingProgress, GRPOTrainer):
     """`GRPOTrainer` that calls a step of its subclass at each point at which rld does something."""
 
     args: RLDConfig

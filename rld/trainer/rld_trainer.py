@@ -276,7 +276,7 @@ class RLDTrainer(GRPOHooks):
     def _student_inputs(self, batch: RolloutBatch) -> StudentInputs | None:
         if not self.teachers:
             return None
-        return self._joint_loss.inputs(batch, self.state.global_step / max(self.state.max_steps, 1))
+        return self._joint_loss.inputs(batch, self.progress(self.state.global_step))
 
     def _advantages(self, batch: RolloutBatch) -> Tensor:
         return self._joint_loss.advantages(batch, batch["log_pi"].detach(), self.model.training)
@@ -314,15 +314,15 @@ class RLDTrainer(GRPOHooks):
     def _finish_update(self) -> dict[str, float]:
         statistics = self._joint_loss.take_statistics().reduced(self.accelerator)
         gradients, num_read = self._joint_loss.take_gradient_stats()
-        step = self.state.global_step + 1
-        metrics, events = self.runtime.finish_update(statistics, step, self.state.max_steps, gradients)
+        step, size = self.state.global_step + 1, self._num_parameters
+        self.totals.tokens_trained += (num_tokens := int(statistics.student_tokens.item()))
+        self.flop_meter.add("student", training_flops(size, num_tokens) + forward_flops(size, num_read))
+        metrics, events = self.runtime.finish_update(statistics, step, self.progress(step), gradients)
         self.events += events + (unverified(self.teachers, self.gate) if step == 1 else [])
         if self.retention is not None:
             with self.timer.part("retention"):
                 more, events = self.retention.finish_update(self.model, step, is_tick=self.runtime.updates == 0)
             metrics, self.events = metrics | more, self.events + events
-        self.flop_meter.add("student", training_flops(self._num_parameters, int(statistics.student_tokens.item())))
-        self.flop_meter.add("student", forward_flops(self._num_parameters, num_read))
         metrics |= {"flops": self.flop_meter.total} | self.totals.metrics()
         if self.stream is not None:
             self.events += self.stream.level_events(step)

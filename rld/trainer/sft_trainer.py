@@ -12,9 +12,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from rld.trainer import checkpoints
 from rld.trainer.finite_updates import FiniteUpdates
 from rld.trainer.resumable import ResumableTrainer
+from rld.trainer.training_progress import TrainingProgress
 
 
-class SFTTrainer(FiniteUpdates, ResumableTrainer, trl.SFTTrainer):
+class SFTTrainer(FiniteUpdates, ResumableTrainer, TrainingProgress, trl.SFTTrainer):
     """`trl.SFTTrainer` with the checks of `FiniteUpdates` and complete checkpoints; its arguments mean the same."""
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

@@ -300,7 +300,7 @@ def test_what_arms_mean(recipe, tmp_path):
     assert (arms["slow"].stage.controller.step_size, arms["slow"].stage.controller.decide_every) == (0.1, 2)
     assert (arms["slow"].stage.evaluate_every, arms["same"].stage.evaluate_every) == (4, 1)
     assert arms["chat"].recipe.max_new_tokens == 3
-    assert all(arm.stage.max_flops == 1e12 for arm in arms.values())
+    assert all(arm.stage.stop.max_flops == 1e12 for arm in arms.values())
     with pytest.raises(AblationError) as caught:
         read_arms("a: steps=0; b: steps=x", recipe, [])
     assert [line[:8] for line in str(caught.value).splitlines()] == ["arm 'a':", "arm 'b':"]

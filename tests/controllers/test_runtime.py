@@ -52,7 +52,7 @@ def test_what_any_controller_turns_off_is_an_event():
     )
     told = []
     for step in range(1, 5):
-        told += made.finish_update(statistics(), step, 4)[1]
+        told += made.finish_update(statistics(), step, step / 4)[1]
     offs = [(event.step, event.kind, event.skill, event.about) for event in told if event.kind != "phase"]
     assert offs == [(2, "signal off", "add", "response"), (2, "signal off", "sort", "response")]
     assert told[0].measured == "its weight was 0.5 and is 0"

@@ -115,7 +115,7 @@ def test_a_stage_that_has_made_its_last_update_makes_no_other(recipe, whole, tra
 
 
 def test_a_stage_that_used_up_its_budget_makes_no_other_update(recipe, tmp_path, monkeypatch):
-    options = ["stages.teacher.max_flops=1e6", "stages.teacher.checkpoint_every=1"]
+    options = ["stages.teacher.stop.max_flops=1e6", "stages.teacher.checkpoint_every=1"]
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert main(["train", str(recipe), *options, "--output", str(whole)]) == 0
     assert max(step for stage, step in steps(whole) if stage == "teacher") < 6

@@ -13,6 +13,7 @@ from rld.recipe.document import Loc, RecipeProblem
 from rld.recipe.names import RecipeNames
 from rld.recipe.plugins import VerifierSpec
 from rld.recipe.sizes import Sizes, StageCost
+from rld.recipe.stopping import StoppingRules
 from rld.recipe.trainer_options import check_lora, check_trainer
 from rld.utils.options import FrozenOptions
 
@@ -164,9 +165,7 @@ class TrainingStage(Stage):
     evaluate_every: int | None = Field(None, gt=0)
     """Optimiser steps between scorings of the student on the held-out rows, logged as `score/<skill>`. Their FLOPs are
     not counted. None: only before and after the stage."""
-    max_flops: float | None = Field(None, gt=0)
-    """Stop after the step in which the stage's FLOPs, including those of teachers, gate and probes, reach this number.
-    The learning-rate schedule still depends on `steps`. None: run all steps."""
+    stop: StoppingRules = StoppingRules()
 
     def trainer_defaults(self, is_new: bool) -> dict[str, Any]:
         """Return the default options of the trainer.
@@ -203,11 +202,12 @@ class TrainingStage(Stage):
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
-        """Check also its student, skills, adapter and trainer."""
+        """Check also its student, skills, adapter, stopping rules and trainer."""
         yield from super().check(names, loc, raw)
         yield from names.reference((*loc, "student"), raw.get("student"))
         yield from names.skill_list((*loc, "skills"), raw.get("skills"), names.skills)
         yield from check_lora(names, (*loc, "lora"), raw.get("lora"))
+        yield from StoppingRules.check(names, (*loc, "stop"), raw.get("stop"))
         fields = third_party_options.trainer_fields(*cls.trainer_class)
         reserved = reserved_options.TRAINER | dict(cls.reserved)
         yield from check_trainer(names, (*loc, "trainer"), raw.get("trainer"), fields, reserved)

@@ -252,7 +252,7 @@ class Distill(TrainingStage):
         rollout = f"{self.rollout.prompts} prompts x {self.rollout.completions} completions"
         if self.rollout.refill:
             rows.append(("refill", f"prompts of equal rewards are replaced, each {self.rollout.refill} times at most"))
-        return [*rows, ("on", f"{listed(self.skills)}; {self.steps} steps of {rollout}")]
+        return [*rows, ("on", f"{listed(self.skills)}; {self.steps} steps of {rollout}"), *self.stop.describe()]
 
 
 def _flops_by_account(stage: Distill, student: int, teachers: Mapping[str, int], sizes: Sizes) -> dict[Account, int]:

@@ -37,8 +37,7 @@ class Evaluate(Stage):
         yield from names.reference((*loc, "model"), raw.get("model"))
         yield from names.skill_list((*loc, "skills"), raw.get("skills"), names.skills)
         for i, name in items(raw.get("skills")):
-            skill = dict(items(names.document.tree.get("skills"))).get(name) if isinstance(name, str) else None
-            if isinstance(skill, dict) and skill.get("held_out") == 0:
+            if isinstance(name, str) and not names.has_held_out_rows(name):
                 yield names.problem((*loc, "skills", i), f": skill {name!r} has no held-out rows (held_out: 0)")
 
     def cost(self, sizes: Sizes) -> StageCost:

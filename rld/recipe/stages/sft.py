@@ -82,4 +82,5 @@ class Sft(TrainingStage):
         return [
             ("trains", f"{self.student}, {quantity(cost.parameters)} parameters{adapter}"),
             ("on", f"{listed(self.skills)}; {self.steps} steps of {self.batch} rows"),
+            *self.stop.describe(),
         ]
