@@ -176,6 +176,11 @@ class ControllerRuntime:
         """Add what the gate counted in a rollout, over all processes."""
         self._window.gate += counts.cpu()
 
+    def add_label_counts(self, attempts: AttemptCounts, gate: GateCounts) -> None:
+        """Add how often the student and its teachers predicted gold labels in an update, over all processes."""
+        self._window.attempts += attempts.cpu()
+        self._window.gate += gate.cpu()
+
     def finish_update(
         self,
         statistics: UpdateStatistics,

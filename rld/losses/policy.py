@@ -40,8 +40,8 @@ def teacher_delta(
     return (weight_BKT * (scores_BKT - spans_of_student_BKT)).sum(1), weight_BKT.sum(1)
 
 
-def mean_likelihood(scores_BKT: Tensor, spans_BKT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Each teacher's mean log-probability per token of a completion, `[B, K]` in nats; -inf without any score.
+def likelihood(scores_BKT: Tensor, spans_BKT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Each teacher's log-probability of a completion, `[B, K]` in nats, and how many tokens have a score, `[B, K]`.
 
     Args:
         scores_BKT: Each teacher's log-probability of the span in which the token lies, in nats.
@@ -51,8 +51,12 @@ def mean_likelihood(scores_BKT: Tensor, spans_BKT: Tensor, mask_BT: Tensor) -> T
     valid_BKT = (spans_BKT >= 0) & mask_BT.bool()[:, None]
     index_BKT = spans_BKT.clamp(min=0)
     sizes_BKT = torch.zeros_like(scores_BKT).scatter_add_(-1, index_BKT, valid_BKT.to(scores_BKT)).gather(-1, index_BKT)
-    sums_BK = (scores_BKT / sizes_BKT.clamp(min=1)).masked_fill(~valid_BKT, 0.0).sum(-1)
-    counts_BK = valid_BKT.sum(-1)
+    return (scores_BKT / sizes_BKT.clamp(min=1)).masked_fill(~valid_BKT, 0.0).sum(-1), valid_BKT.sum(-1)
+
+
+def mean_likelihood(scores_BKT: Tensor, spans_BKT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Each teacher's `likelihood` per token, `[B, K]` in nats; -inf without any score."""
+    sums_BK, counts_BK = likelihood(scores_BKT, spans_BKT, mask_BT)
     return (sums_BK / counts_BK.clamp(min=1)).masked_fill(counts_BK == 0, -torch.inf)
 
 

@@ -38,6 +38,8 @@ class ResponseSettings:
     """Weight of the signal on each completion."""
     sampling_temperature: float | None = None
     """Temperature of the rollout. None: log-probabilities of sampled tokens are not needed."""
+    over_labels: bool = False
+    """Whether distributions are those over the labels of a prompt (`losses/labels.py`), not over the next token."""
 
 
 class ResponseTerms(NamedTuple):

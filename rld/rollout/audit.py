@@ -41,7 +41,7 @@ class RewardAudit:
             completions: This process's completions, as TRL gives them to rewards.
             ids: Their token ids.
         """
-        paid_B = record.share(record.is_correct_A).cpu() & ~record.is_gold_B
+        paid_B = record.share(record.is_correct_A).cpu() & ~record.is_fixed_B
         checked = [i for i in paid_B.nonzero().flatten().tolist() if self._is_checked(record, i)]
         counts = AuditCounts.zeros(len(record.skills), 0)
         if not checked:

@@ -3,8 +3,8 @@
 TRL returns a rollout as a dictionary, shuffles it, and splits it into micro-batches. It treats each tensor that has
 axes as batch first, and hands on scalars and None unchanged, so whatever rld adds has that form.
 
-Shapes: B completions of this process, P prompt tokens, T completion tokens, K teachers, and 3 signals in the order of
-`SIGNALS`.
+Shapes: B completions of this process, P prompts or prompt tokens, T completion tokens, L labels, K teachers, and 3
+signals in the order of `SIGNALS`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,16 @@ class RolloutBatch(TypedDict, total=False):
     is_gold: Tensor
     """`[B]` bool, the completions whose cross-entropy is learnt."""
     num_gold: Tensor
-    """`[]`, their tokens in the rollout, over all processes."""
+    """`[]`, their tokens in the rollout, over all processes; where completions are labels, the prompts with a label."""
+
+    # where completions are labels
+    label_ids: Tensor
+    """`[B]`, the number of the label that the completion says; -1 for completions that count nowhere."""
+    gold_ids: Tensor
+    """`[B]`, the number of the label in the prompt's row, -1 where it has none."""
+    teacher_label_scores: Tensor
+    """`[B, K]`, each teacher's score of the label, calibrated: the log-probability of its words in nats. 0 where the
+    teacher was not run."""
 
     # with teachers
     group_ids: Tensor
@@ -86,6 +95,31 @@ def loss_mask(batch: RolloutBatch) -> Tensor:
     """Return which completion tokens count in a loss: `[B, T]`."""
     mask = batch["completion_mask"]
     return mask * batch["tool_mask"] if "tool_mask" in batch else mask
+
+
+def label_rows(batch: RolloutBatch) -> list[Tensor]:
+    """Return the numbers of the completions that say the labels of each prompt, `[P, L]` for each number of labels L.
+
+    The completions of a prompt are all there, in any order.
+    """
+    rows_B = (batch["label_ids"] >= 0).nonzero()[:, 0]
+    groups_B, labels_B = batch["group_ids"][rows_B], batch["label_ids"][rows_B]
+    order_B = (groups_B * (int(labels_B.max()) + 1) + labels_B).argsort()
+    _, places_B, sizes_P = groups_B[order_B].unique_consecutive(return_inverse=True, return_counts=True)
+    rows_B, sizes_B = rows_B[order_B], sizes_P[places_B]
+    return [rows_B[sizes_B == size].view(-1, size) for size in sizes_P.unique().tolist()]
+
+
+def response_mask(batch: RolloutBatch) -> Tensor:
+    """Return the tokens that the mean of the response signal is over, `[B, T]` bool.
+
+    They are those of a loss. A distribution over labels counts once per prompt, at the first token of its first label.
+    """
+    mask_BT = loss_mask(batch).bool()
+    if "label_ids" in batch:
+        mask_BT = mask_BT & (batch["label_ids"] == 0)[:, None]
+        mask_BT[:, 1:] = False
+    return mask_BT
 
 
 def taught_share(batch: RolloutBatch) -> Tensor:

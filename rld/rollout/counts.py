@@ -75,7 +75,7 @@ def group_counts(
     *,
     group_size: int,
     num_skills: int,
-    num_gold: int = 0,
+    num_fixed: int = 0,
     rule: SuccessRule = DEFAULT_RULE,
 ) -> GroupOutcomes:
     """Count attempts, successes and informative groups, those whose weighted rewards differ, per skill.
@@ -86,10 +86,10 @@ def group_counts(
         skills_A: The index of each completion's skill; the same within a group.
         group_size: Completions of a group; groups are consecutive.
         num_skills: S.
-        num_gold: The first so many completions of each group are gold answers, which are no attempts.
+        num_fixed: The first so many completions of each group are fixed and not sampled, so that they are no attempts.
         rule: Tells from the verifier's rewards which completions are correct.
     """
-    sampled_A = torch.arange(len(rewards_AR), device=rewards_AR.device) % group_size >= num_gold
+    sampled_A = torch.arange(len(rewards_AR), device=rewards_AR.device) % group_size >= num_fixed
     attempted_A = ~rewards_AR[:, 0].isnan() & sampled_A
     succeeded_A = (rewards_AR[:, 0] >= rule.threshold) & sampled_A
     informative = informative_groups(rewards_AR, weights_R, group_size)

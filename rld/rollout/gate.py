@@ -20,7 +20,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -60,6 +60,16 @@ class GateVerdict(NamedTuple):
     """Tokens of the prompts that teachers of this process answered, and of their answers."""
     flops: float
     """Operations of these answers."""
+
+
+class Gate(Protocol):
+    """A gate, which a checkpoint keeps."""
+
+    def forget(self, k: int) -> None: ...
+
+    def save(self, path: Path) -> None: ...
+
+    def load(self, path: Path) -> None: ...
 
 
 class TeacherGate:
@@ -245,7 +255,7 @@ class TeacherGate:
         self._failures[str(teacher.name)] = failures
 
 
-def unverified(teachers: Sequence[Teacher], gate: TeacherGate | None) -> list[Event]:
+def unverified(teachers: Sequence[Teacher], gate: Gate | None) -> list[Event]:
     """Return an event for teachers whose answers are not verified; none where a gate verifies them."""
     if gate is not None or not teachers:
         return []

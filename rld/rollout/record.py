@@ -5,12 +5,13 @@ Shapes: B completions of this process, A completions of all processes, R rewards
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from rld.errors import DataError
 from rld.rollout.counts import Attempts, skill_ids
 from rld.rollout.rewards import DEFAULT_RULE, SuccessRule
 from rld.types import Row
@@ -43,7 +44,7 @@ class RolloutRecord:
         number: Rollouts of the training before this one.
         first_row: The number of this process's first completion among those of all processes.
         group_size: Completions of each prompt; they are consecutive, over all processes.
-        num_gold: Of each group the first so many are gold answers.
+        num_fixed: Of each group the first so many are fixed and not sampled: gold answers, or the words of labels.
         is_training: Whether the rollout is for an update, not for an evaluation.
         rule: Tells from the verifier's rewards which completions are correct.
         rewards_AR: The rewards, NaN where one does not apply; the first is the verifier's. None until they are there.
@@ -53,6 +54,7 @@ class RolloutRecord:
             completions for old and reference log-probabilities.
         refilled: Completions that were sampled before TRL's rollout, and the prompts replaced until then. None: TRL
             samples, and no prompt is replaced.
+        labels: The words of each skill's labels, which are the completions of its prompts. Empty: they are sampled.
     """
 
     rows: Sequence[Row]
@@ -60,7 +62,7 @@ class RolloutRecord:
     number: int
     first_row: int
     group_size: int
-    num_gold: int
+    num_fixed: int
     is_training: bool
     rule: SuccessRule = DEFAULT_RULE
     rewards_AR: Tensor | None = None
@@ -68,6 +70,7 @@ class RolloutRecord:
     succeeded_A: Tensor | None = None
     num_read: int = 0
     refilled: Refilled | None = None
+    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.skill_ids_B = skill_ids(self.rows, self.skills)
@@ -84,9 +87,30 @@ class RolloutRecord:
         return torch.arange(self.first_row, self.first_row + len(self.rows)) // self.group_size
 
     @property
-    def is_gold_B(self) -> Tensor:
-        """Which completions are gold answers, on the CPU."""
-        return torch.arange(self.first_row, self.first_row + len(self.rows)) % self.group_size < self.num_gold
+    def is_fixed_B(self) -> Tensor:
+        """Which completions are fixed, on the CPU."""
+        return torch.arange(self.first_row, self.first_row + len(self.rows)) % self.group_size < self.num_fixed
+
+    @property
+    def words_B(self) -> list[Sequence[str]]:
+        """The words of all labels of each completion's prompt, where completions are labels."""
+        return [self.labels[self.skills[s]] for s in self.skill_ids_B.tolist()]
+
+    @property
+    def label_ids_B(self) -> Tensor:
+        """The label that each completion says, on the CPU; -1 where the skill has fewer labels than completions."""
+        numbers_B = torch.arange(self.first_row, self.first_row + len(self.rows)) % self.group_size
+        sizes_B = torch.tensor([len(words) for words in self.words_B])
+        return numbers_B.where(numbers_B < sizes_B, -1)
+
+    @property
+    def gold_ids_B(self) -> Tensor:
+        """The label in the row of each completion, on the CPU; -1 where it has none.
+
+        Raises:
+            DataError: the row has another answer.
+        """
+        return torch.tensor([_gold_id(row, words) for row, words in zip(self.rows, self.words_B, strict=True)])
 
     @property
     def is_correct_A(self) -> Tensor:
@@ -148,3 +172,14 @@ class RolloutTotals:
             "prompts/replaced": num_replaced,
             "prompts/all_the_same": self.groups_without_difference,
         }
+
+
+def _gold_id(row: Row, words: Sequence[str]) -> int:
+    """Return the number of the label that a row's answer says, up to white space around it; -1 without an answer."""
+    answer = str(row.get("answer") or "").strip()
+    if not answer:
+        return -1
+    labels = [text.strip() for text in words]
+    if answer not in labels:
+        raise DataError(f"labels: the answer {answer!r:.80} is none of {labels}; its prompt is {row['prompt']!r:.80}")
+    return labels.index(answer)

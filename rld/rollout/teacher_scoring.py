@@ -20,9 +20,11 @@ from rld.controllers.runtime import ControllerRuntime
 from rld.errors import TeacherDown
 from rld.losses.combination import AnyCombination
 from rld.losses.policy import mean_likelihood
-from rld.rollout.batch import RolloutBatch, loss_mask, taught_share
+from rld.rollout.batch import RolloutBatch, loss_mask, response_mask, taught_share
 from rld.rollout.counts import gate_counts
 from rld.rollout.gate import GateVerdict, TeacherGate
+from rld.rollout.label_gate import LabelGate
+from rld.rollout.label_scores import LabelScores
 from rld.rollout.record import RolloutRecord
 from rld.teachers.ensemble import TeacherEnsemble, TokenCounts
 from rld.teachers.teacher import Teacher
@@ -82,6 +84,7 @@ class TeacherScoring:
         ensemble: The teachers.
         runtime: Has the controller's weights, and is told of the gate's counts and of changes of teachers.
         gate: Decides which teachers may teach on a prompt. None: all may.
+        label_scores: Where completions are labels, adds the teachers' scores of them.
         accelerator: Sums and gathers over processes.
         flop_meter: Counts the operations of the teachers and of the gate.
         gate_time: Makes a context in which the gate runs, such as a timer.
@@ -93,13 +96,15 @@ class TeacherScoring:
         ensemble: TeacherEnsemble,
         runtime: ControllerRuntime,
         *,
-        gate: TeacherGate | None,
+        gate: TeacherGate | LabelGate | None,
         accelerator: Accelerator,
         flop_meter: FlopMeter,
+        label_scores: LabelScores | None = None,
         gate_time: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.options, self.ensemble, self.runtime = options, ensemble, runtime
         self.gate, self.accelerator, self.flop_meter, self._gate_time = gate, accelerator, flop_meter, gate_time
+        self._label_scores = label_scores
         self._dropped: set[int] = set()
         ensemble.observers.append(self._update_teacher)
 
@@ -128,7 +133,7 @@ class TeacherScoring:
         batch["feature_on"] = torch.tensor(self.runtime.is_active("feature"))
         batch["group_ids"] = record.group_ids_B.to(skills_B.device)
         gate_tokens = 0
-        if self.gate is not None and record.is_training:
+        if isinstance(self.gate, TeacherGate) and record.is_training:
             with self._gate_time():
                 verdict = self._judge(self.gate, needed_BK, skills_B, record)
             needed_BK, gate_tokens = needed_BK & verdict.open_BK, verdict.num_tokens
@@ -141,6 +146,10 @@ class TeacherScoring:
         if events:
             needed_BK, weights_BK = needed_BK & is_up_K, _redistribute(weights_BK, is_up_K.expand(weights_BK.shape))
             batch["teacher_tokens"] = batch["teacher_tokens"] & is_up_K[:, None]
+        if self._label_scores is not None:
+            self._label_scores.add(batch, record, needed_BK)
+            if isinstance(self.gate, LabelGate) and record.is_training:
+                weights_BK = _redistribute(weights_BK, self.gate.judge(batch, record))
         weights_BK = self._choose(weights_BK, batch, record) * may_teach_B[:, None]
         self._finish(batch, weights_BK, record)
         if not record.is_training:
@@ -195,7 +204,7 @@ class TeacherScoring:
                 temperature=temperature,
                 rows_per_forward=self.options.rows_per_forward,
             )
-            if self.options.teacher_reward or self.options.combination.compares:
+            if self.options.teacher_reward or self.options.combination.compares or self._label_scores is not None:
                 outputs |= self.ensemble.sampled_scores(outputs, temperature)
         return counts
 
@@ -235,12 +244,12 @@ class TeacherScoring:
         return record.share(chosen_AK)
 
     def _finish(self, batch: RolloutBatch, weights_BK: Tensor, record: RolloutRecord) -> None:
-        """Add the weights and the number of taught tokens."""
+        """Add the weights and the number of tokens, or of prompts with labels, that are taught."""
         batch["teacher_weights"] = weights_BK
-        batch["num_taught"] = self._sum((loss_mask(batch) * (taught_share(batch) > 0)).sum())
-        if record.num_gold and "teacher_spans" in batch:
+        batch["num_taught"] = self._sum((response_mask(batch) * (taught_share(batch) > 0)).sum())
+        if record.num_fixed and "teacher_spans" in batch:
             # A teacher-scored reward is for what the student sampled, and it did not sample gold answers.
-            batch["teacher_spans"][record.is_gold_B.to(weights_BK.device)] = -1
+            batch["teacher_spans"][record.is_fixed_B.to(weights_BK.device)] = -1
 
     def _count_tokens(self, needed_BK: Tensor, batch: RolloutBatch, token_counts: list[TokenCounts]) -> tuple[int, int]:
         """Count the operations of the teachers, and return the tokens that they read and those that were saved."""

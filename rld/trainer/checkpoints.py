@@ -23,7 +23,7 @@ from rld.controllers.runtime import ControllerRuntime
 from rld.data.prompt_stream import PromptStream
 from rld.errors import CheckpointError
 from rld.losses.feature_matching import FeatureProjections
-from rld.rollout.gate import TeacherGate
+from rld.rollout.gate import Gate
 from rld.rollout.record import RolloutTotals
 from rld.teachers.teacher import Teacher
 from rld.trainer.retention import RetentionCallback
@@ -48,7 +48,7 @@ class CheckpointedParts:
     runtime: ControllerRuntime
     totals: RolloutTotals
     flop_meter: FlopMeter
-    gate: TeacherGate | None
+    gate: Gate | None
     retention: RetentionCallback | None
     stream: PromptStream | None
     projections: FeatureProjections | None

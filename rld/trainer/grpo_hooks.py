@@ -38,6 +38,7 @@ from rld.models.generation import only_generation_config
 from rld.models.prompting import PromptEncoder
 from rld.rollout.batch import RolloutBatch
 from rld.rollout.gold import gold_completions
+from rld.rollout.label_completions import label_completions
 from rld.rollout.record import RolloutRecord, RolloutTotals
 from rld.rollout.verifier import as_completions, judged, require_scale
 from rld.trainer.checkpoints import CheckpointedParts, load_rollout
@@ -168,9 +169,11 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, TrainingProgress, GRPOTrainer):
         record = self._rollout
         if record is not None and record.refilled is not None:
             return record.refilled.completions, None
-        if record is None or not record.num_gold:
+        if record is not None and record.labels:
+            return label_completions(record, self._encoder, self.args.max_completion_length), None
+        if record is None or not record.num_fixed:
             return self._sample(prompt_ids, *args, **kwargs)
-        sampled = (~record.is_gold_B).nonzero().squeeze(1).tolist()
+        sampled = (~record.is_fixed_B).nonzero().squeeze(1).tolist()
         prompts = [prompt_ids[i] for i in sampled]
         samples = self._sample(prompts, *args, **kwargs)[0] if prompts else []
         completions = gold_completions(record.rows, self._encoder, self.args.max_completion_length)

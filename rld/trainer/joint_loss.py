@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rld.controllers.observation import GradientStats
 from rld.controllers.runtime import ControllerRuntime
-from rld.controllers.statistics import UpdateStatistics
+from rld.controllers.statistics import AttemptCounts, GateCounts, UpdateStatistics
 from rld.errors import RecipeError
 from rld.losses.features import AnyFeature
 from rld.losses.objective import ResponseObjective
@@ -28,9 +28,10 @@ from rld.losses.policy import (
     weighted_sum,
 )
 from rld.losses.response import ResponseSettings
-from rld.rollout.batch import RolloutBatch, loss_mask, signal_weight, taught_share
+from rld.rollout.batch import RolloutBatch, loss_mask, response_mask, signal_weight, taught_share
 from rld.teachers.ensemble import TeacherEnsemble
 from rld.trainer.gradient_probe import GradientProbe
+from rld.trainer.label_loss import LabelTerms, label_counts, label_terms
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.student_forward import RecordingStudent, StudentInputs
 from rld.types import Align, Signal
@@ -77,6 +78,7 @@ class JointLoss:
         self.objective = ResponseObjective.from_config(args)
         self._check_options([teacher.align for teacher in ensemble.teachers])
         self.statistics = self._zero_statistics()
+        self._clear_label_counts()
 
     def _check_options(self, align: Sequence[Align | None]) -> None:
         """Refuse options of the response signal that a teacher can't fulfil."""
@@ -104,6 +106,17 @@ class JointLoss:
         """This process's sums since the last call."""
         statistics, self.statistics = self.statistics, self._zero_statistics()
         return statistics
+
+    def _clear_label_counts(self) -> None:
+        num_skills, device = len(self.runtime.skills), self.args.device
+        self._attempts = AttemptCounts.zeros(num_skills, 0, device)
+        self._gate_counts = GateCounts.zeros(num_skills, len(self.runtime.teachers), device)
+
+    def take_label_counts(self, accelerator: Accelerator) -> tuple[AttemptCounts, GateCounts]:
+        """What student and teachers predicted of gold labels since the last call, over all processes."""
+        counts = self._attempts.reduced(accelerator), self._gate_counts.reduced(accelerator)
+        self._clear_label_counts()
+        return counts
 
     def non_finite_divergences(self) -> list[str]:
         """Return the names of the divergences whose sums since the last `take_statistics` are not finite."""
@@ -134,7 +147,7 @@ class JointLoss:
         response = None
         if batch["response_on"]:
             objective, weight_B = self.objective.at(progress), signal_weight(batch, "response")
-            response = ResponseSettings(objective, weight_B, self.args.temperature)
+            response = ResponseSettings(objective, weight_B, self.args.temperature, over_labels=bool(self.args.labels))
         feature = self.feature if batch["feature_on"] else None
         return StudentInputs(
             loss_mask(batch), self.ensemble.outputs(batch), batch["teacher_weights"], response, feature
@@ -178,11 +191,25 @@ class JointLoss:
             training: Whether to add to the controller's statistics, and to measure gradients where it is time to.
         """
         terms: dict[str, SignalTerm] = {}
+        labels = self._label_terms(batch, recorded, training) if self.args.labels else None
         if self.ensemble.teachers:
-            terms |= {str(name): term for name, term in self._teacher_terms(batch, recorded, training).items()}
+            terms |= {str(name): term for name, term in self._teacher_terms(batch, recorded, labels, training).items()}
         if "is_gold" in batch:
             terms["gold"] = self._gold_term(batch)
+        elif labels is not None and self.args.gold_weight:
+            mask_BT, loss_BT = response_mask(batch) & (batch["gold_ids"] >= 0)[:, None], labels.gold_loss_BT
+            total = self.args.gold_weight * loss_BT.sum()
+            terms["gold"] = SignalTerm(total, loss_BT.detach(), mask_BT, batch["num_gold"])
         return terms
+
+    def _label_terms(self, batch: RolloutBatch, recorded: RecordingStudent, training: bool) -> LabelTerms:
+        """The terms over labels; in training, what they show is counted."""
+        assert recorded.signals is not None
+        labels = label_terms(batch, recorded.signals.response)
+        if training:
+            attempts, gate = label_counts(batch, labels.scores_B, len(self.runtime.skills))
+            self._attempts, self._gate_counts = self._attempts + attempts, self._gate_counts + gate
+        return labels
 
     def _gold_term(self, batch: RolloutBatch) -> SignalTerm:
         """Cross-entropy of the tokens of gold completions, `-log pi` in nats."""
@@ -191,9 +218,12 @@ class JointLoss:
         return SignalTerm(self.args.gold_weight * values_BT.sum(), values_BT.detach(), mask_BT, batch["num_gold"])
 
     def _teacher_terms(
-        self, batch: RolloutBatch, recorded: RecordingStudent, training: bool
+        self, batch: RolloutBatch, recorded: RecordingStudent, labels: LabelTerms | None, training: bool
     ) -> dict[Signal, SignalTerm]:
-        out, mask_BT, num_taught = recorded.result, loss_mask(batch), batch["num_taught"]
+        out, mask_BT, num_taught = recorded.result, response_mask(batch), batch["num_taught"]
+        if labels is not None and batch["response_on"]:
+            out.response_loss, out.target_divergence = labels.response_loss, labels.target_divergence_BT
+            out.teacher_divergence = labels.teacher_divergence_BKT
         terms: dict[Signal, SignalTerm] = {}
         if out.response_loss is not None and out.target_divergence is not None:
             terms["response"] = SignalTerm(out.response_loss, out.target_divergence, mask_BT, num_taught)
@@ -233,7 +263,8 @@ class JointLoss:
         self._measure("policy", policy, hidden_BTH, batch=batch, loss_BT=mask_BT, has_gradient_BT=has_gradient_BT)
         taught_BT = mask_BT * (taught_share(batch) > 0)
         for signal, term in terms.items():
-            self._measure(signal, term.total, hidden_BTH, batch=batch, loss_BT=taught_BT, has_gradient_BT=taught_BT)
+            loss_BT = response_mask(batch) * taught_BT
+            self._measure(signal, term.total, hidden_BTH, batch=batch, loss_BT=loss_BT, has_gradient_BT=taught_BT)
 
     def _measure(
         self,

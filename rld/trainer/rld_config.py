@@ -88,6 +88,22 @@ class RLDConfig(GRPOConfig):
             "help": "How often a prompt is replaced whose completions all got the same reward; needs a curriculum."
         },
     )
+    labels: dict[str, list[str]] | None = field(
+        default=None,
+        metadata={
+            "help": "Words of the labels of each skill, in place of sampled completions: those of a prompt are its "
+            "labels, and the response signal matches the teachers' distribution over them. num_generations is then the "
+            "number of labels. None: completions are sampled."
+        },
+    )
+    label_calibration: str = field(
+        default="none",
+        metadata={"help": "Correction of the teachers' distributions over labels: none, length or content_free."},
+    )
+    content_free_prompts: dict[str, list[Any]] | None = field(
+        default=None,
+        metadata={"help": "Prompts without content of each skill, which `label_calibration: content_free` needs."},
+    )
     gold_weight: float = field(
         default=0.0,
         metadata={"help": "Weight of the cross-entropy of gold completions beside the signals. 0: it is not learnt."},
@@ -116,6 +132,8 @@ class RLDConfig(GRPOConfig):
     )
 
     def __post_init__(self) -> None:
+        if self.labels:
+            self._take_labels(self.labels)
         # TRL refuses groups of one, for which it knows no advantages; gold answers are not compared with one another.
         is_alone = self.gold_completions == self.num_generations == 1
         self.num_generations = 2 if is_alone else self.num_generations
@@ -138,6 +156,35 @@ class RLDConfig(GRPOConfig):
             _require("response_top_k", self.response_top_k, self.response_top_k >= 1, "at least 1")
         _require("audit_share", self.audit_share, 0 < self.audit_share <= 1, "above 0 and at most 1")
 
+    def _take_labels(self, labels: dict[str, list[str]]) -> None:
+        """Let the completions of a prompt be its labels, and refuse what needs sampled ones."""
+        self.signals = ["response"] if self.signals is None else self.signals
+        refused = {
+            "signals": (self.signals != ["response"], "response alone; there are no samples to reinforce"),
+            "temperature": (self.temperature != 1, "1; response_temperature is that of the distributions over labels"),
+            "gold_completions": (self.gold_completions, "0; gold_weight teaches the gold labels"),
+            "refill": (self.refill, "0"),
+            "distill_on": (self.distill_on != "all", "all"),
+            "token_weights": (self.token_weights, "left out"),
+            "mask_truncated_completions": (self.mask_truncated_completions, "off"),
+            "use_vllm": (self.use_vllm, "off"),
+        }
+        for name, (is_refused, fix) in refused.items():
+            if is_refused:
+                raise RecipeError(f"{name}: where completions are labels it should be {fix}")
+        _require_choice("label_calibration", self.label_calibration, ("none", "length", "content_free"))
+        for skill, words in labels.items():
+            if len({text.strip() for text in words}) < max(len(words), 2):
+                raise RecipeError(f"labels: skill {skill!r} needs two different labels at least, not {words}")
+            if self.label_calibration == "content_free" and not (self.content_free_prompts or {}).get(skill):
+                raise RecipeError(
+                    f"content_free_prompts: skill {skill!r} has none, for label_calibration: content_free"
+                )
+        self.num_generations = max(map(len, labels.values()))
+        if self.per_device_train_batch_size % self.num_generations:
+            size = f"{self.per_device_train_batch_size} is no multiple of {self.num_generations}"
+            raise RecipeError(f"per_device_train_batch_size: all labels of a prompt are in one micro-batch, and {size}")
+
     def _check_signals(self) -> None:
         if self.signals is None:
             return
@@ -155,7 +202,7 @@ class RLDConfig(GRPOConfig):
         if self.gold_completions == self.num_generations and (self.signals is None or "policy" in self.signals):
             raise RecipeError("with gold answers alone there are no attempts to reinforce: leave policy out of signals")
         _require("gold_weight", self.gold_weight, self.gold_weight >= 0, "at least 0")
-        if self.gold_weight and not (self.gold_completions and self.temperature == 1):
+        if self.gold_weight and not ((self.gold_completions or self.labels) and self.temperature == 1):
             raise RecipeError("gold_weight needs gold_completions, and log-probabilities at temperature 1")
 
     @classmethod

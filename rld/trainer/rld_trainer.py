@@ -25,10 +25,11 @@ from rld.models.generation import contiguous_head_input
 from rld.models.prefill import SharedPrefill
 from rld.rollout.audit import RewardAudit
 from rld.rollout.batch import RolloutBatch
-from rld.rollout.gate import TeacherGate, unverified
+from rld.rollout.gate import unverified
+from rld.rollout.label_completions import add_labels
 from rld.rollout.record import RolloutRecord, RolloutTotals
 from rld.rollout.rewards import all_checked
-from rld.rollout.teacher_scoring import TeacherScoring, TeacherScoringOptions, teacher_infos
+from rld.rollout.teacher_scoring import teacher_infos
 from rld.rollout.verifier import Verify, askable, training_rewards
 from rld.teachers.ensemble import TeacherEnsemble
 from rld.teachers.slot_base import StudentInterface
@@ -44,6 +45,7 @@ from rld.trainer.prompt_setup import shared_encoder
 from rld.trainer.retention import RetentionCallback
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rollout_counting import count_attempts, sampled_tokens
+from rld.trainer.scoring_setup import gate_of, require_labels, teacher_scoring
 from rld.trainer.skill_names import trained_skills
 from rld.trainer.start_checks import require_sound_student
 from rld.trainer.student_forward import StudentInputs, add_signal_forward
@@ -139,6 +141,7 @@ class RLDTrainer(GRPOHooks):
         contiguous_head_input(self._student)  # beside an adapter its head is frozen
         self._prefill = SharedPrefill(self._student)
         self._refill = PromptRefill.for_trainer(self)
+        require_labels(self)
         if self.args.gold_completions and (self.use_vllm or self.tools or self.rollout_func is not None):
             raise RecipeError("gold answers take the place of completions that transformers generates without tools")
 
@@ -157,21 +160,8 @@ class RLDTrainer(GRPOHooks):
     def _build_verification(self, audit_reward: Any, retained: Iterable[Row] | None) -> None:
         verify = askable(all_checked(audit_reward, decides=True) or self.reward_funcs, lambda: self.state)
         self.audit = None if audit_reward is None else RewardAudit(verify, self.args.audit_share, self.args.seed)
-        self.gate = self._build_gate(verify)
+        self.gate = gate_of(self, verify)
         self.retention = None if retained is None else self._build_retention(verify, retained)
-
-    def _build_gate(self, verify: Verify | None) -> TeacherGate | None:
-        if self.args.gate != "per_prompt" or not self.teachers or verify is None:
-            return None
-        resamples = self.runtime.controller.required_measurements.resampled_answers
-        return TeacherGate(
-            self.teachers,
-            self._encoder,
-            verify,
-            max_new_tokens=self.args.answer_length,
-            device=self.accelerator.device,
-            resampling_temperature=self.args.temperature if resamples else None,
-        )
 
     def _build_retention(self, verify: Verify | None, rows: Iterable[Row]) -> RetentionCallback:
         retention = RetentionCallback(
@@ -193,23 +183,7 @@ class RLDTrainer(GRPOHooks):
             args, runtime, self._student, rows=gold_rows, encoder=self._encoder, accelerator=self.accelerator
         )
         self._joint_loss = JointLoss(args, self.ensemble, runtime, feature=self._feature, gradient_probe=probe)
-        options = TeacherScoringOptions(
-            combination=self._joint_loss.objective.combination,
-            teacher_reward=args.teacher_reward,
-            distill_on=args.distill_on,
-            rows_per_forward=args.per_device_train_batch_size,
-            temperature=self.temperature,
-            has_policy="policy" in self._signals,
-        )
-        self._teacher_scoring = TeacherScoring(
-            options,
-            self.ensemble,
-            runtime,
-            gate=self.gate,
-            accelerator=self.accelerator,
-            flop_meter=self.flop_meter,
-            gate_time=functools.partial(self.timer.part, "gate"),
-        )
+        self._teacher_scoring = teacher_scoring(self)
 
     # -- rollouts ------------------------------------------------------------------------------------------------------
 
@@ -218,15 +192,17 @@ class RLDTrainer(GRPOHooks):
         is_training = bool(self.model.training)
         group_size = self.num_generations if is_training else self.num_generations_eval
         assert group_size is not None  # TRL sets it
+        num_gold = self.args.gold_completions if is_training else 0
         return RolloutRecord(
             rows=rows,
             skills=self.skills,
             number=self.totals.rollouts,
             first_row=self.accelerator.process_index * len(rows),
             group_size=group_size,
-            num_gold=self.args.gold_completions if is_training else 0,
+            num_fixed=group_size if self.args.labels else num_gold,
             is_training=is_training,
             rule=self._success_rule,
+            labels=self.args.labels or {},
         )
 
     def _receive_rewards(self, record: RolloutRecord, completions: Sequence[Any], ids: Sequence[list[int]]) -> None:
@@ -237,8 +213,10 @@ class RLDTrainer(GRPOHooks):
         batch["skill_ids"] = record.skill_ids_B.to(self.accelerator.device)
         batch["signal_weights"] = self.runtime.signals_SG.to(self.accelerator.device)[batch["skill_ids"]]
         batch["prompt_numbers"] = batch["prompt_ids"].unique(dim=0, return_inverse=True)[1]
-        if self.args.gold_weight and record.num_gold:
-            self._joint_loss.mark_gold(batch, record.is_gold_B, self.accelerator)
+        if record.labels:
+            add_labels(batch, record, self.accelerator)
+        elif self.args.gold_weight and record.num_fixed:
+            self._joint_loss.mark_gold(batch, record.is_fixed_B, self.accelerator)
         if record.is_training:
             self._count_rollout(batch, record)
         if self.teachers:
@@ -317,6 +295,8 @@ class RLDTrainer(GRPOHooks):
         step, size = self.state.global_step + 1, self._num_parameters
         self.totals.tokens_trained += (num_tokens := int(statistics.student_tokens.item()))
         self.flop_meter.add("student", training_flops(size, num_tokens) + forward_flops(size, num_read))
+        if self.args.labels:
+            self.runtime.add_label_counts(*self._joint_loss.take_label_counts(self.accelerator))
         metrics, events = self.runtime.finish_update(statistics, step, self.progress(step), gradients)
         self.events += events + (unverified(self.teachers, self.gate) if step == 1 else [])
         if self.retention is not None:

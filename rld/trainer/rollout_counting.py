@@ -25,7 +25,7 @@ def sampled_tokens(batch: RolloutBatch, record: RolloutRecord, num_prefilled: in
     """
     if record.refilled is not None:
         return record.refilled.num_tokens, num_prefilled or record.refilled.num_prompt_tokens
-    is_sampled_B = ~record.is_gold_B.to(batch["completion_mask"].device)
+    is_sampled_B = ~record.is_fixed_B.to(batch["completion_mask"].device)
     num_tokens = int(batch["completion_mask"][is_sampled_B].sum())
     # A rollout that was sampled elsewhere, such as by vLLM, has read its prompts there.
     return num_tokens, num_prefilled or int(batch["prompt_mask"][is_sampled_B].sum())
@@ -57,7 +57,7 @@ def count_attempts(
         skills_A,
         group_size=record.group_size,
         num_skills=len(record.skills),
-        num_gold=record.num_gold,
+        num_fixed=record.num_fixed,
         rule=record.rule,
     )
     levels_A = gather(record.levels_B.to(skills_A.device))

@@ -140,7 +140,7 @@ def add_signal_forward(
 
 
 def _response_loss(model: PreTrainedModel, signals: StudentInputs) -> ResponseLoss | None:
-    if signals.response is None:
+    if signals.response is None or signals.response.over_labels:
         return None
     return ResponseLoss(
         signals.response, LMHead.of(model), signals.teachers, shares_BK=signals.shares_BK, mask_BT=signals.mask_BT

@@ -116,7 +116,7 @@ def test_a_share_of_what_is_paid_is_checked_wherever_it_lies():
 
     def counted(number: int, first: int, size: int) -> AuditCounts:
         """Counts of a process that has these completions of a rollout, of which the even ones were paid."""
-        record = RolloutRecord(rows[:size], ["first"], number, first, group_size=4, num_gold=0, is_training=True)
+        record = RolloutRecord(rows[:size], ["first"], number, first, group_size=4, num_fixed=0, is_training=True)
         record.rewards_AR = (torch.arange(400) % 2 == 0).float()[:, None]
         return audit.count(record, ["b"] * size, [[5]] * size)
 

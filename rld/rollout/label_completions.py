@@ -1,0 +1,61 @@
+"""Completions that are not sampled: the words that say each label of a prompt, in the order of the labels.
+
+Shapes: B completions of this process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from accelerate import Accelerator
+
+from rld.errors import DataError
+from rld.models.prompting import PromptEncoder
+from rld.rollout.batch import RolloutBatch
+from rld.rollout.record import RolloutRecord
+
+
+def counts_end(words: Sequence[str]) -> bool:
+    """Return whether the end of a completion is part of what says a label.
+
+    It is where the words of one label begin those of another: the probability of ` Tech` would contain that of
+    ` Technology`. Elsewhere it is left out, because it tells nothing of the label whether a model ends behind it.
+    """
+    return any(one != other and other.startswith(one) for one in words for other in words)
+
+
+def label_completions(record: RolloutRecord, encoder: PromptEncoder, max_tokens: int | None) -> list[list[int]]:
+    """Return the token ids of each completion of a rollout: the words of a label of its prompt.
+
+    Where a skill has fewer labels than there are completions, the others repeat the first label and count nowhere.
+
+    Args:
+        record: The rollout.
+        encoder: The student's.
+        max_tokens: Greatest length of a completion, the end included. None: any length.
+
+    Raises:
+        DataError: the student cannot write the words of a label.
+    """
+    completions = []
+    for row, words, label in zip(record.rows, record.words_B, record.label_ids_B.tolist(), strict=True):
+        text = words[max(label, 0)]
+        problem = encoder.problem(row["prompt"], text, max_tokens)
+        if problem is not None:
+            raise DataError(f"labels: {problem}; its prompt is {str(row['prompt'])[:80]!r}")
+        completions.append(label_tokens(encoder, row["prompt"], text, words))
+    return completions
+
+
+def label_tokens(encoder: PromptEncoder, prompt: object, text: str, words: Sequence[str]) -> list[int]:
+    """Return the token ids by which a model says a label, one of `words`, behind a prompt."""
+    return encoder.encode_completion(prompt, text) if counts_end(words) else encoder.encode_with(prompt, text)[1]
+
+
+def add_labels(batch: RolloutBatch, record: RolloutRecord, accelerator: Accelerator) -> None:
+    """Add to a rollout what each completion says, and keep those of one prompt together when TRL shuffles them."""
+    device = batch["completion_ids"].device
+    batch["label_ids"], batch["gold_ids"] = record.label_ids_B.to(device), record.gold_ids_B.to(device)
+    num_gold = ((batch["label_ids"] == 0) & (batch["gold_ids"] >= 0)).sum()
+    batch["num_gold"] = accelerator.reduce(num_gold, reduction="sum")
+    batch["prompt_numbers"] = record.group_ids_B.to(device)  # a prompt that is drawn twice has two groups

@@ -1,0 +1,139 @@
+"""The teachers' scores of the labels of a prompt, calibrated.
+
+A score is the log-probability of the words that say a label, in nats. Teachers of any tokenizer have one.
+
+Shapes: B completions of this process, T completion tokens, P prompts, L labels, K teachers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rld.errors import TeacherError
+from rld.losses.policy import likelihood
+from rld.models.prompting import PromptEncoder
+from rld.rollout.batch import RolloutBatch, label_rows, loss_mask
+from rld.rollout.label_completions import label_tokens
+from rld.rollout.record import RolloutRecord
+from rld.teachers.ensemble import TeacherEnsemble
+from rld.utils.tensors import pad_left, pad_right
+
+
+class LabelScores:
+    """Adds the teachers' scores of labels to a rollout.
+
+    Calibration corrects the teachers, from whose distributions the student learns. `length`: the score is divided by
+    the bytes of the label's words, relative to the mean over all labels; bytes are the same for every tokenizer.
+    `content_free`: the label's log-probability on prompts without content is subtracted (Zhao et al. 2021, contextual
+    calibration: `p(l | x) / p(l | "N/A")`, the mean over such prompts in the denominator).
+
+    Args:
+        labels: The words of each skill's labels.
+        calibration: Of the teachers' scores.
+        prompts: Of each skill, prompts without content, for `content_free`.
+        ensemble: The teachers.
+        encoder: The student's.
+    """
+
+    def __init__(
+        self,
+        labels: Mapping[str, Sequence[str]],
+        calibration: str,
+        prompts: Mapping[str, Sequence[Any]],
+        ensemble: TeacherEnsemble,
+        encoder: PromptEncoder,
+    ) -> None:
+        self.labels, self.calibration, self.prompts = labels, calibration, prompts
+        self.ensemble, self.encoder = ensemble, encoder
+        self._priors: dict[tuple[str, int], Tensor] = {}
+        """Log-probabilities `[L]` of the labels of a skill on prompts without content, by skill and teacher."""
+        ensemble.observers.append(self._forget)
+
+    def _forget(self, k: int) -> None:
+        """Forget what is known of teacher k, because its weights have changed."""
+        self._priors = {key: prior_L for key, prior_L in self._priors.items() if key[1] != k}
+
+    def add(self, batch: RolloutBatch, record: RolloutRecord, needed_BK: Tensor) -> None:
+        """Add `teacher_label_scores` to a rollout that has the teachers' scores of its tokens.
+
+        Over labels a teacher has a distribution at each token of a prompt's completions, or at none.
+
+        Args:
+            batch: This process's rollout.
+            record: Its record.
+            needed_BK: The completions that each teacher was to be run on.
+
+        Raises:
+            TeacherError: a teacher cannot say the words of a label as a whole.
+        """
+        mask_BT = loss_mask(batch).bool()
+        was_run_BK = needed_BK & batch["teacher_tokens"].any(-1).any(0)
+        self._require_whole(batch, record, was_run_BK)
+        scores_BK, _ = likelihood(batch["teacher_scores"], batch["teacher_spans"], mask_BT)
+        batch["teacher_label_scores"] = self._calibrated(scores_BK, record, was_run_BK).masked_fill(~was_run_BK, 0.0)
+        batch["teacher_tokens"] = was_run_BK[..., None] & mask_BT[:, None]
+
+    def _require_whole(self, batch: RolloutBatch, record: RolloutRecord, was_run_BK: Tensor) -> None:
+        last_B = loss_mask(batch).sum(1).long() - 1
+        spans_BK = batch["teacher_spans"].gather(2, last_B[:, None, None].expand(*was_run_BK.shape, 1))[..., 0]
+        lacking_BK = was_run_BK & (spans_BK < 0) & (record.label_ids_B >= 0).to(spans_BK.device)[:, None]
+        for b, k in lacking_BK.nonzero().tolist()[:1]:
+            text = record.words_B[b][int(record.label_ids_B[b])]
+            raise TeacherError(
+                f"teacher '{self.ensemble.teachers[k].name}': it has no probability of the label {text!r} as a whole: "
+                "it lacks a token of it, or ends answers otherwise than the student; choose other words for the label, "
+                "none of which begin those of another one, or set align for the teacher"
+            )
+
+    def _calibrated(self, scores_BK: Tensor, record: RolloutRecord, was_run_BK: Tensor) -> Tensor:
+        if self.calibration == "none":
+            return scores_BK
+        labels_B, words_B = record.label_ids_B.clamp(min=0).tolist(), record.words_B
+        if self.calibration == "length":
+            sizes = [[len(text.encode()) for text in words] for words in words_B]
+            factors = [sum(some) / len(some) / some[label] for some, label in zip(sizes, labels_B, strict=True)]
+            return scores_BK * scores_BK.new_tensor(factors)[:, None]
+        offsets_BK = torch.zeros_like(scores_BK)
+        for b, k in was_run_BK.nonzero().tolist():
+            offsets_BK[b, k] = self._prior(record.skills[int(record.skill_ids_B[b])], k)[labels_B[b]]
+        return scores_BK - offsets_BK
+
+    @torch.no_grad()
+    def _prior(self, skill: str, k: int) -> Tensor:
+        """Return the log of a teacher's mean distribution over a skill's labels on prompts without content, `[L]`."""
+        if (skill, k) not in self._priors:
+            words, prompts = self.labels[skill], self.prompts[skill]
+            rollout = self._rollout(prompts, words)
+            needed_BK = torch.zeros(len(prompts) * len(words), len(self.ensemble.slots), dtype=torch.bool)
+            needed_BK[:, k] = True
+            device = rollout["completion_ids"].device
+            asked = [prompt for prompt in prompts for _ in words]
+            self.ensemble.score(
+                rollout, needed_BK.to(device), prompts=asked, temperature=1.0, rows_per_forward=len(words)
+            )
+            scored = rollout | self.ensemble.sampled_scores(rollout, 1.0)
+            scores_BK, _ = likelihood(scored["teacher_scores"], scored["teacher_spans"], rollout["completion_mask"])
+            log_p_PL = scores_BK[:, k].view(len(prompts), len(words)).log_softmax(-1)
+            self._priors[skill, k] = log_p_PL.exp().mean(0).log()
+        return self._priors[skill, k]
+
+    def _rollout(self, prompts: Sequence[Any], words: Sequence[str]) -> dict[str, Any]:
+        """Return TRL's layout of prompts, each with the words of all labels."""
+        device = self.ensemble.slots[0].student.output_weight.device
+        prompt_ids = [self.encoder.encode(prompt) for prompt in prompts for _ in words]
+        label_ids = [label_tokens(self.encoder, prompt, text, words) for prompt in prompts for text in words]
+        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+        tensors = *pad_left(prompt_ids), *pad_right(label_ids)
+        return {name: tensor.to(device) for name, tensor in zip(names, tensors, strict=True)}
+
+
+def predicted_labels(scores_BK: Tensor, batch: RolloutBatch) -> Tensor:
+    """Return the label with the greatest score of each completion's prompt, by teacher: `[B, K]`."""
+    predictions_BK = torch.zeros(scores_BK.shape, dtype=torch.long, device=scores_BK.device)
+    for rows_PL in label_rows(batch):
+        predictions_BK[rows_PL] = scores_BK[rows_PL].argmax(1)[:, None].expand(-1, rows_PL.shape[1], -1)
+    return predictions_BK

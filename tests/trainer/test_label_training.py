@@ -1,0 +1,272 @@
+"""Training on distributions over labels: the loss, its update, teachers of other tokenizers, the gate, calibration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+import tests.support.labels_one_and_two as runs
+import tests.support.tiny as tiny
+from rld.errors import DataError, RecipeError
+from rld.models.prompting import PromptEncoder
+from rld.rollout.label_gate import LabelGate
+from rld.teachers.teacher import Teacher
+from rld.trainer.rld_config import RLDConfig
+from rld.trainer.rld_trainer import RLDTrainer
+from tests.support.fleet import FLEET
+from tests.trainer.test_processes import launch
+
+
+def label_scores(model: Any, encoder: PromptEncoder, prompt: str, words: list[str], with_end: bool = False) -> Tensor:
+    """The log-probability of the words of each label behind a prompt, each read by itself in float64: `[L]`."""
+    scores = []
+    for text in words:
+        prompt_ids, ids = encoder.encode_with(prompt, text)
+        ids = [*ids, *([encoder.tokenizer.eos_token_id] if with_end else [])]
+        log_p_TV = model(torch.tensor([[*prompt_ids, *ids]])).logits[0].double().log_softmax(-1)
+        places = range(len(prompt_ids) - 1, len(prompt_ids) - 1 + len(ids))
+        scores.append(sum(log_p_TV[place, token] for place, token in zip(places, ids, strict=True)))
+    return torch.stack(scores)
+
+
+def rollout(made: RLDTrainer, rows: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """A rollout of one prompt per row, each with all labels."""
+    made.model.train()
+    made.current_gradient_accumulation_steps = 1
+    rows = [made.train_dataset[i] for i in range(8)] if rows is None else rows
+    return made._generate_and_score_completions([row for row in rows for _ in range(made.num_generations)])
+
+
+def test_the_update_is_that_of_the_formula_in_float64(tmp_path):
+    made = runs.trainer(tmp_path, response=0.8)
+    made.model.double()
+    batch = rollout(made)
+    made._compute_loss(made.model, batch).backward()
+    gradient = torch.cat([p.grad.flatten() for p in made.model.parameters()])
+    plain, one, two = tiny.model().double(), tiny.model(seed=1, width=48), tiny.model(seed=2)
+    response, gold, num_gold, encoder = 0.0, 0.0, 0, tiny.encoder()
+    for i in range(8):
+        row = made.train_dataset[i]
+        words = runs.LABELS[row["skill"]]
+        log_s_L = label_scores(plain, encoder, row["prompt"], words).log_softmax(-1)
+        p_L = label_scores(one, encoder, row["prompt"], words).softmax(-1)
+        if row["skill"] == "first":
+            p_L = (p_L + label_scores(two, encoder, row["prompt"], words).softmax(-1)) / 2
+        p_L = p_L.detach()
+        response = response + (p_L * (p_L.log() - log_s_L)).sum()
+        if row["answer"]:
+            num_gold += 1
+            gold = gold - log_s_L[words.index(row["answer"])]
+    (0.8 * response / 8 + 0.7 * gold / num_gold).backward()
+    expected = torch.cat([p.grad.flatten() for p in plain.parameters()])
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_accumulation_does_not_change_the_update(tmp_path):
+    whole, quarters = (runs.trained(tmp_path / str(parts), num_parts=parts) for parts in (1, 4))
+    torch.testing.assert_close(whole, quarters, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(whole, runs.trained(tmp_path / "without", gold_weight=0.0), atol=1e-4)
+
+
+def test_one_process_and_two_give_the_same_update(tmp_path):
+    launch(tmp_path, 2, module="labels_one_and_two")
+    one = runs.trained(tmp_path / "one", gate="per_prompt")
+    for rank in (0, 1):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), one, rtol=1e-4, atol=1e-6)
+
+
+def test_the_student_learns_the_distribution_of_its_teacher_and_what_it_predicts_is_counted(tmp_path):
+    made = runs.trainer(tmp_path, max_steps=60, optim="adamw_torch", gold_weight=0.0)
+    made.train()
+    logs = [entry for entry in made.state.log_history if "loss/response" in entry]
+    assert logs[-1]["loss/response"] < 0.05 * logs[0]["loss/response"]
+    progress = [entry["progress/first"] for entry in logs if "progress/first" in entry]
+    assert progress and all(0 <= value <= 1 for value in progress)
+    assert logs[-1]["tokens/generated"] == 0
+
+
+# -- teachers of other tokenizers --------------------------------------------------------------------------------------
+
+WORDS = [" Yes", " No", " the answer"]
+
+
+def other_tokenizer_trainer(folder: Any, align: str, words: list[str], **options: Any) -> RLDTrainer:
+    student, teacher = FLEET["byte_level"], FLEET["sentencepiece_bpe"]
+    prompts = [f"Question: Is {i} even? Answer:" for i in range(4)]
+    args = {"labels": {"all": words}, "per_device_train_batch_size": 4 * len(words), "max_completion_length": 16}
+    return RLDTrainer(
+        student.model(),
+        args=RLDConfig(**tiny.rld_options(folder, **(args | options))),
+        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in prompts]),
+        processing_class=student.tokenizer(),
+        teachers=[Teacher(teacher.model(seed=3), name="other", tokenizer=teacher.tokenizer(), align=align)],
+    )
+
+
+@pytest.mark.parametrize("align", ["likelihood", "vocabulary"])
+@pytest.mark.parametrize("words", [WORDS, [" Answer", " Answer with No"]], ids=["plain", "one begins another"])
+def test_a_teacher_with_another_tokenizer_has_its_own_distribution(tmp_path, align, words):
+    made = other_tokenizer_trainer(tmp_path, align, words)
+    batch = rollout(made, [made.train_dataset[i] for i in range(4)])
+    member = FLEET["sentencepiece_bpe"]
+    encoder = PromptEncoder(member.tokenizer())
+    log_p_PL = batch["teacher_label_scores"].view(4, len(words)).log_softmax(-1).double()
+    for i in range(4):
+        prompt = made.train_dataset[i]["prompt"]
+        scores_L = label_scores(member.model(seed=3), encoder, prompt, words, with_end=len(words) == 2)
+        torch.testing.assert_close(log_p_PL[i], scores_L.log_softmax(-1), rtol=1e-4, atol=1e-5)
+    made._compute_loss(made.model, batch).backward()
+
+
+def test_a_teacher_that_cannot_say_a_label_is_named(tmp_path):
+    rows = Dataset.from_list([{"prompt": "ab="}] * 4)
+    args = RLDConfig(**tiny.rld_options(tmp_path, labels={"all": ["a", "j"]}, per_device_train_batch_size=8))
+    teacher = Teacher(tiny.model(seed=1, vocabulary=14), name="small", tokenizer=tiny.tokenizer())
+    made = RLDTrainer(tiny.model(), None, args, rows, processing_class=tiny.tokenizer(), teachers=[teacher])
+    with pytest.raises(Exception, match="teacher 'small': it has no probability of the label 'j' as a whole"):
+        rollout(made, [rows[0]])
+
+
+# -- the gate ----------------------------------------------------------------------------------------------------------
+
+
+class Oracle:
+    """Replaces a teacher's scores by those of a script: the label that each prompt's first letter says."""
+
+    def __init__(self, made: RLDTrainer) -> None:
+        scoring = made._teacher_scoring
+        add = scoring._label_scores.add
+
+        def add_scripted(batch: Any, record: Any, needed_BK: Tensor) -> None:
+            add(batch, record, needed_BK)
+            for b, row in enumerate(record.rows):
+                said = "abc".index(row["prompt"][0])
+                batch["teacher_label_scores"][b] = 0.0 if int(record.label_ids_B[b]) == said else -5.0
+
+        scoring._label_scores.add = add_scripted
+
+
+def gated(folder: Any) -> RLDTrainer:
+    args = RLDConfig(
+        **tiny.options(folder, labels={"all": ["a", "b", "c"]}, per_device_train_batch_size=24, save_strategy="no")
+    )
+    made = RLDTrainer(
+        tiny.model(),
+        None,
+        args,
+        Dataset.from_list([{"prompt": "ab=", "answer": ""}] * 8),
+        processing_class=tiny.tokenizer(),
+        teachers=[Teacher(tiny.model(seed=1), name="one", tokenizer=tiny.tokenizer())],
+    )
+    Oracle(made)
+    return made
+
+
+def weights(batch: dict[str, Any]) -> list[float]:
+    return batch["teacher_weights"][::3, 0].tolist()
+
+
+def test_the_gate_opens_by_the_gold_label_or_by_how_often_the_prediction_was_right(tmp_path):
+    made = gated(tmp_path)
+    row = {"prompt": "a:=", "answer": ""}
+    gold = [row | {"answer": "a"}, row | {"answer": "b"}, row | {"prompt": "b:=", "answer": "c"}, row]
+    assert weights(rollout(made, gold)) == [1, 0, 0, 1]  # `a` was right on one of two
+    unknown = [row, row | {"prompt": "b:="}, row | {"prompt": "c:="}]
+    assert weights(rollout(made, unknown)) == [1, 0, 1]  # `b` was wrong on its only row, `c` was never predicted
+    rollout(made, [row | {"prompt": "b:=", "answer": "b"}])
+    assert weights(rollout(made, unknown)) == [1, 1, 1]
+    path = tmp_path / "gate.json"
+    made.gate.save(path)
+    other = LabelGate(made.teachers, {"all": ["a", "b", "c"]}, made.accelerator)
+    other.load(path)
+    assert torch.equal(other._predicted_KSL, made.gate._predicted_KSL)
+    assert torch.equal(other._correct_KSL, made.gate._correct_KSL)
+    other.forget(0)
+    assert other._predicted_KSL.sum() == 0
+
+
+def test_a_prompt_on_which_no_teacher_may_teach_adds_nothing(tmp_path):
+    made = gated(tmp_path)
+    row = {"prompt": "a:=", "answer": "b"}
+    batch = rollout(made, [row])
+    assert batch["num_taught"] == 0
+    assert made._compute_loss(made.model, batch) == 0
+
+
+# -- calibration -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("calibration", ["length", "content_free"])
+def test_calibration_corrects_the_teacher(tmp_path, calibration):
+    words, blank = ["a", "bcd", "cd"], ["::=", "=:="]
+    args = RLDConfig(
+        **tiny.rld_options(
+            tmp_path,
+            labels={"all": words},
+            per_device_train_batch_size=6,
+            label_calibration=calibration,
+            content_free_prompts={"all": blank},
+        )
+    )
+    teacher = tiny.model(seed=1, width=48)
+    made = RLDTrainer(
+        tiny.model(),
+        None,
+        args,
+        Dataset.from_list([{"prompt": "ab="}, {"prompt": "cd="}]),
+        processing_class=tiny.tokenizer(),
+        teachers=[Teacher(teacher, name="one", tokenizer=tiny.tokenizer())],
+    )
+    batch = rollout(made, [made.train_dataset[i] for i in range(2)])
+    log_p_PL = batch["teacher_label_scores"].view(2, 3).log_softmax(-1).double()
+    encoder = tiny.encoder()
+    prior_L = sum(label_scores(teacher, encoder, prompt, words).softmax(-1) for prompt in blank) / 2
+    for i in range(2):
+        scores_L = label_scores(teacher, encoder, made.train_dataset[i]["prompt"], words)
+        if calibration == "length":
+            expected_L = (scores_L * 2 / torch.tensor([1, 3, 2])).log_softmax(-1)
+        else:
+            expected_L = (scores_L.softmax(-1) / prior_L).log().log_softmax(-1)
+        torch.testing.assert_close(log_p_PL[i], expected_L, rtol=1e-4, atol=1e-5)
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"signals": ["policy", "response"]}, "signals: where completions are labels it should be response alone"),
+        ({"temperature": 0.7}, "temperature: where completions are labels it should be 1"),
+        ({"gold_completions": 1}, "gold_completions: where completions are labels"),
+        ({"distill_on": "failed_completions"}, "distill_on: where"),
+        (
+            {"per_device_train_batch_size": 8},
+            "all labels of a prompt are in one micro-batch, and 8 is no multiple of 3",
+        ),
+        ({"labels": {"all": ["a"]}}, "needs two different labels"),
+        ({"labels": {"all": ["a", " a"]}}, "needs two different labels"),
+        ({"label_calibration": "batch"}, "label_calibration: 'batch'"),
+        ({"label_calibration": "content_free"}, "content_free_prompts: skill .all. has none"),
+    ],
+)
+def test_options_that_need_samples_are_refused(tmp_path, options, message):
+    valid = {"labels": {"all": ["a", "b", "c"]}, "per_device_train_batch_size": 9}
+    with pytest.raises(RecipeError, match=message):
+        RLDConfig(**tiny.rld_options(tmp_path, **(valid | options)))
+
+
+def test_skills_and_answers_without_a_label_are_refused(tmp_path):
+    with pytest.raises(RecipeError, match=r"labels: they name the skills \['first'\], and rows have"):
+        runs.trainer(tmp_path, labels={"first": ["a", "b", "c"]})
+    made = runs.trainer(tmp_path)
+    with pytest.raises(DataError, match="labels: the answer 'x' is none of"):
+        rollout(made, [{"prompt": "ab=", "answer": "x", "skill": "first"}])
+    with pytest.raises(DataError, match="labels: its answer 'k' is"):
+        rollout(
+            runs.trainer(tmp_path, labels=runs.LABELS | {"second": ["k", "a"]}), [{"prompt": "ab=", "skill": "second"}]
+        )
