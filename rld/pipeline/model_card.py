@@ -12,11 +12,12 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from rld.pipeline.run import RunContext
 from rld.recipe import registry
-from rld.recipe.models import NewModel, PretrainedModel
+from rld.recipe.models import NewModel, PretrainedModel, PrunedModel
 from rld.recipe.names import is_hub_id
 from rld.recipe.stages.base import Stage, TrainingStage
 from rld.recipe.stages.distill import Distill
 from rld.recipe.stages.merge import Merge
+from rld.recipe.stages.prune import Prune
 from rld.recipe.stages.sft import Sft
 from rld.reporting.series import number
 from rld.types import SIGNALS
@@ -54,7 +55,11 @@ def _body(
     recipe = context.recipe
     start = f"`{base}`" if base is not None else "random weights"
     yield f"# {recipe.name}: {stage.name}"
-    how = f"merged with `rld` by `{stage.method}`" if isinstance(stage, Merge) else f"trained with `rld` from {start}"
+    how = f"trained with `rld` from {start}"
+    if isinstance(stage, Merge):
+        how = f"merged with `rld` by `{stage.method}`"
+    elif isinstance(stage, Prune):
+        how = f"cut with `rld` out of `{stage.model}` ({stage.words()})"
     yield f"\nThis model was {how}, as stage {context.stage_number(stage.name)} of "
     yield f"{len(recipe.stages)} (kind `{stage.kind}`) of the recipe `{recipe.name}` with seed {recipe.seed}."
     yield from _teachers(stage, record)
@@ -147,6 +152,8 @@ def _base_model(context: RunContext, reference: str) -> str | None:
             return None
         case PretrainedModel() as model:
             return model.path
+        case PrunedModel() as model:
+            return _base_model(context, model.prune)
         case str(name):
             return name
     return None

@@ -13,8 +13,9 @@ from rld.errors import ModelError, RecipeError
 from rld.models import tokenizers
 from rld.models.prompting import PromptEncoder
 from rld.models.self_check import context_length
-from rld.pipeline.model_sources import CutModel, ModelSource, RandomModel, StoredModel
+from rld.pipeline.model_sources import CutModel, ModelSource, RandomModel, StoredModel, cut_out
 from rld.recipe import registry
+from rld.recipe.cut import Cut
 from rld.recipe.models import NewModel, PretrainedModel, PrunedModel
 from rld.recipe.schema import Recipe
 from rld.types import Row
@@ -102,12 +103,22 @@ class ModelLoader:
     def skeleton(self, reference: str) -> PreTrainedModel | None:
         """Return a model without weights, on the meta device; None for one that is not on this machine.
 
+        An earlier stage's is as its options make it, whether or not the stage has run.
+
         Raises:
             RecipeError: its configuration cannot be used.
         """
-        origin = self._recipe.origin(reference)
-        with self._mistakes_in(origin):
-            return self._model_source(origin).skeleton()
+        with self._mistakes_in(reference):
+            return self._planned_source(reference).skeleton()
+
+    def cut_out(self, loaded: Loaded, cut: Cut) -> PreTrainedModel:
+        """Return a smaller model that is cut out of a loaded one.
+
+        Raises:
+            RecipeError: the model cannot be cut so.
+        """
+        model, tokenizer = loaded
+        return cut_out(model, cut, lambda count: self._calibration_texts(count, tokenizer))
 
     def _with_template(
         self, reference: str, tokenizer: PreTrainedTokenizerBase, chat_template: str | None
@@ -131,7 +142,8 @@ class ModelLoader:
                 f"models.{reference}=FOLDER)"
             ) from error
         except RecipeError as error:
-            raise RecipeError(f"{self._source}: models.{reference}: {error}") from error
+            kind = "stages" if any(stage.name == reference for stage in self._recipe.stages) else "models"
+            raise RecipeError(f"{self._source}: {kind}.{reference}: {error}") from error
 
     def _model_source(self, reference: str) -> ModelSource:
         """Return the way to get the model that a reference names."""
@@ -147,6 +159,14 @@ class ModelLoader:
                 return self._stored(spec.path, spec.from_pretrained)
             case _:
                 return self._stored(spec, {})
+
+    def _planned_source(self, reference: str) -> ModelSource:
+        """Return the way to get the model that a reference will name, without the results of stages."""
+        stage = next((stage for stage in self._recipe.stages if stage.name == reference), None)
+        if stage is None:
+            return self._model_source(reference)
+        origin = self._planned_source(stage.origin)
+        return origin if stage.cut is None else CutModel(stage.cut, origin, self._calibration_texts)
 
     def _stored(self, name: str, options: Mapping[str, Any]) -> StoredModel:
         place = self.path(name)

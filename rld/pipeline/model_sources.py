@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -16,7 +16,11 @@ from rld.models.importance import Importance, measure_importance
 from rld.models.loading import load_config, load_model, load_skeleton, load_tokenizer, refusal, require_end
 from rld.models.pruning import Selection, evenly_spaced, most_influential, prune, select
 from rld.models.self_check import require_token_rows
-from rld.recipe.models import NewModel, PrunedModel
+from rld.recipe.cut import Cut
+from rld.recipe.models import NewModel
+
+CalibrationTexts: TypeAlias = Callable[[int, PreTrainedTokenizerBase], Sequence[list[int]]]
+"""Returns the token ids of so many training rows, given a tokenizer."""
 
 _ROWS_PER_FORWARD = 8
 """Calibration rows per forward."""
@@ -131,26 +135,17 @@ class CutModel:
     """A model that is cut out of a larger one.
 
     Args:
-        spec: Its options.
+        cut: What is kept.
         origin: The larger model.
         texts: Returns the token ids of so many calibration rows, given the larger model's tokenizer.
     """
 
-    def __init__(
-        self,
-        spec: PrunedModel,
-        origin: ModelSource,
-        texts: Callable[[int, PreTrainedTokenizerBase], Sequence[list[int]]],
-    ) -> None:
-        self._spec, self._origin, self._texts = spec, origin, texts
+    def __init__(self, cut: Cut, origin: ModelSource, texts: CalibrationTexts) -> None:
+        self._cut, self._origin, self._texts = cut, origin, texts
 
     def load(self, options: Mapping[str, Any], dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         model, tokenizer = self._origin.load(options, dtype)
-        importance = None
-        if self._spec.needs_importance:
-            texts = self._texts(self._spec.calibration_rows, tokenizer)
-            importance = measure_importance(model, _batches(texts, model.device))
-        return prune(model, self._selection(model, importance)), tokenizer
+        return cut_out(model, self._cut, lambda count: self._texts(count, tokenizer)), tokenizer
 
     def describe(self) -> Description:
         tokenizer, config, ends = self._origin.describe()
@@ -161,27 +156,46 @@ class CutModel:
         model = self._origin.skeleton()
         if model is None:
             return None
-        return prune(model, self._selection(model, _any_importance(model)))
+        return prune(model, _selection(self._cut, model, _any_importance(model)))
 
-    def _selection(self, model: PreTrainedModel, importance: Importance | None) -> Selection:
-        spec, depth = self._spec, model.config.num_hidden_layers
-        layers: Sequence[int] | None = spec.layers if isinstance(spec.layers, list) else None
-        if isinstance(spec.layers, int):
-            if spec.layers > depth:
-                raise RecipeError(f"{spec.layers} layers cannot be kept: the model has {depth}")
-            if spec.layers_by == "influence":
-                assert importance is not None
-                layers = most_influential(importance, spec.layers)
-            else:
-                layers = evenly_spaced(depth, spec.layers)
-        return select(
-            model,
-            importance,
-            layers=layers,
-            hidden=spec.hidden_size,
-            units=spec.intermediate_size,
-            heads_per_group=spec.heads_per_group,
-        )
+
+def cut_out(model: PreTrainedModel, cut: Cut, texts: Callable[[int], Sequence[list[int]]]) -> PreTrainedModel:
+    """Return a smaller model that is cut out of a model.
+
+    Args:
+        model: The larger model.
+        cut: What is kept.
+        texts: Returns the token ids of so many calibration rows.
+
+    Raises:
+        RecipeError: the model cannot be cut so.
+    """
+    importance = None
+    if cut.needs_importance:
+        importance = measure_importance(model, _batches(texts(cut.calibration_rows), model.device))
+    return prune(model, _selection(cut, model, importance))
+
+
+def _selection(cut: Cut, model: PreTrainedModel, importance: Importance | None) -> Selection:
+    """Return the parts of a model that are kept."""
+    depth = model.config.num_hidden_layers
+    layers: Sequence[int] | None = cut.layers if isinstance(cut.layers, list) else None
+    if isinstance(cut.layers, int):
+        if cut.layers > depth:
+            raise RecipeError(f"{cut.layers} layers cannot be kept: the model has {depth}")
+        if cut.layers_by == "influence":
+            assert importance is not None
+            layers = most_influential(importance, cut.layers)
+        else:
+            layers = evenly_spaced(depth, cut.layers)
+    return select(
+        model,
+        importance,
+        layers=layers,
+        hidden=cut.hidden_size,
+        units=cut.intermediate_size,
+        heads_per_group=cut.heads_per_group,
+    )
 
 
 def _any_importance(model: PreTrainedModel) -> Importance:

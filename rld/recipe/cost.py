@@ -22,5 +22,5 @@ def stage_costs(recipe: Recipe, relative_to: Path, rows: Mapping[str, Lengths] |
     costs = {}
     for stage in recipe.stages:
         costs[stage.name] = stage.cost(sizes)
-        sizes.add_stage(stage.name, costs[stage.name].parameters)
+        sizes.add_stage(stage.name, costs[stage.name].parameters, origin=stage.origin, cut=stage.cut)
     return costs

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
 
 from rld.recipe import third_party_options
+from rld.recipe.cut import Cut
 from rld.recipe.document import Loc, RecipeProblem
 from rld.recipe.names import RecipeNames
 from rld.recipe.option_checks import check_options
@@ -63,41 +64,20 @@ class PretrainedModel(FrozenOptions):
             yield from names.weights((*loc, "path"), raw["path"], [])
 
 
-class PrunedModel(FrozenOptions):
+class PrunedModel(Cut):
     """A model that is cut out of a larger one, with its tokenizer and its weights.
 
-    Hidden channels, heads and feed-forward units are kept by importance: the mean absolute activation over the tokens
-    of each calibration row, squared, summed over rows, and the root of that (Muralidharan et al. 2024, Minitron).
+    What is kept is chosen by importance, as in a [`prune`](#prune) stage.
     """
 
     prune: str
     """The larger model: a name in `models`, a hub id or a folder."""
-    layers: Annotated[int, Field(gt=0)] | Annotated[list[int], Field(min_length=1)] | None = None
-    """How many layers are kept, or their numbers, counted from 0. None: all."""
-    layers_by: Literal["evenly", "influence"] = "evenly"
-    """How a number of layers is chosen. `evenly`: at equal distances, the first and the last among them. `influence`:
-    those that change their input's direction most, by `1 - cos(input, output)` (Men et al. 2024, ShortGPT)."""
-    intermediate_size: int | None = Field(None, gt=0)
-    """Feed-forward units that are kept in each layer. None: all."""
-    heads_per_group: int | None = Field(None, gt=0)
-    """Query heads that are kept in each key-value group. None: all. The groups stay."""
-    hidden_size: int | None = Field(None, gt=0)
-    """Hidden channels that are kept. None: all."""
-    calibration_rows: int = Field(256, gt=0)
-    """Training rows, with gold answers, from which importance and influence are measured."""
-
-    @property
-    def needs_importance(self) -> bool:
-        """Whether the model has to be run to choose what is kept."""
-        by_influence = isinstance(self.layers, int) and self.layers_by == "influence"
-        return by_influence or any((self.intermediate_size, self.heads_per_group, self.hidden_size))
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
         """Check the larger model, and that something is cut."""
         yield from _check_other(names, (*loc, "prune"), raw.get("prune"))
-        if not raw.keys() & {"layers", "intermediate_size", "heads_per_group", "hidden_size"}:
-            yield names.problem(loc, " cuts nothing: set layers, intermediate_size, heads_per_group or hidden_size")
+        yield from cls.check_kept(names, loc, raw)
 
 
 def _check_other(names: RecipeNames, loc: Loc, name: Any) -> Iterator[RecipeProblem]:

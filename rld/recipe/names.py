@@ -173,7 +173,8 @@ class RecipeNames:
 def _origin(stage: Mapping[Any, Any]) -> Any:
     """Return the model from which that of a stage is made, as `Stage.origin` does, of a stage as written."""
     models = stage.get("models")
-    return stage.get("student") or stage.get("base") or (models[0] if isinstance(models, list) and models else None)
+    student = stage.get("student") or stage.get("base") or stage.get("model")
+    return student or (models[0] if isinstance(models, list) and models else None)
 
 
 def check_member(union: Any, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from rld.recipe import registry, third_party_options
+from rld.recipe.cut import Cut
 from rld.recipe.models import AnyModel, CharacterTokenizer, NewModel, PretrainedModel, PrunedModel
 from rld.recipe.teachers import TeacherSpec
 from rld.utils.flops import Account
@@ -112,6 +113,8 @@ class Sizes:
     folder: Path
     rows: Mapping[str, Lengths] = field(default_factory=dict)
     _sizes: dict[str, int | None] = field(default_factory=dict)
+    _configs: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+    """The configurations of the models of stages."""
 
     def parameters(self, reference: str) -> int | None:
         """Return the number of parameters of the model that `reference` names; None where it is unknown."""
@@ -126,9 +129,22 @@ class Sizes:
         rows = [self.rows.get(skill, longest) for skill in skills]
         return Lengths(fmean(row.prompt for row in rows), fmean(min(row.answer, longest.answer) for row in rows))
 
-    def add_stage(self, name: str, num_parameters: int | None) -> None:
-        """Store the size of the model that a stage trains, which later stages may refer to."""
-        self._sizes[name] = num_parameters
+    def cut_parameters(self, reference: str, cut: Cut) -> int | None:
+        """Return the number of parameters of what is cut out of a model; None where it is unknown."""
+        config = self._config(reference)
+        return None if config is None else parameters(cut_config(config, cut))
+
+    def add_stage(self, name: str, num_parameters: int | None, *, origin: str, cut: Cut | None) -> None:
+        """Store the size of the model of a stage, which later stages may refer to.
+
+        Args:
+            name: The stage's name.
+            num_parameters: The number of parameters of its model.
+            origin: The model from which it is made.
+            cut: What the stage keeps of that model; None: all.
+        """
+        self._sizes[name], config = num_parameters, self._config(origin)
+        self._configs[name] = config if config is None or cut is None else cut_config(config, cut)
 
     def dtype(self, teacher: TeacherSpec) -> str:
         """Return the data type of a teacher's weights."""
@@ -137,6 +153,8 @@ class Sizes:
         return str({**options, **teacher.from_pretrained}.get("dtype", "float32"))
 
     def _config(self, reference: str) -> dict[str, Any] | None:
+        if reference in self._configs:
+            return self._configs[reference]
         model = self.models.get(reference, reference)
         if isinstance(model, NewModel):
             vocabulary = self._vocabulary(model)
@@ -155,16 +173,16 @@ class Sizes:
         return None if other is None else other.get("vocab_size")
 
 
-def cut_config(config: Mapping[str, Any], model: PrunedModel) -> dict[str, Any]:
+def cut_config(config: Mapping[str, Any], cut: Cut) -> dict[str, Any]:
     """Return the sizes of a model that is cut out of one with the given configuration."""
     full = {**third_party_options.model_defaults(config.get("model_type", "")), **config}
     heads, groups = full["num_attention_heads"], full.get("num_key_value_heads") or full["num_attention_heads"]
-    layers = len(model.layers) if isinstance(model.layers, list) else model.layers
+    layers = len(cut.layers) if isinstance(cut.layers, list) else cut.layers
     changes = {
         "num_hidden_layers": layers,
-        "intermediate_size": model.intermediate_size,
-        "hidden_size": model.hidden_size,
-        "num_attention_heads": None if model.heads_per_group is None else model.heads_per_group * groups,
+        "intermediate_size": cut.intermediate_size,
+        "hidden_size": cut.hidden_size,
+        "num_attention_heads": None if cut.heads_per_group is None else cut.heads_per_group * groups,
     }
     head_width = full.get("head_dim") or full["hidden_size"] // heads
     return {**full, "head_dim": head_width, **{key: value for key, value in changes.items() if value is not None}}

@@ -33,7 +33,15 @@ stages:
   - {name: sum, kind: merge, models: [two, one], base: one, method: task_arithmetic}
   - {name: scores, kind: evaluate, model: mean, skills: [flip]}
   - {name: last, kind: sft, student: mean, steps: 2, batch: 8}
-  - {name: final_scores, kind: evaluate, model: last}
+  - {name: cut, kind: prune, model: last, layers: 1, layers_by: influence, intermediate_size: 24, calibration_rows: 4}
+  - name: healed
+    kind: distill
+    student: cut
+    teachers: {last: {model: last, probe_prompts: 2}}
+    signals: {response: {}, feature: {loss: {kind: cosine, layers: uniform}}}
+    rollout: {prompts: 2, completions: 4}
+    steps: 2
+  - {name: final_scores, kind: evaluate, model: healed}
 """
 
 TASKS = """
@@ -86,13 +94,28 @@ def test_an_evaluation_holds_the_answer_to_each_row_of_its_skills(whole):
     stages = {stage["name"]: stage for stage in files.read_json(whole / "summary.json")["stages"]}
     assert stages["scores"]["after"] == {"flip": sum(line["reward"] == 1 for line in lines) / 3}
     assert stages["scores"]["after"]["flip"] == stages["mean"]["after"]["flip"]
-    assert stages["final_scores"]["after"] == stages["last"]["after"]
+    assert stages["final_scores"]["after"] == stages["healed"]["after"]
     page = (whole / "report.html").read_text()
     assert "<td>evaluate</td>" in page.replace(' class="left"', "")
     assert "The model of stage <code>final_scores</code> answers" in page
 
 
-@pytest.mark.parametrize("result", ["mean", "scores", "student"])
+def test_a_cut_model_is_part_of_the_larger_one_and_its_layers_are_taught_by_those_that_they_were(whole):
+    last, cut = (load_file(whole / "models" / name / "model.safetensors") for name in ("last", "cut"))
+    config, healed = (files.read_json(whole / name / "config.json") for name in ("models/cut", "student"))
+    (layer,) = config["origin_layers"]
+    assert healed["origin_layers"] == [layer]
+    assert (healed["num_hidden_layers"], healed["origin_num_layers"], healed["intermediate_size"]) == (1, 2, 24)
+    name = "self_attn.q_proj.weight"
+    assert (cut[f"model.layers.0.{name}"] == last[f"model.layers.{layer}.{name}"]).all()
+    stages = {stage["name"]: stage for stage in files.read_json(whole / "summary.json")["stages"]}
+    assert stages["cut"]["before"] == stages["last"]["after"]
+    assert stages["healed"]["before"] == stages["cut"]["after"]
+    assert stages["cut"]["student"]["parameters"] == sum(weight.numel() for weight in cut.values())
+    assert "cut with `rld` out of `last` (1 layers" in (whole / "models" / "cut" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("result", ["mean", "scores", "cut", "student"])
 def test_a_run_that_is_killed_behind_a_stage_ends_as_an_uninterrupted_one(recipe, whole, tmp_path, monkeypatch, result):
     run, write = tmp_path / "run", stage_results.write_manifest
 
@@ -114,6 +137,8 @@ def test_check_shows_what_a_merge_and_an_evaluation_do(recipe, capsys):
     assert "one (3), two (1)" in out
     assert "task_arithmetic on one" in out
     assert "the held-out rows of flip" in out
+    assert "last to 2.51k parameters" in out
+    assert "1 layers (influence), 24 feed-forward units" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(
@@ -131,6 +156,11 @@ def test_check_shows_what_a_merge_and_an_evaluation_do(recipe, capsys):
         ("stages.last.student=scores", "stage 'scores' makes no model; name the model that it scores, 'mean'"),
         ("skills.flip.held_out=0", "skill 'flip' has no held-out rows"),
         ("stages.mean.steps=3", "steps"),
+        ("stages.cut={name: cut, kind: prune, model: last}", "stages.cut cuts nothing: set layers, intermediate_size"),
+        ("stages.cut.model=healed", "stages.cut.model: stage 'healed' has not run by then"),
+        ("stages.cut.layers=3", "stages.cut: 3 layers cannot be kept: the model has 2"),
+        ("stages.cut.intermediate_size=33", "stages.cut: 33 feed-forward units cannot be kept: the model has 32"),
+        ("stages.healed.signals.feature.loss.layers=[[1, 0]]", "layer"),
     ],
 )
 def test_mistakes_in_such_stages_are_named(recipe, capsys, override, message):

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 from pydantic import Field
 
 from rld.recipe import reserved_options, third_party_options
+from rld.recipe.cut import Cut
 from rld.recipe.document import Loc, RecipeProblem
 from rld.recipe.names import RecipeNames
 from rld.recipe.plugins import VerifierSpec
@@ -65,12 +66,17 @@ class Stage(FrozenOptions):
 
     @property
     def origin(self) -> str:
-        """The model whose architecture and tokenizer the stage's model has: a name in `models`, a stage, or a place."""
+        """The model from which the stage's is made: a name in `models`, a stage, or a place."""
         return self.references()[0]
 
     def references(self) -> list[str]:
         """Return the models that the stage refers to; the first is its origin."""
         raise NotImplementedError
+
+    @property
+    def cut(self) -> Cut | None:
+        """What the stage keeps of its origin's architecture; None: all."""
+        return None
 
     def skills_in_use(self, skills: Iterable[str]) -> list[str]:
         """Return the skills of a recipe whose rows the stage's model reads."""
