@@ -8,12 +8,14 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from rld.evaluation.confusion import ConfusionTable
 from rld.evaluation.intervals import interval
 from rld.evaluation.metric import load_metric
 from rld.evaluation.predictions import Prediction
 from rld.evaluation.predictors import PREDICTORS
 from rld.evaluation.predictors.base import Model, PredictionSettings
-from rld.evaluation.scores import SCORES
+from rld.evaluation.sampling import sample_rewards
+from rld.evaluation.scores import SCORES, Score, find_score
 from rld.recipe.skills import Skill
 from rld.rollout.verifier import is_success
 from rld.types import Predicts, Row
@@ -34,17 +36,14 @@ class Evaluation(NamedTuple):
     """The result of a model on held-out rows.
 
     Attributes:
-        measured: The scores of each skill by name, its main score first.
+        scores: The main score of each skill, from 0 to 1.
+        measured: All scores of each skill by name, its main score first.
         predictions: What the model says of each held-out row, in their order.
     """
 
+    scores: dict[str, float]
     measured: dict[str, dict[str, MeasuredScore]]
     predictions: list[Prediction]
-
-    @property
-    def scores(self) -> dict[str, float]:
-        """The main score of each skill, from 0 to 1."""
-        return {skill: next(iter(scores.values())).value for skill, scores in self.measured.items()}
 
 
 @dataclass(frozen=True)
@@ -63,24 +62,59 @@ class HeldOutEvaluator:
 
     def score(self, model: Model, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
         """Return the main score of each skill."""
-        predictions = self.predict(model, tokenizer, self.rows)
-        by_skill = _by_skill(self.rows, predictions)
-        return {
-            skill: _score(self.skills[skill].scores_in_use[0], *rows_and_predictions)
-            for skill, rows_and_predictions in by_skill.items()
-        }
+        predictions = self._predictions(model, tokenizer, only_main=True)
+        main = {name: _definition(skill.scores_in_use[0]) for name, skill in self.skills.items()}
+        return {skill: _value(main[skill], *pair) for skill, pair in _by_skill(self.rows, predictions).items()}
 
     def evaluate(self, model: Model, tokenizer: PreTrainedTokenizerBase) -> Evaluation:
         """Return the scores on the held-out rows with their intervals, and the predictions."""
-        return self.evaluation(self.predict(model, tokenizer, self.rows))
+        return self.evaluation(self._predictions(model, tokenizer))
 
     def evaluation(self, predictions: Sequence[Prediction]) -> Evaluation:
-        """Return the evaluation of predictions for the held-out rows, in their order."""
-        measured = {
-            skill: {name: _measured(name, *pair) for name in self.skills[skill].scores_in_use}
-            for skill, pair in _by_skill(self.rows, predictions).items()
+        """Return the evaluation of predictions for the held-out rows, in their order.
+
+        Scores of samples are left out where the model has drawn none.
+        """
+        scores, measured = dict[str, float](), dict[str, dict[str, MeasuredScore]]()
+        for skill, (rows, said) in _by_skill(self.rows, predictions).items():
+            names = self.skills[skill].scores_in_use
+            possible = [name for name in names if said[0].sample_rewards is not None or not _needs_samples(name)]
+            measured[skill] = {name: _measured(_definition(name), rows, said) for name in possible}
+            if names[0] in possible:
+                scores[skill] = measured[skill][names[0]].value
+        return Evaluation(scores, measured, list(predictions))
+
+    def agreement(self, evaluation: Evaluation, other: Evaluation) -> dict[str, MeasuredScore]:
+        """Return for each skill whose rows ask for an answer the share of rows to which two models give the same."""
+        rows = [{**row, "answer": said.scored} for row, said in zip(self.rows, other.predictions, strict=True)]
+        return {
+            skill: _measured(SCORES["exact_match"], *pair)
+            for skill, pair in _by_skill(rows, evaluation.predictions).items()
+            if self.skills[skill].predicts != "likelihood"
         }
-        return Evaluation(measured, list(predictions))
+
+    def confusion(self, evaluation: Evaluation) -> dict[str, ConfusionTable]:
+        """Return for each skill of labels how often each gold label was taken for each label."""
+        return {
+            skill: ConfusionTable.of(*pair)
+            for skill, pair in _by_skill(self.rows, evaluation.predictions).items()
+            if self.skills[skill].predicts == "label"
+        }
+
+    def _predictions(
+        self, model: Model, tokenizer: PreTrainedTokenizerBase, *, only_main: bool = False
+    ) -> list[Prediction]:
+        """Return a model's predictions for the held-out rows, with samples where scores, or main scores, need them."""
+        predictions = self.predict(model, tokenizer, self.rows)
+        for skill, options in self.skills.items():
+            names = options.scores_in_use[:1] if only_main else options.scores_in_use
+            indices = [i for i, row in enumerate(self.rows) if row["skill"] == skill]
+            if indices and options.samples is not None and any(map(_needs_samples, names)):
+                rows = [self.rows[i] for i in indices]
+                rewards = sample_rewards(model, tokenizer, rows, self.settings, options.samples)
+                for i, row_rewards in zip(indices, rewards or [], strict=rewards is not None):
+                    predictions[i] = predictions[i]._replace(sample_rewards=row_rewards)
+        return predictions
 
     def predict(self, model: Model, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Prediction]:
         """Return a model's predictions for rows of the skills, held out or not, in their order."""
@@ -123,20 +157,28 @@ def _by_skill(rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[st
     return by_skill
 
 
-def _columns(name: str, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, list[object]]:
-    values = [SCORES[name].columns(row, prediction) for row, prediction in zip(rows, predictions, strict=True)]
+def _needs_samples(name: str) -> bool:
+    return _definition(name).num_samples > 0
+
+
+def _definition(name: str) -> Score:
+    score = find_score(name)
+    assert score is not None  # the recipe was validated
+    return score
+
+
+def _columns(score: Score, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, list[object]]:
+    values = [score.columns(row, prediction) for row, prediction in zip(rows, predictions, strict=True)]
     return {column: [value[column] for value in values] for column in values[0]}
 
 
-def _score(name: str, rows: Sequence[Row], predictions: Sequence[Prediction]) -> float:
-    """Return the score `name` of predictions for the rows of one skill."""
-    score = SCORES[name]
-    (value,) = load_metric(score.metric).compute(**_columns(name, rows, predictions), **score.options).values()
+def _value(score: Score, rows: Sequence[Row], predictions: Sequence[Prediction]) -> float:
+    """Return a score of predictions for the rows of one skill."""
+    (value,) = load_metric(score.metric).compute(**_columns(score, rows, predictions), **score.options).values()
     return float(value)
 
 
-def _measured(name: str, rows: Sequence[Row], predictions: Sequence[Prediction]) -> MeasuredScore:
-    """Return the score `name` of predictions for the rows of one skill, with its interval."""
-    score, columns = SCORES[name], _columns(name, rows, predictions)
-    value = _score(name, rows, predictions)
-    return MeasuredScore(value, *interval(load_metric(score.metric), columns, score.options))
+def _measured(score: Score, rows: Sequence[Row], predictions: Sequence[Prediction]) -> MeasuredScore:
+    """Return a score of predictions for the rows of one skill, with its interval."""
+    ends = interval(load_metric(score.metric), _columns(score, rows, predictions), score.options)
+    return MeasuredScore(_value(score, rows, predictions), *ends)

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 import datasets
 import evaluate
 
-_FOLDER = Path(__file__).parent / "metrics"
+FOLDER = Path(__file__).parent / "metrics"
+"""The folder of the metrics."""
 
 
 class ScoreMetric(evaluate.Metric, ABC):  # type: ignore[misc]
@@ -23,13 +24,17 @@ class ScoreMetric(evaluate.Metric, ABC):  # type: ignore[misc]
 
     columns: ClassVar[dict[str, str]]
     """The columns that it reads, each with the data type of a row's value."""
+    is_list: ClassVar[bool] = False
+    """Whether a row has a list of such values."""
 
     @abstractmethod
     def value(self, *args: Any, **columns: Any) -> float:
         """Return the number; `columns` are sequences of one element per row, at least one, and the options."""
 
     def _info(self) -> evaluate.MetricInfo:
-        features = {name: datasets.Value(kind) for name, kind in self.columns.items()}
+        features: dict[str, Any] = {name: datasets.Value(kind) for name, kind in self.columns.items()}
+        if self.is_list:
+            features = {name: datasets.List(value) for name, value in features.items()}
         text = self.__doc__ or ""
         return evaluate.MetricInfo(
             description=text, citation="", inputs_description=text, features=datasets.Features(features)
@@ -53,5 +58,5 @@ class RowMean(ScoreMetric, ABC):
 @functools.cache
 def load_metric(name: str) -> ScoreMetric:
     """Return the metric of the file `name` in `metrics/`."""
-    metric: ScoreMetric = evaluate.load(str(_FOLDER / f"{name}.py"), keep_in_memory=True)
+    metric: ScoreMetric = evaluate.load(str(FOLDER / f"{name}.py"), keep_in_memory=True)
     return metric

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rld.types import Row
@@ -23,6 +23,8 @@ class Prediction(NamedTuple):
     """Of a text: the sum of its tokens' negative log-probabilities."""
     num_bytes: int | None = None
     """Of a text: the bytes of UTF-8 that these tokens stand for."""
+    sample_rewards: Sequence[float] | None = None
+    """What the judge gives to answers that are sampled, if a score asks for them."""
     num_tokens: int = 0
     """Tokens that the model read and wrote; of a text those in `nats`."""
 
@@ -34,4 +36,5 @@ class Prediction(NamedTuple):
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Prediction:
         """Return the prediction of a line; the inverse of `as_record`."""
-        return cls(**{name: record[name] for name in cls._fields if name in record})
+        fields = {name: record[name] for name in cls._fields if name in record}
+        return cls(**fields)

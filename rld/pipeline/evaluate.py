@@ -28,5 +28,5 @@ def run(context: RunContext, stage: Evaluate) -> None:
     rows = [row for row in context.evaluator.rows if row["skill"] in context.skills(stage)]
     evaluator = replace(context.evaluator, rows=rows)
     evaluation = evaluator.evaluate(model, tokenizer)
-    record = stage_record(context, stage, model.num_parameters(), after=evaluation)
+    record = stage_record(context, stage, model.num_parameters(), evaluator, after=evaluation)
     store_result(context, stage, record, evaluator, evaluations=(NOT_SCORED, evaluation))

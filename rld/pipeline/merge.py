@@ -13,7 +13,7 @@ from rld.pipeline.model_card import write_model_card
 from rld.pipeline.model_loading import Loaded
 from rld.pipeline.run import RunContext
 from rld.pipeline.run_inputs import record_revisions
-from rld.pipeline.stage_results import NOT_SCORED, stage_record, store_result
+from rld.pipeline.stage_results import NOT_SCORED, plain_scores, stage_record, store_result
 from rld.recipe.stages.merge import Merge
 
 
@@ -43,18 +43,20 @@ def run(context: RunContext, stage: Merge) -> None:
     model, tokenizer = models[stage.origin]
     model.load_state_dict(merged)
     after = context.evaluator.evaluate(model, tokenizer)
-    record = stage_record(context, stage, model.num_parameters(), after=after)
+    record = stage_record(context, stage, model.num_parameters(), context.evaluator, after=after)
     record["merged"] = {
         name: {"parameters": models[name][0].num_parameters(), "scores": evaluation.scores}
         for name, evaluation in parts.items()
     }
+    scorings = {f"merged/{name}": evaluation for name, evaluation in parts.items()}
+    record["scorings"] |= {name: plain_scores(evaluation) for name, evaluation in scorings.items()}
 
     def save(folder: Path) -> None:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_model_card(folder, context, stage, record)
 
-    store_result(context, stage, record, context.evaluator, evaluations=(NOT_SCORED, after), save=save)
+    store_result(context, stage, record, context.evaluator, evaluations=(NOT_SCORED, after), save=save, parts=scorings)
 
 
 def _scored(context: RunContext, name: str, loaded: Loaded) -> Evaluation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rld.errors import DataError
 from rld.pipeline.plain_recipe import absent_models
 from rld.pipeline.reward_probe import probe_judge
 from rld.pipeline.run import RunContext
@@ -19,7 +20,26 @@ def require_runnable(run: RunContext, downloads: bool = True) -> None:
         RldError: a stage would stop with a mistake of the user.
     """
     probe_judge(run)
+    _require_gold_answers(run)
     if downloads or not absent_models(run.recipe, run.source.parent):
         run.row_checks.require(run.skill_rows)
     for stage in run.recipe.stages:
         stage.dry_run(run)
+
+
+def _require_gold_answers(run: RunContext) -> None:
+    """Refuse a score that needs gold answers where a held-out row has none.
+
+    Raises:
+        DataError: a row has none.
+    """
+    for name, source in run.skill_rows.items():
+        scores = run.recipe.skills[name].scores_of_gold_answers
+        places = [placed.place for placed in source.placed_held_out() if scores and not placed.row["answer"]]
+        if places:
+            rest = f" and {len(places) - 1} others" if len(places) > 1 else ""
+            raise DataError(
+                f"{run.source}: skills.{name}: the score {scores[0]} needs gold answers, and the held-out row "
+                f"{places[0]}{rest} has none; hold out rows that have them, by held_out: {{file: ...}}, or name other "
+                "scores"
+            )

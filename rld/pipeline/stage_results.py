@@ -7,9 +7,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from rld.evaluation.held_out import Evaluation, HeldOutEvaluator
+from rld.evaluation.held_out import Evaluation, HeldOutEvaluator, MeasuredScore
 from rld.pipeline.predictions import write_predictions
 from rld.pipeline.run import RunContext
 from rld.pipeline.samples import write_samples
@@ -20,7 +21,7 @@ from rld.utils import files
 from rld.utils.manifest import write_manifest
 from rld.utils.run_folder import stage_record_path
 
-NOT_SCORED = Evaluation({}, [])
+NOT_SCORED = Evaluation({}, {}, [])
 """Stands for the scores before a stage that trains no model."""
 
 
@@ -28,6 +29,7 @@ def stage_record(
     context: RunContext,
     stage: Stage,
     num_parameters: int,
+    evaluator: HeldOutEvaluator,
     *,
     after: Evaluation,
     before: Evaluation = NOT_SCORED,
@@ -37,12 +39,14 @@ def stage_record(
 
     Args:
         num_parameters: The number of parameters of its model.
+        evaluator: What has made the evaluations.
         after: The model's evaluation.
         before: The evaluation of the model that was trained, before the stage.
         teachers: The teachers of the stage.
     """
     meter = context.flop_meter
-    num_rows = Counter(row["skill"] for row in context.evaluator.rows)
+    num_rows = Counter(row["skill"] for row in evaluator.rows)
+    scorings = _scorings(before, after, teachers)
     return {
         "name": stage.name,
         "kind": stage.kind,
@@ -52,9 +56,15 @@ def stage_record(
         "flops_by_account": dict(meter.accounts),
         "student": {"parameters": num_parameters, "scores": after.scores},
         "teachers": {
-            str(probed.teacher.name): {"parameters": probed.num_parameters, "scores": probed.evaluation.scores}
+            str(probed.teacher.name): {
+                "parameters": probed.num_parameters,
+                "scores": probed.evaluation.scores,
+                "agreement": _plain(evaluator.agreement(after, probed.evaluation)),
+            }
             for probed in teachers
         },
+        "scorings": {name: plain_scores(evaluation) for name, evaluation in scorings.items()},
+        "confusion": {name: table._asdict() for name, table in evaluator.confusion(after).items()},
         "before": before.scores,
         "after": after.scores,
         "below_start": losses_of_skills(before.scores, after.scores, num_rows),
@@ -71,6 +81,7 @@ def store_result(
     evaluations: tuple[Evaluation, Evaluation],
     save: Callable[[Path], None] = lambda folder: None,
     teachers: Sequence[ProbedTeacher] = (),
+    parts: Mapping[str, Evaluation] = MappingProxyType({}),
 ) -> None:
     """Write a stage's predictions, samples and the folder of its result, and remove its checkpoints.
 
@@ -79,18 +90,17 @@ def store_result(
     Args:
         evaluator: What has made the evaluations.
         evaluations: Those before and after the stage.
+        parts: Further evaluations, by the names of their scorings.
         save: Writes the model, if there is one, into the folder that it gets.
         teachers: The teachers of the stage.
     """
     context.skip(record)
     if context.state.is_main_process:
         before, after = evaluations
+        for scoring, evaluation in {**_scorings(before, after, teachers), **parts}.items():
+            path = context.paths.predictions(stage.name, scoring)
+            write_predictions(path, evaluator.rows, evaluation.predictions)
         by_teacher = {str(probed.teacher.name): probed.evaluation for probed in teachers}
-        scorings = {"before": before, "after": after, **{f"teacher/{name}": e for name, e in by_teacher.items()}}
-        for scoring, evaluation in scorings.items():
-            if evaluation.predictions:
-                path = context.paths.predictions(stage.name, scoring)
-                write_predictions(path, evaluator.rows, evaluation.predictions)
         write_samples(context.paths.samples, stage.name, evaluator, before=before, after=after, teachers=by_teacher)
         with files.replace_folder(context.paths.stage_result(stage.name)) as draft:
             draft.mkdir(parents=True, exist_ok=True)
@@ -99,3 +109,19 @@ def store_result(
             write_manifest(draft)
         shutil.rmtree(context.paths.checkpoints(stage.name), ignore_errors=True)
     context.state.wait_for_everyone()
+
+
+def plain_scores(evaluation: Evaluation) -> dict[str, Any]:
+    """Return all scores of an evaluation with their intervals, as JSON."""
+    return {skill: _plain(scores) for skill, scores in evaluation.measured.items()}
+
+
+def _plain(scores: Mapping[str, MeasuredScore]) -> dict[str, Any]:
+    return {name: score._asdict() for name, score in scores.items()}
+
+
+def _scorings(before: Evaluation, after: Evaluation, teachers: Sequence[ProbedTeacher]) -> dict[str, Evaluation]:
+    """Return the evaluations that a stage has made, by the names of their scorings."""
+    every = {"before": before, "after": after}
+    every |= {f"teacher/{probed.teacher.name}": probed.evaluation for probed in teachers}
+    return {name: evaluation for name, evaluation in every.items() if evaluation.predictions}

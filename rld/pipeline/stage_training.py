@@ -163,7 +163,10 @@ class StageTraining:
         if stage.lora is not None:
             model = merge_adapter(model)
         after = context.evaluator.evaluate(model, tokenizer)
-        record = stage_record(context, stage, self.num_parameters, after=after, before=before, teachers=teachers)
+        evaluator = context.evaluator
+        record = stage_record(
+            context, stage, self.num_parameters, evaluator, after=after, before=before, teachers=teachers
+        )
         record["teacher_tokens"] = teacher_tokens
         record["steps"] = self.trainer.state.global_step
         record["ending"] = None if self.stopping.ending is None else self.stopping.ending._asdict()
@@ -174,4 +177,4 @@ class StageTraining:
             write_model_card(folder, context, stage, record, self.trainer.state.global_step)
 
         evaluations = before, after
-        store_result(context, stage, record, context.evaluator, evaluations=evaluations, save=save, teachers=teachers)
+        store_result(context, stage, record, evaluator, evaluations=evaluations, save=save, teachers=teachers)

@@ -14,7 +14,7 @@ from rld.data.row_kinds import ROW_KINDS, RowReader
 from rld.data.row_kinds.conversation import Turns
 from rld.data.row_kinds.fields import columns_named_in
 from rld.data.row_kinds.labelled import Labels
-from rld.evaluation.scores import DEFAULT_SCORES, require_scores
+from rld.evaluation.scores import DEFAULT_SCORES, find_score, require_scores
 from rld.recipe import registry, reserved_options, third_party_options
 from rld.recipe.document import Loc, RecipeProblem
 from rld.recipe.names import RecipeNames, is_hub_id, items
@@ -49,6 +49,15 @@ class HeldOutSplit(FrozenOptions):
         return self.split
 
 
+class Samples(FrozenOptions):
+    """Answers that a model samples for each held-out row."""
+
+    count: int = Field(ge=1, le=1000)
+    """How many."""
+    temperature: float = Field(1.0, gt=0, le=100)
+    """Divides the logits: above 1, answers differ more."""
+
+
 class _Skill(FrozenOptions):
     held_out: Annotated[int, Field(ge=0, le=100_000)] | HeldOutFile = 100
     """Number of rows used for scores and excluded from training, or a mapping with the `file` of such rows. 0: the
@@ -58,11 +67,14 @@ class _Skill(FrozenOptions):
     scores: list[str] = []
     """What a model's predictions for the held-out rows are scored by. The first one, which is between 0 and 1, is the
     score of the skill in log, charts and verdict; the others stand beside it. Empty: `solved`, the share of answers
-    that the judge calls correct."""
+    that the judge calls correct; of labels `accuracy`, `macro_f1` and `calibration_error`; of texts that are only read
+    `byte_probability`, `nats_per_byte` and `perplexity`."""
+    samples: Samples | None = None
+    """Answers that are sampled for each held-out row, beside the greedy one, for the scores `pass_at_K`."""
 
     @model_validator(mode="after")
     def _scores_fit_the_rows(self) -> _Skill:
-        require_scores(self.scores, self.predicts)
+        require_scores(self.scores, self.predicts, self.samples.count if self.samples is not None else 0)
         return self
 
     @classmethod
@@ -96,6 +108,11 @@ class _Skill(FrozenOptions):
     def scores_in_use(self) -> Sequence[str]:
         """Its scores, the main one first."""
         return self.scores or DEFAULT_SCORES[self.predicts]
+
+    @property
+    def scores_of_gold_answers(self) -> list[str]:
+        """Those of its scores that need a gold answer of each row."""
+        return [name for name in self.scores_in_use if (score := find_score(name)) is not None and score.needs_gold]
 
 
 class GeneratedSkill(_Skill):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import re
 
 import pytest
 
@@ -10,7 +12,7 @@ from rld.evaluation.held_out import HeldOutEvaluator, correct_counts
 from rld.evaluation.predictions import Prediction
 from rld.evaluation.scores import DEFAULT_SCORES, SCORES, require_scores
 from rld.recipe.skills import FileSkill
-from tests.support import scoring
+from tests.support import scoring, tiny
 
 ROWS = [{"prompt": str(i), "answer": str(i % 2), "skill": "odd", "level": 0, "entry": ""} for i in range(40)]
 
@@ -21,6 +23,14 @@ class Texts(FileSkill):
     @property
     def predicts(self):
         return "likelihood"
+
+
+class Labels(FileSkill):
+    """A skill whose rows have labels."""
+
+    @property
+    def predicts(self):
+        return "label"
 
 
 def test_the_first_score_is_that_of_the_skill_and_each_has_an_interval():
@@ -74,3 +84,53 @@ def test_every_default_is_possible_and_every_score_is_of_something_predicted():
     for predicts, names in DEFAULT_SCORES.items():
         require_scores(names, predicts)
     assert {score.predicts for score in SCORES.values()} == set(DEFAULT_SCORES)
+
+
+def test_samples_are_judged_and_scored_by_how_many_are_correct():
+    rows = [{**row, "skill": "copy"} for row in tiny.rows(4)]
+    skill = {"scores": ["pass_at_2", "pass_at_1"], "samples": {"count": 4, "temperature": 5.0}}
+    evaluator = scoring.evaluator(rows, lambda completions, **_: [float(len(c) > 3) for c in completions], 5, **skill)
+    evaluation = evaluator.evaluate(tiny.model(), tiny.tokenizer())
+    counts = [sum(said.sample_rewards) for said in evaluation.predictions]
+    assert len(set(counts)) > 1 and all(len(said.sample_rewards) == 4 for said in evaluation.predictions)
+    measured = evaluation.measured["copy"]
+    assert measured["pass_at_1"].value == pytest.approx(sum(counts) / 16)
+    assert evaluation.scores["copy"] == measured["pass_at_2"].value >= measured["pass_at_1"].value
+    assert evaluator.evaluate(tiny.model(), tiny.tokenizer()) == evaluation, "the draws are the same each time"
+    assert evaluator.score(tiny.model(), tiny.tokenizer()) == evaluation.scores
+    without = [said._replace(sample_rewards=None) for said in evaluation.predictions]
+    assert evaluator.evaluation(without).scores == {}, "a model that is elsewhere draws none"
+
+
+def test_two_models_agree_where_they_give_the_same_answer():
+    evaluator = scoring.evaluator(ROWS, None, 1)
+    one, other = ([Prediction("", 0.0, str(i % n)) for i in range(40)] for n in (2, 4))
+    agreement = evaluator.agreement(evaluator.evaluation(one), evaluator.evaluation(other))
+    assert agreement["odd"].value == 0.5
+
+
+def test_labels_have_a_confusion_table():
+    evaluator = HeldOutEvaluator(ROWS[:3], {"odd": Labels(file="x.csv")}, None)
+    said = [Prediction(label, 1.0, label, {label: 0.5, "2": 0.5}) for label in ("0", "2", "1")]
+    evaluation = evaluator.evaluation(said)
+    assert evaluation.measured["odd"]["accuracy"].value == pytest.approx(1 / 3)
+    assert evaluator.confusion(evaluation) == {"odd": (["0", "1", "2"], [[1, 1, 0], [0, 0, 1], [0, 0, 0]])}
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"scores": ["pass_at_5"], "samples": {"count": 4}}, "samples: {count: 5}"),
+        ({"scores": ["solved"], "samples": {"count": 4}}, "the skill has none in its scores"),
+        ({"scores": ["pass_at_0"]}, "there is no score 'pass_at_0'"),
+    ],
+)
+def test_samples_and_the_scores_that_need_them_belong_together(options, text):
+    with pytest.raises(ValueError, match=re.escape(text)):
+        FileSkill(file="x.csv", **options)
+
+
+def test_a_score_without_its_package_is_refused(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"rouge_l needs rouge-score; install it with: pip install -e '.\[text\]'"):
+        require_scores(["rouge_l"], "text")

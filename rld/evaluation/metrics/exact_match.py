@@ -20,5 +20,6 @@ class ExactMatch(RowMean):
     columns = {"predictions": "string", "references": "string"}
 
     def row_values(self, predictions: Sequence[str], references: Sequence[str]) -> Sequence[float]:
-        values: Sequence[float] = registry.load("rewards", "answers:exact_match", Path())(predictions, references)
+        reward = registry.load("rewards", "answers:exact_match", Path())
+        values: Sequence[float] = reward(predictions, references)
         return values
