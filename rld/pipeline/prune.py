@@ -28,7 +28,7 @@ def run(context: RunContext, stage: Prune) -> None:
     with context.mistakes_in(stage):
         model = context.models.cut_out((whole, tokenizer), stage)
     after = context.evaluator.evaluate(model, tokenizer)
-    record = stage_record(context, stage, model.num_parameters(), before=before, after=after)
+    record = stage_record(context, stage, model.num_parameters(), context.evaluator, before=before, after=after)
 
     def save(folder: Path) -> None:
         model.save_pretrained(folder)
