@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from rld.recipe.cascade import Cascade
 from rld.recipe.perturbations import ExperimentSpec
 from rld.recipe.schema import Recipe
 from rld.recipe.stages import AnyStage
@@ -244,7 +245,7 @@ def sections(first: list[type[BaseModel]], without: list[type[BaseModel]]) -> li
 
 def page() -> str:
     """Recipes: the stages first, and what only experiments need on a page of its own."""
-    first = [*kinds_of(AnyStage).values(), Recipe]
+    first = [*kinds_of(AnyStage).values(), Cascade, Recipe]
     return "\n\n".join([HEAD.strip(), *sections(first, [ExperimentSpec])]) + "\n"
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 import yaml
 
 from rld.errors import RecipeError
-from rld.recipe import yaml_values
+from rld.recipe import cascade, yaml_values
 from rld.utils import secrets
 from rld.utils.suggestions import hint
 
@@ -63,9 +63,15 @@ class RecipeDocument:
         self._lines: dict[Loc, int] = {}
         self._empty: set[Loc] = set()
         self._overrides: dict[Loc, str] = {}
+        self._written: dict[Loc, Loc] = {}
         self.tree: dict[Any, Any] = self._load()
-        for text in overrides:
+        of_cascades = [text for text in overrides if text.partition("=")[0].split(".")[2:3] == ["cascade"]]
+        for text in of_cascades:
             self._override(text)
+        self._expand()
+        for text in overrides:
+            if text not in of_cascades:
+                self._override(text)
         secrets.remember(self.tree)
         for loc, value in walk(self.tree):
             mistake = self._mistake(loc, value)
@@ -89,8 +95,40 @@ class RecipeDocument:
         return RecipeError("\n".join(dict.fromkeys(text for _, text in sorted(map(self._placed, problems)))))
 
     def label(self, loc: Loc) -> str:
-        """Return `loc` as written on the command line; items of a list are addressed by their names."""
-        return label(self.tree, loc)
+        """Return `loc` as written on the command line; items of a list are addressed by their names.
+
+        What a cascade has written out goes by the keys of the cascade, unless the command line has changed it.
+        """
+        if any(loc[:length] in self._overrides for length in range(1, len(loc) + 1)):
+            return label(self.tree, loc)
+        return label(self._unexpanded, self._where_written(loc))
+
+    def _expand(self) -> None:
+        """Write cascades out as stages, which have the lines of the keys from which they come.
+
+        Raises:
+            RecipeError: a cascade has a mistake.
+        """
+        self._unexpanded, stages = self.tree, self.tree.get("stages")
+        expansion = cascade.expand(stages) if isinstance(stages, list) else cascade.Expansion([], {}, [])
+        if expansion.mistakes:
+            problems = [RecipeProblem(loc, f"{self.label(loc)} {text}") for loc, text in expansion.mistakes]
+            raise self.report(problems)
+        if not isinstance(stages, list) or expansion.stages == stages:
+            return
+        self.tree, self._written = {**self.tree, "stages": expansion.stages}, expansion.written
+        lines, overrides, empty = self._lines, self._overrides, self._empty
+        places = [(loc, self._where_written(loc)) for loc, _ in walk(self.tree)]
+        self._lines = {loc: lines[place] for loc, place in places if place in lines}
+        self._overrides = {loc: overrides[place] for loc, place in places if place in overrides}
+        self._empty = {loc for loc, place in places if place in empty}
+
+    def _where_written(self, loc: Loc) -> Loc:
+        """Return where a value of the tree was written in the file."""
+        for length in range(len(loc), 0, -1):
+            if loc[:length] in self._written:
+                return (*self._written[loc[:length]], *loc[length:])
+        return loc
 
     def _placed(self, problem: RecipeProblem) -> tuple[int, str]:
         """Return a problem's rank in the report and its text with the nearest recorded line or override."""
