@@ -84,6 +84,8 @@ class SkillObservation:
     informative_groups: int = 0
     """Groups whose completions got different rewards: the only ones with a policy gradient."""
     teachers: Mapping[str, TeacherObservation] = field(default_factory=dict)
+    level: float | None = None
+    """Mean level of the prompts of the attempts; None without attempts."""
     audited: int = 0
     """Successes that a trusted reward checked."""
     audit_passed: int = 0
@@ -117,6 +119,9 @@ class Weights:
     scale: Mapping[str, float] = field(default_factory=dict)
     allocation: Mapping[str, float] | None = None
     """Share of the prompts that each skill should get, summing to 1. None: the curriculum's own shares."""
+    teacher_share: Mapping[str, float] = field(default_factory=dict)
+    """Of skills whose response target is softened, the share of the teachers in it, in (0, 1): the target is
+    `softmax((1 - share) log student + share log teacher)`."""
 
 
 class Controller(Protocol):

@@ -43,6 +43,7 @@ class ControllerRuntime:
         weights: The controller's decision in use.
         signals_SG: Weights of the signals, their scale multiplied in.
         teachers_SK: Shares of the teachers; a skill's sum to 1, or all are 0.
+        teacher_share_S: Share of the teachers in the softened target of each skill, in (0, 1]; None: none is softened.
         updates: Optimiser steps since the last tick.
         is_recheck: Whether the current rollout is one in which all teachers and signals are measured.
     """
@@ -50,6 +51,7 @@ class ControllerRuntime:
     weights: Weights
     signals_SG: Tensor
     teachers_SK: Tensor
+    teacher_share_S: Tensor | None
 
     def __init__(
         self, controller: Controller, skills: list[str], teachers: Sequence[TeacherInfo], signals: list[Signal]
@@ -84,6 +86,8 @@ class ControllerRuntime:
         self.signals_SG = torch.tensor(signals) * scale_G
         shares = [list(self._teacher_shares(skill).values()) for skill in self.skills]
         self.teachers_SK = torch.tensor(shares).reshape(len(self.skills), len(self.teachers))
+        soft = weights.teacher_share
+        self.teacher_share_S = torch.tensor([soft.get(skill, 1.0) for skill in self.skills]) if soft else None
         self._phases = {skill: phase_of(weights.signals[skill], before) for skill, before in self._phases.items()}
         learns_nothing = not self.signals_SG.any()
         if learns_nothing and not self._learns_nothing:
@@ -98,7 +102,11 @@ class ControllerRuntime:
             if skill not in weights.signals or skill not in weights.teachers:
                 raise ControllerError(f"{name} gave no weights for skill {skill!r}")
         per_skill = [*weights.signals.values(), *weights.teachers.values()]
-        numbers = [*weights.scale.values(), *(w for of_skill in per_skill for w in of_skill.values())]
+        numbers = [
+            *weights.scale.values(),
+            *weights.teacher_share.values(),
+            *(w for of_skill in per_skill for w in of_skill.values()),
+        ]
         if not all(math.isfinite(number) and number >= 0 for number in numbers):
             raise ControllerError(
                 f"{name} gave a weight that is negative or not a number: {weights}; weights are finite, and at least 0"

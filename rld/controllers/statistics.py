@@ -85,6 +85,8 @@ class AttemptCounts(NamedSums):
     groups_S: Tensor
     informative_S: Tensor
     """Groups whose completions got different rewards."""
+    levels_S: Tensor
+    """Levels of the prompts of the attempts."""
 
 
 @dataclass(frozen=True)
@@ -252,6 +254,9 @@ class WindowStatistics:
             teachers={
                 teacher.name: self._teacher_observation(s, k, skill, teacher) for k, teacher in enumerate(teachers)
             },
+            level=float(self.attempts.levels_S[s] / self.attempts.attempts_S[s])
+            if self.attempts.attempts_S[s]
+            else None,
             audited=int(self.audit.audited_S[s]),
             audit_passed=int(self.audit.passed_S[s]),
             gradients=gradients,

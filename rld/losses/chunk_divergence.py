@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rld.losses.combination import Mixture, entropy
 from rld.losses.cross_tokenizer import sorted_difference
-from rld.losses.divergences import ForwardKL
+from rld.losses.divergences import ForwardKL, softened_target
 from rld.losses.objective import Divergence, ResponseObjective
 from rld.losses.teacher_distribution import (
     LOG_ZERO,
@@ -72,10 +72,10 @@ def chunk_divergence(
 
 
 def _has_closed_form(objective: ResponseObjective, teachers: Sequence[TeacherDistribution]) -> bool:
-    """Whether it is forward KL from a mixture of full distributions over the student's vocabulary."""
+    """Whether it is forward KL from a mixture, not softened, of full distributions over the student's vocabulary."""
     is_full = all(isinstance(teacher, FullDistribution) and teacher.shared_ids is None for teacher in teachers)
     is_mixture = isinstance(objective.divergence, ForwardKL) and isinstance(objective.combination, Mixture)
-    return is_mixture and is_full and bool(teachers)
+    return is_mixture and is_full and objective.teacher_share_N is None and bool(teachers)
 
 
 def _forward_kl_of_mixture(
@@ -133,12 +133,14 @@ def _by_autograd(
             positive_N = divergence_N.detach().clamp(min=0)  # rounding may make it negative
             chunk.teacher_divergence_NK[:, k] = positive_N.masked_fill(~teacher.valid_N, 0.0)
             if k not in pooled:
+                if objective.teacher_share_N is not None and teacher.shared_ids is None:
+                    divergence_N = divergence(log_s_NV, _softened(objective, log_s_NV, log_p[k]))
                 total_N = total_N + weights_NK[:, k] * divergence_N
         targets = [(log_p[k], weights_NK[:, k]) for k in teachers if k not in pooled]
         if pooled:
             log_p_JNV = torch.stack([log_p[k] for k in pooled])
             target_NV, weight_N = combination.target(log_p_JNV, weights_NK[:, pooled])
-            total_N = total_N + weight_N * divergence(log_s_NV, target_NV)
+            total_N = total_N + weight_N * divergence(log_s_NV, _softened(objective, log_s_NV, target_NV))
             targets.append((target_NV, weight_N))
         (chunk.derivative_NV,) = torch.autograd.grad(total_N.sum(), logits_NV)
     chunk.target_divergence_N = total_N.detach().clamp(min=0)
@@ -146,6 +148,12 @@ def _by_autograd(
         chunk.student_entropy_N = entropy(log_s_NV.detach())
         chunk.target_entropy_N = _mean_entropy(targets) if targets else chunk.target_entropy_N
     return chunk
+
+
+def _softened(objective: ResponseObjective, log_s_NV: Tensor, target_NV: Tensor) -> Tensor:
+    """The target, between the student's distribution and the teachers' where the objective softens it."""
+    share_N = objective.teacher_share_N
+    return target_NV if share_N is None else softened_target(log_s_NV, target_NV, share_N[:, None])
 
 
 def _zeros(log_s_NV: Tensor, num_teachers: int) -> ChunkDivergence:

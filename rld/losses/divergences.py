@@ -37,6 +37,19 @@ def _mixture(p_V: Tensor, q_V: Tensor, share: float) -> Tensor:
     return (p_V + math.log(share)).logaddexp(q_V + math.log1p(-share))
 
 
+def softened_target(student_V: Tensor, teacher_V: Tensor, teacher_share: Tensor | float) -> Tensor:
+    """Log of a target between student and teacher: `softmax((1 - t) log student + t log teacher)`, without gradient.
+
+    Source: Shing et al. 2025 (TAID), equation 4, with probabilities in place of logits.
+
+    Args:
+        student_V: The student's log-probabilities `[..., V]`.
+        teacher_V: The teacher's.
+        teacher_share: t in (0, 1], one number or `[..., 1]`.
+    """
+    return (student_V.detach() * (1 - teacher_share) + teacher_V * teacher_share).log_softmax(-1)
+
+
 class _Divergence(FrozenOptions):
     def at(self, progress: float) -> Self:
         """The divergence at a point of training, from 0 at its start to 1 at its end; only `taid` changes."""
@@ -155,8 +168,7 @@ class Taid(_Divergence):
         return self.model_copy(update={"start": self.start + (1 - self.start) * min(max(progress, 0.0), 1.0)})
 
     def __call__(self, student_V: Tensor, teacher_V: Tensor) -> Tensor:
-        target_V = (student_V.detach() * (1 - self.start) + teacher_V * self.start).log_softmax(-1)
-        return _kl(target_V, student_V)
+        return _kl(softened_target(student_V, teacher_V, self.start), student_V)
 
 
 class TotalVariation(_Divergence):

@@ -158,7 +158,7 @@ class _FusedResponse(torch.autograd.Function):
                 logits_NV,
                 [teacher.at(rows) for teacher in teachers],
                 inputs.weights_NK[rows],
-                inputs.objective,
+                inputs.objective.of_tokens(rows),
                 with_entropies=inputs.with_entropies,
             )
             for name in ("target_divergence_N", "teacher_divergence_NK", "target_entropy_N", "student_entropy_N"):

@@ -68,6 +68,9 @@ class ResponseObjective:
     """Temperature of the student's and the teachers' distributions, above 0."""
     token_weights: AnyTokenWeights | None = None
     """How much each token counts. None: all count 1."""
+    teacher_share_N: Tensor | None = None
+    """Of the N tokens of a call, the share of the teachers in a softened target, in (0, 1]: the rest is the student's
+    own distribution (`softened_target`). Teachers with another vocabulary are not softened. None: nothing is."""
 
     @classmethod
     def from_config(cls, options: ResponseOptions) -> ResponseObjective:
@@ -90,3 +93,7 @@ class ResponseObjective:
     def at(self, progress: float) -> ResponseObjective:
         """The objective at a point of training, from 0 at its start to 1 at its end."""
         return replace(self, divergence=self.divergence.at(progress))
+
+    def of_tokens(self, rows: slice | Tensor) -> ResponseObjective:
+        """The objective of some of the tokens of a call."""
+        return self if self.teacher_share_N is None else replace(self, teacher_share_N=self.teacher_share_N[rows])

@@ -11,7 +11,7 @@ K teachers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -40,6 +40,8 @@ class ResponseSettings:
     """Temperature of the rollout. None: log-probabilities of sampled tokens are not needed."""
     over_labels: bool = False
     """Whether distributions are those over the labels of a prompt (`losses/labels.py`), not over the next token."""
+    teacher_share_B: Tensor | None = None
+    """Share of the teachers in each completion's softened target, in (0, 1]. None: no target is softened."""
 
 
 class ResponseTerms(NamedTuple):
@@ -122,6 +124,9 @@ class ResponseLoss:
     def _fused(self, hidden_BTH: Tensor, labels_BT: Tensor) -> tuple[Tensor, PerTokenStats]:
         """The loss and the values per token from all teachers that have distributions."""
         valid_BT, objective = self.valid_BT, self.settings.objective
+        if self.settings.teacher_share_B is not None:
+            share_BT = self.settings.teacher_share_B[:, None].expand(valid_BT.shape)
+            objective = replace(objective, teacher_share_N=share_BT[valid_BT])
         shares_BTK = self.shares_BK[:, None].expand(*valid_BT.shape, -1)
         counts_BT = self.settings.weight_B[:, None].expand(valid_BT.shape)
         compute = partial(

@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import set_seed
 
+from rld.controllers.capacity import CapacityMonitor
+from rld.controllers.observation import Controller
 from rld.data.prompt_stream import PromptStream
 from rld.pipeline.callbacks import EventLog
 from rld.pipeline.curriculum_loading import load_curriculum, try_curriculum
@@ -113,13 +115,18 @@ def _trainer(
         processing_class=tokenizer,
         peft_config=lora_config(stage.lora),
         teachers=[probed.teacher for probed in teachers],
-        controller=stage.controller.seeded(context.seed(stage.name)).for_teachers(names),
+        controller=_controller(stage, context.seed(stage.name), names),
         verifier=rewards.verifier,
         audit_reward=rewards.audit,
         retain_dataset=_retained_rows(context, stage),
         gold_rows=[row for skill in context.skills(stage) for row in context.skill_rows[skill].probe(num_gold)],
         flop_meter=context.flop_meter,
     )
+
+
+def _controller(stage: Distill, seed: int, teachers: list[str]) -> Controller:
+    controller = stage.controller.seeded(seed).for_teachers(teachers)
+    return controller if stage.capacity is None else CapacityMonitor(controller, stage.capacity)
 
 
 def _arguments(context: RunContext, stage: Distill, reward_weights: list[float]) -> RLDConfig:

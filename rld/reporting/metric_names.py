@@ -74,6 +74,8 @@ METRICS = (
     Metric("teacher/<teacher>/weight", "", "the same, mean over skills", "Teacher weights"),
     Metric("teacher/<teacher>/used/<skill>", "",
            "a teacher's mean weight on a rollout's completions, after gate, combination and `teach_on`"),
+    Metric("teacher_share/<skill>", "",
+           "share of the teachers in a softened target, the rest of which is the student's own distribution"),
     Metric("score/<skill>", "", "share of the held-out rows answered correctly, greedily", "Held-out score"),
     Metric("progress/<skill>", "", f"share of the completions that the verifier accepts, {_TICK}", "Success rate"),
     Metric("level/<skill>", "", "the curriculum's level, from 0; a mean where several are open", "Curriculum level"),

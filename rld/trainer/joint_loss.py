@@ -88,6 +88,11 @@ class JointLoss:
                 f"response temperature: {self.objective.temperature} is not the rollout's, {temperature}, and a "
                 "teacher that hands over its likeliest tokens does so at one temperature; leave it out"
             )
+        if self.args.labels and getattr(self.runtime.controller, "softens", False):
+            raise RecipeError(
+                "capacity: {act: soften} softens distributions over tokens, and completions here are the labels of "
+                "their prompt; use act: report or reinforce"
+            )
         if rule.needs_one_vocabulary and any(align) and len(align) > 1:
             raise RecipeError(
                 f"combine_teachers: {rule.kind} compares the teachers' probabilities token by token, and a teacher "
@@ -147,7 +152,11 @@ class JointLoss:
         response = None
         if batch["response_on"]:
             objective, weight_B = self.objective.at(progress), signal_weight(batch, "response")
-            response = ResponseSettings(objective, weight_B, self.args.temperature, over_labels=bool(self.args.labels))
+            share_S, over_labels = self.runtime.teacher_share_S, bool(self.args.labels)
+            share_B = None if share_S is None else share_S.to(weight_B)[batch["skill_ids"]]
+            response = ResponseSettings(
+                objective, weight_B, self.args.temperature, over_labels=over_labels, teacher_share_B=share_B
+            )
         feature = self.feature if batch["feature_on"] else None
         return StudentInputs(
             loss_mask(batch), self.ensemble.outputs(batch), batch["teacher_weights"], response, feature

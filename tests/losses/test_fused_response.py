@@ -94,6 +94,36 @@ def test_it_is_the_plain_formula_with_its_gradients(divergence, combination):
     same(found, list(torch.autograd.grad((counts * plain).sum(), (hidden, head.weight, head.bias))))
 
 
+@pytest.mark.parametrize("combination", [Mixture(), Sum(), Geometric()], ids=repr)
+@pytest.mark.parametrize("divergence", [ForwardKL(), JSD()], ids=repr)
+def test_a_softened_target_is_that_of_taid_and_the_teachers_stay_what_is_measured(divergence, combination):
+    """Against a reference in float64; tokens whose share is 1 are as if nothing were softened."""
+    share = torch.linspace(0.2, 1.0, N)
+    teachers, weights = [distribution(0), distribution(1)], torch.tensor([0.3, 0.7]).expand(N, 2)
+    objective = ResponseObjective(divergence, combination, 1.5, teacher_share_N=share)
+    total, stats, found = run(teachers, weights, objective)
+    hard = run(teachers, weights, ResponseObjective(divergence, combination, 1.5))[1]
+
+    hidden, head = student()
+    s = log_p(hidden, head, 1.5).double()
+    t = torch.stack([log_p(teacher.hidden_NH, teacher.head, 1.5) for teacher in teachers]).double()
+
+    def soft(log_t: torch.Tensor) -> torch.Tensor:
+        p = s.detach().exp() ** (1 - share[:, None]) * log_t.exp() ** share[:, None]
+        return (p / p.sum(-1, keepdim=True)).log()
+
+    if combination.pools:
+        target, strength = combination.target(t, weights.double())
+        plain = strength * divergence(s, soft(target))
+    else:
+        plain = sum(weights[:, k] * divergence(s, soft(t[k])) for k in range(2))
+    torch.testing.assert_close(total.double(), plain.sum(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(stats.target_divergence_N.double(), plain.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(stats.target_divergence_N[-1], hard.target_divergence_N[-1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(stats.teacher_divergence_NK, hard.teacher_divergence_NK, rtol=1e-4, atol=1e-5)
+    same(found, list(torch.autograd.grad(plain.sum(), (hidden, head.weight, head.bias))))
+
+
 @pytest.mark.parametrize(("divergence", "beta"), [(ForwardKL(), 0.0), (JSD(beta=0.3), 0.3), (ReverseKL(), 1.0)])
 def test_it_agrees_with_trls_kernel(divergence, beta):
     teacher = distribution(0)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from rld.controllers import AnyController
+from rld.controllers.capacity import CapacityRule
 from rld.controllers.gap import GapController
 from rld.controllers.retention_rule import EARLY_INTERVAL, EARLY_TICKS, LATE_INTERVAL, RetentionRule
 from rld.recipe.controller_checks import check_controller, check_retention
@@ -100,6 +101,8 @@ class Distill(TrainingStage):
     rollout: Rollout = Rollout()
     retain: RetentionRule | None = None
     """Protection of skills against forgetting. None: no protection."""
+    capacity: CapacityRule | None = None
+    """What recognises a student that is too small for its teacher, and what is done then. None: nothing does."""
     audit: AuditSpec | None = None
     """A check on the verifier. None: no check."""
     cache: CacheSpec | None = None
@@ -145,6 +148,18 @@ class Distill(TrainingStage):
         if self.rollout.temperature != 1:
             fix = "set rollout.temperature to 1; signals.response has a temperature of its own"
             raise ValueError(f"signals.gold needs log-probabilities at temperature 1: {fix}")
+        return self
+
+    @model_validator(mode="after")
+    def _capacity_can_act(self) -> Distill:
+        needed = {"report": "", "soften": "response", "reinforce": "policy"}
+        if self.capacity is None:
+            return self
+        if not self.teachers:
+            raise ValueError("capacity compares a student with its teachers, and this stage has none")
+        act = self.capacity.act
+        if needed[act] and getattr(self.signals, needed[act]) is None:
+            raise ValueError(f"capacity: {{act: {act}}} acts on signals.{needed[act]}, which is left out")
         return self
 
     @model_validator(mode="after")
