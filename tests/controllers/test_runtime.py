@@ -15,7 +15,8 @@ from rld.controllers.statistics import AttemptCounts
 from rld.errors import ControllerError
 from tests.support.update_statistics import statistics
 
-ATTEMPTS = AttemptCounts(*torch.tensor([[8.0, 8.0], [1.0, 8.0], [2.0, 2.0], [1.0, 0.0], [0.0, 4.0]], dtype=torch.float64))
+_ROWS = [[8.0, 8.0], [1.0, 8.0], [2.0, 2.0], [1.0, 0.0], [0.0, 4.0]]
+ATTEMPTS = AttemptCounts(*torch.tensor(_ROWS, dtype=torch.float64))
 """8 attempts at each of two skills, with 1 and 8 successes, in 2 groups, of which 1 and none are informative."""
 
 
