@@ -130,7 +130,7 @@ def test_thinking_without_an_end_is_no_answer(name, tmp_path):
     if name in ("special", "deepseek, which opens the part"):
         assert set(rolled_out(member, model, tmp_path)[0]) == {""}
     evaluator = scoring.evaluator(rows(member), equal, LENGTH, member.chat_options, True)
-    assert evaluator.score(model, member.tokenizer()) == {"all": 0.0}
+    assert evaluator.evaluate(model, member.tokenizer()).scores == {"all": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_a_run_that_reads_thinking_parts_as_answers_says_so(name, tmp_path):
         rolled_out(member, thinker(member), tmp_path, strip_thinking=False)
     evaluator = scoring.evaluator(rows(member), equal, LENGTH, member.chat_options)
     with pytest.warns(UserWarning, match="strip_thinking leaves them out"):
-        evaluator.score(thinker(member), member.tokenizer())
+        evaluator.evaluate(thinker(member), member.tokenizer())
 
 
 def test_a_gold_answer_inside_a_thinking_part_is_refused():

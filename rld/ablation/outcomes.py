@@ -39,7 +39,7 @@ class RunOutcome:
 
     Attributes:
         folder: The run's folder.
-        scores: Share of the held-out rows answered correctly at the end, per skill.
+        scores: The main score of each skill at the end.
         curve: FLOPs spent so far, and the scores then.
         num_scored: Tokens that teachers scored in the compared stage.
     """

@@ -21,7 +21,8 @@ from rld.utils.files import write_text
 from rld.utils.run_folder import RunFolder
 
 _ABOUT_SCORES = (
-    "Share of the held-out rows answered correctly, greedily; means over skills, ± standard deviation over seeds. "
+    "Main scores on the held-out rows, by default the share answered correctly; means over skills, ± standard "
+    "deviation over seeds. "
     "'at {flops}': when a run had spent {flops} FLOPs, which all runs have spent. 'mean to {flops}': the mean over "
     "compute, from where all runs have begun to there."
 )

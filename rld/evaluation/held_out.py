@@ -60,15 +60,14 @@ class HeldOutEvaluator:
     skills: Mapping[str, Skill]
     settings: PredictionSettings
 
-    def score(self, model: Model, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
-        """Return the main score of each skill."""
-        predictions = self._predictions(model, tokenizer, only_main=True)
+    def main_scores(self, predictions: Sequence[Prediction]) -> dict[str, float]:
+        """Return the main score of each skill from predictions for the held-out rows."""
         main = {name: _definition(skill.scores_in_use[0]) for name, skill in self.skills.items()}
         return {skill: _value(main[skill], *pair) for skill, pair in _by_skill(self.rows, predictions).items()}
 
     def evaluate(self, model: Model, tokenizer: PreTrainedTokenizerBase) -> Evaluation:
         """Return the scores on the held-out rows with their intervals, and the predictions."""
-        return self.evaluation(self._predictions(model, tokenizer))
+        return self.evaluation(self.predictions(model, tokenizer))
 
     def evaluation(self, predictions: Sequence[Prediction]) -> Evaluation:
         """Return the evaluation of predictions for the held-out rows, in their order.
@@ -101,7 +100,7 @@ class HeldOutEvaluator:
             if self.skills[skill].predicts == "label"
         }
 
-    def _predictions(
+    def predictions(
         self, model: Model, tokenizer: PreTrainedTokenizerBase, *, only_main: bool = False
     ) -> list[Prediction]:
         """Return a model's predictions for the held-out rows, with samples where scores, or main scores, need them."""

@@ -19,6 +19,7 @@ from rld.recipe.stages.distill import Distill
 from rld.recipe.stages.merge import Merge
 from rld.recipe.stages.prune import Prune
 from rld.recipe.stages.sft import Sft
+from rld.reporting.score_records import about_scores
 from rld.reporting.series import number
 from rld.types import SIGNALS
 from rld.utils import files
@@ -85,7 +86,7 @@ def _teachers(stage: Stage, record: Mapping[str, Any]) -> Iterator[str]:
         yield "\n## Teachers\n\n| teacher | where | parameters | mean score |\n|---|---|---|---|"
         for name, spec in stage.teachers.items():
             result = record["teachers"].get(name)
-            cells = (number(result["parameters"]), f"{fmean(result['scores'].values()):.3f}") if result else ("-", "-")
+            cells = (number(result["parameters"]), _mean(result["scores"])) if result else ("-", "-")
             yield f"| {name} | `{spec.place}` | {cells[0]} | {cells[1]} |"
     elif getattr(stage, "teacher", None) is not None:
         yield f"\n## Teachers\n\nIt was fine-tuned on answers of `{getattr(stage, 'teacher', '')}`."
@@ -98,7 +99,11 @@ def _merged_models(stage: Stage, record: Mapping[str, Any]) -> Iterator[str]:
     weights = zip(stage.models, stage.weights_in_use, strict=True)
     for name, weight in [*([(stage.base, "base")] if stage.base is not None else []), *weights]:
         part = record["merged"][name]
-        yield f"| `{name}` | {weight} | {number(part['parameters'])} | {fmean(part['scores'].values()):.3f} |"
+        yield f"| `{name}` | {weight} | {number(part['parameters'])} | {_mean(part['scores'])} |"
+
+
+def _mean(scores: Mapping[str, float]) -> str:
+    return f"{fmean(scores.values()):.3f}" if scores else "-"
 
 
 def _weights(context: RunContext, stage: Stage) -> Iterator[str]:
@@ -115,7 +120,8 @@ def _weights(context: RunContext, stage: Stage) -> Iterator[str]:
 
 def _scores(context: RunContext, record: Mapping[str, Any]) -> Iterator[str]:
     rows = context.evaluator.rows
-    yield "\n## Scores\n\nShare of held-out items answered correctly, greedily."
+    scores = {skill: context.recipe.skills[skill].scores_in_use[0] for skill in record["after"]}
+    yield f"\n## Scores\n\nOf each skill: {about_scores(scores.values())}."
     yield "\n| skill | items | before | after |\n|---|---|---|---|"
     for skill, after in record["after"].items():
         num_items = sum(row["skill"] == skill for row in rows)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -16,7 +15,8 @@ from rld.pipeline.run import RunContext
 from rld.pipeline.samples import write_samples
 from rld.pipeline.teacher_loading import ProbedTeacher
 from rld.recipe.stages.base import Stage
-from rld.reporting.verdict import losses_of_skills
+from rld.reporting.score_records import ScoreRecord
+from rld.reporting.verdict import Estimate, losses_of_skills
 from rld.utils import files
 from rld.utils.manifest import write_manifest
 from rld.utils.run_folder import stage_record_path
@@ -45,7 +45,6 @@ def stage_record(
         teachers: The teachers of the stage.
     """
     meter = context.flop_meter
-    num_rows = Counter(row["skill"] for row in evaluator.rows)
     scorings = _scorings(before, after, teachers)
     return {
         "name": stage.name,
@@ -67,7 +66,7 @@ def stage_record(
         "confusion": {name: table._asdict() for name, table in evaluator.confusion(after).items()},
         "before": before.scores,
         "after": after.scores,
-        "below_start": losses_of_skills(before.scores, after.scores, num_rows),
+        "below_start": losses_of_skills(_estimates(before), _estimates(after)),
         "retention": {skill: after.scores[skill] / score if score else None for skill, score in before.scores.items()},
     }
 
@@ -114,6 +113,11 @@ def store_result(
 def plain_scores(evaluation: Evaluation) -> dict[str, Any]:
     """Return all scores of an evaluation with their intervals, as JSON."""
     return {skill: _plain(scores) for skill, scores in evaluation.measured.items()}
+
+
+def _estimates(evaluation: Evaluation) -> dict[str, Estimate]:
+    measured = {skill: next(iter(evaluation.measured[skill].values())) for skill in evaluation.scores}
+    return {skill: Estimate(main.value, ScoreRecord(**main._asdict()).error) for skill, main in measured.items()}
 
 
 def _plain(scores: Mapping[str, MeasuredScore]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from rld.pipeline.callbacks import (
     StopOnRequest,
 )
 from rld.pipeline.model_card import write_model_card
+from rld.pipeline.predictions import write_predictions
 from rld.pipeline.run import RunContext
 from rld.pipeline.run_inputs import record_revisions
 from rld.pipeline.stage_results import stage_record, store_result
@@ -144,7 +145,12 @@ class StageTraining:
 
     def _score(self) -> dict[str, float]:
         with self.evaluation_time():
-            return self.context.evaluator.score(*self.trained_model())
+            evaluator, name = self.context.evaluator, self.stage.name
+            predictions = evaluator.predictions(*self.trained_model(), only_main=True)
+            if self.context.state.is_main_process:
+                path = self.context.paths.predictions(name, f"step/{self.trainer.state.global_step}")
+                write_predictions(path, evaluator.rows, predictions)
+            return evaluator.main_scores(predictions)
 
     def finish(
         self,

@@ -21,6 +21,7 @@ from rld.pipeline.stage_training import Interrupted
 from rld.pipeline.summary import SummaryWriter
 from rld.recipe.schema import Recipe
 from rld.reporting.report import show_report
+from rld.reporting.score_records import ScoreRecord
 from rld.reporting.tables import scores_table
 from rld.trainer import checkpoints
 from rld.utils.interrupts import StopRequest, stop_on_signals
@@ -156,7 +157,11 @@ def evaluate(model: str, recipe: Recipe, source: Path) -> int:
     run = RunContext(recipe, source, Path(), resume=False)
     student, tokenizer = run.models.load(model)
     run.row_checks.require_readable(model, student, tokenizer, run.evaluator.rows)
-    scores = run.evaluator.score(student, tokenizer)
+    measured = run.evaluator.evaluate(student, tokenizer).measured
     if run.state.is_main_process:
-        Console().print(scores_table(model, scores, run.evaluator.rows))
+        scoring = {
+            skill: {name: ScoreRecord(**score._asdict()) for name, score in scores.items()}
+            for skill, scores in measured.items()
+        }
+        Console().print(scores_table(model, scoring, run.evaluator.rows))
     return 0

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeAlias, TypeGuard, TypeVar
+from typing import Annotated, Any, TypeGuard, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from rld.errors import CheckpointError
 from rld.recipe.inputs import AcceptedChanges
+from rld.reporting.file_records import LARGEST, Amount, Count, FileRecord, Share
 from rld.reporting.metric_names import TIME
+from rld.reporting.score_records import ConfusionRecord, ModelScores, Scoring
 from rld.reporting.series import Point
 from rld.utils import files
 from rld.utils.files import Record
 from rld.utils.run_folder import RunFolder
 
 T = TypeVar("T")
-
-_LARGEST = 1e300
-"""Values beyond are taken for infinite, for no axis can hold them."""
-
 
 _PHRASES = {
     "teacher off": "teacher {about} switched off for {skill}",
@@ -55,39 +53,7 @@ _PHRASES = {
 """What happened, by an event's kind."""
 
 
-Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
-Amount: TypeAlias = Annotated[float, Field(ge=0, le=_LARGEST)]
-Count: TypeAlias = Annotated[int, Field(ge=0, le=1 << 62)]
-
-
-class _FileRecord(BaseModel):
-    """A part of a file that a run wrote. Other keys are ignored, so that runs of other versions can be read."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    @classmethod
-    def parse(cls, path: Path, value: Mapping[str, Any]) -> Self:
-        """Return `value`, which was read from `path`, as an object of this class.
-
-        Raises:
-            CheckpointError: it lacks something, or has another type.
-        """
-        try:
-            return cls.model_validate(value)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(map(str, first["loc"])) or "it"
-            raise CheckpointError(f"{path} is not what rld writes: {key}: {first['msg']}") from error
-
-
-class ModelScores(_FileRecord):
-    """Number of parameters of a model, and its score per skill: the share of the held-out rows answered correctly."""
-
-    parameters: Count
-    scores: dict[str, Share]
-
-
-class TeacherTokens(_FileRecord):
+class TeacherTokens(FileRecord):
     """Tokens that teachers scored, and tokens that they did not, because a weight was 0 or the gate was closed.
 
     `saved` is below 0 where the gate's own answers cost more than it saved.
@@ -97,7 +63,7 @@ class TeacherTokens(_FileRecord):
     saved: Annotated[float, Field(allow_inf_nan=False)]
 
 
-class StageResult(_FileRecord):
+class StageResult(FileRecord):
     """The record of a finished stage. `before` and `after` are the scores of its model; `before` of a trained one."""
 
     name: str
@@ -114,9 +80,22 @@ class StageResult(_FileRecord):
     after: dict[str, Share]
     below_start: dict[str, float] = {}
     """By how much the score of each skill fell, where it fell by more than chance."""
+    scorings: dict[str, Scoring] = {}
+    """All scores of each scoring: `before`, `after`, `teacher/NAME`, `merged/NAME`."""
+    confusion: dict[str, ConfusionRecord] = {}
+    """Of each skill of labels: how often the model took each gold label for each label."""
+
+    def main_score(self, skill: str) -> str:
+        """Return the name of a skill's main score."""
+        return next(iter(self.scorings.get("after", {}).get(skill, {})), "solved")
+
+    def error(self, scoring: str, skill: str) -> float | None:
+        """Return the standard error of a skill's main score in a scoring; None where the run did not record it."""
+        scores = self.scorings.get(scoring, {}).get(skill, {})
+        return scores[name].error if (name := self.main_score(skill)) in scores else None
 
 
-class LaunchRecord(_FileRecord):
+class LaunchRecord(FileRecord):
     """What a run trained on."""
 
     processes: int
@@ -136,7 +115,7 @@ class LaunchRecord(_FileRecord):
         return f"{count}{way} on {self.device}, {mixed}"
 
 
-class Summary(_FileRecord):
+class Summary(FileRecord):
     """The content of `summary.json`, which is true at every moment of a run."""
 
     recipe: str
@@ -155,7 +134,7 @@ class Summary(_FileRecord):
     """The command line that started the run."""
 
 
-class LoggedEvent(_FileRecord):
+class LoggedEvent(FileRecord):
     """A line of `events.jsonl`: what changed, for which skill, and from which measurement."""
 
     stage: str
@@ -176,14 +155,14 @@ class LoggedEvent(_FileRecord):
         return f"{phrase}: {self.measured}" + (f" ({self.rule})" if self.rule else "")
 
 
-class AnswerRecord(_FileRecord):
+class AnswerRecord(FileRecord):
     """The answer of a model to a held-out row, and whether it is correct."""
 
     answer: str
     is_correct: bool
 
 
-class SampleRecord(_FileRecord):
+class SampleRecord(FileRecord):
     """A line of `samples.jsonl`: a held-out row, and the answers of the stage's student and teachers."""
 
     stage: str
@@ -200,7 +179,7 @@ class SampleRecord(_FileRecord):
         return self.prompt if isinstance(self.prompt, str) else str(self.prompt[-1]["content"])
 
 
-class PlannedStage(_FileRecord):
+class PlannedStage(FileRecord):
     """What the report needs of a stage in `recipe.json`."""
 
     name: str
@@ -210,7 +189,7 @@ class PlannedStage(_FileRecord):
     teachers: dict[str, Any] = {}
 
 
-class RecipeSummary(_FileRecord):
+class RecipeSummary(FileRecord):
     """What the report needs of `recipe.json`."""
 
     name: str
@@ -336,4 +315,4 @@ def _metric_line(record: Record) -> Record:
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    return files.is_number(value) and abs(value) < _LARGEST
+    return files.is_number(value) and abs(value) < LARGEST

@@ -14,6 +14,8 @@ from rld.reporting.charts import figure
 from rld.reporting.history import RunHistory, StageHistory, read_run
 from rld.reporting.html import page, scrolling, table
 from rld.reporting.samples import samples_table
+from rld.reporting.score_records import about_scores
+from rld.reporting.score_tables import all_scores
 from rld.reporting.series import number
 from rld.reporting.tables import closing_table, html_table, teacher_tokens_note
 from rld.reporting.verdict import verdict
@@ -164,13 +166,14 @@ def _scores(history: RunHistory, colours: Colours) -> str:
     result = history.summary.stages[-1]
     title = "Result" if result.name == history.plan.stages[-1].name else f"Result so far: {result.name}"
     note = teacher_tokens_note(result)
-    about = "held-out rows answered correctly; ring: before, dot: after, bars: teachers" + (f"; {note}" if note else "")
+    about = about_scores(map(result.main_score, result.after))
+    about += "; ring: before, dot: after, bars: teachers" + (f"; {note}" if note else "")
     rows = html_table(result, history.summary.heldout_rows, colours)
     samples = next((samples_table(s.samples, colours) for s in history.stages if s.plan.name == result.name), "")
     if samples:
         note = "a few held-out rows of each skill, greedy answers; all stages are in samples.jsonl"
         samples = f"<h3>Answers<small>{note}</small></h3>{samples}"
-    return f"<h2>{escape(title)}<small>{escape(about)}</small></h2>{rows}{samples}"
+    return f"<h2>{escape(title)}<small>{escape(about)}</small></h2>{rows}{all_scores(result)}{samples}"
 
 
 def _stage(history: RunHistory, index: int, colours: Colours) -> str:

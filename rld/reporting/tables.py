@@ -14,6 +14,7 @@ from rich.text import Text
 from rld.reporting.chart_groups import Colours
 from rld.reporting.history import StageResult, Summary
 from rld.reporting.html import scrolling
+from rld.reporting.score_records import Scoring, about_scores
 from rld.reporting.series import number
 from rld.types import Row
 
@@ -51,7 +52,8 @@ def closing_table(run: Summary) -> Table:
     """
     last = run.stages[-1]
     notes = "\n".join(filter(None, [*map(_below_start_note, run.stages), teacher_tokens_note(last)]))
-    shown = Table(title=Text(f"{run.recipe}: held-out rows answered correctly"), caption=Text(notes) if notes else None)
+    about = about_scores(stage.main_score(skill) for stage in run.stages for skill in stage.after)
+    shown = Table(title=Text(f"{run.recipe}: {about}"), caption=Text(notes) if notes else None)
     shown.add_column("skill")
     shown.add_column("rows", justify="right")
     columns = _student_and_teacher_columns(run.stages)
@@ -102,16 +104,21 @@ def teacher_tokens_note(result: StageResult) -> str | None:
     return f"{scored}; {number(tokens.saved)} more ({share:.0%}) were saved"
 
 
-def scores_table(model: str, scores: Mapping[str, float], held_out: Iterable[Row]) -> Table:
-    """Return the score of one model per skill, with the number of held-out rows."""
+def scores_table(model: str, scoring: Scoring, held_out: Iterable[Row]) -> Table:
+    """Return the scores of one model per skill with their 95% intervals, and the number of held-out rows."""
     num_rows = Counter(row["skill"] for row in held_out)
-    shown = Table("skill", title=Text(f"{model}: held-out rows answered correctly"))
-    for head in ("rows", "correct"):
-        shown.add_column(head, justify="right")
-    for skill, score in scores.items():
-        shown.add_row(Text(skill), str(num_rows[skill]), _score_text(score))
+    main = {skill: next(iter(scores)) for skill, scores in scoring.items()}
+    shown = Table("skill", title=Text(f"{model}: {about_scores(main.values())}"))
+    for head in ("rows", "score", "value", "95% interval"):
+        shown.add_column(head, justify="left" if head == "score" else "right")
+    for skill, scores in scoring.items():
+        for name, score in scores.items():
+            cells = (str(num_rows[skill]), Text(name)) if name == main[skill] else ("", Text(name))
+            ends = f"{_score_text(score.low)} to {_score_text(score.high)}"
+            shown.add_row(Text(skill if name == main[skill] else ""), *cells, _score_text(score.value), ends)
     shown.add_section()
-    shown.add_row("mean", str(num_rows.total()), _score_text(fmean(scores.values())))
+    mean = fmean(scoring[skill][name].value for skill, name in main.items())
+    shown.add_row("mean", str(num_rows.total()), "of the first", _score_text(mean), "")
     return shown
 
 

@@ -1,7 +1,6 @@
 """Says in plain sentences how a run ended, and what to try where it did not go well. Plain values in, text out.
 
-Scores are shares of held-out rows, so a difference counts only where it is larger than `NUM_ERRORS` standard errors
-and than `SMALLEST_CHANGE`.
+A difference of scores counts only where it is larger than `NUM_ERRORS` standard errors and than `SMALLEST_CHANGE`.
 """
 
 from __future__ import annotations
@@ -10,9 +9,10 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from rld.reporting.history import RunHistory, StageHistory, StageResult
+from rld.reporting.score_records import are_shares_of_rows
 
 NUM_ERRORS = 2.0
 """Standard errors of a difference of two scores that are taken for chance."""
@@ -48,6 +48,17 @@ class Finding:
         return f"{self.text}: {self.advice}." if self.advice else f"{self.text}."
 
 
+class Estimate(NamedTuple):
+    """A score and its standard error over rows."""
+
+    value: float
+    error: float
+
+    def is_larger(self, other: Estimate) -> bool:
+        """Tell whether it is larger than another by more than chance."""
+        return self.value - other.value > max(NUM_ERRORS * math.hypot(self.error, other.error), SMALLEST_CHANGE)
+
+
 def verdict(history: RunHistory) -> list[Finding]:
     """Return the findings about a run: first on the last finished stage, then on what went wrong in any stage.
 
@@ -71,43 +82,42 @@ def verdict(history: RunHistory) -> list[Finding]:
 
 
 def _headline(result: StageResult, num_rows: dict[str, int]) -> Finding:
-    after = fmean(result.after.values())
+    after = _mean(_estimates(result, "after", result.after, num_rows))
+    are_shares = are_shares_of_rows(map(result.main_score, result.after))
     if not result.before:
-        return Finding(
-            "neutral", f"The model of stage `{result.name}` answers {after:.0%} of the held-out rows correctly"
-        )
-    before = fmean(result.before.values())
-    text = f"The student answers {after:.0%} of the held-out rows correctly, {before:.0%} before stage `{result.name}`"
+        said = f"answers {after.value:.0%} of" if are_shares else f"scores {after.value:.2f} on"
+        text = f"The model of stage `{result.name}` {said} the held-out rows" + (" correctly" if are_shares else "")
+        return Finding("neutral", text)
+    before = _mean(_estimates(result, "before", result.before, num_rows))
+    if are_shares:
+        said = f"answers {after.value:.0%} of the held-out rows correctly, {before.value:.0%}"
+    else:
+        said = f"scores {after.value:.2f} on the held-out rows, {before.value:.2f}"
+    text = f"The student {said} before stage `{result.name}`"
     if len(result.after) > 1:
         text += f" (means over {len(result.after)} skills)"
-    rows = sum(num_rows.values()) or DEFAULT_ROWS * len(result.after)
-    if _is_larger(after, before, rows):
+    if after.is_larger(before):
         return Finding("good", text)
-    return Finding("bad" if _is_larger(before, after, rows) else "neutral", text)
+    return Finding("bad" if before.is_larger(after) else "neutral", text)
 
 
-def losses_of_skills(
-    before: Mapping[str, float], after: Mapping[str, float], num_rows: Mapping[str, int]
-) -> dict[str, float]:
+def losses_of_skills(before: Mapping[str, Estimate], after: Mapping[str, Estimate]) -> dict[str, float]:
     """Return by how much a student's score fell on each skill where it fell by more than chance.
 
     Args:
         before: Its scores before a stage.
         after: Its scores after it.
-        num_rows: Held-out rows of each skill.
     """
-    fallen = [
-        skill
-        for skill, score in after.items()
-        if skill in before and _is_larger(before[skill], score, num_rows.get(skill))
-    ]
-    return {skill: before[skill] - after[skill] for skill in fallen}
+    fallen = [skill for skill, score in after.items() if skill in before and before[skill].is_larger(score)]
+    return {skill: before[skill].value - after[skill].value for skill in fallen}
 
 
 def _forgotten(result: StageResult, num_rows: dict[str, int], prefix: str) -> Iterator[Finding]:
     """Skills on which the student ended below its start."""
     losses: list[str] = []
-    for skill, loss in losses_of_skills(result.before, result.after, num_rows).items():
+    before = _estimates(result, "before", result.before, num_rows)
+    after = _estimates(result, "after", result.after, num_rows)
+    for skill, loss in losses_of_skills(before, after).items():
         losses.append(f"{loss:.2f} {'' if losses else 'below its start '}on `{skill}`")
     if losses:
         yield Finding(
@@ -120,10 +130,10 @@ def _forgotten(result: StageResult, num_rows: dict[str, int], prefix: str) -> It
 def _unsolved(result: StageResult, num_rows: dict[str, int]) -> Iterator[Finding]:
     """Skills that neither the student nor a teacher solves."""
     skills = []
-    for skill, after in result.after.items():
-        best = max([after, *_teachers(result, skill).values()])
-        if not _is_larger(best, 0.0, num_rows.get(skill)):
-            skills.append(f"`{skill}` ({best:.2f})")
+    for skill, after in _estimates(result, "after", result.after, num_rows).items():
+        best = max([after, *_teachers(result, skill, num_rows).values()])
+        if not best.is_larger(Estimate(0.0, 0.0)):
+            skills.append(f"`{skill}` ({best.value:.2f})")
     if skills:
         yield Finding(
             "bad",
@@ -136,16 +146,16 @@ def _unsolved(result: StageResult, num_rows: dict[str, int]) -> Iterator[Finding
 def _behind_teachers(result: StageResult, num_rows: dict[str, int]) -> Iterator[Finding]:
     """Skills on which the student ended far below its best teacher: it did not learn, or not enough."""
     unlearned, unfinished = [], []
-    for skill, after in result.after.items():
-        teachers = _teachers(result, skill)
-        name, best = max(teachers.items(), key=lambda item: item[1], default=("", 0.0))
-        before, rows = result.before.get(skill, 0.0), num_rows.get(skill)
-        if best - after < BEHIND or not _is_larger(best, after, rows):
+    start = _estimates(result, "before", result.before, num_rows)
+    for skill, after in _estimates(result, "after", result.after, num_rows).items():
+        teachers, before = _teachers(result, skill, num_rows), start.get(skill, Estimate(0.0, 0.0))
+        name, best = max(teachers.items(), key=lambda item: item[1], default=("", Estimate(0.0, 0.0)))
+        if best.value - after.value < BEHIND or not best.is_larger(after):
             continue
-        text = f"`{skill}` ({after:.2f}, its teacher `{name}` {best:.2f})"
-        if _is_larger(after, before, rows):
+        text = f"`{skill}` ({after.value:.2f}, its teacher `{name}` {best.value:.2f})"
+        if after.is_larger(before):
             unfinished.append(text)
-        elif not _is_larger(before, after, rows):
+        elif not before.is_larger(after):
             unlearned.append(text)
     if unlearned:
         yield Finding(
@@ -202,12 +212,27 @@ def _listed(texts: list[str]) -> str:
     return " and ".join(filter(None, (", ".join(texts[:-1]), texts[-1])))
 
 
-def _teachers(result: StageResult, skill: str) -> dict[str, float]:
-    return {name: model.scores[skill] for name, model in result.teachers.items() if skill in model.scores}
+def _teachers(result: StageResult, skill: str, num_rows: Mapping[str, int]) -> dict[str, Estimate]:
+    """Return each teacher's score on a skill."""
+    every = {
+        name: _estimates(result, f"teacher/{name}", model.scores, num_rows) for name, model in result.teachers.items()
+    }
+    return {name: estimates[skill] for name, estimates in every.items() if skill in estimates}
 
 
-def _is_larger(score: float, other: float, num_rows: int | None) -> bool:
-    """Tell whether a score is larger than another by more than chance."""
-    rows = num_rows or DEFAULT_ROWS
-    error = math.sqrt((score * (1 - score) + other * (1 - other)) / rows)
-    return score - other > max(NUM_ERRORS * error, SMALLEST_CHANGE)
+def _estimates(
+    result: StageResult, scoring: str, scores: Mapping[str, float], num_rows: Mapping[str, int]
+) -> dict[str, Estimate]:
+    """Return the main scores of a scoring with their errors: where none is recorded, that of a share of rows."""
+    estimates = {}
+    for skill, score in scores.items():
+        error = result.error(scoring, skill)
+        share_error = math.sqrt(score * (1 - score) / (num_rows.get(skill) or DEFAULT_ROWS))
+        estimates[skill] = Estimate(score, share_error if error is None else error)
+    return estimates
+
+
+def _mean(estimates: Mapping[str, Estimate]) -> Estimate:
+    """Return the plain mean over skills."""
+    error = math.sqrt(sum(estimate.error**2 for estimate in estimates.values())) / len(estimates)
+    return Estimate(fmean(estimate.value for estimate in estimates.values()), error)

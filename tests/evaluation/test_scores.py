@@ -97,7 +97,7 @@ def test_samples_are_judged_and_scored_by_how_many_are_correct():
     assert measured["pass_at_1"].value == pytest.approx(sum(counts) / 16)
     assert evaluation.scores["copy"] == measured["pass_at_2"].value >= measured["pass_at_1"].value
     assert evaluator.evaluate(tiny.model(), tiny.tokenizer()) == evaluation, "the draws are the same each time"
-    assert evaluator.score(tiny.model(), tiny.tokenizer()) == evaluation.scores
+    assert evaluator.main_scores(evaluation.predictions) == evaluation.scores
     without = [said._replace(sample_rewards=None) for said in evaluation.predictions]
     assert evaluator.evaluation(without).scores == {}, "a model that is elsewhere draws none"
 

@@ -16,6 +16,7 @@ from rld.errors import CheckpointError
 from rld.reporting import series
 from rld.reporting.history import read_run
 from rld.reporting.report import show_report, write_report
+from rld.reporting.score_records import ScoreRecord
 from rld.reporting.tables import closing_table, scores_table
 from tests.support import made_up_run
 
@@ -217,9 +218,23 @@ def test_the_closing_table_has_the_students_of_all_stages_and_the_last_ones_teac
 
 def test_scores_of_one_model_say_how_many_rows_they_rest_on() -> None:
     rows = [{"skill": "a"}, {"skill": "a"}, {"skill": "b"}]
-    text = printed(scores_table("some/model", {"a": 0.5, "b": 1.0}, rows))
-    assert re.search(r"a\s*│\s*2\s*│\s*0.500", text)
-    assert re.search(r"mean\s*│\s*3\s*│\s*0.750", text)
+    half, whole, loss = (ScoreRecord(value=v, low=v / 2, high=v) for v in (0.5, 1.0, 3.0))
+    scoring = {"a": {"solved": half}, "b": {"byte_probability": whole, "perplexity": loss}}
+    text = printed(scores_table("some/model", scoring, rows))
+    assert "scores on held-out rows (solved" in text
+    assert re.search(r"a\s*│\s*2\s*│ solved\s*│\s*0.500 │ 0.250 to 0.500", text)
+    assert re.search(r"│ perplexity\s*│\s*3.000", text)
+    assert re.search(r"mean\s*│\s*3\s*│ of the first\s*│\s*0.750", text)
+
+
+def test_all_scores_have_their_intervals_and_labels_a_table(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    made_up_run.with_all_scores(summary["stages"][-1], "sort", "order")
+    (run / "summary.json").write_text(json.dumps(summary))
+    page = Page(write_report(run))
+    assert "sortsolved0.2000.100 to 0.3000.9000.800 to 1.0000.9500.900 to 1.000" in page.text
+    assert "sortsame answer as the student--0.7500.600 to 0.900" in page.text
+    assert "gold labelnoyesno62yes19" in page.text
 
 
 def test_long_series_are_thinned_without_losing_spikes_or_the_level() -> None:

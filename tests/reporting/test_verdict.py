@@ -18,7 +18,7 @@ from rld.reporting.history import (
     Summary,
 )
 from rld.reporting.tables import closing_table
-from rld.reporting.verdict import Finding, losses_of_skills, verdict
+from rld.reporting.verdict import Estimate, Finding, losses_of_skills, verdict
 
 
 def stage(
@@ -126,7 +126,8 @@ def test_an_earlier_stage_is_named_and_an_unfinished_run_has_no_verdict() -> Non
 
 
 def test_a_stage_that_ends_below_its_start_is_told_where_a_run_closes():
-    fallen = losses_of_skills({"a": 0.5, "b": 0.5}, {"a": 0.2, "b": 0.49}, {"a": 100, "b": 100})
+    before, after = {"a": Estimate(0.5, 0.05), "b": Estimate(0.5, 0.05)}, {"a": Estimate(0.2, 0.04)}
+    fallen = losses_of_skills(before, {**after, "b": Estimate(0.49, 0.05)})
     assert fallen == {"a": pytest.approx(0.3)}
     result = stage({"a": 0.5, "b": 0.5}, {"a": 0.2, "b": 0.49}).result.model_copy(update={"below_start": fallen})
     summary = Summary(recipe="r", seed=0, status="done", seconds=1, flops=1, heldout_rows={}, stages=[result])

@@ -73,6 +73,17 @@ def _result(name: str, kind: str, skills: Sequence[str], teachers: Sequence[str]
     }
 
 
+def with_all_scores(result: dict[str, Any], skill: str, teacher: str) -> dict[str, Any]:
+    """Return the record of a stage with the intervals of a skill's score, and a table of its labels."""
+    intervals = {"before": (0.2, 0.1, 0.3), "after": (0.9, 0.8, 1.0), f"teacher/{teacher}": (0.95, 0.9, 1.0)}
+    score = {scoring: dict(zip(("value", "low", "high"), three, strict=True)) for scoring, three in intervals.items()}
+    agreement = {skill: {"value": 0.75, "low": 0.6, "high": 0.9}}
+    result["teachers"][teacher]["agreement"] = agreement
+    result["scorings"] = {scoring: {skill: {"solved": three}} for scoring, three in score.items()}
+    result["confusion"] = {skill: {"labels": ["no", "yes"], "counts": [[6, 2], [1, 9]]}}
+    return result
+
+
 def make(
     folder: Path,
     skills: Sequence[str] = ("reverse", "sort", "shift"),

@@ -1,0 +1,60 @@
+"""Scores as the record of a stage has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeAlias
+
+from rld.reporting.file_records import Amount, Count, FileRecord, Share
+
+_ERRORS = 2 * 1.96
+"""Standard errors in a 95% interval of a normal distribution."""
+
+_SHARES_OF_ROWS = {"solved", "exact_match", "word_match", "accuracy"}
+"""Scores that are the share of held-out rows answered correctly."""
+
+
+class ScoreRecord(FileRecord):
+    """A score, and the ends of its 95% interval over rows."""
+
+    value: Amount
+    low: Amount
+    high: Amount
+
+    @property
+    def error(self) -> float:
+        """Its standard error."""
+        return (self.high - self.low) / _ERRORS
+
+
+Scoring: TypeAlias = dict[str, dict[str, ScoreRecord]]
+"""The scores of a model: of each skill by name, its main score first."""
+
+
+class ConfusionRecord(FileRecord):
+    """How often each gold label was taken for each label: one list of counts per gold label."""
+
+    labels: list[str]
+    counts: list[list[Count]]
+
+
+class ModelScores(FileRecord):
+    """Number of parameters of a model, and its main score per skill."""
+
+    parameters: Count
+    scores: dict[str, Share]
+    agreement: dict[str, ScoreRecord] = {}
+    """Of a teacher: the share of each skill's held-out rows to which the student gives the same answer."""
+
+
+def are_shares_of_rows(names: Iterable[str]) -> bool:
+    """Return whether main scores are all shares of rows answered correctly."""
+    return set(names) <= _SHARES_OF_ROWS
+
+
+def about_scores(names: Iterable[str]) -> str:
+    """Return what main scores of these names say, as a heading."""
+    names = list(dict.fromkeys(names))
+    if are_shares_of_rows(names):
+        return "held-out rows answered correctly"
+    return f"scores on held-out rows ({', '.join(names)})"
