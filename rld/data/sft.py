@@ -73,10 +73,10 @@ def sft_dataset(
 
 def _answered(skill: str, rows: list[Row], teacher: AnswerRows, verdicts: Verdicts | None) -> list[tuple[Row, Answer]]:
     """Return rows with the teacher's answers; with `verdicts`, correct ones are repeated to replace incorrect ones."""
-    answers = [Answer(answer.text.strip(), answer.is_complete) for answer in teacher(rows)]
+    answers = teacher(rows)
     is_correct = [True] * len(rows) if verdicts is None else verdicts(rows, [answer.text for answer in answers])
     triples = zip(rows, answers, is_correct, strict=True)
-    examples = [(row, answer) for row, answer, correct in triples if correct and answer.text]
+    examples = [(row, answer) for row, answer, correct in triples if correct and answer.text.strip()]
     if not examples:
         raise DataError(f"the teacher has no correct answer to any of {len(rows)} rows of skill {skill!r}")
     return [examples[i % len(examples)] for i in range(len(rows))]  # the same number of rows keeps the skills' shares

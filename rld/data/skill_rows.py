@@ -28,6 +28,10 @@ _MOST_EXAMPLES = 20_000
 """Rows of a file that are given as examples; of a larger file they are evenly spread."""
 
 
+_CONTENT_FREE = ("N/A", "[MASK]")
+"""Questions without content, of Zhao et al. 2021; their third, the empty one, leaves some prompts without a token."""
+
+
 class PlacedRow(NamedTuple):
     """A row, and its place in messages, such as `data.jsonl:17`."""
 
@@ -171,6 +175,10 @@ class SkillRows:
         Of labelled rows they are those that have a label; none if there are none.
         """
         return list(self._drawn(count, self._seed, "probe", gold=True))
+
+    def content_free(self) -> list[Any]:
+        """Return prompts whose question has no content, by which distributions over labels are calibrated."""
+        return [self._row(Item(text, None), 0)["prompt"] for text in _CONTENT_FREE]
 
     def _drawn(self, count: int, seed: int, purpose: str, *, gold: bool) -> Iterator[Row]:
         self.held_out()  # fills the set of questions to exclude

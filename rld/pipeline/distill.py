@@ -131,11 +131,15 @@ def _controller(stage: Distill, seed: int, teachers: list[str]) -> Controller:
 
 def _arguments(context: RunContext, stage: Distill, reward_weights: list[float]) -> RLDConfig:
     options: dict[str, Any] = distillation_arguments(stage)
+    if stage.learns_labels:
+        skills = context.skills(stage)
+        options["labels"] = {skill: [*context.recipe.labels[skill].values()] for skill in skills}
+        options["content_free_prompts"] = {skill: context.skill_rows[skill].content_free() for skill in skills}
     markers = context.recipe.prompts.strip_thinking
     return context.arguments(
         RLDConfig,
         stage,
-        stage.rollout.prompts * stage.rollout.completions,
+        stage.rollout.prompts * stage.rollout.num_completions(map(len, options.get("labels", {}).values())),
         max_completion_length=context.recipe.max_new_tokens,
         chat_template_kwargs=dict(context.recipe.prompts.chat_template_kwargs),
         strip_thinking=bool(markers),

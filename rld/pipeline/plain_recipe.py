@@ -74,6 +74,8 @@ def _reasons(recipe: Recipe, source: Path, skill_rows: Mapping[str, SkillRows]) 
     for name, model in recipe.models.items():
         if isinstance(model, NewModel) and not _is_plain(model):
             yield f"the configuration of '{name}'"
+    for skill in recipe.labels:
+        yield f"the labels of skill '{skill}'"
     if not absent:
         yield from _row_reasons(recipe, skill_rows)
     for stage in recipe.stages:

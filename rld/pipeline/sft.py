@@ -104,19 +104,25 @@ def _dataset(context: RunContext, stage: Sft, encoder: PromptEncoder) -> Dataset
 def _answers(context: RunContext, teacher: Loaded, student: PromptEncoder, rows: Sequence[Row]) -> list[Answer]:
     """Return a teacher's greedy answers to rows of one skill, with thinking parts as the student's template has them.
 
-    The template of one may open a thinking part in the prompt where that of the other leaves it to the completion.
+    The template of one may open a thinking part in the prompt where that of the other leaves it to the completion. Of
+    labelled rows an answer is the words of the label that the teacher finds likeliest.
     """
+    if any(context.recipe.skills[row["skill"]].predicts == "label" for row in rows[:1]):
+        return [Answer(prediction.answer, is_complete=True) for prediction in context.predict(*teacher, rows)]
     answers, encoder = context.answer(*teacher, rows), context.encoder(*teacher)
-    own = encoder.template_thinking
-    if own is None:
-        return answers
+    if encoder.template_thinking is not None:
+        answers = [_rewritten(row, answer, encoder, student) for row, answer in zip(rows, answers, strict=True)]
+    return [answer._replace(text=answer.text.strip()) for answer in answers]
+
+
+def _rewritten(row: Row, answer: Answer, teacher: PromptEncoder, student: PromptEncoder) -> Answer:
+    """Return a teacher's answer with its thinking part as the student's template has it."""
+    own = teacher.template_thinking
+    assert own is not None
     pair = student.template_thinking or own
-    written = []
-    for row, answer in zip(rows, answers, strict=True):
-        text = own.whole(answer.text, own.opened_by(encoder.render(row["prompt"])))
-        text = text.replace(own.opening, pair.opening).replace(own.closing, pair.closing)
-        written.append(answer._replace(text=pair.behind(text, pair.opened_by(student.render(row["prompt"])))))
-    return written
+    text = own.whole(answer.text, own.opened_by(teacher.render(row["prompt"])))
+    text = text.replace(own.opening, pair.opening).replace(own.closing, pair.closing)
+    return answer._replace(text=pair.behind(text, pair.opened_by(student.render(row["prompt"]))))
 
 
 def _verdicts(context: RunContext, tokenizer: Any, rows: Sequence[Row], texts: Sequence[str]) -> list[bool]:

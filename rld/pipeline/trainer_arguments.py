@@ -59,15 +59,17 @@ def distillation_arguments(stage: Distill) -> dict[str, Any]:
     options: dict[str, Any] = {
         "signals": [name for name in SIGNALS if getattr(signals, name) is not None],
         "max_steps": stage.steps,
-        "num_generations": rollout.completions,
         "temperature": rollout.temperature,
         "gold_completions": rollout.gold_completions,
         "refill": rollout.refill,
         "gate": stage.gate,
         "distill_on": stage.distill_on,
     }
+    if isinstance(rollout.completions, int):
+        options["num_generations"] = rollout.completions
     if signals.response is not None:
         response = signals.response
+        options["label_calibration"] = response.calibration
         options["divergence"] = response.divergence.model_dump()
         options["combine_teachers"] = response.combine_teachers.model_dump()
         options |= {"response_temperature": response.temperature, "response_top_k": response.top_k}

@@ -18,7 +18,8 @@ def stage_costs(recipe: Recipe, relative_to: Path, rows: Mapping[str, Lengths] |
         rows: The lengths of each skill's rows. None: prompts of no tokens and the longest answers.
     """
     skills = list(recipe.skills)
-    sizes = Sizes(recipe.models, recipe.tokenizer, skills, recipe.max_new_tokens, relative_to, rows or {})
+    num_labels = {skill: len(labels) for skill, labels in recipe.labels.items()}
+    sizes = Sizes(recipe.models, recipe.tokenizer, skills, recipe.max_new_tokens, relative_to, rows or {}, num_labels)
     costs = {}
     for stage in recipe.stages:
         costs[stage.name] = stage.cost(sizes)

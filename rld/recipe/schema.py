@@ -17,6 +17,7 @@ from rld.recipe.prompts import Prompts
 from rld.recipe.skills import AnySkill
 from rld.recipe.stages import AnyStage
 from rld.recipe.stages.base import TrainingStage
+from rld.recipe.stages.distill import Distill
 from rld.utils.options import FrozenOptions
 from rld.utils.run_folder import RunFolder
 
@@ -111,6 +112,15 @@ class Recipe(FrozenOptions):
                     f"stage '{stage.name}': trainer.beta keeps the student near the weights that it begins with, and "
                     f"those of the new model '{stage.student}' are in no file; begin with a stage sft, or leave it out"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _labels_are_known(self) -> Recipe:
+        for stage in self.stages:
+            for skill in stage.skills_in_use(self.skills) if isinstance(stage, Distill) and stage.learns_labels else ():
+                if skill in self.skills and skill not in self.labels:
+                    fix = "give it kind: labelled, or leave it out of the stage's skills"
+                    raise ValueError(f"stage '{stage.name}': completions: labels, and skill '{skill}' has none; {fix}")
         return self
 
     @model_validator(mode="after")

@@ -104,6 +104,7 @@ class Sizes:
         folder: The folder that paths in the recipe are relative to.
         rows: The lengths of each skill's rows. A skill that is not in it has prompts of no tokens and the longest
             answers.
+        num_labels: Labels of each skill of labelled rows.
     """
 
     models: Mapping[str, AnyModel]
@@ -112,6 +113,7 @@ class Sizes:
     max_new_tokens: int
     folder: Path
     rows: Mapping[str, Lengths] = field(default_factory=dict)
+    num_labels: Mapping[str, int] = field(default_factory=dict)
     _sizes: dict[str, int | None] = field(default_factory=dict)
     _configs: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     """The configurations of the models of stages."""

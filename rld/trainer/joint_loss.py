@@ -83,15 +83,17 @@ class JointLoss:
     def _check_options(self, align: Sequence[Align | None]) -> None:
         """Refuse options of the response signal that a teacher can't fulfil."""
         rule, weights, temperature = self.objective.combination, self.objective.token_weights, self.args.temperature
-        if self.objective.temperature != temperature and any(teacher.source for teacher in self.ensemble.teachers):
-            raise RecipeError(
-                f"response temperature: {self.objective.temperature} is not the rollout's, {temperature}, and a "
-                "teacher that hands over its likeliest tokens does so at one temperature; leave it out"
-            )
         if self.args.labels and getattr(self.runtime.controller, "softens", False):
             raise RecipeError(
                 "capacity: {act: soften} softens distributions over tokens, and completions here are the labels of "
                 "their prompt; use act: report or reinforce"
+            )
+        if self.args.labels:  # whose distributions any teacher has, at any temperature
+            return
+        if self.objective.temperature != temperature and any(teacher.source for teacher in self.ensemble.teachers):
+            raise RecipeError(
+                f"response temperature: {self.objective.temperature} is not the rollout's, {temperature}, and a "
+                "teacher that hands over its likeliest tokens does so at one temperature; leave it out"
             )
         if rule.needs_one_vocabulary and any(align) and len(align) > 1:
             raise RecipeError(

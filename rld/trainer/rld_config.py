@@ -183,7 +183,10 @@ class RLDConfig(GRPOConfig):
         self.num_generations = max(map(len, labels.values()))
         if self.per_device_train_batch_size % self.num_generations:
             size = f"{self.per_device_train_batch_size} is no multiple of {self.num_generations}"
-            raise RecipeError(f"per_device_train_batch_size: all labels of a prompt are in one micro-batch, and {size}")
+            fix = "in a recipe, let rollout.prompts be a multiple of processes times accumulation steps"
+            raise RecipeError(
+                f"per_device_train_batch_size: all labels of a prompt are in one micro-batch, and {size}; {fix}"
+            )
 
     def _check_signals(self) -> None:
         if self.signals is None:

@@ -18,19 +18,8 @@ from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
 from tests.support.fleet import FLEET
+from tests.support.label_reference import label_scores
 from tests.trainer.test_processes import launch
-
-
-def label_scores(model: Any, encoder: PromptEncoder, prompt: str, words: list[str], with_end: bool = False) -> Tensor:
-    """The log-probability of the words of each label behind a prompt, each read by itself in float64: `[L]`."""
-    scores = []
-    for text in words:
-        prompt_ids, ids = encoder.encode_with(prompt, text)
-        ids = [*ids, *([encoder.tokenizer.eos_token_id] if with_end else [])]
-        log_p_TV = model(torch.tensor([[*prompt_ids, *ids]])).logits[0].double().log_softmax(-1)
-        places = range(len(prompt_ids) - 1, len(prompt_ids) - 1 + len(ids))
-        scores.append(sum(log_p_TV[place, token] for place, token in zip(places, ids, strict=True)))
-    return torch.stack(scores)
 
 
 def rollout(made: RLDTrainer, rows: list[dict[str, Any]] | None = None) -> dict[str, Any]:

@@ -37,7 +37,7 @@ ROW_KINDS: dict[str, RowKind] = {
     "question_answer": RowKind(question_answer.NAMES, question_answer.items),
     "conversation": RowKind(conversation.NAMES, conversation.items, ("turns",)),
     "code_task": RowKind(code_task.NAMES, code_task.items, verifier=code_task.VERIFIER),
-    "labelled": RowKind(labelled.NAMES, labelled.items, ("labels",)),
+    "labelled": RowKind(labelled.NAMES, labelled.items, ("labels",), predicts="label"),
 }
 """The kinds of rows by their name in a recipe."""
 

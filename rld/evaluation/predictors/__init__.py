@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from rld.evaluation.predictors.base import Predictor
+from rld.evaluation.predictors.label import LabelPredictor
 from rld.evaluation.predictors.text import TextPredictor
 from rld.types import Predicts
 
-PREDICTORS: dict[Predicts, type[Predictor]] = {"text": TextPredictor}
+PREDICTORS: dict[Predicts, type[Predictor]] = {"text": TextPredictor, "label": LabelPredictor}
 """The predictors by what the rows ask for."""

@@ -1,0 +1,142 @@
+"""Recipes of labelled rows: what `rld check` shows and refuses, and what a run trains and scores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rld.cli import main
+from rld.errors import RecipeError
+from rld.recipe.reading import read_recipe
+from tests.support.runs import one_thread  # noqa: F401
+
+TREE: dict[str, Any] = {
+    "name": "labels",
+    "tokenizer": {"characters": "abcdefghijklmnopqrstuvwxyz :ABCDEFG"},
+    "max_new_tokens": 8,
+    "prompts": {"template": "{question}:"},
+    "skills": {
+        "topics": {
+            "kind": "labelled",
+            "file": "news.csv",
+            "columns": {"question": "title", "answer": "label"},
+            "labels": {"A": " apple", "B": " bean", "C": " corn"},
+            "held_out": {"file": "test.csv"},
+        }
+    },
+    "models": {
+        "small": {
+            "new": "llama",
+            "config": {
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "max_position_embeddings": 64,
+            },
+        }
+    },
+    "trainer": {"use_cpu": True, "bf16": False},
+    "stages": [
+        {"name": "teacher", "kind": "sft", "student": "small", "steps": 25, "batch": 12},
+        {
+            "name": "labels",
+            "kind": "distill",
+            "student": "small",
+            "teachers": {"teacher": {"model": "teacher", "probe_prompts": 6}},
+            "signals": {"response": {"divergence": {"kind": "forward_kl"}}, "gold": {"weight": 0.5}},
+            "rollout": {"prompts": 4, "completions": "labels"},
+            "steps": 12,
+            "trainer": {"gradient_accumulation_steps": 2},
+        },
+    ],
+}
+
+
+def written(folder: Path, *, name: str = "labels.yaml", **stage: Any) -> Path:
+    titles = [f"{'abc'[i % 3]} {word} {'abc'[i % 3]}" for i, word in enumerate(["sun", "rain", "snow", "wind"] * 6)]
+    labels = ["ABC"[i % 3] if i % 4 else "" for i in range(24)]
+    rows = [f"{label},{title} {i // 4 * 'x'}" for i, (label, title) in enumerate(zip(labels, titles, strict=True))]
+    (folder / "news.csv").write_text("label,title\n" + "\n".join(rows) + "\n")
+    (folder / "test.csv").write_text(
+        "label,title\n" + "".join(f"{'ABC'[i % 3]},{'abc'[i % 3]} fog {i * 'y'}\n" for i in range(6))
+    )
+    tree = {**TREE, "stages": [TREE["stages"][0], {**TREE["stages"][1], **stage}]}
+    (folder / name).write_text(yaml.safe_dump(tree))
+    return folder / name
+
+
+def test_a_run_learns_labels_and_scores_them(tmp_path, capsys):
+    path = written(tmp_path)
+    assert main(["check", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "4 prompts x their labels" in shown
+    assert "by the gold label" in shown
+    assert main(["train", str(path), "--output", str(tmp_path / "run")]) == 0
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [entry["loss/response"] for entry in metrics if "loss/response" in entry]
+    assert len(losses) == 12 and losses[-1] < losses[0]
+    assert any("loss/gold" in entry for entry in metrics)
+    assert any("progress/topics" in entry for entry in metrics)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert 0 <= summary["stages"][-1]["after"]["topics"] <= 1
+
+
+def test_a_teachers_labels_are_learnt_by_fine_tuning(tmp_path):
+    path = written(tmp_path)
+    tree = yaml.safe_load(path.read_text())
+    tree["stages"][1] = {
+        "name": "hard",
+        "kind": "sft",
+        "student": "small",
+        "teacher": "teacher",
+        "verify": False,
+        "steps": 2,
+    }
+    path.write_text(yaml.safe_dump(tree))
+    assert main(["train", str(path), "--output", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "student" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ({"signals": {"policy": {}, "response": {}}}, "goes without signals.policy: there are no samples to reinforce"),
+        ({"signals": {"response": {}, "feature": {}}}, "goes without signals.feature"),
+        ({"signals": {"response": {"token_weights": {"kind": "entropy"}}}}, "token_weights"),
+        ({"distill_on": "failed_completions"}, "goes without distill_on"),
+        ({"cache": {"folder": "cache"}}, "cache"),
+        ({"teachers": {}}, "needs teachers"),
+        ({"rollout": {"prompts": 4, "completions": "labels", "temperature": 0.5}}, "nothing is sampled: leave temp"),
+        ({"rollout": {"prompts": 4, "completions": "labels", "gold_completions": 1}}, "leave gold_completions out"),
+        ({"rollout": {"prompts": 4, "completions": "label"}}, "completions"),
+        (
+            {"signals": {"response": {"calibration": "length"}}, "rollout": {"prompts": 4, "completions": 4}},
+            "signals.response.calibration is that of labels",
+        ),
+    ],
+)
+def test_what_needs_samples_is_refused_with_the_reason(tmp_path, stage, message):
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(written(tmp_path, **stage))
+
+
+def test_every_skill_of_the_stage_has_labels(tmp_path):
+    path = written(tmp_path)
+    tree = yaml.safe_load(path.read_text())
+    tree["skills"]["other"] = {"generator": "rld.recipes.strings:reverse", "levels": [{"length": 2}]}
+    path.write_text(yaml.safe_dump(tree))
+    with pytest.raises(RecipeError, match="stage 'labels': completions: labels, and skill 'other' has none"):
+        read_recipe(path)
+
+
+def test_prompts_that_cannot_be_split_are_refused_before_the_first_stage(tmp_path, capsys):
+    path = written(
+        tmp_path, rollout={"prompts": 3, "completions": "labels"}, trainer={"gradient_accumulation_steps": 9}
+    )
+    assert main(["train", str(path), "--output", str(tmp_path / "run")]) == 2
+    assert "let rollout.prompts be a multiple of processes times accumulation steps" in capsys.readouterr().err
