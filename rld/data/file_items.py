@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rld.data.formats import FORMATS, hub
-from rld.data.formats.files import row_files
+from rld.data.formats.files import require_plain, row_files
 from rld.data.formats.hub import HubRows
 from rld.data.items import Item
 from rld.data.row_kinds import QUESTION_ANSWER, RowReader
@@ -71,8 +71,13 @@ def _records(source: Path | HubRows) -> Iterator[tuple[Path, int, Any]]:
     file = source
     try:
         for file in row_files(source):
+            require_plain(file)
+            is_empty = True
             for line, record in FORMATS[file.suffix](file):
+                is_empty = False
                 yield file, line, record
+            if is_empty:
+                raise ValueError("no rows")
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: is not text in UTF-8, at byte {error.start}; save it as UTF-8") from error
     except (OSError, ValueError) as error:

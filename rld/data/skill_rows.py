@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import random
 import unicodedata
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,9 @@ _MOST_TRIES = 200
 
 NUM_EXAMPLES = 64
 """Rows of a generator that are looked at before a run, beside held-out rows."""
+
+_MOST_WARNED = 5
+"""Rows that a warning names."""
 
 _MOST_EXAMPLES = 20_000
 """Rows of a file that are given as examples; of a larger file they are evenly spread."""
@@ -66,7 +70,17 @@ def skill_rows(recipe: Recipe, folder: Path, accepts: Callable[[Row], bool] = la
     }
     for source in sources.values():  # skills may share questions, so all hold rows out before any draws training rows
         source.held_out()
+    for source in sources.values():
+        _tell_of_repeated(source.skill, source.repeated())
     return sources
+
+
+def _tell_of_repeated(skill: str, places: list[str]) -> None:
+    if places:
+        listed = ", ".join([*places[:_MOST_WARNED], *(["..."] if len(places) > _MOST_WARNED else [])])
+        rows = "1 row is" if len(places) == 1 else f"{len(places)} rows are"
+        text = f"{rows} neither trained on nor scored, because a held-out row has the same question: {listed}"
+        warnings.warn(f"skill '{skill}': {text}", stacklevel=3)
 
 
 class SkillRows:
@@ -98,6 +112,8 @@ class SkillRows:
         self._source, self._prompts, self._seed = source, prompts, seed
         self._num_held_out = num_held_out
         self._taken, self._accepts = taken, accepts
+        self._repeated: list[str] = []  # places of held-out rows of its file that are left out
+        self._moved: set[tuple[str, str]] = set()  # place and question of rows that are held out from the others
 
     def held_out(self) -> list[Row]:
         """Return the held-out rows, which are never trained on; no two have the same question.
@@ -112,21 +128,33 @@ class SkillRows:
         rows = []
         for level, items in enumerate(self._source.held_out or ()):
             for item in items:
-                if question_key(item.question) not in self._taken and self._accepts(self._row(item, level)):
+                if question_key(item.question) in self._taken:
+                    self._repeated.append(item.place)
+                elif self._accepts(self._row(item, level)):
                     self._taken.add(question_key(item.question))
                     rows.append(self._placed(item, level))
         for i in range(self._num_held_out):
             level = i % self.num_levels
             item = self._new(level, self._rng(self._seed, level, f"held out {i}"), gold=True)
             self._taken.add(question_key(item.question))
+            self._moved.add((item.place, question_key(item.question)))
             rows.append(self._placed(item, level, f"held-out {i}"))
         for level in range(self.num_levels):
             self._new(level, self._rng(self._seed, level, "left to train on"))
         return rows
 
     def placed_held_out(self) -> list[PlacedRow]:
-        """Return the held-out rows with names."""
-        return list(self._held_out)
+        """Return the held-out rows with names; of a file of them also those that are not accepted."""
+        if self._source.held_out is None:
+            return list(self._held_out)
+        return [self._placed(item, level) for level, items in enumerate(self._source.held_out) for item in items]
+
+    def repeated(self) -> list[str]:
+        """Return the places of rows of its files that are left out, because a held-out row has their question."""
+        self.held_out()  # fills the set of questions to exclude
+        items = [item for items in self._source.levels or () for item in items]
+        keys = ((item.place, question_key(item.question)) for item in items)
+        return [place for place, key in keys if key in self._taken and (place, key) not in self._moved] + self._repeated
 
     @property
     def num_rows(self) -> int | None:
@@ -141,11 +169,11 @@ class SkillRows:
         if self._source.levels is not None:
             items = [(item, level) for level, items in enumerate(self._source.levels) for item in items]
             examples = [self._placed(*pair) for pair in items[:: -(-len(items) // _MOST_EXAMPLES)]]
-            return examples if self._source.held_out is None else [*examples, *self._held_out]
+            return examples if self._source.held_out is None else [*examples, *self.placed_held_out()]
         rngs = [self._rng(self._seed, level, "examples") for level in range(self.num_levels)]
         levels = [i % self.num_levels for i in range(count)]
         drawn = [self._placed(self._made(level, rngs[level]), level, f"example {i}") for i, level in enumerate(levels)]
-        return [*self._held_out, *drawn]
+        return [*self.placed_held_out(), *drawn]
 
     def draw(self, level: int, rng: random.Random) -> Row:
         """Draw a training row of a level; the same random state gives the same row.

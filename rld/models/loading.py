@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from transformers import (
 
 from rld.errors import ModelError
 from rld.utils import secrets
-from rld.utils.model_files import model_folder_problem
+from rld.utils.model_files import file_problem, model_folder_problem
 from rld.utils.os_errors import is_system_failure
 
 _HUB_OPTIONS = frozenset({"revision", "trust_remote_code", "subfolder", "token", "cache_dir", "local_files_only"})
@@ -105,7 +105,7 @@ def load_tokenizer(place: str, options: Mapping[str, Any] | None = None) -> PreT
     if not may_lack_files and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         fix = "copy the files of its tokenizer into the folder, such as tokenizer.json"
         raise ModelError(f"cannot load the tokenizer of {place!r}: there is none; {fix}")
-    with _clear_errors(place, hub, "the tokenizer of "):
+    with _clear_errors(place, hub, "the tokenizer of ", file_problem):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, padding_side="left", **hub)
     return tokenizer
 
@@ -133,7 +133,12 @@ def _hub_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _clear_errors(place: str, options: Mapping[str, Any], part: str = "") -> Iterator[None]:
+def _clear_errors(
+    place: str,
+    options: Mapping[str, Any],
+    part: str = "",
+    folder_problem: Callable[[Path], str | None] = model_folder_problem,
+) -> Iterator[None]:
     """Name the model and the cause in a line where a library cannot load it; its files are looked at first.
 
     Raises:
@@ -141,7 +146,7 @@ def _clear_errors(place: str, options: Mapping[str, Any], part: str = "") -> Ite
     """
     secrets.remember(options)
     folder = Path(place)
-    problem = model_folder_problem(folder) if folder.is_dir() and "subfolder" not in options else None
+    problem = folder_problem(folder) if folder.is_dir() and "subfolder" not in options else None
     if problem is not None:
         raise ModelError(f"cannot load {part}{place!r}: {problem}")
     try:

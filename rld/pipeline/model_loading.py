@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rld.errors import ModelError, RecipeError
 from rld.models import tokenizers
+from rld.models.loading import load_tokenizer, require_end
 from rld.models.prompting import PromptEncoder
 from rld.models.self_check import context_length
 from rld.pipeline.model_sources import CutModel, ModelSource, RandomModel, StoredModel, cut_out
@@ -18,6 +19,7 @@ from rld.recipe import registry
 from rld.recipe.cut import Cut
 from rld.recipe.models import NewModel, PretrainedModel, PrunedModel
 from rld.recipe.schema import Recipe
+from rld.recipe.tokenizer_files import lone_tokenizer
 from rld.types import Row
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
@@ -175,6 +177,11 @@ class ModelLoader:
 
     def _tokenizer_of(self, spec: NewModel) -> PreTrainedTokenizerBase:
         """Return the tokenizer of a new model: another model's, or the recipe's character tokenizer."""
+        if spec.tokenizer is not None and lone_tokenizer(spec.tokenizer, self._source.parent) is not None:
+            place = self.path(spec.tokenizer)
+            tokenizer = load_tokenizer(place)
+            require_end(tokenizer, [], place)
+            return tokenizer
         if spec.tokenizer is not None:
             return self._model_source(spec.tokenizer).describe().tokenizer
         assert self._recipe.tokenizer is not None  # validated when the recipe was read

@@ -24,6 +24,7 @@ from rld.recipe.stages.base import TrainingStage
 from rld.recipe.stages.distill import Distill
 from rld.recipe.stages.merge import Merge
 from rld.recipe.stages.prune import Prune
+from rld.recipe.tokenizer_files import lone_tokenizer
 from rld.types import Row
 
 _PLAIN_CONFIG = frozenset(
@@ -48,8 +49,8 @@ _PLAIN_SCHEDULES = frozenset({"constant", "constant_with_warmup", "cosine", "lin
 def absent_models(recipe: Recipe, folder: Path) -> list[str]:
     """Return the models of stages that are not on this machine, as a hub id or folder."""
     paths = [_path(recipe, name) for stage in recipe.stages for name in stage.references()]
-    absent = [path for path in paths if path is not None and registry.model_file(path, "config.json", folder) is None]
-    return list(dict.fromkeys(absent))
+    named = [path for path in dict.fromkeys(paths) if path is not None and lone_tokenizer(path, folder) is None]
+    return [path for path in named if registry.model_file(path, "config.json", folder) is None]
 
 
 def reason_to_ask_libraries(recipe: Recipe, source: Path, skill_rows: Mapping[str, SkillRows]) -> str | None:

@@ -66,7 +66,10 @@ def copy(name: str, to: Path, force: bool = False) -> list[Path]:
 
 
 def _files_named_in(recipe: Path) -> list[Path]:
-    """Return the files beside a recipe that it names, such as `tasks.py` for `./tasks.py:reverse`."""
+    """Return the files beside a recipe that it names, such as `tasks.py` for `./tasks.py:reverse`, or whose folder."""
     references = [value.partition(":")[0] for _, value in walk(RecipeDocument(recipe).tree) if isinstance(value, str)]
-    paths = [recipe.parent / name for name in dict.fromkeys(references) if name.endswith(_COPIED)]
-    return [path for path in paths if path.is_file()]
+    names = list(dict.fromkeys(references))
+    files = [recipe.parent / name for name in names if name.endswith(_COPIED)]
+    folders = [recipe.parent / name for name in names if name.startswith("./") and (recipe.parent / name).is_dir()]
+    files += [file for folder in folders for file in sorted(folder.iterdir())]
+    return [file for file in files if file.is_file()]

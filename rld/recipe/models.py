@@ -12,6 +12,7 @@ from rld.recipe.cut import Cut
 from rld.recipe.document import Loc, RecipeProblem
 from rld.recipe.names import RecipeNames
 from rld.recipe.option_checks import check_options
+from rld.recipe.tokenizer_files import lone_tokenizer
 from rld.utils.options import FrozenOptions, union_by_key
 from rld.utils.suggestions import hint
 
@@ -24,13 +25,15 @@ class NewModel(FrozenOptions):
     config: dict[str, Any]
     """The configuration's options, such as hidden_size and num_hidden_layers."""
     tokenizer: str | None = None
-    """The model whose tokenizer it has: a name in `models`, a hub id or a folder. None: the recipe's character
-    tokenizer."""
+    """The model whose tokenizer it has: a name in `models`, a hub id or a folder, which may hold a tokenizer alone.
+    None: the recipe's character tokenizer."""
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
         """Check the tokenizer, the type and the options of the configuration."""
-        yield from _check_other(names, (*loc, "tokenizer"), raw.get("tokenizer"))
+        other = raw.get("tokenizer")
+        if not isinstance(other, str) or lone_tokenizer(other, names.folder) is None:
+            yield from _check_other(names, (*loc, "tokenizer"), other)
         if names.document.tree.get("tokenizer") is None and raw.get("tokenizer") is None:
             yield names.problem(loc, " is new and needs a tokenizer: set its tokenizer, or tokenizer.characters")
         kind = raw.get("new")

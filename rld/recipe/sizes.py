@@ -13,6 +13,7 @@ from rld.recipe import registry, third_party_options
 from rld.recipe.cut import Cut
 from rld.recipe.models import AnyModel, CharacterTokenizer, NewModel, PretrainedModel, PrunedModel
 from rld.recipe.teachers import TeacherSpec
+from rld.recipe.tokenizer_files import lone_tokenizer, num_tokens
 from rld.utils.flops import Account
 
 _GATED = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2"}
@@ -167,10 +168,12 @@ class Sizes:
         return config_of(model.path if isinstance(model, PretrainedModel) else model, self.folder)
 
     def _vocabulary(self, model: NewModel) -> int | None:
-        """Return the number of tokens of a new model; that of another model's tokenizer is its embedding's rows."""
+        """Return the number of tokens of a new model; of another model's tokenizer it is its embedding's rows."""
         if model.tokenizer is None:
             assert self.tokenizer is not None  # `read_recipe` rejects a new model without one
             return len(set(self.tokenizer.characters)) + _SPECIAL_TOKENS
+        if (file := lone_tokenizer(model.tokenizer, self.folder)) is not None:
+            return num_tokens(file)
         other = self._config(model.tokenizer)
         return None if other is None else other.get("vocab_size")
 

@@ -1,4 +1,4 @@
-"""Compare the tokenizers of two models by their files, without loading either."""
+"""What the files of tokenizers tell without loading them: whether two are the same, and the number of tokens."""
 
 from __future__ import annotations
 
@@ -7,6 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from rld.errors import LibraryError
+from rld.recipe import registry
+
+
+def lone_tokenizer(name: str, relative_to: Path) -> Path | None:
+    """Return the tokenizer file of a folder that holds a tokenizer and no model; None if the name is of another."""
+    place = registry.find_path(name, relative_to)
+    is_alone = place is not None and not (place / "config.json").is_file()
+    return registry.model_file(name, "tokenizer.json", relative_to) if is_alone else None
+
+
+def num_tokens(path: Path) -> int:
+    """Return the number of tokens of a `tokenizer.json`, those that were added to its vocabulary included.
+
+    Raises:
+        LibraryError: it is not a tokenizer file.
+    """
+    vocabulary = _vocabulary(path)
+    added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens") or []
+    return len({*vocabulary, *(token["content"] for token in added)})
 
 
 def same_tokenizer(first: Path, second: Path) -> bool:

@@ -37,18 +37,19 @@ def model_folder_problem(folder: Path) -> str | None:
         return "it has no config.json"
     if not any((folder / name).is_file() for name in _WEIGHTS) and not any(folder.glob("*.safetensors")):
         return f"it has no weights, such as {_WEIGHTS[0]}"
-    return _first(_problems(folder))
+    return file_problem(folder)
 
 
 def adapter_folder_problem(folder: Path) -> str | None:
     """Return what is wrong with the folder of an adapter, None where nothing shows."""
     if not (folder / _ADAPTER).is_file():
         return f"it has no {_ADAPTER}"
-    return _first(_problems(folder))
+    return file_problem(folder)
 
 
-def _first(problems: Iterator[str]) -> str | None:
-    return next(problems, None)
+def file_problem(folder: Path) -> str | None:
+    """Return what is wrong with the files that a folder has, None where nothing shows."""
+    return next(_problems(folder), None)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -111,7 +111,7 @@ def test_bom_and_line_ends_are_no_part_of_a_text_and_other_encodings_are_refused
     assert [(item.question, item.answer) for item in read_items(path)[0]] == [("caf\u00e9", "b"), ("c", "d")]
     for encoding in ("utf-16", "latin-1"):
         path.write_bytes(text.encode(encoding))
-        with pytest.raises(DataError, match=r"is not text in UTF-8, at byte \d+; save it as UTF-8"):
+        with pytest.raises(DataError, match=r"is not text in UTF-8.*; save it as UTF-8"):
             read_items(path)
 
 

@@ -81,6 +81,15 @@ def test_check_counts_the_parameters_of_what_is_built(recipe: Path, capsys: pyte
         assert f"{name}, {quantity(built)} parameters" in printed
 
 
+def test_a_random_student_has_the_tokenizer_of_a_folder_without_a_model(recipe, tmp_path, capsys):
+    tiny.tokenizer().save_pretrained(tmp_path / "words")
+    recipe.write_text(recipe.read_text().replace("tokenizer: large", "tokenizer: ./words"))
+    test_check_counts_the_parameters_of_what_is_built(recipe, capsys)
+    (tmp_path / "words" / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1")
+    assert main(["check", str(recipe)]) == 2
+    assert "tokenizer.json is a Git LFS pointer and not the file itself" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

@@ -11,16 +11,37 @@ _NUM_ROWS = 1000
 """Rows that are looked at: those of JSON Lines need not have the same keys."""
 
 
+_COMPRESSED = {
+    ".gz": b"\x1f\x8b",
+    ".bz2": b"BZh",
+    ".xz": b"\xfd7zXZ",
+    ".zst": b"\x28\xb5\x2f\xfd",
+    ".zip": b"PK\x03\x04",
+}
+"""How compressed files are called, and how they begin."""
+
+_PARQUET = b"PAR1"
+"""How files begin that are no text."""
+
+_HEAD = 4096
+"""Bytes of a file that tell whether it is compressed or text in UTF-16."""
+
+
 def row_files(path: Path) -> list[Path]:
     """Return a file of rows, or those in a folder by name; other files in the folder are left out.
 
     Raises:
-        ValueError: it is no file of a format that is read, or a folder of none or of several formats.
+        ValueError: it is no file of a format that is read, or a folder of none or of several formats, or with
+            compressed files.
     """
     if not path.is_dir():
         if path.suffix not in FORMATS:
-            raise ValueError(f"rows come from {', '.join(FORMATS)} files, not {path.name}")
+            fix = "; unpack it" if path.suffix in _COMPRESSED else ""
+            raise ValueError(f"rows come from {', '.join(FORMATS)} files, not {path.name}{fix}")
         return [path]
+    compressed = sorted(file.name for file in path.iterdir() if file.suffix in _COMPRESSED)
+    if compressed:
+        raise ValueError(f"the folder {path.name} has compressed files; unpack {compressed[0]}, or move it elsewhere")
     files = sorted(file for file in path.iterdir() if file.suffix in FORMATS and file.is_file() and file.name[0] != ".")
     suffixes = sorted({file.suffix for file in files})
     if not files:
@@ -28,6 +49,22 @@ def row_files(path: Path) -> list[Path]:
     if len(suffixes) > 1:
         raise ValueError(f"the folder {path.name} has files of several formats: {', '.join(suffixes)}")
     return files
+
+
+def require_plain(file: Path) -> None:
+    """Refuse a file that is compressed, whatever it is called, and text in UTF-16.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is such a file.
+    """
+    with file.open("rb") as stream:
+        head = stream.read(_HEAD)
+    if head.startswith(tuple(_COMPRESSED.values())):
+        raise ValueError("it is compressed; unpack it")
+    is_wide = head.startswith((b"\xff\xfe", b"\xfe\xff")) or head.count(0) > len(head) // 4
+    if is_wide and not head.startswith(_PARQUET):
+        raise ValueError("it is not text in UTF-8, but perhaps in UTF-16; save it as UTF-8")
 
 
 def first_columns(path: Path) -> list[str]:

@@ -68,7 +68,8 @@ class RowReader(NamedTuple):
         """Return the items of a record with their level.
 
         Raises:
-            ValueError: the record is one, is not of this kind or has a very long text; the message says why.
+            ValueError: the record is one, is not of this kind, or has a very long text or a null character; the message
+                says why.
         """
         if isinstance(record, ValueError):
             raise record
@@ -77,7 +78,10 @@ class RowReader(NamedTuple):
             raise ValueError(f"a row is a mapping with {' and '.join(kind.names[:2])}")
         fields = Fields(record, self.columns)
         items = list(kind.items(fields, **self.options))
-        longest = max((len(text) for item in items for text in (item.question, item.answer or "")), default=0)
+        texts = [text for item in items for text in (item.question, item.answer or "")]
+        longest = max(map(len, texts), default=0)
+        if any("\0" in text for text in texts):
+            raise ValueError("a text with a null character")
         if longest > _LONGEST:
             raise ValueError(f"a text of {longest:,} characters; a row may have {_LONGEST:,}")
         return [(item, fields.level) for item in items]

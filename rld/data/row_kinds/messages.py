@@ -20,13 +20,14 @@ def messages_of(value: Any, name: str) -> list[Message]:
     """Return a list of messages, without the keys that a format fills with None.
 
     Args:
-        value: What the file has: a list of messages.
+        value: What the file has: a list of messages, or JSON text of one.
         name: Its name in errors.
 
     Raises:
         ValueError: it is something else, has a role or content that no chat template reads, or begins with the
             assistant.
     """
+    value = _from_json(value, name)
     if not isinstance(value, (list, tuple)) or not value:
         raise ValueError(f"{name} should be a list of messages, not {value!r:.80}")
     messages = [_message(message, f"message {i} of {name}") for i, message in enumerate(value)]
@@ -59,17 +60,22 @@ def with_tools(messages: Sequence[Message], fields: Fields) -> list[Message]:
     Raises:
         ValueError: they are something else.
     """
-    tools = fields.value("tools") if "tools" in fields else None
-    if isinstance(tools, str) and tools.strip():
-        try:
-            tools = json.loads(tools)
-        except ValueError as error:
-            raise ValueError(f"tools is not valid JSON: {error}") from error
+    tools = _from_json(fields.value("tools"), "tools") if "tools" in fields else None
     if not tools:
         return list(messages)
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise ValueError(f"tools should be a list of JSON schemas, not {tools!r:.80}")
     return [{**messages[0], "tools": tools}, *messages[1:]]
+
+
+def _from_json(value: Any, name: str) -> Any:
+    """Return what a text that is JSON says, as a table of text has it; any other value as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"{name} is not valid JSON: {error}") from error
 
 
 def question_of(messages: Sequence[Message]) -> str:

@@ -1,0 +1,179 @@
+"""Write the data of the recipes beside this file: sums, talks, articles and programming tasks, and their tokenizer.
+
+All of it is made of the words below; nothing is copied. `python recipes/data/make.py` writes the same files again.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+FOLDER = Path(__file__).parent
+
+NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana")
+THINGS = ("apples", "books", "coins", "eggs", "pens", "shells", "stamps", "tiles")
+PLACES = ("Alder", "Birch", "Cedar", "Elm", "Hazel", "Linden", "Maple", "Willow")
+BUILDINGS = ("bridge", "school", "library", "market", "park", "station", "theatre", "tower")
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+NUM_TOKENS = 1024
+"""Size of the vocabulary: the 256 bytes, the marks of a chat, and the commonest pieces of the texts."""
+
+CHAT_TEMPLATE = """\
+{%- if messages[0].role == 'system' %}{{ '<|system|>' + messages[0].content }}{% endif %}
+{%- if tools %}{{ '<|tools|>' + (tools | map(attribute='function') | list | tojson) }}{% endif %}
+{%- for message in messages if message.role != 'system' %}
+{{- '<|' + message.role + '|>' + message.content }}
+{%- for call in message.tool_calls or [] %}
+{{- '<|call|>' + call.function.name + ' ' + (call.function.arguments | tojson) }}
+{%- endfor %}
+{%- if message.role == 'assistant' %}{{ '<|end|>' }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"""
+
+PRICE = {
+    "type": "function",
+    "function": {
+        "name": "price",
+        "description": "The price of a thing.",
+        "parameters": {"type": "object", "properties": {"thing": {"type": "string"}}},
+    },
+}
+
+
+def sums(rng: random.Random) -> dict[str, str]:
+    """Return a word problem with its answer, which ends with the number behind `####`."""
+    name, thing = rng.choice(NAMES), rng.choice(THINGS)
+    a, b = rng.randint(2, 9), rng.randint(2, 9)
+    low, high = sorted((a, b))
+    return rng.choice(
+        [
+            {
+                "question": f"{name} has {a} {thing} and gets {b} more. How many {thing} has {name} now?",
+                "answer": f"{a} + {b} = {a + b}\n#### {a + b}",
+            },
+            {
+                "question": f"{name} has {high} {thing} and gives {low} away. How many {thing} are left?",
+                "answer": f"{high} - {low} = {high - low}\n#### {high - low}",
+            },
+        ]
+    )
+
+
+def talks(rng: random.Random) -> dict[str, Any]:
+    """Return a conversation in a shop: the assistant looks a price up, answers, and multiplies it."""
+    thing, price, count = rng.choice(THINGS), rng.randint(1, 5), rng.randint(2, 5)
+    call = {"type": "function", "function": {"name": "price", "arguments": {"thing": thing}}}
+    return {
+        "messages": [
+            {"role": "system", "content": "You sell things. Answer in one short sentence."},
+            {"role": "user", "content": rng.choice([f"What do {thing} cost?", f"How much are {thing}?"])},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": str(price)},
+            {"role": "assistant", "content": f"One of the {thing} costs {price}."},
+            {"role": "user", "content": rng.choice([f"And {count} of them?", f"I want {count}."])},
+            {"role": "assistant", "content": f"For {count} of them you pay {price * count}."},
+        ],
+        "tools": [PRICE],
+    }
+
+
+def articles(rng: random.Random) -> dict[str, str]:
+    """Return an article of four sentences and its summary, which needs two of them."""
+    place, building = rng.choice(PLACES), rng.choice(BUILDINGS)
+    years, cost = rng.choice(NUMBERS[2:]), rng.choice(NUMBERS[2:])
+    is_open = rng.random() < 0.5
+    start = f"The {building} of {place} {'opened' if is_open else 'closed'} on {rng.choice(['Monday', 'Friday'])}."
+    end = f"It was {'built' if is_open else 'used'} for {years} years."
+    filling = [
+        f"{rng.choice(NAMES)} was there with {rng.choice(NUMBERS[2:])} friends.",
+        f"It cost {cost} million.",
+        rng.choice(["The sun was out.", "It rained all day.", "There was music."]),
+    ]
+    rng.shuffle(filling)
+    return {
+        "article": " ".join([start, filling[0], end, filling[1]]),
+        "summary": f"{place} {'has a new' if is_open else 'lost its'} {building} after {years} years.",
+    }
+
+
+def tasks(rng: random.Random) -> dict[str, Any]:
+    """Return a programming task with its tests and a solution."""
+    n = rng.randint(2, 30)
+    name, text, body, cases = rng.choice(
+        [
+            ("add", f"adds {n} to x", f"x + {n}", {"1": 1 + n, "10": 10 + n}),
+            ("take", f"takes {n} from x", f"x - {n}", {"1": 1 - n, "40": 40 - n}),
+            ("times", f"multiplies x by {n}", f"x * {n}", {"2": 2 * n, "-3": -3 * n}),
+            ("first", f"returns the first {n} letters of x", f"x[:{n}]", {"'ab' * 20": ("ab" * 20)[:n]}),
+            ("last", f"returns the last {n} letters of x", f"x[-{n}:]", {"'ab' * 20": ("ab" * 20)[-n:]}),
+            ("most", f"returns x, but at most {n}", f"min(x, {n})", {"100": n, "1": 1}),
+        ]
+    )
+    prompt = rng.choice([f"Write {name}(x), which {text}.", f"The function {name}(x) {text}."])
+    return {
+        "prompt": prompt,
+        "tests": [f"assert {name}({x}) == {y!r}" for x, y in cases.items()],
+        "solution": f"def {name}(x):\n    return {body}",
+        "entry_point": name,
+    }
+
+
+def different(make: Callable[[random.Random], dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """Return rows no two of which are equal."""
+    rng = random.Random(0)
+    rows: dict[str, dict[str, Any]] = {}
+    while len(rows) < count:
+        row = make(rng)
+        rows[json.dumps(row)] = row
+    return list(rows.values())
+
+
+def tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of bytes and of the commonest pieces of texts, with a chat template."""
+    roles = [f"<|{role}|>" for role in ("system", "tools", "user", "assistant", "call", "tool")]
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=NUM_TOKENS,
+        special_tokens=["<|pad|>", "<|end|>", *roles],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        additional_special_tokens=roles,
+        chat_template=CHAT_TEMPLATE,
+        padding_side="left",
+    )
+
+
+def write(folder: Path) -> None:
+    """Write all files into a folder."""
+    files = {
+        "sums": different(sums, 320),
+        "articles": different(articles, 320),
+        "tasks": different(tasks, 240),
+    }
+    conversations = different(talks, 160)
+    files |= {"talks": conversations[:120], "talks_held_out": conversations[120:]}
+    for name, rows in files.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts = [json.dumps(row).replace("\\n", "\n") for rows in files.values() for row in rows]
+    tokenizer(texts).save_pretrained(folder / "tokenizer")
+
+
+if __name__ == "__main__":
+    write(FOLDER)

@@ -1,0 +1,247 @@
+"""Bad input, in every format: `rld check` and `rld train` refuse it with exit code 2 and say what, where and why."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from rld.cli import main
+from rld.data.formats import FORMATS
+from rld.data.skill_rows import skill_rows
+from rld.pipeline.run import RunContext
+from rld.recipe.reading import read_recipe
+from tests.data.test_formats import WRITE
+
+ROOT = Path(__file__).parents[2]
+ROWS = [{"question": f"{a}{b}?", "answer": a} for a in "abcd" for b in "abcd"]
+TABLES = [suffix for suffix in WRITE if suffix in FORMATS]
+TEXTS = [suffix for suffix in TABLES if suffix != ".parquet"]
+RECIPE = {
+    "name": "bad",
+    "tokenizer": {"characters": "abcdefghijklmnopqrstuvwxyz? \u00e9"},
+    "models": {"m": {"new": "llama", "config": {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}}},
+    "max_new_tokens": 4,
+    "stages": [{"name": "s", "kind": "sft", "student": "m", "steps": 1, "batch": 2}],
+}
+RECIPE["models"]["m"]["config"] |= {"intermediate_size": 16, "max_position_embeddings": 64}  # type: ignore[index]
+
+
+def refused(folder: Path, capsys: pytest.CaptureFixture[str], skill: dict[str, Any], **keys: Any) -> str:
+    """Return what both commands say of a recipe that both refuse; nothing is left of a run."""
+    path = folder / "bad.yaml"
+    path.write_text(json.dumps({**RECIPE, "skills": {"it": {"held_out": 2, **skill}}, **keys}))
+    texts = []
+    capsys.readouterr()  # of writing the files
+    for command in (["check", str(path)], ["train", str(path), "--output", str(folder / "run")]):
+        assert main(command) == 2
+        texts.append(capsys.readouterr().err)
+    assert texts[0] == texts[1] and "Traceback" not in texts[0]
+    assert not (folder / "run").exists()
+    return texts[0]
+
+
+def rewritten(path: Path, change: Callable[[bytes], bytes]) -> None:
+    path.write_bytes(change(path.read_bytes()))
+
+
+@pytest.mark.parametrize("suffix", TABLES)
+@pytest.mark.parametrize(
+    ("rows", "skill", "expected"),
+    [
+        (ROWS[:1], {}, "all 1 different questions of its file are held out; set held_out to at most 0 (now 2)"),
+        ([*ROWS, {"question": "a" * 10_000_000, "answer": "b"}], {}, ": a text of 10,000,000 characters; a row may"),
+        ([*ROWS, {"question": "a\0b", "answer": "b"}], {}, ": a text with a null character"),
+        ([*ROWS, {"question": "ab", "answer": ""}], {}, ": answer should be text, not ''"),
+        (
+            [*ROWS, {"question": "ab", "answer": "abcdef"}],
+            {},
+            "has the answer 'abcdef', of 7 tokens with its end, and 4",
+        ),
+        ([*ROWS, {"question": "a" * 80, "answer": "b"}], {}, "has 80 tokens in its prompt, and with 2 for the answer"),
+        (
+            ROWS,
+            {"columns": {"answer": "label"}},
+            "columns.answer: rowsSUFFIX has no column 'label'; choose from question,",
+        ),
+        ([{"title": "a", "label": "b"}] * 4, {}, ": no question, but 'title', 'label'"),
+        (
+            ROWS,
+            {"held_out": {"file": "rowsSUFFIX"}},
+            "all 16 different questions of its file are held-out questions too",
+        ),
+        (ROWS, {"kind": "code_task"}, ": no prompt, but 'question', 'answer'"),
+        (ROWS, {"kind": "conversation"}, ": no messages, but 'question', 'answer'"),
+    ],
+    ids=[
+        *("one row", "10 MB", "null character", "no answer", "answer too long", "prompt too long", "no such column"),
+        *("no column", "held out twice", "no code task", "no conversation"),
+    ],
+)
+def test_rows_that_cannot_be_used(tmp_path, capsys, suffix, rows, skill, expected):
+    path = tmp_path / f"rows{suffix}"
+    WRITE[suffix](path, rows)
+    skill, expected = (json.loads(json.dumps(value).replace("SUFFIX", suffix)) for value in (skill, expected))
+    text = refused(tmp_path, capsys, {"file": path.name, **skill})
+    assert expected in text
+    if expected.startswith(":"):
+        assert f"rows{suffix}:" in text, "the line is named"
+
+
+@pytest.mark.parametrize("suffix", TABLES)
+def test_files_that_are_no_table_of_rows(tmp_path, capsys, suffix):
+    path, skill = tmp_path / f"rows{suffix}", {"file": f"rows{suffix}"}
+    path.write_bytes(b"")
+    assert f"rows{suffix}: " in refused(tmp_path, capsys, skill)
+    WRITE[suffix](path, ROWS)
+    rewritten(path, gzip.compress)
+    assert f"rows{suffix}: it is compressed; unpack it" in refused(tmp_path, capsys, skill)
+    path.rename(tmp_path / f"rows{suffix}.gz")
+    text = refused(tmp_path, capsys, {"file": f"rows{suffix}.gz"})
+    assert f"rows come from {', '.join(FORMATS)} files, not rows{suffix}.gz; unpack it" in text
+    path.write_bytes(b'{"question": "a", \n"answer')
+    assert f"rows{suffix}" in refused(tmp_path, capsys, skill)
+
+
+@pytest.mark.parametrize("suffix", TEXTS)
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "latin-1"])
+def test_texts_in_other_encodings(tmp_path, capsys, suffix, encoding):
+    path = tmp_path / f"rows{suffix}"
+    WRITE[suffix](path, [*ROWS, {"question": "\u00e9", "answer": "a"}])
+    rewritten(path, lambda content: content.decode().replace("\\u00e9", "\u00e9").encode(encoding))
+    text = refused(tmp_path, capsys, {"file": path.name})
+    assert "is not text in UTF-8" in text and "save it as UTF-8" in text
+
+
+@pytest.mark.parametrize("suffix", TEXTS)
+def test_a_mark_at_the_start_and_other_line_ends_are_fine(tmp_path, capsys, suffix):
+    path, recipe = tmp_path / f"rows{suffix}", tmp_path / "good.yaml"
+    WRITE[suffix](path, ROWS)
+    rewritten(path, lambda content: b"\xef\xbb\xbf" + content.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
+    recipe.write_text(json.dumps({**RECIPE, "skills": {"it": {"file": path.name, "held_out": 2}}}))
+    assert main(["check", str(recipe)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content", "expected"),
+    [
+        (".csv", "question,answer,answer\na,b,c\n", "rows.csv: two of its columns are called 'answer'"),
+        (".csv", "question,answer\na,b\nc,d,e\nf\n", "rows.csv:3: 3 cells, and 2 columns"),
+        (".csv", "question;answer\na;b\n", "its columns are separated by ';'"),
+        (".csv", 'question,answer\n"a,b\n', "the row on line 2 is not CSV: unexpected end of data"),
+        (".jsonl", '{"question": "a", "answer": "b", "answer": "c"}', "rows.jsonl:1: not valid JSON: 'answer' is set"),
+        (".jsonl", '{"question": {"a": 1}, "answer": "b"}', "rows.jsonl:1: question should be text, not {'a': 1}"),
+        (".jsonl", '["a", "b"]', "rows.jsonl:1: a row is a mapping with question and answer"),
+        (".json", '[{"question": ["a"], "answer": "b"}]', "rows.json:1: question should be text, not ['a']"),
+    ],
+)
+def test_tables_that_are_uneven_nested_or_name_a_column_twice(tmp_path, capsys, suffix, content, expected):
+    (tmp_path / f"rows{suffix}").write_text(content)
+    assert expected in refused(tmp_path, capsys, {"file": f"rows{suffix}"})
+
+
+def test_columns_of_one_name_in_parquet(tmp_path, capsys):
+    columns = [pyarrow.array(["a", "b", "c"])] * 3
+    table = pyarrow.Table.from_arrays(columns, names=["question", "answer", "answer"])
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    text = refused(tmp_path, capsys, {"file": "rows.parquet"})
+    assert "rows.parquet: two of its columns are called 'answer'" in text
+
+
+def test_folders_without_rows_of_several_formats_and_with_a_file_that_is_empty_or_compressed(tmp_path, capsys):
+    (tmp_path / "rows").mkdir()
+    skill = {"file": "rows"}
+    assert "there are no " in refused(tmp_path, capsys, skill)
+    WRITE[".jsonl"](tmp_path / "rows" / "a.jsonl", ROWS)
+    (tmp_path / "rows" / "b.jsonl").write_text("\n")
+    assert "b.jsonl: no rows" in refused(tmp_path, capsys, skill)
+    (tmp_path / "rows" / "b.jsonl").rename(tmp_path / "rows" / "b.jsonl.gz")
+    assert "has compressed files; unpack b.jsonl.gz" in refused(tmp_path, capsys, skill)
+    (tmp_path / "rows" / "b.jsonl.gz").rename(tmp_path / "rows" / "b.csv")
+    assert "files of several formats: .csv, .jsonl" in refused(tmp_path, capsys, skill)
+
+
+def test_a_data_set_that_is_not_on_this_machine(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    path = tmp_path / "hub.yaml"
+    path.write_text(json.dumps({**RECIPE, "skills": {"it": {"dataset": "owner/no_such_rows", "held_out": 2}}}))
+    for command in (["check", str(path)], ["train", str(path), "--output", str(tmp_path / "run")]):
+        assert main(command) == 2
+        text = capsys.readouterr().err
+        assert "data set owner/no_such_rows: " in text and "not in the cache of this machine either" in text
+
+
+def talk(*roles: str) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": "a"} for role in roles]}
+
+
+@pytest.mark.parametrize("suffix", TABLES)
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (talk("assistant", "user", "assistant"), "begins with the assistant; a conversation begins with the user"),
+        (talk("user"), "a conversation should end with an answer of the assistant"),
+        (talk("human", "assistant"), "message 0 of messages has the role 'human'"),
+        ({"messages": []}, "messages should be a list of messages, not"),
+    ],
+    ids=["begins with the assistant", "no answer", "unknown role", "empty"],
+)
+def test_conversations_that_are_none(tmp_path, capsys, suffix, record, expected):
+    path = tmp_path / f"rows{suffix}"
+    records = [talk("user", "assistant"), record]
+    if suffix == ".csv":
+        records = [{"messages": json.dumps(record["messages"])} for record in records]
+    WRITE[suffix](path, records)
+    model = {"new": "llama", "tokenizer": str(ROOT / "recipes/data/tokenizer"), "config": {"hidden_size": 16}}
+    keys: dict[str, Any] = {"models": {"m": model}, "tokenizer": None, "prompts": {"style": "chat"}}
+    text = refused(tmp_path, capsys, {"file": path.name, "kind": "conversation"}, **keys)
+    assert expected in text and f"{path.name}:" in text
+
+
+def context(folder: Path, skill: dict[str, Any], **keys: Any) -> RunContext:
+    path = folder / "few.yaml"
+    path.write_text(json.dumps({**RECIPE, "skills": {"it": skill}, **keys}))
+    return RunContext(read_recipe(path), path, folder / "run", resume=False)
+
+
+@pytest.mark.parametrize("suffix", TABLES)
+def test_questions_of_held_out_rows_are_left_out_of_training_and_counted(tmp_path, suffix):
+    WRITE[suffix](tmp_path / f"rows{suffix}", ROWS)
+    WRITE[suffix](tmp_path / f"test{suffix}", [ROWS[0], ROWS[0], {"question": "bb? ", "answer": "b"}])
+    path = tmp_path / "twice.yaml"
+    skill = {"file": f"rows{suffix}", "held_out": {"file": f"test{suffix}"}}
+    path.write_text(json.dumps({**RECIPE, "skills": {"it": skill}}))
+    message = (
+        rf"'it': 3 rows are neither trained on nor scored, .* same question: rows{suffix}:\d+, rows.*, test{suffix}:\d"
+    )
+    with pytest.warns(UserWarning, match=message):
+        (rows,) = skill_rows(read_recipe(path), tmp_path).values()
+    assert [row["prompt"] for row in rows.held_out()] == ["aa?", "bb? "]
+    assert {row["prompt"] for row in rows.rows(400, seed=0)} == {row["question"] for row in ROWS} - {"aa?", "bb?"}
+
+
+def test_repeated_questions_of_one_file_are_counted_too(tmp_path):
+    WRITE[".jsonl"](tmp_path / "rows.jsonl", [*ROWS, *ROWS[:4]] * 2)
+    path = tmp_path / "twice.yaml"
+    path.write_text(json.dumps({**RECIPE, "skills": {"it": {"file": "rows.jsonl", "held_out": 15}}}))
+    with pytest.warns(UserWarning, match=r"'it': 2\d rows are neither trained on nor scored.*, \.\.\."):
+        (rows,) = skill_rows(read_recipe(path), tmp_path).values()
+    assert len({row["prompt"] for row in rows.held_out()}) == 15
+    assert len({row["prompt"] for row in rows.rows(100, seed=0)}) == 1
+
+
+def test_held_out_rows_that_are_skipped_are_counted_and_named(tmp_path):
+    WRITE[".jsonl"](tmp_path / "rows.jsonl", ROWS)
+    WRITE[".jsonl"](
+        tmp_path / "test.jsonl", [{"question": "zz", "answer": "a"}, {"question": "xx", "answer": "abcdefg"}]
+    )
+    made = context(tmp_path, {"file": "rows.jsonl", "held_out": {"file": "test.jsonl"}}, bad_rows="skip")
+    with pytest.warns(UserWarning, match=r"1 of 18 rows: test.jsonl:2 has the answer 'abcdefg'.*left out"):
+        made.row_checks.require(made.skill_rows)
+    assert [row["prompt"] for row in made.skill_rows["it"].held_out()] == ["zz"]

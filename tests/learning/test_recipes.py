@@ -1,0 +1,53 @@
+"""The recipes for each kind of data run from start to end, and their data are what the script beside them makes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from rld.cli import main
+from rld.errors import RewardError
+from rld.recipe.reading import read_recipe
+from rld.recipe.registry import files
+from rld.utils import sandbox
+
+FOLDER = Path(__file__).parents[2] / "recipes"
+NAMES = ("gsm8k", "chat", "summaries", "code")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_for_a_kind_of_data_trains_for_a_few_steps(name, tmp_path):
+    if name == "code":
+        try:
+            sandbox.require_sandbox()
+        except RewardError as error:
+            pytest.skip(f"no sandbox here: {error}")
+    recipe = read_recipe(files("recipes")[name])
+    (skill,) = recipe.skills
+    shorter = [f"stages.{stage.name}.steps=2" for stage in recipe.stages]
+    shorter += ["stages.distill.rollout={prompts: 2, completions: 2, gold_completions: 1}"]
+    shorter += [] if name == "chat" else [f"skills.{skill}.held_out=8"]
+    assert main(["train", name, *shorter, "--output", str(tmp_path / "run")]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert "loss/response" in lines[-1]
+
+
+def test_a_copy_has_the_data_and_the_tokenizer(tmp_path, capsys):
+    assert main(["copy", "chat", str(tmp_path)]) == 0
+    assert (tmp_path / "data" / "talks_held_out.jsonl").is_file()
+    assert main(["check", str(tmp_path / "chat.yaml")]) == 0
+    assert "<|tools|>" in capsys.readouterr().out
+
+
+def test_the_script_makes_the_data(tmp_path):
+    spec = importlib.util.spec_from_file_location("make", FOLDER / "data" / "make.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.write(tmp_path)
+    for path in sorted((FOLDER / "data").glob("*.jsonl")):
+        if (tmp_path / path.name).exists():
+            assert path.read_text() == (tmp_path / path.name).read_text(), path.name
