@@ -29,7 +29,13 @@ DEFAULT_SKILL = "all"
 
 Row: TypeAlias = dict[str, Any]
 """One training or held-out row: `prompt` (text or chat messages), `answer`, `skill`, `level`, and for verifiers that
-need more than the answer an `entry` (JSON text, "" otherwise)."""
+need more than the answer an `entry` (JSON text, "" otherwise). A document or a piece of one has an empty prompt, the
+text as its answer, and `is_cut`, whether the text goes on in another row."""
+
+
+def is_document(row: Row) -> bool:
+    """Whether a row is a document or a piece of one, of which every token is learnt: only such rows have `is_cut`."""
+    return row.get("is_cut") is not None
 
 
 class Answer(NamedTuple):

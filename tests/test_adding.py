@@ -248,7 +248,7 @@ ROWS = {
             Written("rld/data/formats/pairs.py", appended(FORMAT)),
             Written(
                 "rld/data/formats/__init__.py",
-                replaced("jsonl, parquet\n", "jsonl, pairs, parquet\n"),
+                replaced("jsonl, parquet, text\n", "jsonl, pairs, parquet, text\n"),
             ),
             Written("rld/data/formats/__init__.py", replaced("] = {", '] = {\n    ".pairs": pairs.read,')),
         ],

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rld.data.formats import FORMATS, hub
+from rld.data.formats import FORMATS, hub, read_rows
 from rld.data.formats.files import require_plain, row_files
 from rld.data.formats.hub import HubRows
 from rld.data.items import Item
@@ -73,10 +73,10 @@ def _records(source: Path | HubRows) -> Iterator[tuple[Path, int, Any]]:
         for file in row_files(source):
             require_plain(file)
             is_empty = True
-            for line, record in FORMATS[file.suffix](file):
+            for line, record in read_rows(file):
                 is_empty = False
                 yield file, line, record
-            if is_empty:
+            if is_empty and file.suffix in FORMATS:  # of files of text some may be empty
                 raise ValueError("no rows")
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: is not text in UTF-8, at byte {error.start}; save it as UTF-8") from error

@@ -18,6 +18,8 @@ class Item(NamedTuple):
     """Where it is written, such as `data.jsonl:17`; "" where it is generated."""
     messages: tuple[Mapping[str, Any], ...] = ()
     """Of a conversation: the messages that the assistant is to answer; `question` is then their text."""
+    is_document: bool = False
+    """Whether it is no question: `question` is then a text to learn as a whole, and there is no answer."""
 
 
 ItemFactory = Callable[[int, random.Random], Item]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -28,7 +29,7 @@ class RowSource(Protocol):
 
     num_levels: int
 
-    def draw(self, level: int, rng: random.Random) -> Row: ...
+    def draw(self, level: int, rng: random.Random, number: int = 0) -> Row: ...
 
 
 class PromptStream:
@@ -61,6 +62,8 @@ class PromptStream:
         self._seen: dict[Task, tuple[int, int]] = {}
         self._levels = self._current_levels()
         self._tasks: dict[int, Task] = {}
+        self._numbers: dict[int, int] = {}
+        self._picks: Counter[Task] = Counter()
         self._rows: dict[int, Row] = {}
         self.dataset = Dataset.from_dict({"slot": np.arange(num_slots)})
         self.dataset.set_transform(lambda batch: self._columns(batch["slot"]))  # a lambda is not copied with a data set
@@ -180,6 +183,7 @@ class PromptStream:
     def state_dict(self, first_unused_slot: int) -> dict[str, Any]:
         """Return the curriculum's state and the tasks picked from slot `first_unused_slot`; delete earlier tasks."""
         self._tasks = {slot: task for slot, task in self._tasks.items() if slot >= first_unused_slot}
+        self._numbers = {slot: self._numbers[slot] for slot in self._tasks}
         state = self._call("state_dict")
         try:
             json.dumps(state, allow_nan=False)
@@ -187,14 +191,17 @@ class PromptStream:
             raise self._error(f"state_dict() returned what JSON cannot hold: {error}") from error
         return {
             "curriculum": state,
-            "tasks": [[slot, *task] for slot, task in self._tasks.items()],
+            "tasks": [[slot, *task, self._numbers[slot]] for slot, task in self._tasks.items()],
+            "picks": [[*task, count] for task, count in self._picks.items()],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
         self._call("load_state_dict", state["curriculum"])
         self._levels, self._seen = self._current_levels(), {}
-        self._tasks = {slot: Task(skill, level) for slot, skill, level in state["tasks"]}
+        self._tasks = {slot: Task(skill, level) for slot, skill, level, _ in state["tasks"]}
+        self._numbers = {slot: number for slot, *_, number in state["tasks"]}
+        self._picks = Counter({Task(skill, level): count for skill, level, count in state["picks"]})
         self._rows = {}
 
     def _columns(self, slots: list[int]) -> dict[str, list[Any]]:
@@ -204,20 +211,24 @@ class PromptStream:
             if slot not in self._rows:
                 self._rows[slot] = previous_rows[slot] if slot in previous_rows else self._draw(slot)
         rows = [self._rows[slot] for slot in slots]
-        return {name: [row[name] for row in rows] for name in rows[0]}
+        names = dict.fromkeys(name for row in rows for name in row)  # documents have one column more
+        return {name: [row.get(name) for row in rows] for name in names}
 
     def _draw(self, slot: int) -> Row:
         if slot not in self._tasks:
             first = slot - slot % self.prompts_per_update
             for other in range(first, first + self.prompts_per_update):
-                self._tasks.setdefault(other, self._pick(other))
-        return self._row(self._tasks[slot], random.Random(f"{self._seed}:row:{slot}"))
+                if other not in self._tasks:
+                    task = self._tasks[other] = self._pick(other)
+                    self._numbers[other] = self._picks[task]
+                    self._picks[task] += 1
+        return self._row(self._tasks[slot], random.Random(f"{self._seed}:row:{slot}"), self._numbers[slot])
 
-    def _row(self, task: Task, rng: random.Random) -> Row:
+    def _row(self, task: Task, rng: random.Random, number: int = 0) -> Row:
         skill, level = task
         levels = self.level_overrides.get(skill)
         source_level = level if levels is None else levels[min(level, len(levels) - 1)]
-        row = self._sources[skill].draw(source_level, rng)
+        row = self._sources[skill].draw(source_level, rng, number)
         return row if levels is None else {**row, "level": level}
 
     def _pick(self, slot: int) -> Task:
@@ -288,7 +299,7 @@ class _Labelled:
             raise DataError(f"train_dataset: skill {skill!r} has no rows of level {min(missing)}")
         self._dataset, self._levels = dataset, levels
 
-    def draw(self, level: int, rng: random.Random) -> Row:
+    def draw(self, level: int, rng: random.Random, number: int = 0) -> Row:
         row: Row = self._dataset[rng.choice(self._levels[level])]
         return row
 

@@ -51,24 +51,32 @@ def sft_dataset(
     """
     shares = {skill: stage.shares.get(skill, 1.0) for skill in skills}
     num_rows = stage.rows_in_use
+    if all(sources[skill].is_text for skill in skills):
+        num_rows = stage.num_rows or _num_pieces(sources, shares)
     examples: list[tuple[Row, Answer]] = []
     for skill in skills:
         count = max(1, round(num_rows * shares[skill] / sum(shares.values())))
         if teacher is None:
             rows = sources[skill].rows(count, seed, gold=True)
             require(rows)
-            examples += [(row, Answer(row["answer"], is_complete=True)) for row in rows]
+            examples += [(row, Answer(row["answer"], is_complete=not row.get("is_cut"))) for row in rows]
         else:
             prompts = sources[skill].rows(count, seed, gold=False)
             examples += _answered(skill, prompts, teacher, verdicts if stage.verify else None)
     num_cut = sum(not answer.is_complete for _, answer in examples)
-    if num_cut:
+    if num_cut and teacher is not None:
         warnings.warn(
             f"stage '{stage.name}': {num_cut} of {len(examples)} answers of the teacher were cut off at "
             "max_new_tokens; they are learnt without an end",
             stacklevel=2,
         )
     return Dataset.from_list([encode(row["prompt"], answer) for row, answer in examples]).shuffle(seed=seed)
+
+
+def _num_pieces(sources: Mapping[str, SkillRows], shares: Mapping[str, float]) -> int:
+    """Return the number of rows with which skills of documents, in their shares, are all read once or more often."""
+    total = sum(shares.values())
+    return max(round(sources[skill].num_pieces * total / share) for skill, share in shares.items())
 
 
 def _answered(skill: str, rows: list[Row], teacher: AnswerRows, verdicts: Verdicts | None) -> list[tuple[Row, Answer]]:

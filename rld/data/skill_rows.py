@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rld.data.generators import item_source
+from rld.data.item_rows import row_of
 from rld.data.items import Item, ItemSource
-from rld.data.row_kinds.messages import SYSTEM_ROLES
+from rld.data.pieces import Cut, Pieces
 from rld.errors import DataError
 from rld.recipe.prompts import Prompts
 from rld.recipe.schema import Recipe
@@ -43,13 +44,19 @@ class PlacedRow(NamedTuple):
     row: Row
 
 
-def skill_rows(recipe: Recipe, folder: Path, accepts: Callable[[Row], bool] = lambda row: True) -> dict[str, SkillRows]:
+def skill_rows(
+    recipe: Recipe,
+    folder: Path,
+    accepts: Callable[[Row], bool] = lambda row: True,
+    cut: Callable[[str, str], list[str]] = lambda skill, text: [text],
+) -> dict[str, SkillRows]:
     """Return the row source of each skill of a recipe.
 
     Args:
         recipe: The recipe.
         folder: The recipe's folder.
         accepts: Whether a row may be used; rows that may not are left out.
+        cut: Returns the pieces of a document of a skill.
 
     Raises:
         DataError: rows that cannot be read.
@@ -60,11 +67,12 @@ def skill_rows(recipe: Recipe, folder: Path, accepts: Callable[[Row], bool] = la
         name: SkillRows(
             name,
             item_source(skill, folder, skips_bad_rows=recipe.bad_rows == "skip"),
-            skill.held_out if isinstance(skill.held_out, int) else 0,
+            skill.held_out if isinstance(skill.held_out, (int, float)) else 0,
             recipe.skill_prompts(name),
             seed=recipe.seed,
             taken=held_out_questions,
             accepts=accepts,
+            cut=functools.partial(cut, name),
         )
         for name, skill in recipe.skills.items()
     }
@@ -89,29 +97,33 @@ class SkillRows:
     Args:
         skill: The skill's name.
         source: The source of its items.
-        num_held_out: Number of held-out rows, spread evenly over the levels, beside those of the source's own file.
+        num_held_out: Number of held-out rows, spread evenly over the levels, beside those of the source's own file;
+            or their share of the rows, above 0 and below 1.
         prompts: The template and the style that turn a question into a prompt.
         seed: The recipe's seed.
         taken: Held-out questions of all skills of a recipe, which no new row may repeat; this skill adds its held-out
             questions to the set, as `question_key`s.
         accepts: Whether a row may be used.
+        cut: Returns the pieces of a document, which are then the rows to train on.
     """
 
     def __init__(
         self,
         skill: str,
         source: ItemSource,
-        num_held_out: int,
+        num_held_out: float,
         prompts: Prompts,
         *,
         seed: int,
         taken: set[str],
         accepts: Callable[[Row], bool] = lambda row: True,
+        cut: Cut = lambda text: [text],
     ) -> None:
         self.skill, self.num_levels = skill, source.num_levels
         self._source, self._prompts, self._seed = source, prompts, seed
-        self._num_held_out = num_held_out
-        self._taken, self._accepts = taken, accepts
+        is_share = 0 < num_held_out < 1
+        self._num_held_out = max(round(num_held_out * (self.num_rows or 0)), 1) if is_share else int(num_held_out)
+        self._taken, self._accepts, self._cut = taken, accepts, cut
         self._repeated: list[str] = []  # places of held-out rows of its file that are left out
         self._moved: set[tuple[str, str]] = set()  # place and question of rows that are held out from the others
 
@@ -175,14 +187,38 @@ class SkillRows:
         drawn = [self._placed(self._made(level, rngs[level]), level, f"example {i}") for i, level in enumerate(levels)]
         return [*self.placed_held_out(), *drawn]
 
-    def draw(self, level: int, rng: random.Random) -> Row:
+    def draw(self, level: int, rng: random.Random, number: int = 0) -> Row:
         """Draw a training row of a level; the same random state gives the same row.
+
+        Args:
+            level: The level.
+            rng: Chooses the row, but not a document's piece.
+            number: Rows of the level that were drawn before; pieces of documents are drawn in passes over all of them.
 
         Raises:
             DataError: all of the level's questions seem to be held out.
         """
+        if self.is_text:
+            return self._piece(level, number)
         self.held_out()  # fills the set of questions to exclude
         return self._row(self._new(level, rng), level)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether its rows are documents."""
+        levels = self._source.levels
+        return levels is not None and levels[0][0].is_document
+
+    @property
+    def num_pieces(self) -> int:
+        """The number of pieces of documents to train on."""
+        return sum(len(self.pieces(level)) for level in range(self.num_levels))
+
+    @functools.cache  # noqa: B019 - a run has few sources, and they live as long as it does
+    def pieces(self, level: int) -> Pieces:
+        """Return the pieces of a level's documents that are trained on."""
+        self.held_out()  # fills the set of documents to exclude
+        return Pieces([self._row(item, level) for item in self._left(level, gold=False)], self._cut)
 
     def rows(self, count: int, seed: int, gold: bool = True) -> list[Row]:
         """Return training rows, with gold answers if `gold`, spread evenly over the levels; rows may repeat.
@@ -208,7 +244,13 @@ class SkillRows:
         """Return prompts whose question has no content, by which distributions over labels are calibrated."""
         return [self._row(Item(text, None), 0)["prompt"] for text in _CONTENT_FREE]
 
+    def _piece(self, level: int, number: int) -> Row:
+        return self.pieces(level).row(number, f"{self._seed}:{self.skill}:{level}")
+
     def _drawn(self, count: int, seed: int, purpose: str, *, gold: bool) -> Iterator[Row]:
+        if self.is_text:
+            yield from (self._piece(i % self.num_levels, i // self.num_levels) for i in range(count))
+            return
         self.held_out()  # fills the set of questions to exclude
         rngs = {level: self._rng(seed, level, purpose) for level in range(self.num_levels)}
         if gold and self._source.make_gold is not None:
@@ -285,28 +327,7 @@ class SkillRows:
         return PlacedRow(item.place or name, self._row(item, level))
 
     def _row(self, item: Item, level: int) -> Row:
-        is_chat = self._prompts.style == "chat"
-        if item.messages and not is_chat:
-            raise DataError(f"{item.place}: a row of messages needs prompts: {{style: chat}}")
-        prompt = self._conversation(item) if is_chat else self._filled(item.question)
-        return {
-            "prompt": prompt,
-            "answer": item.answer or "",
-            "skill": self.skill,
-            "level": level,
-            "entry": item.entry,
-        }
-
-    def _conversation(self, item: Item) -> list[dict[str, Any]]:
-        """Return the messages of an item; its own system message takes the place of that of the recipe."""
-        messages = [dict(message) for message in item.messages] or [{"role": "user", "content": item.question}]
-        if messages[-1]["role"] == "user":
-            messages[-1]["content"] = self._filled(messages[-1]["content"])
-        has_system = messages[0]["role"] in SYSTEM_ROLES or self._prompts.system is None
-        return messages if has_system else [{"role": "system", "content": self._prompts.system}, *messages]
-
-    def _filled(self, question: str) -> str:
-        return self._prompts.template.replace("{question}", question)
+        return row_of(item, self._prompts, self.skill, level=level)
 
 
 def question_key(question: str) -> str:

@@ -15,7 +15,7 @@ from rld.models.logprob_source import LogprobSource
 from rld.models.placement import move_unless_placed
 from rld.models.prompting import is_chat
 from rld.models.self_check import context_length
-from rld.recipe.skills import Samples
+from rld.recipe.held_out import Samples
 from rld.types import Row
 
 

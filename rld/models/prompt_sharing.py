@@ -42,6 +42,8 @@ class BackboneRows:
     masked completion tokens the states mean nothing."""
     num_computed: int
     """Tokens that are computed, padding included."""
+    num_padding: int = 0
+    """Of these, those that are padding, as far as it is known."""
 
 
 class _Part(NamedTuple):
@@ -144,7 +146,8 @@ class PromptSharingLayout:
         if self.positions:  # they count from a prompt's first token, as in shared rows
             inputs["position_ids"] = (attention.cumsum(1) - 1).clamp(min=0)
         index_T = (torch.arange(num_tokens) + num_prompt - 1 - first).clamp(max=end - first - 1)
-        return BackboneRows(inputs, _Gather(torch.arange(len(ids))[:, None] * ids.shape[1] + index_T), ids.numel())
+        gather = _Gather(torch.arange(len(ids))[:, None] * ids.shape[1] + index_T)
+        return BackboneRows(inputs, gather, ids.numel(), num_padding=int((attention == 0).sum()))
 
     def _plan(self, ids_BS: Tensor, real_BS: Tensor, num_tokens: int) -> list[list[_Part]]:
         """Choose which parts share a row, at the least cost."""
@@ -176,7 +179,9 @@ class PromptSharingLayout:
             segment_RL[segment.row, place], prompt_RL[segment.row, place] = number, segment.prompt_segment
         mask = self._mask(segment_RL, prompt_RL)
         inputs = {"input_ids": ids_RL, "attention_mask": mask, "position_ids": positions_RL}
-        return BackboneRows(inputs, _Gather(_predicting_tokens(segments, mask_BT, shape[1])), ids_RL.numel())
+        gather = _Gather(_predicting_tokens(segments, mask_BT, shape[1]))
+        num_padding = int((segment_RL == _NO_SEGMENT).sum())
+        return BackboneRows(inputs, gather, ids_RL.numel(), num_padding)
 
     def _mask(self, segment_RL: Tensor, prompt_RL: Tensor) -> Tensor:
         """Return the attention mask `[R, 1, L, L]` from each token's segment and that of its prompt.
@@ -243,7 +248,7 @@ def _on(device: torch.device, rows: BackboneRows) -> BackboneRows:
     gather = rows.restore
     assert isinstance(gather, _Gather)
     inputs = {name: value.to(device) for name, value in rows.inputs.items()}
-    return BackboneRows(inputs, _Gather(gather.index_BT.to(device)), rows.num_computed)
+    return replace(rows, inputs=inputs, restore=_Gather(gather.index_BT.to(device)))
 
 
 def _longest(rows: Sequence[Sequence[_Part]]) -> int:

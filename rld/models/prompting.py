@@ -62,14 +62,21 @@ class PromptEncoder:
         """Return the token ids of a prompt: a text, or a list of messages that the assistant is to answer.
 
         In a text the names of special tokens are tokens, because it may have been rendered before. In messages they
-        are text. `tools` of a message, JSON schemas of functions, are rendered in place of the encoder's.
+        are text. `tools` of a message, JSON schemas of functions, are rendered in place of the encoder's. An empty text
+        is `start`.
 
         Raises:
             RecipeError: there is no chat template, or it refuses the conversation.
             DataError: the text cannot be encoded.
         """
         text, has_names = self._rendered(prompt)
-        return self._encoded(text, is_plain=isinstance(prompt, str), has_names=has_names)
+        return self._encoded(text, is_plain=isinstance(prompt, str), has_names=has_names) or self.start
+
+    @cached_property
+    def start(self) -> list[int]:
+        """The token in front of a text without a prompt, which predicts its first token: BOS, or else the end token."""
+        tokens = [self.tokenizer.bos_token_id, self.end_token(is_chat=False)]
+        return [token for token in tokens if token is not None][:1]
 
     def spells_special_tokens(self, prompt: Any) -> bool:
         """Whether messages have names of special tokens, which are text there."""
@@ -162,7 +169,7 @@ class PromptEncoder:
         options: dict[str, Any] = {"is_plain": isinstance(prompt, str), "has_names": has_names}
         prompt_ids = self._encoded(rendered, **options)
         ids, size = self._encoded(rendered, **options, answer=text), len(prompt_ids)
-        return prompt_ids, ids[size:] if ids[:size] == prompt_ids else self.encode_answer(text)
+        return prompt_ids or self.start, ids[size:] if ids[:size] == prompt_ids else self.encode_answer(text)
 
     def encode_rows(self, prompts: Sequence[Any], answers: Sequence[str]) -> list[tuple[list[int], list[int]]]:
         """Return `encode_with` of each prompt and answer, encoded all at once where special tokens allow it."""
@@ -179,7 +186,8 @@ class PromptEncoder:
             for i, prompt_ids, both in zip(numbers, ids[: len(numbers)], ids[len(numbers) :], strict=True):
                 size = len(prompt_ids)
                 is_prefix = both[:size] == prompt_ids
-                encoded[i] = prompt_ids, both[size:] if is_prefix else self.encode_answer(answers[i])
+                answer_ids = both[size:] if is_prefix else self.encode_answer(answers[i])
+                encoded[i] = prompt_ids or self.start, answer_ids
         return [encoded.get(i) or self.encode_with(prompts[i], answers[i]) for i in range(len(prompts))]
 
     def _batch(self, texts: list[str], *, is_plain: bool) -> list[list[int]]:

@@ -27,6 +27,7 @@ FindingKind: TypeAlias = Literal[
     "answer too long",
     "answer cannot be written",
     "answer inside thinking",
+    "block too long",
 ]
 
 Verdicts: TypeAlias = Callable[[Sequence[Row], Sequence[str]], Sequence[bool]]

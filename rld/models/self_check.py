@@ -48,7 +48,7 @@ def require_sound_model(model: PreTrainedModel, name: str, kind: type[RldError],
     ids_1S = torch.arange(size, device=model.device)[None] % len(rows.weight)
     inputs: dict[str, Any] = {"input_ids": ids_1S, "attention_mask": torch.ones_like(ids_1S), "use_cache": False}
     forward = getattr(model, "_original_forward", model)  # without the autocast that accelerate puts around it
-    with _evaluating(model), torch.autocast(model.device.type, enabled=False), capture_states(model, ()) as states:
+    with evaluating(model), torch.autocast(model.device.type, enabled=False), capture_states(model, ()) as states:
         logits_SV = forward(**inputs).logits[0].float()
         if depth(model) not in states and not is_student:  # its forward calls a part of the backbone
             model.base_model(**inputs)
@@ -145,7 +145,7 @@ def non_finite_weight(model: nn.Module) -> str | None:
 
 
 @contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
     """Switch dropout off, and back on for the modules that had it."""
     training = [module for module in model.modules() if module.training]
     for module in training:

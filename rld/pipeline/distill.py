@@ -140,7 +140,7 @@ def _arguments(context: RunContext, stage: Distill, reward_weights: list[float])
         RLDConfig,
         stage,
         stage.rollout.prompts * stage.rollout.num_completions(map(len, options.get("labels", {}).values())),
-        max_completion_length=context.recipe.max_new_tokens,
+        max_completion_length=max([context.recipe.max_new_tokens, *context.recipe.blocks.values()]),
         chat_template_kwargs=dict(context.recipe.prompts.chat_template_kwargs),
         strip_thinking=bool(markers),
         thinking_markers=markers if isinstance(markers, list) else None,

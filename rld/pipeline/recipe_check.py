@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -16,15 +15,14 @@ from rich.text import Text
 from rld.data.skill_rows import NUM_EXAMPLES, SkillRows, skill_rows
 from rld.pipeline.gold_answers import gold_rewards
 from rld.pipeline.plain_recipe import absent_models, reason_to_ask_libraries
+from rld.pipeline.skill_summary import SkillSummary, TextSummary, row_summary, text_summary
 from rld.recipe import registry
 from rld.recipe.cautions import learning_rate_cautions, seconds_cautions
 from rld.recipe.input_changes import Effect, input_changes
 from rld.recipe.inputs import Inputs, InputsFile
 from rld.recipe.progress import run_progress
 from rld.recipe.schema import Recipe
-from rld.recipe.sizes import Lengths
 from rld.reporting.overview import overview, skill_tables
-from rld.types import Row
 from rld.utils.messages import is_main_process, tell
 from rld.utils.user_calls import action
 
@@ -42,33 +40,6 @@ _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
-class SkillSummary:
-    """The rows of a skill.
-
-    Attributes:
-        skill: Its name.
-        num_rows: Rows of its file, or those that were drawn from its generator.
-        num_questions: Different questions among them.
-        num_contradicted: Questions among them that have several gold answers.
-        num_held_out: Held-out rows.
-        longest_answer: Characters of the longest gold answer.
-        prompt: One prompt, as a model reads it.
-        answer: Its gold answer.
-        lengths: Mean numbers of tokens of prompts and gold answers.
-    """
-
-    skill: str
-    num_rows: int
-    num_questions: int
-    num_contradicted: int
-    num_held_out: int
-    longest_answer: int
-    prompt: str
-    answer: str
-    lengths: Lengths
-
-
-@dataclass(frozen=True)
 class CheckResult:
     """What a check of a recipe that was not refused shows.
 
@@ -78,7 +49,7 @@ class CheckResult:
         notes: What was checked and what was not, and how long it took.
     """
 
-    skills: list[SkillSummary]
+    skills: list[SkillSummary | TextSummary]
     cautions: list[str]
     notes: list[str]
 
@@ -108,9 +79,14 @@ def check_recipe(recipe: Recipe, source: Path, deep: bool = False) -> CheckResul
         sources, encoder = run.skill_rows, None if absent else run.models.encoder(recipe.stages[0].origin)[0]
         notes.append(f"asked TRL, PEFT and transformers{'' if deep else f', because of {reason}'}")
     characters_per_token = _CHARACTERS_PER_TOKEN if absent else 1.0  # a new model has a tokenizer of characters
-    summaries = [_summary(source, encoder, characters_per_token) for source in sources.values()]
+    summaries = [
+        text_summary(source, recipe.blocks[skill], encoder, characters_per_token)
+        if skill in recipe.blocks
+        else row_summary(source, encoder, characters_per_token)
+        for skill, source in sources.items()
+    ]
     cautions += [*learning_rate_cautions(recipe), *seconds_cautions(recipe)]
-    cautions += _repeated(recipe, summaries)
+    cautions += _repeated(recipe, [rows for rows in summaries if isinstance(rows, SkillSummary)])
     cautions += _unpaid_gold_answers(recipe, source.parent, sources)
     notes.append(f"checked in {time.perf_counter() - started:.1f} s")
     return CheckResult(summaries, cautions, notes)
@@ -150,39 +126,6 @@ def _show_progress(recipe: Recipe, source: Path, folder: Path) -> None:
         console.print(f"changed: {change.text}{consent}", markup=False, soft_wrap=True)
 
 
-def _summary(source: SkillRows, encoder: Any, characters_per_token: float) -> SkillSummary:
-    """Return the summary of a skill's rows; `encoder` is a `PromptEncoder`, or None where only characters are known."""
-    rows = [row for _, row in source.examples(NUM_EXAMPLES)]
-    if encoder is None:
-        sizes = [(len(_text(row)) / characters_per_token, len(row["answer"]) / characters_per_token) for row in rows]
-    else:
-        encoded = encoder.encode_rows([row["prompt"] for row in rows], [row["answer"] for row in rows])
-        sizes = [(len(prompt_ids), len(answer_ids)) for prompt_ids, answer_ids in encoded]
-    answers_by_prompt: dict[str, set[str]] = {}
-    for row in rows:
-        answers_by_prompt.setdefault(str(row["prompt"]), set()).update(filter(None, [row["answer"]]))
-    example = next((row for row in rows if row["answer"]), rows[0])
-    prompt = example["prompt"]
-    if not isinstance(prompt, str):
-        prompt = "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
-    return SkillSummary(
-        source.skill,
-        len(rows),
-        len(answers_by_prompt),
-        sum(len(answers) > 1 for answers in answers_by_prompt.values()),
-        len(source.held_out()),
-        max(len(row["answer"]) for row in rows),
-        prompt if encoder is None else encoder.render(example["prompt"]),
-        example["answer"],
-        Lengths(fmean(size for size, _ in sizes), 1 + fmean(size for _, size in sizes)),
-    )
-
-
-def _text(row: Row) -> str:
-    prompt = row["prompt"]
-    return prompt if isinstance(prompt, str) else "".join(message["content"] for message in prompt)
-
-
 def _repeated(recipe: Recipe, summaries: list[SkillSummary]) -> Iterator[str]:
     for summary in summaries:
         num_repeated = summary.num_rows - summary.num_questions
@@ -199,6 +142,8 @@ def _unpaid_gold_answers(recipe: Recipe, folder: Path, sources: Mapping[str, Ski
         return
     least = 1.0 if spec.success_at is None else spec.success_at
     for skill, source in sources.items():
+        if skill in recipe.blocks:
+            continue
         examples = [example for example in source.examples(NUM_EXAMPLES) if example.row["answer"]][:_NUM_JUDGED]
         try:
             rewards = gold_rewards(spec, [row for _, row in examples], folder)

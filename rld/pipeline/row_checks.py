@@ -19,12 +19,13 @@ from rld.models.prompting import PromptEncoder
 from rld.models.row_checks import Finding, FindingKind, check_prompts, check_rows
 from rld.models.self_check import context_length
 from rld.models.template_checks import notices, require_options_read
+from rld.models.text_checks import check_texts
 from rld.pipeline.model_loading import ModelLoader
 from rld.recipe.schema import Recipe
 from rld.recipe.stages.base import Stage, TrainingStage
 from rld.recipe.stages.sft import Sft
 from rld.rollout.verifier import Verify, ask, is_success
-from rld.types import Row
+from rld.types import Row, is_document
 from rld.utils.messages import tell
 
 _FIXES: Mapping[FindingKind, str] = {
@@ -32,6 +33,7 @@ _FIXES: Mapping[FindingKind, str] = {
     "unknown characters": "use a tokenizer that has them (tokenizer.characters of a new model)",
     "prompt too long": "shorten the prompts or max_new_tokens, or choose a model with a longer context",
     "answer too long": "raise max_new_tokens",
+    "block too long": "lower the skill's block",
 }
 
 
@@ -115,7 +117,7 @@ class RowChecks:
 
     def _look_at_texts(self, examples: Mapping[str, Sequence[PlacedRow]]) -> None:
         """Refuse arguments that no chat template reads, and warn of what a user may not expect of the texts."""
-        rows = [placed.row for some in examples.values() for placed in some[:8]]
+        rows = [placed.row for some in examples.values() for placed in some[:8] if not is_document(placed.row)]
         students = {id(reader.encoder.tokenizer): reader for reader in reversed(self._readers) if reader.is_student}
         for reader in students.values():
             if self._recipe.prompt_style == "chat":
@@ -155,6 +157,15 @@ class RowChecks:
             warnings.warn(f"{line}; {consequence}", stacklevel=3)
 
     def _findings(self, reader: _Reader, rows: Sequence[Row]) -> list[Finding]:
+        texts = [i for i, row in enumerate(rows) if is_document(row)]
+        others = [i for i, row in enumerate(rows) if not is_document(row)]
+        blocks = [self._recipe.blocks[rows[i]["skill"]] for i in texts]
+        findings = check_texts(reader.encoder, [rows[i] for i in texts], blocks, reader.context_length)
+        pairs = [(texts, finding) for finding in findings]
+        pairs += [(others, finding) for finding in self._answer_findings(reader, [rows[i] for i in others])]
+        return [replace(finding, rows=tuple(numbers[i] for i in finding.rows)) for numbers, finding in pairs]
+
+    def _answer_findings(self, reader: _Reader, rows: Sequence[Row]) -> list[Finding]:
         limits: dict[str, Any] = {
             "max_new_tokens": self._recipe.max_new_tokens,
             "context_length": reader.context_length,

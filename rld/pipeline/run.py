@@ -20,6 +20,7 @@ from rld.evaluation.predictions import Prediction
 from rld.evaluation.predictors.base import PredictionSettings
 from rld.evaluation.predictors.text import TextPredictor
 from rld.models.prompting import PromptEncoder
+from rld.models.text_pieces import cut_text
 from rld.pipeline.judge import load_judge
 from rld.pipeline.launch import read_launch
 from rld.pipeline.model_loading import ModelLoader
@@ -74,7 +75,7 @@ class RunContext:
         judge = load_judge(self.recipe, self.source.parent)
         self.row_checks = RowChecks(self.recipe, self.models, judge)
         accepts = {"accepts": self.row_checks.accepts} if self.recipe.bad_rows == "skip" else {}
-        self.skill_rows = skill_rows.skill_rows(self.recipe, self.source.parent, **accepts)
+        self.skill_rows = skill_rows.skill_rows(self.recipe, self.source.parent, **accepts, cut=self._cut)
         held_out = [row for rows in self.skill_rows.values() for row in rows.held_out()]
         request = launch.read_request()
         launch.require_possible(request)
@@ -168,6 +169,12 @@ class RunContext:
         num_tokens = sum(prediction.num_tokens for prediction in predictions)
         self.flop_meter.add("answers", forward_flops(model.num_parameters(), num_tokens))
         return predictions
+
+    def _cut(self, skill: str, text: str) -> list[str]:
+        """Return the pieces of a document of a skill, by the tokenizer of the last model that is trained on it."""
+        reader = [stage for stage in self.recipe.training_stages if skill in self.skills(stage)][-1:]
+        origin = (reader or self.recipe.stages)[0].origin
+        return cut_text(self.models.encoder(origin)[0], text, self.recipe.blocks[skill])
 
     def _training_rows(self, count: int) -> list[Row]:
         """Return so many training rows, over all skills."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset
-from transformers import TrainerCallback, set_seed
+from transformers import PreTrainedModel, TrainerCallback, set_seed
 from trl import SFTConfig
 
 from rld.data.sft import sft_dataset
 from rld.models.generation import declare_ends
+from rld.models.packed_rows import reason_against_packing
 from rld.models.prompting import PromptEncoder
 from rld.pipeline.model_loading import Loaded
 from rld.pipeline.run import RunContext
@@ -20,6 +22,7 @@ from rld.pipeline.stage_training import StageTraining
 from rld.pipeline.trainer_arguments import lora_config
 from rld.recipe.stages.sft import Sft
 from rld.rollout.verifier import is_success
+from rld.trainer.packing import PackedCollator, packed
 from rld.trainer.sft_trainer import SFTTrainer
 from rld.trainer.trl_patches import skip_unlabelled_positions
 from rld.trainer.weight_precision import warn_of_lost_updates
@@ -44,11 +47,13 @@ def run(context: RunContext, stage: Sft) -> None:
     skip_unlabelled_positions()
     encoder = context.encoder(model, tokenizer)
     declare_ends(model, encoder, context.recipe.prompt_style == "chat")
+    dataset, collator = _packed(context, stage, model, _dataset(context, stage, encoder))
     with context.mistakes_in(stage):
         trainer = SFTTrainer(
             model,
             _arguments(context, stage),
-            train_dataset=_dataset(context, stage, encoder),
+            data_collator=collator,
+            train_dataset=dataset,
             processing_class=tokenizer,
             peft_config=lora_config(stage.lora),
         )
@@ -99,6 +104,24 @@ def _dataset(context: RunContext, stage: Sft, encoder: PromptEncoder) -> Dataset
         verdicts=functools.partial(_verdicts, context, encoder.tokenizer),
         require=functools.partial(context.row_checks.require_learnt, stage),
     )
+
+
+def _packed(
+    context: RunContext, stage: Sft, model: PreTrainedModel, dataset: Dataset
+) -> tuple[Dataset, PackedCollator | None]:
+    """Return rows that hold several pieces of text, with what makes batches of them, if the stage learns texts alone.
+
+    A model that can't keep them apart has a row for each piece, and so have other rows.
+    """
+    blocks = [context.recipe.blocks.get(skill) for skill in context.skills(stage)]
+    if None in blocks:
+        return dataset, None
+    reason = reason_against_packing(model)
+    if reason is not None:
+        warnings.warn(f"stage '{stage.name}': each piece of text has a row of its own, because {reason}", stacklevel=2)
+        return dataset, None
+    pad_token_id = model.config.get_text_config().pad_token_id
+    return packed(dataset, max(block for block in blocks if block), stage.name), PackedCollator(pad_token_id or 0)
 
 
 def _answers(context: RunContext, teacher: Loaded, student: PromptEncoder, rows: Sequence[Row]) -> list[Answer]:

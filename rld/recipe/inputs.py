@@ -211,7 +211,7 @@ def _data(texts: list[tuple[tuple[Any, ...], str]], folder: Path) -> Iterator[tu
             continue
         path = registry.find_path(text, folder)
         if are_rows and path is not None and path.is_dir():
-            yield from ((f"{text}/{file.name}", _digest(file)) for file in row_files(path))
+            yield from ((f"{text}/{file.relative_to(path)}", _digest(file)) for file in row_files(path))
             continue
         if path is not None and path.is_dir():
             path = path / "metrics.jsonl"

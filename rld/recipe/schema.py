@@ -14,7 +14,7 @@ from rld.data.row_kinds import default_rewards
 from rld.recipe.models import AnyModel, CharacterTokenizer, NewModel
 from rld.recipe.plugins import RewardSpec, VerifierSpec
 from rld.recipe.prompts import Prompts
-from rld.recipe.skills import AnySkill
+from rld.recipe.skills import AnySkill, DatasetSkill, FileSkill
 from rld.recipe.stages import AnyStage
 from rld.recipe.stages.base import TrainingStage
 from rld.recipe.stages.distill import Distill
@@ -74,6 +74,10 @@ class Recipe(FrozenOptions):
     def _prompts_have_one_style(self) -> Recipe:
         for name in self.skills:
             style = self.skill_prompts(name).style
+            if name in self.blocks and style == "chat":
+                raise ValueError(
+                    f"skill '{name}' has documents, which are no messages: prompts should have style plain"
+                )
             if style != self.prompt_style:
                 raise ValueError(f"prompts of skill '{name}' have style {style}, and others {self.prompt_style}")
             for key in ("chat_template_kwargs", "strip_thinking"):
@@ -121,6 +125,14 @@ class Recipe(FrozenOptions):
                 if skill in self.skills and skill not in self.labels:
                     fix = "give it kind: labelled, or leave it out of the stage's skills"
                     raise ValueError(f"stage '{stage.name}': completions: labels, and skill '{skill}' has none; {fix}")
+        return self
+
+    @model_validator(mode="after")
+    def _stages_can_learn_documents(self) -> Recipe:
+        for stage in self.training_stages:
+            problem = stage.problem_with_documents(self.skills, list(self.blocks))
+            if problem is not None:
+                raise ValueError(f"stage '{stage.name}': {problem}")
         return self
 
     @model_validator(mode="after")
@@ -187,6 +199,12 @@ class Recipe(FrozenOptions):
         """The labels of each skill of labelled rows, with their words."""
         labels = {name: getattr(skill, "labels", {}) for name, skill in self.skills.items()}
         return {name: labels_of_skill for name, labels_of_skill in labels.items() if labels_of_skill}
+
+    @property
+    def blocks(self) -> dict[str, int]:
+        """The most tokens of a row of each skill of documents."""
+        files = {name: skill for name, skill in self.skills.items() if isinstance(skill, (FileSkill, DatasetSkill))}
+        return {name: skill.block for name, skill in files.items() if skill.predicts == "likelihood"}
 
     def skill_prompts(self, skill: str) -> Prompts:
         """Return the prompt options of a skill."""

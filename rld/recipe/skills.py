@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from rld.data.formats import FORMATS
+from rld.data.formats import FORMATS, TEXT_FORMATS
 from rld.data.formats.files import first_columns, row_files
 from rld.data.formats.hub import HubRows
 from rld.data.row_kinds import ROW_KINDS, RowReader
@@ -17,6 +17,7 @@ from rld.data.row_kinds.labelled import Labels
 from rld.evaluation.scores import DEFAULT_SCORES, find_score, require_scores
 from rld.recipe import registry, reserved_options, third_party_options
 from rld.recipe.document import Loc, RecipeProblem
+from rld.recipe.held_out import HeldOutFile, HeldOutRows, HeldOutSplit, Samples
 from rld.recipe.names import RecipeNames, is_hub_id, items
 from rld.recipe.option_checks import check_call, check_options, find_signature
 from rld.recipe.prompts import Prompts
@@ -25,43 +26,10 @@ from rld.utils.options import FrozenOptions, union_by_key
 from rld.utils.suggestions import hint
 
 
-class HeldOutFile(FrozenOptions):
-    """Rows for scores from a file of their own; none are then taken from the rows to train on."""
-
-    file: str
-    """Path of the file or folder, relative to the recipe. Training leaves out questions that it has."""
-
-    @property
-    def origin(self) -> str:
-        """The source of the rows, as `rld check` prints it."""
-        return self.file
-
-
-class HeldOutSplit(FrozenOptions):
-    """Rows for scores from another split of the same data set; none are then taken from the rows to train on."""
-
-    split: str
-    """The split, such as `test`. Training leaves out questions that it has."""
-
-    @property
-    def origin(self) -> str:
-        """The source of the rows, as `rld check` prints it."""
-        return self.split
-
-
-class Samples(FrozenOptions):
-    """Answers that a model samples for each held-out row."""
-
-    count: int = Field(ge=1, le=1000)
-    """How many."""
-    temperature: float = Field(1.0, gt=0, le=100)
-    """Divides the logits: above 1, answers differ more."""
-
-
 class _Skill(FrozenOptions):
-    held_out: Annotated[int, Field(ge=0, le=100_000)] | HeldOutFile = 100
-    """Number of rows used for scores and excluded from training, or a mapping with the `file` of such rows. 0: the
-    skill is trained on, but not scored."""
+    held_out: HeldOutRows | HeldOutFile = 100
+    """Number of rows used for scores and excluded from training, or of rows of files their share below 1, or a mapping
+    with the `file` of such rows. 0: the skill is trained on, but not scored."""
     prompts: Prompts | None = None
     """How its questions are turned into prompts. All skills must have one `style`. None: the recipe's `prompts`."""
     scores: list[str] = []
@@ -75,6 +43,12 @@ class _Skill(FrozenOptions):
     @model_validator(mode="after")
     def _scores_fit_the_rows(self) -> _Skill:
         require_scores(self.scores, self.predicts, self.samples.count if self.samples is not None else 0)
+        return self
+
+    @model_validator(mode="after")
+    def _shares_are_of_files(self) -> _Skill:
+        if isinstance(self.held_out, float) and self.num_levels is not None:
+            raise ValueError("held_out is a share of the rows of a file, and a generator has no end; give a number")
         return self
 
     @classmethod
@@ -179,7 +153,8 @@ class _RowsSkill(_Skill):
     other columns tell the rewards what is correct, with neither; or `messages` of one turn. `conversation`: `messages`
     of several turns, or a `prompt` of messages, with `tools` where there are some. `code_task`: `prompt` and `tests`,
     with `solution`, `setup` and `entry_point` where there are some. `labelled`: `question` and `answer`, which is one
-    of the `labels`, or empty where the label is not known."""
+    of the `labels`, or empty where the label is not known. `plain_text`: documents, in a column `text` or each in a
+    file of its own, of which every token is learnt."""
     columns: dict[str, str] = {}
     """Where the values stand that are in no column of their name, as in `{question: title, answer: label}`. A text with
     columns in braces is a template: `question: "{title}\\n{text}"`. Held-out rows have the same columns."""
@@ -189,6 +164,11 @@ class _RowsSkill(_Skill):
     labels: Labels = {}
     """Of labelled rows, the words that say each label, as in `{1: " World", 2: " Sports"}`, with the space that stands
     between prompt and answer. A list of words is short for labels that the file calls by these words themselves."""
+    document_separator: str | None = Field(None, min_length=1)
+    """What stands between two documents of `kind: plain_text` in one text. None: a text is one document."""
+    block: int = Field(256, ge=8, le=1_000_000)
+    """The most tokens of a row of `kind: plain_text`, with the one in front of it and the end. Longer documents are
+    cut, before white space where possible."""
 
     @field_validator("kind")
     @classmethod
@@ -199,9 +179,10 @@ class _RowsSkill(_Skill):
 
     @model_validator(mode="after")
     def _options_are_of_the_kind(self) -> _RowsSkill:
-        for name in ("turns", "labels"):
+        options = [*ROW_KINDS[self.kind].options, *(["block"] if self.predicts == "likelihood" else [])]
+        for name in ("turns", "labels", "document_separator", "block"):
             is_set = getattr(self, name) != type(self).model_fields[name].default
-            if is_set and name not in ROW_KINDS[self.kind].options:
+            if is_set and name not in options:
                 raise ValueError(f"rows of kind {self.kind} have no option {name}")
         if self.kind == "labelled" and not self.labels:
             raise ValueError("labelled rows need `labels`: the words that say each of them")
@@ -249,6 +230,8 @@ class FileSkill(_RowsSkill):
         yield from super().check(names, loc, raw)
         yield from _check_file(names, (*loc, "file"), raw.get("file"))
         path = registry.find_path(str(raw.get("file")), names.folder)
+        if path is not None and path.suffix in TEXT_FORMATS and raw.get("kind") != "plain_text":
+            yield names.problem((*loc, "file"), f": {raw['file']} is a text; kind: plain_text reads it")
         present = first_columns(path) if path is not None and raw.get("columns") else []
         for name, source in items(raw.get("columns")):
             for column in columns_named_in(source) if isinstance(source, str) and present else ():
@@ -279,9 +262,9 @@ class DatasetSkill(_RowsSkill):
     """The split to train on, or a part of it such as `train[:1000]`."""
     revision: str | None = None
     """A branch, a tag or a commit. None: the newest one. A run notes the commit that it has read."""
-    held_out: Annotated[int, Field(ge=0, le=100_000)] | HeldOutSplit = 100  # type: ignore[assignment]
-    """Number of rows used for scores and excluded from training, or a mapping with the `split` of such rows. 0: the
-    skill is trained on, but not scored."""
+    held_out: HeldOutRows | HeldOutSplit = 100  # type: ignore[assignment]
+    """Number of rows used for scores and excluded from training, their share below 1, or a mapping with the `split` of
+    such rows. 0: the skill is trained on, but not scored."""
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
@@ -314,7 +297,7 @@ def _check_file(names: RecipeNames, loc: Loc, name: Any) -> Iterator[RecipeProbl
         return
     path = registry.find_path(name, names.folder)
     if path is None:
-        beside = [path.name for path in names.folder.iterdir() if path.suffix in FORMATS]
+        beside = [path.name for path in names.folder.iterdir() if path.suffix in FORMATS | TEXT_FORMATS]
         yield names.problem(loc, f": there is no file {name}{hint(name, beside)}")
         return
     try:

@@ -61,6 +61,7 @@ METRICS = (
     Metric("loss/sft", "nats per token",
            "cross-entropy of the answers that a stage fine-tunes on", "Loss, nats per token"),
     Metric("loss/reference", "nats per token", "divergence from the earlier student on replayed completions", "Loss"),
+    Metric("padding", "", "share of the tokens in the student's rows that are padding"),
     Metric("loss/gold", "nats per token", "cross-entropy of the gold answers among the completions", "Loss"),
     Metric("loss/<signal>", "", "a signal's own loss, neither weighted nor scaled", "Loss"),
     Metric("scale/<signal>", "", "the factor that makes the signals' gradients equally large", "Scale"),

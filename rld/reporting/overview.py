@@ -50,8 +50,25 @@ def skill_tables(skills: Sequence[Any]) -> RenderableType:
     """Return a table of the rows that were read, and one of a prompt with its gold answer per skill.
 
     Args:
-        skills: A `pipeline.recipe_check.SkillSummary` for each skill.
+        skills: The summaries of the skills, of `pipeline.skill_summary`.
     """
+    texts = [skill for skill in skills if hasattr(skill, "num_blocks")]
+    others = [skill for skill in skills if skill not in texts]
+    tables = ([_row_tables(others)] if others else []) + ([_text_table(texts)] if texts else [])
+    return Group(*tables)
+
+
+def _text_table(texts: Sequence[Any]) -> Table:
+    table = Table(
+        "skill", "documents", "tokens", "blocks", "the first one begins", title="\ntexts", title_justify="left"
+    )
+    for text in texts:
+        sizes = f"about {quantity(text.num_tokens)}", f"about {quantity(text.num_blocks)}"
+        table.add_row(Text(text.skill), f"{text.num_rows:,}", *sizes, Text(_one_line(text.beginning)))
+    return table
+
+
+def _row_tables(skills: Sequence[Any]) -> RenderableType:
     rows = Table("skill", "rows read", "questions", "longest answer", title="\ndata", title_justify="left")
     examples = Table("skill", "prompt", "gold answer", title="\nexamples", title_justify="left")
     for skill in skills:
@@ -71,7 +88,7 @@ def _skills(recipe: Recipe) -> Table:
         "skill", "rows from", "levels", "held out", title=f"{recipe.name} (seed {recipe.seed})", title_justify="left"
     )
     for name, skill in recipe.skills.items():
-        held_out = str(skill.held_out) if isinstance(skill.held_out, int) else skill.held_out.origin
+        held_out = f"{skill.held_out:g}" if isinstance(skill.held_out, (int, float)) else skill.held_out.origin
         levels = "in the file" if skill.num_levels is None else str(skill.num_levels)
         table.add_row(Text(name), Text(skill.origin), levels, Text(held_out))
     return table

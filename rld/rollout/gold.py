@@ -12,6 +12,8 @@ from rld.types import Row
 def gold_completions(rows: Sequence[Row], encoder: PromptEncoder, max_tokens: int | None) -> list[list[int]]:
     """Return each row's gold answer as the token ids of the completion by which the model would give it.
 
+    One that `is_cut` goes on in another row, and has no end token.
+
     Args:
         rows: Rows with a `prompt` and an `answer`.
         encoder: The model's.
@@ -28,5 +30,6 @@ def gold_completions(rows: Sequence[Row], encoder: PromptEncoder, max_tokens: in
         problem = encoder.problem(row["prompt"], answer, max_tokens)
         if problem is not None:
             raise DataError(f"gold completions: {problem}; its prompt is {str(row['prompt'])[:80]!r}")
-        completions.append(encoder.encode_completion(row["prompt"], answer))
+        ids = encoder.encode_completion(row["prompt"], answer)
+        completions.append(ids[:-1] if row.get("is_cut") else ids)
     return completions

@@ -54,7 +54,7 @@ from rld.trainer.timing import PhaseTimer, timed
 from rld.trainer.training_progress import TrainingProgress
 from rld.types import Event, Row
 
-_READ_COLUMNS = ("skill", "level", "answer", "slot")
+_READ_COLUMNS = ("skill", "level", "answer", "is_cut", "slot")
 """Columns that rld reads itself, and the one of a `PromptStream`; `remove_unused_columns` leaves them in."""
 
 

@@ -264,6 +264,8 @@ class RLDTrainer(GRPOHooks):
         loss = policy_loss
         if training:
             self._joint_loss.count(batch, student.num_computed)
+            sizes = torch.tensor([student.result.num_padding or 0, student.num_computed])
+            self.loss_means.add("padding", sizes[0], sizes[1])
             if self.retention is not None:
                 loss = self._with_replay(loss, self.retention, model)
         num_parts = self.current_gradient_accumulation_steps if training else None

@@ -61,6 +61,8 @@ class StudentOutput(FusedCausalLMOutput):
     """`[B, K, T]`, distance from each teacher's hidden states, with gradient; 0 where the teacher is not valid."""
     num_computed: int | None = None
     """Tokens that went through the backbone."""
+    num_padding: int | None = None
+    """Of these, padding."""
 
 
 class RecordingStudent:
@@ -119,6 +121,7 @@ def add_signal_forward(
         kwargs |= rows.inputs | {"labels": None, "shift_labels": trl_labels_BT}
         with capture_states(self, _state_keys(signals, projections), rows.restore) as states:
             result = StudentOutput(**fused_forward(*args, **kwargs), num_computed=rows.num_computed)
+        result.num_padding = rows.num_padding
         if signals is None:
             return result
         last_BTH = recorder.last_hidden_states = states[depth(self)]

@@ -302,7 +302,7 @@ def test_a_resumed_stream_goes_on_with_the_same_rows():
     again.load_state_dict(state)
     draws: list[int] = []
     draw = again._sources["it"].draw
-    again._sources["it"].draw = lambda level, rng: draws.append(level) or draw(level, rng)  # type: ignore[method-assign]
+    again._sources["it"].draw = lambda level, *rest: draws.append(level) or draw(level, *rest)  # type: ignore[method-assign]
     resumed, _ = train(again, loader(again, skip=3))
     assert resumed == seen[6:]
     assert len(draws) == 10, "what is skipped is not drawn"

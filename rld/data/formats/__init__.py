@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from rld.data.formats import csv, json_array, jsonl, parquet
+from rld.data.formats import csv, json_array, jsonl, parquet, text
 
 Read: TypeAlias = Callable[[Path], Iterator[tuple[int, Any]]]
 """Yields the number of each row's last line, and the row as a mapping, or a ValueError that describes its defect.
@@ -21,4 +21,12 @@ FORMATS: dict[str, Read] = {
     ".json": json_array.read,
     ".parquet": parquet.read,
 }
-"""The reader of each file name suffix."""
+"""The reader of each suffix of files of rows."""
+
+TEXT_FORMATS: dict[str, Read] = dict.fromkeys(text.SUFFIXES, text.read)
+"""The reader of each suffix of files that are one text."""
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield the rows of a file as the reader of its suffix does."""
+    return (FORMATS | TEXT_FORMATS)[path.suffix](path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from rld.data.formats import FORMATS
+from rld.data.formats import FORMATS, TEXT_FORMATS, read_rows
 
 _NUM_ROWS = 1000
 """Rows that are looked at: those of JSON Lines need not have the same keys."""
@@ -30,14 +30,18 @@ _HEAD = 4096
 def row_files(path: Path) -> list[Path]:
     """Return a file of rows, or those in a folder by name; other files in the folder are left out.
 
+    A folder without any has the files of text in it and in the folders below, hidden ones left out.
+
     Raises:
         ValueError: it is no file of a format that is read, or a folder of none or of several formats, or with
             compressed files.
     """
     if not path.is_dir():
-        if path.suffix not in FORMATS:
+        if path.suffix not in FORMATS | TEXT_FORMATS:
             fix = "; unpack it" if path.suffix in _COMPRESSED else ""
-            raise ValueError(f"rows come from {', '.join(FORMATS)} files, not {path.name}{fix}")
+            raise ValueError(
+                f"rows come from {', '.join(FORMATS)} files, and from text such as .txt, not {path.name}{fix}"
+            )
         return [path]
     compressed = sorted(file.name for file in path.iterdir() if file.suffix in _COMPRESSED)
     if compressed:
@@ -45,7 +49,10 @@ def row_files(path: Path) -> list[Path]:
     files = sorted(file for file in path.iterdir() if file.suffix in FORMATS and file.is_file() and file.name[0] != ".")
     suffixes = sorted({file.suffix for file in files})
     if not files:
-        raise ValueError(f"there are no {', '.join(FORMATS)} files in the folder {path.name}")
+        files = [file for file in sorted(path.rglob("*")) if _is_text(file.relative_to(path)) and file.is_file()]
+        if files:
+            return files
+        raise ValueError(f"there are no {', '.join(FORMATS)} files in the folder {path.name}, and no texts")
     if len(suffixes) > 1:
         raise ValueError(f"the folder {path.name} has files of several formats: {', '.join(suffixes)}")
     return files
@@ -67,12 +74,16 @@ def require_plain(file: Path) -> None:
         raise ValueError("it is not text in UTF-8, but perhaps in UTF-16; save it as UTF-8")
 
 
+def _is_text(path: Path) -> bool:
+    return path.suffix in TEXT_FORMATS and not any(part.startswith(".") for part in path.parts)
+
+
 def first_columns(path: Path) -> list[str]:
     """Return the columns that the first rows of a file or folder have, in order; none where it cannot be read."""
     columns: dict[str, None] = {}
     try:
         file = row_files(path)[0]
-        for _, record in itertools.islice(FORMATS[file.suffix](file), _NUM_ROWS):
+        for _, record in itertools.islice(read_rows(file), _NUM_ROWS):
             columns |= dict.fromkeys(record) if isinstance(record, dict) else {}
     except (OSError, ValueError):  # reading the rows says what is wrong with it
         return []

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from rld.data.items import Item
-from rld.data.row_kinds import code_task, conversation, labelled, question_answer
+from rld.data.row_kinds import code_task, conversation, labelled, plain_text, question_answer
 from rld.data.row_kinds.fields import Fields
 from rld.types import Predicts
 
@@ -36,6 +36,7 @@ class RowKind(NamedTuple):
 ROW_KINDS: dict[str, RowKind] = {
     "question_answer": RowKind(question_answer.NAMES, question_answer.items),
     "conversation": RowKind(conversation.NAMES, conversation.items, ("turns",)),
+    "plain_text": RowKind(plain_text.NAMES, plain_text.items, ("document_separator",), predicts="likelihood"),
     "code_task": RowKind(code_task.NAMES, code_task.items, verifier=code_task.VERIFIER),
     "labelled": RowKind(labelled.NAMES, labelled.items, ("labels",), predicts="label"),
 }
@@ -82,7 +83,7 @@ class RowReader(NamedTuple):
         longest = max(map(len, texts), default=0)
         if any("\0" in text for text in texts):
             raise ValueError("a text with a null character")
-        if longest > _LONGEST:
+        if longest > _LONGEST and kind.predicts != "likelihood":
             raise ValueError(f"a text of {longest:,} characters; a row may have {_LONGEST:,}")
         return [(item, fields.level) for item in items]
 

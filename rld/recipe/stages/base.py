@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 from pydantic import Field
@@ -81,6 +81,15 @@ class Stage(FrozenOptions):
     def skills_in_use(self, skills: Iterable[str]) -> list[str]:
         """Return the skills of a recipe whose rows the stage's model reads."""
         return list(skills)
+
+    def problem_with_documents(self, skills: Iterable[str], texts: Sequence[str]) -> str | None:
+        """Return why the stage cannot learn the documents that it has, and how to mend it; None if it can.
+
+        Args:
+            skills: The skills of the recipe.
+            texts: Those of them whose rows are documents.
+        """
+        return None
 
     @property
     def audit_in_use(self) -> VerifierSpec | None:

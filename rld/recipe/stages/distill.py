@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
@@ -196,6 +196,21 @@ class Distill(TrainingStage):
     @property
     def learns_gold_answers(self) -> bool:
         return self.rollout.gold_completions > 0
+
+    def problem_with_documents(self, skills: Iterable[str], texts: Sequence[str]) -> str | None:
+        if set(self.protected(skills)) & set(texts):
+            return "retain protects answers, and documents ask for none: name other skills in retain.skills"
+        if not set(self.skills_in_use(skills)) & set(texts):
+            return None
+        if self.signals.policy is not None:
+            return "no reward tells how good a document is: leave signals.policy out"
+        if self.rollout.gold_completions != self.rollout.completions:
+            return "documents are not sampled, but learnt: set rollout.completions and rollout.gold_completions to 1"
+        if self.gate != "off" and self.teachers:
+            return "documents ask for no answer by which a teacher could be judged: set gate: off"
+        if self.audit is not None:
+            return "no reward tells how good a document is: leave audit out"
+        return None
 
     def readers(self) -> list[Reader]:
         return [

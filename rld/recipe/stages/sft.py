@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -49,6 +49,11 @@ class Sft(TrainingStage):
     @property
     def learns_gold_answers(self) -> bool:
         return self.teacher is None
+
+    def problem_with_documents(self, skills: Iterable[str], texts: Sequence[str]) -> str | None:
+        if self.teacher is None or not set(self.skills_in_use(skills)) & set(texts):
+            return None
+        return "a document asks for no answer that a teacher could give: leave teacher out"
 
     def readers(self) -> list[Reader]:
         return [] if self.teacher is None else [Reader(self.teacher, self.teacher)]

@@ -1,0 +1,50 @@
+"""Checks of documents against a tokenizer and a context, without a model's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rld.models.prompting import PromptEncoder, normal
+from rld.models.row_checks import Finding, FindingKind
+from rld.types import Row
+
+
+def check_texts(
+    encoder: PromptEncoder, rows: Sequence[Row], blocks: Sequence[int], context_length: int | None
+) -> list[Finding]:
+    """Return what keeps a model from reading documents token by token.
+
+    Args:
+        encoder: The model's.
+        rows: A row for each document, with the text as its answer.
+        blocks: The most tokens that are read at once of each document.
+        context_length: Positions that the model knows. None: any number.
+    """
+    problems: dict[FindingKind, dict[int, str]] = {}
+    for i, (row, block) in enumerate(zip(rows, blocks, strict=True)):
+        if context_length is not None and block > context_length:
+            example = f"is read in blocks of {block} tokens, which do not fit into a context of {context_length}"
+            problems.setdefault("block too long", {})[i] = example
+        elif (problem := _problem(encoder, row["answer"])) is not None:
+            problems.setdefault(problem[0], {})[i] = problem[1]
+    return [
+        Finding(kind, tuple(examples), len(rows), next(iter(examples.values()))) for kind, examples in problems.items()
+    ]
+
+
+def _problem(encoder: PromptEncoder, text: str) -> tuple[FindingKind, str] | None:
+    """Return why a tokenizer cannot spell a text; None if it can."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return "no text", "has half of a surrogate pair, which is no character"
+    written = normal(encoder.decode([encoder.encode_answer(text)])[0])
+    read = normal(text)
+    if written == read:
+        return None
+    missing = "".join(sorted({*read} - {*written})[:20])
+    if missing:
+        return "unknown characters", f"has {missing!r}, which the tokenizer lacks"
+    pairs = enumerate(zip(read, written, strict=False))
+    place = next((i for i, (one, other) in pairs if one != other), min(len(read), len(written)))
+    around = slice(max(place - 10, 0), place + 10)
+    example = f"has {read[around]!r}, and the tokenizer reads and writes it as {written[around]!r}"
+    return "answer cannot be written", example

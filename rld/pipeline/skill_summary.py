@@ -1,0 +1,128 @@
+"""What `rld check` shows of a skill's rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from rld.data.skill_rows import NUM_EXAMPLES, SkillRows
+from rld.recipe.sizes import Lengths
+from rld.types import Row
+
+_NUM_CHARACTERS = 200_000
+"""Characters of documents by which the tokens of all are estimated; a tokenizer reads them in half a second."""
+
+_NUM_SHOWN = 80
+"""Characters of the first document that are shown."""
+
+
+@dataclass(frozen=True)
+class SkillSummary:
+    """The rows of a skill.
+
+    Attributes:
+        skill: Its name.
+        num_rows: Rows of its file, or those that were drawn from its generator.
+        num_questions: Different questions among them.
+        num_contradicted: Questions among them that have several gold answers.
+        num_held_out: Held-out rows.
+        longest_answer: Characters of the longest gold answer.
+        prompt: One prompt, as a model reads it.
+        answer: Its gold answer.
+        lengths: Mean numbers of tokens of prompts and gold answers.
+    """
+
+    skill: str
+    num_rows: int
+    num_questions: int
+    num_contradicted: int
+    num_held_out: int
+    longest_answer: int
+    prompt: str
+    answer: str
+    lengths: Lengths
+
+
+@dataclass(frozen=True)
+class TextSummary:
+    """The documents of a skill.
+
+    Attributes:
+        skill: Its name.
+        num_rows: Documents of its files, those that are held out among them.
+        num_held_out: Held-out documents.
+        num_tokens: Tokens of all documents, about.
+        num_blocks: Blocks into which they are cut, about.
+        beginning: The first characters of the first document.
+        lengths: Tokens in front of a block, and its mean number of tokens.
+    """
+
+    skill: str
+    num_rows: int
+    num_held_out: int
+    num_tokens: int
+    num_blocks: int
+    beginning: str
+    lengths: Lengths
+
+
+def row_summary(source: SkillRows, encoder: Any, characters_per_token: float) -> SkillSummary:
+    """Return the summary of a skill's rows; `encoder` is a `PromptEncoder`, or None where only characters are known."""
+    rows = [row for _, row in source.examples(NUM_EXAMPLES)]
+    if encoder is None:
+        sizes = [(len(_text(row)) / characters_per_token, len(row["answer"]) / characters_per_token) for row in rows]
+    else:
+        encoded = encoder.encode_rows([row["prompt"] for row in rows], [row["answer"] for row in rows])
+        sizes = [(len(prompt_ids), len(answer_ids)) for prompt_ids, answer_ids in encoded]
+    answers_by_prompt: dict[str, set[str]] = {}
+    for row in rows:
+        answers_by_prompt.setdefault(str(row["prompt"]), set()).update(filter(None, [row["answer"]]))
+    example = next((row for row in rows if row["answer"]), rows[0])
+    prompt = example["prompt"]
+    if not isinstance(prompt, str):
+        prompt = "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+    return SkillSummary(
+        source.skill,
+        len(rows),
+        len(answers_by_prompt),
+        sum(len(answers) > 1 for answers in answers_by_prompt.values()),
+        len(source.held_out()),
+        max(len(row["answer"]) for row in rows),
+        prompt if encoder is None else encoder.render(example["prompt"]),
+        example["answer"],
+        Lengths(fmean(size for size, _ in sizes), 1 + fmean(size for _, size in sizes)),
+    )
+
+
+def _text(row: Row) -> str:
+    prompt = row["prompt"]
+    return prompt if isinstance(prompt, str) else "".join(message["content"] for message in prompt)
+
+
+def text_summary(source: SkillRows, block: int, encoder: Any, characters_per_token: float) -> TextSummary:
+    """Return the summary of a skill's documents.
+
+    Args:
+        source: The skill's documents.
+        block: The most tokens of a block.
+        encoder: A `PromptEncoder`. None: its tokens are not known.
+        characters_per_token: Assumed without an encoder.
+    """
+    texts = [row["answer"] for _, row in source.examples(NUM_EXAMPLES)]
+    if encoder is not None:
+        sample = "".join(text[: _NUM_CHARACTERS // len(texts) + 1] for text in texts)[:_NUM_CHARACTERS]
+        characters_per_token = len(sample) / len(encoder.encode_answer(sample))
+    sizes = [len(text) / characters_per_token for text in texts]
+    num_documents = source.num_rows or len(texts)
+    scale = num_documents / len(texts)
+    blocks = sum(int(size // (block - 2)) + 1 for size in sizes)  # without the tokens at both ends
+    return TextSummary(
+        source.skill,
+        num_documents,
+        len(source.held_out()),
+        round(scale * sum(sizes)),
+        round(scale * blocks),
+        texts[0][:_NUM_SHOWN],
+        Lengths(1, sum(sizes) / blocks + 1),
+    )
