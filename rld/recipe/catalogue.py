@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rld.controllers import AnyController
+from rld.data.formats import FORMATS
 from rld.errors import LibraryError
 from rld.losses.combination import AnyCombination
 from rld.losses.divergences import AnyDivergence
