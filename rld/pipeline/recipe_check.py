@@ -14,6 +14,7 @@ from rich.text import Text
 
 from rld.data.skill_rows import NUM_EXAMPLES, SkillRows, skill_rows
 from rld.pipeline.gold_answers import gold_rewards
+from rld.pipeline.label_summary import LabelSummary, label_notes, label_summaries, model_encoders
 from rld.pipeline.plain_recipe import absent_models, reason_to_ask_libraries
 from rld.pipeline.skill_summary import SkillSummary, TextSummary, row_summary, text_summary
 from rld.recipe import registry
@@ -22,7 +23,7 @@ from rld.recipe.input_changes import Effect, input_changes
 from rld.recipe.inputs import Inputs, InputsFile
 from rld.recipe.progress import run_progress
 from rld.recipe.schema import Recipe
-from rld.reporting.overview import overview, skill_tables
+from rld.reporting.overview import label_table, overview, skill_tables
 from rld.utils.messages import is_main_process, tell
 from rld.utils.user_calls import action
 
@@ -46,12 +47,14 @@ class CheckResult:
     Attributes:
         skills: The rows of each skill.
         cautions: What may be a mistake, one sentence each.
+        labels: The labels of skills of labelled rows.
         notes: What was checked and what was not, and how long it took.
     """
 
     skills: list[SkillSummary | TextSummary]
     cautions: list[str]
     notes: list[str]
+    labels: list[LabelSummary]
 
 
 def check_recipe(recipe: Recipe, source: Path, deep: bool = False) -> CheckResult:
@@ -72,11 +75,13 @@ def check_recipe(recipe: Recipe, source: Path, deep: bool = False) -> CheckResul
     sources = None if recipe.bad_rows == "skip" else skill_rows(recipe, source.parent)
     reason = "bad_rows: skip" if sources is None else reason_to_ask_libraries(recipe, source, sources)
     encoder: Any = None
+    encoders: dict[str, Any] = {}
     if deep or reason is not None or sources is None:
         from rld.pipeline.deep_check import ask_libraries  # imports the libraries, which takes seconds
 
         run = ask_libraries(recipe, source, deep)
         sources, encoder = run.skill_rows, None if absent else run.models.encoder(recipe.stages[0].origin)[0]
+        encoders = model_encoders(recipe, run.models) if recipe.labels and not absent else {}
         notes.append(f"asked TRL, PEFT and transformers{'' if deep else f', because of {reason}'}")
     characters_per_token = _CHARACTERS_PER_TOKEN if absent else 1.0  # a new model has a tokenizer of characters
     summaries = [
@@ -86,10 +91,12 @@ def check_recipe(recipe: Recipe, source: Path, deep: bool = False) -> CheckResul
         for skill, source in sources.items()
     ]
     cautions += [*learning_rate_cautions(recipe), *seconds_cautions(recipe)]
+    labels = label_summaries(recipe, sources, encoders)
+    cautions += label_notes(labels)
     cautions += _repeated(recipe, [rows for rows in summaries if isinstance(rows, SkillSummary)])
     cautions += _unpaid_gold_answers(recipe, source.parent, sources)
     notes.append(f"checked in {time.perf_counter() - started:.1f} s")
-    return CheckResult(summaries, cautions, notes)
+    return CheckResult(summaries, cautions, notes, labels)
 
 
 def show_check(recipe: Recipe, source: Path, result: CheckResult, folder: Path | None = None) -> None:
@@ -99,6 +106,8 @@ def show_check(recipe: Recipe, source: Path, result: CheckResult, folder: Path |
     console = Console(highlight=False)
     console.print(overview(recipe, source.parent, {summary.skill: summary.lengths for summary in result.skills}))
     console.print(skill_tables(result.skills))
+    if result.labels:
+        console.print(label_table(result.labels))
     for caution in result.cautions:
         tell(f"caution: {caution}")
     console.print("; ".join(result.notes), markup=False, soft_wrap=True)

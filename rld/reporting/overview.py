@@ -58,6 +58,22 @@ def skill_tables(skills: Sequence[Any]) -> RenderableType:
     return Group(*tables)
 
 
+def label_table(labels: Sequence[Any]) -> RenderableType:
+    """Return a table of labels with the words that say them, and their tokens in each tokenizer.
+
+    Args:
+        labels: A `pipeline.label_summary.LabelSummary` for each label.
+    """
+    models = list(labels[0].tokens)
+    headers = "skill", "label", "words", "rows", *(f"tokens of {model}" for model in models)
+    table = Table(*headers, title="\nlabels", title_justify="left")
+    for label in labels:
+        spelt = [" ".join(map(repr, label.tokens[model])) for model in models]
+        row = label.skill, label.label, repr(label.words), f"{label.num_rows:,}", *spelt
+        table.add_row(*map(Text, row))
+    return table
+
+
 def _text_table(texts: Sequence[Any]) -> Table:
     table = Table(
         "skill", "documents", "tokens", "blocks", "the first one begins", title="\ntexts", title_justify="left"

@@ -15,13 +15,13 @@ from rld.rollout.batch import RolloutBatch
 from rld.rollout.record import RolloutRecord
 
 
-def counts_end(words: Sequence[str]) -> bool:
-    """Return whether the end of a completion is part of what says a label.
+def begins_another(words: Sequence[str]) -> tuple[str, str] | None:
+    """Return words of a label and those of another one that begin with them; None if there are none.
 
-    It is where the words of one label begin those of another: the probability of ` Tech` would contain that of
-    ` Technology`. Elsewhere it is left out, because it tells nothing of the label whether a model ends behind it.
+    The end of a completion is then part of what says each label: the probability of ` Tech` would otherwise contain
+    that of ` Technology`. Elsewhere the end is left out, because it tells nothing of the label whether a model stops.
     """
-    return any(one != other and other.startswith(one) for one in words for other in words)
+    return next(((one, other) for one in words for other in words if one != other and other.startswith(one)), None)
 
 
 def label_completions(record: RolloutRecord, encoder: PromptEncoder, max_tokens: int | None) -> list[list[int]]:
@@ -49,7 +49,8 @@ def label_completions(record: RolloutRecord, encoder: PromptEncoder, max_tokens:
 
 def label_tokens(encoder: PromptEncoder, prompt: object, text: str, words: Sequence[str]) -> list[int]:
     """Return the token ids by which a model says a label, one of `words`, behind a prompt."""
-    return encoder.encode_completion(prompt, text) if counts_end(words) else encoder.encode_with(prompt, text)[1]
+    has_end = begins_another(words) is not None
+    return encoder.encode_completion(prompt, text) if has_end else encoder.encode_with(prompt, text)[1]
 
 
 def add_labels(batch: RolloutBatch, record: RolloutRecord, accelerator: Accelerator) -> None:

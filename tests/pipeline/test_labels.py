@@ -76,6 +76,7 @@ def test_a_run_learns_labels_and_scores_them(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "4 prompts x their labels" in shown
     assert "by the gold label" in shown
+    assert "tokens of small" in shown and "' apple'" in shown
     assert main(["train", str(path), "--output", str(tmp_path / "run")]) == 0
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [entry["loss/response"] for entry in metrics if "loss/response" in entry]
@@ -140,3 +141,16 @@ def test_prompts_that_cannot_be_split_are_refused_before_the_first_stage(tmp_pat
     )
     assert main(["train", str(path), "--output", str(tmp_path / "run")]) == 2
     assert "let rollout.prompts be a multiple of processes times accumulation steps" in capsys.readouterr().err
+
+
+def test_what_a_user_may_not_expect_of_labels_is_said(tmp_path, capsys):
+    path = written(tmp_path)
+    tree = yaml.safe_load(path.read_text())
+    tree["skills"]["topics"]["labels"] = {"A": " be", "B": " bean", "C": "corn"}
+    path.write_text(yaml.safe_dump(tree))
+    assert main(["check", str(path)]) == 0
+    said = capsys.readouterr()
+    text = " ".join((said.out + said.err).split())
+    assert "' bean' begins with ' be', so the end of an answer is part of each label" in text
+    assert "the words 'corn' have no space in front, and those of other labels have one" in text
+    assert "for small the labels A, B begin with the same token, ' '" in text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator
@@ -80,11 +80,3 @@ Labels = Annotated[dict[str, str], BeforeValidator(_by_name), AfterValidator(_di
 def unused(labels: Mapping[str, str], answers: set[str]) -> list[str]:
     """Return the labels whose words are no row's answer; none if no row has an answer."""
     return [label for label, words in labels.items() if words not in answers] if answers else []
-
-
-def begins_another(words: Sequence[str]) -> tuple[str, str] | None:
-    """Return words of a label and those of another one that begin with them; None if there are none.
-
-    After the former a model may go on to the latter, so that its end is part of what says the label.
-    """
-    return next(((one, other) for one in words for other in words if one != other and other.startswith(one)), None)
