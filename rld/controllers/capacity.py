@@ -16,13 +16,13 @@ from pydantic import BaseModel, Field
 
 from rld.controllers.base import State
 from rld.controllers.observation import (
-    Controller,
     Observation,
     RequiredMeasurements,
     SkillObservation,
     TeacherObservation,
     Weights,
 )
+from rld.controllers.wrapped import WrappedController
 from rld.types import Event, Signal
 from rld.utils.options import FrozenOptions
 
@@ -122,28 +122,14 @@ class Change(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CapacityMonitor:
+class CapacityMonitor(WrappedController):
     """A controller with the weights of another one, which it changes on skills with a capacity gap.
 
-    Args:
-        controller: The other one.
+    Attributes:
         rule: When a skill has a capacity gap, and what to do then.
     """
 
-    controller: Controller
     rule: CapacityRule
-
-    @property
-    def kind(self) -> str:
-        return self.controller.kind
-
-    @property
-    def decide_every(self) -> int:
-        return self.controller.decide_every
-
-    @property
-    def recheck_every(self) -> int:
-        return self.controller.recheck_every
 
     @property
     def required_measurements(self) -> RequiredMeasurements:

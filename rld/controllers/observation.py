@@ -70,6 +70,8 @@ class RequiredMeasurements(NamedTuple):
     """Statistics of the signals' gradients, from the update before each tick."""
     gold_rows: int = 0
     """Rows per skill with whose gold answers gradients are compared."""
+    target: tuple[str, ...] = ()
+    """Skills with whose gradient that of each skill is compared, on gold answers."""
     resampled_answers: bool = False
     """A second, sampled answer of teachers to some prompts that they answered correctly."""
 
@@ -90,6 +92,8 @@ class SkillObservation:
     """Successes that a trusted reward checked."""
     audit_passed: int = 0
     """Of these, those that it found correct as well."""
+    transfer: float | None = None
+    """Cosine between the gradient of its gold answers and that of the target skills'; None if not required."""
     gradients: GradientStats | None = None
     """From the update before the tick; None if the controller does not require them."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -64,6 +65,7 @@ class ControllerRuntime:
         self._phases = dict.fromkeys(skills, 0)
         self._delta_rms: list[float | None] = [None] * len(skills)
         self._learns_nothing = False
+        self._transfer: Mapping[str, float] = {}
         self._window = WindowStatistics.zeros(len(skills), len(self.teachers))
         self._apply(controller.weights(self.state))
 
@@ -189,6 +191,10 @@ class ControllerRuntime:
         self._window.attempts += attempts.cpu()
         self._window.gate += gate.cpu()
 
+    def set_transfer(self, cosines: Mapping[str, float]) -> None:
+        """Show these cosines of each skill's gradient with the target's at the next tick, the same on every process."""
+        self._transfer = cosines
+
     def finish_update(
         self,
         statistics: UpdateStatistics,
@@ -230,7 +236,10 @@ class ControllerRuntime:
         return Observation(
             step=step,
             skills={
-                skill: self._window.skill_observation(s, skill, self.teachers, gradients.get(skill))
+                skill: replace(
+                    self._window.skill_observation(s, skill, self.teachers, gradients.get(skill)),
+                    transfer=self._transfer.get(skill),
+                )
                 for s, skill in enumerate(self.skills)
             },
             gradients=self._window.gradient_norms(),

@@ -58,6 +58,8 @@ def tick_metrics(observation: Observation) -> dict[str, float]:
     for skill, measured in observation.skills.items():
         if measured.attempts:
             metrics[f"progress/{skill}"] = measured.successes / measured.attempts
+        if measured.transfer is not None:
+            metrics[f"transfer/{skill}"] = measured.transfer
         if measured.audited:
             metrics[f"audit/{skill}"] = measured.audit_passed / measured.audited
         for name, teacher in measured.teachers.items():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rld.errors import CurriculumError, RldError
@@ -53,6 +53,11 @@ def try_curriculum(stage: Distill, num_levels: Mapping[str, int], source: Path) 
         raise CurriculumError(f"{place}: it orders levels by a teacher's loss; stage '{stage.name}' has no teachers")
     if hasattr(curriculum, "difficulty") and max(num_levels.values()) == 1:
         raise CurriculumError(f"{place}: it orders the levels of a skill, and no skill of stage '{stage.name}' has two")
+    if stage.target is not None and not _follows(curriculum, list(num_levels)):
+        raise CurriculumError(
+            f"{place}: stage '{stage.name}' has a target, for which prompts are shared out, and this curriculum does "
+            "not follow; use fixed:Uniform without weights, or another one with a method allocate"
+        )
     try:
         with user_code(CALL_SECONDS):
             task = curriculum.next(random.Random(0))
@@ -72,3 +77,16 @@ def try_curriculum(stage: Distill, num_levels: Mapping[str, int], source: Path) 
         raise
     except Exception as error:
         raise CurriculumError(f"{place}: trying it {description(error)}") from error
+
+
+def _follows(curriculum: Curriculum, skills: Sequence[str]) -> bool:
+    """Whether a curriculum draws skills in the shares that a controller allocates."""
+    if not hasattr(curriculum, "allocate"):
+        return False
+    with user_code(CALL_SECONDS):
+        for chosen in skills:
+            curriculum.allocate({skill: float(skill == chosen) for skill in skills})
+            if any(curriculum.next(random.Random(i))[0] != chosen for i in range(8)):
+                return False
+        curriculum.allocate(None)
+    return True

@@ -10,6 +10,7 @@ from transformers import set_seed
 
 from rld.controllers.capacity import CapacityMonitor
 from rld.controllers.observation import Controller
+from rld.controllers.target import TRANSFER_ROWS, TargetedController
 from rld.data.prompt_stream import PromptStream
 from rld.pipeline.callbacks import EventLog
 from rld.pipeline.curriculum_loading import load_curriculum, try_curriculum
@@ -18,7 +19,7 @@ from rld.pipeline.perturbations import Perturbations
 from rld.pipeline.reward_loading import RewardLoader, Rewards
 from rld.pipeline.reward_probe import probe_rewards
 from rld.pipeline.run import RunContext
-from rld.pipeline.stage_checks import require_features, require_trainable
+from rld.pipeline.stage_checks import require_features, require_gold_of_target, require_trainable
 from rld.pipeline.stage_training import StageTraining
 from rld.pipeline.teacher_loading import ProbedTeacher, TeacherLoader
 from rld.pipeline.teacher_losses import order_by_loss
@@ -40,6 +41,7 @@ def dry_run(context: RunContext, stage: Distill) -> None:
     probe_rewards(context, stage, rewards)
     arguments = _arguments(context, stage, rewards.weights)
     try_curriculum(stage, _num_levels(context, stage), context.source)
+    require_gold_of_target(context, stage)
     _stream(context, stage, arguments)
     require_trainable(context, stage, arguments)
     require_features(context, stage)
@@ -105,8 +107,9 @@ def _trainer(
     context: RunContext, stage: Distill, student: Loaded, teachers: list[ProbedTeacher], rewards: Rewards
 ) -> RLDTrainer:
     args, (model, tokenizer) = _arguments(context, stage, rewards.weights), student
-    num_gold = stage.controller.required_measurements.gold_rows
-    names = [str(probed.teacher.name) for probed in teachers]
+    controller = _controller(stage, context.seed(stage.name), [str(probed.teacher.name) for probed in teachers])
+    required = controller.required_measurements
+    num_gold = max(required.gold_rows, 2 * TRANSFER_ROWS if required.target else 0)
     return RLDTrainer(
         model,
         rewards.functions,
@@ -115,7 +118,7 @@ def _trainer(
         processing_class=tokenizer,
         peft_config=lora_config(stage.lora),
         teachers=[probed.teacher for probed in teachers],
-        controller=_controller(stage, context.seed(stage.name), names),
+        controller=controller,
         verifier=rewards.verifier,
         audit_reward=rewards.audit,
         retain_dataset=_retained_rows(context, stage),
@@ -125,7 +128,9 @@ def _trainer(
 
 
 def _controller(stage: Distill, seed: int, teachers: list[str]) -> Controller:
-    controller = stage.controller.seeded(seed).for_teachers(teachers)
+    controller: Controller = stage.controller.seeded(seed).for_teachers(teachers)
+    if stage.target is not None:
+        controller = TargetedController(controller, tuple(stage.target))
     return controller if stage.capacity is None else CapacityMonitor(controller, stage.capacity)
 
 

@@ -1,4 +1,4 @@
-"""Checks of a stage that need the libraries but no weights: its optimiser, adapter and feature layers."""
+"""Checks of a stage that need the libraries but no weights: its optimiser, adapter, feature layers and target."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from peft import inject_adapter_in_model
 from transformers import Trainer, TrainingArguments, get_scheduler
 
+from rld.errors import RecipeError
 from rld.losses.feature_matching import FeaturePlan
 from rld.models.adapters import require_mergeable
 from rld.pipeline.run import SETUP, RunContext
@@ -58,3 +59,17 @@ def require_features(context: RunContext, stage: Distill) -> None:
                 FeaturePlan.of(feature.loss, student, teacher, name)
             except (RuntimeError, NotImplementedError):
                 continue  # its forward needs values, so its layers are checked when it is loaded
+
+
+def require_gold_of_target(context: RunContext, stage: Distill) -> None:
+    """Refuse a stage with a target in which a skill has no gold answers, whose gradients would be compared.
+
+    Raises:
+        RecipeError: there is such a skill.
+    """
+    for skill in context.skills(stage) if stage.target is not None else ():
+        if any(not row["answer"] for row in context.skill_rows[skill].probe(1)):
+            raise RecipeError(
+                f"stages.{stage.name}.target: skill {skill!r} has questions without a gold answer, and transfer is "
+                "measured on gold answers; leave the skill out of the stage"
+            )

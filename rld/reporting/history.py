@@ -40,6 +40,8 @@ _PHRASES = {
     "budget exceeded": "the student is too far from the start of the stage",
     "budget kept": "the student is near the start of the stage again",
     "equal rewards": "reward {about} told no completions of a prompt apart",
+    "transfer on": "{skill} helps {about} again and gets prompts for it",
+    "transfer off": "{skill} does not help {about}",
     "capacity gap": "{skill}: the student no longer comes closer to {about}, which is better",
     "capacity gap closed": "{skill}: {about} is no longer ahead, or the student comes closer again",
     "difficulty": "{skill}: {about}",

@@ -50,6 +50,7 @@ from rld.trainer.skill_names import trained_skills
 from rld.trainer.start_checks import require_sound_student
 from rld.trainer.student_forward import StudentInputs, add_signal_forward
 from rld.trainer.timing import OptimizerTime, PhaseTimer, timed
+from rld.trainer.transfer_probe import TransferProbe
 from rld.trainer.trl_patches import patch_trl
 from rld.types import Curriculum, Row
 from rld.utils.flops import FlopMeter, forward_flops, training_flops
@@ -72,7 +73,8 @@ class RLDTrainer(GRPOHooks):
         audit_reward: A reward that checks a share of the completions that the verifier gave 1 (`args.audit_share`).
             It also replaces the verifier in the gate and in retention.
         retain_dataset: Rows of skills that must not be forgotten, with a column `skill`; `args.retain` has the options.
-        gold_rows: Rows with a gold `answer`, for `GradientAlignmentController`, which measures their gradient.
+        gold_rows: Rows with a gold `answer`, for `GradientAlignmentController` and `TargetedController`, which measure
+            their gradient.
         flop_meter: Counts the training's floating-point operations. None: a new one.
         **options: The other arguments of `GRPOTrainer`.
 
@@ -183,6 +185,7 @@ class RLDTrainer(GRPOHooks):
             args, runtime, self._student, rows=gold_rows, encoder=self._encoder, accelerator=self.accelerator
         )
         self._joint_loss = JointLoss(args, self.ensemble, runtime, feature=self._feature, gradient_probe=probe)
+        self._transfer = TransferProbe.for_trainer(self, gold_rows, self._encoder)
         self._teacher_scoring = teacher_scoring(self)
 
     # -- rollouts ------------------------------------------------------------------------------------------------------
@@ -294,9 +297,11 @@ class RLDTrainer(GRPOHooks):
     def _finish_update(self) -> dict[str, float]:
         statistics = self._joint_loss.take_statistics().reduced(self.accelerator)
         gradients, num_read = self._joint_loss.take_gradient_stats()
+        transfer, num_probed = ({}, 0) if self._transfer is None else self._transfer.take()
+        self.runtime.set_transfer(transfer)
         step, size = self.state.global_step + 1, self._num_parameters
         self.totals.tokens_trained += (num_tokens := int(statistics.student_tokens.item()))
-        self.flop_meter.add("student", training_flops(size, num_tokens) + forward_flops(size, num_read))
+        self.flop_meter.add("student", training_flops(size, num_tokens + num_probed) + forward_flops(size, num_read))
         if self.args.labels:
             self.runtime.add_label_counts(*self._joint_loss.take_label_counts(self.accelerator))
         metrics, events = self.runtime.finish_update(statistics, step, self.progress(step), gradients)

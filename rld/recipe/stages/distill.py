@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from rld.controllers import AnyController
 from rld.controllers.capacity import CapacityRule
 from rld.controllers.gap import GapController
 from rld.controllers.retention_rule import EARLY_INTERVAL, EARLY_TICKS, LATE_INTERVAL, RetentionRule
+from rld.controllers.target import TRANSFER_ROWS
 from rld.recipe.controller_checks import check_controller, check_retention
 from rld.recipe.document import Loc, RecipeProblem
 from rld.recipe.names import RecipeNames, check_member, items
@@ -63,6 +64,10 @@ class Distill(TrainingStage):
     rollout: Rollout = Rollout()
     retain: RetentionRule | None = None
     """Protection of skills against forgetting. None: no protection."""
+    target: Annotated[list[str], Field(min_length=1)] | None = None
+    """Skills for whose sake the stage trains: prompts go to the skills whose gradient on gold answers agrees with
+    theirs. Teachers and layers have the weight that the controller gives them on those rows. None: all skills count
+    alike."""
     capacity: CapacityRule | None = None
     """What recognises a student that is too small for its teacher, and what is done then. None: nothing does."""
     audit: AuditSpec | None = None
@@ -240,6 +245,7 @@ class Distill(TrainingStage):
         yield from ExperimentSpec.check(names, (*loc, "experiment"), raw.get("experiment"))
         yield from check_retention(names, (*loc, "retain"), raw.get("retain"))
         yield from AuditSpec.check(names, (*loc, "audit"), raw.get("audit"))
+        yield from names.skill_list((*loc, "target"), raw.get("target"), names.trained_skills)
 
     def cost(self, sizes: Sizes) -> StageCost:
         student = sizes.parameters(self.student)
@@ -269,6 +275,8 @@ class Distill(TrainingStage):
             rows.append(("gate", gate + (", on failed completions" if self.distill_on == "failed_completions" else "")))
         rows.append(("controller", f"{self.controller.kind}, every {self.controller.decide_every} steps"))
         rows.append(("curriculum", self.curriculum.use))
+        if self.target is not None:
+            rows.append(("target", f"{listed(self.target)}: prompts go where gradients agree with theirs"))
         if self.audit is not None:
             rows.append(("audit", f"{self.audit.use} checks {self.audit.share:.0%} of the successes"))
         if self.retain is not None:
@@ -316,6 +324,9 @@ def _flops_by_account(stage: Distill, student: int, teachers: Mapping[str, int],
     num_ticks = stage.steps // stage.controller.decide_every
     gold = required.gold_rows * len(skills) * (lengths.prompt + lengths.answer)
     flops["student"] += num_ticks * forward_flops(student, gold)
+    if stage.target is not None:
+        probed = (len(skills) + len(stage.target)) * TRANSFER_ROWS * (lengths.prompt + lengths.answer)
+        flops["student"] += num_ticks * training_flops(student, probed)
     answered = rollout.prompts * (lengths.prompt + lengths.answer) * (_RESAMPLED if required.resampled_answers else 1)
     for name, size in teachers.items():
         spec = stage.teachers[name]

@@ -1,0 +1,152 @@
+"""How far a step on each skill would also lower the loss on the target skills: the agreement of their gradients.
+
+Measured only for a controller that requires it, in the last update before a tick, on gold answers of training rows.
+
+Shapes: N answer tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rld.controllers.runtime import ControllerRuntime
+from rld.controllers.target import TRANSFER_ROWS
+from rld.errors import DataError, RecipeError
+from rld.models.heads import LMHead
+from rld.models.hidden_states import capture_states, depth
+from rld.models.prompt_sharing import PromptSharingLayout
+from rld.models.prompting import PromptEncoder
+from rld.rollout.gold import gold_completions
+from rld.types import DEFAULT_SKILL, Row
+from rld.utils.tensors import pad_prompts_and_completions
+
+Text = tuple[list[int], list[int]]
+"""Token ids of a prompt and of its gold answer."""
+
+
+class TransferProbe:
+    """Measures the cosine between the gradient of each skill's gold answers and that of the target's.
+
+    The gradients are those of the mean negative log-likelihood per token with respect to all weights that train. Every
+    process measures all rows and gets the same cosines. Two gradients of the size of the weights are held.
+
+    Args:
+        student: The student without wrappers.
+        runtime: Says in which update to measure.
+        own: The texts of each skill.
+        target: Other texts of the target skills.
+        rows_per_forward: Texts that are read at a time.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        runtime: ControllerRuntime,
+        own: Mapping[str, Sequence[Text]],
+        target: Sequence[Text],
+        rows_per_forward: int,
+    ) -> None:
+        self.student, self.runtime, self.own, self.target = student, runtime, own, target
+        self.rows_per_forward = rows_per_forward
+        texts = [*target, *(text for of_skill in own.values() for text in of_skill)]
+        self.num_tokens = sum(len(prompt) + len(answer) for prompt, answer in texts)
+        """Tokens of a measurement."""
+
+    @classmethod
+    def for_trainer(cls, trainer: Any, rows: Iterable[Row], encoder: PromptEncoder) -> TransferProbe | None:
+        """Return the probe of an `RLDTrainer`; None if its controller requires none.
+
+        Args:
+            trainer: The trainer.
+            rows: Rows with gold answers; of each skill the first ones are measured, of target skills twice as many.
+            encoder: The student's.
+
+        Raises:
+            RecipeError: weights are not whole on this process, or too few rows have a gold answer.
+        """
+        runtime: ControllerRuntime = trainer.runtime
+        targets = runtime.controller.required_measurements.target
+        if not targets:
+            return None
+        if trainer.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            raise RecipeError("target: gradients are measured on whole weights, and FSDP or DeepSpeed shards them")
+        if unknown := [skill for skill in targets if skill not in runtime.skills]:
+            raise DataError(f"target: {unknown[0]!r} is none of the skills {list(runtime.skills)}")
+        texts = _texts(rows, encoder, trainer.args.max_completion_length)
+        for skill in runtime.skills:
+            needed, number = (2 if skill in targets else 1), len(texts.get(skill, ()))
+            if number < needed:
+                raise RecipeError(f"target: skill {skill!r} has {number} gold answers to measure, and needs {needed}")
+        target, own = [], {}
+        for skill in runtime.skills:
+            half = min(TRANSFER_ROWS, len(texts[skill]) // 2) if skill in targets else 0
+            target += texts[skill][:half]
+            own[skill] = texts[skill][half : half + TRANSFER_ROWS]
+        return cls(trainer._student, runtime, own, target, trainer.args.per_device_train_batch_size)
+
+    def take(self) -> tuple[dict[str, float], int]:
+        """Return each skill's cosine and the tokens that were read and learnt from; nothing but before a tick."""
+        if not self.runtime.measures_gradients:
+            return {}, 0
+        training = self.student.training
+        self.student.eval()
+        target = self._gradient(self.target)
+        cosines = {skill: _cosine(self._gradient(texts), target) for skill, texts in self.own.items()}
+        self.student.train(training)
+        return cosines, self.num_tokens
+
+    def _gradient(self, texts: Sequence[Text]) -> list[Tensor]:
+        """Return the gradient of the texts' mean negative log-likelihood, one tensor per weight that trains."""
+        weights = [weight for weight in self.student.parameters() if weight.requires_grad]
+        total = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
+        num_tokens = sum(len(answer) for _, answer in texts)
+        for first in range(0, len(texts), self.rows_per_forward):
+            with torch.enable_grad():
+                loss = _negative_log_likelihood(self.student, texts[first : first + self.rows_per_forward]) / num_tokens
+                parts = torch.autograd.grad(loss, weights, allow_unused=True)
+            for sum_, part in zip(total, parts, strict=True):
+                if part is not None:
+                    sum_ += part
+        return total
+
+
+def _texts(rows: Iterable[Row], encoder: PromptEncoder, max_tokens: int | None) -> dict[str, list[Text]]:
+    """Return the texts of the rows that have a gold answer, by skill; longer answers than `max_tokens` are refused."""
+    answered = [row for row in rows if row.get("answer")]
+    answers = gold_completions(answered, encoder, max_tokens)
+    texts: dict[str, list[Text]] = {}
+    for row, answer in zip(answered, answers, strict=True):
+        texts.setdefault(str(row.get("skill", DEFAULT_SKILL)), []).append((encoder.encode(row["prompt"]), answer))
+    return texts
+
+
+def _negative_log_likelihood(student: PreTrainedModel, texts: Sequence[Text]) -> Tensor:
+    """Return the sum over the tokens of the answers, in nats, with a gradient to all weights."""
+    ids_BS, attention_BS, mask_BT = (x.to(student.device) for x in pad_prompts_and_completions(texts))
+    answers_BT, num_columns = mask_BT.bool(), mask_BT.shape[1]
+    rows = PromptSharingLayout.unshared(student).rows(ids_BS, attention_BS, num_columns)
+    with capture_states(student, (), rows.restore) as states:
+        student.base_model(**rows.inputs, use_cache=False)
+    hidden_NH = states[depth(student)][answers_BT]
+    head = LMHead.of(student)
+    logits_NV = head.scale * torch.nn.functional.linear(hidden_NH, head.weight, head.bias).float()
+    if head.softcap is not None:
+        logits_NV = head.softcap * (logits_NV / head.softcap).tanh()
+    return torch.nn.functional.cross_entropy(logits_NV, ids_BS[:, -num_columns:][answers_BT], reduction="sum")
+
+
+def _cosine(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    """Return the cosine of two gradients; 0 if one is 0."""
+
+    def product(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+        return sum(float((x.double() * y.double()).sum()) for x, y in zip(a, b, strict=True))
+
+    length = math.sqrt(product(one, one) * product(other, other))
+    return product(one, other) / length if length > 0 else 0.0

@@ -1,0 +1,106 @@
+"""A stage with a target: what is refused before it trains, and that its shares survive a stop."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rld.cli import main
+from rld.pipeline.stage_training import StageTraining
+from rld.utils import files
+from tests.support.runs import Killed, one_thread, written
+
+__all__ = ["one_thread"]
+
+RECIPE = """
+name: targeted
+tokenizer: {characters: "abcd:="}
+max_new_tokens: 4
+skills:
+  copy: {generator: ./tasks.py:copy, held_out: 4}
+  swap: {generator: ./tasks.py:swap, held_out: 4}
+  open: {generator: ./tasks.py:no_gold, held_out: 0}
+models:
+  tiny:
+    new: llama
+    config: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2}
+rewards: [{use: ./tasks.py:short}]
+stages:
+  - name: student
+    kind: distill
+    student: tiny
+    skills: [copy, swap]
+    signals: {policy: {}}
+    target: [copy]
+    controller: {kind: gap, decide_every: 2}
+    rollout: {prompts: 4, completions: 2}
+    steps: 8
+    checkpoint_every: 3
+"""
+
+TASKS = """
+def copy(rng):
+    word = "".join(rng.choices("abcd", k=2))
+    return f"a:{word}=", word
+
+def swap(rng):
+    word = "".join(rng.choices("abcd", k=2))
+    return f"b:{word}=", word[::-1]
+
+def short(completions, **_):
+    return [float(len(text.strip()) <= 2) for text in completions]
+
+def no_gold(rng):
+    return "c:" + "".join(rng.choices("abcd", k=4)), ""
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    return written(tmp_path_factory.mktemp("recipe"), RECIPE, TASKS)
+
+
+def lines(run: Path) -> list[dict]:
+    keys = ("step", "share/copy", "share/swap", "transfer/copy", "transfer/swap", "loss")
+    return [{key: line.get(key) for key in keys} for line in files.read_jsonl(run / "metrics.jsonl").records]
+
+
+def test_shares_move_and_go_on_after_a_stop(recipe, tmp_path, monkeypatch):
+    assert main(["train", str(recipe), "--output", str(tmp_path / "whole")]) == 0
+    whole = lines(tmp_path / "whole")
+    assert [line["step"] for line in whole if line["transfer/copy"] is not None] == [2, 4, 6, 8]
+    assert whole[-1]["share/copy"] != 0.5
+    assert whole[-1]["share/copy"] + whole[-1]["share/swap"] == pytest.approx(1)
+    finish = StageTraining.finish
+
+    def killed(self, *args, **options):
+        raise Killed
+
+    monkeypatch.setattr(StageTraining, "finish", killed)
+    with pytest.raises(Killed):
+        main(["train", str(recipe), "--output", str(tmp_path / "killed")])
+    monkeypatch.setattr(StageTraining, "finish", finish)
+    shutil.rmtree(tmp_path / "killed" / "checkpoints" / "student" / "checkpoint-8")
+    assert main(["train", str(recipe), "--output", str(tmp_path / "killed"), "--resume"]) == 0
+    assert lines(tmp_path / "killed") == whole
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("stages.student.target=[cpoy]", "'cpoy' is no skill; did you mean 'copy'"),
+        ("stages.student.target=[open]", "'open' is no skill of this stage"),
+        ("stages.student.target=[]", "target"),
+        ("stages.student.curriculum={use: staged:Staged}", "this curriculum does not follow"),
+        (
+            "stages.student.curriculum={use: fixed:Uniform, options: {weights: {copy: 1, swap: 1}}}",
+            "this curriculum does not follow",
+        ),
+        ("stages.student.skills=[copy, swap, open]", "skill 'open' has questions without a gold answer"),
+    ],
+)
+def test_what_a_target_cannot_be_is_refused(recipe, tmp_path, capsys, change, message):
+    assert main(["train", str(recipe), "--output", str(tmp_path / "run"), change]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())

@@ -1,0 +1,105 @@
+"""The agreement of gradients is that of plain autograd, and the prompts of a run with a target follow it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from rld.curricula.fixed import Uniform
+
+import tests.support.tiny as tiny
+from rld.controllers.baselines import FixedController
+from rld.controllers.target import TargetedController
+from rld.errors import DataError, RecipeError
+from rld.teachers.teacher import Teacher
+from rld.trainer.rld_config import RLDConfig
+from rld.trainer.rld_trainer import RLDTrainer
+from rld.types import Row
+from rld.utils.flops import training_flops
+
+
+def gold(num: int = 48) -> list[Row]:
+    return [dict(row) for row in tiny.rows(num)]
+
+
+def trainer(folder: Any, rows: Any = None, target: str = "first", **changes: Any) -> RLDTrainer:
+    return RLDTrainer(
+        model=tiny.model(),
+        reward_funcs=[tiny.letters],
+        args=RLDConfig(**tiny.rld_options(folder, max_steps=4, **changes)),
+        train_dataset=tiny.rows(),
+        processing_class=tiny.tokenizer(),
+        teachers=[Teacher(tiny.model(1), "big", tokenizer=tiny.tokenizer())],
+        curriculum=Uniform({"first": 1, "second": 1}),
+        controller=TargetedController(FixedController(policy=0.5, response=0.5, decide_every=2), (target,)),
+        gold_rows=gold() if rows is None else rows,
+    )
+
+
+def plain(model: Any, rows: list[Row]) -> torch.Tensor:
+    """The gradient of the mean negative log-likelihood of answers and ends, one row at a time, in float64."""
+    tokenizer, model = tiny.tokenizer(), model.double()
+    total, number = torch.zeros((), dtype=torch.float64), 0
+    for row in rows:
+        prompt = tokenizer(row["prompt"])["input_ids"]
+        answer = [*tokenizer(row["answer"])["input_ids"], tokenizer.eos_token_id]
+        ids = torch.tensor([prompt + answer])
+        log_p = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        total = total - log_p.gather(1, torch.tensor(answer)[:, None]).sum()
+        number += len(answer)
+    gradients = torch.autograd.grad(total / number, list(model.parameters()))
+    return torch.cat([gradient.flatten() for gradient in gradients])
+
+
+def test_cosines_are_those_of_plain_gradients(tmp_path):
+    made = trainer(tmp_path)
+    made.runtime.updates = 1  # the update before a tick
+    cosines, num_tokens = made._transfer.take()
+    first = [row for row in gold() if row["skill"] == "first"]
+    second = [row for row in gold() if row["skill"] == "second"][:16]
+    assert len(first) == 24, "of which 12 are the target and the others the skill's own"
+    target = plain(tiny.model(), first[:12])
+    for skill, rows in (("first", first[12:]), ("second", second)):
+        own = plain(tiny.model(), rows)
+        expected = float(own @ target / (own.norm() * target.norm()))
+        assert cosines[skill] == pytest.approx(expected, abs=1e-5)
+    assert num_tokens == (24 + 16) * 6  # two letters, =, two letters, the end
+    made.runtime.updates = 0
+    assert made._transfer.take() == ({}, 0)
+
+
+def test_a_measurement_changes_neither_the_gradients_at_hand_nor_the_mode(tmp_path):
+    made = trainer(tmp_path)
+    made.runtime.updates = 1
+    made.model.train()
+    for weight in made.model.parameters():
+        weight.grad = torch.ones_like(weight)
+    made._transfer.take()
+    assert made.model.training
+    assert all(bool((weight.grad == 1).all()) for weight in made.model.parameters())
+
+
+def test_shares_are_logged_and_the_tokens_count(tmp_path):
+    made = trainer(tmp_path)
+    made.train()
+    shares = made.runtime.weights.allocation
+    assert shares is not None and shares["first"] > shares["second"]
+    last = next(line for line in reversed(made.state.log_history) if "transfer/first" in line)
+    assert last["transfer/first"] > last["transfer/second"]
+    assert last["share/first"] != 0.5
+    trained = made.totals.tokens_trained + 2 * made._transfer.num_tokens
+    assert made.flop_meter.accounts["student"] == training_flops(made._num_parameters, trained)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"target": "third"}, DataError, "'third' is none of the skills"),
+        ({"rows": []}, RecipeError, "has 0 gold answers to measure, and needs 2"),
+        ({"rows": [row for row in gold() if row["skill"] == "first"]}, RecipeError, "'second' has 0 gold answers"),
+    ],
+)
+def test_a_target_that_cannot_be_measured_is_refused(tmp_path, changes, error, message):
+    with pytest.raises(error, match=message):
+        trainer(tmp_path, **changes)
