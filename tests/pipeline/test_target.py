@@ -21,7 +21,7 @@ max_new_tokens: 4
 skills:
   copy: {generator: ./tasks.py:copy, held_out: 4}
   swap: {generator: ./tasks.py:swap, held_out: 4}
-  open: {generator: ./tasks.py:no_gold, held_out: 0}
+  open: {file: ./rows.jsonl, held_out: 0}
 models:
   tiny:
     new: llama
@@ -49,17 +49,16 @@ def swap(rng):
     word = "".join(rng.choices("abcd", k=2))
     return f"b:{word}=", word[::-1]
 
-def short(completions, **_):
-    return [float(len(text.strip()) <= 2) for text in completions]
-
-def no_gold(rng):
-    return "c:" + "".join(rng.choices("abcd", k=4)), ""
+def short(completions, entry, **_):
+    return [float(0 < len(text.strip()) <= 2) for text in completions]
 """
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
-    return written(tmp_path_factory.mktemp("recipe"), RECIPE, TASKS)
+    folder = tmp_path_factory.mktemp("recipe")
+    (folder / "rows.jsonl").write_text("".join(f'{{"prompt": "c:{a}=", "length": 2}}\n' for a in "abcd"))
+    return written(folder, RECIPE, TASKS)
 
 
 def lines(run: Path) -> list[dict]:
