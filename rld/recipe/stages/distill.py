@@ -10,10 +10,10 @@ from pydantic import Field, model_validator
 from rld.controllers import AnyController
 from rld.controllers.capacity import CapacityRule
 from rld.controllers.gap import GapController
-from rld.controllers.retention_rule import EARLY_INTERVAL, EARLY_TICKS, LATE_INTERVAL, RetentionRule
-from rld.controllers.target import TRANSFER_ROWS
+from rld.controllers.retention_rule import RetentionRule
 from rld.recipe.controller_checks import check_controller, check_retention
 from rld.recipe.document import Loc, RecipeProblem
+from rld.recipe.measurement_cost import retention_flops, transfer_flops
 from rld.recipe.names import RecipeNames, check_member, items
 from rld.recipe.perturbations import ExperimentSpec
 from rld.recipe.plugins import AuditSpec, CurriculumSpec, VerifierSpec
@@ -318,15 +318,17 @@ def _flops_by_account(stage: Distill, student: int, teachers: Mapping[str, int],
         "teachers": 0.0,
         "gate": 0.0,
         "answers": 0.0,
-        "retention": _retention_flops(stage, student, sizes),
+        "retention": 0.0,
     }
     required = stage.controller.required_measurements
     num_ticks = stage.steps // stage.controller.decide_every
     gold = required.gold_rows * len(skills) * (lengths.prompt + lengths.answer)
     flops["student"] += num_ticks * forward_flops(student, gold)
     if stage.target is not None:
-        probed = (len(skills) + len(stage.target)) * TRANSFER_ROWS * (lengths.prompt + lengths.answer)
-        flops["student"] += num_ticks * training_flops(student, probed)
+        flops["student"] += num_ticks * transfer_flops(student, len(skills), len(stage.target), lengths)
+    if stage.retain is not None:
+        protected = stage.protected(sizes.skills)
+        flops["retention"] = retention_flops(stage.retain, protected, student, sizes, stage.steps, num_ticks)
     answered = rollout.prompts * (lengths.prompt + lengths.answer) * (_RESAMPLED if required.resampled_answers else 1)
     for name, size in teachers.items():
         spec = stage.teachers[name]
@@ -337,19 +339,3 @@ def _flops_by_account(stage: Distill, student: int, teachers: Mapping[str, int],
         probed = len(skills) * spec.probe_prompts * (lengths.prompt + lengths.answer)
         flops["answers"] += forward_flops(size, probed)
     return {account: round(number) for account, number in flops.items()}
-
-
-def _retention_flops(stage: Distill, student: int, sizes: Sizes) -> float:
-    """Return the FLOPs of sampling, probing and replaying protected skills, each replayed in every step."""
-    rule, protected = stage.retain, stage.protected(sizes.skills)
-    if rule is None or not protected:
-        return 0.0
-    lengths = sizes.lengths(protected)
-    row = lengths.prompt + lengths.answer
-    probed = forward_flops(student, len(protected) * rule.probe_prompts * row)
-    sampled = forward_flops(student, 2 * len(protected) * rule.prompts * row)
-    replayed = stage.steps * training_flops(student, len(protected) * rule.batch * row)
-    num_ticks = stage.steps // stage.controller.decide_every
-    num_early = min(num_ticks, EARLY_TICKS) // EARLY_INTERVAL
-    num_probes = 1 + num_early + max(num_ticks - EARLY_TICKS, 0) // LATE_INTERVAL
-    return sampled + replayed + num_probes * probed
