@@ -128,10 +128,9 @@ def yaml_blocks(text: str, folder: Path) -> list[Any]:
 def test_the_page_on_the_controller_shows_what_a_stage_takes(tmp_path):
     text = (ROOT / "docs" / "controller.md").read_text()
     blocks = yaml_blocks(text, tmp_path)
-    stage = {"name": "s", "kind": "distill", "student": "m", "steps": 400}
-    assert [Distill.model_validate(stage | block).controller.kind for block in blocks] == [
-        *("gap", "gap", "gap", "gap", "fixed", "schedule"),
-    ]
+    stage = {"name": "s", "kind": "distill", "student": "m", "steps": 400, "teachers": {"t": {"model": "m"}}}
+    stages = [Distill.model_validate(stage | part) for block in blocks for part in block.get("stages", [block])]
+    assert [part.controller.kind for part in stages] == ["gap"] * 8 + ["fixed", "schedule"]
     for member in get_args(get_args(AnyController)[0]):
         assert f"`{get_args(member.model_fields['kind'].annotation)[0]}`" in text
 

@@ -5,6 +5,7 @@ Shapes: B completions of this process, A completions of all processes, R rewards
 
 from __future__ import annotations
 
+import torch
 from accelerate.utils import gather
 from torch import Tensor
 
@@ -60,7 +61,9 @@ def count_attempts(
         num_fixed=record.num_fixed,
         rule=record.rule,
     )
-    levels_A = gather(record.levels_B.to(skills_A.device))
+    levels_A = torch.zeros_like(skills_A)  # without a stream a column `level` is the user's own
+    if stream is not None:
+        levels_A = gather(record.levels_B.to(skills_A.device))
     attempts = [Attempts(skills_A, levels_A, record.attempted_A, record.succeeded_A)]
     if record.refilled is not None:
         attempts += record.refilled.rejected
