@@ -202,14 +202,24 @@ def _reason(place: str, error: Exception) -> str:
     if "Unrecognized configuration class" in text:
         kind = text.partition("configuration_")[2].partition(".")[0] or "this"
         return f"a model of type {kind!r} is no causal language model"
+    if "Repo id must" in text:
+        return _no_folder(place)
     if "couldn't connect" in text or "offline" in text.lower():
         is_offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
         why = "HF_HUB_OFFLINE is set" if is_offline else "the hub cannot be reached"
-        parent = Path(place).parent
-        if parent != Path() and parent.is_dir():
-            folders = sorted(path.name for path in parent.iterdir() if path.is_dir())
-            return f"there is no such folder; {parent} has {', '.join(folders[:8]) or 'no folders'}"
+        if Path(place).parent != Path() and Path(place).parent.is_dir():
+            return _no_folder(place)
         return f"it is no folder here and not in the cache, and {why}; download it with `hf download {place}`"
     if "recognize this architecture" in text or "model_type" in text:
         return f"{text.partition('. ')[0]}; transformers may be too old for it"
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+
+
+def _no_folder(place: str) -> str:
+    """Return that a folder does not exist, and which ones are beside it."""
+    parent = Path(place).parent
+    folders = sorted(path.name for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else None
+    if folders is None:
+        return f"there is no such folder, nor {parent}"
+    place = "the current folder" if parent == Path() else str(parent)
+    return f"there is no such folder; {place} has {', '.join(folders[:8]) or 'no folders'}"

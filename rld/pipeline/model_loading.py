@@ -139,10 +139,9 @@ class ModelLoader:
         try:
             yield
         except ModelError as error:
-            raise RecipeError(
-                f"{self._source}: {error} (a local copy can be named on the command line, such as "
-                f"models.{reference}=FOLDER)"
-            ) from error
+            is_named = reference in self._recipe.models
+            fix = f" (a local copy can be named on the command line, such as models.{reference}=FOLDER)"
+            raise RecipeError(f"{self._source}: {error}{fix if is_named else ''}") from error
         except RecipeError as error:
             kind = "stages" if any(stage.name == reference for stage in self._recipe.stages) else "models"
             raise RecipeError(f"{self._source}: {kind}.{reference}: {error}") from error

@@ -23,6 +23,7 @@ class SkillSummary:
 
     Attributes:
         skill: Its name.
+        num_levels: Its levels.
         num_rows: Rows of its file, or those that were drawn from its generator.
         num_questions: Different questions among them.
         num_contradicted: Questions among them that have several gold answers.
@@ -34,6 +35,7 @@ class SkillSummary:
     """
 
     skill: str
+    num_levels: int
     num_rows: int
     num_questions: int
     num_contradicted: int
@@ -84,6 +86,7 @@ def row_summary(source: SkillRows, encoder: Any, characters_per_token: float) ->
         prompt = "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
     return SkillSummary(
         source.skill,
+        source.num_levels,
         len(rows),
         len(answers_by_prompt),
         sum(len(answers) > 1 for answers in answers_by_prompt.values()),

@@ -91,8 +91,12 @@ def model_file(model: str, name: str, relative_to: Path) -> Path | None:
     place = find_path(model, relative_to)
     if place is None:
         from huggingface_hub import try_to_load_from_cache  # takes a quarter of a second, and only hub ids need it
+        from huggingface_hub.errors import HFValidationError
 
-        cache_entry = try_to_load_from_cache(model, name)
+        try:
+            cache_entry = try_to_load_from_cache(model, name)
+        except HFValidationError:  # a folder that does not exist
+            return None
         path = Path(cache_entry) if isinstance(cache_entry, str) else None
     else:
         path = place / name

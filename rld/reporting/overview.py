@@ -85,11 +85,13 @@ def _text_table(texts: Sequence[Any]) -> Table:
 
 
 def _row_tables(skills: Sequence[Any]) -> RenderableType:
-    rows = Table("skill", "rows read", "questions", "longest answer", title="\ndata", title_justify="left")
+    heads = "skill", "levels", "rows read", "questions", "longest answer"
+    rows = Table(*heads, title="\ndata", title_justify="left")
     examples = Table("skill", "prompt", "gold answer", title="\nexamples", title_justify="left")
     for skill in skills:
         longest = f"{skill.longest_answer} characters"
-        rows.add_row(Text(skill.skill), str(skill.num_rows), str(skill.num_questions), longest)
+        counts = map(str, (skill.num_levels, skill.num_rows, skill.num_questions))
+        rows.add_row(Text(skill.skill), *counts, longest)
         examples.add_row(Text(skill.skill), Text(_one_line(skill.prompt)), Text(_one_line(skill.answer)))
     return Group(rows, examples)
 
@@ -100,13 +102,11 @@ def _one_line(text: str) -> str:
 
 
 def _skills(recipe: Recipe) -> Table:
-    table = Table(
-        "skill", "rows from", "levels", "held out", title=f"{recipe.name} (seed {recipe.seed})", title_justify="left"
-    )
+    title = f"{recipe.name} (seed {recipe.seed})"
+    table = Table("skill", "rows from", "held out", title=title, title_justify="left")
     for name, skill in recipe.skills.items():
         held_out = f"{skill.held_out:g}" if isinstance(skill.held_out, (int, float)) else skill.held_out.origin
-        levels = "in the file" if skill.num_levels is None else str(skill.num_levels)
-        table.add_row(Text(name), Text(skill.origin), levels, Text(held_out))
+        table.add_row(Text(name), Text(skill.origin), Text(held_out))
     return table
 
 

@@ -18,6 +18,9 @@ from rld.reporting.score_records import Scoring, about_scores
 from rld.reporting.series import number
 from rld.types import Row
 
+_MOST_COLUMNS = 5
+"""Models whose names stand side by side in a terminal of 80 characters."""
+
 _TRACK, _TRACK_START = 154, 8
 """Length of the track that shows scores from 0 to 1, and where it starts, in SVG units."""
 
@@ -47,6 +50,8 @@ def _score_rows(result: StageResult, heldout_rows: Mapping[str, int]) -> tuple[l
 def closing_table(run: Summary) -> Table:
     """Return the table that closes a run: the students of all finished stages, and the teachers of the last.
 
+    Many models stand in lines and not in columns, so that no name is cut.
+
     Args:
         run: With at least one finished stage.
     """
@@ -54,17 +59,19 @@ def closing_table(run: Summary) -> Table:
     notes = "\n".join(filter(None, [*map(_below_start_note, run.stages), teacher_tokens_note(last)]))
     about = about_scores(stage.main_score(skill) for stage in run.stages for skill in stage.after)
     shown = Table(title=Text(f"{run.recipe}: {about}"), caption=Text(notes) if notes else None)
-    shown.add_column("skill")
-    shown.add_column("rows", justify="right")
     columns = _student_and_teacher_columns(run.stages)
-    for head, _ in columns:
-        shown.add_column(Text(head), justify="right")
+    lines = [["skill", "rows", *(head for head, _ in columns)]]
     for skill in dict.fromkeys(skill for stage in run.stages for skill in stage.after):
         scores = [_score_text(column.get(skill)) for _, column in columns]
-        shown.add_row(Text(skill), str(run.heldout_rows.get(skill, "-")), *scores)
-    shown.add_section()
+        lines.append([skill, str(run.heldout_rows.get(skill, "-")), *scores])
     means = [_score_text(fmean(column.values()) if column else None) for _, column in columns]
-    shown.add_row("mean", str(sum(run.heldout_rows.values()) or "-"), *means)
+    lines.append(["mean", str(sum(run.heldout_rows.values()) or "-"), *means])
+    has_many_models = len(columns) > _MOST_COLUMNS
+    head, *body = [list(line) for line in zip(*lines, strict=True)] if has_many_models else lines
+    for i, name in enumerate(head):
+        shown.add_column(Text(name), justify="right" if i else "left")
+    for i, line in enumerate(body):
+        shown.add_row(*map(Text, line), end_section=i == (0 if has_many_models else len(body) - 2))
     return shown
 
 

@@ -100,8 +100,13 @@ def test_a_hub_id_without_a_network_says_how_to_get_it():
 def test_a_folder_that_is_missing_is_no_hub_id(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "first").mkdir(parents=True)
-    with pytest.raises(ModelError, match=r"cannot load 'runs/frist': there is no such folder; runs has first"):
-        load_model("runs/frist", {})
+    for name, beside in {
+        "runs/frist": "; runs has first",
+        "./frist": "; the current folder has runs",
+        "runs/second/student": ", nor runs/second",
+    }.items():
+        with pytest.raises(ModelError, match=rf"cannot load '{name}': there is no such folder{beside}$"):
+            load_model(name, {})
 
 
 def test_weights_that_are_not_used_are_told(sound, tmp_path):

@@ -116,3 +116,8 @@ def test_a_recipe_is_found_by_path_or_shipped_name(tmp_path, monkeypatch):
         registry.find_recipe(str(tmp_path / "mien.yaml"))
     with pytest.raises(LibraryError, match="did you mean the shipped one, 'quickstart'"):
         registry.find_recipe("elsewhere/quickstart.yaml")
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "runs/first/student"])
+def test_a_folder_that_is_missing_has_no_files(tmp_path, name):
+    assert registry.model_file(name, "config.json", tmp_path) is None

@@ -198,8 +198,8 @@ def test_damaged_lines_of_the_logs_are_left_out_and_counted(run: Path, capsys: p
     assert "1 damaged lines of events.jsonl" in printed
 
 
-def printed(renderable: object) -> str:
-    console = Console(width=120)
+def printed(renderable: object, width: int = 120) -> str:
+    console = Console(width=width)
     with console.capture() as capture:
         console.print(renderable)
     return capture.get()
@@ -214,6 +214,15 @@ def test_the_closing_table_has_the_students_of_all_stages_and_the_last_ones_teac
     head = " ".join(" ".join(line) for line in cells[:4])
     for words in ("first_steps", "before main", "order", "(1.05M)", "(361k)"):
         assert words in head
+
+
+def test_the_closing_table_of_many_stages_has_a_model_a_line(tmp_path: Path) -> None:
+    summary = read_run(made_up_run.make(tmp_path / "run", skills=["sort", "b"])).summary
+    stages = [summary.stages[0].model_copy(update={"name": f"a_stage_with_a_name_{i}"}) for i in range(6)]
+    many = summary.model_copy(update={"stages": [*stages, summary.stages[-1]]})
+    lines = [re.findall(r"[^\s│┃]+", line) for line in printed(closing_table(many), width=80).splitlines()]
+    assert ["skill", "sort", "b", "mean"] in lines and ["rows", "200", "200", "400"] in lines
+    assert [line[0] for line in lines if line[:1] and line[0].startswith("a_stage")] == [stage.name for stage in stages]
 
 
 def test_scores_of_one_model_say_how_many_rows_they_rest_on() -> None:
