@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,6 +67,26 @@ def add_adapter(model: PreTrainedModel, path: str) -> str:
     if lacking:
         raise ValueError(f"it does not fit the model: {lacking[0]} is in only one of them")
     return name
+
+
+def with_adapter(model: PreTrainedModel, path: str) -> PreTrainedModel:
+    """Return a model with an adapter in its weights.
+
+    Args:
+        model: The base model, which is changed.
+        path: A folder or hub id of a PEFT adapter, such as LoRA.
+
+    Raises:
+        ValueError: as `add_adapter`.
+        ModelError: it cannot be merged.
+    """
+    kind: Any = type(model)
+    with torch.device("meta"):
+        skeleton = kind(copy.deepcopy(model.config))
+    add_adapter(skeleton, path)  # PEFT itself only warns of an adapter that does not fit
+    wrapped = PeftModel.from_pretrained(model, path)
+    require_mergeable(model)
+    return merge_adapter(wrapped)
 
 
 @contextmanager

@@ -29,7 +29,10 @@ def _try_models(run: RunContext) -> None:
     """Load each model that is no stage's result, have it answer a row per skill, and ask the rewards about that."""
     stages = {stage.name for stage in run.recipe.stages}
     rows = [row for source in run.skill_rows.values() for row in source.held_out()[:1]]
-    for name in dict.fromkeys(name for stage in run.recipe.stages for name in stage.references() if name not in stages):
+    names = dict.fromkeys(name for stage in run.recipe.stages for name in stage.references() if name not in stages)
+    for name in names:
+        if run.models.is_adapter(name):  # which `require_runnable` has tried on its base
+            continue
         model, tokenizer = run.models.load(name)
         require_sound_model(model, f"the model {name}", ModelError)
         run.predict(model, tokenizer, rows)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rld.errors import RecipeError
+from rld.errors import ModelError, RecipeError
 from rld.evaluation.held_out import Evaluation
+from rld.models.adapters import add_adapter, require_mergeable, with_adapter
 from rld.models.merging import Weights, linear, require_same_shapes, slerp, task_arithmetic
 from rld.pipeline.model_card import write_model_card
 from rld.pipeline.model_loading import Loaded
@@ -18,20 +20,27 @@ from rld.recipe.stages.merge import Merge
 
 
 def dry_run(context: RunContext, stage: Merge) -> None:
-    """Compare the shapes and the tokenizers of the models that are on this machine, without their weights.
+    """Compare the shapes and the tokenizers of the models, and try the adapters, without weights, if they are here.
 
     Raises:
         RecipeError: they cannot be merged.
     """
-    skeletons = {name: context.models.skeleton(name) for name in stage.references()}
+    adapters = _adapters(context, stage)
+    skeletons = {name: context.models.skeleton(name) for name in stage.references() if name not in adapters}
     present = {name: model for name, model in skeletons.items() if model is not None}
     tokenizers = [context.models.encoder(name)[0].tokenizer for name in present]
     _require_alike(context, stage, list(present), list(present.values()), tokenizers)
+    base = present.get(stage.origin)
+    for name in adapters if base is not None else []:
+        assert base is not None
+        with _adapter_mistakes(context, stage, name):
+            add_adapter(base, context.models.path(name))
+            require_mergeable(base)
 
 
 def run(context: RunContext, stage: Merge) -> None:
     """Merge the models, and score and store the result."""
-    models: dict[str, Loaded] = {name: context.models.load(name) for name in dict.fromkeys(stage.references())}
+    models = {name: _load(context, stage, name) for name in dict.fromkeys(stage.references())}
     record_revisions(context)
     names = list(models)
     _require_alike(
@@ -57,6 +66,30 @@ def run(context: RunContext, stage: Merge) -> None:
         write_model_card(folder, context, stage, record)
 
     store_result(context, stage, record, context.evaluator, evaluations=(NOT_SCORED, after), save=save, parts=scorings)
+
+
+def _adapters(context: RunContext, stage: Merge) -> list[str]:
+    """Return those of the stage's models that are PEFT adapters."""
+    return [name for name in dict.fromkeys(stage.models) if context.models.is_adapter(name)]
+
+
+def _load(context: RunContext, stage: Merge, name: str) -> Loaded:
+    """Return a model of the stage; of an adapter its base with the adapter in its weights."""
+    if not context.models.is_adapter(name):
+        return context.models.load(name)
+    assert stage.base is not None  # the recipe was validated
+    model, tokenizer = context.models.load(stage.base)
+    with _adapter_mistakes(context, stage, name):
+        return with_adapter(model, context.models.path(name)), tokenizer
+
+
+@contextmanager
+def _adapter_mistakes(context: RunContext, stage: Merge, name: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, ModelError) as error:
+        place = f"{context.source}: stages.{stage.name}"
+        raise RecipeError(f"{place}: the adapter {name} cannot be merged into {stage.base}: {error}") from error
 
 
 def _scored(context: RunContext, name: str, loaded: Loaded) -> Evaluation:

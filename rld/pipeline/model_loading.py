@@ -50,6 +50,11 @@ class ModelLoader:
         """Return the folder `name`, searched beside the recipe first, or `name` itself as a hub id if there is none."""
         return str(registry.find_path(name, self._source.parent) or name)
 
+    def is_adapter(self, name: str) -> bool:
+        """Tell whether a name is that of a PEFT adapter: of no model and no stage, and one that is on this machine."""
+        is_own = name in self._recipe.models or any(stage.name == name for stage in self._recipe.stages)
+        return not is_own and registry.is_adapter(name, self._source.parent)
+
     def load(
         self,
         reference: str,

@@ -17,7 +17,7 @@ from typing import Any
 from rld.data.row_kinds import default_rewards
 from rld.recipe import registry
 from rld.recipe.document import Loc, RecipeDocument, RecipeProblem
-from rld.utils.model_files import model_folder_problem
+from rld.utils.model_files import adapter_folder_problem, model_folder_problem
 from rld.utils.options import member_of
 from rld.utils.suggestions import hint, nearest
 
@@ -109,13 +109,14 @@ class RecipeNames:
         """Return a problem whose text begins with its location."""
         return RecipeProblem(loc, f"{self.label(loc)}{text}")
 
-    def weights(self, loc: Loc, name: str, names: list[str]) -> Iterator[RecipeProblem]:
-        """Check a name of model weights: one of `names`, a folder or a hub id."""
+    def weights(self, loc: Loc, name: str, names: list[str], takes_adapters: bool = False) -> Iterator[RecipeProblem]:
+        """Check a name of model weights: one of `names`, a folder or a hub id; with `takes_adapters`, of an adapter."""
         path = registry.find_path(name, self.folder)
         if name in names:
             return
         if path is not None and path.is_dir():
-            problem = model_folder_problem(path)
+            is_adapter = takes_adapters and registry.is_adapter(name, self.folder)
+            problem = adapter_folder_problem(path) if is_adapter else model_folder_problem(path)
             if problem is not None:
                 yield self.problem(loc, f": {name}: {problem}")
         elif path is not None:
@@ -126,15 +127,16 @@ class RecipeNames:
             near = hint(name, names) or "; give a name in models, an earlier stage, a hub id (owner/name) or a folder"
             yield self.problem(loc, f": there is no model {name!r}{near}")
 
-    def reference(self, loc: Loc, name: Any) -> Iterator[RecipeProblem]:
-        """Check the name of a model, or of a stage that runs before this one."""
+    def reference(self, loc: Loc, name: Any, takes_adapters: bool = False) -> Iterator[RecipeProblem]:
+        """Check the name of a model, or of a stage that runs before this one; with `takes_adapters`, of an adapter."""
         if not isinstance(name, str):
             return
         earlier, later = self.stage_names[: self.index], self.stage_names[self.index :]
         if name in later and name not in self.models + earlier:
             yield self.problem(loc, f": stage {name!r} has not run by then; refer to an earlier one")
         else:
-            yield from self.weights(loc, name, self.models + [stage for stage in earlier if isinstance(stage, str)])
+            known = self.models + [stage for stage in earlier if isinstance(stage, str)]
+            yield from self.weights(loc, name, known, takes_adapters)
 
     def skill_list(self, loc: Loc, value: Any, names: list[str]) -> Iterator[RecipeProblem]:
         """Check a list of skills, each one of `names`."""

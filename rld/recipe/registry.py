@@ -196,6 +196,12 @@ def load(kind: Kind, name: str, relative_to: Path) -> Any:
         raise LibraryError(f"{place.path} defines no {place.attribute!r} when it is run") from error
 
 
+def is_adapter(name: str, relative_to: Path) -> bool:
+    """Tell whether a folder or hub id on this machine is a PEFT adapter and no model."""
+    adapter, model = (model_file(name, file, relative_to) for file in ("adapter_config.json", "config.json"))
+    return adapter is not None and model is None
+
+
 def takes_model(arguments: Iterable[str]) -> bool:
     """Return whether a reward's arguments include the loaded model that the recipe's option `model` names."""
     return {"model", "tokenizer"} <= set(arguments)

@@ -149,7 +149,9 @@ def test_check_shows_what_a_merge_and_an_evaluation_do(recipe, capsys):
             "stages.mean={name: mean, kind: merge, models: [one, two, one], method: slerp}",
             "slerp merges two models, not 3",
         ),
-        ("stages.sum.base=null", "base is for method task_arithmetic, and needed there"),
+        ("stages.sum.base=null", "method task_arithmetic needs a base"),
+        ("stages.mean.base=one", "stages.mean.base is for method task_arithmetic and for adapters"),
+        ("stages.mean.models=[one]", "stages.mean.models: one model alone is merged with nothing"),
         ("stages.mean.weights=[-1, 3]", "weights of method linear should be at least 0"),
         ("stages.mean.models=[one, last]", "stages.mean.models.1: stage 'last' has not run by then"),
         ("stages.scores.model=nobody", "there is no model 'nobody'"),
@@ -176,7 +178,10 @@ def test_mistakes_in_such_stages_are_named(recipe, capsys, override, message):
             "./a and ./b cannot be merged: lm_head",
         ),
         (lambda folder: (folder / "config.json").unlink(), "it has no config.json"),
-        (lambda folder: (folder / "config.json").rename(folder / "adapter_config.json"), "it is a PEFT adapter"),
+        (
+            lambda folder: (folder / "config.json").rename(folder / "adapter_config.json"),
+            "a PEFT adapter: set base",
+        ),
     ],
 )
 def test_models_that_cannot_be_merged_are_refused_before_the_run(

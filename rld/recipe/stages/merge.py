@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from rld.recipe import registry
 from rld.recipe.document import Loc, RecipeProblem
 from rld.recipe.names import RecipeNames, items
 from rld.recipe.sizes import Sizes, StageCost, quantity
@@ -19,8 +22,9 @@ class Merge(Stage):
 
     kind: Literal["merge"]
     """The kind of stage."""
-    models: list[str] = Field(min_length=2)
-    """The models to merge: names in `models`, earlier stages, hub ids or folders."""
+    models: list[str] = Field(min_length=1)
+    """The models to merge: names in `models`, earlier stages, hub ids or folders. A PEFT adapter (LoRA) stands for
+    `base` with the adapter in its weights; one adapter alone is merged into `base`."""
     method: Literal["linear", "slerp", "task_arithmetic"] = "linear"
     """`linear`: the weighted mean (Wortsman et al. 2022, model soups). `slerp`: two models, spherical interpolation of
     each weight matrix (Shoemake 1985). `task_arithmetic`: `base` plus the weighted differences of the models from it
@@ -29,7 +33,7 @@ class Merge(Stage):
     """One number per model. `linear` and `slerp`: its share, at least 0, divided by the sum of all. `task_arithmetic`:
     the factor of its difference from `base`; below 0 takes away what the model has learnt. None: 1 for each model."""
     base: str | None = None
-    """The model from which the others were trained; for `task_arithmetic` only."""
+    """The model from which the others were trained; for `task_arithmetic`, and for adapters."""
 
     @model_validator(mode="after")
     def _fits_the_method(self) -> Merge:
@@ -38,8 +42,8 @@ class Merge(Stage):
             raise ValueError(f"weights has {len(weights)} numbers for {len(self.models)} models; give one per model")
         if self.method == "slerp" and len(self.models) != 2:
             raise ValueError(f"slerp merges two models, not {len(self.models)}; use linear")
-        if (self.base is not None) != (self.method == "task_arithmetic"):
-            raise ValueError("base is for method task_arithmetic, and needed there")
+        if self.base is None and self.method == "task_arithmetic":
+            raise ValueError("method task_arithmetic needs a base")
         if self.method != "task_arithmetic" and (min(weights) < 0 or sum(weights) <= 0):
             raise ValueError(f"weights of method {self.method} should be at least 0, one of them above 0")
         return self
@@ -57,15 +61,23 @@ class Merge(Stage):
         """Check also its models."""
         yield from super().check(names, loc, raw)
         yield from names.reference((*loc, "base"), raw.get("base"))
-        for i, name in items(raw.get("models")):
-            yield from names.reference((*loc, "models", i), name)
+        models = [(i, name) for i, name in items(raw.get("models")) if isinstance(name, str)]
+        own = [*names.models, *names.stage_names]
+        adapters = [(i, name) for i, name in models if name not in own and registry.is_adapter(name, names.folder)]
+        for i, name in models:
+            yield from names.reference((*loc, "models", i), name, takes_adapters=True)
+        for i, name in adapters if raw.get("base") is None else []:
+            yield names.problem((*loc, "models", i), f": {name} is a PEFT adapter: set base to its model")
+        if raw.get("base") is not None and not adapters and raw.get("method") != "task_arithmetic":
+            yield names.problem((*loc, "base"), " is for method task_arithmetic and for adapters")
+        if len(models) == 1 and not adapters:
+            yield names.problem((*loc, "models"), ": one model alone is merged with nothing; name another one")
+        yield from _mixed_bases(names, (*loc, "models"), adapters)
 
     def cost(self, sizes: Sizes) -> StageCost:
-        counts = [sizes.parameters(name) for name in self.references()]
-        sizes_present = [count for count in counts if count is not None]
-        is_complete = len(sizes_present) == len(counts)
-        num_bytes = frozen_bytes(sum(sizes_present) + sizes_present[0]) if is_complete else None
-        return StageCost(counts[0], {}, num_bytes, {})
+        size, num_models = sizes.parameters(self.origin), len(set(self.references()))
+        num_bytes = None if size is None else frozen_bytes((num_models + 1) * size)
+        return StageCost(size, {}, num_bytes, {})
 
     def describe(self, cost: StageCost, skills: list[str]) -> list[tuple[str, str]]:
         models = ", ".join(
@@ -76,3 +88,25 @@ class Merge(Stage):
             ("merges", f"{models}, {quantity(cost.parameters)} parameters each"),
             ("by", f"{self.method}{base}"),
         ]
+
+
+def _mixed_bases(names: RecipeNames, loc: Loc, adapters: list[tuple[int, str]]) -> Iterator[RecipeProblem]:
+    """Check that adapters were trained on one model, as far as they say on which."""
+    bases = [(i, name, _adapter_base(name, names.folder)) for i, name in adapters]
+    known = [(i, name, base) for i, name, base in bases if base]
+    for i, name, base in known[1:]:
+        _, first, first_base = known[0]
+        if base != first_base:
+            text = f": {name} is an adapter of {base}, and {first} one of {first_base}; one merge has one base"
+            yield names.problem((*loc, i), text)
+
+
+def _adapter_base(name: str, folder: Path) -> str | None:
+    """Return the model for which an adapter on this machine was trained, as its configuration names it."""
+    path = registry.model_file(name, "adapter_config.json", folder)
+    try:
+        content = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # which the check of its folder names
+        return None
+    base = content.get("base_model_name_or_path") if isinstance(content, dict) else None
+    return base if isinstance(base, str) and base else None
