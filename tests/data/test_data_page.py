@@ -1,4 +1,4 @@
-"""docs/data.md: what it shows is read, checked and trained as it is printed."""
+"""The pages on data and on the kinds of rows: what they show is read, checked and trained as it is printed."""
 
 from __future__ import annotations
 
@@ -10,14 +10,23 @@ from typing import Any
 import pytest
 import yaml
 
+import tests.support.tiny as tiny
 from rld.cli import main
+from rld.data.row_kinds import RowReader
 from rld.data.skill_rows import skill_rows
 from rld.recipe.reading import read_recipe
 from tests.support.fleet import FLEET
 
-PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
-RECIPES = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)]
-(REWARD,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (DOCS / f"{page}.md").read_text(), flags=re.DOTALL)
+
+
+RECIPES = [yaml.safe_load(block) for block in blocks("data", "yaml")]
+REWARD, SCRIPT = blocks("questions", "python")
+(TALK_SCRIPT,) = blocks("conversations", "python")
 
 STAGES = """
 name: page
@@ -97,3 +106,37 @@ def test_labelled_rows_are_checked_and_trained(folder, capsys):
     assert "Title" in capsys.readouterr().out
     assert main(["train", str(path), "--output", str(folder / "run")]) == 0
     assert (folder / "run" / "student" / "config.json").is_file()
+
+
+def test_the_conversation_that_the_page_shows_has_two_answers():
+    (row,) = blocks("conversations", "json")
+    items = RowReader("conversation", options={"turns": "all"}).items(json.loads(row))
+    assert [(len(item.messages), item.answer) for item, _ in items] == [(4, "Three coins."), (6, "Six coins.")]
+
+
+@pytest.mark.parametrize("page", ["questions", "conversations"])
+def test_the_recipe_of_a_kind_of_rows_is_checked_and_trained(folder, page, capsys):
+    (recipe,) = (yaml.safe_load(block) for block in blocks(page, "yaml"))
+    (folder / "talks_held_out.jsonl").write_text((folder / "talks.jsonl").read_text().splitlines()[0])
+    models = dict.fromkeys(recipe["models"], "./model")
+    path = folder / "page.yaml"
+    path.write_text(yaml.safe_dump(recipe | {"models": models, "trainer": {"bf16": False, "use_cpu": True}}))
+    shorter = [f"stages.{stage['name']}.steps=1" for stage in recipe["stages"]]
+    shorter += ["stages.distill.rollout={prompts: 2, completions: 2}", "max_new_tokens=8"]
+    shorter += ["skills.topics.held_out=2"] if page == "questions" else []
+    assert main(["check", str(path), *shorter]) == 0
+    assert main(["train", str(path), *shorter, "--output", str(folder / "run")]) == 0
+    assert (folder / "run" / "student" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("script", [SCRIPT, TALK_SCRIPT], ids=["questions", "conversations"])
+def test_the_script_of_a_kind_of_rows_trains(folder, script, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
+    tiny.model().save_pretrained("tiny")
+    tiny.tokenizer().save_pretrained("tiny")
+    script = re.sub(r'"HuggingFaceTB/[^"]+"', '"./tiny"', script).replace("max_steps=100", "max_steps=1")
+    script = re.sub(r"max_completion_length=\d+", "max_completion_length=4, num_generations=2, use_cpu=True", script)
+    scope: dict[str, Any] = {}
+    exec(script.replace("bf16=False", "bf16=False, per_device_train_batch_size=4, report_to='none'"), scope)
+    assert scope["trainer"].state.global_step == 1
