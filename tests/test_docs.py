@@ -80,6 +80,7 @@ def test_the_readmes_recipe_is_valid_and_the_page_is_short(tmp_path):
         "docs/architecture",
         "docs/adding",
         "docs/data",
+        "docs/labels",
         "docs/controller",
         "docs/glossary",
         "docs/algorithms",

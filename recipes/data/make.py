@@ -1,10 +1,11 @@
-"""Write the data of the recipes beside this file: sums, talks, articles and programming tasks, and their tokenizer.
+"""Write the data of the recipes beside this file: sums, talks, articles, news, programming tasks, and their tokenizer.
 
 All of it is made of the words below; nothing is copied. `python recipes/data/make.py` writes the same files again.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import random
 from collections.abc import Callable
@@ -21,6 +22,53 @@ THINGS = ("apples", "books", "coins", "eggs", "pens", "shells", "stamps", "tiles
 PLACES = ("Alder", "Birch", "Cedar", "Elm", "Hazel", "Linden", "Maple", "Willow")
 BUILDINGS = ("bridge", "school", "library", "market", "park", "station", "theatre", "tower")
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+FIRMS = ("Arlo", "Brix", "Corvo", "Delto", "Ember", "Fenix")
+NEWS = {
+    "World": (
+        "{a} and {b} open their border",
+        "{a} elects a new mayor",
+        "Storm leaves {a} without light",
+        "Talks between {a} and {b} fail",
+        "Thousands march in {a}",
+        "{a} sends help to {b}",
+    ),
+    "Sports": (
+        "{a} beats {b} by {n} goals",
+        "{who} wins the race in {a}",
+        "{who} leaves {a} for {b}",
+        "{a} loses the final to {b}",
+        "{who} is hurt before the match",
+        "{n} medals for {a}",
+    ),
+    "Business": (
+        "{firm} buys {other}",
+        "Shares of {firm} fall by {n} points",
+        "{firm} closes its shop in {a}",
+        "{other} and {firm} share a market",
+        "The price of {thing} rises again",
+        "{who} leads {firm} from Monday",
+    ),
+    "Sci/Tech": (
+        "{firm} shows a chip that thinks",
+        "{who} finds a star behind the moon",
+        "Robots of {firm} sort {thing}",
+        "A probe lands near {a}",
+        "New software of {firm} reads {thing}",
+        "Why {thing} glow in the dark",
+    ),
+}
+"""Headlines by topic."""
+MORE = {
+    "World": ("The leaders met on Monday.", "Nobody was harmed.", "Streets were full of people."),
+    "Sports": ("The season ends on Friday.", "The crowd was loud.", "The coach was pleased."),
+    "Business": ("Profits were small last year.", "The deal costs {n} million.", "Customers may wait."),
+    "Sci/Tech": ("The study took {n} years.", "It runs without power.", "Others will repeat the test."),
+}
+"""What goes on below a headline, by topic."""
+
+NUM_GOLD = 80
+"""Rows of news that keep their topic; the others show rows without a label."""
 
 NUM_TOKENS = 1024
 """Size of the vocabulary: the 256 bytes, the marks of a chat, and the commonest pieces of the texts."""
@@ -103,6 +151,20 @@ def articles(rng: random.Random) -> dict[str, str]:
     }
 
 
+def news(rng: random.Random) -> dict[str, str]:
+    """Return a headline with a sentence below it, and their topic; each third sentence is that of any topic."""
+    label = rng.choice(list(NEWS))
+    (a, b), (firm, other) = rng.sample(PLACES, 2), rng.sample(FIRMS, 2)
+    words = {"a": a, "b": b, "firm": firm, "other": other, "who": rng.choice(NAMES), "thing": rng.choice(THINGS)}
+    words["n"] = rng.choice(NUMBERS[2:])
+    below = MORE[rng.choice(list(MORE)) if rng.random() < 1 / 3 else label]
+    return {
+        "label": label,
+        "title": rng.choice(NEWS[label]).format(**words),
+        "text": rng.choice(below).format(**words),
+    }
+
+
 def tasks(rng: random.Random) -> dict[str, Any]:
     """Return a programming task with its tests and a solution."""
     n = rng.randint(2, 30)
@@ -160,6 +222,14 @@ def tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
+def write_csv(path: Path, rows: list[dict[str, str]]) -> None:
+    """Write rows with a header."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def write(folder: Path) -> None:
     """Write all files into a folder."""
     files = {
@@ -171,6 +241,10 @@ def write(folder: Path) -> None:
     files |= {"talks": conversations[:120], "talks_held_out": conversations[120:]}
     for name, rows in files.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    headlines = different(news, 400)
+    unlabelled = [row | {"label": ""} for row in headlines[NUM_GOLD:320]]
+    write_csv(folder / "news.csv", [*headlines[:NUM_GOLD], *unlabelled])
+    write_csv(folder / "news_held_out.csv", headlines[320:])
     texts = [json.dumps(row).replace("\\n", "\n") for rows in files.values() for row in rows]
     tokenizer(texts).save_pretrained(folder / "tokenizer")
 

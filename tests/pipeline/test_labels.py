@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from transformers import LlamaForCausalLM
 
 from rld.cli import main
 from rld.errors import RecipeError
 from rld.recipe.reading import read_recipe
+from tests.support.fleet import FLEET
 from tests.support.runs import one_thread  # noqa: F401
 
 TREE: dict[str, Any] = {
@@ -154,3 +158,43 @@ def test_what_a_user_may_not_expect_of_labels_is_said(tmp_path, capsys):
     assert "' bean' begins with ' be', so the end of an answer is part of each label" in text
     assert "the words 'corn' have no space in front, and those of other labels have one" in text
     assert "for small the labels A, B begin with the same token, ' '" in text
+
+
+# -- docs/labels.md ----------------------------------------------------------------------------------------------------
+
+DOCS = Path(__file__).parents[2] / "docs" / "labels.md"
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch) -> Path:
+    """A folder with the models that the page names, in which the test runs."""
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("small", "large")):
+        torch.manual_seed(seed)
+        LlamaForCausalLM(FLEET["byte_level"].model().config).save_pretrained(tmp_path / name)
+        FLEET["byte_level"].tokenizer().save_pretrained(tmp_path / name)
+    return tmp_path
+
+
+def test_the_recipe_of_the_page_trains(models):
+    labels = ["World", "Sports", "Sci/Tech", ""]
+    for name, count in (("news.csv", 12), ("test.csv", 3)):
+        rows = [f"{labels[i % 4]},{name} {i},Text." for i in range(count)]
+        (models / name).write_text("label,title,text\n" + "\n".join(rows) + "\n")
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", DOCS.read_text(), flags=re.DOTALL)
+    head = "name: page\nmodels: {small: ./small, large: ./large}\nmax_new_tokens: 16\ntrainer: {bf16: false}\n"
+    (models / "page.yaml").write_text(head + recipe)
+    assert main(["check", "page.yaml"]) == 0
+    assert main(["train", "page.yaml", "--output", "run"]) == 0
+    last = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])
+    assert "loss/response" in last
+
+
+def test_the_script_of_the_page_trains(models):
+    (script,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), flags=re.DOTALL)
+    options = 'RLDConfig("run", bf16=False, use_cpu=True, report_to="none", save_strategy="no", '
+    scope: dict[str, Any] = {}
+    exec(script.replace('RLDConfig("run", ', options), scope)
+    trainer = scope["trainer"]
+    assert trainer.state.global_step == 2 and trainer.num_generations == 2
+    assert any("loss/gold" in entry for entry in trainer.state.log_history)
