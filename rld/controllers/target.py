@@ -15,7 +15,7 @@ from rld.controllers.wrapped import WrappedController
 from rld.types import Event, Signal
 
 TRANSFER_ROWS = 16
-"""Gold answers of each skill whose gradient is measured at a tick; of target skills other ones are the target."""
+"""Gold answers of each skill, and as many of each target skill, whose gradients are measured at a tick."""
 
 EVEN_SHARE = 0.05
 """Share of the prompts that is split evenly between the skills, so that none is quite forgotten."""
@@ -34,16 +34,16 @@ HELPS_ABOVE = 0.05
 class TargetedController(WrappedController):
     """A controller whose shares of the prompts follow what transfers to the target skills.
 
-    A skill's transfer h is the cosine of two gradients with respect to all weights that train: that of the negative
-    log-likelihood of gold answers of the skill, and that of gold answers of the target skills. To first order a step on
-    the skill lowers the target's loss in proportion to it. The shares move towards those in proportion to
-    `max(h, 0)`, h being a running mean, less 5 % that is split evenly.
+    A skill's transfer h is the cosine of two gradients with respect to all weights that train, both of the negative
+    log-likelihood of gold answers: of rows of the skill, and of rows of the target skills that the stage does not train
+    on. To first order a step on the skill lowers the target's loss in proportion to it. The shares move towards those
+    in proportion to `max(h, 0)`, h being a running mean, less 5 % that is split evenly.
 
     Source: Fan et al. 2024 (DoGE, arXiv:2310.15393), whose domain weights follow the same product of gradients; here
     with cosines, for a skill of large gradients is no better for that.
 
     Attributes:
-        targets: The target skills.
+        targets: The target skills, whether the stage trains them or not.
     """
 
     targets: tuple[str, ...]
@@ -92,12 +92,12 @@ def _inner(state: State) -> State:
 
 
 def _move(target: dict[str, dict[str, Any]], targets: tuple[str, ...]) -> None:
-    """Move the shares, in place; without any skill that helps, towards the target skills."""
+    """Move the shares, in place; without any skill that helps, towards the target skills, or evenly."""
     if all(entry["transfer"] is None for entry in target.values()):
         return
     odds = {skill: max(entry["transfer"] or 0.0, 0.0) for skill, entry in target.items()}
     if not any(odds.values()):
-        odds = {skill: float(skill in targets) for skill in target}
+        odds = {skill: float(skill in targets or not set(targets) & set(target)) for skill in target}
     for skill, share in normalised(odds).items():
         aim = (1 - EVEN_SHARE) * share + EVEN_SHARE / len(target)
         target[skill]["share"] += STEP * (aim - target[skill]["share"])

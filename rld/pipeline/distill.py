@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,8 @@ from rld.controllers.capacity import CapacityMonitor
 from rld.controllers.observation import Controller
 from rld.controllers.target import TRANSFER_ROWS, TargetedController
 from rld.data.prompt_stream import PromptStream
+from rld.data.reserved_rows import WithoutRows, reserved_rows
+from rld.data.skill_rows import SkillRows
 from rld.pipeline.callbacks import EventLog
 from rld.pipeline.curriculum_loading import load_curriculum, try_curriculum
 from rld.pipeline.model_loading import Loaded
@@ -109,7 +112,8 @@ def _trainer(
     args, (model, tokenizer) = _arguments(context, stage, rewards.weights), student
     controller = _controller(stage, context.seed(stage.name), [str(probed.teacher.name) for probed in teachers])
     required = controller.required_measurements
-    num_gold = max(required.gold_rows, 2 * TRANSFER_ROWS if required.target else 0)
+    num_gold = max(required.gold_rows, TRANSFER_ROWS if required.target else 0)
+    target = _target_rows(context, stage)
     return RLDTrainer(
         model,
         rewards.functions,
@@ -122,7 +126,8 @@ def _trainer(
         verifier=rewards.verifier,
         audit_reward=rewards.audit,
         retain_dataset=_retained_rows(context, stage),
-        gold_rows=[row for skill in context.skills(stage) for row in context.skill_rows[skill].probe(num_gold)],
+        gold_rows=[row for source in _sources(context, stage).values() for row in source.probe(num_gold)],
+        target_rows=[row for rows in target.values() for row in rows],
         flop_meter=context.flop_meter,
     )
 
@@ -156,9 +161,20 @@ def _arguments(context: RunContext, stage: Distill, reward_weights: list[float])
 
 def _stream(context: RunContext, stage: Distill, args: RLDConfig) -> PromptStream:
     """Return the stage's prompts in the order in which its curriculum draws them."""
-    rows = {skill: context.skill_rows[skill] for skill in context.skills(stage)}
     curriculum = load_curriculum(stage, _num_levels(context, stage), context.source)
-    return PromptStream(rows, curriculum, context.seed(stage.name), args.num_prompts())
+    return PromptStream(_sources(context, stage), curriculum, context.seed(stage.name), args.num_prompts())
+
+
+def _sources(context: RunContext, stage: Distill) -> Mapping[str, SkillRows | WithoutRows]:
+    """Return the rows of each skill that the stage trains on: all but those by which its target is measured."""
+    target = _target_rows(context, stage)
+    rows = {skill: context.skill_rows[skill] for skill in context.skills(stage)}
+    return {skill: WithoutRows(rows[skill], target[skill]) if skill in target else rows[skill] for skill in rows}
+
+
+def _target_rows(context: RunContext, stage: Distill) -> dict[str, list[Row]]:
+    """Return the rows of each target skill by which transfer to it is measured."""
+    return {skill: reserved_rows(context.skill_rows[skill], TRANSFER_ROWS) for skill in stage.target or ()}
 
 
 def _num_levels(context: RunContext, stage: Distill) -> dict[str, int]:

@@ -67,9 +67,9 @@ def require_gold_of_target(context: RunContext, stage: Distill) -> None:
     Raises:
         RecipeError: there is such a skill.
     """
-    for skill in context.skills(stage) if stage.target is not None else ():
+    for skill in [*stage.target, *context.skills(stage)] if stage.target is not None else ():
         if any(not row["answer"] for row in context.skill_rows[skill].probe(1)):
             raise RecipeError(
                 f"stages.{stage.name}.target: skill {skill!r} has questions without a gold answer, and transfer is "
-                "measured on gold answers; leave the skill out of the stage"
+                "measured on gold answers; leave the skill out"
             )

@@ -75,6 +75,7 @@ class RLDTrainer(GRPOHooks):
         retain_dataset: Rows of skills that must not be forgotten, with a column `skill`; `args.retain` has the options.
         gold_rows: Rows with a gold `answer`, for `GradientAlignmentController` and `TargetedController`, which measure
             their gradient.
+        target_rows: Rows of the target skills of a `TargetedController`, none of which are trained on.
         flop_meter: Counts the training's floating-point operations. None: a new one.
         **options: The other arguments of `GRPOTrainer`.
 
@@ -101,6 +102,7 @@ class RLDTrainer(GRPOHooks):
         audit_reward: Any = None,
         retain_dataset: Iterable[Row] | None = None,
         gold_rows: Sequence[Row] = (),
+        target_rows: Sequence[Row] = (),
         flop_meter: FlopMeter | None = None,
         **options: Any,
     ) -> None:
@@ -125,7 +127,7 @@ class RLDTrainer(GRPOHooks):
         self._build_student(train_dataset)
         self._build_teachers()
         self._build_verification(audit_reward, retain_dataset)
-        self._build_losses(gold_rows)
+        self._build_losses(gold_rows, target_rows)
 
     # -- building ------------------------------------------------------------------------------------------------------
 
@@ -179,13 +181,13 @@ class RLDTrainer(GRPOHooks):
         self.add_callback(retention)
         return retention
 
-    def _build_losses(self, gold_rows: Sequence[Row]) -> None:
+    def _build_losses(self, gold_rows: Sequence[Row], target_rows: Sequence[Row]) -> None:
         args, runtime = self.args, self.runtime
         probe = GradientProbe.for_controller(
             args, runtime, self._student, rows=gold_rows, encoder=self._encoder, accelerator=self.accelerator
         )
         self._joint_loss = JointLoss(args, self.ensemble, runtime, feature=self._feature, gradient_probe=probe)
-        self._transfer = TransferProbe.for_trainer(self, gold_rows, self._encoder)
+        self._transfer = TransferProbe.for_trainer(self, self._encoder, gold_rows=gold_rows, target_rows=target_rows)
         self._teacher_scoring = teacher_scoring(self)
 
     # -- rollouts ------------------------------------------------------------------------------------------------------

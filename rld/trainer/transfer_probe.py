@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from rld.controllers.runtime import ControllerRuntime
 from rld.controllers.target import TRANSFER_ROWS
-from rld.errors import DataError, RecipeError
+from rld.errors import RecipeError
 from rld.models.heads import LMHead
 from rld.models.hidden_states import capture_states, depth
 from rld.models.prompt_sharing import PromptSharingLayout
@@ -41,7 +41,7 @@ class TransferProbe:
         student: The student without wrappers.
         runtime: Says in which update to measure.
         own: The texts of each skill.
-        target: Other texts of the target skills.
+        target: The texts of the target skills.
         rows_per_forward: Texts that are read at a time.
     """
 
@@ -60,16 +60,19 @@ class TransferProbe:
         """Tokens of a measurement."""
 
     @classmethod
-    def for_trainer(cls, trainer: Any, rows: Iterable[Row], encoder: PromptEncoder) -> TransferProbe | None:
+    def for_trainer(
+        cls, trainer: Any, encoder: PromptEncoder, *, gold_rows: Iterable[Row], target_rows: Iterable[Row]
+    ) -> TransferProbe | None:
         """Return the probe of an `RLDTrainer`; None if its controller requires none.
 
         Args:
             trainer: The trainer.
-            rows: Rows with gold answers; of each skill the first ones are measured, of target skills twice as many.
             encoder: The student's.
+            gold_rows: Rows with gold answers; of each skill that is trained the first ones are measured.
+            target_rows: Rows of the target skills, which should not be trained on: what is memorised has no gradient.
 
         Raises:
-            RecipeError: weights are not whole on this process, or too few rows have a gold answer.
+            RecipeError: weights are not whole on this process, or a skill has no gold answer.
         """
         runtime: ControllerRuntime = trainer.runtime
         targets = runtime.controller.required_measurements.target
@@ -77,19 +80,18 @@ class TransferProbe:
             return None
         if trainer.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
             raise RecipeError("target: gradients are measured on whole weights, and FSDP or DeepSpeed shards them")
-        if unknown := [skill for skill in targets if skill not in runtime.skills]:
-            raise DataError(f"target: {unknown[0]!r} is none of the skills {list(runtime.skills)}")
-        texts = _texts(rows, encoder, trainer.args.max_completion_length)
-        for skill in runtime.skills:
-            needed, number = (2 if skill in targets else 1), len(texts.get(skill, ()))
-            if number < needed:
-                raise RecipeError(f"target: skill {skill!r} has {number} gold answers to measure, and needs {needed}")
-        target, own = [], {}
-        for skill in runtime.skills:
-            half = min(TRANSFER_ROWS, len(texts[skill]) // 2) if skill in targets else 0
-            target += texts[skill][:half]
-            own[skill] = texts[skill][half : half + TRANSFER_ROWS]
-        return cls(trainer._student, runtime, own, target, trainer.args.per_device_train_batch_size)
+        longest = trainer.args.max_completion_length
+        own, target = _texts(gold_rows, encoder, longest), _texts(target_rows, encoder, longest)
+        for name, skills, texts in (("gold_rows", runtime.skills, own), ("target_rows", targets, target)):
+            if missing := [skill for skill in skills if skill not in texts]:
+                raise RecipeError(f"target: no row of {name} has skill {missing[0]!r} and a gold answer to measure")
+        return cls(
+            trainer._student,
+            runtime,
+            {skill: own[skill][:TRANSFER_ROWS] for skill in runtime.skills},
+            [text for skill in targets for text in target[skill][:TRANSFER_ROWS]],
+            trainer.args.per_device_train_batch_size,
+        )
 
     def take(self) -> tuple[dict[str, float], int]:
         """Return each skill's cosine and the tokens that were read and learnt from; nothing but before a tick."""

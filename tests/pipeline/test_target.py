@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from pathlib import Path
 
 import pytest
 
 from rld.cli import main
+from rld.data.generators import item_source
+from rld.data.reserved_rows import WithoutRows, reserved_rows
+from rld.data.skill_rows import SkillRows
+from rld.errors import DataError
 from rld.pipeline.stage_training import StageTraining
+from rld.recipe.prompts import Prompts
+from rld.recipe.skills import FileSkill
 from rld.utils import files
 from tests.support.runs import Killed, one_thread, written
 
@@ -86,11 +93,28 @@ def test_shares_move_and_go_on_after_a_stop(recipe, tmp_path, monkeypatch):
     assert lines(tmp_path / "killed") == whole
 
 
+def test_the_rows_by_which_the_target_is_measured_are_not_trained_on(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"question": "q{i}", "answer": "a"}}\n' for i in range(12)))
+    skill = FileSkill(file="rows.jsonl", held_out=0)
+    source = SkillRows("few", item_source(skill, tmp_path), 0, Prompts(), seed=1, taken=set())
+    reserved = reserved_rows(source, 16)
+    prompts = {row["prompt"] for row in reserved}
+    assert len(reserved) == len(prompts) == 4, "a third of the file"
+    assert reserved_rows(source, 16) == reserved
+    assert len(reserved_rows(source, 2)) <= 2
+    others = WithoutRows(source, reserved)
+    drawn = {others.draw(0, random.Random(i))["prompt"] for i in range(200)}
+    assert len(drawn) == 8 and not drawn & prompts
+    assert not {row["prompt"] for row in others.probe(8)} & prompts
+    with pytest.raises(DataError, match="give it more rows"):
+        WithoutRows(source, source.probe(400)).draw(0, random.Random(0))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ("stages.student.target=[cpoy]", "'cpoy' is no skill; did you mean 'copy'"),
-        ("stages.student.target=[open]", "'open' is no skill of this stage"),
+        ("stages.student.target=[open]", "skill 'open' has questions without a gold answer"),
         ("stages.student.target=[]", "target"),
         ("stages.student.curriculum={use: staged:Staged}", "this curriculum does not follow"),
         (

@@ -65,9 +65,9 @@ class Distill(TrainingStage):
     retain: RetentionRule | None = None
     """Protection of skills against forgetting. None: no protection."""
     target: Annotated[list[str], Field(min_length=1)] | None = None
-    """Skills for whose sake the stage trains: prompts go to the skills whose gradient on gold answers agrees with
-    theirs. Teachers and layers have the weight that the controller gives them on those rows. None: all skills count
-    alike."""
+    """Skills for whose sake the stage trains, its own or others: prompts go to the skills whose gradient agrees with
+    theirs on gold answers. Teachers and layers have the weight that the controller gives them on those rows. None: all
+    skills count alike."""
     capacity: CapacityRule | None = None
     """What recognises a student that is too small for its teacher, and what is done then. None: nothing does."""
     audit: AuditSpec | None = None
@@ -245,7 +245,7 @@ class Distill(TrainingStage):
         yield from ExperimentSpec.check(names, (*loc, "experiment"), raw.get("experiment"))
         yield from check_retention(names, (*loc, "retain"), raw.get("retain"))
         yield from AuditSpec.check(names, (*loc, "audit"), raw.get("audit"))
-        yield from names.skill_list((*loc, "target"), raw.get("target"), names.trained_skills)
+        yield from names.skill_list((*loc, "target"), raw.get("target"), names.skills)
 
     def cost(self, sizes: Sizes) -> StageCost:
         student = sizes.parameters(self.student)
