@@ -117,7 +117,7 @@ def text_summary(source: SkillRows, block: int, encoder: Any, characters_per_tok
         sample = "".join(text[: _NUM_CHARACTERS // len(texts) + 1] for text in texts)[:_NUM_CHARACTERS]
         characters_per_token = len(sample) / len(encoder.encode_answer(sample))
     sizes = [len(text) / characters_per_token for text in texts]
-    num_documents = source.num_rows or len(texts)
+    num_documents = max(source.num_rows or 0, len(texts))  # of very many, some are looked at
     scale = num_documents / len(texts)
     blocks = sum(int(size // (block - 2)) + 1 for size in sizes)  # without the tokens at both ends
     return TextSummary(
