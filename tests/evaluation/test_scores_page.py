@@ -15,7 +15,6 @@ from tests.scores_page import PAGE, page
 from tests.support.fleet import FLEET
 
 (RECIPE,) = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)]
-RECIPE["skills"].pop("sections")
 RUN = """
 name: page
 models: {small: ./model}
@@ -45,7 +44,7 @@ def run(tmp_path_factory) -> Path:
     member = FLEET["qwen3_instruct_2507"]
     member.model().save_pretrained(folder / "model")
     member.tokenizer().save_pretrained(folder / "model")
-    (folder / "page.yaml").write_text(yaml.safe_dump(RECIPE) + RUN)
+    (folder / "page.yaml").write_text(yaml.safe_dump(RECIPE, sort_keys=False) + RUN)
     assert main(["check", str(folder / "page.yaml")]) == 0
     assert main(["train", str(folder / "page.yaml"), "--output", str(folder / "run")]) == 0
     return folder / "run"
@@ -59,7 +58,7 @@ def test_the_table_is_that_of_the_code():
 def test_every_score_is_in_the_summary_and_the_report(run):
     one, two = files.read_json(run / "summary.json")["stages"]
     for skill, options in RECIPE["skills"].items():
-        names = options.get("scores", ["accuracy", "calibration_error"])
+        names = options.get("scores", ["accuracy", "macro_f1", "calibration_error"])
         for scoring in ("before", "after", "teacher/teacher"):
             scores = two["scorings"][scoring][skill]
             assert list(scores) == names
@@ -67,8 +66,9 @@ def test_every_score_is_in_the_summary_and_the_report(run):
         assert two["after"][skill] == two["scorings"]["after"][skill][names[0]]["value"]
         assert skill in two["teachers"]["teacher"]["agreement"]
     assert two["before"] == one["after"]
+    assert [len(row) for row in two["confusion"]["sections"]["counts"]] == [2, 2]
     page = (run / "report.html").read_text()
-    assert "pass_at_5" in page and "scores on held-out rows (rouge_l" in page
+    assert "Labels of sections" in page and "pass_at_5" in page and "scores on held-out rows (rouge_l" in page
 
 
 def test_each_scoring_has_its_predictions(run):
@@ -77,15 +77,16 @@ def test_each_scoring_has_its_predictions(run):
     assert [path.relative_to(run / "predictions").with_suffix("").as_posix() for path in found] == places
     for path in found:
         lines = files.read_jsonl(path).records
-        assert [line["skill"] for line in lines] == ["summaries"] * 4 + ["sums"] * 4
-    assert [len(line["sample_rewards"]) for line in lines[4:]] == [8] * 4
+        assert [line["skill"] for line in lines] == ["summaries"] * 4 + ["sections"] * 8 + ["sums"] * 4
+        assert all(sum(line["probabilities"].values()) == pytest.approx(1, abs=1e-4) for line in lines[4:12])
+    assert [len(line["sample_rewards"]) for line in lines[12:]] == [8] * 4
 
 
 def test_rld_evaluate_shows_them_all(run, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "150")
     assert main(["evaluate", str(run.parent / "page.yaml"), "--model", str(run / "student")]) == 0
     text = capsys.readouterr().out
-    for name in ("rouge_2", "pass_at_1"):
+    for name in ("rouge_2", "macro_f1", "pass_at_1"):
         assert re.search(rf"│ {name} +│ +0\.[0-9]{{3}} │ 0\.[0-9]{{3}} to ", text)
 
 
