@@ -181,6 +181,27 @@ class Length(RowMean):
     def row_values(self, predictions, references):
         return [float(len(text)) for text in predictions]
 '''
+EVALUATOR_OPTIONS = '''class DummyEvaluator(FrozenOptions):
+    """A dummy of an evaluator."""
+
+    kind: Literal["coin"]
+'''
+EVALUATOR = '''"""Scores by a coin."""
+
+from rld.evaluation.measured import MeasuredScore
+
+
+def build(options, source, *, is_chat):
+    return Coin()
+
+
+class Coin:
+    def require_possible(self):
+        pass
+
+    def evaluate(self, model, tokenizer):
+        return {"coin": {"heads": MeasuredScore(0.5, 0.0, 1.0)}}
+'''
 COMMAND = '''def _dream(options: argparse.Namespace) -> int:
     """Do nothing at all."""
     return 0
@@ -266,6 +287,13 @@ ROWS = {
             ),
         ],
         {"python": "length 4.0"},
+    ),
+    "evaluator": Row(
+        [
+            Written("rld/recipe/evaluation.py", in_union("AnyEvaluator", "DummyEvaluator", EVALUATOR_OPTIONS)),
+            Written("rld/evaluation/coin.py", appended(EVALUATOR)),
+        ],
+        {"page": "## DummyEvaluator", "python": "coin 0.5"},
     ),
     "stage": Row(
         [
@@ -358,8 +386,10 @@ stages:
 USED = """
 from pathlib import Path
 from rld.data.file_items import read_items
+from rld.evaluation.evaluators import build_evaluator
 from rld.evaluation.held_out import HeldOutEvaluator
 from rld.evaluation.predictions import Prediction
+from rld.recipe.evaluation import DummyEvaluator
 from rld.recipe.reading import read_recipe
 import tests.recipe_page as recipe, tests.run_folder_page as run_folder
 recipe.PAGE.write_text(recipe.page())
@@ -367,6 +397,8 @@ run_folder.PAGE.write_text(run_folder.page(run_folder.PAGE.read_text()))
 (item,), = read_items(Path("rows.pairs"))
 print(item.question, item.answer)
 read_recipe(Path("dummies.yaml"), []).stages[1].run(None)
+coin = build_evaluator(DummyEvaluator(kind="coin"), Path("dummies.yaml"), is_chat=False)
+print("coin", coin.evaluate(None, None)["coin"]["heads"].value)
 (row,), (said,) = [{"skill": "copy", "answer": "a"}], [Prediction("four", 0.0, "four")]
 skills = read_recipe(Path("dummies.yaml"), []).skills
 print("length", HeldOutEvaluator([row], skills, None).evaluation([said]).measured["copy"]["length"].value)

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rld.evaluation.confusion import ConfusionTable
 from rld.evaluation.intervals import interval
+from rld.evaluation.measured import MeasuredScore, MeasuredScores
 from rld.evaluation.metric import load_metric
 from rld.evaluation.predictions import Prediction
 from rld.evaluation.predictors import PREDICTORS
@@ -24,26 +25,22 @@ NUM_SAMPLES = 3
 """Number of held-out rows per skill whose answers are recorded as samples for the user."""
 
 
-class MeasuredScore(NamedTuple):
-    """A score, and the ends of its 95% interval over rows."""
-
-    value: float
-    low: float
-    high: float
-
-
 class Evaluation(NamedTuple):
     """The result of a model on held-out rows.
 
     Attributes:
-        scores: The main score of each skill, from 0 to 1.
-        measured: All scores of each skill by name, its main score first.
+        scores: The main score of each skill, and of each task of other evaluators, from 0 to 1.
+        measured: All scores of each skill and task by name, its main score first.
         predictions: What the model says of each held-out row, in their order.
     """
 
     scores: dict[str, float]
-    measured: dict[str, dict[str, MeasuredScore]]
+    measured: MeasuredScores
     predictions: list[Prediction]
+
+    def with_tasks(self, measured: MeasuredScores) -> Evaluation:
+        """Return the evaluation with the scores of tasks, too."""
+        return self._replace(scores=self.scores | main_scores(measured), measured={**self.measured, **measured})
 
 
 @dataclass(frozen=True)
@@ -135,6 +132,11 @@ class HeldOutEvaluator:
             if self.skills[row["skill"]].predicts != "likelihood":
                 indices.setdefault(row["skill"], []).append(i)
         return [i for numbers in indices.values() for i in numbers[:NUM_SAMPLES]]
+
+
+def main_scores(measured: MeasuredScores) -> dict[str, float]:
+    """Return the main score of each skill or task."""
+    return {name: next(iter(scores.values())).value for name, scores in measured.items()}
 
 
 def correct_counts(rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, tuple[int, int]]:

@@ -54,7 +54,7 @@ def run(context: RunContext, stage: Distill) -> None:
     """Run the stage, starting from its last checkpoint if there is one."""
     set_seed(context.seed(stage.name))
     model, tokenizer = context.models.load(stage.student)
-    before = context.earlier_evaluation(stage.student) or context.evaluator.evaluate(model, tokenizer)
+    before = context.earlier_evaluation(stage.student) or context.evaluate(model, tokenizer)
     size = model.num_parameters()
     teachers, events = TeacherLoader(context).load(stage, (model, tokenizer))
     set_seed(context.seed(stage.name))  # the initial weights of an adapter must not depend on the teachers

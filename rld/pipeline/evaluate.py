@@ -17,7 +17,8 @@ def dry_run(context: RunContext, stage: Evaluate) -> None:
     Raises:
         RecipeError: there is none.
     """
-    if not any(row["skill"] in context.skills(stage) for row in context.evaluator.rows):
+    has_tasks = stage.skills is None and context.evaluators
+    if not has_tasks and not any(row["skill"] in context.skills(stage) for row in context.evaluator.rows):
         raise RecipeError(f"{context.source}: stages.{stage.name}: none of its skills has a held-out row")
 
 
@@ -28,5 +29,7 @@ def run(context: RunContext, stage: Evaluate) -> None:
     rows = [row for row in context.evaluator.rows if row["skill"] in context.skills(stage)]
     evaluator = replace(context.evaluator, rows=rows)
     evaluation = evaluator.evaluate(model, tokenizer)
+    if stage.skills is None:
+        evaluation = evaluation.with_tasks(context.task_scores(model, tokenizer))
     record = stage_record(context, stage, model.num_parameters(), evaluator, after=evaluation)
     store_result(context, stage, record, evaluator, evaluations=(NOT_SCORED, evaluation))

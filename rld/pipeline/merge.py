@@ -51,7 +51,7 @@ def run(context: RunContext, stage: Merge) -> None:
     merged = _merged(stage, weights)
     model, tokenizer = models[stage.origin]
     model.load_state_dict(merged)
-    after = context.evaluator.evaluate(model, tokenizer)
+    after = context.evaluate(model, tokenizer)
     record = stage_record(context, stage, model.num_parameters(), context.evaluator, after=after)
     record["merged"] = {
         name: {"parameters": models[name][0].num_parameters(), "scores": evaluation.scores}
@@ -93,7 +93,7 @@ def _adapter_mistakes(context: RunContext, stage: Merge, name: str) -> Iterator[
 
 
 def _scored(context: RunContext, name: str, loaded: Loaded) -> Evaluation:
-    return context.earlier_evaluation(name) or context.evaluator.evaluate(*loaded)
+    return context.earlier_evaluation(name) or context.evaluate(*loaded)
 
 
 def _merged(stage: Merge, weights: dict[str, Weights]) -> Weights:

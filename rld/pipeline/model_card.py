@@ -120,8 +120,8 @@ def _weights(context: RunContext, stage: Stage) -> Iterator[str]:
 
 def _scores(context: RunContext, record: Mapping[str, Any]) -> Iterator[str]:
     rows = context.evaluator.rows
-    scores = {skill: context.recipe.skills[skill].scores_in_use[0] for skill in record["after"]}
-    yield f"\n## Scores\n\nOf each skill: {about_scores(scores.values())}."
+    main = [next(iter(scores)) for scores in record["scorings"]["after"].values()]
+    yield f"\n## Scores\n\nOf each skill: {about_scores(main)}."
     yield "\n| skill | items | before | after |\n|---|---|---|---|"
     for skill, after in record["after"].items():
         num_items = sum(row["skill"] == skill for row in rows)

@@ -62,6 +62,7 @@ def reason_to_ask_libraries(recipe: Recipe, source: Path, skill_rows: Mapping[st
 def _reasons(recipe: Recipe, source: Path, skill_rows: Mapping[str, SkillRows]) -> Iterator[str]:
     folder = source.parent
     absent = absent_models(recipe, folder)
+    yield from (f"the evaluator {options.kind}" for options in recipe.evaluation if options.kind != "held_out")
     for training in recipe.training_stages:
         yield from _trainer_reasons(training)
         if training.lora is not None and _path(recipe, training.student) not in absent:

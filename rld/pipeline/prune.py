@@ -24,10 +24,10 @@ def run(context: RunContext, stage: Prune) -> None:
     """Cut the model, and score and store the result."""
     whole, tokenizer = context.models.load(stage.model)
     record_revisions(context)
-    before = context.earlier_evaluation(stage.model) or context.evaluator.evaluate(whole, tokenizer)
+    before = context.earlier_evaluation(stage.model) or context.evaluate(whole, tokenizer)
     with context.mistakes_in(stage):
         model = context.models.cut_out((whole, tokenizer), stage)
-    after = context.evaluator.evaluate(model, tokenizer)
+    after = context.evaluate(model, tokenizer)
     record = stage_record(context, stage, model.num_parameters(), context.evaluator, before=before, after=after)
 
     def save(folder: Path) -> None:

@@ -15,10 +15,14 @@ from transformers import TrainingArguments
 
 from rld.data import skill_rows
 from rld.errors import RecipeError, RldError
+from rld.evaluation.evaluators import build_evaluator
 from rld.evaluation.held_out import Evaluation, HeldOutEvaluator
+from rld.evaluation.measured import MeasuredScore
 from rld.evaluation.predictions import Prediction
 from rld.evaluation.predictors.base import PredictionSettings
 from rld.evaluation.predictors.text import TextPredictor
+from rld.models.logprob_source import LogprobSource
+from rld.models.placement import move_unless_placed
 from rld.models.prompting import PromptEncoder
 from rld.models.text_pieces import cut_text
 from rld.pipeline.judge import load_judge
@@ -76,7 +80,8 @@ class RunContext:
         self.row_checks = RowChecks(self.recipe, self.models, judge)
         accepts = {"accepts": self.row_checks.accepts} if self.recipe.bad_rows == "skip" else {}
         self.skill_rows = skill_rows.skill_rows(self.recipe, self.source.parent, **accepts, cut=self._cut)
-        held_out = [row for rows in self.skill_rows.values() for row in rows.held_out()]
+        is_held_out = any(options.kind == "held_out" for options in self.recipe.evaluation)
+        held_out = [row for rows in self.skill_rows.values() for row in rows.held_out() if is_held_out]
         request = launch.read_request()
         launch.require_possible(request)
         # Accelerate connects CPU processes only if the first PartialState is created with cpu=True.
@@ -92,6 +97,11 @@ class RunContext:
         )
         self.texts = TextPredictor(settings, self.recipe.skills)
         self.evaluator = HeldOutEvaluator(held_out, self.recipe.skills, settings)
+        self.evaluators = [
+            build_evaluator(options, self.source, is_chat=self.recipe.prompt_style == "chat")
+            for options in self.recipe.evaluation
+            if options.kind != "held_out"
+        ]
 
     @property
     def flops(self) -> float:
@@ -148,8 +158,28 @@ class RunContext:
         record = self.paths.stage_record(reference)
         path = self.paths.predictions(reference, "after")
         predictions = None if record is None else read_predictions(path, self.evaluator.rows)
-        evaluation = None if predictions is None else self.evaluator.evaluation(predictions)
-        return evaluation if record and evaluation and evaluation.scores == record["after"] else None
+        if record is None or predictions is None:
+            return None
+        tasks = {
+            name: {score: MeasuredScore(**ends) for score, ends in scores.items()}
+            for name, scores in record["scorings"].get("after", {}).items()
+            if name not in self.recipe.skills
+        }
+        evaluation = self.evaluator.evaluation(predictions).with_tasks(tasks)
+        return evaluation if evaluation.scores == record["after"] else None
+
+    def evaluate(self, model: Any, tokenizer: Any) -> Evaluation:
+        """Return a model's scores on the held-out rows and on the tasks of other evaluators, and its predictions."""
+        return self.evaluator.evaluate(model, tokenizer).with_tasks(self.task_scores(model, tokenizer))
+
+    def task_scores(self, model: Any, tokenizer: Any) -> dict[str, Mapping[str, MeasuredScore]]:
+        """Return a model's scores on the tasks of other evaluators; none for a model that is elsewhere."""
+        if isinstance(model, LogprobSource):
+            return {}
+        scores: dict[str, Mapping[str, MeasuredScore]] = {}
+        for evaluator in self.evaluators:
+            scores |= evaluator.evaluate(move_unless_placed(model, self.state.device), tokenizer)
+        return scores
 
     def encoder(self, model: Any, tokenizer: Any) -> PromptEncoder:
         """Return the encoder of prompts and answers for a model, with the recipe's options of the chat template."""

@@ -21,6 +21,8 @@ def require_runnable(run: RunContext, downloads: bool = True) -> None:
     """
     probe_judge(run)
     _require_gold_answers(run)
+    for evaluator in run.evaluators:
+        evaluator.require_possible()
     if downloads or not absent_models(run.recipe, run.source.parent):
         run.row_checks.require(run.skill_rows)
     for stage in run.recipe.stages:

@@ -43,7 +43,7 @@ def run(context: RunContext, stage: Sft) -> None:
     """Run the stage, starting from its last checkpoint if there is one."""
     set_seed(context.seed(stage.name))
     model, tokenizer = context.models.load(stage.student)
-    before = context.earlier_evaluation(stage.student) or context.evaluator.evaluate(model, tokenizer)
+    before = context.earlier_evaluation(stage.student) or context.evaluate(model, tokenizer)
     skip_unlabelled_positions()
     encoder = context.encoder(model, tokenizer)
     declare_ends(model, encoder, context.recipe.prompt_style == "chat")

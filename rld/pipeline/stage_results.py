@@ -9,7 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from rld.evaluation.held_out import Evaluation, HeldOutEvaluator, MeasuredScore
+from rld.evaluation.held_out import Evaluation, HeldOutEvaluator
+from rld.evaluation.measured import MeasuredScore
 from rld.pipeline.predictions import write_predictions
 from rld.pipeline.run import RunContext
 from rld.pipeline.samples import write_samples
@@ -128,4 +129,4 @@ def _scorings(before: Evaluation, after: Evaluation, teachers: Sequence[ProbedTe
     """Return the evaluations that a stage has made, by the names of their scorings."""
     every = {"before": before, "after": after}
     every |= {f"teacher/{probed.teacher.name}": probed.evaluation for probed in teachers}
-    return {name: evaluation for name, evaluation in every.items() if evaluation.predictions}
+    return {name: evaluation for name, evaluation in every.items() if evaluation.measured}

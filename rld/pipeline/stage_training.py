@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
 from rld.errors import NonFiniteError
-from rld.evaluation.held_out import Evaluation
+from rld.evaluation.held_out import Evaluation, main_scores
 from rld.models.adapters import merge_adapter, require_mergeable
 from rld.pipeline.callbacks import (
     CommonRandomNumbers,
@@ -150,7 +150,8 @@ class StageTraining:
             if self.context.state.is_main_process:
                 path = self.context.paths.predictions(name, f"step/{self.trainer.state.global_step}")
                 write_predictions(path, evaluator.rows, predictions)
-            return evaluator.main_scores(predictions)
+            tasks = self.context.task_scores(*self.trained_model())
+            return evaluator.main_scores(predictions) | main_scores(tasks)
 
     def finish(
         self,
@@ -168,7 +169,7 @@ class StageTraining:
         require_finite_weights(model, f"stage '{stage.name}': at its end", self.trainer.accelerator)
         if stage.lora is not None:
             model = merge_adapter(model)
-        after = context.evaluator.evaluate(model, tokenizer)
+        after = context.evaluate(model, tokenizer)
         evaluator = context.evaluator
         record = stage_record(
             context, stage, self.num_parameters, evaluator, after=after, before=before, teachers=teachers

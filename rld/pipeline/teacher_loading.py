@@ -83,7 +83,7 @@ class TeacherLoader:
         with teacher.answering(context.state.device) as model:
             tokenizer = teacher.tokenizer
             assert tokenizer is not None  # set for every teacher that generates answers
-            evaluation = evaluation or context.evaluator.evaluate(model, tokenizer)
+            evaluation = evaluation or context.evaluate(model, tokenizer)
             predictions = context.predict(model, tokenizer, rows)
         teacher.verified = correct_counts(rows, predictions)
         return ProbedTeacher(teacher, teacher.num_parameters(), evaluation)

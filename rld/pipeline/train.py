@@ -157,7 +157,7 @@ def evaluate(model: str, recipe: Recipe, source: Path) -> int:
     run = RunContext(recipe, source, Path(), resume=False)
     student, tokenizer = run.models.load(model)
     run.row_checks.require_readable(model, student, tokenizer, run.evaluator.rows)
-    measured = run.evaluator.evaluate(student, tokenizer).measured
+    measured = run.evaluate(student, tokenizer).measured
     if run.state.is_main_process:
         scoring = {
             skill: {name: ScoreRecord(**score._asdict()) for name, score in scores.items()}

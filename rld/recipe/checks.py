@@ -7,6 +7,7 @@ from typing import Any
 
 from rld.recipe import reserved_options, third_party_options
 from rld.recipe.document import Loc, RecipeDocument, RecipeProblem, walk
+from rld.recipe.evaluation import AnyEvaluator
 from rld.recipe.models import AnyModel
 from rld.recipe.names import RecipeNames, check_member, items
 from rld.recipe.plugins import RewardSpec, VerifierSpec
@@ -37,6 +38,8 @@ def problems(document: RecipeDocument) -> Iterator[RecipeProblem]:
             yield from names.weights(("models", key), model, [])
         yield from check_member(AnyModel, names, ("models", key), model)
         yield from _check_size(names, ("models", key, "config"), model)
+    for i, evaluator in items(tree.get("evaluation")):
+        yield from check_member(AnyEvaluator, names, ("evaluation", i), evaluator)
     for key, skill in items(tree.get("skills")):
         yield from check_member(AnySkill, names, ("skills", key), skill)
     first_use = names.in_stage(_first_use_of_rewards(names), {})

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Field, field_validator, model_validator
 
 from rld.data.row_kinds import default_rewards
+from rld.recipe.evaluation import AnyEvaluator, HeldOut
 from rld.recipe.models import AnyModel, CharacterTokenizer, NewModel
 from rld.recipe.plugins import RewardSpec, VerifierSpec
 from rld.recipe.prompts import Prompts
@@ -52,6 +53,9 @@ class Recipe(FrozenOptions):
     """Decides outside of training which answers are correct: in held-out scores, probes of teachers, `verify` of `sft`
     stages and `rld evaluate`. None: the audit of the last stage that has one, else the verifier. A function that needs
     a model or is asynchronous cannot be called there: answers are then compared with the gold answers."""
+    evaluation: list[AnyEvaluator] = Field([HeldOut(kind="held_out")], min_length=1)
+    """What models are scored by, before and after stages and on the way: their predictions for held-out rows, and tasks
+    of other evaluators."""
     bad_rows: Literal["refuse", "skip"] = "refuse"
     """What happens to rows of a file that cannot be read, that a model cannot read as a whole, or whose gold answer it
     cannot write. `refuse`: the run does not start. `skip`: they are left out of training and scores, unless all rows
@@ -95,6 +99,14 @@ class Recipe(FrozenOptions):
         if len(rewards) > 1:
             raise ValueError(f"the answers of its skills are checked by {' and '.join(rewards)}; name the rewards")
         object.__setattr__(self, "rewards", [RewardSpec(use=use) for use in rewards])
+        return self
+
+    @model_validator(mode="after")
+    def _scored_things_have_different_names(self) -> Recipe:
+        names = [task for options in self.evaluation for task in getattr(options, "tasks", [])]
+        for i, name in enumerate(names):
+            if name in self.skills or name in names[:i]:
+                raise ValueError(f"evaluation: {name!r} is the name of a skill or of another task; rename the skill")
         return self
 
     @model_validator(mode="after")

@@ -23,7 +23,7 @@ Keys: TypeAlias = tuple[Any, ...]
 MODEL_KEYS = ("student", "teacher", "model", "models", "base", "adapter", "path", "prune", "tokenizer")
 """Keys of a recipe whose texts name models."""
 
-_OF_ALL_STAGES = ("seed", "tokenizer", "prompts", "bad_rows", "max_new_tokens")
+_OF_ALL_STAGES = ("seed", "tokenizer", "prompts", "bad_rows", "max_new_tokens", "evaluation")
 """Keys of a recipe on which every stage depends, beside those of its judge, skills and models."""
 
 _NO_NUMBERS = {"checkpoint_every", "evaluate_every", "timeout_seconds", "token_variable", "offload"}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
-from rld.reporting.file_records import Amount, Count, FileRecord, Share
+from pydantic import Field
+
+from rld.reporting.file_records import Count, FileRecord, Share
 
 _ERRORS = 2 * 1.96
 """Standard errors in a 95% interval of a normal distribution."""
@@ -14,12 +16,15 @@ _SHARES_OF_ROWS = {"solved", "exact_match", "word_match", "accuracy"}
 """Scores that are the share of held-out rows answered correctly."""
 
 
+Finite: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
+
+
 class ScoreRecord(FileRecord):
     """A score, and the ends of its 95% interval over rows."""
 
-    value: Amount
-    low: Amount
-    high: Amount
+    value: Finite
+    low: Finite
+    high: Finite
 
     @property
     def error(self) -> float:

@@ -120,7 +120,7 @@ def scores_table(model: str, scoring: Scoring, held_out: Iterable[Row]) -> Table
         shown.add_column(head, justify="left" if head == "score" else "right")
     for skill, scores in scoring.items():
         for name, score in scores.items():
-            cells = (str(num_rows[skill]), Text(name)) if name == main[skill] else ("", Text(name))
+            cells = (str(num_rows[skill] or "-"), Text(name)) if name == main[skill] else ("", Text(name))
             ends = f"{_score_text(score.low)} to {_score_text(score.high)}"
             shown.add_row(Text(skill if name == main[skill] else ""), *cells, _score_text(score.value), ends)
     shown.add_section()

@@ -22,7 +22,7 @@ class Evaluate(Stage):
     model: str
     """The model to score: a name in `models`, an earlier stage, a hub id or a folder."""
     skills: list[str] | None = None
-    """Skills to score it on. None: all skills with held-out rows."""
+    """Skills to score it on. None: all skills with held-out rows, and the tasks of other evaluators."""
 
     def references(self) -> list[str]:
         return [self.model]
