@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import time
 import warnings
@@ -81,6 +82,7 @@ def _run_stages(run: RunContext, writer: SummaryWriter, stop: StopRequest) -> st
                 record = run.finished(stage.name)
                 if record is None:
                     stage.run(run)
+                    gc.collect()  # a trainer and its callbacks refer to each other, which alone keeps their models
                 else:
                     run.skip(record)
                 writer.write("running")

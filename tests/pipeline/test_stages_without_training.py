@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +9,9 @@ import pytest
 from safetensors.torch import load_file
 
 from rld.cli import main
-from rld.pipeline import stage_results
 from rld.utils import files
 from tests.support import tiny
-from tests.support.runs import Killed, written
+from tests.support.runs import written
 
 RECIPE = """
 name: small
@@ -64,12 +62,6 @@ def whole(recipe, tmp_path_factory) -> Path:
     return output
 
 
-def results(run: Path) -> dict[str, str]:
-    """Hashes of the models and the predictions of a run, by their paths."""
-    paths = [*run.rglob("model.safetensors"), *run.rglob("predictions/**/*.jsonl"), run / "samples.jsonl"]
-    return {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
-
-
 def test_a_merged_model_has_the_weights_of_the_formula_and_later_stages_use_it(whole):
     one, two, same, mean, total = (
         load_file(whole / "models" / name / "model.safetensors") for name in ("one", "two", "same", "mean", "sum")
@@ -113,22 +105,6 @@ def test_a_cut_model_is_part_of_the_larger_one_and_its_layers_are_taught_by_thos
     assert stages["healed"]["before"] == stages["cut"]["after"]
     assert stages["cut"]["student"]["parameters"] == sum(weight.numel() for weight in cut.values())
     assert "cut with `rld` out of `last` (1 layers" in (whole / "models" / "cut" / "README.md").read_text()
-
-
-@pytest.mark.parametrize("result", ["mean", "scores", "cut", "student"])
-def test_a_run_that_is_killed_behind_a_stage_ends_as_an_uninterrupted_one(recipe, whole, tmp_path, monkeypatch, result):
-    run, write = tmp_path / "run", stage_results.write_manifest
-
-    def killed(folder: Path) -> None:
-        write(folder)
-        if folder.name == f"{result}.draft":
-            raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(stage_results, "write_manifest", killed)
-        main(["train", str(recipe), "--output", str(run)])
-    assert main(["train", str(recipe), "--output", str(run), "--resume"]) == 0
-    assert results(run) == results(whole)
 
 
 def test_check_shows_what_a_merge_and_an_evaluation_do(recipe, capsys):
