@@ -88,7 +88,7 @@ def _tell_of_repeated(skill: str, places: list[str]) -> None:
         listed = ", ".join([*places[:_MOST_WARNED], *(["..."] if len(places) > _MOST_WARNED else [])])
         rows = "1 row is" if len(places) == 1 else f"{len(places)} rows are"
         text = f"{rows} neither trained on nor scored, because a held-out row has the same question: {listed}"
-        warnings.warn(f"skill '{skill}': {text}", stacklevel=3)
+        warnings.warn(f"skill '{skill}': {text}", stacklevel=1)  # one place, so that it is shown once
 
 
 class SkillRows:
@@ -319,6 +319,8 @@ class SkillRows:
         try:
             with user_code(CALL_SECONDS):
                 return make(level, rng)
+        except DataError as error:
+            raise DataError(f"skill {self.skill!r}, level {level}: {error}") from error
         except Exception as error:
             name = getattr(self._source.make, "name", "its generator")
             raise DataError(f"skill {self.skill!r}, level {level}: {name} {description(error)}") from error

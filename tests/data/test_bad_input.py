@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 ROWS = [{"question": f"{a}{b}?", "answer": a} for a in "abcd" for b in "abcd"]
 TABLES = [suffix for suffix in WRITE if suffix in FORMATS]
 TEXTS = [suffix for suffix in TABLES if suffix != ".parquet"]
+LABELS = {"a": " a", "b": " b", "c": " c"}
 RECIPE = {
     "name": "bad",
     "tokenizer": {"characters": "abcdefghijklmnopqrstuvwxyz? \u00e9"},
@@ -76,12 +77,18 @@ def rewritten(path: Path, change: Callable[[bytes], bytes]) -> None:
             {"held_out": {"file": "rowsSUFFIX"}},
             "all 16 different questions of its file are held-out questions too",
         ),
+        (ROWS, {"kind": "labelled", "labels": LABELS}, ": the label 'd' is none of 'a', 'b', 'c'"),
+        (
+            [{"question": f"a{letter}", "answer": ""} for letter in "abcdefgh"],
+            {"kind": "labelled", "labels": LABELS},
+            "skill 'it', level 0: none of its rows has a label",
+        ),
         (ROWS, {"kind": "code_task"}, ": no prompt, but 'question', 'answer'"),
         (ROWS, {"kind": "conversation"}, ": no messages, but 'question', 'answer'"),
     ],
     ids=[
         *("one row", "10 MB", "null character", "no answer", "answer too long", "prompt too long", "no such column"),
-        *("no column", "held out twice", "no code task", "no conversation"),
+        *("no column", "held out twice", "no such label", "no labels", "no code task", "no conversation"),
     ],
 )
 def test_rows_that_cannot_be_used(tmp_path, capsys, suffix, rows, skill, expected):
@@ -107,6 +114,22 @@ def test_files_that_are_no_table_of_rows(tmp_path, capsys, suffix):
     assert f"rows come from {', '.join(FORMATS)} files, not rows{suffix}.gz; unpack it" in text
     path.write_bytes(b'{"question": "a", \n"answer')
     assert f"rows{suffix}" in refused(tmp_path, capsys, skill)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"\n \n", "it.txt: no rows"),
+        (gzip.compress(b"hello"), "it.txt: it is compressed; unpack it"),
+        ("hello".encode("utf-16"), "it.txt: it is not text in UTF-8, but perhaps in UTF-16"),
+        ("hell\u00f6".encode("latin-1"), "it.txt: is not text in UTF-8, at byte 4; save it as UTF-8"),
+        (b"hello\0 there", "it.txt:1: a text with a null character"),
+    ],
+)
+def test_files_that_are_no_text(tmp_path, capsys, content, expected):
+    (tmp_path / "it.txt").write_bytes(content)
+    assert expected in refused(tmp_path, capsys, {"file": "it.txt", "kind": "plain_text"})
+    assert "it.txt is a text; kind: plain_text reads it" in refused(tmp_path, capsys, {"file": "it.txt"})
 
 
 @pytest.mark.parametrize("suffix", TEXTS)
