@@ -85,6 +85,7 @@ def test_one_that_is_not_is_not(recipe, tmp_path):
         ("stages.learn.capacity={act: soften}", "capacity: .act: soften. acts on signals.response"),
         ("stages.learn.capacity={act: reinforce}", "capacity: .act: reinforce. acts on signals.policy"),
         ("stages.learn.capacity={window: 2}", "capacity.window"),
+        ("stages.learn.rollout={prompts: 8, completions: 2, gold_completions: 2}", "none is tried"),
     ],
 )
 def test_an_act_without_its_signal_is_refused(recipe, tmp_path, capsys, change, message):

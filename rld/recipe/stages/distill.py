@@ -128,7 +128,13 @@ class Distill(TrainingStage):
             return self
         if not self.teachers:
             raise ValueError("capacity compares a student with its teachers, and this stage has none")
+        if self.rollout.completions == self.rollout.gold_completions:
+            raise ValueError(
+                "capacity compares how often answers are correct, and with gold answers alone none is tried"
+            )
         act = self.capacity.act
+        if act == "soften" and self.rollout.completions == "labels":
+            raise ValueError("capacity: {act: soften} softens distributions over tokens, not over labels")
         if needed[act] and getattr(self.signals, needed[act]) is None:
             raise ValueError(f"capacity: {{act: {act}}} acts on signals.{needed[act]}, which is left out")
         return self
