@@ -20,9 +20,11 @@ from rld.recipe import registry
 from rld.recipe.document import RecipeDocument
 from rld.recipe.models import AnyModel, NewModel, PrunedModel
 from rld.recipe.reading import read_recipe
+from rld.recipe.stages import AnyStage
 from rld.recipe.stages.distill import Distill
 from rld.teachers.local import LocalLogprobs
 from rld.teachers.teacher import Teacher
+from rld.utils.options import kinds_of
 from tests.recipe_page import EXPERIMENT_PAGE, PAGE, SMALL, experiment_page, page
 
 ROOT = Path(__file__).parent.parent
@@ -140,6 +142,23 @@ def test_the_page_on_students_shows_models(tmp_path):
     (block,) = yaml_blocks((ROOT / "docs" / "students.md").read_text(), tmp_path)
     kinds = {name: type(TypeAdapter(AnyModel).validate_python(model)) for name, model in block["models"].items()}
     assert kinds == {"large": str, "fresh": NewModel, "half": PrunedModel, "narrow": PrunedModel}
+
+
+def test_the_page_on_several_stages_shows_recipes(tmp_path):
+    """Each block is the end of the small recipe, with a model between its two."""
+    text, head = (ROOT / "docs" / "multi_stage.md").read_text(), SMALL.partition("stages:")[0]
+    small = next(line for line in head.splitlines() if line.startswith("  small:"))
+    head = head.replace(small, f"{small}\n{small.replace('small:', 'middle:')}")
+    for name in ("code-lora", "chat-lora"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text("{}")
+    tiny.model().save_pretrained(tmp_path / "base")
+    names = []
+    for block in re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL):
+        (tmp_path / "r.yaml").write_text(head + block)
+        names += [stage.name for stage in read_recipe(tmp_path / "r.yaml").stages]
+    assert {"middle_from_teacher", "small_from_middle", "healed", "second", "both"} <= set(names)
+    assert all(f"`{kind}`" in text for kind in kinds_of(AnyStage))
 
 
 def test_the_page_on_teachers_shows_what_a_stage_and_a_script_take(tmp_path, monkeypatch):
