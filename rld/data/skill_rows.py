@@ -304,14 +304,14 @@ class SkillRows:
         """Return why no row of a file is left to train on, and what to do."""
         levels = self._source.levels or ()
         sizes = [len({question_key(item.question) for item in items}) for items in levels]
+        kind, example = ("documents", "test.txt") if self.is_text else ("questions", "test.jsonl")
+        every = f"all {sizes[level]} different {kind} of its file are"
         if self._source.held_out is not None:
-            return (
-                f"all {sizes[level]} different questions of its file are held-out questions too; take them out of one"
-            )
+            return f"{every} held-out {kind} too; take them out of one"
         most = max((min(sizes) - 1) * len(sizes), 0)
         return (
-            f"all {sizes[level]} different questions of its file are held out; set held_out to at most {most} (now "
-            f"{self._num_held_out}), or score on a file of its own, by held_out: {{file: test.jsonl}}"
+            f"{every} held out; set held_out to at most {most} (now {self._num_held_out}), or score on a file of its "
+            f"own, by held_out: {{file: {example}}}"
         )
 
     def _made(self, level: int, rng: random.Random, gold: bool = False) -> Item:

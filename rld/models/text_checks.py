@@ -8,6 +8,9 @@ from rld.models.prompting import PromptEncoder, normal
 from rld.models.row_checks import Finding, FindingKind
 from rld.types import Row
 
+_NUM_CHARACTERS = 200_000
+"""Characters at the beginning of a document that are encoded and decoded; of the others each different one is."""
+
 
 def check_texts(
     encoder: PromptEncoder, rows: Sequence[Row], blocks: Sequence[int], context_length: int | None
@@ -33,9 +36,15 @@ def check_texts(
 
 
 def _problem(encoder: PromptEncoder, text: str) -> tuple[FindingKind, str] | None:
-    """Return why a tokenizer cannot spell a text; None if it can."""
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    """Return why a tokenizer cannot spell the characters of a text, or its beginning; None if it can."""
+    characters = "".join(sorted(set(text)))
+    if any("\ud800" <= character <= "\udfff" for character in characters):
         return "no text", "has half of a surrogate pair, which is no character"
+    return _lost(encoder, characters) or _lost(encoder, text[:_NUM_CHARACTERS])
+
+
+def _lost(encoder: PromptEncoder, text: str) -> tuple[FindingKind, str] | None:
+    """Return what a text loses when a tokenizer encodes and decodes it; None if nothing but white space around it."""
     written = normal(encoder.decode([encoder.encode_answer(text)])[0])
     read = normal(text)
     if written == read:

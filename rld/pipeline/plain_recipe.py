@@ -123,10 +123,11 @@ def _row_reasons(recipe: Recipe, skill_rows: Mapping[str, SkillRows]) -> Iterato
     context = min((config.get("max_position_embeddings") or 0 for config in configs), default=0)
     characters = set(recipe.tokenizer.characters) if recipe.tokenizer is not None else set()
     for skill, source in skill_rows.items():
+        max_new_tokens = recipe.blocks.get(skill, recipe.max_new_tokens)
         for place, row in source.examples(NUM_EXAMPLES):
             prompt, answer = str(row["prompt"]), row["answer"]
-            longest = max(len(answer) + 1, recipe.max_new_tokens)
-            is_short = len(answer) + 1 <= recipe.max_new_tokens and len(prompt) + longest <= context
+            longest = max(len(answer) + 1, max_new_tokens)
+            is_short = len(answer) + 1 <= max_new_tokens and len(prompt) + longest <= context
             if not answer.strip() or not is_short or not set(prompt + answer) <= characters:
                 yield f"row {place} of skill '{skill}'"
                 return

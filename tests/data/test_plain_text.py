@@ -171,3 +171,20 @@ def test_texts_without_their_kind_and_shares_of_generators_are_refused(tmp_path,
     assert "one.txt is a text; kind: plain_text reads it" in capsys.readouterr().err
     with pytest.raises(ValidationError, match="give a number"):
         Recipe.model_validate({"name": "r", "stages": [STAGE], "skills": {"it": {"generator": "a:b", "held_out": 0.5}}})
+
+
+def test_the_check_without_libraries_asks_them_about_blocks_that_no_context_holds(tmp_path, capsys):
+    (tmp_path / "texts").mkdir()
+    for name, text in ("a", "abc"), ("b", "bca"):
+        (tmp_path / "texts" / f"{name}.txt").write_text(text)
+    config = "{hidden_size: 16, num_attention_heads: 2, num_hidden_layers: 1, max_position_embeddings: 64}"
+    (tmp_path / "r.yaml").write_text(
+        "{name: r, tokenizer: {characters: abc}, skills: {it: {file: texts, kind: plain_text, held_out: 1}}, "
+        f"models: {{m: {{new: llama, config: {config}}}}}, stages: [{{name: s, kind: sft, student: m, steps: 1}}]}}"
+    )
+    assert main(["check", str(tmp_path / "r.yaml"), "skills.it.block=16"]) == 0
+    assert main(["check", str(tmp_path / "r.yaml")]) == 2
+    assert (
+        "blocks of 256 tokens, which do not fit into a context of 64; lower the skill's block"
+        in capsys.readouterr().err
+    )
