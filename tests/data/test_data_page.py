@@ -135,7 +135,7 @@ def test_the_script_of_a_kind_of_rows_trains(folder, script, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
     tiny.model().save_pretrained("tiny")
     tiny.tokenizer().save_pretrained("tiny")
-    script = re.sub(r'"HuggingFaceTB/[^"]+"', '"./tiny"', script).replace("max_steps=100", "max_steps=1")
+    script = re.sub(r'"(HuggingFaceTB|Qwen)/[^"]+"', '"./tiny"', script).replace("max_steps=100", "max_steps=1")
     script = re.sub(r"max_completion_length=\d+", "max_completion_length=4, num_generations=2, use_cpu=True", script)
     scope: dict[str, Any] = {}
     exec(script.replace("bf16=False", "bf16=False, per_device_train_batch_size=4, report_to='none'"), scope)
