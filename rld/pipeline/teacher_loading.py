@@ -32,11 +32,13 @@ class ProbedTeacher(NamedTuple):
 
 
 def best_scores(teachers: Sequence[ProbedTeacher], skills: Sequence[str]) -> dict[str, float]:
-    """Return the highest held-out score of a teacher of each skill; skills without a teacher are left out."""
+    """Return the highest held-out score of a teacher of each skill; skills without a teacher's score are left out."""
     best: dict[str, float] = {}
     for probed in teachers:
+        scores = probed.evaluation.scores
         for skill in filter(probed.teacher.teaches, skills):
-            best[skill] = max(best.get(skill, 0.0), probed.evaluation.scores[skill])
+            if skill in scores:
+                best[skill] = max(best.get(skill, 0.0), scores[skill])
     return best
 
 

@@ -21,6 +21,7 @@ from rld.data import skill_rows
 from rld.data.file_items import read_items
 from rld.data.generators import item_source
 from rld.data.prompt_stream import PromptStream
+from rld.data.row_kinds import ROW_KINDS
 from rld.errors import CurriculumError, DataError
 from rld.models import tokenizers
 from rld.recipe.schema import Recipe
@@ -455,3 +456,28 @@ def test_a_small_file_can_hold_out_all_rows_but_one(tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(f'{{"question": "{i}", "answer": "{i}"}}\n' for i in range(500)))
     made = source({"file": "rows.jsonl", "held_out": 499}, tmp_path)
     assert len({row["prompt"] for row in made.held_out()} | {row["prompt"] for row in made.rows(3, seed=0)}) == 500
+
+
+RECORDS = {
+    "question_answer": lambda text: {"question": text, "answer": "a"},
+    "labelled": lambda text: {"question": text, "answer": "b" if text == "four" else "a"},
+    "code_task": lambda text: {"prompt": text, "tests": "assert True"},
+    "plain_text": lambda text: {"text": text},
+    "conversation": lambda text: {
+        "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "a"}]
+    },
+}
+"""A record of each kind of rows, by the text of its question."""
+
+
+@pytest.mark.parametrize("kind", ROW_KINDS)
+def test_a_held_out_question_is_never_trained_on_whatever_the_kind_of_rows(kind, tmp_path):
+    texts = {"train.jsonl": ["one  two", "three", "four"], "test.jsonl": ["one two", "one\ntwo", "five"]}
+    for name, questions in texts.items():
+        (tmp_path / name).write_text("\n".join(json.dumps(RECORDS[kind](text)) for text in questions))
+    options = {"labels": {"a": "a", "b": "b"}} if kind == "labelled" else {}
+    skill = {"file": "train.jsonl", "kind": kind, "held_out": {"file": "test.jsonl"}, **options}
+    rows = source(skill, tmp_path, prompts={"style": "chat" if kind == "conversation" else "plain"})
+    assert len(rows.held_out()) == 2, "the same question is held out once"
+    drawn = {str(rows.draw(0, random.Random(seed))) for seed in range(40)}
+    assert drawn and not any("one" in text for text in drawn)
