@@ -78,6 +78,18 @@ def test_the_student_learns_the_distribution_of_its_teacher_and_what_it_predicts
     assert logs[-1]["tokens/generated"] == 0
 
 
+def test_a_resumed_training_goes_on_as_if_it_had_not_stopped(tmp_path):
+    options: dict[str, Any] = {"max_steps": 4, "per_device_train_batch_size": 12}  # within one epoch
+    options |= {"gate": "per_prompt", "save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch"}
+    whole = runs.trainer(tmp_path, **options)
+    whole.train()
+    rest = runs.trainer(tmp_path, **options)
+    rest.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    for one, other in zip(whole.model.parameters(), rest.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(whole.gate._predicted_KSL, rest.gate._predicted_KSL)
+
+
 # -- teachers of other tokenizers --------------------------------------------------------------------------------------
 
 WORDS = [" Yes", " No", " the answer"]
