@@ -192,9 +192,15 @@ class ModelLoader:
         return tokenizers.character_tokenizer(self._recipe.tokenizer.characters)
 
     def _calibration_texts(self, count: int, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-        """Return the token ids of prompts with gold answers; those without are prompts alone."""
+        """Return the token ids of prompts with gold answers; those without are prompts alone.
+
+        Raises:
+            RecipeError: there are none.
+        """
         prompts = self._recipe.prompts
         encoder = PromptEncoder(tokenizer, chat_template_kwargs=prompts.chat_template_kwargs)
         rows = self._training_rows(count)
+        if not rows:
+            raise RecipeError("no skill has a training row with an answer, from which importance could be measured")
         encoded = encoder.encode_rows([row["prompt"] for row in rows], [row["answer"] for row in rows])
         return [[*prompt_ids, *answer_ids] for prompt_ids, answer_ids in encoded]
