@@ -24,22 +24,26 @@ class Pieces:
     """
 
     def __init__(self, documents: Iterable[Row], cut: Cut) -> None:
-        self._rows: list[Row] = []
-        for document in documents:
-            pieces = cut(document["answer"])
-            last = len(pieces) - 1
-            self._rows += [{**document, "answer": piece, "is_cut": i < last} for i, piece in enumerate(pieces)]
+        self._documents = list(documents)
+        self._spans: list[tuple[int, int, int]] = []  # the document of each piece, its start and its end
+        for number, document in enumerate(self._documents):
+            end = 0
+            for piece in cut(document["answer"]):
+                start, end = end, end + len(piece)
+                self._spans.append((number, start, end))
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._spans)
 
     def row(self, number: int, seed: str) -> Row:
         """Return the piece that is drawn after `number` others; after all, a new pass begins."""
-        times, place = divmod(number, len(self._rows))
-        return self._rows[self._order(f"{seed}:pass {times}")[place]]
+        times, place = divmod(number, len(self))
+        document, start, end = self._spans[self._order(f"{seed}:pass {times}")[place]]
+        row = self._documents[document]
+        return {**row, "answer": row["answer"][start:end], "is_cut": end < len(row["answer"])}
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 - there are few such objects, and they live as long as the run
     def _order(self, seed: str) -> list[int]:
-        order = list(range(len(self._rows)))
+        order = list(range(len(self)))
         random.Random(seed).shuffle(order)
         return order

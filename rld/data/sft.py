@@ -6,12 +6,15 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from rld.data.skill_rows import SkillRows
 from rld.errors import DataError
 from rld.recipe.stages.sft import Sft
 from rld.types import Answer, Row
+
+_BATCH = 1000
+"""Examples that are encoded before they are stored."""
 
 AnswerRows: TypeAlias = Callable[[Sequence[Row]], list[Answer]]
 """Returns a teacher's answers to rows."""
@@ -70,7 +73,14 @@ def sft_dataset(
             "max_new_tokens; they are learnt without an end",
             stacklevel=2,
         )
-    return Dataset.from_list([encode(row["prompt"], answer) for row, answer in examples]).shuffle(seed=seed)
+    return _encoded(examples, encode).shuffle(seed=seed)
+
+
+def _encoded(examples: Sequence[tuple[Row, Answer]], encode: Encode) -> Dataset:
+    """Return examples as token ids, which as a list of Python numbers would take five times as much memory."""
+    starts = range(0, len(examples), _BATCH)
+    batches = (examples[start : start + _BATCH] for start in starts)
+    return concatenate_datasets([Dataset.from_list([encode(row["prompt"], a) for row, a in b]) for b in batches])
 
 
 def _num_pieces(sources: Mapping[str, SkillRows], shares: Mapping[str, float]) -> int:
