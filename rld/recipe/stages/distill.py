@@ -53,8 +53,10 @@ class Distill(TrainingStage):
     signals: SignalSpecs = SignalSpecs(policy=PolicySignal(), response=ResponseSignal())
     gate: Literal["per_prompt", "off"] = "per_prompt"
     """The prompts on which a teacher teaches. `per_prompt`: those that it answers correctly itself, as decided by the
-    audit, or by the verifier if there is no audit. `off`: all prompts of the skills for which the controller gives it
-    a weight; for rewards that cannot decide whether an answer is correct."""
+    audit, or by the verifier if there is no audit; with `rollout.completions: labels` those whose gold label it finds
+    likeliest, and of those without one, where its likeliest label has proved better than a guess. `off`: all prompts of
+    the skills for which the controller gives it a weight; for rewards that cannot decide whether an answer is
+    correct."""
     distill_on: Literal["all", "failed_completions"] = "all"
     """The completions on which teachers teach. `failed_completions`: those that the verifier does not give 1 (the mask
     of Xu et al. 2025, KDRL); teachers do not score the others."""
