@@ -35,8 +35,13 @@ def label_completions(record: RolloutRecord, encoder: PromptEncoder, max_tokens:
         max_tokens: Greatest length of a completion, the end included. None: any length.
 
     Raises:
-        DataError: the student cannot write the words of a label.
+        DataError: the student cannot write the words of a label, or a batch does not hold all labels of its prompts.
     """
+    if len(record.rows) % record.group_size:
+        raise DataError(
+            f"labels: a batch of {len(record.rows)} completions does not hold all {record.group_size} labels of each "
+            f"prompt; let per_device_eval_batch_size be a multiple of {record.group_size}"
+        )
     completions = []
     for row, words, label in zip(record.rows, record.words_B, record.label_ids_B.tolist(), strict=True):
         text = words[max(label, 0)]

@@ -176,7 +176,8 @@ class RolloutTotals:
 
 def _gold_id(row: Row, words: Sequence[str]) -> int:
     """Return the number of the label that a row's answer says, up to white space around it; -1 without an answer."""
-    answer = str(row.get("answer") or "").strip()
+    value = row.get("answer")
+    answer = "" if value is None else str(value).strip()
     if not answer:
         return -1
     labels = [text.strip() for text in words]

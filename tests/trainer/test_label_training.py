@@ -261,6 +261,20 @@ def test_options_that_need_samples_are_refused(tmp_path, options, message):
         RLDConfig(**tiny.rld_options(tmp_path, **(valid | options)))
 
 
+def test_a_label_that_is_the_number_0_is_a_label(tmp_path):
+    labels = {"first": ["0", "1"], "second": ["0", "1"]}
+    record = runs.trainer(tmp_path, labels=labels)._begin_rollout(
+        [{"prompt": "ab=", "answer": answer, "skill": "first"} for answer in (0, 1, None, "")]
+    )
+    assert record.gold_ids_B.tolist() == [0, 1, -1, -1]
+
+
+def test_an_evaluation_has_all_labels_of_a_prompt_in_one_batch(tmp_path):
+    made = runs.trainer(tmp_path, per_device_eval_batch_size=8)  # and the prompts have three labels
+    with pytest.raises(DataError, match="let per_device_eval_batch_size be a multiple of 3"):
+        made.evaluate(made.train_dataset)
+
+
 def test_skills_and_answers_without_a_label_are_refused(tmp_path):
     with pytest.raises(RecipeError, match=r"labels: they name the skills \['first'\], and rows have"):
         runs.trainer(tmp_path, labels={"first": ["a", "b", "c"]})
