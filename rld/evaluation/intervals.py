@@ -19,7 +19,8 @@ _ENDS = (2.5, 97.5)
 def interval(metric: ScoreMetric, columns: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[float, float]:
     """Return the ends of a score's 95% interval over rows: percentiles of the scores of rows drawn with replacement.
 
-    The draws are the same in each call, so that the same rows give the same interval.
+    The draws are the same in each call, so that the same rows give the same interval. Scores of a metric that is larger
+    on rows with repetitions are lowered by the difference of their mean and the score of all rows.
 
     Args:
         metric: Computes the score.
@@ -29,13 +30,16 @@ def interval(metric: ScoreMetric, columns: Mapping[str, Any], options: Mapping[s
     Source: Efron and Tibshirani 1993, section 13.3 (percentile interval).
     """
     random = np.random.default_rng(0)
-    arrays = {name: np.asarray(column) for name, column in columns.items()}
-    num_rows = len(next(iter(arrays.values())))
+    num_rows = len(next(iter(columns.values())))
     picks = (random.integers(num_rows, size=num_rows) for _ in range(NUM_RESAMPLES))
     if isinstance(metric, RowMean):
         row_values = np.asarray(metric.row_values(**columns, **options), dtype=float)
         values = [row_values[pick].mean() for pick in picks]
     else:
+        arrays = {name: np.asarray(column) for name, column in columns.items()}
         values = [metric.value(**{name: array[pick] for name, array in arrays.items()}, **options) for pick in picks]
     low, high = np.percentile(values, _ENDS)
+    if metric.is_larger_on_resampled_rows:
+        bias = np.mean(values) - metric.value(**columns, **options)
+        low, high = max(low - bias, 0.0), high - bias
     return float(low), float(high)

@@ -26,6 +26,8 @@ class ScoreMetric(evaluate.Metric, ABC):  # type: ignore[misc]
     """The columns that it reads, each with the data type of a row's value."""
     is_list: ClassVar[bool] = False
     """Whether a row has a list of such values."""
+    is_larger_on_resampled_rows: ClassVar[bool] = False
+    """Whether it is larger, on the mean, on rows drawn with replacement than on the rows; it is then at least 0."""
 
     @abstractmethod
     def value(self, *args: Any, **columns: Any) -> float:

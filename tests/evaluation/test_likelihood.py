@@ -14,6 +14,7 @@ from rld.models.text_pieces import cut_text
 from rld.recipe.skills import FileSkill
 from rld.teachers.local import LocalLogprobs
 from rld.teachers.teacher import Teacher
+from tests.support.fleet import FLEET
 
 TEXTS = ["abc", "jihgfedcba" * 4, "a", "bcd" * 9]
 BLOCK = 16
@@ -49,6 +50,14 @@ def test_the_nats_of_a_text_are_those_of_its_tokens_in_float64():
     assert [prediction.num_bytes for prediction in predictions] == list(map(len, TEXTS))
     assert [prediction.num_tokens for prediction in predictions] == list(map(len, TEXTS))
     assert model.training
+
+
+def test_bytes_are_counted_and_not_characters():
+    model, tokenizer = FLEET["byte_level"].model(), FLEET["byte_level"].tokenizer()
+    text = "na\u00efve \U0001f642 caf\u00e9 " * 4
+    (prediction,) = predictor().predict(model, tokenizer, [{**rows()[0], "answer": text}])
+    assert prediction.num_bytes == len(text.encode()) > len(text)
+    assert prediction.num_tokens == len(tokenizer(text)["input_ids"])
 
 
 def test_a_source_of_log_probabilities_gives_the_same():

@@ -98,6 +98,17 @@ def test_an_interval_holds_the_score_of_the_population_nineteen_times_in_twenty(
     assert num_inside >= 25
 
 
+def test_the_interval_of_a_calibration_error_is_around_the_error():
+    rng, metric = np.random.default_rng(1), metrics.load_metric("calibration_error")
+    for num_rows in [20, 100, 400]:
+        confidences = rng.uniform(0.3, 1, num_rows)  # of a calibrated model: resamples have a larger error by chance
+        golds = np.where(rng.uniform(size=num_rows) < confidences, "a", "b")
+        columns = {"predictions": ["a"] * num_rows, "references": list(golds), "confidences": list(confidences)}
+        error, (low, high) = value("calibration_error", columns), interval(metric, columns, {})
+        assert 0 <= low < error < high
+        assert high - error < 2 * (error - low) + 0.01
+
+
 def test_each_file_is_a_module_of_evaluate():
     for path in metrics.FOLDER.glob("*.py"):
         module = evaluate.load(str(path))

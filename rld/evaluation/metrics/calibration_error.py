@@ -16,7 +16,8 @@ class CalibrationError(ScoreMetric):
     """The expected calibration error, 0 to 1: the distance of confidence and accuracy, mean over rows.
 
     Confidence is the probability of the likeliest label. Rows are put into 15 intervals of confidence of equal width,
-    in each of which mean confidence and accuracy are compared.
+    in each of which mean confidence and accuracy are compared. By chance alone, the error of few rows is larger than
+    that of many.
 
     Source: Guo et al. 2017 (arXiv:1706.04599), equation 3.
 
@@ -27,6 +28,7 @@ class CalibrationError(ScoreMetric):
     """
 
     columns = {"predictions": "string", "references": "string", "confidences": "float64"}
+    is_larger_on_resampled_rows = True
 
     def value(self, predictions: Sequence[str], references: Sequence[str], confidences: Sequence[float]) -> float:
         is_correct = np.asarray(predictions) == np.asarray(references)
