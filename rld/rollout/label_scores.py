@@ -111,9 +111,9 @@ class LabelScores:
             needed_BK = torch.zeros(len(prompts) * len(words), len(self.ensemble.slots), dtype=torch.bool)
             needed_BK[:, k] = True
             device = rollout["completion_ids"].device
-            asked = [prompt for prompt in prompts for _ in words]
+            repeated = [prompt for prompt in prompts for _ in words]
             self.ensemble.score(
-                rollout, needed_BK.to(device), prompts=asked, temperature=1.0, rows_per_forward=len(words)
+                rollout, needed_BK.to(device), prompts=repeated, temperature=1.0, rows_per_forward=len(words)
             )
             scored = rollout | self.ensemble.sampled_scores(rollout, 1.0)
             scores_BK, _ = likelihood(scored["teacher_scores"], scored["teacher_spans"], rollout["completion_mask"])

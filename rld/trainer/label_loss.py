@@ -77,11 +77,11 @@ def label_counts(batch: RolloutBatch, scores_B: Tensor, num_skills: int) -> tupl
     gold_B, skills_B = batch["gold_ids"], batch["skill_ids"]
     is_counted_B = (batch["label_ids"] == 0) & (gold_B >= 0)
     succeeded_B = is_counted_B & (predicted_labels(scores_B[:, None], batch)[:, 0] == gold_B)
-    asked_BK = is_counted_B[:, None] & was_run_BK
-    correct_BK = asked_BK & (predicted_labels(batch["teacher_label_scores"], batch) == gold_B[:, None])
+    has_prediction_BK = is_counted_B[:, None] & was_run_BK
+    correct_BK = has_prediction_BK & (predicted_labels(batch["teacher_label_scores"], batch) == gold_B[:, None])
     attempts.attempts_S.index_add_(0, skills_B, is_counted_B.double())
     attempts.successes_S.index_add_(0, skills_B, succeeded_B.double())
-    gate.prompts_SK.index_add_(0, skills_B, asked_BK.double())
+    gate.prompts_SK.index_add_(0, skills_B, has_prediction_BK.double())
     gate.correct_SK.index_add_(0, skills_B, correct_BK.double())
     gate.attempts_SK.index_add_(0, skills_B, correct_BK.double())
     gate.successes_SK.index_add_(0, skills_B, (correct_BK & succeeded_B[:, None]).double())
