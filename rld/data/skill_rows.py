@@ -211,8 +211,8 @@ class SkillRows:
 
     @property
     def num_pieces(self) -> int:
-        """The number of pieces of documents to train on."""
-        return sum(len(self.pieces(level)) for level in range(self.num_levels))
+        """The number of rows in which each piece of a document is drawn, as `rows` spreads them evenly over levels."""
+        return self.num_levels * max(len(self.pieces(level)) for level in range(self.num_levels))
 
     @functools.cache  # noqa: B019 - a run has few sources, and they live as long as it does
     def pieces(self, level: int) -> Pieces:

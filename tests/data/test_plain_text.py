@@ -66,6 +66,15 @@ def test_held_out_documents_are_never_trained_on_not_even_a_copy(tmp_path):
     assert sorted("".join(row["answer"] for row in made.rows(made.num_pieces, seed=0))) == sorted("".join(left))
 
 
+def test_documents_of_levels_of_different_sizes_are_all_drawn(tmp_path):
+    rows = [{"text": f"{i:04}", "level": int(i > 1)} for i in range(9)]
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = source(tmp_path)
+    drawn = {row["answer"] for row in made.rows(made.num_pieces, seed=0)}
+    assert drawn == {row["text"] for row in rows} - {row["answer"] for row in made.held_out()}
+
+
 def test_every_piece_is_drawn_once_a_pass_in_another_order_also_after_a_resume(tmp_path):
     made = source(written(tmp_path, TEXTS))
     size = made.num_pieces
