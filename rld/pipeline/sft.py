@@ -149,7 +149,12 @@ def _rewritten(row: Row, answer: Answer, teacher: PromptEncoder, student: Prompt
 
 
 def _verdicts(context: RunContext, tokenizer: Any, rows: Sequence[Row], texts: Sequence[str]) -> list[bool]:
-    """Return for each answer whether the run's judge accepts it as correct."""
+    """Return for each answer to rows of one skill whether the run's judge accepts it as correct.
+
+    A label is correct if it is the row's, or the row's is not known.
+    """
+    if any(context.recipe.skills[row["skill"]].predicts == "label" for row in rows[:1]):
+        return [row["answer"] in ("", text) for row, text in zip(rows, texts, strict=True)]
     return [is_success(reward) for reward in context.texts.rewards(rows, texts, tokenizer)]
 
 

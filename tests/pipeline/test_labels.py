@@ -14,6 +14,7 @@ from transformers import LlamaForCausalLM
 
 from rld.cli import main
 from rld.errors import RecipeError
+from rld.pipeline import sft
 from rld.recipe.reading import read_recipe
 from tests.support.fleet import FLEET
 from tests.support.runs import one_thread  # noqa: F401
@@ -91,7 +92,7 @@ def test_a_run_learns_labels_and_scores_them(tmp_path, capsys):
     assert 0 <= summary["stages"][-1]["after"]["topics"] <= 1
 
 
-def test_a_teachers_labels_are_learnt_by_fine_tuning(tmp_path):
+def test_a_teachers_labels_are_learnt_by_fine_tuning_where_they_are_right_or_none_is_known(tmp_path, monkeypatch):
     path = written(tmp_path)
     tree = yaml.safe_load(path.read_text())
     tree["stages"][1] = {
@@ -99,12 +100,19 @@ def test_a_teachers_labels_are_learnt_by_fine_tuning(tmp_path):
         "kind": "sft",
         "student": "small",
         "teacher": "teacher",
-        "verify": False,
         "steps": 2,
     }
     path.write_text(yaml.safe_dump(tree))
+    encode, learnt = sft._encoded, []
+    monkeypatch.setattr(sft, "_encoded", lambda *args: learnt.append(args[1:]) or encode(*args))
     assert main(["train", str(path), "--output", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "student" / "config.json").is_file()
+    words = {"A": " apple", "B": " bean", "C": " corn"}
+    rows = [line.split(",") for line in (tmp_path / "news.csv").read_text().splitlines()[1:]]
+    gold = {f"{title}:": words[label] for label, title in rows if label}
+    hard = learnt[25 * 12 :]  # behind those of the teacher
+    assert any(prompt not in gold and answer.text in words.values() for prompt, answer in hard)
+    assert all(gold.get(prompt, answer.text) == answer.text for prompt, answer in hard)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +166,12 @@ def test_what_a_user_may_not_expect_of_labels_is_said(tmp_path, capsys):
     assert "' bean' begins with ' be', so the end of an answer is part of each label" in text
     assert "the words 'corn' have no space in front, and those of other labels have one" in text
     assert "for small the labels A, B begin with the same token, ' '" in text
+    tree["skills"]["topics"]["labels"] = {"A": "apple", "B": "bean", "C": "corn"}
+    path.write_text(yaml.safe_dump(tree))
+    assert main(["check", str(path)]) == 0
+    said = capsys.readouterr()
+    text = " ".join((said.out + said.err).split())
+    assert re.search(r"no white space stands between prompt and label, as in '[^']*:apple'", text)
 
 
 # -- docs/labels.md ----------------------------------------------------------------------------------------------------
