@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 from rld.data.skill_rows import NUM_EXAMPLES, SkillRows
 from rld.recipe.schema import Recipe
 
+_END_OF_PROMPT = 10
+"""Characters of a prompt in front of the words of a label."""
+
 
 class LabelSummary(NamedTuple):
     """A label of a skill.
@@ -18,6 +21,7 @@ class LabelSummary(NamedTuple):
         words: The words that say it.
         num_rows: Rows that have it.
         tokens: How models spell the words behind a prompt, by the name of the first model that spells them so.
+        border: The end of a prompt with the words, if it is text and has no white space in front of them; otherwise "".
     """
 
     skill: str
@@ -25,6 +29,7 @@ class LabelSummary(NamedTuple):
     words: str
     num_rows: int
     tokens: Mapping[str, list[str]]
+    border: str
 
 
 def label_summaries(
@@ -43,8 +48,14 @@ def label_summaries(
         answers = [row["answer"] for row in rows]
         for label, words in labels.items():
             tokens = {name: _spelt(encoder, rows[0]["prompt"], words) for name, encoder in encoders.items()}
-            summaries.append(LabelSummary(skill, label, words, answers.count(words), tokens))
+            border = _border(rows[0]["prompt"], words)
+            summaries.append(LabelSummary(skill, label, words, answers.count(words), tokens, border))
     return summaries
+
+
+def _border(prompt: Any, words: str) -> str:
+    is_joined = isinstance(prompt, str) and not prompt[-1:].isspace() and not words[:1].isspace()
+    return prompt[-_END_OF_PROMPT:] + words if is_joined else ""
 
 
 def _spelt(encoder: Any, prompt: Any, words: str) -> list[str]:
@@ -83,6 +94,9 @@ def label_notes(summaries: Sequence[LabelSummary]) -> Iterator[str]:
         bare = [label.words for label in labels if not label.words[0].isspace()]
         if 0 < len(bare) < len(labels):
             yield f"skill '{skill}': the words {bare[0]!r} have no space in front, and those of other labels have one"
+        elif bare and labels[0].border:
+            border = labels[0].border
+            yield f"skill '{skill}': no white space stands between prompt and label, as in {border!r}"
         for model in labels[0].tokens:
             firsts: dict[str, list[str]] = {}
             for label in labels:
