@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import random
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rld.controllers.base import State
-from rld.controllers.baselines import FixedController
+from rld.controllers.baselines import FixedController, RandomController, ScheduleController, SequentialController
 from rld.controllers.capacity import CapacityMonitor, CapacityRule
+from rld.controllers.gap import GapController
 from rld.controllers.observation import Observation, SkillObservation, TeacherObservation, Weights
 from rld.types import Event
 
@@ -162,4 +164,46 @@ def test_another_teacher_starts_the_history_anew():
         other = SkillObservation(measured.attempts, measured.successes, teachers={"other": measured.teachers["big"]})
         state, _, events = made.step(state, Observation(20 + t, {"add": other}, progress=0.5))
         assert events == []
-    assert state["capacity"]["add"]["teacher"] == "other"
+    assert state["capacity"]["skills"]["add"]["teacher"] == "other"
+
+
+def test_a_tick_in_which_the_teacher_is_wrong_on_all_prompts_is_left_out():
+    """With few prompts of a skill that is common, and others are measured then."""
+
+    def world(rng: random.Random, t: int) -> SkillObservation:
+        measured = too_small(rng, t)
+        big = TeacherObservation(prompts=1) if t % 4 == 3 else measured.teachers["big"]
+        teachers = {"big": big, "weak": TeacherObservation(divergence=0.7, prompts=16, correct=1)}
+        return replace(measured, teachers=teachers)
+
+    _, (event,), _ = run(monitor(), world)
+    assert (event.kind, event.about) == ("capacity gap", "big")
+    assert 26 <= event.step <= 40
+
+
+def test_a_gap_to_a_teacher_that_leaves_closes_with_an_event():
+    def world(rng: random.Random, t: int) -> SkillObservation:
+        measured = too_small(rng, t)
+        return measured if t < 40 else replace(measured, teachers={"other": measured.teachers["big"]})
+
+    _, events, weights = run(monitor(act="reinforce"), world, 50)
+    assert [(event.kind, event.about) for event in events] == [("capacity gap", "big"), ("capacity gap closed", "big")]
+    assert events[1].step == 41
+    assert "does not teach the skill any more" in events[1].rule
+    assert weights[39].signals["add"] != weights[40].signals["add"] == weights[0].signals["add"]
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [GapController(), ScheduleController(response={"start": 1, "end": 0}), SequentialController(), RandomController()],
+    ids=lambda inner: inner.kind,
+)
+def test_any_controller_decides_beside_the_monitor_as_it_does_alone(inner):
+    made, rng = CapacityMonitor(inner, CapacityRule(window=4)), random.Random(0)
+    start = ["add"], ["big"], ["policy", "response", "feature"]
+    state, alone = made.start(*start), inner.start(*start)
+    for t in range(20):
+        seen = Observation(t + 1, {"add": still_learning(rng, t)}, progress=(t + 1) / 20)
+        state, weights, _ = made.step(json.loads(json.dumps(state)), seen)
+        alone, expected, _ = inner.step(alone, seen)
+        assert weights == expected == made.weights(state)
