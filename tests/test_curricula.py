@@ -8,9 +8,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rld.data.prompt_stream import PromptStream
 from rld.errors import CurriculumError
 from rld.recipe import registry
 from rld.types import Curriculum, Task
@@ -210,3 +212,13 @@ def test_levels_open_in_the_order_of_the_teachers_loss():
     resumed = make("competence:TeacherLoss", {"one": 1, "many": 4}, attempts=100, start=0.25)
     resumed.load_state_dict(json.loads(json.dumps(curriculum.state_dict())))
     assert [resumed.next(random.Random(i)) for i in range(50)] == [curriculum.next(random.Random(i)) for i in range(50)]
+
+
+def test_rows_that_were_looked_at_before_the_losses_were_known_are_picked_anew():
+    """A trainer looks at the first row when it is built."""
+    rows = Dataset.from_dict({"prompt": ["hard", "easy"], "skill": ["a", "a"], "level": [0, 1]})
+    stream = PromptStream.over(rows, make("competence:TeacherLoss", {"a": 2}), seed=0, num_slots=8)
+    stream.prompts_per_update = 4
+    assert stream.dataset[0]["prompt"] == "hard"
+    stream.difficulty({Task("a", 0): 2.0, Task("a", 1): 1.0})
+    assert stream.dataset[:4]["prompt"] == ["easy"] * 4

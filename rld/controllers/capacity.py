@@ -27,8 +27,8 @@ from rld.types import Event, Signal
 from rld.utils.options import FrozenOptions
 
 QUANTILE = 2.576
-"""Standard normal quantile of a two-sided 99 % interval. It is looked at every tick: with 95 % intervals 3 % of students
-that learnt steadily were said to stand still within 60 ticks, with these none of 200."""
+"""Standard normal quantile of a two-sided 99 % interval. Each tick looks again: with 95 % intervals 3 % of students
+that learn steadily are said to stand still within 60 ticks, with these none of 200."""
 
 SOFT_START = 0.4
 """Share of the teacher in a softened target at first, the start of TAID (Shing et al. 2025)."""

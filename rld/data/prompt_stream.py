@@ -138,10 +138,13 @@ class PromptStream:
     def difficulty(self, losses: Mapping[Task, float]) -> None:
         """Tell a curriculum that has `difficulty` a teacher's mean loss on the gold answers of each task.
 
+        This is before the first update: rows that were read by then, to look at them, are picked anew.
+
         Raises:
             CurriculumError: the curriculum raised.
         """
         self._call("difficulty", losses)
+        self._tasks, self._numbers, self._picks, self._rows = {}, {}, Counter(), {}
         self._levels = self._current_levels()
 
     def level_events(self, step: int) -> list[Event]:

@@ -73,7 +73,7 @@ def _stage(cascade: Cascade, number: int) -> dict[str, Any]:
     teacher, student = cascade.models[number - 1 : number + 1]
     model = teacher if number == 1 else _name(cascade, number - 1)
     kind = cascade.stage["kind"]
-    taught: Any = model if kind == "sft" else {teacher: {"model": model, **cascade.teacher}}
+    taught: Any = model if kind == "sft" else {teacher: {"model": model, **_copied(cascade.teacher)}}
     own = {"name": _name(cascade, number), "kind": kind, "student": student, _TEACHER_KEYS[kind]: taught}
     return own | {key: _copied(value) for key, value in cascade.stage.items()}
 

@@ -120,7 +120,8 @@ class RecipeDocument:
         lines, overrides, empty = self._lines, self._overrides, self._empty
         places = [(loc, self._where_written(loc)) for loc, _ in walk(self.tree)]
         self._lines = {loc: lines[place] for loc, place in places if place in lines}
-        self._overrides = {loc: overrides[place] for loc, place in places if place in overrides}
+        refused = {loc: text for loc, text in overrides.items() if loc == (text,)}
+        self._overrides = refused | {loc: overrides[place] for loc, place in places if place in overrides}
         self._empty = {loc for loc, place in places if place in empty}
 
     def _where_written(self, loc: Loc) -> Loc:

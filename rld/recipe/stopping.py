@@ -77,6 +77,8 @@ class StoppingRules(FrozenOptions):
             if is_set and names.stage.get("evaluate_every") is None:
                 fix = "needs scores on the way: set the stage's evaluate_every"
                 yield names.problem((*loc, rule), f" {fix}")
+            if is_set and not _are_scored(names):
+                yield names.problem((*loc, rule), " needs held-out rows, and no skill of this stage has any")
         if raw.get("teacher_surpassed") and not names.teachers:
             yield names.problem((*loc, "teacher_surpassed"), " needs teachers, and this stage has none")
 
@@ -88,3 +90,11 @@ class StoppingRules(FrozenOptions):
             rules.append(f"a plateau of {self.plateau.scorings} scorings")
         rules += ["the teachers surpassed"] if self.teacher_surpassed else []
         return [("ends early", f"by {', or '.join(rules)}")] if rules else []
+
+
+def _are_scored(names: RecipeNames) -> bool:
+    """Return whether a skill of the stage has held-out rows, and the recipe scores them."""
+    evaluators = names.document.tree.get("evaluation")
+    if isinstance(evaluators, list) and all(isinstance(e, dict) and e.get("kind") != "held_out" for e in evaluators):
+        return False
+    return any(map(names.has_held_out_rows, names.trained_skills))

@@ -43,7 +43,7 @@ _PHRASES = {
     "transfer on": "{skill} helps {about} again and gets prompts for it",
     "transfer off": "{skill} does not help {about}",
     "capacity gap": "{skill}: the student no longer comes closer to {about}, which is better",
-    "capacity gap closed": "{skill}: {about} is no longer ahead or no longer teaches, or the student comes closer again",
+    "capacity gap closed": "{skill}: {about} is not ahead or does not teach now, or the student comes closer",
     "difficulty": "{skill}: {about}",
     "prompts replaced": "{skill}: {about} replaced",
     "stage ended": "the stage ended by its rule {about}",

@@ -23,6 +23,7 @@ Shapes: B completions, T completion tokens, S prompt and completion tokens.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -153,9 +154,17 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, TrainingProgress, GRPOTrainer):
         return batch
 
     def _sampled(self, rows: list[Row]) -> Samples:
-        """Return completions of rows with their rewards, sampled as in a rollout; no step is called."""
+        """Return completions of rows with their rewards, sampled as in a rollout; no step is called.
+
+        TRL counts what it generates, and will count the completions that stay when it gets them for its rollout.
+        """
         prompts = [row["prompt"] for row in rows]
-        prompt_ids, completion_ids, _, completions, *_ = self._generate(prompts)
+        metrics, num_seen = self._metrics, self.state.num_input_tokens_seen
+        self._metrics = {mode: defaultdict(list) for mode in metrics}
+        try:
+            prompt_ids, completion_ids, _, completions, *_ = self._generate(prompts)
+        finally:
+            self._metrics, self.state.num_input_tokens_seen = metrics, num_seen
         return Samples(prompt_ids, completion_ids, self._calculate_rewards(rows, prompts, completions, completion_ids))
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:

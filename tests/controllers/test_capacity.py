@@ -16,6 +16,7 @@ from rld.controllers.baselines import FixedController, RandomController, Schedul
 from rld.controllers.capacity import CapacityMonitor, CapacityRule
 from rld.controllers.gap import GapController
 from rld.controllers.observation import Observation, SkillObservation, TeacherObservation, Weights
+from rld.recipe.stages.distill import Distill
 from rld.types import Event
 
 TICKS = 100
@@ -179,6 +180,15 @@ def test_a_tick_in_which_the_teacher_is_wrong_on_all_prompts_is_left_out():
     _, (event,), _ = run(monitor(), world)
     assert (event.kind, event.about) == ("capacity gap", "big")
     assert 26 <= event.step <= 40
+
+
+def test_replaced_prompts_are_refused():
+    """Those that stay are answered correctly about half of the time, whatever the student can."""
+    teachers = {"big": {"model": "large"}}
+    stage = {"kind": "distill", "name": "x", "student": "small", "steps": 1, "teachers": teachers, "capacity": {}}
+    Distill.model_validate(stage)
+    with pytest.raises(ValueError, match=r"rollout\.refill leaves those out"):
+        Distill.model_validate({**stage, "rollout": {"refill": 1}})
 
 
 def test_a_gap_to_a_teacher_that_leaves_closes_with_an_event():

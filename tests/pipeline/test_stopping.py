@@ -220,6 +220,14 @@ def test_a_budget_of_seconds_counts_over_resumes(recipe, tmp_path, monkeypatch, 
         (["stages.teacher.stop={teacher_surpassed: true}", "stages.teacher.evaluate_every=2"], "needs teachers, and"),
         (["stages.teacher.stop={score: {cpy: 1}}"], "stages.teacher.stop.score.cpy: 'cpy' is no skill; did you mean"),
         (["stages.teacher.stop={score: {flip: 1}}"], "skill 'flip' has no held-out rows"),
+        (
+            ["stages.teacher.stop={plateau: {}}", "stages.teacher.evaluate_every=2", "stages.teacher.skills=[flip]"],
+            "stages.teacher.stop.plateau needs held-out rows, and no skill of this stage has any",
+        ),
+        (
+            ["stages.teacher.stop={score: {copy: 1}}", "stages.teacher.evaluate_every=2", "evaluation=[{kind: x}]"],
+            "stages.teacher.stop.score needs held-out rows",
+        ),
         (["stages.teacher.stop.max_flop=1"], "unknown key 'stages.teacher.stop.max_flop'"),
     ],
 )

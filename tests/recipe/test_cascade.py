@@ -79,6 +79,14 @@ def test_the_command_line_names_its_stages_or_the_cascade(tmp_path):
     assert [(stage["steps"], stage["rollout"]["prompts"]) for stage in stages] == [(9, 4), (9, 2)]
 
 
+def test_an_option_of_one_stages_teacher_is_that_of_no_other(tmp_path):
+    text = (HEAD + CASCADE).replace("probe_prompts: 3", "from_pretrained: {dtype: float32}")
+    override = "stages.small_from_middle.teachers.middle.from_pretrained.dtype=bfloat16"
+    stages = read(tmp_path, text, override)["stages"][1:]
+    dtypes = [spec["from_pretrained"]["dtype"] for stage in stages for spec in stage["teachers"].values()]
+    assert dtypes == ["float32", "bfloat16"]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -109,3 +117,5 @@ def test_mistakes_have_the_line_and_the_keys_that_the_user_wrote(tmp_path, old, 
 def test_a_mistake_of_the_command_line_has_the_keys_that_it_named(tmp_path):
     with pytest.raises(RecipeError, match=r"command line \(.*\): stages.small_from_middle.steps should be"):
         read(tmp_path, HEAD + CASCADE, "stages.small_from_middle.steps=x")
+    with pytest.raises(RecipeError, match=r"command line \(stages.1.cascade.models.7=x\): there is no '7'"):
+        read(tmp_path, HEAD + CASCADE, "stages.1.cascade.models.7=x")

@@ -52,6 +52,8 @@ class Watched(RLDTrainer):
 
     def _finish_rollout(self, batch: Any, record: Any) -> None:
         super()._finish_rollout(batch, record)
+        self.num_trained += int(batch["prompt_mask"].sum() + batch["completion_mask"].sum())
+        self.lengths += self._metrics["train"]["completions/mean_length"]
         self.rollouts.append((record.rewards_AR[:, 0].view(-1, record.group_size), [r["skill"] for r in record.rows]))
 
     def _sample(self, *args: Any, **kwargs: Any) -> Any:
@@ -69,7 +71,7 @@ def trainer(folder: Any, refill: int, curriculum: Any = None, **changes: Any) ->
         processing_class=tiny.tokenizer(),
         curriculum=curriculum or Observed(),
     )
-    made.rollouts, made.num_sampled = [], 0
+    made.rollouts, made.lengths, made.num_sampled, made.num_trained = [], [], 0, 0
     return made
 
 
@@ -87,6 +89,8 @@ def test_prompts_of_equal_rewards_are_replaced_and_all_attempts_counted(tmp_path
     assert successes == attempts == 4 * totals.groups_replaced["known"]
     assert curriculum.seen["open"][1] == 4 * (20 + totals.groups_replaced["open"])
     assert totals.tokens_generated == filtered.num_sampled
+    assert filtered.state.num_input_tokens_seen == filtered.num_trained, "as TRL counts without replacements"
+    assert len(filtered.lengths) == len(filtered.rollouts), "TRL's means are of the completions that stay"
     assert filtered.flop_meter.accounts["generation"] > 2 * filtered.num_sampled * filtered._num_parameters
     last = [event for event in filtered.events if event.kind == "prompts replaced"]
     assert [(e.skill, e.about) for e in last] == [(s, f"{totals.groups_replaced[s]} prompts") for s in LEVELS]

@@ -134,6 +134,11 @@ class Distill(TrainingStage):
             raise ValueError(
                 "capacity compares how often answers are correct, and with gold answers alone none is tried"
             )
+        if self.rollout.refill:
+            raise ValueError(
+                "capacity compares students with teachers on the prompts that the gate sees, and rollout.refill leaves "
+                "those out of them on which the student is always right: leave one of the two out"
+            )
         act = self.capacity.act
         if act == "soften" and self.rollout.completions == "labels":
             raise ValueError("capacity: {act: soften} softens distributions over tokens, not over labels")
