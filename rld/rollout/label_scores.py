@@ -137,3 +137,12 @@ def predicted_labels(scores_BK: Tensor, batch: RolloutBatch) -> Tensor:
     for rows_PL in label_rows(batch):
         predictions_BK[rows_PL] = scores_BK[rows_PL].argmax(1)[:, None].expand(-1, rows_PL.shape[1], -1)
     return predictions_BK
+
+
+def label_log_probabilities(batch: RolloutBatch) -> Tensor:
+    """Return `log p(label | x)` of each completion by teacher, `[B, K]`; -inf where a teacher was not run."""
+    scores_BK = batch["teacher_label_scores"]
+    log_p_BK = torch.full_like(scores_BK, -torch.inf)
+    for rows_PL in label_rows(batch):
+        log_p_BK[rows_PL] = scores_BK[rows_PL].log_softmax(1)
+    return log_p_BK.masked_fill(~batch["teacher_tokens"].any(-1), -torch.inf)

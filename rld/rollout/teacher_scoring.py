@@ -24,7 +24,7 @@ from rld.rollout.batch import RolloutBatch, loss_mask, response_mask, taught_sha
 from rld.rollout.counts import gate_counts
 from rld.rollout.gate import GateVerdict, TeacherGate
 from rld.rollout.label_gate import LabelGate
-from rld.rollout.label_scores import LabelScores
+from rld.rollout.label_scores import LabelScores, label_log_probabilities
 from rld.rollout.record import RolloutRecord
 from rld.teachers.ensemble import TeacherEnsemble, TokenCounts
 from rld.teachers.teacher import Teacher
@@ -237,10 +237,13 @@ class TeacherScoring:
         combination = self.options.combination
         if not combination.compares:
             return weights_BK
-        likelihood_BK = mean_likelihood(batch["teacher_scores"], batch["teacher_spans"], loss_mask(batch))
-        chosen_AK = combination.chosen(
-            gather(weights_BK), gather(likelihood_BK), record.is_correct_A, record.group_size
-        )
+        if self._label_scores is None:
+            is_correct_A = record.is_correct_A
+            likelihood_BK = mean_likelihood(batch["teacher_scores"], batch["teacher_spans"], loss_mask(batch))
+        else:
+            is_correct_A = gather((batch["label_ids"] == batch["gold_ids"]) & (batch["gold_ids"] >= 0))
+            likelihood_BK = label_log_probabilities(batch)
+        chosen_AK = combination.chosen(gather(weights_BK), gather(likelihood_BK), is_correct_A, record.group_size)
         return record.share(chosen_AK)
 
     def _finish(self, batch: RolloutBatch, weights_BK: Tensor, record: RolloutRecord) -> None:

@@ -198,6 +198,21 @@ def test_a_prompt_on_which_no_teacher_may_teach_adds_nothing(tmp_path):
     assert made._compute_loss(made.model, batch) == 0
 
 
+def test_the_best_teacher_is_that_with_the_greatest_probability_of_the_gold_label(tmp_path):
+    made = runs.trainer(tmp_path, combine_teachers="best_of", gate="off")
+    words, encoder = runs.LABELS["first"], tiny.encoder()
+    gold = [made.train_dataset[i] | {"skill": "first", "answer": text} for i in range(3) for text in words]
+    batch = rollout(made, gold)
+    models, best = (tiny.model(seed=1, width=48), tiny.model(seed=2)), []
+    for row in gold:
+        log_p = [label_scores(model, encoder, row["prompt"], words).log_softmax(-1) for model in models]
+        best.append(int(torch.stack(log_p)[:, words.index(row["answer"])].argmax()))
+    assert set(best) == {0, 1}
+    assert batch["teacher_weights"][::3].tolist() == [[float(k == i) for k in range(2)] for i in best]
+    unknown = rollout(made, [row | {"answer": ""} for row in gold])
+    assert set(unknown["teacher_weights"].flatten().tolist()) == {0.5}
+
+
 # -- calibration -------------------------------------------------------------------------------------------------------
 
 
