@@ -135,13 +135,8 @@ class Distill(TrainingStage):
                 "capacity compares how often answers are correct, and with gold answers alone none is tried"
             )
         if self.rollout.refill:
-            raise ValueError(
-                "capacity compares students with teachers on the prompts that the gate sees, and rollout.refill leaves "
-                "those out of them on which the student is always right: leave one of the two out"
-            )
+            raise ValueError("capacity needs all prompts, and rollout.refill leaves those out that are always right")
         act = self.capacity.act
-        if act == "soften" and self.rollout.completions == "labels":
-            raise ValueError("capacity: {act: soften} softens distributions over tokens, not over labels")
         if needed[act] and getattr(self.signals, needed[act]) is None:
             raise ValueError(f"capacity: {{act: {act}}} acts on signals.{needed[act]}, which is left out")
         return self
