@@ -54,7 +54,7 @@ class Distill(TrainingStage):
     gate: Literal["per_prompt", "off"] = "per_prompt"
     """The prompts on which a teacher teaches. `per_prompt`: those that it answers correctly itself, as decided by the
     audit, or by the verifier if there is no audit; with `rollout.completions: labels` those whose gold label it finds
-    likeliest, and of those without one, where its likeliest label has proved better than a guess. `off`: all prompts of
+    likeliest, and those without one where its likeliest label has not proved worse than a guess. `off`: all prompts of
     the skills for which the controller gives it a weight; for rewards that cannot decide whether an answer is
     correct."""
     distill_on: Literal["all", "failed_completions"] = "all"
