@@ -25,7 +25,7 @@ from rld.pipeline.run import RunContext
 from rld.pipeline.stage_checks import require_features, require_gold_of_target, require_trainable
 from rld.pipeline.stage_training import StageTraining
 from rld.pipeline.teacher_loading import ProbedTeacher, TeacherLoader
-from rld.pipeline.teacher_losses import order_by_loss
+from rld.pipeline.teacher_losses import order_by_loss, rows_of_levels
 from rld.pipeline.trainer_arguments import distillation_arguments, lora_config
 from rld.recipe.stages.distill import Distill
 from rld.trainer import checkpoints
@@ -45,7 +45,9 @@ def dry_run(context: RunContext, stage: Distill) -> None:
     arguments = _arguments(context, stage, rewards.weights)
     try_curriculum(stage, _num_levels(context, stage), context.source)
     require_gold_of_target(context, stage)
-    _stream(context, stage, arguments)
+    stream = _stream(context, stage, arguments)
+    for skill in stream.skills if stream.orders_by_loss else ():
+        rows_of_levels(context, skill)
     require_trainable(context, stage, arguments)
     require_features(context, stage)
 

@@ -19,6 +19,16 @@ ROWS_PER_LEVEL = 32
 """Gold answers of each level by whose loss levels are ordered."""
 
 
+def rows_of_levels(context: RunContext, skill: str) -> list[Row]:
+    """Return the rows by which the levels of a skill are ordered.
+
+    Raises:
+        DataError: the skill has rows without gold answers.
+    """
+    source = context.skill_rows[skill]
+    return source.rows(ROWS_PER_LEVEL * source.num_levels, context.recipe.seed)
+
+
 def order_by_loss(
     context: RunContext, stream: PromptStream, teachers: Sequence[ProbedTeacher], encoder: PromptEncoder
 ) -> list[Event]:
@@ -37,8 +47,7 @@ def order_by_loss(
     """
     losses, events = dict[Task, float](), list[Event]()
     for skill in stream.skills:
-        source = context.skill_rows[skill]
-        rows = source.rows(ROWS_PER_LEVEL * source.num_levels, context.recipe.seed)
+        source, rows = context.skill_rows[skill], rows_of_levels(context, skill)
         by_teacher = {
             str(probed.teacher.name): _losses(context, probed, rows, encoder)
             for probed in teachers

@@ -90,6 +90,16 @@ def test_levels_are_ordered_by_the_loss_of_the_best_teacher_and_stay_so_after_a_
     assert levels(tmp_path / "killed") == levels(tmp_path / "whole")
 
 
+def test_a_skill_without_gold_answers_is_refused_before_anything_is_trained(tmp_path, capsys):
+    tasks = (
+        TASKS.replace('"=", "b"', '"=", ""') + "\ndef paid(completions, **_):\n    return [0.5] * len(completions)\n"
+    )
+    rewards = "rewards: [{use: ./tasks.py:paid}]\ntrainer:"
+    recipe = RECIPE.replace("trainer:", rewards).replace("swap, held_out: 4", "swap, held_out: 0")
+    assert main(["check", str(written(tmp_path, recipe, tasks))]) == 2
+    assert "skill 'swap' has questions without a gold answer" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("cut", "message"),
     [
