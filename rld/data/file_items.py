@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rld.data.formats.files import require_plain, row_files
 from rld.data.formats.hub import HubRows
 from rld.data.items import Item
 from rld.data.row_kinds import QUESTION_ANSWER, RowReader
+from rld.data.stored import Selection, Stored
 from rld.errors import DataError
 
 _MOST_LISTED = 10
@@ -22,8 +24,8 @@ _MOST_WARNED = 3
 
 def read_items(
     source: Path | HubRows, reader: RowReader = QUESTION_ANSWER, *, skips_bad_rows: bool = False
-) -> list[list[Item]]:
-    """Return the items of a file, of the files in a folder or of a data set of the hub, one list per level.
+) -> list[Sequence[Item]]:
+    """Return the items of a file, of the files in a folder or of a data set of the hub, by level; they stay on disk.
 
     Texts are not converted, the answer "007" stays "007", and numbers are texts as they are written.
 
@@ -34,29 +36,32 @@ def read_items(
 
     Raises:
         DataError: lists the rows that cannot be used, with their line numbers.
+        OSError: the temporary folder has no room for the items.
     """
-    levels: dict[int, list[Item]] = {}
-    problems = []
+    items: Stored[Item] = Stored()
+    levels: dict[int, array[int]] = {}
+    problems, num_problems = [], 0
     for file, line, record in _records(source):
         try:
             for item, level in reader.items(record):
-                levels.setdefault(level, []).append(item._replace(place=f"{file.name}:{line}"))
+                levels.setdefault(level, array("q")).append(len(items))
+                items.append(item._replace(place=f"{file.name}:{line}"))
         except ValueError as error:
-            problems.append(f"{file}:{line}: {error}")
+            num_problems += 1
+            if num_problems <= _MOST_LISTED:
+                problems.append(f"{file}:{line}: {error}")
     if problems and levels and skips_bad_rows:
         listed = "; ".join(problems[:_MOST_WARNED])
-        warnings.warn(f"bad_rows: skip leaves out {len(problems)} rows of {source}: {listed}", stacklevel=2)
+        warnings.warn(f"bad_rows: skip leaves out {num_problems} rows of {source}: {listed}", stacklevel=2)
     elif problems:
-        num_unlisted = len(problems) - _MOST_LISTED
-        raise DataError(
-            "\n".join(problems[:_MOST_LISTED] + ([f"and {num_unlisted} rows more"] if num_unlisted > 0 else []))
-        )
+        num_unlisted = num_problems - len(problems)
+        raise DataError("\n".join(problems + ([f"and {num_unlisted} rows more"] if num_unlisted else [])))
     if not levels:
         raise DataError(f"{source}: no rows")
     missing = next((i for i, level in enumerate(sorted(levels)) if i != level), None)
     if missing is not None:
         raise DataError(f"{source}: no rows of level {missing}, and some of level {max(levels)}; levels count from 0")
-    return [levels[level] for level in range(len(levels))]
+    return [Selection(items, levels[level]) for level in range(len(levels))]
 
 
 def _records(source: Path | HubRows) -> Iterator[tuple[Path, int, Any]]:

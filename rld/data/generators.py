@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from rld.data.file_items import read_items
 from rld.data.formats.hub import HubRows
 from rld.data.items import Item, ItemFactory, ItemSource
 from rld.data.row_kinds import QUESTION_ANSWER, labelled
+from rld.data.stored import Selection
 from rld.errors import DataError
 from rld.recipe import registry
 from rld.recipe.skills import GeneratedSkill, ReasoningGymSkill, Skill
@@ -31,7 +32,7 @@ def item_source(skill: Skill, folder: Path, *, skips_bad_rows: bool = False) -> 
     """
     reader = QUESTION_ANSWER if isinstance(skill, (GeneratedSkill, ReasoningGymSkill)) else skill.reader
 
-    def read(source: str | HubRows) -> list[list[Item]]:
+    def read(source: str | HubRows) -> list[Sequence[Item]]:
         path = registry.find_path(source, folder) or folder / source if isinstance(source, str) else source
         return read_items(path, reader, skips_bad_rows=skips_bad_rows)
 
@@ -48,22 +49,21 @@ def item_source(skill: Skill, folder: Path, *, skips_bad_rows: bool = False) -> 
 
 
 def _items_with_labels(
-    labels: Mapping[str, str], levels: list[list[Item]], held_out: list[list[Item]] | None, origin: str
+    labels: Mapping[str, str], levels: Sequence[Sequence[Item]], held_out: Sequence[Sequence[Item]] | None, origin: str
 ) -> ItemFactory | None:
     """Return what makes items that have a label; None where all items have one.
 
     Raises:
         DataError: a held-out row or all rows of a level have no label, or a label is on no row.
     """
-    scored = [item for items in held_out or () for item in items]
-    unlabelled = next((item.place for item in scored if item.answer is None), None)
+    unlabelled = next((item.place for items in held_out or () for item in items if item.answer is None), None)
     if unlabelled is not None:
         raise DataError(f"{unlabelled}: no label, and a held-out row is scored by its label")
-    answers = {item.answer for items in (*levels, scored) for item in items if item.answer is not None}
+    answers = {item.answer for items in (*levels, *(held_out or ())) for item in items if item.answer is not None}
     unused = labelled.unused(labels, answers)
     if unused:
         raise DataError(f"{origin}: no row has the label {unused[0]!r}; mend it in `labels`, or leave it out")
-    known = [[item for item in items if item.answer is not None] for items in levels]
+    known = [Selection.where(items, lambda item: item.answer is not None) for items in levels]
     if sum(map(len, known)) == sum(map(len, levels)):
         return None
     return _Choice(known)
@@ -132,7 +132,7 @@ class _ReasoningGym:
 class _Choice:
     """Draws an item of a level at random from the items of a file."""
 
-    def __init__(self, levels: list[list[Item]]) -> None:
+    def __init__(self, levels: Sequence[Sequence[Item]]) -> None:
         self.levels = levels
 
     def __call__(self, level: int, rng: random.Random) -> Item:

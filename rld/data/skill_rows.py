@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from rld.data.generators import item_source
 from rld.data.item_rows import row_of
 from rld.data.items import Item, ItemSource
 from rld.data.pieces import Cut, Pieces
+from rld.data.stored import Selection
 from rld.errors import DataError
 from rld.recipe.prompts import Prompts
 from rld.recipe.schema import Recipe
@@ -126,6 +128,7 @@ class SkillRows:
         self._taken, self._accepts, self._cut = taken, accepts, cut
         self._repeated: list[str] = []  # places of held-out rows of its file that are left out
         self._moved: set[tuple[str, str]] = set()  # place and question of rows that are held out from the others
+        self._pieces: dict[int, Pieces] = {}
 
     def held_out(self) -> list[Row]:
         """Return the held-out rows, which are never trained on; no two have the same question.
@@ -164,7 +167,7 @@ class SkillRows:
     def repeated(self) -> list[str]:
         """Return the places of rows of its files that are left out, because a held-out row has their question."""
         self.held_out()  # fills the set of questions to exclude
-        items = [item for items in self._source.levels or () for item in items]
+        items = (item for items in self._source.levels or () for item in items)
         keys = ((item.place, question_key(item.question)) for item in items)
         return [place for place, key in keys if key in self._taken and (place, key) not in self._moved] + self._repeated
 
@@ -179,8 +182,9 @@ class SkillRows:
         Rows that are not accepted are among them.
         """
         if self._source.levels is not None:
-            items = [(item, level) for level, items in enumerate(self._source.levels) for item in items]
-            examples = [self._placed(*pair) for pair in items[:: -(-len(items) // _MOST_EXAMPLES)]]
+            pairs = ((item, level) for level, items in enumerate(self._source.levels) for item in items)
+            step = -(-sum(map(len, self._source.levels)) // _MOST_EXAMPLES)
+            examples = [self._placed(*pair) for pair in itertools.islice(pairs, 0, None, step)]
             return examples if self._source.held_out is None else [*examples, *self.placed_held_out()]
         rngs = [self._rng(self._seed, level, "examples") for level in range(self.num_levels)]
         levels = [i % self.num_levels for i in range(count)]
@@ -203,7 +207,7 @@ class SkillRows:
         self.held_out()  # fills the set of questions to exclude
         return self._row(self._new(level, rng), level)
 
-    @property
+    @functools.cached_property
     def is_text(self) -> bool:
         """Whether its rows are documents."""
         levels = self._source.levels
@@ -214,11 +218,13 @@ class SkillRows:
         """The number of rows in which each piece of a document is drawn, as `rows` spreads them evenly over levels."""
         return self.num_levels * max(len(self.pieces(level)) for level in range(self.num_levels))
 
-    @functools.cache  # noqa: B019 - a run has few sources, and they live as long as it does
     def pieces(self, level: int) -> Pieces:
         """Return the pieces of a level's documents that are trained on."""
-        self.held_out()  # fills the set of documents to exclude
-        return Pieces([self._row(item, level) for item in self._left(level, gold=False)], self._cut)
+        if level not in self._pieces:
+            self.held_out()  # fills the set of documents to exclude
+            documents = (self._row(item, level) for item in self._left(level, gold=False))
+            self._pieces[level] = Pieces(documents, self._cut)
+        return self._pieces[level]
 
     def rows(self, count: int, seed: int, gold: bool = True) -> list[Row]:
         """Return training rows, with gold answers if `gold`, spread evenly over the levels; rows may repeat.
@@ -289,21 +295,21 @@ class SkillRows:
             f"{self._num_held_out}), or make the level larger or leave it out"
         )
 
-    def _left(self, level: int, gold: bool) -> list[Item]:
+    def _left(self, level: int, gold: bool) -> Sequence[Item]:
         """Return the items of a level of a file that may be used and are not held out; empty for a generator."""
-        items = [] if self._source.levels is None else self._source.levels[level]
-        if gold and self._source.make_gold is not None:
-            items = [item for item in items if item.answer is not None]
-        return [
-            item
-            for item in items
-            if question_key(item.question) not in self._taken and self._accepts(self._row(item, level))
-        ]
+        needs_answer = gold and self._source.make_gold is not None
+
+        def is_left(item: Item) -> bool:
+            if needs_answer and item.answer is None:
+                return False
+            return question_key(item.question) not in self._taken and self._accepts(self._row(item, level))
+
+        return Selection.where(() if self._source.levels is None else self._source.levels[level], is_left)
 
     def _file_advice(self, level: int) -> str:
         """Return why no row of a file is left to train on, and what to do."""
         levels = self._source.levels or ()
-        sizes = [len({question_key(item.question) for item in items}) for items in levels]
+        sizes = [len({hash(question_key(item.question)) for item in items}) for items in levels]
         kind, example = ("documents", "test.txt") if self.is_text else ("questions", "test.jsonl")
         every = f"all {sizes[level]} different {kind} of its file are"
         if self._source.held_out is not None:

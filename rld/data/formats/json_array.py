@@ -16,12 +16,19 @@ def read(path: Path) -> Iterator[tuple[int, Any]]:
     Raises:
         ValueError: the file is not valid JSON from some line on.
     """
-    text = path.read_text(encoding="utf-8-sig")
-    position = _behind_space(text, 0)
-    if text[position : position + 1] == "[":
-        yield from _elements(text, _behind_space(text, position + 1))
-    else:
+    if not _holds_array(path):
         yield from jsonl.read(path)
+        return
+    text = path.read_text(encoding="utf-8-sig")
+    yield from _elements(text, _behind_space(text, text.index("[") + 1))
+
+
+def _holds_array(path: Path) -> bool:
+    with path.open(encoding="utf-8-sig") as file:
+        character = file.read(1)
+        while character.isspace():
+            character = file.read(1)
+    return character == "["
 
 
 def _elements(text: str, position: int) -> Iterator[tuple[int, Any]]:
