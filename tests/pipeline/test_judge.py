@@ -68,6 +68,8 @@ def test_an_answer_that_reasons_first_counts_alike_everywhere(folder):
     assert verify_answers(tiny.encoder(), [ROW], [REASONED], verify).rewards == [1.0]
 
     class Rows:
+        is_text = False
+
         def rows(self, count: int, seed: int, gold: bool) -> list[dict]:
             return [ROW] * count
 

@@ -27,7 +27,8 @@ def tick(
     audited = 0 if genuine is None else round(20 * paid)
     right = 0 if genuine is None else round(audited * genuine)
     told = TeacherObservation(0.2, 30, 32, True, 25, 24, 192, round(192 * paid))
-    seen = SkillObservation(200, round(200 * paid), 25, 15, {"a": told} if teacher else {}, audited, right)
+    teachers = {"a": told} if teacher else {}
+    seen = SkillObservation(200, round(200 * paid), 25, 15, teachers, audited=audited, audit_passed=right)
     return controller.step(state, Observation(step, {"add": seen}))
 
 

@@ -222,6 +222,7 @@ def test_counts():
         "successes_S": [2, 0, 3],
         "groups_S": [4, 0, 2],
         "informative_S": [2, 0, 0],
+        "levels_S": [0, 0, 0],
     }
 
 
@@ -241,7 +242,7 @@ def test_gold_answers_are_no_attempts_but_make_a_group_informative():
     )
     assert attempted.tolist() == [False, True] * 2
     assert success.tolist() == [False, False, False, True]
-    assert [value for (value,) in counts.to_json().values()] == [2, 1, 2, 1]
+    assert [value for (value,) in counts.to_json().values()] == [2, 1, 2, 1, 0]
 
 
 def test_gold_completions_end_and_need_an_answer():

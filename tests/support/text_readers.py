@@ -81,7 +81,7 @@ def run_context(member: Member, folder: Path) -> RunContext:
     (folder / "rows.jsonl").write_text('{"question": "?", "answer": "!"}\n{"question": "??", "answer": "!"}\n')
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     context = RunContext(read_recipe(folder / "recipe.yaml"), folder / "recipe.yaml", folder / "run", False)
-    context.skill_rows = {"all": SimpleNamespace(rows=lambda count, seed, gold: rows(member))}
+    context.skill_rows = {"all": SimpleNamespace(is_text=False, rows=lambda count, seed, gold: rows(member))}
     context.models.load = lambda reference: (member.model(), member.tokenizer())  # type: ignore[method-assign]
     return context
 
