@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -42,8 +42,8 @@ class StoppingRules(FrozenOptions):
     max_seconds: float | None = Field(None, gt=0)
     """Budget of seconds from the first step on, scorings and checkpoints included; time between a stop and its
     resumption, and steps that are lost with it, do not count. Such a stage is not the same twice."""
-    score: dict[str, float] = {}
-    """Held-out scores, by skill, all of which the student has to reach."""
+    score: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
+    """Held-out scores from 0 to 1, by skill, all of which the student has to reach."""
     plateau: Plateau | None = None
     """A plateau of the held-out scores. None: no such rule."""
     teacher_surpassed: bool = False

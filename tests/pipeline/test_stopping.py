@@ -218,6 +218,7 @@ def test_a_budget_of_seconds_counts_over_resumes(recipe, tmp_path, monkeypatch, 
     [
         (["stages.student.stop={plateau: {}}"], "stages.student.stop.plateau needs scores on the way: set the stage's"),
         (["stages.teacher.stop={teacher_surpassed: true}", "stages.teacher.evaluate_every=2"], "needs teachers, and"),
+        (["stages.teacher.stop={score: {copy: 90}}"], "stages.teacher.stop.score.copy"),
         (["stages.teacher.stop={score: {cpy: 1}}"], "stages.teacher.stop.score.cpy: 'cpy' is no skill; did you mean"),
         (["stages.teacher.stop={score: {flip: 1}}"], "skill 'flip' has no held-out rows"),
         (
