@@ -29,7 +29,7 @@ def test_without_weight_on_teachers_it_is_grpo(tmp_path, chat, taught):
         args = config_class(**tiny.options(tmp_path, num_iterations=2))
         return _losses(
             trainer_class(
-                model=tiny.model(),
+                model=tiny.model().double(),  # shared rows add in another order
                 reward_funcs=tiny.letters,
                 args=args,
                 train_dataset=tiny.rows(chat=chat),
@@ -46,8 +46,7 @@ def test_without_weight_on_teachers_it_is_grpo(tmp_path, chat, taught):
     assert len(ours) == 5
     assert any(loss != 0 for loss, _, _ in ours)
     for a, b in zip(ours, theirs, strict=True):
-        # Shared rows add in another order, and later updates start from weights that differ in the last bits.
-        assert a[:2] == pytest.approx(b[:2], rel=1e-4, abs=1e-6)
+        assert a[:2] == pytest.approx(b[:2], rel=1e-5, abs=1e-6)
         assert a[2] == b[2]
 
 
