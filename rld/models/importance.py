@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rld.errors import RecipeError
+from rld.models.self_check import evaluating
 
 PRUNABLE_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
 """The `model_type`s whose blocks have the weights that pruning cuts, under the names that it expects."""
@@ -75,7 +76,7 @@ def measure_importance(model: PreTrainedModel, batches: Iterable[tuple[Tensor, T
     require_prunable(model)
     scores = _Scores(model)
     num_batches = 0
-    with _hooks(model, scores), _evaluation(model):
+    with _hooks(model, scores), evaluating(model):
         for ids_BS, attention_BS in batches:
             scores.attention_BS = attention_BS
             model.base_model(input_ids=ids_BS, attention_mask=attention_BS, use_cache=False)
@@ -151,14 +152,3 @@ def _hooks(model: PreTrainedModel, scores: _Scores) -> Iterator[None]:
             ):
                 stack.callback(handle.remove)
         yield
-
-
-@contextmanager
-def _evaluation(model: PreTrainedModel) -> Iterator[None]:
-    """Turn dropout off while the model runs."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

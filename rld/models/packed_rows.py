@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rld.models.self_check import evaluating
+
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-2}
 """Largest difference of states, relative to their spread; a GPU may compute float32 in TF32."""
 
@@ -34,18 +36,14 @@ def reason_against_packing(model: PreTrainedModel) -> str | None:
     vocabulary = model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)
     first_1S, second_1S = (torch.randint(vocabulary, (1, _NUM_TOKENS), generator=generator) for _ in range(2))
-    training = model.training
-    model.eval()
     try:
-        with torch.autocast(model.device.type, enabled=False):
+        with evaluating(model), torch.autocast(model.device.type, enabled=False):
             alone, *packed = (
                 _last_states(model, ids)
                 for ids in ([second_1S], [first_1S, second_1S], [(first_1S + 1) % vocabulary, second_1S])
             )
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
         return f"it can't read a row of two documents: {str(error).strip().splitlines()[0]}"
-    finally:
-        model.train(training)
     tolerance = _TOLERANCE.get(alone.dtype, _HALF_PRECISION_TOLERANCE) * (alone - alone.mean(0)).double().norm()
     if any(bool((states - alone).double().norm() > tolerance) for states in packed):
         return "a document's states depend on the document in front of it"

@@ -23,6 +23,7 @@ from rld.models.heads import LMHead
 from rld.models.hidden_states import capture_states, depth
 from rld.models.prompt_sharing import PromptSharingLayout
 from rld.models.prompting import PromptEncoder
+from rld.models.self_check import evaluating
 from rld.rollout.gold import gold_completions
 from rld.types import DEFAULT_SKILL, Row
 from rld.utils.tensors import pad_prompts_and_completions
@@ -97,11 +98,9 @@ class TransferProbe:
         """Return each skill's cosine and the tokens that were read and learnt from; nothing but before a tick."""
         if not self.runtime.measures_gradients:
             return {}, 0
-        training = self.student.training
-        self.student.eval()
-        target = self._gradient(self.target)
-        cosines = {skill: _cosine(self._gradient(texts), target) for skill, texts in self.own.items()}
-        self.student.train(training)
+        with evaluating(self.student):
+            target = self._gradient(self.target)
+            cosines = {skill: _cosine(self._gradient(texts), target) for skill, texts in self.own.items()}
         return cosines, self.num_tokens
 
     def _gradient(self, texts: Sequence[Text]) -> list[Tensor]:
