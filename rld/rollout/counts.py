@@ -110,11 +110,19 @@ def informative_groups(rewards_AR: Tensor, weights_R: Tensor, group_size: int) -
         weights_R: Their weights.
         group_size: Completions of a group; groups are consecutive.
     """
-    totals_A = (rewards_AR * weights_R.to(rewards_AR)).nansum(1)
-    scored_A = ~rewards_AR.isnan().all(1)
-    highest = totals_A.masked_fill(~scored_A, -math.inf).view(-1, group_size).amax(1)
-    lowest = totals_A.masked_fill(~scored_A, math.inf).view(-1, group_size).amin(1)
-    return highest > lowest
+    totals_A = (rewards_AR * weights_R.to(rewards_AR)).nansum(1).masked_fill(rewards_AR.isnan().all(1), math.nan)
+    return differ_in_groups(totals_A[:, None], group_size)[:, 0]
+
+
+def differ_in_groups(rewards_AR: Tensor, group_size: int) -> Tensor:
+    """Return in which groups each reward has different values, bool, `[G, R]`; NaN is no value.
+
+    Args:
+        rewards_AR: The rewards; groups are consecutive.
+        group_size: Completions of a group.
+    """
+    groups_GAR = rewards_AR.view(-1, group_size, rewards_AR.shape[1])
+    return groups_GAR.nan_to_num(nan=-math.inf).amax(1) > groups_GAR.nan_to_num(nan=math.inf).amin(1)
 
 
 def gate_counts(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+from rld.rollout.counts import differ_in_groups
 from rld.rollout.record import RolloutTotals
 from rld.types import Event
 
@@ -25,11 +25,9 @@ def count_groups(totals: RolloutTotals, names: list[str], rewards_AR: Tensor, gr
         rewards_AR: Rewards of A completions, NaN where one does not apply; groups are consecutive.
         group_size: Completions of a group.
     """
-    groups = rewards_AR.view(-1, group_size, len(names))
-    highest = groups.nan_to_num(nan=-torch.inf).amax(1)
-    lowest = groups.nan_to_num(nan=torch.inf).amin(1)
-    totals.groups += len(groups)
-    for name, number in zip(names, (highest > lowest).sum(0).tolist(), strict=True):
+    differs_GR = differ_in_groups(rewards_AR, group_size)
+    totals.groups += len(differs_GR)
+    for name, number in zip(names, differs_GR.sum(0).tolist(), strict=True):
         totals.groups_with_differences[name] = totals.groups_with_differences.get(name, 0) + number
 
 
