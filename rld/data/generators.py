@@ -63,10 +63,10 @@ def _items_with_labels(
     unused = labelled.unused(labels, answers)
     if unused:
         raise DataError(f"{origin}: no row has the label {unused[0]!r}; mend it in `labels`, or leave it out")
-    known = [Selection.where(items, lambda item: item.answer is not None) for items in levels]
-    if sum(map(len, known)) == sum(map(len, levels)):
+    with_labels = [Selection.where(items, lambda item: item.answer is not None) for items in levels]
+    if sum(map(len, with_labels)) == sum(map(len, levels)):
         return None
-    return _Choice(known)
+    return _Choice(with_labels)
 
 
 class _Generator:

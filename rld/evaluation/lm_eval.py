@@ -54,10 +54,10 @@ class LmEvalEvaluator:
         Raises:
             RecipeError: it does not know one.
         """
-        known = _known(self._tasks)
+        names = _task_names(self._tasks)
         for task in self.options.tasks:
-            if task not in known:
-                near = nearest(task, known)
+            if task not in names:
+                near = nearest(task, names)
                 fix = f"; did you mean {near!r}?" if near is not None else ""
                 folder = f" or in {self.options.include_path}" if self.options.include_path is not None else ""
                 raise RecipeError(f"{self.source}: evaluation.tasks: there is no task {task!r} in lm-eval{folder}{fix}")
@@ -120,13 +120,13 @@ class LmEvalEvaluator:
             folder = registry.find_path(path, self.source.parent)
             assert folder is not None  # the recipe was checked
             own = TaskManager(include_path=str(folder), include_defaults=False)
-            if set(self.options.tasks) <= _known(own):
+            if set(self.options.tasks) <= _task_names(own):
                 return own
             return TaskManager(include_path=str(folder))
         return TaskManager()
 
 
-def _known(manager: Any) -> set[str]:
+def _task_names(manager: Any) -> set[str]:
     """Return the names of tasks, and of groups that have scores of their own."""
     return {*manager.all_subtasks, *manager.all_groups}
 

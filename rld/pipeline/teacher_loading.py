@@ -77,8 +77,8 @@ class TeacherLoader:
     def probe(self, teacher: Teacher, spec: TeacherSpec | ServedTeacher, skills: Sequence[str]) -> ProbedTeacher:
         """Score a teacher on the held-out rows, and count its correct answers to each skill's probing prompts."""
         context = self._context
-        asked = [skill for skill in skills if skill not in context.recipe.blocks]  # a text asks for no answer
-        rows: list[Row] = [row for skill in asked for row in context.skill_rows[skill].probe(spec.probe_prompts)]
+        questions = [skill for skill in skills if skill not in context.recipe.blocks]  # a text asks for no answer
+        rows: list[Row] = [row for skill in questions for row in context.skill_rows[skill].probe(spec.probe_prompts)]
         evaluation = None
         if isinstance(spec, TeacherSpec) and spec.adapter is None:
             evaluation = context.earlier_evaluation(spec.model)

@@ -85,15 +85,15 @@ def _headline(result: StageResult, num_rows: dict[str, int]) -> Finding:
     after = _mean(_estimates(result, "after", result.after, num_rows))
     are_shares = are_shares_of_rows(map(result.main_score, result.after))
     if not result.before:
-        said = f"answers {after.value:.0%} of" if are_shares else f"scores {after.value:.2f} on"
-        text = f"The model of stage `{result.name}` {said} the held-out rows" + (" correctly" if are_shares else "")
+        verb = f"answers {after.value:.0%} of" if are_shares else f"scores {after.value:.2f} on"
+        text = f"The model of stage `{result.name}` {verb} the held-out rows" + (" correctly" if are_shares else "")
         return Finding("neutral", text)
     before = _mean(_estimates(result, "before", result.before, num_rows))
     if are_shares:
-        said = f"answers {after.value:.0%} of the held-out rows correctly, {before.value:.0%}"
+        scores = f"answers {after.value:.0%} of the held-out rows correctly, {before.value:.0%}"
     else:
-        said = f"scores {after.value:.2f} on the held-out rows, {before.value:.2f}"
-    text = f"The student {said} before stage `{result.name}`"
+        scores = f"scores {after.value:.2f} on the held-out rows, {before.value:.2f}"
+    text = f"The student {scores} before stage `{result.name}`"
     if len(result.after) > 1:
         text += f" (means over {len(result.after)} skills)"
     if after.is_larger(before):

@@ -93,9 +93,9 @@ class Merge(Stage):
 def _mixed_bases(names: RecipeNames, loc: Loc, adapters: list[tuple[int, str]]) -> Iterator[RecipeProblem]:
     """Check that adapters were trained on one model, as far as they say on which."""
     bases = [(i, name, _adapter_base(name, names.folder)) for i, name in adapters]
-    known = [(i, name, base) for i, name, base in bases if base]
-    for i, name, base in known[1:]:
-        _, first, first_base = known[0]
+    named_bases = [(i, name, base) for i, name, base in bases if base]
+    for i, name, base in named_bases[1:]:
+        _, first, first_base = named_bases[0]
         if base != first_base:
             text = f": {name} is an adapter of {base}, and {first} one of {first_base}; one merge has one base"
             yield names.problem((*loc, i), text)
