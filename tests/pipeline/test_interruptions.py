@@ -16,9 +16,9 @@ from rld.pipeline.stopping import Stopping
 from rld.pipeline.summary import SummaryWriter
 from rld.recipe.stages.base import Stage
 from rld.utils import files
-from tests.support.runs import Killed, one_thread, written
+from tests.support.runs import Killed, one_thread, recipe, whole
 
-__all__ = ["one_thread"]
+__all__ = ["one_thread", "recipe", "whole"]
 
 RECIPE = """
 name: small
@@ -45,12 +45,6 @@ stages:
   - {name: last, kind: sft, student: cut, steps: 2, batch: 4, checkpoint_every: 1}
 """
 
-TASKS = """
-def copy(rng, *, length):
-    word = "".join(rng.choices("abcd", k=length))
-    return f"a:{word}=", word
-"""
-
 MOMENTS = [
     ("taught", "step 2"),
     ("taught", "result"),
@@ -72,19 +66,6 @@ MOMENTS = [
 ]
 """By stage: in a step, before its checkpoint; while two models are merged, rows predicted, a model cut; when the result
 is written and not in its place; when it is there and the summary is not written."""
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory) -> Path:
-    return written(tmp_path_factory.mktemp("recipe"), RECIPE, TASKS)
-
-
-@pytest.fixture(scope="module")
-def whole(recipe, tmp_path_factory) -> Path:
-    """An uninterrupted run."""
-    output = tmp_path_factory.mktemp("whole") / "run"
-    assert main(["train", str(recipe), "--output", str(output)]) == 0
-    return output
 
 
 def contents(run: Path) -> dict[str, Any]:

@@ -39,15 +39,9 @@ stages:
   - {name: last, kind: sft, student: cut, steps: 1, batch: 4}
 """
 
-TASKS = """
-def copy(rng, *, length):
-    word = "".join(rng.choices("abcd", k=length))
-    return f"a:{word}=", word
-"""
-
 
 def test_models_leave_the_memory_with_their_stage(tmp_path, monkeypatch):
-    path: Path = written(tmp_path, RECIPE, TASKS)
+    path: Path = written(tmp_path, RECIPE)
     loaded: list[tuple[str, weakref.ref[torch.nn.Module]]] = []
     left: dict[str, list[str]] = {}
     load, run = ModelLoader.load, Stage.run

@@ -13,9 +13,9 @@ from rld.cli import main
 from rld.pipeline.stage_training import StageTraining
 from rld.utils import files
 from rld.utils.manifest import MANIFEST
-from tests.support.runs import Killed, one_thread, written
+from tests.support.runs import COPY_TASKS, Killed, one_thread, recipe, whole
 
-__all__ = ["one_thread"]
+__all__ = ["one_thread", "recipe", "whole"]
 
 RECIPE = """
 name: small
@@ -39,25 +39,6 @@ stages:
     steps: 4
     checkpoint_every: 2
 """
-
-TASKS = """
-def copy(rng, *, length):
-    word = "".join(rng.choices("abcd", k=length))
-    return f"a:{word}=", word
-"""
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory) -> Path:
-    return written(tmp_path_factory.mktemp("recipe"), RECIPE, TASKS)
-
-
-@pytest.fixture(scope="module")
-def whole(recipe, tmp_path_factory) -> Path:
-    """An uninterrupted run."""
-    output = tmp_path_factory.mktemp("whole") / "run"
-    assert train(recipe, output) == 0
-    return output
 
 
 def train(recipe: Path, output: Path, *options: str) -> int:
@@ -236,7 +217,7 @@ def test_changed_code_is_refused_until_it_is_accepted_and_then_recorded(recipe, 
     folder, run = tmp_path / "recipe", tmp_path / "run"
     shutil.copytree(recipe.parent, folder)
     shutil.copytree(trained["student"], run)
-    (folder / "tasks.py").write_text(TASKS.replace("word\n", "word[::-1]\n"))
+    (folder / "tasks.py").write_text(COPY_TASKS.replace("word\n", "word[::-1]\n"))
     command = ["train", str(folder / recipe.name), "--output", str(run), "--resume"]
     assert main(command) == 2
     message = capsys.readouterr().err

@@ -27,16 +27,11 @@ stages:
   - {name: two, kind: sft, student: one, steps: 2, batch: 8, checkpoint_every: 1}
 """
 ADDED = "  - {name: three, kind: merge, models: [one, two]}\n"
-TASKS = """
-def copy(rng, *, length):
-    word = "".join(rng.choices("abcd", k=length))
-    return f"a:{word}=", word
-"""
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
-    path = written(tmp_path_factory.mktemp("recipe"), RECIPE, TASKS)
+    path = written(tmp_path_factory.mktemp("recipe"), RECIPE)
     (path.parent / "longer.yaml").write_text(RECIPE + ADDED)
     return path
 

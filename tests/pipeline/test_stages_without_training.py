@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 from rld.cli import main
 from rld.utils import files
 from tests.support import tiny
-from tests.support.runs import written
+from tests.support.runs import COPY_TASKS, recipe, whole
+
+__all__ = ["recipe", "whole"]
 
 RECIPE = """
 name: small
@@ -41,25 +43,6 @@ stages:
     steps: 2
   - {name: final_scores, kind: evaluate, model: healed}
 """
-
-TASKS = """
-def copy(rng, *, length):
-    word = "".join(rng.choices("abcd", k=length))
-    return f"a:{word}=", word
-"""
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory) -> Path:
-    return written(tmp_path_factory.mktemp("recipe"), RECIPE, TASKS)
-
-
-@pytest.fixture(scope="module")
-def whole(recipe, tmp_path_factory) -> Path:
-    """An uninterrupted run."""
-    output = tmp_path_factory.mktemp("whole") / "run"
-    assert main(["train", str(recipe), "--output", str(output)]) == 0
-    return output
 
 
 def test_a_merged_model_has_the_weights_of_the_formula_and_later_stages_use_it(whole):
@@ -167,7 +150,7 @@ def test_models_that_cannot_be_merged_are_refused_before_the_run(
         tiny.model().save_pretrained(tmp_path / name)
         tiny.tokenizer().save_pretrained(tmp_path / name)
     change(tmp_path / "b")
-    (tmp_path / "tasks.py").write_text(TASKS)
+    (tmp_path / "tasks.py").write_text(COPY_TASKS)
     text = RECIPE.partition("stages:")[0] + "stages: [{name: m, kind: merge, models: [./a, ./b]}]\n"
     (tmp_path / "r.yaml").write_text(text)
     assert main(["check", str(tmp_path / "r.yaml")]) == 2

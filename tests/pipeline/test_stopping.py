@@ -19,9 +19,9 @@ from rld.recipe.stopping import Plateau, StoppingRules
 from rld.trainer.training_progress import TrainingProgress
 from rld.utils import files
 from tests.support import tiny
-from tests.support.runs import Killed, one_thread, written
+from tests.support.runs import Killed, one_thread, recipe
 
-__all__ = ["one_thread"]
+__all__ = ["one_thread", "recipe"]
 
 RECIPE = """
 name: small
@@ -45,17 +45,6 @@ stages:
     steps: 20
     checkpoint_every: 1
 """
-
-TASKS = """
-def copy(rng, *, length):
-    word = "".join(rng.choices("abcd", k=length))
-    return f"a:{word}=", word
-"""
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory) -> Path:
-    return written(tmp_path_factory.mktemp("recipe"), RECIPE, TASKS)
 
 
 def arguments(folder: str, **options: Any) -> TrainingArguments:

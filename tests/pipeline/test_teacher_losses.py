@@ -10,9 +10,9 @@ import pytest
 from rld.cli import main
 from rld.pipeline.stage_training import StageTraining
 from rld.utils import files
-from tests.support.runs import Killed, one_thread, written
+from tests.support.runs import Killed, one_thread, recipe, written
 
-__all__ = ["one_thread"]
+__all__ = ["one_thread", "recipe"]
 
 RECIPE = """
 name: ordered
@@ -49,11 +49,6 @@ def copy(rng, *, length):
 def swap(rng):
     return "b:" + "".join(rng.choices("abcd", k=3)) + "=", "b"
 """
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory) -> Path:
-    return written(tmp_path_factory.mktemp("recipe"), RECIPE, TASKS)
 
 
 def events(run: Path) -> list[dict]:

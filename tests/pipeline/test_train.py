@@ -17,9 +17,9 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rld.cli import main
-from tests.support.runs import one_thread, written
+from tests.support.runs import one_thread, recipe, whole
 
-__all__ = ["one_thread"]
+__all__ = ["one_thread", "recipe", "whole"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,19 +91,6 @@ class Mine:
     def metrics(self):
         return {"level/all": float(self.seen)}
 """
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory) -> Path:
-    return written(tmp_path_factory.mktemp("recipe"), RECIPE, TASKS)
-
-
-@pytest.fixture(scope="module")
-def whole(recipe, tmp_path_factory) -> Path:
-    """An uninterrupted run."""
-    output = tmp_path_factory.mktemp("whole") / "run"
-    assert main(["train", str(recipe), "--output", str(output)]) == 0
-    return output
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

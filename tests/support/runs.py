@@ -1,4 +1,4 @@
-"""What tests of whole runs share: a recipe in a folder, one thread, and a kill."""
+"""What tests of whole runs share: a recipe in a folder, a run of it, one thread, and a kill."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from rld.cli import main
+
+COPY_TASKS = """
+def copy(rng, *, length):
+    word = "".join(rng.choices("abcd", k=length))
+    return f"a:{word}=", word
+"""
+"""Generators of a task that every test may use: to copy a word."""
 
 
 class Killed(BaseException):
@@ -22,7 +31,22 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def written(folder: Path, recipe: str, tasks: str) -> Path:
+@pytest.fixture(scope="module")
+def recipe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The path of the module's `RECIPE`, beside its `TASKS` or those of `COPY_TASKS`."""
+    tasks: str = getattr(request.module, "TASKS", COPY_TASKS)
+    return written(tmp_path_factory.mktemp("recipe"), request.module.RECIPE, tasks)
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    output: Path = tmp_path_factory.mktemp("whole") / "run"
+    assert main(["train", str(recipe), "--output", str(output)]) == 0
+    return output
+
+
+def written(folder: Path, recipe: str, tasks: str = COPY_TASKS) -> Path:
     """Write a recipe and the file of its generators; return the recipe's path."""
     (folder / "tasks.py").write_text(tasks)
     (folder / "small.yaml").write_text(recipe)

@@ -20,6 +20,7 @@ from rld.teachers.teacher import Teacher
 from rld.trainer import checkpoints
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
+from tests.support.runs import COPY_TASKS
 
 NAN = float("nan")
 
@@ -127,11 +128,6 @@ rewards: [{use: answers:exact_match}]
 stages:
   - {name: tuned, kind: sft, student: tiny, steps: 4, batch: 8, checkpoint_every: 1, trainer: {learning_rate: 1e-2}}
 """
-TASKS = """
-def copy(rng, *, length):
-    word = "".join(rng.choices("abcd", k=length))
-    return f"a:{word}=", word
-"""
 NEW = (
     "{new: llama, config: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2, "
     "num_key_value_heads: 2}}"
@@ -141,7 +137,7 @@ NEW = (
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("recipes")
-    (folder / "tasks.py").write_text(TASKS)
+    (folder / "tasks.py").write_text(COPY_TASKS)
     (folder / "new.yaml").write_text(RECIPE.replace("MODEL", NEW))
     (folder / "broken.yaml").write_text(
         RECIPE.replace("MODEL", "./broken").replace('tokenizer: {characters: "abcd:="}', "")
