@@ -47,22 +47,7 @@ def order_by_loss(
     """
     losses, events = dict[Task, float](), list[Event]()
     for skill in stream.skills:
-        source, rows = context.skill_rows[skill], rows_of_levels(context, skill)
-        by_teacher = {
-            str(probed.teacher.name): _losses(context, probed, rows, encoder)
-            for probed in teachers
-            if probed.teacher.teaches(skill)
-        }
-        if not by_teacher:
-            by_level: Mapping[int, float] = {level: float(level) for level in range(source.num_levels)}
-            measured = "no teacher teaches the skill, so its levels stay in their order"
-        else:
-            name = min(by_teacher, key=lambda name: sum(by_teacher[name].values()))
-            by_level = by_teacher[name]
-            listed = ", ".join(f"{loss:.3g} at level {level}" for level, loss in by_level.items())
-            measured = (
-                f"the loss of teacher {name} on {ROWS_PER_LEVEL} gold answers each is {listed}, in nats per token"
-            )
+        by_level, measured = _losses_of_levels(context, skill, teachers, encoder)
         losses |= {Task(skill, level): loss for level, loss in by_level.items()}
         order = ", ".join(map(str, sorted(by_level, key=lambda level: by_level[level])))
         events.append(
@@ -70,6 +55,25 @@ def order_by_loss(
         )
     stream.difficulty(losses)
     return events
+
+
+def _losses_of_levels(
+    context: RunContext, skill: str, teachers: Sequence[ProbedTeacher], encoder: PromptEncoder
+) -> tuple[Mapping[int, float], str]:
+    """Return by what the levels of a skill are ordered, and a sentence on it."""
+    rows = rows_of_levels(context, skill)
+    by_teacher = {
+        str(probed.teacher.name): _losses(context, probed, rows, encoder)
+        for probed in teachers
+        if probed.teacher.teaches(skill)
+    }
+    if not by_teacher:
+        by_level = {level: float(level) for level in range(context.skill_rows[skill].num_levels)}
+        return by_level, "no teacher teaches the skill, so its levels stay in their order"
+    name = min(by_teacher, key=lambda name: sum(by_teacher[name].values()))
+    listed = ", ".join(f"{loss:.3g} at level {level}" for level, loss in by_teacher[name].items())
+    text = f"the loss of teacher {name} on {ROWS_PER_LEVEL} gold answers each is {listed}, in nats per token"
+    return by_teacher[name], text
 
 
 def _losses(

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rld.data.formats.columns import require_different
+
 _OTHER_SEPARATORS = ";\t|"
 
 csv.field_size_limit(1 << 30)  # characters of a cell; Python's limit is 131,072
@@ -45,9 +47,7 @@ def _columns(names: list[str]) -> list[str]:
     separator = next((c for c in _OTHER_SEPARATORS if len(names) == 1 and c in names[0]), None)
     if separator is not None:
         raise ValueError(f"its columns are separated by {separator!r}; separate them by commas")
-    repeated = [name for name in names if name and names.count(name) > 1]
-    if repeated:
-        raise ValueError(f"two of its columns are called {repeated[0]!r}")
+    require_different([name for name in names if name])
     return [name.strip() for name in names]
 
 

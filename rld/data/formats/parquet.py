@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rld.data.formats.columns import require_different
+
 _BATCH = 1024
 """Rows that are converted together."""
 
@@ -20,10 +22,7 @@ def read(path: Path) -> Iterator[tuple[int, Any]]:
 
     number = 0
     with pyarrow.parquet.ParquetFile(path) as file:
-        names = file.schema_arrow.names
-        repeated = [name for name in names if names.count(name) > 1]
-        if repeated:
-            raise ValueError(f"two of its columns are called {repeated[0]!r}")
+        require_different(file.schema_arrow.names)
         for batch in file.iter_batches(batch_size=_BATCH):
             for record in batch.to_pylist():
                 number += 1
