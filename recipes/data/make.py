@@ -116,12 +116,13 @@ def sums(rng: random.Random) -> dict[str, str]:
 
 def talks(rng: random.Random) -> dict[str, Any]:
     """Return a conversation in a shop: the assistant looks a price up, answers, and multiplies it."""
-    thing, price, count = rng.choice(THINGS), rng.randint(1, 5), rng.randint(2, 5)
+    name, thing, price, count = rng.choice(NAMES), rng.choice(THINGS), rng.randint(1, 5), rng.randint(2, 5)
+    questions = [f"What do {thing} cost?", f"How much are {thing}?", f"Do you sell {thing}?"]
     call = {"type": "function", "function": {"name": "price", "arguments": {"thing": thing}}}
     return {
         "messages": [
             {"role": "system", "content": "You sell things. Answer in one short sentence."},
-            {"role": "user", "content": rng.choice([f"What do {thing} cost?", f"How much are {thing}?"])},
+            {"role": "user", "content": f"{name} asks: {rng.choice(questions)}"},
             {"role": "assistant", "content": "", "tool_calls": [call]},
             {"role": "tool", "content": str(price)},
             {"role": "assistant", "content": f"One of the {thing} costs {price}."},
@@ -237,7 +238,8 @@ def write(folder: Path) -> None:
         "articles": different(articles, 320),
         "tasks": different(tasks, 240),
     }
-    conversations = different(talks, 160)
+    # No two talks begin alike, so that no prompt of a held-out talk occurs in training.
+    conversations = list({row["messages"][1]["content"]: row for row in different(talks, 800)}.values())[:160]
     files |= {"talks": conversations[:120], "talks_held_out": conversations[120:]}
     for name, rows in files.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
