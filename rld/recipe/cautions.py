@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from rld.recipe.schema import Recipe
+from rld.recipe.schema import SHORT_STAGE, Recipe
 
 
 class _Rates(NamedTuple):
@@ -22,10 +22,20 @@ _PRETRAINED = _Rates("all weights of a pre-trained model", 1e-7, 1e-4)
 
 
 def learning_rate_cautions(recipe: Recipe) -> Iterator[str]:
-    """Yield a sentence for each stage whose learning rate is not the default and unusual for the weights it trains."""
+    """Yield a sentence for each stage whose learning rate is unusual for the weights that it trains.
+
+    A default rate is unusual only in a short stage, whose rate is chosen so as not to make a trained student worse.
+    """
     for stage in recipe.training_stages:
         rate = stage.trainer.get("learning_rate")
         if rate == stage.trainer_defaults(recipe.learns_as_new(stage)).get("learning_rate"):
+            is_short = recipe.is_new(stage.student) and not recipe.learns_as_new(stage)
+            if is_short and rate is not None and stage.lora is None:
+                yield (
+                    f"stage '{stage.name}': at its default learning rate, {rate:g}, a model that was random at the "
+                    f"start hardly changes in {stage.steps} steps; give it {SHORT_STAGE} steps, which have the rate of "
+                    "random weights, or a rate (trainer.learning_rate)"
+                )
             continue
         usual = _NEW if recipe.is_new(stage.student) else _PRETRAINED if stage.lora is None else _ADAPTER
         if isinstance(rate, (int, float)) and not usual.lowest <= rate <= usual.highest:

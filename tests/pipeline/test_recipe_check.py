@@ -153,7 +153,7 @@ def test_check_shows_rows_an_example_and_what_may_be_a_mistake(recipe, capsys):
 def test_reinforcement_of_a_trained_student_needs_no_teacher_and_no_other_option(recipe, tmp_path, capsys):
     alone = "stages.student={kind: distill, name: student, student: teacher, steps: 1, rollout: {prompts: 1}}"
     assert main(["check", str(recipe), alone]) == 0
-    assert "learning rate" not in capsys.readouterr().err, "it is the default of so short a stage"
+    assert "caution: stage 'student': at its default learning rate, 5e-06, a model" in capsys.readouterr().err
     assert main(["train", str(recipe), alone, "--output", str(tmp_path / "run")]) == 0
     assert main(["check", str(recipe), alone.replace("steps", "signals: {response: {}}, steps")]) == 2
     assert "stages.student.signals.response needs teachers, and this stage has none" in capsys.readouterr().err
