@@ -12,6 +12,8 @@ class RldError(Exception):
 
     exit_code = 2
     """With which the command line ends."""
+    is_placed = False
+    """Whether the message begins with where in a recipe the mistake is: file, line and key."""
 
 
 class RecipeError(RldError, ValueError):

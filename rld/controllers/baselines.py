@@ -21,7 +21,7 @@ from rld.controllers.base import (
 from rld.controllers.observation import Observation, SkillObservation, Weights
 from rld.errors import ControllerError
 from rld.types import SIGNALS, Event, Signal
-from rld.utils.options import FrozenOptions
+from rld.utils.options import FrozenOptions, OptionError
 
 _ALL = "all skills"
 
@@ -69,7 +69,7 @@ class WeightSchedule(FrozenOptions):
     def _an_exponential_has_a_factor(self) -> WeightSchedule:
         ends = [v for value in (self.start, self.end) for v in (value.values() if isinstance(value, dict) else [value])]
         if self.shape == "exponential" and min(ends) == 0:
-            raise ValueError("an exponential schedule needs a start and an end above 0")
+            raise OptionError("an exponential schedule needs a start and an end above 0", "shape")
         return self
 
     def value(self, progress: float, skill: str) -> float:

@@ -24,6 +24,7 @@ from rld.controllers.mirror_step import (
 )
 from rld.controllers.observation import Observation, RequiredMeasurements, SkillObservation, Weights
 from rld.types import Event, Signal
+from rld.utils.options import OptionError
 
 TICKS_TO_FORGET = 20
 """Ticks without a prompt of a skill after which its state is reset: the student has changed meanwhile."""
@@ -95,7 +96,7 @@ class GapController(BaseController):
     @model_validator(mode="after")
     def _on_is_above_off(self) -> GapController:
         if self.on_above <= self.off_below:
-            raise ValueError(f"on_above ({self.on_above}) should be above off_below ({self.off_below})")
+            raise OptionError(f"{self.on_above} should be above off_below ({self.off_below})", "on_above")
         return self
 
     # -- state -------------------------------------------------------------------------------------------------------

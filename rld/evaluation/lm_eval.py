@@ -60,7 +60,7 @@ class LmEvalEvaluator:
                 near = nearest(task, names)
                 fix = f"; did you mean {near!r}?" if near is not None else ""
                 folder = f" or in {self.options.include_path}" if self.options.include_path is not None else ""
-                raise RecipeError(f"{self.source}: evaluation.tasks: there is no task {task!r} in lm-eval{folder}{fix}")
+                raise RecipeError(f"tasks: there is no task {task!r} in lm-eval{folder}{fix}")
 
     def evaluate(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> MeasuredScores:
         """Return the scores of each task; see `Evaluator`."""
@@ -105,8 +105,8 @@ class LmEvalEvaluator:
                 scores[name] = MeasuredScore(float(value), low, high)
         if not main:
             raise RecipeError(
-                f"{self.source}: evaluation.tasks: {task} has no score that is between 0 and 1 and better where it is "
-                f"larger, by which models could be compared; it has {', '.join(scores) or 'none'}"
+                f"tasks: {task} has no score that is between 0 and 1 and better where it is larger, by which models "
+                f"could be compared; it has {', '.join(scores) or 'none'}"
             )
         return {name: scores[name] for name in [main[0], *(name for name in scores if name != main[0])]}
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from rld.evaluation.predictions import Prediction
 from rld.types import Predicts, Row
+from rld.utils.options import OptionError
 from rld.utils.suggestions import hint
 
 _ROUGE = "rouge-score"
@@ -157,38 +158,42 @@ def require_scores(names: Sequence[str], predicts: Predicts, num_samples: int = 
         num_samples: The number of answers that are sampled for each row.
 
     Raises:
-        ValueError: it may not; the message says why.
+        OptionError: it may not; the message says why.
     """
     for i, name in enumerate(names):
         if name in names[:i]:
-            raise ValueError(f"the score {name} is named twice")
+            raise OptionError(f"the score {name} is named twice", "scores")
         _require_score(name, predicts, num_samples)
     main = find_score(names[0]) if names else None
     if main is not None and not main.is_share:
         shares = ", ".join(name for name in _possible(predicts) if SCORES[name].is_share)
-        raise ValueError(
+        raise OptionError(
             f"the first score is the skill's main one, which is between 0 and 1 and better where it is larger, and "
-            f"{names[0]} is not; put one of these first: {shares}"
+            f"{names[0]} is not; put one of these first: {shares}",
+            "scores",
         )
     if num_samples and not any(score.num_samples for score in map(find_score, names) if score is not None):
-        raise ValueError("samples are drawn for scores such as pass_at_1, and the skill has none in its scores")
+        message = "samples are drawn for scores such as pass_at_1, and the skill has none in its scores"
+        raise OptionError(message, "samples")
 
 
 def _require_score(name: str, predicts: Predicts, num_samples: int) -> None:
     score, possible = find_score(name), _possible(predicts)
     if score is None:
-        raise ValueError(f"there is no score {name!r}{hint(name, possible)}")
+        raise OptionError(f"there is no score {name!r}{hint(name, possible)}", "scores")
     if score.predicts != predicts:
-        raise ValueError(
+        raise OptionError(
             f"the score {name} is of a {score.predicts}, and these rows ask for a {predicts}; scores of such rows: "
-            f"{', '.join(possible)}"
+            f"{', '.join(possible)}",
+            "scores",
         )
     if score.num_samples > num_samples:
-        raise ValueError(f"the score {name} needs samples of each row: set samples: {{count: {score.num_samples}}}")
+        message = f"the score {name} needs samples of each row: set samples: {{count: {score.num_samples}}}"
+        raise OptionError(message, "scores")
     if score.package and importlib.util.find_spec(score.package.replace("-", "_")) is None:
         extra = _EXTRAS[score.package]
         fix = f"install it with: pip install -e '.[{extra}]', in a clone of rld"
-        raise ValueError(f"the score {name} needs {score.package}; {fix}")
+        raise OptionError(f"the score {name} needs {score.package}; {fix}", "scores")
 
 
 def _possible(predicts: Predicts) -> list[str]:

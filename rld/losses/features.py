@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from rld.errors import RecipeError
-from rld.utils.options import FrozenOptions
+from rld.utils.options import FrozenOptions, OptionError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -175,7 +175,8 @@ class Relation(_Feature):
     @model_validator(mode="after")
     def _mixes_hidden_states_only(self) -> Self:
         if self.layers == "learned" and self.submodules:
-            raise ValueError("layers: learned mixes layers, whose queries have no common axes; choose `of: hidden`")
+            message = "learned mixes layers, whose queries have no common axes; choose `of: hidden`"
+            raise OptionError(message, "layers")
         return self
 
     @property

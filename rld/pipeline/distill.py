@@ -43,7 +43,8 @@ def dry_run(context: RunContext, stage: Distill) -> None:
     rewards = RewardLoader(context, loads_models=False).load_all(stage)
     probe_rewards(context, stage, rewards)
     arguments = _arguments(context, stage, rewards.weights)
-    try_curriculum(stage, _num_levels(context, stage), context.source)
+    with context.mistakes_in(stage, "curriculum"):
+        try_curriculum(stage, _num_levels(context, stage), context.source)
     require_gold_of_target(context, stage)
     stream = _stream(context, stage, arguments)
     for skill in stream.skills if stream.orders_by_loss else ():

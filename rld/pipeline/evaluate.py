@@ -19,7 +19,8 @@ def dry_run(context: RunContext, stage: Evaluate) -> None:
     """
     has_tasks = stage.skills is None and context.evaluators
     if not has_tasks and not any(row["skill"] in context.skills(stage) for row in context.evaluator.rows):
-        raise RecipeError(f"{context.source}: stages.{stage.name}: none of its skills has a held-out row")
+        with context.mistakes_in(stage, "skills"):
+            raise RecipeError("none of them has a held-out row")
 
 
 def run(context: RunContext, stage: Evaluate) -> None:

@@ -85,11 +85,11 @@ def _load(context: RunContext, stage: Merge, name: str) -> Loaded:
 
 @contextmanager
 def _adapter_mistakes(context: RunContext, stage: Merge, name: str) -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, ModelError) as error:
-        place = f"{context.source}: stages.{stage.name}"
-        raise RecipeError(f"{place}: the adapter {name} cannot be merged into {stage.base}: {error}") from error
+    with context.mistakes_in(stage, "models"):
+        try:
+            yield
+        except (ValueError, ModelError) as error:
+            raise RecipeError(f"the adapter {name} cannot be merged into {stage.base}: {error}") from error
 
 
 def _scored(context: RunContext, name: str, loaded: Loaded) -> Evaluation:
@@ -112,13 +112,12 @@ def _require_alike(
     context: RunContext, stage: Merge, names: list[str], models: Sequence[Any], tokenizers: Sequence[Any]
 ) -> None:
     """Raise a `RecipeError` that names the first model of another architecture or another tokenizer."""
-    for name, model, tokenizer in zip(names, models, tokenizers, strict=True):
-        place = f"{context.source}: stages.{stage.name}: {names[0]} and {name} cannot be merged"
-        if model.config.model_type != models[0].config.model_type:
-            raise RecipeError(f"{place}: they are of types {models[0].config.model_type} and {model.config.model_type}")
-        if tokenizer.get_vocab() != tokenizers[0].get_vocab():
-            raise RecipeError(f"{place}: they have different tokenizers")
-    try:
+    with context.mistakes_in(stage, "models"):
+        for name, model, tokenizer in zip(names, models, tokenizers, strict=True):
+            pair = f"{names[0]} and {name} cannot be merged"
+            types = models[0].config.model_type, model.config.model_type
+            if types[0] != types[1]:
+                raise RecipeError(f"{pair}: they are of types {types[0]} and {types[1]}")
+            if tokenizer.get_vocab() != tokenizers[0].get_vocab():
+                raise RecipeError(f"{pair}: they have different tokenizers")
         require_same_shapes(names, models)
-    except RecipeError as error:
-        raise RecipeError(f"{context.source}: stages.{stage.name}: {error}") from error

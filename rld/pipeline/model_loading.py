@@ -135,21 +135,20 @@ class ModelLoader:
             tokenizer.chat_template = chat_template
         if self._recipe.prompt_style == "chat" and tokenizer.chat_template is None:
             fix = "use plain, or for a teacher set its chat_template"
-            raise RecipeError(f"{self._source}: prompts.style: {reference!r} has no chat template; {fix}")
+            with self._recipe.mistakes_at(self._recipe.place("prompts", "style")):
+                raise RecipeError(f"{reference!r} has no chat template; {fix}")
         return tokenizer
 
     @contextmanager
     def _mistakes_in(self, reference: str) -> Iterator[None]:
-        """Name the recipe and the model in the error when a model cannot be loaded or built."""
-        try:
-            yield
-        except ModelError as error:
-            is_named = reference in self._recipe.models
-            fix = f" (a local copy can be named on the command line, such as models.{reference}=FOLDER)"
-            raise RecipeError(f"{self._source}: {error}{fix if is_named else ''}") from error
-        except RecipeError as error:
-            kind = "stages" if any(stage.name == reference for stage in self._recipe.stages) else "models"
-            raise RecipeError(f"{self._source}: {kind}.{reference}: {error}") from error
+        """Name the recipe's line and key in the error when a model cannot be loaded or built."""
+        with self._recipe.mistakes_at(self._recipe.place_of_model(reference)):
+            try:
+                yield
+            except ModelError as error:
+                is_named = reference in self._recipe.models
+                fix = f" (a local copy can be named on the command line, such as models.{reference}=FOLDER)"
+                raise RecipeError(f"{error}{fix if is_named else ''}") from error
 
     def _model_source(self, reference: str) -> ModelSource:
         """Return the way to get the model that a reference names."""

@@ -12,6 +12,7 @@ from transformers import TrainerState
 from rld.pipeline.reward_loading import Rewards
 from rld.pipeline.run import RunContext
 from rld.recipe import registry
+from rld.recipe.schema import Recipe
 from rld.recipe.stages.distill import Distill
 from rld.rollout.rewards import Reward, all_checked
 from rld.rollout.verifier import Verify, ask, askable
@@ -24,7 +25,10 @@ def probe_judge(context: RunContext) -> None:
     Raises:
         RewardError: as `rewards.checked`.
     """
-    _probe(context.evaluator.settings.judge, context, context.recipe.skills)
+    recipe = context.recipe
+    place = recipe.place("judge") if recipe.judge is not None else _place_of_verifier(recipe)
+    with recipe.mistakes_at(place):
+        _probe(context.evaluator.settings.judge, context, recipe.skills)
 
 
 def probe_rewards(context: RunContext, stage: Distill, rewards: Rewards) -> None:
@@ -33,12 +37,19 @@ def probe_rewards(context: RunContext, stage: Distill, rewards: Rewards) -> None
     Raises:
         RewardError: as `rewards.checked`.
     """
-    state = functools.partial(TrainerState, max_steps=stage.steps)
+    recipe, state = context.recipe, functools.partial(TrainerState, max_steps=stage.steps)
     verifier = rewards.functions[0] if rewards.verifier is None else rewards.verifier
-    for reward in (verifier, rewards.audit, *rewards.functions):
+    placed = [(_place_of_verifier(recipe), verifier), (recipe.place("stages", stage.name, "audit"), rewards.audit)]
+    placed += [(recipe.place("rewards", i), reward) for i, reward in enumerate(rewards.functions)]
+    for place, reward in placed:
         if reward is not None and not _takes_model(reward):
             decides = reward in (verifier, rewards.audit)
-            _probe(askable(all_checked(reward, decides=decides) or [], state), context, context.skills(stage))
+            with recipe.mistakes_at(place):
+                _probe(askable(all_checked(reward, decides=decides) or [], state), context, context.skills(stage))
+
+
+def _place_of_verifier(recipe: Recipe) -> str:
+    return recipe.place("verifier") if recipe.verifier is not None else recipe.place("rewards", 0)
 
 
 def _probe(verify: Verify | None, context: RunContext, skills: Iterable[str]) -> None:

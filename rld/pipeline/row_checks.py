@@ -121,7 +121,8 @@ class RowChecks:
         students = {id(reader.encoder.tokenizer): reader for reader in reversed(self._readers) if reader.is_student}
         for reader in students.values():
             if self._recipe.prompt_style == "chat":
-                require_options_read(reader.encoder)
+                with self._recipe.mistakes_at(self._recipe.place("prompts", "chat_template_kwargs")):
+                    require_options_read(reader.encoder)
             for text in notices(reader.encoder, rows):
                 warnings.warn(f"{reader.name}: {text}", stacklevel=2)
 

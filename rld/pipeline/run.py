@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -97,11 +98,13 @@ class RunContext:
         )
         self.texts = TextPredictor(settings, self.recipe.skills)
         self.evaluator = HeldOutEvaluator(held_out, self.recipe.skills, settings)
-        self.evaluators = [
-            build_evaluator(options, self.source, is_chat=self.recipe.prompt_style == "chat")
-            for options in self.recipe.evaluation
+        self.evaluators = {
+            self.recipe.place("evaluation", i): build_evaluator(
+                options, self.source, is_chat=self.recipe.prompt_style == "chat"
+            )
+            for i, options in enumerate(self.recipe.evaluation)
             if options.kind != "held_out"
-        ]
+        }
 
     @property
     def flops(self) -> float:
@@ -177,8 +180,9 @@ class RunContext:
         if isinstance(model, LogprobSource):
             return {}
         scores: dict[str, Mapping[str, MeasuredScore]] = {}
-        for evaluator in self.evaluators:
-            scores |= evaluator.evaluate(move_unless_placed(model, self.state.device), tokenizer)
+        for place, evaluator in self.evaluators.items():
+            with self.recipe.mistakes_at(place):
+                scores |= evaluator.evaluate(move_unless_placed(model, self.state.device), tokenizer)
         return scores
 
     def encoder(self, model: Any, tokenizer: Any) -> PromptEncoder:
@@ -237,18 +241,23 @@ class RunContext:
 
     @contextmanager
     def mistakes_in(self, stage: Stage, key: str = "", kinds: tuple[type[Exception], ...] = MISTAKES) -> Iterator[None]:
-        """Name the stage in the error when TRL, PEFT or transformers refuses an option.
+        """Name the recipe's line and key in the error when TRL, PEFT, transformers or rld refuses an option of a stage.
 
         Args:
             stage: The stage.
-            key: The key of the stage that has the options.
+            key: The key of the stage that has the options, or the keys that lead to it, joined by dots.
             kinds: Exceptions that mean a mistake in the recipe; `SETUP` where nothing but a library's set-up runs.
         """
         try:
             yield
-        except RldError:
-            raise
-        except kinds as error:
-            place = f"stages.{stage.name}" + (f".{key}" if key else "")
+        except Exception as error:
+            if not isinstance(error, (RldError, *kinds)):
+                raise
             message = " ".join(str(error).split()) or type(error).__name__
-            raise RecipeError(f"{self.source}: {place}: {message}") from error
+            named = [option for option in getattr(stage, "trainer", {}) if re.search(rf"\b{option}\b", message)]
+            keys = key.split(".") if key else []
+            keys = ["trainer", *named] if key in ("", "trainer") and len(named) == 1 else keys
+            with self.recipe.mistakes_at(self.recipe.place("stages", stage.name, *keys)):
+                if isinstance(error, RldError):
+                    raise
+                raise RecipeError(message) from error

@@ -21,12 +21,14 @@ def require_runnable(run: RunContext, downloads: bool = True) -> None:
     """
     probe_judge(run)
     _require_gold_answers(run)
-    for evaluator in run.evaluators:
-        evaluator.require_possible()
+    for place, evaluator in run.evaluators.items():
+        with run.recipe.mistakes_at(place):
+            evaluator.require_possible()
     if downloads or not absent_models(run.recipe, run.source.parent):
         run.row_checks.require(run.skill_rows)
     for stage in run.recipe.stages:
-        stage.dry_run(run)
+        with run.recipe.mistakes_at(run.recipe.place("stages", stage.name)):
+            stage.dry_run(run)
 
 
 def _require_gold_answers(run: RunContext) -> None:
@@ -40,8 +42,8 @@ def _require_gold_answers(run: RunContext) -> None:
         places = [placed.place for placed in source.placed_held_out() if scores and not placed.row["answer"]]
         if places:
             rest = f" and {len(places) - 1} others" if len(places) > 1 else ""
-            raise DataError(
-                f"{run.source}: skills.{name}: the score {scores[0]} needs gold answers, and the held-out row "
-                f"{places[0]}{rest} has none; hold out rows that have them, by held_out: {{file: ...}}, or name other "
-                "scores"
-            )
+            with run.recipe.mistakes_at(run.recipe.place("skills", name, "scores")):
+                raise DataError(
+                    f"{scores[0]} needs gold answers, and the held-out row {places[0]}{rest} has none; hold out rows "
+                    "that have them, by held_out: {file: ...}, or name other scores"
+                )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -55,10 +56,8 @@ def require_features(context: RunContext, stage: Distill) -> None:
     for name, spec in stage.loaded.items() if feature is not None and student is not None else ():
         teacher = context.models.skeleton(spec.model)
         if feature is not None and student is not None and teacher is not None:
-            try:
-                FeaturePlan.of(feature.loss, student, teacher, name)
-            except (RuntimeError, NotImplementedError):
-                continue  # its forward needs values, so its layers are checked when it is loaded
+            with context.mistakes_in(stage, "signals.feature"), suppress(RuntimeError, NotImplementedError):
+                FeaturePlan.of(feature.loss, student, teacher, name)  # else its forward needs values
 
 
 def require_gold_of_target(context: RunContext, stage: Distill) -> None:
@@ -69,7 +68,8 @@ def require_gold_of_target(context: RunContext, stage: Distill) -> None:
     """
     for skill in [*stage.target, *context.skills(stage)] if stage.target is not None else ():
         if any(not row["answer"] for row in context.skill_rows[skill].probe(1)):
-            raise RecipeError(
-                f"stages.{stage.name}.target: skill {skill!r} has questions without a gold answer, and transfer is "
-                "measured on gold answers; leave the skill out"
-            )
+            with context.mistakes_in(stage, "target"):
+                raise RecipeError(
+                    f"skill {skill!r} has questions without a gold answer, and transfer is measured on gold answers; "
+                    "leave the skill out"
+                )

@@ -141,9 +141,8 @@ def cache_teachers(recipe: Recipe, source: Path, output: Path) -> int:
     run = RunContext(recipe, source, output, resume=True)
     stages = [stage for stage in recipe.stages if stage.has_cache]
     if not stages:
-        raise RecipeError(
-            f"{source}: no stage has a cache; set cache.folder, and rollout.gold_completions to rollout.completions"
-        )
+        with recipe.mistakes_at(recipe.place("stages")):
+            raise RecipeError("none has a cache; set cache.folder, and rollout.gold_completions to rollout.completions")
     run.row_checks.require(run.skill_rows)
     for stage in stages:
         for name, (size, num_read) in stage.fill_cache(run).items():

@@ -92,7 +92,22 @@ class RecipeDocument:
 
     def report(self, problems: list[RecipeProblem]) -> RecipeError:
         """Return the error that lists `problems`, each with its place, in the order of the file."""
-        return RecipeError("\n".join(dict.fromkeys(text for _, text in sorted(map(self._placed, problems)))))
+        error = RecipeError("\n".join(dict.fromkeys(text for _, text in sorted(map(self._placed, problems)))))
+        error.is_placed = True
+        return error
+
+    def place(self, keys: Loc) -> str:
+        """Return where a value stands: file and line, or the override, and its key.
+
+        Args:
+            keys: Lead to the value, items of a list by their names; of one that is not written the next above it.
+        """
+        loc: Loc = ()
+        for part in keys:
+            items = value_at(self.tree, loc)
+            names = [item.get("name") if isinstance(item, dict) else None for item in items or ()]
+            loc = (*loc, names.index(part) if isinstance(items, list) and part in names else part)
+        return self._placed(RecipeProblem(loc, self.label(loc)))[1]
 
     def label(self, loc: Loc) -> str:
         """Return `loc` as written on the command line; items of a list are addressed by their names.

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rld.utils.options import FrozenOptions
+from rld.utils.options import FrozenOptions, OptionError
 
 
 class Prompts(FrozenOptions):
@@ -35,7 +35,7 @@ class Prompts(FrozenOptions):
     @model_validator(mode="after")
     def _system_needs_chat(self) -> Prompts:
         if self.system is not None and self.style == "plain":
-            raise ValueError("a system message needs style: chat")
+            raise OptionError("a system message needs style: chat", "system")
         if self.chat_template_kwargs and self.style == "plain":
-            raise ValueError("chat_template_kwargs needs style: chat")
+            raise OptionError("only chats have a template of the model: set style: chat", "chat_template_kwargs")
         return self

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from rld.recipe import checks
 from rld.recipe.document import Loc, RecipeDocument, RecipeProblem, shown, value_at
 from rld.recipe.schema import Recipe
+from rld.utils.options import OptionError
 from rld.utils.suggestions import hint
 
 _WORDS = {
@@ -52,7 +53,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         problems += [problem for problem in _sentences(error, document) if problem.loc not in problem_locs]
     if problems:
         raise document.report(problems)
-    return recipe
+    return recipe.read_from(document)
 
 
 def _sentences(error: ValidationError, document: RecipeDocument) -> list[RecipeProblem]:
@@ -73,14 +74,14 @@ def _sentences(error: ValidationError, document: RecipeDocument) -> list[RecipeP
 def _loc(error: Any, tree: Any) -> Loc:
     """Return an error's location in the recipe, without the names of union members that pydantic inserts."""
     loc: Loc = ()
-    if not error["loc"]:  # of the recipe as a whole
-        return loc
-    last = error["loc"][-1]
-    for part in error["loc"][:-1]:
+    *parents, last = error["loc"] or ("",)  # of the recipe as a whole
+    for part in parents:
         if _has(value_at(tree, loc), part):
             loc = (*loc, part)
     if _has(value_at(tree, loc), last) or error["type"] in ("missing", "extra_forbidden") or last == "[key]":
         loc = (*loc, last)
+    reason = error.get("ctx", {}).get("error")
+    loc = (*loc, *reason.keys) if isinstance(reason, OptionError) else loc
     return (*loc, error["ctx"]["discriminator"].strip("'")) if error["type"] == "union_tag_invalid" else loc
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rld.utils.options import FrozenOptions
+from rld.utils.options import FrozenOptions, OptionError
 
 _MAX_COMPLETIONS = 1_000_000
 """Most completions of an update."""
@@ -41,24 +41,27 @@ class Rollout(FrozenOptions):
             return self
         if self.prompts * self.completions > _MAX_COMPLETIONS:
             num_completions = self.prompts * self.completions
-            raise ValueError(f"an update has at most {_MAX_COMPLETIONS:,} completions, not {num_completions:,}")
+            message = f"an update has at most {_MAX_COMPLETIONS:,} completions, not {num_completions:,}"
+            raise OptionError(message, "prompts")
         if self.gold_completions > self.completions:
-            counts = f"gold_completions ({self.gold_completions}) should be at most completions ({self.completions})"
-            raise ValueError(counts)
+            counts = f"{self.gold_completions} should be at most completions ({self.completions})"
+            raise OptionError(counts, "gold_completions")
         if self.refill and self.gold_completions:
-            raise ValueError("refill samples all completions of a prompt anew: leave gold_completions out")
+            message = "refill samples all completions of a prompt anew: leave gold_completions out"
+            raise OptionError(message, "gold_completions")
         if self.completions == 1 and (not self.gold_completions or self.prompts % 2):
             fix = "it takes gold_completions: 1, and even prompts"
-            raise ValueError(f"one completion has no other to be compared with: {fix}")
+            raise OptionError(f"one completion has no other to be compared with: {fix}", "completions")
         return self
 
     def _require_nothing_sampled(self) -> None:
         for name in ("gold_completions", "refill"):
             if getattr(self, name):
-                raise ValueError(f"with completions: labels nothing is sampled: leave {name} out")
+                raise OptionError("with completions: labels nothing is sampled: leave it out", name)
         if self.temperature != 1:
             fix = "signals.response.temperature is that of the distributions over labels"
-            raise ValueError(f"with completions: labels nothing is sampled: leave temperature out; {fix}")
+            message = f"with completions: labels nothing is sampled: leave it out; {fix}"
+            raise OptionError(message, "temperature")
 
     def num_completions(self, num_labels: Iterable[int]) -> int:
         """Return the completions per prompt; with labels the most that a skill of the stage has."""

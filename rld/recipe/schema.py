@@ -5,12 +5,16 @@ Mistakes that show only in the whole recipe, such as a stage that refers to no m
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from rld.data.row_kinds import default_rewards
+from rld.errors import RldError
+from rld.recipe.document import RecipeDocument, walk
 from rld.recipe.evaluation import AnyEvaluator, HeldOut
 from rld.recipe.models import AnyModel, CharacterTokenizer, NewModel
 from rld.recipe.plugins import RewardSpec, VerifierSpec
@@ -19,7 +23,7 @@ from rld.recipe.skills import AnySkill, DatasetSkill, FileSkill
 from rld.recipe.stages import AnyStage
 from rld.recipe.stages.base import TrainingStage
 from rld.recipe.stages.distill import Distill
-from rld.utils.options import FrozenOptions
+from rld.utils.options import FrozenOptions, OptionError
 from rld.utils.run_folder import RunFolder
 
 SHORT_STAGE = 100
@@ -66,6 +70,7 @@ class Recipe(FrozenOptions):
     """Options of TRL's configurations that all stages share. A stage's own `trainer` overrides it, key by key."""
     stages: list[AnyStage] = Field(min_length=1)
     """Stages in the order in which they run. The model of the last stage that makes one is the result of the run."""
+    _document: RecipeDocument | None = PrivateAttr(None)
 
     @field_validator("skills")
     @classmethod
@@ -78,35 +83,40 @@ class Recipe(FrozenOptions):
     def _prompts_have_one_style(self) -> Recipe:
         for name in self.skills:
             style = self.skill_prompts(name).style
+            place = ("prompts",) if self.skills[name].prompts is None else ("skills", name, "prompts")
             if name in self.blocks and style == "chat":
-                raise ValueError(
-                    f"skill '{name}' has documents, which are no messages: prompts should have style plain"
-                )
+                message = f"skill '{name}' has documents, which are no messages; its prompts should have style plain"
+                raise OptionError(message, *place, "style")
             if style != self.prompt_style:
-                raise ValueError(f"prompts of skill '{name}' have style {style}, and others {self.prompt_style}")
+                message = f"prompts of skill '{name}' have style {style}, and others {self.prompt_style}"
+                raise OptionError(message, *place, "style")
             for key in ("chat_template_kwargs", "strip_thinking"):
                 if getattr(self.skill_prompts(name), key) not in (getattr(self.prompts, key), getattr(Prompts(), key)):
-                    raise ValueError(
-                        f"skills.{name}.prompts.{key}: all skills share it; set it in the recipe's prompts"
-                    )
+                    raise OptionError("all skills share it; set it in the recipe's prompts", *place, key)
         return self
 
     @model_validator(mode="after")
     def _default_rewards_are_of_the_rows(self) -> Recipe:
         if "rewards" in self.model_fields_set:
             return self
-        rewards = default_rewards(getattr(skill, "kind", None) for skill in self.skills.values())
+        kinds = {name: getattr(skill, "kind", None) for name, skill in self.skills.items()}
+        rewards = default_rewards(kinds.values())
         if len(rewards) > 1:
-            raise ValueError(f"the answers of its skills are checked by {' and '.join(rewards)}; name the rewards")
+            message = f"answers of the skills are checked by {' and '.join(rewards)}; name the recipe's rewards"
+            other = next(name for name, kind in kinds.items() if default_rewards([kind]) != default_rewards([None]))
+            raise OptionError(message, "skills", other, "kind")
         object.__setattr__(self, "rewards", [RewardSpec(use=use) for use in rewards])
         return self
 
     @model_validator(mode="after")
     def _scored_things_have_different_names(self) -> Recipe:
-        names = [task for options in self.evaluation for task in getattr(options, "tasks", [])]
-        for i, name in enumerate(names):
-            if name in self.skills or name in names[:i]:
-                raise ValueError(f"evaluation: {name!r} is the name of a skill or of another task; rename the skill")
+        names = list(self.skills)
+        for i, options in enumerate(self.evaluation):
+            for name in getattr(options, "tasks", []):
+                if name in names:
+                    message = f"{name!r} is the name of a skill or of another task; rename the skill"
+                    raise OptionError(message, "evaluation", i, "tasks")
+                names.append(name)
         return self
 
     @model_validator(mode="after")
@@ -121,41 +131,82 @@ class Recipe(FrozenOptions):
 
     @model_validator(mode="after")
     def _reference_models_are_in_files(self) -> Recipe:
-        for stage in self.training_stages:
-            is_in_no_file = stage.lora is None and isinstance(self.models.get(stage.student), NewModel)
-            if is_in_no_file and stage.trainer.get("beta"):
-                raise ValueError(
-                    f"stage '{stage.name}': trainer.beta keeps the student near the weights that it begins with, and "
-                    f"those of the new model '{stage.student}' are in no file; begin with a stage sft, or leave it out"
+        for i, stage in enumerate(self.stages):
+            if not isinstance(stage, TrainingStage) or stage.lora is not None or not stage.trainer.get("beta"):
+                continue
+            if isinstance(self.models.get(stage.student), NewModel):
+                is_shared = stage.trainer["beta"] == self.trainer.get("beta")
+                raise OptionError(
+                    f"it keeps the student near the weights that it begins with, and those of the new model "
+                    f"'{stage.student}' are in no file; begin with a stage sft, or leave it out",
+                    *(() if is_shared else ("stages", i)),
+                    *("trainer", "beta"),
                 )
         return self
 
     @model_validator(mode="after")
     def _labels_are_known(self) -> Recipe:
-        for stage in self.stages:
+        for i, stage in enumerate(self.stages):
             for skill in stage.skills_in_use(self.skills) if isinstance(stage, Distill) and stage.learns_labels else ():
                 if skill in self.skills and skill not in self.labels:
                     fix = "give it kind: labelled, or leave it out of the stage's skills"
-                    raise ValueError(f"stage '{stage.name}': completions: labels, and skill '{skill}' has none; {fix}")
+                    message = f"skill '{skill}' has no labels; {fix}"
+                    raise OptionError(message, "stages", i, "rollout", "completions")
         return self
 
     @model_validator(mode="after")
     def _stages_can_learn_documents(self) -> Recipe:
-        for stage in self.training_stages:
+        for i, stage in enumerate(self.stages):
             problem = stage.problem_with_documents(self.skills, list(self.blocks))
             if problem is not None:
-                raise ValueError(f"stage '{stage.name}': {problem}")
+                raise OptionError(str(problem), "stages", i, *problem.keys)
         return self
 
     @model_validator(mode="after")
     def _references_are_models(self) -> Recipe:
         scored = {stage.name: stage.origin for stage in self.stages if not stage.makes_model}
-        for stage in self.stages:
+        for i, stage in enumerate(self.stages):
             for name in stage.references():
                 if name in scored:
                     fix = f"name the model that it scores, {scored[name]!r}"
-                    raise ValueError(f"stage '{stage.name}': stage {name!r} makes no model; {fix}")
+                    place = next(loc for loc, value in walk(stage.model_dump()) if value == name)
+                    raise OptionError(f"stage {name!r} makes no model; {fix}", "stages", i, *place)
         return self
+
+    # -- where its values stand --------------------------------------------------------------------------------------
+
+    def read_from(self, document: RecipeDocument) -> Recipe:
+        """Return this recipe, which from now on knows on which lines of a document its values stand."""
+        self._document = document
+        return self
+
+    def place(self, *keys: Any) -> str:
+        """Return where a value stands, as `recipe.yaml:12: stages.learn.steps`; see `RecipeDocument.place`."""
+        return ".".join(map(str, keys)) if self._document is None else self._document.place(keys)
+
+    def place_of_model(self, reference: str) -> str:
+        """Return where a model is described, or named by a stage."""
+        if reference in self.models:
+            return self.place("models", reference)
+        if any(stage.name == reference for stage in self.stages):
+            return self.place("stages", reference)
+        stages = [stage.model_dump() for stage in self.stages]
+        named = (loc for loc, value in walk(stages) if value == reference and loc[-1] != "name")
+        return self.place("stages", *next(named, ()))
+
+    @contextmanager
+    def mistakes_at(self, place: str) -> Iterator[None]:
+        """Put a place of the recipe in front of the mistakes that are found there; see `place`."""
+        try:
+            yield
+        except RldError as error:
+            if error.is_placed:
+                raise
+            placed = type(error)(f"{place}: {error}")
+            placed.is_placed = True
+            raise placed from error
+
+    # -- what it says as a whole -------------------------------------------------------------------------------------
 
     def learns_as_new(self, stage: TrainingStage) -> bool:
         """Return whether a stage's default learning rate is that of random weights.

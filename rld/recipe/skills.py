@@ -22,7 +22,7 @@ from rld.recipe.names import RecipeNames, is_hub_id, items
 from rld.recipe.option_checks import check_call, check_options, find_signature
 from rld.recipe.prompts import Prompts
 from rld.types import Predicts
-from rld.utils.options import FrozenOptions, union_by_key
+from rld.utils.options import FrozenOptions, OptionError, union_by_key
 from rld.utils.suggestions import hint
 
 
@@ -48,7 +48,7 @@ class _Skill(FrozenOptions):
     @model_validator(mode="after")
     def _shares_are_of_files(self) -> _Skill:
         if isinstance(self.held_out, float) and self.num_levels is not None:
-            raise ValueError("held_out is a share of the rows of a file, and a generator has no end; give a number")
+            raise OptionError("a share is of the rows of a file, and a generator has no end; give a number", "held_out")
         return self
 
     @classmethod
@@ -147,6 +147,12 @@ class ReasoningGymSkill(_Skill):
         return len(self.levels)
 
 
+def _options_of(kind: str) -> list[str]:
+    """Return the options of a kind of rows."""
+    row_kind = ROW_KINDS[kind]
+    return [*row_kind.options, *(["block"] if row_kind.predicts == "likelihood" else [])]
+
+
 class _RowsSkill(_Skill):
     kind: str = "question_answer"
     """What a row is. `question_answer`: `question` and `answer`; `prompt` with `completion`, with `answer` or, where
@@ -179,13 +185,15 @@ class _RowsSkill(_Skill):
 
     @model_validator(mode="after")
     def _options_are_of_the_kind(self) -> _RowsSkill:
-        options = [*ROW_KINDS[self.kind].options, *(["block"] if self.predicts == "likelihood" else [])]
         for name in ("turns", "labels", "document_separator", "block"):
             is_set = getattr(self, name) != type(self).model_fields[name].default
-            if is_set and name not in options:
-                raise ValueError(f"rows of kind {self.kind} have no option {name}")
+            kinds = [kind for kind in ROW_KINDS if name in _options_of(kind)]
+            if is_set and self.kind not in kinds:
+                fix = f"set kind: {' or '.join(kinds)}, or leave it out"
+                raise OptionError(f"rows of kind {self.kind} have no such option; {fix}", name)
         if self.kind == "labelled" and not self.labels:
-            raise ValueError("labelled rows need `labels`: the words that say each of them")
+            message = 'labelled rows have the words that say each label, as in {1: " World", 2: " Sports"}'
+            raise OptionError(message, "labels")
         return self
 
     @classmethod

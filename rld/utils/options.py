@@ -18,6 +18,19 @@ class FrozenOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
+class OptionError(ValueError):
+    """What a validator of several options at once raises, for pydantic knows of the whole class alone.
+
+    Args:
+        message: What is wrong, and how to mend it.
+        keys: The keys that lead from the validated class to the option that is to be changed; it need not be set.
+    """
+
+    def __init__(self, message: str, *keys: Any) -> None:
+        super().__init__(message)
+        self.keys = keys
+
+
 def union_by_key(**kinds: type[FrozenOptions]) -> Callable[[Any], str | None]:
     """Return the discriminator of a union in which a distinct key identifies each member.
 

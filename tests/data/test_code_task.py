@@ -154,4 +154,4 @@ def test_rewards_of_several_kinds_are_to_be_named(tmp_path, capsys):
     (tmp_path / "rows.jsonl").write_text('{"question": "a", "answer": "b"}\n' * 2)
     skills = {"code": {"file": "tasks.jsonl", "kind": "code_task", "held_out": 2}, "it": {"file": "rows.jsonl"}}
     assert main(["check", recipe(tmp_path, skills=skills)]) == 2
-    assert "checked by answers:exact_match and code:unit_tests; name the rewards" in capsys.readouterr().err
+    assert "checked by answers:exact_match and code:unit_tests; name the recipe's rewards" in capsys.readouterr().err

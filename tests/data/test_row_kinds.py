@@ -233,13 +233,13 @@ def test_labels_that_cannot_be_used_are_refused_by_place(tmp_path, rows, options
         ([" A", "A "], "'A' are there twice"),
         ({1: " A", 2: "A"}, "labels '1' and '2' have the same words"),
         ({1: " A", 2: " "}, "label '2' has no words"),
-        ({}, "labelled rows need `labels`"),
+        ({}, "labelled rows have the words that say each label"),
     ],
 )
 def test_labels_differ(labels, message):
     with pytest.raises(ValidationError, match=message):
         FileSkill(file="x.csv", kind="labelled", labels=labels)
-    with pytest.raises(ValidationError, match="rows of kind question_answer have no option labels"):
+    with pytest.raises(ValidationError, match="set kind: labelled, or leave it out"):
         FileSkill(file="x.csv", labels=[" A", " B"])
 
 

@@ -118,7 +118,11 @@ def test_the_random_state_and_the_models_mode_stay_as_they_were(stub):
     [
         ("[flip, turn]", "[filp]", "there is no task 'filp' in lm-eval; did you mean 'flip'?"),
         ("[flip, turn]", "[flip, flip]", "a task is named twice"),
-        ("copy: {gen", "flip: {gen", "evaluation: 'flip' is the name of a skill or of another task"),
+        (
+            "copy: {gen",
+            "flip: {gen",
+            "small.yaml:7: evaluation.1.tasks: 'flip' is the name of a skill or of another task",
+        ),
         ("limit: 5", "include_path: ./mine", "small.yaml:7: evaluation.1.include_path: there is no folder ./mine"),
     ],
 )

@@ -118,18 +118,27 @@ def test_a_teachers_labels_are_learnt_by_fine_tuning_where_they_are_right_or_non
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
-        ({"signals": {"policy": {}, "response": {}}}, "goes without signals.policy: there are no samples to reinforce"),
-        ({"signals": {"response": {}, "feature": {}}}, "goes without signals.feature"),
+        (
+            {"signals": {"policy": {}, "response": {}}},
+            "signals.policy: rollout.completions: labels goes without it: there are no samples to reinforce",
+        ),
+        ({"signals": {"response": {}, "feature": {}}}, "signals.feature: rollout.completions: labels goes without it"),
         ({"signals": {"response": {"token_weights": {"kind": "entropy"}}}}, "token_weights"),
-        ({"distill_on": "failed_completions"}, "goes without distill_on"),
+        ({"distill_on": "failed_completions"}, "distill_on: rollout.completions: labels goes without it"),
         ({"cache": {"folder": "cache"}}, "cache"),
-        ({"teachers": {}}, "needs teachers"),
-        ({"rollout": {"prompts": 4, "completions": "labels", "temperature": 0.5}}, "nothing is sampled: leave temp"),
-        ({"rollout": {"prompts": 4, "completions": "labels", "gold_completions": 1}}, "leave gold_completions out"),
+        ({"teachers": {}}, "set teachers and signals.response"),
+        (
+            {"rollout": {"prompts": 4, "completions": "labels", "temperature": 0.5}},
+            "rollout.temperature: with completions: labels nothing is sampled",
+        ),
+        (
+            {"rollout": {"prompts": 4, "completions": "labels", "gold_completions": 1}},
+            "rollout.gold_completions: with completions: labels nothing is sampled",
+        ),
         ({"rollout": {"prompts": 4, "completions": "label"}}, "completions"),
         (
             {"signals": {"response": {"calibration": "length"}}, "rollout": {"prompts": 4, "completions": 4}},
-            "signals.response.calibration is that of labels",
+            "signals.response.calibration: it is that of labels",
         ),
     ],
 )
@@ -143,7 +152,7 @@ def test_every_skill_of_the_stage_has_labels(tmp_path):
     tree = yaml.safe_load(path.read_text())
     tree["skills"]["other"] = {"generator": "rld.recipes.strings:reverse", "levels": [{"length": 2}]}
     path.write_text(yaml.safe_dump(tree))
-    with pytest.raises(RecipeError, match="stage 'labels': completions: labels, and skill 'other' has none"):
+    with pytest.raises(RecipeError, match="skill 'other' has no labels; give it kind: labelled"):
         read_recipe(path)
 
 

@@ -103,15 +103,15 @@ def test_check_shows_what_a_merge_and_an_evaluation_do(recipe, capsys):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("stages.same.weights=[1]", "weights has 1 numbers for 2 models"),
+        ("stages.same.weights=[1]", "stages.same.weights: 1 numbers for 2 models"),
         (
             "stages.mean={name: mean, kind: merge, models: [one, two, one], method: slerp}",
             "slerp merges two models, not 3",
         ),
-        ("stages.sum.base=null", "method task_arithmetic needs a base"),
+        ("stages.sum.base=null", "stages.sum.method: task_arithmetic adds to a model: set base to it"),
         ("stages.mean.base=one", "stages.mean.base is for method task_arithmetic and for adapters"),
         ("stages.mean.models=[one]", "stages.mean.models: one model alone is merged with nothing"),
-        ("stages.mean.weights=[-1, 3]", "weights of method linear should be at least 0"),
+        ("stages.mean.weights=[-1, 3]", "stages.mean.weights: those of method linear should be at least 0"),
         ("stages.mean.models=[one, last]", "stages.mean.models.1: stage 'last' has not run by then"),
         ("stages.scores.model=nobody", "there is no model 'nobody'"),
         ("stages.last.student=scores", "stage 'scores' makes no model; name the model that it scores, 'mean'"),

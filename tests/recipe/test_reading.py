@@ -103,14 +103,14 @@ TOKENIZERS = {
 
 def test_a_trainers_beta_asks_for_weights_in_a_file(recipe):
     trainer = "    steps: 5\n    trainer: {beta: 0.1}"
-    expected = "1: stage 'main': trainer.beta keeps the student near the weights that it begins with"
+    expected = "26: stages.main.trainer.beta: it keeps the student near the weights that it begins with"
     assert mistakes(recipe(replace={"    steps: 5": trainer}))[0].startswith(expected)
 
 
 def test_a_mistake_of_the_recipe_as_a_whole_has_a_sentence(recipe):
     path = recipe(replace={"levels: [{min_terms: 2}]}": "prompts: {template: 'T: {question}', strip_thinking: true}}"})
     assert mistakes(path) == [
-        "1: skills.sum.prompts.strip_thinking: all skills share it; set it in the recipe's prompts"
+        "10: skills.sum.prompts.strip_thinking: all skills share it; set it in the recipe's prompts"
     ]
 
 
@@ -245,8 +245,8 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(recipe):
         # values that no machine holds
         ("steps: 3", "steps: 100000000", "17: stages.first.steps should be less than or equal to 10000000, not 100000000"),
         ("steps: 5", "steps: 5\n    rollout: {prompts: 1000000000}", "26: stages.main.rollout.prompts should be less than or equal to 100000"),
-        ("steps: 5", "steps: 9000000\n    rollout: {prompts: 1000}", "steps times rollout.prompts should be at most 10,000,000 prompts"),
-        ("steps: 5", "steps: 5\n    rollout: {prompts: 99999, completions: 9999}", "26: stages.main.rollout: an update has at most 1,000,000 completions"),
+        ("steps: 5", "steps: 9000000\n    rollout: {prompts: 1000}", "25: stages.main.steps: times rollout.prompts it should be at most 10,000,000 prompts"),
+        ("steps: 5", "steps: 5\n    rollout: {prompts: 99999, completions: 9999}", "26: stages.main.rollout.prompts: an update has at most 1,000,000 completions"),
         ("hidden_size: 64", "num_hidden_layers: 100000000", "4: models.big.config.num_hidden_layers should be at most 10,000"),
         ("hidden_size: 64", "hidden_size: 1000000000", "4: models.big.config: a model of"),
         ("scale: 2", f"scale: {'9' * 400}", "12: rewards.0.options.scale should be a number of at most 64 bits"),

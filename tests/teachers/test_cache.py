@@ -361,18 +361,21 @@ KEPT = {"cache": {"folder": "x"}, "rollout": {"completions": 2, "gold_completion
             {"rollout": {"completions": 1, "gold_completions": 1, "prompts": 3}},
             "takes gold_completions: 1, and even prompts",
         ),
-        ({"rollout": {"completions": 2, "gold_completions": 2}, "signals": {"policy": {}}}, "leave signals.policy out"),
+        (
+            {"rollout": {"completions": 2, "gold_completions": 2}, "signals": {"policy": {}}},
+            "name the signals without policy",
+        ),
         (
             {"rollout": {"completions": 2, "gold_completions": 1}, "cache": {"folder": "x"}},
             "set rollout.gold_completions to rollout.completions",
         ),
-        (SERVED | {"signals": {"feature": {}}}, "teacher 't': a server gives no hidden states, and this stage matches"),
-        (SERVED | {"signals": {"response": {"temperature": 2}}}, "a server has the rollout's temperature 1, not 2"),
+        (SERVED | {"signals": {"feature": {}}}, "a server gives no hidden states, and this stage matches"),
+        (SERVED | {"signals": {"response": {"temperature": 2}}}, "on a server has the rollout's temperature 1, not 2"),
         (
             {"teachers": {"t": {"url": "http://h:1/v1"}}, "rollout": {"temperature": 0.5}},
             "an OpenAI-compatible endpoint scores at temperature 1, and the rollout's is 0.5",
         ),
-        (KEPT | {"teachers": {"t": {"model": "m", "align": "vocabulary"}}}, "so none with align is cached"),
+        (KEPT | {"teachers": {"t": {"model": "m", "align": "vocabulary"}}}, "so no teacher with align is cached"),
     ],
 )
 def test_what_makes_no_sense_is_refused(changes, expected):
@@ -383,4 +386,4 @@ def test_what_makes_no_sense_is_refused(changes, expected):
 
 def test_a_recipe_without_a_cache_has_nothing_to_fill(recipe, capsys):
     assert main(["cache-teachers", str(recipe)]) == 2
-    assert "no stage has a cache; set cache.folder" in capsys.readouterr().err
+    assert "stages: none has a cache; set cache.folder" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from rld.recipe.plugins import VerifierSpec
 from rld.recipe.sizes import Sizes, StageCost
 from rld.recipe.stopping import StoppingRules
 from rld.recipe.trainer_options import check_lora, check_trainer
-from rld.utils.options import FrozenOptions
+from rld.utils.options import FrozenOptions, OptionError
 
 _OTHER_NAMES = {"activation_checkpointing": "gradient_checkpointing"}
 """Trainer options with a default, each mapped to another transformers option for the same setting."""
@@ -82,8 +82,8 @@ class Stage(FrozenOptions):
         """Return the skills of a recipe whose rows the stage's model reads."""
         return list(skills)
 
-    def problem_with_documents(self, skills: Iterable[str], texts: Sequence[str]) -> str | None:
-        """Return why the stage cannot learn the documents that it has, and how to mend it; None if it can.
+    def problem_with_documents(self, skills: Iterable[str], texts: Sequence[str]) -> OptionError | None:
+        """Return why the stage cannot learn the documents that it has, by which option; None if it can.
 
         Args:
             skills: The skills of the recipe.

@@ -23,6 +23,7 @@ from rld.recipe.sizes import Sizes, StageCost, quantity
 from rld.recipe.stages.base import LearningRates, Reader, TrainingStage, listed
 from rld.recipe.teachers import AnyTeacher, CacheSpec, ServedTeacher, TeacherSpec
 from rld.utils.flops import Account, forward_flops, frozen_bytes, training_bytes, training_flops
+from rld.utils.options import OptionError
 
 _MAX_PROMPTS = 10_000_000
 """Most prompts of a stage; TRL's sampler lists the numbers of all of them."""
@@ -95,21 +96,22 @@ class Distill(TrainingStage):
     def _prompts_fit_in_memory(self) -> Distill:
         num_prompts = self.steps * self.rollout.prompts
         if num_prompts > _MAX_PROMPTS:
-            raise ValueError(
-                f"steps times rollout.prompts should be at most {_MAX_PROMPTS:,} prompts, not {num_prompts:,}"
-            )
+            message = f"times rollout.prompts it should be at most {_MAX_PROMPTS:,} prompts, not {num_prompts:,}"
+            raise OptionError(message, "steps")
         return self
 
     @model_validator(mode="after")
     def _fixed_completions(self) -> Distill:
         is_fixed = self.rollout.gold_completions == self.rollout.completions
         if is_fixed and self.signals.policy is not None:
-            raise ValueError("with gold answers alone there are no attempts to reinforce: leave signals.policy out")
+            message = "with gold answers alone there are no attempts to reinforce: name the signals without policy"
+            raise OptionError(message, "signals", "policy")
         if self.rollout.refill and self.signals.policy is None:
-            raise ValueError("rollout.refill replaces prompts that teach the policy nothing: it needs signals.policy")
+            message = "it replaces prompts that teach the policy nothing, and needs signals.policy"
+            raise OptionError(message, "rollout", "refill")
         if self.cache is not None and not is_fixed:
             fix = "set rollout.gold_completions to rollout.completions"
-            raise ValueError(f"cache keeps what teachers say of gold answers: {fix}")
+            raise OptionError(f"a cache keeps what teachers say of gold answers: {fix}", "cache")
         return self
 
     @model_validator(mode="after")
@@ -117,10 +119,12 @@ class Distill(TrainingStage):
         if self.signals.gold is None:
             return self
         if not self.rollout.gold_completions and not self.learns_labels:
-            raise ValueError("signals.gold learns gold answers among the completions: set rollout.gold_completions")
+            message = "it learns gold answers among the completions: set rollout.gold_completions"
+            raise OptionError(message, "signals", "gold")
         if self.rollout.temperature != 1:
-            fix = "set rollout.temperature to 1; signals.response has a temperature of its own"
-            raise ValueError(f"signals.gold needs log-probabilities at temperature 1: {fix}")
+            fix = "set it to 1; signals.response has a temperature of its own"
+            message = f"signals.gold needs log-probabilities at temperature 1: {fix}"
+            raise OptionError(message, "rollout", "temperature")
         return self
 
     @model_validator(mode="after")
@@ -129,16 +133,16 @@ class Distill(TrainingStage):
         if self.capacity is None:
             return self
         if not self.teachers:
-            raise ValueError("capacity compares a student with its teachers, and this stage has none")
+            raise OptionError("it compares a student with its teachers, and this stage has none", "capacity")
         if self.rollout.completions == self.rollout.gold_completions:
-            raise ValueError(
-                "capacity compares how often answers are correct, and with gold answers alone none is tried"
-            )
+            message = "it compares how often answers are correct, and with gold answers alone none is tried"
+            raise OptionError(message, "capacity")
         if self.rollout.refill:
-            raise ValueError("capacity needs all prompts, and rollout.refill leaves those out that are always right")
+            message = "it needs all prompts, and rollout.refill leaves those out that are always right"
+            raise OptionError(message, "capacity")
         act = self.capacity.act
         if needed[act] and getattr(self.signals, needed[act]) is None:
-            raise ValueError(f"capacity: {{act: {act}}} acts on signals.{needed[act]}, which is left out")
+            raise OptionError(f"{act} acts on signals.{needed[act]}, which is left out", "capacity", "act")
         return self
 
     @model_validator(mode="after")
@@ -146,7 +150,8 @@ class Distill(TrainingStage):
         response = self.signals.response
         if not self.learns_labels:
             if response is not None and response.calibration != "none":
-                raise ValueError("signals.response.calibration is that of labels: it needs rollout.completions: labels")
+                message = "it is that of labels, and needs rollout.completions: labels"
+                raise OptionError(message, "signals", "response", "calibration")
             return self
         reasons = {
             "signals.policy": (self.signals.policy, "there are no samples to reinforce"),
@@ -155,14 +160,18 @@ class Distill(TrainingStage):
             "cache": (self.cache, "it keeps what teachers say of gold answers"),
             "audit": (self.audit, "it checks what the student samples"),
             "retain": (self.retain, "protect skills in another stage"),
-            "capacity.act: soften": (self.capacity and self.capacity.act == "soften", "it softens those over tokens"),
+            "capacity.act": (
+                self.capacity and self.capacity.act == "soften",
+                "distributions over tokens are softened; report and reinforce are possible",
+            ),
             "distill_on": (self.distill_on != "all", "there are no samples that could fail"),
         }
         for name, (is_set, reason) in reasons.items():
             if is_set:
-                raise ValueError(f"rollout.completions: labels goes without {name}: {reason}")
+                raise OptionError(f"rollout.completions: labels goes without it: {reason}", *name.split("."))
         if response is None or not self.teachers:
-            raise ValueError("rollout.completions: labels needs teachers and signals.response")
+            message = "labels are learnt from teachers: set teachers and signals.response"
+            raise OptionError(message, "rollout", "completions")
         return self
 
     @model_validator(mode="after")
@@ -172,18 +181,21 @@ class Distill(TrainingStage):
             is_served = isinstance(spec, ServedTeacher)
             if not is_served and self.cache is None:
                 continue
-            where = "a server" if is_served else "a cache"
+            place = "on a server" if is_served else "in a cache"
             if self.signals.feature is not None and is_served:
-                raise ValueError(f"teacher '{name}': {where} gives no hidden states, and this stage matches features")
+                message = "a server gives no hidden states, and this stage matches features (signals.feature)"
+                raise OptionError(message, "teachers", name)
             if response is not None and response.temperature not in (None, temperature) and not self.learns_labels:
                 signal_temperature = response.temperature
                 mismatch = f"has the rollout's temperature {temperature:g}, not {signal_temperature:g}"
-                raise ValueError(f"teacher '{name}': {where} {mismatch}")
+                message = f"the teacher '{name}' {place} {mismatch}"
+                raise OptionError(message, "signals", "response", "temperature")
             if isinstance(spec, TeacherSpec) and spec.align is not None:
-                raise ValueError(f"teacher '{name}': a cache holds the student's tokens, so none with align is cached")
+                message = "a cache holds the student's tokens, so no teacher with align is cached"
+                raise OptionError(message, "teachers", name, "align")
             if isinstance(spec, ServedTeacher) and spec.url.rstrip("/").endswith("/v1") and temperature != 1:
                 mismatch = f"scores at temperature 1, and the rollout's is {temperature:g}"
-                raise ValueError(f"teacher '{name}': an OpenAI-compatible endpoint {mismatch}")
+                raise OptionError(f"an OpenAI-compatible endpoint {mismatch}", "teachers", name, "url")
         return self
 
     # -- the spec ----------------------------------------------------------------------------------------------------
@@ -210,19 +222,24 @@ class Distill(TrainingStage):
     def learns_gold_answers(self) -> bool:
         return self.rollout.gold_completions > 0
 
-    def problem_with_documents(self, skills: Iterable[str], texts: Sequence[str]) -> str | None:
+    def problem_with_documents(self, skills: Iterable[str], texts: Sequence[str]) -> OptionError | None:
         if set(self.protected(skills)) & set(texts):
-            return "retain protects answers, and documents ask for none: name other skills in retain.skills"
+            message = "answers are protected, and documents ask for none; name other skills"
+            return OptionError(message, "retain", "skills")
         if not set(self.skills_in_use(skills)) & set(texts):
             return None
         if self.signals.policy is not None:
-            return "no reward tells how good a document is: leave signals.policy out"
+            return OptionError(
+                "no reward tells how good a document is: name the signals without policy", "signals", "policy"
+            )
         if self.rollout.gold_completions != self.rollout.completions:
-            return "documents are not sampled, but learnt: set rollout.completions and rollout.gold_completions to 1"
+            fix = "set rollout.completions and rollout.gold_completions to 1"
+            return OptionError(f"documents are not sampled, but learnt: {fix}", "rollout", "completions")
         if self.gate != "off" and self.teachers:
-            return "documents ask for no answer by which a teacher could be judged: set gate: off"
+            fix = "set gate: off"
+            return OptionError(f"documents ask for no answer by which a teacher could be judged: {fix}", "gate")
         if self.audit is not None:
-            return "no reward tells how good a document is: leave audit out"
+            return OptionError("no reward tells how good a document is: leave it out", "audit")
         return None
 
     def readers(self) -> list[Reader]:

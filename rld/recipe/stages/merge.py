@@ -15,6 +15,7 @@ from rld.recipe.names import RecipeNames, items
 from rld.recipe.sizes import Sizes, StageCost, quantity
 from rld.recipe.stages.base import Stage
 from rld.utils.flops import frozen_bytes
+from rld.utils.options import OptionError
 
 
 class Merge(Stage):
@@ -39,13 +40,15 @@ class Merge(Stage):
     def _fits_the_method(self) -> Merge:
         weights = self.weights_in_use
         if len(weights) != len(self.models):
-            raise ValueError(f"weights has {len(weights)} numbers for {len(self.models)} models; give one per model")
+            message = f"{len(weights)} numbers for {len(self.models)} models; give one per model"
+            raise OptionError(message, "weights")
         if self.method == "slerp" and len(self.models) != 2:
-            raise ValueError(f"slerp merges two models, not {len(self.models)}; use linear")
+            raise OptionError(f"slerp merges two models, not {len(self.models)}; use linear", "method")
         if self.base is None and self.method == "task_arithmetic":
-            raise ValueError("method task_arithmetic needs a base")
+            raise OptionError("task_arithmetic adds to a model: set base to it", "method")
         if self.method != "task_arithmetic" and (min(weights) < 0 or sum(weights) <= 0):
-            raise ValueError(f"weights of method {self.method} should be at least 0, one of them above 0")
+            message = f"those of method {self.method} should be at least 0, one of them above 0"
+            raise OptionError(message, "weights")
         return self
 
     @property

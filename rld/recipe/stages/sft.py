@@ -12,6 +12,7 @@ from rld.recipe.names import RecipeNames, keys
 from rld.recipe.sizes import Sizes, StageCost, quantity
 from rld.recipe.stages.base import LearningRates, Reader, TrainingStage, listed
 from rld.utils.flops import Account, forward_flops, training_bytes, training_flops
+from rld.utils.options import OptionError
 from rld.utils.suggestions import hint
 
 _MAX_ROWS = 20_000
@@ -50,10 +51,10 @@ class Sft(TrainingStage):
     def learns_gold_answers(self) -> bool:
         return self.teacher is None
 
-    def problem_with_documents(self, skills: Iterable[str], texts: Sequence[str]) -> str | None:
+    def problem_with_documents(self, skills: Iterable[str], texts: Sequence[str]) -> OptionError | None:
         if self.teacher is None or not set(self.skills_in_use(skills)) & set(texts):
             return None
-        return "a document asks for no answer that a teacher could give: leave teacher out"
+        return OptionError("a document asks for no answer that a teacher could give: leave it out", "teacher")
 
     def readers(self) -> list[Reader]:
         return [] if self.teacher is None else [Reader(self.teacher, self.teacher)]
