@@ -10,10 +10,10 @@ from rld.cli import main
 from rld.controllers.observation import Observation
 from rld.controllers.replayed import ReplayedController
 from rld.errors import ControllerError
-from tests.pipeline.test_train import metrics, recipe, whole
-from tests.support.runs import one_thread
+from tests.pipeline.test_train import RECIPE, TASKS, metrics
+from tests.support.runs import one_thread, recipe, whole
 
-__all__ = ["one_thread", "recipe", "whole"]
+__all__ = ["RECIPE", "TASKS", "one_thread", "recipe", "whole"]
 
 
 def test_a_run_that_is_yoked_to_itself_is_the_same_run(recipe, whole, tmp_path):

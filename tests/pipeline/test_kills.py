@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from rld.cli import main
-from tests.pipeline.test_resume import recipe, steps, weights, whole
-from tests.support.runs import one_thread
+from tests.pipeline.test_resume import RECIPE, steps, weights
+from tests.support.runs import one_thread, recipe, whole
 
-__all__ = ["one_thread", "recipe", "whole"]
+__all__ = ["RECIPE", "one_thread", "recipe", "whole"]
 
 CONTEXT: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")  # nothing is imported again
 
