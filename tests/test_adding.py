@@ -394,7 +394,7 @@ from rld.recipe.reading import read_recipe
 import tests.recipe_page as recipe, tests.run_folder_page as run_folder
 recipe.PAGE.write_text(recipe.page())
 run_folder.PAGE.write_text(run_folder.page(run_folder.PAGE.read_text()))
-(item,), = read_items(Path("rows.pairs"))
+((item,),), = read_items(Path("rows.pairs"))
 print(item.question, item.answer)
 read_recipe(Path("dummies.yaml"), []).stages[1].run(None)
 coin = build_evaluator(DummyEvaluator(kind="coin"), Path("dummies.yaml"), is_chat=False)

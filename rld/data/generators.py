@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rld.data.file_items import read_items
 from rld.data.formats.hub import HubRows
 from rld.data.items import Item, ItemFactory, ItemSource
-from rld.data.row_kinds import QUESTION_ANSWER, labelled
+from rld.data.row_kinds import QUESTION_ANSWER, RowReader, labelled
 from rld.data.stored import Selection
 from rld.errors import DataError
 from rld.recipe import registry
-from rld.recipe.skills import GeneratedSkill, ReasoningGymSkill, Skill
+from rld.recipe.skills import DatasetSkill, FileSkill, GeneratedSkill, ReasoningGymSkill, Skill
+
+_SPACE = re.compile(r"\s")
 
 
-def item_source(skill: Skill, folder: Path, *, skips_bad_rows: bool = False) -> ItemSource:
+def item_source(name: str, skill: Skill, folder: Path, *, skips_bad_rows: bool = False) -> ItemSource:
     """Return the source of a skill's items; paths are relative to `folder`.
 
     Args:
+        name: The skill's name.
         skill: The skill.
         folder: The recipe's folder.
         skips_bad_rows: Whether rows of files that cannot be used are left out with a warning.
@@ -30,39 +34,78 @@ def item_source(skill: Skill, folder: Path, *, skips_bad_rows: bool = False) -> 
         DataError: rows that cannot be read.
         LibraryError: a generator that does not exist.
     """
-    reader = QUESTION_ANSWER if isinstance(skill, (GeneratedSkill, ReasoningGymSkill)) else skill.reader
 
-    def read(source: str | HubRows) -> list[Sequence[Item]]:
-        path = registry.find_path(source, folder) or folder / source if isinstance(source, str) else source
-        return read_items(path, reader, skips_bad_rows=skips_bad_rows)
+    def read(sources: Sequence[str | HubRows], reader: RowReader) -> list[list[Sequence[Item]]]:
+        paths = [
+            registry.find_path(source, folder) or folder / source if isinstance(source, str) else source
+            for source in sources
+        ]
+        return read_items(*paths, reader=reader, skill=name, skips_bad_rows=skips_bad_rows)
 
-    held_out = None if skill.held_out_source is None else read(skill.held_out_source)
+    scored = [] if skill.held_out_source is None else [skill.held_out_source]
     match skill:
         case GeneratedSkill():
+            held_out = next(iter(read(scored, QUESTION_ANSWER)), None)
             function = registry.load("generators", skill.generator, folder)
             return ItemSource(_Generator(function, skill), len(skill.levels), held_out=held_out)
         case ReasoningGymSkill():
+            held_out = next(iter(read(scored, QUESTION_ANSWER)), None)
             return ItemSource(_ReasoningGym(skill), len(skill.levels), held_out=held_out)
-    levels = read(skill.source)
-    make_gold = _items_with_labels(skill.labels, levels, held_out, skill.origin) if skill.labels else None
+    levels, *rest = read([skill.source, *scored], skill.reader)  # together, so that all their problems are told
+    held_out = next(iter(rest), None)
+    if (
+        held_out is None
+        and isinstance(skill.held_out, float)
+        and sum(map(len, levels)) == 1
+        and levels[0][0].is_document
+    ):
+        levels, held_out = _beginning_and_end(levels[0][0], skill.held_out)
+    make_gold = _items_with_labels(name, skill, levels, held_out) if skill.labels else None
     return ItemSource(_Choice(levels), len(levels), levels, held_out, make_gold)
 
 
+def _beginning_and_end(document: Item, share: float) -> tuple[list[Sequence[Item]], list[Sequence[Item]] | None]:
+    """Return a document without its end, as levels of items, and its end, which begins with white space where possible.
+
+    Args:
+        document: The document.
+        share: How much of it is its end. Where one part has no visible character, the document stays whole.
+    """
+    text, start = document.question, round(len(document.question) * (1 - share))
+    space = _SPACE.search(text, start)
+    if space is not None and text[space.start() :].strip():
+        start = space.start()
+    if not text[:start].strip() or not text[start:].strip():
+        return [[document]], None
+    end = document._replace(question=text[start:], place=f"the end of {document.place}")
+    return [[document._replace(question=text[:start])]], [[end]]
+
+
 def _items_with_labels(
-    labels: Mapping[str, str], levels: Sequence[Sequence[Item]], held_out: Sequence[Sequence[Item]] | None, origin: str
+    name: str,
+    skill: FileSkill | DatasetSkill,
+    levels: Sequence[Sequence[Item]],
+    held_out: Sequence[Sequence[Item]] | None,
 ) -> ItemFactory | None:
     """Return what makes items that have a label; None where all items have one.
 
     Raises:
         DataError: a held-out row or all rows of a level have no label, or a label is on no row.
     """
-    unlabelled = next((item.place for items in held_out or () for item in items if item.answer is None), None)
-    if unlabelled is not None:
-        raise DataError(f"{unlabelled}: no label, and a held-out row is scored by its label")
+    unlabelled = [item.place for items in held_out or () for item in items if item.answer is None]
+    if unlabelled:
+        rest = f" and {len(unlabelled) - 1} others" if len(unlabelled) > 1 else ""
+        raise DataError(
+            f"skills.{name}.held_out: the row {unlabelled[0]}{rest} has no label, and a held-out row is scored by its "
+            "label; move such rows to those that are trained on"
+        )
     answers = {item.answer for items in (*levels, *(held_out or ())) for item in items if item.answer is not None}
-    unused = labelled.unused(labels, answers)
+    unused = labelled.unused(skill.labels, answers)
     if unused:
-        raise DataError(f"{origin}: no row has the label {unused[0]!r}; mend it in `labels`, or leave it out")
+        raise DataError(
+            f"skills.{name}.labels: no row of {skill.origin} has the label {', '.join(map(repr, unused))}; mend it "
+            "there, or leave it out"
+        )
     with_labels = [Selection.where(items, lambda item: item.answer is not None) for items in levels]
     if sum(map(len, with_labels)) == sum(map(len, levels)):
         return None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rld.data.generators import item_source
+from rld.data.held_out_advice import held_out_advice
 from rld.data.item_rows import row_of
 from rld.data.items import Item, ItemSource
 from rld.data.pieces import Cut, Pieces
@@ -68,7 +69,7 @@ def skill_rows(
     sources = {
         name: SkillRows(
             name,
-            item_source(skill, folder, skips_bad_rows=recipe.bad_rows == "skip"),
+            item_source(name, skill, folder, skips_bad_rows=recipe.bad_rows == "skip"),
             skill.held_out if isinstance(skill.held_out, (int, float)) else 0,
             recipe.skill_prompts(name),
             seed=recipe.seed,
@@ -99,8 +100,8 @@ class SkillRows:
     Args:
         skill: The skill's name.
         source: The source of its items.
-        num_held_out: Number of held-out rows, spread evenly over the levels, beside those of the source's own file;
-            or their share of the rows, above 0 and below 1.
+        num_held_out: Number of held-out rows, spread evenly over the levels, or their share of the rows that may be
+            held out, above 0 and below 1; 0 if the source has held-out rows of its own.
         prompts: The template and the style that turn a question into a prompt.
         seed: The recipe's seed.
         taken: Held-out questions of all skills of a recipe, which no new row may repeat; this skill adds its held-out
@@ -124,7 +125,9 @@ class SkillRows:
         self.skill, self.num_levels = skill, source.num_levels
         self._source, self._prompts, self._seed = source, prompts, seed
         is_share = 0 < num_held_out < 1
-        self._num_held_out = max(round(num_held_out * (self.num_rows or 0)), 1) if is_share else int(num_held_out)
+        self._num_held_out = max(round(num_held_out * self._num_gold), 1) if is_share else int(num_held_out)
+        if is_share and source.held_out is not None:  # the end of a single document
+            self._num_held_out = 0
         self._taken, self._accepts, self._cut = taken, accepts, cut
         self._repeated: list[str] = []  # places of held-out rows of its file that are left out
         self._moved: set[tuple[str, str]] = set()  # place and question of rows that are held out from the others
@@ -175,6 +178,14 @@ class SkillRows:
     def num_rows(self) -> int | None:
         """The number of rows of the skill's file; None for a generator."""
         return None if self._source.levels is None else sum(map(len, self._source.levels))
+
+    @property
+    def _num_gold(self) -> int:
+        """The number of rows of the skill's file that may be held out: of labelled rows, those that have a label."""
+        levels = self._source.levels or ()
+        if self._source.make_gold is None:
+            return sum(map(len, levels))
+        return sum(item.answer is not None for items in levels for item in items)
 
     def examples(self, count: int) -> list[PlacedRow]:
         """Return rows that the skill may draw: those of its files, or held-out rows and `count` others.
@@ -289,7 +300,8 @@ class SkillRows:
                 f"{num_refused}, and the others were already held out; bad_rows: refuse says what is wrong with them"
             )
         if self._source.levels is not None:
-            raise DataError(f"{place}: {self._file_advice(level)}")
+            settings: dict[str, Any] = {"key": question_key, "is_text": self.is_text}
+            raise DataError(held_out_advice(self.skill, self._source, level, self._num_held_out, **settings))
         raise DataError(
             f"{place}: too few different questions; {_MOST_TRIES} in a row were already held out. Lower held_out (now "
             f"{self._num_held_out}), or make the level larger or leave it out"
@@ -305,20 +317,6 @@ class SkillRows:
             return question_key(item.question) not in self._taken and self._accepts(self._row(item, level))
 
         return Selection.where(() if self._source.levels is None else self._source.levels[level], is_left)
-
-    def _file_advice(self, level: int) -> str:
-        """Return why no row of a file is left to train on, and what to do."""
-        levels = self._source.levels or ()
-        sizes = [len({hash(question_key(item.question)) for item in items}) for items in levels]
-        kind, example = ("documents", "test.txt") if self.is_text else ("questions", "test.jsonl")
-        every = f"all {sizes[level]} different {kind} of its file are"
-        if self._source.held_out is not None:
-            return f"{every} held-out {kind} too; take them out of one"
-        most = max((min(sizes) - 1) * len(sizes), 0)
-        return (
-            f"{every} held out; set held_out to at most {most} (now {self._num_held_out}), or score on a file of its "
-            f"own, by held_out: {{file: {example}}}"
-        )
 
     def _made(self, level: int, rng: random.Random, gold: bool = False) -> Item:
         make = (self._source.make_gold if gold else None) or self._source.make

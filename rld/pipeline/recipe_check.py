@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,9 @@ def check_recipe(recipe: Recipe, source: Path, deep: bool = False) -> CheckResul
     absent = absent_models(recipe, source.parent)
     if absent:
         notes.append(f"not on this machine, and checked when `rld train` has them: {', '.join(absent)}")
-    sources = None if recipe.bad_rows == "skip" else skill_rows(recipe, source.parent)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        sources = None if recipe.bad_rows == "skip" else skill_rows(recipe, source.parent)
     reason = "bad_rows: skip" if sources is None else reason_to_ask_libraries(recipe, source, sources)
     encoder: Any = None
     encoders: dict[str, Any] = {}
@@ -83,6 +86,9 @@ def check_recipe(recipe: Recipe, source: Path, deep: bool = False) -> CheckResul
         sources, encoder = run.skill_rows, None if absent else run.models.encoder(recipe.stages[0].origin)[0]
         encoders = model_encoders(recipe, run.models) if recipe.labels and not absent else {}
         notes.append(f"asked TRL, PEFT and transformers{'' if deep else f', because of {reason}'}")
+    else:  # otherwise the rows are read again, and told of then
+        for warning in told:
+            warnings.warn(warning.message, stacklevel=2)
     characters_per_token = _CHARACTERS_PER_TOKEN if absent else 1.0  # a new model has a tokenizer of characters
     summaries = [
         text_summary(source, recipe.blocks[skill], encoder, characters_per_token)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from rld.data.formats import FORMATS, TEXT_FORMATS
+from rld.data.formats.csv import NAMES_FIRST
 from rld.data.formats.files import first_columns, row_files
 from rld.data.formats.hub import HubRows
 from rld.data.row_kinds import ROW_KINDS, RowReader
@@ -245,7 +246,8 @@ class FileSkill(_RowsSkill):
             for column in columns_named_in(source) if isinstance(source, str) and present else ():
                 if column not in present:
                     place, file = (*loc, "columns", name), raw["file"]
-                    yield names.problem(place, f": {file} has no column {column!r}{hint(column, present)}")
+                    fix = f"; {NAMES_FIRST}" if file.endswith(".csv") else ""
+                    yield names.problem(place, f": {file} has no column {column!r}{hint(column, present)}{fix}")
 
     @property
     def origin(self) -> str:

@@ -56,7 +56,7 @@ def rewritten(path: Path, change: Callable[[bytes], bytes]) -> None:
 @pytest.mark.parametrize(
     ("rows", "skill", "expected"),
     [
-        (ROWS[:1], {}, "all 1 different questions of its file are held out; set held_out to at most 0 (now 2)"),
+        (ROWS[:1], {}, "skills.it.held_out: its file has a single question, to hold out or to train on"),
         ([*ROWS, {"question": "a" * 10_000_000, "answer": "b"}], {}, ": a text of 10,000,000 characters; a row may"),
         ([*ROWS, {"question": "a\0b", "answer": "b"}], {}, ": a text with a null character"),
         ([*ROWS, {"question": "ab", "answer": ""}], {}, ": answer should be text, not ''"),
@@ -71,20 +71,24 @@ def rewritten(path: Path, change: Callable[[bytes], bytes]) -> None:
             {"columns": {"answer": "label"}},
             "columns.answer: rowsSUFFIX has no column 'label'; choose from question,",
         ),
-        ([{"title": "a", "label": "b"}] * 4, {}, ": no question, but 'title', 'label'"),
+        (
+            [{"title": "a", "label": "b"}] * 4,
+            {},
+            ": no row has a column 'question'; the first row has 'title', 'label'",
+        ),
         (
             ROWS,
             {"held_out": {"file": "rowsSUFFIX"}},
             "all 16 different questions of its file are held-out questions too",
         ),
-        (ROWS, {"kind": "labelled", "labels": LABELS}, ": the label 'd' is none of 'a', 'b', 'c'"),
+        (ROWS, {"kind": "labelled", "labels": LABELS}, "labels that skills.it.labels has not: 'd' on 4 rows ("),
         (
             [{"question": f"a{letter}", "answer": ""} for letter in "abcdefgh"],
             {"kind": "labelled", "labels": LABELS},
             "skill 'it', level 0: none of its rows has a label",
         ),
-        (ROWS, {"kind": "code_task"}, ": no prompt, but 'question', 'answer'"),
-        (ROWS, {"kind": "conversation"}, ": no messages, but 'question', 'answer'"),
+        (ROWS, {"kind": "code_task"}, ": no row has a column 'prompt'; the first row has 'question', 'answer'"),
+        (ROWS, {"kind": "conversation"}, ": no row has a column 'messages'; the first row has 'question', 'answer'"),
     ],
     ids=[
         *("one row", "10 MB", "null character", "no answer", "answer too long", "prompt too long", "no such column"),
@@ -98,7 +102,7 @@ def test_rows_that_cannot_be_used(tmp_path, capsys, suffix, rows, skill, expecte
     text = refused(tmp_path, capsys, {"file": path.name, **skill})
     assert expected in text
     if expected.startswith(":"):
-        assert f"rows{suffix}:" in text, "the line is named"
+        assert f"rows{suffix}:" in text, "the file is named"
 
 
 @pytest.mark.parametrize("suffix", TABLES)
@@ -167,6 +171,85 @@ def test_a_mark_at_the_start_and_other_line_ends_are_fine(tmp_path, capsys, suff
 def test_tables_that_are_uneven_nested_or_name_a_column_twice(tmp_path, capsys, suffix, content, expected):
     (tmp_path / f"rows{suffix}").write_text(content)
     assert expected in refused(tmp_path, capsys, {"file": f"rows{suffix}"})
+
+
+def test_problems_of_all_files_of_a_skill_are_told_once_each_with_what_mends_them(tmp_path, capsys):
+    letters = "abcddd" * 3
+    (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"{a}{i},{a}\n" for i, a in enumerate(letters)))
+    (tmp_path / "test.csv").write_text("text,label\na,A\nb,b\n")
+    columns = {"question": "text", "answer": "label"}
+    skill = {"file": "rows.csv", "kind": "labelled", "labels": LABELS, "columns": columns}
+    text = refused(tmp_path, capsys, skill | {"held_out": {"file": "test.csv"}})
+    assert text.splitlines() == [
+        f"rld: labels that skills.it.labels has not: 'd' on 9 rows ({tmp_path}/rows.csv:5), "
+        f"'A' on 1 row ({tmp_path}/test.csv:2; perhaps 'a')",
+        "rld: skills.it.labels has 'a', 'b', 'c'; name there each label of the files with the words that say it",
+        "rld: mend these rows, or leave out all such rows by bad_rows: skip in the recipe",
+    ]
+    (tmp_path / "test.csv").write_text("body,grade\na,a\nb,b\n")
+    text = refused(tmp_path, capsys, skill | {"held_out": {"file": "test.csv"}})
+    assert "test.csv: no row has a column 'text'; the first row has 'body', 'grade'" in text
+    assert "skills.it.columns names 'text' as question, of held-out rows too" in text
+    (tmp_path / "test.csv").write_text("text,label\na,a\nb,b\n")
+    columns |= {"level": "grade"}
+    text = refused(tmp_path, capsys, {"file": "test.csv", "held_out": {"file": "test.csv"}, "columns": columns})
+    assert "columns.level: test.csv has no column 'grade'" in text and "a line of names above it" in text
+    (tmp_path / "rows.csv").write_text("text,label,grade\nc,c,0\nd,d,0\n")
+    text = refused(tmp_path, capsys, {"file": "rows.csv", "held_out": {"file": "test.csv"}, "columns": columns})
+    assert "test.csv: no row has a column 'grade', which skills.it.columns names" in text
+
+
+def test_no_more_labels_are_held_out_than_rows_have_and_a_share_is_of_those(tmp_path, capsys):
+    letters = "abc" + " " * 20
+    (tmp_path / "rows.csv").write_text("question,answer\n" + "".join(f"{i}?,{a}\n" for i, a in enumerate(letters)))
+    skill = {"file": "rows.csv", "kind": "labelled", "labels": LABELS}
+    tokenizer = {"tokenizer": {"characters": "abc0123456789? "}}
+    text = refused(tmp_path, capsys, skill | {"held_out": 4}, **tokenizer)
+    assert "skills.it.held_out: all 3 different questions with a label" in text and "to at most 2 (now 4), or" in text
+    (tmp_path / "good.yaml").write_text(
+        json.dumps({**RECIPE, **tokenizer, "skills": {"it": {**skill, "held_out": 0.7}}})
+    )
+    (rows,) = skill_rows(read_recipe(tmp_path / "good.yaml"), tmp_path).values()
+    assert len(rows.held_out()) == 2
+
+
+def test_a_separator_that_is_not_there_and_a_single_document_are_refused(tmp_path, capsys):
+    (tmp_path / "it.txt").write_text("ab\n\ncd")
+    skill = {"file": "it.txt", "kind": "plain_text"}
+    text = refused(tmp_path, capsys, {**skill, "document_separator": "\\n"})
+    assert r"skills.it.document_separator: '\\n' stands between no two documents of" in text
+    text = refused(tmp_path, capsys, {**skill, "held_out": 1})
+    assert "skills.it.held_out: its file has a single document" in text and "by a share, such as held_out: 0.1" in text
+
+
+def test_files_of_a_folder_that_are_left_out_are_named_once(tmp_path, capsys, recwarn):
+    (tmp_path / "texts").mkdir()
+    for name, content in {"a.txt": "ab", "b.txt": "cd", "c.txt": " ", "d.pdf": "x", ".e.txt": "hidden"}.items():
+        (tmp_path / "texts" / name).write_text(content)
+    WRITE[".jsonl"](tmp_path / "test.jsonl", [{"text": "ab"}, {"text": "ef"}])
+    skill = {"file": "texts", "kind": "plain_text", "block": 16, "held_out": {"file": "test.jsonl"}}
+    stage = {**RECIPE["stages"][0], "lora": {"r": 2}}  # type: ignore[index]
+    (tmp_path / "good.yaml").write_text(json.dumps({**RECIPE, "skills": {"it": skill}, "stages": [stage]}))
+    assert main(["check", str(tmp_path / "good.yaml")]) == 0
+    assert "asked TRL" in capsys.readouterr().out, "rows are read twice, and told of once"
+    warned = [str(warning.message) for warning in recwarn if warning.category is UserWarning]
+    expected = "d.pdf", "c.txt", "has the same question: a.txt:1"
+    assert len(warned) == 3 and all(line.endswith(end) for line, end in zip(warned, expected, strict=True))
+
+
+def test_rows_with_one_problem_are_one_line_and_a_form_of_conversation_is_recognised(tmp_path, capsys):
+    rows = [{"question": "a", "answer": "b" if i % 2 else ""} for i in range(40)]
+    WRITE[".jsonl"](tmp_path / "rows.jsonl", rows)
+    text = refused(tmp_path, capsys, {"file": "rows.jsonl"})
+    assert "rows.jsonl:1: answer should be text, not ''; so in 19 rows more: 3, 5, 7, 9, ..." in text
+    assert len(text.splitlines()) == 2
+    rows = [{"id": "1", "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}] * 20
+    WRITE[".jsonl"](tmp_path / "rows.jsonl", rows)
+    text = refused(tmp_path, capsys, {"file": "rows.jsonl", "kind": "conversation"})
+    assert "no row has a column 'messages'" in text and "as in columns: {messages: conversations}" in text
+    (tmp_path / "rows.csv").write_text("what is it,that\nwhat are you,this\n")
+    text = refused(tmp_path, capsys, {"file": "rows.csv"})
+    assert "rows.csv: if its first line holds data, write a line of names above it" in text
 
 
 def test_columns_of_one_name_in_parquet(tmp_path, capsys):

@@ -75,7 +75,7 @@ def test_rows_and_held_out_rows_are_read_from_the_cache_and_the_commit_is_noted(
     assert [(row["prompt"], row["answer"]) for row in rows.held_out()] == [("8+1", "9"), ("9+1", "10")]
     assert {row["prompt"] for row in rows.rows(60, seed=0)} == {f"{i}+1" for i in range(8)}
     assert Inputs.of(recipe, tmp_path, {}).files["data set owner/sums, train"] == COMMIT
-    (items,) = read_items(ROWS._replace(split="train[:3]", revision=COMMIT), READER)
+    ((items,),) = read_items(ROWS._replace(split="train[:3]", revision=COMMIT), reader=READER)
     assert [item.place for item in items] == ["sums:1", "sums:2", "sums:3"]
 
 
@@ -92,7 +92,7 @@ def test_rows_and_held_out_rows_are_read_from_the_cache_and_the_commit_is_noted(
 )
 def test_what_the_cache_lacks_is_refused_by_name(rows, message):
     with pytest.raises(DataError, match=message):
-        read_items(rows, READER)
+        read_items(rows, reader=READER)
 
 
 def test_check_opens_the_data_set_and_names_a_path_that_is_no_id(tmp_path, cache):
@@ -107,7 +107,7 @@ def test_check_opens_the_data_set_and_names_a_path_that_is_no_id(tmp_path, cache
     assert checked.returncode == 0, checked.stderr
     assert "owner/sums, train" in checked.stdout and "0+1" in checked.stdout
     for override, message in {
-        "skills.sums.columns={question: sum, answer: reslt}": "no column 'reslt'",
+        "skills.sums.columns={question: sum, answer: reslt}": "'reslt' as answer, of held-out rows too; did you",
         "skills.sums.held_out={splitt: test}": "'skills.sums.held_out.split' is required",
         "skills.sums.dataset=r.yaml": "'r.yaml' is no id of the hub (owner/name); files have the key `file`",
     }.items():

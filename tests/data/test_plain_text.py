@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from rld.cli import main
 from rld.data import skill_rows
+from rld.data.formats import read_rows
 from rld.data.prompt_stream import PromptStream
 from rld.errors import DataError
 from rld.models.prompting import PromptEncoder
@@ -64,6 +65,24 @@ def test_held_out_documents_are_never_trained_on_not_even_a_copy(tmp_path):
     assert len(held_out) == 2
     left = [text for text in [*TEXTS, TEXTS[0] + "\n"] if " ".join(text.split()) not in held_out]
     assert sorted("".join(row["answer"] for row in made.rows(made.num_pieces, seed=0))) == sorted("".join(left))
+
+
+def test_of_a_single_document_the_end_is_held_out(tmp_path):
+    (tmp_path / "one.txt").write_text("abc def ghi jkl mno pqr")
+    made = source(tmp_path, file="one.txt", held_out=0.25)
+    assert [row["answer"] for row in made.held_out()] == [" pqr"]
+    pieces = made.pieces(0)
+    assert sorted(pieces.row(i, "x")["answer"] for i in range(len(pieces))) == sorted(
+        ["abc ", "def ", "ghi ", "jkl ", "mno"]
+    )
+
+
+@pytest.mark.parametrize("piece", [1, 5, 100])
+def test_a_file_of_text_is_read_document_by_document(tmp_path, monkeypatch, piece):
+    monkeypatch.setattr("rld.data.formats.text._PIECE", piece)
+    (tmp_path / "it.txt").write_bytes("\ufeffab\r\n--\r\nc--d\n--\n \n--\nef\n--\n".encode())
+    documents = read_rows(tmp_path / "it.txt", "\n--\n")
+    assert [*documents] == [(1, {"text": "ab"}), (3, {"text": "c--d"}), (7, {"text": "ef"})]
 
 
 def test_documents_of_levels_of_different_sizes_are_all_drawn(tmp_path):

@@ -78,7 +78,8 @@ def test_shapes_of_one_turn_are_read_as_they_are(record, expected):
         ({"messages": [assistant("A"), user("a?")]}, "begins with the assistant"),
         ({"messages": [SYSTEM]}, "no message of the user"),
         ({"messages": "hello"}, "a list of messages, not 'hello'"),
-        ({"messages": [{"from": "human", "value": "a?"}]}, "message 0 of messages should have a role and content"),
+        ({"messages": [{"text": "a?"}]}, "message 0 of messages should have a role and content"),
+        ({"messages": [{"from": "function_call", "value": "{}"}]}, "the role 'function_call', not one of system"),
         ({"messages": [{"role": "human", "content": "a?"}]}, "the role 'human', not one of system"),
         ({"messages": [user("a?"), {"role": "assistant", "content": [{"type": "text"}]}]}, "text as content"),
         ({"messages": [user(" "), assistant("A")]}, "an empty message of the user"),
@@ -100,10 +101,23 @@ def test_the_last_answer_of_a_conversation_or_each_one_is_a_row():
     assert only({"prompt": TALK[:4], "rubric": "short"}, CONVERSATION).answer is None
 
 
+def test_a_conversation_in_sharegpt_form_is_read():
+    said = [("system", "Be brief."), ("human", "a?"), ("gpt", "A")]
+    record = {"conversations": [{"from": speaker, "value": text} for speaker, text in said]}
+    item = only(record, RowReader("conversation", {"messages": "conversations"}, {"turns": "last"}))
+    assert (item.messages, item.answer) == ((SYSTEM, user("a?")), "A")
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
         ({"messages": TALK[:4]}, "should end with an answer"),
+        ({"messages": [user("a?"), SYSTEM, assistant("A")]}, "messages has a message of the system behind others"),
+        ({"messages": [user("a?"), user("b?"), assistant("A")]}, "messages has two messages of the user in a row"),
+        ({"messages": [*TALK[:3], assistant("B")]}, "messages has two messages of the assistant in a row"),
+        ({"messages": [user("a?"), TALK[5], assistant("A")]}, "messages has a message of a tool that was not called"),
+        ({"messages": [user("a?"), CALL, assistant("A")]}, "a call of a tool without the tool's message behind it"),
+        ({"prompt": TALK[:3], "completion": "B"}, "prompt ends with the assistant"),
         ({"messages": TALK[:5]}, "should end with an answer of the assistant that has text"),
         ({"messages": [SYSTEM, assistant("A"), *TALK]}, "begins with the assistant"),
         ({"messages": TALK, "tools": "{"}, "tools is not valid JSON"),
@@ -150,11 +164,11 @@ def test_messages_need_a_chat_and_fill_its_template(tmp_path):
 def test_rows_that_cannot_be_used_are_left_out_where_the_recipe_says_so(tmp_path: Path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"question": "a", "answer": "1"}\n{"question": "b"}\n{\n{"question": "c", "answer": "3"}')
-    with pytest.warns(UserWarning, match=r"leaves out 2 rows of .*:2: no answer.*; .*:3: not valid JSON"):
-        (items,) = read_items(path, skips_bad_rows=True)
+    with pytest.warns(UserWarning, match=r"leaves out 2 rows: .*:2: no answer.*; .*:3: not valid JSON"):
+        ((items,),) = read_items(path, skips_bad_rows=True)
     assert [item.place for item in items] == ["rows.jsonl:1", "rows.jsonl:4"]
     path.write_text('{"question": "b"}\n')
-    with pytest.raises(DataError, match=r"rows.jsonl:1: no answer"):
+    with pytest.raises(DataError, match=r"rows.jsonl: no row has a column 'answer'"):
         read_items(path, skips_bad_rows=True)
 
 
@@ -179,7 +193,7 @@ def test_a_row_without_a_column_of_labels_has_no_label():
     assert only({"question": "a?"}, RowReader("labelled", options={"labels": LABELS})).answer is None
 
 
-@pytest.mark.parametrize(("label", "message"), [("4", "the label '4' is none of '1', '2', '3'"), (2.5, "not 2.5")])
+@pytest.mark.parametrize(("label", "message"), [("4", "the label '4' is none of `labels`"), (2.5, "not 2.5")])
 def test_a_label_outside_the_set_is_refused(label, message):
     with pytest.raises(ValueError, match=message):
         LABELLED.items(news(label))
@@ -214,10 +228,18 @@ def test_without_any_label_there_are_no_probes_and_no_gold_rows(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        ([("1", "a"), ("2", "b"), ("4", "c")], {}, "news.csv:4: the label '4' is none of"),
-        ([("1", "a"), ("2", "b"), ("", "c")], {}, "no row has the label '3'"),
+        (
+            [("1", "a"), ("2", "b"), ("4", "c")],
+            {},
+            r"labels that skills.it.labels has not: '4' on 1 row \(.*news.csv:4\)",
+        ),
+        ([("1", "a"), ("2", "b"), ("", "c")], {}, "skills.it.labels: no row of news.csv has the label '3'"),
         ([("", "a"), ("", "b")], {}, "none of its rows has a label"),
-        ([("1", "a"), ("2", "b"), ("3", "c")], {"held_out": {"file": "test.csv"}}, "test.csv:2: no label, and a held"),
+        (
+            [("1", "a"), ("2", "b"), ("3", "c")],
+            {"held_out": {"file": "test.csv"}},
+            "skills.it.held_out: the row test.csv:2 has no label, and",
+        ),
     ],
 )
 def test_labels_that_cannot_be_used_are_refused_by_place(tmp_path, rows, options, message):

@@ -97,7 +97,7 @@ def test_reasoning_gym_rows_carry_what_the_verifier_needs():
 def test_items_are_those_of_a_data_set_built_with_the_seed(task):
     import reasoning_gym
 
-    make = item_source(ReasoningGymSkill(reasoning_gym=task), Path()).make
+    make = item_source("it", ReasoningGymSkill(reasoning_gym=task), Path()).make
     for i in range(3):
         built = reasoning_gym.create_dataset(task, seed=random.Random(i).getrandbits(32), size=1)[0]
         assert make(0, random.Random(i))[:2] == (built["question"], built["answer"])
@@ -169,7 +169,7 @@ def test_bad_rows_are_listed_with_their_lines(tmp_path):
     with pytest.raises(DataError) as caught:
         source({"file": "bad.jsonl"}, tmp_path)
     wanted = [f"{path}:{number}: {problem}" for number, problem in enumerate(rows.values(), start=1) if problem]
-    for line, start in zip(str(caught.value).splitlines(), wanted, strict=True):
+    for line, start in zip(str(caught.value).splitlines(), [*wanted, "mend these rows"], strict=True):
         assert line.startswith(start)
 
 
@@ -179,7 +179,7 @@ def test_bad_rows_are_listed_with_their_lines(tmp_path):
         ("question,answer,level\na,b,1\n", "no rows of level 0"),
         ("question,answer,level\na,b,0\nc,d,2000000000\n", "no rows of level 1, and some of level 2000000000"),
         ("question,answer\n", "no rows"),
-        ("q,a\n1,2", "no question, but 'q', 'a'"),
+        ("q,a\n1,2", "no row has a column 'question'; the first row has 'q', 'a'"),
         ("question,answer\n2,000+1?,2001\n", "rows.csv:2: 3 cells, and 2 columns; quote a cell"),
         ("question,answer\na,1\nb\n", "rows.csv:3: 1 cells, and 2 columns"),
         ('question,answer\na,1\n"b,2\nc,3\nd,"4"\n', "the row on line 3 is not CSV"),
@@ -200,7 +200,7 @@ def test_cells_and_numbers_are_texts_as_they_are_written(tmp_path):
     (tmp_path / "rows.jsonl").write_text(
         "\n".join(f'{{"question": "{n}", "answer": {n}}}' for n in ("3.10", "1e3", "0.10000000000000000001", "7"))
     )
-    read = {name: [item.answer for item in read_items(tmp_path / name)[0]] for name in ("rows.csv", "rows.jsonl")}
+    read = {name: [item.answer for item in read_items(tmp_path / name)[0][0]] for name in ("rows.csv", "rows.jsonl")}
     assert read["rows.csv"] == ['say "so", or 1', "007", " 7"]
     assert read["rows.jsonl"] == ["3.10", "1e3", "0.10000000000000000001", "7"]
 
@@ -223,7 +223,7 @@ def test_any_columns_of_a_file_are_question_and_answer_and_rewards_get_the_other
     assert {prompt: row["answer"] for prompt, row in rows.items()} == {"A:\nlong": "1", "B:\nshort": "3"}
     assert json.loads(rows["B:\nshort"]["entry"]) == {"source": "y"}
     (tmp_path / "plain.csv").write_text("question,answer\na,b\n")
-    assert read_items(tmp_path / "plain.csv")[0][0].entry == ""
+    assert read_items(tmp_path / "plain.csv")[0][0][0].entry == ""
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])

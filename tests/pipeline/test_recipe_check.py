@@ -83,7 +83,7 @@ def recipe(tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("skills.rows.file=table.csv", "table.csv:2: no question"),
+        ("skills.rows.file=table.csv", "table.csv: no row has a column 'question'"),
         ("skills.rows.columns={answer: answr}", "answer: rows.jsonl has no column 'answr'; did you mean 'answer'?"),
         (
             "skills.rows.columns={quest: answer}",
@@ -97,7 +97,7 @@ def recipe(tmp_path) -> Path:
         ("skills.rows.held_out=4", "set held_out to at most 3 (now 4), or score on a file of its own"),
         ("skills.rows.held_out={file: rows.jsonl}", "all 4 different questions of its file are held-out questions too"),
         ("skills.rows.held_out={file: nowhere.jsonl}", "skills.rows.held_out.file: there is no file nowhere.jsonl"),
-        ("skills.rows.held_out={file: table.csv}", "table.csv:2: no question"),
+        ("skills.rows.held_out={file: table.csv}", "table.csv: no row has a column 'question'"),
         ("tokenizer.characters=abc:=", "has 'd', which the tokenizer lacks"),
         ("max_new_tokens=2", "tokens with its end, and 2 are allowed"),
         ("models.tiny.config.max_position_embeddings=5", "do not fit into a context of 5"),

@@ -96,7 +96,7 @@ def test_shares_move_and_go_on_after_a_stop(recipe, tmp_path, monkeypatch):
 def test_the_rows_by_which_the_target_is_measured_are_not_trained_on(tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(f'{{"question": "q{i}", "answer": "a"}}\n' for i in range(12)))
     skill = FileSkill(file="rows.jsonl", held_out=0)
-    source = SkillRows("few", item_source(skill, tmp_path), 0, Prompts(), seed=1, taken=set())
+    source = SkillRows("few", item_source("few", skill, tmp_path), 0, Prompts(), seed=1, taken=set())
     reserved = reserved_rows(source, 16)
     prompts = {row["prompt"] for row in reserved}
     assert len(reserved) == len(prompts) == 4, "a third of the file"

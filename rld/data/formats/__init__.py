@@ -27,6 +27,13 @@ TEXT_FORMATS: dict[str, Read] = dict.fromkeys(text.SUFFIXES, text.read)
 """The reader of each suffix of files that are one text."""
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield the rows of a file as the reader of its suffix does."""
+def read_rows(path: Path, separator: str | None = None) -> Iterator[tuple[int, Any]]:
+    """Yield the rows of a file as the reader of its suffix does.
+
+    Args:
+        path: The file.
+        separator: What stands between two documents of a file that is a text. None: it is one document.
+    """
+    if separator is not None and path.suffix in TEXT_FORMATS:
+        return text.read_documents(path, separator)
     return (FORMATS | TEXT_FORMATS)[path.suffix](path)

@@ -13,6 +13,8 @@ from typing import Any
 
 from rld.data.formats.columns import require_different
 
+NAMES_FIRST = "if its first line holds data, write a line of names above it"
+
 _OTHER_SEPARATORS = ";\t|"
 
 csv.field_size_limit(1 << 30)  # characters of a cell; Python's limit is 131,072
@@ -47,7 +49,10 @@ def _columns(names: list[str]) -> list[str]:
     separator = next((c for c in _OTHER_SEPARATORS if len(names) == 1 and c in names[0]), None)
     if separator is not None:
         raise ValueError(f"its columns are separated by {separator!r}; separate them by commas")
-    require_different([name for name in names if name])
+    try:
+        require_different([name for name in names if name])
+    except ValueError as error:
+        raise ValueError(f"{error}; {NAMES_FIRST}") from error
     return [name.strip() for name in names]
 
 

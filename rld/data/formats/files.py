@@ -58,6 +58,18 @@ def row_files(path: Path) -> list[Path]:
     return files
 
 
+def other_files(path: Path) -> list[Path]:
+    """Return the files in a folder and below that `row_files` leaves out, by name and relative to it, but hidden ones.
+
+    Raises:
+        ValueError: as `row_files`.
+    """
+    read = {*row_files(path)}
+    files = (file for file in sorted(path.rglob("*")) if file.is_file() and file not in read)
+    names = (file.relative_to(path) for file in files)
+    return [name for name in names if not any(part.startswith(".") for part in name.parts)]
+
+
 def require_plain(file: Path) -> None:
     """Refuse a file that is compressed, whatever it is called, and text in UTF-16.
 

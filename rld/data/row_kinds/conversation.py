@@ -7,7 +7,7 @@ from typing import Literal
 
 from rld.data.items import Item
 from rld.data.row_kinds.fields import Fields
-from rld.data.row_kinds.messages import Message, messages_of, question_of, with_tools
+from rld.data.row_kinds.messages import Message, messages_of, prompt_of, question_of, with_tools
 from rld.data.row_kinds.question_answer import answer_of
 
 NAMES = ("messages", "tools", "level", "prompt", "completion", "answer")
@@ -31,7 +31,7 @@ def items(fields: Fields, *, turns: Turns) -> Iterator[Item]:
     if "messages" in fields or "prompt" not in fields:
         messages = messages_of(fields.value("messages"), "messages")
     else:
-        prompt, answer = messages_of(fields.value("prompt"), "prompt"), answer_of(fields)
+        prompt, answer = prompt_of(fields.value("prompt"), "prompt"), answer_of(fields)
         if answer is None:
             yield _item(with_tools(prompt, fields), None, fields)
             return

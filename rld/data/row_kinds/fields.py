@@ -19,6 +19,21 @@ def columns_named_in(source: str) -> list[str]:
     return _PLACEHOLDER.findall(source) or [source]
 
 
+class MissingColumn(ValueError):
+    """A record lacks a column.
+
+    Args:
+        name: The value that stands in the column.
+        column: The column.
+        record: The record.
+    """
+
+    def __init__(self, name: str, column: str, record: Mapping[str, Any]) -> None:
+        self.name, self.column, self.record = name, column, record
+        place = f"no {name}" if column == name else f"{name}: no column {column!r}"
+        super().__init__(f"{place}, but {', '.join(map(repr, record)):.80}")
+
+
 class Fields:
     """The values of a record by name.
 
@@ -38,15 +53,14 @@ class Fields:
         """Return a value as the file has it, or a filled template.
 
         Raises:
-            ValueError: the record has no such column, or a column of the template is not text.
+            MissingColumn: the record has no such column.
+            ValueError: a column of the template is not text.
         """
         source = self._columns.get(name, name)
         names = columns_named_in(source)
         missing = next((column for column in names if column not in self._record), None)
         if missing is not None:
-            beside = ", ".join(map(repr, self._record))
-            place = f"no {name}" if missing == name else f"{name}: no column {missing!r}"
-            raise ValueError(f"{place}, but {beside:.80}")
+            raise MissingColumn(name, missing, self._record)
         self._read.update(names)
         if names == [source]:
             return self._record[source]

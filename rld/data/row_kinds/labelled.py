@@ -10,12 +10,16 @@ from pydantic import AfterValidator, BeforeValidator
 
 from rld.data.items import Item
 from rld.data.row_kinds.fields import Fields, text
-from rld.utils.suggestions import hint
 
 NAMES = ("question", "answer", "level")
 
-_MOST_LISTED = 10
-"""Labels that an error lists."""
+
+class UnknownLabel(ValueError):
+    """A record has a label that is none of its skill's."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        super().__init__(f"the label {label!r:.80} is none of `labels`")
 
 
 def items(fields: Fields, *, labels: Mapping[str, str]) -> Iterator[Item]:
@@ -26,14 +30,13 @@ def items(fields: Fields, *, labels: Mapping[str, str]) -> Iterator[Item]:
         labels: The words that say each label, by the label as the file has it.
 
     Raises:
-        ValueError: the label is none of the set.
+        UnknownLabel: the label is none of the set.
     """
     question = fields.text("question")
     value = fields.value("answer") if "answer" in fields else None
     label = "" if value is None else text(value, "answer", is_required=False).strip()
     if label and label not in labels:
-        others = ", ".join(map(repr, [*labels][:_MOST_LISTED])) + (", ..." if len(labels) > _MOST_LISTED else "")
-        raise ValueError(f"the label {label!r:.80} is none of {others}{hint(label, labels)}")
+        raise UnknownLabel(label)
     yield Item(question, labels[label] if label else None, fields.others())
 
 

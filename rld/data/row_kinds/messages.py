@@ -15,30 +15,77 @@ SYSTEM_ROLES = ("system", "developer")
 
 _ROLES = (*SYSTEM_ROLES, "user", "assistant", "tool")
 
+_SPEAKERS = {"human": "user", "gpt": "assistant"}
+"""Roles as data sets in ShareGPT form call them; the others have the same names."""
+
+_ORDER = "after at most a system message, user and assistant take turns, and a tool speaks where it was called"
+
 
 def messages_of(value: Any, name: str) -> list[Message]:
     """Return a list of messages, without the keys that a format fills with None.
 
     Args:
-        value: What the file has: a list of messages, or JSON text of one.
+        value: What the file has: a list of messages, or JSON text of one. They may be in ShareGPT form, with `from` and
+            `value` for `role` and `content`.
         name: Its name in errors.
 
     Raises:
-        ValueError: it is something else, has a role or content that no chat template reads, or begins with the
-            assistant.
+        ValueError: it is something else, has a role or content that no chat template reads, or the messages are in an
+            order that models are not trained on.
     """
     value = _from_json(value, name)
     if not isinstance(value, (list, tuple)) or not value:
         raise ValueError(f"{name} should be a list of messages, not {value!r:.80}")
     messages = [_message(message, f"message {i} of {name}") for i, message in enumerate(value)]
-    first = next((message["role"] for message in messages if message["role"] not in SYSTEM_ROLES), None)
-    if first != "user":
-        begin = f"begins with the {first}" if first else "has no message of the user"
+    turns = [message for message in messages if message["role"] not in SYSTEM_ROLES]
+    if not turns or turns[0]["role"] != "user":
+        begin = f"begins with the {turns[0]['role']}" if turns else "has no message of the user"
         raise ValueError(f"{name} {begin}; a conversation begins with the user, after at most a system message")
+    _require_turns(messages, name)
     return messages
 
 
+def prompt_of(value: Any, name: str) -> list[Message]:
+    """Return the messages of a prompt, of which the last one is to be answered.
+
+    Raises:
+        ValueError: as `messages_of`, or they end with the assistant.
+    """
+    messages = messages_of(value, name)
+    if messages[-1]["role"] == "assistant":
+        raise ValueError(f"{name} ends with the assistant, and there is nothing to answer")
+    return messages
+
+
+def _require_turns(messages: Sequence[Message], name: str) -> None:
+    """Refuse an order of roles that models are not trained on.
+
+    Raises:
+        ValueError: a message of the system stands behind others, one of the user or the assistant follows another of
+            the same role, a tool speaks that was not called, or one that was called does not.
+    """
+    previous, is_called = "", False
+    for message in messages:
+        role = message["role"]
+        fault = ""
+        if role in SYSTEM_ROLES and previous:
+            fault = "a message of the system behind others"
+        elif role == "tool" and not is_called:
+            fault = "a message of a tool that was not called"
+        elif role != "tool" and is_called and previous == "assistant":
+            fault = "a call of a tool without the tool's message behind it"
+        elif role != "tool" and role == previous:
+            fault = f"two messages of the {role} in a row"
+        if fault:
+            raise ValueError(f"{name} has {fault}; {_ORDER}")
+        is_called = bool(message.get("tool_calls")) or (is_called and role == "tool")
+        previous = role
+
+
 def _message(value: Any, place: str) -> Message:
+    if isinstance(value, dict) and {"from", "value"} <= value.keys():
+        others = {key: item for key, item in value.items() if key not in ("from", "value")}
+        value = {**others, "role": _SPEAKERS.get(str(value["from"]), value["from"]), "content": value["value"]}
     if not isinstance(value, dict) or not isinstance(value.get("role"), str):
         raise ValueError(f"{place} should have a role and content, not {value!r:.80}")
     message = {key: item for key, item in value.items() if item is not None or key == "content"}

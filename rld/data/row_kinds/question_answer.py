@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from rld.data.items import Item
 from rld.data.row_kinds.fields import Fields
-from rld.data.row_kinds.messages import SYSTEM_ROLES, Message, messages_of, question_of
+from rld.data.row_kinds.messages import SYSTEM_ROLES, Message, messages_of, prompt_of, question_of
 
 NAMES = ("question", "answer", "level", "prompt", "completion", "messages")
 
@@ -30,7 +30,7 @@ def items(fields: Fields) -> Iterator[Item]:
         if isinstance(prompt, str):
             yield Item(fields.text("prompt"), gold, fields.others())
         else:
-            yield _chat_item(messages_of(prompt, "prompt"), gold, fields)
+            yield _chat_item(prompt_of(prompt, "prompt"), gold, fields)
     else:
         messages = messages_of(fields.value("messages"), "messages")
         if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
