@@ -131,14 +131,17 @@ class UpdateStatistics(NamedSums):
     distance_tokens_SK: Tensor
     student_tokens: Tensor
     """Tokens that the student's forward computed, prompts and padding included."""
+    padding_tokens: Tensor
+    """Of these, padding."""
     gradient_squares_G: Tensor
     """Squared norms of the gradient of a signal's unweighted loss with respect to the last hidden states."""
     gradient_tokens_G: Tensor
 
-    def add_tokens(self, skills_B: Tensor, mask_BT: Tensor, num_computed: int) -> None:
-        """Add completion tokens, and the tokens that the student's forward computed for them."""
+    def add_tokens(self, skills_B: Tensor, mask_BT: Tensor, num_computed: int, num_padding: int) -> None:
+        """Add completion tokens, and the tokens that the student's forward computed for them, some of them padding."""
         self.tokens_S.index_add_(0, skills_B, mask_BT.sum(-1).double())
         self.student_tokens.add_(num_computed)
+        self.padding_tokens.add_(num_padding)
 
     def add_gradient(
         self, signal: Signal, total: Tensor, hidden_BTH: Tensor, weight_B: Tensor, counts_BT: Tensor

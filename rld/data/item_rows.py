@@ -22,7 +22,9 @@ def row_of(item: Item, prompts: Prompts, skill: str, *, level: int) -> Row:
         return {"prompt": "", "answer": item.question, **rest, "is_cut": False}
     is_chat = prompts.style == "chat"
     if item.messages and not is_chat:
-        raise DataError(f"{item.place}: a row of messages needs prompts: {{style: chat}}")
+        raise DataError(
+            f"{item.place}: a row of messages needs prompts: {{style: chat}} in the recipe, or in its skill {skill!r}"
+        )
     prompt = _conversation(item, prompts) if is_chat else _filled(item.question, prompts)
     return {"prompt": prompt, "answer": item.answer or "", **rest}
 

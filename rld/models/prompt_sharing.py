@@ -43,7 +43,7 @@ class BackboneRows:
     num_computed: int
     """Tokens that are computed, padding included."""
     num_padding: int = 0
-    """Of these, those that are padding, as far as it is known."""
+    """Of these, those that are padding."""
 
 
 class _Part(NamedTuple):
@@ -239,9 +239,9 @@ class _Gather:
         return states_NH.view(*index_BT.shape, -1)
 
 
-def untouched_rows(num_tokens: int, num_computed: int) -> BackboneRows:
+def untouched_rows(num_tokens: int, num_computed: int, num_padding: int) -> BackboneRows:
     """Return rows of `[B, S]` tokens as they are, for inputs other than token ids."""
-    return BackboneRows({}, lambda states: states[:, -num_tokens - 1 : -1], num_computed)
+    return BackboneRows({}, lambda states: states[:, -num_tokens - 1 : -1], num_computed, num_padding)
 
 
 def _on(device: torch.device, rows: BackboneRows) -> BackboneRows:

@@ -96,7 +96,8 @@ def label_notes(summaries: Sequence[LabelSummary]) -> Iterator[str]:
             yield f"skill '{skill}': the words {bare[0]!r} have no space in front, and those of other labels have one"
         elif bare and labels[0].border:
             border = labels[0].border
-            yield f"skill '{skill}': no white space stands between prompt and label, as in {border!r}"
+            fix = "begin the words of all labels with a space"
+            yield f"skill '{skill}': no white space stands between prompt and label, as in {border!r}; {fix}"
         for model in labels[0].tokens:
             firsts: dict[str, list[str]] = {}
             for label in labels:

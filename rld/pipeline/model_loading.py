@@ -32,6 +32,7 @@ class ModelLoader:
         source: The recipe's file; paths in it are relative to its folder.
         stage_folder: Returns the folder of a stage's result.
         training_rows: Returns so many training rows, for models that are pruned by the importance of their parts.
+        count_flops: Gets the operations by which that importance is measured.
     """
 
     def __init__(
@@ -40,9 +41,10 @@ class ModelLoader:
         source: Path,
         stage_folder: Callable[[str], Path],
         training_rows: Callable[[int], Sequence[Row]],
+        count_flops: Callable[[float], None],
     ) -> None:
         self._recipe, self._source, self._stage_folder = recipe, source, stage_folder
-        self._training_rows = training_rows
+        self._training_rows, self._count_flops = training_rows, count_flops
         self._encoders: dict[tuple[str, str | None], tuple[PromptEncoder, int | None]] = {}
         """What `encoder` returned, by its arguments."""
 
@@ -125,7 +127,7 @@ class ModelLoader:
             RecipeError: the model cannot be cut so.
         """
         model, tokenizer = loaded
-        return cut_out(model, cut, lambda count: self._calibration_texts(count, tokenizer))
+        return cut_out(model, cut, lambda count: self._calibration_texts(count, tokenizer), self._count_flops)
 
     def _with_template(
         self, reference: str, tokenizer: PreTrainedTokenizerBase, chat_template: str | None
@@ -159,7 +161,7 @@ class ModelLoader:
             case NewModel():
                 return RandomModel(spec, lambda: self._tokenizer_of(spec))
             case PrunedModel():
-                return CutModel(spec, self._model_source(spec.prune), self._calibration_texts)
+                return CutModel(spec, self._model_source(spec.prune), self._calibration_texts, self._count_flops)
             case PretrainedModel():
                 return self._stored(spec.path, spec.from_pretrained)
             case _:
@@ -171,7 +173,9 @@ class ModelLoader:
         if stage is None:
             return self._model_source(reference)
         origin = self._planned_source(stage.origin)
-        return origin if stage.cut is None else CutModel(stage.cut, origin, self._calibration_texts)
+        if stage.cut is None:
+            return origin
+        return CutModel(stage.cut, origin, self._calibration_texts, self._count_flops)
 
     def _stored(self, name: str, options: Mapping[str, Any]) -> StoredModel:
         place = self.path(name)

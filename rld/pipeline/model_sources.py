@@ -18,6 +18,7 @@ from rld.models.pruning import Selection, evenly_spaced, most_influential, prune
 from rld.models.self_check import require_token_rows
 from rld.recipe.cut import Cut
 from rld.recipe.models import NewModel
+from rld.utils.flops import forward_flops
 
 CalibrationTexts: TypeAlias = Callable[[int, PreTrainedTokenizerBase], Sequence[list[int]]]
 """Returns the token ids of so many training rows, given a tokenizer."""
@@ -138,14 +139,17 @@ class CutModel:
         cut: What is kept.
         origin: The larger model.
         texts: Returns the token ids of so many calibration rows, given the larger model's tokenizer.
+        count_flops: Gets the operations of the passes over these rows.
     """
 
-    def __init__(self, cut: Cut, origin: ModelSource, texts: CalibrationTexts) -> None:
-        self._cut, self._origin, self._texts = cut, origin, texts
+    def __init__(
+        self, cut: Cut, origin: ModelSource, texts: CalibrationTexts, count_flops: Callable[[float], None]
+    ) -> None:
+        self._cut, self._origin, self._texts, self._count_flops = cut, origin, texts, count_flops
 
     def load(self, options: Mapping[str, Any], dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         model, tokenizer = self._origin.load(options, dtype)
-        return cut_out(model, self._cut, lambda count: self._texts(count, tokenizer)), tokenizer
+        return cut_out(model, self._cut, lambda count: self._texts(count, tokenizer), self._count_flops), tokenizer
 
     def describe(self) -> Description:
         tokenizer, config, ends = self._origin.describe()
@@ -159,20 +163,28 @@ class CutModel:
         return prune(model, _selection(self._cut, model, _any_importance(model)))
 
 
-def cut_out(model: PreTrainedModel, cut: Cut, texts: Callable[[int], Sequence[list[int]]]) -> PreTrainedModel:
+def cut_out(
+    model: PreTrainedModel,
+    cut: Cut,
+    texts: Callable[[int], Sequence[list[int]]],
+    count_flops: Callable[[float], None],
+) -> PreTrainedModel:
     """Return a smaller model that is cut out of a model.
 
     Args:
         model: The larger model.
         cut: What is kept.
         texts: Returns the token ids of so many calibration rows.
+        count_flops: Gets the operations of the passes over these rows, if there are any.
 
     Raises:
         RecipeError: the model cannot be cut so.
     """
     importance = None
     if cut.needs_importance:
-        importance = measure_importance(model, _batches(texts(cut.calibration_rows), model.device))
+        rows = texts(cut.calibration_rows)
+        importance = measure_importance(model, _batches(rows, model.device))
+        count_flops(forward_flops(model.num_parameters(), sum(map(len, rows))))
     return prune(model, _selection(cut, model, importance))
 
 

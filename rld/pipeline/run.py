@@ -76,7 +76,13 @@ class RunContext:
 
     def __post_init__(self) -> None:
         self.paths = self.recipe.run_folder(self.folder)
-        self.models = ModelLoader(self.recipe, self.source, self.paths.stage_result, self._training_rows)
+        self.models = ModelLoader(
+            self.recipe,
+            self.source,
+            self.paths.stage_result,
+            self._training_rows,
+            lambda flops: self.flop_meter.add("student", flops),
+        )
         judge = load_judge(self.recipe, self.source.parent)
         self.row_checks = RowChecks(self.recipe, self.models, judge)
         accepts = {"accepts": self.row_checks.accepts} if self.recipe.bad_rows == "skip" else {}

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from rld.recipe.schema import SHORT_STAGE, Recipe
+from rld.recipe.stages.distill import Distill
 
 
 class _Rates(NamedTuple):
@@ -51,3 +52,25 @@ def seconds_cautions(recipe: Recipe) -> Iterator[str]:
         if stage.stop.max_seconds is not None:
             fix = "a budget of FLOPs or tokens is the same each time"
             yield f"stage '{stage.name}' ends by the clock (stop.max_seconds), so its result is not reproducible; {fix}"
+
+
+def unreachable_rule_cautions(recipe: Recipe) -> Iterator[str]:
+    """Yield a sentence, with its place, for each rule of a stage that its steps are too few for."""
+    for stage in recipe.training_stages:
+        steps, every = stage.steps, stage.evaluate_every or stage.steps
+        for rule in stage.stop.rules_of_scores:
+            num_needed = stage.stop.scorings_needed(rule)
+            if num_needed * every >= steps:
+                needed = "one scoring" if num_needed == 1 else f"{num_needed} scorings"
+                yield (
+                    f"{recipe.place('stages', stage.name, 'stop', rule)} can't end the stage early: it needs {needed}, "
+                    f"{every} steps apart (evaluate_every), and the stage has {steps} steps"
+                )
+        if isinstance(stage, Distill) and stage.capacity is not None:
+            num_ticks, decide_every = 2 * stage.capacity.window, stage.controller.decide_every
+            if num_ticks * decide_every > steps:
+                place = recipe.place("stages", stage.name, "capacity", "window")
+                yield (
+                    f"{place} is too long to find a gap: two of them are {num_ticks} ticks, {decide_every} steps apart "
+                    f"(controller.decide_every), and the stage has {steps} steps"
+                )

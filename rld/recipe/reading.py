@@ -18,7 +18,7 @@ from rld.recipe import checks
 from rld.recipe.document import Loc, RecipeDocument, RecipeProblem, shown, value_at
 from rld.recipe.schema import Recipe
 from rld.utils.options import OptionError
-from rld.utils.suggestions import hint
+from rld.utils.suggestions import hint, nearest
 
 _WORDS = {
     "dict_type": "should be a mapping",
@@ -31,6 +31,9 @@ _WORDS = {
     "float_type": "should be a number",
     "string_pattern_mismatch": "should have only letters, digits, '_' and '-'",
 }
+
+
+_MISSPELT = "; did you mean "
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -63,12 +66,16 @@ def _sentences(error: ValidationError, document: RecipeDocument) -> list[RecipeP
         loc = _loc(details, document.tree)
         label = document.label(loc)
         text = _sentence(details, label)
-        if loc in sentences:
+        if loc in sentences and _MISSPELT in sentences[loc][0]:
+            continue  # a word that is nearly right is no mapping either
+        if loc in sentences and _MISSPELT not in text:
             sentences[loc].append(text.removeprefix(f"{label} "))
         else:
             sentences[loc] = [text]
     parents = {loc[:length] for loc in sentences for length in range(len(loc))}
-    return [RecipeProblem(loc, ", or ".join(texts)) for loc, texts in sentences.items() if loc not in parents]
+    return [
+        RecipeProblem(loc, ", or ".join(dict.fromkeys(texts))) for loc, texts in sentences.items() if loc not in parents
+    ]
 
 
 def _loc(error: Any, tree: Any) -> Loc:
@@ -93,7 +100,9 @@ def _sentence(error: Any, label: str) -> str:
     loc, kind, value, context = error["loc"], error["type"], error.get("input"), error.get("ctx", {})
     match kind:
         case "extra_forbidden":
-            return f"unknown key {label!r}{hint(str(loc[-1]), _fields(loc[:-1]))}"
+            kinds = [kind for kind, fields in _fields_of_kinds(loc[:-1]).items() if loc[-1] in fields]
+            taken = f"; it is an option of kind: {' or '.join(kinds)}" if kinds else ""
+            return f"unknown key {label!r}{taken or hint(str(loc[-1]), _fields(loc[:-1]))}"
         case "missing":
             return f"{label!r} is required"
         case "union_tag_invalid":
@@ -115,12 +124,54 @@ def _sentence(error: Any, label: str) -> str:
     requirement = _WORDS.get(kind) or error["msg"].replace("Input should be", "should be", 1)
     if loc[-1] == "[key]":
         return f"{label.removesuffix('.[key]')}: its name {requirement}"
-    return f"{label} {requirement}, not {shown(value)}"
+    return f"{label} {requirement}, not {shown(value)}{_form(loc, value)}"
 
 
 def _fields(loc: Loc) -> list[str]:
     """Return the keys that the schema allows at `loc`."""
     return list(_schema(loc).get("properties", {}))
+
+
+def _fields_of_kinds(loc: Loc) -> dict[str, list[str]]:
+    """Return the keys of each kind that the union has of which `loc` is a member."""
+    mapping = _schema(loc[:-1]).get("discriminator", {}).get("mapping", {}) if loc else {}
+    definitions = _root_schema()["$defs"]
+    return {kind: list(definitions[ref.rsplit("/", 1)[-1]].get("properties", {})) for kind, ref in mapping.items()}
+
+
+def _form(loc: Loc, value: Any) -> str:
+    """Return a line with the form of the mapping or list at `loc`, with the value in it if it fits; else ""."""
+    node, key = _schema(loc), loc[-1]
+    if node.get("type") == "array" and isinstance(value, (str, int, float)):
+        return f"; write {key}: [{value}]"
+    tags = _tags(loc)
+    fields = node.get("properties", {})
+    if tags:
+        kind = nearest(value, tags) if isinstance(value, str) else None
+        return f"; write {key}: {{kind: {kind or tags[0]}}}, of the kinds {', '.join(tags)}"
+    if fields:
+        name = next(iter(node.get("required", fields)))
+        return f"; write {key}: {{{name}: {_example(fields[name], value)}}}, with the keys {', '.join(fields)}"
+    if "additionalProperties" in node and node.get("type") == "object":
+        inner = node["additionalProperties"]
+        return f"; write {key}: {{NAME: {_example(inner if isinstance(inner, dict) else {}, value)}}}"
+    return ""
+
+
+def _example(node: dict[str, Any], value: Any) -> Any:
+    """Return a value for a field: that given if its type fits, else a mapping of what it requires, or the default."""
+    types: dict[str, Any] = {"number": (int, float), "integer": int, "string": str, "boolean": bool}
+    options = [node, *node.get("anyOf", []), *node.get("oneOf", [])]
+    if any(isinstance(value, types[option["type"]]) for option in options if option.get("type") in types):
+        return value
+    for option in options:
+        if "$ref" in option:
+            inner = _root_schema()["$defs"][option["$ref"].rsplit("/", 1)[-1]]
+            required = [f"{name}: {_example(inner['properties'][name], value)}" for name in inner.get("required", [])]
+            return f"{{{', '.join(required)}}}"
+    if isinstance(node.get("default"), (int, float, str)):
+        return node["default"]
+    return next((option["type"].upper() for option in options if "type" in option), "VALUE")
 
 
 def _tags(loc: Loc) -> list[str]:

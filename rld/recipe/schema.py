@@ -136,12 +136,12 @@ class Recipe(FrozenOptions):
                 continue
             if isinstance(self.models.get(stage.student), NewModel):
                 is_shared = stage.trainer["beta"] == self.trainer.get("beta")
-                raise OptionError(
-                    f"it keeps the student near the weights that it begins with, and those of the new model "
-                    f"'{stage.student}' are in no file; begin with a stage sft, or leave it out",
-                    *(() if is_shared else ("stages", i)),
-                    *("trainer", "beta"),
+                message = (
+                    "it keeps the student near the weights that it begins with, and those of the new model "
+                    f"'{stage.student}' are in no file; begin with a stage sft, or leave it out"
                 )
+                place = [] if is_shared else ["stages", i]
+                raise OptionError(message, *place, "trainer", "beta")
         return self
 
     @model_validator(mode="after")

@@ -199,8 +199,14 @@ class _RowsSkill(_Skill):
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
-        """Check that the columns are those of the kind of rows."""
+        """Check that the columns are those of the kind of rows, and that prompts of conversations are chats."""
         yield from super().check(names, loc, raw)
+        place = () if raw.get("prompts") is None else loc
+        prompts = (raw if place else names.document.tree).get("prompts")
+        style = prompts.get("style") if isinstance(prompts, dict) else None
+        if raw.get("kind") == "conversation" and style != "chat":
+            where = (*place, "prompts", "style") if prompts is not None else (*loc, "kind")
+            yield names.problem(where, ": rows of kind conversation need prompts: {style: chat}")
         kind = raw.get("kind", "question_answer")
         values = ROW_KINDS[kind].names if isinstance(kind, str) and kind in ROW_KINDS else None
         for name, _ in items(raw.get("columns")):

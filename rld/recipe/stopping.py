@@ -23,7 +23,8 @@ class Plateau(FrozenOptions):
     """Ends a stage whose scores rise no more."""
 
     scorings: int = Field(5, gt=0)
-    """Scorings in a row, `evaluate_every` steps apart, without a gain."""
+    """Scorings in a row, `evaluate_every` steps apart, without a gain. The first scoring on the way is what they are
+    compared with; the score before the first update does not count."""
     gain: float = Field(0.005, ge=0)
     """A gain is a mean score over the stage's skills that is more than this above the highest one before."""
 
@@ -38,7 +39,8 @@ class StoppingRules(FrozenOptions):
     max_flops: float | None = Field(None, gt=0)
     """Budget of FLOPs of the stage, including those of teachers, gate and probes."""
     max_tokens: int | None = Field(None, gt=0)
-    """Budget of tokens that the student reads in its updates, prompts included."""
+    """Budget of tokens that the student reads in its updates, prompts included and padding not; a prompt that
+    completions share in a forward counts once."""
     max_seconds: float | None = Field(None, gt=0)
     """Budget of seconds from the first step on, scorings and checkpoints included; time between a stop and its
     resumption, and steps that are lost with it, do not count. Such a stage is not the same twice."""
@@ -53,7 +55,16 @@ class StoppingRules(FrozenOptions):
     @property
     def uses_scores(self) -> bool:
         """Whether a rule needs scores while the stage trains."""
-        return any(getattr(self, name) for name in _BY_SCORES)
+        return bool(self.rules_of_scores)
+
+    @property
+    def rules_of_scores(self) -> list[str]:
+        """The rules that are set and need scores while the stage trains."""
+        return [name for name in _BY_SCORES if getattr(self, name)]
+
+    def scorings_needed(self, rule: str) -> int:
+        """Return after how many scorings on the way a rule of scores can be met at the earliest."""
+        return 1 + (self.plateau.scorings if rule == "plateau" and self.plateau is not None else 0)
 
     @property
     def budgets(self) -> dict[str, float]:

@@ -51,7 +51,13 @@ class LabelScores:
         self.ensemble, self.encoder = ensemble, encoder
         self._priors: dict[tuple[str, int], Tensor] = {}
         """Log-probabilities `[L]` of the labels of a skill on prompts without content, by skill and teacher."""
+        self._num_read = [0] * len(ensemble.slots)
         ensemble.observers.append(self._forget)
+
+    def take_num_read(self) -> list[int]:
+        """Return the tokens that each teacher has read on prompts without content since the last call."""
+        taken, self._num_read = self._num_read, [0] * len(self._num_read)
+        return taken
 
     def _forget(self, k: int) -> None:
         """Forget what is known of teacher k, because its weights have changed."""
@@ -112,9 +118,10 @@ class LabelScores:
             needed_BK[:, k] = True
             device = rollout["completion_ids"].device
             repeated = [prompt for prompt in prompts for _ in words]
-            self.ensemble.score(
+            counts = self.ensemble.score(
                 rollout, needed_BK.to(device), prompts=repeated, temperature=1.0, rows_per_forward=len(words)
             )
+            self._num_read[k] += counts[k].computed
             scored = rollout | self.ensemble.sampled_scores(rollout, 1.0)
             scores_BK, _ = likelihood(scored["teacher_scores"], scored["teacher_spans"], rollout["completion_mask"])
             log_p_PL = scores_BK[:, k].view(len(prompts), len(words)).log_softmax(-1)

@@ -130,7 +130,8 @@ class RolloutTotals:
     Attributes:
         rollouts: Rollouts.
         tokens_generated: Tokens that the student sampled.
-        tokens_trained: Tokens that the student read in its updates.
+        tokens_trained: Tokens that the student read in its updates, without padding; a prompt that completions share
+            counts once.
         tokens_scored: Tokens that teachers read, their answers to the gate included.
         tokens_saved: Tokens that they would have read in addition without gate, controller and cache.
         groups: Groups of completions of one prompt.

@@ -261,7 +261,10 @@ class TeacherScoring:
         cached_K = torch.tensor([count.cached for count in token_counts], device=lengths_B1.device)
         read_K = (needed_BK * lengths_B1).sum(0) - cached_K
         read, possible = self._sum(torch.stack([read_K, (teaches_BK * lengths_B1).sum(0)])).sum(1).tolist()
-        computed = self._sum(torch.tensor([count.computed for count in token_counts])).tolist()
+        num_computed_K = torch.tensor([count.computed for count in token_counts])
+        if self._label_scores is not None:
+            num_computed_K += torch.tensor(self._label_scores.take_num_read())
+        computed = self._sum(num_computed_K).tolist()
         for slot, num_tokens in zip(self.ensemble.slots, computed, strict=True):
             self.flop_meter.add("teachers", forward_flops(slot.num_parameters, num_tokens))
         return read, possible - read

@@ -140,9 +140,9 @@ class JointLoss:
         num_tokens = (loss_mask(batch) * batch["is_gold"][:, None]).sum()
         batch["num_gold"] = accelerator.reduce(num_tokens, reduction="sum")
 
-    def count(self, batch: RolloutBatch, num_computed: int) -> None:
+    def count(self, batch: RolloutBatch, num_computed: int, num_padding: int) -> None:
         """Count a micro-batch's completion tokens, and the tokens that went through the student's backbone."""
-        self.statistics.add_tokens(batch["skill_ids"], loss_mask(batch), num_computed)
+        self.statistics.add_tokens(batch["skill_ids"], loss_mask(batch), num_computed, num_padding)
 
     def inputs(self, batch: RolloutBatch, progress: float) -> StudentInputs:
         """What the student's forward needs for the response and feature signals.

@@ -268,8 +268,8 @@ class RLDTrainer(GRPOHooks):
         batch, student, training = micro_batch.batch, micro_batch.recorded, self.model.training
         loss = policy_loss
         if training:
-            self._joint_loss.count(batch, student.num_computed)
             sizes = torch.tensor([student.result.num_padding or 0, student.num_computed])
+            self._joint_loss.count(batch, student.num_computed, student.result.num_padding or 0)
             self.loss_means.add("padding", sizes[0], sizes[1])
             if self.retention is not None:
                 loss = self._with_replay(loss, self.retention, model)
@@ -302,7 +302,8 @@ class RLDTrainer(GRPOHooks):
         transfer, num_probed = ({}, 0) if self._transfer is None else self._transfer.take()
         self.runtime.set_transfer(transfer)
         step, size = self.state.global_step + 1, self._num_parameters
-        self.totals.tokens_trained += (num_tokens := int(statistics.student_tokens.item()))
+        num_tokens = int(statistics.student_tokens.item())
+        self.totals.tokens_trained += num_tokens - int(statistics.padding_tokens.item())
         self.flop_meter.add("student", training_flops(size, num_tokens + num_probed) + forward_flops(size, num_read))
         if self.args.labels:
             self.runtime.add_label_counts(*self._joint_loss.take_label_counts(self.accelerator))

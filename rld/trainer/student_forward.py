@@ -165,5 +165,6 @@ def _rows(
     routed = arguments.get("output_router_logits") or getattr(config, "output_router_logits", False)
     others = {name for name, value in arguments.items() if value is not None} - _SHAREABLE_ARGUMENTS
     if others or routed or arguments.get("input_ids") is None:
-        return untouched_rows(num_tokens, arguments["labels"].numel())
+        real, size = arguments.get("attention_mask"), arguments["labels"].numel()
+        return untouched_rows(num_tokens, size, 0 if real is None else int((real == 0).sum()))
     return layout().rows(arguments["input_ids"], arguments["attention_mask"], num_tokens)

@@ -15,7 +15,7 @@ Account = Literal["generation", "teachers", "gate", "student", "retention", "ans
 - `generation`: the student samples completions and reads them for old and reference log-probabilities;
 - `teachers`: teachers score completions;
 - `gate`: teachers answer prompts, which decides whether they teach on them;
-- `student`: the student's updates, and gold answers that a controller has it read;
+- `student`: the student's updates, gold answers that a controller has it read, and rows by which it is cut;
 - `retention`: protected skills are sampled, replayed and probed;
 - `answers`: before an update, teachers answer probes and prompts to fine-tune on.
 """

@@ -12,7 +12,7 @@ from tests.support.update_statistics import statistics
 
 def test_sums_are_per_skill_and_teacher():
     sums = statistics()
-    assert (sums.tokens_S.tolist(), sums.student_tokens.item()) == ([4, 4], 20)
+    assert (sums.tokens_S.tolist(), sums.student_tokens.item(), sums.padding_tokens.item()) == ([4, 4], 20, 3)
     assert (sums.delta_squares_S.tolist(), sums.delta_tokens_S.tolist()) == ([36, 0], [4, 0])
     torch.testing.assert_close(sums.divergence_SK.float(), torch.tensor([[0.8, 0.0], [0.8, 0.8]]))
     assert sums.divergence_tokens_SK.tolist() == [[4, 0], [4, 4]]

@@ -93,6 +93,13 @@ def test_adapters_are_merged_as_models_with_the_adapter_in_their_weights(folder,
     assert set(records["mean"]["merged"]) == {"./base", "./one", "./full", "./two"}
 
 
+def test_a_base_may_be_named_by_its_folder_in_several_ways(folder):
+    _save(folder / "relative", tiny.model(seed=1), 5, "./base")
+    _save(folder / "absolute", tiny.model(seed=1), 6, str(folder / "base"))
+    stage = "\n  - {name: m, kind: merge, models: [./relative, ./absolute, ./one], base: ./base}\n"
+    assert main(["check", str(written(folder, stage))]) == 0
+
+
 @pytest.mark.parametrize(
     ("stage", "message"),
     [

@@ -85,6 +85,7 @@ def test_a_cut_model_is_part_of_the_larger_one_and_its_layers_are_taught_by_thos
     assert (cut[f"model.layers.0.{name}"] == last[f"model.layers.{layer}.{name}"]).all()
     stages = {stage["name"]: stage for stage in files.read_json(whole / "summary.json")["stages"]}
     assert stages["cut"]["before"] == stages["last"]["after"]
+    assert stages["cut"]["flops_by_account"]["student"] == stages["cut"]["flops"] > 0  # of the calibration rows
     assert stages["healed"]["before"] == stages["cut"]["after"]
     assert stages["cut"]["student"]["parameters"] == sum(weight.numel() for weight in cut.values())
     assert "cut with `rld` out of `last` (1 layers" in (whole / "models" / "cut" / "README.md").read_text()

@@ -16,6 +16,7 @@ import yaml
 
 import rld
 from rld.errors import RecipeError
+from rld.recipe.cautions import unreachable_rule_cautions
 from rld.recipe.reading import read_recipe
 from rld.utils.options import OptionError
 
@@ -247,3 +248,57 @@ def test_what_looks_at_a_whole_class_names_the_option():
                 calls = [n.exc for n in ast.walk(node) if isinstance(n, ast.Raise) and isinstance(n.exc, ast.Call)]
                 raised = {ast.unparse(call.func) for call in calls}
                 assert raised <= {"OptionError"}, f"{path}: {node.name}"
+
+
+FORMS = [
+    ("stages.main.stop", {"score": 0.9}, "score should be a mapping, not 0.9; write score: {NAME: 0.9}"),
+    ("stages.main.stop", {"plateau": 5}, "write plateau: {scorings: 5}, with the keys scorings, gain"),
+    ("stages.main.curriculum", "fixed:Uniform", "write curriculum: {use: fixed:Uniform}"),
+    ("stages.main.target", "copy", "target should be a list, not 'copy'; write target: [copy]"),
+    ("skills.words.scores", "solved", "write scores: [solved]"),
+    ("stages.main.teachers", "first", "write teachers: {NAME: {model: first}}"),
+    (
+        "stages.main.signals",
+        {"response": {"divergence": "forward"}},
+        "write divergence: {kind: forward_kl}, of the kinds",
+    ),
+    (
+        "stages.main.signals",
+        {"feature": {"loss": {"kind": "cosine", "layers": "unifrm"}}},
+        "layers cannot be 'unifrm'; did you mean 'uniform'?\n",
+    ),
+    (
+        "stages.main.controller",
+        {"kind": "gap", "decay": 0.5},
+        "unknown key 'stages.main.controller.decay'; it is an option of kind: gradient_alignment",
+    ),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "told"), FORMS)
+def test_what_should_be_a_mapping_or_a_list_is_told_its_form(written, key, value, told):
+    path, _ = written({key: value})
+    assert told in refusal(path) + "\n"
+
+
+@pytest.mark.parametrize("place", ["prompts", "skills.words.prompts", ""])
+def test_conversations_need_chats(written, place):
+    path, _ = written({"skills.words.kind": "conversation"} | ({place: {"style": "plain"}} if place else {}))
+    key = f"{place}.style" if place else "skills.words.kind"
+    told = rf"{re.escape(str(path))}:\d+: {key}: rows of kind conversation need prompts: {{style: chat}}"
+    assert re.search(told, refusal(path)) and f"{path}:1:" not in refusal(path)
+
+
+def test_rules_that_the_steps_are_too_few_for_are_told_by_line(written):
+    stage = {"steps": 20, "evaluate_every": 5, "capacity": {"window": 4}, "stop": {"plateau": {}, "score": {"copy": 1}}}
+    path, _ = written({f"stages.main.{key}": value for key, value in stage.items()})
+    told = [text.partition(": ")[2].split()[0] for text in unreachable_rule_cautions(read_recipe(path))]
+    assert told == ["stages.main.stop.plateau", "stages.main.capacity.window"]
+    enough = {"steps": 60, "evaluate_every": 5, "capacity": {"window": 4}, "stop": {"plateau": {}}}
+    path, _ = written({f"stages.main.{key}": value for key, value in enough.items()})
+    assert list(unreachable_rule_cautions(read_recipe(path))) == []
+    late = {"steps": 5, "evaluate_every": 50, "stop": {"score": {"copy": 1}}}
+    path, _ = written({f"stages.main.{key}": value for key, value in late.items()})
+    (text,) = unreachable_rule_cautions(read_recipe(path))
+    line = path.read_text().splitlines()[int(text.removeprefix(f"{path}:").partition(":")[0]) - 1]
+    assert line.strip() == "score:" and "stages.main.stop.score can't end the stage early" in text

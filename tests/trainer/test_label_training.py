@@ -17,6 +17,7 @@ from rld.rollout.label_gate import LabelGate
 from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
+from rld.utils.flops import forward_flops
 from tests.support.fleet import FLEET
 from tests.support.label_reference import label_scores
 from tests.trainer.test_processes import launch
@@ -237,7 +238,18 @@ def test_calibration_corrects_the_teacher(tmp_path, calibration):
         processing_class=tiny.tokenizer(),
         teachers=[Teacher(teacher, name="one", tokenizer=tiny.tokenizer())],
     )
+    read = list[int]()
+    score = made.ensemble.score
+
+    def counted(*args, **options):
+        counts = score(*args, **options)
+        read.extend(count.computed for count in counts)
+        return counts
+
+    made.ensemble.score = counted
     batch = rollout(made, [made.train_dataset[i] for i in range(2)])
+    assert len(read) == (2 if calibration == "content_free" else 1)  # the prompts without content are read once
+    assert made.flop_meter.accounts["teachers"] == forward_flops(teacher.num_parameters(), sum(read))
     log_p_PL = batch["teacher_label_scores"].view(2, 3).log_softmax(-1).double()
     encoder = tiny.encoder()
     prior_L = sum(label_scores(teacher, encoder, prompt, words).softmax(-1) for prompt in blank) / 2

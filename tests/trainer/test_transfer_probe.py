@@ -13,6 +13,7 @@ from rld.controllers.baselines import FixedController
 from rld.controllers.target import TargetedController
 from rld.errors import RecipeError
 from rld.teachers.teacher import Teacher
+from rld.trainer.joint_loss import JointLoss
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
 from rld.types import Row
@@ -81,14 +82,16 @@ def test_a_measurement_changes_neither_the_gradients_at_hand_nor_the_mode(tmp_pa
 
 
 def test_shares_are_logged_and_the_tokens_count(tmp_path):
-    made = trainer(tmp_path)
+    made, padding, count = trainer(tmp_path), list[int](), JointLoss.count
+    made._joint_loss.count = lambda *args: padding.append(args[-1]) or count(made._joint_loss, *args)
     made.train()
     shares = made.runtime.weights.allocation
     assert shares is not None and shares["first"] > shares["second"]
     last = next(line for line in reversed(made.state.log_history) if "transfer/first" in line)
     assert last["transfer/first"] > last["transfer/second"]
     assert last["share/first"] != 0.5
-    trained = made.totals.tokens_trained + 2 * made._transfer.num_tokens
+    assert sum(padding) > 0  # is computed, and no token that the student reads
+    trained = made.totals.tokens_trained + sum(padding) + 2 * made._transfer.num_tokens
     assert made.flop_meter.accounts["student"] == training_flops(made._num_parameters, trained)
 
 

@@ -12,8 +12,8 @@ from rld.controllers.capacity import CapacityRule
 from rld.controllers.gap import GapController
 from rld.controllers.retention_rule import RetentionRule
 from rld.recipe.controller_checks import check_controller, check_retention
+from rld.recipe.distill_cost import distill_flops
 from rld.recipe.document import Loc, RecipeProblem
-from rld.recipe.measurement_cost import retention_flops, transfer_flops
 from rld.recipe.names import RecipeNames, check_member, items
 from rld.recipe.perturbations import ExperimentSpec
 from rld.recipe.plugins import AuditSpec, CurriculumSpec, VerifierSpec
@@ -22,14 +22,11 @@ from rld.recipe.signals import PolicySignal, ResponseSignal, SignalSpecs
 from rld.recipe.sizes import Sizes, StageCost, quantity
 from rld.recipe.stages.base import LearningRates, Reader, TrainingStage, listed
 from rld.recipe.teachers import AnyTeacher, CacheSpec, ServedTeacher, TeacherSpec
-from rld.utils.flops import Account, forward_flops, frozen_bytes, training_bytes, training_flops
+from rld.utils.flops import frozen_bytes, training_bytes
 from rld.utils.options import OptionError
 
 _MAX_PROMPTS = 10_000_000
 """Most prompts of a stage; TRL's sampler lists the numbers of all of them."""
-
-_RESAMPLED = 1.25
-"""Answers of a teacher per prompt at the gate, where the controller asks for a second one to some prompts."""
 
 
 class Distill(TrainingStage):
@@ -280,7 +277,7 @@ class Distill(TrainingStage):
             return StageCost(student, teachers, None, None)
         frozen = {spec.base: frozen_bytes(counts[name], sizes.dtype(spec)) for name, spec in self.loaded.items()}
         num_bytes = training_bytes(student) + sum(frozen.values())
-        return StageCost(student, teachers, num_bytes, _flops_by_account(self, student, counts, sizes))
+        return StageCost(student, teachers, num_bytes, distill_flops(self, student, counts, sizes))
 
     def describe(self, cost: StageCost, skills: list[str]) -> list[tuple[str, str]]:
         adapter = ", a LoRA adapter" if self.lora is not None else ""
@@ -302,6 +299,9 @@ class Distill(TrainingStage):
         rows.append(("curriculum", self.curriculum.use))
         if self.target is not None:
             rows.append(("target", f"{listed(self.target)}: prompts go where gradients agree with theirs"))
+        if self.capacity is not None:
+            windows = f"two windows of {self.capacity.window} ticks"
+            rows.append(("capacity", f"{self.capacity.act}, where {windows} show a gap"))
         if self.audit is not None:
             rows.append(("audit", f"{self.audit.use} checks {self.audit.share:.0%} of the successes"))
         if self.retain is not None:
@@ -317,50 +317,3 @@ class Distill(TrainingStage):
         if self.rollout.refill:
             rows.append(("refill", f"prompts of equal rewards are replaced, each {self.rollout.refill} times at most"))
         return [*rows, ("on", f"{listed(self.skills)}; {self.steps} steps of {rollout}"), *self.stop.describe()]
-
-
-def _flops_by_account(stage: Distill, student: int, teachers: Mapping[str, int], sizes: Sizes) -> dict[Account, int]:
-    """Return the estimated FLOPs of a stage.
-
-    A prompt is read once for all of its completions. Teachers that name no skills are taken to share the rows.
-
-    Args:
-        stage: The stage.
-        student: Parameters of the student.
-        teachers: Parameters of each teacher that is loaded in the training process.
-        sizes: The sizes of the recipe.
-    """
-    skills = stage.skills or sizes.skills
-    lengths, rollout = sizes.lengths(skills), stage.rollout
-    num_completions = rollout.num_completions(sizes.num_labels.get(skill, 1) for skill in skills)
-    num_sampled = 0 if stage.learns_labels else num_completions - rollout.gold_completions
-    completed = rollout.prompts * num_completions * lengths.answer
-    prompts = rollout.prompts * lengths.prompt
-    sampled = prompts + rollout.prompts * num_sampled * lengths.answer if num_sampled else 0.0
-    flops: dict[Account, float] = {
-        "generation": stage.steps * forward_flops(student, sampled),
-        "student": stage.steps * training_flops(student, prompts + completed),
-        "teachers": 0.0,
-        "gate": 0.0,
-        "answers": 0.0,
-        "retention": 0.0,
-    }
-    required = stage.controller.required_measurements
-    num_ticks = stage.steps // stage.controller.decide_every
-    gold = required.gold_rows * len(skills) * (lengths.prompt + lengths.answer)
-    flops["student"] += num_ticks * forward_flops(student, gold)
-    if stage.target is not None:
-        flops["student"] += num_ticks * transfer_flops(student, len(skills), len(stage.target), lengths)
-    if stage.retain is not None:
-        protected = stage.protected(sizes.skills)
-        flops["retention"] = retention_flops(stage.retain, protected, student, sizes, stage.steps, num_ticks)
-    answered = rollout.prompts * (lengths.prompt + lengths.answer) * (_RESAMPLED if required.resampled_answers else 1)
-    for name, size in teachers.items():
-        spec = stage.teachers[name]
-        share = len(spec.skills) / len(skills) if spec.skills is not None else 1 / len(teachers)
-        flops["teachers"] += stage.steps * share * forward_flops(size, prompts + completed)
-        if stage.gate == "per_prompt" and not stage.learns_labels:
-            flops["gate"] += stage.steps * share * forward_flops(size, answered)
-        probed = len(skills) * spec.probe_prompts * (lengths.prompt + lengths.answer)
-        flops["answers"] += forward_flops(size, probed)
-    return {account: round(number) for account, number in flops.items()}

@@ -99,9 +99,15 @@ def _mixed_bases(names: RecipeNames, loc: Loc, adapters: list[tuple[int, str]]) 
     named_bases = [(i, name, base) for i, name, base in bases if base]
     for i, name, base in named_bases[1:]:
         _, first, first_base = named_bases[0]
-        if base != first_base:
+        if _place(base, names.folder) != _place(first_base, names.folder):
             text = f": {name} is an adapter of {base}, and {first} one of {first_base}; one merge has one base"
             yield names.problem((*loc, i), text)
+
+
+def _place(name: str, folder: Path) -> str:
+    """Return the one path of a folder that may be written in several ways, and any other name as it is."""
+    path = registry.find_path(name, folder)
+    return name if path is None else str(path.resolve())
 
 
 def _adapter_base(name: str, folder: Path) -> str | None:

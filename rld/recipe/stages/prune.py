@@ -10,7 +10,7 @@ from rld.recipe.document import Loc, RecipeProblem
 from rld.recipe.names import RecipeNames
 from rld.recipe.sizes import Sizes, StageCost, quantity
 from rld.recipe.stages.base import Stage
-from rld.utils.flops import frozen_bytes
+from rld.utils.flops import Account, forward_flops, frozen_bytes
 
 
 class Prune(Cut, Stage):
@@ -42,7 +42,12 @@ class Prune(Cut, Stage):
     def cost(self, sizes: Sizes) -> StageCost:
         whole, size = sizes.parameters(self.model), sizes.cut_parameters(self.model, self)
         num_bytes = None if whole is None or size is None else frozen_bytes(whole + size)
-        return StageCost(size, {}, num_bytes, {})
+        flops: dict[Account, int] = {}
+        if whole is not None and self.needs_importance:
+            lengths = sizes.lengths(sizes.skills)
+            tokens = self.calibration_rows * (lengths.prompt + lengths.answer)
+            flops["student"] = round(forward_flops(whole, tokens))
+        return StageCost(size, {}, num_bytes, flops)
 
     def describe(self, cost: StageCost, skills: list[str]) -> list[tuple[str, str]]:
         return [("cuts", f"{self.model} to {quantity(cost.parameters)} parameters"), ("keeps", self.words())]

@@ -1,0 +1,60 @@
+"""The estimated FLOPs of a `distill` stage, by account."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rld.recipe.measurement_cost import retention_flops, transfer_flops
+from rld.recipe.sizes import Sizes
+from rld.utils.flops import Account, forward_flops, training_flops
+
+_RESAMPLED = 1.25
+"""Answers of a teacher per prompt at the gate, where the controller asks for a second one to some prompts."""
+
+
+def distill_flops(stage: Any, student: int, teachers: Mapping[str, int], sizes: Sizes) -> dict[Account, int]:
+    """Return the estimated FLOPs of a stage.
+
+    A prompt is read once for all of its completions. Teachers that name no skills are taken to share the rows.
+
+    Args:
+        stage: The stage, a `Distill`.
+        student: Parameters of the student.
+        teachers: Parameters of each teacher that is loaded in the training process.
+        sizes: The sizes of the recipe.
+    """
+    skills = stage.skills or sizes.skills
+    lengths, rollout = sizes.lengths(skills), stage.rollout
+    num_completions = rollout.num_completions(sizes.num_labels.get(skill, 1) for skill in skills)
+    num_sampled = 0 if stage.learns_labels else num_completions - rollout.gold_completions
+    completed = rollout.prompts * num_completions * lengths.answer
+    prompts = rollout.prompts * lengths.prompt
+    sampled = prompts + rollout.prompts * num_sampled * lengths.answer if num_sampled else 0.0
+    flops: dict[Account, float] = {
+        "generation": stage.steps * forward_flops(student, sampled),
+        "student": stage.steps * training_flops(student, prompts + completed),
+        "teachers": 0.0,
+        "gate": 0.0,
+        "answers": 0.0,
+        "retention": 0.0,
+    }
+    required = stage.controller.required_measurements
+    num_ticks = stage.steps // stage.controller.decide_every
+    gold = required.gold_rows * len(skills) * (lengths.prompt + lengths.answer)
+    flops["student"] += num_ticks * forward_flops(student, gold)
+    if stage.target is not None:
+        flops["student"] += num_ticks * transfer_flops(student, len(skills), len(stage.target), lengths)
+    if stage.retain is not None:
+        protected = stage.protected(sizes.skills)
+        flops["retention"] = retention_flops(stage.retain, protected, student, sizes, stage.steps, num_ticks)
+    answered = rollout.prompts * (lengths.prompt + lengths.answer) * (_RESAMPLED if required.resampled_answers else 1)
+    for name, size in teachers.items():
+        spec = stage.teachers[name]
+        share = len(spec.skills) / len(skills) if spec.skills is not None else 1 / len(teachers)
+        flops["teachers"] += stage.steps * share * forward_flops(size, prompts + completed)
+        if stage.gate == "per_prompt" and not stage.learns_labels:
+            flops["gate"] += stage.steps * share * forward_flops(size, answered)
+        probed = len(skills) * spec.probe_prompts * (lengths.prompt + lengths.answer)
+        flops["answers"] += forward_flops(size, probed)
+    return {account: round(number) for account, number in flops.items()}
