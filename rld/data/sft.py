@@ -6,15 +6,19 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from datasets import Dataset, concatenate_datasets
+import datasets
+from datasets import Dataset, Features, Value, concatenate_datasets
 
 from rld.data.skill_rows import SkillRows
 from rld.errors import DataError
 from rld.recipe.stages.sft import Sft
 from rld.types import Answer, Row
 
-_BATCH = 1000
+_BATCH = 100
 """Examples that are encoded before they are stored."""
+
+_TYPES = Features({"input_ids": datasets.Sequence(Value("int32")), "completion_mask": datasets.Sequence(Value("int8"))})
+"""How examples are stored: five bytes a token, where numbers that Python chooses take sixteen."""
 
 AnswerRows: TypeAlias = Callable[[Sequence[Row]], list[Answer]]
 """Returns a teacher's answers to rows."""
@@ -77,10 +81,12 @@ def sft_dataset(
 
 
 def _encoded(examples: Sequence[tuple[Row, Answer]], encode: Encode) -> Dataset:
-    """Return examples as token ids, which as a list of Python numbers would take five times as much memory."""
+    """Return examples as token ids, which as a list of Python numbers would take many times as much memory."""
     starts = range(0, len(examples), _BATCH)
     batches = (examples[start : start + _BATCH] for start in starts)
-    return concatenate_datasets([Dataset.from_list([encode(row["prompt"], a) for row, a in b]) for b in batches])
+    return concatenate_datasets(
+        [Dataset.from_list([encode(row["prompt"], a) for row, a in b], _TYPES) for b in batches]
+    )
 
 
 def _num_pieces(sources: Mapping[str, SkillRows], shares: Mapping[str, float]) -> int:

@@ -36,6 +36,7 @@ def test_an_answer_of_a_teacher_that_was_cut_off_is_learnt_without_an_end_and_to
             verdicts=lambda rows, texts: [True] * len(texts),
             require=lambda rows: None,
         )
+    assert [learnt.features[name].feature.dtype for name in ("input_ids", "completion_mask")] == ["int32", "int8"]
     ends = {
         encoder.tokenizer.decode(ids)[-2:]: ids[-1] == encoder.tokenizer.eos_token_id for ids in learnt["input_ids"]
     }
