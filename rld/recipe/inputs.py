@@ -202,7 +202,7 @@ def _code(texts: list[tuple[tuple[Any, ...], str]], folder: Path) -> Iterator[tu
 
 
 def _data(texts: list[tuple[tuple[Any, ...], str]], folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield the files, and the logs of the runs, that any text of the recipe names."""
+    """Yield the files, the files of folders of rows and tasks, and the logs of the runs, that any text names."""
     for keys, text in texts:
         are_rows = keys[:1] == ("skills",) and keys[-1] == "file"
         if len(text) > 255 or "\n" in text or "\0" in text or keys[-1:] == ("use",):
@@ -212,6 +212,10 @@ def _data(texts: list[tuple[tuple[Any, ...], str]], folder: Path) -> Iterator[tu
         path = registry.find_path(text, folder)
         if are_rows and path is not None and path.is_dir():
             yield from ((f"{text}/{file.relative_to(path)}", _digest(file)) for file in row_files(path))
+            continue
+        if path is not None and path.is_dir() and keys[0] == "evaluation":  # tasks, the files that they include or run
+            tasks = (file for file in sorted(path.rglob("*")) if file.is_file() and file.suffix != ".pyc")
+            yield from ((f"{text}/{file.relative_to(path)}", _digest(file)) for file in tasks)
             continue
         if path is not None and path.is_dir():
             path = path / "metrics.jsonl"

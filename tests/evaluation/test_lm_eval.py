@@ -16,6 +16,8 @@ import torch
 from rld.cli import main
 from rld.evaluation.lm_eval import LmEvalEvaluator
 from rld.recipe.evaluation import LmEval
+from rld.recipe.inputs import Inputs
+from rld.recipe.reading import read_recipe
 from rld.utils import files
 from tests.support import tiny
 from tests.support.runs import written
@@ -111,6 +113,18 @@ def test_the_random_state_and_the_models_mode_stay_as_they_were(stub):
     evaluator.evaluate(model, tiny.tokenizer())
     assert model.training and torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
     assert stub[-1]["apply_chat_template"]
+
+
+def test_a_stage_depends_on_the_files_of_own_tasks(stub, tmp_path):
+    (tmp_path / "mine" / "data").mkdir(parents=True)
+    (tmp_path / "mine" / "flip.yaml").write_text("task: flip")
+    (tmp_path / "mine" / "data" / "rows.jsonl").write_text("{}")
+    recipe = read_recipe(written(tmp_path, RECIPE.replace("limit: 5", "include_path: ./mine"), TASKS))
+    before = Inputs.of(recipe, tmp_path, launch={})
+    assert {"./mine/flip.yaml", "./mine/data/rows.jsonl"} <= before.files.keys()
+    (tmp_path / "mine" / "data" / "rows.jsonl").write_text("{ }")
+    after = Inputs.of(recipe, tmp_path, launch={})
+    assert all(before.fingerprint(stage) != after.fingerprint(stage) for stage in ("one", "scores"))
 
 
 @pytest.mark.parametrize(
