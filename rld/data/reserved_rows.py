@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Iterable
 
 from rld.data.skill_rows import SkillRows
@@ -18,12 +19,24 @@ _MOST_TRIES = 200
 
 
 def reserved_rows(source: SkillRows, count: int) -> list[Row]:
-    """Return up to `count` training rows that differ, of a small file or generator about a third of the rows at most.
+    """Return up to `count` training rows that differ, of a small level about a third of its rows at most.
 
     They are the same in every run with the recipe's seed.
+
+    Raises:
+        DataError: no level has three different rows.
     """
     rows = {_key(row): row for row in source.probe(_DRAWS_PER_ROW * count)}
-    return list(rows.values())[: min(count, max(len(rows) // 3, 1))]
+    left = Counter(row["level"] for row in rows.values())
+    left = Counter({level: number // 3 for level, number in left.items()})
+    reserved: list[Row] = []
+    for row in rows.values():
+        if left[row["level"]] and len(reserved) < count:
+            left[row["level"]] -= 1
+            reserved.append(row)
+    if not reserved:
+        raise DataError(f"skill {source.skill!r}: too few rows to measure a target by a third of them; give it more")
+    return reserved
 
 
 class WithoutRows:
