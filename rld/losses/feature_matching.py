@@ -253,7 +253,9 @@ def feature_distances(
 def _readout(head: LMHead, norm: nn.Module) -> Callable[[Tensor], Tensor]:
     """The map from states `[n, H]` to log-probabilities `[n, V]` by a teacher's final norm and head."""
 
+    frozen = head.detach()
+
     def log_probabilities(h_nH: Tensor) -> Tensor:
-        return head.logits(norm.to(h_nH.device)(h_nH)).log_softmax(-1)
+        return frozen.logits(norm.to(h_nH.device)(h_nH)).log_softmax(-1)
 
     return log_probabilities

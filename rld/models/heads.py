@@ -49,14 +49,13 @@ class LMHead:
         return LMHead(self.weight.float(), None if self.bias is None else self.bias.float(), self.scale, self.softcap)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return logits `[..., V]` in at least single precision, without a gradient to the head.
+        """Return logits `[..., V]` in at least single precision, with gradients to the states and to the head.
 
         The product with the weight is computed in the weight's precision.
         """
-        weight = self.weight.detach()
-        z_NV = at_least_float32(hidden.to(weight.dtype) @ weight.T)
+        z_NV = at_least_float32(hidden.to(self.weight.dtype) @ self.weight.T)
         if self.bias is not None:
-            z_NV = z_NV + self.bias.detach()
+            z_NV = z_NV + self.bias
         if self.scale != 1:
             z_NV = z_NV * self.scale
         return z_NV if self.softcap is None else self.softcap * (z_NV / self.softcap).tanh()

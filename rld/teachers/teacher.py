@@ -219,7 +219,7 @@ class Teacher:
     def head(self, device: torch.device) -> LMHead:
         """Return the output head on `device`; a copy stays there while the model's own is elsewhere."""
         loaded = self._load()
-        head = LMHead.of(loaded.model)
+        head = LMHead.of(loaded.model).detach()
         if not self.offload and head.weight.device == device:
             return head
         if loaded.device_head is None:

@@ -216,7 +216,7 @@ class GoldAnswerGradients:
             texts = self._texts.get(skill, [])[share]
             if texts:
                 hidden_NH, targets_N = _answer_states(student, texts)
-                gradient_NH = likelihood_gradient(LMHead.of(student), hidden_NH, targets_N)
+                gradient_NH = likelihood_gradient(LMHead.of(student).detach(), hidden_NH, targets_N)
                 total_KD[k] = sketch(hidden_NH, gradient_NH, signs_2HD).double().sum(0)
         student.train(training)
         return total_KD

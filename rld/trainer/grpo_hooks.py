@@ -43,12 +43,12 @@ from rld.rollout.label_completions import label_completions
 from rld.rollout.record import RolloutRecord, RolloutTotals
 from rld.rollout.verifier import as_completions, judged, require_scale
 from rld.trainer.checkpoints import CheckpointedParts, load_rollout
-from rld.trainer.equal_rewards import count_groups
 from rld.trainer.finite_updates import FiniteUpdates
 from rld.trainer.loss_means import LossMeans
 from rld.trainer.prompt_refill import PromptRefill, Samples
 from rld.trainer.resumable import ResumableTrainer
 from rld.trainer.rld_config import RLDConfig
+from rld.trainer.rollout_events import count_groups
 from rld.trainer.start_checks import require_prompts_fit
 from rld.trainer.student_forward import RecordingStudent, StudentInputs
 from rld.trainer.timing import PhaseTimer, timed

@@ -14,13 +14,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather
 from torch import Tensor
-from transformers import TrainerCallback
 
 from rld.data.prompt_stream import PromptStream
 from rld.errors import RecipeError
 from rld.rollout.counts import Attempts, informative_groups
-from rld.rollout.record import Refilled, RolloutRecord, RolloutTotals
-from rld.types import Event, Row
+from rld.rollout.record import Refilled, RolloutRecord
+from rld.types import Row
 
 
 class Samples(NamedTuple):
@@ -66,7 +65,6 @@ class PromptRefill:
                 "refill: it replaces prompts whose completions transformers samples; leave out vLLM, tools, "
                 "rollout_func and log_completions"
             )
-        trainer.add_callback(ReplacedPrompts(trainer))
         return cls(trainer.args.refill, trainer.stream, trainer.accelerator)
 
     def fill(self, record: RolloutRecord, weights_R: Tensor, sample: Callable[[list[Row]], Samples]) -> RolloutRecord:
@@ -135,23 +133,3 @@ def _attempts(record: RolloutRecord, groups: set[int], device: torch.device) -> 
         succeeded_A=record.is_correct_A,
     )
     return Attempts(*(values_A[is_chosen_A] for values_A in attempts))
-
-
-class ReplacedPrompts(TrainerCallback):
-    """Adds an event at the end of a training for each skill: how many of its prompts were replaced.
-
-    Args:
-        trainer: The trainer, with its events and the counts of its rollouts.
-    """
-
-    def __init__(self, trainer: Any) -> None:
-        self.trainer = trainer
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        totals: RolloutTotals = self.trainer.totals
-        measured = f"all completions of each got the same reward; {totals.groups} prompts were trained on"
-        rule = f"each is replaced {args.refill} times at most; {totals.groups_without_difference} stayed all the same"
-        self.trainer.events += [
-            Event(state.global_step, "prompts replaced", skill, f"{number} prompts", measured, rule)
-            for skill, number in totals.groups_replaced.items()
-        ]

@@ -35,7 +35,6 @@ from rld.teachers.ensemble import TeacherEnsemble
 from rld.teachers.slot_base import StudentInterface
 from rld.teachers.teacher import Teacher
 from rld.trainer.checkpoints import CheckpointedParts
-from rld.trainer.equal_rewards import EqualRewards
 from rld.trainer.gradient_probe import GradientProbe
 from rld.trainer.grpo_hooks import GRPOHooks, MicroBatch
 from rld.trainer.joint_loss import JointLoss
@@ -45,6 +44,7 @@ from rld.trainer.prompt_setup import shared_encoder
 from rld.trainer.retention import RetentionCallback
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rollout_counting import count_attempts, sampled_tokens
+from rld.trainer.rollout_events import RolloutEvents
 from rld.trainer.scoring_setup import gate_of, require_labels, teacher_scoring
 from rld.trainer.skill_names import trained_skills
 from rld.trainer.start_checks import require_sound_student
@@ -133,7 +133,7 @@ class RLDTrainer(GRPOHooks):
 
     def _build_records(self, controller: Controller) -> None:
         self.events, self.totals, self.timer = [], RolloutTotals(), PhaseTimer()
-        for callback in (OptimizerTime(self.timer), EqualRewards(self)):
+        for callback in (OptimizerTime(self.timer), RolloutEvents(self)):
             self.add_callback(callback)
         self.runtime = ControllerRuntime(controller, self.skills, teacher_infos(self.teachers), self._signals)
 

@@ -136,10 +136,7 @@ def _negative_log_likelihood(student: PreTrainedModel, texts: Sequence[Text]) ->
     with capture_states(student, (), rows.restore) as states:
         student.base_model(**rows.inputs, use_cache=False)
     hidden_NH = states[depth(student)][answers_BT]
-    head = LMHead.of(student)
-    logits_NV = head.scale * torch.nn.functional.linear(hidden_NH, head.weight, head.bias).float()
-    if head.softcap is not None:
-        logits_NV = head.softcap * (logits_NV / head.softcap).tanh()
+    logits_NV = LMHead.of(student).logits(hidden_NH)
     return torch.nn.functional.cross_entropy(logits_NV, ids_BS[:, -num_columns:][answers_BT], reduction="sum")
 
 
