@@ -68,37 +68,3 @@ class SquareRoot:
     def metrics(self) -> dict[str, float]:
         highest = {f"level/{skill}": float(self.num_open(skill) - 1) for skill in self.levels}
         return highest | {f"share/{skill}": share for skill, share in self.shares().items()}
-
-
-class TeacherLoss(SquareRoot):
-    """Open each skill's levels as `SquareRoot` does, in the order of a teacher's loss: those it finds easiest first.
-
-    Before the stage's first step it is told the mean loss of gold answers under the teacher that gives those of the
-    skill the least. Until then, levels are in their own order. Its `level` in the log counts open levels: 0 is the
-    easiest one alone.
-
-    Args:
-        levels: Number of levels per skill.
-        attempts, start: As for `SquareRoot`.
-    """
-
-    def __init__(self, levels: Mapping[str, int], *, attempts: int = 4000, start: float = 0.1) -> None:
-        super().__init__(levels, attempts=attempts, start=start)
-        self.order = {skill: list(range(number)) for skill, number in levels.items()}
-        """Each skill's levels, the easiest first."""
-
-    def difficulty(self, losses: Mapping[Task, float]) -> None:
-        for task in sorted(losses, key=lambda task: losses[task]):
-            self.order[task.skill].remove(task.level)
-            self.order[task.skill].append(task.level)
-
-    def next(self, rng: random.Random) -> Task:
-        skill, rank = super().next(rng)
-        return Task(skill, self.order[skill][rank])
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"order": {skill: list(order) for skill, order in self.order.items()}}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.order = {skill: list(order) for skill, order in state["order"].items()}

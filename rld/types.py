@@ -61,8 +61,6 @@ class Curriculum(Protocol):
     task, on every process and after a resume. `observe` is called once per update with counts over all processes.
     If the curriculum has a method `allocate(shares)`, it is called after each update with the controller's preferred
     share of prompts per skill, or None. The curriculum may use the shares; they are not part of its state.
-    If it has a method `difficulty(losses)`, that is called once, before the first step of a recipe's stage, with the
-    mean loss of gold answers of each `Task` under a teacher, in nats per token; what it makes of them is in its state.
     """
 
     def next(self, rng: random.Random) -> Task: ...

@@ -8,11 +8,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rld.data.prompt_stream import PromptStream
 from rld.errors import CurriculumError
 from rld.recipe import registry
 from rld.types import Curriculum, Task
@@ -80,7 +78,6 @@ def test_uniform_can_weigh_skills():
         ("ladder:Ladder", {"window": 0}),
         ("competence:SquareRoot", {"attempts": 0}),
         ("competence:SquareRoot", {"start": 0.0}),
-        ("competence:TeacherLoss", {"start": 2.0}),
         ("progress:LearningProgress", {"explore": 0.0}),
         ("progress:LearningProgress", {"window": 0}),
     ],
@@ -197,28 +194,3 @@ def test_learning_progress_follows_what_changes():
         curriculum.observe(Task("rising", 1), 10, 10)
     drawn = Counter(curriculum.next(random.Random(i)) for i in range(3000))
     assert max(drawn, key=lambda task: drawn[task]) == Task("rising", 0)
-
-
-def test_levels_open_in_the_order_of_the_teachers_loss():
-    curriculum = make("competence:TeacherLoss", {"one": 1, "many": 4}, attempts=100, start=0.25)
-    losses = {Task("one", 0): 9.0} | {Task("many", i): loss for i, loss in enumerate([3.0, 0.1, 2.0, 0.2])}
-    curriculum.difficulty(losses)
-    opened = []
-    for _ in range(8):
-        drawn = {task.level for i in range(200) if (task := curriculum.next(random.Random(i))).skill == "many"}
-        opened.append(drawn)
-        curriculum.observe(Task("many", 0), 0, 15)
-    assert [set(x) for x in ({1}, {1, 3}, {1, 2, 3}, {0, 1, 2, 3})] == list(dict.fromkeys(map(frozenset, opened)))
-    resumed = make("competence:TeacherLoss", {"one": 1, "many": 4}, attempts=100, start=0.25)
-    resumed.load_state_dict(json.loads(json.dumps(curriculum.state_dict())))
-    assert [resumed.next(random.Random(i)) for i in range(50)] == [curriculum.next(random.Random(i)) for i in range(50)]
-
-
-def test_rows_that_were_looked_at_before_the_losses_were_known_are_picked_anew():
-    """A trainer looks at the first row when it is built."""
-    rows = Dataset.from_dict({"prompt": ["hard", "easy"], "skill": ["a", "a"], "level": [0, 1]})
-    stream = PromptStream.over(rows, make("competence:TeacherLoss", {"a": 2}), seed=0, num_slots=8)
-    stream.prompts_per_update = 4
-    assert stream.dataset[0]["prompt"] == "hard"
-    stream.difficulty({Task("a", 0): 2.0, Task("a", 1): 1.0})
-    assert stream.dataset[:4]["prompt"] == ["easy"] * 4

@@ -10,7 +10,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from datasets import Dataset
@@ -30,6 +30,15 @@ class RowSource(Protocol):
     num_levels: int
 
     def draw(self, level: int, rng: random.Random, number: int = 0) -> Row: ...
+
+
+@runtime_checkable
+class ChangingSource(RowSource, Protocol):
+    """Rows whose levels are set when a training starts; checkpoints hold them."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class PromptStream:
@@ -130,22 +139,9 @@ class PromptStream:
         if hasattr(self.curriculum, "allocate"):
             self._call("allocate", shares)
 
-    @property
-    def orders_by_loss(self) -> bool:
-        """Whether the curriculum wants to know a teacher's loss on each task."""
-        return hasattr(self.curriculum, "difficulty")
-
-    def difficulty(self, losses: Mapping[Task, float]) -> None:
-        """Tell a curriculum that has `difficulty` a teacher's mean loss on the gold answers of each task.
-
-        This is before the first update: rows that were read by then, to look at them, are picked anew.
-
-        Raises:
-            CurriculumError: the curriculum raised.
-        """
-        self._call("difficulty", losses)
+    def restart(self) -> None:
+        """Pick all rows anew that were read before the first update, to look at them: their levels have changed."""
         self._tasks, self._numbers, self._picks, self._rows = {}, {}, Counter(), {}
-        self._levels = self._current_levels()
 
     def level_events(self, step: int) -> list[Event]:
         """Return an event for each skill whose level has changed since the last call."""
@@ -196,16 +192,22 @@ class PromptStream:
             "curriculum": state,
             "tasks": [[slot, *task, self._numbers[slot]] for slot, task in self._tasks.items()],
             "picks": [[*task, count] for task, count in self._picks.items()],
+            "sources": {skill: source.state_dict() for skill, source in self._changing().items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
         self._call("load_state_dict", state["curriculum"])
+        for skill, source in self._changing().items():
+            source.load_state_dict(state["sources"][skill])
         self._levels, self._seen = self._current_levels(), {}
         self._tasks = {slot: Task(skill, level) for slot, skill, level, _ in state["tasks"]}
         self._numbers = {slot: number for slot, *_, number in state["tasks"]}
         self._picks = Counter({Task(skill, level): count for skill, level, count in state["picks"]})
         self._rows = {}
+
+    def _changing(self) -> dict[str, ChangingSource]:
+        return {skill: source for skill, source in self._sources.items() if isinstance(source, ChangingSource)}
 
     def _columns(self, slots: list[int]) -> dict[str, list[Any]]:
         previous_rows = self._rows

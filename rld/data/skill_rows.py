@@ -148,7 +148,7 @@ class SkillRows:
             for item in items:
                 if question_key(item.question) in self._taken:
                     self._repeated.append(item.place)
-                elif self._accepts(self._row(item, level)):
+                elif self._accepts(self.row(item, level)):
                     self._taken.add(question_key(item.question))
                     rows.append(self._placed(item, level))
         for i in range(self._num_held_out):
@@ -216,7 +216,7 @@ class SkillRows:
         if self.is_text:
             return self._piece(level, number)
         self.held_out()  # fills the set of questions to exclude
-        return self._row(self._new(level, rng), level)
+        return self.row(self._new(level, rng), level)
 
     @functools.cached_property
     def is_text(self) -> bool:
@@ -233,7 +233,7 @@ class SkillRows:
         """Return the pieces of a level's documents that are trained on."""
         if level not in self._pieces:
             self.held_out()  # fills the set of documents to exclude
-            documents = (self._row(item, level) for item in self._left(level, gold=False))
+            documents = (self.row(item, level) for item in self._left(level, gold=False))
             self._pieces[level] = Pieces(documents, self._cut)
         return self._pieces[level]
 
@@ -259,7 +259,12 @@ class SkillRows:
 
     def content_free(self) -> list[Any]:
         """Return prompts whose question has no content, by which distributions over labels are calibrated."""
-        return [self._row(Item(text, None), 0)["prompt"] for text in _CONTENT_FREE]
+        return [self.row(Item(text, None), 0)["prompt"] for text in _CONTENT_FREE]
+
+    def training_items(self) -> list[Sequence[Item]]:
+        """Return the items of its files that may be trained on, by level; an empty list of a generator."""
+        self.held_out()  # fills the set of questions to exclude
+        return [self._left(level, gold=False) for level in range(len(self._source.levels or ()))]
 
     def _piece(self, level: int, number: int) -> Row:
         return self.pieces(level).row(number, f"{self._seed}:{self.skill}:{level}")
@@ -275,7 +280,7 @@ class SkillRows:
         levels = list(rngs)
         for i in range(count if levels else 0):
             level = levels[i % len(levels)]
-            yield self._row(self._new(level, rngs[level], gold), level)
+            yield self.row(self._new(level, rngs[level], gold), level)
 
     def _rng(self, seed: int, level: int, purpose: str) -> random.Random:
         return random.Random(f"{seed}:{self.skill}:{level}:{purpose}")
@@ -287,7 +292,7 @@ class SkillRows:
             item = self._made(level, rng, gold)
             if question_key(item.question) in self._taken:
                 continue
-            if self._accepts(self._row(item, level)):
+            if self._accepts(self.row(item, level)):
                 return item
             num_refused += 1
         rest = self._left(level, gold)
@@ -314,7 +319,7 @@ class SkillRows:
         def is_left(item: Item) -> bool:
             if needs_answer and item.answer is None:
                 return False
-            return question_key(item.question) not in self._taken and self._accepts(self._row(item, level))
+            return question_key(item.question) not in self._taken and self._accepts(self.row(item, level))
 
         return Selection.where(() if self._source.levels is None else self._source.levels[level], is_left)
 
@@ -330,9 +335,10 @@ class SkillRows:
             raise DataError(f"skill {self.skill!r}, level {level}: {name} {description(error)}") from error
 
     def _placed(self, item: Item, level: int, name: str = "") -> PlacedRow:
-        return PlacedRow(item.place or name, self._row(item, level))
+        return PlacedRow(item.place or name, self.row(item, level))
 
-    def _row(self, item: Item, level: int) -> Row:
+    def row(self, item: Item, level: int) -> Row:
+        """Return the row of an item of a level."""
         return row_of(item, self._prompts, self.skill, level=level)
 
 

@@ -49,10 +49,8 @@ def try_curriculum(stage: Distill, num_levels: Mapping[str, int], source: Path) 
     """
     curriculum = load_curriculum(stage, num_levels, source)
     place = f"curriculum {stage.curriculum.use}"
-    if hasattr(curriculum, "difficulty") and not stage.teachers:
-        raise CurriculumError(f"{place}: it orders levels by a teacher's loss; stage '{stage.name}' has no teachers")
-    if hasattr(curriculum, "difficulty") and max(num_levels.values()) == 1:
-        raise CurriculumError(f"{place}: it orders the levels of a skill, and no skill of stage '{stage.name}' has two")
+    if stage.curriculum.levels_by is not None and max(num_levels.values()) == 1:
+        raise CurriculumError(f"{place}: levels_by orders rows, and no skill of stage '{stage.name}' has two to order")
     if stage.target is not None and not _follows(curriculum, list(num_levels)):
         raise CurriculumError(
             f"{place}: stage '{stage.name}' has a target, for which prompts are shared out, and this curriculum does "
@@ -67,8 +65,6 @@ def try_curriculum(stage: Distill, num_levels: Mapping[str, int], source: Path) 
             case _:
                 raise CurriculumError(f"{place}: next() returned {task!r:.80}, not a skill and one of its levels")
         with user_code(CALL_SECONDS):
-            if hasattr(curriculum, "difficulty"):
-                curriculum.difficulty({Task(name, i): 0.1 * i for name, n in num_levels.items() for i in range(n)})
             curriculum.observe(Task(skill, level), 0, 1)
             for value in curriculum.metrics().values():
                 float(value)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from transformers import set_seed
 
 from rld.controllers.capacity import CapacityMonitor
 from rld.controllers.observation import Controller
 from rld.controllers.target import TRANSFER_ROWS, TargetedController
+from rld.data.ordered_rows import OrderedRows
 from rld.data.prompt_stream import PromptStream
 from rld.data.reserved_rows import WithoutRows, reserved_rows
 from rld.data.skill_rows import SkillRows
@@ -25,13 +26,16 @@ from rld.pipeline.run import RunContext
 from rld.pipeline.stage_checks import require_features, require_gold_of_target, require_trainable
 from rld.pipeline.stage_training import StageTraining
 from rld.pipeline.teacher_loading import ProbedTeacher, TeacherLoader
-from rld.pipeline.teacher_losses import order_by_loss, rows_of_levels
+from rld.pipeline.teacher_losses import is_ordered, order_by_loss
 from rld.pipeline.trainer_arguments import distillation_arguments, lora_config
 from rld.recipe.stages.distill import Distill
 from rld.trainer import checkpoints
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
 from rld.types import Row
+
+Sources: TypeAlias = Mapping[str, SkillRows | WithoutRows | OrderedRows]
+"""The rows of each skill that a stage trains on."""
 
 
 def dry_run(context: RunContext, stage: Distill) -> None:
@@ -43,12 +47,14 @@ def dry_run(context: RunContext, stage: Distill) -> None:
     rewards = RewardLoader(context, loads_models=False).load_all(stage)
     probe_rewards(context, stage, rewards)
     arguments = _arguments(context, stage, rewards.weights)
+    with context.mistakes_in(stage, "curriculum.levels_by" if stage.target is None else "target"):
+        sources = _sources(context, stage)
+        for rows in _ordered(sources).values():
+            rows.require_gold()
     with context.mistakes_in(stage, "curriculum"):
-        try_curriculum(stage, _num_levels(context, stage), context.source)
+        try_curriculum(stage, _num_levels(sources), context.source)
     require_gold_of_target(context, stage)
-    stream = _stream(context, stage, arguments)
-    for skill in stream.skills if stream.orders_by_loss else ():
-        rows_of_levels(context, skill)
+    _stream(context, stage, arguments, sources)
     require_trainable(context, stage, arguments)
     require_features(context, stage)
 
@@ -72,8 +78,9 @@ def run(context: RunContext, stage: Distill) -> None:
         seed=context.seed(stage.name),
     )
     rewards = replace(rewards, functions=perturbations.rewards)
+    sources = _sources(context, stage)
     with context.mistakes_in(stage):
-        trainer = _trainer(context, stage, (model, tokenizer), teachers, rewards)
+        trainer = _trainer(context, stage, (model, tokenizer), teachers, rewards, sources)
     trainer.events += events
     scoring = functools.partial(trainer.timer.part, "scoring")
     training = StageTraining(
@@ -86,8 +93,9 @@ def run(context: RunContext, stage: Distill) -> None:
         evaluation_time=scoring,
     )
     checkpoint = training.last_checkpoint()
-    if trainer.stream is not None and trainer.stream.orders_by_loss and checkpoint is None:
-        trainer.events += order_by_loss(context, trainer.stream, teachers, context.encoder(model, tokenizer))
+    if checkpoint is None and trainer.stream is not None and (ordered := _ordered(sources)):
+        trainer.events += order_by_loss(context, ordered, teachers, context.encoder(model, tokenizer))
+        trainer.stream.restart()
     perturbations.attach(trainer, checkpoints.step(checkpoint) if checkpoint else 0)
     training.train(checkpoint, first=[perturbations], last=[EventLog(trainer, training.log)])
     tokens = {"scored": trainer.totals.tokens_scored, "saved": trainer.totals.tokens_saved} if teachers else None
@@ -104,13 +112,18 @@ def fill_cache(context: RunContext, stage: Distill) -> dict[str, tuple[int, int]
     while student in stages and context.paths.stage_record(student) is None:
         student = stages[student].origin  # an unfinished stage has the tokenizer of the model that it starts from
     args = _arguments(context, stage, [spec.weight for spec in context.recipe.rewards])
-    stream = _stream(context, stage, args)
+    stream = _stream(context, stage, args, _sources(context, stage))
     stream.prompts_per_update = args.prompts_per_rollout
     return TeacherLoader(context).fill_cache(stage, list(stream.dataset), context.models.load(student), args)
 
 
 def _trainer(
-    context: RunContext, stage: Distill, student: Loaded, teachers: list[ProbedTeacher], rewards: Rewards
+    context: RunContext,
+    stage: Distill,
+    student: Loaded,
+    teachers: list[ProbedTeacher],
+    rewards: Rewards,
+    sources: Sources,
 ) -> RLDTrainer:
     args, (model, tokenizer) = _arguments(context, stage, rewards.weights), student
     controller = _controller(stage, context.seed(stage.name), [str(probed.teacher.name) for probed in teachers])
@@ -121,7 +134,7 @@ def _trainer(
         model,
         rewards.functions,
         args,
-        _stream(context, stage, args),
+        _stream(context, stage, args, sources),
         processing_class=tokenizer,
         peft_config=lora_config(stage.lora),
         teachers=[probed.teacher for probed in teachers],
@@ -129,7 +142,7 @@ def _trainer(
         verifier=rewards.verifier,
         audit_reward=rewards.audit,
         retain_dataset=_retained_rows(context, stage),
-        gold_rows=[row for source in _sources(context, stage).values() for row in source.probe(num_gold)],
+        gold_rows=[row for source in sources.values() for row in source.probe(num_gold)],
         target_rows=[row for rows in target.values() for row in rows],
         flop_meter=context.flop_meter,
     )
@@ -162,17 +175,27 @@ def _arguments(context: RunContext, stage: Distill, reward_weights: list[float])
     )
 
 
-def _stream(context: RunContext, stage: Distill, args: RLDConfig) -> PromptStream:
+def _stream(context: RunContext, stage: Distill, args: RLDConfig, sources: Sources) -> PromptStream:
     """Return the stage's prompts in the order in which its curriculum draws them."""
-    curriculum = load_curriculum(stage, _num_levels(context, stage), context.source)
-    return PromptStream(_sources(context, stage), curriculum, context.seed(stage.name), args.num_prompts())
+    curriculum = load_curriculum(stage, _num_levels(sources), context.source)
+    return PromptStream(sources, curriculum, context.seed(stage.name), args.num_prompts())
 
 
-def _sources(context: RunContext, stage: Distill) -> Mapping[str, SkillRows | WithoutRows]:
+def _sources(context: RunContext, stage: Distill) -> Sources:
     """Return the rows of each skill that the stage trains on: all but those by which its target is measured."""
     target = _target_rows(context, stage)
-    rows = {skill: context.skill_rows[skill] for skill in context.skills(stage)}
-    return {skill: WithoutRows(rows[skill], target[skill]) if skill in target else rows[skill] for skill in rows}
+    sources: dict[str, SkillRows | WithoutRows | OrderedRows] = {}
+    for skill in context.skills(stage):
+        rows = context.skill_rows[skill]
+        sources[skill] = OrderedRows(rows) if is_ordered(stage, skill) else rows
+        if skill in target:
+            sources[skill] = WithoutRows(rows, target[skill])
+    return sources
+
+
+def _ordered(sources: Sources) -> dict[str, OrderedRows]:
+    """Return the rows that are put into levels by a teacher's loss."""
+    return {skill: rows for skill, rows in sources.items() if isinstance(rows, OrderedRows)}
 
 
 def _target_rows(context: RunContext, stage: Distill) -> dict[str, list[Row]]:
@@ -180,8 +203,8 @@ def _target_rows(context: RunContext, stage: Distill) -> dict[str, list[Row]]:
     return {skill: reserved_rows(context.skill_rows[skill], TRANSFER_ROWS) for skill in stage.target or ()}
 
 
-def _num_levels(context: RunContext, stage: Distill) -> dict[str, int]:
-    return {skill: context.skill_rows[skill].num_levels for skill in context.skills(stage)}
+def _num_levels(sources: Sources) -> dict[str, int]:
+    return {skill: rows.num_levels for skill, rows in sources.items()}
 
 
 def _retained_rows(context: RunContext, stage: Distill) -> list[Row] | None:

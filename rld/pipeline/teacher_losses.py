@@ -1,96 +1,115 @@
-"""How hard teachers find the gold answers of each skill and level, for a curriculum that goes from easy to hard."""
+"""Put the rows of each skill into levels by how hard teachers find their gold answers.
+
+Shapes: U units of a skill.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 
-from rld.data.prompt_stream import PromptStream
+import torch
+from accelerate.utils import reduce
+from torch import Tensor
+
+from rld.data.ordered_rows import OrderedRows
 from rld.models.logprob_source import ScoredSequence
 from rld.models.prompting import PromptEncoder
 from rld.pipeline.run import RunContext
 from rld.pipeline.teacher_loading import ProbedTeacher
+from rld.recipe.stages.distill import Distill
 from rld.rollout.gold import gold_completions
 from rld.teachers.local import LocalLogprobs
-from rld.teachers.teacher import Teacher
-from rld.types import Event, Row, Task
+from rld.types import Event, Row
 from rld.utils.flops import forward_flops
 
-ROWS_PER_LEVEL = 32
-"""Gold answers of each level by whose loss levels are ordered."""
+_BATCH = 256
+"""Rows that are encoded before they are scored."""
 
 
-def rows_of_levels(context: RunContext, skill: str) -> list[Row]:
-    """Return the rows by which the levels of a skill are ordered.
-
-    Raises:
-        DataError: the skill has rows without gold answers.
-    """
-    source = context.skill_rows[skill]
-    return source.rows(ROWS_PER_LEVEL * source.num_levels, context.recipe.seed)
+def is_ordered(stage: Distill, skill: str) -> bool:
+    """Tell whether the rows of a skill are put into levels by a teacher's loss: where it has a teacher."""
+    teachers = stage.teachers.values()
+    return stage.curriculum.levels_by is not None and any(
+        spec.skills is None or skill in spec.skills for spec in teachers
+    )
 
 
 def order_by_loss(
-    context: RunContext, stream: PromptStream, teachers: Sequence[ProbedTeacher], encoder: PromptEncoder
+    context: RunContext,
+    sources: Mapping[str, OrderedRows],
+    teachers: Sequence[ProbedTeacher],
+    encoder: PromptEncoder,
 ) -> list[Event]:
-    """Tell a stream's curriculum the teachers' losses on gold answers, and return an event for each skill.
+    """Put the rows of skills into levels by a teacher's loss on their gold answers, and return an event for each skill.
 
-    Of the teachers of a skill, the one with the least loss over all levels counts.
+    Of the teachers of a skill, the one with the least mean loss counts. Each process scores its share of the rows.
 
     Args:
-        context: Has the rows, and the meter that counts the forwards.
-        stream: The prompts of the stage.
-        teachers: Its teachers.
+        context: Has the meter that counts the forwards.
+        sources: The rows of each skill.
+        teachers: The teachers of the stage.
         encoder: The student's.
 
     Raises:
-        DataError: a skill has rows without gold answers.
+        DataError: a skill has rows without gold answers, or with one that a teacher cannot write.
     """
-    losses, events = dict[Task, float](), list[Event]()
-    for skill in stream.skills:
-        by_level, measured = _losses_of_levels(context, skill, teachers, encoder)
-        losses |= {Task(skill, level): loss for level, loss in by_level.items()}
-        order = ", ".join(map(str, sorted(by_level, key=lambda level: by_level[level])))
-        events.append(
-            Event(0, "difficulty", skill, f"levels from easy to hard: {order}", measured, "by the least loss")
-        )
-    stream.difficulty(losses)
+    events = []
+    for skill, rows in sources.items():
+        by_teacher = {
+            str(probed.teacher.name): _losses(context, probed, rows, encoder)
+            for probed in teachers
+            if probed.teacher.teaches(skill)
+        }
+        name = min(by_teacher, key=lambda name: float(by_teacher[name].mean()))
+        rows.arrange(by_teacher[name].tolist())
+        events.append(Event(0, "difficulty", skill, _about(rows), _measured(name, rows, by_teacher[name])))
     return events
 
 
-def _losses_of_levels(
-    context: RunContext, skill: str, teachers: Sequence[ProbedTeacher], encoder: PromptEncoder
-) -> tuple[Mapping[int, float], str]:
-    """Return by what the levels of a skill are ordered, and a sentence on it."""
-    rows = rows_of_levels(context, skill)
-    by_teacher = {
-        str(probed.teacher.name): _losses(context, probed, rows, encoder)
-        for probed in teachers
-        if probed.teacher.teaches(skill)
-    }
-    if not by_teacher:
-        by_level = {level: float(level) for level in range(context.skill_rows[skill].num_levels)}
-        return by_level, "no teacher teaches the skill, so its levels stay in their order"
-    name = min(by_teacher, key=lambda name: sum(by_teacher[name].values()))
-    listed = ", ".join(f"{loss:.3g} at level {level}" for level, loss in by_teacher[name].items())
-    text = f"the loss of teacher {name} on {ROWS_PER_LEVEL} gold answers each is {listed}, in nats per token"
-    return by_teacher[name], text
-
-
-def _losses(
-    context: RunContext, probed: ProbedTeacher, rows: Sequence[Row], student: PromptEncoder
-) -> dict[int, float]:
-    """Return a teacher's mean loss on the gold answers of each level, in nats per token of its own tokenizer."""
-    teacher: Teacher = probed.teacher
+def _losses(context: RunContext, probed: ProbedTeacher, rows: OrderedRows, student: PromptEncoder) -> Tensor:
+    """Return a teacher's loss on the gold answers of each unit, in nats per byte of the answers, `[U]`."""
+    teacher = probed.teacher
     encoder = teacher.prompt_encoder(student)
+    source = teacher.source or LocalLogprobs(teacher, context.state.device, top_k=1)
+    nats_U, bytes_U = torch.zeros(2, rows.num_units, dtype=torch.float64)
+    num_tokens = 0
+    for batch in _batches(rows, context.state.process_index, context.state.num_processes):
+        sequences = _sequences([row for _, row in batch], encoder)
+        num_tokens += sum(len(sequence.ids) for sequence in sequences)
+        for (unit, row), logprobs in zip(batch, source.score(sequences, 1.0), strict=True):
+            nats_U[unit] -= float(logprobs.sampled.sum())
+            bytes_U[unit] += len(row["answer"].encode())
+    sums = torch.cat([nats_U, bytes_U, torch.tensor([float(num_tokens)], dtype=torch.float64)])
+    sums = reduce(sums.to(context.state.device), reduction="sum").cpu()
+    context.flop_meter.add("answers", forward_flops(probed.num_parameters, float(sums[-1])))
+    losses_U: Tensor = sums[: rows.num_units] / sums[rows.num_units : -1]
+    return losses_U
+
+
+def _batches(rows: OrderedRows, process: int, num_processes: int) -> Iterator[list[tuple[int, Row]]]:
+    """Yield the share of one process of the rows by which units are judged."""
+    own = itertools.islice(rows.examples(), process, None, num_processes)
+    while batch := list(itertools.islice(own, _BATCH)):
+        yield batch
+
+
+def _sequences(rows: Sequence[Row], encoder: PromptEncoder) -> list[ScoredSequence]:
     answers = gold_completions(rows, encoder, None)
-    sequences = [
+    return [
         ScoredSequence([*encoder.encode(row["prompt"]), *answer], len(answer))
         for row, answer in zip(rows, answers, strict=True)
     ]
-    source = teacher.source or LocalLogprobs(teacher, context.state.device, top_k=1)
-    context.flop_meter.add("answers", forward_flops(probed.num_parameters, sum(len(s.ids) for s in sequences)))
-    sums: dict[int, tuple[float, int]] = {}
-    for row, logprobs in zip(rows, source.score(sequences, 1.0), strict=True):
-        total, number = sums.get(row["level"], (0.0, 0))
-        sums[row["level"]] = total - float(logprobs.sampled.sum()), number + len(logprobs.sampled)
-    return {level: total / number for level, (total, number) in sorted(sums.items())}
+
+
+def _about(rows: OrderedRows) -> str:
+    if rows.is_file:
+        return f"{rows.num_units} rows in {rows.num_levels} levels"
+    own = sorted(range(rows.num_units), key=lambda unit: rows.levels_U[unit])
+    return f"levels from easy to hard: {', '.join(map(str, own))}"
+
+
+def _measured(name: str, rows: OrderedRows, losses_U: Tensor) -> str:
+    levels_U = torch.tensor(rows.levels_U)
+    means = ", ".join(f"{float(losses_U[levels_U == level].mean()):.3g}" for level in range(rows.num_levels))
+    return f"the mean loss of teacher {name} on gold answers is {means}, in nats per byte"

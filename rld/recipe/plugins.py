@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -77,12 +77,23 @@ class CurriculumSpec(FrozenOptions):
     """A shipped curriculum as file:Class, or your own as ./file.py:Class."""
     options: dict[str, Any] = {}
     """Keyword arguments of the class."""
+    levels_by: Literal["teacher_loss"] | None = None
+    """What the levels are. `teacher_loss`: before the first step, the rows of each file are put into ten levels of
+    equal size by a teacher's loss on the gold answer, in nats per byte, and the levels of each generator into their
+    order by it. Skills without a teacher keep their own levels. None: all skills do."""
+
+    @property
+    def described(self) -> str:
+        """What `rld check` shows."""
+        return self.use if self.levels_by is None else f"{self.use}, levels by the teacher's loss"
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
         """Check the class and its options; a shipped one is built, for it takes no library."""
         problems = list(check_use("curricula", names, loc, raw))
         yield from problems
+        if isinstance(raw, dict) and raw.get("levels_by") is not None:
+            yield from cls._check_levels_by(names, (*loc, "levels_by"))
         use, options = (raw.get("use", cls().use), raw.get("options", {})) if isinstance(raw, dict) else (None, None)
         if problems or not isinstance(use, str) or not isinstance(options, dict):
             return
@@ -94,3 +105,14 @@ class CurriculumSpec(FrozenOptions):
                 yield names.problem((*loc, "options"), f": {error}")
             except (TypeError, ValueError, AttributeError) as error:
                 yield names.problem((*loc, "options"), f": {use} refuses them: {error}")
+
+    @staticmethod
+    def _check_levels_by(names: RecipeNames, loc: Loc) -> Iterator[RecipeProblem]:
+        if not names.teachers:
+            yield names.problem(loc, " needs teachers, and this stage has none")
+        for key, reason in (
+            ("target", "its rows are left out of those that are trained on"),
+            ("cache", "it is filled before rows are ordered"),
+        ):
+            if names.stage.get(key) is not None:
+                yield names.problem(loc, f" goes without {key}: {reason}")

@@ -34,7 +34,7 @@ from rld.utils.manifest import damage, has_manifest, write_manifest
 STATE = "rld_state.json"
 """The file with rld's own state."""
 
-VERSION = 8
+VERSION = 9
 """Version of what that file holds."""
 
 _PROJECTIONS = "rld_projections.safetensors"

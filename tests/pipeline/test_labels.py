@@ -125,7 +125,7 @@ def test_a_teachers_labels_are_learnt_by_fine_tuning_where_they_are_right_or_non
         ({"signals": {"response": {}, "feature": {}}}, "signals.feature: rollout.completions: labels goes without it"),
         ({"signals": {"response": {"token_weights": {"kind": "entropy"}}}}, "token_weights"),
         ({"distill_on": "failed_completions"}, "distill_on: rollout.completions: labels goes without it"),
-        ({"cache": {"folder": "cache"}}, "cache"),
+        ({"cache": {"folder": "cache"}}, r"labels\.yaml:\d+: .*\.cache: rollout.completions: labels goes without it"),
         ({"teachers": {}}, "set teachers and signals.response"),
         (
             {"rollout": {"prompts": 4, "completions": "labels", "temperature": 0.5}},

@@ -106,7 +106,7 @@ class Distill(TrainingStage):
         if self.rollout.refill and self.signals.policy is None:
             message = "it replaces prompts that teach the policy nothing, and needs signals.policy"
             raise OptionError(message, "rollout", "refill")
-        if self.cache is not None and not is_fixed:
+        if self.cache is not None and not is_fixed and not self.learns_labels:
             fix = "set rollout.gold_completions to rollout.completions"
             raise OptionError(f"a cache keeps what teachers say of gold answers: {fix}", "cache")
         return self
@@ -296,7 +296,7 @@ class Distill(TrainingStage):
             gate = f"per prompt, by {by}" if self.gate == "per_prompt" else "off"
             rows.append(("gate", gate + (", on failed completions" if self.distill_on == "failed_completions" else "")))
         rows.append(("controller", f"{self.controller.kind}, every {self.controller.decide_every} steps"))
-        rows.append(("curriculum", self.curriculum.use))
+        rows.append(("curriculum", self.curriculum.described))
         if self.target is not None:
             rows.append(("target", f"{listed(self.target)}: prompts go where gradients agree with theirs"))
         if self.capacity is not None:
