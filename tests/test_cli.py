@@ -96,14 +96,14 @@ def test_a_broken_recipe_ends_a_real_process_with_2_and_no_traceback(folder, bro
 
 
 def test_check_shows_models_signals_and_costs(folder, capsys):
-    code, out, err = run(capsys, "check", "count.yaml", "seed=7", "stages.main.steps=30")
+    code, out, err = run(capsys, "check", "count.yaml", "seed=7", "stages.main.steps=130")
     assert (code, err) == (0, "")
     for words in (
         "seed 7",
         "guide: warm, 21.",
         "policy, response (jsd)",
         "gap, every 5",
-        "30 steps of 8 prompts x 8",
+        "130 steps of 8 prompts x 8",
         "FLOPs",
     ):
         assert words in out
