@@ -8,6 +8,7 @@ that the tokenizer puts in front of a text, and no token that reaches over the b
 from __future__ import annotations
 
 import itertools
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,8 @@ _ANCHORS = "\n", "0", "a", ":"
 """Texts in front of an answer whose tokens do not join with it."""
 _SPACES = "\u2581", "\u0120"
 """What stands for a space in tokens of SentencePiece and of byte-level tokenizers."""
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+"""A byte in tokens of SentencePiece."""
 
 
 @dataclass(frozen=True)
@@ -250,6 +253,19 @@ class PromptEncoder:
         pattern = literal_tokens.pattern(self.tokenizer)
         whole: list[str] = self.tokenizer.batch_decode(list(ids), skip_special_tokens=False)
         return [pattern.sub(lambda name: name[0] if name[0] in names else "", text) for text in whole]
+
+    def decode_beginning(self, ids: Sequence[list[int]]) -> list[str]:
+        """Return the text with which each completion begins, as far as it stays whatever tokens follow these.
+
+        Spaces may still change. Bytes at the end may yet be part of another character: a run of byte tokens that is no
+        text becomes replacement characters, all of it.
+        """
+        finished = []
+        for row in ids:
+            tokens = self.tokenizer.convert_ids_to_tokens(list(row))
+            size = next((n for n in range(len(row), 0, -1) if not _BYTE_TOKEN.fullmatch(tokens[n - 1] or "")), 0)
+            finished.append(list(row[:size]))
+        return [text.rstrip("\N{REPLACEMENT CHARACTER}") for text in self.decode(finished)]
 
     # -- thinking ----------------------------------------------------------------------------------------------------
 

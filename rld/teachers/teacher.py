@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rld.errors import ModelError, TeacherDown, TeacherError
 from rld.models.adapters import active_adapter, add_adapter, has_changed_head, own_weights
-from rld.models.generation import end_tokens
+from rld.models.decoding import end_tokens
 from rld.models.heads import LMHead
 from rld.models.hidden_states import StateKey
 from rld.models.loading import load_model, load_tokenizer

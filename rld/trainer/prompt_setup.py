@@ -6,7 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from rld.models.generation import declare_ends, end_tokens
+from rld.models.decoding import end_tokens
+from rld.models.generation import declare_ends
 from rld.models.prompting import PromptEncoder, is_chat
 from rld.models.template_checks import require_options_read
 

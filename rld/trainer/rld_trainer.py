@@ -21,7 +21,7 @@ from rld.controllers.runtime import ControllerRuntime
 from rld.data.prompt_stream import PromptStream
 from rld.errors import RecipeError
 from rld.losses.feature_matching import FeatureProjections, attach_projections
-from rld.models.generation import contiguous_head_input
+from rld.models.decoding import contiguous_head_input
 from rld.models.prefill import SharedPrefill
 from rld.rollout.audit import RewardAudit
 from rld.rollout.batch import RolloutBatch
