@@ -8,10 +8,19 @@ from typing import Any
 
 from rld.errors import RewardError
 
-from . import text_of
+from . import rejects_by, text_of
 from .numbers import last_number
 
+_IOTA = "\N{COMBINING GREEK YPOGEGRAMMENI}"
+"""The only combining character of which a letter of its own becomes where capitals don't matter."""
 
+
+def _differs_from_gold(completions: list[Any], answer: list[str], *, case: bool = True, **_: Any) -> list[bool]:
+    texts = [text_of(completion) for completion in completions]
+    return [not can_become(gold, text, case=case) for text, gold in zip(texts, answer, strict=True)]
+
+
+@rejects_by(_differs_from_gold)
 def exact_match(completions: list[Any], answer: list[str], *, case: bool = True, **_: Any) -> list[float]:
     """Give 1 to a completion that is the gold answer and nothing else, up to white space around it; otherwise 0.
 
@@ -73,6 +82,37 @@ def math_verify(completions: list[Any], answer: list[str], **_: Any) -> list[flo
         )
         scores.append(float(verify(gold_formula, formula, timeout_seconds=timeout_seconds)) if gold_formula else None)
     return scores
+
+
+def can_become(gold: str, beginning: str, *, case: bool = True) -> bool:
+    """Tell whether a completion that begins with a text may be the gold answer by `exact_match`.
+
+    White space is left out of the comparison.
+    """
+    if not case and _IOTA in unicodedata.normalize("NFD", gold + beginning):
+        return True  # equal texts with it may differ once they are decomposed and folded
+    return _letters(gold, case=case).startswith(_first_letters(beginning, case=case))
+
+
+def _first_letters(text: str, *, case: bool) -> str:
+    """Return the beginning of `_letters` that a text has, whatever follows it."""
+    finished = _without_last_accents(unicodedata.normalize("NFD", text))
+    return _without_last_accents(_letters(finished, case=case))
+
+
+def _letters(text: str, *, case: bool) -> str:
+    """Return the characters of a text other than white space, in Unicode normal form D."""
+    decomposed = unicodedata.normalize("NFD", text)
+    folded = decomposed if case else unicodedata.normalize("NFD", decomposed.casefold())
+    return "".join(folded.split())
+
+
+def _without_last_accents(decomposed: str) -> str:
+    """Return a text without the combining characters at its end, which are sorted among those that follow."""
+    size = len(decomposed)
+    while size and unicodedata.combining(decomposed[size - 1]):
+        size -= 1
+    return decomposed[:size]
 
 
 def normal_text(text: str) -> str:

@@ -11,11 +11,12 @@ import functools
 import json
 import re
 from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from typing import Any
 
-from . import text_of
-from .answers import normal_text
+from . import rejects_by, text_of
+from .answers import can_become, normal_text
 from .numbers import numbers_in, only_number
 
 _NONSENSE = "\N{REPLACEMENT CHARACTER}"
@@ -24,7 +25,57 @@ _NEGATION = re.compile(r"(?is)^(?:[-\u2212~!\u00ac\s]|not\b)+(.*)$")
 _TOLERANCE = Fraction(1, 10_000)
 """Share of the gold number by which an answer may differ, for answers that are rounded."""
 
+_DECIMAL_TASKS = frozenset({"chain_sum", "products", "decimal_chain_sum"})
+"""Tasks whose verifiers give full credit to decimals of the gold answer's value alone."""
+_DECIMAL_BEGINNING = re.compile(r"([-+]?)([0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9_]*)?")
 
+
+def _is_lost(completions: list[Any], answer: list[str], entry: list[str], **_: Any) -> list[bool]:
+    """Tell which texts, as beginnings of completions, can't become one that `exact_credit` gives 1."""
+    entries = [json.loads(row_entry) if row_entry else {} for row_entry in entry]
+    texts = [text_of(completion) for completion in completions]
+    return [_begins_wrongly(*pair) for pair in zip(texts, answer, entries, strict=True)]
+
+
+def _begins_wrongly(text: str, gold: str, entry: dict[str, Any]) -> bool:
+    if "task" not in entry or "config" not in entry:
+        return not can_become(gold, text)
+    if entry["answer"] is None:
+        return False
+    if entry["task"] in _DECIMAL_TASKS:
+        return _is_no_beginning_of(text, entry["answer"])
+    return _takes_only_gold(entry["task"]) and not can_become(entry["answer"], text)
+
+
+def _is_no_beginning_of(text: str, gold: str) -> bool:
+    """Tell whether no decimal of the value of `gold` begins with a text: its sign or its first digits differ."""
+    letters = "".join(text.split()).replace(",", "")
+    match = _DECIMAL_BEGINNING.fullmatch(letters)
+    try:
+        number = Decimal(gold.replace(",", ""))
+    except InvalidOperation:
+        return False
+    if not letters or not letters.isascii() or not number.is_finite():
+        return False
+    if match is None:
+        return True
+    digits = re.sub(r"[._]", "", match[2]).lstrip("0")
+    if not number:
+        return bool(digits)
+    gold_digits = "".join(map(str, number.as_tuple().digits)).lstrip("0") + "0" * len(digits)
+    return (match[1] == "-") != (number < 0) or not gold_digits.startswith(digits)
+
+
+@functools.cache
+def _takes_only_gold(task: str) -> bool:
+    """Tell whether a task has reasoning-gym's own verifier, which gives full credit to the gold answer alone."""
+    from reasoning_gym.dataset import ProceduralDataset
+    from reasoning_gym.factory import DATASETS
+
+    return task in DATASETS and DATASETS[task][0].score_answer is ProceduralDataset.score_answer
+
+
+@rejects_by(_is_lost)
 def exact_credit(completions: list[Any], answer: list[str], entry: list[str], **_: Any) -> list[float]:
     """Give 1 where reasoning-gym's verifier gives full credit, and 0 where it gives only some.
 

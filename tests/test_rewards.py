@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import random
+import re
 import sys
 
 import pytest
@@ -185,6 +186,26 @@ def test_no_task_pays_for_an_answer_that_is_none():
         ("polynomial_equations", "0.0", "-0.0"),
     }
     assert set(paid) - equal == set()
+
+
+def test_no_correct_answer_has_a_beginning_that_is_rejected():
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
+
+    credit, rejected = reward("reasoning:exact_credit"), set()
+    for task in sorted(set(DATASETS) - {"composite"}):
+        for puzzle in reasoning_gym.create_dataset(task, seed=2, size=2):
+            gold, entry = puzzle["answer"] or "", json.dumps({"task": task, "config": {}, **puzzle}, default=str)
+            texts = [gold, f" {gold}\n", f"+{gold}", f"0{gold}", f"-0{gold[1:]}", f"{gold}.0", f"{gold}0", f"{gold}e0"]
+            if re.fullmatch(r"-?\d+(\.\d+)?", gold):
+                texts += [f"{float(gold):,.3f}", f"{float(gold):e}", f"{float(gold) * 1000:.3f}E-3", f"{float(gold):g}"]
+            for text, score in zip(texts, credit(texts, [gold] * len(texts), [entry] * len(texts)), strict=True):
+                begun = [text[:size] for size in range(len(text) + 1)] if score else ["?!", "the answer", f"{gold} no"]
+                lost = credit.rejects_beginning(begun, [gold] * len(begun), [entry] * len(begun))
+                assert not (score and any(lost)), (task, text)
+                rejected |= {task} if any(lost) else set()
+    assert {"chain_sum", "products", "decimal_chain_sum", "letter_counting", "gcd"} <= rejected
+    assert not rejected & {"graph_color", "countdown", "puzzle24"}, "they have other answers than the gold one"
 
 
 def test_a_puzzle_of_24_uses_the_numbers_that_were_given():

@@ -9,14 +9,12 @@ from rld.recipe.measurement_cost import retention_flops, transfer_flops
 from rld.recipe.sizes import Sizes
 from rld.utils.flops import Account, forward_flops, training_flops
 
-_RESAMPLED = 1.25
-"""Answers of a teacher per prompt at the gate, where the controller asks for a second one to some prompts."""
-
 
 def distill_flops(stage: Any, student: int, teachers: Mapping[str, int], sizes: Sizes) -> dict[Account, int]:
     """Return the estimated FLOPs of a stage.
 
-    A prompt is read once for all of its completions. Teachers that name no skills are taken to share the rows.
+    A prompt is read once for all of its completions. Teachers that name no skills are taken to share the rows. At the
+    gate each reads a prompt once with its gold answer, which is taken to decide its answers, the second one too.
 
     Args:
         stage: The stage, a `Distill`.
@@ -48,7 +46,7 @@ def distill_flops(stage: Any, student: int, teachers: Mapping[str, int], sizes: 
     if stage.retain is not None:
         protected = stage.protected(sizes.skills)
         flops["retention"] = retention_flops(stage.retain, protected, student, sizes, stage.steps, num_ticks)
-    answered = rollout.prompts * (lengths.prompt + lengths.answer) * (_RESAMPLED if required.resampled_answers else 1)
+    answered = rollout.prompts * (lengths.prompt + lengths.answer)
     for name, size in teachers.items():
         spec = stage.teachers[name]
         share = len(spec.skills) / len(skills) if spec.skills is not None else 1 / len(teachers)

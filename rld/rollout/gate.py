@@ -2,8 +2,9 @@
 
 A teacher that is correct on two thirds of a skill is wrong on the other third with the same confidence, and a student
 that imitates it there learns its mistakes. So each teacher answers a prompt greedily, once, before it may teach on it,
-and the verifier judges the answer. That costs one generation per prompt and teacher, and saves the teacher's forward
-over the prompt's completions where its answer is wrong.
+and the verifier judges the answer. That costs one forward per prompt and teacher (`teacher_answers.py`), or one
+generation where the gold answer does not decide it, and saves the teacher's forward over the prompt's completions where
+its answer is wrong.
 
 A teacher can be correct when greedy and still spread its probability over wrong answers; a student that matches its
 distribution becomes as uncertain. For a controller that requires it, the teacher therefore answers some of the open
@@ -20,15 +21,17 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from rld.errors import TeacherDown
-from rld.models import generation
-from rld.models.prompting import PromptEncoder, is_chat
-from rld.rollout.verifier import VerifiedAnswers, Verify, answer_and_verify, is_success, verify_answers
+from rld.models.logprob_source import LogprobSource
+from rld.models.prompting import PromptEncoder
+from rld.models.sampling import SeededSampling
+from rld.rollout.teacher_answers import TeacherAnswers, Verdict
+from rld.rollout.verifier import Verify, answer_and_verify, is_success
 from rld.teachers.teacher import Teacher
 from rld.types import DEFAULT_SKILL, Event, Row
 from rld.utils.files import read_json, write_json
@@ -103,6 +106,8 @@ class TeacherGate:
         """Prompts that a teacher failed before its first success; -1 after that success, or after the warning."""
         self._resampled: dict[str, dict[str, int]] = {str(teacher.name): {} for teacher in self.teachers}
         """By teacher and skill, the prompts that were answered a second time, over all processes."""
+        self._golds: dict[str, dict[str, list[int]]] = {str(teacher.name): {} for teacher in self.teachers}
+        """By teacher and skill, its greedy answers with the tokens of the gold answer, and all others."""
         self._num_rollouts = 0
 
     def judge(self, rows: Sequence[Row], needed_BK: Tensor) -> GateVerdict:
@@ -122,11 +127,10 @@ class TeacherGate:
         num_tokens, flops = 0, 0.0
         for k, (teacher, is_needed_B) in enumerate(zip(self.teachers, needed_BK.cpu().T.tolist(), strict=True)):
             needed = {key: row for key, row, is_needed in zip(keys, rows, is_needed_B, strict=True) if is_needed}
-            answers, second = self._answer_new(k, needed)
+            num_teacher_tokens, second = self._answer_new(k, needed)
             for key, is_correct in second.items():
                 resampled_BK[keys.index(key), k], resampled_correct_BK[keys.index(key), k] = True, is_correct
             open_BK[:, k] = torch.tensor([key in needed and self._verdicts[k].get(key, False) for key in keys])
-            num_teacher_tokens = sum(some.num_tokens for some in answers)
             num_tokens += num_teacher_tokens
             flops += forward_flops(teacher.num_parameters(), num_teacher_tokens)
         device = needed_BK.device
@@ -143,8 +147,9 @@ class TeacherGate:
 
     def forget(self, k: int) -> None:
         """Forget what is known of teacher k, because its weights have changed."""
-        self._verdicts[k].clear()
-        self._resampled[str(self.teachers[k].name)].clear()
+        name = str(self.teachers[k].name)
+        for remembered in (self._verdicts[k], self._resampled[name], self._golds[name]):
+            remembered.clear()
 
     def save(self, path: Path) -> None:
         """Write what this process remembers."""
@@ -152,6 +157,7 @@ class TeacherGate:
             "verdicts": {str(t.name): verdicts for t, verdicts in zip(self.teachers, self._verdicts, strict=True)},
             "failures": self._failures,
             "resampled": self._resampled,
+            "golds": self._golds,
             "rollouts": self._num_rollouts,
         }
         write_json(path, state)
@@ -163,58 +169,97 @@ class TeacherGate:
             self._verdicts = [state["verdicts"].get(str(t.name), {}) for t in self.teachers]
             self._failures = {name: state["failures"].get(name, 0) for name in self._failures}
             self._resampled = {name: state["resampled"].get(name, {}) for name in self._resampled}
+            self._golds = {name: state["golds"].get(name, {}) for name in self._golds}
             self._num_rollouts = state["rollouts"]
 
-    def _answer_new(self, k: int, needed: Mapping[str, Row]) -> tuple[list[VerifiedAnswers], dict[str, bool]]:
+    def _answer_new(self, k: int, needed: Mapping[str, Row]) -> tuple[int, dict[str, bool]]:
         """Let teacher k answer the prompts that have no verdict yet, and some open ones a second time.
 
         Returns:
-            All its answers; and by prompt, whether its second answer is correct.
+            Tokens that it read and wrote; and by prompt, whether its second answer is correct.
         """
         teacher, verdicts = self.teachers[k], self._verdicts[k]
         if len(verdicts) > _MAX_VERDICTS:
             verdicts.clear()
         new = {key: row for key, row in needed.items() if key not in verdicts}
-        greedy = self._answer(teacher, list(new.values())) if new and not teacher.is_down else None
-        if greedy is None:  # a teacher that is down says nothing about the prompts
-            return [], {}
-        # Where the verifier does not apply, the teacher is trusted, as without a gate.
-        correct = [reward is None or is_success(reward) for reward in greedy.rewards]
-        self._warn_of_failures(teacher, correct)
-        verdicts.update(zip(new, correct, strict=True))
-        resampled = self._choose_resampled(teacher, {key: row for key, row in new.items() if verdicts[key]})
-        if not resampled:
-            return [greedy], {}
-        sampled = self._sample(teacher, list(resampled.values()))
-        for row, reward in zip(resampled.values(), sampled.rewards, strict=True):
-            if reward is None:  # no count over all processes will have it, and the skill should not be asked for ever
-                self._resampled[str(teacher.name)][_skill(row)] = self._num_resampled(teacher, row) + 1
-        rewards = zip(resampled, sampled.rewards, strict=True)
-        return [greedy, sampled], {key: is_success(reward) for key, reward in rewards if reward is not None}
-
-    def _answer(self, teacher: Teacher, rows: list[Row]) -> VerifiedAnswers | None:
-        """Return a teacher's greedy answers; None if it is optional and does not answer."""
-        encoder = teacher.prompt_encoder(self.encoder)
+        if not new or teacher.is_down:  # a teacher that is down says nothing about the prompts
+            return 0, {}
+        rows = list(new.values())
         try:
             with teacher.answering(self.device) as model:
-                return answer_and_verify(
+                if isinstance(model, LogprobSource):
+                    return self._ask_source(k, model, new), {}
+                answers = TeacherAnswers(
                     model,
-                    encoder,
+                    teacher.prompt_encoder(self.encoder),
                     rows,
-                    self.verify,
+                    [self._has_draft(teacher, row) for row in rows],
+                    verify=self.verify,
                     max_new_tokens=self.max_new_tokens,
-                    alone=True,
                     name=f"teacher '{teacher.name}'",
                 )
+                greedy = answers.verdicts(range(len(rows)))
+                self._remember(k, new, [verdict.is_correct for verdict in greedy])
+                self._count_golds(teacher, rows, greedy)
+                second = self._answer_again(k, new, answers)
         except TeacherDown:
             if not teacher.optional:
                 raise
             teacher.is_down = True
-            return None
+            return 0, {}
+        return answers.num_tokens, second
+
+    def _ask_source(self, k: int, source: LogprobSource, new: Mapping[str, Row]) -> int:
+        """Let a log-probability source answer; return the tokens of prompts and answers."""
+        teacher = self.teachers[k]
+        encoder, name = teacher.prompt_encoder(self.encoder), f"teacher '{teacher.name}'"
+        options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "alone": True, "name": name}
+        answers = answer_and_verify(source, encoder, list(new.values()), self.verify, **options)
+        self._remember(k, new, [None if reward is None else is_success(reward) for reward in answers.rewards])
+        return answers.num_tokens
+
+    def _remember(self, k: int, new: Mapping[str, Row], correct: Sequence[bool | None]) -> None:
+        """Keep verdicts. Where the verifier does not apply, the teacher is trusted, as without a gate."""
+        trusted = [is_correct is None or is_correct for is_correct in correct]
+        self._warn_of_failures(self.teachers[k], trusted)
+        self._verdicts[k].update(zip(new, trusted, strict=True))
+
+    def _has_draft(self, teacher: Teacher, row: Row) -> bool:
+        """Tell whether the gold answer is a likely draft of a teacher's: one forward more is lost where it is not."""
+        if not isinstance(row.get("answer"), str):
+            return False
+        if getattr(self.verify, "rejects_beginning", None) is not None:  # an answer that differs is seldom decoded
+            return True
+        num_gold, num_other = self._golds[str(teacher.name)].get(_skill(row), [0, 0])
+        return num_gold >= num_other
+
+    def _count_golds(self, teacher: Teacher, rows: Sequence[Row], verdicts: Sequence[Verdict]) -> None:
+        counts = self._golds[str(teacher.name)]
+        for row, verdict in zip(rows, verdicts, strict=True):
+            counts.setdefault(_skill(row), [0, 0])[0 if verdict.is_gold else 1] += 1
+
+    def _answer_again(self, k: int, new: Mapping[str, Row], answers: TeacherAnswers) -> dict[str, bool]:
+        """Sample a second answer to some of the prompts that teacher k answered correctly.
+
+        Returns:
+            By prompt, whether it is correct.
+        """
+        teacher, verdicts = self.teachers[k], self._verdicts[k]
+        resampled = self._choose_resampled(teacher, {key: row for key, row in new.items() if verdicts[key]})
+        if not resampled:
+            return {}
+        assert self.resampling_temperature is not None
+        numbers, sampling = [list(new).index(key) for key in resampled], SeededSampling(0, self.resampling_temperature)
+        second = dict(zip(resampled, answers.verdicts(numbers, sampling), strict=True))
+        for key, row in resampled.items():
+            # No count over all processes will have it, and the skill should not be asked for ever.
+            if second[key].is_correct is None:
+                self._resampled[str(teacher.name)][_skill(row)] = self._num_resampled(teacher, row) + 1
+        return {key: verdict.is_correct for key, verdict in second.items() if verdict.is_correct is not None}
 
     def _choose_resampled(self, teacher: Teacher, correct: Mapping[str, Row]) -> Mapping[str, Row]:
         """Choose the prompts that a teacher answers a second time from those that it answered correctly."""
-        if self.resampling_temperature is None or teacher.source is not None:  # it can't sample
+        if self.resampling_temperature is None:
             return {}
         if self._num_rollouts % _RESAMPLE_EVERY == 0:
             return correct
@@ -222,22 +267,6 @@ class TeacherGate:
 
     def _num_resampled(self, teacher: Teacher, row: Row) -> int:
         return self._resampled[str(teacher.name)].get(_skill(row), 0)
-
-    def _sample(self, teacher: Teacher, rows: list[Row]) -> VerifiedAnswers:
-        """Return a teacher's sampled answers."""
-        assert self.resampling_temperature is not None
-        encoder = teacher.prompt_encoder(self.encoder)
-        with teacher.running(self.device) as model:
-            completions = generation.sample(
-                model,
-                encoder.tokenizer,
-                [encoder.encode(row["prompt"]) for row in rows],
-                ends=encoder.ends(is_chat(rows)),
-                max_new_tokens=self.max_new_tokens,
-                seed=0,
-                temperature=self.resampling_temperature,
-            )
-        return verify_answers(encoder, rows, encoder.decode(completions), self.verify)
 
     def _warn_of_failures(self, teacher: Teacher, correct: Sequence[bool]) -> None:
         before = self._failures[str(teacher.name)]

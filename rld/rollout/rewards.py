@@ -107,7 +107,7 @@ def checked(reward: Callable[..., Any], name: str, *, decides: bool = False) -> 
     """Return `reward` under the name `name`, with checks of its return values and exceptions, and a limit of time.
 
     A reward model (`nn.Module`) is returned as it is, and an asynchronous reward stays asynchronous. The result has the
-    attribute `rule`, a `SuccessRule`.
+    attributes `rule`, a `SuccessRule`, and `rejects_beginning`, the reward's, checked too, or None.
 
     Args:
         decides: Whether it decides which answers are correct.
@@ -146,7 +146,22 @@ def checked(reward: Callable[..., Any], name: str, *, decides: bool = False) -> 
 
     checked_reward: Any = call_async if is_async(function) else call
     checked_reward.__name__, checked_reward.rule = name, rule
+    rejects = _rejects_beginning(function)
+    checked_reward.rejects_beginning = None if rejects is None else checked(rejects, f"{name}.rejects_beginning")
     return cast(Callable[..., Any], checked_reward)
+
+
+def _rejects_beginning(reward: Callable[..., Any]) -> Callable[..., Any] | None:
+    """Return a reward's function `rejects_beginning` with the reward's options; None where it has none.
+
+    It has the reward's signature, and gives 1 to a text if the reward gives 0 to every completion that begins with it.
+    """
+    function = _unwrapped(reward)
+    attributes = getattr(function, "__dict__", {})
+    if "rejects_beginning" not in attributes or "__wrapped__" in attributes:  # it may be that of the wrapped function
+        return None
+    options = reward.keywords if isinstance(reward, functools.partial) else {}
+    return functools.partial(attributes["rejects_beginning"], **options)
 
 
 def _reads_whole(function: Callable[..., Any]) -> bool:

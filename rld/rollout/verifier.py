@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -84,7 +84,8 @@ def require_scale(rule: SuccessRule, rewards: Sequence[float]) -> None:
 def askable(rewards: list[Any], state: Callable[[], Any]) -> Verify | None:
     """Return the first of the checked rewards as a function that gives 1 to correct texts; None where it can't be.
 
-    A model, an asynchronous function and `no_reward` can't be called so. A reward with `success_at` gives 1 or 0.
+    A model, an asynchronous function and `no_reward` can't be called so. A reward with `success_at` gives 1 or 0. The
+    result has the attribute `rejects_beginning`: the reward's, or None where it has none or 0 is a success.
 
     Args:
         rewards: The rewards.
@@ -101,7 +102,9 @@ def askable(rewards: list[Any], state: Callable[[], Any]) -> Verify | None:
             return list(values)
         return [None if value is None else float(value >= rule.threshold) for value in values]
 
-    return verify
+    asked: Any = verify
+    asked.rejects_beginning = first.rejects_beginning if rule.threshold > 0 else None
+    return cast(Verify, asked)
 
 
 def _ignore(*_: Any) -> None:
@@ -178,6 +181,23 @@ def ask(
     return verify(prompts=prompts, completions=messages, completion_ids=list(completion_ids), **columns)
 
 
+def rejected(
+    verify: Verify, rows: Sequence[Row], beginnings: Sequence[str], beginning_ids: Sequence[list[int]]
+) -> list[bool]:
+    """Tell which beginnings of completions the verifier gives no success to, whatever follows.
+
+    Args:
+        verify: The verifier.
+        rows: The row of each completion.
+        beginnings: Texts.
+        beginning_ids: The same as token ids.
+    """
+    rejects: Verify | None = getattr(verify, "rejects_beginning", None)
+    if rejects is None or not rows:
+        return [False] * len(rows)
+    return [bool(value) for value in ask(rejects, rows, beginnings, beginning_ids)]
+
+
 def answer_and_verify(
     model: Any,
     encoder: PromptEncoder,
@@ -219,9 +239,14 @@ def verify_answers(
     encoder: PromptEncoder, rows: Sequence[Row], texts: Sequence[str], verify: Verify
 ) -> VerifiedAnswers:
     """Call the verifier on answers, and count their tokens."""
-    answers = judged([row["prompt"] for row in rows], texts, encoder)
-    rewards = ask(verify, rows, answers, [encoder.encode_answer(text) for text in texts]) if rows else []
+    rewards = rewards_of(encoder, rows, texts, verify)
     return VerifiedAnswers(list(texts), rewards, _count_tokens(encoder, rows, texts))
+
+
+def rewards_of(encoder: PromptEncoder, rows: Sequence[Row], texts: Sequence[str], verify: Verify) -> list[float | None]:
+    """Return what the verifier gives to answers; None where it does not apply."""
+    answers = judged([row["prompt"] for row in rows], texts, encoder)
+    return ask(verify, rows, answers, [encoder.encode_answer(text) for text in texts]) if rows else []
 
 
 def _count_tokens(encoder: PromptEncoder, rows: Sequence[Row], texts: Sequence[str]) -> int:

@@ -95,6 +95,9 @@ class Member:
 class PerfectModel(LlamaForCausalLM):
     """A Llama that generates the gold answer to the prompts that it knows, token for token, and nothing to others.
 
+    A forward without gradients over such a prompt and a beginning of its answer gives states from which the head reads
+    the next token of the answer.
+
     As `generate` of transformers it stops at the tokens that end a text by the generation configuration. Where the last
     token of its answer is none of these, it goes on.
     """
@@ -105,7 +108,26 @@ class PerfectModel(LlamaForCausalLM):
         super().__init__(config)
         self.answers: dict[tuple[int, ...], list[int]] = {}
         self.prompts: list[list[int]] = []
-        """The prompts of all calls of `generate`, without padding."""
+        """The prompts of all calls of `generate`, and those that it knew in forwards, without padding."""
+        with torch.no_grad():  # of vectors of one length, each is the likeliest behind itself
+            embeddings: Any = self.get_input_embeddings()
+            embeddings.weight.copy_(torch.nn.functional.normalize(torch.randn_like(embeddings.weight)))
+        self.model.register_forward_hook(self._recall, with_kwargs=True)
+
+    def _recall(self, _backbone: Any, _args: Any, inputs: dict[str, Any], output: Any) -> None:
+        ids_BS, mask_BS = inputs.get("input_ids"), inputs.get("attention_mask")
+        if torch.is_grad_enabled() or ids_BS is None or mask_BS is None or mask_BS.dim() != 2:
+            return
+        for b, mask in enumerate(mask_BS.bool()):
+            places, row = mask.nonzero()[:, 0].tolist(), ids_BS[b][mask].tolist()
+            for prompt, answer in self.answers.items():
+                if row[: len(prompt)] != list(prompt):
+                    continue
+                self.prompts.append(list(prompt))
+                for t, token in enumerate(answer):
+                    if row[len(prompt) :][:t] == answer[:t] and len(prompt) + t <= len(row):
+                        vector = self.get_input_embeddings().weight[token]
+                        output.last_hidden_state[b, places[len(prompt) + t - 1]] = vector
 
     def generate(  # type: ignore[override]
         self, input_ids: Any, attention_mask: Any, generation_config: GenerationConfig | None = None, **_: Any

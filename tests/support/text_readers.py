@@ -184,8 +184,10 @@ def rollout(member: Member, folder: Path) -> None:
 def gate(member: Member, folder: Path) -> None:
     """A teacher behind the gate reads the expected prompts, and its answers open the gate."""
     rolled_out = rollout_of(member.name, folder)
-    read = {tuple(prompt_ids) for prompt_ids in rolled_out.teacher.prompts}  # some are read again
-    assert read == {tuple(prompt_ids) for prompt_ids, _ in expected_rows(member)}
+    expected = [prompt_ids for prompt_ids, _ in expected_rows(member)]
+    read = rolled_out.teacher.prompts  # some again, with the first tokens of an answer
+    assert all(any(ids[: len(prompt_ids)] == prompt_ids for prompt_ids in expected) for ids in read)
+    assert all(prompt_ids in read for prompt_ids in expected)
     assert all(rolled_out.opened)
 
 

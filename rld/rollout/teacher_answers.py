@@ -1,0 +1,139 @@
+"""Whether a teacher in this process answers rows correctly, decoded only where its gold answer does not decide it.
+
+Shown the gold answer as a draft (`models/drafts.py`), the teacher says in one forward how far its own answer agrees
+with it. Where it agrees to the end, or ends itself, the answer is known. Where it differs, the verifier may say that a
+text that begins so is never correct (`rejects_beginning`). The other answers are decoded from there on. So every
+verdict is that of the answer that the teacher would give token by token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from transformers import PreTrainedModel
+
+from rld.models.decoding import Completion, all_ends, go_on
+from rld.models.drafts import ReadDrafts
+from rld.models.generation import readable
+from rld.models.prompting import PromptEncoder, is_chat
+from rld.models.sampling import SeededSampling
+from rld.rollout.verifier import Verify, is_success, rejected, rewards_of
+from rld.types import Row
+
+
+class Verdict(NamedTuple):
+    """What the verifier says of an answer."""
+
+    is_correct: bool | None
+    """None where the verifier does not apply."""
+    is_gold: bool
+    """Whether the answer has the tokens of the gold answer."""
+
+
+class TeacherAnswers:
+    """The answers of a teacher to rows.
+
+    Args:
+        model: Its model, ready for forwards.
+        encoder: Encodes prompts for it.
+        rows: The rows, at least one.
+        has_draft: Which rows' gold answers are read as drafts.
+        verify: The verifier.
+        max_new_tokens: Greatest length of an answer.
+        name: The teacher's name in errors and warnings.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        encoder: PromptEncoder,
+        rows: Sequence[Row],
+        has_draft: Sequence[bool],
+        *,
+        verify: Verify,
+        max_new_tokens: int,
+        name: str,
+    ) -> None:
+        self._model, self._encoder, self._rows, self._verify = model, encoder, rows, verify
+        self._max_new_tokens, self._name = max_new_tokens, name
+        self._ends = all_ends(model, encoder.tokenizer, encoder.ends(is_chat(rows)))
+        golds = [row["answer"] if isinstance(row.get("answer"), str) else "" for row in rows]
+        encoded = encoder.encode_rows([row["prompt"] for row in rows], golds)
+        end = encoder.end_token(is_chat(rows))
+        self._prompts = [prompt for prompt, _ in encoded]
+        self._golds = [(gold if end is None else [*gold, end])[:max_new_tokens] for _, gold in encoded]
+        self._readable = set(readable(model, self._prompts, max_new_tokens, name))
+        thinks = encoder.thinking is not None  # before it gives the gold answer
+        drafted = [i for i in sorted(self._readable) if has_draft[i] and self._golds[i] and not thinks]
+        self._place = {i: place for place, i in enumerate(drafted)}
+        """For each row with a draft its place among the drafts."""
+        self._drafts: ReadDrafts | None = None
+        if drafted:
+            prompts, drafts = [self._prompts[i] for i in drafted], [self._golds[i] for i in drafted]
+            self._drafts = ReadDrafts(model, prompts, drafts, name=name)
+        self.num_tokens = 0 if self._drafts is None else self._drafts.num_tokens
+        """Tokens that the teacher has read and written."""
+
+    def verdicts(self, numbers: Sequence[int], sampling: SeededSampling | None = None) -> list[Verdict]:
+        """Return the verdict on the answer to each row.
+
+        An answer to a prompt that with it is longer than the model's context is empty.
+
+        Args:
+            numbers: The indices of the rows.
+            sampling: How answers are sampled. None: they are greedy.
+        """
+        begun = self._begun(numbers, sampling)
+        known = {i: ids for i, ids in begun.items() if self._is_whole(ids) or i not in self._readable}
+        lost = self._lost({i: ids for i, ids in begun.items() if i not in known})
+        pending = [i for i in begun if i not in known and i not in lost]
+        for i, completion in zip(pending, self._decode(pending, begun, sampling), strict=True):
+            known[i] = completion.ids
+        rows, answers = [self._rows[i] for i in known], [self._without_end(ids) for ids in known.values()]
+        rewards = rewards_of(self._encoder, rows, self._encoder.decode(answers), self._verify) if known else []
+        verdicts = {i: Verdict(False, False) for i in lost}
+        for i, answer, reward in zip(known, answers, rewards, strict=True):
+            is_correct = None if reward is None else is_success(reward)
+            verdicts[i] = Verdict(is_correct, answer == self._without_end(self._golds[i]))
+        return [verdicts[i] for i in numbers]
+
+    def _begun(self, numbers: Sequence[int], sampling: SeededSampling | None) -> dict[int, list[int]]:
+        """Return the first tokens of each answer, as far as the drafts tell them."""
+        begun: dict[int, list[int]] = {i: [] for i in numbers}
+        drafted = [i for i in numbers if i in self._place]
+        if self._drafts is not None:
+            agreed = self._drafts.agreed([self._place[i] for i in drafted], self._ends, sampling)
+            begun |= dict(zip(drafted, agreed, strict=True))
+        return begun
+
+    def _is_whole(self, ids: list[int]) -> bool:
+        return len(ids) == self._max_new_tokens or self._without_end(ids) != ids
+
+    def _lost(self, begun: dict[int, list[int]]) -> set[int]:
+        """Return the rows whose answers are wrong whatever follows their first tokens."""
+        begun = {i: ids for i, ids in begun.items() if ids}
+        texts = self._encoder.decode_beginning(list(begun.values())) if begun else []
+        lost = rejected(self._verify, [self._rows[i] for i in begun], texts, list(begun.values()))
+        return {i for i, is_lost in zip(begun, lost, strict=True) if is_lost}
+
+    def _decode(
+        self, numbers: Sequence[int], begun: dict[int, list[int]], sampling: SeededSampling | None
+    ) -> list[Completion]:
+        """Return answers that go on from their first tokens."""
+        order = sorted(numbers, key=lambda i: len(self._prompts[i]) + len(begun[i]))  # for little padding
+        completions = go_on(
+            self._model,
+            self._encoder.tokenizer,
+            [(self._prompts[i], begun[i]) for i in order],
+            ends=self._ends,
+            max_new_tokens=self._max_new_tokens,
+            sampling=sampling,
+            name=self._name,
+        )
+        by_row = dict(zip(order, completions, strict=True))
+        self.num_tokens += sum(len(self._prompts[i]) + len(by_row[i].ids) for i in order)
+        return [by_row[i] for i in numbers]
+
+    def _without_end(self, ids: list[int]) -> list[int]:
+        return ids[:-1] if ids and ids[-1] in self._ends else ids
