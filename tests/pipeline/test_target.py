@@ -104,7 +104,7 @@ def test_the_rows_by_which_the_target_is_measured_are_not_trained_on(tmp_path):
     assert len(reserved_rows(source, 2)) <= 2
     with pytest.raises(DataError, match="skill 'few': too few rows to measure a target by"):
         (tmp_path / "two.jsonl").write_text("".join(f'{{"question": "q{i}", "answer": "a"}}\n' for i in range(2)))
-        two = item_source(FileSkill(file="two.jsonl", held_out=0), tmp_path)
+        two = item_source("few", FileSkill(file="two.jsonl", held_out=0), tmp_path)
         reserved_rows(SkillRows("few", two, 0, Prompts(), seed=1, taken=set()), 16)
     others = WithoutRows(source, reserved)
     drawn = {others.draw(0, random.Random(i))["prompt"] for i in range(200)}
