@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import os
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -133,12 +134,18 @@ def _task_names(manager: Any) -> set[str]:
 
 @contextmanager
 def _restored(model: PreTrainedModel) -> Iterator[None]:
-    """Restore a model's mode and the random states, which lm-eval sets."""
+    """Restore a model's mode and the random states, which lm-eval sets.
+
+    It returns scores to the first process of a machine alone, which it knows by `LOCAL_RANK`; here all need them.
+    """
     training, states = model.training, (random.getstate(), np.random.get_state())
+    local_rank = os.environ.pop("LOCAL_RANK", None)
     try:
         with torch.random.fork_rng():
             yield
     finally:
         model.train(training)
+        if local_rank is not None:
+            os.environ["LOCAL_RANK"] = local_rank
         random.setstate(states[0])
         np.random.set_state(states[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import random
 import sys
 from pathlib import Path
@@ -55,10 +56,12 @@ def stub(monkeypatch) -> list[dict[str, Any]]:
         def __init__(self, include_path: str | None = None, include_defaults: bool = True) -> None:
             self.all_subtasks = ["flip", "turn", "lost"] if include_defaults else ["mine"]
 
-    def simple_evaluate(model: Any, **options: Any) -> dict[str, Any]:
+    def simple_evaluate(model: Any, **options: Any) -> dict[str, Any] | None:
         torch.manual_seed(0)
         random.seed(0)
         CALLS.append(options)
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            return None  # as lm-eval does in other processes than the first
         scores = {"alias": "flip", "ppl,none": 12.5, "acc,none": 0.25, "acc_stderr,none": 0.1, "acc_norm,none": 0.5}
         lost = {"ppl,none": 12.5}
         better = {"acc": True, "acc_norm": True, "ppl": False}
@@ -107,10 +110,12 @@ def test_without_held_out_rows_the_tasks_alone_are_scored(stub, tmp_path, monkey
     assert main(["evaluate", str(recipe), "--model", str(run / "student")]) == 0
 
 
-def test_the_random_state_and_the_models_mode_stay_as_they_were(stub):
+def test_the_random_state_and_the_models_mode_stay_as_they_were(stub, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
     evaluator = LmEvalEvaluator(LmEval(kind="lm_eval", tasks=["flip"]), Path("r.yaml"), True)
     model, states = tiny.model().train(), (torch.get_rng_state(), random.getstate())
-    evaluator.evaluate(model, tiny.tokenizer())
+    assert evaluator.evaluate(model, tiny.tokenizer())["flip"]["acc"].value == 0.25
+    assert os.environ["LOCAL_RANK"] == "1"
     assert model.training and torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
     assert stub[-1]["apply_chat_template"]
 
