@@ -6,6 +6,9 @@ and the verifier judges the answer. That costs one forward per prompt and teache
 generation where the gold answer does not decide it, and saves the teacher's forward over the prompt's completions where
 its answer is wrong.
 
+Where all of a teacher's latest answers on a level of a skill had one verdict, the next ones are assumed to have it too,
+and the teacher answers new prompts of that level in some rollouts only.
+
 A teacher can be correct when greedy and still spread its probability over wrong answers; a student that matches its
 distribution becomes as uncertain. For a controller that requires it, the teacher therefore answers some of the open
 prompts a second time, by sampling. The share of correct second answers estimates how far the teacher can take the
@@ -43,8 +46,12 @@ _MAX_VERDICTS = 100_000
 _FIRST_RESAMPLED = 32
 """Prompts of a skill that a teacher answers a second time as soon as they are open."""
 
-_RESAMPLE_EVERY = 16
-"""After these, a teacher answers prompts a second time in one of so many rollouts."""
+_SAME_VERDICTS = 128
+"""Equal verdicts in a row on a level of a skill after which a verdict is assumed. Of a teacher for which more than 2.4%
+of the verdicts are other ones, so many are equal with a probability of at most 5%."""
+
+_ASK_EVERY = 16
+"""One of so many rollouts has second answers after the first ones, and answers where verdicts are assumed elsewhere."""
 
 _MAX_FAILURES = 64
 """Prompts that a teacher fails from the start on, without one success, before a warning doubts the verifier."""
@@ -108,6 +115,9 @@ class TeacherGate:
         """By teacher and skill, the prompts that were answered a second time, over all processes."""
         self._golds: dict[str, dict[str, list[int]]] = {str(teacher.name): {} for teacher in self.teachers}
         """By teacher and skill, its greedy answers with the tokens of the gold answer, and all others."""
+        self._same: dict[str, dict[str, int]] = {str(teacher.name): {} for teacher in self.teachers}
+        """By teacher and level of a skill, its latest verdicts that are equal: so many correct answers, or with a minus
+        so many wrong ones."""
         self._num_rollouts = 0
 
     def judge(self, rows: Sequence[Row], needed_BK: Tensor) -> GateVerdict:
@@ -127,10 +137,12 @@ class TeacherGate:
         num_tokens, flops = 0, 0.0
         for k, (teacher, is_needed_B) in enumerate(zip(self.teachers, needed_BK.cpu().T.tolist(), strict=True)):
             needed = {key: row for key, row, is_needed in zip(keys, rows, is_needed_B, strict=True) if is_needed}
-            num_teacher_tokens, second = self._answer_new(k, needed)
+            assumed = self._assumed(k, needed)
+            num_teacher_tokens, second = self._answer_new(k, {key: needed[key] for key in needed if key not in assumed})
             for key, is_correct in second.items():
                 resampled_BK[keys.index(key), k], resampled_correct_BK[keys.index(key), k] = True, is_correct
-            open_BK[:, k] = torch.tensor([key in needed and self._verdicts[k].get(key, False) for key in keys])
+            verdicts = self._verdicts[k] | assumed
+            open_BK[:, k] = torch.tensor([key in needed and verdicts.get(key, False) for key in keys])
             num_tokens += num_teacher_tokens
             flops += forward_flops(teacher.num_parameters(), num_teacher_tokens)
         device = needed_BK.device
@@ -148,7 +160,7 @@ class TeacherGate:
     def forget(self, k: int) -> None:
         """Forget what is known of teacher k, because its weights have changed."""
         name = str(self.teachers[k].name)
-        for remembered in (self._verdicts[k], self._resampled[name], self._golds[name]):
+        for remembered in (self._verdicts[k], self._resampled[name], self._golds[name], self._same[name]):
             remembered.clear()
 
     def save(self, path: Path) -> None:
@@ -158,6 +170,7 @@ class TeacherGate:
             "failures": self._failures,
             "resampled": self._resampled,
             "golds": self._golds,
+            "same": self._same,
             "rollouts": self._num_rollouts,
         }
         write_json(path, state)
@@ -170,7 +183,16 @@ class TeacherGate:
             self._failures = {name: state["failures"].get(name, 0) for name in self._failures}
             self._resampled = {name: state["resampled"].get(name, {}) for name in self._resampled}
             self._golds = {name: state["golds"].get(name, {}) for name in self._golds}
+            self._same = {name: state["same"].get(name, {}) for name in self._same}
             self._num_rollouts = state["rollouts"]
+
+    def _assumed(self, k: int, needed: Mapping[str, Row]) -> dict[str, bool]:
+        """Return the verdicts on prompts of teacher k that are assumed in this rollout."""
+        if self._num_rollouts % _ASK_EVERY == 0:
+            return {}
+        same = self._same[str(self.teachers[k].name)]
+        numbers = {key: same.get(_level(row), 0) for key, row in needed.items() if key not in self._verdicts[k]}
+        return {key: number > 0 for key, number in numbers.items() if abs(number) >= _SAME_VERDICTS}
 
     def _answer_new(self, k: int, needed: Mapping[str, Row]) -> tuple[int, dict[str, bool]]:
         """Let teacher k answer the prompts that have no verdict yet, and some open ones a second time.
@@ -223,6 +245,10 @@ class TeacherGate:
         trusted = [is_correct is None or is_correct for is_correct in correct]
         self._warn_of_failures(self.teachers[k], trusted)
         self._verdicts[k].update(zip(new, trusted, strict=True))
+        same = self._same[str(self.teachers[k].name)]
+        for row, is_correct in zip(new.values(), trusted, strict=True):
+            number = same.get(_level(row), 0)
+            same[_level(row)] = max(number, 0) + 1 if is_correct else min(number, 0) - 1
 
     def _has_draft(self, teacher: Teacher, row: Row) -> bool:
         """Tell whether the gold answer is a likely draft of a teacher's: one forward more is lost where it is not."""
@@ -261,7 +287,7 @@ class TeacherGate:
         """Choose the prompts that a teacher answers a second time from those that it answered correctly."""
         if self.resampling_temperature is None:
             return {}
-        if self._num_rollouts % _RESAMPLE_EVERY == 0:
+        if self._num_rollouts % _ASK_EVERY == 0:
             return correct
         return {key: row for key, row in correct.items() if self._num_resampled(teacher, row) < _FIRST_RESAMPLED}
 
@@ -295,6 +321,10 @@ def unverified(teachers: Sequence[Teacher], gate: Gate | None) -> list[Event]:
 
 def _skill(row: Row) -> str:
     return str(row.get("skill", DEFAULT_SKILL))
+
+
+def _level(row: Row) -> str:
+    return f"{_skill(row)} {row.get('level', 0)}"
 
 
 def _prompt_key(row: Row) -> str:

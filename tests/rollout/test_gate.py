@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -187,6 +188,40 @@ def test_a_teacher_is_asked_once_more_where_it_is_right_and_seldom_once_that_is_
     assert torch.equal(judged(gate, new).resampled_BK, judged(resumed, new).resampled_BK)
     gate.forget(0)
     assert judged(gate, [{"prompt": "bc=", "skill": "s"}]).resampled_BK.all()
+
+
+def test_a_verdict_is_assumed_where_all_of_the_latest_are_the_same(tmp_path):
+    """Answers to prompts that begin with `b` are correct, and those of level 1 change sides at some point."""
+    changed = set()
+
+    def verify(prompts: list[str], level: list[int], **_: Any) -> list[float]:
+        return [float((p[0] == "b") != (n in changed)) for p, n in zip(prompts, level, strict=True)]
+
+    def of(letter: str, num: int) -> list[dict[str, Any]]:
+        texts = (letter + "".join(rest) for rest in itertools.product(tiny.WORDS, repeat=3))
+        new = [{"prompt": text, "skill": letter, "level": 1, "answer": "j"} for text in texts if text not in asked]
+        asked.update(row["prompt"] for row in new[:num])
+        return new[:num]
+
+    asked: set[str] = set()
+    gate = gate_of([teacher()], verify)
+    assert all(judged(gate, of("b", 32)).num_tokens for _ in range(3))
+    assert judged(gate, of("c", 127) + of("b", 32)).open_BK.sum() == 32
+    verdict = judged(gate, of("b", 32))
+    assert (verdict.num_tokens, verdict.open_BK.sum()) == (0, 32)
+    assert judged(gate, of("c", 1)).num_tokens, "127 are too few"
+    gate.save(tmp_path / "gate.json")
+    resumed = gate_of([teacher()], verify)
+    resumed.load(tmp_path / "gate.json")
+    verdict = judged(resumed, of("c", 32) + of("b", 32))
+    assert (verdict.num_tokens, verdict.open_BK.sum()) == (0, 32)
+    assert judged(resumed, [row | {"level": 2} for row in of("b", 4)]).num_tokens, "another level"
+    changed.add(1)
+    num_tokens = [judged(resumed, of("b", 4)).num_tokens for _ in range(9)]
+    assert [i + 9 for i, num in enumerate(num_tokens) if num] == [16, 17], "one in 16 notices, and all are asked again"
+    resumed._same["wide"]["b 1"] = 1000
+    resumed.forget(0)
+    assert judged(resumed, of("b", 4)).num_tokens
 
 
 def test_nobody_is_asked_once_more_unless_the_controller_wants_it_or_where_nothing_is_sampled():
