@@ -14,7 +14,8 @@ def distill_flops(stage: Any, student: int, teachers: Mapping[str, int], sizes: 
     """Return the estimated FLOPs of a stage.
 
     A prompt is read once for all of its completions. Teachers that name no skills are taken to share the rows. At the
-    gate each reads a prompt once with its gold answer, which is taken to decide its answers, the second one too.
+    gate each reads a prompt once with its gold answer, which is taken to decide its answers, the second one too; no
+    verdict is taken to be assumed.
 
     Args:
         stage: The stage, a `Distill`.
