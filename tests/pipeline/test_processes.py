@@ -1,0 +1,221 @@
+"""A run in two processes gives the models, scores and endings of a run in one: packed text, rules of ending, a target,
+labels, levels by a teacher's loss, sampled scores, and lm-eval where it is installed.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import multiprocessing
+import os
+import random
+import socket
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rld.cli import main
+from rld.pipeline import distill, sft, stopping  # noqa: F401 - forks of this process import nothing again
+from rld.utils import files
+from tests.support.runs import one_thread, written
+
+__all__ = ["one_thread"]
+
+RECIPE = """
+name: two
+tokenizer: {characters: "abcdefgh:="}
+max_new_tokens: 4
+skills:
+  prose: {file: ./texts.jsonl, kind: plain_text, block: 32, held_out: 2}
+  copy:
+    generator: ./tasks.py:copy
+    levels: [{length: 1}, {length: 2}]
+    held_out: 4
+    scores: [pass_at_2]
+    samples: {count: 12}
+  swap: {file: ./swap.jsonl, held_out: 2}
+  topics:
+    kind: labelled
+    file: ./news.csv
+    labels: {A: ef, B: g, C: gh}
+    held_out: 3
+    prompts: {template: "{question}:"}
+models:
+  tiny: {new: llama, config: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2}}
+trainer: {learning_rate: 1e-1, lr_scheduler_type: constant, optim: sgd}
+EVALUATION
+stages:
+  - {name: texts, kind: sft, student: tiny, skills: [prose], steps: 20, batch: 4, stop: {max_tokens: 500}}
+  - name: teacher
+    kind: sft
+    student: tiny
+    skills: [copy, swap]
+    steps: 60
+    batch: 8
+    evaluate_every: 20
+    stop: {plateau: {scorings: 1, gain: 1}}
+    trainer: {learning_rate: 1}
+  - name: ordered
+    kind: distill
+    student: tiny
+    skills: [swap]
+    teachers: &taught {teacher: {model: teacher, probe_prompts: 2}}
+    gate: "off"
+    controller: {kind: fixed}
+    signals: &response {response: {divergence: {kind: forward_kl}}}
+    curriculum: {use: competence:SquareRoot, options: {attempts: 8, start: 0.2}, levels_by: teacher_loss}
+    rollout: &gold {prompts: 4, completions: 1, gold_completions: 1}
+    steps: 9
+    evaluate_every: 2
+    stop: {score: {swap: 0}}
+  - name: labels
+    kind: distill
+    student: tiny
+    skills: [topics]
+    teachers: *taught
+    signals: {response: {divergence: {kind: forward_kl}}, gold: {weight: 0.5}}
+    rollout: {prompts: 4, completions: labels}
+    steps: 9
+    stop: {max_flops: 6e6}
+  - name: targeted
+    kind: distill
+    student: tiny
+    skills: [copy, swap]
+    target: [copy]
+    teachers: *taught
+    gate: "off"
+    signals: *response
+    controller: {kind: gap, decide_every: 2}
+    rollout: *gold
+    steps: 40
+    stop: {max_seconds: 4}
+  - name: better
+    kind: distill
+    student: teacher
+    skills: [copy]
+    teachers: {old: {model: tiny, probe_prompts: 2}}
+    gate: "off"
+    controller: {kind: fixed}
+    signals: {response: {}, gold: {}}
+    rollout: *gold
+    steps: 5
+    evaluate_every: 1
+    stop: {teacher_surpassed: true}
+"""
+
+TASKS = """
+def copy(rng, *, length):
+    word = "".join(rng.choices("abcd", k=length))
+    return f"a:{word}=", word
+"""
+
+OWN_TASK = """
+task: own
+dataset_path: json
+dataset_kwargs: {data_files: {test: FOLDER/own.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{q}}"
+doc_to_choice: ["a", "b"]
+doc_to_target: label
+target_delimiter: ""
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+
+CONTEXT: Any = multiprocessing.get_context("fork")
+
+
+def recipe(folder: Path) -> Path:
+    """A recipe with rows of every kind, and a task of lm-eval where it is installed."""
+    rng = random.Random(0)
+    texts = ("".join(rng.choices("abcd:=", k=rng.randint(5, 70))) for _ in range(24))
+    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    swaps = ({"question": f"b:{one}{other}=", "answer": other + one} for one in "abcd" for other in "abcd")
+    (folder / "swap.jsonl").write_text("".join(json.dumps(swap) + "\n" for swap in swaps))
+    with (folder / "news.csv").open("w", newline="") as file:
+        rows = [("".join(rng.choices("abcd", k=8)), ("A", "B", "C", "")[i % 4]) for i in range(200)]
+        csv.writer(file).writerows([("question", "answer"), *rows])
+    evaluation = ""
+    if importlib.util.find_spec("lm_eval") is not None:
+        evaluation = "evaluation: [{kind: held_out}, {kind: lm_eval, tasks: [own], include_path: ./mine}]"
+        (folder / "mine").mkdir()
+        (folder / "mine" / "own.yaml").write_text(OWN_TASK.replace("FOLDER", str(folder)))
+        tasks = [{"q": f"{'abcd'[i % 4]}=", "label": i % 2} for i in range(8)]
+        (folder / "own.jsonl").write_text("\n".join(map(json.dumps, tasks)))
+    return written(folder, RECIPE.replace("EVALUATION", evaluation), TASKS)
+
+
+def train(rank: int, number: int, port: int, arguments: list[str], log: Path) -> None:
+    """Run in a process of its own, whose clock goes by a second in each step, and that of the second process by two."""
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "MASTER_PORT": port}
+    if number > 1:
+        os.environ.update({name: str(place) for name, place in places.items()}, MASTER_ADDR="127.0.0.1")
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    seconds, clock = rank + 1, [0.0]
+    begin = stopping.Stopping.on_optimizer_step
+
+    def tick(self: Any, *args: Any, **options: Any) -> None:
+        clock[0] += seconds
+        begin(self, *args, **options)
+
+    stopping.Stopping.on_optimizer_step, stopping.time.monotonic = tick, lambda: clock[0]
+    with log.open("w") as file, redirect_stdout(file), redirect_stderr(file):
+        code = main(["train", *arguments])
+    sys.exit(code)
+
+
+def run(folder: Path, number: int) -> Path:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    output, logs = folder / str(number), [folder / f"{number}_{rank}.log" for rank in range(number)]
+    arguments = [str(folder / "small.yaml"), "--output", str(output)]
+    processes = [CONTEXT.Process(target=train, args=(i, number, port, arguments, log)) for i, log in enumerate(logs)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * number, logs[0].read_text()[-3000:]
+    return output
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    paths = {
+        path.parent.name: path for path in [*run.glob("models/*/*.safetensors"), *run.glob("student/*.safetensors")]
+    }
+    return {f"{name}.{key}": x for name, path in paths.items() for key, x in load_file(path).items()}
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="processes cannot be connected")
+def test_two_processes_come_to_the_models_scores_and_endings_of_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    recipe(tmp_path)
+    one, two = run(tmp_path, 1), run(tmp_path, 2)
+    torch.testing.assert_close(weights(two), weights(one), rtol=1e-4, atol=1e-6)
+    stages = [files.read_json(path / "summary.json")["stages"] for path in (one, two)]
+    endings = [[(stage["ending"]["rule"], stage["steps"]) for stage in of_run] for of_run in stages]
+    assert endings[0] == endings[1]
+    rules = ["max_tokens", "plateau", "score", "max_flops", "max_seconds", "teacher_surpassed"]
+    assert [rule for rule, _ in endings[0]] == rules
+    for first, second in zip(*stages, strict=True):
+        assert second["after"] == pytest.approx(first["after"], rel=1e-5)
+        if first["name"] in ("texts", "teacher", "labels"):  # elsewhere prompts repeat, and each process reads its own
+            assert second["flops"] == first["flops"]
+    assert 0 < stages[0][1]["after"]["copy"] < 1, "some samples pass"
+    order = [
+        [x for x in files.read_jsonl(path / "events.jsonl").records if x["kind"] == "difficulty"] for path in (one, two)
+    ]
+    assert len(order[0]) == 1 and order[0] == order[1]
+    transfer = [
+        [line["transfer/swap"] for line in files.read_jsonl(path / "metrics.jsonl").records if "transfer/swap" in line]
+        for path in (one, two)
+    ]
+    assert len(transfer[0]) == 2 and transfer[1] == pytest.approx(transfer[0], rel=1e-4)
