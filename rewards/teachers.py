@@ -126,7 +126,7 @@ def judge(
     last = [
         states_TH[-1] for states_TH in _hidden_states(judge_model, [_question_ids(encoder, text) for text in texts])
     ]
-    logits_B2 = head.in_float32().logits(torch.stack(last)).double()
+    logits_B2 = head.with_float32_logits().logits(torch.stack(last)).double()
     probabilities: list[float] = torch.sigmoid(logits_B2[:, 0] - logits_B2[:, 1]).tolist()
     return probabilities
 

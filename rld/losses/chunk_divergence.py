@@ -9,7 +9,7 @@ that two vocabularies share.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,7 +51,7 @@ class ChunkDivergence:
 
 def chunk_divergence(
     logits_NV: Tensor,
-    teachers: Sequence[TeacherDistribution],
+    teachers: Mapping[int, TeacherDistribution],
     weights_NK: Tensor,
     objective: ResponseObjective,
     *,
@@ -61,14 +61,13 @@ def chunk_divergence(
 
     Args:
         logits_NV: The student's.
-        teachers: Each teacher's distributions at the chunk's tokens.
+        teachers: The distributions at the chunk's tokens of the teachers that are valid at some of them, by number.
         weights_NK: Weight of each teacher at each token, 0 where it is not valid.
         objective: Divergence, combination and temperature.
         with_entropies: Whether to compute the entropies of target and student.
     """
-    valid = {k: teacher for k, teacher in enumerate(teachers) if teacher.valid_N.any()}
-    compute = _forward_kl_of_mixture if _has_closed_form(objective, list(valid.values())) else _by_autograd
-    return compute(logits_NV, valid, weights_NK, objective, with_entropies=with_entropies)
+    compute = _forward_kl_of_mixture if _has_closed_form(objective, list(teachers.values())) else _by_autograd
+    return compute(logits_NV, teachers, weights_NK, objective, with_entropies=with_entropies)
 
 
 def _has_closed_form(objective: ResponseObjective, teachers: Sequence[TeacherDistribution]) -> bool:
@@ -80,7 +79,7 @@ def _has_closed_form(objective: ResponseObjective, teachers: Sequence[TeacherDis
 
 def _forward_kl_of_mixture(
     logits_NV: Tensor,
-    teachers: dict[int, TeacherDistribution],
+    teachers: Mapping[int, TeacherDistribution],
     weights_NK: Tensor,
     objective: ResponseObjective,
     *,
@@ -112,7 +111,7 @@ def _forward_kl_of_mixture(
 
 def _by_autograd(
     logits_NV: Tensor,
-    teachers: dict[int, TeacherDistribution],
+    teachers: Mapping[int, TeacherDistribution],
     weights_NK: Tensor,
     objective: ResponseObjective,
     *,

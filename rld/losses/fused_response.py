@@ -27,11 +27,14 @@ from rld.losses.chunk_divergence import chunk_divergence
 from rld.losses.combination import entropy
 from rld.losses.objective import ResponseObjective
 from rld.losses.teacher_distribution import LOG_ZERO, TeacherDistribution, log_softmax
-from rld.models.heads import LMHead
+from rld.models.heads import LMHead, add_product, product
 from rld.utils.tensors import token_chunks
 
 _MAX_LOGITS = 1 << 21
 """Logits of one model held at a time: 8 MiB in float32, which fits into a processor's cache."""
+
+_MAX_LOGITS_ON_GPU = 1 << 26
+"""The same on a GPU: 256 MiB, with which a product takes longer than reading an output head from memory."""
 
 _MIN_TOKENS = 64
 """Tokens of a chunk at least: with fewer, reading the output heads from memory takes longer than the products."""
@@ -99,12 +102,12 @@ class _StudentGradients:
             derivative_NV: Derivative of the loss with respect to `states_NH @ head.weight.T + head.bias`.
             rows: Which tokens.
             states_NH: Their hidden states.
-            head: The student's, in float32.
+            head: The student's, with logits in float32.
         """
         if self.hidden_NH is not None:
-            self.hidden_NH[rows] += derivative_NV @ head.weight
+            self.hidden_NH[rows] += product(derivative_NV, head.weight)
         if self.weight_VH is not None:
-            self.weight_VH.addmm_(derivative_NV.T, states_NH.float())
+            add_product(self.weight_VH, derivative_NV.T, states_NH.to(head.weight.dtype))
         if self.bias_V is not None:
             self.bias_V += derivative_NV.sum(0)
 
@@ -133,8 +136,8 @@ class _PassInputs:
     with_entropies: bool
 
     def head(self, weight_VH: Tensor, bias_V: Tensor | None) -> LMHead:
-        """The student's head in float32."""
-        return LMHead(weight_VH, bias_V, self.head_scale, self.head_softcap).in_float32()
+        """The student's head, with logits in float32."""
+        return LMHead(weight_VH, bias_V, self.head_scale, self.head_softcap).with_float32_logits()
 
 
 class _FusedResponse(torch.autograd.Function):
@@ -148,7 +151,8 @@ class _FusedResponse(torch.autograd.Function):
         gradients = _StudentGradients.zeros(ctx.needs_input_grad[:3], (hidden_NH, weight_VH, bias_V))
         stats = PerTokenStats.zeros(len(hidden_NH), len(teachers), hidden_NH.device)
         vocabulary = max([len(weight_VH), *(teacher.num_logits for teacher in teachers)])
-        for rows in token_chunks(len(hidden_NH), vocabulary, _MAX_LOGITS, _MIN_TOKENS):
+        chunks = _chunks(hidden_NH, vocabulary)
+        for rows, valid in zip(chunks, _valid_teachers(teachers, chunks), strict=True):
             logits_NV = head.logits(hidden_NH[rows])
             if inputs.sampled is not None:
                 log_pi_NV = log_softmax(logits_NV, inputs.sampled.temperature)
@@ -156,7 +160,7 @@ class _FusedResponse(torch.autograd.Function):
                 stats.sampling_entropy_N[rows] = entropy(log_pi_NV)
             chunk = chunk_divergence(
                 logits_NV,
-                [teacher.at(rows) for teacher in teachers],
+                {k: teachers[k].at(rows) for k in valid},
                 inputs.weights_NK[rows],
                 inputs.objective.of_tokens(rows),
                 with_entropies=inputs.with_entropies,
@@ -184,7 +188,7 @@ class _FusedResponse(torch.autograd.Function):
         rows_n = ((d_logprob_N != 0) | (d_entropy_N != 0)).nonzero()[:, 0]
         if inputs.sampled is not None and len(rows_n):
             head = inputs.head(weight_VH, bias_V)
-            for chunk in token_chunks(len(rows_n), len(weight_VH), _MAX_LOGITS, _MIN_TOKENS):
+            for chunk in _chunks(rows_n, len(weight_VH)):
                 rows = rows_n[chunk]
                 states_NH = hidden_NH[rows]
                 logits_NV = head.logits(states_NH)
@@ -197,6 +201,24 @@ class _FusedResponse(torch.autograd.Function):
                 )
                 gradients.add(derivative_NV.mul_(head.logit_derivative(logits_NV)), rows, states_NH, head)
         return *gradients.cast(student), None
+
+
+def _chunks(tokens_N: Tensor, vocabulary: int) -> list[slice]:
+    """Split tokens into chunks of as many logits as are held at a time."""
+    max_logits = _MAX_LOGITS_ON_GPU if tokens_N.is_cuda else _MAX_LOGITS
+    return list(token_chunks(len(tokens_N), vocabulary, max_logits, _MIN_TOKENS))
+
+
+def _valid_teachers(teachers: Sequence[TeacherDistribution], chunks: Sequence[slice]) -> list[list[int]]:
+    """Return the numbers of the teachers that are valid at some token of each chunk.
+
+    All chunks are asked at once, because each question to a GPU waits until it has done all that it was told before.
+    """
+    if not teachers or not chunks:
+        return [[] for _ in chunks]
+    valid_KC = torch.stack([teacher.valid_N[rows].any() for teacher in teachers for rows in chunks])
+    valid = valid_KC.view(len(teachers), len(chunks)).T.tolist()
+    return [[k for k, is_valid in enumerate(row) if is_valid] for row in valid]
 
 
 def _sampled_derivative(
@@ -249,7 +271,7 @@ def fused_response_loss(
     inputs = _PassInputs(
         head_scale=head.scale,
         head_softcap=head.softcap,
-        teachers=[teacher.in_float32() for teacher in teachers],
+        teachers=[teacher.with_float32_logits() for teacher in teachers],
         weights_NK=weights_NK,
         counts_N=counts_N,
         objective=objective,

@@ -51,8 +51,8 @@ class TeacherDistribution(ABC):
     def num_logits(self) -> int:
         """Logits per token that are computed to get the log-probabilities."""
 
-    def in_float32(self) -> TeacherDistribution:
-        """The same with an output head in float32."""
+    def with_float32_logits(self) -> TeacherDistribution:
+        """The same with an output head whose logits are not rounded to half precision."""
         return self
 
     @abstractmethod
@@ -80,8 +80,8 @@ class FullDistribution(TeacherDistribution):
     def num_logits(self) -> int:
         return len(self.head.weight)
 
-    def in_float32(self) -> FullDistribution:
-        return replace(self, head=self.head.in_float32())
+    def with_float32_logits(self) -> FullDistribution:
+        return replace(self, head=self.head.with_float32_logits())
 
     def at(self, rows: slice) -> FullDistribution:
         return replace(self, valid_N=self.valid_N[rows], hidden_NH=self.hidden_NH[rows])

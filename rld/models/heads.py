@@ -44,16 +44,24 @@ class LMHead:
         bias = None if self.bias is None else self.bias.detach()
         return LMHead(self.weight.detach(), bias, self.scale, self.softcap)
 
-    def in_float32(self) -> LMHead:
-        """Return the head in single precision."""
-        return LMHead(self.weight.float(), None if self.bias is None else self.bias.float(), self.scale, self.softcap)
+    def with_float32_logits(self) -> LMHead:
+        """Return the head with logits that are not rounded to half precision.
+
+        A GPU needs no copy of the weight for that, other devices one in single precision.
+        """
+        weight = self.weight if multiplies_in_half(self.weight) else self.weight.float()
+        return LMHead(weight, None if self.bias is None else self.bias.float(), self.scale, self.softcap)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits `[..., V]` in at least single precision, with gradients to the states and to the head.
 
-        The product with the weight is computed in the weight's precision.
+        The product with the weight is computed in the weight's precision; on a GPU, where no gradient is needed, its
+        result is not rounded to it.
         """
-        z_NV = at_least_float32(hidden.to(self.weight.dtype) @ self.weight.T)
+        if torch.is_grad_enabled() and (hidden.requires_grad or self.weight.requires_grad):
+            z_NV = at_least_float32(hidden.to(self.weight.dtype) @ self.weight.T)
+        else:
+            z_NV = product(hidden.flatten(0, -2), self.weight.T).unflatten(0, hidden.shape[:-1])
         if self.bias is not None:
             z_NV = z_NV + self.bias
         if self.scale != 1:
@@ -85,6 +93,30 @@ class LMHead:
         return LMHead(
             head.weight.to(device), None if head.bias is None else head.bias.to(device), self.scale, self.softcap
         )
+
+
+def multiplies_in_half(weight: Tensor) -> bool:
+    """Whether a weight is in half precision and on a GPU, whose products of such operands are sums in float32."""
+    return weight.is_cuda and weight.dtype in (torch.bfloat16, torch.float16)
+
+
+@torch.no_grad()
+def product(a_MK: Tensor, b_KN: Tensor) -> Tensor:
+    """Return `a @ b`, computed in the precision of `b`, in at least single precision; without gradient."""
+    a_MK = a_MK.to(b_KN.dtype)
+    if multiplies_in_half(b_KN):
+        return torch.mm(a_MK, b_KN, out_dtype=torch.float32)
+    return at_least_float32(a_MK @ b_KN)
+
+
+@torch.no_grad()
+def add_product(sum_MN: Tensor, a_MK: Tensor, b_KN: Tensor) -> None:
+    """Add `a @ b`, computed in the precision of `b`, to a sum in float32."""
+    a_MK = a_MK.to(b_KN.dtype)
+    if multiplies_in_half(b_KN):
+        torch.addmm(sum_MN, a_MK, b_KN, out_dtype=torch.float32, out=sum_MN)
+    else:
+        sum_MN.addmm_(a_MK, b_KN)
 
 
 @torch.no_grad()

@@ -96,7 +96,7 @@ class LocalLogprobs(LogprobSource):
         logprobs: dict[int, TopKLogprobs] = {}
         # The caller's autocast is off, so that the values do not depend on the precision that the caller trains in.
         with self.teacher.running(self.device) as model, torch.autocast(self.device.type, enabled=False):
-            head = LMHead.of(model).in_float32()  # a half-precision head would round the logits
+            head = LMHead.of(model).with_float32_logits()  # a half-precision head would round the logits
             for numbers in _batches([len(sequence.ids) for sequence in sequences], self.batch):
                 batch = [sequences[i] for i in numbers]
                 targets_N = torch.tensor([i for s in batch for i in s.ids[-s.num_scored :]], device=self.device)

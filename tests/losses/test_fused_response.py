@@ -16,6 +16,7 @@ from rld.losses.divergences import JSD, AnyDivergence, ForwardKL, ReverseKL
 from rld.losses.fused_response import PerTokenStats, SampledTokens, fused_response_loss
 from rld.losses.objective import ResponseObjective, TopK
 from rld.losses.teacher_distribution import FullDistribution
+from rld.models import heads
 from rld.models.heads import LMHead
 
 DIVERGENCES = [member() for member in get_args(get_args(AnyDivergence)[0])]
@@ -313,3 +314,30 @@ def test_without_gradients_none_are_computed():
             hidden, head, [distribution(0)], torch.ones(N, 1), torch.ones(N), ResponseObjective(JSD(), Mixture(), 1.0)
         )
     assert not total.requires_grad
+
+
+def test_heads_in_half_precision_are_read_as_they_are_where_their_products_are_float32(monkeypatch):
+    """As on a GPU, whose products torch computes here in float32; against the plain formula in float64."""
+    mm, addmm = torch.mm, torch.addmm
+    monkeypatch.setattr(heads, "multiplies_in_half", lambda weight: weight.dtype == torch.bfloat16)
+    monkeypatch.setattr(torch, "mm", lambda a, b, out_dtype: mm(a.float(), b.float()))
+    monkeypatch.setattr(torch, "addmm", lambda c, a, b, out_dtype, out: addmm(c, a.float(), b.float(), out=out))
+    hidden, weight = random(0, N, 5).bfloat16().requires_grad_(), random(1, V, 5).bfloat16().requires_grad_()
+    teacher_hidden, teacher_weight = random(20, N, 6).bfloat16(), random(10, V, 6).bfloat16()
+    teacher = FullDistribution(
+        valid_N=EVERYWHERE, head=LMHead(teacher_weight, None, 1.0, None), hidden_NH=teacher_hidden
+    )
+    assert teacher.with_float32_logits().head.weight is teacher_weight
+    objective, ids = ResponseObjective(ForwardKL(), Mixture(), 1.0), torch.arange(N)
+    given = [teacher], torch.ones(N, 1), torch.ones(N), objective
+    total, stats = fused(hidden, LMHead(weight, None, 1.0, None), *given, sampled=SampledTokens(ids, 1.0))
+    found = torch.autograd.grad(total - stats.sampled_logprob_N.sum(), (hidden, weight))
+
+    log_s = (hidden.double() @ weight.double().T).log_softmax(-1)
+    log_t = (teacher_hidden.double() @ teacher_weight.double().T).log_softmax(-1)
+    plain = ForwardKL()(log_s, log_t)
+    torch.testing.assert_close(stats.target_divergence_N.double(), plain.detach(), rtol=1e-5, atol=1e-5)
+    expected = torch.autograd.grad((plain - log_s[ids, ids]).sum(), (hidden, weight))
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == torch.bfloat16
+        assert (one.double() - other.double()).norm() < 1e-2 * other.double().norm()
