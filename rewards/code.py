@@ -28,14 +28,15 @@ def unit_tests(
     """Give 1 to a program that passes the row's tests within the limits; otherwise 0. A row without tests gets None.
 
     The program is the last fenced block of the completion, or all of it if there is none. It runs in a sandbox, with
-    Python's standard library, without network and without files. Of rows of `kind: code_task` it is the last block that
-    defines their `entry_point`; where none does, the completion goes on where the prompt's code ends.
+    Python's standard library, without network and without files, and its tests call it from another. Of rows of
+    `kind: code_task` it is the last block that defines their `entry_point`; where none does, the completion goes on
+    where the prompt's code ends.
 
     Args:
         column: Column of the row with its tests: Python source that raises an exception if the program is wrong, such
             as `assert add(1, 2) == 3`.
         seconds: Limit of a program's time.
-        memory_mb: Limit of the memory of each process of a program, in MiB.
+        memory_mb: Limit of a program's memory, in MiB.
         workers: Programs that run at the same time.
     """
 
@@ -43,29 +44,41 @@ def unit_tests(
         task = json.loads(row_entry) if row_entry else {}
         if task.get(column) is None:
             return None
+        names = {"entry_point": task.get("entry_point") or "", "setup": own_code(task)}
         program = whole_program(text_of(completion), task)
-        outcome = run_tests(program, str(task[column]), seconds=seconds, memory_mb=memory_mb)
+        outcome = run_tests(program, str(task[column]), **names, seconds=seconds, memory_mb=memory_mb)
         return float(outcome.status == "passed")
 
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(score, completions, entry))
 
 
+def own_code(task: Mapping[str, Any]) -> str:
+    """Return the code of a row that no completion can change: its `setup`, and what its prompt begins with."""
+    prompt = task.get("prompt") or ""
+    definition = _start(task)
+    return f"{task.get('setup') or ''}\n{prompt[: definition.start()] if definition else ''}"
+
+
 def whole_program(text: str, task: Mapping[str, Any]) -> str:
-    """Return the program that a completion is a part of.
+    """Return the program that a completion is a part of, without `own_code`.
 
     Args:
         text: The completion.
-        task: The row's `setup`, `entry_point` and `prompt`, each where there is one. `prompt` is code that the
-            completion goes on with.
+        task: The row's `entry_point` and `prompt`, each where there is one. `prompt` is code that the completion goes
+            on with.
     """
-    setup, name, prompt = (task.get(key) or "" for key in ("setup", "entry_point", "prompt"))
-    program = program_in(text, name)
-    definition = _definition(name).search(prompt) if name else None
-    if definition is not None:  # what the definition uses, such as imports, or all that the completion goes on with
-        is_whole = _definition(name).search(program) is not None
-        program = (prompt[: definition.start()] if is_whole else prompt) + program
-    return f"{setup}\n{program}"
+    name = task.get("entry_point") or ""
+    program, definition = program_in(text, name), _start(task)
+    if definition is not None and not _definition(name).search(program):  # the completion goes on with the prompt
+        return str(task["prompt"])[definition.start() :] + program
+    return program
+
+
+def _start(task: Mapping[str, Any]) -> re.Match[str] | None:
+    """Return where the definition of the entry point starts in a row's prompt."""
+    name, prompt = task.get("entry_point") or "", task.get("prompt") or ""
+    return _definition(name).search(prompt) if name else None
 
 
 def program_in(text: str, name: str = "") -> str:

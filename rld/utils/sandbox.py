@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import secrets
 import selectors
 import shutil
@@ -17,11 +18,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from rld.errors import RewardError
+from rld.utils import sandbox_sides, system_calls
 
 MAX_OUTPUT = 64 * 1024
 """Bytes of output after which a program is stopped."""
@@ -35,25 +38,10 @@ _MAX_TEMPORARY = 16 << 20
 _MAX_PROCESSES = 32
 """Processes and threads of a program, each with its own limit of memory."""
 
-_NOBODY = "65534"
+_USERS = range(61184, 65520)
+"""Users to run as where rld runs as root, one drawn for each process: the system counts processes by user."""
 
-_HARNESS = """
-import json, os, sys
-def run():
-    import builtins
-    task = json.loads(sys.stdin.buffer.read())
-    output, out = os.dup(1), os.write
-    space = {"__name__": "answer"}
-    for name in ("program", "tests"):
-        exec(compile(task[name], name, "exec"), space)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    out(output, task["token"].encode())
-    os._exit(0)
-run()
-"""
-"""Runs a program and its tests in one name space; then writes a token that the program was not told, as the last thing.
-"""
+_SIDES = Path(sandbox_sides.__file__).read_text()
 
 
 @dataclass(frozen=True)
@@ -62,39 +50,63 @@ class Outcome:
 
     Attributes:
         status: `passed`: the program and all tests ran to their end. `failed`: one raised an exception or left early.
-            `timeout`, `output`: it was stopped at the limit of time or output.
+            `timeout`, `output`, `memory`: it was stopped at that limit.
         output: The end of what it wrote, for messages.
     """
 
-    status: Literal["passed", "failed", "timeout", "output"]
+    status: Literal["passed", "failed", "timeout", "output", "memory"]
     output: str
 
 
-def run_tests(program: str, tests: str, *, seconds: float = 5.0, memory_mb: int = 512) -> Outcome:
-    """Run `program`, then `tests` in its name space, in a sandbox with Python's standard library.
+def run_tests(
+    program: str,
+    tests: str,
+    *,
+    setup: str = "",
+    entry_point: str = "",
+    seconds: float = 5.0,
+    memory_mb: int = 512,
+) -> Outcome:
+    """Run `program` in a sandbox, and `tests` in another, from which they call the program (`sandbox_sides.py`).
 
-    Leaving early, with `sys.exit(0)` or `os._exit(0)`, does not pass. A program that overrides what its tests compare,
-    such as a class that equals everything, does, and so does one that looks for the harness's token in its memory: both
-    run in one interpreter.
+    The program can't read its tests, and none of what it prints, overrides, raises or kills makes them pass: they
+    decide by the plain values that it returns. What they ask an object of the program itself, such as by its methods,
+    that object answers.
 
     Args:
         program: Python source.
         tests: Python source that raises an exception if the program is wrong.
+        setup: Python source that runs before each of both. Its functions and values, other than classes, are the tests'
+            own.
+        entry_point: A name that the tests take from the program, even if it is a builtin's.
         seconds: Limit of the run's time, and of the processor time of each process.
-        memory_mb: Limit of each process's memory, in MiB.
+        memory_mb: Limit of the memory of each process, and of all together, in MiB.
 
     Raises:
         RewardError: there is no sandbox on this machine.
     """
     token = secrets.token_hex(16)
-    task = json.dumps({"program": program, "tests": tests, "token": token}).encode()
-    command = [*_sandbox(), *_limits(seconds, memory_mb), _interpreter(), "-I", "-S", "-B", "-c", _HARNESS]
-    status, output = _run(command, task, seconds)
-    passed = status == "ended" and output.endswith(token.encode())
-    text = output.decode(errors="replace").removesuffix(token)[-2000:]
+    command = [*_sandbox(), *_limits(seconds, memory_mb), _interpreter(), "-I", "-S", "-B", "-c", _SIDES]
+    with contextlib.ExitStack() as stack:
+        sides = []
+        channels = [os.pipe(), os.pipe()]
+        tasks = {"program": program, "setup": setup}, {"tests": tests, "setup": setup, "entry_point": entry_point}
+        try:
+            for task, ends in zip(tasks, ((0, 1), (1, 0)), strict=True):
+                source, sink = channels[ends[0]][0], channels[ends[1]][1]
+                content = json.dumps({**task, "token": token} if "tests" in task else task)
+                process = _start([*command, str(source), str(sink)], content.encode(), (source, sink))
+                stack.callback(_end, process)
+                sides.append(process)
+        finally:
+            for descriptor in (*channels[0], *channels[1]):
+                os.close(descriptor)
+        status, outputs = _read(sides, seconds, memory_mb)
+    passed = status == "ended" and outputs[-1].endswith(token.encode())
+    text = b"".join(outputs).decode(errors="replace").removesuffix(token)[-2000:]
     if status == "ended":
         return Outcome("passed" if passed else "failed", text)
-    return Outcome("timeout" if status == "timeout" else "output", text)
+    return Outcome(status, text)
 
 
 def require_sandbox() -> None:
@@ -102,45 +114,70 @@ def require_sandbox() -> None:
     _interpreter()
 
 
-def _run(command: Sequence[str], task: bytes, seconds: float) -> tuple[str, bytes]:
-    """Run a command; return how it ended (`ended`, `timeout` or `output`) and its output."""
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
-    assert process.stdin is not None and process.stdout is not None
-    deadline = time.monotonic() + seconds + 1  # the sandbox needs some time to start
-    output, pending, status = b"", memoryview(task), "ended"
+def _start(command: Sequence[str], content: bytes, descriptors: Sequence[int] = ()) -> subprocess.Popen[bytes]:
+    """Start a command in the sandbox that reads `content` and may use `descriptors`."""
+    with _memory_file(content) as task, _memory_file(system_calls.program()) as rules:
+        return subprocess.Popen(
+            [*_other_user(), "bwrap", "--seccomp", str(rules), *command],
+            stdin=task,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=(rules, *descriptors),
+            env={"PATH": os.environ.get("PATH", os.defpath)},  # /proc/1/environ shows it to the program
+            start_new_session=True,
+        )
+
+
+@contextlib.contextmanager
+def _memory_file(content: bytes) -> Iterator[int]:
+    """Yield a descriptor from which a process reads `content`."""
+    descriptor = os.memfd_create("rld")
     try:
-        with selectors.DefaultSelector() as selector:
-            for stream, event in ((process.stdin, selectors.EVENT_WRITE), (process.stdout, selectors.EVENT_READ)):
-                os.set_blocking(stream.fileno(), False)
-                selector.register(stream, event)
-            while process.stdout in {key.fileobj for key in selector.get_map().values()}:
-                if time.monotonic() > deadline or len(output) > MAX_OUTPUT:
-                    status = "output" if len(output) > MAX_OUTPUT else "timeout"
-                    break
-                for key, _ in selector.select(timeout=0.1):
-                    if key.fileobj is process.stdin:
-                        pending = _write(process.stdin.fileno(), pending)
-                        if not pending:
-                            selector.unregister(process.stdin)
-                            process.stdin.close()
-                    else:
-                        chunk = os.read(process.stdout.fileno(), 65536)
-                        output += chunk
-                        if not chunk:
-                            selector.unregister(process.stdout)
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(content)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor
     finally:
-        _end(process)
-    return status, output
+        os.close(descriptor)
 
 
-def _write(descriptor: int, pending: memoryview) -> memoryview:
-    """Write what the pipe takes; return the rest, which is empty if nobody reads any more."""
-    try:
-        return pending[os.write(descriptor, pending[:65536]) :]
-    except BrokenPipeError:
-        return pending[:0]
+def _read(
+    processes: Sequence[subprocess.Popen[bytes]], seconds: float, memory_mb: int
+) -> tuple[Literal["ended", "timeout", "output", "memory"], list[bytes]]:
+    """Read what processes write until the last of them has ended or a limit is reached."""
+    deadline = time.monotonic() + seconds + 1  # the sandbox needs some time to start
+    streams = [process.stdout for process in processes if process.stdout is not None]
+    outputs = [b""] * len(streams)
+    with selectors.DefaultSelector() as selector:
+        for i, stream in enumerate(streams):
+            selector.register(stream, selectors.EVENT_READ, i)
+        while True:
+            for key, _ in selector.select(timeout=0.05):
+                chunk = os.read(key.fd, 65536)
+                outputs[key.data] += chunk
+                if not chunk and key.data == len(streams) - 1:
+                    return "ended", outputs
+                if not chunk:
+                    selector.unregister(key.fileobj)
+            if sum(map(len, outputs)) > MAX_OUTPUT:
+                return "output", outputs
+            if time.monotonic() > deadline:
+                return "timeout", outputs
+            if any(_memory(process.pid) > memory_mb << 20 for process in processes):
+                return "memory", outputs
+
+
+def _memory(pid: int) -> int:
+    """Return the bytes of memory that a process and all that it has started hold, without files."""
+    pages, waiting = 0, [str(pid)]
+    while waiting:
+        process = f"/proc/{waiting.pop()}"
+        with contextlib.suppress(OSError):  # it has ended
+            status = Path(process, "status").read_text()
+            pages += sum(int(size) for size in re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+) kB", status, re.MULTILINE))
+            for task in os.listdir(f"{process}/task"):
+                waiting += Path(process, "task", task, "children").read_text().split()
+    return pages << 10
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -148,9 +185,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):  # it has ended
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    for stream in (process.stdin, process.stdout):
-        if stream is not None:
-            stream.close()
+    if process.stdout is not None:
+        process.stdout.close()
 
 
 def _limits(seconds: float, memory_mb: int) -> list[str]:
@@ -168,7 +204,7 @@ def _limits(seconds: float, memory_mb: int) -> list[str]:
 
 @functools.cache
 def _sandbox() -> list[str]:
-    """Return the command that starts a sandbox.
+    """Return the arguments of bubblewrap.
 
     Raises:
         RewardError: a program that it needs is missing.
@@ -179,11 +215,7 @@ def _sandbox() -> list[str]:
             f"programs of a model run in a sandbox, which needs {' and '.join(missing)}: install the packages "
             "bubblewrap and util-linux (Debian, Ubuntu: apt install bubblewrap)"
         )
-    command = []
-    if os.getuid() == 0:  # the limit on processes does not bind root
-        command = ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", "--no-new-privs"]
-        command += ["prlimit", f"--nproc={_MAX_PROCESSES}"]
-    command += ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"]
+    command = ["--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"]
     command += ["--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin", "--symlink", "usr/lib", "/lib"]
     command += ["--symlink", "usr/lib64", "/lib64", "--proc", "/proc", "--dev", "/dev"]
     for folder in ("/tmp", "/dev/shm"):
@@ -191,6 +223,27 @@ def _sandbox() -> list[str]:
     for folder in ("/dev", "/"):  # in memory too, and of no size
         command += ["--remount-ro", folder]
     return [*command, "--chdir", "/tmp"]
+
+
+def _other_user() -> list[str]:
+    """Return the command that runs another as a user other than root, whom the limit on processes does not bind."""
+    if os.getuid() != 0:
+        return []
+    user = secrets.choice(_USERS)
+    command = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--no-new-privs"]
+    return [*command, "prlimit", f"--nproc={_MAX_PROCESSES}"]
+
+
+_PROBE = """
+import os, resource, socket
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+assert os.getuid() != 0 and set(os.environ) <= {"PWD", "LC_CTYPE"}
+assert status["Seccomp"].strip() == "2" and not int(status["CapEff"], 16)
+assert all(resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[1] > 0 for name in ("AS", "CPU", "NPROC", "FSIZE"))
+assert [name for _, name in socket.if_nameindex()] == ["lo"]
+print("started")
+"""
+"""Looks whether the sandbox is what it should be."""
 
 
 @functools.cache
@@ -203,8 +256,11 @@ def _interpreter() -> str:
     candidates = [os.path.realpath(sys.executable), "/usr/bin/python3"]
     message = b""
     for candidate in candidates:
-        command = [*_sandbox(), *_limits(5, 512), candidate, "-I", "-S", "-B", "-c", "print('started')"]
-        _, message = _run(command, b"", 10)
+        process = _start([*_sandbox(), *_limits(5, 512), candidate, "-I", "-S", "-B", "-c", _PROBE], b"")
+        try:
+            _, (message,) = _read([process], 10, 512)
+        finally:
+            _end(process)
         if message.strip() == b"started":
             return candidate
     raise RewardError(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,30 +32,200 @@ def test_the_tests_decide() -> None:
     assert run_tests("def double(x)", "").status == "failed"
 
 
+FILES = "import os\nfor path in ('/etc/passwd', '/root', '/home', '/work', '/sys'):\n    assert os.path.exists(path)"
+FULL = "for i in range(40):\n    open(f'{folder}/{{i}}', 'wb').write(bytes(1 << 20))"
+KERNEL = """
+import ctypes, os, platform
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.shmget(0, 1 << 20, 0o1600) == libc.unshare(0x10020000) == libc.mount(b't', b'/tmp', b't', 0, 0) == -1
+assert ctypes.get_errno() == 1
+number = {"x86_64": 56, "aarch64": 220}[platform.machine()]
+assert libc.syscall(number, 0x10000000 | 17, 0, 0, 0, 0) == -1 and ctypes.get_errno() == 1
+os.memfd_create("file")
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "error"),
+    [
+        ("import socket; socket.create_connection(('1.1.1.1', 53), timeout=2)", "Network is unreachable"),
+        ("import socket; socket.socket(socket.AF_UNIX).connect('/run/docker.sock')", "No such file"),
+        (FILES, "AssertionError"),
+        ("open('/usr/hostile', 'w')", "Read-only file system"),
+        ("open('/dev/file', 'w')", "Read-only file system"),
+        ("open('/file', 'w')", "Read-only file system"),
+        ("open('/tmp/large', 'wb').write(bytes(4 << 20))", "File too large"),
+        (FULL.format(folder="/tmp"), "No space left"),
+        (FULL.format(folder="/dev/shm"), "No space left"),
+        ("import os; assert os.getuid() == 0 or os.setuid(0) is None", "Invalid argument"),
+        ("block = bytearray(900 << 20)", "MemoryError"),
+        (KERNEL, "in <module>\nPermissionError"),
+    ],
+)
+def test_what_a_program_must_not_do_fails(program: str, error: str) -> None:
+    outcome = run_tests(program, "")
+    assert outcome.status == "failed" and error in outcome.output
+
+
+def test_a_program_sees_neither_the_environment_nor_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_of_the_user")
+    program = """
+import glob
+for name in ("environ", "cmdline"):
+    for path in glob.glob(f"/proc/[0-9]*/{name}"):
+        try:
+            print(open(path).read())
+        except OSError:
+            pass
+processes = len(glob.glob("/proc/[0-9]*"))
+"""
+    outcome = run_tests(program, "print(processes)\nassert processes <= 2")
+    assert outcome.status == "passed" and "hf_of_the_user" not in outcome.output
+
+
+EQUAL = "class Equal:\n    __eq__ = lambda self, other: True\n    __sub__ = __radd__ = lambda self, other: 0.0\n"
+WRITE = """
+import os
+for fd in range(9):
+    try:
+        os.write(fd, b"passed")
+    except OSError:
+        pass
+"""
+MESSAGES = """
+import json, os, sys
+def say(message):
+    os.write(int(sys.argv[2]), json.dumps({"printed": "", "changed": [], **message}).encode() + b"\\n")
+"""
+FRAMES = """
+import gc, sys
+frame = sys._getframe()
+while frame:
+    for value in [*frame.f_locals.values(), *(v for v in gc.get_objects() if isinstance(v, dict))]:
+        if isinstance(value, dict) and "token" in value:
+            print(value["token"])
+    frame = frame.f_back
+"""
+
+
 @pytest.mark.parametrize(
     "program",
     [
         "import sys; sys.exit(0)",
-        "import os; os._exit(0)",
-        "import socket; socket.create_connection(('1.1.1.1', 53), timeout=2)",
-        "import os\nfor path in ('/etc/passwd', '/root', '/home', '/work'):\n    assert os.path.exists(path)",
-        "open('/usr/hostile', 'w')",
-        "import os; assert os.environ.get('HOME')",
-        "open('/tmp/large', 'wb').write(bytes(4 << 20))",
-        "open('/dev/file', 'w')",
-        "open('/file', 'w')",
-        *(
-            f"for i in range(40):\n    open(f'{folder}/{{i}}', 'wb').write(bytes(1 << 20))"
-            for folder in ("/tmp", "/dev/shm")
-        ),
-        "import os; assert os.getuid() == 0 or os.setuid(0) is None",
-        "block = bytearray(900 << 20)",
         "raise SystemExit",
+        "import os; os._exit(0)",
+        "def f(x):\n    import sys; sys.exit(0)",
+        "def f(x):\n    import os; os._exit(0)",
+        "def f(x): raise StopIteration",
         "import os, signal; os.kill(1, signal.SIGKILL); os.kill(os.getpid(), signal.SIGKILL)",
+        "import os, signal\ndef f(x): os.kill(-1, signal.SIGKILL)",
+        EQUAL + "f = lambda x: Equal()",
+        EQUAL + "class Number(Equal, float): pass\nf = lambda x: Number(7)",
+        EQUAL + "f = Equal()",
+        "from unittest.mock import ANY, MagicMock\nf = lambda x: ANY if x else MagicMock()",
+        "abs = all = lambda *x: 0 * len(x)\nisinstance = round = lambda *x: 2\nf = lambda x: 7",
+        "import builtins\nbuiltins.exec = builtins.compile = builtins.abs = lambda *a, **k: 0\nf = lambda x: 7",
+        "import sys, types\nsys.modules['math'] = types.SimpleNamespace(isclose=lambda *x: True)\nf = lambda x: 7",
+        "class AssertionError(BaseException): pass\nimport builtins\nbuiltins.AssertionError = None\nf = lambda x: 7",
+        "import sys\nsys.excepthook = print\nsys.settrace(lambda *x: None)\nf = lambda x: 7",
+        "import atexit, os\natexit.register(os._exit, 0)\nf = lambda x: 7",
+        WRITE + "f = lambda x: 7",
+        FRAMES + "f = lambda x: 7",
+        MESSAGES + "say({'value': {'global': ['unittest.mock', 'ANY']}})\nf = lambda x: 7",
+        MESSAGES
+        + "def f(x):\n    call = [{'global': ['builtins', 'exec']}, 'import os; os._exit(0)']\n"
+        + "    say({'ask': '__call__', 'arguments': call, 'named': {'dict': []}})\n",
+        MESSAGES + "os.write(int(sys.argv[2]), b'[' * 1_000_000 + b'\\n')",
+        "def f(x):\n    a = []\n    a.append(a)\n    return a",
+        "def f(x): return 'x' * (1 << 24)",
     ],
 )
-def test_what_a_program_must_not_do_fails(program: str) -> None:
-    assert run_tests(program, "").status == "failed"
+def test_a_program_cannot_forge_that_its_tests_pass(program: str) -> None:
+    tests = (
+        "import math\nassert all(map(lambda x: f(x) == 2, [1]))\nassert abs(f(1) - 2) < 1e-6 and math.isclose(f(1), 2)"
+    )
+    assert run_tests(program, tests, setup="def check(value): return value == 2").status == "failed"
+
+
+def test_what_a_row_brings_is_not_the_programs_to_change() -> None:
+    setup = "def close(a, b): return abs(a - b) < 1e-6\nclass Node:\n    def __init__(self, value): self.value = value"
+    tests = "assert close(f(Node(1)), 2)"
+    assert run_tests("def f(node): return node.value + 1", tests, setup=setup).status == "passed"
+    assert run_tests("def f(node): return 7\nclose = lambda a, b: True", tests, setup=setup).status == "failed"
+
+
+STACK = """
+class Stack:
+    def __init__(self):
+        self.items = []
+    def push(self, x):
+        self.items.append(x)
+    def __len__(self):
+        return len(self.items)
+    def __iter__(self):
+        return iter(self.items)
+    def __eq__(self, other):
+        return self.items == other.items
+"""
+STACK_TESTS = """
+s, t = Stack(), Stack()
+s.push(3)
+t.push(3)
+assert s == t and s != 3 and len(s) == 1 and list(s) == s.items == [3] and 3 in s and 4 not in s
+assert isinstance(s, Stack)
+s.top = 5
+assert s.top == 5
+"""
+VALUES = """
+import datetime, enum
+from collections import *
+from fractions import Fraction
+P, C = namedtuple("P", "a b"), enum.IntEnum("C", "X Y")
+def f():
+    copies = [Counter("aab"), {1}, (1,), Fraction(1, 2), {3: 4}, b"x", 1j, None, range(2), 2**20000, float("inf")]
+    return copies, [deque([1]), datetime.date(2020, 1, 2), P(1, 2), C.Y]
+"""
+VALUES_TESTS = """
+copies, others = f()
+assert copies == [{"a": 2, "b": 1}, {1}, (1,), 0.5, {3: 4}, b"x", 1j, None, range(2), 2**20000, float("inf")]
+queue, day, pair, choice = others
+assert queue.popleft() == 1 and day.year == 2020 and pair == (1, 2) and pair.a == 1 and choice == 2 and choice is C.Y
+"""
+PRINT_TESTS = """
+import contextlib, io
+with contextlib.redirect_stdout(io.StringIO()) as text:
+    f(3)
+assert text.getvalue() == "hi 3\\n"
+"""
+ERROR_TESTS = """
+for kind in E, ValueError:
+    try:
+        f(1)
+    except kind as error:
+        assert str(error) == "no"
+    else:
+        assert False
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "tests"),
+    [
+        ("def f(x): x.sort()", "a = [3, 1]\nf(a)\nassert a == [1, 3]"),
+        ("def f(g, x): return [g(i) for i in x]", "assert f(lambda i: i * 2, [1]) == [2] and f(len, ['a']) == [1]"),
+        ("class E(ValueError): pass\ndef f(x): raise E('no')", ERROR_TESTS),
+        ("def f(x): print('hi', x)", PRINT_TESTS),
+        ("def f(x):\n    yield 1\n    yield 2", "assert list(f(1)) == [1, 2]"),
+        ("def sum(a, b): return a + b", "assert sum(1, 2) == 3"),
+        ("count = 0\ndef f():\n    global count\n    count += 1", "f()\nf()\nassert count == 2"),
+        (STACK, STACK_TESTS),
+        (VALUES, VALUES_TESTS),
+    ],
+    ids=["in place", "callback", "error", "print", "generator", "builtin's name", "global", "class", "values"],
+)
+def test_tests_call_the_program_as_if_it_were_beside_them(program: str, tests: str) -> None:
+    outcome = run_tests(program, tests)
+    assert outcome.status == "passed", outcome.output
 
 
 def test_what_a_program_prints_is_no_mistake() -> None:
@@ -62,19 +234,54 @@ def test_what_a_program_prints_is_no_mistake() -> None:
     assert outcome.status == "passed" and sorted(outcome.output.split()) == ["err", "out", "tested"]
 
 
-def test_limits_of_time_output_and_processes() -> None:
+def test_limits_of_time_and_output() -> None:
     start = time.monotonic()
     assert run_tests("while True: pass", "", seconds=1).status == "timeout"
-    assert run_tests("import time; time.sleep(60)", "", seconds=1).status == "timeout"
+    assert run_tests("def f(): return iter(int, 1)", "for _ in f(): pass", seconds=1).status == "timeout"
     assert run_tests("import os\nwhile True: os.write(1, bytes(100_000))", "", seconds=5).status == "output"
-    children = (
-        "import os, time\nfor _ in range(200):\n    if os.fork() == 0:\n        time.sleep(30)\n        os._exit(0)"
+    assert (
+        run_tests("def f():\n    while True: print('x' * 10_000)", "f()", seconds=2, memory_mb=128).status != "passed"
     )
-    many = run_tests(children, "", seconds=2)
-    assert many.status == "failed" and "BlockingIOError" in many.output
-    left = "import os, time\nif os.fork() == 0:\n    time.sleep(30)"
-    assert run_tests(left, "", seconds=1).status in ("passed", "timeout")
     assert time.monotonic() - start < 20
+
+
+COUNT = "import os, time\nfor _ in range(200):\n    if os.fork() == 0:\n        time.sleep(30)\n        os._exit(0)"
+
+
+def test_limits_of_processes_and_of_their_memory() -> None:
+    start = time.monotonic()
+    many = run_tests(COUNT, "", seconds=2)
+    assert many.status == "failed" and "BlockingIOError" in many.output  # so the next ends too
+    bomb = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
+    assert run_tests(bomb, "", seconds=1).status == "timeout"
+    large = "import os, time\nfor _ in range(8):\n    if os.fork() == 0: break\nb = b'x' * (60 << 20)\ntime.sleep(9)"
+    assert run_tests(large, "", seconds=8, memory_mb=128).status == "memory"
+    assert time.monotonic() - start < 20
+
+
+def test_processes_in_the_background_end_with_the_call() -> None:
+    seconds = f"98765.{os.getpid()}"
+    program = f"""
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.closerange(0, 64)
+        os.execv("/usr/bin/sleep", ["sleep", "{seconds}"])
+    os._exit(0)
+"""
+    assert run_tests(program, "import time; time.sleep(0.2)").status == "passed"
+    deadline = time.monotonic() + 2
+    while any(seconds.encode() in _content(path) for path in Path("/proc").glob("[0-9]*/cmdline")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # it has ended
+        return b""
 
 
 def test_the_reward_reads_the_last_fenced_block() -> None:
