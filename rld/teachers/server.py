@@ -12,7 +12,7 @@ import hmac
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
@@ -51,7 +51,7 @@ class _GenerateRequest(BaseModel):
 
     prompts: list[list[int]] = Field(min_length=1, max_length=4096)
     max_new_tokens: int = Field(gt=0, le=_MAX_TOKENS)
-    ends: list[int] = Field([], max_length=64)
+    ends: list[Annotated[int, Field(ge=0, lt=1 << 31)]] = Field([], max_length=64)
     """Tokens that end an answer, beside those of the model."""
 
 

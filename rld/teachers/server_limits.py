@@ -21,6 +21,9 @@ under 1 kB, so a client that takes longer is broken or means harm."""
 _BODY_SECONDS = 30.0
 """Seconds from the headers until the body is complete: the largest, 1 MiB, then needs 35 kB/s."""
 
+_ANSWER_SECONDS = 120.0
+"""Seconds that a client may leave an answer unread: the largest, 67 MB, then needs 0.6 MB/s."""
+
 _IDLE_SECONDS = 10
 """Seconds until a connection without a request is closed. rld's client drops its own after 5, so that it never sends a
 request on one that the server is closing."""
@@ -30,13 +33,15 @@ _SHUTDOWN_SECONDS = 5
 
 
 class LimitedConnection(H11Protocol):
-    """A connection that is closed when the client takes too long to send a request, or when there are too many.
+    """A connection that is closed when the client takes too long to send or to read, or when there are too many.
 
     The time is limited while the client has to send something: 408 is the answer where none was sent before. One
     connection too many gets 503 and is closed at once, so that those that are open stay usable.
     """
 
     _timer: asyncio.TimerHandle | None = None
+
+    _unread_timer: asyncio.TimerHandle | None = None
 
     _timed_state: object = None
     """The client's state in HTTP that the timer was last set for."""
@@ -57,8 +62,17 @@ class LimitedConnection(H11Protocol):
         if self.conn.their_state is h11.SEND_BODY:  # of this request, or of one that came with it
             self._limit_time()
 
+    def pause_writing(self) -> None:  # there is more of an answer than the client has read
+        super().pause_writing()
+        self._unread_timer = self.loop.call_later(_ANSWER_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._stop_unread_timer()
+        super().resume_writing()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._stop_unread_timer()
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
@@ -83,6 +97,11 @@ class LimitedConnection(H11Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _stop_unread_timer(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
 
     def _close_with(self, status: str) -> None:
         """Close the connection, with an answer if the client waits for one; what it has not read is dropped."""

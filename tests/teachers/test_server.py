@@ -227,6 +227,13 @@ def test_it_refuses_what_it_cannot_read(one):
         code, reason = post(pack_sequences([ScoredSequence([5, 6], 1)], about | {"temperature": wrong}))
         assert (code, reason[:37]) == (422, "the temperature should be 0.01 to 100")
     assert post(b'{"prompts": [[5.0, true]], "max_new_tokens": 1}', "generate")[0] == 422
+    for end in (-5, 1 << 70):
+        content = {"prompts": [[5]], "max_new_tokens": 1, "ends": [end]}
+        assert post(json.dumps(content).encode(), "generate")[0] == 422
+    for deep in (b"[" * 900_000, b'{"prompts":' * 80_000):
+        assert post(deep, "generate")[0] == 422
+        assert post(len(deep).to_bytes(8, "little") + deep)[0] == 422
+    assert post(pack_sequences([ScoredSequence([5, 6], 1)], about | {"top_k": "9" * 100_000}))[0] == 422
     assert post(bytes(2 << 20)) == (413, "a request may have 1048576 bytes")
     assert post(pack_sequences([ScoredSequence([5] * 60, 1)] * 1200, about)) == (413, "a request may have 65536 tokens")
     long = {"prompts": [[5] * 60] * 1100, "max_new_tokens": 4}
@@ -372,9 +379,10 @@ HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 @contextlib.contextmanager
-def limited(source: LocalLogprobs) -> Iterator[str]:
-    """Serve in a thread of this process, where a test can change the limits."""
+def limited(source: LocalLogprobs, buffer: int = 1 << 16) -> Iterator[str]:
+    """Serve in a thread of this process, where a test can change the limits; the system holds `buffer` bytes back."""
     listener, server = listen("127.0.0.1", 0), limited_server(application(source, None))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
@@ -422,6 +430,42 @@ def test_connections_are_limited_and_those_that_are_open_stay_usable(folders, mo
         for connection in silent:
             connection.close()
         assert met(url).info().fingerprint
+
+
+def test_a_client_that_does_not_read_its_answers_is_disconnected(folders, monkeypatch):
+    monkeypatch.setattr(server_limits, "_ANSWER_SECONDS", 0.3)
+    with limited(hosted(folders / "one"), buffer=4096) as url, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(20)
+        connection.connect(("127.0.0.1", int(url.rpartition(":")[2])))
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            while True:
+                connection.sendall(HEALTH)
+        assert httpx2.get(f"{url}/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("head", "code"),
+    [
+        (b"Content-Length: 99999999999999", 413),
+        (b"Content-Length: " + b"9" * 40_000, 400),
+        (b"Content-Length: -5", 400),
+        (b"Transfer-Encoding: chunked", 413),
+        (b"X: " + b"a" * (1 << 20), 400),
+        (b"X: a\r\n" * 100_000 + b"Y: b", 400),
+    ],
+    ids=["long", "more digits", "negative", "chunks", "long header", "many headers"],
+)
+def test_what_is_too_long_is_refused_before_it_is_read(folders, head, code, monkeypatch):
+    monkeypatch.setattr(server_limits, "_BODY_SECONDS", 1.0)
+    chunk = b"10000\r\n" + b"a" * 65_536 + b"\r\n"
+    with limited(hosted(folders / "one")) as url:
+        connection = connected(url)
+        with contextlib.suppress(OSError):  # it is closed while we send
+            connection.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\n" + head + b"\r\n\r\n" + chunk * 20)
+        with contextlib.suppress(ConnectionResetError):
+            assert f" {code} " in answer(connection)
+        assert httpx2.get(f"{url}/health").status_code == 200
 
 
 def test_accepted_connections_send_small_packets_at_once():
