@@ -16,6 +16,8 @@ from transformers import TrainerCallback, set_seed
 from rld.pipeline.stopping import Stopping
 from rld.reporting.run_log import RunLog
 from rld.trainer.rld_trainer import RLDTrainer
+from rld.utils.interrupts import StopRequested, Waiting
+from rld.utils.messages import tell
 
 
 class CommonRandomNumbers(TrainerCallback):
@@ -33,7 +35,10 @@ class CommonRandomNumbers(TrainerCallback):
 
 
 class PeriodicEvaluation(TrainerCallback):
-    """Scores the student on the held-out rows every `every` steps, besides the scores before and after the stage."""
+    """Scores the student on the held-out rows every `every` steps, besides the scores before and after the stage.
+
+    A scoring in which the run was requested to stop ends soon, without scores.
+    """
 
     def __init__(
         self, every: int | None, score: Callable[[], Mapping[str, float]], log: RunLog, stopping: Stopping
@@ -42,7 +47,14 @@ class PeriodicEvaluation(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.every is not None and state.global_step % self.every == 0 and not control.should_training_stop:
-            scores = self.score()
+            try:
+                with Waiting():
+                    scores = self.score()
+            except StopRequested:
+                if args.world_size > 1:  # processes whose weights are shared score together
+                    raise
+                tell(f"the scores after step {state.global_step} are left out")
+                return
             self.log.note({f"score/{skill}": score for skill, score in scores.items()})
             self.stopping.receive_scores(scores, state, control)
             control.should_log = True

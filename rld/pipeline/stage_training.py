@@ -33,6 +33,7 @@ from rld.trainer import checkpoints
 from rld.trainer.finite_updates import require_finite_weights
 from rld.trainer.training_progress import TrainingProgress
 from rld.types import Event, Row
+from rld.utils.interrupts import Finishing
 from rld.utils.messages import tell
 
 
@@ -137,7 +138,8 @@ class StageTraining:
         ):
             trainer.add_callback(callback)
         try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            with Finishing():
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except NonFiniteError as error:
             raise NonFiniteError(f"stage '{stage.name}', {error}") from error
         if trainer.state.global_step < stage.steps and stopping.ending is None:

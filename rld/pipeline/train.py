@@ -25,7 +25,7 @@ from rld.reporting.report import show_report
 from rld.reporting.score_records import ScoreRecord
 from rld.reporting.tables import scores_table
 from rld.trainer import checkpoints
-from rld.utils.interrupts import StopRequest, stop_on_signals
+from rld.utils.interrupts import StopRequest, Waiting, stop_on_signals
 from rld.utils.messages import tell
 from rld.utils.os_errors import as_os_error, describe_os_error
 from rld.utils.run_folder import RunFolder
@@ -77,7 +77,7 @@ def _run_stages(run: RunContext, writer: SummaryWriter, stop: StopRequest) -> st
     """Run the stages that are not finished, and return the run's status: `done` or `stopped`."""
     writer.write("running")
     try:
-        with stop_on_signals(stop):
+        with stop_on_signals(stop), Waiting():  # what is not an update is done again, and costs nothing
             for stage in run.recipe.stages:
                 record = run.finished(stage.name)
                 if record is None:

@@ -8,9 +8,10 @@ Shapes: B completions, T completion tokens, K teachers.
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from rld.teachers.output_checks import require_finite_outputs
 from rld.teachers.slot_base import PrepareModel, SlotResult, StudentInterface, TeacherBatch, TeacherSlot
 from rld.teachers.slots import AlignedSlot, LogprobSlot, SameTokenizerSlot
 from rld.teachers.teacher import Teacher, share_base_models
+from rld.utils.interrupts import Waiting
 
 
 class TokenCounts(NamedTuple):
@@ -144,11 +146,11 @@ class TeacherEnsemble:
         """Run the teachers that have a batch; those without a result are left out."""
         slots = [slot for slot in self.slots if slot.index in batches]
         remote = [slot for slot in slots if slot.is_remote]
-        with ThreadPoolExecutor(max(1, len(remote))) as pool:
-            futures = {slot.index: pool.submit(slot.run, batches[slot.index]) for slot in remote}
-            # One after another: models of this process may share weights, which have one adapter and place at a time.
-            results = {slot.index: slot.run(batches[slot.index]) for slot in slots if not slot.is_remote}
-        results |= {k: future.result() for k, future in futures.items()}
+        futures = {slot.index: _started(slot, batches[slot.index]) for slot in remote}
+        # One after another: models of this process may share weights, which have one adapter and place at a time.
+        results = {slot.index: slot.run(batches[slot.index]) for slot in slots if not slot.is_remote}
+        with Waiting():
+            results |= {k: future.result() for k, future in futures.items()}
         return {k: result for k, result in sorted(results.items()) if result is not None}
 
     def sampled_scores(self, rollout: Mapping[str, Any], temperature: float) -> dict[str, Tensor]:
@@ -172,6 +174,20 @@ class TeacherEnsemble:
     def outputs(self, batch: Mapping[str, Any]) -> list[TeacherOutputs]:
         """Return what the loss of a micro-batch reads of each teacher."""
         return [slot.outputs(batch) for slot in self.slots]
+
+
+def _started(slot: TeacherSlot, batch: TeacherBatch) -> Future[SlotResult | None]:
+    """Run a teacher in a thread that the process does not wait for when it ends."""
+    future = Future[SlotResult | None]()
+
+    def run() -> None:
+        try:
+            future.set_result(slot.run(batch))
+        except BaseException as error:  # raised again where the result is taken
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def _slot_kind(teacher: Teacher) -> type[TeacherSlot]:

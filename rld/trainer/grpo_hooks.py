@@ -41,6 +41,7 @@ from rld.rollout.batch import RolloutBatch
 from rld.rollout.gold import gold_completions
 from rld.rollout.label_completions import label_completions
 from rld.rollout.record import RolloutRecord, RolloutTotals
+from rld.rollout.rewards import limited_wait
 from rld.rollout.verifier import as_completions, judged, require_scale
 from rld.trainer.checkpoints import CheckpointedParts, load_rollout
 from rld.trainer.finite_updates import FiniteUpdates
@@ -210,7 +211,8 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, TrainingProgress, GRPOTrainer):
             inputs = [{**row, "whole_completions": text} for row, text in zip(inputs, whole, strict=True)]
         rewards_AR: Tensor | None = None if self._rollout is None else self._rollout.rewards_AR
         if rewards_AR is None:  # otherwise prompts were replaced by what it is
-            rewards_AR = super()._calculate_rewards(inputs, prompts, answers, completion_ids_list)
+            with limited_wait(self.reward_funcs):
+                rewards_AR = super()._calculate_rewards(inputs, prompts, answers, completion_ids_list)
         if self._rollout is not None:
             require_scale(self._rollout.rule, rewards_AR[:, 0].tolist())
             self._rollout.rewards_AR = rewards_AR

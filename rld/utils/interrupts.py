@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -19,34 +20,58 @@ _SECONDS_PER_LOOK = 0.5
 _SECONDS_TO_STOP = 20.0
 """How long a process that was requested to stop, because its parent has ended, may go on."""
 
+_SECONDS_TO_WAIT = 7.0
+"""How long a wait may go on in a process that was requested to stop; with what follows, it has ended in 10 seconds."""
 
-_SECONDS_TO_WAIT = 10.0
-"""How long a process that was requested to stop may wait for an answer from elsewhere."""
+_SECONDS_PER_TRY = 0.7
+"""Time between two interruptions of a wait that does not end."""
+
+_MAX_TRIES = 3
+"""How often a wait is interrupted before the process is ended from outside of it."""
 
 
 class StopRequested(KeyboardInterrupt):
     """A request to stop that ends the run at once: a second one, or one while the process waits in vain."""
 
 
-class Waiting:
-    """A wait for something elsewhere, such as a server's answer; use it as a context manager in the main thread.
+class _Span:
+    """A part of a run: the block of a `with` statement. Only those of the main thread are interrupted."""
 
-    A request to stop lets the wait go on for ten seconds, or not at all once it has failed; then `StopRequested` is
-    raised in it.
-    """
-
-    _latest: Waiting | None = None
-    """The wait in progress."""
+    _open: list[_Span] = []
+    """Of the main thread, the innermost last."""
+    _request: StopRequest | None = None
+    """The latest request to stop that was made in the block of `stop_on_signals`."""
 
     def __init__(self) -> None:
-        self._has_failed = self._is_to_end = False
+        self.start, self.num_tries = time.monotonic(), 0
+        self._is_main = threading.current_thread() is threading.main_thread()
 
-    def __enter__(self) -> Waiting:
-        Waiting._latest = self
+    def __enter__(self) -> _Span:
+        if self._is_main:
+            _Span._open.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        Waiting._latest = None
+        if self._is_main:
+            _Span._open.remove(self)
+
+    @staticmethod
+    def innermost() -> _Span | None:
+        """Return the span in which the main thread is."""
+        return _Span._open[-1] if _Span._open else None
+
+
+class Waiting(_Span):
+    """Something that may never end, such as a server's answer or a user's code, and whose loss costs nothing.
+
+    A request to stop lets it go on for some seconds, or not at all once it has failed; then `StopRequested` is raised
+    in it. A process whose code catches that exception, or looks at no signals, is ended.
+    """
+
+    def __enter__(self) -> Waiting:
+        super().__enter__()
+        self._has_failed = False
+        return self
 
     def fail(self) -> None:
         """Note that what is waited for has failed, and will be tried again.
@@ -55,28 +80,24 @@ class Waiting:
             StopRequested: the process was requested to stop.
         """
         self._has_failed = True
-        if self._is_to_end:
+        if _Span._request is not None:
             raise StopRequested
 
-    def end_soon(self) -> None:
+    def receive_request(self) -> None:
         """Let the wait end, because the process was requested to stop."""
-        self._is_to_end = True
         if self._has_failed:
             raise StopRequested
-        if hasattr(signal, "setitimer"):
-            signal.signal(signal.SIGALRM, _end_wait)
-            signal.setitimer(signal.ITIMER_REAL, _SECONDS_TO_WAIT)
-
-    @classmethod
-    def latest(cls) -> Waiting | None:
-        """Return the wait in progress."""
-        return cls._latest
 
 
-def _end_wait(_number: int, _frame: FrameType | None) -> None:
-    waiting = Waiting.latest()
-    if waiting is not None:
-        raise StopRequested
+class Finishing(_Span):
+    """Updates of a model, which take a while and are not lost: a request to stop lets them go on to a checkpoint.
+
+    A `Waiting` inside of it is ended.
+    """
+
+    def __enter__(self) -> Finishing:
+        super().__enter__()
+        return self
 
 
 class StopRequest:
@@ -84,7 +105,7 @@ class StopRequest:
 
     Args:
         message: Printed to stderr by the main process at each request.
-        second_raises: Whether a second request raises `StopRequested` at once.
+        second_raises: Whether a second request raises `StopRequested` at once, and a first one ends waits.
     """
 
     def __init__(self, message: str, second_raises: bool = True) -> None:
@@ -95,14 +116,35 @@ class StopRequest:
         self.signals.append(number)
         if self.second_raises and len(self.signals) > 1:
             raise StopRequested
-        waiting = Waiting.latest()
-        if waiting is not None and self.second_raises:
-            waiting.end_soon()
+        if self.second_raises:
+            _Span._request = self
+            if hasattr(signal, "pthread_kill"):
+                threading.Thread(target=self._end_waits, args=(number, time.monotonic()), daemon=True).start()
+            span = _Span.innermost()
+            if isinstance(span, Waiting):
+                span.receive_request()
         tell(self.message)
 
     def is_made(self) -> bool:
         """Return whether a stop was requested."""
         return bool(self.signals)
+
+    def _end_waits(self, number: int, requested: float) -> None:
+        """Interrupt the main thread in waits that last too long, by the same signal again; run in a thread."""
+        main = threading.main_thread().ident
+        assert main is not None
+        while _Span._request is self:
+            span = _Span.innermost()
+            if isinstance(span, Waiting) and time.monotonic() > max(requested, span.start) + _SECONDS_TO_WAIT:
+                if span.num_tries == _MAX_TRIES:
+                    tell("what it waits for can't be interrupted, so this process ends here")
+                    sys.stdout.flush()
+                    os._exit(128 + number)
+                span.num_tries += 1
+                signal.pthread_kill(main, number)
+                time.sleep(_SECONDS_PER_TRY)
+            else:
+                time.sleep(_SECONDS_PER_TRY / 10)
 
 
 @contextmanager
@@ -117,6 +159,7 @@ def stop_on_signals(stop: StopRequest, names: Sequence[str] = ("SIGINT", "SIGTER
     try:
         yield stop
     finally:
+        _Span._request = None
         for number, handler in zip(numbers, handlers, strict=True):
             signal.signal(number, handler)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rld.errors import UsageError
-from rld.utils.interrupts import StopRequested
+from rld.utils.interrupts import StopRequested, Waiting
 
 IMPORT_SECONDS = 600.0
 """Seconds that the import of a user's file may take."""
@@ -60,7 +60,7 @@ def user_code(seconds: float) -> Iterator[None]:
             not return in time. Ctrl-C and signals that stop a run are raised as they are.
     """
     try:
-        with _time_limit(seconds):
+        with Waiting(), _time_limit(seconds):
             yield
     except Exception:
         raise
