@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The arguments after `rld`. None: those of the process.
 
     Returns:
-        The exit code: 0; 2 for a mistake of the user; 74 where the machine failed, such as its disk; 130 when stopped
-        with Ctrl-C, 143 by SIGTERM; 1 where runs of an ablation failed.
+        The exit code: 0; 2 for a mistake of the user; 3 where losses or gradients were not finite; 74 where the machine
+        failed, such as its disk; 130 when stopped with Ctrl-C, 143 by SIGTERM; 1 where runs of an ablation failed.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     secrets.remember_environment()

@@ -44,6 +44,12 @@ class NonFiniteError(RldError, FloatingPointError):
     """A loss, gradient or weight that is not finite; names its cause and the update."""
 
 
+class DivergedError(NonFiniteError):
+    """A training that stopped because its numbers were no longer finite; its last checkpoint is sound."""
+
+    exit_code = 3
+
+
 class TeacherError(RldError, ValueError):
     """A teacher that cannot teach this student, such as one with another tokenizer."""
 

@@ -47,6 +47,10 @@ class NamedSums:
             **{name: part.view(value.shape) for (name, value), part in zip(tensors.items(), parts, strict=True)}
         )
 
+    def is_finite(self) -> bool:
+        """Tell whether all sums are finite."""
+        return all(bool(value.isfinite().all()) for value in self._tensors().values())
+
     def for_teachers(self, before: Sequence[str], now: Sequence[str]) -> Self:
         """Return the sums of the teachers `now`, in their order; 0 for those that are not in `before`."""
         places = torch.tensor([before.index(name) if name in before else len(before) for name in now], dtype=torch.long)
@@ -142,6 +146,13 @@ class UpdateStatistics(NamedSums):
         self.tokens_S.index_add_(0, skills_B, mask_BT.sum(-1).double())
         self.student_tokens.add_(num_computed)
         self.padding_tokens.add_(num_padding)
+
+    def tokens_alone(self) -> UpdateStatistics:
+        """Return the counts of tokens, without what was measured at them."""
+        kept = {"tokens_S": self.tokens_S, "student_tokens": self.student_tokens, "padding_tokens": self.padding_tokens}
+        return UpdateStatistics(
+            **{name: kept.get(name, torch.zeros_like(value)) for name, value in self._tensors().items()}
+        )
 
     def add_gradient(
         self, signal: Signal, total: Tensor, hidden_BTH: Tensor, weight_B: Tensor, counts_BT: Tensor

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
-from rld.errors import NonFiniteError
+from rld.errors import DivergedError, NonFiniteError
 from rld.evaluation.held_out import Evaluation, main_scores
 from rld.models.adapters import merge_adapter, require_mergeable
 from rld.pipeline.callbacks import (
@@ -141,7 +141,7 @@ class StageTraining:
             with Finishing():
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except NonFiniteError as error:
-            raise NonFiniteError(f"stage '{stage.name}', {error}") from error
+            raise DivergedError(f"stage '{stage.name}', {error}") from error
         if trainer.state.global_step < stage.steps and stopping.ending is None:
             raise Interrupted
 
@@ -171,7 +171,10 @@ class StageTraining:
         require_finite_weights(model, f"stage '{stage.name}': at its end", self.trainer.accelerator)
         if stage.lora is not None:
             model = merge_adapter(model)
-        after = context.evaluate(model, tokenizer)
+        try:
+            after = context.evaluate(model, tokenizer)
+        except NonFiniteError as error:
+            raise DivergedError(f"stage '{stage.name}', after its last update: {error}") from error
         evaluator = context.evaluator
         record = stage_record(
             context, stage, self.num_parameters, evaluator, after=after, before=before, teachers=teachers

@@ -1,31 +1,61 @@
-"""Training stops at a loss, gradient or weight that is not finite, before it reaches the weights or a checkpoint."""
+"""Losses, gradients and weights that are not finite are kept out of the weights and of checkpoints."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
-from rld.errors import NonFiniteError
+from rld.errors import DivergedError
 from rld.models.self_check import non_finite_weight
 from rld.trainer.launch import CheckedLaunch
+from rld.trainer.skipped_batch import save_batch
+from rld.utils.messages import tell
 
 _ADVICE = "lower the learning rate or max_grad_norm, or look at the rows and rewards of this update"
+
+_MAX_SKIPPED = 3
+"""Updates in a row that are not finite, of which the last one stops the training: one may be bad luck."""
 
 
 class FiniteUpdates(CheckedLaunch):
     """A trainer that checks each update's loss and gradient norm before its optimizer step, and weights before a save.
 
-    In float16 the gradient scaler skips updates whose gradient overflows, so only the loss is checked there.
+    An update whose loss or gradient is not finite is skipped: its optimizer step changes nothing. The third in a row
+    stops the training, and its batch is stored in the output folder. Sound weights and the checkpoints stay.
+
+    In float16 the gradient scaler skips updates whose gradient overflows, so only the loss is checked there. DeepSpeed
+    makes its own steps, so there the first update that is not finite stops the training.
 
     Raises:
-        NonFiniteError: while training, a number that is not finite; the message names its cause and the update.
+        DivergedError: while training, the third update in a row is not finite, or a weight is not; the message names
+            the cause, the update and the files of its batch.
     """
 
     _update_loss: Tensor | None = None
     """The sum of the losses of an update's micro-batches so far."""
+    _problem: str | None = None
+    """Why the update in progress is skipped."""
+    _num_skipped = 0
+    """Updates that were skipped, in a row."""
+
+    @cached_property
+    def _micro_batches(self) -> list[Mapping[str, Any]]:
+        """What the update in progress computed its loss from."""
+        return []
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        prepared = super()._prepare_inputs(inputs)
+        if self.model is not None and self.model.training:
+            self._micro_batches.append(prepared)
+        return prepared
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
@@ -33,16 +63,48 @@ class FiniteUpdates(CheckedLaunch):
         if self.accelerator.sync_gradients:
             total, self._update_loss = self._update_loss, None
             if not _is_finite_everywhere(total, self.accelerator):
-                raise self._non_finite(f"the loss is {total.item()}")
+                self._skip(f"the loss is {total.item()}")
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
-        if norm is not None and self.accelerator.scaler is None:
+        if norm is not None and self.accelerator.scaler is None and self._problem is None:
             value = torch.as_tensor(norm)
             if not _is_finite_everywhere(value, self.accelerator):
-                raise self._non_finite(f"the gradient's norm is {value.item()}")
+                self._skip(f"the gradient's norm is {value.item()}")
+        if self._problem is None:
+            self._num_skipped = 0
+        elif self.accelerator.scaler is None and self.optimizer is not None:  # a scaler would look for the gradients, and leaves them out itself
+            self.optimizer.zero_grad(set_to_none=True)  # an optimizer leaves parameters without gradient as they are
+        self._problem = None
+        self._micro_batches.clear()
         return norm
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        if not self._tr_loss.isfinite():  # transformers sets it to zero by a subtraction
+            self._tr_loss.zero_()
+
+    def _skip(self, problem: str) -> None:
+        """Skip the update in progress.
+
+        Raises:
+            DivergedError: it is the third in a row, or to skip it does not help.
+        """
+        error = self._non_finite(problem)
+        self._num_skipped += 1
+        is_sound = non_finite_weight(self.accelerator.unwrap_model(self.model)) is None
+        can_go_on = is_sound and self.accelerator.distributed_type != DistributedType.DEEPSPEED
+        if can_go_on and self._num_skipped < _MAX_SKIPPED:
+            self._problem = problem
+            tell(f"{error}; this update is skipped")
+            return
+        assert self.args.output_dir is not None
+        assert isinstance(self.processing_class, PreTrainedTokenizerBase)
+        path = Path(self.args.output_dir) / f"skipped-{self.state.global_step + 1}-{self.accelerator.process_index}"
+        save_batch(path, self._micro_batches, self.processing_class)
+        count = f"; {_MAX_SKIPPED} updates in a row were skipped" if self._num_skipped == _MAX_SKIPPED else ""
+        raise DivergedError(f"{error}{count}; its rows are in {path}.jsonl, its tensors in {path}.safetensors")
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         require_finite_weights(model, f"after update {self.state.global_step}", self.accelerator)
@@ -54,11 +116,11 @@ class FiniteUpdates(CheckedLaunch):
         """Return the terms of the update's loss that are not finite, as far as the trainer knows them."""
         return []
 
-    def _non_finite(self, problem: str) -> NonFiniteError:
+    def _non_finite(self, problem: str) -> DivergedError:
         terms, weight = self._non_finite_terms(), non_finite_weight(self.accelerator.unwrap_model(self.model))
         cause = f" (of its terms {', '.join(terms)})" if terms else ""
         advice = _ADVICE if weight is None else f"the student's weight {weight} is not finite; start from a sound model"
-        return NonFiniteError(f"update {self.state.global_step + 1}: {problem}{cause}; {advice}")
+        return DivergedError(f"update {self.state.global_step + 1}: {problem}{cause}; {advice}")
 
 
 def require_finite_weights(model: nn.Module, when: str, accelerator: Accelerator) -> None:
@@ -70,12 +132,12 @@ def require_finite_weights(model: nn.Module, when: str, accelerator: Accelerator
         accelerator: Of the training.
 
     Raises:
-        NonFiniteError: it has such weights; the message names the first.
+        DivergedError: it has such weights; the message names the first.
     """
     name = non_finite_weight(accelerator.unwrap_model(model))
     is_finite = torch.tensor(0.0 if name is None else float("nan"), device=accelerator.device)
     if not _is_finite_everywhere(is_finite, accelerator):
-        raise NonFiniteError(f"{when} the student's weight {name} is not finite, so nothing is stored; {_ADVICE}")
+        raise DivergedError(f"{when} the student's weight {name} is not finite, so nothing is stored; {_ADVICE}")
 
 
 def _sum_of_zeros(optimizer: Any, accelerator: Accelerator) -> Tensor:

@@ -299,6 +299,8 @@ class RLDTrainer(GRPOHooks):
     def _finish_update(self) -> dict[str, float]:
         statistics = self._joint_loss.take_statistics().reduced(self.accelerator)
         gradients, num_read = self._joint_loss.take_gradient_stats()
+        if not statistics.is_finite():  # the update is skipped, and its measurements must not stay in the controller
+            statistics, gradients = statistics.tokens_alone(), {}
         transfer, num_probed = ({}, 0) if self._transfer is None else self._transfer.take()
         self.runtime.set_transfer(transfer)
         step, size = self.state.global_step + 1, self._num_parameters

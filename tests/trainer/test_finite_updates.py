@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import TrainerCallback
 
 import tests.support.tiny as tiny
 from rld.cli import main
 from rld.controllers.baselines import FixedController
-from rld.errors import NonFiniteError
+from rld.errors import DivergedError
 from rld.losses import response
 from rld.models.tokenizers import character_tokenizer
 from rld.teachers.teacher import Teacher
@@ -38,13 +41,16 @@ def trainer(folder: Any, **options: Any) -> RLDTrainer:
 
 
 class Spoil(TrainerCallback):
-    """Puts a value into a gradient, or a weight, of the third update."""
+    """Puts a value into a gradient of the third update and of `num_more` after it, or into a weight at the third."""
 
-    def __init__(self, value: float, of_weight: bool = False) -> None:
-        self.value, self.of_weight = value, of_weight
+    def __init__(self, value: float, of_weight: bool = False, num_more: int = 2) -> None:
+        self.value, self.of_weight, self.steps = value, of_weight, range(2, 3 + num_more)
+        self.weights: list[list[Tensor]] = []
+        """The weights before each update."""
 
     def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        if state.global_step == 2 and not self.of_weight:
+        self.weights.append([weight.detach().clone() for weight in model.parameters()])
+        if state.global_step in self.steps and not self.of_weight:
             weight = model.model.norm.weight
             handle = weight.register_hook(lambda gradient: (handle.remove(), gradient * self.value)[1])
 
@@ -59,19 +65,62 @@ def stored(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("changes", [{}, {"max_grad_norm": 0.0}, {"gradient_accumulation_steps": 2}])
 @pytest.mark.parametrize("value", [NAN, math.inf])
-def test_a_gradient_that_is_not_finite_stops_the_run_before_its_update(value, changes, tmp_path):
-    made = trainer(tmp_path, **changes)
+def test_the_third_gradient_in_a_row_that_is_not_finite_stops_the_run_and_stores_its_batch(value, changes, tmp_path):
+    made = trainer(tmp_path, max_steps=6, save_total_limit=2, **changes)
     made.add_callback(Spoil(value))
-    with pytest.raises(NonFiniteError, match=r"update 3: the gradient's norm is (nan|inf); lower the learning rate"):
+    told = r"update 5: the gradient's norm is (nan|inf); lower .*; 3 updates in a row were skipped; its rows are in "
+    with pytest.raises(DivergedError, match=told) as stopped:
         made.train()
     assert all(weight.isfinite().all() for weight in made.model.parameters())
-    assert stored(tmp_path) == ["checkpoint-1", "checkpoint-2"]
+    assert stored(tmp_path) == ["checkpoint-3", "checkpoint-4"]
+    assert f"{tmp_path}/skipped-5-0.jsonl" in str(stopped.value)
+    rows = [json.loads(line) for line in (tmp_path / "skipped-5-0.jsonl").read_text().splitlines()]
+    tensors = load_file(tmp_path / "skipped-5-0.safetensors")
+    num_parts = changes.get("gradient_accumulation_steps", 1)
+    assert {row["micro_batch"] for row in rows} == set(range(num_parts))
+    assert len(rows) == sum(len(tensors[f"{i}/completion_ids"]) for i in range(num_parts)) == 8 * num_parts
+    assert rows[0]["prompt"] and rows[0]["not_finite"] == []
+
+
+@pytest.mark.parametrize("signals", [["policy"], ["policy", "response", "feature"]])
+def test_a_skipped_update_changes_nothing_and_training_goes_on(signals, tmp_path, capsys):
+    made, spoil = trainer(tmp_path, max_steps=5, signals=signals), Spoil(NAN, num_more=1)
+    made.add_callback(spoil)
+    made.train()
+    assert made.state.global_step == 5
+    third, fourth, fifth = spoil.weights[2:5]
+    for before, after in ((third, fourth), (fourth, fifth)):
+        assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+    weights = [weight.detach() for weight in made.model.parameters()]
+    assert all(weight.isfinite().all() for weight in weights)
+    assert any(not torch.equal(x, y) for x, y in zip(fifth, weights, strict=True))
+    assert capsys.readouterr().err.count("this update is skipped") == 2
+    assert all(math.isfinite(entry["loss"]) for entry in made.state.log_history if "loss" in entry)
+
+
+def test_a_loss_that_is_not_finite_for_one_update_is_skipped_and_leaves_no_trace(tmp_path, monkeypatch):
+    compute, num_calls = response.ResponseLoss.compute, []
+
+    def spoilt(self: Any, *args: Any) -> Any:
+        terms = compute(self, *args)
+        num_calls.append(1)
+        factor = NAN if len(num_calls) == 2 else 1.0
+        values = {name: getattr(terms, name) for name in ("loss", "target_divergence_BT", "teacher_divergence_BKT")}
+        return terms._replace(**{name: value * factor for name, value in values.items()})
+
+    monkeypatch.setattr(response.ResponseLoss, "compute", spoilt)
+    made = trainer(tmp_path)
+    made.train()
+    losses = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
+    assert [math.isfinite(loss) for loss in losses] == [True, False, True, True]
+    assert all(weight.isfinite().all() for weight in made.model.parameters())
+    assert "NaN" not in (tmp_path / "checkpoint-4" / checkpoints.STATE).read_text()
 
 
 def test_a_weight_that_is_not_finite_is_in_no_checkpoint(tmp_path):
     made = trainer(tmp_path)
     made.add_callback(Spoil(NAN, of_weight=True))
-    with pytest.raises(NonFiniteError, match=r"after update 3 the student's weight model.norm.weight is not finite"):
+    with pytest.raises(DivergedError, match=r"after update 3 the student's weight model.norm.weight is not finite"):
         made.train()
     assert stored(tmp_path) == ["checkpoint-1", "checkpoint-2"]
 
@@ -88,10 +137,10 @@ def test_the_term_of_a_loss_that_is_not_finite_is_named(tmp_path, monkeypatch):
         )
 
     monkeypatch.setattr(response.ResponseLoss, "compute", spoilt)
-    told = r"update 1: the loss is nan .of its terms loss/response, divergence/fine.; lower the learning rate"
-    with pytest.raises(NonFiniteError, match=told):
+    told = r"update 3: the loss is nan .of its terms loss/response, divergence/fine.; lower the learning rate"
+    with pytest.raises(DivergedError, match=told):
         trainer(tmp_path).train()
-    assert stored(tmp_path) == []
+    assert stored(tmp_path) == ["checkpoint-1", "checkpoint-2"]
 
 
 def test_logged_losses_do_not_depend_on_how_the_tokens_of_an_update_are_split(tmp_path):
@@ -151,10 +200,10 @@ def folder(tmp_path_factory) -> Path:
 
 def test_fine_tuning_with_a_rate_that_breaks_the_model_ends_with_an_error(folder, tmp_path, capsys):
     recipe, run = str(folder / "new.yaml"), tmp_path / "run"
-    assert main(["train", recipe, "stages.tuned.trainer.learning_rate=1e10", "--output", str(run)]) == 2
+    assert main(["train", recipe, "stages.tuned.trainer.learning_rate=1e10", "--output", str(run)]) == 3
     told = capsys.readouterr().err
-    assert "stage 'tuned', update " in told
-    assert "lower the learning rate" in told
+    assert "this update is skipped" in told
+    assert "stage 'tuned', after its last update" in told
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert all(line.get("loss", 1.0) != 0.0 for line in lines)
     assert not (run / "student").exists()

@@ -194,6 +194,8 @@ def test_the_fused_head_asks_one_function_whether_to_leave_out_positions_without
 
 def test_the_norm_of_the_gradient_is_known_before_the_optimizers_step():
     assert names(Trainer._get_grad_norm) == ["self", "model", "grad_norm"]
+    assert names(Trainer._prepare_inputs) == ["self", "inputs"]
+    assert "self._prepare_inputs(inputs)" in inspect.getsource(Trainer.training_step)
     source = inspect.getsource(Trainer._run_epoch)
     assert source.index("self._get_grad_norm(") < source.index("self.optimizer.step()")
 
