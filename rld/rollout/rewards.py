@@ -12,7 +12,6 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Real
@@ -99,10 +98,6 @@ class SuccessRule:
                 return i, f"it decides which answers are correct by values from 0 to 1; {fix}"
         return None
 
-
-_CALLS_OF_A_BATCH = 2
-"""Time limits that an asynchronous reward may use up for a batch: one for all its rows, and then one to find the row at
-which it fails."""
 
 DEFAULT_RULE = SuccessRule()
 """The rule of a verifier without a threshold of its own: 1 is correct."""
@@ -203,26 +198,6 @@ async def _awaited(function: Callable[..., Any], batch: dict[str, Any], seconds:
         raise UserCodeTimeout(f"did not return within {seconds:g} seconds") from error
     except SystemExit as error:
         raise UserCodeStopped(stopped_sentence(error)).with_traceback(error.__traceback__) from None
-
-
-@contextmanager
-def limited_wait(rewards: Sequence[Any]) -> Iterator[None]:
-    """Limit the time in which the block asks rewards, for an asynchronous one may block the thread that all run in.
-
-    Raises:
-        RewardError: one did; it is named if it is the only asynchronous one.
-    """
-    limits = {reward.__name__: reward.seconds for reward in rewards if hasattr(reward, "seconds")}
-    names = [reward.__name__ for reward in rewards if hasattr(reward, "seconds") and is_async(reward)]
-    if not names:
-        yield
-        return
-    try:
-        with user_code(_CALLS_OF_A_BATCH * sum(limits.values())):
-            yield
-    except UserCodeTimeout as error:
-        fix = "one that is asynchronous should await, and never block (as time.sleep and requests do)"
-        raise RewardError(f"reward {' or '.join(map(repr, names))} {error}; {fix}") from error
 
 
 def callable_name(reward: Callable[..., Any]) -> str:

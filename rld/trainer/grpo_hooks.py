@@ -41,7 +41,7 @@ from rld.rollout.batch import RolloutBatch
 from rld.rollout.gold import gold_completions
 from rld.rollout.label_completions import label_completions
 from rld.rollout.record import RolloutRecord, RolloutTotals
-from rld.rollout.rewards import limited_wait
+from rld.rollout.reward_waits import limited_wait
 from rld.rollout.verifier import as_completions, judged, require_scale
 from rld.trainer.checkpoints import CheckpointedParts, load_rollout
 from rld.trainer.finite_updates import FiniteUpdates
