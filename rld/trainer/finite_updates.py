@@ -74,7 +74,8 @@ class FiniteUpdates(CheckedLaunch):
                 self._skip(f"the gradient's norm is {value.item()}")
         if self._problem is None:
             self._num_skipped = 0
-        elif self.accelerator.scaler is None and self.optimizer is not None:  # a scaler would look for the gradients, and leaves them out itself
+        elif self.accelerator.scaler is None:  # a scaler would look for the gradients, and skips the update itself
+            assert self.optimizer is not None
             self.optimizer.zero_grad(set_to_none=True)  # an optimizer leaves parameters without gradient as they are
         self._problem = None
         self._micro_batches.clear()
