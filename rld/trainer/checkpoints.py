@@ -141,7 +141,7 @@ class CheckpointedParts:
 def load_rollout(folder: Path, accelerator: Accelerator) -> Any:
     """Return the micro-batches of the rollout in which a checkpoint was written."""
     # The device of a CPU process is cpu:0 where there are several, to which torch.load can't map.
-    rollout = torch.load(_rollout_path(folder, accelerator.process_index), map_location="cpu")
+    rollout = torch.load(_rollout_path(folder, accelerator.process_index), map_location="cpu", weights_only=True)
     return send_to_device(rollout, accelerator.device)
 
 

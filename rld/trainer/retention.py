@@ -224,7 +224,7 @@ class RetentionCallback(TrainerCallback):
             raise CheckpointError(f"{folder} has retention's state in version {version}, and this is version {VERSION}")
         self.state, self._num_updates = state["state"], state["updates"]
         self._divergence = torch.tensor(state["divergence"], device=self.accelerator.device)
-        examples = torch.load(folder / FILE, map_location="cpu")
+        examples = torch.load(folder / FILE, map_location="cpu", weights_only=True)
         self._buffer = ReplayBuffer.restored(examples, LMHead.of(self.student), self.rule.batch)
 
 

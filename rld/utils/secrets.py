@@ -7,11 +7,12 @@ later, such as in the message of an exception.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
 MASK = "***"
 """Stands in place of a secret."""
@@ -57,11 +58,16 @@ _FORMS = re.compile(
     r"|\b(?:sk|pk|rk)-(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{16,}|\bgh[pousr]_[A-Za-z0-9]{16,}|\bgithub_pat_\w{16,}|\bglpat-[\w-]{16,}"
     r"|\bxox[abprs]-[\w-]{10,}|\bAKIA[0-9A-Z]{16}\b|\bAIza[\w-]{30,}"
     r"|(?<=://)[^\s/?#@\"']+@(?=[^\s/])"
+    r"|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,}|(?<=PRIVATE KEY-----)[^-]+"
+    r"|(?<=Basic )(?=[A-Za-z+/]*[0-9])[A-Za-z0-9+/]{10,}={0,2}"
     r"|(?<=[Bb]earer )(?=[A-Za-z_-]*[0-9.~+/=])[\w.~+/=-]{8,}(?<!\.)"
 )
-"""Tokens of well-known services, the part of an address before `@`, and bearer tokens."""
+"""Tokens of well-known services, the part of an address before `@`, signed tokens, private keys, headers' tokens."""
 
 _QUERY = re.compile(r"(?<=[?&])([\w.-]+)=([^&\s\"'#]+)")
+
+_SIGNATURES = frozenset({"sig", "signature"})
+"""Words at the end of a name in an address's query that make its value a permission to whoever has it."""
 
 _SETTING = re.compile(r"([\w.-]+)[\"']?\s*[:=]\s*[\"']?([^\s\"',;{}]+)")
 """A name and its value in an override, in either of the forms `name=value` and `{name: value}`."""
@@ -120,15 +126,21 @@ def has_credentials(text: str) -> bool:
         return False
 
 
+def _password(text: str) -> str | None:
+    """Return the password in an address, if there is one."""
+    return urlsplit(text).password if has_credentials(text) else None
+
+
 def remember(tree: Any) -> None:
     """Remember the secrets in a tree of mappings and lists, so that they are masked from now on."""
     for value in _secret_values(tree):
         if len(value) >= _SHORTEST:
-            _secrets.update((value, *(word for word in value.split()[1:] if len(word) >= _SHORTEST_UNNAMED)))
+            words = [word for word in value.split()[1:] if len(word) >= _SHORTEST_UNNAMED]
+            _secrets.update(*map(_spellings, [value, *words]))
 
 
 def remember_environment(environment: Mapping[str, str] | None = None) -> None:
-    """Remember the values of environment variables that are called like secrets, such as `HF_TOKEN`.
+    """Remember the values of environment variables that are called like secrets, and passwords in their addresses.
 
     The shell's `PWD`, and folders and files such as that of systemd's `CREDENTIALS_DIRECTORY`, are no secrets.
     """
@@ -136,7 +148,9 @@ def remember_environment(environment: Mapping[str, str] | None = None) -> None:
         text = value.strip()
         is_place = name == "PWD" or (os.path.isabs(text) and os.path.exists(text))
         if is_secret_name(name) and len(text) >= _SHORTEST_UNNAMED and not is_place and _may_be_secret(text, name):
-            _secrets.add(text)
+            _secrets.update(_spellings(text))
+        elif (password := _password(text)) and not _ORDINARY.fullmatch(password):
+            remember_value(password)
 
 
 def remember_arguments(arguments: Iterable[str]) -> None:
@@ -150,7 +164,7 @@ def remember_arguments(arguments: Iterable[str]) -> None:
 def remember_value(text: str) -> None:
     """Remember one secret."""
     if len(text) >= _SHORTEST:
-        _secrets.add(text)
+        _secrets.update(_spellings(text))
 
 
 def masked_text(text: str) -> str:
@@ -159,7 +173,18 @@ def masked_text(text: str) -> str:
         if secret in text:
             text = text.replace(secret, MASK)
     text = _FORMS.sub(lambda match: MASK + ("@" if match.group().endswith("@") else ""), text)
-    return _QUERY.sub(lambda match: f"{match[1]}={MASK}" if is_secret_name(match[1]) else match[0], text)
+    return _QUERY.sub(lambda match: f"{match[1]}={MASK}" if _is_secret_in_query(match[1]) else match[0], text)
+
+
+def _is_secret_in_query(name: str) -> bool:
+    return is_secret_name(name) or bool(_SIGNATURES & set(_words(name)[-1:]))
+
+
+def _spellings(value: str) -> set[str]:
+    """Return a secret as it stands in texts, in source code, in JSON and in addresses."""
+    quoted = {quote(value), quote(value, safe=""), quote_plus(value), unquote(value)}
+    written = {repr(value)[1:-1], json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
+    return {value, *written, *(text for text in quoted if len(text) >= _SHORTEST)}
 
 
 def masked_strings(tree: Any) -> Any:

@@ -120,6 +120,39 @@ def test_names_are_text_even_where_they_look_like_html(tmp_path: Path) -> None:
     assert page.text.count(evil) > 10
 
 
+EVIL = "</title></style></text></svg>-->]]><script>alert('1')</script><img src=x onerror=alert(1)>&amp;'\"><b x=\""
+
+
+def with_evil(tree: object, key: str = "") -> object:
+    """Return the content of a run's file with HTML at the end of all texts but those that name a stage or a kind."""
+    if isinstance(tree, dict):
+        return {name: with_evil(value, name) for name, value in tree.items()}
+    if isinstance(tree, list):
+        return [with_evil(value, key) for value in tree]
+    return tree + EVIL if isinstance(tree, str) and key not in ("stage", "kind", "status") else tree
+
+
+@pytest.mark.parametrize("name", ["samples.jsonl", "events.jsonl", "metrics.jsonl", "summary.json", "recipe.json"])
+def test_no_text_of_a_run_is_read_as_html(tmp_path: Path, name: str) -> None:
+    run = made_up_run.make(tmp_path / ("run" + EVIL.replace("/", "")), skills=[EVIL, "b"], teachers=[EVIL, "c"])
+    tags = {tag for tag, _ in Page(write_report(run)).tags}
+    lines = [json.loads(line) for line in (run / name).read_text().splitlines()]
+    for line in lines:
+        if name == "events.jsonl":
+            line["kind"] += EVIL
+        elif name == "metrics.jsonl":
+            line |= {f"reward/{EVIL}": 0.5, f"loss/{EVIL}": 0.5}
+        elif name == "summary.json":
+            line["command"] = ""
+            confusion = made_up_run.with_all_scores(line["stages"][1], "b", "c")["confusion"]
+            confusion["b"]["labels"] = [EVIL, "yes"]
+    (run / name).write_text("".join(json.dumps(with_evil(line)) + "\n" for line in lines))
+    page = Page(write_report(run))
+    assert not page.open and {tag for tag, _ in page.tags} <= tags
+    assert not [at for _, attributes in page.tags for at in attributes if at.startswith("on") or at == "src"]
+    assert EVIL in page.text
+
+
 def test_many_skills_keep_colours_apart_by_dashes_and_the_file_small(tmp_path: Path) -> None:
     run = made_up_run.make(tmp_path / "run", skills=[f"skill{i}" for i in range(14)])
     text = write_report(run).read_text()

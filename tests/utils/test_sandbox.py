@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,22 @@ for kind in E, ValueError:
 def test_tests_call_the_program_as_if_it_were_beside_them(program: str, tests: str) -> None:
     outcome = run_tests(program, tests)
     assert outcome.status == "passed", outcome.output
+
+
+@pytest.mark.parametrize("lost", ["--nproc=32", "--seccomp", "--unshare-all"])
+def test_a_sandbox_that_does_not_hold_is_refused(lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    popen = subprocess.Popen
+
+    def without(command: list[str], **options: Any) -> Any:
+        is_value = [lost == before == "--seccomp" for before in ["", *command]]
+        kept = [part for part, skip in zip(command, is_value, strict=False) if part != lost and not skip]
+        return popen(kept, **options)
+
+    sandbox._interpreter.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", without)
+        with pytest.raises(RewardError, match=r"none of .* starts in it"):
+            sandbox.require_sandbox()
 
 
 def test_what_a_program_prints_is_no_mistake() -> None:

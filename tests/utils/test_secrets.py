@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote, quote_plus
 
 import pytest
 
@@ -141,6 +143,30 @@ def test_a_traceback_is_masked(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "RuntimeError" in done.stderr and "PLANTED" not in done.stderr
+
+
+@pytest.mark.parametrize("write", [str, repr, json.dumps, quote, quote_plus, lambda text: quote(text, safe="")])
+def test_a_secret_is_masked_however_it_is_written(write):
+    secret = "pa\\ss\"w/rd+é'42"
+    secrets.remember_environment({"MY_TOKEN": secret})
+    assert secrets.masked_text(f"{write(secret)}").strip("'\"") == secrets.MASK
+
+
+def test_what_has_the_form_of_a_secret_is_masked():
+    secrets.remember_environment({"DATABASE": "postgres://us:passw0rd@host/base", "OTHER": "db://a:postgres@host"})
+    texts = [
+        "connected as passw0rd",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dozjgNryP4J3jVmNHl0w5N",
+        "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBg\n-----END PRIVATE KEY-----",
+        "Authorization: Basic dXNlcjpwYXNzd29yZDE=",
+        "https://host/file?X-Amz-Signature=abcdef1234",
+        "https://host/file?sv=1&sig=abcdef1234",
+    ]
+    hidden = ("passw0rd", "dozjgNryP4J3jVmNHl0w5N", "MIIEvQIBADANBg", "dXNlcjpwYXNzd29yZDE", *["abcdef1234"] * 2)
+    masked = [secrets.masked_text(text) for text in texts]
+    assert all(secrets.MASK in text and part not in text for text, part in zip(masked, hidden, strict=True))
+    for plain in ("postgres", "Basic understanding of tokens", "https://host/?design=oval", "eyJust.a.word"):
+        assert secrets.masked_text(plain) == plain
 
 
 def test_names_of_a_recipe_are_no_secrets():
