@@ -235,11 +235,12 @@ def _other_user() -> list[str]:
 
 
 _PROBE = """
-import os, resource, socket
+import json, os, resource, socket, sys
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 assert os.getuid() != 0 and set(os.environ) <= {"PWD", "LC_CTYPE"}
 assert status["Seccomp"].strip() == "2" and not int(status["CapEff"], 16)
-assert all(resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[1] > 0 for name in ("AS", "CPU", "NPROC", "FSIZE"))
+for name, most in json.loads(sys.argv[1]).items():
+    assert 0 < resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[1] <= most, f"no limit {name}"
 assert [name for _, name in socket.if_nameindex()] == ["lo"]
 print("started")
 """
@@ -254,9 +255,9 @@ def _interpreter() -> str:
         RewardError: none starts, or there is no sandbox.
     """
     candidates = [os.path.realpath(sys.executable), "/usr/bin/python3"]
-    message = b""
+    message, limits = b"", json.dumps({"AS": 512 << 20, "CPU": 6, "NPROC": _MAX_PROCESSES, "FSIZE": _MAX_FILE})
     for candidate in candidates:
-        process = _start([*_sandbox(), *_limits(5, 512), candidate, "-I", "-S", "-B", "-c", _PROBE], b"")
+        process = _start([*_sandbox(), *_limits(5, 512), candidate, "-I", "-S", "-B", "-c", _PROBE, limits], b"")
         try:
             _, (message,) = _read([process], 10, 512)
         finally:
