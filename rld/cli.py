@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from rld.errors import LaunchError, LibraryError, RecipeError, RldError, SystemFailure, UsageError
+from rld.errors import LaunchError, LibraryError, RecipeError, RldError, UsageError
 from rld.pipeline.recipe_check import check_recipe, show_check
 from rld.recipe import catalogue, registry
 from rld.recipe.reading import read_recipe
@@ -29,7 +29,7 @@ from rld.utils.files import user_path
 from rld.utils.folder_lock import locked
 from rld.utils.interrupts import end_with_parent
 from rld.utils.messages import is_main_process, warnings_as_lines
-from rld.utils.os_errors import describe_os_error, is_system_failure
+from rld.utils.os_errors import tell_failure
 from rld.utils.run_folder import ABLATION_RESULT, RunFolder
 from rld.utils.streams import safe_streams
 from rld.utils.suggestions import hint
@@ -74,9 +74,8 @@ def _run(words: list[str]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
-    except OSError as error:
-        print(f"rld: {describe_os_error(error)}", file=sys.stderr)
-        return SystemFailure.exit_code if is_system_failure(error) else UsageError.exit_code
+    except (OSError, RuntimeError) as error:
+        return tell_failure(error)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

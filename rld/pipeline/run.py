@@ -40,6 +40,7 @@ from rld.trainer import launch
 from rld.types import Answer, Row
 from rld.utils.files import Record
 from rld.utils.flops import FlopMeter, forward_flops
+from rld.utils.os_errors import is_lost_process
 
 C = TypeVar("C", bound=TrainingArguments)
 
@@ -257,7 +258,7 @@ class RunContext:
         try:
             yield
         except Exception as error:
-            if not isinstance(error, (RldError, *kinds)):
+            if not isinstance(error, (RldError, *kinds)) or is_lost_process(error):
                 raise
             message = " ".join(str(error).split()) or type(error).__name__
             named = [option for option in getattr(stage, "trainer", {}) if re.search(rf"\b{option}\b", message)]

@@ -27,7 +27,7 @@ from rld.reporting.tables import scores_table
 from rld.trainer import checkpoints
 from rld.utils.interrupts import StopRequest, Waiting, stop_on_signals
 from rld.utils.messages import tell
-from rld.utils.os_errors import as_os_error, describe_os_error
+from rld.utils.os_errors import as_os_error, describe_os_error, is_lost_process
 from rld.utils.run_folder import RunFolder
 
 
@@ -91,7 +91,10 @@ def _run_stages(run: RunContext, writer: SummaryWriter, stop: StopRequest) -> st
     except (Interrupted, KeyboardInterrupt):
         writer.write("stopped")
         return "stopped"
-    except BaseException:
+    except BaseException as failure:
+        if stop.is_made() and is_lost_process(failure):  # another process has stopped before this one
+            writer.write("stopped")
+            return "stopped"
         try:
             writer.write("failed")
         except OSError as error:  # often for the reason for which the stage failed, which is the one to tell

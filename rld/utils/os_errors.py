@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import re
+import sys
+
+from rld.errors import SystemFailure, UsageError
 
 _MACHINE = frozenset(
     getattr(errno, name)
@@ -32,6 +35,12 @@ _CODE_IN_TEXT = re.compile(r"\bcode: (\d+)|\(os error (\d+)\)|\[Errno (\d+)\]")
 _WRITER_FAILED = ("PytorchStreamWriter failed", "unexpected pos", "iostream error", "No space left on device")
 """What torch's writer raises, as RuntimeError and without a reason, when a write fails."""
 
+_LOST = ("DistBackendError", "DistNetworkError", "DistStoreError")
+"""Exceptions of torch.distributed, which is not imported here."""
+
+_GLOO = re.compile(r"gloo/transport/|\[Gloo\]|Gloo connectFullMesh")
+"""What gloo writes into a RuntimeError without a class of its own."""
+
 
 def as_os_error(error: BaseException | None) -> OSError | None:
     """Return the error of the operating system that an exception is, wraps, or was raised from; None: there is none.
@@ -54,6 +63,28 @@ def as_os_error(error: BaseException | None) -> OSError | None:
         is_handled = is_handled or error.__cause__ is None
         error = error.__cause__ or error.__context__
     return None
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Tell whether an exception is that of a process which no longer reaches another one of its run."""
+    is_of_torch = any(kind.__name__ in _LOST for kind in type(error).__mro__)
+    return isinstance(error, RuntimeError) and (is_of_torch or _GLOO.search(str(error)) is not None)
+
+
+def tell_failure(error: OSError | RuntimeError) -> int:
+    """Print to stderr what failed, of the operating system or of a run's other processes, and return the exit code.
+
+    Raises:
+        RuntimeError: `error`, if it is no such failure.
+    """
+    if isinstance(error, OSError):
+        print(f"rld: {describe_os_error(error)}", file=sys.stderr)
+        return SystemFailure.exit_code if is_system_failure(error) else UsageError.exit_code
+    if not is_lost_process(error):
+        raise error
+    reason = "another process of this run has ended, or can't be reached, so this one ends too"
+    print(f"rld: {reason}; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
+    return SystemFailure.exit_code
 
 
 def is_system_failure(error: BaseException) -> bool:

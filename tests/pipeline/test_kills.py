@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from rld.cli import main
+from tests.kills import CONTEXT, kills
 from tests.pipeline.test_resume import RECIPE, steps, weights
 from tests.support.runs import one_thread, recipe, whole
 
 __all__ = ["RECIPE", "one_thread", "recipe", "whole"]
-
-CONTEXT: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")  # nothing is imported again
 
 MOMENTS: dict[str, Callable[[Path], bool]] = {
     "in a checkpoint": lambda run: any(
@@ -65,3 +62,10 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(re
     names = {path.name for path in run.iterdir()} - {"train.log"}
     assert names == {path.name for path in whole.iterdir()}
     assert not list(run.rglob("*.draft"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_when_one_of_two_processes_is_killed_the_other_ends_and_the_run_goes_on(tmp_path):
+    """At few moments; `python -m tests.kills` tries more, and more kinds of stages."""
+    for kill in kills(tmp_path, 1, seed=3, num_processes=2, recipe_text=RECIPE):
+        assert kill.problems == []

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,10 @@ import pytest
 
 from rld.cli import main
 from rld.errors import UsageError
+from rld.utils import folder_lock
+from rld.utils.files import write_json
 from rld.utils.folder_lock import locked
+from rld.utils.interrupts import StopRequest, stop_on_signals
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
@@ -83,7 +87,54 @@ def test_a_second_process_is_refused_by_name_until_the_first_is_dead(tmp_path, c
     assert json.loads((folder / "run.lock.json").read_text())["pid"] == process.pid  # it could not clean up
     with locked(folder):
         pass
+    assert f"in use by process {process.pid} on " in (told := capsys.readouterr().err)
+    assert "which has ended without a word; its lock is taken over" in told
     assert list(folder.iterdir()) == []
+
+
+def test_the_number_of_a_process_decides_nothing(tmp_path, capsys):
+    """A later process, here this one, may have the number of the holder that died."""
+    holder = {"pid": os.getpid(), "host": "here", "machine": folder_lock._machine(), "started": "2026"}
+    (tmp_path / "run.lock.json").write_text(json.dumps(holder | {"command": "rld"}))
+    with locked(tmp_path):
+        assert json.loads((tmp_path / "run.lock.json").read_text())["started"] != "2026"
+    assert "its lock is taken over" in capsys.readouterr().err
+
+
+def test_a_holder_on_another_machine_is_refused_while_it_gives_signs_of_life(tmp_path, capsys, monkeypatch):
+    """On a file system that doesn't share locks between machines."""
+    monkeypatch.setattr(folder_lock, "_SECONDS_PER_SIGN", 0.2)
+    monkeypatch.setattr(folder_lock, "_SECONDS_TO_WATCH", 1.0)
+    path, ended = tmp_path / "run.lock.json", threading.Event()
+    holder = {"pid": 7, "host": "there", "machine": "another", "started": "2026", "command": "rld"}
+    write_json(path, holder)
+
+    def live() -> None:
+        while not ended.wait(0.2):
+            write_json(path, holder | {"sign": time.monotonic()})
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    try:
+        with pytest.raises(UsageError, match="is in use by process 7 on there"), locked(tmp_path):
+            pass
+    finally:
+        ended.set()
+        thread.join()
+    assert path.is_file()  # it is the holder's
+    with locked(tmp_path):
+        time.sleep(0.5)
+        assert json.loads(path.read_text())["sign"] > 0
+    assert "process 7 on there" in capsys.readouterr().err.splitlines()[-1]
+    assert not path.exists()
+
+
+def test_a_process_whose_lock_was_taken_over_is_requested_to_stop(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(folder_lock, "_SECONDS_PER_SIGN", 0.1)
+    with stop_on_signals(StopRequest("stopping")) as stop, locked(tmp_path):
+        write_json(tmp_path / "run.lock.json", {"pid": 7, "host": "there", "started": "2026", "command": "rld"})
+        wait_until(stop.is_made)
+    assert "process 7 on there, started 2026 (rld) has taken over" in capsys.readouterr().err
 
 
 def test_a_refused_run_leaves_no_folder_and_a_file_is_no_folder(tmp_path):
