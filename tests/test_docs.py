@@ -24,6 +24,7 @@ from rld.recipe.stages import AnyStage
 from rld.recipe.stages.distill import Distill
 from rld.teachers.local import LocalLogprobs
 from rld.teachers.teacher import Teacher
+from rld.trainer.rld_config import OF_VLLM, RLDConfig
 from rld.utils.options import kinds_of
 from tests.recipe_page import EXPERIMENT_PAGE, PAGE, SMALL, experiment_page, page
 
@@ -88,6 +89,7 @@ def test_the_readmes_recipe_is_valid_and_the_page_is_short(tmp_path):
         "docs/algorithms",
         "docs/walkthrough",
         "docs/teachers",
+        "docs/vllm",
     ],
 )
 def test_lines_of_prose_have_120_characters_at_most(name):
@@ -181,6 +183,14 @@ def test_the_page_on_teachers_shows_what_a_stage_and_a_script_take(tmp_path, mon
     scope: dict[str, Any] = {"dataset": tiny.rows(chat=True), "exact_match": tiny.letters}
     exec(script, scope)
     assert scope["trainer"].state.global_step == 2
+
+
+def test_the_page_on_vllm_shows_what_a_stage_takes(tmp_path):
+    text = (ROOT / "docs" / "vllm.md").read_text()
+    stage = {"name": "s", "kind": "distill", "student": "m", "steps": 400}
+    stages = [Distill.model_validate(stage | block) for block in yaml_blocks(text, tmp_path)]
+    assert all(part.teachers or RLDConfig(str(tmp_path), **part.trainer, use_cpu=True, bf16=False) for part in stages)
+    assert all(f"`{option}`" in text for option in OF_VLLM)
 
 
 @pytest.mark.parametrize("heading", ["Quickstart", "Tests"])

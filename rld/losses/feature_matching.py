@@ -22,6 +22,9 @@ from rld.models.hidden_states import InputOf, StateKey, depth, final_norm, modul
 from rld.models.pruning import cut_layers
 from rld.utils.tensors import at_least_float32
 
+PROJECTIONS = "rld_projections"
+"""Name of the module of a student that has the parameters of its feature signal."""
+
 _MIX_SPEED = 100.0
 """Factor of the mix parameters. Adam moves a parameter by about the learning rate per step, so at 1e-5 a mix moves
 across its range in 1000 steps."""
@@ -194,8 +197,8 @@ class FeatureProjections(nn.Module):
 def attach_projections(model: PreTrainedModel, projections: FeatureProjections) -> None:
     """Register `projections` as a submodule of `model`, to be trained with it, but keep them out of its
     `state_dict`."""
-    model.add_module("rld_projections", projections.to(model.device))
-    name = "rld_projections."
+    model.add_module(PROJECTIONS, projections.to(model.device))
+    name = f"{PROJECTIONS}."
 
     def hide(_module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
         for key in [key for key in state if key.startswith(prefix + name)]:

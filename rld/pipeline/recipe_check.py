@@ -19,7 +19,7 @@ from rld.pipeline.label_summary import LabelSummary, label_notes, label_summarie
 from rld.pipeline.plain_recipe import absent_models, reason_to_ask_libraries
 from rld.pipeline.skill_summary import SkillSummary, TextSummary, row_summary, text_summary
 from rld.recipe import registry
-from rld.recipe.cautions import learning_rate_cautions, seconds_cautions, unreachable_rule_cautions
+from rld.recipe.cautions import learning_rate_cautions, seconds_cautions, unreachable_rule_cautions, vllm_cautions
 from rld.recipe.input_changes import Effect, input_changes
 from rld.recipe.inputs import Inputs, InputsFile
 from rld.recipe.progress import run_progress
@@ -97,6 +97,7 @@ def check_recipe(recipe: Recipe, source: Path, deep: bool = False) -> CheckResul
         for skill, source in sources.items()
     ]
     cautions += [*learning_rate_cautions(recipe), *seconds_cautions(recipe), *unreachable_rule_cautions(recipe)]
+    cautions += vllm_cautions(recipe)
     labels = label_summaries(recipe, sources, encoders)
     cautions += label_notes(labels)
     cautions += _repeated(recipe, [rows for rows in summaries if isinstance(rows, SkillSummary)])

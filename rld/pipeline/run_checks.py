@@ -6,6 +6,7 @@ from rld.errors import DataError
 from rld.pipeline.plain_recipe import absent_models
 from rld.pipeline.reward_probe import probe_judge
 from rld.pipeline.run import RunContext
+from rld.trainer import vllm_rollouts
 
 
 def require_runnable(run: RunContext, downloads: bool = True) -> None:
@@ -29,6 +30,18 @@ def require_runnable(run: RunContext, downloads: bool = True) -> None:
     for stage in run.recipe.stages:
         with run.recipe.mistakes_at(run.recipe.place("stages", stage.name)):
             stage.dry_run(run)
+
+
+def require_installed(run: RunContext) -> None:
+    """Check what `rld train` needs on its machine, and `rld check` only tells of.
+
+    Raises:
+        RecipeError: vLLM is not installed, and a stage samples with it.
+    """
+    for stage in run.recipe.training_stages:
+        if stage.trainer.get("use_vllm"):
+            with run.mistakes_in(stage, "trainer"):
+                vllm_rollouts.require_installed()
 
 
 def _require_gold_answers(run: RunContext) -> None:

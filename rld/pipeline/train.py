@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from rld.errors import RecipeError, SystemFailure
 from rld.pipeline.recovery import elapsed_seconds, put_in_order, repeated_seconds
 from rld.pipeline.run import RunContext
-from rld.pipeline.run_checks import require_runnable
+from rld.pipeline.run_checks import require_installed, require_runnable
 from rld.pipeline.run_inputs import record_inputs
 from rld.pipeline.stage_training import Interrupted
 from rld.pipeline.summary import SummaryWriter
@@ -49,6 +49,7 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool, accepts_chan
     elapsed = elapsed_seconds(RunFolder(output)) if resume else 0.0
     run = RunContext(recipe, source, output, resume, stop.is_made, started=time.time() - elapsed)
     require_runnable(run)
+    require_installed(run)
     if resume and run.state.is_main_process:
         put_in_order(run.paths, [stage.name for stage in recipe.stages])
     run.state.wait_for_everyone()

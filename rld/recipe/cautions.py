@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -52,6 +53,20 @@ def seconds_cautions(recipe: Recipe) -> Iterator[str]:
         if stage.stop.max_seconds is not None:
             fix = "a budget of FLOPs or tokens is the same each time"
             yield f"stage '{stage.name}' ends by the clock (stop.max_seconds), so its result is not reproducible; {fix}"
+
+
+def vllm_cautions(recipe: Recipe) -> Iterator[str]:
+    """Yield a sentence for each stage that samples with a vLLM which is missing here, or has its own random numbers."""
+    for stage in recipe.training_stages:
+        if not stage.trainer.get("use_vllm"):
+            continue
+        if importlib.util.find_spec("vllm") is None:
+            yield f"stage '{stage.name}' samples with vLLM (trainer.use_vllm), which `rld train` needs installed"
+        if stage.trainer.get("vllm_mode") == "server":
+            yield (
+                f"stage '{stage.name}': a vLLM server (trainer.vllm_mode) draws its own random numbers, so that its "
+                "samples do not follow the seed; with vllm_mode: colocate they do"
+            )
 
 
 def unreachable_rule_cautions(recipe: Recipe) -> Iterator[str]:

@@ -16,7 +16,7 @@ from rld.data.row_kinds import default_rewards
 from rld.errors import RldError
 from rld.recipe.document import RecipeDocument, walk
 from rld.recipe.evaluation import AnyEvaluator, HeldOut
-from rld.recipe.models import AnyModel, CharacterTokenizer, NewModel
+from rld.recipe.models import AnyModel, CharacterTokenizer, NewModel, PrunedModel
 from rld.recipe.plugins import RewardSpec, VerifierSpec
 from rld.recipe.prompts import Prompts
 from rld.recipe.skills import AnySkill, DatasetSkill, FileSkill
@@ -142,6 +142,20 @@ class Recipe(FrozenOptions):
                 )
                 place = [] if is_shared else ["stages", i]
                 raise OptionError(message, *place, "trainer", "beta")
+        return self
+
+    @model_validator(mode="after")
+    def _vllm_can_load_students(self) -> Recipe:
+        for i, stage in enumerate(self.stages):
+            if not isinstance(stage, Distill) or not stage.trainer.get("use_vllm"):
+                continue
+            if isinstance(self.models.get(stage.student), NewModel | PrunedModel):
+                message = (
+                    f"vLLM loads the student from its folder, and the weights of '{stage.student}' are in none; begin "
+                    "with a stage sft, or leave it out"
+                )
+                place = [] if self.trainer.get("use_vllm") else ["stages", i]
+                raise OptionError(message, *place, "trainer", "use_vllm")
         return self
 
     @model_validator(mode="after")

@@ -50,6 +50,11 @@ _TRAINER: dict[str, _Range] = {
     **dict.fromkeys(("repetition_penalty", "delta", "logging_steps", "ddp_timeout"), _POSITIVE),
     "top_p": _Range(0, 1, includes_lowest=False),
     "top_k": _NOT_NEGATIVE,
+    **dict.fromkeys(("vllm_tensor_parallel_size", "vllm_max_model_length"), _COUNT),
+    **dict.fromkeys(("vllm_server_port", "vllm_group_port"), _Range(1, 65_535)),
+    **dict.fromkeys(("vllm_importance_sampling_clip_min", "vllm_server_timeout"), _NOT_NEGATIVE),
+    "vllm_importance_sampling_clip_max": _POSITIVE,
+    "vllm_gpu_memory_utilization": _Range(0, 1, includes_lowest=False),
     "data_seed": _Range(0, 2**32 - 1),
 }
 
@@ -63,6 +68,9 @@ _LORA: dict[str, _Range] = {
 _CHOICES: dict[str, tuple[str, ...]] = {
     "importance_sampling_level": ("token", "sequence"),
     "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+    "vllm_mode": ("colocate", "server"),
+    "vllm_model_impl": ("auto", "vllm", "transformers", "terratorch"),
+    "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
     "bias": ("none", "all", "lora_only"),
 }
 

@@ -105,6 +105,8 @@ METRICS = (
     Metric("entropy", "nats per token",
            "entropy of the student's distribution of the next token, mean over tokens", "Entropy, nats per token"),
     Metric("entropy_coef", "", "the weight of the entropy bonus", "Weight of the entropy bonus"),
+    Metric("sampling/sampling_logp_difference/mean", "nats per token",
+           "mean absolute difference of the student's log-probabilities to those of vLLM, where it samples"),
     Metric("tokens/<count>", "tokens",
            "in this stage so far: `generated` by the student, `trained` on by it, `scored` by teachers, or `saved` by "
            "weights of 0 or gate",
@@ -121,7 +123,8 @@ LEFT_OUT = {
     "TRL": (
         "reward", "reward_std", "rewards/<reward>/std", "frac_reward_zero_std", "policy_loss", "kl", "aux_loss",
         "num_tokens", "mean_token_accuracy", "step_time", "completions/<statistic>", "clip_ratio/<statistic>",
-        "cispo_clip_ratio", "sampling/<statistic>", "tools/<statistic>", "vespo/<statistic>",
+        "cispo_clip_ratio", "sampling/sampling_logp_difference/max", "sampling/importance_sampling_ratio/<statistic>",
+        "tools/<statistic>", "vespo/<statistic>",
     ),
     "transformers": (
         "grad_norm", "learning_rate", "epoch", "num_input_tokens_seen", "train_runtime", "train_tokens_per_second",

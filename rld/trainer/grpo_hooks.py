@@ -43,6 +43,7 @@ from rld.rollout.label_completions import label_completions
 from rld.rollout.record import RolloutRecord, RolloutTotals
 from rld.rollout.reward_waits import limited_wait
 from rld.rollout.verifier import as_completions, judged, require_scale
+from rld.trainer import vllm_rollouts
 from rld.trainer.checkpoints import CheckpointedParts, load_rollout
 from rld.trainer.finite_updates import FiniteUpdates
 from rld.trainer.loss_means import LossMeans
@@ -54,6 +55,7 @@ from rld.trainer.start_checks import require_prompts_fit
 from rld.trainer.student_forward import RecordingStudent, StudentInputs
 from rld.trainer.timing import PhaseTimer, timed
 from rld.trainer.training_progress import TrainingProgress
+from rld.trainer.trl_patches import patch_trl
 from rld.types import Event, Row
 
 _READ_COLUMNS = ("skill", "level", "answer", "is_cut", "slot")
@@ -96,6 +98,12 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, TrainingProgress, GRPOTrainer):
     """The rollout in progress."""
     _micro_batch: MicroBatch | None = None
     """The micro-batch whose loss is in progress."""
+
+    def __init__(self, model: str | PreTrainedModel, reward_funcs: Any, args: RLDConfig, *rest: Any, **options: Any):
+        patch_trl()
+        if args.use_vllm:
+            vllm_rollouts.require_possible(model)
+        super().__init__(model, reward_funcs, args, *rest, **options)
 
     # -- the steps -----------------------------------------------------------------------------------------------------
 
@@ -183,6 +191,10 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, TrainingProgress, GRPOTrainer):
             return label_completions(record, self._encoder, self.args.max_completion_length), None
         if record is None or not record.num_fixed:
             return self._sample(prompt_ids, *args, **kwargs)
+        if self.use_vllm:  # which samples whole groups, in all processes at once
+            gold = gold_completions(record.rows, self._encoder, self.args.max_completion_length)
+            fixed = record.is_fixed_B.nonzero().squeeze(1).tolist()
+            return vllm_rollouts.with_gold(self._sample(prompt_ids, *args, **kwargs), gold, fixed)
         sampled = (~record.is_fixed_B).nonzero().squeeze(1).tolist()
         prompts = [prompt_ids[i] for i in sampled]
         samples = self._sample(prompts, *args, **kwargs)[0] if prompts else []
@@ -193,11 +205,12 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, TrainingProgress, GRPOTrainer):
 
     def _sample(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
         """Return TRL's samples, which depend on the trainer's options and not on the model's generation options."""
+        generate = super()._generate_single_turn
         if self.use_vllm:
-            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
+            return vllm_rollouts.sampled(lambda: generate(prompt_ids, *args, **kwargs), self.args)
         with only_generation_config(self._student, self.generation_config):
             try:
-                return super()._generate_single_turn(prompt_ids, *args, **kwargs)
+                return generate(prompt_ids, *args, **kwargs)
             except RuntimeError as error:
                 if "probability tensor" not in str(error):
                     raise

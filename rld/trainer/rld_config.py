@@ -19,6 +19,17 @@ from rld.utils.options import parse_option
 LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo")
 """The policy losses of TRL's `GRPOTrainer`."""
 
+OF_VLLM = {
+    "n": "num_generations says how many completions a prompt has",
+    "seed": "each rollout, or each completion, would draw the same random numbers",
+    "logprobs": "its correction reads the log-probability of the sampled token alone",
+    "temperature": "the losses are computed at the trainer's temperature; set that one",
+    "max_tokens": "set max_completion_length",
+    "stop_token_ids": "completions end where all readers of the prompts end them",
+    "ignore_eos": "completions end where all readers of the prompts end them",
+}
+"""Options of vLLM's `SamplingParams` that `generation_kwargs` may not set, and why."""
+
 
 @dataclass
 class RLDConfig(GRPOConfig):
@@ -154,6 +165,8 @@ class RLDConfig(GRPOConfig):
             _require("response_temperature", self.response_temperature, self.response_temperature > 0, "above 0")
         if self.response_top_k is not None:
             _require("response_top_k", self.response_top_k, self.response_top_k >= 1, "at least 1")
+        if self.use_vllm:
+            self._check_vllm()
         _require("audit_share", self.audit_share, 0 < self.audit_share <= 1, "above 0 and at most 1")
 
     def _take_labels(self, labels: dict[str, list[str]]) -> None:
@@ -207,6 +220,23 @@ class RLDConfig(GRPOConfig):
         _require("gold_weight", self.gold_weight, self.gold_weight >= 0, "at least 0")
         if self.gold_weight and not ((self.gold_completions or self.labels) and self.temperature == 1):
             raise RecipeError("gold_weight needs gold_completions, and log-probabilities at temperature 1")
+
+    def _check_vllm(self) -> None:
+        if self.refill:
+            raise RecipeError("refill: it samples completions by transformers, and use_vllm by vLLM; leave one out")
+        if self.gold_completions == self.num_generations:
+            raise RecipeError("use_vllm: all completions are gold answers, and nothing is sampled; leave it out")
+        for name in sorted(set(self.generation_kwargs or ()) & OF_VLLM.keys()):
+            raise RecipeError(f"generation_kwargs: vLLM should not get {name!r}: {OF_VLLM[name]}")
+        length, longest = self.vllm_max_model_length, self.answer_length
+        if length is not None and length <= longest:
+            raise RecipeError(
+                f"vllm_max_model_length: a prompt and a completion of up to {longest} tokens do not fit into {length}"
+            )
+        if self.loss_type == "vespo" and self.vllm_importance_sampling_correction:
+            _require_choice(
+                "vllm_importance_sampling_mode", self.vllm_importance_sampling_mode, ("token_truncate", "token_mask")
+            )
 
     @classmethod
     def for_model(cls, model: Any) -> RLDConfig:

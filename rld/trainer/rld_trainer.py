@@ -34,6 +34,7 @@ from rld.rollout.verifier import Verify, askable, training_rewards
 from rld.teachers.ensemble import TeacherEnsemble
 from rld.teachers.slot_base import StudentInterface
 from rld.teachers.teacher import Teacher
+from rld.trainer import vllm_rollouts
 from rld.trainer.checkpoints import CheckpointedParts
 from rld.trainer.gradient_probe import GradientProbe
 from rld.trainer.grpo_hooks import GRPOHooks, MicroBatch
@@ -51,7 +52,6 @@ from rld.trainer.start_checks import require_sound_student
 from rld.trainer.student_forward import StudentInputs, add_signal_forward
 from rld.trainer.timing import OptimizerTime, PhaseTimer, timed
 from rld.trainer.transfer_probe import TransferProbe
-from rld.trainer.trl_patches import patch_trl
 from rld.types import Curriculum, Row
 from rld.utils.flops import FlopMeter, forward_flops, training_flops
 
@@ -118,7 +118,6 @@ class RLDTrainer(GRPOHooks):
         self.num_own_verifiers = 0 if verifier is None else 1
         args = args.with_unpaid(self.num_own_verifiers, num_rewards=len(reward_funcs or ()))
         train_dataset = self.stream.dataset if self.stream is not None else train_dataset
-        patch_trl()
         super().__init__(model, reward_funcs, args, train_dataset, *rest, **options)
         # What stands above is read by TRL's own __init__; what follows reads its model, tokenizer and accelerator.
         self.flop_meter = FlopMeter() if flop_meter is None else flop_meter
@@ -141,13 +140,15 @@ class RLDTrainer(GRPOHooks):
         self._student: PreTrainedModel = self.model.get_base_model() if is_peft_model(self.model) else self.model
         self._num_parameters = self._student.num_parameters()
         self._encoder, self._is_chat = shared_encoder(self, self._student, rows)
+        if self.use_vllm:
+            vllm_rollouts.adapt(self)
         require_sound_student(self._student, self._encoder, self.train_dataset, self.args)
         contiguous_head_input(self._student)  # beside an adapter its head is frozen
         self._prefill = SharedPrefill(self._student)
         self._refill = PromptRefill.for_trainer(self)
         require_labels(self)
-        if self.args.gold_completions and (self.use_vllm or self.tools or self.rollout_func is not None):
-            raise RecipeError("gold answers take the place of completions that transformers generates without tools")
+        if self.args.gold_completions and (self.tools or self.rollout_func is not None):
+            raise RecipeError("gold answers take the place of completions that are generated without tools")
 
     def _build_teachers(self) -> None:
         self._feature = self.args.feature_model() if "feature" in self._signals else None

@@ -71,7 +71,7 @@ def _warn_of_dropout(model: nn.Module) -> None:
 
 
 def require_prompts_fit(model: PreTrainedModel, prompt_ids: list[list[int]], args: RLDConfig) -> None:
-    """Refuse prompts that do not fit into the student's context together with a completion.
+    """Refuse prompts that do not fit into the student's context, or into vLLM's, together with a completion.
 
     Raises:
         ModelError: the longest does not fit.
@@ -79,3 +79,6 @@ def require_prompts_fit(model: PreTrainedModel, prompt_ids: list[list[int]], arg
     longest = max(map(len, prompt_ids), default=0)
     text = f"the longest prompt ({longest} tokens) with a completion of up to {args.answer_length}"
     require_context(model, longest + args.answer_length, name="the student", text=text, kind=ModelError)
+    limit = args.vllm_max_model_length if args.use_vllm else None
+    if limit is not None and longest + args.answer_length > limit:
+        raise ModelError(f"vllm_max_model_length is {limit}, and {text} has {longest + args.answer_length}; raise it")

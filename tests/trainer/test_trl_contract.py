@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import Trainer
 from trl import GRPOTrainer
+from trl.generation.vllm_generation import VLLMGeneration
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 from trl.trainer import utils
@@ -86,6 +87,29 @@ def test_prompts_are_replaced_by_what_trls_generation_returns(tmp_path):
     assert prompt_ids == [[5, 4], [6, 4]]
     assert completions == tiny.tokenizer().batch_decode(completion_ids, skip_special_tokens=True)
     assert log_p is None
+
+
+def test_vllm_samples_whole_groups_with_the_options_and_the_weights_that_we_change():
+    """`tests/trainer/test_vllm_rollouts.py` runs these around a small vLLM."""
+    single_turn = inspect.getsource(GRPOTrainer._generate_single_turn)
+    assert "self.vllm_generation.sync_weights()" in single_turn
+    assert "return completion_ids, logprobs" in single_turn
+    assert names(VLLMGeneration._iter_named_params) == ["self"]
+    assert "self._iter_named_params()" in inspect.getsource(VLLMGeneration.sync_weights)
+    generate = inspect.getsource(VLLMGeneration.generate)
+    assert "all_prompts[::num_generations]" in generate
+    assert "generation_kwargs.update(self.generation_kwargs)" in generate  # of a vLLM in the process
+    assert '"generation_kwargs": self.generation_kwargs' in generate  # of a server
+    assert "seed=accelerator.process_index //" in inspect.getsource(VLLMGeneration._init_vllm)
+
+
+def test_a_completion_without_log_probabilities_of_vllm_is_not_corrected():
+    score = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    assert 'float("nan") if x is None else x' in score
+    assert "torch.nan_to_num(per_token_logps_diff, nan=0.0)" in score
+    log_p, threshold = torch.tensor([[0.5, 0.5]]), 0.1
+    unknown = GRPOTrainer.get_off_policy_mask(-torch.ones(1, 1), log_p, log_p * torch.nan, torch.ones(1, 2), threshold)
+    assert unknown.item() == 1
 
 
 def test_rollouts_are_shuffled_and_split_along_the_first_axis():
