@@ -69,7 +69,7 @@ def label_table(labels: Sequence[Any]) -> RenderableType:
     table = Table(*headers, title="\nlabels", title_justify="left")
     for label in labels:
         spelt = [" ".join(map(repr, label.tokens[model])) for model in models]
-        row = label.skill, label.label, repr(label.words), f"{label.num_rows:,}", *spelt
+        row = label.skill, _one_line(label.label), repr(label.words), f"{label.num_rows:,}", *spelt
         table.add_row(*map(Text, row))
     return table
 
@@ -97,7 +97,8 @@ def _row_tables(skills: Sequence[Any]) -> RenderableType:
 
 
 def _one_line(text: str) -> str:
-    line = text.encode("unicode_escape").decode() if any(character in text for character in "\n\r\t") else text
+    """Return a text of a data file for a terminal, which would obey control characters, and shorten it."""
+    line = "".join(part if part.isprintable() else part.encode("unicode_escape").decode() for part in text)
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
 
 
