@@ -23,6 +23,7 @@ from rich.text import Text
 from rld.errors import LaunchError, LibraryError, RecipeError, RldError, UsageError
 from rld.pipeline.recipe_check import check_recipe, show_check
 from rld.recipe import catalogue, registry
+from rld.recipe.hardware import Cards
 from rld.recipe.reading import read_recipe
 from rld.utils import secrets
 from rld.utils.files import user_path
@@ -105,6 +106,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     accept = "with --resume: continue although recipe, code, data, models or packages have changed"
     commands["train"].add_argument("--accept-changes", action="store_true", help=accept)
     commands["check"].add_argument("--deep", action="store_true", help="also load the models and have them answer")
+    commands["check"].add_argument("--card", metavar="8xH100", type=Cards.parse, help="also time and memory on GPUs")
     commands["check"].add_argument("--output", metavar="DIR", type=Path, help="also show how far the run in DIR is")
     _add_recipe(commands["evaluate"])
     commands["evaluate"].add_argument("--model", metavar="MODEL", help="the model to score: a folder or a hub id")
@@ -213,7 +215,7 @@ def _check(options: argparse.Namespace) -> int:
     source = registry.find_recipe(options.recipe)
     _share_the_cores()
     recipe = read_recipe(source, options.overrides)
-    show_check(recipe, source, check_recipe(recipe, source, options.deep), options.output)
+    show_check(recipe, source, check_recipe(recipe, source, options.deep), options.output, options.card)
     return 0
 
 

@@ -90,6 +90,7 @@ def test_the_readmes_recipe_is_valid_and_the_page_is_short(tmp_path):
         "docs/walkthrough",
         "docs/teachers",
         "docs/vllm",
+        "docs/scaling",
     ],
 )
 def test_lines_of_prose_have_120_characters_at_most(name):

@@ -20,6 +20,7 @@ from rld.pipeline.plain_recipe import absent_models, reason_to_ask_libraries
 from rld.pipeline.skill_summary import SkillSummary, TextSummary, row_summary, text_summary
 from rld.recipe import registry
 from rld.recipe.cautions import learning_rate_cautions, seconds_cautions, unreachable_rule_cautions, vllm_cautions
+from rld.recipe.hardware import Cards
 from rld.recipe.input_changes import Effect, input_changes
 from rld.recipe.inputs import Inputs, InputsFile
 from rld.recipe.progress import run_progress
@@ -106,12 +107,23 @@ def check_recipe(recipe: Recipe, source: Path, deep: bool = False) -> CheckResul
     return CheckResult(summaries, cautions, notes, labels)
 
 
-def show_check(recipe: Recipe, source: Path, result: CheckResult, folder: Path | None = None) -> None:
-    """Print what a recipe does and costs, its rows, what may be a mistake, and how far the run in a folder is."""
+def show_check(
+    recipe: Recipe, source: Path, result: CheckResult, folder: Path | None = None, cards: Cards | None = None
+) -> None:
+    """Print what a recipe does and costs, its rows, what may be a mistake, and how far the run in a folder is.
+
+    Args:
+        recipe: The recipe.
+        source: Its file.
+        result: What the check found.
+        folder: The folder of a run. None: no run.
+        cards: The GPUs whose time and memory are estimated. None: no GPU.
+    """
     if not is_main_process():
         return
     console = Console(highlight=False)
-    console.print(overview(recipe, source.parent, {summary.skill: summary.lengths for summary in result.skills}))
+    rows = {summary.skill: summary.lengths for summary in result.skills}
+    console.print(overview(recipe, source.parent, rows, cards))
     console.print(skill_tables(result.skills))
     if result.labels:
         console.print(label_table(result.labels))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -31,7 +32,7 @@ class SkillSummary:
         longest_answer: Characters of the longest gold answer.
         prompt: One prompt, as a model reads it.
         answer: Its gold answer.
-        lengths: Mean numbers of tokens of prompts and gold answers.
+        lengths: Mean numbers of tokens of prompts and of the gold answers that there are.
     """
 
     skill: str
@@ -94,8 +95,13 @@ def row_summary(source: SkillRows, encoder: Any, characters_per_token: float) ->
         max(len(row["answer"]) for row in rows),
         prompt if encoder is None else encoder.render(example["prompt"]),
         example["answer"],
-        Lengths(fmean(size for size, _ in sizes), 1 + fmean(size for _, size in sizes)),
+        Lengths(fmean(size for size, _ in sizes), 1 + _mean_answer(rows, [size for _, size in sizes])),
     )
+
+
+def _mean_answer(rows: Sequence[Row], sizes: Sequence[float]) -> float:
+    """Return the mean size of the gold answers; rows without one, such as those without a label, do not count."""
+    return fmean([size for row, size in zip(rows, sizes, strict=True) if row["answer"]] or [0.0])
 
 
 def _text(row: Row) -> str:

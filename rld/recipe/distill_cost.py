@@ -54,6 +54,7 @@ def distill_flops(stage: Any, student: int, teachers: Mapping[str, int], sizes: 
         flops["teachers"] += stage.steps * share * forward_flops(size, prompts + completed)
         if stage.gate == "per_prompt" and not stage.learns_labels:
             flops["gate"] += stage.steps * share * forward_flops(size, answered)
-        probed = len(skills) * spec.probe_prompts * (lengths.prompt + lengths.answer)
+        tried = num_completions if stage.learns_labels else 1
+        probed = len(skills) * spec.probe_prompts * (lengths.prompt + tried * lengths.answer)
         flops["answers"] += forward_flops(size, probed)
     return {account: round(number) for account, number in flops.items()}

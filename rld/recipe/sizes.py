@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 from rld.recipe import registry, third_party_options
 from rld.recipe.cut import Cut
+from rld.recipe.hardware import Demand
 from rld.recipe.models import AnyModel, CharacterTokenizer, NewModel, PretrainedModel, PrunedModel
+from rld.recipe.shapes import Shape
 from rld.recipe.teachers import TeacherSpec
 from rld.recipe.tokenizer_files import lone_tokenizer, num_tokens
 from rld.utils.flops import Account
@@ -78,6 +80,8 @@ class StageCost:
     """Student's weights, gradients and optimiser, teachers' weights; a shared base counts once, adapters do not."""
     flops_by_account: Mapping[Account, int] | None
     """Operations by the accounts by which a run counts them."""
+    demand: Demand | None = None
+    """What it asks of cards beside operations; None for a stage that trains nothing."""
 
     @property
     def flops(self) -> int | None:
@@ -125,6 +129,12 @@ class Sizes:
             config = self._config(reference)
             self._sizes[reference] = None if config is None else parameters(config)
         return self._sizes[reference]
+
+    def shape(self, reference: str) -> Shape:
+        """Return the shape of the model that `reference` names, whose size is known."""
+        config = self._config(reference)
+        assert config is not None
+        return Shape.of(config)
 
     def lengths(self, skills: Sequence[str]) -> Lengths:
         """Return the mean lengths of the rows of skills with equal shares; answers are cut at the maximum."""

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rld.recipe.cost import stage_costs
+from rld.recipe.hardware import Cards, Estimate, estimate
 from rld.recipe.registry import can_judge
 from rld.recipe.schema import Recipe
 from rld.recipe.sizes import Lengths, StageCost, quantity
@@ -20,13 +21,16 @@ _LONGEST = 200
 """Characters of a prompt or an answer that are shown."""
 
 
-def overview(recipe: Recipe, relative_to: Path, rows: Mapping[str, Lengths] | None = None) -> RenderableType:
+def overview(
+    recipe: Recipe, relative_to: Path, rows: Mapping[str, Lengths] | None = None, cards: Cards | None = None
+) -> RenderableType:
     """Return what `rld check` prints of a recipe.
 
     Args:
         recipe: The recipe.
         relative_to: The folder that paths in the recipe are relative to.
         rows: The lengths of each skill's rows. None: prompts of no tokens and the longest answers.
+        cards: The GPUs whose time and memory are estimated too. None: no GPU.
     """
     costs = stage_costs(recipe, relative_to, rows)
     parts: list[RenderableType] = [_skills(recipe)]
@@ -34,7 +38,8 @@ def overview(recipe: Recipe, relative_to: Path, rows: Mapping[str, Lengths] | No
         parts.append(_rewards(recipe))
     parts.append(_judge(recipe, relative_to))
     skills = list(recipe.skills)
-    parts += [_stage(number, stage, costs[stage.name], skills) for number, stage in enumerate(recipe.stages, 1)]
+    stages = enumerate(recipe.stages, 1)
+    parts += [_stage(number, stage, costs[stage.name], skills, cards) for number, stage in stages]
     flops = [cost.flops for cost in costs.values() if cost.flops is not None]
     total = sum(flops) if len(flops) == len(costs) else None
     notes = (
@@ -126,7 +131,7 @@ def _judge(recipe: Recipe, relative_to: Path) -> Text:
     )
 
 
-def _stage(number: int, stage: AnyStage, cost: StageCost, skills: list[str]) -> Table:
+def _stage(number: int, stage: AnyStage, cost: StageCost, skills: list[str], cards: Cards | None) -> Table:
     table = Table(box=None, show_header=False, title=f"\n{number}. {stage.name}: {stage.kind}")
     table.title_justify = "left"
     for name, text in stage.describe(cost, skills):
@@ -135,4 +140,28 @@ def _stage(number: int, stage: AnyStage, cost: StageCost, skills: list[str]) -> 
     by_account = f" ({', '.join(f'{account} {quantity(flops)}' for account, flops in parts.items())})"
     flops = f"about {quantity(cost.flops)}{by_account if len(parts) > 1 else ''}"
     table.add_row("costs", f"FLOPs: {flops}; bytes of memory: {quantity(cost.bytes)}")
+    if cards is not None and cost.demand is not None and cost.flops_by_account is not None:
+        table.add_row(f"on {cards}", _on_cards(estimate(cost.flops_by_account, cost.demand, cards), cards))
     return table
+
+
+def _on_cards(found: Estimate, cards: Cards) -> str:
+    """Say how long a stage takes on cards, what takes longest, and whether it fits."""
+    parts = ", ".join(f"{account} {duration(time)}" for account, time in found.seconds.items())
+    memory = f"{quantity(round(found.whole_bytes))}B of each card's {quantity(round(cards.card.memory))}B"
+    if cards.number > 1:
+        memory += f", {quantity(round(found.sharded_bytes))}B with FSDP2 or ZeRO-3"
+    short = "" if found.sharded_bytes <= cards.card.memory else "; it does not fit: see docs/scaling.md"
+    return f"at least {duration(found.total_seconds)} ({parts}), most for {found.bottleneck}; {memory}{short}"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in the largest unit that it has one of.
+
+    >>> duration(5400)
+    '1.5 h'
+    """
+    units = ("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)
+    unit, size = next((pair for pair in units if seconds >= pair[1]), ("s", 1))
+    number = seconds / size
+    return f"{number:,.0f} {unit}" if number >= 10 else f"{number:.2g} {unit}"

@@ -10,6 +10,8 @@ import pytest
 
 from rld.cli import main
 from rld.errors import RewardError
+from rld.pipeline.recipe_check import check_recipe
+from rld.recipe.cost import stage_costs
 from rld.recipe.reading import read_recipe
 from rld.recipe.registry import files
 from rld.utils import sandbox
@@ -34,6 +36,16 @@ def test_a_recipe_for_a_kind_of_data_trains_for_a_few_steps(name, tmp_path):
     assert main(["train", name, *shorter, "--output", str(tmp_path / "run")]) == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert "loss/response" in lines[-1]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    if all(stage.kind in ("sft", "distill") for stage in recipe.stages):
+        assert planned_flops(files("recipes")[name], shorter) == pytest.approx(summary["flops"], rel=0.25)
+
+
+def planned_flops(path, overrides):
+    """The FLOPs that `rld check` prints."""
+    recipe = read_recipe(path, overrides)
+    rows = {skill.skill: skill.lengths for skill in check_recipe(recipe, path).skills}
+    return sum(cost.flops for cost in stage_costs(recipe, path.parent, rows).values())
 
 
 def test_a_copy_has_the_data_and_the_tokenizer(tmp_path, capsys):
@@ -41,6 +53,16 @@ def test_a_copy_has_the_data_and_the_tokenizer(tmp_path, capsys):
     assert (tmp_path / "data" / "talks_held_out.jsonl").is_file()
     assert main(["check", str(tmp_path / "chat.yaml")]) == 0
     assert "<|tools|>" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["qwen3_06b", "qwen3_06b_lora", "qwen3_17b_fsdp"])
+def test_a_recipe_for_gpus_is_copied_and_valid_without_its_models(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "no models"))
+    assert main(["copy", f"gpu/{name}", str(tmp_path)]) == 0
+    assert main(["check", str(tmp_path / f"{name}.yaml"), "--card", "8xH100"]) == 0
+    shown = capsys.readouterr().out
+    assert "not on this machine, and checked when `rld train` has them: Qwen/Qwen3-" in shown
+    assert "(not run)" in (tmp_path / f"{name}.yaml").read_text().partition("\n")[0]
 
 
 def test_the_script_makes_the_data(tmp_path):

@@ -183,7 +183,8 @@ def test_shipped_recipes_pass_and_those_of_a_character_tokenizer_without_the_lib
     notes = check_recipe(recipe, path).notes
     has_cuts = any(stage.kind == "prune" for stage in recipe.stages)
     has_stored = has_cuts or any(getattr(model, "tokenizer", None) for model in recipe.models.values())
-    assert any(note.startswith("asked") for note in notes) == has_stored, notes
+    is_plain = not has_stored and path.parent.name != "gpu"  # whose trainers have options that TRL alone knows
+    assert any(note.startswith("asked") for note in notes) != is_plain, notes
 
 
 @pytest.mark.parametrize("stem", ["quickstart"])

@@ -12,6 +12,7 @@ from rld.controllers.capacity import CapacityRule
 from rld.controllers.gap import GapController
 from rld.controllers.retention_rule import RetentionRule
 from rld.recipe.controller_checks import check_controller, check_retention
+from rld.recipe.demand import distill_demand, state_bytes
 from rld.recipe.distill_cost import distill_flops
 from rld.recipe.document import Loc, RecipeProblem
 from rld.recipe.names import RecipeNames, check_member, items
@@ -22,7 +23,7 @@ from rld.recipe.signals import PolicySignal, ResponseSignal, SignalSpecs
 from rld.recipe.sizes import Sizes, StageCost, quantity
 from rld.recipe.stages.base import LearningRates, Reader, TrainingStage, listed
 from rld.recipe.teachers import AnyTeacher, CacheSpec, ServedTeacher, TeacherSpec
-from rld.utils.flops import frozen_bytes, training_bytes
+from rld.utils.flops import frozen_bytes
 from rld.utils.options import OptionError
 
 _MAX_PROMPTS = 10_000_000
@@ -276,8 +277,9 @@ class Distill(TrainingStage):
         if student is None or len(counts) < len(teachers):
             return StageCost(student, teachers, None, None)
         frozen = {spec.base: frozen_bytes(counts[name], sizes.dtype(spec)) for name, spec in self.loaded.items()}
-        num_bytes = training_bytes(student) + sum(frozen.values())
-        return StageCost(student, teachers, num_bytes, distill_flops(self, student, counts, sizes))
+        demand = distill_demand(self, student, sum(frozen.values()), sizes)
+        num_bytes = state_bytes(self, student) + sum(frozen.values())
+        return StageCost(student, teachers, num_bytes, distill_flops(self, student, counts, sizes), demand)
 
     def describe(self, cost: StageCost, skills: list[str]) -> list[tuple[str, str]]:
         adapter = ", a LoRA adapter" if self.lora is not None else ""

@@ -7,11 +7,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from rld.recipe.demand import sft_demand, state_bytes
 from rld.recipe.document import Loc, RecipeProblem
 from rld.recipe.names import RecipeNames, keys
 from rld.recipe.sizes import Sizes, StageCost, quantity
 from rld.recipe.stages.base import LearningRates, Reader, TrainingStage, listed
-from rld.utils.flops import Account, forward_flops, training_bytes, training_flops
+from rld.utils.flops import Account, forward_flops, training_flops
 from rld.utils.options import OptionError
 from rld.utils.suggestions import hint
 
@@ -81,7 +82,8 @@ class Sft(TrainingStage):
             "student": self.steps * training_flops(student, self.batch * row),
             "answers": sum(forward_flops(size or 0, self.rows_in_use * row) for size in teachers),
         }
-        return StageCost(student, {}, training_bytes(student), flops)
+        demand = sft_demand(self, student, sizes)
+        return StageCost(student, {}, state_bytes(self, student), flops, demand)
 
     def describe(self, cost: StageCost, skills: list[str]) -> list[tuple[str, str]]:
         adapter = ", a LoRA adapter" if self.lora is not None else ""

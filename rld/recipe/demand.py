@@ -1,0 +1,53 @@
+"""What a training stage asks of cards beside operations: states, activations, and what sampling reads from memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rld.recipe.hardware import Demand
+from rld.recipe.sizes import Sizes
+from rld.utils.flops import frozen_bytes, training_bytes
+
+_BFLOAT16 = 2
+
+
+def state_bytes(stage: Any, num_parameters: int) -> int:
+    """Return the memory of a stage's student; beside an adapter, which does not count, its weights are only read."""
+    return training_bytes(num_parameters) if stage.lora is None else frozen_bytes(num_parameters)
+
+
+def sft_demand(stage: Any, num_parameters: int, sizes: Sizes) -> Demand:
+    """Return the demand of fine-tuning on rows of their mean length."""
+    tokens = stage.batch * sum(sizes.lengths(stage.skills or sizes.skills))
+    activations = sizes.shape(stage.student).activation_bytes() * tokens / _num_micro_batches(stage)
+    return Demand(state_bytes(stage, num_parameters), 0, activations)
+
+
+def distill_demand(stage: Any, num_parameters: int, frozen: int, sizes: Sizes) -> Demand:
+    """Return the demand of a `distill` stage.
+
+    Args:
+        stage: The stage, a `Distill`.
+        num_parameters: Parameters of the student.
+        frozen: Bytes of the teachers' weights in the training process.
+        sizes: The sizes of the recipe.
+    """
+    skills, rollout, shape = stage.skills or sizes.skills, stage.rollout, sizes.shape(stage.student)
+    prompt, answer = sizes.lengths(skills)
+    num_completions = rollout.num_completions(sizes.num_labels.get(skill, 1) for skill in skills)
+    num_sampled = 0 if stage.learns_labels else rollout.prompts * (num_completions - rollout.gold_completions)
+    tokens = rollout.prompts * (prompt + num_completions * answer)
+    read = num_sampled * answer * (prompt + answer / 2)  # each token reads all those before it
+    return Demand(
+        state_bytes(stage, num_parameters),
+        frozen,
+        activation_bytes=shape.activation_bytes() * tokens / _num_micro_batches(stage),
+        cache_bytes=shape.cache_bytes() * num_sampled * (prompt + answer),
+        passes=stage.steps * sizes.max_new_tokens if num_sampled else 0,
+        pass_bytes=_BFLOAT16 * num_parameters,
+        read_bytes=stage.steps * shape.cache_bytes() * read,
+    )
+
+
+def _num_micro_batches(stage: Any) -> int:
+    return max(int(stage.trainer.get("gradient_accumulation_steps", 1)), 1)
