@@ -133,7 +133,7 @@ What is the same has the same name, and TRL's names stay where a thing is TRL's:
 | `controller: {{kind: gap}}` | `RLDTrainer(controller=GapController())` |
 | `curriculum`: `use` and `options` | `RLDTrainer(curriculum=...)` |
 | `teachers`: `model`, `from_pretrained`, `adapter`, `align`, `offload`, `chat_template` | `Teacher(...)`: the same |
-| `teachers`: `url`, `top_k`, `timeout_seconds`, `token_variable`, `fingerprint` | `rld.remote_teacher(...)`: the same |
+| `teachers`: `url`, `top_k` and the other keys of a served teacher | `rld.remote_teacher(...)`: the same |
 | `trainer` | all of TRL's other arguments of `RLDConfig`, with TRL's defaults |
 
 ## Optimiser defaults

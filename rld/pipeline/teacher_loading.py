@@ -127,6 +127,7 @@ class TeacherLoader:
                 timeout_seconds=spec.timeout_seconds,
                 token_variable=spec.token_variable,
                 fingerprint=spec.fingerprint,
+                served_model=spec.served_model,
             )
         elif cache is None:
             return self._loaded(name, spec)

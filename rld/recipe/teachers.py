@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from rld.errors import LibraryError
 from rld.recipe import registry
@@ -16,7 +16,7 @@ from rld.recipe.names import RecipeNames, is_hub_id
 from rld.recipe.tokenizer_files import same_tokenizer
 from rld.types import Align
 from rld.utils.model_files import adapter_folder_problem
-from rld.utils.options import FrozenOptions, union_by_key
+from rld.utils.options import FrozenOptions, OptionError, union_by_key
 from rld.utils.suggestions import hint
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
@@ -58,6 +58,20 @@ class ServedTeacher(_Teacher):
     """Name of the environment variable that holds the bearer token, if the server requires one."""
     fingerprint: str | None = None
     """The fingerprint that `rld serve-teacher` prints; other weights are rejected. None: that at the start."""
+    served_model: str | None = None
+    """The name of the model at an OpenAI-compatible endpoint. None: the only one that it serves."""
+
+    @property
+    def is_openai(self) -> bool:
+        """Whether the server is an OpenAI-compatible endpoint."""
+        return self.url.rstrip("/").endswith("/v1")
+
+    @model_validator(mode="after")
+    def _only_endpoints_have_names(self) -> ServedTeacher:
+        if self.served_model is not None and not self.is_openai:
+            message = "rld serve-teacher serves one model: leave it out, or let the url of another server end in /v1"
+            raise OptionError(message, "served_model")
+        return self
 
     @property
     def place(self) -> str:

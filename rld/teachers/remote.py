@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from rld.errors import TeacherError
 from rld.models.logprob_source import LogprobSource, ScoredSequence, SourceInfo, TopKLogprobs
 from rld.models.tokenizer_profile import PROBES, TokenizerProfile, probe_ids, special_tokens
 from rld.teachers.http_client import TOKEN, HttpClient
@@ -25,6 +26,13 @@ AGREEMENT_NATS = 0.1
 
 _MIN_TAIL = 1e-7
 """Least probability of the tokens without a name; what is left of 1 may be 0 or below by rounding."""
+
+_MAX_MASS = 1.01
+"""Greatest sum of a token's probabilities, up to rounding in half precision."""
+
+_NEUTRAL = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+"""Options of a request that leave the model's distribution as it is. vLLM takes those that are missing from the
+model's generation configuration."""
 
 _OPENAI_TOKENS = 8192
 """Tokens of a request: an answer in JSON takes about 4 kB a token."""
@@ -46,6 +54,7 @@ def remote_teacher(
     timeout_seconds: float = 60.0,
     token_variable: str = TOKEN,
     fingerprint: str | None = None,
+    served_model: str | None = None,
 ) -> LogprobSource:
     """Return the teacher that answers at `url`.
 
@@ -57,12 +66,13 @@ def remote_teacher(
             that gets no byte for five minutes, or `timeout_seconds` if that is longer, has failed.
         token_variable: The environment variable with the bearer token, if the server asks for one.
         fingerprint: The fingerprint of the weights that it must have. None: of those that it starts with.
+        served_model: The name of the model at an OpenAI-compatible endpoint. None: it serves one alone.
     """
     url = url.rstrip("/")
-    kind = OpenAIServer if url.endswith("/v1") else RldServer
-    return kind(
-        HttpClient(url, name, timeout_seconds=timeout_seconds, token_variable=token_variable), top_k, fingerprint
-    )
+    client = HttpClient(url, name, timeout_seconds=timeout_seconds, token_variable=token_variable)
+    if url.endswith("/v1"):
+        return OpenAIServer(client, top_k, fingerprint, served_model)
+    return RldServer(client, top_k, fingerprint)
 
 
 class _Server(LogprobSource):
@@ -165,26 +175,41 @@ class RldServer(_Server):
 
 
 class OpenAIServer(_Server):
-    """An OpenAI-compatible endpoint whose completions have vLLM's `prompt_logprobs`."""
+    """An OpenAI-compatible endpoint whose completions have vLLM's `prompt_logprobs`.
 
-    _model = ""
-    """Name of the first model that the endpoint lists."""
+    Args:
+        served_model: The name of its model. None: it serves one alone.
+    """
 
-    _vocabulary_size = 0
+    def __init__(self, client: HttpClient, top_k: int, fingerprint: str | None, served_model: str | None) -> None:
+        super().__init__(client, top_k, fingerprint)
+        self._model = served_model or ""
+        self._vocabulary_size = 0
 
     def _read_info(self, student: PreTrainedTokenizerBase) -> SourceInfo:
         self._vocabulary_size = len(student)
-        match self.client.call_json("GET", f"{self.url}/models"):
-            case {"data": [{"id": str(model)}, *_]}:
-                self._model = model
-            case _:
-                raise self.client.error("it lists no models")
+        self._model = self._listed_model()
         for text, ids in zip(PROBES, probe_ids(student, add_special_tokens=True), strict=True):
             self._require_token_ids(text, ids, add_special_tokens=True)
         for i, token in special_tokens(student).items():
             self._require_token_ids(token, [i], add_special_tokens=False)
         ends = frozenset() if student.eos_token_id is None else frozenset([int(student.eos_token_id)])
         return SourceInfo(hashlib.sha256(self._model.encode()).hexdigest()[:16], ends, 0)
+
+    def _listed_model(self) -> str:
+        """Return the name of the model that is asked, which the endpoint must list."""
+        listed = self.client.call_json("GET", f"{self.url}/models")
+        models = listed.get("data") if isinstance(listed, dict) else None
+        match [model.get("id") for model in models if isinstance(model, dict)] if isinstance(models, list) else []:
+            case []:
+                raise self.client.error("it lists no models")
+            case names if self._model in names:
+                return self._model
+            case [str(name)] if not self._model:
+                return name
+            case names:
+                reason = f"it does not serve {self._model}" if self._model else "it serves several models"
+                raise self.client.error(f"{reason}; set served_model to one of {', '.join(map(str, names))}")
 
     def _require_token_ids(self, text: str, ids: list[int], *, add_special_tokens: bool) -> None:
         """Refuse a server that encodes a text with other token ids than the student."""
@@ -198,7 +223,7 @@ class OpenAIServer(_Server):
             raise self.client.error(
                 f"an OpenAI-compatible endpoint scores at temperature 1, not {temperature:g}; set it for the rollout"
             )
-        options = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": self.top_k}
+        options = {"max_tokens": 1, "temperature": 1.0, "prompt_logprobs": self.top_k}
         logprobs = []
         for batch in _sequence_batches(sequences, _OPENAI_TOKENS):
             choices = self._complete([sequence.ids for sequence in batch], options)
@@ -215,8 +240,15 @@ class OpenAIServer(_Server):
         ]
 
     def _complete(self, prompts: list[list[int]], options: Mapping[str, Any]) -> list[dict[str, Any]]:
-        request = {"model": self._model, "prompt": prompts, **options}
-        match self.client.call_json("POST", f"{self.url}/completions", json=request):
+        request = {"model": self._model, "prompt": prompts, **_NEUTRAL, **options}
+        try:
+            answer = self.client.call_json("POST", f"{self.url}/completions", json=request)
+        except TeacherError as error:
+            if "prompt logprobs" not in str(error):
+                raise
+            fix = f"start it with --max-logprobs {self.top_k}, or set a lower top_k"
+            raise self.client.error(f"{error}; {fix}") from error
+        match answer:
             case {"choices": [*choices]} if len(choices) == len(prompts) and all(map(_is_choice, choices)):
                 return sorted(choices, key=lambda choice: int(choice.get("index", 0)))
         raise self.client.error("its answer holds no completions of the request")
@@ -243,8 +275,11 @@ class OpenAIServer(_Server):
         tail_N = (1 - log_p_NJ.double().exp().sum(-1)).clamp(min=_MIN_TAIL).log().float()
         ids_NJ = torch.tensor([[i for i, _ in pairs] for pairs in likeliest], dtype=torch.int32)
         logprobs = TopKLogprobs(ids_NJ, log_p_NJ, tail_N, torch.tensor(sampled))
-        if not logprobs.is_valid():
-            raise self.client.error("its prompt_logprobs hold values that are no ids or no log-probabilities")
+        if not logprobs.is_valid() or log_p_NJ.double().exp().sum(-1).max() > _MAX_MASS:
+            raise self.client.error(
+                "its prompt_logprobs hold values that are no ids or no log-probabilities; vLLM gives those with "
+                "--logprobs-mode raw_logprobs, its default"
+            )
         return logprobs
 
 

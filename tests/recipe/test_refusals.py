@@ -77,6 +77,7 @@ REFUSALS: list[tuple[str, dict[str, Any]]] = [
     ("evaluation.0.tasks", {"evaluation": [{"kind": "lm_eval", "tasks": ["copy"]}]}),
     ("stages.main.trainer.beta", {"stages.main.trainer": {"beta": 0.1}}),
     ("trainer.beta", {"trainer": {"beta": 0.1}}),
+    ("stages.main.teachers.t.served_model", {"stages.main.teachers.t": {"url": "http://h:1", "served_model": "m"}}),
     ("stages.main.trainer.use_vllm", {"stages.main.trainer": {"use_vllm": True}}),
     ("trainer.use_vllm", {"trainer": {"use_vllm": True}}),
     ("stages.main.rollout.completions", {"stages.main.rollout": {"completions": "labels"}}),

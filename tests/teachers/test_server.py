@@ -634,6 +634,8 @@ class _Dialect(http.server.BaseHTTPRequestHandler):
     broken = ""
     wrong = None
     fewer = 0
+    max_logprobs = 1000
+    models: tuple[str, ...] = ("the-model",)
     most = 0
     """Prompts that it was asked at once, at most."""
 
@@ -641,14 +643,21 @@ class _Dialect(http.server.BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self._say({"object": "list", "data": [{"id": "the-model"}]})
+        self._say({"object": "list", "data": [{"id": name} for name in self.models]})
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if self.path == "/tokenize":
             self._say({"tokens": STUDENT.encode(asked["prompt"], add_special_tokens=asked["add_special_tokens"])})
             return
-        assert (self.path, asked["model"], asked["temperature"]) == ("/v1/completions", "the-model", 0.0)
+        scores = "prompt_logprobs" in asked
+        assert (self.path, asked["model"], asked["temperature"]) == ("/v1/completions", "the-model", float(scores))
+        # Otherwise vLLM takes them from the model's generation_config.json.
+        assert (asked["top_p"], asked["top_k"], asked["min_p"], asked["repetition_penalty"]) == (1.0, 0, 0.0, 1.0)
+        if scores and asked["prompt_logprobs"] > self.max_logprobs:
+            counts = f"of {asked['prompt_logprobs']}, which is greater than max allowed: {self.max_logprobs}"
+            self._say({"error": {"message": f"Requested prompt logprobs {counts}", "code": 400}}, status=400)
+            return
         if self.broken:
             self._say({"choices": [{"index": 0, "text": "", "prompt_logprobs": None}] * len(asked["prompt"])})
             return
@@ -669,9 +678,9 @@ class _Dialect(http.server.BaseHTTPRequestHandler):
             told.append({str(token): {"logprob": said.sampled[t].item(), "rank": 9, "decoded_token": "x"}} | one)
         return {"index": index, "text": answer.text, "prompt_logprobs": told}
 
-    def _say(self, content: Any) -> None:
+    def _say(self, content: Any, status: int = 200) -> None:
         data = json.dumps(content).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("content-length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -704,12 +713,30 @@ def test_an_openai_compatible_endpoint_gives_the_same(folders):
     few = type("Few", (_Dialect,), {"hosted": near, "fewer": 1})
     with speaking(few) as url, refused("fewer than 4 prompt_logprobs; start it with --max-logprobs 4"):
         met(f"{url}/v1")
-    for wrong in (math.nan, 0.5):
+    for wrong in (math.nan, 0.5, -0.5):  # -0.5: logits, which sum to more than 1
         with speaking(type("Wrong", (_Dialect,), {"hosted": near, "wrong": wrong})) as url, refused("no log-prob"):
             met(f"{url}/v1")
     with (
         speaking(type("Broken", (_Dialect,), {"hosted": near, "broken": "yes"})) as url,
         pytest.raises(TeacherError, match="its answer has no prompt_logprobs"),
+    ):
+        met(f"{url}/v1")
+
+
+def test_the_model_of_an_endpoint_and_its_limit_are_checked_at_the_start(folders):
+    near = hosted(folders / "one")
+    two = type("Two", (_Dialect,), {"hosted": near, "models": ("a-base", "the-model")})
+    with speaking(two) as url:
+        assert met(f"{url}/v1", served_model="the-model").generate([[5, 4]], 2) == near.generate([[5, 4]], 2)
+        with refused("it serves several models; set served_model to one of a-base, the-model"):
+            met(f"{url}/v1")
+        with refused("it does not serve another; set served_model to one of a-base, the-model"):
+            met(f"{url}/v1", served_model="another")
+    with speaking(type("None", (_Dialect,), {"hosted": near, "models": ()})) as url, refused("it lists no models"):
+        met(f"{url}/v1")
+    with (
+        speaking(type("Limit", (_Dialect,), {"hosted": near, "max_logprobs": 3})) as url,
+        refused("max allowed: 3; start it with --max-logprobs 4, or set a lower top_k"),
     ):
         met(f"{url}/v1")
 

@@ -191,7 +191,7 @@ class Distill(TrainingStage):
             if isinstance(spec, TeacherSpec) and spec.align is not None:
                 message = "a cache holds the student's tokens, so no teacher with align is cached"
                 raise OptionError(message, "teachers", name, "align")
-            if isinstance(spec, ServedTeacher) and spec.url.rstrip("/").endswith("/v1") and temperature != 1:
+            if isinstance(spec, ServedTeacher) and spec.is_openai and temperature != 1:
                 mismatch = f"scores at temperature 1, and the rollout's is {temperature:g}"
                 raise OptionError(f"an OpenAI-compatible endpoint {mismatch}", "teachers", name, "url")
         return self
