@@ -41,6 +41,23 @@ class RecipeProblem(NamedTuple):
     text: str
 
 
+_YAML_MENDS = {
+    r"'\\t'": "indent by spaces, not by tabs",
+    "end of stream|scanning a quoted": "a quotation mark or a bracket is not closed",
+    "',' or": "put quotation marks around a text that has braces, brackets, commas or colons",
+    "block end|mapping values are not allowed|could not find expected ':'": (
+        "keys of one mapping begin in the same column, and a space follows a colon"
+    ),
+}
+"""What mends a file that is no YAML, by a pattern of the parser's message."""
+
+
+def _mend_of_yaml(error: yaml.MarkedYAMLError) -> str:
+    message = f"{error.context} {error.problem}"
+    mend = next((f"; {mend}" for pattern, mend in _YAML_MENDS.items() if re.search(pattern, message)), "")
+    return f" (in what begins on line {error.context_mark.line + 1}){mend}" if mend and error.context_mark else mend
+
+
 class RecipeDocument:
     """The values of a recipe after the command line's overrides.
 
@@ -170,7 +187,7 @@ class RecipeDocument:
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             where = f"{self.path}:{mark.line + 1}" if mark else str(self.path)
-            raise RecipeError(f"{where}: not valid YAML: {error.problem}") from error
+            raise RecipeError(f"{where}: not valid YAML: {error.problem}{_mend_of_yaml(error)}") from error
         except yaml.YAMLError as error:
             raise RecipeError(f"{self.path}: not valid YAML: {error}") from error
         if root is None or not isinstance(tree, dict):

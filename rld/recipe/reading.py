@@ -118,6 +118,8 @@ def _sentence(error: Any, label: str) -> str:
             return f"{label} should be an address that begins with http:// or https://, not {shown(value)}"
         case "invalid_key":
             return f"{label}: a key should be text"
+        case "unknown_kind" if loc and loc[-1] in _fields_of_members(loc):
+            return f"{label}: {str(loc[-1])!r} is an option; indent it below the name to which it belongs"
         case "unknown_kind" | "value_error":
             colon = ":" if kind == "value_error" and label else ""
             return f"{label}{colon} {error['msg'].removeprefix('Value error, ')}".lstrip()
@@ -137,6 +139,13 @@ def _fields_of_kinds(loc: Loc) -> dict[str, list[str]]:
     mapping = _schema(loc[:-1]).get("discriminator", {}).get("mapping", {}) if loc else {}
     definitions = _root_schema()["$defs"]
     return {kind: list(definitions[ref.rsplit("/", 1)[-1]].get("properties", {})) for kind, ref in mapping.items()}
+
+
+def _fields_of_members(loc: Loc) -> set[str]:
+    """Return the keys of all members of the union at `loc`."""
+    node, definitions = _schema(loc), _root_schema()["$defs"]
+    members = [member.get("$ref", "").rsplit("/", 1)[-1] for member in node.get("oneOf", node.get("anyOf", []))]
+    return {field for member in members for field in definitions.get(member, {}).get("properties", {})}
 
 
 def _form(loc: Loc, value: Any) -> str:

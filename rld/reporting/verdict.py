@@ -131,6 +131,8 @@ def _unsolved(result: StageResult, num_rows: dict[str, int]) -> Iterator[Finding
     """Skills that neither the student nor a teacher solves."""
     skills = []
     for skill, after in _estimates(result, "after", result.after, num_rows).items():
+        if result.main_score(skill) == "byte_probability":
+            continue  # documents have no answers that could be correct
         best = max([after, *_teachers(result, skill, num_rows).values()])
         if not best.is_larger(Estimate(0.0, 0.0)):
             skills.append(f"`{skill}` ({best.value:.2f})")

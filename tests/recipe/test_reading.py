@@ -279,6 +279,10 @@ def test_a_mistake_in_a_file_of_the_users_has_its_line(recipe, tmp_path):
         ("", "a recipe is a mapping"),
         ("- a", "a recipe is a mapping"),
         ("name: a\nname: b", "2: not valid YAML: 'name' is set twice"),
+        ("name: a\n\tseed: 1", "indent by spaces, not by tabs"),
+        ("name: a\nskills:\n  b: {}\n c: {}", "(in what begins on line 1); keys of one mapping begin in the same column"),
+        ("prompts: {template: {question} x}", "put quotation marks around a text that has braces"),
+        ("name: 'a\nseed: 1", "a quotation mark or a bracket is not closed"),
         ("name: [a", "not valid YAML"),
         ("a: &a\n  b: *a", "not valid YAML: it contains itself"),
         ("name: \x00", "not valid YAML"),
@@ -304,6 +308,11 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, text, expected):
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
     assert expected in mistakes(path)[0]
+
+
+def test_an_option_of_a_skill_beside_the_skill_is_told_where_it_belongs(recipe):
+    told = mistakes(recipe(replace={"skills:": "skills:\n  held_out: 3"}))
+    assert any("skills.held_out: 'held_out' is an option; indent it below the name" in line for line in told)
 
 
 def test_a_byte_order_mark_is_skipped_and_utf_16_is_refused(recipe, tmp_path):
