@@ -280,7 +280,10 @@ def test_a_mistake_in_a_file_of_the_users_has_its_line(recipe, tmp_path):
         ("- a", "a recipe is a mapping"),
         ("name: a\nname: b", "2: not valid YAML: 'name' is set twice"),
         ("name: a\n\tseed: 1", "indent by spaces, not by tabs"),
-        ("name: a\nskills:\n  b: {}\n c: {}", "(in what begins on line 1); keys of one mapping begin in the same column"),
+        (
+            "name: a\nskills:\n  b: {}\n c: {}",
+            "(in what begins on line 1); keys of one mapping begin in the same column",
+        ),
         ("prompts: {template: {question} x}", "put quotation marks around a text that has braces"),
         ("name: 'a\nseed: 1", "a quotation mark or a bracket is not closed"),
         ("name: [a", "not valid YAML"),
