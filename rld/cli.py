@@ -117,7 +117,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     result = "the folder of a run or of an ablation"
     commands["report"].add_argument("folder", metavar="DIR", type=user_path, help=result)
     commands["list"].add_argument("kind", metavar="KIND", nargs="?", help=", ".join(catalogue.KINDS))
-    commands["copy"].add_argument("name", metavar="NAME", help="a shipped recipe")
+    commands["copy"].add_argument("name", metavar="NAME", help="a shipped recipe, or a file for accelerate launch")
     commands["copy"].add_argument(
         "to", metavar="DEST", nargs="?", type=user_path, default=Path(), help="a folder (default: here)"
     )

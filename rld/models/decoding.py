@@ -182,7 +182,9 @@ def _completions(
     mask_BP = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
     watch = _NanWatch()
     processing = LogitsProcessorList([watch, *processors])
-    generated = model.generate(input_ids=ids_BP, attention_mask=mask_BP, logits_processor=processing)
+    # Weights are whole here, so processes that have other prompts, or none, need not wait for one another.
+    options = {"logits_processor": processing, "synced_gpus": False}
+    generated = model.generate(input_ids=ids_BP, attention_mask=mask_BP, **options)
     generated = generated[:, longest:].tolist()
     require_no_nan(model, watch.has_nan, name)
     ends = set(config.eos_token_id or ())

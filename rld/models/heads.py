@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 from trl.trainer.utils import FusedCausalLMOutput as FusedCausalLMOutput
@@ -28,16 +31,21 @@ class LMHead:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> LMHead:
-        """Return the head of `model`, with the transforms of logits that its configuration names."""
+        """Return the head of `model`, with the transforms of logits that its configuration names.
+
+        Where FSDP2 shards the model, its head is whole until the next backward pass; all processes have to call this.
+        """
         config = model.config.get_text_config()
         output = model.get_output_embeddings()
+        if isinstance(output, FSDPModule):
+            output.unshard()
         scales = (getattr(config, name, None) for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"))
         scale = next((value for value in scales if value is not None), None)
         divisor = getattr(config, "logits_scaling", None)
         if scale is None and divisor is not None:
             scale = divisor if config.model_type == "hyperclovax" else 1 / divisor
         softcap = getattr(config, "final_logit_softcapping", None)
-        return cls(output.weight, output.bias, 1.0 if scale is None else scale, softcap)
+        return cls(whole(output.weight), whole(output.bias), 1.0 if scale is None else scale, softcap)
 
     def detach(self) -> LMHead:
         """Return the head without gradients."""
@@ -117,6 +125,11 @@ def add_product(sum_MN: Tensor, a_MK: Tensor, b_KN: Tensor) -> None:
         torch.addmm(sum_MN, a_MK, b_KN, out_dtype=torch.float32, out=sum_MN)
     else:
         sum_MN.addmm_(a_MK, b_KN)
+
+
+def whole(weight: Any) -> Any:
+    """Return a weight; one that FSDP2 splits over processes is gathered, for which all have to call this."""
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
 @torch.no_grad()

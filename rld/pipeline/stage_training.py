@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peft import get_peft_model
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from rld.errors import DivergedError, NonFiniteError
 from rld.evaluation.held_out import Evaluation, main_scores
@@ -31,6 +33,7 @@ from rld.reporting.progress_bar import ProgressBar
 from rld.reporting.run_log import RunLog
 from rld.trainer import checkpoints
 from rld.trainer.finite_updates import require_finite_weights
+from rld.trainer.sharding import is_sharded, whole_state_dict, whole_student
 from rld.trainer.training_progress import TrainingProgress
 from rld.types import Event, Row
 from rld.utils.interrupts import Finishing
@@ -148,12 +151,24 @@ class StageTraining:
     def _score(self) -> dict[str, float]:
         with self.evaluation_time():
             evaluator, name = self.context.evaluator, self.stage.name
-            predictions = evaluator.predictions(*self.trained_model(), only_main=True)
+            with whole_student(self.trainer) as model:
+                predictions = evaluator.predictions(model, self.trained_model()[1], only_main=True)
+                tasks = self.context.task_scores(model, self.trained_model()[1])
             if self.context.state.is_main_process:
                 path = self.context.paths.predictions(name, f"step/{self.trainer.state.global_step}")
                 write_predictions(path, evaluator.rows, predictions)
-            tasks = self.context.task_scores(*self.trained_model())
             return evaluator.main_scores(predictions) | main_scores(tasks)
+
+    def _whole_copy(self, trained: Any) -> Any:
+        """Return the trained model, whose weights processes share, as an ordinary one on every process."""
+        state = whole_state_dict(self.trainer, everywhere=True)
+        unset_hf_deepspeed_config()  # with which transformers would load this one, and those of later stages, in parts
+        model, _ = self.context.models.load(self.stage.student)
+        model.generation_config = trained.generation_config
+        if self.stage.lora is not None:
+            model = get_peft_model(model, trained.peft_config[trained.active_adapter])
+        model.load_state_dict(state)
+        return model
 
     def finish(
         self,
@@ -169,6 +184,8 @@ class StageTraining:
         context, stage, teachers = self.context, self.stage, self.teachers
         model, tokenizer = self.trained_model()
         require_finite_weights(model, f"stage '{stage.name}': at its end", self.trainer.accelerator)
+        if is_sharded(model):
+            model = self._whole_copy(model)
         if stage.lora is not None:
             model = merge_adapter(model)
         try:

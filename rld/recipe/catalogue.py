@@ -31,7 +31,7 @@ _UNIONS: dict[str, Any] = {
 
 _COPIED = (".py", *FORMATS)
 
-KINDS = ["recipes", "rewards", "curricula", *_UNIONS]
+KINDS = ["recipes", "accelerate", "rewards", "curricula", *_UNIONS]
 
 
 def names(kind: str) -> dict[str, str]:
@@ -46,12 +46,15 @@ def _first_line(member: type) -> str:
 
 
 def copy(name: str, to: Path, force: bool = False) -> list[Path]:
-    """Copy a shipped recipe and the files that it names into the folder `to`; return the copies.
+    """Copy a shipped recipe and the files that it names, or a file for `accelerate launch`, into the folder `to`.
+
+    Returns:
+        The copies.
 
     Raises:
         LibraryError: no such recipe, or a file would be overwritten and `force` is False; nothing is copied then.
     """
-    shipped = registry.files("recipes")
+    shipped = registry.files("recipes") | registry.files("accelerate")
     if name not in shipped:
         raise LibraryError(f"no recipe called {name!r} ships{hint(name, shipped)}")
     source = shipped[name]

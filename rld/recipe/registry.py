@@ -48,15 +48,22 @@ def folder(kind: str) -> Path:
 
 
 def files(kind: str) -> dict[str, Path]:
-    """Return the shipped files of a kind, `recipes` included, by file name; one in a folder is `folder/name`."""
-    place, pattern = folder(kind), "**/*.yaml" if kind == "recipes" else "*.py"
+    """Return the shipped files of a kind, `recipes` included, by file name; one in a folder is `folder/name`.
+
+    The files of the kind `accelerate`, for `accelerate launch`, are in a folder of `recipes`.
+    """
+    place, pattern = folder("recipes" if kind == "accelerate" else kind), "*.py"
+    if kind in ("recipes", "accelerate"):
+        pattern = "accelerate/*.yaml" if kind == "accelerate" else "**/*.yaml"
     paths = [path for path in sorted(place.glob(pattern)) if not path.stem.startswith("_")]
+    if kind == "recipes":
+        paths = [path for path in paths if path.parent.name != "accelerate"]
     return {path.relative_to(place).with_suffix("").as_posix(): path for path in paths}
 
 
 def names(kind: str) -> dict[str, str]:
     """Return the names that ship of a kind, as a recipe writes them, each with the first line of its description."""
-    if kind == "recipes":
+    if kind in ("recipes", "accelerate"):
         return {name: _first_comment(path) for name, path in files(kind).items()}
     summaries = {}
     for stem, path in files(kind).items():

@@ -130,7 +130,7 @@ class LabelScores:
 
     def _rollout(self, prompts: Sequence[Any], words: Sequence[str]) -> dict[str, Any]:
         """Return TRL's layout of prompts, each with the words of all labels."""
-        device = self.ensemble.slots[0].student.output_weight.device
+        device = self.ensemble.slots[0].student.head_device
         prompt_ids = [self.encoder.encode(prompt) for prompt in prompts for _ in words]
         label_ids = [label_tokens(self.encoder, prompt, text, words) for prompt in prompts for text in words]
         names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")

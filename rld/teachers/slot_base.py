@@ -29,7 +29,7 @@ PrepareModel = Callable[[PreTrainedModel], PreTrainedModel]
 """Moves a model to its device and wraps it for evaluation."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class StudentInterface:
     """What teachers need to know of their student.
 
@@ -45,11 +45,15 @@ class StudentInterface:
     feature: AnyFeature | None
     is_chat: bool = False
 
-    @cached_property
-    def output_weight(self) -> Tensor:
-        """The output embedding's weight `[V, H]`; the heads of teachers follow its device and size."""
-        weight: Tensor = self.model.get_output_embeddings().weight
-        return weight
+    def __post_init__(self) -> None:
+        self.num_logits = len(self.model.get_output_embeddings().weight)
+        """The size of its vocabulary, to which teachers' heads are cut; read before processes share the weights."""
+
+    @property
+    def head_device(self) -> torch.device:
+        """The device of the output head, which teachers' heads follow."""
+        device: torch.device = self.model.get_output_embeddings().weight.device
+        return device
 
     @cached_property
     def vocabulary(self) -> StudentVocabulary:
@@ -170,8 +174,8 @@ class TeacherSlot(ABC):
 
     def head(self) -> LMHead:
         """Return the output head, cut to the vocabulary that student and teacher share."""
-        head = self.teacher.head(self.student.output_weight.device)
-        return head.truncated(min(len(self.student.output_weight), len(head.weight)))
+        head = self.teacher.head(self.student.head_device)
+        return head.truncated(min(self.student.num_logits, len(head.weight)))
 
     def _is_foreign(self, ids: Tensor) -> Tensor:
         """Return which ids are tokens of the student that the teacher reads as other ones."""

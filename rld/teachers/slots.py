@@ -133,7 +133,7 @@ class AlignedSlot(_LocalSlot):
 
     def head(self) -> LMHead:
         """Return the output head over the teacher's own vocabulary."""
-        return self.teacher.head(self.student.output_weight.device)
+        return self.teacher.head(self.student.head_device)
 
     def run(self, batch: TeacherBatch) -> SlotResult | None:
         translation = self._translator.translate(batch.prompts, batch.completion_ids_RT, batch.completion_mask_RT)
@@ -176,7 +176,7 @@ class AlignedSlot(_LocalSlot):
         """Return the ids `[V]` of the student's and of the teacher's tokens that spell the same."""
         student_V, teacher_V = self._translator.vocabulary
         # a model may lack the last tokens of its tokenizer
-        both_V = (student_V < len(self.student.output_weight)) & (teacher_V < len(self.head().weight))
+        both_V = (student_V < self.student.num_logits) & (teacher_V < len(self.head().weight))
         return student_V[both_V].to(device), teacher_V[both_V].to(device)
 
     def sampled_scores(self, rollout: Mapping[str, Any], temperature: float) -> Tensor | None:

@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from rld.controllers.runtime import ControllerRuntime
 from rld.data.prompt_stream import PromptStream
@@ -59,6 +60,7 @@ class CheckpointedParts:
         accelerator: Accelerator,
         *,
         is_writer: bool,
+        projections: Mapping[str, Tensor],
         micro_step: int,
         rollout: Any | None,
         prompts_per_rollout: int,
@@ -69,6 +71,7 @@ class CheckpointedParts:
             folder: The checkpoint.
             accelerator: Waits for all processes.
             is_writer: Whether this process writes what is the same on all.
+            projections: The whole state of the feature signal's projections; empty without that signal.
             micro_step: Micro-batches of the training so far.
             rollout: The micro-batches of the present rollout, if the next one is among them.
             prompts_per_rollout: Prompts of a rollout over all processes.
@@ -80,7 +83,7 @@ class CheckpointedParts:
         if self.retention is not None and is_writer:
             self.retention.save(folder)
         if self.projections is not None and is_writer:
-            save_file(self.projections.state_dict(), folder / _PROJECTIONS)
+            save_file(dict(projections), folder / _PROJECTIONS)
         num_finished = self.totals.rollouts - (rollout is not None)
         state = self.state(num_finished * prompts_per_rollout) | {"micro_step": micro_step}
         complete(folder, state, accelerator, is_writer=is_writer)
@@ -133,9 +136,17 @@ class CheckpointedParts:
         if self.stream is not None:
             self.stream.load_state_dict(state["stream"])
             self.stream.allocate(self.runtime.weights.allocation)
-        if self.projections is not None:
-            self.projections.load_state_dict(load_file(folder / _PROJECTIONS))
         return events
+
+    def restore_projections(self, folder: Path, num_processes: int) -> None:
+        """Restore the feature signal's projections, which are trained with the student, before processes share them.
+
+        Raises:
+            CheckpointError: the checkpoint is not this run's.
+        """
+        if self.projections is not None:
+            self.read(folder, num_processes)
+            self.projections.load_state_dict(load_file(folder / _PROJECTIONS))
 
 
 def load_rollout(folder: Path, accelerator: Accelerator) -> Any:

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
 from rld.errors import DivergedError
@@ -70,6 +71,8 @@ class FiniteUpdates(CheckedLaunch):
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
         if norm is not None and self.accelerator.scaler is None and self._problem is None:
             value = torch.as_tensor(norm)
+            if isinstance(value, DTensor):  # FSDP2 has a share of it on each process
+                value = value.full_tensor()
             if not _is_finite_everywhere(value, self.accelerator):
                 self._skip(f"the gradient's norm is {value.item()}")
         if self._problem is None:

@@ -10,7 +10,10 @@ of a rollout, G signals, K skills.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -27,7 +30,7 @@ from rld.models.prompting import PromptEncoder
 from rld.rollout.batch import RolloutBatch
 from rld.rollout.gold import gold_completions
 from rld.trainer.gradient_sketch import SKETCH_SIZE, gradient_stats, likelihood_gradient, random_signs, sketch
-from rld.trainer.rld_config import RLDConfig
+from rld.trainer.sharding import whole_student
 from rld.trainer.skill_names import require_row_skills
 from rld.types import DEFAULT_SKILL, SIGNALS, Row, Signal
 from rld.utils.tensors import pad_prompts_and_completions
@@ -39,6 +42,7 @@ class GradientProbe:
     Args:
         runtime: Says in which update to measure; its number of ticks seeds the sketch.
         student: The student without wrappers.
+        whole_student: Makes its weights whole on each process.
         gold: Gold answers whose gradient is compared with the signals'. None: no comparison.
         num_groups: Groups of a rollout, over all processes.
         accelerator: Sums over processes.
@@ -48,40 +52,33 @@ class GradientProbe:
         self,
         runtime: ControllerRuntime,
         student: PreTrainedModel,
+        whole_student: Callable[[], AbstractContextManager[Any]],
         gold: GoldAnswerGradients | None,
         *,
         num_groups: int,
         accelerator: Accelerator,
     ) -> None:
         self.runtime, self.student, self.gold, self.accelerator = runtime, student, gold, accelerator
+        self._whole_student = whole_student
         self._num_groups = num_groups
         self._clear()
 
     @classmethod
-    def for_controller(
-        cls,
-        args: RLDConfig,
-        runtime: ControllerRuntime,
-        student: PreTrainedModel,
-        *,
-        rows: Sequence[Row],
-        encoder: PromptEncoder,
-        accelerator: Accelerator,
-    ) -> GradientProbe | None:
-        """The probe that the runtime's controller requires; None if it requires none, or if there are no teachers.
+    def for_trainer(cls, trainer: Any, encoder: PromptEncoder, rows: Sequence[Row]) -> GradientProbe | None:
+        """The probe that the controller of an `RLDTrainer` requires; None if it requires none, or without teachers.
 
         Args:
-            args: Has the prompts of a rollout and the tokens of a completion; longer gold answers are cut.
-            runtime: Has the controller, its skills and its teachers.
-            student: The student without wrappers.
-            rows: Rows with a gold `answer`; of each skill the first ones are used, as many as the controller says.
+            trainer: The trainer.
             encoder: The student's.
-            accelerator: Sums over processes.
+            rows: Rows with a gold `answer`; of each skill the first ones are used, as many as the controller says, and
+                answers that are longer than a completion are cut.
 
         Raises:
             RecipeError: the controller requires gold answers, and no row has one.
             DataError: a row has a skill that the controller lacks.
         """
+        runtime: ControllerRuntime = trainer.runtime
+        accelerator = trainer.accelerator
         require_row_skills("gold_rows", rows, runtime.skills)
         required, gold = runtime.controller.required_measurements, None
         if not required.gradients or not runtime.teachers:
@@ -90,10 +87,17 @@ class GradientProbe:
             gold = GoldAnswerGradients(
                 _first_answered(rows, required.gold_rows, runtime.skills),
                 encoder,
-                max_answer_tokens=args.max_completion_length,
+                max_answer_tokens=trainer.args.max_completion_length,
                 accelerator=accelerator,
             )
-        return cls(runtime, student, gold, num_groups=args.prompts_per_rollout, accelerator=accelerator)
+        return cls(
+            runtime,
+            trainer._student,
+            functools.partial(whole_student, trainer),
+            gold,
+            num_groups=trainer.args.prompts_per_rollout,
+            accelerator=accelerator,
+        )
 
     def _clear(self) -> None:
         groups, signals, device = self._num_groups, len(SIGNALS), self.accelerator.device
@@ -147,7 +151,9 @@ class GradientProbe:
         gold_KD = None
         if self.gold is not None:
             width = self.student.config.get_text_config().hidden_size
-            gold_KD = self._sum(self.gold.sketches(self.student, self._signs_2HD(width), self.runtime.skills))
+            with self._whole_student():
+                sketches_KD = self.gold.sketches(self.student, self._signs_2HD(width), self.runtime.skills)
+            gold_KD = self._sum(sketches_KD)
         sums_PGD, counts_PG = self._sum(self._sums_PGD), self._sum(self._counts_PG)
         skills_P = self._sum(self._rows_PK).argmax(1)
         self._clear()

@@ -13,7 +13,7 @@
 | `_compute_loss` | `_begin_loss`, then TRL's policy loss, then `_finish_loss` |
 | `training_step` | `_finish_update` after the last micro-batch of an update |
 | `log` | adds the means of an evaluation's losses |
-| `_save_checkpoint`, `_load_optimizer_and_scheduler` | the state of `_checkpointed_parts` |
+| `_save_checkpoint`, `_load_from_checkpoint`, `_load_optimizer_and_scheduler` | the state of `_checkpointed_parts` |
 
 A `RolloutRecord` carries what the steps of one rollout share, a `MicroBatch` what those of one loss share.
 
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -51,11 +51,13 @@ from rld.trainer.prompt_refill import PromptRefill, Samples
 from rld.trainer.resumable import ResumableTrainer
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rollout_events import count_groups
+from rld.trainer.sharding import whole_state
 from rld.trainer.start_checks import require_prompts_fit
-from rld.trainer.student_forward import RecordingStudent, StudentInputs
+from rld.trainer.student_forward import RecordingStudent, StudentInputs, StudentOutput
 from rld.trainer.timing import PhaseTimer, timed
 from rld.trainer.training_progress import TrainingProgress
 from rld.trainer.trl_patches import patch_trl
+from rld.trainer.whole_checkpoints import WholeCheckpoints
 from rld.types import Event, Row
 
 _READ_COLUMNS = ("skill", "level", "answer", "is_cut", "slot")
@@ -81,7 +83,7 @@ class MicroBatch:
         return self.student
 
 
-class GRPOHooks(FiniteUpdates, ResumableTrainer, TrainingProgress, GRPOTrainer):
+class GRPOHooks(FiniteUpdates, WholeCheckpoints, ResumableTrainer, TrainingProgress, GRPOTrainer):
     """`GRPOTrainer` that calls a step of its subclass at each point at which rld does something."""
 
     args: RLDConfig
@@ -122,6 +124,12 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, TrainingProgress, GRPOTrainer):
     @abstractmethod
     def _student_inputs(self, batch: RolloutBatch) -> StudentInputs | None:
         """Return what the student's forward needs for the other signals; None without teachers."""
+
+    @abstractmethod
+    def _gradient_measurement(
+        self, batch: RolloutBatch, inputs: StudentInputs | None
+    ) -> Callable[[StudentOutput, Tensor], None] | None:
+        """Return what measures gradients at the end of the student's forward; None: nothing is measured."""
 
     @abstractmethod
     def _advantages(self, batch: RolloutBatch) -> Tensor:
@@ -270,7 +278,9 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, TrainingProgress, GRPOTrainer):
     ) -> Any:
         """Return log-probabilities for a loss, computed in one forward with the other signals."""
         batch = micro_batch.batch
-        student = micro_batch.student = RecordingStudent(model, num_tokens, self._student_inputs(batch))
+        inputs = self._student_inputs(batch)
+        student = RecordingStudent(model, num_tokens, inputs, self._gradient_measurement(batch, inputs))
+        micro_batch.student = student
         result = super()._get_per_token_logps_and_entropies(student, ids_BS, attention_BS, num_tokens, *args, **kwargs)
         batch["log_pi"] = result[0]
         # TRL reads the advantages after this call, which is what lets them depend on the log-probabilities.
@@ -320,14 +330,20 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, TrainingProgress, GRPOTrainer):
     @timed("checkpoints")
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        self._checkpointed_parts.save(
+        parts = self._checkpointed_parts
+        parts.save(
             Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}",
             self.accelerator,
             is_writer=self.args.should_save,
+            projections={} if parts.projections is None else whole_state(self, parts.projections),
             micro_step=self._step,
             rollout=self._buffered_inputs if self._is_inside_rollout else None,
             prompts_per_rollout=self.args.prompts_per_rollout,
         )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._checkpointed_parts.restore_projections(Path(resume_from_checkpoint), self.accelerator.num_processes)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:

@@ -8,7 +8,8 @@ Shapes: B completions, T completion tokens, H width, K teachers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
@@ -33,7 +34,7 @@ from rld.teachers.ensemble import TeacherEnsemble
 from rld.trainer.gradient_probe import GradientProbe
 from rld.trainer.label_loss import LabelTerms, label_counts, label_terms
 from rld.trainer.rld_config import RLDConfig
-from rld.trainer.student_forward import RecordingStudent, StudentInputs
+from rld.trainer.student_forward import RecordingStudent, StudentInputs, StudentOutput
 from rld.types import Align, Signal
 
 
@@ -199,7 +200,7 @@ class JointLoss:
         Args:
             batch: The micro-batch.
             recorded: The student that was called with `inputs(batch)`.
-            training: Whether to add to the controller's statistics, and to measure gradients where it is time to.
+            training: Whether to add to the controller's statistics.
         """
         terms: dict[str, SignalTerm] = {}
         labels = self._label_terms(batch, recorded, training) if self.args.labels else None
@@ -231,26 +232,19 @@ class JointLoss:
     def _teacher_terms(
         self, batch: RolloutBatch, recorded: RecordingStudent, labels: LabelTerms | None, training: bool
     ) -> dict[Signal, SignalTerm]:
-        out, mask_BT, num_taught = recorded.result, response_mask(batch), batch["num_taught"]
+        out = recorded.result
         if labels is not None and batch["response_on"]:
             out.response_loss, out.target_divergence = labels.response_loss, labels.target_divergence_BT
             out.teacher_divergence = labels.teacher_divergence_BKT
-        terms: dict[Signal, SignalTerm] = {}
-        if out.response_loss is not None and out.target_divergence is not None:
-            terms["response"] = SignalTerm(out.response_loss, out.target_divergence, mask_BT, num_taught)
-        if out.feature_distance is not None:
-            distance_BT = sum_over_teachers(out.feature_distance, batch["teacher_weights"])
-            total = weighted_sum(distance_BT, signal_weight(batch, "feature"), mask_BT)
-            terms["feature"] = SignalTerm(total, distance_BT.detach(), mask_BT, num_taught)
         if training:
-            tokens_BKT = batch["teacher_tokens"]
             self.statistics.add_divergences(
-                batch["skill_ids"], mask_BT, tokens_BKT, out.teacher_divergence, out.feature_distance
+                batch["skill_ids"],
+                response_mask(batch),
+                batch["teacher_tokens"],
+                out.teacher_divergence,
+                out.feature_distance,
             )
-            if self.runtime.measures_gradients:
-                assert recorded.last_hidden_states is not None
-                self._measure_gradients(batch, recorded.last_hidden_states, terms)
-        return terms
+        return _signal_terms(batch, out)
 
     def per_update(self, num_tokens: Tensor, num_processes: int, num_parts: int | None) -> Tensor:
         """Return the tokens of an update over all processes, per process (as TRL's DAPO).
@@ -266,16 +260,41 @@ class JointLoss:
         assert self.args.steps_per_generation is not None  # TRL sets it
         return count * num_parts / self.args.steps_per_generation
 
-    def _measure_gradients(self, batch: RolloutBatch, hidden_BTH: Tensor, terms: dict[Signal, SignalTerm]) -> None:
+    def measures(self, training: bool) -> bool:
+        """Whether to call `measure_gradients` in the student's forward."""
+        return training and bool(self.ensemble.teachers) and self.runtime.measures_gradients
+
+    def measure_gradients(
+        self, batch: RolloutBatch, inputs: StudentInputs, output: StudentOutput, hidden_BTH: Tensor
+    ) -> None:
+        """Measure each signal's gradient with respect to the student's last hidden states, inside its forward.
+
+        Args:
+            batch: The micro-batch, without what depends on the student's log-probabilities.
+            inputs: What the student was called with.
+            output: Its output.
+            hidden_BTH: Its last states, as its head saw them.
+        """
+        assert output.log_probs is not None
         mask_BT = loss_mask(batch)
-        advantages = batch["advantages"].reshape(len(mask_BT), -1)  # the policy's weight is in them
-        policy = weighted_sum(-advantages * batch["log_pi"], torch.ones_like(signal_weight(batch, "policy")), mask_BT)
+        batch = cast(RolloutBatch, {**batch, "log_pi": output.log_probs[:, -mask_BT.shape[1] :]})
+        advantages = self.advantages(batch, batch["log_pi"].detach(), training=False).reshape(len(mask_BT), -1)
+        if self.args.labels and inputs.response is not None:
+            labels = label_terms(batch, inputs.response)
+            output = replace(output, response_loss=labels.response_loss, target_divergence=labels.target_divergence_BT)
+        with torch.autocast(hidden_BTH.device.type, enabled=False):  # as in any backward pass
+            self._measure_policy(batch, advantages, hidden_BTH)
+            taught_BT = mask_BT * (taught_share(batch) > 0)
+            for signal, term in _signal_terms(batch, output).items():
+                loss_BT = response_mask(batch) * taught_BT
+                self._measure(signal, term.total, hidden_BTH, batch=batch, loss_BT=loss_BT, has_gradient_BT=taught_BT)
+
+    def _measure_policy(self, batch: RolloutBatch, advantages: Tensor, hidden_BTH: Tensor) -> None:
+        mask_BT = loss_mask(batch)
+        ones_B = torch.ones_like(signal_weight(batch, "policy"))  # its weight is in the advantages
+        total = weighted_sum(-advantages * batch["log_pi"], ones_B, mask_BT)
         has_gradient_BT = mask_BT * (advantages != 0)
-        self._measure("policy", policy, hidden_BTH, batch=batch, loss_BT=mask_BT, has_gradient_BT=has_gradient_BT)
-        taught_BT = mask_BT * (taught_share(batch) > 0)
-        for signal, term in terms.items():
-            loss_BT = response_mask(batch) * taught_BT
-            self._measure(signal, term.total, hidden_BTH, batch=batch, loss_BT=loss_BT, has_gradient_BT=taught_BT)
+        self._measure("policy", total, hidden_BTH, batch=batch, loss_BT=mask_BT, has_gradient_BT=has_gradient_BT)
 
     def _measure(
         self,
@@ -293,3 +312,16 @@ class JointLoss:
         if self.gradient_probe is not None:
             counts_BT = loss_BT * (weight_B > 0)[:, None]
             self.gradient_probe.add(signal, batch, hidden_BTH.detach(), gradient_BTH=gradient_BTH, counts_BT=counts_BT)
+
+
+def _signal_terms(batch: RolloutBatch, out: StudentOutput) -> dict[Signal, SignalTerm]:
+    """Return the terms of the response and feature signals of a forward's output, of those that are on."""
+    mask_BT, num_taught = response_mask(batch), batch["num_taught"]
+    terms: dict[Signal, SignalTerm] = {}
+    if out.response_loss is not None and out.target_divergence is not None:
+        terms["response"] = SignalTerm(out.response_loss, out.target_divergence, mask_BT, num_taught)
+    if out.feature_distance is not None:
+        distance_BT = sum_over_teachers(out.feature_distance, batch["teacher_weights"])
+        total = weighted_sum(distance_BT, signal_weight(batch, "feature"), mask_BT)
+        terms["feature"] = SignalTerm(total, distance_BT.detach(), mask_BT, num_taught)
+    return terms

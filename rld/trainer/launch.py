@@ -146,6 +146,36 @@ def require_precision(precision: str, device: torch.device) -> None:
         )
 
 
+def require_supported(state: Any) -> None:
+    """Refuse options of FSDP and DeepSpeed with which a training would fail late, or silently be another one.
+
+    Args:
+        state: The state of an `Accelerator`.
+
+    Raises:
+        LaunchError: one is set; the message names it and its mend.
+    """
+    fsdp, deepspeed = getattr(state, "fsdp_plugin", None), state.deepspeed_plugin
+    problems = []
+    if fsdp is not None:
+        loads_once = "the student is read and scored before processes share it, so each has to read it"
+        problems += [
+            ("fsdp_version: 1", fsdp.fsdp_version != 2, "only FSDP2 is supported; set fsdp_version: 2"),
+            ("fsdp_cpu_ram_efficient_loading", fsdp.cpu_ram_efficient_loading, f"{loads_once}; set it to false"),
+        ]
+    if deepspeed is not None:
+        own, config = "is the trainer's here, so that a checkpoint is the same everywhere", deepspeed.deepspeed_config
+        loads_shared = "teachers would be loaded in parts as well, and the student is scored before it is shared"
+        problems += [
+            ("zero3_init_flag", deepspeed.zero3_init_flag, f"{loads_shared}; set it to false"),
+            ("optimizer", "optimizer" in config, f"the optimizer {own}; leave it out of DeepSpeed's configuration"),
+            ("scheduler", "scheduler" in config, f"the schedule {own}; leave it out of DeepSpeed's configuration"),
+        ]
+    for name, is_set, reason in problems:
+        if is_set:
+            raise LaunchError(f"{name}: {reason}")
+
+
 def require_installed(options: Mapping[str, Any]) -> None:
     """Refuse a trainer's options that ask for DeepSpeed where it is not installed."""
     if options.get("deepspeed"):
@@ -215,6 +245,7 @@ class CheckedLaunch(Trainer):
         super().create_accelerator_and_postprocess()
         requested = requested_by(self.args)
         require_strategy({**read_request().strategies, **requested}, self.accelerator.state)
+        require_supported(self.accelerator.state)
         wanted, used = self.args.mixed_precision, self.accelerator.mixed_precision
         require_precision(wanted, self.accelerator.device)
         if used != wanted and strategy_of(self.accelerator.state) != "DeepSpeed":  # its configuration decides

@@ -6,6 +6,7 @@ model and the other processes. All processes see the same counts, so they come t
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from rld.models.prompting import PromptEncoder, is_chat
 from rld.rollout.verifier import Verify, answer_and_verify, is_success
 from rld.trainer.replay import ReplayBuffer, ReplayExample, replay_divergence, sample_examples, share_of_part
 from rld.trainer.rld_config import RLDConfig
+from rld.trainer.sharding import is_sharded, whole_student
 from rld.types import DEFAULT_SKILL, Event, Row
 from rld.utils.flops import FlopMeter, forward_flops
 from rld.utils.suggestions import hint
@@ -50,58 +52,49 @@ class RetentionCallback(TrainerCallback):
     """Protects skills while a trainer trains, from the student's state at the start of the training.
 
     Args:
-        args: Has the rule's options, the greatest length of an answer, and the seed.
+        trainer: The `RLDTrainer`: its student, its skills, and arguments that have the rule's options, the greatest
+            length of an answer and the seed. Skills that are trained are protected only if the rule names them.
         rows: Rows of the protected skills: of each skill the first are probed, the next replayed.
-        student: The student without wrappers.
-        trained_skills: The skills that are trained; they are protected only if the rule names them.
-        encoder: Encodes prompts for the student.
         verify: Judges the answers to probes.
-        accelerator: Sums and gathers over processes.
-        flop_meter: Counts the operations.
 
     Raises:
         RecipeError: no reward can be asked, or there is nothing to protect.
         DataError: a protected skill has too few rows.
     """
 
-    def __init__(
-        self,
-        args: RLDConfig,
-        rows: Iterable[Row],
-        student: PreTrainedModel,
-        *,
-        trained_skills: Sequence[str],
-        encoder: PromptEncoder,
-        verify: Verify | None,
-        accelerator: Accelerator,
-        flop_meter: FlopMeter,
-    ) -> None:
+    def __init__(self, trainer: Any, rows: Iterable[Row], verify: Verify | None) -> None:
         if verify is None:
             raise RecipeError(
                 "retain: the first reward can't be asked whether an answer is correct; put a verifier first"
             )
+        args: RLDConfig = trainer.args
         self.rule, self.max_new_tokens, self.seed = args.retention(), args.answer_length, args.seed
-        self.verify, self.student, self.encoder = verify, student, encoder
-        self.accelerator, self._flop_meter = accelerator, flop_meter
+        self.verify = verify
+        self.student: PreTrainedModel = trainer._student
+        self.encoder: PromptEncoder = trainer._encoder
+        self.accelerator: Accelerator = trainer.accelerator
+        self._whole_student = functools.partial(whole_student, trainer)
+        self._num_parameters = self.student.num_parameters()  # before the processes share them
+        self._flop_meter: FlopMeter = trainer.flop_meter
         self.state: dict[str, Any] | None = None
         """The rule's state; None before the training begins."""
-        self._probes, self._replayed_rows = _split(self.rule, rows, trained_skills)
+        self._probes, self._replayed_rows = _split(self.rule, rows, trainer.skills)
         self._buffer: ReplayBuffer | None = None
         self._num_updates, self._num_parts = 0, 0
         """Updates so far, and micro-batches of the present one."""
-        self._divergence = torch.zeros(2, device=accelerator.device)
+        self._divergence = torch.zeros(2, device=self.accelerator.device)
         """Sum of the divergence over replayed tokens since the last probe, and their number, over all processes."""
 
     # -- the start -----------------------------------------------------------------------------------------------------
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.state is not None:  # resumed
             return
-        model = self.accelerator.unwrap_model(model)
-        examples = self._sample(model)
-        self._buffer = ReplayBuffer(examples, _frozen_head(self.student), self.rule.batch)
-        self._count(2 * sum(example.size for example in examples))  # each is sampled once, and read once
-        counts = self._probe(model)
+        with self._whole_student() as model:
+            examples = self._sample(model)
+            self._buffer = ReplayBuffer(examples, self._present_head(), self.rule.batch)
+            self._count(2 * sum(example.size for example in examples))  # each is sampled once, and read once
+            counts = self._probe(model)
         self.state = self.rule.start(counts)
         for skill, (correct, total) in counts.items():
             if not correct:
@@ -145,7 +138,7 @@ class RetentionCallback(TrainerCallback):
 
     def _count(self, num_tokens: int, passes: int = 1) -> None:
         """Count forward passes over tokens of all processes."""
-        self._flop_meter.add("retention", passes * forward_flops(self.student.num_parameters(), num_tokens))
+        self._flop_meter.add("retention", passes * forward_flops(self._num_parameters, num_tokens))
 
     # -- one update ----------------------------------------------------------------------------------------------------
 
@@ -169,7 +162,7 @@ class RetentionCallback(TrainerCallback):
             self._divergence += self.accelerator.reduce(sums, reduction="sum")
         return ReplayTerm(loss * self.accelerator.num_processes, sums[0], sums[1])
 
-    def finish_update(self, model: Any, step: int, *, is_tick: bool) -> tuple[dict[str, float], list[Event]]:
+    def finish_update(self, step: int, *, is_tick: bool) -> tuple[dict[str, float], list[Event]]:
         """Go on to the next update; after a tick of the controller, probe if it is time.
 
         Returns:
@@ -188,7 +181,8 @@ class RetentionCallback(TrainerCallback):
             self.state, is_due = self.rule.tick(self.state)
         if not is_due:
             return metrics, []
-        counts = self._probe(self.accelerator.unwrap_model(model))
+        with self._whole_student() as model:
+            counts = self._probe(model)
         for skill, (correct, total) in counts.items():
             if baseline := self.state["skills"][skill]["baseline"]:
                 metrics[f"retention/{skill}"] = correct / total / baseline
@@ -206,7 +200,7 @@ class RetentionCallback(TrainerCallback):
     def save(self, folder: Path) -> None:
         """Write the examples into a checkpoint."""
         assert self._buffer is not None
-        with_head = self._buffer.head.weight is not LMHead.of(self.student).weight
+        with_head = self.student.get_output_embeddings().weight.requires_grad
         torch.save(self._buffer.state_dict(with_head), folder / FILE)
 
     def load(self, folder: Path, state: dict[str, Any] | None) -> None:
@@ -225,7 +219,16 @@ class RetentionCallback(TrainerCallback):
         self.state, self._num_updates = state["state"], state["updates"]
         self._divergence = torch.tensor(state["divergence"], device=self.accelerator.device)
         examples = torch.load(folder / FILE, map_location="cpu", weights_only=True)
-        self._buffer = ReplayBuffer.restored(examples, LMHead.of(self.student), self.rule.batch)
+        with self._whole_student():
+            self._buffer = ReplayBuffer.restored(examples, self._present_head(), self.rule.batch)
+
+    def _present_head(self) -> LMHead:
+        """Return the student's output head as it is now; one that is whole and does not train needs no copy."""
+        output, head = self.student.get_output_embeddings(), LMHead.of(self.student)
+        if not (output.weight.requires_grad or is_sharded(self.student)):
+            return head
+        bias = None if head.bias is None else head.bias.detach().clone()
+        return LMHead(head.weight.detach().clone(), bias, head.scale, head.softcap)
 
 
 def _split(rule: RetentionRule, rows: Iterable[Row], trained_skills: Sequence[str]) -> tuple[list[Row], list[Row]]:
@@ -249,12 +252,3 @@ def _split(rule: RetentionRule, rows: Iterable[Row], trained_skills: Sequence[st
         probes += rows_of[skill][: rule.probe_prompts]
         replayed += rows_of[skill][rule.probe_prompts : rule.probe_prompts + rule.prompts]
     return probes, replayed
-
-
-def _frozen_head(student: PreTrainedModel) -> LMHead:
-    """Return the student's output head as it is now; one that does not train needs no copy."""
-    head = LMHead.of(student)
-    if not head.weight.requires_grad:
-        return head
-    bias = None if head.bias is None else head.bias.detach().clone()
-    return LMHead(head.weight.detach().clone(), bias, head.scale, head.softcap)

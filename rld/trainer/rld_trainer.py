@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ from rld.rollout.label_completions import add_labels
 from rld.rollout.record import RolloutRecord, RolloutTotals
 from rld.rollout.rewards import all_checked
 from rld.rollout.teacher_scoring import teacher_infos
-from rld.rollout.verifier import Verify, askable, training_rewards
+from rld.rollout.verifier import askable, training_rewards
 from rld.teachers.ensemble import TeacherEnsemble
 from rld.teachers.slot_base import StudentInterface
 from rld.teachers.teacher import Teacher
@@ -49,7 +49,7 @@ from rld.trainer.rollout_events import RolloutEvents
 from rld.trainer.scoring_setup import gate_of, require_labels, teacher_scoring
 from rld.trainer.skill_names import trained_skills
 from rld.trainer.start_checks import require_sound_student
-from rld.trainer.student_forward import StudentInputs, add_signal_forward
+from rld.trainer.student_forward import StudentInputs, StudentOutput, add_signal_forward
 from rld.trainer.timing import OptimizerTime, PhaseTimer, timed
 from rld.trainer.transfer_probe import TransferProbe
 from rld.types import Curriculum, Row
@@ -153,7 +153,8 @@ class RLDTrainer(GRPOHooks):
     def _build_teachers(self) -> None:
         self._feature = self.args.feature_model() if "feature" in self._signals else None
         student = StudentInterface(self._student, self._encoder, self._feature, is_chat=self._is_chat)
-        prepare = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
+        # Under FSDP a teacher is moved to its device only if that is asked for.
+        prepare = functools.partial(self.accelerator.prepare_model, device_placement=True, evaluation_mode=True)
         self.ensemble = TeacherEnsemble(self.teachers, student, prepare)
         self._projections = FeatureProjections(self.ensemble.plans) if self._feature is not None else None
         if self._projections is not None:
@@ -166,27 +167,13 @@ class RLDTrainer(GRPOHooks):
         verify = askable(all_checked(audit_reward, decides=True) or self.reward_funcs, lambda: self.state)
         self.audit = None if audit_reward is None else RewardAudit(verify, self.args.audit_share, self.args.seed)
         self.gate = gate_of(self, verify)
-        self.retention = None if retained is None else self._build_retention(verify, retained)
-
-    def _build_retention(self, verify: Verify | None, rows: Iterable[Row]) -> RetentionCallback:
-        retention = RetentionCallback(
-            self.args,
-            rows,
-            self._student,
-            trained_skills=self.skills,
-            encoder=self._encoder,
-            verify=verify,
-            accelerator=self.accelerator,
-            flop_meter=self.flop_meter,
-        )
-        self.add_callback(retention)
-        return retention
+        self.retention = None if retained is None else RetentionCallback(self, retained, verify)
+        if self.retention is not None:
+            self.add_callback(self.retention)
 
     def _build_losses(self, gold_rows: Sequence[Row], target_rows: Sequence[Row]) -> None:
         args, runtime = self.args, self.runtime
-        probe = GradientProbe.for_controller(
-            args, runtime, self._student, rows=gold_rows, encoder=self._encoder, accelerator=self.accelerator
-        )
+        probe = GradientProbe.for_trainer(self, self._encoder, gold_rows)
         self._joint_loss = JointLoss(args, self.ensemble, runtime, feature=self._feature, gradient_probe=probe)
         self._transfer = TransferProbe.for_trainer(self, self._encoder, gold_rows=gold_rows, target_rows=target_rows)
         self._teacher_scoring = teacher_scoring(self)
@@ -262,6 +249,13 @@ class RLDTrainer(GRPOHooks):
             return None
         return self._joint_loss.inputs(batch, self.progress(self.state.global_step))
 
+    def _gradient_measurement(
+        self, batch: RolloutBatch, inputs: StudentInputs | None
+    ) -> Callable[[StudentOutput, Tensor], None] | None:
+        if inputs is None or not self._joint_loss.measures(self.model.training):
+            return None
+        return functools.partial(self._joint_loss.measure_gradients, batch, inputs)
+
     def _advantages(self, batch: RolloutBatch) -> Tensor:
         return self._joint_loss.advantages(batch, batch["log_pi"].detach(), self.model.training)
 
@@ -314,7 +308,7 @@ class RLDTrainer(GRPOHooks):
         self.events += events + (unverified(self.teachers, self.gate) if step == 1 else [])
         if self.retention is not None:
             with self.timer.part("retention"):
-                more, events = self.retention.finish_update(self.model, step, is_tick=self.runtime.updates == 0)
+                more, events = self.retention.finish_update(step, is_tick=self.runtime.updates == 0)
             metrics, self.events = metrics | more, self.events + events
         metrics |= {"flops": self.flop_meter.total} | self.totals.metrics()
         if self.stream is not None:

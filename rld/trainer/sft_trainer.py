@@ -13,9 +13,10 @@ from rld.trainer import checkpoints
 from rld.trainer.finite_updates import FiniteUpdates
 from rld.trainer.resumable import ResumableTrainer
 from rld.trainer.training_progress import TrainingProgress
+from rld.trainer.whole_checkpoints import WholeCheckpoints
 
 
-class SFTTrainer(FiniteUpdates, ResumableTrainer, TrainingProgress, trl.SFTTrainer):
+class SFTTrainer(FiniteUpdates, WholeCheckpoints, ResumableTrainer, TrainingProgress, trl.SFTTrainer):
     """`trl.SFTTrainer` with the checks of `FiniteUpdates` and complete checkpoints; its arguments mean the same."""
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

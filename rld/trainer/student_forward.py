@@ -4,7 +4,9 @@ TRL gives the student's `forward` a fused head: called with `fused_lm_head=True`
 entropies of the labels without storing logits. `add_signal_forward` wraps that forward again. Called with a `recorder`,
 completions of one prompt share a row (`models/prompt_sharing.py`), and the same pass through the backbone also gives
 the divergence from each teacher's distributions and the distance from its hidden states, per token. The output head is
-applied inside the forward, because there wrappers such as DDP or FSDP have the parameters ready.
+applied inside the forward, because there wrappers such as DDP or FSDP have the parameters ready. For the same reason
+gradients with respect to the last hidden states are measured there: behind it DeepSpeed and FSDP take any gradient that
+passes a forward's outputs for the backward pass of an update.
 
 Shapes: B completions, T completion tokens, S prompt and completion tokens, H width, K teachers.
 """
@@ -14,7 +16,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,6 +29,7 @@ from rld.losses.teacher_outputs import TeacherOutputs
 from rld.models.heads import FusedCausalLMOutput, LMHead
 from rld.models.hidden_states import StateKey, capture_states, depth
 from rld.models.prompt_sharing import BackboneRows, PromptSharingLayout, untouched_rows
+from rld.trainer.sharding import gather_for_forward
 
 _SHAREABLE_ARGUMENTS = {"input_ids", "attention_mask", "labels", "fused_lm_head"}
 """A forward with any other argument is not rearranged."""
@@ -72,14 +75,19 @@ class RecordingStudent:
         model: The student with its signal forward, with or without wrappers.
         num_tokens: T, the last columns of the input, which are scored.
         signals: What the response and feature signals need. None: both are off.
+        measure: Called at the end of the forward with its output and the last hidden states `[B, T, H]` as the head
+            saw them, with gradient. None, or without signals: it is not called.
     """
 
-    def __init__(self, model: nn.Module, num_tokens: int, signals: StudentInputs | None = None) -> None:
-        self.model, self.num_tokens, self.signals = model, num_tokens, signals
+    def __init__(
+        self,
+        model: nn.Module,
+        num_tokens: int,
+        signals: StudentInputs | None = None,
+        measure: Callable[[StudentOutput, Tensor], None] | None = None,
+    ) -> None:
+        self.model, self.num_tokens, self.signals, self.measure = model, num_tokens, signals, measure
         self.results: list[StudentOutput] = []
-        self.last_hidden_states: Tensor | None = None
-        """The last hidden states `[B, T, H]` as the head saw them, with gradient; None without signals. The forward
-        sets them here, because a wrapper that casts outputs would return copies on which no loss depends."""
 
     def __call__(self, **kwargs: Any) -> StudentOutput:
         result: StudentOutput = self.model(**kwargs, recorder=self)
@@ -109,6 +117,7 @@ def add_signal_forward(
         name: What notices call the model.
     """
     fused_forward = model.forward
+    gather_for_forward(model, () if projections is None else projections.parameters())
     layout = functools.cache(lambda: PromptSharingLayout.of(model, name))  # once the model is on its device
 
     def forward(self: PreTrainedModel, *args: Any, recorder: RecordingStudent | None = None, **kwargs: Any) -> Any:
@@ -124,22 +133,31 @@ def add_signal_forward(
         result.num_padding = rows.num_padding
         if signals is None:
             return result
-        last_BTH = recorder.last_hidden_states = states[depth(self)]
+        last_BTH = states[depth(self)]
         if response is not None:
             terms = response.compute(last_BTH, labels_BT, result)
             result.response_loss, result.target_divergence, result.teacher_divergence = terms
         if projections is not None:
-            if signals.feature is not None:
-                result.feature_distance = feature_distances(
-                    signals.feature, projections, states, signals.teachers, signals.mask_BT
-                )
-            assert result.log_probs is not None
-            result.log_probs = result.log_probs + projections.zero().to(last_BTH.device)
-        return result
+            _add_feature_distance(result, projections, signals, states)
+        if recorder.measure is not None:
+            recorder.measure(result, last_BTH)
+        return replace(result)  # whose values are all in its dictionary, where wrappers look for tensors to watch
 
     # `generate` checks its arguments against the signature, which must stay the model's own.
     forward.__wrapped__ = type(model).forward  # type: ignore[attr-defined]
     model.forward = types.MethodType(forward, model)
+
+
+def _add_feature_distance(
+    result: StudentOutput, projections: FeatureProjections, signals: StudentInputs, states: dict[StateKey, Tensor]
+) -> None:
+    """Add the feature distances to a student's output; projections that have no part in them get a gradient of 0."""
+    if signals.feature is not None:
+        result.feature_distance = feature_distances(
+            signals.feature, projections, states, signals.teachers, signals.mask_BT
+        )
+    assert result.log_probs is not None
+    result.log_probs = result.log_probs + projections.zero().to(result.log_probs.device)
 
 
 def _response_loss(model: PreTrainedModel, signals: StudentInputs) -> ResponseLoss | None:
