@@ -44,7 +44,7 @@ LIGHT = """
 """.split()  # noqa: SIM905 - a list this long is easier to read as text
 HEAVY = {"torch", "transformers", "trl", "datasets", "peft", "numpy", "accelerate", "reasoning_gym"}
 MAY_IMPORT_TRL = ["trainer.", "models.heads", "pipeline.sft", "pipeline.run"]
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+RECIPES = sorted(registry.files("recipes").values())
 LIMITS = {"module": 350, "function": 40, "parameters": 8, "tuples": 1}
 """Lines of a module, lines of a function without its docstring, its parameters, and `*tuple`s in one call."""
 EXCEPTIONS = {  # what is above a limit, how far at most, and why; the list may only shrink

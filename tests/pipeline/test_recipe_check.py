@@ -13,6 +13,7 @@ from rld.pipeline.plain_recipe import reason_to_ask_libraries
 from rld.pipeline.recipe_check import check_recipe
 from rld.recipe.cost import stage_costs
 from rld.recipe.reading import read_recipe
+from rld.recipe.registry import files
 
 ROOT = Path(__file__).parents[2]
 
@@ -177,7 +178,7 @@ def test_a_deep_check_loads_models_and_has_them_answer(recipe, capsys):
     assert "asked TRL, PEFT and transformers; checked in" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(files("recipes").values()), ids=lambda path: path.stem)
 def test_shipped_recipes_pass_and_those_of_a_character_tokenizer_without_the_libraries(path):
     recipe = read_recipe(path)
     notes = check_recipe(recipe, path).notes

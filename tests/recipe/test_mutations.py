@@ -16,10 +16,11 @@ from rld.errors import RldError
 from rld.pipeline.plain_recipe import reason_to_ask_libraries
 from rld.recipe.document import value_at, walk
 from rld.recipe.reading import read_recipe
+from rld.recipe.registry import files
 from rld.reporting.overview import overview
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+RECIPES = sorted(files("recipes").values())
 
 VALUES: list[Any] = [
     *(None, True, False, 0, 1, -1, 2, 2**31, 2**32, 2**63, 10**400, -(10**20), 0.5, -0.5, 1e308, 5e-324),

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -71,7 +73,7 @@ def test_accelerate_on_a_cpu_starts_one_process_and_the_run_says_so(recipe, tmp_
         ({}, ["trainer.fp16=true"], "fp16 is asked for, and on a CPU"),
         ({"ACCELERATE_MIXED_PRECISION": "fp16"}, [], "fp16 is asked for, and on a CPU"),
         ({}, ["trainer.fsdp=full_shard"], "fsdp in the trainer's arguments asks for FSDP"),
-        ({}, ["trainer.deepspeed=ds.json"], "deepspeed in the trainer's arguments asks for DeepSpeed"),
+        ({}, ["trainer.deepspeed={folder}/zero.json"], "deepspeed in the trainer's arguments asks for DeepSpeed"),
     ],
 )
 def test_a_strategy_that_the_run_would_not_get_is_refused(
@@ -79,6 +81,8 @@ def test_a_strategy_that_the_run_would_not_get_is_refused(
 ):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
+    (tmp_path / "zero.json").write_text('{"zero_optimization": {"stage": 2}}')
+    overrides = [override.format(folder=tmp_path) for override in overrides]
     assert main(["train", str(recipe), *overrides, "--output", str(tmp_path / "run")]) == 2
     assert expected in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -100,6 +104,24 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     with pytest.raises(LaunchError, match="3 processes were started on this machine, which has 2 GPUs"):
         launch.require_possible(launch.read_request())
+
+
+@pytest.mark.parametrize(
+    ("plugins", "expected"),
+    [
+        ({"fsdp_plugin": {"fsdp_version": 1, "cpu_ram_efficient_loading": False}}, "fsdp_version: 1"),
+        ({"fsdp_plugin": {"fsdp_version": 2, "cpu_ram_efficient_loading": True}}, "fsdp_cpu_ram_efficient_loading"),
+        ({"deepspeed_plugin": {"zero3_init_flag": True, "deepspeed_config": {}}}, "zero3_init_flag"),
+        ({"deepspeed_plugin": {"zero3_init_flag": False, "deepspeed_config": {"optimizer": {}}}}, "optimizer:"),
+        ({"deepspeed_plugin": {"zero3_init_flag": False, "deepspeed_config": {"scheduler": {}}}}, "scheduler:"),
+        ({"fsdp_plugin": {"fsdp_version": 2, "cpu_ram_efficient_loading": False}}, None),
+    ],
+)
+def test_options_that_would_train_another_student_are_refused(plugins, expected):
+    state = SimpleNamespace(deepspeed_plugin=None)
+    vars(state).update({name: SimpleNamespace(**options) for name, options in plugins.items()})
+    with nullcontext() if expected is None else pytest.raises(LaunchError, match=expected):
+        launch.require_supported(state)
 
 
 @pytest.mark.skipif(launch.torch.cuda.is_available(), reason="a GPU can have what a CPU cannot")

@@ -227,6 +227,12 @@ def test_the_norm_of_the_gradient_is_known_before_the_optimizers_step():
 def test_checkpoints_are_written_and_read_by_the_hooks_we_extend():
     assert names(GRPOTrainer._save_checkpoint) == ["self", "model", "trial"]
     assert names(GRPOTrainer._load_optimizer_and_scheduler) == ["self", "checkpoint"]
+    assert names(GRPOTrainer._load_from_checkpoint) == ["self", "resume_from_checkpoint", "model"]
+    assert names(GRPOTrainer._prepare_for_training) == [
+        *("self", "max_steps", "train_dataloader", "resume_from_checkpoint"),
+    ]
+    assert names(GRPOTrainer._save_optimizer_and_scheduler) == ["self", "output_dir"]
+    assert names(GRPOTrainer.save_model) == ["self", "output_dir", "_internal_call"]
 
 
 def test_one_module_replaces_functions_of_trl_and_two_replace_methods_of_a_model():

@@ -1,0 +1,189 @@
+"""Train a small student with every feature, in as many processes and in the way that the launcher says.
+
+A test runs it once for each way to share a training, and compares what it leaves in a folder: `CELL.json` with what was
+logged, and `CELL.pt` with the student's weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from transformers import LlamaForCausalLM
+from trl import GRPOConfig, GRPOTrainer
+
+import tests.support.tiny as tiny
+from rld.cli import main
+from rld.controllers.gap import GapController
+from rld.controllers.gradient import GradientAlignmentController
+from rld.teachers.teacher import Teacher
+from rld.trainer.rld_config import RLDConfig
+from rld.trainer.rld_trainer import RLDTrainer
+from rld.trainer.sharding import whole_state_dict
+from tests.support.cpu_sharding import shard_on_cpu
+from tests.support.one_and_two import Always, even, scripted
+
+RECIPE = """
+name: small
+tokenizer: {characters: "abcd:="}
+max_new_tokens: 4
+skills:
+  copy: {generator: ./tasks.py:copy, levels: [{length: 2}], held_out: 8}
+models:
+  tiny:
+    new: llama
+    config: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 2}
+trainer: {optim: sgd, lr_scheduler_type: linear, warmup_steps: 0, learning_rate: 1.0e-1}
+stages:
+  - {name: teacher, kind: sft, student: tiny, steps: 4, batch: 8, evaluate_every: 2}
+  - name: student
+    kind: distill
+    student: teacher
+    teachers: {teacher: {model: teacher, probe_prompts: 2}}
+    signals: {policy: {}, response: {}}
+    rollout: {prompts: 2, completions: 4}
+    lora: {r: 4}
+    steps: 2
+    evaluate_every: 1
+"""
+"""A run of two stages, of which the second trains an adapter; the test writes it beside its results."""
+
+NUM_COMPLETIONS = 8
+"""Completions of an update, over all processes and micro-batches: two groups, so that four updates are one epoch."""
+
+
+def student(tied: bool) -> LlamaForCausalLM:
+    """A student whose output head is its embedding, or a weight of its own, as that of larger models."""
+    config = copy.deepcopy(tiny.model().config)
+    config.tie_word_embeddings = tied
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config)
+
+
+def sizes(folder: Path, parts: int, **options: Any) -> dict[str, Any]:
+    """Training arguments of updates in so many micro-batches per process."""
+    num_processes = int(os.environ.get("WORLD_SIZE", 1))
+    return tiny.options(
+        folder,
+        **{
+            "per_device_train_batch_size": NUM_COMPLETIONS // num_processes // parts,
+            "gradient_accumulation_steps": parts,
+            "max_steps": 3,
+            "optim": "sgd",
+            **options,
+        },
+    )
+
+
+def grpo(folder: Path, parts: int, **options: Any) -> GRPOTrainer:
+    """TRL's own trainer with a reference model, on completions that depend on prompts alone."""
+    start = stored_student(folder.parent)  # from which TRL loads the reference too
+    args = GRPOConfig(**sizes(folder, parts, beta=0.1, max_steps=2))
+    options = {"rollout_func": scripted, **options}
+    return GRPOTrainer(str(start), tiny.letters, args, tiny.rows(10), processing_class=tiny.tokenizer(), **options)
+
+
+def sampled(folder: Path, parts: int) -> GRPOTrainer:
+    """The same on completions that the student samples."""
+    return grpo(folder, parts, rollout_func=None)
+
+
+def signals(folder: Path, parts: int, tied: bool = False, **options: Any) -> RLDTrainer:
+    """All signals, the teacher-scored reward, the gate and retention, on completions that depend on prompts alone."""
+    adapter, controller = options.pop("peft_config", None), options.pop("controller", GapController(decide_every=2))
+    one, two = tiny.model(seed=1, width=48), tiny.model(seed=2)
+    trainer = RLDTrainer(
+        model=student(tied),
+        reward_funcs=[even, tiny.letters],
+        args=RLDConfig(
+            **sizes(folder, parts, **options),
+            signals=["policy", "response", "feature"],
+            teacher_reward=0.2,
+            gate="per_prompt",
+            retain={"probe_prompts": 3, "prompts": 20, "batch": 7, "budget": 0.00038},
+        ),
+        train_dataset=tiny.rows(10),
+        processing_class=tiny.tokenizer(),
+        peft_config=adapter,
+        teachers=[
+            Teacher(one, name="one", tokenizer=tiny.tokenizer(), verified={"first": (9, 9)}),
+            Teacher(two, name="two", tokenizer=tiny.tokenizer()),
+        ],
+        controller=controller,
+        gold_rows=[{**row, "answer": "bc"} for row in tiny.rows(7)],
+        rollout_func=scripted,
+        retain_dataset=[{**row, "skill": "old"} for row in tiny.rows(23)],
+    )
+    assert trainer.retention is not None
+    trainer.retention.rule = Always(**trainer.retention.rule.model_dump())
+    return trainer
+
+
+def lora(folder: Path, parts: int) -> RLDTrainer:
+    """The same with an adapter, a frozen head that is the embedding, and gradients of gold answers."""
+    torch.manual_seed(0)
+    adapter = LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=False)
+    controller = GradientAlignmentController(decide_every=2)
+    return signals(folder, parts, tied=True, peft_config=adapter, controller=controller)
+
+
+def stored_student(folder: Path) -> Path:
+    """Where this process has its student, which is written before the processes know of one another."""
+    return folder / f"start_{os.environ.get('RANK', 0)}"
+
+
+CELLS: dict[str, Callable[[Path, int], Any]] = {"grpo": grpo, "sampled": sampled, "signals": signals, "lora": lora}
+
+
+def resumable(folder: Path, parts: int) -> RLDTrainer:
+    """All signals, with an optimizer that has a state and a rate that changes; a checkpoint is written halfway."""
+    options = {"optim": "adamw_torch", "adam_epsilon": 1e-3, "save_strategy": "steps", "save_steps": 2}
+    return signals(folder, parts, max_steps=4, **options)
+
+
+def resumed(folder: Path, parts: int, checkpoint: Path) -> RLDTrainer:
+    trainer = resumable(folder, parts)
+    trainer.train(resume_from_checkpoint=str(checkpoint))
+    return trainer
+
+
+def trained(folder: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the name and the trainer of each training."""
+    for parts in (1, 4):
+        for name, build in CELLS.items():
+            trainer = build(folder / f"{name}_{parts}", parts)
+            trainer.train()
+            yield f"{name}_{parts}", trainer
+        trainer = resumable(folder / f"whole_{parts}", parts)
+        trainer.train()
+        yield f"whole_{parts}", trainer
+        yield f"resumed_{parts}", resumed(folder / "again", parts, folder / f"whole_{parts}" / "checkpoint-2")
+
+
+def store(folder: Path, name: str, trainer: Any) -> None:
+    """Write what was logged in each update, and the student's weights."""
+    weights = whole_state_dict(trainer)
+    if trainer.accelerator.is_main_process:
+        torch.save(weights, folder / f"{name}.pt")
+        updates = [line for line in trainer.state.log_history if "loss" in line]
+        kind = str(trainer.accelerator.distributed_type.value)
+        (folder / f"{name}.json").write_text(json.dumps({"kind": kind, "updates": updates}, default=float))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    shard_on_cpu()
+    place = Path(sys.argv[1])
+    student(True).save_pretrained(stored_student(place))
+    for cell, finished in trained(place):
+        store(place, cell, finished)
+    assert main(["train", str(place / "small.yaml"), "--output", str(place / "run")]) == 0
+    for other in map(Path, sys.argv[2:]):  # a training in one process, which goes on in these
+        store(place, "taken over", resumed(place / "taken over", 1, other / "whole_1" / "checkpoint-2"))

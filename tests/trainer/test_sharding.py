@@ -1,0 +1,162 @@
+"""A training comes to the same student however processes share it: the table of docs/scaling.md, cell by cell."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from transformers import LlamaForCausalLM
+
+from rld.recipe.registry import files
+from rld.trainer.sharding import whole_state_dict
+from tests.support import parity
+from tests.support.runs import written
+
+ROOT = Path(__file__).parents[2]
+FILES = ROOT / "recipes" / "accelerate"
+
+WAYS = {
+    "DDP": ("cpu.yaml", "MULTI_CPU"),
+    "FSDP2": ("fsdp2.yaml", "FSDP"),
+    "ZeRO-2": ("zero3.yaml", "DEEPSPEED"),
+    "ZeRO-3": ("zero3.yaml", "DEEPSPEED"),
+}
+"""The columns of the table: how processes share a training, with the launcher's file and Accelerate's name of it."""
+
+FEATURES = {
+    "policy": ("grpo", ["loss", "grad_norm", "reward"]),
+    "sampling": ("sampled", ["loss", "completions/mean_length", "reward"]),
+    "response": ("signals", ["loss/response", "divergence/one", "grad/response"]),
+    "feature": ("signals", ["loss/feature", "distance/one", "grad/feature"]),
+    "teacher reward": ("signals", ["loss/policy", "grad/policy"]),
+    "gate": ("signals", ["teacher/one/used/second", "teacher/two/used/second"]),
+    "retention": ("signals", ["loss/reference", "weight/reference"]),
+    "LoRA": ("lora", ["loss", "loss/response", "loss/feature", "loss/policy", "loss/reference", "grad_norm"]),
+    "resume": ("resumed", ["loss", "learning_rate"]),
+}
+"""The rows: a feature, the training in which it is on, and what is logged of it, which should not be 0 throughout."""
+
+needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
+ways = [pytest.param(way, marks=needs_deepspeed if "ZeRO" in way else ()) for way in WAYS]
+
+
+def start(folder: Path, *launcher: str, others: Sequence[Path] = ()) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    folder.mkdir()
+    written(folder, parity.RECIPE)
+    command = [sys.executable, *launcher, "-m", "tests.support.parity", str(folder), *map(str, others)]
+    done = subprocess.run(
+        command,
+        env=environment | {"ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+
+
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory):
+    """Returns the folder of the trainings of one way, `one process` included, which are run once."""
+    folders: dict[str, Path] = {}
+
+    def of(way: str) -> Path:
+        if way not in folders:
+            folders[way] = tmp_path_factory.mktemp("parity") / way
+            if way == "one process":
+                start(folders[way])
+            else:
+                stage = ["--zero_stage", way[-1]] if "ZeRO" in way else []
+                file = ["--config_file", str(FILES / WAYS[way][0])]
+                sizes = ["--num_processes", "2", "--mixed_precision", "no"]
+                launcher = ["-m", "accelerate.commands.launch", *file, *sizes, *stage]
+                start(folders[way], *launcher, others=[of("one process")])
+        return folders[way]
+
+    return of
+
+
+def read(folder: Path, training: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The student's weights, and what was logged."""
+    return torch.load(folder / f"{training}.pt"), json.loads((folder / f"{training}.json").read_text())
+
+
+def require_same(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert weights.keys() == expected.keys()
+    for key, value in weights.items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-6, msg=lambda text, key=key: key + text)
+
+
+@pytest.mark.parametrize("parts", (1, 4))
+@pytest.mark.parametrize("way", ways)
+@pytest.mark.parametrize("feature", FEATURES)
+def test_a_feature_trains_the_same_student(trainings, feature, way, parts):
+    training, metrics = FEATURES[feature]
+    weights, log = read(trainings(way), f"{training}_{parts}")
+    assert log["kind"] == WAYS[way][1]
+    if training == "sampled":  # what is drawn depends on how prompts are spread over processes and micro-batches
+        expected, expected_log = read(trainings("DDP"), f"sampled_{parts}")
+    else:
+        expected, expected_log = read(trainings("one process"), f"{training.replace('resumed', 'whole')}_1")
+    for metric in metrics:
+        values, expected_values = ([update.get(metric, 0.0) for update in of["updates"]] for of in (log, expected_log))
+        assert any(values), metric
+        assert values == pytest.approx(expected_values, rel=1e-3, abs=1e-6), metric
+    require_same(weights, expected)
+
+
+@pytest.mark.parametrize("way", ways)
+def test_a_checkpoint_goes_on_in_another_number_of_processes(trainings, tmp_path, way):
+    whole, _ = read(trainings("one process"), "whole_1")
+    require_same(read(trainings(way), "taken over")[0], whole)  # from one process to two
+    trainer = parity.resumed(tmp_path, 1, trainings(way) / "whole_1" / "checkpoint-2")  # from two to one
+    require_same(whole_state_dict(trainer), whole)
+
+
+@pytest.mark.parametrize("way", ways)
+def test_a_checkpoint_is_one_ordinary_folder(trainings, way):
+    checkpoint = trainings(way) / "whole_1" / "checkpoint-4"
+    assert not [path for path in checkpoint.iterdir() if path.is_dir()]
+    model = LlamaForCausalLM.from_pretrained(checkpoint)
+    weights, _ = read(trainings(way), "whole_1")
+    require_same(model.state_dict(), weights)
+
+
+@pytest.mark.parametrize("way", ways)
+def test_a_recipe_trains_and_stores_the_student_of_ddp(trainings, way):
+    run, expected = trainings(way) / "run", trainings("DDP") / "run"
+    for stage in ("models/teacher", "student"):
+        model, same = (LlamaForCausalLM.from_pretrained(of / stage) for of in (run, expected))
+        require_same(model.state_dict(), same.state_dict())
+    summary, same = (json.loads((of / "summary.json").read_text()) for of in (run, expected))
+    assert summary["launch"]["processes"] == 2
+    assert summary["launch"]["strategy"] == {"DDP": "DDP", "FSDP2": "FSDP"}.get(way, "DeepSpeed")
+    assert [stage["after"] for stage in summary["stages"]] == [stage["after"] for stage in same["stages"]]
+
+
+def test_the_page_shows_what_is_tested():
+    page = (ROOT / "docs" / "scaling.md").read_text().partition("## What is the same on several processes")[2]
+    lines = page.partition("## How to start it")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    assert rows[0] == ["", *WAYS]
+    assert {row[0]: row[1:] for row in rows[2:]} == {feature: ["same"] * len(WAYS) for feature in FEATURES}
+
+
+@pytest.mark.parametrize("name", files("accelerate"))
+def test_accelerate_reads_the_files_for_its_launcher(name):
+    path = files("accelerate")[name]
+    options = launch_command_parser().parse_args(["--config_file", str(path), "script.py"])
+    options, file, _ = _validate_launch_command(options)
+    expected = {"cpu": ("MULTI_GPU", 2), "one_gpu": ("NO", 1), "fsdp2": ("FSDP", 8), "zero3": ("DEEPSPEED", 8)}
+    assert (file.distributed_type, options.num_processes) == expected[path.stem]
+    assert options.use_cpu == (path.stem == "cpu")
