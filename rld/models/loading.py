@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations import deepspeed
 
 from rld.errors import ModelError
 from rld.utils import secrets
@@ -40,6 +41,19 @@ _TOKENIZER_FILES = (
 )
 
 
+@contextmanager
+def loading_whole() -> Iterator[None]:
+    """Let transformers build whole models; while there is a trainer with ZeRO-3, it would build parts of them."""
+    reference = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        configuration = None if reference is None else reference()
+        if configuration is not None:
+            deepspeed.set_hf_deepspeed_config(configuration)
+
+
 def load_model(place: str, options: Mapping[str, Any]) -> PreTrainedModel:
     """Return a causal language model with all of its weights.
 
@@ -54,7 +68,8 @@ def load_model(place: str, options: Mapping[str, Any]) -> PreTrainedModel:
     _require_dtype(place, options.get("dtype", options.get("torch_dtype")))
     with _clear_errors(place, options):
         arguments = {**options, "ignore_mismatched_sizes": True, "output_loading_info": True}
-        loaded: Any = AutoModelForCausalLM.from_pretrained(place, **arguments)
+        with loading_whole():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(place, **arguments)
         model: PreTrainedModel = loaded[0]
     _require_weights(place, loaded[1])
     return model

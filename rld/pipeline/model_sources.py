@@ -13,7 +13,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from rld.errors import ModelError, RecipeError
 from rld.models.importance import Importance, measure_importance
-from rld.models.loading import load_config, load_model, load_skeleton, load_tokenizer, refusal, require_end
+from rld.models.loading import (
+    load_config,
+    load_model,
+    load_skeleton,
+    load_tokenizer,
+    loading_whole,
+    refusal,
+    require_end,
+)
 from rld.models.pruning import Selection, evenly_spaced, most_influential, prune, select
 from rld.models.self_check import require_token_rows
 from rld.recipe.cut import Cut
@@ -97,7 +105,7 @@ class RandomModel:
 
     def load(self, options: Mapping[str, Any], dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         tokenizer, config, _ = self.describe()
-        with _clear_errors():
+        with _clear_errors(), loading_whole():
             return AutoModelForCausalLM.from_config(config), tokenizer
 
     def describe(self) -> Description:
@@ -116,7 +124,7 @@ class RandomModel:
         return Description(tokenizer, config, ends)
 
     def skeleton(self) -> PreTrainedModel | None:
-        with _clear_errors(), torch.device("meta"):
+        with _clear_errors(), torch.device("meta"), loading_whole():
             model: PreTrainedModel = AutoModelForCausalLM.from_config(self.describe().config)
         return model
 

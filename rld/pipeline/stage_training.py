@@ -10,7 +10,6 @@ from typing import Any
 
 from peft import get_peft_model
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from rld.errors import DivergedError, NonFiniteError
 from rld.evaluation.held_out import Evaluation, main_scores
@@ -162,7 +161,6 @@ class StageTraining:
     def _whole_copy(self, trained: Any) -> Any:
         """Return the trained model, whose weights processes share, as an ordinary one on every process."""
         state = whole_state_dict(self.trainer, everywhere=True)
-        unset_hf_deepspeed_config()  # with which transformers would load this one, and those of later stages, in parts
         model, _ = self.context.models.load(self.stage.student)
         model.generation_config = trained.generation_config
         if self.stage.lora is not None:
