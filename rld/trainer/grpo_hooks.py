@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -53,7 +53,7 @@ from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rollout_events import count_groups
 from rld.trainer.sharding import whole_state
 from rld.trainer.start_checks import require_prompts_fit
-from rld.trainer.student_forward import RecordingStudent, StudentInputs, StudentOutput
+from rld.trainer.student_forward import RecordingStudent, StudentInputs
 from rld.trainer.timing import PhaseTimer, timed
 from rld.trainer.training_progress import TrainingProgress
 from rld.trainer.trl_patches import patch_trl
@@ -124,12 +124,6 @@ class GRPOHooks(FiniteUpdates, WholeCheckpoints, ResumableTrainer, TrainingProgr
     @abstractmethod
     def _student_inputs(self, batch: RolloutBatch) -> StudentInputs | None:
         """Return what the student's forward needs for the other signals; None without teachers."""
-
-    @abstractmethod
-    def _gradient_measurement(
-        self, batch: RolloutBatch, inputs: StudentInputs | None
-    ) -> Callable[[StudentOutput, Tensor], None] | None:
-        """Return what measures gradients at the end of the student's forward; None: nothing is measured."""
 
     @abstractmethod
     def _advantages(self, batch: RolloutBatch) -> Tensor:
@@ -278,9 +272,7 @@ class GRPOHooks(FiniteUpdates, WholeCheckpoints, ResumableTrainer, TrainingProgr
     ) -> Any:
         """Return log-probabilities for a loss, computed in one forward with the other signals."""
         batch = micro_batch.batch
-        inputs = self._student_inputs(batch)
-        student = RecordingStudent(model, num_tokens, inputs, self._gradient_measurement(batch, inputs))
-        micro_batch.student = student
+        student = micro_batch.student = RecordingStudent(model, num_tokens, self._student_inputs(batch))
         result = super()._get_per_token_logps_and_entropies(student, ids_BS, attention_BS, num_tokens, *args, **kwargs)
         batch["log_pi"] = result[0]
         # TRL reads the advantages after this call, which is what lets them depend on the log-probabilities.

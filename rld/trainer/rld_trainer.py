@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ from rld.trainer.rollout_events import RolloutEvents
 from rld.trainer.scoring_setup import gate_of, require_labels, teacher_scoring
 from rld.trainer.skill_names import trained_skills
 from rld.trainer.start_checks import require_sound_student
-from rld.trainer.student_forward import StudentInputs, StudentOutput, add_signal_forward
+from rld.trainer.student_forward import StudentInputs, add_signal_forward
 from rld.trainer.timing import OptimizerTime, PhaseTimer, timed
 from rld.trainer.transfer_probe import TransferProbe
 from rld.types import Curriculum, Row
@@ -247,14 +248,10 @@ class RLDTrainer(GRPOHooks):
     def _student_inputs(self, batch: RolloutBatch) -> StudentInputs | None:
         if not self.teachers:
             return None
-        return self._joint_loss.inputs(batch, self.progress(self.state.global_step))
-
-    def _gradient_measurement(
-        self, batch: RolloutBatch, inputs: StudentInputs | None
-    ) -> Callable[[StudentOutput, Tensor], None] | None:
-        if inputs is None or not self._joint_loss.measures(self.model.training):
-            return None
-        return functools.partial(self._joint_loss.measure_gradients, batch, inputs)
+        inputs = self._joint_loss.inputs(batch, self.progress(self.state.global_step))
+        if not self._joint_loss.measures(self.model.training):
+            return inputs
+        return replace(inputs, measure=functools.partial(self._joint_loss.measure_gradients, batch, inputs))
 
     def _advantages(self, batch: RolloutBatch) -> Tensor:
         return self._joint_loss.advantages(batch, batch["log_pi"].detach(), self.model.training)

@@ -48,6 +48,9 @@ class StudentInputs:
     """None: the response signal is off."""
     feature: AnyFeature | None
     """None: the feature signal is off."""
+    measure: Callable[[StudentOutput, Tensor], None] | None = None
+    """Called at the end of the forward with its output and the last hidden states `[B, T, H]` as the head saw them,
+    with gradient. None: nothing is measured."""
 
 
 @dataclass
@@ -75,18 +78,10 @@ class RecordingStudent:
         model: The student with its signal forward, with or without wrappers.
         num_tokens: T, the last columns of the input, which are scored.
         signals: What the response and feature signals need. None: both are off.
-        measure: Called at the end of the forward with its output and the last hidden states `[B, T, H]` as the head
-            saw them, with gradient. None, or without signals: it is not called.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        num_tokens: int,
-        signals: StudentInputs | None = None,
-        measure: Callable[[StudentOutput, Tensor], None] | None = None,
-    ) -> None:
-        self.model, self.num_tokens, self.signals, self.measure = model, num_tokens, signals, measure
+    def __init__(self, model: nn.Module, num_tokens: int, signals: StudentInputs | None = None) -> None:
+        self.model, self.num_tokens, self.signals = model, num_tokens, signals
         self.results: list[StudentOutput] = []
 
     def __call__(self, **kwargs: Any) -> StudentOutput:
@@ -139,8 +134,8 @@ def add_signal_forward(
             result.response_loss, result.target_divergence, result.teacher_divergence = terms
         if projections is not None:
             _add_feature_distance(result, projections, signals, states)
-        if recorder.measure is not None:
-            recorder.measure(result, last_BTH)
+        if signals.measure is not None:
+            signals.measure(result, last_BTH)
         return replace(result)  # whose values are all in its dictionary, where wrappers look for tensors to watch
 
     # `generate` checks its arguments against the signature, which must stay the model's own.
