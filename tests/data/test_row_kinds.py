@@ -73,7 +73,8 @@ def test_shapes_of_one_turn_are_read_as_they_are(record, expected):
         ({"prompt": "a?", "completion": ""}, "completion should be text"),
         ({"prompt": [user("a?")], "completion": [user("A")]}, "one message of the assistant"),
         ({"messages": TALK}, "a conversation of 5 messages before the answer; kind: conversation reads it"),
-        ({"messages": [user("a?"), assistant("A")], "tools": [TOOL]}, "tools; kind: conversation reads it"),
+        ({"messages": [user("a?"), assistant("A")], "tools": [TOOL]}, "beside a column 'tools'; kind: conversation reads it"),
+        ({"messages": [user("a?"), assistant("A")], "system": "Hm"}, "beside a column 'system'; kind: conversation reads it"),
         ({"messages": [user("a?")]}, "should end with an answer"),
         ({"messages": [assistant("A"), user("a?")]}, "begins with the assistant"),
         ({"messages": [SYSTEM]}, "no message of the user"),
@@ -108,6 +109,17 @@ def test_a_conversation_in_sharegpt_form_is_read():
     assert (item.messages, item.answer) == ((SYSTEM, user("a?")), "A")
 
 
+def test_a_column_of_the_system_message_and_one_of_tools_stand_beside_a_conversation():
+    said = [{"from": "human", "value": "a?"}, {"from": "gpt", "value": "A"}]
+    record = {"system": "Be brief.", "tools": json.dumps([TOOL]), "conversations": said}
+    reader = RowReader("conversation", {"messages": "conversations"}, {"turns": "last"})
+    assert only(record, reader) == Item("a?", "A", messages=(SYSTEM | {"tools": [TOOL]}, user("a?")))
+    for empty in (None, ""):
+        assert only(record | {"system": empty, "tools": empty}, reader).messages == (user("a?"),)
+    assert only({"prompt": [user("a?")], "answer": "A", "system": "Be brief."}, CONVERSATION).messages[0] == SYSTEM
+    assert only({"messages": TALK, "system": "Be brief."}, CONVERSATION).messages == tuple(TALK[:-1])
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
@@ -120,6 +132,8 @@ def test_a_conversation_in_sharegpt_form_is_read():
         ({"prompt": TALK[:3], "completion": "B"}, "prompt ends with the assistant"),
         ({"messages": TALK[:5]}, "should end with an answer of the assistant that has text"),
         ({"messages": [SYSTEM, assistant("A"), *TALK]}, "begins with the assistant"),
+        ({"messages": TALK, "system": "Be long."}, "have a system message, and the column of `system` has another"),
+        ({"messages": TALK[1:], "system": ["Be brief."]}, "system should be text"),
         ({"messages": TALK, "tools": "{"}, "tools is not valid JSON"),
         ({"messages": TALK, "tools": ["look_up"]}, "tools should be a list of JSON schemas"),
         ({"question": "a?", "answer": "A"}, "no messages, but 'question', 'answer'"),

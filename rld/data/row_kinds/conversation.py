@@ -7,10 +7,10 @@ from typing import Literal
 
 from rld.data.items import Item
 from rld.data.row_kinds.fields import Fields
-from rld.data.row_kinds.messages import Message, messages_of, prompt_of, question_of, with_tools
+from rld.data.row_kinds.messages import Message, messages_of, prompt_of, question_of, with_system, with_tools
 from rld.data.row_kinds.question_answer import answer_of
 
-NAMES = ("messages", "tools", "level", "prompt", "completion", "answer")
+NAMES = ("messages", "system", "tools", "level", "prompt", "completion", "answer")
 
 Turns = Literal["last", "all"]
 
@@ -22,7 +22,8 @@ def items(fields: Fields, *, turns: Turns) -> Iterator[Item]:
     answer, because it has no text.
 
     Args:
-        fields: `messages`, or a `prompt` of messages with its `completion` or `answer`; `tools` where there are some.
+        fields: `messages`, or a `prompt` of messages with its `completion` or `answer`; `system` and `tools` where
+            there are some.
         turns: Whether the last answer alone is learnt and scored.
 
     Raises:
@@ -33,15 +34,20 @@ def items(fields: Fields, *, turns: Turns) -> Iterator[Item]:
     else:
         prompt, answer = prompt_of(fields.value("prompt"), "prompt"), answer_of(fields)
         if answer is None:
-            yield _item(with_tools(prompt, fields), None, fields)
+            yield _item(_complete(prompt, fields), None, fields)
             return
         messages = [*prompt, {"role": "assistant", "content": answer}]
     if not _is_answer(messages[-1]):
         raise ValueError("a conversation should end with an answer of the assistant that has text")
-    messages = with_tools(messages, fields)
+    messages = _complete(messages, fields)
     for i in [len(messages) - 1] if turns == "last" else range(len(messages)):
         if _is_answer(messages[i]):
             yield _item(messages[:i], messages[i]["content"], fields)
+
+
+def _complete(messages: list[Message], fields: Fields) -> list[Message]:
+    """Return messages with what stands beside them in the record."""
+    return with_tools(with_system(messages, fields), fields)
 
 
 def _is_answer(message: Message) -> bool:

@@ -101,6 +101,23 @@ def _message(value: Any, place: str) -> Message:
     return message
 
 
+def with_system(messages: Sequence[Message], fields: Fields) -> list[Message]:
+    """Return messages that begin with the record's `system`, the text of a system message, if there is one.
+
+    Raises:
+        ValueError: it is no text, or the messages have another system message.
+    """
+    system = fields.value("system") if "system" in fields else None
+    if system is None or system == "":
+        return list(messages)
+    message = {"role": "system", "content": fields.text("system")}
+    if messages[0]["role"] not in SYSTEM_ROLES:
+        return [message, *messages]
+    if messages[0]["content"] != message["content"]:
+        raise ValueError("the messages have a system message, and the column of `system` has another; leave out one")
+    return list(messages)
+
+
 def with_tools(messages: Sequence[Message], fields: Fields) -> list[Message]:
     """Return messages of which the first one has the record's `tools`, a list or JSON text of one, if there are any.
 

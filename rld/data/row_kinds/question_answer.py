@@ -56,8 +56,9 @@ def answer_of(fields: Fields) -> str | None:
 
 
 def _chat_item(messages: list[Message], answer: str | None, fields: Fields) -> Item:
-    if "tools" in fields:
-        raise ValueError(f"messages with tools; {_OTHER_KIND}")
+    for column in ("system", "tools"):
+        if column in fields and fields.value(column):
+            raise ValueError(f"messages beside a column {column!r}; {_OTHER_KIND}")
     turns = [message for message in messages if message["role"] not in SYSTEM_ROLES]
     if len(turns) > 1:
         raise ValueError(f"a conversation of {len(turns)} messages before the answer; {_OTHER_KIND}")
