@@ -35,7 +35,11 @@ def assistant(text: str, **keys: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": text, **keys}
 
 
-CALL = assistant("", tool_calls=[{"type": "function", "function": {"name": "look_up", "arguments": {}}}])
+def call(arguments: Any) -> dict[str, Any]:
+    return assistant("", tool_calls=[{"type": "function", "function": {"name": "look_up", "arguments": arguments}}])
+
+
+CALL = call({})
 TALK = [SYSTEM, user("a?"), assistant("A"), user("b?"), CALL, {"role": "tool", "content": "B!"}, assistant("B")]
 
 
@@ -120,9 +124,21 @@ def test_a_column_of_the_system_message_and_one_of_tools_stand_beside_a_conversa
     assert only({"messages": TALK, "system": "Be brief."}, CONVERSATION).messages == tuple(TALK[:-1])
 
 
+def test_arguments_of_a_call_that_are_json_text_are_encoded_once():
+    talks = [[user("b?"), call(said), TALK[5], assistant("B")] for said in ({"word": "b"}, '{"word": "b"}')]
+    items = [only({"messages": talk}, CONVERSATION) for talk in talks]
+    assert items[0] == items[1] and items[0].messages[1] == call({"word": "b"})
+    bare = assistant("", tool_calls=[{"name": "look_up", "arguments": "{}"}])
+    item = only({"messages": [user("b?"), bare, TALK[5], assistant("B")]}, CONVERSATION)
+    assert item.messages[1]["tool_calls"] == [{"name": "look_up", "arguments": {}}]
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
+        ({"messages": [user("b?"), call("b"), *TALK[5:]]}, "message 1 of messages calls 'look_up' with .* object: 'b'"),
+        ({"messages": [user("b?"), call("[1]"), *TALK[5:]]}, "arguments that are no JSON object"),
+        ({"messages": [user("b?"), assistant("", tool_calls="x"), *TALK[5:]]}, "a list of mappings as tool_calls"),
         ({"messages": TALK[:4]}, "should end with an answer"),
         ({"messages": [user("a?"), SYSTEM, assistant("A")]}, "messages has a message of the system behind others"),
         ({"messages": [user("a?"), user("b?"), assistant("A")]}, "messages has two messages of the user in a row"),

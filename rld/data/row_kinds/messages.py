@@ -98,7 +98,39 @@ def _message(value: Any, place: str) -> Message:
         raise ValueError(f"{place} should have text as content, not {content!r:.80}")
     elif message["role"] == "user" and not content.strip():
         raise ValueError(f"{place} is an empty message of the user")
+    if "tool_calls" in message:
+        message["tool_calls"] = _tool_calls(message["tool_calls"], place)
     return message
+
+
+def _tool_calls(calls: Any, place: str) -> list[dict[str, Any]]:
+    """Return calls of tools whose arguments are mappings; JSON text of them, OpenAI's form, is read.
+
+    Chat templates write the arguments as JSON, so that text would be encoded twice.
+
+    Raises:
+        ValueError: they are no list of calls, or the arguments of one are no JSON object.
+    """
+    if not isinstance(calls, (list, tuple)) or not all(isinstance(call, dict) for call in calls):
+        raise ValueError(f"{place} should have a list of mappings as tool_calls, not {calls!r:.80}")
+    return [_tool_call(call, place) for call in calls]
+
+
+def _tool_call(call: dict[str, Any], place: str) -> dict[str, Any]:
+    if isinstance(call.get("function"), dict):
+        return {**call, "function": _tool_call(call["function"], place)}
+    arguments = call.get("arguments")
+    if not isinstance(arguments, str):
+        return call
+    try:
+        read = json.loads(arguments)
+    except ValueError:
+        read = None
+    if not isinstance(read, dict):
+        raise ValueError(
+            f"{place} calls {call.get('name')!r:.80} with arguments that are no JSON object: {arguments!r:.80}"
+        )
+    return {**call, "arguments": read}
 
 
 def with_system(messages: Sequence[Message], fields: Fields) -> list[Message]:
