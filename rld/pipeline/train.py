@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import signal
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -27,7 +28,7 @@ from rld.reporting.tables import scores_table
 from rld.trainer import checkpoints
 from rld.utils.interrupts import StopRequest, Waiting, stop_on_signals
 from rld.utils.messages import tell
-from rld.utils.os_errors import as_os_error, describe_os_error, is_lost_process
+from rld.utils.os_errors import as_os_error, describe_os_error, fullest_disk, is_lost_process
 from rld.utils.run_folder import RunFolder
 
 
@@ -70,7 +71,9 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool, accepts_chan
         if failure is None:
             raise
         place = "" if failure.filename else f" ({output})"
-        raise SystemFailure(f"{describe_os_error(failure)}{place}; {_what_remains(run)}") from error
+        disk = fullest_disk(failure, output, Path(tempfile.gettempdir()))
+        parts = [f"{describe_os_error(failure)}{place}", disk, _what_remains(run)]
+        raise SystemFailure("; ".join(filter(None, parts))) from error
     return 0 if status == "done" else 128 + (stop.signals or [signal.SIGINT])[0]
 
 

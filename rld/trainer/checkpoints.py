@@ -113,7 +113,10 @@ class CheckpointedParts:
         is_in_rollout = any(folder.glob("rld_rollout_*"))
         if is_in_rollout and state["num_processes"] != num_processes:
             count = state["num_processes"]
-            raise CheckpointError(f"{folder} was written inside a rollout of {count} processes: resume with {count}")
+            raise CheckpointError(
+                f"{folder} was written inside a rollout of {count} processes: resume with {count}, or remove it, to "
+                "go on from the one before"
+            )
         is_bound = self.projections is not None or is_in_rollout
         if is_bound and list(state["teachers"]) != list(fingerprints):
             raise CheckpointError(f"{folder}: teachers can't change inside a rollout, or with a feature signal")

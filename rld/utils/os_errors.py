@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import re
+import shutil
 import sys
+from pathlib import Path
 
 from rld.errors import SystemFailure, UsageError
 
@@ -91,6 +93,16 @@ def is_system_failure(error: BaseException) -> bool:
     """Tell whether an exception is one that no other argument of the user mends, such as a full disk."""
     os_error = as_os_error(error) if isinstance(error, OSError | RuntimeError) else None
     return os_error is not None and os_error.errno in _MACHINE
+
+
+def fullest_disk(error: OSError, *paths: Path) -> str:
+    """Return which disk of some paths has the least space left, and how much; nothing where that did not cause it."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        return ""
+    there = [next((place for place in (path, *path.parents) if place.exists()), Path("/")) for path in paths]
+    path = min(there, key=lambda place: shutil.disk_usage(place).free).resolve()
+    mount = next(place for place in (path, *path.parents) if place.is_mount())
+    return f"the disk at {mount} has {shutil.disk_usage(mount).free / 2**20:,.1f} MiB left"
 
 
 def describe_os_error(error: OSError) -> str:

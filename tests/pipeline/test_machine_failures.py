@@ -64,7 +64,8 @@ def test_a_full_disk_is_told_with_what_remains_and_the_run_resumes(recipe, tmp_p
     error = capsys.readouterr().err
     assert "Traceback" not in error
     assert "rld: summary.json could not be updated: No space left on device" in error
-    assert f"No space left on device; free some space ({run}); finished stages: first, stage second has" in error
+    assert f"No space left on device; free some space ({run}); the disk at /" in error
+    assert "MiB left; finished stages: first, stage second has" in error
     assert checkpoints.latest(run / "checkpoints/second") is not None
     assert main(["train", recipe, "--output", str(run), "--resume"]) == 0
 
