@@ -305,7 +305,8 @@ class SkillRows:
                 f"{num_refused}, and the others were already held out; bad_rows: refuse says what is wrong with them"
             )
         if self._source.levels is not None:
-            settings: dict[str, Any] = {"key": question_key, "is_text": self.is_text}
+            taken = self._taken - {key for _, key in self._moved}
+            settings: dict[str, Any] = {"key": question_key, "taken": taken, "is_text": self.is_text}
             raise DataError(held_out_advice(self.skill, self._source, level, self._num_held_out, **settings))
         raise DataError(
             f"{place}: too few different questions; {_MOST_TRIES} in a row were already held out. Lower held_out (now "

@@ -481,3 +481,24 @@ def test_a_held_out_question_is_never_trained_on_whatever_the_kind_of_rows(kind,
     assert len(rows.held_out()) == 2, "the same question is held out once"
     drawn = {str(rows.draw(0, random.Random(seed))) for seed in range(40)}
     assert drawn and not any("one" in text for text in drawn)
+
+
+@pytest.mark.filterwarnings("ignore:.*neither trained on nor scored")
+@pytest.mark.parametrize(
+    ("levels", "most"),
+    [
+        (["abcdefgh", "abcdefgh"], 7),
+        (["abcde", "fg"], 3),
+        (["abcd", "cdef", "efgh"], 3),
+        (["abab", "c"], 1),
+        (["aab"], 1),
+    ],
+)
+def test_the_number_of_held_out_rows_that_a_refusal_names_can_be_held_out(tmp_path, levels, most):
+    rows = [(question, level) for level, questions in enumerate(levels) for question in questions * 3]
+    text = "question,answer,level\n" + "".join(f"{question},1,{level}\n" for question, level in rows)
+    (tmp_path / "rows.csv").write_text(text)
+    with pytest.raises(DataError, match=rf"set held_out to at most {most} \(now 20\)"):
+        source({"file": "rows.csv", "held_out": 20}, tmp_path).held_out()
+    for seed in range(20):
+        assert len(source({"file": "rows.csv", "held_out": most}, tmp_path, seed=seed).held_out()) == most
