@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from rld.data.row_kinds import ROW_KINDS
 from rld.data.skill_rows import NUM_EXAMPLES, PlacedRow, SkillRows
 from rld.errors import DataError
 from rld.models.generation import encoder_of
@@ -48,6 +49,7 @@ class _Reader:
         skills: The skills that it reads.
         is_student: Whether it is scored on the rows too; a teacher only reads and answers them.
         learns_answers: Whether it learns gold answers.
+        stage: Its stage in messages.
     """
 
     name: str
@@ -56,6 +58,7 @@ class _Reader:
     skills: tuple[str, ...]
     is_student: bool = True
     learns_answers: bool = False
+    stage: str = ""
 
 
 class RowChecks:
@@ -99,6 +102,7 @@ class RowChecks:
                 places = [place for place, _ in placed]
                 for finding in self._findings(reader if is_trained else answering, [row for _, row in placed]):
                     line = f"{reader.name}, skill '{skill}': {finding.described(places)}"
+                    line += self._fix(finding, reader if is_trained else answering, skill)
                     worst = problems.get((skill, finding.kind))
                     if worst is None or len(worst[1].rows) < len(finding.rows):
                         problems[skill, finding.kind] = line, finding
@@ -136,7 +140,8 @@ class RowChecks:
         encoder = encoder_of(model, tokenizer, prompts.chat_template_kwargs, prompts.strip_thinking)
         reader = _Reader(name, encoder, context_length(model.config), ())
         findings = self._findings(reader, held_out)
-        self._tell({f"{name}: {f.described(_named(held_out))}": f for f in findings}, "such rows count as wrong")
+        lines = {f"{name}: {f.described(_named(held_out))}{self._fix(f, reader)}": f for f in findings}
+        self._tell(lines, "such rows count as wrong")
 
     def require_learnt(self, stage: Sft, rows: Sequence[Row]) -> None:
         """Check rows whose gold answers a stage learns.
@@ -145,12 +150,26 @@ class RowChecks:
             DataError: rows have a problem.
         """
         reader = next(self._stage_readers(stage))
-        findings = self._findings(reader, rows)
-        self._tell({f"{reader.name}: {f.described(_named(rows))}": f for f in findings}, "")
+        lines = {}
+        for finding in self._findings(reader, rows):
+            fix = self._fix(finding, reader, rows[finding.rows[0]]["skill"])
+            lines[f"{reader.name}: {finding.described(_named(rows))}{fix}"] = finding
+        self._tell(lines, "")
+
+    def _fix(self, finding: Finding, reader: _Reader, skill: str = "") -> str:
+        """Return what mends a finding of a reader in rows of a skill, or ""."""
+        if finding.kind == "no answer" and reader.learns_answers:
+            kind = ROW_KINDS.get(str(getattr(self._recipe.skills[skill], "kind", "")))
+            answer = kind.answer if kind else "answer"
+            return (
+                f"; {reader.stage} learns gold answers: give each row its `{answer}`, or name its column in `columns`"
+            )
+        fix = _FIXES.get(finding.kind)
+        return f"; {fix}" if fix else ""
 
     def _tell(self, problems: Mapping[str, Finding], consequence: str) -> None:
         """Raise findings as an error, or warn of them where the recipe skips bad rows and some rows are good."""
-        lines = [_with_fix(line, finding) for line, finding in problems.items()]
+        lines = list(problems)
         is_refused = self._recipe.bad_rows == "refuse" or any(finding.hits_all for finding in problems.values())
         if lines and is_refused:
             raise DataError("\n".join([*lines, _advice(list(problems.values()))]))
@@ -198,7 +217,8 @@ class RowChecks:
         skills = tuple(stage.skills_in_use(self._recipe.skills))
         student, context_length = self._models.encoder(stage.origin)
         name = f"stage '{stage.name}', {'student' if isinstance(stage, TrainingStage) else 'model'} {stage.origin}"
-        yield _Reader(name, student, context_length, skills, learns_answers=stage.learns_gold_answers)
+        learner = f"stage '{stage.name}' ({stage.kind})"
+        yield _Reader(name, student, context_length, skills, learns_answers=stage.learns_gold_answers, stage=learner)
         for reader in stage.readers():
             encoder, context_length = self._models.encoder(reader.model, reader.chat_template)
             encoder = encoder if reader.has_own_tokenizer else student
@@ -209,11 +229,6 @@ class RowChecks:
 
 def _named(rows: Sequence[Row]) -> list[str]:
     return [f"row {i} of skill '{row['skill']}'" for i, row in enumerate(rows)]
-
-
-def _with_fix(line: str, finding: Finding) -> str:
-    fix = _FIXES.get(finding.kind)
-    return f"{line}; {fix}" if fix else line
 
 
 def _advice(findings: Sequence[Finding]) -> str:

@@ -135,6 +135,14 @@ def test_a_solution_that_fails_its_tests_is_named_and_the_tests_are_the_reward(b
     assert "reward/unit_tests" in last
 
 
+def test_tasks_without_a_solution_under_a_stage_that_learns_them_are_refused(bubblewrap, tmp_path, capsys):
+    path = recipe(tmp_path)
+    tasks = [{"prompt": f"f{i}", "tests": f"assert x == {i}"} for i in range(6)]
+    (tmp_path / "tasks.jsonl").write_text("\n".join(map(json.dumps, tasks)))
+    assert main(["check", path]) == 2
+    assert "; stage 'tune' (sft) learns gold answers: give each row its `solution`, or" in capsys.readouterr().err
+
+
 def test_without_bubblewrap_it_is_refused_by_name(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sandbox.shutil, "which", lambda name: None if name == "bwrap" else f"/usr/bin/{name}")
     for cached in (sandbox._sandbox, sandbox._interpreter):

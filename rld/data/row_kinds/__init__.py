@@ -23,6 +23,7 @@ class RowKind(NamedTuple):
         items: Yields the items of a record; raises ValueError if the record is not of this kind.
         options: The options of a skill that `items` takes as keyword arguments.
         verifier: The reward that tells correct answers, where the recipe names no rewards.
+        answer: The name of the value that is the gold answer.
         predicts: What a model predicts of a held-out row of the kind.
     """
 
@@ -30,6 +31,7 @@ class RowKind(NamedTuple):
     items: Callable[..., Iterator[Item]]
     options: tuple[str, ...] = ()
     verifier: str = "answers:exact_match"
+    answer: str = "answer"
     predicts: Predicts = "text"
 
 
@@ -37,7 +39,7 @@ ROW_KINDS: dict[str, RowKind] = {
     "question_answer": RowKind(question_answer.NAMES, question_answer.items),
     "conversation": RowKind(conversation.NAMES, conversation.items, ("turns",)),
     "plain_text": RowKind(plain_text.NAMES, plain_text.items, ("document_separator",), predicts="likelihood"),
-    "code_task": RowKind(code_task.NAMES, code_task.items, verifier=code_task.VERIFIER),
+    "code_task": RowKind(code_task.NAMES, code_task.items, verifier=code_task.VERIFIER, answer="solution"),
     "labelled": RowKind(labelled.NAMES, labelled.items, ("labels",), predicts="label"),
 }
 """The kinds of rows by their name in a recipe."""
