@@ -28,6 +28,8 @@ _MOST_WARNED = 3
 _MOST_LINES = 5
 """Lines of a problem that are named."""
 
+_OF_MESSAGES = ("messages", "prompt")
+"""Values that may be lists of messages."""
 
 _ADVICE = "mend these rows, or leave out all such rows by bad_rows: skip in the recipe"
 
@@ -146,8 +148,7 @@ class RowProblems:
                 else:
                     yield (
                         f"kind: {kind} reads the columns {', '.join(ROW_KINDS[kind].names)}; say by {place}.columns "
-                        f"where they stand, as in columns: {{{name}: {_likely(name, record)}}}, or set {place}.kind to "
-                        "what the rows are"
+                        f"where they stand, as in {_example(name, record)}, or set {place}.kind to what the rows are"
                     )
                 if problem.file.suffix == ".csv":
                     yield f"{problem.file.name}: {NAMES_FIRST}"
@@ -157,7 +158,15 @@ class RowProblems:
         return problem.count == self._num_rows[problem.file]
 
 
-def _likely(name: str, record: Mapping[str, Any]) -> str:
-    """Return the column of a record in which a value may stand: a list of messages, else a column of a similar name."""
-    conversations = [column for column, value in record.items() if isinstance(value, list) and name != "text"]
-    return next(iter(conversations), None) or nearest(name, record) or next(iter(record), "COLUMN")
+def _example(name: str, record: Mapping[str, Any]) -> str:
+    """Return an entry of `columns` with the likely column, messages or one of a similar name, or all to choose from."""
+    conversations = [column for column, value in record.items() if name in _OF_MESSAGES and _are_messages(value)]
+    likely = next(iter(conversations), None) or nearest(name, record)
+    if likely is not None or not record:
+        return f"columns: {{{name}: {likely or 'COLUMN'}}}"
+    listed = ", ".join([*record][:_MOST_LISTED]) + (", ..." * (len(record) > _MOST_LISTED))
+    return f"columns: {{{name}: COLUMN}} with one of {listed}"
+
+
+def _are_messages(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(message, dict) for message in value)

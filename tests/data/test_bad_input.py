@@ -33,6 +33,9 @@ RECIPE = {
 }
 RECIPE["models"]["m"]["config"] |= {"intermediate_size": 16, "max_position_embeddings": 64}  # type: ignore[index]
 
+_CHAT_MODEL = {"new": "llama", "tokenizer": str(ROOT / "recipes/data/tokenizer"), "config": {"hidden_size": 16}}
+CHAT: dict[str, Any] = {"models": {"m": _CHAT_MODEL}, "tokenizer": None, "prompts": {"style": "chat"}}
+
 
 def refused(folder: Path, capsys: pytest.CaptureFixture[str], skill: dict[str, Any], **keys: Any) -> str:
     """Return what both commands say of a recipe that both refuse; nothing is left of a run."""
@@ -59,7 +62,7 @@ def rewritten(path: Path, change: Callable[[bytes], bytes]) -> None:
         (ROWS[:1], {}, "skills.it.held_out: its file has a single question, to hold out or to train on"),
         ([*ROWS, {"question": "a" * 10_000_000, "answer": "b"}], {}, ": a text of 10,000,000 characters; a row may"),
         ([*ROWS, {"question": "a\0b", "answer": "b"}], {}, ": a text with a null character"),
-        ([*ROWS, {"question": "ab", "answer": ""}], {}, ": answer should be text, not ''"),
+        ([*ROWS, {"question": "ab", "answer": ""}], {}, ": answer is empty"),
         (
             [*ROWS, {"question": "ab", "answer": "abcdef"}],
             {},
@@ -99,7 +102,7 @@ def test_rows_that_cannot_be_used(tmp_path, capsys, suffix, rows, skill, expecte
     path = tmp_path / f"rows{suffix}"
     WRITE[suffix](path, rows)
     skill, expected = (json.loads(json.dumps(value).replace("SUFFIX", suffix)) for value in (skill, expected))
-    text = refused(tmp_path, capsys, {"file": path.name, **skill})
+    text = refused(tmp_path, capsys, {"file": path.name, **skill}, **(CHAT if "conversation" in skill.values() else {}))
     assert expected in text
     if expected.startswith(":"):
         assert f"rows{suffix}:" in text, "the file is named"
@@ -241,12 +244,15 @@ def test_rows_with_one_problem_are_one_line_and_a_form_of_conversation_is_recogn
     rows = [{"question": "a", "answer": "b" if i % 2 else ""} for i in range(40)]
     WRITE[".jsonl"](tmp_path / "rows.jsonl", rows)
     text = refused(tmp_path, capsys, {"file": "rows.jsonl"})
-    assert "rows.jsonl:1: answer should be text, not ''; so in 19 rows more: 3, 5, 7, 9, ..." in text
+    assert "rows.jsonl:1: answer is empty; so in 19 rows more: 3, 5, 7, 9, ..." in text
     assert len(text.splitlines()) == 2
     rows = [{"id": "1", "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}] * 20
     WRITE[".jsonl"](tmp_path / "rows.jsonl", rows)
-    text = refused(tmp_path, capsys, {"file": "rows.jsonl", "kind": "conversation"})
+    text = refused(tmp_path, capsys, {"file": "rows.jsonl", "kind": "conversation"}, **CHAT)
     assert "no row has a column 'messages'" in text and "as in columns: {messages: conversations}" in text
+    WRITE[".jsonl"](tmp_path / "rows.jsonl", [{"text": f"{i}", "test_list": ["assert f"]} for i in range(9)])
+    text = refused(tmp_path, capsys, {"file": "rows.jsonl", "kind": "code_task"})
+    assert "as in columns: {prompt: COLUMN} with one of text, test_list, or set skills.it.kind to" in text
     (tmp_path / "rows.csv").write_text("what is it,that\nwhat are you,this\n")
     text = refused(tmp_path, capsys, {"file": "rows.csv"})
     assert "rows.csv: if its first line holds data, write a line of names above it" in text
@@ -293,8 +299,8 @@ def talk(*roles: str) -> dict[str, Any]:
     [
         (talk("assistant", "user", "assistant"), "begins with the assistant; a conversation begins with the user"),
         (talk("user"), "a conversation should end with an answer of the assistant"),
-        (talk("human", "assistant"), "message 0 of messages has the role 'human'"),
-        ({"messages": []}, "messages should be a list of messages, not"),
+        (talk("human", "assistant"), "message 1 of messages has the role 'human'"),
+        ({"messages": []}, "messages is empty"),
     ],
     ids=["begins with the assistant", "no answer", "unknown role", "empty"],
 )

@@ -80,7 +80,7 @@ def test_the_reward_runs_the_tests_of_both(bubblewrap, record, columns):
     ("record", "message"),
     [
         ({"prompt": "a"}, "no tests, but 'prompt'"),
-        ({"prompt": "a", "tests": ""}, "tests should be text, not ''"),
+        ({"prompt": "a", "tests": ""}, "tests is empty"),
         ({"prompt": "a", "tests": []}, "nothing in the tests can fail"),
         ({"prompt": "a", "tests": "assert f(1"}, "tests are not Python: '\\(' was never closed"),
         ({"prompt": "a", "tests": "x\0"}, "tests are not Python"),

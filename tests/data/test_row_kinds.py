@@ -74,7 +74,7 @@ def test_shapes_of_one_turn_are_read_as_they_are(record, expected):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"prompt": "a?", "completion": ""}, "completion should be text"),
+        ({"prompt": "a?", "completion": ""}, "completion is empty"),
         ({"prompt": [user("a?")], "completion": [user("A")]}, "one message of the assistant"),
         ({"messages": TALK}, "a conversation of 5 messages before the answer; kind: conversation reads it"),
         ({"messages": [user("a?"), assistant("A")], "tools": [TOOL]}, "beside a column 'tools'; kind"),
@@ -82,9 +82,13 @@ def test_shapes_of_one_turn_are_read_as_they_are(record, expected):
         ({"messages": [user("a?")]}, "should end with an answer"),
         ({"messages": [assistant("A"), user("a?")]}, "begins with the assistant"),
         ({"messages": [SYSTEM]}, "no message of the user"),
+        ({"messages": []}, "messages is empty"),
         ({"messages": "hello"}, "a list of messages, not 'hello'"),
-        ({"messages": [{"text": "a?"}]}, "message 0 of messages should have a role and content"),
-        ({"messages": [{"from": "function_call", "value": "{}"}]}, "the role 'function_call', not one of system"),
+        ({"messages": [{"text": "a?"}]}, "message 1 of messages should have a role and content"),
+        (
+            {"messages": [{"from": "function_call", "value": "{}"}]},
+            "the role 'function_call', not .*; write a function_call",
+        ),
         ({"messages": [{"role": "human", "content": "a?"}]}, "the role 'human', not one of system"),
         ({"messages": [user("a?"), {"role": "assistant", "content": [{"type": "text"}]}]}, "text as content"),
         ({"messages": [user(" "), assistant("A")]}, "an empty message of the user"),
@@ -111,6 +115,11 @@ def test_a_conversation_in_sharegpt_form_is_read():
     record = {"conversations": [{"from": speaker, "value": text} for speaker, text in said]}
     item = only(record, RowReader("conversation", {"messages": "conversations"}, {"turns": "last"}))
     assert (item.messages, item.answer) == ((SYSTEM, user("a?")), "A")
+    record["conversations"].insert(2, {"from": "observation", "value": "A!"})
+    with pytest.raises(
+        ValueError, match=r"message 3 of conversations has the role 'observation'.*; write a function_call"
+    ):
+        only(record, RowReader("conversation", {"messages": "conversations"}, {"turns": "last"}))
 
 
 def test_a_column_of_the_system_message_and_one_of_tools_stand_beside_a_conversation():
@@ -136,7 +145,7 @@ def test_arguments_of_a_call_that_are_json_text_are_encoded_once():
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"messages": [user("b?"), call("b"), *TALK[5:]]}, "message 1 of messages calls 'look_up' with .* object: 'b'"),
+        ({"messages": [user("b?"), call("b"), *TALK[5:]]}, "message 2 of messages calls 'look_up' with .* object: 'b'"),
         ({"messages": [user("b?"), call("[1]"), *TALK[5:]]}, "arguments that are no JSON object"),
         ({"messages": [user("b?"), assistant("", tool_calls="x"), *TALK[5:]]}, "a list of mappings as tool_calls"),
         ({"messages": TALK[:4]}, "should end with an answer"),

@@ -157,7 +157,7 @@ def test_bad_rows_are_listed_with_their_lines(tmp_path):
         "{": "not valid JSON",
         "[]": "a row is a mapping",
         '{"question": "b"}': "no answer",
-        '{"question": "a", "answer": "", "level": 0}': "answer should be text, not ''",
+        '{"question": "a", "answer": "", "level": 0}': "answer is empty",
         '{"question": "a", "answer": "b", "level": -1}': "level should be a whole number from 0, not -1",
         '{"question": "a", "answer": "b", "level": "%s"}'
         % ("9" * 5000): "level should be a whole number from 0, not '9",

@@ -30,9 +30,9 @@ def items(fields: Fields, *, turns: Turns) -> Iterator[Item]:
         ValueError: it is no conversation, or its last message is no answer.
     """
     if "messages" in fields or "prompt" not in fields:
-        messages = messages_of(fields.value("messages"), "messages")
+        messages = messages_of(fields.value("messages"), fields.column("messages"))
     else:
-        prompt, answer = prompt_of(fields.value("prompt"), "prompt"), answer_of(fields)
+        prompt, answer = prompt_of(fields.value("prompt"), fields.column("prompt")), answer_of(fields)
         if answer is None:
             yield _item(_complete(prompt, fields), None, fields)
             return

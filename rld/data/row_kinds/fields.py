@@ -49,6 +49,11 @@ class Fields:
     def __contains__(self, name: str) -> bool:
         return all(column in self._record for column in columns_named_in(self._columns.get(name, name)))
 
+    def column(self, name: str) -> str:
+        """Return where a value stands, by which errors name it: its column, or its name where a template makes it."""
+        source = self._columns.get(name, name)
+        return source if columns_named_in(source) == [source] else name
+
     def value(self, name: str) -> Any:
         """Return a value as the file has it, or a filled template.
 
@@ -109,6 +114,9 @@ def text(value: Any, name: str, is_required: bool = True) -> str:
     """
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    if not isinstance(value, str) or (is_required and not value.strip()):
+    is_empty = not value.strip() if isinstance(value, str) else value == []
+    if is_empty and is_required:
+        raise ValueError(f"{name} is empty")
+    if not isinstance(value, str):
         raise ValueError(f"{name} should be text, not {value!r:.80}")
     return value

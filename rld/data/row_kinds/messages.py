@@ -18,6 +18,11 @@ _ROLES = (*SYSTEM_ROLES, "user", "assistant", "tool")
 _SPEAKERS = {"human": "user", "gpt": "assistant"}
 """Roles as data sets in ShareGPT form call them; the others have the same names."""
 
+_CALLS_IN_SHAREGPT = (
+    'write a function_call as {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": '
+    '{"name": ..., "arguments": {...}}}]}, and an observation as {"role": "tool", "content": ...}'
+)
+
 _ORDER = "after at most a system message, user and assistant take turns, and a tool speaks where it was called"
 
 
@@ -34,9 +39,11 @@ def messages_of(value: Any, name: str) -> list[Message]:
             order that models are not trained on.
     """
     value = _from_json(value, name)
-    if not isinstance(value, (list, tuple)) or not value:
+    if isinstance(value, (str, list, tuple)) and not value:
+        raise ValueError(f"{name} is empty")
+    if not isinstance(value, (list, tuple)):
         raise ValueError(f"{name} should be a list of messages, not {value!r:.80}")
-    messages = [_message(message, f"message {i} of {name}") for i, message in enumerate(value)]
+    messages = [_message(message, f"message {i} of {name}") for i, message in enumerate(value, start=1)]
     turns = [message for message in messages if message["role"] not in SYSTEM_ROLES]
     if not turns or turns[0]["role"] != "user":
         begin = f"begins with the {turns[0]['role']}" if turns else "has no message of the user"
@@ -90,7 +97,8 @@ def _message(value: Any, place: str) -> Message:
         raise ValueError(f"{place} should have a role and content, not {value!r:.80}")
     message = {key: item for key, item in value.items() if item is not None or key == "content"}
     if message["role"] not in _ROLES:
-        raise ValueError(f"{place} has the role {message['role']!r:.80}, not one of {', '.join(_ROLES)}")
+        fix = f"; {_CALLS_IN_SHAREGPT}" if message["role"] in ("function_call", "observation") else ""
+        raise ValueError(f"{place} has the role {message['role']!r:.80}, not one of {', '.join(_ROLES)}{fix}")
     content = message.setdefault("content", None)
     if content is None and message.get("tool_calls"):
         message["content"] = ""
@@ -156,7 +164,7 @@ def with_tools(messages: Sequence[Message], fields: Fields) -> list[Message]:
     Raises:
         ValueError: they are something else.
     """
-    tools = _from_json(fields.value("tools"), "tools") if "tools" in fields else None
+    tools = _from_json(fields.value("tools"), fields.column("tools")) if "tools" in fields else None
     if not tools:
         return list(messages)
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):

@@ -30,9 +30,9 @@ def items(fields: Fields) -> Iterator[Item]:
         if isinstance(prompt, str):
             yield Item(fields.text("prompt"), gold, fields.others())
         else:
-            yield _chat_item(prompt_of(prompt, "prompt"), gold, fields)
+            yield _chat_item(prompt_of(prompt, fields.column("prompt")), gold, fields)
     else:
-        messages = messages_of(fields.value("messages"), "messages")
+        messages = messages_of(fields.value("messages"), fields.column("messages"))
         if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
             raise ValueError("messages should end with an answer of the assistant")
         yield _chat_item(messages[:-1], messages[-1]["content"], fields)
