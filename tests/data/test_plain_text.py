@@ -171,10 +171,10 @@ GOLD = {"prompts": 4, "completions": 1, "gold_completions": 1}
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"signals": {"policy": {}, "response": {}}, "rollout": {}}, "leave signals.policy out"),
+        ({"signals": {"policy": {}, "response": {}}, "rollout": {}}, "name the signals without policy"),
         ({"rollout": {"prompts": 4, "completions": 2}}, "gold_completions to 1"),
         ({"gate": "per_prompt"}, "set gate: off"),
-        ({"kind": "sft", "teacher": "any"}, "leave teacher out"),
+        ({"kind": "sft", "teacher": "any"}, "no answer that a teacher could give: leave it out"),
     ],
 )
 def test_stages_that_cannot_learn_documents_are_refused(tmp_path, changes, message):
