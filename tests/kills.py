@@ -70,6 +70,8 @@ class Kill(NamedTuple):
 
     seconds: float
     place: str
+    was_killed: bool
+    """Otherwise the run had ended before that moment."""
     problems: list[str]
 
 
@@ -208,10 +210,11 @@ def killed_run(run: Run, whole: Run, seconds: float, rng: random.Random) -> Iter
         if run.position < before:
             problems.append(f"it went back from {before} to {run.position}")
         before = run.position
-        if has_ended:
+        if has_ended and not problems:
             expected, left = whole.contents(), run.contents()
             problems += [f"{name} is another one" for name in expected if left.get(name) != expected[name]]
-        yield Kill(moment, f"process {rank}, {before[0]} stages and {before[1]} updates are kept", problems)
+        what = "it had ended before" if has_ended else f"process {rank} killed"
+        yield Kill(moment, f"{what}, {before[0]} stages and {before[1]} updates are kept", not has_ended, problems)
         if has_ended:
             return
 
@@ -238,7 +241,7 @@ def kills(
         while num_kills < num_moments:
             run, num_runs = Run(recipe, folder / f"run-{num_processes}-{num_runs}", num_processes), num_runs + 1
             for kill in killed_run(run, whole, seconds, rng):
-                num_kills += 1
+                num_kills += kill.was_killed
                 yield kill
 
 
