@@ -159,7 +159,8 @@ class RetentionCallback(TrainerCallback):
         part = share_of_part(examples, index, num_parts * self.accelerator.num_processes)
         loss, sums = replay_divergence(model, self._buffer.head, part, self.accelerator.device)
         if self.rule.budget is not None:
-            self._divergence += self.accelerator.reduce(sums, reduction="sum")
+            total = self.accelerator.reduce(sums, reduction="sum")  # not finite in an update that is skipped
+            self._divergence += torch.where(total.isfinite().all(), total, 0)
         return ReplayTerm(loss * self.accelerator.num_processes, sums[0], sums[1])
 
     def finish_update(self, step: int, *, is_tick: bool) -> tuple[dict[str, float], list[Event]]:

@@ -343,6 +343,18 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path, models):
     assert resumed.flop_meter.total == whole.flop_meter.total
 
 
+def test_a_replay_whose_divergence_is_not_finite_is_not_measured(tmp_path, models, monkeypatch):
+    def spoilt(*args: Any) -> Any:
+        return tuple(value * float("nan") for value in replay_divergence(*args))
+
+    made = trainer(tmp_path, models, {**RULE, "budget": 0.02}, max_steps=1)
+    monkeypatch.setattr("rld.trainer.retention.replay_divergence", spoilt)
+    before = weights(made)
+    made.train()
+    assert torch.equal(weights(made), before), "the update is skipped"
+    assert made.retention.state_dict()["divergence"] == [0, 0]
+
+
 def test_what_can_not_be_protected_is_said(tmp_path, models):
     with pytest.raises(DataError, match="no rows of skill 'odl'; did you mean 'old'"):
         trainer(tmp_path, models, {"skills": ["odl"]})
