@@ -68,7 +68,7 @@ def order_by_loss(
 
 
 def _losses(context: RunContext, probed: ProbedTeacher, rows: OrderedRows, student: PromptEncoder) -> Tensor:
-    """Return a teacher's loss on the gold answers of each unit, in nats per byte of the answers, `[U]`."""
+    """Return a teacher's loss on the gold answers of each unit without their ends, in nats per byte, `[U]`."""
     teacher = probed.teacher
     encoder = teacher.prompt_encoder(student)
     source = teacher.source or LocalLogprobs(teacher, context.state.device, top_k=1)
@@ -95,7 +95,11 @@ def _batches(rows: OrderedRows, process: int, num_processes: int) -> Iterator[li
 
 
 def _sequences(rows: Sequence[Row], encoder: PromptEncoder) -> list[ScoredSequence]:
-    answers = gold_completions(rows, encoder, None)
+    """Return the rows with their answers, whose tokens are scored without the end token: it has no byte.
+
+    Its loss would count for more the shorter an answer is.
+    """
+    answers = gold_completions([{**row, "is_cut": True} for row in rows], encoder, None)
     return [
         ScoredSequence([*encoder.encode(row["prompt"]), *answer], len(answer))
         for row, answer in zip(rows, answers, strict=True)

@@ -74,12 +74,12 @@ def recipe(tmp_path) -> Path:
 
 
 def losses(model: Path, rows: list[dict]) -> list[float]:
-    """Nats per byte of the answers and their ends, one row at a time."""
+    """Nats per byte of the answers without their ends, one row at a time."""
     student, tokenizer = AutoModelForCausalLM.from_pretrained(model).double(), AutoTokenizer.from_pretrained(model)
     measured = []
     for row in rows:
         prompt = tokenizer(row["prompt"])["input_ids"]
-        answer = [*tokenizer(row["answer"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        answer = tokenizer(row["answer"], add_special_tokens=False)["input_ids"]
         logits = student(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
         measured.append(float(torch.nn.functional.cross_entropy(logits, torch.tensor(answer), reduction="sum")))
     return [total / len(row["answer"]) for total, row in zip(measured, rows, strict=True)]
