@@ -111,8 +111,19 @@ class StopRequest:
     def __init__(self, message: str, second_raises: bool = True) -> None:
         self.message, self.second_raises = message, second_raises
         self.signals: list[int] = []
+        self._lock = threading.Lock()
+        """Held while a wait is interrupted, so that no interruption arrives once `end` has returned."""
+        self._interrupted: Waiting | None = None
+        """The wait that the signal on its way is to end; None where that signal is a request."""
 
-    def __call__(self, number: int, _frame: FrameType | None) -> None:
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        interrupted, self._interrupted = self._interrupted, None
+        if interrupted is not None:
+            # It may have ended since the signal was sent. In `__exit__`, an exception would leave its span open for ever.
+            is_ending = frame is not None and frame.f_code is _Span.__exit__.__code__
+            if interrupted is _Span.innermost() and not is_ending:
+                raise StopRequested
+            return
         self.signals.append(number)
         if self.second_raises and len(self.signals) > 1:
             raise StopRequested
@@ -129,22 +140,35 @@ class StopRequest:
         """Return whether a stop was requested."""
         return bool(self.signals)
 
+    def end(self) -> None:
+        """Interrupt no more waits."""
+        with self._lock:
+            _Span._request = None
+
     def _end_waits(self, number: int, requested: float) -> None:
         """Interrupt the main thread in waits that last too long, by the same signal again; run in a thread."""
+        while True:
+            with self._lock:
+                if _Span._request is not self:
+                    return
+                span = _Span.innermost()
+                seconds = _SECONDS_PER_TRY / 10
+                if isinstance(span, Waiting) and time.monotonic() > max(requested, span.start) + _SECONDS_TO_WAIT:
+                    self._interrupt(span, number)
+                    seconds = _SECONDS_PER_TRY
+            time.sleep(seconds)
+
+    def _interrupt(self, wait: Waiting, number: int) -> None:
+        """Interrupt the main thread in a wait; end the process where that was tried in vain."""
+        if wait.num_tries == _MAX_TRIES:
+            tell("what it waits for can't be interrupted, so this process ends here")
+            sys.stdout.flush()
+            os._exit(128 + number)
+        wait.num_tries += 1
+        self._interrupted = wait
         main = threading.main_thread().ident
         assert main is not None
-        while _Span._request is self:
-            span = _Span.innermost()
-            if isinstance(span, Waiting) and time.monotonic() > max(requested, span.start) + _SECONDS_TO_WAIT:
-                if span.num_tries == _MAX_TRIES:
-                    tell("what it waits for can't be interrupted, so this process ends here")
-                    sys.stdout.flush()
-                    os._exit(128 + number)
-                span.num_tries += 1
-                signal.pthread_kill(main, number)
-                time.sleep(_SECONDS_PER_TRY)
-            else:
-                time.sleep(_SECONDS_PER_TRY / 10)
+        signal.pthread_kill(main, number)
 
 
 @contextmanager
@@ -159,7 +183,7 @@ def stop_on_signals(stop: StopRequest, names: Sequence[str] = ("SIGINT", "SIGTER
     try:
         yield stop
     finally:
-        _Span._request = None
+        stop.end()
         for number, handler in zip(numbers, handlers, strict=True):
             signal.signal(number, handler)
 

@@ -12,7 +12,7 @@ import pytest
 
 from rld.teachers.http_client import HttpClient
 from rld.utils import interrupts
-from rld.utils.interrupts import StopRequest, StopRequested, Waiting, stop_on_signals
+from rld.utils.interrupts import Finishing, StopRequest, StopRequested, Waiting, stop_on_signals
 
 
 @pytest.fixture
@@ -54,3 +54,42 @@ def test_a_wait_that_ends_is_not_interrupted(stop, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.4)
     assert stop.is_made()
+
+
+def send_late(monkeypatch, seconds: float) -> threading.Event:
+    """Have the signal that ends a wait sent some seconds after the wait was looked at; returns what is set then."""
+    monkeypatch.setattr(interrupts, "_SECONDS_TO_WAIT", 0.1)
+    is_looked_at, send = threading.Event(), signal.pthread_kill
+
+    def late(thread: int, number: int) -> None:
+        is_looked_at.set()
+        time.sleep(seconds)
+        send(thread, number)
+
+    monkeypatch.setattr(signal, "pthread_kill", late)
+    return is_looked_at
+
+
+def test_a_wait_that_ends_just_before_it_is_interrupted_costs_no_update(stop, monkeypatch):
+    is_looked_at = send_late(monkeypatch, 0.2)
+    with Finishing():
+        with Waiting():
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert is_looked_at.wait(5)
+        time.sleep(0.5)
+    assert stop.signals == [signal.SIGTERM]
+    with pytest.raises(StopRequested):  # a second request stops at once, as ever
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_no_interruption_arrives_after_the_block(monkeypatch):
+    is_looked_at, arrived = send_late(monkeypatch, 0.2), []
+    before = signal.signal(signal.SIGTERM, lambda *_: arrived.append("late"))
+    try:
+        with stop_on_signals(StopRequest("stopping")), Waiting():
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert is_looked_at.wait(5)
+        time.sleep(0.4)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert arrived == []
