@@ -119,7 +119,7 @@ class StopRequest:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         interrupted, self._interrupted = self._interrupted, None
         if interrupted is not None:
-            # It may have ended since the signal was sent. In `__exit__`, an exception would leave its span open for ever.
+            # It may have ended since the signal was sent. In `__exit__`, an exception would leave its span open.
             is_ending = frame is not None and frame.f_code is _Span.__exit__.__code__
             if interrupted is _Span.innermost() and not is_ending:
                 raise StopRequested
