@@ -117,7 +117,8 @@ class RowProblems:
                     counts[label] += problem.count
                     places.setdefault(label, problem.place)
                 case MissingColumn(column=column, record=record) if self._is_of_file(problem):
-                    present = ", ".join(map(repr, [*record][:_MOST_LISTED])) + (", ..." * (len(record) > _MOST_LISTED))
+                    names = [f"{name!r:.80}" for name in [*record][:_MOST_LISTED]]
+                    present = ", ".join([*names, *["..."][: len(record) - _MOST_LISTED]])
                     yield f"{problem.file}: no row has a column {column!r}; the first row has {present}", problem.count
                 case _:
                     yield str(problem), problem.count
@@ -163,8 +164,9 @@ def _example(name: str, record: Mapping[str, Any]) -> str:
     conversations = [column for column, value in record.items() if name in _OF_MESSAGES and _are_messages(value)]
     likely = next(iter(conversations), None) or nearest(name, record)
     if likely is not None or not record:
-        return f"columns: {{{name}: {likely or 'COLUMN'}}}"
-    listed = ", ".join([*record][:_MOST_LISTED]) + (", ..." * (len(record) > _MOST_LISTED))
+        return f"columns: {{{name}: {likely or 'COLUMN':.80}}}"
+    listed = ", ".join(f"{column:.80}" for column in [*record][:_MOST_LISTED])
+    listed += ", ..." * (len(record) > _MOST_LISTED)
     return f"columns: {{{name}: COLUMN}} with one of {listed}"
 
 

@@ -118,7 +118,7 @@ def _mistakes(entry: Mapping[Any, Any], place: _Keys) -> Iterator[tuple[_Keys, s
 
 def _mistakes_in_stage(cascade: Cascade, place: _Keys) -> Iterator[tuple[_Keys, str]]:
     kind = cascade.stage.get("kind")
-    if kind not in _TEACHER_KEYS:
+    if not isinstance(kind, str) or kind not in _TEACHER_KEYS:
         yield (*place, "stage", "kind"), f"should be {' or '.join(_TEACHER_KEYS)}, not {kind!r}"
     for key in ("name", "student", "teacher", "teachers"):
         if key in cascade.stage:

@@ -72,10 +72,7 @@ def _check_size(names: RecipeNames, loc: Loc, model: Any) -> Iterator[RecipeProb
     for key in _DEPTHS & config.keys():
         if isinstance(config[key], int) and config[key] > _MAX_LAYERS:
             yield names.problem((*loc, key), f" should be at most {_MAX_LAYERS:,}, not {config[key]:,}")
-    try:
-        size = parameters({"vocab_size": 1, **config, "model_type": kind}) or 0
-    except (TypeError, LookupError, ArithmeticError):  # the library refuses such options
-        return
+    size = parameters({"vocab_size": 1, **config, "model_type": kind}) or 0
     if size > _MAX_PARAMETERS:
         yield names.problem(loc, f": a model of {quantity(size)} parameters is larger than any machine can hold")
 

@@ -11,6 +11,7 @@ import importlib.util
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from rld.errors import LibraryError
@@ -34,17 +35,24 @@ class Signature:
 
 
 def parse(path: Path) -> ast.Module:
-    """Return a file's syntax tree.
+    """Return a file's syntax tree, which is not to be changed: a file that is asked for again is parsed once.
 
     Raises:
         LibraryError: it is not valid Python; names the line.
     """
+    return _parsed(path, path.read_bytes())
+
+
+@lru_cache(maxsize=64)
+def _parsed(path: Path, source: bytes) -> ast.Module:
     try:
-        return ast.parse(path.read_bytes(), str(path))
+        return ast.parse(source, str(path))
     except SyntaxError as error:
         raise LibraryError(f"{path}:{error.lineno}: not valid Python: {error.msg}") from error
     except ValueError as error:  # null bytes, in Python before 3.12
         raise LibraryError(f"{path}: not valid Python: {error}") from error
+    except (RecursionError, MemoryError) as error:  # of Python's parser, which has a stack of its own
+        raise LibraryError(f"{path}: not valid Python: it is nested too deep") from error
 
 
 def find(module: str) -> Path | None:

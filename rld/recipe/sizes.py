@@ -21,6 +21,9 @@ from rld.utils.flops import Account
 _GATED = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2"}
 """Architectures whose feed-forward blocks have a gate."""
 
+_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+"""Options of a configuration from which parameters are counted, and which every one has."""
+
 _SPECIAL_TOKENS = 3
 """The number of special tokens of a character tokenizer: padding, end and unknown."""
 
@@ -32,16 +35,20 @@ def parameters(config: Mapping[str, Any]) -> int | None:
         config: The content of its `config.json`; a missing option has its class's default.
 
     Returns:
-        The count, embeddings included, tied ones once; None for another architecture.
+        The count, embeddings included, tied ones once; None for another architecture, or where a size is no positive
+        whole number of 64 bits.
     """
     kind = config.get("model_type", "")
     if kind not in _GATED:
         return None
     c = {**third_party_options.model_defaults(kind), **config}
-    width, layers, heads = c["hidden_size"], c["num_hidden_layers"], c["num_attention_heads"]
-    head = c.get("head_dim") or width // heads
-    queries, keys = heads * head, (c.get("num_key_value_heads") or heads) * head
-    inner = c["intermediate_size"]
+    sizes: list[Any] = [c.get(key) for key in _SIZES]
+    others: list[Any] = [c.get("head_dim"), c.get("num_key_value_heads")]
+    if not all(isinstance(size, int) and 0 < size < 1 << 63 for size in (*sizes, *filter(None, others))):
+        return None
+    (width, layers, heads, inner, vocabulary), (head, groups) = sizes, others
+    head = head or width // heads
+    queries, keys = heads * head, (groups or heads) * head
     attention = 2 * width * queries + 2 * width * keys
     if kind == "qwen2":
         attention += queries + 2 * keys
@@ -51,7 +58,7 @@ def parameters(config: Mapping[str, Any]) -> int | None:
         attention += 2 * head  # the norms of queries and keys
     feed_forward = 3 * width * inner + (2 * inner + width if c.get("mlp_bias") else 0)
     norms = (4 if kind == "gemma2" else 2) * width
-    embeddings = c["vocab_size"] * width * (1 if c.get("tie_word_embeddings") else 2)
+    embeddings = vocabulary * width * (1 if c.get("tie_word_embeddings") else 2)
     return int(layers * (attention + feed_forward + norms) + width + embeddings)
 
 

@@ -279,6 +279,32 @@ def test_folders_without_rows_of_several_formats_and_with_a_file_that_is_empty_o
     assert "files of several formats: .csv, .jsonl" in refused(tmp_path, capsys, skill)
 
 
+def test_a_folder_of_more_files_than_can_be_listed_in_a_second_or_two_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("rld.data.formats.files._MAX_FILES", 3)
+    (tmp_path / "texts" / "below").mkdir(parents=True)
+    for name in ("a.txt", "b.pdf", ".c.txt", "below/d.txt", "below/e.txt"):
+        (tmp_path / "texts" / name).write_text("ab")
+    text = refused(tmp_path, capsys, {"file": "texts", "kind": "plain_text"})
+    assert "there are more than 3 files in the folder texts and below it; name a folder that holds" in text
+
+
+def test_source_that_is_nested_deeper_than_python_parses_is_refused(tmp_path, capsys):
+    source = "-" * 9999 + "1"
+    WRITE[".jsonl"](tmp_path / "rows.jsonl", [{"prompt": "a", "tests": source}] * 3)
+    text = refused(tmp_path, capsys, {"file": "rows.jsonl", "kind": "code_task"})
+    assert "rows.jsonl:1: tests are not Python that can be read: they are nested too deep" in text
+    (tmp_path / "tasks.py").write_text(source)
+    text = refused(tmp_path, capsys, {"generator": "./tasks.py:make"})
+    assert "tasks.py: not valid Python: it is nested too deep" in text
+
+
+def test_names_of_columns_as_long_as_a_book_are_cut_in_messages(tmp_path, capsys):
+    (tmp_path / "rows.csv").write_text(f"{'a' * 10_000},b\n1,2\n")
+    text = refused(tmp_path, capsys, {"file": "rows.csv"})
+    assert "no row has a column 'question'; the first row has 'aaa" in text
+    assert max(map(len, text.splitlines())) < 1000
+
+
 def test_a_data_set_that_is_not_on_this_machine(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     path = tmp_path / "hub.yaml"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 
 from rld.data.formats import FORMATS, TEXT_FORMATS, read_rows
@@ -19,6 +20,9 @@ _COMPRESSED = {
     ".zip": b"PK\x03\x04",
 }
 """How compressed files are called, and how they begin."""
+
+_MAX_FILES = 200_000
+"""Files of a folder that is read as texts: to list those of a whole disk takes minutes."""
 
 _PARQUET = b"PAR1"
 """How files begin that are no text."""
@@ -49,7 +53,7 @@ def row_files(path: Path) -> list[Path]:
     files = sorted(file for file in path.iterdir() if file.suffix in FORMATS and file.is_file() and file.name[0] != ".")
     suffixes = sorted({file.suffix for file in files})
     if not files:
-        files = [file for file in sorted(path.rglob("*")) if _is_text(file.relative_to(path)) and file.is_file()]
+        files = [file for file in _files_below(path) if file.suffix in TEXT_FORMATS]
         if files:
             return files
         raise ValueError(f"there are no {', '.join(FORMATS)} files in the folder {path.name}, and no texts")
@@ -65,9 +69,25 @@ def other_files(path: Path) -> list[Path]:
         ValueError: as `row_files`.
     """
     read = {*row_files(path)}
-    files = (file for file in sorted(path.rglob("*")) if file.is_file() and file not in read)
-    names = (file.relative_to(path) for file in files)
-    return [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    return [file.relative_to(path) for file in _files_below(path) if file not in read]
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """Return the files in a folder and in the folders below it, by name, hidden files and folders left out.
+
+    Raises:
+        ValueError: there are more than `_MAX_FILES`.
+    """
+    files: list[Path] = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(parent, name) for name in names if not name.startswith(".")]
+        if len(files) > _MAX_FILES:
+            raise ValueError(
+                f"there are more than {_MAX_FILES:,} files in the folder {folder.name or folder} and below it; name a "
+                "folder that holds the rows alone, or put them into fewer files, such as one .jsonl"
+            )
+    return sorted(file for file in files if file.is_file())
 
 
 def require_plain(file: Path) -> None:
@@ -84,10 +104,6 @@ def require_plain(file: Path) -> None:
     is_wide = head.startswith((b"\xff\xfe", b"\xfe\xff")) or head.count(0) > len(head) // 4
     if is_wide and not head.startswith(_PARQUET):
         raise ValueError("it is not text in UTF-8, but perhaps in UTF-16; save it as UTF-8")
-
-
-def _is_text(path: Path) -> bool:
-    return path.suffix in TEXT_FORMATS and not any(part.startswith(".") for part in path.parts)
 
 
 def first_columns(path: Path) -> list[str]:

@@ -53,6 +53,8 @@ def _tests(fields: Fields, entry_point: str) -> str:
         tree = ast.parse(source)
     except (SyntaxError, ValueError) as error:  # null bytes are a ValueError
         raise ValueError(f"tests are not Python: {error}") from error
+    except (RecursionError, MemoryError) as error:  # of Python's parser, which has a stack of its own
+        raise ValueError("tests are not Python that can be read: they are nested too deep") from error
     if entry_point and any(isinstance(node, ast.FunctionDef) and node.name == "check" for node in tree.body):
         source += f"\ncheck({entry_point})"
     elif not any(_may_fail(statement) for statement in tree.body):
