@@ -83,9 +83,11 @@ def render(
         )
     except TemplateSyntaxError as error:
         raise RecipeError(f"the chat template of {name!r} is no Jinja: {error}") from error
-    except TemplateError as error:
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        # a template that reads what a message or tool has not raises what Python raises
         roles = [message.get("role") for message in messages]
         fix = "; leave out `system`, or write it into `template`" if "system" in roles else ""
+        fix = "; does each tool have what the template reads of it, such as `function`?" if tools else fix
         raise RefusedConversation(
             f"the chat template of {name!r} refuses a conversation of {', '.join(map(str, roles))}: {error}{fix}"
         ) from error

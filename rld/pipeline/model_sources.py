@@ -120,6 +120,7 @@ class RandomModel:
         with _clear_errors():
             config: PretrainedConfig = AutoConfig.for_model(self._spec.new, **options)
         _require_whole_groups(config)
+        _require_token_rows(config, max(tokenizer.get_vocab().values()))
         ends = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
         return Description(tokenizer, config, ends)
 
@@ -127,6 +128,15 @@ class RandomModel:
         with _clear_errors(), torch.device("meta"), loading_whole():
             model: PreTrainedModel = AutoModelForCausalLM.from_config(self.describe().config)
         return model
+
+
+def _require_token_rows(config: PretrainedConfig, last_token: int) -> None:
+    """Refuse a vocabulary of fewer rows than the tokenizer has tokens; the first unknown row would end a forward."""
+    num_rows = config.get_text_config().vocab_size
+    if num_rows <= last_token:
+        raise RecipeError(
+            f"config.vocab_size should be at least the {last_token + 1:,} of its tokenizer, not {num_rows:,}"
+        )
 
 
 def _require_whole_groups(config: PretrainedConfig) -> None:

@@ -169,3 +169,20 @@ def test_files_of_a_fixed_seed_are_checked_or_refused(skills, capsys, case):
 @settings(OPTIONS, max_examples=60, derandomize=False)
 def test_files_of_a_fresh_seed_are_checked_or_refused(skills, capsys, case):
     require_checked_or_refused(skills, case, capsys)
+
+
+@pytest.mark.parametrize(
+    ("tools", "expected"),
+    [
+        (
+            [{"role": "user"}],
+            "refuses a conversation of user: Object of type Undefined is not JSON serializable; does each",
+        ),
+        ("[" * 100_000, "rows.jsonl:1: tools is not valid JSON: it is nested too deep"),
+    ],
+)
+def test_tools_that_a_template_or_json_cannot_read_are_refused(skills, capsys, tools, expected):
+    content = in_format(".jsonl", [{"messages": turns, "tools": tools} for turns in TURNS])
+    path, _ = skills.write(Case("conversation", ".jsonl", "refuse", content))
+    assert main(["check", str(path)]) == 2
+    assert expected in capsys.readouterr().err

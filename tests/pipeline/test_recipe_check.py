@@ -104,6 +104,7 @@ def recipe(tmp_path) -> Path:
         ("models.tiny.config.max_position_embeddings=5", "do not fit into a context of 5"),
         ("models.tiny.config.num_attention_heads=3", "models.tiny: "),
         ("models.tiny.config.hidden_act=foo", "models.tiny: "),
+        ("models.tiny.config.vocab_size=8", "models.tiny: config.vocab_size should be at least the 9 of its tokenizer"),
         ("models.tiny.config.num_key_value_heads=3", "models.tiny.config.num_key_value_heads should divide 2 heads"),
         ("stages.teacher.student=file", "cannot load"),
         ("stages.teacher.lora={target_modules: [nope]}", "stages.teacher.lora: Target modules {'nope'} not found"),

@@ -180,6 +180,8 @@ def _from_json(value: Any, name: str) -> Any:
         return json.loads(value)
     except ValueError as error:
         raise ValueError(f"{name} is not valid JSON: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{name} is not valid JSON: it is nested too deep") from error
 
 
 def question_of(messages: Sequence[Message]) -> str:
