@@ -142,7 +142,7 @@ class StageTraining:
         try:
             with Finishing():
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except NonFiniteError as error:
+        except NonFiniteError as error:  # of the student: a teacher's is a TeacherError
             raise DivergedError(f"stage '{stage.name}', {error}") from error
         if trainer.state.global_step < stage.steps and stopping.ending is None:
             raise Interrupted

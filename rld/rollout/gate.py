@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from rld.errors import TeacherDown
+from rld.errors import NonFiniteError, TeacherDown, TeacherError
 from rld.models.logprob_source import LogprobSource
 from rld.models.prompting import PromptEncoder
 from rld.models.sampling import SeededSampling
@@ -129,6 +129,7 @@ class TeacherGate:
 
         Raises:
             TeacherDown: a teacher that is not optional does not answer.
+            TeacherError: a teacher's logits are NaN.
         """
         self._num_rollouts += 1
         keys = [_prompt_key(row) for row in rows]
@@ -229,6 +230,8 @@ class TeacherGate:
                 raise
             teacher.is_down = True
             return 0, {}
+        except NonFiniteError as error:  # of a teacher: the training has not diverged
+            raise TeacherError(str(error)) from error
         return answers.num_tokens, second
 
     def _ask_source(self, k: int, source: LogprobSource, new: Mapping[str, Row]) -> int:

@@ -15,7 +15,7 @@ import tests.support.tiny as tiny
 from rld.controllers.baselines import FixedController
 from rld.controllers.gap import GapController
 from rld.controllers.observation import Observation, SkillObservation, TeacherObservation
-from rld.errors import RecipeError, TeacherDown
+from rld.errors import RecipeError, TeacherDown, TeacherError
 from rld.rollout.counts import gate_counts
 from rld.rollout.gate import GateVerdict, TeacherGate, unverified
 from rld.teachers.local import LocalLogprobs
@@ -91,6 +91,16 @@ def test_it_opens_where_the_verifier_agrees_and_asks_each_prompt_once():
     second = gate.judge(group, wanted)
     assert torch.equal(second.open_BK, verdict.open_BK)
     assert (verify.asked, second.num_tokens, second.flops) == (8, 0, 0)
+
+
+@pytest.mark.parametrize("is_source", [False, True])
+def test_a_teacher_whose_logits_are_nan_is_named_and_is_no_divergence_of_the_student(is_source):
+    own = teacher()
+    broken = Teacher(LocalLogprobs(own, CPU), "wide", tokenizer=tiny.tokenizer()) if is_source else own
+    own.load().model.norm.weight.data[0] = float("nan")
+    told = "teacher 'wide' generates from logits that are NaN: its weight model.norm.weight is not finite"
+    with pytest.raises(TeacherError, match=told):
+        judged(gate_of([broken], constant(1.0)), rows())
 
 
 class Silent(LocalLogprobs):
