@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -61,6 +62,11 @@ class GradientStats:
     """Squared standard error of a mean gradient: the variance of the samples' mean, summed over all directions."""
     gold_cosine: Mapping[Signal, float] = field(default_factory=dict)
     """Cosine between a mean gradient and that of the gold answers' negative log-likelihood; empty if not required."""
+
+    def is_finite(self) -> bool:
+        """Tell whether all statistics are finite."""
+        products = (value for row in self.inner_products.values() for value in row.values())
+        return all(map(math.isfinite, (*products, *self.noise.values(), *self.gold_cosine.values())))
 
 
 class RequiredMeasurements(NamedTuple):

@@ -118,6 +118,15 @@ class GateCounts(NamedSums):
     """Of these, those whose sampled answer was correct."""
 
 
+_COUNTS = {
+    "delta_squares_S": "delta_tokens_S",
+    "divergence_SK": "divergence_tokens_SK",
+    "distance_SK": "distance_tokens_SK",
+    "gradient_squares_G": "gradient_tokens_G",
+}
+"""The measurements of an update, and the numbers of tokens at which they were made."""
+
+
 @dataclass(frozen=True)
 class UpdateStatistics(NamedSums):
     """Measurements on the micro-batches of one optimiser step; the `add` methods change the sums in place."""
@@ -147,12 +156,13 @@ class UpdateStatistics(NamedSums):
         self.student_tokens.add_(num_computed)
         self.padding_tokens.add_(num_padding)
 
-    def tokens_alone(self) -> UpdateStatistics:
-        """Return the counts of tokens, without what was measured at them."""
-        kept = {"tokens_S": self.tokens_S, "student_tokens": self.student_tokens, "padding_tokens": self.padding_tokens}
-        return UpdateStatistics(
-            **{name: kept.get(name, torch.zeros_like(value)) for name, value in self._tensors().items()}
-        )
+    def finite(self) -> UpdateStatistics:
+        """Return the sums in which what is not finite was not measured: it is 0, and so is its number of tokens."""
+        tensors = self._tensors()
+        for values, counts in _COUNTS.items():
+            is_finite = tensors[values].isfinite()
+            tensors |= {name: torch.where(is_finite, tensors[name], 0) for name in (values, counts)}
+        return UpdateStatistics(**tensors)
 
     def add_gradient(
         self, signal: Signal, total: Tensor, hidden_BTH: Tensor, weight_B: Tensor, counts_BT: Tensor

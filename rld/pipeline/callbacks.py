@@ -15,7 +15,7 @@ from transformers import TrainerCallback, set_seed
 
 from rld.pipeline.stopping import Stopping
 from rld.reporting.run_log import RunLog
-from rld.trainer.rld_trainer import RLDTrainer
+from rld.trainer.finite_updates import FiniteUpdates
 from rld.utils.interrupts import StopRequested, Waiting
 from rld.utils.messages import tell
 
@@ -97,7 +97,7 @@ class FolderWatch(TrainerCallback):
 class EventLog(TrainerCallback):
     """Moves a trainer's events to the log after each step, and at the end."""
 
-    def __init__(self, trainer: RLDTrainer, log: RunLog) -> None:
+    def __init__(self, trainer: FiniteUpdates, log: RunLog) -> None:
         self.trainer, self.log = trainer, log
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

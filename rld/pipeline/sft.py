@@ -15,6 +15,7 @@ from rld.data.sft import sft_dataset
 from rld.models.generation import declare_ends
 from rld.models.packed_rows import reason_against_packing
 from rld.models.prompting import PromptEncoder
+from rld.pipeline.callbacks import EventLog
 from rld.pipeline.model_loading import Loaded
 from rld.pipeline.run import RunContext
 from rld.pipeline.stage_checks import require_trainable
@@ -65,6 +66,7 @@ def run(context: RunContext, stage: Sft) -> None:
     training.train(
         training.last_checkpoint(),
         first=[CountFlops(context.flop_meter, size)],  # before the callbacks that read the meter
+        last=[EventLog(trainer, training.log)],
     )
     training.finish(before)
 

@@ -47,6 +47,7 @@ _PHRASES = {
     "difficulty": "{skill}: {about}",
     "prompts replaced": "{skill}: {about} replaced",
     "stage ended": "the stage ended by its rule {about}",
+    "update skipped": "the update changed no weight",
     "no gate": "{about} may teach on all prompts",
     "level up": "the level of {skill} rises {about}",
     "level down": "the level of {skill} falls {about}",

@@ -35,7 +35,7 @@ from rld.utils.manifest import damage, has_manifest, write_manifest
 STATE = "rld_state.json"
 """The file with rld's own state."""
 
-VERSION = 9
+VERSION = 10
 """Version of what that file holds."""
 
 _PROJECTIONS = "rld_projections.safetensors"
@@ -61,7 +61,7 @@ class CheckpointedParts:
         *,
         is_writer: bool,
         projections: Mapping[str, Tensor],
-        micro_step: int,
+        progress: Mapping[str, int],
         rollout: Any | None,
         prompts_per_rollout: int,
     ) -> None:
@@ -72,7 +72,7 @@ class CheckpointedParts:
             accelerator: Waits for all processes.
             is_writer: Whether this process writes what is the same on all.
             projections: The whole state of the feature signal's projections; empty without that signal.
-            micro_step: Micro-batches of the training so far.
+            progress: Counts of the trainer: `micro_step`, its micro-batches, and `skipped`, its last updates.
             rollout: The micro-batches of the present rollout, if the next one is among them.
             prompts_per_rollout: Prompts of a rollout over all processes.
         """
@@ -85,7 +85,7 @@ class CheckpointedParts:
         if self.projections is not None and is_writer:
             save_file(dict(projections), folder / _PROJECTIONS)
         num_finished = self.totals.rollouts - (rollout is not None)
-        state = self.state(num_finished * prompts_per_rollout) | {"micro_step": micro_step}
+        state = {**self.state(num_finished * prompts_per_rollout), **progress}
         complete(folder, state, accelerator, is_writer=is_writer)
 
     def state(self, first_unused_prompt: int) -> dict[str, Any]:

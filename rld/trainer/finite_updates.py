@@ -18,6 +18,7 @@ from rld.errors import DivergedError
 from rld.models.self_check import non_finite_weight
 from rld.trainer.launch import CheckedLaunch
 from rld.trainer.skipped_batch import save_batch
+from rld.types import Event
 from rld.utils.messages import tell
 
 _ADVICE = "lower the learning rate or max_grad_norm, or look at the rows and rewards of this update"
@@ -42,10 +43,15 @@ class FiniteUpdates(CheckedLaunch):
 
     _update_loss: Tensor | None = None
     """The sum of the losses of an update's micro-batches so far."""
-    _problem: str | None = None
+    skipped_for: str | None = None
     """Why the update in progress is skipped."""
-    _num_skipped = 0
-    """Updates that were skipped, in a row."""
+    num_skipped = 0
+    """Updates that were skipped, in a row; a checkpoint has their number."""
+
+    @cached_property
+    def events(self) -> list[Event]:
+        """Events of the training, oldest first; a callback that writes them also removes them."""
+        return []
 
     @cached_property
     def _micro_batches(self) -> list[Mapping[str, Any]]:
@@ -69,18 +75,18 @@ class FiniteUpdates(CheckedLaunch):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
-        if norm is not None and self.accelerator.scaler is None and self._problem is None:
+        if norm is not None and self.accelerator.scaler is None and self.skipped_for is None:
             value = torch.as_tensor(norm)
             if isinstance(value, DTensor):  # FSDP2 has a share of it on each process
                 value = value.full_tensor()
             if not _is_finite_everywhere(value, self.accelerator):
                 self._skip(f"the gradient's norm is {value.item()}")
-        if self._problem is None:
-            self._num_skipped = 0
+        if self.skipped_for is None:
+            self.num_skipped = 0
         elif self.accelerator.scaler is None:  # a scaler would look for the gradients, and skips the update itself
             assert self.optimizer is not None
             self.optimizer.zero_grad(set_to_none=True)  # an optimizer leaves parameters without gradient as they are
-        self._problem = None
+        self.skipped_for = None
         self._micro_batches.clear()
         return norm
 
@@ -96,18 +102,21 @@ class FiniteUpdates(CheckedLaunch):
             DivergedError: it is the third in a row, or to skip it does not help.
         """
         error = self._non_finite(problem)
-        self._num_skipped += 1
+        self.num_skipped += 1
         is_sound = non_finite_weight(self.accelerator.unwrap_model(self.model)) is None
         can_go_on = is_sound and self.accelerator.distributed_type != DistributedType.DEEPSPEED
-        if can_go_on and self._num_skipped < _MAX_SKIPPED:
-            self._problem = problem
+        if can_go_on and self.num_skipped < _MAX_SKIPPED:
+            self.skipped_for = problem
             tell(f"{error}; this update is skipped")
+            measured = f"{problem}{self._cause()}; {self.num_skipped} in a row"
+            rule = f"{_MAX_SKIPPED} in a row stop the training"
+            self.events.append(Event(self.state.global_step + 1, "update skipped", "all skills", "", measured, rule))
             return
         assert self.args.output_dir is not None
         assert isinstance(self.processing_class, PreTrainedTokenizerBase)
         path = Path(self.args.output_dir) / f"skipped-{self.state.global_step + 1}-{self.accelerator.process_index}"
         save_batch(path, self._micro_batches, self.processing_class)
-        count = f"; {_MAX_SKIPPED} updates in a row were skipped" if self._num_skipped == _MAX_SKIPPED else ""
+        count = f"; {_MAX_SKIPPED} updates in a row were skipped" if self.num_skipped == _MAX_SKIPPED else ""
         raise DivergedError(f"{error}{count}; its rows are in {path}.jsonl, its tensors in {path}.safetensors")
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -121,10 +130,13 @@ class FiniteUpdates(CheckedLaunch):
         return []
 
     def _non_finite(self, problem: str) -> DivergedError:
-        terms, weight = self._non_finite_terms(), non_finite_weight(self.accelerator.unwrap_model(self.model))
-        cause = f" (of its terms {', '.join(terms)})" if terms else ""
+        weight = non_finite_weight(self.accelerator.unwrap_model(self.model))
         advice = _ADVICE if weight is None else f"the student's weight {weight} is not finite; start from a sound model"
-        return DivergedError(f"update {self.state.global_step + 1}: {problem}{cause}; {advice}")
+        return DivergedError(f"update {self.state.global_step + 1}: {problem}{self._cause()}; {advice}")
+
+    def _cause(self) -> str:
+        terms = self._non_finite_terms()
+        return f" (of its terms {', '.join(terms)})" if terms else ""
 
 
 def require_finite_weights(model: nn.Module, when: str, accelerator: Accelerator) -> None:

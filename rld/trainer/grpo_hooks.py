@@ -58,7 +58,7 @@ from rld.trainer.timing import PhaseTimer, timed
 from rld.trainer.training_progress import TrainingProgress
 from rld.trainer.trl_patches import patch_trl
 from rld.trainer.whole_checkpoints import WholeCheckpoints
-from rld.types import Event, Row
+from rld.types import Row
 
 _READ_COLUMNS = ("skill", "level", "answer", "is_cut", "slot")
 """Columns that rld reads itself, and the one of a `PromptStream`; `remove_unused_columns` leaves them in."""
@@ -92,7 +92,6 @@ class GRPOHooks(FiniteUpdates, WholeCheckpoints, ResumableTrainer, TrainingProgr
     timer: PhaseTimer
     _encoder: PromptEncoder
     _student: PreTrainedModel
-    events: list[Event]
     totals: RolloutTotals
     _refill: PromptRefill | None
 
@@ -328,7 +327,7 @@ class GRPOHooks(FiniteUpdates, WholeCheckpoints, ResumableTrainer, TrainingProgr
             self.accelerator,
             is_writer=self.args.should_save,
             projections={} if parts.projections is None else whole_state(self, parts.projections),
-            micro_step=self._step,
+            progress={"micro_step": self._step, "skipped": self.num_skipped},
             rollout=self._buffered_inputs if self._is_inside_rollout else None,
             prompts_per_rollout=self.args.prompts_per_rollout,
         )
@@ -344,7 +343,7 @@ class GRPOHooks(FiniteUpdates, WholeCheckpoints, ResumableTrainer, TrainingProgr
         folder, parts = Path(checkpoint), self._checkpointed_parts
         state = parts.read(folder, self.accelerator.num_processes)
         super()._load_optimizer_and_scheduler(checkpoint)
-        self._step = state["micro_step"]
+        self._step, self.num_skipped = state["micro_step"], state["skipped"]
         self.events += parts.restore(folder, state, self.accelerator.process_index)
         if self._is_inside_rollout:
             self._buffered_inputs = load_rollout(folder, self.accelerator)

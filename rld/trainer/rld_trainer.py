@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -132,7 +133,7 @@ class RLDTrainer(GRPOHooks):
     # -- building ------------------------------------------------------------------------------------------------------
 
     def _build_records(self, controller: Controller) -> None:
-        self.events, self.totals, self.timer = [], RolloutTotals(), PhaseTimer()
+        self.totals, self.timer = RolloutTotals(), PhaseTimer()
         for callback in (OptimizerTime(self.timer), RolloutEvents(self)):
             self.add_callback(callback)
         self.runtime = ControllerRuntime(controller, self.skills, teacher_infos(self.teachers), self._signals)
@@ -291,8 +292,10 @@ class RLDTrainer(GRPOHooks):
     def _finish_update(self) -> dict[str, float]:
         statistics = self._joint_loss.take_statistics().reduced(self.accelerator)
         gradients, num_read = self._joint_loss.take_gradient_stats()
-        if not statistics.is_finite():  # the update is skipped, and its measurements must not stay in the controller
-            statistics, gradients = statistics.tokens_alone(), {}
+        if not statistics.is_finite() and self.skipped_for is None:
+            warnings.warn("measurements that are not finite are kept from the controller", stacklevel=2)
+        statistics = statistics.finite()
+        gradients = {skill: stats for skill, stats in gradients.items() if stats.is_finite()}
         transfer, num_probed = ({}, 0) if self._transfer is None else self._transfer.take()
         self.runtime.set_transfer(transfer)
         step, size = self.state.global_step + 1, self._num_parameters

@@ -22,9 +22,9 @@ class SFTTrainer(FiniteUpdates, WholeCheckpoints, ResumableTrainer, TrainingProg
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        checkpoints.complete(folder, {}, self.accelerator, is_writer=self.args.should_save)
+        checkpoints.complete(folder, {"skipped": self.num_skipped}, self.accelerator, is_writer=self.args.should_save)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            checkpoints.require_version(Path(checkpoint))
+            self.num_skipped = checkpoints.require_version(Path(checkpoint))["skipped"]
         super()._load_optimizer_and_scheduler(checkpoint)

@@ -95,6 +95,12 @@ def test_a_skipped_update_changes_nothing_and_training_goes_on(signals, tmp_path
     assert all(weight.isfinite().all() for weight in weights)
     assert any(not torch.equal(x, y) for x, y in zip(fifth, weights, strict=True))
     assert capsys.readouterr().err.count("this update is skipped") == 2
+    skipped = [(event.step, event.measured) for event in made.events if event.kind == "update skipped"]
+    assert skipped == [(i + 2, f"the gradient's norm is nan; {i} in a row") for i in (1, 2)]
+    again = trainer(tmp_path, max_steps=5, signals=signals)
+    again.add_callback(Spoil(NAN))
+    with pytest.raises(DivergedError, match=r"update 5: .*; 3 updates in a row were skipped"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert all(math.isfinite(entry["loss"]) for entry in made.state.log_history if "loss" in entry)
 
 
@@ -115,6 +121,27 @@ def test_a_loss_that_is_not_finite_for_one_update_is_skipped_and_leaves_no_trace
     assert [math.isfinite(loss) for loss in losses] == [True, False, True, True]
     assert all(weight.isfinite().all() for weight in made.model.parameters())
     assert "NaN" not in (tmp_path / "checkpoint-4" / checkpoints.STATE).read_text()
+
+
+def test_a_divergence_that_overflows_is_not_measured_in_an_update_that_is_made(tmp_path, monkeypatch):
+    compute, num_calls = response.ResponseLoss.compute, []
+
+    def spoilt(self: Any, *args: Any) -> Any:
+        terms = compute(self, *args)
+        num_calls.append(1)
+        factor = math.inf if len(num_calls) == 2 else 1.0
+        return terms._replace(teacher_divergence_BKT=terms.teacher_divergence_BKT * factor)
+
+    monkeypatch.setattr(response.ResponseLoss, "compute", spoilt)
+    made, seen = trainer(tmp_path), []
+    finish = made.runtime.finish_update
+    monkeypatch.setattr(made.runtime, "finish_update", lambda *args: (seen.append(args[0]), finish(*args))[1])
+    with pytest.warns(UserWarning, match="measurements that are not finite are kept from the controller"):
+        made.train()
+    assert not [event for event in made.events if event.kind == "update skipped"]
+    assert all(statistics.is_finite() for statistics in seen)
+    assert [bool(statistics.divergence_tokens_SK.sum()) for statistics in seen] == [True, False, True, True]
+    assert all(statistics.tokens_S.sum() for statistics in seen)
 
 
 def test_a_weight_that_is_not_finite_is_in_no_checkpoint(tmp_path):
@@ -206,6 +233,8 @@ def test_fine_tuning_with_a_rate_that_breaks_the_model_ends_with_an_error(folder
     assert "stage 'tuned', after its last update" in told
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert all(line.get("loss", 1.0) != 0.0 for line in lines)
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    assert "update skipped" in {event["kind"] for event in events}
     assert not (run / "student").exists()
     summary = json.loads((run / "summary.json").read_text())
     assert summary["status"] == "failed"
