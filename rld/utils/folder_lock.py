@@ -3,18 +3,19 @@
 The operating system holds the lock and releases it when the process dies, however it dies, so no number of a process
 decides who holds it. Not every file system shares its locks between machines; so the holder also writes, every few
 seconds, into a file beside the lock that it still lives. A process that gets the lock and finds the file of another
-machine watches it before it takes over.
+machine watches it before it takes over. A holder that was suspended, and finds that it was taken over, ends at once and
+leaves the folder to the other one.
 """
 
 from __future__ import annotations
 
 import os
 import shlex
-import signal
 import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,9 @@ _SECONDS_PER_SIGN = 5.0
 _SECONDS_TO_WATCH = 15.0
 """How long the file of a holder on another machine has to stay as it is before its lock is taken over."""
 
+_LOST = 2
+"""The exit code of a process whose lock was taken over, that of one which finds the folder in use."""
+
 _ADVICE = "wait until it has ended, stop it, or choose another --output"
 
 
@@ -53,34 +57,35 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout as error:
-        raise UsageError(f"{folder} is in use by {_description(_holder(folder))}; {_ADVICE}") from error
-    is_held = False
+        raise _in_use(folder, _holder(folder)) from error
     try:
-        _take_over(folder)
-        is_held = True
-        with _SignsOfLife(folder):
-            yield
+        is_watched = _wait_for_end(folder)
+        holding = _Holding(folder)
+        try:
+            holding.begin(is_watched)
+            with holding:
+                yield
+        finally:
+            holding.remove()
     finally:
-        if is_held:
-            (folder / _HOLDER).unlink(missing_ok=True)
-            if os.name == "posix":  # while it is held: a process that has just opened it notices, and opens a new one
-                (folder / _LOCK).unlink(missing_ok=True)
         lock.release()
         if is_new and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 
 
-class _SignsOfLife:
+class _Holding:
     """Writes who holds a folder's lock, again and again inside the block.
 
-    If another process has taken the lock over, because this one was suspended, this one is requested to stop.
+    If another process has taken the lock over, because this one was suspended, this one ends without another word in
+    the folder, not even a checkpoint.
     """
 
     def __init__(self, folder: Path) -> None:
         started = time.strftime("%Y-%m-%d %H:%M:%S %z")
         command = shlex.join(["rld", *map(masked_override, sys.argv[1:])])
-        self._path, self._has_ended = folder / _HOLDER, threading.Event()
+        self._folder, self._has_ended = folder, threading.Event()
         self._record: Record = {
+            "id": uuid.uuid4().int,  # a number, in which no secret is masked
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "machine": _machine(),
@@ -89,8 +94,36 @@ class _SignsOfLife:
         }
         self._thread = threading.Thread(target=self._write_again, daemon=True)
 
-    def __enter__(self) -> None:
+    def begin(self, is_watched: bool) -> None:
+        """Write the first record.
+
+        Args:
+            is_watched: Whether the holder before was watched, by others perhaps as well. They write at about the same
+                time, and the last one holds the lock.
+
+        Raises:
+            UsageError: that is another one.
+        """
         self._write(0)
+        if is_watched:
+            time.sleep(_SECONDS_PER_SIGN)
+            if self.is_lost():
+                raise _in_use(self._folder, _holder(self._folder))
+
+    def is_lost(self) -> bool:
+        """Return whether the record is another process's."""
+        holder = _holder(self._folder)
+        return bool(holder and holder.get("id") != self._record["id"])
+
+    def remove(self) -> None:
+        """Remove the record and the lock's file, unless they are another process's."""
+        if self.is_lost():
+            return
+        (self._folder / _HOLDER).unlink(missing_ok=True)
+        if os.name == "posix":  # while it is held: a process that has just opened it notices, and opens a new one
+            (self._folder / _LOCK).unlink(missing_ok=True)
+
+    def __enter__(self) -> None:
         self._thread.start()
 
     def __exit__(self, *_: object) -> None:
@@ -98,40 +131,56 @@ class _SignsOfLife:
         self._thread.join()
 
     def _write(self, sign: int) -> None:
-        write_json(self._path, self._record | {"sign": sign})
+        write_json(self._folder / _HOLDER, self._record | {"sign": sign})
 
     def _write_again(self) -> None:
         sign = 0
         while not self._has_ended.wait(_SECONDS_PER_SIGN):
             sign += 1
             try:
-                record = read_json(self._path)
-                if {**record, "sign": 0} != {**self._record, "sign": 0}:
-                    tell(f"{_description(record)} has taken over {self._path.parent}, so this process stops")
-                    os.kill(os.getpid(), signal.SIGTERM)
-                    return
-                self._write(sign)
-            except (OSError, CheckpointError):  # the folder is gone, or the disk is full: others tell of it
+                if self.is_lost():
+                    self._end_process()
+                self._write(sign)  # also where it is missing or damaged
+            except OSError:  # the folder is gone, or the disk is full: others tell of it
                 continue
 
+    def _end_process(self) -> None:
+        try:
+            tell(f"{_description(_holder(self._folder))} has taken over {self._folder}, so this process ends here")
+            sys.stdout.flush()
+        finally:  # also where nobody reads what it prints
+            os._exit(_LOST)
 
-def _take_over(folder: Path) -> None:
+
+def _wait_for_end(folder: Path) -> bool:
     """Tell of the holder that died without a word; of one on another machine, make sure that it did.
+
+    Returns:
+        Whether that took a while, because no lock of the operating system tells.
 
     Raises:
         UsageError: it lives.
     """
-    if not (folder / _HOLDER).is_file():
-        return
     holder = _holder(folder)
-    if holder.get("machine", _machine()) != _machine():
+    if holder is None:
+        return False
+    is_watched = holder.get("machine") != _machine()
+    if is_watched:
         tell(f"waiting {_SECONDS_TO_WATCH:g} s for a sign of life from {_description(holder)}")
         deadline = time.monotonic() + _SECONDS_TO_WATCH
         while time.monotonic() < deadline:
             time.sleep(_SECONDS_PER_SIGN / 10)
-            if _holder(folder) != holder:
-                raise UsageError(f"{folder} is in use by {_description(holder)}; {_ADVICE}")
+            now = _holder(folder)
+            if now is None:
+                return True
+            if now != holder:
+                raise _in_use(folder, now)
     tell(f"{folder} was in use by {_description(holder)}, which has ended without a word; its lock is taken over")
+    return is_watched
+
+
+def _in_use(folder: Path, holder: Record | None) -> UsageError:
+    return UsageError(f"{folder} is in use by {_description(holder)}; {_ADVICE}")
 
 
 def _machine() -> str:
@@ -140,15 +189,17 @@ def _machine() -> str:
     return path.read_text().strip() if path.is_file() else socket.gethostname()
 
 
-def _holder(folder: Path) -> Record:
-    """Return what the holder of a folder's lock wrote of itself, nothing if it has not yet, or the file is damaged."""
+def _holder(folder: Path) -> Record | None:
+    """Return what the holder of a folder's lock wrote of itself, nothing where that is damaged; None: it wrote none."""
     try:
         return read_json(folder / _HOLDER)
+    except FileNotFoundError:
+        return None
     except CheckpointError:
-        return {}
+        return {} if (folder / _HOLDER).exists() else None
 
 
-def _description(holder: Record) -> str:
+def _description(holder: Record | None) -> str:
     """Return a description of the process that holds a folder's lock."""
     if not holder:
         return "another process"

@@ -19,7 +19,6 @@ from rld.errors import UsageError
 from rld.utils import folder_lock
 from rld.utils.files import write_json
 from rld.utils.folder_lock import locked
-from rld.utils.interrupts import StopRequest, stop_on_signals
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
@@ -129,12 +128,101 @@ def test_a_holder_on_another_machine_is_refused_while_it_gives_signs_of_life(tmp
     assert not path.exists()
 
 
-def test_a_process_whose_lock_was_taken_over_is_requested_to_stop(tmp_path, capsys, monkeypatch):
+HOLD_AND_STOP = """
+import sys, time
+from pathlib import Path
+from rld.utils import folder_lock
+from rld.utils.interrupts import StopRequest, stop_on_signals
+folder = Path(sys.argv[1])
+folder_lock._SECONDS_PER_SIGN = float(sys.argv[2])
+with stop_on_signals(StopRequest("stopping")) as stop, folder_lock.locked(folder):
+    print("held", flush=True)
+    while not stop.is_made():
+        time.sleep(0.05)
+    (folder / "checkpoint").touch()
+"""
+OTHER = {"id": "b", "pid": 7, "host": "there", "machine": "another", "started": "2026", "command": "rld"}
+
+
+def test_a_process_whose_lock_was_taken_over_ends_without_a_checkpoint(tmp_path):
+    process = start(HOLD_AND_STOP, str(tmp_path), "0.5")
+    assert first_line(process) == "held"
+    write_json(tmp_path / "run.lock.json", OTHER)
+    assert process.wait(20) == 2
+    assert json.loads((tmp_path / "run.lock.json").read_text()) == OTHER
+    assert {path.name for path in tmp_path.iterdir()} == {"run.lock", "run.lock.json"}
+
+
+def test_the_record_of_who_took_over_outlives_the_end_of_the_one_before(tmp_path):
+    """Which ends before it has noticed."""
+    with locked(tmp_path):
+        write_json(tmp_path / "run.lock.json", OTHER)
+    assert json.loads((tmp_path / "run.lock.json").read_text()) == OTHER
+    assert (tmp_path / "run.lock").exists()
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("{")])
+def test_a_holder_whose_record_is_gone_or_damaged_writes_it_again(tmp_path, monkeypatch, damage):
     monkeypatch.setattr(folder_lock, "_SECONDS_PER_SIGN", 0.1)
-    with stop_on_signals(StopRequest("stopping")) as stop, locked(tmp_path):
-        write_json(tmp_path / "run.lock.json", {"pid": 7, "host": "there", "started": "2026", "command": "rld"})
-        wait_until(stop.is_made)
-    assert "process 7 on there, started 2026 (rld) has taken over" in capsys.readouterr().err
+    path = tmp_path / "run.lock.json"
+    with locked(tmp_path):
+        damage(path)
+        wait_until(lambda: bool(folder_lock._holder(tmp_path)))
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+
+
+WATCH = """
+import sys, time
+from pathlib import Path
+from rld.utils import folder_lock
+folder_lock._SECONDS_PER_SIGN, folder_lock._SECONDS_TO_WATCH = 0.5, 1.0
+folder_lock._LOCK = sys.argv[2]  # two machines that do not share the lock
+folder_lock._machine = lambda: sys.argv[2]
+print("ready", flush=True)
+while not Path(sys.argv[3]).exists():
+    time.sleep(0.01)
+try:
+    with folder_lock.locked(Path(sys.argv[1])):
+        print("in", flush=True)
+        time.sleep(2)
+except folder_lock.UsageError as error:
+    print(error, flush=True)
+"""
+
+
+def test_of_two_that_wait_for_the_end_of_a_dead_holder_one_goes_in(tmp_path):
+    write_json(tmp_path / "run.lock.json", OTHER)
+    go = tmp_path / "go"
+    waiters = [start(WATCH, str(tmp_path), machine, str(go)) for machine in ("m1", "m2")]
+    assert [first_line(process) for process in waiters] == ["ready", "ready"]
+    go.touch()
+    ends = [process.communicate(timeout=60)[0].strip() for process in waiters]
+    assert ends.count("in") == 1
+    (refused,) = [end for end in ends if end != "in"]
+    winner = waiters[ends.index("in")]
+    assert f"is in use by process {winner.pid} on " in refused
+    assert not (tmp_path / "run.lock.json").exists()
+
+
+def test_a_holder_that_ends_while_it_is_watched_is_not_in_use(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(folder_lock, "_SECONDS_PER_SIGN", 0.2)
+    path = tmp_path / "run.lock.json"
+    write_json(path, OTHER)
+    threading.Timer(0.5, path.unlink).start()
+    with locked(tmp_path):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+    assert "taken over" not in capsys.readouterr().err
+
+
+def test_a_damaged_record_is_watched(tmp_path, capsys, monkeypatch):
+    """It may be that of a holder on another machine, which then writes it anew."""
+    monkeypatch.setattr(folder_lock, "_SECONDS_PER_SIGN", 0.2)
+    path = tmp_path / "run.lock.json"
+    path.write_text("{")
+    threading.Timer(0.5, write_json, (path, OTHER)).start()
+    with pytest.raises(UsageError, match="is in use by process 7 on there"), locked(tmp_path):
+        pass
+    assert "waiting 15 s for a sign of life from another process" in capsys.readouterr().err
 
 
 def test_a_refused_run_leaves_no_folder_and_a_file_is_no_folder(tmp_path):
