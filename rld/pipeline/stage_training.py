@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import get_peft_model
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
 from rld.errors import DivergedError, NonFiniteError
@@ -32,7 +31,7 @@ from rld.reporting.progress_bar import ProgressBar
 from rld.reporting.run_log import RunLog
 from rld.trainer import checkpoints
 from rld.trainer.finite_updates import require_finite_weights
-from rld.trainer.sharding import is_sharded, whole_state_dict, whole_student
+from rld.trainer.sharding import is_sharded, whole_copy, whole_student
 from rld.trainer.training_progress import TrainingProgress
 from rld.types import Event, Row
 from rld.utils.interrupts import Finishing
@@ -158,16 +157,6 @@ class StageTraining:
                 write_predictions(path, evaluator.rows, predictions)
             return evaluator.main_scores(predictions) | main_scores(tasks)
 
-    def _whole_copy(self, trained: Any) -> Any:
-        """Return the trained model, whose weights processes share, as an ordinary one on every process."""
-        state = whole_state_dict(self.trainer, everywhere=True)
-        model, _ = self.context.models.load(self.stage.student)
-        model.generation_config = trained.generation_config
-        if self.stage.lora is not None:
-            model = get_peft_model(model, trained.peft_config[trained.active_adapter])
-        model.load_state_dict(state)
-        return model
-
     def finish(
         self,
         before: Evaluation,
@@ -183,7 +172,7 @@ class StageTraining:
         model, tokenizer = self.trained_model()
         require_finite_weights(model, f"stage '{stage.name}': at its end", self.trainer.accelerator)
         if is_sharded(model):
-            model = self._whole_copy(model)
+            model = whole_copy(self.trainer)
         if stage.lora is not None:
             model = merge_adapter(model)
         try:

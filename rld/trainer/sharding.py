@@ -6,11 +6,14 @@ together. What runs a student in another way, such as greedy answers and hidden 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
+from peft import get_peft_model
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import PreTrainedModel, Trainer
@@ -18,6 +21,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl.models import unwrap_model_for_generation
 
 from rld.models.heads import whole
+from rld.models.loading import loading_whole
 
 
 @contextmanager
@@ -51,6 +55,22 @@ def whole_state(trainer: Trainer, module: nn.Module, everywhere: bool = False) -
         state = {name: whole(value.detach()) for name, value in module.state_dict().items()}
         is_needed = everywhere or trainer.accelerator.is_main_process
         return {name: value.cpu().clone() for name, value in state.items()} if is_needed else {}
+
+
+def whole_copy(trainer: Trainer) -> Any:
+    """Return a trainer's student, whose weights processes share, as an ordinary model in every process's CPU memory."""
+    state = whole_state_dict(trainer, everywhere=True)
+    trained: Any = trainer.accelerator.unwrap_model(trainer.model)
+    base = trained.get_base_model() if is_peft_model(trained) else trained
+    own_class: Any = next(kind for kind in type(base).__mro__ if not issubclass(kind, FSDPModule))
+    with loading_whole():
+        model = own_class(copy.deepcopy(base.config))  # not on the meta device, for no state has its other buffers
+    model.generation_config = base.generation_config
+    if base is not trained:
+        model = get_peft_model(model, trained.peft_config[trained.active_adapter])
+    model.load_state_dict(state, assign=True)  # with the state's data types
+    model.tie_weights()
+    return model
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -17,7 +18,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from transformers import LlamaForCausalLM
 
 from rld.recipe.registry import files
-from rld.trainer.sharding import whole_state_dict
+from rld.trainer.sharding import whole_copy, whole_state_dict
 from tests.support import parity
 from tests.support.runs import written
 
@@ -142,6 +143,19 @@ def test_a_recipe_trains_and_stores_the_student_of_ddp(trainings, way):
     assert summary["launch"]["processes"] == 2
     assert summary["launch"]["strategy"] == {"DDP": "DDP", "FSDP2": "FSDP"}.get(way, "DeepSpeed")
     assert [stage["after"] for stage in summary["stages"]] == [stage["after"] for stage in same["stages"]]
+
+
+@pytest.mark.parametrize("training", [functools.partial(parity.signals, tied=True), parity.lora])
+def test_a_copy_is_made_without_the_models_recipe_and_has_all_of_its_weights(training, tmp_path):
+    trainer = training(tmp_path, 1)
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    copied = whole_copy(trainer)
+    require_same(copied.state_dict(), trained.state_dict())
+    head, embedding = copied.get_output_embeddings().weight, copied.get_input_embeddings().weight
+    assert (head is embedding) == trained.config.tie_word_embeddings
+    ids = torch.tensor([[3, 4, 5]])
+    copied.eval(), trained.eval()
+    torch.testing.assert_close(copied(ids).logits, trained(ids).logits)
 
 
 def test_the_page_shows_what_is_tested():
