@@ -161,10 +161,14 @@ def _verdicts(context: RunContext, tokenizer: Any, rows: Sequence[Row], texts: S
 
 
 class CountFlops(TrainerCallback):
-    """Counts the FLOPs of fine-tuning a model from the number of tokens that the trainer has read."""
+    """Counts the FLOPs of fine-tuning a model from the number of tokens that the trainer has read.
+
+    They come on top of those by which the model was cut.
+    """
 
     def __init__(self, flop_meter: FlopMeter, num_parameters: int) -> None:
         self.flop_meter, self.num_parameters = flop_meter, num_parameters
+        self.flops_before = flop_meter.accounts["student"]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._count(state.num_input_tokens_seen)  # not 0 after a resume
@@ -173,4 +177,5 @@ class CountFlops(TrainerCallback):
         self._count(state.num_input_tokens_seen)
 
     def _count(self, num_tokens: int) -> None:
-        self.flop_meter.replace({"student": training_flops(self.num_parameters, num_tokens)})
+        flops = self.flops_before + training_flops(self.num_parameters, num_tokens)
+        self.flop_meter.replace({"student": flops})
