@@ -184,7 +184,7 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(recipe):
         ("generator:", "generater:", "8: unknown key 'skills.reverse.generater'; did you mean 'generator'?"),
         ("  sum: {", "  s/m: {", "10: skills.s/m: its name should have only letters, digits, '_' and '-'"),
         ("new: llama, config", "foo: llama, bar", "models.big should be a hub id or a folder, or a mapping with the key"),
-        ("kind: gap", "kind: fixed", "unknown key 'stages.main.controller.on_above'; choose from decide_every, recheck_every, balance_gradients,"),
+        ("kind: gap", "kind: fixed", "unknown key 'stages.main.controller.on_above'; it is an option of kind: gap"),
         # names within the recipe
         ("name: main", "name: first", "19: an earlier stage is called 'first' too; choose another name"),
         ("name: main", "name: big", "19: a stage and a model are both called 'big'; choose another name"),
