@@ -103,7 +103,8 @@ class FiniteUpdates(CheckedLaunch):
         """
         error = self._non_finite(problem)
         self.num_skipped += 1
-        is_sound = non_finite_weight(self.accelerator.unwrap_model(self.model)) is None
+        # Only the process that holds a part of a weight sees that it is not finite, and all have to go on or stop.
+        is_sound, _ = _soundness(self.model, self.accelerator)
         can_go_on = is_sound and self.accelerator.distributed_type != DistributedType.DEEPSPEED
         if can_go_on and self.num_skipped < _MAX_SKIPPED:
             self.skipped_for = problem
@@ -150,10 +151,17 @@ def require_finite_weights(model: nn.Module, when: str, accelerator: Accelerator
     Raises:
         DivergedError: it has such weights; the message names the first.
     """
+    is_sound, name = _soundness(model, accelerator)
+    if not is_sound:
+        weight = "a part of a weight on another process" if name is None else f"the student's weight {name}"
+        raise DivergedError(f"{when} {weight} is not finite, so nothing is stored; {_ADVICE}")
+
+
+def _soundness(model: Any, accelerator: Accelerator) -> tuple[bool, str | None]:
+    """Tell whether a model's weights are finite on all processes; and name the first that is not on this one."""
     name = non_finite_weight(accelerator.unwrap_model(model))
-    is_finite = torch.tensor(0.0 if name is None else float("nan"), device=accelerator.device)
-    if not _is_finite_everywhere(is_finite, accelerator):
-        raise DivergedError(f"{when} the student's weight {name} is not finite, so nothing is stored; {_ADVICE}")
+    flag = torch.tensor(0.0 if name is None else float("nan"), device=accelerator.device)
+    return _is_finite_everywhere(flag, accelerator), name
 
 
 def _sum_of_zeros(optimizer: Any, accelerator: Accelerator) -> Tensor:
