@@ -20,7 +20,7 @@ from rld.errors import DivergedError
 from rld.losses import response
 from rld.models.tokenizers import character_tokenizer
 from rld.teachers.teacher import Teacher
-from rld.trainer import checkpoints
+from rld.trainer import checkpoints, finite_updates
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
 from tests.support.runs import COPY_TASKS
@@ -150,6 +150,17 @@ def test_a_weight_that_is_not_finite_is_in_no_checkpoint(tmp_path):
     with pytest.raises(DivergedError, match=r"after update 3 the student's weight model.norm.weight is not finite"):
         made.train()
     assert stored(tmp_path) == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_a_process_stops_where_another_one_has_a_weight_that_is_not_finite(tmp_path, monkeypatch):
+    made = trainer(tmp_path)
+    monkeypatch.setattr(type(made.accelerator), "num_processes", 2)
+    monkeypatch.setattr(made.accelerator, "reduce", lambda value, reduction: value + NAN)
+    with pytest.raises(DivergedError, match="after update 3 a part of a weight on another process is not finite"):
+        finite_updates.require_finite_weights(made.model, "after update 3", made.accelerator)
+    monkeypatch.setattr(finite_updates, "save_batch", lambda *_: None)
+    with pytest.raises(DivergedError, match="update 1: the loss is nan"):  # though it is the first one to be skipped
+        made._skip("the loss is nan")
 
 
 def test_the_term_of_a_loss_that_is_not_finite_is_named(tmp_path, monkeypatch):
