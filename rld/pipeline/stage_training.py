@@ -171,7 +171,7 @@ class StageTraining:
         context, stage, teachers = self.context, self.stage, self.teachers
         model, tokenizer = self.trained_model()
         require_finite_weights(model, f"stage '{stage.name}': at its end", self.trainer.accelerator)
-        if is_sharded(model):
+        if is_sharded(model) or self.trainer.is_deepspeed_enabled:  # which may hold it in bf16
             model = whole_copy(self.trainer)
         if stage.lora is not None:
             model = merge_adapter(model)

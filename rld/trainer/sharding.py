@@ -40,7 +40,7 @@ def whole_student(trainer: Trainer) -> Iterator[Any]:
 
 
 def whole_state_dict(trainer: Trainer, everywhere: bool = False) -> dict[str, Tensor]:
-    """Return the student's state with whole weights in CPU memory.
+    """Return the student's state with whole weights in CPU memory, in float32 where DeepSpeed trains in bf16.
 
     Args:
         trainer: Its trainer.
@@ -54,7 +54,27 @@ def whole_state(trainer: Trainer, module: nn.Module, everywhere: bool = False) -
     with whole_student(trainer):  # FSDP2 gives the state in parts all the same
         state = {name: whole(value.detach()) for name, value in module.state_dict().items()}
         is_needed = everywhere or trainer.accelerator.is_main_process
-        return {name: value.cpu().clone() for name, value in state.items()} if is_needed else {}
+        copies = {name: value.cpu().clone() for name, value in state.items()} if is_needed else {}
+    for name, weight in module.named_parameters(remove_duplicate=False):
+        master = _master_weight(trainer, weight)
+        if master is not None and name in copies:
+            copies[name] = master.cpu()
+    if trainer.is_deepspeed_enabled:  # an adapter would be merged into weights in bf16
+        copies = {name: value.float() if value.is_floating_point() else value for name, value in copies.items()}
+    return copies
+
+
+def _master_weight(trainer: Any, weight: nn.Parameter) -> Tensor | None:
+    """Return the float32 copy of a weight that DeepSpeed's optimizer updates; None if there is none.
+
+    In mixed precision the weights themselves are in bf16, which loses updates below 1/256 of a weight.
+    """
+    if not trainer.is_deepspeed_enabled or trainer.model_wrapped is trainer.model:  # not shared yet
+        return None
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    master: Tensor | None = safe_get_full_fp32_param(weight)
+    return master
 
 
 def whole_copy(trainer: Trainer) -> Any:

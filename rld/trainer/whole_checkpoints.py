@@ -7,13 +7,14 @@ optimizer state are gathered first, so that a run goes on in any number of proce
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from rld.models.heads import whole
@@ -47,29 +48,39 @@ class WholeCheckpoints(Trainer):
             return
         state = whole_state_dict(self)
         if self.args.should_save:
-            self._save(output_dir or self.args.output_dir, state_dict=state)
+            folder, dtype = str(output_dir or self.args.output_dir), next(iter(state.values())).dtype
+            self._save(folder, state_dict=state)  # it empties the state
+            if isinstance(self.model, PreTrainedModel):  # its configuration has the data type of DeepSpeed's weights
+                self.model.config.dtype = dtype
+                self.model.config.save_pretrained(folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self._is_shared:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        state = _deepspeed_state(self, self._trained) if self.is_deepspeed_enabled else _gathered(self.optimizer)
-        if self.args.should_save:
+        is_writer = self.args.should_save
+        if self.is_deepspeed_enabled:
+            state = _deepspeed_state(self, self._trained, is_writer)
+        else:
+            state = _gathered(self.optimizer, is_writer)
+        if is_writer:
             torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     # -- resuming ------------------------------------------------------------------------------------------------------
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
-        if not self._is_shared or resume_from_checkpoint is None:
+        if not self._is_shared:
             return super()._prepare_for_training(  # type: ignore[no-untyped-call]
                 max_steps, train_dataloader, resume_from_checkpoint
             )
-        # Before they are shared, weights are read as one process reads them.
-        self._load_from_checkpoint(resume_from_checkpoint)
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)  # type: ignore[no-untyped-call]
-        self._load_optimizer_and_scheduler(resume_from_checkpoint)
-        self._load_scaler(resume_from_checkpoint)
+        if resume_from_checkpoint is not None:  # before they are shared, weights are read as one process reads them
+            self._load_from_checkpoint(resume_from_checkpoint)
+        with _kept_in_float32(self):
+            prepared = super()._prepare_for_training(max_steps, train_dataloader, None)  # type: ignore[no-untyped-call]
+        if resume_from_checkpoint is not None:
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+            self._load_scaler(resume_from_checkpoint)
         return prepared
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -94,15 +105,18 @@ class WholeCheckpoints(Trainer):
 # -- FSDP2 -----------------------------------------------------------------------------------------------------------
 
 
-def _gathered(optimizer: Any) -> dict[str, Any]:
-    """Return an optimizer's state with whole tensors."""
+def _gathered(optimizer: Any, is_writer: bool) -> dict[str, Any]:
+    """Return an optimizer's state with whole tensors; on processes that do not write it, with None in their place."""
     state = optimizer.state_dict()
-    values = {i: {name: _on_cpu(whole(value)) for name, value in of.items()} for i, of in state["state"].items()}
+    values = {
+        i: {name: _kept(whole(value), is_writer) for name, value in of.items()} for i, of in state["state"].items()
+    }
     return {**state, "state": values}
 
 
-def _on_cpu(value: Any) -> Any:
-    return value.cpu() if isinstance(value, Tensor) else value
+def _kept(value: Any, is_writer: bool) -> Any:
+    """Return a gathered value in CPU memory, of which only the process that writes it has enough."""
+    return _copy(value) if is_writer else None
 
 
 def _copy(value: Any) -> Any:
@@ -124,6 +138,23 @@ def _distributed(optimizer: Any, state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # -- DeepSpeed -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _kept_in_float32(trainer: Any) -> Iterator[None]:
+    """Let DeepSpeed's float32 copies of weights be as exact as weights are before DeepSpeed prepares them.
+
+    In mixed precision it rounds weights to bf16, and copies them afterwards.
+    """
+    is_new = trainer.is_deepspeed_enabled and trainer.model_wrapped is trainer.model
+    # DeepSpeed gives weights other memory, so these stay as they are.
+    exact = [(weight, weight.detach()) for weight in trainer.model.parameters() if weight.requires_grad and is_new]
+    yield
+    if exact:
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        for weight, value in exact:
+            safe_set_full_fp32_param(weight, value.to(weight.device, torch.float32))
 
 
 def _weights(trainer: Any, groups: Sequence[Sequence[str]]) -> list[Any]:
@@ -150,8 +181,8 @@ def _link(zero: Any) -> None:
             lazy_init_hp_params_optimizer_state(weights, part, zero.optimizer.state)
 
 
-def _deepspeed_state(trainer: Any, groups: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Return the optimizer's state as one process has it."""
+def _deepspeed_state(trainer: Any, groups: Sequence[Sequence[str]], is_writer: bool) -> dict[str, Any]:
+    """Return the optimizer's state as one process has it; on processes that do not write it, without its tensors."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
     zero = trainer.optimizer.optimizer
@@ -160,7 +191,7 @@ def _deepspeed_state(trainer: Any, groups: Sequence[Sequence[str]]) -> dict[str,
     state: dict[int, dict[str, Any]] = {}
     for i, weight in enumerate(_weights(trainer, groups)):
         state[i] = {
-            name: safe_get_full_optimizer_state(weight, name).cpu() if _is_of(part, value) else _copy(value)
+            name: _kept(safe_get_full_optimizer_state(weight, name) if _is_of(part, value) else value, is_writer)
             for name, value in of_part.items()
         }
     starts = [sum(map(len, groups[:i])) for i in range(len(groups))]

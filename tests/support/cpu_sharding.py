@@ -35,7 +35,7 @@ def shard_on_cpu() -> None:
         if is_first and kind == DistributedType.FSDP:
             self.fsdp_plugin = fsdp_plugin
         elif is_first:
-            deepspeed_plugin.set_mixed_precision("no")
+            deepspeed_plugin.set_mixed_precision(os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
             deepspeed_plugin.select(_from_accelerator_state=True)
             self.deepspeed_plugins = deepspeed_plugin
 

@@ -19,7 +19,7 @@ from transformers import LlamaForCausalLM
 
 from rld.recipe.registry import files
 from rld.trainer.sharding import whole_copy, whole_state_dict
-from tests.support import parity
+from tests.support import parity, zero_bf16
 from tests.support.runs import written
 
 ROOT = Path(__file__).parents[2]
@@ -50,11 +50,11 @@ needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is No
 ways = [pytest.param(way, marks=needs_deepspeed if "ZeRO" in way else ()) for way in WAYS]
 
 
-def start(folder: Path, *launcher: str, others: Sequence[Path] = ()) -> None:
+def start(folder: Path, *launcher: str, others: Sequence[Path] = (), module: Any = parity) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     folder.mkdir()
-    written(folder, parity.RECIPE)
-    command = [sys.executable, *launcher, "-m", "tests.support.parity", str(folder), *map(str, others)]
+    written(folder, module.RECIPE)
+    command = [sys.executable, *launcher, "-m", module.__name__, str(folder), *map(str, others)]
     done = subprocess.run(
         command,
         env=environment | {"ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu"},
@@ -156,6 +156,24 @@ def test_a_copy_is_made_without_the_models_recipe_and_has_all_of_its_weights(tra
     ids = torch.tensor([[3, 4, 5]])
     copied.eval(), trained.eval()
     torch.testing.assert_close(copied(ids).logits, trained(ids).logits)
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("zero_stage", ("2", "3"))
+def test_zero_in_bf16_loses_no_update_when_it_stores_and_resumes(tmp_path, zero_stage):
+    folder = tmp_path / "zero"
+    file = ["--config_file", str(FILES / "zero3.yaml")]
+    sizes = ["--num_processes", "2", "--mixed_precision", "bf16", "--zero_stage", zero_stage]
+    start(folder, "-m", "accelerate.commands.launch", *file, *sizes, module=zero_bf16)
+    before, whole, resumed = (torch.load(folder / f"{name}.pt") for name in ("start", "whole", "resumed"))
+    stored = LlamaForCausalLM.from_pretrained(folder / "whole" / "checkpoint-4").state_dict()
+    for key, value in whole.items():
+        assert value.dtype == torch.float32, key
+        assert 0 < (value - before[key]).abs().max() < 1e-5, key  # bf16 rounds by more than 1e-5
+        torch.testing.assert_close(resumed[key], value, rtol=0, atol=1e-8)
+        assert key not in stored or torch.equal(stored[key], value), key
+    result = LlamaForCausalLM.from_pretrained(folder / "run" / "student")
+    assert any((weight.bfloat16() != weight).any() for weight in result.parameters())
 
 
 def test_the_page_shows_what_is_tested():
