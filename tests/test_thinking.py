@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
+from pydantic import ValidationError
 from rld.rewards import text_of
 from trl.rewards import think_format_reward
 
@@ -210,8 +211,9 @@ def test_what_all_skills_share_is_refused_in_one_of_them():
     }
     for option in ({"strip_thinking": True}, {"chat_template_kwargs": {"enable_thinking": False}}):
         tree["skills"] = {"sum": {"file": "rows.jsonl", "prompts": {"style": "chat", **option}}}
-        with pytest.raises(ValueError, match=f"skills.sum.prompts.{next(iter(option))}: all skills share it"):
+        with pytest.raises(ValidationError, match="all skills share it; set it in the recipe's prompts") as error:
             Recipe.model_validate(tree)
+        assert error.value.errors()[0]["ctx"]["error"].keys == ("skills", "sum", "prompts", next(iter(option)))
         Recipe.model_validate(tree | {"prompts": {"style": "chat", **option}})
     with pytest.raises(RecipeError, match="thinking_markers"):
         RLDConfig("out", strip_thinking=True, thinking_markers=["<think>"], use_cpu=True, bf16=False, report_to="none")

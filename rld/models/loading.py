@@ -99,7 +99,7 @@ def load_skeleton(place: str, options: Mapping[str, Any]) -> PreTrainedModel:
     """
     config, _ = load_config(place, options)
     trust = _hub_options(options)["trust_remote_code"]
-    with _clear_errors(place, options), torch.device("meta"):
+    with _clear_errors(place, options), torch.device("meta"), loading_whole():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
     return model
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from rld.errors import RecipeError
 from rld.models.importance import Importance, head_width, require_prunable
-from rld.models.loading import refusal
+from rld.models.loading import loading_whole, refusal
 
 _AXES: Mapping[str, tuple[str, ...]] = {
     "embed_tokens": ("", "hidden"),
@@ -132,7 +132,8 @@ def prune(model: PreTrainedModel, selection: Selection) -> PreTrainedModel:
         axes = _AXES.get(parts[-2], ("hidden",))
         weights[".".join(parts)] = _cut(weight, axes, _indices(model, selection, place))
     # not `.to(dtype)`, which would round the frequencies of the rotary embedding
-    pruned: Any = type(model)._from_config(_config(model, selection), dtype=model.dtype).to(device=model.device)
+    with loading_whole():
+        pruned: Any = type(model)._from_config(_config(model, selection), dtype=model.dtype).to(device=model.device)
     pruned.load_state_dict(weights)
     _keep_scale_of_embeddings(model, pruned)
     pruned.generation_config = copy.deepcopy(model.generation_config)
