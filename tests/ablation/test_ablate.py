@@ -104,7 +104,7 @@ def test_arms_start_alike_and_sample_with_the_same_noise(done):
         before, after = ([log[i] for log in logs] for i in (0, 1))
         for key in ("entropy", "reward/share", "loss/response", "tokens/generated"):
             assert before[0][key] == before[1][key], key
-        assert before[0]["flops"] > before[1]["flops"]  # `gap` has some prompts answered twice
+        assert before[0]["flops"] >= before[1]["flops"]  # `gap` may have some prompts answered twice
         assert before[0]["loss"] != before[1]["loss"]
         assert after[0]["entropy"] != after[1]["entropy"]
     starts = [run["curve"][0] for run in result(folder)["runs"] if run["seed"] == 0]
