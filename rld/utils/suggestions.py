@@ -8,7 +8,7 @@ from collections.abc import Iterable
 _MOST_LISTED = 12
 
 _LONGEST = 80
-"""Characters of a name that are shown: that of a file's column may be as long as a book."""
+"""Characters of a name in a list of all: that of a file's column may be as long as a book."""
 
 WORDS_OF_BOOLEANS = frozenset({"true", "false", "on", "off", "yes", "no", "y", "n"})
 """Texts, in small letters, by which a user means a boolean; Python and Jinja take all of them for true."""
@@ -30,7 +30,7 @@ def hint(word: str, known: Iterable[str]) -> str:
     known = list(known)
     near = nearest(word, known)
     if near is not None:
-        return f"; did you mean {near!r:.{_LONGEST}}?"
+        return f"; did you mean {near!r}?"
     return f"; choose from {', '.join(name[:_LONGEST] for name in known)}" if 0 < len(known) <= _MOST_LISTED else ""
 
 
