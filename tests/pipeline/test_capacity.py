@@ -82,8 +82,8 @@ def test_one_that_is_not_is_not(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("stages.learn.capacity={act: soften}", "capacity: .act: soften. acts on signals.response"),
-        ("stages.learn.capacity={act: reinforce}", "capacity: .act: reinforce. acts on signals.policy"),
+        ("stages.learn.capacity={act: soften}", "capacity.act: soften acts on signals.response"),
+        ("stages.learn.capacity={act: reinforce}", "capacity.act: reinforce acts on signals.policy"),
         ("stages.learn.capacity={window: 2}", "capacity.window"),
         ("stages.learn.rollout={prompts: 8, completions: 2, gold_completions: 2}", "none is tried"),
     ],
@@ -92,4 +92,4 @@ def test_an_act_without_its_signal_is_refused(recipe, tmp_path, capsys, change, 
     signals = "{feature: {}}"
     arguments = [str(recipe), "--output", str(tmp_path / "run"), change, f"stages.learn.signals={signals}"]
     assert main(["train", *arguments, "stages.learn.controller={kind: fixed, feature: 1}"]) == 2
-    assert message.replace(".", "") in capsys.readouterr().err.replace("{", "").replace("}", "").replace(".", "")
+    assert message in capsys.readouterr().err
