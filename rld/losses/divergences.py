@@ -122,7 +122,7 @@ class SkewReverseKL(_Divergence):
 
 
 class AdaptiveKL(_Divergence):
-    """Forward and reverse KL, weighted at each token by where the two distributions differ (Wu et al. 2024, AKL,
+    """Forward and reverse KL, weighted at each token by where the distributions differ (Wu et al. 2024, AKL,
     eq. 11 to 13).
 
     The teacher's likeliest tokens whose probabilities reach `head` are the head, all others the tail. Let g be the sum
