@@ -16,11 +16,9 @@ import torch
 
 from rld.errors import ModelError
 from rld.models.loading import load_model, load_tokenizer
-from rld.teachers.teacher import Teacher
-from rld.trainer.rld_config import RLDConfig
-from rld.trainer.rld_trainer import RLDTrainer
 from rld.utils.manifest import write_manifest
 from tests.support import tiny
+from tests.support.resumed_in_rollout import four_updates
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [*(ROOT / "rld").rglob("*.py"), *(ROOT / "rewards").glob("*.py"), *(ROOT / "curricula").glob("*.py")]
@@ -43,22 +41,10 @@ def plant(path: Path, mark: Path) -> None:
     mark.rmdir()
 
 
-def trainer(folder: Path) -> RLDTrainer:
-    saving = {"save_strategy": "steps", "save_steps": 1, "steps_per_generation": 2}
-    return RLDTrainer(
-        model=tiny.model(),
-        reward_funcs=[tiny.letters],
-        args=RLDConfig(**tiny.rld_options(folder, max_steps=4, **saving)),
-        train_dataset=tiny.rows(),
-        processing_class=tiny.tokenizer(),
-        teachers=[Teacher(tiny.model(seed=1), name="one", tokenizer=tiny.tokenizer())],
-    )
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("trained") / "run"
-    trainer(folder).train()
+    four_updates(folder).train()
     return folder / "checkpoint-3"
 
 
@@ -70,7 +56,7 @@ def test_no_file_of_a_checkpoint_runs_code(checkpoint: Path, tmp_path: Path, nam
     write_manifest(checkpoint)
     try:
         with pytest.raises(pickle.UnpicklingError, match=r"(?i)weights.only"):
-            trainer(tmp_path / "run").train(resume_from_checkpoint=str(checkpoint))
+            four_updates(tmp_path / "run").train(resume_from_checkpoint=str(checkpoint))
     finally:
         path.write_bytes(sound)
         write_manifest(checkpoint)
@@ -160,8 +146,8 @@ def test_no_code_of_a_recipes_folder_runs_but_what_the_recipe_names_by_its_path(
     command = [sys.executable, "-P", "-m", "rld", "check", "small.yaml"]  # as the command `rld` does
     for generator, code in (("./own.py:copy", 0), ("other:copy", 2)):
         (tmp_path / "small.yaml").write_text(RECIPE.format(generator=generator))
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == code, done.stderr
+        process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert process.returncode == code, process.stderr
         assert not (tmp_path / "mark").exists()
 
 

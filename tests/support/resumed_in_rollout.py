@@ -13,10 +13,10 @@ from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
 
 
-def trained(folder: Path, checkpoint: Path | None) -> torch.Tensor:
-    """Return the student's weights after four updates, two of each rollout."""
+def four_updates(folder: Path) -> RLDTrainer:
+    """Return a trainer of four updates, two of each rollout, with a checkpoint after each."""
     saving = {"save_strategy": "steps", "save_steps": 1, "steps_per_generation": 2}
-    trainer = RLDTrainer(
+    return RLDTrainer(
         model=tiny.model(),
         reward_funcs=[tiny.letters],
         args=RLDConfig(**tiny.rld_options(folder, max_steps=4, **saving)),
@@ -24,6 +24,11 @@ def trained(folder: Path, checkpoint: Path | None) -> torch.Tensor:
         processing_class=tiny.tokenizer(),
         teachers=[Teacher(tiny.model(seed=1), name="one", tokenizer=tiny.tokenizer())],
     )
+
+
+def trained(folder: Path, checkpoint: Path | None) -> torch.Tensor:
+    """Return the student's weights after the updates."""
+    trainer = four_updates(folder)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return torch.cat([p.detach().flatten() for p in trainer.accelerator.unwrap_model(trainer.model).parameters()])
 
