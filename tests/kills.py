@@ -8,30 +8,24 @@ killed: the same weights, log and files. Whatever is killed, a run never goes ba
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import random
 import signal
-import socket
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
-import torch
 
 import rld.pipeline.train  # noqa: F401 - so that a fork need not import it
-from rld.cli import main
 from rld.recipe.reading import read_recipe
 from rld.trainer import checkpoints
 from rld.utils import files
-from tests.support.runs import COPY_TASKS, written
-
-CONTEXT: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")  # nothing is imported again
+from tests.support.processes import CONTEXT, free_port, rank_environment, train_quietly
+from tests.support.runs import COPY_TASKS, single_thread, written
 
 SECONDS_TO_END = 60.0
 """Seconds in which a process has to end by itself once another one of its run was killed."""
@@ -94,12 +88,11 @@ class Run:
         """Start it, or go on with it."""
         self.log.touch()
         self._log_size = len(self.log.read_text())
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        arguments = ["train", str(self.recipe), "--output", str(self.folder), "--resume"]
+        port = free_port()
+        arguments = [str(self.recipe), "--output", str(self.folder), "--resume"]
         for rank in range(self.num_processes):
-            process = CONTEXT.Process(target=_train, args=(arguments, self.log, rank, self.num_processes, port))
+            environment = rank_environment(rank, self.num_processes, port)
+            process = CONTEXT.Process(target=train_quietly, args=(arguments, self.log, environment))
             process.start()
             self.processes.append(process)
 
@@ -152,17 +145,6 @@ class Run:
         result["stages"] = [{k: v for k, v in stage.items() if k != "seconds"} for stage in stages]
         result["files"] = sorted(path.name for path in self.folder.iterdir()) + sorted(self.folder.rglob("*.draft"))
         return result
-
-
-def _train(arguments: list[str], log: Path, rank: int, num_processes: int, port: int) -> None:
-    with log.open("ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    if num_processes > 1:
-        size = str(num_processes)
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    sys.exit(main(arguments))
 
 
 def whole_run(recipe: Path, folder: Path, num_processes: int) -> tuple[Run, float]:
@@ -219,23 +201,12 @@ def killed_run(run: Run, whole: Run, seconds: float, rng: random.Random) -> Iter
             return
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Sums depend on how many threads share them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def kills(
     folder: Path, num_moments: int, *, seed: int, num_processes: int, recipe_text: str = RECIPE
 ) -> Iterator[Kill]:
     """Yield at least so many kills of runs of so many processes, over as many runs as that takes."""
     recipe, rng = written(folder, recipe_text, COPY_TASKS), random.Random(f"{seed}:{num_processes}")
-    with one_thread():
+    with single_thread():
         whole, seconds = whole_run(recipe, folder / f"whole-{num_processes}", num_processes)
         num_kills = num_runs = 0
         while num_kills < num_moments:

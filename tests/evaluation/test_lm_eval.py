@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import random
 import sys
@@ -21,6 +20,7 @@ from rld.recipe.inputs import Inputs
 from rld.recipe.reading import read_recipe
 from rld.utils import files
 from tests.support import tiny
+from tests.support.lm_eval_task import write_lm_eval_task
 from tests.support.runs import written
 
 RECIPE = """
@@ -167,27 +167,10 @@ def test_lm_eval_is_asked_for_where_it_is_not_installed(tmp_path, capsys, monkey
     assert "lm_eval needs the package lm-eval; install it with: pip install -e '.[lm_eval]'" in capsys.readouterr().err
 
 
-OWN = """
-task: own
-dataset_path: json
-dataset_kwargs: {data_files: {test: FOLDER/own.jsonl}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{q}}"
-doc_to_choice: ["a", "b"]
-doc_to_target: label
-target_delimiter: ""
-metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
-"""
-
-
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
 def test_a_task_of_ones_own_is_scored_by_lm_eval_itself(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "own.yaml").write_text(OWN.replace("FOLDER", str(tmp_path)))
-    rows = [{"q": f"{'abcd'[i % 4]}=", "label": i % 2} for i in range(8)]
-    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    rows = write_lm_eval_task(tmp_path)
     options = LmEval(kind="lm_eval", tasks=["own"], include_path="./mine")
     evaluator = LmEvalEvaluator(options, tmp_path / "r.yaml", is_chat=False)
     evaluator.require_possible()

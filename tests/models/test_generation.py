@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from rld.errors import ModelError, NonFiniteError
 from rld.models import generation
 from rld.recipe import registry
 from tests.support import scoring, tiny
+from tests.support.processes import free_port
 
 
 def exact(completions, answer, entry, **_) -> list[float | None]:
@@ -127,12 +127,6 @@ def test_scores_are_exact_and_per_skill():
         "text": 1 / 3,
         "sum": 0.5,
     }
-
-
-def free_port() -> int:
-    with socket.socket() as made:
-        made.bind(("127.0.0.1", 0))
-        return int(made.getsockname()[1])
 
 
 SCRIPT = """

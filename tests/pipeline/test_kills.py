@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from rld.cli import main
-from tests.kills import CONTEXT, kills
+from tests.kills import kills
 from tests.pipeline.test_resume import RECIPE, steps, weights
+from tests.support.processes import CONTEXT, train_quietly
 from tests.support.runs import one_thread, recipe, whole
 
 __all__ = ["RECIPE", "one_thread", "recipe", "whole"]
@@ -27,14 +28,6 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
     "in the last stage": lambda run: (run / "checkpoints/student/checkpoint-2").exists(),
     "at the end": lambda run: (run / "student.draft").exists() or (run / "student").exists(),
 }
-
-
-def train_quietly(arguments: list[str], log: Path) -> None:
-    """Run in a process of its own."""
-    with log.open("ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.exit(main(["train", *arguments]))
 
 
 def kill_when(is_moment: Callable[[Path], bool], recipe: Path, run: Path) -> None:

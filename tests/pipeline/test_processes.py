@@ -7,12 +7,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
-import multiprocessing
-import os
 import random
-import socket
-import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rld.cli import main
 from rld.pipeline import distill, sft, stopping  # noqa: F401 - forks of this process import nothing again
 from rld.utils import files
+from tests.support.lm_eval_task import write_lm_eval_task
+from tests.support.processes import CONTEXT, free_port, rank_environment, train_quietly
 from tests.support.runs import one_thread, written
 
 __all__ = ["one_thread"]
@@ -110,27 +106,6 @@ stages:
     stop: {teacher_surpassed: true}
 """
 
-TASKS = """
-def copy(rng, *, length):
-    word = "".join(rng.choices("abcd", k=length))
-    return f"a:{word}=", word
-"""
-
-OWN_TASK = """
-task: own
-dataset_path: json
-dataset_kwargs: {data_files: {test: FOLDER/own.jsonl}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{q}}"
-doc_to_choice: ["a", "b"]
-doc_to_target: label
-target_delimiter: ""
-metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
-"""
-
-CONTEXT: Any = multiprocessing.get_context("fork")
-
 
 def recipe(folder: Path) -> Path:
     """A recipe with rows of every kind, and a task of lm-eval where it is installed."""
@@ -145,18 +120,12 @@ def recipe(folder: Path) -> Path:
     evaluation = ""
     if importlib.util.find_spec("lm_eval") is not None:
         evaluation = "evaluation: [{kind: held_out}, {kind: lm_eval, tasks: [own], include_path: ./mine}]"
-        (folder / "mine").mkdir()
-        (folder / "mine" / "own.yaml").write_text(OWN_TASK.replace("FOLDER", str(folder)))
-        tasks = [{"q": f"{'abcd'[i % 4]}=", "label": i % 2} for i in range(8)]
-        (folder / "own.jsonl").write_text("\n".join(map(json.dumps, tasks)))
-    return written(folder, RECIPE.replace("EVALUATION", evaluation), TASKS)
+        write_lm_eval_task(folder)
+    return written(folder, RECIPE.replace("EVALUATION", evaluation))
 
 
 def train(rank: int, number: int, port: int, arguments: list[str], log: Path) -> None:
     """Run in a process of its own, whose clock goes by a second in each step, and that of the second process by two."""
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "MASTER_PORT": port}
-    if number > 1:
-        os.environ.update({name: str(place) for name, place in places.items()}, MASTER_ADDR="127.0.0.1")
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     seconds, clock = rank + 1, [0.0]
     begin = stopping.Stopping.on_optimizer_step
@@ -166,16 +135,11 @@ def train(rank: int, number: int, port: int, arguments: list[str], log: Path) ->
         begin(self, *args, **options)
 
     stopping.Stopping.on_optimizer_step, stopping.time.monotonic = tick, lambda: clock[0]
-    with log.open("w") as file, redirect_stdout(file), redirect_stderr(file):
-        code = main(["train", *arguments])
-    sys.exit(code)
+    train_quietly(arguments, log, rank_environment(rank, number, port))
 
 
 def run(folder: Path, number: int) -> Path:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    output, logs = folder / str(number), [folder / f"{number}_{rank}.log" for rank in range(number)]
+    port, output, logs = free_port(), folder / str(number), [folder / f"{number}_{rank}.log" for rank in range(number)]
     arguments = [str(folder / "small.yaml"), "--output", str(output)]
     processes = [CONTEXT.Process(target=train, args=(i, number, port, arguments, log)) for i, log in enumerate(logs)]
     for process in processes:

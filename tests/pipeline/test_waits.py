@@ -19,7 +19,7 @@ from rld.reporting.run_log import RunLog
 from rld.trainer import checkpoints
 from rld.trainer.rld_trainer import RLDTrainer
 from rld.utils import files, interrupts
-from tests.pipeline.test_kills import CONTEXT, train_quietly
+from tests.support.processes import CONTEXT, train_quietly
 from tests.support.runs import one_thread, recipe
 
 __all__ = ["one_thread", "recipe"]

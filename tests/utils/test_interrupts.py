@@ -13,6 +13,7 @@ import pytest
 from rld.teachers.http_client import HttpClient
 from rld.utils import interrupts
 from rld.utils.interrupts import Finishing, StopRequest, StopRequested, Waiting, stop_on_signals
+from tests.support.processes import free_port
 
 
 @pytest.fixture
@@ -36,10 +37,7 @@ def seconds_until_stopped(port: int) -> float:
 
 
 def test_a_server_that_is_away_does_not_keep_a_run_from_stopping(stop):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    assert seconds_until_stopped(port) < 5
+    assert seconds_until_stopped(free_port()) < 5
 
 
 def test_a_server_that_is_silent_does_not_keep_a_run_from_stopping(stop, monkeypatch):
