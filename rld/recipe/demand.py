@@ -8,8 +8,6 @@ from rld.recipe.hardware import Demand
 from rld.recipe.sizes import Sizes
 from rld.utils.flops import frozen_bytes, training_bytes
 
-_BFLOAT16 = 2
-
 
 def state_bytes(stage: Any, num_parameters: int) -> int:
     """Return the memory of a stage's student; beside an adapter, which does not count, its weights are only read."""
@@ -23,13 +21,13 @@ def sft_demand(stage: Any, num_parameters: int, sizes: Sizes) -> Demand:
     return Demand(state_bytes(stage, num_parameters), 0, activations)
 
 
-def distill_demand(stage: Any, num_parameters: int, frozen: int, sizes: Sizes) -> Demand:
+def distill_demand(stage: Any, num_parameters: int, teacher_bytes: int, sizes: Sizes) -> Demand:
     """Return the demand of a `distill` stage.
 
     Args:
         stage: The stage, a `Distill`.
         num_parameters: Parameters of the student.
-        frozen: Bytes of the teachers' weights in the training process.
+        teacher_bytes: Bytes of the teachers' weights in the training process.
         sizes: The sizes of the recipe.
     """
     skills, rollout, shape = stage.skills or sizes.skills, stage.rollout, sizes.shape(stage.student)
@@ -37,15 +35,15 @@ def distill_demand(stage: Any, num_parameters: int, frozen: int, sizes: Sizes) -
     num_completions = rollout.num_completions(sizes.num_labels.get(skill, 1) for skill in skills)
     num_sampled = 0 if stage.learns_labels else rollout.prompts * (num_completions - rollout.gold_completions)
     tokens = rollout.prompts * (prompt + num_completions * answer)
-    read = num_sampled * answer * (prompt + answer / 2)  # each token reads all those before it
+    num_reads = num_sampled * answer * (prompt + answer / 2)  # each token reads all those before it
     return Demand(
         state_bytes(stage, num_parameters),
-        frozen,
+        teacher_bytes,
         activation_bytes=shape.activation_bytes() * tokens / _num_micro_batches(stage),
         cache_bytes=shape.cache_bytes() * num_sampled * (prompt + answer),
         passes=stage.steps * sizes.max_new_tokens if num_sampled else 0,
-        pass_bytes=_BFLOAT16 * num_parameters,
-        read_bytes=stage.steps * shape.cache_bytes() * read,
+        pass_bytes=frozen_bytes(num_parameters, "bfloat16"),
+        read_bytes=stage.steps * shape.cache_bytes() * num_reads,
     )
 
 

@@ -27,12 +27,12 @@ def distill_flops(stage: Any, student: int, teachers: Mapping[str, int], sizes: 
     lengths, rollout = sizes.lengths(skills), stage.rollout
     num_completions = rollout.num_completions(sizes.num_labels.get(skill, 1) for skill in skills)
     num_sampled = 0 if stage.learns_labels else num_completions - rollout.gold_completions
-    completed = rollout.prompts * num_completions * lengths.answer
-    prompts = rollout.prompts * lengths.prompt
-    sampled = prompts + rollout.prompts * num_sampled * lengths.answer if num_sampled else 0.0
+    completion_tokens = rollout.prompts * num_completions * lengths.answer
+    prompt_tokens = rollout.prompts * lengths.prompt
+    sampled_tokens = prompt_tokens + rollout.prompts * num_sampled * lengths.answer if num_sampled else 0.0
     flops: dict[Account, float] = {
-        "generation": stage.steps * forward_flops(student, sampled),
-        "student": stage.steps * training_flops(student, prompts + completed),
+        "generation": stage.steps * forward_flops(student, sampled_tokens),
+        "student": stage.steps * training_flops(student, prompt_tokens + completion_tokens),
         "teachers": 0.0,
         "gate": 0.0,
         "answers": 0.0,
@@ -40,21 +40,21 @@ def distill_flops(stage: Any, student: int, teachers: Mapping[str, int], sizes: 
     }
     required = stage.controller.required_measurements
     num_ticks = stage.steps // stage.controller.decide_every
-    gold = required.gold_rows * len(skills) * (lengths.prompt + lengths.answer)
-    flops["student"] += num_ticks * forward_flops(student, gold)
+    gold_tokens = required.gold_rows * len(skills) * (lengths.prompt + lengths.answer)
+    flops["student"] += num_ticks * forward_flops(student, gold_tokens)
     if stage.target is not None:
         flops["student"] += num_ticks * transfer_flops(student, len(skills), len(stage.target), lengths)
     if stage.retain is not None:
         protected = stage.protected(sizes.skills)
         flops["retention"] = retention_flops(stage.retain, protected, student, sizes, stage.steps, num_ticks)
-    answered = rollout.prompts * (lengths.prompt + lengths.answer)
+    answer_tokens = rollout.prompts * (lengths.prompt + lengths.answer)
     for name, size in teachers.items():
         spec = stage.teachers[name]
         share = len(spec.skills) / len(skills) if spec.skills is not None else 1 / len(teachers)
-        flops["teachers"] += stage.steps * share * forward_flops(size, prompts + completed)
+        flops["teachers"] += stage.steps * share * forward_flops(size, prompt_tokens + completion_tokens)
         if stage.gate == "per_prompt" and not stage.learns_labels:
-            flops["gate"] += stage.steps * share * forward_flops(size, answered)
-        tried = num_completions if stage.learns_labels else 1
-        probed = len(skills) * spec.probe_prompts * (lengths.prompt + tried * lengths.answer)
-        flops["answers"] += forward_flops(size, probed)
+            flops["gate"] += stage.steps * share * forward_flops(size, answer_tokens)
+        num_tries = num_completions if stage.learns_labels else 1
+        probe_tokens = len(skills) * spec.probe_prompts * (lengths.prompt + num_tries * lengths.answer)
+        flops["answers"] += forward_flops(size, probe_tokens)
     return {account: round(number) for account, number in flops.items()}

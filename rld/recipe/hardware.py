@@ -81,9 +81,9 @@ class Cards:
 class Demand:
     """What a stage asks of cards beside operations, in bytes."""
 
-    state_bytes: float
+    state_bytes: int
     """Weights, gradients and moments of what is trained, which FSDP2 and ZeRO-3 divide among the cards."""
-    frozen_bytes: float
+    frozen_bytes: int
     """Weights of teachers in the training process, whole on each card."""
     activation_bytes: float
     """Activations of one forward and backward over a micro-batch, on all cards together."""

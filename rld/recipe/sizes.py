@@ -46,19 +46,17 @@ def parameters(config: Mapping[str, Any]) -> int | None:
     others: list[Any] = [c.get("head_dim"), c.get("num_key_value_heads")]
     if not all(isinstance(size, int) and 0 < size < 1 << 63 for size in (*sizes, *filter(None, others))):
         return None
-    (width, layers, heads, inner, vocabulary), (head, groups) = sizes, others
-    head = head or width // heads
-    queries, keys = heads * head, (groups or heads) * head
+    layers, width, inner, queries, keys, _ = Shape.of(c)
     attention = 2 * width * queries + 2 * width * keys
     if kind == "qwen2":
         attention += queries + 2 * keys
     elif c.get("attention_bias"):
         attention += queries + 2 * keys + width
     if kind == "qwen3":
-        attention += 2 * head  # the norms of queries and keys
+        attention += 2 * queries // c["num_attention_heads"]  # the norms of queries and keys
     feed_forward = 3 * width * inner + (2 * inner + width if c.get("mlp_bias") else 0)
     norms = (4 if kind == "gemma2" else 2) * width
-    embeddings = vocabulary * width * (1 if c.get("tie_word_embeddings") else 2)
+    embeddings = c["vocab_size"] * width * (1 if c.get("tie_word_embeddings") else 2)
     return int(layers * (attention + feed_forward + norms) + width + embeddings)
 
 

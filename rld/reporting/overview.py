@@ -145,14 +145,14 @@ def _stage(number: int, stage: AnyStage, cost: StageCost, skills: list[str], car
     return table
 
 
-def _on_cards(found: Estimate, cards: Cards) -> str:
+def _on_cards(total: Estimate, cards: Cards) -> str:
     """Say how long a stage takes on cards, what takes longest, and whether it fits."""
-    parts = ", ".join(f"{account} {duration(time)}" for account, time in found.seconds.items())
-    memory = f"{quantity(round(found.whole_bytes))}B of each card's {quantity(round(cards.card.memory))}B"
+    parts = ", ".join(f"{account} {duration(time)}" for account, time in total.seconds.items())
+    memory = f"{quantity(round(total.whole_bytes))}B of each card's {quantity(round(cards.card.memory))}B"
     if cards.number > 1:
-        memory += f", {quantity(round(found.sharded_bytes))}B with FSDP2 or ZeRO-3"
-    short = "" if found.sharded_bytes <= cards.card.memory else "; it does not fit: see docs/scaling.md"
-    return f"at least {duration(found.total_seconds)} ({parts}), most for {found.bottleneck}; {memory}{short}"
+        memory += f", {quantity(round(total.sharded_bytes))}B with FSDP2 or ZeRO-3"
+    short = "" if total.sharded_bytes <= cards.card.memory else "; it does not fit: see docs/scaling.md"
+    return f"at least {duration(total.total_seconds)} ({parts}), most for {total.bottleneck}; {memory}{short}"
 
 
 def duration(seconds: float) -> str:

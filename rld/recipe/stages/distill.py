@@ -12,7 +12,7 @@ from rld.controllers.capacity import CapacityRule
 from rld.controllers.gap import GapController
 from rld.controllers.retention_rule import RetentionRule
 from rld.recipe.controller_checks import check_controller, check_retention
-from rld.recipe.demand import distill_demand, state_bytes
+from rld.recipe.demand import distill_demand
 from rld.recipe.distill_cost import distill_flops
 from rld.recipe.document import Loc, RecipeProblem
 from rld.recipe.names import RecipeNames, check_member, items
@@ -278,7 +278,7 @@ class Distill(TrainingStage):
             return StageCost(student, teachers, None, None)
         frozen = {spec.base: frozen_bytes(counts[name], sizes.dtype(spec)) for name, spec in self.loaded.items()}
         demand = distill_demand(self, student, sum(frozen.values()), sizes)
-        num_bytes = state_bytes(self, student) + sum(frozen.values())
+        num_bytes = demand.state_bytes + demand.frozen_bytes
         return StageCost(student, teachers, num_bytes, distill_flops(self, student, counts, sizes), demand)
 
     def describe(self, cost: StageCost, skills: list[str]) -> list[tuple[str, str]]:

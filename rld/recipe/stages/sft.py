@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from rld.recipe.demand import sft_demand, state_bytes
+from rld.recipe.demand import sft_demand
 from rld.recipe.document import Loc, RecipeProblem
 from rld.recipe.names import RecipeNames, keys
 from rld.recipe.sizes import Sizes, StageCost, quantity
@@ -83,7 +83,7 @@ class Sft(TrainingStage):
             "answers": sum(forward_flops(size or 0, self.rows_in_use * row) for size in teachers),
         }
         demand = sft_demand(self, student, sizes)
-        return StageCost(student, {}, state_bytes(self, student), flops, demand)
+        return StageCost(student, {}, demand.state_bytes, flops, demand)
 
     def describe(self, cost: StageCost, skills: list[str]) -> list[tuple[str, str]]:
         adapter = ", a LoRA adapter" if self.lora is not None else ""
