@@ -72,14 +72,14 @@ def vllm_cautions(recipe: Recipe) -> Iterator[str]:
 def unreachable_rule_cautions(recipe: Recipe) -> Iterator[str]:
     """Yield a sentence, with its place, for each rule of a stage that its steps are too few for."""
     for stage in recipe.training_stages:
-        steps, every = stage.steps, stage.evaluate_every or stage.steps
+        steps, interval = stage.steps, stage.evaluate_every or stage.steps
         for rule in stage.stop.rules_of_scores:
             num_needed = stage.stop.scorings_needed(rule)
-            if num_needed * every >= steps:
-                needed = "one scoring" if num_needed == 1 else f"{num_needed} scorings"
+            if num_needed * interval >= steps:
+                count = "one scoring" if num_needed == 1 else f"{num_needed} scorings"
                 yield (
-                    f"{recipe.place('stages', stage.name, 'stop', rule)} can't end the stage early: it needs {needed}, "
-                    f"{every} steps apart (evaluate_every), and the stage has {steps} steps"
+                    f"{recipe.place('stages', stage.name, 'stop', rule)} can't end the stage early: it needs {count}, "
+                    f"{interval} steps apart (evaluate_every), and the stage has {steps} steps"
                 )
         if isinstance(stage, Distill) and stage.capacity is not None:
             num_ticks, decide_every = 2 * stage.capacity.window, stage.controller.decide_every

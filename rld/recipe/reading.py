@@ -101,14 +101,14 @@ def _sentence(error: Any, label: str) -> str:
     match kind:
         case "extra_forbidden":
             kinds = [kind for kind, fields in _fields_of_kinds(loc[:-1]).items() if loc[-1] in fields]
-            taken = f"; it is an option of kind: {' or '.join(kinds)}" if kinds else ""
-            return f"unknown key {label!r}{taken or hint(str(loc[-1]), _fields(loc[:-1]))}"
+            place = f"; it is an option of kind: {' or '.join(kinds)}" if kinds else ""
+            return f"unknown key {label!r}{place or hint(str(loc[-1]), _fields(loc[:-1]))}"
         case "missing":
             return f"{label!r} is required"
         case "union_tag_invalid":
-            return f"{label} cannot be {context['tag']!r}{hint(str(context['tag']), _tags(loc))}"
+            return f"{label} cannot be {context['tag']!r}{hint(str(context['tag']), _kinds(loc))}"
         case "union_tag_not_found":
-            return f"{label + '.' + context['discriminator'].strip(chr(39))!r} is required{hint('', _tags(loc))}"
+            return f"{label + '.' + context['discriminator'].strip(chr(39))!r} is required{hint('', _kinds(loc))}"
         case "literal_error":
             choices = re.findall(r"'([^']+)'", context["expected"])
             return f"{label} cannot be {shown(value)}{hint(str(value), choices)}"
@@ -136,16 +136,15 @@ def _fields(loc: Loc) -> list[str]:
 
 def _fields_of_kinds(loc: Loc) -> dict[str, list[str]]:
     """Return the keys of each kind that the union has of which `loc` is a member."""
-    mapping = _schema(loc[:-1]).get("discriminator", {}).get("mapping", {}) if loc else {}
-    definitions = _root_schema()["$defs"]
-    return {kind: list(definitions[ref.rsplit("/", 1)[-1]].get("properties", {})) for kind, ref in mapping.items()}
+    mapping = _kinds(loc[:-1]) if loc else {}
+    return {kind: list(_definition(ref).get("properties", {})) for kind, ref in mapping.items()}
 
 
 def _fields_of_members(loc: Loc) -> set[str]:
     """Return the keys of all members of the union at `loc`."""
-    node, definitions = _schema(loc), _root_schema()["$defs"]
-    members = [member.get("$ref", "").rsplit("/", 1)[-1] for member in node.get("oneOf", node.get("anyOf", []))]
-    return {field for member in members for field in definitions.get(member, {}).get("properties", {})}
+    node = _schema(loc)
+    references = [member["$ref"] for member in node.get("oneOf", node.get("anyOf", [])) if "$ref" in member]
+    return {field for reference in references for field in _definition(reference).get("properties", {})}
 
 
 def _form(loc: Loc, value: Any) -> str:
@@ -153,7 +152,7 @@ def _form(loc: Loc, value: Any) -> str:
     node, key = _schema(loc), loc[-1]
     if node.get("type") == "array" and isinstance(value, (str, int, float)):
         return f"; write {key}: [{value}]"
-    tags = _tags(loc)
+    tags = list(_kinds(loc))
     fields = node.get("properties", {})
     if tags:
         kind = nearest(value, tags) if isinstance(value, str) else None
@@ -175,7 +174,7 @@ def _example(node: dict[str, Any], value: Any) -> Any:
         return value
     for option in options:
         if "$ref" in option:
-            inner = _root_schema()["$defs"][option["$ref"].rsplit("/", 1)[-1]]
+            inner = _definition(option["$ref"])
             required = [f"{name}: {_example(inner['properties'][name], value)}" for name in inner.get("required", [])]
             return f"{{{', '.join(required)}}}"
     if isinstance(node.get("default"), (int, float, str)):
@@ -183,9 +182,10 @@ def _example(node: dict[str, Any], value: Any) -> Any:
     return next((option["type"].upper() for option in options if "type" in option), "VALUE")
 
 
-def _tags(loc: Loc) -> list[str]:
-    """Return the kinds that the union at `loc` has."""
-    return list(_schema(loc).get("discriminator", {}).get("mapping", {}))
+def _kinds(loc: Loc) -> dict[str, str]:
+    """Return the kinds that the union at `loc` has, each with the reference to its definition."""
+    mapping: dict[str, str] = _schema(loc).get("discriminator", {}).get("mapping", {})
+    return mapping
 
 
 @cache
@@ -193,10 +193,15 @@ def _root_schema() -> dict[str, Any]:
     return Recipe.model_json_schema()
 
 
+def _definition(reference: str) -> dict[str, Any]:
+    """Return the definition of the schema to which a reference such as `#/$defs/Sft` leads."""
+    node: dict[str, Any] = _root_schema()["$defs"][reference.rsplit("/", 1)[-1]]
+    return node
+
+
 def _schema(loc: Loc) -> dict[str, Any]:
     """Return the recipe's JSON schema at `loc`, a pydantic location that includes the names of union members."""
-    root = _root_schema()
-    node = root
+    node = _root_schema()
     for part in loc:
         if "oneOf" in node:
             members = {ref["$ref"].rsplit("/", 1)[-1]: ref for ref in node["oneOf"] if "$ref" in ref}
@@ -209,5 +214,5 @@ def _schema(loc: Loc) -> dict[str, Any]:
             node = node.get("properties", {}).get(part) or node.get("additionalProperties") or by_pattern
             node = next((option for option in node.get("anyOf", []) if option.get("type") != "null"), node)
         if "$ref" in node:
-            node = root["$defs"][node["$ref"].rsplit("/", 1)[-1]]
+            node = _definition(node["$ref"])
     return node

@@ -52,12 +52,11 @@ def files(kind: str) -> dict[str, Path]:
 
     The files of the kind `accelerate`, for `accelerate launch`, are in a folder of `recipes`.
     """
-    place, pattern = folder("recipes" if kind == "accelerate" else kind), "*.py"
-    if kind in ("recipes", "accelerate"):
-        pattern = "accelerate/*.yaml" if kind == "accelerate" else "**/*.yaml"
+    is_yaml = kind in ("recipes", "accelerate")
+    place, pattern = (folder("recipes"), "**/*.yaml") if is_yaml else (folder(kind), "*.py")
     paths = [path for path in sorted(place.glob(pattern)) if not path.stem.startswith("_")]
-    if kind == "recipes":
-        paths = [path for path in paths if path.parent.name != "accelerate"]
+    if is_yaml:
+        paths = [path for path in paths if (path.parent.name == "accelerate") == (kind == "accelerate")]
     return {path.relative_to(place).with_suffix("").as_posix(): path for path in paths}
 
 

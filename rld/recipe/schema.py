@@ -205,8 +205,8 @@ class Recipe(FrozenOptions):
         if any(stage.name == reference for stage in self.stages):
             return self.place("stages", reference)
         stages = [stage.model_dump() for stage in self.stages]
-        named = (loc for loc, value in walk(stages) if value == reference and loc[-1] != "name")
-        return self.place("stages", *next(named, ()))
+        locs = (loc for loc, value in walk(stages) if value == reference and loc[-1] != "name")
+        return self.place("stages", *next(locs, ()))
 
     @contextmanager
     def mistakes_at(self, place: str) -> Iterator[None]:
@@ -216,9 +216,9 @@ class Recipe(FrozenOptions):
         except RldError as error:
             if error.is_placed:
                 raise
-            placed = type(error)(f"{place}: {error}")
-            placed.is_placed = True
-            raise placed from error
+            placed_error = type(error)(f"{place}: {error}")
+            placed_error.is_placed = True
+            raise placed_error from error
 
     # -- what it says as a whole -------------------------------------------------------------------------------------
 
