@@ -12,6 +12,7 @@ from rld.data.formats import FORMATS, TEXT_FORMATS, hub, read_rows
 from rld.data.formats.files import other_files, require_plain, row_files
 from rld.data.formats.hub import HubRows
 from rld.data.items import Item
+from rld.data.listing import first_few
 from rld.data.row_kinds import QUESTION_ANSWER, RowReader
 from rld.data.row_kinds.fields import columns_named_in
 from rld.data.row_problems import RowProblems
@@ -40,18 +41,18 @@ def read_items(
         OSError: the temporary folder has no room for the items.
     """
     problems = RowProblems(skill, reader)
-    read = [_read(source, reader, problems) for source in sources]
+    rows_by_source = [(source, _read(source, reader, problems)) for source in sources]
     problems.settle(skips_bad_rows)
-    for source, rows in zip(sources, read, strict=True):
+    for source, rows in rows_by_source:
         if rows.absent:
             raise DataError(f"{source}: no row has a column {min(rows.absent)!r}, which skills.{skill}.columns names")
     separator = reader.options.get("document_separator")
-    if separator is not None and all(len(rows.items) <= rows.num_texts for rows in read):
+    if separator is not None and all(len(rows.items) <= rows.num_texts for _, rows in rows_by_source):
         raise DataError(
             f"skills.{skill}.document_separator: {separator!r} stands between no two documents of {sources[0]}; write "
             'it as it is there, a line break as "\\n" in double quotes, or leave it out'
         )
-    return [_by_level(source, rows) for source, rows in zip(sources, read, strict=True)]
+    return [_by_level(source, rows) for source, rows in rows_by_source]
 
 
 class _Rows(NamedTuple):
@@ -101,9 +102,10 @@ def _tell_of_left_out(source: Path | HubRows, empty: Sequence[Path]) -> None:
         ("without text", [file.relative_to(source) for file in empty]),
     ):
         if files:
-            listed = ", ".join([*map(str, files[:_MOST_WARNED]), *(["..."] if len(files) > _MOST_WARNED else [])])
             count = "1 file" if len(files) == 1 else f"{len(files):,} files"
-            warnings.warn(f"the folder {source} has {count} {what}, left out: {listed}", stacklevel=4)
+            warnings.warn(
+                f"the folder {source} has {count} {what}, left out: {first_few(files, _MOST_WARNED)}", stacklevel=4
+            )
 
 
 def _by_level(source: Path | HubRows, rows: _Rows) -> list[Sequence[Item]]:

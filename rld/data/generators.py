@@ -12,6 +12,7 @@ from typing import Any
 from rld.data.file_items import read_items
 from rld.data.formats.hub import HubRows
 from rld.data.items import Item, ItemFactory, ItemSource
+from rld.data.listing import first_and_number
 from rld.data.row_kinds import QUESTION_ANSWER, RowReader, labelled
 from rld.data.stored import Selection
 from rld.errors import DataError
@@ -42,16 +43,16 @@ def item_source(name: str, skill: Skill, folder: Path, *, skips_bad_rows: bool =
         ]
         return read_items(*paths, reader=reader, skill=name, skips_bad_rows=skips_bad_rows)
 
-    scored = [] if skill.held_out_source is None else [skill.held_out_source]
-    match skill:
-        case GeneratedSkill():
-            held_out = next(iter(read(scored, QUESTION_ANSWER)), None)
-            function = registry.load("generators", skill.generator, folder)
-            return ItemSource(_Generator(function, skill), len(skill.levels), held_out=held_out)
-        case ReasoningGymSkill():
-            held_out = next(iter(read(scored, QUESTION_ANSWER)), None)
-            return ItemSource(_ReasoningGym(skill), len(skill.levels), held_out=held_out)
-    levels, *rest = read([skill.source, *scored], skill.reader)  # together, so that all their problems are told
+    held_out_sources = [] if skill.held_out_source is None else [skill.held_out_source]
+    if isinstance(skill, GeneratedSkill | ReasoningGymSkill):
+        held_out = next(iter(read(held_out_sources, QUESTION_ANSWER)), None)
+        make: ItemFactory
+        if isinstance(skill, GeneratedSkill):
+            make = _Generator(registry.load("generators", skill.generator, folder), skill)
+        else:
+            make = _ReasoningGym(skill)
+        return ItemSource(make, len(skill.levels), held_out=held_out)
+    levels, *rest = read([skill.source, *held_out_sources], skill.reader)  # together, to tell all their problems
     held_out = next(iter(rest), None)
     if (
         held_out is None
@@ -94,10 +95,9 @@ def _items_with_labels(
     """
     unlabelled = [item.place for items in held_out or () for item in items if item.answer is None]
     if unlabelled:
-        rest = f" and {len(unlabelled) - 1} others" if len(unlabelled) > 1 else ""
         raise DataError(
-            f"skills.{name}.held_out: the row {unlabelled[0]}{rest} has no label, and a held-out row is scored by its "
-            "label; move such rows to those that are trained on"
+            f"skills.{name}.held_out: the row {first_and_number(unlabelled)} has no label, and a held-out row is "
+            "scored by its label; move such rows to those that are trained on"
         )
     answers = {item.answer for items in (*levels, *(held_out or ())) for item in items if item.answer is not None}
     unused = labelled.unused(skill.labels, answers)

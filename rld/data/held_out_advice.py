@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Sequence, Set
 
-from rld.data.items import Item, ItemSource
+from rld.data.items import Item, ItemSource, question_key
 
 
 def held_out_advice(
@@ -15,8 +15,7 @@ def held_out_advice(
     level: int,
     num_held_out: int,
     *,
-    key: Callable[[str], str],
-    taken: Set[str],
+    keys_of_others: Set[str],
     is_text: bool,
 ) -> str:
     """Return why no row of a level is left, and what to do.
@@ -26,8 +25,7 @@ def held_out_advice(
         source: The source of its items, which are of files.
         level: The level.
         num_held_out: Rows that are held out from the others.
-        key: Returns what two questions that are the same have in common.
-        taken: The keys of questions that other skills hold out.
+        keys_of_others: The keys of questions that other skills hold out.
         is_text: Whether the rows are documents.
     """
     needs_label = source.make_gold is not None
@@ -36,23 +34,23 @@ def held_out_advice(
         return not needs_label or item.answer is not None
 
     levels = source.levels or ()
-    questions = [{hash(key(item.question)) for item in items if may_be_held_out(item)} for items in levels]
+    questions = [{hash(question_key(item.question)) for item in items if may_be_held_out(item)} for items in levels]
     size = len(questions[level])
     place = f"skills.{skill}.held_out: {f'level {level}: ' * (len(levels) > 1)}"
     kind, example = ("document", "test.txt") if is_text else ("question", "test.jsonl")
-    labelled = " with a label" * needs_label
+    with_label = " with a label" * needs_label
     if source.held_out is not None:
         return f"{place}all {size} different {kind}s of its file are held-out {kind}s too; take them out of one"
     own_file = f"score on a file of its own, by held_out: {{file: {example}}}"
-    every = f"all {size} different {kind}s{labelled} of its file are held out"
-    hashes = {hash(question) for question in taken}
-    most = _most_held_out([some - hashes for some in questions])
-    if most > 0:
-        return f"{place}{every}; set held_out to at most {most} (now {num_held_out}), or {own_file}"
+    reason = f"all {size} different {kind}s{with_label} of its file are held out"
+    hashes = {hash(question) for question in keys_of_others}
+    maximum = _most_held_out([level_questions - hashes for level_questions in questions])
+    if maximum > 0:
+        return f"{place}{reason}; set held_out to at most {maximum} (now {num_held_out}), or {own_file}"
     if size > 1:
-        return f"{place}{every}, some by other skills; {own_file}"
+        return f"{place}{reason}, some by other skills; {own_file}"
     split = "hold out its end by a share, such as held_out: 0.1, set document_separator, or " * is_text
-    return f"{place}its file has a single {kind}{labelled}, to hold out or to train on; {split}{own_file}"
+    return f"{place}its file has a single {kind}{with_label}, to hold out or to train on; {split}{own_file}"
 
 
 def _most_held_out(questions: Sequence[Set[int]]) -> int:
@@ -65,13 +63,16 @@ def _most_held_out(questions: Sequence[Set[int]]) -> int:
         questions: The different questions of each level.
     """
     num_levels = len(questions)
-    counts = Counter(question for some in questions for question in some)
-    sizes = [(len(some), sum(counts[question] > 1 for question in some)) for some in questions]
+    counts = Counter(question for level_questions in questions for question in level_questions)
+    sizes = [
+        (len(level_questions), sum(counts[question] > 1 for question in level_questions))
+        for level_questions in questions
+    ]
 
     def is_too_many(num_held_out: int) -> bool:
         for level, (size, num_shared) in enumerate(sizes):
-            own = (num_held_out + num_levels - 1 - level) // num_levels
-            if own + min(num_held_out - own, num_shared) >= size:
+            num_own = (num_held_out + num_levels - 1 - level) // num_levels
+            if num_own + min(num_held_out - num_own, num_shared) >= size:
                 return True
         return False
 

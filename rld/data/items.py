@@ -1,8 +1,9 @@
-"""An item, that is a question with its answer, and the type of functions that make items."""
+"""An item, that is a question with its answer, what tells whether two are one, and the functions that make items."""
 
 from __future__ import annotations
 
 import random
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -37,3 +38,8 @@ class ItemSource(NamedTuple):
     """The items of a file of held-out rows, by level. None: rows are held out from the others."""
     make_gold: ItemFactory | None = None
     """Makes an item that has a gold answer, where labelled rows have none too. None: `make` does."""
+
+
+def question_key(question: str) -> str:
+    """Return a question up to white space and the form of accents: two that share it are one question."""
+    return " ".join(unicodedata.normalize("NFC", question).split())

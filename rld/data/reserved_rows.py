@@ -27,16 +27,16 @@ def reserved_rows(source: SkillRows, count: int) -> list[Row]:
         DataError: no level has three different rows.
     """
     rows = {_key(row): row for row in source.probe(_DRAWS_PER_ROW * count)}
-    left = Counter(row["level"] for row in rows.values())
-    left = Counter({level: number // 3 for level, number in left.items()})
-    reserved: list[Row] = []
+    num_rows, num_reserved = Counter(row["level"] for row in rows.values()), Counter[int]()
+    result: list[Row] = []
     for row in rows.values():
-        if left[row["level"]] and len(reserved) < count:
-            left[row["level"]] -= 1
-            reserved.append(row)
-    if not reserved:
+        level = row["level"]
+        if num_reserved[level] < num_rows[level] // 3 and len(result) < count:
+            num_reserved[level] += 1
+            result.append(row)
+    if not result:
         raise DataError(f"skill {source.skill!r}: too few rows to measure a target by a third of them; give it more")
-    return reserved
+    return result
 
 
 class WithoutRows:

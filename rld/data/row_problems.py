@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rld.data.formats.csv import NAMES_FIRST
+from rld.data.listing import first_few
 from rld.data.row_kinds import ROW_KINDS, RowReader
 from rld.data.row_kinds.fields import MissingColumn, columns_named_in
 from rld.data.row_kinds.labelled import UnknownLabel
@@ -117,9 +118,8 @@ class RowProblems:
                     counts[label] += problem.count
                     places.setdefault(label, problem.place)
                 case MissingColumn(column=column, record=record) if self._is_of_file(problem):
-                    names = [f"{name!r:.80}" for name in [*record][:_MOST_LISTED]]
-                    present = ", ".join([*names, *["..."][: len(record) - _MOST_LISTED]])
-                    yield f"{problem.file}: no row has a column {column!r}; the first row has {present}", problem.count
+                    columns = first_few((f"{name!r:.80}" for name in record), _MOST_LISTED)
+                    yield f"{problem.file}: no row has a column {column!r}; the first row has {columns}", problem.count
                 case _:
                     yield str(problem), problem.count
         if counts:
@@ -165,9 +165,8 @@ def _example(name: str, record: Mapping[str, Any]) -> str:
     likely = next(iter(conversations), None) or nearest(name, record)
     if likely is not None or not record:
         return f"columns: {{{name}: {likely or 'COLUMN':.80}}}"
-    listed = ", ".join(f"{column:.80}" for column in [*record][:_MOST_LISTED])
-    listed += ", ..." * (len(record) > _MOST_LISTED)
-    return f"columns: {{{name}: COLUMN}} with one of {listed}"
+    columns = first_few((f"{column:.80}" for column in record), _MOST_LISTED)
+    return f"columns: {{{name}: COLUMN}} with one of {columns}"
 
 
 def _are_messages(value: Any) -> bool:

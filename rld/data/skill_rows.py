@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import random
-import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any, NamedTuple
 from rld.data.generators import item_source
 from rld.data.held_out_advice import held_out_advice
 from rld.data.item_rows import row_of
-from rld.data.items import Item, ItemSource
+from rld.data.items import Item, ItemSource, question_key
+from rld.data.listing import first_few
 from rld.data.pieces import Cut, Pieces
 from rld.data.stored import Selection
 from rld.errors import DataError
@@ -88,9 +88,9 @@ def skill_rows(
 
 def _tell_of_repeated(skill: str, places: list[str]) -> None:
     if places:
-        listed = ", ".join([*places[:_MOST_WARNED], *(["..."] if len(places) > _MOST_WARNED else [])])
         rows = "1 row is" if len(places) == 1 else f"{len(places)} rows are"
-        text = f"{rows} neither trained on nor scored, because a held-out row has the same question: {listed}"
+        text = f"{rows} neither trained on nor scored, because a held-out row has the same question: "
+        text += first_few(places, _MOST_WARNED)
         warnings.warn(f"skill '{skill}': {text}", stacklevel=1)  # one place, so that it is shown once
 
 
@@ -182,10 +182,9 @@ class SkillRows:
     @property
     def _num_gold(self) -> int:
         """The number of rows of the skill's file that may be held out: of labelled rows, those that have a label."""
-        levels = self._source.levels or ()
         if self._source.make_gold is None:
-            return sum(map(len, levels))
-        return sum(item.answer is not None for items in levels for item in items)
+            return self.num_rows or 0
+        return sum(item.answer is not None for items in self._source.levels or () for item in items)
 
     def examples(self, count: int) -> list[PlacedRow]:
         """Return rows that the skill may draw: those of its files, or held-out rows and `count` others.
@@ -305,9 +304,15 @@ class SkillRows:
                 f"{num_refused}, and the others were already held out; bad_rows: refuse says what is wrong with them"
             )
         if self._source.levels is not None:
-            taken = self._taken - {key for _, key in self._moved}
-            settings: dict[str, Any] = {"key": question_key, "taken": taken, "is_text": self.is_text}
-            raise DataError(held_out_advice(self.skill, self._source, level, self._num_held_out, **settings))
+            advice = held_out_advice(
+                self.skill,
+                self._source,
+                level,
+                self._num_held_out,
+                keys_of_others=self._taken - {key for _, key in self._moved},
+                is_text=self.is_text,
+            )
+            raise DataError(advice)
         raise DataError(
             f"{place}: too few different questions; {_MOST_TRIES} in a row were already held out. Lower held_out (now "
             f"{self._num_held_out}), or make the level larger or leave it out"
@@ -341,8 +346,3 @@ class SkillRows:
     def row(self, item: Item, level: int) -> Row:
         """Return the row of an item of a level."""
         return row_of(item, self._prompts, self.skill, level=level)
-
-
-def question_key(question: str) -> str:
-    """Return a question up to white space and the form of accents: two that share it are one question."""
-    return " ".join(unicodedata.normalize("NFC", question).split())

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rld.data.listing import first_few
 from rld.data.skill_rows import NUM_EXAMPLES, SkillRows, skill_rows
 from rld.pipeline.gold_answers import gold_rewards
 from rld.pipeline.label_summary import LabelSummary, label_notes, label_summaries, model_encoders
@@ -74,7 +75,7 @@ def check_recipe(recipe: Recipe, source: Path, deep: bool = False) -> CheckResul
     absent = absent_models(recipe, source.parent)
     if absent:
         notes.append(f"not on this machine, and checked when `rld train` has them: {', '.join(absent)}")
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as row_warnings:
         warnings.simplefilter("always")
         sources = None if recipe.bad_rows == "skip" else skill_rows(recipe, source.parent)
     reason = "bad_rows: skip" if sources is None else reason_to_ask_libraries(recipe, source, sources)
@@ -87,8 +88,8 @@ def check_recipe(recipe: Recipe, source: Path, deep: bool = False) -> CheckResul
         sources, encoder = run.skill_rows, None if absent else run.models.encoder(recipe.stages[0].origin)[0]
         encoders = model_encoders(recipe, run.models) if recipe.labels and not absent else {}
         notes.append(f"asked TRL, PEFT and transformers{'' if deep else f', because of {reason}'}")
-    else:  # otherwise the rows are read again, and told of then
-        for warning in told:
+    else:  # otherwise the rows are read again, and the warnings shown then
+        for warning in row_warnings:
             warnings.warn(warning.message, stacklevel=2)
     characters_per_token = _CHARACTERS_PER_TOKEN if absent else 1.0  # a new model has a tokenizer of characters
     summaries = [
@@ -182,9 +183,7 @@ def _unpaid_gold_answers(recipe: Recipe, folder: Path, sources: Mapping[str, Ski
         unpaid = [(example, reward) for example, reward in pairs if reward is not None and reward < least - _ROUNDING]
         if unpaid:
             (_, row), reward = unpaid[0]
-            lines = ", ".join(
-                [example.place for example, _ in unpaid[:_MOST_LINES]] + ["..."][: len(unpaid) - _MOST_LINES]
-            )
+            lines = first_few((example.place for example, _ in unpaid), _MOST_LINES)
             yield (
                 f"skill '{skill}': the verifier {spec.use} gives the gold answer {row['answer']!r:.60} {reward:g}; "
                 f"of the first {len(examples)} gold answers {len(unpaid)} are not correct for it ({lines})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rld.data.listing import first_and_number
 from rld.errors import DataError
 from rld.pipeline.plain_recipe import absent_models
 from rld.pipeline.reward_probe import probe_judge
@@ -54,9 +55,8 @@ def _require_gold_answers(run: RunContext) -> None:
         scores = run.recipe.skills[name].scores_of_gold_answers
         places = [placed.place for placed in source.placed_held_out() if scores and not placed.row["answer"]]
         if places:
-            rest = f" and {len(places) - 1} others" if len(places) > 1 else ""
             with run.recipe.mistakes_at(run.recipe.place("skills", name, "scores")):
                 raise DataError(
-                    f"{scores[0]} needs gold answers, and the held-out row {places[0]}{rest} has none; hold out rows "
-                    "that have them, by held_out: {file: ...}, or name other scores"
+                    f"{scores[0]} needs gold answers, and the held-out row {first_and_number(places)} has none; hold "
+                    "out rows that have them, by held_out: {file: ...}, or name other scores"
                 )

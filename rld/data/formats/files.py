@@ -68,8 +68,8 @@ def other_files(path: Path) -> list[Path]:
     Raises:
         ValueError: as `row_files`.
     """
-    read = {*row_files(path)}
-    return [file.relative_to(path) for file in _files_below(path) if file not in read]
+    row_paths = {*row_files(path)}
+    return [file.relative_to(path) for file in _files_below(path) if file not in row_paths]
 
 
 def _files_below(folder: Path) -> list[Path]:

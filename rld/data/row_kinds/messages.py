@@ -131,14 +131,14 @@ def _tool_call(call: dict[str, Any], place: str) -> dict[str, Any]:
     if not isinstance(arguments, str):
         return call
     try:
-        read = json.loads(arguments)
+        mapping = json.loads(arguments)
     except ValueError:
-        read = None
-    if not isinstance(read, dict):
+        mapping = None
+    if not isinstance(mapping, dict):
         raise ValueError(
             f"{place} calls {call.get('name')!r:.80} with arguments that are no JSON object: {arguments!r:.80}"
         )
-    return {**call, "arguments": read}
+    return {**call, "arguments": mapping}
 
 
 def with_system(messages: Sequence[Message], fields: Fields) -> list[Message]:
