@@ -42,7 +42,7 @@ def require_installed(run: RunContext) -> None:
     for stage in run.recipe.training_stages:
         if stage.trainer.get("use_vllm"):
             with run.mistakes_in(stage, "trainer"):
-                vllm_rollouts.require_installed()
+                vllm_rollouts.require_vllm()
 
 
 def _require_gold_answers(run: RunContext) -> None:

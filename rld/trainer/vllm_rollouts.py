@@ -16,11 +16,12 @@ import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
+import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rld.errors import ModelError, RecipeError, SystemFailure
+from rld.errors import ModelError, RecipeError, RldError, SystemFailure
 from rld.losses.feature_matching import PROJECTIONS
 from rld.trainer.rld_config import RLDConfig
 
@@ -28,7 +29,7 @@ Sampled: TypeAlias = tuple[list[list[int]], list[list[float | None]]]
 """The token ids of each completion, and their log-probabilities; None where one is unknown."""
 
 
-def require_installed() -> None:
+def require_vllm() -> None:
     """Refuse to train where vLLM is not installed.
 
     Raises:
@@ -51,7 +52,7 @@ def require_possible(model: str | PreTrainedModel) -> None:
         RecipeError: vLLM is not installed.
         ModelError: the student is in no file from which vLLM could load it.
     """
-    require_installed()
+    require_vllm()
     if not isinstance(model, str) and not model.config._name_or_path:
         raise ModelError("use_vllm: vLLM loads the student from its folder or hub id, and this model has none; save it")
 
@@ -85,6 +86,8 @@ def sampled(generate: Callable[[], Sampled], args: RLDConfig) -> Sampled:
         return generate()
     try:
         return generate()
+    except (RldError, torch.OutOfMemoryError):  # of this process
+        raise
     except Exception as error:  # TRL raises `Exception` itself where the server refuses
         address = args.vllm_server_base_url or f"{args.vllm_server_host}:{args.vllm_server_port}"
         reason = " ".join(str(error).split())[:300]

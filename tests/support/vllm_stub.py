@@ -123,7 +123,7 @@ class Client(Engine):
 
 def install(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
     """Let TRL find this vLLM; the server's model comes from `folder`."""
-    monkeypatch.setattr(vllm_rollouts, "require_installed", lambda: None)
+    monkeypatch.setattr(vllm_rollouts, "require_vllm", lambda: None)
     monkeypatch.setattr(vllm_generation, "is_vllm_available", lambda: True)
     monkeypatch.setattr(vllm_generation, "LLM", LLM, raising=False)
     monkeypatch.setattr(vllm_generation, "SamplingParams", SamplingParams, raising=False)
