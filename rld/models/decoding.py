@@ -38,7 +38,7 @@ class Completion(NamedTuple):
 def go_on(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    begun: Sequence[tuple[list[int], list[int]]],
+    beginnings: Sequence[tuple[list[int], list[int]]],
     *,
     ends: Collection[int],
     max_new_tokens: int,
@@ -49,7 +49,7 @@ def go_on(
     """Decode completions whose first tokens are known, `batch_size` at a time.
 
     Args:
-        begun: Each prompt and the first tokens of its completion, which are fewer than `max_new_tokens`.
+        beginnings: Each prompt and the first tokens of its completion, which are fewer than `max_new_tokens`.
         ends: As of `complete`.
         max_new_tokens: Greatest length of a completion, the first tokens included.
         sampling: How tokens are sampled. None: greedily.
@@ -62,8 +62,8 @@ def go_on(
         NonFiniteError: the model's logits are NaN.
     """
     completions = list[Completion]()
-    for start in range(0, len(begun), batch_size):
-        batch = begun[start : start + batch_size]
+    for start in range(0, len(beginnings), batch_size):
+        batch = beginnings[start : start + batch_size]
         longest = max_new_tokens - min(len(first) for _, first in batch)
         config = _greedy(model, tokenizer, ends, longest)
         processors = [] if sampling is None else [_Sampler(sampling, batch)]
@@ -78,9 +78,9 @@ def go_on(
 class _Sampler(LogitsProcessor):
     """Samples one token per row, by masking all others."""
 
-    def __init__(self, sampling: SeededSampling, begun: Sequence[tuple[list[int], list[int]]]) -> None:
+    def __init__(self, sampling: SeededSampling, beginnings: Sequence[tuple[list[int], list[int]]]) -> None:
         self._sampling = sampling
-        self._draws = [itertools.islice(sampling.draws(prompt), len(first), None) for prompt, first in begun]
+        self._draws = [itertools.islice(sampling.draws(prompt), len(first), None) for prompt, first in beginnings]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         tokens_B = self._sampling.tokens(scores, [next(draws) for draws in self._draws])

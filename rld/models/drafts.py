@@ -102,17 +102,16 @@ class ReadDrafts:
             ]
         )
         states_NH = torch.cat([self._states[i] for i in numbers])
-        head, tokens, has_nan = LMHead.of(self._model), list[int](), None
+        head, parts, has_nan = LMHead.of(self._model), list[Tensor](), None
         for chunk in token_chunks(len(states_NH), len(head.weight), _MAX_LOGITS):
             logits_nV = head.logits(states_NH[chunk]).float()  # the precision in which `generate` chooses
             is_nan = logits_nV.isnan().any()
             has_nan = is_nan if has_nan is None else has_nan | is_nan
-            tokens_n = logits_nV.argmax(-1) if sampling is None else sampling.tokens(logits_nV, draws[chunk])
-            tokens += tokens_n.tolist()
+            parts.append(logits_nV.argmax(-1) if sampling is None else sampling.tokens(logits_nV, draws[chunk]))
         require_no_nan(self._model, has_nan, self._name)
-        remaining = iter(tokens)
-        chosen = [[next(remaining) for _ in self._drafts[i]] for i in numbers]
-        return [_until_they_differ(ids, self._drafts[i], ends) for i, ids in zip(numbers, chosen, strict=True)]
+        drafts = [self._drafts[i] for i in numbers]
+        choices = torch.cat(parts).cpu().split([len(draft) for draft in drafts])
+        return [_until_they_differ(ids_T.tolist(), draft, ends) for ids_T, draft in zip(choices, drafts, strict=True)]
 
 
 def _until_they_differ(chosen: list[int], draft: list[int], ends: Collection[int]) -> list[int]:

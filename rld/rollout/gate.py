@@ -278,7 +278,8 @@ class TeacherGate:
         if not resampled:
             return {}
         assert self.resampling_temperature is not None
-        numbers, sampling = [list(new).index(key) for key in resampled], SeededSampling(0, self.resampling_temperature)
+        numbers = [i for i, key in enumerate(new) if key in resampled]  # in the same order
+        sampling = SeededSampling(0, self.resampling_temperature)
         second = dict(zip(resampled, answers.verdicts(numbers, sampling), strict=True))
         for key, row in resampled.items():
             # No count over all processes will have it, and the skill should not be asked for ever.

@@ -65,14 +65,12 @@ class TeacherAnswers:
         self._golds = [(gold if end is None else [*gold, end])[:max_new_tokens] for _, gold in encoded]
         self._readable = set(readable(model, self._prompts, max_new_tokens, name))
         thinks = encoder.thinking is not None  # before it gives the gold answer
-        drafted = [i for i in sorted(self._readable) if has_draft[i] and self._golds[i] and not thinks]
-        self._place = {i: place for place, i in enumerate(drafted)}
+        numbers = [i for i in sorted(self._readable) if has_draft[i] and self._golds[i] and not thinks]
+        self._place = {i: place for place, i in enumerate(numbers)}
         """For each row with a draft its place among the drafts."""
-        self._drafts: ReadDrafts | None = None
-        if drafted:
-            prompts, drafts = [self._prompts[i] for i in drafted], [self._golds[i] for i in drafted]
-            self._drafts = ReadDrafts(model, prompts, drafts, name=name)
-        self.num_tokens = 0 if self._drafts is None else self._drafts.num_tokens
+        prompts, drafts = [self._prompts[i] for i in numbers], [self._golds[i] for i in numbers]
+        self._drafts = ReadDrafts(model, prompts, drafts, name=name)
+        self.num_tokens = self._drafts.num_tokens
         """Tokens that the teacher has read and written."""
 
     def verdicts(self, numbers: Sequence[int], sampling: SeededSampling | None = None) -> list[Verdict]:
@@ -84,48 +82,45 @@ class TeacherAnswers:
             numbers: The indices of the rows.
             sampling: How answers are sampled. None: they are greedy.
         """
-        begun = self._begun(numbers, sampling)
-        known = {i: ids for i, ids in begun.items() if self._is_whole(ids) or i not in self._readable}
-        lost = self._lost({i: ids for i, ids in begun.items() if i not in known})
-        pending = [i for i in begun if i not in known and i not in lost]
-        for i, completion in zip(pending, self._decode(pending, begun, sampling), strict=True):
-            known[i] = completion.ids
-        rows, answers = [self._rows[i] for i in known], [self._without_end(ids) for ids in known.values()]
-        rewards = rewards_of(self._encoder, rows, self._encoder.decode(answers), self._verify) if known else []
-        verdicts = {i: Verdict(False, False) for i in lost}
-        for i, answer, reward in zip(known, answers, rewards, strict=True):
+        beginnings = self._beginnings(numbers, sampling)
+        answers = {i: ids for i, ids in beginnings.items() if self._is_whole(ids) or i not in self._readable}
+        wrong = self._wrong({i: ids for i, ids in beginnings.items() if i not in answers})
+        undecided = [i for i in beginnings if i not in answers and i not in wrong]
+        for i, completion in zip(undecided, self._decode(undecided, beginnings, sampling), strict=True):
+            answers[i] = completion.ids
+        rows, bare = [self._rows[i] for i in answers], [self._without_end(ids) for ids in answers.values()]
+        rewards = rewards_of(self._encoder, rows, self._encoder.decode(bare), self._verify) if answers else []
+        verdicts = {i: Verdict(False, False) for i in wrong}
+        for i, ids, reward in zip(answers, bare, rewards, strict=True):
             is_correct = None if reward is None else is_success(reward)
-            verdicts[i] = Verdict(is_correct, answer == self._without_end(self._golds[i]))
+            verdicts[i] = Verdict(is_correct, ids == self._without_end(self._golds[i]))
         return [verdicts[i] for i in numbers]
 
-    def _begun(self, numbers: Sequence[int], sampling: SeededSampling | None) -> dict[int, list[int]]:
+    def _beginnings(self, numbers: Sequence[int], sampling: SeededSampling | None) -> dict[int, list[int]]:
         """Return the first tokens of each answer, as far as the drafts tell them."""
-        begun: dict[int, list[int]] = {i: [] for i in numbers}
-        drafted = [i for i in numbers if i in self._place]
-        if self._drafts is not None:
-            agreed = self._drafts.agreed([self._place[i] for i in drafted], self._ends, sampling)
-            begun |= dict(zip(drafted, agreed, strict=True))
-        return begun
+        with_draft = [i for i in numbers if i in self._place]
+        beginnings = self._drafts.agreed([self._place[i] for i in with_draft], self._ends, sampling)
+        return {i: list[int]() for i in numbers} | dict(zip(with_draft, beginnings, strict=True))
 
     def _is_whole(self, ids: list[int]) -> bool:
         return len(ids) == self._max_new_tokens or self._without_end(ids) != ids
 
-    def _lost(self, begun: dict[int, list[int]]) -> set[int]:
+    def _wrong(self, beginnings: dict[int, list[int]]) -> set[int]:
         """Return the rows whose answers are wrong whatever follows their first tokens."""
-        begun = {i: ids for i, ids in begun.items() if ids}
-        texts = self._encoder.decode_beginning(list(begun.values())) if begun else []
-        lost = rejected(self._verify, [self._rows[i] for i in begun], texts, list(begun.values()))
-        return {i for i, is_lost in zip(begun, lost, strict=True) if is_lost}
+        beginnings = {i: ids for i, ids in beginnings.items() if ids}
+        texts = self._encoder.decode_beginning(list(beginnings.values())) if beginnings else []
+        flags = rejected(self._verify, [self._rows[i] for i in beginnings], texts, list(beginnings.values()))
+        return {i for i, is_wrong in zip(beginnings, flags, strict=True) if is_wrong}
 
     def _decode(
-        self, numbers: Sequence[int], begun: dict[int, list[int]], sampling: SeededSampling | None
+        self, numbers: Sequence[int], beginnings: dict[int, list[int]], sampling: SeededSampling | None
     ) -> list[Completion]:
         """Return answers that go on from their first tokens."""
-        order = sorted(numbers, key=lambda i: len(self._prompts[i]) + len(begun[i]))  # for little padding
+        order = sorted(numbers, key=lambda i: len(self._prompts[i]) + len(beginnings[i]))  # for little padding
         completions = go_on(
             self._model,
             self._encoder.tokenizer,
-            [(self._prompts[i], begun[i]) for i in order],
+            [(self._prompts[i], beginnings[i]) for i in order],
             ends=self._ends,
             max_new_tokens=self._max_new_tokens,
             sampling=sampling,
