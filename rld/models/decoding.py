@@ -23,7 +23,7 @@ from transformers import (
 
 from rld.errors import NonFiniteError
 from rld.models.sampling import SeededSampling
-from rld.models.self_check import non_finite_weight
+from rld.models.self_check import evaluating, non_finite_weight
 
 
 class Completion(NamedTuple):
@@ -125,15 +125,12 @@ def end_tokens(model: PreTrainedModel) -> list[int]:
 @contextmanager
 def _generating(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
     """Set a model up for generation, and restore it."""
-    training = model.training
-    model.eval()
     hook = contiguous_head_input(model)
     try:
-        with torch.inference_mode(), only_generation_config(model, config):
+        with evaluating(model), torch.inference_mode(), only_generation_config(model, config):
             yield
     finally:
         hook.remove()
-        model.train(training)
 
 
 @contextmanager

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rld.models.self_check import evaluating
+
 _KNOWN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-2}
@@ -308,16 +310,12 @@ def _self_check(model: PreTrainedModel, layout: PromptSharingLayout) -> str | No
     changed_BS[0, 4:] = (changed_BS[0, 4:] + 1) % vocabulary
     real_BS = torch.ones(3, 8, dtype=torch.bool)
     real_BS[1, 6:], real_BS[2, 0] = False, False
-    training = model.training
-    model.eval()
     try:
-        with torch.autocast(model.device.type, enabled=False):
+        with evaluating(model), torch.autocast(model.device.type, enabled=False):
             shared, changed = (_shared_states(model, layout, ids, real_BS) for ids in (ids_BS, changed_BS))
             alone = [_states(model, {"input_ids": ids[real][None]}) for ids, real in zip(ids_BS, real_BS, strict=True)]
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
         return f"it can't read a shared row: {str(error).strip().splitlines()[0]}"
-    finally:
-        model.train(training)
     expected = torch.cat([states[0, real[:4].sum() - 1 : -1] for states, real in zip(alone, real_BS, strict=True)])
     spread = (expected - expected.mean(0)).double().norm()
     tolerance = _TOLERANCE.get(expected.dtype, _HALF_PRECISION_TOLERANCE) * spread

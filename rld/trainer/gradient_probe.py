@@ -27,6 +27,7 @@ from rld.models.backbone import hidden_states
 from rld.models.heads import LMHead
 from rld.models.prompt_sharing import PromptSharingLayout
 from rld.models.prompting import PromptEncoder
+from rld.models.self_check import evaluating
 from rld.rollout.batch import RolloutBatch
 from rld.rollout.gold import gold_completions
 from rld.trainer.gradient_sketch import SKETCH_SIZE, gradient_stats, likelihood_gradient, random_signs, sketch
@@ -216,15 +217,13 @@ class GoldAnswerGradients:
         """Sketch each skill's gradient, summed over the answers of this process, `[K, D]`."""
         share = slice(self._accelerator.process_index, None, self._accelerator.num_processes)
         total_KD = signs_2HD.new_zeros(len(skills), SKETCH_SIZE, dtype=torch.float64)
-        training = student.training
-        student.eval()
-        for k, skill in enumerate(skills):
-            texts = self._texts.get(skill, [])[share]
-            if texts:
-                hidden_NH, targets_N = _answer_states(student, texts)
-                gradient_NH = likelihood_gradient(LMHead.of(student).detach(), hidden_NH, targets_N)
-                total_KD[k] = sketch(hidden_NH, gradient_NH, signs_2HD).double().sum(0)
-        student.train(training)
+        with evaluating(student):
+            for k, skill in enumerate(skills):
+                texts = self._texts.get(skill, [])[share]
+                if texts:
+                    hidden_NH, targets_N = _answer_states(student, texts)
+                    gradient_NH = likelihood_gradient(LMHead.of(student).detach(), hidden_NH, targets_N)
+                    total_KD[k] = sketch(hidden_NH, gradient_NH, signs_2HD).double().sum(0)
         return total_KD
 
 

@@ -27,6 +27,7 @@ from rld.models import generation
 from rld.models.backbone import hidden_states
 from rld.models.heads import LMHead
 from rld.models.prompt_sharing import PromptSharingLayout
+from rld.models.self_check import evaluating
 from rld.trainer.student_forward import RecordingStudent, StudentInputs
 from rld.utils.tensors import pad_prompts_and_completions
 
@@ -84,17 +85,15 @@ def sample_examples(
     completions = generation.sample(model, tokenizer, prompts, ends=ends, max_new_tokens=max_new_tokens, seed=seed)
     rows = list(zip(prompts, completions, strict=True))
     ids_BS, attention_BS, mask_BT = (x.to(backbone.device) for x in pad_prompts_and_completions(rows))
-    training = backbone.training
-    backbone.eval()
-    hidden_BTH = hidden_states(
-        backbone,
-        ids_BS,
-        attention_BS,
-        num_tokens=mask_BT.shape[1],
-        rows_per_forward=len(rows),
-        layout=PromptSharingLayout.unshared(backbone),
-    ).last_BTH
-    backbone.train(training)
+    with evaluating(backbone):
+        hidden_BTH = hidden_states(
+            backbone,
+            ids_BS,
+            attention_BS,
+            num_tokens=mask_BT.shape[1],
+            rows_per_forward=len(rows),
+            layout=PromptSharingLayout.unshared(backbone),
+        ).last_BTH
     return [
         ReplayExample(skill, prompt, completion, hidden_TH[: len(completion)].cpu())
         for skill, prompt, completion, hidden_TH in zip(skills, prompts, completions, hidden_BTH, strict=True)
