@@ -140,12 +140,12 @@ def context_length(config: PretrainedConfig) -> int | None:
 def non_finite_weight(model: nn.Module) -> str | None:
     """Return the name of the first weight that has a value that is not finite; None if there is none."""
     weights = [(name, weight) for name, weight in model.named_parameters() if weight.is_floating_point()]
-    finite = [_own_part(weight).detach().isfinite().all() for _, weight in weights]
+    finite = [own_part(weight).detach().isfinite().all() for _, weight in weights]
     flags = torch.stack([flag.cpu() for flag in finite]).tolist() if finite else []
     return next((name for (name, _), flag in zip(weights, flags, strict=True) if not flag), None)
 
 
-def _own_part(weight: Any) -> Tensor:
+def own_part(weight: Any) -> Tensor:
     """Return what this process holds of a weight: its part under FSDP2 and ZeRO-3, else all of it."""
     part: Tensor = weight.to_local() if isinstance(weight, DTensor) else getattr(weight, "ds_tensor", weight)
     return part

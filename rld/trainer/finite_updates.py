@@ -11,11 +11,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
 from rld.errors import DivergedError
-from rld.models.self_check import non_finite_weight
+from rld.models.heads import whole
+from rld.models.self_check import non_finite_weight, own_part
 from rld.trainer.launch import CheckedLaunch
 from rld.trainer.skipped_batch import save_batch
 from rld.types import Event
@@ -43,8 +43,8 @@ class FiniteUpdates(CheckedLaunch):
 
     _update_loss: Tensor | None = None
     """The sum of the losses of an update's micro-batches so far."""
-    skipped_for: str | None = None
-    """Why the update in progress is skipped."""
+    is_skipped = False
+    """Whether the update in progress is skipped."""
     num_skipped = 0
     """Updates that were skipped, in a row; a checkpoint has their number."""
 
@@ -75,18 +75,16 @@ class FiniteUpdates(CheckedLaunch):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
-        if norm is not None and self.accelerator.scaler is None and self.skipped_for is None:
-            value = torch.as_tensor(norm)
-            if isinstance(value, DTensor):  # FSDP2 has a share of it on each process
-                value = value.full_tensor()
+        if norm is not None and self.accelerator.scaler is None and not self.is_skipped:
+            value = whole(torch.as_tensor(norm))  # FSDP2 has a share of it on each process
             if not _is_finite_everywhere(value, self.accelerator):
                 self._skip(f"the gradient's norm is {value.item()}")
-        if self.skipped_for is None:
+        if not self.is_skipped:
             self.num_skipped = 0
         elif self.accelerator.scaler is None:  # a scaler would look for the gradients, and skips the update itself
             assert self.optimizer is not None
             self.optimizer.zero_grad(set_to_none=True)  # an optimizer leaves parameters without gradient as they are
-        self.skipped_for = None
+        self.is_skipped = False
         self._micro_batches.clear()
         return norm
 
@@ -101,13 +99,13 @@ class FiniteUpdates(CheckedLaunch):
         Raises:
             DivergedError: it is the third in a row, or to skip it does not help.
         """
-        error = self._non_finite(problem)
-        self.num_skipped += 1
         # Only the process that holds a part of a weight sees that it is not finite, and all have to go on or stop.
-        is_sound, _ = _soundness(self.model, self.accelerator)
+        is_sound, weight = _soundness(self.model, self.accelerator)
+        error = self._non_finite(problem, weight)
+        self.num_skipped += 1
         can_go_on = is_sound and self.accelerator.distributed_type != DistributedType.DEEPSPEED
         if can_go_on and self.num_skipped < _MAX_SKIPPED:
-            self.skipped_for = problem
+            self.is_skipped = True
             tell(f"{error}; this update is skipped")
             measured = f"{problem}{self._cause()}; {self.num_skipped} in a row"
             rule = f"{_MAX_SKIPPED} in a row stop the training"
@@ -130,8 +128,7 @@ class FiniteUpdates(CheckedLaunch):
         """Return the terms of the update's loss that are not finite, as far as the trainer knows them."""
         return []
 
-    def _non_finite(self, problem: str) -> DivergedError:
-        weight = non_finite_weight(self.accelerator.unwrap_model(self.model))
+    def _non_finite(self, problem: str, weight: str | None = None) -> DivergedError:
         advice = _ADVICE if weight is None else f"the student's weight {weight} is not finite; start from a sound model"
         return DivergedError(f"update {self.state.global_step + 1}: {problem}{self._cause()}; {advice}")
 
@@ -170,8 +167,7 @@ def _sum_of_zeros(optimizer: Any, accelerator: Accelerator) -> Tensor:
     for state in optimizer.state.values():
         for value in state.values():
             if isinstance(value, Tensor) and value.is_floating_point():
-                part = getattr(value, "to_local", lambda value=value: value)()  # of a tensor that processes share
-                total += (part.detach() * 0).sum().to(total)
+                total += (own_part(value).detach() * 0).sum().to(total)
     return total
 
 

@@ -261,9 +261,9 @@ class RLDTrainer(GRPOHooks):
         batch, student, training = micro_batch.batch, micro_batch.recorded, self.model.training
         loss = policy_loss
         if training:
-            sizes = torch.tensor([student.result.num_padding or 0, student.num_computed])
-            self._joint_loss.count(batch, student.num_computed, student.result.num_padding or 0)
-            self.loss_means.add("padding", sizes[0], sizes[1])
+            num_padding = student.result.num_padding or 0
+            self._joint_loss.count(batch, student.num_computed, num_padding)
+            self.loss_means.add("padding", torch.tensor(num_padding), torch.tensor(student.num_computed))
             if self.retention is not None:
                 loss = self._with_replay(loss, self.retention, model)
         num_parts = self.current_gradient_accumulation_steps if training else None
@@ -292,7 +292,7 @@ class RLDTrainer(GRPOHooks):
     def _finish_update(self) -> dict[str, float]:
         statistics = self._joint_loss.take_statistics().reduced(self.accelerator)
         gradients, num_read = self._joint_loss.take_gradient_stats()
-        if not statistics.is_finite() and self.skipped_for is None:
+        if not (statistics.is_finite() or self.is_skipped):
             warnings.warn("measurements that are not finite are kept from the controller", stacklevel=2)
         statistics = statistics.finite()
         gradients = {skill: stats for skill, stats in gradients.items() if stats.is_finite()}
