@@ -146,7 +146,7 @@ class TeacherEnsemble:
         """Run the teachers that have a batch; those without a result are left out."""
         slots = [slot for slot in self.slots if slot.index in batches]
         remote = [slot for slot in slots if slot.is_remote]
-        futures = {slot.index: _started(slot, batches[slot.index]) for slot in remote}
+        futures = {slot.index: _run_in_thread(slot, batches[slot.index]) for slot in remote}
         # One after another: models of this process may share weights, which have one adapter and place at a time.
         results = {slot.index: slot.run(batches[slot.index]) for slot in slots if not slot.is_remote}
         with Waiting():
@@ -176,7 +176,7 @@ class TeacherEnsemble:
         return [slot.outputs(batch) for slot in self.slots]
 
 
-def _started(slot: TeacherSlot, batch: TeacherBatch) -> Future[SlotResult | None]:
+def _run_in_thread(slot: TeacherSlot, batch: TeacherBatch) -> Future[SlotResult | None]:
     """Run a teacher in a thread that the process does not wait for when it ends."""
     future = Future[SlotResult | None]()
 

@@ -272,10 +272,11 @@ class OpenAIServer(_Server):
                 f"it gives fewer than {self.top_k} prompt_logprobs; start it with --max-logprobs {self.top_k}"
             )
         log_p_NJ = torch.tensor([[log_p for _, log_p in pairs] for pairs in likeliest])
-        tail_N = (1 - log_p_NJ.double().exp().sum(-1)).clamp(min=_MIN_TAIL).log().float()
+        mass_N = log_p_NJ.double().exp().sum(-1)
+        tail_N = (1 - mass_N).clamp(min=_MIN_TAIL).log().float()
         ids_NJ = torch.tensor([[i for i, _ in pairs] for pairs in likeliest], dtype=torch.int32)
         logprobs = TopKLogprobs(ids_NJ, log_p_NJ, tail_N, torch.tensor(sampled))
-        if not logprobs.is_valid() or log_p_NJ.double().exp().sum(-1).max() > _MAX_MASS:
+        if not logprobs.is_valid() or mass_N.max() > _MAX_MASS:
             raise self.client.error(
                 "its prompt_logprobs hold values that are no ids or no log-probabilities; vLLM gives those with "
                 "--logprobs-mode raw_logprobs, its default"
