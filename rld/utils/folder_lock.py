@@ -36,9 +36,6 @@ _SECONDS_PER_SIGN = 5.0
 _SECONDS_TO_WATCH = 15.0
 """How long the file of a holder on another machine has to stay as it is before its lock is taken over."""
 
-_LOST = 2
-"""The exit code of a process whose lock was taken over, that of one which finds the folder in use."""
-
 _ADVICE = "wait until it has ended, stop it, or choose another --output"
 
 
@@ -149,7 +146,7 @@ class _Holding:
             tell(f"{_description(_holder(self._folder))} has taken over {self._folder}, so this process ends here")
             sys.stdout.flush()
         finally:  # also where nobody reads what it prints
-            os._exit(_LOST)
+            os._exit(UsageError.exit_code)  # as where it finds the folder in use
 
 
 def _wait_for_end(folder: Path) -> bool:

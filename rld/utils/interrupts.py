@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Self
 
 from rld.utils.messages import tell
 
@@ -46,7 +47,7 @@ class _Span:
         self.start, self.num_tries = time.monotonic(), 0
         self._is_main = threading.current_thread() is threading.main_thread()
 
-    def __enter__(self) -> _Span:
+    def __enter__(self) -> Self:
         if self._is_main:
             _Span._open.append(self)
         return self
@@ -68,10 +69,9 @@ class Waiting(_Span):
     in it. A process whose code catches that exception, or looks at no signals, is ended.
     """
 
-    def __enter__(self) -> Waiting:
-        super().__enter__()
+    def __init__(self) -> None:
+        super().__init__()
         self._has_failed = False
-        return self
 
     def fail(self) -> None:
         """Note that what is waited for has failed, and will be tried again.
@@ -94,10 +94,6 @@ class Finishing(_Span):
 
     A `Waiting` inside of it is ended.
     """
-
-    def __enter__(self) -> Finishing:
-        super().__enter__()
-        return self
 
 
 class StopRequest:
