@@ -26,8 +26,8 @@ def text_of(completion: Any) -> str:
 def rejects_by(rejects_beginning: Callable[..., list[bool]]) -> Callable[[AnyReward], AnyReward]:
     """Return a decorator that sets the attribute `rejects_beginning` of a reward."""
 
-    def decorated(reward: AnyReward) -> AnyReward:
+    def decorator(reward: AnyReward) -> AnyReward:
         vars(reward)["rejects_beginning"] = rejects_beginning
         return reward
 
-    return decorated
+    return decorator

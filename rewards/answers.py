@@ -96,23 +96,24 @@ def can_become(gold: str, beginning: str, *, case: bool = True) -> bool:
 
 def _first_letters(text: str, *, case: bool) -> str:
     """Return the beginning of `_letters` that a text has, whatever follows it."""
-    finished = _without_last_accents(unicodedata.normalize("NFD", text))
-    return _without_last_accents(_letters(finished, case=case))
+    beginning = _without_last_accents(unicodedata.normalize("NFD", text))
+    return _without_last_accents(_letters(beginning, case=case))
 
 
 def _letters(text: str, *, case: bool) -> str:
     """Return the characters of a text other than white space, in Unicode normal form D."""
-    decomposed = unicodedata.normalize("NFD", text)
-    folded = decomposed if case else unicodedata.normalize("NFD", decomposed.casefold())
-    return "".join(folded.split())
+    text = unicodedata.normalize("NFD", text)
+    if not case:
+        text = unicodedata.normalize("NFD", text.casefold())
+    return "".join(text.split())
 
 
-def _without_last_accents(decomposed: str) -> str:
-    """Return a text without the combining characters at its end, which are sorted among those that follow."""
-    size = len(decomposed)
-    while size and unicodedata.combining(decomposed[size - 1]):
+def _without_last_accents(text: str) -> str:
+    """Return a text in form D without the combining characters at its end, which are sorted among those that follow."""
+    size = len(text)
+    while size and unicodedata.combining(text[size - 1]):
         size -= 1
-    return decomposed[:size]
+    return text[:size]
 
 
 def normal_text(text: str) -> str:

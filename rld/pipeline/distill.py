@@ -93,8 +93,8 @@ def run(context: RunContext, stage: Distill) -> None:
         evaluation_time=scoring,
     )
     checkpoint = training.last_checkpoint()
-    if checkpoint is None and trainer.stream is not None and (ordered := _ordered(sources)):
-        trainer.events += order_by_loss(context, ordered, teachers, context.encoder(model, tokenizer))
+    if checkpoint is None and trainer.stream is not None and (ordered_rows := _ordered(sources)):
+        trainer.events += order_by_loss(context, ordered_rows, teachers, context.encoder(model, tokenizer))
         trainer.stream.restart()
     perturbations.attach(trainer, checkpoints.step(checkpoint) if checkpoint else 0)
     training.train(checkpoint, first=[perturbations], last=[EventLog(trainer, training.log)])

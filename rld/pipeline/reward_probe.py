@@ -39,9 +39,12 @@ def probe_rewards(context: RunContext, stage: Distill, rewards: Rewards) -> None
     """
     recipe, state = context.recipe, functools.partial(TrainerState, max_steps=stage.steps)
     verifier = rewards.functions[0] if rewards.verifier is None else rewards.verifier
-    placed = [(_place_of_verifier(recipe), verifier), (recipe.place("stages", stage.name, "audit"), rewards.audit)]
-    placed += [(recipe.place("rewards", i), reward) for i, reward in enumerate(rewards.functions)]
-    for place, reward in placed:
+    rewards_by_place = [
+        (_place_of_verifier(recipe), verifier),
+        (recipe.place("stages", stage.name, "audit"), rewards.audit),
+    ]
+    rewards_by_place += [(recipe.place("rewards", i), reward) for i, reward in enumerate(rewards.functions)]
+    for place, reward in rewards_by_place:
         if reward is not None and not _takes_model(reward):
             decides = reward in (verifier, rewards.audit)
             with recipe.mistakes_at(place):

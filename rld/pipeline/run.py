@@ -261,9 +261,9 @@ class RunContext:
             if not isinstance(error, (RldError, *kinds)) or is_lost_process(error):
                 raise
             message = " ".join(str(error).split()) or type(error).__name__
-            named = [option for option in getattr(stage, "trainer", {}) if re.search(rf"\b{option}\b", message)]
+            options = [option for option in getattr(stage, "trainer", {}) if re.search(rf"\b{option}\b", message)]
             keys = key.split(".") if key else []
-            keys = ["trainer", *named] if key in ("", "trainer") and len(named) == 1 else keys
+            keys = ["trainer", *options] if key in ("", "trainer") and len(options) == 1 else keys
             with self.recipe.mistakes_at(self.recipe.place("stages", stage.name, *keys)):
                 if isinstance(error, RldError):
                     raise

@@ -149,9 +149,10 @@ class StageTraining:
     def _score(self) -> dict[str, float]:
         with self.evaluation_time():
             evaluator, name = self.context.evaluator, self.stage.name
+            tokenizer = self.trained_model()[1]
             with whole_student(self.trainer) as model:
-                predictions = evaluator.predictions(model, self.trained_model()[1], only_main=True)
-                tasks = self.context.task_scores(model, self.trained_model()[1])
+                predictions = evaluator.predictions(model, tokenizer, only_main=True)
+                tasks = self.context.task_scores(model, tokenizer)
             if self.context.state.is_main_process:
                 path = self.context.paths.predictions(name, f"step/{self.trainer.state.global_step}")
                 write_predictions(path, evaluator.rows, predictions)

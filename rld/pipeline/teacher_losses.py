@@ -89,8 +89,8 @@ def _losses(context: RunContext, probed: ProbedTeacher, rows: OrderedRows, stude
 
 def _batches(rows: OrderedRows, process: int, num_processes: int) -> Iterator[list[tuple[int, Row]]]:
     """Yield the share of one process of the rows by which units are judged."""
-    own = itertools.islice(rows.examples(), process, None, num_processes)
-    while batch := list(itertools.islice(own, _BATCH)):
+    share = itertools.islice(rows.examples(), process, None, num_processes)
+    while batch := list(itertools.islice(share, _BATCH)):
         yield batch
 
 
@@ -109,8 +109,8 @@ def _sequences(rows: Sequence[Row], encoder: PromptEncoder) -> list[ScoredSequen
 def _about(rows: OrderedRows) -> str:
     if rows.is_file:
         return f"{rows.num_units} rows in {rows.num_levels} levels"
-    own = sorted(range(rows.num_units), key=lambda unit: rows.levels_U[unit])
-    return f"levels from easy to hard: {', '.join(map(str, own))}"
+    levels = sorted(range(rows.num_units), key=lambda unit: rows.levels_U[unit])
+    return f"levels from easy to hard: {', '.join(map(str, levels))}"
 
 
 def _measured(name: str, rows: OrderedRows, losses_U: Tensor) -> str:
