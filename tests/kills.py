@@ -24,8 +24,11 @@ import rld.pipeline.train  # noqa: F401 - so that a fork need not import it
 from rld.recipe.reading import read_recipe
 from rld.trainer import checkpoints
 from rld.utils import files
-from tests.support.processes import CONTEXT, free_port, rank_environment, train_quietly
+from tests.support.processes import FORK_SERVER, exit_codes, free_port, rank_environment, train_quietly
 from tests.support.runs import COPY_TASKS, single_thread, written
+
+SECONDS_OF_A_RUN = 600.0
+"""Seconds in which a run that is not killed has to end."""
 
 SECONDS_TO_END = 60.0
 """Seconds in which a process has to end by itself once another one of its run was killed."""
@@ -92,7 +95,7 @@ class Run:
         arguments = [str(self.recipe), "--output", str(self.folder), "--resume"]
         for rank in range(self.num_processes):
             environment = rank_environment(rank, self.num_processes, port)
-            process = CONTEXT.Process(target=train_quietly, args=(arguments, self.log, environment))
+            process = FORK_SERVER.Process(target=train_quietly, args=(arguments, self.log, environment))
             process.start()
             self.processes.append(process)
 
@@ -105,16 +108,8 @@ class Run:
 
     def wait(self, seconds: float) -> list[int | None]:
         """Return the processes' exit codes, None for those that have not ended after so many seconds and are killed."""
-        deadline = time.monotonic() + seconds
-        for process in self.processes:
-            process.join(max(0.0, deadline - time.monotonic()))
-        codes = [process.exitcode for process in self.processes]
-        for process in self.processes:
-            if process.exitcode is None:
-                os.kill(process.pid, signal.SIGKILL)
-                process.join()
-        self.processes = []
-        return codes
+        processes, self.processes = self.processes, []
+        return exit_codes(processes, seconds)
 
     @property
     def seconds(self) -> float:
@@ -154,10 +149,11 @@ def whole_run(recipe: Path, folder: Path, num_processes: int) -> tuple[Run, floa
     """
     run, seconds = Run(recipe, folder, num_processes), 0.0
     run.start()
-    while run.processes[0].exitcode is None:
+    deadline = time.monotonic() + SECONDS_OF_A_RUN
+    while run.processes[0].exitcode is None and time.monotonic() < deadline:
         seconds = max(seconds, run.seconds)
         time.sleep(0.01)
-    codes = run.wait(600.0)
+    codes = run.wait(SECONDS_TO_END)
     assert codes == [0] * num_processes, f"{codes}: {run.log.read_text()[-2000:]}"
     return run, seconds
 
@@ -173,14 +169,17 @@ def killed_run(run: Run, whole: Run, seconds: float, rng: random.Random) -> Iter
     before = run.position
     while True:
         run.start()
-        moment, rank = rng.uniform(0.0, seconds), rng.randrange(run.num_processes)
+        moment, rank, problems = rng.uniform(0.0, seconds), rng.randrange(run.num_processes), []
+        deadline = time.monotonic() + SECONDS_OF_A_RUN
         while run.seconds < moment and any(process.exitcode is None for process in run.processes):
+            if time.monotonic() > deadline:
+                problems.append(f"it neither ended nor worked on: {run.log.read_text()[-1500:]}")
+                break
             time.sleep(0.005)
         has_ended = all(process.exitcode is not None for process in run.processes)
         if not has_ended:
             run.kill(rank)
         codes = run.wait(SECONDS_TO_END)
-        problems = []
         others = [code for i, code in enumerate(codes) if has_ended or i != rank]
         if None in others:
             problems.append(f"a process did not end within {SECONDS_TO_END:g} s after process {rank} was killed")

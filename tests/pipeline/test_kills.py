@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +12,7 @@ import pytest
 from rld.cli import main
 from tests.kills import kills
 from tests.pipeline.test_resume import RECIPE, steps, weights
-from tests.support.processes import CONTEXT, train_quietly
+from tests.support.processes import FORK_SERVER, exit_codes, train_quietly
 from tests.support.runs import one_thread, recipe, whole
 
 __all__ = ["RECIPE", "one_thread", "recipe", "whole"]
@@ -33,15 +31,13 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
 def kill_when(is_moment: Callable[[Path], bool], recipe: Path, run: Path) -> None:
     """Start or resume a run, and kill it at a moment, or let it end if the moment does not come."""
     arguments = [str(recipe), "--output", str(run), "--resume"]
-    process = CONTEXT.Process(target=train_quietly, args=(arguments, run.with_suffix(".log")))
+    process = FORK_SERVER.Process(target=train_quietly, args=(arguments, run.with_suffix(".log")))
     process.start()
     deadline = time.monotonic() + 240
-    while process.exitcode is None and not is_moment(run):
-        assert time.monotonic() < deadline
+    while process.exitcode is None and not is_moment(run) and time.monotonic() < deadline:
         time.sleep(0.0005)
-    if process.pid is not None and process.exitcode is None:
-        os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    exit_codes([process], 0.0)
+    assert time.monotonic() < deadline, "it neither ended nor came to that moment"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")

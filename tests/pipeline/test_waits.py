@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -19,7 +17,7 @@ from rld.reporting.run_log import RunLog
 from rld.trainer import checkpoints
 from rld.trainer.rld_trainer import RLDTrainer
 from rld.utils import files, interrupts
-from tests.support.processes import CONTEXT, train_quietly
+from tests.support.processes import FORK, exit_codes, train_quietly
 from tests.support.runs import one_thread, recipe
 
 __all__ = ["one_thread", "recipe"]
@@ -133,19 +131,16 @@ def test_sigterm_ends_a_run_whatever_it_waits_for(folder, monkeypatch, hang):
     monkeypatch.setenv("HANG", hang)
     run, log = folder / "run", folder / "log"
     command = [str(folder / "small.yaml"), "stages.student.evaluate_every=1", "--output", str(run)]
-    process = CONTEXT.Process(target=train_quietly, args=(command, log))
+    process = FORK.Process(target=train_quietly, args=(command, log))
     process.start()
     deadline = time.monotonic() + 120
-    while not (folder / "hangs").exists():
-        assert process.is_alive(), log.read_text()
-        assert time.monotonic() < deadline
+    while not (folder / "hangs").exists() and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.3)
-    os.kill(process.pid, signal.SIGTERM)
+    process.terminate()
     start = time.monotonic()
-    process.join(20)
-    text = log.read_text()
-    assert process.exitcode == 143, text
+    code, text = exit_codes([process], 20.0)[0], log.read_text()
+    assert code == 143, text
     assert time.monotonic() - start < 10
     assert "Traceback" not in text
     step = 3 if hang in ("evaluation", "saving") else 2

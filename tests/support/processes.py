@@ -6,13 +6,22 @@ import multiprocessing
 import os
 import socket
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rld.cli import main
 
-CONTEXT: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")  # nothing is imported again
+FORK: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+"""Starts a process that has what a test has patched; threads of the test's own process may have left locks in it."""
+
+FORK_SERVER: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+"""Starts a process that has imported rld and nothing else: no locks, threads or patches of the test's process."""
+FORK_SERVER.set_forkserver_preload(["rld.cli", "rld.pipeline.train", "rld.pipeline.distill", "rld.pipeline.sft"])
 
 
 def free_port() -> int:
@@ -31,9 +40,23 @@ def rank_environment(rank: int, num_processes: int, port: int) -> dict[str, str]
 
 
 def train_quietly(arguments: list[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
-    """Train, and end this process with the exit code; all that is printed is added to a file."""
+    """Train in one thread, and end this process with the exit code; all that is printed is added to a file."""
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ |= environment or {}
+    torch.set_num_threads(1)
     sys.exit(main(["train", *arguments]))
+
+
+def exit_codes(processes: Sequence[BaseProcess], seconds: float) -> list[int | None]:
+    """Return the exit codes of processes, None for those that have not ended after so many seconds and are killed."""
+    deadline = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+    return codes
