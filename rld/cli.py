@@ -1,33 +1,22 @@
-"""The command line: parses the arguments of `rld`, checks them, and calls the functions that do the work.
+"""The commands of `rld`, each of which checks its arguments and calls the function that does the work.
 
 A mistake of the user ends with exit code 2 and one line per mistake on stderr; any other error is a bug of `rld` and
-shows its traceback. Modules that take seconds to import are imported by the command that needs them.
+shows its traceback. Each command imports what it alone needs, for the classes of a recipe take a third of a second.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NoReturn
 
-from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
-
+from rld.arguments import parse
 from rld.errors import LaunchError, LibraryError, RecipeError, RldError, UsageError
-from rld.pipeline.recipe_check import check_recipe, show_check
-from rld.recipe import catalogue, registry
-from rld.recipe.hardware import Cards
-from rld.recipe.reading import read_recipe
+from rld.recipe import registry
 from rld.utils import secrets
-from rld.utils.files import user_path
-from rld.utils.folder_lock import locked
 from rld.utils.interrupts import end_with_parent
 from rld.utils.messages import is_main_process, warnings_as_lines
 from rld.utils.os_errors import tell_failure
@@ -35,11 +24,6 @@ from rld.utils.run_folder import ABLATION_RESULT, RunFolder
 from rld.utils.streams import safe_streams
 from rld.utils.suggestions import hint
 from rld.utils.user_calls import exit_refused
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see {self.prog} --help")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     """Run one command, and report a user's mistake."""
     try:
-        options = _parse(words)
+        about = {name: (function.__doc__ or "").strip() for name, function in _COMMANDS.items()}
+        options = parse(words, about)
         with exit_refused():
             code: int = _COMMANDS[options.command](options)
         sys.stdout.flush()
@@ -79,116 +64,11 @@ def _run(words: list[str]) -> int:
         return tell_failure(error)
 
 
-def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser, commands = _parsers()
-    if arguments and not arguments[0].startswith("-"):
-        command = arguments[0]
-        if command not in commands:
-            raise UsageError(f"there is no command {command!r}{hint(command, commands)}")
-        # Subparsers cannot mix overrides and options, as in `train r.yaml seed=1 --output x stages.a.steps=2`.
-        return commands[command].parse_intermixed_args(arguments[1:], argparse.Namespace(command=command))
-    return parser.parse_args(arguments or ["--help"])
-
-
-def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
-    parser = _Parser(prog="rld", description="Distil and reinforce small language models.")
-    parser.add_argument("--version", action="version", version=f"rld {_version()}")
-    group = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    commands: dict[str, _Parser] = {}
-    for name, function in _COMMANDS.items():
-        about = (function.__doc__ or "").strip().rstrip(".")
-        commands[name] = group.add_parser(name, help=about, description=about + ".")
-    for name in ("train", "check", "cache-teachers"):
-        _add_recipe(commands[name])
-    output = "the run's folder (default: runs/NAME)"
-    commands["train"].add_argument("--output", metavar="DIR", type=user_path, help=output)
-    commands["train"].add_argument("--resume", action="store_true", help="continue the run in that folder")
-    accept = "with --resume: continue although recipe, code, data, models or packages have changed"
-    commands["train"].add_argument("--accept-changes", action="store_true", help=accept)
-    commands["check"].add_argument("--deep", action="store_true", help="also load the models and have them answer")
-    commands["check"].add_argument("--card", metavar="8xH100", type=Cards.parse, help="also time and memory on GPUs")
-    commands["check"].add_argument("--output", metavar="DIR", type=Path, help="also show how far the run in DIR is")
-    _add_recipe(commands["evaluate"])
-    commands["evaluate"].add_argument("--model", metavar="MODEL", help="the model to score: a folder or a hub id")
-    _add_ablation(commands["ablate"])
-    folder = "the run's folder, with the results of finished stages (default: runs/NAME)"
-    commands["cache-teachers"].add_argument("--output", metavar="DIR", type=user_path, help=folder)
-    _add_serving(commands["serve-teacher"])
-    result = "the folder of a run or of an ablation"
-    commands["report"].add_argument("folder", metavar="DIR", type=user_path, help=result)
-    commands["list"].add_argument("kind", metavar="KIND", nargs="?", help=", ".join(catalogue.KINDS))
-    commands["copy"].add_argument("name", metavar="NAME", help="a shipped recipe, or a file for accelerate launch")
-    commands["copy"].add_argument(
-        "to", metavar="DEST", nargs="?", type=user_path, default=Path(), help="a folder (default: here)"
-    )
-    commands["copy"].add_argument("--force", action="store_true", help="overwrite files that exist")
-    return parser, commands
-
-
-def _version() -> str:
-    try:
-        return version("rld")
-    except PackageNotFoundError:
-        return "(run from its source, not installed)"
-
-
-def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="a recipe's file, or the name of one that ships")
-    parser.add_argument(
-        "overrides", metavar="key.path=value", nargs="*", default=[], help="such as stages.distill.steps=10"
-    )
-
-
-def _add_ablation(parser: argparse.ArgumentParser) -> None:
-    _add_recipe(parser)
-    example = "'gap; mild: controller.kind=fixed controller.policy=0.3'"
-    arms = f"what to compare: a YAML file of names and overrides, or a short form such as {example}"
-    parser.add_argument("--arms", metavar="ARMS", required=True, help=arms)
-    parser.add_argument("--seeds", metavar="N", type=_positive(int), default=3, help="seeds per arm (default: 3)")
-    parser.add_argument(
-        "--output", metavar="DIR", type=user_path, help="the folder of the ablation (default: runs/NAME-ablation)"
-    )
-    parser.add_argument(
-        "--jobs", metavar="J", type=_positive(int), default=1, help="runs at the same time (default: 1)"
-    )
-    budget = "end the compared stage of each run once it has spent this many FLOPs"
-    parser.add_argument("--max-flops", metavar="X", type=_positive(float), help=budget)
-
-
-def _add_serving(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a folder or a hub id")
-    parser.add_argument("--adapter", metavar="DIR", help="a PEFT adapter on the model: a folder or a hub id")
-    dtypes = ("auto", "float32", "bfloat16", "float16")
-    parser.add_argument("--dtype", choices=dtypes, default="auto", help="type of the weights (default: as stored)")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default: reachable from this machine only)"
-    )
-    parser.add_argument("--port", type=_port, default=8000, help="port to listen on; 0: any free one (default: 8000)")
-
-
-def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
-    def read_number(text: str) -> float:
-        number = kind(text)
-        if not 0 < number < math.inf:
-            raise ValueError
-        return number
-
-    read_number.__name__ = f"positive {'whole number' if kind is int else 'number'}"  # argparse's message names it
-    return read_number
-
-
-def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port < 1 << 16:
-        raise ValueError
-    return port
-
-
-_port.__name__ = "port (0 to 65535)"  # argparse's message names it
-
-
 def _train(options: argparse.Namespace) -> int:
     """Run all the stages of a recipe."""
+    from rld.recipe.reading import read_recipe
+    from rld.utils.folder_lock import locked
+
     source = registry.find_recipe(options.recipe)
     recipe = read_recipe(source, options.overrides)
     output: Path = options.output or Path("runs") / recipe.name
@@ -214,6 +94,9 @@ def _check(options: argparse.Namespace) -> int:
     """Check a recipe and its data without training, and show what it will do and cost."""
     source = registry.find_recipe(options.recipe)
     _share_the_cores()
+    from rld.pipeline.recipe_check import check_recipe, show_check
+    from rld.recipe.reading import read_recipe
+
     recipe = read_recipe(source, options.overrides)
     show_check(recipe, source, check_recipe(recipe, source, options.deep), options.output, options.card)
     return 0
@@ -222,6 +105,8 @@ def _check(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     """Score a model on the held-out rows of a recipe."""
     source, model, overrides = _recipe_and_model(options)
+    from rld.recipe.reading import read_recipe
+
     recipe = read_recipe(source, overrides)
     _share_the_cores()
     from rld.pipeline.train import evaluate
@@ -275,6 +160,8 @@ def _ablate(options: argparse.Namespace) -> int:
 
 def _cache_teachers(options: argparse.Namespace) -> int:
     """Let teachers score the gold answers that a recipe trains on, once, before it trains."""
+    from rld.recipe.reading import read_recipe
+
     source = registry.find_recipe(options.recipe)
     recipe = read_recipe(source, options.overrides)
     _share_the_cores()
@@ -319,6 +206,12 @@ def _report(options: argparse.Namespace) -> int:
 
 def _list(options: argparse.Namespace) -> int:
     """List what ships."""
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    from rld.recipe import catalogue
+
     if options.kind is not None and options.kind not in catalogue.KINDS:
         raise UsageError(f"nothing of kind {options.kind!r} ships{hint(options.kind, catalogue.KINDS)}")
     table = Table("kind", Column("name", overflow="fold"), "what it is")  # names are there to be copied
@@ -331,6 +224,8 @@ def _list(options: argparse.Namespace) -> int:
 
 def _copy(options: argparse.Namespace) -> int:
     """Copy a shipped recipe and the files that it names, to make it your own."""
+    from rld.recipe import catalogue
+
     for path in catalogue.copy(options.name, options.to, options.force):
         print(path)
     return 0

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
 import types
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -223,11 +228,26 @@ def default(field: FieldInfo) -> str:
     return f"`{value}`"
 
 
+@cache
+def docstrings(model: type[BaseModel]) -> dict[str, str]:
+    """The text below each field of a class or of its base classes."""
+    texts: dict[str, str] = {}
+    for base in reversed(model.__mro__):
+        if base is BaseModel or not issubclass(base, BaseModel):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
+        for field, text in pairwise(body):
+            match field, text:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(value))):
+                    texts[name] = value
+    return texts
+
+
 def section(model: type[BaseModel]) -> str:
     about = " ".join((model.__doc__ or "").split("\n\n")[0].split())
     lines = [f"## {model.__name__}", "", about, "", "| key | value | default | what it is |", "|---|---|---|---|"]
     for name, field in model.model_fields.items():
-        text = " ".join((field.description or "").split()).replace("|", "\\|")
+        text = " ".join(docstrings(model).get(name, "").split()).replace("|", "\\|")
         lines.append(f"| `{field.alias or name}` | {shown(field.annotation)} | {default(field)} | {text} |")
     return "\n".join(lines)
 

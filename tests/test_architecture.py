@@ -31,14 +31,15 @@ ALLOWED = {  # the packages that each package may import, beside itself and the 
     "reporting": "recipe",
     "pipeline": "models losses controllers recipe data teachers rollout evaluation trainer reporting",
     "ablation": "recipe controllers reporting",
-    "cli": "recipe reporting pipeline ablation teachers",
+    "cli": "arguments recipe reporting pipeline ablation teachers",
+    "arguments": "recipe",
     "rewards": "models.heads models.loading models.prompting",
     "curricula": "",
 }
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 FREE = {"errors", "types", "utils"}
 LIGHT = """
-    pipeline.recipe_check
+    pipeline.recipe_check arguments
     cli errors types utils.options utils.files utils.suggestions utils.flops utils.run_folder losses.divergences
     losses.combination losses.token_weights losses.features controllers recipe.reading recipe.schema reporting.overview
 """.split()  # noqa: SIM905 - a list this long is easier to read as text

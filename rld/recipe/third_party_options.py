@@ -53,6 +53,12 @@ def _tree(module: str) -> ast.Module | None:
     return None if path is None else python_source.parse(path)
 
 
+@cache
+def _definitions(module: str) -> dict[str, ast.stmt]:
+    tree = _tree(module)
+    return {} if tree is None else python_source.definitions(tree)
+
+
 def _fields(classes: list[tuple[str, str]]) -> Fields | None:
     """Return the fields of `classes`, (module, class) pairs with base classes first; None if a class is missing."""
     all_fields: Fields = {}
@@ -80,8 +86,7 @@ def lora_fields() -> Fields | None:
 @cache
 def model_types() -> dict[str, str] | None:
     """Return transformers' `model_type`s and their configuration classes."""
-    tree = _tree("transformers.models.auto.auto_mappings")
-    node = None if tree is None else python_source.definitions(tree).get("CONFIG_MAPPING_NAMES")
+    node = _definitions("transformers.models.auto.auto_mappings").get("CONFIG_MAPPING_NAMES")
     if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Call):
         return None
     return dict(ast.literal_eval(node.value.args[0]))
@@ -178,9 +183,9 @@ def _options(node: ast.expr) -> list[Any]:
 def choices(field: ast.AnnAssign) -> list[str] | None:
     """Return the values of the transformers enumeration that annotates a field; None for any other annotation."""
     names = [node.id for node in ast.walk(field.annotation) if isinstance(node, ast.Name)]
-    for tree in filter(None, map(_tree, _ENUMS)):
+    for module in _ENUMS:
         for name in names:
-            node = python_source.definitions(tree).get(name)
+            node = _definitions(module).get(name)
             if isinstance(node, ast.ClassDef) and [ast.unparse(base) for base in node.bases] == ["ExplicitEnum"]:
                 values = [item.value for item in node.body if isinstance(item, ast.Assign)]
                 return [str(value.value) for value in values if isinstance(value, ast.Constant)]

@@ -18,8 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
-import psutil
-
 from rld.errors import CheckpointError
 from rld.utils.secrets import masked_strings, masked_text
 
@@ -98,6 +96,8 @@ def _is_abandoned(draft: Path) -> bool:
     """Tell whether the process that wrote a draft is dead, as far as that can be told."""
     writer = re.search(r"\.([^/]+)-([0-9]+)-[0-9]+\.draft$", draft.name)
     if writer is not None and writer[1].endswith(socket.gethostname()):
+        import psutil  # deferred, because this is the only use of it in what `rld check` imports
+
         return not psutil.pid_exists(int(writer[2]))
     try:
         return time.time() - draft.stat().st_mtime > _SECONDS_PER_DAY

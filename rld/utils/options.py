@@ -15,7 +15,7 @@ from rld.utils.suggestions import nearest
 class FrozenOptions(BaseModel):
     """Options of one part of a recipe: unknown keys, NaN, infinity and later changes are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 class OptionError(ValueError):

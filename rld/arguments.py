@@ -1,0 +1,175 @@
+"""The arguments of each command: names, types, defaults and help."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NoReturn
+
+from rld.errors import UsageError
+from rld.recipe.hardware import Cards
+from rld.utils.files import user_path
+from rld.utils.suggestions import hint
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def parse(words: list[str], commands: Mapping[str, str]) -> argparse.Namespace:
+    """Return the options of a command line, the command's name among them as `command`.
+
+    Args:
+        words: The arguments after `rld`.
+        commands: What each command does, as a sentence.
+
+    Raises:
+        UsageError: the words are no command with its arguments.
+    """
+    if words and not words[0].startswith("-"):
+        command = words[0]
+        if command not in commands:
+            raise UsageError(f"there is no command {command!r}{hint(command, commands)}")
+        parser = _Parser(prog=f"rld {command}", description=commands[command])
+        if command in _ADDERS:
+            _ADDERS[command](parser)
+        # Plain parsing cannot mix overrides and options, as in `train r.yaml seed=1 --output x stages.a.steps=2`.
+        return parser.parse_intermixed_args(words[1:], argparse.Namespace(command=command))
+    parser = _Parser(prog="rld", description="Distil and reinforce small language models.")
+    parser.add_argument("--version", action=_Version, help="show program's version number and exit")
+    group = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command, about in commands.items():
+        group.add_parser(command, help=about.rstrip("."))
+    return parser.parse_args(words or ["--help"])
+
+
+class _Version(argparse.Action):
+    """Prints the version, which takes reading the metadata of the package."""
+
+    def __init__(self, option_strings: list[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"rld {version('rld')}")
+        except PackageNotFoundError:
+            print("rld (run from its source, not installed)")
+        parser.exit()
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    _add_recipe(parser)
+    parser.add_argument("--output", metavar="DIR", type=user_path, help="the run's folder (default: runs/NAME)")
+    parser.add_argument("--resume", action="store_true", help="continue the run in that folder")
+    accept = "with --resume: continue although recipe, code, data, models or packages have changed"
+    parser.add_argument("--accept-changes", action="store_true", help=accept)
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    _add_recipe(parser)
+    parser.add_argument("--deep", action="store_true", help="also load the models and have them answer")
+    parser.add_argument("--card", metavar="8xH100", type=Cards.parse, help="also time and memory on GPUs")
+    parser.add_argument("--output", metavar="DIR", type=Path, help="also show how far the run in DIR is")
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    _add_recipe(parser)
+    parser.add_argument("--model", metavar="MODEL", help="the model to score: a folder or a hub id")
+
+
+def _add_cache_teachers(parser: argparse.ArgumentParser) -> None:
+    _add_recipe(parser)
+    folder = "the run's folder, with the results of finished stages (default: runs/NAME)"
+    parser.add_argument("--output", metavar="DIR", type=user_path, help=folder)
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    result = "the folder of a run or of an ablation"
+    parser.add_argument("folder", metavar="DIR", type=user_path, help=result)
+
+
+def _add_list(parser: argparse.ArgumentParser) -> None:
+    from rld.recipe import catalogue  # imports the classes of all options, which takes a third of a second
+
+    parser.add_argument("kind", metavar="KIND", nargs="?", help=", ".join(catalogue.KINDS))
+
+
+def _add_copy(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="a shipped recipe, or a file for accelerate launch")
+    parser.add_argument(
+        "to", metavar="DEST", nargs="?", type=user_path, default=Path(), help="a folder (default: here)"
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite files that exist")
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe's file, or the name of one that ships")
+    parser.add_argument(
+        "overrides", metavar="key.path=value", nargs="*", default=[], help="such as stages.distill.steps=10"
+    )
+
+
+def _add_ablate(parser: argparse.ArgumentParser) -> None:
+    _add_recipe(parser)
+    example = "'gap; mild: controller.kind=fixed controller.policy=0.3'"
+    arms = f"what to compare: a YAML file of names and overrides, or a short form such as {example}"
+    parser.add_argument("--arms", metavar="ARMS", required=True, help=arms)
+    parser.add_argument("--seeds", metavar="N", type=_positive(int), default=3, help="seeds per arm (default: 3)")
+    parser.add_argument(
+        "--output", metavar="DIR", type=user_path, help="the folder of the ablation (default: runs/NAME-ablation)"
+    )
+    parser.add_argument(
+        "--jobs", metavar="J", type=_positive(int), default=1, help="runs at the same time (default: 1)"
+    )
+    budget = "end the compared stage of each run once it has spent this many FLOPs"
+    parser.add_argument("--max-flops", metavar="X", type=_positive(float), help=budget)
+
+
+def _add_serve_teacher(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a folder or a hub id")
+    parser.add_argument("--adapter", metavar="DIR", help="a PEFT adapter on the model: a folder or a hub id")
+    dtypes = ("auto", "float32", "bfloat16", "float16")
+    parser.add_argument("--dtype", choices=dtypes, default="auto", help="type of the weights (default: as stored)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: reachable from this machine only)"
+    )
+    parser.add_argument("--port", type=_port, default=8000, help="port to listen on; 0: any free one (default: 8000)")
+
+
+def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
+    def read_number(text: str) -> float:
+        number = kind(text)
+        if not 0 < number < math.inf:
+            raise ValueError
+        return number
+
+    read_number.__name__ = f"positive {'whole number' if kind is int else 'number'}"  # argparse's message names it
+    return read_number
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port < 1 << 16:
+        raise ValueError
+    return port
+
+
+_port.__name__ = "port (0 to 65535)"  # argparse's message names it
+
+
+_ADDERS = {
+    "train": _add_train,
+    "check": _add_check,
+    "evaluate": _add_evaluate,
+    "ablate": _add_ablate,
+    "serve-teacher": _add_serve_teacher,
+    "cache-teachers": _add_cache_teachers,
+    "report": _add_report,
+    "list": _add_list,
+    "copy": _add_copy,
+}
