@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Sequence
+from typing import Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -29,34 +30,42 @@ _MAX_LOGITS = 1 << 23
 """Logits that are computed at a time: 32 MiB of float32."""
 
 
+Pair: TypeAlias = tuple[list[int], list[int]]
+"""Token ids of a prompt, and of a draft of its completion, at least one each."""
+
+
 class ReadDrafts:
     """A model's states at the places of drafts.
 
     Args:
         model: The model, on its device and in eval mode.
-        prompts: Token ids of each prompt, at least one.
-        drafts: Token ids of each draft, at least one.
-        batch_size: Rows per forward.
+        pairs: The prompts and drafts.
+        states: For each draft the last hidden states `[tokens, H]` that predict its tokens.
+        num_tokens: Tokens that the model read for the drafts' sake.
         name: The model's name in errors. None: that of its folder or hub id.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        prompts: Sequence[list[int]],
-        drafts: Sequence[list[int]],
-        *,
-        batch_size: int = 64,
+        pairs: Sequence[Pair],
+        states: Sequence[Tensor],
+        num_tokens: int,
         name: str | None = None,
     ) -> None:
-        self._model, self._prompts, self._drafts, self._name = model, prompts, drafts, name
-        self._states: dict[int, Tensor] = {}
-        """For each draft the states `[tokens, H]` that predict its tokens."""
+        self._model, self._pairs, self._states, self.num_tokens, self._name = model, pairs, states, num_tokens, name
+
+    @classmethod
+    def alone(
+        cls, model: PreTrainedModel, pairs: Sequence[Pair], *, batch_size: int = 64, name: str | None = None
+    ) -> Self:
+        """Read drafts in forwards of their own, of `batch_size` rows each."""
+        by_number = dict[int, Tensor]()
         layout = PromptSharingLayout.unshared(model)
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(drafts[i]))  # for little padding
+        order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))  # for little padding
         for start in range(0, len(order), batch_size):
             numbers = order[start : start + batch_size]
-            ids_NS, attention_NS, mask_NT = pad_prompts_and_completions([(prompts[i], drafts[i]) for i in numbers])
+            ids_NS, attention_NS, mask_NT = pad_prompts_and_completions([pairs[i] for i in numbers])
             states = hidden_states(
                 model,
                 ids_NS.to(model.device),
@@ -65,12 +74,9 @@ class ReadDrafts:
                 rows_per_forward=len(numbers),
                 layout=layout,
             )
-            self._states |= {i: states.last_BTH[row, : len(drafts[i])] for row, i in enumerate(numbers)}
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that the model read."""
-        return sum(map(len, self._prompts)) + sum(map(len, self._drafts))
+            by_number |= {i: states.last_BTH[row, : len(pairs[i][1])] for row, i in enumerate(numbers)}
+        num_tokens = sum(len(prompt) + len(draft) for prompt, draft in pairs)
+        return cls(model, pairs, [by_number[i] for i in range(len(pairs))], num_tokens, name)
 
     @torch.no_grad()
     def agreed(
@@ -98,7 +104,7 @@ class ReadDrafts:
             else [
                 draw
                 for i in numbers
-                for draw in itertools.islice(sampling.draws(self._prompts[i]), len(self._drafts[i]))
+                for draw in itertools.islice(sampling.draws(self._pairs[i][0]), len(self._pairs[i][1]))
             ]
         )
         states_NH = torch.cat([self._states[i] for i in numbers])
@@ -109,7 +115,7 @@ class ReadDrafts:
             has_nan = is_nan if has_nan is None else has_nan | is_nan
             parts.append(logits_nV.argmax(-1) if sampling is None else sampling.tokens(logits_nV, draws[chunk]))
         require_no_nan(self._model, has_nan, self._name)
-        drafts = [self._drafts[i] for i in numbers]
+        drafts = [self._pairs[i][1] for i in numbers]
         choices = torch.cat(parts).cpu().split([len(draft) for draft in drafts])
         return [_until_they_differ(ids_T.tolist(), draft, ends) for ids_T, draft in zip(choices, drafts, strict=True)]
 

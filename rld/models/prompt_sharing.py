@@ -10,7 +10,6 @@ Shapes: B completions, P prompt tokens, T completion tokens, `S = P + T`, R rows
 
 from __future__ import annotations
 
-import heapq
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rld.models.row_plan import Part, cheapest_rows, longest, real_tokens
 from rld.models.self_check import evaluating
+from rld.utils.tensors import pad_right
 
 _KNOWN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
@@ -48,23 +49,13 @@ class BackboneRows:
     """Of these, those that are padding."""
 
 
-class _Part(NamedTuple):
-    """A prompt and some of its completions, which share a row."""
-
-    prompt: Tensor
-    completions: list[int]
-    """Their numbers in the batch."""
-    size: int
-    """Tokens of prompt and completions."""
-
-
 class _Segment(NamedTuple):
     """A prompt or a completion at its place in a row."""
 
     row: int
     start: int
     """The place of its first token in the row."""
-    ids: Tensor
+    ids: list[int]
     prompt_segment: int
     """The number of its prompt's segment, which for a prompt is its own."""
     completion: int | None
@@ -119,8 +110,8 @@ class PromptSharingLayout:
         ids, real = ids_BS.cpu(), attention_BS.cpu().bool()
         trimmed = self._trimmed(ids, real, num_tokens)
         if self.shared and (self.window is None or int(real.sum(1).max()) <= self.window):
-            plan = self._plan(ids, real, num_tokens)
-            if self._cost(len(plan), _longest(plan)) < self._cost(*trimmed.inputs["input_ids"].shape):
+            plan = cheapest_rows(ids, real, num_tokens, self._cost)
+            if self._cost(len(plan), longest(plan)) < self._cost(*trimmed.inputs["input_ids"].shape):
                 return _on(ids_BS.device, self._packed(ids, real, num_tokens, plan))
         return _on(ids_BS.device, trimmed)
 
@@ -151,37 +142,24 @@ class PromptSharingLayout:
         gather = _Gather(torch.arange(len(ids))[:, None] * ids.shape[1] + index_T)
         return BackboneRows(inputs, gather, ids.numel(), num_padding=int((attention == 0).sum()))
 
-    def _plan(self, ids_BS: Tensor, real_BS: Tensor, num_tokens: int) -> list[list[_Part]]:
-        """Choose which parts share a row, at the least cost."""
-        lengths = (real_BS[:, -num_tokens:].sum(1) - 1).clamp(min=0).tolist()
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for b, (row, real) in enumerate(zip(ids_BS[:, :-num_tokens], real_BS[:, :-num_tokens], strict=True)):
-            groups.setdefault(tuple(row[real].tolist()), []).append(b)
-        parts = []
-        for prompt, completions in groups.items():
-            tokens = torch.tensor(prompt, dtype=torch.long)
-            splits = (_split(tokens, completions, lengths, n) for n in range(1, len(completions) + 1))
-            parts += min(splits, key=lambda split: sum(self._cost(1, part.size) for part in split))
-        spreads = (_spread(parts, n) for n in range(1, len(parts) + 1))
-        return min(spreads, key=lambda rows: self._cost(len(rows), _longest(rows)))
-
-    def _packed(self, ids_BS: Tensor, real_BS: Tensor, num_tokens: int, plan: list[list[_Part]]) -> BackboneRows:
+    def _packed(self, ids_BS: Tensor, real_BS: Tensor, num_tokens: int, plan: list[list[Part]]) -> BackboneRows:
         """Lay out the rows of a plan."""
         mask_BT = real_BS[:, -num_tokens:]
-        completions = [ids[mask][:-1] for ids, mask in zip(ids_BS[:, -num_tokens:], mask_BT, strict=True)]
+        completions = [ids[:-1] for ids in real_tokens(ids_BS[:, -num_tokens:], mask_BT)]
         segments = list(_segments(plan, completions))
-        shape = len(plan), _longest(plan)
-        ids_RL, positions_RL = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-        segment_RL, prompt_RL = torch.full(shape, _NO_SEGMENT), torch.full(shape, _NO_SEGMENT)
+        ids, positions, numbers, prompts = ([list[int]() for _ in plan] for _ in range(4))
         for number, segment in enumerate(segments):
-            place = slice(segment.start, segment.start + len(segment.ids))
+            size = len(segment.ids)
             num_before = 0 if segment.completion is None else len(segments[segment.prompt_segment].ids)
-            ids_RL[segment.row, place] = segment.ids
-            positions_RL[segment.row, place] = torch.arange(len(segment.ids)) + num_before
-            segment_RL[segment.row, place], prompt_RL[segment.row, place] = number, segment.prompt_segment
+            ids[segment.row] += segment.ids
+            positions[segment.row] += range(num_before, num_before + size)
+            numbers[segment.row] += [number] * size
+            prompts[segment.row] += [segment.prompt_segment] * size
+        (ids_RL, _), (positions_RL, _) = pad_right(ids), pad_right(positions)
+        (segment_RL, _), (prompt_RL, _) = pad_right(numbers, _NO_SEGMENT), pad_right(prompts, _NO_SEGMENT)
         mask = self._mask(segment_RL, prompt_RL)
         inputs = {"input_ids": ids_RL, "attention_mask": mask, "position_ids": positions_RL}
-        gather = _Gather(_predicting_tokens(segments, mask_BT, shape[1]))
+        gather = _Gather(_predicting_tokens(segments, mask_BT, ids_RL.shape[1]))
         num_padding = int((segment_RL == _NO_SEGMENT).sum())
         return BackboneRows(inputs, gather, ids_RL.numel(), num_padding)
 
@@ -199,7 +177,7 @@ class PromptSharingLayout:
         return mask.masked_fill(~attends_R1LL, torch.finfo(self.additive).min)
 
 
-def _segments(plan: list[list[_Part]], completions: Sequence[Tensor]) -> Iterator[_Segment]:
+def _segments(plan: list[list[Part]], completions: Sequence[list[int]]) -> Iterator[_Segment]:
     """Yield the segments of a plan's rows in their order; `completions` are the token ids of all, `[B]`."""
     number = 0
     for r, row in enumerate(plan):
@@ -218,12 +196,13 @@ def _predicting_tokens(segments: Sequence[_Segment], mask_BT: Tensor, row_length
     A completion's first token is predicted by the last token of its prompt, each other one by the token before it.
     Masked tokens inside or after a completion repeat a place.
     """
-    prompt_end_B1, start_B1 = (torch.zeros(len(mask_BT), 1, dtype=torch.long) for _ in range(2))
+    prompt_end, start = [0] * len(mask_BT), [0] * len(mask_BT)
     for segment in segments:
         if segment.completion is not None:
             prompt = segments[segment.prompt_segment]
-            prompt_end_B1[segment.completion] = prompt.row * row_length + prompt.start + len(prompt.ids) - 1
-            start_B1[segment.completion] = segment.row * row_length + segment.start
+            prompt_end[segment.completion] = prompt.row * row_length + prompt.start + len(prompt.ids) - 1
+            start[segment.completion] = segment.row * row_length + segment.start
+    prompt_end_B1, start_B1 = torch.tensor(prompt_end)[:, None], torch.tensor(start)[:, None]
     num_before_BT = mask_BT.cumsum(1) - mask_BT.long()
     num_before_BT = num_before_BT.minimum((mask_BT.sum(1, keepdim=True) - 1).clamp(min=0))
     return torch.where(num_before_BT == 0, prompt_end_B1, start_B1 + num_before_BT - 1).clamp(min=0)
@@ -251,30 +230,6 @@ def _on(device: torch.device, rows: BackboneRows) -> BackboneRows:
     assert isinstance(gather, _Gather)
     inputs = {name: value.to(device) for name, value in rows.inputs.items()}
     return replace(rows, inputs=inputs, restore=_Gather(gather.index_BT.to(device)))
-
-
-def _longest(rows: Sequence[Sequence[_Part]]) -> int:
-    return max(sum(part.size for part in row) for row in rows)
-
-
-def _split(prompt: Tensor, completions: list[int], lengths: list[int], num_parts: int) -> list[_Part]:
-    """Split a prompt's completions into parts, each with the prompt before them."""
-    count, parts = len(completions), []
-    for i in range(num_parts):
-        numbers = completions[i * count // num_parts : (i + 1) * count // num_parts]
-        parts.append(_Part(prompt, numbers, len(prompt) + sum(lengths[b] for b in numbers)))
-    return parts
-
-
-def _spread(parts: Sequence[_Part], num_rows: int) -> list[list[_Part]]:
-    """Put each part, the longest first, into the row that is shortest so far."""
-    rows: list[list[_Part]] = [[] for _ in range(num_rows)]
-    filled = [(0, r) for r in range(num_rows)]
-    for part in sorted(parts, key=lambda part: -part.size):
-        size, r = heapq.heappop(filled)
-        rows[r].append(part)
-        heapq.heappush(filled, (size + part.size, r))
-    return rows
 
 
 def _unsupported_reason(model: PreTrainedModel) -> str | None:
@@ -329,7 +284,7 @@ def _self_check(model: PreTrainedModel, layout: PromptSharingLayout) -> str | No
 
 def _shared_states(model: PreTrainedModel, layout: PromptSharingLayout, ids_BS: Tensor, real_BS: Tensor) -> Tensor:
     """Return the states of completions of 4 tokens when all share one row."""
-    one_row = [part for row in layout._plan(ids_BS, real_BS, 4) for part in row]
+    one_row = [part for row in cheapest_rows(ids_BS, real_BS, 4, layout._cost) for part in row]
     rows = layout._packed(ids_BS, real_BS, 4, [one_row])
     return rows.restore(_states(model, rows.inputs))
 

@@ -13,8 +13,8 @@ from rld.utils.flops import Account, forward_flops, training_flops
 def distill_flops(stage: Any, student: int, teachers: Mapping[str, int], sizes: Sizes) -> dict[Account, int]:
     """Return the estimated FLOPs of a stage.
 
-    A prompt is read once for all of its completions. Teachers that name no skills are taken to share the rows. At the
-    gate each reads a prompt once with its gold answer, which is taken to decide its answers, the second one too; no
+    A prompt is read once for all of its completions. Teachers that name no skills are taken to share the rows. For the
+    gate each reads the gold answer as one completion more, which is taken to decide its answers, the second one too; no
     verdict is taken to be assumed.
 
     Args:
@@ -47,7 +47,7 @@ def distill_flops(stage: Any, student: int, teachers: Mapping[str, int], sizes: 
     if stage.retain is not None:
         protected = stage.protected(sizes.skills)
         flops["retention"] = retention_flops(stage.retain, protected, student, sizes, stage.steps, num_ticks)
-    answer_tokens = rollout.prompts * (lengths.prompt + lengths.answer)
+    answer_tokens = rollout.prompts * lengths.answer
     for name, size in teachers.items():
         spec = stage.teachers[name]
         share = len(spec.skills) / len(skills) if spec.skills is not None else 1 / len(teachers)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rld.controllers.statistics import AttemptCounts, GateCounts
 from rld.errors import DataError
-from rld.rollout.gate import GateVerdict
+from rld.rollout.gate_questions import GateVerdict
 from rld.rollout.rewards import DEFAULT_RULE, SuccessRule
 from rld.types import DEFAULT_SKILL, Row
 

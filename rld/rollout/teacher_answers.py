@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from rld.models.decoding import Completion, all_ends, go_on
@@ -35,7 +36,7 @@ class TeacherAnswers:
     """The answers of a teacher to rows.
 
     Args:
-        model: Its model, ready for forwards.
+        model: Its model, ready for forwards while verdicts are asked for.
         encoder: Encodes prompts for it.
         rows: The rows, at least one.
         has_draft: Which rows' gold answers are read as drafts.
@@ -68,10 +69,20 @@ class TeacherAnswers:
         numbers = [i for i in sorted(self._readable) if has_draft[i] and self._golds[i] and not thinks]
         self._place = {i: place for place, i in enumerate(numbers)}
         """For each row with a draft its place among the drafts."""
-        prompts, drafts = [self._prompts[i] for i in numbers], [self._golds[i] for i in numbers]
-        self._drafts = ReadDrafts(model, prompts, drafts, name=name)
-        self.num_tokens = self._drafts.num_tokens
-        """Tokens that the teacher has read and written."""
+        self.pairs = [(self._prompts[i], self._golds[i]) for i in numbers]
+        """The prompts with a draft, and the drafts."""
+        self._drafts: ReadDrafts | None = None
+        self._num_decoded = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the teacher has read and written for the answers' sake."""
+        return self._num_decoded + (0 if self._drafts is None else self._drafts.num_tokens)
+
+    def take_states(self, states: Sequence[Tensor]) -> None:
+        """Take the states that predict the tokens of each draft from a forward that reads the prompts anyway."""
+        num_tokens = sum(len(draft) for _, draft in self.pairs)
+        self._drafts = ReadDrafts(self._model, self.pairs, states, num_tokens, self._name)
 
     def verdicts(self, numbers: Sequence[int], sampling: SeededSampling | None = None) -> list[Verdict]:
         """Return the verdict on the answer to each row.
@@ -98,6 +109,8 @@ class TeacherAnswers:
 
     def _beginnings(self, numbers: Sequence[int], sampling: SeededSampling | None) -> dict[int, list[int]]:
         """Return the first tokens of each answer, as far as the drafts tell them."""
+        if self._drafts is None:
+            self._drafts = ReadDrafts.alone(self._model, self.pairs, name=self._name)
         with_draft = [i for i in numbers if i in self._place]
         beginnings = self._drafts.agreed([self._place[i] for i in with_draft], self._ends, sampling)
         return {i: list[int]() for i in numbers} | dict(zip(with_draft, beginnings, strict=True))
@@ -127,7 +140,7 @@ class TeacherAnswers:
             name=self._name,
         )
         by_row = dict(zip(order, completions, strict=True))
-        self.num_tokens += sum(len(self._prompts[i]) + len(by_row[i].ids) for i in order)
+        self._num_decoded += sum(len(self._prompts[i]) + len(by_row[i].ids) for i in order)
         return [by_row[i] for i in numbers]
 
     def _without_end(self, ids: list[int]) -> list[int]:

@@ -5,7 +5,7 @@ Shapes: B completions of this process, A completions of all processes, T complet
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -20,13 +20,15 @@ from rld.controllers.runtime import ControllerRuntime
 from rld.errors import TeacherDown
 from rld.losses.combination import AnyCombination
 from rld.losses.policy import mean_likelihood
+from rld.models.drafts import Pair
 from rld.rollout.batch import RolloutBatch, loss_mask, response_mask, taught_share
 from rld.rollout.counts import gate_counts
-from rld.rollout.gate import GateVerdict, TeacherGate
+from rld.rollout.gate import TeacherGate
+from rld.rollout.gate_questions import GateQuestions, GateVerdict, ScoringForwards
 from rld.rollout.label_gate import LabelGate
 from rld.rollout.label_scores import LabelScores, label_log_probabilities
 from rld.rollout.record import RolloutRecord
-from rld.teachers.ensemble import TeacherEnsemble, TokenCounts
+from rld.teachers.ensemble import TeacherEnsemble, TeacherReading
 from rld.teachers.teacher import Teacher
 from rld.types import Event
 from rld.utils.flops import FlopMeter, forward_flops
@@ -62,7 +64,8 @@ class TeacherScoringReport:
         tokens_scored: Tokens that teachers read, their answers to the gate included.
         tokens_saved: Tokens that they would have read in addition without a gate, had every teacher scored all
             completions of its skills and had no log-probability come from a cache.
-        metrics: The weights that were used, under the names of `metrics.jsonl`.
+        metrics: The weights that were used, and the share of verdicts that the gate assumed, under the names of
+            `metrics.jsonl`.
     """
 
     events: list[Event] = field(default_factory=list)
@@ -132,16 +135,12 @@ class TeacherScoring:
         batch["response_on"] = torch.tensor(self.runtime.is_active("response"))
         batch["feature_on"] = torch.tensor(self.runtime.is_active("feature"))
         batch["group_ids"] = record.group_ids_B.to(skills_B.device)
-        gate_tokens = 0
-        if isinstance(self.gate, TeacherGate) and record.is_training:
-            with self._gate_time():
-                verdict = self._judge(self.gate, needed_BK, skills_B, record)
-            needed_BK, gate_tokens = needed_BK & verdict.open_BK, verdict.num_tokens
-            weights_BK = _redistribute(weights_BK, verdict.open_BK)
         may_teach_B = self._may_teach(record, skills_B.device)
-        if not combination.compares:  # a combination that compares teachers does so on correct completions
-            needed_BK = needed_BK & may_teach_B[:, None]
-        token_counts = self._run(needed_BK, batch, record)
+        # A combination that compares teachers does so on correct completions.
+        needed_BK, readings, verdict = self._run_gated(needed_BK, may_teach_B | combination.compares, batch, record)
+        if verdict is not None:
+            weights_BK = _redistribute(weights_BK, verdict.open_BK)
+        self._add_sampled_scores(batch)
         events, is_up_K = self._drop_down(step)
         if events:
             needed_BK, weights_BK = needed_BK & is_up_K, _redistribute(weights_BK, is_up_K.expand(weights_BK.shape))
@@ -154,19 +153,66 @@ class TeacherScoring:
         self._finish(batch, weights_BK, record)
         if not record.is_training:
             return TeacherScoringReport(events)
-        scored, saved = self._count_tokens(needed_BK, batch, token_counts)
-        used = self._used_weights(weights_BK, skills_B, record.skills)
-        return TeacherScoringReport(events, scored + gate_tokens, saved - gate_tokens, used)
+        scored, saved = self._count_tokens(needed_BK, batch, readings)
+        metrics = self._used_weights(weights_BK, skills_B, record.skills)
+        if verdict is None:
+            return TeacherScoringReport(events, scored, saved, metrics)
+        if verdict.num_verdicts:
+            metrics["gate/assumed"] = verdict.num_assumed / verdict.num_verdicts
+        return TeacherScoringReport(events, scored + verdict.num_tokens, saved - verdict.num_tokens, metrics)
 
     # -- the steps, in their order -----------------------------------------------------------------------------------
 
-    def _judge(self, gate: TeacherGate, needed_BK: Tensor, skills_B: Tensor, record: RolloutRecord) -> GateVerdict:
-        """Return the gate's verdict on this process's completions, with the tokens of all processes; count it."""
+    def _run_gated(
+        self, needed_BK: Tensor, is_scored_B: Tensor, batch: RolloutBatch, record: RolloutRecord
+    ) -> tuple[Tensor, list[TeacherReading], GateVerdict | None]:
+        """Run the teachers that the gate does not close, and take back what those say that it closes afterwards.
+
+        Args:
+            needed_BK: Which teachers would teach on which completions.
+            is_scored_B: Which completions teachers score.
+            batch: This process's rollout.
+            record: Its record.
+
+        Returns:
+            Which teachers were run on which completions; what they read; and the gate's verdict, with the counts of all
+            processes, None where there is no gate.
+        """
+        if not isinstance(self.gate, TeacherGate) or not record.is_training:
+            needed_BK = needed_BK & is_scored_B[:, None]
+            return needed_BK, self._run(needed_BK, batch, record, {}), None
+        with self._gate_time():
+            questions = self.gate.ask(record.rows, needed_BK, self._forwards(is_scored_B, batch))
+        run_BK = questions.open_BK & is_scored_B[:, None]
+        readings = self._run(run_BK, batch, record, questions.drafts)
+        with self._gate_time():
+            states = {k: reading.draft_states for k, reading in enumerate(readings) if reading.draft_states}
+            verdict = self._decide(self.gate, questions, states, needed_BK, batch["skill_ids"], record)
+        self.ensemble.withdraw(cast(dict[str, Any], batch), verdict.open_BK)
+        return run_BK, readings, verdict
+
+    def _forwards(self, is_scored_B: Tensor, batch: RolloutBatch) -> ScoringForwards:
+        """Describe the forwards of teachers to the gate."""
+        with self.accelerator.autocast():
+            takes_drafts_K = [slot.takes_drafts() for slot in self.ensemble.slots]
+        num_completion_B = batch["completion_mask"].sum(1) * is_scored_B
+        return ScoringForwards(takes_drafts_K, batch["prompt_mask"].sum(1).tolist(), num_completion_B.tolist())
+
+    def _decide(
+        self,
+        gate: TeacherGate,
+        questions: GateQuestions,
+        states: Mapping[int, Sequence[Tensor]],
+        needed_BK: Tensor,
+        skills_B: Tensor,
+        record: RolloutRecord,
+    ) -> GateVerdict:
+        """Return the gate's verdict on this process's completions, with the counts of all processes; count it."""
         assert record.attempted_A is not None
         assert record.succeeded_A is not None
-        verdict = gate.judge(record.rows, needed_BK)
-        cost = torch.tensor([verdict.flops, verdict.num_tokens], dtype=torch.float64)
-        flops, num_tokens = self._sum(cost).tolist()
+        verdict = gate.decide(questions, states)
+        own = [verdict.flops, verdict.num_tokens, verdict.num_verdicts, verdict.num_assumed]
+        flops, *counts_of_all = self._sum(torch.tensor(own, dtype=torch.float64)).tolist()
         self.flop_meter.add("gate", flops)
         gathered = verdict._replace(
             open_BK=gather(verdict.open_BK),
@@ -184,7 +230,8 @@ class TeacherScoring:
         )
         self.runtime.add_gate_counts(counts)
         gate.add_resampled(record.skills, counts.resampled_SK)
-        return verdict._replace(num_tokens=int(num_tokens))
+        num_tokens, num_verdicts, num_assumed = map(int, counts_of_all)
+        return verdict._replace(num_tokens=num_tokens, num_verdicts=num_verdicts, num_assumed=num_assumed)
 
     def _may_teach(self, record: RolloutRecord, device: torch.device) -> Tensor:
         """Return which completions teachers may teach on, `[B]` bool: all, or those that the verifier fails."""
@@ -192,21 +239,27 @@ class TeacherScoring:
             return torch.ones(len(record.rows), dtype=torch.bool, device=device)
         return ~record.share(record.is_correct_A)
 
-    def _run(self, needed_BK: Tensor, batch: RolloutBatch, record: RolloutRecord) -> list[TokenCounts]:
-        """Run each teacher on the completions that need it, and add its outputs to the batch."""
+    def _run(
+        self, needed_BK: Tensor, batch: RolloutBatch, record: RolloutRecord, drafts: Mapping[int, Sequence[Pair]]
+    ) -> list[TeacherReading]:
+        """Run each teacher on the completions that need it and on its drafts, and add its outputs to the batch."""
         outputs = cast(dict[str, Any], batch)  # the keys of a teacher's outputs have its number in them
-        temperature = self.options.temperature
         with self.accelerator.autocast():
-            counts = self.ensemble.score(
+            return self.ensemble.score(
                 outputs,
                 needed_BK,
                 prompts=[row["prompt"] for row in record.rows],
-                temperature=temperature,
+                temperature=self.options.temperature,
                 rows_per_forward=self.options.rows_per_forward,
+                drafts=drafts,
             )
-            if self.options.teacher_reward or self.options.combination.compares or self._label_scores is not None:
-                outputs |= self.ensemble.sampled_scores(outputs, temperature)
-        return counts
+
+    def _add_sampled_scores(self, batch: RolloutBatch) -> None:
+        """Add the teachers' scores of the sampled tokens where something reads them."""
+        if self.options.teacher_reward or self.options.combination.compares or self._label_scores is not None:
+            outputs = cast(dict[str, Any], batch)
+            with self.accelerator.autocast():
+                outputs |= self.ensemble.sampled_scores(outputs, self.options.temperature)
 
     def _drop_down(self, step: int) -> tuple[list[Event], Tensor]:
         """Retire the teachers that have stopped answering on any process.
@@ -254,14 +307,17 @@ class TeacherScoring:
             # A teacher-scored reward is for what the student sampled, and it did not sample gold answers.
             batch["teacher_spans"][record.is_fixed_B.to(weights_BK.device)] = -1
 
-    def _count_tokens(self, needed_BK: Tensor, batch: RolloutBatch, token_counts: list[TokenCounts]) -> tuple[int, int]:
+    def _count_tokens(
+        self, needed_BK: Tensor, batch: RolloutBatch, readings: Sequence[TeacherReading]
+    ) -> tuple[int, int]:
         """Count the operations of the teachers, and return the tokens that they read and those that were saved."""
         lengths_B1 = (batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1))[:, None]
         teaches_BK = self.runtime.teaches_SK.to(lengths_B1.device)[batch["skill_ids"]]
-        cached_K = torch.tensor([count.cached for count in token_counts], device=lengths_B1.device)
+        cached_K = torch.tensor([reading.cached for reading in readings], device=lengths_B1.device)
         read_K = (needed_BK * lengths_B1).sum(0) - cached_K
         read, possible = self._sum(torch.stack([read_K, (teaches_BK * lengths_B1).sum(0)])).sum(1).tolist()
-        num_computed_K = torch.tensor([count.computed for count in token_counts])
+        num_drafted = [sum(map(len, reading.draft_states)) for reading in readings]  # those count for the gate
+        num_computed_K = torch.tensor([reading.computed for reading in readings]) - torch.tensor(num_drafted)
         if self._label_scores is not None:
             num_computed_K += torch.tensor(self._label_scores.take_num_read())
         computed = self._sum(num_computed_K).tolist()

@@ -12,6 +12,8 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rld.errors import TeacherError
 from rld.losses.feature_matching import FeaturePlan
 from rld.losses.teacher_outputs import TeacherOutputs, teacher_key
+from rld.models.drafts import Pair
 from rld.teachers.output_checks import require_finite_outputs
 from rld.teachers.slot_base import PrepareModel, SlotResult, StudentInterface, TeacherBatch, TeacherSlot
 from rld.teachers.slots import AlignedSlot, LogprobSlot, SameTokenizerSlot
@@ -28,13 +31,15 @@ from rld.teachers.teacher import Teacher, share_base_models
 from rld.utils.interrupts import Waiting
 
 
-class TokenCounts(NamedTuple):
-    """Tokens of one rollout for one teacher of this process."""
+class TeacherReading(NamedTuple):
+    """What one teacher of this process read in a rollout."""
 
     computed: int = 0
     """Tokens that went through the teacher."""
     cached: int = 0
     """Tokens whose log-probabilities came from a cache."""
+    draft_states: Sequence[Tensor] = ()
+    """For each draft the last hidden states `[tokens, H]` that predict its tokens."""
 
 
 class TeacherEnsemble:
@@ -111,7 +116,8 @@ class TeacherEnsemble:
         prompts: Sequence[Any],
         temperature: float,
         rows_per_forward: int,
-    ) -> list[TokenCounts]:
+        drafts: Mapping[int, Sequence[Pair]] = MappingProxyType({}),
+    ) -> list[TeacherReading]:
         """Run each teacher once over the rows that need it, and add its outputs to `rollout`.
 
         Args:
@@ -121,9 +127,8 @@ class TeacherEnsemble:
             prompts: The rows' prompts: text or messages.
             temperature: Temperature of top-k log-probabilities and of the scores of spans.
             rows_per_forward: Completions per forward, about.
-
-        Returns:
-            For each teacher the tokens that it computed and those that a cache had.
+            drafts: By the number of a teacher that takes drafts, those that it reads beside the completions: prompts
+                and drafts in its tokens. It reads none where no completion has a token for it.
         """
         num_rows, num_tokens = rollout["completion_ids"].shape
         tokens_BKT = torch.zeros(num_rows, len(self.slots), num_tokens, dtype=torch.bool)
@@ -133,14 +138,21 @@ class TeacherEnsemble:
             rows_R = slot.scorable_rows(rollout, rows_BK[:, slot.index]).nonzero().squeeze(1)
             if len(rows_R):
                 batch = _batch(rollout, rows_R, prompts, temperature=temperature, rows_per_forward=rows_per_forward)
-                batches[slot.index] = rows_R, batch
-        counts = [TokenCounts()] * len(self.slots)
+                batches[slot.index] = rows_R, replace(batch, drafts=drafts.get(slot.index, ()))
+        readings = [TeacherReading()] * len(self.slots)
         for k, result in self._run({k: batch for k, (_, batch) in batches.items()}).items():
             rows_R, batch = batches[k]
             require_finite_outputs(self.slots[k], batch, result)
             _add(rollout, k, rows_R, result)
-            counts[k] = TokenCounts(result.num_computed, result.num_cached)
-        return counts
+            readings[k] = TeacherReading(result.num_computed, result.num_cached, result.draft_states)
+        return readings
+
+    def withdraw(self, rollout: dict[str, Any], open_BK: Tensor) -> None:
+        """Take back what teachers said about completions that they may not teach on: nothing is said there."""
+        rollout["teacher_tokens"] = rollout["teacher_tokens"] & open_BK[..., None]
+        for slot in self.slots:
+            if (key := teacher_key(slot.index, "spans")) in rollout:
+                rollout[key] = rollout[key].masked_fill(~open_BK[:, slot.index, None], -1)
 
     def _run(self, batches: Mapping[int, TeacherBatch]) -> dict[int, SlotResult]:
         """Run the teachers that have a batch; those without a result are left out."""

@@ -20,6 +20,7 @@ from rld.errors import TeacherError
 from rld.losses.feature_matching import FeaturePlan
 from rld.losses.features import AnyFeature
 from rld.losses.teacher_outputs import TeacherOutputs, TeacherTensor, teacher_key
+from rld.models.drafts import Pair
 from rld.models.heads import LMHead
 from rld.models.prompting import PromptEncoder
 from rld.teachers.teacher import Teacher
@@ -77,6 +78,8 @@ class TeacherBatch:
     """Temperature of the log-probabilities of spans and of top-k log-probabilities."""
     rows_per_forward: int
     """Completions per forward on a CPU; elsewhere as many as fit into memory."""
+    drafts: Sequence[Pair] = ()
+    """Prompts and drafts in the teacher's tokens, which it reads beside the completions."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,8 @@ class SlotResult:
     """Tokens that went through the teacher."""
     num_cached: int = 0
     """Tokens that it did not have to read, because a cache has their log-probabilities."""
+    draft_states: Sequence[Tensor] = ()
+    """For each draft the last hidden states `[tokens, H]` that predict its tokens."""
 
 
 class TeacherSlot(ABC):
@@ -129,6 +134,10 @@ class TeacherSlot(ABC):
     @property
     def is_remote(self) -> bool:
         """Whether the teacher runs elsewhere, so that it can score while other teachers run here."""
+        return False
+
+    def takes_drafts(self) -> bool:
+        """Whether it can read drafts beside the completions of their prompts as it would read them alone."""
         return False
 
     @property

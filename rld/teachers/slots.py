@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from rld.errors import TeacherError
 from rld.losses.teacher_outputs import TeacherOutputs, TeacherTensor, teacher_key
 from rld.models.backbone import States, as_many_as_fit, hidden_states
+from rld.models.draft_rows import BatchWithDrafts
 from rld.models.heads import LMHead, log_probabilities
 from rld.models.logprob_source import ScoredSequence, TopKLogprobs
 from rld.models.prompt_sharing import PromptSharingLayout
@@ -45,6 +46,23 @@ class _LocalSlot(TeacherSlot):
     @property
     def model(self) -> PreTrainedModel:
         return self._model
+
+    def takes_drafts(self) -> bool:
+        # The first rollout tells whether rows share a prompt. Alone, drafts are read without autocast.
+        device = self._model.device.type
+        is_cast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) != self._model.dtype
+        return self._layout is not None and self._layout.shared and not is_cast
+
+    def _run_with_drafts(
+        self, ids_RS: Tensor, attention_RS: Tensor, *, num_tokens: int, batch: TeacherBatch
+    ) -> tuple[States, list[Tensor]]:
+        """Return the states at the completions, and for each draft the last hidden states that predict its tokens."""
+        rows = batch.rows_per_forward
+        if not batch.drafts:
+            return self._run_model(ids_RS, attention_RS, num_tokens=num_tokens, rows_per_forward=rows), []
+        both = BatchWithDrafts.of(ids_RS, attention_RS, num_tokens, batch.drafts)
+        states = self._run_model(both.ids_NS, both.attention_NS, num_tokens=both.num_tokens, rows_per_forward=rows)
+        return both.apart(states, num_tokens, [len(draft) for _, draft in batch.drafts])
 
     def _run_model(self, ids_RS: Tensor, attention_RS: Tensor, *, num_tokens: int, rows_per_forward: int) -> States:
         """Return the last hidden states and those that features are compared at."""
@@ -95,18 +113,16 @@ class SameTokenizerSlot(_LocalSlot):
         unknown_RS = ids_RS >= len(embeddings.weight)
         # An unknown token is read as token 0, and a foreign one as another, so the states from it on mean nothing.
         after_unknown_RS = ((unknown_RS | self._is_foreign(ids_RS)) & attention_RS.bool()).cumsum(1) > 0
-        states = self._run_model(
-            ids_RS.masked_fill(unknown_RS, 0),
-            attention_RS,
-            num_tokens=num_tokens,
-            rows_per_forward=batch.rows_per_forward,
+        states, draft_states = self._run_with_drafts(
+            ids_RS.masked_fill(unknown_RS, 0), attention_RS, num_tokens=num_tokens, batch=batch
         )
         ids_RT = batch.completion_ids_RT
         tokens_RT = (ids_RT < len(self.head().weight)) & self._is_not_foreign_end(ids_RT)
         tensors: dict[TeacherTensor, Tensor] = {"hidden": states.last_BTH}
         if states.mapped_BLTH is not None:
             tensors["layers"] = states.mapped_BLTH
-        return SlotResult(tokens_RT & ~after_unknown_RS[:, -num_tokens:], tensors, states.num_computed)
+        is_known_RT = ~after_unknown_RS[:, -num_tokens:]
+        return SlotResult(tokens_RT & is_known_RT, tensors, states.num_computed, draft_states=draft_states)
 
     def sampled_scores(self, rollout: Mapping[str, Any], temperature: float) -> Tensor | None:
         rows_B = rollout["teacher_tokens"][:, self.index].any(1)
@@ -141,8 +157,8 @@ class AlignedSlot(_LocalSlot):
             return None
         device = batch.completion_ids_RT.device
         text = translation.to(device)
-        states = self._run_model(
-            text.ids_BS, text.attention_BS, num_tokens=text.num_tokens, rows_per_forward=batch.rows_per_forward
+        states, draft_states = self._run_with_drafts(
+            text.ids_BS, text.attention_BS, num_tokens=text.num_tokens, batch=batch
         )
         last_RUH = states.last_BTH.to(device)  # a model may end on another device
         log_p_RU = log_probabilities(
@@ -161,7 +177,7 @@ class AlignedSlot(_LocalSlot):
         if states.mapped_BLTH is not None:
             mapped_RULH = states.mapped_BLTH.to(device).transpose(1, 2)
             tensors["layers"] = mapped_RULH[row_R1, index_RT].transpose(1, 2)
-        return SlotResult(tokens_RT, tensors, states.num_computed)
+        return SlotResult(tokens_RT, tensors, states.num_computed, draft_states=draft_states)
 
     def outputs(self, batch: Mapping[str, Any]) -> TeacherOutputs:
         return replace(

@@ -40,6 +40,8 @@ VERSION = 10
 
 _PROJECTIONS = "rld_projections.safetensors"
 
+_GATE = "rld_gate.json"
+
 
 @dataclass
 class CheckpointedParts:
@@ -78,8 +80,8 @@ class CheckpointedParts:
         """
         if rollout is not None:
             torch.save(rollout, _rollout_path(folder, accelerator.process_index))
-        if self.gate is not None:
-            self.gate.save(_gate_path(folder, accelerator.process_index))
+        if self.gate is not None and is_writer:
+            self.gate.save(folder / _GATE)
         if self.retention is not None and is_writer:
             self.retention.save(folder)
         if self.projections is not None and is_writer:
@@ -122,7 +124,7 @@ class CheckpointedParts:
             raise CheckpointError(f"{folder}: teachers can't change inside a rollout, or with a feature signal")
         return state
 
-    def restore(self, folder: Path, state: Mapping[str, Any], process_index: int) -> list[Any]:
+    def restore(self, folder: Path, state: Mapping[str, Any]) -> list[Any]:
         """Restore the parts from a checkpoint and what `read` returned.
 
         Returns:
@@ -133,7 +135,7 @@ class CheckpointedParts:
             setattr(self.totals, name, value)
         self.flop_meter.replace(state["flops"])
         if self.gate is not None:
-            self.gate.load(_gate_path(folder, process_index))
+            self.gate.load(folder / _GATE)
         if self.retention is not None:
             self.retention.load(folder, state.get("retention"))
         if self.stream is not None:
@@ -161,10 +163,6 @@ def load_rollout(folder: Path, accelerator: Accelerator) -> Any:
 
 def _rollout_path(folder: Path, process_index: int) -> Path:
     return folder / f"rld_rollout_{process_index}.pt"
-
-
-def _gate_path(folder: Path, process_index: int) -> Path:
-    return folder / f"rld_gate_{process_index}.json"
 
 
 def read_state(folder: Path, has_stream: bool, teachers: Mapping[Any, str]) -> dict[str, Any]:

@@ -344,6 +344,6 @@ class GRPOHooks(FiniteUpdates, WholeCheckpoints, ResumableTrainer, TrainingProgr
         state = parts.read(folder, self.accelerator.num_processes)
         super()._load_optimizer_and_scheduler(checkpoint)
         self._step, self.num_skipped = state["micro_step"], state["skipped"]
-        self.events += parts.restore(folder, state, self.accelerator.process_index)
+        self.events += parts.restore(folder, state)
         if self._is_inside_rollout:
             self._buffered_inputs = load_rollout(folder, self.accelerator)

@@ -87,7 +87,7 @@ def test_a_stages_cost_follows_from_sizes_and_tokens(tmp_path):
     assert costs["one"].bytes == 16 * size
     read = 5 * (3 * 7 + 3 * 2 * 5)  # five steps of three prompts, each read once, with two answers each
     expected = {"generation": 2 * size * read, "student": 6 * size * read, "teachers": 2 * size * read}
-    expected |= {"gate": 2 * size * 5 * 3 * 12, "answers": 2 * size * 32 * 12, "retention": 0}
+    expected |= {"gate": 2 * size * 5 * 3 * 5, "answers": 2 * size * 32 * 12, "retention": 0}
     assert costs["two"].flops_by_account == expected
     assert costs["two"].bytes == 16 * size + 2 * size
     assert costs["two"].teachers == {"t": size}

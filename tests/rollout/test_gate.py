@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from rld.rewards.answers import exact_match
 
 import tests.support.tiny as tiny
 from rld.controllers.baselines import FixedController
@@ -17,7 +18,9 @@ from rld.controllers.gap import GapController
 from rld.controllers.observation import Observation, SkillObservation, TeacherObservation
 from rld.errors import RecipeError, TeacherDown, TeacherError
 from rld.rollout.counts import gate_counts
-from rld.rollout.gate import GateVerdict, TeacherGate, unverified
+from rld.rollout.gate import TeacherGate, unverified
+from rld.rollout.gate_memory import GateMemory, Judged, News
+from rld.rollout.gate_questions import GateVerdict
 from rld.teachers.local import LocalLogprobs
 from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
@@ -72,9 +75,10 @@ def constant(reward: float | None) -> Any:
     return lambda completions, **_: [reward] * len(completions)
 
 
-def judged(gate: TeacherGate, rows: list[dict[str, Any]]) -> GateVerdict:
-    """The verdict of a gate with one teacher, which every row needs."""
-    return gate.judge(rows, torch.ones(len(rows), 1, dtype=torch.bool))
+def judged(gate: TeacherGate, rows: list[dict[str, Any]], needed_BK: torch.Tensor | None = None) -> GateVerdict:
+    """The verdict of a gate; without `needed_BK` it has one teacher, which every row needs."""
+    needed_BK = torch.ones(len(rows), 1, dtype=torch.bool) if needed_BK is None else needed_BK
+    return gate.decide(gate.ask(rows, needed_BK), {})
 
 
 def test_it_opens_where_the_verifier_agrees_and_asks_each_prompt_once():
@@ -83,12 +87,12 @@ def test_it_opens_where_the_verifier_agrees_and_asks_each_prompt_once():
     group = [row for row in given for _ in range(2)]
     wanted = torch.ones(16, 2, dtype=torch.bool)
     wanted[:, 1] = False
-    verdict = gate.judge(group, wanted)
+    verdict = judged(gate, group, wanted)
     assert verdict.open_BK[:, 0].tolist() == [True, True, False, False] * 4
     assert not verdict.open_BK[:, 1].any()
     assert verify.asked == 8
     assert verdict.flops == 2 * gate.teachers[0].num_parameters() * verdict.num_tokens > 0
-    second = gate.judge(group, wanted)
+    second = judged(gate, group, wanted)
     assert torch.equal(second.open_BK, verdict.open_BK)
     assert (verify.asked, second.num_tokens, second.flops) == (8, 0, 0)
 
@@ -229,7 +233,7 @@ def test_a_verdict_is_assumed_where_all_of_the_latest_are_the_same(tmp_path):
     changed.add(1)
     num_tokens = [judged(resumed, of("b", 4)).num_tokens for _ in range(9)]
     assert [i + 9 for i, num in enumerate(num_tokens) if num] == [16, 17], "one in 16 notices, and all are asked again"
-    resumed._same["wide"]["b 1"] = 1000
+    resumed.memories[0].same["b 1"] = 1000
     resumed.forget(0)
     assert judged(resumed, of("b", 4)).num_tokens
 
@@ -364,3 +368,58 @@ def test_teachers_that_nobody_checks_are_told_of_in_the_events():
     assert (event.step, event.kind, event.about) == (1, "no gate", "wide")
     assert "learns wrong answers of a teacher too" in event.rule
     assert unverified([teacher()], gate_of([teacher()], constant(1.0))) == unverified([], None) == []
+
+
+def test_a_teacher_that_is_often_right_is_asked_while_it_scores_with_the_same_verdicts_for_less(tmp_path):
+    """Its gold answers are its own, but for a prompt of each rollout on which it has then scored for nothing."""
+    made = teacher()
+    asked = [{"prompt": f"{a}{b}=", "skill": "first"} for a in tiny.WORDS[:4] for b in tiny.WORDS[:8]]
+    for i, (row, text) in enumerate(zip(asked, answers(made, asked), strict=True)):
+        row["answer"] = "jjjj" if i % 8 == 0 else text
+    options = {"gate": "per_prompt", "num_generations": 2, "max_completion_length": 3, "teacher_reward": 0.1}
+    found = {}
+    for name in ("later", "first"):
+        trainer = RLDTrainer(
+            tiny.model(),
+            exact_match,
+            RLDConfig(**tiny.rld_options(tmp_path / name, **options)),
+            tiny.rows(8),
+            processing_class=tiny.tokenizer(),
+            teachers=[Teacher(made.model, name="wide", tokenizer=tiny.tokenizer())],
+            controller=FixedController(),
+        )
+        trainer.model.train()
+        if name == "first":
+            trainer.ensemble.slots[0].takes_drafts = lambda: False  # type: ignore[method-assign]
+        rollouts = []
+        for start in range(0, 32, 8):
+            torch.manual_seed(start)
+            group = [row for row in asked[start : start + 8] for _ in range(2)]
+            rollouts.append(trainer._generate_and_score_completions(group))
+        found[name] = rollouts, trainer.gate.memories[0].state(), trainer.flop_meter.accounts, trainer
+    (later, memory, flops, trainer), (first, other_memory, other_flops, _) = found["later"], found["first"]
+    assert memory == other_memory
+    assert 0 < sum(memory["verdicts"].values()) < 32
+    for one, other in zip(later, first, strict=True):
+        for name in ("teacher_weights", "teacher_tokens", "teacher_scores", "teacher_spans", "num_taught"):
+            torch.testing.assert_close(one[name], other[name])
+        taught = other["teacher_tokens"].any(1)
+        torch.testing.assert_close(one["teacher_0_hidden"][taught], other["teacher_0_hidden"][taught])
+    assert flops["gate"] < 0.7 * other_flops["gate"]
+    assert sum(flops.values()) < sum(other_flops.values())
+    assert trainer._metrics["train"]["gate/assumed"] == [0.0] * 4
+
+
+def test_processes_remember_the_verdicts_of_all_as_one_does():
+    """So they assume alike; a prompt that two of them asked counts once."""
+
+    def news(numbers: Sequence[int]) -> News:
+        return News([Judged(str(i), "s", "s 0", i != 3, i % 2 == 0) for i in numbers], ["s"])
+
+    one, two = GateMemory("one"), GateMemory("one")
+    one.learn([news(range(131)), News((), ["s"])])
+    two.learn([news(range(70)), news(range(60, 131))])
+    assert one.state() == two.state()
+    assert one.assumed({"new": {"skill": "s"}}) == {}, "127 since the last wrong one"
+    two.learn([news([]), news([131])])
+    assert two.assumed({"new": {"skill": "s"}, "0": {"skill": "s"}}) == {"new": True}

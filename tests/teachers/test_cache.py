@@ -26,7 +26,7 @@ from rld.models.logprob_source import ScoredSequence, TopKLogprobs
 from rld.models.prompting import PromptEncoder
 from rld.recipe.stages.distill import Distill
 from rld.teachers.cache import CachedLogprobs
-from rld.teachers.ensemble import TeacherEnsemble, TokenCounts
+from rld.teachers.ensemble import TeacherEnsemble, TeacherReading
 from rld.teachers.local import LocalLogprobs
 from rld.teachers.slot_base import StudentInterface
 from rld.teachers.teacher import Teacher
@@ -178,7 +178,7 @@ def ensemble_of(*teachers: Teacher, feature: Any = None) -> TeacherEnsemble:
     return TeacherEnsemble(teachers, student, prepare=lambda model: model)
 
 
-def score(teachers: TeacherEnsemble, made: dict[str, Any]) -> list[TokenCounts]:
+def score(teachers: TeacherEnsemble, made: dict[str, Any]) -> list[TeacherReading]:
     """Score two completions with all teachers."""
     rows = torch.ones(2, len(teachers.slots), dtype=torch.bool)
     return teachers.score(made, rows, prompts=["", ""], temperature=1.0, rows_per_forward=8)

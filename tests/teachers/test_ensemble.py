@@ -10,7 +10,8 @@ import torch
 import tests.support.tiny as tiny
 from rld.errors import TeacherError
 from rld.losses.features import Cosine
-from rld.teachers.ensemble import TeacherEnsemble
+from rld.models.drafts import ReadDrafts
+from rld.teachers.ensemble import TeacherEnsemble, TeacherReading
 from rld.teachers.slot_base import StudentInterface
 from rld.teachers.teacher import Teacher
 
@@ -60,3 +61,42 @@ def test_a_change_of_a_teacher_reaches_the_observers():
 def test_weights_can_not_change_under_a_feature_signal():
     with pytest.raises(TeacherError, match="'t2' can't change its weights with a feature signal"):
         ensemble(Cosine()).swap(1, tiny.model(seed=3), tiny.tokenizer())
+
+
+@pytest.mark.parametrize("align", [None, "likelihood"])
+def test_drafts_beside_completions_are_read_as_they_are_alone_and_change_nothing_else(align):
+    own = Teacher(tiny.model(seed=1), "t", ["any"], tokenizer=tiny.tokenizer(), align=align)
+    teachers = TeacherEnsemble([own], StudentInterface(tiny.model(), tiny.encoder(), Cosine()), lambda model: model)
+    (slot,) = teachers.slots
+    ids, mask = torch.randint(5, 15, (4, 7), generator=torch.Generator().manual_seed(0)), torch.ones(4, 7).long()
+    ids[1, :3], ids[3, :3] = ids[0, :3], ids[2, :3]
+    mask[2:, 0] = mask[1, 5:] = 0  # a shorter prompt, and a shorter completion
+    rollout = {"prompt_ids": ids[:, :3], "prompt_mask": mask[:, :3]}
+    rollout |= {"completion_ids": ids[:, 3:], "completion_mask": mask[:, 3:]}
+    texts = tiny.tokenizer().batch_decode(
+        [row[row_mask == 1] for row, row_mask in zip(ids[:, :3], mask[:, :3], strict=True)]
+    )
+    prompts = [tiny.encoder().encode(text.replace(" ", "")) for text in texts]
+    drafts = [(prompts[2], [5, 6, 7, 8, 9, 1]), (prompts[0], [9]), ([6, 6, 6, 6], [7, 1])]
+    options = {"prompts": [text.replace(" ", "") for text in texts], "temperature": 1.0}
+    assert not slot.takes_drafts(), "the first rollout tells whether rows share a prompt"
+
+    def scored_with(given: Any, rows_per_forward: int) -> tuple[dict[str, Any], TeacherReading]:
+        made = dict(rollout)
+        rows = torch.ones(4, 1, dtype=torch.bool)
+        (reading,) = teachers.score(made, rows, rows_per_forward=rows_per_forward, drafts=given, **options)
+        return made, reading
+
+    without, plain = scored_with({}, 8)
+    assert slot.takes_drafts()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not slot.takes_drafts(), "alone they are read in float32"
+    alone = ReadDrafts.alone(own.load(), drafts)
+    for rows_per_forward in (8, 1):
+        found, reading = scored_with({0: drafts}, rows_per_forward)
+        for name, value in without.items():
+            torch.testing.assert_close(found[name], value)
+        for state, wanted in zip(reading.draft_states, alone._states, strict=True):
+            torch.testing.assert_close(state, wanted)
+    assert [len(state) for state in reading.draft_states] == [6, 1, 2]
+    assert scored_with({0: drafts}, 8)[1].computed < plain.computed + alone.num_tokens, "their prompts are shared"

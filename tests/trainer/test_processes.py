@@ -44,12 +44,7 @@ def test_one_process_and_two_give_the_same_update(tmp_path):
         assert spent[1] == pytest.approx(spent[0], rel=1e-4)  # by a divergence of 1e-3, in float32
         assert 0.01 < spent[0] < 0.012  # by the divergence over all processes: neither end is cut off
         assert states[1]["retention"] == states[0]["retention"]
-        # each process looks at its own verdicts to decide whether the gate reads gold answers before it decodes
-        gate = {key: [state["totals"].pop(key) for state in states] for key in ("tokens_scored", "tokens_saved")}
-        assert all(two == pytest.approx(one, abs=20) for one, two, _ in gate.values())
         assert states[1]["totals"] == states[0]["totals"]
-        spent = [state["flops"].pop("gate") for state in states]
-        assert spent[1] == pytest.approx(spent[0], rel=0.1)
         assert states[1]["flops"] == pytest.approx(states[0]["flops"])
         assert {state["runtime"]["ticks"] for state in states} == {2}
         skills = [state["runtime"]["state"]["skills"] for state in states]

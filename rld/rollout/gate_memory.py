@@ -1,0 +1,139 @@
+"""What the gate remembers of one teacher's answers, and which verdicts it assumes.
+
+All processes of a training remember the same, because each is told the verdicts of all. So they decide alike, and like
+one process alone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, NamedTuple
+
+from rld.types import DEFAULT_SKILL, Row
+
+_MAX_VERDICTS = 100_000
+"""Verdicts that are remembered; with more, all are forgotten."""
+
+_SAME_VERDICTS = 128
+"""Equal verdicts in a row on a level of a skill after which a verdict is assumed. Of a teacher for which more than 2.4%
+of the verdicts are other ones, so many are equal with a probability of at most 5%."""
+
+_MAX_FAILURES = 64
+"""Prompts that a teacher fails from the start on, without one success, before a warning doubts the verifier."""
+
+
+class Judged(NamedTuple):
+    """A verdict on a teacher's greedy answer to a prompt."""
+
+    key: str
+    """The prompt's key."""
+    skill: str
+    level: str
+    """The level of the skill, with the skill's name."""
+    is_correct: bool
+    is_gold: bool | None
+    """Whether the answer has the tokens of the gold answer; None where that is not known."""
+
+
+class News(NamedTuple):
+    """What one process learns of a teacher in a rollout."""
+
+    judged: Sequence[Judged] = ()
+    """In the order of the prompts."""
+    unjudged: Sequence[str] = ()
+    """The skill of each second answer that the verifier does not apply to."""
+
+
+@dataclass
+class GateMemory:
+    """What the gate remembers of a teacher.
+
+    Attributes:
+        name: The teacher's name.
+        verdicts: Whether it answered a prompt correctly, by the prompt's key.
+        num_failures: Prompts that it failed before its first success; -1 after that success, or after the warning.
+        resampled: By skill, the prompts that it answered a second time.
+        golds: By skill, its greedy answers with the tokens of the gold answer, and all others.
+        same: By level of a skill, its latest verdicts that are equal: so many correct answers, or with a minus so many
+            wrong ones.
+    """
+
+    name: str
+    verdicts: dict[str, bool] = field(default_factory=dict)
+    num_failures: int = 0
+    resampled: dict[str, int] = field(default_factory=dict)
+    golds: dict[str, list[int]] = field(default_factory=dict)
+    same: dict[str, int] = field(default_factory=dict)
+
+    def state(self) -> dict[str, Any]:
+        """Return the memory as JSON."""
+        return asdict(self)
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Remember what `state` returned."""
+        for one in fields(self):
+            setattr(self, one.name, state[one.name])
+
+    def forget(self) -> None:
+        """Forget the verdicts, because the teacher's weights have changed."""
+        for remembered in (self.verdicts, self.resampled, self.golds, self.same):
+            remembered.clear()
+
+    def learn(self, news: Sequence[News]) -> None:
+        """Remember what the processes learnt in a rollout, in their order; a prompt that two asked counts once."""
+        if len(self.verdicts) > _MAX_VERDICTS:
+            self.verdicts.clear()
+        judged = dict[str, Judged]()
+        for one in news:
+            for answer in one.judged:
+                judged.setdefault(answer.key, answer)
+            for skill in one.unjudged:
+                self.add_resampled(skill, 1)
+        for answer in judged.values():
+            self.verdicts[answer.key] = answer.is_correct
+            number = self.same.get(answer.level, 0)
+            self.same[answer.level] = max(number, 0) + 1 if answer.is_correct else min(number, 0) - 1
+            if answer.is_gold is not None:
+                self.golds.setdefault(answer.skill, [0, 0])[0 if answer.is_gold else 1] += 1
+        if judged:
+            self._warn_of_failures([answer.is_correct for answer in judged.values()])
+
+    def add_resampled(self, skill: str, number: int) -> None:
+        """Count prompts of a skill that were answered a second time."""
+        self.resampled[skill] = self.resampled.get(skill, 0) + number
+
+    def assumed(self, needed: Mapping[str, Row]) -> dict[str, bool]:
+        """Return the verdicts that are assumed of prompts without one, by their keys."""
+        numbers = {key: self.same.get(level_of(row), 0) for key, row in needed.items() if key not in self.verdicts}
+        return {key: number > 0 for key, number in numbers.items() if abs(number) >= _SAME_VERDICTS}
+
+    def share_of_golds(self, skill: str) -> float:
+        """Return the expected share of answers that are the gold ones, one of two before there is any."""
+        num_gold, num_other = self.golds.get(skill, [0, 0])
+        return (num_gold + 1) / (num_gold + num_other + 2)
+
+    def _warn_of_failures(self, correct: Sequence[bool]) -> None:
+        if self.num_failures < 0:
+            return
+        failures = -1 if any(correct) else self.num_failures + len(correct)
+        if failures >= _MAX_FAILURES:
+            warnings.warn(
+                f"teacher '{self.name}' answered none of its first {failures} prompts correctly, so it has taught "
+                "nothing; if the first reward, or the audit's, does not give 1 to a correct answer, use one that does, "
+                "or set gate to off",
+                stacklevel=2,
+            )
+            failures = -1
+        self.num_failures = failures
+
+
+def skill_of(row: Row) -> str:
+    """Return a row's skill."""
+    return str(row.get("skill", DEFAULT_SKILL))
+
+
+def level_of(row: Row) -> str:
+    """Return the level of a row's skill, with the skill's name."""
+    return f"{skill_of(row)} {row.get('level', 0)}"

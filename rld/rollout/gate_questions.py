@@ -1,0 +1,101 @@
+"""What the gate asks of teachers in a rollout, and what it decides.
+
+Shapes: B completions of this process, K teachers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+from rld.models.drafts import Pair
+from rld.rollout.gate_memory import Judged
+from rld.rollout.teacher_answers import TeacherAnswers
+from rld.types import Row
+
+
+class GateVerdict(NamedTuple):
+    """What the gate decides about a rollout, and the cost of the answers."""
+
+    open_BK: Tensor
+    """Which teachers may teach on which completions, bool."""
+    resampled_BK: Tensor
+    """Which teachers gave a second, sampled answer, bool; at the first completion of each prompt."""
+    resampled_correct_BK: Tensor
+    """Which of these answers are correct, bool."""
+    num_tokens: int
+    """Tokens that teachers of this process read and wrote for their answers."""
+    flops: float
+    """Operations of these answers."""
+    num_verdicts: int = 0
+    """Verdicts on a teacher and a prompt of this process that the rollout needs."""
+    num_assumed: int = 0
+    """Those of them that are assumed."""
+
+
+@dataclass(frozen=True)
+class ScoringForwards:
+    """The forwards in which teachers will score a rollout, as far as the gate wants to know.
+
+    Attributes:
+        takes_drafts_K: Which teachers can read a draft beside the completions of its prompt.
+        prompt_tokens_B: Tokens of each completion's prompt.
+        completion_tokens_B: Tokens of each completion that teachers will score; 0 for the others.
+    """
+
+    takes_drafts_K: Sequence[bool]
+    prompt_tokens_B: Sequence[int]
+    completion_tokens_B: Sequence[int]
+
+    def sizes(self, keys: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Return the tokens of each prompt and those of all its completions that are scored, by its key.
+
+        Args:
+            keys: The key of each completion's prompt.
+        """
+        sizes: dict[str, tuple[int, int]] = {}
+        for key, num_prompt, num_completion in zip(keys, self.prompt_tokens_B, self.completion_tokens_B, strict=True):
+            sizes[key] = num_prompt, sizes.get(key, (0, 0))[1] + num_completion
+        return sizes
+
+
+@dataclass
+class AskedTeacher:
+    """What one teacher is asked in a rollout."""
+
+    needed: Mapping[str, Row]
+    """The rows of the prompts whose verdicts are needed, by the prompts' keys."""
+    assumed: Mapping[str, bool]
+    """The verdicts that are assumed."""
+    later: Sequence[str] = ()
+    """The keys of the prompts whose drafts are read while the teacher scores."""
+    waiting: TeacherAnswers | None = None
+    """The answers to these prompts."""
+    judged: dict[str, Judged] = field(default_factory=dict)
+    second: dict[str, bool] = field(default_factory=dict)
+    """By prompt, whether its second answer is correct."""
+    unjudged: list[str] = field(default_factory=list)
+    num_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class GateQuestions:
+    """What the gate asks in a rollout.
+
+    Attributes:
+        keys: The key of each completion's prompt.
+        asked: What each teacher is asked.
+        open_BK: Which teachers may teach on which completions, those included that are judged while they score, bool.
+    """
+
+    keys: Sequence[str]
+    asked: Sequence[AskedTeacher]
+    open_BK: Tensor
+
+    @property
+    def drafts(self) -> dict[int, list[Pair]]:
+        """The drafts that teachers read while they score, by the teacher's number."""
+        return {k: one.waiting.pairs for k, one in enumerate(self.asked) if one.waiting is not None}
