@@ -14,18 +14,18 @@ from rld.utils.run_folder import RunFolder, stage_record_path
 
 
 def elapsed_seconds(folder: RunFolder) -> float:
-    """Return how long a run has run so far; where `summary.json` is damaged, by its log."""
+    """Return how long a run has run so far, by `summary.json` and by its log, which is newer where it was killed."""
     if not folder.summary.is_file():
         return 0.0
     try:
         seconds = files.read_json(folder.summary).get("seconds")
     except CheckpointError:
         seconds = None
-    if files.is_number(seconds):
-        return float(seconds)
-    tell(f"{folder.summary} is damaged; it is written anew, with the time of the last line of {folder.metrics.name}")
+    if not files.is_number(seconds):
+        name = folder.metrics.name
+        tell(f"{folder.summary} is damaged; it is written anew, with the time of the last line of {name}")
     logged = [record.get("seconds") for record in files.read_jsonl(folder.metrics).records]
-    return max((float(value) for value in logged if files.is_number(value)), default=0.0)
+    return max((float(value) for value in [seconds, *logged] if files.is_number(value)), default=0.0)
 
 
 def put_in_order(folder: RunFolder, stages: Sequence[str]) -> None:
@@ -33,7 +33,7 @@ def put_in_order(folder: RunFolder, stages: Sequence[str]) -> None:
 
     A record that is damaged itself is restored from `summary.json`. The caller holds the folder's lock.
     """
-    for parent in (folder.path, folder.models, folder.evaluations):
+    for parent in [folder.path, *(path for path in folder.path.rglob("*") if path.is_dir())]:
         files.remove_drafts(parent)
     _move_results(folder)
     for stage in stages:

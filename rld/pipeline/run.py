@@ -61,7 +61,7 @@ class RunContext:
         folder: The folder that the run writes to.
         resume: Whether the run continues from the files in the folder.
         is_stop_requested: Returns whether the user asked the run to stop.
-        started: Start of the run in seconds since the epoch, minus the seconds that it ran before it was resumed.
+        started: Start of the run by `time.monotonic`, minus the seconds that it ran before it was resumed.
     """
 
     recipe: Recipe
@@ -69,7 +69,7 @@ class RunContext:
     folder: Path
     resume: bool
     is_stop_requested: Callable[[], bool] = lambda: False
-    started: float = field(default_factory=time.time)
+    started: float = field(default_factory=time.monotonic)
     flops_before: float = field(default=0.0, init=False)
     """FLOPs of the finished stages."""
     flop_meter: FlopMeter = field(default_factory=FlopMeter, init=False)
@@ -242,6 +242,7 @@ class RunContext:
         launch.require_precision(arguments.mixed_precision, self.state.device)
         strategies = launch.requested_by(arguments)
         launch.require_strategy(strategies, self.state)
+        launch.require_supported(arguments)
         self._request = replace(self._request, strategies={**self._request.strategies, **strategies})
         self._precisions[stage.name] = arguments.mixed_precision
         return arguments

@@ -51,7 +51,7 @@ def stage_record(
         "name": stage.name,
         "kind": stage.kind,
         "fingerprint": context.inputs.fingerprint(stage.name),
-        "seconds": round(time.time() - context.started - context.seconds_before, 1),
+        "seconds": round(time.monotonic() - context.started - context.seconds_before, 1),
         "flops": meter.total,
         "flops_by_account": dict(meter.accounts),
         "student": {"parameters": num_parameters, "scores": after.scores},

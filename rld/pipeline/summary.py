@@ -37,7 +37,7 @@ class SummaryWriter:
         stages = [record for record in records if record is not None]
         summary = self.fixed | {
             "status": status,
-            "seconds": round(time.time() - self.run.started, 1),
+            "seconds": round(time.monotonic() - self.run.started, 1),
             "flops": sum(record["flops"] for record in stages),
             "stages": stages,
         }

@@ -48,7 +48,7 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool, accepts_chan
     _quiet()
     stop = StopRequest("stopping after this step; once more stops at once")
     elapsed = elapsed_seconds(RunFolder(output)) if resume else 0.0
-    run = RunContext(recipe, source, output, resume, stop.is_made, started=time.time() - elapsed)
+    run = RunContext(recipe, source, output, resume, stop.is_made, started=time.monotonic() - elapsed)
     require_runnable(run)
     require_installed(run)
     if resume and run.state.is_main_process:
@@ -57,6 +57,7 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool, accepts_chan
     record_inputs(run, accepts_changes)
     if resume:
         run.started += repeated_seconds(run.paths, [stage.name for stage in recipe.stages if run.finished(stage.name)])
+        run.started = min(run.started, time.monotonic() - run.seconds_before)
     writer = SummaryWriter(run)
     try:
         if run.state.is_main_process:

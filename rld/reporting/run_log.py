@@ -27,7 +27,7 @@ class RunLog(TrainerCallback):
     Args:
         folder: The run's folder.
         stage: The stage's name.
-        start: When the run began, in seconds since the epoch; for a resumed run, as if it had never paused.
+        start: When the run began, by `time.monotonic`; for a resumed run, as if it had never paused.
         flops: Returns the run's floating-point operations so far.
         supervised: Whether the stage fine-tunes: then its loss is logged as `loss/sft` too.
     """
@@ -70,7 +70,7 @@ class RunLog(TrainerCallback):
     ) -> None:
         values = logged_metrics(logs or {}, self._supervised)
         if self._writes and values:
-            seconds = round(time.time() - self.start, 3)
+            seconds = round(time.monotonic() - self.start, 3)
             head = {"stage": self.stage, "step": state.global_step, "seconds": seconds, "flops": self.flops()}
             files.append_jsonl(self.folder.metrics, [head | values | self._extra])
             self._extra = {}

@@ -11,8 +11,10 @@ import pytest
 
 from rld.cli import main
 from rld.pipeline.stage_training import StageTraining
+from rld.pipeline.summary import SummaryWriter
 from rld.utils import files
-from rld.utils.manifest import MANIFEST
+from rld.utils.manifest import MANIFEST, write_manifest
+from rld.utils.run_folder import stage_record_path
 from tests.support.runs import COPY_TASKS, Killed, one_thread, recipe, whole
 
 __all__ = ["one_thread", "recipe", "whole"]
@@ -51,7 +53,7 @@ def weights(run: Path) -> list[str]:
     return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
 
 
-def killed_in(stage: str, recipe: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def killed_in(stage: str, recipe: Path, output: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> Path:
     """Run until a stage has made its last update and is about to be scored; return the stage's checkpoints."""
     finish = StageTraining.finish
 
@@ -63,7 +65,7 @@ def killed_in(stage: str, recipe: Path, output: Path, monkeypatch: pytest.Monkey
     with monkeypatch.context() as patch:
         patch.setattr(StageTraining, "finish", killed)
         with pytest.raises(Killed):
-            train(recipe, output)
+            train(recipe, output, *options)
     return output / "checkpoints" / stage
 
 
@@ -93,6 +95,32 @@ def test_a_stage_that_has_made_its_last_update_makes_no_other(recipe, whole, tra
     assert steps(run) == steps(whole)
     accounts, expected = ([stage["flops_by_account"] for stage in summary(path)["stages"]] for path in (run, whole))
     assert accounts == expected
+
+
+def test_a_run_that_is_killed_before_it_could_note_its_time_goes_on_behind_what_has_its_time(
+    recipe, trained, tmp_path, monkeypatch
+):
+    """After a stage has stored its result and before the summary has it; and in the next stage, of which the log is."""
+    run, write = tmp_path / "run", SummaryWriter.write
+
+    def killed(self, status):
+        if run.joinpath("models/teacher").exists():
+            raise Killed
+        write(self, status)
+
+    shutil.copytree(trained["teacher"], run)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(SummaryWriter, "write", killed)
+        train(recipe, run, "--resume")
+    result = run / "models" / "teacher"
+    files.write_json(stage_record_path(result), files.read_json(stage_record_path(result)) | {"seconds": 1000.0})
+    write_manifest(result)
+    killed_in("student", recipe, run, monkeypatch, "--resume")
+    logged = files.read_jsonl(run / "metrics.jsonl").records
+    assert logged[-1]["seconds"] > 1000
+    files.write_jsonl(run / "metrics.jsonl", [*logged[:-1], logged[-1] | {"seconds": 2000.0}])
+    assert train(recipe, run, "--resume") == 0
+    assert [stage["seconds"] >= 1000 for stage in summary(run)["stages"]] == [True, True]
 
 
 def test_a_stage_that_used_up_its_budget_makes_no_other_update(recipe, tmp_path, monkeypatch):
@@ -169,7 +197,8 @@ def test_what_a_killed_process_left_behind_is_removed(recipe, whole, tmp_path):
     (run / "checkpoints" / "teacher" / "checkpoint-6").mkdir(parents=True)
     for name in ("student.draft", "models/teacher.draft"):
         (run / name).mkdir()
-    for name in ("recipe.json.1-2.draft", "summary.json.1-2.draft"):
+    drafts = ("recipe.json.1-2.draft", "summary.json.1-2.draft", "predictions/student/after.jsonl.1-2.draft")
+    for name in drafts:
         (run / name).write_text("{")
     assert train(recipe, run, "--resume") == 0
     assert not list(run.rglob("*.draft"))
