@@ -20,7 +20,8 @@ import torch
 from accelerate import PartialState
 from accelerate.commands.config import default_config_file, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import Trainer, TrainingArguments
 
 from rld.errors import LaunchError
@@ -146,27 +147,33 @@ def require_precision(precision: str, device: torch.device) -> None:
         )
 
 
-def require_supported(state: Any) -> None:
+def require_supported(arguments: TrainingArguments) -> None:
     """Refuse options of FSDP and DeepSpeed with which a training would fail late, or silently be another one.
 
     Args:
-        state: The state of an `Accelerator`.
+        arguments: A trainer's.
 
     Raises:
         LaunchError: one is set; the message names it and its mend.
     """
-    fsdp, deepspeed = getattr(state, "fsdp_plugin", None), state.deepspeed_plugin
-    problems = []
+    fsdp, deepspeed = _fsdp_plugin(arguments), arguments.deepspeed_plugin
+    is_scaled = arguments.mixed_precision == "fp16" and (fsdp is not None or deepspeed is not None)
+    problems = [("fp16", is_scaled, "its scaled gradients are not supported with FSDP or DeepSpeed; use bf16")]
     if fsdp is not None:
+        on_gpu = "the GPUs send each other what checkpoints, probes and scores need whole, so parts have to be on them"
         loads_once = "the student is read and scored before processes share it, so each has to read it"
         problems += [
             ("fsdp_version: 1", fsdp.fsdp_version != 2, "only FSDP2 is supported; set fsdp_version: 2"),
+            ("fsdp_offload_params", isinstance(fsdp.cpu_offload, CPUOffloadPolicy), f"{on_gpu}; set it to false"),
             ("fsdp_cpu_ram_efficient_loading", fsdp.cpu_ram_efficient_loading, f"{loads_once}; set it to false"),
         ]
     if deepspeed is not None:
         own, config = "is the trainer's here, so that a checkpoint is the same everywhere", deepspeed.deepspeed_config
         loads_shared = "teachers would be loaded in parts as well, and the student is scored before it is shared"
+        shares_none = "processes would share nothing, and no checkpoint could be written"
+        stage = config.get("zero_optimization", {}).get("stage", 0)
         problems += [
+            ("zero_stage: 0", stage == 0, f"{shares_none}; set 1, 2 or 3, or train with DDP, without DeepSpeed"),
             ("zero3_init_flag", deepspeed.zero3_init_flag, f"{loads_shared}; set it to false"),
             ("optimizer", "optimizer" in config, f"the optimizer {own}; leave it out of DeepSpeed's configuration"),
             ("scheduler", "scheduler" in config, f"the schedule {own}; leave it out of DeepSpeed's configuration"),
@@ -174,6 +181,13 @@ def require_supported(state: Any) -> None:
     for name, is_set, reason in problems:
         if is_set:
             raise LaunchError(f"{name}: {reason}")
+
+
+def _fsdp_plugin(arguments: TrainingArguments) -> FullyShardedDataParallelPlugin | None:
+    """Return the options of FSDP with which a trainer of these arguments trains; None without FSDP."""
+    if arguments.fsdp_plugin_args is not None:
+        return FullyShardedDataParallelPlugin(**arguments.fsdp_plugin_args)
+    return FullyShardedDataParallelPlugin() if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" else None
 
 
 def require_installed(options: Mapping[str, Any]) -> None:
@@ -245,7 +259,7 @@ class CheckedLaunch(Trainer):
         super().create_accelerator_and_postprocess()
         requested = requested_by(self.args)
         require_strategy({**read_request().strategies, **requested}, self.accelerator.state)
-        require_supported(self.accelerator.state)
+        require_supported(self.args)
         wanted, used = self.args.mixed_precision, self.accelerator.mixed_precision
         require_precision(wanted, self.accelerator.device)
         if used != wanted and strategy_of(self.accelerator.state) != "DeepSpeed":  # its configuration decides

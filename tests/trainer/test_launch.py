@@ -18,6 +18,7 @@ from rld.trainer import launch
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
 from tests.support import tiny
+from tests.support.processes import sharing_environment
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """
@@ -107,21 +108,38 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("plugins", "expected"),
+    ("file", "options", "expected"),
     [
-        ({"fsdp_plugin": {"fsdp_version": 1, "cpu_ram_efficient_loading": False}}, "fsdp_version: 1"),
-        ({"fsdp_plugin": {"fsdp_version": 2, "cpu_ram_efficient_loading": True}}, "fsdp_cpu_ram_efficient_loading"),
-        ({"deepspeed_plugin": {"zero3_init_flag": True, "deepspeed_config": {}}}, "zero3_init_flag"),
-        ({"deepspeed_plugin": {"zero3_init_flag": False, "deepspeed_config": {"optimizer": {}}}}, "optimizer:"),
-        ({"deepspeed_plugin": {"zero3_init_flag": False, "deepspeed_config": {"scheduler": {}}}}, "scheduler:"),
-        ({"fsdp_plugin": {"fsdp_version": 2, "cpu_ram_efficient_loading": False}}, None),
+        ("fsdp2", {"fsdp_version": "1", "fsdp_sync_module_states": "false"}, "fsdp_version: 1"),
+        ("fsdp2", {"fsdp_cpu_ram_efficient_loading": "true"}, "fsdp_cpu_ram_efficient_loading"),
+        ("fsdp2", {"fsdp_offload_params": "true"}, "fsdp_offload_params"),
+        ("fsdp2", {"mixed_precision": "fp16"}, "fp16: its scaled gradients"),
+        ("fsdp2", {}, None),
+        ("zero3", {"zero_stage": "0"}, "zero_stage: 0"),
+        ("zero3", {"mixed_precision": "fp16"}, "fp16: its scaled gradients"),
+        ("zero3", {"zero3_init_flag": "true"}, "zero3_init_flag"),
+        ("zero3", {"zero_stage": "1"}, None),
     ],
 )
-def test_options_that_would_train_another_student_are_refused(plugins, expected):
-    state = SimpleNamespace(deepspeed_plugin=None)
-    vars(state).update({name: SimpleNamespace(**options) for name, options in plugins.items()})
+def test_options_of_the_launcher_that_would_train_another_student_are_refused(
+    tmp_path, monkeypatch, file, options, expected
+):
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    for name, value in sharing_environment(f"accelerate/{file}", *words).items():
+        monkeypatch.setenv(name, value)
+    if file == "zero3":
+        pytest.importorskip("deepspeed")
+    arguments = RLDConfig(**tiny.rld_options(tmp_path))
     with nullcontext() if expected is None else pytest.raises(LaunchError, match=expected):
-        launch.require_supported(state)
+        launch.require_supported(arguments)
+
+
+@pytest.mark.parametrize("name", ["optimizer", "scheduler"])
+def test_an_optimizer_and_a_schedule_of_deepspeed_are_refused(name):
+    plugin = SimpleNamespace(zero3_init_flag=False, deepspeed_config={"zero_optimization": {"stage": 2}, name: {}})
+    arguments = SimpleNamespace(fsdp_plugin_args=None, deepspeed_plugin=plugin, mixed_precision="no")
+    with pytest.raises(LaunchError, match=f"{name}: the .* is the trainer's here"):
+        launch.require_supported(arguments)
 
 
 @pytest.mark.skipif(launch.torch.cuda.is_available(), reason="a GPU can have what a CPU cannot")
