@@ -50,18 +50,43 @@ def whole_state_dict(trainer: Trainer, everywhere: bool = False) -> dict[str, Te
 
 
 def whole_state(trainer: Trainer, module: nn.Module, everywhere: bool = False) -> dict[str, Tensor]:
-    """Return the state of a part of the student as `whole_state_dict` does."""
-    with whole_student(trainer):  # FSDP2 gives the state in parts all the same
-        state = {name: whole(value.detach()) for name, value in module.state_dict().items()}
-        is_needed = everywhere or trainer.accelerator.is_main_process
-        copies = {name: value.cpu().clone() for name, value in state.items()} if is_needed else {}
-    for name, weight in module.named_parameters(remove_duplicate=False):
-        master = _master_weight(trainer, weight)
-        if master is not None and name in copies:
-            copies[name] = master.cpu()
-    if trainer.is_deepspeed_enabled:  # an adapter would be merged into weights in bf16
-        copies = {name: value.float() if value.is_floating_point() else value for name, value in copies.items()}
-    return copies
+    """Return the state of a part of the student as `whole_state_dict` does.
+
+    All processes have to call this. Tensors are gathered one after the other: beside its share and its copies, which
+    only a process that gets the state has, a process holds one whole tensor at a time.
+    """
+    is_kept = everywhere or trainer.accelerator.is_main_process
+    weights = dict(module.named_parameters(remove_duplicate=False))
+    copies = {
+        name: _whole_value(trainer, value, weights.get(name), is_kept) for name, value in module.state_dict().items()
+    }
+    return {name: copy for name, copy in copies.items() if copy is not None}
+
+
+def _whole_value(trainer: Trainer, value: Tensor, weight: nn.Parameter | None, is_kept: bool) -> Tensor | None:
+    """Return a copy of a whole tensor of a state in CPU memory; None if it is not kept.
+
+    Args:
+        trainer: The student's trainer.
+        value: The tensor as the state has it: under FSDP2 a part of it, under ZeRO-3 nothing.
+        weight: The weight whose value it is; None for a buffer.
+        is_kept: Whether this process keeps it; if not, it only takes part.
+    """
+
+    def copied(tensor: Tensor) -> Tensor | None:
+        # Where DeepSpeed trains in bf16, an adapter would be merged into weights in bf16.
+        dtype = torch.float32 if trainer.is_deepspeed_enabled and tensor.is_floating_point() else tensor.dtype
+        return tensor.detach().to("cpu", dtype, copy=True) if is_kept else None
+
+    master = None if weight is None else _master_weight(trainer, weight)
+    if master is not None:
+        return copied(master)
+    if weight is None or not hasattr(weight, "ds_id"):
+        return copied(whole(value))
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([weight]):
+        return copied(weight)
 
 
 def _master_weight(trainer: Any, weight: nn.Parameter) -> Tensor | None:
