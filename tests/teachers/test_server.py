@@ -31,7 +31,7 @@ from rld.controllers.baselines import FixedController
 from rld.errors import TeacherDown, TeacherError
 from rld.models.heads import LMHead
 from rld.models.logprob_source import ScoredSequence, TopKLogprobs
-from rld.teachers import server_limits
+from rld.teachers import http_client, server_limits
 from rld.teachers.http_client import TOKEN, HttpClient
 from rld.teachers.local import LocalLogprobs
 from rld.teachers.remote import remote_teacher
@@ -41,6 +41,7 @@ from rld.teachers.teacher import Teacher
 from rld.teachers.wire_format import pack_sequences
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
+from tests.support.processes import FORK_SERVER, exit_codes, train_quietly
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -597,31 +598,61 @@ def reverse(rng, *, length):
 def kill(completions, **_):
     folder = pathlib.Path(__file__).parent
     if (folder / "victim").exists() and list(folder.glob("run/checkpoints/main/checkpoint-2/rld_files.json")):
-        os.kill(int((folder / "victim").read_text()), signal.SIGKILL)
+        os.kill(*map(int, (folder / "victim").read_text().split()))
+        (folder / "is_hit").touch()
     return [1.0] * len(completions)
 """
 
 
-def test_a_run_whose_only_teacher_is_killed_stops_and_goes_on_when_it_is_back(folders, tmp_path, capsys):
-    """Through the command line, with probes and the gate asked over the wire."""
+@pytest.fixture
+def served(folders, tmp_path) -> Iterator[tuple[Server, list[str]]]:
+    """A teacher's server, and the command of a run with that teacher alone, which may get a signal in a rollout."""
     (tmp_path / "tasks.py").write_text(TASKS)
     (tmp_path / "two").symlink_to(folders / "two")
     with serving(folders / "one") as going:
         (tmp_path / "r.yaml").write_text(RECIPE.replace("URL", going.url))
-        (tmp_path / "victim").write_text(str(going.process.pid))
-        command = ["train", str(tmp_path / "r.yaml"), "--output", str(tmp_path / "run")]
-        assert main(["check", str(tmp_path / "r.yaml")]) == 0
-        assert f"far: at {going.url}" in " ".join(capsys.readouterr().out.split())
-        assert main(command) == 2
+        yield going, ["train", str(tmp_path / "r.yaml"), "--output", str(tmp_path / "run")]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
+def test_a_run_whose_only_teacher_dies_or_hangs_stops_and_goes_on_when_it_is_back(
+    served, folders, tmp_path, monkeypatch, capsys, how
+):
+    """Through the command line, with probes and the gate asked over the wire."""
+    going, command = served
+    monkeypatch.setattr(http_client, "_READ_TIMEOUT", 1.5)  # of a server that takes a call and does not answer
+    assert main(["check", command[1]]) == 0
+    assert f"far: at {going.url}" in " ".join(capsys.readouterr().out.split())
+    (tmp_path / "victim").write_text(f"{going.process.pid} {how}")
+    assert main(command) == 2
     said = capsys.readouterr().err
-    assert f"rld: teacher 'far' at {going.url}: no answer for 1 s; the last try ended with ConnectError" in said
+    problem = "ConnectError" if how == signal.SIGKILL else "ReadTimeout"
+    assert f"rld: teacher 'far' at {going.url}: no answer for 1 s; the last try ended with {problem}" in said
     (tmp_path / "victim").unlink()
-    checkpoints = sorted(path.name for path in (tmp_path / "run" / "checkpoints" / "main").iterdir())
-    assert checkpoints
-    with serving(folders / "one", port=going.port):
+    assert list((tmp_path / "run" / "checkpoints" / "main").iterdir())
+    is_back = contextlib.nullcontext() if how == signal.SIGSTOP else serving(folders / "one", port=going.port)
+    going.process.send_signal(signal.SIGCONT)
+    with is_back:
         assert main([*command, "--resume"]) == 0
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert sorted(set(steps))[-1] == 6
+
+
+def test_sigterm_ends_a_run_that_waits_for_a_server_that_hangs(served, tmp_path):
+    going, command = served
+    (tmp_path / "victim").write_text(f"{going.process.pid} {signal.SIGSTOP}")
+    log = tmp_path / "log"
+    process = FORK_SERVER.Process(target=train_quietly, args=(command[1:], log))
+    process.start()
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "is_hit").exists() and process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)  # now it waits
+    process.terminate()
+    start = time.monotonic()
+    assert exit_codes([process], 20.0) == [143], log.read_text()
+    assert time.monotonic() - start < 10
+    assert "Traceback" not in log.read_text()
 
 
 # -- others ------------------------------------------------------------------------------------------------------------
