@@ -1,8 +1,8 @@
 """Kill runs at random moments, and look at what `--resume` makes of them: `python -m tests.kills --moments 50`.
 
 A run has every kind of stage. It is killed and resumed at random moments until it ends, by one process, and by two
-under DDP, of which one alone is killed: the other one has to end by itself. Then it has to be as a run that was never
-killed: the same weights, log and files. Whatever is killed, a run never goes back behind its last checkpoint.
+under DDP or FSDP2, of which one alone is killed: the other one has to end by itself. Then it has to be as a run that
+was never killed: the same weights, log and files. Whatever is killed, a run never goes back behind its last checkpoint.
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ import rld.pipeline.train  # noqa: F401 - so that a fork need not import it
 from rld.recipe.reading import read_recipe
 from rld.trainer import checkpoints
 from rld.utils import files
-from tests.support.processes import FORK_SERVER, exit_codes, free_port, rank_environment, train_quietly
+from tests.support.processes import (
+    FORK_SERVER,
+    exit_codes,
+    free_port,
+    rank_environment,
+    sharing_environment,
+    train_quietly,
+)
 from tests.support.runs import COPY_TASKS, single_thread, written
 
 SECONDS_OF_A_RUN = 600.0
@@ -32,6 +39,9 @@ SECONDS_OF_A_RUN = 600.0
 
 SECONDS_TO_END = 60.0
 """Seconds in which a process has to end by itself once another one of its run was killed."""
+
+WAYS = {"alone": (1, None), "DDP": (2, None), "FSDP2": (2, "accelerate/fsdp2")}
+"""Ways to run: the number of processes, and the launcher's file of how they share the training."""
 
 RECIPE = """
 name: small
@@ -78,11 +88,13 @@ class Run:
     Args:
         recipe: The path of the recipe.
         folder: Where it writes.
-        num_processes: Its processes.
+        way: A name of `WAYS`.
     """
 
-    def __init__(self, recipe: Path, folder: Path, num_processes: int) -> None:
-        self.recipe, self.folder, self.num_processes = recipe, folder, num_processes
+    def __init__(self, recipe: Path, folder: Path, way: str) -> None:
+        self.recipe, self.folder = recipe, folder
+        self.num_processes, file = WAYS[way]
+        self.environment = {} if file is None else sharing_environment(file)
         self.log = folder.with_suffix(".log")
         self.processes: list[Any] = []
         self._log_size = 0
@@ -94,7 +106,7 @@ class Run:
         port = free_port()
         arguments = [str(self.recipe), "--output", str(self.folder), "--resume"]
         for rank in range(self.num_processes):
-            environment = rank_environment(rank, self.num_processes, port)
+            environment = self.environment | rank_environment(rank, self.num_processes, port)
             process = FORK_SERVER.Process(target=train_quietly, args=(arguments, self.log, environment))
             process.start()
             self.processes.append(process)
@@ -142,19 +154,19 @@ class Run:
         return result
 
 
-def whole_run(recipe: Path, folder: Path, num_processes: int) -> tuple[Run, float]:
+def whole_run(recipe: Path, folder: Path, way: str) -> tuple[Run, float]:
     """Return a run that is not killed, and the seconds of its first process's own work.
 
     By the clock a run takes longer than the one before it if the machine is busier.
     """
-    run, seconds = Run(recipe, folder, num_processes), 0.0
+    run, seconds = Run(recipe, folder, way), 0.0
     run.start()
     deadline = time.monotonic() + SECONDS_OF_A_RUN
     while run.processes[0].exitcode is None and time.monotonic() < deadline:
         seconds = max(seconds, run.seconds)
         time.sleep(0.01)
     codes = run.wait(SECONDS_TO_END)
-    assert codes == [0] * num_processes, f"{codes}: {run.log.read_text()[-2000:]}"
+    assert codes == [0] * run.num_processes, f"{codes}: {run.log.read_text()[-2000:]}"
     return run, seconds
 
 
@@ -200,16 +212,14 @@ def killed_run(run: Run, whole: Run, seconds: float, rng: random.Random) -> Iter
             return
 
 
-def kills(
-    folder: Path, num_moments: int, *, seed: int, num_processes: int, recipe_text: str = RECIPE
-) -> Iterator[Kill]:
-    """Yield at least so many kills of runs of so many processes, over as many runs as that takes."""
-    recipe, rng = written(folder, recipe_text, COPY_TASKS), random.Random(f"{seed}:{num_processes}")
+def kills(folder: Path, num_moments: int, *, seed: int, way: str, recipe_text: str = RECIPE) -> Iterator[Kill]:
+    """Yield at least so many kills of runs of one way, over as many runs as that takes."""
+    recipe, rng = written(folder, recipe_text, COPY_TASKS), random.Random(f"{seed}:{way}")
     with single_thread():
-        whole, seconds = whole_run(recipe, folder / f"whole-{num_processes}", num_processes)
+        whole, seconds = whole_run(recipe, folder / f"whole-{way}", way)
         num_kills = num_runs = 0
         while num_kills < num_moments:
-            run, num_runs = Run(recipe, folder / f"run-{num_processes}-{num_runs}", num_processes), num_runs + 1
+            run, num_runs = Run(recipe, folder / f"run-{way}-{num_runs}", way), num_runs + 1
             for kill in killed_run(run, whole, seconds, rng):
                 num_kills += kill.was_killed
                 yield kill
@@ -217,21 +227,21 @@ def kills(
 
 def _parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--moments", type=int, default=50, help="kills, half of them with two processes (default: 50)")
+    parser.add_argument("--moments", type=int, default=50, help="kills, a third of them in each way (default: 50)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
-    parser.add_argument("--processes", type=int, choices=(1, 2), help="only with so many (default: both)")
+    parser.add_argument("--way", choices=WAYS, help="run only in this way (default: in all)")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
     options = _parsed()
-    counts = [options.processes] if options.processes else [1, 2]
-    num_wrong, num_moments = 0, options.moments // len(counts)
+    ways = [options.way] if options.way else list(WAYS)
+    num_wrong, num_moments = 0, options.moments // len(ways)
     with tempfile.TemporaryDirectory() as name:
-        for count in counts:
-            for number, kill in enumerate(kills(Path(name), num_moments, seed=options.seed, num_processes=count), 1):
+        for way in ways:
+            for number, kill in enumerate(kills(Path(name), num_moments, seed=options.seed, way=way), 1):
                 num_wrong += bool(kill.problems)
                 verdict = "; ".join(kill.problems) or "as it should be"
-                print(f"{count} processes, {number}: after {kill.seconds:.2f} s, {kill.place}: {verdict}", flush=True)
+                print(f"{way}, {number}: after {kill.seconds:.2f} s, {kill.place}: {verdict}", flush=True)
     print(f"{num_wrong} moments went wrong")
     sys.exit(num_wrong > 0)

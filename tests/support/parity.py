@@ -27,7 +27,6 @@ from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
 from rld.trainer.sharding import whole_state_dict
-from tests.support.cpu_sharding import shard_on_cpu
 from tests.support.one_and_two import Always, even, scripted
 
 RECIPE = """
@@ -178,8 +177,6 @@ def store(folder: Path, name: str, trainer: Any) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    shard_on_cpu()
     place = Path(sys.argv[1])
     student(True).save_pretrained(stored_student(place))
     for cell, finished in trained(place):

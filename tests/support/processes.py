@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import socket
 import sys
 import time
@@ -11,10 +12,15 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+import torch.distributed.run
+from accelerate.commands.launch import launch_command, launch_command_parser
 
 from rld.cli import main
+from rld.recipe.registry import files
+from tests.support.cpu_sharding import shard_on_cpu
 
 FORK: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 """Starts a process that has what a test has patched; threads of the test's own process may have left locks in it."""
@@ -22,6 +28,10 @@ FORK: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "
 FORK_SERVER: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 """Starts a process that has imported rld and nothing else: no locks, threads or patches of the test's process."""
 FORK_SERVER.set_forkserver_preload(["rld.cli", "rld.pipeline.train", "rld.pipeline.distill", "rld.pipeline.sft"])
+
+
+SECONDS_OF_A_MODULE = 600.0
+"""Seconds in which the processes of a module have to end."""
 
 
 def free_port() -> int:
@@ -39,14 +49,64 @@ def rank_environment(rank: int, num_processes: int, port: int) -> dict[str, str]
     return {name: str(size) for name, size in sizes.items()} | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
+def sharing_environment(name: str, *options: str) -> dict[str, str]:
+    """Return the variables by which `accelerate launch` tells two CPU processes how to share a training.
+
+    Args:
+        name: A shipped file, such as `accelerate/fsdp2`.
+        options: Others of the launcher, which take the place of the file's.
+    """
+    sizes = ["--num_processes", "2", "--main_process_port", str(free_port()), "--mixed_precision", "no"]
+    words = ["--config_file", str(files("accelerate")[name]), *sizes, *options, "script.py"]
+    variables: dict[str, str] = {}
+    with patch.object(torch.distributed.run, "run", lambda _: variables.update(os.environ)):
+        launch_command(launch_command_parser().parse_args(words))
+    own = {key: value for key, value in variables.items() if key.startswith(("ACCELERATE_", "FSDP_"))}
+    return own | {"ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+
+
 def train_quietly(arguments: list[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
     """Train in one thread, and end this process with the exit code; all that is printed is added to a file."""
+    _begin(log, environment or {})
+    sys.exit(main(["train", *arguments]))
+
+
+def run_module(name: str, arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
+    """Do in one thread what `python -m NAME ARGUMENTS` does; all that is printed is added to a file."""
+    _begin(log, environment)
+    sys.argv = [name, *arguments]
+    runpy.run_module(name, run_name="__main__")
+
+
+def _begin(log: Path, environment: Mapping[str, str]) -> None:
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    os.environ |= environment or {}
+    os.environ |= environment
     torch.set_num_threads(1)
-    sys.exit(main(["train", *arguments]))
+    shard_on_cpu()
+
+
+def run_modules(
+    name: str, arguments: Sequence[str], num_processes: int, *, log: Path, environment: Mapping[str, str] | None = None
+) -> None:
+    """Run a module in so many connected processes, which end within a few minutes and without an error.
+
+    Args:
+        name: The module's.
+        arguments: Its command line.
+        num_processes: 1: it is not connected.
+        log: The file to which all processes add what they print.
+        environment: Variables that they have beside those that connect them.
+    """
+    port, processes = free_port(), []
+    for rank in range(num_processes):
+        variables = {**(environment or {}), **rank_environment(rank, num_processes, port), "CUDA_VISIBLE_DEVICES": ""}
+        process = FORK_SERVER.Process(target=run_module, args=(name, arguments, log, variables))
+        process.start()
+        processes.append(process)
+    codes = exit_codes(processes, SECONDS_OF_A_MODULE)
+    assert codes == [0] * num_processes, f"{codes}: {log.read_text()[-5000:]}"
 
 
 def exit_codes(processes: Sequence[BaseProcess], seconds: float) -> list[int | None]:

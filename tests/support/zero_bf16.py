@@ -14,7 +14,6 @@ from rld.cli import main
 from rld.trainer.rld_trainer import RLDTrainer
 from rld.trainer.sharding import whole_state_dict
 from tests.support import parity
-from tests.support.cpu_sharding import shard_on_cpu
 
 RECIPE = """
 name: small
@@ -38,8 +37,6 @@ def student(folder: Path) -> RLDTrainer:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    shard_on_cpu()
     place = Path(sys.argv[1])
     whole, resumed = student(place / "whole"), student(place / "resumed")
     states = {"start": whole_state_dict(whole)}

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
+from tests.support.processes import run_modules
 
 
 def launch(folder: Path, num_processes: int, *arguments: str, module: str = "one_and_two") -> None:
-    # Accelerate's own launcher starts several CPU processes through MPI only; torchrun needs none.
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    script = ["--module", f"tests.support.{module}", str(folder), str(num_processes), *arguments]
-    done = subprocess.run(command + script, env=environment, capture_output=True, text=True, timeout=240, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
+    command = [str(folder), str(num_processes), *arguments]
+    run_modules(f"tests.support.{module}", command, num_processes, log=folder / "log")
 
 
 def found(folder: Path, controller: str) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:

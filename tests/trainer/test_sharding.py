@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
-import os
-import subprocess
-import sys
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,20 +16,21 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from transformers import LlamaForCausalLM
 
 from rld.recipe.registry import files
+from rld.trainer import sharding
 from rld.trainer.sharding import whole_copy, whole_state_dict
 from tests.support import parity, zero_bf16
+from tests.support.processes import run_modules, sharing_environment
 from tests.support.runs import written
 
 ROOT = Path(__file__).parents[2]
-FILES = ROOT / "recipes" / "accelerate"
 
 WAYS = {
-    "DDP": ("cpu.yaml", "MULTI_CPU"),
-    "FSDP2": ("fsdp2.yaml", "FSDP"),
-    "ZeRO-2": ("zero3.yaml", "DEEPSPEED"),
-    "ZeRO-3": ("zero3.yaml", "DEEPSPEED"),
+    "DDP": ("cpu", "MULTI_CPU", []),
+    "FSDP2": ("fsdp2", "FSDP", []),
+    "ZeRO-2": ("zero3", "DEEPSPEED", ["--zero_stage", "2"]),
+    "ZeRO-3": ("zero3", "DEEPSPEED", []),
 }
-"""The columns of the table: how processes share a training, with the launcher's file and Accelerate's name of it."""
+"""The columns of the table: how processes share a training, as the launcher's file, Accelerate's name, and options."""
 
 FEATURES = {
     "policy": ("grpo", ["loss", "grad_norm", "reward"]),
@@ -50,20 +49,14 @@ needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is No
 ways = [pytest.param(way, marks=needs_deepspeed if "ZeRO" in way else ()) for way in WAYS]
 
 
-def start(folder: Path, *launcher: str, others: Sequence[Path] = (), module: Any = parity) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+def start(folder: Path, way: str, *options: str, others: Sequence[Path] = (), module: Any = parity) -> None:
+    """Run a module in one process, or in two of one of the `WAYS` with other options of its launcher."""
     folder.mkdir()
     written(folder, module.RECIPE)
-    command = [sys.executable, *launcher, "-m", module.__name__, str(folder), *map(str, others)]
-    done = subprocess.run(
-        command,
-        env=environment | {"ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
+    is_alone = way == "one process"
+    environment = {} if is_alone else sharing_environment(f"accelerate/{WAYS[way][0]}", *WAYS[way][2], *options)
+    arguments = [str(folder), *map(str, others)]
+    run_modules(module.__name__, arguments, 1 if is_alone else 2, log=folder / "log", environment=environment)
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +67,7 @@ def trainings(tmp_path_factory):
     def of(way: str) -> Path:
         if way not in folders:
             folders[way] = tmp_path_factory.mktemp("parity") / way
-            if way == "one process":
-                start(folders[way])
-            else:
-                stage = ["--zero_stage", way[-1]] if "ZeRO" in way else []
-                file = ["--config_file", str(FILES / WAYS[way][0])]
-                sizes = ["--num_processes", "2", "--mixed_precision", "no"]
-                launcher = ["-m", "accelerate.commands.launch", *file, *sizes, *stage]
-                start(folders[way], *launcher, others=[of("one process")])
+            start(folders[way], way, others=[] if way == "one process" else [of("one process")])
         return folders[way]
 
     return of
@@ -158,13 +144,29 @@ def test_a_copy_is_made_without_the_models_recipe_and_has_all_of_its_weights(tra
     torch.testing.assert_close(copied(ids).logits, trained(ids).logits)
 
 
+@pytest.mark.parametrize("is_writer", [True, False])
+def test_a_state_is_gathered_one_tensor_at_a_time_and_only_its_writer_keeps_it(tmp_path, monkeypatch, is_writer):
+    trainer, gathered = parity.signals(tmp_path, 1), list[weakref.ref[torch.Tensor]]()
+    state = trainer.accelerator.unwrap_model(trainer.model).state_dict()
+
+    def gather(part: torch.Tensor) -> torch.Tensor:
+        assert not [tensor for tensor in gathered if tensor() is not None]
+        whole = part.clone()
+        gathered.append(weakref.ref(whole))
+        return whole
+
+    monkeypatch.setattr(sharding, "whole", gather)
+    monkeypatch.setattr(type(trainer.accelerator), "is_main_process", is_writer)
+    require_same(whole_state_dict(trainer), state if is_writer else {})
+    require_same(whole_state_dict(trainer, everywhere=True), state)
+    assert len(gathered) == 2 * len(state)
+
+
 @needs_deepspeed
-@pytest.mark.parametrize("zero_stage", ("2", "3"))
-def test_zero_in_bf16_loses_no_update_when_it_stores_and_resumes(tmp_path, zero_stage):
+@pytest.mark.parametrize("way", ("ZeRO-2", "ZeRO-3"))
+def test_zero_in_bf16_loses_no_update_when_it_stores_and_resumes(tmp_path, way):
     folder = tmp_path / "zero"
-    file = ["--config_file", str(FILES / "zero3.yaml")]
-    sizes = ["--num_processes", "2", "--mixed_precision", "bf16", "--zero_stage", zero_stage]
-    start(folder, "-m", "accelerate.commands.launch", *file, *sizes, module=zero_bf16)
+    start(folder, way, "--mixed_precision", "bf16", module=zero_bf16)
     before, whole, resumed = (torch.load(folder / f"{name}.pt") for name in ("start", "whole", "resumed"))
     stored = LlamaForCausalLM.from_pretrained(folder / "whole" / "checkpoint-4").state_dict()
     for key, value in whole.items():
