@@ -1,7 +1,7 @@
 """Divergences of a chunk of tokens, and their derivative with respect to the student's logits.
 
-Any divergence with any combination goes through autograd. Forward KL from a mixture, the most common choice, has a
-derivative in closed form, which takes half as many passes over memory.
+Any divergence with any combination goes through autograd. Jensen-Shannon divergence and forward KL from a mixture, the
+most common choices, have a derivative in closed form, which takes half as many passes over memory.
 
 Shapes: N tokens of the chunk, V vocabulary, K teachers, J teachers that are valid at some token of the chunk, or tokens
 that two vocabularies share.
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rld.losses.combination import Mixture, entropy
 from rld.losses.cross_tokenizer import sorted_difference
-from rld.losses.divergences import ForwardKL, softened_target
+from rld.losses.divergences import JSD, ForwardKL, softened_target
 from rld.losses.objective import Divergence, ResponseObjective
 from rld.losses.teacher_distribution import (
     LOG_ZERO,
@@ -49,8 +49,29 @@ class ChunkDivergence:
     """Derivative of `target_divergence_N` with respect to the student's logits."""
 
 
+@dataclass(frozen=True)
+class StudentProbabilities:
+    """The student's distributions at the tokens of a chunk."""
+
+    log_NV: Tensor
+    """Log-probabilities in nats, at least `LOG_ZERO`."""
+    p_NV: Tensor
+    """Probabilities."""
+
+    @classmethod
+    def of(cls, logits_NV: Tensor, temperature: float) -> StudentProbabilities:
+        """The distributions of logits at a temperature."""
+        log_NV = log_softmax(logits_NV, temperature).clamp_(min=LOG_ZERO)
+        return cls(log_NV, log_NV.exp())
+
+    def entropy(self) -> Tensor:
+        """Entropy of each token's distribution, `[N]` in nats."""
+        entropy_N: Tensor = -torch.linalg.vecdot(self.p_NV, self.log_NV)
+        return entropy_N
+
+
 def chunk_divergence(
-    logits_NV: Tensor,
+    student: StudentProbabilities,
     teachers: Mapping[int, TeacherDistribution],
     weights_NK: Tensor,
     objective: ResponseObjective,
@@ -60,57 +81,100 @@ def chunk_divergence(
     """Return the divergences of a chunk.
 
     Args:
-        logits_NV: The student's.
+        student: Its distributions at the objective's temperature; the probabilities are overwritten.
         teachers: The distributions at the chunk's tokens of the teachers that are valid at some of them, by number.
         weights_NK: Weight of each teacher at each token, 0 where it is not valid.
         objective: Divergence, combination and temperature.
         with_entropies: Whether to compute the entropies of target and student.
     """
-    compute = _forward_kl_of_mixture if _has_closed_form(objective, list(teachers.values())) else _by_autograd
-    return compute(logits_NV, teachers, weights_NK, objective, with_entropies=with_entropies)
+    compute = _in_closed_form if _has_closed_form(objective, list(teachers.values())) else _by_autograd
+    return compute(student, teachers, weights_NK, objective, with_entropies=with_entropies)
 
 
 def _has_closed_form(objective: ResponseObjective, teachers: Sequence[TeacherDistribution]) -> bool:
-    """Whether it is forward KL from a mixture, not softened, of full distributions over the student's vocabulary."""
+    """Whether it is from a mixture, not softened, of full distributions over the student's vocabulary."""
     is_full = all(isinstance(teacher, FullDistribution) and teacher.shared_ids is None for teacher in teachers)
-    is_mixture = isinstance(objective.divergence, ForwardKL) and isinstance(objective.combination, Mixture)
+    is_mixture = isinstance(objective.divergence, ForwardKL | JSD) and isinstance(objective.combination, Mixture)
     return is_mixture and is_full and objective.teacher_share_N is None and bool(teachers)
 
 
-def _forward_kl_of_mixture(
-    logits_NV: Tensor,
+def _in_closed_form(
+    student: StudentProbabilities,
     teachers: Mapping[int, TeacherDistribution],
     weights_NK: Tensor,
     objective: ResponseObjective,
     *,
     with_entropies: bool,
 ) -> ChunkDivergence:
-    """With respect to the logits z, the derivative of KL(p || softmax(z / T)) is `(softmax(z / T) - p) / T`."""
-    log_s_NV = log_softmax(logits_NV, objective.temperature).clamp_(min=LOG_ZERO)
-    chunk = _zeros(log_s_NV, weights_NK.shape[1])
-    weights_NJ = weights_NK[:, list(teachers)].to(log_s_NV)
+    chunk = _zeros(student.log_NV, weights_NK.shape[1])
+    weights_NJ = weights_NK[:, list(teachers)].to(student.log_NV)
     total_N1 = weights_NJ.sum(1, keepdim=True)
     shares_NJ = weights_NJ / total_N1.clamp(min=MIN_PROBABILITY)
-    target_NV = torch.zeros_like(log_s_NV)
+    divergence = objective.divergence
+    formula = _JSDFormula(student, divergence.beta) if isinstance(divergence, JSD) else _ForwardKLFormula(student)
+    target_NV = torch.zeros_like(student.log_NV)
     for j, (k, teacher) in enumerate(teachers.items()):
-        log_p_NV = teacher.log_probabilities(log_s_NV, objective.temperature)
+        log_p_NV = teacher.log_probabilities(student.log_NV, objective.temperature)
         p_NV = log_p_NV.exp()
-        divergence_N = torch.linalg.vecdot(p_NV, log_p_NV.sub_(log_s_NV)).clamp_(min=0)
-        chunk.teacher_divergence_NK[:, k] = divergence_N.masked_fill(~teacher.valid_N, 0.0)
         target_NV.addcmul_(p_NV, shares_NJ[:, j : j + 1])
-    log_target_NV = target_NV.clamp(min=MIN_PROBABILITY).log_()
+        divergence_N, slope_NV = formula.divergence(log_p_NV, p_NV)
+        chunk.teacher_divergence_NK[:, k] = divergence_N.masked_fill(~teacher.valid_N, 0.0)
     if with_entropies:
-        chunk.student_entropy_N = entropy(log_s_NV)
-        chunk.target_entropy_N = -torch.linalg.vecdot(target_NV, log_target_NV)
+        chunk.student_entropy_N = student.entropy()
+        chunk.target_entropy_N = -torch.linalg.vecdot(target_NV, _log(target_NV))
     if len(teachers) > 1:  # of one teacher it is `divergence_N`, which is exactly 0 for equal distributions
-        divergence_N = torch.linalg.vecdot(target_NV, log_target_NV.sub_(log_s_NV)).clamp_(min=0)
+        divergence_N, slope_NV = formula.divergence(_log(target_NV), target_NV)
     chunk.target_divergence_N = total_N1[:, 0] * divergence_N
-    chunk.derivative_NV = log_s_NV.exp_().sub_(target_NV).mul_(total_N1 / objective.temperature)
+    chunk.derivative_NV = formula.derivative(slope_NV).mul_(total_N1 / objective.temperature)
     return chunk
 
 
+def _log(p_NV: Tensor) -> Tensor:
+    return p_NV.clamp(min=MIN_PROBABILITY).log_()
+
+
+class _ForwardKLFormula:
+    """KL(p || s), where s is the student; with respect to the logits of s its derivative is `s - p`."""
+
+    def __init__(self, student: StudentProbabilities) -> None:
+        self.student = student
+
+    def divergence(self, log_p_NV: Tensor, p_NV: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the divergence, `[N]`, and what `derivative` needs; `log_p_NV` is overwritten."""
+        return torch.linalg.vecdot(p_NV, log_p_NV.sub_(self.student.log_NV)).clamp_(min=0), p_NV
+
+    def derivative(self, p_NV: Tensor) -> Tensor:
+        """Return the derivative; the student's probabilities are overwritten."""
+        return self.student.p_NV.sub_(p_NV)
+
+
+class _JSDFormula:
+    """`b KL(p || m) + (1 - b) KL(s || m)` with `m = b p + (1 - b) s`, where s is the student.
+
+    With respect to the logits of s its derivative is `(1 - b) s (log(s / m) - KL(s || m))`.
+    """
+
+    def __init__(self, student: StudentProbabilities, beta: float) -> None:
+        self.student, self.beta = student, beta
+
+    def divergence(self, log_p_NV: Tensor, p_NV: Tensor) -> tuple[Tensor, Tensor]:
+        """As of `_ForwardKLFormula`."""
+        student, beta = self.student, self.beta
+        log_m_NV = _log((p_NV * beta).add_(student.p_NV, alpha=1 - beta))
+        teacher_N = torch.linalg.vecdot(p_NV, log_p_NV.sub_(log_m_NV))
+        ratio_NV = torch.sub(student.log_NV, log_m_NV, out=log_m_NV)
+        student_N = torch.linalg.vecdot(student.p_NV, ratio_NV)
+        return (beta * teacher_N + (1 - beta) * student_N).clamp_(min=0), ratio_NV
+
+    def derivative(self, ratio_NV: Tensor) -> Tensor:
+        """As of `_ForwardKLFormula`; the ratios are overwritten, not the probabilities."""
+        p_NV = self.student.p_NV
+        mean_N1 = torch.linalg.vecdot(p_NV, ratio_NV)[:, None]
+        return ratio_NV.sub_(mean_N1).mul_(p_NV).mul_(1 - self.beta)
+
+
 def _by_autograd(
-    logits_NV: Tensor,
+    student: StudentProbabilities,
     teachers: Mapping[int, TeacherDistribution],
     weights_NK: Tensor,
     objective: ResponseObjective,
@@ -121,11 +185,10 @@ def _by_autograd(
     pooled = [k for k, t in teachers.items() if t.shared_ids is None] if combination.pools else []
     pooled = pooled if len(pooled) > 1 else []
     with torch.enable_grad():
-        logits_NV = logits_NV.detach().requires_grad_()
-        log_s_NV = log_softmax(logits_NV, temperature).clamp(min=LOG_ZERO)
+        log_s_NV = student.log_NV.detach().requires_grad_()
         chunk = _zeros(log_s_NV, weights_NK.shape[1])
         log_p = {k: teacher.log_probabilities(log_s_NV.detach(), temperature) for k, teacher in teachers.items()}
-        total_N = log_s_NV[:, 0] * 0.0  # connected to the logits even if no teacher is valid
+        total_N = log_s_NV[:, 0] * 0.0  # connected to the student even if no teacher is valid
         for k, teacher in teachers.items():
             with torch.set_grad_enabled(k not in pooled):
                 divergence_N = _teacher_divergence(divergence, log_s_NV, log_p[k], teacher.shared_ids)
@@ -141,10 +204,13 @@ def _by_autograd(
             target_NV, weight_N = combination.target(log_p_JNV, weights_NK[:, pooled])
             total_N = total_N + weight_N * divergence(log_s_NV, _softened(objective, log_s_NV, target_NV))
             targets.append((target_NV, weight_N))
-        (chunk.derivative_NV,) = torch.autograd.grad(total_N.sum(), logits_NV)
+        (slope_NV,) = torch.autograd.grad(total_N.sum(), log_s_NV)
+    slope_NV = slope_NV.masked_fill(student.log_NV == LOG_ZERO, 0.0)
+    slope_N1 = slope_NV.sum(1, keepdim=True)
+    chunk.derivative_NV = slope_NV.addcmul_(student.p_NV, slope_N1, value=-1).div_(temperature)
     chunk.target_divergence_N = total_N.detach().clamp(min=0)
     if with_entropies:
-        chunk.student_entropy_N = entropy(log_s_NV.detach())
+        chunk.student_entropy_N = student.entropy()
         chunk.target_entropy_N = _mean_entropy(targets) if targets else chunk.target_entropy_N
     return chunk
 

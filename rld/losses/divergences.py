@@ -2,9 +2,10 @@
 
 A divergence is a frozen pydantic model with a `__call__`: from log-probabilities `[..., V]` over the vocabulary V it
 returns `[...]` in nats, at least 0, and 0 only where the two distributions are equal. Training calls it on chunks of
-tokens (`fused_response.py`), so that the logits of a whole batch never exist at once. The exception is forward KL from
-a mixture of teachers, the most common choice: `chunk_divergence.py` computes it and its derivative in closed form, and
-the tests compare that with the class here.
+tokens (`fused_response.py`), so that the logits of a whole batch never exist at once, and takes their gradient by
+autograd. The exceptions are JSD and forward KL from a mixture of teachers, the most common choices:
+`chunk_divergence.py` computes them and their derivatives in closed form, and the tests compare those with the classes
+here.
 
 To add one, write a class with `__call__` and put its name in `AnyDivergence`, the last line.
 """

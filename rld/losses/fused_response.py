@@ -3,13 +3,16 @@
 The tokens are taken in chunks. Of a chunk the logits of the student and of each teacher are computed once. The
 student's give the log-probability of the sampled token and the entropy; with the teachers' they give the divergence
 from the target. The divergence's gradient with respect to the student's hidden states and output head is computed at
-once, while the chunk's logits exist. Products with an output head: one for the student and one for each teacher, and
-two for the gradients.
+once, while the chunk's logits exist. Therefore the weight of each token in the loss must be known beforehand, and the
+pass returns the weighted sum, through which the gradient flows, beside values per token without gradient. The gradient
+through the sampled token's log-probability is computed in the backward pass, because its weight there depends on the
+log-probability itself.
 
-Therefore the weight of each token in the loss must be known beforehand, and the pass returns the weighted sum, through
-which the gradient flows, beside values per token without gradient. The gradient through the sampled token's
-log-probability is computed in the backward pass, because its weight there depends on the log-probability itself. It
-takes three products more, for tokens with a gradient only: none if the policy is off or all advantages are 0.
+Products with an output head: one for the student and one for each teacher, and two for the gradients. Where the sampled
+tokens' log-probabilities have gradients, a chunk's logits and the divergence's derivative are kept for the backward
+pass, so that both gradients take the same two products. They are kept of as many tokens as take no more memory than
+the head itself (`_num_kept`). For other tokens the two gradients take three products more, with the logits computed
+again, and only for tokens whose log-probability has a gradient.
 
 Shapes: N tokens, H width, V vocabulary, K teachers.
 """
@@ -17,16 +20,15 @@ Shapes: N tokens, H width, V vocabulary, K teachers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rld.losses.chunk_divergence import chunk_divergence
-from rld.losses.combination import entropy
+from rld.losses.chunk_divergence import StudentProbabilities, chunk_divergence
 from rld.losses.objective import ResponseObjective
-from rld.losses.teacher_distribution import LOG_ZERO, TeacherDistribution, log_softmax
+from rld.losses.teacher_distribution import LOG_ZERO, TeacherDistribution, log_softmax, softmax
 from rld.models.heads import LMHead, add_product, product
 from rld.utils.tensors import token_chunks
 
@@ -47,10 +49,8 @@ class SampledTokens:
     ids_N: Tensor
     temperature: float
     """Temperature at which they were sampled, above 0."""
-
-    def at(self, rows: slice | Tensor) -> SampledTokens:
-        """Some of the tokens."""
-        return replace(self, ids_N=self.ids_N[rows])
+    keeps_logits: bool = True
+    """Whether logits are kept for a gradient through their log-probabilities; without, one costs more products."""
 
 
 class PerTokenStats(NamedTuple):
@@ -95,15 +95,19 @@ class _StudentGradients:
         pairs = zip(needed, student, strict=True)
         return cls(*(torch.zeros_like(x, dtype=torch.float32) if need and x is not None else None for need, x in pairs))
 
-    def add(self, derivative_NV: Tensor, rows: slice | Tensor, states_NH: Tensor, head: LMHead) -> None:
+    def add(
+        self, derivative_NV: Tensor, logits_NV: Tensor, rows: slice | Tensor, states_NH: Tensor, head: LMHead
+    ) -> None:
         """Add the contribution of some tokens.
 
         Args:
-            derivative_NV: Derivative of the loss with respect to `states_NH @ head.weight.T + head.bias`.
+            derivative_NV: Derivative of the loss with respect to their logits; it is overwritten.
+            logits_NV: Their logits.
             rows: Which tokens.
             states_NH: Their hidden states.
             head: The student's, with logits in float32.
         """
+        derivative_NV.mul_(head.logit_derivative(logits_NV))
         if self.hidden_NH is not None:
             self.hidden_NH[rows] += product(derivative_NV, head.weight)
         if self.weight_VH is not None:
@@ -135,6 +139,10 @@ class _PassInputs:
     sampled: SampledTokens | None
     with_entropies: bool
 
+    @property
+    def keeps_logits(self) -> bool:
+        return self.sampled is not None and self.sampled.keeps_logits
+
     def head(self, weight_VH: Tensor, bias_V: Tensor | None) -> LMHead:
         """The student's head, with logits in float32."""
         return LMHead(weight_VH, bias_V, self.head_scale, self.head_softcap).with_float32_logits()
@@ -148,18 +156,19 @@ class _FusedResponse(torch.autograd.Function):
         ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, inputs: _PassInputs
     ) -> tuple[Tensor, ...]:
         head, teachers = inputs.head(weight_VH, bias_V), inputs.teachers
-        gradients = _StudentGradients.zeros(ctx.needs_input_grad[:3], (hidden_NH, weight_VH, bias_V))
         stats = PerTokenStats.zeros(len(hidden_NH), len(teachers), hidden_NH.device)
+        gradients = _StudentGradients.zeros(ctx.needs_input_grad[:3], (hidden_NH, weight_VH, bias_V))
+        num_kept = _num_kept(weight_VH, is_trained=ctx.needs_input_grad[1]) if inputs.keeps_logits else 0
+        kept: list[Tensor] = []
         vocabulary = max([len(weight_VH), *(teacher.num_logits for teacher in teachers)])
         chunks = _chunks(hidden_NH, vocabulary)
         for rows, valid in zip(chunks, _valid_teachers(teachers, chunks), strict=True):
             logits_NV = head.logits(hidden_NH[rows])
+            student = StudentProbabilities.of(logits_NV, inputs.objective.temperature)
             if inputs.sampled is not None:
-                log_pi_NV = log_softmax(logits_NV, inputs.sampled.temperature)
-                stats.sampled_logprob_N[rows] = log_pi_NV.gather(1, inputs.sampled.ids_N[rows, None])[:, 0]
-                stats.sampling_entropy_N[rows] = entropy(log_pi_NV)
+                _add_sampled(stats, rows, logits_NV, student, inputs)
             chunk = chunk_divergence(
-                logits_NV,
+                student,
                 {k: teachers[k].at(rows) for k in valid},
                 inputs.weights_NK[rows],
                 inputs.objective.of_tokens(rows),
@@ -168,39 +177,70 @@ class _FusedResponse(torch.autograd.Function):
             for name in ("target_divergence_N", "teacher_divergence_NK", "target_entropy_N", "student_entropy_N"):
                 getattr(stats, name)[rows] = getattr(chunk, name)
             if gradients.is_needed:
-                derivative_NV = chunk.derivative_NV.mul_(inputs.counts_N[rows, None] * head.logit_derivative(logits_NV))
-                gradients.add(derivative_NV, rows, hidden_NH[rows], head)
-        ctx.response_gradients, ctx.inputs = gradients, inputs
-        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, stats.sampling_entropy_N)
+                derivative_NV = chunk.derivative_NV.mul_(inputs.counts_N[rows, None])
+                if rows.stop <= num_kept:
+                    kept += [logits_NV, derivative_NV]
+                else:
+                    gradients.add(derivative_NV, logits_NV, rows, hidden_NH[rows], head)
+        ctx.response_gradients = gradients if len(kept) < 2 * len(chunks) else None
+        ctx.kept_rows, ctx.inputs = chunks[: len(kept) // 2], inputs
+        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, stats.sampling_entropy_N, *kept)
         ctx.mark_non_differentiable(*stats[2:])
         ctx.set_materialize_grads(False)
         return (stats.target_divergence_N * inputs.counts_N).sum(), *stats
 
     @staticmethod
     def backward(ctx: Any, d_total: Tensor | None, *d_stats: Tensor | None) -> Any:
-        hidden_NH, weight_VH, bias_V, entropy_N = ctx.saved_tensors
+        hidden_NH, weight_VH, bias_V, entropy_N, *kept = ctx.saved_tensors
         student, needed, inputs = (hidden_NH, weight_VH, bias_V), ctx.needs_input_grad[:3], ctx.inputs
-        if d_total is None:
+        head = inputs.head(weight_VH, bias_V)
+        if d_total is None or ctx.response_gradients is None:
             gradients = _StudentGradients.zeros(needed, student)
         else:
             gradients = ctx.response_gradients.times(d_total, needed)
-        d_logprob_N, d_entropy_N = (torch.zeros_like(entropy_N) if d is None else d for d in d_stats[:2])
-        rows_n = ((d_logprob_N != 0) | (d_entropy_N != 0)).nonzero()[:, 0]
-        if inputs.sampled is not None and len(rows_n):
-            head = inputs.head(weight_VH, bias_V)
-            for chunk in _chunks(rows_n, len(weight_VH)):
-                rows = rows_n[chunk]
-                states_NH = hidden_NH[rows]
-                logits_NV = head.logits(states_NH)
-                derivative_NV = _sampled_derivative(
-                    logits_NV,
-                    inputs.sampled.at(rows),
-                    d_logprob_N[rows],
-                    d_entropy_N=None if d_stats[1] is None else d_entropy_N[rows],
-                    entropy_N=entropy_N[rows],
-                )
-                gradients.add(derivative_NV.mul_(head.logit_derivative(logits_NV)), rows, states_NH, head)
+        d_logprob_N = torch.zeros_like(entropy_N) if d_stats[0] is None else d_stats[0]
+        sampled = _SampledGradient(inputs.sampled, d_logprob_N, d_stats[1], entropy_N)
+        for rows, logits_NV, derivative_NV in zip(ctx.kept_rows, kept[::2], kept[1::2], strict=True):
+            total_NV = sampled.derivative(logits_NV, rows)
+            if d_total is not None:
+                total_NV.addcmul_(derivative_NV, d_total)
+            gradients.add(total_NV, logits_NV, rows, hidden_NH[rows], head)
+        rows_n = sampled.tokens_after(ctx.kept_rows[-1].stop if kept else 0)
+        for chunk in _chunks(rows_n, len(weight_VH)):
+            rows = rows_n[chunk]
+            states_NH = hidden_NH[rows]
+            logits_NV = head.logits(states_NH)
+            gradients.add(sampled.derivative(logits_NV, rows), logits_NV, rows, states_NH, head)
         return *gradients.cast(student), None
+
+
+def _add_sampled(
+    stats: PerTokenStats, rows: slice, logits_NV: Tensor, student: StudentProbabilities, inputs: _PassInputs
+) -> None:
+    """Add log-probabilities of sampled tokens and entropies of a chunk.
+
+    Args:
+        stats: To which they are added.
+        rows: Which tokens.
+        logits_NV: Of these.
+        student: Distributions at the objective's temperature, which is mostly that of sampling.
+        inputs: Those of the pass.
+    """
+    assert inputs.sampled is not None
+    if inputs.sampled.temperature != inputs.objective.temperature:
+        student = StudentProbabilities.of(logits_NV, inputs.sampled.temperature)
+    stats.sampled_logprob_N[rows] = student.log_NV.gather(1, inputs.sampled.ids_N[rows, None])[:, 0]
+    stats.sampling_entropy_N[rows] = student.entropy()
+
+
+def _num_kept(weight_VH: Tensor, is_trained: bool) -> int:
+    """Return of how many tokens, at most, what the backward pass needs is kept: logits and a derivative, 8 V bytes.
+
+    They take at most what the head takes in float32: 16 V H bytes where it is trained, with its gradient and the two
+    moments of Adam, and 4 V H where it is frozen.
+    """
+    width = weight_VH.shape[1]
+    return 2 * width if is_trained else width // 2
 
 
 def _chunks(tokens_N: Tensor, vocabulary: int) -> list[slice]:
@@ -221,20 +261,40 @@ def _valid_teachers(teachers: Sequence[TeacherDistribution], chunks: Sequence[sl
     return [[k for k, is_valid in enumerate(row) if is_valid] for row in valid]
 
 
-def _sampled_derivative(
-    logits_NV: Tensor, sampled: SampledTokens, d_logprob_N: Tensor, *, d_entropy_N: Tensor | None, entropy_N: Tensor
-) -> Tensor:
-    """Derivative with respect to the logits of what flows through log-probabilities and entropies, `[N, V]`.
+@dataclass(frozen=True)
+class _SampledGradient:
+    """The gradient with respect to log-probabilities and entropies of the sampled tokens; see `PerTokenStats`."""
 
-    With respect to the logits z, the derivative of log pi(y) is `(1[y] - pi) / T`, that of the entropy H is
-    `-pi (log pi + H) / T`.
-    """
-    log_pi_NV = log_softmax(logits_NV, sampled.temperature).clamp_(min=LOG_ZERO)
-    factor_NV: Tensor = d_logprob_N[:, None]
-    if d_entropy_N is not None:
-        factor_NV = factor_NV + d_entropy_N[:, None] * (log_pi_NV + entropy_N[:, None])
-    derivative_NV = log_pi_NV.exp_().mul_(-factor_NV)
-    return derivative_NV.scatter_add_(1, sampled.ids_N[:, None], d_logprob_N[:, None]).div_(sampled.temperature)
+    sampled: SampledTokens | None
+    d_logprob_N: Tensor
+    d_entropy_N: Tensor | None
+    entropy_N: Tensor
+
+    def tokens_after(self, first: int) -> Tensor:
+        """The numbers of the tokens, from the first on, whose gradient is not 0."""
+        if self.sampled is None:
+            return torch.zeros(0, dtype=torch.long, device=self.d_logprob_N.device)
+        is_trained_N = self.d_logprob_N != 0
+        if self.d_entropy_N is not None:
+            is_trained_N = is_trained_N | (self.d_entropy_N != 0)
+        return is_trained_N[first:].nonzero()[:, 0] + first
+
+    def derivative(self, logits_NV: Tensor, rows: slice | Tensor) -> Tensor:
+        """The derivative with respect to the logits of some of the tokens.
+
+        With respect to the logits z, the derivative of log pi(y) is `(1[y] - pi) / T`, that of the entropy H is
+        `-pi (log pi + H) / T`.
+        """
+        assert self.sampled is not None
+        d_N1 = self.d_logprob_N[rows, None] / self.sampled.temperature
+        if self.d_entropy_N is None:
+            derivative_NV = softmax(logits_NV, self.sampled.temperature).mul_(-d_N1)
+        else:
+            log_pi_NV = log_softmax(logits_NV, self.sampled.temperature).clamp_(min=LOG_ZERO)
+            d_entropy_N1 = self.d_entropy_N[rows, None] / self.sampled.temperature
+            factor_NV = d_N1 + d_entropy_N1 * (log_pi_NV + self.entropy_N[rows, None])
+            derivative_NV = log_pi_NV.exp_().mul_(-factor_NV)
+        return derivative_NV.scatter_add_(1, self.sampled.ids_N[rows, None], d_N1)
 
 
 def fused_response_loss(

@@ -38,6 +38,8 @@ class ResponseSettings:
     """Weight of the signal on each completion."""
     sampling_temperature: float | None = None
     """Temperature of the rollout. None: log-probabilities of sampled tokens are not needed."""
+    trains_sampled: bool = True
+    """Whether a gradient through the log-probabilities of sampled tokens is expected."""
     over_labels: bool = False
     """Whether distributions are those over the labels of a prompt (`losses/labels.py`), not over the next token."""
     teacher_share_B: Tensor | None = None
@@ -148,7 +150,9 @@ class ResponseLoss:
             )
         sampled = None
         if self._sampling_temperature is not None:
-            sampled = SampledTokens(labels_BT[valid_BT], self._sampling_temperature)
+            sampled = SampledTokens(
+                labels_BT[valid_BT], self._sampling_temperature, keeps_logits=self.settings.trains_sampled
+            )
         return compute(counts_N=counts_BT[valid_BT], sampled=sampled)
 
     def _distribution(self, teacher: TeacherOutputs) -> TeacherDistribution:

@@ -36,6 +36,11 @@ def log_softmax(logits_NV: Tensor, temperature: float) -> Tensor:
     return (logits_NV if temperature == 1 else logits_NV / temperature).log_softmax(-1)
 
 
+def softmax(logits_NV: Tensor, temperature: float) -> Tensor:
+    """Probabilities at a temperature."""
+    return (logits_NV if temperature == 1 else logits_NV / temperature).softmax(-1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TeacherDistribution(ABC):
     """One teacher's distributions at N tokens."""

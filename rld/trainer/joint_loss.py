@@ -158,7 +158,12 @@ class JointLoss:
             share_S, over_labels = self.runtime.teacher_share_S, bool(self.args.labels)
             share_B = None if share_S is None else share_S.to(weight_B)[batch["skill_ids"]]
             response = ResponseSettings(
-                objective, weight_B, self.args.temperature, over_labels=over_labels, teacher_share_B=share_B
+                objective,
+                weight_B,
+                self.args.temperature,
+                trains_sampled=self.runtime.is_active("policy") or "is_gold" in batch,
+                over_labels=over_labels,
+                teacher_share_B=share_B,
             )
         feature = self.feature if batch["feature_on"] else None
         return StudentInputs(

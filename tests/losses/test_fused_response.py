@@ -65,10 +65,12 @@ def same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
-@pytest.fixture(autouse=True, params=[3 * V, 1 << 23], ids=["pieces", "whole"])
+@pytest.fixture(autouse=True, params=[(3 * V, 4), (1 << 23, N)], ids=["pieces, one kept", "whole"])
 def piece(request, monkeypatch):
-    monkeypatch.setattr(fused_response, "_MAX_LOGITS", request.param)
+    max_logits, num_kept = request.param
+    monkeypatch.setattr(fused_response, "_MAX_LOGITS", max_logits)
     monkeypatch.setattr(fused_response, "_MIN_TOKENS", 1)
+    monkeypatch.setattr(fused_response, "_num_kept", lambda weight_VH, is_trained: num_kept)
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS, ids=repr)
