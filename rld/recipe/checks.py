@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rld.recipe import reserved_options, third_party_options
+from rld.recipe import reserved_options
 from rld.recipe.document import Loc, RecipeDocument, RecipeProblem, walk
 from rld.recipe.evaluation import AnyEvaluator
 from rld.recipe.models import AnyModel
@@ -97,13 +97,9 @@ def _check_chats(names: RecipeNames) -> Iterator[RecipeProblem]:
 def _check_trainer(names: RecipeNames) -> Iterator[RecipeProblem]:
     """Check that each shared trainer option exists for the trainer of at least one stage."""
     kinds = [kind for kind in map(_stage_class, names.stages) if kind is not None and issubclass(kind, TrainingStage)]
-    all_fields = [third_party_options.trainer_fields(*kind.trainer_class) for kind in kinds]
-    fields: third_party_options.Fields = {}
-    for stage_fields in all_fields:
-        fields |= stage_fields or {}
+    trainer_classes = [kind.trainer_class for kind in kinds]
     reserved = reserved_options.TRAINER | {key: fix for kind in kinds for key, fix in kind.reserved.items()}
-    known_fields = fields if all_fields and None not in all_fields else None
-    yield from check_trainer(names, ("trainer",), names.document.tree.get("trainer"), known_fields, reserved)
+    yield from check_trainer(names, ("trainer",), names.document.tree.get("trainer"), trainer_classes, reserved)
 
 
 def _stage_class(stage: Mapping[Any, Any]) -> type[Stage] | None:

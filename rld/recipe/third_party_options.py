@@ -182,7 +182,8 @@ def _options(node: ast.expr) -> list[Any]:
 
 def choices(field: ast.AnnAssign) -> list[str] | None:
     """Return the values of the transformers enumeration that annotates a field; None for any other annotation."""
-    names = [node.id for node in ast.walk(field.annotation) if isinstance(node, ast.Name)]
+    nodes = ast.walk(field.annotation)
+    names = [node.id for node in nodes if isinstance(node, ast.Name) and node.id not in _TYPES]
     for module in _ENUMS:
         for name in names:
             node = _definitions(module).get(name)

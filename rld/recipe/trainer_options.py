@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from rld.recipe import third_party_options
@@ -97,18 +97,31 @@ def check_trainer(
     names: RecipeNames,
     loc: Loc,
     options: Any,
-    fields: third_party_options.Fields | None,
+    trainer_classes: Iterable[tuple[str, str]],
     reserved: Mapping[str, str],
 ) -> Iterator[RecipeProblem]:
-    """Check the options of TRL's configuration of a trainer; the arguments are those of `check_options`."""
-    yield from check_options(names, loc, options, fields, reserved)
+    """Check the options of TRL's configuration of a trainer.
+
+    Args:
+        trainer_classes: Modules and names of TRL's configurations; each option is one of at least one of them.
+        reserved: As for `check_options`.
+    """
+    if not isinstance(options, dict) or not options:
+        return  # without a look into TRL's source, which takes a twentieth of a second
+    all_fields = [third_party_options.trainer_fields(*trainer_class) for trainer_class in trainer_classes]
+    fields: third_party_options.Fields = {}
+    for class_fields in all_fields:
+        fields |= class_fields or {}
+    known_fields = fields if all_fields and None not in all_fields else None
+    yield from check_options(names, loc, options, known_fields, reserved)
     yield from _check_values(names, loc, options, _TRAINER)
-    if isinstance(options, dict):
-        yield from _check_loggers(names, (*loc, "report_to"), options.get("report_to"))
+    yield from _check_loggers(names, (*loc, "report_to"), options.get("report_to"))
 
 
 def check_lora(names: RecipeNames, loc: Loc, options: Any) -> Iterator[RecipeProblem]:
     """Check the options of `peft.LoraConfig`."""
+    if not isinstance(options, dict) or not options:
+        return
     yield from check_options(names, loc, options, third_party_options.lora_fields())
     yield from _check_values(names, loc, options, _LORA)
 

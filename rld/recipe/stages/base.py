@@ -203,7 +203,7 @@ class TrainingStage(Stage):
 
         Shared options that the stage's trainer does not have are left out; they are for other kinds of stages.
         """
-        fields = third_party_options.trainer_fields(*self.trainer_class)
+        fields = third_party_options.trainer_fields(*self.trainer_class) if shared else None
         options = {key: value for key, value in shared.items() if fields is None or key in fields} | self.trainer
         defaults = self.trainer_defaults(is_new)
         defaults = {key: value for key, value in defaults.items() if _OTHER_NAMES.get(key) not in options}
@@ -223,9 +223,8 @@ class TrainingStage(Stage):
         yield from names.skill_list((*loc, "skills"), raw.get("skills"), names.skills)
         yield from check_lora(names, (*loc, "lora"), raw.get("lora"))
         yield from StoppingRules.check(names, (*loc, "stop"), raw.get("stop"))
-        fields = third_party_options.trainer_fields(*cls.trainer_class)
         reserved = reserved_options.TRAINER | dict(cls.reserved)
-        yield from check_trainer(names, (*loc, "trainer"), raw.get("trainer"), fields, reserved)
+        yield from check_trainer(names, (*loc, "trainer"), raw.get("trainer"), [cls.trainer_class], reserved)
 
 
 def listed(skills: list[str] | None) -> str:
