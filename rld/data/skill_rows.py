@@ -26,7 +26,7 @@ from rld.utils.user_calls import CALL_SECONDS, description, user_code
 _MOST_TRIES = 200
 """Consecutive draws of held-out questions after which a level is considered exhausted."""
 
-NUM_EXAMPLES = 64
+_NUM_EXAMPLES = 64
 """Rows of a generator that are looked at before a run, beside held-out rows."""
 
 _MOST_WARNED = 5
@@ -186,20 +186,20 @@ class SkillRows:
             return self.num_rows or 0
         return sum(item.answer is not None for items in self._source.levels or () for item in items)
 
-    def examples(self, count: int) -> list[PlacedRow]:
-        """Return rows that the skill may draw: those of its files, or held-out rows and `count` others.
-
-        Rows that are not accepted are among them.
-        """
+    def examples(self) -> list[PlacedRow]:
+        """Return rows, accepted or not, that may be drawn: those of its files, or held-out rows and some others."""
         if self._source.levels is not None:
             pairs = ((item, level) for level, items in enumerate(self._source.levels) for item in items)
             step = -(-sum(map(len, self._source.levels)) // _MOST_EXAMPLES)
             examples = [self._placed(*pair) for pair in itertools.islice(pairs, 0, None, step)]
             return examples if self._source.held_out is None else [*examples, *self.placed_held_out()]
+        return [*self.placed_held_out(), *self._generated_examples]
+
+    @functools.cached_property
+    def _generated_examples(self) -> list[PlacedRow]:
         rngs = [self._rng(self._seed, level, "examples") for level in range(self.num_levels)]
-        levels = [i % self.num_levels for i in range(count)]
-        drawn = [self._placed(self._made(level, rngs[level]), level, f"example {i}") for i, level in enumerate(levels)]
-        return [*self.placed_held_out(), *drawn]
+        levels = [i % self.num_levels for i in range(_NUM_EXAMPLES)]
+        return [self._placed(self._made(level, rngs[level]), level, f"example {i}") for i, level in enumerate(levels)]
 
     def draw(self, level: int, rng: random.Random, number: int = 0) -> Row:
         """Draw a training row of a level; the same random state gives the same row.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rld.data.skill_rows import NUM_EXAMPLES, SkillRows
+from rld.data.skill_rows import SkillRows
 from rld.recipe.schema import Recipe
 
 _END_OF_PROMPT = 10
@@ -44,7 +44,7 @@ def label_summaries(
     """
     summaries = []
     for skill, labels in recipe.labels.items():
-        rows = [row for _, row in sources[skill].examples(NUM_EXAMPLES)]
+        rows = [row for _, row in sources[skill].examples()]
         answers = [row["answer"] for row in rows]
         for label, words in labels.items():
             tokens = {name: _spelt(encoder, rows[0]["prompt"], words) for name, encoder in encoders.items()}

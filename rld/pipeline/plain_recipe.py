@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rld.data.skill_rows import NUM_EXAMPLES, SkillRows
+from rld.data.skill_rows import SkillRows
 from rld.errors import RldError
 from rld.losses.features import layer_pairs
 from rld.pipeline.curriculum_loading import try_curriculum
@@ -124,7 +124,7 @@ def _row_reasons(recipe: Recipe, skill_rows: Mapping[str, SkillRows]) -> Iterato
     characters = set(recipe.tokenizer.characters) if recipe.tokenizer is not None else set()
     for skill, source in skill_rows.items():
         max_new_tokens = recipe.blocks.get(skill, recipe.max_new_tokens)
-        for place, row in source.examples(NUM_EXAMPLES):
+        for place, row in source.examples():
             prompt, answer = str(row["prompt"]), row["answer"]
             longest = max(len(answer) + 1, max_new_tokens)
             is_short = len(answer) + 1 <= max_new_tokens and len(prompt) + longest <= context

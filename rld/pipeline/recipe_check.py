@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rld.data.listing import first_few
-from rld.data.skill_rows import NUM_EXAMPLES, SkillRows, skill_rows
+from rld.data.skill_rows import SkillRows, skill_rows
 from rld.pipeline.gold_answers import gold_rewards
 from rld.pipeline.label_summary import LabelSummary, label_notes, label_summaries, model_encoders
 from rld.pipeline.plain_recipe import absent_models, reason_to_ask_libraries
@@ -173,7 +173,7 @@ def _unpaid_gold_answers(recipe: Recipe, folder: Path, sources: Mapping[str, Ski
     for skill, source in sources.items():
         if skill in recipe.blocks:
             continue
-        examples = [example for example in source.examples(NUM_EXAMPLES) if example.row["answer"]][:_NUM_JUDGED]
+        examples = [example for example in source.examples() if example.row["answer"]][:_NUM_JUDGED]
         try:
             rewards = gold_rewards(spec, [row for _, row in examples], folder)
         except Exception as error:

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from rld.data.row_kinds import ROW_KINDS
-from rld.data.skill_rows import NUM_EXAMPLES, PlacedRow, SkillRows
+from rld.data.skill_rows import PlacedRow, SkillRows
 from rld.errors import DataError
 from rld.models.generation import encoder_of
 from rld.models.prompting import PromptEncoder
@@ -86,7 +86,7 @@ class RowChecks:
         Raises:
             DataError: rows have a problem, and the recipe does not leave them out, or all rows of a skill have it.
         """
-        examples = {skill: source.examples(NUM_EXAMPLES) for skill, source in sources.items()}
+        examples = {skill: source.examples() for skill, source in sources.items()}
         held_out = {skill: source.placed_held_out() for skill, source in sources.items()}
         self._look_at_texts(examples)
         for skill, source in sources.items():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from rld.data.skill_rows import NUM_EXAMPLES, SkillRows
+from rld.data.skill_rows import SkillRows
 from rld.recipe.sizes import Lengths
 from rld.types import Row
 
@@ -72,7 +72,7 @@ class TextSummary:
 
 def row_summary(source: SkillRows, encoder: Any, characters_per_token: float) -> SkillSummary:
     """Return the summary of a skill's rows; `encoder` is a `PromptEncoder`, or None where only characters are known."""
-    rows = [row for _, row in source.examples(NUM_EXAMPLES)]
+    rows = [row for _, row in source.examples()]
     if encoder is None:
         sizes = [(len(_text(row)) / characters_per_token, len(row["answer"]) / characters_per_token) for row in rows]
     else:
@@ -118,7 +118,7 @@ def text_summary(source: SkillRows, block: int, encoder: Any, characters_per_tok
         encoder: A `PromptEncoder`. None: its tokens are not known.
         characters_per_token: Assumed without an encoder.
     """
-    texts = [row["answer"] for _, row in source.examples(NUM_EXAMPLES)]
+    texts = [row["answer"] for _, row in source.examples()]
     if encoder is not None:
         sample = "".join(text[: _NUM_CHARACTERS // len(texts) + 1] for text in texts)[:_NUM_CHARACTERS]
         characters_per_token = len(sample) / len(encoder.encode_answer(sample))

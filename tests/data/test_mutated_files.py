@@ -129,7 +129,7 @@ def require_read_or_refused(skills: Skills, case: Case) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             (rows,) = skill_rows(recipe, skills.folder).values()
-            assert rows.held_out() and rows.examples(8)
+            assert rows.held_out() and rows.examples()
     except RldError as error:
         assert error.exit_code == 2
         require_short(str(error).splitlines())
