@@ -50,8 +50,8 @@ def rows(num: int, seed: int) -> list[dict[str, Any]]:
     for task, config in TASKS.items():
         for entry in reasoning_gym.create_dataset(task, seed=seed, size=num // len(TASKS), **config):
             text = f"{entry['question']}\nAnswer with only the final result."
-            told = json.dumps({"task": task, "config": config, **entry}, default=str)
-            made.append({"prompt": [{"role": "user", "content": text}], "answer": entry["answer"], "entry": told})
+            line = json.dumps({"task": task, "config": config, **entry}, default=str)
+            made.append({"prompt": [{"role": "user", "content": text}], "answer": entry["answer"], "entry": line})
     return made
 
 

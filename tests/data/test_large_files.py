@@ -46,8 +46,8 @@ def test_memory_does_not_grow_with_a_file(tmp_path):
         for i in range(NUM_ROWS):
             file.write(json.dumps({"question": question(i), "answer": str(i), "level": i % 2}) + "\n")
     assert path.stat().st_size > 3 * ROOM
-    done = subprocess.run([sys.executable, "-c", CHILD, path], capture_output=True, text=True, check=True)
-    lines = done.stdout.splitlines()
+    process = subprocess.run([sys.executable, "-c", CHILD, path], capture_output=True, text=True, check=True)
+    lines = process.stdout.splitlines()
     assert len(lines) == 2
     for growth, num_rows, texts in map(json.loads, lines):
         assert growth < ROOM

@@ -111,8 +111,8 @@ def test_the_last_answer_of_a_conversation_or_each_one_is_a_row():
 
 
 def test_a_conversation_in_sharegpt_form_is_read():
-    said = [("system", "Be brief."), ("human", "a?"), ("gpt", "A")]
-    record = {"conversations": [{"from": speaker, "value": text} for speaker, text in said]}
+    turns = [("system", "Be brief."), ("human", "a?"), ("gpt", "A")]
+    record = {"conversations": [{"from": speaker, "value": text} for speaker, text in turns]}
     item = only(record, RowReader("conversation", {"messages": "conversations"}, {"turns": "last"}))
     assert (item.messages, item.answer) == ((SYSTEM, user("a?")), "A")
     record["conversations"].insert(2, {"from": "observation", "value": "A!"})
@@ -123,8 +123,8 @@ def test_a_conversation_in_sharegpt_form_is_read():
 
 
 def test_a_column_of_the_system_message_and_one_of_tools_stand_beside_a_conversation():
-    said = [{"from": "human", "value": "a?"}, {"from": "gpt", "value": "A"}]
-    record = {"system": "Be brief.", "tools": json.dumps([TOOL]), "conversations": said}
+    turns = [{"from": "human", "value": "a?"}, {"from": "gpt", "value": "A"}]
+    record = {"system": "Be brief.", "tools": json.dumps([TOOL]), "conversations": turns}
     reader = RowReader("conversation", {"messages": "conversations"}, {"turns": "last"})
     assert only(record, reader) == Item("a?", "A", messages=(SYSTEM | {"tools": [TOOL]}, user("a?")))
     for empty in (None, ""):
@@ -134,7 +134,7 @@ def test_a_column_of_the_system_message_and_one_of_tools_stand_beside_a_conversa
 
 
 def test_arguments_of_a_call_that_are_json_text_are_encoded_once():
-    talks = [[user("b?"), call(said), TALK[5], assistant("B")] for said in ({"word": "b"}, '{"word": "b"}')]
+    talks = [[user("b?"), call(arguments), TALK[5], assistant("B")] for arguments in ({"word": "b"}, '{"word": "b"}')]
     items = [only({"messages": talk}, CONVERSATION) for talk in talks]
     assert items[0] == items[1] and items[0].messages[1] == call({"word": "b"})
     bare = assistant("", tool_calls=[{"name": "look_up", "arguments": "{}"}])

@@ -99,5 +99,5 @@ def test_a_score_of_gold_answers_is_refused_where_a_row_has_none(run, tmp_path, 
     recipe["stages"][0] |= {"student": "small"}
     (tmp_path / "open.yaml").write_text(yaml.safe_dump(recipe))
     assert main(["check", str(tmp_path / "open.yaml")]) == 2
-    told = "open.yaml:9: skills.open.scores: rouge_l needs gold answers, and the held-out row open.jsonl:"
-    assert told in capsys.readouterr().err
+    message = "open.yaml:9: skills.open.scores: rouge_l needs gold answers, and the held-out row open.jsonl:"
+    assert message in capsys.readouterr().err

@@ -94,8 +94,8 @@ def parity(sizes: Sizes) -> dict[str, Any]:
     for dtype, limit in _LIMITS.items():
         case = Case(sizes, num_tokens=96, vocabulary=min(sizes.vocabulary, 8192), dtype=dtype)
         for divergence in (ForwardKL(), ReverseKL(), JSD()):
-            found, expected = (case.gradients(loss, divergence) for loss in (case.fused, case.plain))
-            errors = [float((x - y).norm() / y.norm()) for x, y in zip(found, expected, strict=True)]
+            results, expected = (case.gradients(loss, divergence) for loss in (case.fused, case.plain))
+            errors = [float((x - y).norm() / y.norm()) for x, y in zip(results, expected, strict=True)]
             name = f"{str(dtype).removeprefix('torch.')}, {type(divergence).__name__}"
             assert max(errors) < limit, f"{name}: {errors} against {limit}"
             rows[name] = dict(zip(("loss", "gradient of states", "gradient of head"), errors, strict=True))

@@ -33,7 +33,7 @@ _LIMIT = 5e-2
 def shared_rows(sizes: Sizes) -> dict[str, Any]:
     """Forward and backward with shared rows and with rows of their own, with sdpa and FlexAttention."""
     ids_BS, mask_BS = rollout(sizes)
-    found: dict[str, Any] = {}
+    rows: dict[str, Any] = {}
     states = {}
     for attention in ("sdpa", "flex_attention"):
         made = model(sizes.student, sizes, sizes.half, seed=0, attention=attention)
@@ -48,13 +48,13 @@ def shared_rows(sizes: Sizes) -> dict[str, Any]:
             if attention == "sdpa" or sizes.device.type == "cuda":  # FlexAttention has no gradient on a CPU
                 row |= {"seconds": seconds(step, sizes.repeats), "peak bytes": peak_bytes(step, sizes.device)}
                 states[attention, name] = _completion_states(made, way, ids_BS, mask_BS, sizes.completion)
-            found[f"{attention}, {name}"] = row
+            rows[f"{attention}, {name}"] = row
         del made
         free()
     apart = states.pop(("sdpa", "apart"))
     errors = {", ".join(key): float((x - apart).norm() / apart.norm()) for key, x in states.items()}
     assert max(errors.values()) < _LIMIT, f"states differ from those of sdpa in rows of their own: {errors}"
-    return {"difference of states": errors, "rows": found}
+    return {"difference of states": errors, "rows": rows}
 
 
 def _step(
@@ -119,7 +119,7 @@ class Times(TrainerCallback):  # type: ignore[misc]
 
 def update(sizes: Sizes) -> dict[str, Any]:
     """An update of policy, response from two teachers and feature against TRL's GRPO and its distillation, twice."""
-    found = {}
+    results = {}
     for name, build in (("joint", _joint), ("grpo", _grpo), ("distillation", _distillation)):
         times = Times()
 
@@ -130,9 +130,9 @@ def update(sizes: Sizes) -> dict[str, Any]:
                 trainer.train()
 
         peak = peak_bytes(train, sizes.device)
-        found[name] = {"seconds": statistics.median(times.seconds[1:]), "peak bytes": peak}
-    three = found["grpo"]["seconds"] + 2 * found["distillation"]["seconds"]
-    return {"trainers": found, "joint / TRL's three": found["joint"]["seconds"] / three}
+        results[name] = {"seconds": statistics.median(times.seconds[1:]), "peak bytes": peak}
+    three = results["grpo"]["seconds"] + 2 * results["distillation"]["seconds"]
+    return {"trainers": results, "joint / TRL's three": results["joint"]["seconds"] / three}
 
 
 def _student(sizes: Sizes) -> PreTrainedModel:

@@ -331,15 +331,15 @@ def test_heads_in_half_precision_are_read_as_they_are_where_their_products_are_f
     )
     assert teacher.with_float32_logits().head.weight is teacher_weight
     objective, ids = ResponseObjective(ForwardKL(), Mixture(), 1.0), torch.arange(N)
-    given = [teacher], torch.ones(N, 1), torch.ones(N), objective
-    total, stats = fused(hidden, LMHead(weight, None, 1.0, None), *given, sampled=SampledTokens(ids, 1.0))
-    found = torch.autograd.grad(total - stats.sampled_logprob_N.sum(), (hidden, weight))
+    options = [teacher], torch.ones(N, 1), torch.ones(N), objective
+    total, stats = fused(hidden, LMHead(weight, None, 1.0, None), *options, sampled=SampledTokens(ids, 1.0))
+    gradients = torch.autograd.grad(total - stats.sampled_logprob_N.sum(), (hidden, weight))
 
     log_s = (hidden.double() @ weight.double().T).log_softmax(-1)
     log_t = (teacher_hidden.double() @ teacher_weight.double().T).log_softmax(-1)
     plain = ForwardKL()(log_s, log_t)
     torch.testing.assert_close(stats.target_divergence_N.double(), plain.detach(), rtol=1e-5, atol=1e-5)
     expected = torch.autograd.grad((plain - log_s[ids, ids]).sum(), (hidden, weight))
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(gradients, expected, strict=True):
         assert one.dtype == torch.bfloat16
         assert (one.double() - other.double()).norm() < 1e-2 * other.double().norm()

@@ -113,11 +113,11 @@ def test_levels_are_ordered_by_the_loss_of_the_best_teacher_and_stay_so_after_a_
         with pytest.raises(Killed):
             main(["train", str(recipe), "--output", str(killed)])
     checkpoints = sorted((killed / "checkpoints" / "student").glob("checkpoint-*"))
-    found = files.read_json(checkpoints[-1] / "rld_state.json")["stream"]["sources"]
+    sources = files.read_json(checkpoints[-1] / "rld_state.json")["stream"]["sources"]
     source = item_source("words", FileSkill(file="words.jsonl", held_out=2), recipe.parent)
     rows = OrderedRows(SkillRows("words", source, 2, Prompts(), seed=0, taken=set()))
     rows.arrange(losses(whole / "models" / "copier", [row for _, row in rows.examples()]))
-    assert found == {"copy": {"levels": [1, 0]}, "words": {"levels": rows.levels_U}}
+    assert sources == {"copy": {"levels": [1, 0]}, "words": {"levels": rows.levels_U}}
     (checkpoints[-1] / "rld_files.json").unlink()  # it goes on from the checkpoint before
     assert main(["train", str(recipe), "--output", str(killed), "--resume"]) == 0
     assert len(events(killed)) == 2, "measured once"

@@ -26,15 +26,15 @@ def test_the_page_has_models_of_their_names():
 
 def test_time_and_memory_follow_from_operations_and_bytes():
     demand = Demand(16e9, 20e9, 80e9, cache_bytes=8e9, passes=100, pass_bytes=2e9, read_bytes=40e9)
-    found = estimate({"student": 10**18, "generation": 10**12, "gate": 0}, demand, Cards("H100", 8))
+    bound = estimate({"student": 10**18, "generation": 10**12, "gate": 0}, demand, Cards("H100", 8))
     card = CARDS["H100"]
     reading = (100 * 2e9 + 40e9 / 8) / (card.bandwidth * SAMPLING_SHARE)
-    assert found.seconds == pytest.approx(
+    assert bound.seconds == pytest.approx(
         {"student": 10**18 / (8 * card.flops * TRAINING_SHARE), "generation": reading}
     )
-    assert found.bottleneck == "student"
+    assert bound.bottleneck == "student"
     at_once = 80e9 / 8 + WORKING_BYTES
-    assert (found.whole_bytes, found.sharded_bytes) == (36e9 + at_once, 22e9 + at_once)
+    assert (bound.whole_bytes, bound.sharded_bytes) == (36e9 + at_once, 22e9 + at_once)
     longer = estimate({"generation": 10**18}, demand, Cards("H100", 8))
     assert longer.seconds["generation"] > reading, "of very many completions the operations are the bound"
 

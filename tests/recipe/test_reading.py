@@ -314,8 +314,8 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, text, expected):
 
 
 def test_an_option_of_a_skill_beside_the_skill_is_told_where_it_belongs(recipe):
-    told = mistakes(recipe(replace={"skills:": "skills:\n  held_out: 3"}))
-    assert any("skills.held_out: 'held_out' is an option; indent it below the name" in line for line in told)
+    refusals = mistakes(recipe(replace={"skills:": "skills:\n  held_out: 3"}))
+    assert any("skills.held_out: 'held_out' is an option; indent it below the name" in line for line in refusals)
 
 
 def test_a_byte_order_mark_is_skipped_and_utf_16_is_refused(recipe, tmp_path):

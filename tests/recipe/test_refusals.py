@@ -210,13 +210,13 @@ def refusal(path: Path) -> str:
 
 def sites() -> dict[tuple[str, int], str]:
     """Return the calls that make an `OptionError`: file and each of their lines, and what names the call."""
-    found = {}
+    names = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "OptionError":
                 for line in range(node.lineno, (node.end_lineno or 0) + 1):
-                    found[str(path), line] = f"{path.relative_to(PACKAGE)}:{node.lineno}"
-    return found
+                    names[str(path), line] = f"{path.relative_to(PACKAGE)}:{node.lineno}"
+    return names
 
 
 def test_each_refusal_names_file_line_and_key(written, monkeypatch):

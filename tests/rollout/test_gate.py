@@ -102,8 +102,8 @@ def test_a_teacher_whose_logits_are_nan_is_named_and_is_no_divergence_of_the_stu
     own = teacher()
     broken = Teacher(LocalLogprobs(own, CPU), "wide", tokenizer=tiny.tokenizer()) if is_source else own
     own.load().model.norm.weight.data[0] = float("nan")
-    told = "teacher 'wide' generates from logits that are NaN: its weight model.norm.weight is not finite"
-    with pytest.raises(TeacherError, match=told):
+    message = "teacher 'wide' generates from logits that are NaN: its weight model.norm.weight is not finite"
+    with pytest.raises(TeacherError, match=message):
         judged(gate_of([broken], constant(1.0)), rows())
 
 

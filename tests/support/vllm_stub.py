@@ -34,9 +34,9 @@ class Engine:
         self.num_syncs = 0
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        known = dict(self.model.named_parameters())
+        parameters = dict(self.model.named_parameters())
         for name, weight in weights:
-            known[name].data.copy_(weight)  # a KeyError where the model has no such weight, as in vLLM
+            parameters[name].data.copy_(weight)  # a KeyError where the model has no such weight, as in vLLM
 
     @torch.no_grad()
     def sample(self, prompt: Sequence[int], options: dict[str, Any]) -> tuple[list[int], list[float]]:

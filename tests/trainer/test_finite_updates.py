@@ -68,8 +68,8 @@ def stored(folder: Path) -> list[str]:
 def test_the_third_gradient_in_a_row_that_is_not_finite_stops_the_run_and_stores_its_batch(value, changes, tmp_path):
     made = trainer(tmp_path, max_steps=6, save_total_limit=2, **changes)
     made.add_callback(Spoil(value))
-    told = r"update 5: the gradient's norm is (nan|inf); lower .*; 3 updates in a row were skipped; its rows are in "
-    with pytest.raises(DivergedError, match=told) as stopped:
+    message = r"update 5: the gradient's norm is (nan|inf); lower .*; 3 updates in a row were skipped; its rows are in "
+    with pytest.raises(DivergedError, match=message) as stopped:
         made.train()
     assert all(weight.isfinite().all() for weight in made.model.parameters())
     assert stored(tmp_path) == ["checkpoint-3", "checkpoint-4"]
@@ -175,8 +175,8 @@ def test_the_term_of_a_loss_that_is_not_finite_is_named(tmp_path, monkeypatch):
         )
 
     monkeypatch.setattr(response.ResponseLoss, "compute", spoilt)
-    told = r"update 3: the loss is nan .of its terms loss/response, divergence/fine.; lower the learning rate"
-    with pytest.raises(DivergedError, match=told):
+    message = r"update 3: the loss is nan .of its terms loss/response, divergence/fine.; lower the learning rate"
+    with pytest.raises(DivergedError, match=message):
         trainer(tmp_path).train()
     assert stored(tmp_path) == ["checkpoint-1", "checkpoint-2"]
 
