@@ -112,8 +112,8 @@ def check_trainer(
     fields: third_party_options.Fields = {}
     for class_fields in all_fields:
         fields |= class_fields or {}
-    known_fields = fields if all_fields and None not in all_fields else None
-    yield from check_options(names, loc, options, known_fields, reserved)
+    is_complete = bool(all_fields) and None not in all_fields
+    yield from check_options(names, loc, options, fields if is_complete else None, reserved)
     yield from _check_values(names, loc, options, _TRAINER)
     yield from _check_loggers(names, (*loc, "report_to"), options.get("report_to"))
 

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rld.rewards.answers import can_become, exact_match
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 import tests.support.tiny as tiny
 from rld.models import generation
@@ -30,21 +30,10 @@ LENGTH = 6
 SAMPLING = SeededSampling(0, 0.7)
 
 
-def model_of(tokenizer: Any, seed: int, scale: float = 0.3) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=512,
-        initializer_range=scale,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    return LlamaForCausalLM(config).eval()
+def model_of(tokenizer: Any) -> LlamaForCausalLM:
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    sizes = {"vocabulary": len(tokenizer), "max_position_embeddings": 512}
+    return tiny.model(0, tie_word_embeddings=False, **sizes, **special).eval()
 
 
 def verifier(reward: Any) -> Any:
@@ -118,7 +107,7 @@ def require_verdicts_of_decoding(
 def test_verdicts_are_those_of_decoding_with_every_tokenizer(name):
     member = FLEET[name]
     encoder = PromptEncoder(member.tokenizer(), member.chat_options)
-    require_verdicts_of_decoding(model_of(encoder.tokenizer, 0), encoder, rows(member), ["exact", "letters"])
+    require_verdicts_of_decoding(model_of(encoder.tokenizer), encoder, rows(member), ["exact", "letters"])
 
 
 def test_verdicts_are_those_of_decoding_with_every_verifier():

@@ -34,24 +34,25 @@ def encoder() -> PromptEncoder:
     return PromptEncoder(tokenizer())
 
 
-def model(seed: int = 0, width: int = 32, layers: int = 2, vocabulary: int = 15) -> LlamaForCausalLM:
-    """A Llama with random weights."""
+def model(seed: int = 0, width: int = 32, layers: int = 2, vocabulary: int = 15, **changes: Any) -> LlamaForCausalLM:
+    """A Llama with random weights; `changes` are of its configuration."""
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=None,
-        tie_word_embeddings=True,
-        initializer_range=0.3,
-    )
-    return LlamaForCausalLM(config)
+    config = {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": None,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.3,
+        **changes,
+    }
+    return LlamaForCausalLM(LlamaConfig(**config))
 
 
 def rows(num: int = 16, chat: bool = False) -> Dataset:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import tests.support.tiny as tiny
 from rld.controllers.baselines import FixedController
@@ -288,19 +288,8 @@ def test_sorted_difference():
 
 
 def model(tokenizer: Any, seed: int, width: int = 32) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer) + 3,  # padded
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        pad_token_id=0,
-        eos_token_id=1,
-        initializer_range=0.3,
-    )
-    return LlamaForCausalLM(config).eval()
+    changes = {"max_position_embeddings": 2048, "tie_word_embeddings": False}
+    return tiny.model(seed, width, vocabulary=len(tokenizer) + 3, **changes).eval()  # padded
 
 
 STUDENT, TEACHER = TOKENIZERS["bpe"], TOKENIZERS["gemma's"]
