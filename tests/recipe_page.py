@@ -104,7 +104,7 @@ weights, looks for the layers of the feature signal, compares rows with tokenize
 tries each curriculum and each reward on a row per skill. Then it shows an example per skill, the planned FLOPs by
 account, and cautions: an unusual learning rate, repeated questions, a gold answer that the verifier rejects.
 
-That takes about one second for a recipe of new models. TRL, PEFT and transformers are imported, which takes some
+That takes about half a second for a recipe of new models. TRL, PEFT and transformers are imported, which takes some
 ten more, only where they may have something to say: for models and tokenizers on this machine, adapters, and options
 beyond the usual ones; the last line names the first reason. Nothing is downloaded: models that are not on this machine
 are named, and `rld train` checks them before its first stage. `rld check --deep` also loads the models, has them answer
