@@ -67,7 +67,7 @@ def generate(
     Returns:
         The answers of all rows, in their order, on every process.
     """
-    prompts = [encoder.encode(row["prompt"]) for row in rows]
+    prompts = encoder.encode_all([row["prompt"] for row in rows])
     answerable = readable(model, prompts, max_new_tokens, name)
     order = sorted(answerable, key=lambda i: len(prompts[i]))  # prompts of like length need little padding
     state = PartialState()

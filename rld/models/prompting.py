@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from rld.errors import DataError
 from rld.models import chat_template as templates
 from rld.models import literal_tokens, thinking
+from rld.models.text_forms import coding_problem, normal, shown
 from rld.models.thinking import StripThinking, Thinking
 from rld.types import Row
 
@@ -75,6 +75,12 @@ class PromptEncoder:
         text, has_names = self._rendered(prompt)
         return self._encoded(text, is_plain=isinstance(prompt, str), has_names=has_names) or self.start
 
+    def encode_all(self, prompts: Sequence[Any]) -> list[list[int]]:
+        """Return `encode` of each prompt. Equal neighbours are encoded once, and all at once where that is possible."""
+        groups = [(prompt, len([*group])) for prompt, group in itertools.groupby(prompts)]
+        different = self.encode_rows([prompt for prompt, _ in groups], [""] * len(groups))
+        return [[*ids] for (ids, _), (_, size) in zip(different, groups, strict=True) for _ in range(size)]
+
     @cached_property
     def start(self) -> list[int]:
         """The token in front of a text without a prompt, which predicts its first token: BOS, or else the end token."""
@@ -118,7 +124,7 @@ class PromptEncoder:
             else:
                 ids = self.tokenizer(text + answer, add_special_tokens=is_plain)["input_ids"]
         except (UnicodeError, TypeError) as error:
-            raise DataError(f"{shown(text + answer)} cannot be encoded: {_reason(text + answer, error)}") from error
+            raise DataError(coding_problem(text + answer, error)) from error
         size = len(self._appended) if is_plain else 0
         return ids[:-size] if size and ids[-size:] == self._appended else ids
 
@@ -145,6 +151,13 @@ class PromptEncoder:
             if both[: len(before)] == before:
                 return both[len(before) :]
         return ids
+
+    def encode_answers(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return `encode_answer` of each text, encoded all at once where special tokens allow it."""
+        names = literal_tokens.pattern(self.tokenizer)
+        if self._puts_space_in_front or any(names.search(text) for text in texts):
+            return [self.encode_answer(text) for text in texts]
+        return self._batch([*texts], is_plain=False)
 
     @cached_property
     def puts_space_behind_turns(self) -> bool:
@@ -197,7 +210,10 @@ class PromptEncoder:
         """Return the token ids of rendered texts in which all names of special tokens are tokens."""
         if not texts:
             return []
-        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=is_plain)["input_ids"]
+        try:
+            ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=is_plain)["input_ids"]
+        except (UnicodeError, TypeError):  # one by one, so that the error names the text
+            return [self._encoded(text, is_plain=is_plain, has_names=False) for text in texts]
         size = len(self._appended) if is_plain else 0
         return [row[:-size] if size and row[-size:] == self._appended else row for row in ids]
 
@@ -326,25 +342,9 @@ class PromptEncoder:
             rows: Rows with a `prompt`.
             answers: The token ids of each row's answer.
         """
-        return sum(len(self.encode(row["prompt"])) for row in rows) + sum(map(len, answers))
+        return sum(map(len, self.encode_all([row["prompt"] for row in rows]))) + sum(map(len, answers))
 
 
 def is_chat(rows: Iterable[Row]) -> bool:
     """Whether rows have conversations as prompts; all rows of a run are alike."""
     return any(not isinstance(row["prompt"], str) for row in itertools.islice(rows, 1))
-
-
-def normal(text: str) -> str:
-    """Return a text without the white space around it, with composed accents."""
-    return unicodedata.normalize("NFC", text).strip()
-
-
-def _reason(text: str, error: Exception) -> str:
-    has_surrogate = any("\ud800" <= character <= "\udfff" for character in text)
-    return "it has half of a surrogate pair, which is no character" if has_surrogate else str(error)
-
-
-def shown(text: str) -> str:
-    """Return a text in quotes, of which the middle may be left out."""
-    quoted = ascii(text) if any("\ud800" <= character <= "\udfff" for character in text) else repr(text)
-    return quoted if len(quoted) <= 80 else f"{quoted[:40]}...{quoted[-40:]}"

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from rld.models.chat_template import RefusedConversation
-from rld.models.prompting import PromptEncoder, normal, shown
+from rld.models.prompting import PromptEncoder
+from rld.models.text_forms import normal, shown
 from rld.types import Row
 
 FindingKind: TypeAlias = Literal[

@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rld.errors import RecipeError
 from rld.models import chat_template as templates
-from rld.models.prompting import PromptEncoder, shown
+from rld.models.prompting import PromptEncoder
+from rld.models.text_forms import shown
 from rld.types import Row
 from rld.utils.suggestions import WORDS_OF_BOOLEANS, hint
 

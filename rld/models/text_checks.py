@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rld.models.prompting import PromptEncoder, normal
+from rld.models.prompting import PromptEncoder
 from rld.models.row_checks import Finding, FindingKind
+from rld.models.text_forms import normal
 from rld.types import Row
 
 _NUM_CHARACTERS = 200_000

@@ -196,7 +196,7 @@ class RowChecks:
         rows = [self._with_some_label(row) for row in rows]
 
         def verify(rows: Sequence[Row], texts: Sequence[str]) -> list[bool]:
-            rewards = ask(self._judge, rows, texts, [reader.encoder.encode_answer(text) for text in texts])
+            rewards = ask(self._judge, rows, texts, reader.encoder.encode_answers(texts))
             return [reward is not None and is_success(reward) for reward in rewards]
 
         return check_rows(reader.encoder, rows, **limits, learns_answers=reader.learns_answers, verify=verify)

@@ -200,7 +200,7 @@ class RunContext:
         """Return a model's greedy answers to rows, and add their FLOPs to those of the current stage."""
         encoder = self.encoder(model, tokenizer)
         answers = self.texts.answer(model, tokenizer, rows)
-        num_tokens = encoder.count_tokens(rows, [encoder.encode_answer(answer.text) for answer in answers])
+        num_tokens = encoder.count_tokens(rows, encoder.encode_answers([answer.text for answer in answers]))
         self.flop_meter.add("answers", forward_flops(model.num_parameters(), num_tokens))
         return answers
 

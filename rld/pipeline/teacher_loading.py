@@ -100,7 +100,7 @@ class TeacherLoader:
         """
         encoder = self._context.encoder(*student)
         answers = gold_completions(rows, encoder, args.max_completion_length)
-        prompts = [encoder.encode(row["prompt"]) for row in rows]
+        prompts = encoder.encode_all([row["prompt"] for row in rows])
         counts = {}
         for name in stage.teachers:
             teacher = self._teacher(stage, name, student)

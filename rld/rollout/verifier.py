@@ -232,7 +232,7 @@ def answer_and_verify(
     numbers = range(len(rows))[share]
     gathered: list[tuple[int, float | None]] = gather_object(list(zip(numbers, verified.rewards, strict=True)))
     rewards = [reward for _, reward in sorted(gathered, key=lambda pair: pair[0])]
-    return VerifiedAnswers(texts, rewards, _count_tokens(encoder, rows, texts))
+    return VerifiedAnswers(texts, rewards, encoder.count_tokens(rows, encoder.encode_answers(texts)))
 
 
 def verify_answers(
@@ -240,17 +240,13 @@ def verify_answers(
 ) -> VerifiedAnswers:
     """Call the verifier on answers, and count their tokens."""
     rewards = rewards_of(encoder, rows, texts, verify)
-    return VerifiedAnswers(list(texts), rewards, _count_tokens(encoder, rows, texts))
+    return VerifiedAnswers(list(texts), rewards, encoder.count_tokens(rows, encoder.encode_answers(texts)))
 
 
 def rewards_of(encoder: PromptEncoder, rows: Sequence[Row], texts: Sequence[str], verify: Verify) -> list[float | None]:
     """Return what the verifier gives to answers; None where it does not apply."""
     answers = judged([row["prompt"] for row in rows], texts, encoder)
-    return ask(verify, rows, answers, [encoder.encode_answer(text) for text in texts]) if rows else []
-
-
-def _count_tokens(encoder: PromptEncoder, rows: Sequence[Row], texts: Sequence[str]) -> int:
-    return encoder.count_tokens(rows, [encoder.encode_answer(text) for text in texts])
+    return ask(verify, rows, answers, encoder.encode_answers(texts)) if rows else []
 
 
 def is_success(reward: float) -> bool:

@@ -203,7 +203,7 @@ class GoldAnswerGradients:
     ) -> None:
         if not rows:
             raise RecipeError("controller: gradient_alignment needs gold answers, and no row of gold_rows has one")
-        prompts = [encoder.encode(row["prompt"]) for row in rows]
+        prompts = encoder.encode_all([row["prompt"] for row in rows])
         answers = gold_completions(rows, encoder, max_answer_tokens)
         self.num_tokens = sum(map(len, prompts)) + sum(map(len, answers))
         """Tokens of all prompts and answers."""

@@ -180,7 +180,7 @@ class GRPOHooks(FiniteUpdates, WholeCheckpoints, ResumableTrainer, TrainingProgr
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         if self._is_vlm or self.environment_factories is not None:  # which have images, or tools of their own
             return super()._tokenize_prompts(prompts)
-        return [self._encoder.encode(prompt) for prompt in prompts], None, {}
+        return self._encoder.encode_all(prompts), None, {}
 
     @timed("generation")
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:

@@ -107,7 +107,7 @@ class RetentionCallback(TrainerCallback):
     def _sample(self, model: Any) -> list[ReplayExample]:
         """Return completions of all replayed rows, on every process; each process samples a share of them."""
         skills = [row["skill"] for row in self._replayed_rows]
-        prompts = [self.encoder.encode(row["prompt"]) for row in self._replayed_rows]
+        prompts = self.encoder.encode_all([row["prompt"] for row in self._replayed_rows])
         starts = range(0, len(prompts), _PROMPTS_PER_SAMPLING)
         samples: list[tuple[int, list[ReplayExample]]] = []
         with self.accelerator.autocast():  # as when the student is replayed

@@ -11,7 +11,7 @@ import tests.support.tiny as tiny
 from rld.errors import DataError
 from rld.models.prompting import PromptEncoder
 from rld.teachers.teacher import Teacher
-from tests.support.fleet import FLEET
+from tests.support.fleet import FLEET, rows
 
 CHAT = [{"role": "user", "content": "ab"}]
 
@@ -29,6 +29,22 @@ def test_prompts_and_answers_are_counted():
     answer = encoder.encode_answer("cd")
     assert encoder.count_tokens([{"prompt": "ab="}, {"prompt": CHAT}], [answer, []]) == 3 + 4 + 2
     assert encoder.decode([[*answer, 1]]) == ["cd"]
+
+
+@pytest.mark.parametrize("name", FLEET)
+def test_many_at_once_are_encoded_as_each_is(name):
+    member = FLEET[name]
+    encoder = PromptEncoder(member.tokenizer(), member.chat_options)
+    prompts = [row["prompt"] for row in rows(member) for _ in range(2)] + ["", "a text", "a text", "<s>x", " \u00e9"]
+    assert encoder.encode_all(prompts) == [encoder.encode(prompt) for prompt in prompts]
+    for texts in (["ab", "", " x", "\u00e9"], ["</s> <s>", "<|im_end|>", "ab"], []):
+        assert encoder.encode_answers(texts) == [encoder.encode_answer(text) for text in texts]
+
+
+def test_a_text_that_can_not_be_encoded_is_named_among_many():
+    for encode in (tiny.encoder().encode_all, tiny.encoder().encode_answers):
+        with pytest.raises(DataError, match=r"'a\\udc00' cannot be encoded: it has half of a surrogate pair"):
+            encode(["b", "a\udc00"])
 
 
 def weather(city: str) -> str:

@@ -41,7 +41,7 @@ class LabelPredictor:
     def _predict(self, model: Model, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Prediction]:
         encoder, placed = self.settings.encoder(model, tokenizer), self.settings.place(model)
         bare: Any = placed.get_base_model() if isinstance(placed, PeftModel) else placed
-        prompts = [encoder.encode(row["prompt"]) for row in rows]
+        prompts = encoder.encode_all([row["prompt"] for row in rows])
         labels = [self._tokens(encoder, row) for row in rows]
         pairs = [(prompt, ids) for prompt, some in zip(prompts, labels, strict=True) for ids in some]
         scores = torch.tensor(completion_scores(bare, pairs), dtype=torch.float64).split([len(some) for some in labels])

@@ -27,9 +27,10 @@ class TextPredictor:
         texts = [answer.text for answer in self.answer(model, tokenizer, rows)]
         scored = judged([row["prompt"] for row in rows], texts, encoder)
         rewards = self.rewards(rows, texts, tokenizer)
+        prompts, answers = encoder.encode_all([row["prompt"] for row in rows]), encoder.encode_answers(texts)
         return [
-            Prediction(text, reward, answer, num_tokens=encoder.count_tokens([row], [encoder.encode_answer(text)]))
-            for row, text, reward, answer in zip(rows, texts, rewards, scored, strict=True)
+            Prediction(text, reward, answer, num_tokens=len(prompt_ids) + len(ids))
+            for text, reward, answer, prompt_ids, ids in zip(texts, rewards, scored, prompts, answers, strict=True)
         ]
 
     def answer(self, model: Model, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Answer]:
