@@ -14,7 +14,7 @@ from rld.errors import DataError
 from rld.recipe.stages.sft import Sft
 from rld.types import Answer, Row
 
-_BATCH = 100
+_BATCH = 1000
 """Examples that are encoded before they are stored."""
 
 _TYPES = Features({"input_ids": datasets.Sequence(Value("int32")), "completion_mask": datasets.Sequence(Value("int8"))})
@@ -23,8 +23,8 @@ _TYPES = Features({"input_ids": datasets.Sequence(Value("int32")), "completion_m
 AnswerRows: TypeAlias = Callable[[Sequence[Row]], list[Answer]]
 """Returns a teacher's answers to rows."""
 
-Encode: TypeAlias = Callable[[Any, Answer], dict[str, list[int]]]
-"""Returns the `input_ids` of a prompt and an answer, and a `completion_mask` that is 1 on the answer."""
+Encode: TypeAlias = Callable[[Sequence[Any], Sequence[Answer]], list[dict[str, list[int]]]]
+"""Returns the `input_ids` of each prompt with its answer, and a `completion_mask` that is 1 on the answer."""
 
 Verdicts: TypeAlias = Callable[[Sequence[Row], Sequence[str]], list[bool]]
 """Returns for each answer to a row whether it is correct."""
@@ -48,7 +48,7 @@ def sft_dataset(
         sources: The source of each skill.
         skills: The skills to train on.
         seed: The stage's seed.
-        encode: Makes token ids of a prompt and an answer.
+        encode: Makes token ids of prompts and answers.
         teacher: Returns a teacher's answers. None: the targets are gold answers.
         verdicts: Returns which answers are correct; used if the stage trains only on a teacher's correct answers.
         require: Raises an error where rows with gold answers cannot be learnt.
@@ -84,9 +84,8 @@ def _encoded(examples: Sequence[tuple[Row, Answer]], encode: Encode) -> Dataset:
     """Return examples as token ids, which as a list of Python numbers would take many times as much memory."""
     starts = range(0, len(examples), _BATCH)
     batches = (examples[start : start + _BATCH] for start in starts)
-    return concatenate_datasets(
-        [Dataset.from_list([encode(row["prompt"], a) for row, a in b], _TYPES) for b in batches]
-    )
+    encoded = (encode([row["prompt"] for row, _ in batch], [answer for _, answer in batch]) for batch in batches)
+    return concatenate_datasets([Dataset.from_list(examples, _TYPES) for examples in encoded])
 
 
 def _num_pieces(sources: Mapping[str, SkillRows], shares: Mapping[str, float]) -> int:

@@ -218,18 +218,21 @@ class PromptEncoder:
         return [row[:-size] if size and row[-size:] == self._appended else row for row in ids]
 
     def encode_completion(self, prompt: Any, answer: str) -> list[int]:
-        """Return the token ids by which a model gives `answer` to `prompt`, its end included.
+        """Return the token ids by which a model gives `answer` to `prompt`, with its `required_end`."""
+        return [*self.encode_with(prompt, answer)[1], self.required_end(prompt)]
+
+    def required_end(self, prompt: Any) -> int:
+        """Return the token that ends an answer to a prompt.
 
         Raises:
             DataError: nothing ends an answer of this model.
         """
-        end = self.end_token(is_chat=not isinstance(prompt, str))
-        if end is None:
+        if (end := self.end_token(is_chat=not isinstance(prompt, str))) is None:
             raise DataError(
                 f"neither the tokenizer {self.tokenizer.name_or_path!r} nor its model's generation configuration has "
                 "a token that ends an answer; set eos_token of the tokenizer"
             )
-        return [*self.encode_with(prompt, answer)[1], end]
+        return end
 
     def end_token(self, is_chat: bool) -> int | None:
         """Return the token that ends an answer; None if there is none.
@@ -336,12 +339,7 @@ class PromptEncoder:
         return None
 
     def count_tokens(self, rows: Sequence[Row], answers: Sequence[Sequence[int]]) -> int:
-        """Return the number of tokens that a model reads and writes when it answers rows.
-
-        Args:
-            rows: Rows with a `prompt`.
-            answers: The token ids of each row's answer.
-        """
+        """Return the tokens that a model reads and writes when it answers rows, with the token ids of each answer."""
         return sum(map(len, self.encode_all([row["prompt"] for row in rows]))) + sum(map(len, answers))
 
 

@@ -83,12 +83,16 @@ def _arguments(context: RunContext, stage: Sft) -> SFTConfig:
     )
 
 
-def _encoded(encoder: PromptEncoder, prompt: Any, answer: Answer) -> dict[str, list[int]]:
-    """Return the token ids and completion mask of a row, encoded as in a rollout, so that TRL applies no template."""
-    prompt_ids = encoder.encode(prompt)
-    ids = encoder.encode_completion(prompt, answer.text)
-    ids = ids if answer.is_complete else ids[:-1]
-    return {"input_ids": prompt_ids + ids, "completion_mask": [0] * len(prompt_ids) + [1] * len(ids)}
+def _encoded(encoder: PromptEncoder, prompts: Sequence[Any], answers: Sequence[Answer]) -> list[dict[str, list[int]]]:
+    """Return the token ids and completion masks of rows, encoded as in a rollout, so that TRL applies no template."""
+    examples = []
+    pairs = encoder.encode_rows(prompts, [answer.text for answer in answers])
+    for prompt, answer, (prompt_ids, ids) in zip(prompts, answers, pairs, strict=True):
+        end = [encoder.required_end(prompt)]
+        whole = ids + end if answer.is_complete else ids
+        mask = [0] * len(prompt_ids) + [1] * len(whole)
+        examples.append({"input_ids": prompt_ids + whole, "completion_mask": mask})
+    return examples
 
 
 def _dataset(context: RunContext, stage: Sft, encoder: PromptEncoder) -> Dataset:

@@ -104,7 +104,7 @@ def test_a_teachers_labels_are_learnt_by_fine_tuning_where_they_are_right_or_non
     }
     path.write_text(yaml.safe_dump(tree))
     encode, learnt = sft._encoded, []
-    monkeypatch.setattr(sft, "_encoded", lambda *args: learnt.append(args[1:]) or encode(*args))
+    monkeypatch.setattr(sft, "_encoded", lambda *args: learnt.extend(zip(*args[1:], strict=True)) or encode(*args))
     assert main(["train", str(path), "--output", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "student" / "config.json").is_file()
     words = {"A": " apple", "B": " bean", "C": " corn"}
