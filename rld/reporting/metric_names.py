@@ -150,6 +150,11 @@ def find_metric(name: str) -> tuple[Metric, Mapping[str, str]] | None:
     return None
 
 
+@functools.cache
+def _is_left_out(name: str) -> bool:
+    return any(metric.match(name) is not None for metric in _LEFT_OUT)
+
+
 def logged_metrics(logs: Mapping[str, Any], supervised: bool) -> dict[str, float | None]:
     """Return what `metrics.jsonl` keeps of a trainer's log, under its names; None stands for NaN and infinity.
 
@@ -165,7 +170,7 @@ def logged_metrics(logs: Mapping[str, Any], supervised: bool) -> dict[str, float
     for name, value in logs.items():
         if reward := _TRL_REWARD.match(name):
             values[f"reward/{reward['reward']}"] = value
-        elif not any(metric.match(name) is not None for metric in _LEFT_OUT):
+        elif not _is_left_out(name):
             values[name] = value
             if find_metric(name) is None:
                 warnings.warn(
