@@ -437,9 +437,9 @@ def shown(tmp_path_factory) -> dict[str, str]:
 def output(tree: Path, *arguments: str) -> str:
     """Return what a Python process prints in the copied repository."""
     environment = os.environ | {"PYTHONPATH": str(tree), "COLUMNS": "250"}
-    done = subprocess.run([sys.executable, *arguments], cwd=tree, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
-    return done.stdout
+    process = subprocess.run([sys.executable, *arguments], cwd=tree, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, f"{arguments}: {process.stdout}{process.stderr}"
+    return process.stdout
 
 
 @pytest.mark.parametrize("thing", ROWS)

@@ -145,8 +145,8 @@ for name in {LIGHT}:
     if heavy:
         sys.exit(f"importing rld.{{name}} imports {{sorted(heavy)}}")
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
 
 
 def test_trl_is_imported_in_few_places():
@@ -156,8 +156,8 @@ def test_trl_is_imported_in_few_places():
         names += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
         return any(name.split(".")[0] == "trl" for name in names)
 
-    found = [name for name, path in MODULES.items() if imports_trl(path)]
-    assert [name for name in found if not name.startswith(tuple(MAY_IMPORT_TRL))] == []
+    importers = [name for name, path in MODULES.items() if imports_trl(path)]
+    assert [name for name in importers if not name.startswith(tuple(MAY_IMPORT_TRL))] == []
 
 
 def test_every_folder_with_code_is_packaged():
@@ -196,5 +196,5 @@ def test_a_check_of_names_from_every_library_imports_none_but_that_of_its_rows(t
         "sys.exit(f'imported {heavy}' if heavy else code)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "recipe.yaml")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr

@@ -88,10 +88,10 @@ def run(capsys, *arguments):
 def test_a_broken_recipe_ends_a_real_process_with_2_and_no_traceback(folder, broken, expected):
     (folder / "count.yaml").write_text(RECIPE.replace(*broken))
     command = [sys.executable, "-m", "rld", "train", str(folder / "count.yaml"), "--output", str(folder / "run")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert expected in done.stderr
-    assert all(line.startswith(f"rld: {folder / 'count.yaml'}:") for line in done.stderr.splitlines())
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 2
+    assert expected in process.stderr
+    assert all(line.startswith(f"rld: {folder / 'count.yaml'}:") for line in process.stderr.splitlines())
     assert not (folder / "run").exists()
 
 
@@ -114,15 +114,15 @@ def test_check_shows_what_guards_a_stage_and_what_that_costs(capsys):
     audit = "stages.distill.audit={use: answers:exact_match, share: 0.25}"
     code, out, _ = run(capsys, "check", recipe, audit)
     assert code == 0
-    shown = " ".join(out.split())
+    text = " ".join(out.split())
     for words in (
         "answers:exact_match x 1",
         "per prompt, by the teacher's own answer",
         "answers:exact_match checks 25% of the successes",
         "sort, following: 0.03 below the start at most; 32 probe prompts each, 32 completions replayed a step",
     ):
-        assert words in shown
-    assert re.search(r"retention [\d.]+G", shown)
+        assert words in text
+    assert re.search(r"retention [\d.]+G", text)
     _, out, _ = run(capsys, "check", recipe, "stages.distill.retain=null")
     assert "retention" not in out
 

@@ -57,12 +57,12 @@ def test_likelihood_is_the_mean_log_probability_in_spreads_of_the_batch():
         raw.append(mean_log_probability(model, before + after, len(before)))
     assert given == pytest.approx(standardised(raw), abs=1e-4)
     chat = [[{"role": "user", "content": prompt[:-1]}] for prompt in prompts]
-    said = [[{"role": "assistant", "content": text}] for text in TEXTS]
+    completions = [[{"role": "assistant", "content": text}] for text in TEXTS]
     raw = []
     for prompt, text in zip(prompts, TEXTS, strict=True):
         before, after = tokenizer.encode(prompt[:-1] + ":="), tokenizer.encode(text)
         raw.append(mean_log_probability(model, before + after, len(before)))
-    given = likelihood(chat, said, model=model, tokenizer=tokenizer, bound=9.0)
+    given = likelihood(chat, completions, model=model, tokenizer=tokenizer, bound=9.0)
     assert given == pytest.approx(standardised(raw), abs=1e-4)
 
 

@@ -362,10 +362,10 @@ def test_stopping_stops_what_is_at_work_and_starts_no_more(tmp_path):
 
 
 def test_a_job_whose_need_failed_is_not_run(tmp_path):
-    said = list[str]()
+    messages = list[str]()
     first = Job("first", tmp_path, (), None, lambda: None)
     second, third = Job("second", tmp_path, (), first, lambda: None), Job("third", tmp_path, (), None, lambda: None)
-    failed = jobs.run_jobs([first, second, third], 2, lambda job: Ended(job.title == "first"), said.append)
+    failed = jobs.run_jobs([first, second, third], 2, lambda job: Ended(job.title == "first"), messages.append)
     assert failed == [first, second]
-    assert any("second: not run, because first failed" in line for line in said)
-    assert any("third: finished" in line for line in said)
+    assert any("second: not run, because first failed" in line for line in messages)
+    assert any("third: finished" in line for line in messages)

@@ -77,11 +77,11 @@ def test_a_student_that_stands_still_behind_a_better_teacher_is_told_of_once_wit
     assert (event.kind, event.skill, event.about) == ("capacity gap", "add", "big")
     assert 20 <= event.step <= 30
     figure = r"0\.\d+ to 0\.\d+ ± 0\.\d+"
-    found = re.search(
+    match = re.search(
         rf"big went from {figure} nats per token and success from {figure}; .* lead is (.*) ± 0", event.measured
     )
-    assert found is not None, event.measured
-    assert float(found[1]) == pytest.approx(0.55, abs=0.06)
+    assert match is not None, event.measured
+    assert float(match[1]) == pytest.approx(0.55, abs=0.06)
     assert "a size between the two" in event.rule
 
 

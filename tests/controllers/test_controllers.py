@@ -375,8 +375,8 @@ def test_noise_around_a_steady_worth_switches_nothing_in_two_thousand_ticks():
     for tick in range(2000):
         right = sum(rng.random() < 0.9 for _ in range(16))
         student = sum(rng.random() < 0.975 for _ in range(60))  # worth (1 - 0.975) / 0.2, between off and on
-        told = TeacherObservation(0.3, 0, 0, True, 16, right, 60, student)
-        state, _, news = controller.step(state, seen(tick, add=of(told, informative=rng.uniform(0.07, 0.13))))
+        observation = TeacherObservation(0.3, 0, 0, True, 16, right, 60, student)
+        state, _, news = controller.step(state, seen(tick, add=of(observation, informative=rng.uniform(0.07, 0.13))))
         events += [e for e in news if e.about in ("a", "response")]
     assert events == []
 
@@ -423,8 +423,8 @@ def test_a_teacher_that_is_off_and_still_wrong_stays_off_when_it_is_looked_at(as
     controller, state = GapController(), start(GapController())
     for tick in range(200):
         looked_at = tick < 20 or tick % 20 == 19
-        told = TeacherObservation(0.3, 0, 0, True, asked, 0, 0, 0) if looked_at else TeacherObservation(None)
-        state, weights, events = controller.step(state, seen(tick, add=of(told, gated(14))))
+        observation = TeacherObservation(0.3, 0, 0, True, asked, 0, 0, 0) if looked_at else TeacherObservation(None)
+        state, weights, events = controller.step(state, seen(tick, add=of(observation, gated(14))))
         assert tick < 20 or not [event for event in events if event.about == "a"]
     assert weights.teachers["add"]["a"] == 0
 
@@ -433,8 +433,10 @@ def test_a_teacher_around_the_least_cover_does_not_flap():
     rng, controller, state, events = random.Random(0), GapController(), start(GapController()), []
     for tick in range(2000):
         right = sum(rng.random() < 0.12 for _ in range(16))
-        told = TeacherObservation(0.3, 0, 0, True, 16, right, 4 * right, right)
-        state, _, news = controller.step(state, seen(tick, add=of(told, TeacherObservation(None, teaches=False))))
+        observation = TeacherObservation(0.3, 0, 0, True, 16, right, 4 * right, right)
+        state, _, news = controller.step(
+            state, seen(tick, add=of(observation, TeacherObservation(None, teaches=False)))
+        )
         events += [e for e in news if e.about in ("a", "response")]
     assert len(events) <= 8
 

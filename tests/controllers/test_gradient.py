@@ -51,8 +51,8 @@ def test_for_two_signals_noise_goes_to_the_closed_form_which_a_search_finds_too(
     noise: dict[Signal, float] = {"policy": 0.8, "response": 0.15}
     squared_bias = 1.25 - 0.8 - 0.15  # the measured distance is larger than the true one by both noises
     closed = 0.8 / (0.8 + 0.15 + squared_bias)
-    found = search(lambda w: w[0] ** 2 * 0.8 + w[1] ** 2 * (0.15 + squared_bias), 2, 10_000)
-    assert found[1] == pytest.approx(closed, abs=1e-4)
+    minimum = search(lambda w: w[0] ** 2 * 0.8 + w[1] ** 2 * (0.15 + squared_bias), 2, 10_000)
+    assert minimum[1] == pytest.approx(closed, abs=1e-4)
     controller = GradientNoiseController(floor=0.001)
     weights = run(controller, 60, measured(vectors, noise), ["policy", "response"])
     assert weights.signals["a"]["response"] == pytest.approx(0.001 + 0.998 * closed, abs=1e-6)

@@ -51,12 +51,12 @@ def test_what_any_controller_turns_off_is_an_event():
             decide_every=1, policy=1.0, response=WeightSchedule(start=0.5, end=0.0, over=0.5, shape="step")
         )
     )
-    told = []
+    events = []
     for step in range(1, 5):
-        told += made.finish_update(statistics(), step, step / 4)[1]
-    offs = [(event.step, event.kind, event.skill, event.about) for event in told if event.kind != "phase"]
+        events += made.finish_update(statistics(), step, step / 4)[1]
+    offs = [(event.step, event.kind, event.skill, event.about) for event in events if event.kind != "phase"]
     assert offs == [(2, "signal off", "add", "response"), (2, "signal off", "sort", "response")]
-    assert told[0].measured == "its weight was 0.5 and is 0"
+    assert events[0].measured == "its weight was 0.5 and is 0"
 
 
 def test_only_needed_teachers_are_wanted_and_all_at_a_heartbeat():

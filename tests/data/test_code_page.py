@@ -48,8 +48,8 @@ def test_the_recipe_is_checked_and_trained(tmp_path, capsys):
     path = write_recipe(tmp_path)
     fewer = ["skills.code.held_out=2", "stages.distill.steps=1", "stages.distill.rollout={prompts: 2, completions: 2}"]
     assert main(["check", str(path), *fewer]) == 0
-    told = capsys.readouterr()
-    assert "code:unit_tests" in told.out and "are not correct" not in told.err
+    output = capsys.readouterr()
+    assert "code:unit_tests" in output.out and "are not correct" not in output.err
     assert main(["train", str(path), *fewer, "--output", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "student" / "config.json").is_file()
 

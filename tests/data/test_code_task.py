@@ -127,9 +127,9 @@ def recipe(folder: Path, **keys: Any) -> str:
 def test_a_solution_that_fails_its_tests_is_named_and_the_tests_are_the_reward(bubblewrap, tmp_path, capsys):
     path = recipe(tmp_path)
     assert main(["check", path]) == 0
-    told = capsys.readouterr()
-    assert "code:unit_tests x 1" in told.out
-    assert "of the first 6 gold answers 1 are not correct for it (tasks.jsonl:2)" in told.err
+    output = capsys.readouterr()
+    assert "code:unit_tests x 1" in output.out
+    assert "of the first 6 gold answers 1 are not correct for it (tasks.jsonl:2)" in output.err
     assert main(["train", path, "--output", str(tmp_path / "run")]) == 0
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert "reward/unit_tests" in last

@@ -152,8 +152,8 @@ def test_byte_level_tokenizers_spell_the_pieces_as_they_spell_the_text():
 def test_texts_that_a_tokenizer_cannot_spell_or_a_context_cannot_hold_are_found():
     texts = ["abc", "abz", "a" + "\ud800"]
     rows = [{"prompt": "", "answer": text, "is_cut": False} for text in texts]
-    found = {finding.kind: finding.rows for finding in check_texts(tiny.encoder(), rows, [8] * 3, 64)}
-    assert found == {"unknown characters": (1,), "no text": (2,)}
+    findings = {finding.kind: finding.rows for finding in check_texts(tiny.encoder(), rows, [8] * 3, 64)}
+    assert findings == {"unknown characters": (1,), "no text": (2,)}
     (finding,) = check_texts(tiny.encoder(), rows[:1], [128], 64)
     assert "blocks of 128 tokens, which do not fit into a context of 64" in finding.described()
 

@@ -35,8 +35,8 @@ class Labels(FileSkill):
 
 def test_the_first_score_is_that_of_the_skill_and_each_has_an_interval():
     evaluator = scoring.evaluator(ROWS, None, 1, scores=["exact_match", "solved"])
-    said = [Prediction(" 1 ", float(i < 10), " 1 ") for i in range(40)]
-    evaluation = evaluator.evaluation(said)
+    predictions = [Prediction(" 1 ", float(i < 10), " 1 ") for i in range(40)]
+    evaluation = evaluator.evaluation(predictions)
     assert evaluation.scores == {"odd": 0.5}
     measured = evaluation.measured["odd"]
     assert list(measured) == ["exact_match", "solved"]
@@ -44,25 +44,25 @@ def test_the_first_score_is_that_of_the_skill_and_each_has_an_interval():
     error = math.sqrt(0.25 * 0.75 / 40)
     assert measured["solved"].low == pytest.approx(0.25 - 1.96 * error, abs=0.03)
     assert measured["solved"].high == pytest.approx(0.25 + 1.96 * error, abs=0.03)
-    assert evaluator.evaluation(said) == evaluation, "the draws are the same each time"
-    assert correct_counts(ROWS, said) == {"odd": (10, 40)}
+    assert evaluator.evaluation(predictions) == evaluation, "the draws are the same each time"
+    assert correct_counts(ROWS, predictions) == {"odd": (10, 40)}
 
 
 def test_likelihoods_are_means_over_bytes_and_tokens_not_over_texts():
     evaluator = HeldOutEvaluator(ROWS[:2], {"odd": Texts(file="x.txt")}, None)
-    said = [Prediction(nats=3.0, num_bytes=9, num_tokens=3), Prediction(nats=2.0, num_bytes=1, num_tokens=1)]
-    measured = {name: score.value for name, score in evaluator.evaluation(said).measured["odd"].items()}
+    predictions = [Prediction(nats=3.0, num_bytes=9, num_tokens=3), Prediction(nats=2.0, num_bytes=1, num_tokens=1)]
+    measured = {name: score.value for name, score in evaluator.evaluation(predictions).measured["odd"].items()}
     wanted = {"byte_probability": math.exp(-0.5), "nats_per_byte": 0.5, "perplexity": math.exp(5 / 4)}
     assert measured == pytest.approx(wanted)
-    assert correct_counts(ROWS[:2], said) == {}, "there is no correct answer"
+    assert correct_counts(ROWS[:2], predictions) == {}, "there is no correct answer"
     assert evaluator.sample_indices == []
 
 
 def test_a_prediction_is_read_back_from_its_line():
-    said = Prediction(answer="a", reward=1.0, scored="a", probabilities={"a": 0.75, "b": 0.25}, num_tokens=3)
-    line = said.as_record(ROWS[0])
+    prediction = Prediction(answer="a", reward=1.0, scored="a", probabilities={"a": 0.75, "b": 0.25}, num_tokens=3)
+    line = prediction.as_record(ROWS[0])
     assert line["gold"] == "0" and "nats" not in line
-    assert Prediction.from_record(line) == said
+    assert Prediction.from_record(line) == prediction
 
 
 @pytest.mark.parametrize(
@@ -91,14 +91,14 @@ def test_samples_are_judged_and_scored_by_how_many_are_correct():
     skill = {"scores": ["pass_at_2", "pass_at_1"], "samples": {"count": 4, "temperature": 5.0}}
     evaluator = scoring.evaluator(rows, lambda completions, **_: [float(len(c) > 3) for c in completions], 5, **skill)
     evaluation = evaluator.evaluate(tiny.model(), tiny.tokenizer())
-    counts = [sum(said.sample_rewards) for said in evaluation.predictions]
-    assert len(set(counts)) > 1 and all(len(said.sample_rewards) == 4 for said in evaluation.predictions)
+    counts = [sum(prediction.sample_rewards) for prediction in evaluation.predictions]
+    assert len(set(counts)) > 1 and all(len(prediction.sample_rewards) == 4 for prediction in evaluation.predictions)
     measured = evaluation.measured["copy"]
     assert measured["pass_at_1"].value == pytest.approx(sum(counts) / 16)
     assert evaluation.scores["copy"] == measured["pass_at_2"].value >= measured["pass_at_1"].value
     assert evaluator.evaluate(tiny.model(), tiny.tokenizer()) == evaluation, "the draws are the same each time"
     assert evaluator.main_scores(evaluation.predictions) == evaluation.scores
-    without = [said._replace(sample_rewards=None) for said in evaluation.predictions]
+    without = [prediction._replace(sample_rewards=None) for prediction in evaluation.predictions]
     assert evaluator.evaluation(without).scores == {}, "a model that is elsewhere draws none"
 
 
@@ -111,8 +111,8 @@ def test_two_models_agree_where_they_give_the_same_answer():
 
 def test_labels_have_a_confusion_table():
     evaluator = HeldOutEvaluator(ROWS[:3], {"odd": Labels(file="x.csv")}, None)
-    said = [Prediction(label, 1.0, label, {label: 0.5, "2": 0.5}) for label in ("0", "2", "1")]
-    evaluation = evaluator.evaluation(said)
+    predictions = [Prediction(label, 1.0, label, {label: 0.5, "2": 0.5}) for label in ("0", "2", "1")]
+    evaluation = evaluator.evaluation(predictions)
     assert evaluation.measured["odd"]["accuracy"].value == pytest.approx(1 / 3)
     assert evaluator.confusion(evaluation) == {"odd": (["0", "1", "2"], [[1, 1, 0], [0, 0, 1], [0, 0, 0]])}
 

@@ -73,9 +73,9 @@ def test_every_score_is_in_the_summary_and_the_report(run):
 
 def test_each_scoring_has_its_predictions(run):
     places = ["one/after", "one/before", "one/step/1", "two/after", "two/before", "two/teacher/teacher"]
-    found = sorted(run.glob("predictions/**/*.jsonl"))
-    assert [path.relative_to(run / "predictions").with_suffix("").as_posix() for path in found] == places
-    for path in found:
+    paths = sorted(run.glob("predictions/**/*.jsonl"))
+    assert [path.relative_to(run / "predictions").with_suffix("").as_posix() for path in paths] == places
+    for path in paths:
         lines = files.read_jsonl(path).records
         assert [line["skill"] for line in lines] == ["summaries"] * 4 + ["sections"] * 8 + ["sums"] * 4
         assert all(sum(line["probabilities"].values()) == pytest.approx(1, abs=1e-4) for line in lines[4:12])

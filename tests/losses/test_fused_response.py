@@ -158,8 +158,8 @@ def test_what_was_sampled_is_scored_as_trls_kernel_does_it(bonus, softcap):
     theirs = alone + (advantages * log_pi).sum() - bonus * (entropies * advantages).sum()
     torch.testing.assert_close(stats.sampled_logprob_N, log_pi, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(stats.sampling_entropy_N, entropies, rtol=1e-5, atol=1e-5)
-    found = torch.autograd.grad(mine, (hidden, head.weight, head.bias), retain_graph=True)
-    same(list(found), list(torch.autograd.grad(theirs, (hidden_, head_.weight, head_.bias))))
+    gradients = torch.autograd.grad(mine, (hidden, head.weight, head.bias), retain_graph=True)
+    same(list(gradients), list(torch.autograd.grad(theirs, (hidden_, head_.weight, head_.bias))))
     again = torch.autograd.grad(response, hidden)[0]  # one part alone, after both
     torch.testing.assert_close(again, torch.autograd.grad(fused(hidden_, head_, *given)[0], hidden_)[0])
 

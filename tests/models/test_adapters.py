@@ -128,11 +128,11 @@ def test_no_dropout_while_a_teacher_scores_whatever_the_student_does(folder, tmp
     made = trained(folder, tmp_path, teachers)
     made.model.train()
     for teacher in teachers:
-        said = []
+        logits = []
         for _ in range(2):
             with teacher.running(CPU) as model, torch.no_grad():
-                said.append(model(IDS).logits)
-        assert torch.equal(*said)
+                logits.append(model(IDS).logits)
+        assert torch.equal(*logits)
     assert modes and not any(modes)
 
 

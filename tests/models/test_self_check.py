@@ -162,8 +162,10 @@ LONG = Dataset.from_dict({"prompt": ["ab=", "abcdefghij" * 3 + "="] * 8})
     "student", [of_type("gpt2", n_positions=36), of_type("llama", max_position_embeddings=36)], ids=["gpt2", "llama"]
 )
 def test_a_context_that_the_longest_prompt_exceeds_is_refused_at_the_start(student, tmp_path):
-    told = "the student reads at most 36 tokens, and the longest prompt .31 tokens. with a completion of up to 6 has 37"
-    with pytest.raises(ModelError, match=told):
+    message = (
+        "the student reads at most 36 tokens, and the longest prompt .31 tokens. with a completion of up to 6 has 37"
+    )
+    with pytest.raises(ModelError, match=message):
         trainer(tmp_path, student, rows=LONG)
     trainer(tmp_path, student, rows=LONG, max_completion_length=5).train()
 

@@ -57,7 +57,7 @@ NOTICES = {
 
 
 def test_texts_that_surprise_are_told():
-    told = {
+    members = {
         text: {
             name
             for name, member in FLEET.items()
@@ -68,7 +68,7 @@ def test_texts_that_surprise_are_told():
         }
         for text in NOTICES
     }
-    assert told == NOTICES
+    assert members == NOTICES
 
 
 def test_a_date_and_a_space_at_the_end_are_told():

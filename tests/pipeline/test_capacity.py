@@ -65,10 +65,10 @@ def gaps(recipe: Path, run: Path, *overrides: str) -> list[dict]:
 
 @pytest.mark.parametrize("act", ["soften", "reinforce"])
 def test_a_student_that_is_too_small_is_recognised(recipe, tmp_path, act):
-    found = gaps(recipe, tmp_path / "run", f"stages.learn.capacity.act={act}")
-    assert found and found[0]["kind"] == "capacity gap" and found[0]["skill"] == "reverse", found
+    events = gaps(recipe, tmp_path / "run", f"stages.learn.capacity.act={act}")
+    assert events and events[0]["kind"] == "capacity gap" and events[0]["skill"] == "reverse", events
     lines = [x for x in files.read_jsonl(tmp_path / "run" / "metrics.jsonl").records if x["stage"] == "learn"]
-    after = [line for line in lines if line["step"] > found[0]["step"]]
+    after = [line for line in lines if line["step"] > events[0]["step"]]
     assert any("teacher_share/reverse" in line for line in after) == (act == "soften")
     assert (max(line["weight/policy/reverse"] for line in after) > 0.5) == (act == "reinforce")
 

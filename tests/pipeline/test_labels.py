@@ -170,16 +170,16 @@ def test_what_a_user_may_not_expect_of_labels_is_said(tmp_path, capsys):
     tree["skills"]["topics"]["labels"] = {"A": " be", "B": " bean", "C": "corn"}
     path.write_text(yaml.safe_dump(tree))
     assert main(["check", str(path)]) == 0
-    said = capsys.readouterr()
-    text = " ".join((said.out + said.err).split())
+    output = capsys.readouterr()
+    text = " ".join((output.out + output.err).split())
     assert "' bean' begins with ' be', so the end of an answer is part of each label" in text
     assert "the words 'corn' have no space in front, and those of other labels have one" in text
     assert "for small the labels A, B begin with the same token, ' '" in text
     tree["skills"]["topics"]["labels"] = {"A": "apple", "B": "bean", "C": "corn"}
     path.write_text(yaml.safe_dump(tree))
     assert main(["check", str(path)]) == 0
-    said = capsys.readouterr()
-    text = " ".join((said.out + said.err).split())
+    output = capsys.readouterr()
+    text = " ".join((output.out + output.err).split())
     assert re.search(r"no white space stands between prompt and label, as in '[^']*:apple'", text)
 
 

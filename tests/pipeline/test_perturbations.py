@@ -68,9 +68,9 @@ def test_a_run_with_changes_goes_on_after_them_as_if_never_stopped(tmp_path, mon
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
     events = [(tmp_path / name / "events.jsonl").read_text() for name in ("cut", "whole")]
     assert events[0] == events[1]
-    told = [(event["step"], event["about"]) for event in map(json.loads, events[0].splitlines())]
-    assert [step for step, _ in told] == [2, 3, 4, 5, 6, 9, 10, 10]
-    assert (2, "teacher becomes other") in told
+    changes = [(event["step"], event["about"]) for event in map(json.loads, events[0].splitlines())]
+    assert [step for step, _ in changes] == [2, 3, 4, 5, 6, 9, 10, 10]
+    assert (2, "teacher becomes other") in changes
     lines = {line["step"]: line for line in metrics(tmp_path / "whole") if line["stage"] == "student"}
     assert lines[4]["teacher/b/weight"] == 0.5
     assert lines[6]["teacher/b/weight"] == 0

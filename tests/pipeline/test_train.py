@@ -122,8 +122,8 @@ def test_a_run_leaves_answers_to_some_held_out_rows(whole):
         (stage, skill) for stage in ("teacher", "student") for skill in ("copy", "flip") for _ in range(3)
     ]
     for sample in samples:
-        for said in (sample["before"], sample["after"], *sample["teachers"].values()):
-            assert said["is_correct"] == (said["answer"].strip() == sample["gold"])
+        for answer in (sample["before"], sample["after"], *sample["teachers"].values()):
+            assert answer["is_correct"] == (answer["answer"].strip() == sample["gold"])
     teacher, student = samples[:6], samples[6:]
     assert [sample["teachers"]["teacher"] for sample in student] == [sample["after"] for sample in teacher]
     assert [sample["prompt"] for sample in student] == [sample["prompt"] for sample in teacher]

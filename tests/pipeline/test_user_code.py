@@ -148,5 +148,5 @@ def test_a_reward_that_never_differs_is_told(run, tmp_path, capsys):
     events = [json.loads(line) for line in (tmp_path / "run/events.jsonl").read_text().splitlines()]
     assert [event["about"] for event in events if event["kind"] == "equal rewards"] == ["format"]
     assert main(["report", str(tmp_path / "run")]) == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "always got the same reward from `format`" in shown
+    text = " ".join(capsys.readouterr().out.split())
+    assert "always got the same reward from `format`" in text

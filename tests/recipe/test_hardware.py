@@ -93,9 +93,9 @@ def test_cards_are_parsed_and_others_refused():
 
 def test_a_check_shows_time_and_memory_of_the_cards_that_it_is_asked_about(capsys):
     assert main(["check", "quickstart", "--card", "2xA100"]) == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    assert shown.count("on 2xA100 at least") == 4
-    assert shown.count("most for student") == 4
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.count("on 2xA100 at least") == 4
+    assert text.count("most for student") == 4
     assert main(["check", "quickstart"]) == 0
     assert "A100" not in capsys.readouterr().out
     assert main(["check", "quickstart", "--card", "H101"]) == 2

@@ -96,8 +96,8 @@ def test_a_file_that_changes_is_named(folder, name, expected):
 )
 def test_a_key_of_the_recipe_that_changes_is_named_with_both_values(folder, override, expected, effect):
     started = [] if ".name=" in override else ["main"]
-    found = changes(folder, lambda: inputs(folder, override), *started)
-    assert [shown_effect for text, shown_effect in found if expected in text] == [effect]
+    effects = changes(folder, lambda: inputs(folder, override), *started)
+    assert [shown_effect for text, shown_effect in effects if expected in text] == [effect]
 
 
 def test_each_stage_depends_on_its_own_part_of_the_inputs(folder):
@@ -134,8 +134,8 @@ def test_another_version_of_a_package_needs_consent_but_not_a_patch(folder, befo
     def with_torch(version: str) -> Inputs:
         return inputs(folder).model_copy(update={"packages": {"torch": version}})
 
-    found = input_changes(with_torch(before), with_torch(after), ())
-    assert [(change.text, change.effect) for change in found] == [(f"package torch: {before} → {after}", effect)]
+    differences = input_changes(with_torch(before), with_torch(after), ())
+    assert [(change.text, change.effect) for change in differences] == [(f"package torch: {before} → {after}", effect)]
 
 
 def test_other_processes_need_consent(folder):

@@ -263,8 +263,8 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(recipe):
     ],
 )  # fmt: skip
 def test_a_mistake_is_named_with_its_line_and_what_was_meant(recipe, old, new, expected):
-    found = mistakes(recipe(replace={old: new}))
-    assert any(expected in line for line in found), found
+    lines = mistakes(recipe(replace={old: new}))
+    assert any(expected in line for line in lines), lines
 
 
 def test_a_mistake_in_a_file_of_the_users_has_its_line(recipe, tmp_path):

@@ -288,15 +288,15 @@ def test_what_should_be_a_mapping_or_a_list_is_told_its_form(written, key, value
 def test_conversations_need_chats(written, place):
     path, _ = written({"skills.words.kind": "conversation"} | ({place: {"style": "plain"}} if place else {}))
     key = f"{place}.style" if place else "skills.words.kind"
-    told = rf"{re.escape(str(path))}:\d+: {key}: rows of kind conversation need prompts: {{style: chat}}"
-    assert re.search(told, refusal(path)) and f"{path}:1:" not in refusal(path)
+    pattern = rf"{re.escape(str(path))}:\d+: {key}: rows of kind conversation need prompts: {{style: chat}}"
+    assert re.search(pattern, refusal(path)) and f"{path}:1:" not in refusal(path)
 
 
 def test_rules_that_the_steps_are_too_few_for_are_told_by_line(written):
     stage = {"steps": 20, "evaluate_every": 5, "capacity": {"window": 4}, "stop": {"plateau": {}, "score": {"copy": 1}}}
     path, _ = written({f"stages.main.{key}": value for key, value in stage.items()})
-    told = [text.partition(": ")[2].split()[0] for text in unreachable_rule_cautions(read_recipe(path))]
-    assert told == ["stages.main.stop.plateau", "stages.main.capacity.window"]
+    places = [text.partition(": ")[2].split()[0] for text in unreachable_rule_cautions(read_recipe(path))]
+    assert places == ["stages.main.stop.plateau", "stages.main.capacity.window"]
     enough = {"steps": 60, "evaluate_every": 5, "capacity": {"window": 4}, "stop": {"plateau": {}}}
     path, _ = written({f"stages.main.{key}": value for key, value in enough.items()})
     assert list(unreachable_rule_cautions(read_recipe(path))) == []

@@ -28,16 +28,16 @@ def test_trainer_fields_are_those_of_trls_configuration(stage, config):
 
 
 def test_lora_fields_are_those_of_peft():
-    found = set(third_party_options.lora_fields())
-    assert names_of(LoraConfig) == found - {field.name for field in dataclasses.fields(LoraConfig) if not field.init}
+    fields = set(third_party_options.lora_fields())
+    assert names_of(LoraConfig) == fields - {field.name for field in dataclasses.fields(LoraConfig) if not field.init}
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma", "gpt2"])
 def test_options_of_a_new_model_are_those_of_its_configuration(kind):
     config = CONFIG_MAPPING[kind]
-    found = third_party_options.model_fields(kind)
-    assert names_of(config) <= set(found)
-    assert set(config.attribute_map) <= set(found)
+    fields = third_party_options.model_fields(kind)
+    assert names_of(config) <= set(fields)
+    assert set(config.attribute_map) <= set(fields)
     defaults = third_party_options.model_defaults(kind)
     assert all(getattr(config(), name) == defaults[name] for name in ("vocab_size", "tie_word_embeddings"))
 

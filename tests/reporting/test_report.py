@@ -300,9 +300,9 @@ def test_a_line_is_cut_where_nothing_was_measured() -> None:
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-0.03, 0.05), (1e-15, 3e-15), (-5e5, 2e7), (0.97, 0.98), (1, 3)])
 def test_ticks_are_few_round_and_inside(low: float, high: float) -> None:
-    found = series.axis_ticks(low, high, 4)
-    assert 2 <= len(found) <= 5
-    assert all(low - 1e-9 * abs(low) <= tick <= high * (1 + 1e-9) for tick in found)
-    gaps = [b - a for a, b in pairwise(found)]
+    ticks = series.axis_ticks(low, high, 4)
+    assert 2 <= len(ticks) <= 5
+    assert all(low - 1e-9 * abs(low) <= tick <= high * (1 + 1e-9) for tick in ticks)
+    gaps = [b - a for a, b in pairwise(ticks)]
     assert all(math.isclose(gap, gaps[0], rel_tol=1e-6) for gap in gaps)
-    assert len({series.number(tick) for tick in found}) == len(found)
+    assert len({series.number(tick) for tick in ticks}) == len(ticks)

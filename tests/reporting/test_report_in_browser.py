@@ -50,8 +50,8 @@ def browse(page: Path, folder: Path, *options: str) -> tuple[str, str]:
     flags = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
     flags += " disable-component-update disable-sync enable-logging=stderr dump-dom"
     command = [BROWSER, *(f"--{flag}" for flag in flags.split()), f"--user-data-dir={folder / 'profile'}", *options]
-    done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout, done.stderr
+    process = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    return process.stdout, process.stderr
 
 
 def console(log: str) -> list[str]:
@@ -80,9 +80,9 @@ def test_charts_are_laid_out(tmp_path: Path, width: int, is_dark: bool, num_colu
     frame.write_text(f'<pre></pre><iframe style="width: {width}px; height: 900px; border: 0" srcdoc="{text}"></iframe>')
     scheme = ["--blink-settings=preferredColorScheme=0"] if is_dark else []
     document, log = browse(frame, tmp_path, *scheme)
-    found = re.search("<pre>(.+?)</pre>", document)
-    assert found, log
-    measured: dict[str, Any] = json.loads(html.unescape(found[1]))
+    match = re.search("<pre>(.+?)</pre>", document)
+    assert match, log
+    measured: dict[str, Any] = json.loads(html.unescape(match[1]))
     assert measured["width"] == width
     assert measured["scrollWidth"] <= width, "the page scrolls sideways"
     red = int(re.findall(r"\d+", measured["background"])[0])

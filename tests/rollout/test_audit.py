@@ -26,8 +26,8 @@ def tick(
     """One tick of 200 attempts, a share `paid` of which are paid; of a tenth of those a share `genuine` is right."""
     audited = 0 if genuine is None else round(20 * paid)
     right = 0 if genuine is None else round(audited * genuine)
-    told = TeacherObservation(0.2, 30, 32, True, 25, 24, 192, round(192 * paid))
-    teachers = {"a": told} if teacher else {}
+    observation = TeacherObservation(0.2, 30, 32, True, 25, 24, 192, round(192 * paid))
+    teachers = {"a": observation} if teacher else {}
     seen = SkillObservation(200, round(200 * paid), 25, 15, teachers, audited=audited, audit_passed=right)
     return controller.step(state, Observation(step, {"add": seen}))
 
@@ -52,19 +52,19 @@ def test_a_hacked_reward_loses_its_weight_within_fifteen_ticks_and_the_teacher_t
     for step in range(30):
         state, weights, _ = tick(controller, state, 0.85, 1.0, step)
     assert weights.signals["add"]["policy"] > 0.3
-    found = []
+    kinds = []
     for step in range(15):
         state, weights, events = tick(controller, state, 0.95, 0.1, step)  # it pays for nearly all, and most is wrong
-        found += [event.kind for event in events]
+        kinds += [event.kind for event in events]
     assert weights.signals["add"] == {"policy": 0.0, "response": pytest.approx(1)}
     assert weights.teachers["add"] == {"a": pytest.approx(1)}  # though by what was paid the student needs none
-    assert found[0] == "audit alarm"
-    assert "signal off" in found
+    assert kinds[0] == "audit alarm"
+    assert "signal off" in kinds
     for step in range(15):
         state, weights, events = tick(controller, state, 0.85, 1.0, step)
-        found += [event.kind for event in events]
+        kinds += [event.kind for event in events]
     assert weights.signals["add"]["policy"] > 0.3
-    assert found.count("audit alarm") == found.count("audit calm") == 1
+    assert kinds.count("audit alarm") == kinds.count("audit calm") == 1
 
 
 def test_an_alarm_holds_while_its_skill_gets_no_prompts():

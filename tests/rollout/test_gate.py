@@ -193,8 +193,8 @@ def test_a_teacher_is_asked_once_more_where_it_is_right_and_seldom_once_that_is_
     assert 0 < correct.sum() < 18
     assert (correct <= resampled).all()
     nums = [int(judged_and_counted(gate, prompts(3, first)).resampled_BK.sum()) for first in range(21, 96, 3)]
-    known = next(i for i in range(len(nums)) if 18 + sum(nums[: i + 1]) >= 32)
-    assert [i + 2 for i, num in enumerate(nums) if num and i > known] == [16]  # then in one rollout of 16
+    last_question = next(i for i in range(len(nums)) if 18 + sum(nums[: i + 1]) >= 32)
+    assert [i + 2 for i, num in enumerate(nums) if num and i > last_question] == [16]  # then in one rollout of 16
     gate.save(tmp_path / "gate.json")
     resumed = gate_of([teacher()], verify, resampling_temperature=1.0)
     resumed.load(tmp_path / "gate.json")
@@ -356,9 +356,9 @@ def test_a_teacher_that_is_less_sure_than_the_student_does_not_teach(resampled_c
     controller = GapController()
     state = controller.start(["a"], ["t"], ["policy", "response"])
     for step in range(12):
-        told = replace(seen(16, 16, 58, 64), resampled=8, resampled_correct=resampled_correct)
+        observation = replace(seen(16, 16, 58, 64), resampled=8, resampled_correct=resampled_correct)
         state, weights, _ = controller.step(
-            state, Observation(step, {"a": SkillObservation(64, 58, 16, 4, {"t": told})})
+            state, Observation(step, {"a": SkillObservation(64, 58, 16, 4, {"t": observation})})
         )
     assert (weights.signals["a"]["response"] > 0) == teaches
 
@@ -377,7 +377,7 @@ def test_a_teacher_that_is_often_right_is_asked_while_it_scores_with_the_same_ve
     for i, (row, text) in enumerate(zip(asked, answers(made, asked), strict=True)):
         row["answer"] = "jjjj" if i % 8 == 0 else text
     options = {"gate": "per_prompt", "num_generations": 2, "max_completion_length": 3, "teacher_reward": 0.1}
-    found = {}
+    results = {}
     for name in ("later", "first"):
         trainer = RLDTrainer(
             tiny.model(),
@@ -396,8 +396,8 @@ def test_a_teacher_that_is_often_right_is_asked_while_it_scores_with_the_same_ve
             torch.manual_seed(start)
             group = [row for row in asked[start : start + 8] for _ in range(2)]
             rollouts.append(trainer._generate_and_score_completions(group))
-        found[name] = rollouts, trainer.gate.memories[0].state(), trainer.flop_meter.accounts, trainer
-    (later, memory, flops, trainer), (first, other_memory, other_flops, _) = found["later"], found["first"]
+        results[name] = rollouts, trainer.gate.memories[0].state(), trainer.flop_meter.accounts, trainer
+    (later, memory, flops, trainer), (first, other_memory, other_flops, _) = results["later"], results["first"]
     assert memory == other_memory
     assert 0 < sum(memory["verdicts"].values()) < 32
     for one, other in zip(later, first, strict=True):

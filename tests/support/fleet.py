@@ -267,8 +267,8 @@ def _qwen(template: str, **chat_options: Any) -> Member:
         pad_token=_END,
         chat_template=_template(template),
     )
-    told = "".join(f"_{key}_{value}".lower() for key, value in chat_options.items())
-    return Member(template + told, build, _TURN_END, (_TURN_END, _END), True, chat_options, _SYSTEM)
+    suffix = "".join(f"_{key}_{value}".lower() for key, value in chat_options.items())
+    return Member(template + suffix, build, _TURN_END, (_TURN_END, _END), True, chat_options, _SYSTEM)
 
 
 def _gemma(template: str, traits: frozenset[str]) -> Member:

@@ -102,10 +102,10 @@ def _trained_sentencepiece(kind: str, first: tuple[str, ...]) -> str:
         backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
         trainer = trainers.UnigramTrainer(vocab_size=480, unk_token="<unk>", **options)
     backend.train_from_iterator([" " + text for text in CORPUS], trainer)
-    told = json.loads(backend.to_str())
-    added = [token for token in told["added_tokens"] if token["content"] not in _BYTE_TOKENS]
-    told["model"] |= {"byte_fallback": True} | ({"unk_token": "<unk>", "fuse_unk": True} if kind == "bpe" else {})
-    return json.dumps(told | {"added_tokens": added, "pre_tokenizer": None, "normalizer": None})
+    definition = json.loads(backend.to_str())
+    added = [token for token in definition["added_tokens"] if token["content"] not in _BYTE_TOKENS]
+    definition["model"] |= {"byte_fallback": True} | ({"unk_token": "<unk>", "fuse_unk": True} if kind == "bpe" else {})
+    return json.dumps(definition | {"added_tokens": added, "pre_tokenizer": None, "normalizer": None})
 
 
 def sentencepiece(

@@ -87,8 +87,10 @@ def metaspace(prefix: bool) -> PreTrainedTokenizerFast:
 
 def characters() -> PreTrainedTokenizerFast:
     """One token per character that the texts have."""
-    known = sorted(set("".join(TEXTS)) | set("The quick brown fox jumps over 13 lazy dogs."))
-    backend = Tokenizer(models.WordLevel({t: i for i, t in enumerate(["<pad>", "<eos>", "<unk>", *known])}, "<unk>"))
+    characters = sorted(set("".join(TEXTS)) | set("The quick brown fox jumps over 13 lazy dogs."))
+    backend = Tokenizer(
+        models.WordLevel({t: i for i, t in enumerate(["<pad>", "<eos>", "<unk>", *characters])}, "<unk>")
+    )
     backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     return wrapped(backend, unk_token="<unk>")
 
@@ -363,8 +365,8 @@ def test_the_gathered_states_are_the_teachers_own(name):
                 expected = [hidden[0, place] for hidden in direct.hidden_states]
                 torch.testing.assert_close(states.hidden_BTH[b, t], expected[-1], rtol=1e-4, atol=1e-4)
                 for number, layer in enumerate(made.plans[0].teacher_keys):
-                    found = states.layers_BLTH[b, number, t]
-                    torch.testing.assert_close(found, expected[layer], rtol=1e-4, atol=1e-4)
+                    scores = states.layers_BLTH[b, number, t]
+                    torch.testing.assert_close(scores, expected[layer], rtol=1e-4, atol=1e-4)
                 taught += 1
         assert states.spans_BT[b].tolist() == numbers[0] + [-1] * (states.spans_BT.shape[1] - len(spoken))
         log_p = (direct.logits[0] / TEMPERATURE).log_softmax(-1)
@@ -373,8 +375,8 @@ def test_the_gathered_states_are_the_teachers_own(name):
         assert states.span_scores_BT[b, : len(sums)].tolist() == pytest.approx(sums, abs=1e-4)
         assert not states.span_scores_BT[b, len(sums) :].any()
         at_tokens = [sums[n] if n >= 0 else 0.0 for n in numbers[0]]
-        found = made.sampled_scores(inputs, TEMPERATURE)["teacher_scores"][b, 0, : len(spoken)]
-        assert found.tolist() == pytest.approx(at_tokens, abs=1e-4)
+        scores = made.sampled_scores(inputs, TEMPERATURE)["teacher_scores"][b, 0, : len(spoken)]
+        assert scores.tolist() == pytest.approx(at_tokens, abs=1e-4)
     assert taught > 10
 
 
@@ -452,20 +454,20 @@ def test_the_end_is_the_one_that_closes_a_turn():
     tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
     turn = tokenizer.convert_tokens_to_ids("<turn>")
     ids, mask = torch.tensor([[STUDENT("a")["input_ids"][0], 1, 9]]), torch.tensor([[1, 1, 0]])
-    said = made([1, turn], CHAT.replace("<eos>", "<turn>")).translate([""], ids, mask)
-    assert said.ids_BS[0, -1] == turn
-    assert said.starts_BT.tolist() == [[0, 1, -1]]
+    translation = made([1, turn], CHAT.replace("<eos>", "<turn>")).translate([""], ids, mask)
+    assert translation.ids_BS[0, -1] == turn
+    assert translation.starts_BT.tolist() == [[0, 1, -1]]
     assert made([1, turn], CHAT).translate([""], ids, mask).ids_BS[0, -1] == 1
 
 
 def test_a_forged_end_is_text():
     student = StudentVocabulary(PromptEncoder(STUDENT), is_chat=False)
     ids = STUDENT("<eos>", split_special_tokens=True)["input_ids"]
-    said = CompletionTranslator("t", PromptEncoder(TEACHER), student=student, is_chat=False).translate(
+    translation = CompletionTranslator("t", PromptEncoder(TEACHER), student=student, is_chat=False).translate(
         ["a"], torch.tensor([ids]), torch.ones(1, len(ids))
     )
-    assert 1 not in said.ids_BS[0]
-    assert max(said.student_spans_BT[0].tolist()) >= 0
+    assert 1 not in translation.ids_BS[0]
+    assert max(translation.student_spans_BT[0].tolist()) >= 0
 
 
 def aligned_trainer(folder: Any, teacher: Teacher, **options: Any) -> RLDTrainer:
@@ -588,9 +590,13 @@ def test_real_tokenizers():
     for text in TEXTS[:-1]:
         text_ids = ours(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         ids = [*text_ids, ours.eos_token_id]
-        said = translator.translate(["x"], torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.int64))
-        assert (said.student_spans_BT >= 0).all()
-        assert (said.teacher_spans_BU >= 0).all()
-        assert said.student_spans_BT[0, -1] == said.teacher_spans_BU[0, -1] == said.student_spans_BT.max()
-        assert said.starts_BT[0, 0] == 0
-        assert said.starts_BT[0, -1] == said.num_tokens - 1
+        translation = translator.translate(["x"], torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.int64))
+        assert (translation.student_spans_BT >= 0).all()
+        assert (translation.teacher_spans_BU >= 0).all()
+        assert (
+            translation.student_spans_BT[0, -1]
+            == translation.teacher_spans_BU[0, -1]
+            == translation.student_spans_BT.max()
+        )
+        assert translation.starts_BT[0, 0] == 0
+        assert translation.starts_BT[0, -1] == translation.num_tokens - 1

@@ -55,11 +55,11 @@ def cached(folder: Path, seed: int = 1, top_k: int = 4) -> tuple[CachedLogprobs,
 
 def test_what_was_scored_is_not_scored_again(tmp_path):
     first, run = cached(tmp_path)
-    said = first.score([*PASSAGES, *PASSAGES[:3]], 0.7)
+    scores = first.score([*PASSAGES, *PASSAGES[:3]], 0.7)
     assert run.num == 24
     assert first.take_cached_tokens() == sum(len(sequence.ids) for sequence in PASSAGES[:3])
     second, run_again = cached(tmp_path)
-    for there, here, fresh in zip(second.score(PASSAGES, 0.7), said, run.score(PASSAGES, 0.7), strict=False):
+    for there, here, fresh in zip(second.score(PASSAGES, 0.7), scores, run.score(PASSAGES, 0.7), strict=False):
         assert all(torch.equal(a, b) for a, b in zip(there.tensors(), here.tensors(), strict=True))
         assert torch.equal(there.ids, fresh.ids)
         torch.testing.assert_close(there.log_p.float(), fresh.log_p, rtol=2**-11, atol=0)
@@ -139,8 +139,8 @@ def test_an_adapter_that_is_scaled_otherwise_is_another_teacher(tmp_path):
 
     before = fingerprint()
     assert fingerprint() == before
-    told = json.loads((tmp_path / "adapter_config.json").read_text())
-    (tmp_path / "adapter_config.json").write_text(json.dumps(told | {"lora_alpha": 8}))
+    adapter_config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(adapter_config | {"lora_alpha": 8}))
     assert fingerprint() != before
 
 
@@ -279,10 +279,10 @@ def test_training_from_a_cache_is_training_live_and_costs_no_teacher_forward(rec
     )
     for overrides in (whole, cut):
         assert main(["cache-teachers", str(recipe), *overrides]) == 0
-    told = " ".join(capsys.readouterr().out.split())
+    text = " ".join(capsys.readouterr().out.split())
     assert main(["cache-teachers", str(recipe), *whole]) == 0
     assert "main: t read 0 of" in " ".join(capsys.readouterr().out.split())
-    assert "main: t read 0 of" not in told
+    assert "main: t read 0 of" not in text
     from_whole, from_cut = run("whole", *whole), run("cut", *cut)
     expected = logged(live, "loss/response")
     assert len(expected) == 6

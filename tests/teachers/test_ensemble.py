@@ -93,9 +93,9 @@ def test_drafts_beside_completions_are_read_as_they_are_alone_and_change_nothing
         assert not slot.takes_drafts(), "alone they are read in float32"
     alone = ReadDrafts.alone(own.load(), drafts)
     for rows_per_forward in (8, 1):
-        found, reading = scored_with({0: drafts}, rows_per_forward)
+        scores, reading = scored_with({0: drafts}, rows_per_forward)
         for name, value in without.items():
-            torch.testing.assert_close(found[name], value)
+            torch.testing.assert_close(scores[name], value)
         for state, wanted in zip(reading.draft_states, alone._states, strict=True):
             torch.testing.assert_close(state, wanted)
     assert [len(state) for state in reading.draft_states] == [6, 1, 2]

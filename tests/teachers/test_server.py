@@ -60,9 +60,9 @@ class Server:
         self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        found = re.search(r"\((\w+)\) at (http://127\.0\.0\.1:(\d+))", line)
-        assert found, f"it said {line!r}"
-        self.fingerprint, self.url, self.port = found[1], found[2], int(found[3])
+        match = re.search(r"\((\w+)\) at (http://127\.0\.0\.1:(\d+))", line)
+        assert match, f"it said {line!r}"
+        self.fingerprint, self.url, self.port = match[1], match[2], int(match[3])
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         self.process.send_signal(how)
@@ -261,11 +261,11 @@ class Counted(LocalLogprobs):
 def test_nothing_is_done_for_a_client_that_has_gone(folders, whole):
     near = Counted(hosted(folders / "one").teacher, CPU, 4)
     body = pack_sequences(SEQUENCES[4:5], {"top_k": "4"})
-    said = [{"type": "http.request", "body": body, "more_body": not whole}]
+    messages = [{"type": "http.request", "body": body, "more_body": not whole}]
     scope = {"type": "http", "method": "POST", "path": "/score", "headers": [], "query_string": b"", "root_path": ""}
 
     async def receive() -> dict[str, Any]:
-        return said.pop() if said else {"type": "http.disconnect"}
+        return messages.pop() if messages else {"type": "http.disconnect"}
 
     async def send(_: Any) -> None:
         pass
@@ -336,10 +336,10 @@ def test_more_than_fits_into_the_queue_is_sent_away(folders):
         assert all(answer.headers["retry-after"] == "1" for answer in answers if answer.status_code == 503)
         return [answer.status_code for answer in answers]
 
-    found = asyncio.run(codes())
-    assert found.count(200) >= 1
-    assert found.count(503) >= 1
-    assert set(found) == {200, 503}
+    statuses = asyncio.run(codes())
+    assert statuses.count(200) >= 1
+    assert statuses.count(503) >= 1
+    assert set(statuses) == {200, 503}
 
 
 def test_it_wants_the_token_and_keeps_to_this_machine_without_one(folders, monkeypatch, capsys):
@@ -566,9 +566,9 @@ def test_a_stage_whose_only_teacher_is_optional_and_down_does_not_start(folders,
 )
 def test_an_option_of_serve_teacher_that_makes_no_sense_is_named(option, told, capsys):
     assert main(["serve-teacher", "any", *option]) == 2
-    said = capsys.readouterr().err
-    assert option[1] in said
-    assert told in said
+    output = capsys.readouterr().err
+    assert option[1] in output
+    assert told in output
 
 
 @pytest.mark.parametrize("url", ["http://h:port", "http://[::1"])
@@ -625,9 +625,9 @@ def test_a_run_whose_only_teacher_dies_or_hangs_stops_and_goes_on_when_it_is_bac
     assert f"far: at {going.url}" in " ".join(capsys.readouterr().out.split())
     (tmp_path / "victim").write_text(f"{going.process.pid} {how}")
     assert main(command) == 2
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     problem = "ConnectError" if how == signal.SIGKILL else "ReadTimeout"
-    assert f"rld: teacher 'far' at {going.url}: no answer for 1 s; the last try ended with {problem}" in said
+    assert f"rld: teacher 'far' at {going.url}: no answer for 1 s; the last try ended with {problem}" in output
     (tmp_path / "victim").unlink()
     assert list((tmp_path / "run" / "checkpoints" / "main").iterdir())
     is_back = contextlib.nullcontext() if how == signal.SIGSTOP else serving(folders / "one", port=going.port)

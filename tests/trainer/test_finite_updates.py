@@ -239,9 +239,9 @@ def folder(tmp_path_factory) -> Path:
 def test_fine_tuning_with_a_rate_that_breaks_the_model_ends_with_an_error(folder, tmp_path, capsys):
     recipe, run = str(folder / "new.yaml"), tmp_path / "run"
     assert main(["train", recipe, "stages.tuned.trainer.learning_rate=1e10", "--output", str(run)]) == 3
-    told = capsys.readouterr().err
-    assert "this update is skipped" in told
-    assert "stage 'tuned', after its last update" in told
+    output = capsys.readouterr().err
+    assert "this update is skipped" in output
+    assert "stage 'tuned', after its last update" in output
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert all(line.get("loss", 1.0) != 0.0 for line in lines)
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]

@@ -146,8 +146,8 @@ class Oracle:
         def add_scripted(batch: Any, record: Any, needed_BK: Tensor) -> None:
             add(batch, record, needed_BK)
             for b, row in enumerate(record.rows):
-                said = "abc".index(row["prompt"][0])
-                batch["teacher_label_scores"][b] = 0.0 if int(record.label_ids_B[b]) == said else -5.0
+                label = "abc".index(row["prompt"][0])
+                batch["teacher_label_scores"][b] = 0.0 if int(record.label_ids_B[b]) == label else -5.0
 
         scoring._label_scores.add = add_scripted
 

@@ -51,13 +51,13 @@ def recipe(tmp_path) -> Path:
 def test_accelerate_on_a_cpu_starts_one_process_and_the_run_says_so(recipe, tmp_path):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "rld"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
+    process = subprocess.run(
         [*command, "train", str(recipe), "--output", str(tmp_path / "run")],
         env=environment, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0] == "short: 1 process on cpu, no mixed precision"
-    assert "2 processes were asked for, and 1 runs" in done.stderr
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines()[0] == "short: 1 process on cpu, no mixed precision"
+    assert "2 processes were asked for, and 1 runs" in process.stderr
     record = json.loads((tmp_path / "run/summary.json").read_text())["launch"]
     assert (record["processes"], record["strategy"], record["device"]) == (1, "one process", "cpu")
     page = (tmp_path / "run/report.html").read_text()

@@ -304,14 +304,14 @@ def weights(made: Any) -> torch.Tensor:
 
 
 def test_an_update_is_the_same_in_one_part_and_in_four(tmp_path, models):
-    found = []
+    results = []
     for size, parts in ((32, 1), (8, 4)):
         options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": parts, "optim": "sgd"}
         made = trainer(tmp_path, models, RULE, max_steps=3, temperature=1e-4, **options)
         made.retention.rule = Always(**RULE)
         made.train()
-        found.append(weights(made))
-    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+        results.append(weights(made))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-6)
 
 
 def test_at_weight_0_an_update_is_what_it_is_without_and_runs_no_replay(tmp_path, models, monkeypatch):
@@ -324,9 +324,9 @@ def test_at_weight_0_an_update_is_what_it_is_without_and_runs_no_replay(tmp_path
     assert torch.equal(weights(free), weights(held))
     size = free.model.num_parameters()
     probed = 2 * size * sum(len(tiny.tokenizer()(row["prompt"])["input_ids"]) + 1 for row in OLD[:20])
-    said = 2 * 2 * size * sum(memory.size for memory in held.retention._buffer.examples)
+    replayed_flops = 2 * 2 * size * sum(memory.size for memory in held.retention._buffer.examples)
     spent = held.flop_meter.accounts["retention"]
-    assert spent == pytest.approx(said + 2 * probed, rel=0.05)  # at the start and at tick 2
+    assert spent == pytest.approx(replayed_flops + 2 * probed, rel=0.05)  # at the start and at tick 2
     assert held.flop_meter.total - free.flop_meter.total == pytest.approx(spent)
 
 

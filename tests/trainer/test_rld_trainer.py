@@ -412,8 +412,8 @@ def test_resuming_goes_on_with_the_teachers_there_are_and_says_who_came_and_left
     made = trainer(tmp_path, given=[new, teachers()[0]], max_steps=4, **options)
     with pytest.warns(UserWarning, match="teacher 'narrow' left"):
         made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    told = {(e.kind, e.about, e.step) for e in made.events if e.kind.startswith("teacher")}
-    assert told >= {("teacher joined", "new", 2), ("teacher left", "narrow", 2)}
+    events = {(e.kind, e.about, e.step) for e in made.events if e.kind.startswith("teacher")}
+    assert events >= {("teacher joined", "new", 2), ("teacher left", "narrow", 2)}
     assert made.runtime.teachers_SK.sum(1).tolist() == pytest.approx([1.0, 1.0])
     matching = {"save_strategy": "steps", "save_steps": 2}
     trainer(tmp_path / "matching", max_steps=2, **matching).train()

@@ -141,8 +141,8 @@ def test_a_traceback_is_masked(tmp_path):
         "from rld import cli\ndef fail(options): raise RuntimeError(options.overrides)\n"
         "cli._COMMANDS['check'] = fail\ncli.main(['check', 'quickstart', 'models.x.token=PLANTED'])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "RuntimeError" in done.stderr and "PLANTED" not in done.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "RuntimeError" in process.stderr and "PLANTED" not in process.stderr
 
 
 @pytest.mark.parametrize("write", [str, repr, json.dumps, quote, quote_plus, lambda text: quote(text, safe="")])
@@ -198,6 +198,6 @@ def test_every_text_can_be_printed(encoding):
         "with safe_streams():\n    print('\\udc80 é 漢')\n    Console().print('\\ud800 é')\n"
     )
     environment = {"PYTHONIOENCODING": encoding, "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert b"\\udc80" in done.stdout
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+    assert process.returncode == 0, process.stderr
+    assert b"\\udc80" in process.stdout

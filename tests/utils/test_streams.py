@@ -20,8 +20,8 @@ def shell(line: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_reader_that_has_gone_ends_no_command() -> None:
     for line in ("rld check quickstart | head -1", "rld list | true"):
-        done = shell(line)
-        assert (done.returncode, done.stderr) == (0, ""), line
+        process = shell(line)
+        assert (process.returncode, process.stderr) == (0, ""), line
 
 
 def test_closed_streams_end_no_command() -> None:
