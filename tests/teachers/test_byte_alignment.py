@@ -365,8 +365,8 @@ def test_the_gathered_states_are_the_teachers_own(name):
                 expected = [hidden[0, place] for hidden in direct.hidden_states]
                 torch.testing.assert_close(states.hidden_BTH[b, t], expected[-1], rtol=1e-4, atol=1e-4)
                 for number, layer in enumerate(made.plans[0].teacher_keys):
-                    scores = states.layers_BLTH[b, number, t]
-                    torch.testing.assert_close(scores, expected[layer], rtol=1e-4, atol=1e-4)
+                    layer_states = states.layers_BLTH[b, number, t]
+                    torch.testing.assert_close(layer_states, expected[layer], rtol=1e-4, atol=1e-4)
                 taught += 1
         assert states.spans_BT[b].tolist() == numbers[0] + [-1] * (states.spans_BT.shape[1] - len(spoken))
         log_p = (direct.logits[0] / TEMPERATURE).log_softmax(-1)
