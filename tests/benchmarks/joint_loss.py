@@ -101,7 +101,7 @@ def main() -> None:
             sizes = f"{peak / 2**20:.0f} and {one / 2**20:.0f} MiB"
             print(f"pair {pair}: {together:.2f} s together, {apart:.2f} s apart; {sizes}")
     product = 2 * options.tokens * options.width * options.vocabulary
-    print(f"products with a head: {6 + options.teachers} of {product / 1e9:.0f} GFLOP together")
+    print(f"products with a head, if all logits are kept: {3 + options.teachers} of {product / 1e9:.0f} GFLOP together")
     print(f"time: {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
     print(f"memory against one teacher: {statistics.median(memory):.2f}, {min(memory):.2f} to {max(memory):.2f}")
 
