@@ -5,6 +5,9 @@
 MODEL is a chat model that answers the four tasks of the recipe `qwen_to_smollm2`. Decoding answers each prompt
 greedily, token by token, and those that are correct a second time by sampling, each from the start. The times are
 those of the processor, so that other programs do not count. The first round warms up.
+
+Then the states of the drafts: read before the model scores two completions of each prompt, or while it does, against
+scoring alone.
 """
 
 from __future__ import annotations
@@ -23,12 +26,17 @@ from rld.rewards.reasoning import exact_credit
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rld.models import generation
+from rld.models.backbone import States, hidden_states
 from rld.models.decoding import end_tokens
+from rld.models.draft_rows import BatchWithDrafts
+from rld.models.drafts import ReadDrafts
+from rld.models.prompt_sharing import PromptSharingLayout
 from rld.models.prompting import PromptEncoder
 from rld.models.sampling import SeededSampling
 from rld.rollout.rewards import checked
 from rld.rollout.teacher_answers import TeacherAnswers
 from rld.rollout.verifier import Verify, answer_and_verify, askable, is_success, verify_answers
+from rld.utils.tensors import pad_prompts_and_completions
 
 TASKS: dict[str, dict[str, Any]] = {
     "chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
@@ -81,6 +89,45 @@ def timed(judge: Callable[..., Judged], *args: Any) -> tuple[float, Judged]:
     return time.process_time() - start, judged
 
 
+def draft_states(model: Any, encoder: PromptEncoder, asked: list[dict[str, Any]], length: int) -> list[float]:
+    """Seconds of scoring two completions of each prompt alone, with drafts read before, and with drafts beside them."""
+    pairs = [
+        (ids, [*gold, encoder.required_end(row["prompt"])])
+        for row, (ids, gold) in zip(
+            asked, encoder.encode_rows([row["prompt"] for row in asked], [row["answer"] for row in asked]), strict=True
+        )
+    ]
+    prompts, ends = [ids for ids, _ in pairs], encoder.ends(is_chat=True)
+    options: dict[str, Any] = {"max_new_tokens": length, "seed": SAMPLING.seed, "temperature": SAMPLING.temperature}
+    sampled = generation.sample(model, encoder.tokenizer, prompts, ends=ends, **options)
+    completions = [(ids, ids_T) for (ids, gold), other in zip(pairs, sampled, strict=True) for ids_T in (gold, other)]
+    ids_BS, attention_BS, mask_BT = pad_prompts_and_completions(completions)
+    layout = PromptSharingLayout.of(model, "the teacher")
+
+    def score(ids: Any, attention: Any, num_tokens: int) -> States:
+        return hidden_states(model, ids, attention, num_tokens=num_tokens, rows_per_forward=len(ids), layout=layout)
+
+    def first() -> list[Any]:
+        states = ReadDrafts.alone(model, pairs)._states
+        score(ids_BS, attention_BS, mask_BT.shape[1])
+        return [*states]
+
+    def later() -> list[Any]:
+        both = BatchWithDrafts.of(ids_BS, attention_BS, mask_BT.shape[1], pairs)
+        states = score(both.ids_NS, both.attention_NS, both.num_tokens)
+        return both.apart(states, mask_BT.shape[1], [len(gold) for _, gold in pairs])[1]
+
+    seconds, found = [], []
+    for read in (lambda: score(ids_BS, attention_BS, mask_BT.shape[1]), first, later):
+        start = time.process_time()
+        found.append(read())
+        seconds.append(time.process_time() - start)
+    head = model.get_output_embeddings()
+    tokens = [[head(states).argmax(-1).tolist() for states in of] for of in found[1:]]
+    print(f"drafts whose likeliest tokens differ: {sum(a != b for a, b in zip(*tokens, strict=True))} of {len(pairs)}")
+    return seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -109,6 +156,13 @@ def main() -> None:
         )
     print(f"drafts / decoding: {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
     print(f"verdicts that differ: {num_other} of {num_asked}")
+    for number in range(options.rounds + 1):
+        alone, before, beside = draft_states(model, encoder, rows(options.prompts, number), options.length)
+        if number:
+            print(
+                f"scoring {alone:.2f} s; with drafts read before {before:.2f} s, beside {beside:.2f} s; "
+                f"{before / alone:.2f}, {beside / alone:.2f}"
+            )
 
 
 if __name__ == "__main__":
