@@ -70,7 +70,7 @@ class FiniteUpdates(CheckedLaunch):
         if self.accelerator.sync_gradients:
             total, self._update_loss = self._update_loss, None
             if not _is_finite_everywhere(total, self.accelerator):
-                self._skip(f"the loss is {total.item()}")
+                self._skip(_problem("the loss", total))
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -78,7 +78,7 @@ class FiniteUpdates(CheckedLaunch):
         if norm is not None and self.accelerator.scaler is None and not self.is_skipped:
             value = whole(torch.as_tensor(norm))  # FSDP2 has a share of it on each process
             if not _is_finite_everywhere(value, self.accelerator):
-                self._skip(f"the gradient's norm is {value.item()}")
+                self._skip(_problem("the gradient's norm", value))
         if not self.is_skipped:
             self.num_skipped = 0
         elif self.accelerator.scaler is None:  # a scaler would look for the gradients, and skips the update itself
@@ -115,6 +115,8 @@ class FiniteUpdates(CheckedLaunch):
         assert isinstance(self.processing_class, PreTrainedTokenizerBase)
         path = Path(self.args.output_dir) / f"skipped-{self.state.global_step + 1}-{self.accelerator.process_index}"
         save_batch(path, self._micro_batches, self.processing_class)
+        if self.accelerator.num_processes > 1:  # any of them may have the cause
+            path = path.with_name(f"skipped-{self.state.global_step + 1}-*")
         count = f"; {_MAX_SKIPPED} updates in a row were skipped" if self.num_skipped == _MAX_SKIPPED else ""
         raise DivergedError(f"{error}{count}; its rows are in {path}.jsonl, its tensors in {path}.safetensors")
 
@@ -135,6 +137,11 @@ class FiniteUpdates(CheckedLaunch):
     def _cause(self) -> str:
         terms = self._non_finite_terms()
         return f" (of its terms {', '.join(terms)})" if terms else ""
+
+
+def _problem(name: str, value: Tensor) -> str:
+    """Return what is not finite: a number of this process, or of another one."""
+    return f"{name} of another process is not finite" if value.isfinite() else f"{name} is {value.item()}"
 
 
 def require_finite_weights(model: nn.Module, when: str, accelerator: Accelerator) -> None:

@@ -9,12 +9,16 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from accelerate import PartialState
 from peft import LoraConfig
 from transformers import LlamaForCausalLM
 from trl import GRPOConfig, GRPOTrainer
@@ -26,8 +30,10 @@ from rld.controllers.gradient import GradientAlignmentController
 from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
+from rld.trainer.sft_trainer import SFTTrainer
 from rld.trainer.sharding import whole_state_dict
 from tests.support.one_and_two import Always, even, scripted
+from tests.support.runs import Killed
 
 RECIPE = """
 name: small
@@ -41,7 +47,7 @@ models:
     config: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 2}
 trainer: {optim: sgd, lr_scheduler_type: linear, warmup_steps: 0, learning_rate: 1.0e-1}
 stages:
-  - {name: teacher, kind: sft, student: tiny, steps: 4, batch: 8, evaluate_every: 2}
+  - {name: teacher, kind: sft, student: tiny, steps: 4, batch: 8, evaluate_every: 2, checkpoint_every: 2}
   - name: student
     kind: distill
     student: teacher
@@ -138,6 +144,18 @@ def stored_student(folder: Path) -> Path:
     return folder / f"start_{os.environ.get('RANK', 0)}"
 
 
+def stopped_run(recipe: Path, folder: Path) -> None:
+    """Leave a run that was killed when it had written the first checkpoint of its first stage."""
+    save = SFTTrainer._save_checkpoint
+
+    def killed(self: Any, *args: Any) -> None:
+        save(self, *args)
+        raise Killed
+
+    with patch.object(SFTTrainer, "_save_checkpoint", killed), suppress(Killed):
+        main(["train", str(recipe), "--output", str(folder)])
+
+
 CELLS: dict[str, Callable[[Path, int], Any]] = {"grpo": grpo, "sampled": sampled, "signals": signals, "lora": lora}
 
 
@@ -182,5 +200,12 @@ if __name__ == "__main__":
     for cell, finished in trained(place):
         store(place, cell, finished)
     assert main(["train", str(place / "small.yaml"), "--output", str(place / "run")]) == 0
-    for other in map(Path, sys.argv[2:]):  # a training in one process, which goes on in these
+    stopped_run(place / "small.yaml", place / "stopped")
+    for other in map(Path, sys.argv[2:]):  # trainings in one process, which go on in these
         store(place, "taken over", resumed(place / "taken over", 1, other / "whole_1" / "checkpoint-2"))
+        command = ["train", str(other / "small.yaml"), "--output", str(place / "resumed"), "--resume"]
+        if PartialState().is_main_process:
+            shutil.copytree(other / "stopped", place / "resumed")
+        PartialState().wait_for_everyone()
+        assert main(command) == 2  # the number of processes is another one
+        assert main([*command, "--accept-changes"]) == 0

@@ -23,7 +23,15 @@ from rld.teachers.teacher import Teacher
 from rld.trainer import checkpoints, finite_updates
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
-from tests.support.runs import COPY_TASKS
+from tests.support.processes import (
+    FORK_SERVER,
+    exit_codes,
+    free_port,
+    rank_environment,
+    sharing_environment,
+    train_quietly,
+)
+from tests.support.runs import COPY_TASKS, written
 
 NAN = float("nan")
 
@@ -255,3 +263,66 @@ def test_fine_tuning_a_broken_model_ends_with_an_error_that_names_the_weight(fol
     assert main(["train", str(folder / "broken.yaml"), "--output", str(tmp_path / "run")]) == 2
     assert "its weight model.norm.weight is not finite" in capsys.readouterr().err
     assert not (tmp_path / "run" / "student").exists()
+
+
+# -- two processes -----------------------------------------------------------------------------------------------------
+
+TWO = """
+name: two
+tokenizer: {characters: "abcd:="}
+max_new_tokens: 4
+skills:
+  copy: {generator: ./tasks.py:copy, levels: [{length: 3}], held_out: 4}
+models:
+  tiny: {new: llama, config: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2}}
+stages:
+  - name: student
+    kind: distill
+    student: tiny
+    teachers: {other: {model: tiny, probe_prompts: 2}}
+    gate: "off"
+    signals: {response: {}}
+    rollout: {prompts: 2, completions: 2}
+    steps: 9
+    checkpoint_every: 1
+"""
+
+
+def train_spoilt(arguments: list[str], log: Path, environment: dict[str, str]) -> None:
+    """Train in a process whose part of the loss is NaN, if it is the second one, in updates 2 and 4 to 6."""
+    compute, num_calls = response.ResponseLoss.compute, []
+
+    def spoilt(self: Any, *args: Any) -> Any:
+        terms = compute(self, *args)
+        num_calls.append(1)
+        return terms._replace(loss=terms.loss * NAN) if len(num_calls) in (2, 4, 5, 6) else terms
+
+    if environment["RANK"] == "1":
+        response.ResponseLoss.compute = spoilt  # type: ignore[method-assign]
+    train_quietly(arguments, log, environment)
+
+
+@pytest.mark.parametrize("way", ["cpu", "fsdp2"])
+def test_both_processes_skip_and_stop_when_the_batch_of_one_is_not_finite(tmp_path, way):
+    arguments = [str(written(tmp_path, TWO)), "--output", str(tmp_path / "run")]
+    shared, port, logs = sharing_environment(f"accelerate/{way}"), free_port(), [tmp_path / "0", tmp_path / "1"]
+    processes = [
+        FORK_SERVER.Process(target=train_spoilt, args=(arguments, log, shared | rank_environment(rank, 2, port)))
+        for rank, log in enumerate(logs)
+    ]
+    for process in processes:
+        process.start()
+    assert exit_codes(processes, 240.0) == [3, 3], logs[0].read_text()
+    checkpoints_of = tmp_path / "run" / "checkpoints" / "student"
+    assert stored(checkpoints_of) == ["checkpoint-4", "checkpoint-5"]
+    fourth, fifth = (load_file(checkpoints_of / f"checkpoint-{step}" / "model.safetensors") for step in (4, 5))
+    assert all(torch.equal(fourth[key], fifth[key]) for key in fourth)
+    assert logs[0].read_text().count("this update is skipped") == 3
+    for rank, problem in enumerate(("the loss of another process is not finite", "the loss is nan")):
+        told = logs[rank].read_text()
+        assert f"update 6: {problem}" in told
+        assert f"3 updates in a row were skipped; its rows are in {checkpoints_of}/skipped-6-*.jsonl" in told
+        assert (checkpoints_of / f"skipped-6-{rank}.jsonl").is_file()
+        assert (checkpoints_of / f"skipped-6-{rank}.safetensors").is_file()
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if event["kind"] == "update skipped"] == [2, 4, 5]

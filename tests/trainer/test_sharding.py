@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import shutil
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +16,11 @@ import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from transformers import LlamaForCausalLM
 
+from rld.cli import main
 from rld.recipe.registry import files
 from rld.trainer import sharding
 from rld.trainer.sharding import whole_copy, whole_state_dict
+from rld.utils.files import read_jsonl
 from tests.support import parity, zero_bf16
 from tests.support.processes import run_modules, sharing_environment
 from tests.support.runs import written
@@ -104,10 +107,35 @@ def test_a_feature_trains_the_same_student(trainings, feature, way, parts):
 
 @pytest.mark.parametrize("way", ways)
 def test_a_checkpoint_goes_on_in_another_number_of_processes(trainings, tmp_path, way):
-    whole, _ = read(trainings("one process"), "whole_1")
-    require_same(read(trainings(way), "taken over")[0], whole)  # from one process to two
+    whole, log = read(trainings("one process"), "whole_1")
+    weights, log_of_two = read(trainings(way), "taken over")  # from one process to two
     trainer = parity.resumed(tmp_path, 1, trainings(way) / "whole_1" / "checkpoint-2")  # from two to one
+    require_same(weights, whole)
     require_same(whole_state_dict(trainer), whole)
+    for updates in (log_of_two["updates"], [line for line in trainer.state.log_history if "loss" in line]):
+        for metric in ("step", "learning_rate", "loss", "grad_norm", "loss/response", "divergence/one"):
+            values, expected = ([update.get(metric, 0.0) for update in of] for of in (updates, log["updates"]))
+            assert values == pytest.approx(expected, rel=1e-3, abs=1e-6), metric
+
+
+@pytest.mark.parametrize("way", ways)
+def test_a_run_goes_on_in_another_number_of_processes_if_its_user_accepts_that(trainings, tmp_path, capsys, way):
+    """`parity` has resumed in two processes what one process began; here one goes on with what two began."""
+    run = tmp_path / "run"
+    shutil.copytree(trainings(way) / "stopped", run)
+    command = ["train", str(trainings(way) / "small.yaml"), "--output", str(run), "--resume"]
+    assert main(command) == 2
+    told = capsys.readouterr().err
+    assert "processes: 2 → 1" in told and "--accept-changes" in told
+    assert main([*command, "--accept-changes"]) == 0
+    whole = trainings("one process") / "run"
+    for resumed in (run, trainings(way) / "resumed"):
+        model, expected = (LlamaForCausalLM.from_pretrained(of / "models/teacher") for of in (resumed, whole))
+        require_same(model.state_dict(), expected.state_dict())
+        logs = [read_jsonl(of / "metrics.jsonl").records for of in (resumed, whole)]
+        losses, expected_losses = ([(x["step"], x["loss"]) for x in log if x["stage"] == "teacher"] for log in logs)
+        assert [step for step, _ in losses] == [1, 2, 3, 4]
+        assert dict(losses) == pytest.approx(dict(expected_losses), rel=1e-3)
 
 
 @pytest.mark.parametrize("way", ways)
