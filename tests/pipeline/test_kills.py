@@ -54,7 +54,8 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(re
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-def test_when_one_of_two_processes_is_killed_the_other_ends_and_the_run_goes_on(tmp_path):
+@pytest.mark.parametrize("way", ["DDP", "FSDP2"])
+def test_when_one_of_two_processes_is_killed_the_other_ends_and_the_run_goes_on(tmp_path, way):
     """At few moments; `python -m tests.kills` tries more, and more kinds of stages."""
-    for kill in kills(tmp_path, 1, seed=3, way="DDP", recipe_text=RECIPE):
+    for kill in kills(tmp_path, 1, seed=3, way=way, recipe_text=RECIPE):
         assert kill.problems == []

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,10 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rld.cli import main
+from tests.support.processes import FORK_SERVER, exit_codes, train_quietly
 from tests.support.runs import one_thread, recipe, whole
 
 __all__ = ["one_thread", "recipe", "whole"]
-
-ROOT = Path(__file__).parents[2]
 
 RECIPE = """
 name: small
@@ -185,17 +183,11 @@ def test_the_log_has_the_promised_names(whole):
     assert all(stages[1]["flops_by_account"].values())
 
 
-def start(recipe: Path, output: Path, *options: str) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "rld", "train", str(recipe), "--output", str(output), *options]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def wait_for(run: Path, stage: str, step: int, process: subprocess.Popen[str]) -> None:
+def wait_for(run: Path, stage: str, step: int, process: BaseProcess) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        if process.poll() is not None:
-            pytest.fail(f"ended early: {process.stdout.read() if process.stdout else ''}")
+        if process.exitcode is not None:
+            pytest.fail(f"ended early: {run.with_suffix('.log').read_text()}")
         log = run / "metrics.jsonl"
         if log.exists() and any(
             (line["stage"], line["step"]) >= (stage, step)
@@ -213,10 +205,12 @@ def wait_for(run: Path, stage: str, step: int, process: subprocess.Popen[str]) -
 )
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(recipe, whole, tmp_path, how, stage, step):
     output = tmp_path / "run"
-    process = start(recipe, output)
+    command = [str(recipe), "--output", str(output)]
+    process = FORK_SERVER.Process(target=train_quietly, args=(command, output.with_suffix(".log")))
+    process.start()
     wait_for(output, stage, step, process)
-    process.send_signal(how)
-    code = process.wait(timeout=60)
+    os.kill(process.pid, how)
+    (code,) = exit_codes([process], 60.0)
     if how == signal.SIGKILL:
         (output / "checkpoints" / stage / "checkpoint-99").mkdir()  # as if killed while writing one
     elif code == 0:

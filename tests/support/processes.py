@@ -67,8 +67,13 @@ def sharing_environment(name: str, *options: str) -> dict[str, str]:
 
 def train_quietly(arguments: list[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
     """Train in one thread, and end this process with the exit code; all that is printed is added to a file."""
+    run_quietly(["train", *arguments], log, environment)
+
+
+def run_quietly(command: list[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
+    """Run a command of rld as `train_quietly` does."""
     _begin(log, environment or {})
-    sys.exit(main(["train", *arguments]))
+    sys.exit(main(command))
 
 
 def run_module(name: str, arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:

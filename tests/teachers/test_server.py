@@ -11,8 +11,8 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -41,9 +41,8 @@ from rld.teachers.teacher import Teacher
 from rld.teachers.wire_format import pack_sequences
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
-from tests.support.processes import FORK_SERVER, exit_codes, train_quietly
+from tests.support.processes import FORK_SERVER, exit_codes, run_quietly, train_quietly
 
-ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 SEQUENCES = [ScoredSequence([5 + (3 * i + j) % 10 for j in range(4 + i % 5)], 1 + i % 3) for i in range(24)]
 STUDENT = tiny.tokenizer()
@@ -54,19 +53,31 @@ class Server:
 
     def __init__(self, model: Path, port: int = 0, token: str | None = None, patch: str = "") -> None:
         """Start it; `patch` is code that runs before."""
-        code = f"import sys, rld.cli\n{patch}\nsys.exit(rld.cli.main(sys.argv[1:]))"
-        command = [sys.executable, "-c", code, "serve-teacher", str(model), "--port", str(port), "--dtype", "float32"]
-        environment = {**os.environ, TOKEN: token or "", "PYTHONPATH": str(ROOT)}
-        self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        match = re.search(r"\((\w+)\) at (http://127\.0\.0\.1:(\d+))", line)
-        assert match, f"it said {line!r}"
+        command = ["serve-teacher", str(model), "--port", str(port), "--dtype", "float32"]
+        with tempfile.TemporaryDirectory() as folder:
+            log = Path(folder) / "log"
+            log.touch()
+            self.process = FORK_SERVER.Process(target=serve, args=(patch, command, log, {TOKEN: token or ""}))
+            self.process.start()
+            deadline, match = time.monotonic() + 60, None
+            while match is None and self.process.is_alive() and time.monotonic() < deadline:
+                time.sleep(0.02)
+                match = re.search(r"\((\w+)\) at (http://127\.0\.0\.1:(\d+))", log.read_text())
+            assert match, f"it said {log.read_text()!r}"
         self.fingerprint, self.url, self.port = match[1], match[2], int(match[3])
 
+    def send(self, how: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.kill(self.process.pid, how)
+
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
-        self.process.send_signal(how)
-        self.process.wait(20)
+        self.send(how)
+        self.process.join(20)
+
+
+def serve(patch: str, command: list[str], log: Path, environment: dict[str, str]) -> None:
+    exec(patch, {})
+    run_quietly(command, log, environment)
 
 
 @contextlib.contextmanager
@@ -631,7 +642,7 @@ def test_a_run_whose_only_teacher_dies_or_hangs_stops_and_goes_on_when_it_is_bac
     (tmp_path / "victim").unlink()
     assert list((tmp_path / "run" / "checkpoints" / "main").iterdir())
     is_back = contextlib.nullcontext() if how == signal.SIGSTOP else serving(folders / "one", port=going.port)
-    going.process.send_signal(signal.SIGCONT)
+    going.send(signal.SIGCONT)
     with is_back:
         assert main([*command, "--resume"]) == 0
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
