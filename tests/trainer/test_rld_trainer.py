@@ -184,7 +184,8 @@ def test_a_teacher_without_weight_changes_nothing_and_is_not_run(tmp_path, monke
 
 
 def test_teachers_that_run_out_of_memory_read_fewer_completions_at_a_time(tmp_path, monkeypatch):
-    enough = trainer(tmp_path / "enough")
+    sgd = {"optim": "sgd", "learning_rate": 0.1}  # Adam makes as large a step of a gradient that is only rounding
+    enough = trainer(tmp_path / "enough", **sgd)
     enough.train()
     read, sizes = backbone.hidden_states, []
 
@@ -195,10 +196,11 @@ def test_teachers_that_run_out_of_memory_read_fewer_completions_at_a_time(tmp_pa
         return read(*args, rows_per_forward=rows_per_forward, **options)
 
     monkeypatch.setattr(slots, "hidden_states", short_of_memory)
-    scarce = trainer(tmp_path / "scarce")
+    scarce = trainer(tmp_path / "scarce", **sgd)
     scarce.train()
     assert sizes == [8, 4] * 2 + [4] * 8  # each teacher fails once, and five rollouts are read by both
-    torch.testing.assert_close(parameters(scarce), parameters(enough), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(parameters(scarce), parameters(enough), atol=1e-6, rtol=1e-5)
+    assert (parameters(enough) - parameters(trainer(tmp_path / "start"))).abs().max() > 1e-3
 
 
 def test_padding_does_not_matter(tmp_path):
