@@ -11,8 +11,8 @@ log-probability itself.
 Products with an output head: one for the student and one for each teacher, and two for the gradients. Where the sampled
 tokens' log-probabilities have gradients, a chunk's logits and the divergence's derivative are kept for the backward
 pass, so that both gradients take the same two products. They are kept of as many tokens as take no more memory than
-the head itself (`_num_kept`). For other tokens the two gradients take three products more, with the logits computed
-again, and only for tokens whose log-probability has a gradient.
+the head itself, and no more than a fixed bound (`_num_kept`). For other tokens the two gradients take three products
+more, with the logits computed again, and only for tokens whose log-probability has a gradient.
 
 Shapes: N tokens, H width, V vocabulary, K teachers.
 """
@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rld.losses import logit_memory
 from rld.losses.chunk_divergence import StudentProbabilities, chunk_divergence
 from rld.losses.objective import ResponseObjective
 from rld.losses.teacher_distribution import LOG_ZERO, TeacherDistribution, log_softmax, softmax
@@ -35,8 +36,8 @@ from rld.utils.tensors import token_chunks
 _MAX_LOGITS = 1 << 21
 """Logits of one model held at a time: 8 MiB in float32, which fits into a processor's cache."""
 
-_MAX_LOGITS_ON_GPU = 1 << 26
-"""The same on a GPU: 256 MiB, with which a product takes longer than reading an output head from memory."""
+_MAX_LOGITS_ON_GPU = logit_memory.BYTES_OF_A_CHUNK // 4
+"""The same on a GPU."""
 
 _MIN_TOKENS = 64
 """Tokens of a chunk at least: with fewer, reading the output heads from memory takes longer than the products."""
@@ -84,10 +85,6 @@ class _StudentGradients:
     hidden_NH: Tensor | None
     weight_VH: Tensor | None
     bias_V: Tensor | None
-
-    @property
-    def is_needed(self) -> bool:
-        return any(gradient is not None for gradient in (self.hidden_NH, self.weight_VH, self.bias_V))
 
     @classmethod
     def zeros(cls, needed: Sequence[bool], student: Sequence[Tensor | None]) -> _StudentGradients:
@@ -157,8 +154,9 @@ class _FusedResponse(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         head, teachers = inputs.head(weight_VH, bias_V), inputs.teachers
         stats = PerTokenStats.zeros(len(hidden_NH), len(teachers), hidden_NH.device)
-        gradients = _StudentGradients.zeros(ctx.needs_input_grad[:3], (hidden_NH, weight_VH, bias_V))
-        num_kept = _num_kept(weight_VH, is_trained=ctx.needs_input_grad[1]) if inputs.keeps_logits else 0
+        needed = ctx.needs_input_grad[:3]
+        gradients: _StudentGradients | None = None
+        num_kept = _num_kept(weight_VH, is_trained=needed[1]) if inputs.keeps_logits else 0
         kept: list[Tensor] = []
         vocabulary = max([len(weight_VH), *(teacher.num_logits for teacher in teachers)])
         chunks = _chunks(hidden_NH, vocabulary)
@@ -176,13 +174,14 @@ class _FusedResponse(torch.autograd.Function):
             )
             for name in ("target_divergence_N", "teacher_divergence_NK", "target_entropy_N", "student_entropy_N"):
                 getattr(stats, name)[rows] = getattr(chunk, name)
-            if gradients.is_needed:
+            if any(needed):
                 derivative_NV = chunk.derivative_NV.mul_(inputs.counts_N[rows, None])
                 if rows.stop <= num_kept:
                     kept += [logits_NV, derivative_NV]
                 else:
+                    gradients = gradients or _StudentGradients.zeros(needed, (hidden_NH, weight_VH, bias_V))
                     gradients.add(derivative_NV, logits_NV, rows, hidden_NH[rows], head)
-        ctx.response_gradients = gradients if len(kept) < 2 * len(chunks) else None
+        ctx.response_gradients = gradients
         ctx.kept_rows, ctx.inputs = chunks[: len(kept) // 2], inputs
         ctx.save_for_backward(hidden_NH, weight_VH, bias_V, stats.sampling_entropy_N, *kept)
         ctx.mark_non_differentiable(*stats[2:])
@@ -236,11 +235,11 @@ def _add_sampled(
 def _num_kept(weight_VH: Tensor, is_trained: bool) -> int:
     """Return of how many tokens, at most, what the backward pass needs is kept: logits and a derivative, 8 V bytes.
 
-    They take at most what the head takes in float32: 16 V H bytes where it is trained, with its gradient and the two
-    moments of Adam, and 4 V H where it is frozen.
+    They take at most `KEPT_BYTES`, and at most what the whole head takes in float32: 16 V H bytes where it is trained,
+    with its gradient and the two moments of Adam, and 4 V H where it is frozen.
     """
-    width = weight_VH.shape[1]
-    return 2 * width if is_trained else width // 2
+    head_bytes = (16 if is_trained else 4) * weight_VH.numel()
+    return min(head_bytes, logit_memory.KEPT_BYTES) // (8 * max(len(weight_VH), 1))
 
 
 def _chunks(tokens_N: Tensor, vocabulary: int) -> list[slice]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from rld.errors import UsageError
+from rld.losses.logit_memory import WORKING_BYTES
 from rld.utils.flops import Account
 from rld.utils.suggestions import hint
 
@@ -24,9 +25,6 @@ SCORING_SHARE = 0.5
 
 SAMPLING_SHARE = 0.5
 """Of the peak bandwidth, in sampling by vLLM; transformers, which starts each operation by itself, reaches less."""
-
-WORKING_BYTES = 2 << 30
-"""Logits of a chunk of tokens on a GPU, and what is made of them: eight tensors of 256 MiB."""
 
 
 class Card(NamedTuple):

@@ -8,8 +8,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from rld.cli import main
 from rld.errors import UsageError
+from rld.losses.logit_memory import WORKING_BYTES
 from rld.recipe.demand import state_bytes
-from rld.recipe.hardware import CARDS, SAMPLING_SHARE, TRAINING_SHARE, WORKING_BYTES, Cards, Demand, estimate
+from rld.recipe.hardware import CARDS, SAMPLING_SHARE, TRAINING_SHARE, Cards, Demand, estimate
 from rld.recipe.shapes import Shape
 from tests import scaling_page
 from tests.scaling_page import PAGE, page
