@@ -113,19 +113,20 @@ def _in_closed_form(
     divergence = objective.divergence
     formula = _JSDFormula(student, divergence.beta) if isinstance(divergence, JSD) else _ForwardKLFormula(student)
     target_NV = torch.zeros_like(student.log_NV)
+    # `compared_NV` is that from which the formula makes its derivative: probabilities (forward KL) or log-ratios (JSD).
     for j, (k, teacher) in enumerate(teachers.items()):
         log_p_NV = teacher.log_probabilities(student.log_NV, objective.temperature)
         p_NV = log_p_NV.exp()
         target_NV.addcmul_(p_NV, shares_NJ[:, j : j + 1])
-        divergence_N, slope_NV = formula.divergence(log_p_NV, p_NV)
+        divergence_N, compared_NV = formula.divergence(log_p_NV, p_NV)
         chunk.teacher_divergence_NK[:, k] = divergence_N.masked_fill(~teacher.valid_N, 0.0)
     if with_entropies:
         chunk.student_entropy_N = student.entropy()
         chunk.target_entropy_N = -torch.linalg.vecdot(target_NV, _log(target_NV))
     if len(teachers) > 1:  # of one teacher it is `divergence_N`, which is exactly 0 for equal distributions
-        divergence_N, slope_NV = formula.divergence(_log(target_NV), target_NV)
+        divergence_N, compared_NV = formula.divergence(_log(target_NV), target_NV)
     chunk.target_divergence_N = total_N1[:, 0] * divergence_N
-    chunk.derivative_NV = formula.derivative(slope_NV).mul_(total_N1 / objective.temperature)
+    chunk.derivative_NV = formula.derivative(compared_NV).mul_(total_N1 / objective.temperature)
     return chunk
 
 
@@ -140,11 +141,11 @@ class _ForwardKLFormula:
         self.student = student
 
     def divergence(self, log_p_NV: Tensor, p_NV: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the divergence, `[N]`, and what `derivative` needs; `log_p_NV` is overwritten."""
+        """Return the divergence, `[N]`, and p for `derivative`; `log_p_NV` is overwritten."""
         return torch.linalg.vecdot(p_NV, log_p_NV.sub_(self.student.log_NV)).clamp_(min=0), p_NV
 
     def derivative(self, p_NV: Tensor) -> Tensor:
-        """Return the derivative; the student's probabilities are overwritten."""
+        """Return the derivative in place of the student's probabilities, which are overwritten; p is not."""
         return self.student.p_NV.sub_(p_NV)
 
 
@@ -158,19 +159,19 @@ class _JSDFormula:
         self.student, self.beta = student, beta
 
     def divergence(self, log_p_NV: Tensor, p_NV: Tensor) -> tuple[Tensor, Tensor]:
-        """As of `_ForwardKLFormula`."""
+        """Return the divergence, `[N]`, and log(s / m) for `derivative`; `log_p_NV` is overwritten."""
         student, beta = self.student, self.beta
         log_m_NV = _log((p_NV * beta).add_(student.p_NV, alpha=1 - beta))
         teacher_N = torch.linalg.vecdot(p_NV, log_p_NV.sub_(log_m_NV))
-        ratio_NV = torch.sub(student.log_NV, log_m_NV, out=log_m_NV)
-        student_N = torch.linalg.vecdot(student.p_NV, ratio_NV)
-        return (beta * teacher_N + (1 - beta) * student_N).clamp_(min=0), ratio_NV
+        log_ratio_NV = torch.sub(student.log_NV, log_m_NV, out=log_m_NV)
+        student_N = torch.linalg.vecdot(student.p_NV, log_ratio_NV)
+        return (beta * teacher_N + (1 - beta) * student_N).clamp_(min=0), log_ratio_NV
 
-    def derivative(self, ratio_NV: Tensor) -> Tensor:
-        """As of `_ForwardKLFormula`; the ratios are overwritten, not the probabilities."""
+    def derivative(self, log_ratio_NV: Tensor) -> Tensor:
+        """Return the derivative in place of the ratios, which are overwritten; the probabilities are not."""
         p_NV = self.student.p_NV
-        mean_N1 = torch.linalg.vecdot(p_NV, ratio_NV)[:, None]
-        return ratio_NV.sub_(mean_N1).mul_(p_NV).mul_(1 - self.beta)
+        mean_N1 = torch.linalg.vecdot(p_NV, log_ratio_NV)[:, None]
+        return log_ratio_NV.sub_(mean_N1).mul_(p_NV).mul_(1 - self.beta)
 
 
 def _by_autograd(
