@@ -39,6 +39,7 @@ CHILD = """
 import time
 from rld.utils.interrupts import end_with_parent
 end_with_parent()
+print("watches its parent", flush=True)
 time.sleep(60)
 """
 RECIPE = """
@@ -240,6 +241,7 @@ from rld.utils.interrupts import end_with_parent
 
 def child():
     end_with_parent()
+    print("watches its parent", flush=True)
     time.sleep(60)
 
 if __name__ == "__main__":
@@ -261,7 +263,7 @@ def test_a_process_ends_with_a_parent_that_was_killed(tmp_path, way):
         command = [sys.executable, str(tmp_path / "forking.py")]
         parent = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     child = int(first_line(parent))
-    time.sleep(1.0)  # so that the child looks at its parent first
+    assert first_line(parent) == "watches its parent"
     parent.send_signal(signal.SIGKILL)
     parent.wait()
 
