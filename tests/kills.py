@@ -49,6 +49,7 @@ tokenizer: {characters: "abcd:="}
 max_new_tokens: 4
 skills:
   copy: {generator: ./tasks.py:copy, levels: [{length: 2}, {length: 3}], held_out: 4}
+  constant: {generator: ./tasks.py:constant, levels: [{length: 9}], held_out: 4}
 models:
   tiny: {new: llama, config: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 2}}
 trainer: {learning_rate: 1e-2}

@@ -112,10 +112,8 @@ class TeacherGate:
             one = AskedTeacher(needed, memory.assumed(needed) if self._num_rollouts % _ASK_EVERY else {})
             new = [key for key in needed if key not in memory.verdicts and key not in one.assumed]
             if forwards is not None and forwards.takes_drafts_K[k]:
-                one.later = [key for key in new if self._pays_later(memory, needed[key], *sizes[key])]
+                self._ask_later(k, one, [key for key in new if self._pays_later(memory, needed[key], *sizes[key])])
             self._ask_first(k, one, [key for key in new if key not in one.later])
-            if one.later:
-                one.waiting = self._answers(k, one, one.later)
             may_be_open = self._verdicts(k, one) | dict.fromkeys(one.later, True)
             open_BK[:, k] = torch.tensor([may_be_open.get(key, False) for key in keys])
             asked.append(one)
@@ -176,13 +174,12 @@ class TeacherGate:
         write_json(path, {"teachers": memories, "rollouts": self._num_rollouts})
 
     def load(self, path: Path) -> None:
-        """Restore what `save` wrote; without a file there are no verdicts."""
-        if path.is_file():
-            state = read_json(path)
-            for memory in self.memories:
-                if memory.name in state["teachers"]:
-                    memory.restore(state["teachers"][memory.name])
-            self._num_rollouts = state["rollouts"]
+        """Restore what `save` wrote; of a teacher that it does not name there are no verdicts."""
+        state = read_json(path)
+        for memory in self.memories:
+            if memory.name in state["teachers"]:
+                memory.restore(state["teachers"][memory.name])
+        self._num_rollouts = state["rollouts"]
 
     def _pays_later(self, memory: GateMemory, row: Row, num_prompt: int, num_completion: int) -> bool:
         """Tell whether it costs less to read a prompt's draft while the teacher scores than before.
@@ -200,6 +197,15 @@ class TeacherGate:
         if getattr(self.verify, "rejects_beginning", None) is not None:  # an answer that differs is seldom decoded
             return True
         return memory.share_of_golds(skill_of(row)) >= 0.5
+
+    def _ask_later(self, k: int, one: AskedTeacher, keys: Sequence[str]) -> None:
+        """Let teacher k answer those of the prompts while it scores whose drafts it can read."""
+        if not keys:
+            return
+        answers = self._answers(k, one, keys)
+        one.later = [keys[i] for i in answers.with_draft]
+        if one.later:
+            one.waiting = answers if len(one.later) == len(keys) else self._answers(k, one, one.later)
 
     def _ask_first(self, k: int, one: AskedTeacher, keys: Sequence[str]) -> None:
         """Let teacher k answer prompts before it scores."""

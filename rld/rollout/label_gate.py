@@ -83,8 +83,7 @@ class LabelGate:
 
     def load(self, path: Path) -> None:
         """Restore what `save` wrote."""
-        if path.is_file():
-            state = read_json(path)["labels"]
-            for k, teacher in enumerate(self.teachers):
-                if str(teacher.name) in state:
-                    self._predicted_KSL[k], self._correct_KSL[k] = map(torch.tensor, state[str(teacher.name)])
+        state = read_json(path)["labels"]
+        for k, teacher in enumerate(self.teachers):
+            if str(teacher.name) in state:
+                self._predicted_KSL[k], self._correct_KSL[k] = map(torch.tensor, state[str(teacher.name)])

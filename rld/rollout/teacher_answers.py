@@ -67,6 +67,8 @@ class TeacherAnswers:
         self._readable = set(readable(model, self._prompts, max_new_tokens, name))
         thinks = encoder.thinking is not None  # before it gives the gold answer
         numbers = [i for i in sorted(self._readable) if has_draft[i] and self._golds[i] and not thinks]
+        self.with_draft = numbers
+        """The indices of the rows with a draft: others have none, or the model's context is too short for an answer."""
         self._place = {i: place for place, i in enumerate(numbers)}
         """For each row with a draft its place among the drafts."""
         self.pairs = [(self._prompts[i], self._golds[i]) for i in numbers]

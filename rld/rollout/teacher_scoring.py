@@ -193,8 +193,10 @@ class TeacherScoring:
 
     def _forwards(self, is_scored_B: Tensor, batch: RolloutBatch) -> ScoringForwards:
         """Describe the forwards of teachers to the gate."""
+        device = self.accelerator.device.type
         with self.accelerator.autocast():
-            takes_drafts_K = [slot.takes_drafts() for slot in self.ensemble.slots]
+            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        takes_drafts_K = [slot.takes_drafts(dtype) for slot in self.ensemble.slots]
         num_completion_B = batch["completion_mask"].sum(1) * is_scored_B
         return ScoringForwards(takes_drafts_K, batch["prompt_mask"].sum(1).tolist(), num_completion_B.tolist())
 

@@ -136,8 +136,13 @@ class TeacherSlot(ABC):
         """Whether the teacher runs elsewhere, so that it can score while other teachers run here."""
         return False
 
-    def takes_drafts(self) -> bool:
-        """Whether it can read drafts beside the completions of their prompts as it would read them alone."""
+    def takes_drafts(self, scoring_dtype: torch.dtype | None) -> bool:
+        """Whether it can read drafts beside the completions of their prompts as it would read them alone.
+
+        Args:
+            scoring_dtype: The type in which autocast computes while it scores. None: in the model's own, in which
+                drafts are read alone.
+        """
         return False
 
     @property

@@ -39,7 +39,7 @@ class _LocalSlot(TeacherSlot):
         self._model = model if self.teacher.offload else self._prepare(model)
         with self.teacher.running(self._model.device):
             require_sound_model(self._model, f"teacher '{self.teacher.name}'", TeacherError)
-        self._layout: PromptSharingLayout | None = None
+            self._layout = PromptSharingLayout.of(self._model, f"teacher '{self.teacher.name}'")
         self._fitting_rows: int | None = None
         """Completions per forward that fit into memory, once more did not."""
 
@@ -47,11 +47,8 @@ class _LocalSlot(TeacherSlot):
     def model(self) -> PreTrainedModel:
         return self._model
 
-    def takes_drafts(self) -> bool:
-        # The first rollout tells whether rows share a prompt. Alone, drafts are read without autocast.
-        device = self._model.device.type
-        is_cast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) != self._model.dtype
-        return self._layout is not None and self._layout.shared and not is_cast
+    def takes_drafts(self, scoring_dtype: torch.dtype | None) -> bool:
+        return self._layout.shared and scoring_dtype in (None, self._model.dtype)
 
     def _run_with_drafts(
         self, ids_RS: Tensor, attention_RS: Tensor, *, num_tokens: int, batch: TeacherBatch
@@ -70,11 +67,8 @@ class _LocalSlot(TeacherSlot):
         rows = rows_per_forward if ids_RS.device.type == "cpu" else len(ids_RS)
         rows = rows if self._fitting_rows is None else min(rows, self._fitting_rows)
         state_keys = () if self.plan is None else self.plan.teacher_keys
-        name, text = f"teacher '{self.teacher.name}'", "a prompt with its completion, padded like the others,"
-        require_context(self._model, ids_RS.shape[1], name=name, text=text, kind=TeacherError)
+        self._require_context(attention_RS)
         with self.teacher.running(ids_RS.device) as model:
-            layout = self._layout or PromptSharingLayout.of(model, f"teacher '{self.teacher.name}'")
-            self._layout = layout
 
             def run(rows_per_forward: int) -> States:
                 return hidden_states(
@@ -83,7 +77,7 @@ class _LocalSlot(TeacherSlot):
                     attention_RS,
                     num_tokens=num_tokens,
                     rows_per_forward=rows_per_forward,
-                    layout=layout,
+                    layout=self._layout,
                     state_keys=state_keys,
                 )
 
@@ -91,6 +85,14 @@ class _LocalSlot(TeacherSlot):
         if fitting_rows < rows:
             self._fitting_rows = fitting_rows
         return states
+
+    def _require_context(self, attention_RS: Tensor) -> None:
+        """Refuse rows that are longer than the model's context; padding counts where the model counts positions."""
+        counts_padding = not self._layout.positions
+        num_tokens = attention_RS.shape[1] if counts_padding else int(attention_RS.sum(1).max())
+        text = "a prompt with its completion" + (", padded like the others," if counts_padding else "")
+        name = f"teacher '{self.teacher.name}'"
+        require_context(self._model, num_tokens, name=name, text=text, kind=TeacherError)
 
     def outputs(self, batch: Mapping[str, Any]) -> TeacherOutputs:
         return TeacherOutputs(

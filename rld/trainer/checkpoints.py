@@ -35,8 +35,8 @@ from rld.utils.manifest import damage, has_manifest, write_manifest
 STATE = "rld_state.json"
 """The file with rld's own state."""
 
-VERSION = 10
-"""Version of what that file holds."""
+VERSION = 11
+"""Version of what that file and those beside it hold."""
 
 _PROJECTIONS = "rld_projections.safetensors"
 
@@ -97,6 +97,7 @@ class CheckpointedParts:
             "runtime": self.runtime.state_dict(),
             "totals": vars(self.totals),
             "flops": self.flop_meter.accounts,
+            "has_gate": self.gate is not None,
         }
         if self.retention is not None:
             state["retention"] = self.retention.state_dict()
@@ -119,6 +120,8 @@ class CheckpointedParts:
                 f"{folder} was written inside a rollout of {count} processes: resume with {count}, or remove it, to "
                 "go on from the one before"
             )
+        if state["has_gate"] and not (folder / _GATE).is_file():
+            raise CheckpointError(f"{folder} lacks {_GATE}, what its gate knows; go on from another checkpoint")
         is_bound = self.projections is not None or is_in_rollout
         if is_bound and list(state["teachers"]) != list(fingerprints):
             raise CheckpointError(f"{folder}: teachers can't change inside a rollout, or with a feature signal")
@@ -134,7 +137,7 @@ class CheckpointedParts:
         for name, value in state["totals"].items():
             setattr(self.totals, name, value)
         self.flop_meter.replace(state["flops"])
-        if self.gate is not None:
+        if self.gate is not None and state["has_gate"]:
             self.gate.load(folder / _GATE)
         if self.retention is not None:
             self.retention.load(folder, state.get("retention"))

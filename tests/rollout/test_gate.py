@@ -390,7 +390,7 @@ def test_a_teacher_that_is_often_right_is_asked_while_it_scores_with_the_same_ve
         )
         trainer.model.train()
         if name == "first":
-            trainer.ensemble.slots[0].takes_drafts = lambda: False  # type: ignore[method-assign]
+            trainer.ensemble.slots[0].takes_drafts = lambda _: False  # type: ignore[method-assign]
         rollouts = []
         for start in range(0, 32, 8):
             torch.manual_seed(start)
@@ -408,6 +408,38 @@ def test_a_teacher_that_is_often_right_is_asked_while_it_scores_with_the_same_ve
     assert flops["gate"] < 0.7 * other_flops["gate"]
     assert sum(flops.values()) < sum(other_flops.values())
     assert trainer._metrics["train"]["gate/assumed"] == [0.0] * 4
+
+
+def long_rows(made: Teacher, letters: str) -> list[dict[str, Any]]:
+    """Prompts so long beside completions that drafts are read while the teacher scores; its answers are the gold."""
+    given = [{"prompt": f"{letter}bcdefghi=", "skill": "first"} for letter in letters]
+    return [row | {"answer": text} for row, text in zip(given, answers(made, given), strict=True)]
+
+
+def gated_trainer(folder: Any, made: Teacher) -> RLDTrainer:
+    options = {"gate": "per_prompt", "num_generations": 2, "max_completion_length": 3}
+    trainer = RLDTrainer(
+        tiny.model(),
+        exact_match,
+        RLDConfig(**tiny.rld_options(folder, **options)),
+        tiny.rows(8),
+        processing_class=tiny.tokenizer(),
+        teachers=[made],
+        controller=FixedController(),
+    )
+    trainer.model.train()
+    return trainer
+
+
+def test_a_prompt_that_a_teacher_can_not_read_is_closed_and_not_scored(tmp_path):
+    """With its answer it has 14 tokens, and the teacher reads 13, though it is likely to be correct."""
+    short = Teacher(tiny.model(seed=1, max_position_embeddings=13), "wide", tokenizer=tiny.tokenizer())
+    asked = long_rows(short, "abcd")
+    asked[0]["prompt"] = "a" + asked[0]["prompt"]
+    trainer = gated_trainer(tmp_path, short)
+    with pytest.warns(UserWarning, match=r"leaves 1 of 4 prompts without an answer"):
+        rollout = trainer._generate_and_score_completions([row for row in asked for _ in range(2)])
+    assert rollout["teacher_tokens"].any((1, 2)).tolist() == [False] * 2 + [True] * 6
 
 
 def test_processes_remember_the_verdicts_of_all_as_one_does():

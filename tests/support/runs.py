@@ -15,8 +15,11 @@ COPY_TASKS = """
 def copy(rng, *, length):
     word = "".join(rng.choices("abcd", k=length))
     return f"a:{word}=", word
+
+def constant(rng, *, length):
+    return "".join(rng.choices("abcd", k=length)) + "=", "d"
 """
-"""Generators of a task that every test may use: to copy a word."""
+"""Generators of tasks that every test may use: to copy a word, and to say `d`, which a few updates teach."""
 
 
 class Killed(BaseException):

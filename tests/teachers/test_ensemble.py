@@ -79,7 +79,8 @@ def test_drafts_beside_completions_are_read_as_they_are_alone_and_change_nothing
     prompts = [tiny.encoder().encode(text.replace(" ", "")) for text in texts]
     drafts = [(prompts[2], [5, 6, 7, 8, 9, 1]), (prompts[0], [9]), ([6, 6, 6, 6], [7, 1])]
     options = {"prompts": [text.replace(" ", "") for text in texts], "temperature": 1.0}
-    assert not slot.takes_drafts(), "the first rollout tells whether rows share a prompt"
+    assert slot.takes_drafts(None)
+    assert not slot.takes_drafts(torch.bfloat16), "alone they are read in float32"
 
     def scored_with(given: Any, rows_per_forward: int) -> tuple[dict[str, Any], TeacherReading]:
         made = dict(rollout)
@@ -88,9 +89,6 @@ def test_drafts_beside_completions_are_read_as_they_are_alone_and_change_nothing
         return made, reading
 
     without, plain = scored_with({}, 8)
-    assert slot.takes_drafts()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert not slot.takes_drafts(), "alone they are read in float32"
     alone = ReadDrafts.alone(own.load(), drafts)
     for rows_per_forward in (8, 1):
         scores, reading = scored_with({0: drafts}, rows_per_forward)
@@ -100,3 +98,20 @@ def test_drafts_beside_completions_are_read_as_they_are_alone_and_change_nothing
             torch.testing.assert_close(state, wanted)
     assert [len(state) for state in reading.draft_states] == [6, 1, 2]
     assert scored_with({0: drafts}, 8)[1].computed < plain.computed + alone.num_tokens, "their prompts are shared"
+
+
+def test_padding_does_not_count_for_the_context_of_a_teacher():
+    """The one prompt is long, and the draft of the other one: together they are wider than the 12 tokens it reads."""
+    own = Teacher(tiny.model(seed=1, max_position_embeddings=12), "t", ["any"], tokenizer=tiny.tokenizer())
+    teachers = TeacherEnsemble([own], StudentInterface(tiny.model(), tiny.encoder(), None), lambda model: model)
+    ids, mask = torch.randint(5, 15, (2, 10), generator=torch.Generator().manual_seed(0)), torch.ones(2, 10).long()
+    mask[1, :5] = 0
+    rollout = {"prompt_ids": ids[:, :8], "prompt_mask": mask[:, :8]}
+    rollout |= {"completion_ids": ids[:, 8:], "completion_mask": mask[:, 8:]}
+    rows, options = torch.ones(2, 1, dtype=torch.bool), {"prompts": [""] * 2, "temperature": 1.0, "rows_per_forward": 8}
+    drafts = [(ids[1, 5:8].tolist(), [5, 6, 7, 8, 9])]
+    (reading,) = teachers.score(rollout, rows, drafts={0: drafts}, **options)
+    (wanted,) = ReadDrafts.alone(own.load(), drafts)._states
+    torch.testing.assert_close(reading.draft_states[0], wanted)
+    with pytest.raises(TeacherError, match="reads at most 12 tokens, and a prompt with its completion has 13"):
+        teachers.score(rollout, rows, drafts={0: [(ids[0, :8].tolist(), [5, 6, 7, 8, 9])]}, **options)

@@ -407,6 +407,17 @@ def test_resuming_with_other_weights_under_a_teachers_name_is_refused(tmp_path):
         trainer(tmp_path, given=swapped, max_steps=4).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
+def test_a_checkpoint_without_what_its_gate_knows_is_refused_and_one_of_a_run_without_a_gate_is_not(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 2}
+    for gate in ("off", "per_prompt"):
+        trainer(tmp_path / gate, max_steps=2, gate=gate, **options).train()
+    with_gate, without = (str(tmp_path / gate / "checkpoint-2") for gate in ("per_prompt", "off"))
+    trainer(tmp_path, max_steps=3, gate="per_prompt", **options).train(resume_from_checkpoint=without)
+    (tmp_path / "per_prompt" / "checkpoint-2" / "rld_gate.json").unlink()
+    with pytest.raises(CheckpointError, match=r"checkpoint-2 lacks rld_gate.json, what its gate knows"):
+        trainer(tmp_path, max_steps=3, gate="per_prompt", **options).train(resume_from_checkpoint=with_gate)
+
+
 def test_resuming_goes_on_with_the_teachers_there_are_and_says_who_came_and_left(tmp_path):
     options = {"signals": ["policy", "response"], "save_strategy": "steps", "save_steps": 2}
     trainer(tmp_path, max_steps=2, **options).train()
