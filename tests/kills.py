@@ -122,7 +122,7 @@ class Run:
     def wait(self, seconds: float) -> list[int | None]:
         """Return the processes' exit codes, None for those that have not ended after so many seconds and are killed."""
         processes, self.processes = self.processes, []
-        return exit_codes(processes, seconds)
+        return exit_codes(processes, seconds, after_failure=seconds)
 
     @property
     def seconds(self) -> float:

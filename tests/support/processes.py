@@ -9,6 +9,8 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from multiprocessing import connection
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -25,13 +27,34 @@ from tests.support.cpu_sharding import shard_on_cpu
 FORK: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 """Starts a process that has what a test has patched; threads of the test's own process may have left locks in it."""
 
-FORK_SERVER: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+
+class _ServedProcess(ForkServerProcess):
+    """Has the environment of the process that starts it; the server's is that of the first test which started it."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._environment = dict(os.environ)
+
+    def run(self) -> None:
+        os.environ.clear()
+        os.environ.update(self._environment)
+        super().run()
+
+
+class _ServerContext(ForkServerContext):
+    Process: Any = _ServedProcess
+
+
+FORK_SERVER: Any = _ServerContext() if sys.platform == "linux" else multiprocessing.get_context("spawn")
 """Starts a process that has imported rld and nothing else: no locks, threads or patches of the test's process."""
 FORK_SERVER.set_forkserver_preload(["rld.cli", "rld.pipeline.train", "rld.pipeline.distill", "rld.pipeline.sft"])
 
 
 SECONDS_OF_A_MODULE = 600.0
 """Seconds in which the processes of a module have to end."""
+
+SECONDS_AFTER_A_FAILURE = 20.0
+"""Seconds in which connected processes have to end after the first of them has failed."""
 
 
 def free_port() -> int:
@@ -114,11 +137,22 @@ def run_modules(
     assert codes == [0] * num_processes, f"{codes}: {log.read_text()[-5000:]}"
 
 
-def exit_codes(processes: Sequence[BaseProcess], seconds: float) -> list[int | None]:
-    """Return the exit codes of processes, None for those that have not ended after so many seconds and are killed."""
-    deadline = time.monotonic() + seconds
-    for process in processes:
-        process.join(max(0.0, deadline - time.monotonic()))
+def exit_codes(
+    processes: Sequence[BaseProcess], seconds: float, after_failure: float = SECONDS_AFTER_A_FAILURE
+) -> list[int | None]:
+    """Return the exit codes of processes, None for those that have not ended in time and are killed.
+
+    Args:
+        processes: Those that have been started.
+        seconds: The time that they have.
+        after_failure: The time that the others have when one has failed: they may wait for it in vain.
+    """
+    deadline, has_failed = time.monotonic() + seconds, False
+    while running := [process.sentinel for process in processes if process.exitcode is None]:
+        if not has_failed and any(process.exitcode for process in processes):
+            deadline, has_failed = min(deadline, time.monotonic() + after_failure), True
+        if not connection.wait(running, max(0.0, deadline - time.monotonic())):
+            break
     codes = [process.exitcode for process in processes]
     for process in processes:
         if process.exitcode is None:
