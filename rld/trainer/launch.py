@@ -157,7 +157,9 @@ def require_supported(arguments: TrainingArguments) -> None:
         LaunchError: one is set; the message names it and its mend.
     """
     fsdp, deepspeed = _fsdp_plugin(arguments), arguments.deepspeed_plugin
-    is_scaled = arguments.mixed_precision == "fp16" and (fsdp is not None or deepspeed is not None)
+    config = {} if deepspeed is None else deepspeed.deepspeed_config
+    is_half = arguments.mixed_precision == "fp16" or config.get("fp16", {}).get("enabled") is True
+    is_scaled = is_half and (fsdp is not None or deepspeed is not None)
     problems = [("fp16", is_scaled, "its scaled gradients are not supported with FSDP or DeepSpeed; use bf16")]
     if fsdp is not None:
         on_gpu = "the GPUs send each other what checkpoints, probes and scores need whole, so parts have to be on them"
@@ -168,7 +170,7 @@ def require_supported(arguments: TrainingArguments) -> None:
             ("fsdp_cpu_ram_efficient_loading", fsdp.cpu_ram_efficient_loading, f"{loads_once}; set it to false"),
         ]
     if deepspeed is not None:
-        own, config = "is the trainer's here, so that a checkpoint is the same everywhere", deepspeed.deepspeed_config
+        own = "is the trainer's here, so that a checkpoint is the same everywhere"
         loads_shared = "teachers would be loaded in parts as well, and the student is scored before it is shared"
         shares_none = "processes would share nothing, and no checkpoint could be written"
         stage = config.get("zero_optimization", {}).get("stage", 0)

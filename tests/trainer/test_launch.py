@@ -134,11 +134,19 @@ def test_options_of_the_launcher_that_would_train_another_student_are_refused(
         launch.require_supported(arguments)
 
 
-@pytest.mark.parametrize("name", ["optimizer", "scheduler"])
-def test_an_optimizer_and_a_schedule_of_deepspeed_are_refused(name):
-    plugin = SimpleNamespace(zero3_init_flag=False, deepspeed_config={"zero_optimization": {"stage": 2}, name: {}})
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"optimizer": {}}, "optimizer: the .* is the trainer's here"),
+        ({"scheduler": {}}, "scheduler: the .* is the trainer's here"),
+        ({"fp16": {"enabled": True}}, "fp16: its scaled gradients .* use bf16"),
+        ({"fp16": {"enabled": False}}, None),
+    ],
+)
+def test_a_file_of_deepspeed_that_would_train_in_another_way_is_refused(config, expected):
+    plugin = SimpleNamespace(zero3_init_flag=False, deepspeed_config={"zero_optimization": {"stage": 2}, **config})
     arguments = SimpleNamespace(fsdp_plugin_args=None, deepspeed_plugin=plugin, mixed_precision="no")
-    with pytest.raises(LaunchError, match=f"{name}: the .* is the trainer's here"):
+    with nullcontext() if expected is None else pytest.raises(LaunchError, match=expected):
         launch.require_supported(arguments)
 
 
