@@ -57,6 +57,8 @@ def _parsed(path: Path, source: bytes) -> ast.Module:
 
 def find(module: str) -> Path | None:
     """Return the file of an installed module such as `package.part`, or None; nothing is imported."""
+    if not all(part.isidentifier() for part in module.split(".")):  # such as "/", which would lead out of the package
+        return None
     top, *rest = module.split(".")
     try:
         spec = importlib.util.find_spec(top)

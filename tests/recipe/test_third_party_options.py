@@ -42,6 +42,11 @@ def test_options_of_a_new_model_are_those_of_its_configuration(kind):
     assert all(getattr(config(), name) == defaults[name] for name in ("vocab_size", "tie_word_embeddings"))
 
 
+@pytest.mark.parametrize("kind", ["a./", "..", "", "a/b"])
+def test_a_model_type_that_is_no_name_has_no_options(kind):
+    assert third_party_options.model_fields(kind) is None
+
+
 def test_reasoning_gym_tasks_and_their_options_are_those_that_it_registers():
     assert set(third_party_options.gym_tasks()) == set(DATASETS)
     for task, (_, config) in DATASETS.items():
