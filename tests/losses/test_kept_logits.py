@@ -45,36 +45,43 @@ class SavedLogits(torch.autograd.graph.saved_tensors_hooks):
         return tensor
 
 
-def loss_and_gradient(keeps_logits: bool = True, is_trained: bool = True, num_tokens: int = N) -> tuple[int, Any]:
+def loss_and_states(
+    keeps_logits: bool = True, is_trained: bool = True, num_tokens: int = N
+) -> tuple[torch.Tensor, torch.Tensor]:
     hidden, weight = random(0, num_tokens, H).requires_grad_(), random(1, V, H).div_(16).requires_grad_(is_trained)
     every = torch.ones(num_tokens, dtype=torch.bool)
     teacher = FullDistribution(
         valid_N=every, head=LMHead(random(2, V, H) / 16, None, 1.0, None), hidden_NH=hidden.detach()
     )
+    total, stats = fused_response_loss(
+        hidden,
+        LMHead(weight, None, 1.0, None),
+        [teacher],
+        weights_NK=torch.ones(num_tokens, 1),
+        counts_N=torch.ones(num_tokens),
+        objective=ResponseObjective(JSD(), Mixture(), 1.0),
+        sampled=SampledTokens(torch.arange(num_tokens) % V, 1.0, keeps_logits),
+    )
+    return total + stats.sampled_logprob_N.sum(), hidden
+
+
+def bytes_and_gradient(**options: bool) -> tuple[int, Any]:
     saved = SavedLogits()
     with saved:
-        total, stats = fused_response_loss(
-            hidden,
-            LMHead(weight, None, 1.0, None),
-            [teacher],
-            weights_NK=torch.ones(num_tokens, 1),
-            counts_N=torch.ones(num_tokens),
-            objective=ResponseObjective(JSD(), Mixture(), 1.0),
-            sampled=SampledTokens(torch.arange(num_tokens) % V, 1.0, keeps_logits),
-        )
-    (total + stats.sampled_logprob_N.sum()).backward()
+        loss, hidden = loss_and_states(**options)
+    loss.backward()
     return saved.num_bytes, hidden.grad
 
 
 @pytest.mark.parametrize("is_trained", [True, False])
 def test_kept_logits_take_what_the_head_takes_and_no_more_than_the_stated_bound(monkeypatch, is_trained):
-    none, expected = loss_and_gradient(keeps_logits=False, is_trained=is_trained)
-    kept, gradient = loss_and_gradient(is_trained=is_trained)
+    none, expected = bytes_and_gradient(keeps_logits=False, is_trained=is_trained)
+    kept, gradient = bytes_and_gradient(is_trained=is_trained)
     assert (none, kept) == (0, HEAD_BYTES * (4 if is_trained else 1))
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
     bound = 8 * V * (CHUNK + 10)  # of one chunk, and not of two
     monkeypatch.setattr(logit_memory, "KEPT_BYTES", bound)
-    capped, gradient = loss_and_gradient(is_trained=is_trained)
+    capped, gradient = bytes_and_gradient(is_trained=is_trained)
     assert capped == 8 * V * CHUNK
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
 
@@ -86,7 +93,7 @@ def test_of_real_heads_they_stay_within_the_bound_that_estimates_add(vocabulary,
         assert 0 < num_kept * 8 * vocabulary <= logit_memory.KEPT_BYTES
 
 
-def test_a_gradient_of_the_heads_size_is_made_for_tokens_alone_that_are_not_kept(monkeypatch):
+def test_the_forward_makes_a_gradient_of_the_heads_size_for_tokens_alone_that_are_not_kept(monkeypatch):
     zeros_like, shapes = torch.zeros_like, []
 
     def recorded(x: torch.Tensor, **options: Any) -> torch.Tensor:
@@ -94,10 +101,10 @@ def test_a_gradient_of_the_heads_size_is_made_for_tokens_alone_that_are_not_kept
         return zeros_like(x, **options)
 
     monkeypatch.setattr(torch, "zeros_like", recorded)
-    loss_and_gradient(num_tokens=2 * H)
-    assert shapes.count((V, H)) == 1, "that of the backward pass"
-    loss_and_gradient(num_tokens=2 * H + 1)
-    assert shapes.count((V, H)) == 2, "that of the forward pass, which the backward pass goes on with"
+    loss_and_states(num_tokens=2 * H)
+    assert (V, H) not in shapes
+    loss_and_states(num_tokens=2 * H + 1)
+    assert shapes.count((V, H)) == 1
 
 
 @pytest.mark.parametrize("trains_sampled", [True, False])
