@@ -125,7 +125,7 @@ class TeacherState(BaseModel, frozen=True, extra="forbid"):
     def after_gate(self, counts: TeacherObservation, credibility: float, memory: float, tick: int) -> TeacherState:
         """Return the state after a tick in which the gate may have asked the teacher."""
         # Where the verifier does not apply, all answers pass and no attempt counts: that shows nothing.
-        if not counts.prompts or (counts.correct and not counts.attempts):
+        if not (counts.prompts or counts.attempts) or (counts.correct and not counts.attempts):
             return self
         gate = self.gate or GateState.before(tick, counts)
         return self.model_copy(update={"gate": gate.after(counts, credibility, memory, tick)})

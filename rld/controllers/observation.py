@@ -41,7 +41,7 @@ class TeacherObservation:
     correct: int = 0
     """Of these, those that it answered correctly."""
     attempts: int = 0
-    """The student's attempts at prompts that this teacher answered correctly."""
+    """The student's attempts at prompts that this teacher answered correctly, or is assumed to."""
     successes: int = 0
     resampled: int = 0
     """Of the prompts that it answered correctly, those for which a sampled answer was requested too."""

@@ -106,11 +106,11 @@ class GateCounts(NamedSums):
     """The gate's questions to teachers, and the student's attempts at prompts that a teacher answers correctly."""
 
     prompts_SK: Tensor
-    """Prompts that a teacher was asked to answer."""
+    """Prompts that a teacher was asked to answer, now or before."""
     correct_SK: Tensor
     """Of these, those that it answered correctly."""
     attempts_SK: Tensor
-    """The student's attempts at the latter."""
+    """The student's attempts at prompts that it may teach, those included whose verdict is assumed."""
     successes_SK: Tensor
     resampled_SK: Tensor
     """Prompts answered correctly for which a sampled answer was requested too."""

@@ -133,9 +133,9 @@ def gate_counts(
     attempted_A: Tensor,
     succeeded_A: Tensor,
     group_size: int,
-    num_skills: int,
+    skills: Sequence[str],
 ) -> GateCounts:
-    """Count the gate's verdict per skill and teacher.
+    """Count the gate's verdict per skill and teacher; a verdict that is assumed says nothing of the teacher.
 
     Args:
         verdict: The gate's, over all processes.
@@ -144,14 +144,16 @@ def gate_counts(
         attempted_A: Which completions are attempts of the student.
         succeeded_A: Which attempts succeeded.
         group_size: Completions of a prompt; groups are consecutive.
-        num_skills: S.
+        skills: The skills' names.
     """
-    counts = GateCounts.zeros(num_skills, needed_AK.shape[1], needed_AK.device)
-    prompt_skills, open_AK = skills_A[::group_size], verdict.open_BK
-    counts.prompts_SK.index_add_(0, prompt_skills, needed_AK[::group_size].double())
-    counts.correct_SK.index_add_(0, prompt_skills, open_AK[::group_size].double())
+    counts = GateCounts.zeros(len(skills), needed_AK.shape[1], needed_AK.device)
+    prompt_skills, open_AK, was_asked_AK = skills_A[::group_size], verdict.open_BK, needed_AK & ~verdict.assumed_BK
+    counts.prompts_SK.index_add_(0, prompt_skills, was_asked_AK[::group_size].double())
+    counts.correct_SK.index_add_(0, prompt_skills, (open_AK & was_asked_AK)[::group_size].double())
     counts.attempts_SK.index_add_(0, skills_A, open_AK * attempted_A.double()[:, None])
     counts.successes_SK.index_add_(0, skills_A, open_AK * succeeded_A.double()[:, None])
-    counts.resampled_SK.index_add_(0, skills_A, verdict.resampled_BK.double())
-    counts.resampled_correct_SK.index_add_(0, skills_A, verdict.resampled_correct_BK.double())
+    for k, answers in enumerate(verdict.second_K):
+        for answer in answers:
+            counts.resampled_SK[skills.index(answer.skill), k] += 1
+            counts.resampled_correct_SK[skills.index(answer.skill), k] += answer.is_correct
     return counts

@@ -9,8 +9,8 @@ A teacher that is asked first reads the prompt twice where it may teach: with th
 that is likely to be correct is therefore asked while it scores: the draft is one more completion of the prompt. If its
 answer is wrong, it has scored for nothing.
 
-Where all of a teacher's latest answers on a level of a skill had one verdict, the next ones are assumed to have it too,
-and the teacher answers new prompts of that level in some rollouts only.
+Where so many of a teacher's latest answers on a level of a skill had one verdict that another one is unlikely, the next
+ones are assumed to have it too, and the teacher answers a share of the new prompts of that level only.
 
 A teacher can be correct when greedy and still spread its probability over wrong answers; a student that matches its
 distribution becomes as uncertain. For a controller that requires it, the teacher therefore answers some of the open
@@ -37,7 +37,7 @@ from rld.errors import NonFiniteError, TeacherDown, TeacherError
 from rld.models.logprob_source import LogprobSource
 from rld.models.prompting import PromptEncoder
 from rld.models.sampling import SeededSampling
-from rld.rollout.gate_memory import GateMemory, Judged, News, level_of, skill_of
+from rld.rollout.gate_memory import GateMemory, Judged, News, SecondAnswer, level_of, skill_of
 from rld.rollout.gate_questions import AskedTeacher, GateQuestions, GateVerdict, ScoringForwards
 from rld.rollout.teacher_answers import TeacherAnswers
 from rld.rollout.verifier import Verify, answer_and_verify, is_success
@@ -50,7 +50,7 @@ _FIRST_RESAMPLED = 32
 """Prompts of a skill that a teacher answers a second time as soon as they are open."""
 
 _ASK_EVERY = 16
-"""One of so many rollouts has second answers after the first ones, and answers where verdicts are assumed elsewhere."""
+"""One of so many rollouts has second answers after the first ones."""
 
 
 class Gate(Protocol):
@@ -104,12 +104,12 @@ class TeacherGate:
             TeacherError: a teacher's logits are NaN.
         """
         self._num_rollouts += 1
-        keys = [_prompt_key(row) for row in rows]
+        keys = [_row_key(row) for row in rows]
         sizes = {} if forwards is None else forwards.sizes(keys)
         open_BK, asked = torch.zeros(needed_BK.shape, dtype=torch.bool), []
         for k, (memory, is_needed_B) in enumerate(zip(self.memories, needed_BK.cpu().T.tolist(), strict=True)):
             needed = {key: row for key, row, is_needed in zip(keys, rows, is_needed_B, strict=True) if is_needed}
-            one = AskedTeacher(needed, memory.assumed(needed) if self._num_rollouts % _ASK_EVERY else {})
+            one = AskedTeacher(needed, memory.assumed(needed))
             new = [key for key in needed if key not in memory.verdicts and key not in one.assumed]
             if forwards is not None and forwards.takes_drafts_K[k]:
                 self._ask_later(k, one, [key for key in new if self._pays_later(memory, needed[key], *sizes[key])])
@@ -133,8 +133,7 @@ class TeacherGate:
             TeacherError: a teacher's logits are NaN.
         """
         open_BK = torch.zeros(questions.open_BK.shape, dtype=torch.bool)
-        resampled_BK, resampled_correct_BK = torch.zeros_like(open_BK), torch.zeros_like(open_BK)
-        flops = 0.0
+        assumed_BK, flops = torch.zeros_like(open_BK), 0.0
         for k, (teacher, one) in enumerate(zip(self.teachers, questions.asked, strict=True)):
             if one.waiting is not None:
                 if k in states:
@@ -142,27 +141,16 @@ class TeacherGate:
                 self._judge(k, one, one.later, one.waiting)
             verdicts = self._verdicts(k, one)
             open_BK[:, k] = torch.tensor([verdicts.get(key, False) for key in questions.keys])
-            for key, is_correct in one.second.items():
-                b = questions.keys.index(key)
-                resampled_BK[b, k], resampled_correct_BK[b, k] = True, is_correct
+            assumed_BK[:, k] = torch.tensor([key in one.assumed for key in questions.keys])
             flops += forward_flops(teacher.num_parameters(), one.num_tokens)
-        self._share(questions)
         device = questions.open_BK.device
         return GateVerdict(
             open_BK.to(device),
-            resampled_BK.to(device),
-            resampled_correct_BK.to(device),
+            assumed_BK.to(device),
+            self._share(questions),
             num_tokens=sum(one.num_tokens for one in questions.asked),
             flops=flops,
-            num_verdicts=sum(len(one.needed) for one in questions.asked),
-            num_assumed=sum(len(one.assumed) for one in questions.asked),
         )
-
-    def add_resampled(self, skills: Sequence[str], counts_SK: Tensor) -> None:
-        """Add the prompts of a rollout that were answered a second time, over all processes."""
-        for k, memory in enumerate(self.memories):
-            for skill, number in zip(skills, counts_SK[:, k].tolist(), strict=True):
-                memory.add_resampled(skill, int(number))
 
     def forget(self, k: int) -> None:
         """Forget what is known of teacher k, because its weights have changed."""
@@ -274,10 +262,7 @@ class TeacherGate:
         assert self.resampling_temperature is not None
         sampling = SeededSampling(0, self.resampling_temperature)
         for i, verdict in zip(numbers, answers.verdicts(numbers, sampling), strict=True):
-            if verdict.is_correct is None:  # no count will have it, and the skill should not be asked for ever
-                one.unjudged.append(one.judged[keys[i]].skill)
-            else:
-                one.second[keys[i]] = verdict.is_correct
+            one.second[keys[i]] = verdict.is_correct
 
     def _is_resampled(self, k: int, judged: Judged) -> bool:
         """Tell whether teacher k answers a prompt a second time that it answered correctly."""
@@ -293,13 +278,12 @@ class TeacherGate:
         verdicts = {key: known[key] for key in one.needed if key in known}
         return verdicts | dict(one.assumed) | {key: judged.is_correct for key, judged in one.judged.items()}
 
-    def _share(self, questions: GateQuestions) -> None:
-        """Let all processes remember what each of them has learnt."""
+    def _share(self, questions: GateQuestions) -> list[list[SecondAnswer]]:
+        """Let all processes remember what each of them has learnt, and return all teachers' second answers."""
         own = [
-            News([one.judged[key] for key in one.needed if key in one.judged], one.unjudged) for one in questions.asked
+            News([one.judged[key] for key in one.needed if key in one.judged], one.second) for one in questions.asked
         ]
-        for memory, *news in zip(self.memories, *gather_object([own]), strict=True):
-            memory.learn(news)
+        return [memory.learn(news) for memory, *news in zip(self.memories, *gather_object([own]), strict=True)]
 
 
 @contextmanager
@@ -320,7 +304,11 @@ def unverified(teachers: Sequence[Teacher], gate: Gate | None) -> list[Event]:
     return [Event(1, "no gate", "all skills", ", ".join(str(t.name) for t in teachers), measured, rule)]
 
 
-def _prompt_key(row: Row) -> str:
-    """Return a key of a row's prompt and of what makes an answer to it correct."""
-    identity = json.dumps([row.get(name) for name in ("prompt", "answer", "entry")], sort_keys=True, default=repr)
-    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+def _row_key(row: Row) -> str:
+    """Return a hash of a row, of which any column may tell the verifier what a correct answer is."""
+    return hashlib.sha256(json.dumps(row, sort_keys=True, default=_plain).encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    """Return what stands in JSON for a value that it has no form for: `repr` shortens arrays."""
+    return value.tolist() if hasattr(value, "tolist") else repr(value)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from rld.types import DEFAULT_SKILL, Row
@@ -16,9 +17,12 @@ from rld.types import DEFAULT_SKILL, Row
 _MAX_VERDICTS = 100_000
 """Verdicts that are remembered; with more, all are forgotten."""
 
-_SAME_VERDICTS = 128
-"""Equal verdicts in a row on a level of a skill after which a verdict is assumed. Of a teacher for which more than 2.4%
-of the verdicts are other ones, so many are equal with a probability of at most 5%."""
+_EQUAL_VERDICTS = 499
+"""Equal verdicts in a row on a level of a skill after which a verdict is assumed: by a uniform prior the posterior mean
+of another one is then 1 in 501, below 0.2%."""
+
+_ASKED_ANYWAY = 8
+"""Where verdicts are assumed, one prompt of so many is asked nevertheless: one other verdict ends the assumption."""
 
 _MAX_FAILURES = 64
 """Prompts that a teacher fails from the start on, without one success, before a warning doubts the verifier."""
@@ -28,7 +32,7 @@ class Judged(NamedTuple):
     """A verdict on a teacher's greedy answer to a prompt."""
 
     key: str
-    """The prompt's key."""
+    """The prompt's key: a hash as hexadecimal digits."""
     skill: str
     level: str
     """The level of the skill, with the skill's name."""
@@ -37,13 +41,20 @@ class Judged(NamedTuple):
     """Whether the answer has the tokens of the gold answer; None where that is not known."""
 
 
+class SecondAnswer(NamedTuple):
+    """A sampled answer to a prompt that the teacher answered correctly."""
+
+    skill: str
+    is_correct: bool
+
+
 class News(NamedTuple):
     """What one process learns of a teacher in a rollout."""
 
     judged: Sequence[Judged] = ()
     """In the order of the prompts."""
-    unjudged: Sequence[str] = ()
-    """The skill of each second answer that the verifier does not apply to."""
+    second: Mapping[str, bool | None] = MappingProxyType({})
+    """By the keys of prompts among them, whether a second answer is correct; None where the verifier does not apply."""
 
 
 @dataclass
@@ -56,8 +67,7 @@ class GateMemory:
         num_failures: Prompts that it failed before its first success; -1 after that success, or after the warning.
         resampled: By skill, the prompts that it answered a second time.
         golds: By skill, its greedy answers with the tokens of the gold answer, and all others.
-        same: By level of a skill, its latest verdicts that are equal: so many correct answers, or with a minus so many
-            wrong ones.
+        streaks: By level of a skill, the length of its last run of equal verdicts, with a minus where they are wrong.
     """
 
     name: str
@@ -65,7 +75,7 @@ class GateMemory:
     num_failures: int = 0
     resampled: dict[str, int] = field(default_factory=dict)
     golds: dict[str, list[int]] = field(default_factory=dict)
-    same: dict[str, int] = field(default_factory=dict)
+    streaks: dict[str, int] = field(default_factory=dict)
 
     def state(self) -> dict[str, Any]:
         """Return the memory as JSON."""
@@ -78,36 +88,46 @@ class GateMemory:
 
     def forget(self) -> None:
         """Forget the verdicts, because the teacher's weights have changed."""
-        for remembered in (self.verdicts, self.resampled, self.golds, self.same):
+        for remembered in (self.verdicts, self.resampled, self.golds, self.streaks):
             remembered.clear()
 
-    def learn(self, news: Sequence[News]) -> None:
-        """Remember what the processes learnt in a rollout, in their order; a prompt that two asked counts once."""
+    def learn(self, news: Sequence[News]) -> list[SecondAnswer]:
+        """Remember what the processes learnt in a rollout, in their order; a prompt that two asked counts once.
+
+        Returns:
+            The second answers that the verifier applies to.
+        """
         if len(self.verdicts) > _MAX_VERDICTS:
             self.verdicts.clear()
-        judged = dict[str, Judged]()
+        judged, second = dict[str, Judged](), dict[str, bool | None]()
         for one in news:
             for answer in one.judged:
                 judged.setdefault(answer.key, answer)
-            for skill in one.unjudged:
-                self.add_resampled(skill, 1)
+            for key, is_second_correct in one.second.items():
+                second.setdefault(key, is_second_correct)
         for answer in judged.values():
             self.verdicts[answer.key] = answer.is_correct
-            number = self.same.get(answer.level, 0)
-            self.same[answer.level] = max(number, 0) + 1 if answer.is_correct else min(number, 0) - 1
+            number = self.streaks.get(answer.level, 0)
+            self.streaks[answer.level] = max(number, 0) + 1 if answer.is_correct else min(number, 0) - 1
             if answer.is_gold is not None:
                 self.golds.setdefault(answer.skill, [0, 0])[0 if answer.is_gold else 1] += 1
         if judged:
             self._warn_of_failures([answer.is_correct for answer in judged.values()])
-
-    def add_resampled(self, skill: str, number: int) -> None:
-        """Count prompts of a skill that were answered a second time."""
-        self.resampled[skill] = self.resampled.get(skill, 0) + number
+        for key in second:  # also those without a verdict, lest the skill be asked for ever
+            skill = judged[key].skill
+            self.resampled[skill] = self.resampled.get(skill, 0) + 1
+        return [
+            SecondAnswer(judged[key].skill, is_correct) for key, is_correct in second.items() if is_correct is not None
+        ]
 
     def assumed(self, needed: Mapping[str, Row]) -> dict[str, bool]:
         """Return the verdicts that are assumed of prompts without one, by their keys."""
-        numbers = {key: self.same.get(level_of(row), 0) for key, row in needed.items() if key not in self.verdicts}
-        return {key: number > 0 for key, number in numbers.items() if abs(number) >= _SAME_VERDICTS}
+        streaks = {
+            key: self.streaks.get(level_of(row), 0)
+            for key, row in needed.items()
+            if key not in self.verdicts and int(key, 16) % _ASKED_ANYWAY
+        }
+        return {key: streak > 0 for key, streak in streaks.items() if abs(streak) >= _EQUAL_VERDICTS}
 
     def share_of_golds(self, skill: str) -> float:
         """Return the expected share of answers that are the gold ones, one of two before there is any."""

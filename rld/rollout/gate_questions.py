@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from rld.models.drafts import Pair
-from rld.rollout.gate_memory import Judged
+from rld.rollout.gate_memory import Judged, SecondAnswer
 from rld.rollout.teacher_answers import TeacherAnswers
 from rld.types import Row
 
@@ -22,18 +22,16 @@ class GateVerdict(NamedTuple):
 
     open_BK: Tensor
     """Which teachers may teach on which completions, bool."""
-    resampled_BK: Tensor
-    """Which teachers gave a second, sampled answer, bool; at the first completion of each prompt."""
-    resampled_correct_BK: Tensor
-    """Which of these answers are correct, bool."""
+    assumed_BK: Tensor
+    """Which of these verdicts, and of those that a teacher may not teach, are assumed, bool."""
+    second_K: Sequence[Sequence[SecondAnswer]]
+    """The second answers of each teacher to prompts of all processes."""
     num_tokens: int
     """Tokens that teachers of this process read and wrote for their answers."""
     flops: float
     """Operations of these answers."""
-    num_verdicts: int = 0
-    """Verdicts on a teacher and a prompt of this process that the rollout needs."""
-    num_assumed: int = 0
-    """Those of them that are assumed."""
+    share_assumed: float | None = None
+    """Share of assumed verdicts on prompts of all processes, once they are counted; None where none is needed."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +73,8 @@ class AskedTeacher:
     waiting: TeacherAnswers | None = None
     """The answers to these prompts."""
     judged: dict[str, Judged] = field(default_factory=dict)
-    second: dict[str, bool] = field(default_factory=dict)
-    """By prompt, whether its second answer is correct."""
-    unjudged: list[str] = field(default_factory=list)
+    second: dict[str, bool | None] = field(default_factory=dict)
+    """By prompt, whether its second answer is correct; None where the verifier does not apply."""
     num_tokens: int = 0
 
 

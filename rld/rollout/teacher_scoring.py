@@ -157,8 +157,8 @@ class TeacherScoring:
         metrics = self._used_weights(weights_BK, skills_B, record.skills)
         if verdict is None:
             return TeacherScoringReport(events, scored, saved, metrics)
-        if verdict.num_verdicts:
-            metrics["gate/assumed"] = verdict.num_assumed / verdict.num_verdicts
+        if verdict.share_assumed is not None:
+            metrics["gate/assumed"] = verdict.share_assumed
         return TeacherScoringReport(events, scored + verdict.num_tokens, saved - verdict.num_tokens, metrics)
 
     # -- the steps, in their order -----------------------------------------------------------------------------------
@@ -213,27 +213,23 @@ class TeacherScoring:
         assert record.attempted_A is not None
         assert record.succeeded_A is not None
         verdict = gate.decide(questions, states)
-        own = [verdict.flops, verdict.num_tokens, verdict.num_verdicts, verdict.num_assumed]
-        flops, *counts_of_all = self._sum(torch.tensor(own, dtype=torch.float64)).tolist()
+        own = torch.tensor([verdict.flops, verdict.num_tokens], dtype=torch.float64)
+        flops, num_tokens = self._sum(own).tolist()
         self.flop_meter.add("gate", flops)
-        gathered = verdict._replace(
-            open_BK=gather(verdict.open_BK),
-            resampled_BK=gather(verdict.resampled_BK),
-            resampled_correct_BK=gather(verdict.resampled_correct_BK),
-        )
+        needed_AK = gather(needed_BK)
         counts = gate_counts(
-            gathered,
-            gather(needed_BK),
+            verdict._replace(open_BK=gather(verdict.open_BK), assumed_BK=gather(verdict.assumed_BK)),
+            needed_AK,
             gather(skills_B),
             attempted_A=record.attempted_A,
             succeeded_A=record.succeeded_A,
             group_size=record.group_size,
-            num_skills=len(record.skills),
+            skills=record.skills,
         )
         self.runtime.add_gate_counts(counts)
-        gate.add_resampled(record.skills, counts.resampled_SK)
-        num_tokens, num_verdicts, num_assumed = map(int, counts_of_all)
-        return verdict._replace(num_tokens=num_tokens, num_verdicts=num_verdicts, num_assumed=num_assumed)
+        num_needed = int(needed_AK[:: record.group_size].sum())
+        share_assumed = 1 - float(counts.prompts_SK.sum()) / num_needed if num_needed else None
+        return verdict._replace(num_tokens=int(num_tokens), share_assumed=share_assumed)
 
     def _may_teach(self, record: RolloutRecord, device: torch.device) -> Tensor:
         """Return which completions teachers may teach on, `[B]` bool: all, or those that the verifier fails."""

@@ -115,3 +115,18 @@ def test_padding_does_not_count_for_the_context_of_a_teacher():
     torch.testing.assert_close(reading.draft_states[0], wanted)
     with pytest.raises(TeacherError, match="reads at most 12 tokens, and a prompt with its completion has 13"):
         teachers.score(rollout, rows, drafts={0: [(ids[0, :8].tolist(), [5, 6, 7, 8, 9])]}, **options)
+
+
+def test_what_a_teacher_with_another_tokenizer_said_of_a_completion_can_be_taken_back():
+    own = Teacher(tiny.model(seed=1), "t", ["any"], tokenizer=tiny.tokenizer(), align="likelihood")
+    teachers = TeacherEnsemble([own], StudentInterface(tiny.model(), tiny.encoder(), None), lambda model: model)
+    ids, mask = torch.randint(5, 15, (2, 7), generator=torch.Generator().manual_seed(0)), torch.ones(2, 7).long()
+    rollout = {"prompt_ids": ids[:, :3], "prompt_mask": mask[:, :3]}
+    rollout |= {"completion_ids": ids[:, 3:], "completion_mask": mask[:, 3:]}
+    rows = torch.ones(2, 1, dtype=torch.bool)
+    teachers.score(rollout, rows, prompts=["abc", "abd"], temperature=1.0, rows_per_forward=8)
+    teachers.withdraw(rollout, torch.tensor([[True], [False]]))
+    scores = teachers.sampled_scores(rollout, 1.0)
+    assert scores["teacher_spans"][:, 0].tolist() == [[0, 1, 2, 3], [-1] * 4]
+    assert scores["teacher_scores"][:, 0].bool().tolist() == [[True] * 4, [False] * 4]
+    assert rollout["teacher_tokens"].any(-1).tolist() == [[True], [False]]
