@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from rld.errors import UsageError
 from rld.recipe.hardware import Cards
+from rld.utils.control_characters import visible
 from rld.utils.files import user_path
 from rld.utils.suggestions import hint
 
@@ -56,7 +57,7 @@ class _Version(argparse.Action):
         from importlib.metadata import PackageNotFoundError, version
 
         try:
-            print(f"rld {version('rld')}")
+            print("rld", visible(version("rld")))
         except PackageNotFoundError:
             print("rld (run from its source, not installed)")
         parser.exit()

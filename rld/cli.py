@@ -17,8 +17,9 @@ from rld.arguments import parse
 from rld.errors import LaunchError, LibraryError, RecipeError, RldError, UsageError
 from rld.recipe import registry
 from rld.utils import secrets
+from rld.utils.control_characters import visible
 from rld.utils.interrupts import end_with_parent
-from rld.utils.messages import is_main_process, warnings_as_lines
+from rld.utils.messages import is_main_process, tell_of_this_process, warnings_as_lines
 from rld.utils.os_errors import tell_failure
 from rld.utils.run_folder import ABLATION_RESULT, RunFolder
 from rld.utils.streams import safe_streams
@@ -34,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0; 2 for a mistake of the user; 3 where losses or gradients were not finite; 74 where the machine
-        failed, such as its disk; 130 when stopped with Ctrl-C, 143 by SIGTERM; 1 where runs of an ablation failed.
+        failed, such as its disk; 130 when stopped with Ctrl-C, 143 by SIGTERM, 129 by SIGHUP; 1 where runs of an
+        ablation failed.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     secrets.remember_environment()
@@ -55,8 +57,8 @@ def _run(words: list[str]) -> int:
     except RldError as error:
         # All processes of a distributed run find the same mistake in the recipe; one of them reports it.
         if is_main_process() or not isinstance(error, (RecipeError, LibraryError, UsageError, LaunchError)):
-            for line in str(error).splitlines():
-                print(f"rld: {line}", file=sys.stderr)
+            for line in str(error).split("\n"):
+                tell_of_this_process(line)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -206,11 +208,11 @@ def _report(options: argparse.Namespace) -> int:
 
 def _list(options: argparse.Namespace) -> int:
     """List what ships."""
-    from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
 
     from rld.recipe import catalogue
+    from rld.utils.console import SafeConsole
 
     if options.kind is not None and options.kind not in catalogue.KINDS:
         raise UsageError(f"nothing of kind {options.kind!r} ships{hint(options.kind, catalogue.KINDS)}")
@@ -218,7 +220,7 @@ def _list(options: argparse.Namespace) -> int:
     for kind in [options.kind] if options.kind else catalogue.KINDS:
         for name, about in catalogue.names(kind).items():
             table.add_row(kind, Text(name), Text(about))
-    Console(highlight=False).print(table)
+    SafeConsole(highlight=False).print(table)
     return 0
 
 
@@ -227,7 +229,7 @@ def _copy(options: argparse.Namespace) -> int:
     from rld.recipe import catalogue
 
     for path in catalogue.copy(options.name, options.to, options.force):
-        print(path)
+        print(visible(str(path)))
     return 0
 
 

@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from rld.ablation import outcomes, page
 from rld.ablation.arms import Arm, read_arms
 from rld.ablation.jobs import Job, Start, process_starter, run_jobs
@@ -27,6 +25,7 @@ from rld.recipe.inputs import Inputs, InputsFile
 from rld.recipe.reading import read_recipe
 from rld.recipe.schema import Recipe
 from rld.utils import files
+from rld.utils.console import SafeConsole
 from rld.utils.folder_lock import locked
 from rld.utils.messages import tell
 from rld.utils.run_folder import RunFolder
@@ -210,7 +209,7 @@ def _finished_runs(plan: AblationPlan) -> list[outcomes.RunOutcome]:
 def show_result(result: outcomes.AblationResult, folder: Path) -> None:
     """Draw the page of an ablation into its folder, and print its tables."""
     path = page.write_page(result, folder)
-    console = Console(highlight=False)
+    console = SafeConsole(highlight=False)
     for table in page.terminal_tables(result):
         console.print(table)
     console.print(f"report: {path}", soft_wrap=True, markup=False)

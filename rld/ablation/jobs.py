@@ -131,7 +131,7 @@ def run_jobs(jobs: Sequence[Job], num_parallel: int, start: Start, tell: Callabl
     """
     queue = _JobQueue(jobs, num_parallel, start, tell)
     num_requests = 0
-    with stop_on_signals(StopRequest(_STOP_MESSAGE, second_raises=False), ("SIGINT", "SIGTERM", "SIGHUP")) as stop:
+    with stop_on_signals(StopRequest(_STOP_MESSAGE, second_raises=False)) as stop:
         try:
             while not queue.is_empty:
                 if len(stop.signals) > num_requests:

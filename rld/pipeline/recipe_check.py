@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -27,6 +26,7 @@ from rld.recipe.inputs import Inputs, InputsFile
 from rld.recipe.progress import run_progress
 from rld.recipe.schema import Recipe
 from rld.reporting.overview import label_table, overview, skill_tables
+from rld.utils.console import SafeConsole
 from rld.utils.messages import is_main_process, tell
 from rld.utils.user_calls import action
 
@@ -122,7 +122,7 @@ def show_check(
     """
     if not is_main_process():
         return
-    console = Console(highlight=False)
+    console = SafeConsole(highlight=False)
     rows = {summary.skill: summary.lengths for summary in result.skills}
     console.print(overview(recipe, source.parent, rows, cards))
     console.print(skill_tables(result.skills))
@@ -148,7 +148,7 @@ def _show_progress(recipe: Recipe, source: Path, folder: Path) -> None:
     table = Table("stage", "state", title=f"\nthe run in {folder}", title_justify="left")
     for stage in progress:
         table.add_row(Text(stage.stage), Text(str(stage)))
-    console = Console(highlight=False)
+    console = SafeConsole(highlight=False)
     console.print(table)
     for change in input_changes(previous, current, [stage.stage for stage in progress if stage.is_started]):
         consent = "; needs --accept-changes" if change.effect is Effect.NEEDS_CONSENT else ""

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import datasets
 import transformers
-from rich.console import Console
 from safetensors import SafetensorError
 
 from rld.errors import RecipeError, SystemFailure
@@ -26,6 +25,7 @@ from rld.reporting.report import show_report
 from rld.reporting.score_records import ScoreRecord
 from rld.reporting.tables import scores_table
 from rld.trainer import checkpoints
+from rld.utils.console import SafeConsole
 from rld.utils.interrupts import StopRequest, Waiting, stop_on_signals
 from rld.utils.messages import tell
 from rld.utils.os_errors import as_os_error, describe_os_error, fullest_disk, is_lost_process
@@ -66,7 +66,7 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool, accepts_chan
         if run.state.is_main_process:
             show_report(output)
             if status == "stopped":
-                Console().print("stopped; the same command with --resume goes on from here", soft_wrap=True)
+                SafeConsole().print("stopped; the same command with --resume goes on from here", soft_wrap=True)
     except Exception as error:
         failure = as_os_error(error) if isinstance(error, OSError | RuntimeError | SafetensorError) else None
         if failure is None:
@@ -126,7 +126,7 @@ def _what_remains(run: RunContext) -> str:
 def _show_launch(run: RunContext) -> None:
     """Print what the run trains on, and what was asked for and is not so."""
     launch = run.launch
-    Console(highlight=False).print(f"{run.recipe.name}: {launch}", soft_wrap=True, markup=False)
+    SafeConsole(highlight=False).print(f"{run.recipe.name}: {launch}", soft_wrap=True, markup=False)
     for remark in launch.remarks:
         tell(remark)
 
@@ -154,7 +154,7 @@ def cache_teachers(recipe: Recipe, source: Path, output: Path) -> int:
     run.row_checks.require(run.skill_rows)
     for stage in stages:
         for name, (size, num_read) in stage.fill_cache(run).items():
-            Console().print(
+            SafeConsole().print(
                 f"{stage.name}: {name} read {num_read} of {size} tokens, the others were there", soft_wrap=True
             )
     return 0
@@ -172,5 +172,5 @@ def evaluate(model: str, recipe: Recipe, source: Path) -> int:
             skill: {name: ScoreRecord(**score._asdict()) for name, score in scores.items()}
             for skill, scores in measured.items()
         }
-        Console().print(scores_table(model, scoring, run.evaluator.rows))
+        SafeConsole().print(scores_table(model, scoring, run.evaluator.rows))
     return 0

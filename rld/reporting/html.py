@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from rld.utils.control_characters import visible
+
 STYLE = """
 :root {
   color-scheme: light dark;
@@ -120,8 +122,11 @@ footer { margin-top: 28px; color: var(--soft); font-size: 13px; }
 
 
 def page(title: str, body: str) -> str:
-    """Return a whole page in this style. Its security policy forbids all loading and all scripts."""
-    return (
+    """Return a whole page in this style. Its security policy forbids all loading and all scripts.
+
+    Control characters of its text, which turn lines around or which a terminal obeys, are shown as escapes.
+    """
+    return visible(
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

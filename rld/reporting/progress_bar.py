@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar as Bar
 from rich.table import Column, Table
@@ -19,6 +19,8 @@ from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rld.reporting.metric_names import find_metric, logged_metrics
+from rld.utils.console import SafeConsole
+from rld.utils.control_characters import visible
 
 _LISTS = {
     "weights": ("weight/<signal>", "weight/reference"),
@@ -122,7 +124,8 @@ class ProgressBar(TrainerCallback):
     def _print_line(self) -> None:
         self._printed_step = self._step
         lists = [f"{title} {_list(self._latest(title))}" for title in _LISTS if self._latest(title)]
-        print("; ".join([f"{self.title}: step {self._facts()}", *lists]), file=sys.stderr, flush=True)
+        line = "; ".join([f"{self.title}: step {self._facts()}", *lists])
+        print(visible(line), file=sys.stderr, flush=True)
 
     def _frame(self) -> RenderableType:
         steps = Table.grid(Column(ratio=1), Column(no_wrap=True), padding=(0, 2), expand=True)
@@ -162,7 +165,7 @@ class ProgressBar(TrainerCallback):
         return latest
 
 
-class _Console(Console):
+class _Console(SafeConsole):
     def on_broken_pipe(self) -> None:
         raise  # rich would end the program
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from statistics import fmean
 
 import yaml
-from rich.console import Console
 
 from rld.reporting.chart_groups import ChartGroup, Colours, chart_groups
 from rld.reporting.charts import figure
@@ -19,6 +18,7 @@ from rld.reporting.score_tables import all_scores
 from rld.reporting.series import number
 from rld.reporting.tables import closing_table, html_table, teacher_tokens_note
 from rld.reporting.verdict import verdict
+from rld.utils.console import SafeConsole
 from rld.utils.files import write_text
 from rld.utils.run_folder import RunFolder
 
@@ -62,7 +62,7 @@ def show_report(run: Path) -> None:
     Raises:
         CheckpointError: the folder holds no run, or a file of it is damaged.
     """
-    console = Console(highlight=False)
+    console = SafeConsole(highlight=False)
     path, history = write_report(run), read_run(run)
     if history.summary.stages and history.summary.status == "done":
         console.print(closing_table(history.summary))

@@ -29,6 +29,7 @@ from rld.teachers.server_queue import GenerateTask, ScoreTask, TaskQueue, client
 from rld.teachers.teacher import Teacher
 from rld.teachers.wire_format import pack_logprobs, unpack_sequences
 from rld.types import Answer
+from rld.utils.control_characters import visible
 
 _MAX_TOKENS = 65_536
 """Tokens of a request: an answer with 64 named tokens takes 17 MB."""
@@ -234,5 +235,6 @@ def serve(model: str, adapter: str | None, dtype: str, *, host: str, port: int) 
     except OSError as error:
         raise TeacherError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from error
     address = f"[{host}]" if ":" in host else host
-    print(f"{source.name} ({source.info().fingerprint}) at http://{address}:{listener.getsockname()[1]}", flush=True)
+    facts = f"{source.name} ({source.info().fingerprint}) at http://{address}:{listener.getsockname()[1]}"
+    print(visible(facts), flush=True)
     limited_server(application(source, token)).run(sockets=[listener])

@@ -8,12 +8,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Self
 
 from rld.utils.messages import tell
+
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+"""Ctrl-C, `kill`, and a terminal that was closed."""
 
 _SECONDS_PER_LOOK = 0.5
 """How often a process looks whether its parent still lives."""
@@ -120,6 +123,8 @@ class StopRequest:
             if interrupted is _Span.innermost() and not is_ending:
                 raise StopRequested
             return
+        if self.signals and signal.Signals(number).name == "SIGHUP":  # a closed terminal sends one, its shell another
+            return
         self.signals.append(number)
         if self.second_raises and len(self.signals) > 1:
             raise StopRequested
@@ -168,12 +173,12 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signals(stop: StopRequest, names: Sequence[str] = ("SIGINT", "SIGTERM")) -> Iterator[StopRequest]:
-    """Handle the signals called `names` with `stop` inside the block; skip signals that the platform lacks.
+def stop_on_signals(stop: StopRequest) -> Iterator[StopRequest]:
+    """Handle the signals that request a stop with `stop` inside the block; skip signals that the platform lacks.
 
     An ignored SIGHUP stays ignored, so that a run under nohup continues when its terminal closes.
     """
-    numbers = [number for name in names if (number := getattr(signal, name, None)) is not None]
+    numbers = [number for name in _SIGNALS if (number := getattr(signal, name, None)) is not None]
     numbers = [n for n in numbers if signal.Signals(n).name != "SIGHUP" or signal.getsignal(n) is not signal.SIG_IGN]
     handlers = [signal.signal(number, stop) for number in numbers]
     try:

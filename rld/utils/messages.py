@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rld.utils.control_characters import visible
+
 _RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 """Environment variables with the number of a process, as torchrun and MPI set them and Accelerate reads them."""
 
@@ -15,7 +17,12 @@ _RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 def tell(text: str) -> None:
     """Print a line to stderr; of a distributed run, the main process alone prints it."""
     if is_main_process():
-        print(f"rld: {text}", file=sys.stderr, flush=True)
+        tell_of_this_process(text)
+
+
+def tell_of_this_process(text: str) -> None:
+    """Print a line to stderr, also in a process of a distributed run that is not the main one."""
+    print(f"rld: {visible(text)}", file=sys.stderr, flush=True)
 
 
 def is_main_process() -> bool:
@@ -33,8 +40,8 @@ def warnings_as_lines() -> Iterator[None]:
         message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
     ) -> str:
         if issubclass(category, UserWarning):
-            return f"warning: {message}\n"
-        return default(message, category, filename, lineno, line)
+            return f"warning: {visible(str(message))}\n"
+        return visible(default(message, category, filename, lineno, line))
 
     warnings.formatwarning = line_of
     try:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import re
 import shutil
-import sys
 from pathlib import Path
 
 from rld.errors import SystemFailure, UsageError
+from rld.utils.messages import tell_of_this_process
 
 _MACHINE = frozenset(
     getattr(errno, name)
@@ -80,12 +80,12 @@ def tell_failure(error: OSError | RuntimeError) -> int:
         RuntimeError: `error`, if it is no such failure.
     """
     if isinstance(error, OSError):
-        print(f"rld: {describe_os_error(error)}", file=sys.stderr)
+        tell_of_this_process(describe_os_error(error))
         return SystemFailure.exit_code if is_system_failure(error) else UsageError.exit_code
     if not is_lost_process(error):
         raise error
     reason = "another process of this run has ended, or can't be reached, so this one ends too"
-    print(f"rld: {reason}; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
+    tell_of_this_process(f"{reason}; the same command with --resume goes on from the last checkpoint")
     return SystemFailure.exit_code
 
 

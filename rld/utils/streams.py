@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -16,7 +17,8 @@ from rld.utils.secrets import masked_text
 class SafeStream:
     """A stream that masks secrets in what is written, and escapes characters that its encoding lacks.
 
-    Once the reader has closed a pipe, as in `rld list | head -1`, what is written is dropped, and the command goes on.
+    Once the reader has closed a pipe, as in `rld list | head -1`, or the terminal is closed, what is written is
+    dropped, and the command goes on.
 
     Args:
         stream: The stream that is written to. None, as where a shell has closed it: nowhere.
@@ -25,23 +27,29 @@ class SafeStream:
     def __init__(self, stream: TextIO | None) -> None:
         # opened at the start of a command, the null device takes the place of the closed stream, and no other file does
         self._stream = open(os.devnull, "w", encoding="utf-8") if stream is None else stream  # noqa: SIM115
+        self._is_terminal = self._stream.isatty()  # asked now, for one that is closed no longer says so
 
     def write(self, text: str) -> int:
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
-        try:
+        with self._dropping():
             self._stream.write(masked_text(text).encode(encoding, "backslashreplace").decode(encoding))
-        except BrokenPipeError:
-            self._drop()
         return len(text)
 
     def flush(self) -> None:
-        try:
+        with self._dropping():
             self._stream.flush()
-        except BrokenPipeError:
+
+    @contextmanager
+    def _dropping(self) -> Iterator[None]:
+        """Once nobody reads, let what is written go nowhere, also what Python flushes when the process ends."""
+        try:
+            yield
+        except OSError as error:
+            if not (isinstance(error, BrokenPipeError) or (self._is_terminal and error.errno == errno.EIO)):
+                raise
             self._drop()
 
     def _drop(self) -> None:
-        """Let what is written from now on go nowhere, also what Python flushes when the process ends."""
         with open(os.devnull, "w", encoding="utf-8") as nowhere:
             os.dup2(nowhere.fileno(), self._stream.fileno())
 

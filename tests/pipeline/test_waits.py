@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -120,8 +122,14 @@ def sleep_first(folder: Path, patch: pytest.MonkeyPatch, owner: type, name: str,
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals")
-@pytest.mark.parametrize("hang", ["reward", "reward catches", "async", "observe", "evaluation", "saving"])
-def test_sigterm_ends_a_run_whatever_it_waits_for(folder, monkeypatch, hang):
+@pytest.mark.parametrize(
+    ("hang", "signals"),
+    [
+        *((hang, ["SIGTERM"]) for hang in ("reward", "reward catches", "async", "observe", "evaluation", "saving")),
+        ("saving", ["SIGHUP", "SIGHUP"]),  # a terminal that is closed sends it, and so does its shell
+    ],
+)
+def test_sigterm_and_a_closed_terminal_end_a_run_whatever_it_waits_for(folder, monkeypatch, hang, signals):
     """The run is a fork of this process, so that it has what is patched here."""
     go_after_an_update(folder, monkeypatch)
     if hang != "reward":  # which is tried with the waiting time of real runs
@@ -137,10 +145,12 @@ def test_sigterm_ends_a_run_whatever_it_waits_for(folder, monkeypatch, hang):
     while not (folder / "hangs").exists() and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.3)
-    process.terminate()
     start = time.monotonic()
+    for name in signals:
+        os.kill(process.pid, signal.Signals[name])
+        time.sleep(0.2)
     code, text = exit_codes([process], 20.0)[0], log.read_text()
-    assert code == 143, text
+    assert code == 128 + signal.Signals[signals[0]], text
     assert time.monotonic() - start < 10
     assert "Traceback" not in text
     step = 3 if hang in ("evaluation", "saving") else 2

@@ -121,6 +121,7 @@ def test_names_are_text_even_where_they_look_like_html(tmp_path: Path) -> None:
 
 
 EVIL = "</title></style></text></svg>-->]]><script>alert('1')</script><img src=x onerror=alert(1)>&amp;'\"><b x=\""
+CONTROLS = "\x1b[2J\u202e\x07"
 
 
 def with_evil(tree: object, key: str = "") -> object:
@@ -129,7 +130,7 @@ def with_evil(tree: object, key: str = "") -> object:
         return {name: with_evil(value, name) for name, value in tree.items()}
     if isinstance(tree, list):
         return [with_evil(value, key) for value in tree]
-    return tree + EVIL if isinstance(tree, str) and key not in ("stage", "kind", "status") else tree
+    return tree + EVIL + CONTROLS if isinstance(tree, str) and key not in ("stage", "kind", "status") else tree
 
 
 @pytest.mark.parametrize("name", ["samples.jsonl", "events.jsonl", "metrics.jsonl", "summary.json", "recipe.json"])
@@ -148,6 +149,7 @@ def test_no_text_of_a_run_is_read_as_html(tmp_path: Path, name: str) -> None:
             confusion["b"]["labels"] = [EVIL, "yes"]
     (run / name).write_text("".join(json.dumps(with_evil(line)) + "\n" for line in lines))
     page = Page(write_report(run))
+    assert not set("\x1b\u202e\x07") & set(page.text)
     assert not page.open and {tag for tag, _ in page.tags} <= tags
     assert not [at for _, attributes in page.tags for at in attributes if at.startswith("on") or at == "src"]
     assert EVIL in page.text

@@ -91,3 +91,19 @@ def test_no_interruption_arrives_after_the_block(monkeypatch):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert arrived == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminals that hang up")
+def test_nohup_is_respected_and_a_hangup_that_comes_twice_is_one_request():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signals(StopRequest("stop")) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop.is_made()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with stop_on_signals(StopRequest("stop")) as stop:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.signals == [signal.SIGHUP]
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from rld.cli import main
+from rld.utils.streams import SafeStream
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,6 +32,17 @@ def test_closed_streams_end_no_command() -> None:
     assert shell("rld list >&-").stderr == ""
     assert "quickstart" in shell("rld list 2>&-").stdout
     assert shell("rld list 2>&- >&-").returncode == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals")
+def test_a_closed_terminal_ends_no_command() -> None:
+    terminal, end = os.openpty()
+    with open(end, "w") as file:
+        stream = SafeStream(file)
+        os.close(terminal)
+        for _ in range(2):
+            assert stream.write("text\n") == 5
+            stream.flush()
 
 
 def test_a_tilde_in_a_path_is_the_home_folder(tmp_path, monkeypatch, capsys) -> None:

@@ -1,0 +1,13 @@
+"""Makes characters visible that a terminal or a browser would obey, for text that comes from files and servers."""
+
+from __future__ import annotations
+
+import re
+
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Control characters but tab and line feed, and those that turn the direction of the text that follows."""
+
+
+def visible(text: str) -> str:
+    r"""Return a text with its control characters as escapes, such as `\x1b`. Tabs and ends of lines stay."""
+    return _OBEYED.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
