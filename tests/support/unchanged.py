@@ -6,7 +6,7 @@
 A restructuring must not change any number, so `compare` allows no tolerance: it prints every difference and exits with
 1 if there is one. The runs go through `rld train`, each in a process of its own with one thread. Recordings agree only
 on one kind of CPU with the same versions of torch, transformers and TRL; a recording holds both, and `compare` prints
-where they differ. `unchanged/baseline.json` was recorded at commit c02fd9a.
+where they differ. `unchanged/baseline.json` was recorded at commit b0fc140.
 """
 
 from __future__ import annotations
