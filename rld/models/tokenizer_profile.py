@@ -88,18 +88,8 @@ class TokenizerProfile:
             ordinary=ordinary,
         )
 
-    @classmethod
-    def from_json(cls, values: Any) -> TokenizerProfile:
-        """Return the profile that `to_json` made.
-
-        Raises:
-            TypeError, KeyError, ValueError, AttributeError: the values are no profile.
-        """
-        probes = [[int(i) for i in ids] for ids in values["probes"]]
-        return cls(str(values["vocabulary"]), probes, {str(token): int(i) for token, i in values["added"].items()})
-
     def to_json(self) -> dict[str, Any]:
-        """Return what a server sends."""
+        """Return what a server sends: the arguments of this class, without ordinary tokens."""
         return {"vocabulary": self.vocabulary, "probes": self.probes, "added": dict(self.added)}
 
     @cached_property

@@ -10,8 +10,10 @@ import time
 from typing import Any, NamedTuple
 
 import httpx2
+from pydantic_core import from_json
 
 from rld.errors import TeacherDown, TeacherError
+from rld.teachers.http_answer import AnswerTooLong, HttpAnswer, read_answer
 from rld.utils import secrets
 from rld.utils.interrupts import Waiting
 
@@ -32,6 +34,12 @@ _CONNECT_TIMEOUT = 10.0
 
 _READ_TIMEOUT = 300.0
 """Seconds without a byte, or `timeout_seconds` where that is more; a large teacher may take minutes for a rollout."""
+
+_TOTAL_FACTOR = 2
+"""Reads without a byte that a call may take in all: one until the answer begins, and one until it ends."""
+
+_MAX_BYTES = 8 << 20
+"""Bytes of an answer whose size does not depend on a request, such as a tokenizer's added tokens."""
 
 
 def bearer_token(variable: str = TOKEN) -> str | None:
@@ -86,24 +94,31 @@ class HttpClient:
 
     def call_json(self, method: str, url: str, **content: Any) -> Any:
         """Return the answer to a call as JSON; errors are as in `call`."""
-        response = self.call(method, url, **content)
+        data = self.call(method, url, **content)
         try:
-            return response.json()
+            return from_json(data)
         except ValueError as error:
-            raise self.error(f"its answer to {response.request.url.path} is no JSON: {error}") from error
+            reason = "nested too deep" if "recursion limit" in str(error) else error
+            raise self.error(f"its answer to {httpx2.URL(url).path} is no JSON: {reason}") from error
 
-    def call(self, method: str, url: str, **content: Any) -> httpx2.Response:
-        """Repeat a call until it succeeds.
+    def call(self, method: str, url: str, *, max_bytes: int = _MAX_BYTES, **content: Any) -> bytes:
+        """Repeat a call until it succeeds, and return the body of the answer.
+
+        Args:
+            method: Such as `GET`.
+            url: The whole address.
+            max_bytes: Bytes that the answer may have.
+            content: The body of the request, as httpx2 takes it.
 
         Raises:
             TeacherDown: it did not succeed in `timeout_seconds` seconds after the first failure.
-            TeacherError: the server refuses the request.
+            TeacherError: the server refuses the request, or its answer is too long.
             StopRequested: it does not succeed, and the process was requested to stop.
         """
         with Waiting() as waiting:
-            return self._repeat(waiting, method, url, **content)
+            return self._repeat(waiting, method, url, max_bytes=max_bytes, **content)
 
-    def _repeat(self, waiting: Waiting, method: str, url: str, **content: Any) -> httpx2.Response:
+    def _repeat(self, waiting: Waiting, method: str, url: str, **content: Any) -> bytes:
         deadline, pause = math.inf, _FIRST_PAUSE
         while True:
             result = self._try(method, url, **content)
@@ -120,56 +135,60 @@ class HttpClient:
             time.sleep(min(wait, left))
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _try(self, method: str, url: str, **content: Any) -> httpx2.Response | _Failure:
+    def _try(self, method: str, url: str, **content: Any) -> bytes | _Failure:
         """Call once.
 
         Raises:
-            TeacherError: the server refuses the request, so that it is of no use to repeat it.
+            TeacherError: the server refuses the request, or its answer is too long, so a repetition is of no use.
         """
         try:
-            response = self._connected().request(method, url, **content)
+            seconds = _TOTAL_FACTOR * self._read_timeout()
+            answer = read_answer(self._connected(), method, url, max_seconds=seconds, **content)
         except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, UnicodeError) as error:
             raise self.error(f"this is no URL: {error}") from error
         except httpx2.TransportError as error:
             return _Failure(f"{type(error).__name__}: {error}")
-        except httpx2.RequestError as error:
-            raise self.error(f"its answer can't be read: {error}") from error
-        if response.status_code == 200:
-            return response
-        may_succeed = response.status_code in (408, 425, 429) or response.status_code >= 500
-        if not may_succeed or response.headers.get(SHOULD_RETRY) == "false":
-            raise self.error(self._refusal(response))
-        reason = f"{response.status_code} {_message(response)}"
-        return _Failure(reason, _seconds(response.headers.get("retry-after")))
+        except (httpx2.RequestError, AnswerTooLong) as error:
+            raise self.error(f"its answer to {httpx2.URL(url).path} can't be read: {error}") from error
+        if answer.status == 200:
+            return answer.content
+        may_succeed = answer.status in (408, 425, 429) or answer.status >= 500
+        if not may_succeed or answer.headers.get(SHOULD_RETRY) == "false":
+            raise self.error(self._refusal(answer, httpx2.URL(url).path))
+        return _Failure(f"{answer.status} {_message(answer)}", _seconds(answer.headers.get("retry-after")))
+
+    def _read_timeout(self) -> float:
+        return max(_READ_TIMEOUT, self.timeout_seconds)
 
     def _connected(self) -> httpx2.Client:
         with self._lock:
             if self._client is None:
                 token = bearer_token(self._token_variable)
                 headers = {"Authorization": f"Bearer {token}"} if token else {}
-                timeout = httpx2.Timeout(max(_READ_TIMEOUT, self.timeout_seconds), connect=_CONNECT_TIMEOUT)
-                self._client = httpx2.Client(headers=headers, timeout=timeout)
+                timeout = httpx2.Timeout(self._read_timeout(), connect=_CONNECT_TIMEOUT)
+                limits = httpx2.Limits(max_keepalive_connections=0)  # as `read_answer` needs it
+                self._client = httpx2.Client(headers=headers, timeout=timeout, limits=limits)
             return self._client
 
-    def _refusal(self, response: httpx2.Response) -> str:
-        match response.status_code:
+    def _refusal(self, answer: HttpAnswer, path: str) -> str:
+        match answer.status:
             case 401 | 403:
                 place = "the one in" if os.environ.get(self._token_variable) else "there is none in"
                 return f"it wants another bearer token; {place} the environment variable {self._token_variable}"
             case 404:
-                return f"it has no {response.request.url.path}; is this an rld serve-teacher, or should it end in /v1?"
-        return f"it refuses with {response.status_code}: {_message(response)}"
+                return f"it has no {path}; is this an rld serve-teacher, or should it end in /v1?"
+        return f"it refuses with {answer.status}: {_message(answer)}"
 
 
-def _message(response: httpx2.Response) -> str:
-    """Return the message in a response that is an error, in one line."""
+def _message(answer: HttpAnswer) -> str:
+    """Return the message in an answer that is an error, in one line."""
     try:
-        message: Any = response.json()
+        message: Any = from_json(answer.content)
         message = message.get("detail", message.get("error", message)) if isinstance(message, dict) else message
         message = message.get("message", message) if isinstance(message, dict) else message
     except ValueError:
-        message = response.text
-    return " ".join(str(message).split())[:200] or response.reason_phrase
+        message = answer.content.decode(errors="replace")
+    return " ".join(str(message).split())[:200] or answer.reason_phrase
 
 
 def _seconds(text: str | None) -> float:

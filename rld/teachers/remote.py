@@ -9,26 +9,29 @@ from __future__ import annotations
 import hashlib
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from rld.errors import TeacherError
 from rld.models.logprob_source import LogprobSource, ScoredSequence, SourceInfo, TopKLogprobs
-from rld.models.tokenizer_profile import PROBES, TokenizerProfile, probe_ids, special_tokens
+from rld.models.tokenizer_profile import PROBES, probe_ids, special_tokens
 from rld.teachers.http_client import TOKEN, HttpClient
-from rld.teachers.wire_format import PayloadError, pack_sequences, unpack_logprobs
+from rld.teachers.server_answers import (
+    AnswerError,
+    Completion,
+    read_answers,
+    read_completions,
+    read_health,
+    read_models,
+    read_prompt_logprobs,
+)
+from rld.teachers.wire_format import PayloadError, max_logprob_bytes, pack_sequences, unpack_logprobs
 from rld.types import Answer
 
 AGREEMENT_NATS = 0.1
 """Nats by which two scorings of the same tokens may differ: half precision in batches of different sizes."""
-
-_MIN_TAIL = 1e-7
-"""Least probability of the tokens without a name; what is left of 1 may be 0 or below by rounding."""
-
-_MAX_MASS = 1.01
-"""Greatest sum of a token's probabilities, up to rounding in half precision."""
 
 _NEUTRAL = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 """Options of a request that leave the model's distribution as it is. vLLM takes those that are missing from the
@@ -36,6 +39,15 @@ model's generation configuration."""
 
 _OPENAI_TOKENS = 8192
 """Tokens of a request: an answer in JSON takes about 4 kB a token."""
+
+_MAX_ENTRY_BYTES = 256
+"""Bytes of a token's log-probability in JSON on average; about 70, for most tokens are short."""
+
+_MAX_TEXT_BYTES = 1024
+"""Bytes of a generated token's text in JSON on average; far fewer, for most tokens are short."""
+
+_MAX_FRAME_BYTES = 1 << 20
+"""Bytes of an answer in JSON beside these."""
 
 _MAX_PROMPTS = 64
 """Prompts of a request for answers."""
@@ -63,7 +75,8 @@ def remote_teacher(
         name: Its name in errors. None: its host and port.
         top_k: Number of named tokens, 1 to 255.
         timeout_seconds: How long it may fail to answer, from the first failure on, before it counts as down. A call
-            that gets no byte for five minutes, or `timeout_seconds` if that is longer, has failed.
+            that gets no byte for five minutes, or `timeout_seconds` if that is longer, has failed, and so has one
+            whose answer is not complete after twice that time.
         token_variable: The environment variable with the bearer token, if the server asks for one.
         fingerprint: The fingerprint of the weights that it must have. None: of those that it starts with.
         served_model: The name of the model at an OpenAI-compatible endpoint. None: it serves one alone.
@@ -117,6 +130,14 @@ class _Server(LogprobSource):
                 "serve the same model, or start a run of its own"
             )
 
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Raise an `AnswerError` again as an error that names the server."""
+        try:
+            yield
+        except AnswerError as error:
+            raise self.client.error(str(error)) from error
+
     @abstractmethod
     def _read_info(self, student: PreTrainedTokenizerBase) -> SourceInfo:
         """Ask the server what it serves, and refuse one that reads other tokens than the student."""
@@ -125,16 +146,13 @@ class _Server(LogprobSource):
 class RldServer(_Server):
     """`rld serve-teacher`."""
 
+    _num_named: int | None = None
+    """Number of tokens that it names at each place, once it has scored."""
+
     def _read_info(self, student: PreTrainedTokenizerBase) -> SourceInfo:
         health = self.client.call_json("GET", f"{self.url}/health")
-        try:
-            info = SourceInfo(health["fingerprint"], frozenset(health["ends"]), health["num_parameters"])
-            self._tokenizer, self._max_tokens = (
-                TokenizerProfile.from_json(health["tokenizer"]),
-                int(health["max_tokens"]),
-            )
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
-            raise self.client.error("what answers there is no rld serve-teacher") from error
+        with self._named_errors():
+            info, self._tokenizer, self._max_tokens = read_health(health)
         difference = self._tokenizer.difference(student)
         if difference is not None:
             raise self.client.error(
@@ -150,10 +168,12 @@ class RldServer(_Server):
         logprobs: list[TopKLogprobs] = []
         for batch in _sequence_batches(sequences, self._max_tokens):
             body = pack_sequences(batch, {"top_k": str(self.top_k), "temperature": repr(temperature)})
-            data = self.client.call("POST", f"{self.url}/score", content=body).content
+            max_bytes = max_logprob_bytes(sum(sequence.num_scored for sequence in batch), self.top_k)
+            data = self.client.call("POST", f"{self.url}/score", max_bytes=max_bytes, content=body)
             try:
                 scored, metadata = unpack_logprobs(data)
                 self._require_same_weights(metadata.get("fingerprint", ""))
+                self._require_same_width(scored.ids.shape[1])
                 logprobs += scored.split([sequence.num_scored for sequence in batch])
             except (PayloadError, RuntimeError) as error:
                 raise self.client.error(f"its answer holds no log-probabilities of the request: {error}") from error
@@ -163,15 +183,19 @@ class RldServer(_Server):
         answers: list[Answer] = []
         for batch in _prompt_batches(prompts, max_new_tokens):
             request = {"prompts": batch, "max_new_tokens": max_new_tokens, "ends": sorted(ends)}
-            match self.client.call_json("POST", f"{self.url}/generate", json=request):
-                case {"texts": [*texts], "complete": [*complete], "fingerprint": str(fingerprint)} if (
-                    len(texts) == len(complete) == len(batch)
-                ):
-                    self._require_same_weights(fingerprint)
-                    answers += [Answer(str(text), bool(end)) for text, end in zip(texts, complete, strict=True)]
-                case _:
-                    raise self.client.error("its answer holds no answers to the request")
+            max_bytes = len(batch) * max_new_tokens * _MAX_TEXT_BYTES + _MAX_FRAME_BYTES
+            content = self.client.call_json("POST", f"{self.url}/generate", max_bytes=max_bytes, json=request)
+            with self._named_errors():
+                read, fingerprint = read_answers(content, len(batch))
+            self._require_same_weights(fingerprint)
+            answers += read
         return answers
+
+    def _require_same_width(self, num_named: int) -> None:
+        """Refuse another number of named tokens than at first: `top_k`, or as many as the teacher has."""
+        self._num_named = self._num_named or min(num_named, self.top_k)
+        if num_named != self._num_named:
+            raise PayloadError(f"it names {num_named} tokens at each place, not {self._num_named}")
 
 
 class OpenAIServer(_Server):
@@ -199,17 +223,16 @@ class OpenAIServer(_Server):
     def _listed_model(self) -> str:
         """Return the name of the model that is asked, which the endpoint must list."""
         listed = self.client.call_json("GET", f"{self.url}/models")
-        models = listed.get("data") if isinstance(listed, dict) else None
-        match [model.get("id") for model in models if isinstance(model, dict)] if isinstance(models, list) else []:
-            case []:
-                raise self.client.error("it lists no models")
-            case names if self._model in names:
+        with self._named_errors():
+            names = read_models(listed)
+        match names:
+            case _ if self._model in names:
                 return self._model
-            case [str(name)] if not self._model:
+            case [name] if not self._model:
                 return name
-            case names:
+            case _:
                 reason = f"it does not serve {self._model}" if self._model else "it serves several models"
-                raise self.client.error(f"{reason}; set served_model to one of {', '.join(map(str, names))}")
+                raise self.client.error(f"{reason}; set served_model to one of {', '.join(names)}")
 
     def _require_token_ids(self, text: str, ids: list[int], *, add_special_tokens: bool) -> None:
         """Refuse a server that encodes a text with other token ids than the student."""
@@ -224,70 +247,39 @@ class OpenAIServer(_Server):
                 f"an OpenAI-compatible endpoint scores at temperature 1, not {temperature:g}; set it for the rollout"
             )
         options = {"max_tokens": 1, "temperature": 1.0, "prompt_logprobs": self.top_k}
-        logprobs = []
+        num_named = min(self.top_k, self._vocabulary_size)
+        logprobs: list[TopKLogprobs] = []
         for batch in _sequence_batches(sequences, _OPENAI_TOKENS):
-            choices = self._complete([sequence.ids for sequence in batch], options)
-            logprobs += [self._logprobs(sequence, choice) for sequence, choice in zip(batch, choices, strict=True)]
+            num_entries = sum(len(sequence.ids) for sequence in batch) * (self.top_k + 1)
+            choices = self._complete([sequence.ids for sequence in batch], options, num_entries * _MAX_ENTRY_BYTES)
+            with self._named_errors():
+                logprobs += [
+                    read_prompt_logprobs(choice.prompt_logprobs, sequence, self.top_k, num_named)
+                    for sequence, choice in zip(batch, choices, strict=True)
+                ]
         return logprobs
 
     def generate(self, prompts: Sequence[list[int]], max_new_tokens: int, ends: Collection[int] = ()) -> list[Answer]:
         options = {"max_tokens": max_new_tokens, "temperature": 0.0, "stop_token_ids": sorted(ends)}
-        batches = [self._complete(batch, options) for batch in _prompt_batches(prompts, max_new_tokens)]
         return [
-            Answer(str(choice.get("text", "")), choice.get("finish_reason") != "length")
-            for choices in batches
-            for choice in choices
+            Answer(choice.text, choice.finish_reason != "length")
+            for batch in _prompt_batches(prompts, max_new_tokens)
+            for choice in self._complete(batch, options, len(batch) * max_new_tokens * _MAX_TEXT_BYTES)
         ]
 
-    def _complete(self, prompts: list[list[int]], options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def _complete(self, prompts: list[list[int]], options: Mapping[str, Any], num_bytes: int) -> list[Completion]:
+        """Return the completions of prompts; `num_bytes` are those that they may have."""
+        max_bytes = num_bytes + _MAX_FRAME_BYTES
         request = {"model": self._model, "prompt": prompts, **_NEUTRAL, **options}
         try:
-            answer = self.client.call_json("POST", f"{self.url}/completions", json=request)
+            answer = self.client.call_json("POST", f"{self.url}/completions", max_bytes=max_bytes, json=request)
         except TeacherError as error:
             if "prompt logprobs" not in str(error):
                 raise
             fix = f"start it with --max-logprobs {self.top_k}, or set a lower top_k"
             raise self.client.error(f"{error}; {fix}") from error
-        match answer:
-            case {"choices": [*choices]} if len(choices) == len(prompts) and all(map(_is_choice, choices)):
-                return sorted(choices, key=lambda choice: int(choice.get("index", 0)))
-        raise self.client.error("its answer holds no completions of the request")
-
-    def _logprobs(self, sequence: ScoredSequence, choice: Mapping[str, Any]) -> TopKLogprobs:
-        """Read a completion's log-probabilities: for each token a dictionary by token id.
-
-        A dictionary may name the sampled token beside the k likeliest ones.
-        """
-        targets = sequence.ids[-sequence.num_scored :]
-        try:
-            by_token = choice["prompt_logprobs"][-sequence.num_scored :]
-            sampled = [float(values[str(i)]["logprob"]) for values, i in zip(by_token, targets, strict=True)]
-            likeliest = [_likeliest(values, self.top_k) for values in by_token]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise self.client.error(
-                "its answer has no prompt_logprobs; it should be vLLM, or have the same field"
-            ) from error
-        if {len(pairs) for pairs in likeliest} != {min(self.top_k, self._vocabulary_size)}:
-            raise self.client.error(
-                f"it gives fewer than {self.top_k} prompt_logprobs; start it with --max-logprobs {self.top_k}"
-            )
-        log_p_NJ = torch.tensor([[log_p for _, log_p in pairs] for pairs in likeliest])
-        mass_N = log_p_NJ.double().exp().sum(-1)
-        tail_N = (1 - mass_N).clamp(min=_MIN_TAIL).log().float()
-        ids_NJ = torch.tensor([[i for i, _ in pairs] for pairs in likeliest], dtype=torch.int32)
-        logprobs = TopKLogprobs(ids_NJ, log_p_NJ, tail_N, torch.tensor(sampled))
-        if not logprobs.is_valid() or mass_N.max() > _MAX_MASS:
-            raise self.client.error(
-                "its prompt_logprobs hold values that are no ids or no log-probabilities; vLLM gives those with "
-                "--logprobs-mode raw_logprobs, its default"
-            )
-        return logprobs
-
-
-def _likeliest(values: Mapping[str, Any], k: int) -> list[tuple[int, float]]:
-    """Return the k likeliest tokens of a token's dictionary with their log-probabilities, in the order of the ids."""
-    pairs = sorted(((float(value["logprob"]), int(i)) for i, value in values.items()), reverse=True)
-    return sorted((i, log_p) for log_p, i in pairs[:k])
+        with self._named_errors():
+            return read_completions(answer, len(prompts))
 
 
 def _sequence_batches(sequences: Sequence[ScoredSequence], max_tokens: int) -> Iterator[list[ScoredSequence]]:
@@ -311,7 +303,3 @@ def _batches(items: Sequence[_Item], sizes: Sequence[int], *, max_size: int, max
         total += size
     if batch:
         yield batch
-
-
-def _is_choice(choice: Any) -> bool:
-    return isinstance(choice, dict) and isinstance(choice.get("index", 0), int)

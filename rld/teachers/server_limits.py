@@ -25,8 +25,7 @@ _ANSWER_SECONDS = 120.0
 """Seconds that a client may leave an answer unread: the largest, 67 MB, then needs 0.6 MB/s."""
 
 _IDLE_SECONDS = 10
-"""Seconds until a connection without a request is closed. rld's client drops its own after 5, so that it never sends a
-request on one that the server is closing."""
+"""Seconds until a connection without a request is closed. rld's client makes one for each request."""
 
 _SHUTDOWN_SECONDS = 5
 """Seconds that SIGTERM leaves to requests which are complete; service managers kill after 10 (Docker) or more."""

@@ -25,7 +25,7 @@ from rld.models.logprob_source import ScoredSequence, TopKLogprobs
 _PAGE = 1 << 16
 """Token ids of a page."""
 
-_MAX_IDS = 1 << 24
+MAX_IDS = 1 << 24
 """Token ids are below it: no vocabulary comes near, and a corrupt file should not ask for pages without end."""
 
 _LOGPROB_ARRAYS = {
@@ -44,6 +44,15 @@ _SEQUENCE_ARRAYS = {"ids": (np.int32, 1), "lengths": (np.int32, 1), "scored": (n
 
 class PayloadError(ValueError):
     """Bytes that hold no log-probabilities or no sequences."""
+
+
+_MAX_HEADER = 1 << 16
+"""Bytes of the safetensors header and the metadata."""
+
+
+def max_logprob_bytes(num_tokens: int, k: int) -> int:
+    """Return how many bytes the log-probabilities of N tokens with k named ones can have, without hidden states."""
+    return num_tokens * (4 * k + 6 + MAX_IDS // _PAGE) + _MAX_HEADER
 
 
 def pack_logprobs(logprobs: TopKLogprobs, metadata: Mapping[str, str]) -> bytes:
@@ -92,7 +101,7 @@ def _ids(arrays: Mapping[str, Any]) -> Any:
     low_NJ, pages_NP = arrays["low"].astype(np.int64), arrays["pages"].astype(np.int64)
     size, width = low_NJ.shape
     shapes = [arrays[name].shape for name in ("log_p", "tail", "sampled")]
-    if shapes != [(size, width), (size,), (size,)] or not 0 < pages_NP.shape[1] <= _MAX_IDS // _PAGE:
+    if shapes != [(size, width), (size,), (size,)] or not 0 < pages_NP.shape[1] <= MAX_IDS // _PAGE or not width:
         raise PayloadError("its arrays have different sizes")
     if len(pages_NP) != size or (pages_NP.sum(1) != width).any():
         raise PayloadError("its pages do not add up")

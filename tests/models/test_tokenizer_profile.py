@@ -27,7 +27,7 @@ NO_THINKING = {"enable_thinking": False}
 def difference(student: Any, teacher: Any, **chat_options: Any) -> str | None:
     """Compare with a loaded tokenizer and with what a server sends of it, which has to come to the same."""
     profile = TokenizerProfile.of(teacher)
-    over_the_wire = TokenizerProfile.from_json(profile.to_json()).difference(student, chat_options)
+    over_the_wire = TokenizerProfile(**profile.to_json()).difference(student, chat_options)
     here = profile.difference(student, chat_options)
     assert (over_the_wire is None) == (here is None)
     return here
