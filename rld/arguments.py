@@ -15,6 +15,21 @@ from rld.utils.files import user_path
 from rld.utils.suggestions import hint
 
 
+def _named(text: str) -> str:
+    """Return what an argument names.
+
+    Raises:
+        ArgumentTypeError: nothing, as where a variable of the shell is not set; a path would read it as `.`.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty; is a variable of the shell not set? (. is the current folder)")
+    return text
+
+
+def _folder(text: str) -> Path:
+    return user_path(_named(text))
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see {self.prog} --help")
@@ -65,7 +80,7 @@ class _Version(argparse.Action):
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
-    parser.add_argument("--output", metavar="DIR", type=user_path, help="the run's folder (default: runs/NAME)")
+    parser.add_argument("--output", metavar="DIR", type=_folder, help="the run's folder (default: runs/NAME)")
     parser.add_argument("--resume", action="store_true", help="continue the run in that folder")
     accept = "with --resume: continue although recipe, code, data, models or packages have changed"
     parser.add_argument("--accept-changes", action="store_true", help=accept)
@@ -75,23 +90,23 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
     parser.add_argument("--deep", action="store_true", help="also load the models and have them answer")
     parser.add_argument("--card", metavar="8xH100", type=Cards.parse, help="also time and memory on GPUs")
-    parser.add_argument("--output", metavar="DIR", type=Path, help="also show how far the run in DIR is")
+    parser.add_argument("--output", metavar="DIR", type=_folder, help="also show how far the run in DIR is")
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
-    parser.add_argument("--model", metavar="MODEL", help="the model to score: a folder or a hub id")
+    parser.add_argument("--model", metavar="MODEL", type=_named, help="the model to score: a folder or a hub id")
 
 
 def _add_cache_teachers(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
     folder = "the run's folder, with the results of finished stages (default: runs/NAME)"
-    parser.add_argument("--output", metavar="DIR", type=user_path, help=folder)
+    parser.add_argument("--output", metavar="DIR", type=_folder, help=folder)
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
     result = "the folder of a run or of an ablation"
-    parser.add_argument("folder", metavar="DIR", type=user_path, help=result)
+    parser.add_argument("folder", metavar="DIR", type=_folder, help=result)
 
 
 def _add_list(parser: argparse.ArgumentParser) -> None:
@@ -102,14 +117,12 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
 
 def _add_copy(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="a shipped recipe, or a file for accelerate launch")
-    parser.add_argument(
-        "to", metavar="DEST", nargs="?", type=user_path, default=Path(), help="a folder (default: here)"
-    )
+    parser.add_argument("to", metavar="DEST", nargs="?", type=_folder, default=Path(), help="a folder (default: here)")
     parser.add_argument("--force", action="store_true", help="overwrite files that exist")
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="a recipe's file, or the name of one that ships")
+    parser.add_argument("recipe", metavar="RECIPE", type=_named, help="a recipe's file, or the name of one that ships")
     parser.add_argument(
         "overrides", metavar="key.path=value", nargs="*", default=[], help="such as stages.distill.steps=10"
     )
@@ -119,10 +132,10 @@ def _add_ablate(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
     example = "'gap; mild: controller.kind=fixed controller.policy=0.3'"
     arms = f"what to compare: a YAML file of names and overrides, or a short form such as {example}"
-    parser.add_argument("--arms", metavar="ARMS", required=True, help=arms)
+    parser.add_argument("--arms", metavar="ARMS", type=_named, required=True, help=arms)
     parser.add_argument("--seeds", metavar="N", type=_positive(int), default=3, help="seeds per arm (default: 3)")
     parser.add_argument(
-        "--output", metavar="DIR", type=user_path, help="the folder of the ablation (default: runs/NAME-ablation)"
+        "--output", metavar="DIR", type=_folder, help="the folder of the ablation (default: runs/NAME-ablation)"
     )
     parser.add_argument(
         "--jobs", metavar="J", type=_positive(int), default=1, help="runs at the same time (default: 1)"
@@ -132,8 +145,10 @@ def _add_ablate(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_serve_teacher(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a folder or a hub id")
-    parser.add_argument("--adapter", metavar="DIR", help="a PEFT adapter on the model: a folder or a hub id")
+    parser.add_argument("model", metavar="MODEL", type=_named, help="a folder or a hub id")
+    parser.add_argument(
+        "--adapter", metavar="DIR", type=_named, help="a PEFT adapter on the model: a folder or a hub id"
+    )
     dtypes = ("auto", "float32", "bfloat16", "float16")
     parser.add_argument("--dtype", choices=dtypes, default="auto", help="type of the weights (default: as stored)")
     parser.add_argument(

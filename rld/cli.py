@@ -62,7 +62,7 @@ def _run(words: list[str]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
-    except (OSError, RuntimeError) as error:
+    except Exception as error:
         return tell_failure(error)
 
 
@@ -79,8 +79,10 @@ def _train(options: argparse.Namespace) -> int:
     if "LOCAL_RANK" in os.environ:  # a launcher that is killed does not end its processes
         end_with_parent()
     with locked(output) if is_main_process() else nullcontext():
-        if is_main_process() and not options.resume:
-            RunFolder(output).require_free()
+        if is_main_process():
+            RunFolder(output).require_links()
+            if not options.resume:
+                RunFolder(output).require_free()
         _share_the_cores()
         from rld.pipeline.train import train
 

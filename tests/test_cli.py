@@ -36,6 +36,16 @@ stages:
     curriculum: {use: "./tasks.py:Even"}
     steps: 20
 """
+FOLDERS = [
+    *([name, "count.yaml", "--output"] for name in ("train", "check", "cache-teachers")),
+    ["ablate", "count.yaml", "--arms", "gap", "--output"],
+    ["evaluate", "count.yaml", "--model"],
+    ["serve-teacher", "some/model", "--adapter"],
+    ["serve-teacher"],
+    ["report"],
+    ["copy", "count"],
+    ["train"],
+]
 TASKS = """\
 def count(rng):
     number = rng.randrange(10_000)
@@ -147,6 +157,8 @@ def test_check_says_when_a_size_is_unknown(folder, capsys, monkeypatch):
         (["report", "nowhere"], "nowhere holds no run and no finished ablation"),
         (["evaluate", "count.yaml"], "evaluate needs a model; write rld evaluate RECIPE --model MODEL"),
         (["evaluate", "count.yaml", "quickstart"], "count.yaml and quickstart are both recipes"),
+        *(([*words, ""], "it is empty; is a variable of the shell not set?") for words in FOLDERS),
+        (["check", "/dev/null"], "/dev/null is no regular file; save the recipe in a file"),
         (["evaluate", "some/model", "cuont.yaml"], "no recipe at cuont.yaml; did you mean 'count.yaml'?"),
     ],
 )

@@ -214,6 +214,8 @@ def _reason(place: str, error: Exception) -> str:
             "it has code of its own, which rld runs only if you trust it: set trust_remote_code: true among the "
             "options of from_pretrained"
         )
+    if "Weights only load failed" in text:  # with torch's advice to load it all the same
+        return "a file of it holds more than weights, which could run code, and is refused; use safetensors"
     if "Unrecognized configuration class" in text:
         kind = text.partition("configuration_")[2].partition(".")[0] or "this"
         return f"a model of type {kind!r} is no causal language model"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -53,12 +52,12 @@ def _move_results(folder: RunFolder) -> None:
     name = _recorded_name(folder.student)
     if name is not None and name != folder.last_stage:
         folder.models.mkdir(exist_ok=True)
-        shutil.rmtree(folder.models / name, ignore_errors=True)
-        folder.student.rename(folder.models / name)
+        files.remove_folder(folder.models / name)
+        files.move_folder(folder.student, folder.models / name)
     if folder.last_stage is not None and not folder.student.exists():
         result = folder.models / folder.last_stage
         if _recorded_name(result) == folder.last_stage:
-            result.rename(folder.student)
+            files.move_folder(result, folder.student)
 
 
 def _recorded_name(result: Path) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -107,7 +106,7 @@ def store_result(
             save(draft)
             files.write_json(stage_record_path(draft), record)
             write_manifest(draft)
-        shutil.rmtree(context.paths.checkpoints(stage.name), ignore_errors=True)
+        files.remove_folder(context.paths.checkpoints(stage.name))
     context.state.wait_for_everyone()
 
 

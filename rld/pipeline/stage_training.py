@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
-from rld.errors import DivergedError, NonFiniteError
+from rld.errors import CheckpointError, DivergedError, NonFiniteError
 from rld.evaluation.held_out import Evaluation, main_scores
 from rld.models.adapters import merge_adapter, require_mergeable
 from rld.pipeline.callbacks import (
@@ -141,6 +142,13 @@ class StageTraining:
         try:
             with Finishing():
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except pickle.UnpicklingError as error:  # with torch's advice to load it all the same
+            if checkpoint is None:
+                raise
+            raise CheckpointError(
+                f"{checkpoint} has a file that holds more than weights and numbers, which could run code, and is "
+                "refused; remove that checkpoint to go on from the one before"
+            ) from error
         except NonFiniteError as error:  # of the student: a teacher's is a TeacherError
             raise DivergedError(f"stage '{stage.name}', {error}") from error
         if trainer.state.global_step < stage.steps and stopping.ending is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import signal
 import tempfile
@@ -68,10 +69,11 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool, accepts_chan
             if status == "stopped":
                 SafeConsole().print("stopped; the same command with --resume goes on from here", soft_wrap=True)
     except Exception as error:
-        failure = as_os_error(error) if isinstance(error, OSError | RuntimeError | SafetensorError) else None
+        is_failure = isinstance(error, OSError | RuntimeError | MemoryError | ImportError | SafetensorError)
+        failure = as_os_error(error) if is_failure else None
         if failure is None:
             raise
-        place = "" if failure.filename else f" ({output})"
+        place = "" if failure.filename or failure.errno == errno.ENOMEM else f" ({output})"
         disk = fullest_disk(failure, output, Path(tempfile.gettempdir()))
         parts = [f"{describe_os_error(failure)}{place}", disk, _what_remains(run)]
         raise SystemFailure("; ".join(filter(None, parts))) from error

@@ -123,6 +123,8 @@ def find_recipe(name: str) -> Path:
         return shipped[name]
     if path.is_dir():
         raise LibraryError(f"{path} is a folder; give the recipe's file")
+    if path.exists():
+        raise LibraryError(f"{path} is no regular file; save the recipe in a file, and give that")
     beside = {str(path.with_name(near.name)): near for near in path.parent.glob("*.y*ml")}
     if path.stem in shipped and path.suffix:
         raise LibraryError(f"no recipe at {path}; did you mean the shipped one, {path.stem!r}?")

@@ -39,13 +39,24 @@ def write_bytes(path: Path, data: bytes) -> None:
     """
     draft = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}.draft")
     try:
-        with draft.open("wb") as file:
+        with _naming(path), draft.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
     except OSError:
         draft.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Give an error of the operating system that names no file, as those of writing, the name of `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
         raise
 
 
@@ -107,7 +118,11 @@ def _is_abandoned(draft: Path) -> bool:
 
 @contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill; it replaces `folder` when the block ends without an error."""
+    """Yield an empty folder to fill; it replaces `folder` when the block ends without an error.
+
+    Where `folder` is a link, the folder that it leads to is replaced, on its disk, and the link stays.
+    """
+    folder = folder.resolve()
     draft = folder.with_name(f"{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -116,9 +131,25 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     os.replace(draft, folder)
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, if it is there; of a link, also the folder that it leads to."""
+    shutil.rmtree(folder.resolve(), ignore_errors=True)
+    if folder.is_symlink():
+        folder.unlink()
+
+
+def move_folder(folder: Path, to: Path) -> None:
+    """Move a folder to another place on its disk, which is free; a link still leads to where it led."""
+    if folder.is_symlink():
+        to.symlink_to(folder.resolve(), target_is_directory=True)
+        folder.unlink()
+    else:
+        folder.rename(to)
+
+
 def append_jsonl(path: Path, records: Iterable[Record]) -> None:
     """Append `records` with secrets masked; they have been passed to the operating system when this returns."""
-    with path.open("a") as file:
+    with _naming(path), path.open("a") as file:
         file.write("".join(map(_line, records)))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rld.errors import SystemFailure, UsageError
 from rld.utils.messages import tell_of_this_process
+from rld.utils.streams import STANDARD_OUTPUT
 
 _MACHINE = frozenset(
     getattr(errno, name)
@@ -29,6 +30,7 @@ _ADVICE = {
     errno.ENOTDIR: "a file is where a folder should be; choose another path",
     errno.EISDIR: "a folder is where a file should be; choose another path",
     errno.ENOENT: "it is not there, or no longer there",
+    errno.ENOMEM: "free some memory, raise its limit (ulimit -v), or train on fewer tokens at once",
 }
 
 _CODE_IN_TEXT = re.compile(r"\bcode: (\d+)|\(os error (\d+)\)|\[Errno (\d+)\]")
@@ -36,6 +38,9 @@ _CODE_IN_TEXT = re.compile(r"\bcode: (\d+)|\(os error (\d+)\)|\[Errno (\d+)\]")
 
 _WRITER_FAILED = ("PytorchStreamWriter failed", "unexpected pos", "iostream error", "No space left on device")
 """What torch's writer raises, as RuntimeError and without a reason, when a write fails."""
+
+_NO_MEMORY = ("failed to map segment", "cannot allocate memory", "can't allocate memory", "out of memory")
+"""What loaders of libraries and allocators of tensors write, in small letters, where there is no memory left."""
 
 _LOST = ("DistBackendError", "DistNetworkError", "DistStoreError")
 """Exceptions of torch.distributed, which is not imported here."""
@@ -56,7 +61,10 @@ def as_os_error(error: BaseException | None) -> OSError | None:
         looked_at.add(id(error))
         if isinstance(error, OSError):
             return error if not is_handled or error.errno in _MACHINE else None
-        text = str(error)
+        text = " ".join(str(error).split())
+        is_lack = isinstance(error, ImportError | RuntimeError) and any(part in text.lower() for part in _NO_MEMORY)
+        if is_lack or isinstance(error, MemoryError):
+            return OSError(errno.ENOMEM, f"there is not enough memory{': ' * bool(text)}{text:.200}")
         if type(error).__name__ == "SafetensorError" and (match := _CODE_IN_TEXT.search(text)):
             number = int(next(filter(None, match.groups())))
             return OSError(number, text)
@@ -73,15 +81,17 @@ def is_lost_process(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and (is_of_torch or _GLOO.search(str(error)) is not None)
 
 
-def tell_failure(error: OSError | RuntimeError) -> int:
-    """Print to stderr what failed, of the operating system or of a run's other processes, and return the exit code.
+def tell_failure(error: Exception) -> int:
+    """Print to stderr what failed, of the machine or of a run's other processes, and return the exit code.
 
     Raises:
-        RuntimeError: `error`, if it is no such failure.
+        Exception: `error`, if it is no such failure.
     """
-    if isinstance(error, OSError):
-        tell_of_this_process(describe_os_error(error))
-        return SystemFailure.exit_code if is_system_failure(error) else UsageError.exit_code
+    failure = error if isinstance(error, OSError) else as_os_error(error) if is_system_failure(error) else None
+    if failure is not None:
+        disk = fullest_disk(failure, Path(failure.filename)) if isinstance(failure.filename, str) else ""
+        tell_of_this_process("; ".join(filter(None, [describe_os_error(failure), disk])))
+        return SystemFailure.exit_code if is_system_failure(failure) else UsageError.exit_code
     if not is_lost_process(error):
         raise error
     reason = "another process of this run has ended, or can't be reached, so this one ends too"
@@ -91,13 +101,14 @@ def tell_failure(error: OSError | RuntimeError) -> int:
 
 def is_system_failure(error: BaseException) -> bool:
     """Tell whether an exception is one that no other argument of the user mends, such as a full disk."""
-    os_error = as_os_error(error) if isinstance(error, OSError | RuntimeError) else None
+    kinds = OSError | RuntimeError | MemoryError | ImportError
+    os_error = as_os_error(error) if isinstance(error, kinds) else None
     return os_error is not None and os_error.errno in _MACHINE
 
 
 def fullest_disk(error: OSError, *paths: Path) -> str:
     """Return which disk of some paths has the least space left, and how much; nothing where that did not cause it."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO) or error.filename == STANDARD_OUTPUT:
         return ""
     there = [next((place for place in (path, *path.parents) if place.exists()), Path("/")) for path in paths]
     path = min(there, key=lambda place: shutil.disk_usage(place).free).resolve()

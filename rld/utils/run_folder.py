@@ -109,6 +109,18 @@ class RunFolder:
         paths = [self.student, self.models, self.evaluations, self.path / "checkpoints", self.metrics]
         return [path for path in paths if path.exists()]
 
+    def require_links(self) -> None:
+        """Check that the links in the folder, such as to results on another disk, lead somewhere.
+
+        Raises:
+            UsageError: one does not.
+        """
+        for path in (*self.path.glob("*"), *self.path.glob("*/*")):
+            if path.is_symlink() and not path.exists():
+                raise UsageError(
+                    f"{path} is a link to {path.readlink()}, which is not there; mount that disk, or remove the link"
+                )
+
     def require_free(self) -> None:
         """Check that the folder holds no run.
 

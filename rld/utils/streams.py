@@ -13,6 +13,9 @@ from typing import Any, TextIO
 
 from rld.utils.secrets import masked_text
 
+STANDARD_OUTPUT = "the standard output"
+"""What an error of writing there names as its file."""
+
 
 class SafeStream:
     """A stream that masks secrets in what is written, and escapes characters that its encoding lacks.
@@ -22,9 +25,12 @@ class SafeStream:
 
     Args:
         stream: The stream that is written to. None, as where a shell has closed it: nowhere.
+        name: What an error of writing names as its file. None: what cannot be written is dropped, as messages are,
+            for a command does not fail because nobody can be told of it.
     """
 
-    def __init__(self, stream: TextIO | None) -> None:
+    def __init__(self, stream: TextIO | None, name: str | None = None) -> None:
+        self._name = name
         # opened at the start of a command, the null device takes the place of the closed stream, and no other file does
         self._stream = open(os.devnull, "w", encoding="utf-8") if stream is None else stream  # noqa: SIM115
         self._is_terminal = self._stream.isatty()  # asked now, for one that is closed no longer says so
@@ -41,13 +47,19 @@ class SafeStream:
 
     @contextmanager
     def _dropping(self) -> Iterator[None]:
-        """Once nobody reads, let what is written go nowhere, also what Python flushes when the process ends."""
+        """Once nobody reads, let what is written go nowhere, also what Python flushes when the process ends.
+
+        Raises:
+            OSError: it could not be written, though somebody reads; what is written from now on goes nowhere.
+        """
         try:
             yield
         except OSError as error:
-            if not (isinstance(error, BrokenPipeError) or (self._is_terminal and error.errno == errno.EIO)):
-                raise
             self._drop()
+            nobody_reads = isinstance(error, BrokenPipeError) or (self._is_terminal and error.errno == errno.EIO)
+            if self._name is not None and not nobody_reads:
+                error.filename = self._name
+                raise
 
     def _drop(self) -> None:
         with open(os.devnull, "w", encoding="utf-8") as nowhere:
@@ -65,7 +77,7 @@ class SafeStream:
 def safe_streams() -> Iterator[None]:
     """Write standard output and error through a `SafeStream` inside the block, and tracebacks that end the process."""
     output, error = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = SafeStream(output), SafeStream(error)
+    sys.stdout, sys.stderr = SafeStream(output, STANDARD_OUTPUT), SafeStream(error)
     try:
         yield
     except Exception:

@@ -178,6 +178,7 @@ def test_files_of_a_fresh_seed_are_checked_or_refused(skills, capsys, case):
             [{"role": "user"}],
             "refuses a conversation of user: Object of type Undefined is not JSON serializable; does each",
         ),
+        ("[" + "9" * 6_000 + "]", "rows.jsonl:1: tools is not valid JSON: a number has 6,000 digits"),
         ("[" * 100_000, "rows.jsonl:1: tools is not valid JSON: it is nested too deep"),
     ],
 )

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from rld.cli import main
 from rld.pipeline import summary
 from rld.reporting.run_log import RunLog
 from rld.trainer import checkpoints
+from rld.utils import files
+from rld.utils.manifest import write_manifest
 from rld.utils.os_errors import as_os_error
 
 RECIPE = """
@@ -70,6 +74,95 @@ def test_a_full_disk_is_told_with_what_remains_and_the_run_resumes(recipe, tmp_p
     assert main(["train", recipe, "--output", str(run), "--resume"]) == 0
 
 
+def test_a_checkpoint_that_holds_code_is_refused_by_name(recipe, tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(RunLog, "on_log", lambda self, args, state, *_, **__: full() if state.global_step == 3 else None)
+        assert main(["train", recipe, "--output", str(run)]) == 74
+    checkpoint = checkpoints.latest(run / "checkpoints/second")
+    torch.save({"state": print}, checkpoint / "scheduler.pt")
+    write_manifest(checkpoint)
+    capsys.readouterr()
+    assert main(["train", recipe, "--output", str(run), "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert f"{checkpoint} has a file that holds more than weights and numbers" in error
+    assert "weights_only" not in error
+
+
+def test_a_disk_that_is_full_at_the_start_is_named_with_the_file(recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(files.os, "fsync", full)
+    assert main(["train", recipe, "--output", str(tmp_path / "run")]) == 74
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"rld: No space left on device: \S+/run.lock.json; free some space; the disk at /.*\n", error)
+    with pytest.raises(OSError, match="/dev/full"):
+        files.append_jsonl(Path("/dev/full"), [{"step": 1}])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: 99 bytes"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+)
+@pytest.mark.parametrize("place", ["rld.cli.registry.find_recipe", "rld.pipeline.train._run_stages"])
+def test_too_little_memory_is_one_line(recipe, tmp_path, capsys, monkeypatch, error, place):
+    def fail(*_: object) -> None:
+        try:
+            raise error
+        except type(error) as cause:
+            raise RuntimeError("Failed to import transformers.models") from cause
+
+    monkeypatch.setattr(place, fail)
+    assert main(["train", recipe, "--output", str(tmp_path / "run")]) == 74
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match("rld: .*memory.*; free some memory", line)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the limit of Linux")
+def test_too_little_memory_for_the_imports_is_no_traceback_of_rld(recipe, tmp_path):
+    command = f"ulimit -v 800000; exec {sys.executable} -m rld train {recipe} --output {tmp_path / 'run'}"
+    process = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert process.returncode == 74, process.stderr
+    assert "rld: there is not enough memory" in process.stderr.splitlines()[-1]
+    assert "Traceback" not in process.stderr
+
+
+def test_results_on_another_disk_are_replaced_there_and_a_dangling_link_is_refused(recipe, tmp_path, capsys):
+    run, disk = tmp_path / "run", tmp_path / "disk"
+    assert main(["train", recipe, "--output", str(run)]) == 0
+    disk.mkdir()
+    for name in ("student", "models", "checkpoints"):
+        if (run / name).exists():
+            shutil.move(run / name, disk / name)
+        else:
+            (disk / name).mkdir()
+        (run / name).symlink_to(Path("../disk") / name)
+    longer = ["train", recipe, "stages.first.steps=2", "--output", str(run), "--resume", "--accept-changes"]
+    (disk / "student" / "rld_files.json").unlink()
+    (disk / "models" / "first" / "rld_files.json").unlink()
+    assert main(longer) == 0
+    assert (run / "student").is_symlink() and (disk / "student" / "rld_files.json").is_file()
+    assert (run / "models").is_symlink() and (disk / "models" / "first" / "rld_files.json").is_file()
+    assert sorted(path.name for path in disk.iterdir()) == ["checkpoints", "models", "student"]
+    (disk / "student").rename(tmp_path / "elsewhere")
+    capsys.readouterr()
+    assert main(longer) == 2
+    assert "run/student is a link to ../disk/student, which is not there" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_a_link_is_moved_and_removed_with_what_it_leads_to(tmp_path):
+    (tmp_path / "disk" / "student").mkdir(parents=True)
+    (tmp_path / "run" / "models").mkdir(parents=True)
+    (tmp_path / "run" / "student").symlink_to("../disk/student")
+    files.move_folder(tmp_path / "run" / "student", tmp_path / "run" / "models" / "first")
+    assert (tmp_path / "run" / "models" / "first").is_dir() and not (tmp_path / "run" / "student").is_symlink()
+    files.remove_folder(tmp_path / "run" / "models" / "first")
+    assert [*(tmp_path / "disk").iterdir(), *(tmp_path / "run" / "models").iterdir()] == []
+
+
 def test_a_folder_that_is_removed_ends_the_run_and_is_not_made_again(recipe, tmp_path, capsys, monkeypatch):
     on_log = RunLog.on_log
 
@@ -107,7 +200,12 @@ def test_output_that_nobody_reads_and_output_to_a_full_disk_end_quietly():
     command = f"{sys.executable} -m rld list"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     full_disk = subprocess.run(f"{command} > /dev/full", shell=True, capture_output=True, text=True, env=environment)
-    assert (full_disk.returncode, full_disk.stderr) == (74, "rld: No space left on device; free some space\n")
+    assert (full_disk.returncode, full_disk.stderr) == (
+        74,
+        "rld: No space left on device: the standard output; free some space\n",
+    )
+    both = subprocess.run(f"{command} > /dev/full 2>&1", shell=True, env=environment)
+    assert both.returncode == 74
     closed = subprocess.run(f"{command} | true", shell=True, capture_output=True, text=True, env=environment)
     assert "Traceback" not in closed.stderr
 

@@ -19,6 +19,14 @@ def _as_written(number: str) -> str:
     return number
 
 
+def whole_number(number: str) -> int:
+    """Return a whole number; one with more digits than Python converts is refused in words of rld's."""
+    try:
+        return int(number)
+    except ValueError as error:
+        raise ValueError(f"a number has {len(number.lstrip('-')):,} digits; write it as text, in quotes") from error
+
+
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Refuse a key that is set twice, of which Python takes the last."""
     record = dict(pairs)
@@ -29,5 +37,9 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 DECODER = json.JSONDecoder(
-    parse_constant=_refuse, parse_float=_as_written, object_pairs_hook=_without_repetition, strict=True
+    parse_constant=_refuse,
+    parse_float=_as_written,
+    parse_int=whole_number,
+    object_pairs_hook=_without_repetition,
+    strict=True,
 )

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+from rld.data.formats.json_values import whole_number
 from rld.data.row_kinds.fields import Fields
 
 Message: TypeAlias = dict[str, Any]
@@ -177,7 +178,7 @@ def _from_json(value: Any, name: str) -> Any:
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
     try:
-        return json.loads(value)
+        return json.loads(value, parse_int=whole_number)
     except ValueError as error:
         raise ValueError(f"{name} is not valid JSON: {error}") from error
     except RecursionError as error:
