@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rld.recipe.schema import Recipe as Recipe
     from rld.rollout.rewards import Reward as Reward
     from rld.teachers.remote import remote_teacher as remote_teacher
+    from rld.teachers.self_teacher import SelfTeacher as SelfTeacher
     from rld.teachers.teacher import Teacher as Teacher
     from rld.trainer.rld_config import RLDConfig as RLDConfig
     from rld.trainer.rld_trainer import RLDTrainer as RLDTrainer
@@ -25,6 +26,7 @@ if not (_Path(__file__).resolve().parent / "rewards").is_dir():
 _HOMES = {
     "RLDConfig": "trainer.rld_config",
     "RLDTrainer": "trainer.rld_trainer",
+    "SelfTeacher": "teachers.self_teacher",
     "Teacher": "teachers.teacher",
     "FixedController": "controllers.baselines",
     "GapController": "controllers.gap",

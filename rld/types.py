@@ -27,10 +27,13 @@ SIGNALS: tuple[Signal, ...] = ("policy", "response", "feature")
 DEFAULT_SKILL = "all"
 """The skill of rows that carry no label."""
 
+STUDENT_PROMPT = "student_prompt"
+"""The key of the student's prompt in a row whose `prompt` is a teacher's own."""
+
 Row: TypeAlias = dict[str, Any]
-"""One training or held-out row: `prompt` (text or chat messages), `answer`, `skill`, `level`, and for verifiers that
-need more than the answer an `entry` (JSON text, "" otherwise). A document or a piece of one has an empty prompt, the
-text as its answer, and `is_cut`, whether the text goes on in another row."""
+"""One training or held-out row: `prompt` (text or chat messages), `question`, `answer`, `skill`, `level`, and for
+verifiers that need more than the answer an `entry` (JSON text, "" otherwise). A document or a piece of one has an empty
+prompt, no question, the text as its answer, and `is_cut`, whether the text goes on in another row."""
 
 
 def is_document(row: Row) -> bool:

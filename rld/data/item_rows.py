@@ -26,7 +26,13 @@ def row_of(item: Item, prompts: Prompts, skill: str, *, level: int) -> Row:
             f"{item.place}: a row of messages needs prompts: {{style: chat}} in the recipe, or in its skill {skill!r}"
         )
     prompt = _conversation(item, prompts) if is_chat else _filled(item.question, prompts)
-    return {"prompt": prompt, "answer": item.answer or "", **rest}
+    return {"prompt": prompt, "question": _question(item), "answer": item.answer or "", **rest}
+
+
+def _question(item: Item) -> str:
+    """Return the question without the template; of a conversation the last message of the user."""
+    users = [str(message["content"]) for message in item.messages if message["role"] == "user"]
+    return users[-1] if users else item.question
 
 
 def _conversation(item: Item, prompts: Prompts) -> list[dict[str, Any]]:

@@ -29,6 +29,7 @@ FindingKind: TypeAlias = Literal[
     "answer cannot be written",
     "answer inside thinking",
     "block too long",
+    "no prompt of a teacher",
 ]
 
 Verdicts: TypeAlias = Callable[[Sequence[Row], Sequence[str]], Sequence[bool]]

@@ -136,6 +136,9 @@ def _row_reasons(recipe: Recipe, skill_rows: Mapping[str, SkillRows]) -> Iterato
 def _distill_reasons(
     recipe: Recipe, stage: Distill, source: Path, skill_rows: Mapping[str, SkillRows]
 ) -> Iterator[str]:
+    for name, teacher in stage.teachers.items():
+        if teacher.prompt is not None:
+            yield f"the prompt of teacher '{name}'"
     if not _features_exist(recipe, stage):
         yield f"the feature layers of stage '{stage.name}'"
     num_levels = {skill: skill_rows[skill].num_levels for skill in stage.skills or recipe.skills}

@@ -16,6 +16,7 @@ from rld.data.listing import first_few
 from rld.data.skill_rows import SkillRows, skill_rows
 from rld.pipeline.gold_answers import gold_rewards
 from rld.pipeline.label_summary import LabelSummary, label_notes, label_summaries, model_encoders
+from rld.pipeline.own_prompt_examples import OwnPromptExample, own_prompt_examples
 from rld.pipeline.plain_recipe import absent_models, reason_to_ask_libraries
 from rld.pipeline.skill_summary import SkillSummary, TextSummary, row_summary, text_summary
 from rld.recipe import registry
@@ -25,7 +26,7 @@ from rld.recipe.input_changes import Effect, input_changes
 from rld.recipe.inputs import Inputs, InputsFile
 from rld.recipe.progress import run_progress
 from rld.recipe.schema import Recipe
-from rld.reporting.overview import label_table, overview, skill_tables
+from rld.reporting.overview import label_table, overview, own_prompt_table, skill_tables
 from rld.utils.console import SafeConsole
 from rld.utils.messages import is_main_process, tell
 from rld.utils.user_calls import action
@@ -51,6 +52,7 @@ class CheckResult:
         skills: The rows of each skill.
         cautions: What may be a mistake, one sentence each.
         labels: The labels of skills of labelled rows.
+        own_prompts: A prompt of each teacher that reads others than the student, and skill.
         notes: What was checked and what was not, and how long it took.
     """
 
@@ -58,6 +60,7 @@ class CheckResult:
     cautions: list[str]
     notes: list[str]
     labels: list[LabelSummary]
+    own_prompts: list[OwnPromptExample]
 
 
 def check_recipe(recipe: Recipe, source: Path, deep: bool = False) -> CheckResult:
@@ -80,12 +83,14 @@ def check_recipe(recipe: Recipe, source: Path, deep: bool = False) -> CheckResul
         sources = None if recipe.bad_rows == "skip" else skill_rows(recipe, source.parent)
     reason = "bad_rows: skip" if sources is None else reason_to_ask_libraries(recipe, source, sources)
     encoder: Any = None
+    models: Any = None
     encoders: dict[str, Any] = {}
     if deep or reason is not None or sources is None:
         from rld.pipeline.deep_check import ask_libraries  # imports the libraries, which takes seconds
 
         run = ask_libraries(recipe, source, deep)
-        sources, encoder = run.skill_rows, None if absent else run.models.encoder(recipe.stages[0].origin)[0]
+        sources, models = run.skill_rows, None if absent else run.models
+        encoder = None if models is None else models.encoder(recipe.stages[0].origin)[0]
         encoders = model_encoders(recipe, run.models) if recipe.labels and not absent else {}
         notes.append(f"asked TRL, PEFT and transformers{'' if deep else f', because of {reason}'}")
     else:  # otherwise the rows are read again, and the warnings shown then
@@ -105,7 +110,7 @@ def check_recipe(recipe: Recipe, source: Path, deep: bool = False) -> CheckResul
     cautions += _repeated(recipe, [rows for rows in summaries if isinstance(rows, SkillSummary)])
     cautions += _unpaid_gold_answers(recipe, source.parent, sources)
     notes.append(f"checked in {time.perf_counter() - started:.1f} s")
-    return CheckResult(summaries, cautions, notes, labels)
+    return CheckResult(summaries, cautions, notes, labels, [*own_prompt_examples(recipe, sources, models)])
 
 
 def show_check(
@@ -128,6 +133,8 @@ def show_check(
     console.print(skill_tables(result.skills))
     if result.labels:
         console.print(label_table(result.labels))
+    if result.own_prompts:
+        console.print(own_prompt_table(result.own_prompts))
     for caution in result.cautions:
         tell(f"caution: {caution}")
     console.print("; ".join(result.notes), markup=False, soft_wrap=True)

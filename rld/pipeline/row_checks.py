@@ -26,6 +26,7 @@ from rld.recipe.schema import Recipe
 from rld.recipe.stages.base import Stage, TrainingStage
 from rld.recipe.stages.sft import Sft
 from rld.rollout.verifier import Verify, ask, is_success
+from rld.teachers.own_rows import missing, own_row
 from rld.types import Row, is_document
 from rld.utils.messages import tell
 
@@ -35,6 +36,7 @@ _FIXES: Mapping[FindingKind, str] = {
     "prompt too long": "shorten the prompts or max_new_tokens, or choose a model with a longer context",
     "answer too long": "raise max_new_tokens",
     "block too long": "lower the skill's block",
+    "no prompt of a teacher": "name the teacher's `skills`, or leave {answer} out of its `prompt`",
 }
 
 
@@ -50,6 +52,7 @@ class _Reader:
         is_student: Whether it is scored on the rows too; a teacher only reads and answers them.
         learns_answers: Whether it learns gold answers.
         stage: Its stage in messages.
+        prompt: The template of its own prompts. None: it reads the student's.
     """
 
     name: str
@@ -59,6 +62,7 @@ class _Reader:
     is_student: bool = True
     learns_answers: bool = False
     stage: str = ""
+    prompt: str | None = None
 
 
 class RowChecks:
@@ -191,7 +195,7 @@ class RowChecks:
             "context_length": reader.context_length,
         }
         if not reader.is_student:
-            return check_prompts(reader.encoder, rows, **limits)
+            return _findings_of_prompts(reader, rows, **limits)
 
         rows = [self._with_some_label(row) for row in rows]
 
@@ -210,7 +214,7 @@ class RowChecks:
         for stage in self._recipe.stages:
             for reader in self._stage_readers(stage):
                 key = id(reader.encoder.tokenizer), reader.context_length, reader.skills, reader.learns_answers
-                readers.setdefault((*key, reader.encoder.chat_template, reader.is_student), reader)
+                readers.setdefault((*key, reader.encoder.chat_template, reader.is_student, reader.prompt), reader)
         return list(readers.values())
 
     def _stage_readers(self, stage: Stage) -> Iterator[_Reader]:
@@ -224,7 +228,25 @@ class RowChecks:
             encoder = encoder if reader.has_own_tokenizer else student
             taught = tuple(skill for skill in skills if reader.skills is None or skill in reader.skills)
             name = f"stage '{stage.name}', teacher {reader.name}"
-            yield _Reader(name, encoder, context_length, taught, is_student=False)
+            limit = context_length if reader.has_known_context else None
+            yield _Reader(name, encoder, limit, taught, is_student=False, prompt=reader.prompt)
+
+
+def _findings_of_prompts(reader: _Reader, rows: Sequence[Row], **limits: Any) -> list[Finding]:
+    """Return what keeps a model that learns nothing from reading rows, by its own prompts where it has some."""
+    template = reader.prompt
+    if template is None:
+        return check_prompts(reader.encoder, rows, **limits)
+    problems = {i: missing(row, template) for i, row in enumerate(rows)}
+    lacking = {i: problem for i, problem in problems.items() if problem is not None}
+    others = [i for i in problems if i not in lacking]
+    findings = [
+        replace(finding, rows=tuple(others[i] for i in finding.rows), num_checked=len(rows))
+        for finding in check_prompts(reader.encoder, [own_row(rows[i], template) for i in others], **limits)
+    ]
+    for first in [*lacking.values()][:1]:
+        findings.append(Finding("no prompt of a teacher", tuple(lacking), len(rows), first))
+    return findings
 
 
 def _named(rows: Sequence[Row]) -> list[str]:

@@ -178,9 +178,16 @@ class RunContext:
         evaluation = self.evaluator.evaluation(predictions).with_tasks(tasks)
         return evaluation if evaluation.scores == record["after"] else None
 
-    def evaluate(self, model: Any, tokenizer: Any) -> Evaluation:
-        """Return a model's scores on the held-out rows and on the tasks of other evaluators, and its predictions."""
-        return self.evaluator.evaluate(model, tokenizer).with_tasks(self.task_scores(model, tokenizer))
+    def evaluate(self, model: Any, tokenizer: Any, rows: Sequence[Row] | None = None) -> Evaluation:
+        """Return a model's scores on the held-out rows and on the tasks of other evaluators, and its predictions.
+
+        Args:
+            model: The model.
+            tokenizer: Its tokenizer.
+            rows: The held-out rows as the model reads them. None: as the student reads them.
+        """
+        evaluator = self.evaluator if rows is None else replace(self.evaluator, rows=rows)
+        return evaluator.evaluate(model, tokenizer).with_tasks(self.task_scores(model, tokenizer))
 
     def task_scores(self, model: Any, tokenizer: Any) -> dict[str, Mapping[str, MeasuredScore]]:
         """Return a model's scores on the tasks of other evaluators; none for a model that is elsewhere."""

@@ -82,9 +82,6 @@ def row_summary(source: SkillRows, encoder: Any, characters_per_token: float) ->
     for row in rows:
         answers_by_prompt.setdefault(str(row["prompt"]), set()).update(filter(None, [row["answer"]]))
     example = next((row for row in rows if row["answer"]), rows[0])
-    prompt = example["prompt"]
-    if not isinstance(prompt, str):
-        prompt = "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
     return SkillSummary(
         source.skill,
         source.num_levels,
@@ -93,10 +90,19 @@ def row_summary(source: SkillRows, encoder: Any, characters_per_token: float) ->
         sum(len(answers) > 1 for answers in answers_by_prompt.values()),
         len(source.held_out()),
         max(len(row["answer"]) for row in rows),
-        prompt if encoder is None else encoder.render(example["prompt"]),
+        prompt_text(example["prompt"], encoder),
         example["answer"],
         Lengths(fmean(size for size, _ in sizes), 1 + _mean_answer(rows, [size for _, size in sizes])),
     )
+
+
+def prompt_text(prompt: Any, encoder: Any) -> str:
+    """Return a prompt as a model reads it; its messages, where `encoder` is None and the chat template not known."""
+    if encoder is not None:
+        return str(encoder.render(prompt))
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
 def _mean_answer(rows: Sequence[Row], sizes: Sequence[float]) -> float:

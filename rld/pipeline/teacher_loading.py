@@ -13,11 +13,12 @@ from rld.models.logprob_source import LogprobSource, ScoredSequence
 from rld.pipeline.model_loading import Loaded
 from rld.pipeline.run import RunContext
 from rld.recipe.stages.distill import Distill
-from rld.recipe.teachers import CacheSpec, ServedTeacher, TeacherSpec
+from rld.recipe.teachers import CacheSpec, SelfTeacherSpec, ServedTeacher, TeacherSpec
 from rld.rollout.gold import gold_completions
 from rld.teachers.cache import CachedLogprobs
 from rld.teachers.local import LocalLogprobs
 from rld.teachers.remote import remote_teacher
+from rld.teachers.self_teacher import SelfTeacher
 from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
 from rld.types import Event, Row
@@ -74,18 +75,26 @@ class TeacherLoader:
             )
         return ready, events
 
-    def probe(self, teacher: Teacher, spec: TeacherSpec | ServedTeacher, skills: Sequence[str]) -> ProbedTeacher:
-        """Score a teacher on the held-out rows, and count its correct answers to each skill's probing prompts."""
+    def probe(
+        self, teacher: Teacher, spec: TeacherSpec | ServedTeacher | SelfTeacherSpec, skills: Sequence[str]
+    ) -> ProbedTeacher:
+        """Score a teacher on the held-out rows, and count its correct answers to each skill's probing prompts.
+
+        It is asked as it is when it teaches, by its own prompt where it has one.
+        """
         context = self._context
         questions = [skill for skill in skills if skill not in context.recipe.blocks]  # a text asks for no answer
         rows: list[Row] = [row for skill in questions for row in context.skill_rows[skill].probe(spec.probe_prompts)]
+        taught = [skill for skill in questions if teacher.teaches(skill)]
+        rows = [teacher.own_row(row) if row["skill"] in taught else row for row in rows]
         evaluation = None
-        if isinstance(spec, TeacherSpec) and spec.adapter is None:
+        if isinstance(spec, TeacherSpec) and spec.adapter is None and spec.prompt is None:
             evaluation = context.earlier_evaluation(spec.model)
         with teacher.answering(context.state.device) as model:
             tokenizer = teacher.tokenizer
             assert tokenizer is not None  # set for every teacher that generates answers
-            evaluation = evaluation or context.evaluate(model, tokenizer)
+            own = [teacher.own_row(row) if row["skill"] in taught else row for row in context.evaluator.rows]
+            evaluation = evaluation or context.evaluate(model, tokenizer, own)
             predictions = context.predict(model, tokenizer, rows)
         teacher.verified = correct_counts(rows, predictions)
         return ProbedTeacher(teacher, teacher.num_parameters(), evaluation)
@@ -100,12 +109,15 @@ class TeacherLoader:
         """
         encoder = self._context.encoder(*student)
         answers = gold_completions(rows, encoder, args.max_completion_length)
-        prompts = encoder.encode_all([row["prompt"] for row in rows])
         counts = {}
         for name in stage.teachers:
             teacher = self._teacher(stage, name, student)
             indices = [i for i, row in enumerate(rows) if teacher.teaches(row["skill"])]
-            sequences = [ScoredSequence([*prompts[i], *answers[i]], len(answers[i])) for i in indices]
+            prompts = encoder.encode_all([teacher.own_row(rows[i])["prompt"] for i in indices])
+            sequences = [
+                ScoredSequence([*prompt, *answers[i]], len(answers[i]))
+                for i, prompt in zip(indices, prompts, strict=True)
+            ]
             teacher.score(sequences, args.temperature)
             assert teacher.source is not None
             size = sum(len(sequence.ids) for sequence in sequences)
@@ -119,6 +131,10 @@ class TeacherLoader:
             TeacherError: the teacher cannot teach this student, or cannot be loaded.
         """
         spec, cache = stage.teachers[name], stage.cache
+        if isinstance(spec, SelfTeacherSpec):
+            itself = SelfTeacher(spec.prompt, name, spec.skills)
+            itself.bind(*student)
+            return itself
         if isinstance(spec, ServedTeacher):
             source: LogprobSource = remote_teacher(
                 spec.url,
@@ -136,7 +152,8 @@ class TeacherLoader:
         if cache is not None:
             top_k = spec.top_k if isinstance(spec, ServedTeacher) else cache.top_k
             source = CachedLogprobs(source, self._context.source.parent / cache.folder / name, top_k)
-        teacher = Teacher(source, name, spec.skills, optional=isinstance(spec, ServedTeacher) and spec.optional)
+        is_optional = isinstance(spec, ServedTeacher) and spec.optional
+        teacher = Teacher(source, name, spec.skills, optional=is_optional, prompt=spec.prompt)
         teacher.require_same_tokenizer(student[1])
         return teacher
 
@@ -166,4 +183,5 @@ class TeacherLoader:
             chat_template=spec.chat_template,
             adapter=None if spec.adapter is None else models.path(spec.adapter),
             offload=spec.offload,
+            prompt=spec.prompt,
         )

@@ -8,6 +8,7 @@ from typing import Any
 from rld.recipe.measurement_cost import retention_flops, transfer_flops
 from rld.recipe.sizes import Sizes
 from rld.utils.flops import Account, forward_flops, training_flops
+from rld.utils.templates import has_answer
 
 
 def distill_flops(stage: Any, student: int, teachers: Mapping[str, int], sizes: Sizes) -> dict[Account, int]:
@@ -15,7 +16,7 @@ def distill_flops(stage: Any, student: int, teachers: Mapping[str, int], sizes: 
 
     A prompt is read once for all of its completions. Teachers that name no skills are taken to share the rows. For the
     gate each reads the gold answer as one completion more, which is taken to decide its answers, the second one too; no
-    verdict is taken to be assumed.
+    verdict is taken to be assumed. A prompt of its own that shows the gold answer is longer by that answer.
 
     Args:
         stage: The stage, a `Distill`.
@@ -51,7 +52,8 @@ def distill_flops(stage: Any, student: int, teachers: Mapping[str, int], sizes: 
     for name, size in teachers.items():
         spec = stage.teachers[name]
         share = len(spec.skills) / len(skills) if spec.skills is not None else 1 / len(teachers)
-        flops["teachers"] += stage.steps * share * forward_flops(size, prompt_tokens + completion_tokens)
+        own = rollout.prompts * lengths.answer if spec.prompt is not None and has_answer(spec.prompt) else 0.0
+        flops["teachers"] += stage.steps * share * forward_flops(size, prompt_tokens + own + completion_tokens)
         if stage.gate == "per_prompt" and not stage.learns_labels:
             flops["gate"] += stage.steps * share * forward_flops(size, answer_tokens)
         num_tries = num_completions if stage.learns_labels else 1

@@ -44,7 +44,7 @@ TRAINER = {
     "dataloader_num_workers": "a worker's copy of the curriculum would learn nothing, so rld uses none",
 }
 
-COLUMNS_OF_REWARDS = ("answer", "skill", "level", "entry")
+COLUMNS_OF_REWARDS = ("question", "answer", "skill", "level", "entry")
 """The columns of a row that a reward gets; `entry` has all others, as JSON text."""
 
 GIVEN_TO_REWARDS = {
@@ -59,7 +59,6 @@ GIVEN_TO_REWARDS = {
         "environments",
     ),
     *COLUMNS_OF_REWARDS,
-    "question",
 }
 
 GYM = {"seed": "rld sets it, so that training and held-out rows differ", "size": "rld draws as many as it needs"}

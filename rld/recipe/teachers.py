@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from rld.errors import LibraryError
 from rld.recipe import registry
@@ -18,6 +18,10 @@ from rld.types import Align
 from rld.utils.model_files import adapter_folder_problem
 from rld.utils.options import FrozenOptions, OptionError, union_by_key
 from rld.utils.suggestions import hint
+from rld.utils.templates import template_problem
+
+STUDENT = "student"
+"""How a teacher with a prompt names the student as its model."""
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
@@ -27,6 +31,17 @@ class _Teacher(FrozenOptions):
     """The skills that it teaches. None: those on which its probe score is better than the student's."""
     probe_prompts: int = Field(32, ge=0, le=100_000)
     """Training prompts per skill that it answers before the stage, to measure its success rate. 0: trust it."""
+    prompt: str | None = None
+    """What it reads in place of the student's prompt, or of the user's last message in it: a text in which `{question}`
+    and `{answer}`, the gold answer, are replaced. None: it reads the student's prompt."""
+
+    @field_validator("prompt")
+    @classmethod
+    def _is_a_template(cls, template: str | None) -> str | None:
+        problem = None if template is None else template_problem(template)
+        if problem is not None:
+            raise ValueError(problem)
+        return template
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
@@ -40,6 +55,26 @@ class _Teacher(FrozenOptions):
     def place(self) -> str:
         """The location of the teacher, as `rld check` prints it."""
         raise NotImplementedError
+
+
+class SelfTeacherSpec(_Teacher):
+    """The student itself, which by another prompt knows more than as a student: it teaches what it then says."""
+
+    model: Literal["student"]
+    """The student with its present weights, where there is a `prompt` and no model of that name."""
+    prompt: str
+
+    @classmethod
+    def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
+        """Check also that no model has the student's name."""
+        yield from super().check(names, loc, raw)
+        if STUDENT in [*names.models, *names.stage_names]:
+            reason = "with a prompt it means the student itself, and a model or stage of the recipe has that name"
+            yield names.problem((*loc, "model"), f": {reason}; rename the model or stage")
+
+    @property
+    def place(self) -> str:
+        return "the student itself"
 
 
 class ServedTeacher(_Teacher):
@@ -118,10 +153,22 @@ class TeacherSpec(_Teacher):
         return json.dumps([self.model, self.from_pretrained, self.chat_template], sort_keys=True, default=str)
 
 
+_by_place = union_by_key(url=ServedTeacher, model=TeacherSpec)
+
+
+def _kind(value: Any) -> str | None:
+    match value:
+        case {"model": "student", "prompt": _}:
+            return SelfTeacherSpec.__name__
+    return _by_place(value)
+
+
 AnyTeacher = Annotated[
-    Annotated[TeacherSpec, Tag("TeacherSpec")] | Annotated[ServedTeacher, Tag("ServedTeacher")],
+    Annotated[TeacherSpec, Tag("TeacherSpec")]
+    | Annotated[ServedTeacher, Tag("ServedTeacher")]
+    | Annotated[SelfTeacherSpec, Tag("SelfTeacherSpec")],
     Discriminator(
-        union_by_key(url=ServedTeacher, model=TeacherSpec),
+        _kind,
         custom_error_type="unknown_kind",
         custom_error_message="should be a mapping with one of the keys 'model' and 'url'",
     ),

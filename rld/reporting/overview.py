@@ -79,6 +79,18 @@ def label_table(labels: Sequence[Any]) -> RenderableType:
     return table
 
 
+def own_prompt_table(examples: Sequence[Any]) -> Table:
+    """Return a table of prompts that teachers read in place of the student's.
+
+    Args:
+        examples: `pipeline.own_prompt_examples.OwnPromptExample`s.
+    """
+    table = Table("stage", "teacher", "skill", "its own prompt", title="\nteachers' prompts", title_justify="left")
+    for one in examples:
+        table.add_row(Text(one.stage), Text(one.teacher), Text(one.skill), Text(_one_line(one.prompt)))
+    return table
+
+
 def _text_table(texts: Sequence[Any]) -> Table:
     table = Table(
         "skill", "documents", "tokens", "blocks", "the first one begins", title="\ntexts", title_justify="left"

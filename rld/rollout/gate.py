@@ -3,7 +3,7 @@
 A teacher that is correct on two thirds of a skill is wrong on the other third with the same confidence, and a student
 that imitates it there learns its mistakes. So each teacher answers a prompt greedily, once, before it may teach on it,
 and the verifier judges the answer. The teacher reads the gold answer as a draft (`teacher_answers.py`), and answers are
-decoded only where the draft does not decide them.
+decoded only where the draft does not decide them. A teacher with a prompt of its own answers that one.
 
 A teacher that is asked first reads the prompt twice where it may teach: with the draft, and with the completions. One
 that is likely to be correct is therefore asked while it scores: the draft is one more completion of the prompt. If its
@@ -11,6 +11,8 @@ answer is wrong, it has scored for nothing.
 
 Where so many of a teacher's latest answers on a level of a skill had one verdict that another one is unlikely, the next
 ones are assumed to have it too, and the teacher answers a share of the new prompts of that level only.
+
+Of a student that is its own teacher no verdict is remembered or assumed, because its weights change.
 
 A teacher can be correct when greedy and still spread its probability over wrong answers; a student that matches its
 distribution becomes as uncertain. For a controller that requires it, the teacher therefore answers some of the open
@@ -104,6 +106,9 @@ class TeacherGate:
             TeacherError: a teacher's logits are NaN.
         """
         self._num_rollouts += 1
+        for teacher, memory in zip(self.teachers, self.memories, strict=True):
+            if teacher.is_student:
+                memory.forget_verdicts()
         keys = [_row_key(row) for row in rows]
         sizes = {} if forwards is None else forwards.sizes(keys)
         open_BK, asked = torch.zeros(needed_BK.shape, dtype=torch.bool), []
@@ -212,7 +217,8 @@ class TeacherGate:
 
     def _answers(self, k: int, one: AskedTeacher, keys: Sequence[str]) -> TeacherAnswers:
         """Return teacher k's answers to prompts, before it has read their drafts."""
-        teacher, rows = self.teachers[k], [one.needed[key] for key in keys]
+        teacher = self.teachers[k]
+        rows = [teacher.own_row(one.needed[key]) for key in keys]
         return TeacherAnswers(
             teacher.load(),
             teacher.prompt_encoder(self.encoder),
@@ -235,7 +241,8 @@ class TeacherGate:
 
     def _ask_source(self, k: int, one: AskedTeacher, keys: Sequence[str], source: LogprobSource) -> None:
         """Let a log-probability source answer prompts."""
-        teacher, rows = self.teachers[k], [one.needed[key] for key in keys]
+        teacher = self.teachers[k]
+        rows = [teacher.own_row(one.needed[key]) for key in keys]
         encoder, name = teacher.prompt_encoder(self.encoder), f"teacher '{teacher.name}'"
         options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "alone": True, "name": name}
         with _errors_of_a_teacher():

@@ -91,6 +91,11 @@ class GateMemory:
         for remembered in (self.verdicts, self.resampled, self.golds, self.streaks):
             remembered.clear()
 
+    def forget_verdicts(self) -> None:
+        """Forget the verdicts of a teacher that changes all the time; how often its answers are gold still tells."""
+        self.verdicts.clear()
+        self.streaks.clear()
+
     def learn(self, news: Sequence[News]) -> list[SecondAnswer]:
         """Remember what the processes learnt in a rollout, in their order; a prompt that two asked counts once.
 

@@ -250,6 +250,7 @@ class TeacherScoring:
                 temperature=self.options.temperature,
                 rows_per_forward=self.options.rows_per_forward,
                 drafts=drafts,
+                own_prompts=self.ensemble.own_prompts(record.rows, needed_BK),
             )
 
     def _add_sampled_scores(self, batch: RolloutBatch) -> None:
@@ -311,9 +312,9 @@ class TeacherScoring:
         """Count the operations of the teachers, and return the tokens that they read and those that were saved."""
         lengths_B1 = (batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1))[:, None]
         teaches_BK = self.runtime.teaches_SK.to(lengths_B1.device)[batch["skill_ids"]]
-        cached_K = torch.tensor([reading.cached for reading in readings], device=lengths_B1.device)
-        read_K = (needed_BK * lengths_B1).sum(0) - cached_K
-        read, possible = self._sum(torch.stack([read_K, (teaches_BK * lengths_B1).sum(0)])).sum(1).tolist()
+        extra_K, cached_K = torch.tensor([(one.extra, one.cached) for one in readings], device=lengths_B1.device).T
+        read_K = (needed_BK * lengths_B1).sum(0) + extra_K - cached_K
+        read, possible = self._sum(torch.stack([read_K, (teaches_BK * lengths_B1).sum(0) + extra_K])).sum(1).tolist()
         num_drafted = [sum(map(len, reading.draft_states)) for reading in readings]  # those count for the gate
         num_computed_K = torch.tensor([reading.computed for reading in readings]) - torch.tensor(num_drafted)
         if self._label_scores is not None:

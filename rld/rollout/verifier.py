@@ -16,9 +16,9 @@ from rld.models import generation, thinking
 from rld.models.chat_template import template_of
 from rld.models.prompting import PromptEncoder
 from rld.rollout.rewards import DEFAULT_RULE, SuccessRule, all_checked, callable_name, checked, is_async
-from rld.types import Row
+from rld.types import STUDENT_PROMPT, Row
 
-NOT_GIVEN = ("prompt", "completion", "completion_ids", "whole_completions")
+NOT_GIVEN = ("prompt", "completion", "completion_ids", "whole_completions", STUDENT_PROMPT)
 """Columns of the rows that TRL does not give to rewards, for which it has other arguments."""
 
 Verify = Callable[..., list[float | None]]
@@ -167,13 +167,13 @@ def ask(
 
     Args:
         verify: The reward.
-        rows: The row of each completion.
+        rows: The row of each completion. Of one with a teacher's own prompt the reward gets the student's.
         completions: Texts, or lists of messages. A text that answers a chat becomes an assistant's message.
         completion_ids: The same as token ids.
     """
     names = [key for row in rows[:1] for key in row if key not in NOT_GIVEN]
     columns = {key: [row.get(key) for row in rows] for key in names}
-    prompts = [row["prompt"] for row in rows]
+    prompts = [row.get(STUDENT_PROMPT, row["prompt"]) for row in rows]
     messages = [
         [{"role": "assistant", "content": text}] if isinstance(text, str) and not isinstance(prompt, str) else text
         for prompt, text in zip(prompts, completions, strict=True)

@@ -25,9 +25,12 @@ from rld.losses.feature_matching import FeaturePlan
 from rld.losses.teacher_outputs import TeacherOutputs, teacher_key
 from rld.models.drafts import Pair
 from rld.teachers.output_checks import require_finite_outputs
+from rld.teachers.own_prompts import OwnPrompts
+from rld.teachers.self_teacher import SelfTeacher
 from rld.teachers.slot_base import PrepareModel, SlotResult, StudentInterface, TeacherBatch, TeacherSlot
 from rld.teachers.slots import AlignedSlot, LogprobSlot, SameTokenizerSlot
 from rld.teachers.teacher import Teacher, share_base_models
+from rld.types import Row
 from rld.utils.interrupts import Waiting
 
 
@@ -38,6 +41,8 @@ class TeacherReading(NamedTuple):
     """Tokens that went through the teacher."""
     cached: int = 0
     """Tokens whose log-probabilities came from a cache."""
+    extra: int = 0
+    """Tokens by which its own prompts are longer than the student's."""
     draft_states: Sequence[Tensor] = ()
     """For each draft the last hidden states `[tokens, H]` that predict its tokens."""
 
@@ -63,6 +68,9 @@ class TeacherEnsemble:
         _require_names(teachers)
         _warn_of_unverified(teachers)
         _require_other_weights(teachers, student.model)
+        for teacher in teachers:
+            if isinstance(teacher, SelfTeacher):
+                teacher.bind(student.model, student.encoder.tokenizer)
         share_base_models(teachers)
         for teacher in teachers:
             teacher.require_same_tokenizer(student.encoder.tokenizer, student.encoder.chat_template_kwargs)
@@ -107,6 +115,22 @@ class TeacherEnsemble:
 
     # -- rollouts ------------------------------------------------------------------------------------------------------
 
+    def own_prompts(self, rows: Sequence[Row], rows_BK: Tensor) -> dict[int, OwnPrompts]:
+        """Return the prompts of the teachers that read others than the student, by the teacher's number.
+
+        Args:
+            rows: The row of each completion.
+            rows_BK: The rows that need each teacher.
+
+        Raises:
+            TeacherError: a row that needs such a teacher lacks what its prompt shows.
+        """
+        return {
+            slot.index: OwnPrompts.of(slot.teacher, rows, rows_BK[:, slot.index], slot.student.encoder)
+            for slot in self.slots
+            if slot.teacher.prompt is not None
+        }
+
     @torch.no_grad()
     def score(
         self,
@@ -117,6 +141,7 @@ class TeacherEnsemble:
         temperature: float,
         rows_per_forward: int,
         drafts: Mapping[int, Sequence[Pair]] = MappingProxyType({}),
+        own_prompts: Mapping[int, OwnPrompts] = MappingProxyType({}),
     ) -> list[TeacherReading]:
         """Run each teacher once over the rows that need it, and add its outputs to `rollout`.
 
@@ -129,6 +154,7 @@ class TeacherEnsemble:
             rows_per_forward: Completions per forward, about.
             drafts: By the number of a teacher that takes drafts, those that it reads beside the completions: prompts
                 and drafts in its tokens. It reads none where no completion has a token for it.
+            own_prompts: By the number of a teacher, the prompts that it reads in place of the student's.
         """
         num_rows, num_tokens = rollout["completion_ids"].shape
         tokens_BKT = torch.zeros(num_rows, len(self.slots), num_tokens, dtype=torch.bool)
@@ -138,13 +164,16 @@ class TeacherEnsemble:
             rows_R = slot.scorable_rows(rollout, rows_BK[:, slot.index]).nonzero().squeeze(1)
             if len(rows_R):
                 batch = _batch(rollout, rows_R, prompts, temperature=temperature, rows_per_forward=rows_per_forward)
+                if slot.index in own_prompts:
+                    batch = own_prompts[slot.index].in_place(batch, rows_R)
                 batches[slot.index] = rows_R, replace(batch, drafts=drafts.get(slot.index, ()))
         readings = [TeacherReading()] * len(self.slots)
         for k, result in self._run({k: batch for k, (_, batch) in batches.items()}).items():
             rows_R, batch = batches[k]
             require_finite_outputs(self.slots[k], batch, result)
             _add(rollout, k, rows_R, result)
-            readings[k] = TeacherReading(result.num_computed, result.num_cached, result.draft_states)
+            extra = int(batch.prompt_mask_RP.sum() - rollout["prompt_mask"][rows_R].sum())
+            readings[k] = TeacherReading(result.num_computed, result.num_cached, extra, result.draft_states)
         return readings
 
     def withdraw(self, rollout: dict[str, Any], open_BK: Tensor) -> None:
@@ -219,10 +248,13 @@ def _require_other_weights(teachers: Sequence[Teacher], student: PreTrainedModel
     student_weights = {id(weight) for weight in student.parameters()}
     for teacher in teachers:
         model = teacher.model if teacher.source is None else teacher.source.model
-        if isinstance(model, nn.Module) and any(id(weight) in student_weights for weight in model.parameters()):
+        if teacher.is_student or not isinstance(model, nn.Module):
+            continue
+        if any(id(weight) in student_weights for weight in model.parameters()):
             raise TeacherError(
                 f"teacher '{teacher.name}' has the weights of the student itself, which would be frozen; pass a copy: "
-                "Teacher(copy.deepcopy(model), tokenizer=...), or the path that the student was loaded from"
+                "Teacher(copy.deepcopy(model), tokenizer=...), or the path that the student was loaded from; to let "
+                "the student teach itself by another prompt, pass SelfTeacher(prompt=...)"
             )
 
 

@@ -36,7 +36,7 @@ class _LocalSlot(TeacherSlot):
     def _read_teacher(self) -> None:
         super()._read_teacher()
         model = self.teacher.load()
-        self._model = model if self.teacher.offload else self._prepare(model)
+        self._model = model if self.teacher.offload or self.teacher.is_student else self._prepare(model)
         with self.teacher.running(self._model.device):
             require_sound_model(self._model, f"teacher '{self.teacher.name}'", TeacherError)
             self._layout = PromptSharingLayout.of(self._model, f"teacher '{self.teacher.name}'")

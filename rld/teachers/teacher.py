@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,7 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rld.errors import ModelError, TeacherDown, TeacherError
+from rld.errors import DataError, ModelError, TeacherDown, TeacherError
 from rld.models.adapters import active_adapter, add_adapter, has_changed_head, own_weights
 from rld.models.decoding import end_tokens
 from rld.models.heads import LMHead
@@ -24,19 +22,11 @@ from rld.models.logprob_source import LogprobSource, ScoredSequence, TopKLogprob
 from rld.models.placement import is_placed, move_unless_placed
 from rld.models.prompting import PromptEncoder
 from rld.models.tokenizer_profile import TokenizerProfile
-from rld.types import Align
+from rld.teachers.fingerprint import fingerprint
+from rld.teachers.own_rows import own_row
+from rld.types import Align, Row
 from rld.utils.suggestions import hint
-
-_NOT_HASHED = frozenset(
-    {
-        *("transformers_version", "architectures", "dtype", "torch_dtype", "use_cache", "auto_map"),
-        *("base_model_name_or_path", "revision", "inference_mode", "peft_version", "runtime_config"),  # of adapters
-    }
-)
-"""Entries of a configuration that differ between copies of one model."""
-
-_SAMPLES_PER_WEIGHT = 64
-"""Values of each weight that a fingerprint is computed from."""
+from rld.utils.templates import template_problem
 
 
 @dataclass
@@ -73,6 +63,8 @@ class Teacher:
         offload: Whether the weights stay in CPU memory and are on the device only while the teacher scores. Each use
             costs a copy to the device and back. A copy of the output head stays there, because the loss needs it.
         optional: Whether training continues when a source stops answering. The teacher is dropped then, with an event.
+        prompt: What it reads in place of the student's prompt: a template with `{question}` and `{answer}`, the row's.
+            None: the student's prompt.
     """
 
     model: str | PreTrainedModel | PeftModel | LogprobSource
@@ -86,6 +78,7 @@ class Teacher:
     adapter: str | None = None
     offload: bool = False
     optional: bool = False
+    prompt: str | None = None
     is_down: bool = field(default=False, init=False)
     """Whether it has stopped answering, though it is optional."""
     _loaded: _Loaded | None = field(default=None, init=False, repr=False)
@@ -97,6 +90,27 @@ class Teacher:
             assert not isinstance(self.model, LogprobSource)
             path = self.model if isinstance(self.model, str) else self.model.config._name_or_path
             self.name = (self.adapter or path).rstrip("/").split("/")[-1] or "teacher"
+        problem = None if self.prompt is None else template_problem(self.prompt)
+        if problem is not None:
+            raise self._error(f"its prompt {self.prompt!r}: {problem}")
+
+    @property
+    def is_student(self) -> bool:
+        """Whether it is the student itself, whose weights change while it teaches."""
+        return False
+
+    def own_row(self, row: Row) -> Row:
+        """Return a row as this teacher reads it: with its own prompt, where it has a template.
+
+        Raises:
+            TeacherError: the row lacks what the template shows.
+        """
+        if self.prompt is None:
+            return row
+        try:
+            return own_row(row, self.prompt)
+        except DataError as error:
+            raise self._error(f"its own prompt can't be made of a row: {error}") from error
 
     def load(self) -> PreTrainedModel:
         """Return the model, frozen and in eval mode: no dropout, no gradients. To run it, use `running`.
@@ -234,25 +248,11 @@ class Teacher:
         return sum(weight.numel() for _, weight in own_weights(loaded.model, loaded.adapter_name))
 
     def fingerprint(self) -> str:
-        """Return a hash of the configuration and of samples of the weights, those of the adapter included.
-
-        Entries of the configuration that differ between copies of one model are left out: paths, storage and special
-        tokens.
-        """
+        """Return a hash of the configuration and of samples of the weights, those of the adapter included."""
         if self.source is not None:
             return self.source.info().fingerprint
         loaded = self._load()
-        digest = hashlib.sha256(_hashed_entries(loaded.model.config.to_dict()))
-        if loaded.adapter_name is not None:  # its configuration has the scale of its weights
-            config: Any = loaded.model.peft_config[loaded.adapter_name]
-            entries = {key: sorted(v) if isinstance(v, set) else v for key, v in config.to_dict().items()}
-            digest.update(_hashed_entries(entries))
-        for name, weight in own_weights(loaded.model, loaded.adapter_name):
-            values = weight.detach().flatten()
-            step = max(1, values.numel() // _SAMPLES_PER_WEIGHT)
-            sample = values[::step][:_SAMPLES_PER_WEIGHT].float().cpu()
-            digest.update(name.encode() + sample.numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint(loaded.model, loaded.adapter_name)
 
     def ends(self) -> set[int]:
         """Return the token ids that end a completion of this teacher."""
@@ -326,19 +326,6 @@ class Teacher:
         if self.source is not None:
             return self.source.foreign_tokens(student)
         return {} if self.align is not None else TokenizerProfile.of(self.find_tokenizer()).foreign_tokens(student)
-
-
-def _hashed_entries(config: Mapping[str, Any]) -> bytes:
-    """Return the entries of a configuration that a fingerprint is computed from, as JSON."""
-    return json.dumps(_without_origin(config), sort_keys=True, default=str).encode()
-
-
-def _without_origin(config: Any) -> Any:
-    if not isinstance(config, dict):
-        return config
-    entries = {str(key): value for key, value in config.items() if str(key) not in _NOT_HASHED}
-    names = [name for name in entries if not name.startswith("_") and not name.endswith("token_id")]
-    return {name: _without_origin(entries[name]) for name in names}
 
 
 def share_base_models(teachers: Iterable[Teacher]) -> None:

@@ -60,7 +60,7 @@ from rld.trainer.trl_patches import patch_trl
 from rld.trainer.whole_checkpoints import WholeCheckpoints
 from rld.types import Row
 
-_READ_COLUMNS = ("skill", "level", "answer", "is_cut", "slot")
+_READ_COLUMNS = ("skill", "level", "question", "answer", "is_cut", "slot")
 """Columns that rld reads itself, and the one of a `PromptStream`; `remove_unused_columns` leaves them in."""
 
 

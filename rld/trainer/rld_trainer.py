@@ -50,7 +50,7 @@ from rld.trainer.rollout_counting import count_attempts, sampled_tokens
 from rld.trainer.rollout_events import RolloutEvents
 from rld.trainer.scoring_setup import gate_of, require_labels, teacher_scoring
 from rld.trainer.skill_names import trained_skills
-from rld.trainer.start_checks import require_sound_student
+from rld.trainer.start_checks import require_own_prompts, require_sound_student
 from rld.trainer.student_forward import StudentInputs, add_signal_forward
 from rld.trainer.timing import OptimizerTime, PhaseTimer, timed
 from rld.trainer.transfer_probe import TransferProbe
@@ -67,7 +67,8 @@ class RLDTrainer(GRPOHooks):
         model, reward_funcs, args, train_dataset: As in `GRPOTrainer`; `args` is an `RLDConfig`. A `skill` column in
             the training set labels the rows; without it all rows are one skill. `reward_funcs` may be left out when
             there are teachers.
-        teachers: `Teacher`s, loaded models, hub ids or folders. Other tokenizers than the student's need `align`.
+        teachers: `Teacher`s, a `SelfTeacher`, loaded models, hub ids or folders. Other tokenizers than the student's
+            need `align`.
         controller: Sets the weights of signals and teachers. None: `GapController()`.
         curriculum: Picks the skill and level of each next prompt from `train_dataset`'s columns `skill` and `level`.
             None: TRL's shuffled order.
@@ -153,6 +154,7 @@ class RLDTrainer(GRPOHooks):
             raise RecipeError("gold answers take the place of completions that are generated without tools")
 
     def _build_teachers(self) -> None:
+        require_own_prompts(self)
         self._feature = self.args.feature_model() if "feature" in self._signals else None
         student = StudentInterface(self._student, self._encoder, self._feature, is_chat=self._is_chat)
         # Under FSDP a teacher is moved to its device only if that is asked for.

@@ -1,4 +1,4 @@
-"""Checks of the student before training: it is read as it is, and its prompts and completions fit into its context."""
+"""Checks before training: the student is read as it is, its texts fit into its context, and teachers have prompts."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import Any
 from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from rld.errors import ModelError
+from rld.errors import ModelError, TeacherError
 from rld.models.generation import unused_options
 from rld.models.prompting import PromptEncoder
 from rld.models.self_check import context_length, require_context, require_sound_model, require_token_rows
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.weight_precision import warn_of_lost_updates
+from rld.utils.templates import has_answer
 
 _NUM_PROMPTS = 16
 """The longest prompts by their characters, of which the tokens are counted."""
@@ -51,6 +53,35 @@ def require_sound_student(model: PreTrainedModel, encoder: PromptEncoder, rows: 
     if isinstance(rows, Dataset) and "prompt" in rows.column_names and context_length(model.config) is not None:
         prompts = heapq.nlargest(_NUM_PROMPTS, rows["prompt"], key=lambda prompt: len(str(prompt)))
         require_prompts_fit(model, [encoder.encode(prompt) for prompt in prompts], args)
+
+
+def require_own_prompts(trainer: Any) -> None:
+    """Refuse an `RLDTrainer` whose teachers' own prompts cannot be made, or whose student cannot be its own teacher.
+
+    Raises:
+        TeacherError: it is such a trainer.
+    """
+    args, rows = trainer.args, trainer.train_dataset
+    for teacher in trainer.teachers:
+        reasons = dict[str, bool]()
+        if teacher.prompt is not None:
+            has_no_answers = isinstance(rows, Dataset) and "answer" not in rows.column_names
+            reasons |= {
+                "is not for labels, which are compared behind the student's prompts": bool(args.labels),
+                "is not for images and environments, which have their own": trainer._is_vlm
+                or trainer.environment_factories is not None,
+                "shows {answer}, and the rows have no column 'answer'": has_answer(teacher.prompt) and has_no_answers,
+            }
+        if teacher.is_student:
+            shared = trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+            reasons |= {
+                "is read with whole weights of the student, which FSDP and ZeRO-3 share out": shared,
+                "is read with the student's weights at the rollout, so each rollout serves one update (leave out "
+                "num_iterations and steps_per_generation)": args.updates_per_rollout != 1,
+            }
+        for reason, holds in reasons.items():
+            if holds:
+                raise TeacherError(f"teacher '{teacher.name}': its prompt {reason}")
 
 
 def _warn_of_dropout(model: nn.Module) -> None:

@@ -47,6 +47,10 @@ class Reader(NamedTuple):
     """Replaces its tokenizer's chat template."""
     has_own_tokenizer: bool = True
     """Whether it reads rows in its own tokens and not in the student's."""
+    prompt: str | None = None
+    """The template of its own prompts. None: it reads the student's."""
+    has_known_context: bool = True
+    """Whether the context of `model` is its own; that of a server is not known."""
 
 
 class Stage(FrozenOptions):

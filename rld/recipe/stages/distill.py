@@ -22,7 +22,7 @@ from rld.recipe.rollout import Rollout
 from rld.recipe.signals import PolicySignal, ResponseSignal, SignalSpecs
 from rld.recipe.sizes import Sizes, StageCost, quantity
 from rld.recipe.stages.base import LearningRates, Reader, TrainingStage, listed
-from rld.recipe.teachers import AnyTeacher, CacheSpec, ServedTeacher, TeacherSpec
+from rld.recipe.teachers import AnyTeacher, CacheSpec, SelfTeacherSpec, ServedTeacher, TeacherSpec
 from rld.utils.flops import frozen_bytes
 from rld.utils.options import OptionError
 
@@ -179,6 +179,9 @@ class Distill(TrainingStage):
             is_served = isinstance(spec, ServedTeacher)
             if not is_served and self.cache is None:
                 continue
+            if isinstance(spec, SelfTeacherSpec):
+                message = "the student changes as it learns, so nothing that it says is kept in a cache"
+                raise OptionError(message, "teachers", name, "model")
             place = "on a server" if is_served else "in a cache"
             if self.signals.feature is not None and is_served:
                 message = "a server gives no hidden states, and this stage matches features (signals.feature)"
@@ -194,6 +197,18 @@ class Distill(TrainingStage):
             if isinstance(spec, ServedTeacher) and spec.is_openai and temperature != 1:
                 mismatch = f"scores at temperature 1, and the rollout's is {temperature:g}"
                 raise OptionError(f"an OpenAI-compatible endpoint {mismatch}", "teachers", name, "url")
+        return self
+
+    @model_validator(mode="after")
+    def _own_prompts_can_be_read(self) -> Distill:
+        for name, spec in self.teachers.items():
+            reasons = {
+                "labels are compared behind the student's prompts (rollout.completions: labels)": self.learns_labels,
+                "the losses of such a teacher put no rows in order (curriculum.levels_by)": self.curriculum.levels_by,
+            }
+            for reason, holds in reasons.items() if spec.prompt is not None else ():
+                if holds:
+                    raise OptionError(f"leave it out: {reason}", "teachers", name, "prompt")
         return self
 
     # -- the spec ----------------------------------------------------------------------------------------------------
@@ -233,6 +248,8 @@ class Distill(TrainingStage):
         if self.rollout.gold_completions != self.rollout.completions:
             fix = "set rollout.completions and rollout.gold_completions to 1"
             return OptionError(f"documents are not sampled, but learnt: {fix}", "rollout", "completions")
+        if any(spec.prompt is not None for spec in self.teachers.values()):
+            return OptionError("documents have no prompt that a teacher's own could replace", "teachers")
         if self.gate != "off" and self.teachers:
             fix = "set gate: off"
             return OptionError(f"documents ask for no answer by which a teacher could be judged: {fix}", "gate")
@@ -241,11 +258,15 @@ class Distill(TrainingStage):
         return None
 
     def readers(self) -> list[Reader]:
-        return [
-            Reader(name, spec.model, spec.skills, spec.chat_template, has_own_tokenizer=spec.align is not None)
-            for name, spec in self.teachers.items()
-            if isinstance(spec, TeacherSpec)
-        ]
+        readers = []
+        for name, spec in self.teachers.items():
+            if isinstance(spec, TeacherSpec):
+                is_aligned = spec.align is not None
+                readers.append(Reader(name, spec.model, spec.skills, spec.chat_template, is_aligned, spec.prompt))
+            elif spec.prompt is not None:
+                is_here = isinstance(spec, SelfTeacherSpec)
+                readers.append(Reader(name, self.student, spec.skills, None, False, spec.prompt, is_here))
+        return readers
 
     def references(self) -> list[str]:
         return [self.student, *(spec.model for spec in self.loaded.values())]
@@ -273,6 +294,7 @@ class Distill(TrainingStage):
     def cost(self, sizes: Sizes) -> StageCost:
         student = sizes.parameters(self.student)
         teachers = {name: sizes.parameters(spec.model) for name, spec in self.loaded.items()}
+        teachers |= {name: student for name, spec in self.teachers.items() if isinstance(spec, SelfTeacherSpec)}
         counts = {name: size for name, size in teachers.items() if size is not None}
         if student is None or len(counts) < len(teachers):
             return StageCost(student, teachers, None, None)
@@ -287,7 +309,8 @@ class Distill(TrainingStage):
         for name, teacher in self.teachers.items():
             scope = "where it proves better" if teacher.skills is None else f"for {listed(teacher.skills)}"
             size = f", {quantity(cost.teachers[name])} parameters" if name in cost.teachers else ""
-            rows.append(("teacher", f"{name}: {teacher.place}{size}, {scope}"))
+            prompt = "" if teacher.prompt is None else ", by a prompt of its own"
+            rows.append(("teacher", f"{name}: {teacher.place}{size}{prompt}, {scope}"))
         rows.append(("signals", self.signals.describe(len(self.teachers))))
         if self.teachers:
             by = (

@@ -1,0 +1,189 @@
+"""Teachers that read a prompt of their own, and the student as such a teacher of itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+
+import tests.support.tiny as tiny
+from rld.controllers.baselines import FixedController
+from rld.errors import TeacherError
+from rld.rollout.gate import TeacherGate
+from rld.teachers.local import LocalLogprobs
+from rld.teachers.self_teacher import SelfTeacher
+from rld.teachers.teacher import Teacher
+from rld.trainer.rld_config import RLDConfig
+from rld.trainer.rld_trainer import RLDTrainer
+from rld.types import STUDENT_PROMPT
+
+TELLING = "{answer}:{question}"
+
+
+def student() -> Any:
+    return tiny.model().double()
+
+
+def trainer(folder: Path, teacher: Teacher, *, num_parts: int = 1, model: Any = None, **options: Any) -> RLDTrainer:
+    """A trainer that learns from one teacher alone, with 2 prompts of 4 completions an update."""
+    sizes = {"per_device_train_batch_size": 8 // num_parts, "gradient_accumulation_steps": num_parts}
+    more = {name: options.pop(name) for name in ("train_dataset", "peft_config") if name in options}
+    return RLDTrainer(
+        student() if model is None else model,
+        None,
+        RLDConfig(**tiny.rld_options(folder, divergence="reverse_kl", **sizes, **options)),
+        more.pop("train_dataset", tiny.rows()),
+        processing_class=tiny.tokenizer(),
+        teachers=[teacher],
+        controller=FixedController(policy=0.0, response=1.0),
+        **more,
+    )
+
+
+def losses(made: RLDTrainer) -> list[tuple[float, float]]:
+    made.train()
+    return [(entry["loss"], entry["grad_norm"]) for entry in made.state.log_history if "loss" in entry]
+
+
+def weights(made: RLDTrainer) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in made.model.parameters()])
+
+
+def by_hand(model: Any, teacher: Any, rollout: dict[str, Any], telling: list[str]) -> torch.Tensor:
+    """The mean over tokens of KL(student(prompt) || teacher(own prompt)), one completion at a time."""
+    sums, num_tokens = torch.zeros((), dtype=torch.float64), 0
+    for i, own_prompt in enumerate(telling):
+        ids = rollout["completion_ids"][i][rollout["completion_mask"][i].bool()]
+        prompt = rollout["prompt_ids"][i][rollout["prompt_mask"][i].bool()]
+        own = torch.tensor(tiny.tokenizer()(own_prompt)["input_ids"])
+
+        def log_p(read_by: Any, prompt: torch.Tensor, ids: torch.Tensor = ids) -> torch.Tensor:
+            logits = read_by(torch.cat([prompt, ids])[None]).logits[0, len(prompt) - 1 : -1]
+            return logits.double().log_softmax(-1)
+
+        log_student, log_teacher = log_p(model, prompt), log_p(teacher, own).detach()
+        sums = sums + (log_student.exp() * (log_student - log_teacher)).sum()
+        num_tokens += len(ids)
+    return sums / num_tokens
+
+
+@pytest.mark.parametrize("num_parts", [1, 4])
+@pytest.mark.parametrize("kind", ["itself", "another", "source"])
+def test_the_loss_is_the_divergence_from_what_the_teacher_says_behind_its_own_prompt(tmp_path, kind, num_parts):
+    other = tiny.model(seed=1).double()
+    local = Teacher(other, "one", tokenizer=tiny.tokenizer(), prompt=TELLING)
+    source = LocalLogprobs(Teacher(other, "one", tokenizer=tiny.tokenizer()), torch.device("cpu"), 15)
+    teachers = {"itself": SelfTeacher(TELLING), "another": local, "source": Teacher(source, "one", prompt=TELLING)}
+    made = trainer(tmp_path, teachers[kind], num_parts=num_parts)
+    rollouts: list[dict[str, Any]] = []
+    score = made._teacher_scoring.score
+
+    def kept(batch: Any, record: Any, step: int) -> Any:
+        rollouts.append({**batch, "rows": list(record.rows)})
+        report = score(batch, record, step)
+        rollouts[-1]["read"] = report.tokens_scored
+        return report
+
+    made._teacher_scoring.score = kept  # type: ignore[method-assign]
+    made.args.max_steps = 1
+    ((loss, grad_norm),) = losses(made)
+    (rollout,) = rollouts
+    telling = [f"{row['answer']}:{row['prompt']}" for row in rollout["rows"]]
+    model = student()
+    expected = by_hand(model, model if kind == "itself" else other, rollout, telling)
+    expected.backward()
+    norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+    assert loss == pytest.approx(float(expected), rel=1e-5)
+    assert grad_norm == pytest.approx(float(norm), rel=1e-5)
+    assert loss > 0.05
+    assert rollout["read"] == sum(map(len, telling)) + int(rollout["completion_mask"].sum())
+
+
+def test_a_student_that_tells_itself_nothing_new_has_nothing_to_learn(tmp_path):
+    for loss, grad_norm in losses(trainer(tmp_path, SelfTeacher("{question}"), max_steps=2)):
+        assert loss == pytest.approx(0, abs=1e-7)
+        assert grad_norm == pytest.approx(0, abs=1e-6)
+
+
+def test_it_reads_with_the_present_adapter_and_no_weight_is_frozen(tmp_path):
+    """Behind an adapter that is not zero the student's own prompt still gives no loss."""
+    adapter = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False, lora_dropout=0.5)
+    made = trainer(tmp_path, SelfTeacher("{question}"), peft_config=adapter, max_steps=1)
+    before = weights(made)
+    made.model.eval()
+    ids = torch.tensor([[5, 6, 4, 7]])
+    with made.teachers[0].running(torch.device("cpu")) as read_by:
+        assert torch.equal(read_by(ids).logits, made.model(ids).logits)
+    made.model.train()
+    made.train()
+    assert not torch.equal(weights(made), before), "dropout is in the student's forward alone, so there is a loss"
+
+
+def test_a_run_goes_on_where_it_was_interrupted(tmp_path):
+    """Nothing of the teacher is in a checkpoint: it is the student's weights that are."""
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    whole = trainer(tmp_path / "run", SelfTeacher(TELLING), **options)
+    whole.train()
+    resumed = trainer(tmp_path / "run", SelfTeacher(TELLING), **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+@pytest.mark.parametrize("style", ["text", "chat"])
+def test_the_gate_asks_by_the_own_prompt_and_the_verifier_sees_the_students(style):
+    asked: list[Any] = []
+
+    def verify(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
+        assert STUDENT_PROMPT not in columns
+        asked.extend(prompts)
+        return [1.0] * len(prompts)
+
+    itself, given = SelfTeacher(TELLING), [dict(row) for row in tiny.rows(4, chat=style == "chat")]
+    itself.bind(tiny.model(), tiny.tokenizer())
+    gate = TeacherGate([itself], tiny.encoder(), verify, max_new_tokens=3, device=torch.device("cpu"))
+    for num_asked in (4, 8):  # in the second rollout again, because its weights may have changed
+        questions = gate.ask(given, torch.ones(4, 1, dtype=torch.bool))
+        assert gate.decide(questions, {}).open_BK.all()
+        assert asked == [row["prompt"] for row in given] * (num_asked // 4)
+    read = [row["prompt"] for row in map(itself.own_row, given)]
+    texts = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in read]
+    end = "=" if style == "text" else ""
+    assert texts == [f"{row['answer']}:{row['answer'][::-1]}{end}" for row in given]
+
+
+def test_places_are_filled_once_and_other_messages_stay():
+    teacher = Teacher(tiny.model(), tokenizer=tiny.tokenizer(), prompt="{question} \\boxed{x} {answer}")
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "Q: {answer}"}]
+    row = {"prompt": messages, "question": "{answer}", "answer": "{question}"}
+    own = teacher.own_row(row)
+    assert own["prompt"] == [messages[0], {"role": "user", "content": "{answer} \\boxed{x} {question}"}]
+    assert own[STUDENT_PROMPT] == messages
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("{question} {anser}", "'self': its prompt .* it has {anser}; did you mean {answer}"),
+        ("Go.", "it should contain {question}"),
+    ],
+)
+def test_a_template_that_cannot_be_meant_is_refused(prompt, message):
+    with pytest.raises(TeacherError, match=message):
+        SelfTeacher(prompt)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_iterations": 2}, "each rollout serves one update"),
+        ({"train_dataset": tiny.rows().remove_columns("answer")}, "the rows have no column 'answer'"),
+        ({"train_dataset": Dataset.from_dict({"prompt": ["a="] * 16, "answer": [""] * 16})}, "has no gold answer"),
+    ],
+)
+def test_a_trainer_in_which_it_cannot_teach_is_refused(tmp_path, options, message):
+    with pytest.raises(TeacherError, match=message):
+        trainer(tmp_path, SelfTeacher(TELLING), **options).train()
