@@ -65,7 +65,8 @@ def require_own_prompts(trainer: Any) -> None:
     for teacher in trainer.teachers:
         reasons = dict[str, bool]()
         if teacher.prompt is not None:
-            has_no_answers = isinstance(rows, Dataset) and "answer" not in rows.column_names
+            is_known = trainer.stream is None and isinstance(rows, Dataset)  # a stream's rows are not drawn yet
+            has_no_answers = is_known and "answer" not in rows.column_names
             reasons |= {
                 "is not for labels, which are compared behind the student's prompts": bool(args.labels),
                 "is not for images and environments, which have their own": trainer._is_vlm

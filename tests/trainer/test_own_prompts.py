@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 
+import tests.support.own_prompts_one_and_two as runs
 import tests.support.tiny as tiny
 from rld.controllers.baselines import FixedController
 from rld.errors import TeacherError
@@ -20,6 +21,7 @@ from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
 from rld.types import STUDENT_PROMPT
+from tests.trainer.test_processes import launch
 
 TELLING = "{answer}:{question}"
 
@@ -96,8 +98,9 @@ def test_the_loss_is_the_divergence_from_what_the_teacher_says_behind_its_own_pr
     model = student()
     expected = by_hand(model, model if kind == "itself" else other, rollout, telling)
     expected.backward()
+    expected = expected.detach()
     norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
-    assert loss == pytest.approx(float(expected), rel=1e-5)
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
     assert grad_norm == pytest.approx(float(norm), rel=1e-5)
     assert loss > 0.05
     assert rollout["read"] == sum(map(len, telling)) + int(rollout["completion_mask"].sum())
@@ -131,6 +134,14 @@ def test_a_run_goes_on_where_it_was_interrupted(tmp_path):
     resumed = trainer(tmp_path / "run", SelfTeacher(TELLING), **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_one_process_and_two_give_the_same_update(tmp_path):
+    launch(tmp_path, 2, module="own_prompts_one_and_two")
+    one = runs.trained(tmp_path / "one")
+    for rank in (0, 1):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), one, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(one, torch.cat([weight.flatten() for weight in tiny.model().parameters()]), atol=1e-4)
 
 
 @pytest.mark.parametrize("style", ["text", "chat"])

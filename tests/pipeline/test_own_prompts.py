@@ -1,0 +1,105 @@
+"""Recipes with teachers that read a prompt of their own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tests.support.tiny as tiny
+from rld.cli import main
+from rld.errors import RecipeError
+from rld.recipe.reading import read_recipe
+from rld.utils.run_folder import stage_record_path
+
+ROWS = [{"question": a + b, "answer": b + a} for a in "abcdef" for b in "cdef"]
+SELF = {"model": "student", "prompt": "{answer}:{question}=", "probe_prompts": 2}
+
+
+GOLD = {"rollout": {"prompts": 2, "completions": 2, "gold_completions": 2}}
+MINE = """
+def fine(completions, **_):
+    return [1.0] * len(completions)
+
+
+def ask(rng):
+    return "".join(rng.choices("abcdef", k=4)), ""
+"""
+
+
+def written(folder: Path, teacher: Any = SELF, models: str = "small", skill: Any = None, **stage: Any) -> Path:
+    tiny.model().save_pretrained(folder / "model")
+    tiny.tokenizer().save_pretrained(folder / "model")
+    (folder / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in ROWS))
+    (folder / "mine.py").write_text(MINE)
+    tree = {
+        "name": "it",
+        "models": {models: str(folder / "model")},
+        "prompts": {"template": "{question}="},
+        "skills": {"swap": skill or {"file": "rows.jsonl", "held_out": 4}},
+        "rewards": [{"use": "./mine.py:fine"}],
+        "max_new_tokens": 4,
+        "stages": [
+            {
+                "name": "main",
+                "kind": "distill",
+                "student": models,
+                "teachers": {"self": teacher},
+                "steps": 2,
+                "rollout": {"prompts": 2, "completions": 2},
+                **stage,
+            }
+        ],
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(tree))
+    return folder / "recipe.yaml"
+
+
+def test_the_check_shows_the_prompt_and_a_run_scores_probes_and_teaches_by_it(tmp_path, capsys):
+    """The question in it is without the skill's template, which the student's prompt has."""
+    path = written(tmp_path)
+    assert main(["check", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "the student itself" in shown
+    assert "ca:ac=" in shown
+    assert main(["train", str(path), "--output", str(tmp_path / "run")]) == 0
+    record = json.loads(stage_record_path(tmp_path / "run" / "student").read_text())
+    assert record["teachers"]["self"]["parameters"] == tiny.model().num_parameters()
+    assert record["teacher_tokens"]["scored"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"skill": {"generator": "./mine.py:ask", "held_out": 4}},
+            "has no gold answer, which a teacher's prompt shows ({answer}); name the teacher's `skills`",
+        ),
+        ({"teacher": {**SELF, "prompt": "a" * 70 + "{question}"}}, "rows.jsonl:1 has 72 tokens in its prompt, and with"),
+    ],
+)
+def test_rows_of_which_no_prompt_can_be_made_are_refused(tmp_path, capsys, options, message):
+    path = written(tmp_path, **options)
+    for command in (["check", str(path)], ["train", str(path), "--output", str(tmp_path / "run")]):
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert "teacher self" in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"models": "student"}, "it means the student itself, and a model or stage of the recipe has that name"),
+        ({"teacher": {**SELF, "prompt": "{anser}"}}, r"teachers.self.prompt.* it has \{anser\}; did you mean"),
+        ({"teacher": {"model": "student"}}, "there is no model 'student'"),
+        ({"cache": {"folder": "c"}, "signals": {"response": {}}, **GOLD}, "nothing that it says is kept in a cache"),
+        ({"curriculum": {"levels_by": "teacher_loss"}}, "put no rows in order"),
+    ],
+)
+def test_what_a_teacher_by_its_own_prompt_cannot_be_is_refused_by_name(tmp_path, options, message):
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(written(tmp_path, **options))
