@@ -125,3 +125,10 @@ def response_mask(batch: RolloutBatch) -> Tensor:
 def taught_share(batch: RolloutBatch) -> Tensor:
     """Return the summed weight of the teachers that have a distribution at each token: `[B, T]`."""
     return (batch["teacher_weights"][..., None] * batch["teacher_tokens"]).sum(1)
+
+
+def redistributed(weights_BK: Tensor, open_BK: Tensor) -> Tensor:
+    """Return teacher weights of which those of closed teachers go to the open ones of the completion, in proportion."""
+    open_weights_BK = weights_BK * open_BK
+    shares_BK = open_weights_BK / open_weights_BK.sum(1, keepdim=True).clamp(min=1e-12)
+    return shares_BK * weights_BK.sum(1, keepdim=True)

@@ -21,7 +21,7 @@ from rld.errors import TeacherDown
 from rld.losses.combination import AnyCombination
 from rld.losses.policy import mean_likelihood
 from rld.models.drafts import Pair
-from rld.rollout.batch import RolloutBatch, loss_mask, response_mask, taught_share
+from rld.rollout.batch import RolloutBatch, loss_mask, redistributed, response_mask, taught_share
 from rld.rollout.counts import gate_counts
 from rld.rollout.gate import TeacherGate
 from rld.rollout.gate_questions import GateQuestions, GateVerdict, ScoringForwards
@@ -139,16 +139,16 @@ class TeacherScoring:
         # A combination that compares teachers does so on correct completions.
         needed_BK, readings, verdict = self._run_gated(needed_BK, may_teach_B | combination.compares, batch, record)
         if verdict is not None:
-            weights_BK = _redistribute(weights_BK, verdict.open_BK)
+            weights_BK = redistributed(weights_BK, verdict.open_BK)
         self._add_sampled_scores(batch)
         events, is_up_K = self._drop_down(step)
         if events:
-            needed_BK, weights_BK = needed_BK & is_up_K, _redistribute(weights_BK, is_up_K.expand(weights_BK.shape))
+            needed_BK, weights_BK = needed_BK & is_up_K, redistributed(weights_BK, is_up_K.expand(weights_BK.shape))
             batch["teacher_tokens"] = batch["teacher_tokens"] & is_up_K[:, None]
         if self._label_scores is not None:
             self._label_scores.add(batch, record, needed_BK)
             if isinstance(self.gate, LabelGate) and record.is_training:
-                weights_BK = _redistribute(weights_BK, self.gate.judge(batch, record))
+                weights_BK = redistributed(weights_BK, self.gate.judge(batch, record))
         weights_BK = self._choose(weights_BK, batch, record) * may_teach_B[:, None]
         self._finish(batch, weights_BK, record)
         if not record.is_training:
@@ -339,10 +339,3 @@ class TeacherScoring:
     def _sum(self, value: Tensor) -> Tensor:
         total: Tensor = self.accelerator.reduce(value.to(self.accelerator.device), reduction="sum")
         return total
-
-
-def _redistribute(weights_BK: Tensor, open_BK: Tensor) -> Tensor:
-    """Return teacher weights of which those of closed teachers go to the open ones of the completion, in proportion."""
-    open_weights_BK = weights_BK * open_BK
-    shares_BK = open_weights_BK / open_weights_BK.sum(1, keepdim=True).clamp(min=1e-12)
-    return shares_BK * weights_BK.sum(1, keepdim=True)

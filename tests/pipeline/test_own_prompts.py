@@ -77,7 +77,10 @@ def test_the_check_shows_the_prompt_and_a_run_scores_probes_and_teaches_by_it(tm
             {"skill": {"generator": "./mine.py:ask", "held_out": 4}},
             "has no gold answer, which a teacher's prompt shows ({answer}); name the teacher's `skills`",
         ),
-        ({"teacher": {**SELF, "prompt": "a" * 70 + "{question}"}}, "rows.jsonl:1 has 72 tokens in its prompt, and with"),
+        (
+            {"teacher": {**SELF, "prompt": "a" * 70 + "{question}"}},
+            "rows.jsonl:1 has 72 tokens in its prompt, and with",
+        ),
     ],
 )
 def test_rows_of_which_no_prompt_can_be_made_are_refused(tmp_path, capsys, options, message):
