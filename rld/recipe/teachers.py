@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -153,14 +153,16 @@ class TeacherSpec(_Teacher):
         return json.dumps([self.model, self.from_pretrained, self.chat_template], sort_keys=True, default=str)
 
 
-_by_place = union_by_key(url=ServedTeacher, model=TeacherSpec)
+def _or_student(by_place: Callable[[Any], str | None]) -> Callable[[Any], str | None]:
+    """Return a discriminator that knows the student, which a teacher with a prompt may name as its model."""
 
+    def kind(value: Any) -> str | None:
+        match value:
+            case {"model": "student", "prompt": _}:
+                return SelfTeacherSpec.__name__
+        return by_place(value)
 
-def _kind(value: Any) -> str | None:
-    match value:
-        case {"model": "student", "prompt": _}:
-            return SelfTeacherSpec.__name__
-    return _by_place(value)
+    return kind
 
 
 AnyTeacher = Annotated[
@@ -168,7 +170,7 @@ AnyTeacher = Annotated[
     | Annotated[ServedTeacher, Tag("ServedTeacher")]
     | Annotated[SelfTeacherSpec, Tag("SelfTeacherSpec")],
     Discriminator(
-        _kind,
+        _or_student(union_by_key(url=ServedTeacher, model=TeacherSpec)),
         custom_error_type="unknown_kind",
         custom_error_message="should be a mapping with one of the keys 'model' and 'url'",
     ),
