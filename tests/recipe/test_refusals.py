@@ -52,6 +52,7 @@ TEXTS = {
     "stages.main.rollout": {"completions": 1, "gold_completions": 1},
     "stages.main.signals": {"response": {}},
 }
+OWN = {"stages.main.teachers.t": {"model": "student", "prompt": "{question} {answer}"}}
 SERVED = {"stages.main.teachers.t": {"url": "http://localhost:1/v1", "top_k": 5}}
 
 REFUSALS: list[tuple[str, dict[str, Any]]] = [
@@ -148,6 +149,9 @@ REFUSALS: list[tuple[str, dict[str, Any]]] = [
             "stages.main.teachers.t": {"model": "first", "align": "vocabulary"},
         },
     ),
+    ("stages.main.teachers.t.model", OWN | GOLD | {"stages.main.cache": {"folder": "cache", "top_k": 4}}),
+    ("stages.main.teachers.t.prompt", OWN | LABELS),
+    ("stages.main.teachers", OWN | TEXTS),
     ("stages.main.teachers.t.url", SERVED | {"stages.main.rollout": {"temperature": 2.0}}),
     ("stages.first.teacher", {"stages.first.skills": ["texts"], "stages.first.teacher": "big"}),
     ("stages.main.retain.skills", {"stages.main.retain": {"skills": ["texts"]}}),
