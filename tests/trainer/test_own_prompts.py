@@ -15,8 +15,10 @@ import tests.support.tiny as tiny
 from rld.controllers.baselines import FixedController
 from rld.errors import TeacherError
 from rld.rollout.gate import TeacherGate
+from rld.teachers.ensemble import TeacherEnsemble
 from rld.teachers.local import LocalLogprobs
 from rld.teachers.self_teacher import SelfTeacher
+from rld.teachers.slot_base import StudentInterface
 from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
@@ -198,3 +200,20 @@ def test_a_template_that_cannot_be_meant_is_refused(prompt, message):
 def test_a_trainer_in_which_it_cannot_teach_is_refused(tmp_path, options, message):
     with pytest.raises(TeacherError, match=message):
         trainer(tmp_path, SelfTeacher(TELLING), **options).train()
+
+
+def test_an_aligned_teacher_scores_the_same_tokens_behind_the_same_own_prompt():
+    def scores(align: Any) -> torch.Tensor:
+        own = Teacher(tiny.model(seed=1), "t", ["any"], tokenizer=tiny.tokenizer(), align=align, prompt=TELLING)
+        ensemble = TeacherEnsemble([own], StudentInterface(tiny.model(), tiny.encoder(), None), lambda model: model)
+        given, every = [dict(row) for row in tiny.rows(3)], torch.ones(3, 1, dtype=torch.bool)
+        prompts = [row["prompt"] for row in given]
+        ids = torch.tensor(tiny.tokenizer()(prompts)["input_ids"])
+        rollout: dict[str, Any] = {"prompt_ids": ids, "prompt_mask": torch.ones_like(ids)}
+        rollout["completion_ids"] = torch.tensor([[5, 6, 1], [7, 8, 9], [10, 5, 1]])
+        rollout["completion_mask"] = torch.ones(3, 3, dtype=torch.long)
+        options = {"prompts": prompts, "temperature": 1.0, "rows_per_forward": 8}
+        ensemble.score(rollout, every, own_prompts=ensemble.own_prompts(given, every), **options)
+        return ensemble.sampled_scores(rollout, 1.0)["teacher_scores"]
+
+    torch.testing.assert_close(scores("likelihood"), scores(None))
