@@ -223,7 +223,7 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(recipe):
         ("scale: 2", "scal: 2", "12: unknown key 'rewards.0.options.scal'; did you mean 'scale'?"),
         ("tasks.py:reward", "tasks.py:reverse", "12: rewards.0.use: ./tasks.py:reverse is no reward"),
         ("tasks.py:reward", "tasks.py:narrow", "12: rewards.0.use: ./tasks.py:narrow takes no other arguments; end its arguments with **_"),
-        ("tasks.py:reward", "tasks.py:eager", "12: 'rewards.0.options.gold' is required by ./tasks.py:eager; of a row, a reward gets answer, skill"),
+        ("tasks.py:reward", "tasks.py:eager", "12: 'rewards.0.options.gold' is required by ./tasks.py:eager; of a row, a reward gets question, answer, skill"),
         ("tasks.py:Mine", "tasks.py:Mien", "./tasks.py has no 'Mien'; did you mean 'Mine'?"),
         # the libraries
         ("chain_sum", "chain_sums", "10: skills.sum.reasoning_gym: reasoning-gym has no task 'chain_sums'; did you mean 'chain_sum'?"),
