@@ -1,7 +1,7 @@
 """Rewards: functions that score completions. Each file is a family; recipes name them as `file:function`.
 
-A reward takes `completions`, whichever columns of the rows it needs (`answer`, `entry`, `skill`, `level`) and
-`**_` for the rest, and returns one number per completion, or None for a completion that it does not apply to.
+A reward takes `completions`, whichever columns of the rows it needs (`question`, `answer`, `entry`, `skill`, `level`)
+and `**_` for the rest, and returns one number per completion, or None for a completion that it does not apply to.
 Its options are keyword-only.
 
 A reward that compares with a gold answer may have an attribute `rejects_beginning`, a function of the same arguments:
