@@ -140,7 +140,9 @@ def test_sigterm_and_a_closed_terminal_end_a_run_whatever_it_waits_for(folder, m
     run, log = folder / "run", folder / "log"
     command = [str(folder / "small.yaml"), "stages.student.evaluate_every=1", "--output", str(run)]
     process = FORK.Process(target=train_quietly, args=(command, log))
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup, which a run respects
     process.start()
+    signal.signal(signal.SIGHUP, before)
     deadline = time.monotonic() + 120
     while not (folder / "hangs").exists() and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.05)
