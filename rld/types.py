@@ -36,6 +36,11 @@ verifiers that need more than the answer an `entry` (JSON text, "" otherwise). A
 prompt, no question, the text as its answer, and `is_cut`, whether the text goes on in another row."""
 
 
+def skill_of(row: Row) -> str:
+    """Return a row's skill."""
+    return str(row.get("skill", DEFAULT_SKILL))
+
+
 def is_document(row: Row) -> bool:
     """Whether a row is a document or a piece of one, of which every token is learnt: only such rows have `is_cut`."""
     return row.get("is_cut") is not None

@@ -16,7 +16,7 @@ from rld.controllers.statistics import AttemptCounts, GateCounts
 from rld.errors import DataError
 from rld.rollout.gate_questions import GateVerdict
 from rld.rollout.rewards import DEFAULT_RULE, SuccessRule
-from rld.types import DEFAULT_SKILL, Row
+from rld.types import Row, skill_of
 
 
 def skill_ids(rows: Sequence[Row], skills: Sequence[str]) -> Tensor:
@@ -25,7 +25,7 @@ def skill_ids(rows: Sequence[Row], skills: Sequence[str]) -> Tensor:
     Raises:
         DataError: a row has a skill that is not among `skills`.
     """
-    labels = [str(row.get("skill", DEFAULT_SKILL)) for row in rows]
+    labels = [skill_of(row) for row in rows]
     unknown = sorted(set(labels) - set(skills))
     if unknown:
         raise DataError(f"rows have the skill {unknown[0]!r}, which is none of {list(skills)}; name it in `skills`")

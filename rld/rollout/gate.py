@@ -39,12 +39,12 @@ from rld.errors import NonFiniteError, TeacherDown, TeacherError
 from rld.models.logprob_source import LogprobSource
 from rld.models.prompting import PromptEncoder
 from rld.models.sampling import SeededSampling
-from rld.rollout.gate_memory import GateMemory, Judged, News, SecondAnswer, level_of, skill_of
+from rld.rollout.gate_memory import GateMemory, Judged, News, SecondAnswer, level_of
 from rld.rollout.gate_questions import AskedTeacher, GateQuestions, GateVerdict, ScoringForwards
 from rld.rollout.teacher_answers import TeacherAnswers
 from rld.rollout.verifier import Verify, answer_and_verify, is_success
 from rld.teachers.teacher import Teacher
-from rld.types import Event, Row
+from rld.types import Event, Row, skill_of
 from rld.utils.files import read_json, write_json
 from rld.utils.flops import forward_flops
 

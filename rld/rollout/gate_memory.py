@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from rld.types import DEFAULT_SKILL, Row
+from rld.types import Row, skill_of
 
 _MAX_VERDICTS = 100_000
 """Verdicts that are remembered; with more, all are forgotten."""
@@ -152,11 +152,6 @@ class GateMemory:
             )
             failures = -1
         self.num_failures = failures
-
-
-def skill_of(row: Row) -> str:
-    """Return a row's skill."""
-    return str(row.get("skill", DEFAULT_SKILL))
 
 
 def level_of(row: Row) -> str:

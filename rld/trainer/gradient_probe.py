@@ -33,7 +33,7 @@ from rld.rollout.gold import gold_completions
 from rld.trainer.gradient_sketch import SKETCH_SIZE, gradient_stats, likelihood_gradient, random_signs, sketch
 from rld.trainer.sharding import whole_student
 from rld.trainer.skill_names import require_row_skills
-from rld.types import DEFAULT_SKILL, SIGNALS, Row, Signal
+from rld.types import SIGNALS, Row, Signal, skill_of
 from rld.utils.tensors import pad_prompts_and_completions
 
 
@@ -172,12 +172,8 @@ class GradientProbe:
 def _first_answered(rows: Sequence[Row], count: int, skills: Sequence[str]) -> list[Row]:
     """The first `count` rows of each skill that have an answer."""
     answered = [row for row in rows if row.get("answer")]
-    rows_of = {skill: [row for row in answered if _skill(row) == skill] for skill in skills}
+    rows_of = {skill: [row for row in answered if skill_of(row) == skill] for skill in skills}
     return [row for skill in skills for row in rows_of[skill][:count]]
-
-
-def _skill(row: Row) -> str:
-    return str(row.get("skill", DEFAULT_SKILL))
 
 
 class GoldAnswerGradients:
@@ -209,7 +205,7 @@ class GoldAnswerGradients:
         """Tokens of all prompts and answers."""
         self._texts: dict[str, list[tuple[list[int], list[int]]]] = {}
         for row, prompt, answer in zip(rows, prompts, answers, strict=True):
-            self._texts.setdefault(_skill(row), []).append((prompt, answer))
+            self._texts.setdefault(skill_of(row), []).append((prompt, answer))
         self._accelerator = accelerator
 
     @torch.no_grad()

@@ -26,7 +26,7 @@ from rld.rollout.verifier import Verify, answer_and_verify, is_success
 from rld.trainer.replay import ReplayBuffer, ReplayExample, replay_divergence, sample_examples, share_of_part
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.sharding import is_sharded, whole_student
-from rld.types import DEFAULT_SKILL, Event, Row
+from rld.types import Event, Row, skill_of
 from rld.utils.flops import FlopMeter, forward_flops
 from rld.utils.suggestions import hint
 
@@ -236,7 +236,7 @@ def _split(rule: RetentionRule, rows: Iterable[Row], trained_skills: Sequence[st
     """Return the rows to probe and those to replay, each with its skill."""
     rows_of: dict[str, list[Row]] = {}
     for row in rows:
-        skill = str(row.get("skill", DEFAULT_SKILL))
+        skill = skill_of(row)
         rows_of.setdefault(skill, []).append({**row, "skill": skill})
     skills = rule.skills if rule.skills is not None else [skill for skill in rows_of if skill not in trained_skills]
     if not skills:

@@ -10,7 +10,7 @@ from datasets import Dataset
 from rld.data.prompt_stream import PromptStream, skills_of
 from rld.errors import DataError, RecipeError, TeacherError
 from rld.teachers.teacher import Teacher
-from rld.types import DEFAULT_SKILL, Row
+from rld.types import Row, skill_of
 from rld.utils.suggestions import hint
 
 _TAKEN = ("prompts", "completions")
@@ -58,7 +58,7 @@ def require_row_skills(option: str, rows: Iterable[Row], skills: Sequence[str]) 
     Raises:
         DataError: one has another.
     """
-    _require_names(option, sorted({str(row.get("skill", DEFAULT_SKILL)) for row in rows}), skills)
+    _require_names(option, sorted({skill_of(row) for row in rows}), skills)
 
 
 def _labels(dataset: Any) -> list[str] | None:

@@ -25,7 +25,7 @@ from rld.models.prompt_sharing import PromptSharingLayout
 from rld.models.prompting import PromptEncoder
 from rld.models.self_check import evaluating
 from rld.rollout.gold import gold_completions
-from rld.types import DEFAULT_SKILL, Row
+from rld.types import Row, skill_of
 from rld.utils.tensors import pad_prompts_and_completions
 
 Text = tuple[list[int], list[int]]
@@ -124,7 +124,7 @@ def _texts(rows: Iterable[Row], encoder: PromptEncoder, max_tokens: int | None) 
     answers = gold_completions(answered, encoder, max_tokens)
     texts: dict[str, list[Text]] = {}
     for row, answer in zip(answered, answers, strict=True):
-        texts.setdefault(str(row.get("skill", DEFAULT_SKILL)), []).append((encoder.encode(row["prompt"]), answer))
+        texts.setdefault(skill_of(row), []).append((encoder.encode(row["prompt"]), answer))
     return texts
 
 
