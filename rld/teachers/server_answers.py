@@ -6,7 +6,7 @@ Shapes: N tokens, J named tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -70,7 +70,18 @@ class _Models(_Strict):
     class Model(_Strict):
         id: str
 
-    data: list[Model]
+    data: list[Model] = Field(min_length=1)
+
+
+_Kind = TypeVar("_Kind", bound=_Strict)
+
+
+def _read_as(kind: type[_Kind], content: Any, otherwise: str) -> _Kind:
+    """Return content as a model of its values, or raise an `AnswerError` with the message `otherwise`."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise AnswerError(otherwise) from error
 
 
 def read_health(content: Any) -> tuple[SourceInfo, TokenizerProfile, int]:
@@ -79,10 +90,7 @@ def read_health(content: Any) -> tuple[SourceInfo, TokenizerProfile, int]:
     Raises:
         AnswerError: `rld serve-teacher` does not say so.
     """
-    try:
-        health = _Health.model_validate(content)
-    except ValidationError as error:
-        raise AnswerError("what answers there is no rld serve-teacher") from error
+    health = _read_as(_Health, content, "what answers there is no rld serve-teacher")
     tokenizer = health.tokenizer
     profile = TokenizerProfile(tokenizer.vocabulary, tokenizer.probes, tokenizer.added)
     return SourceInfo(health.fingerprint, frozenset(health.ends), health.num_parameters), profile, health.max_tokens
@@ -94,12 +102,10 @@ def read_answers(content: Any, num_prompts: int) -> tuple[list[Answer], str]:
     Raises:
         AnswerError: it holds something else.
     """
-    try:
-        answers = _Answers.model_validate(content)
-    except ValidationError as error:
-        raise AnswerError("its answer holds no answers to the request") from error
+    problem = "its answer holds no answers to the request"
+    answers = _read_as(_Answers, content, problem)
     if not len(answers.texts) == len(answers.complete) == num_prompts:
-        raise AnswerError("its answer holds no answers to the request")
+        raise AnswerError(problem)
     return [Answer(*pair) for pair in zip(answers.texts, answers.complete, strict=True)], answers.fingerprint
 
 
@@ -109,13 +115,7 @@ def read_models(content: Any) -> list[str]:
     Raises:
         AnswerError: it lists none.
     """
-    try:
-        names = [model.id for model in _Models.model_validate(content).data]
-    except ValidationError as error:
-        raise AnswerError("it lists no models") from error
-    if not names:
-        raise AnswerError("it lists no models")
-    return names
+    return [model.id for model in _read_as(_Models, content, "it lists no models").data]
 
 
 def read_completions(content: Any, num_prompts: int) -> list[Completion]:
@@ -124,13 +124,11 @@ def read_completions(content: Any, num_prompts: int) -> list[Completion]:
     Raises:
         AnswerError: there are others, or they are no completions.
     """
-    try:
-        choices = _Completions.model_validate(content).choices
-    except ValidationError as error:
-        raise AnswerError("its answer holds no completions of the request") from error
+    problem = "its answer holds no completions of the request"
+    choices = _read_as(_Completions, content, problem).choices
     by_index = {place if choice.index is None else choice.index: choice for place, choice in enumerate(choices)}
     if len(choices) != num_prompts or sorted(by_index) != list(range(num_prompts)):
-        raise AnswerError("its answer holds no completions of the request")
+        raise AnswerError(problem)
     return [by_index[i] for i in range(num_prompts)]
 
 
