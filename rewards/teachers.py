@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +23,7 @@ from rld.errors import ModelError, RewardError
 from rld.models.heads import LMHead, log_probabilities
 from rld.models.loading import load_model, load_tokenizer
 from rld.models.prompting import PromptEncoder
+from rld.utils.templates import filled
 from rld.utils.tensors import pad_right
 
 from . import text_of
@@ -34,7 +34,6 @@ _MEMORY = 0.99
 """Share of their past that the statistics of a skill keep with each call that has the skill."""
 _MIN_SPREAD = 1e-4
 """Nats; smaller differences between completions are rounding."""
-_FIELD = re.compile(r"\{(question|completion|answer)\}")
 
 
 def likelihood(
@@ -118,7 +117,7 @@ def judge(
     questions = [_question(prompt) for prompt in prompts] if question is None else question
     answers = [""] * len(completions) if answer is None else answer
     texts = [
-        _filled(template, {"question": text, "completion": _harmless(tokenizer, text_of(completion)), "answer": gold})
+        filled(template, {"question": text, "completion": _harmless(tokenizer, text_of(completion)), "answer": gold})
         for text, completion, gold in zip(questions, completions, answers, strict=True)
     ]
     encoder = PromptEncoder(tokenizer, chat_template_kwargs or {})
@@ -262,11 +261,6 @@ def _token(tokenizer: PreTrainedTokenizerBase, option: str, word: str) -> int:
 
 def _question(prompt: Any) -> str:
     return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
-
-
-def _filled(template: str, fields: dict[str, str]) -> str:
-    # In one pass, so that {answer} inside a completion is not replaced.
-    return _FIELD.sub(lambda match: fields[match.group(1)], template)
 
 
 def _harmless(tokenizer: PreTrainedTokenizerBase, text: str) -> str:

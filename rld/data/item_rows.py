@@ -9,6 +9,7 @@ from rld.data.row_kinds.messages import SYSTEM_ROLES
 from rld.errors import DataError
 from rld.recipe.prompts import Prompts
 from rld.types import Row
+from rld.utils.templates import filled
 
 
 def row_of(item: Item, prompts: Prompts, skill: str, *, level: int) -> Row:
@@ -45,4 +46,4 @@ def _conversation(item: Item, prompts: Prompts) -> list[dict[str, Any]]:
 
 
 def _filled(question: str, prompts: Prompts) -> str:
-    return prompts.template.replace("{question}", question)
+    return filled(prompts.template, {"question": question})

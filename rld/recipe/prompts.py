@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from rld.utils.options import FrozenOptions, OptionError
+from rld.utils.templates import question_problem
 
 
 class Prompts(FrozenOptions):
@@ -28,8 +29,9 @@ class Prompts(FrozenOptions):
     @field_validator("template")
     @classmethod
     def _holds_the_question(cls, template: str) -> str:
-        if "{question}" not in template:
-            raise ValueError("it should contain {question}, or every prompt is the same")
+        problem = question_problem(template)
+        if problem is not None:
+            raise ValueError(problem)
         return template
 
     @model_validator(mode="after")

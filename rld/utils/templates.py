@@ -1,4 +1,4 @@
-"""Templates of prompts: texts in which `{question}` and `{answer}` stand for a row's question and gold answer."""
+"""Templates of prompts: texts in which `{question}`, for one, stands for a row's question."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from rld.utils.suggestions import nearest
 
 _PLACES = ("question", "answer")
-_PLACE = re.compile(r"\{(question|answer)\}")
 _BRACES = re.compile(r"\{(\w+)\}")
 
 
 def filled(template: str, values: Mapping[str, str]) -> str:
-    """Return a template with its places filled; what a value spells is no place."""
-    return _PLACE.sub(lambda place: values[place[1]], template)
+    """Return a template with a value in each place that is named; other braces, also those of values, are text."""
+    return _BRACES.sub(lambda place: values.get(place[1], place[0]), template)
 
 
 def has_answer(template: str) -> bool:
@@ -28,6 +27,9 @@ def template_problem(template: str) -> str | None:
         near = nearest(word, _PLACES)
         if word not in _PLACES and near is not None:
             return f"it has {{{word}}}; did you mean {{{near}}}?"
-    if "{question}" not in template:
-        return "it should contain {question}, or every prompt is the same"
-    return None
+    return question_problem(template)
+
+
+def question_problem(template: str) -> str | None:
+    """Return what is wrong with a template that does not show the question, None if it does."""
+    return None if "{question}" in template else "it should contain {question}, or every prompt is the same"
