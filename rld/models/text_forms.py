@@ -12,12 +12,15 @@ def normal(text: str) -> str:
 
 def shown(text: str) -> str:
     """Return a text in quotes, of which the middle may be left out."""
-    quoted = ascii(text) if any("\ud800" <= character <= "\udfff" for character in text) else repr(text)
+    quoted = ascii(text) if _has_surrogate(text) else repr(text)
     return quoted if len(quoted) <= 80 else f"{quoted[:40]}...{quoted[-40:]}"
 
 
 def coding_problem(text: str, error: Exception) -> str:
     """Return the message about a text that can't be encoded, for which `error` was raised."""
-    has_surrogate = any("\ud800" <= character <= "\udfff" for character in text)
-    reason = "it has half of a surrogate pair, which is no character" if has_surrogate else str(error)
+    reason = "it has half of a surrogate pair, which is no character" if _has_surrogate(text) else str(error)
     return f"{shown(text)} cannot be encoded: {reason}"
+
+
+def _has_surrogate(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)

@@ -244,7 +244,8 @@ def _findings_of_prompts(reader: _Reader, rows: Sequence[Row], **limits: Any) ->
         replace(finding, rows=tuple(others[i] for i in finding.rows), num_checked=len(rows))
         for finding in check_prompts(reader.encoder, [own_row(rows[i], template) for i in others], **limits)
     ]
-    for first in [*lacking.values()][:1]:
+    if lacking:
+        first = next(iter(lacking.values()))
         findings.append(Finding("no prompt of a teacher", tuple(lacking), len(rows), first))
     return findings
 

@@ -86,16 +86,18 @@ class TeacherLoader:
         questions = [skill for skill in skills if skill not in context.recipe.blocks]  # a text asks for no answer
         rows: list[Row] = [row for skill in questions for row in context.skill_rows[skill].probe(spec.probe_prompts)]
         taught = [skill for skill in questions if teacher.teaches(skill)]
-        rows = [teacher.own_row(row) if row["skill"] in taught else row for row in rows]
+
+        def as_read(rows: Sequence[Row]) -> list[Row]:
+            return [teacher.own_row(row) if row["skill"] in taught else row for row in rows]
+
         evaluation = None
         if isinstance(spec, TeacherSpec) and spec.adapter is None and spec.prompt is None:
             evaluation = context.earlier_evaluation(spec.model)
         with teacher.answering(context.state.device) as model:
             tokenizer = teacher.tokenizer
             assert tokenizer is not None  # set for every teacher that generates answers
-            own = [teacher.own_row(row) if row["skill"] in taught else row for row in context.evaluator.rows]
-            evaluation = evaluation or context.evaluate(model, tokenizer, own)
-            predictions = context.predict(model, tokenizer, rows)
+            evaluation = evaluation or context.evaluate(model, tokenizer, as_read(context.evaluator.rows))
+            predictions = context.predict(model, tokenizer, as_read(rows))
         teacher.verified = correct_counts(rows, predictions)
         return ProbedTeacher(teacher, teacher.num_parameters(), evaluation)
 
