@@ -25,11 +25,11 @@ from rld.recipe.reading import read_recipe
 from rld.trainer import checkpoints
 from rld.utils import files
 from tests.support.processes import (
-    FORK_SERVER,
     exit_codes,
     free_port,
     rank_environment,
     sharing_environment,
+    started,
     train_quietly,
 )
 from tests.support.runs import COPY_TASKS, single_thread, written
@@ -106,11 +106,10 @@ class Run:
         self._log_size = len(self.log.read_text())
         port = free_port()
         arguments = [str(self.recipe), "--output", str(self.folder), "--resume"]
-        for rank in range(self.num_processes):
-            environment = self.environment | rank_environment(rank, self.num_processes, port)
-            process = FORK_SERVER.Process(target=train_quietly, args=(arguments, self.log, environment))
-            process.start()
-            self.processes.append(process)
+        environments = [
+            self.environment | rank_environment(i, self.num_processes, port) for i in range(self.num_processes)
+        ]
+        self.processes = started(train_quietly, [(arguments, self.log, environment) for environment in environments])
 
     def kill(self, rank: int) -> None:
         """Kill one process; before the processes have met, the others get SIGTERM, as from any launcher."""

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from rld.pipeline import stopping
 from rld.utils import files
 from tests.support.lm_eval_task import write_lm_eval_task
-from tests.support.processes import FORK_SERVER, exit_codes, free_port, rank_environment, train_quietly
+from tests.support.processes import exit_codes, free_port, rank_environment, started, train_quietly
 from tests.support.runs import one_thread, written
 
 __all__ = ["one_thread"]
@@ -140,11 +140,7 @@ def train(rank: int, number: int, port: int, arguments: list[str], log: Path) ->
 def run(folder: Path, number: int) -> Path:
     port, output, logs = free_port(), folder / str(number), [folder / f"{number}_{rank}.log" for rank in range(number)]
     arguments = [str(folder / "small.yaml"), "--output", str(output)]
-    processes = [
-        FORK_SERVER.Process(target=train, args=(i, number, port, arguments, log)) for i, log in enumerate(logs)
-    ]
-    for process in processes:
-        process.start()
+    processes = started(train, [(i, number, port, arguments, log) for i, log in enumerate(logs)])
     assert exit_codes(processes, 240.0) == [0] * number, logs[0].read_text()[-3000:]
     return output
 

@@ -8,7 +8,7 @@ import runpy
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing import connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.process import BaseProcess
@@ -115,6 +115,14 @@ def _begin(log: Path, environment: Mapping[str, str]) -> None:
     shard_on_cpu()
 
 
+def started(target: Callable[..., None], arguments: Iterable[tuple[Any, ...]]) -> list[BaseProcess]:
+    """Start a process for each tuple of arguments of a function, and return them."""
+    processes = [FORK_SERVER.Process(target=target, args=each) for each in arguments]
+    for process in processes:
+        process.start()
+    return processes
+
+
 def run_modules(
     name: str, arguments: Sequence[str], num_processes: int, *, log: Path, environment: Mapping[str, str] | None = None
 ) -> None:
@@ -127,13 +135,12 @@ def run_modules(
         log: The file to which all processes add what they print.
         environment: Variables that they have beside those that connect them.
     """
-    port, processes = free_port(), []
-    for rank in range(num_processes):
-        variables = {**(environment or {}), **rank_environment(rank, num_processes, port), "CUDA_VISIBLE_DEVICES": ""}
-        process = FORK_SERVER.Process(target=run_module, args=(name, arguments, log, variables))
-        process.start()
-        processes.append(process)
-    codes = exit_codes(processes, SECONDS_OF_A_MODULE)
+    port, common = free_port(), environment or {}
+    variables = [
+        {**common, **rank_environment(rank, num_processes, port), "CUDA_VISIBLE_DEVICES": ""}
+        for rank in range(num_processes)
+    ]
+    codes = exit_codes(started(run_module, [(name, arguments, log, own) for own in variables]), SECONDS_OF_A_MODULE)
     assert codes == [0] * num_processes, f"{codes}: {log.read_text()[-5000:]}"
 
 

@@ -24,11 +24,11 @@ from rld.trainer import checkpoints, finite_updates
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
 from tests.support.processes import (
-    FORK_SERVER,
     exit_codes,
     free_port,
     rank_environment,
     sharing_environment,
+    started,
     train_quietly,
 )
 from tests.support.runs import COPY_TASKS, written
@@ -306,12 +306,9 @@ def train_spoilt(arguments: list[str], log: Path, environment: dict[str, str]) -
 def test_both_processes_skip_and_stop_when_the_batch_of_one_is_not_finite(tmp_path, way):
     arguments = [str(written(tmp_path, TWO)), "--output", str(tmp_path / "run")]
     shared, port, logs = sharing_environment(f"accelerate/{way}"), free_port(), [tmp_path / "0", tmp_path / "1"]
-    processes = [
-        FORK_SERVER.Process(target=train_spoilt, args=(arguments, log, shared | rank_environment(rank, 2, port)))
-        for rank, log in enumerate(logs)
-    ]
-    for process in processes:
-        process.start()
+    processes = started(
+        train_spoilt, [(arguments, log, shared | rank_environment(rank, 2, port)) for rank, log in enumerate(logs)]
+    )
     assert exit_codes(processes, 240.0) == [3, 3], logs[0].read_text()
     checkpoints_of = tmp_path / "run" / "checkpoints" / "student"
     assert stored(checkpoints_of) == ["checkpoint-4", "checkpoint-5"]
