@@ -157,7 +157,7 @@ class _FusedResponse(torch.autograd.Function):
         needed = ctx.needs_input_grad[:3]
         gradients: _StudentGradients | None = None
         num_kept = _num_kept(weight_VH, is_trained=needed[1]) if inputs.keeps_logits else 0
-        kept: list[Tensor] = []
+        kept_tensors: list[Tensor] = []
         vocabulary = max([len(weight_VH), *(teacher.num_logits for teacher in teachers)])
         chunks = _chunks(hidden_NH, vocabulary)
         for rows, valid in zip(chunks, _valid_teachers(teachers, chunks), strict=True):
@@ -177,20 +177,20 @@ class _FusedResponse(torch.autograd.Function):
             if any(needed):
                 derivative_NV = chunk.derivative_NV.mul_(inputs.counts_N[rows, None])
                 if rows.stop <= num_kept:
-                    kept += [logits_NV, derivative_NV]
+                    kept_tensors += [logits_NV, derivative_NV]
                 else:
                     gradients = gradients or _StudentGradients.zeros(needed, (hidden_NH, weight_VH, bias_V))
                     gradients.add(derivative_NV, logits_NV, rows, hidden_NH[rows], head)
         ctx.response_gradients = gradients
-        ctx.kept_rows, ctx.inputs = chunks[: len(kept) // 2], inputs
-        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, stats.sampling_entropy_N, *kept)
+        ctx.kept_rows, ctx.inputs = chunks[: len(kept_tensors) // 2], inputs
+        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, stats.sampling_entropy_N, *kept_tensors)
         ctx.mark_non_differentiable(*stats[2:])
         ctx.set_materialize_grads(False)
         return (stats.target_divergence_N * inputs.counts_N).sum(), *stats
 
     @staticmethod
     def backward(ctx: Any, d_total: Tensor | None, *d_stats: Tensor | None) -> Any:
-        hidden_NH, weight_VH, bias_V, entropy_N, *kept = ctx.saved_tensors
+        hidden_NH, weight_VH, bias_V, entropy_N, *kept_tensors = ctx.saved_tensors
         student, needed, inputs = (hidden_NH, weight_VH, bias_V), ctx.needs_input_grad[:3], ctx.inputs
         head = inputs.head(weight_VH, bias_V)
         if d_total is None or ctx.response_gradients is None:
@@ -199,12 +199,12 @@ class _FusedResponse(torch.autograd.Function):
             gradients = ctx.response_gradients.times(d_total, needed)
         d_logprob_N = torch.zeros_like(entropy_N) if d_stats[0] is None else d_stats[0]
         sampled = _SampledGradient(inputs.sampled, d_logprob_N, d_stats[1], entropy_N)
-        for rows, logits_NV, derivative_NV in zip(ctx.kept_rows, kept[::2], kept[1::2], strict=True):
+        for rows, logits_NV, derivative_NV in zip(ctx.kept_rows, kept_tensors[::2], kept_tensors[1::2], strict=True):
             total_NV = sampled.derivative(logits_NV, rows)
             if d_total is not None:
                 total_NV.addcmul_(derivative_NV, d_total)
             gradients.add(total_NV, logits_NV, rows, hidden_NH[rows], head)
-        rows_n = sampled.tokens_after(ctx.kept_rows[-1].stop if kept else 0)
+        rows_n = sampled.tokens_after(ctx.kept_rows[-1].stop if kept_tensors else 0)
         for chunk in _chunks(rows_n, len(weight_VH)):
             rows = rows_n[chunk]
             states_NH = hidden_NH[rows]

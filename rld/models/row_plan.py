@@ -84,6 +84,6 @@ def _cheapest_spread(parts: Sequence[Part], cost: Cost) -> list[list[Part]]:
         if bound >= least:
             break
         rows = _spread(parts, n)
-        if (found := cost(n, longest(rows))) < least:
-            cheapest, least = rows, found
+        if (cost_of_rows := cost(n, longest(rows))) < least:
+            cheapest, least = rows, cost_of_rows
     return cheapest

@@ -281,8 +281,8 @@ class TeacherGate:
 
     def _verdicts(self, k: int, one: AskedTeacher) -> dict[str, bool]:
         """Return the verdicts on teacher k, by the keys of the prompts that need one."""
-        known = self.memories[k].verdicts
-        verdicts = {key: known[key] for key in one.needed if key in known}
+        earlier = self.memories[k].verdicts
+        verdicts = {key: earlier[key] for key in one.needed if key in earlier}
         return verdicts | dict(one.assumed) | {key: judged.is_correct for key, judged in one.judged.items()}
 
     def _share(self, questions: GateQuestions) -> list[list[SecondAnswer]]:
