@@ -106,7 +106,10 @@ class CachedLogprobs(LogprobSource):
             self._write(shard_keys, self.source.score([missing[key] for key in shard_keys], temperature))
         num_scored = sum(len(sequence.ids) for sequence in missing.values())
         self._cached_tokens += sum(len(sequence.ids) for sequence in sequences) - num_scored
-        return [self._entries[key] for key in keys]
+        entries = [self._entries[key] for key in keys]
+        if any(len(entry.tail) != sequence.num_scored for entry, sequence in zip(entries, sequences, strict=True)):
+            raise CacheError(f"{self.folder} has a shard whose entries are not those of its keys; delete the folder")
+        return entries
 
     def generate(self, prompts: Sequence[list[int]], max_new_tokens: int, ends: Collection[int] = ()) -> list[Answer]:
         return self.source.generate(prompts, max_new_tokens, ends)
@@ -147,11 +150,20 @@ class CachedLogprobs(LogprobSource):
         try:
             logprobs, metadata = unpack_logprobs(data, with_layers=bool(self.state_keys))
             origin = json.loads(metadata["shard"])
-            keys, sizes = zip(*origin["entries"], strict=True)
-        except (PayloadError, KeyError, ValueError, TypeError) as error:
+            sizes = _sizes(origin["entries"], len(logprobs.tail))
+        except (PayloadError, KeyError, ValueError, TypeError, RecursionError) as error:
             raise CacheError(f"{shard} is no shard of a cache: {error}; {fix}") from error
         self._require_same_origin(shard, origin)
-        self._entries |= dict(zip(keys, logprobs.split(sizes), strict=True))
+        self._require_same_shape(shard, logprobs)
+        self._entries |= dict(zip(sizes, logprobs.split([*sizes.values()]), strict=True))
+
+    def _require_same_shape(self, shard: Path, logprobs: TopKLogprobs) -> None:
+        """Refuse a shard with more named tokens than were asked for, or with others than the shards before it."""
+        first = next(iter(self._entries.values()), logprobs)
+        shapes = [[tensor.shape[1:] for tensor in one.tensors()] for one in (first, logprobs)]
+        has_states = logprobs.layers is None or logprobs.layers.shape[1] == len(self.state_keys)
+        if shapes[0] != shapes[1] or logprobs.ids.shape[1] > self.top_k or not has_states:
+            raise CacheError(f"{shard} has other numbers of tokens or states than the cache; delete the folder")
 
 
 def _manifest(path: Path) -> dict[str, Any]:
@@ -162,6 +174,19 @@ def _manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict):
         raise CacheError(f"{path} is no manifest of a cache; delete it")
     return manifest
+
+
+def _sizes(entries: Any, num_tokens: int) -> dict[str, int]:
+    """Return the number of tokens of each entry of a shard, by its key.
+
+    Raises:
+        PayloadError: they are no entries of `num_tokens` tokens together.
+    """
+    sizes = dict(entries)
+    are_entries = all(isinstance(key, str) and type(size) is int and size > 0 for key, size in sizes.items())
+    if not are_entries or sum(sizes.values()) != num_tokens:
+        raise PayloadError("its entries do not add up")
+    return sizes
 
 
 def _key(sequence: ScoredSequence, temperature: float) -> str:

@@ -142,9 +142,11 @@ def _arrays(data: bytes, expected: Mapping[str, tuple[Any, int]]) -> dict[str, A
         arrays: dict[str, Any] = load(data)
     except (SafetensorError, KeyError, ValueError) as error:
         raise PayloadError(f"it is no safetensors: {error}") from error
-    kinds = {name: (array.dtype, array.ndim) for name, array in arrays.items()}
-    if kinds != {name: (np.dtype(kind), axes) for name, (kind, axes) in expected.items()}:
-        raise PayloadError(f"it holds {', '.join(sorted(kinds)) or 'nothing'}, not {', '.join(sorted(expected))}")
+    if arrays.keys() != expected.keys():
+        raise PayloadError(f"it holds {', '.join(sorted(arrays)) or 'nothing'}, not {', '.join(sorted(expected))}")
+    for name, (kind, axes) in expected.items():
+        if (arrays[name].dtype, arrays[name].ndim) != (np.dtype(kind), axes):
+            raise PayloadError(f"its array {name} has another type, or another number of axes")
     return arrays
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import re
@@ -30,6 +31,7 @@ from rld.teachers.ensemble import TeacherEnsemble, TeacherReading
 from rld.teachers.local import LocalLogprobs
 from rld.teachers.slot_base import StudentInterface
 from rld.teachers.teacher import Teacher
+from rld.teachers.wire_format import pack_logprobs, unpack_logprobs
 
 PASSAGES = [ScoredSequence([5 + (3 * i + j) % 10 for j in range(4 + i % 5)], 1 + i % 3) for i in range(24)]
 STUDENT = tiny.tokenizer()
@@ -109,6 +111,41 @@ def test_shards_of_another_teacher_are_refused_wherever_they_come_from(tmp_path)
     assert not (tmp_path / "2" / "manifest.json").exists()
     _, run = cached(tmp_path / "1", seed=2)
     assert run.num == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda entries: [[[key], size] for key, size in entries], "is no shard of a cache: unhashable"),
+        (lambda entries: [["a", -1], ["b", 1 + sum(size for _, size in entries)]], "its entries do not add up"),
+        (lambda entries: [[key, str(size)] for key, size in entries], "its entries do not add up"),
+        (lambda entries: entries[:-1], "its entries do not add up"),
+        (lambda entries: [[key, size] for key, (_, size) in zip("ab", entries, strict=True)], None),
+        (lambda entries: [[entries[0][0], entries[1][1]], [entries[1][0], entries[0][1]]], "not those of its keys"),
+    ],
+)
+def test_a_shard_whose_entries_are_made_up_is_refused(tmp_path, change, reason):
+    cached(tmp_path)[0].score(PASSAGES[:2], 1.0)
+    (path,) = tmp_path.glob("*.safetensors")
+    logprobs, metadata = unpack_logprobs(path.read_bytes())
+    content = json.loads(metadata["shard"])
+    data = pack_logprobs(logprobs, {"shard": json.dumps(content | {"entries": change(content["entries"])})})
+    path.unlink()
+    (tmp_path / f"{hashlib.sha256(data).hexdigest()[:24]}.safetensors").write_bytes(data)
+    with pytest.raises(CacheError, match=reason) if reason else contextlib.nullcontext():
+        cached(tmp_path)[0].score(PASSAGES[:2], 1.0)
+
+
+def test_a_shard_with_other_numbers_of_tokens_than_those_beside_it_is_refused(tmp_path):
+    made, _ = cached(tmp_path)
+    made.score(PASSAGES[:2], 1.0)
+    (path,) = tmp_path.glob("*.safetensors")
+    logprobs, metadata = unpack_logprobs(path.read_bytes())
+    fewer = TopKLogprobs(logprobs.ids[:, 1:], logprobs.log_p[:, 1:], logprobs.tail, logprobs.sampled)
+    data = pack_logprobs(fewer, metadata)
+    (tmp_path / f"{hashlib.sha256(data).hexdigest()[:24]}.safetensors").write_bytes(data)
+    with pytest.raises(CacheError, match="has other numbers of tokens or states than the cache"):
+        cached(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", '{"version": "2", ', "[1]"])
