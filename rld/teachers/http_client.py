@@ -7,6 +7,8 @@ import os
 import random
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import httpx2
@@ -16,6 +18,7 @@ from rld.errors import TeacherDown, TeacherError
 from rld.teachers.http_answer import AnswerTooLong, HttpAnswer, read_answer
 from rld.utils import secrets
 from rld.utils.interrupts import Waiting
+from rld.utils.os_errors import is_system_failure
 
 TOKEN = "RLD_TEACHER_TOKEN"
 """The environment variable with the bearer token."""
@@ -37,6 +40,11 @@ _READ_TIMEOUT = 300.0
 
 _TOTAL_FACTOR = 2
 """Reads without a byte that a call may take in all: one until the answer begins, and one until it ends."""
+
+_CONNECTION_VARIABLES = frozenset(
+    {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE"}
+)
+"""Variables of the environment by which httpx2 connects; those of proxies may be in small letters."""
 
 _MAX_BYTES = 8 << 20
 """Bytes of an answer whose size does not depend on a request, such as a tokenizer's added tokens."""
@@ -167,8 +175,28 @@ class HttpClient:
                 headers = {"Authorization": f"Bearer {token}"} if token else {}
                 timeout = httpx2.Timeout(self._read_timeout(), connect=_CONNECT_TIMEOUT)
                 limits = httpx2.Limits(max_keepalive_connections=0)  # as `read_answer` needs it
-                self._client = httpx2.Client(headers=headers, timeout=timeout, limits=limits)
+                with self._mistakes_in_environment():
+                    self._client = httpx2.Client(headers=headers, timeout=timeout, limits=limits)
             return self._client
+
+    @contextmanager
+    def _mistakes_in_environment(self) -> Iterator[None]:
+        """Name the variables of the environment where a client can't be made with their proxies or certificates.
+
+        Their values stay unsaid, for a proxy's address may have a password in it.
+        """
+        try:
+            yield
+        except (httpx2.InvalidURL, ValueError, ImportError, OSError) as error:
+            if is_system_failure(error):
+                raise
+            reason = "the address of a proxy is none"
+            if isinstance(error, ImportError):
+                reason = "a SOCKS proxy needs the package socksio (pip install socksio)"
+            elif isinstance(error, OSError):
+                reason = f"certificates can't be read: {error.strerror or error}"
+            names = ", ".join(name for name in os.environ if name.upper() in _CONNECTION_VARIABLES)
+            raise self.error(f"no connection can be made with {names} of the environment: {reason}") from error
 
     def _refusal(self, answer: HttpAnswer, path: str) -> str:
         match answer.status:

@@ -588,6 +588,31 @@ def test_what_is_no_url_is_refused(url):
         remote_teacher(url)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("ALL_PROXY", "gopher://user:secret@h:1", "the address of a proxy is none"),
+        ("ALL_PROXY", "http://user:se/cret@h:1", "the address of a proxy is none"),
+        ("ALL_PROXY", "socks5://h:1", "a SOCKS proxy needs the package socksio"),
+        ("SSL_CERT_FILE", "/not/there.pem", "certificates can't be read: No such file or directory"),
+        ("SSL_CERT_FILE", __file__, "certificates can't be read"),
+    ],
+)
+def test_proxies_and_certificates_that_cannot_be_used_are_named_without_their_values(monkeypatch, name, value, reason):
+    for variable in http_client._CONNECTION_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.delenv(variable.lower(), raising=False)
+    if "socks" in value:
+        monkeypatch.setitem(sys.modules, "socksio", None)
+    monkeypatch.setenv(name, value)
+    client = HttpClient("https://127.0.0.1:9", "far", timeout_seconds=1, token_variable=TOKEN)
+    with pytest.raises(TeacherError) as error:
+        client.call("GET", "https://127.0.0.1:9/health")
+    message = f"teacher 'far' at https://127.0.0.1:9: no connection can be made with {name} of the environment: "
+    assert str(error.value).startswith(message + reason)
+    assert "cret" not in str(error.value)
+
+
 RECIPE = """\
 name: served
 skills: {reverse: {generator: ./tasks.py:reverse, levels: [{length: 2}], held_out: 2}}
