@@ -83,7 +83,10 @@ def render(
         )
     except TemplateSyntaxError as error:
         raise RecipeError(f"the chat template of {name!r} is no Jinja: {error}") from error
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+    except (
+        *(TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError),
+        RecursionError,  # it calls itself without end, or is nested too deep
+    ) as error:
         # a template that reads what a message or tool has not raises what Python raises
         roles = [message.get("role") for message in messages]
         fix = "; leave out `system`, or write it into `template`" if "system" in roles else ""

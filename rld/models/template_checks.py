@@ -70,7 +70,7 @@ def _names(template: str) -> set[str] | None:
     text = template.replace("{%- generation", "{%- if true").replace("{% generation", "{% if true")
     try:
         return meta.find_undeclared_variables(environment.parse(text.replace("endgeneration", "endif")))
-    except TemplateError:
+    except (TemplateError, RecursionError):  # rendering tells of it
         return None
 
 

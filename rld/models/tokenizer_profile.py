@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
+
+from rld.errors import RecipeError
+from rld.models.chat_template import render
 
 PROBES = (
     "The quick brown fox jumps over 13 lazy dogs.",
@@ -48,12 +50,10 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase, chat_options: Mapping[str
     ids = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
     for messages in _CONVERSATIONS if tokenizer.chat_template is not None else ():
         try:
-            encoded: Any = tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, return_dict=True, **(chat_options or {})
-            )
-        except TemplateError:  # such as one that refuses a system message
+            text = render(tokenizer, messages, chat_template_kwargs=chat_options or {})
+        except RecipeError:  # such as a template that refuses a system message
             continue
-        ids |= set(encoded["input_ids"])
+        ids |= set(tokenizer.encode(text, add_special_tokens=False))
     return {i: token.content for i, token in sorted(tokenizer.added_tokens_decoder.items()) if i in ids}
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 import tests.support.tiny as tiny
 from rld.errors import RecipeError
 from rld.models.prompting import PromptEncoder
 from rld.models.template_checks import notices, require_options_read
+from rld.models.tokenizer_profile import special_tokens
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
 from tests.support.fleet import FLEET, rows
@@ -34,6 +37,25 @@ def test_what_means_a_boolean_and_is_another_to_the_template_is_refused(value):
     qwen = FLEET["qwen3_enable_thinking_true"].tokenizer()
     with pytest.raises(RecipeError, match=f"enable_thinking should be true or false, not {value!r}"):
         require_options_read(PromptEncoder(qwen, {"enable_thinking": value}))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% macro more() %}{{ more() }}{% endmacro %}{{ more() }}",
+        "{{ " + "(" * 3_000 + "1" + ")" * 3_000 + " }}",
+        "{% if messages[0].role != 'system' %}{{ 1 + 'a' }}{% endif %}",
+    ],
+)
+def test_a_template_that_fails_is_refused_wherever_it_is_rendered(template):
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = template
+    encoder = PromptEncoder(tokenizer, {"option": 1})
+    with pytest.raises(RecipeError, match="refuses a conversation of user"):
+        encoder.render([{"role": "user", "content": "a"}])
+    with pytest.raises(RecipeError, match="never reads it") if len(template) < 100 else contextlib.nullcontext():
+        require_options_read(encoder)
+    assert special_tokens(tokenizer) == {1: "<eos>"}
 
 
 def test_a_text_or_number_that_a_template_reads_as_such_is_not():
