@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import datasets
+import numpy as np
 from datasets import Dataset, Features, Value, concatenate_datasets
 
 from rld.data.skill_rows import SkillRows
@@ -17,14 +18,14 @@ from rld.types import Answer, Row
 _BATCH = 1000
 """Examples that are encoded before they are stored."""
 
-_TYPES = Features({"input_ids": datasets.Sequence(Value("int32")), "completion_mask": datasets.Sequence(Value("int8"))})
-"""How examples are stored: five bytes a token, where numbers that Python chooses take sixteen."""
+_TYPES = Features({name: datasets.Sequence(Value("int32")) for name in ("input_ids", "labels")})
+"""How examples are stored: eight bytes a token, where numbers that Python chooses take sixteen."""
 
 AnswerRows: TypeAlias = Callable[[Sequence[Row]], list[Answer]]
 """Returns a teacher's answers to rows."""
 
 Encode: TypeAlias = Callable[[Sequence[Any], Sequence[Answer]], list[dict[str, list[int]]]]
-"""Returns the `input_ids` of each prompt with its answer, and a `completion_mask` that is 1 on the answer."""
+"""Returns the `input_ids` of each prompt with its answer, and `labels`: the same, or -100 where they are not learnt."""
 
 Verdicts: TypeAlias = Callable[[Sequence[Row], Sequence[str]], list[bool]]
 """Returns for each answer to a row whether it is correct."""
@@ -77,7 +78,9 @@ def sft_dataset(
             "max_new_tokens; they are learnt without an end",
             stacklevel=2,
         )
-    return _encoded(examples, encode).shuffle(seed=seed)
+    # `Dataset.shuffle` would leave the rows in their order, and each batch would look up where its rows are.
+    order = np.random.default_rng(seed).permutation(len(examples))
+    return _encoded([examples[i] for i in order], encode)
 
 
 def _encoded(examples: Sequence[tuple[Row, Answer]], encode: Encode) -> Dataset:

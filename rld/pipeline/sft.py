@@ -23,7 +23,7 @@ from rld.pipeline.stage_training import StageTraining
 from rld.pipeline.trainer_arguments import lora_config
 from rld.recipe.stages.sft import Sft
 from rld.rollout.verifier import is_success
-from rld.trainer.packing import PackedCollator, packed
+from rld.trainer.packing import NO_LABEL, PackedCollator, packed
 from rld.trainer.sft_trainer import SFTTrainer
 from rld.trainer.trl_patches import skip_unlabelled_positions
 from rld.trainer.weight_precision import warn_of_lost_updates
@@ -83,21 +83,26 @@ def _arguments(context: RunContext, stage: Sft) -> SFTConfig:
     )
 
 
-def _encoded(encoder: PromptEncoder, prompts: Sequence[Any], answers: Sequence[Answer]) -> list[dict[str, list[int]]]:
-    """Return the token ids and completion masks of rows, encoded as in a rollout, so that TRL applies no template."""
+def _encoded(
+    encoder: PromptEncoder, prompts: Sequence[Any], answers: Sequence[Answer], *, learns_prompts: bool = False
+) -> list[dict[str, list[int]]]:
+    """Return the token ids and labels of rows, encoded as in a rollout, so that TRL applies no template.
+
+    TRL would make the labels too, one row at a time.
+    """
     examples = []
     pairs = encoder.encode_rows(prompts, [answer.text for answer in answers])
     for prompt, answer, (prompt_ids, ids) in zip(prompts, answers, pairs, strict=True):
         end = [encoder.required_end(prompt)]
         whole = ids + end if answer.is_complete else ids
-        mask = [0] * len(prompt_ids) + [1] * len(whole)
-        examples.append({"input_ids": prompt_ids + whole, "completion_mask": mask})
+        labels = prompt_ids if learns_prompts else [NO_LABEL] * len(prompt_ids)
+        examples.append({"input_ids": prompt_ids + whole, "labels": labels + whole})
     return examples
 
 
 def _dataset(context: RunContext, stage: Sft, encoder: PromptEncoder) -> Dataset:
     """Return the stage's training set; its teacher is loaded for as long as it answers."""
-    teacher = None
+    teacher, learns_prompts = None, not stage.trainer.get("completion_only_loss", True)
     if stage.teacher is not None:
         teacher = functools.partial(_answers, context, context.models.load(stage.teacher, dtype="auto"), encoder)
     return sft_dataset(
@@ -105,7 +110,7 @@ def _dataset(context: RunContext, stage: Sft, encoder: PromptEncoder) -> Dataset
         context.skill_rows,
         context.skills(stage),
         seed=context.seed(stage.name),
-        encode=functools.partial(_encoded, encoder),
+        encode=functools.partial(_encoded, encoder, learns_prompts=learns_prompts),
         teacher=teacher,
         verdicts=functools.partial(_verdicts, context, encoder.tokenizer),
         require=functools.partial(context.row_checks.require_learnt, stage),

@@ -17,32 +17,27 @@ from trl import pack_dataset
 
 from rld.utils.messages import tell
 
-_NO_LABEL = -100
+NO_LABEL = -100
+"""The label of a token that is not learnt."""
 
 
 def packed(dataset: Dataset, block: int, stage: str) -> Dataset:
     """Return rows of at most `block` tokens that hold the rows of a data set one after another, and say how full.
 
     Args:
-        dataset: Rows with `input_ids` and `completion_mask`. A row that is longer is cut, and no token is lost.
+        dataset: Rows with `input_ids` and `labels`. A row that is longer is cut, and no token is lost.
         block: Tokens of a row.
         stage: The stage's name, for the message.
 
     Returns:
         Rows with `input_ids`, `labels`, and `seq_lengths`, the tokens of each row of `dataset` in it.
     """
-    labelled = dataset.map(_with_labels, remove_columns=dataset.column_names)
-    rows = pack_dataset(labelled, block, "bfd_split")
+    rows = pack_dataset(dataset, block, "bfd_split")
     num_tokens = sum(map(sum, rows["seq_lengths"]))
     padding = 1 - num_tokens / (len(rows) * block)
     sizes = f"{len(dataset):,} pieces of text in {len(rows):,} rows of {block} tokens"
     tell(f"stage '{stage}': {sizes}, {padding:.1%} of them padding")
     return rows
-
-
-def _with_labels(row: dict[str, Any]) -> dict[str, list[int]]:
-    pairs = zip(row["input_ids"], row["completion_mask"], strict=True)
-    return {"input_ids": row["input_ids"], "labels": [token if is_learnt else _NO_LABEL for token, is_learnt in pairs]}
 
 
 @dataclass(frozen=True)
@@ -59,9 +54,9 @@ class PackedCollator:
         """Return `input_ids`, `labels` and `position_ids`, `[B, L]`; a document's first token has no label."""
         positions = [torch.cat([torch.arange(length) for length in row["seq_lengths"]]) for row in rows]
         position_BL = pad_sequence(positions, batch_first=True)
-        label_BL = pad_sequence([torch.tensor(row["labels"]) for row in rows], True, _NO_LABEL)
+        label_BL = pad_sequence([torch.tensor(row["labels"]) for row in rows], True, NO_LABEL)
         return {
             "input_ids": pad_sequence([torch.tensor(row["input_ids"]) for row in rows], True, self.pad_token_id),
-            "labels": label_BL.masked_fill(position_BL == 0, _NO_LABEL),
+            "labels": label_BL.masked_fill(position_BL == 0, NO_LABEL),
             "position_ids": position_BL,
         }

@@ -36,9 +36,16 @@ def test_an_answer_of_a_teacher_that_was_cut_off_is_learnt_without_an_end_and_to
             verdicts=lambda rows, texts: [True] * len(texts),
             require=lambda rows: None,
         )
-    assert [learnt.features[name].feature.dtype for name in ("input_ids", "completion_mask")] == ["int32", "int8"]
+    assert [learnt.features[name].feature.dtype for name in ("input_ids", "labels")] == ["int32", "int32"]
     ends = {
         encoder.tokenizer.decode(ids)[-2:]: ids[-1] == encoder.tokenizer.eos_token_id for ids in learnt["input_ids"]
     }
     assert sorted(ends.values()) == [False, True]
     assert ends["ab"] is False
+
+
+def test_the_prompt_is_learnt_only_where_the_trainer_is_told_to():
+    encode = functools.partial(sft._encoded, tiny.encoder(), ["ab="], [Answer("ba", is_complete=True)])
+    (bare,), (whole,) = encode(), encode(learns_prompts=True)
+    assert bare["labels"] == [-100] * 3 + bare["input_ids"][3:]
+    assert whole["labels"] == whole["input_ids"] == bare["input_ids"]

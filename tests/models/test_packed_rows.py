@@ -65,7 +65,7 @@ def _alone(model: Any, documents: list[list[int]]) -> torch.Tensor:
 def _rows(documents: list[list[int]]) -> Any:
     data = {
         "input_ids": [[START, *document] for document in documents],
-        "completion_mask": [[0] + [1] * len(document) for document in documents],
+        "labels": [[-100, *document] for document in documents],
     }
     return packed(Dataset.from_dict(data), 12, "test")
 

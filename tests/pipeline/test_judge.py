@@ -81,7 +81,7 @@ def test_an_answer_that_reasons_first_counts_alike_everywhere(folder):
         {"sums": Rows()},
         ["sums"],
         seed=0,
-        encode=lambda _, answers: [{"input_ids": list(a.text.encode()), "completion_mask": []} for a in answers],
+        encode=lambda _, answers: [{"input_ids": list(a.text.encode()), "labels": []} for a in answers],
         teacher=lambda rows: [Answer(REASONED, is_complete=True)] * len(rows),
         verdicts=rewards,
         require=lambda rows: None,
