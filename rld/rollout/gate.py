@@ -109,7 +109,7 @@ class TeacherGate:
         for teacher, memory in zip(self.teachers, self.memories, strict=True):
             if teacher.is_student:
                 memory.forget_verdicts()
-        keys = [_row_key(row) for row in rows]
+        keys = _row_keys(rows)
         sizes = {} if forwards is None else forwards.sizes(keys)
         open_BK, asked = torch.zeros(needed_BK.shape, dtype=torch.bool), []
         for k, (memory, is_needed_B) in enumerate(zip(self.memories, needed_BK.cpu().T.tolist(), strict=True)):
@@ -309,6 +309,16 @@ def unverified(teachers: Sequence[Teacher], gate: Gate | None) -> list[Event]:
     measured = "their answers to training prompts are not verified"
     rule = "without a gate the student learns wrong answers of a teacher too"
     return [Event(1, "no gate", "all skills", ", ".join(str(t.name) for t in teachers), measured, rule)]
+
+
+def _row_keys(rows: Sequence[Row]) -> list[str]:
+    """Return the key of each row; that of a neighbour with the same objects, as in a group, is not computed again."""
+    keys, before = list[str](), list[Any]()
+    for row in rows:
+        objects = [*row, *map(id, row.values())]
+        keys.append(keys[-1] if keys and objects == before else _row_key(row))
+        before = objects
+    return keys
 
 
 def _row_key(row: Row) -> str:

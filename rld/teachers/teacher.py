@@ -216,7 +216,8 @@ class Teacher:
         move_unless_placed(loaded.model, device)
         try:
             with active_adapter(loaded.model, loaded.adapter_name):
-                yield loaded.model.eval()
+                # `eval` visits every module, several times an update.
+                yield loaded.model.eval() if loaded.model.training else loaded.model
         finally:
             if self.offload:
                 move_unless_placed(loaded.model, torch.device("cpu"))
