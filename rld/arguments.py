@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
@@ -13,6 +14,9 @@ from rld.recipe.hardware import Cards
 from rld.utils.control_characters import visible
 from rld.utils.files import user_path
 from rld.utils.suggestions import hint
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""A byte of the command line that is not UTF-8, as Python represents it."""
 
 
 def _named(text: str) -> str:
@@ -45,6 +49,10 @@ def parse(words: list[str], commands: Mapping[str, str]) -> argparse.Namespace:
     Raises:
         UsageError: the words are no command with its arguments.
     """
+    for word in words:
+        if _SURROGATE.search(word):
+            fix = "rename it, or the folder that it names"
+            raise UsageError(f"{word!a} is not in UTF-8, and what writes models takes no other names; {fix}")
     if words and not words[0].startswith("-"):
         command = words[0]
         if command not in commands:

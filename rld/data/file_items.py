@@ -18,6 +18,7 @@ from rld.data.row_kinds.fields import columns_named_in
 from rld.data.row_problems import RowProblems
 from rld.data.stored import Selection, Stored
 from rld.errors import DataError
+from rld.utils.os_errors import is_system_failure
 
 _MOST_WARNED = 5
 """Files that a warning names."""
@@ -152,4 +153,6 @@ def _records(source: Path | HubRows, separator: str | None, empty: list[Path]) -
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: is not text in UTF-8, at byte {error.start}; save it as UTF-8") from error
     except (OSError, ValueError) as error:
+        if is_system_failure(error):
+            raise
         raise DataError(f"{file}: {error}") from error

@@ -21,6 +21,7 @@ from rld.errors import DataError
 from rld.recipe.prompts import Prompts
 from rld.recipe.schema import Recipe
 from rld.types import Row
+from rld.utils.os_errors import is_system_failure
 from rld.utils.user_calls import CALL_SECONDS, description, user_code
 
 _MOST_TRIES = 200
@@ -34,7 +35,6 @@ _MOST_WARNED = 5
 
 _MOST_EXAMPLES = 20_000
 """Rows of a file that are given as examples; of a larger file they are evenly spread."""
-
 
 _CONTENT_FREE = ("N/A", "[MASK]")
 """Questions without content, of Zhao et al. 2021; their third, the empty one, leaves some prompts without a token."""
@@ -337,6 +337,8 @@ class SkillRows:
         except DataError as error:
             raise DataError(f"skill {self.skill!r}, level {level}: {error}") from error
         except Exception as error:
+            if is_system_failure(error):
+                raise
             name = getattr(self._source.make, "name", "its generator")
             raise DataError(f"skill {self.skill!r}, level {level}: {name} {description(error)}") from error
 

@@ -19,6 +19,7 @@ import yaml
 from rld.errors import RecipeError
 from rld.recipe import cascade, yaml_values
 from rld.utils import secrets
+from rld.utils.os_errors import is_system_failure
 from rld.utils.suggestions import hint
 
 Loc: TypeAlias = tuple[Any, ...]
@@ -181,6 +182,8 @@ class RecipeDocument:
                 raise RecipeError(f"{self.path}: a recipe has at most {_MAX_BYTES:,} bytes; put data into files")
             root, tree = yaml_values.load(self.path.read_text(encoding="utf-8-sig"))
         except OSError as error:
+            if is_system_failure(error):
+                raise
             raise RecipeError(f"{self.path}: cannot be read: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise RecipeError(f"{self.path}: is not text in UTF-8") from error

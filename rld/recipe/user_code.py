@@ -12,6 +12,7 @@ import builtins
 import functools
 import hashlib
 import importlib
+import os
 import site
 import sys
 import sysconfig
@@ -87,7 +88,7 @@ def require_distinct_imports(path: Path) -> None:
 
 def _package(folder: Path) -> str:
     """Return the name of the private package that stands for a folder."""
-    name = _PREFIX + hashlib.sha256(str(folder).encode()).hexdigest()[:12]
+    name = _PREFIX + hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
     if name not in sys.modules:
         sys.modules[name] = ModuleType(name)
         sys.modules[name].__path__ = [str(folder)]

@@ -25,6 +25,7 @@ from rld.models.tokenizer_profile import vocabulary_hash
 from rld.teachers.wire_format import PayloadError, pack_logprobs, unpack_logprobs
 from rld.types import Answer
 from rld.utils.files import read_json, remove_drafts, write_bytes, write_json
+from rld.utils.os_errors import is_system_failure
 
 _VERSION = 4
 
@@ -77,6 +78,8 @@ class CachedLogprobs(LogprobSource):
             if not path.is_file():
                 write_json(path, self._origin)
         except OSError as error:
+            if is_system_failure(error):
+                raise
             raise CacheError(f"{self.folder} can't be written: {error.strerror}; name another folder") from error
 
     def foreign_tokens(self, student: PreTrainedTokenizerBase) -> Mapping[int, str]:
@@ -139,7 +142,9 @@ class CachedLogprobs(LogprobSource):
         try:
             write_bytes(path, data)
         except OSError as error:
-            raise CacheError(f"{path} can't be written: {error.strerror}; make room, or name another folder") from error
+            if is_system_failure(error):
+                raise
+            raise CacheError(f"{path} can't be written: {error.strerror}; name another folder") from error
         self._read(path)
 
     def _read(self, shard: Path) -> None:

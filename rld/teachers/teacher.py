@@ -25,6 +25,7 @@ from rld.models.tokenizer_profile import TokenizerProfile
 from rld.teachers.fingerprint import fingerprint
 from rld.teachers.own_rows import own_row
 from rld.types import Align, Row
+from rld.utils.os_errors import is_system_failure
 from rld.utils.suggestions import hint
 from rld.utils.templates import template_problem
 
@@ -128,6 +129,8 @@ class Teacher:
             try:
                 adapter_name = add_adapter(model, self.adapter)
             except (OSError, ValueError) as error:
+                if is_system_failure(error):
+                    raise
                 raise self._error(f"cannot load the adapter {self.adapter!r}: {error}") from error
         if has_changed_head(model):
             raise self._error("an adapter changes its output head; merge it into the model, and name that")

@@ -45,7 +45,7 @@ def recipe(tmp_path) -> str:
     return str(tmp_path / "short.yaml")
 
 
-def full(*_: object) -> None:
+def full(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -194,6 +194,39 @@ def test_a_path_that_cannot_be_is_the_users_mistake(recipe, tmp_path, capsys, mo
     Path("file").touch()
     assert main([recipe if word == "RECIPE" else word for word in words]) == 2
     assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "place", ["data.stored.os.pread", "data.file_items.read_rows", "recipe.document.Path.read_text"]
+)
+def test_a_failure_of_the_machine_while_inputs_are_read_is_no_mistake_of_the_user(
+    recipe, tmp_path, capsys, monkeypatch, place
+):
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"question": "a{i}", "answer": "a"}}\n' for i in range(9)))
+    rows = f"skills.rows={{file: {tmp_path / 'rows.jsonl'}, held_out: 2}}"
+    words = ["check", recipe, rows, "tokenizer.characters=ab=0123456789"]
+    assert main(words) == 0
+    monkeypatch.setattr(f"rld.{place}", full)
+    assert main(words) == 74
+    assert "No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["check", "r\udcff.yaml"], ["train", "RECIPE", "--output", "r\udcff"], ["report", "\udcff"]]
+)
+def test_a_name_that_is_not_in_utf_8_is_refused(recipe, capsys, words):
+    assert main([recipe if word == "RECIPE" else word for word in words]) == 2
+    assert "\\udcff" in (error := capsys.readouterr().err) and "is not in UTF-8" in error
+
+
+def test_a_recipe_may_be_in_a_folder_whose_name_is_not_in_utf_8(recipe, tmp_path, monkeypatch):
+    folder = tmp_path / "r\udcff"
+    folder.mkdir()
+    for name in ("short.yaml", "tasks.py"):
+        shutil.copy(tmp_path / name, folder)
+    monkeypatch.chdir(folder)
+    assert main(["train", "short.yaml", "--output", "run"]) == 0
+    assert main(["report", "run"]) == 0
 
 
 def test_output_that_nobody_reads_and_output_to_a_full_disk_end_quietly():

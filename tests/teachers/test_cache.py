@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -191,6 +192,18 @@ def test_a_folder_that_cannot_be_written_and_scores_that_are_none_are_told(tmp_p
     with pytest.raises(TeacherError, match="no log-probabilities; nothing was stored"):
         made.score(PASSAGES, 1.0)
     assert [path.name for path in (tmp_path / "scores").iterdir()] == ["manifest.json"]
+
+
+def test_a_full_disk_is_a_failure_of_the_machine(tmp_path, monkeypatch):
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    made, _ = cached(tmp_path)
+    monkeypatch.setattr("rld.utils.files.os.fsync", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        made.score(PASSAGES, 1.0)
+    with pytest.raises(OSError, match="No space left on device"):
+        cached(tmp_path / "other")
 
 
 class Slow(Teacher):
