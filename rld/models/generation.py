@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rld.errors import ModelError
 from rld.models.decoding import end_tokens, go_on, name_of
-from rld.models.logprob_source import LogprobSource
+from rld.models.logprob_source import LogprobSource, answered_everywhere
 from rld.models.prompting import PromptEncoder, is_chat
 from rld.models.sampling import SeededSampling
 from rld.models.self_check import context_length, require_context
@@ -66,6 +66,9 @@ def generate(
 
     Returns:
         The answers of all rows, in their order, on every process.
+
+    Raises:
+        TeacherDown: a source does not answer; unless `alone`, on every process.
     """
     prompts = encoder.encode_all([row["prompt"] for row in rows])
     answerable = readable(model, prompts, max_new_tokens, name)
@@ -74,12 +77,13 @@ def generate(
     numbers = order if alone else order[state.process_index :: state.num_processes]
     share = [prompts[i] for i in numbers]
     ends = encoder.ends(is_chat(rows))
-    if not share:
-        answers = []
-    elif isinstance(model, LogprobSource):
-        answers = model.generate(share, max_new_tokens, ends)
-    else:
-        answers = complete(
+
+    def answer() -> list[Answer]:
+        if not share:
+            return []
+        if isinstance(model, LogprobSource):
+            return model.generate(share, max_new_tokens, ends)
+        return complete(
             model,
             encoder.tokenizer,
             share,
@@ -89,6 +93,8 @@ def generate(
             decode=encoder.decode,
             name=name,
         )
+
+    answers = answered_everywhere(answer) if isinstance(model, LogprobSource) and not alone else answer()
     numbered = list(zip(numbers, answers, strict=True))
     gathered: list[tuple[int, Answer]] = numbered if alone else gather_object(numbered)
     by_row = dict(gathered)

@@ -13,16 +13,20 @@ Shapes: N tokens, J named tokens, V vocabulary, L captured states, H width; a le
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rld.errors import TeacherDown
 from rld.models.hidden_states import StateKey
 from rld.types import Answer
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -183,3 +187,26 @@ class LogprobSource(ABC):
         Args:
             ends: Tokens that end an answer, beside those of its model.
         """
+
+
+def answered_everywhere(ask: Callable[[], T]) -> T:
+    """Return what a source says to this process, once it has answered every process.
+
+    Every process calls it: one whose source answers would otherwise wait for those that go on without the source.
+
+    Args:
+        ask: Calls the source, and does nothing that waits for other processes.
+
+    Raises:
+        TeacherDown: on every process, `ask` raised it on one of them.
+    """
+    answer: T | None = None
+    error: TeacherDown | None = None
+    try:
+        answer = ask()
+    except TeacherDown as caught:
+        error = caught
+    reasons: list[str] = gather_object([] if error is None else [str(error)])
+    if reasons:
+        raise error or TeacherDown(reasons[0])
+    return cast(T, answer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from typing import NamedTuple
 from rld.errors import TeacherDown
 from rld.evaluation.held_out import Evaluation, correct_counts
 from rld.losses.feature_matching import FeaturePlan
-from rld.models.logprob_source import LogprobSource, ScoredSequence
+from rld.models.logprob_source import LogprobSource, ScoredSequence, answered_everywhere
 from rld.pipeline.model_loading import Loaded
 from rld.pipeline.run import RunContext
 from rld.recipe.stages.distill import Distill
@@ -54,13 +55,14 @@ class TeacherLoader:
         """Return the stage's teachers except optional ones that are down, and an event for each of those.
 
         Raises:
-            TeacherDown: one that is not optional is down, or all are.
+            TeacherDown: one that is not optional is down, or all are; a server is down if it is for one process.
         """
         ready, events = list[ProbedTeacher](), list[Event]()
         skills = self._context.skills(stage)
         for name, spec in stage.teachers.items():
             try:
-                ready.append(self.probe(self._teacher(stage, name, student), spec, skills))
+                teacher = answered_everywhere(functools.partial(self._teacher, stage, name, student))
+                ready.append(self.probe(teacher, spec, skills))
             except TeacherDown as error:
                 if not (isinstance(spec, ServedTeacher) and spec.optional):
                     raise

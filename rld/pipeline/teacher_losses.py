@@ -5,6 +5,7 @@ Shapes: U units of a skill.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -13,13 +14,15 @@ from accelerate.utils import reduce
 from torch import Tensor
 
 from rld.data.ordered_rows import OrderedRows
-from rld.models.logprob_source import ScoredSequence
+from rld.errors import TeacherDown
+from rld.models.logprob_source import ScoredSequence, answered_everywhere
 from rld.models.prompting import PromptEncoder
 from rld.pipeline.run import RunContext
 from rld.pipeline.teacher_loading import ProbedTeacher
 from rld.recipe.stages.distill import Distill
 from rld.rollout.gold import gold_completions
 from rld.teachers.local import LocalLogprobs
+from rld.teachers.teacher import Teacher
 from rld.types import Event, Row
 from rld.utils.flops import forward_flops
 
@@ -53,14 +56,21 @@ def order_by_loss(
 
     Raises:
         DataError: a skill has rows without gold answers, or with one that a teacher cannot write.
+        TeacherDown: a skill has no teacher that answers, or one that is not optional does not.
     """
     events = []
     for skill, rows in sources.items():
-        by_teacher = {
-            str(probed.teacher.name): _losses(context, probed, rows, encoder)
-            for probed in teachers
-            if probed.teacher.teaches(skill)
-        }
+        by_teacher = dict[str, Tensor]()
+        for probed in teachers:
+            if probed.teacher.teaches(skill) and not probed.teacher.is_down:
+                try:
+                    by_teacher[str(probed.teacher.name)] = _losses(context, probed, rows, encoder)
+                except TeacherDown:
+                    if not probed.teacher.optional:
+                        raise
+                    probed.teacher.is_down = True  # so that the trainer drops it
+        if not by_teacher:
+            raise TeacherDown(f"no teacher of skill '{skill}' is left that answers, to put its rows into levels")
         name = min(by_teacher, key=lambda name: float(by_teacher[name].mean()))
         rows.arrange(by_teacher[name].tolist())
         events.append(Event(0, "difficulty", skill, _about(rows), _measured(name, rows, by_teacher[name])))
@@ -69,7 +79,15 @@ def order_by_loss(
 
 def _losses(context: RunContext, probed: ProbedTeacher, rows: OrderedRows, student: PromptEncoder) -> Tensor:
     """Return a teacher's loss on the gold answers of each unit without their ends, in nats per byte, `[U]`."""
-    teacher = probed.teacher
+    sums = answered_everywhere(functools.partial(_sums, context, probed.teacher, rows, student))
+    sums = reduce(sums.to(context.state.device), reduction="sum").cpu()
+    context.flop_meter.add("answers", forward_flops(probed.num_parameters, float(sums[-1])))
+    losses_U: Tensor = sums[: rows.num_units] / sums[rows.num_units : -1]
+    return losses_U
+
+
+def _sums(context: RunContext, teacher: Teacher, rows: OrderedRows, student: PromptEncoder) -> Tensor:
+    """Return the nats and the bytes of this process's share of each unit, and the tokens that were read, `[2U + 1]`."""
     encoder = teacher.prompt_encoder(student)
     source = teacher.source or LocalLogprobs(teacher, context.state.device, top_k=1)
     nats_U, bytes_U = torch.zeros(2, rows.num_units, dtype=torch.float64)
@@ -80,11 +98,7 @@ def _losses(context: RunContext, probed: ProbedTeacher, rows: OrderedRows, stude
         for (unit, row), logprobs in zip(batch, source.score(sequences, 1.0), strict=True):
             nats_U[unit] -= float(logprobs.sampled.sum())
             bytes_U[unit] += len(row["answer"].encode())
-    sums = torch.cat([nats_U, bytes_U, torch.tensor([float(num_tokens)], dtype=torch.float64)])
-    sums = reduce(sums.to(context.state.device), reduction="sum").cpu()
-    context.flop_meter.add("answers", forward_flops(probed.num_parameters, float(sums[-1])))
-    losses_U: Tensor = sums[: rows.num_units] / sums[rows.num_units : -1]
-    return losses_U
+    return torch.cat([nats_U, bytes_U, torch.tensor([float(num_tokens)], dtype=torch.float64)])
 
 
 def _batches(rows: OrderedRows, process: int, num_processes: int) -> Iterator[list[tuple[int, Row]]]:

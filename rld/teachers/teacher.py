@@ -83,6 +83,8 @@ class Teacher:
     is_down: bool = field(default=False, init=False)
     """Whether it has stopped answering, though it is optional."""
     _loaded: _Loaded | None = field(default=None, init=False, repr=False)
+    _reader: PreTrainedTokenizerBase | None = field(default=None, init=False, repr=False)
+    """The tokenizer of the student that its source is connected to."""
 
     def __post_init__(self) -> None:
         if self.name is None and isinstance(self.model, LogprobSource):
@@ -311,8 +313,9 @@ class Teacher:
         if self.source is not None:
             if self.align is not None:
                 raise self._error("a teacher that hands over token ids must have the student's tokenizer; no align")
-            self.source.connect(student)
-            self.tokenizer = student
+            if self._reader is not student:
+                self.source.connect(student)
+            self.tokenizer = self._reader = student
             return
         tokenizer = self.find_tokenizer()
         if self.align is not None:

@@ -1,5 +1,6 @@
 """A run in two processes gives the models, scores and endings of a run in one: packed text, rules of ending, a target,
-labels, levels by a teacher's loss, sampled scores, and lm-eval where it is installed.
+labels, levels by a teacher's loss, sampled scores, and lm-eval where it is installed. It goes on without a teacher that
+does not answer one of the two.
 """
 
 from __future__ import annotations
@@ -7,7 +8,9 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rld.pipeline import stopping
+from rld.errors import TeacherDown
+from rld.models.logprob_source import LogprobSource, ScoredSequence, SourceInfo, TopKLogprobs
+from rld.pipeline import stopping, teacher_loading
+from rld.types import Answer
 from rld.utils import files
 from tests.support.lm_eval_task import write_lm_eval_task
 from tests.support.processes import exit_codes, free_port, rank_environment, started, train_quietly
@@ -176,3 +182,81 @@ def test_two_processes_come_to_the_models_scores_and_endings_of_one(tmp_path):
         for path in (one, two)
     ]
     assert len(transfer[0]) == 2 and transfer[1] == pytest.approx(transfer[0], rel=1e-4)
+
+
+SERVED = """
+name: served
+tokenizer: {characters: "abcdefgh:="}
+max_new_tokens: 4
+skills:
+  prose: {file: ./texts.jsonl, kind: plain_text, block: 32, held_out: 2}
+  swap: {file: ./swap.jsonl, held_out: 2}
+  topics: {kind: labelled, file: ./news.csv, labels: {A: ef, B: g, C: gh}, held_out: 2}
+models:
+  tiny: {new: llama, config: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2}}
+stages:
+  - name: student
+    kind: distill
+    student: tiny
+    skills: [swap]
+    teachers:
+      TEACHERS
+      near: {model: tiny, probe_prompts: 2}
+    signals: {response: {}}
+    curriculum: {use: competence:SquareRoot, options: {attempts: 8, start: 1}, levels_by: teacher_loss}
+    rollout: {prompts: 4, completions: 1, gold_completions: 1}
+    steps: 2
+"""
+
+NUM_CALLS = 8
+"""Calls of a process to a teacher: to connect it; for texts, an answer and a label that are held out; for the answer of
+a probe; for levels; and for the gate in each of two updates."""
+
+
+class GoingDown(LogprobSource):
+    """Answers anything, but for its n-th call on one of the two processes."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self._calls = name, 0
+        self._down_at = int(name.removeprefix("down_")) if int(os.environ["RANK"]) == int(name[-1]) % 2 else None
+
+    def _count(self) -> None:
+        self._calls += 1
+        if self._down_at == self._calls:
+            raise TeacherDown(f"teacher '{self.name}': no answer")
+
+    def connect(self, student: Any) -> None:
+        self._count()
+        self._num_tokens = len(student)
+
+    def info(self) -> SourceInfo:
+        return SourceInfo(self.name, frozenset([1]), 0)
+
+    def generate(self, prompts: Sequence[list[int]], *_: Any) -> list[Answer]:
+        self._count()
+        return [Answer("ab", True) for _ in prompts]
+
+    def score(self, sequences: Sequence[ScoredSequence], temperature: float) -> list[TopKLogprobs]:
+        self._count()
+        uniform = torch.zeros(self._num_tokens).log_softmax(-1)
+        return [
+            TopKLogprobs.of(uniform.expand(num, -1), torch.tensor(ids[-num:]), 4) for ids, num in map(tuple, sequences)
+        ]
+
+
+def train_with_failures(rank: int, port: int, arguments: list[str], log: Path) -> None:
+    teacher_loading.remote_teacher = lambda url, name, *_, **__: GoingDown(name)  # type: ignore[assignment]
+    train_quietly(arguments, log, {"CUDA_VISIBLE_DEVICES": "", **rank_environment(rank, 2, port)})
+
+
+def test_a_teacher_that_does_not_answer_one_of_two_processes_is_dropped_on_both(tmp_path):
+    recipe(tmp_path)
+    names = [f"down_{call}" for call in range(1, NUM_CALLS + 1)]
+    served = (f"{name}: {{url: 'http://127.0.0.1:9', optional: true, probe_prompts: 2}}" for name in names)
+    written(tmp_path, SERVED.replace("TEACHERS", "\n      ".join(served)))
+    arguments, port = [str(tmp_path / "small.yaml"), "--output", str(tmp_path / "run")], free_port()
+    logs = [tmp_path / f"{rank}.log" for rank in range(2)]
+    processes = started(train_with_failures, [(rank, port, arguments, log) for rank, log in enumerate(logs)])
+    assert exit_codes(processes, 240.0) == [0, 0], "".join(log.read_text()[-3000:] for log in logs)
+    events = files.read_jsonl(tmp_path / "run" / "events.jsonl").records
+    assert [event["about"] for event in events if event["kind"] == "teacher dropped"] == names

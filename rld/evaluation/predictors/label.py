@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from rld.evaluation.predictions import Prediction
 from rld.evaluation.predictors.base import Model, PredictionSettings
 from rld.models.completion_scores import completion_scores
+from rld.models.logprob_source import LogprobSource, answered_everywhere
 from rld.models.prompting import PromptEncoder
 from rld.recipe.skills import Skill
 from rld.rollout.label_completions import label_tokens
@@ -34,7 +36,8 @@ class LabelPredictor:
         """Return the predictions for rows; each process makes those of a share of them."""
         state = PartialState()
         numbers = range(len(rows))[state.process_index :: state.num_processes]
-        mine = self._predict(model, tokenizer, [rows[i] for i in numbers])
+        predict = functools.partial(self._predict, model, tokenizer, [rows[i] for i in numbers])
+        mine = answered_everywhere(predict) if isinstance(model, LogprobSource) else predict()
         gathered: list[tuple[int, Prediction]] = gather_object(list(zip(numbers, mine, strict=True)))
         return [prediction for _, prediction in sorted(gathered, key=lambda pair: pair[0])]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from rld.evaluation.predictions import Prediction
 from rld.evaluation.predictors.base import Model, PredictionSettings
 from rld.models.completion_scores import completion_scores
-from rld.models.logprob_source import LogprobSource
+from rld.models.logprob_source import LogprobSource, answered_everywhere
 from rld.models.prompting import PromptEncoder
 from rld.models.self_check import context_length
 from rld.models.text_pieces import cut_text
@@ -41,7 +42,9 @@ class LikelihoodPredictor:
         model, encoder = self.settings.place(model), self.settings.encoder(model, tokenizer)
         pieces = [piece for i, row in enumerate(rows) for piece in self._pieces(model, encoder, i, row)]
         pieces.sort(key=lambda piece: -len(piece.ids))  # those of similar length are read together
-        scores = completion_scores(model, [(encoder.start, piece.ids) for piece in pieces], shares_prompts=False)
+        pairs = [(encoder.start, piece.ids) for piece in pieces]
+        read = functools.partial(completion_scores, model, pairs, shares_prompts=False)
+        scores = answered_everywhere(read) if isinstance(model, LogprobSource) else read()
         nats, num_tokens = [0.0] * len(rows), [0] * len(rows)
         for piece, score in zip(pieces, scores, strict=True):
             nats[piece.row] -= score
