@@ -107,6 +107,7 @@ class ControllerRuntime:
         numbers = [
             *weights.scale.values(),
             *weights.teacher_share.values(),
+            *weights.gold_share.values(),
             *(w for of_skill in per_skill for w in of_skill.values()),
         ]
         if not all(math.isfinite(number) and number >= 0 for number in numbers):

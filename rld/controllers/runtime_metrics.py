@@ -22,6 +22,7 @@ def signal_metrics(weights: Weights, skills: Sequence[str], phases: Sequence[int
         metrics |= {f"weight/{signal}/{skill}": w for skill, w in zip(skills, per_skill, strict=True)}
         metrics[f"scale/{signal}"] = weights.scale.get(signal, 1.0)
     metrics |= {f"teacher_share/{skill}": share for skill, share in weights.teacher_share.items()}
+    metrics |= {f"gold_share/{skill}": share for skill, share in weights.gold_share.items()}
     return metrics | {f"phase/{skill}": float(phase) for skill, phase in zip(skills, phases, strict=True)}
 
 

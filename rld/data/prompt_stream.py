@@ -17,7 +17,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from rld.errors import CurriculumError, DataError
-from rld.types import DEFAULT_SKILL, Curriculum, Event, Row, Task
+from rld.types import DEFAULT_SKILL, Curriculum, Event, Row, Task, skill_of
 from rld.utils.user_calls import CALL_SECONDS, description, user_code
 
 _MOST_TRIES = 200
@@ -108,6 +108,16 @@ class PromptStream:
         """
         place = f"{self._seed}:replacement:{rollout}:{group}:{attempt}"
         return self._row(self._pick_active(random.Random(f"{place}:task")), random.Random(f"{place}:row"))
+
+    def another(self, row: Row, place: str) -> Row:
+        """Return a row of the same skill and level as another row; no state changes.
+
+        Args:
+            row: The other row.
+            place: Where it goes; the same place gets the same row.
+        """
+        task = Task(skill_of(row), int(row.get("level", 0)))
+        return self._row(task, random.Random(f"{self._seed}:another:{place}"))
 
     def count(
         self, names: Sequence[str], skills_B: Tensor, levels_B: Tensor, attempted_B: Tensor, success_B: Tensor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rld.recipe.distill_cost import gold_share
 from rld.recipe.hardware import Demand
 from rld.recipe.sizes import Sizes
 from rld.utils.flops import frozen_bytes, training_bytes
@@ -33,8 +34,10 @@ def distill_demand(stage: Any, num_parameters: int, teacher_bytes: int, sizes: S
     skills, rollout, shape = stage.skills or sizes.skills, stage.rollout, sizes.shape(stage.student)
     prompt, answer = sizes.lengths(skills)
     num_completions = rollout.num_completions(sizes.num_labels.get(skill, 1) for skill in skills)
-    num_sampled = 0 if stage.learns_labels else rollout.prompts * (num_completions - rollout.gold_completions)
-    tokens = rollout.prompts * (prompt + num_completions * answer)
+    share, num_sampled = gold_share(stage), 0.0
+    if not stage.learns_labels:
+        num_sampled = (1 - share) * rollout.prompts * (num_completions - rollout.gold_completions)
+    tokens = rollout.prompts * ((1 - share + share * num_completions) * prompt + num_completions * answer)
     num_reads = num_sampled * answer * (prompt + answer / 2)  # each token reads all those before it
     return Demand(
         state_bytes(stage, num_parameters),

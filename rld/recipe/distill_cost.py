@@ -16,7 +16,8 @@ def distill_flops(stage: Any, student: int, teachers: Mapping[str, int], sizes: 
 
     A prompt is read once for all of its completions. Teachers that name no skills are taken to share the rows. For the
     gate each reads the gold answer as one completion more, which is taken to decide its answers, the second one too; no
-    verdict is taken to be assumed. A prompt of its own that shows the gold answer is longer by that answer.
+    verdict is taken to be assumed. A prompt of its own that shows the gold answer is longer by that answer. Half of the
+    prompts are taken to have their gold answer alone, where the controller sets that share.
 
     Args:
         stage: The stage, a `Distill`.
@@ -28,12 +29,15 @@ def distill_flops(stage: Any, student: int, teachers: Mapping[str, int], sizes: 
     lengths, rollout = sizes.lengths(skills), stage.rollout
     num_completions = rollout.num_completions(sizes.num_labels.get(skill, 1) for skill in skills)
     num_sampled = 0 if stage.learns_labels else num_completions - rollout.gold_completions
-    completion_tokens = rollout.prompts * num_completions * lengths.answer
-    prompt_tokens = rollout.prompts * lengths.prompt
-    sampled_tokens = prompt_tokens + rollout.prompts * num_sampled * lengths.answer if num_sampled else 0.0
+    num_prompts = rollout.prompts * (1 - gold_share(stage))
+    num_gold = (rollout.prompts - num_prompts) * num_completions  # each with a prompt of its own
+    gold_tokens = num_gold * (lengths.prompt + lengths.answer)
+    completion_tokens = num_prompts * num_completions * lengths.answer
+    prompt_tokens = num_prompts * lengths.prompt
+    sampled_tokens = prompt_tokens + num_prompts * num_sampled * lengths.answer if num_sampled else 0.0
     flops: dict[Account, float] = {
         "generation": stage.steps * forward_flops(student, sampled_tokens),
-        "student": stage.steps * training_flops(student, prompt_tokens + completion_tokens),
+        "student": stage.steps * training_flops(student, prompt_tokens + completion_tokens + gold_tokens),
         "teachers": 0.0,
         "gate": 0.0,
         "answers": 0.0,
@@ -41,18 +45,18 @@ def distill_flops(stage: Any, student: int, teachers: Mapping[str, int], sizes: 
     }
     required = stage.controller.required_measurements
     num_ticks = stage.steps // stage.controller.decide_every
-    gold_tokens = required.gold_rows * len(skills) * (lengths.prompt + lengths.answer)
-    flops["student"] += num_ticks * forward_flops(student, gold_tokens)
+    measured_tokens = required.gold_rows * len(skills) * (lengths.prompt + lengths.answer)
+    flops["student"] += num_ticks * forward_flops(student, measured_tokens)
     if stage.target is not None:
         flops["student"] += num_ticks * transfer_flops(student, len(skills), len(stage.target), lengths)
     if stage.retain is not None:
         protected = stage.protected(sizes.skills)
         flops["retention"] = retention_flops(stage.retain, protected, student, sizes, stage.steps, num_ticks)
-    answer_tokens = rollout.prompts * lengths.answer
+    answer_tokens = num_prompts * lengths.answer
     for name, size in teachers.items():
         spec = stage.teachers[name]
         share = len(spec.skills) / len(skills) if spec.skills is not None else 1 / len(teachers)
-        own = rollout.prompts * lengths.answer if spec.prompt is not None and has_answer(spec.prompt) else 0.0
+        own = answer_tokens if spec.prompt is not None and has_answer(spec.prompt) else 0.0
         flops["teachers"] += stage.steps * share * forward_flops(size, prompt_tokens + own + completion_tokens)
         if stage.gate == "per_prompt" and not stage.learns_labels:
             flops["gate"] += stage.steps * share * forward_flops(size, answer_tokens)
@@ -60,3 +64,10 @@ def distill_flops(stage: Any, student: int, teachers: Mapping[str, int], sizes: 
         probe_tokens = len(skills) * spec.probe_prompts * (lengths.prompt + num_tries * lengths.answer)
         flops["answers"] += forward_flops(size, probe_tokens)
     return {account: round(number) for account, number in flops.items()}
+
+
+def gold_share(stage: Any) -> float:
+    """Return the share of a stage's prompts that have their gold answer alone, or a half where a controller sets it."""
+    if not stage.has_gold_prompts:
+        return 0.0
+    return 0.5 if stage.signals.gold.share is None else float(stage.signals.gold.share)

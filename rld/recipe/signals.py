@@ -54,11 +54,18 @@ class FeatureSignal(FrozenOptions):
 
 
 class GoldSignal(FrozenOptions):
-    """Learn the gold answers among the completions token by token, as fine-tuning does, beside the other signals."""
+    """Learn gold answers token by token, as fine-tuning does, beside the other signals.
 
-    weight: float = Field(0.5, gt=0)
-    """Weight of their cross-entropy, the mean over all tokens of gold answers in an update. It stays as it is: the
-    controller divides the weight of the other signals."""
+    They are `rollout.gold_completions`, or without these the only completions of some prompts of an update, on which
+    nothing is sampled and no teacher is asked.
+    """
+
+    weight: float = Field(1.0, gt=0)
+    """What a token of a gold answer counts, relative to a sampled token with an advantage of 1 and a weight of 1."""
+    share: float | None = Field(None, gt=0, le=1)
+    """Share of each skill's prompts that have their gold answer alone. None: the controller sets it to the share of the
+    student's completions that are wrong, at most 7/8, so that gold answers give way to reinforcement and teachers as
+    the student succeeds."""
 
 
 class SignalSpecs(FrozenOptions):
@@ -81,7 +88,7 @@ class SignalSpecs(FrozenOptions):
         if self.feature is not None:
             words.append(f"feature ({self.feature.loss.kind})")
         if self.gold is not None:
-            words.append(f"gold answers x {self.gold.weight:g}")
+            words.append("gold answers" + (f" x {self.gold.weight:g}" if self.gold.weight != 1 else ""))
         return ", ".join(words)
 
     @classmethod

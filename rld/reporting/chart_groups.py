@@ -70,6 +70,7 @@ GROUPS: tuple[tuple[str, str, tuple[ChartStyle, ...]], ...] = (
             ChartStyle("Success rate", low=0, high=1, events=("change",)),
             ChartStyle("Curriculum level", stairs=True, events=("level", "change")),
             ChartStyle("Share of prompts", low=0, high=1),
+            ChartStyle("Gold answers", low=0, high=1),
         ),
     ),
     (

@@ -81,6 +81,8 @@ METRICS = (
            "cosine between the gradients of a skill's gold answers and of the target skills'"),
     Metric("teacher_share/<skill>", "",
            "share of the teachers in a softened target, the rest of which is the student's own distribution"),
+    Metric("gold_share/<skill>", "",
+           "share of the skill's prompts that have their gold answer alone", "Gold answers"),
     Metric("score/<skill>", "",
            "the main score of a skill on its held-out rows; by default the share answered correctly, greedily",
            "Held-out score"),

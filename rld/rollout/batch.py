@@ -51,7 +51,7 @@ class RolloutBatch(TypedDict, total=False):
     is_gold: Tensor
     """`[B]` bool, the completions whose cross-entropy is learnt."""
     num_gold: Tensor
-    """`[]`, their tokens in the rollout, over all processes; where completions are labels, the prompts with a label."""
+    """`[]`, all tokens of the rollout, over all processes; where completions are labels, the prompts with a label."""
 
     # where completions are labels
     label_ids: Tensor

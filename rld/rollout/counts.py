@@ -1,12 +1,12 @@
 """Counts over a rollout: attempts, successes, informative groups, and what the gate decided.
 
-Shapes: A completions of all processes, R rewards, K teachers, S skills.
+Shapes: A completions of all processes, G groups, R rewards, K teachers, S skills.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -75,7 +75,8 @@ def group_counts(
     *,
     group_size: int,
     num_skills: int,
-    num_fixed: int = 0,
+    is_sampled_A: Tensor | None = None,
+    gold_groups: Collection[int] = (),
     rule: SuccessRule = DEFAULT_RULE,
 ) -> GroupOutcomes:
     """Count attempts, successes and informative groups, those whose weighted rewards differ, per skill.
@@ -86,19 +87,22 @@ def group_counts(
         skills_A: The index of each completion's skill; the same within a group.
         group_size: Completions of a group; groups are consecutive.
         num_skills: S.
-        num_fixed: The first so many completions of each group are fixed and not sampled, so that they are no attempts.
+        is_sampled_A: Which completions are sampled; others are no attempts. None: all are.
+        gold_groups: The numbers of the groups that are no completions of one prompt, and do not count.
         rule: Tells from the verifier's rewards which completions are correct.
     """
-    sampled_A = torch.arange(len(rewards_AR), device=rewards_AR.device) % group_size >= num_fixed
-    attempted_A = ~rewards_AR[:, 0].isnan() & sampled_A
-    succeeded_A = (rewards_AR[:, 0] >= rule.threshold) & sampled_A
+    attempted_A, succeeded_A = ~rewards_AR[:, 0].isnan(), rewards_AR[:, 0] >= rule.threshold
+    if is_sampled_A is not None:
+        attempted_A, succeeded_A = attempted_A & is_sampled_A, succeeded_A & is_sampled_A
     informative = informative_groups(rewards_AR, weights_R, group_size)
+    counts_G = torch.ones_like(informative, dtype=torch.float64)
+    counts_G[sorted(gold_groups)] = 0.0
     counts = AttemptCounts.zeros(num_skills, 0, rewards_AR.device)
     counts.attempts_S.index_add_(0, skills_A, attempted_A.double())
     counts.successes_S.index_add_(0, skills_A, succeeded_A.double())
     group_skills = skills_A[::group_size]
-    counts.groups_S.index_add_(0, group_skills, torch.ones_like(informative, dtype=torch.float64))
-    counts.informative_S.index_add_(0, group_skills, informative.double())
+    counts.groups_S.index_add_(0, group_skills, counts_G)
+    counts.informative_S.index_add_(0, group_skills, informative * counts_G)
     return GroupOutcomes(attempted_A, succeeded_A, counts)
 
 
@@ -121,7 +125,7 @@ def differ_in_groups(rewards_AR: Tensor, group_size: int) -> Tensor:
         rewards_AR: The rewards; groups are consecutive.
         group_size: Completions of a group.
     """
-    groups_GAR = rewards_AR.view(-1, group_size, rewards_AR.shape[1])
+    groups_GAR = rewards_AR.view(len(rewards_AR) // group_size, group_size, rewards_AR.shape[1])
     return groups_GAR.nan_to_num(nan=-math.inf).amax(1) > groups_GAR.nan_to_num(nan=math.inf).amin(1)
 
 

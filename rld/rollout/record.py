@@ -55,6 +55,7 @@ class RolloutRecord:
         refilled: Completions that were sampled before TRL's rollout, and the prompts replaced until then. None: TRL
             samples, and no prompt is replaced.
         labels: The words of each skill's labels, which are the completions of its prompts. Empty: they are sampled.
+        gold_groups: The numbers of the groups that are gold answers to as many prompts, over all processes.
     """
 
     rows: Sequence[Row]
@@ -71,6 +72,7 @@ class RolloutRecord:
     num_read: int = 0
     refilled: Refilled | None = None
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    gold_groups: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         self.skill_ids_B = skill_ids(self.rows, self.skills)
@@ -84,12 +86,45 @@ class RolloutRecord:
     @property
     def group_ids_B(self) -> Tensor:
         """The number of each completion's prompt in the rollout over all processes, on the CPU."""
-        return torch.arange(self.first_row, self.first_row + len(self.rows)) // self.group_size
+        return self._numbers_B // self.group_size
+
+    @property
+    def is_gold_prompt_B(self) -> Tensor:
+        """Which completions are of gold groups, on the CPU."""
+        return self._is_gold(self._numbers_B)
 
     @property
     def is_fixed_B(self) -> Tensor:
         """Which completions are fixed, on the CPU."""
-        return torch.arange(self.first_row, self.first_row + len(self.rows)) % self.group_size < self.num_fixed
+        return self._is_fixed(self._numbers_B)
+
+    @property
+    def has_fixed(self) -> bool:
+        """Whether some completion of any process is fixed."""
+        return self.num_fixed > 0 or bool(self.gold_groups)
+
+    @property
+    def is_sampled_A(self) -> Tensor:
+        """Which completions of all processes are sampled; once rewards are there, on their device."""
+        assert self.rewards_AR is not None
+        return ~self._is_fixed(torch.arange(len(self.rewards_AR))).to(self.rewards_AR.device)
+
+    @property
+    def own_rewards_AR(self) -> Tensor:
+        """The rewards of the groups that are not gold groups."""
+        assert self.rewards_AR is not None
+        return self.rewards_AR[~self._is_gold(torch.arange(len(self.rewards_AR))).to(self.rewards_AR.device)]
+
+    @property
+    def _numbers_B(self) -> Tensor:
+        """The number of each completion among those of all processes, on the CPU."""
+        return torch.arange(self.first_row, self.first_row + len(self.rows))
+
+    def _is_gold(self, numbers_N: Tensor) -> Tensor:
+        return torch.isin(numbers_N // self.group_size, torch.tensor(sorted(self.gold_groups), dtype=torch.long))
+
+    def _is_fixed(self, numbers_N: Tensor) -> Tensor:
+        return (numbers_N % self.group_size < self.num_fixed) | self._is_gold(numbers_N)
 
     @property
     def words_B(self) -> list[Sequence[str]]:

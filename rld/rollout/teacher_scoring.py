@@ -135,7 +135,8 @@ class TeacherScoring:
         batch["response_on"] = torch.tensor(self.runtime.is_active("response"))
         batch["feature_on"] = torch.tensor(self.runtime.is_active("feature"))
         batch["group_ids"] = record.group_ids_B.to(skills_B.device)
-        may_teach_B = self._may_teach(record, skills_B.device)
+        is_own_B = ~record.is_gold_prompt_B.to(skills_B.device)
+        needed_BK, may_teach_B = needed_BK & is_own_B[:, None], self._may_teach(record, skills_B.device) & is_own_B
         # A combination that compares teachers does so on correct completions.
         needed_BK, readings, verdict = self._run_gated(needed_BK, may_teach_B | combination.compares, batch, record)
         if verdict is not None:

@@ -190,19 +190,19 @@ class GRPOHooks(FiniteUpdates, WholeCheckpoints, ResumableTrainer, TrainingProgr
             return record.refilled.completions, None
         if record is not None and record.labels:
             return label_completions(record, self._encoder, self.args.max_completion_length), None
-        if record is None or not record.num_fixed:
+        if record is None or not record.has_fixed:
             return self._sample(prompt_ids, *args, **kwargs)
+        fixed = record.is_fixed_B.nonzero().squeeze(1).tolist()
+        gold = gold_completions([record.rows[i] for i in fixed], self._encoder, self.args.max_completion_length)
+        completions = dict(zip(fixed, gold, strict=True))
         if self.use_vllm:  # which samples whole groups, in all processes at once
-            gold = gold_completions(record.rows, self._encoder, self.args.max_completion_length)
-            fixed = record.is_fixed_B.nonzero().squeeze(1).tolist()
-            return vllm_rollouts.with_gold(self._sample(prompt_ids, *args, **kwargs), gold, fixed)
-        sampled = (~record.is_fixed_B).nonzero().squeeze(1).tolist()
+            return vllm_rollouts.with_gold(self._sample(prompt_ids, *args, **kwargs), completions)
+        sampled = [i for i in range(len(prompt_ids)) if i not in completions]
         prompts = [prompt_ids[i] for i in sampled]
-        samples = self._sample(prompts, *args, **kwargs)[0] if prompts else []
-        completions = gold_completions(record.rows, self._encoder, self.args.max_completion_length)
-        for i, ids in zip(sampled, samples, strict=True):
-            completions[i] = ids
-        return completions, None
+        if not prompts and record.gold_groups and self.accelerator.num_processes > 1:
+            prompts = prompt_ids[:1]  # where weights are sharded all processes sample, or none; it is not used
+        completions |= zip(sampled, self._sample(prompts, *args, **kwargs)[0] if prompts else [], strict=False)
+        return [completions[i] for i in range(len(prompt_ids))], None
 
     def _sample(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
         """Return TRL's samples, which depend on the trainer's options and not on the model's generation options."""
@@ -231,7 +231,8 @@ class GRPOHooks(FiniteUpdates, WholeCheckpoints, ResumableTrainer, TrainingProgr
             require_scale(self._rollout.rule, rewards_AR[:, 0].tolist())
             self._rollout.rewards_AR = rewards_AR
             if self._rollout.is_training:
-                count_groups(self.totals, self.reward_func_names, rewards_AR, self._rollout.group_size)
+                own_rewards_AR = self._rollout.own_rewards_AR
+                count_groups(self.totals, self.reward_func_names, own_rewards_AR, self._rollout.group_size)
             self._receive_rewards(self._rollout, answers, completion_ids_list)
         return rewards_AR
 

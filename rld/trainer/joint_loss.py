@@ -136,10 +136,9 @@ class JointLoss:
         return ({}, 0) if self.gradient_probe is None else self.gradient_probe.take_gradient_stats()
 
     def mark_gold(self, batch: RolloutBatch, is_gold_B: Tensor, accelerator: Accelerator) -> None:
-        """Add to a rollout which completions are learnt as gold answers, and their tokens over all processes."""
+        """Add to a rollout which completions are learnt as gold answers, and its tokens over all processes."""
         batch["is_gold"] = is_gold_B.to(accelerator.device)
-        num_tokens = (loss_mask(batch) * batch["is_gold"][:, None]).sum()
-        batch["num_gold"] = accelerator.reduce(num_tokens, reduction="sum")
+        batch["num_gold"] = accelerator.reduce(loss_mask(batch).sum(), reduction="sum")
 
     def count(self, batch: RolloutBatch, num_computed: int, num_padding: int) -> None:
         """Count a micro-batch's completion tokens, and the tokens that went through the student's backbone."""

@@ -117,7 +117,16 @@ class RLDConfig(GRPOConfig):
     )
     gold_weight: float = field(
         default=0.0,
-        metadata={"help": "Weight of the cross-entropy of gold completions beside the signals. 0: it is not learnt."},
+        metadata={
+            "help": "Weight of the cross-entropy of gold answers beside the signals, per token of the update. Without "
+            "gold_completions some prompts have their gold answer alone. 0: it is not learnt."
+        },
+    )
+    gold_share: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the prompts that have their gold answer alone. None: the share that the student fails."
+        },
     )
     teacher_reward: float = field(
         default=0.0,
@@ -218,8 +227,18 @@ class RLDConfig(GRPOConfig):
         if self.gold_completions == self.num_generations and (self.signals is None or "policy" in self.signals):
             raise RecipeError("with gold answers alone there are no attempts to reinforce: leave policy out of signals")
         _require("gold_weight", self.gold_weight, self.gold_weight >= 0, "at least 0")
-        if self.gold_weight and not ((self.gold_completions or self.labels) and self.temperature == 1):
-            raise RecipeError("gold_weight needs gold_completions, and log-probabilities at temperature 1")
+        if self.gold_weight and self.temperature != 1:
+            raise RecipeError("gold_weight needs log-probabilities at temperature 1; set temperature to 1")
+        if self.has_gold_prompts and self.refill:
+            raise RecipeError("refill: it samples all completions of a prompt anew; leave gold_weight out")
+        if self.gold_share is not None:
+            _require("gold_share", self.gold_share, 0 < self.gold_share <= 1, "above 0 and at most 1")
+            _require(
+                "gold_share",
+                self.gold_share,
+                self.has_gold_prompts,
+                "left out without gold_weight, and with gold_completions and labels",
+            )
 
     def _check_vllm(self) -> None:
         if self.refill:
@@ -265,6 +284,11 @@ class RLDConfig(GRPOConfig):
         if self.teacher_reward and not (has_teachers and "policy" in names):
             raise RecipeError("teacher_reward shapes the policy signal's advantages: it needs teachers and policy")
         return [signal for signal in SIGNALS if signal in names]
+
+    @property
+    def has_gold_prompts(self) -> bool:
+        """Whether some prompts have their gold answer alone, and others sampled completions."""
+        return self.gold_weight > 0 and not self.gold_completions and not self.labels
 
     @property
     def answer_length(self) -> int:

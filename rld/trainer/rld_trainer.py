@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rld.controllers.gap import GapController
+from rld.controllers.gold_share import GoldShareController
 from rld.controllers.observation import Controller
 from rld.controllers.runtime import ControllerRuntime
 from rld.data.prompt_stream import PromptStream
@@ -38,6 +39,7 @@ from rld.teachers.slot_base import StudentInterface
 from rld.teachers.teacher import Teacher
 from rld.trainer import vllm_rollouts
 from rld.trainer.checkpoints import CheckpointedParts
+from rld.trainer.gold_prompts import GoldPrompts, weigh_gold_prompts
 from rld.trainer.gradient_probe import GradientProbe
 from rld.trainer.grpo_hooks import GRPOHooks, MicroBatch
 from rld.trainer.joint_loss import JointLoss
@@ -137,6 +139,8 @@ class RLDTrainer(GRPOHooks):
         self.totals, self.timer = RolloutTotals(), PhaseTimer()
         for callback in (OptimizerTime(self.timer), RolloutEvents(self)):
             self.add_callback(callback)
+        if self.args.has_gold_prompts:
+            controller = GoldShareController(controller, self.args.gold_share)
         self.runtime = ControllerRuntime(controller, self.skills, teacher_infos(self.teachers), self._signals)
 
     def _build_student(self, rows: Any) -> None:
@@ -148,9 +152,10 @@ class RLDTrainer(GRPOHooks):
         require_sound_student(self._student, self._encoder, self.train_dataset, self.args)
         contiguous_head_input(self._student)  # beside an adapter its head is frozen
         self._prefill = SharedPrefill(self._student)
-        self._refill = PromptRefill.for_trainer(self)
+        self._refill, self._gold_prompts = PromptRefill.for_trainer(self), GoldPrompts.for_trainer(self)
         require_labels(self)
-        if self.args.gold_completions and (self.tools or self.rollout_func is not None):
+        has_gold = self.args.gold_completions or self._gold_prompts is not None
+        if has_gold and (self.tools or self.rollout_func is not None):
             raise RecipeError("gold answers take the place of completions that are generated without tools")
 
     def _build_teachers(self) -> None:
@@ -190,7 +195,7 @@ class RLDTrainer(GRPOHooks):
         group_size = self.num_generations if is_training else self.num_generations_eval
         assert group_size is not None  # TRL sets it
         num_gold = self.args.gold_completions if is_training else 0
-        return RolloutRecord(
+        record = RolloutRecord(
             rows=rows,
             skills=self.skills,
             number=self.totals.rollouts,
@@ -201,6 +206,7 @@ class RLDTrainer(GRPOHooks):
             rule=self._success_rule,
             labels=self.args.labels or {},
         )
+        return self._gold_prompts.placed(record) if self._gold_prompts is not None and is_training else record
 
     def _receive_rewards(self, record: RolloutRecord, completions: Sequence[Any], ids: Sequence[list[int]]) -> None:
         if self.audit is not None and record.is_training:
@@ -210,9 +216,11 @@ class RLDTrainer(GRPOHooks):
         batch["skill_ids"] = record.skill_ids_B.to(self.accelerator.device)
         batch["signal_weights"] = self.runtime.signals_SG.to(self.accelerator.device)[batch["skill_ids"]]
         batch["prompt_numbers"] = batch["prompt_ids"].unique(dim=0, return_inverse=True)[1]
+        if record.gold_groups:
+            weigh_gold_prompts(batch, record, self.accelerator)
         if record.labels:
             add_labels(batch, record, self.accelerator)
-        elif self.args.gold_weight and record.num_fixed:
+        elif self.args.gold_weight and record.has_fixed:
             self._joint_loss.mark_gold(batch, record.is_fixed_B, self.accelerator)
         if record.is_training:
             self._count_rollout(batch, record)

@@ -58,7 +58,8 @@ def count_attempts(
         skills_A,
         group_size=record.group_size,
         num_skills=len(record.skills),
-        num_fixed=record.num_fixed,
+        is_sampled_A=record.is_sampled_A,
+        gold_groups=record.gold_groups,
         rule=record.rule,
     )
     levels_A = torch.zeros_like(skills_A)  # without a stream a column `level` is the user's own

@@ -13,7 +13,7 @@ token or completion by the student's probability of it over vLLM's (`vllm_import
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -97,17 +97,16 @@ def sampled(generate: Callable[[], Sampled], args: RLDConfig) -> Sampled:
         ) from error
 
 
-def with_gold(samples: Sampled, gold: Sequence[list[int]], fixed: Sequence[int]) -> Sampled:
+def with_gold(samples: Sampled, gold: Mapping[int, list[int]]) -> Sampled:
     """Put gold answers in the place of sampled completions.
 
     They have no log-probabilities, which TRL reads as a correction by the factor 1.
 
     Args:
         samples: The sampled completions.
-        gold: The gold answer to each prompt.
-        fixed: The indices of the completions that are gold answers.
+        gold: The gold answers, by the index of the completion that each replaces.
     """
     completions, log_p = list(samples[0]), list(samples[1])
-    for i in fixed:
-        completions[i], log_p[i] = gold[i], [None] * len(gold[i])
+    for i, ids in gold.items():
+        completions[i], log_p[i] = ids, [None] * len(ids)
     return completions, log_p

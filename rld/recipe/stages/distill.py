@@ -116,9 +116,10 @@ class Distill(TrainingStage):
     def _gold_answers_can_be_learnt(self) -> Distill:
         if self.signals.gold is None:
             return self
-        if not self.rollout.gold_completions and not self.learns_labels:
-            message = "it learns gold answers among the completions: set rollout.gold_completions"
-            raise OptionError(message, "signals", "gold")
+        if self.signals.gold.share is not None and not self.has_gold_prompts:
+            raise OptionError("leave it out with rollout.gold_completions and labels", "signals", "gold", "share")
+        if self.has_gold_prompts and self.rollout.refill:
+            raise OptionError("it samples a prompt anew: leave signals.gold out", "rollout", "refill")
         if self.rollout.temperature != 1:
             fix = "set it to 1; signals.response has a temperature of its own"
             message = f"signals.gold needs log-probabilities at temperature 1: {fix}"
@@ -233,7 +234,12 @@ class Distill(TrainingStage):
 
     @property
     def learns_gold_answers(self) -> bool:
-        return self.rollout.gold_completions > 0
+        return self.rollout.gold_completions > 0 or self.has_gold_prompts
+
+    @property
+    def has_gold_prompts(self) -> bool:
+        """Whether some prompts have their gold answer alone, and others sampled completions."""
+        return self.signals.gold is not None and not self.rollout.gold_completions and not self.learns_labels
 
     def problem_with_documents(self, skills: Iterable[str], texts: Sequence[str]) -> OptionError | None:
         if set(self.protected(skills)) & set(texts):

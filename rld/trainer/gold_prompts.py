@@ -1,0 +1,90 @@
+"""Prompts of a rollout whose gold answers are learnt, in place of completions that the student samples.
+
+The completions of a prompt are one group. In the place of a gold group there are as many prompts of the same task, each
+with its gold answer: a gold answer is learnt once, and not as often as others are sampled.
+
+Shapes: B completions of this process.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather
+
+from rld.controllers.runtime import ControllerRuntime
+from rld.data.prompt_stream import PromptStream
+from rld.errors import RecipeError
+from rld.rollout.batch import RolloutBatch, loss_mask
+from rld.rollout.record import RolloutRecord
+from rld.types import SIGNALS
+
+
+class GoldPrompts:
+    """Chooses the gold groups of a rollout by the controller's share of each skill, and draws their prompts.
+
+    Args:
+        stream: Draws the rows.
+        runtime: Has the shares.
+        accelerator: Gathers over processes.
+        seed: Seed of the choice.
+    """
+
+    def __init__(self, stream: PromptStream, runtime: ControllerRuntime, accelerator: Accelerator, seed: int) -> None:
+        self.stream, self.runtime, self.accelerator, self.seed = stream, runtime, accelerator, seed
+
+    @classmethod
+    def for_trainer(cls, trainer: Any) -> GoldPrompts | None:
+        """Return those of an `RLDTrainer`; None where no prompts are learnt from their gold answers alone.
+
+        Raises:
+            RecipeError: this trainer's prompts cannot be drawn.
+        """
+        if not trainer.args.has_gold_prompts:
+            return None
+        if trainer.stream is None:
+            raise RecipeError(
+                "gold_weight: a curriculum draws the prompts whose gold answers are learnt; pass curriculum=..., or "
+                "set gold_completions"
+            )
+        return cls(trainer.stream, trainer.runtime, trainer.accelerator, trainer.args.seed)
+
+    def placed(self, record: RolloutRecord) -> RolloutRecord:
+        """Return the record of a rollout with its gold groups, and with the rows of these."""
+        skills_B = record.skill_ids_B.to(self.accelerator.device)
+        gold_groups = self._chosen(gather(skills_B)[:: record.group_size].tolist(), record)
+        rows = list(record.rows)
+        for i, row in enumerate(record.rows):
+            group, place = divmod(record.first_row + i, record.group_size)
+            if group in gold_groups and place > 0:
+                rows[i] = self.stream.another(row, f"{record.number}:{group}:{place}")
+        return replace(record, rows=rows, gold_groups=gold_groups)
+
+    def _chosen(self, skills: Sequence[int], record: RolloutRecord) -> frozenset[int]:
+        """Return the numbers of the gold groups, given the skill of each group; the mean number is the share's."""
+        chosen: list[int] = []
+        for skill in sorted(set(skills)):
+            groups = [number for number, other in enumerate(skills) if other == skill]
+            rng = random.Random(f"{self.seed}:gold:{record.number}:{skill}")
+            share = self.runtime.weights.gold_share[record.skills[skill]]
+            chosen += rng.sample(groups, int(len(groups) * share + rng.random()))
+        return frozenset(chosen)
+
+
+def weigh_gold_prompts(batch: RolloutBatch, record: RolloutRecord, accelerator: Accelerator) -> None:
+    """Give a rollout's signals weight on what is sampled alone, in proportion to its share of the tokens.
+
+    The policy's loss is a mean over all tokens of the rollout and needs no factor. Those of the teachers are means over
+    the tokens on which they teach.
+    """
+    is_gold_B = record.is_gold_prompt_B.to(accelerator.device)
+    num_tokens_B = loss_mask(batch).sum(1)
+    sampled, everything = accelerator.reduce(torch.stack([num_tokens_B[~is_gold_B].sum(), num_tokens_B.sum()]), "sum")
+    share_G = (sampled / everything).repeat(len(SIGNALS))
+    share_G[SIGNALS.index("policy")] = 1.0
+    batch["signal_weights"] = (batch["signal_weights"] * share_G).masked_fill(is_gold_B[:, None], 0.0)

@@ -1,0 +1,51 @@
+"""Train a few steps in which some prompts have their gold answer alone. A test runs it in two processes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from rld.curricula.fixed import Uniform
+from torch import Tensor
+
+import tests.support.tiny as tiny
+from rld.controllers.baselines import FixedController
+from rld.teachers.teacher import Teacher
+from rld.trainer.rld_config import RLDConfig
+from rld.trainer.rld_trainer import RLDTrainer
+
+ANSWERS = ["a", "bcd", "ef", "ghija", "b", "cdef", "gh", "ij"]
+"""Of different lengths, so that a mean of means would show."""
+
+
+def trainer(folder: Path, *, teacher: bool = False, **options: Any) -> RLDTrainer:
+    """A trainer of which some prompts have their gold answer alone, with a teacher or without."""
+    rows = tiny.rows().map(lambda _, i: {"answer": ANSWERS[i % len(ANSWERS)]}, with_indices=True)
+    args = {"per_device_train_batch_size": 32, "gold_weight": 0.7, "gold_share": 0.5, "optim": "sgd"} | options
+    return RLDTrainer(
+        tiny.model(),
+        tiny.letters,
+        RLDConfig(**tiny.rld_options(folder, **args)),
+        rows,
+        processing_class=tiny.tokenizer(),
+        teachers=[Teacher(tiny.model(seed=1), name="one", tokenizer=tiny.tokenizer())] if teacher else [],
+        controller=FixedController(policy=0.6, response=0.4, balance_gradients=False),
+        curriculum=Uniform({"first": 1, "second": 1}),
+    )
+
+
+def trained(folder: Path, *, num_parts: int = 1, num_processes: int = 1, **options: Any) -> Tensor:
+    """Return the student's weights after three updates of 32 gold answers, each in `num_parts` micro-batches."""
+    sizes = {"per_device_train_batch_size": 32 // num_parts // num_processes, "gradient_accumulation_steps": num_parts}
+    made = trainer(folder, max_steps=3, gold_share=1.0, **({**sizes, "generation_batch_size": 32} | options))
+    made.train()
+    model = made.accelerator.unwrap_model(made.model)
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+if __name__ == "__main__":
+    folder, count = Path(sys.argv[1]), int(sys.argv[2])
+    weights = trained(folder / "run", num_processes=count)
+    torch.save(weights, folder / f"{torch.distributed.get_rank()}.pt")

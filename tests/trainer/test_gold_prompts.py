@@ -1,0 +1,123 @@
+"""Prompts that have their gold answer alone, beside others whose completions are sampled."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tests.support.gold_prompts_one_and_two as runs
+import tests.support.tiny as tiny
+from rld.errors import RecipeError
+from rld.trainer.rld_config import RLDConfig
+from rld.trainer.rld_trainer import RLDTrainer
+from tests.trainer.test_processes import launch
+
+
+def rollout(trainer: RLDTrainer) -> Any:
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    rows = [trainer.stream.dataset[i // 4] for i in range(32)]
+    return trainer._generate_and_score_completions(rows)
+
+
+def gradient(model: Any) -> Tensor:
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+
+def test_the_gradient_is_that_of_policy_and_gold_answers_in_float64(tmp_path):
+    trainer = runs.trainer(tmp_path)
+    trainer.model.double()
+    batch = rollout(trainer)
+    trainer._compute_loss(trainer.model, batch).backward()
+    is_gold_B, mask_BT = batch["is_gold"], batch["completion_mask"]
+    assert is_gold_B.view(-1, 4).all(1).sum() == 4 and is_gold_B.sum() == 16
+
+    plain = tiny.model().double()
+    ids_BS = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    attention_BS = torch.cat([batch["prompt_mask"], mask_BT], 1)
+    positions_BS = (attention_BS.cumsum(1) - 1).clamp(min=0)
+    logits_BSV = plain(ids_BS, attention_mask=attention_BS, position_ids=positions_BS).logits
+    num = mask_BT.shape[1]
+    log_pi_BT = logits_BSV[:, -num - 1 : -1].log_softmax(-1).gather(2, batch["completion_ids"][..., None])[..., 0]
+    advantages_B = 0.6 * batch["advantages"].double() * ~is_gold_B
+    weights_B = torch.where(is_gold_B, 0.7, advantages_B)
+    (-(weights_B[:, None] * log_pi_BT * mask_BT).sum() / mask_BT.sum()).backward()
+    torch.testing.assert_close(gradient(trainer.model), gradient(plain), rtol=1e-5, atol=1e-7)
+
+
+def test_a_gold_group_has_prompts_of_one_skill_with_their_own_answers(tmp_path):
+    trainer = runs.trainer(tmp_path)
+    records: list[Any] = []
+    trainer._receive_rewards = lambda record, *_: records.append(record)  # type: ignore[method-assign]
+    batch = rollout(trainer)
+    rows, is_gold = records[0].rows, batch["is_gold"].tolist()
+    texts = [text.replace("<eos>", "") for text in tiny.tokenizer().batch_decode(batch["completion_ids"])]
+    answers = [text.replace("<pad>", "").replace(" ", "") for text in texts]
+    assert all(answers[i] == rows[i]["answer"] for i in range(32) if is_gold[i])
+    groups = [rows[i : i + 4] for i in range(0, 32, 4) if is_gold[i]]
+    assert all(len({row["skill"] for row in group}) == 1 for group in groups)
+    assert max(len({row["prompt"] for row in group}) for group in groups) >= 3, "prompts are drawn, not repeated"
+    assert Counter(group[0]["skill"] for group in groups) == {"first": 2, "second": 2}
+
+
+def test_no_teacher_reads_gold_prompts_and_they_are_no_attempts(tmp_path):
+    trainer = runs.trainer(tmp_path, teacher=True)
+    batch = rollout(trainer)
+    is_gold_B = batch["is_gold"]
+    assert not batch["teacher_tokens"][is_gold_B].any() and batch["teacher_tokens"][~is_gold_B].any()
+    assert trainer.runtime._window.attempts.attempts_S.sum() == 16
+    assert trainer.runtime._window.attempts.groups_S.sum() == 4
+    lengths_B = batch["completion_mask"].sum(1)
+    assert trainer.totals.tokens_generated == lengths_B[~is_gold_B].sum()
+    share = lengths_B[~is_gold_B].sum() / lengths_B.sum()
+    torch.testing.assert_close(batch["signal_weights"][~is_gold_B][0], torch.tensor([0.6, 0.4 * share, 0.0]))
+
+
+def test_the_share_follows_what_the_student_fails(tmp_path):
+    options = {"gold_share": None, "max_steps": 20, "optim": "adamw_torch"}
+    trainer = runs.trainer(tmp_path, **options)
+    trainer.train()
+    log = [entry for entry in trainer.state.log_history if "loss/gold" in entry]
+    assert log[0]["gold_share/first"] == 0.5
+    assert log[-1]["gold_share/first"] > 0.6, "few completions are all right"
+    losses = [entry["loss/gold"] for entry in log]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_accumulation_does_not_change_the_update(tmp_path):
+    whole, quarters = (runs.trained(tmp_path / str(parts), num_parts=parts) for parts in (1, 4))
+    torch.testing.assert_close(whole, quarters, rtol=1e-4, atol=1e-6)
+
+
+def test_one_process_and_two_give_the_same_update(tmp_path):
+    launch(tmp_path, 2, module="gold_prompts_one_and_two")
+    one = runs.trained(tmp_path / "one")
+    for rank in (0, 1):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), one, rtol=1e-4, atol=1e-6)
+
+
+def test_a_resumed_training_learns_the_same_gold_answers(tmp_path):
+    options = {"gold_share": None, "max_steps": 8}
+    whole = runs.trainer(tmp_path / "whole", save_strategy="steps", save_steps=7, **options)
+    whole.train()
+    resumed = runs.trainer(tmp_path / "resumed", **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-7"))
+    assert resumed.runtime.state == whole.runtime.state
+    for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("options", [{"gold_share": 0.0}, {"gold_share": 0.5, "gold_completions": 1}, {"refill": 2}])
+def test_options_that_contradict_it_are_refused(tmp_path, options):
+    with pytest.raises(RecipeError, match=next(iter(options))):
+        RLDConfig(**tiny.rld_options(tmp_path, gold_weight=1.0, **options))
+
+
+def test_without_a_curriculum_it_is_refused(tmp_path):
+    args = RLDConfig(**tiny.rld_options(tmp_path, gold_weight=1.0))
+    with pytest.raises(RecipeError, match="curriculum"):
+        RLDTrainer(tiny.model(), tiny.letters, args, tiny.rows(), processing_class=tiny.tokenizer())
