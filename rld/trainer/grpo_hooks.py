@@ -199,8 +199,8 @@ class GRPOHooks(FiniteUpdates, WholeCheckpoints, ResumableTrainer, TrainingProgr
             return vllm_rollouts.with_gold(self._sample(prompt_ids, *args, **kwargs), completions)
         sampled = [i for i in range(len(prompt_ids)) if i not in completions]
         prompts = [prompt_ids[i] for i in sampled]
-        if not prompts and record.gold_groups and self.accelerator.num_processes > 1:
-            prompts = prompt_ids[:1]  # where weights are sharded all processes sample, or none; it is not used
+        if not prompts and record.num_fixed < record.group_size and self.accelerator.num_processes > 1:
+            prompts = prompt_ids[:1]  # not used; where weights are sharded all processes sample, or none
         completions |= zip(sampled, self._sample(prompts, *args, **kwargs)[0] if prompts else [], strict=False)
         return [completions[i] for i in range(len(prompt_ids))], None
 

@@ -123,7 +123,14 @@ REFUSALS: list[tuple[str, dict[str, Any]]] = [
     ("stages.main.signals.policy", GOLD | {"stages.main.signals": {"policy": {}}}),
     ("stages.main.rollout.refill", {"stages.main.rollout": {"refill": 1}, "stages.main.signals": {"response": {}}}),
     ("stages.main.cache", {"stages.main.cache": {"folder": "cache", "top_k": 4}}),
-    ("stages.main.signals.gold", {"stages.main.signals": {"policy": {}, "gold": {}}}),
+    (
+        "stages.main.signals.gold.share",
+        {"stages.main.signals": {"policy": {}, "gold": {"share": 0.5}}, "stages.main.rollout": {"gold_completions": 1}},
+    ),
+    (
+        "stages.main.rollout.refill",
+        {"stages.main.signals": {"policy": {}, "gold": {}}, "stages.main.rollout": {"refill": 1}},
+    ),
     (
         "stages.main.rollout.temperature",
         {

@@ -238,7 +238,12 @@ def test_weights_decide_what_is_informative():
 def test_gold_answers_are_no_attempts_but_make_a_group_informative():
     rewards, weights = torch.tensor([[1.0], [0.0], [1.0], [1.0]]), torch.tensor([1.0])
     attempted, success, counts = group_counts(
-        rewards, weights, torch.zeros(4).long(), group_size=2, num_skills=1, num_fixed=1
+        rewards,
+        weights,
+        torch.zeros(4).long(),
+        group_size=2,
+        num_skills=1,
+        is_sampled_A=torch.tensor([False, True] * 2),
     )
     assert attempted.tolist() == [False, True] * 2
     assert success.tolist() == [False, False, False, True]

@@ -14,7 +14,10 @@ import tests.support.tiny as tiny
 from rld.errors import RecipeError
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
+from tests.support.processes import run_modules, sharing_environment
 from tests.trainer.test_processes import launch
+
+MODULE = "gold_prompts_one_and_two"
 
 
 def rollout(trainer: RLDTrainer) -> Any:
@@ -36,7 +39,7 @@ def test_the_gradient_is_that_of_policy_and_gold_answers_in_float64(tmp_path):
     is_gold_B, mask_BT = batch["is_gold"], batch["completion_mask"]
     assert is_gold_B.view(-1, 4).all(1).sum() == 4 and is_gold_B.sum() == 16
 
-    plain = tiny.model().double()
+    plain = tiny.model(tie_word_embeddings=False).double()
     ids_BS = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
     attention_BS = torch.cat([batch["prompt_mask"], mask_BT], 1)
     positions_BS = (attention_BS.cumsum(1) - 1).clamp(min=0)
@@ -94,10 +97,17 @@ def test_accumulation_does_not_change_the_update(tmp_path):
 
 
 def test_one_process_and_two_give_the_same_update(tmp_path):
-    launch(tmp_path, 2, module="gold_prompts_one_and_two")
+    launch(tmp_path, 2, module=MODULE)
     one = runs.trained(tmp_path / "one")
     for rank in (0, 1):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), one, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("way", ["cpu", "fsdp2"])
+def test_a_process_without_samples_of_its_own_takes_part_in_sampling(tmp_path, way):
+    environment = sharing_environment(f"accelerate/{way}")
+    arguments = [str(tmp_path), "2", "half a group"]
+    run_modules(f"tests.support.{MODULE}", arguments, 2, log=tmp_path / "log", environment=environment)
 
 
 def test_a_resumed_training_learns_the_same_gold_answers(tmp_path):
