@@ -84,6 +84,8 @@ def load_config(place: str, options: Mapping[str, Any]) -> tuple[PretrainedConfi
     hub = _hub_options(options)
     with _clear_errors(place, options):
         config: PretrainedConfig = AutoConfig.from_pretrained(place, **hub)
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{place!r} has an encoder (is_encoder_decoder in its config.json); choose a decoder alone")
     try:
         ends: Any = GenerationConfig.from_pretrained(place, **hub).eos_token_id
     except OSError:  # it has no file for it, and transformers derives it from the configuration

@@ -109,6 +109,14 @@ def test_a_folder_that_is_missing_is_no_hub_id(tmp_path, monkeypatch):
             load_model(name, {})
 
 
+def test_a_configuration_with_an_encoder_is_refused(sound, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(sound, folder)
+    edit(folder / "config.json", is_encoder_decoder=True)
+    with pytest.raises(ModelError, match=r"has an encoder \(is_encoder_decoder in its config\.json\)"):
+        load_config(str(folder), {})
+
+
 def test_weights_that_are_not_used_are_told(sound, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(sound, folder)
