@@ -11,7 +11,7 @@ of a rollout, G signals, K skills.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -29,11 +29,11 @@ from rld.models.prompt_sharing import PromptSharingLayout
 from rld.models.prompting import PromptEncoder
 from rld.models.self_check import evaluating
 from rld.rollout.batch import RolloutBatch
-from rld.rollout.gold import gold_completions
+from rld.rollout.gold import first_gold_rows, gold_texts
 from rld.trainer.gradient_sketch import SKETCH_SIZE, gradient_stats, likelihood_gradient, random_signs, sketch
 from rld.trainer.sharding import whole_student
 from rld.trainer.skill_names import require_row_skills
-from rld.types import SIGNALS, Row, Signal, skill_of
+from rld.types import SIGNALS, Row, Signal
 from rld.utils.tensors import pad_prompts_and_completions
 
 
@@ -71,11 +71,11 @@ class GradientProbe:
         Args:
             trainer: The trainer.
             encoder: The student's.
-            rows: Rows with a gold `answer`; of each skill the first ones are used, as many as the controller says, and
-                answers that are longer than a completion are cut.
+            rows: Rows with a gold `answer`; of each skill the first ones are used that the student can write in a
+                completion, as many as the controller says.
 
         Raises:
-            RecipeError: the controller requires gold answers, and no row has one.
+            RecipeError: the controller requires gold answers, and no row has one that the student can write.
             DataError: a row has a skill that the controller lacks.
         """
         runtime: ControllerRuntime = trainer.runtime
@@ -85,12 +85,9 @@ class GradientProbe:
         if not required.gradients or not runtime.teachers:
             return None
         if required.gold_rows:
-            gold = GoldAnswerGradients(
-                _first_answered(rows, required.gold_rows, runtime.skills),
-                encoder,
-                max_answer_tokens=trainer.args.max_completion_length,
-                accelerator=accelerator,
-            )
+            longest = trainer.args.max_completion_length
+            gold_rows = first_gold_rows(rows, runtime.skills, required.gold_rows, encoder, longest)
+            gold = GoldAnswerGradients(gold_rows, encoder, accelerator)
         return cls(
             runtime,
             trainer._student,
@@ -169,43 +166,27 @@ class GradientProbe:
         return total.cpu()
 
 
-def _first_answered(rows: Sequence[Row], count: int, skills: Sequence[str]) -> list[Row]:
-    """The first `count` rows of each skill that have an answer."""
-    answered = [row for row in rows if row.get("answer")]
-    rows_of = {skill: [row for row in answered if skill_of(row) == skill] for skill in skills}
-    return [row for skill in skills for row in rows_of[skill][:count]]
-
-
 class GoldAnswerGradients:
     """Gold answers of training rows, and the gradient of their negative log-likelihood under the student.
 
     Args:
-        rows: Rows with `prompt`, `answer` and `skill`, the same in all processes, which share them out.
+        rows: Rows with `prompt` and `answer` by skill, the same in all processes, which share them out.
         encoder: The student's.
-        max_answer_tokens: Longer answers are cut. None: no limit.
         accelerator: Knows this process's number.
 
     Raises:
         RecipeError: there are no rows.
     """
 
-    def __init__(
-        self,
-        rows: list[Row],
-        encoder: PromptEncoder,
-        *,
-        max_answer_tokens: int | None,
-        accelerator: Accelerator,
-    ) -> None:
+    def __init__(self, rows: Mapping[str, Sequence[Row]], encoder: PromptEncoder, accelerator: Accelerator) -> None:
         if not rows:
-            raise RecipeError("controller: gradient_alignment needs gold answers, and no row of gold_rows has one")
-        prompts = encoder.encode_all([row["prompt"] for row in rows])
-        answers = gold_completions(rows, encoder, max_answer_tokens)
-        self.num_tokens = sum(map(len, prompts)) + sum(map(len, answers))
+            raise RecipeError(
+                "controller: gradient_alignment needs gold answers, and no row of gold_rows has one that the student "
+                "can write"
+            )
+        self._texts = {skill: gold_texts(some, encoder) for skill, some in rows.items()}
+        self.num_tokens = sum(len(prompt) + len(answer) for some in self._texts.values() for prompt, answer in some)
         """Tokens of all prompts and answers."""
-        self._texts: dict[str, list[tuple[list[int], list[int]]]] = {}
-        for row, prompt, answer in zip(rows, prompts, answers, strict=True):
-            self._texts.setdefault(skill_of(row), []).append((prompt, answer))
         self._accelerator = accelerator
 
     @torch.no_grad()

@@ -24,8 +24,8 @@ from rld.models.hidden_states import capture_states, depth
 from rld.models.prompt_sharing import PromptSharingLayout
 from rld.models.prompting import PromptEncoder
 from rld.models.self_check import evaluating
-from rld.rollout.gold import gold_completions
-from rld.types import Row, skill_of
+from rld.rollout.gold import first_gold_rows, gold_texts
+from rld.types import Row
 from rld.utils.tensors import pad_prompts_and_completions
 
 Text = tuple[list[int], list[int]]
@@ -44,6 +44,7 @@ class TransferProbe:
         own: The texts of each skill.
         target: The texts of the target skills.
         rows_per_forward: Texts that are read at a time.
+        num_processes: All of which measure.
     """
 
     def __init__(
@@ -53,12 +54,14 @@ class TransferProbe:
         own: Mapping[str, Sequence[Text]],
         target: Sequence[Text],
         rows_per_forward: int,
+        *,
+        num_processes: int,
     ) -> None:
         self.student, self.runtime, self.own, self.target = student, runtime, own, target
         self.rows_per_forward = rows_per_forward
         texts = [*target, *(text for of_skill in own.values() for text in of_skill)]
-        self.num_tokens = sum(len(prompt) + len(answer) for prompt, answer in texts)
-        """Tokens of a measurement."""
+        self.num_tokens = num_processes * sum(len(prompt) + len(answer) for prompt, answer in texts)
+        """Tokens of a measurement, over all processes."""
 
     @classmethod
     def for_trainer(
@@ -69,11 +72,12 @@ class TransferProbe:
         Args:
             trainer: The trainer.
             encoder: The student's.
-            gold_rows: Rows with gold answers; of each skill that is trained the first ones are measured.
+            gold_rows: Rows with gold answers; of each skill that is trained the first ones are measured that the
+                student can write.
             target_rows: Rows of the target skills, which should not be trained on: what is memorised has no gradient.
 
         Raises:
-            RecipeError: weights are not whole on this process, or a skill has no gold answer.
+            RecipeError: weights are not whole on this process, or the student can write no gold answer of a skill.
         """
         runtime: ControllerRuntime = trainer.runtime
         targets = runtime.controller.required_measurements.target
@@ -81,21 +85,25 @@ class TransferProbe:
             return None
         if trainer.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
             raise RecipeError("target: gradients are measured on whole weights, and FSDP or DeepSpeed shards them")
-        longest = trainer.args.max_completion_length
-        own, target = _texts(gold_rows, encoder, longest), _texts(target_rows, encoder, longest)
-        for name, skills, texts in (("gold_rows", runtime.skills, own), ("target_rows", targets, target)):
-            if missing := [skill for skill in skills if skill not in texts]:
-                raise RecipeError(f"target: no row of {name} has skill {missing[0]!r} and a gold answer to measure")
+        longest, texts = trainer.args.max_completion_length, dict[str, dict[str, list[Text]]]()
+        for name, rows, skills in (("gold_rows", gold_rows, runtime.skills), ("target_rows", target_rows, targets)):
+            usable = first_gold_rows(rows, skills, TRANSFER_ROWS, encoder, longest)
+            if missing := [skill for skill in skills if skill not in usable]:
+                raise RecipeError(
+                    f"target: no row of {name} has skill {missing[0]!r} and a gold answer that the student can write"
+                )
+            texts[name] = {skill: gold_texts(usable[skill], encoder) for skill in skills}
         return cls(
             trainer._student,
             runtime,
-            {skill: own[skill][:TRANSFER_ROWS] for skill in runtime.skills},
-            [text for skill in targets for text in target[skill][:TRANSFER_ROWS]],
+            texts["gold_rows"],
+            [text for some in texts["target_rows"].values() for text in some],
             trainer.args.per_device_train_batch_size,
+            num_processes=trainer.accelerator.num_processes,
         )
 
     def take(self) -> tuple[dict[str, float], int]:
-        """Return each skill's cosine and the tokens that were read and learnt from; nothing but before a tick."""
+        """Return each skill's cosine and `num_tokens`, which were read and learnt from; nothing but before a tick."""
         if not self.runtime.measures_gradients:
             return {}, 0
         with evaluating(self.student):
@@ -116,16 +124,6 @@ class TransferProbe:
                 if part is not None:
                     sum_ += part
         return total
-
-
-def _texts(rows: Iterable[Row], encoder: PromptEncoder, max_tokens: int | None) -> dict[str, list[Text]]:
-    """Return the texts of the rows that have a gold answer, by skill; longer answers than `max_tokens` are refused."""
-    answered = [row for row in rows if row.get("answer")]
-    answers = gold_completions(answered, encoder, max_tokens)
-    texts: dict[str, list[Text]] = {}
-    for row, answer in zip(answered, answers, strict=True):
-        texts.setdefault(skill_of(row), []).append((encoder.encode(row["prompt"]), answer))
-    return texts
 
 
 def _negative_log_likelihood(student: PreTrainedModel, texts: Sequence[Text]) -> Tensor:

@@ -25,6 +25,7 @@ GOLD = [dict(row) for row in tiny.rows(6)]
 def trainer(folder: Any, controller: Any, **changes: Any) -> RLDTrainer:
     options = {"signals": ["policy", "response"], "divergence": "forward_kl", "per_device_train_batch_size": 16}
     torch.manual_seed(0)
+    gold_rows = changes.pop("gold_rows", GOLD)
     return RLDTrainer(
         tiny.model(),
         tiny.letters,
@@ -33,7 +34,7 @@ def trainer(folder: Any, controller: Any, **changes: Any) -> RLDTrainer:
         processing_class=tiny.tokenizer(),
         teachers=[Teacher(tiny.model(seed=1, width=48), name="t", tokenizer=tiny.tokenizer())],
         controller=controller,
-        gold_rows=GOLD,
+        gold_rows=gold_rows,
     )
 
 
@@ -205,6 +206,15 @@ def test_measuring_costs_what_it_reads_changes_no_update_and_is_left_alone_unles
     assert probe.flop_meter.total - fixed.flop_meter.total == pytest.approx(2 * fixed.model.num_parameters() * tokens)
     assert fixed._joint_loss.gradient_probe is None
     assert trainer(tmp_path, GapController())._joint_loss.gradient_probe is None
+
+
+@pytest.mark.parametrize("answer", ["abcdefghij", "ab ab"], ids=["longer than a completion", "unknown characters"])
+def test_gold_answers_that_the_student_cannot_write_are_left_out_of_the_measurement(tmp_path, answer):
+    controller = GradientAlignmentController(gold_rows=2)
+    with pytest.warns(UserWarning, match=r"without 1 that the student cannot write; the first one: its answer"):
+        made = trainer(tmp_path, controller, gold_rows=[{**GOLD[0], "answer": answer}, *GOLD])
+    first = trainer(tmp_path, controller)
+    assert made._joint_loss.gradient_probe.gold._texts == first._joint_loss.gradient_probe.gold._texts
 
 
 def test_a_probe_without_gold_answers_is_refused(tmp_path):

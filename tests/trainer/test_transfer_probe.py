@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from rld.curricula.fixed import Uniform
 
 import tests.support.tiny as tiny
@@ -16,6 +17,7 @@ from rld.teachers.teacher import Teacher
 from rld.trainer.joint_loss import JointLoss
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
+from rld.trainer.transfer_probe import TransferProbe
 from rld.types import Row
 from rld.utils.flops import training_flops
 
@@ -93,6 +95,24 @@ def test_shares_are_logged_and_the_tokens_count(tmp_path):
     assert sum(padding) > 0  # is computed, and no token that the student reads
     trained = made.totals.tokens_trained + sum(padding) + 2 * made._transfer.num_tokens
     assert made.flop_meter.accounts["student"] == training_flops(made._num_parameters, trained)
+
+
+def test_every_process_pays_for_its_measurement(tmp_path, monkeypatch):
+    made = trainer(tmp_path)
+    made.runtime.updates = 1
+    _, num_tokens = made._transfer.take()
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    two = TransferProbe.for_trainer(made, made._encoder, gold_rows=gold(), target_rows=gold(80)[48:])
+    assert two is not None and two.take()[1] == 2 * num_tokens
+
+
+def test_gold_answers_that_the_student_cannot_write_are_left_out(tmp_path):
+    rows = gold()
+    rows[0]["answer"] = "abcdefghij"
+    with pytest.warns(UserWarning, match="without 1 that the student cannot write"):
+        made = trainer(tmp_path, rows=rows)
+    texts = made._transfer.own[rows[0]["skill"]]
+    assert len(texts) == 16 and max(len(answer) for _, answer in texts) == 3
 
 
 @pytest.mark.parametrize(
