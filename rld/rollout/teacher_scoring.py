@@ -147,7 +147,8 @@ class TeacherScoring:
             needed_BK, weights_BK = needed_BK & is_up_K, redistributed(weights_BK, is_up_K.expand(weights_BK.shape))
             batch["teacher_tokens"] = batch["teacher_tokens"] & is_up_K[:, None]
         if self._label_scores is not None:
-            self._label_scores.add(batch, record, needed_BK)
+            with self.accelerator.autocast():  # it reads prompts without content as the teachers read the rollout
+                self._label_scores.add(batch, record, needed_BK)
             if isinstance(self.gate, LabelGate) and record.is_training:
                 weights_BK = redistributed(weights_BK, self.gate.judge(batch, record))
         weights_BK = self._choose(weights_BK, batch, record) * may_teach_B[:, None]
@@ -312,10 +313,11 @@ class TeacherScoring:
     ) -> tuple[int, int]:
         """Count the operations of the teachers, and return the tokens that they read and those that were saved."""
         lengths_B1 = (batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1))[:, None]
-        teaches_BK = self.runtime.teaches_SK.to(lengths_B1.device)[batch["skill_ids"]]
-        extra_K, cached_K = torch.tensor([(one.extra, one.cached) for one in readings], device=lengths_B1.device).T
-        read_K = (needed_BK * lengths_B1).sum(0) + extra_K - cached_K
-        read, possible = self._sum(torch.stack([read_K, (teaches_BK * lengths_B1).sum(0) + extra_K])).sum(1).tolist()
+        lengths_BK = lengths_B1 + torch.stack([reading.extra_B for reading in readings], dim=1)
+        teaches_BK = self.runtime.teaches_SK.to(lengths_BK.device)[batch["skill_ids"]]
+        cached_K = torch.tensor([reading.cached for reading in readings], device=lengths_BK.device)
+        read_K, possible_K = (needed_BK * lengths_BK).sum(0) - cached_K, (teaches_BK * lengths_BK).sum(0)
+        read, possible = self._sum(torch.stack([read_K, possible_K])).sum(1).tolist()
         num_drafted = [sum(map(len, reading.draft_states)) for reading in readings]  # those count for the gate
         num_computed_K = torch.tensor([reading.computed for reading in readings]) - torch.tensor(num_drafted)
         if self._label_scores is not None:

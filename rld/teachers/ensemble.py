@@ -37,12 +37,12 @@ from rld.utils.interrupts import Waiting
 class TeacherReading(NamedTuple):
     """What one teacher of this process read in a rollout."""
 
+    extra_B: Tensor
+    """Tokens by which its own prompt is longer than the student's, of each completion, read or not."""
     computed: int = 0
     """Tokens that went through the teacher."""
     cached: int = 0
     """Tokens whose log-probabilities came from a cache."""
-    extra: int = 0
-    """Tokens by which its own prompts are longer than the student's."""
     draft_states: Sequence[Tensor] = ()
     """For each draft the last hidden states `[tokens, H]` that predict its tokens."""
 
@@ -167,13 +167,16 @@ class TeacherEnsemble:
                 if slot.index in own_prompts:
                     batch = own_prompts[slot.index].in_place(batch, rows_R)
                 batches[slot.index] = rows_R, replace(batch, drafts=drafts.get(slot.index, ()))
-        readings = [TeacherReading()] * len(self.slots)
+        prompt_mask_BP = rollout["prompt_mask"]
+        readings = [TeacherReading(prompt_mask_BP.new_zeros(num_rows))] * len(self.slots)
+        for k, prompts_of in own_prompts.items():
+            readings[k] = TeacherReading(prompts_of.extra_B(prompt_mask_BP))
         for k, result in self._run({k: batch for k, (_, batch) in batches.items()}).items():
             rows_R, batch = batches[k]
             require_finite_outputs(self.slots[k], batch, result)
             _add(rollout, k, rows_R, result)
-            extra = int(batch.prompt_mask_RP.sum() - rollout["prompt_mask"][rows_R].sum())
-            readings[k] = TeacherReading(result.num_computed, result.num_cached, extra, result.draft_states)
+            computed, cached, draft_states = result.num_computed, result.num_cached, result.draft_states
+            readings[k] = readings[k]._replace(computed=computed, cached=cached, draft_states=draft_states)
         return readings
 
     def withdraw(self, rollout: dict[str, Any], open_BK: Tensor) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from rld.models.prompting import PromptEncoder
+from rld.teachers.own_rows import missing
 from rld.teachers.slot_base import TeacherBatch
 from rld.teachers.teacher import Teacher
 from rld.types import Row
@@ -29,7 +30,7 @@ class OwnPrompts(NamedTuple):
 
     @classmethod
     def of(cls, teacher: Teacher, rows: Sequence[Row], needed_B: Tensor, student: PromptEncoder) -> OwnPrompts:
-        """Return a teacher's prompts; of rows that do not need it, the student's.
+        """Return a teacher's prompts; of rows that lack what the template shows and do not need it, the student's.
 
         Args:
             teacher: A teacher with a template.
@@ -40,10 +41,20 @@ class OwnPrompts(NamedTuple):
         Raises:
             TeacherError: a row that needs the teacher lacks what the template shows.
         """
+        template = teacher.prompt
+        assert template is not None
         needed = needed_B.tolist()
-        own = [teacher.own_row(row) if is_needed else row for row, is_needed in zip(rows, needed, strict=True)]
+        own = [
+            teacher.own_row(row) if is_needed or missing(row, template) is None else row
+            for row, is_needed in zip(rows, needed, strict=True)
+        ]
         prompts = [row["prompt"] for row in own]
         return cls(prompts, *pad_left(student.encode_all(prompts)))
+
+    def extra_B(self, prompt_mask_BP: Tensor) -> Tensor:
+        """Return by how many tokens the prompts are longer than the student's, of which this is the mask."""
+        lengths_B: Tensor = prompt_mask_BP.sum(1)
+        return self.mask_BP.sum(1).to(lengths_B) - lengths_B
 
     def in_place(self, batch: TeacherBatch, rows_R: Tensor) -> TeacherBatch:
         """Return a batch of the completions `rows_R` with these prompts."""

@@ -262,6 +262,20 @@ def test_calibration_corrects_the_teacher(tmp_path, calibration):
         torch.testing.assert_close(log_p_PL[i], expected_L, rtol=1e-4, atol=1e-5)
 
 
+def test_prompts_without_content_are_read_in_the_precision_of_the_rollout(tmp_path):
+    blank = {skill: ["::="] for skill in runs.LABELS}
+    made = runs.trainer(tmp_path, label_calibration="content_free", content_free_prompts=blank, bf16=True)
+    score, is_autocast = made.ensemble.score, list[bool]()
+
+    def observed(*args: Any, **options: Any) -> Any:
+        is_autocast.append(torch.is_autocast_enabled("cpu"))
+        return score(*args, **options)
+
+    made.ensemble.score = observed
+    rollout(made)
+    assert is_autocast == [True] * 4  # the rollout, and three pairs of a skill and a teacher
+
+
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
