@@ -308,6 +308,12 @@ class RLDConfig(GRPOConfig):
         assert self.steps_per_generation is not None  # TRL sets it
         return self.steps_per_generation * self.num_iterations / self.gradient_accumulation_steps
 
+    @property
+    def has_inner_updates(self) -> bool:
+        """Whether weights change between the micro-batches of one rollout."""
+        assert self.steps_per_generation is not None  # TRL sets it
+        return self.gradient_accumulation_steps % (self.steps_per_generation * self.num_iterations) != 0
+
     def num_updates(self, num_rows: int) -> int:
         """Optimiser steps: `max_steps`, or what the epochs over `num_rows` prompts come to."""
         if self.max_steps > 0:

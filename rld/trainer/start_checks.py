@@ -77,8 +77,9 @@ def require_own_prompts(trainer: Any) -> None:
             shared = trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()
             reasons |= {
                 "is read with whole weights of the student, which FSDP and ZeRO-3 share out": shared,
-                "is read with the student's weights at the rollout, so each rollout serves one update (leave out "
-                "num_iterations and steps_per_generation)": args.updates_per_rollout != 1,
+                "is read with the student's weights at the rollout, so no update may lie inside a rollout: let "
+                "gradient_accumulation_steps be a multiple of steps_per_generation * num_iterations (leave both "
+                "out)": args.has_inner_updates,
             }
         for reason, holds in reasons.items():
             if holds:

@@ -34,12 +34,17 @@ def student() -> Any:
 
 def trainer(folder: Path, teacher: Teacher, *, num_parts: int = 1, model: Any = None, **options: Any) -> RLDTrainer:
     """A trainer that learns from one teacher alone, with 2 prompts of 4 completions an update."""
-    sizes = {"per_device_train_batch_size": 8 // num_parts, "gradient_accumulation_steps": num_parts}
-    more = {name: options.pop(name) for name in ("train_dataset", "peft_config") if name in options}
+    options = {
+        "per_device_train_batch_size": 8 // num_parts,
+        "gradient_accumulation_steps": num_parts,
+        "divergence": "reverse_kl",
+        **options,
+    }
+    more = {name: options.pop(name) for name in ("train_dataset", "peft_config", "reward_funcs") if name in options}
     return RLDTrainer(
         student() if model is None else model,
-        None,
-        RLDConfig(**tiny.rld_options(folder, divergence="reverse_kl", **sizes, **options)),
+        more.pop("reward_funcs", None),
+        RLDConfig(**tiny.rld_options(folder, **options)),
         more.pop("train_dataset", tiny.rows()),
         processing_class=tiny.tokenizer(),
         teachers=[teacher],
@@ -192,7 +197,8 @@ def test_a_template_that_cannot_be_meant_is_refused(prompt, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_iterations": 2}, "each rollout serves one update"),
+        ({"num_iterations": 2}, "no update may lie inside a rollout"),
+        ({"steps_per_generation": 2, "gradient_accumulation_steps": 3}, "no update may lie inside a rollout"),
         ({"train_dataset": tiny.rows().remove_columns("answer")}, "the rows have no column 'answer'"),
         ({"train_dataset": Dataset.from_dict({"prompt": ["a="] * 16, "answer": [""] * 16})}, "has no gold answer"),
     ],
@@ -200,6 +206,32 @@ def test_a_template_that_cannot_be_meant_is_refused(prompt, message):
 def test_a_trainer_in_which_it_cannot_teach_is_refused(tmp_path, options, message):
     with pytest.raises(TeacherError, match=message):
         trainer(tmp_path, SelfTeacher(TELLING), **options).train()
+
+
+def test_the_student_teaches_itself_where_an_update_takes_several_rollouts(tmp_path):
+    options = {"steps_per_generation": 1, "gradient_accumulation_steps": 2, "max_steps": 1}
+    made = trainer(tmp_path, SelfTeacher("{question}"), **options)
+    assert losses(made) == [pytest.approx((0, 0), abs=1e-6)]
+    assert made.totals.rollouts == 2
+
+
+def test_what_a_closed_gate_saves_is_counted_in_the_teachers_own_prompts(tmp_path):
+    """A teacher that may teach nowhere would have read as much as the one that may teach everywhere."""
+
+    def never(completions: list[str], **_: Any) -> list[float]:
+        return [0.0] * len(completions)
+
+    rows = tiny.rows().map(lambda row, i: {"answer": row["answer"] * (1 + i % 2)}, with_indices=True)
+    totals = []
+    for gate in ("off", "per_prompt"):
+        teacher = Teacher(tiny.model(seed=1).double(), "one", tokenizer=tiny.tokenizer(), prompt=TELLING)
+        options = {"max_steps": 1, "gate": gate, "train_dataset": rows, "reward_funcs": never}
+        made = trainer(tmp_path / gate, teacher, **options)
+        made.train()
+        totals.append(made.totals)
+    everywhere, nowhere = totals
+    assert everywhere.tokens_saved == 0
+    assert nowhere.tokens_scored + nowhere.tokens_saved == everywhere.tokens_scored
 
 
 def test_an_aligned_teacher_scores_the_same_tokens_behind_the_same_own_prompt():
