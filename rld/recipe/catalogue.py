@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from rld.losses.token_weights import AnyTokenWeights
 from rld.recipe import registry
 from rld.recipe.document import RecipeDocument, walk
 from rld.recipe.stages import AnyStage
+from rld.utils.files import write_bytes
 from rld.utils.options import kinds_of
 from rld.utils.suggestions import hint
 
@@ -64,7 +64,7 @@ def copy(name: str, to: Path, force: bool = False) -> list[Path]:
         raise LibraryError(f"{', '.join(conflicts)} exists already; add --force to overwrite")
     for path, copy in copies.items():
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
+        write_bytes(copy, path.read_bytes())
     return list(copies.values())
 
 

@@ -196,6 +196,15 @@ def test_a_path_that_cannot_be_is_the_users_mistake(recipe, tmp_path, capsys, mo
     assert expected in capsys.readouterr().err
 
 
+def test_a_copy_on_a_full_disk_is_named_and_leaves_no_part_of_a_file(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(files.os, "fsync", full)
+    assert main(["copy", "quickstart", str(tmp_path / "mine")]) == 74
+    assert (
+        f"No space left on device: {tmp_path / 'mine' / 'quickstart.yaml'}; free some space" in capsys.readouterr().err
+    )
+    assert not any((tmp_path / "mine").iterdir())
+
+
 @pytest.mark.parametrize(
     "place", ["data.stored.os.pread", "data.file_items.read_rows", "recipe.document.Path.read_text"]
 )
