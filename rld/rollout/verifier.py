@@ -226,13 +226,22 @@ def answer_and_verify(
     texts = [answer.text for answer in answers]
     if alone:
         return verify_answers(encoder, rows, texts, verify)
+    rewards = shared_rewards(encoder, rows, texts, verify)
+    return VerifiedAnswers(texts, rewards, encoder.count_tokens(rows, encoder.encode_answers(texts)))
+
+
+def shared_rewards(
+    encoder: PromptEncoder, rows: Sequence[Row], texts: Sequence[str], verify: Verify
+) -> list[float | None]:
+    """Return `rewards_of` answers that are the same on every process, each of which verifies a share of them.
+
+    So a program is run once, and a verifier that varies gives all processes the same.
+    """
     state = PartialState()
     share = slice(state.process_index, None, state.num_processes)
-    verified = verify_answers(encoder, rows[share], texts[share], verify)
-    numbers = range(len(rows))[share]
-    gathered: list[tuple[int, float | None]] = gather_object(list(zip(numbers, verified.rewards, strict=True)))
-    rewards = [reward for _, reward in sorted(gathered, key=lambda pair: pair[0])]
-    return VerifiedAnswers(texts, rewards, encoder.count_tokens(rows, encoder.encode_answers(texts)))
+    own = rewards_of(encoder, rows[share], texts[share], verify)
+    gathered: list[tuple[int, float | None]] = gather_object(list(zip(range(len(rows))[share], own, strict=True)))
+    return [reward for _, reward in sorted(gathered, key=lambda pair: pair[0])]
 
 
 def verify_answers(

@@ -13,6 +13,7 @@ from rld.evaluation.predictions import Prediction
 from rld.evaluation.scores import DEFAULT_SCORES, SCORES, require_scores
 from rld.recipe.skills import FileSkill
 from tests.support import scoring, tiny
+from tests.support.processes import run_modules
 
 ROWS = [{"prompt": str(i), "answer": str(i % 2), "skill": "odd", "level": 0, "entry": ""} for i in range(40)]
 
@@ -100,6 +101,10 @@ def test_samples_are_judged_and_scored_by_how_many_are_correct():
     assert evaluator.main_scores(evaluation.predictions) == evaluation.scores
     without = [prediction._replace(sample_rewards=None) for prediction in evaluation.predictions]
     assert evaluator.evaluation(without).scores == {}, "a model that is elsewhere draws none"
+
+
+def test_each_answer_is_judged_by_one_process_for_all(tmp_path):
+    run_modules("tests.support.judged_once", [], 2, log=tmp_path / "log")
 
 
 def test_two_models_agree_where_they_give_the_same_answer():

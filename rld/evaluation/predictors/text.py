@@ -11,7 +11,7 @@ from rld.evaluation.predictors.base import Model, PredictionSettings
 from rld.models.generation import generate
 from rld.models.prompting import PromptEncoder
 from rld.recipe.skills import Skill
-from rld.rollout.verifier import judged, verify_answers
+from rld.rollout.verifier import judged, shared_rewards
 from rld.types import Answer, Row
 
 
@@ -40,10 +40,14 @@ class TextPredictor:
         return generate(model, encoder, rows, max_new_tokens=self.settings.max_new_tokens)
 
     def rewards(self, rows: Sequence[Row], texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[float]:
-        """Return the judge's rewards for answers; 0 where the judge returns None."""
-        if not rows:
-            return []
+        """Return the judge's rewards for answers, the same on every process; 0 where the judge returns None.
+
+        Args:
+            rows: The same on every process, each of which judges a share of the answers.
+            texts: The answers.
+            tokenizer: That of the model that gave them.
+        """
         settings = self.settings
         encoder = PromptEncoder(tokenizer, settings.chat_template_kwargs, strip_thinking=settings.strip_thinking)
-        rewards = verify_answers(encoder, rows, texts, settings.judge).rewards
+        rewards = shared_rewards(encoder, rows, texts, settings.judge)
         return [0.0 if reward is None else reward for reward in rewards]
