@@ -83,7 +83,7 @@ class MicroBatch:
         return self.student
 
 
-class GRPOHooks(FiniteUpdates, WholeCheckpoints, ResumableTrainer, TrainingProgress, GRPOTrainer):
+class GRPOHooks(FiniteUpdates, ResumableTrainer, TrainingProgress, GRPOTrainer, WholeCheckpoints):
     """`GRPOTrainer` that calls a step of its subclass at each point at which rld does something."""
 
     args: RLDConfig

@@ -16,7 +16,7 @@ from rld.trainer.training_progress import TrainingProgress
 from rld.trainer.whole_checkpoints import WholeCheckpoints
 
 
-class SFTTrainer(FiniteUpdates, WholeCheckpoints, ResumableTrainer, TrainingProgress, trl.SFTTrainer):
+class SFTTrainer(FiniteUpdates, ResumableTrainer, TrainingProgress, trl.SFTTrainer, WholeCheckpoints):
     """`trl.SFTTrainer` with the checks of `FiniteUpdates` and complete checkpoints; its arguments mean the same."""
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

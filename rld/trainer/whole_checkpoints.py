@@ -22,7 +22,11 @@ from rld.trainer.sharding import whole_state_dict
 
 
 class WholeCheckpoints(Trainer):
-    """A trainer that writes and reads the same checkpoint whether and however processes share its student."""
+    """A trainer that writes and reads the same checkpoint whether and however processes share its student.
+
+    It stands in place of transformers' trainer, behind TRL's in a class's bases: TRL adds a state of its own to what is
+    written and read here.
+    """
 
     model: Any
     optimizer: Any

@@ -160,9 +160,14 @@ CELLS: dict[str, Callable[[Path, int], Any]] = {"grpo": grpo, "sampled": sampled
 
 
 def resumable(folder: Path, parts: int) -> RLDTrainer:
-    """All signals, with an optimizer that has a state and a rate that changes; a checkpoint is written halfway."""
+    """All signals, with an optimizer that has a state, a rate that changes, and TRL's controller of the entropy.
+
+    A checkpoint is written halfway. The entropy is always below its target, so that its weight grows with each update;
+    the weight is small, because TRL's bonus is a mean over a micro-batch.
+    """
     options = {"optim": "adamw_torch", "adam_epsilon": 1e-3, "save_strategy": "steps", "save_steps": 2}
-    return signals(folder, parts, max_steps=4, **options)
+    entropy = {"use_adaptive_entropy": True, "entropy_target": 10.0, "entropy_coef_delta": 1e-5}
+    return signals(folder, parts, max_steps=4, **options, **entropy)
 
 
 def resumed(folder: Path, parts: int, checkpoint: Path) -> RLDTrainer:

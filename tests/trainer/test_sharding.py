@@ -44,7 +44,7 @@ FEATURES = {
     "gate": ("signals", ["teacher/one/used/second", "teacher/two/used/second"]),
     "retention": ("signals", ["loss/reference", "weight/reference"]),
     "LoRA": ("lora", ["loss", "loss/response", "loss/feature", "loss/policy", "loss/reference", "grad_norm"]),
-    "resume": ("resumed", ["loss", "learning_rate"]),
+    "resume": ("resumed", ["loss", "learning_rate", "entropy_coef"]),
 }
 """The rows: a feature, the training in which it is on, and what is logged of it, which should not be 0 throughout."""
 
@@ -113,7 +113,7 @@ def test_a_checkpoint_goes_on_in_another_number_of_processes(trainings, tmp_path
     require_same(weights, whole)
     require_same(whole_state_dict(trainer), whole)
     for updates in (log_of_two["updates"], [line for line in trainer.state.log_history if "loss" in line]):
-        for metric in ("step", "learning_rate", "loss", "grad_norm", "loss/response", "divergence/one"):
+        for metric in ("step", "learning_rate", "entropy_coef", "loss", "grad_norm", "loss/response", "divergence/one"):
             values, expected = ([update.get(metric, 0.0) for update in of] for of in (updates, log["updates"]))
             assert values == pytest.approx(expected, rel=1e-3, abs=1e-6), metric
 
