@@ -198,16 +198,19 @@ class JointLoss:
         spread_B = self.runtime.delta_rms_S().to(delta_BT.device)[batch["skill_ids"]]
         return teacher_advantages(batch["advantages"], delta_BT, spread_B, weight, taught_BT)
 
-    def terms(self, batch: RolloutBatch, recorded: RecordingStudent, training: bool) -> dict[str, SignalTerm]:
+    def terms(
+        self, batch: RolloutBatch, recorded: RecordingStudent, training: bool, is_first_pass: bool
+    ) -> dict[str, SignalTerm]:
         """The terms of the response and feature signals and of gold answers, of those that are on, by name.
 
         Args:
             batch: The micro-batch.
             recorded: The student that was called with `inputs(batch)`.
             training: Whether to add to the controller's statistics.
+            is_first_pass: Whether the rollout's completions are learnt from for the first time.
         """
         terms: dict[str, SignalTerm] = {}
-        labels = self._label_terms(batch, recorded, training) if self.args.labels else None
+        labels = self._label_terms(batch, recorded, training and is_first_pass) if self.args.labels else None
         if self.ensemble.teachers:
             terms |= {str(name): term for name, term in self._teacher_terms(batch, recorded, labels, training).items()}
         if "is_gold" in batch:
@@ -218,11 +221,11 @@ class JointLoss:
             terms["gold"] = SignalTerm(total, loss_BT.detach(), mask_BT, batch["num_gold"])
         return terms
 
-    def _label_terms(self, batch: RolloutBatch, recorded: RecordingStudent, training: bool) -> LabelTerms:
-        """The terms over labels; in training, what they show is counted."""
+    def _label_terms(self, batch: RolloutBatch, recorded: RecordingStudent, counts: bool) -> LabelTerms:
+        """The terms over labels; with `counts`, once in a rollout, what they show of gold labels is counted."""
         assert recorded.signals is not None
         labels = label_terms(batch, recorded.signals.response)
-        if training:
+        if counts:
             attempts, gate = label_counts(batch, labels.scores_B, len(self.runtime.skills))
             self._attempts, self._gate_counts = self._attempts + attempts, self._gate_counts + gate
         return labels

@@ -277,7 +277,7 @@ class RLDTrainer(GRPOHooks):
             if self.retention is not None:
                 loss = self._with_replay(loss, self.retention, model)
         num_parts = self.current_gradient_accumulation_steps if training else None
-        terms = self._joint_loss.terms(batch, student, training)
+        terms = self._joint_loss.terms(batch, student, training, is_first_pass=self._is_first_pass)
         for name, (total, values_BT, mask_BT, num_tokens) in terms.items():
             loss = loss + total / self._joint_loss.per_update(num_tokens, self.accelerator.num_processes, num_parts)
             self.loss_means.add(f"loss/{name}", (values_BT * mask_BT).sum(), mask_BT.sum())
@@ -292,6 +292,12 @@ class RLDTrainer(GRPOHooks):
             return loss
         self.loss_means.add("loss/reference", replay.divergence_sum, replay.num_tokens)
         return loss + replay.loss
+
+    @property
+    def _is_first_pass(self) -> bool:
+        """Whether the micro-batch at hand is learnt from for the first time (`num_iterations`)."""
+        assert self.args.steps_per_generation is not None  # TRL sets it
+        return self._step // self.args.steps_per_generation % self.num_iterations == 0
 
     def _non_finite_terms(self) -> list[str]:
         return self.loss_means.non_finite() + self._joint_loss.non_finite_divergences()

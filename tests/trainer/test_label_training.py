@@ -11,6 +11,7 @@ from torch import Tensor
 
 import tests.support.labels_one_and_two as runs
 import tests.support.tiny as tiny
+from rld.controllers.baselines import FixedController
 from rld.errors import DataError, RecipeError
 from rld.models.prompting import PromptEncoder
 from rld.rollout.label_gate import LabelGate
@@ -60,6 +61,19 @@ def test_accumulation_does_not_change_the_update(tmp_path):
     whole, quarters = (runs.trained(tmp_path / str(parts), num_parts=parts) for parts in (1, 4))
     torch.testing.assert_close(whole, quarters, rtol=1e-4, atol=1e-6)
     assert not torch.allclose(whole, runs.trained(tmp_path / "without", gold_weight=0.0), atol=1e-4)
+
+
+def test_a_rollout_that_is_learnt_from_twice_is_counted_once(tmp_path):
+    counts = []
+    for num_iterations in (1, 2):
+        options = {"num_iterations": num_iterations, "max_steps": 2 * num_iterations, "learning_rate": 1e-12}
+        made = runs.trainer(tmp_path / str(num_iterations), **options)
+        made.runtime.controller = FixedController(decide_every=100)
+        made.train()
+        window = made.runtime._window
+        counts.append((made.totals.rollouts, window.gate.prompts_SK.tolist(), window.attempts.attempts_S.tolist()))
+    assert counts[0] == counts[1]
+    assert counts[0][0] == 2 and min(counts[0][2]) > 0
 
 
 def test_one_process_and_two_give_the_same_update(tmp_path):
