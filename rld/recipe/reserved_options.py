@@ -31,6 +31,7 @@ TRAINER = {
     "save_only_model": _RESUMED,
     "ignore_data_skip": _RESUMED,
     "restore_callback_states_from_checkpoint": _RESUMED,
+    "sync_ref_model": f"no checkpoint has a reference model, so {_RESUMED}; set retain to hold the student back",
     "include_num_input_tokens_seen": _LOGGED,
     "eos_token": _TEXT,
     "pad_token": _TEXT,

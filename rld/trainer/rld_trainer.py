@@ -52,7 +52,7 @@ from rld.trainer.rollout_counting import count_attempts, sampled_tokens
 from rld.trainer.rollout_events import RolloutEvents
 from rld.trainer.scoring_setup import gate_of, require_labels, teacher_scoring
 from rld.trainer.skill_names import trained_skills
-from rld.trainer.start_checks import require_own_prompts, require_sound_student
+from rld.trainer.start_checks import require_own_prompts, require_resumable, require_sound_student
 from rld.trainer.student_forward import StudentInputs, add_signal_forward
 from rld.trainer.timing import OptimizerTime, PhaseTimer, timed
 from rld.trainer.transfer_probe import TransferProbe
@@ -114,6 +114,7 @@ class RLDTrainer(GRPOHooks):
         args = RLDConfig.for_model(model) if args is None else args
         if not isinstance(args, RLDConfig):
             raise TypeError(f"args should be an RLDConfig, not a {type(args).__name__}: it takes the same arguments")
+        require_resumable(args)
         self.teachers = [t if isinstance(t, Teacher) else Teacher(t) for t in teachers]
         self._signals = args.active_signals(has_teachers=bool(self.teachers))
         self.stream = prompt_stream(args, train_dataset, curriculum)

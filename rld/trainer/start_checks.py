@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from rld.errors import ModelError, TeacherError
+from rld.errors import ModelError, RecipeError, TeacherError
 from rld.models.generation import unused_options
 from rld.models.prompting import PromptEncoder
 from rld.models.self_check import context_length, require_context, require_sound_model, require_token_rows
@@ -21,6 +21,19 @@ from rld.utils.templates import has_answer
 
 _NUM_PROMPTS = 16
 """The longest prompts by their characters, of which the tokens are counted."""
+
+
+def require_resumable(args: RLDConfig) -> None:
+    """Refuse a reference model that follows the student where checkpoints are written, which have none.
+
+    Raises:
+        RecipeError: it does.
+    """
+    if args.sync_ref_model and args.save_strategy != "no":
+        raise RecipeError(
+            "sync_ref_model: no checkpoint has the reference model that follows the student, so a training that is "
+            "resumed would start from the first one; leave it out, or set save_strategy='no'"
+        )
 
 
 def require_sound_student(model: PreTrainedModel, encoder: PromptEncoder, rows: Any, args: RLDConfig) -> None:

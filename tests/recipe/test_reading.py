@@ -259,6 +259,7 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(recipe):
         ("learning_rate: 1e-3", "logging_steps: 10", "18: stages.first.trainer.logging_steps is not yours to set"),
         ("learning_rate: 1e-3", "eos_token: x", "18: stages.first.trainer.eos_token is not yours to set"),
         ("trainer: {learning_rate: 1e-3}", "lora: {rank: 9}", "18: unknown key 'stages.first.lora.rank'"),
+        ("steps: 5", "trainer: {sync_ref_model: true}", "stages.main.trainer.sync_ref_model is not yours to set: no checkpoint has"),
         ("steps: 5", "trainer: {num_generatons: 9}", "trainer.num_generatons is not yours to set: set rollout.completions instead"),
     ],
 )  # fmt: skip

@@ -5,9 +5,9 @@ from __future__ import annotations
 import warnings
 
 import pytest
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
-from rld.errors import ModelError
+from rld.errors import ModelError, RecipeError
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
 from tests.support import tiny
@@ -39,3 +39,11 @@ def test_dropout_that_samples_do_not_have_is_told(tmp_path):
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="the student has dropout")
             build(student, tmp_path, **options)
+
+
+def test_a_reference_model_that_no_checkpoint_has_is_refused_where_one_is_written(tmp_path):
+    follows = {"sync_ref_model": True, "beta": 0.1, "ref_model_sync_steps": 1}
+    with pytest.raises(RecipeError, match="sync_ref_model: no checkpoint has the reference model"):
+        build(tiny.model(), tmp_path, save_strategy="steps", **follows)
+    tiny.model().save_pretrained(tmp_path / "student")  # from which TRL loads the reference
+    build(LlamaForCausalLM.from_pretrained(tmp_path / "student"), tmp_path, save_strategy="no", **follows)
