@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-import threading
+import logging
+import time
 import unicodedata
 from typing import Any
 
 from rld.errors import RewardError
+from rld.utils.user_calls import UserCodeTimeout, user_code
 
 from . import rejects_by, text_of
 from .numbers import last_number
+
+_FORMULA_SECONDS = 2.0
+"""Seconds that reading a completion's formula and comparing it may take; ordinary ones take a few milliseconds."""
+
+_SLOW_SECONDS = 30.0
+"""Seconds of a call for formulas that reach their limit, after which `_SHORT_SECONDS` is the limit of the others."""
+
+_SHORT_SECONDS = 0.2
+"""Seconds that a formula may take in a call with many endless ones."""
 
 _IOTA = "\N{COMBINING GREEK YPOGEGRAMMENI}"
 """The only combining character of which a letter of its own becomes where capitals don't matter."""
@@ -56,32 +67,49 @@ def math_verify(completions: list[Any], answer: list[str], **_: Any) -> list[flo
     It parses and compares as TRL's `accuracy_reward` does: of the completion, what is in `\\boxed{...}`, or a formula
     in LaTeX delimiters that is called the final answer. A row whose gold answer it cannot parse gets None.
 
+    A formula that takes more than 2 seconds, such as a tower of powers, gets 0; so does one of more than 0.2 seconds
+    once 30 seconds of a call have gone to slow formulas. The limits hold in the main thread.
+
     Raises:
         RewardError: math-verify is not installed.
     """
     try:
-        from latex2sympy2_extended import NormalizationConfig
-        from math_verify import LatexExtractionConfig, parse, verify
+        import math_verify as library
     except ModuleNotFoundError as error:
         fix = "install it with: pip install -e '.[math]', in a clone of rld"
         raise RewardError(f"answers:math_verify needs {error.name}; {fix}") from error
-    # Its limits of time are alarms, which only the main thread gets.
-    is_main = threading.current_thread() is threading.main_thread()
-    parsing_timeout, timeout_seconds = (10, 5) if is_main else (None, None)
+    for module in ("parser", "grader"):  # which warn that they have no limit of time
+        logging.getLogger(f"math_verify.{module}").setLevel(logging.ERROR)
+    golds = {gold: library.parse(gold, parsing_timeout=None) for gold in set(answer)}
+    scores: dict[tuple[str, str], float | None] = {}
+    slow_seconds = 0.0
+    pairs = [(text_of(completion), gold) for completion, gold in zip(completions, answer, strict=True)]
+    for text, gold in dict.fromkeys(pairs):
+        start = time.monotonic()
+        seconds = _FORMULA_SECONDS if slow_seconds < _SLOW_SECONDS else _SHORT_SECONDS
+        scores[text, gold] = _equals_formula(text, golds[gold], seconds) if golds[gold] else None
+        duration = time.monotonic() - start
+        slow_seconds += duration if duration >= _SHORT_SECONDS else 0.0
+    return [scores[pair] for pair in pairs]
+
+
+def _equals_formula(text: str, gold_formula: list[Any], seconds: float) -> float:
+    """Return 1 where a text's formula equals the gold answer's; 0 where not, or where that takes too many seconds.
+
+    The limits of math-verify are alarms that replace the one of the reward's call, so they are not used.
+    """
+    from latex2sympy2_extended import NormalizationConfig
+    from math_verify import LatexExtractionConfig, parse, verify
+
     formulas = LatexExtractionConfig(
         normalization_config=NormalizationConfig(units=True), boxed_match_priority=0, try_extract_without_anchor=False
     )
-    scores: list[float | None] = []
-    for completion, gold in zip(completions, answer, strict=True):
-        gold_formula = parse(gold, parsing_timeout=parsing_timeout)
-        formula = parse(
-            text_of(completion),
-            extraction_config=[formulas],
-            extraction_mode="first_match",
-            parsing_timeout=parsing_timeout,
-        )
-        scores.append(float(verify(gold_formula, formula, timeout_seconds=timeout_seconds)) if gold_formula else None)
-    return scores
+    try:
+        with user_code(seconds):
+            formula = parse(text, extraction_config=[formulas], extraction_mode="first_match", parsing_timeout=None)
+            return float(verify(gold_formula, formula, timeout_seconds=None))
+    except UserCodeTimeout:
+        return 0.0
 
 
 def can_become(gold: str, beginning: str, *, case: bool = True) -> bool:

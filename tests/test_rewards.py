@@ -7,12 +7,14 @@ import json
 import random
 import re
 import sys
+import time
 
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from rld.errors import RewardError
 from rld.recipe import registry
+from rld.utils.user_calls import UserCodeTimeout, user_code
 
 
 def reward(name: str):
@@ -110,6 +112,17 @@ def test_math_verify_is_trls_accuracy_reward():
         assert set(values) <= {0.0, 1.0, None}
     assert reward("answers:math_verify")(texts[:3], golds[:3]) == [1.0, 1.0, 1.0]
     assert reward("answers:math_verify")(["1"], ["no formula"]) == [None]
+
+
+def test_formulas_without_end_take_limited_time_and_leave_the_limit_of_the_call():
+    tower, right = r"\boxed{" + "9^{" * 40 + "9" + "}" * 40 + "}", r"\boxed{12}"
+    start = time.monotonic()
+    assert reward("answers:math_verify")([tower, tower, right], ["12"] * 3) == [0.0, 0.0, 1.0]
+    assert time.monotonic() - start < 5
+    towers = [tower + " " * i for i in range(9)]
+    with pytest.raises(UserCodeTimeout), user_code(3):
+        reward("answers:math_verify")(towers, ["12"] * len(towers))
+    assert time.monotonic() - start < 10
 
 
 def test_math_verify_names_the_package_that_is_not_installed(monkeypatch):

@@ -48,7 +48,15 @@ class UserCodeTimeout(UserCodeStopped):
 
 
 class _LimitReached(BaseException):
-    """Raised in code that has reached its limit of time; not an `Exception`, which the code may catch."""
+    """Raised in code that has reached its limit of time; not an `Exception`, which the code may catch.
+
+    Args:
+        limit: What stands for the limit: a limit may be inside another one.
+    """
+
+    def __init__(self, limit: object) -> None:
+        super().__init__()
+        self.limit = limit
 
 
 @contextmanager
@@ -59,17 +67,22 @@ def user_code(seconds: float) -> Iterator[None]:
         UserCodeStopped: it raised SystemExit, KeyboardInterrupt or another exception that is no `Exception`, or it did
             not return in time. Ctrl-C and signals that stop a run are raised as they are.
     """
+    limit = object()
     try:
-        with Waiting(), _time_limit(seconds):
+        with Waiting(), _time_limit(seconds, limit):
             yield
+    except _LimitReached as error:
+        if error.limit is not limit:  # that of a caller
+            raise
+        sentence = f"did not return within {seconds:g} seconds"
+        raise UserCodeTimeout(sentence).with_traceback(error.__traceback__) from None
     except Exception:
         raise
     except BaseException as error:
-        sentence = _sentence(error, seconds)
-        if sentence is None:
+        action_of_code = _sentence(error)
+        if action_of_code is None:
             raise
-        kind = UserCodeTimeout if isinstance(error, _LimitReached) else UserCodeStopped
-        raise kind(sentence).with_traceback(error.__traceback__) from None
+        raise UserCodeStopped(action_of_code).with_traceback(error.__traceback__) from None
 
 
 @contextmanager
@@ -117,10 +130,8 @@ def frames(error: BaseException) -> list[traceback.FrameSummary]:
     return [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename not in between]
 
 
-def _sentence(error: BaseException, seconds: float) -> str | None:
+def _sentence(error: BaseException) -> str | None:
     """Return what the user's code did, None for an exception that is not the code's own."""
-    if isinstance(error, _LimitReached):
-        return f"did not return within {seconds:g} seconds"
     if isinstance(error, SystemExit):
         return stopped_sentence(error)
     if isinstance(error, StopRequested | GeneratorExit):
@@ -136,8 +147,8 @@ def _is_raised_by_statement(error: BaseException) -> bool:
 
 
 @contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise `_LimitReached` in the block after so many seconds; alarms that were set before still come."""
+def _time_limit(seconds: float, limit: object) -> Iterator[None]:
+    """Raise `_LimitReached(limit)` in the block after so many seconds; alarms that were set before still come."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
@@ -145,7 +156,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
     def interrupt(number: int, frame: Any) -> None:
         if time.monotonic() - start >= seconds:
-            raise _LimitReached
+            raise _LimitReached(limit)
         if callable(previous):  # the alarm of somebody else
             previous(number, frame)
 
