@@ -139,7 +139,7 @@ def gate_counts(
     group_size: int,
     skills: Sequence[str],
 ) -> GateCounts:
-    """Count the gate's verdict per skill and teacher; a verdict that is assumed says nothing of the teacher.
+    """Count the gate's verdict per skill and teacher; one that is assumed or missing says nothing of the teacher.
 
     Args:
         verdict: The gate's, over all processes.
@@ -151,9 +151,9 @@ def gate_counts(
         skills: The skills' names.
     """
     counts = GateCounts.zeros(len(skills), needed_AK.shape[1], needed_AK.device)
-    prompt_skills, open_AK, was_asked_AK = skills_A[::group_size], verdict.open_BK, needed_AK & ~verdict.assumed_BK
-    counts.prompts_SK.index_add_(0, prompt_skills, was_asked_AK[::group_size].double())
-    counts.correct_SK.index_add_(0, prompt_skills, (open_AK & was_asked_AK)[::group_size].double())
+    prompt_skills, open_AK, is_counted_AK = skills_A[::group_size], verdict.open_BK, needed_AK & verdict.has_answer_BK
+    counts.prompts_SK.index_add_(0, prompt_skills, is_counted_AK[::group_size].double())
+    counts.correct_SK.index_add_(0, prompt_skills, (open_AK & is_counted_AK)[::group_size].double())
     counts.attempts_SK.index_add_(0, skills_A, open_AK * attempted_A.double()[:, None])
     counts.successes_SK.index_add_(0, skills_A, open_AK * succeeded_A.double()[:, None])
     for k, answers in enumerate(verdict.second_K):

@@ -138,7 +138,7 @@ class TeacherGate:
             TeacherError: a teacher's logits are NaN.
         """
         open_BK = torch.zeros(questions.open_BK.shape, dtype=torch.bool)
-        assumed_BK, flops = torch.zeros_like(open_BK), 0.0
+        assumed_BK, has_answer_BK, flops = torch.zeros_like(open_BK), torch.zeros_like(open_BK), 0.0
         for k, (teacher, one) in enumerate(zip(self.teachers, questions.asked, strict=True)):
             if one.waiting is not None:
                 if k in states:
@@ -147,11 +147,13 @@ class TeacherGate:
             verdicts = self._verdicts(k, one)
             open_BK[:, k] = torch.tensor([verdicts.get(key, False) for key in questions.keys])
             assumed_BK[:, k] = torch.tensor([key in one.assumed for key in questions.keys])
+            has_answer_BK[:, k] = torch.tensor([key in verdicts for key in questions.keys]) & ~assumed_BK[:, k]
             flops += forward_flops(teacher.num_parameters(), one.num_tokens)
         device = questions.open_BK.device
         return GateVerdict(
             open_BK.to(device),
             assumed_BK.to(device),
+            has_answer_BK.to(device),
             self._share(questions),
             num_tokens=sum(one.num_tokens for one in questions.asked),
             flops=flops,

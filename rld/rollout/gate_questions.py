@@ -24,6 +24,8 @@ class GateVerdict(NamedTuple):
     """Which teachers may teach on which completions, bool."""
     assumed_BK: Tensor
     """Which of these verdicts, and of those that a teacher may not teach, are assumed, bool."""
+    has_answer_BK: Tensor
+    """Which of them are on an answer, now or earlier; a teacher that is down gives none, and there is no verdict."""
     second_K: Sequence[Sequence[SecondAnswer]]
     """The second answers of each teacher to prompts of all processes."""
     num_tokens: int

@@ -218,9 +218,10 @@ class TeacherScoring:
         own = torch.tensor([verdict.flops, verdict.num_tokens], dtype=torch.float64)
         flops, num_tokens = self._sum(own).tolist()
         self.flop_meter.add("gate", flops)
-        needed_AK = gather(needed_BK)
+        needed_AK, has_answer_AK = gather(needed_BK), gather(verdict.has_answer_BK)
+        assumed_AK = gather(verdict.assumed_BK)
         counts = gate_counts(
-            verdict._replace(open_BK=gather(verdict.open_BK), assumed_BK=gather(verdict.assumed_BK)),
+            verdict._replace(open_BK=gather(verdict.open_BK), assumed_BK=assumed_AK, has_answer_BK=has_answer_AK),
             needed_AK,
             gather(skills_B),
             attempted_A=record.attempted_A,
@@ -229,8 +230,9 @@ class TeacherScoring:
             skills=record.skills,
         )
         self.runtime.add_gate_counts(counts)
-        num_needed = int(needed_AK[:: record.group_size].sum())
-        share_assumed = 1 - float(counts.prompts_SK.sum()) / num_needed if num_needed else None
+        num_assumed = int((needed_AK & assumed_AK)[:: record.group_size].sum())
+        num_verdicts = num_assumed + int(counts.prompts_SK.sum())
+        share_assumed = num_assumed / num_verdicts if num_verdicts else None
         return verdict._replace(num_tokens=int(num_tokens), share_assumed=share_assumed)
 
     def _may_teach(self, record: RolloutRecord, device: torch.device) -> Tensor:

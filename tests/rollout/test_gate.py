@@ -122,8 +122,22 @@ def test_a_teacher_that_is_down_is_asked_again_when_it_is_back(tmp_path):
     """After a resume too: nothing of it is kept, neither what it got wrong nor how often."""
     down = Teacher(Silent(teacher(), CPU), "wide", tokenizer=tiny.tokenizer(), optional=True)
     gate = gate_of([down], constant(1.0))
-    assert not judged(gate, rows()).open_BK.any()
+    given = rows()
+    verdict = judged(gate, given)
+    assert not verdict.open_BK.any()
     assert down.is_down
+    needed_BK, skills_B = torch.ones(len(given), 1, dtype=torch.bool), torch.zeros(len(given), dtype=torch.long)
+    is_attempt_B = needed_BK[:, 0]
+    counts = gate_counts(
+        verdict,
+        needed_BK,
+        skills_B,
+        attempted_A=is_attempt_B,
+        succeeded_A=is_attempt_B,
+        group_size=1,
+        skills=["first"],
+    )
+    assert counts.to_json()["prompts_SK"] == [[0]], "nobody answered them, right or wrong"
     gate.save(tmp_path / "gate.json")
     resumed = gate_of([teacher()], gate.verify)
     resumed.load(tmp_path / "gate.json")
@@ -148,6 +162,7 @@ def test_the_counts_are_of_prompts_for_teachers_and_of_attempts_for_the_student(
         GateVerdict(
             open_BK=torch.tensor([[True, False]] * 2 + [[True, True]] * 2),
             assumed_BK=torch.tensor([[False, False]] * 2 + [[False, True]] * 2),
+            has_answer_BK=torch.tensor([[True, True]] * 2 + [[True, False]] * 2),
             second_K=[[SecondAnswer("b", True)], [SecondAnswer("b", False)]],
             num_tokens=0,
             flops=0.0,
