@@ -32,7 +32,6 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 
 from rld.models.decoding import only_generation_config
@@ -316,15 +315,16 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, TrainingProgress, GRPOTrainer, 
     @property
     def _is_inside_rollout(self) -> bool:
         """Whether the next micro-batch comes from the present rollout."""
-        assert self.args.steps_per_generation is not None  # TRL sets it
-        return self._step % (self.args.steps_per_generation * self.num_iterations) != 0
+        return self._step % self.args.micro_batches_per_rollout != 0
 
     @timed("checkpoints")
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
+
+    def _complete_checkpoint(self, folder: Path) -> None:
         parts = self._checkpointed_parts
         parts.save(
-            Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}",
+            folder,
             self.accelerator,
             is_writer=self.args.should_save,
             projections={} if parts.projections is None else whole_state(self, parts.projections),

@@ -305,14 +305,13 @@ class RLDConfig(GRPOConfig):
     @property
     def updates_per_rollout(self) -> float:
         """Optimiser steps that one rollout serves."""
-        assert self.steps_per_generation is not None  # TRL sets it
-        return self.steps_per_generation * self.num_iterations / self.gradient_accumulation_steps
+        return self.micro_batches_per_rollout / self.gradient_accumulation_steps
 
     @property
-    def has_inner_updates(self) -> bool:
-        """Whether weights change between the micro-batches of one rollout."""
+    def micro_batches_per_rollout(self) -> int:
+        """Micro-batches that one rollout serves; with `num_iterations` each of them counts as often."""
         assert self.steps_per_generation is not None  # TRL sets it
-        return self.gradient_accumulation_steps % (self.steps_per_generation * self.num_iterations) != 0
+        return self.steps_per_generation * self.num_iterations
 
     def num_updates(self, num_rows: int) -> int:
         """Optimiser steps: `max_steps`, or what the epochs over `num_rows` prompts come to."""

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import trl
-from torch import nn
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rld.trainer import checkpoints
 from rld.trainer.finite_updates import FiniteUpdates
@@ -19,9 +16,7 @@ from rld.trainer.whole_checkpoints import WholeCheckpoints
 class SFTTrainer(FiniteUpdates, ResumableTrainer, TrainingProgress, trl.SFTTrainer, WholeCheckpoints):
     """`trl.SFTTrainer` with the checks of `FiniteUpdates` and complete checkpoints; its arguments mean the same."""
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+    def _complete_checkpoint(self, folder: Path) -> None:
         checkpoints.complete(folder, {"skipped": self.num_skipped}, self.accelerator, is_writer=self.args.should_save)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

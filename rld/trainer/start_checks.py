@@ -92,7 +92,7 @@ def require_own_prompts(trainer: Any) -> None:
                 "is read with whole weights of the student, which FSDP and ZeRO-3 share out": shared,
                 "is read with the student's weights at the rollout, so no update may lie inside a rollout: let "
                 "gradient_accumulation_steps be a multiple of steps_per_generation * num_iterations (leave both "
-                "out)": args.has_inner_updates,
+                "out)": args.gradient_accumulation_steps % args.micro_batches_per_rollout != 0,
             }
         for reason, holds in reasons.items():
             if holds:

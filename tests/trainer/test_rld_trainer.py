@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,8 +21,10 @@ from rld.teachers import slots
 from rld.teachers.ensemble import TeacherEnsemble
 from rld.teachers.slot_base import StudentInterface
 from rld.teachers.teacher import Teacher
+from rld.trainer import checkpoints
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
+from tests.support.runs import Killed
 
 EVERYTHING: dict[str, Any] = {
     "signals": ["policy", "response", "feature"],
@@ -375,6 +378,23 @@ def test_resumed_is_uninterrupted(tmp_path, lora):
     if exported is not None:
         student = exported(tmp_path / "whole" / "checkpoint-7")
         assert not any("projection" in name for name, _ in student.named_parameters())
+
+
+def test_the_last_complete_checkpoint_stays_until_the_next_one_is_complete(tmp_path, monkeypatch):
+    made = trainer(tmp_path, max_steps=3, save_strategy="steps", save_steps=1, save_total_limit=1)
+    write_state = checkpoints.write_json
+
+    def killed_at_last(path: Path, content: Any) -> None:
+        if made.state.global_step == 3:
+            raise Killed
+        write_state(path, content)
+
+    monkeypatch.setattr(checkpoints, "write_json", killed_at_last)
+    with pytest.raises(Killed):
+        made.train()
+    assert checkpoints.latest(tmp_path) == tmp_path / "checkpoint-2"
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+    assert made.args.save_total_limit == 1
 
 
 @pytest.mark.parametrize("changes", [{"num_iterations": 2}, {"steps_per_generation": 4}], ids=str)

@@ -226,6 +226,7 @@ def test_the_norm_of_the_gradient_is_known_before_the_optimizers_step():
 
 def test_checkpoints_are_written_and_read_by_the_hooks_we_extend():
     assert names(GRPOTrainer._save_checkpoint) == ["self", "model", "trial"]
+    assert "save_total_limit=self.args.save_total_limit" in inspect.getsource(Trainer._save_checkpoint)
     assert names(GRPOTrainer._load_optimizer_and_scheduler) == ["self", "checkpoint"]
     assert names(GRPOTrainer._load_from_checkpoint) == ["self", "resume_from_checkpoint", "model"]
     assert names(GRPOTrainer._prepare_for_training) == [
