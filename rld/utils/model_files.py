@@ -21,6 +21,9 @@ _JSON = frozenset(
 )
 """Files in JSON that transformers and PEFT read, beside the indices of weights; others may lie in a model's folder."""
 
+_DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+"""What a configuration calls the number of its layers."""
+
 _MAX_HEADER = 100_000_000
 """Bytes of the header of a safetensors file, as the library limits them."""
 
@@ -37,7 +40,7 @@ def model_folder_problem(folder: Path) -> str | None:
         return "it has no config.json"
     if not any((folder / name).is_file() for name in _WEIGHTS) and not any(folder.glob("*.safetensors")):
         return f"it has no weights, such as {_WEIGHTS[0]}"
-    return file_problem(folder)
+    return file_problem(folder) or _depth_problem(folder)
 
 
 def adapter_folder_problem(folder: Path) -> str | None:
@@ -96,6 +99,29 @@ def _json_problems(path: Path) -> Iterator[str]:
         missing = [shard for shard in shards if not (path.parent / shard).is_file()]
         if missing:
             yield f"{len(missing)} of {len(shards)} files of weights are missing, such as {missing[0]}"
+
+
+def _depth_problem(folder: Path) -> str | None:
+    """Return that a configuration has more layers than its files have weights: building them would take minutes."""
+    config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    text_config = config.get("text_config")
+    sizes = text_config if isinstance(text_config, dict) else config
+    depth = next((sizes[name] for name in _DEPTHS if name in sizes), 0)
+    weights = [path for path in _files(folder) if path.suffix == ".safetensors" and path.is_file()]
+    num_weights = sum(len(_header(path)) for path in weights)
+    if not weights or not isinstance(depth, int) or depth <= num_weights:
+        return None
+    return (
+        f"its config.json does not describe its weights: it has {depth:,} layers, and its files have {num_weights:,} "
+        "weights"
+    )
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """Return the header of a sound safetensors file: each tensor's entry by its name."""
+    with path.open("rb") as file:
+        entries: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return {name: entry for name, entry in entries.items() if name != "__metadata__"}
 
 
 def _safetensors_problems(path: Path) -> Iterator[str]:

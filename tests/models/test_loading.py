@@ -48,6 +48,7 @@ BREAKAGES = {
     "there is none; copy the files of its tokenizer": lambda f: (f / "tokenizer.json").unlink(),
     "tokenizer.json is not valid JSON": lambda f: (f / "tokenizer.json").write_text("{"),
     "lack 9 of its weights, such as model.layers.2": lambda f: edit(f / "config.json", num_hidden_layers=3),
+    "it has 1,000,000 layers, and its files have": lambda f: edit(f / "config.json", num_hidden_layers=1_000_000),
     "is .15, 32. in its files and .15, 64. by config.json": lambda f: edit(f / "config.json", hidden_size=64),
     "a model of type 't5' is no causal language model": lambda f: edit(f / "config.json", model_type="t5"),
     "lack .*, but have model.embed_tokens.weight": lambda f: edit(f / "config.json", model_type="gpt2"),
