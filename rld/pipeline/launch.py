@@ -4,12 +4,37 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from datetime import timedelta
 
 import torch
 from accelerate import PartialState
 
+from rld.recipe.schema import Recipe
+from rld.recipe.stages.distill import Distill
+from rld.recipe.teachers import ServedTeacher
 from rld.reporting.history import LaunchRecord
+from rld.teachers.http_client import longest_call
 from rld.trainer.launch import LaunchRequest, strategy_of
+
+_TIMEOUT = 1800.0
+"""Seconds that processes wait for one another where no server can hold one up: transformers' default."""
+
+
+def process_timeout(recipe: Recipe) -> timedelta:
+    """Return how long the processes of a run wait for one another.
+
+    The longest `ddp_timeout` of a stage. Without one, long enough for the others to wait while each of a stage's
+    servers takes as long for one of them as a call may take.
+    """
+    options = [stage.trainer["ddp_timeout"] for stage in recipe.training_stages if "ddp_timeout" in stage.trainer]
+    if options:
+        return timedelta(seconds=max(options))
+    waits = [
+        sum(longest_call(spec.timeout_seconds) for spec in stage.teachers.values() if isinstance(spec, ServedTeacher))
+        for stage in recipe.training_stages
+        if isinstance(stage, Distill)
+    ]
+    return timedelta(seconds=_TIMEOUT + max(waits, default=0.0))
 
 
 def read_launch(state: PartialState, request: LaunchRequest, precisions: Iterable[str]) -> LaunchRecord:

@@ -27,7 +27,7 @@ from rld.models.placement import move_unless_placed
 from rld.models.prompting import PromptEncoder
 from rld.models.text_pieces import cut_text
 from rld.pipeline.judge import load_judge
-from rld.pipeline.launch import read_launch
+from rld.pipeline.launch import process_timeout, read_launch
 from rld.pipeline.model_loading import ModelLoader
 from rld.pipeline.predictions import read_predictions
 from rld.pipeline.row_checks import RowChecks
@@ -92,8 +92,9 @@ class RunContext:
         held_out = [row for rows in self.skill_rows.values() for row in rows.held_out() if is_held_out]
         request = launch.read_request()
         launch.require_possible(request)
-        # Accelerate connects CPU processes only if the first PartialState is created with cpu=True.
-        self.state = PartialState(cpu=not torch.cuda.is_available())
+        # Accelerate connects CPU processes only if the first PartialState is created with cpu=True. Only the first one
+        # sets how long processes wait for one another: those of the trainers' arguments find them connected.
+        self.state = PartialState(cpu=not torch.cuda.is_available(), timeout=process_timeout(self.recipe))
         launch.require_strategy(request.strategies, self.state)
         self._request, self._precisions = request, dict[str, str]()
         settings = PredictionSettings(

@@ -50,6 +50,14 @@ _MAX_BYTES = 8 << 20
 """Bytes of an answer whose size does not depend on a request, such as a tokenizer's added tokens."""
 
 
+def longest_call(timeout_seconds: float) -> float:
+    """Return the seconds after which a call has succeeded or its server counts as down, at most.
+
+    A try may begin just before `timeout_seconds` have passed since the first one failed.
+    """
+    return 2 * _TOTAL_FACTOR * _read_timeout(timeout_seconds) + timeout_seconds
+
+
 def bearer_token(variable: str = TOKEN) -> str | None:
     """Return the token in an environment variable, without white space around it; None where there is none.
 
@@ -150,7 +158,7 @@ class HttpClient:
             TeacherError: the server refuses the request, or its answer is too long, so a repetition is of no use.
         """
         try:
-            seconds = _TOTAL_FACTOR * self._read_timeout()
+            seconds = _TOTAL_FACTOR * _read_timeout(self.timeout_seconds)
             answer = read_answer(self._connected(), method, url, max_seconds=seconds, **content)
         except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, UnicodeError) as error:
             raise self.error(f"this is no URL: {error}") from error
@@ -165,15 +173,12 @@ class HttpClient:
             raise self.error(self._refusal(answer, httpx2.URL(url).path))
         return _Failure(f"{answer.status} {_message(answer)}", _seconds(answer.headers.get("retry-after")))
 
-    def _read_timeout(self) -> float:
-        return max(_READ_TIMEOUT, self.timeout_seconds)
-
     def _connected(self) -> httpx2.Client:
         with self._lock:
             if self._client is None:
                 token = bearer_token(self._token_variable)
                 headers = {"Authorization": f"Bearer {token}"} if token else {}
-                timeout = httpx2.Timeout(self._read_timeout(), connect=_CONNECT_TIMEOUT)
+                timeout = httpx2.Timeout(_read_timeout(self.timeout_seconds), connect=_CONNECT_TIMEOUT)
                 limits = httpx2.Limits(max_keepalive_connections=0)  # as `read_answer` needs it
                 with self._mistakes_in_environment():
                     self._client = httpx2.Client(headers=headers, timeout=timeout, limits=limits)
@@ -206,6 +211,10 @@ class HttpClient:
             case 404:
                 return f"it has no {path}; is this an rld serve-teacher, or should it end in /v1?"
         return f"it refuses with {answer.status}: {_message(answer)}"
+
+
+def _read_timeout(timeout_seconds: float) -> float:
+    return max(_READ_TIMEOUT, timeout_seconds)
 
 
 def _message(answer: HttpAnswer) -> str:

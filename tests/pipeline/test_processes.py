@@ -21,6 +21,8 @@ from safetensors.torch import load_file
 from rld.errors import TeacherDown
 from rld.models.logprob_source import LogprobSource, ScoredSequence, SourceInfo, TopKLogprobs
 from rld.pipeline import stopping, teacher_loading
+from rld.pipeline.launch import process_timeout
+from rld.recipe.reading import read_recipe
 from rld.types import Answer
 from rld.utils import files
 from tests.support.lm_eval_task import write_lm_eval_task
@@ -226,6 +228,9 @@ class GoingDown(LogprobSource):
             raise TeacherDown(f"teacher '{self.name}': no answer")
 
     def connect(self, student: Any) -> None:
+        group: Any = torch.distributed.group.WORLD
+        timeout = group._get_backend(torch.device("cpu")).options._timeout
+        assert timeout.total_seconds() == 1800 + NUM_CALLS * (4 * 300 + 60), "each server may use up its limits"
         self._count()
         self._num_tokens = len(student)
 
@@ -260,3 +265,10 @@ def test_a_teacher_that_does_not_answer_one_of_two_processes_is_dropped_on_both(
     assert exit_codes(processes, 240.0) == [0, 0], "".join(log.read_text()[-3000:] for log in logs)
     events = files.read_jsonl(tmp_path / "run" / "events.jsonl").records
     assert [event["about"] for event in events if event["kind"] == "teacher dropped"] == names
+
+
+def test_processes_wait_for_one_another_as_long_as_the_recipe_says(tmp_path):
+    path = recipe(tmp_path)
+    assert process_timeout(read_recipe(path)).total_seconds() == 1800, "no stage has a server"
+    overrides = ["trainer.ddp_timeout=77", "stages.labels.trainer.ddp_timeout=99"]
+    assert process_timeout(read_recipe(path, overrides)).total_seconds() == 99
