@@ -5,12 +5,13 @@ its own completions. A group of completions has one number in all processes and 
 processes are the same in each of them.
 
 Shapes: B completions, T completion tokens, S prompt and completion tokens, H width, N answer tokens, D sketch, P groups
-of a rollout, G signals, K skills.
+of an update, G signals, K skills.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -45,7 +46,8 @@ class GradientProbe:
         student: The student without wrappers.
         whole_student: Makes its weights whole on each process.
         gold: Gold answers whose gradient is compared with the signals'. None: no comparison.
-        num_groups: Groups of a rollout, over all processes.
+        num_groups: Groups of an update at most, over all processes: those of each rollout that it reads.
+        first_group: Returns the number of the first group of the rollout at hand among them.
         accelerator: Sums over processes.
     """
 
@@ -57,11 +59,12 @@ class GradientProbe:
         gold: GoldAnswerGradients | None,
         *,
         num_groups: int,
+        first_group: Callable[[], int],
         accelerator: Accelerator,
     ) -> None:
         self.runtime, self.student, self.gold, self.accelerator = runtime, student, gold, accelerator
         self._whole_student = whole_student
-        self._num_groups = num_groups
+        self._num_groups, self._first_group = num_groups, first_group
         self._clear()
 
     @classmethod
@@ -88,12 +91,21 @@ class GradientProbe:
             longest = trainer.args.max_completion_length
             gold_rows = first_gold_rows(rows, runtime.skills, required.gold_rows, encoder, longest)
             gold = GoldAnswerGradients(gold_rows, encoder, accelerator)
+        args = trainer.args
+        # An update may begin in one rollout and end in another one.
+        num_rollouts = 1 + math.ceil((args.gradient_accumulation_steps - 1) / args.micro_batches_per_rollout)
+
+        def first_group() -> int:
+            number: int = trainer._step // args.micro_batches_per_rollout % num_rollouts * args.prompts_per_rollout
+            return number
+
         return cls(
             runtime,
             trainer._student,
             functools.partial(whole_student, trainer),
             gold,
-            num_groups=trainer.args.prompts_per_rollout,
+            num_groups=num_rollouts * args.prompts_per_rollout,
+            first_group=first_group,
             accelerator=accelerator,
         )
 
@@ -128,7 +140,7 @@ class GradientProbe:
             gradient_BTH: Gradient of the signal's unweighted sum over tokens with respect to them; None: it is 0.
             counts_BT: Tokens over which the signal's loss is a mean.
         """
-        groups_B, i = batch["group_ids"], SIGNALS.index(signal)
+        groups_B, i = batch["group_ids"] + self._first_group(), SIGNALS.index(signal)
         ones_B = torch.ones(len(groups_B), dtype=torch.float64, device=groups_B.device)
         self._rows_PK.index_put_((groups_B, batch["skill_ids"]), ones_B, accumulate=True)
         self._counts_PG[:, i].index_add_(0, groups_B, counts_BT.double().sum(1))

@@ -17,6 +17,7 @@ from rld.teachers.teacher import Teacher
 from rld.trainer.gradient_sketch import SKETCH_SIZE, random_signs, sketch
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
+from tests.support.one_and_two import scripted
 
 CPU = torch.device("cpu")
 GOLD = [dict(row) for row in tiny.rows(6)]
@@ -25,7 +26,7 @@ GOLD = [dict(row) for row in tiny.rows(6)]
 def trainer(folder: Any, controller: Any, **changes: Any) -> RLDTrainer:
     options = {"signals": ["policy", "response"], "divergence": "forward_kl", "per_device_train_batch_size": 16}
     torch.manual_seed(0)
-    gold_rows = changes.pop("gold_rows", GOLD)
+    gold_rows, rollout_func = changes.pop("gold_rows", GOLD), changes.pop("rollout_func", None)
     return RLDTrainer(
         tiny.model(),
         tiny.letters,
@@ -35,6 +36,7 @@ def trainer(folder: Any, controller: Any, **changes: Any) -> RLDTrainer:
         teachers=[Teacher(tiny.model(seed=1, width=48), name="t", tokenizer=tiny.tokenizer())],
         controller=controller,
         gold_rows=gold_rows,
+        rollout_func=rollout_func,
     )
 
 
@@ -159,6 +161,35 @@ def test_micro_batches_and_uninformative_policies_are_seen_as_they_are(tmp_path)
     rollout["advantages"].zero_()
     seen, _ = measure(made, rollout)
     assert all(set(pulls.noise) == {"response"} for pulls in seen.values())
+
+
+@pytest.mark.parametrize("steps_per_generation", [1, 2])
+def test_groups_of_several_rollouts_of_an_update_are_different_samples(tmp_path, steps_per_generation):
+    def stats(steps: int) -> dict[str, GradientStats]:
+        options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "num_generations": 4}
+        made = trainer(
+            tmp_path,
+            GradientNoiseController(decide_every=1),
+            max_steps=1,
+            steps_per_generation=steps,
+            shuffle_dataset=False,  # so that all have the same prompts
+            rollout_func=scripted,
+            **options,
+        )
+        taken, take = list[dict[str, GradientStats]](), made._joint_loss.take_gradient_stats
+
+        def spy() -> tuple[dict[str, GradientStats], int]:
+            taken.append(take()[0])
+            return taken[-1], 0
+
+        made._joint_loss.take_gradient_stats = spy
+        made.train()
+        return taken[0]
+
+    several, one = stats(steps_per_generation), stats(4)
+    assert {skill for skill, seen in one.items() if seen.noise} == {"first", "second"}
+    for skill, seen in one.items():
+        assert several[skill].noise == pytest.approx(seen.noise, rel=1e-3)
 
 
 @pytest.mark.parametrize(
