@@ -10,9 +10,16 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from rld.errors import RecipeError
+from rld.utils.user_calls import UserCodeTimeout, user_code
 
 DATE = datetime.datetime(2024, 7, 26)
 """What `strftime_now` of a template says the date is: one for all readers, runs and days."""
+
+RENDER_SECONDS = 10.0
+"""Seconds that a template may take for a conversation; one of 100,000 messages takes less than a second."""
+
+_MAX_CHARACTERS = 20_000_000
+"""Characters that a template may write for a conversation, several times what any model reads."""
 
 _DIRECTIVES = [*"aAbBcdDeFHIjmMpSTUwxXyYZ", "-d", "-m", "-H", "-I", "-M"]
 _MARK = "ANSWER"
@@ -65,7 +72,7 @@ def render(
         add_generation_prompt: Whether the text ends with what opens the assistant's answer.
 
     Raises:
-        RecipeError: there is no template, or it is no Jinja.
+        RecipeError: there is no template, it is no Jinja, or it takes too much time or memory.
         RefusedConversation: it refuses the conversation.
     """
     name = tokenizer.name_or_path or type(tokenizer).__name__
@@ -73,14 +80,19 @@ def render(
     if template is None:
         raise RecipeError(f"the prompts are conversations, but the tokenizer of {name!r} has no chat template")
     try:
-        text: Any = tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            chat_template=_with_fixed_date(template),
-            tools=list(tools) if tools else None,
-            add_generation_prompt=add_generation_prompt,
-            tokenize=False,
-            **chat_template_kwargs,
-        )
+        with user_code(RENDER_SECONDS):
+            text: Any = tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                chat_template=_with_fixed_date(template),
+                tools=list(tools) if tools else None,
+                add_generation_prompt=add_generation_prompt,
+                tokenize=False,
+                **chat_template_kwargs,
+            )
+    except UserCodeTimeout as error:
+        raise RecipeError(f"the chat template of {name!r} {error}; has it a loop without end?") from error
+    except MemoryError as error:
+        raise RecipeError(f"the chat template of {name!r} writes more than there is memory for") from error
     except TemplateSyntaxError as error:
         raise RecipeError(f"the chat template of {name!r} is no Jinja: {error}") from error
     except (
@@ -94,6 +106,11 @@ def render(
         raise RefusedConversation(
             f"the chat template of {name!r} refuses a conversation of {', '.join(map(str, roles))}: {error}{fix}"
         ) from error
+    if len(text) > _MAX_CHARACTERS:
+        raise RecipeError(
+            f"the chat template of {name!r} writes {len(text):,} characters for a conversation; {_MAX_CHARACTERS:,} "
+            "are the limit"
+        )
     return str(text)
 
 

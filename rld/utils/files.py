@@ -97,10 +97,15 @@ def remove_drafts(folder: Path, *, is_shared: bool = False) -> None:
     for path in folder.glob("*.draft"):
         if is_shared and not _is_abandoned(path):
             continue
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        _remove_draft(path)
+
+
+def _remove_draft(draft: Path) -> None:
+    """Remove what is where a draft is to be; of a link the link alone, for no draft is one."""
+    if draft.is_dir() and not draft.is_symlink():
+        shutil.rmtree(draft, ignore_errors=True)
+    else:
+        draft.unlink(missing_ok=True)
 
 
 def _is_abandoned(draft: Path) -> bool:
@@ -124,7 +129,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     """
     folder = folder.resolve()
     draft = folder.with_name(f"{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
+    _remove_draft(draft)
     draft.mkdir(parents=True)
     yield draft
     shutil.rmtree(folder, ignore_errors=True)

@@ -8,6 +8,7 @@ import pytest
 
 import tests.support.tiny as tiny
 from rld.errors import RecipeError
+from rld.models import chat_template
 from rld.models.prompting import PromptEncoder
 from rld.models.template_checks import notices, require_options_read
 from rld.models.tokenizer_profile import special_tokens
@@ -56,6 +57,22 @@ def test_a_template_that_fails_is_refused_wherever_it_is_rendered(template):
     with pytest.raises(RecipeError, match="never reads it") if len(template) < 100 else contextlib.nullcontext():
         require_options_read(encoder)
     assert special_tokens(tokenizer) == {1: "<eos>"}
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "did not return within"),
+        ("{% set size = 10 ** 18 %}{{ 'a' * size }}", "writes more than there is memory for"),
+        ("{% set size = 10 ** 8 %}{{ 'a' * size }}", "writes 100,000,000 characters"),
+    ],
+)
+def test_a_template_without_end_is_named(template, message, monkeypatch):
+    monkeypatch.setattr(chat_template, "RENDER_SECONDS", 0.5)
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(RecipeError, match=f"the chat template of .* {message}"):
+        PromptEncoder(tokenizer).render([{"role": "user", "content": "?"}])
 
 
 def test_a_text_or_number_that_a_template_reads_as_such_is_not():

@@ -19,7 +19,7 @@ from rld.reporting.run_log import RunLog
 from rld.trainer import checkpoints
 from rld.utils import files
 from rld.utils.manifest import write_manifest
-from rld.utils.os_errors import as_os_error
+from rld.utils.os_errors import as_os_error, describe_os_error
 
 RECIPE = """
 name: short
@@ -161,6 +161,28 @@ def test_a_folder_that_is_a_link_is_moved_and_removed_with_what_it_leads_to(tmp_
     assert (tmp_path / "run" / "models" / "first").is_dir() and not (tmp_path / "run" / "student").is_symlink()
     files.remove_folder(tmp_path / "run" / "models" / "first")
     assert [*(tmp_path / "disk").iterdir(), *(tmp_path / "run" / "models").iterdir()] == []
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "file"])
+def test_what_is_where_a_draft_is_to_be_is_removed_and_what_a_link_leads_to_stays(tmp_path, kind):
+    other, draft = tmp_path / "other", tmp_path / "student.draft"
+    if kind != "dangling link":
+        other.mkdir()
+        (other / "precious").touch()
+    draft.touch() if kind == "file" else draft.symlink_to(other)
+    with files.replace_folder(tmp_path / "student") as folder:
+        (folder / "model").touch()
+    assert (tmp_path / "student" / "model").is_file()
+    if kind == "link":
+        draft.symlink_to(other)
+        files.remove_drafts(tmp_path)
+        assert (other / "precious").is_file()
+    assert not draft.is_symlink()
+
+
+def test_what_may_not_be_read_is_told_without_advice_to_write_elsewhere():
+    line = describe_os_error(PermissionError(errno.EACCES, "Permission denied", "weights"))
+    assert line == "Permission denied: weights; change its permissions, or choose another path"
 
 
 def test_a_folder_that_is_removed_ends_the_run_and_is_not_made_again(recipe, tmp_path, capsys, monkeypatch):
