@@ -130,6 +130,8 @@ class CapacityMonitor(WrappedController):
         rule: When a skill has a capacity gap, and what to do then.
     """
 
+    STATE_KEY = "capacity"
+
     rule: CapacityRule
 
     @property
@@ -146,14 +148,11 @@ class CapacityMonitor(WrappedController):
         inner = self.controller.start(skills, teachers, signals)
         return {**inner, **_own({skill: SkillCapacity() for skill in skills}, 0.0)}
 
-    def resume(self, state: State, teachers: list[str]) -> State:
-        return self.controller.resume(_inner(state), teachers) | {"capacity": state["capacity"]}
-
     def weights(self, state: State) -> Weights:
-        return self._changed(self.controller.weights(_inner(state)), _skills(state), state["capacity"]["progress"])
+        return self._changed(self.controller.weights(self._inner(state)), _skills(state), state["capacity"]["progress"])
 
     def step(self, state: State, observation: Observation) -> tuple[State, Weights, list[Event]]:
-        inner, weights, events = self.controller.step(_inner(state), observation)
+        inner, weights, events = self.controller.step(self._inner(state), observation)
         skills = _skills(state)
         for skill, measured in observation.skills.items():
             skills[skill], more = self._step_skill(skills[skill], skill, measured, observation)
@@ -224,10 +223,6 @@ class CapacityMonitor(WrappedController):
             moved = {skill: _reinforced(w) if skill in since else w for skill, w in weights.signals.items()}
             return replace(weights, signals=moved)
         return weights
-
-
-def _inner(state: State) -> State:
-    return {key: value for key, value in state.items() if key != "capacity"}
 
 
 def _own(skills: Mapping[str, SkillCapacity], progress: float) -> State:

@@ -31,21 +31,20 @@ class GoldShareController(WrappedController):
             rate that forgets.
     """
 
+    STATE_KEY = "gold"
+
     share: float | None = None
 
     def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> State:
         success = {skill: UNIFORM.model_dump() for skill in skills}
         return {**self.controller.start(skills, teachers, signals), "gold": success}
 
-    def resume(self, state: State, teachers: list[str]) -> State:
-        return {**self.controller.resume(_inner(state), teachers), "gold": state["gold"]}
-
     def weights(self, state: State) -> Weights:
         shares = {skill: self._share(BetaPosterior(**success)) for skill, success in state["gold"].items()}
-        return replace(self.controller.weights(_inner(state)), gold_share=shares)
+        return replace(self.controller.weights(self._inner(state)), gold_share=shares)
 
     def step(self, state: State, observation: Observation) -> tuple[State, Weights, list[Event]]:
-        inner, _, events = self.controller.step(_inner(state), observation)
+        inner, _, events = self.controller.step(self._inner(state), observation)
         gold = {}
         for skill, success in state["gold"].items():
             measured = observation.skills[skill]
@@ -56,7 +55,3 @@ class GoldShareController(WrappedController):
 
     def _share(self, success: BetaPosterior) -> float:
         return min(1 - success.mean, MOST_GOLD) if self.share is None else self.share
-
-
-def _inner(state: State) -> State:
-    return {key: value for key, value in state.items() if key != "gold"}

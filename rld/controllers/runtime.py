@@ -310,6 +310,12 @@ class ControllerRuntime:
                     f"the checkpoint was written with {key} {saved[key]}, this run has {current[key]}; "
                     "resume with the same, or start anew"
                 )
+        changed = sorted(saved["state"].keys() ^ current["state"].keys())
+        if changed:
+            raise ControllerError(
+                f"the checkpoint's controller and that of this run do not both have {', '.join(changed)}: target, "
+                "capacity or signals.gold was added or left out; resume with the same, or start anew"
+            )
         saved_version, version = saved["state"].get("version"), self.state.get("version")
         if saved_version != version:
             raise ControllerError(

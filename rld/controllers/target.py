@@ -46,6 +46,8 @@ class TargetedController(WrappedController):
         targets: The target skills, whether the stage trains them or not.
     """
 
+    STATE_KEY = "target"
+
     targets: tuple[str, ...]
 
     @property
@@ -57,15 +59,12 @@ class TargetedController(WrappedController):
         entry: dict[str, Any] = {"share": 1 / len(skills), "transfer": None, "helps": True}
         return {**self.controller.start(skills, teachers, signals), "target": {skill: {**entry} for skill in skills}}
 
-    def resume(self, state: State, teachers: list[str]) -> State:
-        return {**self.controller.resume(_inner(state), teachers), "target": state["target"]}
-
     def weights(self, state: State) -> Weights:
         shares = {skill: entry["share"] for skill, entry in state["target"].items()}
-        return replace(self.controller.weights(_inner(state)), allocation=shares)
+        return replace(self.controller.weights(self._inner(state)), allocation=shares)
 
     def step(self, state: State, observation: Observation) -> tuple[State, Weights, list[Event]]:
-        inner, _, events = self.controller.step(_inner(state), observation)
+        inner, _, events = self.controller.step(self._inner(state), observation)
         target = {skill: {**entry} for skill, entry in state["target"].items()}
         for skill, entry in target.items():
             transfer = observation.skills[skill].transfer
@@ -85,10 +84,6 @@ class TargetedController(WrappedController):
         measured = f"the gradient on {skill} has a cosine of {transfer:.3f} with that on the target"
         rule = f"above {HELPS_ABOVE:g}" if helps else "below 0: it gets what is split evenly alone"
         return Event(step, kind, skill, ", ".join(self.targets), measured, rule)
-
-
-def _inner(state: State) -> State:
-    return {key: value for key, value in state.items() if key != "target"}
 
 
 def _move(target: dict[str, dict[str, Any]], targets: tuple[str, ...]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+from rld.controllers.base import State
 from rld.controllers.observation import Controller, RequiredMeasurements
 
 
@@ -11,13 +13,24 @@ from rld.controllers.observation import Controller, RequiredMeasurements
 class WrappedController:
     """A controller that lets another one decide first.
 
-    Its state is the other's with keys of its own beside, so that a checkpoint has both.
+    Its state is the other's with one key of its own beside, so that a checkpoint has both.
 
     Attributes:
         controller: The other one.
     """
 
+    STATE_KEY: ClassVar[str]
+    """The key of its own, which no other controller has."""
+
     controller: Controller
+
+    def resume(self, state: State, teachers: list[str]) -> State:
+        """Return a saved state for other teachers, with its own part as it was."""
+        return {**self.controller.resume(self._inner(state), teachers), self.STATE_KEY: state[self.STATE_KEY]}
+
+    def _inner(self, state: State) -> State:
+        """Return the other controller's state."""
+        return {key: value for key, value in state.items() if key != self.STATE_KEY}
 
     @property
     def kind(self) -> str:

@@ -8,13 +8,17 @@ import pytest
 import torch
 
 from rld.controllers.baselines import FixedController, ScheduleController, WeightSchedule
+from rld.controllers.capacity import CapacityMonitor, CapacityRule
 from rld.controllers.gap import GapController
+from rld.controllers.gold_share import GoldShareController
 from rld.controllers.observation import TeacherInfo, Weights
 from rld.controllers.runtime import ControllerRuntime
 from rld.controllers.statistics import AttemptCounts
+from rld.controllers.target import TargetedController
 from rld.errors import ControllerError
 from tests.support.update_statistics import statistics
 
+RULE = CapacityRule()
 _ROWS = [[8.0, 8.0], [1.0, 8.0], [2.0, 2.0], [1.0, 0.0], [0.0, 4.0]]
 ATTEMPTS = AttemptCounts(*torch.tensor(_ROWS, dtype=torch.float64))
 """8 attempts at each of two skills, with 1 and 8 successes, in 2 groups, of which 1 and none are informative."""
@@ -109,3 +113,11 @@ def test_a_saved_state_goes_on_the_same():
     for made in (one, two):
         made.finish_update(statistics(0.01), 2)
     assert one.state_dict() == two.state_dict()
+
+
+def test_a_state_with_another_part_of_the_controller_is_refused():
+    plain = GapController()
+    for other in (GoldShareController(plain), TargetedController(plain, ("add",)), CapacityMonitor(plain, RULE)):
+        for saved, current in ((plain, other), (other, plain)):
+            with pytest.raises(ControllerError, match=f"both have {other.STATE_KEY}.*start anew"):
+                runtime(current).load_state_dict(runtime(saved).state_dict())
