@@ -6,6 +6,8 @@
   SmolLM2-135M, with prompts of 45 tokens and answers of 5, over a third of a whole update.
 - `trl.trainer.grpo_trainer.shuffle_sequence_dict` shuffles a rollout before it is split into micro-batches. TRL
   shuffles completions; here those of one prompt stay together, so that they can share the prompt's forward.
+- `trl.trainer.grpo_trainer.create_model_from_path` loads the student by its name. Once there are a trainer's arguments
+  with ZeRO-3 it would load parts of the student, and rld shares it after the checks that read it whole.
 """
 
 from __future__ import annotations
@@ -17,17 +19,21 @@ import torch
 from torch import Tensor
 from trl.trainer import grpo_trainer, utils
 
+from rld.models.loading import loading_whole
 from rld.rollout.batch import RolloutBatch
 
 _runs_triton = utils._use_triton
 
 _shuffle: Callable[[Any], dict[str, Any]] = grpo_trainer.shuffle_sequence_dict
 
+_create: Callable[..., Any] = grpo_trainer.create_model_from_path
+
 
 def patch_trl() -> None:
-    """Apply both patches to this process; to do so twice does no harm."""
+    """Apply all patches to this process; to do so twice does no harm."""
     skip_unlabelled_positions()
     grpo_trainer.shuffle_sequence_dict = _shuffle_prompts  # type: ignore[assignment]
+    grpo_trainer.create_model_from_path = _create_whole
 
 
 def skip_unlabelled_positions() -> None:
@@ -37,6 +43,11 @@ def skip_unlabelled_positions() -> None:
 
 def _skips_unlabelled(device: torch.device) -> bool:
     return device.type == "cpu" or bool(_runs_triton(device))
+
+
+def _create_whole(*args: Any, **options: Any) -> Any:
+    with loading_whole():
+        return _create(*args, **options)
 
 
 def _shuffle_prompts(rollout: dict[str, Any]) -> dict[str, Any]:

@@ -60,8 +60,16 @@ stages:
 """
 """A run of two stages, of which the second trains an adapter; the test writes it beside its results."""
 
+GROUP_SIZE = 4
+"""Completions of a prompt."""
+
 NUM_COMPLETIONS = 8
 """Completions of an update, over all processes and micro-batches: two groups, so that four updates are one epoch."""
+
+
+def is_alone() -> bool:
+    """Whether this is a training in one process, with which the others are compared."""
+    return "WORLD_SIZE" not in os.environ
 
 
 def student(tied: bool) -> LlamaForCausalLM:
@@ -78,6 +86,7 @@ def sizes(folder: Path, parts: int, **options: Any) -> dict[str, Any]:
     return tiny.options(
         folder,
         **{
+            "num_generations": GROUP_SIZE,
             "per_device_train_batch_size": NUM_COMPLETIONS // num_processes // parts,
             "gradient_accumulation_steps": parts,
             "max_steps": 3,
@@ -88,16 +97,29 @@ def sizes(folder: Path, parts: int, **options: Any) -> dict[str, Any]:
 
 
 def grpo(folder: Path, parts: int, **options: Any) -> GRPOTrainer:
-    """TRL's own trainer with a reference model, on completions that depend on prompts alone."""
+    """The policy signal with a reference model, on completions that depend on prompts alone.
+
+    One process trains with TRL's own trainer: what others share is compared with what is not rld's.
+    """
     start = stored_student(folder.parent)  # from which TRL loads the reference too
-    args = GRPOConfig(**sizes(folder, parts, beta=0.1, max_steps=2))
+    trainer, config = (GRPOTrainer, GRPOConfig) if is_alone() else (RLDTrainer, RLDConfig)
+    args = config(**sizes(folder, parts, beta=0.1, max_steps=2))
     options = {"rollout_func": scripted, **options}
-    return GRPOTrainer(str(start), tiny.letters, args, tiny.rows(10), processing_class=tiny.tokenizer(), **options)
+    return trainer(str(start), tiny.letters, args, tiny.rows(10), processing_class=tiny.tokenizer(), **options)
 
 
 def sampled(folder: Path, parts: int) -> GRPOTrainer:
-    """The same on completions that the student samples."""
+    """The same on completions that the student samples by `quantiles`."""
     return grpo(folder, parts, rollout_func=None)
+
+
+def quantiles(probabilities_BV: torch.Tensor, num_samples: int, **_: Any) -> torch.Tensor:
+    """Stand in for `torch.multinomial`: each completion of a group has a quantile of its own, whatever the process."""
+    assert num_samples == 1
+    numbers_B = torch.arange(len(probabilities_BV)) % GROUP_SIZE
+    shares_B1 = ((numbers_B + 0.5) / GROUP_SIZE)[:, None]
+    cumulative_BV = probabilities_BV.double().cumsum(-1)
+    return (cumulative_BV < shares_B1 * cumulative_BV[:, -1:]).sum(-1, keepdim=True)
 
 
 def signals(folder: Path, parts: int, tied: bool = False, **options: Any) -> RLDTrainer:
@@ -181,7 +203,8 @@ def trained(folder: Path) -> Iterator[tuple[str, Any]]:
     for parts in (1, 4):
         for name, build in CELLS.items():
             trainer = build(folder / f"{name}_{parts}", parts)
-            trainer.train()
+            with patch("torch.multinomial", quantiles):
+                trainer.train()
             yield f"{name}_{parts}", trainer
         trainer = resumable(folder / f"whole_{parts}", parts)
         trainer.train()
@@ -201,7 +224,10 @@ def store(folder: Path, name: str, trainer: Any) -> None:
 
 if __name__ == "__main__":
     place = Path(sys.argv[1])
-    student(True).save_pretrained(stored_student(place))
+    start = student(True)
+    if not is_alone():  # no letter that is rewarded; the options of a student are not those of its rollouts
+        start.generation_config.suppress_tokens = tiny.tokenizer().convert_tokens_to_ids(["a", "b"])
+    start.save_pretrained(stored_student(place))
     for cell, finished in trained(place):
         store(place, cell, finished)
     assert main(["train", str(place / "small.yaml"), "--output", str(place / "run")]) == 0

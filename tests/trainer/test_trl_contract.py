@@ -250,7 +250,9 @@ def test_one_module_replaces_functions_of_trl_and_two_replace_methods_of_a_model
                     patches.setdefault(name, set()).add(f"{target.value.id}.{target.attr}")
                 elif target.attr in ("forward", "generate") and target.value.id == "model":
                     methods[name] = target.attr
-    assert patches == {"trainer/trl_patches.py": {"utils._use_triton", "grpo_trainer.shuffle_sequence_dict"}}
+    replaced = {"utils._use_triton", "grpo_trainer.shuffle_sequence_dict", "grpo_trainer.create_model_from_path"}
+    assert patches == {"trainer/trl_patches.py": replaced}
+    assert "model = create_model_from_path(model, " in inspect.getsource(GRPOTrainer.__init__)
     assert methods == {"trainer/student_forward.py": "forward", "models/prefill.py": "generate"}
 
 
