@@ -51,6 +51,7 @@ os.memfd_create("file")
     ("program", "error"),
     [
         ("import socket; socket.create_connection(('1.1.1.1', 53), timeout=2)", "Network is unreachable"),
+        ("import socket; socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)", "Address family not supported"),
         ("import socket; socket.socket(socket.AF_UNIX).connect('/run/docker.sock')", "No such file"),
         (FILES, "AssertionError"),
         ("open('/usr/hostile', 'w')", "Read-only file system"),
