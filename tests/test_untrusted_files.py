@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,11 +19,14 @@ import torch
 from rld.errors import ModelError
 from rld.models.loading import load_model, load_tokenizer
 from rld.utils.manifest import write_manifest
-from tests.support import tiny
+from tests.support import parity, tiny
+from tests.support.processes import run_modules, sharing_environment
 from tests.support.resumed_in_rollout import four_updates
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [*(ROOT / "rld").rglob("*.py"), *(ROOT / "rewards").glob("*.py"), *(ROOT / "curricula").glob("*.py")]
+
+needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
 
 
 class Hostile:
@@ -60,6 +65,22 @@ def test_no_file_of_a_checkpoint_runs_code(checkpoint: Path, tmp_path: Path, nam
     finally:
         path.write_bytes(sound)
         write_manifest(checkpoint)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("way", ["fsdp2", pytest.param("zero3", marks=needs_deepspeed)])
+def test_no_file_of_a_checkpoint_runs_code_where_processes_share_the_student(tmp_path: Path, way: str) -> None:
+    parity.resumable(tmp_path / "run", 1).train()
+    mark, hostile = tmp_path / "mark", list[str]()
+    for name in ("optimizer.pt", "scheduler.pt"):
+        checkpoint = tmp_path / name / "checkpoint-2"
+        shutil.copytree(tmp_path / "run" / "checkpoint-2", checkpoint)
+        plant(checkpoint / name, mark)
+        write_manifest(checkpoint)
+        hostile.append(str(checkpoint))
+    environment = sharing_environment(f"accelerate/{way}")
+    arguments = [str(tmp_path / "shared"), *hostile]
+    run_modules("tests.support.hostile_resume", arguments, 2, log=tmp_path / "log", environment=environment)
     assert not mark.exists()
 
 
