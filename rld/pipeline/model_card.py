@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
@@ -54,13 +55,13 @@ def _body(
     context: RunContext, stage: Stage, record: Mapping[str, Any], *, steps: int, base: str | None
 ) -> Iterator[str]:
     recipe = context.recipe
-    start = f"`{base}`" if base is not None else "random weights"
+    start = _code(base) if base is not None else "random weights"
     yield f"# {recipe.name}: {stage.name}"
     how = f"trained with `rld` from {start}"
     if isinstance(stage, Merge):
         how = f"merged with `rld` by `{stage.method}`"
     elif isinstance(stage, Prune):
-        how = f"cut with `rld` out of `{stage.model}` ({stage.words()})"
+        how = f"cut with `rld` out of {_code(stage.model)} ({stage.words()})"
     yield f"\nThis model was {how}, as stage {context.stage_number(stage.name)} of "
     yield f"{len(recipe.stages)} (kind `{stage.kind}`) of the recipe `{recipe.name}` with seed {recipe.seed}."
     yield from _teachers(stage, record)
@@ -77,8 +78,25 @@ def _body(
     yield ", ".join(f"{name} {version}" for name, version in package_versions().items()) + "."
     yield "\n## Recipe\n\nWith all defaults; secrets are masked.\n"
     text = yaml.safe_dump(files.read_json(context.paths.recipe), sort_keys=False, allow_unicode=True, width=110)
-    fence = "`" * (3 + max((len(run) for run in text.replace("`", " `").split() if set(run) == {"`"}), default=0))
+    fence = "`" * max(3, _longest_run(text) + 1)
     yield f"{fence}yaml\n{text}{fence}"
+
+
+def _code(text: str) -> str:
+    """Return a text as code in Markdown, which none of its characters ends."""
+    fence = "`" * (_longest_run(text) + 1)
+    space = " " if "`" in text else ""
+    return f"{fence}{space}{' '.join(text.split())}{space}{fence}"
+
+
+def _code_of_cell(text: str) -> str:
+    """Return a text as code in the cell of a table."""
+    return _code(text).replace("|", r"\|")
+
+
+def _longest_run(text: str) -> int:
+    """Return the length of the longest run of backticks in a text."""
+    return max(map(len, re.findall("`+", text)), default=0)
 
 
 def _teachers(stage: Stage, record: Mapping[str, Any]) -> Iterator[str]:
@@ -87,9 +105,9 @@ def _teachers(stage: Stage, record: Mapping[str, Any]) -> Iterator[str]:
         for name, spec in stage.teachers.items():
             result = record["teachers"].get(name)
             cells = (number(result["parameters"]), _mean(result["scores"])) if result else ("-", "-")
-            yield f"| {name} | `{spec.place}` | {cells[0]} | {cells[1]} |"
+            yield f"| {name} | {_code_of_cell(spec.place)} | {cells[0]} | {cells[1]} |"
     elif getattr(stage, "teacher", None) is not None:
-        yield f"\n## Teachers\n\nIt was fine-tuned on answers of `{getattr(stage, 'teacher', '')}`."
+        yield f"\n## Teachers\n\nIt was fine-tuned on answers of {_code(str(getattr(stage, 'teacher', '')))}."
 
 
 def _merged_models(stage: Stage, record: Mapping[str, Any]) -> Iterator[str]:
@@ -99,7 +117,7 @@ def _merged_models(stage: Stage, record: Mapping[str, Any]) -> Iterator[str]:
     weights = zip(stage.models, stage.weights_in_use, strict=True)
     for name, weight in [*([(stage.base, "base")] if stage.base is not None else []), *weights]:
         part = record["merged"][name]
-        yield f"| `{name}` | {weight} | {number(part['parameters'])} | {_mean(part['scores'])} |"
+        yield f"| {_code_of_cell(name)} | {weight} | {number(part['parameters'])} | {_mean(part['scores'])} |"
 
 
 def _mean(scores: Mapping[str, float]) -> str:

@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rld.cli import main
+from tests.support import tiny
 from tests.support.processes import FORK_SERVER, exit_codes, train_quietly
 from tests.support.runs import one_thread, recipe, whole
 
@@ -138,6 +139,20 @@ def test_every_student_has_a_model_card(whole):
         recipe = yaml.safe_load(card.text.split("```yaml\n")[1].split("```")[0])
         assert recipe == json.loads((whole / "recipe.json").read_text())
     assert "| response | 0." in card.text and "| teacher | `teacher` |" in card.text
+
+
+def test_no_path_of_a_model_is_read_as_markdown_in_its_card(tmp_path):
+    folder = "a`b``c | <img src=x>"
+    tiny.model().save_pretrained(tmp_path / folder)
+    tiny.tokenizer().save_pretrained(tmp_path / folder)
+    (tmp_path / "tasks.py").write_text('def copy(rng):\n    return f"{rng.choice(\'abcd\')}:", "a"\n')
+    path = tmp_path / "recipe.yaml"
+    stage = {"name": "cut", "kind": "prune", "model": f"./{folder}", "layers": 1}
+    skills = {"copy": {"generator": "./tasks.py:copy", "held_out": 1}}
+    path.write_text(yaml.safe_dump({"name": "r", "max_new_tokens": 1, "skills": skills, "stages": [stage]}))
+    assert main(["train", str(path), "--output", str(tmp_path / "run")]) == 0
+    card = ModelCard.load(tmp_path / "run" / "student" / "README.md").text
+    assert f"out of ``` ./{folder} ``` (1 layers" in card.replace("\n", " ")
 
 
 def test_the_log_has_the_promised_names(whole):
