@@ -94,6 +94,8 @@ class SkillObservation:
     teachers: Mapping[str, TeacherObservation] = field(default_factory=dict)
     level: float | None = None
     """Mean level of the prompts of the attempts; None without attempts."""
+    gold_answers: int = 0
+    """Gold answers that were learnt by themselves, of prompts without completions."""
     audited: int = 0
     """Successes that a trusted reward checked."""
     audit_passed: int = 0

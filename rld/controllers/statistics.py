@@ -91,6 +91,8 @@ class AttemptCounts(NamedSums):
     """Groups whose completions got different rewards."""
     levels_S: Tensor
     """Levels of the prompts of the attempts."""
+    gold_S: Tensor
+    """Gold answers that were learnt by themselves, and in no group."""
 
 
 @dataclass(frozen=True)
@@ -272,6 +274,7 @@ class WindowStatistics:
         """Return what a controller is shown of skill number `s`."""
         return SkillObservation(
             attempts=int(self.attempts.attempts_S[s]),
+            gold_answers=int(self.attempts.gold_S[s]),
             successes=int(self.attempts.successes_S[s]),
             groups=int(self.attempts.groups_S[s]),
             informative_groups=int(self.attempts.informative_S[s]),

@@ -29,6 +29,10 @@ class RowSource(Protocol):
 
     num_levels: int
 
+    @property
+    def num_rows(self) -> int | None:
+        """The number of rows, None where there is no end of them."""
+
     def draw(self, level: int, rng: random.Random, number: int = 0) -> Row: ...
 
 
@@ -108,6 +112,11 @@ class PromptStream:
         """
         place = f"{self._seed}:replacement:{rollout}:{group}:{attempt}"
         return self._row(self._pick_active(random.Random(f"{place}:task")), random.Random(f"{place}:row"))
+
+    def num_rows(self) -> dict[str, int]:
+        """Return the number of rows of each skill that has an end of them."""
+        counts = {skill: source.num_rows for skill, source in self._sources.items()}
+        return {skill: count for skill, count in counts.items() if count is not None}
 
     def another(self, row: Row, place: str) -> Row:
         """Return a row of the same skill and level as another row; no state changes.
@@ -313,6 +322,10 @@ class _Labelled:
         if missing:
             raise DataError(f"train_dataset: skill {skill!r} has no rows of level {min(missing)}")
         self._dataset, self._levels = dataset, levels
+
+    @property
+    def num_rows(self) -> int:
+        return sum(map(len, self._levels.values()))
 
     def draw(self, level: int, rng: random.Random, number: int = 0) -> Row:
         row: Row = self._dataset[rng.choice(self._levels[level])]

@@ -40,6 +40,7 @@ _PHRASES = {
     "budget exceeded": "the student is too far from the start of the stage",
     "budget kept": "the student is near the start of the stage again",
     "equal rewards": "reward {about} told no completions of a prompt apart",
+    "gold answers learnt": "{skill} is not learnt from gold answers any more",
     "transfer on": "{skill} helps {about} again and gets prompts for it",
     "transfer off": "{skill} does not help {about}",
     "capacity gap": "{skill}: the student no longer comes closer to {about}, which is better",

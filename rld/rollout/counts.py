@@ -103,6 +103,7 @@ def group_counts(
     group_skills = skills_A[::group_size]
     counts.groups_S.index_add_(0, group_skills, counts_G)
     counts.informative_S.index_add_(0, group_skills, informative * counts_G)
+    counts.gold_S.index_add_(0, group_skills, group_size * (1 - counts_G))
     return GroupOutcomes(attempted_A, succeeded_A, counts)
 
 

@@ -141,7 +141,8 @@ class RLDTrainer(GRPOHooks):
         for callback in (OptimizerTime(self.timer), RolloutEvents(self)):
             self.add_callback(callback)
         if self.args.has_gold_prompts:
-            controller = GoldShareController(controller, self.args.gold_share)
+            num_rows = {} if self.stream is None else self.stream.num_rows()
+            controller = GoldShareController(controller, self.args.gold_share, num_rows)
         self.runtime = ControllerRuntime(controller, self.skills, teacher_infos(self.teachers), self._signals)
 
     def _build_student(self, rows: Any) -> None:

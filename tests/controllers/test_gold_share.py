@@ -35,6 +35,17 @@ def test_a_fixed_share_stays():
     assert shares(GoldShareController(FixedController(), 0.3), 20) == {"add": 0.3, "sort": 0.3}
 
 
+def test_four_passes_over_the_rows_are_learnt_at_most():
+    controller = GoldShareController(FixedController(), num_rows={"add": 10})
+    state = controller.start(["add", "sort"], [], ["policy"])
+    measured = SkillObservation(attempts=4, successes=0, gold_answers=13)
+    for tick, share in ((1, 0.8), (2, 0.8), (3, 0.8), (4, 0.0)):
+        state, weights, events = controller.step(state, Observation(tick, {"add": measured, "sort": measured}))
+        assert (weights.gold_share["add"] >= share) if share else (weights.gold_share["add"] == 0)
+        assert [event.kind for event in events] == ["gold answers learnt"] * (tick == 4)
+    assert weights.gold_share["sort"] > 0.8, "a generator's rows have no end"
+
+
 def test_the_other_controller_decides_as_without_it():
     alone, beside = GapController(), GoldShareController(GapController())
     state, other = (made.start(["add", "sort"], ["one"], ["policy", "response"]) for made in (alone, beside))

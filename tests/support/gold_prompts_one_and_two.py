@@ -20,9 +20,9 @@ ANSWERS = ["a", "bcd", "ef", "ghija", "b", "cdef", "gh", "ij"]
 """Of different lengths, so that a mean of means would show."""
 
 
-def trainer(folder: Path, *, teacher: bool = False, **options: Any) -> RLDTrainer:
+def trainer(folder: Path, *, teacher: bool = False, num_rows: int = 16, **options: Any) -> RLDTrainer:
     """A trainer of which some prompts have their gold answer alone, with a teacher or without."""
-    rows = tiny.rows().map(lambda _, i: {"answer": ANSWERS[i % len(ANSWERS)]}, with_indices=True)
+    rows = tiny.rows(num_rows).map(lambda _, i: {"answer": ANSWERS[i % len(ANSWERS)]}, with_indices=True)
     args = {"per_device_train_batch_size": 32, "gold_weight": 0.7, "gold_share": 0.5, "optim": "sgd"} | options
     return RLDTrainer(
         tiny.model(tie_word_embeddings=False),

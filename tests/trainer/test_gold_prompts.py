@@ -74,6 +74,7 @@ def test_no_teacher_reads_gold_prompts_and_they_are_no_attempts(tmp_path):
     assert not batch["teacher_tokens"][is_gold_B].any() and batch["teacher_tokens"][~is_gold_B].any()
     assert trainer.runtime._window.attempts.attempts_S.sum() == 16
     assert trainer.runtime._window.attempts.groups_S.sum() == 4
+    assert trainer.runtime._window.attempts.gold_S.tolist() == [8, 8]
     lengths_B = batch["completion_mask"].sum(1)
     assert trainer.totals.tokens_generated == lengths_B[~is_gold_B].sum()
     share = lengths_B[~is_gold_B].sum() / lengths_B.sum()
@@ -82,13 +83,21 @@ def test_no_teacher_reads_gold_prompts_and_they_are_no_attempts(tmp_path):
 
 def test_the_share_follows_what_the_student_fails(tmp_path):
     options = {"gold_share": None, "max_steps": 20, "optim": "adamw_torch"}
-    trainer = runs.trainer(tmp_path, **options)
+    trainer = runs.trainer(tmp_path, num_rows=400, **options)
     trainer.train()
     log = [entry for entry in trainer.state.log_history if "loss/gold" in entry]
     assert log[0]["gold_share/first"] == 0.5
     assert log[-1]["gold_share/first"] > 0.6, "few completions are all right"
     losses = [entry["loss/gold"] for entry in log]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_few_rows_are_learnt_in_four_passes(tmp_path):
+    trainer = runs.trainer(tmp_path, gold_share=None, max_steps=11)
+    trainer.train()
+    shares = [entry["gold_share/first"] for entry in trainer.state.log_history if "gold_share/first" in entry]
+    assert shares == [0.5] * 5 + [0.0] * 6, "a tick has 40 of each skill's 8 answers"
+    assert {event.skill for event in trainer.events if event.kind == "gold answers learnt"} == {"first", "second"}
 
 
 def test_accumulation_does_not_change_the_update(tmp_path):
