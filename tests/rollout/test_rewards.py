@@ -223,6 +223,7 @@ def test_counts():
         "groups_S": [4, 0, 2],
         "informative_S": [2, 0, 0],
         "levels_S": [0, 0, 0],
+        "gold_S": [0, 0, 0],
     }
 
 
@@ -247,7 +248,7 @@ def test_gold_answers_are_no_attempts_but_make_a_group_informative():
     )
     assert attempted.tolist() == [False, True] * 2
     assert success.tolist() == [False, False, False, True]
-    assert [value for (value,) in counts.to_json().values()] == [2, 1, 2, 1, 0]
+    assert [value for (value,) in counts.to_json().values()] == [2, 1, 2, 1, 0, 0]
 
 
 def test_gold_completions_end_and_need_an_answer():
@@ -257,5 +258,5 @@ def test_gold_completions_end_and_need_an_answer():
         gold_completions(rows, tiny.encoder(), 4)
     with pytest.raises(DataError, match=r"'a b' is 'ab' once"):
         gold_completions([{"prompt": "a", "answer": "a b"}], tiny.encoder(), 4)
-    with pytest.raises(DataError, match=r"row 1 .*'answer'"):
-        gold_completions([rows[0], {"answer": None}], tiny.encoder(), 4)
+    with pytest.raises(DataError, match=r"no text in its column 'answer'; its prompt is 'c'"):
+        gold_completions([rows[0], {"prompt": "c", "answer": None}], tiny.encoder(), 4)
