@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
@@ -79,16 +80,33 @@ def render(
     template = template_of(tokenizer, chat_template, tools)
     if template is None:
         raise RecipeError(f"the prompts are conversations, but the tokenizer of {name!r} has no chat template")
+    with _mistakes_of(name, messages, tools), user_code(RENDER_SECONDS):
+        text: Any = tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            chat_template=_with_fixed_date(template),
+            tools=list(tools) if tools else None,
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
+            **chat_template_kwargs,
+        )
+    if len(text) > _MAX_CHARACTERS:
+        raise RecipeError(
+            f"the chat template of {name!r} writes {len(text):,} characters for a conversation; {_MAX_CHARACTERS:,} "
+            "are the limit"
+        )
+    return str(text)
+
+
+@contextmanager
+def _mistakes_of(name: str, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None) -> Iterator[None]:
+    """Tell what goes wrong while the template of the tokenizer of this name is rendered.
+
+    Raises:
+        RecipeError: the template is no Jinja, or takes too much time or memory.
+        RefusedConversation: it refuses the conversation.
+    """
     try:
-        with user_code(RENDER_SECONDS):
-            text: Any = tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                chat_template=_with_fixed_date(template),
-                tools=list(tools) if tools else None,
-                add_generation_prompt=add_generation_prompt,
-                tokenize=False,
-                **chat_template_kwargs,
-            )
+        yield
     except UserCodeTimeout as error:
         raise RecipeError(f"the chat template of {name!r} {error}; has it a loop without end?") from error
     except MemoryError as error:
@@ -106,12 +124,6 @@ def render(
         raise RefusedConversation(
             f"the chat template of {name!r} refuses a conversation of {', '.join(map(str, roles))}: {error}{fix}"
         ) from error
-    if len(text) > _MAX_CHARACTERS:
-        raise RecipeError(
-            f"the chat template of {name!r} writes {len(text):,} characters for a conversation; {_MAX_CHARACTERS:,} "
-            "are the limit"
-        )
-    return str(text)
 
 
 def behind_the_answer(
