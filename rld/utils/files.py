@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
-from rld.errors import CheckpointError
+from rld.errors import CheckpointError, UsageError
 from rld.utils.secrets import masked_strings, masked_text
 
 _SECONDS_PER_DAY = 24 * 60 * 60
@@ -134,6 +134,17 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     yield draft
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(draft, folder)
+
+
+def require_target(path: Path) -> None:
+    """Check that a path, if it is a link, leads somewhere.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if path.is_symlink() and not path.exists():
+        fix = "mount that disk, or remove the link"
+        raise UsageError(f"{path} is a link to {path.readlink()}, which is not there; {fix}")
 
 
 def remove_folder(folder: Path) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from rld.errors import CheckpointError, UsageError
-from rld.utils.files import Record, read_json, write_json
+from rld.utils.files import Record, read_json, require_target, write_json
 from rld.utils.messages import tell
 from rld.utils.secrets import masked_override
 
@@ -44,8 +44,10 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder inside the block; a folder that this creates and that stays empty is removed.
 
     Raises:
-        UsageError: another process holds the lock, or the folder is a file.
+        UsageError: another process holds the lock, the folder is a file, or a link on its path leads nowhere.
     """
+    for path in (folder, *folder.parents):
+        require_target(path)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; give a folder")
     is_new = not folder.exists()

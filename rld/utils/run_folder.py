@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rld.errors import UsageError
-from rld.utils.files import Record, read_json
+from rld.utils.files import Record, read_json, require_target
 
 _STAGE_RECORD = "rld_stage.json"
 
@@ -116,10 +116,7 @@ class RunFolder:
             UsageError: one does not.
         """
         for path in (*self.path.glob("*"), *self.path.glob("*/*")):
-            if path.is_symlink() and not path.exists():
-                raise UsageError(
-                    f"{path} is a link to {path.readlink()}, which is not there; mount that disk, or remove the link"
-                )
+            require_target(path)
 
     def require_free(self) -> None:
         """Check that the folder holds no run.

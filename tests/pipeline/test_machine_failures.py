@@ -209,11 +209,13 @@ def test_a_folder_that_is_removed_ends_the_run_and_is_not_made_again(recipe, tmp
         (["report", "x" * 300], "choose a shorter name"),
         (["copy", "quickstart", "file/there"], "a file is where a folder should be"),
         (["train", "RECIPE", "--output", "/proc/run"], "/proc/run"),
+        (["train", "RECIPE", "--output", "unmounted/run"], "unmounted is a link to disk, which is not there; mount"),
     ],
 )
 def test_a_path_that_cannot_be_is_the_users_mistake(recipe, tmp_path, capsys, monkeypatch, words, expected):
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
+    Path("unmounted").symlink_to("disk")
     assert main([recipe if word == "RECIPE" else word for word in words]) == 2
     assert expected in capsys.readouterr().err
 
