@@ -151,6 +151,7 @@ def test_check_says_when_a_size_is_unknown(folder, capsys, monkeypatch):
         (["train"], "the following arguments are required: RECIPE"),
         (["check", "cuont.yaml"], "no recipe at cuont.yaml; did you mean 'count.yaml'?"),
         (["check", "count.yaml", "--outptu", "x"], "unrecognized arguments: --outptu"),
+        (["ablate", "count.yaml", "--arm", "a", "--arm", "b"], "required: --arms"),
         (["check", "count.yaml", "sed=1"], "command line (sed=1): unknown key 'sed'; did you mean 'seed'?"),
         (["list", "reward"], "nothing of kind 'reward' ships; did you mean 'rewards'?"),
         (["copy", "nothing-like-it"], "no recipe called 'nothing-like-it' ships"),
