@@ -37,13 +37,15 @@ class GoldShareController(WrappedController):
     Attributes:
         share: The share, fixed. None: `min(1 - p, 7/8)`, p being the mean of a Beta posterior of the student's success
             rate that forgets; and 0 once the gold answers that were learnt come to 4 passes over the skill's rows.
-        num_rows: The number of rows of each skill that has an end of them.
+        num_rows: The number of rows with a gold answer of each skill that has an end of them.
+        num_iterations: How often a rollout is learnt from.
     """
 
     STATE_KEY = "gold"
 
     share: float | None = None
     num_rows: Mapping[str, int] = field(default_factory=dict)
+    num_iterations: int = 1
 
     def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> State:
         inner = self.controller.start(skills, teachers, signals)
@@ -60,9 +62,10 @@ class GoldShareController(WrappedController):
             measured = observation.skills[skill]
             success = BetaPosterior(**entry["success"])
             success = success.updated(measured.successes, measured.attempts, memory=MEMORY)
-            gold[skill] = {"success": success.model_dump(), "learnt": entry["learnt"] + measured.gold_answers}
+            learnt = entry["learnt"] + measured.gold_answers * self.num_iterations
+            gold[skill] = {"success": success.model_dump(), "learnt": learnt}
             if self.share is None and self._is_learnt(skill, gold[skill]) > self._is_learnt(skill, entry):
-                events = [*events, self._event(observation.step, skill, gold[skill]["learnt"])]
+                events = [*events, self._event(observation.step, skill, learnt)]
         state = {**inner, "gold": gold}
         return state, self.weights(state), events
 

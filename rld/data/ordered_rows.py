@@ -90,11 +90,6 @@ class OrderedRows:
         for _ in self.examples():
             pass
 
-    @property
-    def num_rows(self) -> int | None:
-        """The number of rows, None for a generator."""
-        return self.source.num_rows
-
     def draw(self, level: int, rng: random.Random, number: int = 0) -> Row:
         """Draw a row of a level; the same random state gives the same row."""
         unit = rng.choice(self._units[level])

@@ -29,10 +29,6 @@ class RowSource(Protocol):
 
     num_levels: int
 
-    @property
-    def num_rows(self) -> int | None:
-        """The number of rows, None where there is no end of them."""
-
     def draw(self, level: int, rng: random.Random, number: int = 0) -> Row: ...
 
 
@@ -62,6 +58,10 @@ class PromptStream:
     prompts_per_update: int = 1
     """Number of prompts of one update over all processes. Each process reads only its own rows but picks the tasks of
     the whole update, so that every process has all tasks and any process can write the state."""
+
+    gold_rows: Mapping[str, int] = {}
+    """Number of rows with a gold answer of each skill that has an end of them, as if every level had as few as the
+    smallest one: from that the same rows come back first."""
 
     inactive_skills: frozenset[str] = frozenset()
     """Skills of which no rows are drawn at present. A pick of one of them is discarded and repeated."""
@@ -95,7 +95,10 @@ class PromptStream:
         for i, (skill, level) in enumerate(zip(skills, levels, strict=True)):
             rows_by_skill.setdefault(str(skill), {}).setdefault(level, []).append(i)
         sources = {skill: _Labelled(skill, dataset, rows) for skill, rows in rows_by_skill.items()}
-        return cls(sources, curriculum, seed, num_slots)
+        stream = cls(sources, curriculum, seed, num_slots)
+        sizes = {skill: [len(rows) for rows in by_level.values()] for skill, by_level in rows_by_skill.items()}
+        stream.gold_rows = {skill: min(counts) * len(counts) for skill, counts in sizes.items()}
+        return stream
 
     @property
     def skills(self) -> list[str]:
@@ -112,11 +115,6 @@ class PromptStream:
         """
         place = f"{self._seed}:replacement:{rollout}:{group}:{attempt}"
         return self._row(self._pick_active(random.Random(f"{place}:task")), random.Random(f"{place}:row"))
-
-    def num_rows(self) -> dict[str, int]:
-        """Return the number of rows of each skill that has an end of them."""
-        counts = {skill: source.num_rows for skill, source in self._sources.items()}
-        return {skill: count for skill, count in counts.items() if count is not None}
 
     def another(self, row: Row, place: str) -> Row:
         """Return a row of the same skill and level as another row; no state changes.
@@ -322,10 +320,6 @@ class _Labelled:
         if missing:
             raise DataError(f"train_dataset: skill {skill!r} has no rows of level {min(missing)}")
         self._dataset, self._levels = dataset, levels
-
-    @property
-    def num_rows(self) -> int:
-        return sum(map(len, self._levels.values()))
 
     def draw(self, level: int, rng: random.Random, number: int = 0) -> Row:
         row: Row = self._dataset[rng.choice(self._levels[level])]

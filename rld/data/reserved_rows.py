@@ -51,11 +51,6 @@ class WithoutRows:
         self.source, self.num_levels = source, source.num_levels
         self._left_out = {_key(row) for row in rows}
 
-    @property
-    def num_rows(self) -> int | None:
-        """The number of rows that are left, None for a generator."""
-        return None if self.source.num_rows is None else self.source.num_rows - len(self._left_out)
-
     def draw(self, level: int, rng: random.Random, number: int = 0) -> Row:
         """Draw a row of a level as the source does; what is left out is drawn anew, or followed by the next piece.
 

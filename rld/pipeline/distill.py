@@ -178,7 +178,20 @@ def _arguments(context: RunContext, stage: Distill, reward_weights: list[float])
 def _stream(context: RunContext, stage: Distill, args: RLDConfig, sources: Sources) -> PromptStream:
     """Return the stage's prompts in the order in which its curriculum draws them."""
     curriculum = load_curriculum(stage, _num_levels(sources), context.source)
-    return PromptStream(sources, curriculum, context.seed(stage.name), args.num_prompts())
+    stream = PromptStream(sources, curriculum, context.seed(stage.name), args.num_prompts())
+    stream.gold_rows = _gold_rows(context, stage) if stage.has_gold_prompts else {}
+    return stream
+
+
+def _gold_rows(context: RunContext, stage: Distill) -> dict[str, int]:
+    """Return `PromptStream.gold_rows`: rows that are held out, and those without an answer, do not count."""
+    counts = {}
+    for skill in context.skills(stage):
+        items_by_level = context.skill_rows[skill].training_items()
+        if items_by_level:
+            sizes = [sum(bool(item.answer) for item in items) for items in items_by_level]
+            counts[skill] = min(sizes) * len(sizes)
+    return counts
 
 
 def _sources(context: RunContext, stage: Distill) -> Sources:

@@ -197,7 +197,7 @@ class RowChecks:
         if not reader.is_student:
             return _findings_of_prompts(reader, rows, **limits)
 
-        rows = [self._with_some_label(row) for row in rows]
+        rows = rows if reader.learns_answers else [self._with_some_label(row) for row in rows]
 
         def verify(rows: Sequence[Row], texts: Sequence[str]) -> list[bool]:
             rewards = ask(self._judge, rows, texts, reader.encoder.encode_answers(texts))

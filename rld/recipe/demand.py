@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rld.controllers.gold_share import MOST_GOLD
 from rld.recipe.distill_cost import gold_share
 from rld.recipe.hardware import Demand
 from rld.recipe.sizes import Sizes
@@ -25,6 +26,9 @@ def sft_demand(stage: Any, num_parameters: int, sizes: Sizes) -> Demand:
 def distill_demand(stage: Any, num_parameters: int, teacher_bytes: int, sizes: Sizes) -> Demand:
     """Return the demand of a `distill` stage.
 
+    Where the controller sets the share of gold answers, memory is what the share takes that takes most: of the cache
+    none of them, of activations the largest share, for each gold answer has a prompt of its own.
+
     Args:
         stage: The stage, a `Distill`.
         num_parameters: Parameters of the student.
@@ -34,16 +38,18 @@ def distill_demand(stage: Any, num_parameters: int, teacher_bytes: int, sizes: S
     skills, rollout, shape = stage.skills or sizes.skills, stage.rollout, sizes.shape(stage.student)
     prompt, answer = sizes.lengths(skills)
     num_completions = rollout.num_completions(sizes.num_labels.get(skill, 1) for skill in skills)
-    share, num_sampled = gold_share(stage), 0.0
-    if not stage.learns_labels:
-        num_sampled = (1 - share) * rollout.prompts * (num_completions - rollout.gold_completions)
-    tokens = rollout.prompts * ((1 - share + share * num_completions) * prompt + num_completions * answer)
+    mean_share = least_share = most_share = gold_share(stage)
+    if stage.has_gold_prompts and stage.signals.gold.share is None:
+        least_share, most_share = 0.0, MOST_GOLD
+    num_possible = 0 if stage.learns_labels else rollout.prompts * (num_completions - rollout.gold_completions)
+    num_sampled = (1 - mean_share) * num_possible
+    tokens = rollout.prompts * ((1 - most_share + most_share * num_completions) * prompt + num_completions * answer)
     num_reads = num_sampled * answer * (prompt + answer / 2)  # each token reads all those before it
     return Demand(
         state_bytes(stage, num_parameters),
         teacher_bytes,
         activation_bytes=shape.activation_bytes() * tokens / _num_micro_batches(stage),
-        cache_bytes=shape.cache_bytes() * num_sampled * (prompt + answer),
+        cache_bytes=shape.cache_bytes() * (1 - least_share) * num_possible * (prompt + answer),
         passes=stage.steps * sizes.max_new_tokens if num_sampled else 0,
         pass_bytes=frozen_bytes(num_parameters, "bfloat16"),
         read_bytes=stage.steps * shape.cache_bytes() * num_reads,

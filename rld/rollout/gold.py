@@ -77,7 +77,7 @@ def first_gold_rows(
 def _problem(row: Row, encoder: PromptEncoder, max_tokens: int | None) -> str | None:
     """Return why a row's gold answer cannot be a completion; None if it can."""
     answer, place = row.get("answer"), f"its prompt is {str(row['prompt'])[:80]!r}"
-    if not isinstance(answer, str):
+    if not isinstance(answer, str) or not answer:
         return f"a row has no text in its column 'answer'; {place}"
     problem = encoder.problem(row["prompt"], answer, max_tokens)
     return None if problem is None else f"{problem}; {place}"

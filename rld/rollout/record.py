@@ -5,6 +5,7 @@ Shapes: B completions of this process, A completions of all processes, R rewards
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -110,10 +111,11 @@ class RolloutRecord:
         return ~self._is_fixed(torch.arange(len(self.rewards_AR))).to(self.rewards_AR.device)
 
     @property
-    def own_rewards_AR(self) -> Tensor:
-        """The rewards of the groups that are not gold groups."""
+    def compared_rewards_AR(self) -> Tensor:
+        """The rewards with NaN in gold groups, so that no mean or deviation of advantages and of the log has these."""
         assert self.rewards_AR is not None
-        return self.rewards_AR[~self._is_gold(torch.arange(len(self.rewards_AR))).to(self.rewards_AR.device)]
+        is_gold_A = self._is_gold(torch.arange(len(self.rewards_AR))).to(self.rewards_AR.device)
+        return self.rewards_AR.masked_fill(is_gold_A[:, None], math.nan)
 
     @property
     def _numbers_B(self) -> Tensor:

@@ -155,8 +155,8 @@ class TeacherScoring:
         self._finish(batch, weights_BK, record)
         if not record.is_training:
             return TeacherScoringReport(events)
-        scored, saved = self._count_tokens(needed_BK, batch, readings)
-        metrics = self._used_weights(weights_BK, skills_B, record.skills)
+        scored, saved = self._count_tokens(needed_BK, is_own_B, batch, readings)
+        metrics = self._used_weights(weights_BK, is_own_B, skills_B, record.skills)
         if verdict is None:
             return TeacherScoringReport(events, scored, saved, metrics)
         if verdict.share_assumed is not None:
@@ -311,12 +311,12 @@ class TeacherScoring:
             batch["teacher_spans"][record.is_fixed_B.to(weights_BK.device)] = -1
 
     def _count_tokens(
-        self, needed_BK: Tensor, batch: RolloutBatch, readings: Sequence[TeacherReading]
+        self, needed_BK: Tensor, is_own_B: Tensor, batch: RolloutBatch, readings: Sequence[TeacherReading]
     ) -> tuple[int, int]:
         """Count the operations of the teachers, and return the tokens that they read and those that were saved."""
         lengths_B1 = (batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1))[:, None]
         lengths_BK = lengths_B1 + torch.stack([reading.extra_B for reading in readings], dim=1)
-        teaches_BK = self.runtime.teaches_SK.to(lengths_BK.device)[batch["skill_ids"]]
+        teaches_BK = self.runtime.teaches_SK.to(lengths_BK.device)[batch["skill_ids"]] & is_own_B[:, None]
         cached_K = torch.tensor([reading.cached for reading in readings], device=lengths_BK.device)
         read_K, possible_K = (needed_BK * lengths_BK).sum(0) - cached_K, (teaches_BK * lengths_BK).sum(0)
         read, possible = self._sum(torch.stack([read_K, possible_K])).sum(1).tolist()
@@ -329,9 +329,11 @@ class TeacherScoring:
             self.flop_meter.add("teachers", forward_flops(slot.num_parameters, num_tokens))
         return read, possible - read
 
-    def _used_weights(self, weights_BK: Tensor, skills_B: Tensor, skills: Sequence[str]) -> dict[str, float]:
-        """Return the mean weight of each teacher on the completions of each skill that the rollout has."""
-        ones_B1 = torch.ones_like(weights_BK[:, :1])
+    def _used_weights(
+        self, weights_BK: Tensor, is_own_B: Tensor, skills_B: Tensor, skills: Sequence[str]
+    ) -> dict[str, float]:
+        """Return the mean weight of each teacher on the completions of each skill, those of gold groups left out."""
+        ones_B1 = is_own_B[:, None].to(weights_BK)
         sums_SK1 = torch.zeros(len(skills), weights_BK.shape[1] + 1, dtype=torch.float64, device=weights_BK.device)
         sums_SK1.index_add_(0, skills_B, torch.cat([weights_BK, ones_B1], dim=1).double())
         used = {}

@@ -22,6 +22,7 @@ from rld.data.prompt_stream import PromptStream
 from rld.errors import RecipeError
 from rld.rollout.batch import RolloutBatch, loss_mask
 from rld.rollout.record import RolloutRecord
+from rld.rollout.verifier import no_reward
 from rld.types import SIGNALS
 
 
@@ -52,6 +53,8 @@ class GoldPrompts:
                 "gold_weight: a curriculum draws the prompts whose gold answers are learnt; pass curriculum=..., or "
                 "set gold_completions"
             )
+        if trainer.args.gold_share is None and getattr(trainer.reward_funcs[0], "__name__", "") == no_reward.__name__:
+            raise RecipeError("gold_share: set it; there is no reward that tells how often the student fails")
         return cls(trainer.stream, trainer.runtime, trainer.accelerator, trainer.args.seed)
 
     def placed(self, record: RolloutRecord) -> RolloutRecord:

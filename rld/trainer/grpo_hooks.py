@@ -230,9 +230,9 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, TrainingProgress, GRPOTrainer, 
             require_scale(self._rollout.rule, rewards_AR[:, 0].tolist())
             self._rollout.rewards_AR = rewards_AR
             if self._rollout.is_training:
-                own_rewards_AR = self._rollout.own_rewards_AR
-                count_groups(self.totals, self.reward_func_names, own_rewards_AR, self._rollout.group_size)
+                count_groups(self.totals, self.reward_func_names, self._rollout)
             self._receive_rewards(self._rollout, answers, completion_ids_list)
+            return self._rollout.compared_rewards_AR
         return rewards_AR
 
     def _with_markers(self, completions: Sequence[Any], ids: Sequence[list[int]]) -> Sequence[Any]:

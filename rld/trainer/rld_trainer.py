@@ -141,8 +141,8 @@ class RLDTrainer(GRPOHooks):
         for callback in (OptimizerTime(self.timer), RolloutEvents(self)):
             self.add_callback(callback)
         if self.args.has_gold_prompts:
-            num_rows = {} if self.stream is None else self.stream.num_rows()
-            controller = GoldShareController(controller, self.args.gold_share, num_rows)
+            num_rows, num_times = {} if self.stream is None else self.stream.gold_rows, self.args.num_iterations
+            controller = GoldShareController(controller, self.args.gold_share, num_rows, num_iterations=num_times)
         self.runtime = ControllerRuntime(controller, self.skills, teacher_infos(self.teachers), self._signals)
 
     def _build_student(self, rows: Any) -> None:

@@ -6,28 +6,26 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
 from transformers import TrainerCallback
 
 from rld.rollout.counts import differ_in_groups
-from rld.rollout.record import RolloutTotals
+from rld.rollout.record import RolloutRecord, RolloutTotals
 from rld.types import Event
 
 _MIN_GROUPS = 4
 """Groups from which on a reward that never differed is told."""
 
 
-def count_groups(totals: RolloutTotals, names: list[str], rewards_AR: Tensor, group_size: int) -> None:
-    """Add the groups of a rollout, and for each reward those in which it differed.
+def count_groups(totals: RolloutTotals, names: list[str], record: RolloutRecord) -> None:
+    """Add the groups of a rollout that are no gold groups, and for each reward those in which it differed.
 
     Args:
         totals: The counts so far.
         names: The rewards' names.
-        rewards_AR: Rewards of A completions, NaN where one does not apply; groups are consecutive.
-        group_size: Completions of a group.
+        record: The rollout's, with its rewards.
     """
-    differs_GR = differ_in_groups(rewards_AR, group_size)
-    totals.groups += len(differs_GR)
+    differs_GR = differ_in_groups(record.compared_rewards_AR, record.group_size)
+    totals.groups += len(differs_GR) - len(record.gold_groups)
     for name, number in zip(names, differs_GR.sum(0).tolist(), strict=True):
         totals.groups_with_differences[name] = totals.groups_with_differences.get(name, 0) + number
 

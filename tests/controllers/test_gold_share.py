@@ -46,6 +46,15 @@ def test_four_passes_over_the_rows_are_learnt_at_most():
     assert weights.gold_share["sort"] > 0.8, "a generator's rows have no end"
 
 
+def test_an_answer_that_several_iterations_learn_counts_several_times():
+    controller = GoldShareController(FixedController(), num_rows={"add": 10}, num_iterations=2)
+    state = controller.start(["add", "sort"], [], ["policy"])
+    measured = SkillObservation(attempts=4, successes=0, gold_answers=13)
+    for share in (True, False):
+        state, weights, _ = controller.step(state, Observation(1, {"add": measured, "sort": measured}))
+        assert (weights.gold_share["add"] > 0) == share
+
+
 def test_the_other_controller_decides_as_without_it():
     alone, beside = GapController(), GoldShareController(GapController())
     state, other = (made.start(["add", "sort"], ["one"], ["policy", "response"]) for made in (alone, beside))

@@ -20,11 +20,19 @@ ANSWERS = ["a", "bcd", "ef", "ghija", "b", "cdef", "gh", "ij"]
 """Of different lengths, so that a mean of means would show."""
 
 
-def trainer(folder: Path, *, teacher: bool = False, num_rows: int = 16, **options: Any) -> RLDTrainer:
+class Recorded(RLDTrainer):
+    """Keeps the records of its rollouts."""
+
+    def _finish_rollout(self, batch: Any, record: Any) -> None:
+        super()._finish_rollout(batch, record)
+        self.records = [*getattr(self, "records", []), record]
+
+
+def trainer(folder: Path, *, teacher: bool = False, num_rows: int = 16, **options: Any) -> Recorded:
     """A trainer of which some prompts have their gold answer alone, with a teacher or without."""
     rows = tiny.rows(num_rows).map(lambda _, i: {"answer": ANSWERS[i % len(ANSWERS)]}, with_indices=True)
     args = {"per_device_train_batch_size": 32, "gold_weight": 0.7, "gold_share": 0.5, "optim": "sgd"} | options
-    return RLDTrainer(
+    return Recorded(
         tiny.model(tie_word_embeddings=False),
         tiny.letters,
         RLDConfig(**tiny.rld_options(folder, **args)),
@@ -39,7 +47,7 @@ def trainer(folder: Path, *, teacher: bool = False, num_rows: int = 16, **option
 def trained(folder: Path, *, num_parts: int = 1, num_processes: int = 1, **options: Any) -> Tensor:
     """Return the student's weights after three updates of 32 gold answers, each in `num_parts` micro-batches."""
     sizes = {"per_device_train_batch_size": 32 // num_parts // num_processes, "gradient_accumulation_steps": num_parts}
-    made = trainer(folder, max_steps=3, gold_share=1.0, **({**sizes, "generation_batch_size": 32} | options))
+    made = trainer(folder, **({**sizes, "max_steps": 3, "gold_share": 1.0, "generation_batch_size": 32} | options))
     made.train()
     model = made.accelerator.unwrap_model(made.model)
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])

@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from rld.curricula.fixed import Uniform
 from torch import Tensor
 
 import tests.support.gold_prompts_one_and_two as runs
 import tests.support.tiny as tiny
-from rld.errors import RecipeError
+from rld.data.prompt_stream import PromptStream
+from rld.errors import DataError, RecipeError
+from rld.rollout.gold import gold_completions
+from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
 from tests.support.processes import run_modules, sharing_environment
@@ -52,12 +56,21 @@ def test_the_gradient_is_that_of_policy_and_gold_answers_in_float64(tmp_path):
     torch.testing.assert_close(gradient(trainer.model), gradient(plain), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("options", [{"scale_rewards": "batch"}, {"multi_objective_aggregation": "normalize_then_sum"}])
+def test_rewards_of_gold_answers_do_not_scale_advantages(tmp_path, options):
+    trainer = runs.trainer(tmp_path, **options)
+    batch = rollout(trainer)
+    own = batch["advantages"][~batch["is_gold"]]
+    assert (batch["advantages"][batch["is_gold"]] == 0).all()
+    assert float(own.pow(2).mean()) == pytest.approx(1.0, abs=0.35), "as large as without gold answers"
+    logged = trainer._metrics["train"]["reward"][-1]
+    assert logged == pytest.approx(float(trainer.records[-1].rewards_AR[~batch["is_gold"]].mean()))
+
+
 def test_a_gold_group_has_prompts_of_one_skill_with_their_own_answers(tmp_path):
     trainer = runs.trainer(tmp_path)
-    records: list[Any] = []
-    trainer._receive_rewards = lambda record, *_: records.append(record)  # type: ignore[method-assign]
     batch = rollout(trainer)
-    rows, is_gold = records[0].rows, batch["is_gold"].tolist()
+    rows, is_gold = trainer.records[0].rows, batch["is_gold"].tolist()
     texts = [text.replace("<eos>", "") for text in tiny.tokenizer().batch_decode(batch["completion_ids"])]
     answers = [text.replace("<pad>", "").replace(" ", "") for text in texts]
     assert all(answers[i] == rows[i]["answer"] for i in range(32) if is_gold[i])
@@ -92,6 +105,12 @@ def test_the_share_follows_what_the_student_fails(tmp_path):
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
+def test_rows_of_levels_count_as_if_all_had_as_few_as_the_smallest():
+    rows = tiny.rows(12).map(lambda _, i: {"level": int(i >= 8)}, with_indices=True)
+    stream = PromptStream.over(rows, Uniform({"first": 2, "second": 2}), seed=0, num_slots=8)
+    assert stream.gold_rows == {"first": 4, "second": 4}
+
+
 def test_few_rows_are_learnt_in_four_passes(tmp_path):
     trainer = runs.trainer(tmp_path, gold_share=None, max_steps=11)
     trainer.train()
@@ -100,8 +119,9 @@ def test_few_rows_are_learnt_in_four_passes(tmp_path):
     assert {event.skill for event in trainer.events if event.kind == "gold answers learnt"} == {"first", "second"}
 
 
-def test_accumulation_does_not_change_the_update(tmp_path):
-    whole, quarters = (runs.trained(tmp_path / str(parts), num_parts=parts) for parts in (1, 4))
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_accumulation_does_not_change_the_update(tmp_path, share):
+    whole, quarters = (runs.trained(tmp_path / str(parts), num_parts=parts, gold_share=share) for parts in (1, 4))
     torch.testing.assert_close(whole, quarters, rtol=1e-4, atol=1e-6)
 
 
@@ -128,6 +148,27 @@ def test_a_resumed_training_learns_the_same_gold_answers(tmp_path):
     assert resumed.runtime.state == whole.runtime.state
     for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("answer", [None, ""])
+def test_an_answer_that_is_missing_is_not_learnt_as_an_empty_one(answer):
+    with pytest.raises(DataError, match="no text in its column 'answer'"):
+        gold_completions([{"prompt": "a=", "answer": answer}], tiny.encoder(), 4)
+
+
+def test_without_a_reward_the_share_is_set_by_hand(tmp_path):
+    args = RLDConfig(**tiny.rld_options(tmp_path, gold_weight=1.0))
+    teacher, curriculum = Teacher(tiny.model(seed=1), name="one"), Uniform({"first": 1, "second": 1})
+    with pytest.raises(RecipeError, match="gold_share"):
+        RLDTrainer(
+            tiny.model(),
+            None,
+            args,
+            tiny.rows(),
+            processing_class=tiny.tokenizer(),
+            teachers=[teacher],
+            curriculum=curriculum,
+        )
 
 
 @pytest.mark.parametrize("options", [{"gold_share": 0.0}, {"gold_share": 0.5, "gold_completions": 1}, {"refill": 2}])
