@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,11 +11,8 @@ from typing import Any, NoReturn
 from rld.errors import UsageError
 from rld.recipe.hardware import Cards
 from rld.utils.control_characters import visible
-from rld.utils.files import user_path
+from rld.utils.files import is_utf8, user_path
 from rld.utils.suggestions import hint
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
-"""A byte of the command line that is not UTF-8, as Python represents it."""
 
 
 def _named(text: str) -> str:
@@ -53,7 +49,7 @@ def parse(words: list[str], commands: Mapping[str, str]) -> argparse.Namespace:
         UsageError: the words are no command with its arguments.
     """
     for word in words:
-        if _SURROGATE.search(word):
+        if not is_utf8(word):
             fix = "rename it, or the folder that it names"
             raise UsageError(f"{word!a} is not in UTF-8, and what writes models takes no other names; {fix}")
     if words and not words[0].startswith("-"):

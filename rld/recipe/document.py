@@ -19,6 +19,7 @@ import yaml
 from rld.errors import RecipeError
 from rld.recipe import cascade, yaml_values
 from rld.utils import secrets
+from rld.utils.files import is_utf8
 from rld.utils.os_errors import is_system_failure
 from rld.utils.suggestions import hint
 
@@ -27,12 +28,9 @@ Loc: TypeAlias = tuple[Any, ...]
 
 _LONGEST = 400  # maximum characters of a problem's text, which may quote a long value
 
-
 _MAX_BYTES = 4_000_000  # of a recipe's file
 
 _MAX_NUMBER = (1 << 63) - 1
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class RecipeProblem(NamedTuple):
@@ -104,7 +102,7 @@ class RecipeDocument:
             return f"should be a finite number, not {value}"
         if isinstance(value, int) and abs(value) > _MAX_NUMBER:
             return f"should be a number of at most 64 bits, not one of {value.bit_length()}"
-        if isinstance(value, str) and not value.isascii() and _SURROGATE.search(value):
+        if isinstance(value, str) and not value.isascii() and not is_utf8(value):
             return "should be text, but has half of a character (a surrogate)"
         return ""
 

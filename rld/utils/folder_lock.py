@@ -23,7 +23,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from rld.errors import CheckpointError, UsageError
-from rld.utils.files import Record, read_json, require_target, write_json
+from rld.utils.files import Record, is_utf8, read_json, require_target, write_json
 from rld.utils.messages import tell
 from rld.utils.secrets import masked_override
 
@@ -44,10 +44,14 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder inside the block; a folder that this creates and that stays empty is removed.
 
     Raises:
-        UsageError: another process holds the lock, the folder is a file, or a link on its path leads nowhere.
+        UsageError: another process holds the lock, the folder is a file, a link on its path leads nowhere, or its path
+            is not in UTF-8.
     """
     for path in (folder, *folder.parents):
         require_target(path)
+    place = str(folder.resolve())
+    if not is_utf8(place):
+        raise UsageError(f"{place!a} is not in UTF-8, and what writes models takes no other names; give another folder")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; give a folder")
     is_new = not folder.exists()

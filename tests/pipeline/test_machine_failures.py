@@ -252,14 +252,15 @@ def test_a_name_that_is_not_in_utf_8_is_refused(recipe, capsys, words):
     assert "\\udcff" in (error := capsys.readouterr().err) and "is not in UTF-8" in error
 
 
-def test_a_recipe_may_be_in_a_folder_whose_name_is_not_in_utf_8(recipe, tmp_path, monkeypatch):
+def test_a_run_in_a_folder_whose_name_is_not_in_utf_8_is_refused(recipe, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "r\udcff"
     folder.mkdir()
     for name in ("short.yaml", "tasks.py"):
         shutil.copy(tmp_path / name, folder)
     monkeypatch.chdir(folder)
-    assert main(["train", "short.yaml", "--output", "run"]) == 0
-    assert main(["report", "run"]) == 0
+    assert main(["train", "short.yaml", "--output", "run"]) == 2
+    assert "\\udcff/run' is not in UTF-8" in capsys.readouterr().err
+    assert main(["train", "short.yaml", "--output", str(tmp_path / "run")]) == 0
 
 
 def test_output_that_nobody_reads_and_output_to_a_full_disk_end_quietly():
