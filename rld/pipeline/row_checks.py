@@ -24,6 +24,7 @@ from rld.models.text_checks import check_texts
 from rld.pipeline.model_loading import ModelLoader
 from rld.recipe.schema import Recipe
 from rld.recipe.stages.base import Stage, TrainingStage
+from rld.recipe.stages.distill import Distill
 from rld.recipe.stages.sft import Sft
 from rld.rollout.verifier import Verify, ask, is_success
 from rld.teachers.own_rows import missing, own_row
@@ -51,6 +52,7 @@ class _Reader:
         skills: The skills that it reads.
         is_student: Whether it is scored on the rows too; a teacher only reads and answers them.
         learns_answers: Whether it learns gold answers.
+        needs_labels: Whether it learns those of all rows; fine-tuning leaves labelled rows without a label out.
         stage: Its stage in messages.
         prompt: The template of its own prompts. None: it reads the student's.
     """
@@ -61,6 +63,7 @@ class _Reader:
     skills: tuple[str, ...]
     is_student: bool = True
     learns_answers: bool = False
+    needs_labels: bool = False
     stage: str = ""
     prompt: str | None = None
 
@@ -197,7 +200,7 @@ class RowChecks:
         if not reader.is_student:
             return _findings_of_prompts(reader, rows, **limits)
 
-        rows = rows if reader.learns_answers else [self._with_some_label(row) for row in rows]
+        rows = rows if reader.needs_labels else [self._with_some_label(row) for row in rows]
 
         def verify(rows: Sequence[Row], texts: Sequence[str]) -> list[bool]:
             rewards = ask(self._judge, rows, texts, reader.encoder.encode_answers(texts))
@@ -214,7 +217,9 @@ class RowChecks:
         for stage in self._recipe.stages:
             for reader in self._stage_readers(stage):
                 key = id(reader.encoder.tokenizer), reader.context_length, reader.skills, reader.learns_answers
-                readers.setdefault((*key, reader.encoder.chat_template, reader.is_student, reader.prompt), reader)
+                readers.setdefault(
+                    (*key, reader.needs_labels, reader.encoder.chat_template, reader.is_student, reader.prompt), reader
+                )
         return list(readers.values())
 
     def _stage_readers(self, stage: Stage) -> Iterator[_Reader]:
@@ -222,7 +227,16 @@ class RowChecks:
         student, context_length = self._models.encoder(stage.origin)
         name = f"stage '{stage.name}', {'student' if isinstance(stage, TrainingStage) else 'model'} {stage.origin}"
         learner = f"stage '{stage.name}' ({stage.kind})"
-        yield _Reader(name, student, context_length, skills, learns_answers=stage.learns_gold_answers, stage=learner)
+        learns_answers = stage.learns_gold_answers
+        yield _Reader(
+            name,
+            student,
+            context_length,
+            skills,
+            learns_answers=learns_answers,
+            needs_labels=learns_answers and isinstance(stage, Distill),
+            stage=learner,
+        )
         for reader in stage.readers():
             encoder, context_length = self._models.encoder(reader.model, reader.chat_template)
             encoder = encoder if reader.has_own_tokenizer else student

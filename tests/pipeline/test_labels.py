@@ -104,7 +104,12 @@ def test_a_teachers_labels_are_learnt_by_fine_tuning_where_they_are_right_or_non
     }
     path.write_text(yaml.safe_dump(tree))
     encode, learnt = sft._encoded, []
-    monkeypatch.setattr(sft, "_encoded", lambda *args: learnt.extend(zip(*args[1:], strict=True)) or encode(*args))
+
+    def noted(encoder: Any, prompts: Any, answers: Any, **options: Any) -> Any:
+        learnt.extend(zip(prompts, answers, strict=True))
+        return encode(encoder, prompts, answers, **options)
+
+    monkeypatch.setattr(sft, "_encoded", noted)
     assert main(["train", str(path), "--output", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "student" / "config.json").is_file()
     words = {"A": " apple", "B": " bean", "C": " corn"}
@@ -162,6 +167,13 @@ def test_prompts_that_cannot_be_split_are_refused_before_the_first_stage(tmp_pat
     )
     assert main(["train", str(path), "--output", str(tmp_path / "run")]) == 2
     assert "let rollout.prompts be a multiple of processes times accumulation steps" in capsys.readouterr().err
+
+
+def test_a_row_without_a_label_has_no_gold_answer_that_completions_could_be(tmp_path, capsys):
+    path = written(tmp_path, signals={"policy": {}, "gold": {}}, rollout={"prompts": 4, "completions": 4})
+    assert main(["check", str(path)]) == 2
+    text = capsys.readouterr().err
+    assert "6 of 33 rows" in text and "news.csv:2 has an empty answer" in text
 
 
 def test_what_a_user_may_not_expect_of_labels_is_said(tmp_path, capsys):
