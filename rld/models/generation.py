@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rld.errors import ModelError
 from rld.models.decoding import end_tokens, go_on, name_of
-from rld.models.logprob_source import LogprobSource, answered_everywhere
+from rld.models.logprob_source import LogprobSource, answer_of
 from rld.models.prompting import PromptEncoder, is_chat
 from rld.models.sampling import SeededSampling
 from rld.models.self_check import context_length, require_context
@@ -94,7 +94,7 @@ def generate(
             name=name,
         )
 
-    answers = answered_everywhere(answer) if isinstance(model, LogprobSource) and not alone else answer()
+    answers = answer() if alone else answer_of(model, answer)
     numbered = list(zip(numbers, answers, strict=True))
     gathered: list[tuple[int, Answer]] = numbered if alone else gather_object(numbered)
     by_row = dict(gathered)

@@ -210,3 +210,13 @@ def answered_everywhere(ask: Callable[[], T]) -> T:
     if reasons:
         raise error or TeacherDown(reasons[0])
     return cast(T, answer)
+
+
+def answer_of(model: object, ask: Callable[[], T]) -> T:
+    """Return what a model says to this process; of a source, once it has answered every process.
+
+    Args:
+        model: The model that `ask` asks, the same on every process.
+        ask: As of `answered_everywhere`.
+    """
+    return answered_everywhere(ask) if isinstance(model, LogprobSource) else ask()

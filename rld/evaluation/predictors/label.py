@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from rld.evaluation.predictions import Prediction
 from rld.evaluation.predictors.base import Model, PredictionSettings
 from rld.models.completion_scores import completion_scores
-from rld.models.logprob_source import LogprobSource, answered_everywhere
+from rld.models.logprob_source import answer_of
 from rld.models.prompting import PromptEncoder
 from rld.recipe.skills import Skill
 from rld.rollout.label_completions import label_tokens
@@ -37,7 +37,7 @@ class LabelPredictor:
         state = PartialState()
         numbers = range(len(rows))[state.process_index :: state.num_processes]
         predict = functools.partial(self._predict, model, tokenizer, [rows[i] for i in numbers])
-        mine = answered_everywhere(predict) if isinstance(model, LogprobSource) else predict()
+        mine = answer_of(model, predict)
         gathered: list[tuple[int, Prediction]] = gather_object(list(zip(numbers, mine, strict=True)))
         return [prediction for _, prediction in sorted(gathered, key=lambda pair: pair[0])]
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from rld.evaluation.predictions import Prediction
 from rld.evaluation.predictors.base import Model, PredictionSettings
 from rld.models.completion_scores import completion_scores
-from rld.models.logprob_source import LogprobSource, answered_everywhere
+from rld.models.logprob_source import LogprobSource, answer_of
 from rld.models.prompting import PromptEncoder
 from rld.models.self_check import context_length
 from rld.models.text_pieces import cut_text
@@ -44,7 +44,7 @@ class LikelihoodPredictor:
         pieces.sort(key=lambda piece: -len(piece.ids))  # those of similar length are read together
         pairs = [(encoder.start, piece.ids) for piece in pieces]
         read = functools.partial(completion_scores, model, pairs, shares_prompts=False)
-        scores = answered_everywhere(read) if isinstance(model, LogprobSource) else read()
+        scores = answer_of(model, read)
         nats, num_tokens = [0.0] * len(rows), [0] * len(rows)
         for piece, score in zip(pieces, scores, strict=True):
             nats[piece.row] -= score
