@@ -136,7 +136,7 @@ class TeacherLoader:
         """
         spec, cache = stage.teachers[name], stage.cache
         if isinstance(spec, SelfTeacherSpec):
-            itself = SelfTeacher(spec.prompt, name, spec.skills)
+            itself = SelfTeacher(spec.prompt, name, spec.skills, average=spec.average)
             itself.bind(*student)
             return itself
         if isinstance(spec, ServedTeacher):

@@ -61,8 +61,12 @@ class SelfTeacherSpec(_Teacher):
     """The student itself, which by another prompt knows more than as a student: it teaches what it then says."""
 
     model: Literal["student"]
-    """The student with its present weights, where there is a `prompt` and no model of that name."""
+    """The student, where there is a `prompt` and no model of that name."""
     prompt: str
+    average: float | None = Field(None, gt=0, le=1)
+    """Share of the teacher's weights that each update keeps: an exponential moving average of the student's, which is
+    TRL's `ema` teacher with `teacher_update_rate` 1 - `average`. 1: the weights with which the stage began. None: the
+    student's present weights."""
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
@@ -74,7 +78,9 @@ class SelfTeacherSpec(_Teacher):
 
     @property
     def place(self) -> str:
-        return "the student itself"
+        if self.average is None:
+            return "the student itself"
+        return "the student as it began" if self.average == 1 else f"the student's running average ({self.average:g})"
 
 
 class ServedTeacher(_Teacher):

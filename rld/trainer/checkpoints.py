@@ -26,6 +26,7 @@ from rld.errors import CheckpointError
 from rld.losses.feature_matching import FeatureProjections
 from rld.rollout.gate import Gate
 from rld.rollout.record import RolloutTotals
+from rld.teachers.self_teacher import SelfTeacher
 from rld.teachers.teacher import Teacher
 from rld.trainer.retention import RetentionCallback
 from rld.utils.files import read_json, write_json
@@ -39,6 +40,9 @@ VERSION = 12
 """Version of what that file and those beside it hold."""
 
 _PROJECTIONS = "rld_projections.safetensors"
+
+_AVERAGES = "rld_averages.safetensors"
+"""The file with the running averages of the student, under the names of the teachers that they are."""
 
 _GATE = "rld_gate.json"
 
@@ -86,6 +90,8 @@ class CheckpointedParts:
             self.retention.save(folder)
         if self.projections is not None and is_writer:
             save_file(dict(projections), folder / _PROJECTIONS)
+        if is_writer:
+            _save_averages(self.teachers, folder)
         num_finished = self.totals.rollouts - (rollout is not None)
         state = {**self.state(num_finished * prompts_per_rollout), **progress}
         complete(folder, state, accelerator, is_writer=is_writer)
@@ -139,6 +145,7 @@ class CheckpointedParts:
         self.flop_meter.replace(state["flops"])
         if self.gate is not None and state["has_gate"]:
             self.gate.load(folder / _GATE)
+        _load_averages(self.teachers, folder)
         if self.retention is not None:
             self.retention.load(folder, state.get("retention"))
         if self.stream is not None:
@@ -155,6 +162,27 @@ class CheckpointedParts:
         if self.projections is not None:
             self.read(folder, num_processes)
             self.projections.load_state_dict(load_file(folder / _PROJECTIONS))
+
+
+def _save_averages(teachers: Sequence[Teacher], folder: Path) -> None:
+    averages = {
+        f"{teacher.name}/{name}": value.contiguous()
+        for teacher in teachers
+        if isinstance(teacher, SelfTeacher)
+        for name, value in teacher.state_dict().items()
+    }
+    if averages:
+        save_file(averages, folder / _AVERAGES)
+
+
+def _load_averages(teachers: Sequence[Teacher], folder: Path) -> None:
+    path = folder / _AVERAGES
+    averages = load_file(path) if path.is_file() else {}
+    for teacher in teachers:
+        if isinstance(teacher, SelfTeacher):
+            prefix = f"{teacher.name}/"
+            own = {name: value for name, value in averages.items() if name.startswith(prefix)}
+            teacher.load_state_dict({name.removeprefix(prefix): value for name, value in own.items()})
 
 
 def load_rollout(folder: Path, accelerator: Accelerator) -> Any:

@@ -50,6 +50,7 @@ from rld.trainer.retention import RetentionCallback
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rollout_counting import count_attempts, sampled_tokens
 from rld.trainer.rollout_events import RolloutEvents
+from rld.trainer.running_averages import RunningAverages
 from rld.trainer.scoring_setup import gate_of, require_labels, teacher_scoring
 from rld.trainer.skill_names import trained_skills
 from rld.trainer.start_checks import require_own_prompts, require_resumable, require_sound_student
@@ -138,7 +139,7 @@ class RLDTrainer(GRPOHooks):
 
     def _build_records(self, controller: Controller) -> None:
         self.totals, self.timer = RolloutTotals(), PhaseTimer()
-        for callback in (OptimizerTime(self.timer), RolloutEvents(self)):
+        for callback in (OptimizerTime(self.timer), RolloutEvents(self), RunningAverages(self.teachers)):
             self.add_callback(callback)
         if self.args.has_gold_prompts:
             num_rows, num_times = {} if self.stream is None else self.stream.gold_rows, self.args.num_iterations

@@ -90,6 +90,8 @@ def require_own_prompts(trainer: Any) -> None:
             shared = trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()
             reasons |= {
                 "is read with whole weights of the student, which FSDP and ZeRO-3 share out": shared,
+                "goes without the feature signal, which learns maps to the states of a teacher that stays": "feature"
+                in trainer._signals,
                 "is read with the student's weights at the rollout, so no update may lie inside a rollout: let "
                 "gradient_accumulation_steps be a multiple of steps_per_generation * num_iterations (leave both "
                 "out)": args.gradient_accumulation_steps % args.micro_batches_per_rollout != 0,

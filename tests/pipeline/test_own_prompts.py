@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,13 @@ import pytest
 import tests.support.tiny as tiny
 from rld.cli import main
 from rld.errors import RecipeError
+from rld.recipe.cost import stage_costs
 from rld.recipe.reading import read_recipe
+from rld.trainer.rld_trainer import RLDTrainer
 from rld.utils.run_folder import stage_record_path
+from tests.support.runs import Killed, one_thread
+
+__all__ = ["one_thread"]
 
 ROWS = [{"question": a + b, "answer": b + a} for a in "abcdef" for b in "cdef"]
 SELF = {"model": "student", "prompt": "{answer}:{question}=", "probe_prompts": 2}
@@ -70,6 +76,34 @@ def test_the_check_shows_the_prompt_and_a_run_scores_probes_and_teaches_by_it(tm
     assert record["teacher_tokens"]["scored"] > 0
 
 
+def test_a_run_that_is_killed_ends_as_if_nothing_had_happened(tmp_path, monkeypatch):
+    """With what the student says now, and with what its average says."""
+    options = {"signals": {"response": {}}, "gate": "off", "trainer": {"learning_rate": 1e-2}}
+    teachers = {"now": SELF, "before": {**SELF, "average": 0.5}}
+    path = str(written(tmp_path, steps=4, checkpoint_every=2, teachers=teachers, **options))
+    save = RLDTrainer._save_checkpoint
+
+    def killed(self: Any, *args: Any) -> None:
+        save(self, *args)
+        raise Killed
+
+    for name, command in (("whole", []), ("run", []), ("run", ["--resume"])):
+        monkeypatch.setattr(RLDTrainer, "_save_checkpoint", killed if (name, command) == ("run", []) else save)
+        with suppress(Killed):
+            assert main(["train", path, "--output", str(tmp_path / name), *command]) == 0
+    files = [tmp_path / name / "student" / "model.safetensors" for name in ("whole", "run")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_an_average_is_counted_in_the_memory_of_a_stage_that_has_no_adapter(tmp_path):
+    averaged, adapter, num_bytes = {**SELF, "average": 0.9}, {"lora": {"r": 2}}, list[int | None]()
+    for teacher, stage in ((SELF, {}), (averaged, {}), (averaged, adapter)):
+        recipe = read_recipe(written(tmp_path, teacher, **stage))
+        num_bytes.append(stage_costs(recipe, tmp_path)["main"].bytes)
+    size = tiny.model().num_parameters()
+    assert num_bytes == [16 * size, 20 * size, 4 * size]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -100,6 +134,8 @@ def test_rows_of_which_no_prompt_can_be_made_are_refused(tmp_path, capsys, optio
         ({"teacher": {**SELF, "prompt": "{anser}"}}, r"teachers.self.prompt.* it has \{anser\}; did you mean"),
         ({"teacher": {"model": "student"}}, "there is no model 'student'"),
         ({"cache": {"folder": "c"}, "signals": {"response": {}}, **GOLD}, "nothing that it says is kept in a cache"),
+        ({"signals": {"feature": {}}}, "teachers.self.model: signals.feature learns maps to the states of a teacher"),
+        ({"teacher": {**SELF, "average": 1.5}}, "teachers.self.average"),
         ({"curriculum": {"levels_by": "teacher_loss"}}, "put no rows in order"),
     ],
 )

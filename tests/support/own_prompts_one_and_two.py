@@ -1,4 +1,4 @@
-"""Train a few steps on what the student says behind a prompt of its own. A test runs it in two processes."""
+"""Train a few steps on what the student's average says behind a prompt of its own. Tests run it in two processes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def trained(folder: Path, **options: Any) -> Tensor:
         RLDConfig(**tiny.rld_options(folder, **args, generation_batch_size=8, **options)),
         tiny.rows(),
         processing_class=tiny.tokenizer(),
-        teachers=[SelfTeacher("{answer}:{question}")],
+        teachers=[SelfTeacher("{answer}:{question}", average=0.5)],
         controller=FixedController(response=1.0),
     )
     made.train()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 
 import tests.support.own_prompts_one_and_two as runs
 import tests.support.tiny as tiny
 from rld.controllers.baselines import FixedController
 from rld.errors import TeacherError
+from rld.models.weight_average import WeightAverage
 from rld.rollout.gate import TeacherGate
 from rld.teachers.ensemble import TeacherEnsemble
 from rld.teachers.local import LocalLogprobs
@@ -23,7 +26,7 @@ from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
 from rld.types import STUDENT_PROMPT
-from tests.trainer.test_processes import launch
+from tests.support.processes import run_modules, sharing_environment
 
 TELLING = "{answer}:{question}"
 
@@ -133,18 +136,78 @@ def test_it_reads_with_the_present_adapter_and_no_weight_is_frozen(tmp_path):
     assert not torch.equal(weights(made), before), "dropout is in the student's forward alone, so there is a loss"
 
 
-def test_a_run_goes_on_where_it_was_interrupted(tmp_path):
-    """Nothing of the teacher is in a checkpoint: it is the student's weights that are."""
+ADAPTER = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+
+
+@pytest.mark.parametrize("adapter", [None, ADAPTER], ids=["whole", "adapter"])
+def test_an_average_teaches_with_what_it_has_kept_of_the_students_weights(tmp_path, adapter):
+    """Rollout 3 is scored by 1/4 of the first weights, 1/4 of those after one update and 1/2 of those after two."""
+    itself = SelfTeacher(TELLING, average=0.5)
+    made = trainer(tmp_path, itself, max_steps=3, peft_config=adapter)
+    moments, rollouts = list[list[torch.Tensor]](), list[dict[str, Any]]()
+    score = made._teacher_scoring.score
+
+    def kept(batch: Any, record: Any, step: int) -> Any:
+        moments.append([weight.detach().clone() for weight in made._student.parameters()])
+        rollouts.append({**batch, "rows": list(record.rows)})
+        return score(batch, record, step)
+
+    made._teacher_scoring.score = kept  # type: ignore[method-assign]
+    loss, _ = losses(made)[-1]
+
+    def with_weights(values: Sequence[torch.Tensor]) -> Any:
+        model = student() if adapter is None else get_peft_model(student(), adapter).get_base_model()
+        for weight, value in zip(model.parameters(), values, strict=True):
+            weight.data = value
+        return model.eval()
+
+    average = with_weights([a / 4 + b / 4 + c / 2 for a, b, c in zip(*moments, strict=True)])
+    present = with_weights(moments[2])
+    telling = [f"{row['answer']}:{row['prompt']}" for row in rollouts[2]["rows"]]
+    assert loss == pytest.approx(by_hand(present, average, rollouts[2], telling).item(), rel=1e-5)
+    assert abs(loss - by_hand(present, present, rollouts[2], telling).item()) > 1e-4 * loss
+    num_trained = sum(weight.numel() for weight in made._student.parameters() if weight.requires_grad)
+    assert sum(value.numel() for value in itself.state_dict().values()) == num_trained
+
+
+def test_an_average_in_half_precision_keeps_small_steps_and_gives_the_weights_back():
+    layer = torch.nn.Linear(2, 2, bias=False, dtype=torch.bfloat16)
+    with torch.no_grad():
+        layer.weight.fill_(1.0)
+        average = WeightAverage(layer, 0.999)
+        layer.weight.fill_(2.0)
+    for _ in range(100):
+        average.update()
+    own = layer.weight.data_ptr()
+    with average.in_place(layer):
+        assert layer.weight.dtype == torch.bfloat16
+        assert layer.weight.mean().item() == pytest.approx(2 - 0.999**100, rel=2**-8)
+    assert layer.weight.data_ptr() == own
+    assert (layer.weight == 2).all()
+
+
+@pytest.mark.parametrize("average", [None, 0.5])
+def test_a_run_goes_on_where_it_was_interrupted(tmp_path, average):
+    """What a checkpoint has of the teacher are the student's weights, and their average."""
     options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
-    whole = trainer(tmp_path / "run", SelfTeacher(TELLING), **options)
+    whole = trainer(tmp_path / "run", SelfTeacher(TELLING, average=average), **options)
     whole.train()
-    resumed = trainer(tmp_path / "run", SelfTeacher(TELLING), **options)
+    resumed = trainer(tmp_path / "run", SelfTeacher(TELLING, average=average), **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     assert torch.equal(weights(resumed), weights(whole))
+    averages, expected = (made.teachers[0].state_dict() for made in (resumed, whole))
+    assert len(averages) == (0 if average is None else len(list(whole.model.parameters())))
+    assert all(torch.equal(value, expected[name]) for name, value in averages.items())
 
 
-def test_one_process_and_two_give_the_same_update(tmp_path):
-    launch(tmp_path, 2, module="own_prompts_one_and_two")
+needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
+
+
+@pytest.mark.parametrize("way", ["DDP", pytest.param("ZeRO-2", marks=needs_deepspeed)])
+def test_one_process_and_two_give_the_same_update(tmp_path, way):
+    environment = {} if way == "DDP" else sharing_environment("accelerate/zero3", "--zero_stage", "2")
+    module, arguments = "tests.support.own_prompts_one_and_two", [str(tmp_path), "2"]
+    run_modules(module, arguments, 2, log=tmp_path / "log", environment=environment)
     one = runs.trained(tmp_path / "one")
     for rank in (0, 1):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), one, rtol=1e-4, atol=1e-6)
@@ -197,6 +260,7 @@ def test_a_template_that_cannot_be_meant_is_refused(prompt, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"signals": ["response", "feature"]}, "goes without the feature signal"),
         ({"num_iterations": 2}, "no update may lie inside a rollout"),
         ({"steps_per_generation": 2, "gradient_accumulation_steps": 3}, "no update may lie inside a rollout"),
         ({"train_dataset": tiny.rows().remove_columns("answer")}, "the rows have no column 'answer'"),

@@ -16,6 +16,7 @@ from rld.recipe.demand import distill_demand
 from rld.recipe.distill_cost import distill_flops
 from rld.recipe.document import Loc, RecipeProblem
 from rld.recipe.names import RecipeNames, check_member, items
+from rld.recipe.own_prompts import average_bytes, own_prompt_problem
 from rld.recipe.perturbations import ExperimentSpec
 from rld.recipe.plugins import AuditSpec, CurriculumSpec, VerifierSpec
 from rld.recipe.rollout import Rollout
@@ -178,11 +179,8 @@ class Distill(TrainingStage):
         response, temperature = self.signals.response, self.rollout.temperature
         for name, spec in self.teachers.items():
             is_served = isinstance(spec, ServedTeacher)
-            if not is_served and self.cache is None:
+            if isinstance(spec, SelfTeacherSpec) or (not is_served and self.cache is None):
                 continue
-            if isinstance(spec, SelfTeacherSpec):
-                message = "the student changes as it learns, so nothing that it says is kept in a cache"
-                raise OptionError(message, "teachers", name, "model")
             place = "on a server" if is_served else "in a cache"
             if self.signals.feature is not None and is_served:
                 message = "a server gives no hidden states, and this stage matches features (signals.feature)"
@@ -202,14 +200,9 @@ class Distill(TrainingStage):
 
     @model_validator(mode="after")
     def _own_prompts_can_be_read(self) -> Distill:
-        for name, spec in self.teachers.items():
-            reasons = {
-                "labels are compared behind the student's prompts (rollout.completions: labels)": self.learns_labels,
-                "the losses of such a teacher put no rows in order (curriculum.levels_by)": self.curriculum.levels_by,
-            }
-            for reason, holds in reasons.items() if spec.prompt is not None else ():
-                if holds:
-                    raise OptionError(f"leave it out: {reason}", "teachers", name, "prompt")
+        problem = own_prompt_problem(self)
+        if problem is not None:
+            raise problem
         return self
 
     # -- the spec ----------------------------------------------------------------------------------------------------
@@ -305,7 +298,8 @@ class Distill(TrainingStage):
         if student is None or len(counts) < len(teachers):
             return StageCost(student, teachers, None, None)
         frozen = {spec.base: frozen_bytes(counts[name], sizes.dtype(spec)) for name, spec in self.loaded.items()}
-        demand = distill_demand(self, student, sum(frozen.values()), sizes)
+        num_teacher_bytes = sum(frozen.values()) + average_bytes(self, frozen_bytes(student))
+        demand = distill_demand(self, student, num_teacher_bytes, sizes)
         num_bytes = demand.state_bytes + demand.frozen_bytes
         return StageCost(student, teachers, num_bytes, distill_flops(self, student, counts, sizes), demand)
 

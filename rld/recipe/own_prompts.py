@@ -1,0 +1,38 @@
+"""What does not go with a teacher that reads a prompt of its own, or that is the student itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rld.recipe.teachers import SelfTeacherSpec
+from rld.utils.options import OptionError
+
+
+def own_prompt_problem(stage: Any) -> OptionError | None:
+    """Return what a `Distill` stage asks of such a teacher that it cannot do; None if nothing."""
+    of_prompt = {
+        "labels are compared behind the student's prompts (rollout.completions: labels)": stage.learns_labels,
+        "the losses of such a teacher put no rows in order (curriculum.levels_by)": stage.curriculum.levels_by,
+    }
+    of_student = {
+        "the student changes as it learns, so nothing that it says is kept in a cache": stage.cache is not None,
+        "signals.feature learns maps to the states of a teacher that stays, and the student's own states change as it "
+        "learns: leave signals.feature out": stage.signals.feature is not None,
+    }
+    for name, spec in stage.teachers.items():
+        for reason, holds in of_student.items() if isinstance(spec, SelfTeacherSpec) else ():
+            if holds:
+                return OptionError(reason, "teachers", name, "model")
+        for reason, holds in of_prompt.items() if spec.prompt is not None else ():
+            if holds:
+                return OptionError(f"leave it out: {reason}", "teachers", name, "prompt")
+    return None
+
+
+def average_bytes(stage: Any, student_bytes: int) -> int:
+    """Return the memory of a `Distill` stage's running averages of its student, each as large as its weights.
+
+    Beside an adapter only that has an average, which does not count.
+    """
+    averages = [spec for spec in stage.teachers.values() if isinstance(spec, SelfTeacherSpec) and spec.average]
+    return 0 if stage.lora is not None else len(averages) * student_bytes
