@@ -10,8 +10,10 @@ from rld.utils.options import OptionError
 
 def own_prompt_problem(stage: Any) -> OptionError | None:
     """Return what a `Distill` stage asks of such a teacher that it cannot do; None if nothing."""
+    response = stage.signals.response
+    is_content_free = response is not None and response.calibration == "content_free"
     of_prompt = {
-        "labels are compared behind the student's prompts (rollout.completions: labels)": stage.learns_labels,
+        "the prompts without content are the student's (signals.response.calibration)": is_content_free,
         "the losses of such a teacher put no rows in order (curriculum.levels_by)": stage.curriculum.levels_by,
     }
     of_student = {

@@ -81,7 +81,9 @@ def require_own_prompts(trainer: Any) -> None:
             is_known = trainer.stream is None and isinstance(rows, Dataset)  # a stream's rows are not drawn yet
             has_no_answers = is_known and "answer" not in rows.column_names
             reasons |= {
-                "is not for labels, which are compared behind the student's prompts": bool(args.labels),
+                "is not for label_calibration: content_free, whose prompts are the student's": (
+                    args.label_calibration == "content_free"
+                ),
                 "is not for images and environments, which have their own": trainer._is_vlm
                 or trainer.environment_factories is not None,
                 "shows {answer}, and the rows have no column 'answer'": has_answer(teacher.prompt) and has_no_answers,

@@ -137,6 +137,10 @@ def test_rows_of_which_no_prompt_can_be_made_are_refused(tmp_path, capsys, optio
         ({"signals": {"feature": {}}}, "teachers.self.model: signals.feature learns maps to the states of a teacher"),
         ({"teacher": {**SELF, "average": 1.5}}, "teachers.self.average"),
         ({"curriculum": {"levels_by": "teacher_loss"}}, "put no rows in order"),
+        (
+            {"rollout": {"completions": "labels"}, "signals": {"response": {"calibration": "content_free"}}},
+            "prompts without content are the student's",
+        ),
     ],
 )
 def test_what_a_teacher_by_its_own_prompt_cannot_be_is_refused_by_name(tmp_path, options, message):

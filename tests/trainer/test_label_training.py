@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 import tests.support.labels_one_and_two as runs
 import tests.support.tiny as tiny
 from rld.controllers.baselines import FixedController
-from rld.errors import DataError, RecipeError
+from rld.errors import DataError, RecipeError, TeacherError
 from rld.models.prompting import PromptEncoder
 from rld.rollout.label_gate import LabelGate
 from rld.teachers.teacher import Teacher
@@ -107,6 +108,7 @@ def test_a_resumed_training_goes_on_as_if_it_had_not_stopped(tmp_path):
 
 # -- teachers of other tokenizers --------------------------------------------------------------------------------------
 
+WORDS_OF_TWO = ["a", "bcd"]
 WORDS = [" Yes", " No", " the answer"]
 
 
@@ -288,6 +290,37 @@ def test_prompts_without_content_are_read_in_the_precision_of_the_rollout(tmp_pa
     made.ensemble.score = observed
     rollout(made)
     assert is_autocast == [True] * 4  # the rollout, and three pairs of a skill and a teacher
+
+
+# -- a teacher's own prompt --------------------------------------------------------------------------------------------
+
+
+def with_own_prompt(folder: Path, **options: Any) -> RLDTrainer:
+    rows = Dataset.from_list([{"prompt": "ab="}, {"prompt": "cd="}])
+    sizes = {"labels": {"all": WORDS_OF_TWO}, "per_device_train_batch_size": 4}
+    return RLDTrainer(
+        tiny.model(),
+        None,
+        RLDConfig(**tiny.rld_options(folder, **sizes, **options)),
+        rows,
+        processing_class=tiny.tokenizer(),
+        teachers=[Teacher(tiny.model(seed=1), name="one", tokenizer=tiny.tokenizer(), prompt="e{question}f=")],
+    )
+
+
+def test_a_teacher_scores_the_labels_behind_its_own_prompt(tmp_path):
+    made = with_own_prompt(tmp_path)
+    batch = rollout(made, [made.train_dataset[i] for i in range(2)])
+    for i, prompt in enumerate(["eab=f=", "ecd=f="]):
+        expected_L = label_scores(tiny.model(seed=1), tiny.encoder(), prompt, WORDS_OF_TWO)
+        torch.testing.assert_close(
+            batch["teacher_label_scores"][2 * i : 2 * i + 2, 0].double(), expected_L, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_prompts_without_content_are_not_a_teachers_own(tmp_path):
+    with pytest.raises(TeacherError, match=r"one.*label_calibration: content_free, whose prompts are the student's"):
+        with_own_prompt(tmp_path, label_calibration="content_free", content_free_prompts={"all": ["::="]})
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
