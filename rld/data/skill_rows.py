@@ -250,11 +250,11 @@ class SkillRows:
         return rows
 
     def probe(self, count: int) -> list[Row]:
-        """Return training rows for probing teachers; they are the same in every run with the recipe's seed.
+        """Return training rows for probing teachers, the same ones in every run with the recipe's seed.
 
-        Of labelled rows they are those that have a label; none if there are none.
-        """
-        return list(self._drawn(count, self._seed, "probe", gold=True))
+        Of labelled rows they are those that have a label, each once: fewer than `count` where there are few."""
+        rows = list(self._drawn(count, self._seed, "probe", gold=True))
+        return rows if self._source.make_gold is None else [*{str(row["prompt"]): row for row in rows}.values()]
 
     def content_free(self) -> list[Any]:
         """Return prompts whose question has no content, by which distributions over labels are calibrated."""
