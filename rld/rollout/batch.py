@@ -58,6 +58,8 @@ class RolloutBatch(TypedDict, total=False):
     """`[B]`, the number of the label that the completion says; -1 for completions that count nowhere."""
     gold_ids: Tensor
     """`[B]`, the number of the label in the prompt's row, -1 where it has none."""
+    is_first_visit: Tensor
+    """`[B]` bool, whether the prompt's row has a label that the student has not learnt before; only with a gate."""
     teacher_label_scores: Tensor
     """`[B, K]`, each teacher's score of the label, calibrated: the log-probability of its words in nats. 0 where the
     teacher was not run."""

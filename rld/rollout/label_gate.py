@@ -5,18 +5,31 @@ Shapes: B completions of this process, L labels, K teachers, S skills.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from rld.rollout.batch import RolloutBatch
 from rld.rollout.label_scores import predicted_labels
 from rld.rollout.record import RolloutRecord
 from rld.teachers.teacher import Teacher
+from rld.types import Row
 from rld.utils.files import read_json, write_json
+
+
+class LabelVerdict(NamedTuple):
+    """What the gate says of the completions of a rollout."""
+
+    open_BK: Tensor
+    """Which teachers may teach on which completions, bool."""
+    is_first_visit_B: Tensor
+    """Whether the row has a gold label that the student has not learnt before, bool."""
 
 
 class LabelGate:
@@ -41,9 +54,11 @@ class LabelGate:
         """Gold rows of all processes on which a teacher predicted a label."""
         self._correct_KSL = torch.zeros_like(self._predicted_KSL)
         """Those of them whose gold label it is."""
+        self._visited: set[int] = set()
+        """Gold rows of earlier rollouts. A few come back soon, and the student then says what it was taught."""
 
-    def judge(self, batch: RolloutBatch, record: RolloutRecord) -> Tensor:
-        """Return which teachers may teach on which completions, `[B, K]` bool; the gold rows of the rollout count.
+    def judge(self, batch: RolloutBatch, record: RolloutRecord) -> LabelVerdict:
+        """Return the verdict on the completions of a rollout, whose gold rows count.
 
         Args:
             batch: This process's rollout, with the teachers' scores of labels; where one was not run it is not open.
@@ -69,7 +84,15 @@ class LabelGate:
         all_BK = self._predicted_KSL[teachers_K, skills_B[:, None], predictions_BK]
         is_trusted_BK = right_BK * sizes_B[:, None] >= all_BK
         open_BK = torch.where(gold_B[:, None] >= 0, predictions_BK == gold_B[:, None], is_trusted_BK)
-        return (open_BK & was_run_BK).to(self.accelerator.device)
+        is_first_visit_B = self._first_visits(record.rows, (gold_B >= 0).tolist())
+        return LabelVerdict(*(some.to(self.accelerator.device) for some in (open_BK & was_run_BK, is_first_visit_B)))
+
+    def _first_visits(self, rows: Sequence[Row], has_gold: Sequence[bool]) -> Tensor:
+        """Return which rows have a label and were in no earlier rollout of any process, `[B]` bool."""
+        keys = [_key(row) if is_gold else None for row, is_gold in zip(rows, has_gold, strict=True)]
+        is_first_visit_B = torch.tensor([key is not None and key not in self._visited for key in keys])
+        self._visited.update(gather_object([key for key in keys if key is not None]))
+        return is_first_visit_B
 
     def forget(self, k: int) -> None:
         """Forget what is known of teacher k, because its weights have changed."""
@@ -79,11 +102,18 @@ class LabelGate:
         """Write what the gate knows, by teacher."""
         names = [str(teacher.name) for teacher in self.teachers]
         counts = zip(self._predicted_KSL.tolist(), self._correct_KSL.tolist(), strict=True)
-        write_json(path, {"labels": dict(zip(names, counts, strict=True))})
+        write_json(path, {"labels": dict(zip(names, counts, strict=True)), "visited": sorted(self._visited)})
 
     def load(self, path: Path) -> None:
         """Restore what `save` wrote."""
-        state = read_json(path)["labels"]
+        state = read_json(path)
+        self._visited = set(state["visited"])
         for k, teacher in enumerate(self.teachers):
-            if str(teacher.name) in state:
-                self._predicted_KSL[k], self._correct_KSL[k] = map(torch.tensor, state[str(teacher.name)])
+            if str(teacher.name) in state["labels"]:
+                self._predicted_KSL[k], self._correct_KSL[k] = map(torch.tensor, state["labels"][str(teacher.name)])
+
+
+def _key(row: Row) -> int:
+    """Return a number that stands for a row's skill and prompt in memory and in checkpoints."""
+    text = f"{row.get('skill')}:{row['prompt']}".encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")

@@ -150,7 +150,9 @@ class TeacherScoring:
             with self.accelerator.autocast():  # it reads prompts without content as the teachers read the rollout
                 self._label_scores.add(batch, record, needed_BK)
             if isinstance(self.gate, LabelGate) and record.is_training:
-                weights_BK = redistributed(weights_BK, self.gate.judge(batch, record))
+                label_verdict = self.gate.judge(batch, record)
+                weights_BK = redistributed(weights_BK, label_verdict.open_BK)
+                batch["is_first_visit"] = label_verdict.is_first_visit_B
         weights_BK = self._choose(weights_BK, batch, record) * may_teach_B[:, None]
         self._finish(batch, weights_BK, record)
         if not record.is_training:

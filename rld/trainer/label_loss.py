@@ -64,7 +64,9 @@ def label_terms(batch: RolloutBatch, response: ResponseSettings | None) -> Label
 def label_counts(batch: RolloutBatch, scores_B: Tensor, num_skills: int) -> tuple[AttemptCounts, GateCounts]:
     """Return how often the student and its teachers predict the gold label, of a micro-batch's rows that have one.
 
-    A prediction of the student is an attempt, which succeeds if it is the gold label.
+    A prediction of the student is an attempt, which succeeds if it is the gold label. With a gate a row counts when it
+    is met for the first time (prequential evaluation, Dawid 1984): on a label that it was taught the student catches up
+    with any teacher, which tells nothing of the rows without one.
 
     Args:
         batch: The micro-batch.
@@ -75,7 +77,7 @@ def label_counts(batch: RolloutBatch, scores_B: Tensor, num_skills: int) -> tupl
     attempts = AttemptCounts.zeros(num_skills, 0, scores_B.device)
     gate = GateCounts.zeros(num_skills, was_run_BK.shape[1], scores_B.device)
     gold_B, skills_B = batch["gold_ids"], batch["skill_ids"]
-    is_counted_B = (batch["label_ids"] == 0) & (gold_B >= 0)
+    is_counted_B = (batch["label_ids"] == 0) & (gold_B >= 0) & batch.get("is_first_visit", gold_B >= 0)
     succeeded_B = is_counted_B & (predicted_labels(scores_B[:, None], batch)[:, 0] == gold_B)
     has_prediction_BK = is_counted_B[:, None] & was_run_BK
     correct_BK = has_prediction_BK & (predicted_labels(batch["teacher_label_scores"], batch) == gold_B[:, None])

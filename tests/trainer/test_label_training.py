@@ -77,6 +77,21 @@ def test_a_rollout_that_is_learnt_from_twice_is_counted_once(tmp_path):
     assert counts[0][0] == 2 and min(counts[0][2]) > 0
 
 
+def test_with_a_gate_a_row_counts_as_long_as_its_label_was_not_learnt(tmp_path):
+    """What a student says of a label that it was taught would switch its teachers off."""
+    options: dict[str, Any] = {"gate": "per_prompt", "save_strategy": "steps", "save_steps": 4}
+    made, rest = (runs.trainer(tmp_path, max_steps=steps, **options) for steps in (4, 8))
+    for trainer in (made, rest):
+        trainer.runtime.controller = FixedController(decide_every=100)
+    made.train()
+    window = made.runtime._window
+    known = {(row["skill"], row["prompt"]) for row in runs.rows() if row["answer"]}
+    assert window.attempts.attempts_S.sum() == len(known)  # 4 updates of 8 prompts read 16 rows twice
+    assert window.gate.prompts_SK[:, 0].sum() == len(known)
+    rest.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert rest.runtime._window.attempts.attempts_S.sum() == len(known)
+
+
 def test_one_process_and_two_give_the_same_update(tmp_path):
     launch(tmp_path, 2, module="labels_one_and_two")
     one = runs.trained(tmp_path / "one", gate="per_prompt")
