@@ -16,6 +16,7 @@ from rld.controllers.baselines import FixedController
 from rld.errors import DataError, RecipeError, TeacherError
 from rld.models.prompting import PromptEncoder
 from rld.rollout.label_gate import LabelGate
+from rld.teachers.self_teacher import SelfTeacher
 from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
@@ -124,6 +125,7 @@ def test_a_resumed_training_goes_on_as_if_it_had_not_stopped(tmp_path):
 # -- teachers of other tokenizers --------------------------------------------------------------------------------------
 
 WORDS_OF_TWO = ["a", "bcd"]
+OWN = "e{question}f="
 WORDS = [" Yes", " No", " the answer"]
 
 
@@ -310,7 +312,7 @@ def test_prompts_without_content_are_read_in_the_precision_of_the_rollout(tmp_pa
 # -- a teacher's own prompt --------------------------------------------------------------------------------------------
 
 
-def with_own_prompt(folder: Path, **options: Any) -> RLDTrainer:
+def with_own_prompt(folder: Path, teacher: Teacher | None = None, **options: Any) -> RLDTrainer:
     rows = Dataset.from_list([{"prompt": "ab="}, {"prompt": "cd="}])
     sizes = {"labels": {"all": WORDS_OF_TWO}, "per_device_train_batch_size": 4}
     return RLDTrainer(
@@ -319,15 +321,16 @@ def with_own_prompt(folder: Path, **options: Any) -> RLDTrainer:
         RLDConfig(**tiny.rld_options(folder, **sizes, **options)),
         rows,
         processing_class=tiny.tokenizer(),
-        teachers=[Teacher(tiny.model(seed=1), name="one", tokenizer=tiny.tokenizer(), prompt="e{question}f=")],
+        teachers=[teacher or Teacher(tiny.model(seed=1), name="one", tokenizer=tiny.tokenizer(), prompt=OWN)],
     )
 
 
-def test_a_teacher_scores_the_labels_behind_its_own_prompt(tmp_path):
-    made = with_own_prompt(tmp_path)
+@pytest.mark.parametrize(("teacher", "seed"), [(None, 1), (SelfTeacher(OWN), 0)])
+def test_a_teacher_scores_the_labels_behind_its_own_prompt(tmp_path, teacher, seed):
+    made = with_own_prompt(tmp_path, teacher)
     batch = rollout(made, [made.train_dataset[i] for i in range(2)])
     for i, prompt in enumerate(["eab=f=", "ecd=f="]):
-        expected_L = label_scores(tiny.model(seed=1), tiny.encoder(), prompt, WORDS_OF_TWO)
+        expected_L = label_scores(tiny.model(seed=seed), tiny.encoder(), prompt, WORDS_OF_TWO)
         torch.testing.assert_close(
             batch["teacher_label_scores"][2 * i : 2 * i + 2, 0].double(), expected_L, rtol=1e-4, atol=1e-5
         )
