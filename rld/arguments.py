@@ -105,6 +105,21 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="MODEL", type=_named, help="the model to score: a folder or a hub id")
 
 
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    from rld.recipe.exports import FORMATS
+
+    parser.add_argument("model", metavar="MODEL", type=_named, help="the model to export: a folder or a hub id")
+    parser.add_argument("--to", choices=list(FORMATS), required=True, help="the format")
+    precisions = "; ".join(f"{name}: {', '.join(form.bits)}" for name, form in FORMATS.items())
+    parser.add_argument("--precision", metavar="P", type=_named, help=f"{precisions} (default: the first)")
+    recipe = "verify and score it on this recipe's held-out rows (default: that of the run, in whose folder MODEL is)"
+    parser.add_argument("--recipe", metavar="RECIPE", type=_named, help=recipe)
+    rows = "held-out rows of each skill, at most, that it is scored on (default: 64)"
+    parser.add_argument("--max-rows", metavar="N", type=_positive(int), default=64, help=rows)
+    folder = "the folder to write (default: exports/NAME-FORMAT-PRECISION)"
+    parser.add_argument("--output", metavar="DIR", type=_folder, help=folder)
+
+
 def _add_cache_teachers(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
     folder = "the run's folder, with the results of finished stages (default: runs/NAME)"
@@ -189,6 +204,7 @@ _ADDERS = {
     "train": _add_train,
     "check": _add_check,
     "evaluate": _add_evaluate,
+    "export": _add_export,
     "ablate": _add_ablate,
     "serve-teacher": _add_serve_teacher,
     "cache-teachers": _add_cache_teachers,

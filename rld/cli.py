@@ -19,7 +19,7 @@ from rld.recipe import registry
 from rld.utils import secrets
 from rld.utils.control_characters import visible
 from rld.utils.interrupts import end_with_parent
-from rld.utils.messages import is_main_process, tell_of_this_process, warnings_as_lines
+from rld.utils.messages import is_main_process, tell, tell_of_this_process, warnings_as_lines
 from rld.utils.os_errors import tell_failure
 from rld.utils.run_folder import ABLATION_RESULT, RunFolder
 from rld.utils.streams import safe_streams
@@ -144,6 +144,57 @@ def _is_recipe(name: str) -> bool:
     return True
 
 
+def _export(options: argparse.Namespace) -> int:
+    """Write a model in a format of another runtime, and verify and measure it there."""
+    from rld.recipe.exports import FORMATS, install_hint
+    from rld.recipe.reading import read_recipe
+    from rld.recipe.stages.export import Export
+
+    form = FORMATS[options.to]
+    precision = options.precision or next(iter(form.bits))
+    if precision not in form.bits:
+        raise UsageError(f"{options.to} has no precision {precision!r}{hint(precision, form.bits)}")
+    if form.missing_package is not None:
+        raise UsageError(f"export to {options.to}: {install_hint(form.missing_package)}")
+    output: Path = options.output or Path("exports") / f"{_model_name(options.model)}-{options.to}-{precision}"
+    if output.exists():
+        raise UsageError(f"{output} exists; remove it, or choose another --output")
+    source = _recipe_of_run(Path(options.model)) if options.recipe is None else registry.find_recipe(options.recipe)
+    try:
+        recipe = None if source is None else read_recipe(source, [])
+    except RldError as error:
+        if options.recipe is not None:
+            raise
+        fix = "it is not scored; add --recipe to verify and score it on held-out rows"
+        tell(f"{fix} ({str(error).splitlines()[0]})")
+        recipe = None
+    stage = Export(
+        name="export",
+        kind="export",
+        model=options.model,
+        format=options.to,
+        precision=precision,
+        max_rows=options.max_rows,
+    )
+    _share_the_cores()
+    from rld.pipeline.train import export
+
+    return export(stage, output, recipe, source or Path())
+
+
+def _model_name(place: str) -> str:
+    """Return a name for a model: of a run's student that of the run."""
+    path = Path(place).absolute()
+    return path.parent.name if _recipe_of_run(path) == path.parent / "recipe.json" else path.name
+
+
+def _recipe_of_run(model: Path) -> Path | None:
+    """Return the recipe of the run whose student or other stage's model a folder is; None if it is none."""
+    folders = [model.parent, *([model.parent.parent] if model.parent.name == "models" else [])]
+    recipes = [RunFolder(folder).recipe for folder in folders] if model.is_dir() else []
+    return next((path for path in recipes if path.is_file()), None)
+
+
 def _ablate(options: argparse.Namespace) -> int:
     """Train variants of a recipe from the same start with several seeds, and compare them."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -239,6 +290,7 @@ _COMMANDS = {
     "train": _train,
     "check": _check,
     "evaluate": _evaluate,
+    "export": _export,
     "ablate": _ablate,
     "serve-teacher": _serve_teacher,
     "cache-teachers": _cache_teachers,

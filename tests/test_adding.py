@@ -202,6 +202,12 @@ class Coin:
     def evaluate(self, model, tokenizer):
         return {"coin": {"heads": MeasuredScore(0.5, 0.0, 1.0)}}
 '''
+EXPORTER = '''"""Models on paper."""
+
+
+def require_exportable(model, tokenizer, precision):
+    print(f"paper takes {precision}")
+'''
 COMMAND = '''def _dream(options: argparse.Namespace) -> int:
     """Do nothing at all."""
     return 0
@@ -294,6 +300,16 @@ ROWS = {
             Written("rld/evaluation/coin.py", appended(EVALUATOR)),
         ],
         {"page": "## DummyEvaluator", "python": "coin 0.5"},
+    ),
+    "export format": Row(
+        [
+            Written("rld/models/export/paper.py", appended(EXPORTER)),
+            Written(
+                "rld/recipe/exports.py",
+                replaced("] = {\n", '] = {\n    "paper": ExportFormat("a letter", {"ink": 4}, (), "pip"),\n'),
+            ),
+        ],
+        {"python": "paper takes ink"},
     ),
     "stage": Row(
         [
@@ -389,8 +405,11 @@ from rld.data.file_items import read_items
 from rld.evaluation.evaluators import build_evaluator
 from rld.evaluation.held_out import HeldOutEvaluator
 from rld.evaluation.predictions import Prediction
+from rld.models.prompting import PromptEncoder
+from rld.pipeline.exporting import ExportPlan
 from rld.recipe.evaluation import DummyEvaluator
 from rld.recipe.reading import read_recipe
+from rld.recipe.stages.export import Export
 import tests.recipe_page as recipe, tests.run_folder_page as run_folder
 recipe.PAGE.write_text(recipe.page())
 run_folder.PAGE.write_text(run_folder.page(run_folder.PAGE.read_text()))
@@ -399,6 +418,8 @@ print(item.question, item.answer)
 read_recipe(Path("dummies.yaml"), []).stages[1].run(None)
 coin = build_evaluator(DummyEvaluator(kind="coin"), Path("dummies.yaml"), is_chat=False)
 print("coin", coin.evaluate(None, None)["coin"]["heads"].value)
+stage = Export(name="letter", kind="export", model="tiny", format="paper")
+ExportPlan(None, PromptEncoder(None), stage.format, stage.precision_in_use, []).require_exportable()
 (row,), (said,) = [{"skill": "copy", "answer": "a"}], [Prediction("four", 0.0, "four")]
 skills = read_recipe(Path("dummies.yaml"), []).skills
 print("length", HeldOutEvaluator([row], skills, None).evaluation([said]).measured["copy"]["length"].value)

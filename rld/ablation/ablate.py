@@ -247,7 +247,7 @@ def _copy_stages(shared: Path, before: Recipe, folder: Path) -> None:
         return
     source = before.run_folder(shared)
     with files.replace_folder(folder) as draft:
-        target = RunFolder(draft, scoring_stages=source.scoring_stages)
+        target = RunFolder(draft, without_model=source.without_model)
         for stage in before.stages:
             shutil.copytree(source.stage_result(stage.name), target.stage_result(stage.name), copy_function=_link)
         for path in (source.metrics, source.events, source.samples):

@@ -22,6 +22,7 @@ from rld.recipe.schema import Recipe
 from rld.recipe.sizes import parameters
 from rld.recipe.stages.base import TrainingStage
 from rld.recipe.stages.distill import Distill
+from rld.recipe.stages.export import Export
 from rld.recipe.stages.merge import Merge
 from rld.recipe.stages.prune import Prune
 from rld.recipe.tokenizer_files import lone_tokenizer
@@ -68,7 +69,7 @@ def _reasons(recipe: Recipe, source: Path, skill_rows: Mapping[str, SkillRows]) 
         if training.lora is not None and _path(recipe, training.student) not in absent:
             yield f"the adapter of stage '{training.name}'"
     for stage in recipe.stages:
-        if isinstance(stage, Merge | Prune):
+        if isinstance(stage, Export | Merge | Prune):
             yield f"the models of stage '{stage.name}'"
         for name in stage.references():
             path = _path(recipe, name)

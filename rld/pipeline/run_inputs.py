@@ -31,10 +31,10 @@ def record_inputs(run: RunContext, accepts_changes: bool) -> None:
     Raises:
         CheckpointError: on every process, the run cannot go on, or the changes are not accepted; names each.
     """
-    _on_main_process(run.state, lambda: _record(run, accepts_changes))
+    on_main_process(run.state, lambda: _record(run, accepts_changes))
 
 
-def _on_main_process(state: PartialState, function: Callable[[], None]) -> None:
+def on_main_process(state: PartialState, function: Callable[[], None]) -> None:
     """Call a function on the main process; where it fails, end the others too, which would wait for it.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Train a recipe, score a model, or cache teachers' log-probabilities: the functions behind the commands."""
+"""Train a recipe, score or export a model, or cache teachers' log-probabilities: the functions behind the commands."""
 
 from __future__ import annotations
 
@@ -8,29 +8,44 @@ import signal
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import transformers
 from safetensors import SafetensorError
 
 from rld.errors import RecipeError, SystemFailure
+from rld.evaluation.held_out import Evaluation
+from rld.models.generation import encoder_of
+from rld.pipeline.exporting import ExportPlan, first_rows, new_folder
+from rld.pipeline.model_sources import StoredModel
 from rld.pipeline.recovery import elapsed_seconds, put_in_order, repeated_seconds
 from rld.pipeline.run import RunContext
 from rld.pipeline.run_checks import require_installed, require_runnable
 from rld.pipeline.run_inputs import record_inputs
+from rld.pipeline.stage_results import plain_scores
 from rld.pipeline.stage_training import Interrupted
 from rld.pipeline.summary import SummaryWriter
 from rld.recipe.schema import Recipe
+from rld.recipe.stages.export import Export
+from rld.reporting.exports import export_table
 from rld.reporting.report import show_report
 from rld.reporting.score_records import ScoreRecord
 from rld.reporting.tables import scores_table
 from rld.trainer import checkpoints
+from rld.types import Row
 from rld.utils.console import SafeConsole
+from rld.utils.files import write_json
 from rld.utils.interrupts import StopRequest, Waiting, stop_on_signals
 from rld.utils.messages import tell
 from rld.utils.os_errors import as_os_error, describe_os_error, fullest_disk, is_lost_process
 from rld.utils.run_folder import RunFolder
+
+_EXPORT_RECORD = "rld_export.json"
+"""What `rld export` writes beside the exported files: how they compare with the model, and what they take."""
 
 
 def train(recipe: Recipe, source: Path, output: Path, resume: bool, accepts_changes: bool = False) -> int:
@@ -168,11 +183,53 @@ def evaluate(model: str, recipe: Recipe, source: Path) -> int:
     run = RunContext(recipe, source, Path(), resume=False)
     student, tokenizer = run.models.load(model)
     run.row_checks.require_readable(model, student, tokenizer, run.evaluator.rows)
-    measured = run.evaluate(student, tokenizer).measured
+    evaluation = run.evaluate(student, tokenizer)
     if run.state.is_main_process:
-        scoring = {
-            skill: {name: ScoreRecord(**score._asdict()) for name, score in scores.items()}
-            for skill, scores in measured.items()
-        }
-        SafeConsole().print(scores_table(model, scoring, run.evaluator.rows))
+        _show_scores(model, evaluation, run.evaluator.rows)
+    return 0
+
+
+def _show_scores(title: str, evaluation: Evaluation, rows: Sequence[Row]) -> None:
+    scoring = {
+        skill: {name: ScoreRecord(**score._asdict()) for name, score in scores.items()}
+        for skill, scores in evaluation.measured.items()
+    }
+    SafeConsole().print(scores_table(title, scoring, rows))
+
+
+def export(options: Export, output: Path, recipe: Recipe | None, source: Path) -> int:
+    """Export a model that is no part of a run, and print how it compares and what it takes.
+
+    Args:
+        options: Model, format, precision and number of rows.
+        output: The folder to fill, which does not exist.
+        recipe: Its held-out rows verify and score the exported model. None: it is verified on a page of text.
+        source: The recipe's file.
+
+    Raises:
+        ModelError: the model cannot be exported, or what was exported is not the model.
+    """
+    _quiet()
+    run = None if recipe is None else RunContext(recipe, source, Path(), resume=False)
+    if run is None:
+        model, tokenizer = StoredModel(options.model, {}, is_here=True).load({}, "float32")
+        encoder, rows = encoder_of(model, tokenizer, {}), list[Row]()
+    else:
+        model, tokenizer = run.models.load(options.model)
+        encoder, rows = run.encoder(model, tokenizer), first_rows(run.evaluator.rows, options.max_rows)
+    plan = ExportPlan(model, encoder, options.format, options.precision_in_use, rows)
+    with new_folder(output) as draft:
+        record = plan.export(draft)
+        content: dict[str, Any] = {"export": record.model_dump()}
+        if run is not None and rows:
+            evaluator = replace(run.evaluator, rows=rows)
+            evaluations = {
+                "the model": evaluator.evaluate(model, tokenizer),
+                "its export": plan.score(draft, evaluator),
+            }
+            content["scorings"] = {name: plain_scores(evaluation) for name, evaluation in evaluations.items()}
+            for name, evaluation in evaluations.items():
+                _show_scores(name, evaluation, rows)
+        write_json(draft / _EXPORT_RECORD, content)
+    SafeConsole(highlight=False).print(export_table(record, f"{options.model} in {output}"))
     return 0

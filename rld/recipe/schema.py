@@ -182,7 +182,7 @@ class Recipe(FrozenOptions):
         for i, stage in enumerate(self.stages):
             for name in stage.references():
                 if name in scored:
-                    fix = f"name the model that it scores, {scored[name]!r}"
+                    fix = f"name its model, {scored[name]!r}"
                     place = next(loc for loc, value in walk(stage.model_dump()) if value == name)
                     raise OptionError(f"stage {name!r} makes no model; {fix}", "stages", i, *place)
         return self
@@ -252,8 +252,8 @@ class Recipe(FrozenOptions):
     def run_folder(self, path: Path) -> RunFolder:
         """Return the paths of a run of this recipe."""
         last = [stage.name for stage in self.stages if stage.makes_model][-1:]
-        scores = frozenset(stage.name for stage in self.stages if not stage.makes_model)
-        return RunFolder(path, last[0] if last else None, scores)
+        without_model = {stage.name: stage.result_folder for stage in self.stages if not stage.makes_model}
+        return RunFolder(path, last[0] if last else None, without_model)
 
     @property
     def verifier_in_use(self) -> VerifierSpec:

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from rld.errors import CheckpointError
 from rld.recipe.inputs import AcceptedChanges
+from rld.reporting.exports import ExportRecord
 from rld.reporting.file_records import LARGEST, Amount, Count, FileRecord, Share
 from rld.reporting.metric_names import TIME
 from rld.reporting.score_records import ConfusionRecord, ModelScores, Scoring
@@ -86,6 +87,8 @@ class StageResult(FileRecord):
     """By how much the score of each skill fell, where it fell by more than chance."""
     scorings: dict[str, Scoring] = {}
     """All scores of each scoring: `before`, `after`, `teacher/NAME`, `merged/NAME`."""
+    export: ExportRecord | None = None
+    """Of an exported model: how it compares with the model that it was made of, and what it takes."""
     confusion: dict[str, ConfusionRecord] = {}
     """Of each skill of labels: how often the model took each gold label for each label."""
 

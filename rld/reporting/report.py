@@ -10,6 +10,7 @@ import yaml
 
 from rld.reporting.chart_groups import ChartGroup, Colours, chart_groups
 from rld.reporting.charts import figure
+from rld.reporting.exports import export_html
 from rld.reporting.history import RunHistory, StageHistory, read_run
 from rld.reporting.html import page, scrolling, table
 from rld.reporting.samples import samples_table
@@ -77,6 +78,7 @@ def _page(history: RunHistory) -> str:
     colours = Colours(history)
     parts = [_header(history), *_notes(history), _verdict(history), _scores(history, colours), _stages(history)]
     parts.append(_compute(history))
+    parts += [export_html(result.name, result.export) for result in history.summary.stages if result.export is not None]
     parts += [_stage(history, number, colours) for number in range(len(history.stages))]
     parts += [_recipe(history), f"<footer>Drawn by rld from {escape(str(history.folder))}</footer>"]
     return page(f"{history.plan.name}: rld report", "".join(parts))

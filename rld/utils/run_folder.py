@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rld.errors import UsageError
@@ -22,12 +23,12 @@ class RunFolder:
         path: The folder.
         last_stage: The stage whose model is the run's student. None: for callers that do not need a
             stage's result, and for a run without one.
-        scoring_stages: The stages that make no model.
+        without_model: The stages that make no model, and the folder that has the result of each.
     """
 
     path: Path
     last_stage: str | None = None
-    scoring_stages: frozenset[str] = frozenset()
+    without_model: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def recipe(self) -> Path:
@@ -81,13 +82,18 @@ class RunFolder:
 
     @property
     def evaluations(self) -> Path:
-        """A folder with the records of stages that make no model."""
+        """A folder with the records of stages that score a model."""
         return self.path / "evaluations"
+
+    @property
+    def exports(self) -> Path:
+        """A folder with the exported models of stages, and their records."""
+        return self.path / "exports"
 
     def stage_result(self, name: str) -> Path:
         """Return the folder with a stage's record, and its model if it makes one."""
-        if name in self.scoring_stages:
-            return self.evaluations / name
+        if name in self.without_model:
+            return self.path / self.without_model[name] / name
         return self.student if name == self.last_stage else self.models / name
 
     def predictions(self, stage: str, scoring: str) -> Path:
@@ -106,7 +112,7 @@ class RunFolder:
     @property
     def leftovers(self) -> list[Path]:
         """Existing results, checkpoints and metrics of an earlier run, which a new run would overwrite."""
-        paths = [self.student, self.models, self.evaluations, self.path / "checkpoints", self.metrics]
+        paths = [self.student, self.models, self.evaluations, self.exports, self.path / "checkpoints", self.metrics]
         return [path for path in paths if path.exists()]
 
     def require_links(self) -> None:

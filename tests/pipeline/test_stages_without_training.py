@@ -115,7 +115,7 @@ def test_check_shows_what_a_merge_and_an_evaluation_do(recipe, capsys):
         ("stages.mean.weights=[-1, 3]", "stages.mean.weights: those of method linear should be at least 0"),
         ("stages.mean.models=[one, last]", "stages.mean.models.1: stage 'last' has not run by then"),
         ("stages.scores.model=nobody", "there is no model 'nobody'"),
-        ("stages.last.student=scores", "stage 'scores' makes no model; name the model that it scores, 'mean'"),
+        ("stages.last.student=scores", "stage 'scores' makes no model; name its model, 'mean'"),
         ("skills.flip.held_out=0", "skill 'flip' has no held-out rows"),
         ("stages.mean.steps=3", "steps"),
         ("stages.cut={name: cut, kind: prune, model: last}", "stages.cut cuts nothing: set layers, intermediate_size"),

@@ -60,6 +60,8 @@ class Stage(FrozenOptions):
     """Whether the stage uses the recipe's rewards."""
     makes_model: ClassVar[bool] = True
     """Whether its result is a model, to which later stages may refer."""
+    result_folder: ClassVar[str] = "evaluations"
+    """The folder of a run that has the results of its kind, where they are no models."""
 
     kind: str
     """The kind of stage."""

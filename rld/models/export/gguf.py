@@ -1,0 +1,311 @@
+"""GGUF, the format of llama.cpp (github.com/ggml-org/ggml, docs/gguf.md): Llama and Qwen2 with byte-level BPE.
+
+Weights are written by the package gguf, and run by xllamacpp, llama.cpp with a Python interface. Its server answers one
+token at a time here, because it drops tokens that are no whole characters from longer answers.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rld.errors import ModelError
+from rld.models.export.runtime import TOP_K, NextToken
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+FILE = "model.gguf"
+
+_LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_OTHERS = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_SPLITS: dict[tuple[str, ...], str] = {
+    ("bytes, words",): "gpt-2",
+    ("digits", "bytes, words"): "smollm",
+    (rf"{_ENDINGS}|{_LETTERS}|\p{{N}}|{_OTHERS}", "bytes"): "qwen2",
+    (rf"{_ENDINGS}|{_LETTERS}|\p{{N}}{{1,3}}|{_OTHERS}", "bytes"): "llama-bpe",
+}
+"""llama.cpp's name for each way to split a text before its bytes are merged; see `_splits`."""
+
+_ALL = 1 << 20
+"""More tokens than a vocabulary has."""
+
+_BLOCK = 32
+"""Weights that Q8_0 and Q4_0 quantise together."""
+
+
+# -- what can be exported ----------------------------------------------------------------------------------------------
+
+
+def require_exportable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, precision: str) -> None:
+    """Check that llama.cpp has all that a model and its tokenizer need.
+
+    Raises:
+        ModelError: it has not; the message names what.
+    """
+    config: Any = model.config
+    problem = _model_problem(config) or _tokenizer_problem(tokenizer)
+    widths = config.hidden_size, config.intermediate_size
+    if problem is None and precision.startswith("q") and any(width % _BLOCK for width in widths):
+        problem = f"{precision} needs widths in multiples of {_BLOCK}, and its hidden_size and intermediate_size are "
+        problem += f"{widths[0]} and {widths[1]}; take f16"
+    if problem is not None:
+        raise ModelError(f"cannot export to GGUF: {problem}")
+
+
+def _model_problem(config: Any) -> str | None:
+    rope = config.rope_parameters if hasattr(config, "rope_parameters") else {}
+    required = {
+        "model_type": (config.model_type, ("llama", "qwen2")),
+        "rope_type": (rope.get("rope_type", "default"), ("default",)),
+        "hidden_act": (getattr(config, "hidden_act", "silu"), ("silu",)),
+        "attention_bias": (getattr(config, "attention_bias", False), (False,)),
+        "mlp_bias": (getattr(config, "mlp_bias", False), (False,)),
+        "use_sliding_window": (getattr(config, "use_sliding_window", False), (False,)),
+    }
+    for name, (value, possible) in required.items():
+        if value not in possible:
+            return f"its {name} is {value!r}, and rld writes {' and '.join(map(repr, possible))}; export it to onnx"
+    return None
+
+
+def _tokenizer_problem(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    definition = _definition(tokenizer)
+    kind = definition["model"]["type"]
+    if kind != "BPE" or definition["model"].get("byte_fallback") or "ByteLevel" not in str(definition["pre_tokenizer"]):
+        name = f"a tokenizer of {len(tokenizer)} whole words or characters" if kind == "WordLevel" else f"one of {kind}"
+        return f"llama.cpp needs a byte-level BPE tokenizer, and this is {name}; export it to onnx"
+    if tuple(_splits(definition)) not in _SPLITS:
+        return f"llama.cpp is not known to split texts as its tokenizer does: {_splits(definition)}; export it to onnx"
+    return None
+
+
+def _definition(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ModelError("cannot export to GGUF: its tokenizer has no tokenizer.json; save it as a fast one")
+    definition: dict[str, Any] = json.loads(backend.to_str())
+    return definition
+
+
+def _splits(definition: dict[str, Any]) -> list[str]:
+    """Return how a tokenizer splits a text, step by step: a regular expression, or what it is called here."""
+    top = definition.get("pre_tokenizer") or {"type": "nothing"}
+    steps = top["pretokenizers"] if top["type"] == "Sequence" else [top]
+    return [_split(step) for step in steps]
+
+
+def _split(step: dict[str, Any]) -> str:
+    match step:
+        case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": bool(words)}:
+            return "bytes, words" if words else "bytes"
+        case {"type": "Digits", "individual_digits": True}:
+            return "digits"
+        case {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated", "invert": False}:
+            return pattern
+    return json.dumps(step)
+
+
+# -- the file ----------------------------------------------------------------------------------------------------------
+
+
+def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, precision: str) -> None:
+    """Write a model as `model.gguf`.
+
+    Vectors stay in float32. In a file of `q4_0` the token embeddings and the output head are in `q8_0`, as all
+    logits depend on them.
+
+    Args:
+        precision: `f32`, `f16`, `q8_0` or `q4_0`.
+    """
+    import gguf
+
+    config: Any = model.config
+    architecture = {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2}[config.model_type]
+    writer = gguf.GGUFWriter(folder / FILE, gguf.MODEL_ARCH_NAMES[architecture])
+    kinds = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0", "q4_0": "MOSTLY_Q4_0"}
+    writer.add_file_type(gguf.LlamaFileType[kinds[precision]])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    _write_config(writer, config)
+    _write_tokenizer(writer, tokenizer, config.vocab_size, _ends(model))
+    names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
+    for name, weight in _weights(model):
+        to = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if to is None:
+            raise ModelError(f"cannot export to GGUF: llama.cpp has no weight {name} in {config.model_type}")
+        is_vocabulary = to.startswith(("token_embd.", "output."))
+        kind = "f32" if weight.ndim == 1 else "q8_0" if precision == "q4_0" and is_vocabulary else precision
+        quantised = gguf.quants.quantize(weight, gguf.GGMLQuantizationType[kind.upper()])
+        writer.add_tensor(to, quantised, raw_dtype=gguf.GGMLQuantizationType[kind.upper()])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _write_config(writer: Any, config: Any) -> None:
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(head_size)
+    writer.add_value_length(head_size)
+    writer.add_rope_dimension_count(head_size)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+
+
+def _ends(model: PreTrainedModel) -> list[int]:
+    ends: Any = getattr(model.generation_config, "eos_token_id", None)
+    return [] if ends is None else [*ends] if isinstance(ends, list) else [ends]
+
+
+def _write_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, size: int, ends: list[int]) -> None:
+    """Write vocabulary, merges, special tokens and chat template.
+
+    Args:
+        size: Rows of the embeddings; those without a token get unused names.
+        ends: Tokens that end an answer by the model's generation configuration.
+    """
+    import gguf
+
+    definition, added = _definition(tokenizer), tokenizer.added_tokens_decoder
+    vocabulary = {i: token for token, i in tokenizer.get_vocab().items()}
+    types = [gguf.TokenType.NORMAL if i in vocabulary else gguf.TokenType.UNUSED for i in range(size)]
+    for i, token in added.items():
+        types[i] = gguf.TokenType.CONTROL if token.special else gguf.TokenType.USER_DEFINED
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in definition["model"]["merges"]]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(_SPLITS[tuple(_splits(definition))])
+    writer.add_token_list([vocabulary.get(i, f"[PAD{i}]") for i in range(size)])
+    writer.add_token_types(types)
+    writer.add_token_merges(merges)
+    first: Any = tokenizer("a").input_ids[0]
+    has_bos = tokenizer.bos_token_id is not None
+    writer.add_add_bos_token(has_bos and first == tokenizer.bos_token_id)
+    writer.add_add_eos_token(False)  # an answer follows
+    for token_id, add in (
+        (tokenizer.bos_token_id, writer.add_bos_token_id),
+        (tokenizer.pad_token_id, writer.add_pad_token_id),
+    ):
+        if token_id is not None:
+            add(token_id)
+    every = list(dict.fromkeys(i for i in (tokenizer.eos_token_id, *ends) if i is not None))
+    adders = writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id
+    if len(every) > len(adders):
+        raise ModelError(f"cannot export to GGUF: {len(every)} tokens end its answers, and llama.cpp knows 3 kinds")
+    for token_id, add in zip(every, adders, strict=False):
+        add(token_id)
+    if isinstance(tokenizer.chat_template, str):
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def _weights(model: PreTrainedModel) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the weights in float32 by their names; a head that is tied to the embeddings is left out.
+
+    llama.cpp turns neighbouring units of queries and keys of a Llama by one angle, and transformers those that are half
+    a head apart, so their rows are put in another order.
+    """
+    config: Any = model.config
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        weight = tensor.detach().float().cpu().numpy()
+        num_heads = heads.get(name.split(".")[-2])
+        if config.model_type == "llama" and num_heads is not None:
+            weight = weight.reshape(num_heads, 2, -1, weight.shape[-1]).swapaxes(1, 2).reshape(weight.shape)
+        yield name, weight
+
+
+# -- the runtime -------------------------------------------------------------------------------------------------------
+
+
+def import_runtime() -> None:
+    """Import llama.cpp."""
+    import xllamacpp  # noqa: F401
+
+
+def open_runtime(folder: Path, context: int, threads: int) -> LlamaCpp:
+    """Load `model.gguf` of a folder."""
+    return LlamaCpp(folder / FILE, context, threads)
+
+
+class LlamaCpp:
+    """A GGUF file in llama.cpp; see `Runtime`. Its server is reachable from this machine only.
+
+    Raises:
+        RuntimeError: llama.cpp refuses the file or a sequence.
+    """
+
+    def __init__(self, path: Path, context: int, threads: int) -> None:
+        import xllamacpp
+
+        options = xllamacpp.CommonParams()
+        options.model.path = str(path)
+        options.n_ctx, options.n_parallel, options.n_gpu_layers = context, 1, 0
+        options.cpuparams.n_threads = options.cpuparams_batch.n_threads = threads
+        options.warmup, options.verbosity = False, -1
+        self._server = xllamacpp.Server(options)
+        (self._letter, *_) = self.encode("a") or [0]
+
+    def score(self, ids: list[int], num_scored: int) -> list[NextToken]:
+        return [self._score(ids[:i], ids[i]) for i in range(len(ids) - num_scored, len(ids))]
+
+    def _score(self, ids: list[int], following: int) -> NextToken:
+        said = self._ask(ids, following, TOP_K)
+        if said is None:  # the token is no whole character, which is not told: look for it among all
+            said = self._ask(ids, self._letter, _ALL)
+            logprob = next(token["logprob"] for token in said["top_logprobs"] if token["id"] == following)
+        else:
+            logprob = said["logprob"]
+        best = said["top_logprobs"][:TOP_K]
+        return NextToken(logprob, [token["id"] for token in best], [token["logprob"] for token in best])
+
+    def generate(self, ids: list[int], max_new_tokens: int, ends: Collection[int]) -> list[int]:
+        tokens: list[int] = []
+        while len(tokens) < max_new_tokens and not (tokens and tokens[-1] in ends):
+            tokens.append(self._ask([*ids, *tokens], self._letter, 1)["top_logprobs"][0]["id"])
+        return tokens
+
+    def seconds_per_token(self, ids: list[int], num_tokens: int) -> float:
+        answer = self._complete({"prompt": ids, "n_predict": num_tokens, "ignore_eos": True})
+        return float(answer["timings"]["predicted_ms"]) / 1000 / int(answer["timings"]["predicted_n"])
+
+    def encode(self, text: str) -> list[int]:
+        content = json.dumps({"content": text, "add_special": True, "parse_special": False}).encode()
+        request = urllib.request.Request(f"{self._server.listening_address}/tokenize", content)
+        with urllib.request.urlopen(request) as answer:
+            ids: list[int] = json.load(answer)["tokens"]
+        return ids
+
+    def _ask(self, ids: list[int], forced: int, num_likeliest: int) -> Any:
+        """Return what the model says of a token that it is made to choose, and of the likeliest ones without that.
+
+        None where the token is not a whole character.
+        """
+        choice = self._complete(
+            {
+                "prompt": ids,
+                "n_predict": 1,
+                "n_probs": num_likeliest,
+                "logit_bias": [[forced, 1e9]],
+                "cache_prompt": True,
+            }
+        )["choices"][0]
+        return choice["logprobs"]["content"][0] if choice["logprobs"] else None
+
+    def _complete(self, request: dict[str, Any]) -> dict[str, Any]:
+        answer: dict[str, Any] = self._server.handle_completions({"temperature": 0, **request})
+        if "error" in answer:
+            raise RuntimeError(answer["error"]["message"])
+        return answer
