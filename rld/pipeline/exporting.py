@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rld.errors import ModelError
 from rld.evaluation.held_out import Evaluation, HeldOutEvaluator
+from rld.models.chat_template import RefusedConversation
 from rld.models.export.exported_model import ExportedModel
 from rld.models.export.runtime import RuntimeProcess
 from rld.models.export.texts import PROSE, SPELLINGS
@@ -27,13 +28,16 @@ from rld.reporting.exports import ExportRecord
 from rld.types import Row
 from rld.utils import files
 
+_QUESTION = "What is 7 + 5?"
+"""A user's message by which chat templates are compared."""
+
 _LONGEST = 512
 """Tokens of the longest sequence that is compared."""
 
 _CONTEXT = 1024
 """Tokens for which a runtime has memory when it is measured, where the model's context and the rows allow it."""
 
-_TIMED = 16, 32
+_TIMED = 16, 8
 """Tokens of the prompt, and tokens behind it, by which the time of a token is measured."""
 
 
@@ -159,7 +163,25 @@ class ExportPlan(NamedTuple):
                 )
                 own, other = (self.tokenizer.convert_ids_to_tokens(row[i : i + 3]) for row in (expected, ids))
                 raise ModelError(f"the exported tokenizer spells {text[:40]!r} otherwise: {other} instead of {own}")
+        self._require_template(process)
         return True
+
+    def _require_template(self, process: RuntimeProcess) -> None:
+        """Check that the runtime puts a user's message into the same prompt as the chat template of the tokenizer.
+
+        Raises:
+            ModelError: it does not.
+        """
+        if self.tokenizer.chat_template is None:
+            return
+        start = self.tokenizer.bos_token or ""  # which llama.cpp leaves to its tokenizer
+        try:
+            expected = PromptEncoder(self.tokenizer).render([{"role": "user", "content": _QUESTION}])
+        except RefusedConversation:  # no prompt is like this one
+            return
+        prompt = process.render(_QUESTION)
+        if prompt is not None and prompt.removeprefix(start) != expected.removeprefix(start):
+            raise ModelError(f"the exported chat template makes {prompt!r} of a question, and the model's {expected!r}")
 
 
 @contextmanager

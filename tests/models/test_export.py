@@ -158,3 +158,10 @@ def test_a_verification_accepts_what_its_bits_explain(bits, agreement, perplexit
     else:
         with pytest.raises(ModelError):
             result.require_faithful(bits)
+
+
+def test_an_exported_chat_template_that_makes_another_prompt_is_refused(tmp_path, monkeypatch):
+    model = plan(llama(), "gguf", "f32")
+    monkeypatch.setattr(RuntimeProcess, "render", lambda self, question: f"### {question}")
+    with pytest.raises(ModelError, match="the exported chat template makes '### What is 7"):
+        model.export(tmp_path)

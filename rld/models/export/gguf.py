@@ -7,6 +7,7 @@ token at a time here, because it drops tokens that are no whole characters from 
 from __future__ import annotations
 
 import json
+import urllib.error
 import urllib.request
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -129,6 +130,7 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
     architecture = {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2}[config.model_type]
     writer = gguf.GGUFWriter(folder / FILE, gguf.MODEL_ARCH_NAMES[architecture])
     kinds = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0", "q4_0": "MOSTLY_Q4_0"}
+    writer.add_name(Path(config.name_or_path).name or "student")
     writer.add_file_type(gguf.LlamaFileType[kinds[precision]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _write_config(writer, config)
@@ -282,11 +284,20 @@ class LlamaCpp:
         return float(answer["timings"]["predicted_ms"]) / 1000 / int(answer["timings"]["predicted_n"])
 
     def encode(self, text: str) -> list[int]:
-        content = json.dumps({"content": text, "add_special": True, "parse_special": False}).encode()
-        request = urllib.request.Request(f"{self._server.listening_address}/tokenize", content)
-        with urllib.request.urlopen(request) as answer:
-            ids: list[int] = json.load(answer)["tokens"]
+        ids: list[int] = self._post("tokenize", {"content": text, "add_special": True})["tokens"]
         return ids
+
+    def render(self, question: str) -> str:
+        return str(self._post("apply-template", {"messages": [{"role": "user", "content": question}]})["prompt"])
+
+    def _post(self, path: str, content: dict[str, Any]) -> Any:
+        """Ask the server what it tells over HTTP alone."""
+        request = urllib.request.Request(f"{self._server.listening_address}/{path}", json.dumps(content).encode())
+        try:
+            with urllib.request.urlopen(request) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise RuntimeError(error.read().decode(errors="replace")) from error
 
     def _ask(self, ids: list[int], forced: int, num_likeliest: int) -> Any:
         """Return what the model says of a token that it is made to choose, and of the likeliest ones without that.

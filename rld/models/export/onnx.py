@@ -131,6 +131,12 @@ class OnnxRuntime:
     def encode(self, text: str) -> list[int] | None:
         return None if self._tokenizer is None else [int(i) for i in self._tokenizer.encode(text)]
 
+    def render(self, question: str) -> str | None:
+        if self._tokenizer is None:
+            return None
+        messages = json.dumps([{"role": "user", "content": question}])
+        return str(self._tokenizer.apply_chat_template(messages, add_generation_prompt=True))
+
     def _generator(self) -> Any:
         import onnxruntime_genai as og
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import psutil
 
 from rld.errors import ModelError
+from rld.utils.interrupts import end_with_parent
 
 TOP_K = 128
 """Likeliest tokens whose log-probabilities a runtime hands over: those of 50,000 take llama.cpp a second per token."""
@@ -46,6 +47,9 @@ class Runtime(Protocol):
     def seconds_per_token(self, ids: list[int], num_tokens: int) -> float:
         """Return the mean time of a token of `num_tokens` that are generated behind a prompt, whatever they are."""
 
+    def render(self, question: str) -> str | None:
+        """Return the prompt for a user's message by the chat template in the exported files; None as of `encode`."""
+
     def encode(self, text: str) -> list[int] | None:
         """Return the tokens of a text by the tokenizer in the exported files; None if the runtime cannot read it."""
 
@@ -64,6 +68,10 @@ class Loaded(NamedTuple):
 
 _runtime: Any = None
 """The runtime of this process, if it is one that `RuntimeProcess` has started."""
+
+
+_NUM_TIMINGS = 5
+"""Measurements of the time of a token, of which the least counts: other processes only ever add to it."""
 
 
 def _load(kind: str, folder: Path, context: int, threads: int) -> Loaded:
@@ -96,7 +104,7 @@ class RuntimeProcess:
     def __init__(self, kind: str, folder: Path, *, context: int, threads: int) -> None:
         self._name = f"{kind} file in {folder}"
         self.context = context
-        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent)
         try:
             self.loaded: Loaded = self._ask(_load, kind, folder, context, threads)
         except BaseException:
@@ -122,14 +130,18 @@ class RuntimeProcess:
         return tokens
 
     def seconds_per_token(self, ids: Sequence[int], num_tokens: int) -> float:
-        """See `Runtime.seconds_per_token`."""
-        seconds: float = self._ask(_call, "seconds_per_token", [*ids], num_tokens)
-        return seconds
+        """See `Runtime.seconds_per_token`; the least of several measurements."""
+        return min(float(self._ask(_call, "seconds_per_token", [*ids], num_tokens)) for _ in range(_NUM_TIMINGS))
 
     def encode(self, text: str) -> list[int] | None:
         """See `Runtime.encode`."""
         ids: list[int] | None = self._ask(_call, "encode", text)
         return ids
+
+    def render(self, question: str) -> str | None:
+        """See `Runtime.render`."""
+        prompt: str | None = self._ask(_call, "render", question)
+        return prompt
 
     def _ask(self, function: Any, *arguments: Any) -> Any:
         try:
