@@ -15,10 +15,13 @@ from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from typing import Any
 
+from rld.utils import puzzles
+
 from . import rejects_by, text_of
 from .answers import can_become, normal_text
 from .numbers import numbers_in, only_number
 
+_NAME = "reasoning:exact_credit"
 _NONSENSE = "\N{REPLACEMENT CHARACTER}"
 _NOT_FINITE = re.compile(r"(?i)(?<![a-z])(nan|inf|infinity)(?![a-z])")
 _NEGATION = re.compile(r"(?is)^(?:[-\u2212~!\u00ac\s]|not\b)+(.*)$")
@@ -69,10 +72,9 @@ def _is_no_beginning_of(text: str, gold: str) -> bool:
 @functools.cache
 def _takes_only_gold(task: str) -> bool:
     """Tell whether a task has reasoning-gym's own verifier, which gives full credit to the gold answer alone."""
-    from reasoning_gym.dataset import ProceduralDataset
-    from reasoning_gym.factory import DATASETS
-
-    return task in DATASETS and DATASETS[task][0].score_answer is ProceduralDataset.score_answer
+    library = puzzles.reasoning_gym(_NAME)
+    verifier = library.factory.DATASETS[task][0].score_answer if task in library.factory.DATASETS else None
+    return verifier is library.dataset.ProceduralDataset.score_answer
 
 
 @rejects_by(_is_lost)
@@ -134,8 +136,6 @@ def _full_credit(score: Callable[[str, dict[str, Any]], float], text: str, entry
 
 @functools.cache
 def _scorer(task: str, config: str) -> Callable[[str, dict[str, Any]], float]:
-    import reasoning_gym  # takes a second, and only these rows need it
-
-    dataset = reasoning_gym.create_dataset(task, **json.loads(config))
+    dataset = puzzles.reasoning_gym(_NAME).create_dataset(task, **json.loads(config))
     scorer: Callable[[str, dict[str, Any]], float] = dataset.score_answer
     return scorer

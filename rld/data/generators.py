@@ -18,6 +18,7 @@ from rld.data.stored import Selection
 from rld.errors import DataError
 from rld.recipe import registry
 from rld.recipe.skills import DatasetSkill, FileSkill, GeneratedSkill, ReasoningGymSkill, Skill
+from rld.utils import puzzles
 
 _SPACE = re.compile(r"\s")
 
@@ -155,9 +156,9 @@ class _ReasoningGym:
         return Item(gym_item["question"], gym_item["answer"], json.dumps(entry, default=str))
 
     def _build(self, level: int, seed: int) -> Any:
-        import reasoning_gym  # deferred: the import takes a second, and few recipes need it
-
-        return reasoning_gym.create_dataset(self.task, **{**self.levels[level], "seed": seed, "size": 1})
+        return puzzles.reasoning_gym(self.name).create_dataset(
+            self.task, **{**self.levels[level], "seed": seed, "size": 1}
+        )
 
     def _reseedable(self, level: int) -> Any:
         """Return a data set whose seed can be changed, or None if the task uses its seed during construction.

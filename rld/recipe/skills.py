@@ -23,6 +23,7 @@ from rld.recipe.names import RecipeNames, is_hub_id, items
 from rld.recipe.option_checks import check_call, check_options, find_signature
 from rld.recipe.prompts import Prompts
 from rld.types import Predicts
+from rld.utils import puzzles
 from rld.utils.options import FrozenOptions, OptionError, union_by_key
 from rld.utils.suggestions import hint
 
@@ -131,6 +132,9 @@ class ReasoningGymSkill(_Skill):
         yield from super().check(names, loc, raw)
         task, where = raw.get("reasoning_gym"), (*loc, "reasoning_gym")
         if not isinstance(task, str):
+            return
+        if not puzzles.is_installed():
+            yield names.problem(where, f": reasoning_gym {puzzles.NEEDS}")
             return
         tasks = third_party_options.gym_tasks()
         if tasks is not None and task not in tasks:
