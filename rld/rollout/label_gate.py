@@ -22,6 +22,9 @@ from rld.teachers.teacher import Teacher
 from rld.types import Row
 from rld.utils.files import read_json, write_json
 
+_SIGNIFICANT = 1.645
+"""Standard deviations below the number right by guesses at which a teacher is worse: 5% of guesses are, one-sided."""
+
 
 class LabelVerdict(NamedTuple):
     """What the gate says of the completions of a rollout."""
@@ -36,8 +39,9 @@ class LabelGate:
     """Decides which teachers may teach their distribution over the labels of a prompt; no teacher is asked for it.
 
     Where a row has a gold label, a teacher whose likeliest label is another one may not teach on it. Where it has none,
-    the gold rows so far decide: a teacher may not teach where it predicts a label that it was right with on a smaller
-    share of them than a guess among all labels would be.
+    the gold rows so far decide: a teacher may not teach where it predicts a label that it was right with on fewer of
+    them than guesses among all labels would be, by a one-sided binomial test (normal approximation with continuity
+    correction). A few rows prove nothing: with four labels it takes twelve, all wrong.
 
     Args:
         teachers: The teachers.
@@ -82,7 +86,8 @@ class LabelGate:
         teachers_K = torch.arange(len(self.teachers))
         right_BK = self._correct_KSL[teachers_K, skills_B[:, None], predictions_BK]
         all_BK = self._predicted_KSL[teachers_K, skills_B[:, None], predictions_BK]
-        is_trusted_BK = right_BK * sizes_B[:, None] >= all_BK
+        lack_BK = (all_BK / sizes_B[:, None] - right_BK - 0.5) * sizes_B[:, None]
+        is_trusted_BK = lack_BK <= _SIGNIFICANT * (all_BK * (sizes_B[:, None] - 1)).sqrt()
         open_BK = torch.where(gold_B[:, None] >= 0, predictions_BK == gold_B[:, None], is_trusted_BK)
         is_first_visit_B = self._first_visits(record.rows, (gold_B >= 0).tolist())
         return LabelVerdict(*(some.to(self.accelerator.device) for some in (open_BK & was_run_BK, is_first_visit_B)))

@@ -211,7 +211,11 @@ def test_the_gate_opens_by_the_gold_label_or_by_how_often_the_prediction_was_rig
     gold = [row | {"answer": "a"}, row | {"answer": "b"}, row | {"prompt": "b:=", "answer": "c"}, row]
     assert weights(rollout(made, gold)) == [1, 0, 0, 1]  # `a` was right on one of two
     unknown = [row, row | {"prompt": "b:="}, row | {"prompt": "c:="}]
-    assert weights(rollout(made, unknown)) == [1, 0, 1]  # `b` was wrong on its only row, `c` was never predicted
+    wrong = row | {"prompt": "b:=", "answer": "c"}
+    rollout(made, [wrong] * 7)
+    assert weights(rollout(made, unknown)) == [1, 1, 1]  # 8 rows, all wrong, are not enough
+    rollout(made, [wrong])
+    assert weights(rollout(made, unknown)) == [1, 0, 1]  # `c` was never predicted
     rollout(made, [row | {"prompt": "b:=", "answer": "b"}])
     assert weights(rollout(made, unknown)) == [1, 1, 1]
     path = tmp_path / "gate.json"
