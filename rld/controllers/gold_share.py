@@ -3,41 +3,55 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+
+from pydantic import BaseModel
 
 from rld.controllers.base import State
 from rld.controllers.beta_posterior import UNIFORM, BetaPosterior
-from rld.controllers.observation import Observation, Weights
+from rld.controllers.observation import Observation, SkillObservation, Weights
 from rld.controllers.wrapped import WrappedController
 from rld.types import Event, Signal
 
 MEMORY = 0.9
 """Share of earlier counts of successes that one tick keeps: about ten ticks are averaged."""
 
-MOST_GOLD = 7 / 8
-"""Largest share of gold prompts: from the others it is measured how often the student succeeds."""
+FIRST_SHARE = 1 / 2
+"""Share of gold prompts before the first tick: from the other half it is seen how the student answers."""
 
-MOST_PASSES = 4
-"""Gold answers of a skill that are learnt at most, as passes over its rows: up to 4 passes teach about as much as new
-rows do (Muennighoff et al. 2023, arXiv:2305.16264). After more a student knows the rows by heart, succeeds on them, and
-shows no gap that a teacher could close."""
+NEW_SHARE = 15 / 16
+"""Share while a skill's gold answers are as good as new: from the others it is measured how often it succeeds."""
+
+NEW_PASSES = 4
+"""Passes over a skill's rows in which its gold answers are as good as new (Muennighoff et al. 2023, arXiv:2305.16264:
+up to 4 passes teach about as much as new rows do)."""
+
+REPEATED_SHARE = 1 / 2
+"""Share of the prompts on which the student fails whose gold answers are repeated after that."""
+
+FEWEST_SUCCESSES = 8
+"""Successes of the student by whose length a gold answer is judged."""
+
+BARE = 1 / 2
+"""A gold answer below this share of the length of the student's own correct completions is a bare result."""
 
 
 @dataclass(frozen=True)
 class GoldShareController(WrappedController):
     """A controller that also sets the share of each skill's prompts whose gold answers are learnt.
 
-    Of a verifier that accepts one answer only, the gradient of its log-likelihood and that of the success rate p have
-    one direction. A sampled completion points along it with a squared ratio of signal to noise of p / (1 - p) times
-    that of a gold answer: the policy's gradient is `p E[g | success]`, and its variance with a baseline about
-    `p (1 - p) E[g²]`. Shares in proportion to these ratios are 1 - p for gold answers, and p for completions.
+    Where one answer alone is correct, the gradients of its log-likelihood and of the success rate have one direction,
+    and a gold answer shows it with less noise and fewer operations than completions, whatever the success rate. That
+    holds for answers that are new. Of repeated ones a student learns the rows by heart, and its own completions and the
+    teachers' distributions on these tell more that holds on other rows.
 
     Attributes:
-        share: The share, fixed. None: `min(1 - p, 7/8)`, p being the mean of a Beta posterior of the student's success
-            rate that forgets; and 0 once the gold answers that were learnt come to 4 passes over the skill's rows.
-        num_rows: The number of rows with a gold answer of each skill that has an end of them.
+        share: The share, fixed. None: 1/2 before the first tick, then 15/16 while the gold answers that were learnt
+            come to less than 4 passes over the skill's rows, then `(1 - p) / 2`, p being the mean of a Beta posterior
+            of the student's success rate that forgets; and 0 where gold answers are bare results, less than half as
+            long as the student's first 8 or more correct completions.
+        num_rows: The number of rows with a gold answer of each skill that has an end of them. 0: none is learnt.
         num_iterations: How often a rollout is learnt from.
     """
 
@@ -49,34 +63,95 @@ class GoldShareController(WrappedController):
 
     def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> State:
         inner = self.controller.start(skills, teachers, signals)
-        return {**inner, "gold": {skill: {"success": UNIFORM.model_dump(), "learnt": 0} for skill in skills}}
+        return {**inner, "gold": {skill: _GoldState().model_dump() for skill in skills}}
 
     def weights(self, state: State) -> Weights:
-        shares = {skill: self._share(skill, entry) for skill, entry in state["gold"].items()}
+        shares = {skill: self._share(skill, _GoldState(**entry)) for skill, entry in state["gold"].items()}
         return replace(self.controller.weights(self._inner(state)), gold_share=shares)
 
     def step(self, state: State, observation: Observation) -> tuple[State, Weights, list[Event]]:
         inner, _, events = self.controller.step(self._inner(state), observation)
         gold = {}
         for skill, entry in state["gold"].items():
-            measured = observation.skills[skill]
-            success = BetaPosterior(**entry["success"])
-            success = success.updated(measured.successes, measured.attempts, memory=MEMORY)
-            learnt = entry["learnt"] + measured.gold_answers * self.num_iterations
-            gold[skill] = {"success": success.model_dump(), "learnt": learnt}
-            if self.share is None and self._is_learnt(skill, gold[skill]) > self._is_learnt(skill, entry):
-                events = [*events, self._event(observation.step, skill, learnt)]
+            before = _GoldState(**entry)
+            after = before.updated(observation.skills[skill], self.num_iterations)
+            gold[skill] = after.model_dump()
+            if self.share is None and self.num_rows.get(skill) != 0:
+                events = [*events, *self._events(observation.step, skill, before, after)]
         state = {**inner, "gold": gold}
         return state, self.weights(state), events
 
-    def _share(self, skill: str, entry: Mapping[str, Any]) -> float:
+    def _share(self, skill: str, state: _GoldState) -> float:
+        if self.num_rows.get(skill) == 0:
+            return 0.0
         if self.share is not None:
             return self.share
-        return 0.0 if self._is_learnt(skill, entry) else min(1 - BetaPosterior(**entry["success"]).mean, MOST_GOLD)
+        if state.is_bare:
+            return 0.0
+        if not state.ticks:
+            return FIRST_SHARE
+        return REPEATED_SHARE * (1 - state.success.mean) if self._is_repeated(skill, state) else NEW_SHARE
 
-    def _is_learnt(self, skill: str, entry: Mapping[str, Any]) -> bool:
-        return bool(entry["learnt"] >= MOST_PASSES * self.num_rows.get(skill, math.inf))
+    def _is_repeated(self, skill: str, state: _GoldState) -> bool:
+        return state.learnt >= NEW_PASSES * self.num_rows.get(skill, math.inf)
 
-    def _event(self, step: int, skill: str, learnt: int) -> Event:
-        measured = f"{learnt} gold answers of its {self.num_rows[skill]} rows were learnt"
-        return Event(step, "gold answers learnt", skill, "gold", measured, f"{MOST_PASSES} passes at most")
+    def _events(self, step: int, skill: str, before: _GoldState, after: _GoldState) -> Iterator[Event]:
+        if after.is_bare and not before.is_bare:
+            first = after.first
+            measured = f"{first.gold_length:.1f} tokens; correct ones of the student have {first.success_length:.1f}"
+            rule = f"below {BARE:g} of these: it is a bare result, and none is learnt"
+            yield Event(step, "gold answers bare", skill, "gold", measured, rule)
+        if self._is_repeated(skill, after) and not self._is_repeated(skill, before):
+            measured = f"{after.learnt} gold answers of its {self.num_rows[skill]} rows were learnt"
+            yield Event(step, "gold answers repeat", skill, "gold", measured, f"{NEW_PASSES} passes count as new")
+
+
+class _FirstAnswers(BaseModel, frozen=True):
+    """Counts from the beginning until there are enough to compare lengths."""
+
+    successes: int = 0
+    success_tokens: int = 0
+    gold_answers: int = 0
+    gold_tokens: int = 0
+
+    @property
+    def suffice(self) -> bool:
+        return self.successes >= FEWEST_SUCCESSES and self.gold_answers > 0
+
+    @property
+    def success_length(self) -> float:
+        """Mean tokens of the student's correct completions."""
+        return self.success_tokens / self.successes
+
+    @property
+    def gold_length(self) -> float:
+        """Mean tokens of the gold answers."""
+        return self.gold_tokens / self.gold_answers
+
+
+class _GoldState(BaseModel, frozen=True):
+    """What is remembered of a skill."""
+
+    ticks: int = 0
+    success: BetaPosterior = UNIFORM
+    learnt: int = 0
+    """Gold answers, each as often as it was learnt."""
+    first: _FirstAnswers = _FirstAnswers()
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether gold answers are much shorter than what the student itself writes when it is correct."""
+        return self.first.suffice and self.first.gold_length < BARE * self.first.success_length
+
+    def updated(self, measured: SkillObservation, num_iterations: int) -> _GoldState:
+        """Return the state one tick later."""
+        first = self.first
+        if not first.suffice:
+            sums = {name: value + getattr(measured, name) for name, value in first}
+            first = _FirstAnswers(**sums)
+        return _GoldState(
+            ticks=self.ticks + 1,
+            success=self.success.updated(measured.successes, measured.attempts, memory=MEMORY),
+            learnt=self.learnt + measured.gold_answers * num_iterations,
+            first=first,
+        )

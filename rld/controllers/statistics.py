@@ -93,6 +93,10 @@ class AttemptCounts(NamedSums):
     """Levels of the prompts of the attempts."""
     gold_S: Tensor
     """Gold answers that were learnt by themselves, and in no group."""
+    gold_tokens_S: Tensor
+    """Their tokens."""
+    success_tokens_S: Tensor
+    """Tokens of the successful attempts."""
 
 
 @dataclass(frozen=True)
@@ -275,7 +279,9 @@ class WindowStatistics:
         return SkillObservation(
             attempts=int(self.attempts.attempts_S[s]),
             gold_answers=int(self.attempts.gold_S[s]),
+            gold_tokens=int(self.attempts.gold_tokens_S[s]),
             successes=int(self.attempts.successes_S[s]),
+            success_tokens=int(self.attempts.success_tokens_S[s]),
             groups=int(self.attempts.groups_S[s]),
             informative_groups=int(self.attempts.informative_S[s]),
             teachers={

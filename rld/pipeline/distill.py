@@ -18,6 +18,7 @@ from rld.data.reserved_rows import WithoutRows, reserved_rows
 from rld.data.skill_rows import SkillRows
 from rld.pipeline.callbacks import EventLog
 from rld.pipeline.curriculum_loading import load_curriculum, try_curriculum
+from rld.pipeline.gold_prompts import gold_rows
 from rld.pipeline.model_loading import Loaded
 from rld.pipeline.perturbations import Perturbations
 from rld.pipeline.reward_loading import RewardLoader, Rewards
@@ -130,11 +131,13 @@ def _trainer(
     required = controller.required_measurements
     num_gold = max(required.gold_rows, TRANSFER_ROWS if required.target else 0)
     target = _target_rows(context, stage)
-    return RLDTrainer(
+    stream = _stream(context, stage, args, sources)
+    stream.gold_rows, without_gold = gold_rows(context, stage)
+    trainer = RLDTrainer(
         model,
         rewards.functions,
         args,
-        _stream(context, stage, args, sources),
+        stream,
         processing_class=tokenizer,
         peft_config=lora_config(stage.lora),
         teachers=[probed.teacher for probed in teachers],
@@ -146,6 +149,8 @@ def _trainer(
         target_rows=[row for rows in target.values() for row in rows],
         flop_meter=context.flop_meter,
     )
+    trainer.events += without_gold
+    return trainer
 
 
 def _controller(stage: Distill, seed: int, teachers: list[str]) -> Controller:
@@ -178,20 +183,7 @@ def _arguments(context: RunContext, stage: Distill, reward_weights: list[float])
 def _stream(context: RunContext, stage: Distill, args: RLDConfig, sources: Sources) -> PromptStream:
     """Return the stage's prompts in the order in which its curriculum draws them."""
     curriculum = load_curriculum(stage, _num_levels(sources), context.source)
-    stream = PromptStream(sources, curriculum, context.seed(stage.name), args.num_prompts())
-    stream.gold_rows = _gold_rows(context, stage) if stage.has_gold_prompts else {}
-    return stream
-
-
-def _gold_rows(context: RunContext, stage: Distill) -> dict[str, int]:
-    """Return `PromptStream.gold_rows`: rows that are held out, and those without an answer, do not count."""
-    counts = {}
-    for skill in context.skills(stage):
-        items_by_level = context.skill_rows[skill].training_items()
-        if items_by_level:
-            sizes = [sum(bool(item.answer) for item in items) for items in items_by_level]
-            counts[skill] = min(sizes) * len(sizes)
-    return counts
+    return PromptStream(sources, curriculum, context.seed(stage.name), args.num_prompts())
 
 
 def _sources(context: RunContext, stage: Distill) -> Sources:

@@ -7,10 +7,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from rld.data.skill_rows import PlacedRow
 from rld.recipe import registry, trl_rewards
 from rld.recipe.plugins import RewardSpec, VerifierSpec
 from rld.types import Row
 from rld.utils.user_calls import user_code
+
+NUM_JUDGED = 16
+"""Rows of each skill whose gold answers the verifier is asked about; a unit test takes a twentieth of a second."""
+
+_ROUNDING = 1e-6
+"""Difference of a reward to that of a correct answer that is due to rounding."""
 
 
 def gold_rewards(spec: RewardSpec | VerifierSpec, rows: Sequence[Row], folder: Path) -> list[Any]:
@@ -30,6 +37,23 @@ def gold_rewards(spec: RewardSpec | VerifierSpec, rows: Sequence[Row], folder: P
     state = SimpleNamespace(global_step=0, epoch=0.0, max_steps=1)
     with user_code(spec.timeout_seconds):
         return list(reward(trainer_state=state, **_gold_batch(rows)))
+
+
+def unpaid(spec: VerifierSpec, examples: Sequence[PlacedRow], folder: Path) -> list[tuple[PlacedRow, float]]:
+    """Return the rows whose gold answer a verifier does not accept, each with its reward; None is no reward.
+
+    Args:
+        spec: The verifier, as for `gold_rewards`.
+        examples: Rows with gold answers.
+        folder: The recipe's folder.
+
+    Raises:
+        Exception: whatever the verifier raises.
+    """
+    least = 1.0 if spec.success_at is None else spec.success_at
+    rewards = gold_rewards(spec, [row for _, row in examples], folder)
+    pairs = zip(examples, rewards, strict=True)
+    return [(example, reward) for example, reward in pairs if reward is not None and reward < least - _ROUNDING]
 
 
 def _gold_batch(rows: Sequence[Row]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from rld.data.listing import first_few
 from rld.data.skill_rows import SkillRows, skill_rows
-from rld.pipeline.gold_answers import gold_rewards
+from rld.pipeline.gold_answers import NUM_JUDGED, unpaid
 from rld.pipeline.label_summary import LabelSummary, label_notes, label_summaries, model_encoders
 from rld.pipeline.own_prompt_examples import OwnPromptExample, own_prompt_examples
 from rld.pipeline.plain_recipe import absent_models, reason_to_ask_libraries
@@ -34,14 +34,8 @@ from rld.utils.user_calls import action
 _CHARACTERS_PER_TOKEN = 4.0
 """Assumed of tokenizers that are not on this machine."""
 
-_NUM_JUDGED = 16
-"""Rows of each skill whose gold answers the verifier is asked about; a unit test takes a twentieth of a second."""
-
 _MOST_LINES = 3
 """Rows that a caution names."""
-
-_ROUNDING = 1e-6
-"""Difference of a reward to that of a correct answer that is due to rounding."""
 
 
 @dataclass(frozen=True)
@@ -176,22 +170,19 @@ def _unpaid_gold_answers(recipe: Recipe, folder: Path, sources: Mapping[str, Ski
     spec = recipe.verifier_in_use
     if not registry.can_judge(spec.use, folder):
         return
-    least = 1.0 if spec.success_at is None else spec.success_at
     for skill, source in sources.items():
         if skill in recipe.blocks:
             continue
-        examples = [example for example in source.examples() if example.row["answer"]][:_NUM_JUDGED]
+        examples = [example for example in source.examples() if example.row["answer"]][:NUM_JUDGED]
         try:
-            rewards = gold_rewards(spec, [row for _, row in examples], folder)
+            pairs = unpaid(spec, examples, folder)
         except Exception as error:
             yield f"skill '{skill}': the verifier {spec.use} {action(error)} when it was asked about gold answers"
             continue
-        pairs = zip(examples, rewards, strict=True)
-        unpaid = [(example, reward) for example, reward in pairs if reward is not None and reward < least - _ROUNDING]
-        if unpaid:
-            (_, row), reward = unpaid[0]
-            lines = first_few((example.place for example, _ in unpaid), _MOST_LINES)
+        if pairs:
+            (_, row), reward = pairs[0]
+            lines = first_few((example.place for example, _ in pairs), _MOST_LINES)
             yield (
                 f"skill '{skill}': the verifier {spec.use} gives the gold answer {row['answer']!r:.60} {reward:g}; "
-                f"of the first {len(examples)} gold answers {len(unpaid)} are not correct for it ({lines})"
+                f"of the first {len(examples)} gold answers {len(pairs)} are not correct for it ({lines})"
             )

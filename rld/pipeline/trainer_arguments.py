@@ -76,8 +76,8 @@ def distillation_arguments(stage: Distill) -> dict[str, Any]:
         options["token_weights"] = response.token_weights and response.token_weights.model_dump()
     if signals.feature is not None:
         options["feature"] = signals.feature.loss.model_dump()
-    if signals.gold is not None:
-        options |= {"gold_weight": signals.gold.weight, "gold_share": signals.gold.share}
+    if stage.gold is not None:
+        options |= {"gold_weight": stage.gold.weight, "gold_share": stage.gold.share}
     if signals.policy is not None:
         options["teacher_reward"] = signals.policy.teacher_reward
         options["teacher_reward_form"] = signals.policy.teacher_reward_form

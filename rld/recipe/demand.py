@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rld.controllers.gold_share import MOST_GOLD
+from rld.controllers.gold_share import NEW_SHARE
 from rld.recipe.distill_cost import gold_share
 from rld.recipe.hardware import Demand
 from rld.recipe.sizes import Sizes
@@ -39,8 +39,8 @@ def distill_demand(stage: Any, num_parameters: int, teacher_bytes: int, sizes: S
     prompt, answer = sizes.lengths(skills)
     num_completions = rollout.num_completions(sizes.num_labels.get(skill, 1) for skill in skills)
     mean_share = least_share = most_share = gold_share(stage)
-    if stage.has_gold_prompts and stage.signals.gold.share is None:
-        least_share, most_share = 0.0, MOST_GOLD
+    if stage.has_gold_prompts and stage.gold.share is None:
+        least_share, most_share = 0.0, NEW_SHARE
     num_possible = 0 if stage.learns_labels else rollout.prompts * (num_completions - rollout.gold_completions)
     num_sampled = (1 - mean_share) * num_possible
     tokens = rollout.prompts * ((1 - most_share + most_share * num_completions) * prompt + num_completions * answer)

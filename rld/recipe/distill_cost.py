@@ -70,4 +70,4 @@ def gold_share(stage: Any) -> float:
     """Return the share of a stage's prompts that have their gold answer alone, or a half where a controller sets it."""
     if not stage.has_gold_prompts:
         return 0.0
-    return 0.5 if stage.signals.gold.share is None else float(stage.signals.gold.share)
+    return 0.5 if stage.gold.share is None else float(stage.gold.share)

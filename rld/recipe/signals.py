@@ -63,18 +63,20 @@ class GoldSignal(FrozenOptions):
     weight: float = Field(1.0, gt=0)
     """What a token of a gold answer counts, relative to a sampled token with an advantage of 1 and a weight of 1."""
     share: float | None = Field(None, gt=0, le=1)
-    """Share of each skill's prompts that have their gold answer alone. None: the controller sets it to the share of the
-    student's completions that are wrong, at most 7/8, so that gold answers give way to reinforcement and teachers as
-    the student succeeds."""
+    """Share of each skill's prompts that have their gold answer alone. None: the controller sets it, to 15/16 while the
+    gold answers are new and to at most 1/2 once they repeat; none is learnt where it is a bare result, much shorter
+    than the student's own correct completions."""
 
 
 class SignalSpecs(FrozenOptions):
-    """The signals in use. A signal that is not named is off."""
+    """The signals in use. A signal that is not named is off, but for gold answers."""
 
     policy: PolicySignal | None = None
     response: ResponseSignal | None = None
     feature: FeatureSignal | None = None
-    gold: GoldSignal | None = None
+    gold: GoldSignal | Literal["auto"] | None = "auto"
+    """`auto`: beside `policy` the controller `gap` lets the student learn gold answers on some prompts, for the skills
+    whose rows have answers that the verifier accepts; elsewhere gold answers are off, as with null."""
 
     def describe(self, num_teachers: int) -> str:
         """Return a description of the signals."""
@@ -87,14 +89,12 @@ class SignalSpecs(FrozenOptions):
             words.append(f"response ({self.response.divergence.kind}{combination})")
         if self.feature is not None:
             words.append(f"feature ({self.feature.loss.kind})")
-        if self.gold is not None:
-            words.append("gold answers" + (f" x {self.gold.weight:g}" if self.gold.weight != 1 else ""))
         return ", ".join(words)
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
         """Check that at least one signal is set, and that the stage has teachers if a signal needs them."""
-        signals = {name: signal for name, signal in items(raw) if signal is not None}
+        signals = {name: signal for name, signal in items(raw) if signal not in (None, "auto")}
         if isinstance(raw, dict) and not signals:
             yield names.problem(loc, ": no signal takes part; name policy, response or feature")
         elif isinstance(raw, dict) and list(signals) == ["gold"]:

@@ -243,6 +243,7 @@ class RLDTrainer(GRPOHooks):
             record,
             gather(batch["skill_ids"]),
             self.reward_weights,
+            gather(batch["completion_mask"].sum(1)),
             runtime=self.runtime,
             stream=self.stream,
             totals=self.totals,

@@ -36,6 +36,7 @@ def count_attempts(
     record: RolloutRecord,
     skills_A: Tensor,
     weights_R: Tensor,
+    lengths_A: Tensor,
     *,
     runtime: ControllerRuntime,
     stream: PromptStream | None,
@@ -47,6 +48,7 @@ def count_attempts(
         record: The rollout, which gets to know which completions are attempts and which succeeded.
         skills_A: The index of each completion's skill.
         weights_R: Weights of the rewards.
+        lengths_A: The tokens of each completion.
         runtime: The controller's.
         stream: Has the curriculum. None: there is none.
         totals: Counts replaced groups.
@@ -62,6 +64,9 @@ def count_attempts(
         gold_groups=record.gold_groups,
         rule=record.rule,
     )
+    is_gold_A = ~record.is_sampled_A if record.gold_groups else torch.zeros_like(record.succeeded_A)
+    for sums_S, is_counted_A in ((counts.success_tokens_S, record.succeeded_A), (counts.gold_tokens_S, is_gold_A)):
+        sums_S.index_add_(0, skills_A, lengths_A.double() * is_counted_A)
     levels_A = torch.zeros_like(skills_A)  # without a stream a column `level` is the user's own
     if stream is not None:
         levels_A = gather(record.levels_B.to(skills_A.device))

@@ -24,35 +24,47 @@ def shares(controller: GoldShareController, successes: int, ticks: int = 60) -> 
     return dict(weights.gold_share)
 
 
-@pytest.mark.parametrize(("successes", "share"), [(0, 7 / 8), (5, 0.75), (15, 0.25), (20, 0.0)])
-def test_it_is_the_failure_rate_within_its_limit(successes, share):
-    after = shares(GoldShareController(FixedController()), successes)
-    assert after["add"] == pytest.approx(share, abs=0.01)
-    assert after["sort"] == 0.5, "a skill without attempts keeps the prior"
+def test_gold_answers_that_do_not_end_are_most_prompts_after_the_first_tick():
+    controller = GoldShareController(FixedController())
+    assert controller.weights(controller.start(["add", "sort"], [], ["policy"])).gold_share == {"add": 0.5, "sort": 0.5}
+    assert shares(controller, 0) == shares(controller, 20) == {"add": 15 / 16, "sort": 15 / 16}
 
 
 def test_a_fixed_share_stays():
     assert shares(GoldShareController(FixedController(), 0.3), 20) == {"add": 0.3, "sort": 0.3}
 
 
-def test_four_passes_over_the_rows_are_learnt_at_most():
-    controller = GoldShareController(FixedController(), num_rows={"add": 10})
-    state = controller.start(["add", "sort"], [], ["policy"])
-    measured = SkillObservation(attempts=4, successes=0, gold_answers=13)
-    for tick, share in ((1, 0.8), (2, 0.8), (3, 0.8), (4, 0.0)):
-        state, weights, events = controller.step(state, Observation(tick, {"add": measured, "sort": measured}))
-        assert (weights.gold_share["add"] >= share) if share else (weights.gold_share["add"] == 0)
-        assert [event.kind for event in events] == ["gold answers learnt"] * (tick == 4)
-    assert weights.gold_share["sort"] > 0.8, "a generator's rows have no end"
-
-
-def test_an_answer_that_several_iterations_learn_counts_several_times():
+@pytest.mark.parametrize(("successes", "share"), [(0, 0.5), (10, 0.25), (20, 0.0)])
+def test_repeated_answers_have_half_of_the_failure_rate(successes, share):
     controller = GoldShareController(FixedController(), num_rows={"add": 10}, num_iterations=2)
     state = controller.start(["add", "sort"], [], ["policy"])
-    measured = SkillObservation(attempts=4, successes=0, gold_answers=13)
-    for share in (True, False):
-        state, weights, _ = controller.step(state, Observation(1, {"add": measured, "sort": measured}))
-        assert (weights.gold_share["add"] > 0) == share
+    measured = SkillObservation(attempts=20, successes=successes, gold_answers=10, gold_tokens=10)
+    for tick in (1, 2):
+        state, weights, events = controller.step(state, Observation(tick, {"add": measured, "sort": measured}))
+        assert weights.gold_share["sort"] == 15 / 16, "a generator's rows have no end"
+        assert (weights.gold_share["add"] == 15 / 16) == (tick == 1), "each answer is learnt twice: 40 after two ticks"
+        assert [(event.kind, event.skill) for event in events] == [("gold answers repeat", "add")] * (tick == 2)
+    for tick in range(60):
+        state, weights, events = controller.step(state, Observation(tick, {"add": measured, "sort": measured}))
+    assert not events and weights.gold_share["add"] == pytest.approx(share, abs=0.01)
+
+
+@pytest.mark.parametrize(("own_length", "share"), [(19, 15 / 16), (21, 0.0)])
+def test_answers_much_shorter_than_the_students_correct_ones_are_not_learnt(own_length, share):
+    controller = GoldShareController(FixedController())
+    state = controller.start(["add"], [], ["policy"])
+    first = SkillObservation(attempts=9, successes=4, success_tokens=4 * own_length, gold_answers=8, gold_tokens=80)
+    later = SkillObservation(attempts=9, successes=9, success_tokens=9, gold_answers=8, gold_tokens=80)
+    kinds = []
+    for measured in (first, first, later, later):
+        state, weights, events = controller.step(json.loads(json.dumps(state)), Observation(1, {"add": measured}))
+        kinds.append([event.kind for event in events])
+    assert weights.gold_share["add"] == share
+    assert kinds == [[], ["gold answers bare"] if share == 0 else [], [], []]
+
+
+def test_a_skill_without_rows_to_learn_from_has_none():
+    assert shares(GoldShareController(FixedController(), num_rows={"sort": 0}), 5) == {"add": 15 / 16, "sort": 0.0}
 
 
 def test_the_other_controller_decides_as_without_it():

@@ -15,12 +15,13 @@ from rld.recipe.controller_checks import check_controller, check_retention
 from rld.recipe.demand import distill_demand
 from rld.recipe.distill_cost import distill_flops
 from rld.recipe.document import Loc, RecipeProblem
+from rld.recipe.gold import described_gold, gold_in_use, require_possible_gold
 from rld.recipe.names import RecipeNames, check_member, items
 from rld.recipe.own_prompts import average_bytes, own_prompt_problem
 from rld.recipe.perturbations import ExperimentSpec
 from rld.recipe.plugins import AuditSpec, CurriculumSpec, VerifierSpec
 from rld.recipe.rollout import Rollout
-from rld.recipe.signals import PolicySignal, ResponseSignal, SignalSpecs
+from rld.recipe.signals import GoldSignal, PolicySignal, ResponseSignal, SignalSpecs
 from rld.recipe.sizes import Sizes, StageCost, quantity
 from rld.recipe.stages.base import LearningRates, Reader, TrainingStage, listed
 from rld.recipe.teachers import AnyTeacher, CacheSpec, SelfTeacherSpec, ServedTeacher, TeacherSpec
@@ -115,16 +116,7 @@ class Distill(TrainingStage):
 
     @model_validator(mode="after")
     def _gold_answers_can_be_learnt(self) -> Distill:
-        if self.signals.gold is None:
-            return self
-        if self.signals.gold.share is not None and not self.has_gold_prompts:
-            raise OptionError("leave it out with rollout.gold_completions and labels", "signals", "gold", "share")
-        if self.has_gold_prompts and self.rollout.refill:
-            raise OptionError("it samples a prompt anew: leave signals.gold out", "rollout", "refill")
-        if self.rollout.temperature != 1:
-            fix = "set it to 1; signals.response has a temperature of its own"
-            message = f"signals.gold needs log-probabilities at temperature 1: {fix}"
-            raise OptionError(message, "rollout", "temperature")
+        require_possible_gold(self)
         return self
 
     @model_validator(mode="after")
@@ -227,12 +219,17 @@ class Distill(TrainingStage):
 
     @property
     def learns_gold_answers(self) -> bool:
-        return self.rollout.gold_completions > 0 or self.has_gold_prompts
+        return self.rollout.gold_completions > 0 or (self.has_gold_prompts and self.signals.gold != "auto")
+
+    @property
+    def gold(self) -> GoldSignal | None:
+        """How gold answers are learnt; None: none is, but for what a teacher teaches on."""
+        return gold_in_use(self)
 
     @property
     def has_gold_prompts(self) -> bool:
         """Whether some prompts have their gold answer alone, and others sampled completions."""
-        return self.signals.gold is not None and not self.rollout.gold_completions and not self.learns_labels
+        return self.gold is not None and not self.rollout.gold_completions and not self.learns_labels
 
     def problem_with_documents(self, skills: Iterable[str], texts: Sequence[str]) -> OptionError | None:
         if set(self.protected(skills)) & set(texts):
@@ -311,7 +308,8 @@ class Distill(TrainingStage):
             size = f", {quantity(cost.teachers[name])} parameters" if name in cost.teachers else ""
             prompt = "" if teacher.prompt is None else ", by a prompt of its own"
             rows.append(("teacher", f"{name}: {teacher.place}{size}{prompt}, {scope}"))
-        rows.append(("signals", self.signals.describe(len(self.teachers))))
+        signals = self.signals.describe(len(self.teachers)), described_gold(self)
+        rows.append(("signals", ", ".join(filter(None, signals))))
         if self.teachers:
             by = (
                 "the gold label, or how often the teacher's label was right"

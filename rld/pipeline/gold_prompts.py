@@ -1,0 +1,51 @@
+"""The rows whose gold answers a `distill` stage learns in place of sampled completions, and the skills without any."""
+
+from __future__ import annotations
+
+from rld.data.skill_rows import SkillRows
+from rld.pipeline.gold_answers import NUM_JUDGED, unpaid
+from rld.pipeline.run import RunContext
+from rld.recipe import registry
+from rld.recipe.stages.distill import Distill
+from rld.types import Event
+from rld.utils.user_calls import action
+
+
+def gold_rows(context: RunContext, stage: Distill) -> tuple[dict[str, int], list[Event]]:
+    """Return `PromptStream.gold_rows`, and an event for each skill of which none is learnt.
+
+    Rows that are held out, and those without an answer, do not count. Where the recipe does not name `signals.gold`, a
+    skill has 0 whose answers are none to learn from.
+    """
+    counts: dict[str, int] = {}
+    events = []
+    for skill in context.skills(stage) if stage.has_gold_prompts else ():
+        rows = context.skill_rows[skill]
+        reason = _reason_without(context, skill, rows) if stage.signals.gold == "auto" else None
+        items_by_level = rows.training_items()
+        if reason is not None:
+            counts[skill] = 0
+            events.append(Event(0, "gold answers off", skill, "gold", reason))
+        elif items_by_level:
+            sizes = [sum(bool(item.answer) for item in items) for items in items_by_level]
+            counts[skill] = min(sizes) * len(sizes)
+    return counts, events
+
+
+def _reason_without(context: RunContext, skill: str, rows: SkillRows) -> str | None:
+    recipe, folder = context.recipe, context.source.parent
+    spec = recipe.verifier_in_use
+    if skill in recipe.blocks:
+        return "its rows are documents"
+    if recipe.prompts.strip_thinking:
+        return "answers have no thinking, which the model is to write before them (prompts.strip_thinking)"
+    if not registry.can_judge(spec.use, folder):
+        return f"the verifier {spec.use} cannot be asked about them before the stage"
+    examples = rows.examples()
+    if not all(example.row["answer"] for example in examples):
+        return "some rows have none"
+    try:
+        wrong = unpaid(spec, examples[:NUM_JUDGED], folder)
+    except Exception as error:  # the verifier is the user's code
+        return f"the verifier {spec.use} {action(error)} when it was asked about them"
+    return f"the verifier {spec.use} does not accept {wrong[0][0].row['answer']!r:.60}" if wrong else None

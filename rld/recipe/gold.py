@@ -1,0 +1,53 @@
+"""Whether a `distill` stage learns gold answers beside the student's own completions, and what that excludes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rld.recipe.signals import GoldSignal
+from rld.utils.options import OptionError
+
+
+def gold_in_use(stage: Any) -> GoldSignal | None:
+    """Return how a stage learns gold answers: as its recipe says, or as the default controller does by itself.
+
+    Args:
+        stage: The stage, a `Distill`.
+
+    Returns:
+        None where it learns none.
+    """
+    if stage.signals.gold != "auto":
+        gold: GoldSignal | None = stage.signals.gold
+        return gold
+    rollout = stage.rollout
+    decides = stage.controller.kind == "gap" and stage.signals.policy is not None
+    is_sampled = not (stage.learns_labels or rollout.gold_completions or rollout.refill or rollout.temperature != 1)
+    # vLLM samples a rollout as a whole, so that what gold answers replace would be sampled for nothing.
+    return GoldSignal() if decides and is_sampled and not stage.trainer.get("use_vllm") else None
+
+
+def require_possible_gold(stage: Any) -> None:
+    """Check that a stage can learn gold answers, if it does.
+
+    Raises:
+        OptionError: another of its options excludes that.
+    """
+    if stage.gold is None:
+        return
+    if stage.gold.share is not None and not stage.has_gold_prompts:
+        raise OptionError("leave it out with rollout.gold_completions and labels", "signals", "gold", "share")
+    if stage.has_gold_prompts and stage.rollout.refill:
+        raise OptionError("it samples a prompt anew: leave signals.gold out", "rollout", "refill")
+    if stage.rollout.temperature != 1:
+        fix = "set it to 1; signals.response has a temperature of its own"
+        raise OptionError(f"signals.gold needs log-probabilities at temperature 1: {fix}", "rollout", "temperature")
+
+
+def described_gold(stage: Any) -> str:
+    """Return how a stage learns gold answers, in words; empty where it learns none."""
+    if stage.gold is None:
+        return ""
+    weight = f" x {stage.gold.weight:g}" if stage.gold.weight != 1 else ""
+    by = " beside own completions (signals.gold: null leaves them out)" if stage.signals.gold == "auto" else ""
+    return f"gold answers{weight}{by}"
