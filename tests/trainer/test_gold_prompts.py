@@ -111,12 +111,13 @@ def test_rows_of_levels_count_as_if_all_had_as_few_as_the_smallest():
     assert stream.gold_rows == {"first": 4, "second": 4}
 
 
-def test_few_rows_are_learnt_in_four_passes(tmp_path):
+def test_few_rows_repeat_after_four_passes(tmp_path):
     trainer = runs.trainer(tmp_path, gold_share=None, max_steps=11)
     trainer.train()
     shares = [entry["gold_share/first"] for entry in trainer.state.log_history if "gold_share/first" in entry]
-    assert shares == [0.5] * 5 + [0.0] * 6, "a tick has 40 of each skill's 8 answers"
-    assert {event.skill for event in trainer.events if event.kind == "gold answers learnt"} == {"first", "second"}
+    assert shares[:5] == [0.5] * 5
+    assert all(0.25 < share < 0.5 for share in shares[5:]), "a tick has 40 of each skill's 8 answers, and few succeed"
+    assert {event.skill for event in trainer.events if event.kind == "gold answers repeat"} == {"first", "second"}
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
