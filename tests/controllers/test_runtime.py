@@ -19,7 +19,7 @@ from rld.errors import ControllerError
 from tests.support.update_statistics import statistics
 
 RULE = CapacityRule()
-_ROWS = [[8.0, 8.0], [1.0, 8.0], [2.0, 2.0], [1.0, 0.0], [0.0, 4.0], [0.0, 0.0]]
+_ROWS = [[8.0, 8.0], [1.0, 8.0], [2.0, 2.0], [1.0, 0.0], [0.0, 4.0], *[[0.0, 0.0]] * 3]
 ATTEMPTS = AttemptCounts(*torch.tensor(_ROWS, dtype=torch.float64))
 """8 attempts at each of two skills, with 1 and 8 successes, in 2 groups, of which 1 and none are informative."""
 
