@@ -89,6 +89,9 @@ def test_no_teacher_reads_gold_prompts_and_they_are_no_attempts(tmp_path):
     assert trainer.runtime._window.attempts.groups_S.sum() == 4
     assert trainer.runtime._window.attempts.gold_S.tolist() == [8, 8]
     lengths_B = batch["completion_mask"].sum(1)
+    assert trainer.runtime._window.attempts.gold_tokens_S.sum() == lengths_B[is_gold_B].sum()
+    succeeded_B = trainer.records[-1].succeeded_A
+    assert trainer.runtime._window.attempts.success_tokens_S.sum() == lengths_B[succeeded_B].sum() > 0
     assert trainer.totals.tokens_generated == lengths_B[~is_gold_B].sum()
     share = lengths_B[~is_gold_B].sum() / lengths_B.sum()
     torch.testing.assert_close(batch["signal_weights"][~is_gold_B][0], torch.tensor([0.6, 0.4 * share, 0.0]))

@@ -1,0 +1,71 @@
+"""The default controller lets the student learn gold answers by itself, where they are ones to learn from."""
+
+from __future__ import annotations
+
+import pytest
+
+from rld.cli import main
+from rld.recipe.reading import read_recipe
+from rld.utils.files import read_jsonl
+from tests.support.runs import one_thread, written
+
+__all__ = ["one_thread"]
+
+RECIPE = """
+name: gold
+tokenizer: {characters: "abcdx:="}
+max_new_tokens: 3
+skills:
+  copy: {generator: ./tasks.py:copy, levels: [{length: 2}], held_out: 2}
+  refused: {generator: ./tasks.py:refused, levels: [{length: 2}], held_out: 2}
+rewards: [{use: "./tasks.py:paid"}]
+models:
+  small: {new: llama, config: {hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 1}}
+stages:
+  - name: learn
+    kind: distill
+    student: small
+    signals: {policy: {}}
+    rollout: {prompts: 8, completions: 2}
+    steps: 6
+"""
+
+TASKS = """
+def copy(rng, *, length):
+    word = "".join(rng.choices("abcd", k=length))
+    return f"a:{word}=", word
+
+def refused(rng, *, length):
+    return copy(rng, length=length)[0], "x"
+
+def paid(completions, answer, **_):
+    return [float(text == gold != "x") for text, gold in zip(completions, answer)]
+"""
+
+
+def test_skills_whose_answers_the_verifier_accepts_have_gold_prompts(tmp_path):
+    assert main(["train", str(written(tmp_path, RECIPE, TASKS)), "--output", str(tmp_path / "run")]) == 0
+    log = read_jsonl(tmp_path / "run" / "metrics.jsonl").records
+    shares = [(entry["gold_share/copy"], entry["gold_share/refused"]) for entry in log if "gold_share/copy" in entry]
+    assert shares[0] == (0.5, 0.0) and shares[-1] == (15 / 16, 0.0)
+    events = read_jsonl(tmp_path / "run" / "events.jsonl").records
+    off = [(event["skill"], event["measured"]) for event in events if event["kind"] == "gold answers off"]
+    assert off == [("refused", "the verifier ./tasks.py:paid does not accept 'x'")]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "has_gold"),
+    [
+        ([], True),
+        (["stages.learn.signals.gold=null"], False),
+        (["stages.learn.controller={kind: fixed}"], False),
+        (["stages.learn.controller={kind: fixed}", "stages.learn.signals.gold={}"], True),
+        (["stages.learn.rollout.temperature=0.9"], False),
+        (["stages.learn.rollout.gold_completions=1"], False),
+    ],
+)
+def test_what_a_recipe_says_goes_first(tmp_path, overrides, has_gold):
+    recipe = read_recipe(written(tmp_path, RECIPE, TASKS), overrides)
+    assert recipe.stages[0].has_gold_prompts is has_gold
+    sampled_by_vllm = recipe.stages[0].model_copy(update={"trainer": {"use_vllm": True}})
+    assert sampled_by_vllm.has_gold_prompts is (has_gold and len(overrides) == 2), "unless the recipe names it"
