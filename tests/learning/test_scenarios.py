@@ -58,8 +58,11 @@ class Finished:
 
 
 def train(folder: Path, scenario: str, *overrides: str, **short: int) -> Finished:
-    """Run a scenario with overrides; in the short form, with so many steps per stage and fewer held-out rows."""
-    given = list(overrides)
+    """Run a scenario with overrides; in the short form, with so many steps per stage and fewer held-out rows.
+
+    Without gold answers: what is tested are the weights on the student's own completions.
+    """
+    given = [*overrides, "stages.distill.signals.gold=null"]
     if not FULL:
         given += [f"stages.{stage}.steps={steps}" for stage, steps in short.items()]
         given += [f"skills.{skill}.held_out=40" for skill in SKILLS]
