@@ -88,8 +88,6 @@ class SkillObservation:
 
     attempts: int = 0
     successes: int = 0
-    success_tokens: int = 0
-    """Tokens of the successful attempts, but for those at prompts that were replaced."""
     groups: int = 0
     informative_groups: int = 0
     """Groups whose completions got different rewards: the only ones with a policy gradient."""
@@ -100,6 +98,8 @@ class SkillObservation:
     """Gold answers that were learnt by themselves, of prompts without completions."""
     gold_tokens: int = 0
     """Their tokens."""
+    success_tokens: int = 0
+    """Tokens of the successful attempts, but for those at prompts that were replaced."""
     audited: int = 0
     """Successes that a trusted reward checked."""
     audit_passed: int = 0

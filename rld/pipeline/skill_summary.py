@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -82,6 +83,8 @@ def row_summary(source: SkillRows, encoder: Any, characters_per_token: float) ->
     for row in rows:
         answers_by_prompt.setdefault(str(row["prompt"]), set()).update(filter(None, [row["answer"]]))
     example = next((row for row in rows if row["answer"]), rows[0])
+    prompt, answer = fmean(size for size, _ in sizes), 1 + _mean_answer(rows, [size for _, size in sizes])
+    has_answer = fmean(bool(row["answer"]) for row in rows)
     return SkillSummary(
         source.skill,
         source.num_levels,
@@ -92,7 +95,7 @@ def row_summary(source: SkillRows, encoder: Any, characters_per_token: float) ->
         max(len(row["answer"]) for row in rows),
         prompt_text(example["prompt"], encoder),
         example["answer"],
-        Lengths(fmean(size for size, _ in sizes), 1 + _mean_answer(rows, [size for _, size in sizes])),
+        Lengths(prompt, answer, math.inf if source.num_rows is None else has_answer * source.num_rows),
     )
 
 

@@ -18,7 +18,7 @@ def state_bytes(stage: Any, num_parameters: int) -> int:
 
 def sft_demand(stage: Any, num_parameters: int, sizes: Sizes) -> Demand:
     """Return the demand of fine-tuning on rows of their mean length."""
-    tokens = stage.batch * sum(sizes.lengths(stage.skills or sizes.skills))
+    tokens = stage.batch * sizes.lengths(stage.skills or sizes.skills).total
     activations = sizes.shape(stage.student).activation_bytes() * tokens / _num_micro_batches(stage)
     return Demand(state_bytes(stage, num_parameters), 0, activations)
 
@@ -36,9 +36,9 @@ def distill_demand(stage: Any, num_parameters: int, teacher_bytes: int, sizes: S
         sizes: The sizes of the recipe.
     """
     skills, rollout, shape = stage.skills or sizes.skills, stage.rollout, sizes.shape(stage.student)
-    prompt, answer = sizes.lengths(skills)
+    prompt, answer, _ = sizes.lengths(skills)
     num_completions = rollout.num_completions(sizes.num_labels.get(skill, 1) for skill in skills)
-    mean_share = least_share = most_share = gold_share(stage)
+    mean_share = least_share = most_share = gold_share(stage, sizes)
     if stage.has_gold_prompts and stage.gold.share is None:
         least_share, most_share = 0.0, NEW_SHARE
     num_possible = 0 if stage.learns_labels else rollout.prompts * (num_completions - rollout.gold_completions)

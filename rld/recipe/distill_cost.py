@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Any
 
+from rld.controllers.gold_share import NEW_PASSES, NEW_SHARE, REPEATED_SHARE
 from rld.recipe.measurement_cost import retention_flops, transfer_flops
 from rld.recipe.sizes import Sizes
 from rld.utils.flops import Account, forward_flops, training_flops
@@ -16,8 +19,8 @@ def distill_flops(stage: Any, student: int, teachers: Mapping[str, int], sizes: 
 
     A prompt is read once for all of its completions. Teachers that name no skills are taken to share the rows. For the
     gate each reads the gold answer as one completion more, which is taken to decide its answers, the second one too; no
-    verdict is taken to be assumed. A prompt of its own that shows the gold answer is longer by that answer. Half of the
-    prompts are taken to have their gold answer alone, where the controller sets that share.
+    verdict is taken to be assumed. A prompt of its own that shows the gold answer is longer by that answer. Where the
+    controller sets the share of gold answers, the student is taken to succeed on half of its completions.
 
     Args:
         stage: The stage, a `Distill`.
@@ -29,7 +32,7 @@ def distill_flops(stage: Any, student: int, teachers: Mapping[str, int], sizes: 
     lengths, rollout = sizes.lengths(skills), stage.rollout
     num_completions = rollout.num_completions(sizes.num_labels.get(skill, 1) for skill in skills)
     num_sampled = 0 if stage.learns_labels else num_completions - rollout.gold_completions
-    num_prompts = rollout.prompts * (1 - gold_share(stage))
+    num_prompts = rollout.prompts * (1 - gold_share(stage, sizes))
     num_gold = (rollout.prompts - num_prompts) * num_completions  # each with a prompt of its own
     gold_tokens = num_gold * (lengths.prompt + lengths.answer)
     completion_tokens = num_prompts * num_completions * lengths.answer
@@ -66,8 +69,17 @@ def distill_flops(stage: Any, student: int, teachers: Mapping[str, int], sizes: 
     return {account: round(number) for account, number in flops.items()}
 
 
-def gold_share(stage: Any) -> float:
-    """Return the share of a stage's prompts that have their gold answer alone, or a half where a controller sets it."""
+def gold_share(stage: Any, sizes: Sizes) -> float:
+    """Return the mean share of a stage's prompts that have their gold answer alone, over steps and skills."""
     if not stage.has_gold_prompts:
         return 0.0
-    return 0.5 if stage.gold.share is None else float(stage.gold.share)
+    if stage.gold.share is not None:
+        return float(stage.gold.share)
+    skills = stage.skills or sizes.skills
+    answers_per_step = NEW_SHARE * stage.rollout.prompts * stage.rollout.completions / len(skills)
+    shares = []
+    for skill in skills:
+        num_rows = sizes.rows[skill].num_rows if skill in sizes.rows else math.inf
+        new = min(NEW_PASSES * num_rows / answers_per_step / stage.steps, 1.0)  # share of the steps
+        shares.append(new * NEW_SHARE + (1 - new) * REPEATED_SHARE / 2)
+    return fmean(shares)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,11 +96,18 @@ class StageCost:
 
 
 class Lengths(NamedTuple):
-    """Mean numbers of tokens of a skill's rows."""
+    """Mean numbers of tokens of a skill's rows, and how many rows there are."""
 
     prompt: float
     answer: float
     """The end included."""
+    num_rows: float = math.inf
+    """Rows with a gold answer that are trained on; infinite for a generator."""
+
+    @property
+    def total(self) -> float:
+        """Mean tokens of prompt and answer together."""
+        return self.prompt + self.answer
 
 
 @dataclass

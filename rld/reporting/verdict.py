@@ -140,8 +140,7 @@ def _unsolved(result: StageResult, num_rows: dict[str, int]) -> Iterator[Finding
         yield Finding(
             "bad",
             f"Neither the student nor a teacher solves {_listed(skills)}",
-            "begin with gold answers (a stage `sft`, or `signals: {gold: {}}`) or easier levels, "
-            "or use another teacher",
+            "begin with gold answers (a stage `sft`) or easier levels, or use another teacher",
         )
 
 

@@ -39,7 +39,7 @@ stages:
     kind: distill
     student: teacher
     teachers: {teacher: {model: teacher, probe_prompts: 2}}
-    signals: {policy: {}, response: {}, feature: {}}
+    signals: {policy: {}, response: {}, feature: {}, gold: null}
     rollout: {prompts: 2, completions: 4}
     steps: 4
     checkpoint_every: 2

@@ -43,7 +43,7 @@ stages:
     kind: distill
     student: tiny
     teachers: {teacher: {model: teacher, probe_prompts: 4}}
-    signals: {policy: {teacher_reward: 0.1}, response: {}, feature: {}}
+    signals: {policy: {teacher_reward: 0.1}, response: {}, feature: {}, gold: null}
     controller: {kind: gap, decide_every: 2}
     curriculum: {use: ./tasks.py:Mine}
     rollout: {prompts: 2, completions: 4}

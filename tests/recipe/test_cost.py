@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -68,6 +69,7 @@ def recipe(**student):
                     "kind": "distill",
                     "student": "small",
                     "teachers": {"t": {"model": "one", "from_pretrained": {"dtype": "bfloat16"}}},
+                    "signals": {"policy": {}, "response": {}, "gold": None},
                     "rollout": {"prompts": 3, "completions": 2},
                     "steps": 5,
                 },
@@ -112,6 +114,17 @@ def test_gold_answers_are_not_generated_and_a_gate_that_is_off_asks_nothing(tmp_
     size = parameters({"model_type": "llama", **SMALL})
     flops = stage_costs(Recipe.model_validate(made), tmp_path, ROWS)["two"].flops_by_account
     assert (flops["gate"], flops["generation"]) == (0, 2 * size * 5 * (3 * 7 + 3 * 5))
+
+
+@pytest.mark.parametrize(("num_rows", "share"), [(math.inf, 15 / 16), (15, 19 / 32), (0, 1 / 4)])
+def test_gold_answers_are_most_prompts_until_the_rows_repeat(tmp_path, num_rows, share):
+    made = recipe().model_dump()
+    made["stages"][1] |= {"signals": {"policy": {}, "response": {}}, "rollout": {"prompts": 8, "completions": 2}}
+    made["stages"][1] |= {"steps": 8}  # each with 15 gold answers while they are new
+    size = parameters({"model_type": "llama", **SMALL})
+    rows = {"s": Lengths(prompt=7.0, answer=5.0, num_rows=num_rows)}
+    flops = stage_costs(Recipe.model_validate(made), tmp_path, rows)["two"].flops_by_account
+    assert flops["generation"] == pytest.approx((1 - share) * 2 * size * 8 * 8 * (7 + 2 * 5))
 
 
 def test_a_teacher_whose_answers_are_learnt_is_counted(tmp_path):

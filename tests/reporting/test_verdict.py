@@ -93,8 +93,8 @@ def test_a_run_that_went_well_is_one_good_sentence() -> None:
         ),
         (
             stage({"sort": 0.0}, {"sort": 0.01}, {"sort": 0.0}),
-            "Neither the student nor a teacher solves `sort` (0.01): begin with gold answers (a stage `sft`, or "
-            "`signals: {gold: {}}`) or easier levels, or use another teacher.",
+            "Neither the student nor a teacher solves `sort` (0.01): begin with gold answers (a stage `sft`) or easier "
+            "levels, or use another teacher.",
         ),
         (
             stage({"sort": 0.1}, {"sort": 0.5}, metrics=[{"loss": 1.0}, {"loss": None}]),

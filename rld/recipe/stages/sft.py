@@ -77,7 +77,7 @@ class Sft(TrainingStage):
         student, *teachers = (sizes.parameters(model) for model in self.references())
         if student is None or None in teachers:
             return StageCost(student, {}, None, None)
-        row = sum(sizes.lengths(self.skills or sizes.skills))
+        row = sizes.lengths(self.skills or sizes.skills).total
         flops: dict[Account, int] = {
             "student": self.steps * training_flops(student, self.batch * row),
             "answers": sum(forward_flops(size or 0, self.rows_in_use * row) for size in teachers),
