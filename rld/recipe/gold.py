@@ -11,6 +11,8 @@ from rld.utils.options import OptionError
 def gold_in_use(stage: Any) -> GoldSignal | None:
     """Return how a stage learns gold answers: as its recipe says, or as the default controller does by itself.
 
+    By itself it does where reinforcement and teachers are combined: a stage with one of the two is what its user chose.
+
     Args:
         stage: The stage, a `Distill`.
 
@@ -21,7 +23,7 @@ def gold_in_use(stage: Any) -> GoldSignal | None:
         gold: GoldSignal | None = stage.signals.gold
         return gold
     rollout = stage.rollout
-    decides = stage.controller.kind == "gap" and stage.signals.policy is not None
+    decides = stage.controller.kind == "gap" and stage.signals.policy is not None and stage.teachers
     is_sampled = not (stage.learns_labels or rollout.gold_completions or rollout.refill or rollout.temperature != 1)
     # vLLM samples a rollout as a whole, so that what gold answers replace would be sampled for nothing.
     return GoldSignal() if decides and is_sampled and not stage.trainer.get("use_vllm") else None

@@ -22,10 +22,12 @@ rewards: [{use: "./tasks.py:paid"}]
 models:
   small: {new: llama, config: {hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 1}}
 stages:
+  - {name: first, kind: sft, student: small, steps: 1, batch: 2}
   - name: learn
     kind: distill
-    student: small
-    signals: {policy: {}}
+    student: first
+    teachers: {one: {model: first, probe_prompts: 2}}
+    signals: {policy: {}, response: {}}
     rollout: {prompts: 8, completions: 2}
     steps: 6
 """
@@ -58,6 +60,8 @@ def test_skills_whose_answers_the_verifier_accepts_have_gold_prompts(tmp_path):
     [
         ([], True),
         (["stages.learn.signals.gold=null"], False),
+        (["stages.learn.signals={response: {}}"], False),
+        (["stages.learn.signals={policy: {}}", "stages.learn.teachers={}"], False),
         (["stages.learn.controller={kind: fixed}"], False),
         (["stages.learn.controller={kind: fixed}", "stages.learn.signals.gold={}"], True),
         (["stages.learn.rollout.temperature=0.9"], False),
@@ -66,6 +70,8 @@ def test_skills_whose_answers_the_verifier_accepts_have_gold_prompts(tmp_path):
 )
 def test_what_a_recipe_says_goes_first(tmp_path, overrides, has_gold):
     recipe = read_recipe(written(tmp_path, RECIPE, TASKS), overrides)
-    assert recipe.stages[0].has_gold_prompts is has_gold
-    sampled_by_vllm = recipe.stages[0].model_copy(update={"trainer": {"use_vllm": True}})
-    assert sampled_by_vllm.has_gold_prompts is (has_gold and len(overrides) == 2), "unless the recipe names it"
+    assert recipe.stages[1].has_gold_prompts is has_gold
+    sampled_by_vllm = recipe.stages[1].model_copy(update={"trainer": {"use_vllm": True}})
+    assert sampled_by_vllm.has_gold_prompts is (has_gold and "stages.learn.signals.gold={}" in overrides), (
+        "unless the recipe names it"
+    )

@@ -15,6 +15,7 @@ import tests.support.tiny as tiny
 from rld.data.prompt_stream import PromptStream
 from rld.errors import DataError, RecipeError
 from rld.rollout.gold import gold_completions
+from rld.rollout.rewards import SuccessRule
 from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
@@ -82,6 +83,7 @@ def test_a_gold_group_has_prompts_of_one_skill_with_their_own_answers(tmp_path):
 
 def test_no_teacher_reads_gold_prompts_and_they_are_no_attempts(tmp_path):
     trainer = runs.trainer(tmp_path, teacher=True)
+    trainer._success_rule = SuccessRule(success_at=0.2)
     batch = rollout(trainer)
     is_gold_B = batch["is_gold"]
     assert not batch["teacher_tokens"][is_gold_B].any() and batch["teacher_tokens"][~is_gold_B].any()
