@@ -250,7 +250,7 @@ def test_the_page_on_curricula_has_every_one_that_ships():
 
 
 def test_the_glossary_has_words_and_names_that_are_in_use():
-    headings = re.findall(r"^### (.+)$", GLOSSARY.read_text(), flags=re.MULTILINE)
+    headings = re.findall(r"^## (.+)$", GLOSSARY.read_text(), flags=re.MULTILINE)
     assert headings == sorted(headings, key=str.lower)
     sources = [*PAGES, *(ROOT / "rld").rglob("*.py")]
     text = "\n".join(path.read_text() for path in sources if path != GLOSSARY)
