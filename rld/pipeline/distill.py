@@ -132,7 +132,7 @@ def _trainer(
     num_gold = max(required.gold_rows, TRANSFER_ROWS if required.target else 0)
     target = _target_rows(context, stage)
     stream = _stream(context, stage, args, sources)
-    stream.gold_rows, without_gold = gold_rows(context, stage)
+    stream.gold_rows, without_gold = gold_rows(context, stage, context.encoder(model, tokenizer))
     trainer = RLDTrainer(
         model,
         rewards.functions,

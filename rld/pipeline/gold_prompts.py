@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 from rld.data.skill_rows import SkillRows
+from rld.models.prompting import PromptEncoder
 from rld.pipeline.gold_answers import NUM_JUDGED, unpaid
 from rld.pipeline.run import RunContext
 from rld.recipe import registry
 from rld.recipe.stages.distill import Distill
+from rld.rollout.gold import gold_problem
 from rld.types import Event
 from rld.utils.user_calls import action
 
 
-def gold_rows(context: RunContext, stage: Distill) -> tuple[dict[str, int], list[Event]]:
+def gold_rows(context: RunContext, stage: Distill, encoder: PromptEncoder) -> tuple[dict[str, int], list[Event]]:
     """Return `PromptStream.gold_rows`, and an event for each skill of which none is learnt.
 
     Rows that are held out, and those without an answer, do not count. Where the recipe does not name `signals.gold`, a
     skill has 0 whose answers are none to learn from.
+
+    Args:
+        context: The run.
+        stage: A stage of it.
+        encoder: The student's.
     """
     counts: dict[str, int] = {}
     events = []
     for skill in context.skills(stage) if stage.has_gold_prompts else ():
         rows = context.skill_rows[skill]
-        reason = _reason_without(context, skill, rows) if stage.signals.gold == "auto" else None
+        reason = _reason_without(context, rows, encoder) if stage.signals.gold == "auto" else None
         items_by_level = rows.training_items()
         if reason is not None:
             counts[skill] = 0
@@ -32,18 +39,20 @@ def gold_rows(context: RunContext, stage: Distill) -> tuple[dict[str, int], list
     return counts, events
 
 
-def _reason_without(context: RunContext, skill: str, rows: SkillRows) -> str | None:
+def _reason_without(context: RunContext, rows: SkillRows, encoder: PromptEncoder) -> str | None:
+    """Return why a skill's gold answers are none to learn from; None if they are."""
     recipe, folder = context.recipe, context.source.parent
     spec = recipe.verifier_in_use
-    if skill in recipe.blocks:
+    if rows.skill in recipe.blocks:
         return "its rows are documents"
     if recipe.prompts.strip_thinking:
         return "answers have no thinking, which the model is to write before them (prompts.strip_thinking)"
     if not registry.can_judge(spec.use, folder):
         return f"the verifier {spec.use} cannot be asked about them before the stage"
     examples = rows.examples()
-    if not all(example.row["answer"] for example in examples):
-        return "some rows have none"
+    problems = (gold_problem(example.row, encoder, recipe.max_new_tokens) for example in examples)
+    if problem := next(filter(None, problems), None):
+        return problem
     try:
         wrong = unpaid(spec, examples[:NUM_JUDGED], folder)
     except Exception as error:  # the verifier is the user's code

@@ -26,7 +26,7 @@ def gold_completions(rows: Sequence[Row], encoder: PromptEncoder, max_tokens: in
     """
     completions = []
     for row in rows:
-        problem = _problem(row, encoder, max_tokens)
+        problem = gold_problem(row, encoder, max_tokens)
         if problem is not None:
             raise DataError(f"gold completions: {problem}")
         ids = encoder.encode_completion(row["prompt"], row["answer"])
@@ -57,7 +57,7 @@ def first_gold_rows(
     answered, problems = [row for row in rows if row.get("answer")], list[str]()
 
     def is_usable(row: Row) -> bool:
-        problem = _problem(row, encoder, max_tokens)
+        problem = gold_problem(row, encoder, max_tokens)
         problems.extend([] if problem is None else [problem])
         return problem is None
 
@@ -74,8 +74,8 @@ def first_gold_rows(
     return {skill: some for skill, some in usable.items() if some}
 
 
-def _problem(row: Row, encoder: PromptEncoder, max_tokens: int | None) -> str | None:
-    """Return why a row's gold answer cannot be a completion; None if it can."""
+def gold_problem(row: Row, encoder: PromptEncoder, max_tokens: int | None) -> str | None:
+    """Return why a row's gold answer cannot be a completion of so many tokens; None if it can."""
     answer, place = row.get("answer"), f"its prompt is {str(row['prompt'])[:80]!r}"
     if not isinstance(answer, str) or not answer:
         return f"a row has no text in its column 'answer'; {place}"

@@ -18,11 +18,12 @@ max_new_tokens: 3
 skills:
   copy: {generator: ./tasks.py:copy, levels: [{length: 2}], held_out: 2}
   refused: {generator: ./tasks.py:refused, levels: [{length: 2}], held_out: 2}
+  long: {generator: ./tasks.py:copy, levels: [{length: 3}], held_out: 2}
 rewards: [{use: "./tasks.py:paid"}]
 models:
   small: {new: llama, config: {hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 1}}
 stages:
-  - {name: first, kind: sft, student: small, steps: 1, batch: 2}
+  - {name: first, kind: sft, student: small, skills: [copy], steps: 1, batch: 2}
   - name: learn
     kind: distill
     student: first
@@ -31,6 +32,8 @@ stages:
     rollout: {prompts: 8, completions: 2}
     steps: 6
 """
+
+SKILLS = ["copy", "refused", "long"]
 
 TASKS = """
 def copy(rng, *, length):
@@ -41,18 +44,19 @@ def refused(rng, *, length):
     return copy(rng, length=length)[0], "x"
 
 def paid(completions, answer, **_):
-    return [float(text == gold != "x") for text, gold in zip(completions, answer)]
+    return [float(text[:2] == gold[:2] != "x") for text, gold in zip(completions, answer)]
 """
 
 
 def test_skills_whose_answers_the_verifier_accepts_have_gold_prompts(tmp_path):
     assert main(["train", str(written(tmp_path, RECIPE, TASKS)), "--output", str(tmp_path / "run")]) == 0
     log = read_jsonl(tmp_path / "run" / "metrics.jsonl").records
-    shares = [(entry["gold_share/copy"], entry["gold_share/refused"]) for entry in log if "gold_share/copy" in entry]
-    assert shares[0] == (0.5, 0.0) and shares[-1] == (15 / 16, 0.0)
+    shares = [[entry[f"gold_share/{skill}"] for skill in SKILLS] for entry in log if "gold_share/copy" in entry]
+    assert shares[0] == [0.5, 0.0, 0.0] and shares[-1] == [15 / 16, 0.0, 0.0]
     events = read_jsonl(tmp_path / "run" / "events.jsonl").records
-    off = [(event["skill"], event["measured"]) for event in events if event["kind"] == "gold answers off"]
-    assert off == [("refused", "the verifier ./tasks.py:paid does not accept 'x'")]
+    off = {event["skill"]: event["measured"] for event in events if event["kind"] == "gold answers off"}
+    assert off["refused"] == "the verifier ./tasks.py:paid does not accept 'x'"
+    assert "takes 4 tokens with its end, and 3 are allowed" in off["long"] and len(off) == 2
 
 
 @pytest.mark.parametrize(
