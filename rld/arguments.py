@@ -85,6 +85,21 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+def _add_init(parser: argparse.ArgumentParser) -> None:
+    rows = "a file or folder of rows or texts, or a data set of the hub"
+    parser.add_argument("rows", metavar="FILE", type=_named, help=rows)
+    model = "a folder or a hub id"
+    parser.add_argument("--student", metavar="MODEL", type=_named, required=True, help=f"the model to train: {model}")
+    teacher = f"a model that teaches it: {model}; may be given several times"
+    parser.add_argument("--teacher", metavar="MODEL", type=_named, action="append", default=[], help=teacher)
+    held_out = "rows of their own for scores (default: some of FILE)"
+    parser.add_argument("--held-out", metavar="FILE", type=_named, help=held_out)
+    minutes = "the time that the run may take on this machine (default: 30)"
+    parser.add_argument("--minutes", metavar="N", type=_positive(float), default=30.0, help=minutes)
+    output = "the file to write (default: recipe.yaml)"
+    parser.add_argument("--output", metavar="RECIPE", type=_folder, default=Path("recipe.yaml"), help=output)
+
+
 def _add_train(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
     parser.add_argument("--output", metavar="DIR", type=_folder, help="the run's folder (default: runs/NAME)")
@@ -201,6 +216,7 @@ _port.__name__ = "port (0 to 65535)"  # argparse's message names it
 
 
 _ADDERS = {
+    "init": _add_init,
     "train": _add_train,
     "check": _add_check,
     "evaluate": _add_evaluate,

@@ -286,7 +286,25 @@ def _copy(options: argparse.Namespace) -> int:
     return 0
 
 
+def _init(options: argparse.Namespace) -> int:
+    """Write a recipe for a data file, a student and teachers, and check it."""
+    _share_the_cores()
+    from rld.proposal.propose import propose
+
+    output: Path = options.output
+    own, minutes = options.held_out, options.minutes
+    propose(options.rows, options.student, options.teacher, held_out=own, minutes=minutes, output=output)
+    from rld.pipeline.recipe_check import check_recipe, show_check
+    from rld.recipe.reading import read_recipe
+
+    recipe = read_recipe(output)
+    show_check(recipe, output, check_recipe(recipe, output))
+    tell(f"{output} is written; read its comments, then: rld train {output}")
+    return 0
+
+
 _COMMANDS = {
+    "init": _init,
     "train": _train,
     "check": _check,
     "evaluate": _evaluate,

@@ -52,6 +52,8 @@ class Cards:
 
     name: str
     number: int = 1
+    measured: Card | None = None
+    """What one of them can do, where that was measured. None: as its data sheet says."""
 
     @classmethod
     def parse(cls, text: str) -> Cards:
@@ -72,7 +74,7 @@ class Cards:
     @property
     def card(self) -> Card:
         """What one of them can do."""
-        return CARDS[self.name]
+        return CARDS[self.name] if self.measured is None else self.measured
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""A first recipe for a data file, a student and teachers, as `rld init` writes it."""

@@ -1,0 +1,96 @@
+"""What `rld init` does: look at rows, models and machine, and write a recipe that trains."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from rld.data.formats.hub import HubRows
+from rld.errors import RecipeError, UsageError
+from rld.proposal.columns import recognise
+from rld.proposal.draft import Draft
+from rld.proposal.lengths import measure
+from rld.proposal.machine import measure_machine
+from rld.proposal.models import describe, needs_alignment
+from rld.proposal.planning import make_plan
+from rld.proposal.survey import Source, survey
+from rld.recipe.names import is_hub_id
+from rld.utils.files import user_path, write_text
+from rld.utils.messages import tell
+from rld.utils.suggestions import hint
+
+_FEW_STEPS = 20
+
+
+def propose(
+    rows: str, student: str, teachers: Sequence[str], *, held_out: str | None, minutes: float, output: Path
+) -> None:
+    """Write a recipe for rows, a student and teachers.
+
+    Args:
+        rows: A file, a folder or a data set of the hub.
+        student: A folder or a hub id.
+        teachers: The same of each teacher.
+        held_out: A file of rows for scores. None: they are taken from the others.
+        minutes: The time that the run may take.
+        output: The file to write.
+
+    Raises:
+        RecipeError: rows or models cannot be used; nothing is written.
+        UsageError: the file exists, or cannot be written.
+    """
+    if output.exists() or output.is_symlink():
+        raise UsageError(f"{output} exists; remove it, or choose another --output")
+    if not output.parent.is_dir():
+        raise UsageError(f"there is no folder {output.parent} for {output.name}; make it, or choose another --output")
+    source = _source(rows)
+    own = None if held_out is None else _source(held_out)
+    found, found_own = survey(source), None if own is None else survey(own)
+    kind = recognise(found, found_own)
+    pupil = describe(student)
+    masters = [describe(name) for name in teachers]
+    if kind.name == "conversation" and (plain := [model.place for model in (pupil, *masters) if not model.has_chat]):
+        fix = "choose a model with one, such as its instruct version"
+        raise RecipeError(f"{rows} has chat messages, and the model {plain[0]!r} has no chat template; {fix}")
+    named = {f"teacher{i}" if len(masters) > 1 else "teacher": model for i, model in enumerate(masters, 1)}
+    cards, has_gpu = measure_machine()
+    draft = Draft(
+        name=_name(rows),
+        source=source,
+        held_out=own,
+        kind=kind,
+        measured=measure(found, kind.reader, pupil),
+        student=pupil,
+        teachers=named,
+        other_tokenizers=[name for name, model in named.items() if needs_alignment(pupil, model)],
+        minutes=minutes,
+        cards=cards,
+        has_gpu=has_gpu,
+    )
+    plan = make_plan(draft)
+    write_text(output, draft.text(plan, output.resolve().parent))
+    for stage, seconds in plan.step_seconds.items():
+        if plan.steps[stage] < min(_FEW_STEPS, draft.measured.num_items):
+            fix = "give it more --minutes, or choose smaller models"
+            tell(f"caution: {minutes:g} minutes hold {plan.steps[stage]} steps of {seconds:.2g} s for {stage!r}; {fix}")
+
+
+def _source(name: str) -> Source:
+    """Return the rows that a word of the command line names.
+
+    Raises:
+        RecipeError: there is neither a file nor a data set of this name.
+    """
+    path = user_path(name)
+    if path.exists():
+        return path.resolve()
+    if is_hub_id(name) and not path.suffix:
+        return HubRows(name, None, "train", None)
+    parent = path.parent if path.parent.is_dir() else Path()
+    raise RecipeError(f"there is no file {name}{hint(name, [str(near) for near in parent.glob(f'*{path.suffix}')])}")
+
+
+def _name(rows: str) -> str:
+    """Return a name for a run on rows."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", Path(rows).stem).strip("_") or "rows"

@@ -1,0 +1,140 @@
+"""The stages of a proposal: gold answers first where there are some, then teachers and rewards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rld.proposal.lines import entry
+from rld.proposal.plan import Plan
+from rld.recipe.stages.distill import Distill
+from rld.recipe.stages.sft import Sft
+
+_GOLD_SHARE = 0.4
+"""Of the time of training, where a student learns gold answers before it has teachers."""
+
+_NUM_COMPLETIONS = 4
+
+_ADAPTER = {"r": 16, "lora_alpha": 32}
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """How the student learns.
+
+    Attributes:
+        kind: The kind of the rows.
+        teachers: Names of the teachers.
+        other_tokenizers: Those of them that have another tokenizer than the student.
+        verifier: A reward that tells correct answers. None: there is none.
+    """
+
+    kind: str
+    teachers: list[str]
+    other_tokenizers: list[str]
+    verifier: str | None
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """The share of the time of training that each stage has, by its name."""
+        if not self.teachers:
+            return {"gold": 1.0}
+        if self.kind in ("labelled", "plain_text"):
+            return {"distill": 1.0}
+        return {"gold": _GOLD_SHARE, "distill": 1 - _GOLD_SHARE}
+
+    @property
+    def samples(self) -> bool:
+        """Whether the student tries answers, which a reward then judges."""
+        return self.verifier is not None and self.kind == "question_answer"
+
+    def rows_per_step(self, stage: str, rows: int) -> int:
+        """Return the rows, or prompts, of an update in which a stage reads about so many rows."""
+        return max(2, rows // _NUM_COMPLETIONS) if stage == "distill" and self.samples else rows
+
+
+def stage_lines(teaching: Teaching, stage: str, plan: Plan) -> list[str]:
+    """Return the lines of a stage."""
+    head = [f"  - name: {stage}"]
+    return head + (_sft(teaching, plan) if stage == "gold" else _distill(teaching, plan))
+
+
+def _sft(teaching: Teaching, plan: Plan) -> list[str]:
+    what = "every token of the texts is learnt" if teaching.kind == "plain_text" else "the gold answers of the file"
+    return [
+        *entry(4, "kind", "sft", what),
+        *entry(4, "student", "student"),
+        *_steps("gold", plan),
+        *entry(4, "batch", plan.rows, "rows of an update"),
+        *_trainer(Sft, plan),
+    ]
+
+
+def _distill(teaching: Teaching, plan: Plan) -> list[str]:
+    student = "gold" if "gold" in teaching.stages else "student"
+    rows = teaching.rows_per_step("distill", plan.rows)
+    lines = [*entry(4, "kind", "distill"), *entry(4, "student", student), "    teachers:"]
+    for name in teaching.teachers:
+        lines += _teacher(teaching, name, plan)
+    response: dict[str, Any] = {"divergence": {"kind": "forward_kl"}}
+    if teaching.kind == "labelled":
+        response["calibration"] = "content_free"
+        lines += entry(4, "signals", {"response": response, "gold": {"weight": 0.5}}, _LABELS)
+        lines += entry(4, "rollout", {"prompts": rows, "completions": "labels"}, "nothing is sampled")
+    elif teaching.samples:
+        rollout = {"prompts": rows, "completions": _NUM_COMPLETIONS, "gold_completions": 1}
+        lines += entry(
+            4, "signals", {"policy": {}, "response": response}, "rewards and teachers; a controller weighs them"
+        )
+        lines += entry(4, "rollout", rollout, "three tries at each prompt, and its gold answer")
+    else:
+        why = "no reward can tell which answers are correct, so teachers teach on gold answers"
+        rollout = {"prompts": rows, "completions": 1, "gold_completions": 1}
+        lines += entry(4, "signals", {"response": response, "gold": {"weight": 0.5}}, why)
+        lines += entry(4, "gate", "off", "for the same reason") + entry(4, "controller", {"kind": "fixed"})
+        lines += entry(4, "rollout", rollout)
+    return [*lines, *_steps("distill", plan), *_trainer(Distill, plan)]
+
+
+_LABELS = (
+    "the teachers' distribution over the labels, corrected for teachers that were not trained on them, and the gold"
+)
+
+
+def _teacher(teaching: Teaching, name: str, plan: Plan) -> list[str]:
+    spec, reasons = {"model": name}, list[str]()
+    if name in teaching.other_tokenizers:
+        spec["align"] = "likelihood" if teaching.kind == "labelled" else "vocabulary"
+        reasons.append("its tokenizer is not the student's")
+    options: dict[str, Any] = dict(spec)
+    if plan.is_offloaded:
+        options["offload"] = True
+        reasons.append("GPU memory is short")
+    if teaching.samples or teaching.kind == "labelled":
+        options["probe_prompts"] = 16
+        reasons.append("it teaches if it answers better than the student")
+    elif teaching.kind != "plain_text":
+        options["probe_prompts"] = 0
+        reasons.append("it is trusted")
+    return entry(6, name, options, "; ".join(reasons))
+
+
+def _steps(stage: str, plan: Plan) -> list[str]:
+    steps = plan.steps.get(stage, 100)
+    if stage not in plan.step_seconds:
+        return entry(4, "steps", steps, "the size of a model is not known for its kind, so time was not planned")
+    seconds = plan.step_seconds[stage]
+    time = f"about {steps * seconds / 60:.2g} minutes, {seconds:.2g} s each, by planned FLOPs and measured speed"
+    return entry(4, "steps", steps, f"{time}; three passes over the rows at most")
+
+
+def _trainer(stage: Any, plan: Plan) -> list[str]:
+    rates, lines = stage.learning_rates, list[str]()
+    if plan.has_adapter:
+        lines += entry(4, "lora", _ADAPTER, "memory does not hold gradients and moments of all weights")
+    rate = rates.adapter if plan.has_adapter else rates.pretrained
+    options, why = {"learning_rate": rate}, "the usual rate for such weights; lower it if scores fall"
+    if plan.accumulation > 1:
+        options["gradient_accumulation_steps"] = plan.accumulation
+        why += "; an update is computed in parts, for memory"
+    return lines + entry(4, "trainer", options, why)

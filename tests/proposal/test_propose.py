@@ -1,0 +1,143 @@
+"""A first recipe: each kind of rows gives one that trains, and what cannot be told is refused with a fix."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+import tests.support.tiny as tiny
+from rld.cli import main
+from rld.recipe import registry
+from rld.recipe.document import RecipeDocument
+from rld.recipe.reading import read_recipe
+
+DATA = registry.folder("recipes") / "data"
+SUMS = [{"question": f"{a} + {b}?", "answer": f"{a} + {b} = {a + b}\n#### {a + b}"} for a in range(6) for b in range(5)]
+NEWS = "title,text,label\n" + "".join(f"Cup {i},They won it.,{['World', 'Sci_Tech'][i % 2]}\n" for i in range(40))
+TALKS = [
+    {"talk": [{"from": "human", "value": f"Is {i} even?"}, {"from": "gpt", "value": "It is a number, as you know."}]}
+    for i in range(30)
+]
+FILES = {
+    "sums.jsonl": "\n".join(map(json.dumps, SUMS)),
+    "news.csv": NEWS,
+    "talks.jsonl": "\n".join(map(json.dumps, TALKS)),
+    "prose.txt": "The moon is round, and the sea is deep. " * 400,
+    "replies.csv": "frage,antwort\n" + "".join(f"Who has {i}?,Nobody has {i}.\n" for i in range(30)),
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with files of rows, a student and a larger teacher with a chat template."""
+    monkeypatch.chdir(tmp_path)
+    for name, text in FILES.items():
+        Path(name).write_text(text)
+    size = len(json.loads((DATA / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"]) + 16
+    for name, width in (("small", 32), ("large", 48)):
+        tiny.model(width=width, vocabulary=size, max_position_embeddings=512).save_pretrained(name)
+        shutil.copytree(DATA / "tokenizer", name, dirs_exist_ok=True)
+    return tmp_path
+
+
+def propose(*words: str) -> int:
+    return main(["init", *words, "--student", "small", "--minutes", "0.05"])
+
+
+@pytest.mark.parametrize(
+    ("file", "kind", "stages"),
+    [
+        ("sums.jsonl", "question_answer", ["gold", "distill"]),
+        ("news.csv", "labelled", ["distill"]),
+        ("talks.jsonl", "conversation", ["gold", "distill"]),
+        ("prose.txt", "plain_text", ["distill"]),
+    ],
+)
+def test_each_kind_of_rows_gives_a_recipe_that_trains(file, kind, stages, folder):
+    assert propose(file, "--teacher", "large") == 0
+    recipe = read_recipe("recipe.yaml")
+    (skill,) = recipe.skills.values()
+    assert (skill.kind, [stage.name for stage in recipe.stages]) == (kind, stages)
+    few = [f"stages.{stage}.steps=1" for stage in stages]
+    assert main(["train", "recipe.yaml", *few, "--output", "run"]) == 0
+    assert (folder / "run" / "student" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("absent.csv", None, "there is no file absent.csv"),
+        ("a.csv", "x,y,z\none,two,three\n", "a.csv: no column has the answer (it has 'x', 'y', 'z'); name the column"),
+        ("a.csv", "label,a,b\none,two,three\n", "the answer is in 'label', but no column has the question"),
+        ("a.csv", "text,label\n" + "They won.,Sports\n" * 9, "'label' has 'Sports' on every row; labels differ"),
+        ("a.jsonl", '{"prompt": "p", "tests": "assert f()"}', "rld copy code"),
+        ("a.csv", "text,label\n", "it has no rows"),
+        ("a.xls", "text", "rows come from .jsonl, .csv"),
+    ],
+)
+def test_what_cannot_be_told_is_refused_and_nothing_is_written(name, text, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        Path(name).write_text(text)
+    assert propose(name) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("recipe.yaml").exists()
+
+
+def test_a_file_that_exists_is_never_overwritten(folder, capsys):
+    Path("recipe.yaml").write_text("mine")
+    assert propose("sums.jsonl") == 2
+    assert "recipe.yaml exists; remove it, or choose another --output" in capsys.readouterr().err
+    assert Path("recipe.yaml").read_text() == "mine"
+
+
+def test_rows_that_cannot_be_used_are_left_out_and_named(folder):
+    Path("sums.jsonl").write_text(f'{{"question": "", "answer": "1"}}\n{FILES["sums.jsonl"]}')
+    assert propose("sums.jsonl") == 0
+    text = " ".join(Path("recipe.yaml").read_text().replace("#", " ").split())
+    assert f"1 row cannot be used; the first: {folder}/sums.jsonl:1: question is empty bad_rows: skip" in text
+
+
+def test_a_file_of_its_own_is_held_out_and_brings_its_labels(folder):
+    Path("test.csv").write_text("title,text,label\nRain,It falls.,Weather\n")
+    Path("news.csv").write_text(NEWS + "Wind,It blows.,Weather\n")
+    assert propose("news.csv", "--held-out", "test.csv", "--output", "own.yaml") == 0
+    skill = read_recipe("own.yaml").skills["news"]
+    assert skill.held_out.file == "./test.csv"
+    assert skill.columns == {"question": "{title}\n{text}", "answer": "label"}
+    assert skill.labels == {"Sci_Tech": " Sci Tech", "Weather": " Weather", "World": " World"}
+
+
+def test_two_columns_of_any_name_are_a_question_and_its_answer(folder):
+    assert propose("replies.csv") == 0
+    text = Path("recipe.yaml").read_text()
+    assert "guessed from two columns of text" in text
+    recipe = read_recipe("recipe.yaml")
+    assert recipe.skills["replies"].columns == {"question": "frage", "answer": "antwort"}
+    assert [stage.kind for stage in recipe.stages] == ["sft"]
+
+
+def test_more_minutes_are_more_steps(folder):
+    steps = []
+    for minutes in ("0.0001", "5"):
+        words = ["news.csv", "--student", "small", "--minutes", minutes, "--output", f"{minutes}.yaml"]
+        assert main(["init", *words]) == 0
+        steps.append(read_recipe(f"{minutes}.yaml").stages[0].steps)
+    assert steps[0] < steps[1] <= 3 * 40 // 4
+
+
+def test_the_page_shows_what_is_written(folder):
+    page = (Path(__file__).parents[2] / "docs" / "first_run.md").read_text()
+    command, train = (block.split() for block in re.findall(r"```sh\n(rld (?:init|train).*?)```", page, re.DOTALL))
+    (shown,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    Path("news.csv").write_text(NEWS.replace("Sci_Tech", "Sports"))
+    places = {"HuggingFaceTB/SmolLM2-135M-Instruct": "small", "HuggingFaceTB/SmolLM2-1.7B-Instruct": "large"}
+    assert main([places.get(word, word) for word in command[1:]]) == 0
+    tree = RecipeDocument(Path("recipe.yaml")).tree
+    Path("shown.yaml").write_text(shown)
+    assert {key: tree[key] for key in ("prompts", "skills")} == RecipeDocument(Path("shown.yaml")).tree
+    assert main([*train[1:], "stages.distill.steps=1"]) == 0
