@@ -70,8 +70,6 @@ class GapController(BaseController):
     """Share of earlier counts of successes that one tick keeps."""
     lead_scale: float = Field(0.2, gt=0)
     """Lead of a teacher over the student, as a difference of success rates, that is worth 1."""
-    margin: float = Field(0.02, ge=0)
-    """A teacher without a gate must lead by more than this, as a difference of success rates."""
     min_coverage: float = Field(0.1, ge=0, lt=1)
     """A teacher that answers less than twice this share of a skill's prompts correctly is worth less, by the cube."""
     divergence_scale: float = Field(0.05, gt=0)
@@ -270,7 +268,7 @@ class GapController(BaseController):
             return clip(lead / self.lead_scale, 0, 1) * coverage**3
         student = skill.student_accuracy
         lead = accuracy.mean - student.mean
-        probability = 0.5 * math.erfc(-(lead - self.margin) / math.sqrt(2 * (student.variance + accuracy.variance)))
+        probability = 0.5 * math.erfc(-lead / math.sqrt(2 * (student.variance + accuracy.variance)))
         return probability * clip(lead / self.lead_scale, 0, 1)
 
     # -- weights -----------------------------------------------------------------------------------------------------
