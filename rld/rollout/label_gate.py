@@ -29,8 +29,8 @@ _SIGNIFICANT = 1.645
 class LabelVerdict(NamedTuple):
     """What the gate says of the completions of a rollout."""
 
-    open_BK: Tensor
-    """Which teachers may teach on which completions, bool."""
+    factors_BK: Tensor
+    """By which each teacher's weight on a completion is multiplied, in [0, 1], before they are scaled to their sum."""
     is_first_visit_B: Tensor
     """Whether the row has a gold label that the student has not learnt before, bool."""
 
@@ -39,9 +39,11 @@ class LabelGate:
     """Decides which teachers may teach their distribution over the labels of a prompt; no teacher is asked for it.
 
     Where a row has a gold label, a teacher whose likeliest label is another one may not teach on it. Where it has none,
-    the gold rows so far decide: a teacher may not teach where it predicts a label that it was right with on fewer of
-    them than guesses among all labels would be, by a one-sided binomial test (normal approximation with continuity
-    correction). A few rows prove nothing: with four labels it takes twelve, all wrong.
+    the gold rows so far decide, each counted once. Teachers share the weight in proportion to the squared precision of
+    the label that each predicts, `((r + 1) / (n + 2))^2` if it was right on r of the n gold rows on which it predicted
+    that label; the square is that of the default controller. A teacher may not teach where r is less than guesses among
+    all labels would be right, by a one-sided binomial test (normal approximation with continuity correction). A few
+    rows prove nothing: with four labels it takes twelve, all wrong.
 
     Args:
         teachers: The teachers.
@@ -71,7 +73,8 @@ class LabelGate:
         predictions_BK = predicted_labels(batch["teacher_label_scores"], batch).cpu()
         skills_B = torch.tensor([self.skills.index(record.skills[s]) for s in record.skill_ids_B.tolist()])
         gold_B, was_run_BK = record.gold_ids_B, batch["teacher_tokens"].any(-1).cpu()
-        is_counted_B = (record.label_ids_B == 0) & (gold_B >= 0)
+        is_first_visit_B = self._first_visits(record.rows, (gold_B >= 0).tolist())
+        is_counted_B = (record.label_ids_B == 0) & is_first_visit_B
         counts_2KSL = torch.zeros(2, *self._predicted_KSL.shape, dtype=torch.float64)
         for k in range(len(self.teachers)):
             rows_B = is_counted_B & was_run_BK[:, k]
@@ -88,9 +91,11 @@ class LabelGate:
         all_BK = self._predicted_KSL[teachers_K, skills_B[:, None], predictions_BK]
         lack_BK = (all_BK / sizes_B[:, None] - right_BK - 0.5) * sizes_B[:, None]
         is_trusted_BK = lack_BK <= _SIGNIFICANT * (all_BK * (sizes_B[:, None] - 1)).sqrt()
-        open_BK = torch.where(gold_B[:, None] >= 0, predictions_BK == gold_B[:, None], is_trusted_BK)
-        is_first_visit_B = self._first_visits(record.rows, (gold_B >= 0).tolist())
-        return LabelVerdict(*(some.to(self.accelerator.device) for some in (open_BK & was_run_BK, is_first_visit_B)))
+        precision_BK = (right_BK + 1) / (all_BK + 2)
+        is_right_BK = (predictions_BK == gold_B[:, None]).double()
+        factors_BK = was_run_BK * torch.where(gold_B[:, None] >= 0, is_right_BK, is_trusted_BK * precision_BK**2)
+        device = self.accelerator.device
+        return LabelVerdict(factors_BK.float().to(device), is_first_visit_B.to(device))
 
     def _first_visits(self, rows: Sequence[Row], has_gold: Sequence[bool]) -> Tensor:
         """Return which rows have a label and were in no earlier rollout of any process, `[B]` bool."""
@@ -100,8 +105,9 @@ class LabelGate:
         return is_first_visit_B
 
     def forget(self, k: int) -> None:
-        """Forget what is known of teacher k, because its weights have changed."""
+        """Forget what is known of teacher k, because its weights have changed, and count the gold rows anew."""
         self._predicted_KSL[k] = self._correct_KSL[k] = 0
+        self._visited.clear()
 
     def save(self, path: Path) -> None:
         """Write what the gate knows, by teacher."""

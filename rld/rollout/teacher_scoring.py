@@ -151,7 +151,7 @@ class TeacherScoring:
                 self._label_scores.add(batch, record, needed_BK)
             if isinstance(self.gate, LabelGate) and record.is_training:
                 label_verdict = self.gate.judge(batch, record)
-                weights_BK = redistributed(weights_BK, label_verdict.open_BK)
+                weights_BK = redistributed(weights_BK, label_verdict.factors_BK)
                 batch["is_first_visit"] = label_verdict.is_first_visit_B
         weights_BK = self._choose(weights_BK, batch, record) * may_teach_B[:, None]
         self._finish(batch, weights_BK, record)

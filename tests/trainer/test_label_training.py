@@ -16,6 +16,7 @@ from rld.controllers.baselines import FixedController
 from rld.errors import DataError, RecipeError, TeacherError
 from rld.models.prompting import PromptEncoder
 from rld.rollout.label_gate import LabelGate
+from rld.rollout.label_scores import predicted_labels
 from rld.teachers.self_teacher import SelfTeacher
 from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
@@ -211,12 +212,13 @@ def test_the_gate_opens_by_the_gold_label_or_by_how_often_the_prediction_was_rig
     gold = [row | {"answer": "a"}, row | {"answer": "b"}, row | {"prompt": "b:=", "answer": "c"}, row]
     assert weights(rollout(made, gold)) == [1, 0, 0, 1]  # `a` was right on one of two
     unknown = [row, row | {"prompt": "b:="}, row | {"prompt": "c:="}]
-    wrong = row | {"prompt": "b:=", "answer": "c"}
-    rollout(made, [wrong] * 7)
+    wrong = [row | {"prompt": f"b{letter}:=", "answer": "c"} for letter in "abcdefgh"]
+    for _ in range(2):  # a row counts once
+        rollout(made, wrong[:7])
     assert weights(rollout(made, unknown)) == [1, 1, 1]  # 8 rows, all wrong, are not enough
-    rollout(made, [wrong])
+    rollout(made, wrong[7:])
     assert weights(rollout(made, unknown)) == [1, 0, 1]  # `c` was never predicted
-    rollout(made, [row | {"prompt": "b:=", "answer": "b"}])
+    rollout(made, [row | {"prompt": "bi:=", "answer": "b"}])
     assert weights(rollout(made, unknown)) == [1, 1, 1]
     path = tmp_path / "gate.json"
     made.gate.save(path)
@@ -226,6 +228,27 @@ def test_the_gate_opens_by_the_gold_label_or_by_how_often_the_prediction_was_rig
     assert torch.equal(other._correct_KSL, made.gate._correct_KSL)
     other.forget(0)
     assert other._predicted_KSL.sum() == 0
+
+
+def test_teachers_share_the_weight_by_the_squared_precision_of_the_label_that_each_predicts(tmp_path):
+    made = runs.trainer(tmp_path, gate="per_prompt")
+    words = runs.LABELS["first"]
+    rows = [row | {"skill": "first"} for row in made.train_dataset]
+    unknown = rollout(made, [row | {"answer": ""} for row in rows])
+    predictions_BK = predicted_labels(unknown["teacher_label_scores"], unknown)[::3]
+    odds = [{label: [0, 0] for label in range(3)} for _ in range(2)]
+    prompts = {str(row["prompt"]): i for i, row in enumerate(rows)}
+    for i in prompts.values():
+        rollout(made, [rows[i] | {"answer": words[i % 3]}])
+        for k in range(2):
+            counts = odds[k][int(predictions_BK[i, k])]
+            counts[0], counts[1] = counts[0] + (predictions_BK[i, k] == i % 3).item(), counts[1] + 1
+    weights_BK = rollout(made, [row | {"answer": ""} for row in rows])["teacher_weights"][::3]
+    for i, predicted in enumerate(predictions_BK.tolist()):
+        right = [odds[k][label] for k, label in enumerate(predicted)]
+        one, two = (((r + 1) / (n + 2)) ** 2 for r, n in right)
+        assert weights_BK[i].tolist() == pytest.approx([one / (one + two), two / (one + two)], rel=1e-5)
+    assert len({tuple(row) for row in weights_BK.tolist()}) > 1
 
 
 def test_a_prompt_on_which_no_teacher_may_teach_adds_nothing(tmp_path):
