@@ -146,6 +146,18 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", type=_folder, help=result)
 
 
+def _add_cost(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", type=_folder, help="the folder of a finished run")
+    prices = "a YAML file of prices (default: all costs are hours of this machine)"
+    parser.add_argument("--prices", metavar="FILE", type=_folder, help=prices)
+    recipe = "the run's recipe, to which paths of models are relative (default: that in RUN)"
+    parser.add_argument("--recipe", metavar="RECIPE", type=_named, help=recipe)
+    requests = "requests a day that are to be answered (default: 10000)"
+    parser.add_argument("--requests-per-day", metavar="N", type=_positive(float), default=10_000, help=requests)
+    batch = "requests that a busy machine answers at once, which is compared with one at a time (default: 16)"
+    parser.add_argument("--batch", metavar="B", type=_positive(int), default=16, help=batch)
+
+
 def _add_list(parser: argparse.ArgumentParser) -> None:
     from rld.recipe import catalogue  # imports the classes of all options, which takes a third of a second
 
@@ -225,6 +237,7 @@ _ADDERS = {
     "serve-teacher": _add_serve_teacher,
     "cache-teachers": _add_cache_teachers,
     "report": _add_report,
+    "cost": _add_cost,
     "list": _add_list,
     "copy": _add_copy,
 }

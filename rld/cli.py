@@ -259,6 +259,20 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _cost(options: argparse.Namespace) -> int:
+    """Say what a run has cost, and after how many requests its student has paid for itself."""
+    from rld.recipe.prices import MACHINE_TIME, read_prices
+
+    if not RunFolder(options.run).recipe.is_file():
+        raise UsageError(f"{options.run} holds no run")
+    prices = MACHINE_TIME if options.prices is None else read_prices(options.prices)
+    _share_the_cores()
+    from rld.pipeline.cost import cost
+
+    source = RunFolder(options.run).recipe if options.recipe is None else registry.find_recipe(options.recipe)
+    return cost(options.run, source, prices, options.requests_per_day, options.batch)
+
+
 def _list(options: argparse.Namespace) -> int:
     """List what ships."""
     from rich.table import Column, Table
@@ -313,6 +327,7 @@ _COMMANDS = {
     "serve-teacher": _serve_teacher,
     "cache-teachers": _cache_teachers,
     "report": _report,
+    "cost": _cost,
     "list": _list,
     "copy": _copy,
 }

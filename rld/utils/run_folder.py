@@ -66,6 +66,11 @@ class RunFolder:
         return self.path / "report.html"
 
     @property
+    def cost(self) -> Path:
+        """What the run has cost, and when its student has paid for itself, as a page of HTML."""
+        return self.path / "cost.html"
+
+    @property
     def log(self) -> Path:
         """The printed output of a run that an ablation started."""
         return self.path / "train.log"

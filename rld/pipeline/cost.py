@@ -1,0 +1,201 @@
+"""What a run has cost, and when its student has paid for itself: the function behind `rld cost`."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+import transformers
+from accelerate import PartialState
+from pydantic import ValidationError
+
+from rld.errors import CheckpointError, UsageError
+from rld.models.placement import move_unless_placed
+from rld.models.throughput import measure_throughput
+from rld.pipeline.model_loading import ModelLoader
+from rld.recipe.prices import Prices
+from rld.recipe.schema import Recipe
+from rld.recipe.stages.base import Stage
+from rld.recipe.stages.distill import Distill
+from rld.recipe.teachers import SelfTeacherSpec, ServedTeacher, TeacherSpec
+from rld.reporting.break_even import Band, Comparison, Service, StageSpending, Timing
+from rld.reporting.cost_page import CostReport
+from rld.reporting.history import StageResult, read_run
+from rld.utils import files
+from rld.utils.files import Record
+from rld.utils.messages import tell
+from rld.utils.run_folder import RunFolder
+from rld.utils.suggestions import hint
+
+
+def cost(run: Path, source: Path, prices: Prices, requests_per_day: float, batch: int) -> int:
+    """Print what a finished run has cost and when its student has paid for itself, and draw `cost.html`.
+
+    Args:
+        run: The run's folder.
+        source: The recipe's file; paths of models are relative to its folder.
+        prices: What things cost.
+        requests_per_day: Requests that are to be answered.
+        batch: Requests that a busy machine answers at once.
+
+    Raises:
+        UsageError: the run is not finished, makes no model, or has no such teacher as the prices name.
+    """
+    transformers.utils.logging.disable_progress_bar()
+    paths = RunFolder(run)
+    results = {result.name: result for result in read_run(run).summary.stages}
+    recipe = _recipe(paths.recipe)
+    paths = recipe.run_folder(run)
+    models = [stage.name for stage in recipe.stages if stage.makes_model]
+    missing = [stage.name for stage in recipe.stages if stage.name not in results]
+    if missing:
+        raise UsageError(f"{run} is not finished: stage {missing[0]} is to do; rld train --resume goes on with it")
+    if not models:
+        raise UsageError(f"no stage of {run} makes a model, so there is no student that could pay for itself")
+    way = _way_to(recipe, models[-1])
+    taught = [stage for stage in recipe.stages if stage.name in way and isinstance(stage, Distill) and stage.teachers]
+    specs: Mapping[str, Any] = taught[-1].teachers if taught else {}
+    unknown = [name for name in prices.apis if name not in specs]
+    if unknown:
+        raise UsageError(f"apis: no teacher of the student is called {unknown[0]!r}{hint(unknown[0], specs)}")
+    stages = {stage.name: _spending(results[stage.name], stage) for stage in recipe.stages}
+    report = CostReport(list(stages.values()), prices, requests_per_day)
+    if taught:
+        loader = ModelLoader(recipe, source, paths.stage_result, lambda count: [], lambda flops: None)
+        served = _Served(loader, paths, models[-1], results, batch)
+        for name, spec in specs.items():
+            own = _way_to(recipe, spec.model) if isinstance(spec, TeacherSpec) else set()
+            needed = [spending for stage, spending in stages.items() if stage not in own]
+            report.comparisons += served.comparisons(taught[-1].name, name, spec, needed, prices)
+    report.show()
+    files.write_text(paths.cost, report.page(recipe.name))
+    tell(f"page: {paths.cost}")
+    return 0
+
+
+def _recipe(path: Path) -> Recipe:
+    """Return the resolved recipe of a run, whose paths are relative to the file that it was read from."""
+    try:
+        return Recipe.model_validate(files.read_json(path))
+    except ValidationError as error:
+        raise CheckpointError(f"{path} is not what this version of rld writes: {error.errors()[0]['msg']}") from error
+
+
+def _way_to(recipe: Recipe, reference: str) -> set[str]:
+    """Return the stages whose models a model is made from, itself included."""
+    stages, way = {stage.name: stage for stage in recipe.stages}, set[str]()
+    pending = [reference]
+    while pending:
+        stage = stages.get(pending.pop())
+        if stage is not None and stage.name not in way:
+            way.add(stage.name)
+            pending += stage.references() if stage.kind == "merge" else [stage.origin]
+    return way
+
+
+def _spending(result: StageResult, stage: Stage) -> StageSpending:
+    gain = 100 * (fmean(result.after.values()) - fmean(result.before.values())) if result.before else None
+    tokens = 0.0 if result.teacher_tokens is None else result.teacher_tokens.scored
+    return StageSpending(
+        result.name, result.seconds, gain, list(stage.teachers) if isinstance(stage, Distill) else [], tokens
+    )
+
+
+class _Served:
+    """The student of a run and its teachers, as they serve requests like the held-out rows."""
+
+    def __init__(
+        self, models: ModelLoader, paths: RunFolder, student: str, results: Mapping[str, StageResult], batch: int
+    ) -> None:
+        self._models, self._paths, self._student, self._results = models, paths, student, results
+        self._device = PartialState(cpu=not torch.cuda.is_available()).device
+        self._batches = [1, batch] if batch > 1 else [1]
+        self._timings: dict[str, Sequence[Timing]] = {}
+
+    def comparisons(
+        self, stage: str, name: str, spec: Any, stages: Sequence[StageSpending], prices: Prices
+    ) -> Iterator[Comparison]:
+        """Yield the comparisons of the student with a teacher of a stage, for each number of requests at once."""
+        if isinstance(spec, SelfTeacherSpec):
+            tell(f"teacher {name} is the student itself, in whose place nothing can be saved")
+            return
+        if isinstance(spec, ServedTeacher) and name not in prices.apis:
+            tell(f"teacher {name} is on a server, whose price is not known; add apis.{name} to the --prices")
+            return
+        result = self._results[stage]
+        if name not in result.teachers:
+            tell(f"teacher {name} was not there when stage {stage} began, so it is not compared")
+            return
+        skills = self._skills(result, name, spec)
+        paths, is_api = self._paths, name in prices.apis
+        own = [row for row in _rows(paths.predictions(self._student, "after")) if row["skill"] in skills]
+        other = [row for row in _rows(paths.predictions(stage, f"teacher/{name}")) if row["skill"] in skills]
+        if not own or not other:
+            tell(f"teacher {name} has no stored predictions for rows that ask for an answer, so it is not compared")
+            return
+        student = self._service("the student", self._student, own, {})
+        reference = spec.model if isinstance(spec, TeacherSpec) else self._student  # a server has its tokenizer
+        options = spec.from_pretrained if isinstance(spec, TeacherSpec) else {}
+        teacher = self._service(name, reference, other, None if is_api else options)
+        for batch in self._batches:
+            yield Comparison(student, teacher, stages, batch, prices)
+
+    def _skills(self, result: StageResult, name: str, spec: Any) -> list[str]:
+        """Return the skills whose requests a teacher would answer: those that it is to teach, or does better."""
+        scores = result.teachers[name].scores
+        if spec.skills is not None:
+            return list(spec.skills)
+        return [skill for skill, score in scores.items() if score > result.before.get(skill, 0.0)] or list(scores)
+
+    def _service(
+        self,
+        name: str,
+        reference: str,
+        rows: Sequence[Record],
+        from_pretrained: Mapping[str, Any] | None,
+    ) -> Service:
+        """Return a model as it answers rows; without arguments of `from_pretrained` it is not timed."""
+        encoder, _ = self._models.encoder(reference)
+        written = [len(ids) + 1 for ids in encoder.encode_answers([row["answer"] for row in rows])]  # and the end
+        prompts = [len(ids) for ids in encoder.encode_all([row["prompt"] for row in rows])]
+        read = [  # a prompt of its own is longer than the row's; a label's row counts the tokens of every label
+            prompt if "probabilities" in row else max(row["num_tokens"] - answer + 1, 1)
+            for prompt, answer, row in zip(prompts, written, rows, strict=True)
+        ]
+        rewards: dict[str, list[float]] = {}
+        for row in rows:
+            rewards.setdefault(row["skill"], []).append(row["reward"])
+        return Service(
+            name,
+            score=fmean(map(fmean, rewards.values())),
+            failures=fmean(reward < 1 for of_skill in rewards.values() for reward in of_skill),
+            read=Band.of_mean(read),
+            written=Band.of_mean(written),
+            timings=[] if from_pretrained is None else self._timed(name, reference, from_pretrained, read, written),
+        )
+
+    def _timed(
+        self, name: str, reference: str, options: Mapping[str, Any], read: Sequence[int], written: Sequence[int]
+    ) -> Sequence[Timing]:
+        """Return how fast this machine serves a model, which is measured once."""
+        if name not in self._timings:
+            model, _ = self._models.load(reference, options, "auto")
+            model = move_unless_placed(model, self._device)
+            timings = []
+            for batch in self._batches:
+                speed = measure_throughput(model, fmean(read), fmean(written), batch)
+                bands = Band.of_repeats(speed.prefill_seconds), Band.of_repeats(speed.decode_seconds)
+                timings.append(Timing(batch, *bands, speed.num_bytes))
+            self._timings[name] = timings
+            del model
+            gc.collect()
+        return self._timings[name]
+
+
+def _rows(path: Path) -> list[Record]:
+    """Return the predictions of a file that answer a request; a text is only read."""
+    return [row for row in files.read_jsonl(path).records if row.get("reward") is not None]

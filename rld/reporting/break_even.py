@@ -1,0 +1,198 @@
+"""When a student has paid for itself: after how many requests serving it has saved what training it has cost.
+
+    N* = investment / (c_T - (c_S + phi c_T)),  c = (p * prefill + n * decode) * price of a second
+
+c_T and c_S are the costs of a request at the teacher and at the student, p and n the tokens that a model reads and
+writes for it, prefill and decode its seconds a token, and phi the share of requests that fall back to the teacher. The
+investment is what the stages cost that serving the teacher would not need, with data and all else that is paid once.
+Where a student saves nothing N* is infinite. Plain numbers in, plain numbers out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median, stdev
+from typing import NamedTuple
+
+from rld.recipe.prices import Prices
+
+_NORMAL = 1.96
+"""Standard errors on each side of a mean in its 95% interval."""
+
+_MILLION = 1e6
+
+SECONDS_PER_DAY = 86400.0
+
+
+class Band(NamedTuple):
+    """A quantity and the ends of its band."""
+
+    low: float
+    middle: float
+    high: float
+
+    @classmethod
+    def of_repeats(cls, values: Sequence[float]) -> Band:
+        """Return the median of repeated measurements between the least and the largest."""
+        return cls(min(values), median(values), max(values))
+
+    @classmethod
+    def of_mean(cls, values: Sequence[float]) -> Band:
+        """Return the mean of samples with its 95% interval, which does not reach below the least sample."""
+        mean = fmean(values)
+        error = _NORMAL * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+        return cls(max(mean - error, min(values)), mean, mean + error)
+
+    def each(self, function: Callable[[float], float]) -> Band:
+        """Return what a rising function makes of each."""
+        return Band(*map(function, self))
+
+
+class Timing(NamedTuple):
+    """How fast a machine serves a model with so many requests at once."""
+
+    batch: int
+    prefill_seconds: Band
+    """For a token that it reads."""
+    decode_seconds: Band
+    """For a token that it writes."""
+    num_bytes: int
+    """Of weights, keys and values."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A model that answers requests like the held-out rows.
+
+    Attributes:
+        score: Its mean score on them.
+        failures: Share of them that it does not answer correctly.
+        read: Tokens that it reads for a request.
+        written: Tokens that it writes.
+        timings: How fast this machine serves it, by the number of requests at once; none for an API.
+    """
+
+    name: str
+    score: float
+    failures: float
+    read: Band
+    written: Band
+    timings: Sequence[Timing]
+
+    def seconds(self, batch: int) -> Band:
+        """Return the seconds of the machine for a request, with so many at once."""
+        timing = next(timing for timing in self.timings if timing.batch == batch)
+        bands = zip(self.read, timing.prefill_seconds, self.written, timing.decode_seconds, strict=True)
+        return Band(*(read * prefill + written * decode for read, prefill, written, decode in bands))
+
+    def cost(self, batch: int, prices: Prices) -> Band:
+        """Return the cost of a request."""
+        price = prices.apis.get(self.name)
+        if price is None:
+            return self.seconds(batch).each(lambda seconds: seconds * prices.serving_second)
+        read, written = price.input_per_million_tokens / _MILLION, price.output_per_million_tokens / _MILLION
+        return Band(*(p * read + n * written for p, n in zip(self.read, self.written, strict=True)))
+
+
+@dataclass(frozen=True)
+class StageSpending:
+    """What a finished stage took.
+
+    Attributes:
+        gain: By how much it raised the mean score, in points of 100. None: it trains no model.
+        teachers: The names of its teachers.
+        scored_tokens: Tokens that they scored.
+    """
+
+    name: str
+    seconds: float
+    gain: float | None
+    teachers: Sequence[str] = ()
+    scored_tokens: float = 0.0
+
+    def cost(self, prices: Prices) -> float:
+        """Return its cost, in which an API is paid for all scored tokens at the price of its dearest teacher."""
+        asked = [prices.apis[name].input_per_million_tokens for name in self.teachers if name in prices.apis]
+        return self.seconds * prices.training_second + self.scored_tokens / _MILLION * max(asked, default=0.0)
+
+    def cost_per_point(self, prices: Prices) -> float | None:
+        """Return its cost for each point that it gained; None where it gained none."""
+        return self.cost(prices) / self.gain if self.gain is not None and self.gain > 0 else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A student in the place of a teacher.
+
+    Attributes:
+        stages: The stages that serving the teacher would not need.
+        batch: Requests that a machine answers at once.
+    """
+
+    student: Service
+    teacher: Service
+    stages: Sequence[StageSpending]
+    batch: int
+    prices: Prices
+
+    @property
+    def investment(self) -> float:
+        """What has to be paid before the first request is answered."""
+        return sum(stage.cost(self.prices) for stage in self.stages) + self.prices.data + self.prices.fixed
+
+    @property
+    def fallback(self) -> float:
+        """The share of requests that the teacher answers after the student."""
+        if self.teacher.score - self.student.score <= self.prices.tolerance:
+            return 0.0
+        share = self.prices.fallback_share
+        return self.student.failures if share is None else share
+
+    @property
+    def teacher_cost(self) -> Band:
+        """The cost of a request that the teacher answers."""
+        return self.teacher.cost(self.batch, self.prices)
+
+    @property
+    def student_cost(self) -> Band:
+        """The cost of a request that the student answers, with those that fall back."""
+        pairs = zip(self.student.cost(self.batch, self.prices), self.teacher_cost, strict=True)
+        return Band(*(student + self.fallback * teacher for student, teacher in pairs))
+
+    @property
+    def requests(self) -> Band:
+        """The requests after which the student has paid for itself; infinite: never.
+
+        Its band is that of a teacher at its dearest and a student at its cheapest, and the other way round.
+        """
+        own, teacher = self.student.cost(self.batch, self.prices), self.teacher_cost
+        costs = (teacher.high, own.low), (teacher.middle, own.middle), (teacher.low, own.high)
+        return Band(*(requests_until_paid(self.investment, one, other + self.fallback * one) for one, other in costs))
+
+    def sensitivity(self) -> dict[str, float]:
+        """Return the requests with half and with double the utilisation and the prices, by what is changed."""
+        changed = dict[str, Prices]()
+        for factor in (0.5, 2.0):
+            prices = self.prices.scaled(utilisation=factor)
+            changed[f"utilisation {prices.utilisation:.0%}"] = prices
+        for word, factor in (("half", 0.5), ("double", 2.0)):
+            changed[f"{word} the price of the machine"] = self.prices.scaled(machine=factor)
+        for word, factor in (("half", 0.5), ("double", 2.0)) if self.teacher.name in self.prices.apis else ():
+            changed[f"{word} the price of {self.teacher.name}"] = self.prices.scaled(apis=factor)
+        return {name: self._at(prices).requests.middle for name, prices in changed.items()}
+
+    def _at(self, prices: Prices) -> Comparison:
+        return Comparison(self.student, self.teacher, self.stages, self.batch, prices)
+
+
+def requests_until_paid(investment: float, teacher: float, student: float) -> float:
+    """Return the number of requests after which a student has saved an investment; infinite where it saves nothing.
+
+    Args:
+        investment: What was paid once.
+        teacher: The cost of a request at the teacher.
+        student: The cost of a request at the student, with those that fall back to the teacher.
+    """
+    return investment / (teacher - student) if teacher > student else math.inf

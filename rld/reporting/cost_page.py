@@ -1,0 +1,228 @@
+"""What a run has cost and when its student has paid for itself, in the terminal and as a page of HTML."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import NamedTuple
+
+from rich.table import Table
+from rich.text import Text
+
+from rld.recipe.prices import Prices
+from rld.reporting.break_even import SECONDS_PER_DAY, Band, Comparison, Service, StageSpending
+from rld.reporting.charts import Chart, Line, figure
+from rld.reporting.html import page, scrolling, table
+from rld.reporting.series import number
+from rld.utils.console import SafeConsole
+
+_MILLION = 1e6
+
+_POINTS = 21
+"""Of a curve, which is straight: as many as can be pointed at, and too few to be smoothed."""
+
+_NEVER_SHOWN = 1e6
+"""Requests that a chart shows where a student never pays for itself."""
+
+
+class _Section(NamedTuple):
+    """A table with its title."""
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass
+class CostReport:
+    """The spending of a run's stages, and the comparisons of its student with its teachers."""
+
+    stages: Sequence[StageSpending]
+    prices: Prices
+    requests_per_day: float
+    comparisons: list[Comparison] = field(default_factory=list)
+
+    def show(self) -> None:
+        """Print tables, assumptions and verdicts."""
+        console = SafeConsole(highlight=False)
+        for section in self._sections():
+            shown = Table(title=Text(f"\n{section.title}"), title_justify="left")
+            for i, head in enumerate(section.heads):
+                shown.add_column(Text(head), justify="right" if i else "left", no_wrap=not i)
+            for row in section.rows:
+                shown.add_row(*map(Text, row))
+            console.print(shown)
+        for text in [*self._assumptions(), *self.verdicts()]:
+            console.print(f"- {text}", markup=False, soft_wrap=True)
+
+    def page(self, name: str) -> str:
+        """Return the page of a run with this name."""
+        parts = [f"<h1>{escape(name)}: what it costs</h1>"]
+        parts.append(f'<ul class="verdict">{"".join(f"<li>{escape(text)}</li>" for text in self.verdicts())}</ul>')
+        if self.comparisons:
+            charts = "".join(figure(_chart(comparison)) for comparison in self.comparisons)
+            about = "all that is paid until so many requests are answered; faint: the ends of the band"
+            parts.append(f'<h2>Break-even<small>{about}</small></h2><div class="charts">{charts}</div>')
+        for section in self._sections():
+            heads = [(escape(head), "" if i else "left") for i, head in enumerate(section.heads)]
+            rows = [[escape(cell) for cell in row] for row in section.rows]
+            parts.append(f"<h2>{escape(section.title)}</h2>{scrolling(table(heads, rows))}")
+        items = "".join(f"<li>{escape(text)}</li>" for text in self._assumptions())
+        parts.append(f"<h2>Assumptions</h2><ul>{items}</ul>")
+        return page(f"{name}: rld cost", "".join(parts))
+
+    def verdicts(self) -> list[str]:
+        """Return a sentence for each comparison."""
+        if not self.comparisons:
+            return ["No teacher could be served in the student's place, so there is no break-even."]
+        return [self._verdict(comparison) for comparison in self.comparisons]
+
+    def _verdict(self, comparison: Comparison) -> str:
+        requests = comparison.requests
+        head = f"Against {comparison.teacher.name}, {_at_once(comparison.batch)}: "
+        if math.isinf(requests.middle):
+            reason = (
+                f"{comparison.fallback:.0%} of the requests fall back to it, and what the others save is less than that"
+                if comparison.student.cost(comparison.batch, self.prices).middle < comparison.teacher_cost.middle
+                else "a request costs no less at the student"
+            )
+            return f"{head}never, for {reason}."
+        days = requests.each(lambda count: count / self.requests_per_day)
+        student, teacher = comparison.student, comparison.teacher
+        read = student.read.middle + student.written.middle
+        text = f"{head}pays after {_band(requests)} requests, which are {number(requests.middle * read)} tokens; "
+        text += f"at {number(self.requests_per_day)} a day after {_band(days)} days"
+        if comparison.fallback:
+            behind = 100 * (teacher.score - student.score)
+            text += f". It is {behind:.1f} points behind, so {comparison.fallback:.0%} of the requests fall back"
+        return f"{text}."
+
+    def _sections(self) -> Iterator[_Section]:
+        yield self._spending()
+        if self.comparisons:
+            yield self._requests()
+            yield self._break_even()
+            yield self._sensitivity()
+
+    def _spending(self) -> _Section:
+        prices = self.prices
+        heads = ["stage", "minutes", "kWh", prices.currency, "points gained", f"{prices.currency} a point"]
+        rows = []
+        for stage in self.stages:
+            energy = number(prices.kilowatt_hours(stage.seconds)) if prices.watts else "-"
+            per_point = stage.cost_per_point(prices)
+            gain = "-" if stage.gain is None else f"{stage.gain:+.1f}"
+            cells = [number(stage.seconds / 60), energy, number(stage.cost(prices)), gain]
+            rows.append([stage.name, *cells, "-" if per_point is None else number(per_point)])
+        seconds = sum(stage.seconds for stage in self.stages)
+        energy = number(prices.kilowatt_hours(seconds)) if prices.watts else "-"
+        total = sum(stage.cost(prices) for stage in self.stages)
+        rows.append(["all stages", number(seconds / 60), energy, number(total), "", ""])
+        return _Section("What the stages cost", heads, rows)
+
+    def _requests(self) -> _Section:
+        heads = ["model", "at once", "tokens", "tokens/s", "MB", "busy", f"{self.prices.currency} a million"]
+        rows = []
+        for comparison in self.comparisons:
+            for service in (comparison.student, comparison.teacher):
+                row = self._request(service, comparison.batch)
+                if row not in rows:
+                    rows.append(row)
+        return _Section("What a request takes: tokens read / written, and the share of a day", heads, rows)
+
+    def _request(self, service: Service, batch: int) -> list[str]:
+        cost = service.cost(batch, self.prices).each(lambda value: value * _MILLION)
+        cells = [service.name, str(batch), f"{number(service.read.middle)} / {number(service.written.middle)}"]
+        timing = next((timing for timing in service.timings if timing.batch == batch), None)
+        if timing is None:
+            return [*cells, "-", "-", "-", _band(cost)]
+        busy = service.seconds(batch).middle * self.requests_per_day / SECONDS_PER_DAY
+        speeds = f"{number(1 / timing.prefill_seconds.middle)} / {number(1 / timing.decode_seconds.middle)}"
+        return [*cells, speeds, f"{timing.num_bytes / _MILLION:.3g}", f"{busy:.2%}", _band(cost)]
+
+    def _break_even(self) -> _Section:
+        currency = self.prices.currency
+        heads = ["against", "at once", "scores", "fall back", f"{currency} first", "requests", "days"]
+        rows = []
+        for one in self.comparisons:
+            scores = f"{one.student.score:.3f} / {one.teacher.score:.3f}"
+            days = _count(one.requests.middle / self.requests_per_day)
+            cells = [f"{one.fallback:.0%}", number(one.investment), _band(one.requests), days]
+            rows.append([one.teacher.name, str(one.batch), scores, *cells])
+        return _Section("When the student has paid for itself: scores of both, and what is paid first", heads, rows)
+
+    def _sensitivity(self) -> _Section:
+        rows = [
+            [one.teacher.name, str(one.batch), change, _count(requests)]
+            for one in self.comparisons
+            for change, requests in one.sensitivity().items()
+        ]
+        return _Section("What if prices or utilisation are others", ["against", "at once", "with", "requests"], rows)
+
+    def _assumptions(self) -> list[str]:
+        prices, currency = self.prices, self.prices.currency
+        texts = [
+            f"An hour of this machine costs {number(prices.machine_per_hour)} {currency}, busy or not; serving keeps "
+            f"it busy for {prices.utilisation:.0%} of the time, with other work where these requests are too few."
+        ]
+        if prices.watts:
+            energy = f"{number(prices.per_kilowatt_hour)} {currency} a kWh"
+            texts.append(f"It draws {number(prices.watts)} W while it computes, at {energy}; this is not measured.")
+        for name, price in prices.apis.items():
+            read, written = map(number, (price.input_per_million_tokens, price.output_per_million_tokens))
+            texts.append(
+                f"{name} is an API: {read} {currency} a million tokens read, {written} written. A stage pays it for "
+                "the tokens that teachers scored; its answers to the gate and to probes come on top."
+            )
+        if not self.comparisons:
+            return texts
+        return [
+            *texts,
+            f"Data costs {number(prices.data)} {currency}, all else that is paid once {number(prices.fixed)}.",
+            "Requests and answers are as long as the held-out rows and each model's stored answers to them, of the "
+            "skills that a teacher does better than the student before its stage, or is to teach.",
+            "Both models are served on this machine by transformers, greedily; a band goes from the fastest to the "
+            "slowest measurement, and over the 95% intervals of the lengths.",
+            "The investment is all stages, with their scoring, but those that train the teacher, which it needs too.",
+            f"A student more than {100 * prices.tolerance:g} points behind hands requests on to the teacher: "
+            + (
+                "those that it does not answer correctly, which takes a verifier."
+                if prices.fallback_share is None
+                else f"{prices.fallback_share:.0%} of them."
+            ),
+        ]
+
+
+def _chart(comparison: Comparison) -> Chart:
+    requests, invested = comparison.requests, comparison.investment
+    last = 2 * requests.middle if 0 < requests.middle < math.inf else _NEVER_SHOWN
+    counts = [last * i / (_POINTS - 1) for i in range(_POINTS)]
+
+    def line(name: str, css: str, start: float, cost: Band) -> Line:
+        def points(one: float) -> list[tuple[float, float]]:
+            return [(count, start + count * one) for count in counts]
+
+        return Line(name, css, points(cost.middle), parts=[points(cost.low), points(cost.high)])
+
+    lines = [
+        line("the student", "colour0", invested, comparison.student_cost),
+        line(comparison.teacher.name, "colour1", 0.0, comparison.teacher_cost),
+    ]
+    title = f"against {comparison.teacher.name}, {_at_once(comparison.batch)}, {comparison.prices.currency}"
+    return Chart(title, lines, low=0.0, x_name="requests")
+
+
+def _at_once(batch: int) -> str:
+    return "one request at a time" if batch == 1 else f"{batch} requests at once"
+
+
+def _count(value: float) -> str:
+    return "never" if math.isinf(value) else number(value)
+
+
+def _band(quantity: Band) -> str:
+    """Return a quantity with the ends of its band, where they differ."""
+    low, middle, high = map(_count, quantity)
+    return middle if low == high else f"{middle} ({low} to {high})"

@@ -1,0 +1,83 @@
+"""The command `rld cost`, and the page on it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from rld.cli import main
+from rld.models.throughput import measure_throughput
+from rld.recipe.prices import Prices, read_prices
+from tests.support import tiny
+from tests.support.runs import recipe, whole
+
+__all__ = ["recipe", "whole"]
+
+RECIPE = """
+name: small
+tokenizer: {characters: "abcd:="}
+max_new_tokens: 4
+skills:
+  copy: {generator: ./tasks.py:copy, levels: [{length: 2}], held_out: 4}
+models:
+  large: {new: llama, config: {hidden_size: 64, intermediate_size: 64, num_hidden_layers: 4, num_attention_heads: 2}}
+  tiny: {new: llama, config: {hidden_size: 32, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2}}
+stages:
+  - {name: teach, kind: sft, student: large, steps: 2, batch: 8}
+  - name: learn
+    kind: distill
+    student: tiny
+    teachers: {big: {model: teach}, itself: {model: student, prompt: "{question}"}}
+    gate: "off"
+    signals: {response: {divergence: {kind: forward_kl}}}
+    controller: {kind: fixed}
+    rollout: {prompts: 2, completions: 2}
+    steps: 1
+"""
+
+
+def test_a_run_says_what_it_cost_and_when_it_pays(whole, tmp_path, capsys):
+    predictions = whole / "predictions" / "learn"
+    shutil.copy(predictions / "after.jsonl", predictions / "teacher" / "big.jsonl")  # answers of the same length
+    assert main(["cost", str(whole), "--batch", "2"]) == 0
+    shown, told = capsys.readouterr()
+    assert "What the stages cost" in shown and "Against big, 2 requests at once: pays after" in shown
+    assert "teacher itself is the student itself" in told
+    page = (whole / "cost.html").read_text()
+    assert page.count("<figure>") == 2 and "Assumptions" in page
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("currency: EUR\nmachine_per_hour: 1\nwatt: 3\napis: {bigger: {input_per_million_tokens: -1}}\n")
+    assert main(["cost", str(whole), "--prices", str(prices)]) == 2
+    told = capsys.readouterr().err
+    assert f"{prices}:3: watt: unknown key" in told and "apis.bigger.output_per_million_tokens: is required" in told
+    prices.write_text(
+        "currency: EUR\nmachine_per_hour: 1\n"
+        "apis: {bigger: {input_per_million_tokens: 1, output_per_million_tokens: 1}}\n"
+    )
+    assert main(["cost", str(whole), "--prices", str(prices)]) == 2
+    assert "no teacher of the student is called 'bigger'; did you mean 'big'" in capsys.readouterr().err
+    prices.write_text(prices.read_text().replace("bigger", "big"))
+    assert main(["cost", str(whole), "--prices", str(prices), "--batch", "1"]) == 0
+    assert "big is an API: 1 EUR a million tokens read" in capsys.readouterr().out
+
+
+def test_the_page_on_costs_shows_prices_and_computes_what_it_says(tmp_path, capsys):
+    text = (Path(__file__).parents[2] / "docs" / "cost.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    (tmp_path / "prices.yaml").write_text(block)
+    prices = read_prices(tmp_path / "prices.yaml")
+    assert re.findall(r"^(\w+):", block, flags=re.MULTILINE) == list(Prices.model_fields)
+    changed = {"currency", "machine_per_hour", "watts", "per_kilowatt_hour", "apis"}
+    defaults = Prices(currency="EUR", machine_per_hour=0.4)
+    assert {key for key, value in prices if value != getattr(defaults, key)} <= changed
+    (script,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    exec(script, {})
+    assert capsys.readouterr().out.strip() == script.rpartition("# ")[2].strip()
+
+
+def test_more_at_once_is_faster_a_request():
+    model = tiny.model()
+    alone, together = measure_throughput(model, 4, 8, 1), measure_throughput(model, 4, 8, 16)
+    assert min(alone.decode_seconds) > max(together.decode_seconds)
+    assert len(alone.prefill_seconds) == 5 and alone.num_bytes < together.num_bytes

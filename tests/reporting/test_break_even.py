@@ -1,0 +1,94 @@
+"""When a student has paid for itself, against figures that are worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from rld.recipe.prices import ApiPrice, Prices
+from rld.reporting.break_even import Band, Comparison, Service, StageSpending, Timing
+from rld.reporting.cost_page import CostReport
+
+EURO = Prices(currency="EUR", machine_per_hour=3.6, watts=500, per_kilowatt_hour=0.4, utilisation=0.5, fixed=10)
+STAGES = [StageSpending("first", 1000, 20.0), StageSpending("second", 4000, -1.0, ["large"], 3e6)]
+
+
+def exact(value: float) -> Band:
+    return Band(value, value, value)
+
+
+def service(name: str, seconds: float, *, written: float = 50, score: float = 0.9, failures: float = 0.1) -> Service:
+    """A model that reads 100 tokens in no time and writes each of its tokens in so many seconds."""
+    timing = Timing(1, exact(1e-12), exact(seconds), 10)
+    return Service(name, score, failures, exact(100), exact(written), [timing])
+
+
+def compared(student: Service, teacher: Service, prices: Prices = EURO) -> Comparison:
+    return Comparison(student, teacher, STAGES, 1, prices)
+
+
+def test_the_requests_are_those_of_the_hand():
+    """Training: 5,000 s at (3.6 + 0.5 * 0.4) / 3600 EUR. Serving: a second costs (3.6 / 0.5 + 0.2) / 3600 EUR."""
+    both = compared(service("student", 0.01), service("large", 0.04, written=100))
+    assert both.investment == pytest.approx(5000 * 3.8 / 3600 + 10)
+    assert both.teacher_cost.middle == pytest.approx(4.0 * 7.4 / 3600)
+    assert both.student_cost.middle == pytest.approx(0.5 * 7.4 / 3600)
+    assert both.requests.middle == pytest.approx((5000 * 3.8 / 3600 + 10) / (3.5 * 7.4 / 3600))
+    changed = both.sensitivity()
+    assert changed["utilisation 25%"] == pytest.approx((5000 * 3.8 / 3600 + 10) / (3.5 * 14.6 / 3600))
+    assert changed["double the price of the machine"] == pytest.approx((5000 * 7.6 / 3600 + 10) / (3.5 * 14.8 / 3600))
+    assert changed.keys() == {
+        *("utilisation 25%", "utilisation 100%"),
+        *("half the price of the machine", "double the price of the machine"),
+    }
+
+
+def test_an_api_is_paid_by_the_token_in_training_and_in_serving():
+    """The teacher reads 100 and writes 200 tokens a request, and has scored 3 million."""
+    prices = EURO.model_copy(
+        update={"apis": {"large": ApiPrice(input_per_million_tokens=2, output_per_million_tokens=8)}}
+    )
+    both = compared(service("student", 0.01), service("large", 0.0, written=200), prices)
+    assert both.teacher_cost.middle == pytest.approx((100 * 2 + 200 * 8) / 1e6)
+    assert both.investment == pytest.approx(5000 * 3.8 / 3600 + 10 + 3 * 2)
+    expected = (5000 * 3.8 / 3600 + 10 + 3 * 2 * 2) / ((100 * 4 + 200 * 16) / 1e6 - 0.5 * 7.4 / 3600)
+    assert both.sensitivity()["double the price of large"] == pytest.approx(expected)
+
+
+def test_a_student_that_is_worse_hands_requests_on():
+    """It is 0.03 behind, more than the tolerance of 0.02, and fails at 0.4 of the requests."""
+    worse, teacher = service("student", 0.01, score=0.87, failures=0.4), service("large", 0.04)
+    both = compared(worse, teacher)
+    assert both.student_cost.middle == pytest.approx((0.5 + 0.4 * 2.0) * 7.4 / 3600)
+    assert compared(worse, teacher, EURO.model_copy(update={"fallback_share": 0.1})).fallback == 0.1
+    assert compared(worse, teacher, EURO.model_copy(update={"tolerance": 0.04})).fallback == 0
+    hopeless = compared(service("student", 0.02, score=0.3, failures=0.7), teacher)
+    assert math.isinf(hopeless.requests.middle)
+    (sentence,) = CostReport(STAGES, EURO, 10_000, [hopeless]).verdicts()
+    assert sentence.startswith("Against large, one request at a time: never, for 70% of the requests fall back")
+
+
+def test_never_where_nothing_is_saved():
+    slow = compared(service("student", 0.04), service("large", 0.04))
+    report = CostReport(STAGES, EURO, 10_000, [slow])
+    assert math.isinf(slow.requests.middle)
+    assert report.verdicts() == [
+        "Against large, one request at a time: never, for a request costs no less at the student."
+    ]
+    assert "never" in report.page("run")
+
+
+def test_the_band_goes_from_the_best_to_the_worst_case():
+    student = Service("student", 1.0, 0.0, exact(0), Band(9, 10, 11), [Timing(1, exact(0), Band(0.9, 1, 1.2), 1)])
+    teacher = Service("large", 1.0, 0.0, exact(0), exact(10), [Timing(1, exact(0), Band(1.3, 2, 3), 1)])
+    prices = Prices(currency="hours", machine_per_hour=3600, utilisation=1.0)
+    requests = Comparison(student, teacher, [StageSpending("all", 100, 5.0)], 1, prices).requests
+    assert requests == pytest.approx((100 / (30 - 8.1), 100 / (20 - 10), math.inf))
+
+
+def test_a_point_has_a_price_where_there_is_one():
+    first, second = STAGES
+    assert first.cost_per_point(EURO) == pytest.approx(1000 * 3.8 / 3600 / 20)
+    assert second.cost_per_point(EURO) is None
+    assert Band.of_mean([1.0, 3.0]).high == pytest.approx(2 + 1.96 * math.sqrt(2) / math.sqrt(2))
