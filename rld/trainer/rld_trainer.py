@@ -318,8 +318,7 @@ class RLDTrainer(GRPOHooks):
         gradients = {skill: stats for skill, stats in gradients.items() if stats.is_finite()}
         transfer, num_probed = ({}, 0) if self._transfer is None else self._transfer.take()
         self.runtime.set_transfer(transfer)
-        step, size = self.state.global_step + 1, self._num_parameters
-        num_tokens = int(statistics.student_tokens.item())
+        step, size, num_tokens = self.state.global_step + 1, self._num_parameters, int(statistics.student_tokens.item())
         self.totals.tokens_trained += num_tokens - int(statistics.padding_tokens.item())
         self.flop_meter.add("student", training_flops(size, num_tokens + num_probed) + forward_flops(size, num_read))
         if self.args.labels:
