@@ -120,6 +120,19 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="MODEL", type=_named, help="the model to score: a folder or a hub id")
 
 
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    model = "a folder, a hub id, or the folder of a run, which stands for its student"
+    parser.add_argument("model", metavar="MODEL", nargs="?", type=_named, help=f"the model: {model}")
+    prompt = "the prompt (default: the standard input; in a terminal each line is one)"
+    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help=prompt)
+    both = "two models, whose answers stand side by side"
+    parser.add_argument("--compare", metavar=("A", "B"), nargs=2, type=_named, help=both)
+    length = "the most tokens of an answer (default: 256)"
+    parser.add_argument("--max-new-tokens", metavar="N", type=_positive(int), default=256, help=length)
+    heat = "sample at this temperature (default: 0, the likeliest tokens)"
+    parser.add_argument("--temperature", metavar="T", type=_temperature, default=0.0, help=heat)
+
+
 def _add_export(parser: argparse.ArgumentParser) -> None:
     from rld.recipe.exports import FORMATS
 
@@ -217,6 +230,16 @@ def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
     return read_number
 
 
+def _temperature(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise ValueError
+    return number
+
+
+_temperature.__name__ = "temperature (0 or above)"  # argparse's message names it
+
+
 def _port(text: str) -> int:
     port = int(text)
     if not 0 <= port < 1 << 16:
@@ -232,6 +255,7 @@ _ADDERS = {
     "train": _add_train,
     "check": _add_check,
     "evaluate": _add_evaluate,
+    "generate": _add_generate,
     "export": _add_export,
     "ablate": _add_ablate,
     "serve-teacher": _add_serve_teacher,

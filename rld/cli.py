@@ -18,6 +18,7 @@ from rld.errors import LaunchError, LibraryError, RecipeError, RldError, UsageEr
 from rld.recipe import registry
 from rld.utils import secrets
 from rld.utils.control_characters import visible
+from rld.utils.files import user_path
 from rld.utils.interrupts import end_with_parent
 from rld.utils.messages import is_main_process, tell, tell_of_this_process, warnings_as_lines
 from rld.utils.os_errors import tell_failure
@@ -142,6 +143,32 @@ def _is_recipe(name: str) -> bool:
     except LibraryError:
         return False
     return True
+
+
+def _generate(options: argparse.Namespace) -> int:
+    """Let a model answer a prompt, or two models side by side."""
+    words = [word for word in (options.model, options.prompt) if word is not None]
+    names = options.compare or words[:1]
+    prompts = words if options.compare else words[1:]
+    if not names:
+        raise UsageError("generate needs a model; write rld generate MODEL PROMPT")
+    if len(prompts) > 1:
+        raise UsageError("--compare names both models; write rld generate --compare A B PROMPT")
+    places = [_answering_model(name) for name in names]
+    _share_the_cores()
+    from rld.pipeline.generate import Writing, generate
+
+    return generate(places, prompts[0] if prompts else None, Writing(options.max_new_tokens, options.temperature))
+
+
+def _answering_model(name: str) -> tuple[str, str, Path | None]:
+    """Return the name of a model, its folder or hub id, and the recipe of its run; a run's folder is its student."""
+    folder = user_path(name)
+    if RunFolder(folder).recipe.is_file():
+        if not RunFolder(folder).student.is_dir():
+            raise UsageError(f"the run in {folder} has no student yet; finish it: rld train RECIPE --resume")
+        return name, str(RunFolder(folder).student), RunFolder(folder).recipe
+    return name, str(folder) if folder.is_dir() else name, _recipe_of_run(folder.absolute())
 
 
 def _export(options: argparse.Namespace) -> int:
@@ -322,6 +349,7 @@ _COMMANDS = {
     "train": _train,
     "check": _check,
     "evaluate": _evaluate,
+    "generate": _generate,
     "export": _export,
     "ablate": _ablate,
     "serve-teacher": _serve_teacher,

@@ -24,7 +24,8 @@ def spelled(action: argparse.Action) -> str:
     """Return an argument as one types it, its value in capitals."""
     choices = "{" + ",".join(map(str, action.choices)) + "}" if action.choices else ""
     value = "" if action.nargs == 0 else action.metavar or choices or action.dest.upper()
-    return " ".join(filter(None, [*action.option_strings, str(value)]))
+    words = " ".join(value) if isinstance(value, tuple) else value
+    return " ".join(filter(None, [*action.option_strings, words]))
 
 
 def used(action: argparse.Action) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -141,3 +142,5 @@ def test_the_page_shows_what_is_written(folder):
     Path("shown.yaml").write_text(shown)
     assert {key: tree[key] for key in ("prompts", "skills")} == RecipeDocument(Path("shown.yaml")).tree
     assert main([*train[1:], "stages.distill.steps=1"]) == 0
+    for line in re.findall(r"^rld generate .*", page, re.MULTILINE):
+        assert main([places.get(word, word) for word in shlex.split(line)[1:]] + ["--max-new-tokens", "4"]) == 0
