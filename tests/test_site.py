@@ -30,6 +30,15 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     assert {path.name: loading.findall(text) for path, text in pages.items() if loading.search(text)} == {}
 
 
+def test_every_page_is_in_a_table_of_contents():
+    """Which the build requires too, where its packages are installed."""
+    index = (ROOT / "docs" / "index.md").read_text()
+    blocks = "\n".join(re.findall(r"```{toctree}\n(.*?)```", index, flags=re.DOTALL))
+    listed = set(re.findall(r"^(?:.* <)?([\w/]+)>?$", blocks, flags=re.MULTILINE))
+    pages = {path.relative_to(ROOT / "docs").with_suffix("").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert sorted(pages - listed) == ["index"], "name it in a toctree of docs/index.md"
+
+
 def test_the_page_on_python_has_every_public_name():
     text = (ROOT / "docs" / "api.md").read_text()
     shown = {name for name in rld.__all__ if re.search(rf"^\.\. auto(class|function):: {name}\b", text, re.MULTILINE)}
