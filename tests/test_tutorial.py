@@ -15,7 +15,7 @@ TEXT = (Path(__file__).parent.parent / "docs" / "tutorial.md").read_text()
 def test_the_tutorial_trains_as_it_is_printed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     rows, reward = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
-    recipe, rewards, *stages, models = re.findall(r"```yaml\n(.*?)```", TEXT, flags=re.DOTALL)
+    recipe, rewards, *stages, _models = re.findall(r"```yaml\n(.*?)```", TEXT, flags=re.DOTALL)
     exec(rows, {})
     Path("my_rewards.py").write_text(reward)
     Path("mine.yaml").write_text(recipe)
@@ -35,7 +35,7 @@ def test_the_tutorial_trains_as_it_is_printed(tmp_path, monkeypatch, capsys):
 
 def test_its_last_block_takes_the_place_of_the_new_models(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    recipe, rewards, *stages, models = re.findall(r"```yaml\n(.*?)```", TEXT, flags=re.DOTALL)
+    recipe, _rewards, *stages, models = re.findall(r"```yaml\n(.*?)```", TEXT, flags=re.DOTALL)
     head = re.sub(r"tokenizer:.*\n|models:\n( .*\n)*|stages:\n( .*\n)*", "", recipe)
     stage = stages[-1].replace("first_steps", "small").replace("{model: teacher}", "{model: large}")
     Path("sums.jsonl").write_text("\n".join(f'{{"question": "{i}+1=", "answer": "{i + 1}"}}' for i in range(200)))
