@@ -100,10 +100,14 @@ def _check(options: argparse.Namespace) -> int:
     source = registry.find_recipe(options.recipe)
     _share_the_cores()
     from rld.pipeline.recipe_check import check_recipe, show_check
+    from rld.recipe.prices import read_prices
     from rld.recipe.reading import read_recipe
 
+    if options.prices is not None and options.card is None:
+        raise UsageError("--prices are for the time on GPUs; add --card, or see rld cost for a run that is finished")
+    prices = None if options.prices is None else read_prices(options.prices)
     recipe = read_recipe(source, options.overrides)
-    show_check(recipe, source, check_recipe(recipe, source, options.deep), options.output, options.card)
+    show_check(recipe, source, check_recipe(recipe, source, options.deep), options.output, options.card, prices)
     return 0
 
 

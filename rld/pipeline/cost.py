@@ -82,7 +82,9 @@ def _recipe(path: Path) -> Recipe:
     try:
         return Recipe.model_validate(files.read_json(path))
     except ValidationError as error:
-        raise CheckpointError(f"{path} is not what this version of rld writes: {error.errors()[0]['msg']}") from error
+        first = error.errors()[0]
+        key, fix = ".".join(map(str, first["loc"])), "use the version that trained it"
+        raise CheckpointError(f"{path} is not what this version of rld writes: {key}: {first['msg']}; {fix}") from error
 
 
 def _way_to(recipe: Recipe, reference: str) -> set[str]:

@@ -24,6 +24,7 @@ from rld.recipe.cautions import learning_rate_cautions, seconds_cautions, unreac
 from rld.recipe.hardware import Cards
 from rld.recipe.input_changes import Effect, input_changes
 from rld.recipe.inputs import Inputs, InputsFile
+from rld.recipe.prices import Prices
 from rld.recipe.progress import run_progress
 from rld.recipe.schema import Recipe
 from rld.reporting.overview import label_table, overview, own_prompt_table, skill_tables
@@ -108,7 +109,12 @@ def check_recipe(recipe: Recipe, source: Path, deep: bool = False) -> CheckResul
 
 
 def show_check(
-    recipe: Recipe, source: Path, result: CheckResult, folder: Path | None = None, cards: Cards | None = None
+    recipe: Recipe,
+    source: Path,
+    result: CheckResult,
+    folder: Path | None = None,
+    cards: Cards | None = None,
+    prices: Prices | None = None,
 ) -> None:
     """Print what a recipe does and costs, its rows, what may be a mistake, and how far the run in a folder is.
 
@@ -118,12 +124,13 @@ def show_check(
         result: What the check found.
         folder: The folder of a run. None: no run.
         cards: The GPUs whose time and memory are estimated. None: no GPU.
+        prices: What the machine with these GPUs costs. None: no money is estimated.
     """
     if not is_main_process():
         return
     console = SafeConsole(highlight=False)
     rows = {summary.skill: summary.lengths for summary in result.skills}
-    console.print(overview(recipe, source.parent, rows, cards))
+    console.print(overview(recipe, source.parent, rows, cards, prices))
     console.print(skill_tables(result.skills))
     if result.labels:
         console.print(label_table(result.labels))

@@ -12,17 +12,23 @@ from rich.text import Text
 
 from rld.recipe.cost import stage_costs
 from rld.recipe.hardware import Cards, Estimate, estimate
+from rld.recipe.prices import Prices
 from rld.recipe.registry import can_judge
 from rld.recipe.schema import Recipe
 from rld.recipe.sizes import Lengths, StageCost, quantity
 from rld.recipe.stages import AnyStage
+from rld.reporting import series
 
 _LONGEST = 200
 """Characters of a prompt or an answer that are shown."""
 
 
 def overview(
-    recipe: Recipe, relative_to: Path, rows: Mapping[str, Lengths] | None = None, cards: Cards | None = None
+    recipe: Recipe,
+    relative_to: Path,
+    rows: Mapping[str, Lengths] | None = None,
+    cards: Cards | None = None,
+    prices: Prices | None = None,
 ) -> RenderableType:
     """Return what `rld check` prints of a recipe.
 
@@ -31,6 +37,7 @@ def overview(
         relative_to: The folder that paths in the recipe are relative to.
         rows: The lengths of each skill's rows. None: prompts of no tokens and the longest answers.
         cards: The GPUs whose time and memory are estimated too. None: no GPU.
+        prices: What the machine with these GPUs costs. None: no money is estimated.
     """
     costs = stage_costs(recipe, relative_to, rows)
     parts: list[RenderableType] = [_skills(recipe)]
@@ -39,7 +46,7 @@ def overview(
     parts.append(_judge(recipe, relative_to))
     skills = list(recipe.skills)
     stages = enumerate(recipe.stages, 1)
-    parts += [_stage(number, stage, costs[stage.name], skills, cards) for number, stage in stages]
+    parts += [_stage(number, stage, costs[stage.name], skills, cards, prices) for number, stage in stages]
     flops = [cost.flops for cost in costs.values() if cost.flops is not None]
     total = sum(flops) if len(flops) == len(costs) else None
     notes = (
@@ -143,7 +150,9 @@ def _judge(recipe: Recipe, relative_to: Path) -> Text:
     )
 
 
-def _stage(number: int, stage: AnyStage, cost: StageCost, skills: list[str], cards: Cards | None) -> Table:
+def _stage(
+    number: int, stage: AnyStage, cost: StageCost, skills: list[str], cards: Cards | None, prices: Prices | None
+) -> Table:
     table = Table(box=None, show_header=False, title=f"\n{number}. {stage.name}: {stage.kind}")
     table.title_justify = "left"
     for name, text in stage.describe(cost, skills):
@@ -153,7 +162,10 @@ def _stage(number: int, stage: AnyStage, cost: StageCost, skills: list[str], car
     flops = f"about {quantity(cost.flops)}{by_account if len(parts) > 1 else ''}"
     table.add_row("costs", f"FLOPs: {flops}; bytes of memory: {quantity(cost.bytes)}")
     if cards is not None and cost.demand is not None and cost.flops_by_account is not None:
-        table.add_row(f"on {cards}", _on_cards(estimate(cost.flops_by_account, cost.demand, cards), cards))
+        total = estimate(cost.flops_by_account, cost.demand, cards)
+        table.add_row(f"on {cards}", _on_cards(total, cards))
+        if prices is not None:
+            table.add_row("paid", Text(_paid(total.total_seconds, prices)))
     return table
 
 
@@ -165,6 +177,12 @@ def _on_cards(total: Estimate, cards: Cards) -> str:
         memory += f", {quantity(round(total.sharded_bytes))}B with FSDP2 or ZeRO-3"
     short = "" if total.sharded_bytes <= cards.card.memory else "; it does not fit: see docs/scaling.md"
     return f"at least {duration(total.total_seconds)} ({parts}), most for {total.bottleneck}; {memory}{short}"
+
+
+def _paid(seconds: float, prices: Prices) -> str:
+    """Say what a stage that takes so many seconds costs, without what an API asks."""
+    energy = f", {series.number(prices.kilowatt_hours(seconds))} kWh" if prices.watts else ""
+    return f"at least {series.number(seconds * prices.training_second)} {prices.currency}{energy}"
 
 
 def duration(seconds: float) -> str:

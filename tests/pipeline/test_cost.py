@@ -9,6 +9,7 @@ from pathlib import Path
 from rld.cli import main
 from rld.models.throughput import measure_throughput
 from rld.recipe.prices import Prices, read_prices
+from rld.utils import files
 from tests.support import tiny
 from tests.support.runs import recipe, whole
 
@@ -60,6 +61,39 @@ def test_a_run_says_what_it_cost_and_when_it_pays(whole, tmp_path, capsys):
     prices.write_text(prices.read_text().replace("bigger", "big"))
     assert main(["cost", str(whole), "--prices", str(prices), "--batch", "1"]) == 0
     assert "big is an API: 1 EUR a million tokens read" in capsys.readouterr().out
+
+
+def test_a_teacher_on_a_server_costs_what_its_api_asks(whole, tmp_path, capsys):
+    run = shutil.copytree(whole, tmp_path / "run")
+    recipe = files.read_json(run / "recipe.json")
+    recipe["stages"][1]["teachers"] = {"big": {"url": "http://127.0.0.1:1"}}
+    files.write_json(run / "recipe.json", recipe)
+    assert main(["cost", str(run)]) == 0
+    shown, told = capsys.readouterr()
+    assert "teacher big is on a server, whose price is not known; add apis.big" in told
+    assert "there is no break-even" in shown
+    prices = tmp_path / "prices.yaml"
+    prices.write_text(
+        "currency: EUR\nmachine_per_hour: 0\nfixed: 30\ntolerance: 1\n"
+        "apis: {big: {input_per_million_tokens: 200000, output_per_million_tokens: 0}}\n"
+    )
+    assert main(["cost", str(run), "--prices", str(prices), "--batch", "1"]) == 0
+    log = files.read_jsonl(run / "metrics.jsonl").records
+    (scored,) = [line["tokens/scored"] for line in log if line["stage"] == "learn"]
+    requests = (30 + 0.2 * scored) / (0.2 * 5)  # each prompt has five tokens
+    assert f"pays after {requests:.3g} requests" in capsys.readouterr().out
+
+
+def test_a_run_without_teachers_has_costs_and_no_break_even(whole, tmp_path, capsys):
+    run = shutil.copytree(whole, tmp_path / "run")
+    for name in ("recipe.json", "summary.json"):
+        content = files.read_json(run / name)
+        files.write_json(run / name, content | {"stages": content["stages"][:1]})
+    assert main(["cost", str(run)]) == 0
+    assert "No teacher could be served in the student's place" in capsys.readouterr().out
+    files.write_json(run / "summary.json", content | {"stages": []})
+    assert main(["cost", str(run)]) == 2
+    assert "is not finished: stage teach is to do" in capsys.readouterr().err
 
 
 def test_the_page_on_costs_shows_prices_and_computes_what_it_says(tmp_path, capsys):

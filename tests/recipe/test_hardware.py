@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rld.cli import main
 from rld.errors import UsageError
 from rld.losses.logit_memory import WORKING_BYTES
+from rld.recipe import registry
 from rld.recipe.demand import state_bytes
-from rld.recipe.hardware import CARDS, SAMPLING_SHARE, TRAINING_SHARE, Cards, Demand, estimate
+from rld.recipe.hardware import CARDS, SAMPLING_SHARE, TRAINING_SHARE, Cards, Demand, Estimate, estimate
+from rld.recipe.prices import Prices
+from rld.recipe.reading import read_recipe
 from rld.recipe.shapes import Shape
+from rld.reporting import overview
 from tests import scaling_page
 from tests.scaling_page import PAGE, page
 
@@ -101,3 +108,15 @@ def test_a_check_shows_time_and_memory_of_the_cards_that_it_is_asked_about(capsy
     assert "A100" not in capsys.readouterr().out
     assert main(["check", "quickstart", "--card", "H101"]) == 2
     assert "H100" in capsys.readouterr().err
+
+
+def test_a_check_shows_what_a_machine_with_the_cards_costs(tmp_path, monkeypatch):
+    """Of an hour at 3 EUR, in which 500 W are drawn at 2 EUR a kWh."""
+    prices = Prices(currency="EUR", machine_per_hour=3, watts=500, per_kilowatt_hour=2)
+    monkeypatch.setattr(overview, "estimate", lambda *_: Estimate({"student": 3600.0}, 1.0, 1.0))
+    recipe = read_recipe(registry.find_recipe("quickstart"))
+    text = io.StringIO()
+    Console(file=text, width=120).print(overview.overview(recipe, tmp_path, cards=Cards("A100"), prices=prices))
+    assert text.getvalue().count("at least 4 EUR, 0.5 kWh") == 4
+    (tmp_path / "prices.yaml").write_text("currency: EUR\nmachine_per_hour: 3\n")
+    assert main(["check", "quickstart", "--prices", str(tmp_path / "prices.yaml")]) == 2
