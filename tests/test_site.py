@@ -6,6 +6,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,6 @@ def test_the_page_of_dependencies_has_every_direct_one_with_its_licence():
     rows = dict(re.findall(r"^\| ([\w.-]+) \| (.+?) \|", dependencies_page.PAGE.read_text(), flags=re.MULTILINE))
     wanted = {name: dependencies_page.licence(name) for name in dependencies_page.direct()}
     assert {name: rows.get(name) for name in wanted} == wanted, "python -m tests.dependencies_page"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    text = dependencies_page.PAGE.read_text()
+    assert [extra for extra in project["optional-dependencies"] if f"`{extra}`" not in text] == []
