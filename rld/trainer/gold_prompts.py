@@ -9,6 +9,7 @@ Shapes: B completions of this process.
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,10 +21,15 @@ from accelerate.utils import gather
 from rld.controllers.runtime import ControllerRuntime
 from rld.data.prompt_stream import PromptStream
 from rld.errors import RecipeError
+from rld.models.prompting import PromptEncoder
 from rld.rollout.batch import RolloutBatch, loss_mask
+from rld.rollout.gold import gold_problem
 from rld.rollout.record import RolloutRecord
 from rld.rollout.verifier import no_reward
-from rld.types import SIGNALS
+from rld.types import SIGNALS, Row
+
+_MOST_TRIES = 100
+"""Rows that are drawn for a gold answer; before a run a sample of the rows is checked, so that few are unusable."""
 
 
 class GoldPrompts:
@@ -34,10 +40,23 @@ class GoldPrompts:
         runtime: Has the shares.
         accelerator: Gathers over processes.
         seed: Seed of the choice.
+        encoder: The student's.
+        max_tokens: Greatest length of a gold answer, the end token included.
     """
 
-    def __init__(self, stream: PromptStream, runtime: ControllerRuntime, accelerator: Accelerator, seed: int) -> None:
+    def __init__(
+        self,
+        stream: PromptStream,
+        runtime: ControllerRuntime,
+        accelerator: Accelerator,
+        seed: int,
+        *,
+        encoder: PromptEncoder,
+        max_tokens: int | None,
+    ) -> None:
         self.stream, self.runtime, self.accelerator, self.seed = stream, runtime, accelerator, seed
+        self.encoder, self.max_tokens = encoder, max_tokens
+        self._has_warned = False
 
     @classmethod
     def for_trainer(cls, trainer: Any) -> GoldPrompts | None:
@@ -55,7 +74,9 @@ class GoldPrompts:
             )
         if trainer.args.gold_share is None and getattr(trainer.reward_funcs[0], "__name__", "") == no_reward.__name__:
             raise RecipeError("gold_share: set it; there is no reward that tells how often the student fails")
-        return cls(trainer.stream, trainer.runtime, trainer.accelerator, trainer.args.seed)
+        args = trainer.args
+        limits: dict[str, Any] = {"encoder": trainer._encoder, "max_tokens": args.max_completion_length}
+        return cls(trainer.stream, trainer.runtime, trainer.accelerator, args.seed, **limits)
 
     def placed(self, record: RolloutRecord) -> RolloutRecord:
         """Return the record of a rollout with its gold groups, and with the rows of these."""
@@ -64,9 +85,25 @@ class GoldPrompts:
         rows = list(record.rows)
         for i, row in enumerate(record.rows):
             group, place = divmod(record.first_row + i, record.group_size)
-            if group in gold_groups and place > 0:
-                rows[i] = self.stream.another(row, f"{record.number}:{group}:{place}")
+            if group in gold_groups:
+                name = f"{record.number}:{group}:{place}"
+                rows[i] = self._learnable(row if place == 0 else self.stream.another(row, name), name)
         return replace(record, rows=rows, gold_groups=gold_groups)
+
+    def _learnable(self, row: Row, place: str) -> Row:
+        """Return a row, or another of its task where the student cannot write its gold answer; the first such is told.
+
+        One such answer among many rows, which no check before the run has seen, must not end the run.
+        """
+        for i in range(_MOST_TRIES):
+            problem = gold_problem(row, self.encoder, self.max_tokens)
+            if problem is None:
+                break
+            if not self._has_warned:
+                self._has_warned = True
+                warnings.warn(f"gold answers: {problem}; prompts like this one are passed over", stacklevel=2)
+            row = self.stream.another(row, f"{place}:{i}")
+        return row
 
     def _chosen(self, skills: Sequence[int], record: RolloutRecord) -> frozenset[int]:
         """Return the numbers of the gold groups, given the skill of each group; the mean number is the share's."""

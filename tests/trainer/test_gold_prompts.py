@@ -81,6 +81,14 @@ def test_a_gold_group_has_prompts_of_one_skill_with_their_own_answers(tmp_path):
     assert Counter(group[0]["skill"] for group in groups) == {"first": 2, "second": 2}
 
 
+def test_a_gold_answer_that_the_student_cannot_write_is_passed_over_and_told(tmp_path):
+    trainer = runs.trainer(tmp_path, gold_share=1.0, max_completion_length=5)
+    with pytest.warns(UserWarning, match="takes 6 tokens with its end, and 5 are allowed") as caught:
+        rollout(trainer)
+    assert {row["answer"] for row in trainer.records[0].rows} == {*runs.ANSWERS} - {"ghija"}
+    assert len([warning for warning in caught if "gold answers" in str(warning.message)]) == 1
+
+
 def test_no_teacher_reads_gold_prompts_and_they_are_no_attempts(tmp_path):
     trainer = runs.trainer(tmp_path, teacher=True)
     trainer._success_rule = SuccessRule(success_at=0.2)
