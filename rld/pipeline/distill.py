@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias
 
+from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
 from rld.controllers.capacity import CapacityMonitor
@@ -132,7 +133,9 @@ def _trainer(
     num_gold = max(required.gold_rows, TRANSFER_ROWS if required.target else 0)
     target = _target_rows(context, stage)
     stream = _stream(context, stage, args, sources)
-    stream.gold_rows, without_gold = gold_rows(context, stage, context.encoder(model, tokenizer))
+    # What the main process finds: the user's verifier might answer another one otherwise.
+    gold = broadcast_object_list([*gold_rows(context, stage, context.encoder(model, tokenizer))])
+    stream.gold_rows, without_gold = gold
     trainer = RLDTrainer(
         model,
         rewards.functions,

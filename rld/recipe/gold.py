@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rld.recipe.plugins import CurriculumSpec
 from rld.recipe.signals import GoldSignal
 from rld.utils.options import OptionError
 
@@ -12,6 +13,7 @@ def gold_in_use(stage: Any) -> GoldSignal | None:
     """Return how a stage learns gold answers: as its recipe says, or as the default controller does by itself.
 
     By itself it does where reinforcement and teachers are combined: a stage with one of the two is what its user chose.
+    It does not beside a curriculum that goes by attempts, which would hear of one prompt in sixteen and hardly move.
 
     Args:
         stage: The stage, a `Distill`.
@@ -23,7 +25,8 @@ def gold_in_use(stage: Any) -> GoldSignal | None:
         gold: GoldSignal | None = stage.signals.gold
         return gold
     rollout = stage.rollout
-    decides = stage.controller.kind == "gap" and stage.signals.policy is not None and stage.teachers
+    is_combined = stage.signals.policy is not None and stage.teachers
+    decides = is_combined and stage.controller.kind == "gap" and stage.curriculum.use == CurriculumSpec().use
     is_sampled = not (stage.learns_labels or rollout.gold_completions or rollout.refill or rollout.temperature != 1)
     # vLLM samples a rollout as a whole, so that what gold answers replace would be sampled for nothing.
     return GoldSignal() if decides and is_sampled and not stage.trainer.get("use_vllm") else None

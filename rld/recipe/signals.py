@@ -75,8 +75,9 @@ class SignalSpecs(FrozenOptions):
     response: ResponseSignal | None = None
     feature: FeatureSignal | None = None
     gold: GoldSignal | Literal["auto"] | None = "auto"
-    """`auto`: beside `policy` and teachers the controller `gap` lets the student learn gold answers on some prompts, of
-    the skills whose rows have answers that the verifier accepts; elsewhere gold answers are off, as with null."""
+    """`auto`: beside `policy` and teachers, with the curriculum `fixed:Uniform`, the controller `gap` lets the student
+    learn gold answers on some prompts, of the skills whose rows have answers that the verifier accepts; elsewhere gold
+    answers are off, as with null."""
 
     def describe(self, num_teachers: int) -> str:
         """Return a description of the signals."""

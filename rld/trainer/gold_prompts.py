@@ -74,9 +74,14 @@ class GoldPrompts:
             )
         if trainer.args.gold_share is None and getattr(trainer.reward_funcs[0], "__name__", "") == no_reward.__name__:
             raise RecipeError("gold_share: set it; there is no reward that tells how often the student fails")
-        args = trainer.args
-        limits: dict[str, Any] = {"encoder": trainer._encoder, "max_tokens": args.max_completion_length}
-        return cls(trainer.stream, trainer.runtime, trainer.accelerator, args.seed, **limits)
+        return cls(
+            trainer.stream,
+            trainer.runtime,
+            trainer.accelerator,
+            trainer.args.seed,
+            encoder=trainer._encoder,
+            max_tokens=trainer.args.max_completion_length,
+        )
 
     def placed(self, record: RolloutRecord) -> RolloutRecord:
         """Return the record of a rollout with its gold groups, and with the rows of these."""

@@ -70,6 +70,8 @@ def test_skills_whose_answers_the_verifier_accepts_have_gold_prompts(tmp_path):
         (["stages.learn.controller={kind: fixed}", "stages.learn.signals.gold={}"], True),
         (["stages.learn.rollout.temperature=0.9"], False),
         (["stages.learn.rollout.gold_completions=1"], False),
+        (["stages.learn.curriculum.use=ladder:Ladder"], False),
+        (["stages.learn.curriculum.use=ladder:Ladder", "stages.learn.signals.gold={}"], True),
     ],
 )
 def test_what_a_recipe_says_goes_first(tmp_path, overrides, has_gold):
