@@ -37,12 +37,13 @@ def used(action: argparse.Action) -> str:
 
 def section(command: str) -> str:
     parser = argparse.ArgumentParser(add_help=False)
-    _ADDERS[command](parser)
+    if command in _ADDERS:
+        _ADDERS[command](parser)
     about = " ".join((_COMMANDS[command].__doc__ or "").split())
     line = " ".join(["rld", command, *map(used, parser._actions)])
-    lines = [f"## {command}", "", about, "", f"`{line}`", "", "| argument | what it is |", "|---|---|"]
-    rows = [(spelled(action), action.help or "") for action in parser._actions]
-    lines += [f"| `{name}` | {text} |" for name, text in rows]
+    lines = [f"## {command}", "", about, "", f"`{line}`"]
+    rows = [f"| `{spelled(action)}` | {action.help or ''} |" for action in parser._actions]
+    lines += ["", "| argument | what it is |", "|---|---|", *rows] if rows else []
     return "\n".join(lines)
 
 
