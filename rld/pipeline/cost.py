@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,6 +21,8 @@ from rld.recipe.prices import Prices
 from rld.recipe.schema import Recipe
 from rld.recipe.stages.base import Stage
 from rld.recipe.stages.distill import Distill
+from rld.recipe.stages.evaluate import Evaluate
+from rld.recipe.stages.sft import Sft
 from rld.recipe.teachers import SelfTeacherSpec, ServedTeacher, TeacherSpec
 from rld.reporting.break_even import Band, Comparison, Service, StageSpending, Timing
 from rld.reporting.cost_page import CostReport
@@ -57,8 +59,8 @@ def cost(run: Path, source: Path, prices: Prices, requests_per_day: float, batch
     if not models:
         raise UsageError(f"no stage of {run} makes a model, so there is no student that could pay for itself")
     way = _way_to(recipe, models[-1])
-    taught = [stage for stage in recipe.stages if stage.name in way and isinstance(stage, Distill) and stage.teachers]
-    specs: Mapping[str, Any] = taught[-1].teachers if taught else {}
+    taught = [stage for stage in recipe.stages if stage.name in way and _teachers(stage)]
+    specs = _teachers(taught[-1]) if taught else {}
     unknown = [name for name in prices.apis if name not in specs]
     if unknown:
         raise UsageError(f"apis: no teacher of the student is called {unknown[0]!r}{hint(unknown[0], specs)}")
@@ -66,11 +68,11 @@ def cost(run: Path, source: Path, prices: Prices, requests_per_day: float, batch
     report = CostReport(list(stages.values()), prices, requests_per_day)
     if taught:
         loader = ModelLoader(recipe, source, paths.stage_result, lambda count: [], lambda flops: None)
-        served = _Served(loader, paths, models[-1], results, batch)
+        served = _Served(loader, recipe, run, results, batch)
         for name, spec in specs.items():
             own = _way_to(recipe, spec.model) if isinstance(spec, TeacherSpec) else set()
             needed = [spending for stage, spending in stages.items() if stage not in own]
-            report.comparisons += served.comparisons(taught[-1].name, name, spec, needed, prices)
+            report.comparisons += served.comparisons(taught[-1], name, spec, needed, prices)
     report.show()
     files.write_text(paths.cost, report.page(recipe.name))
     tell(f"page: {paths.cost}")
@@ -85,6 +87,14 @@ def _recipe(path: Path) -> Recipe:
         first = error.errors()[0]
         key, fix = ".".join(map(str, first["loc"])), "use the version that trained it"
         raise CheckpointError(f"{path} is not what this version of rld writes: {key}: {first['msg']}; {fix}") from error
+
+
+def _teachers(stage: Stage) -> dict[str, Any]:
+    """Return the options of a stage's teachers by name; the model whose answers are fine-tuned on is one."""
+    if isinstance(stage, Distill):
+        return dict(stage.teachers)
+    answering = stage.teacher if isinstance(stage, Sft) else None
+    return {} if answering is None else {answering: TeacherSpec(model=answering)}
 
 
 def _way_to(recipe: Recipe, reference: str) -> set[str]:
@@ -102,24 +112,24 @@ def _way_to(recipe: Recipe, reference: str) -> set[str]:
 def _spending(result: StageResult, stage: Stage) -> StageSpending:
     gain = 100 * (fmean(result.after.values()) - fmean(result.before.values())) if result.before else None
     tokens = 0.0 if result.teacher_tokens is None else result.teacher_tokens.scored
-    return StageSpending(
-        result.name, result.seconds, gain, list(stage.teachers) if isinstance(stage, Distill) else [], tokens
-    )
+    return StageSpending(result.name, result.seconds, gain, list(_teachers(stage)), tokens)
 
 
 class _Served:
     """The student of a run and its teachers, as they serve requests like the held-out rows."""
 
     def __init__(
-        self, models: ModelLoader, paths: RunFolder, student: str, results: Mapping[str, StageResult], batch: int
+        self, models: ModelLoader, recipe: Recipe, run: Path, results: Mapping[str, StageResult], batch: int
     ) -> None:
-        self._models, self._paths, self._student, self._results = models, paths, student, results
+        self._models, self._recipe, self._results = models, recipe, results
+        self._paths = recipe.run_folder(run)
+        self._student = next(stage.name for stage in reversed(recipe.stages) if stage.makes_model)
         self._device = PartialState(cpu=not torch.cuda.is_available()).device
         self._batches = [1, batch] if batch > 1 else [1]
         self._timings: dict[str, Sequence[Timing]] = {}
 
     def comparisons(
-        self, stage: str, name: str, spec: Any, stages: Sequence[StageSpending], prices: Prices
+        self, stage: Stage, name: str, spec: Any, stages: Sequence[StageSpending], prices: Prices
     ) -> Iterator[Comparison]:
         """Yield the comparisons of the student with a teacher of a stage, for each number of requests at once."""
         if isinstance(spec, SelfTeacherSpec):
@@ -128,17 +138,17 @@ class _Served:
         if isinstance(spec, ServedTeacher) and name not in prices.apis:
             tell(f"teacher {name} is on a server, whose price is not known; add apis.{name} to the --prices")
             return
-        result = self._results[stage]
-        if name not in result.teachers:
-            tell(f"teacher {name} was not there when stage {stage} began, so it is not compared")
+        scoring = self._scoring(stage, name)
+        if scoring is None:
+            tell(f"teacher {name} was not scored on held-out rows, so it is not compared; a stage evaluate scores it")
             return
-        skills = self._skills(result, name, spec)
-        paths, is_api = self._paths, name in prices.apis
-        own = [row for row in _rows(paths.predictions(self._student, "after")) if row["skill"] in skills]
-        other = [row for row in _rows(paths.predictions(stage, f"teacher/{name}")) if row["skill"] in skills]
+        place, scores = scoring
+        skills = spec.skills or _better(scores, self._results[stage.name].before)
+        own, other = _rows(self._paths.predictions(self._student, "after"), skills), _rows(place, skills)
         if not own or not other:
             tell(f"teacher {name} has no stored predictions for rows that ask for an answer, so it is not compared")
             return
+        is_api = name in prices.apis
         student = self._service("the student", self._student, own, {})
         reference = spec.model if isinstance(spec, TeacherSpec) else self._student  # a server has its tokenizer
         options = spec.from_pretrained if isinstance(spec, TeacherSpec) else {}
@@ -146,12 +156,15 @@ class _Served:
         for batch in self._batches:
             yield Comparison(student, teacher, stages, batch, prices)
 
-    def _skills(self, result: StageResult, name: str, spec: Any) -> list[str]:
-        """Return the skills whose requests a teacher would answer: those that it is to teach, or does better."""
-        scores = result.teachers[name].scores
-        if spec.skills is not None:
-            return list(spec.skills)
-        return [skill for skill, score in scores.items() if score > result.before.get(skill, 0.0)] or list(scores)
+    def _scoring(self, stage: Stage, name: str) -> tuple[Path, Mapping[str, float]] | None:
+        """Return the predictions of a stage's teacher and its scores; None where it was not scored."""
+        if isinstance(stage, Distill):
+            teacher = self._results[stage.name].teachers.get(name)
+            return None if teacher is None else (self._paths.predictions(stage.name, f"teacher/{name}"), teacher.scores)
+        for other in self._recipe.stages:
+            if name == other.name or (isinstance(other, Evaluate) and name == other.model):
+                return self._paths.predictions(other.name, "after"), self._results[other.name].after
+        return None
 
     def _service(
         self,
@@ -198,6 +211,12 @@ class _Served:
         return self._timings[name]
 
 
-def _rows(path: Path) -> list[Record]:
-    """Return the predictions of a file that answer a request; a text is only read."""
-    return [row for row in files.read_jsonl(path).records if row.get("reward") is not None]
+def _better(scores: Mapping[str, float], start: Mapping[str, float]) -> list[str]:
+    """Return the skills in which a teacher is better than the student was at the start of a stage; all if in none."""
+    return [skill for skill, score in scores.items() if score > start.get(skill, 0.0)] or list(scores)
+
+
+def _rows(path: Path, skills: Collection[str]) -> list[Record]:
+    """Return the predictions of a file for skills whose rows ask for an answer; a text is only read."""
+    rows = files.read_jsonl(path).records
+    return [row for row in rows if row["skill"] in skills and row.get("reward") is not None]

@@ -92,7 +92,7 @@ class CostReport:
         days = requests.each(lambda count: count / self.requests_per_day)
         student, teacher = comparison.student, comparison.teacher
         read = student.read.middle + student.written.middle
-        text = f"{head}pays after {_band(requests)} requests, which are {number(requests.middle * read)} tokens; "
+        text = f"{head}pays after {_band(requests)} requests, {number(requests.middle * read)} tokens of the student; "
         text += f"at {number(self.requests_per_day)} a day after {_band(days)} days"
         if comparison.fallback:
             behind = 100 * (teacher.score - student.score)

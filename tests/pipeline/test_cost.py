@@ -84,6 +84,19 @@ def test_a_teacher_on_a_server_costs_what_its_api_asks(whole, tmp_path, capsys):
     assert f"pays after {requests:.3g} requests" in capsys.readouterr().out
 
 
+def test_a_model_whose_answers_are_learnt_is_a_teacher_too(whole, tmp_path, capsys):
+    run = shutil.copytree(whole, tmp_path / "run")
+    recipe = files.read_json(run / "recipe.json")
+    learn = {"name": "learn", "kind": "sft", "student": "tiny", "teacher": "teach", "steps": 1}
+    files.write_json(run / "recipe.json", recipe | {"stages": [recipe["stages"][0], learn]})
+    assert main(["cost", str(run), "--batch", "1"]) == 0
+    assert "Against teach, one request at a time: " in capsys.readouterr().out
+    learn["teacher"] = "some/model"
+    files.write_json(run / "recipe.json", recipe | {"stages": [recipe["stages"][0], learn]})
+    assert main(["cost", str(run), "--batch", "1"]) == 0
+    assert "teacher some/model was not scored on held-out rows" in capsys.readouterr().err
+
+
 def test_a_run_without_teachers_has_costs_and_no_break_even(whole, tmp_path, capsys):
     run = shutil.copytree(whole, tmp_path / "run")
     for name in ("recipe.json", "summary.json"):
