@@ -153,7 +153,7 @@ def _show_progress(recipe: Recipe, source: Path, folder: Path) -> None:
     previous = InputsFile.read(run.inputs).inputs
     current = Inputs.of(recipe, source.parent, launch={}).with_known_models(previous)
     progress = run_progress(current, run)
-    table = Table("stage", "state", title=f"\nthe run in {folder}", title_justify="left")
+    table = Table("stage", "state", title=Text(f"\nthe run in {folder}"), title_justify="left")
     for stage in progress:
         table.add_row(Text(stage.stage), Text(str(stage)))
     console = SafeConsole(highlight=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from rich.table import Table
+from rich.text import Text
 
 from rld.reporting.file_records import Amount, Count, FileRecord, Share
 from rld.reporting.html import scrolling, table
@@ -63,7 +64,7 @@ class ExportRecord(FileRecord):
 
 def export_table(record: ExportRecord, title: str) -> Table:
     """Return the table of an exported model for the terminal."""
-    rows = Table(title=title, title_justify="left", show_header=False)
+    rows = Table(title=Text(title), title_justify="left", show_header=False)
     for name, value in record.rows():
         rows.add_row(name, value)
     return rows
