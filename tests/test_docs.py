@@ -14,10 +14,12 @@ from peft import LoraConfig, get_peft_model
 from pydantic import TypeAdapter
 
 import tests.support.tiny as tiny
+from rld.arguments import parse
 from rld.cli import main
 from rld.controllers import AnyController
 from rld.recipe import registry
 from rld.recipe.document import RecipeDocument
+from rld.recipe.exports import FORMATS
 from rld.recipe.models import AnyModel, NewModel, PrunedModel
 from rld.recipe.reading import read_recipe
 from rld.recipe.stages import AnyStage
@@ -144,6 +146,19 @@ def test_the_page_on_several_stages_shows_recipes(tmp_path):
         names += [stage.name for stage in read_recipe(tmp_path / "r.yaml").stages]
     assert {"middle_from_teacher", "small_from_middle", "healed", "second", "both"} <= set(names)
     assert all(f"`{kind}`" in text for kind in kinds_of(AnyStage))
+
+
+def test_the_page_on_exports_shows_a_stage_and_commands(tmp_path):
+    pytest.importorskip("xllamacpp", reason="install the extra `export`")
+    text, head = (ROOT / "docs" / "deploy.md").read_text(), SMALL.partition("stages:")[0]
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    (tmp_path / "r.yaml").write_text(head + block)
+    assert [stage.kind for stage in read_recipe(tmp_path / "r.yaml").stages] == ["sft", "export"]
+    (commands,) = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
+    options = [parse(line.partition("#")[0].split()[1:], {"export": ""}) for line in commands.strip().split("\n")]
+    assert {option.to for option in options} == set(FORMATS)
+    precisions = [precision for form in FORMATS.values() for precision in form.bits]
+    assert [precision for precision in precisions if f"`{precision}`" not in text] == []
 
 
 def test_the_page_on_teachers_shows_what_a_stage_and_a_script_take(tmp_path, monkeypatch):

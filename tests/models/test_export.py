@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from rld.errors import ModelError
 from rld.models.export import gguf, verification
@@ -45,6 +45,10 @@ def qwen2(**options: Any) -> Any:
     return model
 
 
+def qwen3() -> Any:
+    return Qwen3ForCausalLM(Qwen3Config(vocab_size=len(TOKENIZER), head_dim=8, **OPTIONS))
+
+
 def plan(model: Any, form: str, precision: str, tokenizer: Any = TOKENIZER) -> ExportPlan:
     encoder = PromptEncoder(tokenizer, model_ends=[tokenizer.eos_token_id])
     return ExportPlan(model, encoder, form, precision, [])
@@ -58,8 +62,16 @@ def plan(model: Any, form: str, precision: str, tokenizer: Any = TOKENIZER) -> E
         (llama, "gguf", "q4_0"),
         (lambda: llama(tie_word_embeddings=True), "onnx", "f32"),
         (qwen2, "onnx", "int4"),
+        (lambda: qwen2(num_attention_heads=8, tie_word_embeddings=True), "onnx", "f32"),
     ],
-    ids=["llama-gguf-f32", "qwen2-gguf-f16", "llama-gguf-q4_0", "llama-onnx-f32", "qwen2-onnx-int4"],
+    ids=[
+        "llama-gguf-f32",
+        "qwen2-gguf-f16",
+        "llama-gguf-q4_0",
+        "llama-onnx-f32",
+        "qwen2-onnx-int4",
+        "small-heads-onnx-f32",
+    ],
 )
 def test_an_exported_model_says_in_its_runtime_what_the_model_says(tmp_path, build, form, precision):
     record = plan(build(), form, precision).export(tmp_path)
@@ -123,6 +135,8 @@ def test_files_that_a_runtime_cannot_load_are_refused(tmp_path):
             "f16",
             "its rope_type is 'linear'",
         ),
+        (qwen3, TOKENIZER, "onnx", "f32", "its heads have 8 units, .* multiples of 16"),
+        (qwen3, TOKENIZER, "gguf", "f16", "its model_type is 'qwen3'"),
         (
             lambda: llama(rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}),
             TOKENIZER,

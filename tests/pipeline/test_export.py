@@ -25,7 +25,7 @@ max_new_tokens: 4
 skills:
   copy: {generator: ./tasks.py:copy, levels: [{length: 2}], held_out: 4}
 models:
-  tiny: {new: llama, config: {hidden_size: 32, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2}}
+  tiny: {new: llama, config: {hidden_size: 32, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 4}}
 stages:
   - {name: learn, kind: sft, student: tiny, steps: 2, batch: 8}
   - {name: phone, kind: export, model: learn, format: onnx, max_rows: 3}

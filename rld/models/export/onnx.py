@@ -5,9 +5,11 @@ The builder takes transformers' own files, and its model has a cache of keys and
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import logging
+import math
 import shutil
 import time
 from collections.abc import Collection, Iterator
@@ -20,7 +22,12 @@ from rld.models.export.runtime import TOP_K, NextToken
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+_HEAD_STEP = 16
+"""Units of a head come in multiples of it in the runtime's attention on a CPU."""
 
 
 def require_exportable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, precision: str) -> None:
@@ -33,6 +40,11 @@ def require_exportable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     if scaling.get("rope_type", "default") not in ("default", "llama3"):
         kind = scaling["rope_type"]
         raise ModelError(f"cannot export to ONNX: its rope_type is {kind!r}, and rld writes 'default' and 'llama3'")
+    size = _head_size(model.config)
+    if size % _HEAD_STEP and model.config.model_type not in ("llama", "qwen2"):  # others may norm each head
+        raise ModelError(
+            f"cannot export to ONNX: its heads have {size} units, and onnxruntime-genai takes multiples of {_HEAD_STEP}"
+        )
 
 
 def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, precision: str) -> None:
@@ -47,7 +59,8 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
     from onnxruntime_genai.models.builder import create_model, parse_extra_options
 
     source, cache = folder / "source", folder / "cache"
-    model.save_pretrained(source)
+    with _quiet():
+        _with_wide_heads(model).save_pretrained(source)
     tokenizer.save_pretrained(source)
     arguments = {"f32": "fp32"}.get(precision, precision), "cpu", str(cache)
     try:
@@ -60,6 +73,55 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
     for path in (source, cache):
         shutil.rmtree(path, ignore_errors=True)
     tokenizer.save_pretrained(folder)  # the builder's is of the class that transformers takes for the architecture
+
+
+def _head_size(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def _with_wide_heads(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a model with heads of a size that the runtime takes, which computes what the model computes.
+
+    Zeros are put behind each half of the queries and keys of a head, because a unit is turned with that half a head
+    away, and behind its values. Unit i of d is turned by the angle `theta ** (-2 i / d)` per position: `theta` becomes
+    `theta ** (D / d)` with D units. Queries grow by `sqrt(D / d)`, as attention divides by the root of the size.
+    """
+    import torch
+
+    old = _head_size(model.config)
+    new = -(-old // _HEAD_STEP) * _HEAD_STEP
+    if new == old:
+        return model
+    config: Any = copy.deepcopy(model.config)
+    config.head_dim = new
+    config.rope_parameters = {
+        **config.rope_parameters,
+        "rope_theta": config.rope_parameters["rope_theta"] ** (new / old),
+    }
+    with torch.device("meta"):
+        wide = type(model)(config)
+    weights = {name: _widened(name, weight, old, new) for name, weight in model.state_dict().items()}
+    wide.load_state_dict(weights, assign=True)
+    wide.tie_weights()
+    wide.generation_config = model.generation_config
+    return wide
+
+
+def _widened(name: str, weight: Tensor, old: int, new: int) -> Tensor:
+    """Return a weight of a model with heads of `new` units instead of `old`."""
+    from torch.nn.functional import pad
+
+    part = next((part for part in ("q_proj", "k_proj", "v_proj", "o_proj") if f".{part}." in name), None)
+    if part is None:
+        return weight
+    weight = weight.detach().float()
+    rows = weight.T if part == "o_proj" else weight.reshape(len(weight), -1)  # heads are the columns of o_proj
+    num_parts = 2 if part in ("q_proj", "k_proj") else 1
+    parts = rows.reshape(-1, old // num_parts, rows.shape[1])
+    wide = pad(parts, (0, 0, 0, (new - old) // num_parts)).reshape(-1, rows.shape[1])
+    if part == "q_proj":
+        wide = wide * math.sqrt(new / old)
+    return wide.T.contiguous() if part == "o_proj" else wide.reshape(-1, *weight.shape[1:])
 
 
 @contextmanager
