@@ -22,7 +22,7 @@ from rld.utils.files import user_path
 from rld.utils.interrupts import end_with_parent
 from rld.utils.messages import is_main_process, tell, tell_of_this_process, warnings_as_lines
 from rld.utils.os_errors import tell_failure
-from rld.utils.run_folder import ABLATION_RESULT, RunFolder
+from rld.utils.run_folder import ABLATION_RESULT, RunFolder, model_name, recipe_of_model
 from rld.utils.streams import safe_streams
 from rld.utils.suggestions import hint
 from rld.utils.user_calls import exit_refused
@@ -172,7 +172,7 @@ def _answering_model(name: str) -> tuple[str, str, Path | None]:
         if not RunFolder(folder).student.is_dir():
             raise UsageError(f"the run in {folder} has no student yet; finish it: rld train RECIPE --resume")
         return name, str(RunFolder(folder).student), RunFolder(folder).recipe
-    return name, str(folder) if folder.is_dir() else name, _recipe_of_run(folder.absolute())
+    return name, str(folder) if folder.is_dir() else name, recipe_of_model(folder.absolute())
 
 
 def _export(options: argparse.Namespace) -> int:
@@ -187,10 +187,10 @@ def _export(options: argparse.Namespace) -> int:
         raise UsageError(f"{options.to} has no precision {precision!r}{hint(precision, form.bits)}")
     if form.missing_package is not None:
         raise UsageError(f"export to {options.to}: {install_hint(form.missing_package)}")
-    output: Path = options.output or Path("exports") / f"{_model_name(options.model)}-{options.to}-{precision}"
+    output: Path = options.output or Path("exports") / f"{model_name(options.model)}-{options.to}-{precision}"
     if output.exists():
         raise UsageError(f"{output} exists; remove it, or choose another --output")
-    source = _recipe_of_run(Path(options.model)) if options.recipe is None else registry.find_recipe(options.recipe)
+    source = recipe_of_model(Path(options.model)) if options.recipe is None else registry.find_recipe(options.recipe)
     try:
         recipe = None if source is None else read_recipe(source, [])
     except RldError as error:
@@ -211,19 +211,6 @@ def _export(options: argparse.Namespace) -> int:
     from rld.pipeline.train import export
 
     return export(stage, output, recipe, source or Path())
-
-
-def _model_name(place: str) -> str:
-    """Return a name for a model: of a run's student that of the run."""
-    path = Path(place).absolute()
-    return path.parent.name if _recipe_of_run(path) == path.parent / "recipe.json" else path.name
-
-
-def _recipe_of_run(model: Path) -> Path | None:
-    """Return the recipe of the run whose student or other stage's model a folder is; None if it is none."""
-    folders = [model.parent, *([model.parent.parent] if model.parent.name == "models" else [])]
-    recipes = [RunFolder(folder).recipe for folder in folders] if model.is_dir() else []
-    return next((path for path in recipes if path.is_file()), None)
 
 
 def _ablate(options: argparse.Namespace) -> int:
@@ -294,8 +281,6 @@ def _cost(options: argparse.Namespace) -> int:
     """Say what a run has cost, and after how many requests its student has paid for itself."""
     from rld.recipe.prices import MACHINE_TIME, read_prices
 
-    if not RunFolder(options.run).recipe.is_file():
-        raise UsageError(f"{options.run} holds no run")
     prices = MACHINE_TIME if options.prices is None else read_prices(options.prices)
     _share_the_cores()
     from rld.pipeline.cost import cost

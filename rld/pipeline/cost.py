@@ -45,10 +45,12 @@ def cost(run: Path, source: Path, prices: Prices, requests_per_day: float, batch
         batch: Requests that a busy machine answers at once.
 
     Raises:
-        UsageError: the run is not finished, makes no model, or has no such teacher as the prices name.
+        UsageError: there is no run, it is not finished, makes no model, or has no such teacher as the prices name.
     """
     transformers.utils.logging.disable_progress_bar()
     paths = RunFolder(run)
+    if not paths.recipe.is_file():
+        raise UsageError(f"{run} holds no run")
     results = {result.name: result for result in read_run(run).summary.stages}
     recipe = _recipe(paths.recipe)
     paths = recipe.run_folder(run)

@@ -147,3 +147,16 @@ class RunFolder:
 def stage_record_path(folder: Path) -> Path:
     """Return the path of a stage's record in the folder of its result."""
     return folder / _STAGE_RECORD
+
+
+def model_name(place: str) -> str:
+    """Return a name for a model: of a run's student that of the run."""
+    path = Path(place).absolute()
+    return path.parent.name if recipe_of_model(path) == path.parent / "recipe.json" else path.name
+
+
+def recipe_of_model(model: Path) -> Path | None:
+    """Return the recipe of the run whose student or other stage's model a folder is; None if it is none."""
+    folders = [model.parent, *([model.parent.parent] if model.parent.name == "models" else [])]
+    recipes = [RunFolder(folder).recipe for folder in folders] if model.is_dir() else []
+    return next((path for path in recipes if path.is_file()), None)
