@@ -37,6 +37,7 @@ class Draft:
         minutes: The time that the run may take.
         cards: What the machine can do.
         has_gpu: Whether it has a GPU.
+        samples: Whether there is time for the student to try answers that a reward judges.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Draft:
     minutes: float
     cards: Cards
     has_gpu: bool
+    samples: bool = True
 
     @property
     def models(self) -> list[Model]:
@@ -68,9 +70,15 @@ class Draft:
         return min(-(-self.measured.longest_answer // 8) * 8, most)
 
     @property
+    def can_sample(self) -> bool:
+        """Whether a reward can judge what the student tries, and there are teachers beside it."""
+        return bool(self.teachers) and self.kind.name == "question_answer" and self.measured.verifier is not None
+
+    @property
     def teaching(self) -> Teaching:
         """How the student learns."""
-        return Teaching(self.kind.name, list(self.teachers), list(self.other_tokenizers), self.measured.verifier)
+        names = list(self.teachers), list(self.other_tokenizers)
+        return Teaching(self.kind.name, *names, self.measured.verifier, self.samples and self.can_sample)
 
     def text(self, plan: Plan, folder: Path) -> str:
         """Return the recipe, for a file in a folder."""

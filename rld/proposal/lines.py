@@ -13,7 +13,7 @@ from rld.utils.control_characters import visible
 _LINE = 120
 """Characters."""
 
-_BARE = re.compile(r"(\.{0,2}/)*[A-Za-z][\w./-]*")
+_BARE = re.compile(r"(\.{0,2}/)*[A-Za-z][\w./-]*(:\w+)?")
 _OTHER_VALUES = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
 """Words that YAML reads as no text, in one of its versions."""
 

@@ -34,7 +34,7 @@ def measure_machine() -> tuple[Cards, bool]:
     if device.type == "cuda":
         name, memory = torch.cuda.get_device_name(device), torch.cuda.mem_get_info(device)[0]
     else:
-        name, memory = f"a CPU with {torch.get_num_threads()} of its cores", psutil.virtual_memory().available
+        name, memory = f"{torch.get_num_threads()} of the CPU's cores", psutil.virtual_memory().available
     return Cards(name, measured=Card(flops, bandwidth, float(memory))), device.type == "cuda"
 
 

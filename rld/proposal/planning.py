@@ -43,31 +43,34 @@ class Seconds(NamedTuple):
     step: float
 
 
-def make_plan(draft: Draft) -> Plan:
-    """Return the numbers of a recipe for the minutes of a draft."""
+def make_plan(draft: Draft) -> tuple[Draft, Plan]:
+    """Return a draft that samples if it has the time, and the numbers of its recipe."""
     plan, costs = Plan(), dict[str, StageCost]()
-    for rows in (16, 8, 4):
+    choices = [(samples, rows) for samples in ((True, False) if draft.can_sample else (False,)) for rows in (16, 8, 4)]
+    for samples, rows in choices:
+        draft = replace(draft, samples=samples)
         plan, costs = _fitted(draft, Plan(rows, steps=dict.fromkeys(draft.teaching.stages, _DRAFT_STEPS)))
         if any(cost.flops is None for cost in costs.values()):
-            return replace(plan, held_out=_held_out(draft, num_affordable=_SCORING_BATCH))
-        plan = _timed(draft, plan, costs)
-        if min(plan.steps.values()) >= _ENOUGH_STEPS:
+            return draft, replace(plan, held_out=_held_out(draft, num_affordable=_SCORING_BATCH))
+        plan, are_enough = _timed(draft, plan, costs)
+        if are_enough:
             break
     num_affordable = int(60 * draft.minutes * _SCORING_TIME / _row_seconds(draft, costs))
-    return replace(plan, held_out=_held_out(draft, num_affordable))
+    return draft, replace(plan, held_out=_held_out(draft, num_affordable))
 
 
-def _timed(draft: Draft, plan: Plan, costs: dict[str, StageCost]) -> Plan:
-    """Return a plan with the steps that the time allows."""
-    steps, step_seconds = {}, {}
+def _timed(draft: Draft, plan: Plan, costs: dict[str, StageCost]) -> tuple[Plan, bool]:
+    """Return a plan with the steps that the time allows, and whether they are enough, or read all rows."""
+    steps, step_seconds, are_enough = {}, {}, True
     for stage, share in draft.teaching.stages.items():
         time = _stage_seconds(draft, costs[stage])
         available = 60 * draft.minutes * (1 - _SCORING_TIME) * share - time.fixed
         rows = draft.teaching.rows_per_step(stage, plan.rows)
         most = max(_PASSES * draft.measured.num_items // rows, 1)
         steps[stage] = max(1, min(int(available / time.step), most))
+        are_enough &= steps[stage] >= min(_ENOUGH_STEPS, most)
         step_seconds[stage] = time.step
-    return replace(plan, steps=steps, step_seconds=step_seconds)
+    return replace(plan, steps=steps, step_seconds=step_seconds), are_enough
 
 
 def _stage_seconds(draft: Draft, cost: StageCost) -> Seconds:

@@ -68,7 +68,7 @@ def propose(
         cards=cards,
         has_gpu=has_gpu,
     )
-    plan = make_plan(draft)
+    draft, plan = make_plan(draft)
     write_text(output, draft.text(plan, output.resolve().parent))
     for stage, seconds in plan.step_seconds.items():
         if plan.steps[stage] < min(_FEW_STEPS, draft.measured.num_items):

@@ -27,12 +27,14 @@ class Teaching:
         teachers: Names of the teachers.
         other_tokenizers: Those of them that have another tokenizer than the student.
         verifier: A reward that tells correct answers. None: there is none.
+        samples: Whether the student tries answers, which the reward then judges.
     """
 
     kind: str
     teachers: list[str]
     other_tokenizers: list[str]
     verifier: str | None
+    samples: bool
 
     @property
     def stages(self) -> dict[str, float]:
@@ -42,11 +44,6 @@ class Teaching:
         if self.kind in ("labelled", "plain_text"):
             return {"distill": 1.0}
         return {"gold": _GOLD_SHARE, "distill": 1 - _GOLD_SHARE}
-
-    @property
-    def samples(self) -> bool:
-        """Whether the student tries answers, which a reward then judges."""
-        return self.verifier is not None and self.kind == "question_answer"
 
     def rows_per_step(self, stage: str, rows: int) -> int:
         """Return the rows, or prompts, of an update in which a stage reads about so many rows."""
@@ -88,10 +85,12 @@ def _distill(teaching: Teaching, plan: Plan) -> list[str]:
         )
         lines += entry(4, "rollout", rollout, "three tries at each prompt, and its gold answer")
     else:
-        why = "no reward can tell which answers are correct, so teachers teach on gold answers"
+        why = "teachers teach on gold answers: there is no time for the student to try its own"
+        if teaching.verifier is None:
+            why = "teachers teach on gold answers: no reward can tell which others are correct"
         rollout = {"prompts": rows, "completions": 1, "gold_completions": 1}
         lines += entry(4, "signals", {"response": response, "gold": {"weight": 0.5}}, why)
-        lines += entry(4, "gate", "off", "for the same reason") + entry(4, "controller", {"kind": "fixed"})
+        lines += entry(4, "gate", "off", "nothing else is asked of them") + entry(4, "controller", {"kind": "fixed"})
         lines += entry(4, "rollout", rollout)
     return [*lines, *_steps("distill", plan), *_trainer(Distill, plan)]
 
@@ -124,8 +123,14 @@ def _steps(stage: str, plan: Plan) -> list[str]:
     if stage not in plan.step_seconds:
         return entry(4, "steps", steps, "the size of a model is not known for its kind, so time was not planned")
     seconds = plan.step_seconds[stage]
-    time = f"about {steps * seconds / 60:.2g} minutes, {seconds:.2g} s each, by planned FLOPs and measured speed"
+    time = (
+        f"about {_number(steps * seconds / 60)} minutes, {_number(seconds)} s each, by planned FLOPs and measured speed"
+    )
     return entry(4, "steps", steps, f"{time}; three passes over the rows at most")
+
+
+def _number(number: float) -> str:
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
 
 
 def _trainer(stage: Any, plan: Plan) -> list[str]:

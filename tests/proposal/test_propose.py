@@ -131,6 +131,14 @@ def test_more_minutes_are_more_steps(folder):
     assert steps[0] < steps[1] <= 3 * 40 // 4
 
 
+@pytest.mark.parametrize(("minutes", "completions"), [("60", 4), ("0.002", 1)])
+def test_a_student_tries_answers_where_there_is_time(minutes, completions, folder):
+    assert main(["init", "sums.jsonl", "--student", "small", "--teacher", "large", "--minutes", minutes]) == 0
+    recipe = read_recipe("recipe.yaml")
+    assert recipe.stages[-1].rollout.completions == completions
+    assert recipe.verifier_in_use.use == "answers:final_number"
+
+
 def test_the_page_shows_what_is_written(folder):
     page = (Path(__file__).parents[2] / "docs" / "first_run.md").read_text()
     command, train = (block.split() for block in re.findall(r"```sh\n(rld (?:init|train).*?)```", page, re.DOTALL))
