@@ -95,12 +95,13 @@ def measure(rows: Survey, reader: RowReader, student: Model) -> Measured:
         beginnings = "".join(item.question[: _NUM_CHARACTERS // len(sample) + 1] for item in sample)
         num_tokens = num_characters * len(count(beginnings)) / len(beginnings)
         num_blocks = num_items + round(num_tokens / BLOCK)
-        lengths = Lengths(1, 1 + num_tokens / num_blocks)
+        lengths = Lengths(1, 1 + num_tokens / num_blocks, num_blocks)
         return Measured(num_blocks, num_items, num_rejected, first_rejected, lengths, BLOCK, 0, None)
     answers = [item.answer for item in sample if item.answer]
     mean = Lengths(
         fmean(len(count(_prompt(item))) for item in sample) + _CHAT_TOKENS,
         1 + fmean([len(count(answer)) for answer in answers] or [0.0]),
+        num_items,
     )
     longest = [max((len(count(text)) for *_, text in texts), default=0) for texts in (long_answers, long_prompts)]
     sizes = longest[0] + 1, longest[1] + _CHAT_TOKENS

@@ -12,7 +12,7 @@ class Plan:
 
     Attributes:
         rows: Rows of an update.
-        accumulation: Parts in which an update is computed one after another.
+        accumulation: Parts in which an update is computed one after another, where it has two rows for each.
         has_adapter: Whether the student is trained by a LoRA adapter.
         is_offloaded: Whether teachers wait in CPU memory.
         held_out: A number of rows, or of a single text its share.

@@ -110,7 +110,8 @@ def _fitted(draft: Draft, plan: Plan) -> tuple[Plan, dict[str, StageCost]]:
     """Return a plan whose updates fit into memory as far as possible, and its costs."""
     costs = _costs(draft, plan)
     while all(cost.demand is not None for cost in costs.values()):
-        if max(_bytes(draft, plan, cost) for cost in costs.values()) <= _MEMORY_SHARE * draft.cards.card.memory:
+        needed = max(_bytes(draft, plan, stage, cost) for stage, cost in costs.items())
+        if needed <= _MEMORY_SHARE * draft.cards.card.memory:
             break
         smaller = _smaller(draft, plan)
         if smaller is None:
@@ -121,8 +122,7 @@ def _fitted(draft: Draft, plan: Plan) -> tuple[Plan, dict[str, StageCost]]:
 
 def _smaller(draft: Draft, plan: Plan) -> Plan | None:
     """Return a plan that takes less memory; None if there is none."""
-    least = min(draft.teaching.rows_per_step(stage, plan.rows) for stage in draft.teaching.stages)
-    if 2 * plan.accumulation < least:
+    if 2 * plan.accumulation < plan.rows:
         return replace(plan, accumulation=2 * plan.accumulation)
     if not plan.has_adapter:
         return replace(plan, has_adapter=True)
@@ -131,15 +131,17 @@ def _smaller(draft: Draft, plan: Plan) -> Plan | None:
     return None
 
 
-def _bytes(draft: Draft, plan: Plan, cost: StageCost) -> float:
-    """Return the memory of a stage: what `rld check` plans, and float32 logits with their gradient."""
-    assert cost.flops_by_account is not None
-    assert cost.demand is not None
-    total = estimate(cost.flops_by_account, cost.demand, draft.cards).whole_bytes
-    if plan.is_offloaded:
-        total -= cost.demand.frozen_bytes
-    tokens = plan.rows / plan.accumulation * sum(draft.measured.lengths)
-    return total + 8 * tokens * draft.student.num_token_rows
+def _bytes(draft: Draft, plan: Plan, stage: str, cost: StageCost) -> float:
+    """Return the memory of a stage: what `rld check` plans, and float32 logits with their gradient.
+
+    They count as those of this model's vocabulary; `hardware.estimate` counts the most that any takes on a GPU.
+    """
+    demand = cost.demand
+    assert demand is not None
+    tokens = plan.rows / draft.teaching.parts(stage, plan) * draft.measured.lengths.total
+    logits = 8 * tokens * draft.student.num_token_rows
+    frozen = 0 if plan.is_offloaded else demand.frozen_bytes
+    return demand.state_bytes + frozen + max(demand.activation_bytes + logits, demand.cache_bytes)
 
 
 def _costs(draft: Draft, plan: Plan) -> dict[str, StageCost]:

@@ -49,6 +49,10 @@ class Teaching:
         """Return the rows, or prompts, of an update in which a stage reads about so many rows."""
         return max(2, rows // _NUM_COMPLETIONS) if stage == "distill" and self.samples else rows
 
+    def parts(self, stage: str, plan: Plan) -> int:
+        """Return in how many parts an update of a stage is computed: two rows are in each at least."""
+        return max(1, min(plan.accumulation, self.rows_per_step(stage, plan.rows) // 2))
+
 
 def stage_lines(teaching: Teaching, stage: str, plan: Plan) -> list[str]:
     """Return the lines of a stage."""
@@ -63,7 +67,7 @@ def _sft(teaching: Teaching, plan: Plan) -> list[str]:
         *entry(4, "student", "student"),
         *_steps("gold", plan),
         *entry(4, "batch", plan.rows, "rows of an update"),
-        *_trainer(Sft, plan),
+        *_trainer(Sft, teaching.parts("gold", plan), plan),
     ]
 
 
@@ -92,7 +96,7 @@ def _distill(teaching: Teaching, plan: Plan) -> list[str]:
         lines += entry(4, "signals", {"response": response, "gold": {"weight": 0.5}}, why)
         lines += entry(4, "gate", "off", "nothing else is asked of them") + entry(4, "controller", {"kind": "fixed"})
         lines += entry(4, "rollout", rollout)
-    return [*lines, *_steps("distill", plan), *_trainer(Distill, plan)]
+    return [*lines, *_steps("distill", plan), *_trainer(Distill, teaching.parts("distill", plan), plan)]
 
 
 _LABELS = (
@@ -133,13 +137,13 @@ def _number(number: float) -> str:
     return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
 
 
-def _trainer(stage: Any, plan: Plan) -> list[str]:
+def _trainer(stage: Any, num_parts: int, plan: Plan) -> list[str]:
     rates, lines = stage.learning_rates, list[str]()
     if plan.has_adapter:
         lines += entry(4, "lora", _ADAPTER, "memory does not hold gradients and moments of all weights")
     rate = rates.adapter if plan.has_adapter else rates.pretrained
     options, why = {"learning_rate": rate}, "the usual rate for such weights; lower it if scores fall"
-    if plan.accumulation > 1:
-        options["gradient_accumulation_steps"] = plan.accumulation
+    if num_parts > 1:
+        options["gradient_accumulation_steps"] = num_parts
         why += "; an update is computed in parts, for memory"
     return lines + entry(4, "trainer", options, why)

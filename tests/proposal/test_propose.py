@@ -14,6 +14,7 @@ import tests.support.tiny as tiny
 from rld.cli import main
 from rld.recipe import registry
 from rld.recipe.document import RecipeDocument
+from rld.recipe.hardware import Card, Cards
 from rld.recipe.reading import read_recipe
 
 DATA = registry.folder("recipes") / "data"
@@ -129,6 +130,18 @@ def test_more_minutes_are_more_steps(folder):
         assert main(["init", *words]) == 0
         steps.append(read_recipe(f"{minutes}.yaml").stages[0].steps)
     assert steps[0] < steps[1] <= 3 * 40 // 4
+
+
+def test_what_memory_does_not_hold_is_made_smaller(folder, monkeypatch):
+    """By parts of an update, then by an adapter."""
+    found = {}
+    for memory in (100e9, 1e6):
+        cards = Cards("a card", measured=Card(1e12, 1e12, memory))
+        monkeypatch.setattr("rld.proposal.propose.measure_machine", lambda cards=cards: (cards, False))
+        assert main(["init", "news.csv", "--student", "small", "--output", f"{memory:.0f}.yaml"]) == 0
+        (stage,) = read_recipe(f"{memory:.0f}.yaml").stages
+        found[memory] = stage.trainer.get("gradient_accumulation_steps", 1), stage.lora is not None
+    assert found == {100e9: (1, False), 1e6: (8, True)}
 
 
 @pytest.mark.parametrize(("minutes", "completions"), [("60", 4), ("0.002", 1)])
