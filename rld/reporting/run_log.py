@@ -39,8 +39,8 @@ class RunLog(TrainerCallback):
         self._supervised = supervised
         self._writes = False
         self._extra: dict[str, float] = {}
-        self._latest: list[files.Record] = []
-        """Events of the update after which the stage goes on; some are told again."""
+        self._present: list[files.Record] = []
+        """Events of the beginning, and of the update after which the stage goes on: some are told again."""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._writes = state.is_world_process_zero
@@ -50,15 +50,13 @@ class RunLog(TrainerCallback):
                 if damaged:
                     tell(f"{path}: line {', '.join(map(str, damaged))} is damaged and left out")
             events = files.read_jsonl(self.folder.events).records
-            self._latest = [event for event in events if self._is_latest(event, state.global_step)]
+            steps = 0, state.global_step
+            self._present = [event for event in events if event["stage"] == self.stage and event["step"] in steps]
 
     def _is_kept(self, record: files.Record, num_updates: int) -> bool:
         """Tell whether a line is of another stage, or of the updates that this stage has made; a damaged one is not."""
         step = record.get("step")
         return "stage" in record and files.is_number(step) and (record["stage"] != self.stage or step <= num_updates)
-
-    def _is_latest(self, record: files.Record, num_updates: int) -> bool:
-        return bool(record["stage"] == self.stage and record["step"] == num_updates)
 
     def on_log(
         self,
@@ -82,6 +80,6 @@ class RunLog(TrainerCallback):
     def events(self, events: list[Event]) -> None:
         """Append events."""
         records = [asdict(event) | {"stage": self.stage} for event in events]
-        records = [record for record in records if record not in self._latest]
+        records = [record for record in records if record not in self._present]
         if self._writes and records:
             files.append_jsonl(self.folder.events, records)
