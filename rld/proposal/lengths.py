@@ -68,8 +68,7 @@ def measure(rows: Survey, reader: RowReader, student: Model) -> Measured:
     """
     rng = random.Random(0)
     sample: list[Item] = []
-    long_answers: list[tuple[int, int, str]] = []
-    long_prompts: list[tuple[int, int, str]] = []
+    long_answers, long_prompts = list[tuple[int, int, str]](), list[tuple[int, int, str]]()
     num_items = num_rejected = num_characters = 0
     first_rejected = ""
     for record in records(rows.source):
