@@ -28,6 +28,11 @@ def entry(indent: int, key: str, value: Any, why: str = "") -> list[str]:
     return [*textwrap.wrap(reason, _LINE, initial_indent=head, subsequent_indent=head), line]
 
 
+def two_digits(number: float) -> str:
+    """Return a number for a comment: two digits, or all those of a larger whole number."""
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
+
+
 def flow(value: Any) -> str:
     """Return a value in YAML, in one line."""
     if isinstance(value, Mapping):

@@ -11,6 +11,7 @@ from rld.errors import RecipeError, UsageError
 from rld.proposal.columns import recognise
 from rld.proposal.draft import Draft
 from rld.proposal.lengths import measure
+from rld.proposal.lines import two_digits
 from rld.proposal.machine import measure_machine
 from rld.proposal.models import describe, needs_alignment
 from rld.proposal.planning import make_plan
@@ -73,7 +74,8 @@ def propose(
     for stage, seconds in plan.step_seconds.items():
         if plan.steps[stage] < min(_FEW_STEPS, draft.measured.num_items):
             fix = "give it more --minutes, or choose smaller models"
-            tell(f"caution: {minutes:g} minutes hold {plan.steps[stage]} steps of {seconds:.2g} s for {stage!r}; {fix}")
+            steps = f"{plan.steps[stage]} steps of {two_digits(seconds)} s"
+            tell(f"caution: {minutes:g} minutes hold {steps} for {stage!r}; {fix}")
 
 
 def _source(name: str) -> Source:

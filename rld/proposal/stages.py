@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rld.proposal.lines import entry
+from rld.proposal.lines import entry, two_digits
 from rld.proposal.plan import Plan
 from rld.recipe.stages.distill import Distill
 from rld.recipe.stages.sft import Sft
@@ -127,14 +127,8 @@ def _steps(stage: str, plan: Plan) -> list[str]:
     if stage not in plan.step_seconds:
         return entry(4, "steps", steps, "the size of a model is not known for its kind, so time was not planned")
     seconds = plan.step_seconds[stage]
-    time = (
-        f"about {_number(steps * seconds / 60)} minutes, {_number(seconds)} s each, by planned FLOPs and measured speed"
-    )
+    time = f"about {two_digits(steps * seconds / 60)} minutes, {two_digits(seconds)} s each, by planned FLOPs and measured speed"
     return entry(4, "steps", steps, f"{time}; three passes over the rows at most")
-
-
-def _number(number: float) -> str:
-    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
 
 
 def _trainer(stage: Any, num_parts: int, plan: Plan) -> list[str]:
