@@ -127,8 +127,8 @@ def _steps(stage: str, plan: Plan) -> list[str]:
     if stage not in plan.step_seconds:
         return entry(4, "steps", steps, "the size of a model is not known for its kind, so time was not planned")
     seconds = plan.step_seconds[stage]
-    time = f"about {two_digits(steps * seconds / 60)} minutes, {two_digits(seconds)} s each, by planned FLOPs and measured speed"
-    return entry(4, "steps", steps, f"{time}; three passes over the rows at most")
+    time = f"about {two_digits(steps * seconds / 60)} minutes, {two_digits(seconds)} s each"
+    return entry(4, "steps", steps, f"{time}, by planned FLOPs and measured speed; three passes over the rows at most")
 
 
 def _trainer(stage: Any, num_parts: int, plan: Plan) -> list[str]:
