@@ -68,9 +68,9 @@ def measure(rows: Survey, reader: RowReader, student: Model) -> Measured:
     """
     rng = random.Random(0)
     sample: list[Item] = []
-    long_answers: list[tuple[int, int, str]] = []
-    long_prompts: list[tuple[int, int, str]] = []
-    num_items, num_rejected, num_characters, first_rejected = 0, 0, 0, ""
+    long_answers, long_prompts = list[tuple[int, int, str]](), list[tuple[int, int, str]]()
+    num_items = num_rejected = num_characters = 0
+    first_rejected = ""
     for record in records(rows.source):
         try:
             items = [item for item, _ in reader.items(record.values)]
@@ -102,10 +102,8 @@ def measure(rows: Survey, reader: RowReader, student: Model) -> Measured:
         1 + fmean([len(count(answer)) for answer in answers] or [0.0]),
         num_items,
     )
-    answer, prompt = (
-        max((len(count(text)) for *_, text in texts), default=0) for texts in (long_answers, long_prompts)
-    )
-    sizes = answer + 1, prompt + _CHAT_TOKENS
+    longest = [max((len(count(text)) for *_, text in texts), default=0) for texts in (long_answers, long_prompts)]
+    sizes = longest[0] + 1, longest[1] + _CHAT_TOKENS
     return Measured(num_items, 0, num_rejected, first_rejected, mean, *sizes, _verifier(answers))
 
 
