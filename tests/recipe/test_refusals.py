@@ -53,6 +53,7 @@ TEXTS = {
     "stages.main.signals": {"response": {}},
 }
 OWN = {"stages.main.teachers.t": {"model": "student", "prompt": "{question} {answer}"}}
+EXPORT = {"name": "scored", "kind": "export", "model": "main", "format": "gguf"}
 SERVED = {"stages.main.teachers.t": {"url": "http://localhost:1/v1", "top_k": 5}}
 
 REFUSALS: list[tuple[str, dict[str, Any]]] = [
@@ -157,7 +158,12 @@ REFUSALS: list[tuple[str, dict[str, Any]]] = [
         },
     ),
     ("stages.main.teachers.t.model", OWN | GOLD | {"stages.main.cache": {"folder": "cache", "top_k": 4}}),
-    ("stages.main.teachers.t.prompt", OWN | LABELS),
+    (
+        "stages.main.teachers.t.prompt",
+        OWN | LABELS | {"stages.main.signals": {"response": {"calibration": "content_free"}}},
+    ),
+    ("stages.scored.format", {"stages.scored": EXPORT | {"format": "zip"}}),
+    ("stages.scored.precision", {"stages.scored": EXPORT | {"precision": "q3"}}),
     ("stages.main.teachers", OWN | TEXTS),
     ("stages.main.teachers.t.url", SERVED | {"stages.main.rollout": {"temperature": 2.0}}),
     ("stages.first.teacher", {"stages.first.skills": ["texts"], "stages.first.teacher": "big"}),
