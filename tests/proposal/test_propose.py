@@ -46,6 +46,13 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def slow_machine(monkeypatch):
+    """One that makes a thousand million operations per second, whichever runs the tests."""
+    cards = Cards("a card", measured=Card(1e9, 1e9, 100e9))
+    monkeypatch.setattr("rld.proposal.propose.measure_machine", lambda: (cards, False))
+
+
 def propose(*words: str) -> int:
     return main(["init", *words, "--student", "small", "--minutes", "0.05"])
 
@@ -123,9 +130,9 @@ def test_two_columns_of_any_name_are_a_question_and_its_answer(folder):
     assert [stage.kind for stage in recipe.stages] == ["sft"]
 
 
-def test_more_minutes_are_more_steps(folder):
+def test_more_minutes_are_more_steps(folder, slow_machine):
     steps = []
-    for minutes in ("0.0001", "5"):
+    for minutes in ("0.005", "5"):
         words = ["news.csv", "--student", "small", "--minutes", minutes, "--output", f"{minutes}.yaml"]
         assert main(["init", *words]) == 0
         steps.append(read_recipe(f"{minutes}.yaml").stages[0].steps)
@@ -145,7 +152,7 @@ def test_what_memory_does_not_hold_is_made_smaller(folder, monkeypatch):
 
 
 @pytest.mark.parametrize(("minutes", "completions"), [("60", 4), ("0.002", 1)])
-def test_a_student_tries_answers_where_there_is_time(minutes, completions, folder):
+def test_a_student_tries_answers_where_there_is_time(minutes, completions, folder, slow_machine):
     assert main(["init", "sums.jsonl", "--student", "small", "--teacher", "large", "--minutes", minutes]) == 0
     recipe = read_recipe("recipe.yaml")
     assert recipe.stages[-1].rollout.completions == completions
