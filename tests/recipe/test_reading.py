@@ -179,7 +179,7 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(recipe):
         ("steps: 3", "steps:", "17: stages.first.steps has no value; {} stands for defaults, null for none"),
         ("    steps: 3\n", "", "14: 'stages.first.steps' is required"),
         ("kind: sft", "kind: stf", "15: stages.first.kind cannot be 'stf'; did you mean 'sft'?"),
-        ("    kind: sft\n", "", "14: 'stages.first.kind' is required; choose from distill, evaluate, merge, prune, sft"),
+        ("    kind: sft\n", "", "14: 'stages.first.kind' is required; choose from distill, evaluate, export, merge, prune, sft"),
         ("on_above: 0.25", "strt: 1, on_above: .nan", "24: stages.main.controller.on_above should be a finite number, not nan"),
         ("generator:", "generater:", "8: unknown key 'skills.reverse.generater'; did you mean 'generator'?"),
         ("  sum: {", "  s/m: {", "10: skills.s/m: its name should have only letters, digits, '_' and '-'"),
