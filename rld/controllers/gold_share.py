@@ -18,7 +18,7 @@ MEMORY = 0.9
 """Share of earlier counts of successes that one tick keeps: about ten ticks are averaged."""
 
 FIRST_SHARE = 1 / 2
-"""Share of gold prompts before the first tick: from the other half it is seen how the student answers."""
+"""Share of gold prompts at the beginning: from the other half it is seen how the student answers."""
 
 NEW_SHARE = 15 / 16
 """Share while a skill's gold answers are as good as new: from the others it is measured how often it succeeds."""
@@ -47,10 +47,11 @@ class GoldShareController(WrappedController):
     teachers' distributions on these tell more that holds on other rows.
 
     Attributes:
-        share: The share, fixed. None: 1/2 before the first tick, then 15/16 while the gold answers that were learnt
-            come to less than 4 passes over the skill's rows, then `(1 - p) / 2`, p being the mean of a Beta posterior
-            of the student's success rate that forgets; and 0 where gold answers are bare results, less than half as
-            long as the student's first 8 or more correct completions.
+        share: The share, fixed. None: 1/2 before the first tick and while 1 to 7 completions of the student were
+            correct, then 15/16 while the gold answers that were learnt come to less than 4 passes over the skill's
+            rows, then `(1 - p) / 2`, p being the mean of a Beta posterior of the student's success rate that forgets;
+            and 0 where gold answers are bare results, less than half as long as the student's first 8 or more correct
+            completions.
         num_rows: The number of rows with a gold answer of each skill that has an end of them. 0: none is learnt.
         num_iterations: How often a rollout is learnt from.
     """
@@ -88,7 +89,7 @@ class GoldShareController(WrappedController):
             return self.share
         if state.is_bare:
             return 0.0
-        if not state.ticks:
+        if not state.ticks or 0 < state.first.successes < FEWEST_SUCCESSES:
             return FIRST_SHARE
         return REPEATED_SHARE * (1 - state.success.mean) if self._is_repeated(skill, state) else NEW_SHARE
 

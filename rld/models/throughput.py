@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from rld.errors import ModelError
 from rld.models.decoding import contiguous_head_input, only_generation_config
 from rld.models.self_check import context_length, evaluating
 
@@ -58,6 +59,9 @@ def measure_throughput(model: PreTrainedModel, num_read: float, num_written: flo
         num_read: Tokens of a prompt.
         num_written: Tokens of an answer; some 8 to 64 are timed, as many as the context has room for.
         batch: Rows that are answered at once.
+
+    Raises:
+        ModelError: the context has no room for a prompt and two tokens of an answer.
     """
     steps = min(max(round(num_written), _STEPS[0]), _STEPS[1])
     length = max(round(num_read), 1)
@@ -65,6 +69,8 @@ def measure_throughput(model: PreTrainedModel, num_read: float, num_written: flo
     if limit is not None:
         length = max(min(length, limit - steps), 1)
         steps = min(steps, limit - length)
+        if steps < 2:
+            raise ModelError(f"a context of {limit} tokens has no room for an answer whose speed could be measured")
     ids_BP = torch.arange(batch * length, device=model.device).view(batch, length) % model.config.vocab_size
     config = GenerationConfig(do_sample=False, max_new_tokens=steps, pad_token_id=0, return_dict_in_generate=True)
     prefill, decode, num_bytes = list[float](), list[float](), 0

@@ -55,11 +55,12 @@ def test_answers_much_shorter_than_the_students_correct_ones_are_not_learnt(own_
     state = controller.start(["add"], [], ["policy"])
     first = SkillObservation(attempts=9, successes=4, success_tokens=4 * own_length, gold_answers=8, gold_tokens=80)
     later = SkillObservation(attempts=9, successes=9, success_tokens=9, gold_answers=8, gold_tokens=80)
-    kinds = []
+    kinds, courses = [], []
     for measured in (first, first, later, later):
         state, weights, events = controller.step(json.loads(json.dumps(state)), Observation(1, {"add": measured}))
         kinds.append([event.kind for event in events])
-    assert weights.gold_share["add"] == share
+        courses.append(weights.gold_share["add"])
+    assert courses == [0.5, share, share, share]
     assert kinds == [[], ["gold answers bare"] if share == 0 else [], [], []]
 
 

@@ -6,7 +6,10 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
+
 from rld.cli import main
+from rld.errors import ModelError
 from rld.models.throughput import measure_throughput
 from rld.recipe.prices import Prices, read_prices
 from rld.utils import files
@@ -125,8 +128,15 @@ def test_the_page_on_costs_shows_prices_and_computes_what_it_says(tmp_path, caps
     assert capsys.readouterr().out.strip() == script.rpartition("# ")[2].strip()
 
 
-def test_more_at_once_is_faster_a_request():
+def test_each_of_five_measurements_is_kept_and_more_rows_take_more_memory():
     model = tiny.model()
     alone, together = measure_throughput(model, 4, 8, 1), measure_throughput(model, 4, 8, 16)
-    assert min(alone.decode_seconds) > max(together.decode_seconds)
-    assert len(alone.prefill_seconds) == 5 and alone.num_bytes < together.num_bytes
+    assert [len(alone.prefill_seconds), len(alone.decode_seconds)] == [5, 5]
+    assert 0 < alone.num_bytes < together.num_bytes
+
+
+def test_a_context_without_room_for_an_answer_is_refused():
+    model = tiny.model()
+    model.config.max_position_embeddings = 2
+    with pytest.raises(ModelError, match="a context of 2 tokens has no room"):
+        measure_throughput(model, 4, 8, 1)

@@ -267,7 +267,10 @@ class LlamaCpp:
         said = self._ask(ids, following, TOP_K)
         if said is None:  # the token is no whole character, which is not told: look for it among all
             said = self._ask(ids, self._letter, _ALL)
-            logprob = next(token["logprob"] for token in said["top_logprobs"] if token["id"] == following)
+            logprobs = {token["id"]: token["logprob"] for token in said["top_logprobs"]}
+            if following not in logprobs:
+                raise RuntimeError(f"llama.cpp gives no probability of token {following}")
+            logprob = logprobs[following]
         else:
             logprob = said["logprob"]
         best = said["top_logprobs"][:TOP_K]
