@@ -27,7 +27,7 @@ CHANGED = (
         "teachers: {teacher: {model: teacher, probe_prompts: 4}}",
         "teachers: {teacher: {model: teacher}, b: {model: other}}",
     )
-    .replace(", feature: {}}", "}")
+    .replace(", feature: {}", "")
     .replace(
         "{kind: gap, decide_every: 2}", "{kind: fixed, decide_every: 2}\n    experiment: {perturbations: [CHANGES]}"
     )
