@@ -50,7 +50,7 @@ def cost(run: Path, source: Path, prices: Prices, requests_per_day: float, batch
     transformers.utils.logging.disable_progress_bar()
     paths = RunFolder(run)
     if not paths.recipe.is_file():
-        raise UsageError(f"{run} holds no run")
+        raise UsageError(f"{run} holds no run; rld train RECIPE makes one")
     results = {result.name: result for result in read_run(run).summary.stages}
     recipe = _recipe(paths.recipe)
     paths = recipe.run_folder(run)

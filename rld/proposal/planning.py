@@ -65,12 +65,16 @@ def _timed(draft: Draft, plan: Plan, costs: dict[str, StageCost]) -> tuple[Plan,
     for stage, share in draft.teaching.stages.items():
         time = _stage_seconds(draft, costs[stage])
         available = 60 * draft.minutes * (1 - _SCORING_TIME) * share - time.fixed
-        rows = draft.teaching.rows_per_step(stage, plan.rows)
-        most = max(_PASSES * draft.measured.num_items // rows, 1)
+        most = most_steps(draft, plan, stage)
         steps[stage] = max(1, min(int(available / time.step), most))
         are_enough &= steps[stage] >= min(_ENOUGH_STEPS, most)
         step_seconds[stage] = time.step
     return replace(plan, steps=steps, step_seconds=step_seconds), are_enough
+
+
+def most_steps(draft: Draft, plan: Plan, stage: str) -> int:
+    """Return the steps that a stage needs for all its passes over the rows, at least one."""
+    return max(_PASSES * draft.measured.num_items // draft.teaching.rows_per_step(stage, plan.rows), 1)
 
 
 def _stage_seconds(draft: Draft, cost: StageCost) -> Seconds:

@@ -14,7 +14,7 @@ from rld.proposal.lengths import measure
 from rld.proposal.lines import two_digits
 from rld.proposal.machine import measure_machine
 from rld.proposal.models import describe, needs_alignment
-from rld.proposal.planning import make_plan
+from rld.proposal.planning import make_plan, most_steps
 from rld.proposal.survey import Source, survey
 from rld.recipe.names import is_hub_id
 from rld.utils.files import user_path, write_text
@@ -72,7 +72,7 @@ def propose(
     draft, plan = make_plan(draft)
     write_text(output, draft.text(plan, output.resolve().parent))
     for stage, seconds in plan.step_seconds.items():
-        if plan.steps[stage] < min(_FEW_STEPS, draft.measured.num_items):
+        if plan.steps[stage] < min(_FEW_STEPS, most_steps(draft, plan, stage)):
             fix = "give it more --minutes, or choose smaller models"
             steps = f"{plan.steps[stage]} steps of {two_digits(seconds)} s"
             tell(f"caution: {minutes:g} minutes hold {steps} for {stage!r}; {fix}")

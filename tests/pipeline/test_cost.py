@@ -108,7 +108,7 @@ def test_a_run_without_teachers_has_costs_and_no_break_even(whole, tmp_path, cap
     assert main(["cost", str(run)]) == 0
     assert "No teacher could be served in the student's place" in capsys.readouterr().out
     assert main(["cost", str(tmp_path)]) == 2
-    assert "holds no run" in capsys.readouterr().err
+    assert "holds no run; rld train RECIPE makes one" in capsys.readouterr().err
     files.write_json(run / "summary.json", content | {"stages": []})
     assert main(["cost", str(run)]) == 2
     assert "is not finished: stage teach is to do" in capsys.readouterr().err

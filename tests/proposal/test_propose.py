@@ -130,13 +130,16 @@ def test_two_columns_of_any_name_are_a_question_and_its_answer(folder):
     assert [stage.kind for stage in recipe.stages] == ["sft"]
 
 
-def test_more_minutes_are_more_steps(folder, slow_machine):
-    steps = []
+def test_more_minutes_are_more_steps(folder, slow_machine, capsys):
+    """And are asked for only where the time is what limits the steps, not the rows."""
+    steps, cautions = [], []
     for minutes in ("0.005", "5"):
         words = ["news.csv", "--student", "small", "--minutes", minutes, "--output", f"{minutes}.yaml"]
         assert main(["init", *words]) == 0
         steps.append(read_recipe(f"{minutes}.yaml").stages[0].steps)
+        cautions.append("give it more --minutes" in capsys.readouterr().err)
     assert steps[0] < steps[1] <= 3 * 40 // 4
+    assert cautions == [True, False]
 
 
 def test_what_memory_does_not_hold_is_made_smaller(folder, monkeypatch):
