@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 MISSING = [name for name in ("sphinx", "furo", "myst_parser") if importlib.util.find_spec(name) is None]
 
 
-@pytest.mark.skipif(bool(MISSING), reason=f"the site needs {MISSING}: pip install -e '.[docs]'")
+@pytest.mark.skipif(bool(MISSING), reason=f"the site needs {', '.join(MISSING)}: pip install -e '.[docs]'")
 def test_the_site_is_built_without_a_warning(tmp_path):
     """So links lead somewhere, in docstrings too, and every page is in a table of contents."""
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", "docs", "-d", str(tmp_path / "trees")]

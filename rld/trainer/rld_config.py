@@ -125,7 +125,8 @@ class RLDConfig(GRPOConfig):
     gold_share: float | None = field(
         default=None,
         metadata={
-            "help": "Share of the prompts that have their gold answer alone. None: the share that the student fails."
+            "help": "Share of the prompts that have their gold answer alone. None: the controller sets it, to 15/16 "
+            "while the gold answers are new."
         },
     )
     teacher_reward: float = field(
