@@ -93,10 +93,10 @@ class CostReport:
         student, teacher = comparison.student, comparison.teacher
         read = student.read.middle + student.written.middle
         text = f"{head}pays after {_band(requests)} requests, {number(requests.middle * read)} tokens of the student; "
-        text += f"at {number(self.requests_per_day)} a day after {_band(days)} days"
+        text += f"at {number(self.requests_per_day)} a day after {_band(days)} days. "
+        text += f"The student scores {student.score:.3f}, {teacher.name} {teacher.score:.3f}"
         if comparison.fallback:
-            behind = 100 * (teacher.score - student.score)
-            text += f". It is {behind:.1f} points behind, so {comparison.fallback:.0%} of the requests fall back"
+            text += f", so {comparison.fallback:.0%} of the requests fall back"
         return f"{text}."
 
     def _sections(self) -> Iterator[_Section]:

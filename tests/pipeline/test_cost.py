@@ -47,6 +47,7 @@ def test_a_run_says_what_it_cost_and_when_it_pays(whole, tmp_path, capsys):
     assert main(["cost", str(whole), "--batch", "2"]) == 0
     shown, told = capsys.readouterr()
     assert "What the stages cost" in shown and "Against big, 2 requests at once: pays after" in shown
+    assert re.search(r"days\. The student scores 0\.\d{3}, big 0\.\d{3}", shown)
     assert "teacher itself is the student itself" in told
     page = (whole / "cost.html").read_text()
     assert page.count("<figure>") == 2 and "Assumptions" in page
