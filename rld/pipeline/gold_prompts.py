@@ -12,6 +12,9 @@ from rld.rollout.gold import gold_problem
 from rld.types import Event
 from rld.utils.user_calls import action
 
+MOST_PASSED_OVER = 0.01
+"""Share of the rows that may be passed over because the student cannot write their gold answer."""
+
 
 def gold_rows(context: RunContext, stage: Distill, encoder: PromptEncoder) -> tuple[dict[str, int], list[Event]]:
     """Return `PromptStream.gold_rows`, and an event for each skill of which none is learnt.
@@ -50,11 +53,13 @@ def _reason_without(context: RunContext, rows: SkillRows, encoder: PromptEncoder
     if not registry.can_judge(spec.use, folder):
         return f"the verifier {spec.use} cannot be asked about them before the stage"
     examples = rows.examples()
-    problems = (gold_problem(example.row, encoder, recipe.max_new_tokens) for example in examples)
-    if problem := next(filter(None, problems), None):
-        return problem
+    problems = [gold_problem(example.row, encoder, recipe.max_new_tokens) for example in examples]
+    found = [problem for problem in problems if problem is not None]
+    if len(found) > MOST_PASSED_OVER * len(examples):
+        return found[0]
+    usable = [example for example, problem in zip(examples, problems, strict=True) if problem is None]
     try:
-        wrong = unpaid(spec, examples[:NUM_JUDGED], folder)
+        wrong = unpaid(spec, usable[:NUM_JUDGED], folder)
     except Exception as error:  # the verifier is the user's code
         return f"the verifier {spec.use} {action(error)} when it was asked about them"
     return f"the verifier {spec.use} does not accept {wrong[0][0].row['answer']!r:.60}" if wrong else None

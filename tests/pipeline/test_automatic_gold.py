@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from rld.cli import main
@@ -16,14 +18,14 @@ name: gold
 tokenizer: {characters: "abcdx:="}
 max_new_tokens: 3
 skills:
-  copy: {generator: ./tasks.py:copy, levels: [{length: 2}], held_out: 2}
+  copy: {file: copy.jsonl, held_out: 2}
   refused: {generator: ./tasks.py:refused, levels: [{length: 2}], held_out: 2}
   long: {generator: ./tasks.py:copy, levels: [{length: 3}], held_out: 2}
 rewards: [{use: "./tasks.py:paid"}]
 models:
   small: {new: llama, config: {hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 1}}
 stages:
-  - {name: first, kind: sft, student: small, skills: [copy], steps: 1, batch: 2}
+  - {name: first, kind: sft, student: small, skills: [refused], steps: 1, batch: 2}
   - name: learn
     kind: distill
     student: first
@@ -49,6 +51,10 @@ def paid(completions, answer, **_):
 
 
 def test_skills_whose_answers_the_verifier_accepts_have_gold_prompts(tmp_path):
+    words = ["abc", *(a + b for a in "abcd" for b in "abcd")]
+    rows = [{"question": f"{i:b}=".replace("0", "a").replace("1", "b"), "answer": words[i % 17]} for i in range(120)]
+    rows = [row for i, row in enumerate(rows) if len(row["answer"]) < 3 or not i]  # one is too long to be learnt
+    (tmp_path / "copy.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert main(["train", str(written(tmp_path, RECIPE, TASKS)), "--output", str(tmp_path / "run")]) == 0
     log = read_jsonl(tmp_path / "run" / "metrics.jsonl").records
     shares = [[entry[f"gold_share/{skill}"] for skill in SKILLS] for entry in log if "gold_share/copy" in entry]
@@ -75,6 +81,7 @@ def test_skills_whose_answers_the_verifier_accepts_have_gold_prompts(tmp_path):
     ],
 )
 def test_what_a_recipe_says_goes_first(tmp_path, overrides, has_gold):
+    (tmp_path / "copy.jsonl").touch()
     recipe = read_recipe(written(tmp_path, RECIPE, TASKS), overrides)
     assert recipe.stages[1].has_gold_prompts is has_gold
     sampled_by_vllm = recipe.stages[1].model_copy(update={"trainer": {"use_vllm": True}})
