@@ -42,8 +42,8 @@ class GoldShareController(WrappedController):
     """A controller that also sets the share of each skill's prompts whose gold answers are learnt.
 
     Where one answer alone is correct, the gradients of its log-likelihood and of the success rate have one direction,
-    and a gold answer shows it with less noise and fewer operations than completions, whatever the success rate. That
-    holds for answers that are new. Of repeated ones a student learns the rows by heart, and its own completions and the
+    and a gold answer shows it with less noise than a completion does, which costs no less. That holds for answers that
+    are new. Of repeated ones a student learns the rows by heart, and its own completions and the
     teachers' distributions on these tell more that holds on other rows.
 
     Attributes:
