@@ -25,7 +25,10 @@ def entry(indent: int, key: str, value: Any, why: str = "") -> list[str]:
     if not reason or len(f"{line}  # {reason}") <= _LINE:
         return [f"{line}  # {reason}" if reason else line]
     head = f"{' ' * indent}# "
-    return [*textwrap.wrap(reason, _LINE, initial_indent=head, subsequent_indent=head), line]
+    wrapper = textwrap.TextWrapper(
+        _LINE, head, head, break_long_words=False, break_on_hyphens=False
+    )  # paths stay whole
+    return [*wrapper.wrap(reason), line]
 
 
 def two_digits(number: float) -> str:

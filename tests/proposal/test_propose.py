@@ -12,6 +12,7 @@ import pytest
 
 import tests.support.tiny as tiny
 from rld.cli import main
+from rld.proposal.lines import entry
 from rld.recipe import registry
 from rld.recipe.document import RecipeDocument
 from rld.recipe.hardware import Card, Cards
@@ -109,6 +110,11 @@ def test_rows_that_cannot_be_used_are_left_out_and_named(folder):
     assert propose("sums.jsonl") == 0
     text = " ".join(Path("recipe.yaml").read_text().replace("#", " ").split())
     assert f"1 row cannot be used; the first: {folder}/sums.jsonl:1: question is empty bad_rows: skip" in text
+
+
+def test_a_path_in_a_reason_stays_whole():
+    path = "/a-long" * 20
+    assert entry(0, "key", 1, f"the file {path} was read") == ["# the file", f"# {path}", "# was read", "key: 1"]
 
 
 def test_a_file_of_its_own_is_held_out_and_brings_its_labels(folder):
