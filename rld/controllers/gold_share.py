@@ -43,8 +43,8 @@ class GoldShareController(WrappedController):
 
     Where one answer alone is correct, the gradients of its log-likelihood and of the success rate have one direction,
     and a gold answer shows it with less noise than a completion does, which costs no less. That holds for answers that
-    are new. Of repeated ones a student learns the rows by heart, and its own completions and the
-    teachers' distributions on these tell more that holds on other rows.
+    are new. Of repeated ones a student learns the rows by heart, and its own completions and the teachers'
+    distributions on these tell more that holds on other rows.
 
     Attributes:
         share: The share, fixed. None: 1/2 before the first tick and while 1 to 7 completions of the student were

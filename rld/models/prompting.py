@@ -322,15 +322,14 @@ class PromptEncoder:
 
     # -- rows --------------------------------------------------------------------------------------------------------
 
-    def problem(self, prompt: Any, answer: str, max_new_tokens: int | None) -> str | None:
-        """Return why a model cannot write an answer to a prompt, None if it can.
+    def problem(self, ids: list[int], answer: str, max_new_tokens: int | None) -> str | None:
+        """Return why a model cannot write an answer, None if it can.
 
         Args:
-            prompt: A text or messages.
+            ids: What `encode_completion` returns of it.
             answer: The answer.
             max_new_tokens: Tokens that it may take, its end included. None: any number.
         """
-        ids = self.encode_completion(prompt, answer)
         if max_new_tokens is not None and len(ids) > max_new_tokens:
             return f"its answer {shown(answer)} takes {len(ids)} tokens with its end, and {max_new_tokens} are allowed"
         text = self.decode([ids])[0]

@@ -54,10 +54,9 @@ def _reason_without(context: RunContext, rows: SkillRows, encoder: PromptEncoder
         return f"the verifier {spec.use} cannot be asked about them before the stage"
     examples = rows.examples()
     problems = [gold_problem(example.row, encoder, recipe.max_new_tokens) for example in examples]
-    found = [problem for problem in problems if problem is not None]
-    if len(found) > MOST_PASSED_OVER * len(examples):
-        return found[0]
     usable = [example for example, problem in zip(examples, problems, strict=True) if problem is None]
+    if len(examples) - len(usable) > MOST_PASSED_OVER * len(examples):
+        return next(filter(None, problems))
     try:
         wrong = unpaid(spec, usable[:NUM_JUDGED], folder)
     except Exception as error:  # the verifier is the user's code

@@ -25,9 +25,8 @@ def entry(indent: int, key: str, value: Any, why: str = "") -> list[str]:
     if not reason or len(f"{line}  # {reason}") <= _LINE:
         return [f"{line}  # {reason}" if reason else line]
     head = f"{' ' * indent}# "
-    wrapper = textwrap.TextWrapper(
-        _LINE, head, head, break_long_words=False, break_on_hyphens=False
-    )  # paths stay whole
+    # Paths stay whole.
+    wrapper = textwrap.TextWrapper(_LINE, head, head, break_long_words=False, break_on_hyphens=False)
     return [*wrapper.wrap(reason), line]
 
 

@@ -26,10 +26,9 @@ def gold_completions(rows: Sequence[Row], encoder: PromptEncoder, max_tokens: in
     """
     completions = []
     for row in rows:
-        problem = gold_problem(row, encoder, max_tokens)
+        ids, problem = _encoded(row, encoder, max_tokens)
         if problem is not None:
             raise DataError(f"gold completions: {problem}")
-        ids = encoder.encode_completion(row["prompt"], row["answer"])
         completions.append(ids[:-1] if row.get("is_cut") else ids)
     return completions
 
@@ -76,8 +75,14 @@ def first_gold_rows(
 
 def gold_problem(row: Row, encoder: PromptEncoder, max_tokens: int | None) -> str | None:
     """Return why a row's gold answer cannot be a completion of so many tokens; None if it can."""
+    return _encoded(row, encoder, max_tokens)[1]
+
+
+def _encoded(row: Row, encoder: PromptEncoder, max_tokens: int | None) -> tuple[list[int], str | None]:
+    """Return the tokens of a row's gold answer with its end, and why they cannot be a completion; None if they can."""
     answer, place = row.get("answer"), f"its prompt is {str(row['prompt'])[:80]!r}"
     if not isinstance(answer, str) or not answer:
-        return f"a row has no text in its column 'answer'; {place}"
-    problem = encoder.problem(row["prompt"], answer, max_tokens)
-    return None if problem is None else f"{problem}; {place}"
+        return [], f"a row has no text in its column 'answer'; {place}"
+    ids = encoder.encode_completion(row["prompt"], answer)
+    problem = encoder.problem(ids, answer, max_tokens)
+    return ids, None if problem is None else f"{problem}; {place}"

@@ -45,7 +45,7 @@ def label_completions(record: RolloutRecord, encoder: PromptEncoder, max_tokens:
     completions = []
     for row, words, label in zip(record.rows, record.words_B, record.label_ids_B.tolist(), strict=True):
         text = words[max(label, 0)]
-        problem = encoder.problem(row["prompt"], text, max_tokens)
+        problem = encoder.problem(encoder.encode_completion(row["prompt"], text), text, max_tokens)
         if problem is not None:
             raise DataError(f"labels: {problem}; its prompt is {str(row['prompt'])[:80]!r}")
         completions.append(label_tokens(encoder, row["prompt"], text, words))

@@ -73,11 +73,11 @@ def verify(model: PreTrainedModel, process: RuntimeProcess, sequences: Sequence[
     matches, divergence, nats, model_nats = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
     for ids, num_scored in sequences:
         log_p_NV, following_N = _log_probabilities(model, ids)[-num_scored - 1 : -1], torch.tensor(ids[-num_scored:])
-        said = process.score(ids, num_scored)
-        best_N = torch.tensor([token.ids[0] for token in said])
+        tokens = process.score(ids, num_scored)
+        exported, best_N = top_k(tokens), torch.tensor([token.ids[0] for token in tokens])
         matches.append((best_N == log_p_NV.argmax(-1)).double())
-        divergence.append(_divergence(log_p_NV, top_k(said)))
-        nats.append(-top_k(said).sampled)
+        divergence.append(_divergence(log_p_NV, exported))
+        nats.append(-exported.sampled)
         model_nats.append(-log_p_NV.gather(-1, following_N[:, None])[:, 0])
     return Verification(
         num_tokens=sum(map(len, nats)),
