@@ -165,7 +165,7 @@ def _add_cost(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", type=_folder, help="the folder of a finished run")
     prices = "a YAML file of prices (default: all costs are hours of this machine)"
     parser.add_argument("--prices", metavar="FILE", type=_folder, help=prices)
-    recipe = "the run's recipe, to which paths of models are relative (default: that in RUN)"
+    recipe = "the run's recipe, if it was moved: paths of models are relative to it"
     parser.add_argument("--recipe", metavar="RECIPE", type=_named, help=recipe)
     requests = "requests a day that are to be answered (default: 10000)"
     parser.add_argument("--requests-per-day", metavar="N", type=_positive(float), default=10_000, help=requests)

@@ -178,7 +178,7 @@ def _answering_model(name: str) -> tuple[str, str, Path | None]:
 def _export(options: argparse.Namespace) -> int:
     """Write a model in a format of another runtime, and verify and measure it there."""
     from rld.recipe.exports import FORMATS, install_hint
-    from rld.recipe.reading import read_recipe
+    from rld.recipe.reading import read_recipe, read_recipe_of_run
     from rld.recipe.stages.export import Export
 
     form = FORMATS[options.to]
@@ -190,15 +190,15 @@ def _export(options: argparse.Namespace) -> int:
     output: Path = options.output or Path("exports") / f"{model_name(options.model)}-{options.to}-{precision}"
     if output.exists():
         raise UsageError(f"{output} exists; remove it, or choose another --output")
-    source = recipe_of_model(Path(options.model)) if options.recipe is None else registry.find_recipe(options.recipe)
-    try:
-        recipe = None if source is None else read_recipe(source, [])
-    except RldError as error:
-        if options.recipe is not None:
-            raise
-        fix = "it is not scored; add --recipe to verify and score it on held-out rows"
-        tell(f"{fix} ({str(error).splitlines()[0]})")
-        recipe = None
+    recipe, source, resolved = None, Path(), recipe_of_model(Path(options.model))
+    if options.recipe is not None:
+        source = registry.find_recipe(options.recipe)
+        recipe = read_recipe(source)
+    elif resolved is not None:
+        try:
+            recipe, source = read_recipe_of_run(RunFolder(resolved.parent))
+        except RldError as error:
+            tell(f"not scored: {str(error).splitlines()[0]}; add --recipe to verify and score it on held-out rows")
     stage = Export(
         name="export",
         kind="export",
@@ -210,7 +210,7 @@ def _export(options: argparse.Namespace) -> int:
     _share_the_cores()
     from rld.pipeline.train import export
 
-    return export(stage, output, recipe, source or Path())
+    return export(stage, output, recipe, source)
 
 
 def _ablate(options: argparse.Namespace) -> int:
@@ -285,7 +285,7 @@ def _cost(options: argparse.Namespace) -> int:
     _share_the_cores()
     from rld.pipeline.cost import cost
 
-    source = RunFolder(options.run).recipe if options.recipe is None else registry.find_recipe(options.recipe)
+    source = None if options.recipe is None else registry.find_recipe(options.recipe)
     return cost(options.run, source, prices, options.requests_per_day, options.batch)
 
 

@@ -34,12 +34,12 @@ from rld.utils.run_folder import RunFolder
 from rld.utils.suggestions import hint
 
 
-def cost(run: Path, source: Path, prices: Prices, requests_per_day: float, batch: int) -> int:
+def cost(run: Path, source: Path | None, prices: Prices, requests_per_day: float, batch: int) -> int:
     """Print what a finished run has cost and when its student has paid for itself, and draw `cost.html`.
 
     Args:
         run: The run's folder.
-        source: The recipe's file; paths of models are relative to its folder.
+        source: The recipe's file; paths of models are relative to its folder. None: where the run was started.
         prices: What things cost.
         requests_per_day: Requests that are to be answered.
         batch: Requests that a busy machine answers at once.
@@ -69,6 +69,7 @@ def cost(run: Path, source: Path, prices: Prices, requests_per_day: float, batch
     stages = {stage.name: _spending(results[stage.name], stage) for stage in recipe.stages}
     report = CostReport(list(stages.values()), prices, requests_per_day)
     if taught:
+        source = paths.find_recipe_file() if source is None else source
         loader = ModelLoader(recipe, source, paths.stage_result, lambda count: [], lambda flops: None)
         served = _Served(loader, recipe, run, results, batch)
         for name, spec in specs.items():

@@ -22,6 +22,7 @@ class SummaryWriter:
         changes = InputsFile.read(run.paths.inputs).changes
         self.fixed = {
             "recipe": run.recipe.name,
+            "recipe_file": str(run.source.absolute()),
             "seed": run.recipe.seed,
             "input_changes": [change.model_dump(mode="json") for change in changes],
             "command": shlex.join(["rld", *map(masked_override, sys.argv[1:])]),

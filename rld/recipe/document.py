@@ -63,6 +63,7 @@ class RecipeDocument:
     Args:
         path: The recipe's file.
         overrides: Such as `rollout.temperature=0.7`; an item of a list is addressed by its index or its `name`.
+        folder: The folder that its paths are relative to. None: the file's.
 
     Attributes:
         tree: The values.
@@ -73,8 +74,9 @@ class RecipeDocument:
         RecipeError: the file cannot be read, is not YAML, or is not a mapping.
     """
 
-    def __init__(self, path: Path, overrides: Sequence[str] = ()) -> None:
+    def __init__(self, path: Path, overrides: Sequence[str] = (), folder: Path | None = None) -> None:
         self.path = path
+        self.folder = path.parent if folder is None else folder
         self.problems: list[RecipeProblem] = []
         self._lines: dict[Loc, int] = {}
         self._empty: set[Loc] = set()

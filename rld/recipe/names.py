@@ -47,7 +47,7 @@ class RecipeNames:
     @property
     def folder(self) -> Path:
         """The recipe's folder."""
-        return self.document.path.parent
+        return self.document.folder
 
     @property
     def models(self) -> list[str]:

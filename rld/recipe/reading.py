@@ -18,6 +18,7 @@ from rld.recipe import checks
 from rld.recipe.document import Loc, RecipeDocument, RecipeProblem, shown, value_at
 from rld.recipe.schema import Recipe
 from rld.utils.options import OptionError
+from rld.utils.run_folder import RunFolder
 from rld.utils.suggestions import hint, nearest
 
 _WORDS = {
@@ -36,18 +37,19 @@ _WORDS = {
 _MISSPELT = "; did you mean "
 
 
-def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def read_recipe(path: str | Path, overrides: Sequence[str] = (), folder: Path | None = None) -> Recipe:
     """Read and check a recipe.
 
     Args:
         path: The recipe's file.
         overrides: Such as `stages.distill.rollout.temperature=0.7`: the keys that lead to a value, joined by dots,
             an item of a list by its index or its `name`; then the value in YAML.
+        folder: The folder that its paths are relative to. None: the file's.
 
     Raises:
         RecipeError: the recipe cannot be used; one line per mistake, with its file and line.
     """
-    document = RecipeDocument(Path(path), overrides)
+    document = RecipeDocument(Path(path), overrides, folder)
     problems = [*document.problems, *checks.problems(document)]
     try:
         recipe = Recipe.model_validate(document.tree, strict=True)
@@ -57,6 +59,17 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if problems:
         raise document.report(problems)
     return recipe.read_from(document)
+
+
+def read_recipe_of_run(run: RunFolder) -> tuple[Recipe, Path]:
+    """Return the resolved recipe of a run, and the file to whose folder its paths are relative.
+
+    Raises:
+        CheckpointError: the run's summary is missing or damaged.
+        RecipeError: the recipe cannot be used now, for example because a file that it names is gone.
+    """
+    source = run.find_recipe_file()
+    return read_recipe(run.recipe, folder=source.parent), source
 
 
 def _sentences(error: ValidationError, document: RecipeDocument) -> list[RecipeProblem]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rld.errors import UsageError
 from rld.utils.files import Record, read_json, require_target
+from rld.utils.messages import tell
 
 _STAGE_RECORD = "rld_stage.json"
 
@@ -108,6 +109,21 @@ class RunFolder:
     def checkpoints(self, name: str) -> Path:
         """Return the folder with the checkpoints of a stage that is not finished."""
         return self.path / "checkpoints" / name
+
+    def find_recipe_file(self) -> Path:
+        """Return the file that the recipe was read from, to whose folder its paths are relative.
+
+        Where that folder is gone, as on another machine, this is told, and paths are relative to the run's folder.
+
+        Raises:
+            CheckpointError: the summary is missing or damaged.
+        """
+        place = Path(str(read_json(self.summary).get("recipe_file", self.recipe)))
+        if place.parent.is_dir():
+            return place
+        note = f"the folder of its recipe, {place.parent}, is gone, so files that the recipe names are looked for here"
+        tell(f"{self.path}: {note}; --recipe FILE names the recipe where it is now")
+        return self.recipe
 
     def stage_record(self, name: str) -> Record | None:
         """Return the record of a finished stage, or None while the stage is not finished."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_the_command_finds_the_recipe_of_the_run_and_leaves_no_half_of_an_export
     recipe, whole, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    command = ["export", str(whole / "student"), "--to", "onnx", "--precision", "int4", "--recipe", str(recipe)]
+    command = ["export", str(whole / "student"), "--to", "onnx", "--precision", "int4"]
     assert main(command) == 0
     assert "same likeliest token" in (shown := capsys.readouterr().out)
     assert "the model: held-out rows" in shown and "its export: held-out rows" in shown
@@ -63,11 +64,14 @@ def test_the_command_finds_the_recipe_of_the_run_and_leaves_no_half_of_an_export
     assert "exports/run-onnx-int4 exists" in capsys.readouterr().err
     write = onnx.write
     monkeypatch.setattr(onnx, "write", lambda model, *rest: write(copy.deepcopy(model).apply(_spoil), *rest))
-    assert main([*command[:4], "--output", "other"]) == 2
+    moved = shutil.copytree(whole, tmp_path / "moved")
+    summary = files.read_json(moved / "summary.json")
+    assert summary["recipe_file"] == str(recipe)
+    files.write_json(moved / "summary.json", summary | {"recipe_file": str(tmp_path / "gone" / "small.yaml")})
+    assert main(["export", "moved/student", "--to", "onnx", "--output", "other"]) == 2
     message = capsys.readouterr().err
-    assert (
-        "add --recipe to verify and score it on held-out rows" in message
-    )  # whose generator is not in the run's folder
+    assert f"the folder of its recipe, {tmp_path / 'gone'}, is gone" in message
+    assert "no file ./tasks.py" in message and "add --recipe to verify and score it on held-out rows" in message
     assert "the exported model is not the model" in message
     assert not list(Path().glob("other*"))
 
