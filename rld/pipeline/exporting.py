@@ -157,12 +157,12 @@ class ExportPlan(NamedTuple):
                 return False
             expected = self.tokenizer(text).input_ids
             if ids != expected:
-                i = next(
-                    (i for i, (a, b) in enumerate(zip(ids, expected, strict=False)) if a != b),
-                    min(len(ids), len(expected)),
+                differing = (i for i, pair in enumerate(zip(ids, expected, strict=False)) if pair[0] != pair[1])
+                i = next(differing, min(len(ids), len(expected)))
+                raise ModelError(
+                    f"the exported tokenizer spells {text[:40]!r} otherwise: from token {i + 1} on it has "
+                    f"{ids[i : i + 3]} instead of {expected[i : i + 3]}"
                 )
-                own, other = (self.tokenizer.convert_ids_to_tokens(row[i : i + 3]) for row in (expected, ids))
-                raise ModelError(f"the exported tokenizer spells {text[:40]!r} otherwise: {other} instead of {own}")
         self._require_template(process)
         return True
 

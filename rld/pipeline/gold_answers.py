@@ -10,6 +10,7 @@ from typing import Any
 from rld.data.skill_rows import PlacedRow
 from rld.recipe import registry, trl_rewards
 from rld.recipe.plugins import RewardSpec, VerifierSpec
+from rld.recipe.schema import Recipe
 from rld.types import Row
 from rld.utils.user_calls import user_code
 
@@ -37,6 +38,27 @@ def gold_rewards(spec: RewardSpec | VerifierSpec, rows: Sequence[Row], folder: P
     state = SimpleNamespace(global_step=0, epoch=0.0, max_steps=1)
     with user_code(spec.timeout_seconds):
         return list(reward(trainer_state=state, **_gold_batch(rows)))
+
+
+def reason_without_gold(recipe: Recipe, folder: Path, skill: str) -> str | None:
+    """Return why a stage that does not name `signals.gold` learns no gold answer of a skill, whatever its rows are.
+
+    Args:
+        recipe: The recipe.
+        folder: Its folder.
+        skill: The skill.
+
+    Returns:
+        None where its rows decide.
+    """
+    use = recipe.verifier_in_use.use
+    if skill in recipe.blocks:
+        return "its rows are documents"
+    if recipe.prompts.strip_thinking:
+        return "answers have no thinking, which the model is to write before them (prompts.strip_thinking)"
+    if not registry.can_judge(use, folder):
+        return f"the verifier {use} cannot be asked about them before the stage"
+    return None
 
 
 def unpaid(spec: VerifierSpec, examples: Sequence[PlacedRow], folder: Path) -> list[tuple[PlacedRow, float]]:

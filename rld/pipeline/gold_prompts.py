@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from rld.data.skill_rows import SkillRows
 from rld.models.prompting import PromptEncoder
-from rld.pipeline.gold_answers import NUM_JUDGED, unpaid
+from rld.pipeline.gold_answers import NUM_JUDGED, reason_without_gold, unpaid
 from rld.pipeline.run import RunContext
-from rld.recipe import registry
 from rld.recipe.stages.distill import Distill
 from rld.rollout.gold import gold_problem
 from rld.types import Event
@@ -45,14 +44,9 @@ def gold_rows(context: RunContext, stage: Distill, encoder: PromptEncoder) -> tu
 def _reason_without(context: RunContext, rows: SkillRows, encoder: PromptEncoder) -> str | None:
     """Return why a skill's gold answers are none to learn from; None if they are."""
     recipe, folder = context.recipe, context.source.parent
-    spec = recipe.verifier_in_use
-    if rows.skill in recipe.blocks:
-        return "its rows are documents"
-    if recipe.prompts.strip_thinking:
-        return "answers have no thinking, which the model is to write before them (prompts.strip_thinking)"
-    if not registry.can_judge(spec.use, folder):
-        return f"the verifier {spec.use} cannot be asked about them before the stage"
-    examples = rows.examples()
+    spec, examples = recipe.verifier_in_use, rows.examples()
+    if reason := reason_without_gold(recipe, folder, rows.skill):
+        return reason
     problems = [gold_problem(example.row, encoder, recipe.max_new_tokens) for example in examples]
     usable = [example for example, problem in zip(examples, problems, strict=True) if problem is None]
     if len(examples) - len(usable) > MOST_PASSED_OVER * len(examples):

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from rld.data.listing import first_few
 from rld.data.skill_rows import SkillRows, skill_rows
-from rld.pipeline.gold_answers import NUM_JUDGED, unpaid
+from rld.pipeline.gold_answers import NUM_JUDGED, reason_without_gold, unpaid
 from rld.pipeline.label_summary import LabelSummary, label_notes, label_summaries, model_encoders
 from rld.pipeline.own_prompt_examples import OwnPromptExample, own_prompt_examples
 from rld.pipeline.plain_recipe import absent_models, reason_to_ask_libraries
@@ -27,6 +27,7 @@ from rld.recipe.inputs import Inputs, InputsFile
 from rld.recipe.prices import Prices
 from rld.recipe.progress import run_progress
 from rld.recipe.schema import Recipe
+from rld.recipe.stages.distill import Distill
 from rld.reporting.overview import label_table, overview, own_prompt_table, skill_tables
 from rld.utils.console import SafeConsole
 from rld.utils.messages import is_main_process, tell
@@ -104,6 +105,7 @@ def check_recipe(recipe: Recipe, source: Path, deep: bool = False) -> CheckResul
     cautions += label_notes(labels)
     cautions += _repeated(recipe, [rows for rows in summaries if isinstance(rows, SkillSummary)])
     cautions += _unpaid_gold_answers(recipe, source.parent, sources)
+    cautions += _without_gold(recipe, source.parent)
     notes.append(f"checked in {time.perf_counter() - started:.1f} s")
     return CheckResult(summaries, cautions, notes, labels, [*own_prompt_examples(recipe, sources, models)])
 
@@ -170,6 +172,16 @@ def _repeated(recipe: Recipe, summaries: list[SkillSummary]) -> Iterator[str]:
             yield f"skill '{summary.skill}': {num_repeated} of {summary.num_rows} rows repeat a question"
         if recipe.skills[summary.skill].num_levels is None and summary.num_contradicted:
             yield f"skill '{summary.skill}': {summary.num_contradicted} questions have several different gold answers"
+
+
+def _without_gold(recipe: Recipe, folder: Path) -> Iterator[str]:
+    """Yield a sentence for each skill of which a stage learns no gold answer, though its plan has some."""
+    for stage in recipe.stages:
+        if isinstance(stage, Distill) and stage.has_gold_prompts and stage.signals.gold == "auto":
+            for skill in stage.skills_in_use(recipe.skills):
+                if reason := reason_without_gold(recipe, folder, skill):
+                    fix = "plan its FLOPs with signals.gold: null"
+                    yield f"stage '{stage.name}', skill '{skill}': no gold answer is learnt, for {reason}; {fix}"
 
 
 def _unpaid_gold_answers(recipe: Recipe, folder: Path, sources: Mapping[str, SkillRows]) -> Iterator[str]:

@@ -88,7 +88,8 @@ class CostReport:
                 if comparison.student.cost(comparison.batch, self.prices).middle < comparison.teacher_cost.middle
                 else "a request costs no less at the student"
             )
-            return f"{head}never, for {reason}."
+            best = "" if math.isinf(requests.low) else f"; at best after {number(requests.low)} requests"
+            return f"{head}never, for {reason}{best}."
         days = requests.each(lambda count: count / self.requests_per_day)
         student, teacher = comparison.student, comparison.teacher
         read = student.read.middle + student.written.middle

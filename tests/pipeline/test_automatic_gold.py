@@ -47,6 +47,9 @@ def refused(rng, *, length):
 
 def paid(completions, answer, **_):
     return [float(text[:2] == gold[:2] != "x") for text, gold in zip(completions, answer)]
+
+async def later(completions, answer, **_):
+    return paid(completions, answer)
 """
 
 
@@ -88,3 +91,13 @@ def test_what_a_recipe_says_goes_first(tmp_path, overrides, has_gold):
     assert sampled_by_vllm.has_gold_prompts is (has_gold and "stages.learn.signals.gold={}" in overrides), (
         "unless the recipe names it"
     )
+
+
+@pytest.mark.parametrize("reward", ["paid", "later"])
+def test_the_check_says_where_no_gold_answer_is_learnt(tmp_path, capsys, reward):
+    overrides = [f"rewards=[{{use: './tasks.py:{reward}'}}]"]
+    rows = [{"question": f"{letter}=", "answer": letter} for letter in "abcd"]
+    (tmp_path / "copy.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert main(["check", str(written(tmp_path, RECIPE, TASKS)), *overrides]) == 0
+    text = "stage 'learn', skill 'copy': no gold answer is learnt, for the verifier ./tasks.py:later cannot be asked"
+    assert (text in capsys.readouterr().err) is (reward == "later")

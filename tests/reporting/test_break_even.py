@@ -85,6 +85,10 @@ def test_the_band_goes_from_the_best_to_the_worst_case():
     prices = Prices(currency="hours", machine_per_hour=3600, utilisation=1.0)
     requests = Comparison(student, teacher, [StageSpending("all", 100, 5.0)], 1, prices).requests
     assert requests == pytest.approx((100 / (30 - 8.1), 100 / (20 - 10), math.inf))
+    equal = Service("student", 1.0, 0.0, exact(0), exact(10), [Timing(1, exact(0), Band(1, 2, 3), 1)])
+    one = Comparison(equal, teacher, [StageSpending("all", 100, 5.0)], 1, prices)
+    (sentence,) = CostReport([], prices, 10_000, [one]).verdicts()
+    assert sentence.endswith("never, for a request costs no less at the student; at best after 5 requests.")
 
 
 def test_a_point_has_a_price_where_there_is_one():

@@ -30,6 +30,10 @@ _HEAD_STEP = 16
 """Units of a head come in multiples of it in the runtime's attention on a CPU."""
 
 
+_TOKENIZERS = ("BPE", "Unigram")
+"""Kinds of tokenizers that the runtime reads. One of whole words it refuses at times, and at times spells at random."""
+
+
 def require_exportable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, precision: str) -> None:
     """Check that the runtime can hold a model; that the builder takes its architecture shows when it is asked.
 
@@ -162,10 +166,9 @@ class OnnxRuntime:
         config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
         self._context = context
         self._model = og.Model(config)
-        try:
-            self._tokenizer = og.Tokenizer(self._model)
-        except RuntimeError:  # it does not read all kinds
-            self._tokenizer = None
+        path = folder / "tokenizer.json"
+        kind = json.loads(path.read_text(encoding="utf-8"))["model"]["type"] if path.is_file() else None
+        self._tokenizer = og.Tokenizer(self._model) if kind in _TOKENIZERS else None
 
     def score(self, ids: list[int], num_scored: int) -> list[NextToken]:
         """Read the first half at once and the rest token by token, as they are when an answer is generated."""
