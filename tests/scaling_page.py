@@ -11,7 +11,7 @@ from rld.recipe.cost import stage_costs
 from rld.recipe.hardware import CARDS, Cards, Estimate, estimate
 from rld.recipe.schema import Recipe
 from rld.recipe.sizes import Lengths, StageCost, quantity
-from rld.reporting.overview import duration
+from rld.reporting.series import duration
 from rld.utils.flops import forward_flops, frozen_bytes
 
 PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"

@@ -1,4 +1,4 @@
-"""Callbacks of a stage's training: random numbers, scores, requests to stop, events."""
+"""Callbacks of a stage's training: random numbers, scores, requests to stop, events, the report."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from transformers import TrainerCallback, set_seed
 
 from rld.pipeline.stopping import Stopping
+from rld.reporting.live_page import LivePage
 from rld.reporting.run_log import RunLog
 from rld.trainer.finite_updates import FiniteUpdates
 from rld.utils.interrupts import StopRequested, Waiting
@@ -92,6 +93,17 @@ class FolderWatch(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero and not self.recipe.is_file():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.recipe))
+
+
+class PageAtCheckpoints(TrainerCallback):
+    """Has the main process draw the run's report after each checkpoint."""
+
+    def __init__(self, page: LivePage) -> None:
+        self.page = page
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self.page.draw()
 
 
 class EventLog(TrainerCallback):

@@ -36,6 +36,7 @@ from rld.recipe.inputs import Inputs, InputsFile
 from rld.recipe.schema import Recipe
 from rld.recipe.stages.base import Stage, TrainingStage
 from rld.reporting.history import LaunchRecord
+from rld.reporting.live_page import LivePage
 from rld.trainer import launch
 from rld.types import Answer, Row
 from rld.utils.files import Record
@@ -77,6 +78,7 @@ class RunContext:
 
     def __post_init__(self) -> None:
         self.paths = self.recipe.run_folder(self.folder)
+        self.page = LivePage(self.folder)
         self.models = ModelLoader(
             self.recipe,
             self.source,

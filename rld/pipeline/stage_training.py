@@ -17,6 +17,7 @@ from rld.models.adapters import merge_adapter, require_mergeable
 from rld.pipeline.callbacks import (
     CommonRandomNumbers,
     FolderWatch,
+    PageAtCheckpoints,
     PeriodicEvaluation,
     StopOnRequest,
 )
@@ -137,6 +138,7 @@ class StageTraining:
             PeriodicEvaluation(stage.evaluate_every, self._score, log, stopping),
             *last,
             StopOnRequest(context.is_stop_requested, trainer.accelerator),
+            PageAtCheckpoints(context.page),
         ):
             trainer.add_callback(callback)
         try:

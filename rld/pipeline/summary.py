@@ -34,11 +34,13 @@ class SummaryWriter:
         }
 
     def write(self, status: str) -> dict[str, Any]:
+        """Write the file with the status, and return its content; processes other than the main one only return it."""
         records = [self.run.finished(stage.name) for stage in self.run.recipe.stages]
         stages = [record for record in records if record is not None]
         summary = self.fixed | {
             "status": status,
             "seconds": round(time.monotonic() - self.run.started, 1),
+            "report_seconds": round(self.run.page.seconds, 3),
             "flops": sum(record["flops"] for record in stages),
             "stages": stages,
         }

@@ -193,7 +193,14 @@ class PlannedStage(FileRecord):
     kind: str
     steps: Count = 0
     """0 for a stage that does not train."""
+    stop: dict[str, Any] = {}
+    """The rules that may end it earlier; those that are not set are null or empty."""
     teachers: dict[str, Any] = {}
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether a rule may end it before its last step."""
+        return any(self.stop.values())
 
 
 class RecipeSummary(FileRecord):
@@ -213,6 +220,11 @@ class StageHistory:
     events: list[LoggedEvent]
     result: StageResult | None
     samples: list[SampleRecord] = field(default_factory=list)
+
+    @property
+    def last_step(self) -> int:
+        """The last logged update; 0 before the first."""
+        return int(self.metrics[-1]["step"]) if self.metrics else 0
 
     def metric_names(self) -> list[str]:
         """Return the names of all metrics, in the order in which they first appear."""

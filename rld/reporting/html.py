@@ -40,7 +40,7 @@ a { color: inherit; }
 code, pre { font: 13px/1.5 ui-monospace, monospace; }
 .title { display: flex; flex-wrap: wrap; gap: 8px 14px; align-items: center; }
 .pill { padding: 1px 10px; border: 1.5px solid; border-radius: 99px; font-size: 13px; font-weight: 600; }
-.done { color: var(--good); } .failed { color: var(--bad); } .running, .stopped { color: var(--busy); }
+.done { color: var(--good); } .failed, .killed { color: var(--bad); } .running, .stopped { color: var(--busy); }
 .facts { display: flex; flex-wrap: wrap; gap: 4px 28px; margin: 14px 0 0; padding: 0; list-style: none; }
 .facts span { color: var(--soft); }
 .command { margin: 14px 0 0; padding: 9px 12px; border: 1px solid var(--line); border-radius: 8px;
@@ -121,15 +121,21 @@ footer { margin-top: 28px; color: var(--soft); font-size: 13px; }
 """ + "".join(f".colour{number} {{ --colour: var(--colour{number}); }}\n" for number in range(9))
 
 
-def page(title: str, body: str) -> str:
+def page(title: str, body: str, refresh: int | None = None) -> str:
     """Return a whole page in this style. Its security policy forbids all loading and all scripts.
 
     Control characters of its text, which turn lines around or which a terminal obeys, are shown as escapes.
+
+    Args:
+        title: Text.
+        body: HTML.
+        refresh: Seconds after which a browser reads the page anew. None: it does not.
     """
+    again = "" if refresh is None else f'<meta http-equiv="refresh" content="{refresh}">'
     return visible(
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'{again}<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>\n"
     )
 

@@ -171,27 +171,15 @@ def _stage(
 
 def _on_cards(total: Estimate, cards: Cards) -> str:
     """Say how long a stage takes on cards, what takes longest, and whether it fits."""
-    parts = ", ".join(f"{account} {duration(time)}" for account, time in total.seconds.items())
+    parts = ", ".join(f"{account} {series.duration(time)}" for account, time in total.seconds.items())
     memory = f"{quantity(round(total.whole_bytes))}B of each card's {quantity(round(cards.card.memory))}B"
     if cards.number > 1:
         memory += f", {quantity(round(total.sharded_bytes))}B with FSDP2 or ZeRO-3"
     short = "" if total.sharded_bytes <= cards.card.memory else "; it does not fit: see docs/scaling.md"
-    return f"at least {duration(total.total_seconds)} ({parts}), most for {total.bottleneck}; {memory}{short}"
+    return f"at least {series.duration(total.total_seconds)} ({parts}), most for {total.bottleneck}; {memory}{short}"
 
 
 def _paid(seconds: float, prices: Prices) -> str:
     """Say what a stage that takes so many seconds costs, without what an API asks."""
     energy = f", {series.number(prices.kilowatt_hours(seconds))} kWh" if prices.watts else ""
     return f"at least {series.number(seconds * prices.training_second)} {prices.currency}{energy}"
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in the largest unit that it has one of.
-
-    >>> duration(5400)
-    '1.5 h'
-    """
-    units = ("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)
-    unit, size = next((pair for pair in units if seconds >= pair[1]), ("s", 1))
-    number = seconds / size
-    return f"{number:,.0f} {unit}" if number >= 10 else f"{number:.2g} {unit}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from html import escape
 from pathlib import Path
 from statistics import fmean
@@ -13,6 +14,7 @@ from rld.reporting.charts import figure
 from rld.reporting.exports import export_html
 from rld.reporting.history import RunHistory, StageHistory, read_run
 from rld.reporting.html import page, scrolling, table
+from rld.reporting.run_state import RunState, run_state
 from rld.reporting.samples import samples_table
 from rld.reporting.score_records import about_scores
 from rld.reporting.score_tables import all_scores
@@ -39,11 +41,8 @@ ACCOUNTS = {
 _TONE_STYLES = {"good": "green", "bad": "red", "neutral": None}
 """How the terminal shows the findings of a verdict."""
 
-_STATUS_NOTES = {
-    "running": "The run was not finished when this page was drawn; it is still running, or it was killed.",
-    "stopped": "The run was stopped before its end; the same command with --resume continues from there.",
-    "failed": "The run ended with an error; once its cause is mended, the same command with --resume continues it.",
-}
+REFRESH_SECONDS = 30
+"""How often a browser reads the page of a run anew that was running when it was drawn."""
 
 
 def write_report(run: Path) -> Path:
@@ -67,7 +66,7 @@ def show_report(run: Path) -> None:
     path, history = write_report(run), read_run(run)
     if history.summary.stages and history.summary.status == "done":
         console.print(closing_table(history.summary))
-    for note in history.notes:
+    for note in filter(None, [str(run_state(history)), *history.notes]):
         console.print(f"- {note}", markup=False, soft_wrap=True)
     for finding in verdict(history):
         console.print(f"- {finding}", style=_TONE_STYLES[finding.tone], markup=False, soft_wrap=True)
@@ -75,18 +74,26 @@ def show_report(run: Path) -> None:
 
 
 def _page(history: RunHistory) -> str:
-    colours = Colours(history)
-    parts = [_header(history), *_notes(history), _verdict(history), _scores(history, colours), _stages(history)]
+    colours, state = Colours(history), run_state(history)
+    parts = [
+        _header(history, state),
+        *_notes(history, state),
+        _verdict(history),
+        _scores(history, colours),
+        _stages(history),
+    ]
     parts.append(_compute(history))
     parts += [export_html(result.name, result.export) for result in history.summary.stages if result.export is not None]
     parts += [_stage(history, number, colours) for number in range(len(history.stages))]
-    parts += [_recipe(history), f"<footer>Drawn by rld from {escape(str(history.folder))}</footer>"]
-    return page(f"{history.plan.name}: rld report", "".join(parts))
+    drawn = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    parts += [_recipe(history), f"<footer>Drawn by rld from {escape(str(history.folder))} at {drawn}</footer>"]
+    refresh = REFRESH_SECONDS if state.state == "running" else None
+    return page(f"{history.plan.name}: rld report", "".join(parts), refresh)
 
 
-def _header(history: RunHistory) -> str:
+def _header(history: RunHistory, state: RunState) -> str:
     summary = history.summary
-    facts = {"seed": str(summary.seed), "time": _time(summary.seconds), "FLOPs": number(summary.flops)}
+    facts = {"seed": str(summary.seed), "time": _time(state.seconds), "FLOPs": number(state.flops)}
     if summary.launch is not None:
         facts["run by"] = str(summary.launch)
     facts |= summary.versions
@@ -94,18 +101,20 @@ def _header(history: RunHistory) -> str:
     command = summary.command or f"rld train {history.plan.name} seed={summary.seed}"
     return (
         f'<div class="title"><h1>{escape(history.plan.name)}</h1>'
-        f'<span class="pill {escape(summary.status)}">{escape(summary.status)}</span></div>'
+        f'<span class="pill {state.state}">{state.state}</span></div>'
         f'<ul class="facts">{items}</ul><pre class="command">{escape(command)}</pre>'
     )
 
 
-def _notes(history: RunHistory) -> list[str]:
-    notes = [_STATUS_NOTES[history.summary.status]] if history.summary.status in _STATUS_NOTES else []
-    notes += [f"{remark}." for remark in (history.summary.launch.remarks if history.summary.launch else [])]
+def _notes(history: RunHistory, state: RunState) -> list[str]:
+    first = _code(str(state))
+    if state.state == "running":
+        first += f" This page is drawn again at checkpoints; a browser reads it anew every {REFRESH_SECONDS} seconds."
+    notes = [f"{remark}." for remark in (history.summary.launch.remarks if history.summary.launch else [])]
     notes += history.notes
     if not any(stage.metrics for stage in history.stages):
         notes.append("Nothing has been logged yet.")
-    return [f'<p class="note">{escape(note)}</p>' for note in notes]
+    return [f'<p class="note">{note}</p>' for note in filter(None, [first, *map(escape, notes)])]
 
 
 def _verdict(history: RunHistory) -> str:

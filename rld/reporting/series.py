@@ -111,3 +111,15 @@ def number(value: float) -> str:
         digits, exponent = f"{value:.1e}".split("e")
         return f"{digits.removesuffix('.0')}e{int(exponent)}"
     return f"{value:.3g}" if size < 1000 else f"{value:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in the largest unit that it has one of.
+
+    >>> duration(5400)
+    '1.5 h'
+    """
+    units = ("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)
+    unit, size = next((pair for pair in units if seconds >= pair[1]), ("s", 1))
+    number = seconds / size
+    return f"{number:,.0f} {unit}" if number >= 10 else f"{number:.2g} {unit}"

@@ -36,6 +36,9 @@ _SECONDS_PER_SIGN = 5.0
 _SECONDS_TO_WATCH = 15.0
 """How long the file of a holder on another machine has to stay as it is before its lock is taken over."""
 
+_SECONDS_ALIVE = 60.0
+"""A holder whose last sign is older is taken for dead by those who only read."""
+
 _ADVICE = "wait until it has ended, stop it, or choose another --output"
 
 
@@ -190,6 +193,14 @@ def _machine() -> str:
     """Return a name of this machine since it was started, which no other one has; else its host name."""
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text().strip() if path.is_file() else socket.gethostname()
+
+
+def gives_signs_of_life(folder: Path) -> bool:
+    """Tell whether the holder of a folder's lock wrote within the last minute that it lives."""
+    try:
+        return time.time() - (folder / _HOLDER).stat().st_mtime < _SECONDS_ALIVE
+    except OSError:  # there is none, or it cannot be seen
+        return False
 
 
 def _holder(folder: Path) -> Record | None:

@@ -170,7 +170,7 @@ def test_a_killed_run_is_drawn_up_to_where_it_came(tmp_path: Path) -> None:
     (run / "events.jsonl").unlink()
     text = Page(write_report(run)).text
     for words in (
-        "running",
+        "it was killed",
         "The last line of metrics.jsonl is incomplete",
         "Result so far: first_steps",
         "at step 80",
