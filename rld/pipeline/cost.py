@@ -60,7 +60,7 @@ def cost(run: Path, source: Path | None, prices: Prices, requests_per_day: float
         raise UsageError(f"{run} is not finished: stage {missing[0]} is to do; rld train --resume goes on with it")
     if not models:
         raise UsageError(f"no stage of {run} makes a model, so there is no student that could pay for itself")
-    way = _way_to(recipe, models[-1])
+    way = recipe.way_to(models[-1])
     taught = [stage for stage in recipe.stages if stage.name in way and _teachers(stage)]
     specs = _teachers(taught[-1]) if taught else {}
     unknown = [name for name in prices.apis if name not in specs]
@@ -73,7 +73,7 @@ def cost(run: Path, source: Path | None, prices: Prices, requests_per_day: float
         loader = ModelLoader(recipe, source, paths.stage_result, lambda count: [], lambda flops: None)
         served = _Served(loader, recipe, run, results, batch)
         for name, spec in specs.items():
-            own = _way_to(recipe, spec.model) if isinstance(spec, TeacherSpec) else set()
+            own = recipe.way_to(spec.model) if isinstance(spec, TeacherSpec) else []
             needed = [spending for stage, spending in stages.items() if stage not in own]
             report.comparisons += served.comparisons(taught[-1], name, spec, needed, prices)
     report.show()
@@ -98,18 +98,6 @@ def _teachers(stage: Stage) -> dict[str, Any]:
         return dict(stage.teachers)
     answering = stage.teacher if isinstance(stage, Sft) else None
     return {} if answering is None else {answering: TeacherSpec(model=answering)}
-
-
-def _way_to(recipe: Recipe, reference: str) -> set[str]:
-    """Return the stages whose models a model is made from, itself included."""
-    stages, way = {stage.name: stage for stage in recipe.stages}, set[str]()
-    pending = [reference]
-    while pending:
-        stage = stages.get(pending.pop())
-        if stage is not None and stage.name not in way:
-            way.add(stage.name)
-            pending += stage.references() if stage.kind == "merge" else [stage.origin]
-    return way
 
 
 def _spending(result: StageResult, stage: Stage) -> StageSpending:

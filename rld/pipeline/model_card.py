@@ -1,4 +1,4 @@
-"""Write the model card of a stage's student: what trained it, on what, how it scores, and the recipe."""
+"""Write the model card of a stage's model: what it learned from, how it scores, what it cost, how to make it anew."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
+from rld.pipeline.licences import base_model, licence_fields, licence_of_model, licence_of_teacher
 from rld.pipeline.run import RunContext
+from rld.pipeline.summary import command_line
 from rld.recipe import registry
-from rld.recipe.models import NewModel, PretrainedModel, PrunedModel
 from rld.recipe.names import is_hub_id
+from rld.recipe.skills import DatasetSkill
 from rld.recipe.stages.base import Stage, TrainingStage
 from rld.recipe.stages.distill import Distill
 from rld.recipe.stages.merge import Merge
 from rld.recipe.stages.prune import Prune
 from rld.recipe.stages.sft import Sft
-from rld.reporting.score_records import about_scores
+from rld.reporting.score_records import ScoreRecord, about_scores
 from rld.reporting.series import number
+from rld.reporting.verdict import NUM_ERRORS, SMALLEST_CHANGE, Estimate, losses_of_skills
 from rld.types import SIGNALS
 from rld.utils import files
 from rld.utils.flops import training_flops
@@ -37,15 +40,16 @@ def write_model_card(
         record: The stage's record, as in `summary.json`.
         steps: Updates that the stage made; 0 for one that does not train.
     """
-    base = _base_model(context, stage.origin)
+    base = base_model(context, stage.origin)
+    skills = [context.recipe.skills[name] for name in context.skills(stage)]
     data = ModelCardData(
         base_model=base if base is not None and is_hub_id(base) and not _is_folder(context, base) else None,
         library_name="transformers",
-        license=_license(context, base),
         pipeline_tag="text-generation",
         tags=_tags(stage),
-        datasets=None,
+        datasets=sorted({skill.dataset for skill in skills if isinstance(skill, DatasetSkill)}) or None,
         model_name=f"{context.recipe.name}-{stage.name}",
+        **({} if base is None else licence_fields(context, base)),
     )
     body = "\n".join(_body(context, stage, record, steps=steps, base=base))
     files.write_text(folder / "README.md", str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")))
@@ -64,22 +68,29 @@ def _body(
         how = f"cut with `rld` out of {_code(stage.model)} ({stage.words()})"
     yield f"\nThis model was {how}, as stage {context.stage_number(stage.name)} of "
     yield f"{len(recipe.stages)} (kind `{stage.kind}`) of the recipe `{recipe.name}` with seed {recipe.seed}."
-    yield from _teachers(stage, record)
+    if base is not None:
+        yield f"Licence of the weights from which it started: {licence_of_model(context, stage.origin)}."
+    yield from _lessons(context, stage, steps)
+    yield from _teachers(context, stage, record)
     yield from _weights(context, stage)
     yield from _merged_models(stage, record)
+    yield from _data(context, stage)
     yield from _scores(context, record)
-    yield "\n## Cost\n"
-    yield "| what | amount |\n|---|---|"
-    yield from [f"| updates | {steps} |"] if steps else []
-    for name, count in _tokens(context, stage, record).items():
-        yield f"| {name} | {count} |"
-    yield f"| FLOPs | {number(record['flops'])} |\n| seconds | {record['seconds']} |"
+    yield from _forgotten(context, stage, record)
+    yield from _cost(context, stage, record, steps)
     yield f"\nIt ran as {context.launch}. Versions: "
     yield ", ".join(f"{name} {version}" for name, version in package_versions().items()) + "."
-    yield "\n## Recipe\n\nWith all defaults; secrets are masked.\n"
+    yield f"\n## How to make it anew\n\n{_fenced('sh', command_line())}\n"
+    yield "Without the recipe's file, save this recipe beside the files that it names, and give its path instead."
+    yield "It has all overrides and defaults; secrets are masked.\n"
     text = yaml.safe_dump(files.read_json(context.paths.recipe), sort_keys=False, allow_unicode=True, width=110)
+    yield _fenced("yaml", text.rstrip("\n"))
+
+
+def _fenced(language: str, text: str) -> str:
+    """Return a text as a block of code in Markdown, which none of its lines ends."""
     fence = "`" * max(3, _longest_run(text) + 1)
-    yield f"{fence}yaml\n{text}{fence}"
+    return f"{fence}{language}\n{text}\n{fence}"
 
 
 def _code(text: str) -> str:
@@ -99,15 +110,53 @@ def _longest_run(text: str) -> int:
     return max(map(len, re.findall("`+", text)), default=0)
 
 
-def _teachers(stage: Stage, record: Mapping[str, Any]) -> Iterator[str]:
+def _lessons(context: RunContext, stage: Stage, steps: int) -> Iterator[str]:
+    """Yield from what this stage and those whose models it was made from have learned."""
+    yield "\n## What it learned from\n\n| stage | kind | from | updates |\n|---|---|---|---|"
+    stages = {other.name: other for other in context.recipe.stages}
+    for name in context.recipe.way_to(stage.name):
+        earlier = None if name == stage.name else context.paths.stage_record(name)
+        updates = steps if earlier is None else earlier.get("steps", 0)
+        yield f"| {name} | {stages[name].kind} | {_lesson(context, stages[name])} | {updates or '-'} |"
+
+
+def _lesson(context: RunContext, stage: Stage) -> str:
+    skills = ", ".join(context.skills(stage))
+    if isinstance(stage, Sft):
+        answers = "gold answers" if stage.teacher is None else f"answers of {_code_of_cell(stage.teacher)}"
+        return f"{answers}: {skills}"
+    if not isinstance(stage, Distill):
+        models = list(dict.fromkeys(stage.references()))
+        return f"no rows; the weights of {', '.join(map(_code_of_cell, models))}"
+    parts = []
+    if stage.signals.policy is not None:
+        rewards = ", ".join(f"{_code_of_cell(spec.use)} x {spec.weight:g}" for spec in context.recipe.rewards)
+        parts.append(f"rewards {rewards} (policy)")
+    taught = [name for name in SIGNALS if name != "policy" and getattr(stage.signals, name) is not None]
+    if stage.teachers and taught:
+        parts.append(f"teachers {', '.join(map(_code_of_cell, stage.teachers))} ({', '.join(taught)})")
+    if _logged(context, stage, "loss/gold"):  # with `signals.gold: auto` the run decides
+        parts.append("gold answers")
+    return f"{'; '.join(parts)}: {skills}"
+
+
+def _teachers(context: RunContext, stage: Stage, record: Mapping[str, Any]) -> Iterator[str]:
     if isinstance(stage, Distill) and stage.teachers:
-        yield "\n## Teachers\n\n| teacher | where | parameters | mean score |\n|---|---|---|---|"
+        yield "\n## Teachers\n\nLicences are those that the models' own cards name, where these are on this machine."
+        yield "\n| teacher | where | licence | parameters | mean score |\n|---|---|---|---|---|"
         for name, spec in stage.teachers.items():
             result = record["teachers"].get(name)
             cells = (number(result["parameters"]), _mean(result["scores"])) if result else ("-", "-")
-            yield f"| {name} | {_code_of_cell(spec.place)} | {cells[0]} | {cells[1]} |"
-    elif getattr(stage, "teacher", None) is not None:
-        yield f"\n## Teachers\n\nIt was fine-tuned on answers of {_code(str(getattr(stage, 'teacher', '')))}."
+            licence = _cell(licence_of_teacher(context, spec))
+            yield f"| {name} | {_code_of_cell(spec.place)} | {licence} | {cells[0]} | {cells[1]} |"
+    elif isinstance(stage, Sft) and stage.teacher is not None:
+        yield f"\n## Teachers\n\nIt was fine-tuned on answers of {_code(stage.teacher)}."
+        yield f"Its licence, as far as its own card tells: {licence_of_model(context, stage.teacher)}."
+
+
+def _cell(text: str) -> str:
+    """Return a text that another model's card has, for the cell of a table."""
+    return re.sub(r"[|<>`\[\]\\]", "", " ".join(text.split()))
 
 
 def _merged_models(stage: Stage, record: Mapping[str, Any]) -> Iterator[str]:
@@ -136,15 +185,80 @@ def _weights(context: RunContext, stage: Stage) -> Iterator[str]:
         yield from (f"| {signal} | {mean:.3f} |" for signal, mean in means.items())
 
 
+def _data(context: RunContext, stage: Stage) -> Iterator[str]:
+    """Yield where the rows come from, of the skills on which the stage has learned and was scored."""
+    learned = context.skills(stage) if isinstance(stage, TrainingStage) else []
+    yield "\n## Data\n\n| skill | rows from | rows | in this stage | held-out rows |\n|---|---|---|---|---|"
+    for name, skill in context.recipe.skills.items():
+        num_rows = context.skill_rows[name].num_rows
+        rows = "as many as needed" if num_rows is None else f"{num_rows}"
+        use = "learned and scored" if name in learned else "scored"
+        yield f"| {name} | {_code_of_cell(skill.origin)} | {rows} | {use} | {_num_held_out(context, name)} |"
+
+
+def _num_held_out(context: RunContext, skill: str) -> str:
+    return str(sum(row["skill"] == skill for row in context.evaluator.rows) or "-")
+
+
 def _scores(context: RunContext, record: Mapping[str, Any]) -> Iterator[str]:
-    rows = context.evaluator.rows
-    main = [next(iter(scores)) for scores in record["scorings"]["after"].values()]
-    yield f"\n## Scores\n\nOf each skill: {about_scores(main)}."
-    yield "\n| skill | items | before | after |\n|---|---|---|---|"
-    for skill, after in record["after"].items():
-        num_items = sum(row["skill"] == skill for row in rows)
-        before = f"{record['before'][skill]:.3f}" if skill in record["before"] else "-"
-        yield f"| {skill} | {num_items} | {before} | {after:.3f} |"
+    scorings = record["scorings"]
+    main = [next(iter(scores)) for scores in scorings["after"].values()]
+    yield f"\n## Scores\n\nThe first of each skill: {about_scores(main)}. With 95% intervals over the held-out rows."
+    yield "\n| skill | score | held-out rows | before | after |\n|---|---|---|---|---|"
+    for skill, after in scorings["after"].items():
+        before = scorings.get("before", {}).get(skill, {})
+        for name, score in after.items():
+            cells = f"{_with_interval(before.get(name))} | {_with_interval(score)}"
+            yield f"| {skill} | {name} | {_num_held_out(context, skill)} | {cells} |"
+
+
+def _with_interval(score: Mapping[str, float] | None) -> str:
+    return "-" if score is None else f"{score['value']:.3f} ({score['low']:.3f} to {score['high']:.3f})"
+
+
+def _forgotten(context: RunContext, stage: Stage, record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield on which skills the model is worse than the one with which the first stage on the way to it began."""
+    way = [name for name in context.recipe.way_to(stage.name) if name != stage.name]
+    records = [*filter(None, map(context.paths.stage_record, way)), record]
+    first = next((one for one in records if "before" in one["scorings"]), None)
+    if first is None or isinstance(stage, Merge):
+        return
+    yield f"\n## What was forgotten\n\nCompared with the scores before stage `{first['name']}`; what is no skill of the"
+    yield "recipe was not measured. "
+    before, after = (_main_scores(one["scorings"][key]) for one, key in ((first, "before"), (record, "after")))
+    losses = losses_of_skills(_estimates(before), _estimates(after))
+    chance = f"{NUM_ERRORS:g} standard errors and {SMALLEST_CHANGE:g}"
+    if not losses:
+        yield f"No score fell by more than chance ({chance})."
+        return
+    yield f"Listed are the scores that fell by more than chance ({chance})."
+    yield "\n| skill | before | after | change, with its 95% interval |\n|---|---|---|---|"
+    for skill in losses:
+        change = after[skill].change_from(before[skill])
+        interval = f"{change.value:+.3f} ({change.low:+.3f} to {change.high:+.3f})"
+        yield f"| {skill} | {before[skill].value:.3f} | {after[skill].value:.3f} | {interval} |"
+
+
+def _main_scores(scoring: Mapping[str, Mapping[str, Any]]) -> dict[str, ScoreRecord]:
+    return {skill: ScoreRecord(**next(iter(scores.values()))) for skill, scores in scoring.items()}
+
+
+def _estimates(scores: Mapping[str, ScoreRecord]) -> dict[str, Estimate]:
+    return {skill: Estimate(score.value, score.error) for skill, score in scores.items()}
+
+
+def _cost(context: RunContext, stage: Stage, record: Mapping[str, Any], steps: int) -> Iterator[str]:
+    yield "\n## Cost\n\n| what | this stage |\n|---|---|"
+    yield from [f"| updates | {steps} |"] if steps else []
+    for name, count in _tokens(context, stage, record).items():
+        yield f"| {name} | {count} |"
+    yield f"| FLOPs | {number(record['flops'])} |\n| seconds | {record['seconds']} |"
+    way = [name for name in context.recipe.way_to(stage.name) if name != stage.name]
+    records = [*filter(None, map(context.paths.stage_record, way)), record]
+    if len(records) > 1:
+        flops, seconds = (sum(one[key] for one in records) for key in ("flops", "seconds"))
+        yield f"\nWith the stages that its weights went through: {number(flops)} FLOPs, {seconds:.1f} seconds."
+    yield "\nMoney and energy were not measured; `rld cost RUN --prices prices.yaml` computes them from the time."
 
 
 def _tokens(context: RunContext, stage: Stage, record: Mapping[str, Any]) -> dict[str, int]:
@@ -168,35 +282,8 @@ def _logged(context: RunContext, stage: Stage, metric: str) -> list[float]:
     return [value for value in values if files.is_number(value)]
 
 
-def _base_model(context: RunContext, reference: str) -> str | None:
-    """Return the folder or hub id from whose weights a reference started; None: random weights."""
-    reference = context.recipe.origin(reference)
-    match context.recipe.models.get(reference, reference):
-        case NewModel():
-            return None
-        case PretrainedModel() as model:
-            return model.path
-        case PrunedModel() as model:
-            return _base_model(context, model.prune)
-        case str(name):
-            return name
-    return None
-
-
 def _is_folder(context: RunContext, name: str) -> bool:
     return registry.find_path(name, context.source.parent) is not None
-
-
-def _license(context: RunContext, base: str | None) -> str | None:
-    """Return the licence that the base model's own card names, where that card is on this machine."""
-    path = None if base is None else registry.model_file(base, "README.md", context.source.parent)
-    if path is None:
-        return None
-    try:
-        name = ModelCard.load(path).data.get("license")
-    except (ValueError, yaml.YAMLError):  # another kind of README
-        return None
-    return str(name) if name else None
 
 
 def _tags(stage: Stage) -> list[str]:

@@ -13,6 +13,15 @@ from rld.utils import files
 from rld.utils.secrets import masked_override
 from rld.utils.versions import package_versions
 
+_CONTINUES = ("--resume", "--accept-changes")
+"""Words of a command line that continue a run, and start none."""
+
+
+def command_line() -> str:
+    """Return the command that makes the run of this process anew, with secrets masked."""
+    words = [word for word in sys.argv[1:] if word not in _CONTINUES]
+    return shlex.join(["rld", *map(masked_override, words)])
+
 
 class SummaryWriter:
     """Writes `summary.json` from the records of the finished stages."""
@@ -25,7 +34,7 @@ class SummaryWriter:
             "recipe_file": str(run.source.absolute()),
             "seed": run.recipe.seed,
             "input_changes": [change.model_dump(mode="json") for change in changes],
-            "command": shlex.join(["rld", *map(masked_override, sys.argv[1:])]),
+            "command": command_line(),
             "launch": run.launch.model_dump(mode="json"),
             "versions": package_versions(),
             "heldout_rows": {

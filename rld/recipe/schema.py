@@ -240,6 +240,21 @@ class Recipe(FrozenOptions):
             reference = stage.origin if stage.name == reference else reference
         return reference
 
+    def way_to(self, reference: str) -> list[str]:
+        """Return the stages whose models a model is made from, in order, itself included; teachers are not among them.
+
+        Args:
+            reference: The model: a stage, or one that no stage makes.
+        """
+        stages, way = {stage.name: stage for stage in self.stages}, set[str]()
+        pending = [reference]
+        while pending:
+            stage = stages.get(pending.pop())
+            if stage is not None and stage.name not in way:
+                way.add(stage.name)
+                pending += stage.references() if stage.kind == "merge" else [stage.origin]
+        return [name for name in stages if name in way]
+
     @property
     def training_stages(self) -> list[TrainingStage]:
         """The stages that train a model."""

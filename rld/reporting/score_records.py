@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Annotated, TypeAlias
 
@@ -9,8 +10,8 @@ from pydantic import Field
 
 from rld.reporting.file_records import Count, FileRecord, Share
 
-_ERRORS = 2 * 1.96
-"""Standard errors in a 95% interval of a normal distribution."""
+_REACH = 1.96
+"""Standard errors on each side of a value in its 95% interval, of a normal distribution."""
 
 _SHARES_OF_ROWS = {"solved", "exact_match", "word_match", "accuracy"}
 """Scores that are the share of held-out rows answered correctly."""
@@ -29,7 +30,12 @@ class ScoreRecord(FileRecord):
     @property
     def error(self) -> float:
         """Its standard error."""
-        return (self.high - self.low) / _ERRORS
+        return (self.high - self.low) / (2 * _REACH)
+
+    def change_from(self, other: ScoreRecord) -> ScoreRecord:
+        """Return how far it is above another score, with a 95% interval that takes the two for independent."""
+        change, reach = self.value - other.value, _REACH * math.hypot(self.error, other.error)
+        return ScoreRecord(value=change, low=change - reach, high=change + reach)
 
 
 Scoring: TypeAlias = dict[str, dict[str, ScoreRecord]]

@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rld.cli import main
+from rld.recipe.reading import read_recipe
 from tests.support import tiny
 from tests.support.processes import FORK_SERVER, exit_codes, train_quietly
 from tests.support.runs import one_thread, recipe, whole
@@ -135,10 +136,56 @@ def test_every_student_has_a_model_card(whole):
         assert card.data.library_name == "transformers" and "rld" in card.data.tags
         assert f"# small: {stage}" in card.text and "1 process on cpu" in card.text and "torch 2" in card.text
         for skill in ("copy", "flip"):
-            assert f"| {skill} | 6 | {record['before'][skill]:.3f} | {record['after'][skill]:.3f} |" in card.text
+            ends = [record["scorings"][scoring][skill]["solved"] for scoring in ("before", "after")]
+            cells = [f"{score['value']:.3f} ({score['low']:.3f} to {score['high']:.3f})" for score in ends]
+            assert f"| {skill} | solved | 6 | {' | '.join(cells)} |" in card.text
+            assert f"| {skill} | `./tasks.py:{skill}` | as many as needed | learned and scored | 6 |" in card.text
         recipe = yaml.safe_load(card.text.split("```yaml\n")[1].split("```")[0])
         assert recipe == json.loads((whole / "recipe.json").read_text())
-    assert "| response | 0." in card.text and "| teacher | `teacher` |" in card.text
+        command = json.loads((whole / "summary.json").read_text())["command"]
+        assert f"## How to make it anew\n\n```sh\n{command}\n```" in card.text
+        assert "No score fell by more than chance" in card.text
+    assert "| response | 0." in card.text
+    assert "| teacher | `teacher` | none: it started from random weights | " in card.text
+    lesson = (
+        "rewards `answers:exact_match` x 1, `./tasks.py:share` x 0.5 (policy); teachers `teacher` (response, feature)"
+    )
+    assert f"| student | distill | {lesson}: copy, flip | 14 |" in card.text
+
+
+def test_the_recipe_in_a_model_card_trains_beside_its_files(whole, recipe, tmp_path):
+    text = ModelCard.load(whole / "student" / "README.md").text.split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "tasks.py").write_text(TASKS)
+    (tmp_path / "again.yaml").write_text(text)
+    assert read_recipe(tmp_path / "again.yaml").model_dump() == read_recipe(recipe).model_dump()
+
+
+LOSING = """
+name: losing
+tokenizer: {characters: "ab="}
+max_new_tokens: 4
+skills: {copy: {generator: "./tasks.py:copy", held_out: 40}, other: {generator: "./tasks.py:other", held_out: 40}}
+models: {tiny: {new: llama, config: {hidden_size: 32, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2}}}
+stages:
+  - {name: learn, kind: sft, student: tiny, skills: [copy], steps: 25, batch: 16, trainer: {learning_rate: 0.02}}
+"""  # noqa: E501 - one line is one key
+
+
+def test_a_model_card_says_what_was_forgotten_and_under_which_licence_it_began(tmp_path):
+    """A model that has learnt one skill learns another one, which has other answers to the same prompts."""
+    task = "def {}(rng):\n    return ''.join(rng.choices('ab', k=9)) + '=', '{}'\n"
+    (tmp_path / "tasks.py").write_text(task.format("copy", "a") + task.format("other", "b"))
+    recipe = tmp_path / "losing.yaml"
+    recipe.write_text(LOSING)
+    assert main(["train", str(recipe), "--output", str(tmp_path / "run")]) == 0
+    base = (tmp_path / "run" / "student").rename(tmp_path / "base")
+    (base / "README.md").write_text("---\nlicense: other\nlicense_name: my-licence\n---\n")
+    overrides = ["stages.learn.student=./base", "stages.learn.skills=[other]"]
+    assert main(["train", str(recipe), "--output", str(tmp_path / "again"), *overrides]) == 0
+    card = ModelCard.load(tmp_path / "again" / "student" / "README.md")
+    assert (card.data.license, card.data.get("license_name")) == ("other", "my-licence")
+    assert "Licence of the weights from which it started: my-licence." in card.text
+    assert "| copy | 1.000 | 0.000 | -1.000 (" in card.text.split("## What was forgotten")[1]
 
 
 def test_no_path_of_a_model_is_read_as_markdown_in_its_card(tmp_path):
