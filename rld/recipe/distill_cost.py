@@ -2,84 +2,160 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
-from rld.controllers.gold_share import NEW_PASSES, NEW_SHARE, REPEATED_SHARE
+from rld.controllers.gold_share import FIRST_SHARE, NEW_PASSES, NEW_SHARE, REPEATED_SHARE
 from rld.recipe.measurement_cost import retention_flops, transfer_flops
 from rld.recipe.sizes import Sizes
 from rld.utils.flops import Account, forward_flops, training_flops
 from rld.utils.templates import has_answer
 
 
-def distill_flops(stage: Any, student: int, teachers: Mapping[str, int], sizes: Sizes) -> dict[Account, int]:
-    """Return the estimated FLOPs of a stage.
+class Assumptions(NamedTuple):
+    """What decides the FLOPs of a stage and shows only when it runs."""
 
-    A prompt is read once for all of its completions. Teachers that name no skills are taken to share the rows. For the
-    gate each reads the gold answer as one completion more, which is taken to decide its answers, the second one too; no
-    verdict is taken to be assumed. A prompt of its own that shows the gold answer is longer by that answer. Where the
-    controller sets the share of gold answers, the student is taken to succeed on half of its completions.
+    solved: float = 0.5
+    """Share of the completions on which the student succeeds; it sets the share of gold answers that are repeated."""
+    completion: float | None = None
+    """Mean tokens of a sampled completion. None: those of the gold answers."""
+
+
+EXPECTED = Assumptions()
+"""What a plan takes for granted."""
+
+
+class _Step(NamedTuple):
+    """What a mean step reads; prompts whose gold answer is all that is learnt of them are apart."""
+
+    num_prompts: float
+    """Prompts with several completions."""
+    prompt_tokens: float
+    """Their tokens, each prompt once."""
+    sampled_tokens: float
+    """Tokens of the completions that the student samples."""
+    fixed_tokens: float
+    """Tokens of the gold answers and labels among the completions."""
+    gold_tokens: float
+    """Tokens of the other prompts, each with its gold answer."""
+
+    @property
+    def read_tokens(self) -> float:
+        """Tokens of the prompts with several completions and of these."""
+        return self.prompt_tokens + self.sampled_tokens + self.fixed_tokens
+
+
+def distill_flops(
+    stage: Any, student: int, teachers: Mapping[str, int], sizes: Sizes, assumed: Assumptions = EXPECTED
+) -> dict[Account, int]:
+    """Return the estimated FLOPs of a stage.
 
     Args:
         stage: The stage, a `Distill`.
         student: Parameters of the student.
         teachers: Parameters of each teacher that is loaded in the training process.
         sizes: The sizes of the recipe.
+        assumed: What shows only when the stage runs.
     """
     skills = stage.skills or sizes.skills
-    lengths, rollout = sizes.lengths(skills), stage.rollout
-    num_completions = rollout.num_completions(sizes.num_labels.get(skill, 1) for skill in skills)
-    num_sampled = 0 if stage.learns_labels else num_completions - rollout.gold_completions
-    num_prompts = rollout.prompts * (1 - gold_share(stage, sizes))
-    num_gold = (rollout.prompts - num_prompts) * num_completions  # each with a prompt of its own
-    gold_tokens = num_gold * (lengths.prompt + lengths.answer)
-    completion_tokens = num_prompts * num_completions * lengths.answer
-    prompt_tokens = num_prompts * lengths.prompt
-    sampled_tokens = prompt_tokens + num_prompts * num_sampled * lengths.answer if num_sampled else 0.0
+    lengths, step = sizes.lengths(skills), _mean_step(stage, sizes, assumed)
+    num_ticks = stage.steps // stage.controller.decide_every
+    measured_tokens = stage.controller.required_measurements.gold_rows * len(skills) * lengths.total
     flops: dict[Account, float] = {
-        "generation": stage.steps * forward_flops(student, sampled_tokens),
-        "student": stage.steps * training_flops(student, prompt_tokens + completion_tokens + gold_tokens),
-        "teachers": 0.0,
-        "gate": 0.0,
-        "answers": 0.0,
+        "generation": 0.0,
+        "student": stage.steps * training_flops(student, step.read_tokens + step.gold_tokens),
         "retention": 0.0,
     }
-    required = stage.controller.required_measurements
-    num_ticks = stage.steps // stage.controller.decide_every
-    measured_tokens = required.gold_rows * len(skills) * (lengths.prompt + lengths.answer)
+    if step.sampled_tokens:
+        flops["generation"] = stage.steps * forward_flops(student, step.prompt_tokens + step.sampled_tokens)
     flops["student"] += num_ticks * forward_flops(student, measured_tokens)
     if stage.target is not None:
         flops["student"] += num_ticks * transfer_flops(student, len(skills), len(stage.target), lengths)
     if stage.retain is not None:
         protected = stage.protected(sizes.skills)
         flops["retention"] = retention_flops(stage.retain, protected, student, sizes, stage.steps, num_ticks)
-    answer_tokens = num_prompts * lengths.answer
+    flops |= _teacher_flops(stage, teachers, sizes, step)
+    return {account: round(number) for account, number in flops.items()}
+
+
+def distill_flops_range(stage: Any, student: int, teachers: Mapping[str, int], sizes: Sizes) -> tuple[int, int] | None:
+    """Return the fewest and the most FLOPs of a stage; None where its student samples nothing.
+
+    The student is taken to solve all or nothing, with completions that are as long as the gold answers, or as long as
+    they may be.
+    """
+    if not _mean_step(stage, sizes, EXPECTED).sampled_tokens:
+        return None
+    ends = [Assumptions(solved, length) for solved in (0.0, 1.0) for length in (None, float(sizes.max_new_tokens))]
+    totals = [sum(distill_flops(stage, student, teachers, sizes, end).values()) for end in ends]
+    return min(totals), max(totals)
+
+
+def _mean_step(stage: Any, sizes: Sizes, assumed: Assumptions) -> _Step:
+    """Return what a step reads in the mean over a stage; a prompt is read once for all of its completions."""
+    skills, rollout = stage.skills or sizes.skills, stage.rollout
+    lengths = sizes.lengths(skills)
+    num_completions = rollout.num_completions(sizes.num_labels.get(skill, 1) for skill in skills)
+    num_sampled = 0 if stage.learns_labels else num_completions - rollout.gold_completions
+    num_prompts = rollout.prompts * (1 - gold_share(stage, sizes, assumed.solved))
+    num_gold = (rollout.prompts - num_prompts) * num_completions  # each with a prompt of its own
+    completion = lengths.answer if assumed.completion is None else assumed.completion
+    return _Step(
+        num_prompts,
+        num_prompts * lengths.prompt,
+        num_prompts * num_sampled * completion,
+        num_prompts * (num_completions - num_sampled) * lengths.answer,
+        num_gold * lengths.total,
+    )
+
+
+def _teacher_flops(stage: Any, teachers: Mapping[str, int], sizes: Sizes, step: _Step) -> dict[Account, float]:
+    """Return the FLOPs of all that teachers read.
+
+    Teachers that name no skills are taken to share the rows. For the gate each reads the gold answer of a row once, as
+    one completion more, which is taken to decide its answers, the second one too; no verdict is taken to be assumed. A
+    prompt of its own that shows the gold answer is longer by that answer.
+    """
+    skills = stage.skills or sizes.skills
+    lengths, answer_tokens = sizes.lengths(skills), step.num_prompts * sizes.lengths(skills).answer
+    flops: dict[Account, float] = {"teachers": 0.0, "gate": 0.0, "answers": 0.0}
+    num_drawn = stage.steps * step.num_prompts / len(skills)
+    num_asked = sum(min(num_drawn, sizes.num_rows(skill)) for skill in skills)
     for name, size in teachers.items():
         spec = stage.teachers[name]
         share = len(spec.skills) / len(skills) if spec.skills is not None else 1 / len(teachers)
         own = answer_tokens if spec.prompt is not None and has_answer(spec.prompt) else 0.0
-        flops["teachers"] += stage.steps * share * forward_flops(size, prompt_tokens + own + completion_tokens)
+        flops["teachers"] += stage.steps * share * forward_flops(size, own + step.read_tokens)
         if stage.gate == "per_prompt" and not stage.learns_labels:
-            flops["gate"] += stage.steps * share * forward_flops(size, answer_tokens)
-        num_tries = num_completions if stage.learns_labels else 1
+            flops["gate"] += share * forward_flops(size, num_asked * lengths.answer)
+        num_tries = 1
+        if stage.learns_labels:
+            num_tries = stage.rollout.num_completions(sizes.num_labels.get(skill, 1) for skill in skills)
         probe_tokens = len(skills) * spec.probe_prompts * (lengths.prompt + num_tries * lengths.answer)
         flops["answers"] += forward_flops(size, probe_tokens)
-    return {account: round(number) for account, number in flops.items()}
+    return flops
 
 
-def gold_share(stage: Any, sizes: Sizes) -> float:
-    """Return the mean share of a stage's prompts that have their gold answer alone, over steps and skills."""
+def gold_share(stage: Any, sizes: Sizes, solved: float = EXPECTED.solved) -> float:
+    """Return the mean share of a stage's prompts that have their gold answer alone, over steps and skills.
+
+    Where the controller sets it, the first tick is taken to show enough correct completions, and none to be short.
+
+    Args:
+        stage: The stage, a `Distill`.
+        sizes: The sizes of the recipe.
+        solved: The share of its completions on which the student succeeds.
+    """
     if not stage.has_gold_prompts:
         return 0.0
     if stage.gold.share is not None:
         return float(stage.gold.share)
     skills = stage.skills or sizes.skills
     answers_per_step = NEW_SHARE * stage.rollout.prompts * stage.rollout.completions / len(skills)
+    first = min(stage.controller.decide_every / stage.steps, 1.0)  # share of the steps, like `new`
     shares = []
     for skill in skills:
-        num_rows = sizes.rows[skill].num_rows if skill in sizes.rows else math.inf
-        new = min(NEW_PASSES * num_rows / answers_per_step / stage.steps, 1.0)  # share of the steps
-        shares.append(new * NEW_SHARE + (1 - new) * REPEATED_SHARE / 2)
+        new = min(NEW_PASSES * sizes.num_rows(skill) / answers_per_step / stage.steps, 1 - first)
+        shares.append(first * FIRST_SHARE + new * NEW_SHARE + (1 - first - new) * REPEATED_SHARE * (1 - solved))
     return fmean(shares)

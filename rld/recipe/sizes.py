@@ -88,6 +88,9 @@ class StageCost:
     """Operations by the accounts by which a run counts them."""
     demand: Demand | None = None
     """What it asks of cards beside operations; None for a stage that trains nothing."""
+    flops_range: tuple[int, int] | None = None
+    """Fewest and most operations, if the student solves all or nothing and its completions are as long as gold answers
+    or as possible. None: it samples none."""
 
     @property
     def flops(self) -> int | None:
@@ -154,6 +157,10 @@ class Sizes:
         longest = Lengths(0.0, float(self.max_new_tokens))
         rows = [self.rows.get(skill, longest) for skill in skills]
         return Lengths(fmean(row.prompt for row in rows), fmean(min(row.answer, longest.answer) for row in rows))
+
+    def num_rows(self, skill: str) -> float:
+        """Return the number of rows with a gold answer that a skill is trained on; infinite for a generator."""
+        return self.rows[skill].num_rows if skill in self.rows else math.inf
 
     def cut_parameters(self, reference: str, cut: Cut) -> int | None:
         """Return the number of parameters of what is cut out of a model; None where it is unknown."""

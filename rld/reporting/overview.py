@@ -19,6 +19,9 @@ from rld.recipe.sizes import Lengths, StageCost, quantity
 from rld.recipe.stages import AnyStage
 from rld.reporting import series
 
+_RANGE = "if the student solves all or nothing, in completions as long as gold answers or as max_new_tokens"
+"""What the range of a stage's FLOPs goes over."""
+
 _LONGEST = 200
 """Characters of a prompt or an answer that are shown."""
 
@@ -161,6 +164,8 @@ def _stage(
     by_account = f" ({', '.join(f'{account} {quantity(flops)}' for account, flops in parts.items())})"
     flops = f"about {quantity(cost.flops)}{by_account if len(parts) > 1 else ''}"
     table.add_row("costs", f"FLOPs: {flops}; bytes of memory: {quantity(cost.bytes)}")
+    if cost.flops_range is not None:
+        table.add_row("", f"FLOPs are {' to '.join(map(quantity, cost.flops_range))} {_RANGE}")
     if cards is not None and cost.demand is not None and cost.flops_by_account is not None:
         total = estimate(cost.flops_by_account, cost.demand, cards)
         table.add_row(f"on {cards}", _on_cards(total, cards))

@@ -116,8 +116,8 @@ def test_gold_answers_are_not_generated_and_a_gate_that_is_off_asks_nothing(tmp_
     assert (flops["gate"], flops["generation"]) == (0, 2 * size * 5 * (3 * 7 + 3 * 5))
 
 
-@pytest.mark.parametrize(("num_rows", "share"), [(math.inf, 15 / 16), (15, 19 / 32), (0, 1 / 4)])
-def test_gold_answers_are_most_prompts_until_the_rows_repeat(tmp_path, num_rows, share):
+@pytest.mark.parametrize(("num_rows", "share"), [(math.inf, 85 / 128), (7.5, 37 / 64), (0, 13 / 32)])
+def test_gold_answers_are_half_then_most_prompts_until_the_rows_repeat(tmp_path, num_rows, share):
     made = recipe().model_dump()
     made["stages"][1] |= {"signals": {"policy": {}, "response": {}}, "rollout": {"prompts": 8, "completions": 2}}
     made["stages"][1] |= {"steps": 8}  # each with 15 gold answers while they are new
@@ -125,6 +125,15 @@ def test_gold_answers_are_most_prompts_until_the_rows_repeat(tmp_path, num_rows,
     rows = {"s": Lengths(prompt=7.0, answer=5.0, num_rows=num_rows)}
     flops = stage_costs(Recipe.model_validate(made), tmp_path, rows)["two"].flops_by_account
     assert flops["generation"] == pytest.approx((1 - share) * 2 * size * 8 * 8 * (7 + 2 * 5))
+
+
+def test_the_gate_asks_once_for_a_row_and_the_range_has_the_longest_completions(tmp_path):
+    size = parameters({"model_type": "llama", **SMALL})
+    rows = {"s": Lengths(prompt=7.0, answer=5.0, num_rows=4)}
+    cost = stage_costs(recipe(), tmp_path, rows)["two"]
+    assert cost.flops_by_account["gate"] == 2 * size * 4 * 5
+    longest = (2 + 6 + 2) * size * 5 * 3 * 2 * (10 - 5)  # read by student, its update and the teacher
+    assert cost.flops_range == (cost.flops, cost.flops + longest)
 
 
 def test_a_teacher_whose_answers_are_learnt_is_counted(tmp_path):

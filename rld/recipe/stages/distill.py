@@ -13,7 +13,7 @@ from rld.controllers.gap import GapController
 from rld.controllers.retention_rule import RetentionRule
 from rld.recipe.controller_checks import check_controller, check_retention
 from rld.recipe.demand import distill_demand
-from rld.recipe.distill_cost import distill_flops
+from rld.recipe.distill_cost import distill_flops, distill_flops_range
 from rld.recipe.document import Loc, RecipeProblem
 from rld.recipe.gold import described_gold, gold_in_use, require_possible_gold
 from rld.recipe.names import RecipeNames, check_member, items
@@ -298,7 +298,8 @@ class Distill(TrainingStage):
         num_teacher_bytes = sum(frozen.values()) + average_bytes(self, frozen_bytes(student))
         demand = distill_demand(self, student, num_teacher_bytes, sizes)
         num_bytes = demand.state_bytes + demand.frozen_bytes
-        return StageCost(student, teachers, num_bytes, distill_flops(self, student, counts, sizes), demand)
+        flops, ends = distill_flops(self, student, counts, sizes), distill_flops_range(self, student, counts, sizes)
+        return StageCost(student, teachers, num_bytes, flops, demand, ends)
 
     def describe(self, cost: StageCost, skills: list[str]) -> list[tuple[str, str]]:
         adapter = ", a LoRA adapter" if self.lora is not None else ""
