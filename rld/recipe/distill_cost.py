@@ -20,6 +20,8 @@ class Assumptions(NamedTuple):
     """Share of the completions on which the student succeeds; it sets the share of gold answers that are repeated."""
     completion: float | None = None
     """Mean tokens of a sampled completion. None: those of the gold answers."""
+    agrees: bool = True
+    """Whether a teacher's answer is the gold answer or differs so that it counts as wrong; it is decoded otherwise."""
 
 
 EXPECTED = Assumptions()
@@ -27,23 +29,18 @@ EXPECTED = Assumptions()
 
 
 class _Step(NamedTuple):
-    """What a mean step reads; prompts whose gold answer is all that is learnt of them are apart."""
+    """What a mean step reads. No forward but that of sampling reads the last token of a completion."""
 
     num_prompts: float
-    """Prompts with several completions."""
+    """Prompts with several completions; gold answers that are learnt alone have others."""
     prompt_tokens: float
     """Their tokens, each prompt once."""
     sampled_tokens: float
     """Tokens of the completions that the student samples."""
-    fixed_tokens: float
-    """Tokens of the gold answers and labels among the completions."""
+    read_tokens: float
+    """Tokens of prompts and completions that are read to learn from them or to score them."""
     gold_tokens: float
-    """Tokens of the other prompts, each with its gold answer."""
-
-    @property
-    def read_tokens(self) -> float:
-        """Tokens of the prompts with several completions and of these."""
-        return self.prompt_tokens + self.sampled_tokens + self.fixed_tokens
+    """Tokens of the other prompts, each with its gold answer, that are read to learn them."""
 
 
 def distill_flops(
@@ -75,19 +72,20 @@ def distill_flops(
     if stage.retain is not None:
         protected = stage.protected(sizes.skills)
         flops["retention"] = retention_flops(stage.retain, protected, student, sizes, stage.steps, num_ticks)
-    flops |= _teacher_flops(stage, teachers, sizes, step)
+    flops |= _teacher_flops(stage, teachers, sizes, step, assumed)
     return {account: round(number) for account, number in flops.items()}
 
 
 def distill_flops_range(stage: Any, student: int, teachers: Mapping[str, int], sizes: Sizes) -> tuple[int, int] | None:
     """Return the fewest and the most FLOPs of a stage; None where its student samples nothing.
 
-    The student is taken to solve all or nothing, with completions that are as long as the gold answers, or as long as
-    they may be.
+    The student is taken to solve all or nothing, with completions that are as long as the gold answers or as long as
+    they may be, and gold answers to decide those of teachers always or never.
     """
     if not _mean_step(stage, sizes, EXPECTED).sampled_tokens:
         return None
-    ends = [Assumptions(solved, length) for solved in (0.0, 1.0) for length in (None, float(sizes.max_new_tokens))]
+    lengths = (None, True), (float(sizes.max_new_tokens), False)
+    ends = [Assumptions(solved, *end) for solved in (0.0, 1.0) for end in lengths]
     totals = [sum(distill_flops(stage, student, teachers, sizes, end).values()) for end in ends]
     return min(totals), max(totals)
 
@@ -101,37 +99,42 @@ def _mean_step(stage: Any, sizes: Sizes, assumed: Assumptions) -> _Step:
     num_prompts = rollout.prompts * (1 - gold_share(stage, sizes, assumed.solved))
     num_gold = (rollout.prompts - num_prompts) * num_completions  # each with a prompt of its own
     completion = lengths.answer if assumed.completion is None else assumed.completion
+    read = num_sampled * max(completion - 1, 0) + (num_completions - num_sampled) * max(lengths.answer - 1, 0)
     return _Step(
         num_prompts,
         num_prompts * lengths.prompt,
         num_prompts * num_sampled * completion,
-        num_prompts * (num_completions - num_sampled) * lengths.answer,
-        num_gold * lengths.total,
+        num_prompts * (lengths.prompt + read),
+        num_gold * max(lengths.total - 1, 0),
     )
 
 
-def _teacher_flops(stage: Any, teachers: Mapping[str, int], sizes: Sizes, step: _Step) -> dict[Account, float]:
+def _teacher_flops(
+    stage: Any, teachers: Mapping[str, int], sizes: Sizes, step: _Step, assumed: Assumptions
+) -> dict[Account, float]:
     """Return the FLOPs of all that teachers read.
 
     Teachers that name no skills are taken to share the rows. For the gate each reads the gold answer of a row once, as
-    one completion more, which is taken to decide its answers, the second one too; no verdict is taken to be assumed. A
-    prompt of its own that shows the gold answer is longer by that answer.
+    one completion more; where that does not decide its answer, it reads prompt and gold answer apart, and the prompt
+    again with an answer of its own. No verdict is taken to be assumed. A prompt of its own that shows the gold answer
+    is longer by that answer.
     """
     skills = stage.skills or sizes.skills
-    lengths, answer_tokens = sizes.lengths(skills), step.num_prompts * sizes.lengths(skills).answer
+    lengths = sizes.lengths(skills)
     flops: dict[Account, float] = {"teachers": 0.0, "gate": 0.0, "answers": 0.0}
     num_drawn = stage.steps * step.num_prompts / len(skills)
     num_asked = sum(min(num_drawn, sizes.num_rows(skill)) for skill in skills)
+    decoded = 0.0 if assumed.agrees else 2 * lengths.prompt + (assumed.completion or lengths.answer)
+    num_tries = 1
+    if stage.learns_labels:
+        num_tries = stage.rollout.num_completions(sizes.num_labels.get(skill, 1) for skill in skills)
     for name, size in teachers.items():
         spec = stage.teachers[name]
         share = len(spec.skills) / len(skills) if spec.skills is not None else 1 / len(teachers)
-        own = answer_tokens if spec.prompt is not None and has_answer(spec.prompt) else 0.0
+        own = step.num_prompts * lengths.answer if spec.prompt is not None and has_answer(spec.prompt) else 0.0
         flops["teachers"] += stage.steps * share * forward_flops(size, own + step.read_tokens)
         if stage.gate == "per_prompt" and not stage.learns_labels:
-            flops["gate"] += share * forward_flops(size, num_asked * lengths.answer)
-        num_tries = 1
-        if stage.learns_labels:
-            num_tries = stage.rollout.num_completions(sizes.num_labels.get(skill, 1) for skill in skills)
+            flops["gate"] += share * forward_flops(size, num_asked * (lengths.answer + decoded))
         probe_tokens = len(skills) * spec.probe_prompts * (lengths.prompt + num_tries * lengths.answer)
         flops["answers"] += forward_flops(size, probe_tokens)
     return flops

@@ -19,7 +19,7 @@ from rld.recipe.sizes import Lengths, StageCost, quantity
 from rld.recipe.stages import AnyStage
 from rld.reporting import series
 
-_RANGE = "if the student solves all or nothing, in completions as long as gold answers or as max_new_tokens"
+_RANGE = "from all solved in completions as long as gold answers to none, as long as max_new_tokens"
 """What the range of a stage's FLOPs goes over."""
 
 _LONGEST = 200

@@ -207,7 +207,9 @@ PLANNED = """
 name: planned
 tokenizer: {characters: "abcd:="}
 max_new_tokens: 4
-skills: {copy: {generator: ./tasks.py:copy, levels: [{length: 2}, {length: 3}], held_out: 6}}
+skills:
+  copy: {generator: ./tasks.py:copy, levels: [{length: 2}, {length: 3}], held_out: 6}
+  rows: {file: rows.jsonl, held_out: 0}
 models:
   tiny:
     new: llama
@@ -223,12 +225,25 @@ stages:
     signals: {policy: {}, response: {}}
     rollout: {prompts: 4, completions: 4}
     steps: 6
+  - {name: cut, kind: prune, model: student, intermediate_size: 48, calibration_rows: 24}
+  - name: healed
+    kind: distill
+    student: cut
+    skills: [rows]
+    teachers: {first: {model: first, probe_prompts: 4}}
+    signals: {policy: {}, response: {}, gold: null}
+    rollout: {prompts: 8, completions: 4}
+    retain: {probe_prompts: 8, prompts: 16, batch: 8}
+    steps: 15
 """
 
 
 def test_planned_flops_are_those_that_a_run_counts(recipe, tmp_path):
     path = recipe.with_name("planned.yaml")
     path.write_text(PLANNED)
+    words = [a + b for a in "abcd" for b in "abcd"]
+    rows = [{"question": f"b:{word}=", "answer": word} for word in words]
+    path.with_name("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     planned = read_recipe(path)
     lengths = {summary.skill: summary.lengths for summary in check_recipe(planned, path).skills}
     costs = stage_costs(planned, tmp_path, lengths)
@@ -236,5 +251,8 @@ def test_planned_flops_are_those_that_a_run_counts(recipe, tmp_path):
     for record in json.loads((tmp_path / "run" / "summary.json").read_text())["stages"]:
         by_account = costs[record["name"]].flops_by_account
         assert costs[record["name"]].flops == pytest.approx(record["flops"], rel=0.25), record["name"]
-        counted = {account for account, flops in record["flops_by_account"].items() if flops}
-        assert counted == {account for account, flops in by_account.items() if flops}
+        counted = {account: flops for account, flops in record["flops_by_account"].items() if flops}
+        assert counted.keys() == {account for account, flops in by_account.items() if flops}
+    large = {account: flops for account, flops in counted.items() if flops > 0.05 * record["flops"]}
+    assert {"generation", "teachers", "student", "retention"} == large.keys()  # of the last stage
+    assert {account: by_account[account] for account in large} == pytest.approx(large, rel=0.25)

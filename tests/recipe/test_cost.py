@@ -87,8 +87,9 @@ def test_a_stages_cost_follows_from_sizes_and_tokens(tmp_path):
     costs = stage_costs(recipe(), tmp_path, ROWS)
     assert costs["one"].flops == 6 * size * (2 * 4 * 12)
     assert costs["one"].bytes == 16 * size
-    read = 5 * (3 * 7 + 3 * 2 * 5)  # five steps of three prompts, each read once, with two answers each
-    expected = {"generation": 2 * size * read, "student": 6 * size * read, "teachers": 2 * size * read}
+    sampled = 5 * (3 * 7 + 3 * 2 * 5)  # five steps of three prompts, each read once, with two answers each
+    read = 5 * (3 * 7 + 3 * 2 * 4)  # behind their last token nothing is predicted
+    expected = {"generation": 2 * size * sampled, "student": 6 * size * read, "teachers": 2 * size * read}
     expected |= {"gate": 2 * size * 5 * 3 * 5, "answers": 2 * size * 32 * 12, "retention": 0}
     assert costs["two"].flops_by_account == expected
     assert costs["two"].bytes == 16 * size + 2 * size
@@ -105,7 +106,7 @@ def test_a_base_that_teachers_share_is_counted_once_in_memory(tmp_path):
     cost = stage_costs(Recipe.model_validate(made), tmp_path, ROWS)["two"]
     assert cost.bytes == (16 + 2 + 4) * size
     assert cost.flops_by_account["answers"] == 3 * 2 * size * 32 * 12
-    assert cost.flops_by_account["teachers"] == 2 * size * 5 * (3 * 7 + 3 * 2 * 5), "three teachers share the rows"
+    assert cost.flops_by_account["teachers"] == 2 * size * 5 * (3 * 7 + 3 * 2 * 4), "three teachers share the rows"
 
 
 def test_gold_answers_are_not_generated_and_a_gate_that_is_off_asks_nothing(tmp_path):
@@ -132,7 +133,8 @@ def test_the_gate_asks_once_for_a_row_and_the_range_has_the_longest_completions(
     rows = {"s": Lengths(prompt=7.0, answer=5.0, num_rows=4)}
     cost = stage_costs(recipe(), tmp_path, rows)["two"]
     assert cost.flops_by_account["gate"] == 2 * size * 4 * 5
-    longest = (2 + 6 + 2) * size * 5 * 3 * 2 * (10 - 5)  # read by student, its update and the teacher
+    longest = (2 + 6 + 2) * size * 5 * 3 * 2 * (10 - 5)  # for student, its update and the teacher
+    longest += 2 * size * 4 * (2 * 7 + 10)  # and the gate decodes each answer
     assert cost.flops_range == (cost.flops, cost.flops + longest)
 
 
