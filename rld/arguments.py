@@ -159,6 +159,8 @@ def _add_cache_teachers(parser: argparse.ArgumentParser) -> None:
 def _add_report(parser: argparse.ArgumentParser) -> None:
     result = "the folder of a run or of an ablation"
     parser.add_argument("folder", metavar="DIR", type=_folder, help=result)
+    other = "the folder of a second run, which is laid beside the first, in compared.html of this folder"
+    parser.add_argument("other", metavar="OTHER", nargs="?", type=_folder, help=other)
 
 
 def _add_cost(parser: argparse.ArgumentParser) -> None:

@@ -22,7 +22,7 @@ from rld.utils.files import user_path
 from rld.utils.interrupts import end_with_parent
 from rld.utils.messages import is_main_process, tell, tell_of_this_process, warnings_as_lines
 from rld.utils.os_errors import tell_failure
-from rld.utils.run_folder import ABLATION_RESULT, RunFolder, model_name, recipe_of_model
+from rld.utils.run_folder import ABLATION_RESULT, RunFolder, model_name, no_run, recipe_of_model
 from rld.utils.streams import safe_streams
 from rld.utils.suggestions import hint
 from rld.utils.user_calls import exit_refused
@@ -133,12 +133,11 @@ def _recipe_and_model(options: argparse.Namespace) -> tuple[Path, str, list[str]
         return registry.find_recipe(options.recipe), options.model, options.overrides
     if len(words) < 2 or "=" in words[1]:
         raise UsageError("evaluate needs a model; write rld evaluate RECIPE --model MODEL")
-    overrides = words[2:]
     are_recipes = [_is_recipe(word) for word in words[:2]]
     if all(are_recipes):
         raise UsageError(f"{words[0]} and {words[1]} are both recipes; write rld evaluate RECIPE --model MODEL")
     recipe, model = words[:2] if are_recipes[0] else (words[1], words[0])
-    return registry.find_recipe(recipe), model, overrides
+    return registry.find_recipe(recipe), model, words[2:]
 
 
 def _is_recipe(name: str) -> bool:
@@ -259,9 +258,13 @@ def _serve_teacher(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    """Draw the report of a run or of an ablation again, and print its verdict or tables."""
-    folder: Path = options.folder
-    if RunFolder(folder).recipe.is_file():
+    """Draw the report of a run or of an ablation again, or lay a second run beside a run, and print what it says."""
+    folder, other = options.folder, options.other
+    if other is not None:
+        from rld.reporting.comparison_page import show_comparison
+
+        show_comparison(folder, other)
+    elif RunFolder(folder).recipe.is_file():
         from rld.reporting.report import show_report
 
         show_report(folder)
@@ -271,9 +274,7 @@ def _report(options: argparse.Namespace) -> int:
 
         show_result(read_result(folder), folder)
     else:
-        names = RunFolder(folder).recipe.name, ABLATION_RESULT
-        beside = [str(path.parent) for name in names for path in folder.parent.glob(f"*/{name}")]
-        raise UsageError(f"{folder} holds no run and no finished ablation{hint(str(folder), beside)}")
+        raise no_run(folder, "no run and no finished ablation")
     return 0
 
 
@@ -321,8 +322,7 @@ def _init(options: argparse.Namespace) -> int:
     _share_the_cores()
     from rld.proposal.propose import propose
 
-    output: Path = options.output
-    own, minutes = options.held_out, options.minutes
+    output, own, minutes = options.output, options.held_out, options.minutes
     propose(options.rows, options.student, options.teacher, held_out=own, minutes=minutes, output=output)
     from rld.pipeline.recipe_check import check_recipe, show_check
     from rld.recipe.reading import read_recipe

@@ -28,7 +28,8 @@ class InputChange(NamedTuple):
     stages: frozenset[str] = frozenset()
 
 
-_ABSENT = object()
+ABSENT = object()
+"""Stands for a value that one of two recipes does not have."""
 
 _CONSTANT = ("constant", "constant_with_warmup")
 """Learning-rate schedules that do not depend on the number of updates."""
@@ -65,14 +66,14 @@ def _change(text: str, stages: Collection[str], started: Collection[str]) -> Inp
 def _recipe_changes(old: Inputs, new: Inputs, started: Collection[str]) -> Iterator[InputChange]:
     before, after = (by_stage_name(without_masked(inputs.recipe)) for inputs in (old, new))
     unused = set(before["models"].keys() ^ after["models"].keys())  # who uses one has another name for it
-    for keys, was, now in _differences(before, after):
+    for keys, was, now in differences(before, after):
         if (keys[0] == "models" and len(keys) > 1 and keys[1] in unused) or keys[0] == "trainer":
             continue  # a stage's trainer has what it takes of the recipe's
         if keys[0] == "stages" and len(keys) == 2:
-            how = "is new" if was is _ABSENT else "is gone"
+            how = "is new" if was is ABSENT else "is gone"
             yield _change(f"stage '{keys[1]}' {how}", [keys[1]], started)
             continue
-        text = f"{'.'.join(map(str, keys))}: {_shown(was)} → {_shown(now)}"
+        text = f"{'.'.join(map(str, keys))}: {shown(was)} → {shown(now)}"
         stages = [name for inputs in (old, new) for name, needs in inputs.stages.items() if needs.depends_on(keys)]
         if keys[0] != "stages" or keys[1] not in started:
             yield _change(text, stages, started)
@@ -124,20 +125,21 @@ def _has_default_warmup(old: Mapping[str, Any], new: Mapping[str, Any], name: st
     return not is_set and few == shorter["steps"] // 2 and many is not None and few <= many <= longer["steps"] // 2
 
 
-def _differences(old: Any, new: Any, keys: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any, Any]]:
+def differences(old: Any, new: Any, keys: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any, Any]]:
     """Yield the keys that lead to each difference, and both values."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in [*old, *(key for key in new if key not in old)]:
-            yield from _differences(old.get(key, _ABSENT), new.get(key, _ABSENT), (*keys, key))
+            yield from differences(old.get(key, ABSENT), new.get(key, ABSENT), (*keys, key))
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for index, (before, after) in enumerate(zip(old, new, strict=True)):
-            yield from _differences(before, after, (*keys, index))
+            yield from differences(before, after, (*keys, index))
     elif old != new:
         yield keys, old, new
 
 
-def _shown(value: Any) -> str:
-    if value is _ABSENT:
+def shown(value: Any) -> str:
+    """Return a value of a recipe as a short text."""
+    if value is ABSENT:
         return "absent"
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -134,12 +134,13 @@ GROUPS: tuple[tuple[str, str, tuple[ChartStyle, ...]], ...] = (
 class Colours:
     """Gives each signal, teacher, skill and reward one colour on the whole page, different while there are enough."""
 
-    def __init__(self, history: RunHistory) -> None:
-        teachers = dict.fromkeys(name for stage in history.plan.stages for name in stage.teachers)
+    def __init__(self, *histories: RunHistory) -> None:
+        stages = [stage for history in histories for stage in history.plan.stages]
+        teachers = dict.fromkeys(name for stage in stages for name in stage.teachers)
         self._names: dict[str, list[str]] = {
             "signal": [*SIGNALS],
             "teacher": [*teachers],
-            "skill": [*history.plan.skills],
+            "skill": list(dict.fromkeys(skill for history in histories for skill in history.plan.skills)),
             "reward": [],
         }
         sizes = accumulate(map(len, self._names.values()), initial=0)

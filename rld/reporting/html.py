@@ -150,6 +150,12 @@ def table(heads: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> st
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
+def code_in(text: str) -> str:
+    """Return a text as HTML; what is in backquotes becomes code."""
+    pieces = escape(text).split("`")
+    return "".join(f"<code>{piece}</code>" if i % 2 else piece for i, piece in enumerate(pieces))
+
+
 def scrolling(content: str, *, is_long: bool = False) -> str:
     """Put a table into a frame that scrolls where it is too narrow, and shows at its edges that it does.
 

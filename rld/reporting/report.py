@@ -13,7 +13,7 @@ from rld.reporting.chart_groups import ChartGroup, Colours, chart_groups
 from rld.reporting.charts import figure
 from rld.reporting.exports import export_html
 from rld.reporting.history import RunHistory, StageHistory, read_run
-from rld.reporting.html import page, scrolling, table
+from rld.reporting.html import code_in, page, scrolling, table
 from rld.reporting.run_state import RunState, run_state
 from rld.reporting.samples import samples_table
 from rld.reporting.score_records import about_scores
@@ -107,7 +107,7 @@ def _header(history: RunHistory, state: RunState) -> str:
 
 
 def _notes(history: RunHistory, state: RunState) -> list[str]:
-    first = _code(str(state))
+    first = code_in(str(state))
     if state.state == "running":
         first += f" This page is drawn again at checkpoints; a browser reads it anew every {REFRESH_SECONDS} seconds."
     notes = [f"{remark}." for remark in (history.summary.launch.remarks if history.summary.launch else [])]
@@ -118,14 +118,8 @@ def _notes(history: RunHistory, state: RunState) -> list[str]:
 
 
 def _verdict(history: RunHistory) -> str:
-    items = "".join(f'<li class="{finding.tone}">{_code(str(finding))}</li>' for finding in verdict(history))
+    items = "".join(f'<li class="{finding.tone}">{code_in(str(finding))}</li>' for finding in verdict(history))
     return f'<ul class="verdict">{items}</ul>' if items else ""
-
-
-def _code(text: str) -> str:
-    """Return a text as HTML; what is in backquotes becomes code."""
-    pieces = escape(text).split("`")
-    return "".join(f"<code>{piece}</code>" if i % 2 else piece for i, piece in enumerate(pieces))
 
 
 def _stages(history: RunHistory) -> str:

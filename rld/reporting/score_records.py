@@ -10,7 +10,7 @@ from pydantic import Field
 
 from rld.reporting.file_records import Count, FileRecord, Share
 
-_REACH = 1.96
+REACH = 1.96
 """Standard errors on each side of a value in its 95% interval, of a normal distribution."""
 
 _SHARES_OF_ROWS = {"solved", "exact_match", "word_match", "accuracy"}
@@ -30,11 +30,11 @@ class ScoreRecord(FileRecord):
     @property
     def error(self) -> float:
         """Its standard error."""
-        return (self.high - self.low) / (2 * _REACH)
+        return (self.high - self.low) / (2 * REACH)
 
     def change_from(self, other: ScoreRecord) -> ScoreRecord:
         """Return how far it is above another score, with a 95% interval that takes the two for independent."""
-        change, reach = self.value - other.value, _REACH * math.hypot(self.error, other.error)
+        change, reach = self.value - other.value, REACH * math.hypot(self.error, other.error)
         return ScoreRecord(value=change, low=change - reach, high=change + reach)
 
 

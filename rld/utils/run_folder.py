@@ -9,6 +9,7 @@ from pathlib import Path
 from rld.errors import UsageError
 from rld.utils.files import Record, read_json, require_target
 from rld.utils.messages import tell
+from rld.utils.suggestions import hint
 
 _STAGE_RECORD = "rld_stage.json"
 
@@ -65,6 +66,11 @@ class RunFolder:
     def report(self) -> Path:
         """The report as a page of HTML."""
         return self.path / "report.html"
+
+    @property
+    def comparison(self) -> Path:
+        """The run beside the one with which `rld report` compared it last, as a page of HTML."""
+        return self.path / "compared.html"
 
     @property
     def cost(self) -> Path:
@@ -158,6 +164,18 @@ class RunFolder:
         if self.leftovers:
             name = self.leftovers[0].name
             raise UsageError(f"{self.path} holds {name}, which belongs to no run; choose another --output")
+
+
+def no_run(folder: Path, what: str = "no run") -> UsageError:
+    """Return the error that a folder holds no run, with a folder beside it that does.
+
+    Args:
+        folder: The folder.
+        what: What it does not hold.
+    """
+    names = RunFolder(folder).recipe.name, ABLATION_RESULT
+    beside = [str(path.parent) for name in names for path in folder.parent.glob(f"*/{name}")]
+    return UsageError(f"{folder} holds {what}{hint(str(folder), beside)}")
 
 
 def stage_record_path(folder: Path) -> Path:
