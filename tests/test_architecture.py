@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -159,26 +158,6 @@ def test_trl_is_imported_in_few_places():
 
     importers = [name for name, path in MODULES.items() if imports_trl(path)]
     assert [name for name in importers if not name.startswith(tuple(MAY_IMPORT_TRL))] == []
-
-
-RECIPE_FOLDERS = ("accelerate", "gpu", "scenarios")
-
-
-def test_every_folder_with_code_is_packaged():
-    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    packages = {name.removeprefix("rld.").replace(".", "/") for name in setuptools["packages"]}
-    assert {str(path.parent.relative_to(ROOT)) for path in (ROOT / "recipes").rglob("*.yaml")} <= packages
-    folders = {path.parent.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("__init__.py")} - {"."}
-    assert folders <= packages
-    assert "evaluation/metrics/*.py" in setuptools["package-data"]["rld"]
-
-
-def test_every_file_of_the_recipes_is_packaged():
-    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    folders = {"rld.recipes" + ("." + name if name else ""): ROOT / "recipes" / name for name in ("", *RECIPE_FOLDERS)}
-    packaged = {path for name, folder in folders.items() for glob in patterns[name] for path in folder.glob(glob)}
-    files = {path for path in (ROOT / "recipes").rglob("*.*") if path.is_file() and path.suffix not in (".py", ".pyc")}
-    assert files - packaged == set()
 
 
 def test_recipes_ship():

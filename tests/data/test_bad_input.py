@@ -16,10 +16,11 @@ from rld.cli import main
 from rld.data.formats import FORMATS
 from rld.data.skill_rows import skill_rows
 from rld.pipeline.run import RunContext
+from rld.recipe import registry
 from rld.recipe.reading import read_recipe
 from tests.data.test_formats import WRITE
 
-ROOT = Path(__file__).parents[2]
+TOKENIZER = str(registry.folder("recipes") / "data" / "tokenizer")
 ROWS = [{"question": f"{a}{b}?", "answer": a} for a in "abcd" for b in "abcd"]
 TABLES = [suffix for suffix in WRITE if suffix in FORMATS]
 TEXTS = [suffix for suffix in TABLES if suffix != ".parquet"]
@@ -33,7 +34,7 @@ RECIPE = {
 }
 RECIPE["models"]["m"]["config"] |= {"intermediate_size": 16, "max_position_embeddings": 64}  # type: ignore[index]
 
-_CHAT_MODEL = {"new": "llama", "tokenizer": str(ROOT / "recipes/data/tokenizer"), "config": {"hidden_size": 16}}
+_CHAT_MODEL = {"new": "llama", "tokenizer": TOKENIZER, "config": {"hidden_size": 16}}
 CHAT: dict[str, Any] = {"models": {"m": _CHAT_MODEL}, "tokenizer": None, "prompts": {"style": "chat"}}
 
 
@@ -336,7 +337,7 @@ def test_conversations_that_are_none(tmp_path, capsys, suffix, record, expected)
     if suffix == ".csv":
         records = [{"messages": json.dumps(record["messages"])} for record in records]
     WRITE[suffix](path, records)
-    model = {"new": "llama", "tokenizer": str(ROOT / "recipes/data/tokenizer"), "config": {"hidden_size": 16}}
+    model = {"new": "llama", "tokenizer": TOKENIZER, "config": {"hidden_size": 16}}
     keys: dict[str, Any] = {"models": {"m": model}, "tokenizer": None, "prompts": {"style": "chat"}}
     text = refused(tmp_path, capsys, {"file": path.name, "kind": "conversation"}, **keys)
     assert expected in text and f"{path.name}:" in text

@@ -24,13 +24,14 @@ from rld.cli import main
 from rld.data.formats import FORMATS
 from rld.data.skill_rows import skill_rows
 from rld.errors import RldError
+from rld.recipe import registry
 from rld.recipe.reading import read_recipe
 from rld.recipe.schema import Recipe
 from tests.data.test_bad_input import LABELS, RECIPE, ROWS
 from tests.recipe.test_mutations import OPTIONS, require_short
 from tests.support.mutations import damaged_bytes, mutated_files
 
-TOKENIZER = Path(__file__).parents[2] / "recipes" / "data" / "tokenizer"
+TOKENIZER = registry.folder("recipes") / "data" / "tokenizer"
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 TURNS = [[{"role": "user", "content": f"a{x}"}, {"role": "assistant", "content": "c"}] for x in "abcdef"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
@@ -13,10 +12,10 @@ from rld.errors import RewardError
 from rld.pipeline.recipe_check import check_recipe
 from rld.recipe.cost import stage_costs
 from rld.recipe.reading import read_recipe
-from rld.recipe.registry import files
+from rld.recipe.registry import files, folder
 from rld.utils import sandbox
 
-FOLDER = Path(__file__).parents[2] / "recipes"
+FOLDER = folder("recipes")
 NAMES = ("gsm8k", "chat", "summaries", "code", "ag_news_labels")
 
 

@@ -15,8 +15,6 @@ from rld.recipe.cost import stage_costs
 from rld.recipe.reading import read_recipe
 from rld.recipe.registry import files
 
-ROOT = Path(__file__).parents[2]
-
 RECIPE = """
 name: small
 tokenizer: {characters: "abcd:="}
@@ -193,7 +191,7 @@ def test_shipped_recipes_pass_and_those_of_a_character_tokenizer_without_the_lib
 def test_what_a_plain_recipe_has_the_libraries_accept(stem):
     from rld.pipeline.deep_check import ask_libraries
 
-    path = ROOT / "recipes" / f"{stem}.yaml"
+    path = files("recipes")[stem]
     recipe = read_recipe(path)
     run = ask_libraries(recipe, path, deep=False)
     assert reason_to_ask_libraries(recipe, path, run.skill_rows) is None

@@ -25,15 +25,16 @@ from rich.console import Console
 from rld.cli import main
 from rld.errors import RecipeError, RldError
 from rld.pipeline.stopping import Stopping
+from rld.recipe import registry
 from rld.recipe.reading import read_recipe
-from rld.recipe.registry import files
 from rld.reporting.overview import overview
 from tests.recipe_page import SMALL
 from tests.support.mutations import Base, Mutant, mutated_recipes
 from tests.support.runs import Killed, one_thread, written  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = sorted(files("recipes").values())
+RECIPES = registry.folder("recipes")
+SHIPPED = sorted(registry.files("recipes").values())
 RESULTS = [path for path in sorted((ROOT / "docs").rglob("*.yaml")) if "\nstages:" in path.read_text()]
 BLOCKS = [
     block
@@ -42,7 +43,7 @@ BLOCKS = [
     if re.search(r"^stages:", block, re.MULTILINE)
 ]
 BASES = [
-    *(Base(path.parent.relative_to(ROOT / "recipes").as_posix(), path.read_text()) for path in SHIPPED),
+    *(Base(path.parent.relative_to(RECIPES).as_posix(), path.read_text()) for path in SHIPPED),
     *(Base(".", text) for text in (SMALL, *BLOCKS, *(path.read_text() for path in RESULTS))),
 ]
 OPTIONS = settings(
@@ -53,7 +54,7 @@ OPTIONS = settings(
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the folder of recipes, with the files that they name."""
-    copy: Path = shutil.copytree(ROOT / "recipes", tmp_path_factory.mktemp("mutants") / "recipes")
+    copy: Path = shutil.copytree(RECIPES, tmp_path_factory.mktemp("mutants") / "recipes")
     return copy
 
 
