@@ -1,4 +1,4 @@
-"""docs/corpora.md: its recipe and its script are trained as they are printed."""
+"""docs/corpora.md and docs/pruning.md: recipes and script are trained as they are printed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import yaml
 from rld.cli import main
 from tests.support.fleet import FLEET
 
-PAGE = (Path(__file__).parents[2] / "docs" / "corpora.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "corpora.md").read_text()
 SKILLS, STAGES = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
+(PRUNED,) = re.findall(r"```yaml\n(.*?)```", (DOCS / "pruning.md").read_text(), flags=re.DOTALL)
 (SCRIPT,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 
 
@@ -47,6 +49,17 @@ def test_its_recipe_is_checked_and_trained(folder, capsys):
     assert "nats_per_byte" in json.dumps(summary)
     losses = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     assert {"loss/gold", "loss/response", "loss/feature", "padding"} <= losses[-1].keys()
+
+
+def test_the_recipe_of_a_pruned_student_is_checked_and_trained(folder):
+    model = "{new: llama, tokenizer: ./model, config: {hidden_size: 16, num_attention_heads: 2, num_hidden_layers: 2}}"
+    recipe = re.sub(r"whole: Hugging.*", f"whole: {model}", PRUNED) + "trainer: {use_cpu: true, bf16: false}\n"
+    (folder / "half.yaml").write_text(recipe)
+    smaller = ["stages.cut.layers=1", "stages.healed.steps=2", "skills.prose.block=16", "skills.prose.held_out=0.2"]
+    assert main(["check", "half.yaml", *smaller]) == 0
+    assert main(["train", "half.yaml", *smaller, "--output", "run"]) == 0
+    cut, healed = json.loads((folder / "run" / "summary.json").read_text())["stages"]
+    assert cut["after"] == healed["before"] != cut["before"]
 
 
 def test_its_script_runs(folder):
