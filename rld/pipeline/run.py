@@ -248,7 +248,8 @@ class RunContext:
         launch.require_installed(stage.trainer)
         with self.mistakes_in(stage, "trainer", SETUP):
             shared = shared_arguments(stage, num_rows, self.state.num_processes, seed, folder)
-            arguments = kind(**shared, **options)
+            names = {"run_name": f"{self.recipe.name}-{stage.name}"}  # in the logs of trackio and W&B
+            arguments = kind(**names | shared, **options)
         launch.require_precision(arguments.mixed_precision, self.state.device)
         strategies = launch.requested_by(arguments)
         launch.require_strategy(strategies, self.state)

@@ -28,6 +28,7 @@ from rld.pipeline.run_inputs import record_revisions
 from rld.pipeline.stage_results import stage_record, store_result
 from rld.pipeline.stopping import Stopping
 from rld.pipeline.teacher_loading import ProbedTeacher, best_scores
+from rld.pipeline.trackers import send_scores, tracked
 from rld.recipe.stages.base import TrainingStage
 from rld.reporting.progress_bar import ProgressBar
 from rld.reporting.run_log import RunLog
@@ -142,7 +143,8 @@ class StageTraining:
         ):
             trainer.add_callback(callback)
         try:
-            with Finishing():
+            folder = context.paths.tensorboard(stage.name)
+            with Finishing(), tracked(trainer, folder, is_new=checkpoint is None):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except pickle.UnpicklingError as error:  # with torch's advice to load it all the same
             if checkpoint is None:
@@ -166,7 +168,9 @@ class StageTraining:
             if self.context.state.is_main_process:
                 path = self.context.paths.predictions(name, f"step/{self.trainer.state.global_step}")
                 write_predictions(path, evaluator.rows, predictions)
-            return evaluator.main_scores(predictions) | main_scores(tasks)
+            scores = evaluator.main_scores(predictions) | main_scores(tasks)
+            send_scores(self.trainer, scores)
+            return scores
 
     def finish(
         self,

@@ -131,6 +131,10 @@ class RunFolder:
         tell(f"{self.path}: {note}; --recipe FILE names the recipe where it is now")
         return self.recipe
 
+    def tensorboard(self, name: str) -> Path:
+        """Return the folder with the logs of TensorBoard of a stage that sends it some."""
+        return self.path / "tensorboard" / name
+
     def stage_record(self, name: str) -> Record | None:
         """Return the record of a finished stage, or None while the stage is not finished."""
         path = stage_record_path(self.stage_result(name))
