@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from rld.errors import TeacherError
@@ -18,6 +19,7 @@ from rld.losses.policy import likelihood
 from rld.models.prompting import PromptEncoder
 from rld.rollout.batch import RolloutBatch, label_rows, loss_mask
 from rld.rollout.label_completions import label_tokens
+from rld.rollout.label_means import LabelMeans
 from rld.rollout.record import RolloutRecord
 from rld.teachers.ensemble import TeacherEnsemble
 from rld.utils.tensors import pad_left, pad_right
@@ -29,7 +31,9 @@ class LabelScores:
     Calibration corrects the teachers, from whose distributions the student learns. `length`: the score is divided by
     the bytes of the label's words, relative to the mean over all labels; bytes are the same for every tokenizer.
     `content_free`: the label's log-probability on prompts without content is subtracted (Zhao et al. 2021, contextual
-    calibration: `p(l | x) / p(l | "N/A")`, the mean over such prompts in the denominator).
+    calibration: `p(l | x) / p(l | "N/A")`, the mean over such prompts in the denominator). `batch`: the same with the
+    teacher's mean distribution over the rows that it has scored in training so far, those of this rollout included, in
+    the denominator (Zhou et al. 2024, batch calibration). It needs no labels, and takes them for equally frequent.
 
     Args:
         labels: The words of each skill's labels.
@@ -37,6 +41,7 @@ class LabelScores:
         prompts: Of each skill, prompts without content, for `content_free`.
         ensemble: The teachers.
         encoder: The student's.
+        accelerator: Sums over processes, for `batch`.
     """
 
     def __init__(
@@ -46,8 +51,12 @@ class LabelScores:
         prompts: Mapping[str, Sequence[Any]],
         ensemble: TeacherEnsemble,
         encoder: PromptEncoder,
+        accelerator: Accelerator,
     ) -> None:
         self.labels, self.calibration, self.prompts = labels, calibration, prompts
+        names = [str(teacher.name) for teacher in ensemble.teachers]
+        self.means = LabelMeans(labels, names, accelerator) if calibration == "batch" else None
+        """The teachers' mean distributions over labels, for `batch`."""
         self.ensemble, self.encoder = ensemble, encoder
         self._priors: dict[tuple[str, int], Tensor] = {}
         """Log-probabilities `[L]` of the labels of a skill on prompts without content, by skill and teacher."""
@@ -62,6 +71,8 @@ class LabelScores:
     def _forget(self, k: int) -> None:
         """Forget what is known of teacher k, because its weights have changed."""
         self._priors = {key: prior_L for key, prior_L in self._priors.items() if key[1] != k}
+        if self.means is not None:
+            self.means.forget(k)
 
     def add(self, batch: RolloutBatch, record: RolloutRecord, needed_BK: Tensor) -> None:
         """Add `teacher_label_scores` to a rollout that has the teachers' scores of its tokens.
@@ -80,6 +91,8 @@ class LabelScores:
         was_run_BK = needed_BK & batch["teacher_tokens"].any(-1).any(0)
         self._require_whole(batch, record, was_run_BK)
         scores_BK, _ = likelihood(batch["teacher_scores"], batch["teacher_spans"], mask_BT)
+        if self.means is not None and record.is_training:
+            self.means.add(self._distributions(scores_BK, batch, record, was_run_BK))
         batch["teacher_label_scores"] = self._calibrated(scores_BK, record, was_run_BK).masked_fill(~was_run_BK, 0.0)
         batch["teacher_tokens"] = was_run_BK[..., None] & mask_BT[:, None]
 
@@ -94,6 +107,17 @@ class LabelScores:
                 "it lacks a token of it, or ends answers otherwise than the student; choose other words for the label, "
                 "none of which begin those of another one, or set align for the teacher"
             )
+
+    def _distributions(
+        self, scores_BK: Tensor, batch: RolloutBatch, record: RolloutRecord, was_run_BK: Tensor
+    ) -> list[tuple[str, int, Tensor]]:
+        """Return each teacher's distribution over the labels of each prompt, with the skill and teacher's number."""
+        return [
+            (record.skills[int(record.skill_ids_B[rows_L[0]])], k, scores_BK[rows_L, k].softmax(0))
+            for rows_PL in label_rows(batch)
+            for rows_L in rows_PL
+            for k in was_run_BK[rows_L[0]].nonzero().flatten().tolist()
+        ]
 
     def _calibrated(self, scores_BK: Tensor, record: RolloutRecord, was_run_BK: Tensor) -> Tensor:
         if self.calibration == "none":
@@ -110,7 +134,9 @@ class LabelScores:
 
     @torch.no_grad()
     def _prior(self, skill: str, k: int) -> Tensor:
-        """Return the log of a teacher's mean distribution over a skill's labels on prompts without content, `[L]`."""
+        """Return the log of a teacher's mean distribution over a skill's labels, `[L]`, by which it is calibrated."""
+        if self.means is not None:
+            return self.means.mean(skill, k).log().float()
         if (skill, k) not in self._priors:
             words, prompts = self.labels[skill], self.prompts[skill]
             rollout = self._rollout(prompts, words)

@@ -107,7 +107,7 @@ class TeacherScoring:
     ) -> None:
         self.options, self.ensemble, self.runtime = options, ensemble, runtime
         self.gate, self.accelerator, self.flop_meter, self._gate_time = gate, accelerator, flop_meter, gate_time
-        self._label_scores = label_scores
+        self.label_scores = label_scores
         self._dropped: set[int] = set()
         ensemble.observers.append(self._update_teacher)
 
@@ -146,9 +146,9 @@ class TeacherScoring:
         if events:
             needed_BK, weights_BK = needed_BK & is_up_K, redistributed(weights_BK, is_up_K.expand(weights_BK.shape))
             batch["teacher_tokens"] = batch["teacher_tokens"] & is_up_K[:, None]
-        if self._label_scores is not None:
+        if self.label_scores is not None:
             with self.accelerator.autocast():  # it reads prompts without content as the teachers read the rollout
-                self._label_scores.add(batch, record, needed_BK)
+                self.label_scores.add(batch, record, needed_BK)
             if isinstance(self.gate, LabelGate) and record.is_training:
                 label_verdict = self.gate.judge(batch, record)
                 weights_BK = redistributed(weights_BK, label_verdict.factors_BK)
@@ -261,7 +261,7 @@ class TeacherScoring:
 
     def _add_sampled_scores(self, batch: RolloutBatch) -> None:
         """Add the teachers' scores of the sampled tokens where something reads them."""
-        if self.options.teacher_reward or self.options.combination.compares or self._label_scores is not None:
+        if self.options.teacher_reward or self.options.combination.compares or self.label_scores is not None:
             outputs = cast(dict[str, Any], batch)
             with self.accelerator.autocast():
                 outputs |= self.ensemble.sampled_scores(outputs, self.options.temperature)
@@ -295,7 +295,7 @@ class TeacherScoring:
         combination = self.options.combination
         if not combination.compares:
             return weights_BK
-        if self._label_scores is None:
+        if self.label_scores is None:
             is_correct_A = record.is_correct_A
             likelihood_BK = mean_likelihood(batch["teacher_scores"], batch["teacher_spans"], loss_mask(batch))
         else:
@@ -324,8 +324,8 @@ class TeacherScoring:
         read, possible = self._sum(torch.stack([read_K, possible_K])).sum(1).tolist()
         num_drafted = [sum(map(len, reading.draft_states)) for reading in readings]  # those count for the gate
         num_computed_K = torch.tensor([reading.computed for reading in readings]) - torch.tensor(num_drafted)
-        if self._label_scores is not None:
-            num_computed_K += torch.tensor(self._label_scores.take_num_read())
+        if self.label_scores is not None:
+            num_computed_K += torch.tensor(self.label_scores.take_num_read())
         computed = self._sum(num_computed_K).tolist()
         for slot, num_tokens in zip(self.ensemble.slots, computed, strict=True):
             self.flop_meter.add("teachers", forward_flops(slot.num_parameters, num_tokens))

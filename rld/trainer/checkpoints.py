@@ -24,8 +24,8 @@ from rld.controllers.runtime import ControllerRuntime
 from rld.data.prompt_stream import PromptStream
 from rld.errors import CheckpointError
 from rld.losses.feature_matching import FeatureProjections
-from rld.rollout.gate import Gate
 from rld.rollout.record import RolloutTotals
+from rld.rollout.teacher_scoring import TeacherScoring
 from rld.teachers.self_teacher import SelfTeacher
 from rld.teachers.teacher import Teacher
 from rld.trainer.retention import RetentionCallback
@@ -36,7 +36,7 @@ from rld.utils.manifest import damage, has_manifest, write_manifest
 STATE = "rld_state.json"
 """The file with rld's own state."""
 
-VERSION = 13
+VERSION = 14
 """Version of what that file and those beside it hold."""
 
 _PROJECTIONS = "rld_projections.safetensors"
@@ -55,7 +55,7 @@ class CheckpointedParts:
     runtime: ControllerRuntime
     totals: RolloutTotals
     flop_meter: FlopMeter
-    gate: Gate | None
+    scoring: TeacherScoring
     retention: RetentionCallback | None
     stream: PromptStream | None
     projections: FeatureProjections | None
@@ -84,8 +84,8 @@ class CheckpointedParts:
         """
         if rollout is not None:
             torch.save(rollout, _rollout_path(folder, accelerator.process_index))
-        if self.gate is not None and is_writer:
-            self.gate.save(folder / _GATE)
+        if self.scoring.gate is not None and is_writer:
+            self.scoring.gate.save(folder / _GATE)
         if self.retention is not None and is_writer:
             self.retention.save(folder)
         if self.projections is not None and is_writer:
@@ -103,8 +103,10 @@ class CheckpointedParts:
             "runtime": self.runtime.state_dict(),
             "totals": vars(self.totals),
             "flops": self.flop_meter.accounts,
-            "has_gate": self.gate is not None,
+            "has_gate": self.scoring.gate is not None,
         }
+        if (scores := self.scoring.label_scores) is not None and scores.means is not None:
+            state["label_means"] = scores.means.state_dict()
         if self.retention is not None:
             state["retention"] = self.retention.state_dict()
         if self.stream is not None:
@@ -143,8 +145,10 @@ class CheckpointedParts:
         for name, value in state["totals"].items():
             setattr(self.totals, name, value)
         self.flop_meter.replace(state["flops"])
-        if self.gate is not None and state["has_gate"]:
-            self.gate.load(folder / _GATE)
+        if self.scoring.gate is not None and state["has_gate"]:
+            self.scoring.gate.load(folder / _GATE)
+        if (scores := self.scoring.label_scores) is not None and scores.means is not None:
+            scores.means.load_state_dict(state.get("label_means", {}))
         _load_averages(self.teachers, folder)
         if self.retention is not None:
             self.retention.load(folder, state.get("retention"))

@@ -343,7 +343,7 @@ class RLDTrainer(GRPOHooks):
             runtime=self.runtime,
             totals=self.totals,
             flop_meter=self.flop_meter,
-            gate=self.gate,
+            scoring=self._teacher_scoring,
             retention=self.retention,
             stream=self.stream,
             projections=self._projections,

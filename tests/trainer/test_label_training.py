@@ -61,7 +61,8 @@ def test_the_update_is_that_of_the_formula_in_float64(tmp_path):
 
 
 def test_accumulation_does_not_change_the_update(tmp_path):
-    whole, quarters = (runs.trained(tmp_path / str(parts), num_parts=parts) for parts in (1, 4))
+    calibrated = {"label_calibration": "batch"}
+    whole, quarters = (runs.trained(tmp_path / str(parts), num_parts=parts, **calibrated) for parts in (1, 4))
     torch.testing.assert_close(whole, quarters, rtol=1e-4, atol=1e-6)
     assert not torch.allclose(whole, runs.trained(tmp_path / "without", gold_weight=0.0), atol=1e-4)
 
@@ -96,7 +97,7 @@ def test_with_a_gate_a_row_counts_as_long_as_its_label_was_not_learnt(tmp_path):
 
 def test_one_process_and_two_give_the_same_update(tmp_path):
     launch(tmp_path, 2, module="labels_one_and_two")
-    one = runs.trained(tmp_path / "one", gate="per_prompt")
+    one = runs.trained(tmp_path / "one", gate="per_prompt", label_calibration="batch")
     for rank in (0, 1):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), one, rtol=1e-4, atol=1e-6)
 
@@ -113,7 +114,13 @@ def test_the_student_learns_the_distribution_of_its_teacher_and_what_it_predicts
 
 def test_a_resumed_training_goes_on_as_if_it_had_not_stopped(tmp_path):
     options: dict[str, Any] = {"max_steps": 4, "per_device_train_batch_size": 12}  # within one epoch
-    options |= {"gate": "per_prompt", "save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch"}
+    options |= {
+        "gate": "per_prompt",
+        "label_calibration": "batch",
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "optim": "adamw_torch",
+    }
     whole = runs.trainer(tmp_path, **options)
     whole.train()
     rest = runs.trainer(tmp_path, **options)
@@ -175,7 +182,7 @@ class Oracle:
 
     def __init__(self, made: RLDTrainer) -> None:
         scoring = made._teacher_scoring
-        add = scoring._label_scores.add
+        add = scoring.label_scores.add
 
         def add_scripted(batch: Any, record: Any, needed_BK: Tensor) -> None:
             add(batch, record, needed_BK)
@@ -183,7 +190,7 @@ class Oracle:
                 label = "abc".index(row["prompt"][0])
                 batch["teacher_label_scores"][b] = 0.0 if int(record.label_ids_B[b]) == label else -5.0
 
-        scoring._label_scores.add = add_scripted
+        scoring.label_scores.add = add_scripted
 
 
 def gated(folder: Any) -> RLDTrainer:
@@ -322,6 +329,28 @@ def test_calibration_corrects_the_teacher(tmp_path, calibration):
         torch.testing.assert_close(log_p_PL[i], expected_L, rtol=1e-4, atol=1e-5)
 
 
+def test_batch_calibration_divides_by_the_mean_of_the_rows_so_far(tmp_path):
+    made = runs.trainer(tmp_path, label_calibration="batch", gate="off")
+    one, encoder = tiny.model(seed=1, width=48), tiny.encoder()
+    counted: dict[str, list[Tensor]] = {skill: [] for skill in runs.LABELS}
+    for part in (range(8), range(8, 16)):
+        rows = [made.train_dataset[i] for i in part]
+        scores_BK = rollout(made, rows)["teacher_label_scores"]
+        own = [label_scores(one, encoder, row["prompt"], runs.LABELS[row["skill"]]).softmax(-1) for row in rows]
+        for row, p_L in zip(rows, own, strict=True):
+            counted[row["skill"]].append(p_L)
+        begins = 0
+        for row, p_L in zip(rows, own, strict=True):
+            expected_L = (p_L / torch.stack(counted[row["skill"]]).mean(0)).log().log_softmax(-1)
+            scores_L = scores_BK[begins : begins + len(p_L), 0].log_softmax(-1)
+            torch.testing.assert_close(scores_L, expected_L.to(scores_L), rtol=1e-4, atol=1e-5)
+            begins += 3
+    for observer in made.ensemble.observers:
+        observer(0)
+    assert made._teacher_scoring.label_scores.means.mean("first", 0).tolist() == pytest.approx([1 / 3] * 3)
+    assert made._teacher_scoring.label_scores.means.mean("first", 1).tolist() != pytest.approx([1 / 3] * 3)
+
+
 def test_prompts_without_content_are_read_in_the_precision_of_the_rollout(tmp_path):
     blank = {skill: ["::="] for skill in runs.LABELS}
     made = runs.trainer(tmp_path, label_calibration="content_free", content_free_prompts=blank, bf16=True)
@@ -384,7 +413,7 @@ def test_prompts_without_content_are_not_a_teachers_own(tmp_path):
         ),
         ({"labels": {"all": ["a"]}}, "needs two different labels"),
         ({"labels": {"all": ["a", " a"]}}, "needs two different labels"),
-        ({"label_calibration": "batch"}, "label_calibration: 'batch'"),
+        ({"label_calibration": "median"}, "label_calibration: 'median'"),
         ({"label_calibration": "content_free"}, "content_free_prompts: skill .all. has none"),
     ],
 )
