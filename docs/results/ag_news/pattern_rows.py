@@ -1,0 +1,54 @@
+"""Write rows of AG News for few labels: the training rows with the labels of a few of them, and test rows.
+
+A text is the title and the first words of the article, because every word costs operations.
+
+usage: python pattern_rows.py TRAIN.csv TEST.csv LABELS SEED, with the columns label, title, text
+"""
+
+from __future__ import annotations
+
+import csv
+import random
+import re
+import sys
+
+_NUM_WORDS = 16
+"""Words of an article that follow its title."""
+_NUM_UNLABELLED, _NUM_TEST = 1200, 500
+"""Rows without a label, and rows that are scored."""
+
+
+def read(path: str) -> list[dict[str, str]]:
+    """Return the rows of a file, with their label and text."""
+    with open(path, encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [{"label": row["label"], "text": f"{_clean(row['title'])}\n{_begin(row['text'])}"} for row in rows]
+
+
+def _clean(text: str) -> str:
+    return re.sub(r"\s+", " ", text.replace("#39;", "'").replace("\\", " ")).strip()
+
+
+def _begin(text: str) -> str:
+    return " ".join(_clean(text).split()[:_NUM_WORDS])
+
+
+def write(path: str, rows: list[dict[str, str]]) -> None:
+    """Write rows to a file."""
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["label", "text"])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+train, test, count, seed = read(sys.argv[1]), read(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+rng = random.Random(seed)
+topics = sorted({row["label"] for row in train})
+rng.shuffle(topics)
+labelled: list[int] = []
+for i, topic in enumerate(topics):  # as many of each topic as of any other, up to one
+    numbers = [number for number, row in enumerate(train) if row["label"] == topic]
+    labelled += rng.sample(numbers, count // len(topics) + (i < count % len(topics)))
+others = rng.sample(sorted({*range(len(train))} - {*labelled}), _NUM_UNLABELLED)
+write("few.csv", [train[number] for number in labelled] + [train[number] | {"label": ""} for number in others])
+write("test.csv", random.Random(0).sample(test, _NUM_TEST))  # the same for every seed
