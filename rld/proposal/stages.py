@@ -79,7 +79,7 @@ def _distill(teaching: Teaching, plan: Plan) -> list[str]:
         lines += _teacher(teaching, name, plan)
     response: dict[str, Any] = {"divergence": {"kind": "forward_kl"}}
     if teaching.kind == "labelled":
-        response["calibration"] = "batch"
+        response["calibration"] = "prior_matching"
         lines += entry(4, "signals", {"response": response, "gold": {"weight": 0.5}}, _LABELS)
         lines += entry(4, "rollout", {"prompts": rows, "completions": "labels"}, "nothing is sampled")
     elif teaching.samples:
@@ -100,8 +100,8 @@ def _distill(teaching: Teaching, plan: Plan) -> list[str]:
 
 
 _LABELS = (
-    "the teachers' distribution over the labels, divided by its mean (leave calibration out where a label is rare), "
-    "and the gold"
+    "the teachers' distribution over the labels, even on the mean (leave calibration out if a label is rare), and the "
+    "gold"
 )
 
 

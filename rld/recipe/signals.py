@@ -39,12 +39,12 @@ class ResponseSignal(FrozenOptions):
     """Weights of the tokens in the loss. None: all tokens have the same weight."""
     temperature: float | None = Field(None, gt=0)
     """Temperature of both distributions. None: the rollout's temperature."""
-    calibration: Literal["none", "length", "content_free", "batch"] = "none"
+    calibration: Literal["none", "length", "content_free", "prior_matching"] = "none"
     """How the teachers' distributions over labels are corrected, with `rollout.completions: labels`. `length`: divide a
     label's log-probability by the bytes of its words, relative to the mean of all labels. `content_free`: divide its
     probability by that on prompts without content, `N/A` and `[MASK]` (Zhao et al. 2021, contextual calibration).
-    `batch`: divide it by its mean over the rows that the teacher has scored so far (Zhou et al. 2024, batch
-    calibration), which takes the labels for equally frequent."""
+    `prior_matching`: divide it by a prior with which the mean over the latest 512 rows is uniform (Liusie et al. 2023),
+    which takes the labels for equally frequent."""
     top_k: int | None = Field(None, gt=0)
     """Number of the target's most likely tokens to match; the others are one outcome. None: the whole vocabulary."""
 

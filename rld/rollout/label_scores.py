@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from rld.errors import TeacherError
@@ -19,7 +18,7 @@ from rld.losses.policy import likelihood
 from rld.models.prompting import PromptEncoder
 from rld.rollout.batch import RolloutBatch, label_rows, loss_mask
 from rld.rollout.label_completions import label_tokens
-from rld.rollout.label_means import LabelMeans
+from rld.rollout.label_priors import LabelPriors
 from rld.rollout.record import RolloutRecord
 from rld.teachers.ensemble import TeacherEnsemble
 from rld.utils.tensors import pad_left, pad_right
@@ -31,9 +30,9 @@ class LabelScores:
     Calibration corrects the teachers, from whose distributions the student learns. `length`: the score is divided by
     the bytes of the label's words, relative to the mean over all labels; bytes are the same for every tokenizer.
     `content_free`: the label's log-probability on prompts without content is subtracted (Zhao et al. 2021, contextual
-    calibration: `p(l | x) / p(l | "N/A")`, the mean over such prompts in the denominator). `batch`: the same with the
-    teacher's mean distribution over the rows that it has scored in training so far, those of this rollout included, in
-    the denominator (Zhou et al. 2024, batch calibration). It needs no labels, and takes them for equally frequent.
+    calibration: `p(l | x) / p(l | "N/A")`, the mean over such prompts in the denominator). `prior_matching`: the log of
+    the teacher's prior over labels is subtracted, as `LabelPriors` finds it on the rows of training so far, those of
+    this rollout included. It needs no labels, and takes them for equally frequent.
 
     Args:
         labels: The words of each skill's labels.
@@ -41,7 +40,6 @@ class LabelScores:
         prompts: Of each skill, prompts without content, for `content_free`.
         ensemble: The teachers.
         encoder: The student's.
-        accelerator: Sums over processes, for `batch`.
     """
 
     def __init__(
@@ -51,14 +49,13 @@ class LabelScores:
         prompts: Mapping[str, Sequence[Any]],
         ensemble: TeacherEnsemble,
         encoder: PromptEncoder,
-        accelerator: Accelerator,
     ) -> None:
         self.labels, self.calibration, self.prompts = labels, calibration, prompts
         names = [str(teacher.name) for teacher in ensemble.teachers]
-        self.means = LabelMeans(labels, names, accelerator) if calibration == "batch" else None
-        """The teachers' mean distributions over labels, for `batch`."""
+        self.priors = LabelPriors(labels, names) if calibration == "prior_matching" else None
+        """The teachers' priors over labels, for `prior_matching`."""
         self.ensemble, self.encoder = ensemble, encoder
-        self._priors: dict[tuple[str, int], Tensor] = {}
+        self._blank_priors: dict[tuple[str, int], Tensor] = {}
         """Log-probabilities `[L]` of the labels of a skill on prompts without content, by skill and teacher."""
         self._num_read = [0] * len(ensemble.slots)
         ensemble.observers.append(self._forget)
@@ -70,9 +67,9 @@ class LabelScores:
 
     def _forget(self, k: int) -> None:
         """Forget what is known of teacher k, because its weights have changed."""
-        self._priors = {key: prior_L for key, prior_L in self._priors.items() if key[1] != k}
-        if self.means is not None:
-            self.means.forget(k)
+        self._blank_priors = {key: prior_L for key, prior_L in self._blank_priors.items() if key[1] != k}
+        if self.priors is not None:
+            self.priors.forget(k)
 
     def add(self, batch: RolloutBatch, record: RolloutRecord, needed_BK: Tensor) -> None:
         """Add `teacher_label_scores` to a rollout that has the teachers' scores of its tokens.
@@ -91,8 +88,8 @@ class LabelScores:
         was_run_BK = needed_BK & batch["teacher_tokens"].any(-1).any(0)
         self._require_whole(batch, record, was_run_BK)
         scores_BK, _ = likelihood(batch["teacher_scores"], batch["teacher_spans"], mask_BT)
-        if self.means is not None and record.is_training:
-            self.means.add(self._distributions(scores_BK, batch, record, was_run_BK))
+        if self.priors is not None and record.is_training:
+            self.priors.add(self._distributions(scores_BK, batch, record, was_run_BK))
         batch["teacher_label_scores"] = self._calibrated(scores_BK, record, was_run_BK).masked_fill(~was_run_BK, 0.0)
         batch["teacher_tokens"] = was_run_BK[..., None] & mask_BT[:, None]
 
@@ -134,10 +131,10 @@ class LabelScores:
 
     @torch.no_grad()
     def _prior(self, skill: str, k: int) -> Tensor:
-        """Return the log of a teacher's mean distribution over a skill's labels, `[L]`, by which it is calibrated."""
-        if self.means is not None:
-            return self.means.mean(skill, k).log().float()
-        if (skill, k) not in self._priors:
+        """Return the log of a teacher's prior over a skill's labels, `[L]`, by which it is calibrated."""
+        if self.priors is not None:
+            return self.priors.log_prior(skill, k)
+        if (skill, k) not in self._blank_priors:
             words, prompts = self.labels[skill], self.prompts[skill]
             rollout = self._rollout(prompts, words)
             needed_BK = torch.zeros(len(prompts) * len(words), len(self.ensemble.slots), dtype=torch.bool)
@@ -151,8 +148,8 @@ class LabelScores:
             scored = rollout | self.ensemble.sampled_scores(rollout, 1.0)
             scores_BK, _ = likelihood(scored["teacher_scores"], scored["teacher_spans"], rollout["completion_mask"])
             log_p_PL = scores_BK[:, k].view(len(prompts), len(words)).log_softmax(-1)
-            self._priors[skill, k] = log_p_PL.exp().mean(0).log()
-        return self._priors[skill, k]
+            self._blank_priors[skill, k] = log_p_PL.exp().mean(0).log()
+        return self._blank_priors[skill, k]
 
     def _rollout(self, prompts: Sequence[Any], words: Sequence[str]) -> dict[str, Any]:
         """Return TRL's layout of prompts, each with the words of all labels."""

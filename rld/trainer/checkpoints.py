@@ -24,6 +24,7 @@ from rld.controllers.runtime import ControllerRuntime
 from rld.data.prompt_stream import PromptStream
 from rld.errors import CheckpointError
 from rld.losses.feature_matching import FeatureProjections
+from rld.rollout.label_priors import LabelPriors
 from rld.rollout.record import RolloutTotals
 from rld.rollout.teacher_scoring import TeacherScoring
 from rld.teachers.self_teacher import SelfTeacher
@@ -46,6 +47,9 @@ _AVERAGES = "rld_averages.safetensors"
 
 _GATE = "rld_gate.json"
 
+_PRIORS = "rld_label_priors.safetensors"
+"""The file with the teachers' latest distributions over labels."""
+
 
 @dataclass
 class CheckpointedParts:
@@ -59,6 +63,10 @@ class CheckpointedParts:
     retention: RetentionCallback | None
     stream: PromptStream | None
     projections: FeatureProjections | None
+
+    @property
+    def _label_priors(self) -> LabelPriors | None:
+        return None if self.scoring.label_scores is None else self.scoring.label_scores.priors
 
     def save(
         self,
@@ -86,6 +94,8 @@ class CheckpointedParts:
             torch.save(rollout, _rollout_path(folder, accelerator.process_index))
         if self.scoring.gate is not None and is_writer:
             self.scoring.gate.save(folder / _GATE)
+        if self._label_priors is not None and is_writer:
+            self._label_priors.save(folder / _PRIORS)
         if self.retention is not None and is_writer:
             self.retention.save(folder)
         if self.projections is not None and is_writer:
@@ -105,8 +115,6 @@ class CheckpointedParts:
             "flops": self.flop_meter.accounts,
             "has_gate": self.scoring.gate is not None,
         }
-        if (scores := self.scoring.label_scores) is not None and scores.means is not None:
-            state["label_means"] = scores.means.state_dict()
         if self.retention is not None:
             state["retention"] = self.retention.state_dict()
         if self.stream is not None:
@@ -147,8 +155,8 @@ class CheckpointedParts:
         self.flop_meter.replace(state["flops"])
         if self.scoring.gate is not None and state["has_gate"]:
             self.scoring.gate.load(folder / _GATE)
-        if (scores := self.scoring.label_scores) is not None and scores.means is not None:
-            scores.means.load_state_dict(state.get("label_means", {}))
+        if self._label_priors is not None:
+            self._label_priors.load(folder / _PRIORS)
         _load_averages(self.teachers, folder)
         if self.retention is not None:
             self.retention.load(folder, state.get("retention"))

@@ -110,7 +110,7 @@ class RLDConfig(GRPOConfig):
     label_calibration: str = field(
         default="none",
         metadata={
-            "help": "Correction of the teachers' distributions over labels: none, length, content_free or batch."
+            "help": "Correction of teachers' distributions over labels: none, length, content_free, prior_matching."
         },
     )
     content_free_prompts: dict[str, list[Any]] | None = field(
@@ -197,7 +197,9 @@ class RLDConfig(GRPOConfig):
         for name, (is_refused, fix) in refused.items():
             if is_refused:
                 raise RecipeError(f"{name}: where completions are labels it should be {fix}")
-        _require_choice("label_calibration", self.label_calibration, ("none", "length", "content_free", "batch"))
+        _require_choice(
+            "label_calibration", self.label_calibration, ("none", "length", "content_free", "prior_matching")
+        )
         for skill, words in labels.items():
             if len({text.strip() for text in words}) < max(len(words), 2):
                 raise RecipeError(f"labels: skill {skill!r} needs two different labels at least, not {words}")

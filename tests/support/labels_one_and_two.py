@@ -67,6 +67,6 @@ def trained(folder: Path, *, num_parts: int = 1, num_processes: int = 1, **optio
 
 
 if __name__ == "__main__":
-    options = {"gate": "per_prompt", "label_calibration": "batch"}
+    options = {"gate": "per_prompt", "label_calibration": "prior_matching"}
     weights = trained(Path(sys.argv[1]) / "run", num_processes=int(sys.argv[2]), **options)
     torch.save(weights, Path(sys.argv[1]) / f"{torch.distributed.get_rank()}.pt")

@@ -61,7 +61,7 @@ def test_the_update_is_that_of_the_formula_in_float64(tmp_path):
 
 
 def test_accumulation_does_not_change_the_update(tmp_path):
-    calibrated = {"label_calibration": "batch"}
+    calibrated = {"label_calibration": "prior_matching"}
     whole, quarters = (runs.trained(tmp_path / str(parts), num_parts=parts, **calibrated) for parts in (1, 4))
     torch.testing.assert_close(whole, quarters, rtol=1e-4, atol=1e-6)
     assert not torch.allclose(whole, runs.trained(tmp_path / "without", gold_weight=0.0), atol=1e-4)
@@ -97,7 +97,7 @@ def test_with_a_gate_a_row_counts_as_long_as_its_label_was_not_learnt(tmp_path):
 
 def test_one_process_and_two_give_the_same_update(tmp_path):
     launch(tmp_path, 2, module="labels_one_and_two")
-    one = runs.trained(tmp_path / "one", gate="per_prompt", label_calibration="batch")
+    one = runs.trained(tmp_path / "one", gate="per_prompt", label_calibration="prior_matching")
     for rank in (0, 1):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), one, rtol=1e-4, atol=1e-6)
 
@@ -116,7 +116,7 @@ def test_a_resumed_training_goes_on_as_if_it_had_not_stopped(tmp_path):
     options: dict[str, Any] = {"max_steps": 4, "per_device_train_batch_size": 12}  # within one epoch
     options |= {
         "gate": "per_prompt",
-        "label_calibration": "batch",
+        "label_calibration": "prior_matching",
         "save_strategy": "steps",
         "save_steps": 2,
         "optim": "adamw_torch",
@@ -329,26 +329,29 @@ def test_calibration_corrects_the_teacher(tmp_path, calibration):
         torch.testing.assert_close(log_p_PL[i], expected_L, rtol=1e-4, atol=1e-5)
 
 
-def test_batch_calibration_divides_by_the_mean_of_the_rows_so_far(tmp_path):
-    made = runs.trainer(tmp_path, label_calibration="batch", gate="off")
+def test_prior_matching_makes_the_mean_of_the_rows_so_far_uniform(tmp_path):
+    made = runs.trainer(tmp_path, label_calibration="prior_matching", gate="off")
     one, encoder = tiny.model(seed=1, width=48), tiny.encoder()
-    counted: dict[str, list[Tensor]] = {skill: [] for skill in runs.LABELS}
+    so_far = {skill: torch.full((len(words), len(words)), 1 / len(words)) for skill, words in runs.LABELS.items()}
     for part in (range(8), range(8, 16)):
         rows = [made.train_dataset[i] for i in part]
         scores_BK = rollout(made, rows)["teacher_label_scores"]
-        own = [label_scores(one, encoder, row["prompt"], runs.LABELS[row["skill"]]).softmax(-1) for row in rows]
-        for row, p_L in zip(rows, own, strict=True):
-            counted[row["skill"]].append(p_L)
-        begins = 0
-        for row, p_L in zip(rows, own, strict=True):
-            expected_L = (p_L / torch.stack(counted[row["skill"]]).mean(0)).log().log_softmax(-1)
-            scores_L = scores_BK[begins : begins + len(p_L), 0].log_softmax(-1)
-            torch.testing.assert_close(scores_L, expected_L.to(scores_L), rtol=1e-4, atol=1e-5)
-            begins += 3
+        raw = [label_scores(one, encoder, row["prompt"], runs.LABELS[row["skill"]]).log_softmax(-1) for row in rows]
+        for skill, words in runs.LABELS.items():
+            at = [i for i, row in enumerate(rows) if row["skill"] == skill]
+            corrected_PL = torch.stack([scores_BK[3 * i : 3 * i + len(words), 0] for i in at]).log_softmax(-1)
+            log_p_PL = torch.stack([raw[i] for i in at]).log_softmax(-1)
+            prior_PL = (log_p_PL - corrected_PL).softmax(-1)  # the same on every row
+            torch.testing.assert_close(prior_PL, prior_PL[:1].expand_as(prior_PL), rtol=1e-3, atol=1e-5)
+            so_far[skill] = torch.cat([so_far[skill], log_p_PL.exp()])
+            even_PL = so_far[skill] / prior_PL[0]
+            even_L = (even_PL / even_PL.sum(1, keepdim=True)).mean(0)
+            torch.testing.assert_close(even_L, torch.full_like(even_L, 1 / len(words)), rtol=1e-3, atol=1e-4)
+    priors = made._teacher_scoring.label_scores.priors
+    assert min(priors.log_prior("first", k).std() for k in range(2)) > 0.1
     for observer in made.ensemble.observers:
         observer(0)
-    assert made._teacher_scoring.label_scores.means.mean("first", 0).tolist() == pytest.approx([1 / 3] * 3)
-    assert made._teacher_scoring.label_scores.means.mean("first", 1).tolist() != pytest.approx([1 / 3] * 3)
+    assert priors.log_prior("first", 0).std() == pytest.approx(0, abs=1e-6) and priors.log_prior("first", 1).std() > 0.1
 
 
 def test_prompts_without_content_are_read_in_the_precision_of_the_rollout(tmp_path):
