@@ -14,8 +14,8 @@ import sys
 
 _NUM_WORDS = 16
 """Words of an article that follow its title."""
-_NUM_UNLABELLED, _NUM_TEST = 1200, 500
-"""Rows without a label, and rows that are scored."""
+_NUM_UNLABELLED, _NUM_TEST, _NUM_FIRST = 400, 500, 40
+"""Rows without a label, rows that are scored afterwards, and those of them that are scored in training too."""
 
 
 def read(path: str) -> list[dict[str, str]]:
@@ -51,4 +51,6 @@ for i, topic in enumerate(topics):  # as many of each topic as of any other, up 
     labelled += rng.sample(numbers, count // len(topics) + (i < count % len(topics)))
 others = rng.sample(sorted({*range(len(train))} - {*labelled}), _NUM_UNLABELLED)
 write("few.csv", [train[number] for number in labelled] + [train[number] | {"label": ""} for number in others])
-write("test.csv", random.Random(0).sample(test, _NUM_TEST))  # the same for every seed
+tests = random.Random(0).sample(test, _NUM_TEST)  # the same for every seed
+write("test.csv", tests)
+write("first.csv", tests[:_NUM_FIRST])
