@@ -155,7 +155,7 @@ class CheckpointedParts:
         self.flop_meter.replace(state["flops"])
         if self.scoring.gate is not None and state["has_gate"]:
             self.scoring.gate.load(folder / _GATE)
-        if self._label_priors is not None:
+        if self._label_priors is not None and (folder / _PRIORS).is_file():  # absent if the option is new
             self._label_priors.load(folder / _PRIORS)
         _load_averages(self.teachers, folder)
         if self.retention is not None:
