@@ -112,7 +112,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
     parser.add_argument("--deep", action="store_true", help="also load the models and have them answer")
     parser.add_argument("--card", metavar="8xH100", type=Cards.parse, help="also time and memory on GPUs")
-    prices = "with --card: also what it costs, by a YAML file of prices"
+    prices = "with --card: also what it costs, by a YAML file of prices (default: the recipe's prices)"
     parser.add_argument("--prices", metavar="FILE", type=_folder, help=prices)
     parser.add_argument("--output", metavar="DIR", type=_folder, help="also show how far the run in DIR is")
 
@@ -165,7 +165,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 def _add_cost(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", type=_folder, help="the folder of a finished run")
-    prices = "a YAML file of prices (default: all costs are hours of this machine)"
+    prices = "a YAML file of prices (default: the recipe's; without them costs are hours of this machine)"
     parser.add_argument("--prices", metavar="FILE", type=_folder, help=prices)
     recipe = "the run's recipe, if it was moved: paths of models are relative to it"
     parser.add_argument("--recipe", metavar="RECIPE", type=_named, help=recipe)

@@ -280,9 +280,9 @@ def _report(options: argparse.Namespace) -> int:
 
 def _cost(options: argparse.Namespace) -> int:
     """Say what a run has cost, and after how many requests its student has paid for itself."""
-    from rld.recipe.prices import MACHINE_TIME, read_prices
+    from rld.recipe.prices import read_prices
 
-    prices = MACHINE_TIME if options.prices is None else read_prices(options.prices)
+    prices = None if options.prices is None else read_prices(options.prices)
     _share_the_cores()
     from rld.pipeline.cost import cost
 

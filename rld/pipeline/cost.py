@@ -17,7 +17,7 @@ from rld.errors import CheckpointError, UsageError
 from rld.models.placement import move_unless_placed
 from rld.models.throughput import measure_throughput
 from rld.pipeline.model_loading import ModelLoader
-from rld.recipe.prices import Prices
+from rld.recipe.prices import MACHINE_TIME, Prices
 from rld.recipe.schema import Recipe
 from rld.recipe.stages.base import Stage
 from rld.recipe.stages.distill import Distill
@@ -27,6 +27,8 @@ from rld.recipe.teachers import SelfTeacherSpec, ServedTeacher, TeacherSpec
 from rld.reporting.break_even import Band, Comparison, Service, StageSpending, Timing
 from rld.reporting.cost_page import CostReport
 from rld.reporting.history import StageResult, read_run
+from rld.reporting.report import write_report
+from rld.reporting.spending import stage_spending
 from rld.utils import files
 from rld.utils.files import Record
 from rld.utils.messages import tell
@@ -34,13 +36,13 @@ from rld.utils.run_folder import RunFolder
 from rld.utils.suggestions import hint
 
 
-def cost(run: Path, source: Path | None, prices: Prices, requests_per_day: float, batch: int) -> int:
+def cost(run: Path, source: Path | None, prices: Prices | None, requests_per_day: float, batch: int) -> int:
     """Print what a finished run has cost and when its student has paid for itself, and draw `cost.html`.
 
     Args:
         run: The run's folder.
         source: The recipe's file; paths of models are relative to its folder. None: where the run was started.
-        prices: What things cost.
+        prices: What things cost. None: as the recipe says, or hours of this machine.
         requests_per_day: Requests that are to be answered.
         batch: Requests that a busy machine answers at once.
 
@@ -53,7 +55,7 @@ def cost(run: Path, source: Path | None, prices: Prices, requests_per_day: float
         raise UsageError(f"{run} holds no run; rld train RECIPE makes one")
     results = {result.name: result for result in read_run(run).summary.stages}
     recipe = _recipe(paths.recipe)
-    paths = recipe.run_folder(run)
+    paths, prices = recipe.run_folder(run), prices or recipe.prices or MACHINE_TIME
     models = [stage.name for stage in recipe.stages if stage.makes_model]
     missing = [stage.name for stage in recipe.stages if stage.name not in results]
     if missing:
@@ -63,10 +65,11 @@ def cost(run: Path, source: Path | None, prices: Prices, requests_per_day: float
     way = recipe.way_to(models[-1])
     taught = [stage for stage in recipe.stages if stage.name in way and _teachers(stage)]
     specs = _teachers(taught[-1]) if taught else {}
-    unknown = [name for name in prices.apis if name not in specs]
+    names = [name for stage in recipe.stages for name in stage.teacher_names]
+    unknown = [name for name in prices.apis if name not in names]
     if unknown:
-        raise UsageError(f"apis: no teacher of the student is called {unknown[0]!r}{hint(unknown[0], specs)}")
-    stages = {stage.name: _spending(results[stage.name], stage) for stage in recipe.stages}
+        raise UsageError(f"apis: no teacher is called {unknown[0]!r}{hint(unknown[0], names)}")
+    stages = {stage.name: stage_spending(results[stage.name], stage.teacher_names) for stage in recipe.stages}
     report = CostReport(list(stages.values()), prices, requests_per_day)
     if taught:
         source = paths.find_recipe_file() if source is None else source
@@ -78,6 +81,7 @@ def cost(run: Path, source: Path | None, prices: Prices, requests_per_day: float
             report.comparisons += served.comparisons(taught[-1], name, spec, needed, prices)
     report.show()
     files.write_text(paths.cost, report.page(recipe.name))
+    write_report(run)  # which refers to that page
     tell(f"page: {paths.cost}")
     return 0
 
@@ -98,12 +102,6 @@ def _teachers(stage: Stage) -> dict[str, Any]:
         return dict(stage.teachers)
     answering = stage.teacher if isinstance(stage, Sft) else None
     return {} if answering is None else {answering: TeacherSpec(model=answering)}
-
-
-def _spending(result: StageResult, stage: Stage) -> StageSpending:
-    gain = 100 * (fmean(result.after.values()) - fmean(result.before.values())) if result.before else None
-    tokens = 0.0 if result.teacher_tokens is None else result.teacher_tokens.scored
-    return StageSpending(result.name, result.seconds, gain, list(_teachers(stage)), tokens)
 
 
 class _Served:

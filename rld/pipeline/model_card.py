@@ -22,8 +22,10 @@ from rld.recipe.stages.distill import Distill
 from rld.recipe.stages.merge import Merge
 from rld.recipe.stages.prune import Prune
 from rld.recipe.stages.sft import Sft
+from rld.reporting.history import StageResult
 from rld.reporting.score_records import ScoreRecord, about_scores
 from rld.reporting.series import number
+from rld.reporting.spending import energy_note, stage_spending
 from rld.reporting.verdict import NUM_ERRORS, SMALLEST_CHANGE, Estimate, losses_of_skills
 from rld.types import SIGNALS
 from rld.utils import files
@@ -253,12 +255,18 @@ def _cost(context: RunContext, stage: Stage, record: Mapping[str, Any], steps: i
     for name, count in _tokens(context, stage, record).items():
         yield f"| {name} | {count} |"
     yield f"| FLOPs | {number(record['flops'])} |\n| seconds | {record['seconds']} |"
+    prices, spent = context.recipe.prices, stage_spending(StageResult.model_validate(record), stage.teacher_names)
+    if prices is not None:
+        yield f"| kWh | {number(spent.kilowatt_hours(prices))} |\n| {prices.currency} | {number(spent.cost(prices))} |"
     way = [name for name in context.recipe.way_to(stage.name) if name != stage.name]
     records = [*filter(None, map(context.paths.stage_record, way)), record]
     if len(records) > 1:
         flops, seconds = (sum(one[key] for one in records) for key in ("flops", "seconds"))
         yield f"\nWith the stages that its weights went through: {number(flops)} FLOPs, {seconds:.1f} seconds."
-    yield "\nMoney and energy were not measured; `rld cost RUN --prices prices.yaml` computes them from the time."
+    if prices is None:
+        yield "\nThe recipe has no prices; `rld cost RUN --prices prices.yaml` computes money and energy from the time."
+    elif note := energy_note([spent], prices):
+        yield f"\n{note}"
 
 
 def _tokens(context: RunContext, stage: Stage, record: Mapping[str, Any]) -> dict[str, int]:

@@ -126,13 +126,13 @@ def show_check(
         result: What the check found.
         folder: The folder of a run. None: no run.
         cards: The GPUs whose time and memory are estimated. None: no GPU.
-        prices: What the machine with these GPUs costs. None: no money is estimated.
+        prices: What the machine with these GPUs costs. None: as the recipe says.
     """
     if not is_main_process():
         return
     console = SafeConsole(highlight=False)
     rows = {summary.skill: summary.lengths for summary in result.skills}
-    console.print(overview(recipe, source.parent, rows, cards, prices))
+    console.print(overview(recipe, source.parent, rows, cards, prices or recipe.prices))
     console.print(skill_tables(result.skills))
     if result.labels:
         console.print(label_table(result.labels))

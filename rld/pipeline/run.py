@@ -39,6 +39,7 @@ from rld.reporting.history import LaunchRecord
 from rld.reporting.live_page import LivePage
 from rld.trainer import launch
 from rld.types import Answer, Row
+from rld.utils.energy import PowerMeter
 from rld.utils.files import Record
 from rld.utils.flops import FlopMeter, forward_flops
 from rld.utils.os_errors import is_lost_process
@@ -75,6 +76,8 @@ class RunContext:
     """FLOPs of the finished stages."""
     flop_meter: FlopMeter = field(default_factory=FlopMeter, init=False)
     """FLOPs of the current stage."""
+    power_meter: PowerMeter = field(default_factory=PowerMeter, init=False)
+    """The power in the current stage, since this process has begun with it."""
 
     def __post_init__(self) -> None:
         self.paths = self.recipe.run_folder(self.folder)
@@ -141,9 +144,9 @@ class RunContext:
         return stage.skills_in_use(self.recipe.skills)
 
     def skip(self, record: Mapping[str, Any]) -> None:
-        """Add the FLOPs in a finished stage's record to those of the run, and reset the FLOP meter."""
+        """Add the FLOPs in a finished stage's record to those of the run, and begin to measure those of the next."""
         self.flops_before += record["flops"]
-        self.flop_meter = FlopMeter()
+        self.flop_meter, self.power_meter = FlopMeter(), PowerMeter()
 
     @property
     def inputs(self) -> Inputs:

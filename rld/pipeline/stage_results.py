@@ -51,6 +51,7 @@ def stage_record(
         "kind": stage.kind,
         "fingerprint": context.inputs.fingerprint(stage.name),
         "seconds": round(time.monotonic() - context.started - context.seconds_before, 1),
+        "watts": context.power_meter.watts,
         "flops": meter.total,
         "flops_by_account": dict(meter.accounts),
         "student": {"parameters": num_parameters, "scores": after.scores},

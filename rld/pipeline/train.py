@@ -38,6 +38,7 @@ from rld.reporting.tables import scores_table
 from rld.trainer import checkpoints
 from rld.types import Row
 from rld.utils.console import SafeConsole
+from rld.utils.energy import lacks_counters
 from rld.utils.files import write_json
 from rld.utils.interrupts import StopRequest, Waiting, stop_on_signals
 from rld.utils.messages import tell
@@ -150,6 +151,8 @@ def _show_launch(run: RunContext) -> None:
     SafeConsole(highlight=False).print(f"{run.recipe.name}: {launch}", soft_wrap=True, markup=False)
     for remark in launch.remarks:
         tell(remark)
+    if run.recipe.prices is not None and lacks_counters():
+        tell("energy is not measured, but stated; to read the GPUs' counters: pip install -e '.[energy]'")
 
 
 def _quiet() -> None:

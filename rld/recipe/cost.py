@@ -19,7 +19,16 @@ def stage_costs(recipe: Recipe, relative_to: Path, rows: Mapping[str, Lengths] |
     """
     skills = list(recipe.skills)
     num_labels = {skill: len(labels) for skill, labels in recipe.labels.items()}
-    sizes = Sizes(recipe.models, recipe.tokenizer, skills, recipe.max_new_tokens, relative_to, rows or {}, num_labels)
+    sizes = Sizes(
+        recipe.models,
+        recipe.tokenizer,
+        skills,
+        recipe.max_new_tokens,
+        relative_to,
+        rows or {},
+        num_labels=num_labels,
+        blocks=recipe.blocks,
+    )
     costs = {}
     for stage in recipe.stages:
         costs[stage.name] = stage.cost(sizes)

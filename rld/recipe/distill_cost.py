@@ -125,6 +125,7 @@ def _teacher_flops(
     num_drawn = stage.steps * step.num_prompts / len(skills)
     num_asked = sum(min(num_drawn, sizes.num_rows(skill)) for skill in skills)
     decoded = 0.0 if assumed.agrees else 2 * lengths.prompt + (assumed.completion or lengths.answer)
+    num_probed = sum(skill not in sizes.blocks for skill in skills)  # a document asks for no answer
     num_tries = 1
     if stage.learns_labels:
         num_tries = stage.rollout.num_completions(sizes.num_labels.get(skill, 1) for skill in skills)
@@ -135,7 +136,7 @@ def _teacher_flops(
         flops["teachers"] += stage.steps * share * forward_flops(size, own + step.read_tokens)
         if stage.gate == "per_prompt" and not stage.learns_labels:
             flops["gate"] += share * forward_flops(size, num_asked * (lengths.answer + decoded))
-        probe_tokens = len(skills) * spec.probe_prompts * (lengths.prompt + num_tries * lengths.answer)
+        probe_tokens = num_probed * spec.probe_prompts * (lengths.prompt + num_tries * lengths.answer)
         flops["answers"] += forward_flops(size, probe_tokens)
     return flops
 

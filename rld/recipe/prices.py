@@ -32,8 +32,10 @@ class Prices(FrozenOptions):
     machine_per_hour: Amount
     """For an hour of this machine, busy or idle; it trains the student and serves it."""
     watts: Amount = 0.0
-    """Power that it draws while it computes. 0: energy is part of the price of the machine."""
+    """Power that it draws while it computes, where GPUs do not count their energy themselves. 0: energy is part of the
+    price of the machine."""
     per_kilowatt_hour: Amount = 0.0
+    """For a kilowatt-hour of energy."""
     utilisation: float = Field(0.5, gt=0, le=1)
     """Share of the time for which a machine that serves has requests to answer."""
     apis: dict[str, ApiPrice] = {}
@@ -63,9 +65,13 @@ class Prices(FrozenOptions):
         """The price of the energy of an hour in which the machine computes."""
         return self.watts / 1000 * self.per_kilowatt_hour
 
-    def kilowatt_hours(self, seconds: float) -> float:
-        """Return the energy of so many seconds of computing."""
-        return self.watts / 1000 * seconds / _SECONDS_PER_HOUR
+    def machine_seconds(self, seconds: float) -> float:
+        """Return the price of so many seconds of the machine, without energy."""
+        return self.machine_per_hour * seconds / _SECONDS_PER_HOUR
+
+    def kilowatt_hours(self, seconds: float, watts: float | None = None) -> float:
+        """Return the energy of so many seconds of computing, at the stated power unless another one was measured."""
+        return (self.watts if watts is None else watts) / 1000 * seconds / _SECONDS_PER_HOUR
 
     def scaled(self, *, utilisation: float = 1.0, machine: float = 1.0, apis: float = 1.0) -> Prices:
         """Return these prices with some multiplied by a factor; a utilisation is 1 at most."""
@@ -85,7 +91,7 @@ class Prices(FrozenOptions):
         return self.model_copy(update=changes)
 
 
-MACHINE_TIME = Prices(currency="machine-hours", machine_per_hour=1.0)
+MACHINE_TIME = Prices(currency="hours", machine_per_hour=1.0)
 """The prices where none are stated: costs are hours of this machine."""
 
 

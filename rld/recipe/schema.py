@@ -18,6 +18,7 @@ from rld.recipe.document import RecipeDocument, walk
 from rld.recipe.evaluation import AnyEvaluator, HeldOut
 from rld.recipe.models import AnyModel, CharacterTokenizer, NewModel, PrunedModel
 from rld.recipe.plugins import RewardSpec, VerifierSpec
+from rld.recipe.prices import Prices
 from rld.recipe.prompts import Prompts
 from rld.recipe.skills import AnySkill, DatasetSkill, FileSkill
 from rld.recipe.stages import AnyStage
@@ -25,6 +26,7 @@ from rld.recipe.stages.base import TrainingStage
 from rld.recipe.stages.distill import Distill
 from rld.utils.options import FrozenOptions, OptionError
 from rld.utils.run_folder import RunFolder
+from rld.utils.suggestions import hint
 
 SHORT_STAGE = 100
 """Steps below which a stage has no time to recover from the learning rate of random weights."""
@@ -68,6 +70,9 @@ class Recipe(FrozenOptions):
     """Maximum number of tokens of an answer, in training and when a model is scored."""
     trainer: dict[str, Any] = {}
     """Options of TRL's configurations that all stages share. A stage's own `trainer` overrides it, key by key."""
+    prices: Prices | None = None
+    """What the machine, energy and APIs cost, for `rld check --card`, `rld cost`, the report and the model card; a file
+    of `--prices` replaces it. No weight depends on it. None: costs are time and FLOPs."""
     stages: list[AnyStage] = Field(min_length=1)
     """Stages in the order in which they run. The model of the last stage that makes one is the result of the run."""
     _document: RecipeDocument | None = PrivateAttr(None)
@@ -117,6 +122,14 @@ class Recipe(FrozenOptions):
                     message = f"{name!r} is the name of a skill or of another task; rename the skill"
                     raise OptionError(message, "evaluation", i, "tasks")
                 names.append(name)
+        return self
+
+    @model_validator(mode="after")
+    def _apis_are_teachers(self) -> Recipe:
+        names = [name for stage in self.stages for name in stage.teacher_names]
+        for name in self.prices.apis if self.prices is not None else ():
+            if name not in names:
+                raise OptionError(f"no teacher is called {name!r}{hint(name, names)}", "prices", "apis", name)
         return self
 
     @model_validator(mode="after")

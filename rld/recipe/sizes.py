@@ -126,6 +126,7 @@ class Sizes:
         rows: The lengths of each skill's rows. A skill that is not in it has prompts of no tokens and the longest
             answers.
         num_labels: Labels of each skill of labelled rows.
+        blocks: The most tokens of a row of each skill of documents.
     """
 
     models: Mapping[str, AnyModel]
@@ -135,6 +136,7 @@ class Sizes:
     folder: Path
     rows: Mapping[str, Lengths] = field(default_factory=dict)
     num_labels: Mapping[str, int] = field(default_factory=dict)
+    blocks: Mapping[str, int] = field(default_factory=dict)
     _sizes: dict[str, int | None] = field(default_factory=dict)
     _configs: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     """The configurations of the models of stages."""
@@ -154,9 +156,10 @@ class Sizes:
 
     def lengths(self, skills: Sequence[str]) -> Lengths:
         """Return the mean lengths of the rows of skills with equal shares; answers are cut at the maximum."""
-        longest = Lengths(0.0, float(self.max_new_tokens))
-        rows = [self.rows.get(skill, longest) for skill in skills]
-        return Lengths(fmean(row.prompt for row in rows), fmean(min(row.answer, longest.answer) for row in rows))
+        longest = [float(self.blocks.get(skill, self.max_new_tokens)) for skill in skills]
+        rows = [self.rows.get(skill, Lengths(0.0, most)) for skill, most in zip(skills, longest, strict=True)]
+        answers = [min(row.answer, most) for row, most in zip(rows, longest, strict=True)]
+        return Lengths(fmean(row.prompt for row in rows), fmean(answers))
 
     def num_rows(self, skill: str) -> float:
         """Return the number of rows with a gold answer that a skill is trained on; infinite for a generator."""
@@ -235,3 +238,12 @@ def quantity(number: int | None) -> str:
     while (prefix := next(prefixes)) != "Z" and value >= 999.5:
         value /= 1000
     return f"{value:.3g}{prefix}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, whose plural ends with an s.
+
+    >>> counted(1, "step")
+    '1 step'
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -104,6 +104,7 @@ class StageSpending:
         gain: By how much it raised the mean score, in points of 100. None: it trains no model.
         teachers: The names of its teachers.
         scored_tokens: Tokens that they scored.
+        watts: The mean power of the GPUs by their own counters. None: not measured.
     """
 
     name: str
@@ -111,11 +112,17 @@ class StageSpending:
     gain: float | None
     teachers: Sequence[str] = ()
     scored_tokens: float = 0.0
+    watts: float | None = None
+
+    def kilowatt_hours(self, prices: Prices) -> float:
+        """Return its energy: as it was measured, or else by the power that the prices state."""
+        return prices.kilowatt_hours(self.seconds, self.watts)
 
     def cost(self, prices: Prices) -> float:
         """Return its cost, in which an API is paid for all scored tokens at the price of its dearest teacher."""
         asked = [prices.apis[name].input_per_million_tokens for name in self.teachers if name in prices.apis]
-        return self.seconds * prices.training_second + self.scored_tokens / _MILLION * max(asked, default=0.0)
+        machine = prices.machine_seconds(self.seconds) + self.kilowatt_hours(prices) * prices.per_kilowatt_hour
+        return machine + self.scored_tokens / _MILLION * max(asked, default=0.0)
 
     def cost_per_point(self, prices: Prices) -> float | None:
         """Return its cost for each point that it gained; None where it gained none."""

@@ -11,11 +11,12 @@ from typing import NamedTuple
 from rich.table import Table
 from rich.text import Text
 
-from rld.recipe.prices import Prices
+from rld.recipe.prices import MACHINE_TIME, Prices
 from rld.reporting.break_even import SECONDS_PER_DAY, Band, Comparison, Service, StageSpending
 from rld.reporting.charts import Chart, Line, figure
 from rld.reporting.html import page, scrolling, table
 from rld.reporting.series import number
+from rld.reporting.spending import energy_note
 from rld.utils.console import SafeConsole
 
 _MILLION = 1e6
@@ -112,13 +113,13 @@ class CostReport:
         heads = ["stage", "minutes", "kWh", prices.currency, "points gained", f"{prices.currency} a point"]
         rows = []
         for stage in self.stages:
-            energy = number(prices.kilowatt_hours(stage.seconds)) if prices.watts else "-"
+            energy = _energy(stage.kilowatt_hours(prices))
             per_point = stage.cost_per_point(prices)
             gain = "-" if stage.gain is None else f"{stage.gain:+.1f}"
             cells = [number(stage.seconds / 60), energy, number(stage.cost(prices)), gain]
             rows.append([stage.name, *cells, "-" if per_point is None else number(per_point)])
         seconds = sum(stage.seconds for stage in self.stages)
-        energy = number(prices.kilowatt_hours(seconds)) if prices.watts else "-"
+        energy = _energy(sum(stage.kilowatt_hours(prices) for stage in self.stages))
         total = sum(stage.cost(prices) for stage in self.stages)
         rows.append(["all stages", number(seconds / 60), energy, number(total), "", ""])
         return _Section("What the stages cost", heads, rows)
@@ -164,13 +165,15 @@ class CostReport:
 
     def _assumptions(self) -> list[str]:
         prices, currency = self.prices, self.prices.currency
+        rent = f"An hour of this machine costs {number(prices.machine_per_hour)} {currency}, busy or not"
+        if prices == MACHINE_TIME:
+            rent = "Costs are hours of this machine"
         texts = [
-            f"An hour of this machine costs {number(prices.machine_per_hour)} {currency}, busy or not; serving keeps "
-            f"it busy for {prices.utilisation:.0%} of the time, with other work where these requests are too few."
+            f"{rent}; serving keeps it busy for {prices.utilisation:.0%} of the time, with other work where these "
+            "requests are too few."
         ]
-        if prices.watts:
-            energy = f"{number(prices.per_kilowatt_hour)} {currency} a kWh"
-            texts.append(f"It draws {number(prices.watts)} W while it computes, at {energy}; this is not measured.")
+        if energy := energy_note(self.stages, prices):
+            texts.append(f"{energy} A kWh costs {number(prices.per_kilowatt_hour)} {currency}.")
         for name, price in prices.apis.items():
             read, written = map(number, (price.input_per_million_tokens, price.output_per_million_tokens))
             texts.append(
@@ -217,6 +220,10 @@ def _chart(comparison: Comparison) -> Chart:
 
 def _at_once(batch: int) -> str:
     return "one request at a time" if batch == 1 else f"{batch} requests at once"
+
+
+def _energy(kilowatt_hours: float) -> str:
+    return number(kilowatt_hours) if kilowatt_hours else "-"
 
 
 def _count(value: float) -> str:

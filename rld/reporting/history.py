@@ -12,6 +12,7 @@ from pydantic import Field
 
 from rld.errors import CheckpointError
 from rld.recipe.inputs import AcceptedChanges
+from rld.recipe.prices import Prices
 from rld.reporting.exports import ExportRecord
 from rld.reporting.file_records import LARGEST, Amount, Count, FileRecord, Share
 from rld.reporting.metric_names import TIME
@@ -76,6 +77,8 @@ class StageResult(FileRecord):
     seconds: Amount
     flops: Amount
     flops_by_account: dict[str, Amount] = {}
+    watts: Amount | None = None
+    """The mean power of the GPUs by their own counters; None where they have none."""
     teacher_tokens: TeacherTokens | None = None
     student: ModelScores
     teachers: dict[str, ModelScores] = {}
@@ -196,6 +199,13 @@ class PlannedStage(FileRecord):
     stop: dict[str, Any] = {}
     """The rules that may end it earlier; those that are not set are null or empty."""
     teachers: dict[str, Any] = {}
+    teacher: str | None = None
+    """The model whose answers it fine-tunes on."""
+
+    @property
+    def teacher_names(self) -> list[str]:
+        """The names of its teachers."""
+        return list(self.teachers) if self.teacher is None else [self.teacher]
 
     @property
     def ends_early(self) -> bool:
@@ -209,6 +219,7 @@ class RecipeSummary(FileRecord):
     name: str
     skills: dict[str, Any]
     stages: list[PlannedStage]
+    prices: Prices | None = None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from rld.reporting.samples import samples_table
 from rld.reporting.score_records import about_scores
 from rld.reporting.score_tables import all_scores
 from rld.reporting.series import number
+from rld.reporting.spending import spending_html
 from rld.reporting.tables import closing_table, html_table, teacher_tokens_note
 from rld.reporting.verdict import verdict
 from rld.utils.console import SafeConsole
@@ -82,7 +83,7 @@ def _page(history: RunHistory) -> str:
         _scores(history, colours),
         _stages(history),
     ]
-    parts.append(_compute(history))
+    parts += [_compute(history), spending_html(history)]
     parts += [export_html(result.name, result.export) for result in history.summary.stages if result.export is not None]
     parts += [_stage(history, number, colours) for number in range(len(history.stages))]
     drawn = time.strftime("%Y-%m-%d %H:%M:%S %z")

@@ -61,7 +61,7 @@ def test_a_run_says_what_it_cost_and_when_it_pays(whole, tmp_path, capsys):
         "apis: {bigger: {input_per_million_tokens: 1, output_per_million_tokens: 1}}\n"
     )
     assert main(["cost", str(whole), "--prices", str(prices)]) == 2
-    assert "no teacher of the student is called 'bigger'; did you mean 'big'" in capsys.readouterr().err
+    assert "no teacher is called 'bigger'; did you mean 'big'" in capsys.readouterr().err
     prices.write_text(prices.read_text().replace("bigger", "big"))
     assert main(["cost", str(whole), "--prices", str(prices), "--batch", "1"]) == 0
     assert "big is an API: 1 EUR a million tokens read" in capsys.readouterr().out

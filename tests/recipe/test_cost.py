@@ -138,6 +138,19 @@ def test_the_gate_asks_once_for_a_row_and_the_range_has_the_longest_completions(
     assert cost.flops_range == (cost.flops, cost.flops + longest)
 
 
+def test_a_document_is_read_in_whole_blocks_and_asks_for_no_answer(tmp_path):
+    made = recipe().model_dump() | {"prompts": {}}
+    made["skills"] = {"s": {"file": "a.txt", "kind": "plain_text", "block": 64, "held_out": 1}}
+    signals = {"response": {}, "gold": None}
+    made["stages"][1] |= {"signals": signals, "gate": "off", "controller": {"kind": "fixed"}}
+    made["stages"][1] |= {"rollout": {"prompts": 4, "completions": 1, "gold_completions": 1}}
+    size = parameters({"model_type": "llama", **SMALL})
+    costs = stage_costs(Recipe.model_validate(made), tmp_path, {"s": Lengths(prompt=1.0, answer=50.0)})
+    assert costs["one"].flops == 6 * size * (2 * 4 * 51), "and not of max_new_tokens"
+    flops = costs["two"].flops_by_account
+    assert (flops["teachers"], flops["answers"]) == (2 * size * 5 * 4 * 50, 0)
+
+
 def test_a_teacher_whose_answers_are_learnt_is_counted(tmp_path):
     made = recipe().model_dump()
     made["stages"][0] |= {"teacher": "small", "num_rows": 5}

@@ -18,6 +18,7 @@ from rld.reporting.history import read_run
 from rld.reporting.report import show_report, write_report
 from rld.reporting.score_records import ScoreRecord
 from rld.reporting.tables import closing_table, scores_table
+from rld.utils import files
 from tests.support import made_up_run
 
 
@@ -87,6 +88,25 @@ def test_the_page_shows_answers_and_where_the_compute_went(run: Path) -> None:
     assert "stagegenerationstudenttotalfirst_steps500G25%1.5T75%2T" in page.text  # nothing was spent on the gate
     (run / "samples.jsonl").unlink()
     assert "gold answer" not in Page(write_report(run)).text
+
+
+def test_the_page_shows_what_a_stage_and_a_point_of_it_cost(run: Path) -> None:
+    assert "hours a point" in Page(write_report(run)).text
+    recipe, summary = files.read_json(run / "recipe.json"), files.read_json(run / "summary.json")
+    prices = {"currency": "EUR", "machine_per_hour": 36.0, "watts": 500.0, "per_kilowatt_hour": 72.0}
+    files.write_json(run / "recipe.json", recipe | {"prices": prices})
+    first, last = summary["stages"]
+    last |= {"seconds": 100.0, "before": {"sort": 0.25}, "after": {"sort": 0.5}, "flops": 4e9, "watts": 1000.0}
+    last["flops_by_account"] = {"student": 3e9, "teachers": 1e9}
+    first |= {"seconds": 3600.0, "watts": None}
+    files.write_json(run / "summary.json", summary)
+    (run / "cost.html").write_text("")
+    text = Page(write_report(run)).text
+    # a second costs 0.01 EUR, and of 1 kW 0.02 EUR more
+    assert f"{last['name']}0.02783+25.00.12student 0.09, teachers 0.03" in text, "the cells of a row"
+    assert f"{first['name']}0.572" in text
+    assert "of stages without that: 500 W, which the prices state" in text
+    assert "When the student has paid for itself" in text
 
 
 def test_the_page_loads_and_runs_nothing(run: Path) -> None:

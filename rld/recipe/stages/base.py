@@ -107,6 +107,11 @@ class Stage(FrozenOptions):
         """Whether a student is trained on gold answers."""
         return False
 
+    @property
+    def teacher_names(self) -> list[str]:
+        """The names of its teachers; of a model whose answers are learnt that of the model."""
+        return []
+
     def readers(self) -> list[Reader]:
         """Return the models on this machine that read the stage's rows beside its own."""
         return []

@@ -22,7 +22,7 @@ from rld.recipe.perturbations import ExperimentSpec
 from rld.recipe.plugins import AuditSpec, CurriculumSpec, VerifierSpec
 from rld.recipe.rollout import Rollout
 from rld.recipe.signals import GoldSignal, PolicySignal, ResponseSignal, SignalSpecs
-from rld.recipe.sizes import Sizes, StageCost, quantity
+from rld.recipe.sizes import Sizes, StageCost, counted, quantity
 from rld.recipe.stages.base import LearningRates, Reader, TrainingStage, listed
 from rld.recipe.teachers import AnyTeacher, CacheSpec, SelfTeacherSpec, ServedTeacher, TeacherSpec
 from rld.utils.flops import frozen_bytes
@@ -205,6 +205,10 @@ class Distill(TrainingStage):
         return {name: spec for name, spec in self.teachers.items() if isinstance(spec, TeacherSpec)}
 
     @property
+    def teacher_names(self) -> list[str]:
+        return list(self.teachers)
+
+    @property
     def learns_labels(self) -> bool:
         """Whether the completions of a prompt are its labels."""
         return self.rollout.completions == "labels"
@@ -319,7 +323,7 @@ class Distill(TrainingStage):
             )
             gate = f"per prompt, by {by}" if self.gate == "per_prompt" else "off"
             rows.append(("gate", gate + (", on failed completions" if self.distill_on == "failed_completions" else "")))
-        rows.append(("controller", f"{self.controller.kind}, every {self.controller.decide_every} steps"))
+        rows.append(("controller", f"{self.controller.kind}, every {counted(self.controller.decide_every, 'step')}"))
         rows.append(("curriculum", self.curriculum.described))
         if self.target is not None:
             rows.append(("target", f"{listed(self.target)}: prompts go where gradients agree with theirs"))
@@ -336,8 +340,9 @@ class Distill(TrainingStage):
             rows.append(("retains", f"{protected}: {self.retain.drop:g} below the start at most; {replayed}"))
         if self.experiment.perturbations:
             rows.append(("experiment", f"{len(self.experiment.perturbations)} perturbations"))
-        completions = "their labels" if self.learns_labels else f"{self.rollout.completions} completions"
-        rollout = f"{self.rollout.prompts} prompts x {completions}"
+        number = self.rollout.completions
+        completions = "their labels" if number == "labels" else counted(number, "completion")
+        size = f"{counted(self.steps, 'step')} of {counted(self.rollout.prompts, 'prompt')} x {completions}"
         if self.rollout.refill:
             rows.append(("refill", f"prompts of equal rewards are replaced, each {self.rollout.refill} times at most"))
-        return [*rows, ("on", f"{listed(self.skills)}; {self.steps} steps of {rollout}"), *self.stop.describe()]
+        return [*rows, ("on", f"{listed(self.skills)}; {size}"), *self.stop.describe()]

@@ -10,7 +10,7 @@ from pydantic import Field
 from rld.recipe.demand import sft_demand
 from rld.recipe.document import Loc, RecipeProblem
 from rld.recipe.names import RecipeNames, keys
-from rld.recipe.sizes import Sizes, StageCost, quantity
+from rld.recipe.sizes import Sizes, StageCost, counted, quantity
 from rld.recipe.stages.base import LearningRates, Reader, TrainingStage, listed
 from rld.utils.flops import Account, forward_flops, training_flops
 from rld.utils.options import OptionError
@@ -57,6 +57,10 @@ class Sft(TrainingStage):
             return None
         return OptionError("a document asks for no answer that a teacher could give: leave it out", "teacher")
 
+    @property
+    def teacher_names(self) -> list[str]:
+        return [] if self.teacher is None else [self.teacher]
+
     def readers(self) -> list[Reader]:
         return [] if self.teacher is None else [Reader(self.teacher, self.teacher)]
 
@@ -89,6 +93,6 @@ class Sft(TrainingStage):
         adapter = ", a LoRA adapter" if self.lora is not None else ""
         return [
             ("trains", f"{self.student}, {quantity(cost.parameters)} parameters{adapter}"),
-            ("on", f"{listed(self.skills)}; {self.steps} steps of {self.batch} rows"),
+            ("on", f"{listed(self.skills)}; {counted(self.steps, 'step')} of {counted(self.batch, 'row')}"),
             *self.stop.describe(),
         ]
