@@ -107,7 +107,13 @@ def test_a_run_without_teachers_has_costs_and_no_break_even(whole, tmp_path, cap
         content = files.read_json(run / name)
         files.write_json(run / name, content | {"stages": content["stages"][:1]})
     assert main(["cost", str(run)]) == 0
-    assert "No teacher could be served in the student's place" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "No teacher could be served in the student's place" in shown and "Costs are hours of this machine" in shown
+    prices = {"currency": "EUR", "machine_per_hour": 3.0, "watts": 200.0}
+    files.write_json(run / "recipe.json", files.read_json(run / "recipe.json") | {"prices": prices})
+    assert main(["cost", str(run)]) == 0
+    assert "An hour of this machine costs 3 EUR" in capsys.readouterr().out
+    assert 'href="cost.html"' in (run / "report.html").read_text()
     assert main(["cost", str(tmp_path)]) == 2
     assert "holds no run; rld train RECIPE makes one" in capsys.readouterr().err
     files.write_json(run / "summary.json", content | {"stages": []})

@@ -208,6 +208,8 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(recipe):
         ('{use: "./tasks.py:Mine"}', "{use: 'ladder:Ladder', options: {window: many}}", "23: stages.main.curriculum.options.window should be int, not 'many'"),
         ("    steps: 5", "    steps: 5\n    experiment: {perturbations: [{at: 1, skill: revers, levels: [1]}]}", "'revers' is no skill of this stage; did you mean 'reverse'?"),
         ("    steps: 5", "    steps: 5\n    experiment: {perturbations: [{at: 1, teacher: tt, becomes: null}]}", "'tt' is no teacher of this stage; did you mean 't'?"),
+        ("rewards:", "prices: {currency: EUR, machine_per_hour: 1, watt: 2}\nrewards:", "11: unknown key 'prices.watt'; did you mean 'watts'?"),
+        ("rewards:", "prices: {currency: EUR, machine_per_hour: 1, apis: {tt: {input_per_million_tokens: 1, output_per_million_tokens: 1}}}\nrewards:", "11: prices.apis.tt: no teacher is called 'tt'; did you mean 't'?"),
         # teachers that hand over their likeliest tokens
         ("{model: first,", "{url: 'ftp://x',", "22: stages.main.teachers.t.url should be an address that begins with http:// or https://, not 'ftp://x'"),
         ("{model: first,", "{skils: [],", "22: stages.main.teachers.t should be a mapping with one of the keys 'model' and 'url'"),
@@ -220,7 +222,7 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(recipe):
         ("tasks.py:reverse", "tasks.py:revers", "8: skills.reverse.generator: ./tasks.py has no 'revers'; did you mean 'reverse'?"),
         ("{length: 4}", "{lenght: 4}", "9: unknown key 'skills.reverse.levels.1.lenght'; did you mean 'length'?"),
         ("{length: 4}", "{}", "9: 'skills.reverse.levels.1.length' is required by ./tasks.py:reverse"),
-        ("scale: 2", "scal: 2", "12: unknown key 'rewards.0.options.scal'; did you mean 'scale'?"),
+        ("scale: 2", "scal: 2", "11: unknown key 'rewards.0.options.scal'; did you mean 'scale'?"),
         ("tasks.py:reward", "tasks.py:reverse", "12: rewards.0.use: ./tasks.py:reverse is no reward"),
         ("tasks.py:reward", "tasks.py:narrow", "12: rewards.0.use: ./tasks.py:narrow takes no other arguments; end its arguments with **_"),
         ("tasks.py:reward", "tasks.py:eager", "12: 'rewards.0.options.gold' is required by ./tasks.py:eager; of a row, a reward gets question, answer, skill"),
