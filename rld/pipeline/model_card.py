@@ -72,7 +72,7 @@ def _body(
     yield f"{len(recipe.stages)} (kind `{stage.kind}`) of the recipe `{recipe.name}` with seed {recipe.seed}."
     if base is not None:
         yield f"Licence of the weights from which it started: {licence_of_model(context, stage.origin)}."
-    yield from _lessons(context, stage, steps)
+    yield from _learning(context, stage, steps)
     yield from _teachers(context, stage, record)
     yield from _weights(context, stage)
     yield from _merged_models(stage, record)
@@ -112,7 +112,7 @@ def _longest_run(text: str) -> int:
     return max(map(len, re.findall("`+", text)), default=0)
 
 
-def _lessons(context: RunContext, stage: Stage, steps: int) -> Iterator[str]:
+def _learning(context: RunContext, stage: Stage, steps: int) -> Iterator[str]:
     """Yield from what this stage and those whose models it was made from have learned."""
     yield "\n## What it learned from\n\n| stage | kind | from | updates |\n|---|---|---|---|"
     stages = {other.name: other for other in context.recipe.stages}
