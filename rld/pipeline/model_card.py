@@ -71,11 +71,11 @@ def _body(
     yield f"\nThis model was {how}, as stage {context.stage_number(stage.name)} of "
     yield f"{len(recipe.stages)} (kind `{stage.kind}`) of the recipe `{recipe.name}` with seed {recipe.seed}."
     if base is not None:
-        yield f"Licence of the weights from which it started: {licence_of_model(context, stage.origin)}."
+        yield f"Licence of the weights from which it started: {_cell(licence_of_model(context, stage.origin))}."
     yield from _learning(context, stage, steps)
     yield from _teachers(context, stage, record)
     yield from _weights(context, stage)
-    yield from _merged_models(stage, record)
+    yield from _merged_models(context, stage, record)
     yield from _data(context, stage)
     yield from _scores(context, record)
     yield from _forgotten(context, stage, record)
@@ -143,32 +143,45 @@ def _lesson(context: RunContext, stage: Stage) -> str:
 
 
 def _teachers(context: RunContext, stage: Stage, record: Mapping[str, Any]) -> Iterator[str]:
-    if isinstance(stage, Distill) and stage.teachers:
+    """Yield the teachers of this stage and of those whose models it was made from, with their licences."""
+    stages = {other.name: other for other in context.recipe.stages}
+    rows = []
+    for name in context.recipe.way_to(stage.name):
+        results = record if name == stage.name else context.paths.stage_record(name) or {}
+        rows += [f"| {name} | {row}" for row in _teachers_of(context, stages[name], results.get("teachers", {}))]
+    if rows:
         yield "\n## Teachers\n\nLicences are those that the models' own cards name, where these are on this machine."
-        yield "\n| teacher | where | licence | parameters | mean score |\n|---|---|---|---|---|"
-        for name, spec in stage.teachers.items():
-            result = record["teachers"].get(name)
-            cells = (number(result["parameters"]), _mean(result["scores"])) if result else ("-", "-")
-            licence = _cell(licence_of_teacher(context, spec))
-            yield f"| {name} | {_code_of_cell(spec.place)} | {licence} | {cells[0]} | {cells[1]} |"
-    elif isinstance(stage, Sft) and stage.teacher is not None:
-        yield f"\n## Teachers\n\nIt was fine-tuned on answers of {_code(stage.teacher)}."
-        yield f"Its licence, as far as its own card tells: {licence_of_model(context, stage.teacher)}."
+        yield "\n| stage | teacher | where | licence | parameters | mean score |\n|---|---|---|---|---|---|"
+        yield from rows
+
+
+def _teachers_of(context: RunContext, stage: Stage, results: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the cells of each teacher of a stage."""
+    if isinstance(stage, Sft) and stage.teacher is not None:
+        name = _code_of_cell(stage.teacher)
+        yield f"its answers | {name} | {_cell(licence_of_model(context, stage.teacher))} | - | - |"
+    for name, spec in stage.teachers.items() if isinstance(stage, Distill) else ():
+        result = results.get(name)
+        cells = (number(result["parameters"]), _mean(result["scores"])) if result else ("-", "-")
+        licence = _cell(licence_of_teacher(context, spec))
+        yield f"{name} | {_code_of_cell(spec.place)} | {licence} | {cells[0]} | {cells[1]} |"
 
 
 def _cell(text: str) -> str:
-    """Return a text that another model's card has, for the cell of a table."""
-    return re.sub(r"[|<>`\[\]\\]", "", " ".join(text.split()))
+    """Return a text that another model's card has, without what Markdown reads as more than text."""
+    return re.sub(r"[|<>`*\[\]\\]", "", " ".join(text.split()))
 
 
-def _merged_models(stage: Stage, record: Mapping[str, Any]) -> Iterator[str]:
+def _merged_models(context: RunContext, stage: Stage, record: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(stage, Merge):
         return
-    yield "\n## Merged models\n\n| model | weight | parameters | mean score |\n|---|---|---|---|"
+    yield "\n## Merged models\n\n| model | weight | licence | parameters | mean score |\n|---|---|---|---|---|"
     weights = zip(stage.models, stage.weights_in_use, strict=True)
     for name, weight in [*([(stage.base, "base")] if stage.base is not None else []), *weights]:
         part = record["merged"][name]
-        yield f"| {_code_of_cell(name)} | {weight} | {number(part['parameters'])} | {_mean(part['scores'])} |"
+        licence = _cell(licence_of_model(context, name))
+        cells = f"{weight} | {licence} | {number(part['parameters'])} | {_mean(part['scores'])}"
+        yield f"| {_code_of_cell(name)} | {cells} |"
 
 
 def _mean(scores: Mapping[str, float]) -> str:

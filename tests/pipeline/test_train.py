@@ -8,6 +8,7 @@ import signal
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,9 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rld.cli import main
+from rld.pipeline.licences import licence_of_teacher
 from rld.recipe.reading import read_recipe
+from rld.recipe.teachers import ServedTeacher, TeacherSpec
 from tests.support import tiny
 from tests.support.processes import FORK_SERVER, exit_codes, train_quietly
 from tests.support.runs import one_thread, recipe, whole
@@ -146,7 +149,7 @@ def test_every_student_has_a_model_card(whole):
         assert f"## How to make it anew\n\n```sh\n{command}\n```" in card.text
         assert "No score fell by more than chance" in card.text
     assert "| response | 0." in card.text
-    assert "| teacher | `teacher` | none: it started from random weights | " in card.text
+    assert "| student | teacher | `teacher` | none: it started from random weights | " in card.text
     lesson = (
         "rewards `answers:exact_match` x 1, `./tasks.py:share` x 0.5 (policy); teachers `teacher` (response, feature)"
     )
@@ -192,6 +195,7 @@ def test_no_path_of_a_model_is_read_as_markdown_in_its_card(tmp_path):
     folder = "a`b``c | <img src=x>"
     tiny.model().save_pretrained(tmp_path / folder)
     tiny.tokenizer().save_pretrained(tmp_path / folder)
+    (tmp_path / folder / "README.md").write_text("---\nlicense: '<b>|mine`'\n---\n")
     (tmp_path / "tasks.py").write_text('def copy(rng):\n    return f"{rng.choice(\'abcd\')}:", "a"\n')
     path = tmp_path / "recipe.yaml"
     stage = {"name": "cut", "kind": "prune", "model": f"./{folder}", "layers": 1}
@@ -200,6 +204,22 @@ def test_no_path_of_a_model_is_read_as_markdown_in_its_card(tmp_path):
     assert main(["train", str(path), "--output", str(tmp_path / "run")]) == 0
     card = ModelCard.load(tmp_path / "run" / "student" / "README.md").text
     assert f"out of ``` ./{folder} ``` (1 layers" in card.replace("\n", " ")
+    assert "Licence of the weights from which it started: bmine." in card
+
+
+def test_licences_of_teachers_are_those_that_their_own_cards_name(tmp_path):
+    for name, head in (("large", "license: [mit, apache-2.0]"), ("adapter", "tags: [peft]")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "README.md").write_text(f"---\n{head}\n---\n# text\n")
+    recipe = SimpleNamespace(origin=lambda reference: reference, models={})
+    context: Any = SimpleNamespace(source=tmp_path / "recipe.yaml", recipe=recipe)
+    specs = [TeacherSpec(model="./large"), TeacherSpec(model="./large", adapter="./adapter")]
+    served = ServedTeacher(url="http://127.0.0.1:1")
+    assert [licence_of_teacher(context, spec) for spec in (*specs, served)] == [
+        "mit, apache-2.0",
+        "mit, apache-2.0; of its adapter: unknown",
+        "unknown: a server does not tell it",
+    ]
 
 
 def test_the_log_has_the_promised_names(whole):
