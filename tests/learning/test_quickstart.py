@@ -1,8 +1,13 @@
-"""The quickstart, shortened: teachers learn their own skills alone, and the student learns from both."""
+"""The quickstart, shortened: teachers learn their own skills alone, the student learns from both, and is exported."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import shutil
+from pathlib import Path
+
+import pytest
 
 from rld.cli import main
 
@@ -11,11 +16,21 @@ SHORTER = [
     *(f"skills.{skill}.levels=[{{length: 2}}, {{length: 3}}]" for skill in SKILLS),
     *("stages.order.steps=180", "stages.letters.steps=130", "stages.first_steps.steps=40", "stages.distill.steps=120"),
 ]
+MISSING = [name for name in ("onnx", "onnxruntime_genai", "onnxscript") if importlib.util.find_spec(name) is None]
 
 
-def test_the_student_learns_from_both_teachers(tmp_path):
-    run = tmp_path / "run"
-    assert main(["train", "quickstart", *SHORTER, "--output", str(run)]) == 0
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("quickstart") / "run"
+    assert main(["train", "quickstart", *SHORTER, "--output", str(folder)]) == 0
+    return folder
+
+
+def mean_score(scoring: dict[str, dict[str, dict[str, float]]]) -> float:
+    return sum(next(iter(scores.values()))["value"] for scores in scoring.values()) / len(scoring)
+
+
+def test_the_student_learns_from_both_teachers(run):
     summary = json.loads((run / "summary.json").read_text())
     distill = summary["stages"][-1]
     order, letters = (distill["teachers"][name]["scores"] for name in ("order", "letters"))
@@ -31,3 +46,24 @@ def test_the_student_learns_from_both_teachers(tmp_path):
     last = [line for line in lines if line["stage"] == "distill"][-1]
     assert last["teacher/order/weight/reverse"] > 0.95 > 0.05 > last["teacher/order/weight/shift"]
     assert last["loss/response"] < 0.5 * next(line for line in lines if "loss/response" in line)["loss/response"]
+
+
+@pytest.mark.skipif(bool(MISSING), reason=f"exports need {', '.join(MISSING)}: pip install -e '.[export]'")
+@pytest.mark.parametrize(
+    ("precision", "agreement", "most_divergence", "most_loss"), [("f32", 1.0, 1e-6, 0.0), ("int8", 0.97, 0.01, 0.05)]
+)
+def test_the_student_in_its_runtime_is_the_student(
+    run, tmp_path, monkeypatch, precision, agreement, most_divergence, most_loss
+):
+    """`rld export` itself refuses a file whose likeliest tokens or perplexity differ; this asks for more."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["copy", "quickstart"]) == 0  # the generator of its rows
+    shutil.copy(run / "recipe.json", "short.yaml")
+    options = ["--recipe", "short.yaml", "--max-rows", "32", "--output", "exported"]
+    assert main(["export", str(run / "student"), "--to", "onnx", "--precision", precision, *options]) == 0
+    content = json.loads(Path("exported/rld_export.json").read_text())
+    export, scorings = content["export"], content["scorings"]
+    assert export["texts"] == "gold answers of held-out rows" and export["tokens"] >= 400
+    assert export["agreement"] >= agreement and export["divergence"] <= most_divergence
+    student, file = (mean_score(scorings[name]) for name in ("the model", "its export"))
+    assert student >= 0.5 and abs(file - student) <= most_loss
