@@ -102,11 +102,11 @@ def compare_runs(first: Path, second: Path) -> RunComparison:
     pairs += _mean([pair for pair in pairs if pair.difference is not None])
     old, new = (by_stage_name(side.history.recipe) for side in sides)
     options = [(".".join(map(str, keys)), _shown(was), _shown(now)) for keys, was, now in differences(old, new)]
-    named = {stage.plan.name: stage for stage in sides[1].history.stages if stage.metrics}
+    by_name = {stage.plan.name: stage for stage in sides[1].history.stages if stage.metrics}
     stages = [
-        (stage, named[stage.plan.name])
+        (stage, by_name[stage.plan.name])
         for stage in sides[0].history.stages
-        if stage.metrics and stage.plan.name in named
+        if stage.metrics and stage.plan.name in by_name
     ]
     return RunComparison(sides, pairs, options, stages, list(_notes(sides, pairs)))
 

@@ -81,11 +81,11 @@ def test_a_run_sends_what_the_page_says_to_a_folder_that_stays(
     rows = [row.split("|")[1] for row in PAGE.splitlines() if row.startswith("| `")]
     other_names = {name for row in rows for name in re.findall("`train/(.*?)`", row)}
     patterns = [*(metric.pattern for metric in METRICS), *(name for names in LEFT_OUT.values() for name in names)]
-    known = [Metric(pattern, "", "") for pattern in [*patterns, *other_names, *AT_THE_END]]
+    metrics = [Metric(pattern, "", "") for pattern in [*patterns, *other_names, *AT_THE_END]]
     for stage in ("teacher", "student"):
         values = sent[run / "tensorboard" / stage]
         names = {name.removeprefix("train/") for name in values}
-        assert [name for name in names if all(metric.match(name) is None for metric in known)] == []
+        assert [name for name in names if all(metric.match(name) is None for metric in metrics)] == []
         for line in lines:
             if line["stage"] == stage:
                 there = {f"train/{name}": value for name, value in line.items() if name not in OTHER_NAMES}
