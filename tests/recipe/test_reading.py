@@ -222,7 +222,7 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(recipe):
         ("tasks.py:reverse", "tasks.py:revers", "8: skills.reverse.generator: ./tasks.py has no 'revers'; did you mean 'reverse'?"),
         ("{length: 4}", "{lenght: 4}", "9: unknown key 'skills.reverse.levels.1.lenght'; did you mean 'length'?"),
         ("{length: 4}", "{}", "9: 'skills.reverse.levels.1.length' is required by ./tasks.py:reverse"),
-        ("scale: 2", "scal: 2", "11: unknown key 'rewards.0.options.scal'; did you mean 'scale'?"),
+        ("scale: 2", "scal: 2", "12: unknown key 'rewards.0.options.scal'; did you mean 'scale'?"),
         ("tasks.py:reward", "tasks.py:reverse", "12: rewards.0.use: ./tasks.py:reverse is no reward"),
         ("tasks.py:reward", "tasks.py:narrow", "12: rewards.0.use: ./tasks.py:narrow takes no other arguments; end its arguments with **_"),
         ("tasks.py:reward", "tasks.py:eager", "12: 'rewards.0.options.gold' is required by ./tasks.py:eager; of a row, a reward gets question, answer, skill"),
