@@ -316,11 +316,8 @@ class Distill(TrainingStage):
         signals = self.signals.describe(len(self.teachers)), described_gold(self)
         rows.append(("signals", ", ".join(filter(None, signals))))
         if self.teachers:
-            by = (
-                "the gold label, or how often the teacher's label was right"
-                if self.learns_labels
-                else ("the teacher's own answer to it")
-            )
+            by_label = "the gold label, or how often the teacher's label was right"
+            by = by_label if self.learns_labels else "the teacher's own answer to it"
             gate = f"per prompt, by {by}" if self.gate == "per_prompt" else "off"
             rows.append(("gate", gate + (", on failed completions" if self.distill_on == "failed_completions" else "")))
         rows.append(("controller", f"{self.controller.kind}, every {counted(self.controller.decide_every, 'step')}"))
