@@ -119,10 +119,10 @@ def _learning(context: RunContext, stage: Stage, steps: int) -> Iterator[str]:
     for name in context.recipe.way_to(stage.name):
         earlier = None if name == stage.name else context.paths.stage_record(name)
         updates = steps if earlier is None else earlier.get("steps", 0)
-        yield f"| {name} | {stages[name].kind} | {_lesson(context, stages[name])} | {updates or '-'} |"
+        yield f"| {name} | {stages[name].kind} | {_learned_from(context, stages[name])} | {updates or '-'} |"
 
 
-def _lesson(context: RunContext, stage: Stage) -> str:
+def _learned_from(context: RunContext, stage: Stage) -> str:
     skills = ", ".join(context.skills(stage))
     if isinstance(stage, Sft):
         answers = "gold answers" if stage.teacher is None else f"answers of {_code_of_cell(stage.teacher)}"

@@ -216,13 +216,14 @@ def test_the_recipe_of_the_page_trains(models):
     for name, count in (("news.csv", 12), ("test.csv", 3)):
         rows = [f"{labels[i % 4]},{name} {i},Text." for i in range(count)]
         (models / name).write_text("label,title,text\n" + "\n".join(rows) + "\n")
-    (recipe,) = re.findall(r"```yaml\n(.*?)```", DOCS.read_text(), flags=re.DOTALL)
+    recipe, untrained = re.findall(r"```yaml\n(.*?)```", DOCS.read_text(), flags=re.DOTALL)
     head = "name: page\nmodels: {small: ./small, large: ./large}\nmax_new_tokens: 16\ntrainer: {bf16: false}\n"
-    (models / "page.yaml").write_text(head + recipe)
-    assert main(["check", "page.yaml"]) == 0
-    assert main(["train", "page.yaml", "--output", "run"]) == 0
-    last = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])
-    assert "loss/response" in last
+    for name, text in (("trained", recipe), ("untrained", recipe.split("stages:")[0] + untrained)):
+        (models / f"{name}.yaml").write_text(head + text)
+        assert main(["check", f"{name}.yaml"]) == 0
+        assert main(["train", f"{name}.yaml", "--output", name]) == 0
+        last = json.loads(Path(f"{name}/metrics.jsonl").read_text().splitlines()[-1])
+        assert "loss/response" in last
 
 
 def test_the_script_of_the_page_trains(models):
