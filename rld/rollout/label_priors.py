@@ -5,18 +5,23 @@ Shapes: N rows, L labels.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-_NUM_ROWS = 512
-"""Rows of a skill that are kept of each teacher, the latest."""
+from rld.errors import CheckpointError
+
+NUM_ROWS = 512
+"""Rows of a skill that are kept of each teacher, the latest; a self-teacher has changed a little since the first."""
 _TOLERANCE, _MOST_ROUNDS = 1e-4, 200
-"""How far a label's mean may be from 1 / L, relative to that, and the rounds in which it comes as near."""
+"""How far a label's mean may be from 1 / L, relative to that, and the rounds after which what is left stays."""
 
 
 class LabelPriors:
@@ -32,25 +37,25 @@ class LabelPriors:
     """
 
     def __init__(self, labels: Mapping[str, Sequence[str]], teachers: Sequence[str]) -> None:
-        self.teachers = list(teachers)
+        self.labels, self.teachers = {skill: list(words) for skill, words in labels.items()}, list(teachers)
         self._rows = {
             (skill, k): torch.zeros(0, len(words)) for skill, words in labels.items() for k in range(len(teachers))
         }
-        """The latest distributions `[N, L]`, by skill and teacher's number."""
+        """The latest log-probabilities `[N, L]`, by skill and teacher's number."""
         self._log_priors: dict[tuple[str, int], Tensor] = {}
 
     def add(self, distributions: Sequence[tuple[str, int, Tensor]]) -> None:
         """Keep distributions of this process and of all others, each of which calls this with its own.
 
         Args:
-            distributions: A skill, a teacher's number, and its probabilities of the skill's labels, `[L]`.
+            distributions: A skill, a teacher's number, and the log-probabilities of the skill's labels, `[L]`.
         """
-        for skill, k, p in gather_object([(skill, k, p_L.tolist()) for skill, k, p_L in distributions]):
-            self._rows[skill, k] = torch.cat([self._rows[skill, k], torch.tensor([p])])[-_NUM_ROWS:]
+        for skill, k, log_p in gather_object([(skill, k, log_p_L.tolist()) for skill, k, log_p_L in distributions]):
+            self._rows[skill, k] = torch.cat([self._rows[skill, k], torch.tensor([log_p])])[-NUM_ROWS:]
         self._log_priors.clear()
 
     def log_prior(self, skill: str, k: int) -> Tensor:
-        """Return the log of teacher k's prior over a skill's labels, `[L]`; of an unread skill it is uniform."""
+        """Return the log of teacher k's prior over a skill's labels, `[L]` float64; without a row it is uniform."""
         if (skill, k) not in self._log_priors:
             self._log_priors[skill, k] = _log_prior(self._rows[skill, k])
         return self._log_priors[skill, k]
@@ -61,37 +66,44 @@ class LabelPriors:
         self._log_priors.clear()
 
     def save(self, path: Path) -> None:
-        """Write the distributions, by skill and teacher."""
-        save_file(
-            {f"{skill}/{self.teachers[k]}": rows_NL.contiguous() for (skill, k), rows_NL in self._rows.items()}, path
-        )
+        """Write the distributions of each skill and teacher."""
+        skills = list(self.labels)
+        tensors = {f"{skills.index(skill)}.{k}": rows_NL.contiguous() for (skill, k), rows_NL in self._rows.items()}
+        save_file(tensors, path, {"labels": json.dumps(self.labels), "teachers": json.dumps(self.teachers)})
 
     def load(self, path: Path) -> None:
-        """Restore what `save` wrote; a teacher that it lacks begins anew."""
-        saved = load_file(path)
-        self._rows |= {
-            (skill, k): saved.get(f"{skill}/{self.teachers[k]}", new) for (skill, k), new in self._rows.items()
-        }
+        """Restore what `save` wrote; a teacher that it lacks begins anew.
+
+        Raises:
+            CheckpointError: it was written with other labels.
+        """
+        with safe_open(path, "pt") as file:
+            labels, teachers = (json.loads(file.metadata()[key]) for key in ("labels", "teachers"))
+            if list(labels.items()) != list(self.labels.items()):
+                raise CheckpointError(f"{path} was written with other labels; resume with those, or start a new run")
+            for s, skill in enumerate(labels):
+                for k, name in enumerate(self.teachers):
+                    if name in teachers:
+                        self._rows[skill, k] = file.get_tensor(f"{s}.{teachers.index(name)}")
         self._log_priors.clear()
 
 
 def _log_prior(rows_NL: Tensor) -> Tensor:
-    """Return the log of the prior that makes the mean distribution of these rows uniform, `[L]`.
+    """Return the log of the prior that makes the mean distribution of these rows uniform, `[L]` float64.
 
     Rows and columns are scaled in turn to the sums that they should have, which converges for positive matrices
-    (Sinkhorn and Knopp 1967).
+    (Sinkhorn and Knopp 1967); in logs, because a label may have less probability than a float32 can hold.
     """
     num_labels = rows_NL.shape[1]
-    uniform_1L = torch.full((1, num_labels), 1 / num_labels, dtype=torch.float64)
-    p_NL = torch.cat([rows_NL.double().clamp(min=torch.finfo(torch.float32).tiny), uniform_1L])
-    counts_N = torch.ones(len(p_NL), dtype=torch.float64)
-    counts_N[-1] = num_labels
-    prior_L = torch.ones(num_labels, dtype=torch.float64)
+    log_p_NL = torch.cat([rows_NL.double(), torch.full((1, num_labels), -math.log(num_labels), dtype=torch.float64)])
+    log_weights_N1 = torch.zeros(len(log_p_NL), 1, dtype=torch.float64)
+    log_weights_N1[-1] = math.log(num_labels)
+    log_weights_N1 -= math.log(len(rows_NL) + num_labels)
+    log_prior_L = torch.zeros(num_labels, dtype=torch.float64)
     for _ in range(_MOST_ROUNDS):
-        q_NL = p_NL / prior_L
-        q_NL /= q_NL.sum(1, keepdim=True)
-        excess_L = num_labels * (counts_N @ q_NL) / counts_N.sum()
-        prior_L = prior_L * excess_L
-        if (excess_L - 1).abs().max() < _TOLERANCE:
+        log_q_NL = (log_p_NL - log_prior_L).log_softmax(1)
+        excess_L = (log_q_NL + log_weights_N1).logsumexp(0) + math.log(num_labels)
+        log_prior_L = log_prior_L + excess_L
+        if excess_L.abs().max() < _TOLERANCE:
             break
-    return (prior_L / prior_L.sum()).log()
+    return log_prior_L.log_softmax(0)

@@ -108,9 +108,9 @@ class LabelScores:
     def _distributions(
         self, scores_BK: Tensor, batch: RolloutBatch, record: RolloutRecord, was_run_BK: Tensor
     ) -> list[tuple[str, int, Tensor]]:
-        """Return each teacher's distribution over the labels of each prompt, with the skill and teacher's number."""
+        """Return each teacher's log-probabilities of the labels of each prompt, with the skill and teacher's number."""
         return [
-            (record.skills[int(record.skill_ids_B[rows_L[0]])], k, scores_BK[rows_L, k].softmax(0))
+            (record.skills[int(record.skill_ids_B[rows_L[0]])], k, scores_BK[rows_L, k].log_softmax(0))
             for rows_PL in label_rows(batch)
             for rows_L in rows_PL
             for k in was_run_BK[rows_L[0]].nonzero().flatten().tolist()
