@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from rld.errors import UsageError
@@ -206,9 +206,23 @@ def _paired(name: str, scores: tuple[ScoreRecord, ScoreRecord], rows: Sequence[S
     a, b = ([float((row.get("reward") or 0.0) >= 1) for row in every] for every in rows)
     if any(abs(fmean(values) - score.value) > 1e-6 for values, score in zip((a, b), scores, strict=True)):
         return None
-    changes = [after - before for before, after in zip(a, b, strict=True)]
-    reach = REACH * stdev(changes) / len(changes) ** 0.5
-    return ScoreRecord(value=fmean(changes), low=fmean(changes) - reach, high=fmean(changes) + reach)
+    num_rows, num_better = len(a), sum(after > before for before, after in zip(a, b, strict=True))
+    num_worse = sum(after < before for before, after in zip(a, b, strict=True))
+    middle, reach = _paired_interval(num_better, num_worse, num_rows)
+    value = (num_better - num_worse) / num_rows
+    return ScoreRecord(value=value, low=middle - reach, high=middle + reach)
+
+
+def _paired_interval(num_better: int, num_worse: int, num_rows: int) -> tuple[float, float]:
+    """Return the middle of the 95% interval of a difference of two shares of the same rows, and its reach.
+
+    The adjusted Wald interval of Bonett and Price (2012), "Adjusted Wald confidence interval for a difference of
+    binomial proportions based on paired data", Journal of Educational and Behavioral Statistics 37(4): one row more
+    counts as better and one as worse, so that few rows that all change alike are not taken for certain.
+    """
+    better, worse = ((count + 1) / (num_rows + 2) for count in (num_better, num_worse))
+    middle = better - worse
+    return middle, REACH * ((better + worse - middle**2) / (num_rows + 2)) ** 0.5
 
 
 def _predictions(side: Side) -> list[Record]:

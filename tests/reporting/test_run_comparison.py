@@ -21,23 +21,30 @@ from tests.support import made_up_run
 ROWS = 100
 
 
-def make(folder: Path, shares: dict[str, float], seed: int = 0, status: str = "done", rows: str = "row") -> Path:
+def make(
+    folder: Path,
+    shares: dict[str, float],
+    seed: int = 0,
+    status: str = "done",
+    rows: str = "row",
+    num_rows: int = ROWS,
+) -> Path:
     """Write a run that answers so many rows of each skill correctly, each row for itself."""
     made_up_run.make(folder, skills=list(shares), status=status)
     summary = json.loads((folder / "summary.json").read_text())
-    summary["heldout_rows"] = dict.fromkeys(shares, ROWS)
+    summary["heldout_rows"] = dict.fromkeys(shares, num_rows)
     for result in summary["stages"]:
         lines = []
         result["scorings"] = {"after": {}}
         for skill, share in shares.items():
-            rng, correct = random.Random(f"{seed}{skill}{result['name']}"), round(share * ROWS)
-            rewards = [1.0] * correct + [0.5] * (ROWS - correct)
+            rng, correct = random.Random(f"{seed}{skill}{result['name']}"), round(share * num_rows)
+            rewards = [1.0] * correct + [0.5] * (num_rows - correct)
             rng.shuffle(rewards)
             lines += [
                 {"skill": skill, "prompt": f"{rows} {i}", "gold": "x", "answer": "x", "reward": reward}
                 for i, reward in enumerate(rewards)
             ]
-            reach = 1.96 * math.sqrt(share * (1 - share) / ROWS)
+            reach = 1.96 * math.sqrt(share * (1 - share) / num_rows)
             score = {"value": share, "low": share - reach, "high": share + reach}
             result["scorings"]["after"][skill] = {"solved": score}
             result["after"][skill] = share
@@ -66,7 +73,8 @@ def test_the_same_rows_are_compared_in_pairs_and_other_ones_as_independent(tmp_p
     assert (sort.basis, copy.basis, mean.skill) == ("row by row", "row by row", "mean")
     assert sort.difference is not None and mean.difference is not None
     assert sort.difference.value == pytest.approx(fmean(changes)) == pytest.approx(0.4)
-    assert sort.difference.high - 0.4 == pytest.approx(1.96 * stdev(changes) / math.sqrt(ROWS))
+    reach = 1.96 * stdev(changes) / math.sqrt(ROWS)
+    assert (sort.difference.low, sort.difference.high) == pytest.approx((0.4 - reach, 0.4 + reach), abs=0.02)
     assert mean.difference.value == pytest.approx(0.2)
     assert findings(compare_runs(a, b)) == [
         "B scores higher on `sort` by 0.400, `mean` by 0.200.",
@@ -77,6 +85,29 @@ def test_the_same_rows_are_compared_in_pairs_and_other_ones_as_independent(tmp_p
     sort = compare_runs(a, b).scores[0]
     assert sort.basis == "as independent: other rows" and sort.difference is not None
     assert sort.difference.high - 0.4 == pytest.approx(1.96 * math.sqrt((0.25 + 0.09) / ROWS))
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "low", "high", "finding"),
+    [
+        (2, 0.5 - 0.849, 0.5 + 0.849, "No difference beyond chance on `sort`."),
+        (5, 0.714 - 0.518, 0.714 + 0.518, "B scores higher on `sort` by 1.000."),
+    ],
+)
+def test_few_rows_that_all_change_alike_are_not_certain(tmp_path, num_rows, low, high, finding) -> None:
+    runs = [make(tmp_path / name, {"sort": share}, num_rows=num_rows) for name, share in (("a", 0.0), ("b", 1.0))]
+    comparison = compare_runs(*runs)
+    sort = comparison.scores[0]
+    assert sort.basis == "row by row" and sort.difference is not None
+    shown = sort.difference
+    assert (shown.value, shown.low, shown.high) == pytest.approx((1, low, high), abs=1e-3)
+    assert findings(comparison) == [finding]
+
+
+def test_the_mean_over_skills_of_few_rows_is_not_certain(tmp_path: Path) -> None:
+    runs = [make(tmp_path / name, dict.fromkeys("st", share), num_rows=2) for name, share in (("a", 0.0), ("b", 1.0))]
+    mean = compare_runs(*runs).scores[-1].difference
+    assert mean is not None and mean.high - mean.low == pytest.approx(2 * 0.849 / math.sqrt(2), abs=1e-3)
 
 
 def test_rows_that_say_something_else_than_the_score_are_not_taken_for_it(tmp_path: Path) -> None:
