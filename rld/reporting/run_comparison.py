@@ -11,12 +11,15 @@ from typing import Any, NamedTuple
 from rld.errors import UsageError
 from rld.recipe.input_changes import ABSENT, differences, shown
 from rld.recipe.stage_inputs import by_stage_name
+from rld.recipe.stages import AnyStage
+from rld.recipe.stages.base import Stage
 from rld.reporting.history import RunHistory, StageHistory, StageResult, read_run
 from rld.reporting.run_state import RunState, run_state
 from rld.reporting.score_records import REACH, ScoreRecord
 from rld.reporting.verdict import SMALLEST_CHANGE
 from rld.utils import files
 from rld.utils.files import Record
+from rld.utils.options import kinds_of
 from rld.utils.run_folder import ABLATION_RESULT, RunFolder, no_run
 
 
@@ -26,7 +29,7 @@ class Side:
 
     Attributes:
         letter: A or B.
-        result: The finished stage whose model is compared; None: it has none yet.
+        result: The finished stage whose model is compared; None: there is none yet.
     """
 
     letter: str
@@ -125,13 +128,24 @@ def _side(letter: str, folder: Path) -> Side:
 
 
 def _with_results(first: Side, second: Side) -> tuple[Side, Side]:
-    """Return the sides with the last finished stage of each; while one is not done, the last that both have."""
-    results = [list(side.history.summary.stages) for side in (first, second)]
+    """Return the sides with the last finished stage of each; while one is not done, the last that both have.
+
+    Stages that only score or export a model are left out, unless a recipe has no others.
+    """
+    results = [_comparable(side.history) for side in (first, second)]
     names = [{result.name for result in every} for every in results]
     if not first.state.state == second.state.state == "done" and names[0] & names[1]:
         results = [[result for result in every if result.name in names[0] & names[1]] for every in results]
     a, b = (every[-1] if every else None for every in results)
     return replace(first, result=a), replace(second, result=b)
+
+
+def _comparable(history: RunHistory) -> list[StageResult]:
+    """Return the finished stages of a run that make a model, in order; all finished ones where none is to make one."""
+    kinds = kinds_of(AnyStage).items()
+    without_model = {kind for kind, stage in kinds if issubclass(stage, Stage) and not stage.makes_model}
+    makers = {stage.name for stage in history.plan.stages if stage.kind not in without_model}
+    return [result for result in history.summary.stages if not makers or result.name in makers]
 
 
 def _notes(sides: tuple[Side, Side], pairs: Sequence[ScorePair]) -> Iterator[str]:
@@ -141,7 +155,7 @@ def _notes(sides: tuple[Side, Side], pairs: Sequence[ScorePair]) -> Iterator[str
     results = [side.result for side in sides]
     for side in sides:
         if side.result is None:
-            yield f"{side.letter} has no finished stage yet, so that there are no scores to compare."
+            yield f"{side.letter} has finished no stage that could be compared, so that there are no scores to compare."
     if results[0] and results[1] and results[0].name != results[1].name:
         yield f"Compared are the models of different stages: `{results[0].name}` of A and `{results[1].name}` of B."
     for side, other in (sides, sides[::-1]):

@@ -134,6 +134,27 @@ def test_the_page_has_the_curves_of_both_in_the_same_charts_and_what_differs(tmp
     assert "first_steps1 min1 min2T2T" in page.text
 
 
+def with_stage(run: Path, kind: str, share: float) -> None:
+    """Add a finished stage of a kind, with a score of its own, behind the last."""
+    recipe, summary = (json.loads((run / name).read_text()) for name in ("recipe.json", "summary.json"))
+    recipe["stages"].append({"name": kind, "kind": kind})
+    score = {"sort": {"solved": {"value": share, "low": share, "high": share}}}
+    last = summary["stages"][-1] | {"name": kind, "kind": kind, "scorings": {"after": score}}
+    summary["stages"].append(last)
+    (run / "recipe.json").write_text(json.dumps(recipe))
+    (run / "summary.json").write_text(json.dumps(summary))
+
+
+def test_the_models_are_compared_and_not_what_a_last_stage_scores_or_exports(tmp_path: Path) -> None:
+    a, b = make(tmp_path / "a", {"sort": 0.5}), make(tmp_path / "b", {"sort": 0.9})
+    with_stage(a, "evaluate", 1.0)
+    with_stage(b, "export", 0.0)
+    comparison = compare_runs(a, b)
+    assert [side.result and side.result.name for side in comparison.sides] == ["main", "main"]
+    assert comparison.scores[0].difference is not None
+    assert comparison.scores[0].difference.value == pytest.approx(0.4)
+
+
 def test_a_run_that_runs_is_compared_by_what_both_have_finished(tmp_path: Path) -> None:
     a, b = make(tmp_path / "a", {"sort": 0.5}), make(tmp_path / "b", {"sort": 0.6}, status="running")
     (b / "run.lock.json").write_text("{}")
