@@ -108,7 +108,7 @@ def _tables(comparison: RunComparison) -> Iterator[tuple[str, Sequence[str], lis
 
 
 def _score_row(pair: ScorePair) -> list[str]:
-    rows = str(pair.rows[0]) if pair.rows[0] == pair.rows[1] else f"{pair.rows[0]}, {pair.rows[1]}"
+    rows = ", ".join(dict.fromkeys("-" if count is None else str(count) for count in pair.rows))
     change, ends = "-", "-"
     if pair.difference is not None:
         change = f"{pair.difference.value:+.3f}"

@@ -47,7 +47,7 @@ class ScorePair(NamedTuple):
 
     Attributes:
         name: The score's name, in A where B has another one.
-        rows: Held-out rows in each.
+        rows: Held-out rows in each; None: its evaluator has rows of its own, of which the run has no number.
         scores: In each; None: it was not scored.
         difference: B's score minus A's, with its 95% interval; None where they cannot be compared.
         basis: Whether the rows are pairs or the two scores are taken for independent, or why there is no difference.
@@ -55,7 +55,7 @@ class ScorePair(NamedTuple):
 
     skill: str
     name: str
-    rows: tuple[int, int]
+    rows: tuple[int | None, int | None]
     scores: tuple[ScoreRecord | None, ScoreRecord | None]
     difference: ScoreRecord | None
     basis: str
@@ -175,7 +175,7 @@ def _pairs(sides: tuple[Side, Side]) -> Iterator[ScorePair]:
     for skill in dict.fromkeys([*scorings[0], *scorings[1]]):
         names = [next(iter(scoring.get(skill, {})), "") for scoring in scorings]
         a, b = (scoring[skill][name] if name else None for scoring, name in zip(scorings, names, strict=True))
-        num_rows = [side.history.summary.heldout_rows.get(skill, 0) for side in sides]
+        num_rows = [side.history.summary.heldout_rows.get(skill) or None for side in sides]
         difference, basis = None, "not: only one has it"
         if a is not None and b is not None:
             rows = [[row for row in every if row["skill"] == skill] for every in predictions]
@@ -189,8 +189,8 @@ def _mean(pairs: Sequence[ScorePair]) -> list[ScorePair]:
         return []
     columns = ([pair.scores[0] for pair in pairs], [pair.scores[1] for pair in pairs], [p.difference for p in pairs])
     a, b, difference = (_mean_score([score for score in column if score is not None]) for column in columns)
-    rows = sum(pair.rows[0] for pair in pairs), sum(pair.rows[1] for pair in pairs)
-    return [ScorePair("mean", "of these", rows, (a, b), difference, "")]
+    rows = [sum(pair.rows[i] or 0 for pair in pairs) or None for i in range(2)]
+    return [ScorePair("mean", "of these", (rows[0], rows[1]), (a, b), difference, "")]
 
 
 def _mean_score(scores: Sequence[ScoreRecord]) -> ScoreRecord:
@@ -244,4 +244,10 @@ def _predictions(side: Side) -> list[Record]:
     if side.result is None:
         return []
     lines = files.read_jsonl(RunFolder(side.folder).predictions(side.result.name, "after"))
-    return [] if lines.damaged or any({"skill", "prompt"} - row.keys() for row in lines.records) else lines.records
+    return [] if lines.damaged or not all(map(_is_prediction, lines.records)) else lines.records
+
+
+def _is_prediction(row: Record) -> bool:
+    """Tell whether a record has a skill, a prompt and, where its row asks for an answer, a reward that is a number."""
+    reward = row.get("reward")
+    return {"skill", "prompt"} <= row.keys() and (reward is None or files.is_number(reward))

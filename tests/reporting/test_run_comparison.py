@@ -117,6 +117,25 @@ def test_rows_that_say_something_else_than_the_score_are_not_taken_for_it(tmp_pa
     assert compare_runs(a, b).scores[0].basis == "as independent"
 
 
+@pytest.mark.parametrize("reward", ['"high"', "[1]", "true"])
+def test_a_reward_that_is_no_number_is_a_damaged_file(tmp_path: Path, reward: str) -> None:
+    a, b = make(tmp_path / "a", {"sort": 0.5}), make(tmp_path / "b", {"sort": 0.9})
+    path = b / "predictions" / "main" / "after.jsonl"
+    path.write_text(path.read_text().replace('"reward": 1.0', f'"reward": {reward}', 1))
+    assert compare_runs(a, b).scores[0].basis == "as independent: no rows recorded"
+
+
+def test_a_task_of_another_evaluator_has_no_number_of_rows(tmp_path: Path) -> None:
+    runs = [make(tmp_path / name, {"sort": 0.5, "arc_easy": 0.5}) for name in "ab"]
+    for run in runs:
+        summary = json.loads((run / "summary.json").read_text())
+        del summary["heldout_rows"]["arc_easy"]
+        (run / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / "page.html").write_text(comparison_page(compare_runs(*runs)))
+    text = Page(tmp_path / "page.html").text
+    assert "arc_easysolved-0.500" in text and "sortsolved1000.500" in text and "meanof these1000.500" in text
+
+
 def test_the_page_has_the_curves_of_both_in_the_same_charts_and_what_differs(tmp_path: Path) -> None:
     shares = {"sort": 0.5, "copy": 0.6}
     a, b = make(tmp_path / "a", shares), make(tmp_path / "b", shares)
