@@ -22,6 +22,8 @@ class Assumptions(NamedTuple):
     """Mean tokens of a sampled completion. None: those of the gold answers."""
     agrees: bool = True
     """Whether a teacher's answer is the gold answer or differs so that it counts as wrong; it is decoded otherwise."""
+    refills: int = 0
+    """How often each prompt is replaced and sampled anew, because all completions of it got the same reward."""
 
 
 EXPECTED = Assumptions()
@@ -65,7 +67,8 @@ def distill_flops(
         "retention": 0.0,
     }
     if step.sampled_tokens:
-        flops["generation"] = stage.steps * forward_flops(student, step.prompt_tokens + step.sampled_tokens)
+        num_sampled = (1 + assumed.refills) * (step.prompt_tokens + step.sampled_tokens)
+        flops["generation"] = stage.steps * forward_flops(student, num_sampled)
     flops["student"] += num_ticks * forward_flops(student, measured_tokens)
     if stage.target is not None:
         flops["student"] += num_ticks * transfer_flops(student, len(skills), len(stage.target), lengths)
@@ -80,12 +83,13 @@ def distill_flops_range(stage: Any, student: int, teachers: Mapping[str, int], s
     """Return the fewest and the most FLOPs of a stage; None where its student samples nothing.
 
     The student is taken to solve all or nothing, with completions that are as long as the gold answers or as long as
-    they may be, and gold answers to decide those of teachers always or never.
+    they may be, gold answers to decide those of teachers always or never, and prompts to be replaced never or as often
+    as `rollout.refill` allows.
     """
     if not _mean_step(stage, sizes, EXPECTED).sampled_tokens:
         return None
-    lengths = (None, True), (float(sizes.max_new_tokens), False)
-    ends = [Assumptions(solved, *end) for solved in (0.0, 1.0) for end in lengths]
+    longest = float(sizes.max_new_tokens), False, stage.rollout.refill
+    ends = [Assumptions(solved, *end) for solved in (0.0, 1.0) for end in ((None, True, 0), longest)]
     totals = [sum(distill_flops(stage, student, teachers, sizes, end).values()) for end in ends]
     return min(totals), max(totals)
 

@@ -138,6 +138,17 @@ def test_the_gate_asks_once_for_a_row_and_the_range_has_the_longest_completions(
     assert cost.flops_range == (cost.flops, cost.flops + longest)
 
 
+def test_the_range_has_prompts_that_are_replaced_as_often_as_they_may_be(tmp_path):
+    made = recipe().model_dump()
+    size = parameters({"model_type": "llama", **SMALL})
+    cost = stage_costs(Recipe.model_validate(made), tmp_path, ROWS)["two"]
+    made["stages"][1]["rollout"]["refill"] = 3
+    refilled = stage_costs(Recipe.model_validate(made), tmp_path, ROWS)["two"]
+    sampled = 2 * size * 5 * 3 * (7 + 2 * 10)  # five steps of three prompts, each with two answers of ten tokens
+    assert refilled.flops == cost.flops
+    assert refilled.flops_range == (cost.flops_range[0], cost.flops_range[1] + 3 * sampled)
+
+
 def test_a_document_is_read_in_whole_blocks_and_asks_for_no_answer(tmp_path):
     made = recipe().model_dump() | {"prompts": {}}
     made["skills"] = {"s": {"file": "a.txt", "kind": "plain_text", "block": 64, "held_out": 1}}
