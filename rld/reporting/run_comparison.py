@@ -231,7 +231,7 @@ def _paired_interval(num_better: int, num_worse: int, num_rows: int) -> tuple[fl
     """Return the middle of the 95% interval of a difference of two shares of the same rows, and its reach.
 
     The adjusted Wald interval of Bonett and Price (2012), "Adjusted Wald confidence interval for a difference of
-    binomial proportions based on paired data", Journal of Educational and Behavioral Statistics 37(4): one row more
+    binomial proportions based on paired data", J. Educ. Behav. Stat. 37(4): one row more
     counts as better and one as worse, so that few rows that all change alike are not taken for certain.
     """
     better, worse = ((count + 1) / (num_rows + 2) for count in (num_better, num_worse))
