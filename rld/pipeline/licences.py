@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import re
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCard
 
 from rld.pipeline.run import RunContext
 from rld.recipe import registry
 from rld.recipe.models import NewModel, PretrainedModel, PrunedModel
 from rld.recipe.teachers import SelfTeacherSpec, TeacherSpec
+from rld.utils.messages import tell
 
 UNKNOWN = "unknown"
 
 _FIELDS = ("license", "license_name", "license_link")
 """What a card's head says of a licence; the name and the link belong to the licence `other`."""
+
+_HEAD = re.compile(r"\s*^---[ \t]*\n(.*?)^---[ \t]*$", flags=re.DOTALL | re.MULTILINE)
+"""The head of a card: YAML between the first two lines of three hyphens."""
 
 
 def base_model(context: RunContext, reference: str) -> str | None:
@@ -41,13 +47,20 @@ def licence_fields(context: RunContext, place: str) -> dict[str, Any]:
         place: A folder or a hub id.
     """
     path = registry.model_file(place, "README.md", context.source.parent)
-    if path is None:
-        return {}
+    head = {} if path is None else _head(path)
+    return {key: head[key] for key in _FIELDS if head.get(key)}
+
+
+@cache  # so that a card that cannot be read is told once
+def _head(path: Path) -> dict[Any, Any]:
+    """Return the head of a card; empty where it has none or cannot be read, which is told and ends no run."""
     try:
-        data = ModelCard.load(path).data
-    except (ValueError, yaml.YAMLError):  # another kind of README
+        match = _HEAD.match(path.read_text(encoding="utf-8-sig"))
+        content = None if match is None else yaml.safe_load(match[1])
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: such as a month 13 in YAML
+        tell(f"{path}: the licence cannot be read, and counts as {UNKNOWN}: {' '.join(str(error).split())}")
         return {}
-    return {key: data.get(key) for key in _FIELDS if data.get(key)}
+    return content if isinstance(content, dict) else {}
 
 
 def _named(fields: dict[str, Any]) -> str:
