@@ -11,6 +11,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback, Wan
 
 from rld.trainer.training_progress import TrainingProgress
 from rld.utils.files import remove_folder
+from rld.utils.messages import tell
 
 
 @contextmanager
@@ -18,7 +19,8 @@ def tracked(trainer: TrainingProgress, folder: Path, *, is_new: bool) -> Iterato
     """Keep the stage's logs of TensorBoard in a folder, and end its run of W&B with the block.
 
     transformers would write into the folder of the stage's checkpoints, which is removed with them, and go on with the
-    same run of W&B in the next stage, whose steps begin anew. trackio ends its runs itself.
+    same run of W&B in the next stage, whose steps begin anew. trackio ends its runs itself. A run of W&B whose block
+    raises ends as failed; what goes wrong in ending it is told, and neither ends the stage nor hides its error.
 
     Args:
         trainer: The trainer of the stage.
@@ -31,11 +33,21 @@ def tracked(trainer: TrainingProgress, folder: Path, *, is_new: bool) -> Iterato
             callback.logging_dir = str(folder)
             if is_new and trainer.is_world_process_zero():
                 remove_folder(folder)
+    uses_wandb = any(isinstance(callback, WandbCallback) for callback in callbacks)
+    exit_code = 1
     try:
         yield
+        exit_code = 0
     finally:
-        if trainer.is_world_process_zero() and any(isinstance(callback, WandbCallback) for callback in callbacks):
-            importlib.import_module("wandb").finish()
+        if uses_wandb and trainer.is_world_process_zero():
+            _end_wandb(exit_code)
+
+
+def _end_wandb(exit_code: int) -> None:
+    try:
+        importlib.import_module("wandb").finish(exit_code=exit_code)
+    except Exception as error:
+        tell(f"the run of W&B could not be ended: {type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def send_scores(trainer: TrainingProgress, scores: Mapping[str, float]) -> None:

@@ -114,19 +114,30 @@ def test_the_pages_script_sends_to_its_output_folder(
     assert folder.parts[:2] == ("student", "runs") and {"train/loss", "train/flops"} <= values.keys()
 
 
-def test_a_stage_ends_its_run_of_wandb_also_where_it_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_stage_ends_its_run_of_wandb_also_where_it_fails(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Else the next stage would send its updates to the same run, from step 1 on again."""
     ended = []
+
+    def finish(exit_code: int) -> None:
+        ended.append(exit_code)
+        raise ConnectionError("no network")
+
     module = types.ModuleType("wandb")
-    module.finish = lambda: ended.append(True)  # type: ignore[attr-defined]
+    module.finish = finish  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", module)
     callback = object.__new__(integration_utils.WandbCallback)
     handler = types.SimpleNamespace(callbacks=[callback])
     trainer: Any = types.SimpleNamespace(callback_handler=handler, is_world_process_zero=lambda: True)
     with pytest.raises(KeyboardInterrupt), tracked(trainer, tmp_path, is_new=True):
         raise KeyboardInterrupt
-    assert ended == [True]
+    assert ended == [1]
+    with tracked(trainer, tmp_path, is_new=True):
+        pass
+    assert ended == [1, 0]
+    assert capsys.readouterr().err.count("W&B could not be ended: ConnectionError: no network") == 2
     handler.callbacks.clear()
     with tracked(trainer, tmp_path, is_new=True):
         pass
-    assert ended == [True]
+    assert ended == [1, 0]
