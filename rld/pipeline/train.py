@@ -124,8 +124,9 @@ def _run_stages(run: RunContext, writer: SummaryWriter, stop: StopRequest) -> st
             writer.write("failed")
         except OSError as error:  # often for the reason for which the stage failed, which is the one to tell
             tell(f"summary.json could not be updated: {describe_os_error(error)}")
-        if run.state.is_main_process:
-            run.page.draw_now()  # else it would say for ever that the run is running
+        else:
+            if run.state.is_main_process:
+                run.page.draw_last()  # else it would say for ever that the run is running
         raise
     writer.write("done")
     return "done"

@@ -44,20 +44,24 @@ class LivePage:
         """Draw the page, unless that would take too much of the run's time."""
         limit = LARGEST_SHARE * (self._clock() - self._start)
         if self._expected is None or self.seconds + self._expected <= limit:
-            self.draw_now()
+            self._draw(", and the run goes on without it")
 
-    def draw_now(self) -> None:
-        """Draw the page, however long that takes."""
+    def draw_last(self) -> None:
+        """Draw the page of a run that ends, however long that takes."""
+        self._draw("")
+
+    def _draw(self, consequence: str) -> None:
+        """Draw the page, or tell what prevents that, with its consequence."""
         begin = self._clock()
         try:
             write_report(self.run)
         except Exception as error:
-            self._tell(error)
+            self._tell(error, consequence)
         seconds = self._clock() - begin
         self.seconds += seconds
         self._expected = max(_GROWTH * seconds, _USUAL_SECONDS)
 
-    def _tell(self, error: Exception) -> None:
+    def _tell(self, error: Exception, consequence: str) -> None:
         text = " ".join(str(error).split())
         if isinstance(error, OSError):
             text = describe_os_error(error)
@@ -65,4 +69,4 @@ class LivePage:
             text = f"{type(error).__name__}: {text}"
         if text not in self._told:
             self._told.add(text)
-            tell(f"the report could not be drawn, and the run goes on without it: {text}")
+            tell(f"the report could not be drawn{consequence}: {text}")

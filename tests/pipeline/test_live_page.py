@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rld.cli import main
+from rld.pipeline.summary import SummaryWriter
 from rld.reporting import live_page
 from rld.reporting.report import write_report
 from tests.support.runs import Killed, written
@@ -80,6 +83,24 @@ def test_the_page_of_a_run_that_failed_says_so(tmp_path: Path, pages: list[str])
     learning_rate = "stages.second.trainer.learning_rate=1e38"
     assert main(["train", str(recipe), "--output", str(run), learning_rate]) == 3
     assert pages[-1].startswith("failed: 2 of 2, second")
+
+
+def test_no_page_is_drawn_of_a_failure_that_could_not_be_recorded(
+    tmp_path: Path, pages: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would say that the run is running."""
+    write, num_pages = SummaryWriter.write, list[int]()
+
+    def refuse(writer: SummaryWriter, status: str) -> dict[str, Any]:
+        if status == "failed":
+            num_pages.append(len(pages))
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(writer, status)
+
+    monkeypatch.setattr(SummaryWriter, "write", refuse)
+    recipe, learning_rate = written(tmp_path, RECIPE, TASKS), "stages.second.trainer.learning_rate=1e38"
+    assert main(["train", str(recipe), "--output", str(tmp_path / "run"), learning_rate]) == 3
+    assert num_pages == [len(pages)]
 
 
 def test_a_page_that_cannot_be_drawn_ends_no_run(
