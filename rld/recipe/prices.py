@@ -32,8 +32,8 @@ class Prices(FrozenOptions):
     machine_per_hour: Amount
     """For an hour of this machine, busy or idle; it trains the student and serves it."""
     watts: Amount = 0.0
-    """Power that it draws while it computes, where GPUs do not count their energy themselves. 0: energy is part of the
-    price of the machine."""
+    """Power that it draws while it serves, and while it trains where GPUs do not count their energy themselves. 0:
+    energy is part of the price of the machine."""
     per_kilowatt_hour: Amount = 0.0
     """For a kilowatt-hour of energy."""
     utilisation: float = Field(0.5, gt=0, le=1)

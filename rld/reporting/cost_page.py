@@ -173,7 +173,10 @@ class CostReport:
             "requests are too few."
         ]
         if energy := energy_note(self.stages, prices):
-            texts.append(f"{energy} A kWh costs {number(prices.per_kilowatt_hour)} {currency}.")
+            of_energy = (
+                f" A kWh costs {number(prices.per_kilowatt_hour)} {currency}." if prices.per_kilowatt_hour else ""
+            )
+            texts.append(energy + of_energy)
         for name, price in prices.apis.items():
             read, written = map(number, (price.input_per_million_tokens, price.output_per_million_tokens))
             texts.append(

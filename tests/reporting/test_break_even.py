@@ -91,6 +91,13 @@ def test_the_band_goes_from_the_best_to_the_worst_case():
     assert sentence.endswith("never, for a request costs no less at the student; at best after 5 requests.")
 
 
+def test_a_kilowatt_hour_has_a_price_only_where_one_is_stated():
+    free = EURO.model_copy(update={"per_kilowatt_hour": 0.0})
+    paid, unpaid = (CostReport(STAGES, prices, 10_000).page("run") for prices in (EURO, free))
+    assert "500 W, which the prices state. A kWh costs 0.4 EUR." in paid
+    assert "500 W, which the prices state." in unpaid and "A kWh costs" not in unpaid
+
+
 def test_a_point_has_a_price_where_there_is_one():
     first, second = STAGES
     assert first.cost_per_point(EURO) == pytest.approx(1000 * 3.8 / 3600 / 20)
