@@ -56,6 +56,8 @@ OWN = {"stages.main.teachers.t": {"model": "student", "prompt": "{question} {ans
 EXPORT = {"name": "scored", "kind": "export", "model": "main", "format": "gguf"}
 SERVED = {"stages.main.teachers.t": {"url": "http://localhost:1/v1", "top_k": 5}}
 
+TOKENS = {"input_per_million_tokens": 1, "output_per_million_tokens": 2}
+
 REFUSALS: list[tuple[str, dict[str, Any]]] = [
     # The key that is named, and the changes to the recipe.
     ("prompts.style", {"prompts": {"style": "chat"}, "skills.copy.prompts": {}, "skills.topics.prompts": {}}),
@@ -63,6 +65,7 @@ REFUSALS: list[tuple[str, dict[str, Any]]] = [
     ("skills.words.prompts.style", {"skills.words.prompts": {"style": "chat"}}),
     ("skills.words.prompts.strip_thinking", {"skills.words.prompts": {"strip_thinking": True}}),
     ("prompts.system", {"prompts": {"system": "Be brief."}}),
+    ("prices.apis.nobody", {"prices": {"currency": "EUR", "machine_per_hour": 1, "apis": {"nobody": TOKENS}}}),
     ("prompts.chat_template_kwargs", {"prompts": {"chat_template_kwargs": {"a": 1}}}),
     (
         "skills.words.kind",
