@@ -148,7 +148,8 @@ def _change(draw: Callable[[Any], Any], tree: Any, names: Sequence[str]) -> None
     elif way == "spell" and isinstance(parent[key], str):
         parent[key] = draw(damaged(parent[key], TEXTS))
     elif way == "spell" and isinstance(parent[key], (int, float)):
-        parent[key] = draw(st.sampled_from([-parent[key], parent[key] * 1000, parent[key] / 3, str(parent[key])]))
+        third = parent[key] / 3 if abs(parent[key]) < 1e300 else parent[key]  # a larger integer is no float
+        parent[key] = draw(st.sampled_from([-parent[key], parent[key] * 1000, third, str(parent[key])]))
     elif way == "yaml":
         parent[key] = f"\0{draw(st.integers(0, len(YAML) - 1))}"
     else:
