@@ -23,7 +23,7 @@ from rld.recipe.stages.merge import Merge
 from rld.recipe.stages.prune import Prune
 from rld.recipe.stages.sft import Sft
 from rld.reporting.history import StageResult
-from rld.reporting.score_records import ScoreRecord, about_scores
+from rld.reporting.score_records import ScoreRecord, about_scores, with_interval
 from rld.reporting.series import number
 from rld.reporting.spending import energy_note, stage_spending
 from rld.reporting.verdict import NUM_ERRORS, SMALLEST_CHANGE, Estimate, losses_of_skills
@@ -223,18 +223,14 @@ def _scores(context: RunContext, record: Mapping[str, Any]) -> Iterator[str]:
     for skill, after in scorings["after"].items():
         before = scorings.get("before", {}).get(skill, {})
         for name, score in after.items():
-            cells = f"{_with_interval(before.get(name))} | {_with_interval(score)}"
+            old = ScoreRecord(**before[name]) if name in before else None
+            cells = f"{with_interval(old)} | {with_interval(ScoreRecord(**score))}"
             yield f"| {skill} | {name} | {_num_held_out(context, skill)} | {cells} |"
-
-
-def _with_interval(score: Mapping[str, float] | None) -> str:
-    return "-" if score is None else f"{score['value']:.3f} ({score['low']:.3f} to {score['high']:.3f})"
 
 
 def _forgotten(context: RunContext, stage: Stage, record: Mapping[str, Any]) -> Iterator[str]:
     """Yield on which skills the model is worse than the one with which the first stage on the way to it began."""
-    way = [name for name in context.recipe.way_to(stage.name) if name != stage.name]
-    records = [*filter(None, map(context.paths.stage_record, way)), record]
+    records = _records_of_way(context, stage, record)
     first = next((one for one in records if "before" in one["scorings"]), None)
     if first is None or isinstance(stage, Merge):
         return
@@ -254,6 +250,12 @@ def _forgotten(context: RunContext, stage: Stage, record: Mapping[str, Any]) -> 
         yield f"| {skill} | {before[skill].value:.3f} | {after[skill].value:.3f} | {interval} |"
 
 
+def _records_of_way(context: RunContext, stage: Stage, record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the records of the stages whose models this one was made from, in order, and its own."""
+    way = [name for name in context.recipe.way_to(stage.name) if name != stage.name]
+    return [*filter(None, map(context.paths.stage_record, way)), record]
+
+
 def _main_scores(scoring: Mapping[str, Mapping[str, Any]]) -> dict[str, ScoreRecord]:
     return {skill: ScoreRecord(**next(iter(scores.values()))) for skill, scores in scoring.items()}
 
@@ -271,8 +273,7 @@ def _cost(context: RunContext, stage: Stage, record: Mapping[str, Any], steps: i
     prices, spent = context.recipe.prices, stage_spending(StageResult.model_validate(record), stage.teacher_names)
     if prices is not None:
         yield f"| kWh | {number(spent.kilowatt_hours(prices))} |\n| {prices.currency} | {number(spent.cost(prices))} |"
-    way = [name for name in context.recipe.way_to(stage.name) if name != stage.name]
-    records = [*filter(None, map(context.paths.stage_record, way)), record]
+    records = _records_of_way(context, stage, record)
     if len(records) > 1:
         flops, seconds = (sum(one[key] for one in records) for key in ("flops", "seconds"))
         yield f"\nWith the stages that its weights went through: {number(flops)} FLOPs, {seconds:.1f} seconds."

@@ -15,7 +15,7 @@ from rld.reporting.chart_groups import ChartGroup, Colours, chart_groups
 from rld.reporting.charts import Chart, Line, figure
 from rld.reporting.html import code_in, page, scrolling, table
 from rld.reporting.run_comparison import RunComparison, ScorePair, Side, compare_runs
-from rld.reporting.score_records import ScoreRecord
+from rld.reporting.score_records import with_interval
 from rld.reporting.series import duration, number
 from rld.utils.console import SafeConsole
 from rld.utils.files import write_text
@@ -113,11 +113,7 @@ def _score_row(pair: ScorePair) -> list[str]:
     if pair.difference is not None:
         change = f"{pair.difference.value:+.3f}"
         ends = f"{pair.difference.low:+.3f} to {pair.difference.high:+.3f}"
-    return [pair.skill, pair.name, rows, *map(_score, pair.scores), change, ends, pair.basis]
-
-
-def _score(score: ScoreRecord | None) -> str:
-    return "-" if score is None else f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})"
+    return [pair.skill, pair.name, rows, *map(with_interval, pair.scores), change, ends, pair.basis]
 
 
 def _cost_rows(comparison: RunComparison) -> Iterator[list[str]]:

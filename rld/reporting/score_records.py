@@ -38,6 +38,11 @@ class ScoreRecord(FileRecord):
         return ScoreRecord(value=change, low=change - reach, high=change + reach)
 
 
+def with_interval(score: ScoreRecord | None) -> str:
+    """Return a score and its 95% interval as text; a dash where there is none."""
+    return "-" if score is None else f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})"
+
+
 Scoring: TypeAlias = dict[str, dict[str, ScoreRecord]]
 """The scores of a model: of each skill by name, its main score first."""
 
