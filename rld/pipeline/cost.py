@@ -63,7 +63,7 @@ def cost(run: Path, source: Path | None, prices: Prices | None, requests_per_day
     if not models:
         raise UsageError(f"no stage of {run} makes a model, so there is no student that could pay for itself")
     way = recipe.way_to(models[-1])
-    taught = [stage for stage in recipe.stages if stage.name in way and _teachers(stage)]
+    taught = [stage for stage in way if _teachers(stage)]
     specs = _teachers(taught[-1]) if taught else {}
     names = [name for stage in recipe.stages for name in stage.teacher_names]
     unknown = [name for name in prices.apis if name not in names]
@@ -76,7 +76,7 @@ def cost(run: Path, source: Path | None, prices: Prices | None, requests_per_day
         loader = ModelLoader(recipe, source, paths.stage_result, lambda count: [], lambda flops: None)
         served = _Served(loader, recipe, run, results, batch)
         for name, spec in specs.items():
-            own = recipe.way_to(spec.model) if isinstance(spec, TeacherSpec) else []
+            own = {stage.name for stage in recipe.way_to(spec.model)} if isinstance(spec, TeacherSpec) else set()
             needed = [spending for stage, spending in stages.items() if stage not in own]
             report.comparisons += served.comparisons(taught[-1], name, spec, needed, prices)
     report.show()

@@ -115,11 +115,10 @@ def _longest_run(text: str) -> int:
 def _learning(context: RunContext, stage: Stage, steps: int) -> Iterator[str]:
     """Yield from what this stage and those whose models it was made from have learned."""
     yield "\n## What it learned from\n\n| stage | kind | from | updates |\n|---|---|---|---|"
-    stages = {other.name: other for other in context.recipe.stages}
-    for name in context.recipe.way_to(stage.name):
-        earlier = None if name == stage.name else context.paths.stage_record(name)
+    for one in context.recipe.way_to(stage.name):
+        earlier = None if one.name == stage.name else context.paths.stage_record(one.name)
         updates = steps if earlier is None else earlier.get("steps", 0)
-        yield f"| {name} | {stages[name].kind} | {_learned_from(context, stages[name])} | {updates or '-'} |"
+        yield f"| {one.name} | {one.kind} | {_learned_from(context, one)} | {updates or '-'} |"
 
 
 def _learned_from(context: RunContext, stage: Stage) -> str:
@@ -144,11 +143,10 @@ def _learned_from(context: RunContext, stage: Stage) -> str:
 
 def _teachers(context: RunContext, stage: Stage, record: Mapping[str, Any]) -> Iterator[str]:
     """Yield the teachers of this stage and of those whose models it was made from, with their licences."""
-    stages = {other.name: other for other in context.recipe.stages}
     rows = []
-    for name in context.recipe.way_to(stage.name):
-        results = record if name == stage.name else context.paths.stage_record(name) or {}
-        rows += [f"| {name} | {row}" for row in _teachers_of(context, stages[name], results.get("teachers", {}))]
+    for one in context.recipe.way_to(stage.name):
+        results = record if one.name == stage.name else context.paths.stage_record(one.name) or {}
+        rows += [f"| {one.name} | {row}" for row in _teachers_of(context, one, results.get("teachers", {}))]
     if rows:
         yield "\n## Teachers\n\nLicences are those that the models' own cards name, where these are on this machine."
         yield "\n| stage | teacher | where | licence | parameters | mean score |\n|---|---|---|---|---|---|"
@@ -252,8 +250,8 @@ def _forgotten(context: RunContext, stage: Stage, record: Mapping[str, Any]) -> 
 
 def _records_of_way(context: RunContext, stage: Stage, record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the records of the stages whose models this one was made from, in order, and its own."""
-    way = [name for name in context.recipe.way_to(stage.name) if name != stage.name]
-    return [*filter(None, map(context.paths.stage_record, way)), record]
+    earlier = [one.name for one in context.recipe.way_to(stage.name) if one.name != stage.name]
+    return [*filter(None, map(context.paths.stage_record, earlier)), record]
 
 
 def _main_scores(scoring: Mapping[str, Mapping[str, Any]]) -> dict[str, ScoreRecord]:

@@ -22,7 +22,7 @@ from rld.recipe.prices import Prices
 from rld.recipe.prompts import Prompts
 from rld.recipe.skills import AnySkill, DatasetSkill, FileSkill
 from rld.recipe.stages import AnyStage
-from rld.recipe.stages.base import TrainingStage
+from rld.recipe.stages.base import Stage, TrainingStage
 from rld.recipe.stages.distill import Distill
 from rld.utils.options import FrozenOptions, OptionError
 from rld.utils.run_folder import RunFolder
@@ -253,7 +253,7 @@ class Recipe(FrozenOptions):
             reference = stage.origin if stage.name == reference else reference
         return reference
 
-    def way_to(self, reference: str) -> list[str]:
+    def way_to(self, reference: str) -> list[Stage]:
         """Return the stages whose models a model is made from, in order, itself included; teachers are not among them.
 
         Args:
@@ -266,7 +266,7 @@ class Recipe(FrozenOptions):
             if stage is not None and stage.name not in way:
                 way.add(stage.name)
                 pending += stage.references() if stage.kind == "merge" else [stage.origin]
-        return [name for name in stages if name in way]
+        return [stage for name, stage in stages.items() if name in way]
 
     @property
     def training_stages(self) -> list[TrainingStage]:
