@@ -12,6 +12,8 @@ import random
 import re
 import sys
 
+from few_labels import draw, write  # beside this file
+
 _NUM_WORDS = 16
 """Words of an article that follow its title."""
 _NUM_UNLABELLED, _NUM_TEST, _NUM_FIRST = 400, 500, 40
@@ -33,24 +35,8 @@ def _begin(text: str) -> str:
     return " ".join(_clean(text).split()[:_NUM_WORDS])
 
 
-def write(path: str, rows: list[dict[str, str]]) -> None:
-    """Write rows to a file."""
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, ["label", "text"])
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 train, test, count, seed = read(sys.argv[1]), read(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-rng = random.Random(seed)
-topics = sorted({row["label"] for row in train})
-rng.shuffle(topics)
-labelled: list[int] = []
-for i, topic in enumerate(topics):  # as many of each topic as of any other, up to one
-    numbers = [number for number, row in enumerate(train) if row["label"] == topic]
-    labelled += rng.sample(numbers, count // len(topics) + (i < count % len(topics)))
-others = rng.sample(sorted({*range(len(train))} - {*labelled}), _NUM_UNLABELLED)
-write("few.csv", [train[number] for number in labelled] + [train[number] | {"label": ""} for number in others])
+write("few.csv", draw(train, count, _NUM_UNLABELLED, random.Random(seed)))
 tests = random.Random(0).sample(test, _NUM_TEST)  # the same for every seed
 write("test.csv", tests)
 write("first.csv", tests[:_NUM_FIRST])
