@@ -35,6 +35,7 @@ from rld.trainer import checkpoints
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
 from rld.types import Row
+from rld.utils.label_words import LabelWords
 
 Sources: TypeAlias = Mapping[str, SkillRows | WithoutRows | OrderedRows]
 """The rows of each skill that a stage trains on."""
@@ -165,15 +166,18 @@ def _controller(stage: Distill, seed: int, teachers: list[str]) -> Controller:
 
 def _arguments(context: RunContext, stage: Distill, reward_weights: list[float]) -> RLDConfig:
     options: dict[str, Any] = distillation_arguments(stage)
+    labels: dict[str, LabelWords] = {}
     if stage.learns_labels:
         skills = context.skills(stage)
-        options["labels"] = {skill: [*context.recipe.labels[skill].values()] for skill in skills}
+        labels = {skill: context.recipe.label_words[skill] for skill in skills}
+        options["labels"] = {skill: some.words for skill, some in labels.items()}
+        options["synonyms"] = {skill: some.synonyms for skill, some in labels.items()}
         options["content_free_prompts"] = {skill: context.skill_rows[skill].content_free() for skill in skills}
     markers = context.recipe.prompts.strip_thinking
     return context.arguments(
         RLDConfig,
         stage,
-        stage.rollout.prompts * stage.rollout.num_completions(map(len, options.get("labels", {}).values())),
+        stage.rollout.prompts * stage.rollout.num_completions(len(some.said) for some in labels.values()),
         max_completion_length=max([context.recipe.max_new_tokens, *context.recipe.blocks.values()]),
         chat_template_kwargs=dict(context.recipe.prompts.chat_template_kwargs),
         strip_thinking=bool(markers),

@@ -19,6 +19,7 @@ class LabelSummary(NamedTuple):
         skill: The skill.
         label: Its name in the file.
         words: The words that say it.
+        synonyms: Further words, which teachers are asked for.
         num_rows: Rows that have it.
         tokens: How models spell the words behind a prompt, by the name of the first model that spells them so.
         border: The end of a prompt with the words, if it is text and has no white space in front of them; otherwise "".
@@ -27,6 +28,7 @@ class LabelSummary(NamedTuple):
     skill: str
     label: str
     words: str
+    synonyms: Sequence[str]
     num_rows: int
     tokens: Mapping[str, list[str]]
     border: str
@@ -46,10 +48,10 @@ def label_summaries(
     for skill, labels in recipe.labels.items():
         rows = [row for _, row in sources[skill].examples()]
         answers = [row["answer"] for row in rows]
-        for label, words in labels.items():
+        for (label, words), synonyms in zip(labels.items(), recipe.label_words[skill].synonyms, strict=True):
             tokens = {name: _spelt(encoder, rows[0]["prompt"], words) for name, encoder in encoders.items()}
             border = _border(rows[0]["prompt"], words)
-            summaries.append(LabelSummary(skill, label, words, answers.count(words), tokens, border))
+            summaries.append(LabelSummary(skill, label, words, synonyms, answers.count(words), tokens, border))
     return summaries
 
 

@@ -118,8 +118,9 @@ class RowChecks:
     def _each_label(self, examples: Sequence[PlacedRow]) -> Iterator[PlacedRow]:
         """Yield a labelled row with each of its skill's labels; none for other rows."""
         for _, row in examples:
-            for label, words in self._recipe.labels.get(row["skill"], {}).items():
-                yield PlacedRow(f"label {label!r}", {**row, "answer": words})
+            names = [*self._recipe.labels.get(row["skill"], {})]
+            for label, text in self._recipe.label_words[row["skill"]].said if names else ():
+                yield PlacedRow(f"label {names[label]!r}", {**row, "answer": text})
 
     def _with_some_label(self, row: Row) -> Row:
         """Return a labelled row without a label with the longest one, and any other row as it is."""

@@ -18,7 +18,6 @@ def stage_costs(recipe: Recipe, relative_to: Path, rows: Mapping[str, Lengths] |
         rows: The lengths of each skill's rows. None: prompts of no tokens and the longest answers.
     """
     skills = list(recipe.skills)
-    num_labels = {skill: len(labels) for skill, labels in recipe.labels.items()}
     sizes = Sizes(
         recipe.models,
         recipe.tokenizer,
@@ -26,7 +25,7 @@ def stage_costs(recipe: Recipe, relative_to: Path, rows: Mapping[str, Lengths] |
         recipe.max_new_tokens,
         relative_to,
         rows or {},
-        num_labels=num_labels,
+        labels=recipe.label_words,
         blocks=recipe.blocks,
     )
     costs = {}

@@ -98,7 +98,7 @@ def _mean_step(stage: Any, sizes: Sizes, assumed: Assumptions) -> _Step:
     """Return what a step reads in the mean over a stage; a prompt is read once for all of its completions."""
     skills, rollout = stage.skills or sizes.skills, stage.rollout
     lengths = sizes.lengths(skills)
-    num_completions = rollout.num_completions(sizes.num_labels.get(skill, 1) for skill in skills)
+    num_completions = rollout.num_completions(sizes.num_words(skills))
     num_sampled = 0 if stage.learns_labels else num_completions - rollout.gold_completions
     num_prompts = rollout.prompts * (1 - gold_share(stage, sizes, assumed.solved))
     num_gold = (rollout.prompts - num_prompts) * num_completions  # each with a prompt of its own
@@ -130,9 +130,7 @@ def _teacher_flops(
     num_asked = sum(min(num_drawn, sizes.num_rows(skill)) for skill in skills)
     decoded = 0.0 if assumed.agrees else 2 * lengths.prompt + (assumed.completion or lengths.answer)
     num_probed = sum(skill not in sizes.blocks for skill in skills)  # a document asks for no answer
-    num_tries = 1
-    if stage.learns_labels:
-        num_tries = stage.rollout.num_completions(sizes.num_labels.get(skill, 1) for skill in skills)
+    num_tries = max([len(sizes.labels[skill].words) for skill in skills if stage.learns_labels], default=1)
     for name, size in teachers.items():
         spec = stage.teachers[name]
         share = len(spec.skills) / len(skills) if spec.skills is not None else 1 / len(teachers)

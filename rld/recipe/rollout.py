@@ -63,6 +63,6 @@ class Rollout(FrozenOptions):
             message = f"with completions: labels nothing is sampled: leave it out; {fix}"
             raise OptionError(message, "temperature")
 
-    def num_completions(self, num_labels: Iterable[int]) -> int:
-        """Return the completions per prompt; with labels the most that a skill of the stage has."""
-        return max(num_labels, default=1) if self.completions == "labels" else self.completions
+    def num_completions(self, num_words: Iterable[int]) -> int:
+        """Return the completions per prompt; with labels the most words that those of a skill of the stage have."""
+        return max(num_words, default=1) if self.completions == "labels" else self.completions

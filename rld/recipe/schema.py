@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from rld.data.row_kinds import default_rewards
+from rld.data.row_kinds.labelled import label_words
 from rld.errors import RldError
 from rld.recipe.document import RecipeDocument, walk
 from rld.recipe.evaluation import AnyEvaluator, HeldOut
@@ -24,6 +25,7 @@ from rld.recipe.skills import AnySkill, DatasetSkill, FileSkill
 from rld.recipe.stages import AnyStage
 from rld.recipe.stages.base import Stage, TrainingStage
 from rld.recipe.stages.distill import Distill
+from rld.utils.label_words import LabelWords
 from rld.utils.options import FrozenOptions, OptionError
 from rld.utils.run_folder import RunFolder
 from rld.utils.suggestions import hint
@@ -304,6 +306,12 @@ class Recipe(FrozenOptions):
         """The labels of each skill of labelled rows, with their words."""
         labels = {name: getattr(skill, "labels", {}) for name, skill in self.skills.items()}
         return {name: labels_of_skill for name, labels_of_skill in labels.items() if labels_of_skill}
+
+    @property
+    def label_words(self) -> dict[str, LabelWords]:
+        """The words of the labels of each skill of labelled rows, with their synonyms."""
+        skills = {name: getattr(self.skills[name], "synonyms", {}) for name in self.labels}
+        return {name: label_words(self.labels[name], synonyms) for name, synonyms in skills.items()}
 
     @property
     def blocks(self) -> dict[str, int]:

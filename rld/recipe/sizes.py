@@ -18,6 +18,7 @@ from rld.recipe.shapes import Shape
 from rld.recipe.teachers import TeacherSpec
 from rld.recipe.tokenizer_files import lone_tokenizer, num_tokens
 from rld.utils.flops import Account
+from rld.utils.label_words import LabelWords
 
 _GATED = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2"}
 """Architectures whose feed-forward blocks have a gate."""
@@ -125,7 +126,7 @@ class Sizes:
         folder: The folder that paths in the recipe are relative to.
         rows: The lengths of each skill's rows. A skill that is not in it has prompts of no tokens and the longest
             answers.
-        num_labels: Labels of each skill of labelled rows.
+        labels: The words of the labels of each skill of labelled rows.
         blocks: The most tokens of a row of each skill of documents.
     """
 
@@ -135,7 +136,7 @@ class Sizes:
     max_new_tokens: int
     folder: Path
     rows: Mapping[str, Lengths] = field(default_factory=dict)
-    num_labels: Mapping[str, int] = field(default_factory=dict)
+    labels: Mapping[str, LabelWords] = field(default_factory=dict)
     blocks: Mapping[str, int] = field(default_factory=dict)
     _sizes: dict[str, int | None] = field(default_factory=dict)
     _configs: dict[str, dict[str, Any] | None] = field(default_factory=dict)
@@ -160,6 +161,10 @@ class Sizes:
         rows = [self.rows.get(skill, Lengths(0.0, most)) for skill, most in zip(skills, longest, strict=True)]
         answers = [min(row.answer, most) for row, most in zip(rows, longest, strict=True)]
         return Lengths(fmean(row.prompt for row in rows), fmean(answers))
+
+    def num_words(self, skills: Sequence[str]) -> list[int]:
+        """Return how many words say the labels of each skill, synonyms included; 1 where it has no labels."""
+        return [len(self.labels[skill].said) if skill in self.labels else 1 for skill in skills]
 
     def num_rows(self, skill: str) -> float:
         """Return the number of rows with a gold answer that a skill is trained on; infinite for a generator."""

@@ -14,7 +14,7 @@ from rld.data.formats.hub import HubRows
 from rld.data.row_kinds import ROW_KINDS, RowReader
 from rld.data.row_kinds.conversation import Turns
 from rld.data.row_kinds.fields import columns_named_in
-from rld.data.row_kinds.labelled import Labels
+from rld.data.row_kinds.labelled import Labels, Synonyms, synonym_problem
 from rld.evaluation.scores import DEFAULT_SCORES, find_score, require_scores
 from rld.recipe import registry, reserved_options, third_party_options
 from rld.recipe.document import Loc, RecipeProblem
@@ -155,7 +155,8 @@ class ReasoningGymSkill(_Skill):
 def _options_of(kind: str) -> list[str]:
     """Return the options of a kind of rows."""
     row_kind = ROW_KINDS[kind]
-    return [*row_kind.options, *(["block"] if row_kind.predicts == "likelihood" else [])]
+    more = {"likelihood": ["block"], "label": ["synonyms"]}
+    return [*row_kind.options, *more.get(row_kind.predicts, [])]
 
 
 class _RowsSkill(_Skill):
@@ -175,6 +176,9 @@ class _RowsSkill(_Skill):
     labels: Labels = {}
     """Of labelled rows, the words that say each label, as in `{1: " World", 2: " Sports"}`, with the space that stands
     between prompt and answer. A list of words is short for labels that the file calls by these words themselves."""
+    synonyms: Synonyms = {}
+    """Further words of labels, by the name in `labels`, as in `{1: [" Politics"]}`, which only teachers are asked for
+    while labels are learnt: a teacher's score of a label is then the mean log-probability of all its words."""
     document_separator: str | None = Field(None, min_length=1)
     """What stands between two documents of `kind: plain_text` in one text. None: a text is one document."""
     block: int = Field(256, ge=8, le=1_000_000)
@@ -190,7 +194,7 @@ class _RowsSkill(_Skill):
 
     @model_validator(mode="after")
     def _options_are_of_the_kind(self) -> _RowsSkill:
-        for name in ("turns", "labels", "document_separator", "block"):
+        for name in ("turns", "labels", "synonyms", "document_separator", "block"):
             is_set = getattr(self, name) != type(self).model_fields[name].default
             kinds = [kind for kind in ROW_KINDS if name in _options_of(kind)]
             if is_set and self.kind not in kinds:
@@ -199,6 +203,8 @@ class _RowsSkill(_Skill):
         if self.kind == "labelled" and not self.labels:
             message = 'labelled rows have the words that say each label, as in {1: " World", 2: " Sports"}'
             raise OptionError(message, "labels")
+        if (problem := synonym_problem(self.labels, self.synonyms)) is not None:
+            raise OptionError(problem, "synonyms")
         return self
 
     @classmethod

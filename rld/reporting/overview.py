@@ -84,7 +84,8 @@ def label_table(labels: Sequence[Any]) -> RenderableType:
     table = Table(*headers, title="\nlabels", title_justify="left")
     for label in labels:
         spelt = [" ".join(map(repr, label.tokens[model])) for model in models]
-        row = label.skill, _one_line(label.label), repr(label.words), f"{label.num_rows:,}", *spelt
+        words = ", ".join(map(repr, [label.words, *label.synonyms]))
+        row = label.skill, _one_line(label.label), words, f"{label.num_rows:,}", *spelt
         table.add_row(*map(Text, row))
     return table
 

@@ -25,9 +25,9 @@ def begins_another(words: Sequence[str]) -> tuple[str, str] | None:
 
 
 def label_completions(record: RolloutRecord, encoder: PromptEncoder, max_tokens: int | None) -> list[list[int]]:
-    """Return the token ids of each completion of a rollout: the words of a label of its prompt.
+    """Return the token ids of each completion of a rollout: the words of a label of its prompt, its own or a synonym.
 
-    Where a skill has fewer labels than there are completions, the others repeat the first label and count nowhere.
+    Where a skill has fewer words than there are completions, the others repeat the first and count nowhere.
 
     Args:
         record: The rollout.
@@ -43,8 +43,7 @@ def label_completions(record: RolloutRecord, encoder: PromptEncoder, max_tokens:
             f"prompt; let per_device_eval_batch_size be a multiple of {record.group_size}"
         )
     completions = []
-    for row, words, label in zip(record.rows, record.words_B, record.label_ids_B.tolist(), strict=True):
-        text = words[max(label, 0)]
+    for row, words, (_, text) in zip(record.rows, record.words_B, record.said_B, strict=True):
         problem = encoder.problem(encoder.encode_completion(row["prompt"], text), text, max_tokens)
         if problem is not None:
             raise DataError(f"labels: {problem}; its prompt is {str(row['prompt'])[:80]!r}")
@@ -53,7 +52,14 @@ def label_completions(record: RolloutRecord, encoder: PromptEncoder, max_tokens:
 
 
 def label_tokens(encoder: PromptEncoder, prompt: object, text: str, words: Sequence[str]) -> list[int]:
-    """Return the token ids by which a model says a label, one of `words`, behind a prompt."""
+    """Return the token ids by which a model says a label behind a prompt.
+
+    Args:
+        encoder: The model's.
+        prompt: A text or messages.
+        text: Words of the label, its own or a synonym.
+        words: The own words of all labels, which decide whether the end is part of them.
+    """
     has_end = begins_another(words) is not None
     return encoder.encode_completion(prompt, text) if has_end else encoder.encode_with(prompt, text)[1]
 

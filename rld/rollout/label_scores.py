@@ -1,13 +1,15 @@
 """The teachers' scores of the labels of a prompt, calibrated.
 
-A score is the log-probability of the words that say a label, in nats. Teachers of any tokenizer have one.
+A score is the log-probability of the words that say a label, in nats, or the mean over these and its synonyms.
+Teachers of any tokenizer have one.
 
-Shapes: B completions of this process, T completion tokens, P prompts, L labels, K teachers.
+Shapes: B completions of this process, T completion tokens, P prompts, W words, L labels, K teachers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -21,14 +23,18 @@ from rld.rollout.label_completions import label_tokens
 from rld.rollout.label_priors import LabelPriors
 from rld.rollout.record import RolloutRecord
 from rld.teachers.ensemble import TeacherEnsemble
+from rld.utils.label_words import LabelWords
 from rld.utils.tensors import pad_left, pad_right
 
 
 class LabelScores:
     """Adds the teachers' scores of labels to a rollout.
 
+    The score of a label with synonyms is the mean over all of its words: in a sum of their probabilities the most
+    frequent word would decide alone.
+
     Calibration corrects the teachers, from whose distributions the student learns. `length`: the score is divided by
-    the bytes of the label's words, relative to the mean over all labels; bytes are the same for every tokenizer.
+    the bytes of the words, relative to the mean over the words of all labels; bytes are the same for every tokenizer.
     `content_free`: the label's log-probability on prompts without content is subtracted (Zhao et al. 2021, contextual
     calibration: `p(l | x) / p(l | "N/A")`, the mean over such prompts in the denominator). `prior_matching`: the log of
     the teacher's prior over labels is subtracted, as `LabelPriors` finds it on the rows of training so far, those of
@@ -44,7 +50,7 @@ class LabelScores:
 
     def __init__(
         self,
-        labels: Mapping[str, Sequence[str]],
+        labels: Mapping[str, LabelWords],
         calibration: str,
         prompts: Mapping[str, Sequence[Any]],
         ensemble: TeacherEnsemble,
@@ -52,7 +58,8 @@ class LabelScores:
     ) -> None:
         self.labels, self.calibration, self.prompts = labels, calibration, prompts
         names = [str(teacher.name) for teacher in ensemble.teachers]
-        self.priors = LabelPriors(labels, names) if calibration == "prior_matching" else None
+        words = {skill: some.words for skill, some in labels.items()}
+        self.priors = LabelPriors(words, names) if calibration == "prior_matching" else None
         """The teachers' priors over labels, for `prior_matching`."""
         self.ensemble, self.encoder = ensemble, encoder
         self._blank_priors: dict[tuple[str, int], Tensor] = {}
@@ -88,6 +95,7 @@ class LabelScores:
         was_run_BK = needed_BK & batch["teacher_tokens"].any(-1).any(0)
         self._require_whole(batch, record, was_run_BK)
         scores_BK, _ = likelihood(batch["teacher_scores"], batch["teacher_spans"], mask_BT)
+        scores_BK = _means(scores_BK * self._factors(record).to(scores_BK)[:, None], record)
         if self.priors is not None and record.is_training:
             self.priors.add(self._distributions(scores_BK, batch, record, was_run_BK))
         batch["teacher_label_scores"] = self._calibrated(scores_BK, record, was_run_BK).masked_fill(~was_run_BK, 0.0)
@@ -96,9 +104,8 @@ class LabelScores:
     def _require_whole(self, batch: RolloutBatch, record: RolloutRecord, was_run_BK: Tensor) -> None:
         last_B = loss_mask(batch).sum(1).long() - 1
         spans_BK = batch["teacher_spans"].gather(2, last_B[:, None, None].expand(*was_run_BK.shape, 1))[..., 0]
-        lacking_BK = was_run_BK & (spans_BK < 0) & (record.label_ids_B >= 0).to(spans_BK.device)[:, None]
-        for b, k in lacking_BK.nonzero().tolist()[:1]:
-            text = record.words_B[b][int(record.label_ids_B[b])]
+        for b, k in (was_run_BK & (spans_BK < 0)).nonzero().tolist()[:1]:
+            text = record.said_B[b][1]
             raise TeacherError(
                 f"teacher '{self.ensemble.teachers[k].name}': it has no probability of the label {text!r} as a whole: "
                 "it lacks a token of it, or ends answers otherwise than the student; choose other words for the label, "
@@ -117,17 +124,22 @@ class LabelScores:
         ]
 
     def _calibrated(self, scores_BK: Tensor, record: RolloutRecord, was_run_BK: Tensor) -> Tensor:
-        if self.calibration == "none":
+        if self.calibration in ("none", "length"):
             return scores_BK
-        labels_B, words_B = record.label_ids_B.clamp(min=0).tolist(), record.words_B
-        if self.calibration == "length":
-            sizes = [[len(text.encode()) for text in words] for words in words_B]
-            factors = [sum(some) / len(some) / some[label] for some, label in zip(sizes, labels_B, strict=True)]
-            return scores_BK * scores_BK.new_tensor(factors)[:, None]
+        labels_B = record.label_ids_B.clamp(min=0).tolist()
         offsets_BK = torch.zeros_like(scores_BK)
         for b, k in was_run_BK.nonzero().tolist():
             offsets_BK[b, k] = self._prior(record.skills[int(record.skill_ids_B[b])], k)[labels_B[b]]
         return scores_BK - offsets_BK
+
+    def _factors(self, record: RolloutRecord) -> Tensor:
+        """Return the factor of each completion's score, `[B]`: the mean bytes of its skill's words by its own."""
+        if self.calibration != "length":
+            return torch.ones(len(record.rows))
+        means = {skill: fmean(len(text.encode()) for _, text in some.said) for skill, some in self.labels.items()}
+        skills = (record.skills[s] for s in record.skill_ids_B.tolist())
+        said_B = record.said_B
+        return torch.tensor([means[s] / len(text.encode()) for s, (_, text) in zip(skills, said_B, strict=True)])
 
     @torch.no_grad()
     def _prior(self, skill: str, k: int) -> Tensor:
@@ -135,30 +147,45 @@ class LabelScores:
         if self.priors is not None:
             return self.priors.log_prior(skill, k)
         if (skill, k) not in self._blank_priors:
-            words, prompts = self.labels[skill], self.prompts[skill]
-            rollout = self._rollout(prompts, words)
-            needed_BK = torch.zeros(len(prompts) * len(words), len(self.ensemble.slots), dtype=torch.bool)
+            prompts, words, said = self.prompts[skill], self.labels[skill].words, self.labels[skill].said
+            rollout = self._rollout(prompts, words, [text for _, text in said])
+            needed_BK = torch.zeros(len(prompts) * len(said), len(self.ensemble.slots), dtype=torch.bool)
             needed_BK[:, k] = True
             device = rollout["completion_ids"].device
-            repeated = [prompt for prompt in prompts for _ in words]
+            repeated = [prompt for prompt in prompts for _ in said]
             counts = self.ensemble.score(
-                rollout, needed_BK.to(device), prompts=repeated, temperature=1.0, rows_per_forward=len(words)
+                rollout, needed_BK.to(device), prompts=repeated, temperature=1.0, rows_per_forward=len(said)
             )
             self._num_read[k] += counts[k].computed
             scored = rollout | self.ensemble.sampled_scores(rollout, 1.0)
             scores_BK, _ = likelihood(scored["teacher_scores"], scored["teacher_spans"], rollout["completion_mask"])
-            log_p_PL = scores_BK[:, k].view(len(prompts), len(words)).log_softmax(-1)
+            means_WP = _means_of(scores_BK[:, k].view(len(prompts), -1).T, [label for label, _ in said])
+            log_p_PL = means_WP[: len(words)].T.log_softmax(-1)
             self._blank_priors[skill, k] = log_p_PL.exp().mean(0).log()
         return self._blank_priors[skill, k]
 
-    def _rollout(self, prompts: Sequence[Any], words: Sequence[str]) -> dict[str, Any]:
-        """Return TRL's layout of prompts, each with the words of all labels."""
+    def _rollout(self, prompts: Sequence[Any], words: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
+        """Return TRL's layout of prompts, each with all texts that say a label, whose own words are `words`."""
         device = self.ensemble.slots[0].student.head_device
-        prompt_ids = [self.encoder.encode(prompt) for prompt in prompts for _ in words]
-        label_ids = [label_tokens(self.encoder, prompt, text, words) for prompt in prompts for text in words]
+        prompt_ids = [self.encoder.encode(prompt) for prompt in prompts for _ in texts]
+        label_ids = [label_tokens(self.encoder, prompt, text, words) for prompt in prompts for text in texts]
         names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
         tensors = *pad_left(prompt_ids), *pad_right(label_ids)
         return {name: tensor.to(device) for name, tensor in zip(names, tensors, strict=True)}
+
+
+def _means(scores_BK: Tensor, record: RolloutRecord) -> Tensor:
+    """Return at each completion the mean score over the completions of its prompt that say the same label."""
+    groups = zip(record.group_ids_B.tolist(), (label for label, _ in record.said_B), strict=True)
+    return _means_of(scores_BK, [*groups])
+
+
+def _means_of(scores_BK: Tensor, keys: Sequence[Any]) -> Tensor:
+    """Return at each row the mean over the rows with an equal key."""
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    places_B = torch.tensor([numbers[key] for key in keys], device=scores_BK.device)
+    sums_GK = scores_BK.new_zeros(len(numbers), scores_BK.shape[1]).index_add(0, places_B, scores_BK)
+    return (sums_GK / places_B.bincount()[:, None])[places_B]
 
 
 def predicted_labels(scores_BK: Tensor, batch: RolloutBatch) -> Tensor:

@@ -16,6 +16,7 @@ from rld.errors import DataError
 from rld.rollout.counts import Attempts, skill_ids
 from rld.rollout.rewards import DEFAULT_RULE, SuccessRule
 from rld.types import Row
+from rld.utils.label_words import LabelWords
 
 
 @dataclass
@@ -72,7 +73,7 @@ class RolloutRecord:
     succeeded_A: Tensor | None = None
     num_read: int = 0
     refilled: Refilled | None = None
-    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    labels: Mapping[str, LabelWords] = field(default_factory=dict)
     gold_groups: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
@@ -130,13 +131,23 @@ class RolloutRecord:
 
     @property
     def words_B(self) -> list[Sequence[str]]:
-        """The words of all labels of each completion's prompt, where completions are labels."""
-        return [self.labels[self.skills[s]] for s in self.skill_ids_B.tolist()]
+        """The own words of all labels of each completion's prompt, where completions are labels."""
+        return [self.labels[self.skills[s]].words for s in self.skill_ids_B.tolist()]
+
+    @property
+    def said_B(self) -> list[tuple[int, str]]:
+        """The number of the label that each completion says, and in which words.
+
+        Where the skill has fewer words than there are completions, the others repeat the first; their number is -1.
+        """
+        said = {s: self.labels[self.skills[s]].said for s in set(self.skill_ids_B.tolist())}
+        places = zip(self.skill_ids_B.tolist(), (self._numbers_B % self.group_size).tolist(), strict=True)
+        return [said[s][place] if place < len(said[s]) else (-1, said[s][0][1]) for s, place in places]
 
     @property
     def label_ids_B(self) -> Tensor:
-        """The label that each completion says, on the CPU; -1 where the skill has fewer labels than completions."""
-        numbers_B = torch.arange(self.first_row, self.first_row + len(self.rows)) % self.group_size
+        """The label that each completion says in its own words, on the CPU; -1 for synonyms and repeated words."""
+        numbers_B = self._numbers_B % self.group_size
         sizes_B = torch.tensor([len(words) for words in self.words_B])
         return numbers_B.where(numbers_B < sizes_B, -1)
 

@@ -13,7 +13,9 @@ from trl import GRPOConfig
 from rld.controllers.retention_rule import RetentionRule
 from rld.errors import RecipeError
 from rld.losses.features import AnyFeature
+from rld.trainer.label_options import take_labels
 from rld.types import SIGNALS, Signal
+from rld.utils.label_words import LabelWords
 from rld.utils.options import parse_option
 
 LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo")
@@ -103,8 +105,15 @@ class RLDConfig(GRPOConfig):
         default=None,
         metadata={
             "help": "Words of the labels of each skill, in place of sampled completions: those of a prompt are its "
-            "labels, and the response signal matches the teachers' distribution over them. num_generations is then the "
-            "number of labels. None: completions are sampled."
+            "labels, and the response signal matches the teachers' distribution over them. num_generations is their "
+            "number, with that of `synonyms`. None: completions are sampled."
+        },
+    )
+    synonyms: dict[str, list[list[str]]] | None = field(
+        default=None,
+        metadata={
+            "help": "Of skills with `labels`, further words of each label, in their order, which only teachers are "
+            "asked for: a teacher's score of a label is the mean over all of its words."
         },
     )
     label_calibration: str = field(
@@ -156,7 +165,7 @@ class RLDConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         if self.labels:
-            self._take_labels(self.labels)
+            take_labels(self)
         # TRL refuses groups of one, for which it knows no advantages; gold answers are not compared with one another.
         is_alone = self.gold_completions == self.num_generations == 1
         self.num_generations = 2 if is_alone else self.num_generations
@@ -180,40 +189,6 @@ class RLDConfig(GRPOConfig):
         if self.use_vllm:
             self._check_vllm()
         _require("audit_share", self.audit_share, 0 < self.audit_share <= 1, "above 0 and at most 1")
-
-    def _take_labels(self, labels: dict[str, list[str]]) -> None:
-        """Let the completions of a prompt be its labels, and refuse what needs sampled ones."""
-        self.signals = ["response"] if self.signals is None else self.signals
-        refused = {
-            "signals": (self.signals != ["response"], "response alone; there are no samples to reinforce"),
-            "temperature": (self.temperature != 1, "1; response_temperature is that of the distributions over labels"),
-            "gold_completions": (self.gold_completions, "0; gold_weight teaches the gold labels"),
-            "refill": (self.refill, "0"),
-            "distill_on": (self.distill_on != "all", "all"),
-            "token_weights": (self.token_weights, "left out"),
-            "mask_truncated_completions": (self.mask_truncated_completions, "off"),
-            "use_vllm": (self.use_vllm, "off"),
-        }
-        for name, (is_refused, fix) in refused.items():
-            if is_refused:
-                raise RecipeError(f"{name}: where completions are labels it should be {fix}")
-        _require_choice(
-            "label_calibration", self.label_calibration, ("none", "length", "content_free", "prior_matching")
-        )
-        for skill, words in labels.items():
-            if len({text.strip() for text in words}) < max(len(words), 2):
-                raise RecipeError(f"labels: skill {skill!r} needs two different labels at least, not {words}")
-            if self.label_calibration == "content_free" and not (self.content_free_prompts or {}).get(skill):
-                raise RecipeError(
-                    f"content_free_prompts: skill {skill!r} has none, for label_calibration: content_free"
-                )
-        self.num_generations = max(map(len, labels.values()))
-        if self.per_device_train_batch_size % self.num_generations:
-            size = f"{self.per_device_train_batch_size} is no multiple of {self.num_generations}"
-            fix = "in a recipe, let rollout.prompts be a multiple of processes times accumulation steps"
-            raise RecipeError(
-                f"per_device_train_batch_size: all labels of a prompt are in one micro-batch, and {size}; {fix}"
-            )
 
     def _check_signals(self) -> None:
         if self.signals is None:
@@ -294,6 +269,12 @@ class RLDConfig(GRPOConfig):
     def has_gold_prompts(self) -> bool:
         """Whether some prompts have their gold answer alone, and others sampled completions."""
         return self.gold_weight > 0 and not self.gold_completions and not self.labels
+
+    @property
+    def label_words(self) -> dict[str, LabelWords]:
+        """The words of each skill's labels with their synonyms; empty where completions are sampled."""
+        synonyms = self.synonyms or {}
+        return {skill: LabelWords(words, synonyms.get(skill, ())) for skill, words in (self.labels or {}).items()}
 
     @property
     def answer_length(self) -> int:

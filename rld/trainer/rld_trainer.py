@@ -207,7 +207,7 @@ class RLDTrainer(GRPOHooks):
             num_fixed=group_size if self.args.labels else num_gold,
             is_training=is_training,
             rule=self._success_rule,
-            labels=self.args.labels or {},
+            labels=self.args.label_words,
         )
         return self._gold_prompts.placed(record) if self._gold_prompts is not None and is_training else record
 

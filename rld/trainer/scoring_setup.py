@@ -69,7 +69,7 @@ def teacher_scoring(trainer: Any) -> TeacherScoring:
     label_scores = None
     if args.labels:
         prompts = args.content_free_prompts or {}
-        label_scores = LabelScores(args.labels, args.label_calibration, prompts, ensemble, trainer._encoder)
+        label_scores = LabelScores(args.label_words, args.label_calibration, prompts, ensemble, trainer._encoder)
     return TeacherScoring(
         options,
         ensemble,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator
 
 from rld.data.items import Item
 from rld.data.row_kinds.fields import Fields, text
+from rld.utils.label_words import LabelWords
+from rld.utils.suggestions import hint
 
 NAMES = ("question", "answer", "level")
 
@@ -47,7 +49,7 @@ def _by_name(value: Any) -> Any:
         ValueError: a list has the same words twice.
     """
     if isinstance(value, Mapping):
-        return {str(label): words for label, words in value.items()}
+        return _with_text_keys(value)
     if not isinstance(value, list) or not all(isinstance(words, str) for words in value):
         return value
     names = [words.strip() for words in value]
@@ -55,6 +57,10 @@ def _by_name(value: Any) -> Any:
     if twice is not None:
         raise ValueError(f"the words {twice!r} are there twice")
     return dict(zip(names, value, strict=True))
+
+
+def _with_text_keys(value: Any) -> Any:
+    return {str(key): item for key, item in value.items()} if isinstance(value, Mapping) else value
 
 
 def _different(labels: dict[str, str]) -> dict[str, str]:
@@ -78,6 +84,23 @@ def _different(labels: dict[str, str]) -> dict[str, str]:
 
 Labels = Annotated[dict[str, str], BeforeValidator(_by_name), AfterValidator(_different)]
 """The labels of a skill: by the name that the file gives a label, the words that say it."""
+
+
+Synonyms = Annotated[dict[str, list[str]], BeforeValidator(_with_text_keys)]
+"""Further words of some labels, by the name that the file gives a label."""
+
+
+def label_words(labels: Mapping[str, str], synonyms: Mapping[str, Sequence[str]]) -> LabelWords:
+    """Return the words of a skill's labels with their synonyms."""
+    return LabelWords([*labels.values()], [synonyms.get(label, []) for label in labels])
+
+
+def synonym_problem(labels: Mapping[str, str], synonyms: Mapping[str, Sequence[str]]) -> str | None:
+    """Return what is wrong with the synonyms of a skill's labels, as a clause; None if nothing."""
+    unknown = next((label for label in synonyms if label not in labels), None)
+    if unknown is not None:
+        return f"there is no label {unknown!r}{hint(unknown, labels)}"
+    return label_words(labels, synonyms).problem()
 
 
 def unused(labels: Mapping[str, str], answers: set[str]) -> list[str]:
