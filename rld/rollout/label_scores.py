@@ -30,8 +30,8 @@ from rld.utils.tensors import pad_left, pad_right
 class LabelScores:
     """Adds the teachers' scores of labels to a rollout.
 
-    The score of a label with synonyms is the mean over all of its words: in a sum of their probabilities the most
-    frequent word would decide alone.
+    The score of a label with synonyms is the mean over all of its words; in a sum of their probabilities the most
+    frequent word would have most of the weight.
 
     Calibration corrects the teachers, from whose distributions the student learns. `length`: the score is divided by
     the bytes of the words, relative to the mean over the words of all labels; bytes are the same for every tokenizer.

@@ -306,6 +306,24 @@ def test_labels_differ(labels, message):
         FileSkill(file="x.csv", labels=[" A", " B"])
 
 
+@pytest.mark.parametrize(
+    ("synonyms", "message"),
+    [
+        ({3: [" C"]}, "there is no label '3'"),
+        ({1: [" B "]}, "the words ' B ' are there twice"),
+        ({1: [" "]}, "a synonym of ' A' has no words"),
+        ({2: [" Ace"]}, "the words ' Ace' and 'A' are of two labels, and one begins with the other"),
+    ],
+)
+def test_synonyms_are_of_one_label(synonyms, message):
+    labels = {1: " A", 2: " B", 4: " By"}
+    with pytest.raises(ValidationError, match=message):
+        FileSkill(file="x.csv", kind="labelled", labels=labels, synonyms=synonyms)
+    with pytest.raises(ValidationError, match="set kind: labelled, or leave it out"):
+        FileSkill(file="x.csv", synonyms={"A": [" C"]})
+    assert FileSkill(file="x.csv", kind="labelled", labels=labels, synonyms={1: [" Al"]}).synonyms == {"1": [" Al"]}
+
+
 def test_labels_may_be_a_list_of_words_or_have_numbers_as_names():
     assert FileSkill(file="x", kind="labelled", labels=[" A", " B"]).labels == {"A": " A", "B": " B"}
     assert FileSkill(file="x", kind="labelled", labels={1: " A", 2: " B"}).labels == {"1": " A", "2": " B"}

@@ -92,6 +92,21 @@ def test_a_run_learns_labels_and_scores_them(tmp_path, capsys):
     assert 0 <= summary["stages"][-1]["after"]["topics"] <= 1
 
 
+def test_teachers_are_asked_for_the_synonyms_of_a_recipe(tmp_path, capsys):
+    path, losses = written(tmp_path, steps=1), []
+    tree = yaml.safe_load(path.read_text())
+    tree["stages"][0] |= {"steps": 1}
+    for name, synonyms in (("with", {"A": [" fruit"], "C": [" ear", " grain"]}), ("without", {})):
+        tree["skills"]["topics"]["synonyms"] = synonyms
+        path.write_text(yaml.safe_dump(tree))
+        assert main(["check", str(path)]) == 0
+        assert ("' apple', ' fruit'" in capsys.readouterr().out) == bool(synonyms)
+        assert main(["train", str(path), "--output", str(tmp_path / name)]) == 0
+        entries = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+        losses += [entry["loss/response"] for entry in entries if "loss/response" in entry]
+    assert len(set(losses)) == 2
+
+
 def test_a_teachers_labels_are_learnt_by_fine_tuning_where_they_are_right_or_none_is_known(tmp_path, monkeypatch):
     path = written(tmp_path)
     tree = yaml.safe_load(path.read_text())
@@ -218,7 +233,7 @@ def test_the_recipe_of_the_page_trains(models):
         (models / name).write_text("label,title,text\n" + "\n".join(rows) + "\n")
     recipe, untrained = re.findall(r"```yaml\n(.*?)```", DOCS.read_text(), flags=re.DOTALL)
     head = "name: page\nmodels: {small: ./small, large: ./large}\nmax_new_tokens: 16\ntrainer: {bf16: false}\n"
-    for name, text in (("trained", recipe), ("untrained", recipe.split("stages:")[0] + untrained)):
+    for name, text in (("trained", recipe), ("untrained", recipe.split("skills:")[0] + untrained)):
         (models / f"{name}.yaml").write_text(head + text)
         assert main(["check", f"{name}.yaml"]) == 0
         assert main(["train", f"{name}.yaml", "--output", name]) == 0

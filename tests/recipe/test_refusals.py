@@ -97,6 +97,7 @@ REFUSALS: list[tuple[str, dict[str, Any]]] = [
     ("skills.words.labels", {"skills.words.labels": {"a": "a", "b": "b"}}),
     ("skills.words.block", {"skills.words.block": 16}),
     ("skills.topics.labels", {"skills.topics.labels": {}}),
+    ("skills.topics.synonyms", {"skills.topics.synonyms": {"c": [" d"]}}),
     ("skills.words.scores", {"skills.words.scores": ["solved", "solved"]}),
     ("skills.words.scores", {"skills.words.scores": ["rouge9"]}),
     ("skills.words.scores", {"skills.words.scores": ["accuracy"]}),

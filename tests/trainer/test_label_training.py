@@ -35,8 +35,19 @@ def rollout(made: RLDTrainer, rows: list[dict[str, Any]] | None = None) -> dict[
     return made._generate_and_score_completions([row for row in rows for _ in range(made.num_generations)])
 
 
-def test_the_update_is_that_of_the_formula_in_float64(tmp_path):
-    made = runs.trainer(tmp_path, response=0.8)
+def mean_scores(model: Any, prompt: str, words: list[str], synonyms: list[list[str]] | None) -> Tensor:
+    """The mean over the words of each label and its synonyms, `[L]`."""
+    texts = [[own, *more] for own, more in zip(words, synonyms or [[]] * len(words), strict=True)]
+    return torch.stack([label_scores(model, tiny.encoder(), prompt, some).mean() for some in texts])
+
+
+SYNONYMS = {"first": [["cde", "e"], [], ["ff"]], "second": [[], ["b"]]}
+
+
+@pytest.mark.parametrize(("synonyms", "size"), [({}, 24), (SYNONYMS, 48)])
+def test_the_update_is_that_of_the_formula_in_float64(tmp_path, synonyms, size):
+    """Teachers are asked for the synonyms of a label too, and the student is not."""
+    made = runs.trainer(tmp_path, response=0.8, synonyms=synonyms, per_device_train_batch_size=size)
     made.model.double()
     batch = rollout(made)
     made._compute_loss(made.model, batch).backward()
@@ -47,9 +58,10 @@ def test_the_update_is_that_of_the_formula_in_float64(tmp_path):
         row = made.train_dataset[i]
         words = runs.LABELS[row["skill"]]
         log_s_L = label_scores(plain, encoder, row["prompt"], words).log_softmax(-1)
-        p_L = label_scores(one, encoder, row["prompt"], words).softmax(-1)
+        more = synonyms.get(row["skill"], [])
+        p_L = mean_scores(one, row["prompt"], words, more).softmax(-1)
         if row["skill"] == "first":
-            p_L = (p_L + label_scores(two, encoder, row["prompt"], words).softmax(-1)) / 2
+            p_L = (p_L + mean_scores(two, row["prompt"], words, more).softmax(-1)) / 2
         p_L = p_L.detach()
         response = response + (p_L * (p_L.log() - log_s_L)).sum()
         if row["answer"]:
@@ -284,14 +296,18 @@ def test_the_best_teacher_is_that_with_the_greatest_probability_of_the_gold_labe
 # -- calibration -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("calibration", ["length", "content_free"])
-def test_calibration_corrects_the_teacher(tmp_path, calibration):
+@pytest.mark.parametrize(
+    ("calibration", "synonyms"), [("length", None), ("content_free", None), ("content_free", [["e"], [], ["dd", "fe"]])]
+)
+def test_calibration_corrects_the_teacher(tmp_path, calibration, synonyms):
     words, blank = ["a", "bcd", "cd"], ["::=", "=:="]
+    num_words = 6 if synonyms else 3
     args = RLDConfig(
         **tiny.rld_options(
             tmp_path,
             labels={"all": words},
-            per_device_train_batch_size=6,
+            synonyms={"all": synonyms} if synonyms else None,
+            per_device_train_batch_size=2 * num_words,
             label_calibration=calibration,
             content_free_prompts={"all": blank},
         )
@@ -317,11 +333,10 @@ def test_calibration_corrects_the_teacher(tmp_path, calibration):
     batch = rollout(made, [made.train_dataset[i] for i in range(2)])
     assert len(read) == (2 if calibration == "content_free" else 1)  # the prompts without content are read once
     assert made.flop_meter.accounts["teachers"] == forward_flops(teacher.num_parameters(), sum(read))
-    log_p_PL = batch["teacher_label_scores"].view(2, 3).log_softmax(-1).double()
-    encoder = tiny.encoder()
-    prior_L = sum(label_scores(teacher, encoder, prompt, words).softmax(-1) for prompt in blank) / 2
+    log_p_PL = batch["teacher_label_scores"].view(2, num_words)[:, :3].log_softmax(-1).double()
+    prior_L = sum(mean_scores(teacher, prompt, words, synonyms).softmax(-1) for prompt in blank) / 2
     for i in range(2):
-        scores_L = label_scores(teacher, encoder, made.train_dataset[i]["prompt"], words)
+        scores_L = mean_scores(teacher, made.train_dataset[i]["prompt"], words, synonyms)
         if calibration == "length":
             expected_L = (scores_L * 2 / torch.tensor([1, 3, 2])).log_softmax(-1)
         else:
@@ -412,8 +427,13 @@ def test_prompts_without_content_are_not_a_teachers_own(tmp_path):
         ({"distill_on": "failed_completions"}, "distill_on: where"),
         (
             {"per_device_train_batch_size": 8},
-            "all labels of a prompt are in one micro-batch, and 8 is no multiple of 3",
+            "all words of a prompt's labels are in one micro-batch, and 8 is no multiple of 3",
         ),
+        ({"synonyms": {"all": [[], [], ["d"]]}}, "and 9 is no multiple of 4"),
+        ({"synonyms": {"other": [["d"]]}}, "synonyms: the skill 'other' has no labels"),
+        ({"synonyms": {"all": [["d"]]}}, "skill 'all': there should be a list for each of the 3 labels, not 1"),
+        ({"synonyms": {"all": [["d"], [" b"], []]}}, "skill 'all': the words ' b' are there twice"),
+        ({"synonyms": {"all": [["ce"], [], []]}}, "'ce' and 'c' are of two labels, and one begins with the other"),
         ({"labels": {"all": ["a"]}}, "needs two different labels"),
         ({"labels": {"all": ["a", " a"]}}, "needs two different labels"),
         ({"label_calibration": "median"}, "label_calibration: 'median'"),

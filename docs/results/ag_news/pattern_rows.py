@@ -35,8 +35,9 @@ def _begin(text: str) -> str:
     return " ".join(_clean(text).split()[:_NUM_WORDS])
 
 
-train, test, count, seed = read(sys.argv[1]), read(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-write("few.csv", draw(train, count, _NUM_UNLABELLED, random.Random(seed)))
-tests = random.Random(0).sample(test, _NUM_TEST)  # the same for every seed
-write("test.csv", tests)
-write("first.csv", tests[:_NUM_FIRST])
+if __name__ == "__main__":
+    train, test, count, seed = read(sys.argv[1]), read(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    write("few.csv", draw(train, count, _NUM_UNLABELLED, random.Random(seed)))
+    tests = random.Random(0).sample(test, _NUM_TEST)  # the same for every seed
+    write("test.csv", tests)
+    write("first.csv", tests[:_NUM_FIRST])
