@@ -152,13 +152,26 @@ class UpdateStatistics(NamedSums):
     """Tokens that the student's forward computed, prompts and padding included."""
     padding_tokens: Tensor
     """Of these, padding."""
+    gold_tokens: Tensor
+    """Of these, gold answers that are learnt beside completions, with their prompts and their share of the padding."""
     gradient_squares_G: Tensor
     """Squared norms of the gradient of a signal's unweighted loss with respect to the last hidden states."""
     gradient_tokens_G: Tensor
 
-    def add_tokens(self, skills_B: Tensor, mask_BT: Tensor, num_computed: int, num_padding: int) -> None:
-        """Add completion tokens, and the tokens that the student's forward computed for them, some of them padding."""
+    def add_tokens(
+        self, skills_B: Tensor, mask_BT: Tensor, *, num_computed: int, num_padding: int, num_gold: int
+    ) -> None:
+        """Add completion tokens, and the tokens that the student's forward computed for them.
+
+        Args:
+            skills_B: The index of each completion's skill.
+            mask_BT: Its tokens.
+            num_computed: Tokens that the forward computed.
+            num_padding: Of these, padding.
+            num_gold: Of the others, those of gold answers that are learnt beside completions.
+        """
         self.tokens_S.index_add_(0, skills_B, mask_BT.sum(-1).double())
+        self.gold_tokens.add_(num_gold and round(num_computed * num_gold / (num_computed - num_padding)))
         self.student_tokens.add_(num_computed)
         self.padding_tokens.add_(num_padding)
 

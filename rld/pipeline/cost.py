@@ -26,9 +26,10 @@ from rld.recipe.stages.sft import Sft
 from rld.recipe.teachers import SelfTeacherSpec, ServedTeacher, TeacherSpec
 from rld.reporting.break_even import Band, Comparison, Service, StageSpending, Timing
 from rld.reporting.cost_page import CostReport
-from rld.reporting.history import StageResult, read_run
+from rld.reporting.history import read_run
 from rld.reporting.report import write_report
 from rld.reporting.spending import stage_spending
+from rld.reporting.summary_records import StageResult
 from rld.utils import files
 from rld.utils.files import Record
 from rld.utils.messages import tell
@@ -69,7 +70,7 @@ def cost(run: Path, source: Path | None, prices: Prices | None, requests_per_day
     unknown = [name for name in prices.apis if name not in names]
     if unknown:
         raise UsageError(f"apis: no teacher is called {unknown[0]!r}{hint(unknown[0], names)}")
-    stages = {stage.name: stage_spending(results[stage.name], stage.teacher_names) for stage in recipe.stages}
+    stages = {stage.name: stage_spending(results[stage.name]) for stage in recipe.stages}
     report = CostReport(list(stages.values()), prices, requests_per_day)
     if taught:
         source = paths.find_recipe_file() if source is None else source

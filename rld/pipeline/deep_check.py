@@ -35,7 +35,7 @@ def _try_models(run: RunContext) -> None:
             continue
         model, tokenizer = run.models.load(name)
         require_sound_model(model, f"the model {name}", ModelError)
-        run.predict(model, tokenizer, rows)
+        run.evaluator.predict(model, tokenizer, rows)
     for stage in run.recipe.stages:
         if stage.uses_rewards:
             RewardLoader(run).load_all(stage)

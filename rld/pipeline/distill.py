@@ -101,8 +101,7 @@ def run(context: RunContext, stage: Distill) -> None:
         trainer.stream.restart()
     perturbations.attach(trainer, checkpoints.step(checkpoint) if checkpoint else 0)
     training.train(checkpoint, first=[perturbations], last=[EventLog(trainer, training.log)])
-    tokens = {"scored": trainer.totals.tokens_scored, "saved": trainer.totals.tokens_saved} if teachers else None
-    training.finish(before, tokens)
+    training.finish(before, trainer.totals if teachers else None)
 
 
 def fill_cache(context: RunContext, stage: Distill) -> dict[str, tuple[int, int]]:

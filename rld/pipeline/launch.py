@@ -12,7 +12,7 @@ from accelerate import PartialState
 from rld.recipe.schema import Recipe
 from rld.recipe.stages.distill import Distill
 from rld.recipe.teachers import ServedTeacher
-from rld.reporting.history import LaunchRecord
+from rld.reporting.summary_records import LaunchRecord
 from rld.teachers.http_client import longest_call
 from rld.trainer.launch import LaunchRequest, strategy_of
 

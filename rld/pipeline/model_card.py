@@ -16,16 +16,19 @@ from rld.pipeline.run import RunContext
 from rld.pipeline.summary import command_line
 from rld.recipe import registry
 from rld.recipe.names import is_hub_id
+from rld.recipe.prices import Prices
 from rld.recipe.skills import DatasetSkill
 from rld.recipe.stages.base import Stage, TrainingStage
 from rld.recipe.stages.distill import Distill
 from rld.recipe.stages.merge import Merge
 from rld.recipe.stages.prune import Prune
 from rld.recipe.stages.sft import Sft
-from rld.reporting.history import StageResult
+from rld.reporting.history import PlannedStage
+from rld.reporting.purposes import ABOUT, HEADS, cells, money, purposes
 from rld.reporting.score_records import ScoreRecord, about_scores, with_interval
 from rld.reporting.series import number
 from rld.reporting.spending import energy_note, stage_spending
+from rld.reporting.summary_records import StageResult
 from rld.reporting.verdict import NUM_ERRORS, SMALLEST_CHANGE, Estimate, losses_of_skills
 from rld.types import SIGNALS
 from rld.utils import files
@@ -268,7 +271,8 @@ def _cost(context: RunContext, stage: Stage, record: Mapping[str, Any], steps: i
     for name, count in _tokens(context, stage, record).items():
         yield f"| {name} | {count} |"
     yield f"| FLOPs | {number(record['flops'])} |\n| seconds | {record['seconds']} |"
-    prices, spent = context.recipe.prices, stage_spending(StageResult.model_validate(record), stage.teacher_names)
+    result = StageResult.model_validate(record)
+    prices, spent = context.recipe.prices, stage_spending(result)
     if prices is not None:
         yield f"| kWh | {number(spent.kilowatt_hours(prices))} |\n| {prices.currency} | {number(spent.cost(prices))} |"
     records = _records_of_way(context, stage, record)
@@ -279,6 +283,20 @@ def _cost(context: RunContext, stage: Stage, record: Mapping[str, Any], steps: i
         yield "\nThe recipe has no prices; `rld cost RUN --prices prices.yaml` computes money and energy from the time."
     elif note := energy_note([spent], prices):
         yield f"\n{note}"
+    yield from _spent_on(PlannedStage.model_validate(stage.model_dump(mode="json")), result, prices)
+
+
+def _spent_on(plan: PlannedStage, result: StageResult, prices: Prices | None) -> Iterator[str]:
+    """Yield the table of what the stage's operations were for, if that is more than one thing."""
+    found = purposes(result, plan)
+    if len(found) < 2:
+        return
+    heads = [*HEADS, *([] if prices is None else [prices.currency, f"{prices.currency} a point"])]
+    yield f"\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}"
+    for one in found:
+        row = cells(one, result) + ([] if prices is None else money(one, result, stage_spending(result), prices))
+        yield f"| {' | '.join(map(_cell, row))} |"
+    yield f"\n{ABOUT}"
 
 
 def _tokens(context: RunContext, stage: Stage, record: Mapping[str, Any]) -> dict[str, int]:

@@ -35,8 +35,8 @@ from rld.pipeline.trainer_arguments import shared_arguments
 from rld.recipe.inputs import Inputs, InputsFile
 from rld.recipe.schema import Recipe
 from rld.recipe.stages.base import Stage, TrainingStage
-from rld.reporting.history import LaunchRecord
 from rld.reporting.live_page import LivePage
+from rld.reporting.summary_records import LaunchRecord
 from rld.trainer import launch
 from rld.types import Answer, Row
 from rld.utils.energy import PowerMeter
@@ -87,7 +87,7 @@ class RunContext:
             self.source,
             self.paths.stage_result,
             self._training_rows,
-            lambda flops: self.flop_meter.add("student", flops),
+            lambda flops: self.flop_meter.add_student("cut", flops),
         )
         judge = load_judge(self.recipe, self.source.parent)
         self.row_checks = RowChecks(self.recipe, self.models, judge)
@@ -209,19 +209,19 @@ class RunContext:
         """Return the encoder of prompts and answers for a model, with the recipe's options of the chat template."""
         return self.evaluator.settings.encoder(model, tokenizer)
 
-    def answer(self, model: Any, tokenizer: Any, rows: Sequence[Row]) -> list[Answer]:
-        """Return a model's greedy answers to rows, and add their FLOPs to those of the current stage."""
+    def answer(self, teacher: str, model: Any, tokenizer: Any, rows: Sequence[Row]) -> list[Answer]:
+        """Return a teacher's greedy answers to rows, and add their FLOPs to those of the current stage."""
         encoder = self.encoder(model, tokenizer)
         answers = self.texts.answer(model, tokenizer, rows)
         num_tokens = encoder.count_tokens(rows, encoder.encode_answers([answer.text for answer in answers]))
-        self.flop_meter.add("answers", forward_flops(model.num_parameters(), num_tokens))
+        self.flop_meter.add("answers", forward_flops(model.num_parameters(), num_tokens), teacher)
         return answers
 
-    def predict(self, model: Any, tokenizer: Any, rows: Sequence[Row]) -> list[Prediction]:
-        """Return a model's predictions for rows, and add their FLOPs to those of the current stage."""
+    def predict(self, teacher: str, model: Any, tokenizer: Any, rows: Sequence[Row]) -> list[Prediction]:
+        """Return a teacher's predictions for rows, and add their FLOPs to those of the current stage."""
         predictions = self.evaluator.predict(model, tokenizer, rows)
         num_tokens = sum(prediction.num_tokens for prediction in predictions)
-        self.flop_meter.add("answers", forward_flops(model.num_parameters(), num_tokens))
+        self.flop_meter.add("answers", forward_flops(model.num_parameters(), num_tokens), teacher)
         return predictions
 
     def _cut(self, skill: str, text: str) -> list[str]:

@@ -104,7 +104,8 @@ def _dataset(context: RunContext, stage: Sft, encoder: PromptEncoder) -> Dataset
     """Return the stage's training set; its teacher is loaded for as long as it answers."""
     teacher, learns_prompts = None, not stage.trainer.get("completion_only_loss", True)
     if stage.teacher is not None:
-        teacher = functools.partial(_answers, context, context.models.load(stage.teacher, dtype="auto"), encoder)
+        loaded = context.models.load(stage.teacher, dtype="auto")
+        teacher = functools.partial(_answers, context, stage.teacher, loaded, encoder)
     return sft_dataset(
         stage,
         context.skill_rows,
@@ -135,15 +136,17 @@ def _packed(
     return packed(dataset, max(block for block in blocks if block), stage.name), PackedCollator(pad_token_id or 0)
 
 
-def _answers(context: RunContext, teacher: Loaded, student: PromptEncoder, rows: Sequence[Row]) -> list[Answer]:
+def _answers(
+    context: RunContext, name: str, teacher: Loaded, student: PromptEncoder, rows: Sequence[Row]
+) -> list[Answer]:
     """Return a teacher's greedy answers to rows of one skill, with thinking parts as the student's template has them.
 
     The template of one may open a thinking part in the prompt where that of the other leaves it to the completion. Of
     labelled rows an answer is the words of the label that the teacher finds likeliest.
     """
     if any(context.recipe.skills[row["skill"]].predicts == "label" for row in rows[:1]):
-        return [Answer(prediction.answer, is_complete=True) for prediction in context.predict(*teacher, rows)]
-    answers, encoder = context.answer(*teacher, rows), context.encoder(*teacher)
+        return [Answer(prediction.answer, is_complete=True) for prediction in context.predict(name, *teacher, rows)]
+    answers, encoder = context.answer(name, *teacher, rows), context.encoder(*teacher)
     if encoder.template_thinking is not None:
         answers = [_rewritten(row, answer, encoder, student) for row, answer in zip(rows, answers, strict=True)]
     return [answer._replace(text=answer.text.strip()) for answer in answers]
@@ -172,12 +175,11 @@ def _verdicts(context: RunContext, tokenizer: Any, rows: Sequence[Row], texts: S
 class CountFlops(TrainerCallback):
     """Counts the FLOPs of fine-tuning a model from the number of tokens that the trainer has read.
 
-    They come on top of those by which the model was cut.
+    The sum is set, not added to, because a resumed trainer knows the tokens from its start.
     """
 
     def __init__(self, flop_meter: FlopMeter, num_parameters: int) -> None:
         self.flop_meter, self.num_parameters = flop_meter, num_parameters
-        self.flops_before = flop_meter.accounts["student"]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._count(state.num_input_tokens_seen)  # not 0 after a resume
@@ -186,5 +188,4 @@ class CountFlops(TrainerCallback):
         self._count(state.num_input_tokens_seen)
 
     def _count(self, num_tokens: int) -> None:
-        flops = self.flops_before + training_flops(self.num_parameters, num_tokens)
-        self.flop_meter.replace({"student": flops})
+        self.flop_meter.parts["student"]["updates"] = training_flops(self.num_parameters, num_tokens)

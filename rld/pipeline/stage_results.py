@@ -53,7 +53,8 @@ def stage_record(
         "seconds": round(time.monotonic() - context.started - context.seconds_before, 1),
         "watts": context.power_meter.watts,
         "flops": meter.total,
-        "flops_by_account": dict(meter.accounts),
+        "flops_by_account": meter.accounts,
+        "flops_by_part": {account: parts for account, parts in meter.parts.items() if parts},
         "student": {"parameters": num_parameters, "scores": after.scores},
         "teachers": {
             str(probed.teacher.name): {

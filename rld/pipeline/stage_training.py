@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from rld.pipeline.trackers import send_scores, tracked
 from rld.recipe.stages.base import TrainingStage
 from rld.reporting.progress_bar import ProgressBar
 from rld.reporting.run_log import RunLog
+from rld.rollout.record import RolloutTotals
 from rld.trainer import checkpoints
 from rld.trainer.finite_updates import require_finite_weights
 from rld.trainer.sharding import is_sharded, whole_copy, whole_student
@@ -175,13 +176,13 @@ class StageTraining:
     def finish(
         self,
         before: Evaluation,
-        teacher_tokens: Mapping[str, float] | None = None,
+        totals: RolloutTotals | None = None,
     ) -> None:
         """Score the stage's model, store it and its record atomically, and remove its checkpoints.
 
         Args:
             before: The student's evaluation before the stage.
-            teacher_tokens: Tokens that teachers scored and that were saved. None: the stage has no teachers.
+            totals: What teachers did in the stage. None: it has no teachers.
         """
         context, stage, teachers = self.context, self.stage, self.teachers
         model, tokenizer = self.trained_model()
@@ -198,7 +199,8 @@ class StageTraining:
         record = stage_record(
             context, stage, self.num_parameters, evaluator, after=after, before=before, teachers=teachers
         )
-        record["teacher_tokens"] = teacher_tokens
+        record["teacher_tokens"] = None if totals is None else totals.teacher_tokens
+        record["taught"] = {} if totals is None else totals.taught
         record["steps"] = self.trainer.state.global_step
         record["ending"] = None if self.stopping.ending is None else self.stopping.ending._asdict()
 

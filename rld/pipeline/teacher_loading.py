@@ -99,7 +99,7 @@ class TeacherLoader:
             tokenizer = teacher.tokenizer
             assert tokenizer is not None  # set for every teacher that generates answers
             evaluation = evaluation or context.evaluate(model, tokenizer, as_read(context.evaluator.rows))
-            predictions = context.predict(model, tokenizer, as_read(rows))
+            predictions = context.predict(str(teacher.name), model, tokenizer, as_read(rows))
         teacher.verified = correct_counts(rows, predictions)
         return ProbedTeacher(teacher, teacher.num_parameters(), evaluation)
 

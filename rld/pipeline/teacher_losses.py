@@ -81,7 +81,8 @@ def _losses(context: RunContext, probed: ProbedTeacher, rows: OrderedRows, stude
     """Return a teacher's loss on the gold answers of each unit without their ends, in nats per byte, `[U]`."""
     sums = answered_everywhere(functools.partial(_sums, context, probed.teacher, rows, student))
     sums = reduce(sums.to(context.state.device), reduction="sum").cpu()
-    context.flop_meter.add("answers", forward_flops(probed.num_parameters, float(sums[-1])))
+    name = str(probed.teacher.name)
+    context.flop_meter.add("answers", forward_flops(probed.num_parameters, float(sums[-1])), name)
     losses_U: Tensor = sums[: rows.num_units] / sums[rows.num_units : -1]
     return losses_U
 

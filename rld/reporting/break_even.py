@@ -11,8 +11,8 @@ Where a student saves nothing N* is infinite. Plain numbers in, plain numbers ou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean, median, stdev
 from typing import NamedTuple
 
@@ -102,16 +102,14 @@ class StageSpending:
 
     Attributes:
         gain: By how much it raised the mean score, in points of 100. None: it trains no model.
-        teachers: The names of its teachers.
-        scored_tokens: Tokens that they scored.
+        teacher_tokens: Tokens that each of its teachers read.
         watts: The mean power of the GPUs by their own counters. None: not measured.
     """
 
     name: str
     seconds: float
     gain: float | None
-    teachers: Sequence[str] = ()
-    scored_tokens: float = 0.0
+    teacher_tokens: Mapping[str, float] = field(default_factory=dict)
     watts: float | None = None
 
     def kilowatt_hours(self, prices: Prices) -> float:
@@ -119,10 +117,18 @@ class StageSpending:
         return prices.kilowatt_hours(self.seconds, self.watts)
 
     def cost(self, prices: Prices) -> float:
-        """Return its cost, in which an API is paid for all scored tokens at the price of its dearest teacher."""
-        asked = [prices.apis[name].input_per_million_tokens for name in self.teachers if name in prices.apis]
-        machine = prices.machine_seconds(self.seconds) + self.kilowatt_hours(prices) * prices.per_kilowatt_hour
-        return machine + self.scored_tokens / _MILLION * max(asked, default=0.0)
+        """Return its cost: of the machine, its energy and the tokens that APIs read."""
+        return self.machine_cost(prices) + sum(self.api_cost(name, prices) for name in self.teacher_tokens)
+
+    def machine_cost(self, prices: Prices) -> float:
+        """Return the cost of the machine and its energy."""
+        return prices.machine_seconds(self.seconds) + self.kilowatt_hours(prices) * prices.per_kilowatt_hour
+
+    def api_cost(self, teacher: str, prices: Prices) -> float:
+        """Return what the tokens cost that a teacher read; 0 where no API serves it."""
+        price = prices.apis.get(teacher)
+        tokens = self.teacher_tokens.get(teacher, 0.0)
+        return 0.0 if price is None else tokens / _MILLION * price.input_per_million_tokens
 
     def cost_per_point(self, prices: Prices) -> float | None:
         """Return its cost for each point that it gained; None where it gained none."""

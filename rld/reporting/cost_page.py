@@ -16,7 +16,7 @@ from rld.reporting.break_even import SECONDS_PER_DAY, Band, Comparison, Service,
 from rld.reporting.charts import Chart, Line, figure
 from rld.reporting.html import page, scrolling, table
 from rld.reporting.series import number
-from rld.reporting.spending import energy_note
+from rld.reporting.spending import energy, energy_note
 from rld.utils.console import SafeConsole
 
 _MILLION = 1e6
@@ -113,15 +113,14 @@ class CostReport:
         heads = ["stage", "minutes", "kWh", prices.currency, "points gained", f"{prices.currency} a point"]
         rows = []
         for stage in self.stages:
-            energy = _energy(stage.kilowatt_hours(prices))
             per_point = stage.cost_per_point(prices)
             gain = "-" if stage.gain is None else f"{stage.gain:+.1f}"
-            cells = [number(stage.seconds / 60), energy, number(stage.cost(prices)), gain]
+            cells = [number(stage.seconds / 60), energy(stage.kilowatt_hours(prices)), number(stage.cost(prices)), gain]
             rows.append([stage.name, *cells, "-" if per_point is None else number(per_point)])
         seconds = sum(stage.seconds for stage in self.stages)
-        energy = _energy(sum(stage.kilowatt_hours(prices) for stage in self.stages))
+        total_energy = energy(sum(stage.kilowatt_hours(prices) for stage in self.stages))
         total = sum(stage.cost(prices) for stage in self.stages)
-        rows.append(["all stages", number(seconds / 60), energy, number(total), "", ""])
+        rows.append(["all stages", number(seconds / 60), total_energy, number(total), "", ""])
         return _Section("What the stages cost", heads, rows)
 
     def _requests(self) -> _Section:
@@ -172,16 +171,16 @@ class CostReport:
             f"{rent}; serving keeps it busy for {prices.utilisation:.0%} of the time, with other work where these "
             "requests are too few."
         ]
-        if energy := energy_note(self.stages, prices):
+        if note := energy_note(self.stages, prices):
             of_energy = (
                 f" A kWh costs {number(prices.per_kilowatt_hour)} {currency}." if prices.per_kilowatt_hour else ""
             )
-            texts.append(energy + of_energy)
+            texts.append(note + of_energy)
         for name, price in prices.apis.items():
             read, written = map(number, (price.input_per_million_tokens, price.output_per_million_tokens))
             texts.append(
                 f"{name} is an API: {read} {currency} a million tokens read, {written} written. A stage pays it for "
-                "the tokens that teachers scored; its answers to the gate and to probes come on top."
+                "the tokens that it scored, its answers to the gate included; those to probes come on top."
             )
         if not self.comparisons:
             return texts
@@ -223,10 +222,6 @@ def _chart(comparison: Comparison) -> Chart:
 
 def _at_once(batch: int) -> str:
     return "one request at a time" if batch == 1 else f"{batch} requests at once"
-
-
-def _energy(kilowatt_hours: float) -> str:
-    return number(kilowatt_hours) if kilowatt_hours else "-"
 
 
 def _count(value: float) -> str:

@@ -13,9 +13,10 @@ from rld.recipe.input_changes import ABSENT, differences, shown
 from rld.recipe.stage_inputs import by_stage_name
 from rld.recipe.stages import AnyStage
 from rld.recipe.stages.base import Stage
-from rld.reporting.history import RunHistory, StageHistory, StageResult, read_run
+from rld.reporting.history import RunHistory, StageHistory, read_run
 from rld.reporting.run_state import RunState, run_state
 from rld.reporting.score_records import REACH, ScoreRecord
+from rld.reporting.summary_records import StageResult
 from rld.reporting.verdict import SMALLEST_CHANGE
 from rld.utils import files
 from rld.utils.files import Record

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from html import escape
 
-from rld.reporting.history import StageResult
 from rld.reporting.html import scrolling, table
 from rld.reporting.score_records import ConfusionRecord, ScoreRecord
+from rld.reporting.summary_records import StageResult
 
 
 def all_scores(result: StageResult) -> str:

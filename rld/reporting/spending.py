@@ -1,4 +1,4 @@
-"""What finished stages have cost: energy and money, and the price of a point that they gained."""
+"""What finished stages have cost: energy and money, what for, and the price of a point that they gained."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from statistics import fmean
 
 from rld.recipe.prices import MACHINE_TIME, Prices
 from rld.reporting.break_even import StageSpending
-from rld.reporting.history import RunHistory, StageResult
+from rld.reporting.history import RunHistory
 from rld.reporting.html import scrolling, table
+from rld.reporting.purposes import ABOUT, HEADS, cells, money, purposes
 from rld.reporting.series import number
+from rld.reporting.summary_records import StageResult
 from rld.utils.run_folder import RunFolder
 
 
-def stage_spending(result: StageResult, teachers: Sequence[str]) -> StageSpending:
-    """Return what a finished stage took, with the names of its teachers."""
+def stage_spending(result: StageResult) -> StageSpending:
+    """Return what a finished stage took."""
     gain = 100 * (fmean(result.after.values()) - fmean(result.before.values())) if result.before else None
-    tokens = 0.0 if result.teacher_tokens is None else result.teacher_tokens.scored
-    return StageSpending(result.name, result.seconds, gain, list(teachers), tokens, result.watts)
+    tokens = {name: taught.tokens for name, taught in result.taught.items()}
+    return StageSpending(result.name, result.seconds, gain, tokens, result.watts)
 
 
 def energy_note(stages: Sequence[StageSpending], prices: Prices) -> str:
@@ -31,38 +33,54 @@ def energy_note(stages: Sequence[StageSpending], prices: Prices) -> str:
 
 
 def spending_html(history: RunHistory) -> str:
-    """Return the table of what each finished stage of a run cost; empty before one is finished.
+    """Return the tables of what each finished stage of a run cost and for what; empty before one is finished.
 
-    A point is one of 100 of the mean score. What a point cost is shared among what the stage's FLOPs were spent on.
+    A point is one of 100 of the mean score.
     """
-    teachers = {stage.plan.name: stage.plan.teacher_names for stage in history.stages}
     results = history.summary.stages
     if not results:
         return ""
     prices = MACHINE_TIME if history.plan.prices is None else history.plan.prices
-    stages = [stage_spending(result, teachers.get(result.name, [])) for result in results]
-    rows = [_row(result, stage, prices) for result, stage in zip(results, stages, strict=True)]
-    heads = [("stage", "left"), ("kWh", ""), (escape(prices.currency), ""), ("points gained", "")]
-    heads += [(f"{escape(prices.currency)} a point", ""), ("of which, by FLOPs", "left")]
+    stages, currency = list(map(stage_spending, results)), escape(prices.currency)
+    heads = [("stage", "left"), ("kWh", ""), (currency, ""), ("points gained", ""), (f"{currency} a point", "")]
     notes = [escape(energy_note(stages, prices))]
     if history.plan.prices is None:
         notes.append("These are hours of the machine; with prices in the recipe they are money.")
     if RunFolder(history.folder).cost.is_file():
         notes.append('<a href="cost.html">When the student has paid for itself</a>')
-    note = f'<p class="note">{" ".join(filter(None, notes))}</p>'
-    return f"<h2>What it cost</h2>{scrolling(table(heads, rows))}{note}"
+    costs = scrolling(table(heads, [_row(stage, prices) for stage in stages]))
+    return f"<h2>What it cost</h2>{costs}{_note(notes)}{_purposes(history, prices)}"
 
 
-def _row(result: StageResult, stage: StageSpending, prices: Prices) -> list[str]:
-    energy, per_point = stage.kilowatt_hours(prices), stage.cost_per_point(prices)
+def _row(stage: StageSpending, prices: Prices) -> list[str]:
+    per_point = stage.cost_per_point(prices)
     gain = "-" if stage.gain is None else f"{stage.gain:+.1f}"
-    cells = [escape(stage.name), number(energy) if energy else "-", number(stage.cost(prices)), gain]
-    if per_point is None:
-        return [*cells, "-", "-"]
-    total = sum(result.flops_by_account.values())
-    parts = [
-        f"{escape(account)} {number(per_point * flops / total)}"
-        for account, flops in result.flops_by_account.items()
-        if flops
-    ]
-    return [*cells, number(per_point), ", ".join(parts) or "-"]
+    cells = [energy(stage.kilowatt_hours(prices)), number(stage.cost(prices)), gain]
+    return [escape(stage.name), *cells, "-" if per_point is None else number(per_point)]
+
+
+def _purposes(history: RunHistory, prices: Prices) -> str:
+    """Return the table of what the stages' operations were for, of stages with more than one purpose."""
+    rows = []
+    for stage in history.stages:
+        if stage.result is None or len(found := purposes(stage.result, stage.plan)) < 2:
+            continue
+        spending = stage_spending(stage.result)
+        for one in found:
+            row = [stage.plan.name, *cells(one, stage.result), *money(one, stage.result, spending, prices)]
+            rows.append(list(map(escape, row)))
+    if not rows:
+        return ""
+    heads = ["stage", *HEADS, prices.currency, f"{prices.currency} a point"]
+    left = ("stage", "spent on", "needed by")
+    shown = table([(escape(head), "left" if head in left else "") for head in heads], rows)
+    return f"<h3>What that was spent on</h3>{scrolling(shown)}{_note([escape(ABOUT)])}"
+
+
+def _note(sentences: Sequence[str]) -> str:
+    return f'<p class="note">{" ".join(filter(None, sentences))}</p>'
+
+
+def energy(kilowatt_hours: float) -> str:
+    """Return an energy as a short text; a dash where there is none."""
+    return number(kilowatt_hours) if kilowatt_hours else "-"

@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from rld.reporting.chart_groups import Colours
-from rld.reporting.history import StageResult, Summary
 from rld.reporting.html import scrolling
 from rld.reporting.score_records import Scoring, about_scores
 from rld.reporting.series import number
+from rld.reporting.summary_records import StageResult, Summary
 from rld.types import Row
 
 _MOST_COLUMNS = 5

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal, NamedTuple
 
-from rld.reporting.history import RunHistory, StageHistory, StageResult
+from rld.reporting.history import RunHistory, StageHistory
 from rld.reporting.score_records import are_shares_of_rows
+from rld.reporting.summary_records import StageResult
 
 NUM_ERRORS = 2.0
 """Standard errors of a difference of two scores that are taken for chance."""

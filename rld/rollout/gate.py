@@ -46,7 +46,6 @@ from rld.rollout.verifier import Verify, answer_and_verify, is_success
 from rld.teachers.teacher import Teacher
 from rld.types import Event, Row, skill_of
 from rld.utils.files import read_json, write_json
-from rld.utils.flops import forward_flops
 
 _FIRST_RESAMPLED = 32
 """Prompts of a skill that a teacher answers a second time as soon as they are open."""
@@ -138,8 +137,8 @@ class TeacherGate:
             TeacherError: a teacher's logits are NaN.
         """
         open_BK = torch.zeros(questions.open_BK.shape, dtype=torch.bool)
-        assumed_BK, has_answer_BK, flops = torch.zeros_like(open_BK), torch.zeros_like(open_BK), 0.0
-        for k, (teacher, one) in enumerate(zip(self.teachers, questions.asked, strict=True)):
+        assumed_BK, has_answer_BK = torch.zeros_like(open_BK), torch.zeros_like(open_BK)
+        for k, one in enumerate(questions.asked):
             if one.waiting is not None:
                 if k in states:
                     one.waiting.take_states(states[k])
@@ -148,15 +147,13 @@ class TeacherGate:
             open_BK[:, k] = torch.tensor([verdicts.get(key, False) for key in questions.keys])
             assumed_BK[:, k] = torch.tensor([key in one.assumed for key in questions.keys])
             has_answer_BK[:, k] = torch.tensor([key in verdicts for key in questions.keys]) & ~assumed_BK[:, k]
-            flops += forward_flops(teacher.num_parameters(), one.num_tokens)
         device = questions.open_BK.device
         return GateVerdict(
             open_BK.to(device),
             assumed_BK.to(device),
             has_answer_BK.to(device),
             self._share(questions),
-            num_tokens=sum(one.num_tokens for one in questions.asked),
-            flops=flops,
+            tokens_K=[one.num_tokens for one in questions.asked],
         )
 
     def forget(self, k: int) -> None:

@@ -28,10 +28,8 @@ class GateVerdict(NamedTuple):
     """Which of them are on an answer, now or earlier; a teacher that is down gives none, and there is no verdict."""
     second_K: Sequence[Sequence[SecondAnswer]]
     """The second answers of each teacher to prompts of all processes."""
-    num_tokens: int
-    """Tokens that teachers of this process read and wrote for their answers."""
-    flops: float
-    """Operations of these answers."""
+    tokens_K: Sequence[int]
+    """Tokens that each teacher of this process read and wrote for its answers."""
     share_assumed: float | None = None
     """Share of assumed verdicts on prompts of all processes, once they are counted; None where none is needed."""
 

@@ -180,7 +180,8 @@ class RolloutTotals:
         tokens_generated: Tokens that the student sampled.
         tokens_trained: Tokens that the student read in its updates, without padding; a prompt that completions share
             counts once.
-        tokens_scored: Tokens that teachers read, their answers to the gate included.
+        tokens_by_teacher: Tokens that each teacher read, its answers to the gate included.
+        prompts_by_teacher: Prompts that each teacher taught, counted once in each rollout.
         tokens_saved: Tokens that they would have read in addition without gate, controller and cache.
         groups: Groups of completions of one prompt.
         groups_with_differences: By reward, those of them in which it had different values.
@@ -191,12 +192,38 @@ class RolloutTotals:
     rollouts: int = 0
     tokens_generated: int = 0
     tokens_trained: int = 0
-    tokens_scored: int = 0
+    tokens_by_teacher: dict[str, int] = field(default_factory=dict)
+    prompts_by_teacher: dict[str, int] = field(default_factory=dict)
     tokens_saved: int = 0
     groups: int = 0
     groups_with_differences: dict[str, int] = field(default_factory=dict)
     groups_replaced: dict[str, int] = field(default_factory=dict)
     groups_without_difference: int = 0
+
+    @property
+    def tokens_scored(self) -> int:
+        """Tokens that all teachers read."""
+        return sum(self.tokens_by_teacher.values())
+
+    @property
+    def teacher_tokens(self) -> dict[str, int]:
+        """The tokens that teachers scored and those that were saved, under the names of `summary.json`."""
+        return {"scored": self.tokens_scored, "saved": self.tokens_saved}
+
+    @property
+    def taught(self) -> dict[str, dict[str, int]]:
+        """The tokens and prompts of each teacher, under the names of `summary.json`."""
+        return {
+            name: {"tokens": num_tokens, "prompts": self.prompts_by_teacher[name]}
+            for name, num_tokens in self.tokens_by_teacher.items()
+        }
+
+    def add_teachers(self, tokens: Mapping[str, int], prompts: Mapping[str, int], tokens_saved: int) -> None:
+        """Add the tokens that teachers read in a rollout, the prompts that they taught, and the tokens saved."""
+        self.tokens_saved += tokens_saved
+        for sums, counts in ((self.tokens_by_teacher, tokens), (self.prompts_by_teacher, prompts)):
+            for name, count in counts.items():
+                sums[name] = sums.get(name, 0) + count
 
     def add_refill(self, record: RolloutRecord, num_same: int) -> None:
         """Count the groups that were replaced in a rollout, and those without differences that stayed."""

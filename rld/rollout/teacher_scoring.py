@@ -28,10 +28,11 @@ from rld.rollout.gate_questions import GateQuestions, GateVerdict, ScoringForwar
 from rld.rollout.label_gate import LabelGate
 from rld.rollout.label_scores import LabelScores, label_log_probabilities
 from rld.rollout.record import RolloutRecord
+from rld.rollout.teacher_counting import TeacherCounting, TeacherCounts
 from rld.teachers.ensemble import TeacherEnsemble, TeacherReading
 from rld.teachers.teacher import Teacher
 from rld.types import Event
-from rld.utils.flops import FlopMeter, forward_flops
+from rld.utils.flops import FlopMeter
 
 
 @dataclass(frozen=True)
@@ -61,16 +62,13 @@ class TeacherScoringReport:
 
     Attributes:
         events: Teachers that were dropped.
-        tokens_scored: Tokens that teachers read, their answers to the gate included.
-        tokens_saved: Tokens that they would have read in addition without a gate, had every teacher scored all
-            completions of its skills and had no log-probability come from a cache.
+        counts: Tokens and prompts of the teachers; none in an evaluation.
         metrics: The weights that were used, and the share of verdicts that the gate assumed, under the names of
             `metrics.jsonl`.
     """
 
     events: list[Event] = field(default_factory=list)
-    tokens_scored: int = 0
-    tokens_saved: int = 0
+    counts: TeacherCounts = field(default_factory=TeacherCounts)
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -106,7 +104,8 @@ class TeacherScoring:
         gate_time: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.options, self.ensemble, self.runtime = options, ensemble, runtime
-        self.gate, self.accelerator, self.flop_meter, self._gate_time = gate, accelerator, flop_meter, gate_time
+        self.gate, self.accelerator, self._gate_time = gate, accelerator, gate_time
+        self.counting = TeacherCounting(ensemble, runtime, accelerator, flop_meter)
         self.label_scores = label_scores
         self._dropped: set[int] = set()
         ensemble.observers.append(self._update_teacher)
@@ -157,13 +156,19 @@ class TeacherScoring:
         self._finish(batch, weights_BK, record)
         if not record.is_training:
             return TeacherScoringReport(events)
-        scored, saved = self._count_tokens(needed_BK, is_own_B, batch, readings)
-        metrics = self._used_weights(weights_BK, is_own_B, skills_B, record.skills)
-        if verdict is None:
-            return TeacherScoringReport(events, scored, saved, metrics)
-        if verdict.share_assumed is not None:
+        self._count_computed(readings)
+        counts = self.counting.counts(
+            batch,
+            record,
+            needed_BK=needed_BK,
+            is_own_B=is_own_B,
+            readings=readings,
+            gate_tokens_K=[0] * len(readings) if verdict is None else verdict.tokens_K,
+        )
+        metrics = self.counting.used_weights(batch, is_own_B, record.skills)
+        if verdict is not None and verdict.share_assumed is not None:
             metrics["gate/assumed"] = verdict.share_assumed
-        return TeacherScoringReport(events, scored + verdict.num_tokens, saved - verdict.num_tokens, metrics)
+        return TeacherScoringReport(events, counts, metrics)
 
     # -- the steps, in their order -----------------------------------------------------------------------------------
 
@@ -217,9 +222,7 @@ class TeacherScoring:
         assert record.attempted_A is not None
         assert record.succeeded_A is not None
         verdict = gate.decide(questions, states)
-        own = torch.tensor([verdict.flops, verdict.num_tokens], dtype=torch.float64)
-        flops, num_tokens = self._sum(own).tolist()
-        self.flop_meter.add("gate", flops)
+        tokens_K = self.counting.computed("gate", verdict.tokens_K)
         needed_AK, has_answer_AK = gather(needed_BK), gather(verdict.has_answer_BK)
         assumed_AK = gather(verdict.assumed_BK)
         counts = gate_counts(
@@ -235,7 +238,7 @@ class TeacherScoring:
         num_assumed = int((needed_AK & assumed_AK)[:: record.group_size].sum())
         num_verdicts = num_assumed + int(counts.prompts_SK.sum())
         share_assumed = num_assumed / num_verdicts if num_verdicts else None
-        return verdict._replace(num_tokens=int(num_tokens), share_assumed=share_assumed)
+        return verdict._replace(tokens_K=tokens_K, share_assumed=share_assumed)
 
     def _may_teach(self, record: RolloutRecord, device: torch.device) -> Tensor:
         """Return which completions teachers may teach on, `[B]` bool: all, or those that the verifier fails."""
@@ -312,38 +315,12 @@ class TeacherScoring:
             # A teacher-scored reward is for what the student sampled, and it did not sample gold answers.
             batch["teacher_spans"][record.is_fixed_B.to(weights_BK.device)] = -1
 
-    def _count_tokens(
-        self, needed_BK: Tensor, is_own_B: Tensor, batch: RolloutBatch, readings: Sequence[TeacherReading]
-    ) -> tuple[int, int]:
-        """Count the operations of the teachers, and return the tokens that they read and those that were saved."""
-        lengths_B1 = (batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1))[:, None]
-        lengths_BK = lengths_B1 + torch.stack([reading.extra_B for reading in readings], dim=1)
-        teaches_BK = self.runtime.teaches_SK.to(lengths_BK.device)[batch["skill_ids"]] & is_own_B[:, None]
-        cached_K = torch.tensor([reading.cached for reading in readings], device=lengths_BK.device)
-        read_K, possible_K = (needed_BK * lengths_BK).sum(0) - cached_K, (teaches_BK * lengths_BK).sum(0)
-        read, possible = self._sum(torch.stack([read_K, possible_K])).sum(1).tolist()
-        num_drafted = [sum(map(len, reading.draft_states)) for reading in readings]  # those count for the gate
-        num_computed_K = torch.tensor([reading.computed for reading in readings]) - torch.tensor(num_drafted)
-        if self.label_scores is not None:
-            num_computed_K += torch.tensor(self.label_scores.take_num_read())
-        computed = self._sum(num_computed_K).tolist()
-        for slot, num_tokens in zip(self.ensemble.slots, computed, strict=True):
-            self.flop_meter.add("teachers", forward_flops(slot.num_parameters, num_tokens))
-        return read, possible - read
-
-    def _used_weights(
-        self, weights_BK: Tensor, is_own_B: Tensor, skills_B: Tensor, skills: Sequence[str]
-    ) -> dict[str, float]:
-        """Return the mean weight of each teacher on the completions of each skill, those of gold groups left out."""
-        ones_B1 = is_own_B[:, None].to(weights_BK)
-        sums_SK1 = torch.zeros(len(skills), weights_BK.shape[1] + 1, dtype=torch.float64, device=weights_BK.device)
-        sums_SK1.index_add_(0, skills_B, torch.cat([weights_BK, ones_B1], dim=1).double())
-        used = {}
-        for skill, (*weights, count) in zip(skills, self._sum(sums_SK1).tolist(), strict=True):
-            for teacher, weight in zip(self.ensemble.teachers, weights, strict=True):
-                if count:
-                    used[f"teacher/{teacher.name}/used/{skill}"] = weight / count
-        return used
+    def _count_computed(self, readings: Sequence[TeacherReading]) -> None:
+        """Count the operations of what went through teachers, but for drafts, which count for the gate."""
+        num_drafted = [sum(map(len, reading.draft_states)) for reading in readings]
+        num_blank = [0] * len(readings) if self.label_scores is None else self.label_scores.take_num_read()
+        computed = zip(readings, num_drafted, num_blank, strict=True)
+        self.counting.computed("teachers", [reading.computed - drafted + blank for reading, drafted, blank in computed])
 
     def _sum(self, value: Tensor) -> Tensor:
         total: Tensor = self.accelerator.reduce(value.to(self.accelerator.device), reduction="sum")

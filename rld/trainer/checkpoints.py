@@ -37,7 +37,7 @@ from rld.utils.manifest import damage, has_manifest, write_manifest
 STATE = "rld_state.json"
 """The file with rld's own state."""
 
-VERSION = 14
+VERSION = 15
 """Version of what that file and those beside it hold."""
 
 _PROJECTIONS = "rld_projections.safetensors"
@@ -112,7 +112,7 @@ class CheckpointedParts:
             "teachers": {teacher.name: teacher.fingerprint() for teacher in self.teachers},
             "runtime": self.runtime.state_dict(),
             "totals": vars(self.totals),
-            "flops": self.flop_meter.accounts,
+            "flops": self.flop_meter.parts,
             "has_gate": self.scoring.gate is not None,
         }
         if self.retention is not None:

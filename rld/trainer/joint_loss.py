@@ -142,7 +142,9 @@ class JointLoss:
 
     def count(self, batch: RolloutBatch, num_computed: int, num_padding: int) -> None:
         """Count a micro-batch's completion tokens, and the tokens that went through the student's backbone."""
-        self.statistics.add_tokens(batch["skill_ids"], loss_mask(batch), num_computed, num_padding)
+        num_gold = _num_gold_tokens(batch, has_own_prompts=self.args.has_gold_prompts) if "is_gold" in batch else 0
+        sizes = {"num_computed": num_computed, "num_padding": num_padding, "num_gold": num_gold}
+        self.statistics.add_tokens(batch["skill_ids"], loss_mask(batch), **sizes)
 
     def inputs(self, batch: RolloutBatch, progress: float) -> StudentInputs:
         """What the student's forward needs for the response and feature signals.
@@ -319,6 +321,20 @@ class JointLoss:
         if self.gradient_probe is not None:
             counts_BT = loss_BT * (weight_B > 0)[:, None]
             self.gradient_probe.add(signal, batch, hidden_BTH.detach(), gradient_BTH=gradient_BTH, counts_BT=counts_BT)
+
+
+def _num_gold_tokens(batch: RolloutBatch, *, has_own_prompts: bool) -> int:
+    """Return the tokens of a micro-batch's gold answers, with their prompts if no completions are learnt on these.
+
+    A prompt that gold answers share counts once, as in the student's forward.
+    """
+    is_gold_B = batch["is_gold"]
+    num_answer_tokens = int(batch["completion_mask"][is_gold_B].sum())
+    if not has_own_prompts:
+        return num_answer_tokens
+    sizes_B = batch["prompt_mask"].sum(1)
+    sizes = dict(zip(batch["prompt_numbers"][is_gold_B].tolist(), sizes_B[is_gold_B].tolist(), strict=True))
+    return num_answer_tokens + sum(sizes.values())
 
 
 def _signal_terms(batch: RolloutBatch, out: StudentOutput) -> dict[Signal, SignalTerm]:

@@ -48,7 +48,7 @@ from rld.trainer.prompt_refill import PromptRefill
 from rld.trainer.prompt_setup import shared_encoder
 from rld.trainer.retention import RetentionCallback
 from rld.trainer.rld_config import RLDConfig
-from rld.trainer.rollout_counting import count_attempts, sampled_tokens
+from rld.trainer.rollout_counting import count_attempts, count_update, sampled_tokens
 from rld.trainer.rollout_events import RolloutEvents
 from rld.trainer.running_averages import RunningAverages
 from rld.trainer.scoring_setup import gate_of, require_labels, teacher_scoring
@@ -253,8 +253,7 @@ class RLDTrainer(GRPOHooks):
     def _score_with_teachers(self, batch: RolloutBatch, record: RolloutRecord) -> None:
         report = self._teacher_scoring.score(batch, record, self.state.global_step)
         self.events += report.events
-        self.totals.tokens_scored += report.tokens_scored
-        self.totals.tokens_saved += report.tokens_saved
+        self.totals.add_teachers(report.counts.tokens, report.counts.prompts, report.counts.tokens_saved)
         for name, value in report.metrics.items():
             self._metrics["train"][name].append(value)
 
@@ -318,9 +317,10 @@ class RLDTrainer(GRPOHooks):
         gradients = {skill: stats for skill, stats in gradients.items() if stats.is_finite()}
         transfer, num_probed = ({}, 0) if self._transfer is None else self._transfer.take()
         self.runtime.set_transfer(transfer)
-        step, size, num_tokens = self.state.global_step + 1, self._num_parameters, int(statistics.student_tokens.item())
-        self.totals.tokens_trained += num_tokens - int(statistics.padding_tokens.item())
-        self.flop_meter.add("student", training_flops(size, num_tokens + num_probed) + forward_flops(size, num_read))
+        step, size = self.state.global_step + 1, self._num_parameters
+        self.totals.tokens_trained += int((statistics.student_tokens - statistics.padding_tokens).item())
+        probed = training_flops(size, num_probed) + forward_flops(size, num_read)
+        count_update(self.flop_meter, size, statistics, probed)
         if self.args.labels:
             self.runtime.add_label_counts(*self._joint_loss.take_label_counts(self.accelerator))
         metrics, events = self.runtime.finish_update(statistics, step, self.progress(step), gradients)

@@ -1,4 +1,4 @@
-"""Counts over a rollout of an update: tokens, and attempts, of which controller and curriculum are told.
+"""Counts over a rollout and an update: tokens, operations, and attempts, of which controller and curriculum are told.
 
 Shapes: B completions of this process, A completions of all processes, R rewards.
 """
@@ -10,10 +10,12 @@ from accelerate.utils import gather
 from torch import Tensor
 
 from rld.controllers.runtime import ControllerRuntime
+from rld.controllers.statistics import UpdateStatistics
 from rld.data.prompt_stream import PromptStream
 from rld.rollout.batch import RolloutBatch
 from rld.rollout.counts import Attempts, group_counts
 from rld.rollout.record import RolloutRecord, RolloutTotals
+from rld.utils.flops import FlopMeter, training_flops
 
 
 def sampled_tokens(batch: RolloutBatch, record: RolloutRecord, num_prefilled: int) -> tuple[int, int]:
@@ -81,3 +83,18 @@ def count_attempts(
     runtime.add_attempt_counts(counts)
     if stream is not None:
         stream.count(record.skills, *every)
+
+
+def count_update(flop_meter: FlopMeter, size: int, statistics: UpdateStatistics, probed: float) -> None:
+    """Count the student's operations in an update.
+
+    Args:
+        flop_meter: Gets them.
+        size: The student's parameters.
+        statistics: The tokens of the update, over all processes.
+        probed: Operations of what a controller had the student read.
+    """
+    num_tokens, num_gold = int(statistics.student_tokens.item()), int(statistics.gold_tokens.item())
+    flop_meter.add_student("updates", training_flops(size, num_tokens - num_gold))
+    flop_meter.add_student("gold", training_flops(size, num_gold))
+    flop_meter.add_student("probes", probed)

@@ -18,7 +18,13 @@ Account = Literal["generation", "teachers", "gate", "student", "retention", "ans
 - `student`: the student's updates, gold answers that a controller has it read, and rows by which it is cut;
 - `retention`: protected skills are sampled, replayed and probed;
 - `answers`: before an update, teachers answer probes and prompts to fine-tune on.
+
+The parts of `teachers`, `gate` and `answers` are the teachers' names, those of `student` are `STUDENT_PARTS`.
 """
+
+StudentPart = Literal["updates", "gold", "probes", "cut"]
+"""What the student's operations are for: updates on completions or rows, updates on gold answers beside completions,
+gold answers that a controller has it read, and rows by which it is cut."""
 
 _FLOAT32 = 4
 
@@ -36,26 +42,39 @@ def training_flops(num_parameters: int, tokens: float) -> int:
 
 
 class FlopMeter:
-    """Sums the floating-point operations of one stage by account, over all processes.
+    """Sums the floating-point operations of one stage by account and part of it, over all processes.
 
     Evaluation on held-out rows is not counted, because it is not part of training.
+
+    Attributes:
+        parts: The operations of each part of each account.
     """
 
     def __init__(self) -> None:
-        self.accounts: dict[Account, float] = dict.fromkeys(get_args(Account), 0.0)
+        self.parts: dict[Account, dict[str, float]] = {account: {} for account in get_args(Account)}
+
+    @property
+    def accounts(self) -> dict[Account, float]:
+        """The operations of each account."""
+        return {account: sum(parts.values(), 0.0) for account, parts in self.parts.items()}
 
     @property
     def total(self) -> float:
         """The sum of the operations of all accounts."""
         return sum(self.accounts.values())
 
-    def add(self, account: Account, flops: float) -> None:
-        """Add operations to an account."""
-        self.accounts[account] += flops
+    def add(self, account: Account, flops: float, part: str | None = None) -> None:
+        """Add operations to a part of an account; an account without parts is its only one."""
+        parts, name = self.parts[account], part or account
+        parts[name] = parts.get(name, 0.0) + flops
 
-    def replace(self, accounts: Mapping[Account, float]) -> None:
-        """Replace the operations of some accounts by values from a checkpoint or another counter."""
-        self.accounts.update(accounts)
+    def add_student(self, part: StudentPart, flops: float) -> None:
+        """Add operations to a part of the student's account."""
+        self.add("student", flops, part)
+
+    def replace(self, parts: Mapping[Account, Mapping[str, float]]) -> None:
+        """Replace all operations by those of a checkpoint."""
+        self.parts = {account: dict(parts[account]) for account in self.parts}
 
 
 def training_bytes(num_parameters: int) -> int:

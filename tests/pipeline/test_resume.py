@@ -94,9 +94,9 @@ def summary(run: Path) -> dict[str, Any]:
     return files.read_json(run / "summary.json")
 
 
-def accounts(run: Path) -> list[dict[str, float]]:
-    """FLOPs by account of each stage."""
-    return [stage["flops_by_account"] for stage in summary(run)["stages"]]
+def accounts(run: Path) -> list[Any]:
+    """FLOPs of each stage by account and part, and the tokens and prompts of its teachers."""
+    return [(stage["flops_by_part"], stage["taught"]) for stage in summary(run)["stages"]]
 
 
 def steps(run: Path) -> list[tuple[str, int]]:

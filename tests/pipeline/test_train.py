@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from multiprocessing.process import BaseProcess
@@ -154,6 +155,10 @@ def test_every_student_has_a_model_card(whole):
         "rewards `answers:exact_match` x 1, `./tasks.py:share` x 0.5 (policy); teachers `teacher` (response, feature)"
     )
     assert f"| student | distill | {lesson}: copy, flip | 14 |" in card.text
+    prompts = record["taught"]["teacher"]["prompts"]
+    assert prompts > 0
+    row = rf"\| teacher teacher \| policy, response, feature \| \S+ \| [0-9.]+% \| {prompts} \|"
+    assert re.search(row, card.text.split("## Cost")[1]), "what the stage's FLOPs were for"
 
 
 def test_the_recipe_in_a_model_card_trains_beside_its_files(whole, recipe, tmp_path):
@@ -263,6 +268,9 @@ def test_the_log_has_the_promised_names(whole):
     assert [sum(stage["flops_by_account"].values()) for stage in stages] == [stage["flops"] for stage in stages]
     assert [account for account, flops in stages[0]["flops_by_account"].items() if flops] == ["student"]
     assert all(stages[1]["flops_by_account"].values())
+    for stage in stages:
+        parts = {account: sum(parts.values()) for account, parts in stage["flops_by_part"].items()}
+        assert parts == {account: flops for account, flops in stage["flops_by_account"].items() if flops}
 
 
 def wait_for(run: Path, stage: str, step: int, process: BaseProcess) -> None:

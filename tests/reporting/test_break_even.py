@@ -11,7 +11,7 @@ from rld.reporting.break_even import Band, Comparison, Service, StageSpending, T
 from rld.reporting.cost_page import CostReport
 
 EURO = Prices(currency="EUR", machine_per_hour=3.6, watts=500, per_kilowatt_hour=0.4, utilisation=0.5, fixed=10)
-STAGES = [StageSpending("first", 1000, 20.0), StageSpending("second", 4000, -1.0, ["large"], 3e6)]
+STAGES = [StageSpending("first", 1000, 20.0), StageSpending("second", 4000, -1.0, {"large": 3e6, "small": 9e6})]
 
 
 def exact(value: float) -> Band:

@@ -94,16 +94,31 @@ def test_the_page_shows_what_a_stage_and_a_point_of_it_cost(run: Path) -> None:
     assert "hours a point" in Page(write_report(run)).text
     recipe, summary = files.read_json(run / "recipe.json"), files.read_json(run / "summary.json")
     prices = {"currency": "EUR", "machine_per_hour": 36.0, "watts": 500.0, "per_kilowatt_hour": 72.0}
+    prices |= {"apis": {"served": {"input_per_million_tokens": 500.0, "output_per_million_tokens": 0.0}}}
+    recipe["stages"][1]["signals"] = {"policy": {"teacher_reward": 0.0}, "response": {}, "feature": None}
     files.write_json(run / "recipe.json", recipe | {"prices": prices})
     first, last = summary["stages"]
     last |= {"seconds": 100.0, "before": {"sort": 0.25}, "after": {"sort": 0.5}, "flops": 4e9, "watts": 1000.0}
-    last["flops_by_account"] = {"student": 3e9, "teachers": 1e9}
+    accounts = {"generation": 0.5e9, "student": 1.5e9, "teachers": 1e9, "gate": 0.5e9, "answers": 0.25e9}
+    last["flops_by_account"] = accounts | {"retention": 0.25e9}
+    of_order = {account: {"order": accounts[account]} for account in ("teachers", "gate", "answers")}
+    last["flops_by_part"] = of_order | {"student": {"updates": 1e9, "gold": 0.5e9, "probes": 0.0}}
+    last["taught"] = {"order": {"tokens": 1e6, "prompts": 30}, "served": {"tokens": 1e3, "prompts": 7}}
     first |= {"seconds": 3600.0, "watts": None}
     files.write_json(run / "summary.json", summary)
     (run / "cost.html").write_text("")
     text = Page(write_report(run)).text
-    # a second costs 0.01 EUR, and of 1 kW 0.02 EUR more
-    assert f"{last['name']}0.02783+25.00.12student 0.09, teachers 0.03" in text, "the cells of a row"
+    # a second costs 0.01 EUR, and of 1 kW 0.02 EUR more; 1,000 tokens of an API cost 0.5 EUR
+    assert f"{last['name']}0.02783.5+25.00.14" in text, "the cells of a row"
+    for name, cells in {
+        "teacher order": "response1.75G43.8%301.310.0525",
+        "teacher served": "response--70.50.02",
+        "completions, and updates on them": "policy, response1.5G37.5%-1.120.045",
+        "gold answers beside completions": "gold500M12.5%-0.3750.015",
+        "protected skills": "retain250M6.2%-0.1880.0075",
+    }.items():
+        assert f"{last['name']}{name}{cells}" in text, name
+    assert "updates on rows" not in text, "of a stage with one purpose there is nothing to share"
     assert f"{first['name']}0.572" in text
     assert "of stages without that: 500 W, which the prices state" in text
     assert "When the student has paid for itself" in text

@@ -8,15 +8,9 @@ from typing import Any
 
 import pytest
 
-from rld.reporting.history import (
-    ModelScores,
-    PlannedStage,
-    RecipeSummary,
-    RunHistory,
-    StageHistory,
-    StageResult,
-    Summary,
-)
+from rld.reporting.history import PlannedStage, RecipeSummary, RunHistory, StageHistory
+from rld.reporting.score_records import ModelScores
+from rld.reporting.summary_records import StageResult, Summary
 from rld.reporting.tables import closing_table
 from rld.reporting.verdict import Estimate, Finding, losses_of_skills, verdict
 

@@ -95,10 +95,10 @@ def test_it_opens_where_the_verifier_agrees_and_asks_each_prompt_once():
     assert verdict.open_BK[:, 0].tolist() == [True, True, False, False] * 4
     assert not verdict.open_BK[:, 1].any()
     assert verify.asked == 8
-    assert verdict.flops == 2 * gate.teachers[0].num_parameters() * verdict.num_tokens > 0
+    assert verdict.tokens_K[0] > 0
     second = judged(gate, group, wanted)
     assert torch.equal(second.open_BK, verdict.open_BK)
-    assert (verify.asked, second.num_tokens, second.flops) == (8, 0, 0)
+    assert (verify.asked, verdict.tokens_K[1], second.tokens_K) == (8, 0, [0, 0])
 
 
 @pytest.mark.parametrize("is_source", [False, True])
@@ -164,8 +164,7 @@ def test_the_counts_are_of_prompts_for_teachers_and_of_attempts_for_the_student(
             assumed_BK=torch.tensor([[False, False]] * 2 + [[False, True]] * 2),
             has_answer_BK=torch.tensor([[True, True]] * 2 + [[True, False]] * 2),
             second_K=[[SecondAnswer("b", True)], [SecondAnswer("b", False)]],
-            num_tokens=0,
-            flops=0.0,
+            tokens_K=[0, 0],
         ),
         torch.ones(4, 2, dtype=torch.bool),
         torch.tensor([0, 0, 1, 1]),
@@ -276,7 +275,7 @@ def test_nobody_is_asked_once_more_unless_the_controller_wants_it_or_where_nothi
         assert verdict.open_BK.all()
         assert verdict.second_K == [[]]
     gate = gate_of([teacher()], constant(None), resampling_temperature=1.0)
-    spent = [judged(gate, prompts(20, first)).num_tokens for first in range(0, 60, 20)]
+    spent = [sum(judged(gate, prompts(20, first)).tokens_K) for first in range(0, 60, 20)]
     assert spent[1] > 1.5 * spent[2]  # a verifier that does not apply is not asked for ever
     assert GapController().required_measurements.resampled_answers
     assert not (

@@ -65,6 +65,7 @@ def _result(name: str, kind: str, skills: Sequence[str], teachers: Sequence[str]
         "seconds": 62.0,
         "flops": 2e12,
         "flops_by_account": {"generation": 0.5e12, "student": 1.5e12, "gate": 0.0},
+        "flops_by_part": {"student": {"updates": 1.5e12}},
         "student": {"parameters": 361_000, "scores": after},
         "teachers": {teacher: {"parameters": 1_050_000, "scores": scores} for teacher, scores in taught.items()},
         "before": {skill: 0.1 + 0.05 * i for i, skill in enumerate(skills)},

@@ -97,7 +97,7 @@ def test_the_loss_is_the_divergence_from_what_the_teacher_says_behind_its_own_pr
     def kept(batch: Any, record: Any, step: int) -> Any:
         rollouts.append({**batch, "rows": list(record.rows)})
         report = score(batch, record, step)
-        rollouts[-1]["read"] = report.tokens_scored
+        rollouts[-1]["read"] = sum(report.counts.tokens.values())
         return report
 
     made._teacher_scoring.score = kept  # type: ignore[method-assign]

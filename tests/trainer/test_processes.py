@@ -38,7 +38,9 @@ def test_one_process_and_two_give_the_same_update(tmp_path):
         assert 0.01 < spent[0] < 0.012  # by the divergence over all processes: neither end is cut off
         assert states[1]["retention"] == states[0]["retention"]
         assert states[1]["totals"] == states[0]["totals"]
-        assert states[1]["flops"] == pytest.approx(states[0]["flops"])
+        for account, parts in states[0]["flops"].items():
+            assert states[1]["flops"][account] == pytest.approx(parts)
+        assert states[0]["flops"]["gate"].keys() == states[0]["totals"]["prompts_by_teacher"].keys() == {"one", "two"}
         assert {state["runtime"]["ticks"] for state in states} == {2}
         skills = [state["runtime"]["state"]["skills"] for state in states]
         for name in ("first", "second"):

@@ -1,0 +1,65 @@
+"""Operations, tokens and prompts are counted for the teacher and the part of the student's work that they are for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from rld.curricula.fixed import Uniform
+
+import tests.support.tiny as tiny
+from rld.controllers.baselines import FixedController
+from rld.teachers.teacher import Teacher
+from rld.trainer.rld_config import RLDConfig
+from tests.support.gold_prompts_one_and_two import Recorded
+
+
+def count_reads(model: Any, read: list[int], *, learns: bool = False) -> None:
+    """Note the tokens of each forward of a model's backbone, with a gradient or without one."""
+
+    def note(_model: Any, _: Any, options: Any) -> None:
+        if torch.is_grad_enabled() == learns:
+            read.append(options["input_ids"].numel())
+
+    model.model.register_forward_pre_hook(note, with_kwargs=True)
+
+
+def test_operations_are_those_that_each_model_computed(tmp_path):
+    """Of two teachers one is off; an update has two micro-batches, and half of the prompts have gold answers."""
+    student, models = tiny.model(tie_word_embeddings=False), {"on": tiny.model(seed=1, width=48), "off": tiny.model(2)}
+    teachers = [Teacher(model, name, tokenizer=tiny.tokenizer()) for name, model in models.items()]
+    sizes = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 2, "max_steps": 3}
+    made = Recorded(
+        student,
+        tiny.letters,
+        RLDConfig(**tiny.rld_options(tmp_path, **sizes, gold_weight=0.7, gold_share=0.5)),
+        tiny.rows(),
+        processing_class=tiny.tokenizer(),
+        teachers=teachers,
+        controller=FixedController(balance_gradients=False, teachers={"on": 1.0, "off": 0.0}),
+        curriculum=Uniform({"first": 1, "second": 1}),
+    )
+    read, learnt, gold = {name: list[int]() for name in models}, list[int](), list[float]()
+    for name, model in models.items():
+        count_reads(model, read[name])
+    count_reads(student, learnt, learns=True)
+    count = made._joint_loss.count
+
+    def counted(batch: Any, num_computed: int, num_padding: int) -> None:
+        rows = [i for i, is_gold in enumerate(batch["is_gold"].tolist()) if is_gold]
+        prompts = {tuple(batch["prompt_ids"][i][batch["prompt_mask"][i].bool()].tolist()) for i in rows}
+        num_gold = sum(map(len, prompts)) + sum(int(batch["completion_mask"][i].sum()) for i in rows)
+        gold.append(round(num_gold * num_computed / (num_computed - num_padding)))
+        count(batch, num_computed, num_padding)
+
+    made._joint_loss.count = counted  # type: ignore[method-assign]
+    made.train()
+    parts = made.flop_meter.parts
+    expected = {name: 2 * model.num_parameters() * sum(read[name]) for name, model in models.items()}
+    assert parts["teachers"] == expected
+    assert expected["on"] > expected["off"] > 0, "one that is off is measured now and then"
+    num_all, num_gold, size = sum(learnt), sum(gold), student.num_parameters()
+    assert len(gold) == 6 and 0 < num_gold < num_all
+    assert parts["student"] == {"updates": 6 * size * (num_all - num_gold), "gold": 6 * size * num_gold, "probes": 0}
+    num_groups = sum(8 - len(record.gold_groups) for record in made.records)
+    assert made.totals.prompts_by_teacher == {"on": num_groups, "off": 0}
