@@ -200,7 +200,7 @@ class StageTraining:
             context, stage, self.num_parameters, evaluator, after=after, before=before, teachers=teachers
         )
         record["teacher_tokens"] = None if totals is None else totals.teacher_tokens
-        record["taught"] = {} if totals is None else totals.taught
+        record["teaching"] = {} if totals is None else totals.teaching
         record["steps"] = self.trainer.state.global_step
         record["ending"] = None if self.stopping.ending is None else self.stopping.ending._asdict()
 

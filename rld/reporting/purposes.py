@@ -53,9 +53,9 @@ def purposes(result: StageResult, plan: PlannedStage) -> list[Purpose]:
 def cells(purpose: Purpose, result: StageResult) -> list[str]:
     """Return a purpose as cells under `HEADS`."""
     total = sum(result.flops_by_account.values())
-    taught = None if purpose.teacher is None else result.taught.get(purpose.teacher)
+    teaching = None if purpose.teacher is None else result.teaching.get(purpose.teacher)
     spent = (number(purpose.flops), f"{purpose.flops / total:.1%}") if purpose.flops else ("-", "-")
-    return [purpose.name, purpose.needed_by, *spent, str(taught.prompts) if taught else "-"]
+    return [purpose.name, purpose.needed_by, *spent, str(teaching.prompts) if teaching else "-"]
 
 
 def money(purpose: Purpose, result: StageResult, spending: StageSpending, prices: Prices) -> list[str]:
@@ -66,8 +66,8 @@ def money(purpose: Purpose, result: StageResult, spending: StageSpending, prices
     total = sum(result.flops_by_account.values())
     cost = spending.machine_cost(prices) * purpose.flops / total if total else 0.0
     cost += spending.api_cost(purpose.teacher, prices) if purpose.teacher is not None else 0.0
-    has_gained = spending.gain is not None and spending.gain > 0
-    return [number(cost), number(cost / spending.gain) if has_gained and spending.gain else "-"]
+    gain = spending.gain or 0.0
+    return [number(cost), number(cost / gain) if gain > 0 else "-"]
 
 
 def _teachers(result: StageResult, plan: PlannedStage) -> Iterator[Purpose]:
@@ -75,7 +75,7 @@ def _teachers(result: StageResult, plan: PlannedStage) -> Iterator[Purpose]:
     if (plan.signals.get("policy") or {}).get("teacher_reward"):
         signals.insert(0, "policy")
     accounts = [result.flops_by_part.get(account, {}) for account in _OF_TEACHERS]
-    for name in dict.fromkeys([*result.taught, *(name for parts in accounts for name in parts)]):
+    for name in dict.fromkeys([*result.teaching, *(name for parts in accounts for name in parts)]):
         flops = sum(parts.get(name, 0.0) for parts in accounts)
         yield Purpose(f"teacher {name}", ", ".join(signals) or plan.kind, flops, name)
 
@@ -83,9 +83,9 @@ def _teachers(result: StageResult, plan: PlannedStage) -> Iterator[Purpose]:
 def _others(result: StageResult, plan: PlannedStage) -> Iterator[Purpose]:
     parts = result.flops_by_part.get("student", {})
     signals = [name for name in SIGNALS if plan.signals.get(name) is not None]
-    learnt = "completions, and updates on them" if plan.kind == "distill" else "updates on rows"
+    what = "completions, and updates on them" if plan.kind == "distill" else "updates on rows"
     flops = result.flops_by_account.get("generation", 0.0) + parts.get("updates", 0.0)
-    every = [Purpose(learnt, ", ".join(signals) or plan.kind, flops)]
+    every = [Purpose(what, ", ".join(signals) or plan.kind, flops)]
     every += [Purpose(*_OF_STUDENT[part], parts.get(part, 0.0)) for part in _OF_STUDENT]
     every.append(Purpose("protected skills", "retain", result.flops_by_account.get("retention", 0.0)))
     yield from (purpose for purpose in every if purpose.flops)

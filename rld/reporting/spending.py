@@ -19,7 +19,7 @@ from rld.utils.run_folder import RunFolder
 def stage_spending(result: StageResult) -> StageSpending:
     """Return what a finished stage took."""
     gain = 100 * (fmean(result.after.values()) - fmean(result.before.values())) if result.before else None
-    tokens = {name: taught.tokens for name, taught in result.taught.items()}
+    tokens = {name: teaching.tokens for name, teaching in result.teaching.items()}
     return StageSpending(result.name, result.seconds, gain, tokens, result.watts)
 
 
@@ -63,10 +63,11 @@ def _purposes(history: RunHistory, prices: Prices) -> str:
     """Return the table of what the stages' operations were for, of stages with more than one purpose."""
     rows = []
     for stage in history.stages:
-        if stage.result is None or len(found := purposes(stage.result, stage.plan)) < 2:
+        every = [] if stage.result is None else purposes(stage.result, stage.plan)
+        if stage.result is None or len(every) < 2:
             continue
         spending = stage_spending(stage.result)
-        for one in found:
+        for one in every:
             row = [stage.plan.name, *cells(one, stage.result), *money(one, stage.result, spending, prices)]
             rows.append(list(map(escape, row)))
     if not rows:

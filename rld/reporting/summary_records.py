@@ -22,7 +22,7 @@ class TeacherTokens(FileRecord):
     saved: Annotated[float, Field(allow_inf_nan=False)]
 
 
-class TaughtRecord(FileRecord):
+class TeachingRecord(FileRecord):
     """What one teacher did in a stage: tokens that it read, its answers to the gate included, and prompts taught."""
 
     tokens: Amount
@@ -42,7 +42,7 @@ class StageResult(FileRecord):
     watts: Amount | None = None
     """The mean power of the GPUs by their own counters; None where they have none."""
     teacher_tokens: TeacherTokens | None = None
-    taught: dict[str, TaughtRecord] = {}
+    teaching: dict[str, TeachingRecord] = {}
     """What each teacher did whose outputs were learnt."""
     student: ModelScores
     teachers: dict[str, ModelScores] = {}

@@ -211,7 +211,7 @@ class RolloutTotals:
         return {"scored": self.tokens_scored, "saved": self.tokens_saved}
 
     @property
-    def taught(self) -> dict[str, dict[str, int]]:
+    def teaching(self) -> dict[str, dict[str, int]]:
         """The tokens and prompts of each teacher, under the names of `summary.json`."""
         return {
             name: {"tokens": num_tokens, "prompts": self.prompts_by_teacher[name]}

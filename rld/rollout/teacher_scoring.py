@@ -146,12 +146,7 @@ class TeacherScoring:
             needed_BK, weights_BK = needed_BK & is_up_K, redistributed(weights_BK, is_up_K.expand(weights_BK.shape))
             batch["teacher_tokens"] = batch["teacher_tokens"] & is_up_K[:, None]
         if self.label_scores is not None:
-            with self.accelerator.autocast():  # it reads prompts without content as the teachers read the rollout
-                self.label_scores.add(batch, record, needed_BK)
-            if isinstance(self.gate, LabelGate) and record.is_training:
-                label_verdict = self.gate.judge(batch, record)
-                weights_BK = redistributed(weights_BK, label_verdict.factors_BK)
-                batch["is_first_visit"] = label_verdict.is_first_visit_B
+            weights_BK = self._over_labels(self.label_scores, batch, record, needed_BK, weights_BK)
         weights_BK = self._choose(weights_BK, batch, record) * may_teach_B[:, None]
         self._finish(batch, weights_BK, record)
         if not record.is_training:
@@ -292,6 +287,18 @@ class TeacherScoring:
                 "nothing else to learn from; go on from the last checkpoint when its server is back"
             )
         return events, ~down_K
+
+    def _over_labels(
+        self, scores: LabelScores, batch: RolloutBatch, record: RolloutRecord, needed_BK: Tensor, weights_BK: Tensor
+    ) -> Tensor:
+        """Add the teachers' scores of labels, and return the weights after a gate has judged them."""
+        with self.accelerator.autocast():  # it reads prompts without content as the teachers read the rollout
+            scores.add(batch, record, needed_BK)
+        if not isinstance(self.gate, LabelGate) or not record.is_training:
+            return weights_BK
+        verdict = self.gate.judge(batch, record)
+        batch["is_first_visit"] = verdict.is_first_visit_B
+        return redistributed(weights_BK, verdict.factors_BK)
 
     def _choose(self, weights_BK: Tensor, batch: RolloutBatch, record: RolloutRecord) -> Tensor:
         """Return the weights after the combination has compared the teachers, if it does."""

@@ -82,9 +82,10 @@ def test_a_teacher_on_a_server_costs_what_its_api_asks(whole, tmp_path, capsys):
         "apis: {big: {input_per_million_tokens: 200000, output_per_million_tokens: 0}}\n"
     )
     assert main(["cost", str(run), "--prices", str(prices), "--batch", "1"]) == 0
-    log = files.read_jsonl(run / "metrics.jsonl").records
-    (scored,) = [line["tokens/scored"] for line in log if line["stage"] == "learn"]
-    requests = (30 + 0.2 * scored) / (0.2 * 5)  # each prompt has five tokens
+    (record,) = [stage for stage in files.read_json(run / "summary.json")["stages"] if stage["name"] == "learn"]
+    num_read = record["teaching"]["big"]["tokens"]
+    assert 0 < num_read < record["teacher_tokens"]["scored"], "the other teacher is no API"
+    requests = (30 + 0.2 * num_read) / (0.2 * 5)  # each prompt has five tokens
     assert f"pays after {requests:.3g} requests" in capsys.readouterr().out
 
 

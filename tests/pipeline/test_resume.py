@@ -96,7 +96,7 @@ def summary(run: Path) -> dict[str, Any]:
 
 def accounts(run: Path) -> list[Any]:
     """FLOPs of each stage by account and part, and the tokens and prompts of its teachers."""
-    return [(stage["flops_by_part"], stage["taught"]) for stage in summary(run)["stages"]]
+    return [(stage["flops_by_part"], stage["teaching"]) for stage in summary(run)["stages"]]
 
 
 def steps(run: Path) -> list[tuple[str, int]]:

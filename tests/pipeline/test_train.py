@@ -155,7 +155,7 @@ def test_every_student_has_a_model_card(whole):
         "rewards `answers:exact_match` x 1, `./tasks.py:share` x 0.5 (policy); teachers `teacher` (response, feature)"
     )
     assert f"| student | distill | {lesson}: copy, flip | 14 |" in card.text
-    prompts = record["taught"]["teacher"]["prompts"]
+    prompts = record["teaching"]["teacher"]["prompts"]
     assert prompts > 0
     row = rf"\| teacher teacher \| policy, response, feature \| \S+ \| [0-9.]+% \| {prompts} \|"
     assert re.search(row, card.text.split("## Cost")[1]), "what the stage's FLOPs were for"

@@ -103,7 +103,7 @@ def test_the_page_shows_what_a_stage_and_a_point_of_it_cost(run: Path) -> None:
     last["flops_by_account"] = accounts | {"retention": 0.25e9}
     of_order = {account: {"order": accounts[account]} for account in ("teachers", "gate", "answers")}
     last["flops_by_part"] = of_order | {"student": {"updates": 1e9, "gold": 0.5e9, "probes": 0.0}}
-    last["taught"] = {"order": {"tokens": 1e6, "prompts": 30}, "served": {"tokens": 1e3, "prompts": 7}}
+    last["teaching"] = {"order": {"tokens": 1e6, "prompts": 30}, "served": {"tokens": 1e3, "prompts": 7}}
     first |= {"seconds": 3600.0, "watts": None}
     files.write_json(run / "summary.json", summary)
     (run / "cost.html").write_text("")
