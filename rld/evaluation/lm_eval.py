@@ -21,6 +21,7 @@ from rld.errors import RecipeError
 from rld.evaluation.measured import MeasuredScore, MeasuredScores
 from rld.recipe import registry
 from rld.recipe.evaluation import LmEval
+from rld.utils.hub import use_caches_if_unreachable
 from rld.utils.suggestions import nearest
 
 _NUM_RESAMPLES = 100
@@ -69,6 +70,7 @@ class LmEvalEvaluator:
         from lm_eval.models.huggingface import HFLM
 
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        use_caches_if_unreachable()
         with _restored(model):
             results = simple_evaluate(
                 model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self.options.batch_size),

@@ -20,6 +20,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rld.errors import ModelError
+from rld.utils.hub import use_caches_if_unreachable
+from rld.utils.messages import one_line
 from rld.utils.model_files import adapter_folder_problem
 
 _PREFIX = "rld_teacher_"
@@ -45,8 +47,9 @@ def add_adapter(model: PreTrainedModel, path: str) -> str:
     others = getattr(model, "peft_config", {})
     if not all(name.startswith(_PREFIX) for name in others):
         raise ValueError("the base model has an adapter of its own already; merge that first")
-    problem = adapter_folder_problem(Path(path)) if Path(path).is_dir() else None
-    if problem is not None:
+    if not Path(path).is_dir():
+        use_caches_if_unreachable()
+    elif (problem := adapter_folder_problem(Path(path))) is not None:
         raise ValueError(problem)
     try:
         config = PeftConfig.from_pretrained(path)
@@ -62,7 +65,7 @@ def add_adapter(model: PreTrainedModel, path: str) -> str:
         weights = {key.removeprefix(_WRAPPER): value for key, value in load_peft_weights(path, device="cpu").items()}
         loaded: Any = set_peft_model_state_dict(model, weights, adapter_name=name, low_cpu_mem_usage=True)
     except RuntimeError as error:
-        raise ValueError(f"it is an adapter of another model: {' '.join(str(error).split())}") from error
+        raise ValueError(f"it is an adapter of another model: {one_line(error)}") from error
     lacking = [key for key in loaded.missing_keys if name in key.split(".")] + loaded.unexpected_keys
     if lacking:
         raise ValueError(f"it does not fit the model: {lacking[0]} is in only one of them")

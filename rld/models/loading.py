@@ -27,6 +27,8 @@ from transformers.integrations import deepspeed
 
 from rld.errors import ModelError
 from rld.utils import secrets
+from rld.utils.hub import use_caches_if_unreachable
+from rld.utils.messages import one_line
 from rld.utils.model_files import file_problem, model_folder_problem
 from rld.utils.os_errors import is_system_failure
 
@@ -166,6 +168,8 @@ def _clear_errors(
     problem = folder_problem(folder) if folder.is_dir() and "subfolder" not in options else None
     if problem is not None:
         raise ModelError(f"cannot load {part}{place!r}: {problem}")
+    if not folder.is_dir():
+        use_caches_if_unreachable()
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError):
@@ -180,7 +184,7 @@ def refusal(error: Exception) -> str:
     """Return in one line why transformers refuses a configuration, without the function of it that found out."""
     is_wrapper = isinstance(error, StrictDataclassClassValidationError) and error.__cause__ is not None
     reason = error.__cause__ if is_wrapper else error
-    return f"{type(reason).__name__}: {' '.join(str(reason).split())}"
+    return f"{type(reason).__name__}: {one_line(reason)}"
 
 
 def _require_dtype(place: str, dtype: Any) -> None:
@@ -210,7 +214,7 @@ def _require_weights(place: str, info: Mapping[str, Any]) -> None:
 
 
 def _reason(place: str, error: Exception) -> str:
-    text = " ".join(secrets.masked_text(str(error)).split())
+    text = one_line(secrets.masked_text(str(error)))
     if "trust_remote_code" in text:
         return (
             "it has code of its own, which rld runs only if you trust it: set trust_remote_code: true among the "

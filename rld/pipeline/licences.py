@@ -13,7 +13,7 @@ from rld.pipeline.run import RunContext
 from rld.recipe import registry
 from rld.recipe.models import NewModel, PretrainedModel, PrunedModel
 from rld.recipe.teachers import SelfTeacherSpec, TeacherSpec
-from rld.utils.messages import tell
+from rld.utils.messages import one_line, tell
 
 UNKNOWN = "unknown"
 
@@ -58,7 +58,7 @@ def _head(path: Path) -> dict[Any, Any]:
         match = _HEAD.match(path.read_text(encoding="utf-8-sig"))
         content = None if match is None else yaml.safe_load(match[1])
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: such as a month 13 in YAML
-        tell(f"{path}: the licence cannot be read, and counts as {UNKNOWN}: {' '.join(str(error).split())}")
+        tell(f"{path}: the licence cannot be read, and counts as {UNKNOWN}: {one_line(error)}")
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -42,6 +42,7 @@ from rld.types import Answer, Row
 from rld.utils.energy import PowerMeter
 from rld.utils.files import Record
 from rld.utils.flops import FlopMeter, forward_flops
+from rld.utils.messages import one_line
 from rld.utils.os_errors import is_lost_process
 
 C = TypeVar("C", bound=TrainingArguments)
@@ -275,7 +276,7 @@ class RunContext:
         except Exception as error:
             if not isinstance(error, (RldError, *kinds)) or is_lost_process(error):
                 raise
-            message = " ".join(str(error).split()) or type(error).__name__
+            message = one_line(error) or type(error).__name__
             options = [option for option in getattr(stage, "trainer", {}) if re.search(rf"\b{option}\b", message)]
             keys = key.split(".") if key else []
             keys = ["trainer", *options] if key in ("", "trainer") and len(options) == 1 else keys

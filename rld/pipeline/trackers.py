@@ -11,7 +11,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback, Wan
 
 from rld.trainer.training_progress import TrainingProgress
 from rld.utils.files import remove_folder
-from rld.utils.messages import tell
+from rld.utils.messages import one_line, tell
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def _end_wandb(exit_code: int) -> None:
     try:
         importlib.import_module("wandb").finish(exit_code=exit_code)
     except Exception as error:
-        tell(f"the run of W&B could not be ended: {type(error).__name__}: {' '.join(str(error).split())}")
+        tell(f"the run of W&B could not be ended: {type(error).__name__}: {one_line(error)}")
 
 
 def send_scores(trainer: TrainingProgress, scores: Mapping[str, float]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rld.errors import RldError
 from rld.reporting.report import write_report
-from rld.utils.messages import tell
+from rld.utils.messages import one_line, tell
 from rld.utils.os_errors import describe_os_error
 
 LARGEST_SHARE = 0.01
@@ -62,7 +62,7 @@ class LivePage:
         self._expected = max(_GROWTH * seconds, _USUAL_SECONDS)
 
     def _tell(self, error: Exception, consequence: str) -> None:
-        text = " ".join(str(error).split())
+        text = one_line(error)
         if isinstance(error, OSError):
             text = describe_os_error(error)
         elif not isinstance(error, RldError):

@@ -18,6 +18,7 @@ from rld.errors import TeacherDown, TeacherError
 from rld.teachers.http_answer import AnswerTooLong, HttpAnswer, read_answer
 from rld.utils import secrets
 from rld.utils.interrupts import Waiting
+from rld.utils.messages import one_line
 from rld.utils.os_errors import is_system_failure
 
 TOKEN = "RLD_TEACHER_TOKEN"
@@ -225,7 +226,7 @@ def _message(answer: HttpAnswer) -> str:
         message = message.get("message", message) if isinstance(message, dict) else message
     except ValueError:
         message = answer.content.decode(errors="replace")
-    return " ".join(str(message).split())[:200] or answer.reason_phrase
+    return one_line(message)[:200] or answer.reason_phrase
 
 
 def _seconds(text: str | None) -> float:

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from rld.errors import ModelError, RecipeError, RldError, SystemFailure
 from rld.losses.feature_matching import PROJECTIONS
 from rld.trainer.rld_config import RLDConfig
+from rld.utils.messages import one_line
 
 Sampled: TypeAlias = tuple[list[list[int]], list[list[float | None]]]
 """The token ids of each completion, and their log-probabilities; None where one is unknown."""
@@ -90,7 +91,7 @@ def sampled(generate: Callable[[], Sampled], args: RLDConfig) -> Sampled:
         raise
     except Exception as error:  # TRL raises `Exception` itself where the server refuses
         address = args.vllm_server_base_url or f"{args.vllm_server_host}:{args.vllm_server_port}"
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)[:300]
         raise SystemFailure(
             f"use_vllm: the server at {address} failed in a rollout ({type(error).__name__}: {reason}); start it "
             "again, and go on from the last checkpoint"

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 from rld.errors import CheckpointError, UsageError
+from rld.utils.messages import one_line
 from rld.utils.secrets import masked_strings, masked_text
 
 _SECONDS_PER_DAY = 24 * 60 * 60
@@ -81,7 +82,7 @@ def read_json(path: Path) -> Record:
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:  # no JSON, or not in UTF-8
-        raise CheckpointError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+        raise CheckpointError(f"{path} is damaged: {one_line(error)}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is damaged: it holds no JSON object")
     return value

@@ -25,6 +25,11 @@ def tell_of_this_process(text: str) -> None:
     print(f"rld: {visible(text)}", file=sys.stderr, flush=True)
 
 
+def one_line(value: object) -> str:
+    """Return a text, or that of an error, without line breaks and with single blanks."""
+    return " ".join(str(value).split())
+
+
 def is_main_process() -> bool:
     """Tell whether this is the process of a distributed run that prints messages."""
     ranks = (os.environ[name] for name in _RANKS if os.environ.get(name, "").isdecimal())

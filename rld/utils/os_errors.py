@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from rld.errors import SystemFailure, UsageError
-from rld.utils.messages import tell_of_this_process
+from rld.utils.messages import one_line, tell_of_this_process
 from rld.utils.streams import STANDARD_OUTPUT
 
 _MACHINE = frozenset(
@@ -61,7 +61,7 @@ def as_os_error(error: BaseException | None) -> OSError | None:
         looked_at.add(id(error))
         if isinstance(error, OSError):
             return error if not is_handled or error.errno in _MACHINE else None
-        text = " ".join(str(error).split())
+        text = one_line(error)
         is_lack = isinstance(error, ImportError | RuntimeError) and any(part in text.lower() for part in _NO_MEMORY)
         if is_lack or isinstance(error, MemoryError):
             return OSError(errno.ENOMEM, f"there is not enough memory{': ' * bool(text)}{text:.200}")
@@ -118,7 +118,7 @@ def fullest_disk(error: OSError, *paths: Path) -> str:
 
 def describe_os_error(error: OSError) -> str:
     """Return what failed, at which path, and what to do, in one line."""
-    reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    reason = error.strerror or one_line(error) or type(error).__name__
     path = f": {error.filename}" if error.filename is not None else ""
     advice = _ADVICE.get(error.errno or 0)
     return f"{reason}{path}" + (f"; {advice}" if advice else "")

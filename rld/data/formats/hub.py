@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rld.errors import DataError
+from rld.utils.hub import use_caches_if_unreachable
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -58,6 +59,7 @@ def commit(rows: HubRows) -> str:
     """
     import datasets
 
+    use_caches_if_unreachable()
     try:
         commit_hash: str = datasets.load_dataset_builder(rows.dataset, rows.name, revision=rows.revision).hash
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from rld.errors import ModelError
 from rld.models.export.runtime import TOP_K, NextToken
+from rld.utils.messages import one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,7 +73,7 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
             options = parse_extra_options("", str(source), str(folder), *arguments, ["hf_token=false"])
             create_model("", str(source), str(folder), *arguments, **options)
     except (NotImplementedError, AttributeError, KeyError, ValueError) as error:  # by which it refuses models
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise ModelError(f"cannot export to ONNX: onnxruntime-genai's builder refuses the model: {reason}") from error
     for path in (source, cache):
         shutil.rmtree(path, ignore_errors=True)

@@ -16,6 +16,7 @@ import psutil
 
 from rld.errors import ModelError
 from rld.utils.interrupts import end_with_parent
+from rld.utils.messages import one_line
 
 TOP_K = 128
 """Likeliest tokens whose log-probabilities a runtime hands over: those of 50,000 take llama.cpp a second per token."""
@@ -149,4 +150,4 @@ class RuntimeProcess:
         except BrokenProcessPool as error:
             raise ModelError(f"the runtime has crashed on the {self._name}") from error
         except RuntimeError as error:  # by which runtimes refuse files and sequences
-            raise ModelError(f"the runtime refuses the {self._name}: {' '.join(str(error).split())}") from error
+            raise ModelError(f"the runtime refuses the {self._name}: {one_line(error)}") from error
