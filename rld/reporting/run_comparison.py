@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -223,21 +224,33 @@ def _paired(name: str, scores: tuple[ScoreRecord, ScoreRecord], rows: Sequence[S
         return None
     num_rows, num_better = len(a), sum(after > before for before, after in zip(a, b, strict=True))
     num_worse = sum(after < before for before, after in zip(a, b, strict=True))
-    middle, reach = _paired_interval(num_better, num_worse, num_rows)
-    value = (num_better - num_worse) / num_rows
-    return ScoreRecord(value=value, low=middle - reach, high=middle + reach)
+    low, high = _paired_interval(num_better, num_worse, num_rows)
+    return ScoreRecord(value=(num_better - num_worse) / num_rows, low=low, high=high)
 
 
 def _paired_interval(num_better: int, num_worse: int, num_rows: int) -> tuple[float, float]:
-    """Return the middle of the 95% interval of a difference of two shares of the same rows, and its reach.
+    """Return the ends of the 95% interval of a difference of two shares of the same rows.
 
     The adjusted Wald interval of Bonett and Price (2012), "Adjusted Wald confidence interval for a difference of
-    binomial proportions based on paired data", J. Educ. Behav. Stat. 37(4): one row more
-    counts as better and one as worse, so that few rows that all change alike are not taken for certain.
+    binomial proportions based on paired data", J. Educ. Behav. Stat. 37(4): one row more counts as better and one as
+    worse, so that few rows that all change alike are not taken for certain. Of very few rows it is too narrow: it
+    reaches to 0 where McNemar's mid-p test finds no difference at a level of 5%.
     """
     better, worse = ((count + 1) / (num_rows + 2) for count in (num_better, num_worse))
     middle = better - worse
-    return middle, REACH * ((better + worse - middle**2) / (num_rows + 2)) ** 0.5
+    reach = REACH * ((better + worse - middle**2) / (num_rows + 2)) ** 0.5
+    if _mid_p(num_better, num_worse) > 0.05:
+        return min(middle - reach, 0.0), max(middle + reach, 0.0)
+    return middle - reach, middle + reach
+
+
+def _mid_p(num_better: int, num_worse: int) -> float:
+    """Return the two-sided mid-p value of McNemar's test, of rows that changed (Fagerland, Lydersen and Laake 2013)."""
+    num_changed, fewer = num_better + num_worse, min(num_better, num_worse)
+    if num_better == num_worse:
+        return 1.0
+    ways = list(accumulate(range(fewer), lambda count, i: count * (num_changed - i) // (i + 1), initial=1))
+    return (2 * sum(ways) - ways[-1]) / 2**num_changed
 
 
 def _predictions(side: Side) -> list[Record]:
