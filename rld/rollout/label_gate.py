@@ -6,7 +6,8 @@ Shapes: B completions of this process, L labels, K teachers, S skills.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,6 +63,8 @@ class LabelGate:
         """Those of them whose gold label it is."""
         self._visited: set[int] = set()
         """Gold rows of earlier rollouts. A few come back soon, and the student then says what it was taught."""
+        self._rows_K: list[set[int]] = [set() for _ in self.teachers]
+        """Those that each teacher's counts are of."""
 
     def judge(self, batch: RolloutBatch, record: RolloutRecord) -> LabelVerdict:
         """Return the verdict on the completions of a rollout, whose gold rows count.
@@ -73,16 +76,18 @@ class LabelGate:
         predictions_BK = predicted_labels(batch["teacher_label_scores"], batch).cpu()
         skills_B = torch.tensor([self.skills.index(record.skills[s]) for s in record.skill_ids_B.tolist()])
         gold_B, was_run_BK = record.gold_ids_B, batch["teacher_tokens"].any(-1).cpu()
-        is_first_visit_B = self._first_visits(record.rows, (gold_B >= 0).tolist())
-        is_counted_B = (record.label_ids_B == 0) & is_first_visit_B
+        keys = [_key(row) if gold >= 0 else None for row, gold in zip(record.rows, gold_B.tolist(), strict=True)]
+        is_first_visit_B = _are_new(keys, self._visited)
         counts_2KSL = torch.zeros(2, *self._predicted_KSL.shape, dtype=torch.float64)
-        for k in range(len(self.teachers)):
-            rows_B = is_counted_B & was_run_BK[:, k]
+        for k, teacher in enumerate(self.teachers):
+            is_new_B = is_first_visit_B if teacher.is_student else _are_new(keys, self._rows_K[k])
+            rows_B = (record.label_ids_B == 0) & was_run_BK[:, k] & is_new_B
             at = skills_B[rows_B], predictions_BK[rows_B, k]
             is_correct_B = predictions_BK[rows_B, k] == gold_B[rows_B]
             counts_2KSL[0, k].index_put_(at, torch.ones_like(is_correct_B, dtype=torch.float64), accumulate=True)
             counts_2KSL[1, k].index_put_(at, is_correct_B.double(), accumulate=True)
         predicted_KSL, correct_KSL = self.accelerator.reduce(counts_2KSL.to(self.accelerator.device), "sum").cpu()
+        self._visit(keys, was_run_BK)
         self._predicted_KSL += predicted_KSL
         self._correct_KSL += correct_KSL
         sizes_B = torch.tensor([len(words) for words in record.words_B], dtype=torch.float64)
@@ -97,31 +102,42 @@ class LabelGate:
         device = self.accelerator.device
         return LabelVerdict(factors_BK.float().to(device), is_first_visit_B.to(device))
 
-    def _first_visits(self, rows: Sequence[Row], has_gold: Sequence[bool]) -> Tensor:
-        """Return which rows have a label and were in no earlier rollout of any process, `[B]` bool."""
-        keys = [_key(row) if is_gold else None for row, is_gold in zip(rows, has_gold, strict=True)]
-        is_first_visit_B = torch.tensor([key is not None and key not in self._visited for key in keys])
-        self._visited.update(gather_object([key for key in keys if key is not None]))
-        return is_first_visit_B
+    def _visit(self, keys: Sequence[int | None], was_run_BK: Tensor) -> None:
+        """Remember the gold rows of a rollout of all processes, and for which teachers they count."""
+        own = [(key, was_run) for key, was_run in zip(keys, was_run_BK.tolist(), strict=True) if key is not None]
+        for key, was_run in gather_object(own):
+            self._visited.add(key)
+            for rows in itertools.compress(self._rows_K, was_run):
+                rows.add(key)
 
     def forget(self, k: int) -> None:
-        """Forget what is known of teacher k, because its weights have changed, and count the gold rows anew."""
+        """Forget what is known of teacher k, because its weights have changed, and count gold rows anew for it."""
         self._predicted_KSL[k] = self._correct_KSL[k] = 0
-        self._visited.clear()
+        self._rows_K[k].clear()
 
     def save(self, path: Path) -> None:
         """Write what the gate knows, by teacher."""
-        names = [str(teacher.name) for teacher in self.teachers]
-        counts = zip(self._predicted_KSL.tolist(), self._correct_KSL.tolist(), strict=True)
-        write_json(path, {"labels": dict(zip(names, counts, strict=True)), "visited": sorted(self._visited)})
+        parts = zip(self.teachers, self._predicted_KSL.tolist(), self._correct_KSL.tolist(), strict=True)
+        teachers = {
+            str(teacher.name): {"predicted": predicted, "correct": correct, "rows": sorted(rows)}
+            for (teacher, predicted, correct), rows in zip(parts, self._rows_K, strict=True)
+        }
+        write_json(path, {"teachers": teachers, "visited": sorted(self._visited)})
 
     def load(self, path: Path) -> None:
-        """Restore what `save` wrote."""
+        """Restore what `save` wrote; of a teacher that it does not name nothing is known."""
         state = read_json(path)
         self._visited = set(state["visited"])
         for k, teacher in enumerate(self.teachers):
-            if str(teacher.name) in state["labels"]:
-                self._predicted_KSL[k], self._correct_KSL[k] = map(torch.tensor, state["labels"][str(teacher.name)])
+            if (entry := state["teachers"].get(str(teacher.name))) is not None:
+                self._predicted_KSL[k] = torch.tensor(entry["predicted"])
+                self._correct_KSL[k] = torch.tensor(entry["correct"])
+                self._rows_K[k] = set(entry["rows"])
+
+
+def _are_new(keys: Sequence[int | None], earlier: Set[int]) -> Tensor:
+    """Return which rows have a key that is not among earlier ones, `[B]` bool; rows without a label have none."""
+    return torch.tensor([key is not None and key not in earlier for key in keys])
 
 
 def _key(row: Row) -> int:

@@ -245,8 +245,21 @@ def test_the_gate_opens_by_the_gold_label_or_by_how_often_the_prediction_was_rig
     other.load(path)
     assert torch.equal(other._predicted_KSL, made.gate._predicted_KSL)
     assert torch.equal(other._correct_KSL, made.gate._correct_KSL)
-    other.forget(0)
-    assert other._predicted_KSL.sum() == 0
+
+
+def test_a_teacher_that_has_changed_is_counted_anew_and_no_other_one(tmp_path):
+    """What the student has learnt, it has learnt; gold rows that a resumed gate has counted are not counted again."""
+    made = runs.trainer(tmp_path, gate="per_prompt")
+    rows = [row | {"skill": "first", "answer": runs.LABELS["first"][0]} for row in made.train_dataset][:4]
+    assert rollout(made, rows)["is_first_visit"].all()
+    first = made.gate._predicted_KSL.sum((1, 2)).tolist()
+    assert first[0] == first[1] == len({row["prompt"] for row in rows})
+    made.gate.forget(0)
+    made.gate.save(tmp_path / "gate.json")
+    made.gate.load(tmp_path / "gate.json")
+    for _ in range(2):
+        assert not rollout(made, rows)["is_first_visit"].any()
+        assert made.gate._predicted_KSL.sum((1, 2)).tolist() == first
 
 
 def test_teachers_share_the_weight_by_the_squared_precision_of_the_label_that_each_predicts(tmp_path):
