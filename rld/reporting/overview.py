@@ -17,6 +17,7 @@ from rld.recipe.registry import can_judge
 from rld.recipe.schema import Recipe
 from rld.recipe.sizes import Lengths, StageCost, quantity
 from rld.recipe.stages import AnyStage
+from rld.recipe.stages.distill import Distill
 from rld.reporting import series
 
 _RANGE = "from all solved in completions as long as gold answers to none, as long as max_new_tokens"
@@ -166,7 +167,9 @@ def _stage(
     flops = f"about {quantity(cost.flops)}{by_account if len(parts) > 1 else ''}"
     table.add_row("costs", f"FLOPs: {flops}; bytes of memory: {quantity(cost.bytes)}")
     if cost.flops_range is not None:
-        table.add_row("", f"FLOPs are {' to '.join(map(quantity, cost.flops_range))} {_RANGE}")
+        refill = stage.rollout.refill if isinstance(stage, Distill) else 0
+        replaced = f", with each prompt replaced {refill} times" if refill else ""
+        table.add_row("", f"FLOPs are {' to '.join(map(quantity, cost.flops_range))} {_RANGE}{replaced}")
     if cards is not None and cost.demand is not None and cost.flops_by_account is not None:
         total = estimate(cost.flops_by_account, cost.demand, cards)
         table.add_row(f"on {cards}", _on_cards(total, cards))

@@ -14,23 +14,15 @@ from rld.cli import main
 from rld.pipeline.summary import SummaryWriter
 from rld.reporting import live_page
 from rld.reporting.report import write_report
-from tests.support.runs import Killed, written
+from tests.support.runs import SHORT, SHORT_TASKS, Killed, written
 
-RECIPE = """
-name: short
-tokenizer: {characters: "ab="}
-max_new_tokens: 4
-skills: {copy: {generator: "./tasks.py:copy", held_out: 2}}
-models: {tiny: {new: llama, config: {hidden_size: 8, intermediate_size: 8, num_hidden_layers: 1, num_attention_heads: 1}}}
-stages:
+RECIPE = (
+    SHORT
+    + """
   - {name: first, kind: sft, student: tiny, steps: 2, batch: 2, checkpoint_every: 1}
   - {name: second, kind: sft, student: first, steps: 3, batch: 2, checkpoint_every: 2}
-"""  # noqa: E501 - one line is one key
-TASKS = """
-def copy(rng):
-    word = "".join(rng.choices("ab", k=3))
-    return word + "=", word
 """
+)
 
 
 def place(page: Path) -> str:
@@ -57,7 +49,7 @@ def pages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_the_page_follows_the_run_also_behind_a_checkpoint(
     tmp_path: Path, pages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe, run, draw = written(tmp_path, RECIPE, TASKS), tmp_path / "run", live_page.write_report
+    recipe, run, draw = written(tmp_path, RECIPE, SHORT_TASKS), tmp_path / "run", live_page.write_report
 
     def draw_until_killed(folder: Path) -> None:
         draw(folder)
@@ -79,7 +71,7 @@ def test_the_page_follows_the_run_also_behind_a_checkpoint(
 
 
 def test_the_page_of_a_run_that_failed_says_so(tmp_path: Path, pages: list[str]) -> None:
-    recipe, run = written(tmp_path, RECIPE, TASKS), tmp_path / "run"
+    recipe, run = written(tmp_path, RECIPE, SHORT_TASKS), tmp_path / "run"
     learning_rate = "stages.second.trainer.learning_rate=1e38"
     assert main(["train", str(recipe), "--output", str(run), learning_rate]) == 3
     assert pages[-1].startswith("failed: 2 of 2, second")
@@ -98,7 +90,7 @@ def test_no_page_is_drawn_of_a_failure_that_could_not_be_recorded(
         return write(writer, status)
 
     monkeypatch.setattr(SummaryWriter, "write", refuse)
-    recipe, learning_rate = written(tmp_path, RECIPE, TASKS), "stages.second.trainer.learning_rate=1e38"
+    recipe, learning_rate = written(tmp_path, RECIPE, SHORT_TASKS), "stages.second.trainer.learning_rate=1e38"
     assert main(["train", str(recipe), "--output", str(tmp_path / "run"), learning_rate]) == 3
     assert num_pages == [len(pages)]
 
@@ -107,5 +99,5 @@ def test_a_page_that_cannot_be_drawn_ends_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(live_page, "write_report", lambda _: [][0])
-    assert main(["train", str(written(tmp_path, RECIPE, TASKS)), "--output", str(tmp_path / "run")]) == 0
+    assert main(["train", str(written(tmp_path, RECIPE, SHORT_TASKS)), "--output", str(tmp_path / "run")]) == 0
     assert capsys.readouterr().err.count("the report could not be drawn, and the run goes on without it") == 1

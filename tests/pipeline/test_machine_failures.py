@@ -20,29 +20,20 @@ from rld.trainer import checkpoints
 from rld.utils import files
 from rld.utils.manifest import write_manifest
 from rld.utils.os_errors import as_os_error, describe_os_error
+from tests.support.runs import SHORT, SHORT_TASKS, written
 
-RECIPE = """
-name: short
-tokenizer: {characters: "ab="}
-max_new_tokens: 4
-skills: {copy: {generator: "./tasks.py:copy", held_out: 2}}
-models: {tiny: {new: llama, config: {hidden_size: 8, intermediate_size: 8, num_hidden_layers: 1, num_attention_heads: 1}}}
-stages:
+RECIPE = (
+    SHORT
+    + """
   - {name: first, kind: sft, student: tiny, steps: 1, batch: 2}
   - {name: second, kind: sft, student: first, steps: 3, batch: 2, checkpoint_every: 1}
-"""  # noqa: E501 - one line is one key
-TASKS = """
-def copy(rng):
-    word = "".join(rng.choices("ab", k=3))
-    return word + "=", word
 """
+)
 
 
 @pytest.fixture
 def recipe(tmp_path) -> str:
-    (tmp_path / "short.yaml").write_text(RECIPE)
-    (tmp_path / "tasks.py").write_text(TASKS)
-    return str(tmp_path / "short.yaml")
+    return str(written(tmp_path, RECIPE, SHORT_TASKS))
 
 
 def full(*_: object, **__: object) -> None:
@@ -255,12 +246,12 @@ def test_a_name_that_is_not_in_utf_8_is_refused(recipe, capsys, words):
 def test_a_run_in_a_folder_whose_name_is_not_in_utf_8_is_refused(recipe, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "r\udcff"
     folder.mkdir()
-    for name in ("short.yaml", "tasks.py"):
+    for name in ("small.yaml", "tasks.py"):
         shutil.copy(tmp_path / name, folder)
     monkeypatch.chdir(folder)
-    assert main(["train", "short.yaml", "--output", "run"]) == 2
+    assert main(["train", "small.yaml", "--output", "run"]) == 2
     assert "\\udcff/run' is not in UTF-8" in capsys.readouterr().err
-    assert main(["train", "short.yaml", "--output", str(tmp_path / "run")]) == 0
+    assert main(["train", "small.yaml", "--output", str(tmp_path / "run")]) == 0
 
 
 def test_output_that_nobody_reads_and_output_to_a_full_disk_end_quietly():

@@ -21,6 +21,22 @@ def constant(rng, *, length):
 """
 """Generators of tasks that every test may use: to copy a word, and to say `d`, which a few updates teach."""
 
+SHORT = """
+name: short
+tokenizer: {characters: "ab="}
+max_new_tokens: 4
+skills: {copy: {generator: "./tasks.py:copy", held_out: 2}}
+models: {tiny: {new: llama, config: {hidden_size: 8, intermediate_size: 8, num_hidden_layers: 1, num_attention_heads: 1}}}
+stages:
+"""  # noqa: E501 - one line is one key
+"""A recipe beside `SHORT_TASKS` that lacks its stages, of which each update takes some milliseconds."""
+
+SHORT_TASKS = """
+def copy(rng):
+    word = "".join(rng.choices("ab", k=3))
+    return word + "=", word
+"""
+
 
 class Killed(BaseException):
     """Stands for SIGKILL: nothing that a run does at its end is done."""
