@@ -250,7 +250,7 @@ def _mid_p(num_better: int, num_worse: int) -> float:
     if num_better == num_worse:
         return 1.0
     ways = list(accumulate(range(fewer), lambda count, i: count * (num_changed - i) // (i + 1), initial=1))
-    return (2 * sum(ways) - ways[-1]) / 2**num_changed
+    return float((2 * sum(ways) - ways[-1]) / 2**num_changed)
 
 
 def _predictions(side: Side) -> list[Record]:

@@ -20,8 +20,7 @@ def use_caches_if_unreachable() -> None:
     Any answer will do: what its status means for a file is for the libraries to say.
     """
     import httpx2
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import constants, get_session
 
     if constants.is_offline_mode():
         return
