@@ -13,6 +13,7 @@ from rld.losses.feature_matching import FeaturePlan
 from rld.models.logprob_source import LogprobSource, ScoredSequence, answered_everywhere
 from rld.pipeline.model_loading import Loaded
 from rld.pipeline.run import RunContext
+from rld.recipe import registry
 from rld.recipe.stages.distill import Distill
 from rld.recipe.teachers import CacheSpec, SelfTeacherSpec, ServedTeacher, TeacherSpec
 from rld.rollout.gold import gold_completions
@@ -62,7 +63,7 @@ class TeacherLoader:
         for name, spec in stage.teachers.items():
             try:
                 teacher = answered_everywhere(functools.partial(self._teacher, stage, name, student))
-                ready.append(self.probe(teacher, spec, skills))
+                ready.append(self.probe(teacher, spec, skills, is_gated=self._is_gated(stage)))
             except TeacherDown as error:
                 if not (isinstance(spec, ServedTeacher) and spec.optional):
                     raise
@@ -77,17 +78,28 @@ class TeacherLoader:
             )
         return ready, events
 
+    def _is_gated(self, stage: Distill) -> bool:
+        """Return whether a gate measures the teachers while the stage trains."""
+        use, folder = self._context.recipe.verifier_in_use.use, self._context.source.parent
+        return stage.has_measuring_gate and (stage.audit is not None or registry.can_judge(use, folder))
+
     def probe(
-        self, teacher: Teacher, spec: TeacherSpec | ServedTeacher | SelfTeacherSpec, skills: Sequence[str]
+        self,
+        teacher: Teacher,
+        spec: TeacherSpec | ServedTeacher | SelfTeacherSpec,
+        skills: Sequence[str],
+        *,
+        is_gated: bool,
     ) -> ProbedTeacher:
-        """Score a teacher on the held-out rows, and count its correct answers to each skill's probing prompts.
+        """Score a teacher on the held-out rows, and count its correct answers to the probing prompts of its skills.
 
         It is asked as it is when it teaches, by its own prompt where it has one.
         """
         context = self._context
-        questions = [skill for skill in skills if skill not in context.recipe.blocks]  # a text asks for no answer
-        rows: list[Row] = [row for skill in questions for row in context.skill_rows[skill].probe(spec.probe_prompts)]
-        taught = [skill for skill in questions if teacher.teaches(skill)]
+        # A text asks for no answer.
+        taught = [skill for skill in skills if skill not in context.recipe.blocks and teacher.teaches(skill)]
+        count = spec.num_probes(is_gated=is_gated)
+        rows: list[Row] = [row for skill in taught for row in context.skill_rows[skill].probe(count)]
 
         def as_read(rows: Sequence[Row]) -> list[Row]:
             return [teacher.own_row(row) if row["skill"] in taught else row for row in rows]

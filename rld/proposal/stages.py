@@ -114,10 +114,7 @@ def _teacher(teaching: Teaching, name: str, plan: Plan) -> list[str]:
     if plan.is_offloaded:
         options["offload"] = True
         reasons.append("GPU memory is short")
-    if teaching.samples or teaching.kind == "labelled":
-        options["probe_prompts"] = 16
-        reasons.append("it teaches if it answers better than the student")
-    elif teaching.kind != "plain_text":
+    if not teaching.samples and teaching.kind not in ("labelled", "plain_text"):
         options["probe_prompts"] = 0
         reasons.append("it is trusted")
     return entry(6, name, options, "; ".join(reasons))

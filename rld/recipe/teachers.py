@@ -23,14 +23,18 @@ from rld.utils.templates import template_problem
 STUDENT = "student"
 """How a teacher with a prompt names the student as its model."""
 
+_NUM_PROBES = 32
+"""Prompts of a skill that measure a teacher which no gate measures."""
+
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 
 class _Teacher(FrozenOptions):
     skills: list[str] | None = None
-    """The skills that it teaches. None: those on which its probe score is better than the student's."""
-    probe_prompts: int = Field(32, ge=0, le=100_000)
-    """Training prompts per skill that it answers before the stage, to measure its success rate. 0: trust it."""
+    """The skills that it teaches. None: all; how much on each is the controller's to decide."""
+    probe_prompts: int | None = Field(None, ge=0, le=100_000)
+    """Training prompts of each of its skills that it answers before the stage, to measure its success rate. 0: trust
+    it. None: 32 where no gate asks it while the stage trains, else 0."""
     prompt: str | None = None
     """What it reads in place of the student's prompt, or of the user's last message in it: a text in which `{question}`
     and `{answer}`, the gold answer, are replaced. None: it reads the student's prompt."""
@@ -50,6 +54,14 @@ class _Teacher(FrozenOptions):
         if isinstance(name, str) and not _NAME.fullmatch(name):
             yield names.problem(loc, ": a name has only letters, digits, '_' and '-'")
         yield from names.skill_list((*loc, "skills"), raw.get("skills"), names.trained_skills)
+
+    def num_probes(self, *, is_gated: bool) -> int:
+        """Return the training prompts of each skill that it answers before a stage.
+
+        Args:
+            is_gated: Whether a gate measures it by the prompts of the stage.
+        """
+        return self.probe_prompts if self.probe_prompts is not None else 0 if is_gated else _NUM_PROBES
 
     @property
     def place(self) -> str:

@@ -9,7 +9,6 @@ Shapes: B completions, T completion tokens, K teachers.
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -66,7 +65,6 @@ class TeacherEnsemble:
 
     def __init__(self, teachers: Sequence[Teacher], student: StudentInterface, prepare: PrepareModel) -> None:
         _require_names(teachers)
-        _warn_of_unverified(teachers)
         _require_other_weights(teachers, student.model)
         for teacher in teachers:
             if isinstance(teacher, SelfTeacher):
@@ -259,17 +257,6 @@ def _require_other_weights(teachers: Sequence[Teacher], student: PreTrainedModel
                 "Teacher(copy.deepcopy(model), tokenizer=...), or the path that the student was loaded from; to let "
                 "the student teach itself by another prompt, pass SelfTeacher(prompt=...)"
             )
-
-
-def _warn_of_unverified(teachers: Sequence[Teacher]) -> None:
-    names = [teacher.name for teacher in teachers if not teacher.verified and teacher.skills is None]
-    if len(names) > 1:
-        warnings.warn(
-            f"nothing tells on which skills teachers {names} are correct, so all teach every skill with equal weight, "
-            "and one that is wrong on a skill harms the student there; give them Teacher(..., skills=[...]) or "
-            "verified={...}",
-            stacklevel=5,
-        )
 
 
 def _batch(

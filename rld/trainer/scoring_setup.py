@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from rld.errors import RecipeError
@@ -11,6 +13,7 @@ from rld.rollout.label_gate import LabelGate
 from rld.rollout.label_scores import LabelScores
 from rld.rollout.teacher_scoring import TeacherScoring, TeacherScoringOptions
 from rld.rollout.verifier import Verify
+from rld.teachers.teacher import Teacher
 
 
 def require_labels(trainer: Any) -> None:
@@ -38,12 +41,12 @@ def gate_of(trainer: Any, verify: Verify | None) -> TeacherGate | LabelGate | No
         verify: Gives 1 to correct answers. None: there is no such function.
     """
     args, teachers = trainer.args, trainer.teachers
-    if args.gate != "per_prompt" or not teachers:
+    if args.gate != "per_prompt" or not teachers or (verify is None and not args.labels):
+        _warn_of_unverified(teachers)
         return None
     if args.labels:
         return LabelGate(teachers, args.labels, trainer.accelerator)
-    if verify is None:
-        return None
+    assert verify is not None
     resamples = trainer.runtime.controller.required_measurements.resampled_answers
     return TeacherGate(
         teachers,
@@ -80,3 +83,14 @@ def teacher_scoring(trainer: Any) -> TeacherScoring:
         label_scores=label_scores,
         gate_time=functools.partial(trainer.timer.part, "gate"),
     )
+
+
+def _warn_of_unverified(teachers: Sequence[Teacher]) -> None:
+    names = [teacher.name for teacher in teachers if not teacher.verified and teacher.skills is None]
+    if len(names) > 1:
+        warnings.warn(
+            f"nothing tells on which skills teachers {names} are correct, so all teach every skill with equal weight, "
+            "and one that is wrong on a skill harms the student there; give them Teacher(..., skills=[...]) or "
+            "verified={...}",
+            stacklevel=6,
+        )

@@ -88,7 +88,7 @@ def test_a_good_recipe_is_read_with_its_types(recipe):
     assert isinstance(made.models["big"], NewModel)
     assert made.stages[0].trainer["learning_rate"] == 0.001  # YAML 1.1 makes text of 1e-3
     assert made.stages[1].controller.on_above == 0.25
-    assert made.stages[1].teachers["t"].probe_prompts == 32
+    assert made.stages[1].teachers["t"].probe_prompts is None
     assert (
         read_recipe(recipe(), ["stages.main.teachers.t.adapter=adapter"]).stages[1].teachers["t"].adapter == "adapter"
     )

@@ -231,6 +231,11 @@ class Distill(TrainingStage):
         return gold_in_use(self)
 
     @property
+    def has_measuring_gate(self) -> bool:
+        """Whether a gate measures how often teachers are correct, where the verifier can be asked."""
+        return self.gate == "per_prompt" and getattr(self.controller, "use_gate_counts", True)
+
+    @property
     def has_gold_prompts(self) -> bool:
         """Whether some prompts have their gold answer alone, and others sampled completions."""
         return self.gold is not None and not self.rollout.gold_completions and not self.learns_labels
