@@ -185,7 +185,8 @@ class GapController(BaseController):
         skill, events = self._observe_reward(name, skill.model_copy(update={"ticks_unseen": 0}), measured, step)
         skill = self._observe_teachers(skill.after_attempts(measured, self.memory), measured, tick)
         worths = self._worths(skill, measured)
-        skill = skill.model_copy(update={"best_worth": max(worths.signals[signal] for signal in skill.signals)})
+        best = max([measured.gold_share, *(worths.signals[signal] for signal in skill.signals)])
+        skill = skill.model_copy(update={"best_worth": best})
         moved, teacher_switches, signal_switches = self._move_weights(skill, worths)
         for change in teacher_switches:
             reason = teacher_reason(skill, measured, change.name, few=2 * self.min_coverage)

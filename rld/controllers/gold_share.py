@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from rld.controllers.base import State
 from rld.controllers.beta_posterior import UNIFORM, BetaPosterior
-from rld.controllers.observation import Observation, SkillObservation, Weights
+from rld.controllers.observation import Observation, RequiredMeasurements, SkillObservation, Weights
 from rld.controllers.wrapped import WrappedController
 from rld.types import Event, Signal
 
@@ -18,23 +18,28 @@ MEMORY = 0.9
 """Share of earlier counts of successes that one tick keeps: about ten ticks are averaged."""
 
 FIRST_SHARE = 1 / 2
-"""Share of gold prompts at the beginning: from the other half it is seen how the student answers."""
+"""Share of gold prompts while it is unknown how long the student's own correct completions are."""
 
 NEW_SHARE = 15 / 16
 """Share while a skill's gold answers are as good as new: from the others it is measured how often it succeeds."""
 
-NEW_PASSES = 4
-"""Passes over a skill's rows in which its gold answers are as good as new (Muennighoff et al. 2023, arXiv:2305.16264:
-up to 4 passes teach about as much as new rows do)."""
+NEW_PASSES = 8
+"""Passes over a skill's rows in which its gold answers count as new: in the last of them a row still teaches
+exp(-7 / 15.4), 0.63 of what a new one does (Muennighoff et al. 2023, arXiv:2305.16264)."""
 
 REPEATED_SHARE = 1 / 2
 """Share of the prompts on which the student fails whose gold answers are repeated after that."""
 
-FEWEST_SUCCESSES = 8
-"""Successes of the student by whose length a gold answer is judged."""
+NUM_FIRST = 8
+"""Completions from which it is seen how the student answers, and correct ones that decide about gold answers."""
 
 BARE = 1 / 2
 """A gold answer below this share of the length of the student's own correct completions is a bare result."""
+
+
+def are_bare(gold_length: float, own_length: float) -> bool:
+    """Return whether gold answers of a mean length are bare results beside completions of another mean length."""
+    return gold_length < BARE * own_length
 
 
 @dataclass(frozen=True)
@@ -47,13 +52,14 @@ class GoldShareController(WrappedController):
     distributions on these tell more that holds on other rows.
 
     Attributes:
-        share: The share, fixed. None: 1/2 before the first tick and while 1 to 7 completions of the student were
-            correct, then 15/16 while the gold answers that were learnt come to less than 4 passes over the skill's
-            rows, then `(1 - p) / 2`, p being the mean of a Beta posterior of the student's success rate that forgets;
-            and 0 where gold answers are bare results, less than half as long as the student's first 8 or more correct
-            completions.
+        share: The share, fixed. None: 1/2 until 8 completions of the student have been sampled, and while the correct
+            ones of fewer than 8 are more than twice as long as gold answers; then 15/16 while the gold answers that
+            were learnt come to less than 8 passes over the skill's rows, then `(1 - p) / 2`, p being the mean of a Beta
+            posterior of the student's success rate that forgets; and 0 where gold answers are bare results, less than
+            half as long as the student's first 8 or more correct completions.
         num_rows: The number of rows with a gold answer of each skill that has an end of them. 0: none is learnt.
         num_iterations: How often a rollout is learnt from.
+        never_bare: Skills whose gold answers cannot be bare results, for completions end before they are twice as long.
     """
 
     STATE_KEY = "gold"
@@ -61,6 +67,12 @@ class GoldShareController(WrappedController):
     share: float | None = None
     num_rows: Mapping[str, int] = field(default_factory=dict)
     num_iterations: int = 1
+    never_bare: frozenset[str] = frozenset()
+
+    @property
+    def required_measurements(self) -> RequiredMeasurements:
+        """What the other controller requires, and a tick after the first update, in which half is sampled."""
+        return self.controller.required_measurements._replace(first_update=self.share is None)
 
     def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> State:
         inner = self.controller.start(skills, teachers, signals)
@@ -89,7 +101,7 @@ class GoldShareController(WrappedController):
             return self.share
         if state.is_bare:
             return 0.0
-        if not state.ticks or 0 < state.first.successes < FEWEST_SUCCESSES:
+        if state.is_in_doubt and skill not in self.never_bare:
             return FIRST_SHARE
         return REPEATED_SHARE * (1 - state.success.mean) if self._is_repeated(skill, state) else NEW_SHARE
 
@@ -110,6 +122,8 @@ class GoldShareController(WrappedController):
 class _FirstAnswers(BaseModel, frozen=True):
     """Counts from the beginning until there are enough to compare lengths."""
 
+    groups: int = 0
+    attempts: int = 0
     successes: int = 0
     success_tokens: int = 0
     gold_answers: int = 0
@@ -117,7 +131,12 @@ class _FirstAnswers(BaseModel, frozen=True):
 
     @property
     def suffice(self) -> bool:
-        return self.successes >= FEWEST_SUCCESSES and self.gold_answers > 0
+        return self.successes >= NUM_FIRST and self.gold_answers > 0
+
+    @property
+    def are_shorter(self) -> bool:
+        """Whether gold answers are much shorter than what the student itself writes when it is correct."""
+        return self.successes > 0 and self.gold_answers > 0 and are_bare(self.gold_length, self.success_length)
 
     @property
     def success_length(self) -> float:
@@ -133,7 +152,6 @@ class _FirstAnswers(BaseModel, frozen=True):
 class _GoldState(BaseModel, frozen=True):
     """What is remembered of a skill."""
 
-    ticks: int = 0
     success: BetaPosterior = UNIFORM
     learnt: int = 0
     """Gold answers, each as often as it was learnt."""
@@ -141,8 +159,14 @@ class _GoldState(BaseModel, frozen=True):
 
     @property
     def is_bare(self) -> bool:
-        """Whether gold answers are much shorter than what the student itself writes when it is correct."""
-        return self.first.suffice and self.first.gold_length < BARE * self.first.success_length
+        """Whether gold answers are bare results."""
+        return self.first.suffice and self.first.are_shorter
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether more completions are needed to see whether they are; where none is judged, more show nothing."""
+        has_few = self.first.groups == 0 or 0 < self.first.attempts < NUM_FIRST
+        return has_few or (self.first.are_shorter and not self.first.suffice)
 
     def updated(self, measured: SkillObservation, num_iterations: int) -> _GoldState:
         """Return the state one tick later."""
@@ -151,7 +175,6 @@ class _GoldState(BaseModel, frozen=True):
             sums = {name: value + getattr(measured, name) for name, value in first}
             first = _FirstAnswers(**sums)
         return _GoldState(
-            ticks=self.ticks + 1,
             success=self.success.updated(measured.successes, measured.attempts, memory=MEMORY),
             learnt=self.learnt + measured.gold_answers * num_iterations,
             first=first,

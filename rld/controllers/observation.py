@@ -80,6 +80,8 @@ class RequiredMeasurements(NamedTuple):
     """Skills with whose gradient that of each skill is compared, on gold answers."""
     resampled_answers: bool = False
     """A second, sampled answer of teachers to some prompts that they answered correctly."""
+    first_update: bool = False
+    """A tick after the first update, and not only after `decide_every` of them."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,11 @@ class SkillObservation:
     """Cosine between the gradient of its gold answers and that of the target skills'; None if not required."""
     gradients: GradientStats | None = None
     """From the update before the tick; None if the controller does not require them."""
+
+    @property
+    def gold_share(self) -> float:
+        """Share of the gold answers among these and the attempts, in [0, 1]; 0 without both."""
+        return self.gold_answers / max(self.gold_answers + self.attempts, 1)
 
 
 @dataclass(frozen=True)

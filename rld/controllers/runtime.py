@@ -135,7 +135,13 @@ class ControllerRuntime:
     @property
     def measures_gradients(self) -> bool:
         """Whether the update in progress is the last one before a tick, on which gradients are measured."""
-        return self.updates + 1 >= self.controller.decide_every
+        return self.updates + 1 >= self._window_updates
+
+    @property
+    def _window_updates(self) -> int:
+        """The number of updates between the last tick and the next one."""
+        is_first = self.ticks == 0 and self.controller.required_measurements.first_update
+        return 1 if is_first else self.controller.decide_every
 
     def is_active(self, signal: Signal) -> bool:
         """Whether the next rollout needs a signal: it takes part, and has weight on some skill or it is a recheck."""
@@ -221,7 +227,7 @@ class ControllerRuntime:
         metrics |= teacher_metrics(self.teachers_SK, self.skills, self._names)
         metrics |= divergence_metrics(statistics, self.teachers_SK, self._names)
         self.updates, self.last_step = self.updates + 1, step
-        if self.updates < self.controller.decide_every:
+        if self.updates < self._window_updates:
             return metrics, []
         observation = self._observation(step, progress, gradients or {})
         return metrics | tick_metrics(observation), self._tick(observation)

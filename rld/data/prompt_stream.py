@@ -126,6 +126,12 @@ class PromptStream:
         task = Task(skill_of(row), int(row.get("level", 0)))
         return self._row(task, random.Random(f"{self._seed}:another:{place}"))
 
+    def examples(self, skill: str, count: int) -> list[Row]:
+        """Return so many rows of a skill, of its levels in turn; no state changes."""
+        num_levels = self._sources[skill].num_levels
+        places = ((Task(skill, i % num_levels), random.Random(f"{self._seed}:example:{i}")) for i in range(count))
+        return [self._row(task, rng) for task, rng in places]
+
     def count(
         self, names: Sequence[str], skills_B: Tensor, levels_B: Tensor, attempted_B: Tensor, success_B: Tensor
     ) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from rld.controllers.gold_share import FIRST_SHARE, NEW_PASSES, NEW_SHARE, REPEATED_SHARE
+from rld.controllers.gold_share import FIRST_SHARE, NEW_PASSES, NEW_SHARE, REPEATED_SHARE, are_bare
 from rld.recipe.measurement_cost import retention_flops, transfer_flops
 from rld.recipe.sizes import Sizes
 from rld.utils.flops import Account, forward_flops, training_flops
@@ -129,7 +129,6 @@ def _teacher_flops(
     num_drawn = stage.steps * step.num_prompts / len(skills)
     num_asked = sum(min(num_drawn, sizes.num_rows(skill)) for skill in skills)
     decoded = 0.0 if assumed.agrees else 2 * lengths.prompt + (assumed.completion or lengths.answer)
-    num_probed = sum(skill not in sizes.blocks for skill in skills)  # a document asks for no answer
     num_tries = max([len(sizes.labels[skill].words) for skill in skills if stage.learns_labels], default=1)
     for name, size in teachers.items():
         spec = stage.teachers[name]
@@ -138,15 +137,16 @@ def _teacher_flops(
         flops["teachers"] += stage.steps * share * forward_flops(size, own + step.read_tokens)
         if stage.gate == "per_prompt" and not stage.learns_labels:
             flops["gate"] += share * forward_flops(size, num_asked * (lengths.answer + decoded))
-        probe_tokens = num_probed * spec.probe_prompts * (lengths.prompt + num_tries * lengths.answer)
-        flops["answers"] += forward_flops(size, probe_tokens)
+        probed = {*(spec.skills or skills)} & {*skills} - {*sizes.blocks}  # a document asks for no answer
+        num_probes = len(probed) * spec.num_probes(is_gated=stage.has_measuring_gate)
+        flops["answers"] += forward_flops(size, num_probes * (lengths.prompt + num_tries * lengths.answer))
     return flops
 
 
 def gold_share(stage: Any, sizes: Sizes, solved: float = EXPECTED.solved) -> float:
     """Return the mean share of a stage's prompts that have their gold answer alone, over steps and skills.
 
-    Where the controller sets it, the first tick is taken to show enough correct completions, and none to be short.
+    Where the controller sets it, the first step is taken to show enough completions, and no gold answers to be bare.
 
     Args:
         stage: The stage, a `Distill`.
@@ -159,9 +159,10 @@ def gold_share(stage: Any, sizes: Sizes, solved: float = EXPECTED.solved) -> flo
         return float(stage.gold.share)
     skills = stage.skills or sizes.skills
     answers_per_step = NEW_SHARE * stage.rollout.prompts * stage.rollout.completions / len(skills)
-    first = min(stage.controller.decide_every / stage.steps, 1.0)  # share of the steps, like `new`
     shares = []
     for skill in skills:
+        # Shares of the steps, like `new`: the first one shows enough, where a completion can be so long.
+        first = 1 / stage.steps if are_bare(sizes.lengths([skill]).answer, sizes.max_new_tokens) else 0.0
         new = min(NEW_PASSES * sizes.num_rows(skill) / answers_per_step / stage.steps, 1 - first)
         shares.append(first * FIRST_SHARE + new * NEW_SHARE + (1 - first - new) * REPEATED_SHARE * (1 - solved))
     return fmean(shares)

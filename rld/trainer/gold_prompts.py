@@ -12,24 +12,31 @@ import random
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather
 
+from rld.controllers.gold_share import GoldShareController, are_bare
+from rld.controllers.observation import Controller
 from rld.controllers.runtime import ControllerRuntime
 from rld.data.prompt_stream import PromptStream
 from rld.errors import RecipeError
 from rld.models.prompting import PromptEncoder
 from rld.rollout.batch import RolloutBatch, loss_mask
-from rld.rollout.gold import gold_problem
+from rld.rollout.gold import gold_completions, gold_problem
 from rld.rollout.record import RolloutRecord
 from rld.rollout.verifier import no_reward
 from rld.types import SIGNALS, Row
 
 _MOST_TRIES = 100
 """Rows that are drawn for a gold answer; before a run a sample of the rows is checked, so that few are unusable."""
+
+
+_NUM_MEASURED = 16
+"""Rows of a skill by which the length of its gold answers is measured."""
 
 
 class GoldPrompts:
@@ -119,6 +126,37 @@ class GoldPrompts:
             share = self.runtime.weights.gold_share[record.skills[skill]]
             chosen += rng.sample(groups, int(len(groups) * share + rng.random()))
         return frozenset(chosen)
+
+
+def gold_controller(trainer: Any, controller: Controller) -> Controller:
+    """Return a controller that also sets the shares of gold prompts; without these, the controller itself.
+
+    Args:
+        trainer: An `RLDTrainer` with its encoder.
+        controller: Its controller.
+    """
+    args, stream = trainer.args, trainer.stream
+    if not args.has_gold_prompts:
+        return controller
+    never_bare = frozenset[str]()
+    if stream is not None and args.gold_share is None and args.max_completion_length is not None:
+        lengths = {skill: _gold_length(stream.examples(skill, _NUM_MEASURED), trainer) for skill in stream.skills}
+        longest = args.max_completion_length
+        never_bare = frozenset(skill for skill, length in lengths.items() if not are_bare(length, longest))
+    return GoldShareController(
+        controller,
+        args.gold_share,
+        {} if stream is None else stream.gold_rows,
+        num_iterations=args.num_iterations,
+        never_bare=never_bare,
+    )
+
+
+def _gold_length(rows: Sequence[Row], trainer: Any) -> float:
+    """Return the mean tokens of those gold answers of rows that the student can write; 0 where there is none."""
+    longest, encoder = trainer.args.max_completion_length, trainer._encoder
+    usable = [row for row in rows if gold_problem(row, encoder, longest) is None]
+    return fmean(map(len, gold_completions(usable, encoder, longest))) if usable else 0.0
 
 
 def weigh_gold_prompts(batch: RolloutBatch, record: RolloutRecord, accelerator: Accelerator) -> None:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rld.controllers.gap import GapController
-from rld.controllers.gold_share import GoldShareController
 from rld.controllers.observation import Controller
 from rld.controllers.runtime import ControllerRuntime
 from rld.data.prompt_stream import PromptStream
@@ -39,7 +38,7 @@ from rld.teachers.slot_base import StudentInterface
 from rld.teachers.teacher import Teacher
 from rld.trainer import vllm_rollouts
 from rld.trainer.checkpoints import CheckpointedParts
-from rld.trainer.gold_prompts import GoldPrompts, weigh_gold_prompts
+from rld.trainer.gold_prompts import GoldPrompts, gold_controller, weigh_gold_prompts
 from rld.trainer.gradient_probe import GradientProbe
 from rld.trainer.grpo_hooks import GRPOHooks, MicroBatch
 from rld.trainer.joint_loss import JointLoss
@@ -129,8 +128,8 @@ class RLDTrainer(GRPOHooks):
         # What stands above is read by TRL's own __init__; what follows reads its model, tokenizer and accelerator.
         self.flop_meter = FlopMeter() if flop_meter is None else flop_meter
         self.skills = trained_skills(args.skills, self.stream, train_dataset, self.eval_dataset, self.teachers)
-        self._build_records(controller or GapController())
         self._build_student(train_dataset)
+        self._build_records(controller or GapController())
         self._build_teachers()
         self._build_verification(audit_reward, retain_dataset)
         self._build_losses(gold_rows, target_rows)
@@ -141,10 +140,12 @@ class RLDTrainer(GRPOHooks):
         self.totals, self.timer = RolloutTotals(), PhaseTimer()
         for callback in (OptimizerTime(self.timer), RolloutEvents(self), RunningAverages(self.teachers)):
             self.add_callback(callback)
-        if self.args.has_gold_prompts:
-            num_rows, num_times = {} if self.stream is None else self.stream.gold_rows, self.args.num_iterations
-            controller = GoldShareController(controller, self.args.gold_share, num_rows, num_iterations=num_times)
+        controller = gold_controller(self, controller)
         self.runtime = ControllerRuntime(controller, self.skills, teacher_infos(self.teachers), self._signals)
+        self._refill, self._gold_prompts = PromptRefill.for_trainer(self), GoldPrompts.for_trainer(self)
+        has_gold = self.args.gold_completions or self._gold_prompts is not None
+        if has_gold and (self.tools or self.rollout_func is not None):
+            raise RecipeError("gold answers take the place of completions that are generated without tools")
 
     def _build_student(self, rows: Any) -> None:
         self._student: PreTrainedModel = self.model.get_base_model() if is_peft_model(self.model) else self.model
@@ -155,11 +156,7 @@ class RLDTrainer(GRPOHooks):
         require_sound_student(self._student, self._encoder, self.train_dataset, self.args)
         contiguous_head_input(self._student)  # beside an adapter its head is frozen
         self._prefill = SharedPrefill(self._student)
-        self._refill, self._gold_prompts = PromptRefill.for_trainer(self), GoldPrompts.for_trainer(self)
         require_labels(self)
-        has_gold = self.args.gold_completions or self._gold_prompts is not None
-        if has_gold and (self.tools or self.rollout_func is not None):
-            raise RecipeError("gold answers take the place of completions that are generated without tools")
 
     def _build_teachers(self) -> None:
         require_own_prompts(self)

@@ -13,7 +13,8 @@ from rld.controllers.observation import Observation, SkillObservation
 
 
 def observed(successes: int, attempts: int = 20) -> Observation:
-    measured = {"add": SkillObservation(attempts=attempts, successes=successes), "sort": SkillObservation()}
+    add = SkillObservation(attempts=attempts, successes=successes, groups=5)
+    measured = {"add": add, "sort": SkillObservation(groups=5)}
     return Observation(1, measured)
 
 
@@ -24,7 +25,7 @@ def shares(controller: GoldShareController, successes: int, ticks: int = 60) -> 
     return dict(weights.gold_share)
 
 
-def test_gold_answers_that_do_not_end_are_most_prompts_after_the_first_tick():
+def test_gold_answers_that_do_not_end_are_most_prompts_once_it_is_seen_how_the_student_answers():
     controller = GoldShareController(FixedController())
     assert controller.weights(controller.start(["add", "sort"], [], ["policy"])).gold_share == {"add": 0.5, "sort": 0.5}
     assert shares(controller, 0) == shares(controller, 20) == {"add": 15 / 16, "sort": 15 / 16}
@@ -38,30 +39,53 @@ def test_a_fixed_share_stays():
 def test_repeated_answers_have_half_of_the_failure_rate(successes, share):
     controller = GoldShareController(FixedController(), num_rows={"add": 10}, num_iterations=2)
     state = controller.start(["add", "sort"], [], ["policy"])
-    measured = SkillObservation(attempts=20, successes=successes, gold_answers=10, gold_tokens=10)
+    measured = SkillObservation(groups=5, attempts=20, successes=successes, gold_answers=20, gold_tokens=20)
     for tick in (1, 2):
         state, weights, events = controller.step(state, Observation(tick, {"add": measured, "sort": measured}))
         assert weights.gold_share["sort"] == 15 / 16, "a generator's rows have no end"
-        assert (weights.gold_share["add"] == 15 / 16) == (tick == 1), "each answer is learnt twice: 40 after two ticks"
+        assert (weights.gold_share["add"] == 15 / 16) == (tick == 1), "each answer is learnt twice: 80 after two ticks"
         assert [(event.kind, event.skill) for event in events] == [("gold answers repeat", "add")] * (tick == 2)
     for tick in range(60):
         state, weights, events = controller.step(state, Observation(tick, {"add": measured, "sort": measured}))
     assert not events and weights.gold_share["add"] == pytest.approx(share, abs=0.01)
 
 
-@pytest.mark.parametrize(("own_length", "share"), [(19, 15 / 16), (21, 0.0)])
-def test_answers_much_shorter_than_the_students_correct_ones_are_not_learnt(own_length, share):
+@pytest.mark.parametrize(("own_length", "shares"), [(19, [15 / 16] * 4), (21, [0.5, 0.0, 0.0, 0.0])])
+def test_answers_much_shorter_than_the_students_correct_ones_are_not_learnt(own_length, shares):
     controller = GoldShareController(FixedController())
     state = controller.start(["add"], [], ["policy"])
-    first = SkillObservation(attempts=9, successes=4, success_tokens=4 * own_length, gold_answers=8, gold_tokens=80)
-    later = SkillObservation(attempts=9, successes=9, success_tokens=9, gold_answers=8, gold_tokens=80)
+    first = SkillObservation(
+        groups=2, attempts=8, successes=4, success_tokens=4 * own_length, gold_answers=8, gold_tokens=80
+    )
+    later = SkillObservation(groups=2, attempts=8, successes=8, success_tokens=8, gold_answers=8, gold_tokens=80)
     kinds, courses = [], []
     for measured in (first, first, later, later):
         state, weights, events = controller.step(json.loads(json.dumps(state)), Observation(1, {"add": measured}))
         kinds.append([event.kind for event in events])
         courses.append(weights.gold_share["add"])
-    assert courses == [0.5, share, share, share]
-    assert kinds == [[], ["gold answers bare"] if share == 0 else [], [], []]
+    assert courses == shares
+    assert kinds == [[], ["gold answers bare"] if 0.0 in shares else [], [], []]
+
+
+@pytest.mark.parametrize(
+    ("measured", "share"),
+    [
+        (SkillObservation(), 0.5),  # nothing was sampled yet
+        (SkillObservation(groups=1, attempts=4), 0.5),
+        (SkillObservation(groups=2, attempts=8), 15 / 16),
+        (SkillObservation(groups=2, attempts=0), 15 / 16),  # no verifier judges this skill
+    ],
+)
+def test_half_is_sampled_until_eight_completions_show_how_the_student_answers(measured, share):
+    controller = GoldShareController(FixedController())
+    _, weights, _ = controller.step(controller.start(["add"], [], ["policy"]), Observation(1, {"add": measured}))
+    assert weights.gold_share == {"add": share}
+
+
+def test_where_no_completion_can_be_twice_as_long_nothing_is_awaited():
+    controller = GoldShareController(FixedController(), never_bare=frozenset({"add"}))
+    shares = controller.weights(controller.start(["add", "sort"], [], ["policy"])).gold_share
+    assert shares == {"add": 15 / 16, "sort": 0.5}
 
 
 def test_a_skill_without_rows_to_learn_from_has_none():

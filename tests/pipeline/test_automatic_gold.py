@@ -29,7 +29,7 @@ stages:
   - name: learn
     kind: distill
     student: first
-    teachers: {one: {model: first, probe_prompts: 2}}
+    teachers: {one: {model: first}}
     signals: {policy: {}, response: {}}
     rollout: {prompts: 8, completions: 2}
     steps: 6
@@ -61,9 +61,11 @@ def test_skills_whose_answers_the_verifier_accepts_have_gold_prompts(tmp_path):
     assert main(["train", str(written(tmp_path, RECIPE, TASKS)), "--output", str(tmp_path / "run")]) == 0
     log = read_jsonl(tmp_path / "run" / "metrics.jsonl").records
     shares = [[entry[f"gold_share/{skill}"] for skill in SKILLS] for entry in log if "gold_share/copy" in entry]
-    assert shares[0] == [0.5, 0.0, 0.0] and shares[-1] == [15 / 16, 0.0, 0.0]
+    assert shares[0] == shares[-1] == [15 / 16, 0.0, 0.0]
     events = read_jsonl(tmp_path / "run" / "events.jsonl").records
     off = {event["skill"]: event["measured"] for event in events if event["kind"] == "gold answers off"}
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["stages"][-1]["flops_by_account"]["answers"] == 0, "the gate asks the teacher, so no probe does"
     assert off["refused"] == "the verifier ./tasks.py:paid does not accept 'x'"
     assert "takes 4 tokens with its end, and 3 are allowed" in off["long"] and len(off) == 2
 

@@ -90,7 +90,7 @@ def test_a_stages_cost_follows_from_sizes_and_tokens(tmp_path):
     sampled = 5 * (3 * 7 + 3 * 2 * 5)  # five steps of three prompts, each read once, with two answers each
     read = 5 * (3 * 7 + 3 * 2 * 4)  # behind their last token nothing is predicted
     expected = {"generation": 2 * size * sampled, "student": 6 * size * read, "teachers": 2 * size * read}
-    expected |= {"gate": 2 * size * 5 * 3 * 5, "answers": 2 * size * 32 * 12, "retention": 0}
+    expected |= {"gate": 2 * size * 5 * 3 * 5, "answers": 0, "retention": 0}
     assert costs["two"].flops_by_account == expected
     assert costs["two"].bytes == 16 * size + 2 * size
     assert costs["two"].teachers == {"t": size}
@@ -99,13 +99,15 @@ def test_a_stages_cost_follows_from_sizes_and_tokens(tmp_path):
 def test_a_base_that_teachers_share_is_counted_once_in_memory(tmp_path):
     made = recipe().model_dump()
     spec = made["stages"][1]["teachers"]["t"]
-    made["stages"][1]["teachers"] = {name: spec | {"adapter": f"a/{name}"} for name in ("t", "u")} | {
-        "v": spec | {"from_pretrained": {"dtype": "float32"}}
+    made["stages"][1]["teachers"] = {
+        "t": spec | {"adapter": "a/t", "probe_prompts": 32},
+        "u": spec | {"adapter": "a/u"},  # which the gate asks
+        "v": spec | {"from_pretrained": {"dtype": "float32"}},
     }
     size = parameters({"model_type": "llama", **SMALL})
     cost = stage_costs(Recipe.model_validate(made), tmp_path, ROWS)["two"]
     assert cost.bytes == (16 + 2 + 4) * size
-    assert cost.flops_by_account["answers"] == 3 * 2 * size * 32 * 12
+    assert cost.flops_by_account["answers"] == 2 * size * 32 * 12
     assert cost.flops_by_account["teachers"] == 2 * size * 5 * (3 * 7 + 3 * 2 * 4), "three teachers share the rows"
 
 
@@ -115,11 +117,26 @@ def test_gold_answers_are_not_generated_and_a_gate_that_is_off_asks_nothing(tmp_
     size = parameters({"model_type": "llama", **SMALL})
     flops = stage_costs(Recipe.model_validate(made), tmp_path, ROWS)["two"].flops_by_account
     assert (flops["gate"], flops["generation"]) == (0, 2 * size * 5 * (3 * 7 + 3 * 5))
+    assert flops["answers"] == 2 * size * 32 * 12, "without a gate the teacher is probed"
 
 
-@pytest.mark.parametrize(("num_rows", "share"), [(math.inf, 85 / 128), (7.5, 37 / 64), (0, 13 / 32)])
-def test_gold_answers_are_half_then_most_prompts_until_the_rows_repeat(tmp_path, num_rows, share):
+def test_a_teacher_is_probed_on_its_skills_where_no_gate_measures_it(tmp_path):
     made = recipe().model_dump()
+    made["skills"]["other"] = made["skills"]["s"]
+    made["stages"][1] |= {"skills": ["s", "other"], "controller": {"kind": "gap", "use_gate_counts": False}}
+    made["stages"][1]["teachers"]["t"]["skills"] = ["other"]
+    size = parameters({"model_type": "llama", **SMALL})
+    rows = {**ROWS, "other": ROWS["s"]}
+    flops = stage_costs(Recipe.model_validate(made), tmp_path, rows)["two"].flops_by_account
+    assert flops["answers"] == 2 * size * 32 * 12 and flops["gate"] > 0
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "longest", "share"),
+    [(math.inf, 10, 15 / 16), (math.inf, 11, 113 / 128), (3.75, 10, 27 / 64), (0, 10, 1 / 4)],
+)
+def test_gold_answers_are_most_prompts_until_the_rows_repeat(tmp_path, num_rows, longest, share):
+    made = recipe().model_dump() | {"max_new_tokens": longest}
     made["stages"][1] |= {"signals": {"policy": {}, "response": {}}, "rollout": {"prompts": 8, "completions": 2}}
     made["stages"][1] |= {"steps": 8}  # each with 15 gold answers while they are new
     size = parameters({"model_type": "llama", **SMALL})

@@ -107,15 +107,18 @@ def test_no_teacher_reads_gold_prompts_and_they_are_no_attempts(tmp_path):
     torch.testing.assert_close(batch["signal_weights"][~is_gold_B][0], torch.tensor([0.6, 0.4 * share, 0.0]))
 
 
-def test_the_share_follows_what_the_student_fails(tmp_path):
-    options = {"gold_share": None, "max_steps": 20, "optim": "adamw_torch"}
+def shares_of(trainer: RLDTrainer) -> list[float]:
+    return [entry["gold_share/first"] for entry in trainer.state.log_history if "gold_share/first" in entry]
+
+
+@pytest.mark.parametrize(("longest", "first"), [(6, 15 / 16), (12, 0.5)])
+def test_half_of_the_first_update_is_sampled_where_completions_can_be_twice_as_long(tmp_path, longest, first):
+    options = {"gold_share": None, "max_steps": 8, "max_completion_length": longest, "optim": "adamw_torch"}
     trainer = runs.trainer(tmp_path, num_rows=400, **options)
     trainer.train()
-    log = [entry for entry in trainer.state.log_history if "loss/gold" in entry]
-    assert log[0]["gold_share/first"] == 0.5
-    assert log[-1]["gold_share/first"] > 0.6, "few completions are all right"
-    losses = [entry["loss/gold"] for entry in log]
-    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert shares_of(trainer) == [first] + [15 / 16] * 7, "gold answers have 3.5 tokens on the mean"
+    losses = [entry["loss/gold"] for entry in trainer.state.log_history if "loss/gold" in entry]
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
 
 
 def test_rows_of_levels_count_as_if_all_had_as_few_as_the_smallest():
@@ -124,12 +127,12 @@ def test_rows_of_levels_count_as_if_all_had_as_few_as_the_smallest():
     assert stream.gold_rows == {"first": 4, "second": 4}
 
 
-def test_few_rows_repeat_after_four_passes(tmp_path):
+def test_few_rows_repeat_after_eight_passes(tmp_path):
     trainer = runs.trainer(tmp_path, gold_share=None, max_steps=11)
     trainer.train()
-    shares = [entry["gold_share/first"] for entry in trainer.state.log_history if "gold_share/first" in entry]
-    assert shares[:5] == [0.5] * 5
-    assert all(0.25 < share < 0.5 for share in shares[5:]), "a tick has 40 of each skill's 8 answers, and few succeed"
+    shares = shares_of(trainer)
+    assert shares[:6] == [15 / 16] * 6, "after the first update the next tick comes after five more"
+    assert all(0.2 < share < 0.5 for share in shares[6:]), "a tick has 70 of each skill's 8 answers, and few succeed"
     assert {event.skill for event in trainer.events if event.kind == "gold answers repeat"} == {"first", "second"}
 
 
