@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 from trl.experimental.gold import GOLDConfig, GOLDTrainer
@@ -79,7 +80,11 @@ def test_its_scripts_train(script, tmp_path, monkeypatch):
         tiny.model(seed=i).save_pretrained(folder)
         tiny.tokenizer().save_pretrained(folder)
         script = script.replace(name, f"./{folder.name}")
-    script = script.replace("max_completion_length=64", "max_completion_length=4, max_steps=2, use_cpu=True")
+    for length in ("max_completion_length", "max_new_tokens"):
+        script = script.replace(f"{length}=64", f"{length}=4, max_steps=2, use_cpu=True")
+    roles = {"user": "prompt", "assistant": "answer"}
+    messages = [{"messages": [{"role": r, "content": row[k]} for r, k in roles.items()]} for row in tiny.rows()]
     scope: dict[str, Any] = {"dataset": tiny.rows(), "exact_match": tiny.letters}
+    scope["messages"] = Dataset.from_list(messages)
     exec(script, scope)
     assert scope["trainer"].state.global_step == 2

@@ -231,14 +231,20 @@ def test_the_recipe_of_the_page_trains(models):
     for name, count in (("news.csv", 12), ("test.csv", 3)):
         rows = [f"{labels[i % 4]},{name} {i},Text." for i in range(count)]
         (models / name).write_text("label,title,text\n" + "\n".join(rows) + "\n")
-    recipe, untrained = re.findall(r"```yaml\n(.*?)```", DOCS.read_text(), flags=re.DOTALL)
+    for name, count in (("questions.csv", 20), ("questions_test.csv", 10)):
+        rows = [f"{i % 10 + 1},{name} {i},Text." for i in range(count)]
+        (models / name).write_text("class,title,text\n" + "\n".join(rows) + "\n")
+    recipe, untrained, ten = re.findall(r"```yaml\n(.*?)```", DOCS.read_text(), flags=re.DOTALL)
     head = "name: page\nmodels: {small: ./small, large: ./large}\nmax_new_tokens: 16\ntrainer: {bf16: false}\n"
-    for name, text in (("trained", recipe), ("untrained", recipe.split("skills:")[0] + untrained)):
+    prompts = recipe.split("skills:")[0]
+    for name, text in (("trained", recipe), ("untrained", prompts + untrained), ("ten", prompts + ten)):
         (models / f"{name}.yaml").write_text(head + text)
         assert main(["check", f"{name}.yaml"]) == 0
         assert main(["train", f"{name}.yaml", "--output", name]) == 0
         last = json.loads(Path(f"{name}/metrics.jsonl").read_text().splitlines()[-1])
         assert "loss/response" in last
+    confusion = json.loads(Path("ten/summary.json").read_text())["stages"][0]["confusion"]["questions"]
+    assert " Society" in confusion["labels"] and [sum(counts) for counts in confusion["counts"]] == [1] * 10
 
 
 def test_the_script_of_the_page_trains(models):
