@@ -15,7 +15,7 @@ from rld.utils.files import is_utf8, user_path
 from rld.utils.suggestions import hint
 
 
-def _named(text: str) -> str:
+def _name(text: str) -> str:
     """Return what an argument names.
 
     Raises:
@@ -27,7 +27,7 @@ def _named(text: str) -> str:
 
 
 def _folder(text: str) -> Path:
-    return user_path(_named(text))
+    return user_path(_name(text))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -87,13 +87,13 @@ class _Version(argparse.Action):
 
 def _add_init(parser: argparse.ArgumentParser) -> None:
     rows = "a file or folder of rows or texts, or a data set of the hub"
-    parser.add_argument("rows", metavar="FILE", type=_named, help=rows)
+    parser.add_argument("rows", metavar="FILE", type=_name, help=rows)
     model = "a folder or a hub id"
-    parser.add_argument("--student", metavar="MODEL", type=_named, required=True, help=f"the model to train: {model}")
+    parser.add_argument("--student", metavar="MODEL", type=_name, required=True, help=f"the model to train: {model}")
     teacher = f"a model that teaches it: {model}; may be given several times"
-    parser.add_argument("--teacher", metavar="MODEL", type=_named, action="append", default=[], help=teacher)
+    parser.add_argument("--teacher", metavar="MODEL", type=_name, action="append", default=[], help=teacher)
     held_out = "rows of their own for scores (default: some of FILE)"
-    parser.add_argument("--held-out", metavar="FILE", type=_named, help=held_out)
+    parser.add_argument("--held-out", metavar="FILE", type=_name, help=held_out)
     minutes = "the time that the run may take on this machine (default: 30)"
     parser.add_argument("--minutes", metavar="N", type=_positive(float), default=30.0, help=minutes)
     output = "the file to write (default: recipe.yaml)"
@@ -119,16 +119,16 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
-    parser.add_argument("--model", metavar="MODEL", type=_named, help="the model to score: a folder or a hub id")
+    parser.add_argument("--model", metavar="MODEL", type=_name, help="the model to score: a folder or a hub id")
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     model = "a folder, a hub id, or the folder of a run, which stands for its student"
-    parser.add_argument("model", metavar="MODEL", nargs="?", type=_named, help=f"the model: {model}")
+    parser.add_argument("model", metavar="MODEL", nargs="?", type=_name, help=f"the model: {model}")
     prompt = "the prompt (default: the standard input; in a terminal each line is one)"
     parser.add_argument("prompt", metavar="PROMPT", nargs="?", help=prompt)
     both = "two models, whose answers stand side by side"
-    parser.add_argument("--compare", metavar=("A", "B"), nargs=2, type=_named, help=both)
+    parser.add_argument("--compare", metavar=("A", "B"), nargs=2, type=_name, help=both)
     length = "the most tokens of an answer (default: 256)"
     parser.add_argument("--max-new-tokens", metavar="N", type=_positive(int), default=256, help=length)
     heat = "sample at this temperature (default: 0, the likeliest tokens)"
@@ -138,12 +138,12 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 def _add_export(parser: argparse.ArgumentParser) -> None:
     from rld.recipe.exports import FORMATS
 
-    parser.add_argument("model", metavar="MODEL", type=_named, help="the model to export: a folder or a hub id")
+    parser.add_argument("model", metavar="MODEL", type=_name, help="the model to export: a folder or a hub id")
     parser.add_argument("--to", choices=list(FORMATS), required=True, help="the format")
     precisions = "; ".join(f"{name}: {', '.join(form.bits)}" for name, form in FORMATS.items())
-    parser.add_argument("--precision", metavar="P", type=_named, help=f"{precisions} (default: the first)")
+    parser.add_argument("--precision", metavar="P", type=_name, help=f"{precisions} (default: the first)")
     recipe = "verify and score it on this recipe's held-out rows (default: that of the run, in whose folder MODEL is)"
-    parser.add_argument("--recipe", metavar="RECIPE", type=_named, help=recipe)
+    parser.add_argument("--recipe", metavar="RECIPE", type=_name, help=recipe)
     rows = "held-out rows of each skill, at most, that it is scored on (default: 64)"
     parser.add_argument("--max-rows", metavar="N", type=_positive(int), default=64, help=rows)
     folder = "the folder to write (default: exports/NAME-FORMAT-PRECISION)"
@@ -168,7 +168,7 @@ def _add_cost(parser: argparse.ArgumentParser) -> None:
     prices = "a YAML file of prices (default: the recipe's; without them costs are hours of this machine)"
     parser.add_argument("--prices", metavar="FILE", type=_folder, help=prices)
     recipe = "the run's recipe, if it was moved: paths of models are relative to it"
-    parser.add_argument("--recipe", metavar="RECIPE", type=_named, help=recipe)
+    parser.add_argument("--recipe", metavar="RECIPE", type=_name, help=recipe)
     requests = "requests a day that are to be answered (default: 10000)"
     parser.add_argument("--requests-per-day", metavar="N", type=_positive(float), default=10_000, help=requests)
     batch = "requests that a busy machine answers at once, which is compared with one at a time (default: 16)"
@@ -188,7 +188,7 @@ def _add_copy(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", type=_named, help="a recipe's file, or the name of one that ships")
+    parser.add_argument("recipe", metavar="RECIPE", type=_name, help="a recipe's file, or the name of one that ships")
     parser.add_argument(
         "overrides", metavar="key.path=value", nargs="*", default=[], help="such as stages.distill.steps=10"
     )
@@ -198,7 +198,7 @@ def _add_ablate(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
     example = "'gap; mild: controller.kind=fixed controller.policy=0.3'"
     arms = f"what to compare: a YAML file of names and overrides, or a short form such as {example}"
-    parser.add_argument("--arms", metavar="ARMS", type=_named, required=True, help=arms)
+    parser.add_argument("--arms", metavar="ARMS", type=_name, required=True, help=arms)
     parser.add_argument("--seeds", metavar="N", type=_positive(int), default=3, help="seeds per arm (default: 3)")
     parser.add_argument(
         "--output", metavar="DIR", type=_folder, help="the folder of the ablation (default: runs/NAME-ablation)"
@@ -211,9 +211,9 @@ def _add_ablate(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_serve_teacher(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", type=_named, help="a folder or a hub id")
+    parser.add_argument("model", metavar="MODEL", type=_name, help="a folder or a hub id")
     parser.add_argument(
-        "--adapter", metavar="DIR", type=_named, help="a PEFT adapter on the model: a folder or a hub id"
+        "--adapter", metavar="DIR", type=_name, help="a PEFT adapter on the model: a folder or a hub id"
     )
     dtypes = ("auto", "float32", "bfloat16", "float16")
     parser.add_argument("--dtype", choices=dtypes, default="auto", help="type of the weights (default: as stored)")

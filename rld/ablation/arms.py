@@ -103,8 +103,8 @@ def read_arms(text: str, source: Path, overrides: Sequence[str], *, max_flops: f
     base = read_recipe(source, overrides)
     mistakes: list[str] = []
     arms: dict[str, Arm] = {}
-    written = _read_yaml(Path(text), mistakes) if text.endswith(_YAML) else _read_short_forms(text, base, mistakes)
-    for arm in written:
+    arm_texts = _read_yaml(Path(text), mistakes) if text.endswith(_YAML) else _read_short_forms(text, base, mistakes)
+    for arm in arm_texts:
         if arm.name in arms:
             mistakes.append(f"two arms are called {arm.name!r}; choose another name for one")
         try:

@@ -129,12 +129,12 @@ def _spread(spread: Spread | None) -> str:
 
 
 def _terminal_table(section: _Section) -> Table:
-    shown = Table(title=Text(section.title), title_justify="left")
+    terminal_table = Table(title=Text(section.title), title_justify="left")
     for i, head in enumerate(section.heads):
-        shown.add_column(Text(head), justify="right" if i else "left", no_wrap=i > 0)
+        terminal_table.add_column(Text(head), justify="right" if i else "left", no_wrap=i > 0)
     for row in section.rows:
-        shown.add_row(*map(Text, row))
-    return shown
+        terminal_table.add_row(*map(Text, row))
+    return terminal_table
 
 
 def _chart(result: AblationResult, skill: str | None, is_small: bool = False) -> Chart:

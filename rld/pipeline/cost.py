@@ -78,8 +78,8 @@ def cost(run: Path, source: Path | None, prices: Prices | None, requests_per_day
         served = _Served(loader, recipe, run, results, batch)
         for name, spec in specs.items():
             own = {stage.name for stage in recipe.way_to(spec.model)} if isinstance(spec, TeacherSpec) else set()
-            needed = [spending for stage, spending in stages.items() if stage not in own]
-            report.comparisons += served.comparisons(taught[-1], name, spec, needed, prices)
+            spendings = [spending for stage, spending in stages.items() if stage not in own]
+            report.comparisons += served.comparisons(taught[-1], name, spec, spendings, prices)
     report.show()
     files.write_text(paths.cost, report.page(recipe.name))
     write_report(run)  # which refers to that page
@@ -165,11 +165,11 @@ class _Served:
     ) -> Service:
         """Return a model as it answers rows; without arguments of `from_pretrained` it is not timed."""
         encoder, _ = self._models.encoder(reference)
-        written = [len(ids) + 1 for ids in encoder.encode_answers([row["answer"] for row in rows])]  # and the end
+        num_written = [len(ids) + 1 for ids in encoder.encode_answers([row["answer"] for row in rows])]  # and the end
         prompts = [len(ids) for ids in encoder.encode_all([row["prompt"] for row in rows])]
-        read = [  # a prompt of its own is longer than the row's; a label's row counts the tokens of every label
+        num_read = [  # a prompt of its own is longer than the row's; a label's row counts the tokens of every label
             prompt if "probabilities" in row else max(row["num_tokens"] - answer + 1, 1)
-            for prompt, answer, row in zip(prompts, written, rows, strict=True)
+            for prompt, answer, row in zip(prompts, num_written, rows, strict=True)
         ]
         rewards: dict[str, list[float]] = {}
         for row in rows:
@@ -178,13 +178,15 @@ class _Served:
             name,
             score=fmean(map(fmean, rewards.values())),
             failures=fmean(reward < 1 for of_skill in rewards.values() for reward in of_skill),
-            read=Band.of_mean(read),
-            written=Band.of_mean(written),
-            timings=[] if from_pretrained is None else self._timed(name, reference, from_pretrained, read, written),
+            read=Band.of_mean(num_read),
+            written=Band.of_mean(num_written),
+            timings=[]
+            if from_pretrained is None
+            else self._timed(name, reference, from_pretrained, num_read, num_written),
         )
 
     def _timed(
-        self, name: str, reference: str, options: Mapping[str, Any], read: Sequence[int], written: Sequence[int]
+        self, name: str, reference: str, options: Mapping[str, Any], num_read: Sequence[int], num_written: Sequence[int]
     ) -> Sequence[Timing]:
         """Return how fast this machine serves a model, which is measured once."""
         if name not in self._timings:
@@ -192,7 +194,7 @@ class _Served:
             model = move_unless_placed(model, self._device)
             timings = []
             for batch in self._batches:
-                speed = measure_throughput(model, fmean(read), fmean(written), batch)
+                speed = measure_throughput(model, fmean(num_read), fmean(num_written), batch)
                 bands = Band.of_repeats(speed.prefill_seconds), Band.of_repeats(speed.decode_seconds)
                 timings.append(Timing(batch, *bands, speed.num_bytes))
             self._timings[name] = timings

@@ -92,8 +92,8 @@ class Service:
         price = prices.apis.get(self.name)
         if price is None:
             return self.seconds(batch).each(lambda seconds: seconds * prices.serving_second)
-        read, written = price.input_per_million_tokens / _MILLION, price.output_per_million_tokens / _MILLION
-        return Band(*(p * read + n * written for p, n in zip(self.read, self.written, strict=True)))
+        per_input, per_output = price.input_per_million_tokens / _MILLION, price.output_per_million_tokens / _MILLION
+        return Band(*(p * per_input + n * per_output for p, n in zip(self.read, self.written, strict=True)))
 
 
 @dataclass(frozen=True)

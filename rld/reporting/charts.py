@@ -138,11 +138,11 @@ def figure(chart: Chart) -> str:
         head = f"<figcaption>{title}<span>{number(curves[0].last)}</span></figcaption>"
     else:
         head = f"<figcaption>{title}</figcaption><ul>{''.join(map(_legend, curves))}</ul>"
-    lost = "".join(_lost(line) for line in chart.lines if line.num_lost)
-    return f"<figure>{head}{_svg(chart, plot, curves) if plot else ''}{lost}</figure>"
+    nan_notes = "".join(_nan_note(line) for line in chart.lines if line.num_lost)
+    return f"<figure>{head}{_svg(chart, plot, curves) if plot else ''}{nan_notes}</figure>"
 
 
-def _lost(line: Line) -> str:
+def _nan_note(line: Line) -> str:
     total = line.num_lost + len(line.points)
     return f'<p class="lost">{escape(line.name)}: {line.num_lost} of {total} logged values were not numbers</p>'
 
@@ -152,14 +152,14 @@ def _legend(curve: _Curve) -> str:
 
 
 def _svg(chart: Chart, plot: _Plot, curves: Sequence[_Curve]) -> str:
-    drawn = [*_strokes(plot, curves, chart.stairs), *_bands(plot, curves, chart), *_marks(plot, chart.marks)]
+    shapes = [*_strokes(plot, curves, chart.stairs), *_bands(plot, curves, chart), *_marks(plot, chart.marks)]
     label = escape(f"{chart.title}; at the end " + ", ".join(f"{c.line.name} {number(c.last)}" for c in curves))
     width, height = chart.size
     # The inner svg clips what leaves the plot; it is 2 units larger, so that a line along an edge is seen whole.
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{_axes(plot, chart.x_name)}'
         f'<svg x="{_LEFT - 2}" y="{_TOP - 2}" width="{plot.width + 4}" height="{plot.height + 4}" '
-        f'viewBox="-2 -2 {plot.width + 4} {plot.height + 4}">{"".join(drawn)}</svg></svg>'
+        f'viewBox="-2 -2 {plot.width + 4} {plot.height + 4}">{"".join(shapes)}</svg></svg>'
     )
 
 

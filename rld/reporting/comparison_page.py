@@ -41,10 +41,10 @@ def show_comparison(first: Path, second: Path) -> None:
     for side in comparison.sides:
         console.print(f"{side.letter}: {_about(side)}", markup=False, soft_wrap=True)
     for title, heads, rows in _tables(comparison):
-        shown = rows[:_MOST_OPTIONS] if heads[0] == "option" else rows
-        console.print(_terminal_table(title, heads, shown))
-        if len(shown) < len(rows):
-            console.print(f"and {len(rows) - len(shown)} more options, which are on the page")
+        visible_rows = rows[:_MOST_OPTIONS] if heads[0] == "option" else rows
+        console.print(_terminal_table(title, heads, visible_rows))
+        if len(visible_rows) < len(rows):
+            console.print(f"and {len(rows) - len(visible_rows)} more options, which are on the page")
     for note in [*findings(comparison), *comparison.notes]:
         console.print(f"- {note}", markup=False, soft_wrap=True)
     console.print(f"page: {path}", markup=False, soft_wrap=True)
@@ -81,8 +81,8 @@ def comparison_page(comparison: RunComparison) -> str:
         cells = [list(map(escape, row)) for row in rows]
         parts.append(f"<h2>{escape(heading)}</h2>{scrolling(table(columns, cells), is_long=len(rows) > _MOST_OPTIONS)}")
     parts += _charts(comparison)
-    drawn = time.strftime("%Y-%m-%d %H:%M:%S %z")
-    parts.append(f"<footer>Drawn by rld from {escape(str(a.folder))} and {escape(str(b.folder))} at {drawn}</footer>")
+    now = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    parts.append(f"<footer>Drawn by rld from {escape(str(a.folder))} and {escape(str(b.folder))} at {now}</footer>")
     return page(f"{title}: rld report", "".join(parts))
 
 
@@ -94,8 +94,8 @@ def _about(side: Side) -> str:
 def _head(side: Side) -> str:
     state = f'<span class="pill {side.state.state}">{side.state.state}</span>'
     command = side.history.summary.command
-    shown = f'<pre class="command">{escape(command)}</pre>' if command else ""
-    return f'<div class="title"><h3>{side.letter}: {escape(str(side.folder))}</h3>{state}</div>{shown}'
+    command_html = f'<pre class="command">{escape(command)}</pre>' if command else ""
+    return f'<div class="title"><h3>{side.letter}: {escape(str(side.folder))}</h3>{state}</div>{command_html}'
 
 
 def _tables(comparison: RunComparison) -> Iterator[tuple[str, Sequence[str], list[list[str]]]]:
@@ -133,13 +133,13 @@ def _cost_rows(comparison: RunComparison) -> Iterator[list[str]]:
 
 
 def _terminal_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    shown = Table(title=Text(title), title_justify="left")
+    terminal_table = Table(title=Text(title), title_justify="left")
     is_text = heads[0] == "option"
     for i, head in enumerate(heads):
-        shown.add_column(Text(head), justify="right" if i and not is_text else "left", overflow="fold")
+        terminal_table.add_column(Text(head), justify="right" if i and not is_text else "left", overflow="fold")
     for row in rows:
-        shown.add_row(*map(Text, row))
-    return shown
+        terminal_table.add_row(*map(Text, row))
+    return terminal_table
 
 
 def _charts(comparison: RunComparison) -> Iterator[str]:

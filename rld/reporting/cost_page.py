@@ -49,12 +49,12 @@ class CostReport:
         """Print tables, assumptions and verdicts."""
         console = SafeConsole(highlight=False)
         for section in self._sections():
-            shown = Table(title=Text(f"\n{section.title}"), title_justify="left")
+            terminal_table = Table(title=Text(f"\n{section.title}"), title_justify="left")
             for i, head in enumerate(section.heads):
-                shown.add_column(Text(head), justify="right" if i else "left", no_wrap=not i)
+                terminal_table.add_column(Text(head), justify="right" if i else "left", no_wrap=not i)
             for row in section.rows:
-                shown.add_row(*map(Text, row))
-            console.print(shown)
+                terminal_table.add_row(*map(Text, row))
+            console.print(terminal_table)
         for text in [*self._assumptions(), *self.verdicts()]:
             console.print(f"- {text}", markup=False, soft_wrap=True)
 
@@ -177,10 +177,10 @@ class CostReport:
             )
             texts.append(note + of_energy)
         for name, price in prices.apis.items():
-            read, written = map(number, (price.input_per_million_tokens, price.output_per_million_tokens))
+            input_price, output_price = map(number, (price.input_per_million_tokens, price.output_per_million_tokens))
             texts.append(
-                f"{name} is an API: {read} {currency} a million tokens read, {written} written. A stage pays it for "
-                "the tokens that it scored, its answers to the gate included; those to probes come on top."
+                f"{name} is an API: {input_price} {currency} a million tokens read, {output_price} written. A stage "
+                "pays it for the tokens that it scored, its answers to the gate included; those to probes come on top."
             )
         if not self.comparisons:
             return texts

@@ -174,7 +174,7 @@ def _stage(
         total = estimate(cost.flops_by_account, cost.demand, cards)
         table.add_row(f"on {cards}", _on_cards(total, cards))
         if prices is not None:
-            table.add_row("paid", Text(_paid(total.total_seconds, prices)))
+            table.add_row("paid", Text(_cost_text(total.total_seconds, prices)))
     return table
 
 
@@ -188,7 +188,7 @@ def _on_cards(total: Estimate, cards: Cards) -> str:
     return f"at least {series.duration(total.total_seconds)} ({parts}), most for {total.bottleneck}; {memory}{short}"
 
 
-def _paid(seconds: float, prices: Prices) -> str:
+def _cost_text(seconds: float, prices: Prices) -> str:
     """Say what a stage that takes so many seconds costs, without what an API asks."""
     energy = f", {series.number(prices.kilowatt_hours(seconds))} kWh" if prices.watts else ""
     return f"at least {series.number(seconds * prices.training_second)} {prices.currency}{energy}"

@@ -54,8 +54,8 @@ def cells(purpose: Purpose, result: StageResult) -> list[str]:
     """Return a purpose as cells under `HEADS`."""
     total = sum(result.flops_by_account.values())
     teaching = None if purpose.teacher is None else result.teaching.get(purpose.teacher)
-    spent = (number(purpose.flops), f"{purpose.flops / total:.1%}") if purpose.flops else ("-", "-")
-    return [purpose.name, purpose.needed_by, *spent, str(teaching.prompts) if teaching else "-"]
+    flops_cells = (number(purpose.flops), f"{purpose.flops / total:.1%}") if purpose.flops else ("-", "-")
+    return [purpose.name, purpose.needed_by, *flops_cells, str(teaching.prompts) if teaching else "-"]
 
 
 def money(purpose: Purpose, result: StageResult, spending: StageSpending, prices: Prices) -> list[str]:

@@ -52,10 +52,10 @@ def run_state(history: RunHistory) -> RunState:
         case "stopped" | "failed" as ended:
             state = ended
     logged = [stage.metrics[-1] for stage in history.stages if stage.metrics]
-    spent = [max([getattr(history.summary, key), *(line[key] for line in logged)]) for key in ("seconds", "flops")]
+    totals = [max([getattr(history.summary, key), *(line[key] for line in logged)]) for key in ("seconds", "flops")]
     unfinished = [(number, stage) for number, stage in enumerate(history.stages, 1) if stage.result is None]
     if state == "done" or not unfinished:
-        return RunState(state, "", None, *spent)
+        return RunState(state, "", None, *totals)
     (number, stage), *following = unfinished
     seconds = _seconds_left(stage)
     parts = [f"Stage {number} of {len(history.stages)}, `{stage.plan.name}`{_step(stage)}"]
@@ -67,7 +67,7 @@ def run_state(history: RunHistory) -> RunState:
     if following:
         names = ", ".join(f"`{later.plan.name}`" for _, later in following)
         parts.append(f"{names} follow{'s' if len(following) == 1 else ''}")
-    return RunState(state, "; ".join(parts) + ".", seconds, *spent)
+    return RunState(state, "; ".join(parts) + ".", seconds, *totals)
 
 
 def _step(stage: StageHistory) -> str:

@@ -73,9 +73,9 @@ def _purposes(history: RunHistory, prices: Prices) -> str:
     if not rows:
         return ""
     heads = ["stage", *HEADS, prices.currency, f"{prices.currency} a point"]
-    left = ("stage", "spent on", "needed by")
-    shown = table([(escape(head), "left" if head in left else "") for head in heads], rows)
-    return f"<h3>What that was spent on</h3>{scrolling(shown)}{_note([escape(ABOUT)])}"
+    text_heads = ("stage", "spent on", "needed by")
+    purpose_table = table([(escape(head), "left" if head in text_heads else "") for head in heads], rows)
+    return f"<h3>What that was spent on</h3>{scrolling(purpose_table)}{_note([escape(ABOUT)])}"
 
 
 def _note(sentences: Sequence[str]) -> str:

@@ -58,7 +58,7 @@ def closing_table(run: Summary) -> Table:
     last = run.stages[-1]
     notes = "\n".join(filter(None, [*map(_below_start_note, run.stages), teacher_tokens_note(last)]))
     about = about_scores(stage.main_score(skill) for stage in run.stages for skill in stage.after)
-    shown = Table(title=Text(f"{run.recipe}: {about}"), caption=Text(notes) if notes else None)
+    table = Table(title=Text(f"{run.recipe}: {about}"), caption=Text(notes) if notes else None)
     columns = _student_and_teacher_columns(run.stages)
     lines = [["skill", "rows", *(head for head, _ in columns)]]
     for skill in dict.fromkeys(skill for stage in run.stages for skill in stage.after):
@@ -69,10 +69,10 @@ def closing_table(run: Summary) -> Table:
     has_many_models = len(columns) > _MOST_COLUMNS
     head, *body = [list(line) for line in zip(*lines, strict=True)] if has_many_models else lines
     for i, name in enumerate(head):
-        shown.add_column(Text(name), justify="right" if i else "left")
+        table.add_column(Text(name), justify="right" if i else "left")
     for i, line in enumerate(body):
-        shown.add_row(*map(Text, line), end_section=i == (0 if has_many_models else len(body) - 2))
-    return shown
+        table.add_row(*map(Text, line), end_section=i == (0 if has_many_models else len(body) - 2))
+    return table
 
 
 def _student_and_teacher_columns(stages: Sequence[StageResult]) -> list[tuple[str, Mapping[str, float]]]:
@@ -115,18 +115,18 @@ def scores_table(model: str, scoring: Scoring, held_out: Iterable[Row]) -> Table
     """Return the scores of one model per skill with their 95% intervals, and the number of held-out rows."""
     num_rows = Counter(row["skill"] for row in held_out)
     main = {skill: next(iter(scores)) for skill, scores in scoring.items()}
-    shown = Table("skill", title=Text(f"{model}: {about_scores(main.values())}"))
+    table = Table("skill", title=Text(f"{model}: {about_scores(main.values())}"))
     for head in ("rows", "score", "value", "95% interval"):
-        shown.add_column(head, justify="left" if head == "score" else "right")
+        table.add_column(head, justify="left" if head == "score" else "right")
     for skill, scores in scoring.items():
         for name, score in scores.items():
             cells = (str(num_rows[skill] or "-"), Text(name)) if name == main[skill] else ("", Text(name))
             ends = f"{_score_text(score.low)} to {_score_text(score.high)}"
-            shown.add_row(Text(skill if name == main[skill] else ""), *cells, _score_text(score.value), ends)
-    shown.add_section()
+            table.add_row(Text(skill if name == main[skill] else ""), *cells, _score_text(score.value), ends)
+    table.add_section()
     mean = fmean(scoring[skill][name].value for skill, name in main.items())
-    shown.add_row("mean", str(num_rows.total()), "of the first", _score_text(mean), "")
-    return shown
+    table.add_row("mean", str(num_rows.total()), "of the first", _score_text(mean), "")
+    return table
 
 
 def html_table(result: StageResult, heldout_rows: Mapping[str, int], colours: Colours) -> str:
