@@ -78,7 +78,7 @@ def recognise(rows: Survey, held_out: Survey | None) -> Kind:
         raise RecipeError(f"{rows.source}: the columns prompt and tests are those of programming tasks; {fix}")
     talks = next((column for column in rows.columns.values() if 2 * column.num_messages > rows.num_rows), None)
     if talks is not None:
-        why = f"{_shown(talks.name)} has chat messages; each answer in them is learnt"
+        why = f"{_column_text(talks.name)} has chat messages; each answer in them is learnt"
         is_prompt = talks.name == "prompt" or talks.name == "completion"
         columns = {} if is_prompt or talks.name == "messages" else {"messages": talks.name}
         return Kind("conversation", columns, why={"kind": why, "columns": "the column with the messages"})
@@ -112,7 +112,7 @@ def _without_answer(rows: Survey, names: Mapping[str, str], texts: Sequence[str]
         fix = "name the column of the answer `answer`, and that of the question `question`"
         raise RecipeError(f"{rows.source}: no column has the answer{_has(rows)}; {fix}")
     columns = {} if document == "text" else {"text": document}
-    why = {"kind": f"{_shown(document)} has texts and no column has answers: every token is learnt"}
+    why = {"kind": f"{_column_text(document)} has texts and no column has answers: every token is learnt"}
     return Kind("plain_text", columns, why={**why, "columns": "the column with the texts"})
 
 
@@ -134,7 +134,7 @@ def _answered(
         raise RecipeError(
             f"{rows.source}: the column {answer!r} has {next(iter(values))!r} on every row; labels differ"
         )
-    why["kind"] = f"{_shown(answer)} has {len(values)} different values on {rows.num_rows:,} rows: labels"
+    why["kind"] = f"{_column_text(answer)} has {len(values)} different values on {rows.num_rows:,} rows: labels"
     why["labels"] = "the words by which a model says each label, with the space behind the prompt's last word"
     if all(_NUMBER.fullmatch(value) for value in values):
         why["labels"] += '; write what the numbers mean, as in " Sports": a model knows words'
@@ -153,15 +153,15 @@ def _words(values: Collection[str]) -> dict[str, str]:
     return words if len(set(words.values())) == len(words) else {value: f" {value}" for value in words}
 
 
-def _first(names: Mapping[str, str], wanted: Sequence[str], among: Collection[str]) -> str | None:
-    return next((names[name] for name in wanted if name in names and names[name] in among), None)
+def _first(names: Mapping[str, str], candidates: Sequence[str], among: Collection[str]) -> str | None:
+    return next((names[name] for name in candidates if name in names and names[name] in among), None)
 
 
 def _plain(name: str) -> str:
     return re.sub(r"[\s-]+", "_", name.strip().lower())
 
 
-def _shown(name: str) -> str:
+def _column_text(name: str) -> str:
     return f"column {name!r:.60}"
 
 

@@ -89,7 +89,7 @@ class Draft:
             *entry(0, "seed", 0),
             "",
             "models:",
-            *(line for name, model in models.items() for line in entry(2, name, _shown(model.place, folder))),
+            *(line for name, model in models.items() for line in entry(2, name, _relative_place(model.place, folder))),
             "",
             *self._prompts(),
             "skills:",
@@ -120,7 +120,7 @@ class Draft:
         if isinstance(self.source, HubRows):
             lines += entry(4, "dataset", self.source.dataset, "the split train; see docs/data.md for others")
         else:
-            lines += entry(4, "file", _shown(str(self.source), folder))
+            lines += entry(4, "file", _relative_place(str(self.source), folder))
         if kind.columns:
             lines += entry(4, "columns", dict(kind.columns), why["columns"])
         if kind.labels:
@@ -130,7 +130,7 @@ class Draft:
         if kind.name == "plain_text":
             lines += entry(4, "block", self.block, "documents are cut into blocks of so many tokens")
         if self.held_out is not None:
-            return lines + entry(4, "held_out", {"file": _shown(str(self.held_out), folder)}) + self._scores()
+            return lines + entry(4, "held_out", {"file": _relative_place(str(self.held_out), folder)}) + self._scores()
         what = "the end of the text" if plan.held_out < 1 else "never trained on; as many as there is time to score"
         return lines + entry(4, "held_out", plan.held_out, what) + self._scores()
 
@@ -170,7 +170,7 @@ class Draft:
         return lines
 
 
-def _shown(place: str, folder: Path) -> str:
+def _relative_place(place: str, folder: Path) -> str:
     """Return a place as a recipe in a folder names it: relative where it is in that folder or below."""
     if not os.path.isabs(place) or not Path(place).is_relative_to(folder):
         return place

@@ -114,8 +114,8 @@ def _fitted(draft: Draft, plan: Plan) -> tuple[Plan, dict[str, StageCost]]:
     """Return a plan whose updates fit into memory as far as possible, and its costs."""
     costs = _costs(draft, plan)
     while all(cost.demand is not None for cost in costs.values()):
-        needed = max(_bytes(draft, plan, stage, cost) for stage, cost in costs.items())
-        if needed <= _MEMORY_SHARE * draft.cards.card.memory:
+        num_bytes = max(_bytes(draft, plan, stage, cost) for stage, cost in costs.items())
+        if num_bytes <= _MEMORY_SHARE * draft.cards.card.memory:
             break
         smaller = _smaller(draft, plan)
         if smaller is None:

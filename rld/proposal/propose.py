@@ -47,24 +47,24 @@ def propose(
         raise UsageError(f"there is no folder {output.parent} for {output.name}; make it, or choose another --output")
     source = _source(rows)
     own = None if held_out is None else _source(held_out)
-    found, found_own = survey(source), None if own is None else survey(own)
-    kind = recognise(found, found_own)
+    rows_survey, own_survey = survey(source), None if own is None else survey(own)
+    kind = recognise(rows_survey, own_survey)
     pupil = describe(student)
     masters = [describe(name) for name in teachers]
     if kind.name == "conversation" and (plain := [model.place for model in (pupil, *masters) if not model.has_chat]):
         fix = "choose a model with one, such as its instruct version"
         raise RecipeError(f"{rows} has chat messages, and the model {plain[0]!r} has no chat template; {fix}")
-    named = {f"teacher{i}" if len(masters) > 1 else "teacher": model for i, model in enumerate(masters, 1)}
+    models_by_name = {f"teacher{i}" if len(masters) > 1 else "teacher": model for i, model in enumerate(masters, 1)}
     cards, has_gpu = measure_machine()
     draft = Draft(
         name=_name(rows),
         source=source,
         held_out=own,
         kind=kind,
-        measured=measure(found, kind.reader, pupil),
+        measured=measure(rows_survey, kind.reader, pupil),
         student=pupil,
-        teachers=named,
-        other_tokenizers=[name for name, model in named.items() if needs_alignment(pupil, model)],
+        teachers=models_by_name,
+        other_tokenizers=[name for name, model in models_by_name.items() if needs_alignment(pupil, model)],
         minutes=minutes,
         cards=cards,
         has_gpu=has_gpu,

@@ -45,17 +45,17 @@ class Expansion(NamedTuple):
     """
 
     stages: list[Any]
-    written: dict[_Keys, _Keys]
+    origins: dict[_Keys, _Keys]
     mistakes: list[tuple[_Keys, str]]
 
 
 def expand(stages: list[Any]) -> Expansion:
     """Write the cascades among the stages of a recipe out."""
-    result, written, mistakes = list[Any](), dict[_Keys, _Keys](), list[tuple[_Keys, str]]()
+    result, origins, mistakes = list[Any](), dict[_Keys, _Keys](), list[tuple[_Keys, str]]()
     for index, entry in enumerate(stages):
         place = ("stages", index)
         if not (isinstance(entry, Mapping) and "cascade" in entry):
-            written["stages", len(result)] = place
+            origins["stages", len(result)] = place
             result.append(entry)
             continue
         own = list(_mistakes(entry, place))
@@ -63,9 +63,9 @@ def expand(stages: list[Any]) -> Expansion:
         if not own:
             options = Cascade.model_validate(entry["cascade"])
             for number in range(1, len(options.models)):
-                written |= _places(options, number, ("stages", len(result)), (*place, "cascade"))
+                origins |= _places(options, number, ("stages", len(result)), (*place, "cascade"))
                 result.append(_stage(options, number))
-    return Expansion(stages, {}, mistakes) if mistakes else Expansion(result, written, [])
+    return Expansion(stages, {}, mistakes) if mistakes else Expansion(result, origins, [])
 
 
 def _stage(cascade: Cascade, number: int) -> dict[str, Any]:
@@ -82,15 +82,15 @@ def _name(cascade: Cascade, number: int) -> str:
     return f"{cascade.models[number]}_from_{cascade.models[number - 1]}"
 
 
-def _places(cascade: Cascade, number: int, stage: _Keys, written: _Keys) -> dict[_Keys, _Keys]:
+def _places(cascade: Cascade, number: int, stage: _Keys, origin: _Keys) -> dict[_Keys, _Keys]:
     """Return where the parts of the stage that trains the model at an index were written."""
     key = _TEACHER_KEYS[cascade.stage["kind"]]
-    teacher = (*written, "models", number - 1)
-    places = {stage: (*written, "stage"), (*stage, "name"): (*written, "models", number)}
-    places |= {(*stage, "student"): (*written, "models", number), (*stage, key): teacher}
+    teacher = (*origin, "models", number - 1)
+    places = {stage: (*origin, "stage"), (*stage, "name"): (*origin, "models", number)}
+    places |= {(*stage, "student"): (*origin, "models", number), (*stage, key): teacher}
     if key == "teachers":
-        named = (*stage, key, cascade.models[number - 1])
-        places |= {named: (*written, "teacher"), (*named, "model"): teacher}
+        teacher_keys = (*stage, key, cascade.models[number - 1])
+        places |= {teacher_keys: (*origin, "teacher"), (*teacher_keys, "model"): teacher}
     return places
 
 

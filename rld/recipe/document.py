@@ -81,7 +81,7 @@ class RecipeDocument:
         self._lines: dict[Loc, int] = {}
         self._empty: set[Loc] = set()
         self._overrides: dict[Loc, str] = {}
-        self._written: dict[Loc, Loc] = {}
+        self._origins: dict[Loc, Loc] = {}
         self.tree: dict[Any, Any] = self._load()
         of_cascades = [text for text in overrides if text.partition("=")[0].split(".")[2:3] == ["cascade"]]
         for text in of_cascades:
@@ -110,7 +110,7 @@ class RecipeDocument:
 
     def report(self, problems: list[RecipeProblem]) -> RecipeError:
         """Return the error that lists `problems`, each with its place, in the order of the file."""
-        error = RecipeError("\n".join(dict.fromkeys(text for _, text in sorted(map(self._placed, problems)))))
+        error = RecipeError("\n".join(dict.fromkeys(text for _, text in sorted(map(self._report_entry, problems)))))
         error.is_placed = True
         return error
 
@@ -125,7 +125,7 @@ class RecipeDocument:
             items = value_at(self.tree, loc)
             names = [item.get("name") if isinstance(item, dict) else None for item in items or ()]
             loc = (*loc, names.index(part) if isinstance(items, list) and part in names else part)
-        return self._placed(RecipeProblem(loc, self.label(loc)))[1]
+        return self._report_entry(RecipeProblem(loc, self.label(loc)))[1]
 
     def label(self, loc: Loc) -> str:
         """Return `loc` as written on the command line; items of a list are addressed by their names.
@@ -149,22 +149,22 @@ class RecipeDocument:
             raise self.report(problems)
         if not isinstance(stages, list) or expansion.stages == stages:
             return
-        self.tree, self._written = {**self.tree, "stages": expansion.stages}, expansion.written
+        self.tree, self._origins = {**self.tree, "stages": expansion.stages}, expansion.origins
         lines, overrides, empty = self._lines, self._overrides, self._empty
         places = [(loc, self._where_written(loc)) for loc, _ in walk(self.tree)]
         self._lines = {loc: lines[place] for loc, place in places if place in lines}
-        refused = {loc: text for loc, text in overrides.items() if loc == (text,)}
-        self._overrides = refused | {loc: overrides[place] for loc, place in places if place in overrides}
+        invalid_overrides = {loc: text for loc, text in overrides.items() if loc == (text,)}
+        self._overrides = invalid_overrides | {loc: overrides[place] for loc, place in places if place in overrides}
         self._empty = {loc for loc, place in places if place in empty}
 
     def _where_written(self, loc: Loc) -> Loc:
         """Return where a value of the tree was written in the file."""
         for length in range(len(loc), 0, -1):
-            if loc[:length] in self._written:
-                return (*self._written[loc[:length]], *loc[length:])
+            if loc[:length] in self._origins:
+                return (*self._origins[loc[:length]], *loc[length:])
         return loc
 
-    def _placed(self, problem: RecipeProblem) -> tuple[int, str]:
+    def _report_entry(self, problem: RecipeProblem) -> tuple[int, str]:
         """Return a problem's rank in the report and its text with the nearest recorded line or override."""
         loc, text = problem.loc, textwrap.shorten(problem.text, _LONGEST, placeholder=" ...")
         for length in range(len(loc), -1, -1):
@@ -194,7 +194,7 @@ class RecipeDocument:
         except yaml.YAMLError as error:
             raise RecipeError(f"{self.path}: not valid YAML: {error}") from error
         if root is None or not isinstance(tree, dict):
-            raise RecipeError(f"{self.path}: a recipe is a mapping of keys to values, but this is {shown(tree)}")
+            raise RecipeError(f"{self.path}: a recipe is a mapping of keys to values, but this is {value_text(tree)}")
         self._note_lines(root, ())
         tree_copy: dict[Any, Any] = _copied(tree)
         return tree_copy
@@ -231,7 +231,9 @@ class RecipeDocument:
                 node = node[loc[-1]]
             loc = (*loc, _key(node, last))
         except (LookupError, yaml.YAMLError) as error:
-            no_value = f"{shown(raw_value)} is not a YAML value; quote it inside the shell's quotes: 'KEY=\"TEXT\"'"
+            no_value = (
+                f"{value_text(raw_value)} is not a YAML value; quote it inside the shell's quotes: 'KEY=\"TEXT\"'"
+            )
             mistake = error.args[0] if isinstance(error, LookupError) else no_value
             self._overrides[text,] = text
             self.problems.append(RecipeProblem((text,), mistake))
@@ -257,7 +259,7 @@ def _key(node: Any, part: str) -> Any:
         item_names = [name for name in names if isinstance(name, str)]
         size = f", which has {len(node)} (the first is 0)" if _is_index(part) else ""
         raise LookupError(f"there is no {part!r} in this list{size or hint(part, item_names)}")
-    raise LookupError(f"there is nothing to set {part!r} in: its parent is {shown(node)}")
+    raise LookupError(f"there is nothing to set {part!r} in: its parent is {value_text(node)}")
 
 
 def _is_index(part: str) -> bool:
@@ -298,7 +300,7 @@ def walk(tree: Any, loc: Loc = ()) -> Iterator[tuple[Loc, Any]]:
         yield from walk(value, (*loc, key))
 
 
-def shown(value: Any) -> str:
+def value_text(value: Any) -> str:
     """Return a value as an error message shows it."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

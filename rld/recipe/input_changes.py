@@ -48,10 +48,10 @@ def input_changes(old: Inputs, new: Inputs, started: Collection[str]) -> list[In
         *_seed_changes(old, new, started),
         *_fingerprint_changes(old, new, started),
     ]
-    named = {stage for change in changes if change.effect is Effect.NEEDS_CONSENT for stage in change.stages}
+    changed_stages = {stage for change in changes if change.effect is Effect.NEEDS_CONSENT for stage in change.stages}
     return [
         *changes,
-        *_earlier_stages(old, new, [stage for stage in started if stage not in named]),
+        *_earlier_stages(old, new, [stage for stage in started if stage not in changed_stages]),
         *_package_changes(old.packages, new.packages),
         *_launch_changes(old.launch, new.launch),
     ]
@@ -73,7 +73,7 @@ def _recipe_changes(old: Inputs, new: Inputs, started: Collection[str]) -> Itera
             how = "is new" if was is ABSENT else "is gone"
             yield _change(f"stage '{keys[1]}' {how}", [keys[1]], started)
             continue
-        text = f"{'.'.join(map(str, keys))}: {shown(was)} → {shown(now)}"
+        text = f"{'.'.join(map(str, keys))}: {value_text(was)} → {value_text(now)}"
         stages = [name for inputs in (old, new) for name, needs in inputs.stages.items() if needs.depends_on(keys)]
         if keys[0] != "stages" or keys[1] not in started:
             yield _change(text, stages, started)
@@ -137,7 +137,7 @@ def differences(old: Any, new: Any, keys: tuple[Any, ...] = ()) -> Iterator[tupl
         yield keys, old, new
 
 
-def shown(value: Any) -> str:
+def value_text(value: Any) -> str:
     """Return a value of a recipe as a short text."""
     if value is ABSENT:
         return "absent"

@@ -123,14 +123,14 @@ def _of_stage(recipe: Recipe, stage: Stage, texts: list[tuple[Keys, str]], folde
     names, own = [other.name for other in recipe.stages], {*recipe.models, *(other.name for other in recipe.stages)}
 
     def is_used(keys: Keys) -> bool:
-        named = (keys[0], names[keys[1]], *keys[2:]) if keys[0] == "stages" else keys
-        return any(named[: len(part)] == part for part in needs.parts)
+        named_keys = (keys[0], names[keys[1]], *keys[2:]) if keys[0] == "stages" else keys
+        return any(named_keys[: len(part)] == part for part in needs.parts)
 
     used = [(keys, text) for keys, text in texts if is_used(keys)]
     skills = recipe.skills if stage.makes_model else stage.skills_in_use(recipe.skills)
-    stored = dict.fromkeys([*_code(used, folder), *_data(used, folder), *_datasets(recipe, skills)])
+    files = dict.fromkeys([*_code(used, folder), *_data(used, folder), *_datasets(recipe, skills)])
     models = list(dict.fromkeys(_models(used, own, folder)))
-    return needs.model_copy(update={"files": sorted({name for name, _ in stored}), "models": models})
+    return needs.model_copy(update={"files": sorted({name for name, _ in files}), "models": models})
 
 
 class AcceptedChanges(BaseModel):

@@ -27,12 +27,12 @@ def retention_flops(
         return 0.0
     lengths = sizes.lengths(list(protected))
     row = lengths.prompt + lengths.answer
-    probed = forward_flops(student, len(protected) * rule.probe_prompts * row)
-    sampled = forward_flops(student, 2 * len(protected) * rule.prompts * row)
-    replayed = steps * training_flops(student, len(protected) * rule.batch * row)
+    probe_flops = forward_flops(student, len(protected) * rule.probe_prompts * row)
+    sampling_flops = forward_flops(student, 2 * len(protected) * rule.prompts * row)
+    replay_flops = steps * training_flops(student, len(protected) * rule.batch * row)
     num_early = min(num_ticks, EARLY_TICKS) // EARLY_INTERVAL
     num_probes = 1 + num_early + max(num_ticks - EARLY_TICKS, 0) // LATE_INTERVAL
-    return sampled + replayed + num_probes * probed
+    return sampling_flops + replay_flops + num_probes * probe_flops
 
 
 def transfer_flops(student: int, num_skills: int, num_targets: int, lengths: Lengths) -> float:

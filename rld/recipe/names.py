@@ -135,8 +135,8 @@ class RecipeNames:
         if name in later and name not in self.models + earlier:
             yield self.problem(loc, f": stage {name!r} has not run by then; refer to an earlier one")
         else:
-            known = self.models + [stage for stage in earlier if isinstance(stage, str)]
-            yield from self.weights(loc, name, known, takes_adapters)
+            names = self.models + [stage for stage in earlier if isinstance(stage, str)]
+            yield from self.weights(loc, name, names, takes_adapters)
 
     def skill_list(self, loc: Loc, value: Any, names: list[str]) -> Iterator[RecipeProblem]:
         """Check a list of skills, each one of `names`."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from rld.errors import LibraryError
 from rld.recipe import python_source, registry, reserved_options, third_party_options, trl_rewards
-from rld.recipe.document import Loc, RecipeProblem, shown
+from rld.recipe.document import Loc, RecipeProblem, value_text
 from rld.recipe.names import RecipeNames, items
 from rld.utils.suggestions import WORDS_OF_BOOLEANS, hint, nearest
 
@@ -20,8 +20,8 @@ def check_use(kind: registry.Kind, names: RecipeNames, loc: Loc, raw: Any, key: 
         return
     use, options = raw[key], raw.get("options", {})
     signature = yield from find_signature(kind, names, (*loc, key), use)
-    if kind == "rewards" and signature is not None and registry.takes_model(signature.named):
-        signature = replace(signature, named=tuple(name for name in signature.named if name != "tokenizer"))
+    if kind == "rewards" and signature is not None and registry.takes_model(signature.parameters):
+        signature = replace(signature, parameters=tuple(name for name in signature.parameters if name != "tokenizer"))
         if isinstance(options, dict):
             yield from names.reference((*loc, "options", "model"), options.get("model"))
     own_reward = kind == "rewards" and ".py:" in use
@@ -46,16 +46,16 @@ def find_signature(
     if place.module == trl_rewards.MODULE:
         return trl_rewards.options_of(signature)
     # TRL passes every column of the rows to a reward by name, so it has **columns; options must be named parameters
-    if "completions" not in signature.named and not signature.any_name:
+    if "completions" not in signature.parameters and not signature.any_name:
         yield names.problem(loc, f": {use} is no reward, for it takes no argument called completions")
     elif not signature.any_name:
         fix = "end its arguments with **_, for it gets every column of the rows by name"
         yield names.problem(loc, f": {use} takes no other arguments; {fix}")
-    named, required = (
+    parameters, required = (
         tuple(name for name in arguments if name not in reserved_options.GIVEN_TO_REWARDS)
-        for arguments in (signature.named, signature.required)
+        for arguments in (signature.parameters, signature.required)
     )
-    return replace(signature, named=named, required=required, any_name=False)
+    return replace(signature, parameters=parameters, required=required, any_name=False)
 
 
 def check_call(
@@ -76,13 +76,13 @@ def check_call(
         return
     for key, value in arguments.items():
         annotation = signature.annotations.get(key)
-        if key not in signature.named and not signature.any_name:
-            correction = hint(str(key), signature.named) or f"; {use} takes no such option"
+        if key not in signature.parameters and not signature.any_name:
+            correction = hint(str(key), signature.parameters) or f"; {use} takes no such option"
             yield RecipeProblem((*loc, key), f"unknown key '{names.label((*loc, key))}'{correction}")
         elif annotation is not None and not third_party_options.accepts(annotation, value):
-            yield names.problem((*loc, key), f" should be {ast.unparse(annotation)}, not {shown(value)}")
+            yield names.problem((*loc, key), f" should be {ast.unparse(annotation)}, not {value_text(value)}")
         elif key in signature.switches and isinstance(value, str) and value.lower() in WORDS_OF_BOOLEANS:
-            yield names.problem((*loc, key), f" should be true or false, not {shown(value)}")
+            yield names.problem((*loc, key), f" should be true or false, not {value_text(value)}")
     for key in signature.required:
         if key not in arguments:
             yield RecipeProblem(loc, f"'{names.label(loc)}.{key}' is required by {use}{advice}")
@@ -111,6 +111,6 @@ def check_options(
         elif key not in fields:
             yield RecipeProblem(where, f"unknown key {names.label(where)!r}{hint(str(key), fields)}")
         elif not third_party_options.accepts(fields[key].annotation, value):
-            yield names.problem(where, f" should be {ast.unparse(fields[key].annotation)}, not {shown(value)}")
+            yield names.problem(where, f" should be {ast.unparse(fields[key].annotation)}, not {value_text(value)}")
         elif (words := third_party_options.choices(fields[key])) is not None and value not in words:
-            yield names.problem(where, f" cannot be {shown(value)}{hint(str(value), words)}")
+            yield names.problem(where, f" cannot be {value_text(value)}{hint(str(value), words)}")

@@ -106,13 +106,13 @@ def read_prices(path: Path) -> Prices:
     try:
         return Prices.model_validate(document.tree)
     except ValidationError as error:
-        known = [problem.loc for problem in problems]
+        places = [problem.loc for problem in problems]
         problems += [
             RecipeProblem(
                 mistake["loc"], f"{document.label(mistake['loc'])}: {_words(mistake['type'], mistake['msg'])}"
             )
             for mistake in error.errors(include_url=False)
-            if mistake["loc"] not in known
+            if mistake["loc"] not in places
         ]
         raise document.report(problems) from error
 

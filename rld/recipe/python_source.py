@@ -23,15 +23,15 @@ DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 class Signature:
     """The keyword arguments that a function or class takes."""
 
-    named: tuple[str, ...]
+    parameters: tuple[str, ...]
     required: tuple[str, ...]
-    """Those of `named` without a default."""
+    """Those of `parameters` without a default."""
     any_name: bool
     """It takes `**keywords`."""
     annotations: Mapping[str, ast.expr] = field(default_factory=dict)
-    """The types of those of `named` that have one."""
+    """The types of those of `parameters` that have one."""
     switches: frozenset[str] = frozenset()
-    """Those of `named` whose default is True or False."""
+    """Those of `parameters` whose default is True or False."""
 
 
 def parse(path: Path) -> ast.Module:
@@ -139,7 +139,7 @@ def _signature(arguments: ast.arguments, skip: int) -> Signature:
     required = positional[: len(positional) - len(arguments.defaults)]
     keyword = [a.arg for a in arguments.kwonlyargs]
     required += [name for name, value in zip(keyword, arguments.kw_defaults, strict=True) if value is None]
-    named = positional[max(skip, len(arguments.posonlyargs)) :] + keyword
+    parameters = positional[max(skip, len(arguments.posonlyargs)) :] + keyword
     every = (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
     types = {argument.arg: argument.annotation for argument in every if argument.annotation is not None}
     defaults = [*zip(positional[::-1], arguments.defaults[::-1], strict=False)]
@@ -147,8 +147,8 @@ def _signature(arguments: ast.arguments, skip: int) -> Signature:
     switches = frozenset(
         name for name, value in defaults if isinstance(value, ast.Constant) and isinstance(value.value, bool)
     )
-    required_named = tuple(name for name in named if name in required)
-    return Signature(tuple(named), required_named, arguments.kwarg is not None, types, switches)
+    required_parameters = tuple(name for name in parameters if name in required)
+    return Signature(tuple(parameters), required_parameters, arguments.kwarg is not None, types, switches)
 
 
 def argument_names(node: ast.FunctionDef) -> list[str]:

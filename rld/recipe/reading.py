@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rld.recipe import checks
-from rld.recipe.document import Loc, RecipeDocument, RecipeProblem, shown, value_at
+from rld.recipe.document import Loc, RecipeDocument, RecipeProblem, value_at, value_text
 from rld.recipe.schema import Recipe
 from rld.utils.options import OptionError
 from rld.utils.run_folder import RunFolder
@@ -124,11 +124,11 @@ def _sentence(error: Any, label: str) -> str:
             return f"{label + '.' + context['discriminator'].strip(chr(39))!r} is required{hint('', _kinds(loc))}"
         case "literal_error":
             choices = re.findall(r"'([^']+)'", context["expected"])
-            return f"{label} cannot be {shown(value)}{hint(str(value), choices)}"
+            return f"{label} cannot be {value_text(value)}{hint(str(value), choices)}"
         case "too_short" | "string_too_short":
             return f"{label} should not be empty"
         case "string_pattern_mismatch" if "http" in context["pattern"]:
-            return f"{label} should be an address that begins with http:// or https://, not {shown(value)}"
+            return f"{label} should be an address that begins with http:// or https://, not {value_text(value)}"
         case "invalid_key":
             return f"{label}: a key should be text"
         case "unknown_kind" if loc and loc[-1] in _fields_of_members(loc):
@@ -139,7 +139,7 @@ def _sentence(error: Any, label: str) -> str:
     requirement = _WORDS.get(kind) or error["msg"].replace("Input should be", "should be", 1)
     if loc[-1] == "[key]":
         return f"{label.removesuffix('.[key]')}: its name {requirement}"
-    return f"{label} {requirement}, not {shown(value)}{_form(loc, value)}"
+    return f"{label} {requirement}, not {value_text(value)}{_form(loc, value)}"
 
 
 def _fields(loc: Loc) -> list[str]:

@@ -226,4 +226,4 @@ def can_judge(use: str, relative_to: Path) -> bool:
     if isinstance(python_source.definitions(tree).get(place.attribute), ast.AsyncFunctionDef):
         return False
     signature = python_source.signature(tree, place.attribute, skip=0)
-    return signature is None or not takes_model(signature.named)
+    return signature is None or not takes_model(signature.parameters)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from rld.recipe import third_party_options
-from rld.recipe.document import Loc, RecipeProblem, shown
+from rld.recipe.document import Loc, RecipeProblem, value_text
 from rld.recipe.names import RecipeNames, items
 from rld.recipe.option_checks import check_options
 from rld.utils.suggestions import hint
@@ -131,9 +131,9 @@ def _check_values(names: RecipeNames, loc: Loc, options: Any, ranges: Mapping[st
         allowed, words = ranges.get(key), _CHOICES.get(key)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if allowed is not None and is_number and not allowed.includes(value):
-            yield names.problem((*loc, key), f" should be {allowed}, not {shown(value)}")
+            yield names.problem((*loc, key), f" should be {allowed}, not {value_text(value)}")
         elif words is not None and isinstance(value, str) and value not in words:
-            yield names.problem((*loc, key), f" cannot be {shown(value)}{hint(value, words)}")
+            yield names.problem((*loc, key), f" cannot be {value_text(value)}{hint(value, words)}")
 
 
 def _check_loggers(names: RecipeNames, loc: Loc, value: Any) -> Iterator[RecipeProblem]:
@@ -143,6 +143,6 @@ def _check_loggers(names: RecipeNames, loc: Loc, value: Any) -> Iterator[RecipeP
             continue
         modules = _LOGGERS.get(name)
         if modules is None:
-            yield names.problem(loc, f": there is no logger {shown(name)}{hint(name, _LOGGERS)}")
+            yield names.problem(loc, f": there is no logger {value_text(name)}{hint(name, _LOGGERS)}")
         elif not any(importlib.util.find_spec(module) for module in modules):
             yield names.problem(loc, f": {name} is not installed; install it, or leave it out")

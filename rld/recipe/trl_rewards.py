@@ -61,13 +61,13 @@ def _files() -> dict[str, Path]:
 
 def options_of(signature: python_source.Signature) -> python_source.Signature:
     """Return the parameters that are options of a reward with a given signature."""
-    if _makes_a_reward(signature.named):
+    if _makes_a_reward(signature.parameters):
         return signature
-    named, required = (
+    parameters, required = (
         tuple(name for name in arguments if name not in ("completions", "completion_ids", "solution", "log_extra"))
-        for arguments in (signature.named, signature.required)
+        for arguments in (signature.parameters, signature.required)
     )
-    return replace(signature, named=named, required=required, any_name=False)
+    return replace(signature, parameters=parameters, required=required, any_name=False)
 
 
 def bound(reward: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:

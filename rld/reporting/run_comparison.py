@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from rld.errors import UsageError
-from rld.recipe.input_changes import ABSENT, differences, shown
+from rld.recipe.input_changes import ABSENT, differences, value_text
 from rld.recipe.stage_inputs import by_stage_name
 from rld.recipe.stages import AnyStage
 from rld.recipe.stages.base import Stage
@@ -106,7 +106,7 @@ def compare_runs(first: Path, second: Path) -> RunComparison:
     pairs = list(_pairs(sides))
     pairs += _mean([pair for pair in pairs if pair.difference is not None])
     old, new = (by_stage_name(side.history.recipe) for side in sides)
-    options = [(".".join(map(str, keys)), _shown(was), _shown(now)) for keys, was, now in differences(old, new)]
+    options = [(".".join(map(str, keys)), _cell(was), _cell(now)) for keys, was, now in differences(old, new)]
     by_name = {stage.plan.name: stage for stage in sides[1].history.stages if stage.metrics}
     stages = [
         (stage, by_name[stage.plan.name])
@@ -116,8 +116,8 @@ def compare_runs(first: Path, second: Path) -> RunComparison:
     return RunComparison(sides, pairs, options, stages, list(_notes(sides, pairs)))
 
 
-def _shown(value: Any) -> str:
-    return "-" if value is ABSENT else shown(value)
+def _cell(value: Any) -> str:
+    return "-" if value is ABSENT else value_text(value)
 
 
 def _side(letter: str, folder: Path) -> Side:
