@@ -80,9 +80,9 @@ def _follows(curriculum: Curriculum, skills: Sequence[str]) -> bool:
     if not hasattr(curriculum, "allocate"):
         return False
     with user_code(CALL_SECONDS):
-        for chosen in skills:
-            curriculum.allocate({skill: float(skill == chosen) for skill in skills})
-            if any(curriculum.next(random.Random(i))[0] != chosen for i in range(8)):
+        for sole_skill in skills:
+            curriculum.allocate({skill: float(skill == sole_skill) for skill in skills})
+            if any(curriculum.next(random.Random(i))[0] != sole_skill for i in range(8)):
                 return False
         curriculum.allocate(None)
     return True

@@ -118,8 +118,8 @@ class ExportPlan(NamedTuple):
             return evaluator.evaluate(ExportedModel(process, self.encoder, self.model.num_parameters()), self.tokenizer)
 
     def _context(self, sequences: Sequence[ScoredSequence]) -> int:
-        needed = max(_CONTEXT, *(len(ids) for ids, _ in sequences))
-        return min(needed, context_length(self.model.config) or needed)
+        length = max(_CONTEXT, *(len(ids) for ids, _ in sequences))
+        return min(length, context_length(self.model.config) or length)
 
     def _sequences(self) -> tuple[str, list[ScoredSequence]]:
         """Return what model and export read, and what that is, in words.
@@ -203,11 +203,11 @@ def num_cores() -> int:
 def first_rows(rows: Sequence[Row], most: int) -> list[Row]:
     """Return the first rows of each skill, in their order."""
     counts: dict[str, int] = {}
-    chosen = []
+    selection = []
     for row in rows:
         counts[row["skill"]] = counts.get(row["skill"], 0) + 1
-        chosen += [row] if counts[row["skill"]] <= most else []
-    return chosen
+        selection += [row] if counts[row["skill"]] <= most else []
+    return selection
 
 
 def _in_turns(rows: Sequence[Row]) -> list[Row]:

@@ -63,7 +63,7 @@ def _head(path: Path) -> dict[Any, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _named(fields: dict[str, Any]) -> str:
+def _licence_name(fields: dict[str, Any]) -> str:
     names = fields.get("license_name") if fields.get("license") == "other" else None
     names = names or fields.get("license") or UNKNOWN
     return ", ".join(map(str, names if isinstance(names, list) else [names]))
@@ -74,7 +74,7 @@ def licence_of_model(context: RunContext, reference: str) -> str:
     base = base_model(context, reference)
     if base is None:
         return "none: it started from random weights"
-    return _named(licence_fields(context, base))
+    return _licence_name(licence_fields(context, base))
 
 
 def licence_of_teacher(context: RunContext, spec: Any) -> str:
@@ -85,5 +85,5 @@ def licence_of_teacher(context: RunContext, spec: Any) -> str:
         return f"{UNKNOWN}: a server does not tell it"
     licence = licence_of_model(context, spec.model)
     if spec.adapter is not None:
-        licence += f"; of its adapter: {_named(licence_fields(context, spec.adapter))}"
+        licence += f"; of its adapter: {_licence_name(licence_fields(context, spec.adapter))}"
     return licence

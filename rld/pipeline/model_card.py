@@ -272,16 +272,17 @@ def _cost(context: RunContext, stage: Stage, record: Mapping[str, Any], steps: i
         yield f"| {name} | {count} |"
     yield f"| FLOPs | {number(record['flops'])} |\n| seconds | {record['seconds']} |"
     result = StageResult.model_validate(record)
-    prices, spent = context.recipe.prices, stage_spending(result)
+    prices, spending = context.recipe.prices, stage_spending(result)
     if prices is not None:
-        yield f"| kWh | {number(spent.kilowatt_hours(prices))} |\n| {prices.currency} | {number(spent.cost(prices))} |"
+        energy, cost = number(spending.kilowatt_hours(prices)), number(spending.cost(prices))
+        yield f"| kWh | {energy} |\n| {prices.currency} | {cost} |"
     records = _records_of_way(context, stage, record)
     if len(records) > 1:
         flops, seconds = (sum(one[key] for one in records) for key in ("flops", "seconds"))
         yield f"\nWith the stages that its weights went through: {number(flops)} FLOPs, {seconds:.1f} seconds."
     if prices is None:
         yield "\nThe recipe has no prices; `rld cost RUN --prices prices.yaml` computes money and energy from the time."
-    elif note := energy_note([spent], prices):
+    elif note := energy_note([spending], prices):
         yield f"\n{note}"
     yield from _spent_on(PlannedStage.model_validate(stage.model_dump(mode="json")), result, prices)
 

@@ -163,9 +163,9 @@ class ModelLoader:
             case PrunedModel():
                 return CutModel(spec, self._model_source(spec.prune), self._calibration_texts, self._count_flops)
             case PretrainedModel():
-                return self._stored(spec.path, spec.from_pretrained)
+                return self._stored_model(spec.path, spec.from_pretrained)
             case _:
-                return self._stored(spec, {})
+                return self._stored_model(spec, {})
 
     def _planned_source(self, reference: str) -> ModelSource:
         """Return the way to get the model that a reference will name, without the results of stages."""
@@ -177,7 +177,7 @@ class ModelLoader:
             return origin
         return CutModel(stage.cut, origin, self._calibration_texts, self._count_flops)
 
-    def _stored(self, name: str, options: Mapping[str, Any]) -> StoredModel:
+    def _stored_model(self, name: str, options: Mapping[str, Any]) -> StoredModel:
         place = self.path(name)
         is_here = registry.model_file(place, "config.json", self._source.parent) is not None
         return StoredModel(place, options, is_here)

@@ -50,8 +50,8 @@ _PLAIN_SCHEDULES = frozenset({"constant", "constant_with_warmup", "cosine", "lin
 def absent_models(recipe: Recipe, folder: Path) -> list[str]:
     """Return the models of stages that are not on this machine, as a hub id or folder."""
     paths = [_path(recipe, name) for stage in recipe.stages for name in stage.references()]
-    named = [path for path in dict.fromkeys(paths) if path is not None and lone_tokenizer(path, folder) is None]
-    absent = [path for path in named if registry.model_file(path, "config.json", folder) is None]
+    model_paths = [path for path in dict.fromkeys(paths) if path is not None and lone_tokenizer(path, folder) is None]
+    absent = [path for path in model_paths if registry.model_file(path, "config.json", folder) is None]
     return [path for path in absent if not registry.is_adapter(path, folder)]
 
 

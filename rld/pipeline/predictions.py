@@ -22,5 +22,5 @@ def read_predictions(path: Path, rows: Sequence[Row]) -> list[Prediction] | None
     if lines.damaged or len(lines.records) != len(rows):
         return None
     predictions = [Prediction.from_record(record) for record in lines.records]
-    written = [prediction.as_record(row) for row, prediction in zip(rows, predictions, strict=True)]
-    return predictions if written == lines.records else None
+    records = [prediction.as_record(row) for row, prediction in zip(rows, predictions, strict=True)]
+    return predictions if records == lines.records else None

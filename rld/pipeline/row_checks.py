@@ -105,9 +105,9 @@ class RowChecks:
             answering = replace(reader, learns_answers=False)
             for skill in sources if reader.is_student else reader.skills:  # a student is scored on all skills
                 is_trained = skill in reader.skills
-                placed = [*(examples[skill] if is_trained else held_out[skill]), *self._each_label(examples[skill][:1])]
-                places = [place for place, _ in placed]
-                for finding in self._findings(reader if is_trained else answering, [row for _, row in placed]):
+                pairs = [*(examples[skill] if is_trained else held_out[skill]), *self._each_label(examples[skill][:1])]
+                places = [place for place, _ in pairs]
+                for finding in self._findings(reader if is_trained else answering, [row for _, row in pairs]):
                     line = f"{reader.name}, skill '{skill}': {finding.described(places)}"
                     line += self._fix(finding, reader if is_trained else answering, skill)
                     worst = problems.get((skill, finding.kind))
@@ -129,7 +129,7 @@ class RowChecks:
 
     def _look_at_texts(self, examples: Mapping[str, Sequence[PlacedRow]]) -> None:
         """Refuse arguments that no chat template reads, and warn of what a user may not expect of the texts."""
-        rows = [placed.row for some in examples.values() for placed in some[:8] if not is_document(placed.row)]
+        rows = [row for some in examples.values() for _, row in some[:8] if not is_document(row)]
         students = {id(reader.encoder.tokenizer): reader for reader in reversed(self._readers) if reader.is_student}
         for reader in students.values():
             if self._recipe.prompt_style == "chat":
@@ -148,7 +148,7 @@ class RowChecks:
         encoder = encoder_of(model, tokenizer, prompts.chat_template_kwargs, prompts.strip_thinking)
         reader = _Reader(name, encoder, context_length(model.config), ())
         findings = self._findings(reader, held_out)
-        lines = {f"{name}: {f.described(_named(held_out))}{self._fix(f, reader)}": f for f in findings}
+        lines = {f"{name}: {f.described(_places(held_out))}{self._fix(f, reader)}": f for f in findings}
         self._tell(lines, "such rows count as wrong")
 
     def require_learnt(self, stage: Sft, rows: Sequence[Row]) -> None:
@@ -161,7 +161,7 @@ class RowChecks:
         lines = {}
         for finding in self._findings(reader, rows):
             fix = self._fix(finding, reader, rows[finding.rows[0]]["skill"])
-            lines[f"{reader.name}: {finding.described(_named(rows))}{fix}"] = finding
+            lines[f"{reader.name}: {finding.described(_places(rows))}{fix}"] = finding
         self._tell(lines, "")
 
     def _fix(self, finding: Finding, reader: _Reader, skill: str = "") -> str:
@@ -265,7 +265,7 @@ def _findings_of_prompts(reader: _Reader, rows: Sequence[Row], **limits: Any) ->
     return findings
 
 
-def _named(rows: Sequence[Row]) -> list[str]:
+def _places(rows: Sequence[Row]) -> list[str]:
     return [f"row {i} of skill '{row['skill']}'" for i, row in enumerate(rows)]
 
 

@@ -53,7 +53,7 @@ def _require_gold_answers(run: RunContext) -> None:
     """
     for name, source in run.skill_rows.items():
         scores = run.recipe.skills[name].scores_of_gold_answers
-        places = [placed.place for placed in source.placed_held_out() if scores and not placed.row["answer"]]
+        places = [place for place, row in source.placed_held_out() if scores and not row["answer"]]
         if places:
             with run.recipe.mistakes_at(run.recipe.place("skills", name, "scores")):
                 raise DataError(

@@ -119,8 +119,8 @@ def _require_accepted(run: RunContext, changes: list[InputChange], accepts_chang
 
 def _from_here(progress: list[StageProgress], texts: list[str], keeps_results: bool) -> AcceptedChanges:
     """Return changes with the stage and the update from which the run goes on."""
-    done = [StageState.DONE, StageState.STALE] if keeps_results else [StageState.DONE]
-    stage = next((stage for stage in progress if stage.state not in done), progress[-1])
+    complete_states = [StageState.DONE, StageState.STALE] if keeps_results else [StageState.DONE]
+    stage = next((stage for stage in progress if stage.state not in complete_states), progress[-1])
     now = time.strftime("%Y-%m-%d %H:%M:%S %z")
     return AcceptedChanges(stage=stage.stage, step=(stage.checkpoint or 0) + 1, time=now, changes=texts)
 
