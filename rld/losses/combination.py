@@ -1,7 +1,8 @@
 """How the distributions of several teachers become one target.
 
 A combination decides how the controller's teacher weights are used on a skill (`shares`) and on a completion
-(`chosen`), and which distribution the student is matched to at a token (`target`). Nothing here has a gradient.
+(`completion_weights`), and which distribution the student is matched to at a token (`target`). Nothing here has a
+gradient.
 
 Shapes: B completions, N tokens of a chunk, K teachers, S skills, G prompts, V vocabulary. To add one, write a class and
 put its name in `AnyCombination`, the last lines.
@@ -27,7 +28,7 @@ class _Combination(FrozenOptions):
 
     @property
     def compares(self) -> bool:
-        """Whether `chosen` changes the weights."""
+        """Whether `completion_weights` changes the weights."""
         return False
 
     @property
@@ -39,7 +40,7 @@ class _Combination(FrozenOptions):
         """Teacher weights `[S, K]` of each skill from the controller's: with the same sum, and 0 where those are 0."""
         return weights_SK
 
-    def chosen(self, weights_BK: Tensor, likelihood_BK: Tensor, correct_B: Tensor, group: int) -> Tensor:
+    def completion_weights(self, weights_BK: Tensor, likelihood_BK: Tensor, correct_B: Tensor, group: int) -> Tensor:
         """Teacher weights of each completion, from the teachers' likelihoods of the completions.
 
         Args:
@@ -178,7 +179,7 @@ class BestOf(_Combination):
     def compares(self) -> bool:
         return True
 
-    def chosen(self, weights_BK: Tensor, likelihood_BK: Tensor, correct_B: Tensor, group: int) -> Tensor:
+    def completion_weights(self, weights_BK: Tensor, likelihood_BK: Tensor, correct_B: Tensor, group: int) -> Tensor:
         num = weights_BK.shape[1]
         counted_BK = correct_B[:, None] & (weights_BK > 0) & likelihood_BK.isfinite()
         sums_GK = likelihood_BK.masked_fill(~counted_BK, 0.0).view(-1, group, num).sum(1)
@@ -187,8 +188,8 @@ class BestOf(_Combination):
         best_B = means_GK.argmax(-1).repeat_interleave(group)
         is_known_B = (counts_GK > 0).any(-1).repeat_interleave(group)
         total_B1 = weights_BK.sum(-1, keepdim=True)
-        chosen_BK = weights_BK.new_zeros(weights_BK.shape).scatter_(1, best_B[:, None], total_B1)
-        return chosen_BK.where(is_known_B[:, None], weights_BK)
+        best_weights_BK = weights_BK.new_zeros(weights_BK.shape).scatter_(1, best_B[:, None], total_B1)
+        return best_weights_BK.where(is_known_B[:, None], weights_BK)
 
 
 def _shares(weights_NK: Tensor) -> Tensor:

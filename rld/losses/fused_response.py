@@ -87,9 +87,9 @@ class _StudentGradients:
     bias_V: Tensor | None
 
     @classmethod
-    def zeros(cls, needed: Sequence[bool], student: Sequence[Tensor | None]) -> _StudentGradients:
+    def zeros(cls, needs_gradient: Sequence[bool], student: Sequence[Tensor | None]) -> _StudentGradients:
         """Zero gradients of those among hidden states, weight and bias that need one."""
-        pairs = zip(needed, student, strict=True)
+        pairs = zip(needs_gradient, student, strict=True)
         return cls(*(torch.zeros_like(x, dtype=torch.float32) if need and x is not None else None for need, x in pairs))
 
     def add(
@@ -112,9 +112,9 @@ class _StudentGradients:
         if self.bias_V is not None:
             self.bias_V += derivative_NV.sum(0)
 
-    def times(self, factor: Tensor, needed: Sequence[bool]) -> _StudentGradients:
+    def times(self, factor: Tensor, needs_gradient: Sequence[bool]) -> _StudentGradients:
         """Those that are needed, times a factor."""
-        pairs = zip(needed, (self.hidden_NH, self.weight_VH, self.bias_V), strict=True)
+        pairs = zip(needs_gradient, (self.hidden_NH, self.weight_VH, self.bias_V), strict=True)
         return _StudentGradients(*(x * factor if need and x is not None else None for need, x in pairs))
 
     def cast(self, student: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -133,12 +133,12 @@ class _PassInputs:
     weights_NK: Tensor
     counts_N: Tensor
     objective: ResponseObjective
-    sampled: SampledTokens | None
+    sampled_tokens: SampledTokens | None
     with_entropies: bool
 
     @property
     def keeps_logits(self) -> bool:
-        return self.sampled is not None and self.sampled.keeps_logits
+        return self.sampled_tokens is not None and self.sampled_tokens.keeps_logits
 
     def head(self, weight_VH: Tensor, bias_V: Tensor | None) -> LMHead:
         """The student's head, with logits in float32."""
@@ -154,16 +154,16 @@ class _FusedResponse(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         head, teachers = inputs.head(weight_VH, bias_V), inputs.teachers
         stats = PerTokenStats.zeros(len(hidden_NH), len(teachers), hidden_NH.device)
-        needed = ctx.needs_input_grad[:3]
+        needs_gradient = ctx.needs_input_grad[:3]
         gradients: _StudentGradients | None = None
-        num_kept = _num_kept(weight_VH, is_trained=needed[1]) if inputs.keeps_logits else 0
+        num_kept = _num_kept(weight_VH, is_trained=needs_gradient[1]) if inputs.keeps_logits else 0
         kept_tensors: list[Tensor] = []
         vocabulary = max([len(weight_VH), *(teacher.num_logits for teacher in teachers)])
         chunks = _chunks(hidden_NH, vocabulary)
         for rows, valid in zip(chunks, _valid_teachers(teachers, chunks), strict=True):
             logits_NV = head.logits(hidden_NH[rows])
             student = StudentProbabilities.of(logits_NV, inputs.objective.temperature)
-            if inputs.sampled is not None:
+            if inputs.sampled_tokens is not None:
                 _add_sampled(stats, rows, logits_NV, student, inputs)
             chunk = chunk_divergence(
                 student,
@@ -174,12 +174,12 @@ class _FusedResponse(torch.autograd.Function):
             )
             for name in ("target_divergence_N", "teacher_divergence_NK", "target_entropy_N", "student_entropy_N"):
                 getattr(stats, name)[rows] = getattr(chunk, name)
-            if any(needed):
+            if any(needs_gradient):
                 derivative_NV = chunk.derivative_NV.mul_(inputs.counts_N[rows, None])
                 if rows.stop <= num_kept:
                     kept_tensors += [logits_NV, derivative_NV]
                 else:
-                    gradients = gradients or _StudentGradients.zeros(needed, (hidden_NH, weight_VH, bias_V))
+                    gradients = gradients or _StudentGradients.zeros(needs_gradient, (hidden_NH, weight_VH, bias_V))
                     gradients.add(derivative_NV, logits_NV, rows, hidden_NH[rows], head)
         ctx.response_gradients = gradients
         ctx.kept_rows, ctx.inputs = chunks[: len(kept_tensors) // 2], inputs
@@ -191,25 +191,25 @@ class _FusedResponse(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_total: Tensor | None, *d_stats: Tensor | None) -> Any:
         hidden_NH, weight_VH, bias_V, entropy_N, *kept_tensors = ctx.saved_tensors
-        student, needed, inputs = (hidden_NH, weight_VH, bias_V), ctx.needs_input_grad[:3], ctx.inputs
+        student, needs_gradient, inputs = (hidden_NH, weight_VH, bias_V), ctx.needs_input_grad[:3], ctx.inputs
         head = inputs.head(weight_VH, bias_V)
         if d_total is None or ctx.response_gradients is None:
-            gradients = _StudentGradients.zeros(needed, student)
+            gradients = _StudentGradients.zeros(needs_gradient, student)
         else:
-            gradients = ctx.response_gradients.times(d_total, needed)
+            gradients = ctx.response_gradients.times(d_total, needs_gradient)
         d_logprob_N = torch.zeros_like(entropy_N) if d_stats[0] is None else d_stats[0]
-        sampled = _SampledGradient(inputs.sampled, d_logprob_N, d_stats[1], entropy_N)
+        sampled_gradient = _SampledGradient(inputs.sampled_tokens, d_logprob_N, d_stats[1], entropy_N)
         for rows, logits_NV, derivative_NV in zip(ctx.kept_rows, kept_tensors[::2], kept_tensors[1::2], strict=True):
-            total_NV = sampled.derivative(logits_NV, rows)
+            total_NV = sampled_gradient.derivative(logits_NV, rows)
             if d_total is not None:
                 total_NV.addcmul_(derivative_NV, d_total)
             gradients.add(total_NV, logits_NV, rows, hidden_NH[rows], head)
-        rows_n = sampled.tokens_after(ctx.kept_rows[-1].stop if kept_tensors else 0)
+        rows_n = sampled_gradient.tokens_after(ctx.kept_rows[-1].stop if kept_tensors else 0)
         for chunk in _chunks(rows_n, len(weight_VH)):
             rows = rows_n[chunk]
             states_NH = hidden_NH[rows]
             logits_NV = head.logits(states_NH)
-            gradients.add(sampled.derivative(logits_NV, rows), logits_NV, rows, states_NH, head)
+            gradients.add(sampled_gradient.derivative(logits_NV, rows), logits_NV, rows, states_NH, head)
         return *gradients.cast(student), None
 
 
@@ -225,10 +225,10 @@ def _add_sampled(
         student: Distributions at the objective's temperature, which is mostly that of sampling.
         inputs: Those of the pass.
     """
-    assert inputs.sampled is not None
-    if inputs.sampled.temperature != inputs.objective.temperature:
-        student = StudentProbabilities.of(logits_NV, inputs.sampled.temperature)
-    stats.sampled_logprob_N[rows] = student.log_NV.gather(1, inputs.sampled.ids_N[rows, None])[:, 0]
+    assert inputs.sampled_tokens is not None
+    if inputs.sampled_tokens.temperature != inputs.objective.temperature:
+        student = StudentProbabilities.of(logits_NV, inputs.sampled_tokens.temperature)
+    stats.sampled_logprob_N[rows] = student.log_NV.gather(1, inputs.sampled_tokens.ids_N[rows, None])[:, 0]
     stats.sampling_entropy_N[rows] = student.entropy()
 
 
@@ -264,14 +264,14 @@ def _valid_teachers(teachers: Sequence[TeacherDistribution], chunks: Sequence[sl
 class _SampledGradient:
     """The gradient with respect to log-probabilities and entropies of the sampled tokens; see `PerTokenStats`."""
 
-    sampled: SampledTokens | None
+    tokens: SampledTokens | None
     d_logprob_N: Tensor
     d_entropy_N: Tensor | None
     entropy_N: Tensor
 
     def tokens_after(self, first: int) -> Tensor:
         """The numbers of the tokens, from the first on, whose gradient is not 0."""
-        if self.sampled is None:
+        if self.tokens is None:
             return torch.zeros(0, dtype=torch.long, device=self.d_logprob_N.device)
         is_trained_N = self.d_logprob_N != 0
         if self.d_entropy_N is not None:
@@ -284,16 +284,16 @@ class _SampledGradient:
         With respect to the logits z, the derivative of log pi(y) is `(1[y] - pi) / T`, that of the entropy H is
         `-pi (log pi + H) / T`.
         """
-        assert self.sampled is not None
-        d_N1 = self.d_logprob_N[rows, None] / self.sampled.temperature
+        assert self.tokens is not None
+        d_N1 = self.d_logprob_N[rows, None] / self.tokens.temperature
         if self.d_entropy_N is None:
-            derivative_NV = softmax(logits_NV, self.sampled.temperature).mul_(-d_N1)
+            derivative_NV = softmax(logits_NV, self.tokens.temperature).mul_(-d_N1)
         else:
-            log_pi_NV = log_softmax(logits_NV, self.sampled.temperature).clamp_(min=LOG_ZERO)
-            d_entropy_N1 = self.d_entropy_N[rows, None] / self.sampled.temperature
+            log_pi_NV = log_softmax(logits_NV, self.tokens.temperature).clamp_(min=LOG_ZERO)
+            d_entropy_N1 = self.d_entropy_N[rows, None] / self.tokens.temperature
             factor_NV = d_N1 + d_entropy_N1 * (log_pi_NV + self.entropy_N[rows, None])
             derivative_NV = log_pi_NV.exp_().mul_(-factor_NV)
-        return derivative_NV.scatter_add_(1, self.sampled.ids_N[rows, None], d_N1)
+        return derivative_NV.scatter_add_(1, self.tokens.ids_N[rows, None], d_N1)
 
 
 def fused_response_loss(
@@ -304,7 +304,7 @@ def fused_response_loss(
     weights_NK: Tensor,
     counts_N: Tensor,
     objective: ResponseObjective,
-    sampled: SampledTokens | None = None,
+    sampled_tokens: SampledTokens | None = None,
     with_entropies: bool = False,
 ) -> tuple[Tensor, PerTokenStats]:
     """Return the sum over tokens of the divergence from the teachers' target, each token times `counts_N`.
@@ -316,7 +316,7 @@ def fused_response_loss(
         weights_NK: Weight of each teacher at each token, at least 0; it counts as 0 where the teacher is not valid.
         counts_N: How much each token counts in the sum.
         objective: Divergence, combination and temperature.
-        sampled: The sampled tokens, if their log-probabilities and the entropy are computed in the same pass.
+        sampled_tokens: The sampled tokens, if their log-probabilities and the entropy are computed in the same pass.
         with_entropies: Whether to compute the entropies of target and student.
 
     Returns:
@@ -334,7 +334,7 @@ def fused_response_loss(
         weights_NK=weights_NK,
         counts_N=counts_N,
         objective=objective,
-        sampled=sampled,
+        sampled_tokens=sampled_tokens,
         with_entropies=with_entropies,
     )
     with torch.autocast(hidden_NH.device.type, enabled=False):  # logits in half precision blur small divergences

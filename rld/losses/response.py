@@ -148,12 +148,12 @@ class ResponseLoss:
                 self._spread(stats.student_entropy_N),
                 valid_BT,
             )
-        sampled = None
+        sampled_tokens = None
         if self._sampling_temperature is not None:
-            sampled = SampledTokens(
+            sampled_tokens = SampledTokens(
                 labels_BT[valid_BT], self._sampling_temperature, keeps_logits=self.settings.trains_sampled
             )
-        return compute(counts_N=counts_BT[valid_BT], sampled=sampled)
+        return compute(counts_N=counts_BT[valid_BT], sampled_tokens=sampled_tokens)
 
     def _distribution(self, teacher: TeacherOutputs) -> TeacherDistribution:
         valid_N = teacher.valid_BT[self.valid_BT]

@@ -143,7 +143,7 @@ def merge_adapter(model: PeftModel) -> PreTrainedModel:
 
     A weight of 0.02 in bfloat16 is rounded by up to 4e-5, which is as much as an adapter may change it.
     """
-    lost, total, dtypes = 0.0, 0.0, set[str]()
+    error, total, dtypes = 0.0, 0.0, set[str]()
     layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
     for layer in layers:
         weight = layer.get_base_layer().weight
@@ -151,13 +151,14 @@ def merge_adapter(model: PeftModel) -> PreTrainedModel:
             continue
         for name in layer.active_adapters:
             change = layer.get_delta_weight(name).detach().float()
-            held = (weight.detach() + change.to(weight.dtype)).float() - weight.detach().float()
-            lost, total = lost + float((held - change).square().sum()), total + float(change.square().sum())
+            rounded_change = (weight.detach() + change.to(weight.dtype)).float() - weight.detach().float()
+            error += float((rounded_change - change).square().sum())
+            total += float(change.square().sum())
         dtypes.add(str(weight.dtype).removeprefix("torch."))
-    if lost > _MOST_LOST**2 * total:
+    if error > _MOST_LOST**2 * total:
         warnings.warn(
-            f"merged into weights of {', '.join(sorted(dtypes))}, the adapter is off by {(lost / total) ** 0.5:.0%} of "
-            "what it had learnt; the scores are those of the merged model: load the student in float32 "
+            f"merged into weights of {', '.join(sorted(dtypes))}, the adapter is off by {(error / total) ** 0.5:.0%} "
+            "of what it had learnt; the scores are those of the merged model: load the student in float32 "
             "(from_pretrained.dtype)",
             stacklevel=2,
         )

@@ -120,11 +120,11 @@ class ReadDrafts:
         return [_until_they_differ(ids_T.tolist(), draft, ends) for ids_T, draft in zip(choices, drafts, strict=True)]
 
 
-def _until_they_differ(chosen: list[int], draft: list[int], ends: Collection[int]) -> list[int]:
+def _until_they_differ(ids: list[int], draft: list[int], ends: Collection[int]) -> list[int]:
     """Return the chosen tokens up to the first one that is not the draft's or ends the completion, that one included.
 
     What is chosen behind another token than the draft's was chosen from states that do not follow it.
     """
-    pairs = enumerate(zip(chosen, draft, strict=True))
+    pairs = enumerate(zip(ids, draft, strict=True))
     size = next((t + 1 for t, (token, drafted) in pairs if token != drafted or token in ends), len(draft))
-    return chosen[:size]
+    return ids[:size]

@@ -98,14 +98,14 @@ def _marked(name: str) -> str:
     return name[0] + _COUNTS + name[1:]
 
 
-def _renamed(told: dict[str, Any], names: re.Pattern[str]) -> dict[str, Any]:
+def _renamed(tokenizer_json: dict[str, Any], names: re.Pattern[str]) -> dict[str, Any]:
     """Return what a tokenizer says of itself with other names for its special tokens, at the same ids."""
 
     def name_of(token: Any) -> Any:
         return _marked(token) if isinstance(token, str) and names.fullmatch(token) else token
 
-    added = [token | {"content": name_of(token["content"])} for token in told["added_tokens"]]
-    model = dict(told["model"])
+    added = [token | {"content": name_of(token["content"])} for token in tokenizer_json["added_tokens"]]
+    model = dict(tokenizer_json["model"])
     vocabulary = model["vocab"]
     if isinstance(vocabulary, list):  # Unigram: pieces and their scores
         model["vocab"] = [[name_of(piece), score] for piece, score in vocabulary]
@@ -113,4 +113,4 @@ def _renamed(told: dict[str, Any], names: re.Pattern[str]) -> dict[str, Any]:
         model["vocab"] = {name_of(token): i for token, i in vocabulary.items()}
     if "unk_token" in model:
         model["unk_token"] = name_of(model["unk_token"])
-    return told | {"added_tokens": added, "model": model}
+    return tokenizer_json | {"added_tokens": added, "model": model}

@@ -197,10 +197,10 @@ def _require_weights(place: str, info: Mapping[str, Any]) -> None:
     missing, unused = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     mismatched = sorted(info["mismatched_keys"])
     if mismatched:
-        name, stored, expected = mismatched[0]
+        name, shape, config_shape = mismatched[0]
         raise ModelError(
-            f"cannot load {place!r}: its config.json does not describe its weights: {name} is {list(stored)} in its "
-            f"files and {list(expected)} by config.json ({len(mismatched)} weights differ)"
+            f"cannot load {place!r}: its config.json does not describe its weights: {name} is {list(shape)} in its "
+            f"files and {list(config_shape)} by config.json ({len(mismatched)} weights differ)"
         )
     if missing:
         others = f", but have {unused[0]}, which it does not know" if unused else ""

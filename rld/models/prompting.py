@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from rld.errors import DataError
 from rld.models import chat_template as templates
 from rld.models import literal_tokens, thinking
-from rld.models.text_forms import coding_problem, normal, shown
+from rld.models.text_forms import coding_problem, excerpt, normal
 from rld.models.thinking import StripThinking, Thinking
 from rld.types import Row
 
@@ -331,10 +331,12 @@ class PromptEncoder:
             max_new_tokens: Tokens that it may take, its end included. None: any number.
         """
         if max_new_tokens is not None and len(ids) > max_new_tokens:
-            return f"its answer {shown(answer)} takes {len(ids)} tokens with its end, and {max_new_tokens} are allowed"
+            return (
+                f"its answer {excerpt(answer)} takes {len(ids)} tokens with its end, and {max_new_tokens} are allowed"
+            )
         text = self.decode([ids])[0]
         if normal(text) != normal(answer):
-            return f"its answer {shown(answer)} is {shown(text)} once the tokenizer has encoded and decoded it"
+            return f"its answer {excerpt(answer)} is {excerpt(text)} once the tokenizer has encoded and decoded it"
         return None
 
     def count_tokens(self, rows: Sequence[Row], answers: Sequence[Sequence[int]]) -> int:

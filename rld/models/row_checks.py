@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from rld.models.chat_template import RefusedConversation
 from rld.models.prompting import PromptEncoder
-from rld.models.text_forms import normal, shown
+from rld.models.text_forms import excerpt, normal
 from rld.types import Row
 
 FindingKind: TypeAlias = Literal[
@@ -202,12 +202,12 @@ def _check_characters(encoder: PromptEncoder, rows: Sequence[Row], batch: Sequen
     for (i, text), read in zip(texts, decoded, strict=True):
         missing = sorted(_letters(text) - _letters(read))
         if missing:
-            lost = [character for character in dict.fromkeys(text) if _letters(character) & {*missing}] or missing
-            characters = "".join(lost[:20])
+            unknown_letters = [c for c in dict.fromkeys(text) if _letters(c) & {*missing}] or missing
+            characters = "".join(unknown_letters[:20])
             problems.add(
                 i,
                 "unknown characters",
-                f"has {characters!r}, which the tokenizer lacks, in {shown(_question(rows[i]))}",
+                f"has {characters!r}, which the tokenizer lacks, in {excerpt(_question(rows[i]))}",
             )
 
 
@@ -278,10 +278,10 @@ def _check_answers(
 ) -> None:
     answers = [str(rows[i].get("answer") or "") for i in batch]
     pairs = encoder.encode_rows([rows[i]["prompt"] for i in batch], answers)
-    written = encoder.decode([answer_ids[:max_new_tokens] for _, answer_ids in pairs])
+    texts = encoder.decode([answer_ids[:max_new_tokens] for _, answer_ids in pairs])
     ends = encoder.decode([answer_ids[-max_new_tokens:] for _, answer_ids in pairs])
     doubtful: list[_Doubt] = []
-    for i, answer, (prompt_ids, answer_ids), text, end in zip(batch, answers, pairs, written, ends, strict=True):
+    for i, answer, (prompt_ids, answer_ids), text, end in zip(batch, answers, pairs, texts, ends, strict=True):
         size = len(answer_ids) + 1
         num_new = size if learns_answers else max_new_tokens
         problems.add(i, "prompt too long", _overlong(len(prompt_ids), num_new, context_length))
@@ -289,14 +289,16 @@ def _check_answers(
             doubtful.append(_Doubt(i, ("",), "no answer", "has an empty answer"))
         elif learns_answers and encoder.answer(rows[i]["prompt"], answer) == "":
             example = (
-                f"has the answer {shown(answer)}, which is no answer behind the thinking part that the prompt opens"
+                f"has the answer {excerpt(answer)}, which is no answer behind the thinking part that the prompt opens"
             )
             doubtful.append(_Doubt(i, (text,), "answer inside thinking", example))
         elif size > max_new_tokens:
-            example = f"has the answer {shown(answer)}, of {size} tokens with its end, and {max_new_tokens} are allowed"
+            example = (
+                f"has the answer {excerpt(answer)}, of {size} tokens with its end, and {max_new_tokens} are allowed"
+            )
             doubtful.append(_Doubt(i, (text, end), "answer too long", f"{example} (max_new_tokens)"))
         elif normal(text) != normal(answer):
-            example = f"has the answer {shown(answer)}, and the tokenizer reads and writes it as {shown(text)}"
+            example = f"has the answer {excerpt(answer)}, and the tokenizer reads and writes it as {excerpt(text)}"
             doubtful.append(_Doubt(i, (text,), "answer cannot be written", example))
     for i, kind, example in _certain(rows, doubtful, learns_answers, verify):
         problems.add(i, kind, example)

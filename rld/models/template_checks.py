@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from rld.errors import RecipeError
 from rld.models import chat_template as templates
 from rld.models.prompting import PromptEncoder
-from rld.models.text_forms import shown
+from rld.models.text_forms import excerpt
 from rld.types import Row
 from rld.utils.suggestions import WORDS_OF_BOOLEANS, hint
 
@@ -36,10 +36,11 @@ def require_options_read(encoder: PromptEncoder) -> None:
     template = templates.template_of(encoder.tokenizer, encoder.chat_template, encoder.tools)
     if template is None or not encoder.chat_template_kwargs:
         return
-    taken = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys() - {"documents", "kwargs"}
+    signature = inspect.signature(PreTrainedTokenizerBase.apply_chat_template)
+    reserved_names = signature.parameters.keys() - {"documents", "kwargs"}
     names = _names(template)
     for key, value in encoder.chat_template_kwargs.items():
-        if key in taken or key in _GIVEN - {"documents"}:
+        if key in reserved_names or key in _GIVEN - {"documents"}:
             raise RecipeError(f"chat_template_kwargs.{key}: rld sets it itself; leave it out")
         if names is not None and key not in names | {"documents"}:
             options = sorted(names - _GIVEN - {*encoder.tokenizer.special_tokens_map})
@@ -99,16 +100,16 @@ def _of_template(encoder: PromptEncoder) -> Iterator[str]:
     if "ANSWER" in conversation and not conversation.startswith(prompt):
         between = conversation.partition("QUESTION")[2].partition("ANSWER")[0]
         yield (
-            f"the chat template of {name!r} opens an answer by {shown(opened)}, and shows an earlier answer behind "
-            f"{shown(between)}: rld trains and scores answers behind the former; a model that was fine-tuned on whole "
-            "conversations has learnt the latter, and scores less"
+            f"the chat template of {name!r} opens an answer by {excerpt(opened)}, and shows an earlier answer behind "
+            f"{excerpt(between)}: rld trains and scores answers behind the former; a model that was fine-tuned on "
+            "whole conversations has learnt the latter, and scores less"
         )
     is_set = any(isinstance(value, str) and value in prompt for value in encoder.chat_template_kwargs.values())
     is_dated = any(templates.DATE.strftime(day) in prompt for day in _DAYS)
     between = conversation.removeprefix(prompt).partition("ANSWER")[0].strip()
     if conversation.startswith(prompt) and "ANSWER" in conversation and between:
         yield (
-            f"the chat template of {name!r} puts {shown(between)} between prompt and answer, which the model writes "
+            f"the chat template of {name!r} puts {excerpt(between)} between prompt and answer, which the model writes "
             "itself: gold answers and fine-tuning on them teach it to answer without"
         )
     if templates.reads_the_date(template) and is_dated and not is_set:
@@ -150,7 +151,7 @@ def _of_border(encoder: PromptEncoder, rows: Sequence[Row]) -> Iterator[str]:
         ends_with_space = joined[0] != joined[0].rstrip()
         fix = "; let the prompt end without white space, which the answer then begins with" if ends_with_space else ""
         yield (
-            f"{len(joined)} of {len(rows)} prompts, such as {shown(joined[0][-40:])}, end with characters that the "
+            f"{len(joined)} of {len(rows)} prompts, such as {excerpt(joined[0][-40:])}, end with characters that the "
             "tokenizer joins with the answer to one token where it reads both together; a model reads them as tokens "
             f"of their own, which it has seldom seen before an answer{fix}"
         )

@@ -41,20 +41,20 @@ def _problem(encoder: PromptEncoder, text: str) -> tuple[FindingKind, str] | Non
     characters = "".join(sorted(set(text)))
     if any("\ud800" <= character <= "\udfff" for character in characters):
         return "no text", "has half of a surrogate pair, which is no character"
-    return _lost(encoder, characters) or _lost(encoder, text[:_NUM_CHARACTERS])
+    return _round_trip_problem(encoder, characters) or _round_trip_problem(encoder, text[:_NUM_CHARACTERS])
 
 
-def _lost(encoder: PromptEncoder, text: str) -> tuple[FindingKind, str] | None:
+def _round_trip_problem(encoder: PromptEncoder, text: str) -> tuple[FindingKind, str] | None:
     """Return what a text loses when a tokenizer encodes and decodes it; None if nothing but white space around it."""
-    written = normal(encoder.decode([encoder.encode_answer(text)])[0])
+    round_trip = normal(encoder.decode([encoder.encode_answer(text)])[0])
     read = normal(text)
-    if written == read:
+    if round_trip == read:
         return None
-    missing = "".join(sorted({*read} - {*written})[:20])
+    missing = "".join(sorted({*read} - {*round_trip})[:20])
     if missing:
         return "unknown characters", f"has {missing!r}, which the tokenizer lacks"
-    pairs = enumerate(zip(read, written, strict=False))
-    place = next((i for i, (one, other) in pairs if one != other), min(len(read), len(written)))
+    pairs = enumerate(zip(read, round_trip, strict=False))
+    place = next((i for i, (one, other) in pairs if one != other), min(len(read), len(round_trip)))
     around = slice(max(place - 10, 0), place + 10)
-    example = f"has {read[around]!r}, and the tokenizer reads and writes it as {written[around]!r}"
+    example = f"has {read[around]!r}, and the tokenizer reads and writes it as {round_trip[around]!r}"
     return "answer cannot be written", example

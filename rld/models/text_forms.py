@@ -10,7 +10,7 @@ def normal(text: str) -> str:
     return unicodedata.normalize("NFC", text).strip()
 
 
-def shown(text: str) -> str:
+def excerpt(text: str) -> str:
     """Return a text in quotes, of which the middle may be left out."""
     quoted = ascii(text) if _has_surrogate(text) else repr(text)
     return quoted if len(quoted) <= 80 else f"{quoted[:40]}...{quoted[-40:]}"
@@ -19,7 +19,7 @@ def shown(text: str) -> str:
 def coding_problem(text: str, error: Exception) -> str:
     """Return the message about a text that can't be encoded, for which `error` was raised."""
     reason = "it has half of a surrogate pair, which is no character" if _has_surrogate(text) else str(error)
-    return f"{shown(text)} cannot be encoded: {reason}"
+    return f"{excerpt(text)} cannot be encoded: {reason}"
 
 
 def _has_surrogate(text: str) -> bool:

@@ -134,14 +134,14 @@ class TokenizerProfile:
     def _different_probe(self, student: TokenizerProfile) -> str | None:
         for text, ids, student_ids in zip(PROBES, self.probes, student.probes, strict=True):
             if ids != student_ids:
-                pair = [profile.shown(ids) for profile, ids in ((student, student_ids), (self, ids))]
+                pair = [profile.tokens_text(ids) for profile, ids in ((student, student_ids), (self, ids))]
                 return f"{text!r} is {pair[0]} in the student's and {pair[1]} in the teacher's"
         return None
 
-    def shown(self, ids: list[int]) -> str:
+    def tokens_text(self, ids: list[int]) -> str:
         """Return token ids as text for an error: the tokens, as far as they are known, and at most eight."""
-        shown = [self.tokens.get(i, str(i)) for i in ids[:8]]
-        return " ".join([*shown, "..."] if len(ids) > 8 else shown)
+        texts = [self.tokens.get(i, str(i)) for i in ids[:8]]
+        return " ".join([*texts, "..."] if len(ids) > 8 else texts)
 
 
 def _hash(values: Any) -> str:

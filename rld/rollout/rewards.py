@@ -288,12 +288,12 @@ def _raised(name: str, error: Exception, batch: dict[str, Any], index: int | Non
 
 
 def _place(batch: dict[str, Any], index: int) -> str:
-    answer = f", answer {_shown(batch['answer'][index])}" if "answer" in batch else ""
+    answer = f", answer {_excerpt(batch['answer'][index])}" if "answer" in batch else ""
     prompt, completion = batch["prompts"][index], batch["completions"][index]
-    return f"at row {index} of the batch: prompt {_shown(prompt)}{answer}, completion {_shown(completion)}"
+    return f"at row {index} of the batch: prompt {_excerpt(prompt)}{answer}, completion {_excerpt(completion)}"
 
 
-def _shown(value: Any) -> str:
+def _excerpt(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 2 :]}"
 
@@ -303,7 +303,7 @@ def _numbers(returned: Any, rule: SuccessRule, batch: dict[str, Any]) -> list[fl
     unordered = (str, bytes, Mapping, Set)
     values = list(returned) if isinstance(returned, Iterable) and not isinstance(returned, unordered) else None
     if values is None or len(values) != size:
-        description = _shown(returned) if values is None else f"{len(values)} values"
+        description = _excerpt(returned) if values is None else f"{len(values)} values"
         raise RewardError(
             f"reward {name!r} returned {description}; it should return {size} numbers, one per completion"
         )
@@ -311,13 +311,13 @@ def _numbers(returned: Any, rule: SuccessRule, batch: dict[str, Any]) -> list[fl
     for i, (value, number) in enumerate(zip(values, numbers, strict=True)):
         if number is not None and not abs(number) <= _LARGEST:
             raise RewardError(
-                f"reward {name!r} returned {_shown(value)} {_place(batch, i)}; "
+                f"reward {name!r} returned {_excerpt(value)} {_place(batch, i)}; "
                 "it should return a finite number, or None where it does not apply"
             )
     problem = rule.problem(numbers)
     if problem is not None:
         i, reason = problem
-        raise RewardError(f"reward {name!r} returned {_shown(values[i])} {_place(batch, i)}; {reason}")
+        raise RewardError(f"reward {name!r} returned {_excerpt(values[i])} {_place(batch, i)}; {reason}")
     return numbers
 
 

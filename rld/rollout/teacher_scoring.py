@@ -311,8 +311,10 @@ class TeacherScoring:
         else:
             is_correct_A = gather((batch["label_ids"] == batch["gold_ids"]) & (batch["gold_ids"] >= 0))
             likelihood_BK = label_log_probabilities(batch)
-        chosen_AK = combination.chosen(gather(weights_BK), gather(likelihood_BK), is_correct_A, record.group_size)
-        return record.share(chosen_AK)
+        weights_AK = combination.completion_weights(
+            gather(weights_BK), gather(likelihood_BK), is_correct_A, record.group_size
+        )
+        return record.share(weights_AK)
 
     def _finish(self, batch: RolloutBatch, weights_BK: Tensor, record: RolloutRecord) -> None:
         """Add the weights and the number of tokens, or of prompts with labels, that are taught."""

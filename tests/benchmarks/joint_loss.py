@@ -56,7 +56,7 @@ class Case:
             weights_NK=torch.full((tokens, len(teachers)), share),
             counts_N=torch.full((tokens,), 1 / tokens),
             objective=ResponseObjective(ForwardKL(), Mixture(), 1.0),
-            sampled=SampledTokens(self.sampled, 1.0),
+            sampled_tokens=SampledTokens(self.sampled, 1.0),
         )
         return total - stats.sampled_logprob_N.mean()
 

@@ -61,7 +61,7 @@ class Case:
             weights_NK=torch.tensor(_SHARES, device=device).expand(size, -1),
             counts_N=torch.full((size,), 1 / size, device=device),
             objective=ResponseObjective(divergence, Mixture(), 1.0),
-            sampled=SampledTokens(self.ids_N, 1.0),
+            sampled_tokens=SampledTokens(self.ids_N, 1.0),
         )
         return total - (self.advantages_N * stats.sampled_logprob_N).mean()
 

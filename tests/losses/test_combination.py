@@ -75,7 +75,10 @@ def test_weights_keep_their_sum_shut_out_teachers_stay_out_and_order_does_not_ma
     correct = torch.tensor([True, False, True, True])
     for found, turned in (
         (rule.shares(weights), rule.shares(weights.flip(1))),
-        (rule.chosen(weights, likelihood, correct, 2), rule.chosen(weights.flip(1), likelihood.flip(1), correct, 2)),
+        (
+            rule.completion_weights(weights, likelihood, correct, 2),
+            rule.completion_weights(weights.flip(1), likelihood.flip(1), correct, 2),
+        ),
     ):
         torch.testing.assert_close(found.sum(1), torch.ones(4))
         assert not found[:2, 2].any()
@@ -88,10 +91,10 @@ def test_routing_takes_the_heaviest_and_best_of_the_one_that_likes_correct_compl
     correct = torch.tensor([True, False, False, False])
     assert Route().shares(weights).tolist() == [[0, 1]] * 4
     assert Route().shares(torch.tensor([[0.4, 0.4, 0.2]])).tolist() == [[0.5, 0.5, 0.0]]
-    best = BestOf().chosen(weights, likelihood, correct, 2)
+    best = BestOf().completion_weights(weights, likelihood, correct, 2)
     torch.testing.assert_close(best, torch.tensor([[1.0, 0.0]] * 2 + [[0.2, 0.8]] * 2))
     silent = torch.tensor([[-torch.inf, -2.0]] * 4)
-    assert BestOf().chosen(weights, silent, torch.ones(4).bool(), 2).tolist() == [[0, 1]] * 4
+    assert BestOf().completion_weights(weights, silent, torch.ones(4).bool(), 2).tolist() == [[0, 1]] * 4
 
 
 def test_confidence_does_not_underflow_nor_let_in_who_has_no_weight():

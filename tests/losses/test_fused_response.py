@@ -146,7 +146,7 @@ def test_what_was_sampled_is_scored_as_trls_kernel_does_it(bonus, softcap):
     sampled, advantages = torch.arange(N) * 3, torch.tensor([0.0, 1.0, -2.0] * 3)
     hidden, head = student(softcap)
     given = [distribution(0)], torch.ones(N, 1), torch.full((N,), 0.1), ResponseObjective(ForwardKL(), Mixture(), 1.5)
-    response, stats = fused(hidden, head, *given, sampled=SampledTokens(sampled, 0.7))
+    response, stats = fused(hidden, head, *given, sampled_tokens=SampledTokens(sampled, 0.7))
     mine = (
         response + (advantages * stats.sampled_logprob_N).sum() - bonus * (stats.sampling_entropy_N * advantages).sum()
     )
@@ -332,7 +332,7 @@ def test_heads_in_half_precision_are_read_as_they_are_where_their_products_are_f
     assert teacher.with_float32_logits().head.weight is teacher_weight
     objective, ids = ResponseObjective(ForwardKL(), Mixture(), 1.0), torch.arange(N)
     options = [teacher], torch.ones(N, 1), torch.ones(N), objective
-    total, stats = fused(hidden, LMHead(weight, None, 1.0, None), *options, sampled=SampledTokens(ids, 1.0))
+    total, stats = fused(hidden, LMHead(weight, None, 1.0, None), *options, sampled_tokens=SampledTokens(ids, 1.0))
     gradients = torch.autograd.grad(total - stats.sampled_logprob_N.sum(), (hidden, weight))
 
     log_s = (hidden.double() @ weight.double().T).log_softmax(-1)

@@ -60,7 +60,7 @@ def loss_and_states(
         weights_NK=torch.ones(num_tokens, 1),
         counts_N=torch.ones(num_tokens),
         objective=ResponseObjective(JSD(), Mixture(), 1.0),
-        sampled=SampledTokens(torch.arange(num_tokens) % V, 1.0, keeps_logits),
+        sampled_tokens=SampledTokens(torch.arange(num_tokens) % V, 1.0, keeps_logits),
     )
     return total + stats.sampled_logprob_N.sum(), hidden
 

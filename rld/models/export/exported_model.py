@@ -53,11 +53,11 @@ class ExportedModel(LogprobSource):
         return Answer(text, is_complete)
 
 
-def top_k(said: Sequence[NextToken]) -> TopKLogprobs:
+def top_k(tokens: Sequence[NextToken]) -> TopKLogprobs:
     """Return what a runtime says of N tokens as tensors, in float64."""
-    ids_NJ, order_NJ = torch.tensor([token.ids for token in said]).sort(-1)
-    log_p_NJ = torch.tensor([token.logprobs for token in said], dtype=torch.float64).gather(-1, order_NJ)
-    sampled_N = torch.tensor([token.logprob for token in said], dtype=torch.float64)
+    ids_NJ, order_NJ = torch.tensor([token.ids for token in tokens]).sort(-1)
+    log_p_NJ = torch.tensor([token.logprobs for token in tokens], dtype=torch.float64).gather(-1, order_NJ)
+    sampled_N = torch.tensor([token.logprob for token in tokens], dtype=torch.float64)
     return TopKLogprobs(ids_NJ.int(), log_p_NJ, _rest(log_p_NJ), sampled_N)
 
 

@@ -264,16 +264,16 @@ class LlamaCpp:
         return [self._score(ids[:i], ids[i]) for i in range(len(ids) - num_scored, len(ids))]
 
     def _score(self, ids: list[int], following: int) -> NextToken:
-        said = self._ask(ids, following, TOP_K)
-        if said is None:  # the token is no whole character, which is not told: look for it among all
-            said = self._ask(ids, self._letter, _ALL)
-            logprobs = {token["id"]: token["logprob"] for token in said["top_logprobs"]}
+        answer = self._ask(ids, following, TOP_K)
+        if answer is None:  # the token is no whole character, which is not told: look for it among all
+            answer = self._ask(ids, self._letter, _ALL)
+            logprobs = {token["id"]: token["logprob"] for token in answer["top_logprobs"]}
             if following not in logprobs:
                 raise RuntimeError(f"llama.cpp gives no probability of token {following}")
             logprob = logprobs[following]
         else:
-            logprob = said["logprob"]
-        best = said["top_logprobs"][:TOP_K]
+            logprob = answer["logprob"]
+        best = answer["top_logprobs"][:TOP_K]
         return NextToken(logprob, [token["id"] for token in best], [token["logprob"] for token in best])
 
     def generate(self, ids: list[int], max_new_tokens: int, ends: Collection[int]) -> list[int]:
