@@ -20,8 +20,9 @@ MEMORY = 0.9
 FIRST_SHARE = 1 / 2
 """Share of gold prompts while it is unknown how long the student's own correct completions are."""
 
-NEW_SHARE = 15 / 16
-"""Share while a skill's gold answers are as good as new: from the others it is measured how often it succeeds."""
+NEW_SHARE = 31 / 32
+"""Share while a skill's gold answers are as good as new: from the others it is measured how often it succeeds. Where an
+update more is worth 0.03, as in short runs, what is sampled beyond that costs more than 0.01 of the score."""
 
 NEW_PASSES = 8
 """Passes over a skill's rows in which its gold answers count as new: in the last of them a row still teaches
@@ -53,7 +54,7 @@ class GoldShareController(WrappedController):
 
     Attributes:
         share: The share, fixed. None: 1/2 until 8 completions of the student have been sampled, and while the correct
-            ones of fewer than 8 are more than twice as long as gold answers; then 15/16 while the gold answers that
+            ones of fewer than 8 are more than twice as long as gold answers; then 31/32 while the gold answers that
             were learnt come to less than 8 passes over the skill's rows, then `(1 - p) / 2`, p being the mean of a Beta
             posterior of the student's success rate that forgets; and 0 where gold answers are bare results, less than
             half as long as the student's first 8 or more correct completions.

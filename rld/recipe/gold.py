@@ -13,7 +13,7 @@ def gold_in_use(stage: Any) -> GoldSignal | None:
     """Return how a stage learns gold answers: as its recipe says, or as the default controller does by itself.
 
     By itself it does where reinforcement and teachers are combined: a stage with one of the two is what its user chose.
-    It does not beside a curriculum that goes by attempts, which would hear of one prompt in sixteen and hardly move.
+    It does not beside a curriculum that goes by attempts, which would hear of one prompt in thirty-two and hardly move.
 
     Args:
         stage: The stage, a `Distill`.

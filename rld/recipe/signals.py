@@ -65,7 +65,7 @@ class GoldSignal(FrozenOptions):
     weight: float = Field(1.0, gt=0)
     """What a token of a gold answer counts, relative to a sampled token with an advantage of 1 and a weight of 1."""
     share: float | None = Field(None, gt=0, le=1)
-    """Share of each skill's prompts that have their gold answer alone. None: the controller sets it, to 15/16 while the
+    """Share of each skill's prompts that have their gold answer alone. None: the controller sets it, to 31/32 while the
     gold answers are new and to at most 1/2 once they repeat; none is learnt where it is a bare result, much shorter
     than the student's own correct completions."""
 

@@ -136,7 +136,7 @@ class RLDConfig(GRPOConfig):
     gold_share: float | None = field(
         default=None,
         metadata={
-            "help": "Share of the prompts that have their gold answer alone. None: the controller sets it, to 15/16 "
+            "help": "Share of the prompts that have their gold answer alone. None: the controller sets it, to 31/32 "
             "while the gold answers are new."
         },
     )

@@ -28,7 +28,7 @@ def shares(controller: GoldShareController, successes: int, ticks: int = 60) -> 
 def test_gold_answers_that_do_not_end_are_most_prompts_once_it_is_seen_how_the_student_answers():
     controller = GoldShareController(FixedController())
     assert controller.weights(controller.start(["add", "sort"], [], ["policy"])).gold_share == {"add": 0.5, "sort": 0.5}
-    assert shares(controller, 0) == shares(controller, 20) == {"add": 15 / 16, "sort": 15 / 16}
+    assert shares(controller, 0) == shares(controller, 20) == {"add": 31 / 32, "sort": 31 / 32}
 
 
 def test_a_fixed_share_stays():
@@ -42,15 +42,15 @@ def test_repeated_answers_have_half_of_the_failure_rate(successes, share):
     measured = SkillObservation(groups=5, attempts=20, successes=successes, gold_answers=20, gold_tokens=20)
     for tick in (1, 2):
         state, weights, events = controller.step(state, Observation(tick, {"add": measured, "sort": measured}))
-        assert weights.gold_share["sort"] == 15 / 16, "a generator's rows have no end"
-        assert (weights.gold_share["add"] == 15 / 16) == (tick == 1), "each answer is learnt twice: 80 after two ticks"
+        assert weights.gold_share["sort"] == 31 / 32, "a generator's rows have no end"
+        assert (weights.gold_share["add"] == 31 / 32) == (tick == 1), "each answer is learnt twice: 80 after two ticks"
         assert [(event.kind, event.skill) for event in events] == [("gold answers repeat", "add")] * (tick == 2)
     for tick in range(60):
         state, weights, events = controller.step(state, Observation(tick, {"add": measured, "sort": measured}))
     assert not events and weights.gold_share["add"] == pytest.approx(share, abs=0.01)
 
 
-@pytest.mark.parametrize(("own_length", "shares"), [(19, [15 / 16] * 4), (21, [0.5, 0.0, 0.0, 0.0])])
+@pytest.mark.parametrize(("own_length", "shares"), [(19, [31 / 32] * 4), (21, [0.5, 0.0, 0.0, 0.0])])
 def test_answers_much_shorter_than_the_students_correct_ones_are_not_learnt(own_length, shares):
     controller = GoldShareController(FixedController())
     state = controller.start(["add"], [], ["policy"])
@@ -72,8 +72,8 @@ def test_answers_much_shorter_than_the_students_correct_ones_are_not_learnt(own_
     [
         (SkillObservation(), 0.5),  # nothing was sampled yet
         (SkillObservation(groups=1, attempts=4), 0.5),
-        (SkillObservation(groups=2, attempts=8), 15 / 16),
-        (SkillObservation(groups=2, attempts=0), 15 / 16),  # no verifier judges this skill
+        (SkillObservation(groups=2, attempts=8), 31 / 32),
+        (SkillObservation(groups=2, attempts=0), 31 / 32),  # no verifier judges this skill
     ],
 )
 def test_half_is_sampled_until_eight_completions_show_how_the_student_answers(measured, share):
@@ -85,11 +85,11 @@ def test_half_is_sampled_until_eight_completions_show_how_the_student_answers(me
 def test_where_no_completion_can_be_twice_as_long_nothing_is_awaited():
     controller = GoldShareController(FixedController(), never_bare=frozenset({"add"}))
     shares = controller.weights(controller.start(["add", "sort"], [], ["policy"])).gold_share
-    assert shares == {"add": 15 / 16, "sort": 0.5}
+    assert shares == {"add": 31 / 32, "sort": 0.5}
 
 
 def test_a_skill_without_rows_to_learn_from_has_none():
-    assert shares(GoldShareController(FixedController(), num_rows={"sort": 0}), 5) == {"add": 15 / 16, "sort": 0.0}
+    assert shares(GoldShareController(FixedController(), num_rows={"sort": 0}), 5) == {"add": 31 / 32, "sort": 0.0}
 
 
 def test_the_other_controller_decides_as_without_it():

@@ -61,7 +61,7 @@ def test_skills_whose_answers_the_verifier_accepts_have_gold_prompts(tmp_path):
     assert main(["train", str(written(tmp_path, RECIPE, TASKS)), "--output", str(tmp_path / "run")]) == 0
     log = read_jsonl(tmp_path / "run" / "metrics.jsonl").records
     shares = [[entry[f"gold_share/{skill}"] for skill in SKILLS] for entry in log if "gold_share/copy" in entry]
-    assert shares[0] == shares[-1] == [15 / 16, 0.0, 0.0]
+    assert shares[0] == shares[-1] == [31 / 32, 0.0, 0.0]
     events = read_jsonl(tmp_path / "run" / "events.jsonl").records
     off = {event["skill"]: event["measured"] for event in events if event["kind"] == "gold answers off"}
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

@@ -133,7 +133,7 @@ def test_a_teacher_is_probed_on_its_skills_where_no_gate_measures_it(tmp_path):
 
 @pytest.mark.parametrize(
     ("num_rows", "longest", "share"),
-    [(math.inf, 10, 15 / 16), (math.inf, 11, 113 / 128), (3.75, 10, 27 / 64), (0, 10, 1 / 4)],
+    [(math.inf, 10, 31 / 32), (math.inf, 11, 233 / 256), (3.875, 10, 55 / 128), (0, 10, 1 / 4)],
 )
 def test_gold_answers_are_most_prompts_until_the_rows_repeat(tmp_path, num_rows, longest, share):
     made = recipe().model_dump() | {"max_new_tokens": longest}

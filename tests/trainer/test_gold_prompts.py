@@ -111,12 +111,12 @@ def shares_of(trainer: RLDTrainer) -> list[float]:
     return [entry["gold_share/first"] for entry in trainer.state.log_history if "gold_share/first" in entry]
 
 
-@pytest.mark.parametrize(("longest", "first"), [(6, 15 / 16), (12, 0.5)])
+@pytest.mark.parametrize(("longest", "first"), [(6, 31 / 32), (12, 0.5)])
 def test_half_of_the_first_update_is_sampled_where_completions_can_be_twice_as_long(tmp_path, longest, first):
     options = {"gold_share": None, "max_steps": 8, "max_completion_length": longest, "optim": "adamw_torch"}
     trainer = runs.trainer(tmp_path, num_rows=400, **options)
     trainer.train()
-    assert shares_of(trainer) == [first] + [15 / 16] * 7, "gold answers have 3.5 tokens on the mean"
+    assert shares_of(trainer) == [first] + [31 / 32] * 7, "gold answers have 3.5 tokens on the mean"
     losses = [entry["loss/gold"] for entry in trainer.state.log_history if "loss/gold" in entry]
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
 
@@ -131,7 +131,7 @@ def test_few_rows_repeat_after_eight_passes(tmp_path):
     trainer = runs.trainer(tmp_path, gold_share=None, max_steps=11)
     trainer.train()
     shares = shares_of(trainer)
-    assert shares[:6] == [15 / 16] * 6, "after the first update the next tick comes after five more"
+    assert shares[:6] == [31 / 32] * 6, "after the first update the next tick comes after five more"
     assert all(0.2 < share < 0.5 for share in shares[6:]), "a tick has 70 of each skill's 8 answers, and few succeed"
     assert {event.skill for event in trainer.events if event.kind == "gold answers repeat"} == {"first", "second"}
 
