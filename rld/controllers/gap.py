@@ -168,7 +168,8 @@ class GapController(BaseController):
                 skills[name], changes = self._step_skill(name, skills[name], measured, observation.step, state["tick"])
                 events += changes
                 continue
-            skill = skills[name].model_copy(update={"ticks_unseen": skills[name].ticks_unseen + 1})
+            ticks_unseen = 0 if measured.gold_answers else skills[name].ticks_unseen + 1
+            skill = skills[name].model_copy(update={"ticks_unseen": ticks_unseen})
             if skill.ticks_unseen == TICKS_TO_FORGET and skill.success_history:
                 skill = self._reset_skill(skill, state["teachers"], state["signals"])
                 reason = f"it had no prompts for {TICKS_TO_FORGET} ticks"

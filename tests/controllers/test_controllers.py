@@ -461,6 +461,16 @@ def test_a_skill_that_is_not_asked_any_more_has_no_claim_on_the_prompts():
     assert weights.allocation == pytest.approx({"add": 0.9, "sort": 0.1}, abs=0.01)
 
 
+def test_a_skill_whose_prompts_all_have_gold_answers_keeps_its_claim():
+    controller, state = GapController(), start(GapController())
+    for tick in range(60):
+        news = {"add": skill(p=0.5), "sort": skill(p=0.5) if tick < 10 else SkillObservation(gold_answers=8)}
+        state, weights, events = controller.step(state, seen(tick, **news))
+        assert "skill forgotten" not in [event.kind for event in events]
+    assert weights.allocation is not None
+    assert weights.allocation["sort"] > 0.4
+
+
 def test_a_prior_for_one_signal_leaves_the_others_as_they_are():
     weights = GapController(prior={"policy": 2.0})
     shares = weights.weights(start(weights)).signals["add"]
