@@ -56,8 +56,8 @@ def final_number(completions: list[Any], answer: list[str], **_: Any) -> list[fl
     """
     scores: list[float | None] = []
     for completion, gold in zip(completions, answer, strict=True):
-        wanted, number = last_number(gold), last_number(text_of(completion))
-        scores.append(None if wanted is None else float(number is not None and number.equals(wanted)))
+        target, number = last_number(gold), last_number(text_of(completion))
+        scores.append(None if target is None else float(number is not None and number.equals(target)))
     return scores
 
 

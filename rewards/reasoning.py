@@ -107,14 +107,14 @@ def _contradicts(text: str, gold: str, entry: dict[str, Any]) -> bool:
     if _NOT_FINITE.search(text) and not _NOT_FINITE.search(gold):
         return True  # complex_arithmetic pays `nan` in full
     if _without_negation(text) == _without_negation(gold) and text != gold:
-        wanted, negated = only_number(gold), only_number(text)
-        return wanted is None or negated is None or wanted.value != negated.value
-    wanted = only_number(gold)
-    if wanted is not None:
+        target, negated = only_number(gold), only_number(text)
+        return target is None or negated is None or target.value != negated.value
+    target = only_number(gold)
+    if target is not None:
         # coin_flip pays a common beginning of two decimals, gsm_symbolic a number without its sign.
         numbers = numbers_in(text)
-        within = _TOLERANCE * max(Fraction(1), abs(wanted.value))
-        return bool(numbers) and all(abs(number.value - wanted.value) > within for number in numbers)
+        within = _TOLERANCE * max(Fraction(1), abs(target.value))
+        return bool(numbers) and all(abs(number.value - target.value) > within for number in numbers)
     if entry["task"] == "puzzle24":  # its verifier does not look at which numbers were given
         return sorted(map(int, re.findall(r"\d+", text))) != sorted(entry["metadata"]["numbers"])
     return False

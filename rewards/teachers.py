@@ -254,8 +254,8 @@ def _standardised(score: float, statistics: list[float], bound: float) -> float:
 def _token(tokenizer: PreTrainedTokenizerBase, option: str, word: str) -> int:
     ids = tokenizer.encode(word, add_special_tokens=False)
     if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
-        shown = tokenizer.convert_ids_to_tokens(ids)
-        raise RewardError(f"teachers:judge: {option} should be one token of the judge, but {word!r} is {shown}")
+        tokens = tokenizer.convert_ids_to_tokens(ids)
+        raise RewardError(f"teachers:judge: {option} should be one token of the judge, but {word!r} is {tokens}")
     return int(ids[0])
 
 

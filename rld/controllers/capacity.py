@@ -260,11 +260,11 @@ def _with_tick(capacity: SkillCapacity, measured: SkillObservation, length: int)
         on_correct=teacher.successes / teacher.attempts if teacher.attempts else None,
         answers=(teacher.correct, teacher.prompts),
     )
-    sampled = capacity.sampled[0] + teacher.resampled_correct, capacity.sampled[1] + teacher.resampled
+    counts = capacity.sampled[0] + teacher.resampled_correct, capacity.sampled[1] + teacher.resampled
     return capacity.model_copy(
         update={
             "ticks": (*capacity.ticks, tick)[-length:],
-            "sampled": sampled,
+            "sampled": counts,
             "probe": (teacher.probe_correct, teacher.probe_size),
         }
     )
@@ -298,11 +298,11 @@ def _lead(capacity: SkillCapacity, ticks: Sequence[Tick]) -> tuple[float, float]
 
 def _teacher_share(since: float, progress: float) -> float:
     """Return the share of the teacher in a softened target; it grows linearly and is 1 at the end of the stage."""
-    passed = (progress - since) / (1 - since) if since < 1 else 1.0
-    return SOFT_START + (1 - SOFT_START) * min(max(passed, 0.0), 1.0)
+    elapsed_share = (progress - since) / (1 - since) if since < 1 else 1.0
+    return SOFT_START + (1 - SOFT_START) * min(max(elapsed_share, 0.0), 1.0)
 
 
 def _reinforced(weights: Mapping[str, float]) -> dict[str, float]:
     """Return a skill's signal weights, with the same sum and more of it on `policy`."""
-    kept = {signal: weight * (1 - MOVED_SHARE) for signal, weight in weights.items() if signal != "policy"}
-    return kept | {"policy": sum(weights.values()) - sum(kept.values())}
+    other_weights = {signal: weight * (1 - MOVED_SHARE) for signal, weight in weights.items() if signal != "policy"}
+    return other_weights | {"policy": sum(weights.values()) - sum(other_weights.values())}

@@ -84,16 +84,16 @@ class GateState(BaseModel, frozen=True, extra="forbid"):
     def after(self, counts: TeacherObservation, credibility: float, memory: float, tick: int) -> GateState:
         """Return the state after the answers and attempts of a tick."""
         detector, has_changed = self.change_detector.after(counts.correct, counts.prompts)
-        accuracy, sampled = self.accuracy, self.sampled_accuracy
+        accuracy, sampled_accuracy = self.accuracy, self.sampled_accuracy
         if has_changed:
-            accuracy, sampled = UNIFORM, SAMPLED_ACCURACY_PRIOR
+            accuracy, sampled_accuracy = UNIFORM, SAMPLED_ACCURACY_PRIOR
         # A teacher that was off is asked again after many ticks. Its counts of then weigh less, but their mean is still
         # the best estimate: from the prior, one that was never correct would be switched on after each recheck.
         faded = memory ** (tick - self.last_tick - 1)
         accuracy = accuracy.scaled(faded).updated(counts.correct, counts.prompts, memory=memory)
         return GateState(
             accuracy=accuracy,
-            sampled_accuracy=sampled.updated(
+            sampled_accuracy=sampled_accuracy.updated(
                 counts.resampled_correct,
                 counts.resampled,
                 memory=SAMPLED_ACCURACY_MEMORY,
@@ -182,13 +182,13 @@ class SkillState(BaseModel, frozen=True, extra="forbid"):
         teachers = {name: old.model_copy(update={"weight": weights[name]}) for name, old in self.teachers.items()}
         return self.model_copy(update={"teachers": teachers})
 
-    def after_audit(self, passed: int, audited: int, memory: float) -> SkillState:
+    def after_audit(self, num_passed: int, num_audited: int, memory: float) -> SkillState:
         """Return the state after the audit of some payments; `audit_alarm` may have changed."""
-        if not audited:
+        if not num_audited:
             return self
-        detector, has_changed = self.change_detector.after(passed, audited)
+        detector, has_changed = self.change_detector.after(num_passed, num_audited)
         precision = REWARD_PRECISION_PRIOR if has_changed else self.reward_precision
-        precision = precision.updated(passed, audited, memory=memory, prior=REWARD_PRECISION_PRIOR)
+        precision = precision.updated(num_passed, num_audited, memory=memory, prior=REWARD_PRECISION_PRIOR)
         state = self.model_copy(update={"reward_precision": precision, "change_detector": detector.rebased(precision)})
         alarm = state.reward_trust <= CALM_ABOVE if self.audit_alarm else state.reward_trust < ALARM_BELOW
         return state.model_copy(update={"audit_alarm": alarm})

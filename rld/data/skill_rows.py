@@ -73,7 +73,7 @@ def skill_rows(
             skill.held_out if isinstance(skill.held_out, (int, float)) else 0,
             recipe.skill_prompts(name),
             seed=recipe.seed,
-            taken=held_out_questions,
+            held_out_questions=held_out_questions,
             accepts=accepts,
             cut=functools.partial(cut, name),
         )
@@ -104,8 +104,8 @@ class SkillRows:
             held out, above 0 and below 1; 0 if the source has held-out rows of its own.
         prompts: The template and the style that turn a question into a prompt.
         seed: The recipe's seed.
-        taken: Held-out questions of all skills of a recipe, which no new row may repeat; this skill adds its held-out
-            questions to the set, as `question_key`s.
+        held_out_questions: Those of all skills of a recipe, as `question_key`s, which no new row may repeat; this
+            skill adds its own to the set.
         accepts: Whether a row may be used.
         cut: Returns the pieces of a document, which are then the rows to train on.
     """
@@ -118,7 +118,7 @@ class SkillRows:
         prompts: Prompts,
         *,
         seed: int,
-        taken: set[str],
+        held_out_questions: set[str],
         accepts: Callable[[Row], bool] = lambda row: True,
         cut: Cut = lambda text: [text],
     ) -> None:
@@ -128,7 +128,7 @@ class SkillRows:
         self._num_held_out = max(round(num_held_out * self._num_gold), 1) if is_share else int(num_held_out)
         if is_share and source.held_out is not None:  # the end of a single document
             self._num_held_out = 0
-        self._taken, self._accepts, self._cut = taken, accepts, cut
+        self._held_out_questions, self._accepts, self._cut = held_out_questions, accepts, cut
         self._repeated: list[str] = []  # places of held-out rows of its file that are left out
         self._moved: set[tuple[str, str]] = set()  # place and question of rows that are held out from the others
         self._pieces: dict[int, Pieces] = {}
@@ -139,24 +139,24 @@ class SkillRows:
         Raises:
             DataError: a level has too few different questions to hold some out and train on others.
         """
-        return [placed.row for placed in self._held_out]
+        return [row for _, row in self._held_out]
 
     @functools.cached_property
     def _held_out(self) -> list[PlacedRow]:
         rows = []
         for level, items in enumerate(self._source.held_out or ()):
             for item in items:
-                if question_key(item.question) in self._taken:
+                if question_key(item.question) in self._held_out_questions:
                     self._repeated.append(item.place)
                 elif self._accepts(self.row(item, level)):
-                    self._taken.add(question_key(item.question))
-                    rows.append(self._placed(item, level))
+                    self._held_out_questions.add(question_key(item.question))
+                    rows.append(self._place(item, level))
         for i in range(self._num_held_out):
             level = i % self.num_levels
             item = self._new(level, self._rng(self._seed, level, f"held out {i}"), gold=True)
-            self._taken.add(question_key(item.question))
+            self._held_out_questions.add(question_key(item.question))
             self._moved.add((item.place, question_key(item.question)))
-            rows.append(self._placed(item, level, f"held-out {i}"))
+            rows.append(self._place(item, level, f"held-out {i}"))
         for level in range(self.num_levels):
             self._new(level, self._rng(self._seed, level, "left to train on"))
         return rows
@@ -165,14 +165,14 @@ class SkillRows:
         """Return the held-out rows with names; of a file of them also those that are not accepted."""
         if self._source.held_out is None:
             return list(self._held_out)
-        return [self._placed(item, level) for level, items in enumerate(self._source.held_out) for item in items]
+        return [self._place(item, level) for level, items in enumerate(self._source.held_out) for item in items]
 
     def repeated(self) -> list[str]:
         """Return the places of rows of its files that are left out, because a held-out row has their question."""
         self.held_out()  # fills the set of questions to exclude
-        items = (item for items in self._source.levels or () for item in items)
-        keys = ((item.place, question_key(item.question)) for item in items)
-        return [place for place, key in keys if key in self._taken and (place, key) not in self._moved] + self._repeated
+        keys = ((item.place, question_key(item.question)) for items in self._source.levels or () for item in items)
+        repeats = [place for place, key in keys if key in self._held_out_questions and (place, key) not in self._moved]
+        return repeats + self._repeated
 
     @property
     def num_rows(self) -> int | None:
@@ -191,7 +191,7 @@ class SkillRows:
         if self._source.levels is not None:
             pairs = ((item, level) for level, items in enumerate(self._source.levels) for item in items)
             step = -(-sum(map(len, self._source.levels)) // _MOST_EXAMPLES)
-            examples = [self._placed(*pair) for pair in itertools.islice(pairs, 0, None, step)]
+            examples = [self._place(*pair) for pair in itertools.islice(pairs, 0, None, step)]
             return examples if self._source.held_out is None else [*examples, *self.placed_held_out()]
         return [*self.placed_held_out(), *self._generated_examples]
 
@@ -199,7 +199,7 @@ class SkillRows:
     def _generated_examples(self) -> list[PlacedRow]:
         rngs = [self._rng(self._seed, level, "examples") for level in range(self.num_levels)]
         levels = [i % self.num_levels for i in range(_NUM_EXAMPLES)]
-        return [self._placed(self._made(level, rngs[level]), level, f"example {i}") for i, level in enumerate(levels)]
+        return [self._place(self._make(level, rngs[level]), level, f"example {i}") for i, level in enumerate(levels)]
 
     def draw(self, level: int, rng: random.Random, number: int = 0) -> Row:
         """Draw a training row of a level; the same random state gives the same row.
@@ -232,7 +232,7 @@ class SkillRows:
         """Return the pieces of a level's documents that are trained on."""
         if level not in self._pieces:
             self.held_out()  # fills the set of documents to exclude
-            documents = (self.row(item, level) for item in self._left(level, gold=False))
+            documents = (self.row(item, level) for item in self._usable_items(level, gold=False))
             self._pieces[level] = Pieces(documents, self._cut)
         return self._pieces[level]
 
@@ -242,7 +242,7 @@ class SkillRows:
         Raises:
             DataError: the skill has no gold answers.
         """
-        rows = list(self._drawn(count, seed, "rows", gold=gold))
+        rows = list(self._draw_rows(count, seed, "rows", gold=gold))
         if gold and not rows:
             raise DataError(f"skill {self.skill!r} has no row with a label that is not held out")
         if gold and any(not row["answer"] for row in rows):
@@ -253,7 +253,7 @@ class SkillRows:
         """Return training rows for probing teachers, the same ones in every run with the recipe's seed.
 
         Of labelled rows they are those that have a label, each once: fewer than `count` where there are few."""
-        rows = list(self._drawn(count, self._seed, "probe", gold=True))
+        rows = list(self._draw_rows(count, self._seed, "probe", gold=True))
         return rows if self._source.make_gold is None else [*{str(row["prompt"]): row for row in rows}.values()]
 
     def content_free(self) -> list[Any]:
@@ -263,19 +263,19 @@ class SkillRows:
     def training_items(self) -> list[Sequence[Item]]:
         """Return the items of its files that may be trained on, by level; an empty list of a generator."""
         self.held_out()  # fills the set of questions to exclude
-        return [self._left(level, gold=False) for level in range(len(self._source.levels or ()))]
+        return [self._usable_items(level, gold=False) for level in range(len(self._source.levels or ()))]
 
     def _piece(self, level: int, number: int) -> Row:
         return self.pieces(level).row(number, f"{self._seed}:{self.skill}:{level}")
 
-    def _drawn(self, count: int, seed: int, purpose: str, *, gold: bool) -> Iterator[Row]:
+    def _draw_rows(self, count: int, seed: int, purpose: str, *, gold: bool) -> Iterator[Row]:
         if self.is_text:
             yield from (self._piece(i % self.num_levels, i // self.num_levels) for i in range(count))
             return
         self.held_out()  # fills the set of questions to exclude
         rngs = {level: self._rng(seed, level, purpose) for level in range(self.num_levels)}
         if gold and self._source.make_gold is not None:
-            rngs = {level: rng for level, rng in rngs.items() if self._left(level, gold=True)}
+            rngs = {level: rng for level, rng in rngs.items() if self._usable_items(level, gold=True)}
         levels = list(rngs)
         for i in range(count if levels else 0):
             level = levels[i % len(levels)]
@@ -288,13 +288,13 @@ class SkillRows:
         """Make an item whose question is not held out; with `gold`, of labelled rows one that has a label."""
         num_refused = 0
         for _ in range(_MOST_TRIES):
-            item = self._made(level, rng, gold)
-            if question_key(item.question) in self._taken:
+            item = self._make(level, rng, gold)
+            if question_key(item.question) in self._held_out_questions:
                 continue
             if self._accepts(self.row(item, level)):
                 return item
             num_refused += 1
-        rest = self._left(level, gold)
+        rest = self._usable_items(level, gold)
         if rest:
             return rng.choice(rest)
         place = f"skill {self.skill!r}, level {level}"
@@ -309,7 +309,7 @@ class SkillRows:
                 self._source,
                 level,
                 self._num_held_out,
-                keys_of_others=self._taken - {key for _, key in self._moved},
+                keys_of_others=self._held_out_questions - {key for _, key in self._moved},
                 is_text=self.is_text,
             )
             raise DataError(advice)
@@ -318,18 +318,18 @@ class SkillRows:
             f"{self._num_held_out}), or make the level larger or leave it out"
         )
 
-    def _left(self, level: int, gold: bool) -> Sequence[Item]:
+    def _usable_items(self, level: int, gold: bool) -> Sequence[Item]:
         """Return the items of a level of a file that may be used and are not held out; empty for a generator."""
         needs_answer = gold and self._source.make_gold is not None
 
-        def is_left(item: Item) -> bool:
+        def is_usable(item: Item) -> bool:
             if needs_answer and item.answer is None:
                 return False
-            return question_key(item.question) not in self._taken and self._accepts(self.row(item, level))
+            return question_key(item.question) not in self._held_out_questions and self._accepts(self.row(item, level))
 
-        return Selection.where(() if self._source.levels is None else self._source.levels[level], is_left)
+        return Selection.where(() if self._source.levels is None else self._source.levels[level], is_usable)
 
-    def _made(self, level: int, rng: random.Random, gold: bool = False) -> Item:
+    def _make(self, level: int, rng: random.Random, gold: bool = False) -> Item:
         make = (self._source.make_gold if gold else None) or self._source.make
         try:
             with user_code(CALL_SECONDS):
@@ -342,7 +342,7 @@ class SkillRows:
             name = getattr(self._source.make, "name", "its generator")
             raise DataError(f"skill {self.skill!r}, level {level}: {name} {description(error)}") from error
 
-    def _placed(self, item: Item, level: int, name: str = "") -> PlacedRow:
+    def _place(self, item: Item, level: int, name: str = "") -> PlacedRow:
         return PlacedRow(item.place or name, self.row(item, level))
 
     def row(self, item: Item, level: int) -> Row:

@@ -72,17 +72,21 @@ class HeldOutEvaluator:
         Scores of samples are left out where the model has drawn none.
         """
         scores, measured = dict[str, float](), dict[str, dict[str, MeasuredScore]]()
-        for skill, (rows, said) in _by_skill(self.rows, predictions).items():
+        for skill, (rows, skill_predictions) in _by_skill(self.rows, predictions).items():
             names = self.skills[skill].scores_in_use
-            possible = [name for name in names if said[0].sample_rewards is not None or not _needs_samples(name)]
-            measured[skill] = {name: _measured(_definition(name), rows, said) for name in possible}
+            possible = [
+                name for name in names if skill_predictions[0].sample_rewards is not None or not _needs_samples(name)
+            ]
+            measured[skill] = {name: _measured(_definition(name), rows, skill_predictions) for name in possible}
             if names[0] in possible:
                 scores[skill] = measured[skill][names[0]].value
         return Evaluation(scores, measured, list(predictions))
 
     def agreement(self, evaluation: Evaluation, other: Evaluation) -> dict[str, MeasuredScore]:
         """Return for each skill whose rows ask for an answer the share of rows to which two models give the same."""
-        rows = [{**row, "answer": said.scored} for row, said in zip(self.rows, other.predictions, strict=True)]
+        rows = [
+            {**row, "answer": prediction.scored} for row, prediction in zip(self.rows, other.predictions, strict=True)
+        ]
         return {
             skill: _measured(SCORES["exact_match"], *pair)
             for skill, pair in _by_skill(rows, evaluation.predictions).items()

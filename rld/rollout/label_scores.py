@@ -69,8 +69,8 @@ class LabelScores:
 
     def take_num_read(self) -> list[int]:
         """Return the tokens that each teacher has read on prompts without content since the last call."""
-        taken, self._num_read = self._num_read, [0] * len(self._num_read)
-        return taken
+        num_read, self._num_read = self._num_read, [0] * len(self._num_read)
+        return num_read
 
     def _forget(self, k: int) -> None:
         """Forget what is known of teacher k, because its weights have changed."""

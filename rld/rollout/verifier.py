@@ -57,13 +57,13 @@ def training_rewards(
         users: Other parts that depend on which answers the first of the rewards calls correct; None: there is none.
     """
     decides = bool(teachers) or any(user is not None for user in (verifier, *users))
-    paid = all_checked(rewards or ([no_reward] if teachers else None), decides=decides and verifier is None)
+    functions = all_checked(rewards or ([no_reward] if teachers else None), decides=decides and verifier is None)
     if verifier is not None:
         first = checked(verifier, "verifier", decides=decides)
-        return [first, *(paid or [])], first.rule  # type: ignore[attr-defined]
+        return [first, *(functions or [])], first.rule  # type: ignore[attr-defined]
     first = rewards[0] if isinstance(rewards, (list, tuple)) and rewards else rewards
     name = first if isinstance(first, str) else callable_name(first)
-    return paid, SuccessRule(name, getattr(first, "success_at", None), decides)
+    return functions, SuccessRule(name, getattr(first, "success_at", None), decides)
 
 
 def require_scale(rule: SuccessRule, rewards: Sequence[float]) -> None:
@@ -102,9 +102,9 @@ def askable(rewards: list[Any], state: Callable[[], Any]) -> Verify | None:
             return list(values)
         return [None if value is None else float(value >= rule.threshold) for value in values]
 
-    asked: Any = verify
-    asked.rejects_beginning = first.rejects_beginning if rule.threshold > 0 else None
-    return cast(Verify, asked)
+    function: Any = verify
+    function.rejects_beginning = first.rejects_beginning if rule.threshold > 0 else None
+    return cast(Verify, function)
 
 
 def _ignore(*_: Any) -> None:

@@ -143,13 +143,13 @@ class HttpClient:
                 return result
             waiting.fail()
             deadline = min(deadline, time.monotonic() + self.timeout_seconds)
-            left = deadline - time.monotonic()
-            if left <= 0:
+            remaining_seconds = deadline - time.monotonic()
+            if remaining_seconds <= 0:
                 reason = f"no answer for {self.timeout_seconds:g} s; the last try ended with {result.reason}"
                 raise self.error(reason, TeacherDown)
             # A random pause, so that clients which failed at the same time come back at different times.
             wait = max(result.retry_after, pause * random.Random().uniform(0.5, 1.0))
-            time.sleep(min(wait, left))
+            time.sleep(min(wait, remaining_seconds))
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _try(self, method: str, url: str, **content: Any) -> bytes | _Failure:

@@ -43,10 +43,9 @@ class OwnPrompts(NamedTuple):
         """
         template = teacher.prompt
         assert template is not None
-        needed = needed_B.tolist()
         own = [
             teacher.own_row(row) if is_needed or missing(row, template) is None else row
-            for row, is_needed in zip(rows, needed, strict=True)
+            for row, is_needed in zip(rows, needed_B.tolist(), strict=True)
         ]
         prompts = [row["prompt"] for row in own]
         return cls(prompts, *pad_left(student.encode_all(prompts)))

@@ -149,8 +149,8 @@ def read_prompt_logprobs(values: Any, sequence: ScoredSequence, top_k: int, num_
     targets = sequence.ids[-sequence.num_scored :]
     try:
         by_token: Sequence[Any] = values[-sequence.num_scored :]
-        sampled = [float(named[str(i)]["logprob"]) for named, i in zip(by_token, targets, strict=True)]
-        likeliest = [_likeliest(named, top_k) for named in by_token]
+        target_logprobs = [float(by_id[str(i)]["logprob"]) for by_id, i in zip(by_token, targets, strict=True)]
+        likeliest = [_likeliest(by_id, top_k) for by_id in by_token]
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise AnswerError("its answer has no prompt_logprobs; it should be vLLM, or have the same field") from error
     if {len(pairs) for pairs in likeliest} != {num_named}:
@@ -159,7 +159,7 @@ def read_prompt_logprobs(values: Any, sequence: ScoredSequence, top_k: int, num_
     mass_N = log_p_NJ.double().exp().sum(-1)
     tail_N = (1 - mass_N).clamp(min=_MIN_TAIL).log().float()
     ids_NJ = torch.tensor([[i for i, _ in pairs] for pairs in likeliest], dtype=torch.int32)
-    logprobs = TopKLogprobs(ids_NJ, log_p_NJ, tail_N, torch.tensor(sampled))
+    logprobs = TopKLogprobs(ids_NJ, log_p_NJ, tail_N, torch.tensor(target_logprobs))
     if not logprobs.is_valid() or mass_N.max() > _MAX_MASS:
         raise AnswerError(
             "its prompt_logprobs hold values that are no ids or no log-probabilities; vLLM gives those with "

@@ -278,5 +278,5 @@ def step(checkpoint: Path) -> int:
 
 def _checkpoints(folder: Path) -> list[Path]:
     """Return the folders that are named as the Hugging Face trainer names checkpoints."""
-    named = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-[0-9]+", path.name)]
-    return [path for path in named if path.is_dir() and not path.is_symlink()]
+    matches = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-[0-9]+", path.name)]
+    return [path for path in matches if path.is_dir() and not path.is_symlink()]

@@ -21,7 +21,7 @@ def take_labels(args: Any) -> None:
         RecipeError: an option does not go with labels, or the labels are wrong.
     """
     args.signals = ["response"] if args.signals is None else args.signals
-    refused = {
+    options = {
         "signals": (args.signals != ["response"], "response alone; there are no samples to reinforce"),
         "temperature": (args.temperature != 1, "1; response_temperature is that of the distributions over labels"),
         "gold_completions": (args.gold_completions, "0; gold_weight teaches the gold labels"),
@@ -31,7 +31,7 @@ def take_labels(args: Any) -> None:
         "mask_truncated_completions": (args.mask_truncated_completions, "off"),
         "use_vllm": (args.use_vllm, "off"),
     }
-    for name, (is_refused, fix) in refused.items():
+    for name, (is_refused, fix) in options.items():
         if is_refused:
             raise RecipeError(f"{name}: where completions are labels it should be {fix}")
     if args.label_calibration not in _CALIBRATIONS:

@@ -262,7 +262,9 @@ class CheckedLaunch(Trainer):
         requested = requested_by(self.args)
         require_strategy({**read_request().strategies, **requested}, self.accelerator.state)
         require_supported(self.args)
-        wanted, used = self.args.mixed_precision, self.accelerator.mixed_precision
-        require_precision(wanted, self.accelerator.device)
-        if used != wanted and strategy_of(self.accelerator.state) != "DeepSpeed":  # its configuration decides
-            raise LaunchError(f"mixed precision {wanted} is asked for, and Accelerate would compute in {used} here")
+        precision, actual = self.args.mixed_precision, self.accelerator.mixed_precision
+        require_precision(precision, self.accelerator.device)
+        if actual != precision and strategy_of(self.accelerator.state) != "DeepSpeed":  # its configuration decides
+            raise LaunchError(
+                f"mixed precision {precision} is asked for, and Accelerate would compute in {actual} here"
+            )

@@ -43,8 +43,8 @@ class RolloutEvents(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         totals: RolloutTotals = self.trainer.totals
         if "policy" in self.trainer.runtime.signals:
-            paid = zip(self.trainer.reward_func_names, self.trainer.reward_weights.tolist(), strict=True)
-            self.trainer.events += _equal_rewards(totals, [name for name, weight in paid if weight], state.global_step)
+            pairs = zip(self.trainer.reward_func_names, self.trainer.reward_weights.tolist(), strict=True)
+            self.trainer.events += _equal_rewards(totals, [name for name, weight in pairs if weight], state.global_step)
         self.trainer.events += _replaced_prompts(totals, args.refill, state.global_step)
 
 

@@ -82,9 +82,9 @@ def _require_names(option: str, labels: Sequence[str], skills: Sequence[str]) ->
 
 
 def _require_free_columns(option: str, dataset: Any) -> None:
-    taken = [name for name in _TAKEN if name in (getattr(dataset, "column_names", None) or ())]
-    if taken:
-        raise DataError(f"{option} has a column {taken[0]!r}, which is an argument of rewards; rename the column")
+    conflicts = [name for name in _TAKEN if name in (getattr(dataset, "column_names", None) or ())]
+    if conflicts:
+        raise DataError(f"{option} has a column {conflicts[0]!r}, which is an argument of rewards; rename the column")
 
 
 def _require_teacher_names(teacher: Teacher, skills: Sequence[str]) -> None:

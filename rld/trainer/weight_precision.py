@@ -25,17 +25,18 @@ def warn_of_lost_updates(model: nn.Module, learning_rate: float) -> None:
         model: The model that is trained; weights that are frozen do not count.
         learning_rate: The largest learning rate of its schedule.
     """
-    lost, total, dtypes = 0, 0, set()
+    num_fixed, total, dtypes = 0, 0, set()
     for weight in model.parameters():
         if weight.requires_grad and weight.is_floating_point() and weight.numel() and weight.device.type != "meta":
             sample = weight.detach().flatten()[:: max(1, weight.numel() // _SAMPLE)]
-            lost += int((sample - learning_rate == sample).sum())
+            num_fixed += int((sample - learning_rate == sample).sum())
             total += sample.numel()
             dtypes.add(str(weight.dtype).removeprefix("torch."))
-    if learning_rate > 0 and total and lost > _MOST_LOST * total:
+    if learning_rate > 0 and total and num_fixed > _MOST_LOST * total:
         warnings.warn(
-            f"{lost / total:.0%} of the student's weights ({', '.join(sorted(dtypes))}) cannot change by the learning "
-            f"rate of {learning_rate:g}, which is rounded away: load the student in float32 (from_pretrained.dtype), "
-            "train an adapter (lora), or raise the rate. A GPU computes in bfloat16 either way",
+            f"{num_fixed / total:.0%} of the student's weights ({', '.join(sorted(dtypes))}) cannot change by the "
+            f"learning rate of {learning_rate:g}, which is rounded away: load the student in float32 "
+            "(from_pretrained.dtype), train an adapter (lora), or raise the rate. A GPU computes in bfloat16 "
+            "either way",
             stacklevel=2,
         )

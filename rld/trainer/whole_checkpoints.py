@@ -113,12 +113,13 @@ def _gathered(optimizer: Any, is_writer: bool) -> dict[str, Any]:
     """Return an optimizer's state with whole tensors; on processes that do not write it, with None in their place."""
     state = optimizer.state_dict()
     values = {
-        i: {name: _kept(whole(value), is_writer) for name, value in of.items()} for i, of in state["state"].items()
+        i: {name: _copy_for_writer(whole(value), is_writer) for name, value in of.items()}
+        for i, of in state["state"].items()
     }
     return {**state, "state": values}
 
 
-def _kept(value: Any, is_writer: bool) -> Any:
+def _copy_for_writer(value: Any, is_writer: bool) -> Any:
     """Return a gathered value in CPU memory, of which only the process that writes it has enough."""
     return _copy(value) if is_writer else None
 
@@ -162,8 +163,8 @@ def _kept_in_float32(trainer: Any) -> Iterator[None]:
 
 
 def _weights(trainer: Any, groups: Sequence[Sequence[str]]) -> list[Any]:
-    named = dict(trainer.model.named_parameters())
-    return [named[name] for names in groups for name in names]
+    parameters = dict(trainer.model.named_parameters())
+    return [parameters[name] for names in groups for name in names]
 
 
 def _partitions(zero: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -195,7 +196,9 @@ def _deepspeed_state(trainer: Any, groups: Sequence[Sequence[str]], is_writer: b
     state: dict[int, dict[str, Any]] = {}
     for i, weight in enumerate(_weights(trainer, groups)):
         state[i] = {
-            name: _kept(safe_get_full_optimizer_state(weight, name) if _is_of(part, value) else value, is_writer)
+            name: _copy_for_writer(
+                safe_get_full_optimizer_state(weight, name) if _is_of(part, value) else value, is_writer
+            )
             for name, value in of_part.items()
         }
     starts = [sum(map(len, groups[:i])) for i in range(len(groups))]

@@ -102,10 +102,10 @@ def run_tests(
             for descriptor in (*channels[0], *channels[1]):
                 os.close(descriptor)
         status, outputs = _read(sides, seconds, memory_mb)
-    passed = status == "ended" and outputs[-1].endswith(token.encode())
+    has_passed = status == "ended" and outputs[-1].endswith(token.encode())
     text = b"".join(outputs).decode(errors="replace").removesuffix(token)[-2000:]
     if status == "ended":
-        return Outcome("passed" if passed else "failed", text)
+        return Outcome("passed" if has_passed else "failed", text)
     return Outcome(status, text)
 
 

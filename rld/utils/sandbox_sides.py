@@ -90,9 +90,9 @@ class Peer:
             raise EOFError("the program has ended")
         return json.loads(line)
 
-    def ask(self, operation: str, *arguments: Any, **named: Any) -> Any:
+    def ask(self, operation: str, *arguments: Any, **keywords: Any) -> Any:
         """Return what the other process answers, or raise what it raises; calls of this one's functions are served."""
-        self.send({"ask": operation, "arguments": self.encode(list(arguments)), "named": self.encode(named)})
+        self.send({"ask": operation, "arguments": self.encode(list(arguments)), "keywords": self.encode(keywords)})
         message = self.receive()
         while "ask" in message:
             self.answer(message)
@@ -113,8 +113,8 @@ class Peer:
         sys.stdout = printed
         arguments = []
         try:
-            arguments, named = self.decode(message["arguments"]), self.decode(message["named"])
-            reply = {"value": self.encode(self.operations[message["ask"]](*arguments, **named))}
+            arguments, keywords = self.decode(message["arguments"]), self.decode(message["keywords"])
+            reply = {"value": self.encode(self.operations[message["ask"]](*arguments, **keywords))}
         except BaseException as error:
             reply = {"raised": self.encode(type(error)), "arguments": self.encode(list(error.args))}
         sys.stdout = stdout
@@ -197,15 +197,15 @@ class Reference:
         object.__setattr__(self, "_Reference__peer", peer)
         object.__setattr__(self, "_Reference__number", number)
 
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        return _ask(self, "__call__", *arguments, **named)
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        return _ask(self, "__call__", *arguments, **keywords)
 
     def __contains__(self, value: Any) -> bool:
         return any(item is value or item == value for item in iter(self))  # type: ignore[call-overload]
 
 
-def _ask(reference: Any, operation: str, *arguments: Any, **named: Any) -> Any:
-    return reference._Reference__peer.ask(operation, reference, *arguments, **named)
+def _ask(reference: Any, operation: str, *arguments: Any, **keywords: Any) -> Any:
+    return reference._Reference__peer.ask(operation, reference, *arguments, **keywords)
 
 
 def _plain(value: Any) -> Any:
@@ -264,8 +264,8 @@ def _is_shared(module: str, name: str, value: Any) -> bool:
 def _shared(place: Any) -> Any:
     """Return a module or a class that both processes have."""
     module, name = place
-    found: Any = importlib.import_module(module) if module.partition(".")[0] in sys.stdlib_module_names else None
-    value = getattr(found, name) if name else found
+    owner: Any = importlib.import_module(module) if module.partition(".")[0] in sys.stdlib_module_names else None
+    value = getattr(owner, name) if name else owner
     if not _is_shared(module, name, value):
         raise ValueError(f"{module}.{name} is no class of plain values")
     return value
@@ -284,8 +284,8 @@ def serve_program(task: Mapping[str, str], source: int, sink: int) -> None:
         kind = next((kind for kind in _PLAIN if isinstance(value, kind)), None)
         return kind(value) if kind is not None else NotImplemented
 
-    def call(function: Any, *arguments: Any, **named: Any) -> Any:
-        return function(*arguments, **named)
+    def call(function: Any, *arguments: Any, **keywords: Any) -> Any:
+        return function(*arguments, **keywords)
 
     own: dict[str, Callable[..., Any]] = {"__call__": call, "name": space.__getitem__, "plain": plain}
     peer = Peer(source, sink, {**_OPERATIONS, **_BINARY, **own})
@@ -316,10 +316,10 @@ def run_tests(task: Mapping[str, str], source: int, sink: int) -> None:
     """Run the tests of a program in the other process; write the token as the last thing if they pass."""
     output = os.dup(1)
 
-    def call(function: Any, *arguments: Any, **named: Any) -> Any:
+    def call(function: Any, *arguments: Any, **keywords: Any) -> Any:
         if id(function) not in peer.objects:
             raise TypeError("the program may call the functions that it was given")
-        return function(*arguments, **named)
+        return function(*arguments, **keywords)
 
     peer = Peer(source, sink, {"__call__": call})
     names = _Names(peer)

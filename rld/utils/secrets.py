@@ -183,8 +183,8 @@ def _is_secret_in_query(name: str) -> bool:
 def _spellings(value: str) -> set[str]:
     """Return a secret as it stands in texts, in source code, in JSON and in addresses."""
     quoted = {quote(value), quote(value, safe=""), quote_plus(value), unquote(value)}
-    written = {repr(value)[1:-1], json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
-    return {value, *written, *(text for text in quoted if len(text) >= _SHORTEST)}
+    literals = {repr(value)[1:-1], json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
+    return {value, *literals, *(text for text in quoted if len(text) >= _SHORTEST)}
 
 
 def masked_strings(tree: Any) -> Any:

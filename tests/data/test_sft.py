@@ -23,7 +23,7 @@ def test_an_answer_of_a_teacher_that_was_cut_off_is_learnt_without_an_end_and_to
     def make(level: int, rng: random.Random) -> Item:
         return Item("".join(rng.choices("abcd", k=8)) + "=", None)
 
-    source = SkillRows("copy", ItemSource(make, 1), 0, Prompts(), seed=0, taken=set())
+    source = SkillRows("copy", ItemSource(make, 1), 0, Prompts(), seed=0, held_out_questions=set())
     stage = Sft(kind="sft", name="warm", student="tiny", teacher="big", steps=1, batch=2, verify=False)
     with pytest.warns(UserWarning, match="1 of 2 answers of the teacher were cut off at max_new_tokens"):
         learnt = sft_dataset(

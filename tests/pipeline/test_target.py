@@ -96,7 +96,7 @@ def test_shares_move_and_go_on_after_a_stop(recipe, tmp_path, monkeypatch):
 def test_the_rows_by_which_the_target_is_measured_are_not_trained_on(tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(f'{{"question": "q{i}", "answer": "a"}}\n' for i in range(12)))
     skill = FileSkill(file="rows.jsonl", held_out=0)
-    source = SkillRows("few", item_source("few", skill, tmp_path), 0, Prompts(), seed=1, taken=set())
+    source = SkillRows("few", item_source("few", skill, tmp_path), 0, Prompts(), seed=1, held_out_questions=set())
     reserved = reserved_rows(source, 16)
     prompts = {row["prompt"] for row in reserved}
     assert len(reserved) == len(prompts) == 4, "a third of the file"
@@ -105,7 +105,7 @@ def test_the_rows_by_which_the_target_is_measured_are_not_trained_on(tmp_path):
     with pytest.raises(DataError, match="skill 'few': too few rows to measure a target by"):
         (tmp_path / "two.jsonl").write_text("".join(f'{{"question": "q{i}", "answer": "a"}}\n' for i in range(2)))
         two = item_source("few", FileSkill(file="two.jsonl", held_out=0), tmp_path)
-        reserved_rows(SkillRows("few", two, 0, Prompts(), seed=1, taken=set()), 16)
+        reserved_rows(SkillRows("few", two, 0, Prompts(), seed=1, held_out_questions=set()), 16)
     others = WithoutRows(source, reserved)
     drawn = {others.draw(0, random.Random(i))["prompt"] for i in range(200)}
     assert len(drawn) == 8 and not drawn & prompts

@@ -115,7 +115,7 @@ def test_levels_are_ordered_by_the_loss_of_the_best_teacher_and_stay_so_after_a_
     checkpoints = sorted((killed / "checkpoints" / "student").glob("checkpoint-*"))
     sources = files.read_json(checkpoints[-1] / "rld_state.json")["stream"]["sources"]
     source = item_source("words", FileSkill(file="words.jsonl", held_out=2), recipe.parent)
-    rows = OrderedRows(SkillRows("words", source, 2, Prompts(), seed=0, taken=set()))
+    rows = OrderedRows(SkillRows("words", source, 2, Prompts(), seed=0, held_out_questions=set()))
     rows.arrange(losses(whole / "models" / "copier", [row for _, row in rows.examples()]))
     assert sources == {"copy": {"levels": [1, 0]}, "words": {"levels": rows.levels_U}}
     (checkpoints[-1] / "rld_files.json").unlink()  # it goes on from the checkpoint before
@@ -131,7 +131,7 @@ def test_rows_are_in_levels_of_equal_size_whatever_their_own(tmp_path):
     rows = [{"question": f"q{i}", "answer": "a", "level": i % 2} for i in range(25)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     source = item_source("few", FileSkill(file="rows.jsonl", held_out=0), tmp_path)
-    ordered = OrderedRows(SkillRows("few", source, 0, Prompts(), seed=0, taken=set()))
+    ordered = OrderedRows(SkillRows("few", source, 0, Prompts(), seed=0, held_out_questions=set()))
     questions = [int(row["prompt"][1:]) for _, row in ordered.examples()]
     ordered.arrange([-float(question) for question in questions])
     again = OrderedRows(ordered.source)
@@ -146,7 +146,7 @@ def test_rows_that_were_looked_at_before_their_levels_were_known_are_picked_anew
     """A trainer looks at the first row when it is built."""
     (tmp_path / "rows.jsonl").write_text('{"question": "hard", "answer": "a"}\n{"question": "easy", "answer": "a"}\n')
     source = item_source("few", FileSkill(file="rows.jsonl", held_out=0), tmp_path)
-    rows = OrderedRows(SkillRows("a", source, 0, Prompts(), seed=0, taken=set()))
+    rows = OrderedRows(SkillRows("a", source, 0, Prompts(), seed=0, held_out_questions=set()))
     curriculum = registry.load("curricula", "competence:SquareRoot", tmp_path)({"a": rows.num_levels})
     stream = PromptStream({"a": rows}, curriculum, seed=0, num_slots=8)
     stream.prompts_per_update = 4
@@ -160,7 +160,7 @@ def test_documents_have_no_order(tmp_path):
     (tmp_path / "texts.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
     source = item_source("texts", FileSkill(file="texts.jsonl", kind="plain_text", block=8, held_out=0), tmp_path)
     with pytest.raises(DataError, match="skill 'texts': documents are learnt in passes over all of them"):
-        OrderedRows(SkillRows("texts", source, 0, Prompts(), seed=0, taken=set()))
+        OrderedRows(SkillRows("texts", source, 0, Prompts(), seed=0, held_out_questions=set()))
 
 
 TEACHERS = RECIPE[RECIPE.index("    teachers:") : RECIPE.index("    signals:")]

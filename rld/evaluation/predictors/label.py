@@ -42,8 +42,8 @@ class LabelPredictor:
         return [prediction for _, prediction in sorted(gathered, key=lambda pair: pair[0])]
 
     def _predict(self, model: Model, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Prediction]:
-        encoder, placed = self.settings.encoder(model, tokenizer), self.settings.place(model)
-        bare: Any = placed.get_base_model() if isinstance(placed, PeftModel) else placed
+        encoder, placed_model = self.settings.encoder(model, tokenizer), self.settings.place(model)
+        bare: Any = placed_model.get_base_model() if isinstance(placed_model, PeftModel) else placed_model
         prompts = encoder.encode_all([row["prompt"] for row in rows])
         labels = [self._tokens(encoder, row) for row in rows]
         pairs = [(prompt, ids) for prompt, some in zip(prompts, labels, strict=True) for ids in some]
