@@ -46,7 +46,12 @@ class Purpose(NamedTuple):
 
 
 def purposes(result: StageResult, plan: PlannedStage) -> list[Purpose]:
-    """Return what a finished stage's operations were for, teachers first; their FLOPs sum to the stage's."""
+    """Return what a finished stage's operations were for, teachers first; their FLOPs sum to the stage's.
+
+    There are none of a stage whose record has no parts, as where it computed nothing.
+    """
+    if not result.flops_by_part:
+        return []
     return [*_teachers(result, plan), *_others(result, plan)]
 
 
