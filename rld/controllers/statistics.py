@@ -153,7 +153,7 @@ class UpdateStatistics(NamedSums):
     padding_tokens: Tensor
     """Of these, padding."""
     gold_tokens: Tensor
-    """Of these, gold answers that are learnt beside completions, with their prompts and their share of the padding."""
+    """Of these, those for gold answers that are learnt beside completions."""
     gradient_squares_G: Tensor
     """Squared norms of the gradient of a signal's unweighted loss with respect to the last hidden states."""
     gradient_tokens_G: Tensor
@@ -168,10 +168,10 @@ class UpdateStatistics(NamedSums):
             mask_BT: Its tokens.
             num_computed: Tokens that the forward computed.
             num_padding: Of these, padding.
-            num_gold: Of the others, those of gold answers that are learnt beside completions.
+            num_gold: Of these, those for gold answers that are learnt beside completions.
         """
         self.tokens_S.index_add_(0, skills_B, mask_BT.sum(-1).double())
-        self.gold_tokens.add_(num_gold and round(num_computed * num_gold / (num_computed - num_padding)))
+        self.gold_tokens.add_(num_gold)
         self.student_tokens.add_(num_computed)
         self.padding_tokens.add_(num_padding)
 

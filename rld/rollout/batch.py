@@ -129,6 +129,20 @@ def taught_share(batch: RolloutBatch) -> Tensor:
     return (batch["teacher_weights"][..., None] * batch["teacher_tokens"]).sum(1)
 
 
+def gold_token_share(batch: RolloutBatch) -> float:
+    """Return the share of gold answers in the tokens that the student reads for a micro-batch.
+
+    A prompt counts once, as in shared rows, and for gold answers where no other completion has it. The last token of a
+    completion predicts none.
+    """
+    is_gold_B, numbers_B = batch["is_gold"], batch["prompt_numbers"]
+    num_tokens_B = (batch["completion_mask"].sum(1) - 1).clamp(min=0)
+    prompts: dict[int, int] = dict(zip(numbers_B.tolist(), batch["prompt_mask"].sum(1).tolist(), strict=True))
+    others = set(numbers_B[~is_gold_B].tolist())
+    num_gold = int(num_tokens_B[is_gold_B].sum()) + sum(size for i, size in prompts.items() if i not in others)
+    return num_gold / max(int(num_tokens_B.sum()) + sum(prompts.values()), 1)
+
+
 def redistributed(weights_BK: Tensor, open_BK: Tensor) -> Tensor:
     """Return teacher weights of which those of closed teachers go to the open ones of the completion, in proportion."""
     open_weights_BK = weights_BK * open_BK

@@ -29,7 +29,7 @@ from rld.losses.policy import (
     weighted_sum,
 )
 from rld.losses.response import ResponseSettings
-from rld.rollout.batch import RolloutBatch, loss_mask, response_mask, signal_weight, taught_share
+from rld.rollout.batch import RolloutBatch, gold_token_share, loss_mask, response_mask, signal_weight, taught_share
 from rld.teachers.ensemble import TeacherEnsemble
 from rld.trainer.gradient_probe import GradientProbe
 from rld.trainer.label_loss import LabelTerms, label_counts, label_terms
@@ -142,8 +142,8 @@ class JointLoss:
 
     def count(self, batch: RolloutBatch, num_computed: int, num_padding: int) -> None:
         """Count a micro-batch's completion tokens, and the tokens that went through the student's backbone."""
-        num_gold = _num_gold_tokens(batch, has_own_prompts=self.args.has_gold_prompts) if "is_gold" in batch else 0
-        sizes = {"num_computed": num_computed, "num_padding": num_padding, "num_gold": num_gold}
+        share = gold_token_share(batch) if "is_gold" in batch else 0.0
+        sizes = {"num_computed": num_computed, "num_padding": num_padding, "num_gold": round(share * num_computed)}
         self.statistics.add_tokens(batch["skill_ids"], loss_mask(batch), **sizes)
 
     def inputs(self, batch: RolloutBatch, progress: float) -> StudentInputs:
@@ -321,20 +321,6 @@ class JointLoss:
         if self.gradient_probe is not None:
             counts_BT = loss_BT * (weight_B > 0)[:, None]
             self.gradient_probe.add(signal, batch, hidden_BTH.detach(), gradient_BTH=gradient_BTH, counts_BT=counts_BT)
-
-
-def _num_gold_tokens(batch: RolloutBatch, *, has_own_prompts: bool) -> int:
-    """Return the tokens of a micro-batch's gold answers, with their prompts if no completions are learnt on these.
-
-    A prompt that gold answers share counts once, as in the student's forward.
-    """
-    is_gold_B = batch["is_gold"]
-    num_answer_tokens = int(batch["completion_mask"][is_gold_B].sum())
-    if not has_own_prompts:
-        return num_answer_tokens
-    sizes_B = batch["prompt_mask"].sum(1)
-    sizes = dict(zip(batch["prompt_numbers"][is_gold_B].tolist(), sizes_B[is_gold_B].tolist(), strict=True))
-    return num_answer_tokens + sum(sizes.values())
 
 
 def _signal_terms(batch: RolloutBatch, out: StudentOutput) -> dict[Signal, SignalTerm]:
