@@ -18,7 +18,7 @@ from rld.models.text_forms import excerpt
 from rld.types import Row
 from rld.utils.suggestions import WORDS_OF_BOOLEANS, hint
 
-_GIVEN = {"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now"}
+_TEMPLATE_NAMES = {"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now"}
 """What transformers gives to a template, beside the names of special tokens."""
 
 _NUM_ROWS = 64
@@ -40,10 +40,10 @@ def require_options_read(encoder: PromptEncoder) -> None:
     reserved_names = signature.parameters.keys() - {"documents", "kwargs"}
     names = _names(template)
     for key, value in encoder.chat_template_kwargs.items():
-        if key in reserved_names or key in _GIVEN - {"documents"}:
+        if key in reserved_names or key in _TEMPLATE_NAMES - {"documents"}:
             raise RecipeError(f"chat_template_kwargs.{key}: rld sets it itself; leave it out")
         if names is not None and key not in names | {"documents"}:
-            options = sorted(names - _GIVEN - {*encoder.tokenizer.special_tokens_map})
+            options = sorted(names - _TEMPLATE_NAMES - {*encoder.tokenizer.special_tokens_map})
             listed = f"; it reads {', '.join(options)}" if options else "; it reads no further arguments"
             name = encoder.tokenizer.name_or_path or type(encoder.tokenizer).__name__
             raise RecipeError(

@@ -34,7 +34,7 @@ class LivePage:
 
     def __init__(self, run: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self.run, self._clock = run, clock
-        self._start, self._told = clock(), set[str]()
+        self._start, self._messages = clock(), set[str]()
         self._expected: float | None = None
         """Seconds that the next page is expected to take; None before the first."""
         self.seconds = 0.0
@@ -67,6 +67,6 @@ class LivePage:
             text = describe_os_error(error)
         elif not isinstance(error, RldError):
             text = f"{type(error).__name__}: {text}"
-        if text not in self._told:
-            self._told.add(text)
+        if text not in self._messages:
+            self._messages.add(text)
             tell(f"the report could not be drawn{consequence}: {text}")

@@ -31,7 +31,7 @@ from rld.utils.user_calls import (
     user_code,
 )
 
-_SHOWN = 80
+_LONGEST = 80
 
 _WHOLE = "whole_completions"
 
@@ -295,7 +295,7 @@ def _place(batch: dict[str, Any], index: int) -> str:
 
 def _excerpt(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 2 :]}"
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}...{text[-_LONGEST // 2 :]}"
 
 
 def _numbers(returned: Any, rule: SuccessRule, batch: dict[str, Any]) -> list[float | None]:

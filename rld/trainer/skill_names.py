@@ -13,7 +13,7 @@ from rld.teachers.teacher import Teacher
 from rld.types import Row, skill_of
 from rld.utils.suggestions import hint
 
-_TAKEN = ("prompts", "completions")
+_REWARD_ARGUMENTS = ("prompts", "completions")
 """Columns that TRL would hand to a reward twice."""
 
 
@@ -82,7 +82,7 @@ def _require_names(option: str, labels: Sequence[str], skills: Sequence[str]) ->
 
 
 def _require_free_columns(option: str, dataset: Any) -> None:
-    conflicts = [name for name in _TAKEN if name in (getattr(dataset, "column_names", None) or ())]
+    conflicts = [name for name in _REWARD_ARGUMENTS if name in (getattr(dataset, "column_names", None) or ())]
     if conflicts:
         raise DataError(f"{option} has a column {conflicts[0]!r}, which is an argument of rewards; rename the column")
 

@@ -42,7 +42,7 @@ _WRITER_FAILED = ("PytorchStreamWriter failed", "unexpected pos", "iostream erro
 _NO_MEMORY = ("failed to map segment", "cannot allocate memory", "can't allocate memory", "out of memory")
 """What loaders of libraries and allocators of tensors write, in small letters, where there is no memory left."""
 
-_LOST = ("DistBackendError", "DistNetworkError", "DistStoreError")
+_CONNECTION_ERRORS = ("DistBackendError", "DistNetworkError", "DistStoreError")
 """Exceptions of torch.distributed, which is not imported here."""
 
 _GLOO = re.compile(r"gloo/transport/|\[Gloo\]|Gloo connectFullMesh")
@@ -77,7 +77,7 @@ def as_os_error(error: BaseException | None) -> OSError | None:
 
 def is_lost_process(error: BaseException) -> bool:
     """Tell whether an exception is that of a process which no longer reaches another one of its run."""
-    is_of_torch = any(kind.__name__ in _LOST for kind in type(error).__mro__)
+    is_of_torch = any(kind.__name__ in _CONNECTION_ERRORS for kind in type(error).__mro__)
     return isinstance(error, RuntimeError) and (is_of_torch or _GLOO.search(str(error)) is not None)
 
 
