@@ -53,14 +53,15 @@ class GoldShareController(WrappedController):
     distributions on these tell more that holds on other rows.
 
     Attributes:
-        share: The share, fixed. None: 1/2 until 8 completions of the student have been sampled, and while the correct
-            ones of fewer than 8 are more than twice as long as gold answers; then 31/32 while the gold answers that
-            were learnt come to less than 8 passes over the skill's rows, then `(1 - p) / 2`, p being the mean of a Beta
-            posterior of the student's success rate that forgets; and 0 where gold answers are bare results, less than
-            half as long as the student's first 8 or more correct completions.
+        share: The share, fixed. None: 1/2 until the student has been sampled, while its completions are more than twice
+            as long as gold answers and fewer than 8, and while its correct ones are; then 31/32 while the gold answers
+            that were learnt come to less than 8 passes over the skill's rows, then `(1 - p) / 2`, p being the mean of a
+            Beta posterior of the student's success rate that forgets; and 0 where gold answers are bare results, less
+            than half as long as the student's first 8 or more correct completions.
         num_rows: The number of rows with a gold answer of each skill that has an end of them. 0: none is learnt.
         num_iterations: How often a rollout is learnt from.
-        never_bare: Skills whose gold answers cannot be bare results, for completions end before they are twice as long.
+        gold_lengths: Mean tokens of gold answers by skill. A skill that is not listed has none that are bare results.
+        longest: Tokens of the longest completion.
     """
 
     STATE_KEY = "gold"
@@ -68,7 +69,8 @@ class GoldShareController(WrappedController):
     share: float | None = None
     num_rows: Mapping[str, int] = field(default_factory=dict)
     num_iterations: int = 1
-    never_bare: frozenset[str] = frozenset()
+    gold_lengths: Mapping[str, float] = field(default_factory=dict)
+    longest: float = math.inf
 
     @property
     def required_measurements(self) -> RequiredMeasurements:
@@ -100,19 +102,23 @@ class GoldShareController(WrappedController):
             return 0.0
         if self.share is not None:
             return self.share
-        if state.is_bare:
+        gold_length = self._gold_length(skill)
+        if state.first.are_bare(gold_length):
             return 0.0
-        if state.is_in_doubt and skill not in self.never_bare:
+        if are_bare(gold_length, self.longest) and state.first.leave_doubt(gold_length):
             return FIRST_SHARE
         return REPEATED_SHARE * (1 - state.success.mean) if self._is_repeated(skill, state) else NEW_SHARE
+
+    def _gold_length(self, skill: str) -> float:
+        return self.gold_lengths.get(skill, math.inf)
 
     def _is_repeated(self, skill: str, state: _GoldState) -> bool:
         return state.learnt >= NEW_PASSES * self.num_rows.get(skill, math.inf)
 
     def _events(self, step: int, skill: str, before: _GoldState, after: _GoldState) -> Iterator[Event]:
-        if after.is_bare and not before.is_bare:
-            first = after.first
-            measured = f"{first.gold_length:.1f} tokens; correct ones of the student have {first.success_length:.1f}"
+        length = self._gold_length(skill)
+        if after.first.are_bare(length) and not before.first.are_bare(length):
+            measured = f"{length:.1f} tokens; correct ones of the student have {after.first.success_length:.1f}"
             rule = f"below {BARE:g} of these: it is a bare result, and none is learnt"
             yield Event(step, "gold answers bare", skill, "gold", measured, rule)
         if self._is_repeated(skill, after) and not self._is_repeated(skill, before):
@@ -121,33 +127,32 @@ class GoldShareController(WrappedController):
 
 
 class _FirstAnswers(BaseModel, frozen=True):
-    """Counts from the beginning until there are enough to compare lengths."""
+    """Counts from the beginning until enough completions are correct to compare lengths."""
 
     groups: int = 0
     attempts: int = 0
+    attempt_tokens: int = 0
     successes: int = 0
     success_tokens: int = 0
-    gold_answers: int = 0
-    gold_tokens: int = 0
 
     @property
     def suffice(self) -> bool:
-        return self.successes >= NUM_FIRST and self.gold_answers > 0
-
-    @property
-    def are_shorter(self) -> bool:
-        """Whether gold answers are much shorter than what the student itself writes when it is correct."""
-        return self.successes > 0 and self.gold_answers > 0 and are_bare(self.gold_length, self.success_length)
+        return self.successes >= NUM_FIRST
 
     @property
     def success_length(self) -> float:
-        """Mean tokens of the student's correct completions."""
-        return self.success_tokens / self.successes
+        """Mean tokens of the student's correct completions; 0 without any."""
+        return self.success_tokens / max(self.successes, 1)
 
-    @property
-    def gold_length(self) -> float:
-        """Mean tokens of the gold answers."""
-        return self.gold_tokens / self.gold_answers
+    def are_bare(self, gold_length: float) -> bool:
+        """Return whether gold answers are bare results beside the student's correct completions."""
+        return self.suffice and are_bare(gold_length, self.success_length)
+
+    def leave_doubt(self, gold_length: float) -> bool:
+        """Return whether more completions can show that they are; where none is judged, more show nothing."""
+        if not self.groups or are_bare(gold_length, self.success_length):
+            return not self.suffice
+        return 0 < self.attempts < NUM_FIRST and are_bare(gold_length, self.attempt_tokens / self.attempts)
 
 
 class _GoldState(BaseModel, frozen=True):
@@ -157,17 +162,6 @@ class _GoldState(BaseModel, frozen=True):
     learnt: int = 0
     """Gold answers, each as often as it was learnt."""
     first: _FirstAnswers = _FirstAnswers()
-
-    @property
-    def is_bare(self) -> bool:
-        """Whether gold answers are bare results."""
-        return self.first.suffice and self.first.are_shorter
-
-    @property
-    def is_in_doubt(self) -> bool:
-        """Whether more completions are needed to see whether they are; where none is judged, more show nothing."""
-        has_few = self.first.groups == 0 or 0 < self.first.attempts < NUM_FIRST
-        return has_few or (self.first.are_shorter and not self.first.suffice)
 
     def updated(self, measured: SkillObservation, num_iterations: int) -> _GoldState:
         """Return the state one tick later."""

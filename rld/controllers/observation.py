@@ -98,8 +98,8 @@ class SkillObservation:
     """Mean level of the prompts of the attempts; None without attempts."""
     gold_answers: int = 0
     """Gold answers that were learnt by themselves, of prompts without completions."""
-    gold_tokens: int = 0
-    """Their tokens."""
+    attempt_tokens: int = 0
+    """Tokens of the attempts, but for those at prompts that were replaced."""
     success_tokens: int = 0
     """Tokens of the successful attempts, but for those at prompts that were replaced."""
     audited: int = 0

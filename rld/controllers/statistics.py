@@ -93,8 +93,8 @@ class AttemptCounts(NamedSums):
     """Levels of the prompts of the attempts."""
     gold_S: Tensor
     """Gold answers that were learnt by themselves, and in no group."""
-    gold_tokens_S: Tensor
-    """Their tokens."""
+    attempt_tokens_S: Tensor
+    """Tokens of the attempts, but for those at prompts that were replaced."""
     success_tokens_S: Tensor
     """Tokens of the successful attempts."""
 
@@ -292,7 +292,7 @@ class WindowStatistics:
         return SkillObservation(
             attempts=int(self.attempts.attempts_S[s]),
             gold_answers=int(self.attempts.gold_S[s]),
-            gold_tokens=int(self.attempts.gold_tokens_S[s]),
+            attempt_tokens=int(self.attempts.attempt_tokens_S[s]),
             successes=int(self.attempts.successes_S[s]),
             success_tokens=int(self.attempts.success_tokens_S[s]),
             groups=int(self.attempts.groups_S[s]),

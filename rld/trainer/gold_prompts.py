@@ -8,6 +8,7 @@ Shapes: B completions of this process.
 
 from __future__ import annotations
 
+import math
 import random
 import warnings
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather
 
-from rld.controllers.gold_share import GoldShareController, are_bare
+from rld.controllers.gold_share import FIRST_SHARE, GoldShareController
 from rld.controllers.observation import Controller
 from rld.controllers.runtime import ControllerRuntime
 from rld.data.prompt_stream import PromptStream
@@ -124,7 +125,9 @@ class GoldPrompts:
             groups = [number for number, other in enumerate(skills) if other == skill]
             rng = random.Random(f"{self.seed}:gold:{record.number}:{skill}")
             share = self.runtime.weights.gold_share[record.skills[skill]]
-            chosen += rng.sample(groups, int(len(groups) * share + rng.random()))
+            # At the beginning each skill that has a prompt is to show how the student answers.
+            is_first = record.number == 0 and share <= FIRST_SHARE
+            chosen += rng.sample(groups, int(len(groups) * share + (0.0 if is_first else rng.random())))
         return frozenset(chosen)
 
 
@@ -138,25 +141,24 @@ def gold_controller(trainer: Any, controller: Controller) -> Controller:
     args, stream = trainer.args, trainer.stream
     if not args.has_gold_prompts:
         return controller
-    never_bare = frozenset[str]()
-    if stream is not None and args.gold_share is None and args.max_completion_length is not None:
+    lengths = dict[str, float]()
+    if stream is not None and args.gold_share is None:
         lengths = {skill: _gold_length(stream.examples(skill, _NUM_MEASURED), trainer) for skill in stream.skills}
-        longest = args.max_completion_length
-        never_bare = frozenset(skill for skill, length in lengths.items() if not are_bare(length, longest))
     return GoldShareController(
         controller,
         args.gold_share,
         {} if stream is None else stream.gold_rows,
         num_iterations=args.num_iterations,
-        never_bare=never_bare,
+        gold_lengths=lengths,
+        longest=math.inf if args.max_completion_length is None else args.max_completion_length,
     )
 
 
 def _gold_length(rows: Sequence[Row], trainer: Any) -> float:
-    """Return the mean tokens of those gold answers of rows that the student can write; 0 where there is none."""
+    """Return the mean tokens of those gold answers of rows that the student can write; infinity where it can none."""
     longest, encoder = trainer.args.max_completion_length, trainer._encoder
     usable = [row for row in rows if gold_problem(row, encoder, longest) is None]
-    return fmean(map(len, gold_completions(usable, encoder, longest))) if usable else 0.0
+    return fmean(map(len, gold_completions(usable, encoder, longest))) if usable else math.inf
 
 
 def weigh_gold_prompts(batch: RolloutBatch, record: RolloutRecord, accelerator: Accelerator) -> None:

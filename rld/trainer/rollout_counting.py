@@ -66,9 +66,8 @@ def count_attempts(
         gold_groups=record.gold_groups,
         rule=record.rule,
     )
-    is_gold_A = ~record.is_sampled_A if record.gold_groups else torch.zeros_like(record.succeeded_A)
-    for sums_S, is_counted_A in ((counts.success_tokens_S, record.succeeded_A), (counts.gold_tokens_S, is_gold_A)):
-        sums_S.index_add_(0, skills_A, lengths_A.double() * is_counted_A)
+    counts.attempt_tokens_S.index_add_(0, skills_A, lengths_A.double() * record.attempted_A)
+    counts.success_tokens_S.index_add_(0, skills_A, lengths_A.double() * record.succeeded_A)
     levels_A = torch.zeros_like(skills_A)  # without a stream a column `level` is the user's own
     if stream is not None:
         levels_A = gather(record.levels_B.to(skills_A.device))

@@ -26,7 +26,7 @@ def shares(controller: GoldShareController, successes: int, ticks: int = 60) -> 
 
 
 def test_gold_answers_that_do_not_end_are_most_prompts_once_it_is_seen_how_the_student_answers():
-    controller = GoldShareController(FixedController())
+    controller = GoldShareController(FixedController(), gold_lengths={"add": 10.0, "sort": 10.0})
     assert controller.weights(controller.start(["add", "sort"], [], ["policy"])).gold_share == {"add": 0.5, "sort": 0.5}
     assert shares(controller, 0) == shares(controller, 20) == {"add": 31 / 32, "sort": 31 / 32}
 
@@ -39,7 +39,7 @@ def test_a_fixed_share_stays():
 def test_repeated_answers_have_half_of_the_failure_rate(successes, share):
     controller = GoldShareController(FixedController(), num_rows={"add": 10}, num_iterations=2)
     state = controller.start(["add", "sort"], [], ["policy"])
-    measured = SkillObservation(groups=5, attempts=20, successes=successes, gold_answers=20, gold_tokens=20)
+    measured = SkillObservation(groups=5, attempts=20, successes=successes, gold_answers=20)
     for tick in (1, 2):
         state, weights, events = controller.step(state, Observation(tick, {"add": measured, "sort": measured}))
         assert weights.gold_share["sort"] == 31 / 32, "a generator's rows have no end"
@@ -50,16 +50,23 @@ def test_repeated_answers_have_half_of_the_failure_rate(successes, share):
     assert not events and weights.gold_share["add"] == pytest.approx(share, abs=0.01)
 
 
+def attempts(successes: int, own_length: int, num: int = 8) -> SkillObservation:
+    """Attempts of equal length, in groups of four."""
+    return SkillObservation(
+        groups=num // 4,
+        attempts=num,
+        attempt_tokens=num * own_length,
+        successes=successes,
+        success_tokens=successes * own_length,
+    )
+
+
 @pytest.mark.parametrize(("own_length", "shares"), [(19, [31 / 32] * 4), (21, [0.5, 0.0, 0.0, 0.0])])
 def test_answers_much_shorter_than_the_students_correct_ones_are_not_learnt(own_length, shares):
-    controller = GoldShareController(FixedController())
+    controller = GoldShareController(FixedController(), gold_lengths={"add": 10.0}, longest=40)
     state = controller.start(["add"], [], ["policy"])
-    first = SkillObservation(
-        groups=2, attempts=8, successes=4, success_tokens=4 * own_length, gold_answers=8, gold_tokens=80
-    )
-    later = SkillObservation(groups=2, attempts=8, successes=8, success_tokens=8, gold_answers=8, gold_tokens=80)
     kinds, courses = [], []
-    for measured in (first, first, later, later):
+    for measured in (attempts(4, own_length), attempts(4, own_length), attempts(8, 1), attempts(8, 1)):
         state, weights, events = controller.step(json.loads(json.dumps(state)), Observation(1, {"add": measured}))
         kinds.append([event.kind for event in events])
         courses.append(weights.gold_share["add"])
@@ -71,19 +78,22 @@ def test_answers_much_shorter_than_the_students_correct_ones_are_not_learnt(own_
     ("measured", "share"),
     [
         (SkillObservation(), 0.5),  # nothing was sampled yet
-        (SkillObservation(groups=1, attempts=4), 0.5),
-        (SkillObservation(groups=2, attempts=8), 31 / 32),
-        (SkillObservation(groups=2, attempts=0), 31 / 32),  # no verifier judges this skill
+        (attempts(0, 19, num=4), 31 / 32),
+        (attempts(0, 21, num=4), 0.5),
+        (attempts(0, 21, num=8), 31 / 32),
+        (attempts(1, 21, num=8), 0.5),
+        (SkillObservation(groups=2), 31 / 32),  # no verifier judges this skill
     ],
 )
-def test_half_is_sampled_until_eight_completions_show_how_the_student_answers(measured, share):
-    controller = GoldShareController(FixedController())
-    _, weights, _ = controller.step(controller.start(["add"], [], ["policy"]), Observation(1, {"add": measured}))
-    assert weights.gold_share == {"add": share}
+def test_half_is_sampled_while_completions_may_show_that_gold_answers_are_bare(measured, share):
+    controller = GoldShareController(FixedController(), gold_lengths={"add": 10.0})
+    state = controller.start(["add"], [], ["policy"])
+    assert controller.weights(state).gold_share == {"add": 0.5}
+    assert controller.step(state, Observation(1, {"add": measured}))[1].gold_share == {"add": share}
 
 
 def test_where_no_completion_can_be_twice_as_long_nothing_is_awaited():
-    controller = GoldShareController(FixedController(), never_bare=frozenset({"add"}))
+    controller = GoldShareController(FixedController(), gold_lengths={"add": 10.0, "sort": 9.0}, longest=20)
     shares = controller.weights(controller.start(["add", "sort"], [], ["policy"])).gold_share
     assert shares == {"add": 31 / 32, "sort": 0.5}
 

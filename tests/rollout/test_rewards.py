@@ -224,7 +224,7 @@ def test_counts():
         "informative_S": [2, 0, 0],
         "levels_S": [0, 0, 0],
         "gold_S": [0, 0, 0],
-        "gold_tokens_S": [0, 0, 0],
+        "attempt_tokens_S": [0, 0, 0],
         "success_tokens_S": [0, 0, 0],
     }
 

@@ -25,10 +25,10 @@ from tests.trainer.test_processes import launch
 MODULE = "gold_prompts_one_and_two"
 
 
-def rollout(trainer: RLDTrainer) -> Any:
+def rollout(trainer: RLDTrainer, num_rows: int = 32) -> Any:
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
-    rows = [trainer.stream.dataset[i // 4] for i in range(32)]
+    rows = [trainer.stream.dataset[i // 4] for i in range(num_rows)]
     return trainer._generate_and_score_completions(rows)
 
 
@@ -99,7 +99,7 @@ def test_no_teacher_reads_gold_prompts_and_they_are_no_attempts(tmp_path):
     assert trainer.runtime._window.attempts.groups_S.sum() == 4
     assert trainer.runtime._window.attempts.gold_S.tolist() == [8, 8]
     lengths_B = batch["completion_mask"].sum(1)
-    assert trainer.runtime._window.attempts.gold_tokens_S.sum() == lengths_B[is_gold_B].sum()
+    assert trainer.runtime._window.attempts.attempt_tokens_S.sum() == lengths_B[~is_gold_B].sum()
     succeeded_B = trainer.records[-1].succeeded_A
     assert trainer.runtime._window.attempts.success_tokens_S.sum() == lengths_B[succeeded_B].sum() > 0
     assert trainer.totals.tokens_generated == lengths_B[~is_gold_B].sum()
@@ -119,6 +119,13 @@ def test_half_of_the_first_update_is_sampled_where_completions_can_be_twice_as_l
     assert shares_of(trainer) == [first] + [31 / 32] * 7, "gold answers have 3.5 tokens on the mean"
     losses = [entry["loss/gold"] for entry in trainer.state.log_history if "loss/gold" in entry]
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_skill_with_one_prompt_is_sampled_in_the_first_rollout(tmp_path, seed):
+    options = {"gold_share": None, "max_completion_length": 12, "per_device_train_batch_size": 8, "seed": seed}
+    trainer = runs.trainer(tmp_path, **options)
+    assert "is_gold" not in rollout(trainer, num_rows=8)
 
 
 def test_rows_of_levels_count_as_if_all_had_as_few_as_the_smallest():
