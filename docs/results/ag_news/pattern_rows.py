@@ -37,7 +37,10 @@ def _begin(text: str) -> str:
 
 if __name__ == "__main__":
     train, test, count, seed = read(sys.argv[1]), read(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-    write("few.csv", draw(train, count, _NUM_UNLABELLED, random.Random(seed)))
+    drawn = draw(train, count, _NUM_UNLABELLED, random.Random(seed))
+    write("few.csv", drawn)
+    write("labelled.csv", [row for row in drawn if row["label"]])
+    write("unlabelled.csv", [row for row in drawn if not row["label"]])
     tests = random.Random(0).sample(test, _NUM_TEST)  # the same for every seed
     write("test.csv", tests)
     write("first.csv", tests[:_NUM_FIRST])
