@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from rld.data.skill_rows import SkillRows
 from rld.recipe.schema import Recipe
+from rld.utils.label_words import begins_another
 
 _END_OF_PROMPT = 10
 """Characters of a prompt in front of the words of a label."""
@@ -86,8 +87,6 @@ def label_notes(summaries: Sequence[LabelSummary]) -> Iterator[str]:
     """Yield what a user may not expect of labels, one sentence each; nothing where no model is known."""
     if not any(summary.tokens for summary in summaries):
         return
-    from rld.rollout.label_completions import begins_another  # imports the libraries, which were asked by now
-
     for skill in dict.fromkeys(summary.skill for summary in summaries):
         labels = [summary for summary in summaries if summary.skill == skill]
         pair = begins_another([label.words for label in labels])

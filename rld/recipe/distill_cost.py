@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ from rld.controllers.gold_share import FIRST_SHARE, NEW_PASSES, NEW_SHARE, REPEA
 from rld.recipe.measurement_cost import retention_flops, transfer_flops
 from rld.recipe.sizes import Sizes
 from rld.utils.flops import Account, forward_flops, training_flops
+from rld.utils.label_words import begins_another
 from rld.utils.templates import has_answer
 
 
@@ -103,7 +104,9 @@ def _mean_step(stage: Any, sizes: Sizes, assumed: Assumptions) -> _Step:
     num_prompts = rollout.prompts * (1 - gold_share(stage, sizes, assumed.solved))
     num_gold = (rollout.prompts - num_prompts) * num_completions  # each with a prompt of its own
     completion = lengths.answer if assumed.completion is None else assumed.completion
-    read = num_sampled * max(completion - 1, 0) + (num_completions - num_sampled) * max(lengths.answer - 1, 0)
+    num_unread = 2 if stage.learns_labels and not _have_ends(sizes, skills) else 1  # the last token predicts nothing
+    fixed_read = (num_completions - num_sampled) * max(lengths.answer - num_unread, 0)
+    read = num_sampled * max(completion - 1, 0) + fixed_read
     return _Step(
         num_prompts,
         num_prompts * lengths.prompt,
@@ -111,6 +114,11 @@ def _mean_step(stage: Any, sizes: Sizes, assumed: Assumptions) -> _Step:
         num_prompts * (lengths.prompt + read),
         num_gold * max(lengths.total - 1, 0),
     )
+
+
+def _have_ends(sizes: Sizes, skills: Sequence[str]) -> bool:
+    """Return whether the end of an answer is a part of labels, as it is of gold answers."""
+    return any(begins_another(sizes.labels[skill].words) for skill in skills if skill in sizes.labels)
 
 
 def _teacher_flops(

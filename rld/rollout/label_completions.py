@@ -13,15 +13,7 @@ from rld.errors import DataError
 from rld.models.prompting import PromptEncoder
 from rld.rollout.batch import RolloutBatch
 from rld.rollout.record import RolloutRecord
-
-
-def begins_another(words: Sequence[str]) -> tuple[str, str] | None:
-    """Return words of a label and those of another one that begin with them; None if there are none.
-
-    The end of a completion is then part of what says each label: the probability of ` Tech` would otherwise contain
-    that of ` Technology`. Elsewhere the end is left out, because it tells nothing of the label whether a model stops.
-    """
-    return next(((one, other) for one in words for other in words if one != other and other.startswith(one)), None)
+from rld.utils.label_words import begins_another
 
 
 def label_completions(record: RolloutRecord, encoder: PromptEncoder, max_tokens: int | None) -> list[list[int]]:

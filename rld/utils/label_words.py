@@ -7,6 +7,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 
+def begins_another(words: Sequence[str]) -> tuple[str, str] | None:
+    """Return words of a label and those of another one that begin with them; None if there are none.
+
+    The end of a completion is then part of what says each label: the probability of ` Tech` would otherwise contain
+    that of ` Technology`. Elsewhere the end is left out, because it tells nothing of the label whether a model stops.
+    """
+    return next(((one, other) for one in words for other in words if one != other and other.startswith(one)), None)
+
+
 class LabelWords(NamedTuple):
     """The words of a skill's labels, which are the completions of its prompts in the order of `said`."""
 

@@ -179,6 +179,21 @@ def test_a_document_is_read_in_whole_blocks_and_asks_for_no_answer(tmp_path):
     assert (flops["teachers"], flops["answers"]) == (2 * size * 5 * 4 * 50, 0)
 
 
+@pytest.mark.parametrize(("words", "num_read"), [(" fine", 3), (" badly", 4)])
+def test_all_words_of_labels_are_read_but_for_their_last_token(tmp_path, words, num_read):
+    """A gold answer of five tokens has an end, which is a part of a label if one begins another, as ` bad` does."""
+    made = recipe().model_dump() | {"prompts": {}}
+    labels = {"labels": {"a": words, "b": " bad"}, "synonyms": {"a": [" good", " nice"]}}
+    made["skills"] = {"s": {"file": "a.csv", "kind": "labelled", **labels, "held_out": 1}}
+    made["stages"][1] |= {"signals": {"response": {}, "gold": None}, "controller": {"kind": "fixed"}}
+    made["stages"][1] |= {"rollout": {"prompts": 3, "completions": "labels"}}
+    made["stages"][1]["teachers"]["t"]["probe_prompts"] = 6
+    size = parameters({"model_type": "llama", **SMALL})
+    flops = stage_costs(Recipe.model_validate(made), tmp_path, ROWS)["two"].flops_by_account
+    assert flops["teachers"] == 2 * size * 5 * 3 * (7 + 4 * num_read)
+    assert flops["answers"] == 2 * size * 6 * (7 + 2 * 5), "probes are by the labels' own words"
+
+
 def test_a_teacher_whose_answers_are_learnt_is_counted(tmp_path):
     made = recipe().model_dump()
     made["stages"][0] |= {"teacher": "small", "num_rows": 5}
