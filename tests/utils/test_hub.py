@@ -9,7 +9,7 @@ from threading import Thread
 
 import datasets
 import pytest
-from huggingface_hub import constants, hf_hub_download
+from huggingface_hub import close_session, constants, hf_hub_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from rld.data.formats import hub
@@ -67,3 +67,27 @@ def test_a_hub_that_answers_anything_is_asked_once(monkeypatch, capsys):
         use_caches_if_unreachable()
         server.shutdown()
     assert len(asked) == 1 and not constants.HF_HUB_OFFLINE and not capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("online")
+@pytest.mark.parametrize(
+    ("variable", "address", "reason"),
+    [
+        ("HTTPS_PROXY", "socks5://127.0.0.1:1", "SOCKS"),
+        ("HTTPS_PROXY", "ftp://127.0.0.1:1", "Unknown scheme"),
+        ("ENDPOINT", "http://mirror:8080:1", "Invalid port"),
+        ("ENDPOINT", "http://me:password@127.0.0.1:1", "refused"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_told_by_each_process(monkeypatch, capsys, variable, address, reason):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv(variable, address)
+    monkeypatch.setattr(constants, "ENDPOINT", address if variable == "ENDPOINT" else "https://127.0.0.1:1")
+    close_session()
+    try:
+        use_caches_if_unreachable()
+    finally:
+        close_session()
+    told = capsys.readouterr().err
+    assert constants.HF_HUB_OFFLINE and "cannot be reached" in told and reason in told
+    assert "password" not in told
