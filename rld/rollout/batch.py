@@ -129,18 +129,22 @@ def taught_share(batch: RolloutBatch) -> Tensor:
     return (batch["teacher_weights"][..., None] * batch["teacher_tokens"]).sum(1)
 
 
-def gold_token_share(batch: RolloutBatch) -> float:
-    """Return the share of gold answers in the tokens that the student reads for a micro-batch.
+def gold_tokens(batch: RolloutBatch, num_computed: int, num_padding: int) -> int:
+    """Return how many tokens of the student's forward on a micro-batch were for gold answers, with a share of padding.
 
-    A prompt counts once, as in shared rows, and for gold answers where no other completion has it. The last token of a
-    completion predicts none.
+    A prompt is for gold answers where no other completion has it. The last token of a completion predicts none.
+
+    Args:
+        batch: The micro-batch.
+        num_computed: Tokens of the forward; a prompt is among them once or more often, as the rows were laid out.
+        num_padding: Of these, padding.
     """
     is_gold_B, numbers_B = batch["is_gold"], batch["prompt_numbers"]
     num_tokens_B = (batch["completion_mask"].sum(1) - 1).clamp(min=0)
     prompts: dict[int, int] = dict(zip(numbers_B.tolist(), batch["prompt_mask"].sum(1).tolist(), strict=True))
     others = set(numbers_B[~is_gold_B].tolist())
     num_gold = int(num_tokens_B[is_gold_B].sum()) + sum(size for i, size in prompts.items() if i not in others)
-    return num_gold / max(int(num_tokens_B.sum()) + sum(prompts.values()), 1)
+    return round(num_gold * num_computed / max(num_computed - num_padding, 1))
 
 
 def redistributed(weights_BK: Tensor, open_BK: Tensor) -> Tensor:

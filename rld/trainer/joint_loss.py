@@ -29,7 +29,7 @@ from rld.losses.policy import (
     weighted_sum,
 )
 from rld.losses.response import ResponseSettings
-from rld.rollout.batch import RolloutBatch, gold_token_share, loss_mask, response_mask, signal_weight, taught_share
+from rld.rollout.batch import RolloutBatch, gold_tokens, loss_mask, response_mask, signal_weight, taught_share
 from rld.teachers.ensemble import TeacherEnsemble
 from rld.trainer.gradient_probe import GradientProbe
 from rld.trainer.label_loss import LabelTerms, label_counts, label_terms
@@ -142,8 +142,8 @@ class JointLoss:
 
     def count(self, batch: RolloutBatch, num_computed: int, num_padding: int) -> None:
         """Count a micro-batch's completion tokens, and the tokens that went through the student's backbone."""
-        share = gold_token_share(batch) if "is_gold" in batch else 0.0
-        sizes = {"num_computed": num_computed, "num_padding": num_padding, "num_gold": round(share * num_computed)}
+        num_gold = gold_tokens(batch, num_computed, num_padding) if "is_gold" in batch else 0
+        sizes = {"num_computed": num_computed, "num_padding": num_padding, "num_gold": num_gold}
         self.statistics.add_tokens(batch["skill_ids"], loss_mask(batch), **sizes)
 
     def inputs(self, batch: RolloutBatch, progress: float) -> StudentInputs:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from rld.curricula.fixed import Uniform
 
 import tests.support.tiny as tiny
 from rld.controllers.baselines import FixedController
+from rld.models.prompt_sharing import PromptSharingLayout
+from rld.rollout.batch import gold_tokens
 from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
 from tests.support.gold_prompts_one_and_two import Recorded
@@ -52,8 +56,7 @@ def test_operations_are_those_that_each_model_computed(tmp_path):
             rows[is_gold].add(str(batch["prompt_ids"][i].tolist()))
             sizes[is_gold] += int(batch["completion_mask"][i].sum()) - 1
         sizes[True] += 3 * len(rows[True] - rows[False])  # all prompts have three tokens
-        sizes[False] += 3 * len(rows[False])
-        gold.append(round(num_computed * sizes[True] / sum(sizes.values())))
+        gold.append(round(num_computed * sizes[True] / (num_computed - num_padding)))
         count(batch, num_computed, num_padding)
 
     made._joint_loss.count = counted  # type: ignore[method-assign]
@@ -67,3 +70,21 @@ def test_operations_are_those_that_each_model_computed(tmp_path):
     assert parts["student"] == {"updates": 6 * size * (num_all - num_gold), "gold": 6 * size * num_gold, "probes": 0}
     num_groups = sum(8 - len(record.gold_groups) for record in made.records)
     assert made.totals.prompts_by_teacher == {"on": num_groups, "off": 0}
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_gold_answers_cost_the_tokens_that_the_student_would_not_read_without_them(is_shared):
+    """Four completions of one prompt, and two gold answers of two others; prompts that are shared are read once."""
+    layout = replace(PromptSharingLayout.of(tiny.model(), "the student"), shared=is_shared)
+    prompts_BP = torch.tensor([2, 2, 2, 2, 3, 4])[:, None].expand(6, 10)
+    ids_BS = torch.cat([prompts_BP, torch.full((6, 5), 6)], dim=1)
+    batch: Any = {
+        "is_gold": torch.arange(6) >= 4,
+        "prompt_numbers": prompts_BP[:, 0],
+        "prompt_mask": torch.ones(6, 10),
+        "completion_mask": torch.ones(6, 5),
+    }
+    rows = [layout.rows(ids, torch.ones_like(ids), 5) for ids in (ids_BS, ids_BS[:4])]
+    num_read, num_without = (one.num_computed - one.num_padding for one in rows)
+    assert gold_tokens(batch, num_read, 0) == num_read - num_without == 28
+    assert gold_tokens(batch, 2 * num_read, num_read) == 56, "padding is shared in proportion"
