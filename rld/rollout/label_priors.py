@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rld.errors import CheckpointError
+from rld.utils.label_words import LabelWords
 
 NUM_ROWS = 512
 """Rows of a skill that are kept of each teacher, the latest; a self-teacher has changed a little since the first."""
@@ -32,14 +33,14 @@ class LabelPriors:
     rows say little.
 
     Args:
-        labels: The words of each skill's labels.
+        labels: The words of each skill's labels, with the synonyms by which teachers are asked for them.
         teachers: The teachers' names.
     """
 
-    def __init__(self, labels: Mapping[str, Sequence[str]], teachers: Sequence[str]) -> None:
-        self.labels, self.teachers = {skill: list(words) for skill, words in labels.items()}, list(teachers)
+    def __init__(self, labels: Mapping[str, LabelWords], teachers: Sequence[str]) -> None:
+        self.labels, self.teachers = dict(labels), list(teachers)
         self._rows = {
-            (skill, k): torch.zeros(0, len(words)) for skill, words in labels.items() for k in range(len(teachers))
+            (skill, k): torch.zeros(0, len(some.words)) for skill, some in labels.items() for k in range(len(teachers))
         }
         """The latest log-probabilities `[N, L]`, by skill and teacher's number."""
         self._log_priors: dict[tuple[str, int], Tensor] = {}
@@ -69,23 +70,29 @@ class LabelPriors:
         """Write the distributions of each skill and teacher."""
         skills = list(self.labels)
         tensors = {f"{skills.index(skill)}.{k}": rows_NL.contiguous() for (skill, k), rows_NL in self._rows.items()}
-        save_file(tensors, path, {"labels": json.dumps(self.labels), "teachers": json.dumps(self.teachers)})
+        save_file(tensors, path, {"labels": self._label_text(), "teachers": json.dumps(self.teachers)})
 
     def load(self, path: Path) -> None:
         """Restore what `save` wrote; a teacher that it lacks begins anew.
 
         Raises:
-            CheckpointError: it was written with other labels.
+            CheckpointError: it was written with other labels or synonyms.
         """
         with safe_open(path, "pt") as file:
-            labels, teachers = (json.loads(file.metadata()[key]) for key in ("labels", "teachers"))
-            if list(labels.items()) != list(self.labels.items()):
-                raise CheckpointError(f"{path} was written with other labels; resume with those, or start a new run")
-            for s, skill in enumerate(labels):
+            metadata = file.metadata()
+            teachers = json.loads(metadata["teachers"])
+            if metadata["labels"] != self._label_text():
+                fix = "resume with those, or start a new run"
+                raise CheckpointError(f"{path} was written with other labels or synonyms; {fix}")
+            for s, skill in enumerate(self.labels):
                 for k, name in enumerate(self.teachers):
                     if name in teachers:
                         self._rows[skill, k] = file.get_tensor(f"{s}.{teachers.index(name)}")
         self._log_priors.clear()
+
+    def _label_text(self) -> str:
+        """Return all words of each skill, in their order, with the numbers of their labels."""
+        return json.dumps({skill: some.said for skill, some in self.labels.items()})
 
 
 def _log_prior(rows_NL: Tensor) -> Tensor:

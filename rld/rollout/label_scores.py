@@ -58,8 +58,7 @@ class LabelScores:
     ) -> None:
         self.labels, self.calibration, self.prompts = labels, calibration, prompts
         names = [str(teacher.name) for teacher in ensemble.teachers]
-        words = {skill: some.words for skill, some in labels.items()}
-        self.priors = LabelPriors(words, names) if calibration == "prior_matching" else None
+        self.priors = LabelPriors(labels, names) if calibration == "prior_matching" else None
         """The teachers' priors over labels, for `prior_matching`."""
         self.ensemble, self.encoder = ensemble, encoder
         self._blank_priors: dict[tuple[str, int], Tensor] = {}

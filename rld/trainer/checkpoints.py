@@ -37,7 +37,7 @@ from rld.utils.manifest import damage, has_manifest, write_manifest
 STATE = "rld_state.json"
 """The file with rld's own state."""
 
-VERSION = 16
+VERSION = 17
 """Version of what that file and those beside it hold."""
 
 _PROJECTIONS = "rld_projections.safetensors"

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from rld.errors import CheckpointError
 from rld.rollout.label_priors import NUM_ROWS, LabelPriors
+from rld.utils.label_words import LabelWords
 
-LABELS = {"a/b": ["x", "y", "z"], "a": ["no", "yes"]}
+LABELS = {"a/b": LabelWords(["x", "y", "z"], [["u"], [], []]), "a": LabelWords(["no", "yes"])}
 
 
 def priors(rows_NL: Tensor, skill: str = "a/b") -> LabelPriors:
@@ -64,5 +65,7 @@ def test_a_checkpoint_holds_the_rows_by_teacher_and_refuses_other_labels(tmp_pat
     rest.load(path)
     assert torch.equal(rest.log_prior("a/b", 1), kept.log_prior("a/b", 0))
     assert rest.log_prior("a/b", 0).exp().tolist() == pytest.approx([1 / 3] * 3)
-    with pytest.raises(CheckpointError, match="other labels"):
-        LabelPriors(LABELS | {"a": ["yes", "no"]}, ["c"]).load(path)
+    others = {"a": LabelWords(["yes", "no"])}, {"a/b": LabelWords(["x", "y", "z"], [[], ["u"], []])}
+    for other in others:
+        with pytest.raises(CheckpointError, match="other labels or synonyms"):
+            LabelPriors(LABELS | other, ["c"]).load(path)
