@@ -92,9 +92,10 @@ def label_notes(summaries: Sequence[LabelSummary]) -> Iterator[str]:
         pair = begins_another([label.words for label in labels])
         if pair is not None:
             yield f"skill '{skill}': {pair[1]!r} begins with {pair[0]!r}, so the end of an answer is part of each label"
-        bare = [label.words for label in labels if not label.words[0].isspace()]
-        if 0 < len(bare) < len(labels):
-            yield f"skill '{skill}': the words {bare[0]!r} have no space in front, and those of other labels have one"
+        texts = [text for label in labels for text in (label.words, *label.synonyms)]
+        bare = [text for text in texts if not text[0].isspace()]
+        if 0 < len(bare) < len(texts):
+            yield f"skill '{skill}': the words {bare[0]!r} have no space in front, and others that say labels have one"
         elif bare and labels[0].border:
             border = labels[0].border
             fix = "begin the words of all labels with a space"

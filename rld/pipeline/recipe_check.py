@@ -20,7 +20,13 @@ from rld.pipeline.own_prompt_examples import OwnPromptExample, own_prompt_exampl
 from rld.pipeline.plain_recipe import absent_models, reason_to_ask_libraries
 from rld.pipeline.skill_summary import SkillSummary, TextSummary, row_summary, text_summary
 from rld.recipe import registry
-from rld.recipe.cautions import learning_rate_cautions, seconds_cautions, unreachable_rule_cautions, vllm_cautions
+from rld.recipe.cautions import (
+    learning_rate_cautions,
+    seconds_cautions,
+    synonym_cautions,
+    unreachable_rule_cautions,
+    vllm_cautions,
+)
 from rld.recipe.hardware import Cards
 from rld.recipe.input_changes import Effect, input_changes
 from rld.recipe.inputs import Inputs, InputsFile
@@ -100,7 +106,7 @@ def check_recipe(recipe: Recipe, source: Path, deep: bool = False) -> CheckResul
         for skill, source in sources.items()
     ]
     cautions += [*learning_rate_cautions(recipe), *seconds_cautions(recipe), *unreachable_rule_cautions(recipe)]
-    cautions += vllm_cautions(recipe)
+    cautions += [*vllm_cautions(recipe), *synonym_cautions(recipe)]
     labels = label_summaries(recipe, sources, encoders)
     cautions += label_notes(labels)
     cautions += _repeated(recipe, [rows for rows in summaries if isinstance(rows, SkillSummary)])

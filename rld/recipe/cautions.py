@@ -69,6 +69,15 @@ def vllm_cautions(recipe: Recipe) -> Iterator[str]:
             )
 
 
+def synonym_cautions(recipe: Recipe) -> Iterator[str]:
+    """Yield a sentence, with its place, for each skill whose synonyms no stage asks teachers for."""
+    stages = [stage for stage in recipe.training_stages if isinstance(stage, Distill) and stage.learns_labels]
+    for skill, words in recipe.label_words.items():
+        if any(words.synonyms) and not any(stage.skills is None or skill in stage.skills for stage in stages):
+            place = recipe.place("skills", skill, "synonyms")
+            yield f"{place} has no effect: teachers are asked for them where a stage has rollout.completions: labels"
+
+
 def unreachable_rule_cautions(recipe: Recipe) -> Iterator[str]:
     """Yield a sentence, with its place, for each rule of a stage that its steps are too few for."""
     for stage in recipe.training_stages:

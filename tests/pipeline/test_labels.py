@@ -200,7 +200,7 @@ def test_what_a_user_may_not_expect_of_labels_is_said(tmp_path, capsys):
     output = capsys.readouterr()
     text = " ".join((output.out + output.err).split())
     assert "' bean' begins with ' be', so the end of an answer is part of each label" in text
-    assert "the words 'corn' have no space in front, and those of other labels have one" in text
+    assert "the words 'corn' have no space in front, and others that say labels have one" in text
     assert "for small the labels A, B begin with the same token, ' '" in text
     tree["skills"]["topics"]["labels"] = {"A": "apple", "B": "bean", "C": "corn"}
     path.write_text(yaml.safe_dump(tree))
@@ -208,6 +208,22 @@ def test_what_a_user_may_not_expect_of_labels_is_said(tmp_path, capsys):
     output = capsys.readouterr()
     text = " ".join((output.out + output.err).split())
     assert re.search(r"no white space stands between prompt and label, as in '[^']*:apple'", text)
+
+
+def test_synonyms_that_teachers_are_not_asked_for_as_the_words_are_told(tmp_path, capsys):
+    path = written(tmp_path)
+    tree = yaml.safe_load(path.read_text())
+    tree["skills"]["topics"]["synonyms"] = {"A": [" fruit", "pear"]}
+    path.write_text(yaml.safe_dump(tree))
+    assert main(["check", str(path)]) == 0
+    text = " ".join(capsys.readouterr().err.split())
+    assert "the words 'pear' have no space in front, and others that say labels have one" in text
+    assert "no effect" not in text
+    tree["stages"] = tree["stages"][:1]
+    path.write_text(yaml.safe_dump(tree))
+    assert main(["check", str(path)]) == 0
+    text = " ".join(capsys.readouterr().err.split())
+    assert re.search(r"labels\.yaml:\d+: skills\.topics\.synonyms has no effect: .* rollout\.completions: labels", text)
 
 
 # -- docs/labels.md ----------------------------------------------------------------------------------------------------
