@@ -123,7 +123,7 @@ What is the same has the same name, and TRL's names stay where a thing is TRL's:
 | `signals.response`: `divergence`, `combine_teachers`, `token_weights` | `RLDConfig`: the same |
 | `signals.response`: `temperature`, `top_k` | `RLDConfig`: `response_temperature`, `response_top_k` |
 | `signals.feature.loss` | `RLDConfig`: `feature` |
-| `signals.gold`: `weight`, `share` | `RLDConfig`: `gold_weight`, `gold_share` |
+| `signals.gold`: `weight`, `share`, `answers` | `RLDConfig`: `gold_weight`, `gold_share`, `gold_answers` |
 | `gate`, `distill_on` | `RLDConfig`: the same, with the same defaults |
 | `rollout.gold_completions` | `RLDConfig`: `gold_completions` |
 | `rollout`: `completions`, `temperature` | TRL's `num_generations`, `temperature` |

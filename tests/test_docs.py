@@ -127,7 +127,7 @@ def test_the_page_on_the_controller_shows_what_a_stage_takes(tmp_path):
     blocks = yaml_blocks(text, tmp_path)
     stage = {"name": "s", "kind": "distill", "student": "m", "steps": 400, "teachers": {"t": {"model": "m"}}}
     stages = [Distill.model_validate(stage | part) for block in blocks for part in block.get("stages", [block])]
-    assert [part.controller.kind for part in stages] == ["gap"] * 9 + ["fixed", "schedule"]
+    assert [part.controller.kind for part in stages] == ["gap"] * 10 + ["fixed", "schedule"]
     for member in get_args(get_args(AnyController)[0]):
         assert f"`{get_args(member.model_fields['kind'].annotation)[0]}`" in text
 

@@ -188,11 +188,11 @@ def test_fine_tuning_on_a_thinking_teacher_learns_parts_as_the_students_template
     written = "a</think>\n\n12" if "opens" in teacher else "<think>\na</think>\n\n12"
     context: Any = SimpleNamespace(
         recipe=SimpleNamespace(skills={"all": SimpleNamespace(predicts="text")}),
-        answer=lambda model, tokenizer, rows: [Answer(written, True)],
+        answer=lambda name, model, tokenizer, rows: [Answer(written, True)],
         encoder=lambda model, tokenizer: PromptEncoder(tokenizer, member.chat_options),
     )
     row = {"prompt": [{"role": "user", "content": "?"}], "skill": "all"}
-    learnt = sft_stage._answers(context, (None, member.tokenizer()), encoder(MEMBERS[student]), [row])
+    learnt = sft_stage._answers(context, "one", (None, member.tokenizer()), encoder(MEMBERS[student]), [row])
     assert learnt == [Answer(text, True)]
 
 

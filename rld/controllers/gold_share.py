@@ -31,6 +31,10 @@ exp(-7 / 15.4), 0.63 of what a new one does (Muennighoff et al. 2023, arXiv:2305
 REPEATED_SHARE = 1 / 2
 """Share of the prompts on which the student fails whose gold answers are repeated after that."""
 
+MOST_DRAWS = 8
+"""Most rows that are drawn for a teacher's answer that is learnt: teachers that are right on half of the rows leave one
+prompt in 256 without one."""
+
 NUM_FIRST = 8
 """Completions from which it is seen how the student answers, and correct ones that decide about gold answers."""
 

@@ -23,6 +23,11 @@ class TeacherInfo:
     def teaches(self, skill: str) -> bool:
         return self.skills is None or skill in self.skills
 
+    def probed_accuracy(self, skill: str) -> float:
+        """Return the share of the probe prompts of a skill that it answered correctly; 1 where it was not probed."""
+        num_correct, num_probed = self.verified.get(skill, (0, 0))
+        return num_correct / num_probed if num_probed else 1.0
+
 
 @dataclass(frozen=True)
 class TeacherObservation:

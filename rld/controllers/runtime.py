@@ -132,6 +132,12 @@ class ControllerRuntime:
         teaches = [[t.teaches(skill) for t in self.teachers] for skill in self.skills]
         return torch.tensor(teaches, dtype=torch.bool).reshape(self.teachers_SK.shape)
 
+    def preferred_teachers(self, skill: str) -> list[int]:
+        """Return the numbers of the teachers that teach a skill: by weight, then by the share of correct probes."""
+        weights = self.teachers_SK[self.skills.index(skill)].tolist()
+        numbers = [k for k, teacher in enumerate(self.teachers) if teacher.teaches(skill)]
+        return sorted(numbers, key=lambda k: (-weights[k], -self.teachers[k].probed_accuracy(skill), k))
+
     @property
     def measures_gradients(self) -> bool:
         """Whether the update in progress is the last one before a tick, on which gradients are measured."""

@@ -17,7 +17,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from rld.errors import CurriculumError, DataError
-from rld.types import DEFAULT_SKILL, Curriculum, Event, Row, Task, skill_of
+from rld.types import DEFAULT_SKILL, Curriculum, Event, Row, Task
 from rld.utils.user_calls import CALL_SECONDS, description, user_code
 
 _MOST_TRIES = 200
@@ -116,14 +116,13 @@ class PromptStream:
         place = f"{self._seed}:replacement:{rollout}:{group}:{attempt}"
         return self._row(self._pick_active(random.Random(f"{place}:task")), random.Random(f"{place}:row"))
 
-    def another(self, row: Row, place: str) -> Row:
-        """Return a row of the same skill and level as another row; no state changes.
+    def another(self, task: Task, place: str) -> Row:
+        """Return a row of a task that is not picked; no state changes.
 
         Args:
-            row: The other row.
+            task: The task.
             place: Where it goes; the same place gets the same row.
         """
-        task = Task(skill_of(row), int(row.get("level", 0)))
         return self._row(task, random.Random(f"{self._seed}:another:{place}"))
 
     def examples(self, skill: str, count: int) -> list[Row]:

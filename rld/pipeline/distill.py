@@ -25,7 +25,12 @@ from rld.pipeline.perturbations import Perturbations
 from rld.pipeline.reward_loading import RewardLoader, Rewards
 from rld.pipeline.reward_probe import probe_rewards
 from rld.pipeline.run import RunContext
-from rld.pipeline.stage_checks import require_features, require_gold_of_target, require_trainable
+from rld.pipeline.stage_checks import (
+    require_features,
+    require_gold_of_target,
+    require_trainable,
+    require_verified_answers,
+)
 from rld.pipeline.stage_training import StageTraining
 from rld.pipeline.teacher_loading import ProbedTeacher, TeacherLoader
 from rld.pipeline.teacher_losses import is_ordered, order_by_loss
@@ -60,6 +65,7 @@ def dry_run(context: RunContext, stage: Distill) -> None:
     _stream(context, stage, arguments, sources)
     require_trainable(context, stage, arguments)
     require_features(context, stage)
+    require_verified_answers(context, stage)
 
 
 def run(context: RunContext, stage: Distill) -> None:

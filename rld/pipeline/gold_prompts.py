@@ -36,7 +36,7 @@ def gold_rows(context: RunContext, stage: Distill, encoder: PromptEncoder) -> tu
             counts[skill] = 0
             events.append(Event(0, "gold answers off", skill, "gold", reason))
         elif items_by_level:
-            sizes = [sum(bool(item.answer) for item in items) for items in items_by_level]
+            sizes = [sum(bool(item.answer) or stage.learns_teachers for item in items) for items in items_by_level]
             counts[skill] = min(sizes) * len(sizes)
     return counts, events
 

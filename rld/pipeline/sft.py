@@ -15,6 +15,7 @@ from rld.data.sft import sft_dataset
 from rld.models.generation import declare_ends
 from rld.models.packed_rows import reason_against_packing
 from rld.models.prompting import PromptEncoder
+from rld.models.taken_over import taken_over
 from rld.pipeline.callbacks import EventLog
 from rld.pipeline.model_loading import Loaded
 from rld.pipeline.run import RunContext
@@ -139,27 +140,15 @@ def _packed(
 def _answers(
     context: RunContext, name: str, teacher: Loaded, student: PromptEncoder, rows: Sequence[Row]
 ) -> list[Answer]:
-    """Return a teacher's greedy answers to rows of one skill, with thinking parts as the student's template has them.
+    """Return a teacher's greedy answers to rows of one skill, as the student would write them.
 
-    The template of one may open a thinking part in the prompt where that of the other leaves it to the completion. Of
-    labelled rows an answer is the words of the label that the teacher finds likeliest.
+    Of labelled rows an answer is the words of the label that the teacher finds likeliest.
     """
     if any(context.recipe.skills[row["skill"]].predicts == "label" for row in rows[:1]):
         return [Answer(prediction.answer, is_complete=True) for prediction in context.predict(name, *teacher, rows)]
+    prompts = [row["prompt"] for row in rows]
     answers, encoder = context.answer(name, *teacher, rows), context.encoder(*teacher)
-    if encoder.template_thinking is not None:
-        answers = [_rewritten(row, answer, encoder, student) for row, answer in zip(rows, answers, strict=True)]
-    return [answer._replace(text=answer.text.strip()) for answer in answers]
-
-
-def _rewritten(row: Row, answer: Answer, teacher: PromptEncoder, student: PromptEncoder) -> Answer:
-    """Return a teacher's answer with its thinking part as the student's template has it."""
-    own = teacher.template_thinking
-    assert own is not None
-    pair = student.template_thinking or own
-    text = own.whole(answer.text, own.opened_by(teacher.render(row["prompt"])))
-    text = text.replace(own.opening, pair.opening).replace(own.closing, pair.closing)
-    return answer._replace(text=pair.behind(text, pair.opened_by(student.render(row["prompt"]))))
+    return taken_over(answers, prompts, writer=encoder, writer_prompts=prompts, learner=student)
 
 
 def _verdicts(context: RunContext, tokenizer: Any, rows: Sequence[Row], texts: Sequence[str]) -> list[bool]:

@@ -84,7 +84,8 @@ def row_summary(source: SkillRows, encoder: Any, characters_per_token: float) ->
         answers_by_prompt.setdefault(str(row["prompt"]), set()).update(filter(None, [row["answer"]]))
     example = next((row for row in rows if row["answer"]), rows[0])
     prompt, answer = fmean(size for size, _ in sizes), 1 + _mean_answer(rows, [size for _, size in sizes])
-    has_answer = fmean(bool(row["answer"]) for row in rows)
+    num_rows = math.inf if source.num_rows is None else source.num_rows
+    has_answer = 1.0 if source.num_rows is None else fmean(bool(row["answer"]) for row in rows)
     return SkillSummary(
         source.skill,
         source.num_levels,
@@ -95,7 +96,7 @@ def row_summary(source: SkillRows, encoder: Any, characters_per_token: float) ->
         max(len(row["answer"]) for row in rows),
         prompt_text(example["prompt"], encoder),
         example["answer"],
-        Lengths(prompt, answer, math.inf if source.num_rows is None else has_answer * source.num_rows),
+        Lengths(prompt, answer, num_rows, has_answer * num_rows),
     )
 
 

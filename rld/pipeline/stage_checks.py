@@ -14,6 +14,7 @@ from rld.losses.feature_matching import FeaturePlan
 from rld.models.adapters import require_mergeable
 from rld.pipeline.run import SETUP, RunContext
 from rld.pipeline.trainer_arguments import lora_config
+from rld.recipe import registry
 from rld.recipe.stages.base import TrainingStage
 from rld.recipe.stages.distill import Distill
 
@@ -58,6 +59,21 @@ def require_features(context: RunContext, stage: Distill) -> None:
         if feature is not None and student is not None and teacher is not None:
             with context.mistakes_in(stage, "signals.feature"), suppress(RuntimeError, NotImplementedError):
                 FeaturePlan.of(feature.loss, student, teacher, name)  # else its forward needs values
+
+
+def require_verified_answers(context: RunContext, stage: Distill) -> None:
+    """Refuse a stage that learns the correct answers of teachers if its verifier cannot be asked about them.
+
+    Raises:
+        RecipeError: it cannot.
+    """
+    use = (stage.audit_in_use or context.recipe.verifier_in_use).use
+    if stage.learns_teachers and not registry.can_judge(use, context.source.parent):
+        with context.mistakes_in(stage, "signals.gold.answers"):
+            raise RecipeError(
+                f"{use} is to tell which answers of teachers are correct, and takes a model or is asynchronous, so "
+                "that it cannot be asked about any text; name a plain function as the recipe's verifier"
+            )
 
 
 def require_gold_of_target(context: RunContext, stage: Distill) -> None:

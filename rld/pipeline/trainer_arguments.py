@@ -78,6 +78,7 @@ def distillation_arguments(stage: Distill) -> dict[str, Any]:
         options["feature"] = signals.feature.loss.model_dump()
     if stage.gold is not None:
         options |= {"gold_weight": stage.gold.weight, "gold_share": stage.gold.share}
+        options["gold_answers"] = stage.gold.answers
     if signals.policy is not None:
         options["teacher_reward"] = signals.policy.teacher_reward
         options["teacher_reward_form"] = signals.policy.teacher_reward_form

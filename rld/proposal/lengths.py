@@ -97,11 +97,9 @@ def measure(rows: Survey, reader: RowReader, student: Model) -> Measured:
         lengths = Lengths(1, 1 + num_tokens / num_blocks, num_blocks)
         return Measured(num_blocks, num_items, num_rejected, first_rejected, lengths, BLOCK, 0, None)
     answers = [item.answer for item in sample if item.answer]
-    mean = Lengths(
-        fmean(len(count(_prompt(item))) for item in sample) + _CHAT_TOKENS,
-        1 + fmean([len(count(answer)) for answer in answers] or [0.0]),
-        num_items,
-    )
+    prompt = fmean(len(count(_prompt(item))) for item in sample) + _CHAT_TOKENS
+    answer = 1 + fmean([len(count(answer)) for answer in answers] or [0.0])
+    mean = Lengths(prompt, answer, num_items, num_items * len(answers) / len(sample))
     longest = [max((len(count(text)) for *_, text in texts), default=0) for texts in (long_answers, long_prompts)]
     sizes = longest[0] + 1, longest[1] + _CHAT_TOKENS
     return Measured(num_items, 0, num_rejected, first_rejected, mean, *sizes, _verifier(answers))

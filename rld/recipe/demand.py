@@ -36,7 +36,7 @@ def distill_demand(stage: Any, num_parameters: int, teacher_bytes: int, sizes: S
         sizes: The sizes of the recipe.
     """
     skills, rollout, shape = stage.skills or sizes.skills, stage.rollout, sizes.shape(stage.student)
-    prompt, answer, _ = sizes.lengths(skills)
+    prompt, answer, *_ = sizes.lengths(skills)
     num_completions = rollout.num_completions(sizes.num_words(skills))
     mean_share = least_share = most_share = gold_share(stage, sizes)
     if stage.has_gold_prompts and stage.gold.share is None:

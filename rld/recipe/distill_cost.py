@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from rld.controllers.gold_share import FIRST_SHARE, NEW_PASSES, NEW_SHARE, REPEATED_SHARE, are_bare
+from rld.controllers.gold_share import FIRST_SHARE, MOST_DRAWS, NEW_PASSES, NEW_SHARE, REPEATED_SHARE, are_bare
 from rld.recipe.measurement_cost import retention_flops, transfer_flops
 from rld.recipe.sizes import Sizes
 from rld.utils.flops import Account, forward_flops, training_flops
@@ -22,7 +22,8 @@ class Assumptions(NamedTuple):
     completion: float | None = None
     """Mean tokens of a sampled completion. None: those of the gold answers."""
     agrees: bool = True
-    """Whether a teacher's answer is the gold answer or differs so that it counts as wrong; it is decoded otherwise."""
+    """Whether a teacher's answer is the gold answer or differs so that it counts as wrong; it is decoded otherwise.
+    And whether the first answer of a teacher that could be learnt is correct, and not only the last of the last one."""
     refills: int = 0
     """How often each prompt is replaced and sampled anew, because all completions of it got the same reward."""
 
@@ -42,8 +43,10 @@ class _Step(NamedTuple):
     """Tokens of the completions that the student samples."""
     read_tokens: float
     """Tokens of prompts and completions that are read to learn from them or to score them."""
+    num_gold: float
+    """The other prompts, each with its gold answer or that of a teacher."""
     gold_tokens: float
-    """Tokens of the other prompts, each with its gold answer, that are read to learn them."""
+    """Tokens of these that are read to learn them."""
 
 
 def distill_flops(
@@ -112,7 +115,8 @@ def _mean_step(stage: Any, sizes: Sizes, assumed: Assumptions) -> _Step:
         num_prompts * lengths.prompt,
         num_prompts * num_sampled * completion,
         num_prompts * (lengths.prompt + read),
-        num_gold * max(lengths.total - 1, 0),
+        num_gold,
+        num_gold * max(lengths.prompt + (completion if stage.learns_teachers else lengths.answer) - 1, 0),
     )
 
 
@@ -136,7 +140,8 @@ def _teacher_flops(
     flops: dict[Account, float] = {"teachers": 0.0, "gate": 0.0, "answers": 0.0}
     num_drawn = stage.steps * step.num_prompts / len(skills)
     num_asked = sum(min(num_drawn, sizes.num_rows(skill)) for skill in skills)
-    decoded = 0.0 if assumed.agrees else 2 * lengths.prompt + (assumed.completion or lengths.answer)
+    completion = assumed.completion or lengths.answer
+    decoded = 0.0 if assumed.agrees else 2 * lengths.prompt + completion
     num_tries = max([len(sizes.labels[skill].words) for skill in skills if stage.learns_labels], default=1)
     for name, size in teachers.items():
         spec = stage.teachers[name]
@@ -148,7 +153,17 @@ def _teacher_flops(
         probed = {*(spec.skills or skills)} & {*skills} - {*sizes.blocks}  # a document asks for no answer
         num_probes = len(probed) * spec.num_probes(is_gated=stage.has_measuring_gate)
         flops["answers"] += forward_flops(size, num_probes * (lengths.prompt + num_tries * lengths.answer))
+        if stage.learns_teachers:
+            num_tokens = _num_answered(stage, sizes, step, assumed) * (lengths.prompt + completion)
+            flops["answers"] += (share if assumed.agrees else 1.0) * forward_flops(size, num_tokens)
     return flops
+
+
+def _num_answered(stage: Any, sizes: Sizes, step: _Step, assumed: Assumptions) -> float:
+    """Return the rows of a stage that a teacher answers so that its answers are learnt, each once."""
+    skills = stage.skills or sizes.skills
+    num_drawn: float = stage.steps * step.num_gold / len(skills) * (1 if assumed.agrees else MOST_DRAWS)
+    return sum(min(num_drawn, sizes.num_rows(skill)) for skill in skills)
 
 
 def gold_share(stage: Any, sizes: Sizes, solved: float = EXPECTED.solved) -> float:
@@ -170,7 +185,9 @@ def gold_share(stage: Any, sizes: Sizes, solved: float = EXPECTED.solved) -> flo
     shares = []
     for skill in skills:
         # Shares of the steps, like `new`: the first one shows enough, where a completion can be so long.
-        first = 1 / stage.steps if are_bare(sizes.lengths([skill]).answer, sizes.max_new_tokens) else 0.0
-        new = min(NEW_PASSES * sizes.num_rows(skill) / answers_per_step / stage.steps, 1 - first)
+        may_be_bare = are_bare(sizes.lengths([skill]).answer, sizes.max_new_tokens)
+        first = 1 / stage.steps if may_be_bare and not stage.learns_teachers else 0.0
+        num_rows = sizes.num_rows(skill) if stage.learns_teachers else sizes.num_answered(skill)
+        new = min(NEW_PASSES * num_rows / answers_per_step / stage.steps, 1 - first)
         shares.append(first * FIRST_SHARE + new * NEW_SHARE + (1 - first - new) * REPEATED_SHARE * (1 - solved))
     return fmean(shares)

@@ -6,6 +6,7 @@ from typing import Any
 
 from rld.recipe.plugins import CurriculumSpec
 from rld.recipe.signals import GoldSignal
+from rld.recipe.teachers import SelfTeacherSpec
 from rld.utils.options import OptionError
 
 
@@ -42,11 +43,27 @@ def require_possible_gold(stage: Any) -> None:
         return
     if stage.gold.share is not None and not stage.has_gold_prompts:
         raise OptionError("leave it out with rollout.gold_completions and labels", "signals", "gold", "share")
+    if stage.learns_teachers:
+        _require_answering_teachers(stage)
     if stage.has_gold_prompts and stage.rollout.refill:
         raise OptionError("it samples a prompt anew: leave signals.gold out", "rollout", "refill")
     if stage.rollout.temperature != 1:
         fix = "set it to 1; signals.response has a temperature of its own"
         raise OptionError(f"signals.gold needs log-probabilities at temperature 1: {fix}", "rollout", "temperature")
+
+
+def _require_answering_teachers(stage: Any) -> None:
+    """Check that a stage's teachers can give the answers that are learnt.
+
+    Raises:
+        OptionError: they cannot.
+    """
+    place = "signals", "gold", "answers"
+    if not stage.has_gold_prompts:
+        raise OptionError("leave it out with rollout.gold_completions and labels", *place)
+    for name, spec in stage.teachers.items():
+        if isinstance(spec, SelfTeacherSpec):
+            raise OptionError(f"the teacher '{name}' is the student itself, whose answers change as it learns", *place)
 
 
 def described_gold(stage: Any) -> str:
@@ -55,4 +72,5 @@ def described_gold(stage: Any) -> str:
         return ""
     weight = f" x {stage.gold.weight:g}" if stage.gold.weight != 1 else ""
     by = " beside own completions (signals.gold: null leaves them out)" if stage.signals.gold == "auto" else ""
-    return f"gold answers{weight}{by}"
+    answers = "correct answers of teachers" if stage.learns_teachers else "gold answers"
+    return f"{answers}{weight}{by}"

@@ -68,6 +68,9 @@ class GoldSignal(FrozenOptions):
     """Share of each skill's prompts that have their gold answer alone. None: the controller sets it, to 31/32 while the
     gold answers are new and to at most 1/2 once they repeat; none is learnt where it is a bare result, much shorter
     than the student's own correct completions."""
+    answers: Literal["rows", "teachers"] = "rows"
+    """Whose answers are learnt. `rows`: those of the rows. `teachers`: greedy answers of the stage's teachers that the
+    audit, or the verifier without one, accepts, for rows without an answer or with a bare result."""
 
 
 class SignalSpecs(FrozenOptions):
@@ -103,6 +106,9 @@ class SignalSpecs(FrozenOptions):
         elif isinstance(raw, dict) and list(signals) == ["gold"]:
             yield names.problem(loc, ": gold answers alone are learnt by a stage of kind sft; name another signal too")
         needing_teachers = [name for name in ("response", "feature") if name in signals]
+        match signals.get("gold"):
+            case {"answers": "teachers"}:
+                needing_teachers.append("gold.answers")
         match signals.get("policy"):
             case {"teacher_reward": int() | float() as weight} if weight > 0:
                 needing_teachers.append("policy.teacher_reward")

@@ -106,7 +106,9 @@ class Lengths(NamedTuple):
     answer: float
     """The end included."""
     num_rows: float = math.inf
-    """Rows with a gold answer that are trained on; infinite for a generator."""
+    """Rows that are trained on; infinite for a generator."""
+    num_answered: float = math.inf
+    """Of these, those with a gold answer; infinite for a generator."""
 
     @property
     def total(self) -> float:
@@ -167,8 +169,12 @@ class Sizes:
         return [len(self.labels[skill].said) if skill in self.labels else 1 for skill in skills]
 
     def num_rows(self, skill: str) -> float:
-        """Return the number of rows with a gold answer that a skill is trained on; infinite for a generator."""
+        """Return the number of rows that a skill is trained on; infinite for a generator."""
         return self.rows[skill].num_rows if skill in self.rows else math.inf
+
+    def num_answered(self, skill: str) -> float:
+        """Return the number of rows with a gold answer that a skill is trained on; infinite for a generator."""
+        return self.rows[skill].num_answered if skill in self.rows else math.inf
 
     def cut_parameters(self, reference: str, cut: Cut) -> int | None:
         """Return the number of parameters of what is cut out of a model; None where it is unknown."""

@@ -79,6 +79,9 @@ def _teachers(result: StageResult, plan: PlannedStage) -> Iterator[Purpose]:
     signals = [name for name in ("response", "feature") if plan.signals.get(name) is not None]
     if (plan.signals.get("policy") or {}).get("teacher_reward"):
         signals.insert(0, "policy")
+    gold = plan.signals.get("gold")
+    if isinstance(gold, dict) and gold.get("answers") == "teachers":
+        signals.append("gold")
     accounts = [result.flops_by_part.get(account, {}) for account in _OF_TEACHERS]
     for name in dict.fromkeys([*result.teaching, *(name for parts in accounts for name in parts)]):
         flops = sum(parts.get(name, 0.0) for parts in accounts)

@@ -35,7 +35,7 @@ ACCOUNTS = {
     "gate": "teachers answer prompts before they may teach on them",
     "student": "updates of the student",
     "retention": "protected skills are probed and replayed",
-    "answers": "teachers answer probes, and prompts to fine-tune on",
+    "answers": "teachers answer probes, and prompts whose answers are learnt",
 }
 """What each account of FLOPs counts, in short."""
 

@@ -24,10 +24,7 @@ Shapes: B completions of this process, K teachers.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,14 +32,16 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from rld.errors import NonFiniteError, TeacherDown, TeacherError
+from rld.errors import TeacherDown
 from rld.models.logprob_source import LogprobSource
 from rld.models.prompting import PromptEncoder
 from rld.models.sampling import SeededSampling
 from rld.rollout.gate_memory import GateMemory, Judged, News, SecondAnswer, level_of
 from rld.rollout.gate_questions import AskedTeacher, GateQuestions, GateVerdict, ScoringForwards
+from rld.rollout.row_keys import row_keys
 from rld.rollout.teacher_answers import TeacherAnswers
 from rld.rollout.verifier import Verify, answer_and_verify, is_success
+from rld.teachers.output_checks import errors_of_a_teacher
 from rld.teachers.teacher import Teacher
 from rld.types import Event, Row, skill_of
 from rld.utils.files import read_json, write_json
@@ -108,7 +107,7 @@ class TeacherGate:
         for teacher, memory in zip(self.teachers, self.memories, strict=True):
             if teacher.is_student:
                 memory.forget_verdicts()
-        keys = _row_keys(rows)
+        keys = row_keys(rows)
         sizes = {} if forwards is None else forwards.sizes(keys)
         open_BK, asked = torch.zeros(needed_BK.shape, dtype=torch.bool), []
         for k, (memory, is_needed_B) in enumerate(zip(self.memories, needed_BK.cpu().T.tolist(), strict=True)):
@@ -230,7 +229,7 @@ class TeacherGate:
 
     def _judge(self, k: int, one: AskedTeacher, keys: Sequence[str], answers: TeacherAnswers) -> None:
         """Note the verdicts on teacher k's answers to prompts, and on second answers to some that it may teach on."""
-        with self.teachers[k].running(self.device), _errors_of_a_teacher():
+        with self.teachers[k].running(self.device), errors_of_a_teacher():
             verdicts = answers.verdicts(range(len(keys)))
             self._note(
                 one, keys, [verdict.is_correct for verdict in verdicts], [verdict.is_gold for verdict in verdicts]
@@ -244,7 +243,7 @@ class TeacherGate:
         rows = [teacher.own_row(one.needed[key]) for key in keys]
         encoder, name = teacher.prompt_encoder(self.encoder), f"teacher '{teacher.name}'"
         options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "alone": True, "name": name}
-        with _errors_of_a_teacher():
+        with errors_of_a_teacher():
             answers = answer_and_verify(source, encoder, rows, self.verify, **options)
         correct = [None if reward is None else is_success(reward) for reward in answers.rewards]
         self._note(one, keys, correct, [None] * len(keys))
@@ -292,15 +291,6 @@ class TeacherGate:
         return [memory.learn(news) for memory, *news in zip(self.memories, *gather_object([own]), strict=True)]
 
 
-@contextmanager
-def _errors_of_a_teacher() -> Iterator[None]:
-    """Make an error of logits that are not finite one of the teacher: the training has not diverged."""
-    try:
-        yield
-    except NonFiniteError as error:
-        raise TeacherError(str(error)) from error
-
-
 def unverified(teachers: Sequence[Teacher], gate: Gate | None) -> list[Event]:
     """Return an event for teachers whose answers are not verified; none where a gate verifies them."""
     if gate is not None or not teachers:
@@ -308,23 +298,3 @@ def unverified(teachers: Sequence[Teacher], gate: Gate | None) -> list[Event]:
     measured = "their answers to training prompts are not verified"
     rule = "without a gate the student learns wrong answers of a teacher too"
     return [Event(1, "no gate", "all skills", ", ".join(str(t.name) for t in teachers), measured, rule)]
-
-
-def _row_keys(rows: Sequence[Row]) -> list[str]:
-    """Return the key of each row; that of a neighbour with the same objects, as in a group, is not computed again."""
-    keys, before = list[str](), list[Any]()
-    for row in rows:
-        objects = [*row, *map(id, row.values())]
-        keys.append(keys[-1] if keys and objects == before else _row_key(row))
-        before = objects
-    return keys
-
-
-def _row_key(row: Row) -> str:
-    """Return a hash of a row, of which any column may tell the verifier what a correct answer is."""
-    return hashlib.sha256(json.dumps(row, sort_keys=True, default=_plain).encode()).hexdigest()[:16]
-
-
-def _plain(value: Any) -> Any:
-    """Return what stands in JSON for a value that it has no form for: `repr` shortens arrays."""
-    return value.tolist() if hasattr(value, "tolist") else repr(value)

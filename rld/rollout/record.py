@@ -58,6 +58,7 @@ class RolloutRecord:
             samples, and no prompt is replaced.
         labels: The words of each skill's labels, which are the completions of its prompts. Empty: they are sampled.
         gold_groups: The numbers of the groups that are gold answers to as many prompts, over all processes.
+        answers: By the number of a completion of this process, what is learnt in place of its row's gold answer.
     """
 
     rows: Sequence[Row]
@@ -75,6 +76,7 @@ class RolloutRecord:
     refilled: Refilled | None = None
     labels: Mapping[str, LabelWords] = field(default_factory=dict)
     gold_groups: frozenset[int] = frozenset()
+    answers: Mapping[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.skill_ids_B = skill_ids(self.rows, self.skills)
@@ -99,6 +101,10 @@ class RolloutRecord:
     def is_fixed_B(self) -> Tensor:
         """Which completions are fixed, on the CPU."""
         return self._is_fixed(self._numbers_B)
+
+    def learnt_row(self, i: int) -> Row:
+        """Return the row of completion i of this process with the answer that is learnt."""
+        return {**self.rows[i], "answer": self.answers[i]} if i in self.answers else self.rows[i]
 
     @property
     def has_fixed(self) -> bool:
@@ -180,8 +186,8 @@ class RolloutTotals:
         tokens_generated: Tokens that the student sampled.
         tokens_trained: Tokens that the student read in its updates, without padding; a prompt that completions share
             counts once.
-        tokens_by_teacher: Tokens that each teacher read, its answers to the gate included.
-        prompts_by_teacher: Prompts that each teacher taught, counted once in each rollout.
+        tokens_by_teacher: Tokens that each teacher read, its answers to the gate and those that are learnt included.
+        prompts_by_teacher: Prompts that each teacher taught, by distributions or an answer, counted once per rollout.
         tokens_saved: Tokens that they would have read in addition without gate, controller and cache.
         groups: Groups of completions of one prompt.
         groups_with_differences: By reward, those of them in which it had different values.

@@ -5,10 +5,13 @@ Shapes: R completions that a teacher scores, T completion tokens, L layers, H wi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rld.errors import TeacherError
+from rld.errors import NonFiniteError, TeacherError
 from rld.models.self_check import non_finite_weight
 from rld.teachers.slot_base import SlotResult, TeacherBatch, TeacherSlot
 
@@ -42,3 +45,12 @@ def _problem(teacher: str, name: str, model: PreTrainedModel | None) -> str:
     weight = None if model is None else non_finite_weight(model)
     cause = f"its weight {weight} is not finite" if weight else "load it in bfloat16 or float32, or look at its weights"
     return f"teacher '{teacher}': its outputs ({name}) are not finite, so they would spoil the student; {cause}"
+
+
+@contextmanager
+def errors_of_a_teacher() -> Iterator[None]:
+    """Make an error of logits that are not finite one of the teacher: the training has not diverged."""
+    try:
+        yield
+    except NonFiniteError as error:
+        raise TeacherError(str(error)) from error

@@ -1,7 +1,8 @@
 """Prompts of a rollout whose gold answers are learnt, in place of completions that the student samples.
 
 The completions of a prompt are one group. In the place of a gold group there are as many prompts of the same task, each
-with its gold answer: a gold answer is learnt once, and not as often as others are sampled.
+with its gold answer: a gold answer is learnt once, and not as often as others are sampled. Answers of teachers that the
+verifier accepts may take the place of the rows' (`answered_rows.py`); a group without enough of them is sampled.
 
 Shapes: B completions of this process.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
@@ -29,8 +30,9 @@ from rld.models.prompting import PromptEncoder
 from rld.rollout.batch import RolloutBatch, loss_mask
 from rld.rollout.gold import gold_completions, gold_problem
 from rld.rollout.record import RolloutRecord
-from rld.rollout.verifier import no_reward
-from rld.types import SIGNALS, Row
+from rld.rollout.verifier import Verify, no_reward
+from rld.trainer.answered_rows import AnsweredRows
+from rld.types import SIGNALS, Row, Task, skill_of
 
 _MOST_TRIES = 100
 """Rows that are drawn for a gold answer; before a run a sample of the rows is checked, so that few are unusable."""
@@ -50,6 +52,7 @@ class GoldPrompts:
         seed: Seed of the choice.
         encoder: The student's.
         max_tokens: Greatest length of a gold answer, the end token included.
+        answered: Draws rows that teachers answer. None: the rows' own answers are learnt.
     """
 
     def __init__(
@@ -61,14 +64,19 @@ class GoldPrompts:
         *,
         encoder: PromptEncoder,
         max_tokens: int | None,
+        answered: AnsweredRows | None,
     ) -> None:
         self.stream, self.runtime, self.accelerator, self.seed = stream, runtime, accelerator, seed
-        self.encoder, self.max_tokens = encoder, max_tokens
+        self.encoder, self.max_tokens, self.answered = encoder, max_tokens, answered
         self._has_warned = False
 
     @classmethod
-    def for_trainer(cls, trainer: Any) -> GoldPrompts | None:
+    def for_trainer(cls, trainer: Any, verify: Verify | None) -> GoldPrompts | None:
         """Return those of an `RLDTrainer`; None where no prompts are learnt from their gold answers alone.
+
+        Args:
+            trainer: The trainer, with its teachers.
+            verify: Gives 1 to correct answers. None: there is no such function.
 
         Raises:
             RecipeError: this trainer's prompts cannot be drawn.
@@ -89,19 +97,28 @@ class GoldPrompts:
             trainer.args.seed,
             encoder=trainer._encoder,
             max_tokens=trainer.args.max_completion_length,
+            answered=AnsweredRows.for_trainer(trainer, verify),
         )
 
     def placed(self, record: RolloutRecord) -> RolloutRecord:
         """Return the record of a rollout with its gold groups, and with the rows of these."""
-        skills_B = record.skill_ids_B.to(self.accelerator.device)
-        gold_groups = self._chosen(gather(skills_B)[:: record.group_size].tolist(), record)
+        tasks_B2 = torch.stack([record.skill_ids_B, record.levels_B], 1).to(self.accelerator.device)
+        pairs = gather(tasks_B2)[:: record.group_size].tolist()
+        gold_groups = self._chosen([skill for skill, _ in pairs], record)
+        if self.answered is not None:
+            tasks = {i: Task(record.skills[skill], level) for i, (skill, level) in enumerate(pairs) if i in gold_groups}
+            return _with_answers(record, self.answered.of(record.number, record.group_size, tasks))
         rows = list(record.rows)
         for i, row in enumerate(record.rows):
             group, place = divmod(record.first_row + i, record.group_size)
             if group in gold_groups:
                 name = f"{record.number}:{group}:{place}"
-                rows[i] = self._learnable(row if place == 0 else self.stream.another(row, name), name)
+                rows[i] = self._learnable(row if place == 0 else self._another(row, name), name)
         return replace(record, rows=rows, gold_groups=gold_groups)
+
+    def _another(self, row: Row, place: str) -> Row:
+        """Return a row of the same task as another one."""
+        return self.stream.another(Task(skill_of(row), int(row.get("level", 0))), place)
 
     def _learnable(self, row: Row, place: str) -> Row:
         """Return a row, or another of its task where the student cannot write its gold answer; the first such is told.
@@ -115,7 +132,7 @@ class GoldPrompts:
             if not self._has_warned:
                 self._has_warned = True
                 warnings.warn(f"gold answers: {problem}; prompts like this one are passed over", stacklevel=2)
-            row = self.stream.another(row, f"{place}:{i}")
+            row = self._another(row, f"{place}:{i}")
         return row
 
     def _chosen(self, skills: Sequence[int], record: RolloutRecord) -> frozenset[int]:
@@ -142,7 +159,7 @@ def gold_controller(trainer: Any, controller: Controller) -> Controller:
     if not args.has_gold_prompts:
         return controller
     lengths = dict[str, float]()
-    if stream is not None and args.gold_share is None:
+    if stream is not None and args.gold_share is None and args.gold_answers == "rows":
         lengths = {skill: _gold_length(stream.examples(skill, _NUM_MEASURED), trainer) for skill in stream.skills}
     return GoldShareController(
         controller,
@@ -159,6 +176,16 @@ def _gold_length(rows: Sequence[Row], trainer: Any) -> float:
     longest, encoder = trainer.args.max_completion_length, trainer._encoder
     usable = [row for row in rows if gold_problem(row, encoder, longest) is None]
     return fmean(map(len, gold_completions(usable, encoder, longest))) if usable else math.inf
+
+
+def _with_answers(record: RolloutRecord, answered: Mapping[int, Sequence[tuple[Row, str]]]) -> RolloutRecord:
+    """Return the record of a rollout with the rows and answers of its gold groups, by the groups' numbers."""
+    rows, answers = list(record.rows), dict[int, str]()
+    for i in range(len(rows)):
+        group, place = divmod(record.first_row + i, record.group_size)
+        if group in answered:
+            rows[i], answers[i] = answered[group][place]
+    return replace(record, rows=rows, gold_groups=frozenset(answered), answers=answers)
 
 
 def weigh_gold_prompts(batch: RolloutBatch, record: RolloutRecord, accelerator: Accelerator) -> None:

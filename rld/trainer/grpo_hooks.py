@@ -192,7 +192,7 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, TrainingProgress, GRPOTrainer, 
         if record is None or not record.has_fixed:
             return self._sample(prompt_ids, *args, **kwargs)
         fixed = record.is_fixed_B.nonzero().squeeze(1).tolist()
-        gold = gold_completions([record.rows[i] for i in fixed], self._encoder, self.args.max_completion_length)
+        gold = gold_completions([*map(record.learnt_row, fixed)], self._encoder, self.args.max_completion_length)
         completions = dict(zip(fixed, gold, strict=True))
         if self.use_vllm:  # which samples whole groups, in all processes at once
             return vllm_rollouts.with_gold(self._sample(prompt_ids, *args, **kwargs), completions)

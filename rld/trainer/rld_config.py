@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +13,7 @@ from rld.controllers.retention_rule import RetentionRule
 from rld.errors import RecipeError
 from rld.losses.features import AnyFeature
 from rld.trainer.label_options import take_labels
+from rld.trainer.option_checks import require, require_choice, require_gold_options
 from rld.types import SIGNALS, Signal
 from rld.utils.label_words import LabelWords
 from rld.utils.options import parse_option
@@ -140,6 +140,13 @@ class RLDConfig(GRPOConfig):
             "while the gold answers are new."
         },
     )
+    gold_answers: str = field(
+        default="rows",
+        metadata={
+            "help": "Whose answers such prompts have: those of the `rows`, or greedy ones of the `teachers` to which "
+            "the first reward, or the audit's, gives 1."
+        },
+    )
     teacher_reward: float = field(
         default=0.0,
         metadata={"help": "Weight of the teacher-scored reward on each token's advantage. 0: none."},
@@ -172,23 +179,23 @@ class RLDConfig(GRPOConfig):
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.num_generations = 1 if is_alone else self.num_generations
         self._check_signals()
-        self._check_gold()
-        _require_choice("loss_type", self.loss_type, LOSS_TYPES)  # TRL refuses another one at the first loss only
+        require_gold_options(self)
+        require_choice("loss_type", self.loss_type, LOSS_TYPES)  # TRL refuses another one at the first loss only
         if self.thinking_markers is not None and len(list(filter(None, self.thinking_markers))) != 2:
             raise RecipeError("thinking_markers: a list of the marker that opens a thinking part and that which closes")
-        _require_choice("gate", self.gate, ("per_prompt", "off"))
-        _require_choice("distill_on", self.distill_on, ("all", "failed_completions"))
-        _require_choice("teacher_reward_form", self.teacher_reward_form, ("additive", "sign_preserving"))
-        _require("teacher_reward", self.teacher_reward, self.teacher_reward >= 0, "at least 0")
+        require_choice("gate", self.gate, ("per_prompt", "off"))
+        require_choice("distill_on", self.distill_on, ("all", "failed_completions"))
+        require_choice("teacher_reward_form", self.teacher_reward_form, ("additive", "sign_preserving"))
+        require("teacher_reward", self.teacher_reward, self.teacher_reward >= 0, "at least 0")
         if self.teacher_reward_form == "sign_preserving":
-            _require("a sign-preserving teacher_reward", self.teacher_reward, self.teacher_reward <= 1, "in [0, 1]")
+            require("a sign-preserving teacher_reward", self.teacher_reward, self.teacher_reward <= 1, "in [0, 1]")
         if self.response_temperature is not None:
-            _require("response_temperature", self.response_temperature, self.response_temperature > 0, "above 0")
+            require("response_temperature", self.response_temperature, self.response_temperature > 0, "above 0")
         if self.response_top_k is not None:
-            _require("response_top_k", self.response_top_k, self.response_top_k >= 1, "at least 1")
+            require("response_top_k", self.response_top_k, self.response_top_k >= 1, "at least 1")
         if self.use_vllm:
             self._check_vllm()
-        _require("audit_share", self.audit_share, 0 < self.audit_share <= 1, "above 0 and at most 1")
+        require("audit_share", self.audit_share, 0 < self.audit_share <= 1, "above 0 and at most 1")
 
     def _check_signals(self) -> None:
         if self.signals is None:
@@ -196,29 +203,7 @@ class RLDConfig(GRPOConfig):
         if not self.signals:
             raise RecipeError(f"signals: name at least one of {', '.join(SIGNALS)}")
         for name in self.signals:
-            _require_choice("signals", name, SIGNALS)
-
-    def _check_gold(self) -> None:
-        is_possible = 0 <= self.gold_completions <= (self.num_generations or 0)
-        _require("gold_completions", self.gold_completions, is_possible, "at least 0 and at most num_generations")
-        _require("refill", self.refill, self.refill >= 0, "at least 0")
-        if self.refill and self.gold_completions:
-            raise RecipeError("refill: it samples all completions of a prompt anew; leave out gold_completions")
-        if self.gold_completions == self.num_generations and (self.signals is None or "policy" in self.signals):
-            raise RecipeError("with gold answers alone there are no attempts to reinforce: leave policy out of signals")
-        _require("gold_weight", self.gold_weight, self.gold_weight >= 0, "at least 0")
-        if self.gold_weight and self.temperature != 1:
-            raise RecipeError("gold_weight needs log-probabilities at temperature 1; set temperature to 1")
-        if self.has_gold_prompts and self.refill:
-            raise RecipeError("refill: it samples all completions of a prompt anew; leave gold_weight out")
-        if self.gold_share is not None:
-            _require("gold_share", self.gold_share, 0 < self.gold_share <= 1, "above 0 and at most 1")
-            _require(
-                "gold_share",
-                self.gold_share,
-                self.has_gold_prompts,
-                "left out without gold_weight, and with gold_completions and labels",
-            )
+            require_choice("signals", name, SIGNALS)
 
     def _check_vllm(self) -> None:
         if self.refill:
@@ -233,7 +218,7 @@ class RLDConfig(GRPOConfig):
                 f"vllm_max_model_length: a prompt and a completion of up to {longest} tokens do not fit into {length}"
             )
         if self.loss_type == "vespo" and self.vllm_importance_sampling_correction:
-            _require_choice(
+            require_choice(
                 "vllm_importance_sampling_mode", self.vllm_importance_sampling_mode, ("token_truncate", "token_mask")
             )
 
@@ -319,13 +304,3 @@ class RLDConfig(GRPOConfig):
         """The feature loss that `feature` names."""
         feature: AnyFeature = parse_option("feature", AnyFeature, self.feature or "cosine")
         return feature
-
-
-def _require_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise RecipeError(f"{name}: {value!r} is none of {', '.join(choices)}")
-
-
-def _require(name: str, value: float, is_valid: bool, condition: str) -> None:
-    if not is_valid:
-        raise RecipeError(f"{name} should be {condition}, not {value}")

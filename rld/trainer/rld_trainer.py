@@ -142,8 +142,8 @@ class RLDTrainer(GRPOHooks):
             self.add_callback(callback)
         controller = gold_controller(self, controller)
         self.runtime = ControllerRuntime(controller, self.skills, teacher_infos(self.teachers), self._signals)
-        self._refill, self._gold_prompts = PromptRefill.for_trainer(self), GoldPrompts.for_trainer(self)
-        has_gold = self.args.gold_completions or self._gold_prompts is not None
+        self._refill = PromptRefill.for_trainer(self)
+        has_gold = self.args.gold_completions or self.args.has_gold_prompts
         if has_gold and (self.tools or self.rollout_func is not None):
             raise RecipeError("gold answers take the place of completions that are generated without tools")
 
@@ -175,7 +175,7 @@ class RLDTrainer(GRPOHooks):
     def _build_verification(self, audit_reward: Any, retained: Iterable[Row] | None) -> None:
         verify = askable(all_checked(audit_reward, decides=True) or self.reward_funcs, lambda: self.state)
         self.audit = None if audit_reward is None else RewardAudit(verify, self.args.audit_share, self.args.seed)
-        self.gate = gate_of(self, verify)
+        self.gate, self._gold_prompts = gate_of(self, verify), GoldPrompts.for_trainer(self, verify)
         self.retention = None if retained is None else RetentionCallback(self, retained, verify)
         if self.retention is not None:
             self.add_callback(self.retention)

@@ -17,7 +17,7 @@ Account = Literal["generation", "teachers", "gate", "student", "retention", "ans
 - `gate`: teachers answer prompts, which decides whether they teach on them;
 - `student`: the student's updates, gold answers that a controller has it read, and rows by which it is cut;
 - `retention`: protected skills are sampled, replayed and probed;
-- `answers`: before an update, teachers answer probes and prompts to fine-tune on.
+- `answers`: teachers answer probes before a stage, and prompts whose answers are learnt.
 
 The parts of `teachers`, `gate` and `answers` are the teachers' names, those of `student` are `STUDENT_PARTS`.
 """

@@ -103,3 +103,45 @@ def test_the_check_says_where_no_gold_answer_is_learnt(tmp_path, capsys, reward)
     assert main(["check", str(written(tmp_path, RECIPE, TASKS)), *overrides]) == 0
     text = "stage 'learn', skill 'copy': no gold answer is learnt, for the verifier ./tasks.py:later cannot be asked"
     assert (text in capsys.readouterr().err) is (reward == "later")
+
+
+WITHOUT_ANSWERS = [
+    "max_new_tokens=4",
+    "stages.first.steps=150",
+    "stages.first.batch=16",
+    "stages.learn.signals.gold={answers: teachers}",
+    "stages.learn.skills=[copy]",
+    "rewards=[{use: './tasks.py:says_x'}]",
+]
+"""The first stage learns to say `x`, which is what the verifier accepts of a skill whose rows have no answer."""
+
+SAYS_X = """
+def says_x(completions, **_):
+    return [float(text == "x") for text in completions]
+
+async def later(completions, **_):
+    return says_x(completions)
+"""
+
+
+def test_correct_answers_of_teachers_are_learnt_of_rows_without_any(tmp_path):
+    rows = [{"prompt": f"{letter}="} for letter in ["a", "b", "c", "d", "x", ":", "ab", "ba", "aa", "bb"]]
+    (tmp_path / "copy.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    recipe = written(tmp_path, RECIPE, TASKS + SAYS_X)
+    assert main(["train", str(recipe), *WITHOUT_ANSWERS, "--output", str(tmp_path / "run")]) == 0
+    log = read_jsonl(tmp_path / "run" / "metrics.jsonl").records
+    updates = [entry for entry in log if "gold_share/copy" in entry]
+    assert [entry["answered/copy"] for entry in updates] == [1.0] * 6 and "loss/gold" in updates[0]
+    assert [entry["gold_share/copy"] for entry in updates] == [31 / 32] * 6
+    events = read_jsonl(tmp_path / "run" / "events.jsonl").records
+    (repeat,) = [event for event in events if event["kind"] == "gold answers repeat"]
+    assert repeat["step"] == 6 and "gold answers of its 8 rows were learnt" in repeat["measured"]
+
+
+def test_a_verifier_that_cannot_be_asked_about_answers_of_teachers_is_refused(tmp_path, capsys):
+    rows = [{"question": f"{letter}=", "answer": "x"} for letter in "abcd"]
+    (tmp_path / "copy.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    overrides = [*WITHOUT_ANSWERS[:-1], "rewards=[{use: './tasks.py:later'}]"]
+    assert main(["check", str(written(tmp_path, RECIPE, TASKS + SAYS_X)), *overrides]) == 2
+    assert "stages.learn.signals.gold.answers" in (text := capsys.readouterr().err)
+    assert "./tasks.py:later is to tell which answers of teachers are correct" in text

@@ -10,8 +10,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rld.recipe.cost import stage_costs
+from rld.recipe.distill_cost import Assumptions, distill_flops
 from rld.recipe.schema import Recipe
-from rld.recipe.sizes import Lengths, config_of, parameters
+from rld.recipe.sizes import Lengths, Sizes, config_of, parameters
 
 SMALL = {
     "hidden_size": 64,
@@ -140,9 +141,26 @@ def test_gold_answers_are_most_prompts_until_the_rows_repeat(tmp_path, num_rows,
     made["stages"][1] |= {"signals": {"policy": {}, "response": {}}, "rollout": {"prompts": 8, "completions": 2}}
     made["stages"][1] |= {"steps": 8}  # each with 15 gold answers while they are new
     size = parameters({"model_type": "llama", **SMALL})
-    rows = {"s": Lengths(prompt=7.0, answer=5.0, num_rows=num_rows)}
+    rows = {"s": Lengths(prompt=7.0, answer=5.0, num_answered=num_rows)}
     flops = stage_costs(Recipe.model_validate(made), tmp_path, rows)["two"].flops_by_account
     assert flops["generation"] == pytest.approx((1 - share) * 2 * size * 8 * 8 * (7 + 2 * 5))
+
+
+@pytest.mark.parametrize(("num_rows", "num_asked", "num_most"), [(math.inf, 40, 320), (30, 30, 30)])
+def test_teachers_write_answers_that_are_learnt_once_for_a_row(tmp_path, num_rows, num_asked, num_most):
+    made = recipe().model_dump()
+    gold = {"answers": "teachers", "share": 0.5}
+    made["stages"][1] |= {"signals": {"policy": {}, "response": {}, "gold": gold}}
+    made["stages"][1] |= {"rollout": {"prompts": 8, "completions": 2}}
+    size = parameters({"model_type": "llama", **SMALL})
+    made, rows = Recipe.model_validate(made), {"s": Lengths(prompt=7.0, answer=5.0, num_rows=num_rows)}
+    flops = stage_costs(made, tmp_path, rows)["two"].flops_by_account
+    assert flops["answers"] == 2 * size * num_asked * 12, "of five steps; a gate is in place of a probe"
+    assert flops["student"] == 6 * size * 5 * (4 * (7 + 2 * 4) + 8 * 11)
+    sizes = Sizes(made.models, None, ["s"], made.max_new_tokens, tmp_path, rows)
+    most = distill_flops(made.stages[1], size, {"t": size}, sizes, Assumptions(completion=10.0, agrees=False))
+    assert most["answers"] == 2 * size * num_most * 17, "the eighth row of each is answered correctly"
+    assert most["student"] == 6 * size * 5 * (4 * (7 + 2 * 9) + 8 * 16)
 
 
 def test_the_gate_asks_once_for_a_row_and_the_range_has_the_longest_completions(tmp_path):

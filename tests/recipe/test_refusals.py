@@ -133,6 +133,20 @@ REFUSALS: list[tuple[str, dict[str, Any]]] = [
         {"stages.main.signals": {"policy": {}, "gold": {"share": 0.5}}, "stages.main.rollout": {"gold_completions": 1}},
     ),
     (
+        "stages.main.signals.gold.answers",
+        {
+            "stages.main.signals": {"policy": {}, "gold": {"answers": "teachers"}},
+            "stages.main.rollout": {"gold_completions": 1},
+        },
+    ),
+    (
+        "stages.main.signals.gold.answers",
+        {
+            "stages.main.signals": {"policy": {}, "gold": {"answers": "teachers"}},
+            "stages.main.teachers": {"itself": {"model": "student", "prompt": "{question}"}},
+        },
+    ),
+    (
         "stages.main.rollout.refill",
         {"stages.main.signals": {"policy": {}, "gold": {}}, "stages.main.rollout": {"refill": 1}},
     ),

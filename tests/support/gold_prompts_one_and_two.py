@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,21 @@ ANSWERS = ["a", "bcd", "ef", "ghija", "b", "cdef", "gh", "ij"]
 """Of different lengths, so that a mean of means would show."""
 
 
+FIRST, SECOND = 92, 67
+"""Seeds of teachers with random weights of whose answers many end."""
+
+
+def brief(completions: list[str], **_: Any) -> list[float]:
+    """A verifier to which a short text with one of a few letters is correct."""
+    return [float(0 < len(text) < 6 and bool(set(text) & set("abcdefg"))) for text in completions]
+
+
+def teachers(*seeds: int) -> list[Teacher]:
+    """Teachers with random weights, called by their numbers."""
+    models = {seed: tiny.model(seed=seed, tie_word_embeddings=False) for seed in seeds}
+    return [Teacher(model, name=f"t{seed}", tokenizer=tiny.tokenizer()) for seed, model in models.items()]
+
+
 class Recorded(RLDTrainer):
     """Keeps the records of its rollouts."""
 
@@ -28,17 +44,19 @@ class Recorded(RLDTrainer):
         self.records = [*getattr(self, "records", []), record]
 
 
-def trainer(folder: Path, *, teacher: bool = False, num_rows: int = 16, **options: Any) -> Recorded:
-    """A trainer of which some prompts have their gold answer alone, with a teacher or without."""
+def trainer(
+    folder: Path, *, seeds: Sequence[int] = (), num_rows: int = 16, reward: Any = tiny.letters, **options: Any
+) -> Recorded:
+    """A trainer of which some prompts have their gold answer alone, with the teachers of some seeds."""
     rows = tiny.rows(num_rows).map(lambda _, i: {"answer": ANSWERS[i % len(ANSWERS)]}, with_indices=True)
     args = {"per_device_train_batch_size": 32, "gold_weight": 0.7, "gold_share": 0.5, "optim": "sgd"} | options
     return Recorded(
         tiny.model(tie_word_embeddings=False),
-        tiny.letters,
+        reward,
         RLDConfig(**tiny.rld_options(folder, **args)),
         rows,
         processing_class=tiny.tokenizer(),
-        teachers=[Teacher(tiny.model(seed=1), name="one", tokenizer=tiny.tokenizer())] if teacher else [],
+        teachers=teachers(*seeds),
         controller=FixedController(policy=0.6, response=0.4, balance_gradients=False),
         curriculum=Uniform({"first": 1, "second": 1}),
     )
@@ -55,9 +73,10 @@ def trained(folder: Path, *, num_parts: int = 1, num_processes: int = 1, **optio
 
 if __name__ == "__main__":
     folder, count = Path(sys.argv[1]), int(sys.argv[2])
+    of_teachers: dict[str, Any] = {"seeds": (FIRST, SECOND), "reward": brief, "gold_answers": "teachers"}
     if sys.argv[3:] == ["half a group"]:  # of which the first process has the gold answers
         options = {"gold_completions": 2, "gold_share": None, "num_generations": 4}
         trainer(folder / "run", per_device_train_batch_size=2, max_steps=2, **options).train()
     else:
-        weights = trained(folder / "run", num_processes=count)
+        weights = trained(folder / "run", num_processes=count, **(of_teachers if "teachers" in sys.argv else {}))
         torch.save(weights, folder / f"{torch.distributed.get_rank()}.pt")

@@ -16,13 +16,20 @@ from rld.data.prompt_stream import PromptStream
 from rld.errors import DataError, RecipeError
 from rld.rollout.gold import gold_completions
 from rld.rollout.rewards import SuccessRule
-from rld.teachers.teacher import Teacher
+from rld.teachers.self_teacher import SelfTeacher
+from rld.trainer import answered_rows
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
 from tests.support.processes import run_modules, sharing_environment
 from tests.trainer.test_processes import launch
 
 MODULE = "gold_prompts_one_and_two"
+
+OF_TEACHERS: dict[str, Any] = {
+    "seeds": (runs.FIRST, runs.SECOND),
+    "reward": runs.brief,
+    "gold_answers": "teachers",
+}
 
 
 def rollout(trainer: RLDTrainer, num_rows: int = 32) -> Any:
@@ -89,8 +96,81 @@ def test_a_gold_answer_that_the_student_cannot_write_is_passed_over_and_told(tmp
     assert len([warning for warning in caught if "gold answers" in str(warning.message)]) == 1
 
 
+def first_accepted(prompt: str) -> str | None:
+    """What the first teacher says to a prompt, or else the second, where the verifier accepts it."""
+    for teacher in runs.teachers(runs.FIRST, runs.SECOND):
+        ids = tiny.tokenizer()(prompt, return_tensors="pt")["input_ids"]
+        whole = teacher.load().generate(ids, do_sample=False, max_new_tokens=6, pad_token_id=0, eos_token_id=1)[0]
+        text = tiny.tokenizer().decode(whole[ids.shape[1] :], skip_special_tokens=True)
+        if whole[-1] == 1 and runs.brief([text]) == [1.0]:
+            return text
+    return None
+
+
+def test_answers_of_teachers_that_the_verifier_accepts_are_learnt_each_asked_for_once(tmp_path):
+    trainer = runs.trainer(tmp_path, gold_share=1.0, **OF_TEACHERS)
+    batches = [rollout(trainer) for _ in range(6)]
+    expected = {prompt: first_accepted(prompt) for prompt in tiny.rows()["prompt"]}
+    learnt = set()
+    for batch, record in zip(batches, trainer.records, strict=True):
+        assert batch["is_gold"].all() and not record.is_sampled_A.any()
+        texts = tiny.tokenizer().batch_decode(batch["completion_ids"] * batch["completion_mask"])
+        for text, row in zip(texts, record.rows, strict=True):
+            assert text.replace(" ", "").replace("<pad>", "") == f"{expected[row['prompt']]}<eos>"
+            assert row["answer"] in runs.ANSWERS, "verifiers read the row's own answer"
+            learnt.add(row["prompt"])
+    assert learnt == {prompt for prompt, text in expected.items() if text is not None} != set(expected)
+    spent = trainer.flop_meter.accounts["answers"]
+    assert spent == 2 * trainer.teachers[0].num_parameters() * trainer.totals.tokens_scored > 0
+    rollout(trainer)
+    assert trainer.flop_meter.accounts["answers"] == spent, "no row is new"
+    assert sum(trainer.totals.prompts_by_teacher.values()) == 7 * 32, "each is taught by the one that answered"
+    shares = trainer._metrics["train"]["answered/first"]
+    assert 0 < min(shares) < 1, "some rows were passed over"
+
+
+def none_of_first(completions: list[str], skill: list[str], **_: Any) -> list[float]:
+    """A verifier that accepts nothing of the skill `first`."""
+    rewards = runs.brief(completions)
+    return [0.0 if name == "first" else reward for reward, name in zip(rewards, skill, strict=True)]
+
+
+def test_where_no_teacher_is_right_completions_are_sampled(tmp_path):
+    trainer = runs.trainer(tmp_path, gold_share=1.0, **{**OF_TEACHERS, "reward": none_of_first})
+    batch = rollout(trainer)
+    is_gold = batch["is_gold"].tolist()
+    assert [row["skill"] == "second" for row in trainer.records[0].rows] == is_gold
+    groups = [trainer.records[0].rows[i : i + 4] for i in range(0, 32, 4) if not is_gold[i]]
+    assert all(len({row["prompt"] for row in group}) == 1 for group in groups)
+    assert trainer._metrics["train"]["answered/first"] == [0.0]
+    assert trainer.runtime._window.attempts.gold_S.tolist() == [0, 16]
+
+
+def test_a_verifier_that_accepts_nothing_is_told(tmp_path):
+    trainer = runs.trainer(tmp_path, **{**OF_TEACHERS, "reward": lambda completions, **_: [0.0] * len(completions)})
+    with pytest.warns(UserWarning, match="no teacher has answered one of the first"):
+        for _ in range(6):
+            rollout(trainer)
+
+
+def test_a_teacher_with_other_weights_answers_anew(tmp_path):
+    trainer = runs.trainer(tmp_path, gold_share=1.0, **{**OF_TEACHERS, "seeds": [runs.FIRST]})
+    for _ in range(4):
+        rollout(trainer)
+    before = {row["prompt"]: text for record in trainer.records for row, text in said(record)}
+    trainer.ensemble.swap(0, runs.teachers(runs.SECOND)[0].load(), tiny.tokenizer())
+    rollout(trainer)
+    after = {row["prompt"]: text for row, text in said(trainer.records[-1])}
+    assert after and all(before.get(prompt) != text for prompt, text in after.items())
+
+
+def said(record: Any) -> list[tuple[dict[str, Any], str]]:
+    """Rows with the answers of teachers that are learnt."""
+    return [(record.rows[i], text) for i, text in record.answers.items()]
+
+
 def test_no_teacher_reads_gold_prompts_and_they_are_no_attempts(tmp_path):
-    trainer = runs.trainer(tmp_path, teacher=True)
+    trainer = runs.trainer(tmp_path, seeds=[1])
     trainer._success_rule = SuccessRule(success_at=0.2)
     batch = rollout(trainer)
     is_gold_B = batch["is_gold"]
@@ -143,15 +223,16 @@ def test_few_rows_repeat_after_eight_passes(tmp_path):
     assert {event.skill for event in trainer.events if event.kind == "gold answers repeat"} == {"first", "second"}
 
 
-@pytest.mark.parametrize("share", [0.5, 1.0])
-def test_accumulation_does_not_change_the_update(tmp_path, share):
-    whole, quarters = (runs.trained(tmp_path / str(parts), num_parts=parts, gold_share=share) for parts in (1, 4))
+@pytest.mark.parametrize("options", [{"gold_share": 0.5}, {"gold_share": 1.0}, OF_TEACHERS])
+def test_accumulation_does_not_change_the_update(tmp_path, options):
+    whole, quarters = (runs.trained(tmp_path / str(parts), num_parts=parts, **options) for parts in (1, 4))
     torch.testing.assert_close(whole, quarters, rtol=1e-4, atol=1e-6)
 
 
-def test_one_process_and_two_give_the_same_update(tmp_path):
-    launch(tmp_path, 2, module=MODULE)
-    one = runs.trained(tmp_path / "one")
+@pytest.mark.parametrize("options", [{}, OF_TEACHERS])
+def test_one_process_and_two_give_the_same_update(tmp_path, options):
+    launch(tmp_path, 2, *["teachers"][: len(options)], module=MODULE)
+    one = runs.trained(tmp_path / "one", **options)
     for rank in (0, 1):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), one, rtol=1e-4, atol=1e-6)
 
@@ -163,8 +244,9 @@ def test_a_process_without_samples_of_its_own_takes_part_in_sampling(tmp_path, w
     run_modules(f"tests.support.{MODULE}", arguments, 2, log=tmp_path / "log", environment=environment)
 
 
-def test_a_resumed_training_learns_the_same_gold_answers(tmp_path):
-    options = {"gold_share": None, "max_steps": 8}
+@pytest.mark.parametrize("whose", [{}, OF_TEACHERS])
+def test_a_resumed_training_learns_the_same_gold_answers(tmp_path, whose):
+    options = {"gold_share": None, "max_steps": 8, **whose}
     whole = runs.trainer(tmp_path / "whole", save_strategy="steps", save_steps=7, **options)
     whole.train()
     resumed = runs.trainer(tmp_path / "resumed", **options)
@@ -182,7 +264,7 @@ def test_an_answer_that_is_missing_is_not_learnt_as_an_empty_one(answer):
 
 def test_without_a_reward_the_share_is_set_by_hand(tmp_path):
     args = RLDConfig(**tiny.rld_options(tmp_path, gold_weight=1.0))
-    teacher, curriculum = Teacher(tiny.model(seed=1), name="one"), Uniform({"first": 1, "second": 1})
+    curriculum = Uniform({"first": 1, "second": 1})
     with pytest.raises(RecipeError, match="gold_share"):
         RLDTrainer(
             tiny.model(),
@@ -190,18 +272,55 @@ def test_without_a_reward_the_share_is_set_by_hand(tmp_path):
             args,
             tiny.rows(),
             processing_class=tiny.tokenizer(),
-            teachers=[teacher],
+            teachers=runs.teachers(1),
             curriculum=curriculum,
         )
 
 
-@pytest.mark.parametrize("options", [{"gold_share": 0.0}, {"gold_share": 0.5, "gold_completions": 1}, {"refill": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gold_share": 0.0},
+        {"gold_share": 0.5, "gold_completions": 1},
+        {"refill": 2},
+        {"gold_answers": "student"},
+        {"gold_answers": "teachers", "gold_completions": 1},
+    ],
+)
 def test_options_that_contradict_it_are_refused(tmp_path, options):
     with pytest.raises(RecipeError, match=next(iter(options))):
         RLDConfig(**tiny.rld_options(tmp_path, gold_weight=1.0, **options))
+
+
+async def later(completions: list[str], **_: Any) -> list[float]:
+    """An asynchronous verifier."""
+    return runs.brief(completions)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"seeds": ()}, "no teachers"),
+        ({"reward": later}, "asked about any text"),
+        ({"teachers": [SelfTeacher("{question}", "itself")]}, "'itself' is the student itself"),
+    ],
+)
+def test_answers_of_teachers_that_cannot_be_had_are_refused(tmp_path, monkeypatch, changes, reason):
+    changes = dict(changes)
+    if (teachers := changes.pop("teachers", None)) is not None:
+        monkeypatch.setattr(runs, "teachers", lambda *_: teachers)
+    with pytest.raises(RecipeError, match=f"gold_answers.*{reason}"):
+        runs.trainer(tmp_path, **{**OF_TEACHERS, **changes})
 
 
 def test_without_a_curriculum_it_is_refused(tmp_path):
     args = RLDConfig(**tiny.rld_options(tmp_path, gold_weight=1.0))
     with pytest.raises(RecipeError, match="curriculum"):
         RLDTrainer(tiny.model(), tiny.letters, args, tiny.rows(), processing_class=tiny.tokenizer())
+
+
+def test_rows_that_differ_between_processes_are_refused(tmp_path, monkeypatch):
+    trainer = runs.trainer(tmp_path, **OF_TEACHERS)
+    monkeypatch.setattr(answered_rows, "gather_object", lambda keys: [*keys, ["another row"]])
+    with pytest.raises(DataError, match="a generator should take all random numbers from its rng"):
+        rollout(trainer)

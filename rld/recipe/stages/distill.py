@@ -115,8 +115,10 @@ class Distill(TrainingStage):
         return self
 
     @model_validator(mode="after")
-    def _gold_answers_can_be_learnt(self) -> Distill:
+    def _gold_answers_and_own_prompts_are_possible(self) -> Distill:
         require_possible_gold(self)
+        if (problem := own_prompt_problem(self)) is not None:
+            raise problem
         return self
 
     @model_validator(mode="after")
@@ -190,13 +192,6 @@ class Distill(TrainingStage):
                 raise OptionError(f"an OpenAI-compatible endpoint {mismatch}", "teachers", name, "url")
         return self
 
-    @model_validator(mode="after")
-    def _own_prompts_can_be_read(self) -> Distill:
-        problem = own_prompt_problem(self)
-        if problem is not None:
-            raise problem
-        return self
-
     # -- the spec ----------------------------------------------------------------------------------------------------
 
     @property
@@ -223,7 +218,13 @@ class Distill(TrainingStage):
 
     @property
     def learns_gold_answers(self) -> bool:
-        return self.rollout.gold_completions > 0 or (self.has_gold_prompts and self.signals.gold != "auto")
+        has_named = self.has_gold_prompts and self.signals.gold != "auto" and not self.learns_teachers
+        return self.rollout.gold_completions > 0 or has_named
+
+    @property
+    def learns_teachers(self) -> bool:
+        """Whether some prompts have a correct answer of a teacher alone."""
+        return self.gold is not None and self.gold.answers == "teachers"
 
     @property
     def gold(self) -> GoldSignal | None:
@@ -247,9 +248,8 @@ class Distill(TrainingStage):
         if not set(self.skills_in_use(skills)) & set(texts):
             return None
         if self.signals.policy is not None:
-            return OptionError(
-                "no reward tells how good a document is: name the signals without policy", "signals", "policy"
-            )
+            message = "no reward tells how good a document is: name the signals without policy"
+            return OptionError(message, "signals", "policy")
         if self.rollout.gold_completions != self.rollout.completions:
             fix = "set rollout.completions and rollout.gold_completions to 1"
             return OptionError(f"documents are not sampled, but learnt: {fix}", "rollout", "completions")

@@ -1,0 +1,173 @@
+"""Teachers' greedy answers that the verifier accepts, for the student to learn.
+
+That is sequence-level distillation (Kim and Rush 2016) without the teacher's mistakes.
+
+Of several teachers the one that the controller weighs most on a row's skill answers first, and the next one where that
+answer is not accepted. An answer that is empty, cut off or longer than the student may write is not accepted, nor is
+one to which the verifier does not apply.
+
+All processes ask for the same rows, answer a share of them and get all answers, so that they know the same as one
+process alone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from rld.errors import TeacherDown
+from rld.models.generation import generate
+from rld.models.prompting import PromptEncoder
+from rld.models.taken_over import taken_over
+from rld.rollout.gold import gold_problem
+from rld.rollout.row_keys import row_keys
+from rld.rollout.verifier import Verify, is_success, shared_rewards
+from rld.teachers.output_checks import errors_of_a_teacher
+from rld.teachers.teacher import Teacher
+from rld.types import Answer, Row, skill_of
+from rld.utils.flops import forward_flops
+
+_MAX_KEPT = 50_000
+"""Answers of a teacher that are kept; with more, all are forgotten."""
+
+_MAX_REFUSED = 64
+"""Rows to which no answer is accepted, without one that is, before a warning."""
+
+
+class AcceptedAnswer(NamedTuple):
+    """An answer that the student learns."""
+
+    text: str
+    teacher: str
+    """The name of the teacher that gave it."""
+
+
+class AcceptedAnswers:
+    """Lets teachers answer rows, and keeps what is accepted: a teacher answers a row once, until its weights change.
+
+    Args:
+        teachers: The teachers.
+        encoder: The student's.
+        verify: A reward with TRL's signature that gives 1 to a correct answer and None where it does not apply.
+        max_new_tokens: Greatest length of an answer, the end token included.
+        device: Where teachers answer.
+        preferred: Returns the numbers of the teachers that answer rows of a skill, in their order.
+        count: Is told of a teacher's name, tokens that it has read and written, and their FLOPs, over all processes.
+    """
+
+    def __init__(
+        self,
+        teachers: Sequence[Teacher],
+        encoder: PromptEncoder,
+        verify: Verify,
+        *,
+        max_new_tokens: int,
+        device: torch.device,
+        preferred: Callable[[str], Sequence[int]],
+        count: Callable[[str, int, float], None],
+    ) -> None:
+        self.teachers, self.encoder, self.verify = list(teachers), encoder, verify
+        self.max_new_tokens, self.device = max_new_tokens, device
+        self._preferred, self._count = preferred, count
+        self._kept: list[dict[str, str | None]] = [{} for _ in self.teachers]
+        self._asked, self._accepted = Counter[str](), Counter[str]()
+        self._num_refused = 0
+
+    def of(self, rows: Sequence[Row]) -> list[AcceptedAnswer | None]:
+        """Return the answer to each row that the student learns; None where no teacher's is accepted.
+
+        Args:
+            rows: The same on every process.
+
+        Raises:
+            TeacherDown: a teacher that is not optional does not answer.
+            TeacherError: a teacher's logits are NaN, or a row lacks what its prompt shows.
+        """
+        answers: list[AcceptedAnswer | None] = [None] * len(rows)
+        orders = [self._preferred(skill_of(row)) for row in rows]
+        for place in range(len(self.teachers)):
+            for k in range(len(self.teachers)):
+                turns = (place < len(order) and order[place] == k for order in orders)
+                numbers = [i for i, is_turn in enumerate(turns) if is_turn and answers[i] is None]
+                for i, text in zip(numbers, self._of_teacher(k, [rows[i] for i in numbers]), strict=True):
+                    answers[i] = None if text is None else AcceptedAnswer(text, str(self.teachers[k].name))
+        self._note(rows, answers)
+        return answers
+
+    def forget(self, k: int) -> None:
+        """Forget the answers of teacher k, because it has changed."""
+        self._kept[k].clear()
+
+    def take_shares(self) -> dict[str, float]:
+        """Return which share of the rows of each skill that were asked for since the last call has an answer."""
+        shares = {skill: self._accepted[skill] / count for skill, count in self._asked.items()}
+        self._asked, self._accepted = Counter(), Counter()
+        return shares
+
+    def _of_teacher(self, k: int, rows: Sequence[Row]) -> list[str | None]:
+        """Return what is accepted of teacher k's answers to rows, of those that it has answered before at once."""
+        keys, kept = row_keys(rows), self._kept[k]
+        if len(kept) > _MAX_KEPT:
+            kept.clear()
+        new = {key: row for key, row in zip(keys, rows, strict=True) if key not in kept}
+        if new:
+            kept.update(zip(new, self._answered(self.teachers[k], [*new.values()]), strict=True))
+        return [kept[key] for key in keys]
+
+    def _answered(self, teacher: Teacher, rows: Sequence[Row]) -> list[str | None]:
+        """Return what is accepted of a teacher's answers to rows."""
+        if teacher.is_down:
+            return [None] * len(rows)
+        try:
+            answers = self._answers(teacher, rows)
+        except TeacherDown:
+            if not teacher.optional:
+                raise
+            teacher.is_down = True
+            return [None] * len(rows)
+        rewards = shared_rewards(self.encoder, rows, [answer.text for answer in answers], self.verify)
+        return [
+            answer.text if self._is_learnt(row, answer, reward) else None
+            for row, answer, reward in zip(rows, answers, rewards, strict=True)
+        ]
+
+    def _answers(self, teacher: Teacher, rows: Sequence[Row]) -> list[Answer]:
+        """Return a teacher's greedy answers, as the student would write them."""
+        own_rows, encoder = [teacher.own_row(row) for row in rows], teacher.prompt_encoder(self.encoder)
+        with teacher.answering(self.device) as model, errors_of_a_teacher():
+            name = f"teacher '{teacher.name}'"
+            answers = generate(model, encoder, own_rows, max_new_tokens=self.max_new_tokens, name=name)
+        num_tokens = encoder.count_tokens(own_rows, encoder.encode_answers([answer.text for answer in answers]))
+        self._count(str(teacher.name), num_tokens, forward_flops(teacher.num_parameters(), num_tokens))
+        return taken_over(
+            answers,
+            [row["prompt"] for row in rows],
+            writer=encoder,
+            writer_prompts=[row["prompt"] for row in own_rows],
+            learner=self.encoder,
+        )
+
+    def _is_learnt(self, row: Row, answer: Answer, reward: float | None) -> bool:
+        if not (answer.is_complete and answer.text and reward is not None and is_success(reward)):
+            return False
+        return gold_problem({**row, "answer": answer.text}, self.encoder, self.max_new_tokens) is None
+
+    def _note(self, rows: Sequence[Row], answers: Sequence[AcceptedAnswer | None]) -> None:
+        """Count the rows and those with an accepted answer; warn where none has one."""
+        self._asked.update(map(skill_of, rows))
+        self._accepted.update(skill_of(row) for row, answer in zip(rows, answers, strict=True) if answer is not None)
+        if self._num_refused < 0:
+            return
+        self._num_refused = -1 if any(answers) else self._num_refused + len(rows)
+        if self._num_refused >= _MAX_REFUSED:
+            warnings.warn(
+                f"no teacher has answered one of the first {self._num_refused} rows correctly, so that the student has "
+                "learnt none of their answers; if the verifier does not give 1 to a correct answer, use one that does, "
+                "or leave signals.gold out",
+                stacklevel=2,
+            )
+            self._num_refused = -1
