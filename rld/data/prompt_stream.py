@@ -292,8 +292,8 @@ class PromptStream:
             with user_code(CALL_SECONDS):
                 return getattr(self.curriculum, method)(*arguments)
         except Exception as error:
-            shown = "" if method in ("next", "load_state_dict") else ", ".join(map(repr, arguments))
-            raise self._error(f"{method}({shown}) {description(error)}") from error
+            arguments_text = "" if method in ("next", "load_state_dict") else ", ".join(map(repr, arguments))
+            raise self._error(f"{method}({arguments_text}) {description(error)}") from error
 
     def _error(self, message: str) -> CurriculumError:
         return CurriculumError(f"curriculum {type(self.curriculum).__name__}: {message}")

@@ -182,7 +182,7 @@ def _arguments(context: RunContext, stage: Distill, reward_weights: list[float])
     return context.arguments(
         RLDConfig,
         stage,
-        stage.rollout.prompts * stage.rollout.num_completions(len(some.said) for some in labels.values()),
+        stage.rollout.prompts * stage.rollout.num_completions(len(some.completions) for some in labels.values()),
         max_completion_length=max([context.recipe.max_new_tokens, *context.recipe.blocks.values()]),
         chat_template_kwargs=dict(context.recipe.prompts.chat_template_kwargs),
         strip_thinking=bool(markers),

@@ -119,7 +119,7 @@ class RowChecks:
         """Yield a labelled row with each of its skill's labels; none for other rows."""
         for _, row in examples:
             names = [*self._recipe.labels.get(row["skill"], {})]
-            for label, text in self._recipe.label_words[row["skill"]].said if names else ():
+            for label, text in self._recipe.label_words[row["skill"]].completions if names else ():
                 yield PlacedRow(f"label {names[label]!r}", {**row, "answer": text})
 
     def _with_some_label(self, row: Row) -> Row:

@@ -166,7 +166,7 @@ class Sizes:
 
     def num_words(self, skills: Sequence[str]) -> list[int]:
         """Return how many words say the labels of each skill, synonyms included; 1 where it has no labels."""
-        return [len(self.labels[skill].said) if skill in self.labels else 1 for skill in skills]
+        return [len(self.labels[skill].completions) if skill in self.labels else 1 for skill in skills]
 
     def num_rows(self, skill: str) -> float:
         """Return the number of rows that a skill is trained on; infinite for a generator."""

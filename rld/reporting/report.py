@@ -86,8 +86,8 @@ def _page(history: RunHistory) -> str:
     parts += [_compute(history), spending_html(history)]
     parts += [export_html(result.name, result.export) for result in history.summary.stages if result.export is not None]
     parts += [_stage(history, number, colours) for number in range(len(history.stages))]
-    drawn = time.strftime("%Y-%m-%d %H:%M:%S %z")
-    parts += [_recipe(history), f"<footer>Drawn by rld from {escape(str(history.folder))} at {drawn}</footer>"]
+    now = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    parts += [_recipe(history), f"<footer>Drawn by rld from {escape(str(history.folder))} at {now}</footer>"]
     refresh = REFRESH_SECONDS if state.state == "running" else None
     return page(f"{history.plan.name}: rld report", "".join(parts), refresh)
 

@@ -110,13 +110,13 @@ class AcceptedAnswers:
 
     def _of_teacher(self, k: int, rows: Sequence[Row]) -> list[str | None]:
         """Return what is accepted of teacher k's answers to rows, of those that it has answered before at once."""
-        keys, kept = row_keys(rows), self._kept[k]
-        if len(kept) > _MAX_KEPT:
-            kept.clear()
-        new = {key: row for key, row in zip(keys, rows, strict=True) if key not in kept}
+        keys, answers_by_key = row_keys(rows), self._kept[k]
+        if len(answers_by_key) > _MAX_KEPT:
+            answers_by_key.clear()
+        new = {key: row for key, row in zip(keys, rows, strict=True) if key not in answers_by_key}
         if new:
-            kept.update(zip(new, self._answered(self.teachers[k], [*new.values()]), strict=True))
-        return [kept[key] for key in keys]
+            answers_by_key.update(zip(new, self._answered(self.teachers[k], [*new.values()]), strict=True))
+        return [answers_by_key[key] for key in keys]
 
     def _answered(self, teacher: Teacher, rows: Sequence[Row]) -> list[str | None]:
         """Return what is accepted of a teacher's answers to rows."""

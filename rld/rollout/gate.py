@@ -36,8 +36,8 @@ from rld.errors import TeacherDown
 from rld.models.logprob_source import LogprobSource
 from rld.models.prompting import PromptEncoder
 from rld.models.sampling import SeededSampling
-from rld.rollout.gate_memory import GateMemory, Judged, News, SecondAnswer, level_of
-from rld.rollout.gate_questions import AskedTeacher, GateQuestions, GateVerdict, ScoringForwards
+from rld.rollout.gate_memory import GateMemory, Judgement, News, SecondAnswer, level_of
+from rld.rollout.gate_questions import GateQuestions, GateVerdict, ScoringForwards, TeacherQuestions
 from rld.rollout.row_keys import row_keys
 from rld.rollout.teacher_answers import TeacherAnswers
 from rld.rollout.verifier import Verify, answer_and_verify, is_success
@@ -109,18 +109,18 @@ class TeacherGate:
                 memory.forget_verdicts()
         keys = row_keys(rows)
         sizes = {} if forwards is None else forwards.sizes(keys)
-        open_BK, asked = torch.zeros(needed_BK.shape, dtype=torch.bool), []
+        open_BK, teachers = torch.zeros(needed_BK.shape, dtype=torch.bool), []
         for k, (memory, is_needed_B) in enumerate(zip(self.memories, needed_BK.cpu().T.tolist(), strict=True)):
-            needed = {key: row for key, row, is_needed in zip(keys, rows, is_needed_B, strict=True) if is_needed}
-            one = AskedTeacher(needed, memory.assumed(needed))
-            new = [key for key in needed if key not in memory.verdicts and key not in one.assumed]
+            rows_by_key = {key: row for key, row, is_needed in zip(keys, rows, is_needed_B, strict=True) if is_needed}
+            one = TeacherQuestions(rows_by_key, memory.assumed(rows_by_key))
+            new = [key for key in rows_by_key if key not in memory.verdicts and key not in one.assumed]
             if forwards is not None and forwards.takes_drafts_K[k]:
-                self._ask_later(k, one, [key for key in new if self._pays_later(memory, needed[key], *sizes[key])])
+                self._ask_later(k, one, [key for key in new if self._pays_later(memory, rows_by_key[key], *sizes[key])])
             self._ask_first(k, one, [key for key in new if key not in one.later])
             may_be_open = self._verdicts(k, one) | dict.fromkeys(one.later, True)
             open_BK[:, k] = torch.tensor([may_be_open.get(key, False) for key in keys])
-            asked.append(one)
-        return GateQuestions(keys, asked, open_BK.to(needed_BK.device))
+            teachers.append(one)
+        return GateQuestions(keys, teachers, open_BK.to(needed_BK.device))
 
     def decide(self, questions: GateQuestions, states: Mapping[int, Sequence[Tensor]]) -> GateVerdict:
         """Decide which teachers may teach on which completions, and remember it.
@@ -137,7 +137,7 @@ class TeacherGate:
         """
         open_BK = torch.zeros(questions.open_BK.shape, dtype=torch.bool)
         assumed_BK, has_answer_BK = torch.zeros_like(open_BK), torch.zeros_like(open_BK)
-        for k, one in enumerate(questions.asked):
+        for k, one in enumerate(questions.teachers):
             if one.waiting is not None:
                 if k in states:
                     one.waiting.take_states(states[k])
@@ -152,7 +152,7 @@ class TeacherGate:
             assumed_BK.to(device),
             has_answer_BK.to(device),
             self._share(questions),
-            tokens_K=[one.num_tokens for one in questions.asked],
+            tokens_K=[one.num_tokens for one in questions.teachers],
         )
 
     def forget(self, k: int) -> None:
@@ -189,7 +189,7 @@ class TeacherGate:
             return True
         return memory.share_of_golds(skill_of(row)) >= 0.5
 
-    def _ask_later(self, k: int, one: AskedTeacher, keys: Sequence[str]) -> None:
+    def _ask_later(self, k: int, one: TeacherQuestions, keys: Sequence[str]) -> None:
         """Let teacher k answer those of the prompts while it scores whose drafts it can read."""
         if not keys:
             return
@@ -198,7 +198,7 @@ class TeacherGate:
         if one.later:
             one.waiting = answers if len(one.later) == len(keys) else self._answers(k, one, one.later)
 
-    def _ask_first(self, k: int, one: AskedTeacher, keys: Sequence[str]) -> None:
+    def _ask_first(self, k: int, one: TeacherQuestions, keys: Sequence[str]) -> None:
         """Let teacher k answer prompts before it scores."""
         teacher = self.teachers[k]
         if not keys or teacher.is_down:  # a teacher that is down says nothing about the prompts
@@ -213,10 +213,10 @@ class TeacherGate:
                 raise
             teacher.is_down = True
 
-    def _answers(self, k: int, one: AskedTeacher, keys: Sequence[str]) -> TeacherAnswers:
+    def _answers(self, k: int, one: TeacherQuestions, keys: Sequence[str]) -> TeacherAnswers:
         """Return teacher k's answers to prompts, before it has read their drafts."""
         teacher = self.teachers[k]
-        rows = [teacher.own_row(one.needed[key]) for key in keys]
+        rows = [teacher.own_row(one.rows[key]) for key in keys]
         return TeacherAnswers(
             teacher.load(),
             teacher.prompt_encoder(self.encoder),
@@ -227,7 +227,7 @@ class TeacherGate:
             name=f"teacher '{teacher.name}'",
         )
 
-    def _judge(self, k: int, one: AskedTeacher, keys: Sequence[str], answers: TeacherAnswers) -> None:
+    def _judge(self, k: int, one: TeacherQuestions, keys: Sequence[str], answers: TeacherAnswers) -> None:
         """Note the verdicts on teacher k's answers to prompts, and on second answers to some that it may teach on."""
         with self.teachers[k].running(self.device), errors_of_a_teacher():
             verdicts = answers.verdicts(range(len(keys)))
@@ -237,10 +237,10 @@ class TeacherGate:
             self._answer_again(k, one, keys, answers)
         one.num_tokens += answers.num_tokens
 
-    def _ask_source(self, k: int, one: AskedTeacher, keys: Sequence[str], source: LogprobSource) -> None:
+    def _ask_source(self, k: int, one: TeacherQuestions, keys: Sequence[str], source: LogprobSource) -> None:
         """Let a log-probability source answer prompts."""
         teacher = self.teachers[k]
-        rows = [teacher.own_row(one.needed[key]) for key in keys]
+        rows = [teacher.own_row(one.rows[key]) for key in keys]
         encoder, name = teacher.prompt_encoder(self.encoder), f"teacher '{teacher.name}'"
         options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "alone": True, "name": name}
         with errors_of_a_teacher():
@@ -250,17 +250,21 @@ class TeacherGate:
         one.num_tokens += answers.num_tokens
 
     def _note(
-        self, one: AskedTeacher, keys: Sequence[str], correct: Sequence[bool | None], gold: Sequence[bool | None]
+        self, one: TeacherQuestions, keys: Sequence[str], correct: Sequence[bool | None], gold: Sequence[bool | None]
     ) -> None:
         """Note verdicts. Where the verifier does not apply, the teacher is trusted, as without a gate."""
         for key, is_correct, is_gold in zip(keys, correct, gold, strict=True):
-            row = one.needed[key]
-            one.judged[key] = Judged(key, skill_of(row), level_of(row), is_correct is None or is_correct, is_gold)
+            row = one.rows[key]
+            one.judgements[key] = Judgement(
+                key, skill_of(row), level_of(row), is_correct is None or is_correct, is_gold
+            )
 
-    def _answer_again(self, k: int, one: AskedTeacher, keys: Sequence[str], answers: TeacherAnswers) -> None:
+    def _answer_again(self, k: int, one: TeacherQuestions, keys: Sequence[str], answers: TeacherAnswers) -> None:
         """Sample a second answer to some of the prompts that teacher k answered correctly."""
         numbers = [
-            i for i, key in enumerate(keys) if one.judged[key].is_correct and self._is_resampled(k, one.judged[key])
+            i
+            for i, key in enumerate(keys)
+            if one.judgements[key].is_correct and self._is_resampled(k, one.judgements[key])
         ]
         if not numbers:
             return
@@ -269,24 +273,26 @@ class TeacherGate:
         for i, verdict in zip(numbers, answers.verdicts(numbers, sampling), strict=True):
             one.second[keys[i]] = verdict.is_correct
 
-    def _is_resampled(self, k: int, judged: Judged) -> bool:
+    def _is_resampled(self, k: int, judgement: Judgement) -> bool:
         """Tell whether teacher k answers a prompt a second time that it answered correctly."""
         if self.resampling_temperature is None:
             return False
         return (
-            self._num_rollouts % _ASK_EVERY == 0 or self.memories[k].resampled.get(judged.skill, 0) < _FIRST_RESAMPLED
+            self._num_rollouts % _ASK_EVERY == 0
+            or self.memories[k].resampled.get(judgement.skill, 0) < _FIRST_RESAMPLED
         )
 
-    def _verdicts(self, k: int, one: AskedTeacher) -> dict[str, bool]:
+    def _verdicts(self, k: int, one: TeacherQuestions) -> dict[str, bool]:
         """Return the verdicts on teacher k, by the keys of the prompts that need one."""
         earlier = self.memories[k].verdicts
-        verdicts = {key: earlier[key] for key in one.needed if key in earlier}
-        return verdicts | dict(one.assumed) | {key: judged.is_correct for key, judged in one.judged.items()}
+        verdicts = {key: earlier[key] for key in one.rows if key in earlier}
+        return verdicts | dict(one.assumed) | {key: judgement.is_correct for key, judgement in one.judgements.items()}
 
     def _share(self, questions: GateQuestions) -> list[list[SecondAnswer]]:
         """Let all processes remember what each of them has learnt, and return all teachers' second answers."""
         own = [
-            News([one.judged[key] for key in one.needed if key in one.judged], one.second) for one in questions.asked
+            News([one.judgements[key] for key in one.rows if key in one.judgements], one.second)
+            for one in questions.teachers
         ]
         return [memory.learn(news) for memory, *news in zip(self.memories, *gather_object([own]), strict=True)]
 

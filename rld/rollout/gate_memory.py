@@ -28,7 +28,7 @@ _MAX_FAILURES = 64
 """Prompts that a teacher fails from the start on, without one success, before a warning doubts the verifier."""
 
 
-class Judged(NamedTuple):
+class Judgement(NamedTuple):
     """A verdict on a teacher's greedy answer to a prompt."""
 
     key: str
@@ -51,7 +51,7 @@ class SecondAnswer(NamedTuple):
 class News(NamedTuple):
     """What one process learns of a teacher in a rollout."""
 
-    judged: Sequence[Judged] = ()
+    judgements: Sequence[Judgement] = ()
     """In the order of the prompts."""
     second: Mapping[str, bool | None] = MappingProxyType({})
     """By the keys of prompts among them, whether a second answer is correct; None where the verifier does not apply."""
@@ -104,32 +104,34 @@ class GateMemory:
         """
         if len(self.verdicts) > _MAX_VERDICTS:
             self.verdicts.clear()
-        judged, second = dict[str, Judged](), dict[str, bool | None]()
+        judgements, second = dict[str, Judgement](), dict[str, bool | None]()
         for one in news:
-            for answer in one.judged:
-                judged.setdefault(answer.key, answer)
+            for answer in one.judgements:
+                judgements.setdefault(answer.key, answer)
             for key, is_second_correct in one.second.items():
                 second.setdefault(key, is_second_correct)
-        for answer in judged.values():
+        for answer in judgements.values():
             self.verdicts[answer.key] = answer.is_correct
             number = self.streaks.get(answer.level, 0)
             self.streaks[answer.level] = max(number, 0) + 1 if answer.is_correct else min(number, 0) - 1
             if answer.is_gold is not None:
                 self.golds.setdefault(answer.skill, [0, 0])[0 if answer.is_gold else 1] += 1
-        if judged:
-            self._warn_of_failures([answer.is_correct for answer in judged.values()])
+        if judgements:
+            self._warn_of_failures([answer.is_correct for answer in judgements.values()])
         for key in second:  # also those without a verdict, lest the skill be asked for ever
-            skill = judged[key].skill
+            skill = judgements[key].skill
             self.resampled[skill] = self.resampled.get(skill, 0) + 1
         return [
-            SecondAnswer(judged[key].skill, is_correct) for key, is_correct in second.items() if is_correct is not None
+            SecondAnswer(judgements[key].skill, is_correct)
+            for key, is_correct in second.items()
+            if is_correct is not None
         ]
 
-    def assumed(self, needed: Mapping[str, Row]) -> dict[str, bool]:
+    def assumed(self, rows: Mapping[str, Row]) -> dict[str, bool]:
         """Return the verdicts that are assumed of prompts without one, by their keys."""
         streaks = {
             key: self.streaks.get(level_of(row), 0)
-            for key, row in needed.items()
+            for key, row in rows.items()
             if key not in self.verdicts and int(key, 16) % _ASKED_ANYWAY
         }
         return {key: streak > 0 for key, streak in streaks.items() if abs(streak) >= _EQUAL_VERDICTS}

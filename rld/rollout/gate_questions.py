@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from rld.models.drafts import Pair
-from rld.rollout.gate_memory import Judged, SecondAnswer
+from rld.rollout.gate_memory import Judgement, SecondAnswer
 from rld.rollout.teacher_answers import TeacherAnswers
 from rld.types import Row
 
@@ -61,10 +61,10 @@ class ScoringForwards:
 
 
 @dataclass
-class AskedTeacher:
+class TeacherQuestions:
     """What one teacher is asked in a rollout."""
 
-    needed: Mapping[str, Row]
+    rows: Mapping[str, Row]
     """The rows of the prompts whose verdicts are needed, by the prompts' keys."""
     assumed: Mapping[str, bool]
     """The verdicts that are assumed."""
@@ -72,7 +72,7 @@ class AskedTeacher:
     """The keys of the prompts whose drafts are read while the teacher scores."""
     waiting: TeacherAnswers | None = None
     """The answers to these prompts."""
-    judged: dict[str, Judged] = field(default_factory=dict)
+    judgements: dict[str, Judgement] = field(default_factory=dict)
     second: dict[str, bool | None] = field(default_factory=dict)
     """By prompt, whether its second answer is correct; None where the verifier does not apply."""
     num_tokens: int = 0
@@ -84,15 +84,15 @@ class GateQuestions:
 
     Attributes:
         keys: The key of each completion's prompt.
-        asked: What each teacher is asked.
+        teachers: What each teacher is asked.
         open_BK: Which teachers may teach on which completions, those included that are judged while they score, bool.
     """
 
     keys: Sequence[str]
-    asked: Sequence[AskedTeacher]
+    teachers: Sequence[TeacherQuestions]
     open_BK: Tensor
 
     @property
     def drafts(self) -> dict[int, list[Pair]]:
         """The drafts that teachers read while they score, by the teacher's number."""
-        return {k: one.waiting.pairs for k, one in enumerate(self.asked) if one.waiting is not None}
+        return {k: one.waiting.pairs for k, one in enumerate(self.teachers) if one.waiting is not None}

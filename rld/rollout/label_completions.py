@@ -35,7 +35,7 @@ def label_completions(record: RolloutRecord, encoder: PromptEncoder, max_tokens:
             f"prompt; let per_device_eval_batch_size be a multiple of {record.group_size}"
         )
     completions = []
-    for row, words, (_, text) in zip(record.rows, record.words_B, record.said_B, strict=True):
+    for row, words, (_, text) in zip(record.rows, record.words_B, record.label_completions_B, strict=True):
         problem = encoder.problem(encoder.encode_completion(row["prompt"], text), text, max_tokens)
         if problem is not None:
             raise DataError(f"labels: {problem}; its prompt is {str(row['prompt'])[:80]!r}")

@@ -92,7 +92,7 @@ class LabelPriors:
 
     def _label_text(self) -> str:
         """Return all words of each skill, in their order, with the numbers of their labels."""
-        return json.dumps({skill: some.said for skill, some in self.labels.items()})
+        return json.dumps({skill: some.completions for skill, some in self.labels.items()})
 
 
 def _log_prior(rows_NL: Tensor) -> Tensor:

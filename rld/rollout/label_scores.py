@@ -104,7 +104,7 @@ class LabelScores:
         last_B = loss_mask(batch).sum(1).long() - 1
         spans_BK = batch["teacher_spans"].gather(2, last_B[:, None, None].expand(*was_run_BK.shape, 1))[..., 0]
         for b, k in (was_run_BK & (spans_BK < 0)).nonzero().tolist()[:1]:
-            text = record.said_B[b][1]
+            text = record.label_completions_B[b][1]
             raise TeacherError(
                 f"teacher '{self.ensemble.teachers[k].name}': it has no probability of the label {text!r} as a whole: "
                 "it lacks a token of it, or ends answers otherwise than the student; choose other words for the label, "
@@ -135,10 +135,12 @@ class LabelScores:
         """Return the factor of each completion's score, `[B]`: the mean bytes of its skill's words by its own."""
         if self.calibration != "length":
             return torch.ones(len(record.rows))
-        means = {skill: fmean(len(text.encode()) for _, text in some.said) for skill, some in self.labels.items()}
+        means = {
+            skill: fmean(len(text.encode()) for _, text in some.completions) for skill, some in self.labels.items()
+        }
         skills = (record.skills[s] for s in record.skill_ids_B.tolist())
-        said_B = record.said_B
-        return torch.tensor([means[s] / len(text.encode()) for s, (_, text) in zip(skills, said_B, strict=True)])
+        completions_B = record.label_completions_B
+        return torch.tensor([means[s] / len(text.encode()) for s, (_, text) in zip(skills, completions_B, strict=True)])
 
     @torch.no_grad()
     def _prior(self, skill: str, k: int) -> Tensor:
@@ -146,19 +148,19 @@ class LabelScores:
         if self.priors is not None:
             return self.priors.log_prior(skill, k)
         if (skill, k) not in self._blank_priors:
-            prompts, words, said = self.prompts[skill], self.labels[skill].words, self.labels[skill].said
-            rollout = self._rollout(prompts, words, [text for _, text in said])
-            needed_BK = torch.zeros(len(prompts) * len(said), len(self.ensemble.slots), dtype=torch.bool)
+            prompts, words, completions = self.prompts[skill], self.labels[skill].words, self.labels[skill].completions
+            rollout = self._rollout(prompts, words, [text for _, text in completions])
+            needed_BK = torch.zeros(len(prompts) * len(completions), len(self.ensemble.slots), dtype=torch.bool)
             needed_BK[:, k] = True
             device = rollout["completion_ids"].device
-            repeated = [prompt for prompt in prompts for _ in said]
+            repeated = [prompt for prompt in prompts for _ in completions]
             counts = self.ensemble.score(
-                rollout, needed_BK.to(device), prompts=repeated, temperature=1.0, rows_per_forward=len(said)
+                rollout, needed_BK.to(device), prompts=repeated, temperature=1.0, rows_per_forward=len(completions)
             )
             self._num_read[k] += counts[k].computed
             scored = rollout | self.ensemble.sampled_scores(rollout, 1.0)
             scores_BK, _ = likelihood(scored["teacher_scores"], scored["teacher_spans"], rollout["completion_mask"])
-            means_WP = _means_of(scores_BK[:, k].view(len(prompts), -1).T, [label for label, _ in said])
+            means_WP = _means_of(scores_BK[:, k].view(len(prompts), -1).T, [label for label, _ in completions])
             log_p_PL = means_WP[: len(words)].T.log_softmax(-1)
             self._blank_priors[skill, k] = log_p_PL.exp().mean(0).log()
         return self._blank_priors[skill, k]
@@ -175,7 +177,7 @@ class LabelScores:
 
 def _means(scores_BK: Tensor, record: RolloutRecord) -> Tensor:
     """Return at each completion the mean score over the completions of its prompt that say the same label."""
-    groups = zip(record.group_ids_B.tolist(), (label for label, _ in record.said_B), strict=True)
+    groups = zip(record.group_ids_B.tolist(), (label for label, _ in record.label_completions_B), strict=True)
     return _means_of(scores_BK, [*groups])
 
 

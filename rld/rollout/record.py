@@ -141,14 +141,16 @@ class RolloutRecord:
         return [self.labels[self.skills[s]].words for s in self.skill_ids_B.tolist()]
 
     @property
-    def said_B(self) -> list[tuple[int, str]]:
+    def label_completions_B(self) -> list[tuple[int, str]]:
         """The number of the label that each completion says, and in which words.
 
         Where the skill has fewer words than there are completions, the others repeat the first; their number is -1.
         """
-        said = {s: self.labels[self.skills[s]].said for s in set(self.skill_ids_B.tolist())}
+        completions = {s: self.labels[self.skills[s]].completions for s in set(self.skill_ids_B.tolist())}
         places = zip(self.skill_ids_B.tolist(), (self._numbers_B % self.group_size).tolist(), strict=True)
-        return [said[s][place] if place < len(said[s]) else (-1, said[s][0][1]) for s, place in places]
+        return [
+            completions[s][place] if place < len(completions[s]) else (-1, completions[s][0][1]) for s, place in places
+        ]
 
     @property
     def label_ids_B(self) -> Tensor:

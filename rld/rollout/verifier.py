@@ -111,7 +111,7 @@ def _ignore(*_: Any) -> None:
     """Stand in for TRL's `log_extra` and `log_metric`: the text is not a completion of a rollout."""
 
 
-def judged(prompts: Sequence[Any], completions: Sequence[Any], encoder: PromptEncoder) -> list[Any]:
+def answers_of(prompts: Sequence[Any], completions: Sequence[Any], encoder: PromptEncoder) -> list[Any]:
     """Return completions as rewards and scores read them: without thinking parts where the encoder says so.
 
     Where it does not and there are thinking parts, a warning says so.
@@ -254,7 +254,7 @@ def verify_answers(
 
 def rewards_of(encoder: PromptEncoder, rows: Sequence[Row], texts: Sequence[str], verify: Verify) -> list[float | None]:
     """Return what the verifier gives to answers; None where it does not apply."""
-    answers = judged([row["prompt"] for row in rows], texts, encoder)
+    answers = answers_of([row["prompt"] for row in rows], texts, encoder)
     return ask(verify, rows, answers, encoder.encode_answers(texts)) if rows else []
 
 

@@ -80,29 +80,29 @@ class AnsweredRows:
         groups: dict[Task, list[int]] = {}
         for group, task in sorted(tasks.items()):
             groups.setdefault(task, []).append(group)
-        found: dict[Task, list[tuple[Row, AcceptedAnswer]]] = {task: [] for task in groups}
+        pairs_by_task: dict[Task, list[tuple[Row, AcceptedAnswer]]] = {task: [] for task in groups}
         for attempt in range(MOST_DRAWS):
             missing = {
-                task: len(of_task) * size - len(found[task])
+                task: len(of_task) * size - len(pairs_by_task[task])
                 for task, of_task in groups.items()
-                if found[task] or attempt * len(of_task) * size < _FEW_ROWS
+                if pairs_by_task[task] or attempt * len(of_task) * size < _FEW_ROWS
             }
             places = [(task, f"{number}:{attempt}:{i}") for task, count in missing.items() for i in range(count)]
             if places:
-                self._add_answered(found, places)
+                self._add_answered(pairs_by_task, places)
         for skill, share in self.answers.take_shares().items():
             self._trainer._metrics["train"][f"answered/{skill}"].append(share)
         answered = {
-            group: found[task][i * size : (i + 1) * size]
+            group: pairs_by_task[task][i * size : (i + 1) * size]
             for task, of_task in groups.items()
-            for i, group in enumerate(of_task[: len(found[task]) // size])
+            for i, group in enumerate(of_task[: len(pairs_by_task[task]) // size])
         }
         taught = Counter(answer.teacher for pairs in answered.values() for _, answer in pairs)
         self._trainer.totals.add_teachers({}, taught, 0)
         return {group: [(row, answer.text) for row, answer in pairs] for group, pairs in answered.items()}
 
     def _add_answered(
-        self, found: Mapping[Task, list[tuple[Row, AcceptedAnswer]]], places: Iterable[tuple[Task, str]]
+        self, pairs_by_task: Mapping[Task, list[tuple[Row, AcceptedAnswer]]], places: Iterable[tuple[Task, str]]
     ) -> None:
         """Draw a row for each place of a task, and add those with an accepted answer to what is found."""
         stream: PromptStream = self._trainer.stream
@@ -112,7 +112,7 @@ class AnsweredRows:
             answers = self.answers.of(rows)
         for task, row, answer in zip(tasks, rows, answers, strict=True):
             if answer is not None:
-                found[task].append((row, answer))
+                pairs_by_task[task].append((row, answer))
 
 
 def _count(trainer: Any, teacher: str, num_tokens: int, flops: float) -> None:

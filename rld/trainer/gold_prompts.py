@@ -100,11 +100,11 @@ class GoldPrompts:
             answered=AnsweredRows.for_trainer(trainer, verify),
         )
 
-    def placed(self, record: RolloutRecord) -> RolloutRecord:
+    def with_gold_groups(self, record: RolloutRecord) -> RolloutRecord:
         """Return the record of a rollout with its gold groups, and with the rows of these."""
         tasks_B2 = torch.stack([record.skill_ids_B, record.levels_B], 1).to(self.accelerator.device)
         pairs = gather(tasks_B2)[:: record.group_size].tolist()
-        gold_groups = self._chosen([skill for skill, _ in pairs], record)
+        gold_groups = self._gold_groups([skill for skill, _ in pairs], record)
         if self.answered is not None:
             tasks = {i: Task(record.skills[skill], level) for i, (skill, level) in enumerate(pairs) if i in gold_groups}
             return _with_answers(record, self.answered.of(record.number, record.group_size, tasks))
@@ -135,17 +135,17 @@ class GoldPrompts:
             row = self._another(row, f"{place}:{i}")
         return row
 
-    def _chosen(self, skills: Sequence[int], record: RolloutRecord) -> frozenset[int]:
+    def _gold_groups(self, skills: Sequence[int], record: RolloutRecord) -> frozenset[int]:
         """Return the numbers of the gold groups, given the skill of each group; the mean number is the share's."""
-        chosen: list[int] = []
+        numbers: list[int] = []
         for skill in sorted(set(skills)):
             groups = [number for number, other in enumerate(skills) if other == skill]
             rng = random.Random(f"{self.seed}:gold:{record.number}:{skill}")
             share = self.runtime.weights.gold_share[record.skills[skill]]
             # At the beginning each skill that has a prompt is to show how the student answers.
             is_first = record.number == 0 and share <= FIRST_SHARE
-            chosen += rng.sample(groups, int(len(groups) * share + (0.0 if is_first else rng.random())))
-        return frozenset(chosen)
+            numbers += rng.sample(groups, int(len(groups) * share + (0.0 if is_first else rng.random())))
+        return frozenset(numbers)
 
 
 def gold_controller(trainer: Any, controller: Controller) -> Controller:
@@ -196,7 +196,9 @@ def weigh_gold_prompts(batch: RolloutBatch, record: RolloutRecord, accelerator: 
     """
     is_gold_B = record.is_gold_prompt_B.to(accelerator.device)
     num_tokens_B = loss_mask(batch).sum(1)
-    sampled, everything = accelerator.reduce(torch.stack([num_tokens_B[~is_gold_B].sum(), num_tokens_B.sum()]), "sum")
-    share_G = (sampled / everything).repeat(len(SIGNALS))
+    num_sampled, num_total = accelerator.reduce(
+        torch.stack([num_tokens_B[~is_gold_B].sum(), num_tokens_B.sum()]), "sum"
+    )
+    share_G = (num_sampled / num_total).repeat(len(SIGNALS))
     share_G[SIGNALS.index("policy")] = 1.0
     batch["signal_weights"] = (batch["signal_weights"] * share_G).masked_fill(is_gold_B[:, None], 0.0)

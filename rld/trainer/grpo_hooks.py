@@ -41,7 +41,7 @@ from rld.rollout.gold import gold_completions
 from rld.rollout.label_completions import label_completions
 from rld.rollout.record import RolloutRecord, RolloutTotals
 from rld.rollout.reward_waits import limited_wait
-from rld.rollout.verifier import as_completions, judged, require_scale
+from rld.rollout.verifier import answers_of, as_completions, require_scale
 from rld.trainer import vllm_rollouts
 from rld.trainer.checkpoints import CheckpointedParts, load_rollout
 from rld.trainer.finite_updates import FiniteUpdates
@@ -153,7 +153,7 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, TrainingProgress, GRPOTrainer, 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         record = self._begin_rollout(inputs)
         if self._refill is not None and record.is_training:
-            record = self._refill.fill(record, self.reward_weights, self._sampled)
+            record = self._refill.fill(record, self.reward_weights, self._sample_rows)
         self._rollout = record
         try:
             batch: dict[str, Any] = super()._generate_and_score_completions(list(record.rows))
@@ -162,7 +162,7 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, TrainingProgress, GRPOTrainer, 
         self._finish_rollout(cast(RolloutBatch, batch), record)
         return batch
 
-    def _sampled(self, rows: list[Row]) -> Samples:
+    def _sample_rows(self, rows: list[Row]) -> Samples:
         """Return completions of rows with their rewards, sampled as in a rollout; no step is called.
 
         TRL counts what it generates, and will count the completions that stay when it gets them for its rollout.
@@ -196,18 +196,18 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, TrainingProgress, GRPOTrainer, 
         completions = dict(zip(fixed, gold, strict=True))
         if self.use_vllm:  # which samples whole groups, in all processes at once
             return vllm_rollouts.with_gold(self._sample(prompt_ids, *args, **kwargs), completions)
-        sampled = [i for i in range(len(prompt_ids)) if i not in completions]
-        prompts = [prompt_ids[i] for i in sampled]
+        indices = [i for i in range(len(prompt_ids)) if i not in completions]
+        prompts = [prompt_ids[i] for i in indices]
         if not prompts and record.num_fixed < record.group_size and self.accelerator.num_processes > 1:
             prompts = prompt_ids[:1]  # not used; where weights are sharded all processes sample, or none
-        completions |= zip(sampled, self._sample(prompts, *args, **kwargs)[0] if prompts else [], strict=False)
+        completions |= zip(indices, self._sample(prompts, *args, **kwargs)[0] if prompts else [], strict=False)
         return [completions[i] for i in range(len(prompt_ids))], None
 
     def _sample(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
         """Return TRL's samples, which depend on the trainer's options and not on the model's generation options."""
         generate = super()._generate_single_turn
         if self.use_vllm:
-            return vllm_rollouts.sampled(lambda: generate(prompt_ids, *args, **kwargs), self.args)
+            return vllm_rollouts.sample(lambda: generate(prompt_ids, *args, **kwargs), self.args)
         with only_generation_config(self._student, self.generation_config):
             try:
                 return generate(prompt_ids, *args, **kwargs)
@@ -218,7 +218,7 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, TrainingProgress, GRPOTrainer, 
 
     @timed("rewards")
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
-        answers = judged(prompts, self._with_markers(completions, completion_ids_list), self._encoder)
+        answers = answers_of(prompts, self._with_markers(completions, completion_ids_list), self._encoder)
         if not self.tools and self.environment_factories is None:  # with which a completion has several messages
             whole = as_completions(self._encoder.whole_completions(prompts, completion_ids_list), completions)
             inputs = [{**row, "whole_completions": text} for row, text in zip(inputs, whole, strict=True)]

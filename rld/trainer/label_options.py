@@ -40,7 +40,7 @@ def take_labels(args: Any) -> None:
     for skill in args.labels if args.label_calibration == "content_free" else ():
         if not (args.content_free_prompts or {}).get(skill):
             raise RecipeError(f"content_free_prompts: skill {skill!r} has none, for label_calibration: content_free")
-    args.num_generations = max(len(words.said) for words in args.label_words.values())
+    args.num_generations = max(len(words.completions) for words in args.label_words.values())
     if args.per_device_train_batch_size % args.num_generations:
         size = f"{args.per_device_train_batch_size} is no multiple of {args.num_generations}"
         fix = "in a recipe, let rollout.prompts be a multiple of processes times accumulation steps"

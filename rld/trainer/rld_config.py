@@ -233,8 +233,8 @@ class RLDConfig(GRPOConfig):
         if not num_unpaid:
             return self
         changed = copy.copy(self)
-        paid = self.reward_weights or [1.0] * (num_rewards - num_unpaid)
-        changed.reward_weights = [*[0.0] * num_unpaid, *paid]
+        weights = self.reward_weights or [1.0] * (num_rewards - num_unpaid)
+        changed.reward_weights = [*[0.0] * num_unpaid, *weights]
         return changed
 
     def active_signals(self, has_teachers: bool) -> list[Signal]:

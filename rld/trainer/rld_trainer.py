@@ -206,7 +206,7 @@ class RLDTrainer(GRPOHooks):
             rule=self._success_rule,
             labels=self.args.label_words,
         )
-        return self._gold_prompts.placed(record) if self._gold_prompts is not None and is_training else record
+        return self._gold_prompts.with_gold_groups(record) if self._gold_prompts is not None and is_training else record
 
     def _receive_rewards(self, record: RolloutRecord, completions: Sequence[Any], ids: Sequence[list[int]]) -> None:
         if self.audit is not None and record.is_training:

@@ -73,7 +73,7 @@ def adapt(trainer: Any) -> None:
         set_seed(args.seed + accelerator.process_index // args.vllm_tensor_parallel_size)
 
 
-def sampled(generate: Callable[[], Sampled], args: RLDConfig) -> Sampled:
+def sample(generate: Callable[[], Sampled], args: RLDConfig) -> Sampled:
     """Return what TRL gets from vLLM.
 
     Args:

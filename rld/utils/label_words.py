@@ -17,7 +17,7 @@ def begins_another(words: Sequence[str]) -> tuple[str, str] | None:
 
 
 class LabelWords(NamedTuple):
-    """The words of a skill's labels, which are the completions of its prompts in the order of `said`."""
+    """The words of a skill's labels, which are the completions of its prompts in the order of `completions`."""
 
     words: Sequence[str]
     """Of each label its own words, which the student learns to say."""
@@ -25,7 +25,7 @@ class LabelWords(NamedTuple):
     """Of each label further words, which only teachers are asked for; empty where no label has any."""
 
     @property
-    def said(self) -> list[tuple[int, str]]:
+    def completions(self) -> list[tuple[int, str]]:
         """The number of the label that each completion says, and in which words: own words first, then synonyms."""
         return [*enumerate(self.words), *((label, text) for label, some in enumerate(self.synonyms) for text in some)]
 
@@ -38,7 +38,7 @@ class LabelWords(NamedTuple):
         if self.synonyms and len(self.synonyms) != len(self.words):
             return f"there should be a list for each of the {len(self.words)} labels, not {len(self.synonyms)}"
         before: list[tuple[int, str]] = []
-        for label, text in self.said:
+        for label, text in self.completions:
             plain = " ".join(unicodedata.normalize("NFC", text).split())
             if not plain:
                 return f"a synonym of {self.words[label]!r} has no words"

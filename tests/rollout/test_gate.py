@@ -22,7 +22,7 @@ from rld.errors import RecipeError, TeacherDown, TeacherError
 from rld.rollout import gate_memory
 from rld.rollout.counts import gate_counts
 from rld.rollout.gate import TeacherGate, unverified
-from rld.rollout.gate_memory import GateMemory, Judged, News, SecondAnswer
+from rld.rollout.gate_memory import GateMemory, Judgement, News, SecondAnswer
 from rld.rollout.gate_questions import GateVerdict, ScoringForwards
 from rld.teachers.local import LocalLogprobs
 from rld.teachers.teacher import Teacher
@@ -263,7 +263,9 @@ def test_what_is_assumed_of_a_teacher_is_wrong_on_less_than_one_prompt_in_500():
             assumed = memory.assumed(asked)
             num_assumed += len(assumed)
             num_wrong += sum(assumed[key] != correct[key] for key in assumed)
-            memory.learn([News([Judged(key, "s", "s 0", correct[key], None) for key in asked if key not in assumed])])
+            memory.learn(
+                [News([Judgement(key, "s", "s 0", correct[key], None) for key in asked if key not in assumed])]
+            )
     assert num_assumed > 24 * 4000 * 0.2
     assert num_wrong < 24 * 4000 * 0.002
 
@@ -467,7 +469,7 @@ def test_a_draft_is_read_while_a_teacher_scores_only_where_that_costs_less():
     given = [{"prompt": f"{letter}bcdefghi=", "skill": "s", "answer": "a"} for letter in "abcd"]
     forwards = ScoringForwards([True], [10] * 8, [4, 4, 4, 5, 5, 5, 0, 0])
     questions = gate.ask([row for row in given for _ in range(2)], torch.ones(8, 1, dtype=torch.bool), forwards)
-    assert [row["prompt"][0] for row in map(questions.asked[0].needed.get, questions.asked[0].later)] == ["a", "b"]
+    assert [row["prompt"][0] for row in map(questions.teachers[0].rows.get, questions.teachers[0].later)] == ["a", "b"]
 
 
 def test_tokens_of_drafts_beside_completions_count_for_the_gate_and_for_the_teachers_no_second_time(tmp_path):
@@ -499,7 +501,7 @@ def test_processes_remember_the_verdicts_of_all_as_one_does(monkeypatch):
     """So they assume alike; a prompt that two of them asked counts once."""
 
     def news(numbers: Sequence[int]) -> News:
-        judged = [Judged(f"{i:x}", "s", "s 0", i != 3, i % 2 == 0) for i in numbers]
+        judged = [Judgement(f"{i:x}", "s", "s 0", i != 3, i % 2 == 0) for i in numbers]
         return News(judged, {f"{i:x}": None if i == 65 else i != 66 for i in numbers if 60 <= i < 70})
 
     one, two = GateMemory("one"), GateMemory("one")

@@ -11,7 +11,7 @@ from rld.evaluation.predictors.base import Model, PredictionSettings
 from rld.models.generation import generate
 from rld.models.prompting import PromptEncoder
 from rld.recipe.skills import Skill
-from rld.rollout.verifier import judged, shared_rewards
+from rld.rollout.verifier import answers_of, shared_rewards
 from rld.types import Answer, Row
 
 
@@ -25,7 +25,7 @@ class TextPredictor:
         """Return a model's greedy answers to rows, with the judge's rewards."""
         encoder = self.settings.encoder(model, tokenizer)
         texts = [answer.text for answer in self.answer(model, tokenizer, rows)]
-        scored = judged([row["prompt"] for row in rows], texts, encoder)
+        scored = answers_of([row["prompt"] for row in rows], texts, encoder)
         rewards = self.rewards(rows, texts, tokenizer)
         prompts, answers = encoder.encode_all([row["prompt"] for row in rows]), encoder.encode_answers(texts)
         return [
