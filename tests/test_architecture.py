@@ -48,6 +48,11 @@ MAY_IMPORT_TRL = ["trainer.", "models.heads", "pipeline.sft", "pipeline.run"]
 RECIPES = sorted(registry.files("recipes").values())
 LIMITS = {"module": 350, "function": 40, "parameters": 8, "tuples": 1}
 """Lines of a module, lines of a function without its docstring, its parameters, and `*tuple`s in one call."""
+PARTICIPLES = """
+    asked begun chosen done drawn found gained given gone held judged kept known lost made missed named owned
+    paid passed placed refused said seen shown spent stored taken thrown told tried wanted
+""".split()  # noqa: SIM905 - a list this long is easier to read as text
+"""Words that name no variable, argument or function: a name is a noun of what it holds."""
 EXCEPTIONS = {  # what is above a limit, how far at most, and why; the list may only shrink
     "parameters trainer.rld_trainer RLDTrainer.__init__": (15, "it takes the arguments of TRL's trainer too"),
 }
@@ -134,6 +139,22 @@ def test_modules_and_functions_are_small():
     allowed = {place: number for place, (number, _) in EXCEPTIONS.items()}
     assert {place: number for place, number in above.items() if number > allowed.get(place, 0)} == {}
     assert [place for place in EXCEPTIONS if place not in above] == [], "no longer above its limit: strike it off"
+
+
+def names(path: Path) -> Iterator[str]:
+    """Yield the names of the variables, arguments and functions of a file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name
+
+
+def test_variables_and_functions_are_no_participles():
+    pairs = [(module, name) for module, path in {**MODULES, **PLUGINS}.items() for name in names(path)]
+    assert [(module, name) for module, name in pairs if name.strip("_") in PARTICIPLES] == []
 
 
 def test_light_modules_import_no_heavy_library():
