@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from rld.errors import RecipeError
 from rld.rollout.gate import TeacherGate
 from rld.rollout.label_gate import LabelGate
@@ -42,7 +44,7 @@ def gate_of(trainer: Any, verify: Verify | None) -> TeacherGate | LabelGate | No
     """
     args, teachers = trainer.args, trainer.teachers
     if args.gate != "per_prompt" or not teachers or (verify is None and not args.labels):
-        _warn_of_unverified(teachers)
+        _warn_of_unverified(teachers, trainer.runtime.teachers_SK)
         return None
     if args.labels:
         return LabelGate(teachers, args.labels, trainer.accelerator)
@@ -85,12 +87,13 @@ def teacher_scoring(trainer: Any) -> TeacherScoring:
     )
 
 
-def _warn_of_unverified(teachers: Sequence[Teacher]) -> None:
-    names = [teacher.name for teacher in teachers if not teacher.verified and teacher.skills is None]
-    if len(names) > 1:
+def _warn_of_unverified(teachers: Sequence[Teacher], shares_SK: Tensor) -> None:
+    """Warn of teachers of all skills with equal shares that nobody has verified; other shares are somebody's choice."""
+    numbers = [k for k, teacher in enumerate(teachers) if not teacher.verified and teacher.skills is None]
+    if len(numbers) > 1 and bool((shares_SK[:, numbers] == shares_SK[:, numbers[:1]]).all()):
         warnings.warn(
-            f"nothing tells on which skills teachers {names} are correct, so all teach every skill with equal weight, "
-            "and one that is wrong on a skill harms the student there; give them Teacher(..., skills=[...]) or "
-            "verified={...}",
+            f"nothing tells on which skills teachers {[teachers[k].name for k in numbers]} are correct, so all teach "
+            "every skill with equal weight, and one that is wrong on a skill harms the student there; give them "
+            "Teacher(..., skills=[...]) or verified={...}",
             stacklevel=6,
         )

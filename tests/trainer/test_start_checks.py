@@ -7,15 +7,17 @@ import warnings
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
+from rld.controllers.baselines import FixedController
 from rld.errors import ModelError, RecipeError
+from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
 from tests.support import tiny
 
 
-def build(model, folder, **changes):
-    args = RLDConfig(**tiny.rld_options(folder, **changes))
-    return RLDTrainer(model, tiny.letters, args, tiny.rows(), processing_class=tiny.tokenizer())
+def build(model, folder, *, teachers=(), controller=None, **changes):
+    args, more = RLDConfig(**tiny.rld_options(folder, **changes)), {"teachers": teachers, "controller": controller}
+    return RLDTrainer(model, tiny.letters, args, tiny.rows(), processing_class=tiny.tokenizer(), **more)
 
 
 def gpt2(rate: float) -> GPT2LMHeadModel:
@@ -39,6 +41,20 @@ def test_dropout_that_samples_do_not_have_is_told(tmp_path):
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="the student has dropout")
             build(student, tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "shares", "is_told"),
+    [({}, {}, True), ({}, {"a": 1.0, "b": 0.0}, False), ({"verified": {"first": (3, 4)}}, {}, False)],
+)
+def test_teachers_that_share_equally_and_that_nobody_has_verified_are_told(tmp_path, changes, shares, is_told):
+    teachers = [Teacher(tiny.model(i), name, tokenizer=tiny.tokenizer(), **changes) for i, name in enumerate("ab", 1)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        build(tiny.model(), tmp_path, teachers=teachers, controller=FixedController(teachers=shares))
+    texts = [str(warning.message) for warning in caught if "nothing tells on which skills" in str(warning.message)]
+    assert len(texts) == is_told
+    assert all("teachers ['a', 'b']" in text for text in texts)
 
 
 def test_a_reference_model_that_no_checkpoint_has_is_refused_where_one_is_written(tmp_path):
