@@ -27,8 +27,8 @@ HEADS = ("spent on", "needed by", "FLOPs", "share", "prompts taught")
 
 ABOUT = (
     "A stage would not have spent a row without the signals that need it; without one of two it would have spent the "
-    "row all the same. Money is shared by FLOPs, but an API has its own. How many points a signal or a teacher gained "
-    "takes a run without it, as rld ablate makes."
+    "row all the same. What the machine costs is shared by FLOPs, and an API has a price of its own. How many points a "
+    "signal or a teacher gained takes a run without it, as rld ablate makes."
 )
 """What a table of purposes says, in sentences."""
 
@@ -66,11 +66,16 @@ def cells(purpose: Purpose, result: StageResult) -> list[str]:
 def money(purpose: Purpose, result: StageResult, spending: StageSpending, prices: Prices) -> list[str]:
     """Return the cost of a purpose and its cost for each point that the stage gained, as cells.
 
-    The costs of all purposes sum to the stage's.
+    The costs of all purposes sum to the stage's. An API's operations are done elsewhere, and have no share of what the
+    machine costs.
     """
-    total = sum(result.flops_by_account.values())
-    cost = spending.machine_cost(prices) * purpose.flops / total if total else 0.0
-    cost += spending.api_cost(purpose.teacher, prices) if purpose.teacher is not None else 0.0
+    if purpose.teacher is not None and purpose.teacher in prices.apis:
+        cost = spending.api_cost(purpose.teacher, prices)
+    else:
+        parts = [result.flops_by_part.get(account, {}) for account in _OF_TEACHERS]
+        of_apis = sum(flops for of_account in parts for name, flops in of_account.items() if name in prices.apis)
+        of_machine = sum(result.flops_by_account.values()) - of_apis
+        cost = spending.machine_cost(prices) * purpose.flops / of_machine if of_machine else 0.0
     gain = spending.gain or 0.0
     return [number(cost), number(cost / gain) if gain > 0 else "-"]
 

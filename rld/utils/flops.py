@@ -19,7 +19,7 @@ Account = Literal["generation", "teachers", "gate", "student", "retention", "ans
 - `retention`: protected skills are sampled, replayed and probed;
 - `answers`: teachers answer probes before a stage, and prompts whose answers are learnt.
 
-The parts of `teachers`, `gate` and `answers` are the teachers' names, those of `student` are `STUDENT_PARTS`.
+The parts of `teachers`, `gate` and `answers` are the teachers' names, those of `student` are `StudentPart`.
 """
 
 StudentPart = Literal["updates", "gold", "probes", "cut"]

@@ -98,24 +98,24 @@ def test_the_page_shows_what_a_stage_and_a_point_of_it_cost(run: Path) -> None:
     recipe["stages"][1]["signals"] = {"policy": {"teacher_reward": 0.0}, "response": {}, "feature": None}
     files.write_json(run / "recipe.json", recipe | {"prices": prices})
     first, last = summary["stages"]
-    last |= {"seconds": 100.0, "before": {"sort": 0.25}, "after": {"sort": 0.5}, "flops": 4e9, "watts": 1000.0}
-    accounts = {"generation": 0.5e9, "student": 1.5e9, "teachers": 1e9, "gate": 0.5e9, "answers": 0.25e9}
+    last |= {"seconds": 100.0, "before": {"sort": 0.25}, "after": {"sort": 0.5}, "flops": 5e9, "watts": 1000.0}
+    accounts = {"generation": 0.5e9, "student": 1.5e9, "teachers": 2e9, "gate": 0.5e9, "answers": 0.25e9}
     last["flops_by_account"] = accounts | {"retention": 0.25e9}
-    of_order = {account: {"order": accounts[account]} for account in ("teachers", "gate", "answers")}
-    last["flops_by_part"] = of_order | {"student": {"updates": 1e9, "gold": 0.5e9, "probes": 0.0}}
+    of_teachers = {"teachers": {"order": 1e9, "served": 1e9}, "gate": {"order": 0.5e9}, "answers": {"order": 0.25e9}}
+    last["flops_by_part"] = of_teachers | {"student": {"updates": 1e9, "gold": 0.5e9, "probes": 0.0}}
     last["teaching"] = {"order": {"tokens": 1e6, "prompts": 30}, "served": {"tokens": 1e3, "prompts": 7}}
     first |= {"seconds": 3600.0, "watts": None}
     files.write_json(run / "summary.json", summary)
     (run / "cost.html").write_text("")
     text = Page(write_report(run)).text
-    # a second costs 0.01 EUR, and of 1 kW 0.02 EUR more; 1,000 tokens of an API cost 0.5 EUR
+    # a second costs 0.01 EUR, and of 1 kW 0.02 EUR more; 1,000 tokens of an API cost 0.5 EUR, and no machine here
     assert f"{last['name']}0.02783.5+25.00.14" in text, "the cells of a row"
     for name, cells in {
-        "teacher order": "response1.75G43.8%301.310.0525",
-        "teacher served": "response--70.50.02",
-        "completions, and updates on them": "policy, response1.5G37.5%-1.120.045",
-        "gold answers beside completions": "gold500M12.5%-0.3750.015",
-        "protected skills": "retain250M6.2%-0.1880.0075",
+        "teacher order": "response1.75G35.0%301.310.0525",
+        "teacher served": "response1G20.0%70.50.02",
+        "completions, and updates on them": "policy, response1.5G30.0%-1.120.045",
+        "gold answers beside completions": "gold500M10.0%-0.3750.015",
+        "protected skills": "retain250M5.0%-0.1880.0075",
     }.items():
         assert f"{last['name']}{name}{cells}" in text, name
     assert "updates on rows" not in text, "of a stage with one purpose there is nothing to share"
