@@ -63,7 +63,7 @@ class TeacherLoader:
         for name, spec in stage.teachers.items():
             try:
                 teacher = answered_everywhere(functools.partial(self._teacher, stage, name, student))
-                ready.append(self.probe(teacher, spec, skills, is_gated=self._is_gated(stage)))
+                ready.append(self.probe(teacher, spec, skills, are_read=self._reads_probes(stage)))
             except TeacherDown as error:
                 if not (isinstance(spec, ServedTeacher) and spec.optional):
                     raise
@@ -78,10 +78,10 @@ class TeacherLoader:
             )
         return ready, events
 
-    def _is_gated(self, stage: Distill) -> bool:
-        """Return whether a gate measures the teachers while the stage trains."""
+    def _reads_probes(self, stage: Distill) -> bool:
+        """Return whether only probes tell a stage how often its teachers are correct."""
         use, folder = self._context.recipe.verifier_in_use.use, self._context.source.parent
-        return stage.has_measuring_gate and (stage.audit is not None or registry.can_judge(use, folder))
+        return stage.reads_probes(can_ask=stage.audit is not None or registry.can_judge(use, folder))
 
     def probe(
         self,
@@ -89,7 +89,7 @@ class TeacherLoader:
         spec: TeacherSpec | ServedTeacher | SelfTeacherSpec,
         skills: Sequence[str],
         *,
-        is_gated: bool,
+        are_read: bool,
     ) -> ProbedTeacher:
         """Score a teacher on the held-out rows, and count its correct answers to the probing prompts of its skills.
 
@@ -98,7 +98,7 @@ class TeacherLoader:
         context = self._context
         # A text asks for no answer.
         taught = [skill for skill in skills if skill not in context.recipe.blocks and teacher.teaches(skill)]
-        count = spec.num_probes(is_gated=is_gated)
+        count = spec.num_probes(are_read=are_read)
         rows: list[Row] = [row for skill in taught for row in context.skill_rows[skill].probe(count)]
 
         def as_read(rows: Sequence[Row]) -> list[Row]:

@@ -151,7 +151,7 @@ def _teacher_flops(
         if stage.gate == "per_prompt" and not stage.learns_labels:
             flops["gate"] += share * forward_flops(size, num_asked * (lengths.answer + decoded))
         probed = {*(spec.skills or skills)} & {*skills} - {*sizes.blocks}  # a document asks for no answer
-        num_probes = len(probed) * spec.num_probes(is_gated=stage.has_measuring_gate)
+        num_probes = len(probed) * spec.num_probes(are_read=stage.reads_probes())
         flops["answers"] += forward_flops(size, num_probes * (lengths.prompt + num_tries * lengths.answer))
         if stage.learns_teachers:
             num_tokens = _num_answered(stage, sizes, step, assumed) * (lengths.prompt + completion)

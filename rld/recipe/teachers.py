@@ -34,7 +34,7 @@ class _Teacher(FrozenOptions):
     """The skills that it teaches. None: all; how much on each is the controller's to decide."""
     probe_prompts: int | None = Field(None, ge=0, le=100_000)
     """Training prompts of each of its skills that it answers before the stage, to measure its success rate. 0: trust
-    it. None: 32 where no gate asks it while the stage trains, else 0."""
+    it. None: 32 where the controller goes by that and no gate asks it while the stage trains, else 0."""
     prompt: str | None = None
     """What it reads in place of the student's prompt, or of the user's last message in it: a text in which `{question}`
     and `{answer}`, the gold answer, are replaced. None: it reads the student's prompt."""
@@ -55,13 +55,13 @@ class _Teacher(FrozenOptions):
             yield names.problem(loc, ": a name has only letters, digits, '_' and '-'")
         yield from names.skill_list((*loc, "skills"), raw.get("skills"), names.trained_skills)
 
-    def num_probes(self, *, is_gated: bool) -> int:
+    def num_probes(self, *, are_read: bool) -> int:
         """Return the training prompts of each skill that it answers before a stage.
 
         Args:
-            is_gated: Whether a gate measures it by the prompts of the stage.
+            are_read: Whether the stage goes by these answers.
         """
-        return self.probe_prompts if self.probe_prompts is not None else 0 if is_gated else _NUM_PROBES
+        return self.probe_prompts if self.probe_prompts is not None else _NUM_PROBES if are_read else 0
 
     @property
     def place(self) -> str:

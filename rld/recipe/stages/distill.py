@@ -231,10 +231,10 @@ class Distill(TrainingStage):
         """How gold answers are learnt; None: none is, but for what a teacher teaches on."""
         return gold_in_use(self)
 
-    @property
-    def has_measuring_gate(self) -> bool:
-        """Whether a gate measures how often teachers are correct, where the verifier can be asked."""
-        return self.gate == "per_prompt" and getattr(self.controller, "use_gate_counts", True)
+    def reads_probes(self, *, can_ask: bool = True) -> bool:
+        """Return whether only probes tell the stage how often teachers are correct; the gate does if it `can_ask`."""
+        is_gated = self.gate == "per_prompt" and can_ask and getattr(self.controller, "use_gate_counts", True)
+        return (self.controller.kind == "gap" or self.capacity is not None) and not is_gated
 
     @property
     def has_gold_prompts(self) -> bool:
