@@ -33,7 +33,7 @@ UNIFORM_SHARE = 0.2
 """Share of the prompts that is split evenly between the skills, so that each one stays measured."""
 
 ALLOCATION_STEP = 0.3
-"""Share of the way to the skills' new shares of the prompts that one tick takes."""
+"""Share of the way to the skills' new shares of the prompts that one tick takes, if all prompts are sampled."""
 
 
 class GapController(BaseController):
@@ -176,7 +176,7 @@ class GapController(BaseController):
                 events.append(Event(observation.step, "skill forgotten", name, "all", reason, "back to the prior"))
             skills[name] = skill
         state["skills"] = {name: skill.model_dump(mode="json") for name, skill in skills.items()}
-        state["allocation"] = _allocation(state["allocation"], skills)
+        state["allocation"] = _allocation(state["allocation"], skills, ALLOCATION_STEP * observation.sampled_share)
         return state, self.weights(state), events
 
     def _step_skill(
@@ -304,7 +304,7 @@ def _skill_states(state: State) -> dict[str, SkillState]:
     return {name: SkillState.model_validate(skill) for name, skill in state["skills"].items()}
 
 
-def _allocation(before: Mapping[str, float], skills: Mapping[str, SkillState]) -> dict[str, float]:
+def _allocation(before: Mapping[str, float], skills: Mapping[str, SkillState], step: float) -> dict[str, float]:
     """Return the skills' shares of the prompts after one tick: a step towards what they are worth.
 
     A skill that has had no prompt for long has no claim beyond the uniform share.
@@ -317,5 +317,5 @@ def _allocation(before: Mapping[str, float], skills: Mapping[str, SkillState]) -
     shares = {}
     for name, share in before.items():
         target = (1 - UNIFORM_SHARE) * targets[name] + UNIFORM_SHARE / len(targets)
-        shares[name] = share + ALLOCATION_STEP * (target - share)
+        shares[name] = share + step * (target - share)
     return shares

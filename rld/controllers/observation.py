@@ -133,6 +133,12 @@ class Observation:
     progress: float = 0.0
     """Share of the stage's optimiser steps that are done, in [0, 1]."""
 
+    @property
+    def sampled_share(self) -> float:
+        """Share of the attempts among these and the gold answers of all skills, in [0, 1]; 1 without gold answers."""
+        num_gold = sum(skill.gold_answers for skill in self.skills.values())
+        return 1 - num_gold / max(num_gold + sum(skill.attempts for skill in self.skills.values()), 1)
+
 
 @dataclass(frozen=True)
 class Weights:

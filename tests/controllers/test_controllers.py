@@ -516,9 +516,11 @@ def test_prompts_go_where_more_is_wrong_though_only_gold_answers_teach():
     """Of each skill one group in sixteen is sampled, in which all completions got the same reward."""
     half = SkillObservation(4, 2, 1, 0, {}, gold_answers=60)
     most = replace(half, successes=0)
-    _, weights, _ = run(GapController(), 15, add=half, sort=most)
+    _, weights, _ = run(GapController(), 200, add=half, sort=most)
     assert weights.allocation == pytest.approx({"add": 0.38, "sort": 0.62}, abs=0.03)
-    _, weights, _ = run(GapController(), 15, add=half, sort=replace(most, gold_answers=0))
+    _, weights, _ = run(GapController(), 5, add=half, sort=most)
+    assert weights.allocation == pytest.approx({"add": 0.5, "sort": 0.5}, abs=0.02), "few completions show little"
+    _, weights, _ = run(GapController(), 200, add=half, sort=replace(most, gold_answers=0))
     assert weights.allocation == pytest.approx({"add": 0.9, "sort": 0.1}, abs=0.01), "nothing teaches it"
 
 
