@@ -49,7 +49,7 @@ RECIPES = sorted(registry.files("recipes").values())
 LIMITS = {"module": 350, "function": 40, "parameters": 8, "tuples": 1}
 """Lines of a module, lines of a function without its docstring, its parameters, and `*tuple`s in one call."""
 PARTICIPLES = """
-    asked begun chosen done drawn found gained given gone held judged kept known lost made missed named owned
+    asked begun chosen done drawn found gained given gone held judged kept known lost made missed named needed owned
     paid passed placed refused said seen shown spent stored taken thrown told tried wanted
 """.split()  # noqa: SIM905 - a list this long is easier to read as text
 """Words that name no variable, argument or function: a name is a noun of what it holds."""

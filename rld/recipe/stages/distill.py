@@ -123,7 +123,7 @@ class Distill(TrainingStage):
 
     @model_validator(mode="after")
     def _capacity_can_act(self) -> Distill:
-        needed = {"report": "", "soften": "response", "reinforce": "policy"}
+        required_signals = {"report": "", "soften": "response", "reinforce": "policy"}
         if self.capacity is None:
             return self
         if not self.teachers:
@@ -135,8 +135,8 @@ class Distill(TrainingStage):
             message = "it needs all prompts, and rollout.refill leaves those out that are always right"
             raise OptionError(message, "capacity")
         act = self.capacity.act
-        if needed[act] and getattr(self.signals, needed[act]) is None:
-            raise OptionError(f"{act} acts on signals.{needed[act]}, which is left out", "capacity", "act")
+        if required_signals[act] and getattr(self.signals, required_signals[act]) is None:
+            raise OptionError(f"{act} acts on signals.{required_signals[act]}, which is left out", "capacity", "act")
         return self
 
     @model_validator(mode="after")
