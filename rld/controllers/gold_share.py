@@ -125,6 +125,9 @@ class GoldShareController(WrappedController):
             measured = f"{length:.1f} tokens; correct ones of the student have {after.first.success_length:.1f}"
             rule = f"below {BARE:g} of these: it is a bare result, and none is learnt"
             yield Event(step, "gold answers bare", skill, "gold", measured, rule)
+        if after.first.show_no_success(length) and not before.first.show_no_success(length):
+            measured = f"{length:.1f} tokens; none of {after.first.attempts} longer completions of the student is correct"
+            yield Event(step, "gold answers short", skill, "gold", measured, "they are learnt: nothing shows them bare")
         if self._is_repeated(skill, after) and not self._is_repeated(skill, before):
             measured = f"{after.learnt} gold answers of its {self.num_rows[skill]} rows were learnt"
             yield Event(step, "gold answers repeat", skill, "gold", measured, f"{NEW_PASSES} passes count as new")
@@ -148,6 +151,11 @@ class _FirstAnswers(BaseModel, frozen=True):
         """Mean tokens of the student's correct completions; 0 without any."""
         return self.success_tokens / max(self.successes, 1)
 
+    @property
+    def attempt_length(self) -> float:
+        """Mean tokens of the student's completions; 0 without any."""
+        return self.attempt_tokens / max(self.attempts, 1)
+
     def are_bare(self, gold_length: float) -> bool:
         """Return whether gold answers are bare results beside the student's correct completions."""
         return self.suffice and are_bare(gold_length, self.success_length)
@@ -156,7 +164,11 @@ class _FirstAnswers(BaseModel, frozen=True):
         """Return whether more completions can show that they are; where none is judged, more show nothing."""
         if not self.groups or are_bare(gold_length, self.success_length):
             return not self.suffice
-        return 0 < self.attempts < NUM_FIRST and are_bare(gold_length, self.attempt_tokens / self.attempts)
+        return 0 < self.attempts < NUM_FIRST and are_bare(gold_length, self.attempt_length)
+
+    def show_no_success(self, gold_length: float) -> bool:
+        """Return whether enough completions are there, much longer than gold answers, and none is correct."""
+        return self.attempts >= NUM_FIRST and not self.successes and are_bare(gold_length, self.attempt_length)
 
 
 class _GoldState(BaseModel, frozen=True):

@@ -92,6 +92,20 @@ def test_half_is_sampled_while_completions_may_show_that_gold_answers_are_bare(m
     assert controller.step(state, Observation(1, {"add": measured}))[1].gold_share == {"add": share}
 
 
+@pytest.mark.parametrize(("own_length", "kinds"), [(19, []), (21, ["gold answers short"])])
+def test_it_is_told_once_that_short_gold_answers_are_learnt_beside_long_completions_of_which_none_is_correct(
+    own_length, kinds
+):
+    controller = GoldShareController(FixedController(), gold_lengths={"add": 10.0})
+    state = controller.start(["add"], [], ["policy"])
+    all_kinds = []
+    for _ in range(3):
+        observation = Observation(1, {"add": attempts(0, own_length, num=4)})
+        state, _, events = controller.step(json.loads(json.dumps(state)), observation)
+        all_kinds += [event.kind for event in events]
+    assert all_kinds == kinds
+
+
 def test_where_no_completion_can_be_twice_as_long_nothing_is_awaited():
     controller = GoldShareController(FixedController(), gold_lengths={"add": 10.0, "sort": 9.0}, longest=20)
     shares = controller.weights(controller.start(["add", "sort"], [], ["policy"])).gold_share
