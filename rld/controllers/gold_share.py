@@ -126,7 +126,7 @@ class GoldShareController(WrappedController):
             rule = f"below {BARE:g} of these: it is a bare result, and none is learnt"
             yield Event(step, "gold answers bare", skill, "gold", measured, rule)
         if after.first.show_no_success(length) and not before.first.show_no_success(length):
-            measured = f"{length:.1f} tokens; none of {after.first.attempts} longer completions of the student is correct"
+            measured = f"{length:.1f} tokens; none of {after.first.attempts} longer completions is correct"
             yield Event(step, "gold answers short", skill, "gold", measured, "they are learnt: nothing shows them bare")
         if self._is_repeated(skill, after) and not self._is_repeated(skill, before):
             measured = f"{after.learnt} gold answers of its {self.num_rows[skill]} rows were learnt"
