@@ -14,6 +14,9 @@ from rld.utils.user_calls import action
 MOST_PASSED_OVER = 0.01
 """Share of the rows that may be passed over because the student cannot write their gold answer."""
 
+_INSTEAD = "signals.gold: {answers: teachers} learns correct answers of teachers in their place"
+"""What a user may do about a skill whose rows have no answers that the student can learn."""
+
 
 def gold_rows(context: RunContext, stage: Distill, encoder: PromptEncoder) -> tuple[dict[str, int], list[Event]]:
     """Return `PromptStream.gold_rows`, and an event for each skill of which none is learnt.
@@ -50,7 +53,7 @@ def _reason_without(context: RunContext, rows: SkillRows, encoder: PromptEncoder
     problems = [gold_problem(example.row, encoder, recipe.max_new_tokens) for example in examples]
     usable = [example for example, problem in zip(examples, problems, strict=True) if problem is None]
     if len(examples) - len(usable) > MOST_PASSED_OVER * len(examples):
-        return next(filter(None, problems))
+        return f"{next(filter(None, problems))}; {_INSTEAD}"
     try:
         wrong = unpaid(spec, usable[:NUM_JUDGED], folder)
     except Exception as error:  # the verifier is the user's code

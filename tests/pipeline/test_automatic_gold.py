@@ -68,6 +68,7 @@ def test_skills_whose_answers_the_verifier_accepts_have_gold_prompts(tmp_path):
     assert summary["stages"][-1]["flops_by_account"]["answers"] == 0, "the gate asks the teacher, so no probe does"
     assert off["refused"] == "the verifier ./tasks.py:paid does not accept 'x'"
     assert "takes 4 tokens with its end, and 3 are allowed" in off["long"] and len(off) == 2
+    assert off["long"].endswith("signals.gold: {answers: teachers} learns correct answers of teachers in their place")
 
 
 @pytest.mark.parametrize(
