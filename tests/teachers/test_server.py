@@ -620,7 +620,7 @@ rewards: [{use: ./tasks.py:kill}]
 max_new_tokens: 4
 stages:
   - {name: main, kind: distill, student: ./two, steps: 6, checkpoint_every: 1, gate: per_prompt,
-     rollout: {prompts: 2, completions: 2},
+     signals: {policy: {}, response: {}, gold: null}, rollout: {prompts: 2, completions: 2},
      teachers: {far: {url: URL, timeout_seconds: 1, probe_prompts: 2}}, trainer: {learning_rate: 1.0e-3}}
 """
 
