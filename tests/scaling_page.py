@@ -72,6 +72,7 @@ def cost(student: str, teachers: Sequence[str], num_gpus: int) -> StageCost:
         "kind": "distill",
         "student": student,
         "teachers": {f"t{name}": {"model": name, **spec} for name in teachers},
+        "signals": {"policy": {}, "response": {}, "gold": None},
         "gate": "off",
         "rollout": {"prompts": _PROMPTS, "completions": _COMPLETIONS},
         "steps": 1,
