@@ -95,7 +95,8 @@ class TeacherCounting:
         scored_K, could_K = self._sum(torch.stack([read_K, possible_K])).tolist()
         tokens = [scored + answered for scored, answered in zip(scored_K, gate_tokens_K, strict=True)]
         taught_AK = gather((batch["teacher_weights"] > 0) & batch["teacher_tokens"].any(-1))
-        prompts_K = taught_AK.view(-1, record.group_size, taught_AK.shape[1]).any(1).sum(0).tolist()
+        groups_A = torch.arange(len(taught_AK), device=taught_AK.device) // record.group_size
+        prompts_K = [groups_A[taught_A].unique().numel() for taught_A in taught_AK.T]
         names = self._names
         return TeacherCounts(
             dict(zip(names, tokens, strict=True)), dict(zip(names, prompts_K, strict=True)), sum(could_K) - sum(tokens)
