@@ -222,13 +222,12 @@ class RolloutTotals:
     def teaching(self) -> dict[str, dict[str, int]]:
         """The tokens and prompts of each teacher, under the names of `summary.json`."""
         return {
-            name: {"tokens": num_tokens, "prompts": self.prompts_by_teacher[name]}
+            name: {"tokens": num_tokens, "prompts": self.prompts_by_teacher.get(name, 0)}
             for name, num_tokens in self.tokens_by_teacher.items()
         }
 
-    def add_teachers(self, tokens: Mapping[str, int], prompts: Mapping[str, int], tokens_saved: int) -> None:
-        """Add the tokens that teachers read in a rollout, the prompts that they taught, and the tokens saved."""
-        self.tokens_saved += tokens_saved
+    def add_teachers(self, *, tokens: Mapping[str, int] = {}, prompts: Mapping[str, int] = {}) -> None:
+        """Add the tokens that teachers read and the prompts that they taught."""
         for sums, counts in ((self.tokens_by_teacher, tokens), (self.prompts_by_teacher, prompts)):
             for name, count in counts.items():
                 sums[name] = sums.get(name, 0) + count

@@ -98,7 +98,7 @@ class AnsweredRows:
             for i, group in enumerate(of_task[: len(pairs_by_task[task]) // size])
         }
         taught = Counter(answer.teacher for pairs in answered.values() for _, answer in pairs)
-        self._trainer.totals.add_teachers({}, taught, 0)
+        self._trainer.totals.add_teachers(prompts=taught)
         return {group: [(row, answer.text) for row, answer in pairs] for group, pairs in answered.items()}
 
     def _add_answered(
@@ -117,7 +117,7 @@ class AnsweredRows:
 
 def _count(trainer: Any, teacher: str, num_tokens: int, flops: float) -> None:
     """Count what a teacher read and wrote for its answers' sake."""
-    trainer.totals.add_teachers({teacher: num_tokens}, {teacher: 0}, 0)
+    trainer.totals.add_teachers(tokens={teacher: num_tokens})
     trainer.flop_meter.add("answers", flops, teacher)
 
 

@@ -37,7 +37,6 @@ from rld.types import SIGNALS, Row, Task, skill_of
 _MOST_TRIES = 100
 """Rows that are drawn for a gold answer; before a run a sample of the rows is checked, so that few are unusable."""
 
-
 _NUM_MEASURED = 16
 """Rows of a skill by which the length of its gold answers is measured."""
 

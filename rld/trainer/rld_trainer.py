@@ -250,7 +250,8 @@ class RLDTrainer(GRPOHooks):
     def _score_with_teachers(self, batch: RolloutBatch, record: RolloutRecord) -> None:
         report = self._teacher_scoring.score(batch, record, self.state.global_step)
         self.events += report.events
-        self.totals.add_teachers(report.counts.tokens, report.counts.prompts, report.counts.tokens_saved)
+        self.totals.add_teachers(tokens=report.counts.tokens, prompts=report.counts.prompts)
+        self.totals.tokens_saved += report.counts.tokens_saved
         for name, value in report.metrics.items():
             self._metrics["train"][name].append(value)
 

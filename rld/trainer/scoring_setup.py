@@ -43,12 +43,12 @@ def gate_of(trainer: Any, verify: Verify | None) -> TeacherGate | LabelGate | No
         verify: Gives 1 to correct answers. None: there is no such function.
     """
     args, teachers = trainer.args, trainer.teachers
-    if args.gate != "per_prompt" or not teachers or (verify is None and not args.labels):
+    is_gated = args.gate == "per_prompt" and bool(teachers)
+    if is_gated and args.labels:
+        return LabelGate(teachers, args.labels, trainer.accelerator)
+    if not is_gated or verify is None:
         _warn_of_unverified(teachers, trainer.runtime.teachers_SK)
         return None
-    if args.labels:
-        return LabelGate(teachers, args.labels, trainer.accelerator)
-    assert verify is not None
     resamples = trainer.runtime.controller.required_measurements.resampled_answers
     return TeacherGate(
         teachers,
