@@ -289,13 +289,13 @@ def _cost(context: RunContext, stage: Stage, record: Mapping[str, Any], steps: i
 
 def _spent_on(plan: PlannedStage, result: StageResult, prices: Prices | None) -> Iterator[str]:
     """Yield the table of what the stage's operations were for, if that is more than one thing."""
-    every = purposes(result, plan)
-    if len(every) < 2:
+    stage_purposes, spending = purposes(result, plan), stage_spending(result)
+    if len(stage_purposes) < 2:
         return
     heads = [*HEADS, *([] if prices is None else [prices.currency, f"{prices.currency} a point"])]
     yield f"\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}"
-    for one in every:
-        row = cells(one, result) + ([] if prices is None else money(one, result, stage_spending(result), prices))
+    for purpose in stage_purposes:
+        row = cells(purpose, result) + ([] if prices is None else money(purpose, result, spending, prices))
         yield f"| {' | '.join(map(_cell, row))} |"
     yield f"\n{ABOUT}"
 

@@ -72,8 +72,7 @@ def money(purpose: Purpose, result: StageResult, spending: StageSpending, prices
     if purpose.teacher is not None and purpose.teacher in prices.apis:
         cost = spending.api_cost(purpose.teacher, prices)
     else:
-        parts = [result.flops_by_part.get(account, {}) for account in _OF_TEACHERS]
-        of_apis = sum(flops for of_account in parts for name, flops in of_account.items() if name in prices.apis)
+        of_apis = sum(flops for name, flops in _flops_by_teacher(result).items() if name in prices.apis)
         of_machine = sum(result.flops_by_account.values()) - of_apis
         cost = spending.machine_cost(prices) * purpose.flops / of_machine if of_machine else 0.0
     gain = spending.gain or 0.0
@@ -87,10 +86,18 @@ def _teachers(result: StageResult, plan: PlannedStage) -> Iterator[Purpose]:
     gold = plan.signals.get("gold")
     if isinstance(gold, dict) and gold.get("answers") == "teachers":
         signals.append("gold")
-    accounts = [result.flops_by_part.get(account, {}) for account in _OF_TEACHERS]
-    for name in dict.fromkeys([*result.teaching, *(name for parts in accounts for name in parts)]):
-        flops = sum(parts.get(name, 0.0) for parts in accounts)
+    flops_by_teacher = dict.fromkeys(result.teaching, 0.0) | _flops_by_teacher(result)
+    for name, flops in flops_by_teacher.items():
         yield Purpose(f"teacher {name}", ", ".join(signals) or plan.kind, flops, name)
+
+
+def _flops_by_teacher(result: StageResult) -> dict[str, float]:
+    """Return the operations of each teacher whose operations are known, over all accounts."""
+    sums: dict[str, float] = {}
+    for account in _OF_TEACHERS:
+        for name, flops in result.flops_by_part.get(account, {}).items():
+            sums[name] = sums.get(name, 0.0) + flops
+    return sums
 
 
 def _others(result: StageResult, plan: PlannedStage) -> Iterator[Purpose]:
@@ -98,7 +105,7 @@ def _others(result: StageResult, plan: PlannedStage) -> Iterator[Purpose]:
     signals = [name for name in SIGNALS if plan.signals.get(name) is not None]
     what = "completions, and updates on them" if plan.kind == "distill" else "updates on rows"
     flops = result.flops_by_account.get("generation", 0.0) + parts.get("updates", 0.0)
-    every = [Purpose(what, ", ".join(signals) or plan.kind, flops)]
-    every += [Purpose(*_OF_STUDENT[part], parts.get(part, 0.0)) for part in _OF_STUDENT]
-    every.append(Purpose("protected skills", "retain", result.flops_by_account.get("retention", 0.0)))
-    yield from (purpose for purpose in every if purpose.flops)
+    others = [Purpose(what, ", ".join(signals) or plan.kind, flops)]
+    others += [Purpose(*_OF_STUDENT[part], parts.get(part, 0.0)) for part in _OF_STUDENT]
+    others.append(Purpose("protected skills", "retain", result.flops_by_account.get("retention", 0.0)))
+    yield from (purpose for purpose in others if purpose.flops)

@@ -63,12 +63,11 @@ def _purposes(history: RunHistory, prices: Prices) -> str:
     """Return the table of what the stages' operations were for, of stages with more than one purpose."""
     rows = []
     for stage in history.stages:
-        every = [] if stage.result is None else purposes(stage.result, stage.plan)
-        if stage.result is None or len(every) < 2:
+        if stage.result is None:
             continue
-        spending = stage_spending(stage.result)
-        for one in every:
-            row = [stage.plan.name, *cells(one, stage.result), *money(one, stage.result, spending, prices)]
+        stage_purposes, spending = purposes(stage.result, stage.plan), stage_spending(stage.result)
+        for purpose in stage_purposes if len(stage_purposes) > 1 else ():
+            row = [stage.plan.name, *cells(purpose, stage.result), *money(purpose, stage.result, spending, prices)]
             rows.append(list(map(escape, row)))
     if not rows:
         return ""
