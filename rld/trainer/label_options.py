@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rld.errors import RecipeError
+from rld.trainer.option_checks import require_choice
 from rld.utils.label_words import LabelWords
 
 _CALIBRATIONS = "none", "length", "content_free", "prior_matching"
@@ -34,8 +35,7 @@ def take_labels(args: Any) -> None:
     for name, (is_refused, fix) in options.items():
         if is_refused:
             raise RecipeError(f"{name}: where completions are labels it should be {fix}")
-    if args.label_calibration not in _CALIBRATIONS:
-        raise RecipeError(f"label_calibration: {args.label_calibration!r} is none of {', '.join(_CALIBRATIONS)}")
+    require_choice("label_calibration", args.label_calibration, _CALIBRATIONS)
     _check_words(args.label_words, args.synonyms or {})
     for skill in args.labels if args.label_calibration == "content_free" else ():
         if not (args.content_free_prompts or {}).get(skill):
