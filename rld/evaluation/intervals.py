@@ -12,7 +12,7 @@ from rld.evaluation.metric import RowMean, ScoreMetric
 NUM_RESAMPLES = 1000
 """Samples of rows, which place the ends of an interval within a few hundredths of its length."""
 
-_NORMAL = 1.96
+REACH = 1.96
 """Standard errors on each side of a mean in its 95% interval, of a normal distribution."""
 
 _ENDS = (2.5, 97.5)
@@ -24,7 +24,7 @@ def interval(metric: ScoreMetric, columns: Mapping[str, Any], options: Mapping[s
 
     The draws are the same in each call, so that the same rows give the same interval. Scores of a metric that is larger
     on rows with repetitions are lowered by the difference of their mean and the score of all rows. Where the score is
-    the share of correct rows and all are correct, or none, every draw has that score, and the ends are Wilson's.
+    a mean over rows that all have 1, or all 0, every draw has that score, and the ends are Wilson's for a share.
 
     Args:
         metric: Computes the score.
@@ -39,7 +39,7 @@ def interval(metric: ScoreMetric, columns: Mapping[str, Any], options: Mapping[s
     if isinstance(metric, RowMean):
         row_values = np.asarray(metric.row_values(**columns, **options), dtype=float)
         if (row_values == 1).all() or (row_values == 0).all():
-            reach = _NORMAL**2 / (num_rows + _NORMAL**2)
+            reach = REACH**2 / (num_rows + REACH**2)
             return (1 - reach, 1.0) if row_values[0] else (0.0, reach)
         values = [row_values[pick].mean() for pick in picks]
     else:

@@ -18,6 +18,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rld.errors import RecipeError
+from rld.evaluation.intervals import REACH
 from rld.evaluation.measured import MeasuredScore, MeasuredScores
 from rld.recipe import registry
 from rld.recipe.evaluation import LmEval
@@ -26,9 +27,6 @@ from rld.utils.suggestions import nearest
 
 _NUM_RESAMPLES = 100
 """Of metrics that are no means over rows, whose standard errors lm-eval computes by a bootstrap."""
-
-_ERRORS = 1.96
-"""Standard errors on either side of a score in its 95% interval."""
 
 
 def build(options: LmEval, source: Path, *, is_chat: bool) -> LmEvalEvaluator:
@@ -99,7 +97,7 @@ class LmEvalEvaluator:
                 continue
             name = metric if filtered == "none" else f"{metric} ({filtered})"
             error = values.get(f"{metric}_stderr,{filtered}")
-            spread = _ERRORS * error if isinstance(error, (int, float)) and math.isfinite(error) else 0.0
+            spread = REACH * error if isinstance(error, (int, float)) and math.isfinite(error) else 0.0
             low, high = float(value - spread), float(value + spread)
             if is_better.get(metric) and 0 <= value <= 1:
                 main.append(name)

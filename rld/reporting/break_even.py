@@ -17,9 +17,7 @@ from statistics import fmean, median, stdev
 from typing import NamedTuple
 
 from rld.recipe.prices import Prices
-
-_NORMAL = 1.96
-"""Standard errors on each side of a mean in its 95% interval."""
+from rld.reporting.score_records import REACH
 
 _MILLION = 1e6
 
@@ -42,7 +40,7 @@ class Band(NamedTuple):
     def of_mean(cls, values: Sequence[float]) -> Band:
         """Return the mean of samples with its 95% interval, which does not reach below the least sample."""
         mean = fmean(values)
-        error = _NORMAL * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+        error = REACH * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
         return cls(max(mean - error, min(values)), mean, mean + error)
 
     def each(self, function: Callable[[float], float]) -> Band:
