@@ -10,7 +10,7 @@ import pytest
 
 from rld.cli import main
 from rld.errors import ModelError
-from rld.models.throughput import measure_throughput
+from rld.models.throughput import Throughput, measure_throughput
 from rld.recipe.prices import Prices, read_prices
 from rld.utils import files
 from tests.support import tiny
@@ -41,7 +41,18 @@ stages:
 """
 
 
-def test_a_run_says_what_it_cost_and_when_it_pays(whole, tmp_path, capsys):
+@pytest.fixture
+def speed_by_size(monkeypatch):
+    """Models whose speed goes by their parameters, however busy the machine is."""
+
+    def measure(model, num_read: float, num_written: float, batch: int) -> Throughput:
+        seconds = model.num_parameters() * 1e-9
+        return Throughput([seconds / 4] * 3, [seconds] * 3, 4 * model.num_parameters())
+
+    monkeypatch.setattr("rld.pipeline.cost.measure_throughput", measure)
+
+
+def test_a_run_says_what_it_cost_and_when_it_pays(whole, speed_by_size, tmp_path, capsys):
     predictions = whole / "predictions" / "learn"
     shutil.copy(predictions / "after.jsonl", predictions / "teacher" / "big.jsonl")  # answers of the same length
     assert main(["cost", str(whole), "--batch", "2"]) == 0
