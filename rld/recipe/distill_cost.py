@@ -62,8 +62,7 @@ def distill_flops(
         assumed: What shows only when the stage runs.
     """
     skills = stage.skills or sizes.skills
-    lengths, step = sizes.lengths(skills), _mean_step(stage, sizes, assumed)
-    num_ticks = stage.steps // stage.controller.decide_every
+    lengths, step, num_ticks = sizes.lengths(skills), _mean_step(stage, sizes, assumed), _num_ticks(stage)
     measured_tokens = stage.controller.required_measurements.gold_rows * len(skills) * lengths.total
     flops: dict[Account, float] = {
         "generation": 0.0,
@@ -96,6 +95,12 @@ def distill_flops_range(stage: Any, student: int, teachers: Mapping[str, int], s
     ends = [Assumptions(solved, *end) for solved in (0.0, 1.0) for end in ((None, True, 0), longest)]
     totals = [sum(distill_flops(stage, student, teachers, sizes, end).values()) for end in ends]
     return min(totals), max(totals)
+
+
+def _num_ticks(stage: Any) -> int:
+    """Return how often a stage's controller decides; one that sets the share of gold answers also after one update."""
+    num_first = int(stage.has_gold_prompts and stage.gold.share is None)
+    return num_first + int((stage.steps - num_first) // stage.controller.decide_every)
 
 
 def _mean_step(stage: Any, sizes: Sizes, assumed: Assumptions) -> _Step:

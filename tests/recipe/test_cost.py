@@ -146,6 +146,19 @@ def test_gold_answers_are_most_prompts_until_the_rows_repeat(tmp_path, num_rows,
     assert flops["generation"] == pytest.approx((1 - share) * 2 * size * 8 * 8 * (7 + 2 * 5))
 
 
+@pytest.mark.parametrize(("gold", "steps", "num_ticks"), [({}, 5, 2), ({}, 4, 1), (None, 5, 1), ({"share": 0.5}, 5, 1)])
+def test_a_controller_that_sets_the_share_of_gold_answers_measures_after_the_first_update_too(
+    tmp_path, gold, steps, num_ticks
+):
+    made = recipe().model_dump()
+    made["stages"][1] |= {"signals": {"policy": {}, "response": {}, "gold": gold}, "steps": steps}
+    size, flops = parameters({"model_type": "llama", **SMALL}), []
+    for controller in ({"kind": "fixed"}, {"kind": "gradient_alignment", "gold_rows": 3}):
+        made["stages"][1]["controller"] = {**controller, "decide_every": 4}
+        flops.append(stage_costs(Recipe.model_validate(made), tmp_path, ROWS)["two"].flops_by_account["student"])
+    assert flops[1] - flops[0] == num_ticks * 2 * size * 3 * 12
+
+
 @pytest.mark.parametrize(("num_rows", "num_asked", "num_most"), [(math.inf, 40, 320), (30, 30, 30)])
 def test_teachers_write_answers_that_are_learnt_once_for_a_row(tmp_path, num_rows, num_asked, num_most):
     made = recipe().model_dump()
