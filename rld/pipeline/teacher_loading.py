@@ -81,7 +81,7 @@ class TeacherLoader:
     def _reads_probes(self, stage: Distill) -> bool:
         """Return whether only probes tell a stage how often its teachers are correct."""
         use, folder = self._context.recipe.verifier_in_use.use, self._context.source.parent
-        return stage.reads_probes(can_ask=stage.audit is not None or registry.can_judge(use, folder))
+        return stage.reads_probes(can_judge=registry.can_judge(use, folder))
 
     def probe(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from rld.recipe import registry
 from rld.recipe.schema import Recipe
 from rld.recipe.sizes import Lengths, Sizes, StageCost
 
@@ -16,6 +17,9 @@ def stage_costs(recipe: Recipe, relative_to: Path, rows: Mapping[str, Lengths] |
         recipe: The recipe.
         relative_to: The folder that paths in the recipe are relative to.
         rows: The lengths of each skill's rows. None: prompts of no tokens and the longest answers.
+
+    Raises:
+        LibraryError: the recipe's verifier does not exist.
     """
     skills = list(recipe.skills)
     sizes = Sizes(
@@ -27,6 +31,7 @@ def stage_costs(recipe: Recipe, relative_to: Path, rows: Mapping[str, Lengths] |
         rows or {},
         labels=recipe.label_words,
         blocks=recipe.blocks,
+        can_judge=registry.can_judge(recipe.verifier_in_use.use, relative_to),
     )
     costs = {}
     for stage in recipe.stages:

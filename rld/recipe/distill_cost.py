@@ -153,10 +153,10 @@ def _teacher_flops(
         share = len(spec.skills) / len(skills) if spec.skills is not None else 1 / len(teachers)
         own = step.num_prompts * lengths.answer if spec.prompt is not None and has_answer(spec.prompt) else 0.0
         flops["teachers"] += stage.steps * share * forward_flops(size, own + step.read_tokens)
-        if stage.gate == "per_prompt" and not stage.learns_labels:
+        if stage.has_gate(can_judge=sizes.can_judge) and not stage.learns_labels:
             flops["gate"] += share * forward_flops(size, num_asked * (lengths.answer + decoded))
         probed = {*(spec.skills or skills)} & {*skills} - {*sizes.blocks}  # a document asks for no answer
-        num_probes = len(probed) * spec.num_probes(are_read=stage.reads_probes())
+        num_probes = len(probed) * spec.num_probes(are_read=stage.reads_probes(can_judge=sizes.can_judge))
         flops["answers"] += forward_flops(size, num_probes * (lengths.prompt + num_tries * lengths.answer))
         if stage.learns_teachers:
             num_tokens = _num_answered(stage, sizes, step, assumed) * (lengths.prompt + completion)

@@ -118,7 +118,7 @@ class Lengths(NamedTuple):
 
 @dataclass
 class Sizes:
-    """The sizes of a recipe's models.
+    """The sizes of a recipe's models, and what else of a recipe decides what its stages cost.
 
     Attributes:
         models: The recipe's models.
@@ -130,6 +130,7 @@ class Sizes:
             answers.
         labels: The words of the labels of each skill of labelled rows.
         blocks: The most tokens of a row of each skill of documents.
+        can_judge: Whether the recipe's verifier can be asked about any text.
     """
 
     models: Mapping[str, AnyModel]
@@ -140,6 +141,7 @@ class Sizes:
     rows: Mapping[str, Lengths] = field(default_factory=dict)
     labels: Mapping[str, LabelWords] = field(default_factory=dict)
     blocks: Mapping[str, int] = field(default_factory=dict)
+    can_judge: bool = True
     _sizes: dict[str, int | None] = field(default_factory=dict)
     _configs: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     """The configurations of the models of stages."""

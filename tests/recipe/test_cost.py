@@ -133,6 +133,22 @@ def test_a_teacher_is_probed_on_its_skills_where_no_gate_measures_it(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("verifier", "audit", "has_gate"),
+    [("judge", None, False), ("judge", {"use": "./own.py:plain"}, True), ("plain", None, True)],
+)
+def test_a_teacher_is_probed_where_the_verifier_cannot_answer_the_gate(tmp_path, verifier, audit, has_gate):
+    (tmp_path / "own.py").write_text(
+        "def judge(completions, *, model, tokenizer, **columns): ...\ndef plain(completions, **columns): ...\n"
+    )
+    made = recipe().model_dump() | {"verifier": {"use": f"./own.py:{verifier}"}}
+    made["stages"][1]["audit"] = audit
+    size = parameters({"model_type": "llama", **SMALL})
+    flops = stage_costs(Recipe.model_validate(made), tmp_path, ROWS)["two"].flops_by_account
+    assert (flops["gate"] > 0) == has_gate
+    assert flops["answers"] == (0 if has_gate else 2 * size * 32 * 12)
+
+
+@pytest.mark.parametrize(
     ("num_rows", "longest", "share"),
     [(math.inf, 10, 31 / 32), (math.inf, 11, 233 / 256), (3.875, 10, 55 / 128), (0, 10, 1 / 4)],
 )

@@ -16,6 +16,7 @@ from rld.recipe.demand import distill_demand
 from rld.recipe.distill_cost import distill_flops, distill_flops_range
 from rld.recipe.document import Loc, RecipeProblem
 from rld.recipe.gold import described_gold, gold_in_use, require_possible_gold
+from rld.recipe.labels import require_possible_labels
 from rld.recipe.names import RecipeNames, check_member, items
 from rld.recipe.own_prompts import average_bytes, own_prompt_problem
 from rld.recipe.perturbations import ExperimentSpec
@@ -115,8 +116,12 @@ class Distill(TrainingStage):
         return self
 
     @model_validator(mode="after")
-    def _gold_answers_and_own_prompts_are_possible(self) -> Distill:
+    def _gold_answers_are_possible(self) -> Distill:
         require_possible_gold(self)
+        return self
+
+    @model_validator(mode="after")
+    def _own_prompts_are_possible(self) -> Distill:
         if (problem := own_prompt_problem(self)) is not None:
             raise problem
         return self
@@ -141,31 +146,7 @@ class Distill(TrainingStage):
 
     @model_validator(mode="after")
     def _labels_can_be_learnt(self) -> Distill:
-        response = self.signals.response
-        if not self.learns_labels:
-            if response is not None and response.calibration != "none":
-                message = "it is that of labels, and needs rollout.completions: labels"
-                raise OptionError(message, "signals", "response", "calibration")
-            return self
-        reasons = {
-            "signals.policy": (self.signals.policy, "there are no samples to reinforce"),
-            "signals.feature": (self.signals.feature, "distributions over labels are matched, and not tokens"),
-            "signals.response.token_weights": (response and response.token_weights, "labels are weighted, not tokens"),
-            "cache": (self.cache, "it keeps what teachers say of gold answers"),
-            "audit": (self.audit, "it checks what the student samples"),
-            "retain": (self.retain, "protect skills in another stage"),
-            "capacity.act": (
-                self.capacity and self.capacity.act == "soften",
-                "distributions over tokens are softened; report and reinforce are possible",
-            ),
-            "distill_on": (self.distill_on != "all", "there are no samples that could fail"),
-        }
-        for name, (is_set, reason) in reasons.items():
-            if is_set:
-                raise OptionError(f"rollout.completions: labels goes without it: {reason}", *name.split("."))
-        if response is None or not self.teachers:
-            message = "labels are learnt from teachers: set teachers and signals.response"
-            raise OptionError(message, "rollout", "completions")
+        require_possible_labels(self)
         return self
 
     @model_validator(mode="after")
@@ -231,9 +212,22 @@ class Distill(TrainingStage):
         """How gold answers are learnt; None: none is, but for what a teacher teaches on."""
         return gold_in_use(self)
 
-    def reads_probes(self, *, can_ask: bool = True) -> bool:
-        """Return whether only probes tell the stage how often teachers are correct; the gate does if it `can_ask`."""
-        is_gated = self.gate == "per_prompt" and can_ask and getattr(self.controller, "use_gate_counts", True)
+    def has_gate(self, *, can_judge: bool) -> bool:
+        """Return whether a gate decides per prompt which teachers teach.
+
+        Args:
+            can_judge: Whether the verifier can be asked about any text. An audit always can, and labels need neither.
+        """
+        has_judge = can_judge or self.audit is not None or self.learns_labels
+        return self.gate == "per_prompt" and has_judge
+
+    def reads_probes(self, *, can_judge: bool) -> bool:
+        """Return whether only probes tell the stage how often teachers are correct, and not what the gate counts.
+
+        Args:
+            can_judge: Whether the verifier can be asked about any text.
+        """
+        is_gated = self.has_gate(can_judge=can_judge) and getattr(self.controller, "use_gate_counts", True)
         return (self.controller.kind == "gap" or self.capacity is not None) and not is_gated
 
     @property
