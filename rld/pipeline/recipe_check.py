@@ -102,7 +102,7 @@ def check_recipe(recipe: Recipe, source: Path, deep: bool = False) -> CheckResul
     summaries = [
         text_summary(source, recipe.blocks[skill], encoder, characters_per_token)
         if skill in recipe.blocks
-        else row_summary(source, encoder, characters_per_token)
+        else row_summary(source, recipe.label_words.get(skill), encoder, characters_per_token)
         for skill, source in sources.items()
     ]
     cautions += [*learning_rate_cautions(recipe), *seconds_cautions(recipe), *unreachable_rule_cautions(recipe)]

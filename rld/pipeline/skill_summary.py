@@ -11,6 +11,7 @@ from typing import Any
 from rld.data.skill_rows import SkillRows
 from rld.recipe.sizes import Lengths
 from rld.types import Row
+from rld.utils.label_words import LabelWords
 
 _NUM_CHARACTERS = 200_000
 """Characters of documents by which the tokens of all are estimated; a tokenizer reads them in half a second."""
@@ -33,7 +34,7 @@ class SkillSummary:
         longest_answer: Characters of the longest gold answer.
         prompt: One prompt, as a model reads it.
         answer: Its gold answer.
-        lengths: Mean numbers of tokens of prompts and of the gold answers that there are.
+        lengths: Mean numbers of tokens of prompts, of the gold answers that there are, and of words that say labels.
     """
 
     skill: str
@@ -71,14 +72,26 @@ class TextSummary:
     lengths: Lengths
 
 
-def row_summary(source: SkillRows, encoder: Any, characters_per_token: float) -> SkillSummary:
-    """Return the summary of a skill's rows; `encoder` is a `PromptEncoder`, or None where only characters are known."""
+def row_summary(source: SkillRows, words: LabelWords | None, encoder: Any, characters_per_token: float) -> SkillSummary:
+    """Return the summary of a skill's rows.
+
+    Args:
+        source: The rows.
+        words: Those that say its labels. None: it has none.
+        encoder: A `PromptEncoder`. None: its tokens are not known.
+        characters_per_token: Assumed without an encoder.
+    """
     rows = [row for _, row in source.examples()]
-    if encoder is None:
-        sizes = [(len(_text(row)) / characters_per_token, len(row["answer"]) / characters_per_token) for row in rows]
-    else:
-        encoded = encoder.encode_rows([row["prompt"] for row in rows], [row["answer"] for row in rows])
-        sizes = [(len(prompt_ids), len(answer_ids)) for prompt_ids, answer_ids in encoded]
+
+    def lengths(prompts: Sequence[Any], answers: Sequence[str]) -> list[tuple[float, float]]:
+        if encoder is not None:
+            return [(len(prompt), len(answer)) for prompt, answer in encoder.encode_rows(prompts, answers)]
+        texts = zip(map(_text, prompts), answers, strict=True)
+        return [(len(prompt) / characters_per_token, len(answer) / characters_per_token) for prompt, answer in texts]
+
+    sizes = lengths([row["prompt"] for row in rows], [row["answer"] for row in rows])
+    texts = [text for _, text in words.completions] if words is not None else []
+    label_sizes = [size for _, size in lengths([rows[0]["prompt"]] * len(texts), texts)]
     answers_by_prompt: dict[str, set[str]] = {}
     for row in rows:
         answers_by_prompt.setdefault(str(row["prompt"]), set()).update(filter(None, [row["answer"]]))
@@ -96,7 +109,7 @@ def row_summary(source: SkillRows, encoder: Any, characters_per_token: float) ->
         max(len(row["answer"]) for row in rows),
         prompt_text(example["prompt"], encoder),
         example["answer"],
-        Lengths(prompt, answer, num_rows, has_answer * num_rows),
+        Lengths(prompt, answer, num_rows, has_answer * num_rows, fmean(label_sizes) if label_sizes else None),
     )
 
 
@@ -114,8 +127,7 @@ def _mean_answer(rows: Sequence[Row], sizes: Sequence[float]) -> float:
     return fmean([size for row, size in zip(rows, sizes, strict=True) if row["answer"]] or [0.0])
 
 
-def _text(row: Row) -> str:
-    prompt = row["prompt"]
+def _text(prompt: Any) -> str:
     return prompt if isinstance(prompt, str) else "".join(message["content"] for message in prompt)
 
 

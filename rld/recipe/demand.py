@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rld.controllers.gold_share import NEW_SHARE
-from rld.recipe.distill_cost import gold_share
+from rld.recipe.distill_cost import fixed_completion, gold_share
 from rld.recipe.hardware import Demand
 from rld.recipe.sizes import Sizes
 from rld.utils.flops import frozen_bytes, training_bytes
@@ -36,7 +36,7 @@ def distill_demand(stage: Any, num_parameters: int, teacher_bytes: int, sizes: S
         sizes: The sizes of the recipe.
     """
     skills, rollout, shape = stage.skills or sizes.skills, stage.rollout, sizes.shape(stage.student)
-    prompt, answer, *_ = sizes.lengths(skills)
+    prompt, answer = sizes.lengths(skills).prompt, fixed_completion(stage, sizes)
     num_completions = rollout.num_completions(sizes.num_words(skills))
     mean_share = least_share = most_share = gold_share(stage, sizes)
     if stage.has_gold_prompts and stage.gold.share is None:

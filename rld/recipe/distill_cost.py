@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -112,9 +112,9 @@ def _mean_step(stage: Any, sizes: Sizes, assumed: Assumptions) -> _Step:
     num_prompts = rollout.prompts * (1 - gold_share(stage, sizes, assumed.solved))
     num_gold = (rollout.prompts - num_prompts) * num_completions  # each with a prompt of its own
     completion = lengths.answer if assumed.completion is None else assumed.completion
-    num_unread = 2 if stage.learns_labels and not _have_ends(sizes, skills) else 1  # the last token predicts nothing
-    fixed_read = (num_completions - num_sampled) * max(lengths.answer - num_unread, 0)
-    read = num_sampled * max(completion - 1, 0) + fixed_read
+    fixed = fixed_completion(stage, sizes)
+    # The last token of a completion predicts nothing.
+    read = num_sampled * max(completion - 1, 0) + (num_completions - num_sampled) * max(fixed - 1, 0)
     return _Step(
         num_prompts,
         num_prompts * lengths.prompt,
@@ -125,9 +125,17 @@ def _mean_step(stage: Any, sizes: Sizes, assumed: Assumptions) -> _Step:
     )
 
 
-def _have_ends(sizes: Sizes, skills: Sequence[str]) -> bool:
-    """Return whether the end of an answer is a part of labels, as it is of gold answers."""
-    return any(begins_another(sizes.labels[skill].words) for skill in skills if skill in sizes.labels)
+def fixed_completion(stage: Any, sizes: Sizes) -> float:
+    """Return the mean tokens of a stage's completions that are not sampled: gold answers, or words that say labels.
+
+    The end of an answer is a part of labels where the words of one begin with those of another.
+    """
+    skills = stage.skills or sizes.skills
+    if not stage.learns_labels:
+        return sizes.lengths(skills).answer
+    return sizes.label_length(skills) + any(
+        begins_another(sizes.labels[skill].words) for skill in skills if skill in sizes.labels
+    )
 
 
 def _teacher_flops(

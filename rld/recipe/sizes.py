@@ -109,6 +109,8 @@ class Lengths(NamedTuple):
     """Rows that are trained on; infinite for a generator."""
     num_answered: float = math.inf
     """Of these, those with a gold answer; infinite for a generator."""
+    label: float | None = None
+    """Of the words that say its labels, synonyms included, without an end. None: those of its gold answers."""
 
     @property
     def total(self) -> float:
@@ -165,6 +167,12 @@ class Sizes:
         rows = [self.rows.get(skill, Lengths(0.0, most)) for skill, most in zip(skills, longest, strict=True)]
         answers = [min(row.answer, most) for row, most in zip(rows, longest, strict=True)]
         return Lengths(fmean(row.prompt for row in rows), fmean(answers))
+
+    def label_length(self, skills: Sequence[str]) -> float:
+        """Return the mean tokens of the words that say the labels of skills with equal shares, without an end."""
+        lengths = [self.rows[skill].label if skill in self.rows else None for skill in skills]
+        gold_lengths = (self.lengths([skill]).answer - 1 for skill in skills)
+        return fmean(gold if label is None else label for label, gold in zip(lengths, gold_lengths, strict=True))
 
     def num_words(self, skills: Sequence[str]) -> list[int]:
         """Return how many words say the labels of each skill, synonyms included; 1 where it has no labels."""

@@ -15,6 +15,7 @@ from transformers import LlamaForCausalLM
 from rld.cli import main
 from rld.errors import RecipeError
 from rld.pipeline import sft
+from rld.pipeline.recipe_check import check_recipe
 from rld.recipe.reading import read_recipe
 from tests.support.fleet import FLEET
 from tests.support.runs import one_thread  # noqa: F401
@@ -105,6 +106,17 @@ def test_teachers_are_asked_for_the_synonyms_of_a_recipe(tmp_path, capsys):
         entries = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
         losses += [entry["loss/response"] for entry in entries if "loss/response" in entry]
     assert len(set(losses)) == 2
+
+
+@pytest.mark.parametrize(("synonyms", "length"), [({}, 16 / 3), ({"A": [" fruits"], "C": [" ear"]}, 27 / 5)])
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_plan_has_the_mean_length_of_all_words_of_labels(tmp_path, synonyms, length, deep):
+    path = written(tmp_path)
+    tree = yaml.safe_load(path.read_text())
+    tree["skills"]["topics"]["synonyms"] = synonyms
+    path.write_text(yaml.safe_dump(tree))
+    (summary,) = check_recipe(read_recipe(path), path, deep).skills
+    assert summary.lengths.label == pytest.approx(length), "a token is a character"
 
 
 def test_a_teachers_labels_are_learnt_by_fine_tuning_where_they_are_right_or_none_is_known(tmp_path, monkeypatch):

@@ -236,9 +236,12 @@ def test_all_words_of_labels_are_read_but_for_their_last_token(tmp_path, words, 
     made["stages"][1] |= {"rollout": {"prompts": 3, "completions": "labels"}}
     made["stages"][1]["teachers"]["t"]["probe_prompts"] = 6
     size = parameters({"model_type": "llama", **SMALL})
-    flops = stage_costs(Recipe.model_validate(made), tmp_path, ROWS)["two"].flops_by_account
-    assert flops["teachers"] == 2 * size * 5 * 3 * (7 + 4 * num_read)
-    assert flops["answers"] == 2 * size * 6 * (7 + 2 * 5), "probes are by the labels' own words"
+    for words_length in (None, 6.0):
+        rows = {"s": ROWS["s"]._replace(label=words_length)}
+        flops = stage_costs(Recipe.model_validate(made), tmp_path, rows)["two"].flops_by_account
+        num_more = 0 if words_length is None else 6 - 4
+        assert flops["teachers"] == 2 * size * 5 * 3 * (7 + 4 * (num_read + num_more))
+        assert flops["answers"] == 2 * size * 6 * (7 + 2 * 5), "probes are by the labels' own words"
 
 
 def test_a_teacher_whose_answers_are_learnt_is_counted(tmp_path):
