@@ -71,7 +71,8 @@ def cost(run: Path, source: Path | None, prices: Prices | None, requests_per_day
     if unknown:
         raise UsageError(f"apis: no teacher is called {unknown[0]!r}{hint(unknown[0], names)}")
     stages = {stage.name: stage_spending(results[stage.name]) for stage in recipe.stages}
-    report = CostReport(list(stages.values()), prices, requests_per_day)
+    cautions = [*_uncounted(recipe, stages, prices)]
+    report = CostReport(list(stages.values()), prices, requests_per_day, cautions=cautions)
     if taught:
         source = paths.find_recipe_file() if source is None else source
         loader = ModelLoader(recipe, source, paths.stage_result, lambda count: [], lambda flops: None)
@@ -95,6 +96,17 @@ def _recipe(path: Path) -> Recipe:
         first = error.errors()[0]
         key, fix = ".".join(map(str, first["loc"])), "use the version that trained it"
         raise CheckpointError(f"{path} is not what this version of rld writes: {key}: {first['msg']}; {fix}") from error
+
+
+def _uncounted(recipe: Recipe, stages: Mapping[str, StageSpending], prices: Prices) -> Iterator[str]:
+    """Yield a sentence for each teacher that an API serves and stage that has no record of the tokens that it read."""
+    for stage in recipe.stages:
+        for name in stage.teacher_names:
+            if name in prices.apis and name not in stages[stage.name].teacher_tokens:
+                yield (
+                    f"stage {stage.name} has no record of the tokens that teacher {name} read, so what its API asked "
+                    "for them counts as 0; add it to `fixed` of the prices"
+                )
 
 
 def _teachers(stage: Stage) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from rld.reporting.html import page, scrolling, table
 from rld.reporting.series import number
 from rld.reporting.spending import energy, energy_note
 from rld.utils.console import SafeConsole
+from rld.utils.messages import tell
 
 _MILLION = 1e6
 
@@ -38,15 +39,20 @@ class _Section(NamedTuple):
 
 @dataclass
 class CostReport:
-    """The spending of a run's stages, and the comparisons of its student with its teachers."""
+    """The spending of a run's stages, and the comparisons of its student with its teachers.
+
+    Attributes:
+        cautions: What the costs leave out although it was to be paid, one sentence each.
+    """
 
     stages: Sequence[StageSpending]
     prices: Prices
     requests_per_day: float
     comparisons: list[Comparison] = field(default_factory=list)
+    cautions: Sequence[str] = ()
 
     def show(self) -> None:
-        """Print tables, assumptions and verdicts."""
+        """Print tables, assumptions, verdicts and cautions."""
         console = SafeConsole(highlight=False)
         for section in self._sections():
             terminal_table = Table(title=Text(f"\n{section.title}"), title_justify="left")
@@ -57,6 +63,8 @@ class CostReport:
             console.print(terminal_table)
         for text in [*self._assumptions(), *self.verdicts()]:
             console.print(f"- {text}", markup=False, soft_wrap=True)
+        for caution in self.cautions:
+            tell(f"caution: {caution}")
 
     def page(self, name: str) -> str:
         """Return the page of a run with this name."""
@@ -70,7 +78,7 @@ class CostReport:
             heads = [(escape(head), "" if i else "left") for i, head in enumerate(section.heads)]
             rows = [[escape(cell) for cell in row] for row in section.rows]
             parts.append(f"<h2>{escape(section.title)}</h2>{scrolling(table(heads, rows))}")
-        items = "".join(f"<li>{escape(text)}</li>" for text in self._assumptions())
+        items = "".join(f"<li>{escape(text)}</li>" for text in [*self.cautions, *self._assumptions()])
         parts.append(f"<h2>Assumptions</h2><ul>{items}</ul>")
         return page(f"{name}: rld cost", "".join(parts))
 

@@ -97,7 +97,16 @@ def test_a_teacher_on_a_server_costs_what_its_api_asks(whole, tmp_path, capsys):
     num_read = record["teaching"]["big"]["tokens"]
     assert 0 < num_read < record["teacher_tokens"]["scored"], "the other teacher is no API"
     requests = (30 + 0.2 * num_read) / (0.2 * 5)  # each prompt has five tokens
-    assert f"pays after {requests:.3g} requests" in capsys.readouterr().out
+    shown, told = capsys.readouterr()
+    assert f"pays after {requests:.3g} requests" in shown and "caution" not in told
+    summary = files.read_json(run / "summary.json")
+    del summary["stages"][1]["teaching"]
+    files.write_json(run / "summary.json", summary)
+    assert main(["cost", str(run), "--prices", str(prices), "--batch", "1"]) == 0
+    shown, told = capsys.readouterr()
+    assert "pays after 30 requests" in shown
+    assert "caution: stage learn has no record of the tokens that teacher big read" in told
+    assert "no record of the tokens that teacher big read" in (run / "cost.html").read_text()
 
 
 def test_a_model_whose_answers_are_learnt_is_a_teacher_too(whole, tmp_path, capsys):
