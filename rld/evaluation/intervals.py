@@ -23,8 +23,11 @@ def interval(metric: ScoreMetric, columns: Mapping[str, Any], options: Mapping[s
     """Return the ends of a score's 95% interval over rows: percentiles of the scores of rows drawn with replacement.
 
     The draws are the same in each call, so that the same rows give the same interval. Scores of a metric that is larger
-    on rows with repetitions are lowered by the difference of their mean and the score of all rows. Where the score is
-    a mean over rows that all have 1, or all 0, every draw has that score, and the ends are Wilson's for a share.
+    on rows with repetitions are lowered by the difference of their mean and the score of all rows.
+
+    Where the score is a mean over rows that all have 1, or all 0, every draw has that score, and the ends are Wilson's
+    for the share of rows that have 1, or that have more than 0. They hold for scores with partial credit too, such as
+    token F1: with values from 0 to 1 the mean is no smaller than the first share, and no larger than the second.
 
     Args:
         metric: Computes the score.

@@ -47,7 +47,7 @@ class ScoreMetric(evaluate.Metric, ABC):  # type: ignore[misc]
 
 
 class RowMean(ScoreMetric, ABC):
-    """A number that is the mean over rows of one number per row."""
+    """A number that is the mean over rows of one number per row, each from 0 to 1."""
 
     @abstractmethod
     def row_values(self, *args: Any, **columns: Any) -> Sequence[float]:

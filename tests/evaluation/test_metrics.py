@@ -98,6 +98,14 @@ def test_an_interval_holds_the_score_of_the_population_nineteen_times_in_twenty(
     assert num_inside >= 25
 
 
+@pytest.mark.parametrize("name", ["accuracy", "token_f1"])
+def test_the_interval_of_rows_that_are_all_right_or_all_wrong_is_wilsons(name):
+    metric, words = metrics.load_metric(name), ["cat"] * 20
+    assert interval(metric, {"predictions": words, "references": words}, {}) == pytest.approx((0.839, 1), abs=1e-3)
+    wrong = {"predictions": ["dog"] * 20, "references": words}
+    assert interval(metric, wrong, {}) == pytest.approx((0, 1 - 0.839), abs=1e-3)
+
+
 def test_the_interval_of_a_calibration_error_is_around_the_error():
     rng, metric = np.random.default_rng(1), metrics.load_metric("calibration_error")
     for num_rows in [20, 100, 400]:
