@@ -246,7 +246,7 @@ def _forgotten(context: RunContext, stage: Stage, record: Mapping[str, Any]) -> 
     yield f"Listed are the scores that fell by more than chance ({chance})."
     yield "\n| skill | before | after | change, with its 95% interval |\n|---|---|---|---|"
     for skill in losses:
-        change = after[skill].change_from(before[skill])
+        change = after[skill].change_from(before[skill]).within(-1.0, 1.0)
         interval = f"{change.value:+.3f} ({change.low:+.3f} to {change.high:+.3f})"
         yield f"| {skill} | {before[skill].value:.3f} | {after[skill].value:.3f} | {interval} |"
 

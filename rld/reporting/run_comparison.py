@@ -70,6 +70,12 @@ class ScorePair(NamedTuple):
             return False
         return difference.low > 0 or difference.high < 0
 
+    def within_range(self) -> ScorePair:
+        """Return it with intervals that do not pass what is possible: main scores are from 0 to 1."""
+        a, b = (None if score is None else score.within(0.0, 1.0) for score in self.scores)
+        difference = None if self.difference is None else self.difference.within(-1.0, 1.0)
+        return self._replace(scores=(a, b), difference=difference)
+
 
 @dataclass(frozen=True)
 class RunComparison:
@@ -105,6 +111,7 @@ def compare_runs(first: Path, second: Path) -> RunComparison:
         raise UsageError(f"the runs have no skill in common, so nothing can be compared: {lists}")
     pairs = list(_pairs(sides))
     pairs += _mean([pair for pair in pairs if pair.difference is not None])
+    pairs = [pair.within_range() for pair in pairs]  # after the mean, which goes by the errors
     old, new = (by_stage_name(side.history.recipe) for side in sides)
     options = [(".".join(map(str, keys)), _cell(was), _cell(now)) for keys, was, now in differences(old, new)]
     by_name = {stage.plan.name: stage for stage in sides[1].history.stages if stage.metrics}

@@ -37,6 +37,10 @@ class ScoreRecord(FileRecord):
         change, reach = self.value - other.value, REACH * math.hypot(self.error, other.error)
         return ScoreRecord(value=change, low=change - reach, high=change + reach)
 
+    def within(self, least: float, most: float) -> ScoreRecord:
+        """Return it with an interval that does not pass the range of possible values; its error is then too small."""
+        return ScoreRecord(value=self.value, low=max(self.low, least), high=min(self.high, most))
+
 
 def with_interval(score: ScoreRecord | None) -> str:
     """Return a score and its 95% interval as text; a dash where there is none."""
