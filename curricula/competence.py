@@ -34,7 +34,7 @@ class SquareRoot:
             raise CurriculumError(f"{name}: start should be a share in (0, 1], not {start}")
         self.levels, self.attempts, self.start = dict(levels), attempts, start
         self.num_attempts = dict.fromkeys(levels, 0)
-        self._allocated: Mapping[str, float] | None = None
+        self._allocation: Mapping[str, float] | None = None
 
     def num_open(self, skill: str) -> int:
         """Return how many levels of a skill are open, from 1 to all."""
@@ -44,9 +44,9 @@ class SquareRoot:
 
     def shares(self) -> dict[str, float]:
         """Return the probability of drawing each skill."""
-        if self._allocated is None:
+        if self._allocation is None:
             return dict.fromkeys(self.levels, 1 / len(self.levels))
-        return {skill: self._allocated[skill] for skill in self.levels}
+        return {skill: self._allocation[skill] for skill in self.levels}
 
     def next(self, rng: random.Random) -> Task:
         shares = self.shares()
@@ -57,7 +57,7 @@ class SquareRoot:
         self.num_attempts[task.skill] += attempts
 
     def allocate(self, shares: Mapping[str, float] | None) -> None:
-        self._allocated = shares
+        self._allocation = shares
 
     def state_dict(self) -> dict[str, Any]:
         return {"num_attempts": dict(self.num_attempts)}

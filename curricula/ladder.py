@@ -45,10 +45,11 @@ class Ladder:
             raise CurriculumError(f"ladder:Ladder: explore should be a share from 0 to 1, not {explore}")
         self.levels, self.window, self.explore = dict(levels), window, explore
         self.level = dict.fromkeys(levels, 0)
-        self.held = dict.fromkeys(levels, 0)
+        self.num_updates = dict.fromkeys(levels, 0)
+        """Updates with attempts at each skill's level, since it has that level."""
         self.recent: dict[str, list[tuple[int, int]]] = {skill: [] for skill in levels}
         """Latest (successes, attempts) at each skill's level, the oldest first."""
-        self._allocated: Mapping[str, float] | None = None
+        self._allocation: Mapping[str, float] | None = None
 
     def next(self, rng: random.Random) -> Task:
         shares = self.shares()
@@ -63,7 +64,7 @@ class Ladder:
         skill = task.skill
         if task.level != self.level[skill] or attempts == 0:
             return
-        self.held[skill] += 1
+        self.num_updates[skill] += 1
         recent = [*self.recent[skill], (successes, attempts)]
         while sum(n for _, n in recent[1:]) >= self.window:
             recent = recent[1:]
@@ -72,25 +73,25 @@ class Ladder:
 
     def _move(self, skill: str) -> None:
         successes, attempts = self._counts(skill)
-        if attempts < self.window or self.held[skill] < _HOLD:
+        if attempts < self.window or self.num_updates[skill] < _HOLD:
             return
         lower, upper = _wilson(successes, attempts)
         step = (lower > _UP) - (upper < _DOWN)
         level = min(max(self.level[skill] + step, 0), self.levels[skill] - 1)
         if level != self.level[skill]:
-            self.level[skill], self.held[skill], self.recent[skill] = level, 0, []
+            self.level[skill], self.num_updates[skill], self.recent[skill] = level, 0, []
 
     def _counts(self, skill: str) -> tuple[int, int]:
         recent = self.recent[skill]
         return sum(s for s, _ in recent), sum(n for _, n in recent)
 
     def allocate(self, shares: Mapping[str, float] | None) -> None:
-        self._allocated = shares
+        self._allocation = shares
 
     def shares(self) -> dict[str, float]:
         """Return the probability of drawing each skill."""
-        if self._allocated is not None:
-            return {skill: self._allocated[skill] for skill in self.levels}
+        if self._allocation is not None:
+            return {skill: self._allocation[skill] for skill in self.levels}
         worth = {}
         for skill in self.levels:
             successes, attempts = self._counts(skill)
@@ -102,12 +103,12 @@ class Ladder:
     def state_dict(self) -> dict[str, Any]:
         return {
             "level": dict(self.level),
-            "held": dict(self.held),
+            "held": dict(self.num_updates),
             "recent": {skill: [list(pair) for pair in recent] for skill, recent in self.recent.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.level, self.held = dict(state["level"]), dict(state["held"])
+        self.level, self.num_updates = dict(state["level"]), dict(state["held"])
         self.recent = {skill: [(s, n) for s, n in recent] for skill, recent in state["recent"].items()}
 
     def metrics(self) -> dict[str, float]:

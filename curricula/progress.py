@@ -34,7 +34,7 @@ class LearningProgress:
         self.levels, self.explore, self.window = dict(levels), explore, window
         self._means: dict[str, list[tuple[float, float]]] = {skill: [(0.0, 0.0)] * n for skill, n in levels.items()}
         """The fast and the slow mean of each skill's levels. They start at 0: the first successes are progress."""
-        self._allocated: Mapping[str, float] | None = None
+        self._allocation: Mapping[str, float] | None = None
 
     def next(self, rng: random.Random) -> Task:
         shares = self.shares()
@@ -62,12 +62,12 @@ class LearningProgress:
 
     def shares(self) -> dict[str, float]:
         """Return the probability of drawing each skill: the controller's, else the sum over its levels."""
-        if self._allocated is not None:
-            return {skill: self._allocated[skill] for skill in self.levels}
+        if self._allocation is not None:
+            return {skill: self._allocation[skill] for skill in self.levels}
         return {skill: sum(weights) for skill, weights in self._weights().items()}
 
     def allocate(self, shares: Mapping[str, float] | None) -> None:
-        self._allocated = shares
+        self._allocation = shares
 
     def state_dict(self) -> dict[str, Any]:
         return {"means": {skill: [list(pair) for pair in means] for skill, means in self._means.items()}}

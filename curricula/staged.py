@@ -22,25 +22,25 @@ class Staged:
         if attempts < 1:
             raise CurriculumError(f"staged:Staged: attempts should be at least 1, not {attempts}")
         self.levels, self.attempts = dict(levels), attempts
-        self.seen = dict.fromkeys(levels, 0)
+        self.num_attempts = dict.fromkeys(levels, 0)
 
     def num_open(self, skill: str) -> int:
         """Return how many levels of a skill are open, from 1 to all."""
         number = self.levels[skill]
-        return min(number, 1 + (number - 1) * self.seen[skill] // self.attempts)
+        return min(number, 1 + (number - 1) * self.num_attempts[skill] // self.attempts)
 
     def next(self, rng: random.Random) -> Task:
         skill = rng.choice(list(self.levels))
         return Task(skill, rng.randrange(self.num_open(skill)))
 
     def observe(self, task: Task, successes: int, attempts: int) -> None:
-        self.seen[task.skill] += attempts
+        self.num_attempts[task.skill] += attempts
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seen": dict(self.seen)}
+        return {"seen": dict(self.num_attempts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.seen = dict(state["seen"])
+        self.num_attempts = dict(state["seen"])
 
     def metrics(self) -> dict[str, float]:
         highest = {f"level/{skill}": float(self.num_open(skill) - 1) for skill in self.levels}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -152,9 +153,27 @@ def names(path: Path) -> Iterator[str]:
             yield node.name
 
 
+def attributes(path: Path) -> Iterator[str]:
+    """Yield the names of the attributes of `self` that the classes of a file assign."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
+            yield node.attr
+
+
 def test_variables_and_functions_are_no_participles():
     pairs = [(module, name) for module, path in {**MODULES, **PLUGINS}.items() for name in names(path)]
     assert [(module, name) for module, name in pairs if name.strip("_") in PARTICIPLES] == []
+
+
+def test_attributes_are_no_participles():
+    """Of attributes, which are read far from where they are assigned, no regular participle is a name either."""
+
+    def is_participle(name: str) -> bool:
+        word = re.sub("_[A-Z0-9]+$", "", name).strip("_")  # without the axes of a tensor
+        return word in PARTICIPLES or (word.endswith("ed") and "_" not in word and word != "seed")
+
+    pairs = [(module, name) for module, path in {**MODULES, **PLUGINS}.items() for name in attributes(path)]
+    assert [(module, name) for module, name in pairs if is_participle(name)] == []
 
 
 def test_light_modules_import_no_heavy_library():

@@ -144,7 +144,7 @@ def run_jobs(jobs: Sequence[Job], num_parallel: int, start: Start, tell: Callabl
             queue.stop()
     if num_requests:
         raise KeyboardInterrupt
-    return queue.failed
+    return queue.failures
 
 
 class _JobQueue:
@@ -152,7 +152,7 @@ class _JobQueue:
 
     def __init__(self, jobs: Sequence[Job], num_parallel: int, start: Start, tell: Callable[[str], None]) -> None:
         self.num_parallel, self.start, self.tell = num_parallel, start, tell
-        self.waiting, self.failed = list(jobs), list[Job]()
+        self.waiting, self.failures = list(jobs), list[Job]()
         self.running: dict[Job, tuple[Process, float]] = {}
         """With the time at which each started."""
         self.is_stopped = False
@@ -182,7 +182,7 @@ class _JobQueue:
                 seconds, num_left = time.monotonic() - started, len(self.waiting) + len(self.running)
                 self.tell(f"{job.title}: finished in {seconds:.0f} s; {num_left} runs left")
         for job in list(self.waiting):
-            if job.needs is not None and job.needs in self.failed:
+            if job.needs is not None and job.needs in self.failures:
                 self.waiting.remove(job)
                 self._fail(job, f"{job.title}: not run, because {job.needs.title} failed")
 
@@ -198,7 +198,7 @@ class _JobQueue:
                 self._fail(job, f"{job.title}: not started: {error}")
 
     def _fail(self, job: Job, message: str) -> None:
-        self.failed.append(job)
+        self.failures.append(job)
         self.tell(message)
 
 

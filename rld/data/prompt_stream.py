@@ -72,7 +72,8 @@ class PromptStream:
         """Per skill, entry i is the level from which rows are drawn when the curriculum picks level i; the last entry
         also replaces all higher levels. Skills without an entry keep their levels."""
         self._sources, self._seed = dict(sources), seed
-        self._seen: dict[Task, tuple[int, int]] = {}
+        self._counts: dict[Task, tuple[int, int]] = {}
+        """The latest successes and attempts of each task since levels were last looked at."""
         self._levels = self._current_levels()
         self._tasks: dict[int, Task] = {}
         self._numbers: dict[int, int] = {}
@@ -154,7 +155,7 @@ class PromptStream:
             CurriculumError: the curriculum raised.
         """
         self._call("observe", task, successes, attempts)
-        self._seen[task] = successes, attempts
+        self._counts[task] = successes, attempts
 
     def allocate(self, shares: Mapping[str, float] | None) -> None:
         """Pass the controller's preferred share of prompts per skill to a curriculum that has `allocate`."""
@@ -171,7 +172,7 @@ class PromptStream:
         events = []
         for skill, level in self._levels.items():
             if level != before.get(skill, level):
-                counts_by_level = {task.level: counts for task, counts in self._seen.items() if task.skill == skill}
+                counts_by_level = {task.level: counts for task, counts in self._counts.items() if task.skill == skill}
                 measured = "; ".join(
                     f"at level {at}, {s} of {n} answers were correct" for at, (s, n) in sorted(counts_by_level.items())
                 )
@@ -180,7 +181,7 @@ class PromptStream:
                     f"decided by the curriculum {type(self.curriculum).__name__}",
                 )
                 events.append(Event(step, kind, skill, f"from {before[skill]:g} to {level:g}", measured, rule))
-        self._seen = {}
+        self._counts = {}
         return events
 
     def metrics(self) -> dict[str, float]:
@@ -222,7 +223,7 @@ class PromptStream:
         self._call("load_state_dict", state["curriculum"])
         for skill, source in self._changing().items():
             source.load_state_dict(state["sources"][skill])
-        self._levels, self._seen = self._current_levels(), {}
+        self._levels, self._counts = self._current_levels(), {}
         self._tasks = {slot: Task(skill, level) for slot, skill, level, _ in state["tasks"]}
         self._numbers = {slot: number for slot, *_, number in state["tasks"]}
         self._picks = Counter({Task(skill, level): count for skill, level, count in state["picks"]})

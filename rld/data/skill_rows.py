@@ -129,8 +129,8 @@ class SkillRows:
         if is_share and source.held_out is not None:  # the end of a single document
             self._num_held_out = 0
         self._held_out_questions, self._accepts, self._cut = held_out_questions, accepts, cut
-        self._repeated: list[str] = []  # places of held-out rows of its file that are left out
-        self._moved: set[tuple[str, str]] = set()  # place and question of rows that are held out from the others
+        self._repeats: list[str] = []  # places of held-out rows of its file that are left out
+        self._picks: set[tuple[str, str]] = set()  # place and question of rows of the others that are held out
         self._pieces: dict[int, Pieces] = {}
 
     def held_out(self) -> list[Row]:
@@ -147,7 +147,7 @@ class SkillRows:
         for level, items in enumerate(self._source.held_out or ()):
             for item in items:
                 if question_key(item.question) in self._held_out_questions:
-                    self._repeated.append(item.place)
+                    self._repeats.append(item.place)
                 elif self._accepts(self.row(item, level)):
                     self._held_out_questions.add(question_key(item.question))
                     rows.append(self._place(item, level))
@@ -155,7 +155,7 @@ class SkillRows:
             level = i % self.num_levels
             item = self._new(level, self._rng(self._seed, level, f"held out {i}"), gold=True)
             self._held_out_questions.add(question_key(item.question))
-            self._moved.add((item.place, question_key(item.question)))
+            self._picks.add((item.place, question_key(item.question)))
             rows.append(self._place(item, level, f"held-out {i}"))
         for level in range(self.num_levels):
             self._new(level, self._rng(self._seed, level, "left to train on"))
@@ -171,8 +171,8 @@ class SkillRows:
         """Return the places of rows of its files that are left out, because a held-out row has their question."""
         self.held_out()  # fills the set of questions to exclude
         keys = ((item.place, question_key(item.question)) for items in self._source.levels or () for item in items)
-        repeats = [place for place, key in keys if key in self._held_out_questions and (place, key) not in self._moved]
-        return repeats + self._repeated
+        repeats = [place for place, key in keys if key in self._held_out_questions and (place, key) not in self._picks]
+        return repeats + self._repeats
 
     @property
     def num_rows(self) -> int | None:
@@ -309,7 +309,7 @@ class SkillRows:
                 self._source,
                 level,
                 self._num_held_out,
-                keys_of_others=self._held_out_questions - {key for _, key in self._moved},
+                keys_of_others=self._held_out_questions - {key for _, key in self._picks},
                 is_text=self.is_text,
             )
             raise DataError(advice)

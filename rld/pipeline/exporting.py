@@ -84,7 +84,7 @@ class ExportPlan(NamedTuple):
         with RuntimeProcess(self.format, folder, context=context, threads=cores) as process:
             verification = verify(self.model, process, sequences)
             verification.require_faithful(FORMATS[self.format].bits[self.precision])
-            reads_text, loaded = self._reads_text(process), process.loaded
+            reads_text, load_cost = self._reads_text(process), process.load_cost
             seconds = {str(cores): process.seconds_per_token(ids, num_tokens)}
         if cores > 1:
             with RuntimeProcess(self.format, folder, context=context, threads=1) as process:
@@ -94,8 +94,8 @@ class ExportPlan(NamedTuple):
             precision=self.precision,
             runtime=f"{FORMATS[self.format].runtime} {version(FORMATS[self.format].runtime)}",
             bytes=sum(path.stat().st_size for path in folder.iterdir()),
-            load_seconds=loaded.seconds,
-            memory=loaded.memory,
+            load_seconds=load_cost.seconds,
+            memory=load_cost.memory,
             context=context,
             milliseconds={threads: 1000 * value for threads, value in seconds.items()},
             texts=texts,

@@ -48,7 +48,7 @@ class Perturbations(TrainerCallback):
     """Applies a stage's planned changes at their steps.
 
     Args:
-        planned: The changes that the recipe lists.
+        changes: The changes that the recipe lists.
         specs: The recipe's rewards.
         rewards: The reward functions of `specs`, in the same order.
         load: Returns the model and tokenizer that a reference names.
@@ -58,17 +58,17 @@ class Perturbations(TrainerCallback):
 
     def __init__(
         self,
-        planned: Sequence[AnyPerturbation],
+        changes: Sequence[AnyPerturbation],
         specs: Sequence[RewardSpec],
         rewards: Sequence[Callable[..., Any]],
         load: Callable[[str], Loaded],
         build: Callable[[RewardSpec], Callable[..., Any]],
         seed: int,
     ) -> None:
-        self.planned = sorted(planned, key=lambda change: change.at)
+        self.changes = sorted(changes, key=lambda change: change.at)
         self.load, self.build = load, build
         self._slots = {spec.use: i for i, spec in reversed(list(enumerate(specs)))}
-        indices = {self._slots[change.reward] for change in planned if isinstance(change, RewardChange)}
+        indices = {self._slots[change.reward] for change in changes if isinstance(change, RewardChange)}
         self.rewards = [PerturbedReward(r, seed) if i in indices else r for i, r in enumerate(rewards)]
         """The rewards to train with."""
 
@@ -76,15 +76,15 @@ class Perturbations(TrainerCallback):
         """Set the trainer to change, and apply to it the changes that precede `first_step`."""
         self.trainer = trainer
         if trainer.stream is not None:
-            moves = [c for c in self.planned if isinstance(c, SkillJoins | SkillLeaves)]
+            moves = [c for c in self.changes if isinstance(c, SkillJoins | SkillLeaves)]
             firsts = {(c.joins if isinstance(c, SkillJoins) else c.leaves): c for c in reversed(moves)}
             trainer.stream.inactive_skills = frozenset(name for name, c in firsts.items() if isinstance(c, SkillJoins))
-        for change in self.planned:
+        for change in self.changes:
             if change.at < first_step:
                 self._make(change)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        for change in self.planned:
+        for change in self.changes:
             if change.at == state.global_step:
                 subject, description = self._make(change)
                 skill = subject if isinstance(change, SkillJoins | SkillLeaves | LevelShift) else "all skills"

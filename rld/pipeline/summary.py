@@ -29,7 +29,7 @@ class SummaryWriter:
     def __init__(self, run: RunContext) -> None:
         self.run = run
         changes = InputsFile.read(run.paths.inputs).changes
-        self.fixed = {
+        self.constants = {
             "recipe": run.recipe.name,
             "recipe_file": str(run.source.absolute()),
             "seed": run.recipe.seed,
@@ -46,7 +46,7 @@ class SummaryWriter:
         """Write the file with the status, and return its content; processes other than the main one only return it."""
         records = [self.run.finished(stage.name) for stage in self.run.recipe.stages]
         stages = [record for record in records if record is not None]
-        summary = self.fixed | {
+        summary = self.constants | {
             "status": status,
             "seconds": round(time.monotonic() - self.run.started, 1),
             "report_seconds": round(self.run.page.seconds, 3),

@@ -134,7 +134,7 @@ class RecipeDocument:
         """
         if any(loc[:length] in self._overrides for length in range(1, len(loc) + 1)):
             return label(self.tree, loc)
-        return label(self._unexpanded, self._where_written(loc))
+        return label(self._tree_as_written, self._where_written(loc))
 
     def _expand(self) -> None:
         """Write cascades out as stages, which have the lines of the keys from which they come.
@@ -142,7 +142,7 @@ class RecipeDocument:
         Raises:
             RecipeError: a cascade has a mistake.
         """
-        self._unexpanded, stages = self.tree, self.tree.get("stages")
+        self._tree_as_written, stages = self.tree, self.tree.get("stages")
         expansion = cascade.expand(stages) if isinstance(stages, list) else cascade.Expansion([], {}, [])
         if expansion.mistakes:
             problems = [RecipeProblem(loc, f"{self.label(loc)} {text}") for loc, text in expansion.mistakes]

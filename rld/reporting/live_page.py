@@ -35,7 +35,7 @@ class LivePage:
     def __init__(self, run: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self.run, self._clock = run, clock
         self._start, self._messages = clock(), set[str]()
-        self._expected: float | None = None
+        self._expected_seconds: float | None = None
         """Seconds that the next page is expected to take; None before the first."""
         self.seconds = 0.0
         """What drawing has taken so far."""
@@ -43,7 +43,7 @@ class LivePage:
     def draw(self) -> None:
         """Draw the page, unless that would take too much of the run's time."""
         limit = LARGEST_SHARE * (self._clock() - self._start)
-        if self._expected is None or self.seconds + self._expected <= limit:
+        if self._expected_seconds is None or self.seconds + self._expected_seconds <= limit:
             self._draw(", and the run goes on without it")
 
     def draw_last(self) -> None:
@@ -59,7 +59,7 @@ class LivePage:
             self._tell(error, consequence)
         seconds = self._clock() - begin
         self.seconds += seconds
-        self._expected = max(_GROWTH * seconds, _USUAL_SECONDS)
+        self._expected_seconds = max(_GROWTH * seconds, _USUAL_SECONDS)
 
     def _tell(self, error: Exception, consequence: str) -> None:
         text = one_line(error)

@@ -52,7 +52,7 @@ class ProgressBar(TrainerCallback):
     def __init__(self, stage: str, number: int, count: int, supervised: bool = False) -> None:
         self.title = f"{stage} ({number} of {count})"
         self.values: dict[str, float | None] = {}
-        self._supervised, self._shows = supervised, False
+        self._is_supervised, self._shows = supervised, False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._shows = state.is_world_process_zero
@@ -89,7 +89,7 @@ class ProgressBar(TrainerCallback):
         logs: Mapping[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        values = logged_metrics(logs or {}, self._supervised)
+        values = logged_metrics(logs or {}, self._is_supervised)
         if self._shows and values:
             self.values |= values
             self._tick()

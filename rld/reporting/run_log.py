@@ -36,7 +36,7 @@ class RunLog(TrainerCallback):
         self, folder: Path, stage: str, start: float, flops: Callable[[], float], supervised: bool = False
     ) -> None:
         self.folder, self.stage, self.start, self.flops = RunFolder(folder), stage, start, flops
-        self._supervised = supervised
+        self._is_supervised = supervised
         self._writes = False
         self._extra: dict[str, float] = {}
         self._present: list[files.Record] = []
@@ -66,7 +66,7 @@ class RunLog(TrainerCallback):
         logs: Mapping[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        values = logged_metrics(logs or {}, self._supervised)
+        values = logged_metrics(logs or {}, self._is_supervised)
         if self._writes and values:
             seconds = round(time.monotonic() - self.start, 3)
             head = {"stage": self.stage, "step": state.global_step, "seconds": seconds, "flops": self.flops()}

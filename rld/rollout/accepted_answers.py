@@ -55,7 +55,7 @@ class AcceptedAnswers:
         verify: A reward with TRL's signature that gives 1 to a correct answer and None where it does not apply.
         max_new_tokens: Greatest length of an answer, the end token included.
         device: Where teachers answer.
-        preferred: Returns the numbers of the teachers that answer rows of a skill, in their order.
+        order: Returns the numbers of the teachers that answer rows of a skill, in their order.
         count: Is told of a teacher's name, tokens that it has read and written, and their FLOPs, over all processes.
     """
 
@@ -67,14 +67,14 @@ class AcceptedAnswers:
         *,
         max_new_tokens: int,
         device: torch.device,
-        preferred: Callable[[str], Sequence[int]],
+        order: Callable[[str], Sequence[int]],
         count: Callable[[str, int, float], None],
     ) -> None:
         self.teachers, self.encoder, self.verify = list(teachers), encoder, verify
         self.max_new_tokens, self.device = max_new_tokens, device
-        self._preferred, self._count = preferred, count
-        self._kept: list[dict[str, str | None]] = [{} for _ in self.teachers]
-        self._asked, self._accepted = Counter[str](), Counter[str]()
+        self._order, self._count = order, count
+        self._memory: list[dict[str, str | None]] = [{} for _ in self.teachers]
+        self._num_rows, self._num_answers = Counter[str](), Counter[str]()
         self._num_refused = 0
 
     def of(self, rows: Sequence[Row]) -> list[AcceptedAnswer | None]:
@@ -88,7 +88,7 @@ class AcceptedAnswers:
             TeacherError: a teacher's logits are NaN, or a row lacks what its prompt shows.
         """
         answers: list[AcceptedAnswer | None] = [None] * len(rows)
-        orders = [self._preferred(skill_of(row)) for row in rows]
+        orders = [self._order(skill_of(row)) for row in rows]
         for place in range(len(self.teachers)):
             for k in range(len(self.teachers)):
                 turns = (place < len(order) and order[place] == k for order in orders)
@@ -100,17 +100,17 @@ class AcceptedAnswers:
 
     def forget(self, k: int) -> None:
         """Forget the answers of teacher k, because it has changed."""
-        self._kept[k].clear()
+        self._memory[k].clear()
 
     def take_shares(self) -> dict[str, float]:
         """Return which share of the rows of each skill that were asked for since the last call has an answer."""
-        shares = {skill: self._accepted[skill] / count for skill, count in self._asked.items()}
-        self._asked, self._accepted = Counter(), Counter()
+        shares = {skill: self._num_answers[skill] / count for skill, count in self._num_rows.items()}
+        self._num_rows, self._num_answers = Counter(), Counter()
         return shares
 
     def _of_teacher(self, k: int, rows: Sequence[Row]) -> list[str | None]:
         """Return what is accepted of teacher k's answers to rows, of those that it has answered before at once."""
-        keys, answers_by_key = row_keys(rows), self._kept[k]
+        keys, answers_by_key = row_keys(rows), self._memory[k]
         if len(answers_by_key) > _MAX_KEPT:
             answers_by_key.clear()
         new = {key: row for key, row in zip(keys, rows, strict=True) if key not in answers_by_key}
@@ -158,8 +158,8 @@ class AcceptedAnswers:
 
     def _note(self, rows: Sequence[Row], answers: Sequence[AcceptedAnswer | None]) -> None:
         """Count the rows and those with an accepted answer; warn where none has one."""
-        self._asked.update(map(skill_of, rows))
-        self._accepted.update(skill_of(row) for row, answer in zip(rows, answers, strict=True) if answer is not None)
+        self._num_rows.update(map(skill_of, rows))
+        self._num_answers.update(skill_of(row) for row, answer in zip(rows, answers, strict=True) if answer is not None)
         if self._num_refused < 0:
             return
         self._num_refused = -1 if any(answers) else self._num_refused + len(rows)

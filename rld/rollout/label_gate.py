@@ -57,11 +57,11 @@ class LabelGate:
     ) -> None:
         self.teachers, self.skills, self.accelerator = list(teachers), list(labels), accelerator
         most = max(map(len, labels.values()))
-        self._predicted_KSL = torch.zeros(len(self.teachers), len(labels), most, dtype=torch.float64)
+        self._predictions_KSL = torch.zeros(len(self.teachers), len(labels), most, dtype=torch.float64)
         """Gold rows of all processes on which a teacher predicted a label."""
-        self._correct_KSL = torch.zeros_like(self._predicted_KSL)
+        self._correct_KSL = torch.zeros_like(self._predictions_KSL)
         """Those of them whose gold label it is."""
-        self._visited: set[int] = set()
+        self._earlier_rows: set[int] = set()
         """Gold rows of earlier rollouts. A few come back soon, and the student then says what it was taught."""
         self._rows_K: list[set[int]] = [set() for _ in self.teachers]
         """Those that each teacher's counts are of."""
@@ -77,8 +77,8 @@ class LabelGate:
         skills_B = torch.tensor([self.skills.index(record.skills[s]) for s in record.skill_ids_B.tolist()])
         gold_B, was_run_BK = record.gold_ids_B, batch["teacher_tokens"].any(-1).cpu()
         keys = [_key(row) if gold >= 0 else None for row, gold in zip(record.rows, gold_B.tolist(), strict=True)]
-        is_first_visit_B = _are_new(keys, self._visited)
-        counts_2KSL = torch.zeros(2, *self._predicted_KSL.shape, dtype=torch.float64)
+        is_first_visit_B = _are_new(keys, self._earlier_rows)
+        counts_2KSL = torch.zeros(2, *self._predictions_KSL.shape, dtype=torch.float64)
         for k, teacher in enumerate(self.teachers):
             is_new_B = is_first_visit_B if teacher.is_student else _are_new(keys, self._rows_K[k])
             rows_B = (record.label_ids_B == 0) & was_run_BK[:, k] & is_new_B
@@ -88,12 +88,12 @@ class LabelGate:
             counts_2KSL[1, k].index_put_(at, is_correct_B.double(), accumulate=True)
         predicted_KSL, correct_KSL = self.accelerator.reduce(counts_2KSL.to(self.accelerator.device), "sum").cpu()
         self._visit(keys, was_run_BK)
-        self._predicted_KSL += predicted_KSL
+        self._predictions_KSL += predicted_KSL
         self._correct_KSL += correct_KSL
         sizes_B = torch.tensor([len(words) for words in record.words_B], dtype=torch.float64)
         teachers_K = torch.arange(len(self.teachers))
         right_BK = self._correct_KSL[teachers_K, skills_B[:, None], predictions_BK]
-        all_BK = self._predicted_KSL[teachers_K, skills_B[:, None], predictions_BK]
+        all_BK = self._predictions_KSL[teachers_K, skills_B[:, None], predictions_BK]
         lack_BK = (all_BK / sizes_B[:, None] - right_BK - 0.5) * sizes_B[:, None]
         is_trusted_BK = lack_BK <= _SIGNIFICANT * (all_BK * (sizes_B[:, None] - 1)).sqrt()
         precision_BK = (right_BK + 1) / (all_BK + 2)
@@ -106,31 +106,31 @@ class LabelGate:
         """Remember the gold rows of a rollout of all processes, and for which teachers they count."""
         own = [(key, was_run) for key, was_run in zip(keys, was_run_BK.tolist(), strict=True) if key is not None]
         for key, was_run in gather_object(own):
-            self._visited.add(key)
+            self._earlier_rows.add(key)
             for rows in itertools.compress(self._rows_K, was_run):
                 rows.add(key)
 
     def forget(self, k: int) -> None:
         """Forget what is known of teacher k, because its weights have changed, and count gold rows anew for it."""
-        self._predicted_KSL[k] = self._correct_KSL[k] = 0
+        self._predictions_KSL[k] = self._correct_KSL[k] = 0
         self._rows_K[k].clear()
 
     def save(self, path: Path) -> None:
         """Write what the gate knows, by teacher."""
-        parts = zip(self.teachers, self._predicted_KSL.tolist(), self._correct_KSL.tolist(), strict=True)
+        parts = zip(self.teachers, self._predictions_KSL.tolist(), self._correct_KSL.tolist(), strict=True)
         teachers = {
             str(teacher.name): {"predicted": predicted, "correct": correct, "rows": sorted(rows)}
             for (teacher, predicted, correct), rows in zip(parts, self._rows_K, strict=True)
         }
-        write_json(path, {"teachers": teachers, "visited": sorted(self._visited)})
+        write_json(path, {"teachers": teachers, "visited": sorted(self._earlier_rows)})
 
     def load(self, path: Path) -> None:
         """Restore what `save` wrote; of a teacher that it does not name nothing is known."""
         state = read_json(path)
-        self._visited = set(state["visited"])
+        self._earlier_rows = set(state["visited"])
         for k, teacher in enumerate(self.teachers):
             if (entry := state["teachers"].get(str(teacher.name))) is not None:
-                self._predicted_KSL[k] = torch.tensor(entry["predicted"])
+                self._predictions_KSL[k] = torch.tensor(entry["predicted"])
                 self._correct_KSL[k] = torch.tensor(entry["correct"])
                 self._rows_K[k] = set(entry["rows"])
 

@@ -107,7 +107,7 @@ class TeacherScoring:
         self.gate, self.accelerator, self._gate_time = gate, accelerator, gate_time
         self.counting = TeacherCounting(ensemble, runtime, accelerator, flop_meter)
         self.label_scores = label_scores
-        self._dropped: set[int] = set()
+        self._dropouts: set[int] = set()
         ensemble.observers.append(self._update_teacher)
 
     def _update_teacher(self, k: int) -> None:
@@ -276,8 +276,8 @@ class TeacherScoring:
         teachers = self.ensemble.teachers
         down_K = self._sum(torch.tensor([float(teacher.is_down) for teacher in teachers])) > 0
         events = []
-        for k in sorted(set(down_K.nonzero().flatten().tolist()) - self._dropped):
-            self._dropped.add(k)
+        for k in sorted(set(down_K.nonzero().flatten().tolist()) - self._dropouts):
+            self._dropouts.add(k)
             self.ensemble.retire(k, is_down=True)
             about = "its server stopped answering", "it is optional, so the run goes on without it"
             events.append(Event(step, "teacher dropped", "all skills", str(teachers[k].name), *about))

@@ -31,7 +31,7 @@ from rld.utils.templates import template_problem
 
 
 @dataclass
-class _Loaded:
+class _ModelInMemory:
     """A teacher's model in memory."""
 
     model: PreTrainedModel
@@ -82,7 +82,7 @@ class Teacher:
     prompt: str | None = None
     is_down: bool = field(default=False, init=False)
     """Whether it has stopped answering, though it is optional."""
-    _loaded: _Loaded | None = field(default=None, init=False, repr=False)
+    _model_in_memory: _ModelInMemory | None = field(default=None, init=False, repr=False)
     _reader: PreTrainedTokenizerBase | None = field(default=None, init=False, repr=False)
     """The tokenizer of the student that its source is connected to."""
 
@@ -123,9 +123,9 @@ class Teacher:
         """
         return self._load().model
 
-    def _load(self) -> _Loaded:
-        if self._loaded is not None:
-            return self._loaded
+    def _load(self) -> _ModelInMemory:
+        if self._model_in_memory is not None:
+            return self._model_in_memory
         model, adapter_name = self._unwrapped(self.load_base()), None
         if self.adapter is not None:
             try:
@@ -139,8 +139,8 @@ class Teacher:
         if self.offload and is_placed(model):
             raise self._error("a model with device_map or quantization_config stays in place; leave out offload")
         model.eval().requires_grad_(False)
-        self._loaded = _Loaded(model, adapter_name)
-        return self._loaded
+        self._model_in_memory = _ModelInMemory(model, adapter_name)
+        return self._model_in_memory
 
     @property
     def source(self) -> LogprobSource | None:
@@ -181,7 +181,7 @@ class Teacher:
             raise self._error("its model lives elsewhere, so it can't become another one here")
         if self.tokenizer is None or tokenizer.get_vocab() != self.tokenizer.get_vocab():
             raise self._error(f"it can't become {model.config._name_or_path!r}, which has another tokenizer")
-        self.model, self.adapter, self._loaded = model, None, None
+        self.model, self.adapter, self._model_in_memory = model, None, None
 
     def load_base(self) -> PreTrainedModel | PeftModel:
         """Return the model without the adapter.

@@ -61,7 +61,7 @@ class AnsweredRows:
             verify,
             max_new_tokens=trainer.args.answer_length,
             device=trainer.accelerator.device,
-            preferred=trainer.runtime.preferred_teachers,
+            order=trainer.runtime.preferred_teachers,
             count=functools.partial(_count, trainer),
         )
         trainer.ensemble.observers.append(answers.forget)

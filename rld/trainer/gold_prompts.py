@@ -51,7 +51,7 @@ class GoldPrompts:
         seed: Seed of the choice.
         encoder: The student's.
         max_tokens: Greatest length of a gold answer, the end token included.
-        answered: Draws rows that teachers answer. None: the rows' own answers are learnt.
+        answered_rows: Draws rows that teachers answer. None: the rows' own answers are learnt.
     """
 
     def __init__(
@@ -63,10 +63,10 @@ class GoldPrompts:
         *,
         encoder: PromptEncoder,
         max_tokens: int | None,
-        answered: AnsweredRows | None,
+        answered_rows: AnsweredRows | None,
     ) -> None:
         self.stream, self.runtime, self.accelerator, self.seed = stream, runtime, accelerator, seed
-        self.encoder, self.max_tokens, self.answered = encoder, max_tokens, answered
+        self.encoder, self.max_tokens, self.answered_rows = encoder, max_tokens, answered_rows
         self._has_warned = False
 
     @classmethod
@@ -96,7 +96,7 @@ class GoldPrompts:
             trainer.args.seed,
             encoder=trainer._encoder,
             max_tokens=trainer.args.max_completion_length,
-            answered=AnsweredRows.for_trainer(trainer, verify),
+            answered_rows=AnsweredRows.for_trainer(trainer, verify),
         )
 
     def with_gold_groups(self, record: RolloutRecord) -> RolloutRecord:
@@ -104,9 +104,9 @@ class GoldPrompts:
         tasks_B2 = torch.stack([record.skill_ids_B, record.levels_B], 1).to(self.accelerator.device)
         pairs = gather(tasks_B2)[:: record.group_size].tolist()
         gold_groups = self._gold_groups([skill for skill, _ in pairs], record)
-        if self.answered is not None:
+        if self.answered_rows is not None:
             tasks = {i: Task(record.skills[skill], level) for i, (skill, level) in enumerate(pairs) if i in gold_groups}
-            return _with_answers(record, self.answered.of(record.number, record.group_size, tasks))
+            return _with_answers(record, self.answered_rows.of(record.number, record.group_size, tasks))
         rows = list(record.rows)
         for i, row in enumerate(record.rows):
             group, place = divmod(record.first_row + i, record.group_size)

@@ -41,7 +41,7 @@ class WholeCheckpoints(Trainer):
     def create_optimizer(self, *args: Any, **options: Any) -> Any:
         optimizer = super().create_optimizer(*args, **options)
         names = {id(weight): name for name, weight in self.model.named_parameters()}
-        self._trained = [[names[id(weight)] for weight in group["params"]] for group in optimizer.param_groups]
+        self._weight_names = [[names[id(weight)] for weight in group["params"]] for group in optimizer.param_groups]
         return optimizer
 
     # -- saving --------------------------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ class WholeCheckpoints(Trainer):
             return
         is_writer = self.args.should_save
         if self.is_deepspeed_enabled:
-            state = _deepspeed_state(self, self._trained, is_writer)
+            state = _deepspeed_state(self, self._weight_names, is_writer)
         else:
             state = _gathered(self.optimizer, is_writer)
         if is_writer:
@@ -100,7 +100,7 @@ class WholeCheckpoints(Trainer):
             return
         state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
         if self.is_deepspeed_enabled:
-            _load_deepspeed_state(self, self._trained, state)
+            _load_deepspeed_state(self, self._weight_names, state)
         else:
             self.optimizer.load_state_dict(_distributed(self.optimizer, state))
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))

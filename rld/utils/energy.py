@@ -22,7 +22,7 @@ class PowerMeter:
     """Measures the mean power of all GPUs that this process sees, from now on; a teacher may be on several of them."""
 
     def __init__(self) -> None:
-        self._started, self._joules = time.monotonic(), _joules()
+        self._start, self._joules = time.monotonic(), _joules()
 
     @property
     def watts(self) -> float | None:
@@ -31,7 +31,7 @@ class PowerMeter:
         None where they have no counter, where it began anew since, and where the training is on several machines, of
         which this one would be counted alone.
         """
-        joules, seconds = _joules(), time.monotonic() - self._started
+        joules, seconds = _joules(), time.monotonic() - self._start
         if joules is None or self._joules is None or joules < self._joules:
             return None
         return (joules - self._joules) / max(seconds, 1e-9)

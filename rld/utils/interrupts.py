@@ -112,15 +112,15 @@ class StopRequest:
         self.signals: list[int] = []
         self._lock = threading.Lock()
         """Held while a wait is interrupted, so that no interruption arrives once `end` has returned."""
-        self._interrupted: Waiting | None = None
+        self._wait_to_end: Waiting | None = None
         """The wait that the signal on its way is to end; None where that signal is a request."""
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        interrupted, self._interrupted = self._interrupted, None
-        if interrupted is not None:
+        wait, self._wait_to_end = self._wait_to_end, None
+        if wait is not None:
             # It may have ended since the signal was sent. In `__exit__`, an exception would leave its span open.
             is_ending = frame is not None and frame.f_code is _Span.__exit__.__code__
-            if interrupted is _Span.innermost() and not is_ending:
+            if wait is _Span.innermost() and not is_ending:
                 raise StopRequested
             return
         if self.signals and signal.Signals(number).name == "SIGHUP":  # a closed terminal sends one, its shell another
@@ -166,7 +166,7 @@ class StopRequest:
             sys.stdout.flush()
             os._exit(128 + number)
         wait.num_tries += 1
-        self._interrupted = wait
+        self._wait_to_end = wait
         main = threading.main_thread().ident
         assert main is not None
         signal.pthread_kill(main, number)

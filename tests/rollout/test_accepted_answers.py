@@ -34,7 +34,7 @@ def accepted(
         verify,
         max_new_tokens=max_new_tokens,
         device=CPU,
-        preferred=lambda skill: order,
+        order=lambda skill: order,
         count=lambda name, num_tokens, flops: counts.append(num_tokens),
     )
     return answers, counts

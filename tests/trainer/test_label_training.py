@@ -139,7 +139,7 @@ def test_a_resumed_training_goes_on_as_if_it_had_not_stopped(tmp_path):
     rest.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     for one, other in zip(whole.model.parameters(), rest.model.parameters(), strict=True):
         assert torch.equal(one, other)
-    assert torch.equal(whole.gate._predicted_KSL, rest.gate._predicted_KSL)
+    assert torch.equal(whole.gate._predictions_KSL, rest.gate._predictions_KSL)
 
 
 # -- teachers of other tokenizers --------------------------------------------------------------------------------------
@@ -243,7 +243,7 @@ def test_the_gate_opens_by_the_gold_label_or_by_how_often_the_prediction_was_rig
     made.gate.save(path)
     other = LabelGate(made.teachers, {"all": ["a", "b", "c"]}, made.accelerator)
     other.load(path)
-    assert torch.equal(other._predicted_KSL, made.gate._predicted_KSL)
+    assert torch.equal(other._predictions_KSL, made.gate._predictions_KSL)
     assert torch.equal(other._correct_KSL, made.gate._correct_KSL)
 
 
@@ -252,14 +252,14 @@ def test_a_teacher_that_has_changed_is_counted_anew_and_no_other_one(tmp_path):
     made = runs.trainer(tmp_path, gate="per_prompt")
     rows = [row | {"skill": "first", "answer": runs.LABELS["first"][0]} for row in made.train_dataset][:4]
     assert rollout(made, rows)["is_first_visit"].all()
-    first = made.gate._predicted_KSL.sum((1, 2)).tolist()
+    first = made.gate._predictions_KSL.sum((1, 2)).tolist()
     assert first[0] == first[1] == len({row["prompt"] for row in rows})
     made.gate.forget(0)
     made.gate.save(tmp_path / "gate.json")
     made.gate.load(tmp_path / "gate.json")
     for _ in range(2):
         assert not rollout(made, rows)["is_first_visit"].any()
-        assert made.gate._predicted_KSL.sum((1, 2)).tolist() == first
+        assert made.gate._predictions_KSL.sum((1, 2)).tolist() == first
 
 
 def test_teachers_share_the_weight_by_the_squared_precision_of_the_label_that_each_predicts(tmp_path):

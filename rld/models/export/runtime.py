@@ -55,7 +55,7 @@ class Runtime(Protocol):
         """Return the tokens of a text by the tokenizer in the exported files; None if the runtime cannot read it."""
 
 
-class Loaded(NamedTuple):
+class LoadCost(NamedTuple):
     """What it took to load a model.
 
     Attributes:
@@ -75,14 +75,14 @@ _NUM_TIMINGS = 5
 """Measurements of the time of a token, of which the least counts: other processes only ever add to it."""
 
 
-def _load(kind: str, folder: Path, context: int, threads: int) -> Loaded:
+def _load(kind: str, folder: Path, context: int, threads: int) -> LoadCost:
     global _runtime
     module = importlib.import_module(f"rld.models.export.{kind}")
     module.import_runtime()
     memory, started = psutil.Process().memory_info().rss, time.perf_counter()
     _runtime = module.open_runtime(folder, context, threads)
     _runtime.generate([0], 1, ())  # weights that are mapped from a file are read when they are first used
-    return Loaded(time.perf_counter() - started, psutil.Process().memory_info().rss - memory)
+    return LoadCost(time.perf_counter() - started, psutil.Process().memory_info().rss - memory)
 
 
 def _call(method: str, *arguments: Any) -> Any:
@@ -107,7 +107,7 @@ class RuntimeProcess:
         self.context = context
         self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent)
         try:
-            self.loaded: Loaded = self._ask(_load, kind, folder, context, threads)
+            self.load_cost: LoadCost = self._ask(_load, kind, folder, context, threads)
         except BaseException:
             self._pool.shutdown()
             raise
