@@ -71,7 +71,7 @@ def cost(run: Path, source: Path | None, prices: Prices | None, requests_per_day
     if unknown:
         raise UsageError(f"apis: no teacher is called {unknown[0]!r}{hint(unknown[0], names)}")
     stages = {stage.name: stage_spending(results[stage.name]) for stage in recipe.stages}
-    cautions = [*_uncounted(recipe, stages, prices)]
+    cautions = [*_api_cautions(recipe, stages, prices)]
     report = CostReport(list(stages.values()), prices, requests_per_day, cautions=cautions)
     if taught:
         source = paths.find_recipe_file() if source is None else source
@@ -98,7 +98,7 @@ def _recipe(path: Path) -> Recipe:
         raise CheckpointError(f"{path} is not what this version of rld writes: {key}: {first['msg']}; {fix}") from error
 
 
-def _uncounted(recipe: Recipe, stages: Mapping[str, StageSpending], prices: Prices) -> Iterator[str]:
+def _api_cautions(recipe: Recipe, stages: Mapping[str, StageSpending], prices: Prices) -> Iterator[str]:
     """Yield a sentence for each teacher that an API serves and stage that has no record of the tokens that it read."""
     for stage in recipe.stages:
         for name in stage.teacher_names:

@@ -133,9 +133,8 @@ def fixed_completion(stage: Any, sizes: Sizes) -> float:
     skills = stage.skills or sizes.skills
     if not stage.learns_labels:
         return sizes.lengths(skills).answer
-    return sizes.label_length(skills) + any(
-        begins_another(sizes.labels[skill].words) for skill in skills if skill in sizes.labels
-    )
+    has_end = any(begins_another(sizes.labels[skill].words) for skill in skills if skill in sizes.labels)
+    return sizes.label_length(skills) + has_end
 
 
 def _teacher_flops(
