@@ -63,6 +63,8 @@ class GoldShareController(WrappedController):
             Beta posterior of the student's success rate that forgets; and 0 where gold answers are bare results, less
             than half as long as the student's first 8 or more correct completions.
         num_rows: The number of rows with a gold answer of each skill that has an end of them. 0: none is learnt.
+        num_answerable: The number of rows that teachers may answer of each skill of which they may, infinite where they
+            have no end. Their correct answers take the place of gold answers that are none to learn, or bare results.
         num_iterations: How often a rollout is learnt from.
         gold_lengths: Mean tokens of gold answers by skill. A skill that is not listed has none that are bare results.
         longest: Tokens of the longest completion.
@@ -72,6 +74,7 @@ class GoldShareController(WrappedController):
 
     share: float | None = None
     num_rows: Mapping[str, int] = field(default_factory=dict)
+    num_answerable: Mapping[str, float] = field(default_factory=dict)
     num_iterations: int = 1
     gold_lengths: Mapping[str, float] = field(default_factory=dict)
     longest: float = math.inf
@@ -86,8 +89,10 @@ class GoldShareController(WrappedController):
         return {**inner, "gold": {skill: _GoldState().model_dump() for skill in skills}}
 
     def weights(self, state: State) -> Weights:
-        shares = {skill: self._share(skill, _GoldState(**entry)) for skill, entry in state["gold"].items()}
-        return replace(self.controller.weights(self._inner(state)), gold_share=shares)
+        by_skill = {skill: _GoldState(**entry) for skill, entry in state["gold"].items()}
+        shares = {skill: self._share(skill, of_skill) for skill, of_skill in by_skill.items()}
+        answered = frozenset(skill for skill, of_skill in by_skill.items() if self._learns_teachers(skill, of_skill))
+        return replace(self.controller.weights(self._inner(state)), gold_share=shares, teacher_answers=answered)
 
     def step(self, state: State, observation: Observation) -> tuple[State, Weights, list[Event]]:
         inner, _, events = self.controller.step(self._inner(state), observation)
@@ -96,40 +101,54 @@ class GoldShareController(WrappedController):
             before = _GoldState(**entry)
             after = before.updated(observation.skills[skill], self.num_iterations)
             gold[skill] = after.model_dump()
-            if self.share is None and self.num_rows.get(skill) != 0:
+            if self.share is None:
                 events = [*events, *self._events(observation.step, skill, before, after)]
         state = {**inner, "gold": gold}
         return state, self.weights(state), events
 
     def _share(self, skill: str, state: _GoldState) -> float:
-        if self.num_rows.get(skill) == 0:
+        learns_teachers, gold_length = self._learns_teachers(skill, state), self._gold_length(skill)
+        if not learns_teachers and self._has_none(skill, state):
             return 0.0
         if self.share is not None:
             return self.share
-        gold_length = self._gold_length(skill)
-        if state.first.are_bare(gold_length):
-            return 0.0
-        if are_bare(gold_length, self.longest) and state.first.leave_doubt(gold_length):
+        may_be_bare = not learns_teachers and are_bare(gold_length, self.longest)
+        if may_be_bare and state.first.leave_doubt(gold_length):
             return FIRST_SHARE
         return REPEATED_SHARE * (1 - state.success.mean) if self._is_repeated(skill, state) else NEW_SHARE
+
+    def _has_none(self, skill: str, state: _GoldState) -> bool:
+        """Return whether a skill's rows have no gold answers to learn, or bare results."""
+        is_bare = self.share is None and state.first.are_bare(self._gold_length(skill))
+        return self.num_rows.get(skill) == 0 or is_bare
+
+    def _learns_teachers(self, skill: str, state: _GoldState) -> bool:
+        return skill in self.num_answerable and self._has_none(skill, state)
 
     def _gold_length(self, skill: str) -> float:
         return self.gold_lengths.get(skill, math.inf)
 
+    def _num_rows(self, skill: str, state: _GoldState) -> float:
+        if self._learns_teachers(skill, state):
+            return self.num_answerable[skill]
+        return self.num_rows.get(skill, math.inf)
+
     def _is_repeated(self, skill: str, state: _GoldState) -> bool:
-        return state.learnt >= NEW_PASSES * self.num_rows.get(skill, math.inf)
+        num_rows = self._num_rows(skill, state)
+        return num_rows > 0 and state.learnt >= NEW_PASSES * num_rows
 
     def _events(self, step: int, skill: str, before: _GoldState, after: _GoldState) -> Iterator[Event]:
         length = self._gold_length(skill)
         if after.first.are_bare(length) and not before.first.are_bare(length):
             measured = f"{length:.1f} tokens; correct ones of the student have {after.first.success_length:.1f}"
-            rule = f"below {BARE:g} of these: it is a bare result, and none is learnt"
+            instead = "correct answers of teachers are" if skill in self.num_answerable else "none is"
+            rule = f"below {BARE:g} of these: it is a bare result, and {instead} learnt"
             yield Event(step, "gold answers bare", skill, "gold", measured, rule)
         if after.first.show_no_success(length) and not before.first.show_no_success(length):
             measured = f"{length:.1f} tokens; none of {after.first.attempts} longer completions is correct"
             yield Event(step, "gold answers short", skill, "gold", measured, "they are learnt: nothing shows them bare")
         if self._is_repeated(skill, after) and not self._is_repeated(skill, before):
-            measured = f"{after.learnt} gold answers of its {self.num_rows[skill]} rows were learnt"
+            measured = f"{after.learnt} gold answers of its {self._num_rows(skill, after):g} rows were learnt"
             yield Event(step, "gold answers repeat", skill, "gold", measured, f"{NEW_PASSES} passes count as new")
 
 

@@ -155,6 +155,8 @@ class Weights:
     """Share of the prompts that each skill should get, summing to 1. None: the curriculum's own shares."""
     gold_share: Mapping[str, float] = field(default_factory=dict)
     """Share of each skill's prompts whose gold answers are learnt, in [0, 1]; empty: there are no such prompts."""
+    teacher_answers: frozenset[str] = frozenset()
+    """Skills of which these prompts have a correct answer of a teacher in place of their row's."""
     teacher_share: Mapping[str, float] = field(default_factory=dict)
     """Of skills whose response target is softened, the share of the teachers in it, in (0, 1): the target is
     `softmax((1 - share) log student + share log teacher)`."""

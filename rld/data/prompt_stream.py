@@ -61,7 +61,11 @@ class PromptStream:
 
     gold_rows: Mapping[str, int] = {}
     """Number of rows with a gold answer of each skill that has an end of them, as if every level had as few as the
-    smallest one: from that the same rows come back first."""
+    smallest one: from that the same rows come back first. 0: the skill has none to learn."""
+
+    answerable_rows: Mapping[str, float] = {}
+    """Number of rows, counted in the same way, of each skill of which teachers may answer them; infinite without an
+    end of them."""
 
     inactive_skills: frozenset[str] = frozenset()
     """Skills of which no rows are drawn at present. A pick of one of them is discarded and repeated."""
@@ -99,6 +103,7 @@ class PromptStream:
         stream = cls(sources, curriculum, seed, num_slots)
         sizes = {skill: [len(rows) for rows in by_level.values()] for skill, by_level in rows_by_skill.items()}
         stream.gold_rows = {skill: min(counts) * len(counts) for skill, counts in sizes.items()}
+        stream.answerable_rows = dict(stream.gold_rows)
         return stream
 
     @property

@@ -19,7 +19,7 @@ from rld.data.reserved_rows import WithoutRows, reserved_rows
 from rld.data.skill_rows import SkillRows
 from rld.pipeline.callbacks import EventLog
 from rld.pipeline.curriculum_loading import load_curriculum, try_curriculum
-from rld.pipeline.gold_prompts import gold_rows
+from rld.pipeline.gold_prompts import GoldRows, may_answer
 from rld.pipeline.model_loading import Loaded
 from rld.pipeline.perturbations import Perturbations
 from rld.pipeline.reward_loading import RewardLoader, Rewards
@@ -140,8 +140,8 @@ def _trainer(
     target = _target_rows(context, stage)
     stream = _stream(context, stage, args, sources)
     # What the main process finds: the user's verifier might answer another one otherwise.
-    gold = broadcast_object_list([*gold_rows(context, stage, context.encoder(model, tokenizer))])
-    stream.gold_rows, without_gold = gold
+    gold = GoldRows(*broadcast_object_list([*GoldRows.of(context, stage, context.encoder(model, tokenizer))]))
+    stream.gold_rows, stream.answerable_rows = gold.own, gold.answerable
     trainer = RLDTrainer(
         model,
         rewards.functions,
@@ -158,7 +158,7 @@ def _trainer(
         target_rows=[row for rows in target.values() for row in rows],
         flop_meter=context.flop_meter,
     )
-    trainer.events += without_gold
+    trainer.events += gold.events
     return trainer
 
 
@@ -178,6 +178,8 @@ def _arguments(context: RunContext, stage: Distill, reward_weights: list[float])
         options["labels"] = {skill: some.words for skill, some in labels.items()}
         options["synonyms"] = {skill: some.synonyms for skill, some in labels.items()}
         options["content_free_prompts"] = {skill: context.skill_rows[skill].content_free() for skill in skills}
+    if stage.learns_teachers and not any(may_answer(context, stage, skill) for skill in context.skills(stage)):
+        options["gold_answers"] = "rows"
     markers = context.recipe.prompts.strip_thinking
     return context.arguments(
         RLDConfig,

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
 from rld.data.skill_rows import SkillRows
 from rld.models.prompting import PromptEncoder
 from rld.pipeline.gold_answers import NUM_JUDGED, reason_without_gold, unpaid
 from rld.pipeline.run import RunContext
+from rld.recipe import registry
 from rld.recipe.stages.distill import Distill
 from rld.rollout.gold import gold_problem
 from rld.types import Event
@@ -18,30 +23,61 @@ _INSTEAD = "signals.gold: {answers: teachers} learns correct answers of teachers
 """What a user may do about a skill whose rows have no answers that the student can learn."""
 
 
-def gold_rows(context: RunContext, stage: Distill, encoder: PromptEncoder) -> tuple[dict[str, int], list[Event]]:
-    """Return `PromptStream.gold_rows`, and an event for each skill of which none is learnt.
+class GoldRows(NamedTuple):
+    """The rows of a stage whose gold answers are learnt in place of sampled completions, or those of teachers to them.
 
-    Rows that are held out, and those without an answer, do not count. Where the recipe does not name `signals.gold`, a
-    skill has 0 whose answers are none to learn from.
-
-    Args:
-        context: The run.
-        stage: A stage of it.
-        encoder: The student's.
+    Rows that are held out do not count.
     """
-    counts: dict[str, int] = {}
-    events = []
-    for skill in context.skills(stage) if stage.has_gold_prompts else ():
-        rows = context.skill_rows[skill]
-        reason = _reason_without(context, rows, encoder) if stage.signals.gold == "auto" else None
-        items_by_level = rows.training_items()
-        if reason is not None:
-            counts[skill] = 0
-            events.append(Event(0, "gold answers off", skill, "gold", reason))
-        elif items_by_level:
-            sizes = [sum(bool(item.answer) or stage.learns_teachers for item in items) for items in items_by_level]
-            counts[skill] = min(sizes) * len(sizes)
-    return counts, events
+
+    own: dict[str, int]
+    """`PromptStream.gold_rows`; 0 for a skill whose rows have no answers to learn from."""
+    answerable: dict[str, float]
+    """`PromptStream.answerable_rows`."""
+    events: list[Event]
+    """One for each skill whose rows have no answers to learn from."""
+
+    @classmethod
+    def of(cls, context: RunContext, stage: Distill, encoder: PromptEncoder) -> GoldRows:
+        """Return those of a stage.
+
+        Args:
+            context: The run.
+            stage: A stage of it.
+            encoder: The student's.
+        """
+        rows = cls({}, {}, [])
+        if stage.gold is None or not stage.has_gold_prompts:
+            return rows
+        for skill in context.skills(stage):
+            items_by_level = context.skill_rows[skill].training_items()
+            if may_answer(context, stage, skill):
+                rows.answerable[skill] = _smallest(map(len, items_by_level))
+            if stage.gold.answers == "teachers":
+                continue
+            is_open = stage.signals.gold == "auto" or stage.gold.answers == "either"
+            reason = _reason_without(context, context.skill_rows[skill], encoder) if is_open else None
+            if reason is not None:
+                rows.own[skill] = 0
+                kind = "gold answers of teachers" if skill in rows.answerable else "gold answers off"
+                instead = "" if stage.learns_teachers else f"; {_INSTEAD}"
+                rows.events.append(Event(0, kind, skill, "gold", f"{reason}{instead}"))
+            elif items_by_level:
+                rows.own[skill] = int(_smallest(sum(bool(item.answer) for item in items) for items in items_by_level))
+        return rows
+
+
+def _smallest(sizes: Iterable[int]) -> float:
+    """Return the rows of levels as if all had as few as the smallest; infinity where there are no levels of a file."""
+    counts = [*sizes]
+    return min(counts) * len(counts) if counts else math.inf
+
+
+def may_answer(context: RunContext, stage: Distill, skill: str) -> bool:
+    """Return whether correct answers of a stage's teachers may be learnt on a skill."""
+    use = (stage.audit_in_use or context.recipe.verifier_in_use).use
+    is_taught = any(spec.skills is None or skill in spec.skills for spec in stage.teachers.values())
+    can_judge = skill not in context.recipe.blocks and registry.can_judge(use, context.source.parent)
+    return stage.learns_teachers and is_taught and can_judge
 
 
 def _reason_without(context: RunContext, rows: SkillRows, encoder: PromptEncoder) -> str | None:
@@ -53,7 +89,7 @@ def _reason_without(context: RunContext, rows: SkillRows, encoder: PromptEncoder
     problems = [gold_problem(example.row, encoder, recipe.max_new_tokens) for example in examples]
     usable = [example for example, problem in zip(examples, problems, strict=True) if problem is None]
     if len(examples) - len(usable) > MOST_PASSED_OVER * len(examples):
-        return f"{next(filter(None, problems))}; {_INSTEAD}"
+        return next(filter(None, problems))
     try:
         wrong = unpaid(spec, usable[:NUM_JUDGED], folder)
     except Exception as error:  # the verifier is the user's code

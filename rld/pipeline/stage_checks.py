@@ -68,7 +68,8 @@ def require_verified_answers(context: RunContext, stage: Distill) -> None:
         RecipeError: it cannot.
     """
     use = (stage.audit_in_use or context.recipe.verifier_in_use).use
-    if stage.learns_teachers and not registry.can_judge(use, context.source.parent):
+    is_named = stage.signals.gold != "auto"
+    if is_named and stage.learns_teachers and not registry.can_judge(use, context.source.parent):
         with context.mistakes_in(stage, "signals.gold.answers"):
             raise RecipeError(
                 f"{use} is to tell which answers of teachers are correct, and takes a model or is asynchronous, so "

@@ -112,6 +112,8 @@ def _mean_step(stage: Any, sizes: Sizes, assumed: Assumptions) -> _Step:
     num_prompts = rollout.prompts * (1 - gold_share(stage, sizes, assumed.solved))
     num_gold = (rollout.prompts - num_prompts) * num_completions  # each with a prompt of its own
     completion = lengths.answer if assumed.completion is None else assumed.completion
+    by_teachers = fmean(_learns_teachers(stage, sizes, skill) for skill in skills)
+    answer = by_teachers * completion + (1 - by_teachers) * lengths.answer
     fixed = fixed_completion(stage, sizes)
     # The last token of a completion predicts nothing.
     read = num_sampled * max(completion - 1, 0) + (num_completions - num_sampled) * max(fixed - 1, 0)
@@ -121,8 +123,15 @@ def _mean_step(stage: Any, sizes: Sizes, assumed: Assumptions) -> _Step:
         num_prompts * num_sampled * completion,
         num_prompts * (lengths.prompt + read),
         num_gold,
-        num_gold * max(lengths.prompt + (completion if stage.learns_teachers else lengths.answer) - 1, 0),
+        num_gold * max(lengths.prompt + answer - 1, 0),
     )
+
+
+def _learns_teachers(stage: Any, sizes: Sizes, skill: str) -> bool:
+    """Return whether a stage learns correct answers of teachers on a skill; a plan knows rows without answers alone."""
+    if not stage.learns_teachers:
+        return False
+    return stage.gold.answers == "teachers" or (sizes.can_judge and not sizes.num_answered(skill))
 
 
 def fixed_completion(stage: Any, sizes: Sizes) -> float:
@@ -165,7 +174,7 @@ def _teacher_flops(
         probed = {*(spec.skills or skills)} & {*skills} - {*sizes.blocks}  # a document asks for no answer
         num_probes = len(probed) * spec.num_probes(are_read=stage.reads_probes(can_judge=sizes.can_judge))
         flops["answers"] += forward_flops(size, num_probes * (lengths.prompt + num_tries * lengths.answer))
-        if stage.learns_teachers:
+        if stage.has_gold_prompts:
             num_tokens = _num_answered(stage, sizes, step, assumed) * (lengths.prompt + completion)
             flops["answers"] += (share if assumed.agrees else 1.0) * forward_flops(size, num_tokens)
     return flops
@@ -175,7 +184,7 @@ def _num_answered(stage: Any, sizes: Sizes, step: _Step, assumed: Assumptions) -
     """Return the rows of a stage that a teacher answers so that its answers are learnt, each once."""
     skills = stage.skills or sizes.skills
     num_drawn: float = stage.steps * step.num_gold / len(skills) * (1 if assumed.agrees else MOST_DRAWS)
-    return sum(min(num_drawn, sizes.num_rows(skill)) for skill in skills)
+    return sum(min(num_drawn, sizes.num_rows(skill)) for skill in skills if _learns_teachers(stage, sizes, skill))
 
 
 def gold_share(stage: Any, sizes: Sizes, solved: float = EXPECTED.solved) -> float:
@@ -198,8 +207,9 @@ def gold_share(stage: Any, sizes: Sizes, solved: float = EXPECTED.solved) -> flo
     for skill in skills:
         # Shares of the steps, like `new`: the first one shows enough, where a completion can be so long.
         may_be_bare = are_bare(sizes.lengths([skill]).answer, sizes.max_new_tokens)
-        first = 1 / stage.steps if may_be_bare and not stage.learns_teachers else 0.0
-        num_rows = sizes.num_rows(skill) if stage.learns_teachers else sizes.num_answered(skill)
+        by_teachers = _learns_teachers(stage, sizes, skill)
+        first = 1 / stage.steps if may_be_bare and not by_teachers else 0.0
+        num_rows = sizes.num_rows(skill) if by_teachers else sizes.num_answered(skill)
         new = min(NEW_PASSES * num_rows / answers_per_step / stage.steps, 1 - first)
         shares.append(first * FIRST_SHARE + new * NEW_SHARE + (1 - first - new) * REPEATED_SHARE * (1 - solved))
     return fmean(shares)

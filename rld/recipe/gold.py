@@ -6,7 +6,7 @@ from typing import Any
 
 from rld.recipe.plugins import CurriculumSpec
 from rld.recipe.signals import GoldSignal
-from rld.recipe.teachers import SelfTeacherSpec
+from rld.recipe.teachers import SelfTeacherSpec, ServedTeacher
 from rld.utils.options import OptionError
 
 
@@ -30,7 +30,11 @@ def gold_in_use(stage: Any) -> GoldSignal | None:
     decides = is_combined and stage.controller.kind == "gap" and stage.curriculum.use == CurriculumSpec().use
     is_sampled = not (stage.learns_labels or rollout.gold_completions or rollout.refill or rollout.temperature != 1)
     # vLLM samples a rollout as a whole, so that what gold answers replace would be sampled for nothing.
-    return GoldSignal() if decides and is_sampled and not stage.trainer.get("use_vllm") else None
+    if not decides or not is_sampled or stage.trainer.get("use_vllm"):
+        return None
+    # A server may ask money for an answer, and has many to write.
+    can_answer = not any(isinstance(spec, SelfTeacherSpec | ServedTeacher) for spec in stage.teachers.values())
+    return GoldSignal(answers="either" if can_answer else "rows")
 
 
 def require_possible_gold(stage: Any) -> None:
@@ -72,5 +76,7 @@ def described_gold(stage: Any) -> str:
         return ""
     weight = f" x {stage.gold.weight:g}" if stage.gold.weight != 1 else ""
     by = " beside own completions (signals.gold: null leaves them out)" if stage.signals.gold == "auto" else ""
-    answers = "correct answers of teachers" if stage.learns_teachers else "gold answers"
+    answers = {"rows": "gold answers", "teachers": "correct answers of teachers"}.get(
+        stage.gold.answers, "gold answers or, without any, correct ones of teachers"
+    )
     return f"{answers}{weight}{by}"

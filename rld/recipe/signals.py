@@ -68,9 +68,10 @@ class GoldSignal(FrozenOptions):
     """Share of each skill's prompts that have their gold answer alone. None: the controller sets it, to 31/32 while the
     gold answers are new and to at most 1/2 once they repeat; none is learnt where it is a bare result, much shorter
     than the student's own correct completions."""
-    answers: Literal["rows", "teachers"] = "rows"
+    answers: Literal["rows", "teachers", "either"] = "rows"
     """Whose answers are learnt. `rows`: those of the rows. `teachers`: greedy answers of the stage's teachers that the
-    audit, or the verifier without one, accepts, for rows without an answer or with a bare result."""
+    audit, or the verifier without one, accepts. `either`: those of the rows, and on skills whose rows have none to
+    learn from, or bare results, those of the teachers."""
 
 
 class SignalSpecs(FrozenOptions):
@@ -81,8 +82,8 @@ class SignalSpecs(FrozenOptions):
     feature: FeatureSignal | None = None
     gold: GoldSignal | Literal["auto"] | None = "auto"
     """`auto`: beside `policy` and teachers, with the curriculum `fixed:Uniform`, the controller `gap` lets the student
-    learn gold answers on some prompts, of the skills whose rows have answers that the verifier accepts; elsewhere gold
-    answers are off, as with null."""
+    learn gold answers on some prompts: with `answers: either`, or `rows` where a teacher is on a server or the student
+    itself. Elsewhere gold answers are off, as with null."""
 
     def describe(self, num_teachers: int) -> str:
         """Return a description of the signals."""
@@ -107,7 +108,7 @@ class SignalSpecs(FrozenOptions):
             yield names.problem(loc, ": gold answers alone are learnt by a stage of kind sft; name another signal too")
         needing_teachers = [name for name in ("response", "feature") if name in signals]
         match signals.get("gold"):
-            case {"answers": "teachers"}:
+            case {"answers": "teachers" | "either"}:
                 needing_teachers.append("gold.answers")
         match signals.get("policy"):
             case {"teacher_reward": int() | float() as weight} if weight > 0:

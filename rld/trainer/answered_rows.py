@@ -18,7 +18,8 @@ from rld.rollout.verifier import Verify
 from rld.types import Row, Task
 
 _FEW_ROWS = 16
-"""Rows of a task, none with an accepted answer, after which no more are drawn for a rollout."""
+"""Rows of a task, fewer than one in `MOST_DRAWS` with an accepted answer, after which no more are drawn for a
+rollout."""
 
 
 class AnsweredRows:
@@ -43,7 +44,7 @@ class AnsweredRows:
         Raises:
             RecipeError: its teachers' answers cannot be had, or not be verified.
         """
-        if trainer.args.gold_answers != "teachers":
+        if trainer.args.gold_answers == "rows":
             return None
         if not trainer.teachers:
             raise RecipeError("gold_answers: there are no teachers whose answers could be learnt; pass teachers=[...]")
@@ -81,12 +82,14 @@ class AnsweredRows:
         for group, task in sorted(tasks.items()):
             groups.setdefault(task, []).append(group)
         pairs_by_task: dict[Task, list[tuple[Row, AcceptedAnswer]]] = {task: [] for task in groups}
+        num_drawn = Counter[Task]()
         for attempt in range(MOST_DRAWS):
             missing = {
                 task: len(of_task) * size - len(pairs_by_task[task])
                 for task, of_task in groups.items()
-                if pairs_by_task[task] or attempt * len(of_task) * size < _FEW_ROWS
+                if num_drawn[task] < _FEW_ROWS or len(pairs_by_task[task]) * MOST_DRAWS >= num_drawn[task]
             }
+            num_drawn.update(missing)
             places = [(task, f"{number}:{attempt}:{i}") for task, count in missing.items() for i in range(count)]
             if places:
                 self._add_answered(pairs_by_task, places)

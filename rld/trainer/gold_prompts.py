@@ -2,7 +2,8 @@
 
 The completions of a prompt are one group. In the place of a gold group there are as many prompts of the same task, each
 with its gold answer: a gold answer is learnt once, and not as often as others are sampled. Answers of teachers that the
-verifier accepts may take the place of the rows' (`answered_rows.py`); a group without enough of them is sampled.
+verifier accepts take the place of rows' where the controller says so (`answered_rows.py`); a group without enough of
+them is sampled.
 
 Shapes: B completions of this process.
 """
@@ -104,16 +105,26 @@ class GoldPrompts:
         tasks_B2 = torch.stack([record.skill_ids_B, record.levels_B], 1).to(self.accelerator.device)
         pairs = gather(tasks_B2)[:: record.group_size].tolist()
         gold_groups = self._gold_groups([skill for skill, _ in pairs], record)
-        if self.answered_rows is not None:
-            tasks = {i: Task(record.skills[skill], level) for i, (skill, level) in enumerate(pairs) if i in gold_groups}
-            return _with_answers(record, self.answered_rows.of(record.number, record.group_size, tasks))
-        rows = list(record.rows)
+        tasks = {i: Task(record.skills[skill], level) for i, (skill, level) in enumerate(pairs) if i in gold_groups}
+        open_tasks = {i: task for i, task in tasks.items() if task.skill in self.runtime.weights.teacher_answers}
+        pairs_by_group = self._answered(record, open_tasks)
+        gold_groups = gold_groups - open_tasks.keys() | pairs_by_group.keys()
+        rows, answers = list(record.rows), dict[int, str]()
         for i, row in enumerate(record.rows):
             group, place = divmod(record.first_row + i, record.group_size)
-            if group in gold_groups:
+            if group in pairs_by_group:
+                rows[i], answers[i] = pairs_by_group[group][place]
+            elif group in gold_groups:
                 name = f"{record.number}:{group}:{place}"
                 rows[i] = self._learnable(row if place == 0 else self._another(row, name), name)
-        return replace(record, rows=rows, gold_groups=gold_groups)
+        return replace(record, rows=rows, gold_groups=gold_groups, answers=answers)
+
+    def _answered(self, record: RolloutRecord, tasks: Mapping[int, Task]) -> Mapping[int, Sequence[tuple[Row, str]]]:
+        """Return the rows and teachers' answers of groups, by their numbers, of those for which there are enough."""
+        if not tasks:
+            return {}
+        assert self.answered_rows is not None  # as long as a controller lets none take rows' place
+        return self.answered_rows.of(record.number, record.group_size, tasks)
 
     def _another(self, row: Row, place: str) -> Row:
         """Return a row of the same task as another one."""
@@ -157,13 +168,20 @@ def gold_controller(trainer: Any, controller: Controller) -> Controller:
     args, stream = trainer.args, trainer.stream
     if not args.has_gold_prompts:
         return controller
-    lengths = dict[str, float]()
-    if stream is not None and args.gold_share is None and args.gold_answers == "rows":
-        lengths = {skill: _gold_length(stream.examples(skill, _NUM_MEASURED), trainer) for skill in stream.skills}
+    lengths, num_rows, num_answerable = dict[str, float](), dict[str, int](), dict[str, float]()
+    if stream is not None:
+        num_rows = {**stream.gold_rows, **dict.fromkeys(stream.skills if args.gold_answers == "teachers" else (), 0)}
+        if args.gold_answers != "rows":
+            taught = {skill for t in trainer.teachers for skill in (stream.skills if t.skills is None else t.skills)}
+            num_answerable = {skill: count for skill, count in stream.answerable_rows.items() if skill in taught}
+        for skill in stream.skills if args.gold_share is None else ():
+            if num_rows.get(skill) != 0:
+                lengths[skill] = _gold_length(stream.examples(skill, _NUM_MEASURED), trainer)
     return GoldShareController(
         controller,
         args.gold_share,
-        {} if stream is None else stream.gold_rows,
+        num_rows,
+        num_answerable,
         num_iterations=args.num_iterations,
         gold_lengths=lengths,
         longest=math.inf if args.max_completion_length is None else args.max_completion_length,
@@ -175,16 +193,6 @@ def _gold_length(rows: Sequence[Row], trainer: Any) -> float:
     longest, encoder = trainer.args.max_completion_length, trainer._encoder
     usable = [row for row in rows if gold_problem(row, encoder, longest) is None]
     return fmean(map(len, gold_completions(usable, encoder, longest))) if usable else math.inf
-
-
-def _with_answers(record: RolloutRecord, answered: Mapping[int, Sequence[tuple[Row, str]]]) -> RolloutRecord:
-    """Return the record of a rollout with the rows and answers of its gold groups, by the groups' numbers."""
-    rows, answers = list(record.rows), dict[int, str]()
-    for i in range(len(rows)):
-        group, place = divmod(record.first_row + i, record.group_size)
-        if group in answered:
-            rows[i], answers[i] = answered[group][place]
-    return replace(record, rows=rows, gold_groups=frozenset(answered), answers=answers)
 
 
 def weigh_gold_prompts(batch: RolloutBatch, record: RolloutRecord, accelerator: Accelerator) -> None:

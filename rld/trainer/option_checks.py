@@ -46,7 +46,7 @@ def require_gold_options(args: Any) -> None:
         raise RecipeError("gold_weight needs log-probabilities at temperature 1; set temperature to 1")
     if args.has_gold_prompts and args.refill:
         raise RecipeError("refill: it samples all completions of a prompt anew; leave gold_weight out")
-    require_choice("gold_answers", args.gold_answers, ("rows", "teachers"))
+    require_choice("gold_answers", args.gold_answers, ("rows", "teachers", "either"))
     if args.gold_answers != "rows" and not args.has_gold_prompts:
         raise RecipeError("gold_answers: leave it out without gold_weight, and with gold_completions and labels")
     if args.gold_share is not None:

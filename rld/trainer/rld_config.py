@@ -143,8 +143,8 @@ class RLDConfig(GRPOConfig):
     gold_answers: str = field(
         default="rows",
         metadata={
-            "help": "Whose answers such prompts have: those of the `rows`, or greedy ones of the `teachers` to which "
-            "the first reward, or the audit's, gives 1."
+            "help": "Whose answers such prompts have: those of the `rows`; greedy ones of the `teachers` to which the "
+            "first reward, or the audit's, gives 1; or `either`: those of teachers where rows have bare results."
         },
     )
     teacher_reward: float = field(

@@ -116,6 +116,24 @@ def test_a_skill_without_rows_to_learn_from_has_none():
     assert shares(GoldShareController(FixedController(), num_rows={"sort": 0}), 5) == {"add": 31 / 32, "sort": 0.0}
 
 
+def test_teachers_answer_a_skill_whose_rows_have_no_answers_to_learn_or_bare_ones():
+    rows = {"num_rows": {"sort": 0, "copy": 0}, "num_answerable": {"add": 3, "sort": 5}}
+    controller = GoldShareController(FixedController(), **rows, gold_lengths={"add": 10.0})
+    state = controller.start(["add", "sort", "copy"], [], ["policy"])
+    weights = controller.weights(state)
+    assert weights.gold_share == {"add": 0.5, "sort": 31 / 32, "copy": 0.0} and weights.teacher_answers == {"sort"}
+    measured = {"add": attempts(8, 21), "sort": SkillObservation(gold_answers=40), "copy": SkillObservation()}
+    state, weights, events = controller.step(state, Observation(1, measured))
+    assert weights.gold_share == {"add": 31 / 32, "sort": 0.25, "copy": 0.0}
+    assert weights.teacher_answers == {"add", "sort"}
+    assert [(event.kind, event.skill) for event in events] == [
+        ("gold answers bare", "add"),
+        ("gold answers repeat", "sort"),
+    ]
+    fixed = GoldShareController(FixedController(), 0.3, **rows).weights(state)
+    assert fixed.gold_share == {"add": 0.3, "sort": 0.3, "copy": 0.0} and fixed.teacher_answers == {"sort"}
+
+
 def test_the_other_controller_decides_as_without_it():
     alone, beside = GapController(), GoldShareController(GapController())
     state, other = (made.start(["add", "sort"], ["one"], ["policy", "response"]) for made in (alone, beside))

@@ -53,22 +53,38 @@ async def later(completions, answer, **_):
 """
 
 
-def test_skills_whose_answers_the_verifier_accepts_have_gold_prompts(tmp_path):
+def test_where_rows_have_no_answer_to_learn_teachers_may_answer_them(tmp_path):
     words = ["abc", *(a + b for a in "abcd" for b in "abcd")]
     rows = [{"question": f"{i:b}=".replace("0", "a").replace("1", "b"), "answer": words[i % 17]} for i in range(120)]
     rows = [row for i, row in enumerate(rows) if len(row["answer"]) < 3 or not i]  # one is too long to be learnt
     (tmp_path / "copy.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert main(["train", str(written(tmp_path, RECIPE, TASKS)), "--output", str(tmp_path / "run")]) == 0
+    taught = "stages.learn.teachers.one.skills=[copy, refused]"
+    assert main(["train", str(written(tmp_path, RECIPE, TASKS)), taught, "--output", str(tmp_path / "run")]) == 0
     log = read_jsonl(tmp_path / "run" / "metrics.jsonl").records
     shares = [[entry[f"gold_share/{skill}"] for skill in SKILLS] for entry in log if "gold_share/copy" in entry]
-    assert shares[0] == shares[-1] == [31 / 32, 0.0, 0.0]
+    assert shares[0] == shares[-1] == [31 / 32, 31 / 32, 0.0]
+    answered = [key for entry in log for key in entry if key.startswith("answered/")]
+    assert set(answered) == {"answered/refused"}
     events = read_jsonl(tmp_path / "run" / "events.jsonl").records
-    off = {event["skill"]: event["measured"] for event in events if event["kind"] == "gold answers off"}
+    kinds = {event["skill"]: event["kind"] for event in events if "gold answers" in event["kind"]}
+    assert kinds == {"refused": "gold answers of teachers", "long": "gold answers off"}
+    reasons = {event["skill"]: event["measured"] for event in events if "gold answers" in event["kind"]}
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["stages"][-1]["flops_by_account"]["answers"] == 0, "the gate asks the teacher, so no probe does"
-    assert off["refused"] == "the verifier ./tasks.py:paid does not accept 'x'"
-    assert "takes 4 tokens with its end, and 3 are allowed" in off["long"] and len(off) == 2
-    assert off["long"].endswith("signals.gold: {answers: teachers} learns correct answers of teachers in their place")
+    assert summary["stages"][-1]["flops_by_account"]["answers"] > 0
+    assert reasons["refused"] == "the verifier ./tasks.py:paid does not accept 'x'"
+    assert "takes 4 tokens with its end, and 3 are allowed" in reasons["long"]
+
+
+def test_the_student_itself_does_not_answer_rows_without_an_answer_to_learn(tmp_path):
+    (tmp_path / "copy.jsonl").write_text("\n".join(json.dumps({"prompt": f"{a}{b}="}) for a in "abcd" for b in "abc"))
+    itself = 'stages.learn.teachers={one: {model: first}, itself: {model: student, prompt: "{question}"}}'
+    overrides = [itself, "stages.learn.skills=[copy]", "max_new_tokens=4"]
+    recipe = str(written(tmp_path, RECIPE, TASKS + SAYS_X))
+    rewards = "rewards=[{use: './tasks.py:says_x'}]"
+    assert main(["train", recipe, *overrides, rewards, "--output", str(tmp_path / "run")]) == 0
+    events = read_jsonl(tmp_path / "run" / "events.jsonl").records
+    (off,) = [event["measured"] for event in events if event["kind"] == "gold answers off"]
+    assert off.endswith("signals.gold: {answers: teachers} learns correct answers of teachers in their place")
 
 
 @pytest.mark.parametrize(

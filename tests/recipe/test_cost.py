@@ -150,7 +150,7 @@ def test_a_teacher_is_probed_where_the_verifier_cannot_answer_the_gate(tmp_path,
 
 @pytest.mark.parametrize(
     ("num_rows", "longest", "share"),
-    [(math.inf, 10, 31 / 32), (math.inf, 11, 233 / 256), (3.875, 10, 55 / 128), (0, 10, 1 / 4)],
+    [(math.inf, 10, 31 / 32), (math.inf, 11, 233 / 256), (3.875, 10, 55 / 128), (0, 10, 31 / 32)],
 )
 def test_gold_answers_are_most_prompts_until_the_rows_repeat(tmp_path, num_rows, longest, share):
     made = recipe().model_dump() | {"max_new_tokens": longest}

@@ -204,8 +204,8 @@ class Distill(TrainingStage):
 
     @property
     def learns_teachers(self) -> bool:
-        """Whether some prompts have a correct answer of a teacher alone."""
-        return self.gold is not None and self.gold.answers == "teachers"
+        """Whether prompts may have a correct answer of a teacher alone."""
+        return self.gold is not None and self.gold.answers != "rows"
 
     @property
     def gold(self) -> GoldSignal | None:
