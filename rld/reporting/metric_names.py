@@ -84,7 +84,7 @@ METRICS = (
     Metric("gold_share/<skill>", "",
            "share of the skill's prompts that have their gold answer alone", "Gold answers"),
     Metric("answered/<skill>", "",
-           "with `signals.gold.answers: teachers`, share of the rows drawn for it that a teacher answers correctly"),
+           "where teachers' answers are learnt, share of the rows drawn for it that a teacher answers correctly"),
     Metric("score/<skill>", "",
            "the main score of a skill on its held-out rows; by default the share answered correctly, greedily",
            "Held-out score"),

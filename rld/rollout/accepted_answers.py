@@ -35,7 +35,7 @@ _MAX_KEPT = 50_000
 """Answers of a teacher that are kept; with more, all are forgotten."""
 
 _MAX_REFUSED = 64
-"""Rows to which no answer is accepted, without one that is, before a warning."""
+"""Rows of a skill to which no answer is accepted, without one that is, after which none is asked for."""
 
 
 class AcceptedAnswer(NamedTuple):
@@ -75,7 +75,7 @@ class AcceptedAnswers:
         self._order, self._count = order, count
         self._memory: list[dict[str, str | None]] = [{} for _ in self.teachers]
         self._num_rows, self._num_answers = Counter[str](), Counter[str]()
-        self._num_refused = 0
+        self._num_refused, self._answered_skills = Counter[str](), set[str]()
 
     def of(self, rows: Sequence[Row]) -> list[AcceptedAnswer | None]:
         """Return the answer to each row that the student learns; None where no teacher's is accepted.
@@ -101,6 +101,12 @@ class AcceptedAnswers:
     def forget(self, k: int) -> None:
         """Forget the answers of teacher k, because it has changed."""
         self._memory[k].clear()
+        self._num_refused.clear()
+
+    @property
+    def unanswered_skills(self) -> set[str]:
+        """Skills of which many rows were asked for, since a teacher changed, and none has an answer."""
+        return {skill for skill, count in self._num_refused.items() if count >= _MAX_REFUSED} - self._answered_skills
 
     def take_shares(self) -> dict[str, float]:
         """Return which share of the rows of each skill that were asked for since the last call has an answer."""
@@ -157,17 +163,17 @@ class AcceptedAnswers:
         return gold_problem({**row, "answer": answer.text}, self.encoder, self.max_new_tokens) is None
 
     def _note(self, rows: Sequence[Row], answers: Sequence[AcceptedAnswer | None]) -> None:
-        """Count the rows and those with an accepted answer; warn where none has one."""
-        self._num_rows.update(map(skill_of, rows))
-        self._num_answers.update(skill_of(row) for row, answer in zip(rows, answers, strict=True) if answer is not None)
-        if self._num_refused < 0:
-            return
-        self._num_refused = -1 if any(answers) else self._num_refused + len(rows)
-        if self._num_refused >= _MAX_REFUSED:
+        """Count the rows and those with an accepted answer; warn of a skill where none has one."""
+        skills, before = [skill_of(row) for row in rows], self.unanswered_skills
+        self._num_rows.update(skills)
+        accepted = Counter(skill for skill, answer in zip(skills, answers, strict=True) if answer is not None)
+        self._num_answers.update(accepted)
+        self._answered_skills |= accepted.keys()
+        self._num_refused.update(skill for skill in skills if skill not in self._answered_skills)
+        for skill in sorted(self.unanswered_skills - before):
             warnings.warn(
-                f"no teacher has answered one of the first {self._num_refused} rows correctly, so that the student has "
-                "learnt none of their answers; if the verifier does not give 1 to a correct answer, use one that does, "
-                "or leave signals.gold out",
+                f"skill '{skill}': no teacher has answered one of the first {self._num_refused[skill]} rows correctly; "
+                "they are asked for no more of them, and the student learns its own completions there; if the verifier "
+                "does not give 1 to a correct answer, use one that does",
                 stacklevel=2,
             )
-            self._num_refused = -1

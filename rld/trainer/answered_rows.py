@@ -80,7 +80,8 @@ class AnsweredRows:
         """
         groups: dict[Task, list[int]] = {}
         for group, task in sorted(tasks.items()):
-            groups.setdefault(task, []).append(group)
+            if task.skill not in self.answers.unanswered_skills:
+                groups.setdefault(task, []).append(group)
         pairs_by_task: dict[Task, list[tuple[Row, AcceptedAnswer]]] = {task: [] for task in groups}
         num_drawn = Counter[Task]()
         for attempt in range(MOST_DRAWS):

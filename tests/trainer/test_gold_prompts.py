@@ -146,11 +146,15 @@ def test_where_no_teacher_is_right_completions_are_sampled(tmp_path):
     assert trainer.runtime._window.attempts.gold_S.tolist() == [0, 16]
 
 
-def test_a_verifier_that_accepts_nothing_is_told(tmp_path):
-    trainer = runs.trainer(tmp_path, **{**OF_TEACHERS, "reward": lambda completions, **_: [0.0] * len(completions)})
-    with pytest.warns(UserWarning, match="no teacher has answered one of the first"):
-        for _ in range(6):
+def test_teachers_are_asked_no_more_on_a_skill_where_none_is_ever_right_and_that_is_told_once(tmp_path):
+    trainer = runs.trainer(tmp_path, num_rows=4000, **{**OF_TEACHERS, "reward": none_of_first})
+    with pytest.warns(UserWarning, match="no teacher has answered one of the first") as caught:
+        for _ in range(9):
             rollout(trainer)
+    told = [str(warning.message) for warning in caught if "no teacher has answered" in str(warning.message)]
+    assert len(told) == 1 and told[0].startswith("skill 'first'")
+    shares = trainer._metrics["train"]
+    assert shares["answered/first"] == [0.0] * 4 and len(shares["answered/second"]) == 9, "16 rows in each of four"
 
 
 def test_a_teacher_with_other_weights_answers_anew(tmp_path):
