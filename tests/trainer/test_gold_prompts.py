@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -127,6 +128,20 @@ def test_answers_of_teachers_that_the_verifier_accepts_are_learnt_each_asked_for
     assert sum(trainer.totals.prompts_by_teacher.values()) == 7 * 32, "each is taught by the one that answered"
     shares = trainer._metrics["train"]["answered/first"]
     assert 0 < min(shares) < 1, "some rows were passed over"
+
+
+def test_teachers_answer_the_skill_whose_rows_have_none_to_learn_and_rows_the_other(tmp_path):
+    trainer = runs.trainer(tmp_path, gold_share=1.0, **{**OF_TEACHERS, "gold_answers": "either"})
+    rollout(trainer)
+    assert {trainer.records[0].learnt_row(i)["answer"] for i in range(32)} == {*runs.ANSWERS}
+    controller = trainer.runtime.controller
+    trainer.runtime.controller = replace(controller, num_rows={**controller.num_rows, "first": 0})
+    trainer.runtime._apply(trainer.runtime.controller.weights(trainer.runtime.state))
+    rollout(trainer)
+    record = trainer.records[1]
+    for i, row in enumerate(record.rows):
+        answer = first_accepted(row["prompt"]) if row["skill"] == "first" else row["answer"]
+        assert record.learnt_row(i)["answer"].replace(" ", "") == answer
 
 
 def none_of_first(completions: list[str], skill: list[str], **_: Any) -> list[float]:
