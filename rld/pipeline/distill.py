@@ -19,7 +19,8 @@ from rld.data.reserved_rows import WithoutRows, reserved_rows
 from rld.data.skill_rows import SkillRows
 from rld.pipeline.callbacks import EventLog
 from rld.pipeline.curriculum_loading import load_curriculum, try_curriculum
-from rld.pipeline.gold_prompts import GoldRows, may_answer
+from rld.pipeline.gold_answers import may_answer
+from rld.pipeline.gold_prompts import GoldRows
 from rld.pipeline.model_loading import Loaded
 from rld.pipeline.perturbations import Perturbations
 from rld.pipeline.reward_loading import RewardLoader, Rewards
@@ -172,21 +173,21 @@ def _controller(stage: Distill, seed: int, teachers: list[str]) -> Controller:
 def _arguments(context: RunContext, stage: Distill, reward_weights: list[float]) -> RLDConfig:
     options: dict[str, Any] = distillation_arguments(stage)
     labels: dict[str, LabelWords] = {}
+    recipe, folder, skills = context.recipe, context.source.parent, context.skills(stage)
     if stage.learns_labels:
-        skills = context.skills(stage)
-        labels = {skill: context.recipe.label_words[skill] for skill in skills}
+        labels = {skill: recipe.label_words[skill] for skill in skills}
         options["labels"] = {skill: some.words for skill, some in labels.items()}
         options["synonyms"] = {skill: some.synonyms for skill, some in labels.items()}
         options["content_free_prompts"] = {skill: context.skill_rows[skill].content_free() for skill in skills}
-    if stage.learns_teachers and not any(may_answer(context, stage, skill) for skill in context.skills(stage)):
+    if stage.learns_teachers and not any(may_answer(recipe, folder, stage, skill) for skill in skills):
         options["gold_answers"] = "rows"
-    markers = context.recipe.prompts.strip_thinking
+    markers = recipe.prompts.strip_thinking
     return context.arguments(
         RLDConfig,
         stage,
         stage.rollout.prompts * stage.rollout.num_completions(len(some.completions) for some in labels.values()),
-        max_completion_length=max([context.recipe.max_new_tokens, *context.recipe.blocks.values()]),
-        chat_template_kwargs=dict(context.recipe.prompts.chat_template_kwargs),
+        max_completion_length=max([recipe.max_new_tokens, *recipe.blocks.values()]),
+        chat_template_kwargs=dict(recipe.prompts.chat_template_kwargs),
         strip_thinking=bool(markers),
         thinking_markers=markers if isinstance(markers, list) else None,
         reward_weights=reward_weights,

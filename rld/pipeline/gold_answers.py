@@ -11,6 +11,7 @@ from rld.data.skill_rows import PlacedRow
 from rld.recipe import registry, trl_rewards
 from rld.recipe.plugins import RewardSpec, VerifierSpec
 from rld.recipe.schema import Recipe
+from rld.recipe.stages.distill import Distill
 from rld.types import Row
 from rld.utils.user_calls import user_code
 
@@ -59,6 +60,21 @@ def reason_without_gold(recipe: Recipe, folder: Path, skill: str) -> str | None:
     if not registry.can_judge(use, folder):
         return f"the verifier {use} cannot be asked about them before the stage"
     return None
+
+
+def may_answer(recipe: Recipe, folder: Path, stage: Distill, skill: str) -> bool:
+    """Return whether correct answers of a stage's teachers may be learnt on a skill.
+
+    Args:
+        recipe: The recipe.
+        folder: Its folder.
+        stage: A stage of it.
+        skill: A skill of the stage.
+    """
+    use = (stage.audit_in_use or recipe.verifier_in_use).use
+    is_taught = any(spec.skills is None or skill in spec.skills for spec in stage.teachers.values())
+    can_judge = skill not in recipe.blocks and registry.can_judge(use, folder)
+    return stage.learns_teachers and is_taught and can_judge
 
 
 def unpaid(spec: VerifierSpec, examples: Sequence[PlacedRow], folder: Path) -> list[tuple[PlacedRow, float]]:

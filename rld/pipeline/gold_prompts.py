@@ -1,4 +1,4 @@
-"""The rows whose gold answers a `distill` stage learns in place of sampled completions, and the skills without any."""
+"""The rows whose gold answers, or correct answers of teachers, a `distill` stage learns in place of completions."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 from rld.data.skill_rows import SkillRows
 from rld.models.prompting import PromptEncoder
-from rld.pipeline.gold_answers import NUM_JUDGED, reason_without_gold, unpaid
+from rld.pipeline.gold_answers import NUM_JUDGED, may_answer, reason_without_gold, unpaid
 from rld.pipeline.run import RunContext
-from rld.recipe import registry
 from rld.recipe.stages.distill import Distill
 from rld.rollout.gold import gold_problem
 from rld.types import Event
@@ -50,12 +49,12 @@ class GoldRows(NamedTuple):
             return rows
         for skill in context.skills(stage):
             items_by_level = context.skill_rows[skill].training_items()
-            if may_answer(context, stage, skill):
+            if may_answer(context.recipe, context.source.parent, stage, skill):
                 rows.answerable[skill] = _smallest(map(len, items_by_level))
             if stage.gold.answers == "teachers":
                 continue
-            is_open = stage.signals.gold == "auto" or stage.gold.answers == "either"
-            reason = _reason_without(context, context.skill_rows[skill], encoder) if is_open else None
+            may_have_none = stage.signals.gold == "auto" or stage.gold.answers == "either"
+            reason = _reason_without(context, context.skill_rows[skill], encoder) if may_have_none else None
             if reason is not None:
                 rows.own[skill] = 0
                 kind = "gold answers of teachers" if skill in rows.answerable else "gold answers off"
@@ -70,14 +69,6 @@ def _smallest(sizes: Iterable[int]) -> float:
     """Return the rows of levels as if all had as few as the smallest; infinity where there are no levels of a file."""
     counts = [*sizes]
     return min(counts) * len(counts) if counts else math.inf
-
-
-def may_answer(context: RunContext, stage: Distill, skill: str) -> bool:
-    """Return whether correct answers of a stage's teachers may be learnt on a skill."""
-    use = (stage.audit_in_use or context.recipe.verifier_in_use).use
-    is_taught = any(spec.skills is None or skill in spec.skills for spec in stage.teachers.values())
-    can_judge = skill not in context.recipe.blocks and registry.can_judge(use, context.source.parent)
-    return stage.learns_teachers and is_taught and can_judge
 
 
 def _reason_without(context: RunContext, rows: SkillRows, encoder: PromptEncoder) -> str | None:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from rld.data.listing import first_few
 from rld.data.skill_rows import SkillRows, skill_rows
-from rld.pipeline.gold_answers import NUM_JUDGED, reason_without_gold, unpaid
+from rld.pipeline.gold_answers import NUM_JUDGED, may_answer, reason_without_gold, unpaid
 from rld.pipeline.label_summary import LabelSummary, label_notes, label_summaries, model_encoders
 from rld.pipeline.own_prompt_examples import OwnPromptExample, own_prompt_examples
 from rld.pipeline.plain_recipe import absent_models, reason_to_ask_libraries
@@ -185,9 +185,12 @@ def _without_gold(recipe: Recipe, folder: Path) -> Iterator[str]:
     for stage in recipe.stages:
         if isinstance(stage, Distill) and stage.has_gold_prompts and stage.signals.gold == "auto":
             for skill in stage.skills_in_use(recipe.skills):
-                if reason := reason_without_gold(recipe, folder, skill):
-                    fix = "plan its FLOPs with signals.gold: null"
-                    yield f"stage '{stage.name}', skill '{skill}': no gold answer is learnt, for {reason}; {fix}"
+                if not (reason := reason_without_gold(recipe, folder, skill)):
+                    continue
+                learnt = "no gold answer is learnt", "plan its FLOPs with signals.gold: null"
+                if may_answer(recipe, folder, stage, skill):
+                    learnt = "correct answers of teachers are learnt", "plan with signals.gold: {answers: teachers}"
+                yield f"stage '{stage.name}', skill '{skill}': {learnt[0]}, for {reason}; {learnt[1]}"
 
 
 def _unpaid_gold_answers(recipe: Recipe, folder: Path, sources: Mapping[str, SkillRows]) -> Iterator[str]:

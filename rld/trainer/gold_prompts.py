@@ -106,9 +106,9 @@ class GoldPrompts:
         pairs = gather(tasks_B2)[:: record.group_size].tolist()
         gold_groups = self._gold_groups([skill for skill, _ in pairs], record)
         tasks = {i: Task(record.skills[skill], level) for i, (skill, level) in enumerate(pairs) if i in gold_groups}
-        open_tasks = {i: task for i, task in tasks.items() if task.skill in self.runtime.weights.teacher_answers}
-        pairs_by_group = self._answered(record, open_tasks)
-        gold_groups = gold_groups - open_tasks.keys() | pairs_by_group.keys()
+        teacher_tasks = {i: task for i, task in tasks.items() if task.skill in self.runtime.weights.teacher_answers}
+        pairs_by_group = self._answered(record, teacher_tasks)
+        gold_groups = gold_groups - teacher_tasks.keys() | pairs_by_group.keys()
         rows, answers = list(record.rows), dict[int, str]()
         for i, row in enumerate(record.rows):
             group, place = divmod(record.first_row + i, record.group_size)
