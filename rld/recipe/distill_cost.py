@@ -20,7 +20,7 @@ class Assumptions(NamedTuple):
     solved: float = 0.5
     """Share of the completions on which the student succeeds; it sets the share of gold answers that are repeated."""
     completion: float | None = None
-    """Mean tokens of a sampled completion. None: those of the gold answers."""
+    """Mean tokens of a sampled completion. None: those of the gold answers, or the most without any."""
     agrees: bool = True
     """Whether a teacher's answer is the gold answer or differs so that it counts as wrong; it is decoded otherwise.
     And whether the first answer of a teacher that could be learnt is correct, and not only the last of the last one."""
@@ -43,10 +43,8 @@ class _Step(NamedTuple):
     """Tokens of the completions that the student samples."""
     read_tokens: float
     """Tokens of prompts and completions that are read to learn from them or to score them."""
-    num_gold: float
-    """The other prompts, each with its gold answer or that of a teacher."""
     gold_tokens: float
-    """Tokens of these that are read to learn them."""
+    """Tokens that are read of the other prompts, to learn their gold answers or those of teachers."""
 
 
 def distill_flops(
@@ -110,10 +108,8 @@ def _mean_step(stage: Any, sizes: Sizes, assumed: Assumptions) -> _Step:
     num_completions = rollout.num_completions(sizes.num_words(skills))
     num_sampled = 0 if stage.learns_labels else num_completions - rollout.gold_completions
     num_prompts = rollout.prompts * (1 - gold_share(stage, sizes, assumed.solved))
-    num_gold = (rollout.prompts - num_prompts) * num_completions  # each with a prompt of its own
+    num_gold = _num_gold(stage, sizes, assumed.solved)
     completion = lengths.answer if assumed.completion is None else assumed.completion
-    by_teachers = fmean(_learns_teachers(stage, sizes, skill) for skill in skills)
-    answer = by_teachers * completion + (1 - by_teachers) * lengths.answer
     fixed = fixed_completion(stage, sizes)
     # The last token of a completion predicts nothing.
     read = num_sampled * max(completion - 1, 0) + (num_completions - num_sampled) * max(fixed - 1, 0)
@@ -122,16 +118,32 @@ def _mean_step(stage: Any, sizes: Sizes, assumed: Assumptions) -> _Step:
         num_prompts * lengths.prompt,
         num_prompts * num_sampled * completion,
         num_prompts * (lengths.prompt + read),
-        num_gold,
-        num_gold * max(lengths.prompt + answer - 1, 0),
+        sum(max(_learnt_length(stage, sizes, skill, assumed) - 1, 0) * num_gold[skill] for skill in skills),
     )
+
+
+def _num_gold(stage: Any, sizes: Sizes, solved: float) -> dict[str, float]:
+    """Return how many gold answers, or answers of teachers, a mean step learns of each skill, each with its prompt."""
+    skills = stage.skills or sizes.skills
+    num_completions = stage.rollout.prompts / len(skills) * stage.rollout.num_completions(sizes.num_words(skills))
+    return {skill: num_completions * share for skill, share in _gold_shares(stage, sizes, solved).items()}
+
+
+def _learnt_length(stage: Any, sizes: Sizes, skill: str, assumed: Assumptions) -> float:
+    """Return the mean tokens of a skill's prompts with the gold answers, or those of teachers, that are learnt."""
+    lengths = sizes.lengths([skill])
+    if assumed.completion is None or not _learns_teachers(stage, sizes, skill):
+        return lengths.total
+    return lengths.prompt + assumed.completion
 
 
 def _learns_teachers(stage: Any, sizes: Sizes, skill: str) -> bool:
     """Return whether a stage learns correct answers of teachers on a skill; a plan knows rows without answers alone."""
-    if not stage.learns_teachers:
+    is_taught = any(spec.skills is None or skill in spec.skills for spec in stage.teachers.values())
+    if not stage.learns_teachers or not is_taught:
         return False
-    return stage.gold.answers == "teachers" or (sizes.can_judge and not sizes.num_answered(skill))
+    has_judge = sizes.can_judge or stage.audit is not None
+    return has_judge and (stage.gold.answers == "teachers" or not sizes.num_answered(skill))
 
 
 def fixed_completion(stage: Any, sizes: Sizes) -> float:
@@ -174,17 +186,19 @@ def _teacher_flops(
         probed = {*(spec.skills or skills)} & {*skills} - {*sizes.blocks}  # a document asks for no answer
         num_probes = len(probed) * spec.num_probes(are_read=stage.reads_probes(can_judge=sizes.can_judge))
         flops["answers"] += forward_flops(size, num_probes * (lengths.prompt + num_tries * lengths.answer))
-        if stage.has_gold_prompts:
-            num_tokens = _num_answered(stage, sizes, step, assumed) * (lengths.prompt + completion)
-            flops["answers"] += (share if assumed.agrees else 1.0) * forward_flops(size, num_tokens)
+        num_tokens = _answered_tokens(stage, sizes, assumed)
+        flops["answers"] += (share if assumed.agrees else 1.0) * forward_flops(size, num_tokens)
     return flops
 
 
-def _num_answered(stage: Any, sizes: Sizes, step: _Step, assumed: Assumptions) -> float:
-    """Return the rows of a stage that a teacher answers so that its answers are learnt, each once."""
-    skills = stage.skills or sizes.skills
-    num_drawn: float = stage.steps * step.num_gold / len(skills) * (1 if assumed.agrees else MOST_DRAWS)
-    return sum(min(num_drawn, sizes.num_rows(skill)) for skill in skills if _learns_teachers(stage, sizes, skill))
+def _answered_tokens(stage: Any, sizes: Sizes, assumed: Assumptions) -> float:
+    """Return the tokens of the rows that a teacher answers so that its answers are learnt, each once."""
+    num_tokens, num_draws = 0.0, stage.steps * (1 if assumed.agrees else MOST_DRAWS)
+    for skill, num_gold in _num_gold(stage, sizes, assumed.solved).items():
+        if _learns_teachers(stage, sizes, skill):
+            num_rows = min(num_draws * num_gold, sizes.num_rows(skill))
+            num_tokens += num_rows * _learnt_length(stage, sizes, skill, assumed)
+    return num_tokens
 
 
 def gold_share(stage: Any, sizes: Sizes, solved: float = EXPECTED.solved) -> float:
@@ -197,19 +211,26 @@ def gold_share(stage: Any, sizes: Sizes, solved: float = EXPECTED.solved) -> flo
         sizes: The sizes of the recipe.
         solved: The share of its completions on which the student succeeds.
     """
-    if not stage.has_gold_prompts:
-        return 0.0
-    if stage.gold.share is not None:
-        return float(stage.gold.share)
+    return fmean(_gold_shares(stage, sizes, solved).values())
+
+
+def _gold_shares(stage: Any, sizes: Sizes, solved: float) -> dict[str, float]:
+    """Return that share of each skill."""
     skills = stage.skills or sizes.skills
+    if not stage.has_gold_prompts:
+        return dict.fromkeys(skills, 0.0)
     answers_per_step = NEW_SHARE * stage.rollout.prompts * stage.rollout.completions / len(skills)
-    shares = []
+    shares = {}
     for skill in skills:
+        by_teachers = _learns_teachers(stage, sizes, skill)
+        own_rows = 0.0 if stage.gold.answers == "teachers" else sizes.num_answered(skill)
+        num_rows = sizes.num_rows(skill) if by_teachers else own_rows
+        if stage.gold.share is not None or not num_rows:
+            shares[skill] = float(stage.gold.share) if num_rows else 0.0
+            continue
         # Shares of the steps, like `new`: the first one shows enough, where a completion can be so long.
         may_be_bare = are_bare(sizes.lengths([skill]).answer, sizes.max_new_tokens)
-        by_teachers = _learns_teachers(stage, sizes, skill)
         first = 1 / stage.steps if may_be_bare and not by_teachers else 0.0
-        num_rows = sizes.num_rows(skill) if by_teachers else sizes.num_answered(skill)
         new = min(NEW_PASSES * num_rows / answers_per_step / stage.steps, 1 - first)
-        shares.append(first * FIRST_SHARE + new * NEW_SHARE + (1 - first - new) * REPEATED_SHARE * (1 - solved))
-    return fmean(shares)
+        shares[skill] = first * FIRST_SHARE + new * NEW_SHARE + (1 - first - new) * REPEATED_SHARE * (1 - solved)
+    return shares

@@ -129,7 +129,7 @@ class Sizes:
         max_new_tokens: Maximum number of tokens in an answer.
         folder: The folder that paths in the recipe are relative to.
         rows: The lengths of each skill's rows. A skill that is not in it has prompts of no tokens and the longest
-            answers.
+            answers, which one without gold answers has too.
         labels: The words of the labels of each skill of labelled rows.
         blocks: The most tokens of a row of each skill of documents.
         can_judge: Whether the recipe's verifier can be asked about any text.
@@ -165,7 +165,8 @@ class Sizes:
         """Return the mean lengths of the rows of skills with equal shares; answers are cut at the maximum."""
         longest = [float(self.blocks.get(skill, self.max_new_tokens)) for skill in skills]
         rows = [self.rows.get(skill, Lengths(0.0, most)) for skill, most in zip(skills, longest, strict=True)]
-        answers = [min(row.answer, most) for row, most in zip(rows, longest, strict=True)]
+        pairs = zip(rows, longest, strict=True)
+        answers = [min(row.answer, most) if row.num_answered else most for row, most in pairs]
         return Lengths(fmean(row.prompt for row in rows), fmean(answers))
 
     def label_length(self, skills: Sequence[str]) -> float:

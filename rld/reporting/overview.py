@@ -54,8 +54,9 @@ def overview(
     flops = [cost.flops for cost in costs.values() if cost.flops is not None]
     total = sum(flops) if len(flops) == len(costs) else None
     notes = (
-        f"FLOPs in all: about {quantity(total)}, for answers as long as the gold answers; held-out scores come on top. "
-        "Memory is that of weights, gradients and AdamW in float32; activations come on top."
+        f"FLOPs in all: about {quantity(total)}, for answers as long as the gold answers, or as max_new_tokens "
+        "where a skill has none; held-out scores come on top. Memory is that of weights, gradients and AdamW in "
+        "float32; activations come on top."
     )
     if total is None:
         notes += " A size is unknown where a model is not on this machine yet, or rld cannot tell it for its kind."

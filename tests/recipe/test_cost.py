@@ -159,7 +159,47 @@ def test_gold_answers_are_most_prompts_until_the_rows_repeat(tmp_path, num_rows,
     size = parameters({"model_type": "llama", **SMALL})
     rows = {"s": Lengths(prompt=7.0, answer=5.0, num_answered=num_rows)}
     flops = stage_costs(Recipe.model_validate(made), tmp_path, rows)["two"].flops_by_account
-    assert flops["generation"] == pytest.approx((1 - share) * 2 * size * 8 * 8 * (7 + 2 * 5))
+    completion = 5 if num_rows else longest  # without a gold answer none is known to be shorter
+    assert flops["generation"] == pytest.approx((1 - share) * 2 * size * 8 * 8 * (7 + 2 * completion))
+
+
+@pytest.mark.parametrize(
+    ("taught", "gold", "mean_share", "num_asked"),
+    [
+        (["s", "bare"], None, 31 / 32, 77.5),
+        (["s"], None, 31 / 64, 0),
+        (["s"], {"answers": "teachers"}, 31 / 64, 77.5),
+        (["s"], {"answers": "either", "share": 0.5}, 1 / 4, 0),
+        (["bare"], {"answers": "either", "share": 0.5}, 1 / 2, 40),
+    ],
+)
+def test_answers_that_no_teacher_gives_to_rows_without_any_are_not_planned(
+    tmp_path, taught, gold, mean_share, num_asked
+):
+    made = recipe().model_dump()
+    made["skills"]["bare"] = made["skills"]["s"]
+    signals = {"policy": {}, "response": {}} | ({} if gold is None else {"gold": gold})
+    made["stages"][1] |= {"signals": signals, "rollout": {"prompts": 16, "completions": 2}, "skills": ["s", "bare"]}
+    made["stages"][1]["teachers"]["t"]["skills"] = taught
+    size = parameters({"model_type": "llama", **SMALL})
+    rows = {"s": ROWS["s"], "bare": Lengths(prompt=7.0, answer=0.0, num_rows=math.inf, num_answered=0)}
+    flops = stage_costs(Recipe.model_validate(made), tmp_path, rows)["two"].flops_by_account
+    assert flops["generation"] == pytest.approx((1 - mean_share) * 2 * size * 5 * 16 * (7 + 2 * 7.5))
+    length = 12 if "s" in taught and num_asked and gold else 17
+    assert flops["answers"] == pytest.approx(len(taught) / 2 * 2 * size * num_asked * length)
+
+
+def test_an_audit_judges_answers_of_teachers_where_the_verifier_cannot(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "def judge(completions, *, model, tokenizer, **columns): ...\ndef plain(completions, **columns): ...\n"
+    )
+    made = recipe().model_dump() | {"verifier": {"use": "./own.py:judge"}}
+    made["stages"][1] |= {"signals": {"policy": {}, "response": {}}}
+    made["stages"][1]["teachers"]["t"]["probe_prompts"] = 0
+    for audit in (None, {"use": "./own.py:plain"}):
+        made["stages"][1]["audit"] = audit
+        flops = stage_costs(Recipe.model_validate(made), tmp_path, {"s": ROWS["s"]._replace(num_answered=0)})["two"]
+        assert (flops.flops_by_account["answers"] > 0) == (audit is not None)
 
 
 @pytest.mark.parametrize(("gold", "steps", "num_ticks"), [({}, 5, 2), ({}, 4, 1), (None, 5, 1), ({"share": 0.5}, 5, 1)])
