@@ -137,7 +137,8 @@ class Perturbations(TrainerCallback):
             reward.noise = change.noise
             words.append(f"errs in {change.noise:.0%}")
         is_verifier = i == 0 and not self.trainer.num_own_verifiers
-        if is_verifier and self.trainer.gate is not None:  # the gate caches the verifier's results
-            for k in range(len(self.trainer.teachers)):
-                self.trainer.gate.forget(k)
+        if is_verifier:  # whose results they keep
+            for memory in filter(None, (self.trainer.gate, self.trainer.answers)):
+                for k in range(len(self.trainer.teachers)):
+                    memory.forget(k)
         return ", ".join(words)

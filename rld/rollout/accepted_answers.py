@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -99,14 +99,22 @@ class AcceptedAnswers:
         return answers
 
     def forget(self, k: int) -> None:
-        """Forget the answers of teacher k, because it has changed."""
+        """Forget the answers of teacher k, because it, or what the verifier accepts, has changed."""
         self._memory[k].clear()
         self._num_refused.clear()
 
     @property
     def unanswered_skills(self) -> set[str]:
-        """Skills of which many rows were asked for, since a teacher changed, and none has an answer."""
+        """Skills of which no row was ever answered, and many were asked for since a teacher changed last."""
         return {skill for skill, count in self._num_refused.items() if count >= _MAX_REFUSED} - self._answered_skills
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return as JSON what decides for which skills answers are asked for; the answers are asked for again."""
+        return {"num_refused": dict(self._num_refused), "answered_skills": sorted(self._answered_skills)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self._num_refused, self._answered_skills = Counter(state["num_refused"]), set(state["answered_skills"])
 
     def take_shares(self) -> dict[str, float]:
         """Return which share of the rows of each skill that were asked for since the last call has an answer."""

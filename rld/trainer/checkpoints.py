@@ -24,6 +24,7 @@ from rld.controllers.runtime import ControllerRuntime
 from rld.data.prompt_stream import PromptStream
 from rld.errors import CheckpointError
 from rld.losses.feature_matching import FeatureProjections
+from rld.rollout.accepted_answers import AcceptedAnswers
 from rld.rollout.label_priors import LabelPriors
 from rld.rollout.record import RolloutTotals
 from rld.rollout.teacher_scoring import TeacherScoring
@@ -60,6 +61,7 @@ class CheckpointedParts:
     totals: RolloutTotals
     flop_meter: FlopMeter
     scoring: TeacherScoring
+    answers: AcceptedAnswers | None
     retention: RetentionCallback | None
     stream: PromptStream | None
     projections: FeatureProjections | None
@@ -115,6 +117,8 @@ class CheckpointedParts:
             "flops": self.flop_meter.parts,
             "has_gate": self.scoring.gate is not None,
         }
+        if self.answers is not None:
+            state["answers"] = self.answers.state_dict()
         if self.retention is not None:
             state["retention"] = self.retention.state_dict()
         if self.stream is not None:
@@ -158,6 +162,13 @@ class CheckpointedParts:
         if self._label_priors is not None and (folder / _PRIORS).is_file():  # absent if the option is new
             self._label_priors.load(folder / _PRIORS)
         _load_averages(self.teachers, folder)
+        # Absent if the option is new. A teacher that is may answer what none did.
+        if (
+            self.answers is not None
+            and "answers" in state
+            and {t.name for t in self.teachers} <= set(state["teachers"])
+        ):
+            self.answers.load_state_dict(state["answers"])
         if self.retention is not None:
             self.retention.load(folder, state.get("retention"))
         if self.stream is not None:

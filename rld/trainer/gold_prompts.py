@@ -28,6 +28,7 @@ from rld.controllers.runtime import ControllerRuntime
 from rld.data.prompt_stream import PromptStream
 from rld.errors import RecipeError
 from rld.models.prompting import PromptEncoder
+from rld.rollout.accepted_answers import AcceptedAnswers
 from rld.rollout.batch import RolloutBatch, loss_mask
 from rld.rollout.gold import gold_completions, gold_problem
 from rld.rollout.record import RolloutRecord
@@ -99,6 +100,11 @@ class GoldPrompts:
             max_tokens=trainer.args.max_completion_length,
             answered_rows=AnsweredRows.for_trainer(trainer, verify),
         )
+
+    @property
+    def answers(self) -> AcceptedAnswers | None:
+        """The answers of teachers; None where those of rows are learnt."""
+        return None if self.answered_rows is None else self.answered_rows.answers
 
     def with_gold_groups(self, record: RolloutRecord) -> RolloutRecord:
         """Return the record of a rollout with its gold groups, and with the rows of these."""

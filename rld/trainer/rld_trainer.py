@@ -176,6 +176,7 @@ class RLDTrainer(GRPOHooks):
         verify = askable(all_checked(audit_reward, decides=True) or self.reward_funcs, lambda: self.state)
         self.audit = None if audit_reward is None else RewardAudit(verify, self.args.audit_share, self.args.seed)
         self.gate, self._gold_prompts = gate_of(self, verify), GoldPrompts.for_trainer(self, verify)
+        self.answers = None if self._gold_prompts is None else self._gold_prompts.answers
         self.retention = None if retained is None else RetentionCallback(self, retained, verify)
         if self.retention is not None:
             self.add_callback(self.retention)
@@ -342,6 +343,7 @@ class RLDTrainer(GRPOHooks):
             totals=self.totals,
             flop_meter=self.flop_meter,
             scoring=self._teacher_scoring,
+            answers=self.answers,
             retention=self.retention,
             stream=self.stream,
             projections=self._projections,

@@ -275,6 +275,24 @@ def test_a_resumed_training_learns_the_same_gold_answers(tmp_path, whose):
         assert torch.equal(one, other)
 
 
+def answered_first(trainer: RLDTrainer) -> list[float | None]:
+    """The share of rows of the skill `first` that teachers answered at each update; None: none was asked for."""
+    return [entry.get("answered/first") for entry in trainer.state.log_history if "gold_share/first" in entry]
+
+
+def test_a_resumed_training_asks_no_more_for_answers_of_a_skill_where_none_was_ever_right(tmp_path):
+    options = {"max_steps": 8, "num_rows": 4000, **OF_TEACHERS, "reward": none_of_first}
+    whole = runs.trainer(tmp_path / "whole", save_strategy="steps", save_steps=3, **options)
+    whole.train()
+    assert answered_first(whole) == [0.0] * 4 + [None] * 4
+    for step in (3, 6):  # before and after the fourth rollout, with which enough rows were asked for
+        resumed = runs.trainer(tmp_path / "resumed", **options)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+        assert answered_first(resumed) == answered_first(whole)
+        for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+            assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("answer", [None, ""])
 def test_an_answer_that_is_missing_is_not_learnt_as_an_empty_one(answer):
     with pytest.raises(DataError, match="no text in its column 'answer'"):
