@@ -173,9 +173,10 @@ experiment:
     - {at: 250, skill: sort, levels: [2]}                  # all its prompts are now of the third level
 ```
 
-The controller is told of none of them. A resumed run makes those before its checkpoint again. The gate forgets what a
-teacher that gets other weights answered. Noise on the first reward reaches the gate too, which asks that reward whether
-a teacher is correct. Each perturbation is an event in `events.jsonl` and a mark in the report.
+The controller is told of none of them. A resumed run makes those before its checkpoint again. What a teacher answered,
+for the gate or to be learnt, is forgotten when it gets other weights, and of all teachers when the first reward
+changes. Noise on that reward reaches the gate too, which asks it whether a teacher is correct. Each perturbation is an
+event in `events.jsonl` and a mark in the report.
 [The scenarios](controller.md#eight-scenarios-to-test-it) are made of them.
 
 This page is written from the schema by `python -m tests.recipe_page`.

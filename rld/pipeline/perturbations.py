@@ -137,8 +137,10 @@ class Perturbations(TrainerCallback):
             reward.noise = change.noise
             words.append(f"errs in {change.noise:.0%}")
         is_verifier = i == 0 and not self.trainer.num_own_verifiers
-        if is_verifier:  # whose results they keep
-            for memory in filter(None, (self.trainer.gate, self.trainer.answers)):
-                for k in range(len(self.trainer.teachers)):
-                    memory.forget(k)
+        if is_verifier:  # gate and answers keep its results
+            for k in range(len(self.trainer.teachers)):
+                if self.trainer.gate is not None:
+                    self.trainer.gate.forget(k)
+                if self.trainer.answers is not None:
+                    self.trainer.answers.forget(k)
         return ", ".join(words)

@@ -162,12 +162,8 @@ class CheckpointedParts:
         if self._label_priors is not None and (folder / _PRIORS).is_file():  # absent if the option is new
             self._label_priors.load(folder / _PRIORS)
         _load_averages(self.teachers, folder)
-        # Absent if the option is new. A teacher that is may answer what none did.
-        if (
-            self.answers is not None
-            and "answers" in state
-            and {t.name for t in self.teachers} <= set(state["teachers"])
-        ):
+        is_new = any(teacher.name not in state["teachers"] for teacher in self.teachers)
+        if self.answers is not None and "answers" in state and not is_new:  # a new teacher may answer what none did
             self.answers.load_state_dict(state["answers"])
         if self.retention is not None:
             self.retention.load(folder, state.get("retention"))

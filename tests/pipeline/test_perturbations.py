@@ -14,7 +14,8 @@ import torch
 from rld.cli import main
 from rld.errors import RecipeError
 from rld.pipeline.perturbations import Perturbations, PerturbedReward
-from rld.recipe.perturbations import TeacherChange
+from rld.recipe.perturbations import RewardChange, TeacherChange
+from rld.recipe.plugins import RewardSpec
 from rld.recipe.reading import read_recipe
 from rld.utils import interrupts
 from tests.pipeline.test_train import RECIPE, TASKS, metrics
@@ -128,6 +129,22 @@ def test_a_change_of_an_optional_teacher_that_was_left_out_is_skipped_with_an_ev
     changes.on_step_begin(None, SimpleNamespace(global_step=0), None)
     (event,) = trainer.events
     assert event.about == "far is not there, so its change is skipped"
+
+
+@pytest.mark.parametrize(("reward", "forgets"), [("answers:exact_match", True), ("shape:brief", False)])
+def test_what_the_verifier_said_of_teachers_answers_is_forgotten_when_it_changes(reward, forgets):
+    specs = [RewardSpec(use="answers:exact_match"), RewardSpec(use="shape:brief")]
+    change = RewardChange(at=0, reward=reward, becomes=None, noise=0.5)
+    changes = Perturbations([change], specs, [len, len], None, None, 0)
+    told: list[tuple[str, int]] = []
+    memories = {name: SimpleNamespace(forget=lambda k, name=name: told.append((name, k))) for name in MEMORIES}
+    trainer: Any = SimpleNamespace(teachers=[1, 2], stream=None, events=[], num_own_verifiers=0, **memories)
+    changes.attach(trainer, 1)
+    assert told == [(name, k) for k in (0, 1) for name in MEMORIES if forgets]
+
+
+MEMORIES = ("gate", "answers")
+"""The parts of a trainer that keep what the verifier said."""
 
 
 def verdicts(reward: Any, step: int) -> list[float | None]:
