@@ -100,6 +100,8 @@ class GoldShareController(WrappedController):
         for skill, entry in state["gold"].items():
             before = _GoldState(**entry)
             after = before.updated(observation.skills[skill], self.num_iterations)
+            if self._learns_teachers(skill, after) and not self._learns_teachers(skill, before):
+                after = after.model_copy(update={"learnt": 0})  # what was learnt so far are answers of rows
             gold[skill] = after.model_dump()
             if self.share is None:
                 events = [*events, *self._events(observation.step, skill, before, after)]
@@ -195,7 +197,7 @@ class _GoldState(BaseModel, frozen=True):
 
     success: BetaPosterior = UNIFORM
     learnt: int = 0
-    """Gold answers, each as often as it was learnt."""
+    """Gold answers, or those of teachers once these take their place, each as often as it was learnt."""
     first: _FirstAnswers = _FirstAnswers()
 
     def updated(self, measured: SkillObservation, num_iterations: int) -> _GoldState:

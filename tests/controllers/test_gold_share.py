@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -122,7 +123,8 @@ def test_teachers_answer_a_skill_whose_rows_have_no_answers_to_learn_or_bare_one
     state = controller.start(["add", "sort", "copy"], [], ["policy"])
     weights = controller.weights(state)
     assert weights.gold_share == {"add": 0.5, "sort": 31 / 32, "copy": 0.0} and weights.teacher_answers == {"sort"}
-    measured = {"add": attempts(8, 21), "sort": SkillObservation(gold_answers=40), "copy": SkillObservation()}
+    add = replace(attempts(8, 21), gold_answers=100)  # of rows, many passes
+    measured = {"add": add, "sort": SkillObservation(gold_answers=40), "copy": SkillObservation()}
     state, weights, events = controller.step(state, Observation(1, measured))
     assert weights.gold_share == {"add": 31 / 32, "sort": 0.25, "copy": 0.0}
     assert weights.teacher_answers == {"add", "sort"}
@@ -130,6 +132,10 @@ def test_teachers_answer_a_skill_whose_rows_have_no_answers_to_learn_or_bare_one
         ("gold answers bare", "add"),
         ("gold answers repeat", "sort"),
     ]
+    state, weights, _ = controller.step(state, Observation(2, measured | {"add": SkillObservation(gold_answers=23)}))
+    assert weights.gold_share["add"] == 31 / 32
+    state, weights, _ = controller.step(state, Observation(3, measured | {"add": SkillObservation(gold_answers=1)}))
+    assert weights.gold_share["add"] < 0.5, "eight passes of teachers' answers to three rows"
     fixed = GoldShareController(FixedController(), 0.3, **rows).weights(state)
     assert fixed.gold_share == {"add": 0.3, "sort": 0.3, "copy": 0.0} and fixed.teacher_answers == {"sort"}
 
