@@ -18,7 +18,7 @@ MEMORY = 0.9
 """Share of earlier counts of successes that one tick keeps: about ten ticks are averaged."""
 
 FIRST_SHARE = 1 / 2
-"""Share of gold prompts while it is unknown how long the student's own correct completions are."""
+"""Share of gold prompts before a completion of the student was sampled."""
 
 NEW_SHARE = 31 / 32
 """Share while a skill's gold answers are as good as new: from the others it is measured how often it succeeds. Where an
@@ -57,14 +57,15 @@ class GoldShareController(WrappedController):
     distributions on these tell more that holds on other rows.
 
     Attributes:
-        share: The share, fixed. None: 1/2 until the student has been sampled, while its completions are more than twice
-            as long as gold answers and fewer than 8, and while its correct ones are; then 31/32 while the gold answers
-            that were learnt come to less than 8 passes over the skill's rows, then `(1 - p) / 2`, p being the mean of a
-            Beta posterior of the student's success rate that forgets; and 0 where gold answers are bare results, less
-            than half as long as the student's first 8 or more correct completions.
+        share: The share, fixed. None: 1/2 until the student has been sampled; then 31/32 while the gold answers that
+            were learnt come to less than 8 passes over the skill's rows, then `(1 - p) / 2`, p being the mean of a Beta
+            posterior of the student's success rate that forgets. 0 where gold answers are bare results, less than half
+            as long as the student's first 8 or more correct completions, and where they may be: while its completions
+            are more than twice as long and fewer than 8, and while its correct ones are.
         num_rows: The number of rows with a gold answer of each skill that has an end of them. 0: none is learnt.
         num_answerable: The number of rows that teachers may answer of each skill of which they may, infinite where they
-            have no end. Their correct answers take the place of gold answers that are none to learn, or bare results.
+            have no end. Their correct answers take the place of gold answers that are none to learn, and of those that
+            are, or may be, bare results.
         num_iterations: How often a rollout is learnt from.
         gold_lengths: Mean tokens of gold answers by skill. A skill that is not listed has none that are bare results.
         longest: Tokens of the longest completion.
@@ -100,8 +101,8 @@ class GoldShareController(WrappedController):
         for skill, entry in state["gold"].items():
             before = _GoldState(**entry)
             after = before.updated(observation.skills[skill], self.num_iterations)
-            if self._learns_teachers(skill, after) and not self._learns_teachers(skill, before):
-                after = after.model_copy(update={"learnt": 0})  # what was learnt so far are answers of rows
+            if self._learns_teachers(skill, after) != self._learns_teachers(skill, before):
+                after = after.model_copy(update={"learnt": 0})  # what was learnt so far are the other ones' answers
             gold[skill] = after.model_dump()
             if self.share is None:
                 events = [*events, *self._events(observation.step, skill, before, after)]
@@ -109,20 +110,22 @@ class GoldShareController(WrappedController):
         return state, self.weights(state), events
 
     def _share(self, skill: str, state: _GoldState) -> float:
-        learns_teachers, gold_length = self._learns_teachers(skill, state), self._gold_length(skill)
+        learns_teachers = self._learns_teachers(skill, state)
         if not learns_teachers and self._has_none(skill, state):
             return 0.0
         if self.share is not None:
             return self.share
-        may_be_bare = not learns_teachers and are_bare(gold_length, self.longest)
-        if may_be_bare and state.first.leave_doubt(gold_length):
+        if not learns_teachers and not state.first.groups and are_bare(self._gold_length(skill), self.longest):
             return FIRST_SHARE
         return REPEATED_SHARE * (1 - state.success.mean) if self._is_repeated(skill, state) else NEW_SHARE
 
     def _has_none(self, skill: str, state: _GoldState) -> bool:
-        """Return whether a skill's rows have no gold answers to learn, or bare results."""
-        is_bare = self.share is None and state.first.are_bare(self._gold_length(skill))
-        return self.num_rows.get(skill) == 0 or is_bare
+        """Return whether a skill's rows have no gold answers to learn, or what may still turn out as bare results."""
+        if self.num_rows.get(skill) == 0:
+            return True
+        gold_length = self._gold_length(skill)
+        may_be_bare = are_bare(gold_length, self.longest) and state.first.leave_doubt(gold_length)
+        return self.share is None and (state.first.are_bare(gold_length) or may_be_bare)
 
     def _learns_teachers(self, skill: str, state: _GoldState) -> bool:
         return skill in self.num_answerable and self._has_none(skill, state)
@@ -182,8 +185,11 @@ class _FirstAnswers(BaseModel, frozen=True):
         return self.suffice and are_bare(gold_length, self.success_length)
 
     def leave_doubt(self, gold_length: float) -> bool:
-        """Return whether more completions can show that they are; where none is judged, more show nothing."""
-        if not self.groups or are_bare(gold_length, self.success_length):
+        """Return whether the first completions are so long that more of them can show that gold answers are bare.
+
+        Where none is judged, more show nothing.
+        """
+        if are_bare(gold_length, self.success_length):
             return not self.suffice
         return 0 < self.attempts < NUM_FIRST and are_bare(gold_length, self.attempt_length)
 
@@ -197,7 +203,7 @@ class _GoldState(BaseModel, frozen=True):
 
     success: BetaPosterior = UNIFORM
     learnt: int = 0
-    """Gold answers, or those of teachers once these take their place, each as often as it was learnt."""
+    """Gold answers, or those of teachers while these take their place, each as often as it was learnt."""
     first: _FirstAnswers = _FirstAnswers()
 
     def updated(self, measured: SkillObservation, num_iterations: int) -> _GoldState:

@@ -62,7 +62,7 @@ def attempts(successes: int, own_length: int, num: int = 8) -> SkillObservation:
     )
 
 
-@pytest.mark.parametrize(("own_length", "shares"), [(19, [31 / 32] * 4), (21, [0.5, 0.0, 0.0, 0.0])])
+@pytest.mark.parametrize(("own_length", "shares"), [(19, [31 / 32] * 4), (21, [0.0, 0.0, 0.0, 0.0])])
 def test_answers_much_shorter_than_the_students_correct_ones_are_not_learnt(own_length, shares):
     controller = GoldShareController(FixedController(), gold_lengths={"add": 10.0}, longest=40)
     state = controller.start(["add"], [], ["policy"])
@@ -80,13 +80,13 @@ def test_answers_much_shorter_than_the_students_correct_ones_are_not_learnt(own_
     [
         (SkillObservation(), 0.5),  # nothing was sampled yet
         (attempts(0, 19, num=4), 31 / 32),
-        (attempts(0, 21, num=4), 0.5),
+        (attempts(0, 21, num=4), 0.0),
         (attempts(0, 21, num=8), 31 / 32),
-        (attempts(1, 21, num=8), 0.5),
+        (attempts(1, 21, num=8), 0.0),
         (SkillObservation(groups=2), 31 / 32),  # no verifier judges this skill
     ],
 )
-def test_half_is_sampled_while_completions_may_show_that_gold_answers_are_bare(measured, share):
+def test_all_is_sampled_while_long_completions_may_show_that_gold_answers_are_bare(measured, share):
     controller = GoldShareController(FixedController(), gold_lengths={"add": 10.0})
     state = controller.start(["add"], [], ["policy"])
     assert controller.weights(state).gold_share == {"add": 0.5}
@@ -123,6 +123,9 @@ def test_teachers_answer_a_skill_whose_rows_have_no_answers_to_learn_or_bare_one
     state = controller.start(["add", "sort", "copy"], [], ["policy"])
     weights = controller.weights(state)
     assert weights.gold_share == {"add": 0.5, "sort": 31 / 32, "copy": 0.0} and weights.teacher_answers == {"sort"}
+    doubt = {"add": attempts(4, 21), "sort": SkillObservation(), "copy": SkillObservation()}
+    _, weights, events = controller.step(state, Observation(1, doubt))
+    assert weights.teacher_answers == {"add", "sort"} and not events
     add = replace(attempts(8, 21), gold_answers=100)  # of rows, many passes
     measured = {"add": add, "sort": SkillObservation(gold_answers=40), "copy": SkillObservation()}
     state, weights, events = controller.step(state, Observation(1, measured))
