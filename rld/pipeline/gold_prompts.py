@@ -53,8 +53,8 @@ class GoldRows(NamedTuple):
                 rows.answerable[skill] = _smallest(map(len, items_by_level))
             if stage.gold.answers == "teachers":
                 continue
-            may_have_none = stage.signals.gold == "auto" or stage.gold.answers == "either"
-            reason = _reason_without(context, context.skill_rows[skill], encoder) if may_have_none else None
+            rows_of_skill = context.skill_rows[skill]
+            reason = _reason_without(context, rows_of_skill, encoder) if stage.checks_gold_answers else None
             if reason is not None:
                 rows.own[skill] = 0
                 kind = "gold answers of teachers" if skill in rows.answerable else "gold answers off"

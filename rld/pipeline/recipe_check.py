@@ -183,7 +183,7 @@ def _repeated(recipe: Recipe, summaries: list[SkillSummary]) -> Iterator[str]:
 def _without_gold(recipe: Recipe, folder: Path) -> Iterator[str]:
     """Yield a sentence for each skill of which a stage learns no gold answer, though its plan has some."""
     for stage in recipe.stages:
-        if isinstance(stage, Distill) and stage.has_gold_prompts and stage.signals.gold == "auto":
+        if isinstance(stage, Distill) and stage.checks_gold_answers:
             for skill in stage.skills_in_use(recipe.skills):
                 if not (reason := reason_without_gold(recipe, folder, skill)):
                     continue

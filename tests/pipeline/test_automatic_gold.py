@@ -118,6 +118,10 @@ def test_what_a_recipe_says_goes_first(tmp_path, overrides, has_gold):
         ([], None),
         (["rewards=[{use: './tasks.py:later'}]"], "no gold answer is learnt, for the verifier ./tasks.py:later cannot"),
         (["prompts.strip_thinking=true"], "correct answers of teachers are learnt, for answers have no thinking"),
+        (
+            ["prompts.strip_thinking=true", "stages.learn.signals.gold={answers: either}"],
+            "correct answers of teachers are learnt, for answers have no thinking",
+        ),
     ],
 )
 def test_the_check_says_where_the_answers_of_rows_are_not_learnt(tmp_path, capsys, overrides, text):

@@ -208,6 +208,12 @@ class Distill(TrainingStage):
         return self.gold is not None and self.gold.answers != "rows"
 
     @property
+    def checks_gold_answers(self) -> bool:
+        """Whether the gold answers of a skill are learnt only if they prove to be ones to learn from."""
+        is_chosen = self.signals.gold == "auto" or (self.gold is not None and self.gold.answers == "either")
+        return self.has_gold_prompts and is_chosen
+
+    @property
     def gold(self) -> GoldSignal | None:
         """How gold answers are learnt; None: none is, but for what a teacher teaches on."""
         return gold_in_use(self)
