@@ -180,9 +180,11 @@ def gold_controller(trainer: Any, controller: Controller) -> Controller:
         if args.gold_answers != "rows":
             taught = {skill for t in trainer.teachers for skill in (stream.skills if t.skills is None else t.skills)}
             num_answerable = {skill: count for skill, count in stream.answerable_rows.items() if skill in taught}
-        for skill in stream.skills if args.gold_share is None else ():
+        for skill in stream.skills if args.gold_share is None or num_answerable else ():
             if num_rows.get(skill) != 0:
                 lengths[skill] = _gold_length(stream.examples(skill, _NUM_MEASURED), trainer)
+                if math.isinf(lengths[skill]) and skill in num_answerable:
+                    num_rows[skill] = 0
     return GoldShareController(
         controller,
         args.gold_share,

@@ -144,7 +144,8 @@ class RLDConfig(GRPOConfig):
         default="rows",
         metadata={
             "help": "Whose answers such prompts have: those of the `rows`; greedy ones of the `teachers` to which the "
-            "first reward, or the audit's, gives 1; or `either`: those of teachers where rows have bare results."
+            "first reward, or the audit's, gives 1; or `either`: those of teachers on skills whose rows have no "
+            "answers, or bare results."
         },
     )
     teacher_reward: float = field(

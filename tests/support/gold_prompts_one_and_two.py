@@ -45,10 +45,23 @@ class Recorded(RLDTrainer):
 
 
 def trainer(
-    folder: Path, *, seeds: Sequence[int] = (), num_rows: int = 16, reward: Any = tiny.letters, **options: Any
+    folder: Path,
+    *,
+    seeds: Sequence[int] = (),
+    num_rows: int = 16,
+    reward: Any = tiny.letters,
+    unanswered: str = "",
+    **options: Any,
 ) -> Recorded:
-    """A trainer of which some prompts have their gold answer alone, with the teachers of some seeds."""
-    rows = tiny.rows(num_rows).map(lambda _, i: {"answer": ANSWERS[i % len(ANSWERS)]}, with_indices=True)
+    """A trainer of which some prompts have their gold answer alone, with the teachers of some seeds.
+
+    The rows of the skill `unanswered` have no answer.
+    """
+
+    def answer(row: dict[str, Any], i: int) -> dict[str, Any]:
+        return {"answer": "" if row["skill"] == unanswered else ANSWERS[i % len(ANSWERS)]}
+
+    rows = tiny.rows(num_rows).map(answer, with_indices=True)
     args = {"per_device_train_batch_size": 32, "gold_weight": 0.7, "gold_share": 0.5, "optim": "sgd"} | options
     return Recorded(
         tiny.model(tie_word_embeddings=False),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -130,18 +130,17 @@ def test_answers_of_teachers_that_the_verifier_accepts_are_learnt_each_asked_for
     assert 0 < min(shares) < 1, "some rows were passed over"
 
 
-def test_teachers_answer_the_skill_whose_rows_have_none_to_learn_and_rows_the_other(tmp_path):
-    trainer = runs.trainer(tmp_path, gold_share=1.0, **{**OF_TEACHERS, "gold_answers": "either"})
-    rollout(trainer)
-    assert {trainer.records[0].learnt_row(i)["answer"] for i in range(32)} == {*runs.ANSWERS}
-    controller = trainer.runtime.controller
-    trainer.runtime.controller = replace(controller, num_rows={**controller.num_rows, "first": 0})
-    trainer.runtime._apply(trainer.runtime.controller.weights(trainer.runtime.state))
-    rollout(trainer)
-    record = trainer.records[1]
-    for i, row in enumerate(record.rows):
+@pytest.mark.parametrize("share", [1.0, None])
+def test_teachers_answer_the_skill_whose_rows_have_no_answers_and_rows_the_other(tmp_path, share):
+    options = {**OF_TEACHERS, "gold_answers": "either", "unanswered": "first"}
+    trainer = runs.trainer(tmp_path, gold_share=share, max_completion_length=6, **options)
+    is_gold = rollout(trainer)["is_gold"].tolist()
+    record = trainer.records[0]
+    for i in itertools.compress(range(32), is_gold):
+        row = record.rows[i]
         answer = first_accepted(row["prompt"]) if row["skill"] == "first" else row["answer"]
         assert record.learnt_row(i)["answer"].replace(" ", "") == answer
+    assert {row["skill"] for row in itertools.compress(record.rows, is_gold)} == {"first", "second"}
 
 
 def none_of_first(completions: list[str], skill: list[str], **_: Any) -> list[float]:
