@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -219,11 +220,22 @@ def can_judge(use: str, relative_to: Path) -> bool:
     """Return whether a reward can be called on any text: it is not asynchronous and takes no model.
 
     Raises:
-        LibraryError: there is no such function.
+        LibraryError: there is no such function, or importing its file raised where its source does not show this.
     """
     place = locate("rewards", use, relative_to)
     tree = python_source.parse(place.path)
-    if isinstance(python_source.definitions(tree).get(place.attribute), ast.AsyncFunctionDef):
+    node = python_source.definitions(tree).get(place.attribute)
+    if isinstance(node, ast.AsyncFunctionDef):
         return False
     signature = python_source.signature(tree, place.attribute, skip=0)
-    return signature is None or not takes_model(signature.parameters)
+    if signature is not None:
+        return not takes_model(signature.parameters)
+    reward = load("rewards", use, relative_to)  # only when it runs does it show what is imported, assigned or decorated
+    if not callable(reward):
+        return True  # whatever calls it says so
+    if inspect.iscoroutinefunction(reward) or inspect.iscoroutinefunction(type(reward).__call__):
+        return False
+    try:
+        return not takes_model(inspect.signature(reward).parameters)
+    except ValueError:  # it is written in C
+        return True

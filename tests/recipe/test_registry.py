@@ -121,3 +121,28 @@ def test_a_recipe_is_found_by_path_or_shipped_name(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "runs/first/student"])
 def test_a_folder_that_is_missing_has_no_files(tmp_path, name):
     assert registry.model_file(name, "config.json", tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "can_judge"),
+    [
+        ("plain", True),
+        ("other", True),
+        ("later", False),
+        ("alias", False),
+        ("wrapped", False),
+        ("judge", False),
+        ("asked", False),
+        ("number", True),
+    ],
+)
+def test_a_reward_that_is_assigned_or_decorated_is_asked_what_it_is(tmp_path, name, can_judge):
+    (tmp_path / "own.py").write_text(
+        "import functools\n\n"
+        "def plain(completions, **_): ...\n\n"
+        "async def later(completions, **_): ...\n\n"
+        "class Judge:\n    async def __call__(self, completions, **_): ...\n\n"
+        "@functools.cache\ndef asked(completions, model, tokenizer): ...\n\n"
+        "other, alias, wrapped, judge, number = plain, later, functools.partial(later), Judge(), 3\n"
+    )
+    assert registry.can_judge(f"./own.py:{name}", tmp_path) is can_judge
