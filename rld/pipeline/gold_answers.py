@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from rld.data.skill_rows import PlacedRow
+from rld.data.skill_rows import PlacedRow, SkillRows
 from rld.recipe import registry, trl_rewards
 from rld.recipe.plugins import RewardSpec, VerifierSpec
 from rld.recipe.schema import Recipe
 from rld.recipe.stages.distill import Distill
 from rld.types import Row
-from rld.utils.user_calls import user_code
+from rld.utils.user_calls import action, user_code
 
 NUM_JUDGED = 16
 """Rows of each skill whose gold answers the verifier is asked about; a unit test takes a twentieth of a second."""
+
+MOST_PASSED_OVER = 0.01
+"""Share of the rows that may be passed over because the student cannot write their gold answer."""
 
 _ROUNDING = 1e-6
 """Difference of a reward to that of a correct answer that is due to rounding."""
@@ -41,25 +44,34 @@ def gold_rewards(spec: RewardSpec | VerifierSpec, rows: Sequence[Row], folder: P
         return list(reward(trainer_state=state, **_gold_batch(rows)))
 
 
-def reason_without_gold(recipe: Recipe, folder: Path, skill: str) -> str | None:
-    """Return why a stage that does not name `signals.gold` learns no gold answer of a skill, whatever its rows are.
+def reason_without_gold(
+    recipe: Recipe, folder: Path, rows: SkillRows, problem: Callable[[Row], str | None]
+) -> str | None:
+    """Return why a skill's gold answers are none to learn from; None if they are.
 
     Args:
         recipe: The recipe.
         folder: Its folder.
-        skill: The skill.
-
-    Returns:
-        None where its rows decide.
+        rows: The skill's rows.
+        problem: Returns why the student cannot learn a row's gold answer; None if it can.
     """
-    use = recipe.verifier_in_use.use
-    if skill in recipe.blocks:
+    spec = recipe.verifier_in_use
+    if rows.skill in recipe.blocks:
         return "its rows are documents"
     if recipe.prompts.strip_thinking:
         return "answers have no thinking, which the model is to write before them (prompts.strip_thinking)"
-    if not registry.can_judge(use, folder):
-        return f"the verifier {use} cannot be asked about them before the stage"
-    return None
+    if not registry.can_judge(spec.use, folder):
+        return f"the verifier {spec.use} cannot be asked about them before the stage"
+    examples = rows.examples()
+    problems = [problem(example.row) for example in examples]
+    usable = [example for example, text in zip(examples, problems, strict=True) if text is None]
+    if len(examples) - len(usable) > MOST_PASSED_OVER * len(examples):
+        return next(filter(None, problems))
+    try:
+        wrong = unpaid(spec, usable[:NUM_JUDGED], folder)
+    except Exception as error:  # the verifier is the user's code
+        return f"the verifier {spec.use} {action(error)} when it was asked about them"
+    return f"the verifier {spec.use} does not accept {wrong[0][0].row['answer']!r:.60}" if wrong else None
 
 
 def may_answer(recipe: Recipe, folder: Path, stage: Distill, skill: str) -> bool:

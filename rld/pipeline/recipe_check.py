@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from rld.recipe.progress import run_progress
 from rld.recipe.schema import Recipe
 from rld.recipe.stages.distill import Distill
 from rld.reporting.overview import label_table, overview, own_prompt_table, skill_tables
+from rld.types import Row
 from rld.utils.console import SafeConsole
 from rld.utils.messages import is_main_process, tell
 from rld.utils.user_calls import action
@@ -111,7 +113,7 @@ def check_recipe(recipe: Recipe, source: Path, deep: bool = False) -> CheckResul
     cautions += label_notes(labels)
     cautions += _repeated(recipe, [rows for rows in summaries if isinstance(rows, SkillSummary)])
     cautions += _unpaid_gold_answers(recipe, source.parent, sources)
-    cautions += _without_gold(recipe, source.parent)
+    cautions += _without_gold(recipe, source.parent, sources, functools.partial(_num_tokens, encoder, bool(absent)))
     notes.append(f"checked in {time.perf_counter() - started:.1f} s")
     return CheckResult(summaries, cautions, notes, labels, [*own_prompt_examples(recipe, sources, models)])
 
@@ -180,12 +182,33 @@ def _repeated(recipe: Recipe, summaries: list[SkillSummary]) -> Iterator[str]:
             yield f"skill '{summary.skill}': {summary.num_contradicted} questions have several different gold answers"
 
 
-def _without_gold(recipe: Recipe, folder: Path) -> Iterator[str]:
-    """Yield a sentence for each skill of which a stage learns no gold answer, though its plan has some."""
+def _num_tokens(encoder: Any, is_absent: bool, row: Row) -> int:
+    """Return the tokens of a gold answer with its end; 0 where the model that would tell them is absent."""
+    if encoder is not None:
+        return len(encoder.encode_completion(row["prompt"], row["answer"]))
+    return 0 if is_absent else len(row["answer"]) + 1
+
+
+def _without_gold(
+    recipe: Recipe, folder: Path, sources: Mapping[str, SkillRows], num_tokens: Callable[[Row], int]
+) -> Iterator[str]:
+    """Yield a sentence for each skill of which a stage learns no gold answer of a row, though its plan has some."""
+
+    def problem(row: Row) -> str | None:
+        if not row["answer"]:
+            return "some of its rows have no answer"
+        number = num_tokens(row)
+        return f"{row['answer']!r:.60} takes {number} tokens with its end" if number > recipe.max_new_tokens else None
+
+    @functools.cache
+    def reason_of(skill: str) -> str | None:
+        has_none = not any(example.row["answer"] for example in sources[skill].examples())  # as its plan takes it
+        return None if has_none else reason_without_gold(recipe, folder, sources[skill], problem)
+
     for stage in recipe.stages:
         if isinstance(stage, Distill) and stage.checks_gold_answers:
             for skill in stage.skills_in_use(recipe.skills):
-                if not (reason := reason_without_gold(recipe, folder, skill)):
+                if not (reason := reason_of(skill)):
                     continue
                 learnt = "no gold answer is learnt", "plan its FLOPs with signals.gold: null"
                 if may_answer(recipe, folder, stage, skill):

@@ -112,24 +112,34 @@ def test_what_a_recipe_says_goes_first(tmp_path, overrides, has_gold):
     )
 
 
+OF_TEACHERS = "correct answers of teachers are learnt, for "
+NONE = "no gold answer is learnt, for "
+
+
 @pytest.mark.parametrize(
-    ("overrides", "text"),
+    ("overrides", "skill", "text"),
     [
-        ([], None),
-        (["rewards=[{use: './tasks.py:later'}]"], "no gold answer is learnt, for the verifier ./tasks.py:later cannot"),
-        (["prompts.strip_thinking=true"], "correct answers of teachers are learnt, for answers have no thinking"),
+        ([], "copy", None),
+        ([], "refused", f"{OF_TEACHERS}the verifier ./tasks.py:paid does not accept 'x'"),
+        (["stages.learn.teachers.one.skills=[copy]"], "refused", f"{NONE}the verifier ./tasks.py:paid does not"),
+        ([], "long", "takes 4 tokens with its end"),
+        (["stages.learn.signals.gold=null"], "long", None),
+        (["rewards=[{use: './tasks.py:later'}]"], "copy", f"{NONE}the verifier ./tasks.py:later cannot"),
+        (["prompts.strip_thinking=true"], "copy", f"{OF_TEACHERS}answers have no thinking"),
         (
             ["prompts.strip_thinking=true", "stages.learn.signals.gold={answers: either}"],
-            "correct answers of teachers are learnt, for answers have no thinking",
+            "copy",
+            f"{OF_TEACHERS}answers have no thinking",
         ),
     ],
 )
-def test_the_check_says_where_the_answers_of_rows_are_not_learnt(tmp_path, capsys, overrides, text):
+def test_the_check_says_where_the_answers_of_rows_are_not_learnt(tmp_path, capsys, overrides, skill, text):
     rows = [{"question": f"{letter}=", "answer": letter} for letter in "abcd"]
     (tmp_path / "copy.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert main(["check", str(written(tmp_path, RECIPE, TASKS)), *overrides]) == 0
-    told = capsys.readouterr().err
-    assert f"stage 'learn', skill 'copy': {text}" in told if text else "learnt, for" not in told
+    told = [line for line in capsys.readouterr().err.splitlines() if f"stage 'learn', skill '{skill}': " in line]
+    assert len(told) == (text is not None)
+    assert text is None or text in told[0]
 
 
 WITHOUT_ANSWERS = [
