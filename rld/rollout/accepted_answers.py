@@ -102,10 +102,11 @@ class AcceptedAnswers:
         """Forget the answers of teacher k, because it, or what the verifier accepts, has changed."""
         self._memory[k].clear()
         self._num_refused.clear()
+        self._answered_skills.clear()
 
     @property
     def unanswered_skills(self) -> set[str]:
-        """Skills of which no row was ever answered, and many were asked for since a teacher changed last."""
+        """Skills of which many rows were asked for since a teacher changed last, and none was answered correctly."""
         return {skill for skill, count in self._num_refused.items() if count >= _MAX_REFUSED} - self._answered_skills
 
     def state_dict(self) -> dict[str, Any]:
@@ -180,7 +181,7 @@ class AcceptedAnswers:
         self._num_refused.update(skill for skill in skills if skill not in self._answered_skills)
         for skill in sorted(self.unanswered_skills - before):
             warnings.warn(
-                f"skill '{skill}': no teacher has answered one of the first {self._num_refused[skill]} rows correctly; "
+                f"skill '{skill}': no teacher has answered one of {self._num_refused[skill]} rows correctly; "
                 "they are asked for no more of them, and the student learns its own completions there; if the verifier "
                 "does not give 1 to a correct answer, use one that does",
                 stacklevel=2,

@@ -129,3 +129,24 @@ def test_a_teacher_with_a_prompt_of_its_own_answers_that():
     asked = [{**row, "prompt": "a=", "question": row["prompt"][:-1]} for row in rows()]
     said = texts(accepted([own], tiny.encoder(), anything, 6)[0], asked)
     assert said == texts(accepted([one], tiny.encoder(), anything, 6)[0], rows()) != [said[0]] * len(said)
+
+
+def test_a_skill_is_asked_for_no_more_where_its_teacher_turns_wrong_until_it_changes_again():
+    is_right = True
+
+    def verify(completions: list[str], **_: Any) -> list[float]:
+        return [float(is_right)] * len(completions)
+
+    member = MEMBERS["qwen3"]
+    one = Teacher(thinker(member), "one", tokenizer=member.tokenizer())
+    answers, _ = accepted([one], encoder(member), verify, LENGTH)
+    given = [row | {"skill": "add"} for row in chats(member)]
+    assert any(texts(answers, given)) and not answers.unanswered_skills
+    is_right = False
+    answers.forget(0)
+    with pytest.warns(UserWarning, match="skill 'add': no teacher has answered one of"):
+        for _ in range(64 // len(given) + 1):
+            assert not any(texts(answers, given))
+    assert answers.unanswered_skills == {"add"}
+    answers.forget(0)
+    assert not answers.unanswered_skills
