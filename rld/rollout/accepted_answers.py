@@ -178,7 +178,8 @@ class AcceptedAnswers:
         accepted = Counter(skill for skill, answer in zip(skills, answers, strict=True) if answer is not None)
         self._num_answers.update(accepted)
         self._answered_skills |= accepted.keys()
-        self._num_refused.update(skill for skill in skills if skill not in self._answered_skills)
+        if not all(teacher.is_down for teacher in self.teachers):
+            self._num_refused.update(skill for skill in skills if skill not in self._answered_skills)
         for skill in sorted(self.unanswered_skills - before):
             warnings.warn(
                 f"skill '{skill}': no teacher has answered one of {self._num_refused[skill]} rows correctly; "

@@ -90,6 +90,8 @@ class AnsweredRows:
                 for task, of_task in groups.items()
                 if num_drawn[task] < _FEW_ROWS or len(pairs_by_task[task]) * MOST_DRAWS >= num_drawn[task]
             }
+            if attempt == 0:  # by these it is seen whether others are worth asking for
+                missing = {task: min(count, _FEW_ROWS) for task, count in missing.items()}
             num_drawn.update(missing)
             places = [(task, f"{number}:{attempt}:{i}") for task, count in missing.items() for i in range(count)]
             if places:

@@ -15,6 +15,7 @@ import tests.support.gold_prompts_one_and_two as runs
 import tests.support.tiny as tiny
 from rld.data.prompt_stream import PromptStream
 from rld.errors import DataError, RecipeError
+from rld.rollout.accepted_answers import AcceptedAnswers
 from rld.rollout.gold import gold_completions
 from rld.rollout.rewards import SuccessRule
 from rld.teachers.self_teacher import SelfTeacher
@@ -147,6 +148,20 @@ def none_of_first(completions: list[str], skill: list[str], **_: Any) -> list[fl
     """A verifier that accepts nothing of the skill `first`."""
     rewards = runs.brief(completions)
     return [0.0 if name == "first" else reward for reward, name in zip(rewards, skill, strict=True)]
+
+
+def test_a_teacher_that_is_hardly_ever_right_is_asked_for_a_few_rows_of_a_rollout(tmp_path, monkeypatch):
+    num_asked, of = [], AcceptedAnswers.of
+    monkeypatch.setattr(AcceptedAnswers, "of", lambda self, rows: num_asked.append(len(rows)) or of(self, rows))
+
+    accepted = iter([1.0])
+
+    def one_alone(completions: list[str], **_: Any) -> list[float]:
+        return [next(accepted, 0.0) for _ in completions]
+
+    options = {**OF_TEACHERS, "reward": one_alone, "per_device_train_batch_size": 128}
+    rollout(runs.trainer(tmp_path, num_rows=4000, gold_share=1.0, **options), num_rows=128)
+    assert num_asked == [32], "16 rows of each skill, of which one at most has an answer"
 
 
 def test_where_no_teacher_is_right_completions_are_sampled(tmp_path):
