@@ -176,7 +176,7 @@ def gold_controller(trainer: Any, controller: Controller) -> Controller:
         return controller
     lengths, num_rows, num_answerable = dict[str, float](), dict[str, int](), dict[str, float]()
     if stream is not None:
-        num_rows = {**stream.gold_rows, **dict.fromkeys(stream.skills if args.gold_answers == "teachers" else (), 0)}
+        num_rows = dict.fromkeys(stream.skills, 0) if args.gold_answers == "teachers" else dict(stream.gold_rows)
         if args.gold_answers != "rows":
             taught = {skill for t in trainer.teachers for skill in (stream.skills if t.skills is None else t.skills)}
             num_answerable = {skill: count for skill, count in stream.answerable_rows.items() if skill in taught}
