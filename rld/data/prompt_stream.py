@@ -5,7 +5,6 @@ The curriculum can therefore use all earlier observations, and a resumed run con
 
 from __future__ import annotations
 
-import itertools
 import json
 import random
 from collections import Counter
@@ -16,7 +15,8 @@ import numpy as np
 from datasets import Dataset
 from torch import Tensor
 
-from rld.errors import CurriculumError, DataError
+from rld.data.data_set_rows import data_set_rows
+from rld.errors import CurriculumError
 from rld.types import DEFAULT_SKILL, Curriculum, Event, Row, Task
 from rld.utils.user_calls import CALL_SECONDS, description, user_code
 
@@ -60,8 +60,8 @@ class PromptStream:
     the whole update, so that every process has all tasks and any process can write the state."""
 
     gold_rows: Mapping[str, int] = {}
-    """Number of rows with a gold answer of each skill that has an end of them, as if every level had as few as the
-    smallest one: from that the same rows come back first. 0: the skill has none to learn."""
+    """Number of rows with a gold answer of each skill that has an end of them, as `even_size` counts them. 0: the skill
+    has none to learn."""
 
     answerable_rows: Mapping[str, float] = {}
     """Number of rows, counted in the same way, of each skill of which teachers may answer them; infinite without an
@@ -93,16 +93,9 @@ class PromptStream:
         Raises:
             DataError: a level without rows.
         """
-        names = dataset.column_names
-        skills = dataset["skill"] if "skill" in names else itertools.repeat(DEFAULT_SKILL, len(dataset))
-        levels = dataset["level"] if "level" in names else itertools.repeat(0, len(dataset))
-        rows_by_skill: dict[str, dict[int, list[int]]] = {}
-        for i, (skill, level) in enumerate(zip(skills, levels, strict=True)):
-            rows_by_skill.setdefault(str(skill), {}).setdefault(level, []).append(i)
-        sources = {skill: _Labelled(skill, dataset, rows) for skill, rows in rows_by_skill.items()}
+        sources = data_set_rows(dataset)
         stream = cls(sources, curriculum, seed, num_slots)
-        sizes = {skill: [len(rows) for rows in by_level.values()] for skill, by_level in rows_by_skill.items()}
-        stream.gold_rows = {skill: min(counts) * len(counts) for skill, counts in sizes.items()}
+        stream.gold_rows = {skill: even_size(source.sizes) for skill, source in sources.items()}
         stream.answerable_rows = dict(stream.gold_rows)
         return stream
 
@@ -322,19 +315,12 @@ class _Systematic(random.Random):
         return super().getrandbits(k)  # otherwise Python derives integers from the overridden `random`
 
 
-class _Labelled:
-    """A row source: the rows of one skill in a data set that the user supplies."""
+def even_size(sizes: Sequence[int]) -> int:
+    """Return the number of rows of levels of these sizes as if all levels had as few as the smallest one.
 
-    def __init__(self, skill: str, dataset: Dataset, levels: Mapping[int, list[int]]) -> None:
-        self.num_levels = max(levels) + 1
-        missing = set(range(self.num_levels)) - set(levels)
-        if missing:
-            raise DataError(f"train_dataset: skill {skill!r} has no rows of level {min(missing)}")
-        self._dataset, self._levels = dataset, levels
-
-    def draw(self, level: int, rng: random.Random, number: int = 0) -> Row:
-        row: Row = self._dataset[rng.choice(self._levels[level])]
-        return row
+    Of levels that are drawn from alike, the smallest one's rows come back from that number on.
+    """
+    return min(sizes) * len(sizes)
 
 
 def skills_of(stream: PromptStream | None, dataset: Any) -> list[str]:

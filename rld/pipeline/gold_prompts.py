@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import NamedTuple
 
+from rld.data.prompt_stream import even_size
 from rld.models.prompting import PromptEncoder
 from rld.pipeline.gold_answers import may_answer, reason_without_gold
 from rld.pipeline.run import RunContext
@@ -49,7 +49,7 @@ class GoldRows(NamedTuple):
         for skill in context.skills(stage):
             items_by_level = context.skill_rows[skill].training_items()
             if may_answer(recipe, folder, stage, skill):
-                rows.answerable[skill] = _smallest(map(len, items_by_level))
+                rows.answerable[skill] = even_size([*map(len, items_by_level)]) if items_by_level else math.inf
             if stage.gold.answers == "teachers":
                 continue
             reason = None
@@ -61,11 +61,5 @@ class GoldRows(NamedTuple):
                 instead = "" if stage.learns_teachers else f"; {_INSTEAD}"
                 rows.events.append(Event(0, kind, skill, "gold", f"{reason}{instead}"))
             elif items_by_level:
-                rows.own[skill] = int(_smallest(sum(bool(item.answer) for item in items) for items in items_by_level))
+                rows.own[skill] = even_size([sum(bool(item.answer) for item in items) for items in items_by_level])
         return rows
-
-
-def _smallest(sizes: Iterable[int]) -> float:
-    """Return the rows of levels as if all had as few as the smallest; infinity where there are no levels of a file."""
-    counts = [*sizes]
-    return min(counts) * len(counts) if counts else math.inf
