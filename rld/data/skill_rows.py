@@ -1,25 +1,20 @@
-"""The rows of each skill: held-out rows, which are never trained on, and training rows per level."""
+"""The rows of a skill: held-out rows, which are never trained on, and training rows per level."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 import random
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from rld.data.generators import item_source
 from rld.data.held_out_advice import held_out_advice
 from rld.data.item_rows import row_of
 from rld.data.items import Item, ItemSource, question_key
-from rld.data.listing import first_few
 from rld.data.pieces import Cut, Pieces
 from rld.data.stored import Selection
 from rld.errors import DataError
 from rld.recipe.prompts import Prompts
-from rld.recipe.schema import Recipe
 from rld.types import Row
 from rld.utils.os_errors import is_system_failure
 from rld.utils.user_calls import CALL_SECONDS, description, user_code
@@ -30,14 +25,8 @@ _MOST_TRIES = 200
 _NUM_EXAMPLES = 64
 """Rows of a generator that are looked at before a run, beside held-out rows."""
 
-_MOST_WARNED = 5
-"""Rows that a warning names."""
-
 _MOST_EXAMPLES = 20_000
 """Rows of a file that are given as examples; of a larger file they are evenly spread."""
-
-_CONTENT_FREE = ("N/A", "[MASK]")
-"""Questions without content, of Zhao et al. 2021; their third, the empty one, leaves some prompts without a token."""
 
 
 class PlacedRow(NamedTuple):
@@ -45,53 +34,6 @@ class PlacedRow(NamedTuple):
 
     place: str
     row: Row
-
-
-def skill_rows(
-    recipe: Recipe,
-    folder: Path,
-    accepts: Callable[[Row], bool] = lambda row: True,
-    cut: Callable[[str, str], list[str]] = lambda skill, text: [text],
-) -> dict[str, SkillRows]:
-    """Return the row source of each skill of a recipe.
-
-    Args:
-        recipe: The recipe.
-        folder: The recipe's folder.
-        accepts: Whether a row may be used; rows that may not are left out.
-        cut: Returns the pieces of a document of a skill.
-
-    Raises:
-        DataError: rows that cannot be read.
-        LibraryError: a generator that does not exist.
-    """
-    held_out_questions: set[str] = set()
-    sources = {
-        name: SkillRows(
-            name,
-            item_source(name, skill, folder, skips_bad_rows=recipe.bad_rows == "skip"),
-            skill.held_out if isinstance(skill.held_out, (int, float)) else 0,
-            recipe.skill_prompts(name),
-            seed=recipe.seed,
-            held_out_questions=held_out_questions,
-            accepts=accepts,
-            cut=functools.partial(cut, name),
-        )
-        for name, skill in recipe.skills.items()
-    }
-    for source in sources.values():  # skills may share questions, so all hold rows out before any draws training rows
-        source.held_out()
-    for source in sources.values():
-        _tell_of_repeated(source.skill, source.repeated())
-    return sources
-
-
-def _tell_of_repeated(skill: str, places: list[str]) -> None:
-    if places:
-        rows = "1 row is" if len(places) == 1 else f"{len(places)} rows are"
-        text = f"{rows} neither trained on nor scored, because a held-out row has the same question: "
-        text += first_few(places, _MOST_WARNED)
-        warnings.warn(f"skill '{skill}': {text}", stacklevel=1)  # one place, so that it is shown once
 
 
 class SkillRows:
@@ -130,7 +72,7 @@ class SkillRows:
             self._num_held_out = 0
         self._held_out_questions, self._accepts, self._cut = held_out_questions, accepts, cut
         self._repeats: list[str] = []  # places of held-out rows of its file that are left out
-        self._picks: set[tuple[str, str]] = set()  # place and question of rows of the others that are held out
+        self._held_out_pairs: set[tuple[str, str]] = set()  # place and question of rows of the others that are held out
         self._pieces: dict[int, Pieces] = {}
 
     def held_out(self) -> list[Row]:
@@ -155,7 +97,7 @@ class SkillRows:
             level = i % self.num_levels
             item = self._new(level, self._rng(self._seed, level, f"held out {i}"), gold=True)
             self._held_out_questions.add(question_key(item.question))
-            self._picks.add((item.place, question_key(item.question)))
+            self._held_out_pairs.add((item.place, question_key(item.question)))
             rows.append(self._place(item, level, f"held-out {i}"))
         for level in range(self.num_levels):
             self._new(level, self._rng(self._seed, level, "left to train on"))
@@ -170,9 +112,9 @@ class SkillRows:
     def repeated(self) -> list[str]:
         """Return the places of rows of its files that are left out, because a held-out row has their question."""
         self.held_out()  # fills the set of questions to exclude
-        keys = ((item.place, question_key(item.question)) for items in self._source.levels or () for item in items)
-        repeats = [place for place, key in keys if key in self._held_out_questions and (place, key) not in self._picks]
-        return repeats + self._repeats
+        pairs = ((item.place, question_key(item.question)) for items in self._source.levels or () for item in items)
+        repeats = [pair for pair in pairs if pair[1] in self._held_out_questions and pair not in self._held_out_pairs]
+        return [place for place, _ in repeats] + self._repeats
 
     @property
     def num_rows(self) -> int | None:
@@ -256,10 +198,6 @@ class SkillRows:
         rows = list(self._draw_rows(count, self._seed, "probe", gold=True))
         return rows if self._source.make_gold is None else [*{str(row["prompt"]): row for row in rows}.values()]
 
-    def content_free(self) -> list[Any]:
-        """Return prompts whose question has no content, by which distributions over labels are calibrated."""
-        return [self.row(Item(text, None), 0)["prompt"] for text in _CONTENT_FREE]
-
     def training_items(self) -> list[Sequence[Item]]:
         """Return the items of its files that may be trained on, by level; an empty list of a generator."""
         self.held_out()  # fills the set of questions to exclude
@@ -309,7 +247,7 @@ class SkillRows:
                 self._source,
                 level,
                 self._num_held_out,
-                keys_of_others=self._held_out_questions - {key for _, key in self._picks},
+                keys_of_others=self._held_out_questions - {key for _, key in self._held_out_pairs},
                 is_text=self.is_text,
             )
             raise DataError(advice)

@@ -13,6 +13,7 @@ from transformers import set_seed
 from rld.controllers.capacity import CapacityMonitor
 from rld.controllers.observation import Controller
 from rld.controllers.target import TRANSFER_ROWS, TargetedController
+from rld.data.items import Item
 from rld.data.ordered_rows import OrderedRows
 from rld.data.prompt_stream import PromptStream
 from rld.data.reserved_rows import WithoutRows, reserved_rows
@@ -42,6 +43,9 @@ from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
 from rld.types import Row
 from rld.utils.label_words import LabelWords
+
+_CONTENT_FREE = ("N/A", "[MASK]")
+"""Questions without content, of Zhao et al. 2021; their third, the empty one, leaves some prompts without a token."""
 
 Sources: TypeAlias = Mapping[str, SkillRows | WithoutRows | OrderedRows]
 """The rows of each skill that a stage trains on."""
@@ -178,7 +182,7 @@ def _arguments(context: RunContext, stage: Distill, reward_weights: list[float])
         labels = {skill: recipe.label_words[skill] for skill in skills}
         options["labels"] = {skill: some.words for skill, some in labels.items()}
         options["synonyms"] = {skill: some.synonyms for skill, some in labels.items()}
-        options["content_free_prompts"] = {skill: context.skill_rows[skill].content_free() for skill in skills}
+        options["content_free_prompts"] = {skill: _content_free(context.skill_rows[skill]) for skill in skills}
     if stage.learns_teachers and not any(may_answer(recipe, folder, stage, skill) for skill in skills):
         options["gold_answers"] = "rows"
     markers = recipe.prompts.strip_thinking
@@ -193,6 +197,11 @@ def _arguments(context: RunContext, stage: Distill, reward_weights: list[float])
         reward_weights=reward_weights,
         **options,
     )
+
+
+def _content_free(rows: SkillRows) -> list[Any]:
+    """Return prompts whose question has no content, by which distributions over labels are calibrated."""
+    return [rows.row(Item(text, None), 0)["prompt"] for text in _CONTENT_FREE]
 
 
 def _stream(context: RunContext, stage: Distill, args: RLDConfig, sources: Sources) -> PromptStream:

@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rld.data.listing import first_few
-from rld.data.skill_rows import SkillRows, skill_rows
+from rld.data.recipe_rows import skill_rows
+from rld.data.skill_rows import SkillRows
 from rld.pipeline.gold_answers import NUM_JUDGED, may_answer, reason_without_gold, unpaid
 from rld.pipeline.label_summary import LabelSummary, label_notes, label_summaries, model_encoders
 from rld.pipeline.own_prompt_examples import OwnPromptExample, own_prompt_examples

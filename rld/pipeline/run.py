@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 from transformers import TrainingArguments
 
-from rld.data import skill_rows
+from rld.data.recipe_rows import skill_rows
 from rld.errors import RecipeError, RldError
 from rld.evaluation.evaluators import build_evaluator
 from rld.evaluation.held_out import Evaluation, HeldOutEvaluator
@@ -93,7 +93,7 @@ class RunContext:
         judge = load_judge(self.recipe, self.source.parent)
         self.row_checks = RowChecks(self.recipe, self.models, judge)
         accepts = {"accepts": self.row_checks.accepts} if self.recipe.bad_rows == "skip" else {}
-        self.skill_rows = skill_rows.skill_rows(self.recipe, self.source.parent, **accepts, cut=self._cut)
+        self.skill_rows = skill_rows(self.recipe, self.source.parent, **accepts, cut=self._cut)
         is_held_out = any(options.kind == "held_out" for options in self.recipe.evaluation)
         held_out = [row for rows in self.skill_rows.values() for row in rows.held_out() if is_held_out]
         request = launch.read_request()

@@ -14,7 +14,7 @@ import pytest
 
 from rld.cli import main
 from rld.data.formats import FORMATS
-from rld.data.skill_rows import skill_rows
+from rld.data.recipe_rows import skill_rows
 from rld.pipeline.run import RunContext
 from rld.recipe import registry
 from rld.recipe.reading import read_recipe

@@ -12,7 +12,7 @@ import yaml
 
 import tests.support.tiny as tiny
 from rld.cli import main
-from rld.data.skill_rows import skill_rows
+from rld.data.recipe_rows import skill_rows
 from rld.errors import RewardError
 from rld.recipe.reading import read_recipe
 from rld.utils import sandbox

@@ -12,8 +12,8 @@ import yaml
 
 import tests.support.tiny as tiny
 from rld.cli import main
+from rld.data.recipe_rows import skill_rows
 from rld.data.row_kinds import RowReader
-from rld.data.skill_rows import skill_rows
 from rld.recipe.reading import read_recipe
 from tests.support.fleet import FLEET
 

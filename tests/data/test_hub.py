@@ -16,8 +16,8 @@ import yaml
 from rld.data.file_items import read_items
 from rld.data.formats import hub
 from rld.data.formats.hub import HubRows
+from rld.data.recipe_rows import skill_rows
 from rld.data.row_kinds import RowReader
-from rld.data.skill_rows import skill_rows
 from rld.errors import DataError
 from rld.recipe.inputs import Inputs
 from rld.recipe.reading import read_recipe

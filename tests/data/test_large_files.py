@@ -17,7 +17,7 @@ ROOM = 20_000_000
 CHILD = """
 import json, random, re, sys
 from pathlib import Path
-from rld.data.skill_rows import skill_rows
+from rld.data.recipe_rows import skill_rows
 from rld.recipe.schema import Recipe
 
 def peak():  # of this program alone, which ru_maxrss is not: it begins with the peak of the parent

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from rld.cli import main
 from rld.data.formats import FORMATS
-from rld.data.skill_rows import skill_rows
+from rld.data.recipe_rows import skill_rows
 from rld.errors import RldError
 from rld.recipe import registry
 from rld.recipe.reading import read_recipe

@@ -12,9 +12,10 @@ import pytest
 from pydantic import ValidationError
 
 from rld.cli import main
-from rld.data import skill_rows
 from rld.data.formats import read_rows
 from rld.data.prompt_stream import PromptStream
+from rld.data.recipe_rows import skill_rows
+from rld.data.skill_rows import SkillRows
 from rld.errors import DataError
 from rld.models.prompting import PromptEncoder
 from rld.models.text_checks import check_texts
@@ -27,12 +28,10 @@ TEXTS = ["a b c. d e f.\n", "bcd efg.\n\n\nhij abc.", "  one  two\n", "jihg fedc
 STAGE: dict[str, Any] = {"name": "only", "kind": "sft", "student": "any", "steps": 1}
 
 
-def source(folder: Path, stages: Any = None, **options: Any) -> skill_rows.SkillRows:
+def source(folder: Path, stages: Any = None, **options: Any) -> SkillRows:
     skill = {"file": "texts", "kind": "plain_text", "held_out": 1, **options}
     recipe = Recipe.model_validate({"name": "r", "stages": stages or [STAGE], "skills": {"it": skill}})
-    return skill_rows.skill_rows(
-        recipe, folder, cut=lambda skill, text: [text[i : i + 4] for i in range(0, len(text), 4)]
-    )["it"]
+    return skill_rows(recipe, folder, cut=lambda skill, text: [text[i : i + 4] for i in range(0, len(text), 4)])["it"]
 
 
 def written(folder: Path, texts: list[str], suffix: str = ".txt") -> Path:
@@ -43,7 +42,7 @@ def written(folder: Path, texts: list[str], suffix: str = ".txt") -> Path:
     return folder
 
 
-def documents(made: skill_rows.SkillRows) -> set[str]:
+def documents(made: SkillRows) -> set[str]:
     return {row["answer"] for _, row in made.examples()}
 
 

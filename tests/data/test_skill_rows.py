@@ -17,11 +17,12 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 from trl.trainer.utils import RepeatSampler, identity
 
-from rld.data import skill_rows
 from rld.data.file_items import read_items
 from rld.data.generators import item_source
 from rld.data.prompt_stream import PromptStream
+from rld.data.recipe_rows import skill_rows
 from rld.data.row_kinds import ROW_KINDS
+from rld.data.skill_rows import SkillRows
 from rld.errors import CurriculumError, DataError
 from rld.models import tokenizers
 from rld.recipe.schema import Recipe
@@ -35,10 +36,10 @@ CHAIN_SUM = {
 }
 
 
-def source(skill: dict[str, Any], folder: Path = Path(), **recipe: Any) -> skill_rows.SkillRows:
+def source(skill: dict[str, Any], folder: Path = Path(), **recipe: Any) -> SkillRows:
     stages = [{"name": "only", "kind": "sft", "student": "any", "steps": 1}]
     tree = {"name": "r", "stages": stages, "skills": {"it": skill}, **recipe}
-    return skill_rows.skill_rows(Recipe.model_validate(tree), folder)["it"]
+    return skill_rows(Recipe.model_validate(tree), folder)["it"]
 
 
 # -- sources ----------------------------------------------------------------------------------------------------------
@@ -58,7 +59,7 @@ def test_no_training_row_is_held_out(skill):
 def test_a_skill_that_is_never_scored_avoids_what_others_hold_out():
     tree = {"name": "r", "stages": [{"name": "only", "kind": "sft", "student": "any", "steps": 1}]}
     tree["skills"] = {"lesson": REVERSE | {"held_out": 0}, "scored": REVERSE | {"held_out": 60}}
-    made = skill_rows.skill_rows(Recipe.model_validate(tree), Path())
+    made = skill_rows(Recipe.model_validate(tree), Path())
     held_out = {row["prompt"] for row in made["scored"].held_out()}
     drawn = {made["lesson"].draw(i % 3, random.Random(i))["prompt"] for i in range(1000)}
     assert made["lesson"].held_out() == []
