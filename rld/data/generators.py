@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +145,7 @@ class _ReasoningGym:
         dataset = self.built[level]
         if dataset is None:
             dataset = self._build(level, seed)
-        dataset.seed = seed
-        gym_item = dataset[0]
+        gym_item = _first(dataset, seed)
         entry = {
             "task": self.task,
             "config": self.levels[level],
@@ -156,9 +156,10 @@ class _ReasoningGym:
         return Item(gym_item["question"], gym_item["answer"], json.dumps(entry, default=str))
 
     def _build(self, level: int, seed: int) -> Any:
-        return puzzles.reasoning_gym(self.name).create_dataset(
-            self.task, **{**self.levels[level], "seed": seed, "size": 1}
-        )
+        with _seeded(seed):
+            return puzzles.reasoning_gym(self.name).create_dataset(
+                self.task, **{**self.levels[level], "seed": seed, "size": 1}
+            )
 
     def _reseedable(self, level: int) -> Any:
         """Return a data set whose seed can be changed, or None if the task uses its seed during construction.
@@ -167,10 +168,28 @@ class _ReasoningGym:
         """
         dataset = self._build(level, 0)
         for seed in range(1, 5):
-            dataset.seed = seed
-            if dataset[0]["question"] != self._build(level, seed)[0]["question"]:
+            if _first(dataset, seed)["question"] != _first(self._build(level, seed), seed)["question"]:
                 return None
         return dataset
+
+
+def _first(dataset: Any, seed: int) -> dict[str, Any]:
+    """Return the first item of a reasoning-gym data set with a seed."""
+    dataset.seed = seed
+    with _seeded(seed):
+        item: dict[str, Any] = dataset[0]
+    return item
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed Python's own random numbers in the block: some tasks, such as list_functions, draw from them too."""
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 class _Choice:

@@ -25,6 +25,9 @@ _MOST_TRIES = 200
 _NUM_EXAMPLES = 64
 """Rows of a generator that are looked at before a run, beside held-out rows."""
 
+_NUM_DRAWN_TWICE = 16
+"""Of these, those that are drawn twice."""
+
 _MOST_EXAMPLES = 20_000
 """Rows of a file that are given as examples; of a larger file they are evenly spread."""
 
@@ -129,7 +132,11 @@ class SkillRows:
         return sum(item.answer is not None for items in self._source.levels or () for item in items)
 
     def examples(self) -> list[PlacedRow]:
-        """Return rows, accepted or not, that may be drawn: those of its files, or held-out rows and some others."""
+        """Return rows, accepted or not, that may be drawn: those of its files, or held-out rows and some others.
+
+        Raises:
+            DataError: its generator fails, or makes other rows of the same random numbers.
+        """
         if self._source.levels is not None:
             pairs = ((item, level) for level, items in enumerate(self._source.levels) for item in items)
             step = -(-sum(map(len, self._source.levels)) // _MOST_EXAMPLES)
@@ -139,9 +146,21 @@ class SkillRows:
 
     @functools.cached_property
     def _generated_examples(self) -> list[PlacedRow]:
-        rngs = [self._rng(self._seed, level, "examples") for level in range(self.num_levels)]
         levels = [i % self.num_levels for i in range(_NUM_EXAMPLES)]
-        return [self._place(self._make(level, rngs[level]), level, f"example {i}") for i, level in enumerate(levels)]
+        items = self._make_examples(levels)
+        again = self._make_examples(levels[:_NUM_DRAWN_TWICE])
+        for level, first, second in zip(levels, items, again, strict=False):
+            if first != second:
+                raise DataError(
+                    f"skill {self.skill!r}, level {level}: {self._maker} returned {first[:2]!r:.80}, and for the same "
+                    f"random numbers {second[:2]!r:.80}; it should take all random numbers from its rng and keep "
+                    "nothing between calls, so that other processes and a resumed run have the same rows"
+                )
+        return [self._place(item, levels[i], f"example {i}") for i, item in enumerate(items)]
+
+    def _make_examples(self, levels: Sequence[int]) -> list[Item]:
+        rngs = [self._rng(self._seed, level, "examples") for level in range(self.num_levels)]
+        return [self._make(level, rngs[level]) for level in levels]
 
     def draw(self, level: int, rng: random.Random, number: int = 0) -> Row:
         """Draw a training row of a level; the same random state gives the same row.
@@ -277,8 +296,13 @@ class SkillRows:
         except Exception as error:
             if is_system_failure(error):
                 raise
-            name = getattr(self._source.make, "name", "its generator")
-            raise DataError(f"skill {self.skill!r}, level {level}: {name} {description(error)}") from error
+            raise DataError(f"skill {self.skill!r}, level {level}: {self._maker} {description(error)}") from error
+
+    @property
+    def _maker(self) -> str:
+        """The name of what makes its items."""
+        name: str = getattr(self._source.make, "name", "its generator")
+        return name
 
     def _place(self, item: Item, level: int, name: str = "") -> PlacedRow:
         return PlacedRow(item.place or name, self.row(item, level))

@@ -92,7 +92,7 @@ class _Skill(FrozenOptions):
 
 
 class GeneratedSkill(_Skill):
-    """Rows from a function `(rng, **level) -> (question, answer)`."""
+    """Rows from a function `(rng, **level) -> (question, answer)`, which draws all random numbers from `rng`."""
 
     generator: str
     """The function, as ./file.py:name (relative to the recipe) or package.module:name."""

@@ -104,6 +104,15 @@ def test_items_are_those_of_a_data_set_built_with_the_seed(task):
         assert make(0, random.Random(i))[:2] == (built["question"], built["answer"])
 
 
+def test_items_of_a_task_that_draws_beside_its_generator_are_repeatable():
+    make = item_source("it", ReasoningGymSkill(reasoning_gym="list_functions"), Path()).make
+    first, second = ([make(0, random.Random(i)) for i in range(40)] for _ in range(2))
+    assert first == second, "one in eight differed"
+    state = random.getstate()
+    make(0, random.Random(0))
+    assert random.getstate() == state
+
+
 @pytest.mark.parametrize("held_out", [11, 10])  # 10 questions: too few to hold out, and then none left to train on
 def test_too_small_a_level_is_an_error_that_says_how_to_mend_it(held_out):
     with pytest.raises(DataError, match=r"skill 'it', level 0: too few different questions.*held_out \(now 1"):
@@ -118,6 +127,33 @@ def test_a_generator_that_fails_is_named(tmp_path):
         source({"generator": "./mine.py:bad"}, tmp_path).held_out()
     with pytest.raises(DataError, match="min_terms must be positive"):
         source({**CHAIN_SUM, "levels": [{"min_terms": 0}]}).held_out()
+
+
+GENERATORS = """
+import random
+
+CALLS = []
+
+def draws(rng, size):
+    a, b = rng.randrange(size), random.randrange(size)
+    return f"{a}+{b}=", str(a + b)
+
+def counts(rng, size):
+    CALLS.append(rng.randrange(size))
+    return f"{len(CALLS)}+{CALLS[-1]}=", str(len(CALLS) + CALLS[-1])
+
+def words(rng, size):
+    return f"{rng.randrange(size)}", random.choice(["yes", "no"])
+"""
+
+
+@pytest.mark.parametrize("name", ["draws", "counts", "words"])
+def test_a_generator_that_does_not_depend_on_its_random_numbers_alone_is_named(tmp_path, name):
+    (tmp_path / "mine.py").write_text(GENERATORS)
+    levels = [{"size": 1000}, {"size": 2000}]
+    message = f"skill 'it', level [01]: ./mine.py:{name} returned .*, and for the same random numbers"
+    with pytest.raises(DataError, match=message):
+        source({"generator": f"./mine.py:{name}", "levels": levels}, tmp_path).examples()
 
 
 def test_questions_without_gold_answers_cannot_be_imitated():

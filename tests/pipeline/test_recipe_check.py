@@ -41,9 +41,14 @@ stages:
 """
 
 TASKS = """
+import random
+
 def copy(rng, *, length):
     word = "".join(rng.choices("abcd", k=length))
     return f"a:{word}=", word
+
+def lucky(rng, *, length):
+    return copy(random, length=length)
 
 def odd(completions, *, scale=1, **_):
     return [len(completion) / scale for completion in completions]
@@ -97,6 +102,7 @@ def recipe(tmp_path) -> Path:
         ("skills.rows.held_out={file: rows.jsonl}", "all 4 different questions of its file are held-out questions too"),
         ("skills.rows.held_out={file: nowhere.jsonl}", "skills.rows.held_out.file: there is no file nowhere.jsonl"),
         ("skills.rows.held_out={file: table.csv}", "table.csv: no row has a column 'question'"),
+        ("skills.copy.generator=./tasks.py:lucky", "it should take all random numbers from its rng"),
         ("tokenizer.characters=abc:=", "has 'd', which the tokenizer lacks"),
         ("max_new_tokens=2", "tokens with its end, and 2 are allowed"),
         ("models.tiny.config.max_position_embeddings=5", "do not fit into a context of 5"),
