@@ -7,11 +7,14 @@ from rld.errors import DataError
 from rld.pipeline.plain_recipe import absent_models
 from rld.pipeline.reward_probe import probe_judge
 from rld.pipeline.run import RunContext
+from rld.rollout.row_keys import require_equal_rows
 from rld.trainer import vllm_rollouts
 
 
 def require_runnable(run: RunContext, downloads: bool = True) -> None:
     """Check all that can be told of a run without weights: rows, options, models, curricula and rewards.
+
+    All processes of a run take part.
 
     Args:
         run: The run.
@@ -28,6 +31,7 @@ def require_runnable(run: RunContext, downloads: bool = True) -> None:
             evaluator.require_possible()
     if downloads or not absent_models(run.recipe, run.source.parent):
         run.row_checks.require(run.skill_rows)
+    _require_equal_rows(run)
     for stage in run.recipe.stages:
         with run.recipe.mistakes_at(run.recipe.place("stages", stage.name)):
             stage.dry_run(run)
@@ -60,3 +64,16 @@ def _require_gold_answers(run: RunContext) -> None:
                     f"{scores[0]} needs gold answers, and the held-out row {first_and_number(places)} has none; hold "
                     "out rows that have them, by held_out: {file: ...}, or name other scores"
                 )
+
+
+def _require_equal_rows(run: RunContext) -> None:
+    """Refuse generators whose rows differ between processes, held-out rows or others.
+
+    Raises:
+        DataError: those of one do.
+    """
+    if run.state.num_processes == 1:
+        return
+    for name, source in run.skill_rows.items():
+        if source.num_rows is None:
+            require_equal_rows(f"skill {name!r}", [row for _, row in source.examples()])

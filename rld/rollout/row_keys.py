@@ -1,4 +1,4 @@
-"""Keys by which what is known of a row is remembered."""
+"""Keys of rows, by which what is known of them is remembered, and processes compare theirs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from accelerate.utils import gather_object
+
+from rld.errors import DataError
 from rld.types import Row
 
 
@@ -21,6 +24,24 @@ def row_keys(rows: Sequence[Row]) -> list[str]:
         keys.append(keys[-1] if keys and objects == before else _row_key(row))
         before = objects
     return keys
+
+
+def require_equal_rows(place: str, rows: Sequence[Row]) -> None:
+    """Refuse rows of a generator that differ between processes.
+
+    Args:
+        place: Where they are drawn, in the message.
+        rows: Those of this process, drawn with the same random numbers as those of the others.
+
+    Raises:
+        DataError: they do, in every process.
+    """
+    if len(set(map(tuple, gather_object([row_keys(rows)])))) > 1:
+        raise DataError(
+            f"{place}: processes have drawn different rows with the same random numbers; a generator should take all "
+            "of them from its rng, and go through no set of texts, whose order differs between processes: sort it, or "
+            "set PYTHONHASHSEED=0 for all processes"
+        )
 
 
 def _row_key(row: Row) -> str:

@@ -7,13 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from accelerate.utils import gather_object
-
 from rld.controllers.gold_share import MOST_DRAWS
 from rld.data.prompt_stream import PromptStream
-from rld.errors import DataError, RecipeError
+from rld.errors import RecipeError
 from rld.rollout.accepted_answers import AcceptedAnswer, AcceptedAnswers
-from rld.rollout.row_keys import row_keys
+from rld.rollout.row_keys import require_equal_rows
 from rld.rollout.verifier import Verify
 from rld.types import Row, Task
 
@@ -113,7 +111,7 @@ class AnsweredRows:
         """Draw a row for each place of a task, and add those with an accepted answer to what is found."""
         stream: PromptStream = self._trainer.stream
         tasks, rows = [task for task, _ in places], [stream.another(task, place) for task, place in places]
-        _require_equal(rows)
+        require_equal_rows("gold answers of teachers", rows)
         with self._trainer.timer.part("teachers"):
             answers = self.answers.of(rows)
         for task, row, answer in zip(tasks, rows, answers, strict=True):
@@ -125,16 +123,3 @@ def _count(trainer: Any, teacher: str, num_tokens: int, flops: float) -> None:
     """Count what a teacher read and wrote for its answers' sake."""
     trainer.totals.add_teachers(tokens={teacher: num_tokens})
     trainer.flop_meter.add("answers", flops, teacher)
-
-
-def _require_equal(rows: list[Row]) -> None:
-    """Refuse rows that differ between processes, each of which answers some of them.
-
-    Raises:
-        DataError: they do.
-    """
-    if len(set(map(tuple, gather_object([row_keys(rows)])))) > 1:
-        raise DataError(
-            "gold answers of teachers: processes have drawn other rows in the same place; a generator should take all "
-            "random numbers from its rng"
-        )

@@ -267,6 +267,36 @@ def test_a_teacher_that_does_not_answer_one_of_two_processes_is_dropped_on_both(
     assert [event["about"] for event in events if event["kind"] == "teacher dropped"] == names
 
 
+OWN_ORDER = """
+name: own-order
+tokenizer: {characters: "abcd:="}
+max_new_tokens: 3
+skills: {copy: {generator: ./own.py:copy}}
+models:
+  tiny: {new: llama, config: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2}}
+stages: [{name: teacher, kind: sft, student: tiny, steps: 1, batch: 4}]
+"""
+
+OWN = """
+import os
+
+def copy(rng):  # stands for one that goes through a set of texts
+    word = "".join(rng.choices("abcd"[:: 1 - 2 * int(os.environ["RANK"])], k=2))
+    return f"{rng.choice('abcd')}{rng.choice('abcd')}{word}=", word
+"""
+
+
+def test_a_generator_whose_rows_differ_between_processes_is_refused_before_anything_trains(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    arguments, port = [str(written(tmp_path, OWN_ORDER)), "--output", str(tmp_path / "run")], free_port()
+    logs = [tmp_path / f"{rank}.log" for rank in range(2)]
+    environments = [{"CUDA_VISIBLE_DEVICES": "", **rank_environment(rank, 2, port)} for rank in range(2)]
+    processes = started(train_quietly, [(arguments, *pair) for pair in zip(logs, environments, strict=True)])
+    assert exit_codes(processes, 240.0) == [2, 2], "".join(log.read_text()[-3000:] for log in logs)
+    assert "skill 'copy': processes have drawn different rows" in logs[0].read_text()
+    assert not (tmp_path / "run" / "models").exists()
+
+
 def test_processes_wait_for_one_another_as_long_as_the_recipe_says(tmp_path):
     path = recipe(tmp_path)
     assert process_timeout(read_recipe(path)).total_seconds() == 1800, "no stage has a server"
