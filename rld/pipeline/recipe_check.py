@@ -114,7 +114,8 @@ def check_recipe(recipe: Recipe, source: Path, deep: bool = False) -> CheckResul
     cautions += label_notes(labels)
     cautions += _repeated(recipe, [rows for rows in summaries if isinstance(rows, SkillSummary)])
     cautions += _unpaid_gold_answers(recipe, source.parent, sources)
-    cautions += _without_gold(recipe, source.parent, sources, functools.partial(_num_tokens, encoder, bool(absent)))
+    problem = functools.partial(_gold_problem, encoder, recipe.max_new_tokens)
+    cautions += _without_gold(recipe, source.parent, sources, problem)
     notes.append(f"checked in {time.perf_counter() - started:.1f} s")
     return CheckResult(summaries, cautions, notes, labels, [*own_prompt_examples(recipe, sources, models)])
 
@@ -183,23 +184,25 @@ def _repeated(recipe: Recipe, summaries: list[SkillSummary]) -> Iterator[str]:
             yield f"skill '{summary.skill}': {summary.num_contradicted} questions have several different gold answers"
 
 
-def _num_tokens(encoder: Any, is_absent: bool, row: Row) -> int:
-    """Return the tokens of a gold answer with its end; 0 where the model that would tell them is absent."""
-    if encoder is not None:
-        return len(encoder.encode_completion(row["prompt"], row["answer"]))
-    return 0 if is_absent else len(row["answer"]) + 1
+def _gold_problem(encoder: Any, max_new_tokens: int, row: Row) -> str | None:
+    """Return why the student cannot write a row's gold answer; None if it can.
+
+    Without an encoder it can, as far as can be told: either no row is too long for a tokenizer of characters
+    (`plain_recipe`), or the model whose tokenizer would tell is absent.
+    """
+    if not row["answer"]:
+        return "some of its rows have no answer"
+    if encoder is None:
+        return None
+    from rld.rollout.gold import gold_problem  # imports the libraries, which the encoder has imported
+
+    return gold_problem(row, encoder, max_new_tokens)
 
 
 def _without_gold(
-    recipe: Recipe, folder: Path, sources: Mapping[str, SkillRows], num_tokens: Callable[[Row], int]
+    recipe: Recipe, folder: Path, sources: Mapping[str, SkillRows], problem: Callable[[Row], str | None]
 ) -> Iterator[str]:
     """Yield a sentence for each skill of which a stage learns no gold answer of a row, though its plan has some."""
-
-    def problem(row: Row) -> str | None:
-        if not row["answer"]:
-            return "some of its rows have no answer"
-        number = num_tokens(row)
-        return f"{row['answer']!r:.60} takes {number} tokens with its end" if number > recipe.max_new_tokens else None
 
     @functools.cache
     def reason_of(skill: str) -> str | None:

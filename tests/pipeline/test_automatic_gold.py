@@ -122,7 +122,7 @@ NONE = "no gold answer is learnt, for "
         ([], "copy", None),
         ([], "refused", f"{OF_TEACHERS}the verifier ./tasks.py:paid does not accept 'x'"),
         (["stages.learn.teachers.one.skills=[copy]"], "refused", f"{NONE}the verifier ./tasks.py:paid does not"),
-        ([], "long", "takes 4 tokens with its end"),
+        ([], "long", "takes 4 tokens with its end, and 3 are allowed"),
         (["stages.learn.signals.gold=null"], "long", None),
         (["rewards=[{use: './tasks.py:later'}]"], "copy", f"{NONE}the verifier ./tasks.py:later cannot"),
         (["prompts.strip_thinking=true"], "copy", f"{OF_TEACHERS}answers have no thinking"),
