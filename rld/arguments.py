@@ -127,8 +127,8 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", nargs="?", type=_name, help=f"the model: {model}")
     prompt = "the prompt (default: the standard input; in a terminal each line is one)"
     parser.add_argument("prompt", metavar="PROMPT", nargs="?", help=prompt)
-    both = "two models, whose answers stand side by side"
-    parser.add_argument("--compare", metavar=("A", "B"), nargs=2, type=_name, help=both)
+    pair = "two models, whose answers stand side by side"
+    parser.add_argument("--compare", metavar=("A", "B"), nargs=2, type=_name, help=pair)
     length = "the most tokens of an answer (default: 256)"
     parser.add_argument("--max-new-tokens", metavar="N", type=_positive(int), default=256, help=length)
     heat = "sample at this temperature (default: 0, the likeliest tokens)"

@@ -322,8 +322,8 @@ def _init(options: argparse.Namespace) -> int:
     _share_the_cores()
     from rld.proposal.propose import propose
 
-    output, own, minutes = options.output, options.held_out, options.minutes
-    propose(options.rows, options.student, options.teacher, held_out=own, minutes=minutes, output=output)
+    output, held_out, minutes = options.output, options.held_out, options.minutes
+    propose(options.rows, options.student, options.teacher, held_out=held_out, minutes=minutes, output=output)
     from rld.pipeline.recipe_check import check_recipe, show_check
     from rld.recipe.reading import read_recipe
 

@@ -146,7 +146,7 @@ class CapacityMonitor(WrappedController):
 
     def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> State:
         inner = self.controller.start(skills, teachers, signals)
-        return {**inner, **_own({skill: SkillCapacity() for skill in skills}, 0.0)}
+        return {**inner, **_monitor_state({skill: SkillCapacity() for skill in skills}, 0.0)}
 
     def weights(self, state: State) -> Weights:
         return self._changed(self.controller.weights(self._inner(state)), _skills(state), state["capacity"]["progress"])
@@ -155,9 +155,9 @@ class CapacityMonitor(WrappedController):
         inner, weights, events = self.controller.step(self._inner(state), observation)
         skills = _skills(state)
         for skill, measured in observation.skills.items():
-            skills[skill], more = self._step_skill(skills[skill], skill, measured, observation)
-            events = [*events, *more]
-        state = {**inner, **_own(skills, observation.progress)}
+            skills[skill], skill_events = self._step_skill(skills[skill], skill, measured, observation)
+            events = [*events, *skill_events]
+        state = {**inner, **_monitor_state(skills, observation.progress)}
         return state, self._changed(weights, skills, observation.progress), events
 
     # -- measuring -----------------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ class CapacityMonitor(WrappedController):
         return weights
 
 
-def _own(skills: Mapping[str, SkillCapacity], progress: float) -> State:
+def _monitor_state(skills: Mapping[str, SkillCapacity], progress: float) -> State:
     """Return what the monitor adds to the other controller's state; that one may have a key `progress` too."""
     saved = {skill: capacity.model_dump(mode="json") for skill, capacity in skills.items()}
     return {"capacity": {"skills": saved, "progress": progress}}
@@ -248,8 +248,8 @@ def _with_tick(capacity: SkillCapacity, measured: SkillObservation, length: int)
     if not teachers or not measured.attempts:
         return capacity
     if capacity.teacher not in teachers:
-        same = measured.teachers.get(capacity.teacher)
-        if same is not None and same.teaches and same.prompts:
+        current = measured.teachers.get(capacity.teacher)
+        if current is not None and current.teaches and current.prompts:
             return capacity
         capacity = SkillCapacity(teacher=max(teachers, key=lambda name: _accuracy(teachers[name])))
     teacher = teachers[capacity.teacher]

@@ -190,7 +190,7 @@ class GapController(BaseController):
         skill = skill.model_copy(update={"best_worth": best})
         moved, teacher_switches, signal_switches = self._move_weights(skill, worths)
         for change in teacher_switches:
-            reason = teacher_reason(skill, measured, change.name, few=2 * self.min_coverage)
+            reason = teacher_reason(skill, measured, change.name, threshold=2 * self.min_coverage)
             events.append(switch_event(step, "teacher", name, change, worths.teachers, reason))
         for change in signal_switches:
             reason = signal_reason(skill, worths, change.name)

@@ -36,14 +36,14 @@ def audit_event(step: int, name: str, skill: SkillState, measured: SkillObservat
     return Event(step, "audit calm", name, "policy", reason, f"trust above {CALM_ABOVE:g}")
 
 
-def teacher_reason(skill: SkillState, measured: SkillObservation, name: str, few: float) -> str:
+def teacher_reason(skill: SkillState, measured: SkillObservation, name: str, threshold: float) -> str:
     """Return the measurements from which a teacher's worth followed.
 
     Args:
         skill: The state before weights moved.
         measured: Of the tick.
         name: The teacher.
-        few: Accuracy below which a teacher is worth less for that alone.
+        threshold: Accuracy below which a teacher is worth less for that alone.
     """
     teacher, counts = skill.teachers[name], measured.teachers.get(name)
     student = f"the student {skill.student_accuracy.mean:.0%}"
@@ -51,7 +51,7 @@ def teacher_reason(skill: SkillState, measured: SkillObservation, name: str, few
         return "it does not teach this skill"
     if teacher.gate is not None:
         gate = teacher.gate
-        if gate.accuracy.mean < few:
+        if gate.accuracy.mean < threshold:
             return f"it answered {gate.accuracy.mean:.0%} of prompts correctly, {student}"
         return (
             f"on prompts that it answers correctly, {gate.sampled_accuracy.mean:.0%} of its sampled answers are "

@@ -147,16 +147,16 @@ class SkillRows:
     @functools.cached_property
     def _generated_examples(self) -> list[PlacedRow]:
         levels = [i % self.num_levels for i in range(_NUM_EXAMPLES)]
-        items = self._make_examples(levels)
-        again = self._make_examples(levels[:_NUM_DRAWN_TWICE])
-        for level, first, second in zip(levels, items, again, strict=False):
+        first_items = self._make_examples(levels)
+        second_items = self._make_examples(levels[:_NUM_DRAWN_TWICE])
+        for level, first, second in zip(levels, first_items, second_items, strict=False):
             if first != second:
                 raise DataError(
                     f"skill {self.skill!r}, level {level}: {self._maker} returned {first[:2]!r:.80}, and for the same "
                     f"random numbers {second[:2]!r:.80}; it should take all random numbers from its rng and keep "
                     "nothing between calls, so that other processes and a resumed run have the same rows"
                 )
-        return [self._place(item, levels[i], f"example {i}") for i, item in enumerate(items)]
+        return [self._place(item, levels[i], f"example {i}") for i, item in enumerate(first_items)]
 
     def _make_examples(self, levels: Sequence[int]) -> list[Item]:
         rngs = [self._rng(self._seed, level, "examples") for level in range(self.num_levels)]

@@ -120,9 +120,9 @@ class LmEvalEvaluator:
         if path is not None:
             folder = registry.find_path(path, self.source.parent)
             assert folder is not None  # the recipe was checked
-            own = TaskManager(include_path=str(folder), include_defaults=False)
-            if set(self.options.tasks) <= _task_names(own):
-                return own
+            manager = TaskManager(include_path=str(folder), include_defaults=False)
+            if set(self.options.tasks) <= _task_names(manager):
+                return manager
             return TaskManager(include_path=str(folder))
         return TaskManager()
 

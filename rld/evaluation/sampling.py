@@ -59,6 +59,6 @@ def sample_rewards(
     gathered: list[tuple[int, list[str]]] = gather_object(list(texts.items()))
     by_row = dict(gathered)
     predictor = TextPredictor(settings, {})
-    every = [(row, text) for i, row in enumerate(rows) for text in by_row[i]]
-    rewards = predictor.rewards([row for row, _ in every], [text for _, text in every], tokenizer)
+    pairs = [(row, text) for i, row in enumerate(rows) for text in by_row[i]]
+    rewards = predictor.rewards([row for row, _ in pairs], [text for _, text in pairs], tokenizer)
     return [rewards[start : start + samples.count] for start in range(0, len(rewards), samples.count)]

@@ -195,9 +195,9 @@ class AlphaBeta(_Divergence):
     """Exponent of the student's probability; a larger one weighs tokens more to which the student gives a high one."""
 
     def __call__(self, student_V: Tensor, teacher_V: Tensor) -> Tensor:
-        a, b, both = self.alpha, self.beta, self.alpha + self.beta
+        a, b, total = self.alpha, self.beta, self.alpha + self.beta
         cross = (a * teacher_V + b * student_V).exp()
-        return (a / both * (both * teacher_V).exp() + b / both * (both * student_V).exp() - cross).sum(-1) / (a * b)
+        return (a / total * (total * teacher_V).exp() + b / total * (total * student_V).exp() - cross).sum(-1) / (a * b)
 
 
 AnyDivergence = Annotated[

@@ -60,7 +60,7 @@ def slerp(models: Sequence[Weights], position: float) -> Weights:
         angle = torch.arccos(cosine)
         return (torch.sin((1 - position) * angle) * start + torch.sin(position * angle) * end) / torch.sin(angle)
 
-    return _each(first, interpolate)
+    return _map_weights(first, interpolate)
 
 
 def require_same_shapes(names: Sequence[str], models: Sequence[PreTrainedModel]) -> None:
@@ -83,10 +83,10 @@ def _add(base: Weights, models: Sequence[Weights], scales: Sequence[float]) -> W
         differences = (scale * (model[name].double() - origin) for model, scale in zip(models, scales, strict=True))
         return sum(differences, start=origin)
 
-    return _each(base, total)
+    return _map_weights(base, total)
 
 
-def _each(weights: Weights, value: Callable[[str], Tensor]) -> Weights:
+def _map_weights(weights: Weights, value: Callable[[str], Tensor]) -> Weights:
     """Return `value` of each weight that is a floating-point number, in its data type; the others as they are."""
     return {
         name: value(name).to(weight.dtype) if weight.is_floating_point() else weight.clone()

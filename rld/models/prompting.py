@@ -147,9 +147,9 @@ class PromptEncoder:
         if not self._puts_space_in_front:
             return ids
         for anchor in _ANCHORS:
-            before, both = self._bare(anchor), self._bare(anchor + text)
-            if both[: len(before)] == before:
-                return both[len(before) :]
+            before, whole = self._bare(anchor), self._bare(anchor + text)
+            if whole[: len(before)] == before:
+                return whole[len(before) :]
         return ids
 
     def encode_answers(self, texts: Sequence[str]) -> list[list[int]]:
@@ -199,10 +199,10 @@ class PromptEncoder:
             ]
             texts = [rendered[i][0] for i in numbers] + [rendered[i][0] + answers[i] for i in numbers]
             ids = self._batch(texts, is_plain=is_plain)
-            for i, prompt_ids, both in zip(numbers, ids[: len(numbers)], ids[len(numbers) :], strict=True):
+            for i, prompt_ids, whole in zip(numbers, ids[: len(numbers)], ids[len(numbers) :], strict=True):
                 size = len(prompt_ids)
-                is_prefix = both[:size] == prompt_ids
-                answer_ids = both[size:] if is_prefix else self.encode_answer(answers[i])
+                is_prefix = whole[:size] == prompt_ids
+                answer_ids = whole[size:] if is_prefix else self.encode_answer(answers[i])
                 encoded[i] = prompt_ids or self.start, answer_ids
         return [encoded.get(i) or self.encode_with(prompts[i], answers[i]) for i in range(len(prompts))]
 

@@ -71,8 +71,8 @@ class Finding:
         """
         names = [f"row {i}" if places is None else places[i] for i in self.rows[:_MOST_NUMBERS]]
         others = ", ..." if len(self.rows) > _MOST_NUMBERS else ""
-        more = f" ({', '.join(names)}{others})" if len(self.rows) > 1 else ""
-        return f"{len(self.rows)} of {self.num_checked} rows{more}: {names[0]} {self.example}"
+        place = f" ({', '.join(names)}{others})" if len(self.rows) > 1 else ""
+        return f"{len(self.rows)} of {self.num_checked} rows{place}: {names[0]} {self.example}"
 
 
 def check_rows(

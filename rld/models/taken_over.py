@@ -37,9 +37,9 @@ def taken_over(
 def _rewritten(
     answer: Answer, prompt: Any, writer_prompt: Any, writer: PromptEncoder, learner: PromptEncoder
 ) -> Answer:
-    own = writer.template_thinking
-    assert own is not None
-    pair = learner.template_thinking or own
-    text = own.whole(answer.text, own.opened_by(writer.render(writer_prompt)))
-    text = text.replace(own.opening, pair.opening).replace(own.closing, pair.closing)
-    return answer._replace(text=pair.behind(text, pair.opened_by(learner.render(prompt))))
+    writer_markers = writer.template_thinking
+    assert writer_markers is not None
+    markers = learner.template_thinking or writer_markers
+    text = writer_markers.whole(answer.text, writer_markers.opened_by(writer.render(writer_prompt)))
+    text = text.replace(writer_markers.opening, markers.opening).replace(writer_markers.closing, markers.closing)
+    return answer._replace(text=markers.behind(text, markers.opened_by(learner.render(prompt))))

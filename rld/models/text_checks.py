@@ -54,7 +54,7 @@ def _round_trip_problem(encoder: PromptEncoder, text: str) -> tuple[FindingKind,
     if missing:
         return "unknown characters", f"has {missing!r}, which the tokenizer lacks"
     pairs = enumerate(zip(read, round_trip, strict=False))
-    place = next((i for i, (one, other) in pairs if one != other), min(len(read), len(round_trip)))
+    place = next((i for i, (before, after) in pairs if before != after), min(len(read), len(round_trip)))
     around = slice(max(place - 10, 0), place + 10)
     example = f"has {read[around]!r}, and the tokenizer reads and writes it as {round_trip[around]!r}"
     return "answer cannot be written", example

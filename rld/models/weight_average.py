@@ -39,12 +39,12 @@ class WeightAverage:
 
         Nobody may train the model meanwhile.
         """
-        own = {weight: weight.data for weight in part.parameters() if weight in self._averages}
-        _set({weight: self._averages[weight].to(weight.dtype) for weight in own})
+        weights = {weight: weight.data for weight in part.parameters() if weight in self._averages}
+        _set({weight: self._averages[weight].to(weight.dtype) for weight in weights})
         try:
             yield
         finally:
-            _set(own)
+            _set(weights)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the averages by the names of their weights."""

@@ -42,12 +42,12 @@ class PeriodicEvaluation(TrainerCallback):
     """
 
     def __init__(
-        self, every: int | None, score: Callable[[], Mapping[str, float]], log: RunLog, stopping: Stopping
+        self, interval: int | None, score: Callable[[], Mapping[str, float]], log: RunLog, stopping: Stopping
     ) -> None:
-        self.every, self.score, self.log, self.stopping = every, score, log, stopping
+        self.interval, self.score, self.log, self.stopping = interval, score, log, stopping
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.every is not None and state.global_step % self.every == 0 and not control.should_training_stop:
+        if self.interval is not None and state.global_step % self.interval == 0 and not control.should_training_stop:
             try:
                 with Waiting():
                     scores = self.score()

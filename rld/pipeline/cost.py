@@ -78,8 +78,8 @@ def cost(run: Path, source: Path | None, prices: Prices | None, requests_per_day
         loader = ModelLoader(recipe, source, paths.stage_result, lambda count: [], lambda flops: None)
         served = _Served(loader, recipe, run, results, batch)
         for name, spec in specs.items():
-            own = {stage.name for stage in recipe.way_to(spec.model)} if isinstance(spec, TeacherSpec) else set()
-            spendings = [spending for stage, spending in stages.items() if stage not in own]
+            own_stages = {stage.name for stage in recipe.way_to(spec.model)} if isinstance(spec, TeacherSpec) else set()
+            spendings = [spending for stage, spending in stages.items() if stage not in own_stages]
             report.comparisons += served.comparisons(taught[-1], name, spec, spendings, prices)
     report.show()
     files.write_text(paths.cost, report.page(recipe.name))
@@ -146,15 +146,16 @@ class _Served:
             return
         place, scores = scoring
         skills = spec.skills or _better(scores, self._results[stage.name].before)
-        own, other = _rows(self._paths.predictions(self._student, "after"), skills), _rows(place, skills)
-        if not own or not other:
+        student_rows = _rows(self._paths.predictions(self._student, "after"), skills)
+        teacher_rows = _rows(place, skills)
+        if not student_rows or not teacher_rows:
             tell(f"teacher {name} has no stored predictions for rows that ask for an answer, so it is not compared")
             return
         is_api = name in prices.apis
-        student = self._service("the student", self._student, own, {})
+        student = self._service("the student", self._student, student_rows, {})
         reference = spec.model if isinstance(spec, TeacherSpec) else self._student  # a server has its tokenizer
         options = spec.from_pretrained if isinstance(spec, TeacherSpec) else {}
-        teacher = self._service(name, reference, other, None if is_api else options)
+        teacher = self._service(name, reference, teacher_rows, None if is_api else options)
         for batch in self._batches:
             yield Comparison(student, teacher, stages, batch, prices)
 

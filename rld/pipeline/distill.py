@@ -146,7 +146,7 @@ def _trainer(
     stream = _stream(context, stage, args, sources)
     # What the main process finds: the user's verifier might answer another one otherwise.
     gold = GoldRows(*broadcast_object_list([*GoldRows.of(context, stage, context.encoder(model, tokenizer))]))
-    stream.gold_rows, stream.answerable_rows = gold.own, gold.answerable
+    stream.gold_rows, stream.answerable_rows = gold.num_gold, gold.num_answerable
     trainer = RLDTrainer(
         model,
         rewards.functions,
@@ -180,8 +180,8 @@ def _arguments(context: RunContext, stage: Distill, reward_weights: list[float])
     recipe, folder, skills = context.recipe, context.source.parent, context.skills(stage)
     if stage.learns_labels:
         labels = {skill: recipe.label_words[skill] for skill in skills}
-        options["labels"] = {skill: some.words for skill, some in labels.items()}
-        options["synonyms"] = {skill: some.synonyms for skill, some in labels.items()}
+        options["labels"] = {skill: label_words.words for skill, label_words in labels.items()}
+        options["synonyms"] = {skill: label_words.synonyms for skill, label_words in labels.items()}
         options["content_free_prompts"] = {skill: _content_free(context.skill_rows[skill]) for skill in skills}
     if stage.learns_teachers and not any(may_answer(recipe, folder, stage, skill) for skill in skills):
         options["gold_answers"] = "rows"
@@ -189,7 +189,8 @@ def _arguments(context: RunContext, stage: Distill, reward_weights: list[float])
     return context.arguments(
         RLDConfig,
         stage,
-        stage.rollout.prompts * stage.rollout.num_completions(len(some.completions) for some in labels.values()),
+        stage.rollout.prompts
+        * stage.rollout.num_completions(len(label_words.completions) for label_words in labels.values()),
         max_completion_length=max([recipe.max_new_tokens, *recipe.blocks.values()]),
         chat_template_kwargs=dict(recipe.prompts.chat_template_kwargs),
         strip_thinking=bool(markers),

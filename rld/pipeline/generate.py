@@ -129,8 +129,8 @@ def _load(name: str, place: str, recipe: Path | None) -> Speaker:
     """Return a model with the prompts of its run, or those of its tokenizer."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, tokenizer = StoredModel(place, {}, is_here=True).load({}, "auto")
-    own = Prompts(style="plain" if tokenizer.chat_template is None else "chat")
-    prompts = own if recipe is None else _prompts(recipe)
+    default = Prompts(style="plain" if tokenizer.chat_template is None else "chat")
+    prompts = default if recipe is None else _prompts(recipe)
     encoder = encoder_of(model, tokenizer, prompts.chat_template_kwargs, prompts.strip_thinking)
     return Speaker(name, model.to(device), encoder, prompts)  # type: ignore[arg-type]  # of a decorated method
 
@@ -143,9 +143,9 @@ def _prompts(recipe: Path) -> Prompts:
     """
     tree = read_json(recipe)
     skills = [*tree.get("skills", {}).values()]
-    own = skills[0].get("prompts") if len(skills) == 1 else None
+    skill_prompts = skills[0].get("prompts") if len(skills) == 1 else None
     try:
-        return Prompts.model_validate(own or tree.get("prompts") or {})
+        return Prompts.model_validate(skill_prompts or tree.get("prompts") or {})
     except ValidationError as error:
         raise CheckpointError(f"{recipe} is damaged: its prompts are none") from error
 

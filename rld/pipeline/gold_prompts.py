@@ -23,9 +23,9 @@ class GoldRows(NamedTuple):
     Rows that are held out do not count.
     """
 
-    own: dict[str, int]
+    num_gold: dict[str, int]
     """`PromptStream.gold_rows`; 0 for a skill whose rows have no answers to learn from."""
-    answerable: dict[str, float]
+    num_answerable: dict[str, float]
     """`PromptStream.answerable_rows`."""
     events: list[Event]
     """One for each skill whose rows have no answers to learn from."""
@@ -49,17 +49,17 @@ class GoldRows(NamedTuple):
         for skill in context.skills(stage):
             items_by_level = context.skill_rows[skill].training_items()
             if may_answer(recipe, folder, stage, skill):
-                rows.answerable[skill] = even_size([*map(len, items_by_level)]) if items_by_level else math.inf
+                rows.num_answerable[skill] = even_size([*map(len, items_by_level)]) if items_by_level else math.inf
             if stage.gold.answers == "teachers":
                 continue
             reason = None
             if stage.checks_gold_answers:
                 reason = reason_without_gold(recipe, folder, context.skill_rows[skill], problem)
             if reason is not None:
-                rows.own[skill] = 0
-                kind = "gold answers of teachers" if skill in rows.answerable else "gold answers off"
+                rows.num_gold[skill] = 0
+                kind = "gold answers of teachers" if skill in rows.num_answerable else "gold answers off"
                 instead = "" if stage.learns_teachers else f"; {_INSTEAD}"
                 rows.events.append(Event(0, kind, skill, "gold", f"{reason}{instead}"))
             elif items_by_level:
-                rows.own[skill] = even_size([sum(bool(item.answer) for item in items) for items in items_by_level])
+                rows.num_gold[skill] = even_size([sum(bool(item.answer) for item in items) for items in items_by_level])
         return rows

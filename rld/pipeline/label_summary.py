@@ -104,7 +104,7 @@ def label_notes(summaries: Sequence[LabelSummary]) -> Iterator[str]:
             firsts: dict[str, list[str]] = {}
             for label in labels:
                 firsts.setdefault(label.tokens[model][0], []).append(label.label)
-            for token, same in firsts.items():
-                if len(same) > 1:
-                    listed = ", ".join(same)
+            for token, names in firsts.items():
+                if len(names) > 1:
+                    listed = ", ".join(names)
                     yield f"skill '{skill}': for {model} the labels {listed} begin with the same token, {token!r}"

@@ -118,10 +118,10 @@ def _longest_run(text: str) -> int:
 def _learning(context: RunContext, stage: Stage, steps: int) -> Iterator[str]:
     """Yield from what this stage and those whose models it was made from have learned."""
     yield "\n## What it learned from\n\n| stage | kind | from | updates |\n|---|---|---|---|"
-    for one in context.recipe.way_to(stage.name):
-        earlier = None if one.name == stage.name else context.paths.stage_record(one.name)
+    for origin in context.recipe.way_to(stage.name):
+        earlier = None if origin.name == stage.name else context.paths.stage_record(origin.name)
         updates = steps if earlier is None else earlier.get("steps", 0)
-        yield f"| {one.name} | {one.kind} | {_learned_from(context, one)} | {updates or '-'} |"
+        yield f"| {origin.name} | {origin.kind} | {_learned_from(context, origin)} | {updates or '-'} |"
 
 
 def _learned_from(context: RunContext, stage: Stage) -> str:
@@ -147,9 +147,9 @@ def _learned_from(context: RunContext, stage: Stage) -> str:
 def _teachers(context: RunContext, stage: Stage, record: Mapping[str, Any]) -> Iterator[str]:
     """Yield the teachers of this stage and of those whose models it was made from, with their licences."""
     rows = []
-    for one in context.recipe.way_to(stage.name):
-        results = record if one.name == stage.name else context.paths.stage_record(one.name) or {}
-        rows += [f"| {one.name} | {row}" for row in _teachers_of(context, one, results.get("teachers", {}))]
+    for origin in context.recipe.way_to(stage.name):
+        results = record if origin.name == stage.name else context.paths.stage_record(origin.name) or {}
+        rows += [f"| {origin.name} | {row}" for row in _teachers_of(context, origin, results.get("teachers", {}))]
     if rows:
         yield "\n## Teachers\n\nLicences are those that the models' own cards name, where these are on this machine."
         yield "\n| stage | teacher | where | licence | parameters | mean score |\n|---|---|---|---|---|---|"
@@ -232,12 +232,12 @@ def _scores(context: RunContext, record: Mapping[str, Any]) -> Iterator[str]:
 def _forgotten(context: RunContext, stage: Stage, record: Mapping[str, Any]) -> Iterator[str]:
     """Yield on which skills the model is worse than the one with which the first stage on the way to it began."""
     records = _records_of_way(context, stage, record)
-    first = next((one for one in records if "before" in one["scorings"]), None)
+    first = next((entry for entry in records if "before" in entry["scorings"]), None)
     if first is None or isinstance(stage, Merge):
         return
     yield f"\n## What was forgotten\n\nCompared with the scores before stage `{first['name']}`; what is no skill of the"
     yield "recipe was not measured. "
-    before, after = (_main_scores(one["scorings"][key]) for one, key in ((first, "before"), (record, "after")))
+    before, after = (_main_scores(entry["scorings"][key]) for entry, key in ((first, "before"), (record, "after")))
     losses = losses_of_skills(_estimates(before), _estimates(after))
     chance = f"{NUM_ERRORS:g} standard errors and {SMALLEST_CHANGE:g}"
     if not losses:
@@ -253,7 +253,7 @@ def _forgotten(context: RunContext, stage: Stage, record: Mapping[str, Any]) -> 
 
 def _records_of_way(context: RunContext, stage: Stage, record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the records of the stages whose models this one was made from, in order, and its own."""
-    earlier = [one.name for one in context.recipe.way_to(stage.name) if one.name != stage.name]
+    earlier = [origin.name for origin in context.recipe.way_to(stage.name) if origin.name != stage.name]
     return [*filter(None, map(context.paths.stage_record, earlier)), record]
 
 
@@ -278,7 +278,7 @@ def _cost(context: RunContext, stage: Stage, record: Mapping[str, Any], steps: i
         yield f"| kWh | {energy} |\n| {prices.currency} | {cost} |"
     records = _records_of_way(context, stage, record)
     if len(records) > 1:
-        flops, seconds = (sum(one[key] for one in records) for key in ("flops", "seconds"))
+        flops, seconds = (sum(entry[key] for entry in records) for key in ("flops", "seconds"))
         yield f"\nWith the stages that its weights went through: {number(flops)} FLOPs, {seconds:.1f} seconds."
     if prices is None:
         yield "\nThe recipe has no prices; `rld cost RUN --prices prices.yaml` computes money and energy from the time."

@@ -129,7 +129,7 @@ class RowChecks:
 
     def _look_at_texts(self, examples: Mapping[str, Sequence[PlacedRow]]) -> None:
         """Refuse arguments that no chat template reads, and warn of what a user may not expect of the texts."""
-        rows = [row for some in examples.values() for _, row in some[:8] if not is_document(row)]
+        rows = [row for of_skill in examples.values() for _, row in of_skill[:8] if not is_document(row)]
         students = {id(reader.encoder.tokenizer): reader for reader in reversed(self._readers) if reader.is_student}
         for reader in students.values():
             if self._recipe.prompt_style == "chat":

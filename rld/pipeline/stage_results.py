@@ -128,6 +128,6 @@ def _plain(scores: Mapping[str, MeasuredScore]) -> dict[str, Any]:
 
 def _scorings(before: Evaluation, after: Evaluation, teachers: Sequence[ProbedTeacher]) -> dict[str, Evaluation]:
     """Return the evaluations that a stage has made, by the names of their scorings."""
-    every = {"before": before, "after": after}
-    every |= {f"teacher/{probed.teacher.name}": probed.evaluation for probed in teachers}
-    return {name: evaluation for name, evaluation in every.items() if evaluation.measured}
+    scorings = {"before": before, "after": after}
+    scorings |= {f"teacher/{probed.teacher.name}": probed.evaluation for probed in teachers}
+    return {name: evaluation for name, evaluation in scorings.items() if evaluation.measured}

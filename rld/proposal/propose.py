@@ -46,8 +46,8 @@ def propose(
     if not output.parent.is_dir():
         raise UsageError(f"there is no folder {output.parent} for {output.name}; make it, or choose another --output")
     source = _source(rows)
-    own = None if held_out is None else _source(held_out)
-    rows_survey, own_survey = survey(source), None if own is None else survey(own)
+    held_out_source = None if held_out is None else _source(held_out)
+    rows_survey, own_survey = survey(source), None if held_out_source is None else survey(held_out_source)
     kind = recognise(rows_survey, own_survey)
     pupil = describe(student)
     masters = [describe(name) for name in teachers]
@@ -59,7 +59,7 @@ def propose(
     draft = Draft(
         name=_name(rows),
         source=source,
-        held_out=own,
+        held_out=held_out_source,
         kind=kind,
         measured=measure(rows_survey, kind.reader, pupil),
         student=pupil,

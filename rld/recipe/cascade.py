@@ -58,9 +58,9 @@ def expand(stages: list[Any]) -> Expansion:
             origins["stages", len(result)] = place
             result.append(entry)
             continue
-        own = list(_mistakes(entry, place))
-        mistakes += own
-        if not own:
+        problems = list(_mistakes(entry, place))
+        mistakes += problems
+        if not problems:
             options = Cascade.model_validate(entry["cascade"])
             for number in range(1, len(options.models)):
                 origins |= _places(options, number, ("stages", len(result)), (*place, "cascade"))
@@ -74,8 +74,8 @@ def _stage(cascade: Cascade, number: int) -> dict[str, Any]:
     model = teacher if number == 1 else _name(cascade, number - 1)
     kind = cascade.stage["kind"]
     taught: Any = model if kind == "sft" else {teacher: {"model": model, **_copied(cascade.teacher)}}
-    own = {"name": _name(cascade, number), "kind": kind, "student": student, _TEACHER_KEYS[kind]: taught}
-    return own | {key: _copied(value) for key, value in cascade.stage.items()}
+    stage = {"name": _name(cascade, number), "kind": kind, "student": student, _TEACHER_KEYS[kind]: taught}
+    return stage | {key: _copied(value) for key, value in cascade.stage.items()}
 
 
 def _name(cascade: Cascade, number: int) -> str:

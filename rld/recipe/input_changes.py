@@ -121,8 +121,13 @@ def _has_default_warmup(old: Mapping[str, Any], new: Mapping[str, Any], name: st
     stages = [recipe["stages"][name] for recipe in (old, new)]
     is_set = any("warmup_steps" in recipe.get("trainer", {}) for recipe in (old, new))
     shorter, longer = sorted(stages, key=lambda stage: int(stage["steps"]))
-    few, many = (stage["trainer"].get("warmup_steps") for stage in (shorter, longer))
-    return not is_set and few == shorter["steps"] // 2 and many is not None and few <= many <= longer["steps"] // 2
+    short_warmup, long_warmup = (stage["trainer"].get("warmup_steps") for stage in (shorter, longer))
+    return (
+        not is_set
+        and short_warmup == shorter["steps"] // 2
+        and long_warmup is not None
+        and short_warmup <= long_warmup <= longer["steps"] // 2
+    )
 
 
 def differences(old: Any, new: Any, keys: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any, Any]]:

@@ -87,11 +87,11 @@ class Inputs(BaseModel):
         """
         resolved = recipe.model_dump(mode="json")
         texts = list(_texts(resolved))
-        own = {*recipe.models, *(stage.name for stage in recipe.stages)}
+        local_names = {*recipe.models, *(stage.name for stage in recipe.stages)}
         return cls(
             recipe=masked_recipe(resolved),
             files=dict(sorted([*_code(texts, folder), *_data(texts, folder), *_datasets(recipe, recipe.skills)])),
-            models={name: model_fingerprint(name, folder) for name in _models(texts, own, folder)},
+            models={name: model_fingerprint(name, folder) for name in _models(texts, local_names, folder)},
             packages={name: _version(name) for name in PACKAGES},
             launch=dict(launch),
             stages={stage.name: _of_stage(recipe, stage, texts, folder) for stage in recipe.stages},
@@ -120,7 +120,7 @@ class Inputs(BaseModel):
 def _of_stage(recipe: Recipe, stage: Stage, texts: list[tuple[Keys, str]], folder: Path) -> StageInputs:
     """Return what a stage depends on; `texts` are those of the resolved recipe, with the keys that lead to them."""
     needs = stage_inputs(recipe, stage)
-    names, own = [other.name for other in recipe.stages], {*recipe.models, *(other.name for other in recipe.stages)}
+    names = [other.name for other in recipe.stages]
 
     def is_used(keys: Keys) -> bool:
         named_keys = (keys[0], names[keys[1]], *keys[2:]) if keys[0] == "stages" else keys
@@ -129,7 +129,7 @@ def _of_stage(recipe: Recipe, stage: Stage, texts: list[tuple[Keys, str]], folde
     used = [(keys, text) for keys, text in texts if is_used(keys)]
     skills = recipe.skills if stage.makes_model else stage.skills_in_use(recipe.skills)
     files = dict.fromkeys([*_code(used, folder), *_data(used, folder), *_datasets(recipe, skills)])
-    models = list(dict.fromkeys(_models(used, own, folder)))
+    models = list(dict.fromkeys(_models(used, {*recipe.models, *names}, folder)))
     return needs.model_copy(update={"files": sorted({name for name, _ in files}), "models": models})
 
 
@@ -230,12 +230,12 @@ def _datasets(recipe: Recipe, skills: Iterable[str]) -> Iterator[tuple[str, str]
             yield f"data set {skill.origin}", hub.commit(skill.source)
 
 
-def _models(texts: list[tuple[tuple[Any, ...], str]], own: set[str], folder: Path) -> Iterator[str]:
-    """Yield the folders and hub ids of the models that a recipe names; `own` are its names of models and stages."""
+def _models(texts: list[tuple[tuple[Any, ...], str]], local_names: set[str], folder: Path) -> Iterator[str]:
+    """Yield folders and hub ids of the models that a recipe names; `local_names` are its names of models and stages."""
     for keys, text in texts:
         names = [key for key in keys if isinstance(key, str)]
         is_model = len(names) > 1 and (names[-1] in MODEL_KEYS or (keys[0] == "models" and len(keys) == 2))
-        if not is_model or (text in own and keys[0] != "models"):
+        if not is_model or (text in local_names and keys[0] != "models"):
             continue
         if is_hub_id(text) or _model_folder(text, folder) is not None:
             yield text

@@ -140,8 +140,8 @@ def _signature(arguments: ast.arguments, skip: int) -> Signature:
     keyword = [a.arg for a in arguments.kwonlyargs]
     required += [name for name, value in zip(keyword, arguments.kw_defaults, strict=True) if value is None]
     parameters = positional[max(skip, len(arguments.posonlyargs)) :] + keyword
-    every = (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
-    types = {argument.arg: argument.annotation for argument in every if argument.annotation is not None}
+    all_arguments = (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
+    types = {argument.arg: argument.annotation for argument in all_arguments if argument.annotation is not None}
     defaults = [*zip(positional[::-1], arguments.defaults[::-1], strict=False)]
     defaults += [(name, value) for name, value in zip(keyword, arguments.kw_defaults, strict=True) if value is not None]
     switches = frozenset(

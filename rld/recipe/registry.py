@@ -147,7 +147,11 @@ def locate(kind: Kind, name: str, relative_to: Path) -> Located:
     module, colon, attribute = name.rpartition(":")
     if not colon or not module or not attribute.isidentifier():
         raise LibraryError(f"{name!r} names nothing; write it as {_SHAPE[kind]}")
-    place = _own(module, attribute, relative_to) if module.endswith(".py") else _installed(kind, module, attribute)
+    place = (
+        _beside_recipe(module, attribute, relative_to)
+        if module.endswith(".py")
+        else _installed(kind, module, attribute)
+    )
     nodes = python_source.definitions(python_source.parse(place.path))
     _require_packages(place, name)
     if place.module is None:
@@ -158,7 +162,7 @@ def locate(kind: Kind, name: str, relative_to: Path) -> Located:
     return place
 
 
-def _own(module: str, attribute: str, relative_to: Path) -> Located:
+def _beside_recipe(module: str, attribute: str, relative_to: Path) -> Located:
     path = find_path(module, relative_to)
     if path is None:
         beside = [f"./{near.relative_to(relative_to)}" for near in relative_to.glob("*.py")]

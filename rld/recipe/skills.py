@@ -155,8 +155,8 @@ class ReasoningGymSkill(_Skill):
 def _options_of(kind: str) -> list[str]:
     """Return the options of a kind of rows."""
     row_kind = ROW_KINDS[kind]
-    more = {"likelihood": ["block"], "label": ["synonyms"]}
-    return [*row_kind.options, *more.get(row_kind.predicts, [])]
+    others = {"likelihood": ["block"], "label": ["synonyms"]}
+    return [*row_kind.options, *others.get(row_kind.predicts, [])]
 
 
 class _RowsSkill(_Skill):

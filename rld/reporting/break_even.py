@@ -43,9 +43,9 @@ class Band(NamedTuple):
         error = REACH * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
         return cls(max(mean - error, min(values)), mean, mean + error)
 
-    def each(self, function: Callable[[float], float]) -> Band:
+    def map(self, function: Callable[[float], float]) -> Band:
         """Return what a rising function makes of each."""
-        return Band(*map(function, self))
+        return Band(*(function(value) for value in self))
 
 
 class Timing(NamedTuple):
@@ -89,7 +89,7 @@ class Service:
         """Return the cost of a request."""
         price = prices.apis.get(self.name)
         if price is None:
-            return self.seconds(batch).each(lambda seconds: seconds * prices.serving_second)
+            return self.seconds(batch).map(lambda seconds: seconds * prices.serving_second)
         per_input, per_output = price.input_per_million_tokens / _MILLION, price.output_per_million_tokens / _MILLION
         return Band(*(p * per_input + n * per_output for p, n in zip(self.read, self.written, strict=True)))
 
@@ -178,9 +178,14 @@ class Comparison:
 
         Its band is that of a teacher at its dearest and a student at its cheapest, and the other way round.
         """
-        own, teacher = self.student.cost(self.batch, self.prices), self.teacher_cost
-        costs = (teacher.high, own.low), (teacher.middle, own.middle), (teacher.low, own.high)
-        return Band(*(requests_until_paid(self.investment, one, other + self.fallback * one) for one, other in costs))
+        student, teacher = self.student.cost(self.batch, self.prices), self.teacher_cost
+        costs = (teacher.high, student.low), (teacher.middle, student.middle), (teacher.low, student.high)
+        return Band(
+            *(
+                requests_until_paid(self.investment, teacher_cost, student_cost + self.fallback * teacher_cost)
+                for teacher_cost, student_cost in costs
+            )
+        )
 
     def sensitivity(self) -> dict[str, float]:
         """Return the requests with half and with double the utilisation and the prices, by what is changed."""

@@ -202,9 +202,9 @@ class _StageCharts:
 
     def of(self, style: ChartStyle) -> list[Chart]:
         """Return the charts of one style: none where nothing of it was logged, or where all values are neutral."""
-        series = [one for one in self.series if one.chart == style.title]
-        series.sort(key=lambda one: self.colours.place(one.kind, one.label) if one.kind else 0)
-        lines = [(one, self._line(one, style)) for one in series]
+        series = [metric for metric in self.series if metric.chart == style.title]
+        series.sort(key=lambda metric: self.colours.place(metric.kind, metric.label) if metric.kind else 0)
+        lines = [(metric, self._line(metric, style)) for metric in series]
         values = [value for _, line in lines for _, value in line.points]
         if not lines or (style.neutral is not None and all(value == style.neutral for value in values)):
             return []
@@ -263,5 +263,5 @@ def _mark(event: LoggedEvent) -> tuple[float, str]:
     return event.step, event.sentence
 
 
-def _same_points(one: Chart, other: Chart) -> bool:
-    return [line.points for line in one.lines] == [line.points for line in other.lines]
+def _same_points(first: Chart, second: Chart) -> bool:
+    return [line.points for line in first.lines] == [line.points for line in second.lines]

@@ -119,7 +119,7 @@ def _score_row(pair: ScorePair) -> list[str]:
 def _cost_rows(comparison: RunComparison) -> Iterator[list[str]]:
     results = [{result.name: result for result in side.history.summary.stages} for side in comparison.sides]
     for name in dict.fromkeys([*results[0], *results[1]]):
-        pair = [every.get(name) for every in results]
+        pair = [side.get(name) for side in results]
         tokens = [None if result is None else result.teacher_tokens for result in pair]
         yield [
             name,
@@ -167,7 +167,7 @@ def _joined(first: Sequence[ChartGroup], second: Sequence[ChartGroup]) -> Iterat
             for chart in group[title].charts if title in group else []:
                 lines = [_line_of(line, letter) for line in chart.lines]
                 charts.setdefault(chart.title, []).append(replace(chart, lines=lines, marks=()))
-        yield ChartGroup(title, sides[0].about, [_one(same) for same in charts.values()])
+        yield ChartGroup(title, sides[0].about, [_joint_chart(pair) for pair in charts.values()])
 
 
 def _line_of(line: Line, letter: str) -> Line:
@@ -177,5 +177,5 @@ def _line_of(line: Line, letter: str) -> Line:
     return replace(line, name=f"{line.name} {letter}", css=css)
 
 
-def _one(charts: Sequence[Chart]) -> Chart:
+def _joint_chart(charts: Sequence[Chart]) -> Chart:
     return replace(charts[0], lines=[line for chart in charts for line in chart.lines])

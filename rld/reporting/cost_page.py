@@ -99,7 +99,7 @@ class CostReport:
             )
             best = "" if math.isinf(requests.low) else f"; at best after {number(requests.low)} requests"
             return f"{head}never, for {reason}{best}."
-        days = requests.each(lambda count: count / self.requests_per_day)
+        days = requests.map(lambda count: count / self.requests_per_day)
         student, teacher = comparison.student, comparison.teacher
         read = student.read.middle + student.written.middle
         text = f"{head}pays after {_band(requests)} requests, {number(requests.middle * read)} tokens of the student; "
@@ -142,7 +142,7 @@ class CostReport:
         return _Section("What a request takes: tokens read / written, and the share of a day", heads, rows)
 
     def _request(self, service: Service, batch: int) -> list[str]:
-        cost = service.cost(batch, self.prices).each(lambda value: value * _MILLION)
+        cost = service.cost(batch, self.prices).map(lambda value: value * _MILLION)
         cells = [service.name, str(batch), f"{number(service.read.middle)} / {number(service.written.middle)}"]
         timing = next((timing for timing in service.timings if timing.batch == batch), None)
         if timing is None:
@@ -155,18 +155,18 @@ class CostReport:
         currency = self.prices.currency
         heads = ["against", "at once", "scores", "fall back", f"{currency} first", "requests", "days"]
         rows = []
-        for one in self.comparisons:
-            scores = f"{one.student.score:.3f} / {one.teacher.score:.3f}"
-            days = _count(one.requests.middle / self.requests_per_day)
-            cells = [f"{one.fallback:.0%}", number(one.investment), _band(one.requests), days]
-            rows.append([one.teacher.name, str(one.batch), scores, *cells])
+        for comparison in self.comparisons:
+            scores = f"{comparison.student.score:.3f} / {comparison.teacher.score:.3f}"
+            days = _count(comparison.requests.middle / self.requests_per_day)
+            cells = [f"{comparison.fallback:.0%}", number(comparison.investment), _band(comparison.requests), days]
+            rows.append([comparison.teacher.name, str(comparison.batch), scores, *cells])
         return _Section("When the student has paid for itself: scores of both, and what is paid first", heads, rows)
 
     def _sensitivity(self) -> _Section:
         rows = [
-            [one.teacher.name, str(one.batch), change, _count(requests)]
-            for one in self.comparisons
-            for change, requests in one.sensitivity().items()
+            [comparison.teacher.name, str(comparison.batch), change, _count(requests)]
+            for comparison in self.comparisons
+            for change, requests in comparison.sensitivity().items()
         ]
         return _Section("What if prices or utilisation are others", ["against", "at once", "with", "requests"], rows)
 
@@ -215,8 +215,8 @@ def _chart(comparison: Comparison) -> Chart:
     counts = [last * i / (_POINTS - 1) for i in range(_POINTS)]
 
     def line(name: str, css: str, start: float, cost: Band) -> Line:
-        def points(one: float) -> list[tuple[float, float]]:
-            return [(count, start + count * one) for count in counts]
+        def points(per_request: float) -> list[tuple[float, float]]:
+            return [(count, start + count * per_request) for count in counts]
 
         return Line(name, css, points(cost.middle), parts=[points(cost.low), points(cost.high)])
 

@@ -131,11 +131,11 @@ def page(title: str, body: str, refresh: int | None = None) -> str:
         body: HTML.
         refresh: Seconds after which a browser reads the page anew. None: it does not.
     """
-    again = "" if refresh is None else f'<meta http-equiv="refresh" content="{refresh}">'
+    refresh_tag = "" if refresh is None else f'<meta http-equiv="refresh" content="{refresh}">'
     return visible(
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f'{again}<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'{refresh_tag}<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>\n"
     )
 

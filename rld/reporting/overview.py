@@ -99,8 +99,8 @@ def own_prompt_table(examples: Sequence[Any]) -> Table:
         examples: `pipeline.own_prompt_examples.OwnPromptExample`s.
     """
     table = Table("stage", "teacher", "skill", "its own prompt", title="\nteachers' prompts", title_justify="left")
-    for one in examples:
-        table.add_row(Text(one.stage), Text(one.teacher), Text(one.skill), Text(_one_line(one.prompt)))
+    for example in examples:
+        table.add_row(Text(example.stage), Text(example.teacher), Text(example.skill), Text(_one_line(example.prompt)))
     return table
 
 

@@ -142,10 +142,10 @@ def _with_results(first: Side, second: Side) -> tuple[Side, Side]:
     Stages that only score or export a model are left out, unless a recipe has no others.
     """
     results = [_comparable(side.history) for side in (first, second)]
-    names = [{result.name for result in every} for every in results]
+    names = [{result.name for result in stages} for stages in results]
     if not first.state.state == second.state.state == "done" and names[0] & names[1]:
-        results = [[result for result in every if result.name in names[0] & names[1]] for every in results]
-    a, b = (every[-1] if every else None for every in results)
+        results = [[result for result in stages if result.name in names[0] & names[1]] for stages in results]
+    a, b = (stages[-1] if stages else None for stages in results)
     return replace(first, result=a), replace(second, result=b)
 
 
@@ -187,7 +187,7 @@ def _pairs(sides: tuple[Side, Side]) -> Iterator[ScorePair]:
         num_rows = [side.history.summary.heldout_rows.get(skill) or None for side in sides]
         difference, basis = None, "not: only one has it"
         if a is not None and b is not None:
-            rows = [[row for row in every if row["skill"] == skill] for every in predictions]
+            rows = [[row for row in side if row["skill"] == skill] for side in predictions]
             difference, basis = _difference(names, (a, b), rows)
         yield ScorePair(skill, names[0] or names[1], (num_rows[0], num_rows[1]), (a, b), difference, basis)
 
@@ -214,7 +214,7 @@ def _difference(
     """Return by how much the second score of a skill is larger, and on what its interval rests."""
     if names[0] != names[1]:
         return None, f"not: {names[0]} and {names[1]}"
-    questions = [[(row["prompt"], row.get("gold")) for row in every] for every in rows]
+    questions = [[(row["prompt"], row.get("gold")) for row in side] for side in rows]
     if not questions[0] or questions[0] != questions[1]:
         reason = "other rows" if questions[0] and questions[1] else "no rows recorded"
         return scores[1].change_from(scores[0]), f"as independent: {reason}"
@@ -226,7 +226,7 @@ def _paired(name: str, scores: tuple[ScoreRecord, ScoreRecord], rows: Sequence[S
     """Return the mean difference over the same rows; None where the score is not the mean of what is recorded."""
     if name != "solved" or len(rows[0]) < 2:
         return None
-    a, b = ([float((row.get("reward") or 0.0) >= 1) for row in every] for every in rows)
+    a, b = ([float((row.get("reward") or 0.0) >= 1) for row in side] for side in rows)
     if any(abs(fmean(values) - score.value) > 1e-6 for values, score in zip((a, b), scores, strict=True)):
         return None
     num_rows, num_better = len(a), sum(after > before for before, after in zip(a, b, strict=True))

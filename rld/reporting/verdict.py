@@ -216,10 +216,10 @@ def _listed(texts: list[str]) -> str:
 
 def _teachers(result: StageResult, skill: str, num_rows: Mapping[str, int]) -> dict[str, Estimate]:
     """Return each teacher's score on a skill."""
-    every = {
+    estimates_by_teacher = {
         name: _estimates(result, f"teacher/{name}", model.scores, num_rows) for name, model in result.teachers.items()
     }
-    return {name: estimates[skill] for name, estimates in every.items() if skill in estimates}
+    return {name: estimates[skill] for name, estimates in estimates_by_teacher.items() if skill in estimates}
 
 
 def _estimates(

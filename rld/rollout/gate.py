@@ -112,14 +112,15 @@ class TeacherGate:
         open_BK, teachers = torch.zeros(needed_BK.shape, dtype=torch.bool), []
         for k, (memory, is_needed_B) in enumerate(zip(self.memories, needed_BK.cpu().T.tolist(), strict=True)):
             rows_by_key = {key: row for key, row, is_needed in zip(keys, rows, is_needed_B, strict=True) if is_needed}
-            one = TeacherQuestions(rows_by_key, memory.assumed(rows_by_key))
-            new = [key for key in rows_by_key if key not in memory.verdicts and key not in one.assumed]
+            questions = TeacherQuestions(rows_by_key, memory.assumed(rows_by_key))
+            new = [key for key in rows_by_key if key not in memory.verdicts and key not in questions.assumed]
             if forwards is not None and forwards.takes_drafts_K[k]:
-                self._ask_later(k, one, [key for key in new if self._pays_later(memory, rows_by_key[key], *sizes[key])])
-            self._ask_first(k, one, [key for key in new if key not in one.later])
-            may_be_open = self._verdicts(k, one) | dict.fromkeys(one.later, True)
+                later_keys = [key for key in new if self._pays_later(memory, rows_by_key[key], *sizes[key])]
+                self._ask_later(k, questions, later_keys)
+            self._ask_first(k, questions, [key for key in new if key not in questions.later])
+            may_be_open = self._verdicts(k, questions) | dict.fromkeys(questions.later, True)
             open_BK[:, k] = torch.tensor([may_be_open.get(key, False) for key in keys])
-            teachers.append(one)
+            teachers.append(questions)
         return GateQuestions(keys, teachers, open_BK.to(needed_BK.device))
 
     def decide(self, questions: GateQuestions, states: Mapping[int, Sequence[Tensor]]) -> GateVerdict:
@@ -137,14 +138,14 @@ class TeacherGate:
         """
         open_BK = torch.zeros(questions.open_BK.shape, dtype=torch.bool)
         assumed_BK, has_answer_BK = torch.zeros_like(open_BK), torch.zeros_like(open_BK)
-        for k, one in enumerate(questions.teachers):
-            if one.waiting is not None:
+        for k, of_teacher in enumerate(questions.teachers):
+            if of_teacher.waiting is not None:
                 if k in states:
-                    one.waiting.take_states(states[k])
-                self._judge(k, one, one.later, one.waiting)
-            verdicts = self._verdicts(k, one)
+                    of_teacher.waiting.take_states(states[k])
+                self._judge(k, of_teacher, of_teacher.later, of_teacher.waiting)
+            verdicts = self._verdicts(k, of_teacher)
             open_BK[:, k] = torch.tensor([verdicts.get(key, False) for key in questions.keys])
-            assumed_BK[:, k] = torch.tensor([key in one.assumed for key in questions.keys])
+            assumed_BK[:, k] = torch.tensor([key in of_teacher.assumed for key in questions.keys])
             has_answer_BK[:, k] = torch.tensor([key in verdicts for key in questions.keys]) & ~assumed_BK[:, k]
         device = questions.open_BK.device
         return GateVerdict(
@@ -152,7 +153,7 @@ class TeacherGate:
             assumed_BK.to(device),
             has_answer_BK.to(device),
             self._share(questions),
-            tokens_K=[one.num_tokens for one in questions.teachers],
+            tokens_K=[of_teacher.num_tokens for of_teacher in questions.teachers],
         )
 
     def forget(self, k: int) -> None:
@@ -189,34 +190,36 @@ class TeacherGate:
             return True
         return memory.share_of_golds(skill_of(row)) >= 0.5
 
-    def _ask_later(self, k: int, one: TeacherQuestions, keys: Sequence[str]) -> None:
+    def _ask_later(self, k: int, questions: TeacherQuestions, keys: Sequence[str]) -> None:
         """Let teacher k answer those of the prompts while it scores whose drafts it can read."""
         if not keys:
             return
-        answers = self._answers(k, one, keys)
-        one.later = [keys[i] for i in answers.with_draft]
-        if one.later:
-            one.waiting = answers if len(one.later) == len(keys) else self._answers(k, one, one.later)
+        answers = self._answers(k, questions, keys)
+        questions.later = [keys[i] for i in answers.with_draft]
+        if questions.later:
+            questions.waiting = (
+                answers if len(questions.later) == len(keys) else self._answers(k, questions, questions.later)
+            )
 
-    def _ask_first(self, k: int, one: TeacherQuestions, keys: Sequence[str]) -> None:
+    def _ask_first(self, k: int, questions: TeacherQuestions, keys: Sequence[str]) -> None:
         """Let teacher k answer prompts before it scores."""
         teacher = self.teachers[k]
         if not keys or teacher.is_down:  # a teacher that is down says nothing about the prompts
             return
         if teacher.source is None:
-            self._judge(k, one, keys, self._answers(k, one, keys))
+            self._judge(k, questions, keys, self._answers(k, questions, keys))
             return
         try:
-            self._ask_source(k, one, keys, teacher.source)
+            self._ask_source(k, questions, keys, teacher.source)
         except TeacherDown:
             if not teacher.optional:
                 raise
             teacher.is_down = True
 
-    def _answers(self, k: int, one: TeacherQuestions, keys: Sequence[str]) -> TeacherAnswers:
+    def _answers(self, k: int, questions: TeacherQuestions, keys: Sequence[str]) -> TeacherAnswers:
         """Return teacher k's answers to prompts, before it has read their drafts."""
         teacher = self.teachers[k]
-        rows = [teacher.own_row(one.rows[key]) for key in keys]
+        rows = [teacher.own_row(questions.rows[key]) for key in keys]
         return TeacherAnswers(
             teacher.load(),
             teacher.prompt_encoder(self.encoder),
@@ -227,51 +230,55 @@ class TeacherGate:
             name=f"teacher '{teacher.name}'",
         )
 
-    def _judge(self, k: int, one: TeacherQuestions, keys: Sequence[str], answers: TeacherAnswers) -> None:
+    def _judge(self, k: int, questions: TeacherQuestions, keys: Sequence[str], answers: TeacherAnswers) -> None:
         """Note the verdicts on teacher k's answers to prompts, and on second answers to some that it may teach on."""
         with self.teachers[k].running(self.device), errors_of_a_teacher():
             verdicts = answers.verdicts(range(len(keys)))
             self._note(
-                one, keys, [verdict.is_correct for verdict in verdicts], [verdict.is_gold for verdict in verdicts]
+                questions, keys, [verdict.is_correct for verdict in verdicts], [verdict.is_gold for verdict in verdicts]
             )
-            self._answer_again(k, one, keys, answers)
-        one.num_tokens += answers.num_tokens
+            self._answer_again(k, questions, keys, answers)
+        questions.num_tokens += answers.num_tokens
 
-    def _ask_source(self, k: int, one: TeacherQuestions, keys: Sequence[str], source: LogprobSource) -> None:
+    def _ask_source(self, k: int, questions: TeacherQuestions, keys: Sequence[str], source: LogprobSource) -> None:
         """Let a log-probability source answer prompts."""
         teacher = self.teachers[k]
-        rows = [teacher.own_row(one.rows[key]) for key in keys]
+        rows = [teacher.own_row(questions.rows[key]) for key in keys]
         encoder, name = teacher.prompt_encoder(self.encoder), f"teacher '{teacher.name}'"
         options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "alone": True, "name": name}
         with errors_of_a_teacher():
             answers = answer_and_verify(source, encoder, rows, self.verify, **options)
         correct = [None if reward is None else is_success(reward) for reward in answers.rewards]
-        self._note(one, keys, correct, [None] * len(keys))
-        one.num_tokens += answers.num_tokens
+        self._note(questions, keys, correct, [None] * len(keys))
+        questions.num_tokens += answers.num_tokens
 
     def _note(
-        self, one: TeacherQuestions, keys: Sequence[str], correct: Sequence[bool | None], gold: Sequence[bool | None]
+        self,
+        questions: TeacherQuestions,
+        keys: Sequence[str],
+        correct: Sequence[bool | None],
+        gold: Sequence[bool | None],
     ) -> None:
         """Note verdicts. Where the verifier does not apply, the teacher is trusted, as without a gate."""
         for key, is_correct, is_gold in zip(keys, correct, gold, strict=True):
-            row = one.rows[key]
-            one.judgements[key] = Judgement(
+            row = questions.rows[key]
+            questions.judgements[key] = Judgement(
                 key, skill_of(row), level_of(row), is_correct is None or is_correct, is_gold
             )
 
-    def _answer_again(self, k: int, one: TeacherQuestions, keys: Sequence[str], answers: TeacherAnswers) -> None:
+    def _answer_again(self, k: int, questions: TeacherQuestions, keys: Sequence[str], answers: TeacherAnswers) -> None:
         """Sample a second answer to some of the prompts that teacher k answered correctly."""
         numbers = [
             i
             for i, key in enumerate(keys)
-            if one.judgements[key].is_correct and self._is_resampled(k, one.judgements[key])
+            if questions.judgements[key].is_correct and self._is_resampled(k, questions.judgements[key])
         ]
         if not numbers:
             return
         assert self.resampling_temperature is not None
         sampling = SeededSampling(0, self.resampling_temperature)
         for i, verdict in zip(numbers, answers.verdicts(numbers, sampling), strict=True):
-            one.second[keys[i]] = verdict.is_correct
+            questions.second[keys[i]] = verdict.is_correct
 
     def _is_resampled(self, k: int, judgement: Judgement) -> bool:
         """Tell whether teacher k answers a prompt a second time that it answered correctly."""
@@ -282,19 +289,23 @@ class TeacherGate:
             or self.memories[k].resampled.get(judgement.skill, 0) < _FIRST_RESAMPLED
         )
 
-    def _verdicts(self, k: int, one: TeacherQuestions) -> dict[str, bool]:
+    def _verdicts(self, k: int, questions: TeacherQuestions) -> dict[str, bool]:
         """Return the verdicts on teacher k, by the keys of the prompts that need one."""
         earlier = self.memories[k].verdicts
-        verdicts = {key: earlier[key] for key in one.rows if key in earlier}
-        return verdicts | dict(one.assumed) | {key: judgement.is_correct for key, judgement in one.judgements.items()}
+        verdicts = {key: earlier[key] for key in questions.rows if key in earlier}
+        verdicts |= questions.assumed
+        return verdicts | {key: judgement.is_correct for key, judgement in questions.judgements.items()}
 
     def _share(self, questions: GateQuestions) -> list[list[SecondAnswer]]:
         """Let all processes remember what each of them has learnt, and return all teachers' second answers."""
-        own = [
-            News([one.judgements[key] for key in one.rows if key in one.judgements], one.second)
-            for one in questions.teachers
+        own_news = [
+            News(
+                [of_teacher.judgements[key] for key in of_teacher.rows if key in of_teacher.judgements],
+                of_teacher.second,
+            )
+            for of_teacher in questions.teachers
         ]
-        return [memory.learn(news) for memory, *news in zip(self.memories, *gather_object([own]), strict=True)]
+        return [memory.learn(news) for memory, *news in zip(self.memories, *gather_object([own_news]), strict=True)]
 
 
 def unverified(teachers: Sequence[Teacher], gate: Gate | None) -> list[Event]:

@@ -83,8 +83,8 @@ class GateMemory:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Remember what `state` returned."""
-        for one in fields(self):
-            setattr(self, one.name, state[one.name])
+        for entry in fields(self):
+            setattr(self, entry.name, state[entry.name])
 
     def forget(self) -> None:
         """Forget the verdicts, because the teacher's weights have changed."""
@@ -105,10 +105,10 @@ class GateMemory:
         if len(self.verdicts) > _MAX_VERDICTS:
             self.verdicts.clear()
         judgements, second = dict[str, Judgement](), dict[str, bool | None]()
-        for one in news:
-            for answer in one.judgements:
+        for part in news:
+            for answer in part.judgements:
                 judgements.setdefault(answer.key, answer)
-            for key, is_second_correct in one.second.items():
+            for key, is_second_correct in part.second.items():
                 second.setdefault(key, is_second_correct)
         for answer in judgements.values():
             self.verdicts[answer.key] = answer.is_correct

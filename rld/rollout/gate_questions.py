@@ -95,4 +95,6 @@ class GateQuestions:
     @property
     def drafts(self) -> dict[int, list[Pair]]:
         """The drafts that teachers read while they score, by the teacher's number."""
-        return {k: one.waiting.pairs for k, one in enumerate(self.teachers) if one.waiting is not None}
+        return {
+            k: questions.waiting.pairs for k, questions in enumerate(self.teachers) if questions.waiting is not None
+        }

@@ -70,7 +70,7 @@ def first_gold_rows(
             f"one: {problems[0]}",
             stacklevel=2,
         )
-    return {skill: some for skill, some in usable.items() if some}
+    return {skill: of_skill for skill, of_skill in usable.items() if of_skill}
 
 
 def gold_problem(row: Row, encoder: PromptEncoder, max_tokens: int | None) -> str | None:

@@ -104,8 +104,8 @@ class LabelGate:
 
     def _visit(self, keys: Sequence[int | None], was_run_BK: Tensor) -> None:
         """Remember the gold rows of a rollout of all processes, and for which teachers they count."""
-        own = [(key, was_run) for key, was_run in zip(keys, was_run_BK.tolist(), strict=True) if key is not None]
-        for key, was_run in gather_object(own):
+        visits = [(key, was_run) for key, was_run in zip(keys, was_run_BK.tolist(), strict=True) if key is not None]
+        for key, was_run in gather_object(visits):
             self._earlier_rows.add(key)
             for rows in itertools.compress(self._rows_K, was_run):
                 rows.add(key)

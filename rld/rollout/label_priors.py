@@ -40,7 +40,9 @@ class LabelPriors:
     def __init__(self, labels: Mapping[str, LabelWords], teachers: Sequence[str]) -> None:
         self.labels, self.teachers = dict(labels), list(teachers)
         self._rows = {
-            (skill, k): torch.zeros(0, len(some.words)) for skill, some in labels.items() for k in range(len(teachers))
+            (skill, k): torch.zeros(0, len(label_words.words))
+            for skill, label_words in labels.items()
+            for k in range(len(teachers))
         }
         """The latest log-probabilities `[N, L]`, by skill and teacher's number."""
         self._log_priors: dict[tuple[str, int], Tensor] = {}
@@ -92,7 +94,7 @@ class LabelPriors:
 
     def _label_text(self) -> str:
         """Return all words of each skill, in their order, with the numbers of their labels."""
-        return json.dumps({skill: some.completions for skill, some in self.labels.items()})
+        return json.dumps({skill: label_words.completions for skill, label_words in self.labels.items()})
 
 
 def _log_prior(rows_NL: Tensor) -> Tensor:

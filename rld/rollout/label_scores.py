@@ -136,7 +136,8 @@ class LabelScores:
         if self.calibration != "length":
             return torch.ones(len(record.rows))
         means = {
-            skill: fmean(len(text.encode()) for _, text in some.completions) for skill, some in self.labels.items()
+            skill: fmean(len(text.encode()) for _, text in label_words.completions)
+            for skill, label_words in self.labels.items()
         }
         skills = (record.skills[s] for s in record.skill_ids_B.tolist())
         completions_B = record.label_completions_B

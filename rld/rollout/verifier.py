@@ -239,8 +239,8 @@ def shared_rewards(
     """
     state = PartialState()
     share = slice(state.process_index, None, state.num_processes)
-    own = rewards_of(encoder, rows[share], texts[share], verify)
-    gathered: list[tuple[int, float | None]] = gather_object(list(zip(range(len(rows))[share], own, strict=True)))
+    rewards = rewards_of(encoder, rows[share], texts[share], verify)
+    gathered: list[tuple[int, float | None]] = gather_object(list(zip(range(len(rows))[share], rewards, strict=True)))
     return [reward for _, reward in sorted(gathered, key=lambda pair: pair[0])]
 
 

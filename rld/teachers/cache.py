@@ -131,7 +131,7 @@ class CachedLogprobs(LogprobSource):
 
     def _write(self, keys: Sequence[str], logprobs: Sequence[TopKLogprobs]) -> None:
         """Write a shard, and read it: the first epoch then trains on the stored values, as the others do."""
-        entries = [[key, len(one.tail)] for key, one in zip(keys, logprobs, strict=True)]
+        entries = [[key, len(sequence.tail)] for key, sequence in zip(keys, logprobs, strict=True)]
         # in one entry of metadata, because safetensors writes several in any order, and the hash is of all bytes
         metadata = {"shard": json.dumps(self._origin | {"entries": entries})}
         concatenated = TopKLogprobs.concatenated(logprobs)
@@ -165,7 +165,7 @@ class CachedLogprobs(LogprobSource):
     def _require_same_shape(self, shard: Path, logprobs: TopKLogprobs) -> None:
         """Refuse a shard with more named tokens than were asked for, or with others than the shards before it."""
         first = next(iter(self._entries.values()), logprobs)
-        shapes = [[tensor.shape[1:] for tensor in one.tensors()] for one in (first, logprobs)]
+        shapes = [[tensor.shape[1:] for tensor in values.tensors()] for values in (first, logprobs)]
         has_states = logprobs.layers is None or logprobs.layers.shape[1] == len(self.state_keys)
         if shapes[0] != shapes[1] or logprobs.ids.shape[1] > self.top_k or not has_states:
             raise CacheError(f"{shard} has other numbers of tokens or states than the cache; delete the folder")

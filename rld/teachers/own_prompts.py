@@ -43,11 +43,11 @@ class OwnPrompts(NamedTuple):
         """
         template = teacher.prompt
         assert template is not None
-        own = [
+        own_rows = [
             teacher.own_row(row) if is_needed or missing(row, template) is None else row
             for row, is_needed in zip(rows, needed_B.tolist(), strict=True)
         ]
-        prompts = [row["prompt"] for row in own]
+        prompts = [row["prompt"] for row in own_rows]
         return cls(prompts, *pad_left(student.encode_all(prompts)))
 
     def extra_B(self, prompt_mask_BP: Tensor) -> Tensor:

@@ -26,12 +26,12 @@ def own_row(row: Row, template: str) -> Row:
         raise DataError(f"it {problem}; its prompt is {str(row['prompt'])[:80]!r}")
     prompt = row["prompt"]
     if isinstance(prompt, str):
-        own: Any = _text(row, template, prompt)
+        own_prompt: Any = _text(row, template, prompt)
     else:
         last = max(i for i, message in enumerate(prompt) if message["role"] == "user")
-        own = [dict(message) for message in prompt]
-        own[last]["content"] = _text(row, template, own[last]["content"])
-    return {**row, "prompt": own, STUDENT_PROMPT: prompt}
+        own_prompt = [dict(message) for message in prompt]
+        own_prompt[last]["content"] = _text(row, template, own_prompt[last]["content"])
+    return {**row, "prompt": own_prompt, STUDENT_PROMPT: prompt}
 
 
 def missing(row: Row, template: str) -> str | None:

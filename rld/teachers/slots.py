@@ -57,9 +57,11 @@ class _LocalSlot(TeacherSlot):
         rows = batch.rows_per_forward
         if not batch.drafts:
             return self._run_model(ids_RS, attention_RS, num_tokens=num_tokens, rows_per_forward=rows), []
-        both = BatchWithDrafts.of(ids_RS, attention_RS, num_tokens, batch.drafts)
-        states = self._run_model(both.ids_NS, both.attention_NS, num_tokens=both.num_tokens, rows_per_forward=rows)
-        return both.apart(states, num_tokens, [len(draft) for _, draft in batch.drafts])
+        with_drafts = BatchWithDrafts.of(ids_RS, attention_RS, num_tokens, batch.drafts)
+        states = self._run_model(
+            with_drafts.ids_NS, with_drafts.attention_NS, num_tokens=with_drafts.num_tokens, rows_per_forward=rows
+        )
+        return with_drafts.apart(states, num_tokens, [len(draft) for _, draft in batch.drafts])
 
     def _run_model(self, ids_RS: Tensor, attention_RS: Tensor, *, num_tokens: int, rows_per_forward: int) -> States:
         """Return the last hidden states and those that features are compared at."""
@@ -231,7 +233,7 @@ class LogprobSlot(TeacherSlot):
         if logprobs is None:
             return None
         ids_RT = batch.completion_ids_RT
-        mask_RT = torch.arange(ids_RT.shape[1]) < torch.tensor([len(one.tail) for one in logprobs])[:, None]
+        mask_RT = torch.arange(ids_RT.shape[1]) < torch.tensor([len(sequence.tail) for sequence in logprobs])[:, None]
         tensors: dict[TeacherTensor, Tensor] = {}
         for name, values_N in vars(TopKLogprobs.concatenated(logprobs)).items():
             if values_N is not None:

@@ -200,8 +200,8 @@ def _load_averages(teachers: Sequence[Teacher], folder: Path) -> None:
     for teacher in teachers:
         if isinstance(teacher, SelfTeacher):
             prefix = f"{teacher.name}/"
-            own = {name: value for name, value in averages.items() if name.startswith(prefix)}
-            teacher.load_state_dict({name.removeprefix(prefix): value for name, value in own.items()})
+            of_teacher = {name: value for name, value in averages.items() if name.startswith(prefix)}
+            teacher.load_state_dict({name.removeprefix(prefix): value for name, value in of_teacher.items()})
 
 
 def load_rollout(folder: Path, accelerator: Accelerator) -> Any:

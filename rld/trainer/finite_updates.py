@@ -144,12 +144,12 @@ def _problem(name: str, value: Tensor) -> str:
     return f"{name} of another process is not finite" if value.isfinite() else f"{name} is {value.item()}"
 
 
-def require_finite_weights(model: nn.Module, when: str, accelerator: Accelerator) -> None:
+def require_finite_weights(model: nn.Module, moment: str, accelerator: Accelerator) -> None:
     """Refuse a model that has weights that are not finite, on every process if on one.
 
     Args:
         model: The model, with or without wrappers.
-        when: When it has them, for the error.
+        moment: When it has them, for the error.
         accelerator: Of the training.
 
     Raises:
@@ -158,7 +158,7 @@ def require_finite_weights(model: nn.Module, when: str, accelerator: Accelerator
     is_sound, name = _soundness(model, accelerator)
     if not is_sound:
         weight = "a part of a weight on another process" if name is None else f"the student's weight {name}"
-        raise DivergedError(f"{when} {weight} is not finite, so nothing is stored; {_ADVICE}")
+        raise DivergedError(f"{moment} {weight} is not finite, so nothing is stored; {_ADVICE}")
 
 
 def _soundness(model: Any, accelerator: Accelerator) -> tuple[bool, str | None]:

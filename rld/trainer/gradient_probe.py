@@ -196,8 +196,10 @@ class GoldAnswerGradients:
                 "controller: gradient_alignment needs gold answers, and no row of gold_rows has one that the student "
                 "can write"
             )
-        self._texts = {skill: gold_texts(some, encoder) for skill, some in rows.items()}
-        self.num_tokens = sum(len(prompt) + len(answer) for some in self._texts.values() for prompt, answer in some)
+        self._texts = {skill: gold_texts(of_skill, encoder) for skill, of_skill in rows.items()}
+        self.num_tokens = sum(
+            len(prompt) + len(answer) for of_skill in self._texts.values() for prompt, answer in of_skill
+        )
         """Tokens of all prompts and answers."""
         self._accelerator = accelerator
 

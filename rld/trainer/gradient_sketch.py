@@ -81,8 +81,8 @@ def gradient_stats(sums_PGD: Tensor, counts_PG: Tensor, member_P: Tensor, gold_D
         means[signal] = samples_MD.mean(0)
         noise[signal] = ((samples_MD - means[signal]).pow(2).sum() / (num * (num - 1))).item()
     inner: dict[Signal, dict[Signal, float]] = {signal: {} for signal in means}
-    for one, two in itertools.product(means, means):
-        inner[one][two] = (means[one] @ means[two]).item()
+    for first, second in itertools.product(means, means):
+        inner[first][second] = (means[first] @ means[second]).item()
     aligned: dict[Signal, float] = {}
     if gold_D is not None and gold_D.any():
         aligned = {s: (mean @ gold_D / (mean.norm() * gold_D.norm())).item() for s, mean in means.items()}

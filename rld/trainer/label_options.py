@@ -54,9 +54,9 @@ def _check_words(labels: Mapping[str, LabelWords], synonyms: Mapping[str, Any]) 
     unknown = sorted(synonyms.keys() - labels.keys())
     if unknown:
         raise RecipeError(f"synonyms: the skill {unknown[0]!r} has no labels")
-    for skill, some in labels.items():
-        if len({text.strip() for text in some.words}) < max(len(some.words), 2):
-            raise RecipeError(f"labels: skill {skill!r} needs two different labels at least, not {some.words}")
-        problem = some.problem()
+    for skill, label_words in labels.items():
+        if len({text.strip() for text in label_words.words}) < max(len(label_words.words), 2):
+            raise RecipeError(f"labels: skill {skill!r} needs two different labels at least, not {label_words.words}")
+        problem = label_words.problem()
         if problem is not None:
             raise RecipeError(f"synonyms: skill {skill!r}: {problem}")

@@ -170,15 +170,15 @@ def require_supported(arguments: TrainingArguments) -> None:
             ("fsdp_cpu_ram_efficient_loading", fsdp.cpu_ram_efficient_loading, f"{loads_once}; set it to false"),
         ]
     if deepspeed is not None:
-        own = "is the trainer's here, so that a checkpoint is the same everywhere"
+        owner = "is the trainer's here, so that a checkpoint is the same everywhere"
         loads_shared = "teachers would be loaded in parts as well, and the student is scored before it is shared"
         shares_none = "processes would share nothing, and no checkpoint could be written"
         stage = config.get("zero_optimization", {}).get("stage", 0)
         problems += [
             ("zero_stage: 0", stage == 0, f"{shares_none}; set 1, 2 or 3, or train with DDP, without DeepSpeed"),
             ("zero3_init_flag", deepspeed.zero3_init_flag, f"{loads_shared}; set it to false"),
-            ("optimizer", "optimizer" in config, f"the optimizer {own}; leave it out of DeepSpeed's configuration"),
-            ("scheduler", "scheduler" in config, f"the schedule {own}; leave it out of DeepSpeed's configuration"),
+            ("optimizer", "optimizer" in config, f"the optimizer {owner}; leave it out of DeepSpeed's configuration"),
+            ("scheduler", "scheduler" in config, f"the schedule {owner}; leave it out of DeepSpeed's configuration"),
         ]
     for name, is_set, reason in problems:
         if is_set:

@@ -326,8 +326,8 @@ class RLDTrainer(GRPOHooks):
         self.events += events + (unverified(self.teachers, self.gate) if step == 1 else [])
         if self.retention is not None:
             with self.timer.part("retention"):
-                more, events = self.retention.finish_update(step, is_tick=self.runtime.updates == 0)
-            metrics, self.events = metrics | more, self.events + events
+                retention_metrics, events = self.retention.finish_update(step, is_tick=self.runtime.updates == 0)
+            metrics, self.events = metrics | retention_metrics, self.events + events
         metrics |= {"flops": self.flop_meter.total} | self.totals.metrics()
         if self.stream is not None:
             self.events += self.stream.level_events(step)

@@ -77,11 +77,11 @@ def count_attempts(
         totals.add_refill(record, num_same=int((counts.groups_S - counts.informative_S).sum()))
         for rejected in record.refilled.rejected:
             counts += rejected.counts(len(record.skills))
-    every = Attempts.concatenated(attempts)
-    counts.levels_S.index_add_(0, every.skills_A, every.levels_A.double() * every.attempted_A)
+    total = Attempts.concatenated(attempts)
+    counts.levels_S.index_add_(0, total.skills_A, total.levels_A.double() * total.attempted_A)
     runtime.add_attempt_counts(counts)
     if stream is not None:
-        stream.count(record.skills, *every)
+        stream.count(record.skills, *total)
 
 
 def count_update(flop_meter: FlopMeter, size: int, statistics: UpdateStatistics, probed: float) -> None:

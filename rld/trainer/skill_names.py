@@ -35,10 +35,10 @@ def trained_skills(
         TeacherError: a teacher's skills are no list, or one of them is none of these.
     """
     eval_sets = list(eval_rows.values()) if isinstance(eval_rows, dict) else [eval_rows]
-    for name, dataset in [("train_dataset", rows), *(("eval_dataset", some) for some in eval_sets)]:
+    for name, dataset in [("train_dataset", rows), *(("eval_dataset", eval_set) for eval_set in eval_sets)]:
         if stream is None or name == "eval_dataset":
             _require_free_columns(name, dataset)
-    trained, evaluated = skills_of(stream, rows), sorted({s for some in eval_sets for s in _labels(some) or ()})
+    trained, evaluated = skills_of(stream, rows), sorted({s for eval_set in eval_sets for s in _labels(eval_set) or ()})
     if skills is None:
         names = trained
     else:

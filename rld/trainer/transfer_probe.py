@@ -41,7 +41,7 @@ class TransferProbe:
     Args:
         student: The student without wrappers.
         runtime: Says in which update to measure.
-        own: The texts of each skill.
+        texts: The texts of each skill.
         target: The texts of the target skills.
         rows_per_forward: Texts that are read at a time.
         num_processes: All of which measure.
@@ -51,16 +51,16 @@ class TransferProbe:
         self,
         student: PreTrainedModel,
         runtime: ControllerRuntime,
-        own: Mapping[str, Sequence[Text]],
+        texts: Mapping[str, Sequence[Text]],
         target: Sequence[Text],
         rows_per_forward: int,
         *,
         num_processes: int,
     ) -> None:
-        self.student, self.runtime, self.own, self.target = student, runtime, own, target
+        self.student, self.runtime, self.texts, self.target = student, runtime, texts, target
         self.rows_per_forward = rows_per_forward
-        texts = [*target, *(text for of_skill in own.values() for text in of_skill)]
-        self.num_tokens = num_processes * sum(len(prompt) + len(answer) for prompt, answer in texts)
+        pairs = [*target, *(text for of_skill in texts.values() for text in of_skill)]
+        self.num_tokens = num_processes * sum(len(prompt) + len(answer) for prompt, answer in pairs)
         """Tokens of a measurement, over all processes."""
 
     @classmethod
@@ -97,7 +97,7 @@ class TransferProbe:
             trainer._student,
             runtime,
             texts["gold_rows"],
-            [text for some in texts["target_rows"].values() for text in some],
+            [text for of_skill in texts["target_rows"].values() for text in of_skill],
             trainer.args.per_device_train_batch_size,
             num_processes=trainer.accelerator.num_processes,
         )
@@ -108,7 +108,7 @@ class TransferProbe:
             return {}, 0
         with evaluating(self.student):
             target = self._gradient(self.target)
-            cosines = {skill: _cosine(self._gradient(texts), target) for skill, texts in self.own.items()}
+            cosines = {skill: _cosine(self._gradient(texts), target) for skill, texts in self.texts.items()}
         return cosines, self.num_tokens
 
     def _gradient(self, texts: Sequence[Text]) -> list[Tensor]:
@@ -138,11 +138,11 @@ def _negative_log_likelihood(student: PreTrainedModel, texts: Sequence[Text]) ->
     return torch.nn.functional.cross_entropy(logits_NV, ids_BS[:, -num_columns:][answers_BT], reduction="sum")
 
 
-def _cosine(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+def _cosine(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
     """Return the cosine of two gradients; 0 if one is 0."""
 
     def product(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
         return sum(float((x.double() * y.double()).sum()) for x, y in zip(a, b, strict=True))
 
-    length = math.sqrt(product(one, one) * product(other, other))
-    return product(one, other) / length if length > 0 else 0.0
+    length = math.sqrt(product(first, first) * product(second, second))
+    return product(first, second) / length if length > 0 else 0.0

@@ -13,7 +13,9 @@ def begins_another(words: Sequence[str]) -> tuple[str, str] | None:
     The end of a completion is then part of what says each label: the probability of ` Tech` would otherwise contain
     that of ` Technology`. Elsewhere the end is left out, because it tells nothing of the label whether a model stops.
     """
-    return next(((one, other) for one in words for other in words if one != other and other.startswith(one)), None)
+    return next(
+        ((word, longer) for word in words for longer in words if word != longer and longer.startswith(word)), None
+    )
 
 
 class LabelWords(NamedTuple):
@@ -27,7 +29,7 @@ class LabelWords(NamedTuple):
     @property
     def completions(self) -> list[tuple[int, str]]:
         """The number of the label that each completion says, and in which words: own words first, then synonyms."""
-        return [*enumerate(self.words), *((label, text) for label, some in enumerate(self.synonyms) for text in some)]
+        return [*enumerate(self.words), *((label, text) for label, texts in enumerate(self.synonyms) for text in texts)]
 
     def problem(self) -> str | None:
         """Return what is wrong with the synonyms, as a clause; None if nothing.

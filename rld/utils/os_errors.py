@@ -110,8 +110,8 @@ def fullest_disk(error: OSError, *paths: Path) -> str:
     """Return which disk of some paths has the least space left, and how much; nothing where that did not cause it."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO) or error.filename == STANDARD_OUTPUT:
         return ""
-    there = [next((place for place in (path, *path.parents) if place.exists()), Path("/")) for path in paths]
-    path = min(there, key=lambda place: shutil.disk_usage(place).free).resolve()
+    places = [next((place for place in (path, *path.parents) if place.exists()), Path("/")) for path in paths]
+    path = min(places, key=lambda place: shutil.disk_usage(place).free).resolve()
     mount = next(place for place in (path, *path.parents) if place.is_mount())
     return f"the disk at {mount} has {shutil.disk_usage(mount).free / 2**20:,.1f} MiB left"
 

@@ -287,8 +287,8 @@ def serve_program(task: Mapping[str, str], source: int, sink: int) -> None:
     def call(function: Any, *arguments: Any, **keywords: Any) -> Any:
         return function(*arguments, **keywords)
 
-    own: dict[str, Callable[..., Any]] = {"__call__": call, "name": space.__getitem__, "plain": plain}
-    peer = Peer(source, sink, {**_OPERATIONS, **_BINARY, **own})
+    operations: dict[str, Callable[..., Any]] = {"__call__": call, "name": space.__getitem__, "plain": plain}
+    peer = Peer(source, sink, {**_OPERATIONS, **_BINARY, **operations})
     _run(task["setup"], "setup", space)
     _run(task["program"], "program", space)
     peer.send([name for name in space if isinstance(name, str)])
@@ -338,8 +338,8 @@ def _program_names(tests: str, names: set[str], entry_point: str) -> frozenset[s
     import ast
 
     used = names & {node.id for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Name)}
-    own = {name for name in used if name == entry_point or not hasattr(builtins, name)}
-    return frozenset(own or used)
+    own_names = {name for name in used if name == entry_point or not hasattr(builtins, name)}
+    return frozenset(own_names or used)
 
 
 if __name__ == "__main__":

@@ -62,8 +62,8 @@ def program() -> bytes:
     machine = platform.machine()
     if machine not in _MACHINES:
         raise RewardError(f"programs of a model run in a sandbox, which knows {' and '.join(_MACHINES)}, not {machine}")
-    architecture, own = _MACHINES[machine]
-    calls = own | _GENERIC
+    architecture, own_calls = _MACHINES[machine]
+    calls = own_calls | _GENERIC
     clone, clone3, socket = (calls.pop(name) for name in ("clone", "clone3", "socket"))
     refuse = (_RETURN, 0, 0, _ERROR | errno.EPERM)
     lines = [

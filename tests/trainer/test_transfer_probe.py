@@ -111,7 +111,7 @@ def test_gold_answers_that_the_student_cannot_write_are_left_out(tmp_path):
     rows[0]["answer"] = "abcdefghij"
     with pytest.warns(UserWarning, match="without 1 that the student cannot write"):
         made = trainer(tmp_path, rows=rows)
-    texts = made._transfer.own[rows[0]["skill"]]
+    texts = made._transfer.texts[rows[0]["skill"]]
     assert len(texts) == 16 and max(len(answer) for _, answer in texts) == 3
 
 

@@ -46,11 +46,11 @@ class LabelPredictor:
         bare: Any = placed_model.get_base_model() if isinstance(placed_model, PeftModel) else placed_model
         prompts = encoder.encode_all([row["prompt"] for row in rows])
         labels = [self._tokens(encoder, row) for row in rows]
-        pairs = [(prompt, ids) for prompt, some in zip(prompts, labels, strict=True) for ids in some]
-        scores = torch.tensor(completion_scores(bare, pairs), dtype=torch.float64).split([len(some) for some in labels])
+        pairs = [(prompt, ids) for prompt, label_ids in zip(prompts, labels, strict=True) for ids in label_ids]
+        scores = torch.tensor(completion_scores(bare, pairs), dtype=torch.float64).split([*map(len, labels)])
         return [
-            self._prediction(row, scores_L.softmax(-1).tolist(), len(prompt) + sum(map(len, some)))
-            for row, scores_L, prompt, some in zip(rows, scores, prompts, labels, strict=True)
+            self._prediction(row, scores_L.softmax(-1).tolist(), len(prompt) + sum(map(len, label_ids)))
+            for row, scores_L, prompt, label_ids in zip(rows, scores, prompts, labels, strict=True)
         ]
 
     def _tokens(self, encoder: PromptEncoder, row: Row) -> list[list[int]]:

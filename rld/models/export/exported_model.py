@@ -41,8 +41,8 @@ class ExportedModel(LogprobSource):
 
     def generate(self, prompts: Sequence[list[int]], max_new_tokens: int, ends: Collection[int] = ()) -> list[Answer]:
         """Answer prompts; one that is longer than the runtime's context with an answer gets an incomplete answer."""
-        every = {*ends, *self._info.ends}
-        return [self._answer(ids, max_new_tokens, every) for ids in prompts]
+        all_ends = {*ends, *self._info.ends}
+        return [self._answer(ids, max_new_tokens, all_ends) for ids in prompts]
 
     def _answer(self, ids: list[int], max_new_tokens: int, ends: Collection[int]) -> Answer:
         if len(ids) + max_new_tokens > self._process.context:

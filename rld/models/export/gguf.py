@@ -201,11 +201,11 @@ def _write_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, size: int,
     ):
         if token_id is not None:
             add(token_id)
-    every = list(dict.fromkeys(i for i in (tokenizer.eos_token_id, *ends) if i is not None))
+    end_ids = list(dict.fromkeys(i for i in (tokenizer.eos_token_id, *ends) if i is not None))
     adders = writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id
-    if len(every) > len(adders):
-        raise ModelError(f"cannot export to GGUF: {len(every)} tokens end its answers, and llama.cpp knows 3 kinds")
-    for token_id, add in zip(every, adders, strict=False):
+    if len(end_ids) > len(adders):
+        raise ModelError(f"cannot export to GGUF: {len(end_ids)} tokens end its answers, and llama.cpp knows 3 kinds")
+    for token_id, add in zip(end_ids, adders, strict=False):
         add(token_id)
     if isinstance(tokenizer.chat_template, str):
         writer.add_chat_template(tokenizer.chat_template)

@@ -65,8 +65,10 @@ class Merge(Stage):
         yield from super().check(names, loc, raw)
         yield from names.reference((*loc, "base"), raw.get("base"))
         models = [(i, name) for i, name in items(raw.get("models")) if isinstance(name, str)]
-        own = [*names.models, *names.stage_names]
-        adapters = [(i, name) for i, name in models if name not in own and registry.is_adapter(name, names.folder)]
+        local_names = [*names.models, *names.stage_names]
+        adapters = [
+            (i, name) for i, name in models if name not in local_names and registry.is_adapter(name, names.folder)
+        ]
         for i, name in models:
             yield from names.reference((*loc, "models", i), name, takes_adapters=True)
         for i, name in adapters if raw.get("base") is None else []:
