@@ -10,15 +10,12 @@ from pydantic import BaseModel
 
 from rld.controllers.base import State
 from rld.controllers.beta_posterior import UNIFORM, BetaPosterior
-from rld.controllers.observation import Observation, RequiredMeasurements, SkillObservation, Weights
+from rld.controllers.observation import Observation, SkillObservation, Weights
 from rld.controllers.wrapped import WrappedController
 from rld.types import Event, Signal
 
 MEMORY = 0.9
 """Share of earlier counts of successes that one tick keeps: about ten ticks are averaged."""
-
-FIRST_SHARE = 1 / 2
-"""Share of gold prompts before a completion of the student was sampled."""
 
 NEW_SHARE = 31 / 32
 """Share while a skill's gold answers are as good as new: from the others it is measured how often it succeeds. Where an
@@ -37,6 +34,11 @@ prompt in 256 without one."""
 
 NUM_FIRST = 8
 """Completions from which it is seen how the student answers, and correct ones that decide about gold answers."""
+
+MOST_FIRST = 32
+"""Rows of a skill that the student answers at most before its first update: more than `NUM_FIRST` only while its
+answers are much longer than gold ones and none is correct. By 8 rows a student that is right on a tenth of them would
+be taken for one that never is in 43 cases of 100, by 32 in 3."""
 
 BARE = 1 / 2
 """A gold answer below this share of the length of the student's own correct completions is a bare result."""
@@ -57,11 +59,11 @@ class GoldShareController(WrappedController):
     distributions on these tell more that holds on other rows.
 
     Attributes:
-        share: The share, fixed. None: 1/2 until the student has been sampled; then 31/32 while the gold answers that
-            were learnt come to less than 8 passes over the skill's rows, then `(1 - p) / 2`, p being the mean of a Beta
-            posterior of the student's success rate that forgets. 0 where gold answers are bare results, less than half
-            as long as the student's first 8 or more correct completions, and where they may be: while its completions
-            are more than twice as long and fewer than 8, and while its correct ones are.
+        share: The share, fixed. None: 31/32 while the gold answers that were learnt come to less than 8 passes over the
+            skill's rows, then `(1 - p) / 2`, p being the mean of a Beta posterior of the student's success rate that
+            forgets. 0 where gold answers are bare results, less than half as long as the student's first 8 or more
+            correct completions, and where they may be: while its completions are more than twice as long and fewer than
+            8, and while its correct ones are.
         num_rows: The number of rows with a gold answer of each skill that has an end of them. 0: none is learnt.
         num_answerable: The number of rows that teachers may answer of each skill of which they may, infinite where they
             have no end. Their correct answers take the place of gold answers that are none to learn, and of those that
@@ -81,13 +83,33 @@ class GoldShareController(WrappedController):
     longest: float = math.inf
 
     @property
-    def required_measurements(self) -> RequiredMeasurements:
-        """What the other controller requires, and a tick after the first update, in which half is sampled."""
-        return self.controller.required_measurements._replace(first_update=self.share is None)
+    def doubtful_skills(self) -> list[str]:
+        """Skills whose gold answers may be bare results, for completions can be more than twice as long."""
+        if self.share is not None:
+            return []
+        return [skill for skill, length in self.gold_lengths.items() if are_bare(length, self.longest)]
 
     def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> State:
         inner = self.controller.start(skills, teachers, signals)
         return {**inner, "gold": {skill: _GoldState().model_dump() for skill in skills}}
+
+    def with_first_answers(self, state: State, answers: Mapping[str, FirstAnswers]) -> tuple[State, list[Event]]:
+        """Return a state that knows how the student answers rows of some skills before its first update.
+
+        Args:
+            state: The state before the first tick.
+            answers: Counts by skill, over all processes. They are no attempts by which the success rate is estimated.
+
+        Returns:
+            The state, and the events of step 0.
+        """
+        gold, events = dict(state["gold"]), list[Event]()
+        for skill, first in answers.items():
+            before = _GoldState(**gold[skill])
+            after = before.model_copy(update={"first": first})
+            gold[skill] = after.model_dump()
+            events += self._events(0, skill, before, after)
+        return {**state, "gold": gold}, events
 
     def weights(self, state: State) -> Weights:
         by_skill = {skill: _GoldState(**entry) for skill, entry in state["gold"].items()}
@@ -115,8 +137,6 @@ class GoldShareController(WrappedController):
             return 0.0
         if self.share is not None:
             return self.share
-        if not learns_teachers and not state.first.groups and are_bare(self._gold_length(skill), self.longest):
-            return FIRST_SHARE
         return REPEATED_SHARE * (1 - state.success.mean) if self._is_repeated(skill, state) else NEW_SHARE
 
     def _has_none(self, skill: str, state: _GoldState) -> bool:
@@ -157,14 +177,16 @@ class GoldShareController(WrappedController):
             yield Event(step, "gold answers repeat", skill, "gold", measured, f"{NEW_PASSES} passes count as new")
 
 
-class _FirstAnswers(BaseModel, frozen=True):
-    """Counts from the beginning until enough completions are correct to compare lengths."""
+class FirstAnswers(BaseModel, frozen=True):
+    """Counts from the beginning, of a skill, until enough completions are correct to compare lengths."""
 
-    groups: int = 0
     attempts: int = 0
     attempt_tokens: int = 0
     successes: int = 0
     success_tokens: int = 0
+
+    def __add__(self, other: FirstAnswers) -> FirstAnswers:
+        return FirstAnswers(**{name: value + getattr(other, name) for name, value in self})
 
     @property
     def suffice(self) -> bool:
@@ -204,14 +226,13 @@ class _GoldState(BaseModel, frozen=True):
     success: BetaPosterior = UNIFORM
     learnt: int = 0
     """Gold answers, or those of teachers while these take their place, each as often as it was learnt."""
-    first: _FirstAnswers = _FirstAnswers()
+    first: FirstAnswers = FirstAnswers()
 
     def updated(self, measured: SkillObservation, num_iterations: int) -> _GoldState:
         """Return the state one tick later."""
         first = self.first
         if not first.suffice:
-            sums = {name: value + getattr(measured, name) for name, value in first}
-            first = _FirstAnswers(**sums)
+            first += FirstAnswers(**{name: getattr(measured, name) for name in FirstAnswers.model_fields})
         return _GoldState(
             success=self.success.updated(measured.successes, measured.attempts, memory=MEMORY),
             learnt=self.learnt + measured.gold_answers * num_iterations,

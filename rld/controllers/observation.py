@@ -85,8 +85,6 @@ class RequiredMeasurements(NamedTuple):
     """Skills with whose gradient that of each skill is compared, on gold answers."""
     resampled_answers: bool = False
     """A second, sampled answer of teachers to some prompts that they answered correctly."""
-    first_update: bool = False
-    """A tick after the first update, and not only after `decide_every` of them."""
 
 
 @dataclass(frozen=True)

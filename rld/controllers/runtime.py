@@ -119,6 +119,11 @@ class ControllerRuntime:
         weights = self.weights.teachers[skill]
         return normalised({t.name: weights.get(t.name, 0.0) * t.teaches(skill) for t in self.teachers})
 
+    def use_state(self, state: dict[str, Any]) -> None:
+        """Use another state of the controller, the first process's on every process, as before the first update."""
+        (self.state,) = broadcast_object_list([state])
+        self._apply(self.controller.weights(self.state))
+
     def set_teachers(self, teachers: Sequence[TeacherInfo]) -> None:
         """Use other descriptions of the same teachers, after what one teaches has changed."""
         self.teachers = list(teachers)
@@ -141,13 +146,7 @@ class ControllerRuntime:
     @property
     def measures_gradients(self) -> bool:
         """Whether the update in progress is the last one before a tick, on which gradients are measured."""
-        return self.updates + 1 >= self._window_updates
-
-    @property
-    def _window_updates(self) -> int:
-        """The number of updates between the last tick and the next one."""
-        is_first = self.ticks == 0 and self.controller.required_measurements.first_update
-        return 1 if is_first else self.controller.decide_every
+        return self.updates + 1 >= self.controller.decide_every
 
     def is_active(self, signal: Signal) -> bool:
         """Whether the next rollout needs a signal: it takes part, and has weight on some skill or it is a recheck."""
@@ -233,7 +232,7 @@ class ControllerRuntime:
         metrics |= teacher_metrics(self.teachers_SK, self.skills, self._names)
         metrics |= divergence_metrics(statistics, self.teachers_SK, self._names)
         self.updates, self.last_step = self.updates + 1, step
-        if self.updates < self._window_updates:
+        if self.updates < self.controller.decide_every:
             return metrics, []
         observation = self._observation(step, progress, gradients or {})
         return metrics | tick_metrics(observation), self._tick(observation)

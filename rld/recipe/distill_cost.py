@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from rld.controllers.gold_share import FIRST_SHARE, MOST_DRAWS, NEW_PASSES, NEW_SHARE, REPEATED_SHARE, are_bare
-from rld.recipe.measurement_cost import retention_flops, transfer_flops
+from rld.controllers.gold_share import MOST_DRAWS, NEW_PASSES, NEW_SHARE, REPEATED_SHARE
+from rld.recipe.measurement_cost import first_answer_flops, retention_flops, transfer_flops
 from rld.recipe.sizes import Sizes
 from rld.utils.flops import Account, forward_flops, training_flops
 from rld.utils.label_words import begins_another
@@ -60,7 +60,8 @@ def distill_flops(
         assumed: What shows only when the stage runs.
     """
     skills = stage.skills or sizes.skills
-    lengths, step, num_ticks = sizes.lengths(skills), _mean_step(stage, sizes, assumed), _num_ticks(stage)
+    lengths, step = sizes.lengths(skills), _mean_step(stage, sizes, assumed)
+    num_ticks = stage.steps // stage.controller.decide_every
     measured_tokens = stage.controller.required_measurements.gold_rows * len(skills) * lengths.total
     flops: dict[Account, float] = {
         "generation": 0.0,
@@ -71,6 +72,7 @@ def distill_flops(
         num_sampled = (1 + assumed.refills) * (step.prompt_tokens + step.sampled_tokens)
         flops["generation"] = stage.steps * forward_flops(student, num_sampled)
     flops["student"] += num_ticks * forward_flops(student, measured_tokens)
+    flops["student"] += first_answer_flops(stage, student, sizes, assumed.completion, assumed.solved)
     if stage.target is not None:
         flops["student"] += num_ticks * transfer_flops(student, len(skills), len(stage.target), lengths)
     if stage.retain is not None:
@@ -93,12 +95,6 @@ def distill_flops_range(stage: Any, student: int, teachers: Mapping[str, int], s
     ends = [Assumptions(solved, *end) for solved in (0.0, 1.0) for end in ((None, True, 0), longest)]
     totals = [sum(distill_flops(stage, student, teachers, sizes, end).values()) for end in ends]
     return min(totals), max(totals)
-
-
-def _num_ticks(stage: Any) -> int:
-    """Return how often a stage's controller decides; one that sets the share of gold answers also after one update."""
-    num_first = int(stage.has_gold_prompts and stage.gold.share is None)
-    return num_first + int((stage.steps - num_first) // stage.controller.decide_every)
 
 
 def _mean_step(stage: Any, sizes: Sizes, assumed: Assumptions) -> _Step:
@@ -204,7 +200,7 @@ def _answered_tokens(stage: Any, sizes: Sizes, assumed: Assumptions) -> float:
 def gold_share(stage: Any, sizes: Sizes, solved: float = EXPECTED.solved) -> float:
     """Return the mean share of a stage's prompts that have their gold answer alone, over steps and skills.
 
-    Where the controller sets it, the first step is taken to show enough completions, and no gold answers to be bare.
+    Where the controller sets it, no gold answers are taken to be bare results.
 
     Args:
         stage: The stage, a `Distill`.
@@ -228,9 +224,6 @@ def _gold_shares(stage: Any, sizes: Sizes, solved: float) -> dict[str, float]:
         if stage.gold.share is not None or not num_rows:
             shares[skill] = float(stage.gold.share) if num_rows else 0.0
             continue
-        # Shares of the steps, like `new`: the first one shows enough, where a completion can be so long.
-        may_be_bare = are_bare(sizes.lengths([skill]).answer, sizes.max_new_tokens)
-        first = 1 / stage.steps if may_be_bare and not by_teachers else 0.0
-        new = min(NEW_PASSES * num_rows / answers_per_step / stage.steps, 1 - first)
-        shares[skill] = first * FIRST_SHARE + new * NEW_SHARE + (1 - first - new) * REPEATED_SHARE * (1 - solved)
+        new = min(NEW_PASSES * num_rows / answers_per_step / stage.steps, 1.0)  # of the steps
+        shares[skill] = new * NEW_SHARE + (1 - new) * REPEATED_SHARE * (1 - solved)
     return shares

@@ -1,9 +1,11 @@
-"""Estimated FLOPs of what a stage measures beside its training: retention, and transfer to a target."""
+"""Estimated FLOPs of what a stage measures beside its training: retention, transfer, and how its student answers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from rld.controllers.gold_share import MOST_FIRST, NUM_FIRST, are_bare
 from rld.controllers.retention_rule import EARLY_INTERVAL, EARLY_TICKS, LATE_INTERVAL, RetentionRule
 from rld.controllers.target import TRANSFER_ROWS
 from rld.recipe.sizes import Lengths, Sizes
@@ -46,3 +48,25 @@ def transfer_flops(student: int, num_skills: int, num_targets: int, lengths: Len
     """
     num_rows = (num_skills + num_targets) * TRANSFER_ROWS
     return training_flops(student, num_rows * (lengths.prompt + lengths.answer))
+
+
+def first_answer_flops(stage: Any, student: int, sizes: Sizes, completion: float | None, solved: float) -> float:
+    """Return the FLOPs of the rows that a student answers before its first update, whose gold answers may be bare.
+
+    Args:
+        stage: The stage, a `Distill`.
+        student: Parameters of the student.
+        sizes: The sizes of the recipe.
+        completion: Mean tokens of its answers. None: those of the gold answers.
+        solved: The share of them that is correct. With 0 and answers of a length of their own it answers most rows.
+    """
+    has_judge = sizes.can_judge or stage.audit is not None
+    if not (stage.has_gold_prompts and stage.gold.share is None and has_judge) or stage.gold.answers == "teachers":
+        return 0.0
+    num_rows = NUM_FIRST if solved or completion is None else MOST_FIRST
+    num_tokens = 0.0
+    for skill in stage.skills or sizes.skills:
+        lengths = sizes.lengths([skill])
+        if sizes.num_answered(skill) and are_bare(lengths.answer, sizes.max_new_tokens):
+            num_tokens += num_rows * (lengths.prompt + (completion or lengths.answer))
+    return forward_flops(student, num_tokens)

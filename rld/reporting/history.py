@@ -40,7 +40,7 @@ _PHRASES = {
     "equal rewards": "reward {about} told no completions of a prompt apart",
     "gold answers off": "no gold answers are learnt on {skill}",
     "gold answers of teachers": "correct answers of teachers are learnt on {skill} in place of the rows'",
-    "gold answers bare": "gold answers of rows are no longer learnt on {skill}, because they are bare results",
+    "gold answers bare": "gold answers of rows are not learnt on {skill}, because they are bare results",
     "gold answers short": "gold answers are learnt on {skill} that may be bare results",
     "gold answers repeat": "fewer gold answers are learnt on {skill}, because they repeat",
     "transfer on": "{skill} helps {about} again and gets prompts for it",

@@ -22,7 +22,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather
 
-from rld.controllers.gold_share import FIRST_SHARE, GoldShareController
+from rld.controllers.gold_share import GoldShareController
 from rld.controllers.observation import Controller
 from rld.controllers.runtime import ControllerRuntime
 from rld.data.prompt_stream import PromptStream
@@ -158,9 +158,7 @@ class GoldPrompts:
             groups = [number for number, other in enumerate(skills) if other == skill]
             rng = random.Random(f"{self.seed}:gold:{record.number}:{skill}")
             share = self.runtime.weights.gold_share[record.skills[skill]]
-            # At the beginning each skill that has a prompt is to show how the student answers.
-            is_first = record.number == 0 and share <= FIRST_SHARE
-            numbers += rng.sample(groups, int(len(groups) * share + (0.0 if is_first else rng.random())))
+            numbers += rng.sample(groups, int(len(groups) * share + rng.random()))
         return frozenset(numbers)
 
 

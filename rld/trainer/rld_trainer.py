@@ -38,6 +38,7 @@ from rld.teachers.slot_base import StudentInterface
 from rld.teachers.teacher import Teacher
 from rld.trainer import vllm_rollouts
 from rld.trainer.checkpoints import CheckpointedParts
+from rld.trainer.first_answers import FirstAnswersCallback
 from rld.trainer.gold_prompts import GoldPrompts, gold_controller, weigh_gold_prompts
 from rld.trainer.gradient_probe import GradientProbe
 from rld.trainer.grpo_hooks import GRPOHooks, MicroBatch
@@ -178,8 +179,8 @@ class RLDTrainer(GRPOHooks):
         self.gate, self._gold_prompts = gate_of(self, verify), GoldPrompts.for_trainer(self, verify)
         self.answers = None if self._gold_prompts is None else self._gold_prompts.answers
         self.retention = None if retained is None else RetentionCallback(self, retained, verify)
-        if self.retention is not None:
-            self.add_callback(self.retention)
+        for callback in filter(None, (FirstAnswersCallback.for_trainer(self, verify), self.retention)):
+            self.add_callback(callback)
 
     def _build_losses(self, gold_rows: Sequence[Row], target_rows: Sequence[Row]) -> None:
         args, runtime = self.args, self.runtime
@@ -195,14 +196,13 @@ class RLDTrainer(GRPOHooks):
         is_training = bool(self.model.training)
         group_size = self.num_generations if is_training else self.num_generations_eval
         assert group_size is not None  # TRL sets it
-        num_gold = self.args.gold_completions if is_training else 0
         record = RolloutRecord(
             rows=rows,
             skills=self.skills,
             number=self.totals.rollouts,
             first_row=self.accelerator.process_index * len(rows),
             group_size=group_size,
-            num_fixed=group_size if self.args.labels else num_gold,
+            num_fixed=group_size if self.args.labels else self.args.gold_completions * is_training,
             is_training=is_training,
             rule=self._success_rule,
             labels=self.args.label_words,

@@ -15,7 +15,8 @@ Account = Literal["generation", "teachers", "gate", "student", "retention", "ans
 - `generation`: the student samples completions and reads them for old and reference log-probabilities;
 - `teachers`: teachers score completions;
 - `gate`: teachers answer prompts, which decides whether they teach on them;
-- `student`: the student's updates, gold answers that a controller has it read, and rows by which it is cut;
+- `student`: the student's updates, gold answers that a controller has it read, rows that it answers before its first
+  update, and rows by which it is cut;
 - `retention`: protected skills are sampled, replayed and probed;
 - `answers`: teachers answer probes before a stage, and prompts whose answers are learnt.
 
@@ -24,7 +25,8 @@ The parts of `teachers`, `gate` and `answers` are the teachers' names, those of 
 
 StudentPart = Literal["updates", "gold", "probes", "cut"]
 """What the student's operations are for: updates on completions or rows, updates on gold answers beside completions,
-gold answers that a controller has it read, and rows by which it is cut."""
+gold answers that a controller has it read and rows that it answers before its first update, and rows by which it is
+cut."""
 
 _FLOAT32 = 4
 

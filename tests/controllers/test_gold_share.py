@@ -9,7 +9,7 @@ import pytest
 
 from rld.controllers.baselines import FixedController
 from rld.controllers.gap import GapController
-from rld.controllers.gold_share import GoldShareController
+from rld.controllers.gold_share import FirstAnswers, GoldShareController
 from rld.controllers.observation import Observation, SkillObservation
 
 
@@ -26,10 +26,10 @@ def shares(controller: GoldShareController, successes: int, ticks: int = 60) -> 
     return dict(weights.gold_share)
 
 
-def test_gold_answers_that_do_not_end_are_most_prompts_once_it_is_seen_how_the_student_answers():
+def test_gold_answers_that_do_not_end_are_most_prompts():
     controller = GoldShareController(FixedController(), gold_lengths={"add": 10.0, "sort": 10.0})
-    assert controller.weights(controller.start(["add", "sort"], [], ["policy"])).gold_share == {"add": 0.5, "sort": 0.5}
-    assert shares(controller, 0) == shares(controller, 20) == {"add": 31 / 32, "sort": 31 / 32}
+    start = controller.weights(controller.start(["add", "sort"], [], ["policy"])).gold_share
+    assert start == shares(controller, 0) == shares(controller, 20) == {"add": 31 / 32, "sort": 31 / 32}
 
 
 def test_a_fixed_share_stays():
@@ -78,7 +78,7 @@ def test_answers_much_shorter_than_the_students_correct_ones_are_not_learnt(own_
 @pytest.mark.parametrize(
     ("measured", "share"),
     [
-        (SkillObservation(), 0.5),  # nothing was sampled yet
+        (SkillObservation(), 31 / 32),  # nothing was sampled yet
         (attempts(0, 19, num=4), 31 / 32),
         (attempts(0, 21, num=4), 0.0),
         (attempts(0, 21, num=8), 31 / 32),
@@ -89,8 +89,12 @@ def test_answers_much_shorter_than_the_students_correct_ones_are_not_learnt(own_
 def test_all_is_sampled_while_long_completions_may_show_that_gold_answers_are_bare(measured, share):
     controller = GoldShareController(FixedController(), gold_lengths={"add": 10.0})
     state = controller.start(["add"], [], ["policy"])
-    assert controller.weights(state).gold_share == {"add": 0.5}
     assert controller.step(state, Observation(1, {"add": measured}))[1].gold_share == {"add": share}
+    first = FirstAnswers(**{name: getattr(measured, name) for name in FirstAnswers.model_fields})
+    state = controller.with_first_answers(state, {"add": first})[0]
+    assert controller.weights(json.loads(json.dumps(state))).gold_share == {"add": share}, (
+        "before the first update, too"
+    )
 
 
 @pytest.mark.parametrize(("own_length", "kinds"), [(19, []), (21, ["gold answers short"])])
@@ -107,10 +111,28 @@ def test_it_is_told_once_that_short_gold_answers_are_learnt_beside_long_completi
     assert all_kinds == kinds
 
 
-def test_where_no_completion_can_be_twice_as_long_nothing_is_awaited():
-    controller = GoldShareController(FixedController(), gold_lengths={"add": 10.0, "sort": 9.0}, longest=20)
-    shares = controller.weights(controller.start(["add", "sort"], [], ["policy"])).gold_share
-    assert shares == {"add": 31 / 32, "sort": 0.5}
+@pytest.mark.parametrize(("share", "skills"), [(None, ["sort"]), (0.5, [])])
+def test_gold_answers_may_be_bare_where_a_completion_can_be_twice_as_long(share, skills):
+    lengths = {"add": 10.0, "sort": 9.0}
+    controller = GoldShareController(FixedController(), share, gold_lengths=lengths, longest=20)
+    assert controller.doubtful_skills == skills
+
+
+@pytest.mark.parametrize(
+    ("successes", "own_length", "kinds"),
+    [(8, 21, ["gold answers bare"]), (3, 21, []), (8, 19, []), (0, 21, ["gold answers short"])],
+)
+def test_what_the_first_answers_show_is_told_once_and_is_no_success_rate(successes, own_length, kinds):
+    controller = GoldShareController(FixedController(), gold_lengths={"add": 10.0})
+    state = controller.start(["add"], [], ["policy"])
+    first = FirstAnswers(
+        attempts=8, attempt_tokens=8 * own_length, successes=successes, success_tokens=successes * own_length
+    )
+    after, events = controller.with_first_answers(state, {"add": first})
+    assert [(event.step, event.kind) for event in events] == [(0, kind) for kind in kinds]
+    assert after["gold"]["add"]["success"] == state["gold"]["add"]["success"]
+    _, _, events = controller.step(after, Observation(1, {"add": attempts(0, own_length)}))
+    assert not events
 
 
 def test_a_skill_without_rows_to_learn_from_has_none():
@@ -122,7 +144,7 @@ def test_teachers_answer_a_skill_whose_rows_have_no_answers_to_learn_or_bare_one
     controller = GoldShareController(FixedController(), **rows, gold_lengths={"add": 10.0})
     state = controller.start(["add", "sort", "copy"], [], ["policy"])
     weights = controller.weights(state)
-    assert weights.gold_share == {"add": 0.5, "sort": 31 / 32, "copy": 0.0} and weights.teacher_answers == {"sort"}
+    assert weights.gold_share == {"add": 31 / 32, "sort": 31 / 32, "copy": 0.0} and weights.teacher_answers == {"sort"}
     doubt = {"add": attempts(4, 21), "sort": SkillObservation(), "copy": SkillObservation()}
     _, weights, events = controller.step(state, Observation(1, doubt))
     assert weights.teacher_answers == {"add", "sort"} and not events

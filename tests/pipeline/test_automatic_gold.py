@@ -7,8 +7,12 @@ import json
 import pytest
 
 from rld.cli import main
+from rld.pipeline.recipe_check import check_recipe
+from rld.recipe.measurement_cost import first_answer_flops
 from rld.recipe.reading import read_recipe
+from rld.recipe.sizes import Sizes
 from rld.utils.files import read_jsonl
+from rld.utils.flops import forward_flops
 from tests.support.runs import one_thread, written
 
 __all__ = ["one_thread"]
@@ -173,6 +177,22 @@ def test_correct_answers_of_teachers_are_learnt_of_rows_without_any(tmp_path):
     events = read_jsonl(tmp_path / "run" / "events.jsonl").records
     (repeat,) = [event for event in events if event["kind"] == "gold answers repeat"]
     assert repeat["step"] == 6 and "gold answers of its 8 rows were learnt" in repeat["measured"]
+
+
+def test_the_planned_flops_of_rows_that_the_student_answers_first_are_those_that_a_run_counts(tmp_path):
+    """Gold answers have two tokens, where six are allowed; the student says the same."""
+    rows = [{"question": f"{letter}=", "answer": "x"} for letter in "abcdx:"]
+    (tmp_path / "copy.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    overrides = [*WITHOUT_ANSWERS[1:3], *WITHOUT_ANSWERS[4:], "max_new_tokens=6", "stages.learn.steps=1"]
+    path = written(tmp_path, RECIPE, TASKS + SAYS_X)
+    assert main(["train", str(path), *overrides, "--output", str(tmp_path / "run")]) == 0
+    planned = read_recipe(path, overrides)
+    lengths = {summary.skill: summary.lengths for summary in check_recipe(planned, path).skills}
+    sizes = Sizes(planned.models, planned.tokenizer, ["copy"], planned.max_new_tokens, tmp_path, lengths)
+    size = sizes.parameters("small")
+    last = json.loads((tmp_path / "run" / "summary.json").read_text())["stages"][-1]
+    counted = last["flops_by_part"]["student"]["probes"]
+    assert counted == first_answer_flops(planned.stages[1], size, sizes, None, 0.5) == forward_flops(size, 8 * (2 + 2))
 
 
 def test_a_verifier_that_cannot_be_asked_about_answers_of_teachers_is_refused(tmp_path, capsys):

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from rld.recipe.cost import stage_costs
 from rld.recipe.distill_cost import Assumptions, distill_flops
+from rld.recipe.measurement_cost import first_answer_flops
 from rld.recipe.schema import Recipe
 from rld.recipe.sizes import Lengths, Sizes, config_of, parameters
 
@@ -150,7 +151,7 @@ def test_a_teacher_is_probed_where_the_verifier_cannot_answer_the_gate(tmp_path,
 
 @pytest.mark.parametrize(
     ("num_rows", "longest", "share"),
-    [(math.inf, 10, 31 / 32), (math.inf, 11, 233 / 256), (3.875, 10, 55 / 128), (0, 10, 31 / 32)],
+    [(math.inf, 10, 31 / 32), (math.inf, 11, 31 / 32), (3.875, 10, 55 / 128), (0, 10, 31 / 32)],
 )
 def test_gold_answers_are_most_prompts_until_the_rows_repeat(tmp_path, num_rows, longest, share):
     made = recipe().model_dump() | {"max_new_tokens": longest}
@@ -202,17 +203,37 @@ def test_an_audit_judges_answers_of_teachers_where_the_verifier_cannot(tmp_path)
         assert (flops.flops_by_account["answers"] > 0) == (audit is not None)
 
 
-@pytest.mark.parametrize(("gold", "steps", "num_ticks"), [({}, 5, 2), ({}, 4, 1), (None, 5, 1), ({"share": 0.5}, 5, 1)])
-def test_a_controller_that_sets_the_share_of_gold_answers_measures_after_the_first_update_too(
-    tmp_path, gold, steps, num_ticks
-):
-    made = recipe().model_dump()
-    made["stages"][1] |= {"signals": {"policy": {}, "response": {}, "gold": gold}, "steps": steps}
-    size, flops = parameters({"model_type": "llama", **SMALL}), []
-    for controller in ({"kind": "fixed"}, {"kind": "gradient_alignment", "gold_rows": 3}):
-        made["stages"][1]["controller"] = {**controller, "decide_every": 4}
-        flops.append(stage_costs(Recipe.model_validate(made), tmp_path, ROWS)["two"].flops_by_account["student"])
-    assert flops[1] - flops[0] == num_ticks * 2 * size * 3 * 12
+@pytest.mark.parametrize(
+    ("longest", "gold", "num_answered", "num_rows"),
+    [
+        (11, {}, math.inf, 8),
+        (10, {}, math.inf, 0),  # no completion is more than twice as long as gold answers of five tokens
+        (11, {"share": 0.5}, math.inf, 0),
+        (11, {"answers": "teachers"}, math.inf, 0),
+        (11, {}, 0, 0),
+    ],
+)
+def test_a_student_whose_gold_answers_may_be_bare_answers_rows_first(tmp_path, longest, gold, num_answered, num_rows):
+    made = recipe().model_dump() | {"max_new_tokens": longest}
+    made["stages"][1] |= {"signals": {"policy": {}, "response": {}, "gold": gold}}
+    size, made = parameters({"model_type": "llama", **SMALL}), Recipe.model_validate(made)
+    rows = {"s": Lengths(prompt=7.0, answer=5.0, num_answered=num_answered)}
+    sizes = Sizes(made.models, None, ["s"], longest, tmp_path, rows)
+    stage = made.stages[1]
+    assert first_answer_flops(stage, size, sizes, None, 0.5) == 2 * size * num_rows * 12
+    assert first_answer_flops(stage, size, sizes, 11.0, 1.0) == 2 * size * num_rows * 18
+    assert first_answer_flops(stage, size, sizes, 11.0, 0.0) == 2 * size * 4 * num_rows * 18, "none is correct"
+
+
+def test_rows_that_a_student_answers_first_are_planned_where_a_verifier_can_judge_them(tmp_path):
+    made = recipe().model_dump() | {"max_new_tokens": 11}
+    made["stages"][1] |= {"signals": {"policy": {}, "response": {}, "gold": {}}}
+    size, made = parameters({"model_type": "llama", **SMALL}), Recipe.model_validate(made)
+    flops = [
+        distill_flops(made.stages[1], size, {}, Sizes(made.models, None, ["s"], 11, tmp_path, ROWS, can_judge=judge))
+        for judge in (True, False)
+    ]
+    assert flops[0]["student"] - flops[1]["student"] == 2 * size * 8 * 12
 
 
 @pytest.mark.parametrize(("num_rows", "num_asked", "num_most"), [(math.inf, 40, 320), (30, 30, 30)])

@@ -16,6 +16,7 @@ from rld.controllers.baselines import FixedController
 from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
+from rld.trainer.sharding import whole_state_dict
 
 ANSWERS = ["a", "bcd", "ef", "ghija", "b", "cdef", "gh", "ij"]
 """Of different lengths, so that a mean of means would show."""
@@ -28,6 +29,23 @@ FIRST, SECOND = 92, 67
 def brief(completions: list[str], **_: Any) -> list[float]:
     """A verifier to which a short text with one of a few letters is correct."""
     return [float(0 < len(text) < 6 and bool(set(text) & set("abcdefg"))) for text in completions]
+
+
+def begins_well(completions: list[str], **_: Any) -> list[float]:
+    """A verifier to which a text that begins with `ab` is correct."""
+    return [float(text.startswith("ab")) for text in completions]
+
+
+def saying(text: str) -> Any:
+    """A student that has learnt to answer each prompt with a text, and then to end."""
+    made, tokenizer = tiny.model(tie_word_embeddings=False), tiny.tokenizer()
+    optimizer = torch.optim.Adam(made.parameters(), 1e-2)
+    ids = torch.tensor([[*tokenizer(prompt + text)["input_ids"], 1] for prompt in tiny.rows()["prompt"]])
+    for _ in range(40):
+        made(input_ids=ids, labels=ids.clone().index_fill_(1, torch.arange(3), -100)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return made
 
 
 def teachers(*seeds: int) -> list[Teacher]:
@@ -51,11 +69,13 @@ def trainer(
     num_rows: int = 16,
     reward: Any = tiny.letters,
     unanswered: str = "",
+    says: str | None = None,
+    peft_config: Any = None,
     **options: Any,
 ) -> Recorded:
     """A trainer of which some prompts have their gold answer alone, with the teachers of some seeds.
 
-    The rows of the skill `unanswered` have no answer.
+    The rows of the skill `unanswered` have no answer. The student has learnt to answer with `says`, or nothing.
     """
 
     def answer(row: dict[str, Any], i: int) -> dict[str, Any]:
@@ -64,7 +84,7 @@ def trainer(
     rows = tiny.rows(num_rows).map(answer, with_indices=True)
     args = {"per_device_train_batch_size": 32, "gold_weight": 0.7, "gold_share": 0.5, "optim": "sgd"} | options
     return Recorded(
-        tiny.model(tie_word_embeddings=False),
+        tiny.model(tie_word_embeddings=False) if says is None else saying(says),
         reward,
         RLDConfig(**tiny.rld_options(folder, **args)),
         rows,
@@ -72,7 +92,19 @@ def trainer(
         teachers=teachers(*seeds),
         controller=FixedController(policy=0.6, response=0.4, balance_gradients=False),
         curriculum=Uniform({"first": 1, "second": 1}),
+        peft_config=peft_config,
     )
+
+
+FIRST_ANSWERS: dict[str, Any] = {
+    "says": "ab",
+    "reward": begins_well,
+    "gold_share": None,
+    "max_completion_length": 12,
+    "max_steps": 1,
+    "seed": 1,
+}
+"""A student that answers rows before its first update, which has gold answers alone in all of its eight groups."""
 
 
 def trained(folder: Path, *, num_parts: int = 1, num_processes: int = 1, **options: Any) -> Tensor:
@@ -90,6 +122,11 @@ if __name__ == "__main__":
     if sys.argv[3:] == ["half a group"]:  # of which the first process has the gold answers
         options = {"gold_completions": 2, "gold_share": None, "num_generations": 4}
         trainer(folder / "run", per_device_train_batch_size=2, max_steps=2, **options).train()
+    elif sys.argv[3:] == ["first answers"]:
+        made = trainer(folder / "run", per_device_train_batch_size=16, **FIRST_ANSWERS)
+        made.train()
+        rank = torch.distributed.get_rank()
+        torch.save([whole_state_dict(made, everywhere=True), made.runtime.state], folder / f"{rank}.pt")
     else:
         weights = trained(folder / "run", num_processes=count, **(of_teachers if "teachers" in sys.argv else {}))
         torch.save(weights, folder / f"{torch.distributed.get_rank()}.pt")
