@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 from typing import Any
 
@@ -187,7 +188,10 @@ def test_a_student_with_an_adapter_answers_with_it(tmp_path):
     assert trainer.model.training
 
 
-@pytest.mark.parametrize("way", ["cpu", "fsdp2"])
+needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
+
+
+@pytest.mark.parametrize("way", ["cpu", "fsdp2", pytest.param("zero3", marks=needs_deepspeed)])
 def test_two_processes_come_to_the_first_weights_and_counts_of_one(tmp_path, way):
     environment = sharing_environment(f"accelerate/{way}")
     arguments = [str(tmp_path), "2", "first answers"]
