@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from rld.types import Event, Signal
+from rld.utils.flops import SourceFlops
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,8 @@ class Observation:
     """Root-mean-square gradient of each signal's unweighted loss with respect to the student's last hidden states."""
     progress: float = 0.0
     """Share of the stage's optimiser steps that are done, in [0, 1]."""
+    flops: SourceFlops = SourceFlops()
+    """Operations since the last tick, over all processes."""
 
     @property
     def sampled_share(self) -> float:

@@ -26,6 +26,7 @@ from rld.controllers.statistics import AttemptCounts, AuditCounts, GateCounts, U
 from rld.controllers.weight_events import phase_events, phase_of, switch_events
 from rld.errors import ControllerError
 from rld.types import SIGNALS, Event, Signal
+from rld.utils.flops import SourceFlops
 
 _DELTA_MEMORY = 0.95
 """Share of a skill's running root-mean-square delta that one update keeps."""
@@ -66,6 +67,7 @@ class ControllerRuntime:
         self._delta_rms: list[float | None] = [None] * len(skills)
         self._learns_nothing = False
         self._transfer: Mapping[str, float] = {}
+        self._flops = self._flops_at_tick = SourceFlops()
         self._window = WindowStatistics.zeros(len(skills), len(self.teachers))
         self._apply(controller.weights(self.state))
 
@@ -207,6 +209,10 @@ class ControllerRuntime:
         """Show these cosines of each skill's gradient with the target's at the next tick, the same on every process."""
         self._transfer = cosines
 
+    def set_flops(self, flops: SourceFlops) -> None:
+        """Show what was added to these operations of the stage at the next tick, the same on every process."""
+        self._flops = flops
+
     def finish_update(
         self,
         statistics: UpdateStatistics,
@@ -256,13 +262,14 @@ class ControllerRuntime:
             },
             gradients=self._window.gradient_norms(),
             progress=progress,
+            flops=SourceFlops(*(now - before for now, before in zip(self._flops, self._flops_at_tick, strict=True))),
         )
 
     def _tick(self, observation: Observation) -> list[Event]:
         """Let the controller of the first process decide, and use its weights on every process."""
         events: list[Event]
         self.state, weights, events = broadcast_object_list([*self.controller.step(self.state, observation)])
-        self.ticks, self.updates = self.ticks + 1, 0
+        self.ticks, self.updates, self._flops_at_tick = self.ticks + 1, 0, self._flops
         self._window = WindowStatistics.zeros(len(self.skills), len(self.teachers))
         old_weights, old_phases = self.weights, self._phases
         self._apply(weights)
@@ -287,6 +294,7 @@ class ControllerRuntime:
             "rechecks": self._rechecks,
             "phases": self._phases,
             "delta_rms": self._delta_rms,
+            "flops_at_tick": self._flops_at_tick,
             "window": self._window.to_json(),
         }
 
@@ -303,6 +311,7 @@ class ControllerRuntime:
         self.state, self.ticks, self.updates = saved["state"], saved["ticks"], saved["updates"]
         self.last_step, self._rechecks = saved["step"], saved["rechecks"]
         self._phases, self._delta_rms = dict(saved["phases"]), list(saved["delta_rms"])
+        self._flops = self._flops_at_tick = SourceFlops(*saved["flops_at_tick"])
         before, now = saved["teachers"], self._names
         self._window = WindowStatistics.from_json(saved["window"]).for_teachers(before, now)
         events = []

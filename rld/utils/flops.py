@@ -7,7 +7,7 @@ A forward pass counts 2 operations per parameter and token, a backward pass twic
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 Account = Literal["generation", "teachers", "gate", "student", "retention", "answers"]
 """The purpose of operations:
@@ -27,6 +27,16 @@ StudentPart = Literal["updates", "gold", "probes", "cut"]
 """What the student's operations are for: updates on completions or rows, updates on gold answers beside completions,
 gold answers that a controller has it read and rows that it answers before its first update, and rows by which it is
 cut."""
+
+
+class SourceFlops(NamedTuple):
+    """A stage's operations by the text that its student learns from."""
+
+    sampled: float = 0.0
+    """Its own completions: generation, the gate, teachers that score them, and updates on them."""
+    gold: float = 0.0
+    """Gold answers, or those of teachers in their place: updates on them."""
+
 
 _FLOAT32 = 4
 
@@ -64,6 +74,13 @@ class FlopMeter:
     def total(self) -> float:
         """The sum of the operations of all accounts."""
         return sum(self.accounts.values())
+
+    @property
+    def by_source(self) -> SourceFlops:
+        """The operations of what is sampled, and of gold answers."""
+        updates = self.parts["student"]
+        sampling = sum(self.accounts[account] for account in ("generation", "gate", "teachers"))
+        return SourceFlops(sampling + updates.get("updates", 0.0), updates.get("gold", 0.0))
 
     def add(self, account: Account, flops: float, part: str | None = None) -> None:
         """Add operations to a part of an account; an account without parts is its only one."""
