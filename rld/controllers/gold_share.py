@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from rld.controllers.base import State
 from rld.controllers.beta_posterior import UNIFORM, BetaPosterior
-from rld.controllers.observation import Observation, SkillObservation, Weights
+from rld.controllers.observation import Observation, Weights
 from rld.controllers.wrapped import WrappedController
 from rld.types import Event, Signal
 
@@ -24,9 +24,6 @@ update more is worth 0.03, as in short runs, what is sampled beyond that costs m
 NEW_PASSES = 8
 """Passes over a skill's rows in which its gold answers count as new: in the last of them a row still teaches
 exp(-7 / 15.4), 0.63 of what a new one does (Muennighoff et al. 2023, arXiv:2305.16264)."""
-
-REPEATED_SHARE = 1 / 2
-"""Share of the prompts on which the student fails whose gold answers are repeated after that."""
 
 MOST_DRAWS = 8
 """Most rows that are drawn for a teacher's answer that is learnt: teachers that are right on half of the rows leave one
@@ -42,6 +39,19 @@ be taken for one that never is in 43 cases of 100, by 32 in 3."""
 
 BARE = 1 / 2
 """A gold answer below this share of the length of the student's own correct completions is a bare result."""
+
+
+def repeated_share(success: float, cost_ratio: float) -> float:
+    """Return the share of prompts whose gold answers are learnt once they repeat.
+
+    Of the prompts on which the student fails it is the part that makes a gold answer count by what it saves: 1/2 where
+    both cost the same, and nearly all where a sampled completion costs many gold answers.
+
+    Args:
+        success: The student's success rate, in [0, 1].
+        cost_ratio: Operations of a sampled completion, its teachers included, per those of a gold answer; above 0.
+    """
+    return (1 - success) * cost_ratio / (1 + cost_ratio)
 
 
 def are_bare(gold_length: float, own_length: float) -> bool:
@@ -60,7 +70,7 @@ class GoldShareController(WrappedController):
 
     Attributes:
         share: The share, fixed. None: 31/32 while the gold answers that were learnt come to less than 8 passes over the
-            skill's rows, then `(1 - p) / 2`, p being the mean of a Beta posterior of the student's success rate that
+            skill's rows, then `repeated_share` of the mean of a Beta posterior of the student's success rate that
             forgets. 0 where gold answers are bare results, less than half as long as the student's first 8 or more
             correct completions, and where they may be: while its completions are more than twice as long and fewer than
             8, and while its correct ones are.
@@ -122,7 +132,7 @@ class GoldShareController(WrappedController):
         gold = {}
         for skill, entry in state["gold"].items():
             before = _GoldState(**entry)
-            after = before.updated(observation.skills[skill], self.num_iterations)
+            after = before.updated(skill, observation, self.num_iterations)
             if self._learns_teachers(skill, after) != self._learns_teachers(skill, before):
                 after = after.model_copy(update={"learnt": 0})  # what was learnt so far are the other ones' answers
             gold[skill] = after.model_dump()
@@ -137,7 +147,7 @@ class GoldShareController(WrappedController):
             return 0.0
         if self.share is not None:
             return self.share
-        return REPEATED_SHARE * (1 - state.success.mean) if self._is_repeated(skill, state) else NEW_SHARE
+        return repeated_share(state.success.mean, state.cost.ratio) if self._is_repeated(skill, state) else NEW_SHARE
 
     def _has_none(self, skill: str, state: _GoldState) -> bool:
         """Return whether a skill's rows have no gold answers to learn, or what may still turn out as bare results."""
@@ -174,7 +184,8 @@ class GoldShareController(WrappedController):
             yield Event(step, "gold answers short", skill, "gold", measured, "they are learnt: nothing shows them bare")
         if self._is_repeated(skill, after) and not self._is_repeated(skill, before):
             measured = f"{after.learnt} gold answers of its {self._num_rows(skill, after):g} rows were learnt"
-            yield Event(step, "gold answers repeat", skill, "gold", measured, f"{NEW_PASSES} passes count as new")
+            rule = f"{NEW_PASSES} passes count as new; a completion costs {after.cost.ratio:.1f} gold answers"
+            yield Event(step, "gold answers repeat", skill, "gold", measured, rule)
 
 
 class FirstAnswers(BaseModel, frozen=True):
@@ -220,6 +231,32 @@ class FirstAnswers(BaseModel, frozen=True):
         return self.attempts >= NUM_FIRST and not self.successes and are_bare(gold_length, self.attempt_length)
 
 
+class _Cost(BaseModel, frozen=True):
+    """Operations of sampled completions and of gold answers over all skills, and their numbers; all forget."""
+
+    num_sampled: float = 0.0
+    sampled_flops: float = 0.0
+    num_gold: float = 0.0
+    gold_flops: float = 0.0
+
+    @property
+    def ratio(self) -> float:
+        """Operations of a sampled completion, its teachers included, per those of a gold answer; 1 until measured."""
+        if not (self.num_sampled and self.num_gold and self.sampled_flops and self.gold_flops):
+            return 1.0
+        return self.sampled_flops / self.num_sampled / (self.gold_flops / self.num_gold)
+
+    def updated(self, observation: Observation) -> _Cost:
+        """Return the cost one tick later."""
+        skills, flops = observation.skills.values(), observation.flops
+        return _Cost(
+            num_sampled=MEMORY * self.num_sampled + sum(skill.attempts for skill in skills),
+            sampled_flops=MEMORY * self.sampled_flops + flops.sampled,
+            num_gold=MEMORY * self.num_gold + sum(skill.gold_answers for skill in skills),
+            gold_flops=MEMORY * self.gold_flops + flops.gold,
+        )
+
+
 class _GoldState(BaseModel, frozen=True):
     """What is remembered of a skill."""
 
@@ -227,14 +264,17 @@ class _GoldState(BaseModel, frozen=True):
     learnt: int = 0
     """Gold answers, or those of teachers while these take their place, each as often as it was learnt."""
     first: FirstAnswers = FirstAnswers()
+    cost: _Cost = _Cost()
+    """That of all skills: operations are not counted by skill."""
 
-    def updated(self, measured: SkillObservation, num_iterations: int) -> _GoldState:
+    def updated(self, skill: str, observation: Observation, num_iterations: int) -> _GoldState:
         """Return the state one tick later."""
-        first = self.first
+        measured, first = observation.skills[skill], self.first
         if not first.suffice:
             first += FirstAnswers(**{name: getattr(measured, name) for name in FirstAnswers.model_fields})
         return _GoldState(
             success=self.success.updated(measured.successes, measured.attempts, memory=MEMORY),
             learnt=self.learnt + measured.gold_answers * num_iterations,
             first=first,
+            cost=self.cost.updated(observation),
         )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from rld.controllers.gold_share import MOST_DRAWS, NEW_PASSES, NEW_SHARE, REPEATED_SHARE
+from rld.controllers.gold_share import MOST_DRAWS, NEW_PASSES, NEW_SHARE, repeated_share
 from rld.recipe.measurement_cost import first_answer_flops, retention_flops, transfer_flops
 from rld.recipe.sizes import Sizes
 from rld.utils.flops import Account, forward_flops, training_flops
@@ -26,6 +26,8 @@ class Assumptions(NamedTuple):
     And whether the first answer of a teacher that could be learnt is correct, and not only the last of the last one."""
     refills: int = 0
     """How often each prompt is replaced and sampled anew, because all completions of it got the same reward."""
+    cost_ratio: float = 1.0
+    """FLOPs of a sampled completion per those of a gold answer; it sets that share too, and a plan computes it."""
 
 
 EXPECTED = Assumptions()
@@ -60,6 +62,7 @@ def distill_flops(
         assumed: What shows only when the stage runs.
     """
     skills = stage.skills or sizes.skills
+    assumed = _with_cost_ratio(stage, student, teachers, sizes, assumed)
     lengths, step = sizes.lengths(skills), _mean_step(stage, sizes, assumed)
     num_ticks = stage.steps // stage.controller.decide_every
     measured_tokens = stage.controller.required_measurements.gold_rows * len(skills) * lengths.total
@@ -80,6 +83,24 @@ def distill_flops(
         flops["retention"] = retention_flops(stage.retain, protected, student, sizes, stage.steps, num_ticks)
     flops |= _teacher_flops(stage, teachers, sizes, step, assumed)
     return {account: round(number) for account, number in flops.items()}
+
+
+def _with_cost_ratio(
+    stage: Any, student: int, teachers: Mapping[str, int], sizes: Sizes, assumed: Assumptions
+) -> Assumptions:
+    """Return the same with what a sampled completion and a gold answer cost, if a stage learns both.
+
+    Verdicts of the gate are kept, so that they cost nothing where gold answers repeat.
+    """
+    step, num_gold = _mean_step(stage, sizes, assumed), sum(_num_gold(stage, sizes, assumed).values())
+    if not (num_gold and step.sampled_tokens):
+        return assumed
+    num_sampled = step.num_prompts * stage.rollout.completions
+    sampled = forward_flops(student, step.prompt_tokens + step.sampled_tokens)
+    sampled += training_flops(student, step.read_tokens)
+    scored = _teacher_flops(stage, teachers, sizes, step, assumed)["teachers"] / stage.steps
+    gold = training_flops(student, step.gold_tokens)
+    return assumed._replace(cost_ratio=(sampled + scored) / num_sampled / (gold / num_gold))
 
 
 def distill_flops_range(stage: Any, student: int, teachers: Mapping[str, int], sizes: Sizes) -> tuple[int, int] | None:
@@ -103,8 +124,8 @@ def _mean_step(stage: Any, sizes: Sizes, assumed: Assumptions) -> _Step:
     lengths = sizes.lengths(skills)
     num_completions = rollout.num_completions(sizes.num_words(skills))
     num_sampled = 0 if stage.learns_labels else num_completions - rollout.gold_completions
-    num_prompts = rollout.prompts * (1 - gold_share(stage, sizes, assumed.solved))
-    num_gold = _num_gold(stage, sizes, assumed.solved)
+    num_prompts = rollout.prompts * (1 - gold_share(stage, sizes, assumed))
+    num_gold = _num_gold(stage, sizes, assumed)
     completion = lengths.answer if assumed.completion is None else assumed.completion
     fixed = fixed_completion(stage, sizes)
     # The last token of a completion predicts nothing.
@@ -118,11 +139,11 @@ def _mean_step(stage: Any, sizes: Sizes, assumed: Assumptions) -> _Step:
     )
 
 
-def _num_gold(stage: Any, sizes: Sizes, solved: float) -> dict[str, float]:
+def _num_gold(stage: Any, sizes: Sizes, assumed: Assumptions) -> dict[str, float]:
     """Return how many gold answers, or answers of teachers, a mean step learns of each skill, each with its prompt."""
     skills = stage.skills or sizes.skills
     num_completions = stage.rollout.prompts / len(skills) * stage.rollout.num_completions(sizes.num_words(skills))
-    return {skill: num_completions * share for skill, share in _gold_shares(stage, sizes, solved).items()}
+    return {skill: num_completions * share for skill, share in _gold_shares(stage, sizes, assumed).items()}
 
 
 def _learnt_length(stage: Any, sizes: Sizes, skill: str, assumed: Assumptions) -> float:
@@ -190,14 +211,14 @@ def _teacher_flops(
 def _answered_tokens(stage: Any, sizes: Sizes, assumed: Assumptions) -> float:
     """Return the tokens of the rows that a teacher answers so that its answers are learnt, each once."""
     num_tokens, num_draws = 0.0, stage.steps * (1 if assumed.agrees else MOST_DRAWS)
-    for skill, num_gold in _num_gold(stage, sizes, assumed.solved).items():
+    for skill, num_gold in _num_gold(stage, sizes, assumed).items():
         if _learns_teachers(stage, sizes, skill):
             num_rows = min(num_draws * num_gold, sizes.num_rows(skill))
             num_tokens += num_rows * _learnt_length(stage, sizes, skill, assumed)
     return num_tokens
 
 
-def gold_share(stage: Any, sizes: Sizes, solved: float = EXPECTED.solved) -> float:
+def gold_share(stage: Any, sizes: Sizes, assumed: Assumptions = EXPECTED) -> float:
     """Return the mean share of a stage's prompts that have their gold answer alone, over steps and skills.
 
     Where the controller sets it, no gold answers are taken to be bare results.
@@ -205,12 +226,12 @@ def gold_share(stage: Any, sizes: Sizes, solved: float = EXPECTED.solved) -> flo
     Args:
         stage: The stage, a `Distill`.
         sizes: The sizes of the recipe.
-        solved: The share of its completions on which the student succeeds.
+        assumed: What shows only when the stage runs.
     """
-    return fmean(_gold_shares(stage, sizes, solved).values())
+    return fmean(_gold_shares(stage, sizes, assumed).values())
 
 
-def _gold_shares(stage: Any, sizes: Sizes, solved: float) -> dict[str, float]:
+def _gold_shares(stage: Any, sizes: Sizes, assumed: Assumptions) -> dict[str, float]:
     """Return that share of each skill."""
     skills = stage.skills or sizes.skills
     if not stage.has_gold_prompts:
@@ -225,5 +246,5 @@ def _gold_shares(stage: Any, sizes: Sizes, solved: float) -> dict[str, float]:
             shares[skill] = float(stage.gold.share) if num_rows else 0.0
             continue
         new = min(NEW_PASSES * num_rows / answers_per_step / stage.steps, 1.0)  # of the steps
-        shares[skill] = new * NEW_SHARE + (1 - new) * REPEATED_SHARE * (1 - solved)
+        shares[skill] = new * NEW_SHARE + (1 - new) * repeated_share(assumed.solved, assumed.cost_ratio)
     return shares

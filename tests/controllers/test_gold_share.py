@@ -11,6 +11,7 @@ from rld.controllers.baselines import FixedController
 from rld.controllers.gap import GapController
 from rld.controllers.gold_share import FirstAnswers, GoldShareController
 from rld.controllers.observation import Observation, SkillObservation
+from rld.utils.flops import SourceFlops
 
 
 def observed(successes: int, attempts: int = 20) -> Observation:
@@ -37,7 +38,7 @@ def test_a_fixed_share_stays():
 
 
 @pytest.mark.parametrize(("successes", "share"), [(0, 0.5), (10, 0.25), (20, 0.0)])
-def test_repeated_answers_have_half_of_the_failure_rate(successes, share):
+def test_repeated_answers_have_half_of_the_failure_rate_at_equal_costs(successes, share):
     controller = GoldShareController(FixedController(), num_rows={"add": 10}, num_iterations=2)
     state = controller.start(["add", "sort"], [], ["policy"])
     measured = SkillObservation(groups=5, attempts=20, successes=successes, gold_answers=20)
@@ -49,6 +50,22 @@ def test_repeated_answers_have_half_of_the_failure_rate(successes, share):
     for tick in range(60):
         state, weights, events = controller.step(state, Observation(tick, {"add": measured, "sort": measured}))
     assert not events and weights.gold_share["add"] == pytest.approx(share, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("sampled_flops", "share"),
+    [(0.0, 0.5), (20.0, 0.5), (60.0, 0.75), (180.0, 0.9)],  # nothing measured; as dear as a gold answer; 3, 9 times
+)
+def test_more_repeated_answers_are_learnt_where_a_sampled_completion_costs_more(sampled_flops, share):
+    controller = GoldShareController(FixedController(), num_rows={"add": 10})
+    state = controller.start(["add"], [], ["policy"])
+    measured = SkillObservation(groups=5, attempts=20, gold_answers=80)
+    observation = Observation(1, {"add": measured}, flops=SourceFlops(sampled=sampled_flops, gold=80.0))
+    for _ in range(60):
+        state, weights, _ = controller.step(json.loads(json.dumps(state)), observation)
+    assert weights.gold_share["add"] == pytest.approx(share, abs=0.01)
+    nothing = Observation(1, {"add": SkillObservation()})
+    assert controller.step(state, nothing)[1].gold_share["add"] == pytest.approx(share, abs=0.01), "the last one holds"
 
 
 def attempts(successes: int, own_length: int, num: int = 8) -> SkillObservation:

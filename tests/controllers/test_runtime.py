@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -16,6 +17,7 @@ from rld.controllers.runtime import ControllerRuntime
 from rld.controllers.statistics import AttemptCounts
 from rld.controllers.target import TargetedController
 from rld.errors import ControllerError
+from rld.utils.flops import SourceFlops
 from tests.support.update_statistics import statistics
 
 RULE = CapacityRule()
@@ -121,3 +123,17 @@ def test_a_state_with_another_part_of_the_controller_is_refused():
         for saved, current in ((plain, other), (other, plain)):
             with pytest.raises(ControllerError, match=f"both have {other.STATE_KEY}.*start anew"):
                 runtime(current).load_state_dict(runtime(saved).state_dict())
+
+
+def test_a_controller_is_shown_the_operations_since_the_last_tick_after_a_resume_too(monkeypatch):
+    made, shown = runtime(), list[SourceFlops]()
+    step = GapController.step
+    monkeypatch.setattr(GapController, "step", lambda *args: (shown.append(args[2].flops), step(*args))[1])
+    for update in (1, 2, 3):
+        made.set_flops(SourceFlops(sampled=10.0 * update, gold=float(update)))
+        made.finish_update(statistics(), update)
+    resumed = runtime()
+    resumed.load_state_dict(json.loads(json.dumps(made.state_dict())))
+    resumed.set_flops(SourceFlops(sampled=50.0, gold=5.0))
+    resumed.finish_update(statistics(), 4)
+    assert shown == [(20.0, 2.0), (30.0, 3.0)]

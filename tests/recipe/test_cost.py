@@ -151,9 +151,15 @@ def test_a_teacher_is_probed_where_the_verifier_cannot_answer_the_gate(tmp_path,
 
 @pytest.mark.parametrize(
     ("num_rows", "longest", "share"),
-    [(math.inf, 10, 31 / 32), (math.inf, 11, 31 / 32), (3.875, 10, 55 / 128), (0, 10, 31 / 32)],
+    [
+        (math.inf, 10, 31 / 32),
+        (math.inf, 11, 31 / 32),
+        (3.875, 10, 31 / 128 + 3 / 8 * 77 / 143),  # new for two of eight steps; then a completion costs 77 / 66
+        (0, 10, 31 / 32),
+    ],
 )
 def test_gold_answers_are_most_prompts_until_the_rows_repeat(tmp_path, num_rows, longest, share):
+    """Per parameter a completion takes (2 * 17 + 6 * 15) / 2 operations and 2 * 15 / 2 of a teacher, a gold answer 66."""
     made = recipe().model_dump() | {"max_new_tokens": longest}
     made["stages"][1] |= {"signals": {"policy": {}, "response": {}}, "rollout": {"prompts": 8, "completions": 2}}
     made["stages"][1] |= {"steps": 8}  # each with 15 gold answers while they are new

@@ -67,6 +67,8 @@ def test_operations_are_those_that_each_model_computed(tmp_path):
     assert expected["on"] > expected["off"] > 0, "one that is off is measured now and then"
     num_all, num_gold, size = sum(learnt), sum(gold), student.num_parameters()
     assert len(gold) == 6 and 0 < num_gold < num_all
+    sampled = sum(made.flop_meter.accounts[name] for name in ("generation", "gate", "teachers"))
+    assert made.flop_meter.by_source == (sampled + 6 * size * (num_all - num_gold), 6 * size * num_gold)
     assert parts["student"] == {"updates": 6 * size * (num_all - num_gold), "gold": 6 * size * num_gold, "probes": 0}
     num_groups = sum(8 - len(record.gold_groups) for record in made.records)
     assert made.totals.prompts_by_teacher == {"on": num_groups, "off": 0}
