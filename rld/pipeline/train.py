@@ -83,7 +83,7 @@ def train(recipe: Recipe, source: Path, output: Path, resume: bool, accepts_chan
         if run.state.is_main_process:
             show_report(output)
             if status == "stopped":
-                SafeConsole().print("stopped; the same command with --resume goes on from here", soft_wrap=True)
+                SafeConsole().print(f"stopped; {_same_command(run)} goes on from here", soft_wrap=True)
     except Exception as error:
         is_failure = isinstance(error, OSError | RuntimeError | MemoryError | ImportError | SafetensorError)
         failure = as_os_error(error) if is_failure else None
@@ -143,7 +143,12 @@ def _what_remains(run: RunContext) -> str:
         elif (checkpoint := checkpoints.latest(run.paths.checkpoints(stage.name))) is not None:
             parts.append(f"stage {stage.name} has a checkpoint at step {checkpoints.step(checkpoint)}")
     parts.insert(0, f"finished stages: {', '.join(finished) or 'none'}")
-    return f"{', '.join(parts)}; once that is mended, the same command with --resume goes on from there"
+    return f"{', '.join(parts)}; once that is mended, {_same_command(run)} goes on from there"
+
+
+def _same_command(run: RunContext) -> str:
+    """Return the command that goes on with a run; one that resumes, as each of `rld ablate` does, needs no option."""
+    return "the same command" if run.resume else "the same command with --resume"
 
 
 def _show_launch(run: RunContext) -> None:

@@ -56,7 +56,10 @@ def test_a_full_disk_is_told_with_what_remains_and_the_run_resumes(recipe, tmp_p
         patch.setattr(RunLog, "on_log", on_log_until_full)
         patch.setattr(summary.SummaryWriter, "write", write_until_full)
         assert main(["train", recipe, "--output", str(run)]) == 74
-    error = capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert "the same command with --resume goes on from there" in error
+        assert main(["train", recipe, "--output", str(run), "--resume"]) == 74
+        assert "once that is mended, the same command goes on from there" in capsys.readouterr().err
     assert "Traceback" not in error
     assert "rld: summary.json could not be updated: No space left on device" in error
     assert f"No space left on device; free some space ({run}); the disk at /" in error
