@@ -131,7 +131,7 @@ class Observation:
     """Root-mean-square gradient of each signal's unweighted loss with respect to the student's last hidden states."""
     progress: float = 0.0
     """Share of the stage's optimiser steps that are done, in [0, 1]."""
-    flops: SourceFlops = SourceFlops()
+    flops: SourceFlops = field(default_factory=SourceFlops)
     """Operations since the last tick, over all processes."""
 
     @property

@@ -319,8 +319,7 @@ class RLDTrainer(GRPOHooks):
         step, size = self.state.global_step + 1, self._num_parameters
         self.totals.tokens_trained += int((statistics.student_tokens - statistics.padding_tokens).item())
         probed = training_flops(size, num_probed) + forward_flops(size, num_read)
-        count_update(self.flop_meter, size, statistics, probed)
-        self.runtime.set_flops(self.flop_meter.by_source)
+        count_update(self.flop_meter, size, statistics, probed, runtime=self.runtime)
         if self.args.labels:
             self.runtime.add_label_counts(*self._joint_loss.take_label_counts(self.accelerator))
         metrics, events = self.runtime.finish_update(statistics, step, self.progress(step), gradients)

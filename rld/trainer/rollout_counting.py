@@ -84,16 +84,20 @@ def count_attempts(
         stream.count(record.skills, *total)
 
 
-def count_update(flop_meter: FlopMeter, size: int, statistics: UpdateStatistics, probed: float) -> None:
-    """Count the student's operations in an update.
+def count_update(
+    flop_meter: FlopMeter, size: int, statistics: UpdateStatistics, probed: float, *, runtime: ControllerRuntime
+) -> None:
+    """Count the student's operations in an update, and tell the controller of the stage's.
 
     Args:
         flop_meter: Gets them.
         size: The student's parameters.
         statistics: The tokens of the update, over all processes.
         probed: Operations of what a controller had the student read.
+        runtime: The controller's.
     """
     num_tokens, num_gold = int(statistics.student_tokens.item()), int(statistics.gold_tokens.item())
     flop_meter.add_student("updates", training_flops(size, num_tokens - num_gold))
     flop_meter.add_student("gold", training_flops(size, num_gold))
     flop_meter.add_student("probes", probed)
+    runtime.set_flops(flop_meter.by_source)

@@ -159,7 +159,7 @@ def test_a_teacher_is_probed_where_the_verifier_cannot_answer_the_gate(tmp_path,
     ],
 )
 def test_gold_answers_are_most_prompts_until_the_rows_repeat(tmp_path, num_rows, longest, share):
-    """Per parameter a completion takes (2 * 17 + 6 * 15) / 2 operations and 2 * 15 / 2 of a teacher, a gold answer 66."""
+    """Per parameter a completion takes (2 * 17 + 6 * 15) / 2 operations, 2 * 15 / 2 of a teacher, a gold answer 66."""
     made = recipe().model_dump() | {"max_new_tokens": longest}
     made["stages"][1] |= {"signals": {"policy": {}, "response": {}}, "rollout": {"prompts": 8, "completions": 2}}
     made["stages"][1] |= {"steps": 8}  # each with 15 gold answers while they are new
