@@ -250,7 +250,7 @@ class _Cost(BaseModel, frozen=True):
         """Return the cost one tick later."""
         skills, flops = observation.skills.values(), observation.flops
         return _Cost(
-            num_sampled=MEMORY * self.num_sampled + sum(skill.attempts for skill in skills),
+            num_sampled=MEMORY * self.num_sampled + sum(skill.sampled for skill in skills),
             sampled_flops=MEMORY * self.sampled_flops + flops.sampled,
             num_gold=MEMORY * self.num_gold + sum(skill.gold_answers for skill in skills),
             gold_flops=MEMORY * self.gold_flops + flops.gold,

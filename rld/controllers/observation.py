@@ -92,6 +92,8 @@ class RequiredMeasurements(NamedTuple):
 class SkillObservation:
     """One skill since the last tick. Counts are over all processes."""
 
+    sampled: int = 0
+    """Completions that the student sampled: the attempts, and those to which the verifier does not apply."""
     attempts: int = 0
     successes: int = 0
     groups: int = 0

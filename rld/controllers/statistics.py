@@ -93,6 +93,8 @@ class AttemptCounts(NamedSums):
     """Levels of the prompts of the attempts."""
     gold_S: Tensor
     """Gold answers that were learnt by themselves, and in no group."""
+    sampled_S: Tensor
+    """Completions that the student sampled: the attempts, and those to which the verifier does not apply."""
     attempt_tokens_S: Tensor
     """Tokens of the attempts, but for those at prompts that were replaced."""
     success_tokens_S: Tensor
@@ -290,6 +292,7 @@ class WindowStatistics:
     ) -> SkillObservation:
         """Return what a controller is shown of skill number `s`."""
         return SkillObservation(
+            sampled=int(self.attempts.sampled_S[s]),
             attempts=int(self.attempts.attempts_S[s]),
             gold_answers=int(self.attempts.gold_S[s]),
             attempt_tokens=int(self.attempts.attempt_tokens_S[s]),

@@ -51,8 +51,9 @@ class Attempts(NamedTuple):
         return cls(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
     def counts(self, num_skills: int) -> AttemptCounts:
-        """Count attempts and successes per skill, and no groups."""
+        """Count sampled completions, attempts and successes per skill, and no groups."""
         counts = AttemptCounts.zeros(num_skills, 0, self.skills_A.device)
+        counts.sampled_S.index_add_(0, self.skills_A, torch.ones_like(self.attempted_A, dtype=torch.float64))
         counts.attempts_S.index_add_(0, self.skills_A, self.attempted_A.double())
         counts.successes_S.index_add_(0, self.skills_A, self.succeeded_A.double())
         return counts
@@ -79,7 +80,7 @@ def group_counts(
     gold_groups: Collection[int] = (),
     rule: SuccessRule = DEFAULT_RULE,
 ) -> GroupOutcomes:
-    """Count attempts, successes and informative groups, those whose weighted rewards differ, per skill.
+    """Count per skill what is sampled, attempts, successes and informative groups, whose weighted rewards differ.
 
     Args:
         rewards_AR: The rewards, NaN where one does not apply; the first is the verifier's.
@@ -92,12 +93,14 @@ def group_counts(
         rule: Tells from the verifier's rewards which completions are correct.
     """
     attempted_A, succeeded_A = ~rewards_AR[:, 0].isnan(), rewards_AR[:, 0] >= rule.threshold
-    if is_sampled_A is not None:
-        attempted_A, succeeded_A = attempted_A & is_sampled_A, succeeded_A & is_sampled_A
+    if is_sampled_A is None:
+        is_sampled_A = torch.ones_like(attempted_A)
+    attempted_A, succeeded_A = attempted_A & is_sampled_A, succeeded_A & is_sampled_A
     informative = informative_groups(rewards_AR, weights_R, group_size)
     counts_G = torch.ones_like(informative, dtype=torch.float64)
     counts_G[sorted(gold_groups)] = 0.0
     counts = AttemptCounts.zeros(num_skills, 0, rewards_AR.device)
+    counts.sampled_S.index_add_(0, skills_A, is_sampled_A.double())
     counts.attempts_S.index_add_(0, skills_A, attempted_A.double())
     counts.successes_S.index_add_(0, skills_A, succeeded_A.double())
     group_skills = skills_A[::group_size]

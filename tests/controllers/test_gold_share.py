@@ -59,7 +59,8 @@ def test_repeated_answers_have_half_of_the_failure_rate_at_equal_costs(successes
 def test_more_repeated_answers_are_learnt_where_a_sampled_completion_costs_more(sampled_flops, share):
     controller = GoldShareController(FixedController(), num_rows={"add": 10})
     state = controller.start(["add"], [], ["policy"])
-    measured = SkillObservation(groups=5, attempts=20, gold_answers=80)
+    # The verifier applies to every second completion; all of them cost something.
+    measured = SkillObservation(groups=5, sampled=20, attempts=10, gold_answers=80)
     observation = Observation(1, {"add": measured}, flops=SourceFlops(sampled=sampled_flops, gold=80.0))
     for _ in range(60):
         state, weights, _ = controller.step(json.loads(json.dumps(state)), observation)

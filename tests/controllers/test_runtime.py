@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -17,11 +20,12 @@ from rld.controllers.runtime import ControllerRuntime
 from rld.controllers.statistics import AttemptCounts
 from rld.controllers.target import TargetedController
 from rld.errors import ControllerError
+from rld.trainer.checkpoints import VERSION
 from rld.utils.flops import SourceFlops
 from tests.support.update_statistics import statistics
 
 RULE = CapacityRule()
-_ROWS = [[8.0, 8.0], [1.0, 8.0], [2.0, 2.0], [1.0, 0.0], [0.0, 4.0], *[[0.0, 0.0]] * 3]
+_ROWS = [[8.0, 8.0], [1.0, 8.0], [2.0, 2.0], [1.0, 0.0], [0.0, 4.0], [0.0, 0.0], [8.0, 8.0], *[[0.0, 0.0]] * 2]
 ATTEMPTS = AttemptCounts(*torch.tensor(_ROWS, dtype=torch.float64))
 """8 attempts at each of two skills, with 1 and 8 successes, in 2 groups, of which 1 and none are informative."""
 
@@ -115,6 +119,20 @@ def test_a_saved_state_goes_on_the_same():
     for made in (one, two):
         made.finish_update(statistics(0.01), 2)
     assert one.state_dict() == two.state_dict()
+
+
+def test_the_version_of_checkpoints_is_that_of_the_parts_of_a_state():
+    made = runtime(GoldShareController(GapController()))
+    parts = sorted(set(_paths(json.loads(json.dumps(made.state_dict())))))
+    message = "a run can't be resumed from a checkpoint without a part: raise VERSION, and put both numbers here"
+    assert (VERSION, zlib.crc32("\n".join(parts).encode())) == (18, 3541437736), message
+
+
+def _paths(value: Any, path: str = "") -> Iterator[str]:
+    """Yield the names of the parts of a state, and of their parts."""
+    for name, part in value.items() if isinstance(value, dict) else ():
+        yield f"{path}/{name}"
+        yield from _paths(part, f"{path}/{name}")
 
 
 def test_a_state_with_another_part_of_the_controller_is_refused():

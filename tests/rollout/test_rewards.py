@@ -224,6 +224,7 @@ def test_counts():
         "informative_S": [2, 0, 0],
         "levels_S": [0, 0, 0],
         "gold_S": [0, 0, 0],
+        "sampled_S": [8, 0, 4],
         "attempt_tokens_S": [0, 0, 0],
         "success_tokens_S": [0, 0, 0],
     }
@@ -250,7 +251,7 @@ def test_gold_answers_are_no_attempts_but_make_a_group_informative():
     )
     assert attempted.tolist() == [False, True] * 2
     assert success.tolist() == [False, False, False, True]
-    assert [value for (value,) in counts.to_json().values()] == [2, 1, 2, 1, 0, 0, 0, 0]
+    assert [value for (value,) in counts.to_json().values()] == [2, 1, 2, 1, 0, 0, 2, 0, 0]
 
 
 def test_gold_completions_end_and_need_an_answer():

@@ -202,6 +202,16 @@ def said(record: Any) -> list[tuple[dict[str, Any], str]]:
     return [(record.rows[i], text) for i, text in record.answers.items()]
 
 
+def test_completions_that_nothing_judges_are_sampled_though_no_attempts(tmp_path):
+    def of_first(completions: list[str], skill: list[str], **_: Any) -> list[float | None]:
+        return [1.0 if name == "first" else None for name in skill]
+
+    trainer = runs.trainer(tmp_path, reward=of_first)
+    rollout(trainer)
+    counts = trainer.runtime._window.attempts
+    assert (counts.sampled_S + counts.gold_S).tolist() == [16, 16] and counts.attempts_S.tolist() == [8, 0]
+
+
 def test_no_teacher_reads_gold_prompts_and_they_are_no_attempts(tmp_path):
     trainer = runs.trainer(tmp_path, seeds=[1])
     trainer._success_rule = SuccessRule(success_at=0.2)
