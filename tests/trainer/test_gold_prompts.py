@@ -15,11 +15,11 @@ import tests.support.gold_prompts_one_and_two as runs
 import tests.support.tiny as tiny
 from rld.data.prompt_stream import PromptStream
 from rld.errors import DataError, RecipeError
+from rld.rollout import row_keys
 from rld.rollout.accepted_answers import AcceptedAnswers
 from rld.rollout.gold import gold_completions
 from rld.rollout.rewards import SuccessRule
 from rld.teachers.self_teacher import SelfTeacher
-from rld.trainer import answered_rows
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.rld_trainer import RLDTrainer
 from tests.support.processes import run_modules, sharing_environment
@@ -374,6 +374,6 @@ def test_without_a_curriculum_it_is_refused(tmp_path):
 
 def test_rows_that_differ_between_processes_are_refused(tmp_path, monkeypatch):
     trainer = runs.trainer(tmp_path, **OF_TEACHERS)
-    monkeypatch.setattr(answered_rows, "gather_object", lambda keys: [*keys, ["another row"]])
-    with pytest.raises(DataError, match="a generator should take all random numbers from its rng"):
+    monkeypatch.setattr(row_keys, "gather_object", lambda keys: [*keys, ["another row"]])
+    with pytest.raises(DataError, match="a generator should take all of them from its rng"):
         rollout(trainer)
