@@ -33,6 +33,7 @@ from rld.reporting.verdict import NUM_ERRORS, SMALLEST_CHANGE, Estimate, losses_
 from rld.types import SIGNALS
 from rld.utils import files
 from rld.utils.flops import training_flops
+from rld.utils.messages import one_line
 from rld.utils.versions import package_versions
 
 
@@ -102,7 +103,7 @@ def _code(text: str) -> str:
     """Return a text as code in Markdown, which none of its characters ends."""
     fence = "`" * (_longest_run(text) + 1)
     space = " " if "`" in text else ""
-    return f"{fence}{space}{' '.join(text.split())}{space}{fence}"
+    return f"{fence}{space}{one_line(text)}{space}{fence}"
 
 
 def _code_of_cell(text: str) -> str:
@@ -170,7 +171,7 @@ def _teachers_of(context: RunContext, stage: Stage, results: Mapping[str, Any]) 
 
 def _cell(text: str) -> str:
     """Return a text that another model's card has, without what Markdown reads as more than text."""
-    return re.sub(r"[|<>`*\[\]\\]", "", " ".join(text.split()))
+    return re.sub(r"[|<>`*\[\]\\]", "", one_line(text))
 
 
 def _merged_models(context: RunContext, stage: Stage, record: Mapping[str, Any]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rld.utils.control_characters import visible
+from rld.utils.messages import one_line
 
 _LINE = 120
 """Characters."""
@@ -21,7 +22,7 @@ _OTHER_VALUES = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
 def entry(indent: int, key: str, value: Any, why: str = "") -> list[str]:
     """Return a key of a recipe with its value and, behind it or above it, the reason."""
     line = f"{' ' * indent}{key}: {flow(value)}"
-    reason = " ".join(visible(why).split())
+    reason = one_line(visible(why))
     if not reason or len(f"{line}  # {reason}") <= _LINE:
         return [f"{line}  # {reason}" if reason else line]
     head = f"{' ' * indent}# "
