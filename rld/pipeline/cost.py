@@ -51,20 +51,12 @@ def cost(run: Path, source: Path | None, prices: Prices | None, requests_per_day
         UsageError: there is no run, it is not finished, makes no model, or has no such teacher as the prices name.
     """
     transformers.utils.logging.disable_progress_bar()
-    paths = RunFolder(run)
-    if not paths.recipe.is_file():
-        raise UsageError(f"{run} holds no run; rld train RECIPE makes one")
-    results = {result.name: result for result in read_run(run).summary.stages}
-    recipe = _recipe(paths.recipe)
+    recipe, results = _finished_run(run)
     paths, prices = recipe.run_folder(run), prices or recipe.prices or MACHINE_TIME
     models = [stage.name for stage in recipe.stages if stage.makes_model]
-    missing = [stage.name for stage in recipe.stages if stage.name not in results]
-    if missing:
-        raise UsageError(f"{run} is not finished: stage {missing[0]} is to do; rld train --resume goes on with it")
     if not models:
         raise UsageError(f"no stage of {run} makes a model, so there is no student that could pay for itself")
-    way = recipe.way_to(models[-1])
-    taught = [stage for stage in way if _teachers(stage)]
+    taught = [stage for stage in recipe.way_to(models[-1]) if _teachers(stage)]
     specs = _teachers(taught[-1]) if taught else {}
     names = [name for stage in recipe.stages for name in stage.teacher_names]
     unknown = [name for name in prices.apis if name not in names]
@@ -86,6 +78,22 @@ def cost(run: Path, source: Path | None, prices: Prices | None, requests_per_day
     write_report(run)  # which refers to that page
     tell(f"page: {paths.cost}")
     return 0
+
+
+def _finished_run(run: Path) -> tuple[Recipe, dict[str, StageResult]]:
+    """Return the recipe of a run and the results of its stages.
+
+    Raises:
+        UsageError: there is no run, or it is not finished.
+    """
+    paths = RunFolder(run)
+    if not paths.recipe.is_file():
+        raise UsageError(f"{run} holds no run; rld train RECIPE makes one")
+    recipe, results = _recipe(paths.recipe), {result.name: result for result in read_run(run).summary.stages}
+    missing = [stage.name for stage in recipe.stages if stage.name not in results]
+    if missing:
+        raise UsageError(f"{run} is not finished: stage {missing[0]} is to do; rld train --resume goes on with it")
+    return recipe, results
 
 
 def _recipe(path: Path) -> Recipe:

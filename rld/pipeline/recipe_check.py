@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def check_recipe(recipe: Recipe, source: Path, deep: bool = False) -> CheckResul
     Raises:
         RldError: `rld train` would refuse it.
     """
-    started, cautions, notes = time.perf_counter(), list[str](), list[str]()
+    started, notes = time.perf_counter(), list[str]()
     absent = absent_models(recipe, source.parent)
     if absent:
         notes.append(f"not on this machine, and checked when `rld train` has them: {', '.join(absent)}")
@@ -108,14 +108,8 @@ def check_recipe(recipe: Recipe, source: Path, deep: bool = False) -> CheckResul
         else row_summary(source, recipe.label_words.get(skill), encoder, characters_per_token)
         for skill, source in sources.items()
     ]
-    cautions += [*learning_rate_cautions(recipe), *seconds_cautions(recipe), *unreachable_rule_cautions(recipe)]
-    cautions += [*vllm_cautions(recipe), *synonym_cautions(recipe)]
     labels = label_summaries(recipe, sources, encoders)
-    cautions += label_notes(labels)
-    cautions += _repeated(recipe, [rows for rows in summaries if isinstance(rows, SkillSummary)])
-    cautions += _unpaid_gold_answers(recipe, source.parent, sources)
-    problem = functools.partial(_gold_problem, encoder, recipe.max_new_tokens)
-    cautions += _without_gold(recipe, source.parent, sources, problem)
+    cautions = [*_cautions(recipe, source.parent, sources, summaries, labels=labels, encoder=encoder)]
     notes.append(f"checked in {time.perf_counter() - started:.1f} s")
     return CheckResult(summaries, cautions, notes, labels, [*own_prompt_examples(recipe, sources, models)])
 
@@ -173,6 +167,27 @@ def _show_progress(recipe: Recipe, source: Path, folder: Path) -> None:
     for change in input_changes(previous, current, [stage.stage for stage in progress if stage.is_started]):
         consent = "; needs --accept-changes" if change.effect is Effect.NEEDS_CONSENT else ""
         console.print(f"changed: {change.text}{consent}", markup=False, soft_wrap=True)
+
+
+def _cautions(
+    recipe: Recipe,
+    folder: Path,
+    sources: Mapping[str, SkillRows],
+    summaries: Sequence[SkillSummary | TextSummary],
+    *,
+    labels: Sequence[LabelSummary],
+    encoder: Any,
+) -> Iterator[str]:
+    """Yield what may be a mistake, one sentence each."""
+    yield from learning_rate_cautions(recipe)
+    yield from seconds_cautions(recipe)
+    yield from unreachable_rule_cautions(recipe)
+    yield from vllm_cautions(recipe)
+    yield from synonym_cautions(recipe)
+    yield from label_notes(labels)
+    yield from _repeated(recipe, [rows for rows in summaries if isinstance(rows, SkillSummary)])
+    yield from _unpaid_gold_answers(recipe, folder, sources)
+    yield from _without_gold(recipe, folder, sources, functools.partial(_gold_problem, encoder, recipe.max_new_tokens))
 
 
 def _repeated(recipe: Recipe, summaries: list[SkillSummary]) -> Iterator[str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import TypeAlias
 
 from rld.data.items import Item
 from rld.data.row_kinds import RowReader
@@ -33,6 +34,10 @@ _SHORT_ANSWER = 40
 
 _CHAT_TOKENS = 24
 """About what a chat template writes around a question and an instruction."""
+
+
+Encode: TypeAlias = Callable[[str], list[int]]
+"""Returns the token ids of an answer."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +71,7 @@ def measure(rows: Survey, reader: RowReader, student: Model) -> Measured:
     Raises:
         RecipeError: no row is of the kind.
     """
-    rng = random.Random(0)
-    sample: list[Item] = []
-    long_answers, long_prompts = list[tuple[int, int, str]](), list[tuple[int, int, str]]()
-    num_items = num_rejected = num_characters = 0
-    first_rejected = ""
+    sample, num_rejected, first_rejected = _Sample(), 0, ""
     for record in records(rows.source):
         try:
             items = [item for item, _ in reader.items(record.values)]
@@ -79,28 +80,52 @@ def measure(rows: Survey, reader: RowReader, student: Model) -> Measured:
             first_rejected = first_rejected or f"{record.place}: {error}"
             continue
         for item in items:
-            num_items += 1
-            num_characters += len(item.question)
-            if not item.is_document:
-                _keep(long_answers, num_items, item.answer or "")
-                _keep(long_prompts, num_items, _prompt(item))
-            place = num_items - 1 if num_items <= _NUM_SAMPLED else rng.randrange(num_items)
-            if place < _NUM_SAMPLED:
-                sample[place : place + 1] = [item]
-    if not num_items:
+            sample.add(item)
+    if not sample.num_items:
         raise RecipeError(f"{rows.source}: none of its rows can be used; the first: {first_rejected}")
-    count = student.encoder.encode_answer
-    if sample[0].is_document:
-        beginnings = "".join(item.question[: _NUM_CHARACTERS // len(sample) + 1] for item in sample)
-        num_tokens = num_characters * len(count(beginnings)) / len(beginnings)
-        num_blocks = num_items + round(num_tokens / BLOCK)
-        lengths = Lengths(1, 1 + num_tokens / num_blocks, num_blocks)
-        return Measured(num_blocks, num_items, num_rejected, first_rejected, lengths, BLOCK, 0, None)
-    answers = [item.answer for item in sample if item.answer]
-    prompt = fmean(len(count(_prompt(item))) for item in sample) + _CHAT_TOKENS
-    answer = 1 + fmean([len(count(answer)) for answer in answers] or [0.0])
-    mean = Lengths(prompt, answer, num_items, num_items * len(answers) / len(sample))
-    longest = [max((len(count(text)) for *_, text in texts), default=0) for texts in (long_answers, long_prompts)]
+    of_kind = _measured_documents if sample.items[0].is_document else _measured_answers
+    return of_kind(sample, student.encoder.encode_answer, num_rejected, first_rejected)
+
+
+class _Sample:
+    """Some items of all rows, each as likely as any other, and those with the longest texts."""
+
+    def __init__(self) -> None:
+        self.items: list[Item] = []
+        self.num_items = self.num_characters = 0
+        """Of all rows."""
+        self.long_answers: list[tuple[int, int, str]] = []
+        self.long_prompts: list[tuple[int, int, str]] = []
+        self._rng = random.Random(0)
+
+    def add(self, item: Item) -> None:
+        """Count an item, and keep it with the probability with which all earlier ones were kept."""
+        self.num_items += 1
+        self.num_characters += len(item.question)
+        if not item.is_document:
+            _keep(self.long_answers, self.num_items, item.answer or "")
+            _keep(self.long_prompts, self.num_items, _prompt(item))
+        place = self.num_items - 1 if self.num_items <= _NUM_SAMPLED else self._rng.randrange(self.num_items)
+        if place < _NUM_SAMPLED:
+            self.items[place : place + 1] = [item]
+
+
+def _measured_documents(sample: _Sample, encode: Encode, num_rejected: int, first_rejected: str) -> Measured:
+    beginnings = "".join(item.question[: _NUM_CHARACTERS // len(sample.items) + 1] for item in sample.items)
+    num_tokens = sample.num_characters * len(encode(beginnings)) / len(beginnings)
+    num_blocks = sample.num_items + round(num_tokens / BLOCK)
+    lengths = Lengths(1, 1 + num_tokens / num_blocks, num_blocks)
+    return Measured(num_blocks, sample.num_items, num_rejected, first_rejected, lengths, BLOCK, 0, None)
+
+
+def _measured_answers(sample: _Sample, encode: Encode, num_rejected: int, first_rejected: str) -> Measured:
+    items, num_items = sample.items, sample.num_items
+    answers = [item.answer for item in items if item.answer]
+    prompt = fmean(len(encode(_prompt(item))) for item in items) + _CHAT_TOKENS
+    answer = 1 + fmean([len(encode(answer)) for answer in answers] or [0.0])
+    mean = Lengths(prompt, answer, num_items, num_items * len(answers) / len(items))
+    texts_by_part = sample.long_answers, sample.long_prompts
+    longest = [max((len(encode(text)) for *_, text in texts), default=0) for texts in texts_by_part]
     sizes = longest[0] + 1, longest[1] + _CHAT_TOKENS
     return Measured(num_items, 0, num_rejected, first_rejected, mean, *sizes, _verifier(answers))
 

@@ -45,6 +45,21 @@ def propose(
         raise UsageError(f"{output} exists; remove it, or choose another --output")
     if not output.parent.is_dir():
         raise UsageError(f"there is no folder {output.parent} for {output.name}; make it, or choose another --output")
+    draft, plan = make_plan(_draft(rows, student, teachers, held_out, minutes=minutes))
+    write_text(output, draft.text(plan, output.resolve().parent))
+    for stage, seconds in plan.step_seconds.items():
+        if plan.steps[stage] < min(_FEW_STEPS, most_steps(draft, plan, stage)):
+            fix = "give it more --minutes, or choose smaller models"
+            steps = f"{plan.steps[stage]} steps of {two_digits(seconds)} s"
+            tell(f"caution: {minutes:g} minutes hold {steps} for {stage!r}; {fix}")
+
+
+def _draft(rows: str, student: str, teachers: Sequence[str], held_out: str | None, *, minutes: float) -> Draft:
+    """Look at the rows, the models and the machine.
+
+    Raises:
+        RecipeError: rows or models cannot be used.
+    """
     source = _source(rows)
     held_out_source = None if held_out is None else _source(held_out)
     rows_survey, own_survey = survey(source), None if held_out_source is None else survey(held_out_source)
@@ -56,7 +71,7 @@ def propose(
         raise RecipeError(f"{rows} has chat messages, and the model {plain[0]!r} has no chat template; {fix}")
     models_by_name = {f"teacher{i}" if len(masters) > 1 else "teacher": model for i, model in enumerate(masters, 1)}
     cards, has_gpu = measure_machine()
-    draft = Draft(
+    return Draft(
         name=_name(rows),
         source=source,
         held_out=held_out_source,
@@ -69,13 +84,6 @@ def propose(
         cards=cards,
         has_gpu=has_gpu,
     )
-    draft, plan = make_plan(draft)
-    write_text(output, draft.text(plan, output.resolve().parent))
-    for stage, seconds in plan.step_seconds.items():
-        if plan.steps[stage] < min(_FEW_STEPS, most_steps(draft, plan, stage)):
-            fix = "give it more --minutes, or choose smaller models"
-            steps = f"{plan.steps[stage]} steps of {two_digits(seconds)} s"
-            tell(f"caution: {minutes:g} minutes hold {steps} for {stage!r}; {fix}")
 
 
 def _source(name: str) -> Source:
