@@ -52,8 +52,8 @@ class RolloutRecord:
         rewards_AR: The rewards, NaN where one does not apply; the first is the verifier's. None until they are there.
         attempted_A: Which completions are attempts of the student. None in an evaluation.
         succeeded_A: Which attempts succeeded. None in an evaluation.
-        num_read: Tokens of this process that the student read without an update: prompts when it sampled, and
-            completions for old and reference log-probabilities.
+        reads: Tokens that the student computed each time that this process read the rollout for old or reference
+            log-probabilities, and of these the padding.
         refilled: Completions that were sampled before TRL's rollout, and the prompts replaced until then. None: TRL
             samples, and no prompt is replaced.
         labels: The words of each skill's labels, which are the completions of its prompts. Empty: they are sampled.
@@ -72,7 +72,7 @@ class RolloutRecord:
     rewards_AR: Tensor | None = None
     attempted_A: Tensor | None = None
     succeeded_A: Tensor | None = None
-    num_read: int = 0
+    reads: list[tuple[int, int]] = field(default_factory=list)
     refilled: Refilled | None = None
     labels: Mapping[str, LabelWords] = field(default_factory=dict)
     gold_groups: frozenset[int] = frozenset()

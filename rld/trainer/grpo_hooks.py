@@ -256,7 +256,7 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, TrainingProgress, GRPOTrainer, 
         student = RecordingStudent(model, num_tokens)
         result = super()._get_per_token_logps_and_entropies(student, ids_BS, attention_BS, num_tokens, *args, **kwargs)
         if self._rollout is not None:
-            self._rollout.num_read += student.num_computed
+            self._rollout.reads.append((student.num_computed, student.num_padding))
         return result
 
     def _loss_logprobs(

@@ -48,7 +48,7 @@ from rld.trainer.prompt_refill import PromptRefill
 from rld.trainer.prompt_setup import shared_encoder
 from rld.trainer.retention import RetentionCallback
 from rld.trainer.rld_config import RLDConfig
-from rld.trainer.rollout_counting import count_attempts, count_update, sampled_tokens
+from rld.trainer.rollout_counting import count_attempts, count_update, rollout_tokens
 from rld.trainer.rollout_events import RolloutEvents
 from rld.trainer.running_averages import RunningAverages
 from rld.trainer.scoring_setup import gate_of, require_labels, teacher_scoring
@@ -230,13 +230,13 @@ class RLDTrainer(GRPOHooks):
 
     def _count_rollout(self, batch: RolloutBatch, record: RolloutRecord) -> None:
         """Count a rollout's tokens and attempts, and tell the controller and the curriculum of the attempts."""
-        num_sampled, num_prompts = sampled_tokens(batch, record, self._prefill.take_num_read())
-        record.num_read += num_prompts
-        sizes = torch.tensor([num_sampled, record.num_read], device=self.accelerator.device)
-        generated, read = self.accelerator.reduce(sizes, "sum").tolist()
+        tokens = rollout_tokens(batch, record, self._prefill.take_num_read())
+        sizes = torch.tensor(tokens, device=self.accelerator.device)
+        generated, read, read_gold = self.accelerator.reduce(sizes, "sum").tolist()
         self.totals.rollouts += 1
         self.totals.tokens_generated += generated
         self.flop_meter.add("generation", forward_flops(self._num_parameters, generated + read))
+        self.flop_meter.add_student("gold", forward_flops(self._num_parameters, read_gold))
         count_attempts(
             record,
             gather(batch["skill_ids"]),

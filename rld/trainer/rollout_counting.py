@@ -5,6 +5,8 @@ Shapes: B completions of this process, A completions of all processes, R rewards
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from accelerate.utils import gather
 from torch import Tensor
@@ -12,20 +14,38 @@ from torch import Tensor
 from rld.controllers.runtime import ControllerRuntime
 from rld.controllers.statistics import UpdateStatistics
 from rld.data.prompt_stream import PromptStream
-from rld.rollout.batch import RolloutBatch
+from rld.rollout.batch import RolloutBatch, gold_tokens
 from rld.rollout.counts import Attempts, group_counts
 from rld.rollout.record import RolloutRecord, RolloutTotals
 from rld.utils.flops import FlopMeter, training_flops
 
 
-def sampled_tokens(batch: RolloutBatch, record: RolloutRecord, num_prefilled: int) -> tuple[int, int]:
-    """Return the tokens that this process sampled for a rollout, and those of prompts that it read to sample them.
+class RolloutTokens(NamedTuple):
+    """Tokens of a rollout's forwards of the student, by what they are for."""
+
+    sampled: int
+    """Tokens that it sampled."""
+    read: int
+    """Prompts that it read to sample, and completions with their prompts for old and reference log-probabilities."""
+    gold: int
+    """Gold answers, with their prompts, that it read for these too."""
+
+
+def rollout_tokens(batch: RolloutBatch, record: RolloutRecord, num_prefilled: int) -> RolloutTokens:
+    """Return the tokens of a rollout of this process.
 
     Args:
-        batch: TRL's rollout.
+        batch: TRL's rollout; with gold answers these are marked.
         record: Its record.
         num_prefilled: Prompt tokens that were read once for several completions; 0: each completion's were read.
     """
+    num_sampled, num_prompts = _sampled_tokens(batch, record, num_prefilled)
+    num_gold = sum(gold_tokens(batch, *read) for read in record.reads) if "is_gold" in batch else 0
+    return RolloutTokens(num_sampled, num_prompts + sum(count for count, _ in record.reads) - num_gold, num_gold)
+
+
+def _sampled_tokens(batch: RolloutBatch, record: RolloutRecord, num_prefilled: int) -> tuple[int, int]:
+    """Return the tokens that this process sampled for a rollout, and those of prompts that it read to sample them."""
     if record.refilled is not None:
         return record.refilled.num_tokens, num_prefilled or record.refilled.num_prompt_tokens
     is_sampled_B = ~record.is_fixed_B.to(batch["completion_mask"].device)

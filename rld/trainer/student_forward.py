@@ -95,6 +95,11 @@ class RecordingStudent:
         return sum(result.num_computed or 0 for result in self.results)
 
     @property
+    def num_padding(self) -> int:
+        """Of these, padding."""
+        return sum(result.num_padding or 0 for result in self.results)
+
+    @property
     def result(self) -> StudentOutput:
         """The output of the student's one call."""
         (result,) = self.results

@@ -15,8 +15,8 @@ Account = Literal["generation", "teachers", "gate", "student", "retention", "ans
 - `generation`: the student samples completions and reads them for old and reference log-probabilities;
 - `teachers`: teachers score completions;
 - `gate`: teachers answer prompts, which decides whether they teach on them;
-- `student`: the student's updates, gold answers that a controller has it read, rows that it answers before its first
-  update, and rows by which it is cut;
+- `student`: the student's updates, gold answers that it reads for old and reference log-probabilities or because a
+  controller has it, rows that it answers before its first update, and rows by which it is cut;
 - `retention`: protected skills are sampled, replayed and probed;
 - `answers`: teachers answer probes before a stage, and prompts whose answers are learnt.
 
@@ -24,9 +24,9 @@ The parts of `teachers`, `gate` and `answers` are the teachers' names, those of 
 """
 
 StudentPart = Literal["updates", "gold", "probes", "cut"]
-"""What the student's operations are for: updates on completions or rows, updates on gold answers beside completions,
-gold answers that a controller has it read and rows that it answers before its first update, and rows by which it is
-cut."""
+"""What the student's operations are for: updates on completions or rows, gold answers beside completions (updates on
+them, and their old and reference log-probabilities), gold answers that a controller has it read and rows that it
+answers before its first update, and rows by which it is cut."""
 
 
 class SourceFlops(NamedTuple):
@@ -35,7 +35,7 @@ class SourceFlops(NamedTuple):
     sampled: float = 0.0
     """Its own completions: generation, the gate, teachers that score them, and updates on them."""
     gold: float = 0.0
-    """Gold answers, or those of teachers in their place: updates on them."""
+    """Gold answers, or those of teachers in their place: their old and reference log-probabilities, updates on them."""
 
 
 _FLOAT32 = 4

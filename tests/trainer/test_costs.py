@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from rld.curricula.fixed import Uniform
 
+import tests.support.gold_prompts_one_and_two as runs
 import tests.support.tiny as tiny
 from rld.controllers.baselines import FixedController
 from rld.models.prompt_sharing import PromptSharingLayout
 from rld.rollout.batch import gold_tokens
 from rld.teachers.teacher import Teacher
 from rld.trainer.rld_config import RLDConfig
+from rld.utils.flops import forward_flops
 from tests.support.gold_prompts_one_and_two import Recorded
 
 
@@ -72,6 +75,44 @@ def test_operations_are_those_that_each_model_computed(tmp_path):
     assert parts["student"] == {"updates": 6 * size * (num_all - num_gold), "gold": 6 * size * num_gold, "probes": 0}
     num_groups = sum(8 - len(record.gold_groups) for record in made.records)
     assert made.totals.prompts_by_teacher == {"on": num_groups, "off": 0}
+
+
+def test_old_and_reference_log_probabilities_of_gold_answers_are_no_cost_of_completions(tmp_path):
+    adapter = LoraConfig(r=2, target_modules=["q_proj"])
+    plain, made = runs.trainer(tmp_path), runs.trainer(tmp_path, beta=0.1, num_iterations=2, peft_config=adapter)
+    read, reads, log_probabilities = list[int](), list[int](), made._rollout_logprobs
+    count_reads(made._student, read)
+
+    def counted(*args: Any, **options: Any) -> Any:
+        read.clear()
+        result = log_probabilities(*args, **options)
+        reads.append(sum(read))
+        return result
+
+    made._rollout_logprobs = counted  # type: ignore[method-assign]
+    batches = [first_rollout(trainer) for trainer in (plain, made)]
+    (record,), batch = made.records, batches[1]
+    assert torch.equal(batches[0]["completion_ids"], batch["completion_ids"]), "an adapter changes nothing yet"
+    num_read = reads[1]  # for the reference's; the first forward, for old ones, also tries whether rows share prompts
+    assert [count for count, _ in record.reads] == [num_read] * 2
+    is_gold_B = batch["is_gold"]
+    by_gold, by_others = ({str(ids) for ids in batch["prompt_ids"][rows].tolist()} for rows in (is_gold_B, ~is_gold_B))
+    num_gold = int((batch["completion_mask"].sum(1) - 1)[is_gold_B].sum()) + 3 * len(by_gold - by_others)
+    num_gold = 2 * round(num_gold * num_read / (num_read - record.reads[0][1]))
+    before, after = (
+        [flops / forward_flops(trainer._num_parameters, 1) for flops in trainer.flop_meter.by_source]
+        for trainer in (plain, made)
+    )
+    assert before[1] == 0 and after[1] == num_gold > 0
+    assert after[0] - before[0] == 2 * num_read - num_gold > 0
+
+
+def first_rollout(trainer: Any) -> Any:
+    """Sample a rollout of four completions of each prompt, after the same random numbers."""
+    torch.manual_seed(0)
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    return trainer._generate_and_score_completions([trainer.stream.dataset[i // 4] for i in range(32)])
 
 
 @pytest.mark.parametrize("is_shared", [True, False])
