@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rld.controllers.gold_share import NEW_SHARE
-from rld.recipe.distill_cost import fixed_completion, gold_share
+from rld.recipe.distill_cost import fixed_completion, planned_gold_share
 from rld.recipe.hardware import Demand
 from rld.recipe.sizes import Sizes
 from rld.utils.flops import frozen_bytes, training_bytes
@@ -23,7 +24,9 @@ def sft_demand(stage: Any, num_parameters: int, sizes: Sizes) -> Demand:
     return Demand(state_bytes(stage, num_parameters), 0, activations)
 
 
-def distill_demand(stage: Any, num_parameters: int, teacher_bytes: int, sizes: Sizes) -> Demand:
+def distill_demand(
+    stage: Any, num_parameters: int, teachers: Mapping[str, int], *, sizes: Sizes, teacher_bytes: int
+) -> Demand:
     """Return the demand of a `distill` stage.
 
     Where the controller sets the share of gold answers, memory is what the share takes that takes most: of the cache
@@ -32,13 +35,14 @@ def distill_demand(stage: Any, num_parameters: int, teacher_bytes: int, sizes: S
     Args:
         stage: The stage, a `Distill`.
         num_parameters: Parameters of the student.
-        teacher_bytes: Bytes of the teachers' weights in the training process.
+        teachers: Parameters of each teacher that is loaded in the training process.
         sizes: The sizes of the recipe.
+        teacher_bytes: Bytes of the teachers' weights in the training process.
     """
     skills, rollout, shape = stage.skills or sizes.skills, stage.rollout, sizes.shape(stage.student)
     prompt, answer = sizes.lengths(skills).prompt, fixed_completion(stage, sizes)
     num_completions = rollout.num_completions(sizes.num_words(skills))
-    mean_share = least_share = most_share = gold_share(stage, sizes)
+    mean_share = least_share = most_share = planned_gold_share(stage, num_parameters, teachers, sizes)
     if stage.has_gold_prompts and stage.gold.share is None:
         least_share, most_share = 0.0, NEW_SHARE
     num_possible = 0 if stage.learns_labels else rollout.prompts * (num_completions - rollout.gold_completions)

@@ -124,7 +124,7 @@ def _mean_step(stage: Any, sizes: Sizes, assumed: Assumptions) -> _Step:
     lengths = sizes.lengths(skills)
     num_completions = rollout.num_completions(sizes.num_words(skills))
     num_sampled = 0 if stage.learns_labels else num_completions - rollout.gold_completions
-    num_prompts = rollout.prompts * (1 - gold_share(stage, sizes, assumed))
+    num_prompts = rollout.prompts * (1 - fmean(_gold_shares(stage, sizes, assumed).values()))
     num_gold = _num_gold(stage, sizes, assumed)
     completion = lengths.answer if assumed.completion is None else assumed.completion
     fixed = fixed_completion(stage, sizes)
@@ -218,16 +218,18 @@ def _answered_tokens(stage: Any, sizes: Sizes, assumed: Assumptions) -> float:
     return num_tokens
 
 
-def gold_share(stage: Any, sizes: Sizes, assumed: Assumptions = EXPECTED) -> float:
+def planned_gold_share(stage: Any, student: int, teachers: Mapping[str, int], sizes: Sizes) -> float:
     """Return the mean share of a stage's prompts that have their gold answer alone, over steps and skills.
 
     Where the controller sets it, no gold answers are taken to be bare results.
 
     Args:
         stage: The stage, a `Distill`.
+        student: Parameters of the student.
+        teachers: Parameters of each teacher that is loaded in the training process.
         sizes: The sizes of the recipe.
-        assumed: What shows only when the stage runs.
     """
+    assumed = _with_cost_ratio(stage, student, teachers, sizes, EXPECTED)
     return fmean(_gold_shares(stage, sizes, assumed).values())
 
 

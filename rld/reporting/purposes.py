@@ -17,7 +17,7 @@ _OF_TEACHERS = ("teachers", "gate", "answers")
 
 _OF_STUDENT = {
     "gold": ("gold answers beside completions", "gold"),
-    "probes": ("measurements on gold answers", "the controller"),
+    "probes": ("measurements on rows", "the controller"),
     "cut": ("rows by which a model is cut", "prune"),
 }
 """What parts of the student's account are for, and what needs them; updates are for completions or rows."""

@@ -17,6 +17,9 @@ from rld.rollout.verifier import Verify, is_success, shared_rewards
 from rld.trainer.sharding import whole_student
 from rld.utils.flops import forward_flops
 
+_MOST_AT_ONCE = 64
+"""Rows that a process answers at a time, at most: vLLM's rollouts may be larger than what the student can answer."""
+
 
 class FirstAnswersCallback(TrainerCallback):
     """Has the student answer rows when a training begins that is not resumed, and tells the controller.
@@ -67,7 +70,9 @@ class FirstAnswersCallback(TrainerCallback):
         """
         trainer, encoder = self._trainer, self._trainer._encoder
         rows = [row for skill in skills for row in trainer.stream.examples(skill, start + NUM_FIRST)[start:]]
-        answers = generate(model, encoder, rows, max_new_tokens=trainer.args.answer_length)
+        args, num_processes = trainer.args, trainer.accelerator.num_processes
+        batch_size = min(max(args.generation_batch_size // num_processes, 1), _MOST_AT_ONCE)  # a rollout's fits
+        answers = generate(model, encoder, rows, max_new_tokens=args.answer_length, batch_size=batch_size)
         texts = [answer.text for answer in answers]
         rewards = shared_rewards(encoder, rows, texts, self._verify)
         pairs = zip(answers, encoder.encode_answers(texts), strict=True)

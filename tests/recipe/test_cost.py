@@ -13,6 +13,7 @@ from rld.recipe.cost import stage_costs
 from rld.recipe.distill_cost import Assumptions, distill_flops
 from rld.recipe.measurement_cost import first_answer_flops
 from rld.recipe.schema import Recipe
+from rld.recipe.shapes import Shape
 from rld.recipe.sizes import Lengths, Sizes, config_of, parameters
 
 SMALL = {
@@ -165,9 +166,11 @@ def test_gold_answers_are_most_prompts_until_the_rows_repeat(tmp_path, num_rows,
     made["stages"][1] |= {"steps": 8}  # each with 15 gold answers while they are new
     size = parameters({"model_type": "llama", **SMALL})
     rows = {"s": Lengths(prompt=7.0, answer=5.0, num_answered=num_rows)}
-    flops = stage_costs(Recipe.model_validate(made), tmp_path, rows)["two"].flops_by_account
+    cost = stage_costs(Recipe.model_validate(made), tmp_path, rows)["two"]
     completion = 5 if num_rows else longest  # without a gold answer none is known to be shorter
-    assert flops["generation"] == pytest.approx((1 - share) * 2 * size * 8 * 8 * (7 + 2 * completion))
+    assert cost.flops_by_account["generation"] == pytest.approx((1 - share) * 2 * size * 8 * 8 * (7 + 2 * completion))
+    read_bytes = Shape.of({"model_type": "llama", **SMALL}).cache_bytes() * 16 * completion * (7 + completion / 2)
+    assert cost.demand.read_bytes == pytest.approx((1 - share) * 8 * read_bytes), "what is sampled is read, no more"
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,15 @@ def test_the_counts_are_those_of_greedy_answers_and_no_random_number_is_taken(tm
         assert counts["success_tokens"] == sum(n * reward for n, reward in zip(lengths, rewards, strict=True))
 
 
+def test_no_more_rows_are_answered_at_a_time_than_a_rollout_samples(tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(
+        first_answers, "generate", lambda *args, **options: (sizes.append(options), generate(*args, **options))[1]
+    )
+    begin(runs.trainer(tmp_path, says=SHORT, per_device_train_batch_size=4, **OPTIONS))
+    assert [options["batch_size"] for options in sizes] == [4]
+
+
 def none_applies(completions: list[str], **_: Any) -> list[None]:
     """A verifier that applies to no row."""
     return [None] * len(completions)

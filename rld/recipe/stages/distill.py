@@ -305,7 +305,7 @@ class Distill(TrainingStage):
             return StageCost(student, teachers, None, None)
         frozen = {spec.base: frozen_bytes(counts[name], sizes.dtype(spec)) for name, spec in self.loaded.items()}
         num_teacher_bytes = sum(frozen.values()) + average_bytes(self, frozen_bytes(student))
-        demand = distill_demand(self, student, num_teacher_bytes, sizes)
+        demand = distill_demand(self, student, counts, sizes=sizes, teacher_bytes=num_teacher_bytes)
         num_bytes = demand.state_bytes + demand.frozen_bytes
         flops, ends = distill_flops(self, student, counts, sizes), distill_flops_range(self, student, counts, sizes)
         return StageCost(student, teachers, num_bytes, flops, demand, ends)
