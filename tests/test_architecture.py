@@ -54,7 +54,7 @@ PARTICIPLES = """
     paid passed placed refused said seen shown spent stored taken thrown told tried wanted
 """.split()  # noqa: SIM905 - a list this long is easier to read as text
 """Words that name no variable, argument or function: a name is a noun of what it holds."""
-PRONOUNS = {"again", "both", "each", "every", "few", "many", "more", "one", "same", "some", "there"}
+PRONOUNS = {"again", "both", "each", "every", "few", "many", "more", "one", "own", "same", "some", "there"}
 """Words that name none either: they tell nothing of what it holds."""
 EXCEPTIONS = {  # what is above a limit, how far at most, and why; the list may only shrink
     "parameters trainer.rld_trainer RLDTrainer.__init__": (15, "it takes the arguments of TRL's trainer too"),

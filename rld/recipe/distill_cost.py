@@ -196,8 +196,8 @@ def _teacher_flops(
     for name, size in teachers.items():
         spec = stage.teachers[name]
         share = len(spec.skills) / len(skills) if spec.skills is not None else 1 / len(teachers)
-        own = step.num_prompts * lengths.answer if spec.prompt is not None and has_answer(spec.prompt) else 0.0
-        flops["teachers"] += stage.steps * share * forward_flops(size, own + step.read_tokens)
+        extra_tokens = step.num_prompts * lengths.answer if spec.prompt is not None and has_answer(spec.prompt) else 0.0
+        flops["teachers"] += stage.steps * share * forward_flops(size, extra_tokens + step.read_tokens)
         if stage.has_gate(can_judge=sizes.can_judge) and not stage.learns_labels:
             flops["gate"] += share * forward_flops(size, num_asked * (lengths.answer + decoded))
         probed = {*(spec.skills or skills)} & {*skills} - {*sizes.blocks}  # a document asks for no answer
