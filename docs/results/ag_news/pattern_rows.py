@@ -2,7 +2,8 @@
 
 A text is the title and the first words of the article, because every word costs operations.
 
-usage: python pattern_rows.py TRAIN.csv TEST.csv LABELS SEED, with the columns label, title, text
+usage: python pattern_rows.py TRAIN.csv TEST.csv LABELS SEED [UNLABELLED TESTED], with the columns label, title, text;
+rows without a label are 400, and those that are scored afterwards 500, unless given
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from few_labels import draw, write  # beside this file
 
 _NUM_WORDS = 16
 """Words of an article that follow its title."""
-_NUM_UNLABELLED, _NUM_TEST, _NUM_FIRST = 400, 500, 40
-"""Rows without a label, rows that are scored afterwards, and those of them that are scored in training too."""
+_NUM_FIRST = 40
+"""Rows of those that are scored afterwards that are scored in training too."""
 
 
 def read(path: str) -> list[dict[str, str]]:
@@ -37,10 +38,11 @@ def _begin(text: str) -> str:
 
 if __name__ == "__main__":
     train, test, count, seed = read(sys.argv[1]), read(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-    drawn = draw(train, count, _NUM_UNLABELLED, random.Random(seed))
+    num_unlabelled, num_test = map(int, sys.argv[5:] or ("400", "500"))
+    drawn = draw(train, count, num_unlabelled, random.Random(seed))
     write("few.csv", drawn)
     write("labelled.csv", [row for row in drawn if row["label"]])
     write("unlabelled.csv", [row for row in drawn if not row["label"]])
-    tests = random.Random(0).sample(test, _NUM_TEST)  # the same for every seed
+    tests = random.Random(0).sample(test, num_test)  # the same for every seed
     write("test.csv", tests)
     write("first.csv", tests[:_NUM_FIRST])
