@@ -44,8 +44,8 @@ BARE = 1 / 2
 def repeated_share(success: float, cost_ratio: float) -> float:
     """Return the share of prompts whose gold answers are learnt once they repeat.
 
-    Of the prompts on which the student fails it is the part that makes a gold answer count by what it saves: 1/2 where
-    both cost the same, and nearly all where a sampled completion costs many gold answers.
+    The prompts on which the student fails are split in inverse proportion to costs, so that their gold answers and
+    completions of them take the same operations: 1/2 each where both cost the same.
 
     Args:
         success: The student's success rate, in [0, 1].
