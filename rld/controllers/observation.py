@@ -92,8 +92,6 @@ class RequiredMeasurements(NamedTuple):
 class SkillObservation:
     """One skill since the last tick. Counts are over all processes."""
 
-    sampled: int = 0
-    """Completions that the student sampled: the attempts, and those to which the verifier does not apply."""
     attempts: int = 0
     successes: int = 0
     groups: int = 0
@@ -112,6 +110,8 @@ class SkillObservation:
     """Successes that a trusted reward checked."""
     audit_passed: int = 0
     """Of these, those that it found correct as well."""
+    sampled: int = 0
+    """Completions that the student sampled: the attempts, and those to which the verifier does not apply."""
     transfer: float | None = None
     """Cosine between the gradient of its gold answers and that of the target skills'; None if not required."""
     gradients: GradientStats | None = None
