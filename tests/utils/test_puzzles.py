@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -15,7 +16,6 @@ from rld.recipe import registry
 from rld.utils import puzzles
 from tests.recipe_page import SMALL
 
-ROOT = Path(__file__).parents[2]
 INSTALL = "pip install -e '.[puzzles]'"
 
 
@@ -50,7 +50,9 @@ def test_a_verifier_names_the_reward_and_the_extra(without_the_library):
 
 
 def test_it_is_imported_in_one_place():
-    files = [path for folder in ("rld", "rewards", "curricula", "recipes") for path in (ROOT / folder).rglob("*.py")]
+    names = ("rld", "rld.rewards", "rld.curricula", "rld.recipes")
+    folders = [Path(importlib.import_module(name).__path__[0]).resolve() for name in names]
+    files = {path for folder in folders for path in folder.rglob("*.py")}  # an installed rld holds the other folders
     importing = re.compile(r"^\s*(import|from) reasoning_gym\b", re.MULTILINE)
     importers = [path.name for path in files if importing.search(path.read_text())]
     assert importers == ["puzzles.py"]
