@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from pydantic import BaseModel
 
 from rld.controllers.base import State
 from rld.controllers.beta_posterior import UNIFORM, BetaPosterior
-from rld.controllers.observation import Observation, Weights
+from rld.controllers.observation import Observation, SkillObservation, Weights
 from rld.controllers.wrapped import WrappedController
 from rld.types import Event, Signal
 
@@ -101,7 +102,7 @@ class GoldShareController(WrappedController):
 
     def start(self, skills: list[str], teachers: list[str], signals: list[Signal]) -> State:
         inner = self.controller.start(skills, teachers, signals)
-        return {**inner, "gold": {skill: _GoldState().model_dump() for skill in skills}}
+        return {**inner, "gold": _saved({skill: _SkillState() for skill in skills}, _Cost())}
 
     def with_first_answers(self, state: State, answers: Mapping[str, FirstAnswers]) -> tuple[State, list[Event]]:
         """Return a state that knows how the student answers rows of some skills before its first update.
@@ -113,43 +114,43 @@ class GoldShareController(WrappedController):
         Returns:
             The state, and the events of step 0.
         """
-        gold, events = dict(state["gold"]), list[Event]()
+        by_skill, cost = _loaded(state["gold"])
+        events = list[Event]()
         for skill, first in answers.items():
-            before = _GoldState(**gold[skill])
-            after = before.model_copy(update={"first": first})
-            gold[skill] = after.model_dump()
-            events += self._events(0, skill, before, after)
-        return {**state, "gold": gold}, events
+            before = by_skill[skill]
+            by_skill[skill] = before.model_copy(update={"first": first})
+            events += self._events(0, skill, before, by_skill[skill], cost)
+        return {**state, "gold": _saved(by_skill, cost)}, events
 
     def weights(self, state: State) -> Weights:
-        by_skill = {skill: _GoldState(**entry) for skill, entry in state["gold"].items()}
-        shares = {skill: self._share(skill, of_skill) for skill, of_skill in by_skill.items()}
+        by_skill, cost = _loaded(state["gold"])
+        shares = {skill: self._share(skill, of_skill, cost) for skill, of_skill in by_skill.items()}
         answered = frozenset(skill for skill, of_skill in by_skill.items() if self._learns_teachers(skill, of_skill))
         return replace(self.controller.weights(self._inner(state)), gold_share=shares, teacher_answers=answered)
 
     def step(self, state: State, observation: Observation) -> tuple[State, Weights, list[Event]]:
         inner, _, events = self.controller.step(self._inner(state), observation)
-        gold = {}
-        for skill, entry in state["gold"].items():
-            before = _GoldState(**entry)
-            after = before.updated(skill, observation, self.num_iterations)
+        by_skill, cost = _loaded(state["gold"])
+        cost = cost.updated(observation)
+        for skill, before in by_skill.items():
+            after = before.updated(observation.skills[skill], self.num_iterations)
             if self._learns_teachers(skill, after) != self._learns_teachers(skill, before):
                 after = after.model_copy(update={"learnt": 0})  # what was learnt so far are the other ones' answers
-            gold[skill] = after.model_dump()
+            by_skill[skill] = after
             if self.share is None:
-                events = [*events, *self._events(observation.step, skill, before, after)]
-        state = {**inner, "gold": gold}
+                events = [*events, *self._events(observation.step, skill, before, after, cost)]
+        state = {**inner, "gold": _saved(by_skill, cost)}
         return state, self.weights(state), events
 
-    def _share(self, skill: str, state: _GoldState) -> float:
+    def _share(self, skill: str, state: _SkillState, cost: _Cost) -> float:
         learns_teachers = self._learns_teachers(skill, state)
         if not learns_teachers and self._has_none(skill, state):
             return 0.0
         if self.share is not None:
             return self.share
-        return repeated_share(state.success.mean, state.cost.ratio) if self._is_repeated(skill, state) else NEW_SHARE
+        return repeated_share(state.success.mean, cost.ratio) if self._is_repeated(skill, state) else NEW_SHARE
 
-    def _has_none(self, skill: str, state: _GoldState) -> bool:
+    def _has_none(self, skill: str, state: _SkillState) -> bool:
         """Return whether a skill's rows have no gold answers to learn, or what may still turn out as bare results."""
         if self.num_rows.get(skill) == 0:
             return True
@@ -157,22 +158,22 @@ class GoldShareController(WrappedController):
         may_be_bare = are_bare(gold_length, self.longest) and state.first.leave_doubt(gold_length)
         return self.share is None and (state.first.are_bare(gold_length) or may_be_bare)
 
-    def _learns_teachers(self, skill: str, state: _GoldState) -> bool:
+    def _learns_teachers(self, skill: str, state: _SkillState) -> bool:
         return skill in self.num_answerable and self._has_none(skill, state)
 
     def _gold_length(self, skill: str) -> float:
         return self.gold_lengths.get(skill, math.inf)
 
-    def _num_rows(self, skill: str, state: _GoldState) -> float:
+    def _num_rows(self, skill: str, state: _SkillState) -> float:
         if self._learns_teachers(skill, state):
             return self.num_answerable[skill]
         return self.num_rows.get(skill, math.inf)
 
-    def _is_repeated(self, skill: str, state: _GoldState) -> bool:
+    def _is_repeated(self, skill: str, state: _SkillState) -> bool:
         num_rows = self._num_rows(skill, state)
         return num_rows > 0 and state.learnt >= NEW_PASSES * num_rows
 
-    def _events(self, step: int, skill: str, before: _GoldState, after: _GoldState) -> Iterator[Event]:
+    def _events(self, step: int, skill: str, before: _SkillState, after: _SkillState, cost: _Cost) -> Iterator[Event]:
         length = self._gold_length(skill)
         if after.first.are_bare(length) and not before.first.are_bare(length):
             measured = f"{length:.1f} tokens; correct ones of the student have {after.first.success_length:.1f}"
@@ -184,7 +185,7 @@ class GoldShareController(WrappedController):
             yield Event(step, "gold answers short", skill, "gold", measured, "they are learnt: nothing shows them bare")
         if self._is_repeated(skill, after) and not self._is_repeated(skill, before):
             measured = f"{after.learnt} gold answers of its {self._num_rows(skill, after):g} rows were learnt"
-            rule = f"{NEW_PASSES} passes count as new; a completion costs {after.cost.ratio:.1f} gold answers"
+            rule = f"{NEW_PASSES} passes count as new; a completion costs {cost.ratio:.1f} gold answers"
             yield Event(step, "gold answers repeat", skill, "gold", measured, rule)
 
 
@@ -232,7 +233,10 @@ class FirstAnswers(BaseModel, frozen=True):
 
 
 class _Cost(BaseModel, frozen=True):
-    """Operations of sampled completions and of gold answers over all skills, and their numbers; all forget."""
+    """Operations of sampled completions and of gold answers over all skills, and their numbers; all forget.
+
+    Operations are not counted by skill.
+    """
 
     num_sampled: float = 0.0
     sampled_flops: float = 0.0
@@ -257,24 +261,29 @@ class _Cost(BaseModel, frozen=True):
         )
 
 
-class _GoldState(BaseModel, frozen=True):
+class _SkillState(BaseModel, frozen=True):
     """What is remembered of a skill."""
 
     success: BetaPosterior = UNIFORM
     learnt: int = 0
     """Gold answers, or those of teachers while these take their place, each as often as it was learnt."""
     first: FirstAnswers = FirstAnswers()
-    cost: _Cost = _Cost()
-    """That of all skills: operations are not counted by skill."""
 
-    def updated(self, skill: str, observation: Observation, num_iterations: int) -> _GoldState:
+    def updated(self, measured: SkillObservation, num_iterations: int) -> _SkillState:
         """Return the state one tick later."""
-        measured, first = observation.skills[skill], self.first
+        first = self.first
         if not first.suffice:
             first += FirstAnswers(**{name: getattr(measured, name) for name in FirstAnswers.model_fields})
-        return _GoldState(
+        return _SkillState(
             success=self.success.updated(measured.successes, measured.attempts, memory=MEMORY),
             learnt=self.learnt + measured.gold_answers * num_iterations,
             first=first,
-            cost=self.cost.updated(observation),
         )
+
+
+def _saved(by_skill: Mapping[str, _SkillState], cost: _Cost) -> dict[str, Any]:
+    return {"skills": {skill: state.model_dump() for skill, state in by_skill.items()}, "cost": cost.model_dump()}
+
+
+def _loaded(saved: Mapping[str, Any]) -> tuple[dict[str, _SkillState], _Cost]:
+    return {skill: _SkillState(**state) for skill, state in saved["skills"].items()}, _Cost(**saved["cost"])

@@ -148,7 +148,7 @@ def test_what_the_first_answers_show_is_told_once_and_is_no_success_rate(success
     )
     after, events = controller.with_first_answers(state, {"add": first})
     assert [(event.step, event.kind) for event in events] == [(0, kind) for kind in kinds]
-    assert after["gold"]["add"]["success"] == state["gold"]["add"]["success"]
+    assert after["gold"]["skills"]["add"]["success"] == state["gold"]["skills"]["add"]["success"]
     _, _, events = controller.step(after, Observation(1, {"add": attempts(0, own_length)}))
     assert not events
 

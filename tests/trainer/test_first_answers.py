@@ -56,7 +56,7 @@ def test_a_student_that_writes_more_learns_no_bare_results_in_its_first_update(t
     assert first_entry(trainer, "loss/gold") is None
     assert gold_events(trainer) == [(0, "gold answers bare", "first"), (0, "gold answers bare", "second")]
     assert num_probed(trainer) == 2 * 8 * (3 + 11), "prompts have three tokens, answers an end"
-    success = trainer.runtime.state["gold"]["first"]["success"]
+    success = trainer.runtime.state["gold"]["skills"]["first"]["success"]
     assert success["alpha"] + success["beta"] == 2.0, "no tick yet, and greedy answers are no attempts"
 
 
@@ -105,7 +105,7 @@ def last_of_many(count: int) -> Any:
 def test_one_correct_long_answer_of_many_leaves_doubt_in_which_gold_answers_are_not_learnt(tmp_path):
     trainer = runs.trainer(tmp_path, says=LONG, **{**OPTIONS, "reward": last_of_many(32)})
     begin(trainer)
-    state = trainer.runtime.state["gold"]
+    state = trainer.runtime.state["gold"]["skills"]
     assert {skill: state[skill]["first"]["attempts"] for skill in state} == {"first": 16, "second": 32}
     assert trainer.runtime.weights.gold_share == {"first": 0.0, "second": 31 / 32}
     assert [event[1:] for event in gold_events(trainer)] == [("gold answers short", "second")]
@@ -135,7 +135,7 @@ def test_the_counts_are_those_of_greedy_answers_and_no_random_number_is_taken(tm
     begin(trainer)
     assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]
     for skill in ("first", "second"):
-        counts = trainer.runtime.state["gold"][skill]["first"]
+        counts = trainer.runtime.state["gold"]["skills"][skill]["first"]
         rows = trainer.stream.examples(skill, counts["attempts"])
         answers = generate(trainer.model, trainer._encoder, rows, max_new_tokens=12)
         rewards = odd([answer.text for answer in answers])
