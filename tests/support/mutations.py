@@ -145,7 +145,7 @@ def _change(draw: Callable[[Any], Any], tree: Any, names: Sequence[str]) -> None
         parent[key] = draw(st.sampled_from([[parent[key]], {"a": parent[key]}, [parent[key], parent[key]]]))
     elif way == "other":
         parent[key] = copy.deepcopy(value_at(tree, draw(st.sampled_from(locs))))
-    elif way == "spell" and isinstance(parent[key], str):
+    elif way == "spell" and isinstance(parent[key], str) and not parent[key].startswith("\0"):  # else a place in `YAML`
         parent[key] = draw(damaged(parent[key], TEXTS))
     elif way == "spell" and isinstance(parent[key], (int, float)):
         third = parent[key] / 3 if abs(parent[key]) < 1e300 else parent[key]  # a larger integer is no float
