@@ -104,5 +104,6 @@ def _answered(skill: str, rows: list[Row], teacher: AnswerRows, verdicts: Verdic
     triples = zip(rows, answers, is_correct, strict=True)
     examples = [(row, answer) for row, answer, correct in triples if correct and answer.text.strip()]
     if not examples:
-        raise DataError(f"the teacher has no correct answer to any of {len(rows)} rows of skill {skill!r}")
+        answer = "answer" if verdicts is None else "correct answer"
+        raise DataError(f"the teacher has no {answer} to any of {len(rows)} rows of skill {skill!r}")
     return [examples[i % len(examples)] for i in range(len(rows))]  # the same number of rows keeps the skills' shares

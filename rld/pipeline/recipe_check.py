@@ -23,12 +23,14 @@ from rld.pipeline.plain_recipe import absent_models, reason_to_ask_libraries
 from rld.pipeline.skill_summary import SkillSummary, TextSummary, row_summary, text_summary
 from rld.recipe import registry
 from rld.recipe.cautions import (
+    budget_cautions,
     learning_rate_cautions,
     seconds_cautions,
     synonym_cautions,
     unreachable_rule_cautions,
     vllm_cautions,
 )
+from rld.recipe.cost import stage_costs
 from rld.recipe.hardware import Cards
 from rld.recipe.input_changes import Effect, input_changes
 from rld.recipe.inputs import Inputs, InputsFile
@@ -181,6 +183,8 @@ def _cautions(
     """Yield what may be a mistake, one sentence each."""
     yield from learning_rate_cautions(recipe)
     yield from seconds_cautions(recipe)
+    lengths = {summary.skill: summary.lengths for summary in summaries}
+    yield from budget_cautions(recipe, stage_costs(recipe, folder, lengths))
     yield from unreachable_rule_cautions(recipe)
     yield from vllm_cautions(recipe)
     yield from synonym_cautions(recipe)

@@ -91,7 +91,9 @@ class StageTraining:
 
     def _tell_ending(self, event: Event) -> None:
         self.log.events([event])
-        tell(f"stage '{self.stage.name}' ends after step {event.step} by its rule {event.about}: {event.measured}")
+        rule = f"its rule {event.about}: {event.measured}"
+        effect = "" if event.step else "; the student has no update, because what comes before it costs as much"
+        tell(f"stage '{self.stage.name}' ends after step {event.step} by {rule}{effect}")
 
     def trained_model(self) -> tuple[Any, PreTrainedTokenizerBase]:
         """Return the model that is trained, and its tokenizer."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from rld.recipe.schema import SHORT_STAGE, Recipe
+from rld.recipe.sizes import StageCost, quantity
 from rld.recipe.stages.distill import Distill
+from rld.recipe.stages.sft import Sft
 
 
 class _Rates(NamedTuple):
@@ -53,6 +55,24 @@ def seconds_cautions(recipe: Recipe) -> Iterator[str]:
         if stage.stop.max_seconds is not None:
             fix = "a budget of FLOPs or tokens is the same each time"
             yield f"stage '{stage.name}' ends by the clock (stop.max_seconds), so its result is not reproducible; {fix}"
+
+
+def budget_cautions(recipe: Recipe, costs: Mapping[str, StageCost]) -> Iterator[str]:
+    """Yield a sentence, with its place, for each budget that a teacher's answers use up before the first update.
+
+    Args:
+        recipe: The recipe.
+        costs: The estimated cost of each stage by name.
+    """
+    for stage in recipe.training_stages:
+        limit, planned = stage.stop.max_flops, costs[stage.name].flops_by_account
+        if not isinstance(stage, Sft) or limit is None or planned is None or planned["answers"] < limit:
+            continue
+        place, flops = recipe.place("stages", stage.name, "stop", "max_flops"), quantity(planned["answers"])
+        yield (
+            f"{place}, {limit:g}, would end the stage before its first update: answers of teacher '{stage.teacher}' to "
+            f"{stage.rows_in_use} rows cost about {flops} FLOPs; lower num_rows or steps, or raise the budget"
+        )
 
 
 def vllm_cautions(recipe: Recipe) -> Iterator[str]:

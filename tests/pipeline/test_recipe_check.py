@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -240,6 +241,27 @@ stages:
     retain: {probe_prompts: 8, prompts: 16, batch: 8}
     steps: 15
 """
+
+
+@pytest.mark.parametrize(("beyond", "num_told"), [(0, 1), (1, 0)])
+def test_a_budget_that_the_answers_of_a_teacher_use_up_is_told(recipe, beyond, num_told):
+    path = recipe.with_name("planned.yaml")
+    path.write_text(PLANNED)
+    path.with_name("rows.jsonl").write_text('{"question": "b:ab=", "answer": "ab"}')
+    lengths = {summary.skill: summary.lengths for summary in check_recipe(read_recipe(path), path).skills}
+    answers = stage_costs(read_recipe(path), path.parent, lengths)["copied"].flops_by_account["answers"]
+    planned = read_recipe(path, [f"stages.copied.stop.max_flops={answers + beyond}"])
+    told = [text for text in check_recipe(planned, path).cautions if "before its first update" in text]
+    assert len(told) == num_told and all("teacher 'first' to 64 rows cost about" in text for text in told)
+
+
+def test_a_stage_that_ends_before_its_first_update_says_so(recipe, tmp_path, capsys):
+    path = recipe.with_name("planned.yaml")
+    path.write_text(PLANNED.partition("  - name: student")[0])
+    path.with_name("rows.jsonl").write_text('{"question": "b:ab=", "answer": "ab"}')
+    options = ["stages.first.steps=40", "stages.copied.stop.max_flops=1"]
+    assert main(["train", str(path), *options, "--output", str(tmp_path / "run")]) == 0
+    assert re.search(r"'copied' ends after step 0 .*; the student has no update", capsys.readouterr().err)
 
 
 def test_planned_flops_are_those_that_a_run_counts(recipe, tmp_path):
