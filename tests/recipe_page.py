@@ -102,7 +102,8 @@ of its own, and so are [experiments on a controller](perturbations.md).
 functions. It opens the files of rows, draws rows from generators, builds models, adapters and optimisers without
 weights, looks for the layers of the feature signal, compares rows with tokenizer, context and `max_new_tokens`, and
 tries each curriculum and each reward on a row per skill. Then it shows an example per skill, the planned FLOPs by
-account, and cautions: an unusual learning rate, repeated questions, a gold answer that the verifier rejects.
+account, and cautions: an unusual learning rate, repeated questions, a gold answer that the verifier rejects, a budget
+that is used up before the first update.
 
 That takes about half a second for a recipe of new models. TRL, PEFT and transformers are imported, which takes some
 ten more, only where they may have something to say: for models and tokenizers on this machine, adapters, and options

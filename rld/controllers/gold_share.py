@@ -10,17 +10,16 @@ from typing import Any
 from pydantic import BaseModel
 
 from rld.controllers.base import State
-from rld.controllers.beta_posterior import UNIFORM, BetaPosterior
 from rld.controllers.observation import Observation, SkillObservation, Weights
 from rld.controllers.wrapped import WrappedController
 from rld.types import Event, Signal
 
 MEMORY = 0.9
-"""Share of earlier counts of successes that one tick keeps: about ten ticks are averaged."""
+"""Share of earlier costs that one tick keeps: about ten ticks are averaged."""
 
 NEW_SHARE = 31 / 32
-"""Share while a skill's gold answers are as good as new: from the others it is measured how often it succeeds. Where an
-update more is worth 0.03, as in short runs, what is sampled beyond that costs more than 0.01 of the score."""
+"""Share while a skill's gold answers are as good as new: on the others success, costs and teachers are measured. Where
+an update more is worth 0.03, as in short runs, what is sampled beyond that costs more than 0.01 of the score."""
 
 NEW_PASSES = 8
 """Passes over a skill's rows in which its gold answers count as new: in the last of them a row still teaches
@@ -42,17 +41,17 @@ BARE = 1 / 2
 """A gold answer below this share of the length of the student's own correct completions is a bare result."""
 
 
-def repeated_share(success: float, cost_ratio: float) -> float:
+def repeated_share(cost_ratio: float) -> float:
     """Return the share of prompts whose gold answers are learnt once they repeat.
 
-    The prompts on which the student fails are split in inverse proportion to costs, so that their gold answers and
-    completions of them take the same operations: 1/2 each where both cost the same.
+    The prompts are split in inverse proportion to costs, so that gold answers and completions take the same operations:
+    1/2 each where both cost the same, and never more than while the answers were new. The student's success rate has no
+    part in it: on rows that it knows by heart it says little about others.
 
     Args:
-        success: The student's success rate, in [0, 1].
         cost_ratio: Operations of a sampled completion, its teachers included, per those of a gold answer; above 0.
     """
-    return (1 - success) * cost_ratio / (1 + cost_ratio)
+    return min(cost_ratio / (1 + cost_ratio), NEW_SHARE)
 
 
 def are_bare(gold_length: float, own_length: float) -> bool:
@@ -71,10 +70,9 @@ class GoldShareController(WrappedController):
 
     Attributes:
         share: The share, fixed. None: 31/32 while the gold answers that were learnt come to less than 8 passes over the
-            skill's rows, then `repeated_share` of the mean of a Beta posterior of the student's success rate that
-            forgets. 0 where gold answers are bare results, less than half as long as the student's first 8 or more
-            correct completions, and where they may be: while its completions are more than twice as long and fewer than
-            8, and while its correct ones are.
+            skill's rows, then `repeated_share` of what a sampled completion costs. 0 where gold answers are bare
+            results, less than half as long as the student's first 8 or more correct completions, and where they may be:
+            while its completions are more than twice as long and fewer than 8, and while its correct ones are.
         num_rows: The number of rows with a gold answer of each skill that has an end of them. 0: none is learnt.
         num_answerable: The number of rows that teachers may answer of each skill of which they may, infinite where they
             have no end. Their correct answers take the place of gold answers that are none to learn, and of those that
@@ -109,7 +107,7 @@ class GoldShareController(WrappedController):
 
         Args:
             state: The state before the first tick.
-            answers: Counts by skill, over all processes. They are no attempts by which the success rate is estimated.
+            answers: Counts by skill, over all processes.
 
         Returns:
             The state, and the events of step 0.
@@ -148,7 +146,7 @@ class GoldShareController(WrappedController):
             return 0.0
         if self.share is not None:
             return self.share
-        return repeated_share(state.success.mean, cost.ratio) if self._is_repeated(skill, state) else NEW_SHARE
+        return repeated_share(cost.ratio) if self._is_repeated(skill, state) else NEW_SHARE
 
     def _has_none(self, skill: str, state: _SkillState) -> bool:
         """Return whether a skill's rows have no gold answers to learn, or what may still turn out as bare results."""
@@ -264,7 +262,6 @@ class _Cost(BaseModel, frozen=True):
 class _SkillState(BaseModel, frozen=True):
     """What is remembered of a skill."""
 
-    success: BetaPosterior = UNIFORM
     learnt: int = 0
     """Gold answers, or those of teachers while these take their place, each as often as it was learnt."""
     first: FirstAnswers = FirstAnswers()
@@ -275,7 +272,6 @@ class _SkillState(BaseModel, frozen=True):
         if not first.suffice:
             first += FirstAnswers(**{name: getattr(measured, name) for name in FirstAnswers.model_fields})
         return _SkillState(
-            success=self.success.updated(measured.successes, measured.attempts, memory=MEMORY),
             learnt=self.learnt + measured.gold_answers * num_iterations,
             first=first,
         )

@@ -17,8 +17,8 @@ from rld.utils.templates import has_answer
 class Assumptions(NamedTuple):
     """What decides the FLOPs of a stage and shows only when it runs."""
 
-    solved: float = 0.5
-    """Share of the completions on which the student succeeds; it sets the share of gold answers that are repeated."""
+    can_solve: bool = True
+    """Whether the student ever succeeds; otherwise it answers more rows before its first update."""
     completion: float | None = None
     """Mean tokens of a sampled completion. None: those of the gold answers, or the most without any."""
     agrees: bool = True
@@ -27,7 +27,8 @@ class Assumptions(NamedTuple):
     refills: int = 0
     """How often each prompt is replaced and sampled anew, because all completions of it got the same reward."""
     cost_ratio: float = 1.0
-    """FLOPs of a sampled completion per those of a gold answer; it sets that share too, and a plan computes it."""
+    """FLOPs of a sampled completion per those of a gold answer. It sets the share of gold answers that are repeated,
+    and a plan computes it."""
 
 
 EXPECTED = Assumptions()
@@ -75,7 +76,7 @@ def distill_flops(
         num_sampled = (1 + assumed.refills) * (step.prompt_tokens + step.sampled_tokens)
         flops["generation"] = stage.steps * forward_flops(student, num_sampled)
     flops["student"] += num_ticks * forward_flops(student, measured_tokens)
-    flops["student"] += first_answer_flops(stage, student, sizes, assumed.completion, assumed.solved)
+    flops["student"] += first_answer_flops(stage, student, sizes, assumed.completion, assumed.can_solve)
     if stage.target is not None:
         flops["student"] += num_ticks * transfer_flops(student, len(skills), len(stage.target), lengths)
     if stage.retain is not None:
@@ -106,14 +107,14 @@ def _with_cost_ratio(
 def distill_flops_range(stage: Any, student: int, teachers: Mapping[str, int], sizes: Sizes) -> tuple[int, int] | None:
     """Return the fewest and the most FLOPs of a stage; None where its student samples nothing.
 
-    The student is taken to solve all or nothing, with completions that are as long as the gold answers or as long as
-    they may be, gold answers to decide those of teachers always or never, and prompts to be replaced never or as often
-    as `rollout.refill` allows.
+    The student is taken to write completions that are as long as the gold answers, some of them correct, or as long as
+    they may be and all wrong, gold answers to decide those of teachers always or never, and prompts to be replaced
+    never or as often as `rollout.refill` allows.
     """
     if not _mean_step(stage, sizes, EXPECTED).sampled_tokens:
         return None
-    longest = float(sizes.max_new_tokens), False, stage.rollout.refill
-    ends = [Assumptions(solved, *end) for solved in (0.0, 1.0) for end in ((None, True, 0), longest)]
+    longest = Assumptions(False, float(sizes.max_new_tokens), False, stage.rollout.refill)
+    ends = EXPECTED, longest
     totals = [sum(distill_flops(stage, student, teachers, sizes, end).values()) for end in ends]
     return min(totals), max(totals)
 
@@ -248,5 +249,5 @@ def _gold_shares(stage: Any, sizes: Sizes, assumed: Assumptions) -> dict[str, fl
             shares[skill] = float(stage.gold.share) if num_rows else 0.0
             continue
         new = min(NEW_PASSES * num_rows / answers_per_step / stage.steps, 1.0)  # of the steps
-        shares[skill] = new * NEW_SHARE + (1 - new) * repeated_share(assumed.solved, assumed.cost_ratio)
+        shares[skill] = new * NEW_SHARE + (1 - new) * repeated_share(assumed.cost_ratio)
     return shares

@@ -50,7 +50,7 @@ def transfer_flops(student: int, num_skills: int, num_targets: int, lengths: Len
     return training_flops(student, num_rows * (lengths.prompt + lengths.answer))
 
 
-def first_answer_flops(stage: Any, student: int, sizes: Sizes, completion: float | None, solved: float) -> float:
+def first_answer_flops(stage: Any, student: int, sizes: Sizes, completion: float | None, can_solve: bool) -> float:
     """Return the FLOPs of the rows that a student answers before its first update, whose gold answers may be bare.
 
     Args:
@@ -58,12 +58,12 @@ def first_answer_flops(stage: Any, student: int, sizes: Sizes, completion: float
         student: Parameters of the student.
         sizes: The sizes of the recipe.
         completion: Mean tokens of its answers. None: those of the gold answers.
-        solved: The share of them that is correct. With 0 and answers of a length of their own it answers most rows.
+        can_solve: Whether one of them is correct. If none is, and their length is given, it answers most rows.
     """
     has_judge = sizes.can_judge or stage.audit is not None
     if not (stage.has_gold_prompts and stage.gold.share is None and has_judge) or stage.gold.answers == "teachers":
         return 0.0
-    num_rows = NUM_FIRST if solved or completion is None else MOST_FIRST
+    num_rows = NUM_FIRST if can_solve or completion is None else MOST_FIRST
     num_tokens = 0.0
     for skill in stage.skills or sizes.skills:
         lengths = sizes.lengths([skill])

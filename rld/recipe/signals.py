@@ -66,8 +66,8 @@ class GoldSignal(FrozenOptions):
     """What a token of a gold answer counts, relative to a sampled token with an advantage of 1 and a weight of 1."""
     share: float | None = Field(None, gt=0, le=1)
     """Share of each skill's prompts that have their gold answer alone. None: the controller sets it, to 31/32 while the
-    gold answers are new and to at most 1/2 once they repeat; none is learnt where it is a bare result, much shorter
-    than the student's own correct completions."""
+    gold answers are new and to c / (1 + c) once they repeat, c being what a sampled completion costs in gold answers;
+    none is learnt where it is a bare result, much shorter than the student's own correct completions."""
     answers: Literal["rows", "teachers", "either"] = "rows"
     """Whose answers are learnt. `rows`: those of the rows. `teachers`: greedy answers of the stage's teachers that the
     audit, or the verifier without one, accepts. `either`: those of the rows, and on skills whose rows have none to

@@ -90,8 +90,8 @@ class StageCost:
     demand: Demand | None = None
     """What it asks of cards beside operations; None for a stage that trains nothing."""
     flops_range: tuple[int, int] | None = None
-    """Fewest and most operations, if the student solves all or nothing, its completions are as long as gold answers or
-    as possible, and prompts are never refilled or as often as they may be. None: it samples none."""
+    """Fewest and most operations, if completions are as long as gold answers or as possible, and all wrong then, and
+    prompts are never refilled or as often as they may be. None: it samples none."""
 
     @property
     def flops(self) -> int | None:

@@ -42,7 +42,7 @@ _PHRASES = {
     "gold answers of teachers": "correct answers of teachers are learnt on {skill} in place of the rows'",
     "gold answers bare": "gold answers of rows are not learnt on {skill}, because they are bare results",
     "gold answers short": "gold answers are learnt on {skill} that may be bare results",
-    "gold answers repeat": "fewer gold answers are learnt on {skill}, because they repeat",
+    "gold answers repeat": "gold answers repeat on {skill}: from now on costs set their share",
     "transfer on": "{skill} helps {about} again and gets prompts for it",
     "transfer off": "{skill} does not help {about}",
     "capacity gap": "{skill}: the student no longer comes closer to {about}, which is better",

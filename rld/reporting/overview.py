@@ -20,7 +20,7 @@ from rld.recipe.stages import AnyStage
 from rld.recipe.stages.distill import Distill
 from rld.reporting import series
 
-_RANGE = "from all solved in completions as long as gold answers to none, as long as max_new_tokens"
+_RANGE = "from completions as long as gold answers to wrong ones as long as max_new_tokens"
 """What the range of a stage's FLOPs goes over."""
 
 _LONGEST = 200

@@ -38,7 +38,7 @@ from rld.utils.manifest import damage, has_manifest, write_manifest
 STATE = "rld_state.json"
 """The file with rld's own state."""
 
-VERSION = 19
+VERSION = 20
 """Version of what that file and those beside it hold."""
 
 _PROJECTIONS = "rld_projections.safetensors"

@@ -90,7 +90,7 @@ class GoldPrompts:
                 "set gold_completions"
             )
         if trainer.args.gold_share is None and getattr(trainer.reward_funcs[0], "__name__", "") == no_reward.__name__:
-            raise RecipeError("gold_share: set it; there is no reward that tells how often the student fails")
+            raise RecipeError("gold_share: set it; there is no reward that tells whether gold answers are bare results")
         return cls(
             trainer.stream,
             trainer.runtime,

@@ -174,7 +174,7 @@ def test_correct_answers_of_teachers_are_learnt_of_rows_without_any(tmp_path):
     updates = [entry for entry in log if "gold_share/copy" in entry]
     assert [entry["answered/copy"] for entry in updates[:5]] == [1.0] * 5 and "loss/gold" in updates[0]
     assert [entry["gold_share/copy"] for entry in updates[:5]] == [31 / 32] * 5
-    assert updates[5]["gold_share/copy"] < 0.5
+    assert 0.5 < updates[5]["gold_share/copy"] < 0.9, "a completion is also sampled, and teachers read it"
     events = read_jsonl(tmp_path / "run" / "events.jsonl").records
     (repeat,) = [event for event in events if event["kind"] == "gold answers repeat"]
     assert repeat["step"] == 5 and "gold answers of its 8 rows were learnt" in repeat["measured"]
@@ -193,7 +193,7 @@ def test_the_planned_flops_of_rows_that_the_student_answers_first_are_those_that
     size = sizes.parameters("small")
     last = json.loads((tmp_path / "run" / "summary.json").read_text())["stages"][-1]
     counted = last["flops_by_part"]["student"]["probes"]
-    assert counted == first_answer_flops(planned.stages[1], size, sizes, None, 0.5) == forward_flops(size, 8 * (2 + 2))
+    assert counted == first_answer_flops(planned.stages[1], size, sizes, None, True) == forward_flops(size, 8 * (2 + 2))
 
 
 def test_a_verifier_that_cannot_be_asked_about_answers_of_teachers_is_refused(tmp_path, capsys):

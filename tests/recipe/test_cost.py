@@ -155,7 +155,7 @@ def test_a_teacher_is_probed_where_the_verifier_cannot_answer_the_gate(tmp_path,
     [
         (math.inf, 10, 31 / 32),
         (math.inf, 11, 31 / 32),
-        (3.875, 10, 31 / 128 + 3 / 8 * 77 / 143),  # new for two of eight steps; then a completion costs 77 / 66
+        (3.875, 10, 31 / 128 + 3 / 4 * 77 / 143),  # new for two of eight steps; then a completion costs 77 / 66
         (0, 10, 31 / 32),
     ],
 )
@@ -229,9 +229,9 @@ def test_a_student_whose_gold_answers_may_be_bare_answers_rows_first(tmp_path, l
     rows = {"s": Lengths(prompt=7.0, answer=5.0, num_answered=num_answered)}
     sizes = Sizes(made.models, None, ["s"], longest, tmp_path, rows)
     stage = made.stages[1]
-    assert first_answer_flops(stage, size, sizes, None, 0.5) == 2 * size * num_rows * 12
-    assert first_answer_flops(stage, size, sizes, 11.0, 1.0) == 2 * size * num_rows * 18
-    assert first_answer_flops(stage, size, sizes, 11.0, 0.0) == 2 * size * 4 * num_rows * 18, "none is correct"
+    assert first_answer_flops(stage, size, sizes, None, True) == 2 * size * num_rows * 12
+    assert first_answer_flops(stage, size, sizes, 11.0, True) == 2 * size * num_rows * 18
+    assert first_answer_flops(stage, size, sizes, 11.0, False) == 2 * size * 4 * num_rows * 18, "none is correct"
 
 
 def test_rows_that_a_student_answers_first_are_planned_where_a_verifier_can_judge_them(tmp_path):

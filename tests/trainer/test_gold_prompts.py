@@ -254,7 +254,8 @@ def test_few_rows_repeat_after_eight_passes(tmp_path):
     trainer.train()
     shares = shares_of(trainer)
     assert shares[:5] == [31 / 32] * 5, "a tick comes after five updates"
-    assert all(0.2 < share < 0.7 for share in shares[5:]), "a tick has 70 of each skill's 8 answers, and few succeed"
+    assert len(shares) > 5, "a tick has 70 of each skill's 8 answers"
+    assert all(0.5 < share < 0.9 for share in shares[5:]), "a completion is also sampled, and teachers read it"
     assert {event.skill for event in trainer.events if event.kind == "gold answers repeat"} == {"first", "second"}
 
 
