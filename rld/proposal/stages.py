@@ -100,8 +100,8 @@ def _distill(teaching: Teaching, plan: Plan) -> list[str]:
 
 
 _LABELS = (
-    "the teachers' distribution over the labels, even on the mean (leave calibration out if a label is rare), and the "
-    "gold"
+    "the teachers' distribution over the labels, made even on the mean (leave calibration out if a label is rare), and "
+    "the labels of the rows"
 )
 
 

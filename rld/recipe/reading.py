@@ -162,20 +162,20 @@ def _fields_of_members(loc: Loc) -> set[str]:
 
 def _form(loc: Loc, value: Any) -> str:
     """Return a line with the form of the mapping or list at `loc`, with the value in it if it fits; else ""."""
-    node, key = _schema(loc), loc[-1]
+    node, key = _schema(loc), "-" if isinstance(loc[-1], int) else f"{loc[-1]}:"
     if node.get("type") == "array" and isinstance(value, (str, int, float)):
-        return f"; write {key}: [{value}]"
+        return f"; write {key} [{value}]"
     tags = list(_kinds(loc))
     fields = node.get("properties", {})
     if tags:
         kind = nearest(value, tags) if isinstance(value, str) else None
-        return f"; write {key}: {{kind: {kind or tags[0]}}}, of the kinds {', '.join(tags)}"
+        return f"; write {key} {{kind: {kind or tags[0]}}}, of the kinds {', '.join(tags)}"
     if fields:
         name = next(iter(node.get("required", fields)))
-        return f"; write {key}: {{{name}: {_example(fields[name], value)}}}, with the keys {', '.join(fields)}"
+        return f"; write {key} {{{name}: {_example(fields[name], value)}}}, with the keys {', '.join(fields)}"
     if "additionalProperties" in node and node.get("type") == "object":
         inner = node["additionalProperties"]
-        return f"; write {key}: {{NAME: {_example(inner if isinstance(inner, dict) else {}, value)}}}"
+        return f"; write {key} {{NAME: {_example(inner if isinstance(inner, dict) else {}, value)}}}"
     return ""
 
 

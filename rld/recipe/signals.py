@@ -75,7 +75,7 @@ class GoldSignal(FrozenOptions):
 
 
 class SignalSpecs(FrozenOptions):
-    """The signals in use. A signal that is not named is off, but for gold answers."""
+    """The signals in use. Others than `gold` are off where they are not named, unless `gold` alone is named."""
 
     policy: PolicySignal | None = None
     response: ResponseSignal | None = None
@@ -102,10 +102,9 @@ class SignalSpecs(FrozenOptions):
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
         """Check that at least one signal is set, and that the stage has teachers if a signal needs them."""
         signals = {name: signal for name, signal in items(raw) if signal not in (None, "auto")}
-        if isinstance(raw, dict) and not signals:
-            yield names.problem(loc, ": no signal takes part; name policy, response or feature")
-        elif isinstance(raw, dict) and list(signals) == ["gold"]:
-            yield names.problem(loc, ": gold answers alone are learnt by a stage of kind sft; name another signal too")
+        if isinstance(raw, dict) and list(raw) != ["gold"] and not signals.keys() - {"gold"}:
+            fix = "name policy, response or feature; gold answers alone are learnt by a stage of kind sft"
+            yield names.problem(loc, f": no signal takes part; {fix}")
         needing_teachers = [name for name in ("response", "feature") if name in signals]
         match signals.get("gold"):
             case {"answers": "teachers" | "either"}:

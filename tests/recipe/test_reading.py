@@ -382,3 +382,19 @@ def test_a_short_stage_of_a_trained_student_does_not_learn_at_the_rate_of_random
     made = read_recipe(recipe(), ["stages.main.student=first", f"stages.main.steps={steps}"])
     assert made.stages[1].trainer["learning_rate"] == rate
     assert read_recipe(recipe(), [f"stages.main.steps={steps}"]).stages[1].trainer["learning_rate"] == 2e-3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "signals"),
+    [
+        (["signals.gold=null"], {"policy", "response"}),
+        (["signals={gold: {share: 0.5}}"], {"policy", "response", "gold"}),
+        (["signals.gold=null", "teachers={}"], {"policy"}),
+        (["signals={response: {}, gold: null}"], {"response"}),
+    ],
+)
+def test_gold_answers_alone_do_not_replace_the_other_signals(tmp_path, overrides, signals):
+    (tmp_path / "tasks.py").write_text(TASKS)
+    (tmp_path / "good.yaml").write_text(GOOD)
+    made = read_recipe(tmp_path / "good.yaml", [f"stages.main.{override}" for override in overrides])
+    assert {name for name, signal in made.stages[-1].signals if signal is not None} == signals

@@ -85,13 +85,21 @@ class Distill(TrainingStage):
     @model_validator(mode="before")
     @classmethod
     def _reinforcement_alone(cls, options: Any) -> Any:
-        """Leave the response signal out of the defaults of a stage without teachers, and policy where labels are."""
-        if not isinstance(options, dict) or "signals" in options:
+        """Leave the response signal out of the defaults of a stage without teachers, and policy where labels are.
+
+        Where gold answers alone are named the other signals are those of the default.
+        """
+        if not isinstance(options, dict):
+            return options
+        signals = options.get("signals", {})
+        if not isinstance(signals, dict) or signals.keys() - {"gold"}:
             return options
         match options.get("rollout"):
             case {"completions": "labels"}:
-                return {**options, "signals": {"response": {}}}
-        return options if options.get("teachers") else {**options, "signals": {"policy": {}}}
+                default = {"response": {}}
+            case _:
+                default = {"policy": {}, "response": {}} if options.get("teachers") else {"policy": {}}
+        return {**options, "signals": default | signals}
 
     @model_validator(mode="after")
     def _prompts_fit_in_memory(self) -> Distill:
