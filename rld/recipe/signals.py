@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from pydantic import Field
@@ -114,3 +114,19 @@ class SignalSpecs(FrozenOptions):
                 needing_teachers.append("policy.teacher_reward")
         for name in needing_teachers if not names.teachers else ():
             yield names.problem((*loc, *name.split(".")), " needs teachers, and this stage has none")
+
+
+def with_default_signals(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a stage with the default signals, unless it names others than gold answers.
+
+    They are policy and response, without response where there are no teachers, and without policy where labels are.
+    """
+    signals = options.get("signals", {})
+    if not isinstance(signals, dict) or signals.keys() - {"gold"}:
+        return {**options}
+    match options.get("rollout"):
+        case {"completions": "labels"}:
+            names = ["response"]
+        case _:
+            names = ["policy", "response"] if options.get("teachers") else ["policy"]
+    return {**options, "signals": {name: {} for name in names} | signals}

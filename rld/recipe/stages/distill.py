@@ -22,7 +22,7 @@ from rld.recipe.own_prompts import average_bytes, own_prompt_problem
 from rld.recipe.perturbations import ExperimentSpec
 from rld.recipe.plugins import AuditSpec, CurriculumSpec, VerifierSpec
 from rld.recipe.rollout import Rollout
-from rld.recipe.signals import GoldSignal, PolicySignal, ResponseSignal, SignalSpecs
+from rld.recipe.signals import GoldSignal, PolicySignal, ResponseSignal, SignalSpecs, with_default_signals
 from rld.recipe.sizes import Sizes, StageCost, counted, quantity
 from rld.recipe.stages.base import LearningRates, Reader, TrainingStage, listed
 from rld.recipe.teachers import AnyTeacher, CacheSpec, SelfTeacherSpec, ServedTeacher, TeacherSpec
@@ -84,22 +84,8 @@ class Distill(TrainingStage):
 
     @model_validator(mode="before")
     @classmethod
-    def _reinforcement_alone(cls, options: Any) -> Any:
-        """Leave the response signal out of the defaults of a stage without teachers, and policy where labels are.
-
-        Where gold answers alone are named the other signals are those of the default.
-        """
-        if not isinstance(options, dict):
-            return options
-        signals = options.get("signals", {})
-        if not isinstance(signals, dict) or signals.keys() - {"gold"}:
-            return options
-        match options.get("rollout"):
-            case {"completions": "labels"}:
-                default = {"response": {}}
-            case _:
-                default = {"policy": {}, "response": {}} if options.get("teachers") else {"policy": {}}
-        return {**options, "signals": default | signals}
+    def _with_default_signals(cls, options: Any) -> Any:
+        return with_default_signals(options) if isinstance(options, dict) else options
 
     @model_validator(mode="after")
     def _prompts_fit_in_memory(self) -> Distill:
