@@ -113,9 +113,10 @@ def distill_flops_range(stage: Any, student: int, teachers: Mapping[str, int], s
     """
     if not _mean_step(stage, sizes, EXPECTED).sampled_tokens:
         return None
-    longest = Assumptions(False, float(sizes.max_new_tokens), False, stage.rollout.refill)
-    ends = EXPECTED, longest
-    totals = [sum(distill_flops(stage, student, teachers, sizes, end).values()) for end in ends]
+    longest = Assumptions(
+        can_solve=False, completion=float(sizes.max_new_tokens), agrees=False, refills=stage.rollout.refill
+    )
+    totals = [sum(distill_flops(stage, student, teachers, sizes, end).values()) for end in (EXPECTED, longest)]
     return min(totals), max(totals)
 
 

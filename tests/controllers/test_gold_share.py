@@ -149,6 +149,7 @@ def test_what_the_first_answers_show_is_told_once(successes, own_length, kinds):
     )
     after, events = controller.with_first_answers(state, {"add": first})
     assert [(event.step, event.kind) for event in events] == [(0, kind) for kind in kinds]
+    assert {**after, "gold": None} == {**state, "gold": None}, "the controller beside it counts them as no attempts"
     _, _, events = controller.step(after, Observation(1, {"add": attempts(0, own_length)}))
     assert not events
 
