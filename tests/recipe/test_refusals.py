@@ -292,6 +292,7 @@ FORMS = [
     ("stages.main.stop", {"score": 0.9}, "score should be a mapping, not 0.9; write score: {NAME: 0.9}"),
     ("stages.main.stop", {"plateau": 5}, "write plateau: {scorings: 5}, with the keys scorings, gain"),
     ("stages.main.curriculum", "fixed:Uniform", "write curriculum: {use: fixed:Uniform}"),
+    ("rewards", ["answers:exact_match"], "write - {use: answers:exact_match}"),
     ("stages.main.target", "copy", "target should be a list, not 'copy'; write target: [copy]"),
     ("skills.words.scores", "solved", "write scores: [solved]"),
     ("stages.main.teachers", "first", "write teachers: {NAME: {model: first}}"),
