@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from rld.controllers.base import PRIOR, BaseController, Share, State, clip, normalised
 from rld.controllers.beta_posterior import BetaPosterior
@@ -24,7 +24,6 @@ from rld.controllers.mirror_step import (
 )
 from rld.controllers.observation import Observation, RequiredMeasurements, SkillObservation, Weights
 from rld.types import Event, Signal
-from rld.utils.options import OptionError
 
 TICKS_TO_FORGET = 20
 """Ticks without a prompt of a skill after which its state is reset: the student has changed meanwhile."""
@@ -51,7 +50,8 @@ class GapController(BaseController):
       teachers'.
 
     Each tick takes a capped mirror step towards weights in proportion to `prior * worth`. A signal or teacher is
-    switched off after `patience_ticks` ticks of worth below `off_below`, and on again after two ticks above `on_above`.
+    switched off after `patience_ticks` ticks of worth below `off_below`, and on again after two ticks above three times
+    that.
     `policy` is off only while an audit shows that its reward can't be trusted: the worth of `policy`, and what counts
     as the student's success, shrink with the share of audited payments that are correct. Prompts go to the skills in
     proportion to the highest worth of their signals, times the student's failure rate.
@@ -69,9 +69,8 @@ class GapController(BaseController):
     memory: float = Field(0.9, gt=0, lt=1)
     """Share of earlier counts of successes that one tick keeps."""
     lead_scale: float = Field(0.2, gt=0)
-    """Lead of a teacher over the student, as a difference of success rates, that is worth 1."""
-    min_coverage: float = Field(0.1, ge=0, lt=1)
-    """A teacher that answers less than twice this share of a skill's prompts correctly is worth less, by the cube."""
+    """Lead of a teacher over the student, as a difference of success rates, that is worth 1. Behind a gate, a teacher
+    that answers less than this share of a skill's prompts correctly is worth less, by the cube of the ratio."""
     divergence_scale: float = Field(0.05, gt=0)
     """Divergence of the student from a teacher, in nats per token, that is worth 1."""
     prior: dict[Signal, Annotated[float, Field(gt=0)]] = {}
@@ -80,22 +79,15 @@ class GapController(BaseController):
     """Share of the way to the target, in log space, that a tick takes."""
     max_log_step: float = Field(0.7, gt=0)
     """The most that the logarithm of a weight changes by in a tick, before normalisation."""
-    off_below: float = Field(0.05, ge=0)
-    """A signal or teacher is switched off when its worth stays below this."""
-    on_above: float = 0.15
-    """It is switched on again when its worth stays above this; higher than `off_below`, or it would alternate."""
+    off_below: float = Field(0.05, ge=0, lt=1 / 3)
+    """A signal or teacher is switched off when its worth stays below this, and on again when it stays above three times
+    this: at one threshold noise would switch it on and off."""
     patience_ticks: int = Field(3, gt=0)
     """Consecutive ticks of worth below `off_below` after which a signal or teacher is switched off."""
 
     @property
     def required_measurements(self) -> RequiredMeasurements:
         return RequiredMeasurements(resampled_answers=self.use_gate_counts)
-
-    @model_validator(mode="after")
-    def _on_is_above_off(self) -> GapController:
-        if self.on_above <= self.off_below:
-            raise OptionError(f"{self.on_above} should be above off_below ({self.off_below})", "on_above")
-        return self
 
     # -- state -------------------------------------------------------------------------------------------------------
 
@@ -190,7 +182,7 @@ class GapController(BaseController):
         skill = skill.model_copy(update={"best_worth": best})
         moved, teacher_switches, signal_switches = self._move_weights(skill, worths)
         for change in teacher_switches:
-            reason = teacher_reason(skill, measured, change.name, threshold=2 * self.min_coverage)
+            reason = teacher_reason(skill, measured, change.name, threshold=self.lead_scale)
             events.append(switch_event(step, "teacher", name, change, worths.teachers, reason))
         for change in signal_switches:
             reason = signal_reason(skill, worths, change.name)
@@ -266,7 +258,7 @@ class GapController(BaseController):
         if gate is not None:
             lead = gate.sampled_accuracy.mean - gate.student_accuracy.mean
             # A ramp, and no threshold: measured accuracy fluctuates, and weights should not.
-            coverage = min(accuracy.mean / (2 * self.min_coverage), 1.0) if self.min_coverage else 1.0
+            coverage = min(accuracy.mean / self.lead_scale, 1.0)
             return clip(lead / self.lead_scale, 0, 1) * coverage**3
         student = skill.student_accuracy
         lead = accuracy.mean - student.mean
@@ -294,9 +286,7 @@ class GapController(BaseController):
         """Return the weights after one tick, and what was switched on or off."""
         switches: list[Switch] = []
         if self.switch_off_useless:
-            weights, switches = switch(
-                weights, worth, SwitchRule(self.off_below, self.on_above, self.patience_ticks), never_off
-            )
+            weights, switches = switch(weights, worth, SwitchRule(self.off_below, self.patience_ticks), never_off)
         return mirror_step(weights, worth, odds, step_size=self.step_size, max_log_step=self.max_log_step), switches
 
 

@@ -19,6 +19,9 @@ RETURN_WEIGHT = 0.05
 TICKS_TO_RETURN = 2
 """Consecutive ticks of worth above the threshold that switch something on: one could be chance."""
 
+ON_TO_OFF = 3
+"""Worth above which something is switched on, relative to that below which it is switched off."""
+
 
 class WeightState(BaseModel, frozen=True, extra="forbid"):
     """The weight of one signal or teacher."""
@@ -32,11 +35,14 @@ class WeightState(BaseModel, frozen=True, extra="forbid"):
 
 class SwitchRule(NamedTuple):
     """When a signal or teacher is switched: after `patience_ticks` ticks of worth below `off_below`, or two above
-    `on_above`."""
+    `on_above`, which is three times that."""
 
     off_below: float
-    on_above: float
     patience_ticks: int
+
+    @property
+    def on_above(self) -> float:
+        return ON_TO_OFF * self.off_below
 
 
 class Switch(NamedTuple):

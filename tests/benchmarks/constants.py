@@ -22,12 +22,10 @@ from rld.controllers.observation import Observation, Weights
 OTHERS = {
     "memory": (0.8, 0.95),
     "lead_scale": (0.1, 0.4),
-    "min_coverage": (0.05, 0.2),
     "divergence_scale": (0.025, 0.1),
     "step_size": (0.25, 1.0),
     "max_log_step": (0.35, 1.4),
     "off_below": (0.025, 0.1),
-    "on_above": (0.075, 0.3),
     "patience_ticks": (2, 6),
 }
 """Of each constant, the values that its default is compared with."""

@@ -53,7 +53,7 @@ stages:
     student: small
     teachers: {t: {model: first, skills: [reverse]}}
     curriculum: {use: "./tasks.py:Mine"}
-    controller: {kind: gap, on_above: 0.25}
+    controller: {kind: gap, off_below: 0.25}
     steps: 5
 """
 
@@ -87,7 +87,7 @@ def test_a_good_recipe_is_read_with_its_types(recipe):
     made = read_recipe(recipe())
     assert isinstance(made.models["big"], NewModel)
     assert made.stages[0].trainer["learning_rate"] == 0.001  # YAML 1.1 makes text of 1e-3
-    assert made.stages[1].controller.on_above == 0.25
+    assert made.stages[1].controller.off_below == 0.25
     assert made.stages[1].teachers["t"].probe_prompts is None
     assert (
         read_recipe(recipe(), ["stages.main.teachers.t.adapter=adapter"]).stages[1].teachers["t"].adapter == "adapter"
@@ -115,7 +115,7 @@ def test_a_mistake_of_the_recipe_as_a_whole_has_a_sentence(recipe):
 
 
 def test_a_controllers_kind_alone_is_that_controller(recipe):
-    path = recipe(replace={"{kind: gap, on_above: 0.25}": "gradient_noise"})
+    path = recipe(replace={"{kind: gap, off_below: 0.25}": "gradient_noise"})
     assert read_recipe(path).stages[-1].controller == GradientNoiseController()
     assert read_recipe(path, ["stages.main.controller.decide_every=3"]).stages[
         -1
@@ -180,11 +180,11 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(recipe):
         ("    steps: 3\n", "", "14: 'stages.first.steps' is required"),
         ("kind: sft", "kind: stf", "15: stages.first.kind cannot be 'stf'; did you mean 'sft'?"),
         ("    kind: sft\n", "", "14: 'stages.first.kind' is required; choose from distill, evaluate, export, merge, prune, sft"),
-        ("on_above: 0.25", "strt: 1, on_above: .nan", "24: stages.main.controller.on_above should be a finite number, not nan"),
+        ("off_below: 0.25", "strt: 1, off_below: .nan", "24: stages.main.controller.off_below should be a finite number, not nan"),
         ("generator:", "generater:", "8: unknown key 'skills.reverse.generater'; did you mean 'generator'?"),
         ("  sum: {", "  s/m: {", "10: skills.s/m: its name should have only letters, digits, '_' and '-'"),
         ("new: llama, config", "foo: llama, bar", "models.big should be a hub id or a folder, or a mapping with the key"),
-        ("kind: gap", "kind: fixed", "unknown key 'stages.main.controller.on_above'; it is an option of kind: gap"),
+        ("kind: gap", "kind: fixed", "unknown key 'stages.main.controller.off_below'; it is an option of kind: gap"),
         # names within the recipe
         ("name: main", "name: first", "19: an earlier stage is called 'first' too; choose another name"),
         ("name: main", "name: big", "19: a stage and a model are both called 'big'; choose another name"),
@@ -197,7 +197,7 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(recipe):
         ("skills: [reverse]}", "adaptor: a/b}", "22: unknown key 'stages.main.teachers.t.adaptor'; did you mean 'adapter'?"),
         ("skills: [reverse]}", "offload: true, from_pretrained: {device_map: auto}}", "22: stages.main.teachers.t.offload cannot be true: a model with device_map"),
         ("tokenizer:", "max_new_tokens: 3 #", "4: models.big is new and needs a tokenizer: set its tokenizer, or"),
-        ("gap, on_above: 0.25", "fixed, teachers: {u: 1}", "no such teacher; choose from t"),
+        ("gap, off_below: 0.25", "fixed, teachers: {u: 1}", "no such teacher; choose from t"),
         ("    teachers: {t: {model: first, skills: [reverse]}}", "    signals: {feature: {}}", "needs teachers, and this stage has none"),
         ("    steps: 5", "    steps: 5\n    retain: {}", "26: stages.main.retain protects the skills that the stage does not train, and it trains all"),
         ("    steps: 5", "    steps: 5\n    retain: {skills: [revers]}", "26: stages.main.retain.skills: 'revers' is no skill; did you mean 'reverse'?"),
@@ -256,7 +256,7 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(recipe):
         ("name: good", 'name: "\\ud800"', "1: name should be text, but has half of a character"),
         # the user's own functions
         ("scale: 2", "scale: two", "12: rewards.0.options.scale should be float, not 'two'"),
-        ("kind: gap, on_above: 0.25", "kind: gap}\n    skills: [reverse, 1]\n    experiment: {perturbations: [{at: 1, joins: x}]", "25: stages.main.skills.1 should be text, not 1"),
+        ("kind: gap, off_below: 0.25", "kind: gap}\n    skills: [reverse, 1]\n    experiment: {perturbations: [{at: 1, joins: x}]", "25: stages.main.skills.1 should be text, not 1"),
         ("learning_rate: 1e-3", "save_only_model: true", "18: stages.first.trainer.save_only_model is not yours to set"),
         ("learning_rate: 1e-3", "logging_steps: 10", "18: stages.first.trainer.logging_steps is not yours to set"),
         ("learning_rate: 1e-3", "eos_token: x", "18: stages.first.trainer.eos_token is not yours to set"),

@@ -109,7 +109,6 @@ REFUSALS: list[tuple[str, dict[str, Any]]] = [
     ("stages.merged.weights", {"stages.merged.weights": [-1.0, 2.0]}),
     ("stages.merged.method", {"stages.merged.method": "slerp", "stages.merged.models": ["first", "main", "big"]}),
     ("stages.merged.method", {"stages.merged.method": "task_arithmetic"}),
-    ("stages.main.controller.on_above", {"stages.main.controller": {"kind": "gap", "on_above": 0.1, "off_below": 0.2}}),
     (
         "stages.main.controller.policy.shape",
         {"stages.main.controller": {"kind": "schedule", "policy": {"start": 0.0, "end": 1.0, "shape": "exponential"}}},
