@@ -91,14 +91,18 @@ class CostReport:
     def _verdict(self, comparison: Comparison) -> str:
         requests = comparison.requests
         head = f"Against {comparison.teacher.name}, {_at_once(comparison.batch)}: "
+        if comparison.student.score <= 0 and comparison.teacher.score <= 0:
+            return f"{head}no verdict, for neither answers a held-out row correctly."
         if math.isinf(requests.middle):
             reason = (
                 f"{comparison.fallback:.0%} of the requests fall back to it, and what the others save is less than that"
                 if comparison.student.cost(comparison.batch, self.prices).middle < comparison.teacher_cost.middle
                 else "a request costs no less at the student"
             )
-            best = "" if math.isinf(requests.low) else f"; at best after {number(requests.low)} requests"
-            return f"{head}never, for {reason}{best}."
+            if math.isinf(requests.low):
+                return f"{head}never, for {reason}."
+            favourable = "with the student at the cheap end of its band and the teacher at the dear end"
+            return f"{head}never, for {reason}; {favourable} it pays after {number(requests.low)} requests."
         days = requests.map(lambda count: count / self.requests_per_day)
         student, teacher = comparison.student, comparison.teacher
         read = student.read.middle + student.written.middle

@@ -88,7 +88,17 @@ def test_the_band_goes_from_the_best_to_the_worst_case():
     equal = Service("student", 1.0, 0.0, exact(0), exact(10), [Timing(1, exact(0), Band(1, 2, 3), 1)])
     one = Comparison(equal, teacher, [StageSpending("all", 100, 5.0)], 1, prices)
     (sentence,) = CostReport([], prices, 10_000, [one]).verdicts()
-    assert sentence.endswith("never, for a request costs no less at the student; at best after 5 requests.")
+    assert "never, for a request costs no less at the student; with the student at the cheap end" in sentence
+    assert sentence.endswith("it pays after 5 requests.")
+
+
+def test_no_verdict_where_neither_is_ever_correct():
+    """A student that is as wrong as its teacher, and cheaper, has not paid for anything."""
+    both = compared(service("student", 0.01, score=0.0, failures=1.0), service("large", 0.04, score=0.0, failures=1.0))
+    (sentence,) = CostReport(STAGES, EURO, 10_000, [both]).verdicts()
+    assert sentence == (
+        "Against large, one request at a time: no verdict, for neither answers a held-out row correctly."
+    )
 
 
 def test_a_kilowatt_hour_has_a_price_only_where_one_is_stated():
