@@ -24,6 +24,7 @@ from rld.pipeline.skill_summary import SkillSummary, TextSummary, row_summary, t
 from rld.recipe import registry
 from rld.recipe.cautions import (
     budget_cautions,
+    gold_cautions,
     learning_rate_cautions,
     seconds_cautions,
     synonym_cautions,
@@ -188,6 +189,7 @@ def _cautions(
     yield from unreachable_rule_cautions(recipe)
     yield from vllm_cautions(recipe)
     yield from synonym_cautions(recipe)
+    yield from gold_cautions(recipe)
     yield from label_notes(labels)
     yield from _repeated(recipe, [rows for rows in summaries if isinstance(rows, SkillSummary)])
     yield from _unpaid_gold_answers(recipe, folder, sources)

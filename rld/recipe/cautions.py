@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from rld.recipe.gold import obstacles
 from rld.recipe.schema import SHORT_STAGE, Recipe
 from rld.recipe.sizes import StageCost, quantity
 from rld.recipe.stages.distill import Distill
@@ -73,6 +74,16 @@ def budget_cautions(recipe: Recipe, costs: Mapping[str, StageCost]) -> Iterator[
             f"{place}, {limit:g}, would end the stage before its first update: answers of teacher '{stage.teacher}' to "
             f"{stage.rows_in_use} rows cost about {flops} FLOPs; lower num_rows or steps, or raise the budget"
         )
+
+
+def gold_cautions(recipe: Recipe) -> Iterator[str]:
+    """Yield a sentence, with its place, for each option that keeps a stage from learning gold answers by itself."""
+    for stage in recipe.training_stages:
+        for path in obstacles(stage) if isinstance(stage, Distill) else ():
+            yield (
+                f"{recipe.place('stages', stage.name, *path)} keeps the stage from learning gold answers beside own "
+                "completions, as it would at the option's default; signals.gold: null says that it should not"
+            )
 
 
 def vllm_cautions(recipe: Recipe) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from rld.recipe.plugins import CurriculumSpec
@@ -25,16 +26,29 @@ def gold_in_use(stage: Any) -> GoldSignal | None:
     if stage.signals.gold != "auto":
         gold: GoldSignal | None = stage.signals.gold
         return gold
-    rollout = stage.rollout
-    is_combined = stage.signals.policy is not None and stage.teachers
-    decides = is_combined and stage.controller.kind == "gap" and stage.curriculum.use == CurriculumSpec().use
-    is_sampled = not (stage.learns_labels or rollout.gold_completions or rollout.refill or rollout.temperature != 1)
-    # vLLM samples a rollout as a whole, so that what gold answers replace would be sampled for nothing.
-    if not decides or not is_sampled or stage.trainer.get("use_vllm"):
+    if not _would_learn_gold(stage) or next(obstacles(stage), None):
         return None
     # A server may ask money for an answer, and has many to write.
     can_answer = not any(isinstance(spec, SelfTeacherSpec | ServedTeacher) for spec in stage.teachers.values())
     return GoldSignal(answers="either" if can_answer else "rows")
+
+
+def _would_learn_gold(stage: Any) -> bool:
+    """Return whether the default controller learns gold answers by itself in a stage that samples in the plain way."""
+    is_combined = stage.signals.policy is not None and stage.teachers
+    decides = stage.controller.kind == "gap" and stage.curriculum.use == CurriculumSpec().use
+    return bool(is_combined and decides and not stage.learns_labels and not stage.rollout.gold_completions)
+
+
+def obstacles(stage: Any) -> Iterator[tuple[str, ...]]:
+    """Yield the path within a stage of each option that keeps it from learning gold answers by itself."""
+    if stage.signals.gold == "auto" and _would_learn_gold(stage):
+        if stage.rollout.temperature != 1:  # a gold answer's loss needs log-probabilities at temperature 1
+            yield "rollout", "temperature"
+        if stage.rollout.refill:
+            yield "rollout", "refill"
+        if stage.trainer.get("use_vllm"):  # it samples a rollout whole, also what gold answers would replace
+            yield "trainer", "use_vllm"
 
 
 def require_possible_gold(stage: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -243,36 +244,47 @@ stages:
 """
 
 
+def planned(recipe: Path, text: str = PLANNED, words: Sequence[str] = ("ab",)) -> Path:
+    """Write a recipe, with a row for each word, beside another."""
+    path = recipe.with_name("planned.yaml")
+    path.write_text(text)
+    rows = [json.dumps({"question": f"b:{word}=", "answer": word}) for word in words]
+    path.with_name("rows.jsonl").write_text("\n".join(rows))
+    return path
+
+
 @pytest.mark.parametrize(("beyond", "num_told"), [(0, 1), (1, 0)])
 def test_a_budget_that_the_answers_of_a_teacher_use_up_is_told(recipe, beyond, num_told):
-    path = recipe.with_name("planned.yaml")
-    path.write_text(PLANNED)
-    path.with_name("rows.jsonl").write_text('{"question": "b:ab=", "answer": "ab"}')
+    path = planned(recipe)
     lengths = {summary.skill: summary.lengths for summary in check_recipe(read_recipe(path), path).skills}
     answers = stage_costs(read_recipe(path), path.parent, lengths)["copied"].flops_by_account["answers"]
-    planned = read_recipe(path, [f"stages.copied.stop.max_flops={answers + beyond}"])
-    told = [text for text in check_recipe(planned, path).cautions if "before its first update" in text]
+    limited = read_recipe(path, [f"stages.copied.stop.max_flops={answers + beyond}"])
+    told = [text for text in check_recipe(limited, path).cautions if "before its first update" in text]
     assert len(told) == num_told and all("teacher 'first' to 64 rows cost about" in text for text in told)
 
 
+@pytest.mark.parametrize("option", ["rollout.temperature=0.7", "rollout.refill=1", "trainer.use_vllm=true"])
+def test_an_option_that_keeps_the_default_from_gold_answers_is_told(recipe, option):
+    path, key = planned(recipe), f"stages.student.{option}"
+    place = key.partition("=")[0]
+    told = [text for text in check_recipe(read_recipe(path, [key]), path).cautions if "learning gold" in text]
+    assert len(told) == 1 and f"{place} keeps the stage from learning gold answers" in told[0]
+    off = read_recipe(path, [key, "stages.student.signals.gold=null"])
+    assert not [text for text in check_recipe(off, path).cautions if "learning gold" in text]
+
+
 def test_a_stage_that_ends_before_its_first_update_says_so(recipe, tmp_path, capsys):
-    path = recipe.with_name("planned.yaml")
-    path.write_text(PLANNED.partition("  - name: student")[0])
-    path.with_name("rows.jsonl").write_text('{"question": "b:ab=", "answer": "ab"}')
+    path = planned(recipe, PLANNED.partition("  - name: student")[0])
     options = ["stages.first.steps=40", "stages.copied.stop.max_flops=1"]
     assert main(["train", str(path), *options, "--output", str(tmp_path / "run")]) == 0
     assert re.search(r"'copied' ends after step 0 .*; the student has no update", capsys.readouterr().err)
 
 
 def test_planned_flops_are_those_that_a_run_counts(recipe, tmp_path):
-    path = recipe.with_name("planned.yaml")
-    path.write_text(PLANNED)
-    words = [a + b for a in "abcd" for b in "abcd"]
-    rows = [{"question": f"b:{word}=", "answer": word} for word in words]
-    path.with_name("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    planned = read_recipe(path)
-    lengths = {summary.skill: summary.lengths for summary in check_recipe(planned, path).skills}
-    costs = stage_costs(planned, tmp_path, lengths)
+    path = planned(recipe, words=[a + b for a in "abcd" for b in "abcd"])
+    read = read_recipe(path)
+    lengths = {summary.skill: summary.lengths for summary in check_recipe(read, path).skills}
+    costs = stage_costs(read, tmp_path, lengths)
     assert main(["train", str(path), "--output", str(tmp_path / "run")]) == 0
     for record in json.loads((tmp_path / "run" / "summary.json").read_text())["stages"]:
         by_account = costs[record["name"]].flops_by_account
