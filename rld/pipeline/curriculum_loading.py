@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from rld.data.ordered_rows import OrderedRows
+from rld.data.skill_rows import SkillRows
 from rld.errors import CurriculumError, RldError
 from rld.recipe import registry
+from rld.recipe.schema import Recipe
 from rld.recipe.stages.distill import Distill
 from rld.types import Curriculum, Task
-from rld.utils.user_calls import CALL_SECONDS, description, user_code
+from rld.utils.user_calls import CALL_SECONDS, action, description, user_code
+
+_MOST_DRAWN = 20_000
+"""Prompts of a stage that are drawn beforehand at most: 0.1 s, and enough for levels of any curriculum to open."""
 
 
 def load_curriculum(stage: Distill, num_levels: Mapping[str, int], source: Path) -> Curriculum:
@@ -86,3 +92,58 @@ def _follows(curriculum: Curriculum, skills: Sequence[str]) -> bool:
                 return False
         curriculum.allocate(None)
     return True
+
+
+def is_ordered(stage: Distill, skill: str) -> bool:
+    """Tell whether the rows of a skill are put into levels by a teacher's loss: where it has a teacher."""
+    teachers = stage.teachers.values()
+    return stage.curriculum.levels_by is not None and any(
+        spec.skills is None or skill in spec.skills for spec in teachers
+    )
+
+
+def level_cautions(recipe: Recipe, sources: Mapping[str, SkillRows], source: Path) -> Iterator[str]:
+    """Yield a sentence for each skill with levels that a stage's curriculum does not reach within its steps.
+
+    The curriculum draws the stage's prompts, and hears that every completion of them is correct.
+
+    Args:
+        recipe: The recipe.
+        sources: The rows of each skill.
+        source: The recipe's file.
+    """
+    for stage in recipe.stages:
+        if not isinstance(stage, Distill) or stage.learns_labels or stage.steps * stage.rollout.prompts > _MOST_DRAWN:
+            continue
+        rows = {skill: sources[skill] for skill in stage.skills_in_use(recipe.skills)}
+        num_levels = {
+            skill: (OrderedRows(of_skill) if is_ordered(stage, skill) else of_skill).num_levels
+            for skill, of_skill in rows.items()
+        }
+        place = recipe.place("stages", stage.name, "curriculum")
+        try:
+            highest = _highest_levels(stage, num_levels, source)
+        except Exception as error:
+            yield f"{place}: the curriculum {action(error)} when it drew the prompts of the whole stage"
+            continue
+        for skill, level in highest.items():
+            if level < num_levels[skill] - 1:
+                yield (
+                    f"{place}: the stage draws level {level} of skill '{skill}' at most, of 0 to "
+                    f"{num_levels[skill] - 1}, even if all answers are correct; give it more steps, or the curriculum "
+                    "other options"
+                )
+
+
+def _highest_levels(stage: Distill, num_levels: Mapping[str, int], source: Path) -> dict[str, int]:
+    """Return the highest level of each skill that a stage's curriculum draws if all completions are correct."""
+    curriculum, rng = load_curriculum(stage, num_levels, source), random.Random(0)
+    num_completions = stage.rollout.num_completions(())
+    highest = dict.fromkeys(num_levels, 0)
+    with user_code(CALL_SECONDS):
+        for _ in range(stage.steps):
+            tasks = [Task(*curriculum.next(rng)) for _ in range(stage.rollout.prompts)]
+            for task in tasks:
+                highest[task.skill] = max(highest[task.skill], task.level)
+                curriculum.observe(task, num_completions, num_completions)
+    return highest

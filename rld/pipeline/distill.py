@@ -19,7 +19,7 @@ from rld.data.prompt_stream import PromptStream
 from rld.data.reserved_rows import WithoutRows, reserved_rows
 from rld.data.skill_rows import SkillRows
 from rld.pipeline.callbacks import EventLog
-from rld.pipeline.curriculum_loading import load_curriculum, try_curriculum
+from rld.pipeline.curriculum_loading import is_ordered, load_curriculum, try_curriculum
 from rld.pipeline.gold_answers import may_answer
 from rld.pipeline.gold_prompts import GoldRows
 from rld.pipeline.model_loading import Loaded
@@ -35,7 +35,7 @@ from rld.pipeline.stage_checks import (
 )
 from rld.pipeline.stage_training import StageTraining
 from rld.pipeline.teacher_loading import ProbedTeacher, TeacherLoader
-from rld.pipeline.teacher_losses import is_ordered, order_by_loss
+from rld.pipeline.teacher_losses import order_by_loss
 from rld.pipeline.trainer_arguments import distillation_arguments, lora_config
 from rld.recipe.stages.distill import Distill
 from rld.trainer import checkpoints

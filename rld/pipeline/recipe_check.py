@@ -16,6 +16,7 @@ from rich.text import Text
 from rld.data.listing import first_few
 from rld.data.recipe_rows import skill_rows
 from rld.data.skill_rows import SkillRows
+from rld.pipeline.curriculum_loading import level_cautions
 from rld.pipeline.gold_answers import NUM_JUDGED, may_answer, reason_without_gold, unpaid
 from rld.pipeline.label_summary import LabelSummary, label_notes, label_summaries, model_encoders
 from rld.pipeline.own_prompt_examples import OwnPromptExample, own_prompt_examples
@@ -112,7 +113,10 @@ def check_recipe(recipe: Recipe, source: Path, deep: bool = False) -> CheckResul
         for skill, source in sources.items()
     ]
     labels = label_summaries(recipe, sources, encoders)
-    cautions = [*_cautions(recipe, source.parent, sources, summaries, labels=labels, encoder=encoder)]
+    cautions = [
+        *_cautions(recipe, source.parent, sources, summaries, labels=labels, encoder=encoder),
+        *level_cautions(recipe, sources, source),
+    ]
     notes.append(f"checked in {time.perf_counter() - started:.1f} s")
     return CheckResult(summaries, cautions, notes, labels, [*own_prompt_examples(recipe, sources, models)])
 

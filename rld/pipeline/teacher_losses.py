@@ -19,7 +19,6 @@ from rld.models.logprob_source import ScoredSequence, answered_everywhere
 from rld.models.prompting import PromptEncoder
 from rld.pipeline.run import RunContext
 from rld.pipeline.teacher_loading import ProbedTeacher
-from rld.recipe.stages.distill import Distill
 from rld.rollout.gold import gold_completions
 from rld.teachers.local import LocalLogprobs
 from rld.teachers.teacher import Teacher
@@ -28,14 +27,6 @@ from rld.utils.flops import forward_flops
 
 _BATCH = 256
 """Rows that are encoded before they are scored."""
-
-
-def is_ordered(stage: Distill, skill: str) -> bool:
-    """Tell whether the rows of a skill are put into levels by a teacher's loss: where it has a teacher."""
-    teachers = stage.teachers.values()
-    return stage.curriculum.levels_by is not None and any(
-        spec.skills is None or skill in spec.skills for spec in teachers
-    )
 
 
 def order_by_loss(

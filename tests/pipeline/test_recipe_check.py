@@ -273,6 +273,16 @@ def test_an_option_that_keeps_the_default_from_gold_answers_is_told(recipe, opti
     assert not [text for text in check_recipe(off, path).cautions if "learning gold" in text]
 
 
+@pytest.mark.parametrize(("attempts", "num_told"), [(4, 0), (4000, 1)])
+def test_levels_that_a_curriculum_does_not_reach_are_told(recipe, attempts, num_told):
+    """The stage `student` has 96 attempts, at two skills, and `copy` two levels."""
+    path, key = planned(recipe), "stages.student.curriculum"
+    read = read_recipe(path, [f"{key}={{use: staged:Staged, options: {{attempts: {attempts}}}}}"])
+    told = [text for text in check_recipe(read, path).cautions if "draws level" in text]
+    assert len(told) == num_told
+    assert all(f"{key}: the stage draws level 0 of skill 'copy' at most, of 0 to 1" in text for text in told)
+
+
 def test_a_stage_that_ends_before_its_first_update_says_so(recipe, tmp_path, capsys):
     path = planned(recipe, PLANNED.partition("  - name: student")[0])
     options = ["stages.first.steps=40", "stages.copied.stop.max_flops=1"]
