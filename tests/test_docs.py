@@ -89,9 +89,10 @@ def test_lines_of_prose_have_120_characters_at_most(page):
     assert [line for line in lines if len(line) > 120 and not line.lstrip().startswith("|")] == []
 
 
-def test_the_scripts_on_rewards_and_hosting_train(tmp_path, monkeypatch):
+def test_the_scripts_on_rewards_hosting_and_curricula_train(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    scripts = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "algorithms.md").read_text(), flags=re.DOTALL)
+    text = "".join((ROOT / "docs" / name).read_text() for name in ("algorithms.md", "curricula.md"))
+    scripts = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     tokenizer = tiny.tokenizer()
     tokenizer.add_tokens(["Yes", "No"])
     names = dict.fromkeys(re.findall(r'"(HuggingFaceTB/[^"]+)"', "".join(scripts)))
@@ -102,15 +103,18 @@ def test_the_scripts_on_rewards_and_hosting_train(tmp_path, monkeypatch):
         base = tiny.model(vocabulary=len(tokenizer))
         get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False)).save_pretrained(name)
     extra = ", max_steps=2, num_generations=2, per_device_train_batch_size=4, max_completion_length=4, use_cpu=True"
-    rows = tiny.rows(chat=True).remove_columns("skill").add_column("skill", ["algebra", "words"] * 8)
+    rows = tiny.rows(chat=True).remove_columns(["skill", "level"])
     for script in scripts:
+        skills, levels = (["add", "sort"], 2) if "Ladder" in script else (["algebra", "words"], 1)
+        dataset = rows.add_column("skill", skills * 8).add_column("level", [i // 4 % levels for i in range(16)])
         script = script.replace('"HuggingFaceTB/', '"./').replace(
             'output_dir="student"', f'output_dir="student", report_to="none", bf16=False{extra}'
         )
-        scope: dict[str, Any] = {"dataset": rows, "exact_match": tiny.letters}
+        script = script.replace('"add": 3', '"add": 2')  # levels of the rows above
+        scope: dict[str, Any] = {"dataset": dataset, "exact_match": tiny.letters}
         exec(script, scope)
         assert scope["trainer"].state.global_step == 2
-    assert len(scripts) == 2
+    assert len(scripts) == 3
 
 
 def yaml_blocks(text: str, folder: Path) -> list[Any]:
@@ -173,7 +177,7 @@ def test_the_page_on_teachers_shows_what_a_stage_and_a_script_take(tmp_path, mon
     blocks = yaml_blocks(text, tmp_path)
     stage = {"name": "s", "kind": "distill", "student": "m", "steps": 400}
     stages = [Distill.model_validate(stage | block) for block in blocks]
-    assert [len(stage.loaded) for stage in stages] == [1, 0, 0, 1]
+    assert [len(stage.loaded) for stage in stages] == [1, 2, 0, 0, 1]
     (script,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     far = Teacher(tiny.model(seed=1), tokenizer=tiny.tokenizer())

@@ -216,6 +216,7 @@ def test_accelerate_reads_the_files_for_its_launcher(name):
     path = files("accelerate")[name]
     options = launch_command_parser().parse_args(["--config_file", str(path), "script.py"])
     options, file, _ = _validate_launch_command(options)
-    expected = {"cpu": ("MULTI_GPU", 2), "one_gpu": ("NO", 1), "fsdp2": ("FSDP", 8), "zero3": ("DEEPSPEED", 8)}
+    several = {"cpu": ("MULTI_GPU", 2), "ddp": ("MULTI_GPU", 8), "fsdp2": ("FSDP", 8), "zero3": ("DEEPSPEED", 8)}
+    expected = several | {"one_gpu": ("NO", 1)}
     assert (file.distributed_type, options.num_processes) == expected[path.stem]
     assert options.use_cpu == (path.stem == "cpu")
