@@ -1,11 +1,11 @@
 """Mutated recipes: whatever stands in a recipe's file or override, `rld` reads it, or refuses it as a user's mistake.
 
-3,080 mutants, half of them of a fixed seed and half of a fresh one, which a failure prints with how to see it again.
-What goes how far:
+1,540 mutants of a fixed seed; with RLD_FRESH_SEEDS=1 of another one each time, which a failure prints with how to see
+it again. What goes how far:
 
-- 3,000 of the recipes that ship and of those in the docs are read, and what they cost is estimated.
-- Of 60 the whole `rld check` runs, by the command line.
-- 20 more differ in options that may stand together or not. Those that `rld check` accepts train to their first update,
+- 1,500 of the recipes that ship and of those in the docs are read, and what they cost is estimated.
+- Of 30 the whole `rld check` runs, by the command line.
+- 10 more differ in options that may stand together or not. Those that `rld check` accepts train to their first update,
   and the others are refused by `rld train` too, which leaves nothing of a run.
 """
 
@@ -47,7 +47,10 @@ BASES = [
     *(Base(".", text) for text in (SMALL, *BLOCKS, *(path.read_text() for path in RESULTS))),
 ]
 OPTIONS = settings(
-    database=None, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    database=None,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 
@@ -89,28 +92,15 @@ def require_checked_or_refused(folder: Path, mutant: Mutant, capsys: pytest.Capt
 
 
 @given(mutant=mutated_recipes(BASES))
-@settings(OPTIONS, max_examples=1500, derandomize=True)
-def test_mutants_of_a_fixed_seed_are_read_or_refused(folder, mutant):
-    require_read_or_refused(folder, mutant)
-
-
-@given(mutant=mutated_recipes(BASES))
-@settings(OPTIONS, max_examples=1500, derandomize=False)
-def test_mutants_of_a_fresh_seed_are_read_or_refused(folder, mutant):
+@settings(OPTIONS, max_examples=1500)
+def test_mutants_are_read_or_refused(folder, mutant):
     require_read_or_refused(folder, mutant)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @given(mutant=mutated_recipes(BASES))
-@settings(OPTIONS, max_examples=30, derandomize=True)
-def test_mutants_of_a_fixed_seed_are_checked_or_refused(folder, capsys, mutant):
-    require_checked_or_refused(folder, mutant, capsys)
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@given(mutant=mutated_recipes(BASES))
-@settings(OPTIONS, max_examples=30, derandomize=False)
-def test_mutants_of_a_fresh_seed_are_checked_or_refused(folder, capsys, mutant):
+@settings(OPTIONS, max_examples=30)
+def test_mutants_are_checked_or_refused(folder, capsys, mutant):
     require_checked_or_refused(folder, mutant, capsys)
 
 
@@ -226,13 +216,6 @@ def require_accepted_to_train(path: Path, overrides: list[str], capsys: pytest.C
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @given(overrides=choices())
-@settings(OPTIONS, max_examples=10, derandomize=True)
-def test_options_of_a_fixed_seed_that_are_accepted_train(trained, capsys, overrides):
-    require_accepted_to_train(trained, overrides, capsys)
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@given(overrides=choices())
-@settings(OPTIONS, max_examples=10, derandomize=False)
-def test_options_of_a_fresh_seed_that_are_accepted_train(trained, capsys, overrides):
+@settings(OPTIONS, max_examples=10)
+def test_options_that_are_accepted_train(trained, capsys, overrides):
     require_accepted_to_train(trained, overrides, capsys)
