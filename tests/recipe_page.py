@@ -178,7 +178,7 @@ The controller is told of none of them. A resumed run makes those before its che
 for the gate or to be learnt, is forgotten when it gets other weights, and of all teachers when the first reward
 changes. Noise on that reward reaches the gate too, which asks it whether a teacher is correct. Each perturbation is an
 event in `events.jsonl` and a mark in the report.
-[The scenarios](controller.md#eight-scenarios-to-test-it) are made of them.
+[The scenarios](scenarios.md) are made of them.
 
 This page is written from the schema by `python -m tests.recipe_page`.
 """

@@ -126,8 +126,9 @@ def yaml_blocks(text: str, folder: Path) -> list[Any]:
     return trees
 
 
-def test_the_page_on_the_controller_shows_what_a_stage_takes(tmp_path):
-    text = (ROOT / "docs" / "controller.md").read_text()
+def test_the_pages_on_controllers_show_what_a_stage_takes(tmp_path):
+    pages = ("controller.md", "safeguards.md", "other_controllers.md")
+    text = "".join((ROOT / "docs" / page).read_text() for page in pages)
     blocks = yaml_blocks(text, tmp_path)
     stage = {"name": "s", "kind": "distill", "student": "m", "steps": 400, "teachers": {"t": {"model": "m"}}}
     stages = [Distill.model_validate(stage | part) for block in blocks for part in block.get("stages", [block])]

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.scenario_promises runs/report
 
 The folder is that of `rld ablate` over the scenarios, with the arm `gap`, in s5 `distil` and in s7 `policy` too, as
-`docs/controller.md` has it. What is asked is in `docs/controller.md` too; scores are those of held-out rows.
+`docs/scenarios.md` has it. What is asked is in `docs/scenarios.md` too; scores are those of held-out rows.
 """
 
 from __future__ import annotations
