@@ -111,7 +111,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 def _add_check(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
     parser.add_argument("--deep", action="store_true", help="also load the models and have them answer")
-    parser.add_argument("--card", metavar="8xH100", type=Cards.parse, help="also time and memory on GPUs")
+    parser.add_argument(
+        "--card", metavar="8xH100", type=Cards.parse, help="also time and memory on GPUs; here: on this machine"
+    )
     prices = "with --card: also what it costs, by a YAML file of prices (default: the recipe's prices)"
     parser.add_argument("--prices", metavar="FILE", type=_folder, help=prices)
     parser.add_argument("--output", metavar="DIR", type=_folder, help="also show how far the run in DIR is")

@@ -36,6 +36,7 @@ from rld.recipe.cost import stage_costs
 from rld.recipe.hardware import Cards
 from rld.recipe.input_changes import Effect, input_changes
 from rld.recipe.inputs import Inputs, InputsFile
+from rld.recipe.machine import measured_here
 from rld.recipe.prices import Prices
 from rld.recipe.progress import run_progress
 from rld.recipe.schema import Recipe
@@ -136,14 +137,14 @@ def show_check(
         source: Its file.
         result: What the check found.
         folder: The folder of a run. None: no run.
-        cards: The GPUs whose time and memory are estimated. None: no GPU.
+        cards: The GPUs whose time and memory are estimated. None: no time is.
         prices: What the machine with these GPUs costs. None: as the recipe says.
     """
     if not is_main_process():
         return
     console = SafeConsole(highlight=False)
     rows = {summary.skill: summary.lengths for summary in result.skills}
-    console.print(overview(recipe, source.parent, rows, cards, prices or recipe.prices))
+    console.print(overview(recipe, source.parent, rows, measured_here(cards), prices or recipe.prices))
     console.print(skill_tables(result.skills))
     if result.labels:
         console.print(label_table(result.labels))

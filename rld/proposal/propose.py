@@ -12,10 +12,10 @@ from rld.proposal.columns import recognise
 from rld.proposal.draft import Draft
 from rld.proposal.lengths import measure
 from rld.proposal.lines import two_digits
-from rld.proposal.machine import measure_machine
 from rld.proposal.models import describe, needs_alignment
 from rld.proposal.planning import make_plan, most_steps
 from rld.proposal.survey import Source, survey
+from rld.recipe.machine import measure_machine
 from rld.recipe.names import is_hub_id
 from rld.utils.files import user_path, write_text
 from rld.utils.messages import tell

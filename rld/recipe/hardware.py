@@ -45,6 +45,9 @@ CARDS = {
     "L40S": Card(362e12, 0.864e12, 48e9),
 }
 
+HERE = "here"
+"""Stands for what the machine on which `rld` runs can do."""
+
 
 @dataclass(frozen=True)
 class Cards:
@@ -57,19 +60,23 @@ class Cards:
 
     @classmethod
     def parse(cls, text: str) -> Cards:
-        """Read `H100` or `8xH100`.
+        """Read `H100` or `8xH100`, or `here`, which `measured_here` is to replace.
 
         Raises:
-            UsageError: it is neither, or a card that is not known.
+            UsageError: it is none of these, or a card that is not known.
         """
+        if text.strip().lower() == HERE:
+            return cls(HERE)
         match = re.fullmatch(r"(?:([1-9]\d{0,4})x)?(\w+)", text.strip(), flags=re.IGNORECASE)
         name = match.group(2).upper() if match else ""
         if match is None or name not in CARDS:
-            raise UsageError(f"--card {text!r}: write H100 or 8xH100{hint(name, CARDS)}; known: {', '.join(CARDS)}")
+            raise UsageError(
+                f"--card {text!r}: write H100 or 8xH100{hint(name, CARDS)}; known: {', '.join(CARDS)}, here"
+            )
         return cls(name, int(match.group(1) or 1))
 
     def __str__(self) -> str:
-        return f"{self.number}x{self.name}"
+        return f"{self.number}x{self.name}" if self.measured is None else self.name
 
     @property
     def card(self) -> Card:

@@ -14,7 +14,7 @@ from rld.errors import UsageError
 from rld.losses.logit_memory import WORKING_BYTES
 from rld.recipe import registry
 from rld.recipe.demand import state_bytes
-from rld.recipe.hardware import CARDS, SAMPLING_SHARE, TRAINING_SHARE, Cards, Demand, Estimate, estimate
+from rld.recipe.hardware import CARDS, SAMPLING_SHARE, TRAINING_SHARE, Card, Cards, Demand, Estimate, estimate
 from rld.recipe.prices import Prices
 from rld.recipe.reading import read_recipe
 from rld.recipe.shapes import Shape
@@ -120,3 +120,11 @@ def test_a_check_shows_what_a_machine_with_the_cards_costs(tmp_path, monkeypatch
     assert text.getvalue().count("at least 4 EUR, 0.5 kWh") == 4
     (tmp_path / "prices.yaml").write_text("currency: EUR\nmachine_per_hour: 3\n")
     assert main(["check", "quickstart", "--prices", str(tmp_path / "prices.yaml")]) == 2
+
+
+def test_here_is_what_this_machine_can_do(monkeypatch, capsys):
+    measured = Cards("some cores", measured=Card(1e12, 1e12, 10e9))
+    monkeypatch.setattr("rld.recipe.machine.measure_machine", lambda: (measured, False))
+    assert main(["check", "quickstart", "--card", "here"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("on some cores") == 4

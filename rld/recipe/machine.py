@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from rld.recipe.hardware import Card, Cards
+from rld.recipe.hardware import HERE, Card, Cards
 
 _ROWS, _WIDTH = 1024, 1024
 """The matrices that are multiplied: as large as those of a small model in an update of a few rows."""
@@ -36,6 +36,11 @@ def measure_machine() -> tuple[Cards, bool]:
     else:
         name, memory = f"{torch.get_num_threads()} of the CPU's cores", psutil.virtual_memory().available
     return Cards(name, measured=Card(flops, bandwidth, float(memory))), device.type == "cuda"
+
+
+def measured_here(cards: Cards | None) -> Cards | None:
+    """Return cards as they are, but what this machine can do in the place of `here`."""
+    return measure_machine()[0] if cards is not None and cards.name == HERE else cards
 
 
 def _seconds(work: Any, torch: Any) -> float:
