@@ -22,6 +22,9 @@ from rld.reporting.score_records import REACH
 
 _MILLION = 1e6
 
+_ROUNDING = 1e-9
+"""By how much the difference of two scores may be off: 0.9 - 0.88 is above 0.02."""
+
 SECONDS_PER_DAY = 86400.0
 
 
@@ -185,7 +188,7 @@ class Comparison:
     @property
     def fallback(self) -> float:
         """The share of requests that the teacher answers after the student; not a number where nothing tells it."""
-        if self.teacher.score - self.student.score <= self.prices.tolerance:
+        if self.teacher.score - self.student.score <= self.prices.tolerance + _ROUNDING:
             return 0.0
         share = self.student.failures if self.prices.fallback_share is None else self.prices.fallback_share
         return math.nan if share is None else share

@@ -66,6 +66,7 @@ def test_a_student_that_is_worse_hands_requests_on():
     assert both.student_cost.middle == pytest.approx((0.5 + 0.4 * 2.0) * 7.4 / 3600)
     assert compared(worse, teacher, EURO.model_copy(update={"fallback_share": 0.1})).fallback == 0.1
     assert compared(worse, teacher, EURO.model_copy(update={"tolerance": 0.04})).fallback == 0
+    assert compared(service("student", 0.01, score=0.88), teacher).fallback == 0, "0.02 behind is not more than that"
     hopeless = compared(service("student", 0.02, score=0.3, failures=0.7), teacher)
     assert math.isinf(hopeless.requests.middle)
     (sentence,) = CostReport(STAGES, EURO, 10_000, [hopeless]).verdicts()
