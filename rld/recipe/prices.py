@@ -48,7 +48,8 @@ class Prices(FrozenOptions):
     """How far the student's score may be below that of a teacher whose place it takes."""
     fallback_share: float | None = Field(None, ge=0, le=1)
     """Share of the requests that a teacher answers after a student whose score is further below. None: the share of
-    held-out rows that the student does not answer correctly, which takes a verifier of answers."""
+    held-out rows that the student does not answer correctly, which takes a verifier of answers; a score that is no
+    such share, such as token_f1, does not tell it."""
 
     @property
     def training_second(self) -> float:

@@ -5,14 +5,15 @@
 c_T and c_S are the costs of a request at the teacher and at the student, p and n the tokens that a model reads and
 writes for it, prefill and decode its seconds a token, and phi the share of requests that fall back to the teacher. The
 investment is what the stages cost that serving the teacher would not need, with data and all else that is paid once.
-Where a student saves nothing N* is infinite. Plain numbers in, plain numbers out.
+Where a student saves nothing N* is infinite; where the scores do not tell it, it is not a number. Plain numbers in,
+plain numbers out.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean, median, stdev
 from typing import NamedTuple
 
@@ -20,6 +21,9 @@ from rld.recipe.prices import Prices
 from rld.reporting.score_records import REACH
 
 _MILLION = 1e6
+
+_ROUNDING = 1e-9
+"""By how much the difference of two scores may be off: 0.9 - 0.88 is above 0.02."""
 
 SECONDS_PER_DAY = 86400.0
 
@@ -66,24 +70,43 @@ class Service:
 
     Attributes:
         score: Its mean score on them.
-        failures: Share of them that it does not answer correctly.
+        failures: Share of them that it does not answer correctly. None: the score does not tell it.
         read: Tokens that it reads for a request.
         written: Tokens that it writes.
         timings: How fast this machine serves it, by the number of requests at once; none for an API.
+        stage: The stage that it taught, where other stages have other teachers of its name.
     """
 
     name: str
     score: float
-    failures: float
+    failures: float | None
     read: Band
     written: Band
     timings: Sequence[Timing]
+    stage: str = ""
+
+    @property
+    def title(self) -> str:
+        """Its name as tables and sentences have it."""
+        return f"{self.name} of {self.stage}" if self.stage else self.name
 
     def seconds(self, batch: int) -> Band:
         """Return the seconds of the machine for a request, with so many at once."""
         timing = next(timing for timing in self.timings if timing.batch == batch)
         bands = zip(self.read, timing.prefill_seconds, self.written, timing.decode_seconds, strict=True)
         return Band(*(read * prefill + written * decode for read, prefill, written, decode in bands))
+
+    def spread(self, batch: int) -> float:
+        """Return how many times longer a request took in the slowest measurements than in the fastest; 1 for an API."""
+        timing = next((timing for timing in self.timings if timing.batch == batch), None)
+        if timing is None:
+            return 1.0
+        read, written = self.read.middle, self.written.middle
+        fast, _, slow = (
+            read * prefill + written * decode
+            for prefill, decode in zip(timing.prefill_seconds, timing.decode_seconds, strict=True)
+        )
+        return slow / fast
 
     def cost(self, batch: int, prices: Prices) -> Band:
         """Return the cost of a request."""
@@ -140,6 +163,7 @@ class Comparison:
     Attributes:
         stages: The stages that serving the teacher would not need.
         batch: Requests that a machine answers at once.
+        score_names: The main score of each skill that is compared, whose mean is the score of both.
     """
 
     student: Service
@@ -147,6 +171,7 @@ class Comparison:
     stages: Sequence[StageSpending]
     batch: int
     prices: Prices
+    score_names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def investment(self) -> float:
@@ -154,12 +179,19 @@ class Comparison:
         return sum(stage.cost(self.prices) for stage in self.stages) + self.prices.data + self.prices.fixed
 
     @property
+    def no_verdict(self) -> str:
+        """Why the scores do not tell when the student has paid for itself, in a few words; empty: they do."""
+        if self.student.score <= 0 and self.teacher.score <= 0:
+            return "both score 0"
+        return "no fallback_share" if math.isnan(self.fallback) else ""
+
+    @property
     def fallback(self) -> float:
-        """The share of requests that the teacher answers after the student."""
-        if self.teacher.score - self.student.score <= self.prices.tolerance:
+        """The share of requests that the teacher answers after the student; not a number where nothing tells it."""
+        if self.teacher.score - self.student.score <= self.prices.tolerance + _ROUNDING:
             return 0.0
-        share = self.prices.fallback_share
-        return self.student.failures if share is None else share
+        share = self.student.failures if self.prices.fallback_share is None else self.prices.fallback_share
+        return math.nan if share is None else share
 
     @property
     def teacher_cost(self) -> Band:
@@ -174,10 +206,12 @@ class Comparison:
 
     @property
     def requests(self) -> Band:
-        """The requests after which the student has paid for itself; infinite: never.
+        """The requests after which the student has paid for itself; infinite: never; not a number: no verdict.
 
         Its band is that of a teacher at its dearest and a student at its cheapest, and the other way round.
         """
+        if self.no_verdict:
+            return Band(math.nan, math.nan, math.nan)
         student, teacher = self.student.cost(self.batch, self.prices), self.teacher_cost
         costs = (teacher.high, student.low), (teacher.middle, student.middle), (teacher.low, student.high)
         return Band(
@@ -197,10 +231,7 @@ class Comparison:
             changed[f"{word} the price of the machine"] = self.prices.scaled(machine=factor)
         for word, factor in (("half", 0.5), ("double", 2.0)) if self.teacher.name in self.prices.apis else ():
             changed[f"{word} the price of {self.teacher.name}"] = self.prices.scaled(apis=factor)
-        return {name: self._at(prices).requests.middle for name, prices in changed.items()}
-
-    def _at(self, prices: Prices) -> Comparison:
-        return Comparison(self.student, self.teacher, self.stages, self.batch, prices)
+        return {name: replace(self, prices=prices).requests.middle for name, prices in changed.items()}
 
 
 def requests_until_paid(investment: float, teacher: float, student: float) -> float:

@@ -15,6 +15,7 @@ from rld.recipe.prices import MACHINE_TIME, Prices
 from rld.reporting.break_even import SECONDS_PER_DAY, Band, Comparison, Service, StageSpending
 from rld.reporting.charts import Chart, Line, figure
 from rld.reporting.html import page, scrolling, table
+from rld.reporting.score_records import are_shares_of_rows
 from rld.reporting.series import number
 from rld.reporting.spending import energy, energy_note
 from rld.utils.console import SafeConsole
@@ -24,6 +25,9 @@ _MILLION = 1e6
 
 _POINTS = 21
 """Of a curve, which is straight: as many as can be pointed at, and too few to be smoothed."""
+
+_CALM_SPREAD = 1.5
+"""How many times longer a request may take in the slowest measurements than in the fastest on an idle machine."""
 
 _NEVER_SHOWN = 1e6
 """Requests that a chart shows where a student never pays for itself."""
@@ -63,22 +67,21 @@ class CostReport:
             console.print(terminal_table)
         for text in [*self._assumptions(), *self.verdicts()]:
             console.print(f"- {text}", markup=False, soft_wrap=True)
-        for caution in self.cautions:
+        for caution in self._cautions():
             tell(f"caution: {caution}")
 
     def page(self, name: str) -> str:
         """Return the page of a run with this name."""
         parts = [f"<h1>{escape(name)}: what it costs</h1>"]
         parts.append(f'<ul class="verdict">{"".join(f"<li>{escape(text)}</li>" for text in self.verdicts())}</ul>')
-        if self.comparisons:
-            charts = "".join(figure(_chart(comparison)) for comparison in self.comparisons)
+        if charts := "".join(figure(_chart(compared)) for compared in self.comparisons if not compared.no_verdict):
             about = "all that is paid until so many requests are answered; faint: the ends of the band"
             parts.append(f'<h2>Break-even<small>{about}</small></h2><div class="charts">{charts}</div>')
         for section in self._sections():
             heads = [(escape(head), "" if i else "left") for i, head in enumerate(section.heads)]
             rows = [[escape(cell) for cell in row] for row in section.rows]
             parts.append(f"<h2>{escape(section.title)}</h2>{scrolling(table(heads, rows))}")
-        items = "".join(f"<li>{escape(text)}</li>" for text in [*self.cautions, *self._assumptions()])
+        items = "".join(f"<li>{escape(text)}</li>" for text in [*self._cautions(), *self._assumptions()])
         parts.append(f"<h2>Assumptions</h2><ul>{items}</ul>")
         return page(f"{name}: rld cost", "".join(parts))
 
@@ -90,9 +93,9 @@ class CostReport:
 
     def _verdict(self, comparison: Comparison) -> str:
         requests = comparison.requests
-        head = f"Against {comparison.teacher.name}, {_at_once(comparison.batch)}: "
-        if comparison.student.score <= 0 and comparison.teacher.score <= 0:
-            return f"{head}no verdict, for neither answers a held-out row correctly."
+        head = f"Against {comparison.teacher.title}, {_at_once(comparison.batch)}: "
+        if comparison.no_verdict:
+            return f"{head}{_no_verdict(comparison)}."
         if math.isinf(requests.middle):
             reason = (
                 f"{comparison.fallback:.0%} of the requests fall back to it, and what the others save is less than that"
@@ -103,15 +106,35 @@ class CostReport:
                 return f"{head}never, for {reason}."
             favourable = "with the student at the cheap end of its band and the teacher at the dear end"
             return f"{head}never, for {reason}; {favourable} it pays after {number(requests.low)} requests."
-        days = requests.map(lambda count: count / self.requests_per_day)
-        student, teacher = comparison.student, comparison.teacher
-        read = student.read.middle + student.written.middle
-        text = f"{head}pays after {_band(requests)} requests, {number(requests.middle * read)} tokens of the student; "
-        text += f"at {number(self.requests_per_day)} a day after {_band(days)} days. "
-        text += f"The student scores {student.score:.3f}, {teacher.name} {teacher.score:.3f}"
-        if comparison.fallback:
-            text += f", so {comparison.fallback:.0%} of the requests fall back"
-        return f"{text}."
+        return f"{head}{self._payment(comparison)}. {_scores(comparison)}."
+
+    def _payment(self, comparison: Comparison) -> str:
+        """Return after how many requests, tokens and days the student has paid for itself."""
+        requests, student = comparison.requests, comparison.student
+        tokens = number(requests.middle * (student.read.middle + student.written.middle))
+        days, per_day = requests.map(lambda count: count / self.requests_per_day), number(self.requests_per_day)
+        if math.isinf(requests.high):
+            return (
+                f"pays after {number(requests.middle)} requests by the middle of the measurements; at the expensive "
+                f"end never, at the cheap end after {number(requests.low)}. The middle is {tokens} tokens of the "
+                f"student, at {per_day} a day {number(days.middle)} days"
+            )
+        text = f"pays after {_band(requests)} requests, {tokens} tokens of the student; "
+        return f"{text}at {per_day} a day after {_band(days)} days"
+
+    def _cautions(self) -> list[str]:
+        """Return the cautions, with one for models whose repeated measurements are far apart."""
+        spreads: dict[str, float] = {}
+        for comparison in self.comparisons:
+            for service in (comparison.student, comparison.teacher):
+                spread = service.spread(comparison.batch)
+                if spread > _CALM_SPREAD:
+                    spreads[service.title] = max(spread, spreads.get(service.title, 0.0))
+        if not spreads:
+            return list(self.cautions)
+        models = ", ".join(f"of {name} by {spread:.1f} times" for name, spread in spreads.items())
+        text = f"this machine is busy: repeated measurements differ, those {models}; run it again when it is idle"
+        return [*self.cautions, text]
 
     def _sections(self) -> Iterator[_Section]:
         yield self._spending()
@@ -147,7 +170,7 @@ class CostReport:
 
     def _request(self, service: Service, batch: int) -> list[str]:
         cost = service.cost(batch, self.prices).map(lambda value: value * _MILLION)
-        cells = [service.name, str(batch), f"{number(service.read.middle)} / {number(service.written.middle)}"]
+        cells = [service.title, str(batch), f"{number(service.read.middle)} / {number(service.written.middle)}"]
         timing = next((timing for timing in service.timings if timing.batch == batch), None)
         if timing is None:
             return [*cells, "-", "-", "-", _band(cost)]
@@ -161,18 +184,30 @@ class CostReport:
         rows = []
         for comparison in self.comparisons:
             scores = f"{comparison.student.score:.3f} / {comparison.teacher.score:.3f}"
-            days = _count(comparison.requests.middle / self.requests_per_day)
-            cells = [f"{comparison.fallback:.0%}", number(comparison.investment), _band(comparison.requests), days]
-            rows.append([comparison.teacher.name, str(comparison.batch), scores, *cells])
+            fallback, days = f"{comparison.fallback:.0%}", _count(comparison.requests.middle / self.requests_per_day)
+            requests = _band(comparison.requests)
+            if comparison.no_verdict:
+                fallback, requests, days = "-", f"- ({comparison.no_verdict})", "-"
+            cells = [scores, fallback, number(comparison.investment), requests, days]
+            rows.append([comparison.teacher.title, str(comparison.batch), *cells])
         return _Section("When the student has paid for itself: scores of both, and what is paid first", heads, rows)
 
     def _sensitivity(self) -> _Section:
-        rows = [
-            [comparison.teacher.name, str(comparison.batch), change, _count(requests)]
-            for comparison in self.comparisons
-            for change, requests in comparison.sensitivity().items()
-        ]
+        rows = []
+        for comparison in self.comparisons:
+            changes = {change: _count(requests) for change, requests in comparison.sensitivity().items()}
+            if comparison.no_verdict:
+                changes = {"-": f"- ({comparison.no_verdict})"}
+            head = [comparison.teacher.title, str(comparison.batch)]
+            rows += [[*head, change, requests] for change, requests in changes.items()]
         return _Section("What if prices or utilisation are others", ["against", "at once", "with", "requests"], rows)
+
+    def _about_scores(self) -> list[str]:
+        names = sorted({item for comparison in self.comparisons for item in comparison.score_names.items()})
+        used = ", ".join(f"{score} of {skill}" for skill, score in names)
+        return (
+            [f"A model's score is the mean of the main scores of the skills that are compared: {used}."] if used else []
+        )
 
     def _assumptions(self) -> list[str]:
         prices, currency = self.prices, self.prices.currency
@@ -198,6 +233,7 @@ class CostReport:
             return texts
         return [
             *texts,
+            *self._about_scores(),
             f"Data costs {number(prices.data)} {currency}, all else that is paid once {number(prices.fixed)}.",
             "Requests and answers are as long as the held-out rows and each model's stored answers to them, of the "
             "skills that a teacher does better than the student before its stage, or is to teach.",
@@ -226,10 +262,35 @@ def _chart(comparison: Comparison) -> Chart:
 
     lines = [
         line("the student", "colour0", invested, comparison.student_cost),
-        line(comparison.teacher.name, "colour1", 0.0, comparison.teacher_cost),
+        line(comparison.teacher.title, "colour1", 0.0, comparison.teacher_cost),
     ]
-    title = f"against {comparison.teacher.name}, {_at_once(comparison.batch)}, {comparison.prices.currency}"
+    title = f"against {comparison.teacher.title}, {_at_once(comparison.batch)}, {comparison.prices.currency}"
     return Chart(title, lines, low=0.0, x_name="requests")
+
+
+def _no_verdict(comparison: Comparison) -> str:
+    """Return why there is no verdict, and what to do about it."""
+    if comparison.student.score <= 0 and comparison.teacher.score <= 0:
+        return f"no verdict, for both score 0 on the held-out rows{_of_scores(comparison)}"
+    names = [
+        f"{skill}'s score {name}" for skill, name in comparison.score_names.items() if not are_shares_of_rows([name])
+    ]
+    points = 100 * (comparison.teacher.score - comparison.student.score)
+    return (
+        f"set fallback_share in the prices: {', '.join(names) or 'the score'} is no share of correct answers, and the "
+        f"student is {points:.1f} points behind"
+    )
+
+
+def _scores(comparison: Comparison) -> str:
+    student, teacher = comparison.student, comparison.teacher
+    text = f"The student scores {student.score:.3f}, {teacher.title} {teacher.score:.3f}{_of_scores(comparison)}"
+    return text + (f", so {comparison.fallback:.0%} of the requests fall back" if comparison.fallback else "")
+
+
+def _of_scores(comparison: Comparison) -> str:
+    names = ", ".join(dict.fromkeys(comparison.score_names.values()))
+    return f" ({names})" if names else ""
 
 
 def _at_once(batch: int) -> str:

@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from rld.cli import main
 from rld.errors import ModelError
-from rld.models.throughput import Throughput, measure_throughput
+from rld.models.throughput import Load, Throughput, measure_throughput
 from rld.recipe.prices import Prices, read_prices
 from rld.utils import files
 from tests.support import tiny
@@ -45,20 +46,40 @@ stages:
 def speed_by_size(monkeypatch):
     """Models whose speed goes by their parameters, however busy the machine is."""
 
-    def measure(model, num_read: float, num_written: float, batch: int) -> Throughput:
-        seconds = model.num_parameters() * 1e-9
-        return Throughput([seconds / 4] * 3, [seconds] * 3, 4 * model.num_parameters())
+    def measure(loads, batch: int, device) -> list[Throughput]:
+        sizes = [load.model.num_parameters() for load in loads]
+        return [Throughput([size * 1e-9 / 4] * 3, [size * 1e-9] * 3, 4 * size) for size in sizes]
 
     monkeypatch.setattr("rld.pipeline.cost.measure_throughput", measure)
 
 
+def set_scores(run: Path, student: float, teacher: float, name: str = "solved") -> None:
+    """Let the last stages of a run have scored student and teacher so, with a main score of this name."""
+    summary = files.read_json(run / "summary.json")
+    for stage in summary["stages"][1:]:
+        stage["after"] = {"copy": student}
+        stage["scorings"]["after"] = {"copy": {name: {"value": student, "low": student, "high": student}}}
+        for record in stage["teachers"].values():
+            record["scores"] = {"copy": teacher}
+    files.write_json(run / "summary.json", summary)
+
+
+def like_the_student(run: Path) -> Path:
+    """Let the teacher `big` of a run have answered as the student did, and return the folder of predictions."""
+    predictions = run / "predictions" / "learn"
+    shutil.copy(predictions / "after.jsonl", predictions / "teacher" / "big.jsonl")
+    return predictions
+
+
 def test_a_run_says_what_it_cost_and_when_it_pays(whole, speed_by_size, tmp_path, capsys):
-    predictions = whole / "predictions" / "learn"
-    shutil.copy(predictions / "after.jsonl", predictions / "teacher" / "big.jsonl")  # answers of the same length
+    whole = shutil.copytree(whole, tmp_path / "run")
+    set_scores(whole, 0.75, 0.75)
+    like_the_student(whole)
     assert main(["cost", str(whole), "--batch", "2"]) == 0
     shown, told = capsys.readouterr()
     assert "What the stages cost" in shown and "Against big, 2 requests at once: pays after" in shown
-    assert re.search(r"days\. The student scores 0\.\d{3}, big 0\.\d{3}", shown)
+    assert re.search(r"days\. The student scores 0\.750, big 0\.750 \(solved\)\.$", shown, flags=re.MULTILINE)
+    assert "the main scores of the skills that are compared: solved of copy." in shown
     assert "teacher itself is the student itself" in told
     page = (whole / "cost.html").read_text()
     assert page.count("<figure>") == 2 and "Assumptions" in page
@@ -78,8 +99,9 @@ def test_a_run_says_what_it_cost_and_when_it_pays(whole, speed_by_size, tmp_path
     assert "big is an API: 1 EUR a million tokens read" in capsys.readouterr().out
 
 
-def test_a_teacher_on_a_server_costs_what_its_api_asks(whole, tmp_path, capsys):
+def test_a_teacher_on_a_server_costs_what_its_api_asks(whole, speed_by_size, tmp_path, capsys):
     run = shutil.copytree(whole, tmp_path / "run")
+    set_scores(run, 0.75, 0.75)
     recipe = files.read_json(run / "recipe.json")
     recipe["stages"][1]["teachers"] = {"big": {"url": "http://127.0.0.1:1"}}
     files.write_json(run / "recipe.json", recipe)
@@ -107,6 +129,70 @@ def test_a_teacher_on_a_server_costs_what_its_api_asks(whole, tmp_path, capsys):
     assert "pays after 30 requests" in shown
     assert "caution: stage learn has no record of the tokens that teacher big read" in told
     assert "no record of the tokens that teacher big read" in (run / "cost.html").read_text()
+
+
+def test_a_score_that_is_no_share_of_answers_asks_for_the_share_that_falls_back(whole, speed_by_size, tmp_path, capsys):
+    """The judge calls no answer correct, but the skill goes by token_f1: 0.5 against 0.9."""
+    run, prices = shutil.copytree(whole, tmp_path / "run"), tmp_path / "prices.yaml"
+    set_scores(run, 0.5, 0.9, "token_f1")
+    like_the_student(run)
+    assert main(["cost", str(run), "--batch", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert (
+        "Against big, one request at a time: set fallback_share in the prices: copy's score token_f1 is no share of "
+        "correct answers, and the student is 40.0 points behind." in shown
+    )
+    page = (run / "cost.html").read_text()
+    assert "<figure>" not in page and page.count(">- (no fallback_share)</td>") == 2
+    prices.write_text("currency: EUR\nmachine_per_hour: 1\nfallback_share: 0.25\n")
+    assert main(["cost", str(run), "--prices", str(prices), "--batch", "1"]) == 0
+    assert "big 0.900 (token_f1), so 25% of the requests fall back." in capsys.readouterr().out
+    set_scores(run, 0.89, 0.9, "token_f1")
+    assert main(["cost", str(run), "--batch", "1"]) == 0
+    assert "The student scores 0.890, big 0.900 (token_f1)." in capsys.readouterr().out
+
+
+def test_the_share_that_falls_back_is_what_the_main_score_leaves(whole, speed_by_size, tmp_path, capsys):
+    """Word match counts 0.7 of the student's answers, whatever the judge of the stored answers says of them."""
+    run = shutil.copytree(whole, tmp_path / "run")
+    set_scores(run, 0.7, 0.9, "word_match")
+    like_the_student(run)
+    assert main(["cost", str(run), "--batch", "1"]) == 0
+    assert "big 0.900 (word_match), so 30% of the requests fall back." in capsys.readouterr().out
+
+
+def with_a_further_stage(run: Path, teachers: dict[str, object]) -> None:
+    """Let a stage `more` have followed `learn`, with the same results but teachers of its own, measured as `big`."""
+    predictions, more = like_the_student(run), run / "predictions" / "more"
+    shutil.copytree(predictions, more)
+    shutil.copytree(run / "student", run / "models" / "learn")
+    recipe, summary = files.read_json(run / "recipe.json"), files.read_json(run / "summary.json")
+    learn, result = recipe["stages"][1], summary["stages"][1]
+    recipe["stages"].append({**learn, "name": "more", "student": "learn", "teachers": teachers})
+    records = dict.fromkeys(teachers, result["teachers"]["big"])
+    summary["stages"].append({**result, "name": "more", "teachers": records})
+    for name in teachers:
+        if name != "big":
+            shutil.copy(predictions / "teacher" / "big.jsonl", more / "teacher" / f"{name}.jsonl")
+    files.write_json(run / "recipe.json", recipe)
+    files.write_json(run / "summary.json", summary)
+    set_scores(run, 0.75, 0.75)
+
+
+def test_teachers_of_every_stage_on_the_way_are_compared_each_once(whole, speed_by_size, tmp_path, capsys):
+    run = shutil.copytree(whole, tmp_path / "run")
+    with_a_further_stage(run, {"late": {"model": "teach"}, "big": {"model": "teach"}})
+    assert main(["cost", str(run), "--batch", "1"]) == 0
+    verdicts = re.findall(r"^- Against (.*), one request at a time: pays", capsys.readouterr().out, flags=re.MULTILINE)
+    assert verdicts == ["big", "late"]
+
+
+def test_teachers_of_one_name_are_told_apart_by_their_stage(whole, speed_by_size, tmp_path, capsys):
+    run = shutil.copytree(whole, tmp_path / "run")
+    with_a_further_stage(run, {"big": {"model": "large"}})
+    assert main(["cost", str(run), "--batch", "1"]) == 0
+    verdicts = re.findall(r"^- Against (.*), one request at a time: pays", capsys.readouterr().out, flags=re.MULTILINE)
+    assert verdicts == ["big of learn", "big of more"]
 
 
 def test_a_model_whose_answers_are_learnt_is_a_teacher_too(whole, tmp_path, capsys):
@@ -157,14 +243,28 @@ def test_the_page_on_costs_shows_prices_and_computes_what_it_says(tmp_path, caps
 
 
 def test_each_of_five_measurements_is_kept_and_more_rows_take_more_memory():
-    model = tiny.model()
-    alone, together = measure_throughput(model, 4, 8, 1), measure_throughput(model, 4, 8, 16)
+    load, cpu = Load(tiny.model(), 4, 8), torch.device("cpu")
+    (alone,), (together,) = measure_throughput([load], 1, cpu), measure_throughput([load], 16, cpu)
     assert [len(alone.prefill_seconds), len(alone.decode_seconds)] == [5, 5]
     assert 0 < alone.num_bytes < together.num_bytes
+
+
+def test_models_are_measured_in_turn_and_not_one_after_the_other(monkeypatch):
+    """Two models, one measurement that is not counted and five that are: each round asks both."""
+    first, second = tiny.model(), tiny.model()
+    order = []
+    for name, model in (("first", first), ("second", second)):
+        generate = model.generate
+        monkeypatch.setattr(
+            model, "generate", lambda name=name, ask=generate, **options: order.append(name) or ask(**options)
+        )
+    results = measure_throughput([Load(first, 4, 8), Load(second, 2, 9)], 1, torch.device("cpu"))
+    assert order == ["first", "second"] * 6
+    assert [len(result.decode_seconds) for result in results] == [5, 5]
 
 
 def test_a_context_without_room_for_an_answer_is_refused():
     model = tiny.model()
     model.config.max_position_embeddings = 2
     with pytest.raises(ModelError, match="a context of 2 tokens has no room"):
-        measure_throughput(model, 4, 8, 1)
+        measure_throughput([Load(model, 4, 8)], 1, torch.device("cpu"))
