@@ -172,9 +172,9 @@ def generate(places: Sequence[tuple[str, str, Path | None]], prompt: str | None,
         UsageError: there is no prompt.
     """
     formats = _question_formats([(name, recipe) for name, _, recipe in places])
-    if writing.temperature and any(form is not None and form.labels for form in formats):
+    speakers = [_load(name, place, formats[i]) for i, (name, place, _) in enumerate(places)]
+    if writing.temperature and any(speaker.question_format.labels for speaker in speakers):
         tell("labels are not sampled, so --temperature does nothing to them")
-    speakers = [_load(name, place, form) for (name, place, _), form in zip(places, formats, strict=True)]
     for question in _questions() if prompt is None else [prompt]:
         answers = [speaker.answer(question, writing) for speaker in speakers]
         if len(speakers) == 1:
@@ -208,12 +208,13 @@ def _question_formats(recipes: Sequence[tuple[str, Path | None]]) -> list[Questi
         CheckpointError: a resolved recipe is damaged.
     """
     formats = [None if recipe is None else _question_format(name, recipe) for name, recipe in recipes]
-    forms, names = [form for form in formats if form is not None], [name for name, _ in recipes]
-    if len(forms) < len(formats) == 2 and forms:
+    run_formats, names = [item for item in formats if item is not None], [name for name, _ in recipes]
+    if len(formats) == 2 and len(run_formats) == 1:
         run, other = names if formats[0] is not None else names[::-1]
-        tell(f"{other} reads the prompts of {run}, too" + (", and is asked for its labels" if forms[0].labels else ""))
-        return [*forms, *forms]
-    if len(forms) == 2 and forms[0] != forms[1]:
+        labels = ", and is asked for its labels" if run_formats[0].labels else ""
+        tell(f"{other} reads the prompts of {run}, too{labels}")
+        return [*run_formats, *run_formats]
+    if len(run_formats) == 2 and run_formats[0] != run_formats[1]:
         tell(f"{names[0]} and {names[1]} are asked differently, each as the recipe of its run has it")
     return formats
 
@@ -221,20 +222,21 @@ def _question_formats(recipes: Sequence[tuple[str, Path | None]]) -> list[Questi
 def _question_format(name: str, recipe: Path) -> QuestionFormat:
     """Return how the recipe of a run has its questions, and tell where only a part of its skills has labels."""
     questions = RecipeQuestions.parse(recipe, read_json(recipe))
-    form = questions.question_format()
-    if not form.labels and any(skill.labels for skill in questions.skills.values()):
+    question_format = questions.question_format()
+    if not question_format.labels and any(skill.labels for skill in questions.skills.values()):
         tell(f"{name}: answers are written, because its skills do not all have the same labels")
-    return form
+    return question_format
 
 
-def _load(name: str, place: str, form: QuestionFormat | None) -> Speaker:
+def _load(name: str, place: str, question_format: QuestionFormat | None) -> Speaker:
     """Return a model to which questions are put in a format; None: as a chat if its tokenizer has a template."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, tokenizer = StoredModel(place, {}, is_here=True).load({}, "auto")
-    default = Prompts(style="plain" if tokenizer.chat_template is None else "chat")
-    form = form or QuestionFormat(default, {})
-    encoder = encoder_of(model, tokenizer, form.prompts.chat_template_kwargs, form.prompts.strip_thinking)
-    return Speaker(name, model.to(device), encoder, form)  # type: ignore[arg-type]  # of a decorated method
+    if question_format is None:
+        question_format = QuestionFormat(Prompts(style="plain" if tokenizer.chat_template is None else "chat"), {})
+    prompts = question_format.prompts
+    encoder = encoder_of(model, tokenizer, prompts.chat_template_kwargs, prompts.strip_thinking)
+    return Speaker(name, model.to(device), encoder, question_format)  # type: ignore[arg-type]  # of a decorated method
 
 
 def _questions() -> Iterator[str]:
