@@ -129,7 +129,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", nargs="?", type=_name, help=f"the model: {model}")
     prompt = "the prompt (default: the standard input; in a terminal each line is one)"
     parser.add_argument("prompt", metavar="PROMPT", nargs="?", help=prompt)
-    pair = "two models, whose answers stand side by side"
+    pair = "two models, whose answers stand side by side; of a run and another one both read the run's prompts"
     parser.add_argument("--compare", metavar=("A", "B"), nargs=2, type=_name, help=pair)
     length = "the most tokens of an answer (default: 256)"
     parser.add_argument("--max-new-tokens", metavar="N", type=_positive(int), default=256, help=length)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -116,6 +116,14 @@ class PlannedStage(FileRecord):
     teachers: dict[str, Any] = {}
     teacher: str | None = None
     """The model whose answers it fine-tunes on."""
+    student: str | None = None
+    """The model that it trains."""
+    model: str | None = None
+    """The model that it cuts, scores or exports."""
+    models: list[str] = []
+    """The models that it merges."""
+    skills: list[str] | None = None
+    """The skills whose rows it reads; None: all."""
     signals: dict[str, Any] = {}
     """The options of its signals; null where one is off."""
 
@@ -137,6 +145,17 @@ class RecipeSummary(FileRecord):
     skills: dict[str, Any]
     stages: list[PlannedStage]
     prices: Prices | None = None
+
+    def learns_gold_first(self, name: str, skills: Iterable[str]) -> bool:
+        """Return whether the model of a stage is fine-tuned on gold answers of all these skills, there or before."""
+        models: set[str | None] = {name}
+        rest = set(skills)
+        for stage in reversed(self.stages):  # those that a model comes from are earlier ones
+            if stage.name in models:
+                models |= {stage.student, stage.model, *stage.models}
+                if stage.kind == "sft" and stage.teacher is None:
+                    rest -= rest if stage.skills is None else set(stage.skills)
+        return not rest
 
 
 @dataclass(frozen=True)

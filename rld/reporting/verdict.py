@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal, NamedTuple
 
-from rld.reporting.history import RunHistory, StageHistory
+from rld.reporting.history import RecipeSummary, RunHistory, StageHistory
 from rld.reporting.score_records import are_shares_of_rows
 from rld.reporting.summary_records import StageResult
 
@@ -68,14 +68,15 @@ def verdict(history: RunHistory) -> list[Finding]:
     finished = [stage for stage in history.stages if stage.result is not None]
     if not finished:
         return []
-    num_rows = history.summary.heldout_rows
+    num_rows, plan = history.summary.heldout_rows, history.plan
     result = finished[-1].result
     assert result is not None
-    findings = [_headline(result, num_rows), *_unsolved(result, num_rows), *_behind_teachers(result, num_rows)]
+    findings = [_headline(result, num_rows)]
+    findings += [*_unsolved(result, num_rows, plan), *_behind_teachers(result, num_rows, plan)]
     for stage in finished:
         assert stage.result is not None
         prefix = "" if stage is finished[-1] else f"Stage `{stage.plan.name}`: "
-        findings += _forgotten(stage.result, num_rows, prefix)
+        findings += _forgotten(stage.result, num_rows, plan, prefix=prefix)
         findings += _not_numbers(stage, prefix)
         findings += _distrusted(stage, prefix)
         findings += _equal_rewards(stage, prefix)
@@ -113,41 +114,46 @@ def losses_of_skills(before: Mapping[str, Estimate], after: Mapping[str, Estimat
     return {skill: before[skill].value - after[skill].value for skill in fallen}
 
 
-def _forgotten(result: StageResult, num_rows: dict[str, int], prefix: str) -> Iterator[Finding]:
+def _forgotten(result: StageResult, num_rows: dict[str, int], plan: RecipeSummary, *, prefix: str) -> Iterator[Finding]:
     """Skills on which the student ended below its start."""
-    losses: list[str] = []
+    losses: dict[str, str] = {}
     before = _estimates(result, "before", result.before, num_rows)
     after = _estimates(result, "after", result.after, num_rows)
     for skill, loss in losses_of_skills(before, after).items():
-        losses.append(f"{loss:.2f} {'' if losses else 'below its start '}on `{skill}`")
+        losses[skill] = f"{loss:.2f} {'' if losses else 'below its start '}on `{skill}`"
     if losses:
+        gold = "" if plan.learns_gold_first(result.name, losses) else "begin with gold answers, "
         yield Finding(
             "bad",
-            f"{prefix}The student ended {_listed(losses)}",
-            "lower the learning rate, train longer, begin with gold answers, or protect the skill with `retain`",
+            f"{prefix}The student ended {_listed([*losses.values()])}",
+            f"lower the learning rate, train longer, {gold}or protect the skill with `retain`",
         )
 
 
-def _unsolved(result: StageResult, num_rows: dict[str, int]) -> Iterator[Finding]:
+def _unsolved(result: StageResult, num_rows: dict[str, int], plan: RecipeSummary) -> Iterator[Finding]:
     """Skills that neither the student nor a teacher solves."""
-    skills = []
+    skills = {}
     for skill, after in _estimates(result, "after", result.after, num_rows).items():
         if result.main_score(skill) == "byte_probability":
             continue  # documents have no answers that could be correct
         best = max([after, *_teachers(result, skill, num_rows).values()])
         if not best.is_larger(Estimate(0.0, 0.0)):
-            skills.append(f"`{skill}` ({best.value:.2f})")
+            skills[skill] = f"`{skill}` ({best.value:.2f})"
     if skills:
+        if plan.learns_gold_first(result.name, skills):
+            start = "train longer on gold answers, begin with easier levels"
+        else:
+            start = "begin with gold answers (a stage `sft`) or easier levels"
         yield Finding(
             "bad",
-            f"Neither the student nor a teacher solves {_listed(skills)}",
-            "begin with gold answers (a stage `sft`) or easier levels, or use another teacher",
+            f"Neither the student nor a teacher solves {_listed([*skills.values()])}",
+            f"{start}, or use another teacher",
         )
 
 
-def _behind_teachers(result: StageResult, num_rows: dict[str, int]) -> Iterator[Finding]:
+def _behind_teachers(result: StageResult, num_rows: dict[str, int], plan: RecipeSummary) -> Iterator[Finding]:
     """Skills on which the student ended far below its best teacher: it did not learn, or not enough."""
-    unlearned, unfinished = [], []
+    unlearned, unfinished = {}, []
     start = _estimates(result, "before", result.before, num_rows)
     for skill, after in _estimates(result, "after", result.after, num_rows).items():
         teachers, before = _teachers(result, skill, num_rows), start.get(skill, Estimate(0.0, 0.0))
@@ -158,12 +164,14 @@ def _behind_teachers(result: StageResult, num_rows: dict[str, int]) -> Iterator[
         if after.is_larger(before):
             unfinished.append(text)
         elif not before.is_larger(after):
-            unlearned.append(text)
+            unlearned[skill] = text
     if unlearned:
+        has_gold = plan.learns_gold_first(result.name, unlearned)
+        others = "or raise the learning rate" if has_gold else "raise the learning rate, or begin with gold answers"
         yield Finding(
             "bad",
-            f"The student learned nothing on {_listed(unlearned)}",
-            "train longer, raise the learning rate, or begin with gold answers",
+            f"The student learned nothing on {_listed([*unlearned.values()])}",
+            f"train longer, {others}",
         )
     if unfinished:
         yield Finding(

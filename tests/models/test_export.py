@@ -83,6 +83,12 @@ def test_an_exported_model_says_in_its_runtime_what_the_model_says(tmp_path, bui
     assert all(milliseconds > 0 for milliseconds in record.milliseconds.values())
 
 
+def test_an_export_with_embeddings_that_stay_whole_beside_a_quantised_head_reports_no_error(tmp_path, caplog):
+    record = plan(llama(tie_word_embeddings=True), "onnx", "int8").export(tmp_path)
+    assert record.divergence < 0.01
+    assert [message for message in caplog.messages if "onnxruntime" in message or "quantiz" in message] == []
+
+
 def test_an_answer_of_an_exported_model_ends_where_the_model_ends_and_is_empty_beyond_its_context(tmp_path):
     model, text = llama(), "What is the sum of 7 and 5?"
     encoder, ids = plan(model, "gguf", "f32").encoder, TOKENIZER(text).input_ids

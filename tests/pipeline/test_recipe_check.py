@@ -158,6 +158,30 @@ def test_check_shows_rows_an_example_and_what_may_be_a_mistake(recipe, capsys):
     assert "caution: stage 'teacher': the learning rate 0.5 is unusual for weights that were random" in printed.err
 
 
+@pytest.mark.parametrize(
+    ("overrides", "scope"),
+    [
+        ([], "where it proves better"),
+        (["stages.student.gate=off"], "where it proves better"),
+        (["stages.student.controller=fixed"], "where it proves better"),
+        (["stages.student.gate=off", "stages.student.controller=fixed"], "on all prompts"),
+        (
+            [
+                "stages.student.gate=off",
+                "stages.student.controller=fixed",
+                "stages.student.teachers.teacher.skills=[copy]",
+            ],
+            "for copy",
+        ),
+    ],
+)
+def test_check_says_where_a_teacher_teaches(recipe, capsys, monkeypatch, overrides, scope):
+    monkeypatch.setenv("COLUMNS", "160")
+    assert main(["check", str(recipe), *overrides]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "teacher: teacher" in line]
+    assert [line.rstrip("│ ").endswith(f", {scope}") for line in lines] == [True]
+
+
 def test_reinforcement_of_a_trained_student_needs_no_teacher_and_no_other_option(recipe, tmp_path, capsys):
     alone = "stages.student={kind: distill, name: student, student: teacher, steps: 1, rollout: {prompts: 1}}"
     assert main(["check", str(recipe), alone]) == 0

@@ -18,15 +18,17 @@ from rld.reporting.verdict import Estimate, Finding, losses_of_skills, verdict
 def stage(
     before: Mapping[str, float],
     after: Mapping[str, float],
-    teacher: Mapping[str, float] | None = None,
+    expert: Mapping[str, float] | None = None,
     metrics: Sequence[Mapping[str, Any]] = (),
     name: str = "distill",
+    kind: str = "distill",
+    **plan: Any,
 ) -> StageHistory:
     student = ModelScores(parameters=1, scores=dict(after))
-    teachers = {"expert": ModelScores(parameters=9, scores=dict(teacher))} if teacher else {}
+    teachers = {"expert": ModelScores(parameters=9, scores=dict(expert))} if expert else {}
     result = StageResult(
         name=name,
-        kind="distill",
+        kind=kind,
         seconds=1,
         flops=1,
         student=student,
@@ -35,7 +37,7 @@ def stage(
         after=dict(after),
     )
     logged = [{"step": i, **line} for i, line in enumerate(metrics)]
-    return StageHistory(PlannedStage(name=name, kind="distill", steps=9), logged, [], result)
+    return StageHistory(PlannedStage(name=name, kind=kind, steps=9, **plan), logged, [], result)
 
 
 def findings(*stages: StageHistory, num_rows: int = 200) -> list[Finding]:
@@ -103,6 +105,59 @@ def test_a_run_that_went_well_is_one_good_sentence() -> None:
 )
 def test_each_trouble_has_its_sentence_and_what_to_try(one: StageHistory, expected: str) -> None:
     assert [str(finding) for finding in findings(one)[1:]] == [expected]
+
+
+TROUBLES = {
+    "unsolved": stage({"sort": 0.0}, {"sort": 0.01}, {"sort": 0.0}, student="start"),
+    "unlearned": stage({"sort": 0.1}, {"sort": 0.1}, {"sort": 0.9}, student="start"),
+    "forgotten": stage({"sort": 0.8}, {"sort": 0.49}, student="start"),
+}
+
+
+def gold(name: str, **plan: Any) -> StageHistory:
+    return stage({"sort": 0.0}, {"sort": 0.0}, name=name, kind="sft", **plan)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "advice"),
+    [
+        ("unsolved", "train longer on gold answers, begin with easier levels, or use another teacher"),
+        ("unlearned", "train longer, or raise the learning rate"),
+        ("forgotten", "lower the learning rate, train longer, or protect the skill with `retain`"),
+    ],
+)
+@pytest.mark.parametrize(
+    "stages",
+    [
+        [gold("start")],
+        [gold("start", skills=["sort", "flip"])],
+        [gold("warm"), stage({}, {"sort": 0.0}, name="start", kind="prune", model="warm")],
+        [gold("one"), stage({}, {"sort": 0.0}, name="start", kind="merge", models=["one", "two"])],
+    ],
+    ids=["at once", "its skill", "before it is cut", "before it is merged"],
+)
+def test_a_run_that_begins_with_gold_answers_is_not_told_to_begin_so(trouble, advice, stages) -> None:
+    assert findings(*stages, TROUBLES[trouble])[1].advice == advice
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+@pytest.mark.parametrize(
+    "first",
+    [
+        gold("teacher"),
+        gold("start", skills=["flip"]),
+        gold("start", teacher="large"),
+        stage({}, {"sort": 0.0}, name="start"),
+    ],
+    ids=["of a teacher", "of another skill", "answers of a teacher", "no fine-tuning"],
+)
+def test_gold_answers_that_the_student_has_not_learnt_are_still_advised(trouble, first) -> None:
+    assert "begin with gold answers" in findings(first, TROUBLES[trouble])[1].advice
+
+
+def test_a_stage_of_gold_answers_itself_is_not_told_to_begin_with_them() -> None:
+    (finding,) = findings(stage({"sort": 0.8}, {"sort": 0.4}, name="sft", kind="sft", student="tiny"))[1:]
+    assert finding.advice == "lower the learning rate, train longer, or protect the skill with `retain`"
 
 
 def test_a_difference_within_chance_is_no_trouble() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -20,6 +20,43 @@ from rld.models.prompting import PromptEncoder
 from rld.recipe.skills import Skill
 from rld.rollout.label_completions import label_tokens
 from rld.types import Row
+
+
+class LabelDistribution(NamedTuple):
+    """What a model says of the labels of a prompt.
+
+    Attributes:
+        probabilities: The probability of each label; they sum to 1.
+        num_tokens: The tokens of the prompt and of the words of all labels.
+    """
+
+    probabilities: list[float]
+    num_tokens: int
+
+
+def label_distributions(
+    model: Model, encoder: PromptEncoder, prompts: Sequence[Any], words: Sequence[Sequence[str]]
+) -> list[LabelDistribution]:
+    """Return for each prompt the softmax of the log-probabilities of the words that say its labels.
+
+    Args:
+        model: A model on its device, or a log-probability source.
+        encoder: The model's; the words are spelt in its tokens.
+        prompts: Texts or messages.
+        words: For each prompt the words of each label.
+    """
+    bare: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    prompt_ids = encoder.encode_all(prompts)
+    labels = [
+        [label_tokens(encoder, prompt, text, words_L) for text in words_L]
+        for prompt, words_L in zip(prompts, words, strict=True)
+    ]
+    pairs = [(ids, label) for ids, labels_L in zip(prompt_ids, labels, strict=True) for label in labels_L]
+    scores = torch.tensor(completion_scores(bare, pairs), dtype=torch.float64).split([*map(len, labels)])
+    return [
+        LabelDistribution(scores_L.softmax(-1).tolist(), len(ids) + sum(map(len, labels_L)))
+        for ids, labels_L, scores_L in zip(prompt_ids, labels, scores, strict=True)
+    ]
 
 
 class LabelPredictor:
@@ -43,22 +80,12 @@ class LabelPredictor:
 
     def _predict(self, model: Model, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Prediction]:
         encoder, placed_model = self.settings.encoder(model, tokenizer), self.settings.place(model)
-        bare: Any = placed_model.get_base_model() if isinstance(placed_model, PeftModel) else placed_model
-        prompts = encoder.encode_all([row["prompt"] for row in rows])
-        labels = [self._tokens(encoder, row) for row in rows]
-        pairs = [(prompt, ids) for prompt, label_ids in zip(prompts, labels, strict=True) for ids in label_ids]
-        scores = torch.tensor(completion_scores(bare, pairs), dtype=torch.float64).split([*map(len, labels)])
-        return [
-            self._prediction(row, scores_L.softmax(-1).tolist(), len(prompt) + sum(map(len, label_ids)))
-            for row, scores_L, prompt, label_ids in zip(rows, scores, prompts, labels, strict=True)
-        ]
+        prompts, words = [row["prompt"] for row in rows], [self._words[row["skill"]] for row in rows]
+        distributions = label_distributions(placed_model, encoder, prompts, words)
+        return [self._prediction(row, distribution) for row, distribution in zip(rows, distributions, strict=True)]
 
-    def _tokens(self, encoder: PromptEncoder, row: Row) -> list[list[int]]:
-        words = self._words[row["skill"]]
-        return [label_tokens(encoder, row["prompt"], text, words) for text in words]
-
-    def _prediction(self, row: Row, probabilities: Sequence[float], num_tokens: int) -> Prediction:
-        by_words = dict(zip(self._words[row["skill"]], probabilities, strict=True))
+    def _prediction(self, row: Row, distribution: LabelDistribution) -> Prediction:
+        by_words = dict(zip(self._words[row["skill"]], distribution.probabilities, strict=True))
         answer = max(by_words, key=lambda words: by_words[words])
         reward = float(answer == row["answer"])
-        return Prediction(answer, reward, scored=answer, probabilities=by_words, num_tokens=num_tokens)
+        return Prediction(answer, reward, scored=answer, probabilities=by_words, num_tokens=distribution.num_tokens)

@@ -68,9 +68,12 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
         _with_wide_heads(model).save_pretrained(source)
     tokenizer.save_pretrained(source)
     arguments = {"f32": "fp32"}.get(precision, precision), "cpu", str(cache)
+    extra_options = ["hf_token=false"]
+    if precision == "int8":  # in which the head is quantised and embeddings cannot be, so that they share nothing
+        extra_options.append("shared_embeddings=false")
     try:
         with _quiet():
-            options = parse_extra_options("", str(source), str(folder), *arguments, ["hf_token=false"])
+            options = parse_extra_options("", str(source), str(folder), *arguments, extra_options)
             create_model("", str(source), str(folder), *arguments, **options)
     except (NotImplementedError, AttributeError, KeyError, ValueError) as error:  # by which it refuses models
         reason = one_line(error) or type(error).__name__

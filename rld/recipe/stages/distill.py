@@ -307,8 +307,10 @@ class Distill(TrainingStage):
     def describe(self, cost: StageCost, skills: list[str]) -> list[tuple[str, str]]:
         adapter = ", a LoRA adapter" if self.lora is not None else ""
         rows = [("trains", f"{self.student}, {quantity(cost.parameters)} parameters{adapter}")]
+        is_judged = self.gate == "per_prompt" or self.controller.kind == "gap"
+        everywhere = "where it proves better" if is_judged else "on all prompts"
         for name, teacher in self.teachers.items():
-            scope = "where it proves better" if teacher.skills is None else f"for {listed(teacher.skills)}"
+            scope = everywhere if teacher.skills is None else f"for {listed(teacher.skills)}"
             size = f", {quantity(cost.teachers[name])} parameters" if name in cost.teachers else ""
             prompt = "" if teacher.prompt is None else ", by a prompt of its own"
             rows.append(("teacher", f"{name}: {teacher.place}{size}{prompt}, {scope}"))
