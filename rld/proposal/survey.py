@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from rld.data.formats import TEXT_FORMATS, hub, read_rows
-from rld.data.formats.files import require_plain, row_files
+from rld.data.formats.files import encoding_problem, require_plain, row_files
 from rld.data.formats.hub import HubRows
 from rld.errors import DataError, RecipeError
 
@@ -110,6 +110,8 @@ def records(source: Source) -> Iterator[Record]:
         for file in row_files(source):
             require_plain(file)
             yield from (Record(f"{file}:{line}", values) for line, values in read_rows(file))
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{file}: {encoding_problem(file)}") from error
     except (OSError, ValueError) as error:
         raise RecipeError(f"{file}: {error}") from error
 
