@@ -92,6 +92,11 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--student", metavar="MODEL", type=_name, required=True, help=f"the model to train: {model}")
     teacher = f"a model that teaches it: {model}; may be given several times"
     parser.add_argument("--teacher", metavar="MODEL", type=_name, action="append", default=[], help=teacher)
+    column = "may be given several times (default: by names and values)"
+    question = f"a column of the question; {column}"
+    parser.add_argument("--question", metavar="COLUMN", type=_name, action="append", default=[], help=question)
+    answer = "the column of the answer or label (default: by names and values)"
+    parser.add_argument("--answer", metavar="COLUMN", type=_name, help=answer)
     held_out = "rows of their own for scores (default: some of FILE)"
     parser.add_argument("--held-out", metavar="FILE", type=_name, help=held_out)
     minutes = "the time that the run may take on this machine (default: 30)"

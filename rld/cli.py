@@ -322,14 +322,14 @@ def _init(options: argparse.Namespace) -> int:
     _share_the_cores()
     from rld.proposal.propose import propose
 
-    output, held_out, minutes = options.output, options.held_out, options.minutes
-    propose(options.rows, options.student, options.teacher, held_out=held_out, minutes=minutes, output=output)
+    settings = {name: getattr(options, name) for name in ("question", "answer", "held_out", "minutes", "output")}
+    propose(options.rows, options.student, options.teacher, **settings)
     from rld.pipeline.recipe_check import check_recipe, show_check
     from rld.recipe.reading import read_recipe
 
-    recipe = read_recipe(output)
-    show_check(recipe, output, check_recipe(recipe, output))
-    tell(f"{output} is written; read its comments, then: rld train {output}")
+    recipe = read_recipe(options.output)
+    show_check(recipe, options.output, check_recipe(recipe, options.output))
+    tell(f"{options.output} is written; read its comments, then: rld train {options.output}")
     return 0
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from pathlib import Path
 
 from rld.arguments import _ADDERS
 from rld.cli import _COMMANDS
 
 PAGE = Path(__file__).parent.parent / "docs" / "commands.md"
+
+_LINE = 120
+"""Characters."""
 
 HEAD = """# Commands
 
@@ -41,7 +45,8 @@ def section(command: str) -> str:
         _ADDERS[command](parser)
     about = " ".join((_COMMANDS[command].__doc__ or "").split())
     line = " ".join(["rld", command, *map(used, parser._actions)])
-    lines = [f"## {command}", "", about, "", f"`{line}`"]
+    usage = textwrap.wrap(f"`{line}`", _LINE, break_long_words=False, break_on_hyphens=False)
+    lines = [f"## {command}", "", about, "", *usage]
     rows = [f"| `{spelled(action)}` | {action.help or ''} |" for action in parser._actions]
     lines += ["", "| argument | what it is |", "|---|---|", *rows] if rows else []
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rld.data.formats import FORMATS, TEXT_FORMATS, hub, read_rows
-from rld.data.formats.files import other_files, require_plain, row_files
+from rld.data.formats.files import encoding_problem, other_files, require_plain, row_files
 from rld.data.formats.hub import HubRows
 from rld.data.items import Item
 from rld.data.listing import first_few
@@ -151,7 +151,7 @@ def _records(source: Path | HubRows, separator: str | None, empty: list[Path]) -
             if is_empty:
                 empty.append(file)
     except UnicodeDecodeError as error:
-        raise DataError(f"{file}: is not text in UTF-8, at byte {error.start}; save it as UTF-8") from error
+        raise DataError(f"{file}: {encoding_problem(file)}") from error
     except (OSError, ValueError) as error:
         if is_system_failure(error):
             raise

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rld.data.formats.csv import NAMES_FIRST
+from rld.data.formats import csv
 from rld.data.listing import first_few
 from rld.data.row_kinds import ROW_KINDS, RowReader
 from rld.data.row_kinds.fields import MissingColumn, columns_named_in
@@ -151,8 +151,8 @@ class RowProblems:
                         f"kind: {kind} reads the columns {', '.join(ROW_KINDS[kind].names)}; say by {place}.columns "
                         f"where they stand, as in {_example(name, record)}, or set {place}.kind to what the rows are"
                     )
-                if problem.file.suffix == ".csv":
-                    yield f"{problem.file.name}: {NAMES_FIRST}"
+                if problem.file.suffix in csv.SUFFIXES:
+                    yield f"{problem.file.name}: {csv.NAMES_FIRST}"
 
     def _is_of_file(self, problem: _Problem) -> bool:
         """Whether all rows of its file have a problem."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rld.data.formats.hub import HubRows
 from rld.errors import RecipeError, UsageError
-from rld.proposal.columns import recognise
+from rld.proposal.columns import ColumnChoice, recognise
 from rld.proposal.draft import Draft
 from rld.proposal.lengths import measure
 from rld.proposal.lines import two_digits
@@ -25,7 +25,15 @@ _FEW_STEPS = 20
 
 
 def propose(
-    rows: str, student: str, teachers: Sequence[str], *, held_out: str | None, minutes: float, output: Path
+    rows: str,
+    student: str,
+    teachers: Sequence[str],
+    *,
+    question: Sequence[str],
+    answer: str | None,
+    held_out: str | None,
+    minutes: float,
+    output: Path,
 ) -> None:
     """Write a recipe for rows, a student and teachers.
 
@@ -33,6 +41,8 @@ def propose(
         rows: A file, a folder or a data set of the hub.
         student: A folder or a hub id.
         teachers: The same of each teacher.
+        question: The columns of the question. Empty: they are told by names and values.
+        answer: The column of the answer. None: it is told by names and values.
         held_out: A file of rows for scores. None: they are taken from the others.
         minutes: The time that the run may take.
         output: The file to write.
@@ -45,8 +55,11 @@ def propose(
         raise UsageError(f"{output} exists; remove it, or choose another --output")
     if not output.parent.is_dir():
         raise UsageError(f"there is no folder {output.parent} for {output.name}; make it, or choose another --output")
-    draft, plan = make_plan(_draft(rows, student, teachers, held_out, minutes=minutes))
+    choice = ColumnChoice(question, answer)
+    draft, plan = make_plan(_draft(rows, student, teachers, held_out, minutes=minutes, choice=choice))
     write_text(output, draft.text(plan, output.resolve().parent))
+    for caution in draft.kind.cautions:
+        tell(f"caution: {caution}")
     for stage, seconds in plan.step_seconds.items():
         if plan.steps[stage] < min(_FEW_STEPS, most_steps(draft, plan, stage)):
             fix = "give it more --minutes, or choose smaller models"
@@ -54,7 +67,9 @@ def propose(
             tell(f"caution: {minutes:g} minutes hold {steps} for {stage!r}; {fix}")
 
 
-def _draft(rows: str, student: str, teachers: Sequence[str], held_out: str | None, *, minutes: float) -> Draft:
+def _draft(
+    rows: str, student: str, teachers: Sequence[str], held_out: str | None, *, minutes: float, choice: ColumnChoice
+) -> Draft:
     """Look at the rows, the models and the machine.
 
     Raises:
@@ -63,7 +78,7 @@ def _draft(rows: str, student: str, teachers: Sequence[str], held_out: str | Non
     source = _source(rows)
     held_out_source = None if held_out is None else _source(held_out)
     rows_survey, own_survey = survey(source), None if held_out_source is None else survey(held_out_source)
-    kind = recognise(rows_survey, own_survey)
+    kind = recognise(rows_survey, own_survey, choice)
     pupil = describe(student)
     masters = [describe(name) for name in teachers]
     if kind.name == "conversation" and (plain := [model.place for model in (pupil, *masters) if not model.has_chat]):

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from rld.data.formats import TEXT_FORMATS, hub, read_rows
-from rld.data.formats.files import require_plain, row_files
+from rld.data.formats.files import encoding_problem, require_plain, row_files
 from rld.data.formats.hub import HubRows
 from rld.errors import DataError, RecipeError
+
+_MOST_DIGITS = 18
+"""Digits of what is compared as a number."""
 
 MOST_LABELS = 50
 """Different values of a column that are kept: one with more holds no labels."""
@@ -37,23 +40,40 @@ class Column:
     """Rows whose value is text with a visible character, or a whole number."""
     num_messages: int = 0
     """Rows whose value is a list of chat messages, or JSON text of one."""
+    num_readable: int = 0
+    """Rows whose value a template reads: text, a whole number, a list of texts, or null."""
+    num_filled: int = 0
+    """Rows whose value, of whatever kind, is neither empty nor null."""
     num_characters: int = 0
     longest: int = 0
     """Characters of the longest text."""
     values: dict[str, int] | None = field(default_factory=dict)
     """How many rows have each text. None: more than `MOST_LABELS` are different."""
+    counts_up: bool = True
+    """Whether each text is a whole number above the one before, as row numbers are."""
+    _last_number: int = -1
 
     def add(self, value: Any) -> None:
         """Count a value of the column."""
+        self._count_for_templates(value)
         if _is_messages(value):
             self.num_messages += 1
-        elif isinstance(value, str | int) and not isinstance(value, bool) and (text := str(value).strip()):
+        elif _is_text(value) and (text := str(value).strip()):
             self.num_texts += 1
             self.num_characters += len(text)
             self.longest = max(self.longest, len(text))
             if self.values is not None:
                 self.values[text] = self.values.get(text, 0) + 1
                 self.values = self.values if len(self.values) <= MOST_LABELS else None
+            if self.counts_up:
+                number = int(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else -1
+                self.counts_up, self._last_number = number > self._last_number, number
+
+    def _count_for_templates(self, value: Any) -> None:
+        """Count whether a value can be part of a question, and whether it has something."""
+        texts = value if isinstance(value, list) else [] if value is None else [value]
+        self.num_readable += all(map(_is_text, texts))
+        self.num_filled += any(part.strip() if isinstance(part, str) else part is not None for part in texts)
 
 
 @dataclass(frozen=True)
@@ -64,11 +84,13 @@ class Survey:
         source: The source.
         columns: Its columns by name, in their order; none where files are texts.
         num_rows: Its rows.
+        num_records: Those of them that could be read as a mapping of columns to values.
     """
 
     source: Source
     columns: dict[str, Column]
     num_rows: int
+    num_records: int
 
     @property
     def is_text(self) -> bool:
@@ -83,14 +105,15 @@ def survey(source: Source) -> Survey:
         RecipeError: it cannot be read, or has no rows.
     """
     columns: dict[str, Column] = {}
-    num_rows = 0
+    num_rows = num_records = 0
     for record in records(source):
         num_rows += 1
+        num_records += isinstance(record.values, dict)
         for name, value in record.values.items() if isinstance(record.values, dict) else ():
             columns.setdefault(name, Column(name)).add(value)
     if not columns:
         raise RecipeError(f"{source}: it has no rows; give a file with rows, as docs/data.md lists them")
-    return Survey(source, columns, num_rows)
+    return Survey(source, columns, num_rows, num_records)
 
 
 def records(source: Source) -> Iterator[Record]:
@@ -110,8 +133,15 @@ def records(source: Source) -> Iterator[Record]:
         for file in row_files(source):
             require_plain(file)
             yield from (Record(f"{file}:{line}", values) for line, values in read_rows(file))
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{file}: {encoding_problem(file)}") from error
     except (OSError, ValueError) as error:
         raise RecipeError(f"{file}: {error}") from error
+
+
+def _is_text(value: Any) -> bool:
+    """Tell whether a value is text, or a whole number, which is read as text."""
+    return isinstance(value, str | int) and not isinstance(value, bool)
 
 
 def _is_messages(value: Any) -> bool:

@@ -7,8 +7,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from rld.data.formats import FORMATS, TEXT_FORMATS
-from rld.data.formats.csv import NAMES_FIRST
+from rld.data.formats import FORMATS, TEXT_FORMATS, csv
 from rld.data.formats.files import first_columns, row_files
 from rld.data.formats.hub import HubRows
 from rld.data.row_kinds import ROW_KINDS, RowReader
@@ -241,7 +240,7 @@ class _RowsSkill(_Skill):
 
 
 class FileSkill(_RowsSkill):
-    """Rows from a file: JSON Lines, CSV, a JSON array or Parquet, with the columns that their `kind` reads.
+    """Rows from a file: JSON Lines, CSV, TSV, a JSON array or Parquet, with the columns that their `kind` reads.
 
     Rewards get all other columns as JSON text in `entry`.
     """
@@ -262,7 +261,7 @@ class FileSkill(_RowsSkill):
             for column in columns_named_in(source) if isinstance(source, str) and present else ():
                 if column not in present:
                     place, file = (*loc, "columns", name), raw["file"]
-                    fix = f"; {NAMES_FIRST}" if file.endswith(".csv") else ""
+                    fix = f"; {csv.NAMES_FIRST}" if file.endswith(csv.SUFFIXES) else ""
                     yield names.problem(place, f": {file} has no column {column!r}{hint(column, present)}{fix}")
 
     @property

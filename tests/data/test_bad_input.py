@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from rld.cli import main
-from rld.data.formats import FORMATS
+from rld.data.formats import FORMATS, csv
 from rld.data.recipe_rows import skill_rows
 from rld.pipeline.run import RunContext
 from rld.recipe import registry
@@ -130,7 +130,7 @@ def test_files_that_are_no_table_of_rows(tmp_path, capsys, suffix):
         (b"\n \n", "it.txt: no rows"),
         (gzip.compress(b"hello", mtime=0), "it.txt: it is compressed; unpack it"),
         ("hello".encode("utf-16"), "it.txt: it is not text in UTF-8, but perhaps in UTF-16"),
-        ("hell\u00f6".encode("latin-1"), "it.txt: is not text in UTF-8, at byte 4; save it as UTF-8"),
+        ("hell\u00f6".encode("latin-1"), "it.txt: is not text in UTF-8, at byte 4 (0xf6, on line 1); save it as UTF-8"),
         (b"hello\0 there", "it.txt:1: a text with a null character"),
     ],
 )
@@ -164,7 +164,9 @@ def test_a_mark_at_the_start_and_other_line_ends_are_fine(tmp_path, capsys, suff
     [
         (".csv", "question,answer,answer\na,b,c\n", "rows.csv: two of its columns are called 'answer'"),
         (".csv", "question,answer\na,b\nc,d,e\nf\n", "rows.csv:3: 3 cells, and 2 columns"),
-        (".csv", "question;answer\na;b\n", "its columns are separated by ';'"),
+        (".csv", "question;answer\na;b\n", "its columns are separated by ';'; save the file with commas"),
+        (".csv", "question\tanswer\na\tb\n", r"its columns are separated by '\t'; rename the file to .tsv"),
+        (".tsv", "question,answer\na,b\n", "its columns are separated by ','; rename the file to .csv"),
         (".csv", 'question,answer\n"a,b\n', "the row on line 2 is not CSV: unexpected end of data"),
         (".jsonl", '{"question": "a", "answer": "b", "answer": "c"}', "rows.jsonl:1: not valid JSON: 'answer' is set"),
         (".jsonl", '{"question": {"a": 1}, "answer": "b"}', "rows.jsonl:1: question should be text, not {'a': 1}"),
@@ -334,7 +336,7 @@ def talk(*roles: str) -> dict[str, Any]:
 def test_conversations_that_are_none(tmp_path, capsys, suffix, record, expected):
     path = tmp_path / f"rows{suffix}"
     records = [talk("user", "assistant"), record]
-    if suffix == ".csv":
+    if suffix in csv.SUFFIXES:
         records = [{"messages": json.dumps(record["messages"])} for record in records]
     WRITE[suffix](path, records)
     model = {"new": "llama", "tokenizer": TOKENIZER, "config": {"hidden_size": 16}}

@@ -25,7 +25,7 @@ READER = RowReader(columns={"question": "title", "answer": "label", "level": "gr
 
 def write_csv(path: Path, records: list[dict[str, Any]]) -> None:
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, records[0].keys())
+        writer = csv.DictWriter(file, records[0].keys(), delimiter="\t" if path.suffix == ".tsv" else ",")
         writer.writeheader()
         writer.writerows(records)
 
@@ -44,6 +44,7 @@ def write_parquet(path: Path, records: list[dict[str, Any]]) -> None:
 
 WRITE: dict[str, Callable[[Path, list[dict[str, Any]]], None]] = {
     ".csv": write_csv,
+    ".tsv": write_csv,
     ".jsonl": write_jsonl,
     ".json": write_json,
     ".parquet": write_parquet,
@@ -102,7 +103,7 @@ def test_arrays_with_a_mistake_are_refused(tmp_path, text, message):
         read_items(tmp_path / "rows.json")
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".json"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".json"])
 def test_bom_and_line_ends_are_no_part_of_a_text_and_other_encodings_are_refused(tmp_path, suffix):
     path = tmp_path / f"rows{suffix}"
     WRITE[suffix](path, [{"question": "caf\u00e9", "answer": "b"}, {"question": "c", "answer": "d"}])
@@ -113,6 +114,16 @@ def test_bom_and_line_ends_are_no_part_of_a_text_and_other_encodings_are_refused
         path.write_bytes(text.encode(encoding))
         with pytest.raises(DataError, match=r"is not text in UTF-8.*; save it as UTF-8"):
             read_items(path)
+
+
+def test_a_byte_that_is_not_in_utf8_is_named_with_its_place_in_the_whole_file(tmp_path):
+    lines = [f"q{i},a".encode() for i in range(3000)]
+    content = b"\n".join([b"question,answer", *lines, "sch\u00f6n,b".encode("latin-1"), b"c,d"])
+    (tmp_path / "rows.csv").write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read_items(tmp_path / "rows.csv")
+    place = f"at byte {content.index(0xF6)} (0xf6, on line 3002)"
+    assert str(caught.value) == f"{tmp_path}/rows.csv: is not text in UTF-8, {place}; save it as UTF-8"
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -139,7 +150,8 @@ def test_folders_of_no_or_several_formats_are_refused_and_all_files_of_one_are_i
     )
     assert main(["check", str(recipe)]) == 2
     assert (
-        "skills.it.file: there are no .jsonl, .csv, .json, .parquet files in the folder rows" in capsys.readouterr().err
+        "skills.it.file: there are no .jsonl, .csv, .tsv, .json, .parquet files in the folder rows"
+        in capsys.readouterr().err
     )
     for name, question in ("one", "a"), ("two", "b"):
         write_jsonl(folder / f"{name}.jsonl", [{"question": question, "answer": "c"}] * 2)

@@ -102,9 +102,9 @@ def in_format(suffix: str, rows: list[dict[str, Any]]) -> bytes:
         sink = pyarrow.BufferOutputStream()
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
         return bytes(sink.getvalue())
-    if suffix == ".csv":
+    if suffix in (".csv", ".tsv"):
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, rows[0].keys())
+        writer = csv.DictWriter(text, rows[0].keys(), delimiter="," if suffix == ".csv" else "\t")
         writer.writeheader()
         writer.writerows(rows)
         return text.getvalue().encode()

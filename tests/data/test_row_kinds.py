@@ -211,6 +211,14 @@ def test_rows_that_cannot_be_used_are_left_out_where_the_recipe_says_so(tmp_path
         read_items(path, skips_bad_rows=True)
 
 
+def test_an_empty_column_or_null_is_nothing_in_a_template_and_a_row_of_none_is_refused():
+    reader = RowReader(columns={"question": "{instruction}\n{input}", "answer": "output"})
+    for nothing in ("", None):
+        assert only({"instruction": "Count.", "input": nothing, "output": "1"}, reader).question == "Count.\n"
+    with pytest.raises(ValueError, match="question is empty"):
+        only({"instruction": None, "input": "", "output": "1"}, reader)
+
+
 # -- labelled ---------------------------------------------------------------------------------------------------------
 
 LABELS = {"1": " World", "2": " Sports", "3": " Sci/Tech"}

@@ -98,7 +98,7 @@ def recipe(tmp_path) -> Path:
         ("skills.rows.kind=question_anser", "no such kind of rows; did you mean 'question_answer'?"),
         (
             "skills.rows.file=model/model.safetensors",
-            "rows come from .jsonl, .csv, .json, .parquet files, and from text",
+            "rows come from .jsonl, .csv, .tsv, .json, .parquet files, and from text",
         ),
         ("skills.rows.held_out=4", "set held_out to at most 3 (now 4), or score on a file of its own"),
         ("skills.rows.held_out={file: rows.jsonl}", "all 4 different questions of its file are held-out questions too"),

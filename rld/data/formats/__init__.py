@@ -18,6 +18,7 @@ Raises OSError or ValueError if the file as a whole cannot be read."""
 FORMATS: dict[str, Read] = {
     ".jsonl": jsonl.read,
     ".csv": csv.read,
+    ".tsv": csv.read_tabs,
     ".json": json_array.read,
     ".parquet": parquet.read,
 }

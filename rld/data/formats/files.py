@@ -106,6 +106,23 @@ def require_plain(file: Path) -> None:
         raise ValueError("it is not text in UTF-8, but perhaps in UTF-16; save it as UTF-8")
 
 
+def encoding_problem(file: Path) -> str:
+    """Return what is wrong with a file that could not be decoded, with the first byte that is not in UTF-8."""
+    start = 0
+    with file.open("rb") as stream:
+        if stream.read(len(_PARQUET)) == _PARQUET:
+            return "has texts that are not in UTF-8; write them in UTF-8"
+        stream.seek(0)
+        for number, line in enumerate(stream, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                place = f"at byte {start + error.start} (0x{line[error.start]:02x}, on line {number})"
+                return f"is not text in UTF-8, {place}; save it as UTF-8"
+            start += len(line)
+    return "is not text in UTF-8; save it as UTF-8"
+
+
 def first_columns(path: Path) -> list[str]:
     """Return the columns that the first rows of a file or folder have, in order; none where it cannot be read."""
     columns: dict[str, None] = {}

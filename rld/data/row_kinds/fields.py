@@ -101,7 +101,9 @@ class Fields:
 
 
 def _lines(value: Any, column: str) -> str:
-    """Return the text of a column in a template; a list of texts is one text a line."""
+    """Return the text of a column in a template; a list of texts is one text a line, null is none."""
+    if value is None:
+        return ""
     values = value if isinstance(value, list) else [value]
     return "\n".join(text(value, column, is_required=False) for value in values)
 
