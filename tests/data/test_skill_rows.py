@@ -248,7 +248,8 @@ def test_a_key_that_a_row_sets_twice_and_another_encoding_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"rows.jsonl:2: not valid JSON: 'answer' is set twice"):
         read_items(path)
     path.write_bytes('{"question": "caf\u00e9", "answer": "1"}'.encode("latin-1"))
-    with pytest.raises(DataError, match=r"rows.jsonl: is not text in UTF-8, at byte 17; save it as UTF-8"):
+    told = r"rows.jsonl: is not text in UTF-8, at byte 17 \(0xe9, on line 1\); save it as UTF-8"
+    with pytest.raises(DataError, match=told):
         read_items(path)
 
 
