@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import textwrap
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,7 +18,7 @@ from pydantic import TypeAdapter
 
 import tests.support.tiny as tiny
 from rld.arguments import parse
-from rld.cli import main
+from rld.cli import _COMMANDS, main
 from rld.controllers import AnyController
 from rld.recipe import registry
 from rld.recipe.document import RecipeDocument
@@ -193,6 +196,26 @@ def test_the_page_on_teachers_shows_what_a_stage_and_a_script_take(tmp_path, mon
     scope: dict[str, Any] = {"dataset": tiny.rows(chat=True), "exact_match": tiny.letters}
     exec(script, scope)
     assert scope["trainer"].state.global_step == 2
+
+
+def shell_commands(text: str) -> Iterator[list[str]]:
+    """The words of each command line in the shell blocks of a page; one goes on where a quote is open."""
+    for block in re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL):
+        line = ""
+        for part in block.replace("\\\n", " ").split("\n"):
+            line += part + "\n"
+            with suppress(ValueError):  # the quote ends on a later line
+                yield shlex.split(line, comments=True)
+                line = ""
+        assert not line.strip(), "a quote is open at the end of a block"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_command_lines_in_the_docs_are_understood(page):
+    for words in shell_commands(page.read_text()):
+        for command in [words[words.index("rld") + 1 :]] if "rld" in words else []:
+            if not command[0].startswith("-"):
+                parse([word.split(";")[0] for word in command if word not in ("&", "&&")], dict.fromkeys(_COMMANDS, ""))
 
 
 def test_the_page_on_vllm_shows_what_a_stage_takes(tmp_path):
