@@ -94,12 +94,14 @@ def _follows(curriculum: Curriculum, skills: Sequence[str]) -> bool:
     return True
 
 
-def is_ordered(stage: Distill, skill: str) -> bool:
-    """Tell whether the rows of a skill are put into levels by a teacher's loss: where it has a teacher."""
-    teachers = stage.teachers.values()
-    return stage.curriculum.levels_by is not None and any(
-        spec.skills is None or skill in spec.skills for spec in teachers
-    )
+def rows_in_levels(stage: Distill, skill: str, rows: SkillRows) -> SkillRows | OrderedRows:
+    """Return the rows of a skill with the levels that a stage's curriculum draws from.
+
+    They are put into levels by a teacher's loss where the stage asks for that and the skill has a teacher, and have
+    their own ones elsewhere.
+    """
+    has_teacher = any(spec.skills is None or skill in spec.skills for spec in stage.teachers.values())
+    return OrderedRows(rows) if stage.curriculum.levels_by is not None and has_teacher else rows
 
 
 def level_cautions(recipe: Recipe, sources: Mapping[str, SkillRows], source: Path) -> Iterator[str]:
@@ -115,11 +117,8 @@ def level_cautions(recipe: Recipe, sources: Mapping[str, SkillRows], source: Pat
     for stage in recipe.stages:
         if not isinstance(stage, Distill) or stage.learns_labels or stage.steps * stage.rollout.prompts > _MOST_DRAWN:
             continue
-        rows = {skill: sources[skill] for skill in stage.skills_in_use(recipe.skills)}
-        num_levels = {
-            skill: (OrderedRows(of_skill) if is_ordered(stage, skill) else of_skill).num_levels
-            for skill, of_skill in rows.items()
-        }
+        skills = stage.skills_in_use(recipe.skills)
+        num_levels = {skill: rows_in_levels(stage, skill, sources[skill]).num_levels for skill in skills}
         place = recipe.place("stages", stage.name, "curriculum")
         try:
             highest = _highest_levels(stage, num_levels, source)

@@ -19,7 +19,7 @@ from rld.data.prompt_stream import PromptStream
 from rld.data.reserved_rows import WithoutRows, reserved_rows
 from rld.data.skill_rows import SkillRows
 from rld.pipeline.callbacks import EventLog
-from rld.pipeline.curriculum_loading import is_ordered, load_curriculum, try_curriculum
+from rld.pipeline.curriculum_loading import load_curriculum, rows_in_levels, try_curriculum
 from rld.pipeline.gold_answers import may_answer
 from rld.pipeline.gold_prompts import GoldRows
 from rld.pipeline.model_loading import Loaded
@@ -217,7 +217,7 @@ def _sources(context: RunContext, stage: Distill) -> Sources:
     sources: dict[str, SkillRows | WithoutRows | OrderedRows] = {}
     for skill in context.skills(stage):
         rows = context.skill_rows[skill]
-        sources[skill] = OrderedRows(rows) if is_ordered(stage, skill) else rows
+        sources[skill] = rows_in_levels(stage, skill, rows)
         if skill in target:
             sources[skill] = WithoutRows(rows, target[skill])
     return sources

@@ -90,15 +90,20 @@ class Service:
         """Its name as tables and sentences have it."""
         return f"{self.name} of {self.stage}" if self.stage else self.name
 
+    def timing(self, batch: int) -> Timing | None:
+        """Return what was measured with so many requests at once; None for an API."""
+        return next((timing for timing in self.timings if timing.batch == batch), None)
+
     def seconds(self, batch: int) -> Band:
         """Return the seconds of the machine for a request, with so many at once."""
-        timing = next(timing for timing in self.timings if timing.batch == batch)
+        timing = self.timing(batch)
+        assert timing is not None, "an API takes no time of the machine"
         bands = zip(self.read, timing.prefill_seconds, self.written, timing.decode_seconds, strict=True)
         return Band(*(read * prefill + written * decode for read, prefill, written, decode in bands))
 
     def spread(self, batch: int) -> float:
         """Return how many times longer a request took in the slowest measurements than in the fastest; 1 for an API."""
-        timing = next((timing for timing in self.timings if timing.batch == batch), None)
+        timing = self.timing(batch)
         if timing is None:
             return 1.0
         read, written = self.read.middle, self.written.middle
@@ -179,9 +184,14 @@ class Comparison:
         return sum(stage.cost(self.prices) for stage in self.stages) + self.prices.data + self.prices.fixed
 
     @property
+    def both_fail(self) -> bool:
+        """Whether neither model scores above 0."""
+        return self.student.score <= 0 and self.teacher.score <= 0
+
+    @property
     def no_verdict(self) -> str:
         """Why the scores do not tell when the student has paid for itself, in a few words; empty: they do."""
-        if self.student.score <= 0 and self.teacher.score <= 0:
+        if self.both_fail:
             return "both score 0"
         return "no fallback_share" if math.isnan(self.fallback) else ""
 

@@ -171,7 +171,7 @@ class CostReport:
     def _request(self, service: Service, batch: int) -> list[str]:
         cost = service.cost(batch, self.prices).map(lambda value: value * _MILLION)
         cells = [service.title, str(batch), f"{number(service.read.middle)} / {number(service.written.middle)}"]
-        timing = next((timing for timing in service.timings if timing.batch == batch), None)
+        timing = service.timing(batch)
         if timing is None:
             return [*cells, "-", "-", "-", _band(cost)]
         busy = service.seconds(batch).middle * self.requests_per_day / SECONDS_PER_DAY
@@ -270,7 +270,7 @@ def _chart(comparison: Comparison) -> Chart:
 
 def _no_verdict(comparison: Comparison) -> str:
     """Return why there is no verdict, and what to do about it."""
-    if comparison.student.score <= 0 and comparison.teacher.score <= 0:
+    if comparison.both_fail:
         return f"no verdict, for both score 0 on the held-out rows{_of_scores(comparison)}"
     names = [
         f"{skill}'s score {name}" for skill, name in comparison.score_names.items() if not are_shares_of_rows([name])
