@@ -151,7 +151,7 @@ class ExportPlan(NamedTuple):
         Raises:
             ModelError: it has another one.
         """
-        for text in (PROSE, *SPELLINGS):
+        for text in map(self._without_unknown, (PROSE, *SPELLINGS)):
             ids = process.encode(text)
             if ids is None:
                 return False
@@ -165,6 +165,13 @@ class ExportPlan(NamedTuple):
                 )
         self._require_template(process)
         return True
+
+    def _without_unknown(self, text: str) -> str:
+        """Return a text without the characters that the tokenizer lacks, which each runtime treats in its own way."""
+        unknown = self.tokenizer.unk_token_id
+        if unknown is None or unknown not in self.tokenizer(text).input_ids:
+            return text
+        return "".join(character for character in text if unknown not in self.tokenizer(character).input_ids)
 
     def _require_template(self, process: RuntimeProcess) -> None:
         """Check that the runtime puts a user's message into the same prompt as the chat template of the tokenizer.

@@ -16,7 +16,8 @@ SHORTER = [
     *(f"skills.{skill}.levels=[{{length: 2}}, {{length: 3}}]" for skill in SKILLS),
     *("stages.order.steps=180", "stages.letters.steps=130", "stages.first_steps.steps=40", "stages.distill.steps=120"),
 ]
-MISSING = [name for name in ("onnx", "onnxruntime_genai", "onnxscript") if importlib.util.find_spec(name) is None]
+NEEDED = "onnx", "onnxruntime_genai", "onnxscript", "gguf", "xllamacpp"
+MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 
 
 @pytest.fixture(scope="module")
@@ -50,17 +51,23 @@ def test_the_student_learns_from_both_teachers(run):
 
 @pytest.mark.skipif(bool(MISSING), reason=f"exports need {', '.join(MISSING)}: pip install -e '.[export]'")
 @pytest.mark.parametrize(
-    ("precision", "agreement", "most_divergence", "most_loss"), [("f32", 1.0, 1e-6, 0.0), ("int8", 0.97, 0.01, 0.05)]
+    ("form", "precision", "agreement", "most_divergence", "most_loss"),
+    [
+        ("onnx", "f32", 1.0, 1e-6, 0.0),
+        ("onnx", "int8", 0.97, 0.01, 0.05),
+        ("gguf", "f16", 0.99, 1e-3, 0.02),
+        ("gguf", "q8_0", 0.97, 0.01, 0.05),
+    ],
 )
 def test_the_student_in_its_runtime_is_the_student(
-    run, tmp_path, monkeypatch, precision, agreement, most_divergence, most_loss
+    run, tmp_path, monkeypatch, form, precision, agreement, most_divergence, most_loss
 ):
     """`rld export` itself refuses a file whose likeliest tokens or perplexity differ; this asks for more."""
     monkeypatch.chdir(tmp_path)
     assert main(["copy", "quickstart"]) == 0  # the generator of its rows
     shutil.copy(run / "recipe.json", "short.yaml")
     options = ["--recipe", "short.yaml", "--max-rows", "32", "--output", "exported"]
-    assert main(["export", str(run / "student"), "--to", "onnx", "--precision", precision, *options]) == 0
+    assert main(["export", str(run / "student"), "--to", form, "--precision", precision, *options]) == 0
     content = json.loads(Path("exported/rld_export.json").read_text())
     export, scorings = content["export"], content["scorings"]
     assert export["texts"] == "gold answers of held-out rows" and export["tokens"] >= 400

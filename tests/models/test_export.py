@@ -83,6 +83,14 @@ def test_an_exported_model_says_in_its_runtime_what_the_model_says(tmp_path, bui
     assert all(milliseconds > 0 for milliseconds in record.milliseconds.values())
 
 
+def test_an_export_with_a_token_for_each_character_reads_texts_as_the_model_does(tmp_path):
+    tokenizer = character_tokenizer("abcdefghijlmnoprstuvxyz :=.,\n")
+    record = plan(llama(eos_token_id=1, pad_token_id=0), "gguf", "f32", tokenizer).export(tmp_path)
+    assert record.reads_text
+    assert record.agreement > 0.99
+    assert record.divergence < 1e-4
+
+
 def test_an_export_with_embeddings_that_stay_whole_beside_a_quantised_head_reports_no_error(tmp_path, caplog):
     record = plan(llama(tie_word_embeddings=True), "onnx", "int8").export(tmp_path)
     assert record.divergence < 0.01
@@ -129,7 +137,7 @@ def test_files_that_a_runtime_cannot_load_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("build", "tokenizer", "form", "precision", "message"),
     [
-        (llama, character_tokenizer("abc"), "gguf", "f16", "byte-level BPE .* 6 whole words or characters; .* onnx"),
+        (llama, character_tokenizer("abä"), "gguf", "f16", "ASCII characters, .* of 6 whole words; .* onnx"),
         (llama, real_tokenizers.sentencepiece(), "gguf", "f16", "byte-level BPE"),
         (llama, real_tokenizers.byte_level("<|end|>", space=True), "gguf", "f16", "not known to split"),
         (lambda: llama(mlp_bias=True), TOKENIZER, "gguf", "f16", "its mlp_bias is True"),

@@ -1,4 +1,5 @@
-"""GGUF, the format of llama.cpp (github.com/ggml-org/ggml, docs/gguf.md): Llama and Qwen2 with byte-level BPE.
+"""GGUF, the format of llama.cpp (github.com/ggml-org/ggml, docs/gguf.md): Llama and Qwen2 with byte-level BPE or with a
+token for each character.
 
 Weights are written by the package gguf, and run by xllamacpp, llama.cpp with a Python interface. Its server answers one
 token at a time here, because it drops tokens that are no whole characters from longer answers.
@@ -12,6 +13,8 @@ import urllib.request
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tokenizers.pre_tokenizers import ByteLevel
 
 from rld.errors import ModelError
 from rld.models.export.runtime import TOP_K, NextToken
@@ -32,6 +35,9 @@ _SPLITS: dict[tuple[str, ...], str] = {
     (rf"{_ENDINGS}|{_LETTERS}|\p{{N}}{{1,3}}|{_OTHERS}", "bytes"): "llama-bpe",
 }
 """llama.cpp's name for each way to split a text before its bytes are merged; see `_splits`."""
+
+_UNUSED_MERGE = "\u0100 \u0100"
+"""llama.cpp reads no BPE without merges. This one is of two zero bytes, which no tokenizer of characters has."""
 
 _ALL = 1 << 20
 """More tokens than a vocabulary has."""
@@ -79,19 +85,36 @@ def _tokenizer_problem(tokenizer: PreTrainedTokenizerBase) -> str | None:
     definition = _definition(tokenizer)
     kind = definition["model"]["type"]
     if kind != "BPE" or definition["model"].get("byte_fallback") or "ByteLevel" not in str(definition["pre_tokenizer"]):
-        name = f"a tokenizer of {len(tokenizer)} whole words or characters" if kind == "WordLevel" else f"one of {kind}"
-        return f"llama.cpp needs a byte-level BPE tokenizer, and this is {name}; export it to onnx"
+        name = f"a tokenizer of {len(tokenizer)} whole words" if kind == "WordLevel" else f"one of {kind}"
+        needs = "a byte-level BPE tokenizer, or one of ASCII characters"
+        return f"llama.cpp needs {needs}, and this is {name}; export it to onnx"
     if tuple(_splits(definition)) not in _SPLITS:
         return f"llama.cpp is not known to split texts as its tokenizer does: {_splits(definition)}; export it to onnx"
     return None
 
 
 def _definition(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Return what `tokenizer.json` says of a tokenizer; one of ASCII characters as the BPE without merges that it is."""
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ModelError("cannot export to GGUF: its tokenizer has no tokenizer.json; save it as a fast one")
     definition: dict[str, Any] = json.loads(backend.to_str())
+    added = {token["content"] for token in definition["added_tokens"]}
+    tokens = [token for token in definition["model"]["vocab"] if token not in added]
+    if definition["model"]["type"] == "WordLevel" and all(len(token) == 1 and token.isascii() for token in tokens):
+        split = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+        vocabulary = {_in_bytes(token, added): i for token, i in definition["model"]["vocab"].items()}
+        model = {"type": "BPE", "vocab": vocabulary, "merges": [_UNUSED_MERGE]}
+        return {**definition, "pre_tokenizer": split, "model": model}
     return definition
+
+
+def _in_bytes(token: str, added: Collection[str]) -> str:
+    """Return the name of a character in byte-level vocabularies, in which ` ` is `Ġ`; of an added token its own."""
+    if token in added:
+        return token
+    [(name, _)] = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(token)
+    return str(name)
 
 
 def _splits(definition: dict[str, Any]) -> list[str]:
@@ -181,7 +204,8 @@ def _write_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, size: int,
     import gguf
 
     definition, added = _definition(tokenizer), tokenizer.added_tokens_decoder
-    vocabulary = {i: token for token, i in tokenizer.get_vocab().items()}
+    vocabulary = {i: token for token, i in definition["model"]["vocab"].items()}
+    vocabulary |= {i: token.content for i, token in added.items()}
     types = [gguf.TokenType.NORMAL if i in vocabulary else gguf.TokenType.UNUSED for i in range(size)]
     for i, token in added.items():
         types[i] = gguf.TokenType.CONTROL if token.special else gguf.TokenType.USER_DEFINED
