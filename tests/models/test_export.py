@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from rld.errors import ModelError
-from rld.models.export import gguf, verification
+from rld.models.export import gguf, gguf_tokenizer, verification
 from rld.models.export.exported_model import ExportedModel
 from rld.models.export.runtime import RuntimeProcess
 from rld.models.export.verification import Verification
@@ -123,7 +123,7 @@ def test_an_export_that_is_not_the_model_is_refused(tmp_path, monkeypatch):
 
 
 def test_an_exported_tokenizer_that_spells_otherwise_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setitem(gguf._SPLITS, ("digits", "bytes, words"), "qwen2")
+    monkeypatch.setitem(gguf_tokenizer._SPLITS, ("digits", "bytes, words"), "qwen2")
     with pytest.raises(ModelError, match=r"the exported tokenizer spells .* otherwise"):
         plan(llama(), "gguf", "f32").export(tmp_path)
 
