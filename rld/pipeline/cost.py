@@ -30,7 +30,7 @@ from rld.reporting.break_even import Band, Comparison, Service, StageSpending, T
 from rld.reporting.cost_page import CostReport
 from rld.reporting.history import read_run
 from rld.reporting.report import write_report
-from rld.reporting.score_records import are_shares_of_rows
+from rld.reporting.score_records import are_shares_of_answers
 from rld.reporting.spending import stage_spending
 from rld.reporting.summary_records import StageResult
 from rld.utils import files
@@ -265,7 +265,7 @@ class _Served:
             for prompt, written, row in zip(prompts, num_written, answers, strict=True)
         ]
         failures = None
-        if are_shares_of_rows(map(self._results[self._student].main_score, skills)):
+        if are_shares_of_answers(map(self._results[self._student].main_score, skills)):
             failures = sum((1 - scores[skill]) * len(rows[skill]) for skill in skills) / len(answers)
         return Service(
             name,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import transformers
 from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedModel
@@ -171,6 +172,7 @@ def generate(places: Sequence[tuple[str, str, Path | None]], prompt: str | None,
         ModelError: a model cannot be loaded, or a prompt does not fit into its context.
         UsageError: there is no prompt.
     """
+    transformers.utils.logging.disable_progress_bar()
     formats = _question_formats([(name, recipe) for name, _, recipe in places])
     speakers = [_load(name, place, formats[i]) for i, (name, place, _) in enumerate(places)]
     if writing.temperature and any(speaker.question_format.labels for speaker in speakers):

@@ -15,7 +15,7 @@ from rld.recipe.prices import MACHINE_TIME, Prices
 from rld.reporting.break_even import SECONDS_PER_DAY, Band, Comparison, Service, StageSpending
 from rld.reporting.charts import Chart, Line, figure
 from rld.reporting.html import page, scrolling, table
-from rld.reporting.score_records import are_shares_of_rows
+from rld.reporting.score_records import are_shares_of_answers
 from rld.reporting.series import number
 from rld.reporting.spending import energy, energy_note
 from rld.utils.console import SafeConsole
@@ -273,7 +273,7 @@ def _no_verdict(comparison: Comparison) -> str:
     if comparison.both_fail:
         return f"no verdict, for both score 0 on the held-out rows{_of_scores(comparison)}"
     names = [
-        f"{skill}'s score {name}" for skill, name in comparison.score_names.items() if not are_shares_of_rows([name])
+        f"{skill}'s score {name}" for skill, name in comparison.score_names.items() if not are_shares_of_answers([name])
     ]
     points = 100 * (comparison.teacher.score - comparison.student.score)
     return (

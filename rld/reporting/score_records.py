@@ -16,6 +16,9 @@ REACH = 1.96
 _SHARES_OF_ROWS = {"solved", "exact_match", "word_match", "accuracy"}
 """Scores that are the share of held-out rows answered correctly."""
 
+_SHARES_OF_ANSWERS = _SHARES_OF_ROWS | {"pass_at_1"}
+"""Scores that are the share of answers that are correct, of one for each row or of several that are sampled."""
+
 
 Finite: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -70,6 +73,11 @@ class ModelScores(FileRecord):
 def are_shares_of_rows(names: Iterable[str]) -> bool:
     """Return whether main scores are all shares of rows answered correctly."""
     return set(names) <= _SHARES_OF_ROWS
+
+
+def are_shares_of_answers(names: Iterable[str]) -> bool:
+    """Return whether main scores are all shares of answers that are correct."""
+    return set(names) <= _SHARES_OF_ANSWERS
 
 
 def about_scores(names: Iterable[str]) -> str:

@@ -164,7 +164,8 @@ def test_a_mark_at_the_start_and_other_line_ends_are_fine(tmp_path, capsys, suff
     [
         (".csv", "question,answer,answer\na,b,c\n", "rows.csv: two of its columns are called 'answer'"),
         (".csv", "question,answer\na,b\nc,d,e\nf\n", "rows.csv:3: 3 cells, and 2 columns"),
-        (".csv", "question;answer\na;b\n", "its columns are separated by ';'; save the file with commas"),
+        (".csv", "question|answer\na|b\n", "its columns are separated by '|'; save the file with commas"),
+        (".tsv", "question;answer\na;b\n", "its columns are separated by ';'; rename the file to .csv"),
         (".csv", "question\tanswer\na\tb\n", r"its columns are separated by '\t'; rename the file to .tsv"),
         (".tsv", "question,answer\na,b\n", "its columns are separated by ','; rename the file to .csv"),
         (".csv", 'question,answer\n"a,b\n', "the row on line 2 is not CSV: unexpected end of data"),

@@ -103,6 +103,22 @@ def test_arrays_with_a_mistake_are_refused(tmp_path, text, message):
         read_items(tmp_path / "rows.json")
 
 
+@pytest.mark.parametrize(
+    ("text", "answers"),
+    [
+        ('question;answer\na;3,5\nb;"4;5"\n', ["3,5", "4;5"]),
+        ('\ufeff\n"question"; answer;note\r\n"a, b"; 3,5;\r\n', ["3,5"]),
+        ("question,answer;note,answer\na;b,c;d,3;5\n", ["3;5"]),
+    ],
+    ids=["decimal commas", "mark, blank line and quotes", "semicolons in a name and in cells"],
+)
+def test_semicolons_separate_the_cells_of_csv_whose_names_have_no_comma(tmp_path, text, answers):
+    path = tmp_path / "rows.csv"
+    path.write_text(text, newline="")
+    ((items,),) = read_items(path)
+    assert [item.answer for item in items] == answers
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".json"])
 def test_bom_and_line_ends_are_no_part_of_a_text_and_other_encodings_are_refused(tmp_path, suffix):
     path = tmp_path / f"rows{suffix}"

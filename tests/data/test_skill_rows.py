@@ -223,7 +223,8 @@ def test_bad_rows_are_listed_with_their_lines(tmp_path):
         ('question,answer\na,"1" or "2"\n', "the row on line 2 is not CSV: .* written twice"),
         ('question,answer\na,"1\nb,2\n', "the row on line 2 is not CSV: unexpected end of data"),
         ("question,answer,answer\na,1,2\n", "two of its columns are called 'answer'"),
-        ("question;answer\na;1\n", "its columns are separated by ';'"),
+        ("question|answer\na|1\n", r"its columns are separated by '\|'"),
+        ("question;answer\na;1\nb;2;3\n", "rows.csv:3: 3 cells, and 2 columns; quote a cell that has ';' in it"),
     ],
 )
 def test_unusable_files_are_refused(tmp_path, text, message):

@@ -152,13 +152,14 @@ def test_a_score_that_is_no_share_of_answers_asks_for_the_share_that_falls_back(
     assert "The student scores 0.890, big 0.900 (token_f1)." in capsys.readouterr().out
 
 
-def test_the_share_that_falls_back_is_what_the_main_score_leaves(whole, speed_by_size, tmp_path, capsys):
-    """Word match counts 0.7 of the student's answers, whatever the judge of the stored answers says of them."""
+@pytest.mark.parametrize("name", ["word_match", "pass_at_1"])
+def test_the_share_that_falls_back_is_what_the_main_score_leaves(whole, speed_by_size, tmp_path, capsys, name):
+    """The score counts 0.7 of the student's answers, whatever the judge of the stored answers says of them."""
     run = shutil.copytree(whole, tmp_path / "run")
-    set_scores(run, 0.7, 0.9, "word_match")
+    set_scores(run, 0.7, 0.9, name)
     like_the_student(run)
     assert main(["cost", str(run), "--batch", "1"]) == 0
-    assert "big 0.900 (word_match), so 30% of the requests fall back." in capsys.readouterr().out
+    assert f"big 0.900 ({name}), so 30% of the requests fall back." in capsys.readouterr().out
 
 
 def with_a_further_stage(run: Path, teachers: dict[str, object]) -> None:

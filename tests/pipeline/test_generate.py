@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from transformers.utils import logging
 
 import tests.support.tiny as tiny
 from rld.cli import main
@@ -64,6 +65,23 @@ def greedy(name: str, text: str, size: int) -> str:
 def test_an_answer_is_what_transformers_writes(folder, capsys):
     assert main(["generate", "plain", "abc=", "--max-new-tokens", "6"]) == 0
     assert capsys.readouterr().out == greedy("plain", "abc=", 6) + "\n"
+
+
+@pytest.fixture
+def loading_bars():
+    """The bars of transformers, which show by default; commands turn them off for their whole process."""
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.enable_progress_bar()
+    yield
+    if not was_enabled:
+        logging.disable_progress_bar()
+
+
+def test_loading_shows_no_bars(folder, capsys, loading_bars):
+    load_model("plain", {})
+    assert "Loading weights" in capsys.readouterr().err
+    assert main(["generate", "plain", "abc=", "--max-new-tokens", "6"]) == 0
+    assert "Loading weights" not in capsys.readouterr().err
 
 
 def test_a_prompt_comes_from_a_pipe_and_by_the_chat_template(folder, capsys, monkeypatch):

@@ -91,7 +91,7 @@ def test_each_kind_of_rows_gives_a_recipe_that_trains(file, kind, stages, folder
         ("a.csv", "id,title,question\n1,one,two\n", "no column has the answer"),
         ("a.csv", "What is 19 plus 49?,68\nWhat is 1 plus 1?,2\n", "the column name 'What is 19 plus 49?' looks like"),
         ("a.tsv", "it is fine\tgood\nit is dull\tbad\nit is new\tgood\n", "the column name 'good' looks like data; if"),
-        ("a.csv", "text;label\none;two\n", "separated by ';'; save the file with commas"),
+        ("a.csv", "text|label\none|two\n", "separated by '|'; save the file with commas"),
         ("a.csv", "text,label\n" + "They won.,Sports\n" * 9, "'label' has 'Sports' on every row; labels differ"),
         ("a.jsonl", '{"prompt": "p", "tests": "assert f()"}', "rld copy code"),
         ("a.csv", "text,label\n", "it has no rows"),
@@ -105,6 +105,15 @@ def test_what_cannot_be_told_is_refused_and_nothing_is_written(name, text, messa
     assert propose(name) == 2
     assert message in capsys.readouterr().err
     assert not Path("recipe.yaml").exists()
+
+
+def test_semicolons_give_the_recipe_of_commas(folder, slow_machine):
+    assert propose("news.csv") == 0
+    recipe = Path("recipe.yaml").read_text()
+    Path("recipe.yaml").unlink()
+    Path("news.csv").write_text(NEWS.replace(",", ";"))
+    assert propose("news.csv") == 0
+    assert Path("recipe.yaml").read_text() == recipe
 
 
 def test_a_file_in_another_encoding_is_refused_with_the_place_of_the_byte(tmp_path, monkeypatch, capsys):

@@ -1,7 +1,8 @@
 """Reads CSV and TSV files whose first line holds the column names.
 
-Cells are separated by commas, those of TSV by tabs. A cell in quotes may hold separators and line breaks, and quotes
-written twice; spaces in front of a cell are no part of it, unless they stand inside its quotes.
+Cells are separated by commas, those of TSV by tabs. Those of CSV are separated by semicolons where the first line has
+some and no comma: programs write it so where the comma is the decimal sign. A cell in quotes may hold separators and
+line breaks, and quotes written twice; spaces in front of a cell are no part of it, unless they stand inside its quotes.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rld.data.formats.columns import require_different
 
@@ -21,7 +22,7 @@ NAMES_FIRST = "if its first line holds data, write a line of names above it"
 _MENDS = {
     ",": "rename the file to .csv",
     "\t": "rename the file to .tsv",
-    ";": "save the file with commas",
+    ";": "rename the file to .csv",
     "|": "save the file with commas",
 }
 """How to mend a file whose columns are separated by another character than its suffix says."""
@@ -35,7 +36,7 @@ def read(path: Path) -> Iterator[tuple[int, Any]]:
     Raises:
         ValueError: the file is not CSV, or two of its columns have one name.
     """
-    return _read(path, ",")
+    return _read(path, ",;")
 
 
 def read_tabs(path: Path) -> Iterator[tuple[int, Any]]:
@@ -47,8 +48,9 @@ def read_tabs(path: Path) -> Iterator[tuple[int, Any]]:
     return _read(path, "\t")
 
 
-def _read(path: Path, separator: str) -> Iterator[tuple[int, Any]]:
+def _read(path: Path, separators: str) -> Iterator[tuple[int, Any]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
+        separator = _separator(file, separators)
         reader = csv.reader(file, delimiter=separator, strict=True, skipinitialspace=True)
         columns: list[str] = []
         last_line = 0
@@ -64,6 +66,13 @@ def _read(path: Path, separator: str) -> Iterator[tuple[int, Any]]:
                 f"the row on line {last_line + 1} is not {path.suffix[1:].upper()}: {error}; "
                 "a quoted cell ends with a quote, and a quote inside it is written twice"
             ) from error
+
+
+def _separator(file: TextIO, separators: str) -> str:
+    """Return the first of some separators that stands in the line of names, or the first where none does."""
+    header = next((line for line in file if line.strip()), "")
+    file.seek(0)
+    return next((separator for separator in separators if separator in header), separators[0])
 
 
 def _columns(names: list[str], separator: str) -> list[str]:
