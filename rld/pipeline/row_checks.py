@@ -38,7 +38,7 @@ _FIXES: Mapping[FindingKind, str] = {
     "prompt too long": "shorten the prompts or max_new_tokens, or choose a model with a longer context",
     "answer too long": "raise max_new_tokens",
     "block too long": "lower the skill's block",
-    "no prompt of a teacher": "name the teacher's `skills`, or leave {answer} out of its `prompt`",
+    "no prompt of a teacher": "name the teacher's `skills`, or change its `prompt`",
 }
 
 

@@ -48,9 +48,6 @@ def _reasons_against_attempts(stage: Any, fields: Sequence[str]) -> dict[str, bo
         f"{shown} with gold answers alone the student tries nothing (rollout.gold_completions)": (
             rollout.completions == rollout.gold_completions
         ),
-        "it shows {correct_attempt}, another completion of the prompt: set rollout.completions above 1": (
-            "correct_attempt" in fields and rollout.completions == 1
-        ),
         f"{shown} without a gate nothing tells capacity how often the teacher is correct: leave gate: off out": (
             is_capacity_blind
         ),

@@ -111,9 +111,7 @@ class TeacherScoring:
         shares_SK = combination.shares(self.runtime.teachers_SK)
         needed_SK = self.runtime.teachers_needed(self.options.teacher_reward, shares_SK)
         needed_BK, weights_BK = needed_SK.to(skills_B.device)[skills_B], shares_SK.to(skills_B.device)[skills_B]
-        batch["response_on"] = torch.tensor(self.runtime.is_active("response"))
-        batch["feature_on"] = torch.tensor(self.runtime.is_active("feature"))
-        batch["group_ids"] = record.group_ids_B.to(skills_B.device)
+        self._begin(batch, record)
         is_own_B = ~record.is_gold_prompt_B.to(skills_B.device)
         needed_BK, may_teach_B = needed_BK & is_own_B[:, None], self._may_teach(record, skills_B.device) & is_own_B
         attempts = self._attempt_rows(record, skills_B.device)
@@ -149,6 +147,12 @@ class TeacherScoring:
         return TeacherScoringReport(events, counts, metrics)
 
     # -- the steps, in their order -----------------------------------------------------------------------------------
+
+    def _begin(self, batch: RolloutBatch, record: RolloutRecord) -> None:
+        """Add which signals are computed, and the numbers of the prompts."""
+        batch["response_on"] = torch.tensor(self.runtime.is_active("response"))
+        batch["feature_on"] = torch.tensor(self.runtime.is_active("feature"))
+        batch["group_ids"] = record.group_ids_B.to(batch["skill_ids"].device)
 
     def _attempt_rows(self, record: RolloutRecord, device: torch.device) -> AttemptRows:
         """Return the rows of a rollout as each teacher reads them."""

@@ -125,9 +125,6 @@ def _reasons_against_attempts(trainer: Any, fields: Sequence[str], rows: Dataset
         f"{shown} with labels there is none": bool(args.labels),
         f"{shown} gold_answers asks teachers for answers before there is one": args.gold_answers != "rows",
         f"{shown} with gold answers alone the student tries nothing (gold_completions)": not args.labels and others < 1,
-        "shows {correct_attempt}, another completion of the prompt, and num_generations is 1": "correct_attempt"
-        in fields
-        and trainer.num_generations < 2,
     }
 
 
