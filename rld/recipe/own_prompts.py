@@ -37,21 +37,21 @@ def own_prompt_problem(stage: Any) -> OptionError | None:
 
 
 def _reasons_against_attempts(stage: Any, fields: Sequence[str]) -> dict[str, bool]:
-    """Return reasons why fields of a rollout cannot be shown in a `Distill` stage, and whether they hold."""
+    """Return reasons why fields of a rollout cannot be clause in a `Distill` stage, and whether they hold."""
     if not fields:
         return {}
-    rollout, shown = stage.rollout, f"it shows {{{fields[0]}}} of a rollout, and"
+    rollout, clause = stage.rollout, f"it shows {{{fields[0]}}} of a rollout, and"
     is_capacity_blind = stage.capacity is not None and stage.gate == "off"
     return {
-        f"{shown} completions are labels here": stage.learns_labels,
-        f"{shown} a cache keeps what stays the same: leave cache out": stage.cache is not None,
-        f"{shown} with gold answers alone the student tries nothing (rollout.gold_completions)": (
+        f"{clause} completions are labels here": stage.learns_labels,
+        f"{clause} a cache keeps what stays the same: leave cache out": stage.cache is not None,
+        f"{clause} with gold answers alone the student tries nothing (rollout.gold_completions)": (
             rollout.completions == rollout.gold_completions
         ),
-        f"{shown} without a gate nothing tells capacity how often the teacher is correct: leave gate: off out": (
+        f"{clause} without a gate nothing tells capacity how often the teacher is correct: leave gate: off out": (
             is_capacity_blind
         ),
-        f"{shown} there is none on held-out rows, so that it has no score: leave stop.teacher_surpassed out": (
+        f"{clause} there is none on held-out rows, so that it has no score: leave stop.teacher_surpassed out": (
             stage.stop.teacher_surpassed
         ),
     }

@@ -119,12 +119,13 @@ def _reasons_against_attempts(trainer: Any, fields: Sequence[str], rows: Dataset
     }
     if not fields:
         return reasons
-    shown = f"shows {{{fields[0]}}} of a rollout, and"
+    clause = f"shows {{{fields[0]}}} of a rollout, and"
     others = trainer.num_generations - args.gold_completions
     return reasons | {
-        f"{shown} with labels there is none": bool(args.labels),
-        f"{shown} gold_answers asks teachers for answers before there is one": args.gold_answers != "rows",
-        f"{shown} with gold answers alone the student tries nothing (gold_completions)": not args.labels and others < 1,
+        f"{clause} with labels there is none": bool(args.labels),
+        f"{clause} gold_answers asks teachers for answers before there is one": args.gold_answers != "rows",
+        f"{clause} with gold answers alone the student tries nothing (gold_completions)": not args.labels
+        and others < 1,
     }
 
 

@@ -122,12 +122,14 @@ def test_feedback_that_no_reward_gives_is_refused_before_the_stage_and_otherwise
 
 
 def test_what_a_rollout_fills_in_costs_tokens_for_each_completion(tmp_path):
-    plain, filled = {"model": "student", "prompt": "{question}"}, {"model": "student", "prompt": "{attempt}{question}"}
+    """2 steps of 2 prompts with 2 completions, of rows of unknown length: an attempt has 4 tokens at most."""
     flops = []
-    for teacher in (plain, filled):
-        flops.append(stage_costs(read_recipe(written(tmp_path, teacher, gate="off")), tmp_path)["main"].flops or 0)
-    # 2 steps of 2 prompts with 2 completions: each reads the prompt of 3 tokens again, with an attempt of 2.
-    assert flops[1] - flops[0] == 2 * 2 * (2 * (3 + 2) - 3) * 2 * tiny.model().num_parameters()
+    for prompt in ("{question}", "{attempt}{question}", "{feedback}{question}"):
+        teacher = {"model": "student", "prompt": prompt} | ({"probe_prompts": 0} if prompt == "{question}" else {})
+        recipe = read_recipe(written(tmp_path, teacher, gate="off", signals={"response": {}}))
+        flops.append(stage_costs(recipe, tmp_path)["main"].flops or 0)
+    size = 2 * tiny.model().num_parameters()
+    assert [count - flops[0] for count in flops] == [0, 8 * 4 * size, 8 * 64 * size]
 
 
 def test_a_run_that_is_killed_ends_as_if_nothing_had_happened(tmp_path, monkeypatch):
