@@ -37,7 +37,7 @@ def own_prompt_problem(stage: Any) -> OptionError | None:
 
 
 def _reasons_against_attempts(stage: Any, fields: Sequence[str]) -> dict[str, bool]:
-    """Return reasons why fields of a rollout cannot be clause in a `Distill` stage, and whether they hold."""
+    """Return reasons why fields of a rollout cannot stand in a prompt of a `Distill` stage, and whether they hold."""
     if not fields:
         return {}
     rollout, clause = stage.rollout, f"it shows {{{fields[0]}}} of a rollout, and"
