@@ -61,7 +61,7 @@ def test_teachers_read_the_feedback_on_programs_as_the_page_on_teachers_has_it(t
     stage = {**RECIPE["stages"][0], **yaml.safe_load(block), "student": "small", "steps": 1, "gate": "off"}
     stage["rollout"] = {"prompts": 2, "completions": 2}
     skills = {"code": {**RECIPE["skills"]["code"], "held_out": 2}}
-    options = {"models": {"small": "./model"}, "prompts": {"style": "chat"}, "max_new_tokens": 8}
+    options = {"models": {"small": "./model"}, "prompts": {"style": "chat"}, "max_new_tokens": 20}
     path = write_recipe(tmp_path, stages=[stage], skills=skills, **options)
     assert main(["check", str(path)]) == 0
     assert "{feedback}" in capsys.readouterr().out
