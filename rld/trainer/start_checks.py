@@ -16,6 +16,7 @@ from rld.errors import ModelError, RecipeError, TeacherError
 from rld.models.generation import unused_options
 from rld.models.prompting import PromptEncoder
 from rld.models.self_check import context_length, require_context, require_sound_model, require_token_rows
+from rld.rollout.verifier import no_reward
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.weight_precision import warn_of_lost_updates
 from rld.utils.templates import has_answer, rollout_fields
@@ -120,8 +121,12 @@ def _reasons_against_attempts(trainer: Any, fields: Sequence[str], rows: Dataset
     if not fields:
         return reasons
     clause = f"shows {{{fields[0]}}} of a rollout, and"
+    of_rewards = [field for field in fields if field != "attempt"]
+    has_rewards = getattr(trainer.reward_funcs[0], "__name__", "") != no_reward.__name__
     others = trainer.num_generations - args.gold_completions
     return reasons | {
+        f"shows {{{of_rewards[0] if of_rewards else ''}}}, and there is no reward": bool(of_rewards)
+        and not has_rewards,
         f"{clause} with labels there is none": bool(args.labels),
         f"{clause} gold_answers asks teachers for answers before there is one": args.gold_answers != "rows",
         f"{clause} with gold answers alone the student tries nothing (gold_completions)": not args.labels

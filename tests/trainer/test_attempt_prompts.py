@@ -15,7 +15,7 @@ from rld.teachers.self_teacher import SelfTeacher
 from rld.teachers.teacher import Teacher
 from rld.trainer.rld_trainer import RLDTrainer
 from tests.support.processes import run_modules
-from tests.trainer.test_own_prompts import by_hand
+from tests.trainer.test_own_prompts import by_hand, trainer
 
 FEEDBACK = "{feedback}:{question}"
 CORRECT = "{correct_attempt}:{attempt}:{question}"
@@ -187,9 +187,12 @@ def test_feedback_that_is_none_is_an_error_only_where_a_teacher_reads_it(tmp_pat
     ("options", "message"),
     [
         ({"train_dataset": tiny.rows().add_column("feedback", ["a"] * 16)}, "the rows have a column of that name"),
+        ({"reward_funcs": None}, "its prompt shows {feedback}, and there is no reward"),
         ({"gold_completions": 4, "signals": ["response"]}, "with gold answers alone the student tries nothing"),
     ],
 )
 def test_a_trainer_without_such_texts_is_refused(tmp_path, options, message):
     with pytest.raises(TeacherError, match=message):
-        runs.trainer(tmp_path, [SelfTeacher("{feedback}:{correct_attempt}:{question}")], **options)
+        trainer(
+            tmp_path, SelfTeacher("{feedback}:{correct_attempt}:{question}"), **{"reward_funcs": runs.odd, **options}
+        )
