@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,12 +12,19 @@ from rld.utils.sandbox import run_tests
 
 from . import text_of
 
+_MOST_CHARACTERS = 200
+"""Of each line of feedback."""
+
+_IN_SYSTEM = re.compile(r"/usr/(?:[^\s'\"()/]+/)*")
+"""Folders of the machine that a program in the sandbox sees."""
+
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
 def unit_tests(
     completions: list[Any],
     entry: list[str],
+    log_extra: Callable[[str, list[str | None]], None] | None = None,
     *,
     column: str = "tests",
     seconds: float = 5.0,
@@ -32,6 +39,9 @@ def unit_tests(
     `kind: code_task` it is the last block that defines their `entry_point`; where none does, the completion goes on
     where the prompt's code ends.
 
+    `log_extra` gets the column `feedback`: of each program that does not pass what went wrong first, in a few lines
+    without the program's output.
+
     Args:
         column: Column of the row with its tests: Python source that raises an exception if the program is wrong, such
             as `assert add(1, 2) == 3`.
@@ -40,17 +50,53 @@ def unit_tests(
         workers: Programs that run at the same time.
     """
 
-    def score(completion: Any, row_entry: str) -> float | None:
+    limits = {"timeout": f"it took more than {seconds:g} seconds", "output": "it wrote too much"}
+    limits["memory"] = f"it took more than {memory_mb} MiB of memory"
+
+    def score(completion: Any, row_entry: str) -> tuple[float | None, str | None]:
         task = json.loads(row_entry) if row_entry else {}
         if task.get(column) is None:
-            return None
+            return None, None
         names = {"entry_point": task.get("entry_point") or "", "setup": own_code(task)}
-        program = whole_program(text_of(completion), task)
-        outcome = run_tests(program, str(task[column]), **names, seconds=seconds, memory_mb=memory_mb)
-        return float(outcome.status == "passed")
+        program, tests = whole_program(text_of(completion), task), str(task[column])
+        outcome = run_tests(program, tests, **names, seconds=seconds, memory_mb=memory_mb)
+        if outcome.status == "passed":
+            return 1.0, None
+        if outcome.status in limits:
+            return 0.0, f"The program was stopped: {limits[outcome.status]}."
+        return 0.0, described(outcome.report, program, tests)
 
     with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(score, completions, entry))
+        pairs = list(pool.map(score, completions, entry))
+    if log_extra is not None:
+        log_extra("feedback", [text for _, text in pairs])
+    return [value for value, _ in pairs]
+
+
+def described(report: Mapping[str, Any], program: str, tests: str) -> str:
+    """Return in words why a program fails its tests.
+
+    Args:
+        report: `sandbox.Outcome.report`. The program may say anything in it, so that nothing of it is taken for true.
+        program: The program.
+        tests: Its tests.
+    """
+    if not program.strip():
+        return "There is no program."
+    if not report.get("error"):
+        return "The program ended before its tests did."
+    error, message = (_IN_SYSTEM.sub("", str(report.get(key) or "")) for key in ("error", "message"))
+    lines = [_cut(f"{error}: {message}" if message else error)]
+    for name, source in (("line", program), ("test", tests)):
+        number, source_lines = report.get(name), source.splitlines()
+        if isinstance(number, int) and 0 < number <= len(source_lines):
+            place = f"In line {number} of the program" if name == "line" else "In the test"
+            lines.append(f"{place}: {_cut(source_lines[number - 1].strip())}")
+    return "\n".join(lines)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
 
 
 def own_code(task: Mapping[str, Any]) -> str:

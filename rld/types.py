@@ -30,6 +30,9 @@ DEFAULT_SKILL = "all"
 STUDENT_PROMPT = "student_prompt"
 """The key of the student's prompt in a row whose `prompt` is a teacher's own."""
 
+ROLLOUT_TEXTS = "rollout_texts"
+"""The key of what a rollout fills into a teacher's own prompt, in a row that such a teacher reads: texts by field."""
+
 Row: TypeAlias = dict[str, Any]
 """One training or held-out row: `prompt` (text or chat messages), `question`, `answer`, `skill`, `level`, and for
 verifiers that need more than the answer an `entry` (JSON text, "" otherwise). A document or a piece of one has an empty

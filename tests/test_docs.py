@@ -181,7 +181,7 @@ def test_the_page_on_teachers_shows_what_a_stage_and_a_script_take(tmp_path, mon
     blocks = yaml_blocks(text, tmp_path)
     stage = {"name": "s", "kind": "distill", "student": "m", "steps": 400}
     stages = [Distill.model_validate(stage | block) for block in blocks]
-    assert [len(stage.loaded) for stage in stages] == [1, 2, 0, 0, 1]
+    assert [len(stage.loaded) for stage in stages] == [1, 2, 0, 0, 0, 1]
     (script,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     far = Teacher(tiny.model(seed=1), tokenizer=tiny.tokenizer())

@@ -9,6 +9,7 @@ from rld.data.skill_rows import SkillRows
 from rld.pipeline.skill_summary import prompt_text
 from rld.recipe.schema import Recipe
 from rld.teachers.own_rows import missing, own_row
+from rld.utils.templates import ROLLOUT_FIELDS
 
 
 class OwnPromptExample(NamedTuple):
@@ -37,5 +38,6 @@ def own_prompt_examples(recipe: Recipe, sources: Mapping[str, SkillRows], models
             for skill in stage.skills_in_use(recipe.skills):
                 rows = [row for _, row in sources[skill].examples() if missing(row, reader.prompt) is None]
                 if rows and (reader.skills is None or skill in reader.skills):
-                    prompt = own_row(rows[0], reader.prompt)["prompt"]
+                    places = {field: f"{{{field}}}" for field in ROLLOUT_FIELDS}  # there is no rollout yet
+                    prompt = own_row(rows[0], reader.prompt, places)["prompt"]
                     yield OwnPromptExample(stage.name, reader.name, skill, prompt_text(prompt, encoder))

@@ -9,14 +9,17 @@ from typing import Any
 
 from transformers import TrainerState
 
+from rld.errors import RecipeError
 from rld.pipeline.reward_loading import Rewards
 from rld.pipeline.run import RunContext
 from rld.recipe import registry
 from rld.recipe.schema import Recipe
 from rld.recipe.stages.distill import Distill
+from rld.rollout.feedback import FEEDBACK
 from rld.rollout.rewards import Reward, all_checked
 from rld.rollout.verifier import Verify, ask, askable
 from rld.types import Row
+from rld.utils.templates import rollout_fields
 
 
 def probe_judge(context: RunContext) -> None:
@@ -35,6 +38,7 @@ def probe_rewards(context: RunContext, stage: Distill, rewards: Rewards) -> None
     """Call a stage's rewards, its verifier and its audit, where they need no model.
 
     Raises:
+        RecipeError: a teacher's prompt shows feedback, and no reward gives any.
         RewardError: as `rewards.checked`.
     """
     recipe, state = context.recipe, functools.partial(TrainerState, max_steps=stage.steps)
@@ -44,11 +48,33 @@ def probe_rewards(context: RunContext, stage: Distill, rewards: Rewards) -> None
         (recipe.place("stages", stage.name, "audit"), rewards.audit),
     ]
     rewards_by_place += [(recipe.place("rewards", i), reward) for i, reward in enumerate(rewards.functions)]
+    columns, is_sure = set[str](), True
     for place, reward in rewards_by_place:
         if reward is not None and not _takes_model(reward):
             decides = reward in (verifier, rewards.audit)
+            log_extra = _ignore if reward is rewards.audit else lambda column, _: columns.add(column)
             with recipe.mistakes_at(place):
-                _probe(askable(all_checked(reward, decides=decides) or [], state), context, context.skills(stage))
+                verify = askable(all_checked(reward, decides=decides) or [], state, log_extra)
+                _probe(verify, context, context.skills(stage))
+            is_sure = is_sure and verify is not None
+        is_sure = is_sure and (reward is None or not _takes_model(reward))
+    if is_sure and FEEDBACK not in columns:
+        _require_no_reader(context, stage)
+
+
+def _require_no_reader(context: RunContext, stage: Distill) -> None:
+    """Refuse a stage in which a teacher's prompt shows feedback, where no reward gives any."""
+    for name, spec in stage.teachers.items():
+        if FEEDBACK in rollout_fields(spec.prompt):
+            with context.recipe.mistakes_at(context.recipe.place("stages", stage.name, "teachers", name, "prompt")):
+                raise RecipeError(
+                    f"it shows {{{FEEDBACK}}}, and none of the rewards gives any: let one call "
+                    f"log_extra('{FEEDBACK}', texts), as code:unit_tests does"
+                )
+
+
+def _ignore(*_: Any) -> None:
+    """Stand in for TRL's `log_extra`, which an audit is not given."""
 
 
 def _place_of_verifier(recipe: Recipe) -> str:

@@ -30,6 +30,7 @@ from rld.rollout.verifier import Verify, ask, is_success
 from rld.teachers.own_rows import missing, own_row
 from rld.types import Row, is_document
 from rld.utils.messages import tell
+from rld.utils.templates import ROLLOUT_FIELDS
 
 _FIXES: Mapping[FindingKind, str] = {
     "no answer": "name the column of the answers in `columns`, or a verifier that decides by other columns in `entry`",
@@ -37,7 +38,7 @@ _FIXES: Mapping[FindingKind, str] = {
     "prompt too long": "shorten the prompts or max_new_tokens, or choose a model with a longer context",
     "answer too long": "raise max_new_tokens",
     "block too long": "lower the skill's block",
-    "no prompt of a teacher": "name the teacher's `skills`, or leave {answer} out of its `prompt`",
+    "no prompt of a teacher": "name the teacher's `skills`, or change its `prompt`",
 }
 
 
@@ -255,9 +256,10 @@ def _findings_of_prompts(reader: _Reader, rows: Sequence[Row], **limits: Any) ->
     problems = {i: missing(row, template) for i, row in enumerate(rows)}
     lacking = {i: problem for i, problem in problems.items() if problem is not None}
     others = [i for i in problems if i not in lacking]
+    before = dict.fromkeys(ROLLOUT_FIELDS, "")  # there is no rollout yet
     findings = [
         replace(finding, rows=tuple(others[i] for i in finding.rows), num_checked=len(rows))
-        for finding in check_prompts(reader.encoder, [own_row(rows[i], template) for i in others], **limits)
+        for finding in check_prompts(reader.encoder, [own_row(rows[i], template, before) for i in others], **limits)
     ]
     if lacking:
         first = next(iter(lacking.values()))

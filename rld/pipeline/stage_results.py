@@ -60,7 +60,9 @@ def stage_record(
             str(probed.teacher.name): {
                 "parameters": probed.num_parameters,
                 "scores": probed.evaluation.scores,
-                "agreement": _plain(evaluator.agreement(after, probed.evaluation)),
+                "agreement": (
+                    _plain(evaluator.agreement(after, probed.evaluation)) if probed.evaluation.predictions else {}
+                ),
             }
             for probed in teachers
         },

@@ -93,9 +93,12 @@ class TeacherLoader:
     ) -> ProbedTeacher:
         """Score a teacher on the held-out rows, and count its correct answers to the probing prompts of its skills.
 
-        It is asked as it is when it teaches, by its own prompt where it has one.
+        It is asked as it is when it teaches, by its own prompt where it has one. One that reads attempts is not asked:
+        before a rollout there are none, so that it has no score.
         """
         context = self._context
+        if teacher.reads_attempts:
+            return ProbedTeacher(teacher, teacher.num_parameters(), Evaluation({}, {}, []))
         # A text asks for no answer.
         taught = [skill for skill in skills if skill not in context.recipe.blocks and teacher.teaches(skill)]
         count = spec.num_probes(are_read=are_read)

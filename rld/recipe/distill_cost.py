@@ -11,7 +11,7 @@ from rld.recipe.measurement_cost import first_answer_flops, retention_flops, tra
 from rld.recipe.sizes import Sizes
 from rld.utils.flops import Account, forward_flops, training_flops
 from rld.utils.label_words import begins_another
-from rld.utils.templates import has_answer
+from rld.utils.templates import has_answer, rollout_fields
 
 
 class Assumptions(NamedTuple):
@@ -30,6 +30,9 @@ class Assumptions(NamedTuple):
     """FLOPs of a sampled completion per those of a gold answer. It sets the share of gold answers that are repeated,
     and a plan computes it."""
 
+
+_FEEDBACK_TOKENS = 64
+"""Tokens that a plan takes the feedback on a completion to have."""
 
 EXPECTED = Assumptions()
 """What a plan takes for granted."""
@@ -184,8 +187,7 @@ def _teacher_flops(
 
     Teachers that name no skills are taken to share the rows. For the gate each reads the gold answer of a row once, as
     one completion more; where that does not decide its answer, it reads prompt and gold answer apart, and the prompt
-    again with an answer of its own. No verdict is taken to be assumed. A prompt of its own that shows the gold answer
-    is longer by that answer.
+    again with an answer of its own. No verdict is taken to be assumed.
     """
     skills = stage.skills or sizes.skills
     lengths = sizes.lengths(skills)
@@ -198,16 +200,33 @@ def _teacher_flops(
     for name, size in teachers.items():
         spec = stage.teachers[name]
         share = len(spec.skills) / len(skills) if spec.skills is not None else 1 / len(teachers)
-        extra_tokens = step.num_prompts * lengths.answer if spec.prompt is not None and has_answer(spec.prompt) else 0.0
+        extra_tokens = _own_prompt_tokens(stage, spec, sizes, step.num_prompts, completion)
         flops["teachers"] += stage.steps * share * forward_flops(size, extra_tokens + step.read_tokens)
         if stage.has_gate(can_judge=sizes.can_judge) and not stage.learns_labels:
-            flops["gate"] += share * forward_flops(size, num_asked * (lengths.answer + decoded))
+            num_answered = num_drawn * len(skills) if spec.reads_attempts else num_asked  # no verdict is remembered
+            flops["gate"] += share * forward_flops(size, num_answered * (lengths.answer + decoded))
         probed = {*(spec.skills or skills)} & {*skills} - {*sizes.blocks}  # a document asks for no answer
         num_probes = len(probed) * spec.num_probes(are_read=stage.reads_probes(can_judge=sizes.can_judge))
         flops["answers"] += forward_flops(size, num_probes * (lengths.prompt + num_tries * lengths.answer))
         num_tokens = _answered_tokens(stage, sizes, assumed)
         flops["answers"] += (share if assumed.agrees else 1.0) * forward_flops(size, num_tokens)
     return flops
+
+
+def _own_prompt_tokens(stage: Any, spec: Any, sizes: Sizes, num_prompts: float, completion: float) -> float:
+    """Return the tokens that a teacher reads in a mean step for its own prompt beside those of the student's.
+
+    A prompt that shows the gold answer is longer by that answer. One that shows something of the rollout is another for
+    each completion, and longer by that; all of them are taken to be read.
+    """
+    lengths = sizes.lengths(stage.skills or sizes.skills)
+    fields = rollout_fields(spec.prompt)
+    answer = lengths.answer if spec.prompt is not None and has_answer(spec.prompt) else 0.0
+    if not fields:
+        return num_prompts * answer
+    texts = sum(_FEEDBACK_TOKENS if field == "feedback" else completion for field in fields)
+    own_tokens = stage.rollout.completions * (lengths.prompt + answer + texts)
+    return num_prompts * float(own_tokens - lengths.prompt)
 
 
 def _answered_tokens(stage: Any, sizes: Sizes, assumed: Assumptions) -> float:

@@ -29,7 +29,9 @@ def gold_in_use(stage: Any) -> GoldSignal | None:
     if not _would_learn_gold(stage) or next(obstacles(stage), None):
         return None
     # A server may ask money for an answer, and has many to write.
-    can_answer = not any(isinstance(spec, SelfTeacherSpec | ServedTeacher) for spec in stage.teachers.values())
+    can_answer = not any(
+        isinstance(spec, SelfTeacherSpec | ServedTeacher) or spec.reads_attempts for spec in stage.teachers.values()
+    )
     return GoldSignal(answers="either" if can_answer else "rows")
 
 
@@ -82,6 +84,8 @@ def _require_answering_teachers(stage: Any) -> None:
     for name, spec in stage.teachers.items():
         if isinstance(spec, SelfTeacherSpec):
             raise OptionError(f"the teacher '{name}' is the student itself, whose answers change as it learns", *place)
+        if spec.reads_attempts:
+            raise OptionError(f"the prompt of the teacher '{name}' shows attempts, and rows have none", *place)
 
 
 def described_gold(stage: Any) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rld.recipe.teachers import SelfTeacherSpec
 from rld.utils.options import OptionError
+from rld.utils.templates import rollout_fields
 
 
 def own_prompt_problem(stage: Any) -> OptionError | None:
@@ -28,7 +30,31 @@ def own_prompt_problem(stage: Any) -> OptionError | None:
         for reason, holds in of_prompt.items() if spec.prompt is not None else ():
             if holds:
                 return OptionError(f"leave it out: {reason}", "teachers", name, "prompt")
+        for reason, holds in _reasons_against_attempts(stage, rollout_fields(spec.prompt)).items():
+            if holds:
+                return OptionError(reason, "teachers", name, "prompt")
     return None
+
+
+def _reasons_against_attempts(stage: Any, fields: Sequence[str]) -> dict[str, bool]:
+    """Return reasons why fields of a rollout cannot stand in a prompt of a `Distill` stage, and whether they hold."""
+    if not fields:
+        return {}
+    rollout, clause = stage.rollout, f"it shows {{{fields[0]}}} of a rollout, and"
+    is_capacity_blind = stage.capacity is not None and stage.gate == "off"
+    return {
+        f"{clause} completions are labels here": stage.learns_labels,
+        f"{clause} a cache keeps what stays the same: leave cache out": stage.cache is not None,
+        f"{clause} with gold answers alone the student tries nothing (rollout.gold_completions)": (
+            rollout.completions == rollout.gold_completions
+        ),
+        f"{clause} without a gate nothing tells capacity how often the teacher is correct: leave gate: off out": (
+            is_capacity_blind
+        ),
+        f"{clause} there is none on held-out rows, so that it has no score: leave stop.teacher_surpassed out": (
+            stage.stop.teacher_surpassed
+        ),
+    }
 
 
 def average_bytes(stage: Any, student_bytes: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
@@ -18,7 +18,7 @@ from rld.types import Align
 from rld.utils.model_files import adapter_folder_problem
 from rld.utils.options import FrozenOptions, OptionError, union_by_key
 from rld.utils.suggestions import hint
-from rld.utils.templates import template_problem
+from rld.utils.templates import rollout_fields, template_problem
 
 STUDENT = "student"
 """How a teacher with a prompt names the student as its model."""
@@ -34,10 +34,13 @@ class _Teacher(FrozenOptions):
     """The skills that it teaches. None: all; how much on each is the controller's to decide."""
     probe_prompts: int | None = Field(None, ge=0, le=100_000)
     """Training prompts of each of its skills that it answers before the stage, to measure its success rate. 0: trust
-    it. None: 32 where the controller goes by that and no gate asks it while the stage trains, else 0."""
+    it. None: 32 where the controller goes by that and no gate asks it while the stage trains, else 0;
+    0 where its prompt shows something of a rollout."""
     prompt: str | None = None
     """What it reads in place of the student's prompt, or of the user's last message in it: a text in which `{question}`
-    and `{answer}`, the gold answer, are replaced. None: it reads the student's prompt."""
+    and `{answer}`, the gold answer, are replaced, and of the rollout `{feedback}` of rewards on the completion,
+    `{attempt}`, the completion itself, and `{correct_attempt}`, another one of the prompt that the verifier accepts. It
+    teaches where none of them is empty. None: it reads the student's prompt."""
 
     @field_validator("prompt")
     @classmethod
@@ -46,6 +49,19 @@ class _Teacher(FrozenOptions):
         if problem is not None:
             raise ValueError(problem)
         return template
+
+    @model_validator(mode="after")
+    def _is_probed_where_it_can_be(self) -> Self:
+        if self.probe_prompts and self.reads_attempts:
+            field = rollout_fields(self.prompt)[0]
+            message = f"leave it out: the prompt shows {{{field}}}, which there is not before a rollout"
+            raise OptionError(message, "probe_prompts")
+        return self
+
+    @property
+    def reads_attempts(self) -> bool:
+        """Whether its prompt shows something of a rollout."""
+        return bool(rollout_fields(self.prompt))
 
     @classmethod
     def check(cls, names: RecipeNames, loc: Loc, raw: Any) -> Iterator[RecipeProblem]:
@@ -61,6 +77,8 @@ class _Teacher(FrozenOptions):
         Args:
             are_read: Whether the stage goes by these answers.
         """
+        if self.reads_attempts:
+            return 0
         return self.probe_prompts if self.probe_prompts is not None else _NUM_PROBES if are_read else 0
 
     @property

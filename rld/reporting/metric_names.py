@@ -75,6 +75,8 @@ METRICS = (
     Metric("teacher/<teacher>/weight", "", "the same, mean over skills", "Teacher weights"),
     Metric("teacher/<teacher>/used/<skill>", "",
            "a teacher's mean weight on a rollout's completions, after gate, combination and `teach_on`"),
+    Metric("teacher/<teacher>/informed", "",
+           "share of a rollout's completions for which there is all that a teacher's prompt shows of the rollout"),
     Metric("gate/assumed", "",
            "share of the gate's verdicts on a teacher and a prompt that are assumed, because the latest were the same"),
     Metric("transfer/<skill>", "",

@@ -3,7 +3,8 @@
 A teacher that is correct on two thirds of a skill is wrong on the other third with the same confidence, and a student
 that imitates it there learns its mistakes. So each teacher answers a prompt greedily, once, before it may teach on it,
 and the verifier judges the answer. The teacher reads the gold answer as a draft (`teacher_answers.py`), and answers are
-decoded only where the draft does not decide them. A teacher with a prompt of its own answers that one.
+decoded only where the draft does not decide them. A teacher with a prompt of its own answers that one. Where the prompt
+shows an attempt, it is that of the first completion of the prompt for which all is there that it shows.
 
 A teacher that is asked first reads the prompt twice where it may teach: with the draft, and with the completions. One
 that is likely to be correct is therefore asked while it scores: the draft is one more completion of the prompt. If its
@@ -12,7 +13,8 @@ answer is wrong, it has scored for nothing.
 Where so many of a teacher's latest answers on a level of a skill had one verdict that another one is unlikely, the next
 ones are assumed to have it too, and the teacher answers a share of the new prompts of that level only.
 
-Of a student that is its own teacher no verdict is remembered or assumed, because its weights change.
+Of a student that is its own teacher no verdict is remembered or assumed, because its weights change; nor of a teacher
+that reads attempts, because these do.
 
 A teacher can be correct when greedy and still spread its probability over wrong answers; a student that matches its
 distribution becomes as uncertain. For a controller that requires it, the teacher therefore answers some of the open
@@ -91,13 +93,20 @@ class TeacherGate:
         self.memories = [GateMemory(str(teacher.name)) for teacher in self.teachers]
         self._num_rollouts = 0
 
-    def ask(self, rows: Sequence[Row], needed_BK: Tensor, forwards: ScoringForwards | None = None) -> GateQuestions:
+    def ask(
+        self,
+        rows: Sequence[Row],
+        needed_BK: Tensor,
+        forwards: ScoringForwards | None = None,
+        rows_KB: Sequence[Sequence[Row]] | None = None,
+    ) -> GateQuestions:
         """Let teachers answer prompts without a verdict, but for those whose drafts are read while they score.
 
         Args:
             rows: The row of each completion, with its `prompt` and the columns that the verifier reads.
             needed_BK: Which teachers would teach on which completions; the others are not open.
             forwards: The forwards that will score the completions. None: no draft is read in them.
+            rows_KB: The rows by which each teacher is asked, the same for all completions of a prompt. None: `rows`.
 
         Raises:
             TeacherDown: a teacher that is not optional does not answer.
@@ -105,13 +114,14 @@ class TeacherGate:
         """
         self._num_rollouts += 1
         for teacher, memory in zip(self.teachers, self.memories, strict=True):
-            if teacher.is_student:
+            if teacher.is_student or teacher.reads_attempts:
                 memory.forget_verdicts()
         keys = row_keys(rows)
         sizes = {} if forwards is None else forwards.sizes(keys)
         open_BK, teachers = torch.zeros(needed_BK.shape, dtype=torch.bool), []
         for k, (memory, is_needed_B) in enumerate(zip(self.memories, needed_BK.cpu().T.tolist(), strict=True)):
-            rows_by_key = {key: row for key, row, is_needed in zip(keys, rows, is_needed_B, strict=True) if is_needed}
+            rows_B = rows if rows_KB is None else rows_KB[k]
+            rows_by_key = {key: row for key, row, is_needed in zip(keys, rows_B, is_needed_B, strict=True) if is_needed}
             questions = TeacherQuestions(rows_by_key, memory.assumed(rows_by_key))
             new = [key for key in rows_by_key if key not in memory.verdicts and key not in questions.assumed]
             if forwards is not None and forwards.takes_drafts_K[k]:

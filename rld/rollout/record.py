@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rld.errors import DataError
 from rld.rollout.counts import Attempts, skill_ids
+from rld.rollout.feedback import attempt_text
 from rld.rollout.rewards import DEFAULT_RULE, SuccessRule
 from rld.types import Row
 from rld.utils.label_words import LabelWords
@@ -28,12 +30,14 @@ class Refilled:
         rejected: The attempts at prompts that were replaced, over all processes, one entry per round.
         num_tokens: Tokens that this process sampled in all rounds.
         num_prompt_tokens: Tokens of the prompts of all these completions.
+        feedback: What rewards say of each of the final completions. None: no reward has said anything.
     """
 
     completions: list[list[int]]
     rejected: list[Attempts] = field(default_factory=list)
     num_tokens: int = 0
     num_prompt_tokens: int = 0
+    feedback: list[str] | None = None
 
 
 @dataclass
@@ -59,6 +63,8 @@ class RolloutRecord:
         labels: The words of each skill's labels, which are the completions of its prompts. Empty: they are sampled.
         gold_groups: The numbers of the groups that are gold answers to as many prompts, over all processes.
         answers: By the number of a completion of this process, what is learnt in place of its row's gold answer.
+        attempts: The text of each of this process's completions, as rewards read it. Empty until they have.
+        feedback: What rewards say of each of them, "" where nothing. None: no reward has said anything.
     """
 
     rows: Sequence[Row]
@@ -77,6 +83,8 @@ class RolloutRecord:
     labels: Mapping[str, LabelWords] = field(default_factory=dict)
     gold_groups: frozenset[int] = frozenset()
     answers: Mapping[int, str] = field(default_factory=dict)
+    attempts: Sequence[str] = ()
+    feedback: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         self.skill_ids_B = skill_ids(self.rows, self.skills)
@@ -101,6 +109,14 @@ class RolloutRecord:
     def is_fixed_B(self) -> Tensor:
         """Which completions are fixed, on the CPU."""
         return self._is_fixed(self._numbers_B)
+
+    def note_texts(self, completions: Sequence[Any], feedback: Sequence[str] | None) -> None:
+        """Note the completions of this process as rewards read them, and what rewards say of them.
+
+        Of completions that were sampled before TRL's rollout they have said it before.
+        """
+        self.attempts = [attempt_text(completion) for completion in completions]
+        self.feedback = feedback if self.refilled is None else self.refilled.feedback
 
     def learnt_row(self, i: int) -> Row:
         """Return the row of completion i of this process with the answer that is learnt."""

@@ -73,7 +73,7 @@ class TeacherCounting:
         record: RolloutRecord,
         *,
         needed_BK: Tensor,
-        is_own_B: Tensor,
+        possible_BK: Tensor,
         readings: Sequence[TeacherReading],
         gate_tokens_K: Sequence[int],
     ) -> TeacherCounts:
@@ -83,13 +83,14 @@ class TeacherCounting:
             batch: This process's rollout.
             record: Its record.
             needed_BK: Which teachers scored which completions.
-            is_own_B: Which completions are not gold answers in their place.
+            possible_BK: Which completions teachers of their skills could score: not gold answers in their place, nor
+                those without what a teacher's prompt shows of the rollout.
             readings: What the teachers of this process read.
             gate_tokens_K: Tokens of each teacher's answers to the gate, over all processes.
         """
         lengths_B1 = (batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1))[:, None]
         lengths_BK = lengths_B1 + torch.stack([reading.extra_B for reading in readings], dim=1)
-        teaches_BK = self.runtime.teaches_SK.to(lengths_BK.device)[batch["skill_ids"]] & is_own_B[:, None]
+        teaches_BK = self.runtime.teaches_SK.to(lengths_BK.device)[batch["skill_ids"]] & possible_BK
         cached_K = torch.tensor([reading.cached for reading in readings], device=lengths_BK.device)
         read_K, possible_K = (needed_BK * lengths_BK).sum(0) - cached_K, (teaches_BK * lengths_BK).sum(0)
         scored_K, could_K = self._sum(torch.stack([read_K, possible_K])).tolist()

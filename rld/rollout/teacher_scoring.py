@@ -18,9 +18,9 @@ from torch import Tensor
 from rld.controllers.observation import TeacherInfo
 from rld.controllers.runtime import ControllerRuntime
 from rld.errors import TeacherDown
-from rld.losses.combination import AnyCombination
 from rld.losses.policy import mean_likelihood
 from rld.models.drafts import Pair
+from rld.rollout.attempt_rows import AttemptRows
 from rld.rollout.batch import RolloutBatch, loss_mask, redistributed, response_mask, taught_share
 from rld.rollout.counts import gate_counts
 from rld.rollout.gate import TeacherGate
@@ -28,32 +28,12 @@ from rld.rollout.gate_questions import GateQuestions, GateVerdict, ScoringForwar
 from rld.rollout.label_gate import LabelGate
 from rld.rollout.label_scores import LabelScores, label_log_probabilities
 from rld.rollout.record import RolloutRecord
+from rld.rollout.scoring_options import TeacherScoringOptions
 from rld.rollout.teacher_counting import TeacherCounting, TeacherCounts
 from rld.teachers.ensemble import TeacherEnsemble, TeacherReading
 from rld.teachers.teacher import Teacher
 from rld.types import Event
 from rld.utils.flops import FlopMeter
-
-
-@dataclass(frozen=True)
-class TeacherScoringOptions:
-    """The options of the trainer's configuration that concern teachers.
-
-    Attributes:
-        combination: How several teachers become one target.
-        teacher_reward: Weight of the teacher-scored reward; 0: there is none.
-        distill_on: The completions that teachers teach on, `all` or `failed_completions`.
-        rows_per_forward: Completions per forward of a teacher, about.
-        temperature: The rollout's.
-        has_policy: Whether the policy signal takes part.
-    """
-
-    combination: AnyCombination
-    teacher_reward: float
-    distill_on: str
-    rows_per_forward: int
-    temperature: float
-    has_policy: bool
 
 
 @dataclass(frozen=True)
@@ -131,13 +111,14 @@ class TeacherScoring:
         shares_SK = combination.shares(self.runtime.teachers_SK)
         needed_SK = self.runtime.teachers_needed(self.options.teacher_reward, shares_SK)
         needed_BK, weights_BK = needed_SK.to(skills_B.device)[skills_B], shares_SK.to(skills_B.device)[skills_B]
-        batch["response_on"] = torch.tensor(self.runtime.is_active("response"))
-        batch["feature_on"] = torch.tensor(self.runtime.is_active("feature"))
-        batch["group_ids"] = record.group_ids_B.to(skills_B.device)
+        self._begin(batch, record)
         is_own_B = ~record.is_gold_prompt_B.to(skills_B.device)
         needed_BK, may_teach_B = needed_BK & is_own_B[:, None], self._may_teach(record, skills_B.device) & is_own_B
+        attempts = self._attempt_rows(record, skills_B.device)
+        weights_BK = redistributed(weights_BK, attempts.is_complete_BK)
         # A combination that compares teachers does so on correct completions.
-        needed_BK, readings, verdict = self._run_gated(needed_BK, may_teach_B | combination.compares, batch, record)
+        is_scored_BK = (may_teach_B | combination.compares)[:, None] & attempts.is_complete_BK
+        needed_BK, readings, verdict = self._run_gated(needed_BK, is_scored_BK, attempts, batch, record)
         if verdict is not None:
             weights_BK = redistributed(weights_BK, verdict.open_BK)
         self._add_sampled_scores(batch)
@@ -156,25 +137,42 @@ class TeacherScoring:
             batch,
             record,
             needed_BK=needed_BK,
-            is_own_B=is_own_B,
+            possible_BK=is_own_B[:, None] & attempts.is_complete_BK,
             readings=readings,
             gate_tokens_K=[0] * len(readings) if verdict is None else verdict.tokens_K,
         )
-        metrics = self.counting.used_weights(batch, is_own_B, record.skills)
+        metrics = self.counting.used_weights(batch, is_own_B, record.skills) | attempts.metrics
         if verdict is not None and verdict.share_assumed is not None:
             metrics["gate/assumed"] = verdict.share_assumed
         return TeacherScoringReport(events, counts, metrics)
 
     # -- the steps, in their order -----------------------------------------------------------------------------------
 
+    def _begin(self, batch: RolloutBatch, record: RolloutRecord) -> None:
+        """Add which signals are computed, and the numbers of the prompts."""
+        batch["response_on"] = torch.tensor(self.runtime.is_active("response"))
+        batch["feature_on"] = torch.tensor(self.runtime.is_active("feature"))
+        batch["group_ids"] = record.group_ids_B.to(batch["skill_ids"].device)
+
+    def _attempt_rows(self, record: RolloutRecord, device: torch.device) -> AttemptRows:
+        """Return the rows of a rollout as each teacher reads them."""
+        encoder = self.ensemble.slots[0].student.encoder
+        return AttemptRows.of(self.ensemble.teachers, record, encoder, self.options.answer_length, device)
+
     def _run_gated(
-        self, needed_BK: Tensor, is_scored_B: Tensor, batch: RolloutBatch, record: RolloutRecord
+        self,
+        needed_BK: Tensor,
+        is_scored_BK: Tensor,
+        attempts: AttemptRows,
+        batch: RolloutBatch,
+        record: RolloutRecord,
     ) -> tuple[Tensor, list[TeacherReading], GateVerdict | None]:
         """Run the teachers that the gate does not close, and take back what those say that it closes afterwards.
 
         Args:
             needed_BK: Which teachers would teach on which completions.
-            is_scored_B: Which completions teachers score.
+            is_scored_BK: Which completions each of them may score.
+            attempts: The rows as each teacher reads them.
             batch: This process's rollout.
             record: Its record.
 
@@ -183,12 +181,14 @@ class TeacherScoring:
             processes, None where there is no gate.
         """
         if not isinstance(self.gate, TeacherGate) or not record.is_training:
-            needed_BK = needed_BK & is_scored_B[:, None]
-            return needed_BK, self._run(needed_BK, batch, record, {}), None
+            needed_BK = needed_BK & is_scored_BK
+            return needed_BK, self._run(needed_BK, batch, attempts, record, {}), None
+        needed_BK = needed_BK & attempts.has_question_BK
         with self._gate_time():
-            questions = self.gate.ask(record.rows, needed_BK, self._forwards(is_scored_B, batch))
-        run_BK = questions.open_BK & is_scored_B[:, None]
-        readings = self._run(run_BK, batch, record, questions.drafts)
+            forwards = self._forwards(is_scored_BK.any(1), batch)
+            questions = self.gate.ask(record.rows, needed_BK, forwards, rows_KB=attempts.questions_KB)
+        run_BK = questions.open_BK & is_scored_BK
+        readings = self._run(run_BK, batch, attempts, record, questions.drafts)
         with self._gate_time():
             states = {k: reading.draft_states for k, reading in enumerate(readings) if reading.draft_states}
             verdict = self._decide(self.gate, questions, states, needed_BK, batch["skill_ids"], record)
@@ -242,7 +242,12 @@ class TeacherScoring:
         return ~record.share(record.is_correct_A)
 
     def _run(
-        self, needed_BK: Tensor, batch: RolloutBatch, record: RolloutRecord, drafts: Mapping[int, Sequence[Pair]]
+        self,
+        needed_BK: Tensor,
+        batch: RolloutBatch,
+        attempts: AttemptRows,
+        record: RolloutRecord,
+        drafts: Mapping[int, Sequence[Pair]],
     ) -> list[TeacherReading]:
         """Run each teacher on the completions that need it and on its drafts, and add its outputs to the batch."""
         outputs = cast(dict[str, Any], batch)  # the keys of a teacher's outputs have its number in them
@@ -254,7 +259,7 @@ class TeacherScoring:
                 temperature=self.options.temperature,
                 rows_per_forward=self.options.rows_per_forward,
                 drafts=drafts,
-                own_prompts=self.ensemble.own_prompts(record.rows, needed_BK),
+                own_prompts=self.ensemble.own_prompts(attempts.rows_KB, needed_BK),
             )
 
     def _add_sampled_scores(self, batch: RolloutBatch) -> None:

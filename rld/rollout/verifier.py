@@ -16,13 +16,17 @@ from rld.models import generation, thinking
 from rld.models.chat_template import template_of
 from rld.models.prompting import PromptEncoder
 from rld.rollout.rewards import DEFAULT_RULE, SuccessRule, all_checked, callable_name, checked, is_async
-from rld.types import STUDENT_PROMPT, Row
+from rld.types import ROLLOUT_TEXTS, STUDENT_PROMPT, Row
 
-NOT_GIVEN = ("prompt", "completion", "completion_ids", "whole_completions", STUDENT_PROMPT)
+NOT_GIVEN = ("prompt", "completion", "completion_ids", "whole_completions", STUDENT_PROMPT, ROLLOUT_TEXTS)
 """Columns of the rows that TRL does not give to rewards, for which it has other arguments."""
 
 Verify = Callable[..., list[float | None]]
 """A reward with TRL's signature: 1 for a correct answer, less for any other, None where it does not apply."""
+
+
+def _ignore(*_: Any) -> None:
+    """Stand in for TRL's `log_extra` and `log_metric`: the text is not a completion of a rollout."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,9 @@ def require_scale(rule: SuccessRule, rewards: Sequence[float]) -> None:
     warnings.warn(f"{text}; until then the logged rates of success mean nothing", stacklevel=2)
 
 
-def askable(rewards: list[Any], state: Callable[[], Any]) -> Verify | None:
+def askable(
+    rewards: list[Any], state: Callable[[], Any], log_extra: Callable[[str, Any], None] = _ignore
+) -> Verify | None:
     """Return the first of the checked rewards as a function that gives 1 to correct texts; None where it can't be.
 
     A model, an asynchronous function and `no_reward` can't be called so. A reward with `success_at` gives 1 or 0. The
@@ -90,6 +96,7 @@ def askable(rewards: list[Any], state: Callable[[], Any]) -> Verify | None:
     Args:
         rewards: The rewards.
         state: Returns the trainer's state, which is another object once training has begun.
+        log_extra: Stands in for TRL's, because the text is not a completion of a rollout.
     """
     first = rewards[0]
     if isinstance(first, (str, nn.Module)) or is_async(first) or first.__name__ == no_reward.__name__:
@@ -97,7 +104,7 @@ def askable(rewards: list[Any], state: Callable[[], Any]) -> Verify | None:
     rule: SuccessRule = first.rule
 
     def verify(**batch: Any) -> list[float | None]:
-        values = first(**batch | {"trainer_state": state(), "log_extra": _ignore, "log_metric": _ignore})
+        values = first(**batch | {"trainer_state": state(), "log_extra": log_extra, "log_metric": _ignore})
         if rule.success_at is None:
             return list(values)
         return [None if value is None else float(value >= rule.threshold) for value in values]
@@ -105,10 +112,6 @@ def askable(rewards: list[Any], state: Callable[[], Any]) -> Verify | None:
     function: Any = verify
     function.rejects_beginning = first.rejects_beginning if rule.threshold > 0 else None
     return cast(Verify, function)
-
-
-def _ignore(*_: Any) -> None:
-    """Stand in for TRL's `log_extra` and `log_metric`: the text is not a completion of a rollout."""
 
 
 def answers_of(prompts: Sequence[Any], completions: Sequence[Any], encoder: PromptEncoder) -> list[Any]:

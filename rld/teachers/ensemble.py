@@ -113,18 +113,18 @@ class TeacherEnsemble:
 
     # -- rollouts ------------------------------------------------------------------------------------------------------
 
-    def own_prompts(self, rows: Sequence[Row], rows_BK: Tensor) -> dict[int, OwnPrompts]:
+    def own_prompts(self, rows_KB: Sequence[Sequence[Row]], rows_BK: Tensor) -> dict[int, OwnPrompts]:
         """Return the prompts of the teachers that read others than the student, by the teacher's number.
 
         Args:
-            rows: The row of each completion.
+            rows_KB: By teacher, the row of each completion as it reads it.
             rows_BK: The rows that need each teacher.
 
         Raises:
             TeacherError: a row that needs such a teacher lacks what its prompt shows.
         """
         return {
-            slot.index: OwnPrompts.of(slot.teacher, rows, rows_BK[:, slot.index], slot.student.encoder)
+            slot.index: OwnPrompts.of(slot.teacher, rows_KB[slot.index], rows_BK[:, slot.index], slot.student.encoder)
             for slot in self.slots
             if slot.teacher.prompt is not None
         }

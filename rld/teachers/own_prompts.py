@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from rld.models.prompting import PromptEncoder
-from rld.teachers.own_rows import missing
+from rld.teachers.own_rows import empty_fields, missing
 from rld.teachers.slot_base import TeacherBatch
 from rld.teachers.teacher import Teacher
 from rld.types import Row
@@ -34,7 +34,7 @@ class OwnPrompts(NamedTuple):
 
         Args:
             teacher: A teacher with a template.
-            rows: The row of each completion.
+            rows: The row of each completion, with what the template shows of the rollout.
             needed_B: Which rows need the teacher.
             student: Encodes prompts for the student.
 
@@ -44,7 +44,7 @@ class OwnPrompts(NamedTuple):
         template = teacher.prompt
         assert template is not None
         own_rows = [
-            teacher.own_row(row) if is_needed or missing(row, template) is None else row
+            teacher.own_row(row) if is_needed or not (missing(row, template) or empty_fields(row, template)) else row
             for row, is_needed in zip(rows, needed_B.tolist(), strict=True)
         ]
         prompts = [row["prompt"] for row in own_rows]

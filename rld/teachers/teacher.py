@@ -27,7 +27,7 @@ from rld.teachers.own_rows import own_row
 from rld.types import Align, Row
 from rld.utils.os_errors import is_system_failure
 from rld.utils.suggestions import hint
-from rld.utils.templates import template_problem
+from rld.utils.templates import rollout_fields, template_problem
 
 
 @dataclass
@@ -64,8 +64,8 @@ class Teacher:
         offload: Whether the weights stay in CPU memory and are on the device only while the teacher scores. Each use
             costs a copy to the device and back. A copy of the output head stays there, because the loss needs it.
         optional: Whether training continues when a source stops answering. The teacher is dropped then, with an event.
-        prompt: What it reads in place of the student's prompt: a template with `{question}` and `{answer}`, the row's.
-            None: the student's prompt.
+        prompt: What it reads in place of the student's prompt: a template with `{question}` and `{answer}`, the row's,
+            and what a rollout has (`utils.templates.ROLLOUT_FIELDS`). None: the student's prompt.
     """
 
     model: str | PreTrainedModel | PeftModel | LogprobSource
@@ -101,6 +101,11 @@ class Teacher:
     def is_student(self) -> bool:
         """Whether it is the student itself, whose weights change while it teaches."""
         return False
+
+    @property
+    def reads_attempts(self) -> bool:
+        """Whether its prompt shows something of a rollout, so that it can be made only once there is one."""
+        return bool(rollout_fields(self.prompt))
 
     def own_row(self, row: Row) -> Row:
         """Return a row as this teacher reads it: with its own prompt, where it has a template.

@@ -9,6 +9,7 @@
 | `_tokenize_prompts` | the encoder that all readers of prompts share takes TRL's place |
 | `_generate_single_turn` | gold answers, or completions that `PromptRefill` sampled, take the place of TRL's |
 | `_calculate_rewards` | `_receive_rewards` |
+| `_log_completion_extra` | collects the feedback of rewards, which teachers may read |
 | `_get_per_token_logps_and_entropies` | in a rollout, counts tokens; in a loss, `_loss_logprobs` |
 | `_compute_loss` | `_begin_loss`, then TRL's policy loss, then `_finish_loss` |
 | `training_step` | `_finish_update` after the last micro-batch of an update |
@@ -25,7 +26,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -37,15 +37,18 @@ from trl import GRPOTrainer
 from rld.models.decoding import only_generation_config
 from rld.models.prompting import PromptEncoder
 from rld.rollout.batch import RolloutBatch
+from rld.rollout.feedback import FEEDBACK, FeedbackLog
 from rld.rollout.gold import gold_completions
 from rld.rollout.label_completions import label_completions
 from rld.rollout.record import RolloutRecord, RolloutTotals
 from rld.rollout.reward_waits import limited_wait
 from rld.rollout.verifier import answers_of, as_completions, require_scale
+from rld.teachers.teacher import Teacher
 from rld.trainer import vllm_rollouts
 from rld.trainer.checkpoints import CheckpointedParts, load_rollout
 from rld.trainer.finite_updates import FiniteUpdates
 from rld.trainer.loss_means import LossMeans
+from rld.trainer.micro_batch import MicroBatch
 from rld.trainer.prompt_refill import PromptRefill, Samples
 from rld.trainer.resumable import ResumableTrainer
 from rld.trainer.rld_config import RLDConfig
@@ -58,28 +61,10 @@ from rld.trainer.training_progress import TrainingProgress
 from rld.trainer.trl_patches import patch_trl
 from rld.trainer.whole_checkpoints import WholeCheckpoints
 from rld.types import Row
+from rld.utils.templates import rollout_fields
 
 _READ_COLUMNS = ("skill", "level", "question", "answer", "is_cut", "slot")
 """Columns that rld reads itself, and the one of a `PromptStream`; `remove_unused_columns` leaves them in."""
-
-
-@dataclass
-class MicroBatch:
-    """A micro-batch, from the start of its loss to its end.
-
-    Attributes:
-        batch: Its tensors.
-        student: The student with its outputs, once it has run.
-    """
-
-    batch: RolloutBatch
-    student: RecordingStudent | None = None
-
-    @property
-    def recorded(self) -> RecordingStudent:
-        """The student, which has run."""
-        assert self.student is not None
-        return self.student
 
 
 class GRPOHooks(FiniteUpdates, ResumableTrainer, TrainingProgress, GRPOTrainer, WholeCheckpoints):
@@ -92,6 +77,7 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, TrainingProgress, GRPOTrainer, 
     _encoder: PromptEncoder
     _student: PreTrainedModel
     totals: RolloutTotals
+    teachers: Sequence[Teacher]
     _refill: PromptRefill | None
 
     _rollout: RolloutRecord | None = None
@@ -174,7 +160,8 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, TrainingProgress, GRPOTrainer, 
             prompt_ids, completion_ids, _, completions, *_ = self._generate(prompts)
         finally:
             self._metrics, self.state.num_input_tokens_seen = metrics, num_seen
-        return Samples(prompt_ids, completion_ids, self._calculate_rewards(rows, prompts, completions, completion_ids))
+        rewards_AR = self._calculate_rewards(rows, prompts, completions, completion_ids)
+        return Samples(prompt_ids, completion_ids, rewards_AR, self._feedback.texts())
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         if self._is_vlm or self.environment_factories is not None:  # which have images, or tools of their own
@@ -224,16 +211,29 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, TrainingProgress, GRPOTrainer, 
             inputs = [{**row, "whole_completions": text} for row, text in zip(inputs, whole, strict=True)]
         rewards_AR: Tensor | None = None if self._rollout is None else self._rollout.rewards_AR
         if rewards_AR is None:  # otherwise prompts were replaced by what it is
+            self._feedback.begin(len(prompts))
             with limited_wait(self.reward_funcs):
                 rewards_AR = super()._calculate_rewards(inputs, prompts, answers, completion_ids_list)
         if self._rollout is not None:
             require_scale(self._rollout.rule, rewards_AR[:, 0].tolist())
             self._rollout.rewards_AR = rewards_AR
+            self._rollout.note_texts(answers, self._feedback.texts())
             if self._rollout.is_training:
                 count_groups(self.totals, self.reward_func_names, self._rollout)
             self._receive_rewards(self._rollout, answers, completion_ids_list)
             return self._rollout.compared_rewards_AR
         return rewards_AR
+
+    @cached_property
+    def _feedback(self) -> FeedbackLog:
+        return FeedbackLog(is_read=any(FEEDBACK in rollout_fields(teacher.prompt) for teacher in self.teachers))
+
+    def _log_completion_extra(self, column: str, values: list[Any]) -> None:
+        merged = self._feedback.add(values) if column == FEEDBACK else None
+        if merged is None:
+            super()._log_completion_extra(column, values)
+        else:  # several rewards may say something, and TRL's table has one text per completion
+            self._pending_extra_logs[column] = merged
 
     def _with_markers(self, completions: Sequence[Any], ids: Sequence[list[int]]) -> Sequence[Any]:
         """Return completions with the markers of thinking parts, of which TRL leaves out those that are special."""

@@ -28,6 +28,8 @@ class Samples(NamedTuple):
     prompt_ids: list[list[int]]
     completion_ids: list[list[int]]
     rewards_AR: Tensor
+    feedback: list[str] | None
+    """What rewards say of each of this process's completions. None: no reward has said anything."""
 
 
 class PromptRefill:
@@ -115,6 +117,10 @@ class PromptRefill:
         refilled.num_tokens += sum(map(len, samples.completion_ids))
         for i, ids in zip(places, samples.completion_ids, strict=False):
             refilled.completions[i] = ids
+        if samples.feedback is not None:
+            refilled.feedback = refilled.feedback or [""] * len(rows)
+            for i, text in zip(places, samples.feedback, strict=False):
+                refilled.feedback[i] = text
         numbers_A = gather(torch.tensor([*(first_row + i for i in places), *[-1] * num_more], device=device))
         is_placed_A = numbers_A >= 0
         return rewards_AR.index_copy(0, numbers_A[is_placed_A], samples.rewards_AR[is_placed_A])

@@ -41,8 +41,9 @@ from rld.trainer.checkpoints import CheckpointedParts
 from rld.trainer.first_answers import FirstAnswersCallback
 from rld.trainer.gold_prompts import GoldPrompts, gold_controller, weigh_gold_prompts
 from rld.trainer.gradient_probe import GradientProbe
-from rld.trainer.grpo_hooks import GRPOHooks, MicroBatch
+from rld.trainer.grpo_hooks import GRPOHooks
 from rld.trainer.joint_loss import JointLoss
+from rld.trainer.micro_batch import MicroBatch, is_first_pass
 from rld.trainer.prompt_order import prompt_stream
 from rld.trainer.prompt_refill import PromptRefill
 from rld.trainer.prompt_setup import shared_encoder
@@ -279,7 +280,7 @@ class RLDTrainer(GRPOHooks):
             if self.retention is not None:
                 loss = self._with_replay(loss, self.retention, model)
         num_parts = self.current_gradient_accumulation_steps if training else None
-        terms = self._joint_loss.terms(batch, student, training, is_first_pass=self._is_first_pass)
+        terms = self._joint_loss.terms(batch, student, training, is_first_pass=is_first_pass(self))
         for name, (total, values_BT, mask_BT, num_tokens) in terms.items():
             loss = loss + total / self._joint_loss.per_update(num_tokens, self.accelerator.num_processes, num_parts)
             self.loss_means.add(f"loss/{name}", (values_BT * mask_BT).sum(), mask_BT.sum())
@@ -294,12 +295,6 @@ class RLDTrainer(GRPOHooks):
             return loss
         self.loss_means.add("loss/reference", replay.divergence_sum, replay.num_tokens)
         return loss + replay.loss
-
-    @property
-    def _is_first_pass(self) -> bool:
-        """Whether the micro-batch at hand is learnt from for the first time (`num_iterations`)."""
-        assert self.args.steps_per_generation is not None  # TRL sets it
-        return self._step // self.args.steps_per_generation % self.num_iterations == 0
 
     def _non_finite_terms(self) -> list[str]:
         return self.loss_means.non_finite() + self._joint_loss.non_finite_divergences()

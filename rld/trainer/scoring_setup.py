@@ -13,7 +13,8 @@ from rld.errors import RecipeError
 from rld.rollout.gate import TeacherGate
 from rld.rollout.label_gate import LabelGate
 from rld.rollout.label_scores import LabelScores
-from rld.rollout.teacher_scoring import TeacherScoring, TeacherScoringOptions
+from rld.rollout.scoring_options import TeacherScoringOptions
+from rld.rollout.teacher_scoring import TeacherScoring
 from rld.rollout.verifier import Verify
 from rld.teachers.teacher import Teacher
 
@@ -70,6 +71,7 @@ def teacher_scoring(trainer: Any) -> TeacherScoring:
         rows_per_forward=args.per_device_train_batch_size,
         temperature=trainer.temperature,
         has_policy="policy" in trainer.runtime.signals,
+        answer_length=args.answer_length,
     )
     label_scores = None
     if args.labels:

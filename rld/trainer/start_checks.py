@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset
@@ -15,9 +16,10 @@ from rld.errors import ModelError, RecipeError, TeacherError
 from rld.models.generation import unused_options
 from rld.models.prompting import PromptEncoder
 from rld.models.self_check import context_length, require_context, require_sound_model, require_token_rows
+from rld.rollout.verifier import no_reward
 from rld.trainer.rld_config import RLDConfig
 from rld.trainer.weight_precision import warn_of_lost_updates
-from rld.utils.templates import has_answer
+from rld.utils.templates import has_answer, rollout_fields
 
 _NUM_PROMPTS = 16
 """The longest prompts by their characters, of which the tokens are counted."""
@@ -88,6 +90,7 @@ def require_own_prompts(trainer: Any) -> None:
                 or trainer.environment_factories is not None,
                 "shows {answer}, and the rows have no column 'answer'": has_answer(teacher.prompt) and has_no_answers,
             }
+            reasons |= _reasons_against_attempts(trainer, rollout_fields(teacher.prompt), rows if is_known else None)
         if teacher.is_student:
             shared = trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()
             reasons |= {
@@ -101,6 +104,34 @@ def require_own_prompts(trainer: Any) -> None:
         for reason, holds in reasons.items():
             if holds:
                 raise TeacherError(f"teacher '{teacher.name}': its prompt {reason}")
+
+
+def _reasons_against_attempts(trainer: Any, fields: Sequence[str], rows: Dataset | None) -> dict[str, bool]:
+    """Return reasons why a teacher's prompt cannot show fields of a rollout, and whether they hold.
+
+    Args:
+        trainer: The trainer.
+        fields: The fields.
+        rows: The training rows. None: they are not known.
+    """
+    args, columns = trainer.args, [] if rows is None else rows.column_names
+    reasons = {
+        f"shows {{{field}}} of a rollout, and the rows have a column of that name": field in columns for field in fields
+    }
+    if not fields:
+        return reasons
+    clause = f"shows {{{fields[0]}}} of a rollout, and"
+    of_rewards = [field for field in fields if field != "attempt"]
+    has_rewards = getattr(trainer.reward_funcs[0], "__name__", "") != no_reward.__name__
+    others = trainer.num_generations - args.gold_completions
+    return reasons | {
+        f"shows {{{of_rewards[0] if of_rewards else ''}}}, and there is no reward": bool(of_rewards)
+        and not has_rewards,
+        f"{clause} with labels there is none": bool(args.labels),
+        f"{clause} gold_answers asks teachers for answers before there is one": args.gold_answers != "rows",
+        f"{clause} with gold answers alone the student tries nothing (gold_completions)": not args.labels
+        and others < 1,
+    }
 
 
 def _warn_of_dropout(model: nn.Module) -> None:

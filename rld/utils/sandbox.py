@@ -18,13 +18,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rld.errors import RewardError
-from rld.utils import sandbox_sides, system_calls
+from rld.utils import sandbox_peer, sandbox_sides, system_calls
 
 MAX_OUTPUT = 64 * 1024
 """Bytes of output after which a program is stopped."""
@@ -41,7 +41,12 @@ _MAX_PROCESSES = 32
 _USERS = range(61184, 65520)
 """Users to run as where rld runs as root, one drawn for each process: the system counts processes by user."""
 
-_SIDES = Path(sandbox_sides.__file__).read_text()
+_OWN_IMPORTS = re.compile(r"^from (?:__future__|rld\.\S+) import .*\n", re.MULTILINE)
+
+_SIDES = "from __future__ import annotations\n" + "".join(
+    _OWN_IMPORTS.sub("", Path(str(module.__file__)).read_text()) for module in (sandbox_peer, sandbox_sides)
+)
+"""The source of what runs in the sandbox, as one file: there is no package."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +57,14 @@ class Outcome:
         status: `passed`: the program and all tests ran to their end. `failed`: one raised an exception or left early.
             `timeout`, `output`, `memory`: it was stopped at that limit.
         output: The end of what it wrote, for messages.
+        report: Of a failed one: the class (`error`) and the `message` of the first exception, and the numbers of the
+            `line` of the program and of the `test` in the source of the tests, each where there is one. The program
+            decides what it says. Empty where the program ended in another way.
     """
 
     status: Literal["passed", "failed", "timeout", "output", "memory"]
     output: str
+    report: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run_tests(
@@ -103,10 +112,19 @@ def run_tests(
                 os.close(descriptor)
         status, outputs = _read(sides, seconds, memory_mb)
     has_passed = status == "ended" and outputs[-1].endswith(token.encode())
-    text = b"".join(outputs).decode(errors="replace").removesuffix(token)[-2000:]
+    text, report = _without_report(b"".join(outputs).decode(errors="replace"), token)
     if status == "ended":
-        return Outcome("passed" if has_passed else "failed", text)
-    return Outcome(status, text)
+        return Outcome("passed" if has_passed else "failed", text[-2000:], {} if has_passed else report)
+    return Outcome(status, text[-2000:])
+
+
+def _without_report(text: str, token: str) -> tuple[str, dict[str, Any]]:
+    """Return what the processes wrote without the token and the report behind it, and the report."""
+    before, _, after = text.partition(token)
+    with contextlib.suppress(ValueError):  # there is none, or it is cut off
+        report, end = json.JSONDecoder().raw_decode(after)
+        return before + after[end:], report if isinstance(report, dict) else {}
+    return before + after, {}
 
 
 def require_sandbox() -> None:

@@ -7,7 +7,11 @@ from collections.abc import Mapping
 
 from rld.utils.suggestions import nearest
 
-_PLACES = ("question", "answer")
+ROLLOUT_FIELDS = ("feedback", "attempt", "correct_attempt")
+"""What the template of a teacher's prompt may show of a rollout: what rewards say of a completion, the completion, and
+another one of the same prompt that the verifier accepts."""
+
+_PLACES = ("question", "answer", *ROLLOUT_FIELDS)
 _BRACES = re.compile(r"\{(\w+)\}")
 
 
@@ -19,6 +23,11 @@ def filled(template: str, values: Mapping[str, str]) -> str:
 def has_answer(template: str) -> bool:
     """Whether a template shows the gold answer."""
     return "{answer}" in template
+
+
+def rollout_fields(template: str | None) -> tuple[str, ...]:
+    """Return which of `ROLLOUT_FIELDS` a template shows; none without a template."""
+    return tuple(field for field in ROLLOUT_FIELDS if template is not None and f"{{{field}}}" in template)
 
 
 def template_problem(template: str) -> str | None:

@@ -20,6 +20,7 @@ from tests.data.test_code_task import HUMANEVAL, MBPP
 from tests.support.fleet import FLEET
 
 PAGE = (Path(__file__).parents[2] / "docs" / "code_tasks.md").read_text()
+TEACHERS_PAGE = (Path(__file__).parents[2] / "docs" / "teachers.md").read_text()
 RECIPE, SHAPES = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL))
 (ROW,) = re.findall(r"```json\n(.*?)```", PAGE, flags=re.DOTALL)
 (SCRIPT,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
@@ -52,6 +53,24 @@ def test_the_recipe_is_checked_and_trained(tmp_path, capsys):
     assert "code:unit_tests" in output.out and "are not correct" not in output.err
     assert main(["train", str(path), *fewer, "--output", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "student" / "config.json").is_file()
+
+
+def test_teachers_read_the_feedback_on_programs_as_the_page_on_teachers_has_it(tmp_path, capsys):
+    """The recipe of that page with these rows: the programs of a model that knows nothing fail, and are told why."""
+    (block,) = re.findall(r"```yaml\n(teachers:\n  corrected:.*?)```", TEACHERS_PAGE, flags=re.DOTALL)
+    stage = {**RECIPE["stages"][0], **yaml.safe_load(block), "student": "small", "steps": 1, "gate": "off"}
+    stage["rollout"] = {"prompts": 2, "completions": 2}
+    skills = {"code": {**RECIPE["skills"]["code"], "held_out": 2}}
+    options = {"models": {"small": "./model"}, "prompts": {"style": "chat"}, "max_new_tokens": 20}
+    path = write_recipe(tmp_path, stages=[stage], skills=skills, **options)
+    assert main(["check", str(path)]) == 0
+    assert "{feedback}" in capsys.readouterr().out
+    assert main(["train", str(path), "--output", str(tmp_path / "run")]) == 0
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    (entry,) = [entry for entry in metrics if "teacher/corrected/informed" in entry]
+    assert (entry["teacher/corrected/informed"], entry["teacher/compared/informed"]) == (1, 0)
+    assert entry["teacher/corrected/used/code"] == pytest.approx(1)
+    assert entry["loss/response"] > 0
 
 
 def test_the_columns_of_other_data_sets_are_theirs(tmp_path):

@@ -24,9 +24,22 @@ ROWS = [{"question": a + b, "answer": b + a} for a in "abcdef" for b in "cdef"]
 SELF = {"model": "student", "prompt": "{answer}:{question}=", "probe_prompts": 2}
 
 
+SAYING = {"model": "student", "prompt": "{feedback}:{question}="}
+PROMPT = {"prompt": "{feedback}:{question}="}
+OTHER = {"model": "small"}
+ANSWERS = {"gold": {"answers": "teachers"}}
 GOLD = {"rollout": {"prompts": 2, "completions": 2, "gold_completions": 2}}
 MINE = """
 def fine(completions, **_):
+    return [1.0] * len(completions)
+
+
+def says(completions, log_extra, **_):
+    log_extra("feedback", ["ab" for _ in completions])
+    return [1.0] * len(completions)
+
+
+async def waits(completions, **_):
     return [1.0] * len(completions)
 
 
@@ -35,17 +48,25 @@ def ask(rng):
 """
 
 
-def written(folder: Path, teacher: Any = SELF, models: str = "small", skill: Any = None, **stage: Any) -> Path:
+def written(
+    folder: Path,
+    teacher: Any = SELF,
+    models: str = "small",
+    skill: Any = None,
+    reward: str = "fine",
+    rows: Any = ROWS,
+    **stage: Any,
+) -> Path:
     tiny.model().save_pretrained(folder / "model")
     tiny.tokenizer().save_pretrained(folder / "model")
-    (folder / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in ROWS))
+    (folder / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     (folder / "mine.py").write_text(MINE)
     tree = {
         "name": "it",
         "models": {models: str(folder / "model")},
         "prompts": {"template": "{question}="},
         "skills": {"swap": skill or {"file": "rows.jsonl", "held_out": 4}},
-        "rewards": [{"use": "./mine.py:fine"}],
+        "rewards": [{"use": f"./mine.py:{reward}"}],
         "max_new_tokens": 4,
         "stages": [
             {
@@ -74,6 +95,41 @@ def test_the_check_shows_the_prompt_and_a_run_scores_probes_and_teaches_by_it(tm
     record = json.loads(stage_record_path(tmp_path / "run" / "student").read_text())
     assert record["teachers"]["self"]["parameters"] == tiny.model().num_parameters()
     assert record["teacher_tokens"]["scored"] > 0
+
+
+def test_a_prompt_with_feedback_is_shown_with_its_places_and_taught_by_without_a_score(tmp_path, capsys):
+    """Before the stage there is no attempt, so that there are no probes and no held-out score."""
+    teacher = {"model": "student", "prompt": "{feedback}:{question}="}
+    path = written(tmp_path, teacher, reward="says", controller={"kind": "gap"}, gate="off", signals={"response": {}})
+    assert main(["check", str(path)]) == 0
+    assert "{feedback}:ac=" in capsys.readouterr().out
+    assert main(["train", str(path), "--output", str(tmp_path / "run")]) == 0
+    record = json.loads(stage_record_path(tmp_path / "run" / "student").read_text())
+    assert record["teachers"]["self"] == {"parameters": tiny.model().num_parameters(), "scores": {}, "agreement": {}}
+    assert record["teacher_tokens"]["scored"] > 0
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {entry["teacher/self/informed"] for entry in metrics if "teacher/self/informed" in entry} == {1.0}
+
+
+def test_feedback_that_no_reward_gives_is_refused_before_the_stage_and_otherwise_told(tmp_path, capsys):
+    for command in ("check", "train"):
+        options = [] if command == "check" else ["--output", str(tmp_path / "run")]
+        assert main([command, str(written(tmp_path, {**SAYING, "prompt": "{feedback}{question}"})), *options]) == 2
+        error = capsys.readouterr().err
+        assert "teachers.self.prompt" in error
+        assert "it shows {feedback}, and none of the rewards gives any: let one call log_extra('feedback'" in error
+    assert main(["check", str(written(tmp_path, SAYING, reward="waits"))]) == 0  # which is not called before a rollout
+
+
+def test_what_a_rollout_fills_in_costs_tokens_for_each_completion(tmp_path):
+    """2 steps of 2 prompts with 2 completions, of rows of unknown length: an attempt has 4 tokens at most."""
+    flops = []
+    for prompt in ("{question}", "{attempt}{question}", "{feedback}{question}"):
+        teacher = {"model": "student", "prompt": prompt} | ({"probe_prompts": 0} if prompt == "{question}" else {})
+        recipe = read_recipe(written(tmp_path, teacher, gate="off", signals={"response": {}}))
+        flops.append(stage_costs(recipe, tmp_path)["main"].flops or 0)
+    size = 2 * tiny.model().num_parameters()
+    assert [count - flops[0] for count in flops] == [0, 8 * 4 * size, 8 * 64 * size]
 
 
 def test_a_run_that_is_killed_ends_as_if_nothing_had_happened(tmp_path, monkeypatch):
@@ -125,6 +181,33 @@ def test_rows_of_which_no_prompt_can_be_made_are_refused(tmp_path, capsys, optio
         assert message in error
         assert "teacher self" in error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"teacher": {**SAYING, "probe_prompts": 2}}, "probe_prompts: leave it out: the prompt shows {feedback}"),
+        ({"rollout": {"completions": "labels"}, "signals": {"response": {}}}, "prompt: .* completions are labels here"),
+        ({"signals": {"response": {}}, **GOLD}, "prompt: .* with gold answers alone the student tries nothing"),
+        (
+            {"teacher": {**OTHER, **PROMPT}, "cache": {"folder": "c"}, "signals": {"response": {}}, **GOLD},
+            "leave cache",
+        ),
+        ({"teacher": {**OTHER, **PROMPT}, "signals": {"policy": {}, "response": {}, **ANSWERS}}, "and rows have none"),
+        ({"stop": {"teacher_surpassed": True}}, "leave stop.teacher_surpassed out"),
+        ({"capacity": {}, "gate": "off"}, "nothing tells capacity how often the teacher is correct"),
+        ({"teacher": {**SAYING, "prompt": "{feedbak}{question}"}}, r"it has \{feedbak\}; did you mean \{feedback\}"),
+    ],
+)
+def test_what_a_teacher_that_reads_attempts_cannot_be_is_refused_by_name(tmp_path, options, message):
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(written(tmp_path, **{"teacher": SAYING, **options}))
+
+
+def test_a_column_with_the_name_of_a_place_is_refused(tmp_path, capsys):
+    path = written(tmp_path, SAYING, reward="says", rows=[{**row, "feedback": "a"} for row in ROWS])
+    assert main(["check", str(path)]) == 2
+    assert "has a column 'feedback', and {feedback} of a teacher's prompt is the rollout's" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

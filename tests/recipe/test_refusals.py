@@ -53,6 +53,7 @@ TEXTS = {
     "stages.main.signals": {"response": {}},
 }
 OWN = {"stages.main.teachers.t": {"model": "student", "prompt": "{question} {answer}"}}
+READING = {"model": "first", "prompt": "{question} {feedback}"}
 EXPORT = {"name": "scored", "kind": "export", "model": "main", "format": "gguf"}
 SERVED = {"stages.main.teachers.t": {"url": "http://localhost:1/v1", "top_k": 5}}
 
@@ -182,6 +183,12 @@ REFUSALS: list[tuple[str, dict[str, Any]]] = [
     ("stages.scored.format", {"stages.scored": EXPORT | {"format": "zip"}}),
     ("stages.scored.precision", {"stages.scored": EXPORT | {"precision": "q3"}}),
     ("stages.main.teachers", OWN | TEXTS),
+    ("stages.main.teachers.t.prompt", {"stages.main.teachers.t": READING} | LABELS),
+    ("stages.main.teachers.t.probe_prompts", {"stages.main.teachers.t": {**READING, "probe_prompts": 1}}),
+    (
+        "stages.main.signals.gold.answers",
+        {"stages.main.teachers.t": READING, "stages.main.signals": {"policy": {}, "gold": {"answers": "teachers"}}},
+    ),
     ("stages.main.teachers.t.url", SERVED | {"stages.main.rollout": {"temperature": 2.0}}),
     ("stages.first.teacher", {"stages.first.skills": ["texts"], "stages.first.teacher": "big"}),
     ("stages.main.retain.skills", {"stages.main.retain": {"skills": ["texts"]}}),

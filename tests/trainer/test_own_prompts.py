@@ -309,7 +309,7 @@ def test_an_aligned_teacher_scores_the_same_tokens_behind_the_same_own_prompt():
         rollout["completion_ids"] = torch.tensor([[5, 6, 1], [7, 8, 9], [10, 5, 1]])
         rollout["completion_mask"] = torch.ones(3, 3, dtype=torch.long)
         options = {"prompts": prompts, "temperature": 1.0, "rows_per_forward": 8}
-        ensemble.score(rollout, every, own_prompts=ensemble.own_prompts(given, every), **options)
+        ensemble.score(rollout, every, own_prompts=ensemble.own_prompts([given], every), **options)
         return ensemble.sampled_scores(rollout, 1.0)["teacher_scores"]
 
     torch.testing.assert_close(scores("likelihood"), scores(None))

@@ -45,6 +45,23 @@ def test_calculate_rewards_returns_gathered_rewards_per_function(tmp_path):
     assert rewards.tolist() == [[1.0], [1.0], [0.0], [0.0]]
 
 
+def test_rewards_log_columns_by_one_method_whose_values_wait_for_the_table(tmp_path):
+    assert names(GRPOTrainer._log_completion_extra) == ["self", "column", "values"]
+    trainer = made(tmp_path)
+    columns: list[Any] = []
+    trainer._log_completion_extra = lambda *column: columns.append(column)  # type: ignore[method-assign]
+
+    def says(completions: list[str], log_extra: Any, **_: Any) -> list[float]:
+        log_extra("feedback", completions)
+        return [0.0] * len(completions)
+
+    trainer.reward_funcs = [says]
+    GRPOTrainer._calculate_rewards(trainer, [{"prompt": "a="}] * 2, ["a="] * 2, ["a", "b"], [[5]] * 2)
+    assert columns == [("feedback", ["a", "b"])]
+    GRPOTrainer._log_completion_extra(trainer, "other", [1, 2])
+    assert trainer._pending_extra_logs == {"other": [1, 2]}
+
+
 def test_unused_columns_are_removed_by_one_hook(tmp_path):
     assert names(GRPOTrainer._set_signature_columns_if_needed) == ["self"]
     trainer = made(tmp_path)

@@ -314,6 +314,54 @@ def test_the_reward_reads_the_last_fenced_block() -> None:
     assert unit_tests(completions, ['{"tests": "assert x == 2"}'] * 3) == [1.0, 1.0, 0.0]
 
 
+def feedback(*programs: str, **options: Any) -> list[str | None]:
+    columns: dict[str, list[str | None]] = {}
+    entry = [json.dumps({"tests": "assert f(2) == 4\nassert f(-1) == -2"})] * len(programs)
+    unit_tests(list(programs), entry, columns.__setitem__, **options)
+    return columns["feedback"]
+
+
+def test_the_reward_says_what_is_wrong_with_a_program() -> None:
+    texts = feedback(
+        "def f(x): return 2 * x",
+        "def f(x):\n    y = [x]\n    return y[5]",
+        "def f(x): return abs(2 * x)",
+        "def f(x)\n    return x",
+        "import f\n",
+        " ",
+        "import os; os._exit(0)",
+    )
+    assert texts == [
+        None,
+        "IndexError: list index out of range\nIn line 3 of the program: return y[5]\nIn the test: assert f(2) == 4",
+        "AssertionError\nIn the test: assert f(-1) == -2",
+        "SyntaxError: expected ':'\nIn line 1 of the program: def f(x)",
+        "ModuleNotFoundError: No module named 'f'\nIn line 1 of the program: import f",
+        "There is no program.",
+        "The program ended before its tests did.",
+    ]
+    assert feedback("def f(x):\n    while True: pass", seconds=1) == [
+        "The program was stopped: it took more than 1 seconds."
+    ]
+
+
+def test_what_the_reward_says_is_bounded_and_a_hostile_program_gains_nothing_by_it() -> None:
+    """A report of its own choice is text, whatever else the program does; folders of the machine are left out."""
+    forged = "import os, json\nfor i in range(3, 20):\n    try: os.write(i, json.dumps({message}).encode() + b'\\n')\n"
+    forged += "    except OSError: pass"
+    for program in (
+        "def f(x): raise ValueError('/us' + 'r/lib/python3/secret.py' + 'x' * 9000)",
+        "class E(Exception):\n    def __str__(self): raise SystemExit\ndef f(x): raise E",
+        "type('E' * 9000, (Exception,), {})\ndef f(x): raise type('E' * 9000, (Exception,), {})('a')",
+        forged.format(message="{'report': {'error': 'y' * 5000, 'message': ['z'] * 900, 'line': 10**9, 'test': 'a'}}"),
+        forged.format(message="{'report': 7}"),
+    ):
+        (text,) = feedback(program)
+        assert text is not None and 0 < len(text) < 700, program
+        assert "/usr" not in text
+        assert unit_tests([program], [json.dumps({"tests": "assert f(2) == 4"})]) == [0.0]
+
+
 BEGINNING = 'from math import pi\n\n\ndef area(r):\n    """Return the area."""\n'
 TASK = {
     "tests": "assert area(1) == one",
