@@ -25,15 +25,15 @@ def read(path: str) -> list[dict[str, str]]:
     """Return the rows of a file, with their label and text."""
     with open(path, encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    return [{"label": row["label"], "text": f"{_clean(row['title'])}\n{_begin(row['text'])}"} for row in rows]
+    return [{"label": row["label"], "text": f"{clean(row['title'])}\n{_begin(row['text'])}"} for row in rows]
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     return re.sub(r"\s+", " ", text.replace("#39;", "'").replace("\\", " ")).strip()
 
 
 def _begin(text: str) -> str:
-    return " ".join(_clean(text).split()[:_NUM_WORDS])
+    return " ".join(clean(text).split()[:_NUM_WORDS])
 
 
 if __name__ == "__main__":
