@@ -169,7 +169,8 @@ class Route(_Combination):
 class BestOf(_Combination):
     """The teacher under which the prompt's verified-correct completions have the greatest mean log-probability.
 
-    If no completion of the prompt is correct, the controller's weights are used as in `mixture`. After Zhang et al.
+    If no completion of the prompt is correct, the controller's weights are used as in `mixture`; so they are where none
+    of the teachers of a completion scored a correct one. After Zhang et al.
     2022 (CA-MKD), with verified completions in place of gold labels.
     """
 
@@ -185,8 +186,9 @@ class BestOf(_Combination):
         sums_GK = likelihood_BK.masked_fill(~counted_BK, 0.0).view(-1, group, num).sum(1)
         counts_GK = counted_BK.view(-1, group, num).sum(1)
         means_GK = (sums_GK / counts_GK.clamp(min=1)).masked_fill(counts_GK == 0, -float("inf"))
-        best_B = means_GK.argmax(-1).repeat_interleave(group)
-        is_known_B = (counts_GK > 0).any(-1).repeat_interleave(group)
+        # A teacher that does not teach on a completion is not chosen for it, though it may be the best of the prompt.
+        means_BK = means_GK.repeat_interleave(group, 0).masked_fill(weights_BK <= 0, -float("inf"))
+        best_B, is_known_B = means_BK.argmax(-1), means_BK.isfinite().any(-1)
         total_B1 = weights_BK.sum(-1, keepdim=True)
         best_weights_BK = weights_BK.new_zeros(weights_BK.shape).scatter_(1, best_B[:, None], total_B1)
         return best_weights_BK.where(is_known_B[:, None], weights_BK)

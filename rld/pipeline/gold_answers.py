@@ -12,6 +12,7 @@ from rld.recipe import registry, trl_rewards
 from rld.recipe.plugins import RewardSpec, VerifierSpec
 from rld.recipe.schema import Recipe
 from rld.recipe.stages.distill import Distill
+from rld.rollout.verifier import log_nothing
 from rld.types import Row
 from rld.utils.user_calls import action, user_code
 
@@ -116,11 +117,7 @@ def _gold_batch(rows: Sequence[Row]) -> dict[str, Any]:
             [{"role": "assistant", "content": row["answer"]}] if is_chat else row["answer"] for row in rows
         ],
         "completion_ids": [list(range(len(row["answer"]))) for row in rows],
-        "log_extra": _ignore,
-        "log_metric": _ignore,
+        "log_extra": log_nothing,
+        "log_metric": log_nothing,
         **columns,
     }
-
-
-def _ignore(*_: Any) -> None:
-    """Stand in for TRL's `log_extra` and `log_metric`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from transformers import TrainerState
@@ -17,7 +17,7 @@ from rld.recipe.schema import Recipe
 from rld.recipe.stages.distill import Distill
 from rld.rollout.feedback import FEEDBACK
 from rld.rollout.rewards import Reward, all_checked
-from rld.rollout.verifier import Verify, ask, askable
+from rld.rollout.verifier import Verify, ask, askable, log_nothing
 from rld.types import Row
 from rld.utils.templates import rollout_fields
 
@@ -48,17 +48,24 @@ def probe_rewards(context: RunContext, stage: Distill, rewards: Rewards) -> None
         (recipe.place("stages", stage.name, "audit"), rewards.audit),
     ]
     rewards_by_place += [(recipe.place("rewards", i), reward) for i, reward in enumerate(rewards.functions)]
-    columns, is_sure = set[str](), True
+    columns = set[str]()
+
+    def log_extra(column: str, values: Any) -> None:
+        columns.add(column)
+
+    may_log = False
     for place, reward in rewards_by_place:
-        if reward is not None and not _takes_model(reward):
-            decides = reward in (verifier, rewards.audit)
-            log_extra = _ignore if reward is rewards.audit else lambda column, _: columns.add(column)
+        if reward is None:
+            continue
+        is_audit = reward is rewards.audit  # whose feedback no teacher reads
+        may_log = may_log or (not is_audit and (_takes_model(reward) or "log_extra" in _arguments(reward)))
+        if not _takes_model(reward):
             with recipe.mistakes_at(place):
-                verify = askable(all_checked(reward, decides=decides) or [], state, log_extra)
+                checked = all_checked(reward, decides=is_audit or reward is verifier) or []
+                verify = askable(checked, state, log_nothing if is_audit else log_extra)
                 _probe(verify, context, context.skills(stage))
-            is_sure = is_sure and verify is not None
-        is_sure = is_sure and (reward is None or not _takes_model(reward))
-    if is_sure and FEEDBACK not in columns:
+            may_log = may_log or verify is None
+    if not may_log and FEEDBACK not in columns:
         _require_no_reader(context, stage)
 
 
@@ -71,10 +78,6 @@ def _require_no_reader(context: RunContext, stage: Distill) -> None:
                     f"it shows {{{FEEDBACK}}}, and none of the rewards gives any: let one call "
                     f"log_extra('{FEEDBACK}', texts), as code:unit_tests does"
                 )
-
-
-def _ignore(*_: Any) -> None:
-    """Stand in for TRL's `log_extra`, which an audit is not given."""
 
 
 def _place_of_verifier(recipe: Recipe) -> str:
@@ -92,5 +95,8 @@ def _probe(verify: Verify | None, context: RunContext, skills: Iterable[str]) ->
 
 
 def _takes_model(reward: Any) -> bool:
-    function = reward.function if isinstance(reward, Reward) else reward
-    return registry.takes_model(inspect.signature(function).parameters)
+    return registry.takes_model(_arguments(reward))
+
+
+def _arguments(reward: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(reward.function if isinstance(reward, Reward) else reward).parameters

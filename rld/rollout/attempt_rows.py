@@ -34,9 +34,10 @@ class AttemptRows(NamedTuple):
     """By teacher, the row of each completion of this process, with the texts of the rollout if its template has any."""
     questions_KB: Sequence[Sequence[Row]]
     """The rows of the prompts that the gate asks. All completions of a group have the texts of the first one of the
-    group, over all processes, that has all which the template shows."""
+    group, over all processes, that has all which the template shows and on which teachers may teach."""
     is_complete_BK: Tensor
-    """Which completions have all that each teacher's template shows, bool."""
+    """Which completions have all that each teacher's template shows, bool. Gold answers in their place are no attempts,
+    and have it not."""
     has_question_BK: Tensor
     """Which are of a group in which some completion has, bool."""
     metrics: dict[str, float]
@@ -50,7 +51,7 @@ class AttemptRows(NamedTuple):
         record: RolloutRecord,
         encoder: PromptEncoder,
         num_new: int,
-        device: torch.device,
+        may_teach_B: Tensor,
     ) -> AttemptRows:
         """Return the rows of a rollout that has its rewards; all processes call it.
 
@@ -59,9 +60,9 @@ class AttemptRows(NamedTuple):
             record: The rollout.
             encoder: Encodes prompts for the student.
             num_new: Most tokens of a completion, for which the teacher's context needs room.
-            device: Of the masks.
+            may_teach_B: On which completions teachers may teach, bool, on the device of the masks.
         """
-        rows = record.rows
+        rows, device = record.rows, may_teach_B.device
         rows_KB, questions_KB = [rows] * len(teachers), [rows] * len(teachers)
         is_complete_BK = torch.ones(len(rows), len(teachers), dtype=torch.bool, device=device)
         has_question_BK = is_complete_BK.clone()
@@ -69,15 +70,14 @@ class AttemptRows(NamedTuple):
         if not numbers:
             return cls(rows_KB, questions_KB, is_complete_BK, has_question_BK, {})
         texts_A = _texts(record, [teachers[k] for k in numbers])
-        first = record.first_row
+        first, is_sampled_B = record.first_row, ~record.is_fixed_B.to(device)
         for k in numbers:
             rows_KB[k] = [{**row, ROLLOUT_TEXTS: texts} for row, texts in zip(rows, texts_A[first:], strict=False)]
-            is_complete_BK[:, k] = torch.tensor(_complete(teachers[k], rows_KB[k], encoder, num_new))
-        is_complete_AK = gather(is_complete_BK)
+            is_complete = torch.tensor(_complete(teachers[k], rows_KB[k], encoder, num_new), device=device)
+            is_complete_BK[:, k] = is_complete & is_sampled_B
+        is_source_AK = gather(is_complete_BK & may_teach_B[:, None])
         for k in numbers:
-            complete_groups = {
-                i // record.group_size: i for i in reversed(is_complete_AK[:, k].nonzero()[:, 0].tolist())
-            }
+            complete_groups = {i // record.group_size: i for i in reversed(is_source_AK[:, k].nonzero()[:, 0].tolist())}
             sources = [complete_groups.get(group) for group in record.group_ids_B.tolist()]
             has_question_BK[:, k] = torch.tensor([source is not None for source in sources])
             questions_KB[k] = [
@@ -102,7 +102,7 @@ def _texts(record: RolloutRecord, readers: Sequence[Teacher]) -> list[dict[str, 
             f"nothing until a reward calls log_extra('{FEEDBACK}', texts)",
             stacklevel=2,
         )
-    is_correct_A, size = record.is_correct_A.tolist(), record.group_size
+    is_correct_A, size = (record.is_correct_A & record.is_sampled_A).tolist(), record.group_size
     correct = [i for i, (attempt, _) in enumerate(pairs) if is_correct_A[i] and attempt]
     return [
         {
@@ -143,7 +143,7 @@ def _shares(
     teachers: Sequence[Teacher], numbers: Sequence[int], record: RolloutRecord, is_complete_BK: Tensor
 ) -> dict[str, float]:
     """Return the share of complete completions of each teacher that reads attempts; none where it could not teach."""
-    is_own_B = ~record.is_gold_prompt_B
+    is_own_B = ~record.is_fixed_B
     taught_BK = torch.tensor([[teacher.teaches(skill_of(row)) for teacher in teachers] for row in record.rows])
     taught_BK = (taught_BK & is_own_B[:, None]).to(is_complete_BK.device)
     taught_K, complete_K = (gather(mask_BK).sum(0).tolist() for mask_BK in (taught_BK, taught_BK & is_complete_BK))

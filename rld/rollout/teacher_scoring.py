@@ -114,7 +114,7 @@ class TeacherScoring:
         self._begin(batch, record)
         is_own_B = ~record.is_gold_prompt_B.to(skills_B.device)
         needed_BK, may_teach_B = needed_BK & is_own_B[:, None], self._may_teach(record, skills_B.device) & is_own_B
-        attempts = self._attempt_rows(record, skills_B.device)
+        attempts = self._attempt_rows(record, may_teach_B)
         weights_BK = redistributed(weights_BK, attempts.is_complete_BK)
         # A combination that compares teachers does so on correct completions.
         is_scored_BK = (may_teach_B | combination.compares)[:, None] & attempts.is_complete_BK
@@ -154,10 +154,10 @@ class TeacherScoring:
         batch["feature_on"] = torch.tensor(self.runtime.is_active("feature"))
         batch["group_ids"] = record.group_ids_B.to(batch["skill_ids"].device)
 
-    def _attempt_rows(self, record: RolloutRecord, device: torch.device) -> AttemptRows:
+    def _attempt_rows(self, record: RolloutRecord, may_teach_B: Tensor) -> AttemptRows:
         """Return the rows of a rollout as each teacher reads them."""
         encoder = self.ensemble.slots[0].student.encoder
-        return AttemptRows.of(self.ensemble.teachers, record, encoder, self.options.answer_length, device)
+        return AttemptRows.of(self.ensemble.teachers, record, encoder, self.options.answer_length, may_teach_B)
 
     def _run_gated(
         self,

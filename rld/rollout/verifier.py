@@ -25,7 +25,7 @@ Verify = Callable[..., list[float | None]]
 """A reward with TRL's signature: 1 for a correct answer, less for any other, None where it does not apply."""
 
 
-def _ignore(*_: Any) -> None:
+def log_nothing(*_: Any, **__: Any) -> None:
     """Stand in for TRL's `log_extra` and `log_metric`: the text is not a completion of a rollout."""
 
 
@@ -86,7 +86,7 @@ def require_scale(rule: SuccessRule, rewards: Sequence[float]) -> None:
 
 
 def askable(
-    rewards: list[Any], state: Callable[[], Any], log_extra: Callable[[str, Any], None] = _ignore
+    rewards: list[Any], state: Callable[[], Any], log_extra: Callable[[str, Any], None] = log_nothing
 ) -> Verify | None:
     """Return the first of the checked rewards as a function that gives 1 to correct texts; None where it can't be.
 
@@ -104,7 +104,7 @@ def askable(
     rule: SuccessRule = first.rule
 
     def verify(**batch: Any) -> list[float | None]:
-        values = first(**batch | {"trainer_state": state(), "log_extra": log_extra, "log_metric": _ignore})
+        values = first(**batch | {"trainer_state": state(), "log_extra": log_extra, "log_metric": log_nothing})
         if rule.success_at is None:
             return list(values)
         return [None if value is None else float(value >= rule.threshold) for value in values]

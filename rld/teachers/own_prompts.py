@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from rld.models.prompting import PromptEncoder
-from rld.teachers.own_rows import empty_fields, missing
+from rld.teachers.own_rows import missing
 from rld.teachers.slot_base import TeacherBatch
 from rld.teachers.teacher import Teacher
 from rld.types import Row
@@ -44,7 +44,7 @@ class OwnPrompts(NamedTuple):
         template = teacher.prompt
         assert template is not None
         own_rows = [
-            teacher.own_row(row) if is_needed or not (missing(row, template) or empty_fields(row, template)) else row
+            teacher.own_row(row) if is_needed or not (teacher.reads_attempts or missing(row, template)) else row
             for row, is_needed in zip(rows, needed_B.tolist(), strict=True)
         ]
         prompts = [row["prompt"] for row in own_rows]

@@ -117,9 +117,9 @@ class PromptRefill:
         refilled.num_tokens += sum(map(len, samples.completion_ids))
         for i, ids in zip(places, samples.completion_ids, strict=False):
             refilled.completions[i] = ids
-        if samples.feedback is not None:
+        if samples.feedback is not None or refilled.feedback is not None:
             refilled.feedback = refilled.feedback or [""] * len(rows)
-            for i, text in zip(places, samples.feedback, strict=False):
+            for i, text in zip(places, samples.feedback or [""] * len(places), strict=False):
                 refilled.feedback[i] = text
         numbers_A = gather(torch.tensor([*(first_row + i for i in places), *[-1] * num_more], device=device))
         is_placed_A = numbers_A >= 0

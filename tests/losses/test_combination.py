@@ -93,6 +93,10 @@ def test_routing_takes_the_heaviest_and_best_of_the_one_that_likes_correct_compl
     assert Route().shares(torch.tensor([[0.4, 0.4, 0.2]])).tolist() == [[0.5, 0.5, 0.0]]
     best = BestOf().completion_weights(weights, likelihood, correct, 2)
     torch.testing.assert_close(best, torch.tensor([[1.0, 0.0]] * 2 + [[0.2, 0.8]] * 2))
+    absent = torch.tensor([[0.5, 0.5], [0.0, 1.0], [0.5, 0.5], [1.0, 0.0]])
+    only_first = torch.tensor([[-1.0, -torch.inf], [-torch.inf] * 2] * 2)
+    best = BestOf().completion_weights(absent, only_first, correct, 2)
+    torch.testing.assert_close(best, torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [1.0, 0.0]]))
     silent = torch.tensor([[-torch.inf, -2.0]] * 4)
     assert BestOf().completion_weights(weights, silent, torch.ones(4).bool(), 2).tolist() == [[0, 1]] * 4
 

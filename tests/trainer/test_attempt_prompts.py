@@ -151,6 +151,60 @@ def test_feedback_of_several_rewards_belongs_to_its_completion_and_is_in_trls_ta
         assert list(extra["feedback"])[-8:] == [text or None for text in rollouts[-1]["record"].feedback]
 
 
+def test_completions_of_a_prompt_that_was_replaced_have_no_feedback_of_the_earlier_ones(tmp_path):
+    rounds: list[None] = []
+
+    def silent_once_correct(completions: list[str], log_extra: Any, **_: Any) -> list[float]:
+        rounds.append(None)
+        if len(rounds) % 2:
+            log_extra("feedback", ["wrong" for _ in completions])
+            return [0.0] * len(completions)
+        return [float(i % 2) for i in range(len(completions))]
+
+    made = RLDTrainer(
+        tiny.model(),
+        silent_once_correct,
+        runs.RLDConfig(**tiny.rld_options(tmp_path, max_steps=1, refill=1, max_completion_length=3)),
+        tiny.rows(),
+        processing_class=tiny.tokenizer(),
+        teachers=[SelfTeacher("{feedback}:{question}")],
+        controller=runs.FixedController(policy=1.0, response=1.0),
+        curriculum=Uniform({"first": 1, "second": 1}),
+    )
+    (rollouts, _) = watched(made), made.train()
+    assert list(rollouts[0]["record"].feedback) == [""] * 8
+
+
+def test_a_gold_answer_in_place_of_a_completion_is_no_attempt(tmp_path):
+    def odd(completions: list[str], log_extra: Any, **_: Any) -> list[float]:
+        log_extra(column="feedback", values=["said" for _ in completions])
+        return [float(len(text) % 2) for text in completions]
+
+    made = RLDTrainer(
+        tiny.model(),
+        odd,
+        runs.RLDConfig(**tiny.rld_options(tmp_path, max_steps=1, gold_completions=1, gate="per_prompt")),
+        tiny.rows(),
+        processing_class=tiny.tokenizer(),
+        teachers=[SelfTeacher("{attempt}:{feedback}:{question}")],
+        controller=runs.FixedController(policy=1.0, response=1.0),
+    )
+    rollouts, asked = watched(made), list[dict[str, Any]]()
+    ask = made._teacher_scoring.gate.ask  # type: ignore[union-attr]
+
+    def kept(*args: Any, **options: Any) -> Any:
+        questions = ask(*args, **options)
+        asked.extend(questions.teachers[0].rows.values())
+        return questions
+
+    made._teacher_scoring.gate.ask = kept  # type: ignore[union-attr, method-assign]
+    made.train()
+    record = rollouts[0]["record"]
+    sampled = [text for text, is_fixed in zip(record.attempts, record.is_fixed_B.tolist(), strict=True) if not is_fixed]
+    assert asked and all(row["rollout_texts"]["attempt"] in sampled for row in asked)
+    assert not rollouts[0]["teacher_weights"][record.is_fixed_B].any()
+
+
 def test_a_reward_that_never_gives_feedback_is_told_of_and_nothing_is_taught(tmp_path):
     made = runs.trainer(tmp_path, [SelfTeacher(FEEDBACK)], reward_funcs=tiny.letters, max_steps=1)
     with pytest.warns(UserWarning, match=r"no reward gives feedback, which the prompts of self show"):
