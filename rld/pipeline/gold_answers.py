@@ -12,7 +12,7 @@ from rld.recipe import registry, trl_rewards
 from rld.recipe.plugins import RewardSpec, VerifierSpec
 from rld.recipe.schema import Recipe
 from rld.recipe.stages.distill import Distill
-from rld.rollout.verifier import log_nothing
+from rld.rollout.feedback import log_nothing
 from rld.types import Row
 from rld.utils.user_calls import action, user_code
 

@@ -15,9 +15,9 @@ from rld.pipeline.run import RunContext
 from rld.recipe import registry
 from rld.recipe.schema import Recipe
 from rld.recipe.stages.distill import Distill
-from rld.rollout.feedback import FEEDBACK
+from rld.rollout.feedback import FEEDBACK, log_nothing
 from rld.rollout.rewards import Reward, all_checked
-from rld.rollout.verifier import Verify, ask, askable, log_nothing
+from rld.rollout.verifier import Verify, ask, askable
 from rld.types import Row
 from rld.utils.templates import rollout_fields
 

@@ -13,6 +13,10 @@ _MOST_CHARACTERS = 2000
 """Of a completion's feedback that a teacher reads; a prompt of any length would not fit into its context."""
 
 
+def log_nothing(*_: Any, **__: Any) -> None:
+    """Stand in for TRL's `log_extra` and `log_metric`: the text is not a completion of a rollout."""
+
+
 class FeedbackLog:
     """Collects the feedback of all rewards on the same completions.
 

@@ -15,6 +15,7 @@ from rld.errors import RewardError
 from rld.models import generation, thinking
 from rld.models.chat_template import template_of
 from rld.models.prompting import PromptEncoder
+from rld.rollout.feedback import log_nothing
 from rld.rollout.rewards import DEFAULT_RULE, SuccessRule, all_checked, callable_name, checked, is_async
 from rld.types import ROLLOUT_TEXTS, STUDENT_PROMPT, Row
 
@@ -23,10 +24,6 @@ NOT_GIVEN = ("prompt", "completion", "completion_ids", "whole_completions", STUD
 
 Verify = Callable[..., list[float | None]]
 """A reward with TRL's signature: 1 for a correct answer, less for any other, None where it does not apply."""
-
-
-def log_nothing(*_: Any, **__: Any) -> None:
-    """Stand in for TRL's `log_extra` and `log_metric`: the text is not a completion of a rollout."""
 
 
 @dataclass(frozen=True)
