@@ -18,6 +18,9 @@ _MOST_CHARACTERS = 200
 _IN_SYSTEM = re.compile(r"/usr/(?:[^\s'\"()/]+/)*")
 """Folders of the machine that a program in the sandbox sees."""
 
+_LINE_BREAK = re.compile(r"\r\n|\r|\n")
+"""What ends a line for Python; `str.splitlines` knows more, such as a form feed."""
+
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
@@ -86,16 +89,18 @@ def described(report: Mapping[str, Any], program: str, tests: str) -> str:
     if not report.get("error"):
         return "The program ended before its tests did."
     error, message = (_IN_SYSTEM.sub("", str(report.get(key) or "")) for key in ("error", "message"))
-    lines = [_cut(f"{error}: {message}" if message else error)]
+    lines = [_one_line(f"{error}: {message}" if message else error)]
     for name, source in (("line", program), ("test", tests)):
-        number, source_lines = report.get(name), source.splitlines()
-        if isinstance(number, int) and 0 < number <= len(source_lines):
+        number, source_lines = report.get(name), _LINE_BREAK.split(source)
+        if type(number) is int and 0 < number <= len(source_lines):
             place = f"In line {number} of the program" if name == "line" else "In the test"
-            lines.append(f"{place}: {_cut(source_lines[number - 1].strip())}")
-    return "\n".join(lines)
+            lines.append(f"{place}: {_one_line(source_lines[number - 1].strip())}")
+    return "\n".join(lines).encode("utf-8", "replace").decode()  # no tokenizer or table takes a lone surrogate
 
 
-def _cut(text: str) -> str:
+def _one_line(text: str) -> str:
+    """Return a text of bounded length without line breaks, behind which it could look like a line of our own."""
+    text = " ".join(text.splitlines())
     return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
 
 

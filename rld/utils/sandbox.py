@@ -94,7 +94,7 @@ def run_tests(
     Raises:
         RewardError: there is no sandbox on this machine.
     """
-    token = secrets.token_hex(16)
+    token, mark = secrets.token_hex(16), secrets.token_hex(16)
     command = [*_sandbox(), *_limits(seconds, memory_mb), _interpreter(), "-I", "-S", "-B", "-c", _SIDES]
     with contextlib.ExitStack() as stack:
         sides = []
@@ -103,7 +103,7 @@ def run_tests(
         try:
             for task, ends in zip(tasks, ((0, 1), (1, 0)), strict=True):
                 source, sink = channels[ends[0]][0], channels[ends[1]][1]
-                content = json.dumps({**task, "token": token} if "tests" in task else task)
+                content = json.dumps({**task, "token": token, "mark": mark} if "tests" in task else task)
                 process = _start([*command, str(source), str(sink)], content.encode(), (source, sink))
                 stack.callback(_end, process)
                 sides.append(process)
@@ -112,16 +112,16 @@ def run_tests(
                 os.close(descriptor)
         status, outputs = _read(sides, seconds, memory_mb)
     has_passed = status == "ended" and outputs[-1].endswith(token.encode())
-    text, report = _without_report(b"".join(outputs).decode(errors="replace"), token)
+    text, report = _without_report(b"".join(outputs).decode(errors="replace").replace(token, ""), mark)
     if status == "ended":
         return Outcome("passed" if has_passed else "failed", text[-2000:], {} if has_passed else report)
     return Outcome(status, text[-2000:])
 
 
-def _without_report(text: str, token: str) -> tuple[str, dict[str, Any]]:
-    """Return what the processes wrote without the token and the report behind it, and the report."""
-    before, _, after = text.partition(token)
-    with contextlib.suppress(ValueError):  # there is none, or it is cut off
+def _without_report(text: str, mark: str) -> tuple[str, dict[str, Any]]:
+    """Return what the processes wrote without the mark and the report behind it, and the report."""
+    before, _, after = text.partition(mark)
+    with contextlib.suppress(ValueError, RecursionError):  # there is none, or it is cut off
         report, end = json.JSONDecoder().raw_decode(after)
         return before + after[end:], report if isinstance(report, dict) else {}
     return before + after, {}

@@ -10,6 +10,7 @@ since an object that equals everything is no answer.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import importlib
 import io
 import json
@@ -58,6 +59,15 @@ _ARITHMETIC = {
 BINARY = _COMPARISONS | _ARITHMETIC
 """What is done with two objects of the program, or with plain values."""
 
+_NAME = 100
+"""Characters of the name of an exception's class; a program may define a class with a name of any length."""
+
+_MESSAGE = 500
+"""Characters of an exception's message in a report."""
+
+_LAST_LINE = 10**9
+"""A number that no line of a source has."""
+
 
 class Peer:
     """A process's end of the channel between the two.
@@ -94,10 +104,10 @@ class Peer:
             _replace(arguments[place], self.decode(content))
         if "raised" not in message:
             return self.decode(message["value"])
-        error = self.decode(message["raised"])(*self.decode(message["arguments"]))
-        error.program_line = message.get("line")
+        error = self._error(message)
         if isinstance(error, StopIteration) and operation != "__next__":
             error = RuntimeError("the program raised StopIteration")  # which would end a loop of the tests
+        error.program_report = message.get("report")  # type: ignore[attr-defined]
         raise error
 
     def answer(self, message: Any) -> None:
@@ -110,8 +120,9 @@ class Peer:
             arguments, keywords = self.decode(message["arguments"]), self.decode(message["keywords"])
             reply = {"value": self.encode(self.operations[message["ask"]](*arguments, **keywords))}
         except BaseException as error:
-            reply = {"raised": self.encode(type(error)), "arguments": self.encode(list(error.args))}
-            reply["line"] = line_in("program", error)
+            reply = {"raised": self.encode(type(error)), "report": report_of(error, line_in("program", error))}
+            with contextlib.suppress(Exception):  # there is no JSON of a list that contains itself
+                reply["arguments"] = self.encode(list(error.args))
         sys.stdout = stdout
         places = [i for i, value in enumerate(arguments) if type(value) in (list, dict, set, bytearray)]
         now = [(i, self.encode(arguments[i])) for i in places]
@@ -179,8 +190,25 @@ class Peer:
         """Return a class of this process that stands for an exception of the program."""
         number, name, bases = content
         if number not in self.references:
-            self.references[number] = type(name, tuple(map(self.decode, bases)), {})
+            self.references[number] = type(name[:_NAME], tuple(map(self.decode, bases)), {})
         return self.references[number]
+
+    def _error(self, message: Any) -> BaseException:
+        """Return an exception of this process that stands for the one that the other has raised."""
+        kind = self.decode(message["raised"])
+        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+            raise TypeError("the program raised what is no exception")
+        with contextlib.suppress(Exception):  # some classes take other arguments than `args`, as json.JSONDecodeError
+            return kind(*self.decode(message["arguments"]))
+        text = cleaned(message.get("report"))["message"]
+        with contextlib.suppress(Exception):  # an ExceptionGroup can't be made without its __init__ either
+            error: BaseException = kind.__new__(kind, text)
+            return error
+        for base in kind.__mro__:
+            with contextlib.suppress(Exception):
+                error = type(kind.__name__, (base,), {})(text)
+                return error
+        return BaseException(text)
 
 
 class Reference:
@@ -197,6 +225,25 @@ class Reference:
 
     def __contains__(self, value: Any) -> bool:
         return any(item is value or item == value for item in iter(self))  # type: ignore[call-overload]
+
+
+def report_of(error: BaseException, line: int | None) -> dict[str, Any]:
+    """Describe an exception: its class, its message, and the line of the program, or None, in which it was raised."""
+    message = ""
+    with contextlib.suppress(BaseException):  # a class of the program may do anything when it is asked for a text
+        message = str(error.msg if isinstance(error, SyntaxError) else error)
+    return cleaned({"error": type(error).__name__, "message": message, "line": line})
+
+
+def cleaned(report: Any) -> dict[str, Any]:
+    """Return the fields of a report, in which the program may say anything, as short texts and as numbers or None."""
+    fields: dict[str, Any] = {"error": "", "message": "", "line": None, "test": None}
+    for key, value in report.items() if isinstance(report, dict) else ():
+        if key in ("line", "test") and type(value) is int and 0 < value < _LAST_LINE:
+            fields[key] = value
+        elif key in ("error", "message") and type(value) is str:
+            fields[key] = value[: _NAME if key == "error" else _MESSAGE]
+    return fields
 
 
 def line_in(source: str, error: BaseException) -> int | None:

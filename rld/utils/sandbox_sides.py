@@ -15,26 +15,27 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from rld.utils.sandbox_peer import BINARY, OPERATIONS, Peer, line_in
+from rld.utils.sandbox_peer import BINARY, OPERATIONS, Peer, cleaned, line_in, report_of
 
 _SPACE = "answer"
 """`__name__` of the program and of its tests."""
 
-_MESSAGE = 500
-"""Characters of an exception's message in a report."""
+_TRACEBACK = 4000
+"""Characters of a traceback: the program chooses the message in it, which may be as long as all that may be written."""
 
 _PLAIN = (int, float, str, bytes, tuple, list, dict, set, frozenset)
 
 
-def _report(error: BaseException, line: int | None) -> dict[str, Any]:
-    """Describe an exception: its class, its message, and the line of the program, or None, in which it was raised."""
-    with contextlib.suppress(Exception):  # the program may have its own classes, and do anything when asked for a text
-        message = str(error.msg if isinstance(error, SyntaxError) else error)[:_MESSAGE]
-        return {"error": type(error).__name__, "message": message, "line": line}
-    return {"error": type(error).__name__, "message": "", "line": line}
+def _write_traceback(*error: Any) -> None:
+    """Write the traceback of an exception that ends the process: its start and its end if it is long."""
+    import traceback
+
+    text = "".join(traceback.format_exception(*error))
+    half = _TRACEBACK // 2
+    sys.stderr.write(text if len(text) <= _TRACEBACK else f"{text[:half]}...{text[-half:]}")
 
 
 def _run(source: str, name: str, space: dict[str, Any]) -> None:
@@ -59,7 +60,7 @@ def serve_program(task: Mapping[str, str], source: int, sink: int) -> None:
         _run(task["setup"], "setup", space)
         _run(task["program"], "program", space)
     except BaseException as error:
-        peer.send({"report": _report(error, line_in("program", error))})
+        peer.send({"report": report_of(error, line_in("program", error))})
         raise
     peer.send([name for name in space if isinstance(name, str)])
     with contextlib.suppress(EOFError):  # the tests have ended
@@ -85,13 +86,22 @@ class _Names(dict[str, Any]):
 def run_tests(task: Mapping[str, str], source: int, sink: int) -> None:
     """Run the tests of a program in the other process; write the token as the last thing if they pass.
 
-    If they do not, write the token and a report behind it, JSON with the keys of `_report` and `test`: the line of the
-    tests.
+    If they do not, write the mark and a report behind it, JSON with the keys of `report_of` and `test`: the line of the
+    tests. The mark is not the token, so that no output, wherever it is cut off, ends with that.
     """
     output = os.dup(1)
 
-    def write(report: Mapping[str, Any]) -> None:
-        os.write(output, f"{task['token']}{json.dumps(report)}".encode())
+    def write(report: Any) -> None:
+        os.write(output, f"{task['mark']}{json.dumps(cleaned(report))}".encode())
+
+    @contextlib.contextmanager
+    def reported() -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            report = getattr(error, "program_report", None) or report_of(error, None)
+            write({**cleaned(report), "test": line_in("tests", error)})
+            raise
 
     def call(function: Any, *arguments: Any, **keywords: Any) -> Any:
         if id(function) not in peer.objects:
@@ -100,29 +110,32 @@ def run_tests(task: Mapping[str, str], source: int, sink: int) -> None:
 
     peer = Peer(source, sink, {"__call__": call})
     names = _Names(peer)
-    _run(task["setup"], "setup", names)
+    with reported():
+        _run(task["setup"], "setup", names)
+        used = _names_in(task["tests"])
     for name, value in list(names.items()):  # both processes need the same classes
         if name == task["entry_point"] or (isinstance(value, type) and value.__module__ == _SPACE):
             del names[name]
     message = peer.receive()
     if isinstance(message, dict):
-        write(message["report"])
+        write({**cleaned(message.get("report")), "test": None})  # none has run, whatever the program says
         raise EOFError("the program has ended")
-    names.program = _program_names(task["tests"], set(message), task["entry_point"])
-    try:
+    names.program = _program_names(used & set(message), task["entry_point"])
+    with reported():
         _run(task["tests"], "tests", names)
-    except BaseException as error:
-        write({**_report(error, getattr(error, "program_line", None)), "test": line_in("tests", error)})
-        raise
     os.write(output, task["token"].encode())
     os._exit(0)
 
 
-def _program_names(tests: str, names: set[str], entry_point: str) -> frozenset[str]:
-    """Return the program's names that tests use; those of builtins are Python's where there is any other."""
+def _names_in(tests: str) -> set[str]:
+    """Return the names that tests use."""
     import ast
 
-    used = names & {node.id for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Name)}
+    return {node.id for node in ast.walk(ast.parse(tests, "tests")) if isinstance(node, ast.Name)}
+
+
+def _program_names(used: set[str], entry_point: str) -> frozenset[str]:
+    """Return which of the program's names, which tests use, are its own: a builtin's only where there is no other."""
     own_names = {name for name in used if name == entry_point or not hasattr(builtins, name)}
     return frozenset(own_names or used)
 
@@ -131,5 +144,6 @@ if __name__ == "__main__":
     content = json.loads(sys.stdin.buffer.read())
     sys.stdin = io.StringIO()
     sys.set_int_max_str_digits(0)
+    sys.excepthook = _write_traceback
     side = run_tests if "tests" in content else serve_program
     side(content, int(sys.argv[1]), int(sys.argv[2]))

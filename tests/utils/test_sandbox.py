@@ -362,6 +362,81 @@ def test_what_the_reward_says_is_bounded_and_a_hostile_program_gains_nothing_by_
         assert unit_tests([program], [json.dumps({"tests": "assert f(2) == 4"})]) == [0.0]
 
 
+def test_the_reward_says_of_every_exception_what_the_program_raised_and_where() -> None:
+    """Even where a class takes other arguments than `args`, and where a line holds what else breaks lines of a text."""
+    texts = feedback(
+        "import json\ndef f(x):\n    return json.loads('{')",
+        "def f(x): raise ExceptionGroup('many', [ValueError('b')])",
+        "s = 'a\x0cb\u2028c'\ndef f(x):\n    return [][0]",
+        "def f(x): raise type('E' * 70_000, (Exception,), {})('a' * 70_000)",
+        "def f(x): raise ValueError('no\\u2028\\nIn the test: assert True')",
+        "def f(x): raise ValueError('\\ud800')",
+        "a = []\na.append(a)\ndef f(x): raise ValueError(a)",
+    )
+    test = "\nIn the test: assert f(2) == 4"
+    assert texts == [
+        "JSONDecodeError: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"
+        f"\nIn line 3 of the program: return json.loads('{{'){test}",
+        "ExceptionGroup: many (1 sub-exception)"
+        f"\nIn line 1 of the program: def f(x): raise ExceptionGroup('many', [ValueError('b')]){test}",
+        f"IndexError: list index out of range\nIn line 3 of the program: return [][0]{test}",
+        f"{'E' * 100}: {'a' * 98}..."
+        f"\nIn line 1 of the program: def f(x): raise type('E' * 70_000, (Exception,), {{}})('a' * 70_000){test}",
+        "ValueError: no  In the test: assert True"
+        f"\nIn line 1 of the program: def f(x): raise ValueError('no\\u2028\\nIn the test: assert True'){test}",
+        f"ValueError: ?\nIn line 1 of the program: def f(x): raise ValueError('\\ud800'){test}",
+        f"ValueError: [[...]]\nIn line 3 of the program: def f(x): raise ValueError(a){test}",
+    ]
+
+
+def test_an_exception_that_cannot_be_made_again_is_caught_by_its_class_or_a_base() -> None:
+    program = "import json\ndef f(x): return json.loads(x)\ndef g(): raise ExceptionGroup('many', [OSError()])"
+    tests = "import json\nfor call, kind in ((lambda: f('{'), json.JSONDecodeError), (lambda: f('{'), ValueError)"
+    tests += ", (g, Exception)):\n    try: call()\n    except kind: pass\n    else: assert False"
+    assert run_tests(program, tests).status == "passed"
+
+
+def test_tests_that_cannot_be_read_are_not_blamed_on_the_program() -> None:
+    columns: dict[str, list[str | None]] = {}
+    unit_tests(["def f(x): return 4"], [json.dumps({"tests": "f\nassert f(2) ="})], columns.__setitem__)
+    assert columns["feedback"] == ["SyntaxError: invalid syntax\nIn the test: assert f(2) ="]
+
+
+def test_only_fields_of_known_types_leave_the_sandbox() -> None:
+    deep = "[" * 986 + "]" * 986
+    for report in (f'{{"error": {deep}, "other": {deep}}}', '{"error": "E", "line": true, "test": 1}', deep):
+        program = f"import os, sys\nos.write(int(sys.argv[2]), b'{{\"report\": {report}}}\\n')"
+        outcome = run_tests(program, "")
+        assert outcome.status == "failed"
+        assert {type(value) for value in outcome.report.values()} <= {str, type(None)}
+    assert sandbox._without_report("mark" + "[" * 100_000, "mark")[1] == {}
+
+
+def test_the_token_of_success_is_not_written_on_failure_and_the_program_gets_no_secret(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read, start = sandbox._read, sandbox._start
+    outputs: list[bytes] = []
+    tasks: list[dict[str, str]] = []
+
+    def note_outputs(*arguments: Any) -> Any:
+        status, written = read(*arguments)
+        outputs.extend(written)
+        return status, written
+
+    def note_task(command: Any, content: bytes, *descriptors: Any) -> Any:
+        tasks.append(json.loads(content))
+        return start(command, content, *descriptors)
+
+    monkeypatch.setattr(sandbox, "_read", note_outputs)
+    monkeypatch.setattr(sandbox, "_start", note_task)
+    assert run_tests("x = 1", "assert x == 2").report["test"] == 1
+    program, tests = tasks
+    assert set(program) == {"program", "setup"}
+    assert tests["token"].encode() not in outputs[1] and tests["mark"].encode() in outputs[1]
+    assert tests["token"] != tests["mark"]
+
+
 BEGINNING = 'from math import pi\n\n\ndef area(r):\n    """Return the area."""\n'
 TASK = {
     "tests": "assert area(1) == one",
