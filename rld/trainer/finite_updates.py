@@ -90,7 +90,8 @@ class FiniteUpdates(CheckedLaunch):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)
-        if not self._tr_loss.isfinite():  # transformers sets it to zero by a subtraction
+        # transformers sets it to zero by a subtraction; an evaluation before the training has none
+        if hasattr(self, "_tr_loss") and not self._tr_loss.isfinite():
             self._tr_loss.zero_()
 
     def _skip(self, problem: str) -> None:

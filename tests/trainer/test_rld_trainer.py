@@ -475,6 +475,7 @@ def test_evaluation_changes_neither_controller_nor_ledger(tmp_path):
         processing_class=tiny.tokenizer(),
         teachers=teachers(),
     )
+    assert {"eval_loss", "eval_loss/response", "eval_reward"} <= made.evaluate().keys()  # what the student starts from
     made.train()
 
     def counted() -> Any:
