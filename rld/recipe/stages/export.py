@@ -32,8 +32,8 @@ class Export(Stage):
     model: str
     """The model: a name in `models`, an earlier stage, a hub id or a folder."""
     format: str
-    """`gguf`: one file for llama.cpp, of a Llama or Qwen2 with byte-level BPE. `onnx`: a folder for
-    onnxruntime-genai."""
+    """`gguf`: one file for llama.cpp, of a Llama or Qwen2 with byte-level BPE or a token for each ASCII character.
+    `onnx`: a folder for onnxruntime-genai."""
     precision: str | None = None
     """How weights are stored: `f16`, `f32`, `q8_0` or `q4_0` in GGUF, `f32`, `int8` or `int4` in ONNX. None: the first
     of these."""
