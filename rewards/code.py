@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from rld.utils.control_characters import encodable
 from rld.utils.sandbox import run_tests
 
 from . import text_of
@@ -95,7 +96,7 @@ def described(report: Mapping[str, Any], program: str, tests: str) -> str:
         if type(number) is int and 0 < number <= len(source_lines):
             place = f"In line {number} of the program" if name == "line" else "In the test"
             lines.append(f"{place}: {_one_line(source_lines[number - 1].strip())}")
-    return "\n".join(lines).encode("utf-8", "replace").decode()  # no tokenizer or table takes a lone surrogate
+    return encodable("\n".join(lines))
 
 
 def _one_line(text: str) -> str:

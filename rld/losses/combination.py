@@ -170,8 +170,8 @@ class BestOf(_Combination):
     """The teacher under which the prompt's verified-correct completions have the greatest mean log-probability.
 
     If no completion of the prompt is correct, the controller's weights are used as in `mixture`; so they are where none
-    of the teachers of a completion scored a correct one. After Zhang et al.
-    2022 (CA-MKD), with verified completions in place of gold labels.
+    of the teachers of a completion scored a correct one. After Zhang et al. 2022 (CA-MKD), with verified completions in
+    place of gold labels.
     """
 
     kind: Literal["best_of"] = "best_of"

@@ -48,23 +48,22 @@ def probe_rewards(context: RunContext, stage: Distill, rewards: Rewards) -> None
         (recipe.place("stages", stage.name, "audit"), rewards.audit),
     ]
     rewards_by_place += [(recipe.place("rewards", i), reward) for i, reward in enumerate(rewards.functions)]
-    columns = set[str]()
+    columns, may_log = set[str](), False
 
     def log_extra(column: str, values: Any) -> None:
         columns.add(column)
 
-    may_log = False
     for place, reward in rewards_by_place:
         if reward is None:
             continue
-        is_audit = reward is rewards.audit  # whose feedback no teacher reads
-        may_log = may_log or (not is_audit and (_takes_model(reward) or "log_extra" in _arguments(reward)))
+        is_audit, verify = reward is rewards.audit, None
         if not _takes_model(reward):
+            decides = reward in (verifier, rewards.audit)
             with recipe.mistakes_at(place):
-                checked = all_checked(reward, decides=is_audit or reward is verifier) or []
-                verify = askable(checked, state, log_nothing if is_audit else log_extra)
+                log = log_nothing if is_audit else log_extra  # no teacher reads an audit's feedback
+                verify = askable(all_checked(reward, decides=decides) or [], state, log)
                 _probe(verify, context, context.skills(stage))
-            may_log = may_log or verify is None
+        may_log = may_log or (not is_audit and (verify is None or "log_extra" in _arguments(reward)))
     if not may_log and FEEDBACK not in columns:
         _require_no_reader(context, stage)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rld.errors import RewardError
+from rld.utils.control_characters import encodable
 
 FEEDBACK = "feedback"
 """The column of `log_extra` that holds it: for each completion a text, or None where there is nothing to say."""
@@ -43,7 +44,7 @@ class FeedbackLog:
         """
         is_list = isinstance(values, list | tuple) and len(values) == self._num_completions
         if is_list and all(value is None or isinstance(value, str) for value in values):
-            values = [_encodable(value) for value in values]
+            values = [None if value is None else encodable(value) for value in values]
             before = self._column if self._column is not None else [None] * len(values)
             self._column = [_joined(*pair) for pair in zip(before, values, strict=True)]
             return list(self._column)
@@ -67,11 +68,6 @@ def attempt_text(completion: Any) -> str:
         return completion.strip()
     contents = [message.get("content") for message in completion if message.get("role") == "assistant"]
     return str(contents[-1] or "").strip() if contents else ""
-
-
-def _encodable(text: str | None) -> str | None:
-    """Return a text without lone surrogates, which no tokenizer and no table of completions takes."""
-    return None if text is None else text.encode("utf-8", "replace").decode()
 
 
 def _joined(before: str | None, text: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""Makes characters visible that a terminal or a browser would obey, for text that comes from files and servers."""
+"""Replaces characters that a terminal or a browser would obey, or that no encoding has, in text from elsewhere."""
 
 from __future__ import annotations
 
@@ -11,3 +11,8 @@ _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 def visible(text: str) -> str:
     r"""Return a text with its control characters as escapes, such as `\x1b`. Tabs and ends of lines stay."""
     return _OBEYED.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def encodable(text: str) -> str:
+    """Return a text with `?` for lone surrogates, which no tokenizer and no table of completions takes."""
+    return text.encode("utf-8", "replace").decode()

@@ -57,8 +57,7 @@ def trained(folder: Path, **options: Any) -> Tensor:
     ]
     made = trainer(folder, teachers, gate="per_prompt", num_generations=8, optim="sgd", max_steps=3, **options)
     made.train()
-    model = made.accelerator.unwrap_model(made.model)
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    return tiny.weights(made)
 
 
 if __name__ == "__main__":

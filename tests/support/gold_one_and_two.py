@@ -39,8 +39,7 @@ def trained(folder: Path, *, num_parts: int, **options: Any) -> Tensor:
     sizes = {"per_device_train_batch_size": 8 // num_parts, "gradient_accumulation_steps": num_parts}
     made = trainer(folder, max_steps=3, **({**sizes, "generation_batch_size": 8} | options))
     made.train()
-    model = made.accelerator.unwrap_model(made.model)
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    return tiny.weights(made)
 
 
 if __name__ == "__main__":

@@ -112,8 +112,7 @@ def trained(folder: Path, *, num_parts: int = 1, num_processes: int = 1, **optio
     sizes = {"per_device_train_batch_size": 32 // num_parts // num_processes, "gradient_accumulation_steps": num_parts}
     made = trainer(folder, **({**sizes, "max_steps": 3, "gold_share": 1.0, "generation_batch_size": 32} | options))
     made.train()
-    model = made.accelerator.unwrap_model(made.model)
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    return tiny.weights(made)
 
 
 if __name__ == "__main__":

@@ -62,8 +62,7 @@ def trained(folder: Path, *, num_parts: int = 1, num_processes: int = 1, **optio
     size = {"per_device_train_batch_size": 24 // num_parts // num_processes, "gradient_accumulation_steps": num_parts}
     made = trainer(folder, **size, **options)
     made.train()
-    model = made.accelerator.unwrap_model(made.model)
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    return tiny.weights(made)
 
 
 if __name__ == "__main__":

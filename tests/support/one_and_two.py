@@ -79,9 +79,8 @@ def main(folder: Path, num_processes: int, stopped_rank: int | None, controller:
         trainer.add_callback(stop)
     trainer.train()
     (folder / f"steps_{rank}").write_text(str(trainer.state.global_step))
-    weights = torch.cat([p.detach().flatten() for p in trainer.accelerator.unwrap_model(trainer.model).parameters()])
     name = f"{controller.kind}_{num_processes}_{rank}"
-    torch.save(weights, folder / f"{name}.pt")
+    torch.save(tiny.weights(trainer), folder / f"{name}.pt")
     (folder / f"{name}.json").write_text(json.dumps(trainer._checkpointed_parts.state(0)))
 
 

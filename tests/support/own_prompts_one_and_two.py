@@ -29,8 +29,7 @@ def trained(folder: Path, **options: Any) -> Tensor:
         controller=FixedController(response=1.0),
     )
     made.train()
-    model = made.accelerator.unwrap_model(made.model)
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    return tiny.weights(made)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def trained(folder: Path, checkpoint: Path | None) -> torch.Tensor:
     """Return the student's weights after the updates."""
     trainer = four_updates(folder)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return torch.cat([p.detach().flatten() for p in trainer.accelerator.unwrap_model(trainer.model).parameters()])
+    return tiny.weights(trainer)
 
 
 if __name__ == "__main__":

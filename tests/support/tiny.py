@@ -77,6 +77,12 @@ def letters(completions: list[Any], **_: Any) -> list[float]:
     return [sum(c in "ab" for c in text(x)) / max(len(text(x)), 1) for x in completions]
 
 
+def weights(trainer: Any) -> torch.Tensor:
+    """Return the student's weights, one after the other, without the wrappers of several processes."""
+    student = trainer.accelerator.unwrap_model(trainer.model)
+    return torch.cat([parameter.detach().flatten() for parameter in student.parameters()])
+
+
 def options(folder: Any, **changes: Any) -> dict[str, Any]:
     """Training arguments for a handful of deterministic steps on the CPU."""
     return {
