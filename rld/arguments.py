@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 
 from rld.errors import UsageError
 from rld.recipe.hardware import Cards
-from rld.utils.control_characters import visible
-from rld.utils.files import is_utf8, user_path
+from rld.utils.control_characters import has_surrogate, visible
+from rld.utils.files import user_path
 from rld.utils.suggestions import hint
 
 
@@ -49,7 +49,7 @@ def parse(words: list[str], commands: Mapping[str, str]) -> argparse.Namespace:
         UsageError: the words are no command with its arguments.
     """
     for word in words:
-        if not is_utf8(word):
+        if has_surrogate(word):
             fix = "rename it, or the folder that it names"
             raise UsageError(f"{word!a} is not in UTF-8, and what writes models takes no other names; {fix}")
     if words and not words[0].startswith("-"):

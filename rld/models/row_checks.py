@@ -16,6 +16,7 @@ from rld.models.chat_template import RefusedConversation
 from rld.models.prompting import PromptEncoder
 from rld.models.text_forms import excerpt, normal
 from rld.types import Row
+from rld.utils.control_characters import has_surrogate
 
 FindingKind: TypeAlias = Literal[
     "no question",
@@ -162,7 +163,7 @@ def _check_prompts(encoder: PromptEncoder, rows: Sequence[Row], batch: Sequence[
         texts = list(_texts(prompt))
         if not _question(rows[i]).strip():
             problems.add(i, "no question", "has an empty question")
-        elif any(_has_surrogate(text) for text in [*(text for _, text in texts), str(rows[i].get("answer") or "")]):
+        elif any(has_surrogate(text) for text in [*(text for _, text in texts), str(rows[i].get("answer") or "")]):
             problems.add(i, "no text", "has half of a surrogate pair, which is no character")
         elif not isinstance(prompt, str):
             problems.add(i, *_dropped(encoder, prompt, texts))
@@ -239,10 +240,6 @@ def _texts(prompt: Any) -> Iterator[tuple[str, str]]:
 def _question(row: Row) -> str:
     """Return the text of the last message of a prompt."""
     return next(reversed([text for _, text in _texts(row["prompt"])]), "")
-
-
-def _has_surrogate(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 # -- answers ----------------------------------------------------------------------------------------------------------

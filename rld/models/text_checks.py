@@ -8,6 +8,7 @@ from rld.models.prompting import PromptEncoder
 from rld.models.row_checks import Finding, FindingKind
 from rld.models.text_forms import normal
 from rld.types import Row
+from rld.utils.control_characters import has_surrogate
 
 _NUM_CHARACTERS = 200_000
 """Characters at the beginning of a document that are encoded and decoded; of the others each different one is."""
@@ -39,7 +40,7 @@ def check_texts(
 def _problem(encoder: PromptEncoder, text: str) -> tuple[FindingKind, str] | None:
     """Return why a tokenizer cannot spell the characters of a text, or its beginning; None if it can."""
     characters = "".join(sorted(set(text)))
-    if any("\ud800" <= character <= "\udfff" for character in characters):
+    if has_surrogate(characters):
         return "no text", "has half of a surrogate pair, which is no character"
     return _round_trip_problem(encoder, characters) or _round_trip_problem(encoder, text[:_NUM_CHARACTERS])
 

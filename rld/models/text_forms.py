@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 
+from rld.utils.control_characters import has_surrogate
+
 
 def normal(text: str) -> str:
     """Return a text without the white space around it, with composed accents."""
@@ -12,15 +14,11 @@ def normal(text: str) -> str:
 
 def excerpt(text: str) -> str:
     """Return a text in quotes, of which the middle may be left out."""
-    quoted = ascii(text) if _has_surrogate(text) else repr(text)
+    quoted = ascii(text) if has_surrogate(text) else repr(text)
     return quoted if len(quoted) <= 80 else f"{quoted[:40]}...{quoted[-40:]}"
 
 
 def coding_problem(text: str, error: Exception) -> str:
     """Return the message about a text that can't be encoded, for which `error` was raised."""
-    reason = "it has half of a surrogate pair, which is no character" if _has_surrogate(text) else str(error)
+    reason = "it has half of a surrogate pair, which is no character" if has_surrogate(text) else str(error)
     return f"{excerpt(text)} cannot be encoded: {reason}"
-
-
-def _has_surrogate(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)

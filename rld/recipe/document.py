@@ -19,7 +19,7 @@ import yaml
 from rld.errors import RecipeError
 from rld.recipe import cascade, yaml_values
 from rld.utils import secrets
-from rld.utils.files import is_utf8
+from rld.utils.control_characters import has_surrogate
 from rld.utils.os_errors import is_system_failure
 from rld.utils.suggestions import hint
 
@@ -104,7 +104,7 @@ class RecipeDocument:
             return f"should be a finite number, not {value}"
         if isinstance(value, int) and abs(value) > _MAX_NUMBER:
             return f"should be a number of at most 64 bits, not one of {value.bit_length()}"
-        if isinstance(value, str) and not value.isascii() and not is_utf8(value):
+        if isinstance(value, str) and not value.isascii() and has_surrogate(value):
             return "should be text, but has half of a character (a surrogate)"
         return ""
 

@@ -13,6 +13,14 @@ def visible(text: str) -> str:
     return _OBEYED.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+def has_surrogate(text: str) -> bool:
+    """Tell whether a text has half of a surrogate pair, which is no character and has no form in UTF-8.
+
+    Python reads the bytes of a path that are not UTF-8 as such halves.
+    """
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def encodable(text: str) -> str:
     """Return a text with `?` for lone surrogates, which no tokenizer and no table of completions takes."""
     return text.encode("utf-8", "replace").decode()

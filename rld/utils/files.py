@@ -137,11 +137,6 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     os.replace(draft, folder)
 
 
-def is_utf8(text: str) -> bool:
-    """Tell whether a text, such as a path, is in UTF-8; Python reads other bytes as surrogates."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
 def require_target(path: Path) -> None:
     """Check that a path, if it is a link, leads somewhere.
 

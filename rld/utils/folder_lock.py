@@ -23,7 +23,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from rld.errors import CheckpointError, UsageError
-from rld.utils.files import Record, is_utf8, read_json, require_target, write_json
+from rld.utils.control_characters import has_surrogate
+from rld.utils.files import Record, read_json, require_target, write_json
 from rld.utils.messages import tell
 from rld.utils.secrets import masked_override
 
@@ -53,7 +54,7 @@ def locked(folder: Path) -> Iterator[None]:
     for path in (folder, *folder.parents):
         require_target(path)
     place = str(folder.resolve())
-    if not is_utf8(place):
+    if has_surrogate(place):
         raise UsageError(f"{place!a} is not in UTF-8, and what writes models takes no other names; give another folder")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; give a folder")
