@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from rld.errors import RewardError
 from rld.utils.control_characters import encodable
+from rld.utils.templates import rollout_fields
 
 FEEDBACK = "feedback"
 """The column of `log_extra` that holds it: for each completion a text, or None where there is nothing to say."""
@@ -29,6 +31,11 @@ class FeedbackLog:
         self._is_read, self._num_completions = is_read, 0
         self._column: list[str | None] | None = None
 
+    @classmethod
+    def of_prompts(cls, prompts: Iterable[str | None]) -> FeedbackLog:
+        """Return the log for teachers with these prompts of their own, of which some may show it."""
+        return cls(is_read=any(FEEDBACK in rollout_fields(prompt) for prompt in prompts))
+
     def begin(self, num_completions: int) -> None:
         """Begin anew, with so many completions."""
         self._num_completions, self._column = num_completions, None
@@ -50,8 +57,8 @@ class FeedbackLog:
             return list(self._column)
         if self._is_read:
             raise RewardError(
-                f"log_extra('{FEEDBACK}', ...) should get {self._num_completions} texts, one per completion, or None "
-                f"where there is nothing to say, and not {values!r:.80}"
+                f"log_extra('{FEEDBACK}', ...) should get one text per completion, or None where there is nothing to "
+                f"say, and not {values!r:.80}"
             )
         return None
 

@@ -42,6 +42,7 @@ from rld.rollout.gold import gold_completions
 from rld.rollout.label_completions import label_completions
 from rld.rollout.record import RolloutRecord, RolloutTotals
 from rld.rollout.reward_waits import limited_wait
+from rld.rollout.sampled_rewards import only_sampled
 from rld.rollout.verifier import answers_of, as_completions, require_scale
 from rld.teachers.teacher import Teacher
 from rld.trainer import vllm_rollouts
@@ -61,7 +62,6 @@ from rld.trainer.training_progress import TrainingProgress
 from rld.trainer.trl_patches import patch_trl
 from rld.trainer.whole_checkpoints import WholeCheckpoints
 from rld.types import Row
-from rld.utils.templates import rollout_fields
 
 _READ_COLUMNS = ("skill", "level", "question", "answer", "is_cut", "slot")
 """Columns that rld reads itself, and the one of a `PromptStream`; `remove_unused_columns` leaves them in."""
@@ -209,10 +209,10 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, TrainingProgress, GRPOTrainer, 
         if not self.tools and self.environment_factories is None:  # with which a completion has several messages
             whole = as_completions(self._encoder.whole_completions(prompts, completion_ids_list), completions)
             inputs = [{**row, "whole_completions": text} for row, text in zip(inputs, whole, strict=True)]
-        rewards_AR: Tensor | None = None if self._rollout is None else self._rollout.rewards_AR
+        rewards_AR = None if self._rollout is None else self._rollout.rewards_AR
         if rewards_AR is None:  # otherwise prompts were replaced by what it is
             self._feedback.begin(len(prompts))
-            with limited_wait(self.reward_funcs):
+            with limited_wait(self.reward_funcs), only_sampled(self, self._rollout):
                 rewards_AR = super()._calculate_rewards(inputs, prompts, answers, completion_ids_list)
         if self._rollout is not None:
             require_scale(self._rollout.rule, rewards_AR[:, 0].tolist())
@@ -226,7 +226,7 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, TrainingProgress, GRPOTrainer, 
 
     @cached_property
     def _feedback(self) -> FeedbackLog:
-        return FeedbackLog(is_read=any(FEEDBACK in rollout_fields(teacher.prompt) for teacher in self.teachers))
+        return FeedbackLog.of_prompts(teacher.prompt for teacher in self.teachers)
 
     def _log_completion_extra(self, column: str, values: list[Any]) -> None:
         merged = self._feedback.add(values) if column == FEEDBACK else None

@@ -230,7 +230,7 @@ def test_feedback_that_is_none_is_an_error_only_where_a_teacher_reads_it(tmp_pat
         log_extra("feedback", [1 for _ in completions])
         return [0.0] * len(completions)
 
-    with pytest.raises(RewardError, match=r"log_extra\('feedback', ...\) should get 8 texts"):
+    with pytest.raises(RewardError, match=r"log_extra\('feedback', ...\) should get one text"):
         runs.trainer(tmp_path, [SelfTeacher(FEEDBACK)], reward_funcs=numbers).train()
     made = runs.trainer(tmp_path, [SelfTeacher("{question}")], reward_funcs=numbers, max_steps=1)
     made.train()

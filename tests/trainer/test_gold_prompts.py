@@ -367,6 +367,33 @@ def test_answers_of_teachers_that_cannot_be_had_are_refused(tmp_path, monkeypatc
         runs.trainer(tmp_path, **{**OF_TEACHERS, **changes})
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_rewards_are_asked_about_sampled_completions_alone(tmp_path, share):
+    asked: list[str] = []
+
+    def noting(completions: list[str], answer: list[str], log_extra: Any, **_: Any) -> list[float]:
+        assert len(answer) == len(completions)
+        asked.extend(completions)
+        log_extra("note", completions)
+        return tiny.letters(completions)
+
+    async def later(completions: list[str], **_: Any) -> list[float]:
+        return noting(completions, completions, lambda *_: None)
+
+    trainer = runs.trainer(tmp_path, reward=[noting, later], gold_share=share)
+    rollout(trainer)
+    record, texts = trainer.records[-1], list(trainer._logs["completion"])
+    sampled = [text for text, is_gold in zip(texts, record.is_gold_prompt_B, strict=True) if not is_gold] or texts[:1]
+    assert asked == [*sampled, *sampled]
+    assert [note for note in trainer._logs["extra"]["note"] if note is not None] == sampled
+    assert len(trainer._logs["extra"]["note"]) == 32
+    paid = record.compared_rewards_AR
+    assert torch.isnan(paid).all(1).tolist() == record.is_gold_prompt_B.tolist()
+    if share < 1:
+        expected = torch.tensor(tiny.letters(sampled))
+        torch.testing.assert_close(paid[~record.is_gold_prompt_B], expected[:, None].expand(-1, 2))
+
+
 def test_without_a_curriculum_it_is_refused(tmp_path):
     args = RLDConfig(**tiny.rld_options(tmp_path, gold_weight=1.0))
     with pytest.raises(RecipeError, match="curriculum"):
