@@ -33,7 +33,7 @@ class FeedbackLog:
 
     @classmethod
     def of_prompts(cls, prompts: Iterable[str | None]) -> FeedbackLog:
-        """Return the log for teachers with these prompts of their own, of which some may show it."""
+        """Return the log for teachers with these templates of prompts, which may show it; None: the student's."""
         return cls(is_read=any(FEEDBACK in rollout_fields(prompt) for prompt in prompts))
 
     def begin(self, num_completions: int) -> None:
@@ -56,9 +56,10 @@ class FeedbackLog:
             self._column = [_joined(*pair) for pair in zip(before, values, strict=True)]
             return list(self._column)
         if self._is_read:
+            number = f"{len(values)} values, " if isinstance(values, list | tuple) else ""
             raise RewardError(
                 f"log_extra('{FEEDBACK}', ...) should get one text per completion, or None where there is nothing to "
-                f"say, and not {values!r:.80}"
+                f"say, and not {number}{values!r:.80}"
             )
         return None
 

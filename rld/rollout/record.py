@@ -53,7 +53,8 @@ class RolloutRecord:
         num_fixed: Of each group the first so many are fixed and not sampled: gold answers, or the words of labels.
         is_training: Whether the rollout is for an update, not for an evaluation.
         rule: Tells from the verifier's rewards which completions are correct.
-        rewards_AR: The rewards, NaN where one does not apply; the first is the verifier's. None until they are there.
+        rewards_AR: The rewards, NaN where one does not apply; the first is the verifier's. In gold groups they mean
+            nothing. None until they are there.
         attempted_A: Which completions are attempts of the student. None in an evaluation.
         succeeded_A: Which attempts succeeded. None in an evaluation.
         reads: Tokens that the student computed each time that this process read the rollout for old or reference

@@ -41,8 +41,8 @@ from rld.rollout.feedback import FEEDBACK, FeedbackLog
 from rld.rollout.gold import gold_completions
 from rld.rollout.label_completions import label_completions
 from rld.rollout.record import RolloutRecord, RolloutTotals
+from rld.rollout.reward_rows import without_gold_groups
 from rld.rollout.reward_waits import limited_wait
-from rld.rollout.sampled_rewards import only_sampled
 from rld.rollout.verifier import answers_of, as_completions, require_scale
 from rld.teachers.teacher import Teacher
 from rld.trainer import vllm_rollouts
@@ -212,7 +212,7 @@ class GRPOHooks(FiniteUpdates, ResumableTrainer, TrainingProgress, GRPOTrainer, 
         rewards_AR = None if self._rollout is None else self._rollout.rewards_AR
         if rewards_AR is None:  # otherwise prompts were replaced by what it is
             self._feedback.begin(len(prompts))
-            with limited_wait(self.reward_funcs), only_sampled(self, self._rollout):
+            with limited_wait(self.reward_funcs), without_gold_groups(self, self._rollout):
                 rewards_AR = super()._calculate_rewards(inputs, prompts, answers, completion_ids_list)
         if self._rollout is not None:
             require_scale(self._rollout.rule, rewards_AR[:, 0].tolist())

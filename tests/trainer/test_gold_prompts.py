@@ -249,13 +249,13 @@ def test_rows_of_levels_count_as_if_all_had_as_few_as_the_smallest():
     assert stream.gold_rows == {"first": 4, "second": 4}
 
 
-def test_few_rows_repeat_after_eight_passes(tmp_path):
-    trainer = runs.trainer(tmp_path, gold_share=None, max_steps=11)
+def test_few_rows_repeat_after_sixteen_passes(tmp_path):
+    trainer = runs.trainer(tmp_path, gold_share=None, max_steps=12)
     trainer.train()
     shares = shares_of(trainer)
-    assert shares[:5] == [31 / 32] * 5, "a tick comes after five updates"
-    assert len(shares) > 5, "a tick has 70 of each skill's 8 answers"
-    assert all(0.5 < share < 0.9 for share in shares[5:]), "a completion is also sampled, and teachers read it"
+    assert shares[:10] == [31 / 32] * 10, "a tick comes after five updates, and has 78 of each skill's 8 answers"
+    assert len(shares) > 10
+    assert all(0.5 < share < 0.9 for share in shares[10:]), "a completion is also sampled, and teachers read it"
     assert {event.skill for event in trainer.events if event.kind == "gold answers repeat"} == {"first", "second"}
 
 
@@ -368,30 +368,36 @@ def test_answers_of_teachers_that_cannot_be_had_are_refused(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
-def test_rewards_are_asked_about_sampled_completions_alone(tmp_path, share):
+def test_rewards_are_not_asked_about_gold_groups_but_one_where_there_are_no_others(tmp_path, share):
     asked: list[str] = []
 
-    def noting(completions: list[str], answer: list[str], log_extra: Any, **_: Any) -> list[float]:
-        assert len(answer) == len(completions)
+    def noting(completions: list[str], answer: list[str], log_extra: Any, log_metric: Any, **_: Any) -> list[float]:
+        assert len(answer) == len(completions) and len(completions) % 4 == 0, "whole groups"
         asked.extend(completions)
         log_extra("note", completions)
+        for text in completions:
+            log_extra("single", (text,))
+        log_metric("number", len(completions))
         return tiny.letters(completions)
 
     async def later(completions: list[str], **_: Any) -> list[float]:
-        return noting(completions, completions, lambda *_: None)
+        asked.extend(completions)
+        return tiny.letters(completions)
 
     trainer = runs.trainer(tmp_path, reward=[noting, later], gold_share=share)
     rollout(trainer)
     record, texts = trainer.records[-1], list(trainer._logs["completion"])
-    sampled = [text for text, is_gold in zip(texts, record.is_gold_prompt_B, strict=True) if not is_gold] or texts[:1]
-    assert asked == [*sampled, *sampled]
-    assert [note for note in trainer._logs["extra"]["note"] if note is not None] == sampled
-    assert len(trainer._logs["extra"]["note"]) == 32
+    is_gold = record.is_gold_prompt_B
+    sampled = [text for text, gold in zip(texts, is_gold.tolist(), strict=True) if not gold]
+    assert asked == 2 * (sampled or texts[:4])
+    for column in ("note", "single"):
+        notes = list(trainer._logs["extra"][column])
+        assert len(notes) == len(texts) and [note for note in notes if note is not None] == (sampled or texts[:4])
+        assert all(note in (None, text) for note, text in zip(notes, texts, strict=True))
+    assert trainer._metrics["train"].get("number", []) == [len(sampled)] * bool(sampled)
     paid = record.compared_rewards_AR
-    assert torch.isnan(paid).all(1).tolist() == record.is_gold_prompt_B.tolist()
-    if share < 1:
-        expected = torch.tensor(tiny.letters(sampled))
-        torch.testing.assert_close(paid[~record.is_gold_prompt_B], expected[:, None].expand(-1, 2))
+    assert torch.isnan(paid).all(1).tolist() == is_gold.tolist()
+    torch.testing.assert_close(paid[~is_gold], torch.tensor(tiny.letters(sampled))[:, None].expand(-1, 2))
 
 
 def test_without_a_curriculum_it_is_refused(tmp_path):
