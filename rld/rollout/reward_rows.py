@@ -34,10 +34,8 @@ def without_gold_groups(trainer: Any, record: RolloutRecord | None) -> Iterator[
     if record is not None and record.gold_groups:
         num_rows = len(record.rows)
         rows = (~record.is_gold_prompt_B).nonzero().squeeze(1).tolist()
-        chosen = _Rows(rows or list(range(min(record.group_size, num_rows))), num_rows, is_counted=bool(rows))
-        trainer.reward_funcs = [
-            reward if isinstance(reward, nn.Module) else chosen.asking(reward) for reward in rewards
-        ]
+        part = _Rows(rows or list(range(min(record.group_size, num_rows))), num_rows, is_counted=bool(rows))
+        trainer.reward_funcs = [reward if isinstance(reward, nn.Module) else part.asking(reward) for reward in rewards]
     try:
         yield
     finally:
