@@ -14,7 +14,7 @@ from torch import nn
 
 from rld.rollout.feedback import log_nothing
 from rld.rollout.record import RolloutRecord
-from rld.rollout.rewards import is_async
+from rld.rollout.rewards import is_async, rows_of
 
 
 @contextmanager
@@ -69,13 +69,9 @@ class _Rows:
 
     def _part(self, batch: dict[str, Any], logged: dict[str, list[Any]]) -> dict[str, Any]:
         """Return a batch of these completions; what `log_extra` gets is collected by column, as TRL does."""
-        part = {name: self._of_rows(value) for name, value in batch.items()}
+        part = rows_of(batch, self._rows)
         part["log_extra"] = lambda column, values: logged.setdefault(column, []).extend(values)
         return part if self._is_counted else part | {"log_metric": log_nothing}
-
-    def _of_rows(self, value: Any) -> Any:
-        is_column = isinstance(value, list) and len(value) == self._num_rows
-        return [value[i] for i in self._rows] if is_column else value
 
     def _finished(self, values: Any, batch: dict[str, Any], logged: dict[str, list[Any]]) -> Any:
         """Return the rewards of all completions, after their columns have been logged."""

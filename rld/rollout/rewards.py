@@ -247,14 +247,18 @@ def is_async(reward: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
-def _rows(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield a batch of one row for each row of `batch`; values that are not columns are passed unchanged."""
+def rows_of(batch: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+    """Return a batch of some rows of `batch`, by their indices; values that are not columns are passed unchanged."""
     size = len(batch["completions"])
-    for i in range(size):
-        yield {
-            key: value[i : i + 1] if isinstance(value, list) and len(value) == size else value
-            for key, value in batch.items()
-        }
+    return {
+        key: [value[i] for i in rows] if isinstance(value, list) and len(value) == size else value
+        for key, value in batch.items()
+    }
+
+
+def _rows(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Return a batch of one row for each row of `batch`."""
+    return (rows_of(batch, [i]) for i in range(len(batch["completions"])))
 
 
 def _outcome(reward: Callable[..., Any], row: dict[str, Any], seconds: float) -> Any:

@@ -369,11 +369,11 @@ def test_answers_of_teachers_that_cannot_be_had_are_refused(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_rewards_are_not_asked_about_gold_groups_but_one_where_there_are_no_others(tmp_path, share):
-    asked: list[str] = []
+    arguments: list[str] = []
 
     def noting(completions: list[str], answer: list[str], log_extra: Any, log_metric: Any, **_: Any) -> list[float]:
         assert len(answer) == len(completions) and len(completions) % 4 == 0, "whole groups"
-        asked.extend(completions)
+        arguments.extend(completions)
         log_extra("note", completions)
         for text in completions:
             log_extra("single", (text,))
@@ -381,7 +381,7 @@ def test_rewards_are_not_asked_about_gold_groups_but_one_where_there_are_no_othe
         return tiny.letters(completions)
 
     async def later(completions: list[str], **_: Any) -> list[float]:
-        asked.extend(completions)
+        arguments.extend(completions)
         return tiny.letters(completions)
 
     trainer = runs.trainer(tmp_path, reward=[noting, later], gold_share=share)
@@ -389,15 +389,15 @@ def test_rewards_are_not_asked_about_gold_groups_but_one_where_there_are_no_othe
     record, texts = trainer.records[-1], list(trainer._logs["completion"])
     is_gold = record.is_gold_prompt_B
     sampled = [text for text, gold in zip(texts, is_gold.tolist(), strict=True) if not gold]
-    assert asked == 2 * (sampled or texts[:4])
+    assert arguments == 2 * (sampled or texts[:4])
     for column in ("note", "single"):
         notes = list(trainer._logs["extra"][column])
         assert len(notes) == len(texts) and [note for note in notes if note is not None] == (sampled or texts[:4])
         assert all(note in (None, text) for note, text in zip(notes, texts, strict=True))
     assert trainer._metrics["train"].get("number", []) == [len(sampled)] * bool(sampled)
-    paid = record.compared_rewards_AR
-    assert torch.isnan(paid).all(1).tolist() == is_gold.tolist()
-    torch.testing.assert_close(paid[~is_gold], torch.tensor(tiny.letters(sampled))[:, None].expand(-1, 2))
+    rewards_AR = record.compared_rewards_AR
+    assert torch.isnan(rewards_AR).all(1).tolist() == is_gold.tolist()
+    torch.testing.assert_close(rewards_AR[~is_gold], torch.tensor(tiny.letters(sampled))[:, None].expand(-1, 2))
 
 
 def test_without_a_curriculum_it_is_refused(tmp_path):
